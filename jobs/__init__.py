@@ -1,0 +1,1 @@
+"""One module per command; `jobs.cli` is the command line."""

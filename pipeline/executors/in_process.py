@@ -1,0 +1,45 @@
+"""The executor without Ray: one worker, in this process, with the same ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from pipeline.executors.dispatch import OnEvent
+from pipeline.executors.ledger import Failure, Ledger
+from pipeline.worker import Worker
+from schemas.errors import InputError, ShardError
+from schemas.records import Receipt
+from schemas.values import Hello
+
+
+def run_in_process(
+    shards: Sequence[str],
+    worker: Worker,
+    *,
+    max_attempts: int,
+    check: Callable[[Hello], None],
+    on_event: OnEvent,
+) -> Iterator[Receipt | Failure]:
+    """Process the shards one after another; yield each one's receipt or failure."""
+    ledger = Ledger(shards, max_attempts)
+    hello = worker.setup()
+    check(hello)
+    on_event(event="ready", slot="in_process", node=hello.node, pid=hello.pid, device=hello.device_model)
+    while (shard := ledger.take()) is not None:
+        try:
+            receipt = worker.process(shard)
+        except InputError as error:
+            if not isinstance(error, ShardError):
+                raise
+            failure = ledger.release(shard, why := str(error), permanent=True)
+        except (OSError, RuntimeError) as error:
+            failure = ledger.release(shard, why := f"{type(error).__name__}: {error}")
+        else:
+            ledger.complete(shard)
+            yield receipt
+            continue
+        on_event(
+            event="given_up" if failure else "retry", shard=shard, attempts=ledger.attempts(shard), why=why
+        )
+        if failure:
+            yield failure

@@ -1,0 +1,81 @@
+"""The ledger of a run: which shards are waiting, running, done or given up. It knows neither workers nor Ray."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A shard that was given up, the attempts it had, and the last error in words."""
+
+    shard: str
+    attempts: int
+    error: str
+
+
+class Ledger:
+    """Each shard ends exactly once: done, or failed after `max_attempts` charged attempts."""
+
+    def __init__(self, shards: Iterable[str], max_attempts: int) -> None:
+        self._waiting = deque(shards)
+        self._total = len(self._waiting)
+        self._attempts: Counter[str] = Counter()
+        self._copies: Counter[str] = Counter()
+        self._ended: set[str] = set()
+        self._max_attempts = max_attempts
+
+    @property
+    def remaining(self) -> int:
+        """Shards that have not ended."""
+        return self._total - len(self._ended)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether some shard waits for a worker."""
+        return bool(self._waiting)
+
+    def attempts(self, shard: str) -> int:
+        """Charged attempts at a shard so far."""
+        return self._attempts[shard]
+
+    def is_alone(self, shard: str) -> bool:
+        """Whether one worker, and no twin, runs this shard."""
+        return self._copies[shard] == 1 and shard not in self._ended
+
+    def take(self) -> str | None:
+        """The next shard for an idle worker, or None."""
+        if not self._waiting:
+            return None
+        shard = self._waiting.popleft()
+        self.start(shard)
+        return shard
+
+    def start(self, shard: str) -> None:
+        """Count an attempt at `shard` (a twin of a running one, or one just taken)."""
+        self._attempts[shard] += 1
+        self._copies[shard] += 1
+
+    def complete(self, shard: str) -> bool:
+        """A copy of `shard` was committed; true the first time."""
+        self._copies[shard] -= 1
+        if shard in self._ended:
+            return False
+        self._ended.add(shard)
+        return True
+
+    def release(
+        self, shard: str, why: str, *, permanent: bool = False, charged: bool = True
+    ) -> Failure | None:
+        """A copy of `shard` was lost or failed: wait for its twin, try again, or give up."""
+        self._copies[shard] -= 1
+        self._attempts[shard] -= not charged
+        if shard in self._ended or (self._copies[shard] and not permanent):
+            return None
+        if permanent or self._attempts[shard] >= self._max_attempts:
+            self._ended.add(shard)
+            return Failure(shard, self._attempts[shard], why)
+        self._waiting.append(shard)
+        return None

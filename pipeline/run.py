@@ -1,0 +1,150 @@
+"""THE LOOP: plan, drop what is committed, dispatch, collect receipts, write the manifest."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.executors.dispatch import Dispatcher, OnEvent, Policy
+from pipeline.executors.ledger import Failure
+from pipeline.plan import agree_on_plan, make_plan
+from pipeline.store.commits import read_commits, write_manifest
+from pipeline.store.objects import self_test
+from pipeline.store.reader import read_chain
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import Lake, Plan, Receipt
+from schemas.run_file import RunFile
+from schemas.values import Hello
+
+
+@dataclass
+class Extraction:
+    """What a run of `extract` did."""
+
+    plan: Plan
+    total: int
+    skipped: int
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+
+Observer = Callable[[Receipt | Failure], None]
+
+
+def extract(
+    layout: Layout,
+    run: RunFile,
+    *,
+    accept_environment: bool = False,
+    begin: Callable[[Extraction], None] = lambda extraction: None,
+    observe: Observer = lambda outcome: None,
+    on_event: OnEvent = lambda **event: None,
+) -> Extraction:
+    """Commit every shard of the store's tokens under the resolved run file; what was committed stays as it is.
+
+    Raises InputError when the recipe differs from the pass's plan, when the storage is unfit, and, after all other
+    shards were committed, when some shard had to be given up.
+    """
+    lake: Lake = Lake.from_json(layout.lake.read_bytes(), str(layout.lake))
+    plan = agree_on_plan(layout, make_plan(run, lake), accept_environment=accept_environment)
+    shards = [record.name for link in read_chain(layout) for record in link.shards]
+    done = read_commits(layout, plan.pass_name)
+    todo = [shard for shard in shards if shard not in done]
+    result = Extraction(plan, len(shards), len(shards) - len(todo), receipts=done)
+    begin(result)
+    if todo:
+        self_test(layout.root)
+        with _event_log(layout, plan, on_event) as log:
+            check = WorkerCheck(plan, done, accept_environment=accept_environment)
+            for outcome in _dispatch(layout, run, plan, todo, check, log):
+                _file(result, outcome)
+                observe(outcome)
+    write_manifest(
+        layout, plan.pass_name, result.receipts, {f.shard: f.error for f in result.failures.values()}
+    )
+    if result.failures:
+        raise InputError(_told(result))
+    return result
+
+
+def _file(result: Extraction, outcome: Receipt | Failure) -> None:
+    if isinstance(outcome, Failure):
+        result.failures[outcome.shard] = outcome
+    else:
+        result.receipts[outcome.shard] = outcome
+
+
+def _told(result: Extraction) -> str:
+    """The sentence about shards that were given up."""
+    first = min(result.failures.values(), key=lambda failure: failure.shard)
+    return (
+        f"{len(result.failures)} of {result.total} shards were given up, {len(result.receipts)} are committed; "
+        f"the first: {first.error} (shard {first.shard}, {first.attempts} attempts); mend it and run again"
+    )
+
+
+class WorkerCheck:
+    """Refuses a worker whose node sees another model or SAE, or has another device than the data so far."""
+
+    def __init__(self, plan: Plan, done: dict[str, Receipt], *, accept_environment: bool) -> None:
+        self._digests = {"model": plan.model_digest} | {site.name: site.sae_digest for site in plan.sites}
+        self._devices = {receipt.environment["device_model"] for receipt in done.values()}
+        self._accept = accept_environment
+
+    def __call__(self, hello: Hello) -> None:
+        """Raise InputError when `hello` does not fit."""
+        for name, digest in self._digests.items():
+            if hello.digests[name] != digest:
+                raise InputError(
+                    f"node {hello.node} sees other files for {name!r} than the driver: give all nodes the same"
+                )
+        if self._devices and hello.device_model not in self._devices and not self._accept:
+            raise InputError(
+                f"node {hello.node} computes on {hello.device_model!r}, the pass was begun on "
+                f"{sorted(self._devices)}: low bits may differ; use such nodes, or say --accept-environment"
+            )
+        self._devices.add(hello.device_model)
+
+
+def _dispatch(
+    layout: Layout, run: RunFile, plan: Plan, todo: list[str], check: WorkerCheck, on_event: OnEvent
+) -> Iterator[Receipt | Failure]:
+    """Run the shards on the executor that the run file names (imported when chosen: torch and ray are heavy)."""
+    if run.extract.executor == "in_process":
+        from pipeline.executors.in_process import run_in_process
+        from pipeline.worker import Worker
+
+        worker = Worker(layout.root, plan.pass_name)
+        yield from run_in_process(
+            todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
+        )
+        return
+    from pipeline.executors.ray_backend import RayBackend, ray_session
+
+    policy = Policy(
+        workers=run.extract.workers,
+        max_attempts=run.extract.max_attempts,
+        shard_timeout_s=run.extract.shard_timeout_s,
+    )
+    with ray_session(run.extract):
+        backend = RayBackend(layout.root, plan.pass_name, run.extract)
+        yield from Dispatcher(todo, backend, policy, check=check, on_event=on_event).run()
+
+
+@contextmanager
+def _event_log(layout: Layout, plan: Plan, on_event: OnEvent) -> Iterator[OnEvent]:
+    """Append each event to the pass's events.jsonl, and pass it on."""
+    path = layout.events(plan.pass_name)
+    with path.open("a", encoding="utf-8") as file:
+
+        def log(**event: Any) -> None:
+            file.write(json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n")
+            file.flush()
+            on_event(**event)
+
+        yield log

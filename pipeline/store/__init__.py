@@ -1,0 +1,1 @@
+"""The store on disk: objects and commits, the writer, and the reader."""

@@ -1,0 +1,14 @@
+"""The two ways in which latentlake stops: the user can mend it, or one shard can not be done."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something that the user gave can not be used: the message names the value, the place and the remedy.
+
+    The command line prints the message alone and ends with exit code 2.
+    """
+
+
+class ShardError(InputError):
+    """One shard can not be processed and trying again will not help (NaN, overflow, damaged tokens)."""

@@ -1,0 +1,186 @@
+"""The JSON records of a store: the lake, a link of the corpus chain, a pass's plan, a shard's receipt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.errors import InputError
+from schemas.run_file import ActivationDtype, SpecialTokenPolicy, StoreLayout
+
+FORMAT_VERSION = 1
+
+
+class Record(BaseModel):
+    """A frozen JSON object; `to_json` is canonical, so equal records have equal bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: sorted keys, no spaces beyond one newline at the end."""
+        return canonical_json(self.model_dump(mode="json")) + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Any:
+        """Read a record; a newer format, or damage, is one sentence that names the file."""
+        try:
+            content = json.loads(data)
+        except ValueError:
+            raise InputError(f"{where} is damaged (not JSON); restore it from a copy of the store") from None
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version is not None and version > FORMAT_VERSION:
+            raise InputError(
+                f"{where} has format version {version}, this latentlake reads up to {FORMAT_VERSION}: "
+                "update latentlake"
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise InputError(f"{where} is no {cls.__name__}: {error.errors()[0]['msg']}") from None
+
+
+def canonical_json(content: Any) -> bytes:
+    """JSON with sorted keys and no white space."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest_of(content: Any) -> str:
+    """sha256 of the canonical JSON of `content`, in hex."""
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+class Lake(Record):
+    """lake.json: what must be the same for every token of the store."""
+
+    format_version: int = FORMAT_VERSION
+    tokenizer: str
+    tokenizer_digest: str
+    context_size: int
+    bos_id: int | None
+    separator_id: int | None
+    special_ids: tuple[int, ...]
+    special_tokens: SpecialTokenPolicy
+    label_columns: dict[str, str]
+    """Label column -> Polars dtype name (String, Int64, Float64 or Boolean)."""
+
+
+class ShardRecord(Record):
+    """One token shard in a link of the corpus chain."""
+
+    name: str
+    sha256: str
+    bytes: int
+    row_start: int
+    rows: int
+    counted_rows: int
+    context_start: int
+    contexts: int
+    counted_contexts: int
+    document_start: int
+    documents: int
+    counted_documents: int
+
+
+class CorpusLink(Record):
+    """corpus/<n>.json: one source, cut into shards."""
+
+    format_version: int = FORMAT_VERSION
+    source: dict[str, Any]
+    source_digest: str
+    shards: tuple[ShardRecord, ...]
+
+
+class PlannedSite(Record):
+    """One site of a pass."""
+
+    name: str
+    hook_name: str
+    sae: str
+    sae_digest: str
+    architecture: str
+    d_model: int
+    d_sae: int
+    encode_block: int
+    """Rows encoded at once."""
+    feature_block: int
+    """Features in one row group of the postings."""
+
+
+class Plan(Record):
+    """passes/<pass>/plan.json: everything that can move a bit of a pass's data."""
+
+    format_version: int = FORMAT_VERSION
+    pass_name: str
+    lake_digest: str
+    model: str
+    model_loader: Literal["transformer_lens", "torch_module"]
+    model_digest: str
+    model_dtype: str
+    device: str
+    batch_contexts: int
+    threads: int
+    sites: tuple[PlannedSite, ...]
+    activation_dtype: ActivationDtype
+    layouts: tuple[StoreLayout, ...]
+    environment: dict[str, str]
+    """Library versions. The device's model is the workers' to say: it stands in the receipts."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What the hash covers: all but where the model and the SAEs lie."""
+        content = self.model_dump(mode="json")
+        del content["model"]
+        for site in content["sites"]:
+            del site["sae"]
+        return content
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the recipe, in hex."""
+        return digest_of(self.recipe())
+
+
+class DataObject(Record):
+    """One data object of an attempt: a file, or a folder hashed as one.
+
+    A folder's sha256 is that of its sorted lines `<relative path> <sha256 of the file>`.
+    """
+
+    path: str
+    """Below the attempt's folder, as `<site>/<object>`."""
+    bytes: int
+    sha256: str
+
+
+class SiteReceipt(Record):
+    """What one site of one shard holds."""
+
+    nnz: int
+    underflow: int
+    """Activations that rounding to activation_dtype turned into 0 (not stored)."""
+    rounding: float
+    """Largest |rounded - value| / |value| among stored activations."""
+
+
+class Receipt(Record):
+    """passes/<pass>/commits/<shard>.json: the commit of one shard."""
+
+    format_version: int = FORMAT_VERSION
+    shard: str
+    attempt: str
+    plan_hash: str
+    tokens_sha256: str
+    rows: int
+    sites: dict[str, SiteReceipt]
+    objects: tuple[DataObject, ...]
+    seconds: dict[str, float]
+    """Wall seconds by stage: read, forward, encode, write."""
+    peak_rss_bytes: int
+    """Largest resident memory of the worker's process so far."""
+    environment: dict[str, str]
+
+    def same_bytes(self, other: Receipt) -> bool:
+        """Whether two attempts wrote the same data."""
+        return {o.path: o.sha256 for o in self.objects} == {o.path: o.sha256 for o in other.objects}

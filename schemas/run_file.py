@@ -1,0 +1,239 @@
+"""The run file: what to run, over what, into which store (frozen; an unknown key is an error)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from schemas.errors import InputError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+
+SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
+ActivationDtype = Literal["float16", "float32"]
+StoreLayout = Literal["token_major", "feature_major"]
+
+
+class Section(BaseModel):
+    """One section of the run file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Corpus(Section):
+    """Where the documents come from."""
+
+    kind: Literal["text"] = Field("text", description="Kind of source; its reader is looked up by this name.")
+    path: str = Field(
+        description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
+        "the working directory), or the name of a Hugging Face dataset."
+    )
+    text_column: str = Field("text", description="Column or key that holds a document's text.")
+    label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
+    split: str = Field("train", description="Split, when `path` names a Hugging Face dataset.")
+    config: str | None = Field(None, description="Configuration, when `path` names a Hugging Face dataset.")
+
+
+class Tokens(Section):
+    """How documents become contexts, and contexts become shards."""
+
+    context_size: int | None = Field(
+        None, ge=2, description="Tokens of a context, BOS included. Default: the SAE's metadata, else 128."
+    )
+    prepend_bos: bool | None = Field(
+        None, description="Start every context with BOS. Default: the SAE's metadata, else true."
+    )
+    separator: Literal["eos", "none"] = Field("eos", description="Token put after each document.")
+    shard_tokens: int | Literal["auto"] = Field(
+        "auto", description="Tokens aimed at in a shard; a shard ends with the document that reaches it."
+    )
+    special_tokens: SpecialTokenPolicy = Field(
+        "exclude",
+        description="exclude: special tokens are not counted and nothing is stored for them; zero: counted, "
+        "with activations 0; include: as any token; zero_first: only position 0 of each context is zeroed, "
+        "and counts.",
+    )
+    limit: int | None = Field(
+        None, gt=0, description="Stop after so many tokens; the last document is cut there."
+    )
+    tokenizer: str | None = Field(None, description="Tokenizer folder or name. Default: the model's.")
+
+    @field_validator("shard_tokens")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be 'auto' or a positive number")
+        return value
+
+
+class Model(Section):
+    """The language model, or any module, whose activations are read."""
+
+    loader: Literal["transformer_lens", "torch_module"] = Field(
+        "transformer_lens",
+        description="transformer_lens: TransformerBridge over a Hugging Face model; torch_module: a module "
+        "built by `package.module:function`, hook names being module paths.",
+    )
+    path: str = Field(description="Model folder, Hugging Face name, or package.module:function.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Weights and arithmetic.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
+    )
+
+
+class Site(Section):
+    """One hook point and the SAE that reads it."""
+
+    name: str = Field("", description="Name of the site, a folder name in the store. Default: the hook name.")
+    hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
+    sae: str = Field(description="SAE folder (SAELens: cfg.json + sae_weights.safetensors).")
+
+
+class Store(Section):
+    """Where results go and how they are stored."""
+
+    root: str = Field(description="Folder of the store.")
+    activation_dtype: ActivationDtype = Field(
+        "float16", description="Activations are rounded to this, then counted."
+    )
+    layouts: tuple[StoreLayout, ...] = Field(
+        ("token_major", "feature_major"),
+        description="token_major: CSR in Zarr; feature_major: postings in Parquet.",
+    )
+    pass_name: str | None = Field(
+        None, alias="pass", description="Name of the pass. Default: the sites' names, joined by '+'."
+    )
+
+    @field_validator("layouts")
+    @classmethod
+    def _some_layout(cls, value: tuple[StoreLayout, ...]) -> tuple[StoreLayout, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("must name token_major, feature_major or both, each once")
+        return value
+
+
+class Extract(Section):
+    """How the work is spread."""
+
+    executor: Literal["ray", "in_process"] = Field("ray", description="Ray actors, or this process.")
+    address: str | None = Field(
+        None, description="Ray address; default: $RAY_ADDRESS when set, else a private local Ray."
+    )
+    workers: int = Field(1, ge=1, description="Workers wanted; those that never come up are not waited for.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a worker; fractions share one.")
+    cpus_per_worker: int = Field(2, ge=1, description="CPUs, and torch threads, of a worker.")
+    batch_contexts: int = Field(8, ge=1, description="Contexts in one forward pass.")
+    max_attempts: int = Field(4, ge=1, description="Attempts at a shard before it is quarantined.")
+    shard_timeout_s: float = Field(
+        3600.0, gt=0, description="A shard that takes longer is given to another worker."
+    )
+
+
+class Rank(Section):
+    """Which rankings are written."""
+
+    by: tuple[str, ...] = Field(
+        ("sigma_over_mu", "frequency", "mean_all"), description="Columns of the feature table to rank by."
+    )
+
+
+class Cluster(Section):
+    """How features and contexts are clustered."""
+
+    features: int | None = Field(
+        None, ge=2, description="Clusters of features. Default: about sqrt(d_sae) / 2."
+    )
+    contexts: int | None = Field(
+        None, ge=2, description="Clusters of contexts. Default: about sqrt(contexts) / 2."
+    )
+    seed: int = Field(0, ge=0, description="Seed of every random draw.")
+
+
+class RunFile(Section):
+    """A whole run file."""
+
+    corpus: Corpus
+    tokens: Tokens = Field(default_factory=lambda: Tokens.model_validate({}))
+    model: Model
+    sites: Annotated[tuple[Site, ...], Field(min_length=1)]
+    store: Store
+    extract: Extract = Field(default_factory=lambda: Extract.model_validate({}))
+    rank: Rank = Field(default_factory=lambda: Rank.model_validate({}))
+    cluster: Cluster = Field(default_factory=lambda: Cluster.model_validate({}))
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> RunFile:
+        names = [site.name for site in self.sites if site.name]
+        if len(set(names)) != len(names):
+            raise ValueError(f"sites: two sites share a name among {names}; give each its own")
+        return self
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` when it is safe as a folder name, else raise InputError."""
+    if not NAME.fullmatch(name):
+        raise InputError(f"{what} {name!r} is no folder name: use letters, digits and . _ + - (at most 128)")
+    return name
+
+
+def load_run_file(path: str | Path) -> RunFile:
+    """Read and check a run file; every problem is told in one sentence that names its place."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"run file {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"run file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"run file {path} holds no mapping; it needs corpus, model, sites and store")
+    return parse_run_file(content, str(path))
+
+
+def parse_run_file(content: dict[str, Any], where: str) -> RunFile:
+    """Check the content of a run file read from `where`."""
+    try:
+        return RunFile.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{where}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _sentence(error: Any) -> str:
+    """One problem found by pydantic, in words."""
+    place = ".".join(str(part) for part in error["loc"]) or "run file"
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(error["loc"])
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        message
+        if message.startswith("sites:")
+        else f"{place} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
+    )
+
+
+def _unknown_key(loc: tuple[str | int, ...]) -> str:
+    """Name the key that is not known, and the nearest one that is."""
+    sections: dict[str, type[BaseModel]] = {
+        "corpus": Corpus,
+        "tokens": Tokens,
+        "model": Model,
+        "sites": Site,
+        "store": Store,
+        "extract": Extract,
+        "rank": Rank,
+        "cluster": Cluster,
+    }
+    model: type[BaseModel] = RunFile if len(loc) == 1 else sections[str(loc[0])]
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    place = "the run file" if len(loc) == 1 else ".".join(str(part) for part in loc[:-1])
+    return f"unknown key {loc[-1]!r} in {place}; " + (
+        f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    )

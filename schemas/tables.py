@@ -1,0 +1,63 @@
+"""Columns and Polars dtypes of every table in a store."""
+
+from __future__ import annotations
+
+import polars as pl
+
+Schema = dict[str, pl.DataType]
+
+LABEL_DTYPES: dict[str, pl.DataType] = {
+    "String": pl.String(),
+    "Int64": pl.Int64(),
+    "Float64": pl.Float64(),
+    "Boolean": pl.Boolean(),
+}
+
+
+def tokens_schema(label_columns: dict[str, str]) -> Schema:
+    """One row per context of a shard.
+
+    `row_offset` is the context's first row counted from the shard's first row (add the shard's `row_start`);
+    a label column holds the value that all segments of the context share, null where they differ.
+    """
+    labels: Schema = {name: LABEL_DTYPES[dtype] for name, dtype in label_columns.items()}
+    segment = {"document": pl.UInt64(), "start": pl.UInt32(), "offset": pl.UInt32(), **labels}
+    return {
+        "row_offset": pl.UInt64(),
+        "token_ids": pl.List(pl.Int32()),
+        "segments": pl.List(pl.Struct(segment)),
+        "counted": pl.List(pl.Boolean()),
+        **labels,
+    }
+
+
+def postings_schema(activation_dtype: str) -> Schema:
+    """Feature-major activations, sorted by (feature, row)."""
+    value = pl.Float16() if activation_dtype == "float16" else pl.Float32()
+    return {"feature": pl.UInt32(), "row": pl.UInt64(), "activation": value}
+
+
+ROW_COUNTS: Schema = {"l0": pl.UInt32(), "rows": pl.Int64()}
+"""How many counted rows have so many active features."""
+
+MANIFEST: Schema = {
+    "shard": pl.String(),
+    "state": pl.String(),
+    "attempt": pl.String(),
+    "rows": pl.Int64(),
+    "nnz": pl.Int64(),
+    "bytes": pl.Int64(),
+    "seconds": pl.Float64(),
+    "error": pl.String(),
+}
+
+EXAMPLES: Schema = {
+    "feature": pl.UInt32(),
+    "kind": pl.String(),
+    "interval": pl.UInt8(),
+    "rank": pl.UInt16(),
+    "row": pl.UInt64(),
+    "activation": pl.Float32(),
+}
+"""`kind` is top (interval 0, rank 0 strongest) or quantile (interval 0 to 9: tenths of the active rows,
+weakest first)."""

@@ -1,0 +1,187 @@
+"""Values that cross a boundary between rooms. Shapes: N rows, F features that fired, Z nonzeros.
+
+A row is one position of one context; inside a shard rows are numbered from 0, and the store adds the shard's
+`row_start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a corpus.
+
+    `number` is its place in the corpus (u64), `labels` holds one value per label column, in their order.
+    """
+
+    number: int
+    text: str
+    labels: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a document inside a context.
+
+    `start` is its first position in the context, `offset` the place of that token in its document.
+    """
+
+    document: int
+    start: int
+    offset: int
+    labels: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """One context: token ids int32 [T], and the segments that lie in it (at least one, by `start`)."""
+
+    token_ids: I32
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """The contexts of one shard, flattened.
+
+    `token_ids` int32 [N]; `context_ptr` int64 [C + 1] cuts it into contexts; `counted` bool [N] says which
+    rows enter statistics; `stored` bool [N] which rows may hold activations (never true where counted is
+    false); `document` uint64 [N] is the document of each row; `context_start` and `row_start` number the
+    shard's first context and first row in the lake.
+    """
+
+    name: str
+    row_start: int
+    context_start: int
+    token_ids: I32
+    context_ptr: I64
+    counted: Bool
+    stored: Bool
+    document: U64
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the shard."""
+        return len(self.token_ids)
+
+    @property
+    def n_contexts(self) -> int:
+        """Contexts of the shard."""
+        return len(self.context_ptr) - 1
+
+    def context_of_row(self) -> I64:
+        """The lake-wide number of each row's context, int64 [N]."""
+        lengths = np.diff(self.context_ptr)
+        return self.context_start + np.repeat(np.arange(self.n_contexts, dtype=np.int64), lengths)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Contexts for one forward pass: `token_ids` int64 [B, T] padded on the right, `lengths` int64 [B]."""
+
+    token_ids: I64
+    lengths: I64
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some context is shorter than T."""
+        return bool((self.lengths < self.token_ids.shape[1]).any())
+
+
+@dataclass(frozen=True)
+class SparseFeatures:
+    """Activations in CSR form.
+
+    `indptr` int64 [N + 1]; `indices` int32 [Z], ascending in a row; `data` float32 [Z].
+    """
+
+    indptr: I64
+    indices: I32
+    data: F32
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored activations."""
+        return len(self.indices)
+
+    @staticmethod
+    def concatenate(parts: Sequence[SparseFeatures]) -> SparseFeatures:
+        """Stack the rows of several pieces."""
+        lengths = [np.diff(part.indptr) for part in parts]
+        indptr = np.zeros(sum(map(len, lengths)) + 1, dtype=np.int64)
+        if lengths:
+            np.cumsum(np.concatenate(lengths), out=indptr[1:])
+        return SparseFeatures(
+            indptr,
+            np.concatenate([part.indices for part in parts]) if parts else np.empty(0, np.int32),
+            np.concatenate([part.data for part in parts]) if parts else np.empty(0, np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Postings:
+    """Activations in feature-major form.
+
+    `features` uint32 [F] ascending, only those that fired; `offsets` int64 [F + 1] cuts the rest by feature;
+    `rows` int64 [Z] ascending inside a feature, counted from the shard's first row; `values` float32 [Z], as
+    stored.
+    """
+
+    features: U32
+    offsets: I64
+    rows: I64
+    values: F32
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored activations."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Denominators of every statistic of one site.
+
+    `rows` all token rows, `counted_rows` those that the special-token policy lets in, `contexts` and
+    `documents` those with at least one counted row.
+    """
+
+    rows: int
+    counted_rows: int
+    contexts: int
+    documents: int
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.rows + other.rows,
+            self.counted_rows + other.counted_rows,
+            self.contexts + other.contexts,
+            self.documents + other.documents,
+        )
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a worker says when it is ready: where it runs, and what its node sees."""
+
+    node: str
+    pid: int
+    gpus: tuple[str, ...]
+    device: str
+    device_model: str
+    digests: dict[str, str] = field(default_factory=dict)
