@@ -47,7 +47,9 @@ def build(tgz: Path, out: Path, since: int = SINCE) -> int:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(columns, schema=SCHEMA)
-    pq.write_table(table, out, compression="zstd", compression_level=22, use_dictionary=["president", "party"])
+    pq.write_table(
+        table, out, compression="zstd", compression_level=22, use_dictionary=["president", "party"]
+    )
     return len(rows)
 
 

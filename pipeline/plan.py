@@ -1,4 +1,4 @@
-"""The plan of a pass: the run file with every default filled in, and everything that can move a bit of its data."""
+"""The plan of a pass: a run file with every default filled in, and all that can move a bit of the data."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from pipeline.models import choose_device, model_digest
+from pipeline.models import max_context, model_digest
+from pipeline.models.device import choose_device
 from pipeline.saes import SaeMetadata, read_metadata, sae_digest
 from pipeline.store.objects import put_if_absent
+from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, Plan, PlannedSite, digest_of
 from schemas.run_file import RunFile, Site, check_name
 
 LIBRARIES = (
-    "latentlake", "torch", "transformers", "transformer-lens", "numpy", "scipy", "polars", "pyarrow", "zarr", "numcodecs",
+    "torch", "transformers", "transformer-lens", "numpy", "scipy", "polars", "pyarrow", "zarr",
+    "numcodecs",
 )  # fmt: skip
 DEFAULT_CONTEXT_SIZE = 128
 
@@ -54,6 +57,9 @@ def _context_size(run: RunFile, found: list[SaeMetadata], warnings: list[str]) -
     size = run.tokens.context_size or min(trained, default=DEFAULT_CONTEXT_SIZE)
     if trained and size > min(trained):
         warnings.append(f"tokens.context_size is {size}, an SAE was trained on contexts of {min(trained)}")
+    longest = max_context(run.model)
+    if longest is not None and size > longest:
+        raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
     return size
 
 
@@ -107,7 +113,7 @@ def _planned_site(site: Site) -> PlannedSite:
 
 
 def encode_block(d_sae: int) -> int:
-    """Rows encoded at once: 256 to 1,024, with a buffer of at most 64 MiB in float32 where 256 rows allow it."""
+    """Rows encoded at once: 256 to 1,024, in a buffer of at most 64 MiB where 256 rows allow it."""
     rows = 2**24 // d_sae
     return max(256, min(1024, 1 << max(rows, 1).bit_length() - 1))
 
@@ -120,7 +126,7 @@ def feature_block(d_sae: int) -> int:
 def environment() -> dict[str, str]:
     """Versions of Python and of the libraries that data passes through: others may differ in low bits."""
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    return {"python": platform.python_version(), **versions}
+    return {"python": platform.python_version(), "latentlake": __version__, **versions}
 
 
 def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -> Plan:

@@ -14,7 +14,7 @@ from pipeline.executors.ledger import Failure
 from pipeline.plan import agree_on_plan, make_plan
 from pipeline.store.commits import read_commits, write_manifest
 from pipeline.store.objects import self_test
-from pipeline.store.reader import read_chain
+from pipeline.store.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, Plan, Receipt
@@ -45,14 +45,14 @@ def extract(
     observe: Observer = lambda outcome: None,
     on_event: OnEvent = lambda **event: None,
 ) -> Extraction:
-    """Commit every shard of the store's tokens under the resolved run file; what was committed stays as it is.
+    """Commit every shard of the store's tokens under the resolved run file; what was committed stays.
 
-    Raises InputError when the recipe differs from the pass's plan, when the storage is unfit, and, after all other
-    shards were committed, when some shard had to be given up.
+    Raises InputError when the recipe differs from the pass's plan, when the storage is unfit, and, after all
+    other shards were committed, when some shard had to be given up.
     """
     lake: Lake = Lake.from_json(layout.lake.read_bytes(), str(layout.lake))
     plan = agree_on_plan(layout, make_plan(run, lake), accept_environment=accept_environment)
-    shards = [record.name for link in read_chain(layout) for record in link.shards]
+    shards = [record.name for link in read_links(layout) for record in link.shards]
     done = read_commits(layout, plan.pass_name)
     todo = [shard for shard in shards if shard not in done]
     result = Extraction(plan, len(shards), len(shards) - len(todo), receipts=done)
@@ -89,7 +89,7 @@ def _told(result: Extraction) -> str:
 
 
 class WorkerCheck:
-    """Refuses a worker whose node sees another model or SAE, or has another device than the data so far."""
+    """Refuses a worker whose node sees other models or SAEs, or has another device than the data so far."""
 
     def __init__(self, plan: Plan, done: dict[str, Receipt], *, accept_environment: bool) -> None:
         self._digests = {"model": plan.model_digest} | {site.name: site.sae_digest for site in plan.sites}
@@ -101,7 +101,7 @@ class WorkerCheck:
         for name, digest in self._digests.items():
             if hello.digests[name] != digest:
                 raise InputError(
-                    f"node {hello.node} sees other files for {name!r} than the driver: give all nodes the same"
+                    f"node {hello.node} sees other files for {name!r} than the driver: give both the same"
                 )
         if self._devices and hello.device_model not in self._devices and not self._accept:
             raise InputError(
@@ -114,7 +114,7 @@ class WorkerCheck:
 def _dispatch(
     layout: Layout, run: RunFile, plan: Plan, todo: list[str], check: WorkerCheck, on_event: OnEvent
 ) -> Iterator[Receipt | Failure]:
-    """Run the shards on the executor that the run file names (imported when chosen: torch and ray are heavy)."""
+    """Run the shards on the executor that the run file names (imported when chosen: torch is heavy)."""
     if run.extract.executor == "in_process":
         from pipeline.executors.in_process import run_in_process
         from pipeline.worker import Worker

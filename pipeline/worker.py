@@ -13,22 +13,23 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline import statistics
-from pipeline.models import describe_device, load_model, model_digest
+from pipeline.models import load_model, model_digest
+from pipeline.models.device import describe_device
 from pipeline.saes import load_sae, sae_digest
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit, read_commit
-from pipeline.store.reader import read_chain
 from pipeline.store.site import write_site_weights
-from pipeline.store.tokens import read_token_shard
+from pipeline.store.tokens import read_links, read_token_shard
 from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
-from schemas.errors import ShardError
+from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, SiteReceipt
 from schemas.run_file import Model
@@ -49,14 +50,14 @@ class Worker:
         path = self._layout.plan(pass_name)
         self._plan: Plan = Plan.from_json(path.read_bytes(), str(path))
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
-        self._records = {record.name: record for link in read_chain(self._layout) for record in link.shards}
+        self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
         self._seconds: dict[str, float] = defaultdict(float)
 
     def setup(self) -> Hello:
         """Load the model and the SAEs, keep the sites' weights in the store, and say what this node sees."""
         plan = self._plan
         model = Model(loader=plan.model_loader, path=plan.model, dtype=plan.model_dtype)  # type: ignore[arg-type]
-        hooks = [site.hook_name for site in plan.sites]
+        hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
         return Hello(
@@ -71,10 +72,19 @@ class Worker:
     def _load_encoder(self, site: PlannedSite) -> Encoder:
         encoder = load_sae(site.sae, device=self._plan.device)
         encoder.block_rows = site.encode_block
-        write_site_weights(
-            self._layout, self._plan.pass_name, site, encoder.weights(), encoder.metadata.to_dict()
-        )
+        self._check_width(site, encoder)
+        metadata = asdict(encoder.metadata)
+        write_site_weights(self._layout, self._plan.pass_name, site, encoder.weights(), metadata)
         return encoder
+
+    def _check_width(self, site: PlannedSite, encoder: Encoder) -> None:
+        """The SAE must read vectors as wide as the model gives at its hook."""
+        width = self._model.widths[site.hook_name]
+        if width != encoder.d_model:
+            raise InputError(
+                f"site {site.name!r}: {site.hook_name} gives vectors of {width}, the SAE {site.sae} reads "
+                f"{encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
+            )
 
     def process(self, shard: str) -> Receipt:
         """Write and commit one shard, unless that was done; return the receipt in force.

@@ -2,3 +2,5 @@
 
 This package imports nothing else of latentlake; everything else may import it.
 """
+
+__version__ = "0.1.0"

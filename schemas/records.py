@@ -30,16 +30,20 @@ class Record(BaseModel):
             content = json.loads(data)
         except ValueError:
             raise InputError(f"{where} is damaged (not JSON); restore it from a copy of the store") from None
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if version is not None and version > FORMAT_VERSION:
-            raise InputError(
-                f"{where} has format version {version}, this latentlake reads up to {FORMAT_VERSION}: "
-                "update latentlake"
-            )
+        refuse_newer(content.get("format_version") if isinstance(content, dict) else None, where)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             raise InputError(f"{where} is no {cls.__name__}: {error.errors()[0]['msg']}") from None
+
+
+def refuse_newer(version: Any, where: str) -> None:
+    """Stop at a format version that this code does not know; older ones, and None, pass."""
+    if version is not None and int(version) > FORMAT_VERSION:
+        raise InputError(
+            f"{where} has format version {version}, this latentlake reads up to {FORMAT_VERSION}: "
+            "update latentlake"
+        )
 
 
 def canonical_json(content: Any) -> bytes:

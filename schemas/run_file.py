@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import InputError
 
@@ -17,6 +18,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
 ActivationDtype = Literal["float16", "float32"]
 StoreLayout = Literal["token_major", "feature_major"]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
@@ -29,7 +31,7 @@ class Corpus(Section):
     """Where the documents come from."""
 
     kind: Literal["text"] = Field("text", description="Kind of source; its reader is looked up by this name.")
-    path: str = Field(
+    path: PathText = Field(
         description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
         "the working directory), or the name of a Hugging Face dataset."
     )
@@ -61,7 +63,7 @@ class Tokens(Section):
     limit: int | None = Field(
         None, gt=0, description="Stop after so many tokens; the last document is cut there."
     )
-    tokenizer: str | None = Field(None, description="Tokenizer folder or name. Default: the model's.")
+    tokenizer: PathText | None = Field(None, description="Tokenizer folder or name. Default: the model's.")
 
     @field_validator("shard_tokens")
     @classmethod
@@ -79,7 +81,7 @@ class Model(Section):
         description="transformer_lens: TransformerBridge over a Hugging Face model; torch_module: a module "
         "built by `package.module:function`, hook names being module paths.",
     )
-    path: str = Field(description="Model folder, Hugging Face name, or package.module:function.")
+    path: PathText = Field(description="Model folder, Hugging Face name, or package.module:function.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Weights and arithmetic.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
@@ -91,13 +93,13 @@ class Site(Section):
 
     name: str = Field("", description="Name of the site, a folder name in the store. Default: the hook name.")
     hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
-    sae: str = Field(description="SAE folder (SAELens: cfg.json + sae_weights.safetensors).")
+    sae: PathText = Field(description="SAE folder (SAELens: cfg.json + sae_weights.safetensors).")
 
 
 class Store(Section):
     """Where results go and how they are stored."""
 
-    root: str = Field(description="Folder of the store.")
+    root: PathText = Field(description="Folder of the store.")
     activation_dtype: ActivationDtype = Field(
         "float16", description="Activations are rounded to this, then counted."
     )

@@ -25,8 +25,8 @@ D_MODEL = 16
 def write_tiny_tokenizer(folder: Path, kind: str = "words", bos: bool = True, eos: bool = True) -> Path:
     """Write a fast tokenizer that AutoTokenizer reads: ids 0 <bos>, 1 <eos>, 2 <unk>, then the vocabulary.
 
-    `words` splits on white space and knows w0 (id 3) to w60 (id 63); `bytes` knows every byte, so any text goes
-    through it (259 ids). Without `bos` or `eos` that entry is a plain word of the vocabulary.
+    `words` splits on white space and knows w0 (id 3) to w60 (id 63); `bytes` knows every byte, so any text
+    goes through it (259 ids). Without `bos` or `eos` that entry is a plain word of the vocabulary.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

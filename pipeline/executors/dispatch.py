@@ -1,7 +1,7 @@
 """Dispatch of shards to workers that come, go, fail and straggle. The driver alone schedules and retries.
 
-One call is in flight per worker; a worker is fed again before its receipt is handed out, so a slow consumer does not
-idle it. What runs the workers is a `Backend`: Ray actors in `ray_backend`, threads or fakes in tests.
+One call is in flight per worker; a worker is fed again before its receipt is handed out, so a slow consumer
+does not idle it. What runs the workers is a `Backend`: Ray actors in `ray_backend`, fakes in tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OnEvent = Callable[..., None]
 
 
 class WorkerLostError(Exception):
-    """A worker died or can not be reached; `preempted` when its node was taken away, which no shard pays for."""
+    """A worker died or can not be reached; `preempted`: its node was taken away, which no shard pays for."""
 
     def __init__(self, why: str, *, preempted: bool = False) -> None:
         super().__init__(why)
@@ -148,7 +148,7 @@ class Dispatcher:
     def _welcome(self, slot_id: str, slot: Slot, hello: Hello) -> list[Receipt | Failure]:
         self._check(hello)
         slot.hello, self._spawn_failures = hello, 0
-        self._on_event(event="ready", slot=slot_id, node=hello.node, pid=hello.pid, device=hello.device_model)
+        self._on_event(event="ready", slot=slot_id, **ready_event(hello))
         return []
 
     def _complete(self, slot: Slot, receipt: Receipt) -> list[Receipt | Failure]:
@@ -232,3 +232,8 @@ class Dispatcher:
         if now - self._last_sign > self._policy.quiet_s and not any(s.hello for s in self._slots.values()):
             self._last_sign = now
             self._on_event(event="waiting", why=f"no worker is up after {self._policy.quiet_s:.0f} s")
+
+
+def ready_event(hello: Hello) -> dict[str, Any]:
+    """What is told of a worker that is ready."""
+    return {"node": hello.node, "pid": hello.pid, "gpus": hello.gpus, "device": hello.device_model}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.executors.dispatch import OnEvent
+from pipeline.executors.dispatch import OnEvent, ready_event
 from pipeline.executors.ledger import Failure, Ledger
 from pipeline.worker import Worker
 from schemas.errors import InputError, ShardError
@@ -24,7 +24,7 @@ def run_in_process(
     ledger = Ledger(shards, max_attempts)
     hello = worker.setup()
     check(hello)
-    on_event(event="ready", slot="in_process", node=hello.node, pid=hello.pid, device=hello.device_model)
+    on_event(event="ready", slot="in_process", **ready_event(hello))
     while (shard := ledger.take()) is not None:
         try:
             receipt = worker.process(shard)

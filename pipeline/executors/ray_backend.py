@@ -1,6 +1,6 @@
 """Workers as Ray actors, each pinned to its share of GPUs and CPUs. The only module that imports ray.
 
-Ray retries nothing here: `max_restarts=0, max_task_retries=0`, so every attempt is the driver's and is counted.
+Ray retries nothing here (`max_restarts=0, max_task_retries=0`): every attempt is the driver's and is counted.
 Nothing large enters the object store: a call takes a shard's name and returns a receipt.
 """
 
@@ -75,12 +75,9 @@ class RayBackend:
             if isinstance(cause, InputError):
                 raise InputError(str(cause)) from None
             raise CallFailedError(f"{type(cause).__name__}: {cause}") from error
-        except RayActorError as error:
-            raise WorkerLostError(
-                _first_line(error), preempted=bool(getattr(error, "preempted", False))
-            ) from None
         except RayError as error:
-            raise WorkerLostError(_first_line(error)) from None
+            preempted = isinstance(error, RayActorError) and bool(error.preempted)
+            raise WorkerLostError(_first_line(error), preempted=preempted) from None
 
     def kill(self, worker: Any) -> None:
         """End an actor, also a zombie behind an unreachable node."""
@@ -98,9 +95,9 @@ class RayBackend:
 
 @contextmanager
 def ray_session(extract: Extract) -> Iterator[None]:
-    """Join the cluster of the run file or of $RAY_ADDRESS; otherwise start a private local Ray, and end it."""
+    """The Ray of this process; else the cluster of the run file or $RAY_ADDRESS; else a private local one."""
     address = extract.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address != "local" and ray.is_initialized():
+    if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

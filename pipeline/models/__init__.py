@@ -1,0 +1,82 @@
+"""Models: from the run file's `model` section to x at the hooks.
+
+A new loader is one module with `load` and `digest`, and one line in LOADERS. Importing this package, and
+taking a digest, does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from schemas import run_file
+from schemas.values import TokenBatch
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["LOADERS", "Model", "load_model", "max_context", "model_digest"]
+
+LOADERS = {
+    "transformer_lens": "pipeline.models.transformer_lens",
+    "torch_module": "pipeline.models.torch_module",
+}
+"""`model.loader` of the run file -> module."""
+
+
+class Model(Protocol):
+    """A model that was loaded for some hooks. One forward at a time."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def max_context(self) -> int | None:
+        """Longest context that it takes, None when it does not say."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Hook name -> width d of x there."""
+
+    def forward(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
+        """Hook name -> x float32 [sum(lengths), d] on the device: real tokens only, in (context, position)
+        order.
+
+        The computation stops behind the last hook.
+        """
+
+
+def load_model(model: run_file.Model, hooks: Sequence[str], device: str, threads: int) -> Model:
+    """Load `model` on `device` (cpu or cuda; see `device.choose_device`) to read x at `hooks`.
+
+    Sets this process's torch threads. A hook that does not exist, or never fires, is an InputError that names
+    near ones; a few tokens are run to find that out.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    loaded: Model = _loader(model).load(model, list(hooks), device)
+    return loaded
+
+
+def model_digest(model: run_file.Model) -> str:
+    """sha256 in hex of the weights and the configuration, as far as they lie in files here.
+
+    A local folder: its weight, configuration and code files. A Hugging Face name: the name alone. A
+    torch_module: the import path and the source file of its function.
+    """
+    digest: str = _loader(model).digest(model.path)
+    return digest
+
+
+def max_context(model: run_file.Model) -> int | None:
+    """Longest context of a local model folder, from its config.json; None when that can not be known here."""
+    limit: int | None = _loader(model).max_context(model.path)
+    return limit
+
+
+def _loader(model: run_file.Model) -> Any:
+    """The module that loads `model`."""
+    return importlib.import_module(LOADERS[model.loader])

@@ -1,0 +1,67 @@
+"""SAEs: from a folder to an `Encoder` that turns x into sparse features.
+
+A new file format is one reader module with `matches`, `read_metadata`, `digest` and `read`, and one line in
+FORMATS; a new architecture is one function that builds a `Rule` (pipeline/saes/encoder.py) and one line in
+the reader's registry. Importing this package, and reading metadata or a digest, does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.saes.metadata import SaeMetadata
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.saes.encoder import Encoder
+
+__all__ = ["FORMATS", "SaeMetadata", "default_block_rows", "load_sae", "read_metadata", "sae_digest"]
+
+FORMATS = {"saelens": "pipeline.saes.saelens"}
+"""File format -> module of its reader, asked in this order."""
+
+BLOCK_BYTES = 32 << 20
+"""Aimed at for the dense float32 block x @ W_enc."""
+
+
+def load_sae(spec: str, device: str = "cpu", block_rows: int | None = None) -> Encoder:
+    """Load the SAE at `spec` (a folder); it computes in float32, whatever its weights are stored in.
+
+    `block_rows` rows are encoded at once (default: `default_block_rows`); the last bits of an activation
+    depend on it.
+    """
+    encoder: Encoder = _reader(spec).read(Path(spec), device, block_rows)
+    return encoder
+
+
+def read_metadata(spec: str) -> SaeMetadata:
+    """What the SAE's files say about it."""
+    metadata: SaeMetadata = _reader(spec).read_metadata(Path(spec))
+    return metadata
+
+
+def sae_digest(spec: str) -> str:
+    """sha256 in hex of the weights and of every setting that moves a number."""
+    digest: str = _reader(spec).digest(Path(spec))
+    return digest
+
+
+def default_block_rows(d_sae: int) -> int:
+    """Rows of a block: a power of two from 64 to 1,024, the block staying below BLOCK_BYTES if it can."""
+    fitting = max(BLOCK_BYTES // (4 * d_sae), 1)
+    return int(min(max(1 << (fitting.bit_length() - 1), 64), 1024))
+
+
+def _reader(spec: str) -> Any:
+    """The module that reads `spec`."""
+    folder = Path(spec)
+    if not folder.exists():
+        raise InputError(f"SAE {spec} does not exist: give the path of a folder as saved by SAELens")
+    for module in map(importlib.import_module, FORMATS.values()):
+        if module.matches(folder):
+            return module
+    raise InputError(
+        f"SAE {spec} is in no known format (known: {', '.join(FORMATS)}: a folder with cfg.json)"
+    )

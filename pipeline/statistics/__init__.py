@@ -1,0 +1,127 @@
+"""Statistics of stored activations: a partial per shard, merged in shard order, read off as a feature table.
+
+To add one: write a class as `statistic.Statistic` says, put it in `STATISTICS`, and inherit its test from
+`tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order,
+`functools.reduce(combine, partials_of_shards, empty_state())`: its bits depend on the shards alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+
+import numpy as np
+import polars as pl
+
+from pipeline.statistics.statistic import FEATURE, Statistic
+from schemas.errors import InputError
+from schemas.tables import Schema
+from schemas.values import Postings, TokenShard, Totals
+
+STATISTICS = {
+    "moments": "pipeline.statistics.moments:Moments",
+    "coverage": "pipeline.statistics.coverage:Coverage",
+    "histogram": "pipeline.statistics.histogram:Histogram",
+    "samples": "pipeline.statistics.samples:Samples",
+}
+
+DENOMINATORS: Schema = dict.fromkeys(("rows", "counted_rows", "contexts", "documents"), pl.Int64())
+
+BLOCK_NNZ = 1 << 21
+"""Activations looked at together: temporaries stay small, and no number depends on it."""
+
+
+@cache
+def load_statistic(name: str) -> Statistic:
+    """The statistic registered as `name`."""
+    if name not in STATISTICS:
+        raise InputError(f"no statistic {name!r}; there are {', '.join(STATISTICS)}")
+    module, _, cls = STATISTICS[name].partition(":")
+    statistic: Statistic = getattr(import_module(module), cls)()
+    return statistic
+
+
+def partials_schema() -> Schema:
+    """Columns of a shard's partials, and of the state that `combine` makes of them."""
+    return FEATURE | {name: dtype for s in _statistics() for name, dtype in s.state.items()}
+
+
+def feature_schema() -> Schema:
+    """Columns of the feature table."""
+    return FEATURE | DENOMINATORS | {name: dtype for s in _statistics() for name, dtype in s.table.items()}
+
+
+def empty_state() -> pl.DataFrame:
+    """The state of no shard."""
+    return pl.DataFrame(schema=partials_schema())
+
+
+def partials(postings: Postings, shard: TokenShard) -> pl.DataFrame:
+    """All statistics of one shard, a row per feature that fired (schema `partials_schema`)."""
+    assert np.isfinite(postings.values).all(), "an activation is not finite"
+    assert postings.values.all(), "a stored activation is 0"
+    assert shard.counted[postings.rows].all(), "a row that is not counted has activations"
+    blocks = [
+        _side_by_side([statistic.partial(block, shard) for statistic in _statistics()])
+        for block in _blocks(postings)
+    ]
+    return pl.concat([empty_state(), *blocks])
+
+
+def combine(a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
+    """Merge two states, `a` of the earlier shards (schema `partials_schema`)."""
+    return _side_by_side(
+        [s.combine(a.select(*FEATURE, *s.state), b.select(*FEATURE, *s.state)) for s in _statistics()]
+    )
+
+
+def feature_table(state: pl.DataFrame, totals: Totals, d_sae: int, row_counts: pl.DataFrame) -> pl.DataFrame:
+    """All statistics of all features 0 .. d_sae - 1 with their denominators (schema `feature_schema`).
+
+    `row_counts` are the merged L0 counts of the same shards. Raises InputError where they, the state and the
+    totals do not speak of the same rows, which the store's verification can look into.
+    """
+    _check(state, totals, d_sae, row_counts)
+    columns = [s.finalize(state.select(*FEATURE, *s.state), totals, d_sae) for s in _statistics()]
+    denominators = {name: pl.lit(getattr(totals, name), pl.Int64) for name in DENOMINATORS}
+    return _side_by_side(columns).with_columns(**denominators).select(*feature_schema())
+
+
+def _statistics() -> list[Statistic]:
+    return [load_statistic(name) for name in STATISTICS]
+
+
+def _side_by_side(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """Frames over the same features as one."""
+    assert all(frame["feature"].equals(frames[0]["feature"]) for frame in frames), "features differ"
+    return pl.concat([frames[0], *(frame.drop("feature") for frame in frames[1:])], how="horizontal")
+
+
+def _blocks(postings: Postings) -> Iterator[Postings]:
+    """The postings in runs of whole features of about BLOCK_NNZ activations, at least one feature each."""
+    start = 0
+    while start < len(postings.features):
+        end = int(np.searchsorted(postings.offsets, postings.offsets[start] + BLOCK_NNZ, side="right")) - 1
+        end = max(end, start + 1)
+        low, high = postings.offsets[start], postings.offsets[end]
+        yield Postings(
+            postings.features[start:end],
+            postings.offsets[start : end + 1] - low,
+            postings.rows[low:high],
+            postings.values[low:high],
+        )
+        start = end
+
+
+def _check(state: pl.DataFrame, totals: Totals, d_sae: int, row_counts: pl.DataFrame) -> None:
+    last, active = state["feature"].max(), int(state["n_active"].sum())
+    if isinstance(last, int) and last >= d_sae:
+        raise InputError(f"partials hold feature {last}, the SAE has {d_sae}: run `latentlake verify`")
+    rows = int(row_counts["rows"].sum())
+    nnz = int((row_counts["l0"].cast(pl.Int64) * row_counts["rows"]).sum())
+    if (nnz, rows) != (active, totals.counted_rows):
+        raise InputError(
+            f"row counts hold {nnz} activations in {rows} rows, but partials hold {active} activations and "
+            f"token shards {totals.counted_rows} counted rows: run `latentlake verify`"
+        )

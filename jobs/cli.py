@@ -1,0 +1,210 @@
+"""The command line. Each command imports its job when it is called, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.store import FeatureStore
+    from schemas.run_file import RunFile
+
+app = typer.Typer(
+    help="The feature lake for sparse autoencoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")]
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Store folder, or the run file that names it.")
+]
+SiteName = Annotated[str | None, typer.Option("--site", help="Site; may be left out where there is one.")]
+AcceptEnvironment = Annotated[
+    bool,
+    typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
+]
+Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
+
+
+@app.command()
+def demo(
+    tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = "100000",
+    out: Annotated[Path, typer.Option(help="Folder of the store.")] = Path("out/demo"),
+) -> None:
+    """A real model, a real SAE and a real corpus become a store, tables and figures."""
+    from jobs.demo import demo as job
+
+    job(tokens, out)
+
+
+@app.command()
+def run(path: RunPath, append: Append = False, accept_environment: AcceptEnvironment = False) -> None:
+    """Tokenize, extract, stats, rank, cluster and plots, each only as far as it is not done."""
+    from jobs.run import run as job
+
+    job(_run_file(path), append=append, accept_environment=accept_environment)
+
+
+@app.command()
+def tokenize(path: RunPath, append: Append = False) -> None:
+    """Cut the corpus into token shards, once."""
+    from jobs.tokenize import tokenize as job
+
+    job(_run_file(path), append=append)
+
+
+@app.command()
+def extract(path: RunPath, accept_environment: AcceptEnvironment = False) -> None:
+    """Run model and SAEs over the token shards; what is committed stays."""
+    from jobs.extract import extract as job
+
+    job(_run_file(path), accept_environment=accept_environment)
+
+
+@app.command()
+def stats(store: StorePath, site: SiteName = None) -> None:
+    """Fold the shards' partials into the feature table, L0 counts and examples."""
+    from jobs.stats import stats as job
+
+    opened, _ = _open(store)
+    for name in _sites(opened, site):
+        job(opened, name)
+
+
+@app.command()
+def rank(
+    store: StorePath,
+    site: SiteName = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Column of the feature table; may be repeated.")
+    ] = None,
+    window: Annotated[str | None, typer.Option(help="Print these ranks, as START:STOP (2000:2050).")] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
+) -> None:
+    """Rank features by columns of the feature table."""
+    from jobs.rank import rank as job
+    from jobs.rank import show_window
+
+    opened, config = _open(store)
+    columns = tuple(by or config.rank.by) if config else tuple(by or ())
+    for name in _sites(opened, site):
+        job(opened, name, columns) if columns else job(opened, name)
+        if window is not None:
+            show_window(
+                opened, name, columns[0] if columns else "sigma_over_mu", window, descending=not ascending
+            )
+
+
+@app.command()
+def cluster(store: StorePath, site: SiteName = None) -> None:
+    """Cluster features by decoder direction, and contexts by the features that fire in them."""
+    from jobs.cluster import cluster as job
+    from schemas.run_file import Cluster
+
+    opened, config = _open(store)
+    for name in _sites(opened, site):
+        job(opened, name, config.cluster if config else Cluster.model_validate({}))
+
+
+@app.command()
+def plots(store: StorePath, site: SiteName = None) -> None:
+    """Draw the figures from the stored tables."""
+    from jobs.plots import plots as job
+
+    opened, _ = _open(store)
+    for name in _sites(opened, site):
+        for path in job(opened, name):
+            typer.echo(path)
+
+
+@app.command()
+def status(store: StorePath) -> None:
+    """What the store holds, and how far each pass is; reads the store alone."""
+    from jobs.status import status as job
+
+    job(_root(store))
+
+
+@app.command()
+def verify(store: StorePath) -> None:
+    """Check every checksum, and recompute every statistic from the raw activations."""
+    from jobs.verify import verify as job
+
+    job(_open(store)[0])
+
+
+@app.command()
+def top(
+    store: StorePath,
+    feature: Annotated[int, typer.Argument(help="Number of the feature.")],
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="How many rows.", min=1)] = 20,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Keep rows with this label, as COLUMN=VALUE; may be repeated.")
+    ] = None,
+) -> None:
+    """The strongest contexts of a feature, the firing token marked."""
+    from jobs.top import top as job
+
+    opened, _ = _open(store)
+    names = _sites(opened, site)
+    if len(names) > 1:
+        raise _input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
+    job(opened, names[0], feature, k=k, where=where or [])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what the user can mend is one sentence on stderr and exit code 2."""
+    from schemas.errors import InputError
+
+    try:
+        app(args=arguments, prog_name="latentlake")
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        message = (
+            f"{error.filename or 'input or output'}: {error.strerror or error}; free or fix it and run again"
+        )
+    sys.stderr.write(f"latentlake: {message}\n")
+    sys.exit(2)
+
+
+def _input_error(message: str) -> Exception:
+    from schemas.errors import InputError
+
+    return InputError(message)
+
+
+def _run_file(path: Path) -> RunFile:
+    from schemas.run_file import load_run_file
+
+    return load_run_file(path)
+
+
+def _root(path: Path) -> Path:
+    """The store's folder, given itself or a run file."""
+    return Path(_run_file(path).store.root) if path.suffix in (".yaml", ".yml") else path
+
+
+def _open(path: Path) -> tuple[FeatureStore, RunFile | None]:
+    """Open a store, given its folder or a run file."""
+    from pipeline.store import FeatureStore
+
+    run_file = _run_file(path) if path.suffix in (".yaml", ".yml") else None
+    return FeatureStore.open(run_file.store.root if run_file else path), run_file
+
+
+def _sites(store: FeatureStore, site: str | None) -> list[str]:
+    """The sites that a command is about."""
+    if site is not None and site not in store.sites:
+        raise _input_error(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
+    return [site] if site is not None else list(store.sites)
+
+
+if __name__ == "__main__":
+    main()

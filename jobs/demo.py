@@ -1,0 +1,133 @@
+"""`latentlake demo`: a real model, a real SAE and a real corpus, from text to figures."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+
+import polars as pl
+import yaml
+from rich.panel import Panel
+from rich.table import Table
+
+from jobs.demo_model import ensure_demo_model
+from jobs.progress import console
+from jobs.run import run
+from jobs.top import marked
+from pipeline.run import Extraction
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.run_file import parse_run_file
+
+SITE = "l9"
+
+
+def demo(tokens: str, out: Path) -> None:
+    """Run `tokens` tokens of the corpus ('all' for the whole) into `out`, and show what came of it."""
+    began = time.monotonic()
+    path = write_run_file(tokens, out)
+    console.print(
+        Panel(
+            "SmolLM2-135M reads the State of the Union addresses since 1860; a sparse autoencoder of 4,608 "
+            "features reads its residual stream after block 9; everything that fires goes into "
+            f"[bold]{out}[/].",
+            title="latentlake demo",
+        )
+    )
+    result = run(parse_run_file(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)))
+    summary(FeatureStore.open(out), result, time.monotonic() - began, path)
+
+
+def write_run_file(tokens: str, out: Path) -> Path:
+    """The demo's run file, beside its store's data: everything in it may be changed and run again."""
+    limit = None if tokens == "all" else _positive(tokens)
+    data = resources.files("jobs") / "demo_data"
+    content = {
+        "corpus": {
+            "kind": "text",
+            "path": str(data / "sotu.parquet"),
+            "text_column": "text",
+            "label_columns": ["year", "president", "party"],
+        },
+        "tokens": {"context_size": 128, "prepend_bos": True, "limit": limit},
+        "model": {"loader": "transformer_lens", "path": str(ensure_demo_model())},
+        "sites": [{"name": SITE, "sae": str(data / "smollm2-135m-l9")}],
+        "store": {"root": str(out)},
+        "extract": {"executor": "ray", "workers": 1, "cpus_per_worker": 2},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "run.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _positive(tokens: str) -> int:
+    if not tokens.isdigit() or int(tokens) == 0:
+        raise InputError(f"--tokens {tokens!r} is neither a positive number nor 'all'")
+    return int(tokens)
+
+
+def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path) -> None:
+    """What a person wants to know first, and what to try next."""
+    features = store.scan_features(SITE).collect()
+    console.print(_figures_of_merit(store, result, features, seconds))
+    console.print(_ranked(store, features))
+    feature = features.sort("sigma_over_mu", descending=True, nulls_last=True)["feature"][0]
+    root = store.layout.root
+    console.print(
+        f"Figures: [bold]{store.layout.figures(SITE)}[/]\n\nTry next:\n"
+        f"  latentlake top {root} {feature}\n"
+        f"  latentlake rank {root} --by mean_active --window 0:20\n"
+        f"  latentlake verify {root}\n\n"
+        f"The run file is {path}: change it, and `latentlake run {path}`.",
+        highlight=False,
+    )
+
+
+def _figures_of_merit(
+    store: FeatureStore, result: Extraction, features: pl.DataFrame, seconds: float
+) -> Table:
+    """Speed, size and sparsity of the run."""
+    receipts = result.receipts.values()
+    nnz = sum(receipt.sites[SITE].nnz for receipt in receipts)
+    size = sum(item.bytes for receipt in receipts for item in receipt.objects)
+    rows = sum(receipt.rows for receipt in receipts)
+    work = sum(sum(receipt.seconds.values()) for receipt in receipts)
+    dead = features.filter(pl.col("n_active") == 0).height
+    counted = store.totals(SITE).counted_rows
+    table = Table(title=f"{rows:,} tokens in {seconds:.0f} s", show_header=False)
+    for name, value in {
+        "extraction": f"{rows / work:,.0f} tokens/s",
+        "nonzeros": f"{nnz:,} ({nnz / counted:.1f} on each of {counted:,} counted rows)",
+        "stored": f"{size / nnz:.2f} bytes per nonzero, both layouts and statistics",
+        "dead features": f"{dead / features.height:.2%} ({dead:,} of {features.height:,} never fired)",
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
+    """The ten features of largest sigma/mu, each with its strongest context."""
+    table = Table(title="features by sigma/mu, with their strongest context")
+    for column in ("feature", "sigma/mu", "frequency", "max", "strongest context"):
+        table.add_column(column, justify="left" if "context" in column else "right")
+    best = features.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(10)
+    for row in best.iter_rows(named=True):
+        found = store.contexts(SITE, row["feature"], 1).row(0, named=True)
+        table.add_row(
+            str(row["feature"]),
+            f"{row['sigma_over_mu']:.1f}",
+            f"{row['frequency']:.2e}",
+            f"{row['max_activation']:.1f}",
+            marked(store, found["token_ids"], found["position"]),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["demo", *sys.argv[1:]])

@@ -1,0 +1,68 @@
+"""`latentlake extract RUN.yaml`: run model and SAEs over the token shards (the job that needs the model)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from jobs.progress import ExtractionProgress, console
+from pipeline.plan import resolve
+from pipeline.run import Extraction
+from pipeline.run import extract as run_extraction
+from pipeline.store.tokens import read_links
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.run_file import RunFile
+
+
+def extract(run: RunFile, *, accept_environment: bool = False) -> Extraction:
+    """Commit every shard that is not committed yet."""
+    resolved, warnings = resolve(run)
+    for warning in warnings:
+        console.print(f"[yellow]warning[/]: {warning}", highlight=False)
+    return extract_resolved(resolved, accept_environment=accept_environment)
+
+
+def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extraction:
+    """The same for a run file that has every default filled in."""
+    layout, began = Layout(Path(run.store.root)), time.monotonic()
+    if not layout.lake.exists():
+        raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
+    rows = sum(record.rows for link in read_links(layout) for record in link.shards)
+    with ExtractionProgress(rows) as progress:
+        result = run_extraction(
+            layout,
+            run,
+            accept_environment=accept_environment,
+            begin=progress.begin,
+            observe=progress.observe,
+            on_event=progress.on_event,
+        )
+    _tell(result, time.monotonic() - began)
+    return result
+
+
+def _tell(result: Extraction, seconds: float) -> None:
+    """One line, and what rounding cost, where it cost something."""
+    fresh = result.total - result.skipped
+    nnz = sum(site.nnz for receipt in result.receipts.values() for site in receipt.sites.values())
+    done = (
+        f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
+    )
+    console.print(f"[bold]extract[/] {done}; {nnz:,} nonzeros ({seconds:.1f} s)", highlight=False)
+    lost = sum(site.underflow for receipt in result.receipts.values() for site in receipt.sites.values())
+    if lost:
+        dtype = result.plan.activation_dtype
+        console.print(
+            f"[yellow]{lost:,} activations[/] rounded to 0 in {dtype} and are not stored; "
+            "`activation_dtype: float32` keeps them",
+            highlight=False,
+        )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["extract", *sys.argv[1:]])

@@ -1,0 +1,97 @@
+"""How a quantity is spread: over features (frequency, mean activation) and over rows (L0)."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jobs.figures.style import BLUE, canvas, counted, log_axis, mark, nothing, share, whole_numbers
+from schemas.values import F64
+
+BARS_PER_DECADE = (5, 10, 20, 50, 100)
+FEWEST_BARS, MOST_BARS = 30, 120
+NARROWEST = 0.3
+"""Decades that a log histogram spans at the least."""
+
+
+def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
+    """How often features fire, of those that fired; how many never did is said."""
+    fired = features.filter(pl.col("n_active") > 0)
+    dead = features.height - fired.height
+    figure, axes = canvas(
+        "How often features fire",
+        site,
+        f"{dead:,} of {counted(features.height, 'feature')} ({share(dead, features.height)}) never fired",
+        _rows(features),
+    )
+    if fired.is_empty():
+        nothing(axes, "no feature fired")
+        return figure
+    _log_histogram(axes, fired["frequency"].to_numpy(), "median {:.2g}")
+    axes.set_xlabel("frequency (active rows / counted rows, log scale)")
+    return figure
+
+
+def draw_mean_activation(features: pl.DataFrame, site: str) -> Figure:
+    """How strongly features fire when they fire, by the magnitude of their mean activation."""
+    fired = features.filter(pl.col("mean_active").abs() > 0)
+    figure, axes = canvas(
+        "How strongly features fire",
+        site,
+        f"{fired.height:,} of {counted(features.height, 'feature')} fired",
+        _rows(features),
+    )
+    if fired.is_empty():
+        nothing(axes, "no feature fired")
+        return figure
+    means = fired["mean_active"].to_numpy()
+    _log_histogram(axes, np.abs(means), "median {:.3g}")
+    axes.set_xlabel(f"{magnitude(means)} (log scale, units of the SAE)")
+    return figure
+
+
+def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
+    """How many features are active in a row."""
+    rows = int(l0["rows"].sum())
+    figure, axes = canvas("Active features per token", site, counted(rows, "counted row"))
+    if not rows:
+        nothing(axes, "no row is counted")
+        return figure
+    number, weight = l0["l0"].to_numpy().astype(np.float64), l0["rows"].to_numpy()
+    width = max(1, int(np.ceil((number[-1] - number[0] + 1) / MOST_BARS)))
+    edges = np.arange(number[0], number[-1] + width + 1, width) - 0.5
+    axes.hist(number, bins=edges, weights=weight, color=BLUE, rwidth=0.9)
+    mark(axes, float(np.average(number, weights=weight)), f"mean {np.average(number, weights=weight):.1f}")
+    whole_numbers(axes.xaxis)
+    whole_numbers(axes.yaxis)
+    axes.set_xlim(max(-0.5, number[0] - 3), max(edges[-1], number[-1] + 3))
+    axes.set_xlabel("L0 (features active in a row)" + (f", {width} to a bar" if width > 1 else ""))
+    axes.set_ylabel("rows")
+    return figure
+
+
+def magnitude(means: F64) -> str:
+    """What the axis of a mean activation is called; SAEs such as AbsTopK have negative ones."""
+    return "mean activation when active" if (means > 0).all() else "|mean activation| when active"
+
+
+def _log_histogram(axes: Axes, values: F64, label: str) -> None:
+    """Histogram of positive values on a log axis, the median marked; bars are even parts of a decade."""
+    low, high = np.log10(values.min()), np.log10(values.max())
+    middle, span = (low + high) / 2, max(high - low, NARROWEST)
+    parts = next((n for n in BARS_PER_DECADE if n * span >= FEWEST_BARS), BARS_PER_DECADE[-1])
+    edges = 10 ** (np.arange(np.floor(low * parts), np.floor(high * parts) + 2) / parts)
+    log_axis(axes.xaxis, edges)
+    axes.set_xlim(*10 ** (middle + span * np.array([-0.55, 0.55])))
+    axes.hist(values, bins=edges, color=BLUE, edgecolor="white", linewidth=0.6)
+    median = float(np.median(values))
+    mark(axes, median, label.format(median))
+    whole_numbers(axes.yaxis)
+    axes.set_ylabel("features")
+
+
+def _rows(features: pl.DataFrame) -> str:
+    rows = features["counted_rows"].max() if features.height else 0
+    return counted(int(rows or 0), "counted row")  # type: ignore[call-overload]

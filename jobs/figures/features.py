@@ -1,0 +1,110 @@
+"""Features side by side: density against strength, and the ranking by sigma / mu."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from jobs.figures.distributions import magnitude
+from jobs.figures.style import (
+    BLUE,
+    COLOUR_MAP,
+    GREEN,
+    VERMILION,
+    canvas,
+    counted,
+    log_axis,
+    nothing,
+    whole_numbers,
+)
+from schemas.values import F64
+
+WINDOW = 50
+MIDDLE = 2000
+"""Where the second window of the ranking starts, in a ranking that is long enough."""
+
+
+def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
+    """Frequency against mean activation of each feature that fired, its strongest activation as colour."""
+    fired = features.filter(pl.col("mean_active").abs() > 0)
+    figure, axes = canvas(
+        "Density against strength",
+        site,
+        f"{fired.height:,} of {counted(features.height, 'feature')} fired",
+    )
+    if fired.is_empty():
+        nothing(axes, "no feature fired")
+        return figure
+    means = fired["mean_active"].to_numpy()
+    extreme = np.maximum(fired["max_activation"].abs().to_numpy(), fired["min_activation"].abs().to_numpy())
+    frequency = fired["frequency"].to_numpy()
+    log_axis(axes.xaxis, frequency)
+    log_axis(axes.yaxis, np.abs(means))
+    points = axes.scatter(
+        frequency,
+        np.abs(means),
+        c=extreme,
+        s=float(np.clip(40_000 / len(means), 2, 16)),
+        alpha=float(np.clip(3_000 / len(means), 0.35, 0.8)),
+        cmap=COLOUR_MAP,
+        norm=LogNorm(*_span(extreme)),
+        linewidths=0,
+        rasterized=True,  # an SVG with a shape for each of a million features opens nowhere
+    )
+    bar = figure.colorbar(points, ax=axes, label="strongest activation", pad=0.02)
+    log_axis(bar.ax.yaxis, np.array(_span(extreme)))
+    bar.solids.set(alpha=1, edgecolor="face")
+    bar.outline.set_visible(False)
+    axes.set_xlabel("frequency (active rows / counted rows)")
+    axes.set_ylabel(magnitude(means))
+    return figure
+
+
+def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
+    """Features by descending sigma / mu over all rows, two windows of the ranking marked."""
+    ranked = rankings.filter(pl.col("by") == "sigma_over_mu").sort("rank")
+    figure, axes = canvas(
+        "Features ranked by σ / μ", site, f"{counted(ranked.height, 'feature')} with a value"
+    )
+    if ranked.is_empty():
+        nothing(axes, "no feature is ranked by sigma_over_mu")
+        return figure
+    values = ranked["value"].to_numpy()
+    if values[-1] > 0:
+        log_axis(axes.yaxis, values)
+    axes.plot(np.arange(len(values)), values, color=BLUE, linewidth=2.2, solid_capstyle="round")
+    for start, colour in zip(windows(len(values)), (VERMILION, GREEN), strict=False):
+        _mark_window(axes, start, values, colour)
+    axes.margins(x=0.03, y=0.22)  # the curve falls, and above it there is room for the legend
+    axes.legend(loc="upper right")
+    whole_numbers(axes.xaxis)
+    axes.set_xlabel("rank (0 has the largest σ / μ)")
+    axes.set_ylabel("σ / μ over all counted rows")
+    return figure
+
+
+def windows(n: int) -> list[int]:
+    """Where the marked windows of a ranking of `n` start: at the top, and at MIDDLE or else in the middle."""
+    if n < 4 * WINDOW:
+        return [0]
+    return [0, MIDDLE if n >= MIDDLE + WINDOW else (n - WINDOW) // 2]
+
+
+def _span(values: F64) -> tuple[float, float]:
+    """Ends of a log colour scale, apart even where all values are equal."""
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low / 2, high * 2)
+
+
+def _mark_window(axes: Axes, start: int, values: F64, colour: str) -> None:
+    """A stretch of the curve drawn over, its ranks and values for the legend."""
+    stop = min(start + WINDOW, len(values))
+    line = {"color": colour, "linewidth": 5, "solid_capstyle": "round", "marker": "o"} | {
+        "markersize": 4,
+        "markeredgewidth": 0,
+    }
+    label = f"ranks {start:,} to {stop - 1:,}: {values[start]:.3g} to {values[stop - 1]:.3g}"
+    axes.plot(np.arange(start, stop), values[start:stop], zorder=3, label=label, **line)

@@ -1,0 +1,127 @@
+"""The look of every figure, in one place: canvas, colours (Okabe and Ito 2008, viridis), titles, axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from schemas.values import F64
+
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+INK, SOFT, FAINT = "#222222", "#666666", "#E4E4E4"
+COLOUR_MAP = "viridis"
+
+SIZE = (7.2, 4.5)
+DPI = 200
+LINE_IN = 0.2
+"""Height of a line of text, in inches."""
+LINE_LENGTH = 90
+NARROW = 300
+"""Ratio of largest to smallest below which a log axis shows more than powers of ten."""
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "text.color": INK,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",  # text stays text: it can be searched, and the file is small
+    "svg.hashsalt": "latentlake",  # ids in the file do not change from run to run
+}
+
+
+def canvas(title: str, site: str, *facts: str) -> tuple[Figure, Axes]:
+    """A figure with one plot; flush left above it a bold title, and the site and facts on softer lines."""
+    lines = _lines([_shortened(site), *facts])
+    figure = Figure(figsize=SIZE, dpi=DPI)
+    line = LINE_IN / SIZE[1]
+    figure.text(0.015, 0.975, title, ha="left", va="top", fontsize=14, fontweight="bold")
+    figure.text(0.015, 0.975 - 1.45 * line, "\n".join(lines), ha="left", va="top", fontsize=10, color=SOFT)
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * line), w_pad=0.1)
+    return figure, figure.add_subplot()
+
+
+def nothing(axes: Axes, text: str) -> None:
+    """Say on an empty plot why it is empty."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=SOFT, transform=axes.transAxes, fontsize=12)
+
+
+def mark(axes: Axes, x: float, label: str) -> None:
+    """A dashed vertical line at `x`, its label beside it in room made above the data."""
+    axes.margins(y=0.16)
+    axes.axvline(x, color=VERMILION, linestyle=(0, (5, 3)), linewidth=1.6)
+    left = axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] < 0.6
+    axes.annotate(
+        label,
+        (x, 0.985),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(6 if left else -6, 0),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="top",
+        color=VERMILION,
+        fontweight="bold",
+        fontsize=10.5,
+    )
+
+
+def _lines(parts: list[str]) -> list[str]:
+    """Parts joined by dots into lines of at most LINE_LENGTH characters."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]} · {part}"
+        lines = [*lines[:-1], longer] if len(longer) <= LINE_LENGTH else [*lines, part]
+    return lines
+
+
+def _shortened(name: str) -> str:
+    """A long name without its middle."""
+    half = LINE_LENGTH // 2 - 1
+    return name if len(name) <= LINE_LENGTH else f"{name[:half]}…{name[-half:]}"
+
+
+def log_axis(axis: Axis, values: F64) -> None:
+    """A log axis over positive values: powers of ten; where they would be few, 1, 2, 5 in plain numbers."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    if values.max() / values.min() < NARROW:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks at round whole numbers, thousands set apart."""
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 feature`, `4,608 features`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage with as many digits as it needs."""
+    percent = 100 * part / whole if whole else 0.0
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"

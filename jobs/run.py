@@ -1,0 +1,58 @@
+"""`latentlake run RUN.yaml`: the whole line; each step does only what is not done."""
+
+from __future__ import annotations
+
+from jobs.cluster import cluster
+from jobs.extract import extract_resolved
+from jobs.plots import plots
+from jobs.progress import console
+from jobs.rank import rank
+from jobs.stats import stats
+from jobs.tokenize import tokenize_resolved
+from pipeline.plan import resolve
+from pipeline.run import Extraction
+from pipeline.store import FeatureStore
+from schemas.run_file import RunFile
+
+TABLES = ("features", "rankings", "feature_clusters", "context_clusters")
+
+
+def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = False) -> Extraction:
+    """Tokenize, extract, stats, rank, cluster, plots."""
+    resolved, warnings = resolve(run_file)
+    for warning in warnings:
+        console.print(f"[yellow]warning[/]: {warning}", highlight=False)
+    tokenize_resolved(resolved, append=append)
+    result = extract_resolved(resolved, accept_environment=accept_environment)
+    store = FeatureStore.open(resolved.store.root)
+    for site in result.plan.sites:
+        if not is_fresh(store, site.name):
+            derive(store, site.name, resolved)
+        else:
+            console.print(
+                f"[bold]tables[/] of {site.name}: nothing to do, they are up to date", highlight=False
+            )
+    return result
+
+
+def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
+    """All tables and figures of one site."""
+    stats(store, site)
+    rank(store, site, run_file.rank.by)
+    cluster(store, site, run_file.cluster)
+    figures = plots(store, site)
+    console.print(f"[bold]plots[/] {len(figures)} files in {store.layout.figures(site)}", highlight=False)
+
+
+def is_fresh(store: FeatureStore, site: str) -> bool:
+    """Whether all tables and some figures of the site exist and were made from the receipts there are."""
+    fresh = all(store.has_table(site, name) and not store.is_stale(site, name) for name in TABLES)
+    return fresh and any(store.layout.figures(site).glob("*.png"))
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["run", *sys.argv[1:]])

@@ -1,0 +1,55 @@
+"""`latentlake tokenize RUN.yaml`: documents become token shards, once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from jobs.progress import console
+from pipeline.plan import resolve
+from pipeline.store.objects import self_test
+from pipeline.tokenize import tokenize as tokenize_corpus
+from pipeline.tokenizer import load_tokenizer
+from schemas.layout import Layout
+from schemas.records import CorpusLink, ShardRecord
+from schemas.run_file import RunFile
+
+
+def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:
+    """Write the token shards of the run file's corpus; say how many, or that it was done."""
+    run, _ = resolve(run)
+    return tokenize_resolved(run, append=append)
+
+
+def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
+    """The same for a run file that has every default filled in."""
+    layout, began = Layout(Path(run.store.root)), time.monotonic()
+    size, bos, tokenizer_path = run.tokens.context_size, run.tokens.prepend_bos, run.tokens.tokenizer
+    assert size is not None
+    assert bos is not None
+    assert tokenizer_path is not None
+    self_test(layout.root)
+    with console.status("tokenize") as line:
+
+        def progress(record: ShardRecord) -> None:
+            rows, seconds = record.row_start + record.rows, time.monotonic() - began
+            line.update(f"tokenize: {rows:,} tokens in {record.name}, {rows / seconds:,.0f} tokens/s")
+
+        tokenizer = load_tokenizer(tokenizer_path)
+        link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)
+    rows = sum(shard.rows for shard in link.shards)
+    documents = sum(shard.documents for shard in link.shards)
+    console.print(
+        f"[bold]tokenize[/] {documents:,} documents, {rows:,} tokens, {len(link.shards)} shards "
+        f"({time.monotonic() - began:.1f} s)",
+        highlight=False,
+    )
+    return link
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["tokenize", *sys.argv[1:]])

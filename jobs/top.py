@@ -1,0 +1,86 @@
+"""`latentlake top STORE FEATURE`: the strongest contexts of a feature, the firing token marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.progress import console
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+
+BEFORE, AFTER = 24, 8
+MARKS = str.maketrans({"\n": "↩", "\t": "→", "\r": "↩"})
+
+
+def top(store: FeatureStore, site: str, feature: int, *, k: int = 20, where: Sequence[str] = ()) -> None:
+    """Print the `k` strongest rows of a feature, each in its context; `where` holds COLUMN=VALUE pairs."""
+    filters = [label_filter(store, text) for text in where]
+    condition = pl.all_horizontal(filters) if filters else None
+    found = store.contexts(site, feature, k, where=condition)
+    if found.is_empty():
+        console.print(
+            f"feature {feature} of {site} never fires" + (" there" if where else ""), highlight=False
+        )
+        return
+    console.print(contexts_table(store, found, f"feature {feature} of {site}: {found.height} strongest rows"))
+
+
+def contexts_table(store: FeatureStore, found: pl.DataFrame, title: str) -> Table:
+    """A table of the rows of `FeatureStore.contexts`, one line each."""
+    table = Table(title=title, show_lines=False)
+    labels = list(store.lake.label_columns)
+    for column in ("activation", "context", "position", *labels):
+        table.add_column(
+            column, justify="right" if column in ("activation", "context", "position") else "left"
+        )
+    table.add_column("tokens", overflow="fold")
+    for row in found.iter_rows(named=True):
+        text = marked(store, row["token_ids"], row["position"])
+        cells = [f"{row['activation']:.2f}", str(row["context"]), str(row["position"])]
+        table.add_row(*cells, *(escape(str(row[label])) for label in labels), text)
+    return table
+
+
+def marked(store: FeatureStore, token_ids: Sequence[int], position: int) -> str:
+    """The tokens around `position` as rich markup, the firing one reversed between bars."""
+    first = max(0, position - BEFORE)
+    before = "".join(store.pieces(token_ids[first:position]))
+    after = "".join(store.pieces(token_ids[position + 1 : position + 1 + AFTER]))
+    firing = store.pieces(token_ids[position : position + 1])[0]
+    return f"{_plain(before)}[bold reverse]|{_plain(firing)}|[/]{_plain(after)}"
+
+
+def _plain(text: str) -> str:
+    return escape(text.translate(MARKS))
+
+
+def label_filter(store: FeatureStore, text: str) -> pl.Expr:
+    """A condition on a label column from COLUMN=VALUE."""
+    column, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"--where {text!r} is no COLUMN=VALUE, such as party=Republican")
+    known = store.lake.label_columns
+    if column not in known:
+        raise InputError(
+            f"--where {text!r}: the store has no label {column!r}; it has {', '.join(known) or 'none'}"
+        )
+    if known[column] == "String":
+        return pl.col(column) == value
+    try:
+        return pl.col(column).cast(pl.Float64) == float({"true": "1", "false": "0"}.get(value.lower(), value))
+    except ValueError:
+        raise InputError(
+            f"--where {text!r}: label {column} is {known[column]}, {value!r} is no number"
+        ) from None
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["top", *sys.argv[1:]])

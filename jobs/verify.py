@@ -1,0 +1,37 @@
+"""`latentlake verify STORE`: every checksum, and every statistic recomputed from the raw activations."""
+
+from __future__ import annotations
+
+import time
+
+from jobs.progress import console
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+
+
+def verify(store: FeatureStore) -> None:
+    """Say what was checked; raise InputError, after listing every problem, when something is wrong."""
+    began = time.monotonic()
+    with console.status("verify"):
+        report = store.verify()
+    for problem in report.problems:
+        console.print(f"[red]wrong[/]: {problem}", highlight=False)
+    console.print(
+        f"[bold]verify[/] {report.objects:,} objects, {report.bytes / 1e6:,.1f} MB, "
+        f"{report.nonzeros:,} activations, {report.statistics:,} statistics recomputed "
+        f"({time.monotonic() - began:.1f} s)",
+        highlight=False,
+    )
+    if report.problems:
+        raise InputError(
+            f"{len(report.problems)} problems in {store.layout.root}; restore what is named above"
+        )
+    console.print("all of it agrees", style="green")
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["verify", *sys.argv[1:]])

@@ -1,0 +1,50 @@
+"""Which device a worker computes on, and what it is called."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from schemas.errors import InputError
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def choose_device(device: str, gpus_per_worker: float) -> str:
+    """`cpu` or `cuda` for the run file's model.device; `auto` takes the GPU when the worker was given one.
+
+    A worker sees its own GPUs only (Ray sets CUDA_VISIBLE_DEVICES), so `cuda` is the first of them.
+    """
+    if device == "auto":
+        device = "cuda" if gpus_per_worker > 0 else "cpu"
+    if device == "cuda" and not _has_cuda():
+        raise InputError(
+            "the run file asks for a GPU (model.device, extract.gpus_per_worker), but torch sees none here: "
+            "set model.device: cpu and extract.gpus_per_worker: 0, or run where there is one"
+        )
+    return device
+
+
+def describe_device(device: str) -> str:
+    """Model name of the processor behind `cpu` or `cuda`: another one may give other last bits."""
+    if device == "cpu":
+        return _cpu_name()
+    import torch
+
+    return str(torch.cuda.get_device_name(torch.device(device)))
+
+
+def _has_cuda() -> bool:
+    """Whether torch can use a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _cpu_name() -> str:
+    """The kernel's model name, else the platform's."""
+    if CPU_INFO.is_file():
+        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

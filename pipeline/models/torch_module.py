@@ -1,0 +1,94 @@
+"""Loader of any torch module: `path` is `package.module:function`, a function that builds it without
+arguments.
+
+The module's forward takes token ids int64 [B, T]. Hook names are module paths (`layers.3`, `layers.3.mlp`); x
+is the module's output [B, T, ...], of a tuple the first. Contexts are padded with id 0 on the right and no
+mask is given: the module must be causal, or no context be shorter than the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas import run_file
+from schemas.errors import InputError
+from schemas.records import digest_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipeline.models.hooked import Attach, HookedModel, Take
+
+
+def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
+    """See pipeline.models.load_model."""
+    import torch
+
+    from pipeline.models.hooked import HookedModel, refuse_unknown_hooks
+
+    module = _build(model.path).to(device, getattr(torch, model.dtype)).eval()
+    refuse_unknown_hooks(hooks, (name for name, _ in module.named_modules() if name))
+
+    def run(token_ids: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
+        return module(token_ids)
+
+    limit = getattr(module, "max_context", None)
+    return HookedModel(hooks, _attacher(module), run, torch.device(device), limit)
+
+
+def digest(path: str) -> str:
+    """See pipeline.models.model_digest."""
+    module, _ = _parts(path)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise InputError(f"model {path}: there is no module {module!r} on the import path")
+    return digest_of({"path": path, "source": hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()})
+
+
+def max_context(path: str) -> int | None:  # noqa: ARG001 - only the built module can tell
+    """See pipeline.models.max_context."""
+    return None
+
+
+def _parts(path: str) -> tuple[str, str]:
+    """Module and function of `package.module:function`."""
+    module, _, function = path.partition(":")
+    if not module or not function:
+        raise InputError(f"model path {path!r} is no package.module:function")
+    return module, function
+
+
+def _build(path: str) -> nn.Module:
+    """Call the function that builds the module."""
+    from torch import nn
+
+    name, function = _parts(path)
+    try:
+        build: Any = getattr(importlib.import_module(name), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise InputError(f"model {path} can not be imported: {error}") from error
+    module = build()
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model {path} builds a {type(module).__name__}; it must build a torch.nn.Module")
+    return module
+
+
+def _attacher(module: nn.Module) -> Attach:
+    """Attach with torch's own forward hooks."""
+
+    def attach(name: str, take: Take) -> Callable[[], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: object) -> None:
+            take(output)
+
+        handle: Callable[[], None] = module.get_submodule(name).register_forward_hook(hook).remove
+        return handle
+
+    return attach

@@ -1,0 +1,188 @@
+"""Lay documents into contexts. Pure NumPy.
+
+Shapes: N rows (tokens laid out), C contexts of at most T tokens, S segments, M documents with tokens.
+
+The documents of a shard form one stream, each followed by its separator; every context takes the next `body`
+= T - (1 if there is a BOS) tokens of the stream and starts with BOS if there is one. So nothing is padded or
+dropped, a document longer than a context goes on in the next one, and only the last context of a shard may be
+shorter than T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.run_file import SpecialTokenPolicy
+from schemas.values import I32, I64, U32, U64, Bool
+
+
+@dataclass(frozen=True)
+class ContextRule:
+    """How a stream of documents becomes contexts.
+
+    `bos_id` None: contexts start without BOS; `separator_id` None: nothing between documents. Id 0 is an id.
+    """
+
+    context_size: int
+    bos_id: int | None
+    separator_id: int | None
+
+    @property
+    def bos_tokens(self) -> int:
+        """Tokens that a context starts with: 1 or 0."""
+        return int(self.bos_id is not None)
+
+    @property
+    def body(self) -> int:
+        """Tokens of the stream that a context holds."""
+        return self.context_size - self.bos_tokens
+
+    def after(self, place: int, tokens: int) -> int:
+        """Place in the stream after a document of so many tokens at `place`, and its separator."""
+        end = place + tokens
+        if not tokens or self.separator_id is None:
+            return end
+        return end if self._bos_separates(end) else end + 1
+
+    def contexts(self, stream: int) -> int:
+        """Contexts that hold a stream of so many tokens."""
+        return -(-stream // self.body)
+
+    def rows(self, stream: int) -> int:
+        """Token rows of a stream of so many tokens, every BOS included."""
+        return stream + self.bos_tokens * self.contexts(stream)
+
+    def stream_within(self, rows: int) -> int:
+        """The longest stream that takes at most `rows` token rows."""
+        full, rest = divmod(rows, self.context_size)
+        return full * self.body + max(rest - self.bos_tokens, 0)
+
+    def separators(self, lengths: I64) -> Bool:
+        """Whether a separator follows each document, bool [M], for documents of these lengths (all > 0)."""
+        if self.separator_id is None or self.separator_id != self.bos_id:
+            return np.full(len(lengths), self.separator_id is not None)
+        place, found = 0, np.empty(len(lengths), dtype=np.bool_)
+        for i, tokens in enumerate(lengths.tolist()):
+            end, place = place + tokens, self.after(place, tokens)
+            found[i] = place > end
+        return found
+
+    def _bos_separates(self, place: int) -> bool:
+        """Whether a separator at `place` would repeat the BOS before it (same id): it is left out then."""
+        return self.separator_id == self.bos_id and place % self.body == 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Contexts of one shard.
+
+    `token_ids` int32 [N] is cut by `context_ptr` int64 [C + 1]. Segments of context c are
+    `segment_ptr[c]:segment_ptr[c + 1]` (int64 [C + 1]): `document` int64 [S] is the place in the list of
+    documents that was packed, `start` uint32 [S] the first position in the context (never that of a BOS),
+    `offset` uint32 [S] the place in the document; a separator's is the number of the document's tokens.
+    """
+
+    token_ids: I32
+    context_ptr: I64
+    segment_ptr: I64
+    document: I64
+    start: U32
+    offset: U32
+
+
+def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = False) -> Packed:
+    """Lay documents, token ids int32 [.] each, into contexts.
+
+    A document without tokens leaves no trace. `last_is_cut`: the last document goes on beyond what is given,
+    so no separator follows it.
+    """
+    with_tokens = [i for i, ids in enumerate(documents) if len(ids)]
+    lengths = np.array([len(documents[i]) for i in with_tokens], dtype=np.int64)
+    separated = rule.separators(lengths)
+    if last_is_cut and with_tokens:
+        separated[-1] = False
+    begins = np.zeros(len(lengths), dtype=np.int64)
+    np.cumsum((lengths + separated)[:-1], out=begins[1:])
+    stream = _stream([documents[i] for i in with_tokens], separated, rule.separator_id)
+    token_ids, context_ptr = _contexts(stream, rule)
+    return _segments(token_ids, context_ptr, begins, np.array(with_tokens, dtype=np.int64), rule)
+
+
+def _stream(documents: list[I32], separated: Bool, separator_id: int | None) -> I32:
+    """All documents one after another, with their separators."""
+    separator = np.array([separator_id] if separator_id is not None else [], dtype=np.int32)
+    ends = [separator[:n] for n in separated.astype(int).tolist()]
+    pieces = [piece for pair in zip(documents, ends, strict=True) for piece in pair]
+    return np.concatenate(pieces, dtype=np.int32) if pieces else np.empty(0, np.int32)
+
+
+def _contexts(stream: I32, rule: ContextRule) -> tuple[I32, I64]:
+    """Cut the stream into contexts and put BOS in front of each: token ids [N], context_ptr [C + 1]."""
+    n_contexts, n_rows = rule.contexts(len(stream)), rule.rows(len(stream))
+    context_ptr = np.minimum(np.arange(n_contexts + 1, dtype=np.int64) * rule.context_size, n_rows)
+    if rule.bos_id is None:
+        return stream, context_ptr
+    padded = np.empty((n_contexts, rule.context_size), dtype=np.int32)
+    padded[:, 0] = rule.bos_id
+    full, rest = divmod(len(stream), rule.body)
+    padded[:full, 1:] = stream[: full * rule.body].reshape(full, rule.body)
+    if rest:
+        padded[full, 1 : rest + 1] = stream[full * rule.body :]
+    return padded.reshape(-1)[:n_rows], context_ptr
+
+
+def _segments(token_ids: I32, context_ptr: I64, begins: I64, with_tokens: I64, rule: ContextRule) -> Packed:
+    """Cut the stream at every start of a document (`begins` [M]) and of a context."""
+    context_begins = np.arange(len(context_ptr), dtype=np.int64) * rule.body
+    cuts = np.union1d(begins, context_begins[:-1])
+    document = np.searchsorted(begins, cuts, side="right") - 1
+    return Packed(
+        token_ids=token_ids,
+        context_ptr=context_ptr,
+        segment_ptr=np.searchsorted(cuts, context_begins).astype(np.int64),
+        document=with_tokens[document],
+        start=(cuts % rule.body + rule.bos_tokens).astype(np.uint32),
+        offset=(cuts - begins[document]).astype(np.uint32),
+    )
+
+
+def document_of_row(document: U64, start: U32, segment_ptr: I64, context_ptr: I64) -> U64:
+    """The document of each row, uint64 [N]; a BOS belongs to the document of the context's first segment.
+
+    `document` and `start` [S] describe the segments that `segment_ptr` [C + 1] cuts into contexts.
+    """
+    segments = np.diff(segment_ptr)
+    begins = np.repeat(context_ptr[:-1], segments) + start.astype(np.int64)
+    begins[segment_ptr[:-1]] = context_ptr[:-1]
+    lengths = np.diff(begins, append=context_ptr[-1:])
+    return np.repeat(document, lengths).astype(np.uint64, copy=False)
+
+
+def counted_mask(token_ids: I32, special_ids: Sequence[int], policy: SpecialTokenPolicy) -> Bool:
+    """Which rows enter statistics, bool [N]: under `exclude` no special id, wherever it stands, else all."""
+    if policy == "exclude":
+        return ~_is_special(token_ids, special_ids)
+    return np.ones(len(token_ids), dtype=np.bool_)
+
+
+def stored_mask(
+    token_ids: I32, context_ptr: I64, special_ids: Sequence[int], policy: SpecialTokenPolicy
+) -> Bool:
+    """Which rows may hold activations, bool [N].
+
+    exclude and zero: all but the special ids; include: all; zero_first: all but position 0 of each context.
+    """
+    if policy in ("exclude", "zero"):
+        return ~_is_special(token_ids, special_ids)
+    stored = np.ones(len(token_ids), dtype=np.bool_)
+    if policy == "zero_first":
+        stored[context_ptr[:-1]] = False
+    return stored
+
+
+def _is_special(token_ids: I32, special_ids: Sequence[int]) -> NDArray[np.bool_]:
+    return np.isin(token_ids, np.array(special_ids, dtype=np.int32))

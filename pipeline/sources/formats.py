@@ -1,0 +1,230 @@
+"""Readers of one file each: Parquet, JSON lines (plain or gzipped), text.
+
+A reader streams raw records `(number, text, labels)` and checks form only; its caller checks the values.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources.values import check_columns, infer_dtypes
+from schemas.errors import InputError
+
+Record = tuple[int, Any, tuple[Any, ...]]
+"""Row (from 0) or line (from 1), text, labels."""
+
+_BATCH_ROWS = 256
+_GZIP_RATIO = 3
+"""Text is about so much longer than its gzip file."""
+
+
+class Reader(Protocol):
+    """One file."""
+
+    def label_dtypes(self) -> dict[str, str]:
+        """Types of the label columns, as far as the file tells; InputError when a column is not there."""
+        ...
+
+    def text_bytes(self) -> int:
+        """About how many bytes of text it holds."""
+        ...
+
+    def records(self) -> Iterator[Record]:
+        """The documents, raw."""
+        ...
+
+    def where(self, number: int) -> str:
+        """How to call a record in a message."""
+        ...
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """A Parquet file; only the columns asked for are read, some rows at a time."""
+
+    path: Path
+    text_column: str
+    label_columns: tuple[str, ...]
+
+    def label_dtypes(self) -> dict[str, str]:
+        """The declared types; a column of type null tells nothing."""
+        with self._open() as file:
+            schema = file.schema_arrow
+        check_columns((self.text_column, *self.label_columns), schema.names, str(self.path))
+        self._check_text_type(schema.field(self.text_column).type)
+        found = {name: self._dtype(name, schema.field(name).type) for name in self.label_columns}
+        return {name: dtype for name, dtype in found.items() if dtype is not None}
+
+    def text_bytes(self) -> int:
+        """Size of the text column before compression, from the file's footer."""
+        with self._open() as file:
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == self.text_column)
+
+    def records(self) -> Iterator[Record]:
+        """Rows, numbered from 0."""
+        number = 0
+        with self._open() as file:
+            columns = list({self.text_column: None} | dict.fromkeys(self.label_columns))
+            check_columns(columns, file.schema_arrow.names, str(self.path))
+            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                values = [batch.column(name).to_pylist() for name in (self.text_column, *self.label_columns)]
+                for text, *labels in zip(*values, strict=True):
+                    yield number, text, tuple(labels)
+                    number += 1
+
+    def where(self, number: int) -> str:
+        """File and row."""
+        return f"{self.path} row {number}"
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(self.path) as file:
+                yield file
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{self.path} can not be read as Parquet: {_line(error)}") from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path} holds text that is not UTF-8: {_line(error)}") from None
+
+    def _check_text_type(self, found: pa.DataType) -> None:
+        if not (_is_string(found) or pa.types.is_null(found)):
+            raise InputError(f"{self.path}: column {self.text_column!r} holds {found}, not text")
+
+    def _dtype(self, column: str, found: pa.DataType) -> str | None:
+        tests: list[tuple[Callable[[Any], bool], str]] = [
+            (_is_string, "String"),
+            (pa.types.is_integer, "Int64"),
+            (pa.types.is_floating, "Float64"),
+            (pa.types.is_boolean, "Boolean"),
+        ]
+        for is_kind, dtype in tests:
+            if is_kind(found):
+                return dtype
+        if pa.types.is_null(found):
+            return None
+        raise InputError(
+            f"{self.path}: label column {column!r} holds {found}; labels are strings, numbers or true/false"
+        )
+
+
+@dataclass(frozen=True)
+class JsonLinesReader:
+    """One JSON object a line; empty lines are passed over. `.gz` is unpacked on the way."""
+
+    path: Path
+    text_column: str
+    label_columns: tuple[str, ...]
+
+    def label_dtypes(self) -> dict[str, str]:
+        """Types of the first values that are not null; the first object must hold every column."""
+        for line, content in self._objects():
+            check_columns((self.text_column, *self.label_columns), content, self.where(line))
+            break
+        return infer_dtypes((labels for _, _, labels in self.records()), self.label_columns, str(self.path))
+
+    def text_bytes(self) -> int:
+        """Size of the file, unpacked."""
+        size = self.path.stat().st_size
+        return size * _GZIP_RATIO if self.path.suffix == ".gz" else size
+
+    def records(self) -> Iterator[Record]:
+        """Lines, numbered from 1; a key that is missing is null."""
+        for line, content in self._objects():
+            labels = tuple(content.get(name) for name in self.label_columns)
+            yield line, content.get(self.text_column), labels
+
+    def where(self, number: int) -> str:
+        """File and line."""
+        return f"{self.path}:{number}"
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self._open() as file:
+            for line, data in enumerate(file, start=1):
+                if data.strip():
+                    yield line, self._object(line, data)
+
+    def _object(self, line: int, data: bytes) -> dict[str, Any]:
+        try:
+            # A byte order mark can only stand in the first line; Windows editors put it there.
+            content = json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.where(line)} is not UTF-8: {_line(error)}") from None
+        except ValueError as error:
+            raise InputError(f"{self.where(line)} is not JSON: {_line(error)}") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{self.where(line)} is no JSON object but {type(content).__name__}")
+        return content
+
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        try:
+            with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
+                yield file  # type: ignore[misc]
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{self.path} can not be read: {_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A text file: one document, no labels."""
+
+    path: Path
+    text_column: str
+    label_columns: tuple[str, ...]
+
+    def label_dtypes(self) -> dict[str, str]:
+        """No columns at all."""
+        check_columns(self.label_columns, (), str(self.path))
+        return {}
+
+    def text_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+    def records(self) -> Iterator[Record]:
+        """The one document."""
+        try:
+            yield 0, self.path.read_bytes().decode("utf-8-sig"), ()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path} is not UTF-8: {_line(error)}") from None
+        except OSError as error:
+            raise InputError(f"{self.path} can not be read: {_line(error)}") from None
+
+    def where(self, number: int) -> str:  # noqa: ARG002 - a text file has one document
+        """The file."""
+        return str(self.path)
+
+
+FORMATS: dict[str, Callable[[Path, str, tuple[str, ...]], Reader]] = {
+    ".parquet": ParquetReader,
+    ".jsonl": JsonLinesReader,
+    ".jsonl.gz": JsonLinesReader,
+    ".txt": TextReader,
+}
+"""End of a file's name -> its reader."""
+
+
+def format_of(path: Path) -> str | None:
+    """The key of FORMATS that the file's name ends with."""
+    return next((end for end in FORMATS if path.name.lower().endswith(end)), None)
+
+
+def _is_string(found: pa.DataType) -> bool:
+    kind = found.value_type if pa.types.is_dictionary(found) else found
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,97 @@
+"""A dataset of the Hugging Face hub, streamed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from pipeline.sources.values import check_columns, check_label, check_text, infer_dtypes
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.run_file import Corpus
+from schemas.values import Document
+
+
+class HubSource:
+    """One split of a dataset, pinned to the revision that the hub names when it is opened."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        load: Callable[..., Any] | None = None,
+        revision: Callable[[str], str] | None = None,
+    ) -> None:
+        """`load` and `revision` stand in for `datasets.load_dataset` and the hub's answer."""
+        self._corpus = corpus
+        self._load = load or _load_dataset
+        self._revision = self._asked(revision or _revision, corpus.path)
+
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, and the revision."""
+        return {
+            **self._corpus.model_dump(mode="json", exclude={"label_columns"}),
+            "label_columns": list(self._corpus.label_columns),
+            "revision": self._revision,
+        }
+
+    def digest(self) -> str:
+        """Name, configuration, split and revision."""
+        return digest_of([self._corpus.path, self._corpus.config, self._corpus.split, self._revision])
+
+    def label_dtypes(self) -> dict[str, str]:
+        """Types of the first values that are not null; String where there is none."""
+        columns, where = self._corpus.label_columns, self._corpus.path
+        for row in islice(self._rows(), 1):
+            check_columns((self._corpus.text_column, *columns), row, where)
+        labels = ([row.get(column) for column in columns] for row in self._rows())
+        found = infer_dtypes(labels, columns, where)
+        return {column: found.get(column, "String") for column in columns}
+
+    def estimated_bytes(self) -> int | None:
+        """Unknown: the hub does not say it for every dataset."""
+        return None
+
+    def documents(self) -> Iterator[Document]:
+        """Rows of the split, in its order."""
+        dtypes = self.label_dtypes()
+        for number, row in enumerate(self._rows()):
+            where = f"{self._corpus.path} row {number}"
+            labels = tuple(
+                check_label(row.get(column), dtype, column, where) for column, dtype in dtypes.items()
+            )
+            text = check_text(row.get(self._corpus.text_column), self._corpus.text_column, where)
+            yield Document(number, text, labels)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        asked = {"name": self._corpus.config, "split": self._corpus.split, "revision": self._revision}
+        rows = self._asked(self._load, self._corpus.path, streaming=True, **asked)
+        try:
+            yield from rows
+        finally:
+            # A half-read Parquet stream still alive at exit aborts Python (huggingface/datasets#7467).
+            del rows
+            gc.collect()
+
+    def _asked(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return ask(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"corpus.path {self._corpus.path!r} is no local path, and no Hugging Face dataset could "
+                f"be opened by that name (config {self._corpus.config}, split {self._corpus.split}): {reason}"
+            ) from None
+
+
+def _load_dataset(*args: Any, **kwargs: Any) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(*args, **kwargs)
+
+
+def _revision(name: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(name).sha)

@@ -1,0 +1,139 @@
+"""Text corpora: files of many formats, a folder or glob of them, or a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.sources.formats import FORMATS, Reader, format_of
+from pipeline.sources.hub import HubSource
+from pipeline.sources.values import check_label, check_text
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.run_file import Corpus
+from schemas.values import Document
+
+if TYPE_CHECKING:
+    from pipeline.sources import Source
+
+_ENDS = 8 << 20
+"""Bytes at either end of a file that its fingerprint covers."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def open_text(corpus: Corpus) -> Source:
+    """Files where `corpus.path` is a file, a folder or a glob; else the Hugging Face dataset of that name."""
+    path = Path(corpus.path).expanduser()
+    if path.exists():
+        return FilesSource(corpus, *_files_at(path))
+    if glob.has_magic(corpus.path):
+        return FilesSource(corpus, *_files_like(str(path)))
+    if _HUB_NAME.fullmatch(corpus.path) and format_of(path) is None:
+        return HubSource(corpus)
+    raise InputError(f"corpus.path {corpus.path!r} does not exist")
+
+
+def _files_at(path: Path) -> tuple[Path, list[Path]]:
+    """The file, or the files below the folder that we know how to read; and the folder they lie in."""
+    if path.is_file():
+        return path.parent, [path]
+    below = [p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))]
+    known = [p for p in below if format_of(p) is not None]
+    if not known:
+        found = f"{len(below)} other files" if below else "nothing"
+        raise InputError(f"corpus.path {str(path)!r} holds {found}, but no file of {', '.join(FORMATS)}")
+    return path, sorted(known, key=lambda p: p.relative_to(path).as_posix())
+
+
+def _files_like(pattern: str) -> tuple[Path, list[Path]]:
+    """The files that a glob finds; and the folder where the pattern starts."""
+    # Path.glob takes no absolute pattern.
+    found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
+    if not found:
+        raise InputError(f"corpus.path {pattern!r} finds no file")
+    fixed = Path(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
+    return fixed if fixed.is_dir() else fixed.parent, found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+class FilesSource:
+    """Files in the order of their names below `base`, and their documents in the order of each file."""
+
+    def __init__(self, corpus: Corpus, base: Path, files: list[Path]) -> None:
+        self._corpus, self._base, self._files = corpus, base, files
+        self._readers = [self._reader(path) for path in files]
+
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, and how many files and bytes that is."""
+        return {
+            "kind": self._corpus.kind,
+            "path": self._corpus.path,
+            "text_column": self._corpus.text_column,
+            "label_columns": list(self._corpus.label_columns),
+            "files": len(self._files),
+            "bytes": sum(path.stat().st_size for path in self._files),
+        }
+
+    def digest(self) -> str:
+        """Names below the base, sizes, and sha256 of the first and the last 8 MiB of every file."""
+        return digest_of([[self._name(path), *_fingerprint(path)] for path in self._files])
+
+    def label_dtypes(self) -> dict[str, str]:
+        """Types declared by Parquet files, or of the first values in JSON lines; all files must agree."""
+        dtypes: dict[str, str] = {}
+        for path, reader in zip(self._files, self._readers, strict=True):
+            for column, dtype in reader.label_dtypes().items():
+                if dtypes.setdefault(column, dtype) != dtype:
+                    raise InputError(
+                        f"{path}: label column {column!r} is {dtype}, but {dtypes[column]} in a file "
+                        "before; make it one type in all files"
+                    )
+        return {column: dtypes.get(column, "String") for column in self._corpus.label_columns}
+
+    def estimated_bytes(self) -> int | None:
+        """Sum over the files."""
+        return sum(reader.text_bytes() for reader in self._readers)
+
+    def documents(self) -> Iterator[Document]:
+        """Documents of all files, numbered from 0 through."""
+        dtypes, number = self.label_dtypes(), 0
+        for reader in self._readers:
+            for place, text, labels in reader.records():
+                where = reader.where(place)
+                checked = _labels(labels, dtypes, where)
+                yield Document(number, check_text(text, self._corpus.text_column, where), checked)
+                number += 1
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._base).as_posix()
+
+    def _reader(self, path: Path) -> Reader:
+        found = format_of(path)
+        if found is None:
+            raise InputError(f"{path} is none of the known formats {', '.join(FORMATS)}")
+        return FORMATS[found](path, self._corpus.text_column, self._corpus.label_columns)
+
+
+def _labels(values: tuple[Any, ...], dtypes: dict[str, str], where: str) -> tuple[Any, ...]:
+    return tuple(
+        check_label(value, dtype, column, where)
+        for value, (column, dtype) in zip(values, dtypes.items(), strict=True)
+    )
+
+
+def _fingerprint(path: Path) -> tuple[int, str]:
+    """Size and sha256 of both ends of a file (of all of it, when the ends meet)."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_ENDS))
+        file.seek(max(_ENDS, size - _ENDS))
+        digest.update(file.read(_ENDS))
+    return size, digest.hexdigest()

@@ -1,0 +1,86 @@
+"""Check what a document holds: a text that is text, and labels of one type a column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from schemas.errors import InputError
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "String": (str,),
+    "Int64": (int,),
+    "Float64": (float, int),
+    "Boolean": (bool,),
+}
+_DTYPES: dict[type, str] = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
+_LOOK_AHEAD = 1000
+"""Documents that are looked at for the first value of a label, where the format declares no types."""
+
+
+def check_columns(asked: Iterable[str], found: Iterable[str], where: str) -> None:
+    """InputError that names the first column asked for that is not among those found."""
+    known = list(found)
+    for name in asked:
+        if name not in known:
+            raise InputError(
+                f"{where} has no column {name!r}; it has {', '.join(known) or 'none'} "
+                "(see corpus.text_column and corpus.label_columns)"
+            )
+
+
+def check_text(text: Any, column: str, where: str) -> str:
+    """The text itself; an empty one is fine, null and other types are not."""
+    if not isinstance(text, str):
+        kind = "null" if text is None else type(text).__name__
+        raise InputError(
+            f"{where}: {column!r} is {kind}, not text; remove the document or make it an empty string"
+        )
+    return _unicode(text, column, where)
+
+
+def check_label(value: Any, dtype: str, column: str, where: str) -> Any:
+    """The label as its column's type holds it: null stays null, whole numbers may become floats."""
+    if value is None:
+        return None
+    if type(value) not in _TYPES[dtype]:
+        kind = _DTYPES.get(type(value), type(value).__name__)
+        raise InputError(f"{where}: label {column!r} is {value!r} ({kind}), but the column is {dtype}")
+    if dtype == "Int64" and not -(2**63) <= value < 2**63:
+        raise InputError(f"{where}: label {column!r} is {value}, beyond 64 bits; make it a string")
+    if dtype == "String":
+        return _unicode(value, column, where)
+    return float(value) if dtype == "Float64" else value
+
+
+def _unicode(text: str, column: str, where: str) -> str:
+    """JSON can spell half a surrogate pair, which no UTF-8 file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: {column!r} holds a lone surrogate {text[error.start]!r}, which is not Unicode text"
+        ) from None
+    return text
+
+
+def infer_dtypes(labels: Iterable[Sequence[Any]], columns: Sequence[str], where: str) -> dict[str, str]:
+    """Types of the first values that are not null; a column that has none among the first is left out."""
+    dtypes: dict[str, str] = {}
+    for values in islice(labels, _LOOK_AHEAD):
+        for column, value in zip(columns, values, strict=True):
+            if value is not None and column not in dtypes:
+                dtypes[column] = _dtype(value, column, where)
+        if len(dtypes) == len(columns):
+            break
+    return dtypes
+
+
+def _dtype(value: Any, column: str, where: str) -> str:
+    if type(value) not in _DTYPES:
+        raise InputError(
+            f"{where}: label {column!r} is {value!r} ({type(value).__name__}); labels are strings, numbers "
+            "or true/false"
+        )
+    return _DTYPES[type(value)]

@@ -1,0 +1,73 @@
+"""Active rows sampled over the whole range of a feature's activations.
+
+Each (feature, bin) keeps the row with the smallest hash(row, feature). The minimum of minima is the minimum,
+so samples merge without loss, in any order. Bins are made as the histogram's, with `FRACTION_BITS` of the
+fraction; a sample's bin follows from its value and is not stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.statistics.histogram import bins_of
+from pipeline.statistics.ragged import element_features, elements, key_of, list_frame, run_starts
+from pipeline.statistics.statistic import every_feature
+from schemas.tables import Schema
+from schemas.values import F32, I64, U64, Postings, TokenShard, Totals
+
+FRACTION_BITS = 4
+"""16 bins an octave, so that most tenths of a feature hold two samples."""
+
+STATE: Schema = {"sample_rows": pl.List(pl.UInt64()), "sample_values": pl.List(pl.Float32())}
+TABLE: Schema = {}
+
+
+def row_hash(features: NDArray[Any], rows: NDArray[Any]) -> U64:
+    """Order in which a feature's rows are preferred as examples: SplitMix64 of row + feature * golden ratio.
+
+    SplitMix64 (Steele, Lea and Flood, 2014) is a bijection of 64 bits, so two rows of a feature never tie.
+    """
+    z: U64 = rows.astype(np.uint64) + features.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+class Samples:
+    """Rows for `examples.quantile_examples`; nothing of them is in the feature table."""
+
+    name = "samples"
+    state = STATE
+    table = TABLE
+
+    def partial(self, postings: Postings, shard: TokenShard) -> pl.DataFrame:
+        """The smallest hash of each bin in this shard; rows are numbered in the lake."""
+        features = np.repeat(postings.features, np.diff(postings.offsets)).astype(np.int64)
+        rows = (postings.rows + shard.row_start).astype(np.uint64)
+        return _smallest(features, rows, postings.values)
+
+    def combine(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
+        """The smaller hash where both have a bin."""
+        features = np.concatenate([element_features(frame, "sample_rows") for frame in (a, b)])
+        rows, values = (np.concatenate([elements(frame, name) for frame in (a, b)]) for name in STATE)
+        return _smallest(features, rows, values)
+
+    def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:  # noqa: ARG002
+        """No column; see `examples.quantile_examples`."""
+        return every_feature(state.select("feature"), d_sae)
+
+
+def _smallest(features: I64, rows: U64, values: F32) -> pl.DataFrame:
+    """Of each (feature, bin) the row with the smallest hash, bins ascending in a feature."""
+    keys = key_of(features, bins_of(values, FRACTION_BITS))
+    order = np.argsort(keys, kind="stable")
+    starts = run_starts(keys[order])
+    hashes = row_hash(features, rows)[order]
+    smallest = np.repeat(np.minimum.reduceat(hashes, starts), np.diff(np.append(starts, len(keys))))
+    kept = order[hashes == smallest]
+    return list_frame(keys[kept], sample_rows=rows[kept], sample_values=values[kept])

@@ -1,0 +1,139 @@
+"""What a store records: the lake, the corpus chain, plans, sites and receipts, and where data objects lie.
+
+What is committed is looked up once per pass, when first asked for: open the store again to see newer shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pipeline.store.commits import read_commits, receipts_digest
+from pipeline.store.tokens import read_lake, read_links
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord
+from schemas.run_file import ActivationDtype, StoreLayout
+from schemas.values import Totals
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """One site of the store, as its pass's plan has it."""
+
+    name: str
+    pass_name: str
+    hook_name: str
+    sae: str
+    architecture: str
+    d_model: int
+    d_sae: int
+    activation_dtype: ActivationDtype
+    layouts: tuple[StoreLayout, ...]
+
+
+class Catalog:
+    """The records of one store.
+
+    A site goes by its name alone; every method that takes one raises InputError where there is no such site.
+    """
+
+    def __init__(self, layout: Layout, lake: Lake, links: list[CorpusLink], plans: dict[str, Plan]) -> None:
+        self.layout, self.lake, self.links, self.plans = layout, lake, links, plans
+        self.shards = [record for link in links for record in link.shards]
+        self.sites = _sites(plans)
+        self._records = {record.name: record for record in self.shards}
+        self._receipts: dict[str, dict[str, Receipt]] = {}
+
+    @classmethod
+    def open(cls, root: str | Path) -> Self:
+        """Open the store at `root`; InputError when there is none, or when it is of a newer format."""
+        layout = Layout(Path(root))
+        lake = read_lake(layout)
+        if lake is None:
+            raise InputError(
+                f"{root} is no store (it has no lake.json): give the folder that a run file calls store.root"
+            )
+        return cls(layout, lake, read_links(layout), _plans(layout))
+
+    def site(self, name: str) -> SiteInfo:
+        """One site by name."""
+        if name not in self.sites:
+            raise InputError(
+                f"{self.layout.root} has no site {name!r}; it has {', '.join(self.sites) or 'none'}"
+            )
+        return self.sites[name]
+
+    def pass_receipts(self, pass_name: str) -> dict[str, Receipt]:
+        """Receipts of a pass by shard, in shard order."""
+        if pass_name not in self._receipts:
+            self._receipts[pass_name] = read_commits(self.layout, pass_name)
+        return self._receipts[pass_name]
+
+    def receipts(self, site: str) -> dict[str, Receipt]:
+        """Receipts of the site's pass by shard, in shard order."""
+        return self.pass_receipts(self.site(site).pass_name)
+
+    def receipts_digest(self, site: str) -> str:
+        """What tables of the site carry when they are fresh."""
+        return receipts_digest(self.receipts(site).values())
+
+    def committed(self, site: str) -> list[ShardRecord]:
+        """The shards that the site's pass has committed, in shard order."""
+        receipts = self.receipts(site)
+        return [record for record in self.shards if record.name in receipts]
+
+    def totals(self, site: str) -> Totals:
+        """Denominators over the committed shards."""
+        shards = [
+            Totals(r.rows, r.counted_rows, r.counted_contexts, r.counted_documents)
+            for r in self.committed(site)
+        ]
+        return sum(shards, Totals(0, 0, 0, 0))
+
+    def object_path(self, site: str, shard: str, name: str) -> Path:
+        """Where one data object lies, taken from the shard's receipt."""
+        info, receipt = self.site(site), self.receipts(site).get(shard)
+        if receipt is None:
+            raise InputError(f"shard {shard!r} of site {site!r} is not committed: run `latentlake extract`")
+        if f"{site}/{name}" not in {item.path for item in receipt.objects}:
+            raise InputError(
+                f"shard {shard!r} of site {site!r} has no {name}: the pass was made with store.layouts "
+                f"{list(info.layouts)}; run another pass with the other layout"
+            )
+        return self.layout.attempt(info.pass_name, shard, receipt.attempt) / site / name
+
+    def _record(self, shard: str) -> ShardRecord:
+        if shard not in self._records:
+            raise InputError(f"{self.layout.root} has no shard {shard!r}; it has {len(self._records)}")
+        return self._records[shard]
+
+
+def _plans(layout: Layout) -> dict[str, Plan]:
+    """Every pass's plan by name."""
+    paths = sorted(layout.passes.glob("[!.]*/plan.json"))
+    return {path.parent.name: Plan.from_json(path.read_bytes(), str(path)) for path in paths}
+
+
+def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
+    sites: dict[str, SiteInfo] = {}
+    for pass_name, plan in plans.items():
+        for site in plan.sites:
+            if site.name in sites:
+                raise InputError(
+                    f"passes {sites[site.name].pass_name!r} and {pass_name!r} both have a site "
+                    f"{site.name!r}: tables go by site, so move one of the passes to another store"
+                )
+            sites[site.name] = SiteInfo(
+                name=site.name,
+                pass_name=pass_name,
+                hook_name=site.hook_name,
+                sae=site.sae,
+                architecture=site.architecture,
+                d_model=site.d_model,
+                d_sae=site.d_sae,
+                activation_dtype=plan.activation_dtype,
+                layouts=plan.layouts,
+            )
+    return sites

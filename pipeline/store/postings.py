@@ -1,0 +1,68 @@
+"""Reading postings: a whole shard, or the rows of one feature through the row groups that may hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import InputError
+from schemas.values import F32, I64, U32, U64, Postings
+
+
+class PostingsFile:
+    """One postings.parquet: its footer stays in memory, the file is opened for each question."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with readable(path):
+            self._metadata = pq.read_metadata(path)
+        groups = [self._metadata.row_group(i).column(0) for i in range(self._metadata.num_row_groups)]
+        self._first: I64 = np.array([group.statistics.min for group in groups], dtype=np.int64)
+        self._last: I64 = np.array([group.statistics.max for group in groups], dtype=np.int64)
+
+    def rows_of(self, feature: int) -> tuple[U64, F32]:
+        """Rows (of the lake, ascending) and activations of one feature."""
+        groups = np.flatnonzero((self._first <= feature) & (feature <= self._last)).tolist()
+        if not groups:
+            return np.empty(0, np.uint64), np.empty(0, np.float32)
+        features, rows, values = self._columns(groups)
+        place = slice(*np.searchsorted(features, np.array([feature, feature + 1], dtype=np.uint32)))
+        return rows[place], values[place].astype(np.float32)
+
+    def read(self, row_start: int) -> Postings:
+        """The whole shard, its rows counted from `row_start`."""
+        features, rows, values = self._columns(list(range(self._metadata.num_row_groups)))
+        starts: I64 = np.flatnonzero(np.diff(features, prepend=features[:1] + np.uint32(1))).astype(np.int64)
+        offsets = np.append(starts, len(features))
+        return Postings(
+            features[starts], offsets, rows.astype(np.int64) - row_start, values.astype(np.float32)
+        )
+
+    def _columns(self, groups: list[int]) -> tuple[U32, U64, Any]:
+        with (
+            readable(self._path),
+            pq.ParquetFile(self._path, metadata=self._metadata) as file,
+        ):
+            table = file.read_row_groups(groups, use_threads=False)
+        feature, row, activation = (table[name].to_numpy() for name in ("feature", "row", "activation"))
+        return feature, row, activation
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Tell of a missing or damaged file of the store in one sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: restore it from a copy of the store") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}): run `latentlake verify`, and restore "
+            "what it names from a copy of the store"
+        ) from None

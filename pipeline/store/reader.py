@@ -1,0 +1,244 @@
+"""Open a store and ask: activations, contexts, partials and tables. Needs neither torch nor a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.store import scans, tables
+from pipeline.store.catalog import Catalog, SiteInfo
+from pipeline.store.contexts import ContextIndex
+from pipeline.store.postings import PostingsFile, readable
+from pipeline.store.tokens import read_links
+from schemas.errors import InputError
+from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
+from schemas.records import CorpusLink, ShardRecord
+from schemas.tables import ROW_COUNTS as ROW_COUNTS_SCHEMA
+from schemas.values import F32, U64, Postings, SparseFeatures
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+    from pipeline.store.verification import VerifyReport
+    from pipeline.tokenizer import LakeTokenizer
+
+
+class FeatureStore(Catalog):
+    """A store opened for reading (`FeatureStore.open(root)`); only derived tables are ever written."""
+
+    @cached_property
+    def _files(self) -> dict[Path, PostingsFile]:
+        return {}
+
+    def csr(self, site: str, shard: str) -> sparse.csr_matrix:
+        """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""
+        from scipy import sparse
+
+        from pipeline.store.csr import read_csr
+        from pipeline.store.transposition import to_features
+
+        info, record = self.site(site), self._record(shard)
+        if "token_major" in info.layouts:
+            return read_csr(self.object_path(site, shard, CSR))
+        features = to_features(self.postings(site, shard), record.rows, info.d_sae)
+        parts = (features.data, features.indices, features.indptr)
+        return sparse.csr_matrix(parts, shape=(record.rows, info.d_sae))
+
+    def postings(self, site: str, shard: str) -> Postings:
+        """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
+        if "feature_major" in self.site(site).layouts:
+            return self._postings_file(site, shard).read(self._record(shard).row_start)
+        from pipeline.store.transposition import to_postings
+
+        matrix = self.csr(site, shard)
+        indptr = matrix.indptr.astype(np.int64)
+        return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
+
+    def partials(self, site: str, shard: str) -> pl.DataFrame:
+        """Statistics of one shard (`pipeline.statistics.partials_schema`)."""
+        return self._frame(site, shard, PARTIALS)
+
+    def row_counts(self, site: str, shard: str) -> pl.DataFrame:
+        """L0 counts of one shard (`schemas.tables.ROW_COUNTS`)."""
+        return self._frame(site, shard, ROW_COUNTS)
+
+    def fold_partials(self, site: str) -> pl.DataFrame:
+        """Partials of all committed shards, combined in shard order."""
+        from pipeline import statistics
+
+        shards = (self.partials(site, record.name) for record in self.committed(site))
+        return reduce(statistics.combine, shards, statistics.empty_state())
+
+    def fold_row_counts(self, site: str) -> pl.DataFrame:
+        """L0 counts of all committed shards."""
+        from pipeline.statistics.rows import combine_counts
+
+        shards = (self.row_counts(site, record.name) for record in self.committed(site))
+        return reduce(combine_counts, shards, pl.DataFrame(schema=ROW_COUNTS_SCHEMA))
+
+    def site_weights(self, site: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The SAE's weights and metadata, see `site.write_site_weights`."""
+        from pipeline.store.site import read_site_weights
+
+        return read_site_weights(self.layout, self.site(site).pass_name, site)
+
+    def scan_tokens(self) -> pl.LazyFrame:
+        """Contexts: shard, context and row_start (u64, lake-wide), token_ids, segments, counted, labels."""
+        return scans.scan_tokens(self.layout, self.lake, self.shards)
+
+    def scan_activations(self, site: str) -> pl.LazyFrame:
+        """All activations: feature u32, row u64, context u64, position u32, activation f16 or f32.
+
+        Sorted by (feature, row) in each shard; a filter on `feature` or `row` reads the row groups it needs.
+        """
+        paths = [self.object_path(site, record.name, POSTINGS) for record in self.committed(site)]
+        return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
+
+    def scan_features(self, site: str) -> pl.LazyFrame:
+        """The feature table, a row each; InputError before `latentlake stats`, a warning when stale."""
+        return self.scan_table(site, "features")
+
+    def scan_table(self, site: str, name: str) -> pl.LazyFrame:
+        """One derived table; InputError when it is absent, StaleTableWarning when shards came since."""
+        return tables.scan_table(self.layout, self.site(site).name, name, self.receipts_digest(site))
+
+    def write_table(self, site: str, name: str, frame: pl.DataFrame) -> Path:
+        """Write or replace a derived table, marked as made from what is committed."""
+        return tables.write_table(self.layout, self.site(site).name, name, frame, self.receipts_digest(site))
+
+    def tables(self, site: str) -> list[str]:
+        """Names of the derived tables there are."""
+        folder = self.layout.table(self.site(site).name, "features").parent
+        return sorted(path.stem for path in folder.glob("[!.]*.parquet"))
+
+    def has_table(self, site: str, name: str) -> bool:
+        """Whether the table is there, fresh or stale."""
+        return tables.has_table(self.layout, self.site(site).name, name)
+
+    def is_stale(self, site: str, name: str) -> bool:
+        """Whether shards were committed after the table was made."""
+        return tables.is_stale(self.layout, self.site(site).name, name, self.receipts_digest(site))
+
+    def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
+        """All rows (of the lake, ascending) and activations of one feature."""
+        info = self.site(site)
+        if not 0 <= feature < info.d_sae:
+            raise InputError(
+                f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}"
+            )
+        found = [self._rows_in_shard(info, record, feature) for record in self.committed(site)]
+        rows = np.concatenate([rows for rows, _ in found]) if found else np.empty(0, np.uint64)
+        values = np.concatenate([values for _, values in found]) if found else np.empty(0, np.float32)
+        return rows, values
+
+    def contexts(
+        self,
+        site: str,
+        feature: int,
+        k: int = 20,
+        where: pl.Expr | None = None,
+        before: int | None = None,
+        after: int | None = None,
+    ) -> pl.DataFrame:
+        """The `k` rows in which |activation| is largest (ties: the lower row), each with its context.
+
+        Columns: row u64, activation f32, shard, context u64, position u32, document u64, document_offset u32
+        (null for BOS), the labels of the firing segment, token_ids list[i32] and first_position u32, the
+        position of token_ids[0]: the whole context, or `before` and `after` tokens around the row, clipped at
+        the context's ends. `where` is a condition on any of these but the last two.
+        """
+        rows, values = self.rows_of(site, feature)
+        if where is not None:
+            kept = self._matching(rows, values, where)
+            rows, values = rows[kept], values[kept]
+        best = strongest(values, k)
+        found = pl.DataFrame({"row": rows[best], "activation": values[best]})
+        found = found.hstack(self._contexts.describe(rows[best], self._contexts.columns))
+        return found.hstack(self._windows(found, before, after))
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token."""
+        return self._tokenizer.pieces(token_ids)
+
+    def verify(self) -> VerifyReport:
+        """Check every checksum, and recompute every statistic from the activations."""
+        from pipeline.store.verification import verify
+
+        return verify(self)
+
+    @cached_property
+    def _contexts(self) -> ContextIndex:
+        return ContextIndex(self.layout, self.lake, self.shards)
+
+    @cached_property
+    def _tokenizer(self) -> LakeTokenizer:
+        from pipeline.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(self.lake.tokenizer)
+        if tokenizer.digest != self.lake.tokenizer_digest:
+            raise InputError(
+                f"the tokenizer at {self.lake.tokenizer} is not the one that made {self.layout.lake}"
+            )
+        return tokenizer
+
+    def _postings_file(self, site: str, shard: str) -> PostingsFile:
+        path = self.object_path(site, shard, POSTINGS)
+        if path not in self._files:
+            self._files[path] = PostingsFile(path)
+        return self._files[path]
+
+    def _frame(self, site: str, shard: str, name: str) -> pl.DataFrame:
+        path = self.object_path(site, shard, name)
+        with readable(path):
+            return pl.read_parquet(path, glob=False)
+
+    def _rows_in_shard(self, info: SiteInfo, record: ShardRecord, feature: int) -> tuple[U64, F32]:
+        if "feature_major" in info.layouts:
+            return self._postings_file(info.name, record.name).rows_of(feature)
+        column = self.csr(info.name, record.name).getcol(feature).tocoo()
+        return column.row.astype(np.uint64) + np.uint64(record.row_start), column.data
+
+    def _matching(self, rows: U64, values: F32, where: pl.Expr) -> NDArray[np.bool_]:
+        """Which rows the condition holds for (null: not)."""
+        asked = set(where.meta.root_names())
+        known = self._contexts.columns
+        if unknown := asked - {"row", "activation", *known}:
+            raise InputError(
+                f"where names {', '.join(sorted(unknown))}; there are row, activation, {', '.join(known)}"
+            )
+        frame = pl.DataFrame({"row": rows, "activation": values})
+        frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in asked]))
+        return frame.select(where.fill_null(value=False).alias("kept"))["kept"].to_numpy()
+
+    def _windows(self, found: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
+        firsts, windows = [], []
+        for context, position in found.select("context", "position").iter_rows():
+            ids = self._contexts.token_ids(context)
+            first = 0 if before is None else max(0, position - before)
+            firsts.append(first)
+            windows.append(ids[first:] if after is None else ids[first : position + after + 1])
+        schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
+        return pl.DataFrame({"token_ids": windows, "first_position": firsts}, schema=schema)
+
+
+def read_chain(layout: Layout) -> list[CorpusLink]:
+    """The corpus chain of a store that holds tokens; InputError when it holds none."""
+    links = read_links(layout)
+    if not links:
+        raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
+    return links
+
+
+def strongest(values: F32, k: int) -> NDArray[np.intp]:
+    """Places of the `k` largest |value|, largest first; equal ones in the order in which they stand."""
+    size = np.abs(values)
+    places = np.arange(len(size))
+    if 0 < k < len(size):
+        places = np.flatnonzero(size >= np.partition(size, len(size) - k)[len(size) - k])
+    return places[np.argsort(-size[places], kind="stable")][:k]

@@ -1,0 +1,67 @@
+"""Lazy frames over token shards and postings; what they read is left to Polars' pushdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.store.contexts import ContextIndex
+from schemas.layout import Layout
+from schemas.records import Lake, ShardRecord
+from schemas.run_file import ActivationDtype
+from schemas.tables import postings_schema, tokens_schema
+
+
+def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl.LazyFrame:
+    """One row per context of `shards`, which are all shards of the lake, in their order.
+
+    Columns: shard, context u64 and row_start u64 (lake-wide), then those of a token shard but row_offset.
+    """
+    columns = tokens_schema(lake.label_columns)
+    if not shards:
+        return pl.LazyFrame(schema={"shard": pl.String(), "context": pl.UInt64(), "row_start": pl.UInt64()})
+    paths = [str(layout.tokens(record.name)) for record in shards]
+    lake_wide = pl.scan_parquet(paths, row_index_name="context", include_file_paths="path", glob=False)
+    starts = pl.col("path").replace_strict(
+        paths, [record.row_start for record in shards], return_dtype=pl.UInt64
+    )
+    names = pl.col("path").replace_strict(paths, [record.name for record in shards], return_dtype=pl.String)
+    return lake_wide.select(
+        shard=names,
+        context=pl.col("context").cast(pl.UInt64),
+        row_start=pl.col("row_offset") + starts,
+        **{name: pl.col(name) for name in columns if name != "row_offset"},
+    )
+
+
+def scan_activations(
+    paths: Sequence[Path], activation_dtype: ActivationDtype, contexts: ContextIndex
+) -> pl.LazyFrame:
+    """Postings of several shards with each row's context and position, looked up only when asked for."""
+    schema = postings_schema(activation_dtype)
+    if not paths:
+        return _with_places(pl.LazyFrame(schema=schema), contexts)
+    return _with_places(pl.scan_parquet(list(paths), schema=schema, glob=False), contexts)
+
+
+def _with_places(postings: pl.LazyFrame, contexts: ContextIndex) -> pl.LazyFrame:
+    return postings.select(
+        "feature",
+        "row",
+        context=_of_rows(contexts.context_of, pl.UInt64()),
+        position=_of_rows(contexts.position_of, pl.UInt32()),
+        activation="activation",
+    )
+
+
+def _of_rows(function: Callable[[NDArray[Any]], NDArray[Any]], dtype: pl.DataType) -> pl.Expr:
+    """Elementwise, so that filters on other columns still reach the files."""
+
+    def of(rows: pl.Series) -> pl.Series:
+        return pl.Series(rows.name, function(rows.to_numpy())).cast(dtype)
+
+    return pl.col("row").map_batches(of, return_dtype=dtype, is_elementwise=True)

@@ -1,0 +1,86 @@
+"""A site's weights and SAE metadata, kept so that later jobs need neither torch nor the SAE's files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numcodecs.blosc
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from pipeline.store.objects import publish_folder, storage_errors, temporary_path
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import FORMAT_VERSION, PlannedSite, refuse_newer
+
+_CHUNK_BYTES = 1 << 24
+
+
+def write_site_weights(
+    layout: Layout,
+    pass_name: str,
+    site: PlannedSite,
+    weights: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write passes/<pass>/sites/<site>.zarr unless it is there; whole or not at all.
+
+    `weights` is what `Encoder.weights()` gives (W_enc [d_model, d_sae], W_dec [d_sae, d_model], b_enc …);
+    `metadata` is any JSON object, kept as an attribute beside the planned site.
+    """
+    path = layout.site(pass_name, site.name)
+    if path.exists():
+        return
+    temporary = temporary_path(path)
+    with storage_errors(path):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(temporary, site, weights, metadata)
+            publish_folder(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_site_weights(
+    layout: Layout, pass_name: str, site: str
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Weights and metadata as written; InputError when they are absent or of a newer format."""
+    path = layout.site(pass_name, site)
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
+    group: Any = zarr.open_group(path, mode="r")
+    refuse_newer(group.attrs["format_version"], str(path))
+    return {name: np.asarray(array[...]) for name, array in group.arrays()}, dict(group.attrs["metadata"])
+
+
+def _write(
+    path: Any, site: PlannedSite, weights: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]
+) -> None:
+    numcodecs.blosc.use_threads = False  # equal bytes, see csr.py
+    group = zarr.open_group(path, mode="w-", zarr_format=3)
+    group.attrs.update(
+        {"format_version": FORMAT_VERSION, "site": site.model_dump(mode="json"), "metadata": dict(metadata)}
+    )
+    for name, values in sorted(weights.items()):
+        codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=values.itemsize)
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=_chunks(values, site.d_sae),
+            compressors=codec,
+        )
+        array[...] = values
+
+
+def _chunks(values: NDArray[Any], d_sae: int) -> tuple[int, ...]:
+    """Cut along the features only, so that a block of features is read from few chunks."""
+    if not values.ndim or d_sae not in values.shape:
+        return tuple(max(1, size) for size in values.shape)
+    axis = values.shape.index(d_sae)
+    features = max(1, min(d_sae, _CHUNK_BYTES * d_sae // max(1, values.nbytes)))
+    return tuple(features if i == axis else max(1, size) for i, size in enumerate(values.shape))

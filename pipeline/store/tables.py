@@ -1,0 +1,76 @@
+"""Derived tables: replaced whole, each with the digest of the receipts that it was made from."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import polars as pl
+
+from pipeline.store.parquet import write_frame
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import FORMAT_VERSION, refuse_newer
+
+RECEIPTS_KEY, VERSION_KEY = "latentlake.receipts", "latentlake.format_version"
+
+
+class StaleTableWarning(UserWarning):
+    """A table was made from other receipts than those of the store."""
+
+
+def write_table(layout: Layout, site: str, name: str, frame: pl.DataFrame, receipts_digest: str) -> Path:
+    """Write or replace tables/<site>/<name>.parquet and return its path."""
+    path = layout.table(site, name)
+    write_frame(path, frame, {RECEIPTS_KEY: receipts_digest, VERSION_KEY: str(FORMAT_VERSION)})
+    return path
+
+
+def has_table(layout: Layout, site: str, name: str) -> bool:
+    """Whether the table was ever written."""
+    return layout.table(site, name).is_file()
+
+
+def is_stale(layout: Layout, site: str, name: str, receipts_digest: str) -> bool:
+    """Whether the table was made from other receipts than `receipts_digest` says."""
+    return _metadata(_existing(layout, site, name)).get(RECEIPTS_KEY) != receipts_digest
+
+
+def scan_table(layout: Layout, site: str, name: str, receipts_digest: str | None = None) -> pl.LazyFrame:
+    """The table; InputError when it is absent or newer than this code, StaleTableWarning when it is stale.
+
+    `receipts_digest` is what `commits.receipts_digest` says now; without it staleness is not looked at.
+    """
+    path = _existing(layout, site, name)
+    refuse_newer(_metadata(path).get(VERSION_KEY), str(path))
+    if receipts_digest is not None and is_stale(layout, site, name, receipts_digest):
+        warnings.warn(
+            f"{path} is stale: shards were committed after it was made; run the job that writes it again",
+            StaleTableWarning,
+            stacklevel=3,
+        )
+    return pl.scan_parquet(path, glob=False)
+
+
+def _existing(layout: Layout, site: str, name: str) -> Path:
+    path = layout.table(site, name)
+    if not path.is_file():
+        raise InputError(
+            f"table {name!r} of site {site!r} does not exist ({path}): run `latentlake {_job(name)}`"
+        )
+    return path
+
+
+def _job(table: str) -> str:
+    """The command that writes a table."""
+    jobs = {"features": "stats", "rankings": "rank", "clusters": "cluster", "contexts": "cluster"}
+    return jobs.get(table, "stats")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        return pl.read_parquet_metadata(path)
+    except pl.exceptions.ComputeError:
+        raise InputError(
+            f"{path} is damaged (not Parquet): delete it and run the job that writes it"
+        ) from None

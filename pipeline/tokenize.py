@@ -1,0 +1,213 @@
+"""Turn a corpus into token shards: read, encode, pack, write; each step works while the next one does.
+
+A run that dies leaves a few token shards behind that no record names; the next run replaces them. The two
+records, lake.json and the new link of the corpus chain, are put last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.sharding import encoded, write_shards
+from pipeline.sources import Source, open_source
+from pipeline.store.objects import put_if_absent
+from pipeline.store.tokens import read_lake, read_links
+from pipeline.tokenizer import LakeTokenizer
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import CorpusLink, Lake, ShardRecord, digest_of
+from schemas.run_file import RunFile, Tokens
+
+_BYTES_PER_TOKEN = 4
+_SHARDS_PER_WORKER = 4
+_SHARD_TOKENS = (1 << 12, 1 << 19)
+"""Smallest and largest shard that `shard_tokens: auto` aims at."""
+
+_KEYS = {
+    "tokenizer_digest": "tokens.tokenizer",
+    "context_size": "tokens.context_size",
+    "bos_id": "tokens.prepend_bos",
+    "separator_id": "tokens.separator",
+    "special_ids": "tokens.tokenizer (its special ids)",
+    "special_tokens": "tokens.special_tokens",
+    "label_columns": "corpus.label_columns",
+}
+"""Field of lake.json -> the key of the run file that it comes from."""
+
+_RESERVED = (
+    *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
+    *("shard", "context", "row", "row_start", "position", "feature", "activation"),
+)
+"""Columns that the store's tables have themselves."""
+
+
+def tokenize(
+    layout: Layout,
+    run_file: RunFile,
+    context_size: int,
+    prepend_bos: bool,
+    tokenizer: LakeTokenizer,
+    append: bool = False,
+    progress: Callable[[ShardRecord], None] | None = None,
+) -> CorpusLink:
+    """Tokenize the run file's corpus into the store: link 0 of its chain or, with `append`, the next one.
+
+    A corpus that the store holds already (same content, columns and limit) is not read again: its link is
+    returned. `progress` is told of every shard, in order. InputError for a source that can't be read, a rule
+    that is not the store's, another corpus without `append`, a corpus without a counted token.
+    """
+    run_file = _labels_by_name(run_file)
+    source = open_source(run_file.corpus)
+    lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, source.label_dtypes())
+    _check_rule(layout, lake)
+    links, digest = read_links(layout), _source_digest(source, run_file)
+    for link in links:
+        if link.source_digest == digest:
+            _check_shard_tokens(layout, link, run_file.tokens)
+            return link
+    if links and not append:
+        raise InputError(_other_corpus(layout, links, source, run_file))
+    target = _target(source, run_file)
+    before = [record for link in links for record in link.shards]
+    shards = []
+    stream = encoded(source.documents(), tokenizer)
+    for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before):
+        shards.append(record)
+        if progress is not None:
+            progress(record)
+    _check_counted(shards, run_file)
+    asked = {**source.describe(), "limit": run_file.tokens.limit, "shard_tokens": target}
+    link = CorpusLink(source=asked, source_digest=digest, shards=tuple(shards))
+    _commit(layout, lake, link, len(links))
+    return link
+
+
+def _labels_by_name(run_file: RunFile) -> RunFile:
+    """Sort the label columns, as lake.json's canonical JSON does; their order means nothing."""
+    columns = tuple(sorted(run_file.corpus.label_columns))
+    corpus = run_file.corpus.model_copy(update={"label_columns": columns})
+    return run_file.model_copy(update={"corpus": corpus})
+
+
+def asked_lake(
+    run_file: RunFile,
+    context_size: int,
+    prepend_bos: bool,
+    tokenizer: LakeTokenizer,
+    label_dtypes: dict[str, str],
+) -> Lake:
+    """The lake's record as this run would write it; InputError where tokenizer and run file don't fit."""
+    tokens = run_file.tokens
+    _check_labels(run_file.corpus.label_columns)
+    if prepend_bos and tokenizer.bos_id is None:
+        raise InputError(f"the tokenizer {tokenizer.name!r} has no BOS token; set tokens.prepend_bos: false")
+    if tokens.separator == "eos" and tokenizer.eos_id is None:
+        raise InputError(f"the tokenizer {tokenizer.name!r} has no EOS token; set tokens.separator: none")
+    if context_size < 1 + prepend_bos:
+        raise InputError(f"tokens.context_size is {context_size}: too small to hold a token; set at least 2")
+    return Lake(
+        tokenizer=tokenizer.name,
+        tokenizer_digest=tokenizer.digest,
+        context_size=context_size,
+        bos_id=tokenizer.bos_id if prepend_bos else None,
+        separator_id=tokenizer.eos_id if tokens.separator == "eos" else None,
+        special_ids=tokenizer.special_ids,
+        special_tokens=tokens.special_tokens,
+        label_columns=label_dtypes,
+    )
+
+
+def _check_labels(columns: tuple[str, ...]) -> None:
+    taken = [name for name in columns if name in _RESERVED or columns.count(name) > 1]
+    if taken:
+        raise InputError(
+            f"corpus.label_columns names {taken[0]!r}, "
+            + (
+                "twice"
+                if taken[0] not in _RESERVED
+                else "a column of the store's own; rename it in the corpus"
+            )
+        )
+
+
+def _check_rule(layout: Layout, asked: Lake) -> None:
+    """The store's rule, if it has one, must be the one asked for; wherever the tokenizer lies."""
+    found = read_lake(layout)
+    if found is None:
+        return
+    differ = [
+        f"{key} ({getattr(found, name)} in the store, {getattr(asked, name)} now)"
+        for name, key in _KEYS.items()
+        if getattr(found, name) != getattr(asked, name)
+    ]
+    if differ:
+        raise InputError(
+            f"the store {layout.root} was tokenized by another rule: {'; '.join(differ)}. Restore the old "
+            "value, or set another store.root"
+        )
+
+
+def _source_digest(source: Source, run_file: RunFile) -> str:
+    return digest_of([source.digest(), run_file.corpus.text_column, run_file.tokens.limit])
+
+
+def _check_shard_tokens(layout: Layout, link: CorpusLink, tokens: Tokens) -> None:
+    """Shards once cut stay: `auto` takes them as they are, another number can not be had."""
+    found = link.source["shard_tokens"]
+    if tokens.shard_tokens not in ("auto", found):
+        raise InputError(
+            f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {layout.root} was cut with "
+            f"{found}; set that or auto, or set another store.root"
+        )
+
+
+def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_file: RunFile) -> str:
+    found = links[-1].source
+    return (
+        f"the store {layout.root} holds another corpus ({_named(found, found['limit'])}) than the run file "
+        f"asks for ({_named(source.describe(), run_file.tokens.limit)}): add it with --append, "
+        "or set another store.root"
+    )
+
+
+def _named(source: dict[str, Any], limit: int | None) -> str:
+    size = f", {source['bytes']} bytes" if "bytes" in source else ""
+    return f"{source['path']}{size}, text column {source['text_column']!r}, limit {limit}"
+
+
+def _target(source: Source, run_file: RunFile) -> int:
+    """Tokens aimed at in a shard; `auto` gives every worker a few shards of a small corpus."""
+    tokens = run_file.tokens
+    if tokens.shard_tokens != "auto":
+        return tokens.shard_tokens
+    smallest, largest = _SHARD_TOKENS
+    size = source.estimated_bytes()
+    estimates = [tokens.limit, None if size is None else size // _BYTES_PER_TOKEN]
+    known = [estimate for estimate in estimates if estimate is not None]
+    if not known:
+        return largest
+    return min(max(min(known) // (_SHARDS_PER_WORKER * run_file.extract.workers), smallest), largest)
+
+
+def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:
+    limit = f" within tokens.limit {run_file.tokens.limit}" if run_file.tokens.limit else ""
+    if not shards:
+        raise InputError(f"corpus.path {run_file.corpus.path!r} gives no token{limit}")
+    if not any(record.counted_rows for record in shards):
+        raise InputError(
+            f"corpus.path {run_file.corpus.path!r} gives special tokens only{limit}, and "
+            "tokens.special_tokens excludes them: nothing would be counted"
+        )
+
+
+def _commit(layout: Layout, lake: Lake, link: CorpusLink, number: int) -> None:
+    """Put the records, the link last; who comes second must have written the same."""
+    put_if_absent(layout.lake, lake.to_json())
+    _check_rule(layout, lake)
+    path = layout.corpus_link(number)
+    if not put_if_absent(path, link.to_json()) and path.read_bytes() != link.to_json():
+        raise InputError(
+            f"another tokenize wrote {path} meanwhile, with another corpus; tokenize into one store from one "
+            "place at a time, and start again in a new store.root"
+        )

@@ -1,0 +1,11 @@
+"""Shared fixtures. Torch runs on one thread, so that tests are quick beside each other."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

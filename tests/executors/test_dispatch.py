@@ -1,0 +1,222 @@
+"""Dispatch with faked workers: in any order of deaths, errors and delays each shard ends exactly once."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.executors.dispatch import CallFailedError, Dispatcher, Policy, WorkerLostError
+from pipeline.executors.ledger import Failure, Ledger
+from schemas.errors import InputError
+from schemas.records import Receipt
+from schemas.values import Hello
+
+HELLO = Hello(node="n0", pid=1, gpus=(), device="cpu", device_model="fake")
+FAST = {"straggler_min_s": 0.0, "poll_s": 0.0}
+
+
+def receipt(shard: str) -> Receipt:
+    return Receipt(
+        shard=shard,
+        attempt="a",
+        plan_hash="p",
+        tokens_sha256="t",
+        rows=1,
+        sites={},
+        objects=(),
+        seconds={},
+        peak_rss_bytes=0,
+        environment={},
+    )
+
+
+@dataclass
+class FakeBackend:
+    """Workers whose n-th call on a shard ends as `script[shard][n]` says; calls end in random order."""
+
+    script: dict[str, list[Exception | None]] = field(default_factory=dict)
+    seed: int = 0
+    hello_error: Exception | None = None
+    leaving: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.random, self.tickets = random.Random(self.seed), itertools.count()
+        self.pending: dict[int, tuple[int, str | None]] = {}
+        self.calls: Counter[str] = Counter()
+        self.alive: set[int] = set()
+        self.busy: Counter[int] = Counter()
+        self.most_busy = 0
+
+    def spawn(self):
+        worker, ticket = next(self.tickets), next(self.tickets)
+        self.alive.add(worker)
+        self.pending[ticket] = (worker, None)
+        return worker, ticket
+
+    def process(self, worker, shard):
+        assert worker in self.alive, "a call went to a dead worker"
+        self.busy[worker] += 1
+        self.most_busy = max(self.most_busy, self.busy[worker])
+        ticket = next(self.tickets)
+        self.pending[ticket] = (worker, shard)
+        self.calls[shard] += 1
+        return ticket
+
+    def wait(self, tickets, timeout_s):
+        return self.random.sample(list(tickets), k=self.random.randint(1, len(tickets)))
+
+    def result(self, ticket):
+        worker, shard = self.pending.pop(ticket)
+        if shard is None:
+            if self.hello_error:
+                raise self.hello_error
+            return HELLO
+        self.busy[worker] -= 1
+        outcomes = self.script.get(shard, [])
+        outcome = outcomes.pop(0) if outcomes else None
+        if outcome is not None:
+            raise outcome
+        return receipt(shard)
+
+    def kill(self, worker):
+        self.alive.discard(worker)
+
+    def draining_nodes(self):
+        return self.leaving
+
+
+def run(shards, backend, **policy):
+    events = []
+    dispatcher = Dispatcher(
+        shards, backend, Policy(**{**FAST, **policy}), on_event=lambda **event: events.append(event)
+    )
+    return list(dispatcher.run()), events
+
+
+ENDINGS = st.sampled_from(["ok", "lost", "preempted", "error", "permanent"])
+
+
+def outcome(name):
+    return {
+        "ok": None,
+        "lost": WorkerLostError("killed"),
+        "preempted": WorkerLostError("spot", preempted=True),
+        "error": CallFailedError("boom"),
+        "permanent": CallFailedError("NaN", permanent=True),
+    }[name]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    script=st.dictionaries(st.integers(0, 11), st.lists(ENDINGS, max_size=6)),
+    workers=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+)
+def test_every_shard_ends_exactly_once(script, workers, seed):
+    shards = [f"{n:06d}" for n in range(12)]
+    backend = FakeBackend({f"{n:06d}": [outcome(o) for o in names] for n, names in script.items()}, seed)
+    outcomes, _ = run(shards, backend, workers=workers, max_attempts=3)
+    assert sorted(o.shard for o in outcomes) == shards
+    assert backend.most_busy <= 1, "two calls were in flight on one worker"
+    assert not backend.alive, "a worker was left running"
+
+
+def test_a_shard_is_given_up_after_its_attempts_and_all_else_completes():
+    backend = FakeBackend({"b": [CallFailedError("boom")] * 9})
+    outcomes, events = run(["a", "b", "c"], backend, workers=2, max_attempts=3)
+    assert [o for o in outcomes if isinstance(o, Failure)] == [Failure("b", 3, "boom")]
+    assert {o.shard for o in outcomes if isinstance(o, Receipt)} == {"a", "c"}
+    assert [e["event"] for e in events if e.get("shard") == "b"] == ["retry", "retry", "given_up"]
+
+
+def test_a_permanent_error_is_not_tried_again():
+    backend = FakeBackend({"a": [CallFailedError("NaN", permanent=True)]})
+    outcomes, _ = run(["a"], backend)
+    assert outcomes == [Failure("a", 1, "NaN")]
+    assert backend.calls["a"] == 1
+
+
+def test_preemptions_are_not_charged_to_the_shard():
+    backend = FakeBackend({"a": [WorkerLostError("spot", preempted=True)] * 7})
+    outcomes, _ = run(["a"], backend, max_attempts=2)
+    assert [o.shard for o in outcomes] == ["a"]
+    assert isinstance(outcomes[0], Receipt)
+
+
+def test_a_lost_worker_is_replaced():
+    backend = FakeBackend({"a": [WorkerLostError("killed")]})
+    outcomes, events = run(["a", "b"], backend)
+    assert all(isinstance(o, Receipt) for o in outcomes)
+    assert [e["event"] for e in events].count("ready") == 2
+
+
+def test_workers_that_all_die_while_loading_stop_the_run():
+    backend = FakeBackend(hello_error=WorkerLostError("out of memory"))
+    with pytest.raises(RuntimeError, match="4 workers in a row died while loading"):
+        run(["a"], backend)
+    assert not backend.alive
+
+
+def test_a_refused_worker_stops_the_run_and_none_is_left():
+    backend = FakeBackend()
+
+    def refuse(hello):
+        raise InputError("other files")
+
+    with pytest.raises(InputError, match="other files"):
+        list(Dispatcher(["a"], backend, Policy(**FAST), check=refuse).run())
+    assert not backend.alive
+
+
+def test_a_worker_on_a_draining_node_gets_no_new_shard():
+    backend = FakeBackend(leaving={"n0"})
+    dispatcher = Dispatcher(["a"], backend, Policy(**FAST))
+    replaced = []
+    dispatcher._on_event = lambda **event: (
+        replaced.append(event["why"]) if event["event"] == "worker_replaced" else None,
+        backend.leaving.clear() if len(replaced) == 3 else None,
+    )
+    outcomes = list(dispatcher.run())
+    assert [o.shard for o in outcomes] == ["a"]
+    assert replaced == ["its node is draining"] * 3
+    assert backend.calls["a"] == 1
+
+
+class StuckBackend(FakeBackend):
+    """The first call on shard `slow` never ends."""
+
+    def wait(self, tickets, timeout_s):
+        free = [t for t in tickets if self.pending[t][1] != "slow" or self.calls["slow"] > 1]
+        return super().wait(free, timeout_s) if free else []
+
+
+def test_a_straggler_is_twinned_once_idle_workers_are_left():
+    backend = StuckBackend()
+    shards = ["slow", *(f"{n}" for n in range(8))]
+    outcomes, events = run(shards, backend, workers=2)
+    assert sorted(o.shard for o in outcomes) == sorted(shards)
+    assert backend.calls["slow"] == 2
+    assert [e["event"] for e in events].count("twin") == 1
+
+
+def test_the_ledger_waits_for_the_twin_before_trying_again():
+    ledger = Ledger(["a"], max_attempts=3)
+    ledger.take()
+    ledger.start("a")
+    assert ledger.release("a", "lost") is None
+    assert not ledger.waiting
+    assert ledger.complete("a")
+    assert ledger.remaining == 0
+
+
+def test_a_shard_committed_by_its_twin_is_not_handed_out_twice():
+    ledger = Ledger(["a"], max_attempts=3)
+    ledger.take()
+    ledger.start("a")
+    assert [ledger.complete("a"), ledger.complete("a")] == [True, False]

@@ -1,0 +1,118 @@
+"""Real Ray on this machine: pinning, killed workers, poison shards. A private session, ended by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobs.tokenize import tokenize_resolved
+from pipeline.plan import resolve
+from pipeline.run import extract
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.layout import Layout
+from tests.lakes import run_file
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def session():
+    """One private Ray for this module, with two faked GPUs."""
+    import ray
+
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=80 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+def prepared(folder, **changes):
+    """A resolved run file over a lake whose tokens are written."""
+    run, _ = resolve(run_file(folder, **changes))
+    tokenize_resolved(run)
+    return run, Layout(Path(run.store.root))
+
+
+def commits(layout):
+    return sorted(path.stem for path in layout.commits("mid").glob("*.json"))
+
+
+def test_a_worker_killed_at_any_commit_costs_at_most_the_shard_in_flight(session, tmp_path):
+    calm_run, calm = prepared(tmp_path / "calm")
+    extract(calm, calm_run)
+    changes = {"store": {"root": str(tmp_path / "killed")}, "extract": {"executor": "ray", "workers": 2}}
+    run, layout = prepared(tmp_path / "calm", **changes)
+    events, received = [], []
+
+    def observe(outcome):
+        received.append(outcome.shard)
+        if len(received) in (1, 3):
+            os.kill([e["pid"] for e in events if e["event"] == "ready"][-1], signal.SIGKILL)
+
+    result = extract(layout, run, observe=observe, on_event=lambda **event: events.append(event))
+    assert not result.failures
+    assert sorted(received) == commits(layout) == commits(calm)
+    assert [e["event"] for e in events].count("worker_replaced") >= 1
+    digests = {
+        s: [o.sha256 for o in r.objects] for s, r in FeatureStore.open(layout.root).receipts("mid").items()
+    }
+    assert digests == {
+        s: [o.sha256 for o in r.objects] for s, r in FeatureStore.open(calm.root).receipts("mid").items()
+    }
+    assert FeatureStore.open(layout.root).verify().problems == []
+
+
+def test_a_shard_that_kills_its_process_is_given_up_and_the_rest_is_committed(session, tmp_path):
+    run, layout = prepared(
+        tmp_path, model={"path": "tests.executors.test_ray_backend:deadly_lm"},
+        extract={"executor": "ray", "workers": 1, "max_attempts": 2}, corpus={"path": str(deadly_corpus(tmp_path))},
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"1 of \d+ shards were given up.*worker lost.*2 attempts"):
+        extract(layout, run)
+    shards = FeatureStore.open(layout.root).shards
+    assert len(commits(layout)) == len(shards) - 1
+
+
+def deadly_corpus(folder):
+    """The corpus with the token w60 in one document."""
+    import polars as pl
+
+    from tests.lakes import write_corpus
+
+    folder.mkdir(exist_ok=True)
+    corpus = pl.read_parquet(write_corpus(folder / "deadly.parquet"))
+    texts = corpus["text"].to_list()
+    texts[10] += " w60"
+    corpus.with_columns(text=pl.Series(texts)).write_parquet(folder / "deadly.parquet")
+    return folder / "deadly.parquet"
+
+
+def deadly_lm():
+    """The tiny model, that ends its process at the token w60 (id 63)."""
+    from tests.kit import tiny_lm
+
+    model = tiny_lm()
+    model.embed.register_forward_pre_hook(lambda module, args: os._exit(9) if (args[0] == 63).any() else None)
+    return model
+
+
+def test_each_worker_sees_only_its_gpu(session, tmp_path):
+    run, layout = prepared(
+        tmp_path,
+        model={"device": "cpu"},
+        extract={"executor": "ray", "workers": 2, "gpus_per_worker": 1},
+    )
+    events = []
+    extract(layout, run, on_event=lambda **event: events.append(event))
+    assert sorted(e["gpus"] for e in events if e["event"] == "ready") == [("0",), ("1",)]

@@ -1,0 +1,154 @@
+"""Files appear whole or not at all, whoever races and whatever the disk says."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline.store import objects
+from schemas.errors import InputError
+
+
+def race(path: Path, contents: list[bytes]) -> list[bytes]:
+    winners: list[bytes] = []
+    start = threading.Barrier(len(contents))
+
+    def put(data: bytes) -> None:
+        start.wait()
+        if objects.put_if_absent(path, data):
+            winners.append(data)
+
+    threads = [threading.Thread(target=put, args=(data,)) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return winners
+
+
+def test_exactly_one_of_eight_racing_writers_wins_and_its_bytes_stay(tmp_path: Path) -> None:
+    for number in range(10):
+        path = tmp_path / "commits" / f"{number}.json"
+        winners = race(path, [f"writer {i}".encode() for i in range(8)])
+        assert len(winners) == 1
+        assert path.read_bytes() == winners[0]
+    assert len(list((tmp_path / "commits").iterdir())) == 10  # no temporary file stays
+
+
+def test_a_second_put_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    assert objects.put_if_absent(path, b"first")
+    assert not objects.put_if_absent(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+def test_a_link_whose_answer_was_lost_counts_as_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def unsure(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "exists")  # what NFS says to a repeated call
+
+    monkeypatch.setattr(os, "link", unsure)
+    assert objects.put_if_absent(tmp_path / "a", b"ours")
+
+
+def test_storage_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    with pytest.raises(InputError, match="no hard links"):
+        objects.put_if_absent(tmp_path / "a", b"x")
+
+
+def test_atomic_writes_replace_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a"
+    objects.write_atomic(path, b"a long first content")
+    objects.write_atomic(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert [p.name for p in path.parent.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    path = tmp_path / "a"
+    objects.write_atomic(path, b"old")
+
+    def full(*args: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(InputError, match=r"no space left to write .*/a: free some space"):
+        objects.write_atomic(path, b"new")
+    with pytest.raises(InputError, match="no space left"):
+        objects.put_if_absent(tmp_path / "b", b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:3])))
+    objects.write_atomic(tmp_path / "a", b"ten letters")
+    assert (tmp_path / "a").read_bytes() == b"ten letters"
+
+
+def test_a_read_only_disk_and_a_file_in_the_path_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        objects.put_if_absent(tmp_path / "file" / "a", b"x")
+
+    def read_only(*args: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(InputError, match=r"can not be written \(Read-only file system\)"):
+        objects.self_test(tmp_path)
+
+
+def test_checksums_of_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "b" / "c" / "2").write_bytes(b"two")
+    (tmp_path / "b" / "1").write_bytes(b"one")
+    one, two = hashlib.sha256(b"one").hexdigest(), hashlib.sha256(b"two").hexdigest()
+    assert objects.measure(tmp_path / "b" / "1") == (3, one)
+    folder = hashlib.sha256(f"1 {one}\nc/2 {two}\n".encode()).hexdigest()
+    assert objects.measure(tmp_path / "b") == (6, folder)
+
+
+def test_a_published_folder_keeps_the_first(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    assert objects.publish_folder(tmp_path / "one", tmp_path / "final")
+    assert not objects.publish_folder(tmp_path / "two", tmp_path / "final")
+    assert (tmp_path / "final" / "x").read_text() == "one"
+
+
+def test_the_self_test_passes_here_and_leaves_nothing(tmp_path: Path) -> None:
+    objects.self_test(tmp_path / "new" / "root")
+    assert list((tmp_path / "new" / "root").iterdir()) == []
+
+
+def test_the_self_test_refuses_storage_that_lets_both_writers_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last_wins(path: Path, data: bytes) -> bool:
+        path.write_bytes(data)
+        return True
+
+    monkeypatch.setattr(objects, "put_if_absent", last_wins)
+    with pytest.raises(InputError, match="let 2 of two racing writers win"):
+        objects.self_test(tmp_path)

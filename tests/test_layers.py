@@ -1,0 +1,78 @@
+"""The layer rule, read from the imports; and what stays unloaded until it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("schemas", "pipeline", "jobs")
+TORCH = {"torch", "transformers", "transformer_lens", "sae_lens"}
+MAY_IMPORT_TORCH = (
+    "pipeline.sources",
+    "pipeline.models",
+    "pipeline.saes",
+    "pipeline.worker",
+    "pipeline.tokenizer",
+)
+JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench")
+
+
+def modules() -> dict[str, Path]:
+    files = [path for folder in OURS for path in (ROOT / folder).rglob("*.py")]
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files
+    }
+
+
+def imported(path: Path, *, at_import_time: bool = False) -> set[str]:
+    """Every module named by an import statement of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if at_import_time else list(ast.walk(tree))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def is_in(name: str, rooms: tuple[str, ...]) -> bool:
+    return any(name == room or name.startswith(f"{room}.") for room in rooms)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_go_one_way(name):
+    ours = {module for module in imported(modules()[name]) if module.split(".")[0] in OURS}
+    allowed = {"schemas": ("schemas",), "pipeline": ("schemas", "pipeline"), "jobs": OURS}[name.split(".")[0]]
+    assert not {module for module in ours if not is_in(module, allowed)}
+
+
+@pytest.mark.parametrize("room", ["pipeline.sources", "pipeline.models", "pipeline.saes"])
+def test_sources_models_and_saes_do_not_know_each_other(room):
+    others = tuple({"pipeline.sources", "pipeline.models", "pipeline.saes"} - {room})
+    mine = [path for name, path in modules().items() if is_in(name, (room,))]
+    assert not {module for path in mine for module in imported(path) if is_in(module, others)}
+
+
+def test_only_the_ray_backend_imports_ray():
+    users = {
+        name for name, path in modules().items() if any(m.split(".")[0] == "ray" for m in imported(path))
+    }
+    assert users == {"pipeline.executors.ray_backend"}
+
+
+def test_only_the_rooms_of_the_model_import_torch():
+    users = {n for n, path in modules().items() if any(m.split(".")[0] in TORCH for m in imported(path))}
+    assert not {name for name in users if not is_in(name, MAY_IMPORT_TORCH + JOBS_WITH_THE_MODEL)}
+
+
+@pytest.mark.parametrize(
+    "module", ["jobs.cli", "schemas.run_file", "pipeline.store", "jobs.stats", "jobs.rank", "jobs.cluster", "jobs.plots",
+               "jobs.status", "jobs.verify", "jobs.top", "jobs.run"],
+)  # fmt: skip
+def test_loads_neither_torch_nor_ray(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
