@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from jobs.demo_model import ensure_demo_model
-from jobs.progress import console
+from jobs.progress import console, say
 from jobs.run import run
 from jobs.top import marked
 from pipeline.run import Extraction
@@ -75,13 +75,12 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
     console.print(_ranked(store, features))
     feature = features.sort("sigma_over_mu", descending=True, nulls_last=True)["feature"][0]
     root = store.layout.root
-    console.print(
+    say(
         f"Figures: [bold]{store.layout.figures(SITE)}[/]\n\nTry next:\n"
         f"  latentlake top {root} {feature}\n"
         f"  latentlake rank {root} --by mean_active --window 0:20\n"
         f"  latentlake verify {root}\n\n"
-        f"The run file is {path}: change it, and `latentlake run {path}`.",
-        highlight=False,
+        f"The run file is {path}: change it, and `latentlake run {path}`."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.progress import ExtractionProgress, console
+from jobs.progress import ExtractionProgress, say
 from pipeline.plan import resolve
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
@@ -19,7 +19,7 @@ def extract(run: RunFile, *, accept_environment: bool = False) -> Extraction:
     """Commit every shard that is not committed yet."""
     resolved, warnings = resolve(run)
     for warning in warnings:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False)
+        say(f"[yellow]warning[/]: {warning}")
     return extract_resolved(resolved, accept_environment=accept_environment)
 
 
@@ -49,14 +49,13 @@ def _tell(result: Extraction, seconds: float) -> None:
     done = (
         f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
     )
-    console.print(f"[bold]extract[/] {done}; {nnz:,} nonzeros ({seconds:.1f} s)", highlight=False)
+    say(f"[bold]extract[/] {done}; {nnz:,} nonzeros ({seconds:.1f} s)")
     lost = sum(site.underflow for receipt in result.receipts.values() for site in receipt.sites.values())
     if lost:
         dtype = result.plan.activation_dtype
-        console.print(
+        say(
             f"[yellow]{lost:,} activations[/] rounded to 0 in {dtype} and are not stored; "
-            "`activation_dtype: float32` keeps them",
-            highlight=False,
+            "`activation_dtype: float32` keeps them"
         )
 
 

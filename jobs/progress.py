@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +23,11 @@ from schemas.records import Receipt
 
 console = Console()
 LOG_INTERVAL_S = 10.0
+
+
+def say(text: str) -> None:
+    """Print a line of rich markup as it is: no wrapping at the terminal's width, no colours of its own."""
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 class ExtractionProgress:
@@ -67,9 +73,9 @@ class ExtractionProgress:
             self._workers = max(0, self._workers - 1)
         elif event["event"] == "retry":
             self._retries += 1
-        if event["event"] in ("retry", "given_up", "worker_replaced", "waiting"):
+        if event["event"] in ("retry", "quarantined", "worker_replaced", "waiting"):
             told = ", ".join(f"{key} {value}" for key, value in event.items() if key != "event")
-            console.print(f"[yellow]{event['event'].replace('_', ' ')}[/]: {told}", highlight=False)
+            say(f"[yellow]{event['event'].replace('_', ' ')}[/]: {escape(told)}")
         self._show()
 
     def observe(self, outcome: Receipt | Failure) -> None:
@@ -86,7 +92,7 @@ class ExtractionProgress:
         now = time.monotonic()
         if not console.is_terminal and (now - self._logged > LOG_INTERVAL_S or self._shards == self._total):
             self._logged = now
-            console.print(f"extract: {self._shards}/{self._total} shards, {rates}", highlight=False)
+            say(f"extract: {self._shards}/{self._total} shards, {rates}")
 
     def _rates(self) -> str:
         """Rates over this run, and the time left at that rate."""

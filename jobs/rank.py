@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jobs.progress import console
@@ -14,6 +15,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.tables import RECEIPTS_KEY, write_table
 from schemas.errors import InputError
 from schemas.run_file import Rank
+from schemas.tables import Schema
 
 DEFAULT_BY = Rank.model_validate({}).by
 SHOWN = (
@@ -28,14 +30,18 @@ SHOWN = (
 )
 """Statistics that stand beside each feature of a window."""
 
+RANKINGS: Schema = {"by": pl.String(), "rank": pl.UInt32(), "feature": pl.UInt32(), "value": pl.Float64()}
+RANKING_SUMMARY: Schema = {"by": pl.String(), "ranked": pl.UInt32(), "without_value": pl.UInt32()}
+
 
 def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list[Path]:
     """Write the tables `rankings` and `ranking_summary` of a site, from its feature table.
 
-    `rankings`: by, rank (u32 from 0, the largest value first, equal values by feature), feature, value (f64).
-    A feature whose value is null, such as sigma_over_mu of one that never fires, has no rank; `ranking_summary`
-    says for each `by` how many are `ranked` and how many `without_value`. Both tables are as old as the feature
-    table. Raises InputError where that is missing, or where a column is not in it or is not a number.
+    `rankings`: by, rank (u32 from 0, the largest value first, equal values by feature), feature, value
+    (f64). A feature whose value is null, such as sigma_over_mu of one that never fires, has no rank;
+    `ranking_summary` says for each `by` how many are `ranked` and how many `without_value`. Both tables
+    are as fresh as the feature table. Raises InputError where that is missing, or a column not in it or no
+    number.
     """
     features = store.scan_features(site).collect()
     names = list(dict.fromkeys(by))
@@ -43,19 +49,17 @@ def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list
     counts = [each.height for each in rankings]
     summary = pl.DataFrame(
         {"by": names, "ranked": counts, "without_value": [features.height - n for n in counts]},
-        schema={"by": pl.String(), "ranked": pl.UInt32(), "without_value": pl.UInt32()},
+        schema=RANKING_SUMMARY,
     )
     told = ", ".join(f"{name} ({n:,} features)" for name, n in zip(names, counts, strict=True))
     console.print(f"[bold]rank[/] {site}: by {told}", highlight=False)
     made_from = pl.read_parquet_metadata(store.layout.table(site, "features"))[RECEIPTS_KEY]
-    return [
-        write_table(store.layout, site, name, table, made_from)
-        for name, table in (("rankings", pl.concat(rankings)), ("ranking_summary", summary))
-    ]
+    tables = {"rankings": pl.concat([pl.DataFrame(schema=RANKINGS), *rankings]), "ranking_summary": summary}
+    return [write_table(store.layout, site, name, table, made_from) for name, table in tables.items()]
 
 
 def ranking(features: pl.DataFrame, by: str, *, descending: bool = True) -> pl.DataFrame:
-    """Features that have a value of `by` in order (columns by, rank, feature, value); equal values by feature."""
+    """Features that have a value of `by`, in order (schema RANKINGS); equal values by feature."""
     value = pl.col(_number(features, by)).cast(pl.Float64).fill_nan(None)
     return (
         features.select("feature", value=value)
@@ -71,8 +75,8 @@ def window(
 ) -> pl.DataFrame:
     """Ranks `start` up to but not including `stop` of the features by any numeric column, rank 0 first.
 
-    Columns: rank, feature, the column itself, then those of SHOWN that are not it. A window that reaches past the
-    last rank is cut there; one that starts past it, or is empty, is an InputError.
+    Columns: rank, feature, the column itself, then those of SHOWN that are not it. A window that reaches past
+    the last rank is cut there; one that starts past it, or is empty, is an InputError.
     """
     features = store.scan_features(site).collect()
     order = ranking(features, by, descending=descending)
@@ -80,11 +84,10 @@ def window(
         raise InputError(f"ranks {start} to {stop} are no window: give START:STOP with 0 <= START < STOP")
     if start >= order.height:
         raise InputError(
-            f"ranks {start} to {stop} by {by}: only {order.height} of {features.height} features have a value; "
-            f"start below {order.height}"
+            f"ranks {start} to {stop} by {by}: {order.height} of {features.height} features have a value; "
+            "start below that"
         )
-    columns = ["feature", *dict.fromkeys([by, *SHOWN])]
-    beside = features.select(dict.fromkeys(columns))
+    beside = features.select(*dict.fromkeys(["feature", by, *SHOWN]))
     return (
         order.slice(start, stop - start)
         .select("rank", "feature")
@@ -98,9 +101,10 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
     if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
         raise InputError(f"window {text!r} is no START:STOP, such as 2000:2050")
     found = window(store, site, by, int(first), int(last), descending)
-    table = Table(title=f"{site} by {by}, {'largest' if descending else 'smallest'} first")
+    order = "largest" if descending else "smallest"
+    table = Table(title=f"{site} by {by}, {order} first", box=SIMPLE_HEAD, pad_edge=False)
     for column in found.columns:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", "_\n"), justify="right")  # names wrap where they may
     for row in found.iter_rows():
         table.add_row(*(_cell(value) for value in row))
     console.print(table)
@@ -109,7 +113,7 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
 def _cell(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _number(features: pl.DataFrame, by: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.cluster import cluster
 from jobs.extract import extract_resolved
 from jobs.plots import plots
-from jobs.progress import console
+from jobs.progress import say
 from jobs.rank import rank
 from jobs.stats import stats
 from jobs.tokenize import tokenize_resolved
@@ -21,7 +21,7 @@ def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = F
     """Tokenize, extract, stats, rank, cluster, plots."""
     resolved, warnings = resolve(run_file)
     for warning in warnings:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False)
+        say(f"[yellow]warning[/]: {warning}")
     tokenize_resolved(resolved, append=append)
     result = extract_resolved(resolved, accept_environment=accept_environment)
     store = FeatureStore.open(resolved.store.root)
@@ -29,9 +29,7 @@ def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = F
         if not is_fresh(store, site.name):
             derive(store, site.name, resolved)
         else:
-            console.print(
-                f"[bold]tables[/] of {site.name}: nothing to do, they are up to date", highlight=False
-            )
+            say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
     return result
 
 
@@ -41,7 +39,7 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
     rank(store, site, run_file.rank.by)
     cluster(store, site, run_file.cluster)
     figures = plots(store, site)
-    console.print(f"[bold]plots[/] {len(figures)} files in {store.layout.figures(site)}", highlight=False)
+    say(f"[bold]plots[/] {len(figures)} files in {store.layout.figures(site)}")
 
 
 def is_fresh(store: FeatureStore, site: str) -> bool:

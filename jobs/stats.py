@@ -9,7 +9,7 @@ import time
 
 import polars as pl
 
-from jobs.progress import console
+from jobs.progress import say
 from pipeline import statistics
 from pipeline.statistics import rows as row_statistics
 from pipeline.statistics.examples import combine_top, quantile_examples, top_examples
@@ -35,11 +35,10 @@ def stats(store: FeatureStore, site: str) -> pl.DataFrame:
     store.write_table(site, "examples", examples(store, site, state))
     active = table.filter(pl.col("n_active") > 0).height
     mean_l0 = row_statistics.l0_summary(row_counts)["mean"][0]
-    console.print(
+    say(
         f"[bold]stats[/] {site}: {active:,} of {table.height:,} features fired on "
         f"{store.totals(site).counted_rows:,} counted rows, mean L0 {mean_l0:.1f} "
-        f"({time.monotonic() - began:.1f} s)",
-        highlight=False,
+        f"({time.monotonic() - began:.1f} s)"
     )
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.progress import console
+from jobs.progress import console, say
 from pipeline.plan import resolve
 from pipeline.store.objects import self_test
 from pipeline.tokenize import tokenize as tokenize_corpus
@@ -39,10 +39,9 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
         link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)
     rows = sum(shard.rows for shard in link.shards)
     documents = sum(shard.documents for shard in link.shards)
-    console.print(
+    say(
         f"[bold]tokenize[/] {documents:,} documents, {rows:,} tokens, {len(link.shards)} shards "
-        f"({time.monotonic() - began:.1f} s)",
-        highlight=False,
+        f"({time.monotonic() - began:.1f} s)"
     )
     return link
 

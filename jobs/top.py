@@ -8,7 +8,7 @@ import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.progress import console
+from jobs.progress import console, say
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 
@@ -22,9 +22,7 @@ def top(store: FeatureStore, site: str, feature: int, *, k: int = 20, where: Seq
     condition = pl.all_horizontal(filters) if filters else None
     found = store.contexts(site, feature, k, where=condition)
     if found.is_empty():
-        console.print(
-            f"feature {feature} of {site} never fires" + (" there" if where else ""), highlight=False
-        )
+        say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
     console.print(contexts_table(store, found, f"feature {feature} of {site}: {found.height} strongest rows"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from jobs.progress import console
+from jobs.progress import console, say
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 
@@ -15,12 +15,11 @@ def verify(store: FeatureStore) -> None:
     with console.status("verify"):
         report = store.verify()
     for problem in report.problems:
-        console.print(f"[red]wrong[/]: {problem}", highlight=False)
-    console.print(
+        say(f"[red]wrong[/]: {problem}")
+    say(
         f"[bold]verify[/] {report.objects:,} objects, {report.bytes / 1e6:,.1f} MB, "
         f"{report.nonzeros:,} activations, {report.statistics:,} statistics recomputed "
-        f"({time.monotonic() - began:.1f} s)",
-        highlight=False,
+        f"({time.monotonic() - began:.1f} s)"
     )
     if report.problems:
         raise InputError(

@@ -131,6 +131,7 @@ def environment() -> dict[str, str]:
 
 def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -> Plan:
     """Write the plan, or check that the pass was begun with the same one; return the one in force."""
+    _check_site_names(layout, plan)
     path = layout.plan(plan.pass_name)
     if not path.exists():
         put_if_absent(path, plan.to_json())
@@ -146,6 +147,19 @@ def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = Fals
             f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
         )
     return old
+
+
+def _check_site_names(layout: Layout, plan: Plan) -> None:
+    """Tables go by site, so two passes of a store may not share a site's name."""
+    names = {site.name for site in plan.sites}
+    for path in sorted(layout.passes.glob("[!.]*/plan.json")):
+        other: Plan = Plan.from_json(path.read_bytes(), str(path))
+        taken = names & {site.name for site in other.sites}
+        if taken and other.pass_name != plan.pass_name:
+            raise InputError(
+                f"site {min(taken)!r} of pass {plan.pass_name!r} has the name of a site of pass "
+                f"{other.pass_name!r}: give it another name"
+            )
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:

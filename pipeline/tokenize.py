@@ -1,7 +1,7 @@
 """Turn a corpus into token shards: read, encode, pack, write; each step works while the next one does.
 
 A run that dies leaves a few token shards behind that no record names; the next run replaces them. The two
-records, lake.json and the new link of the corpus chain, are put last.
+records, lake.json and the new link of the corpus chain, are put last; the vocabulary stands before them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import polars as pl
+
 from pipeline.sharding import encoded, write_shards
 from pipeline.sources import Source, open_source
 from pipeline.store.objects import put_if_absent
+from pipeline.store.parquet import write_frame
 from pipeline.store.tokens import read_lake, read_links
 from pipeline.tokenizer import LakeTokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Lake, ShardRecord, digest_of
 from schemas.run_file import RunFile, Tokens
+from schemas.tables import VOCABULARY
 
 _BYTES_PER_TOKEN = 4
 _SHARDS_PER_WORKER = 4
-_SHARD_TOKENS = (1 << 12, 1 << 19)
+_SHARD_TOKENS = (1 << 14, 1 << 19)
 """Smallest and largest shard that `shard_tokens: auto` aims at."""
 
 _KEYS = {
@@ -79,6 +83,7 @@ def tokenize(
     _check_counted(shards, run_file)
     asked = {**source.describe(), "limit": run_file.tokens.limit, "shard_tokens": target}
     link = CorpusLink(source=asked, source_digest=digest, shards=tuple(shards))
+    _write_vocabulary(layout, tokenizer)
     _commit(layout, lake, link, len(links))
     return link
 
@@ -199,6 +204,14 @@ def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:
             f"corpus.path {run_file.corpus.path!r} gives special tokens only{limit}, and "
             "tokens.special_tokens excludes them: nothing would be counted"
         )
+
+
+def _write_vocabulary(layout: Layout, tokenizer: LakeTokenizer) -> None:
+    """Keep the text of every token, so that a reader needs no tokenizer; it belongs to the lake's record."""
+    if not layout.lake.exists():
+        ids = range(tokenizer.size)
+        frame = pl.DataFrame({"token_id": ids, "text": tokenizer.pieces(ids)}, schema=VOCABULARY)
+        write_frame(layout.vocabulary, frame)
 
 
 def _commit(layout: Layout, lake: Lake, link: CorpusLink, number: int) -> None:

@@ -53,6 +53,11 @@ class LakeTokenizer:
         found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
 
+    @property
+    def size(self) -> int:
+        """Number of token ids."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each token puts into a text, for display: leading spaces stay, half a character is U+FFFD."""
         distinct = sorted({int(i) for i in ids})

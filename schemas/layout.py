@@ -22,6 +22,11 @@ class Layout:
         return self.root / "lake.json"
 
     @property
+    def vocabulary(self) -> Path:
+        """Text of every token."""
+        return self.root / "vocabulary.parquet"
+
+    @property
     def corpus(self) -> Path:
         """Folder of the corpus chain."""
         return self.root / "corpus"

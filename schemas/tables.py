@@ -31,6 +31,10 @@ def tokens_schema(label_columns: dict[str, str]) -> Schema:
     }
 
 
+VOCABULARY: Schema = {"token_id": pl.Int32(), "text": pl.String()}
+"""What each token puts into a text, for display: every id from 0 on."""
+
+
 def postings_schema(activation_dtype: str) -> Schema:
     """Feature-major activations, sorted by (feature, row)."""
     value = pl.Float16() if activation_dtype == "float16" else pl.Float32()

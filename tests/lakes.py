@@ -1,4 +1,4 @@
-"""Small lakes for tests: a corpus of words, a tiny tokenizer, a seeded module and SAEs, and the run file over them."""
+"""Small lakes for tests: a corpus of words, a tiny tokenizer, a seeded module, SAEs, and a run file."""
 
 from __future__ import annotations
 

@@ -68,10 +68,12 @@ def test_only_the_rooms_of_the_model_import_torch():
     assert not {name for name in users if not is_in(name, MAY_IMPORT_TORCH + JOBS_WITH_THE_MODEL)}
 
 
+WITHOUT_TORCH = ("cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top")
+
+
 @pytest.mark.parametrize(
-    "module", ["jobs.cli", "schemas.run_file", "pipeline.store", "jobs.stats", "jobs.rank", "jobs.cluster", "jobs.plots",
-               "jobs.status", "jobs.verify", "jobs.top", "jobs.run"],
-)  # fmt: skip
+    "module", ["pipeline.store", "schemas.run_file", *(f"jobs.{n}" for n in WITHOUT_TORCH)]
+)
 def test_loads_neither_torch_nor_ray(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

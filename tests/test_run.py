@@ -1,4 +1,4 @@
-"""The whole line on a small lake: numbers against brute force, executors against each other, crashes, refusals."""
+"""The whole line on a small lake: brute force, executors against each other, crashes, refusals."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_driver_killed_at_any_moment_resumes_to_the_same_bytes(lake, tmp_path)
 
 def test_a_changed_recipe_on_an_old_pass_is_refused_naming_what_changed(lake):
     folder, _ = lake
-    with pytest.raises(InputError, match="batch_contexts was 4, now 5.*another pass or site name"):
+    with pytest.raises(InputError, match=r"batch_contexts was 4, now 5.*another pass or site name"):
         run(run_file(folder, extract={"batch_contexts": 5}))
     with pytest.raises(InputError, match="activation_dtype was float16, now float32"):
         run(run_file(folder, store={"activation_dtype": "float32"}))
@@ -164,6 +164,13 @@ def test_another_sae_under_the_same_name_is_refused(lake, tmp_path):
     other = write_sae(tmp_path / "other", "topk", d_sae=64, hook_name="layers.1", context_size=16, seed=5)
     with pytest.raises(InputError, match=r"sites\.0\.sae_digest was"):
         run(run_file(folder, sites=[{"name": "mid", "sae": str(other)}]))
+
+
+def test_a_pass_that_takes_another_ones_site_name_is_refused_and_the_store_opens(lake):
+    folder, store = lake
+    with pytest.raises(InputError, match="site 'mid' of pass 'again' has the name of a site of pass 'mid'"):
+        run(run_file(folder, store={"pass": "again"}))
+    assert set(FeatureStore.open(store.layout.root).sites) == {"mid"}
 
 
 def test_a_new_pass_on_the_same_tokens_just_works(tmp_path):

@@ -62,7 +62,7 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     number, weight = l0["l0"].to_numpy().astype(np.float64), l0["rows"].to_numpy()
     width = max(1, int(np.ceil((number[-1] - number[0] + 1) / MOST_BARS)))
     edges = np.arange(number[0], number[-1] + width + 1, width) - 0.5
-    axes.hist(number, bins=edges, weights=weight, color=BLUE, rwidth=0.9)
+    axes.hist(number, bins=edges.tolist(), weights=weight, color=BLUE, rwidth=0.9)
     mark(axes, float(np.average(number, weights=weight)), f"mean {np.average(number, weights=weight):.1f}")
     whole_numbers(axes.xaxis)
     whole_numbers(axes.yaxis)
@@ -85,7 +85,7 @@ def _log_histogram(axes: Axes, values: F64, label: str) -> None:
     edges = 10 ** (np.arange(np.floor(low * parts), np.floor(high * parts) + 2) / parts)
     log_axis(axes.xaxis, edges)
     axes.set_xlim(*10 ** (middle + span * np.array([-0.55, 0.55])))
-    axes.hist(values, bins=edges, color=BLUE, edgecolor="white", linewidth=0.6)
+    axes.hist(values, bins=edges.tolist(), color=BLUE, edgecolor="white", linewidth=0.6)
     median = float(np.median(values))
     mark(axes, median, label.format(median))
     whole_numbers(axes.yaxis)
@@ -93,5 +93,4 @@ def _log_histogram(axes: Axes, values: F64, label: str) -> None:
 
 
 def _rows(features: pl.DataFrame) -> str:
-    rows = features["counted_rows"].max() if features.height else 0
-    return counted(int(rows or 0), "counted row")  # type: ignore[call-overload]
+    return counted(int(features["counted_rows"][0]) if features.height else 0, "counted row")

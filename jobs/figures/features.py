@@ -56,7 +56,6 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     )
     bar = figure.colorbar(points, ax=axes, label="strongest activation", pad=0.02)
     log_axis(bar.ax.yaxis, np.array(_span(extreme)))
-    bar.solids.set(alpha=1, edgecolor="face")
     bar.outline.set_visible(False)
     axes.set_xlabel("frequency (active rows / counted rows)")
     axes.set_ylabel(magnitude(means))
@@ -102,9 +101,6 @@ def _span(values: F64) -> tuple[float, float]:
 def _mark_window(axes: Axes, start: int, values: F64, colour: str) -> None:
     """A stretch of the curve drawn over, its ranks and values for the legend."""
     stop = min(start + WINDOW, len(values))
-    line = {"color": colour, "linewidth": 5, "solid_capstyle": "round", "marker": "o"} | {
-        "markersize": 4,
-        "markeredgewidth": 0,
-    }
     label = f"ranks {start:,} to {stop - 1:,}: {values[start]:.3g} to {values[stop - 1]:.3g}"
-    axes.plot(np.arange(start, stop), values[start:stop], zorder=3, label=label, **line)
+    line = axes.plot(np.arange(start, stop), values[start:stop], color=colour, zorder=3, label=label)[0]
+    line.set(linewidth=5, solid_capstyle="round", marker="o", markersize=4, markeredgewidth=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
@@ -23,7 +23,7 @@ LINE_LENGTH = 90
 NARROW = 300
 """Ratio of largest to smallest below which a log axis shows more than powers of ten."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.labelsize": 11,
@@ -101,7 +101,7 @@ def _shortened(name: str) -> str:
     return name if len(name) <= LINE_LENGTH else f"{name[:half]}…{name[-half:]}"
 
 
-def log_axis(axis: Axis, values: F64) -> None:
+def log_axis(axis: XAxis | YAxis, values: F64) -> None:
     """A log axis over positive values: powers of ten; where they would be few, 1, 2, 5 in plain numbers."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     if values.max() / values.min() < NARROW:
@@ -110,7 +110,7 @@ def log_axis(axis: Axis, values: F64) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def whole_numbers(axis: Axis) -> None:
+def whole_numbers(axis: XAxis | YAxis) -> None:
     """Ticks at round whole numbers, thousands set apart."""
     axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -168,7 +168,7 @@ class Dispatcher:
             return []
         failure = self._ledger.release(shard, why, permanent=permanent, charged=charged)
         self._on_event(
-            event="given_up" if failure else "retry",
+            event="quarantined" if failure else "retry",
             shard=shard,
             attempts=self._ledger.attempts(shard),
             why=why,

@@ -39,7 +39,7 @@ def run_in_process(
             yield receipt
             continue
         on_event(
-            event="given_up" if failure else "retry", shard=shard, attempts=ledger.attempts(shard), why=why
+            event="quarantined" if failure else "retry", shard=shard, attempts=ledger.attempts(shard), why=why
         )
         if failure:
             yield failure

@@ -22,7 +22,7 @@ __all__ = ["FORMATS", "SaeMetadata", "default_block_rows", "load_sae", "read_met
 FORMATS = {"saelens": "pipeline.saes.saelens"}
 """File format -> module of its reader, asked in this order."""
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 64 << 20
 """Aimed at for the dense float32 block x @ W_enc."""
 
 

@@ -73,7 +73,7 @@ def quantiles(state: pl.DataFrame) -> dict[str, F64]:
     low, high = state["min_activation"].to_numpy(), state["max_activation"].to_numpy()
     answer = {}
     for percent in PERCENTS:
-        rank = -(n * -percent // 100)  # integers: p n in floating point can step over a whole number
+        rank = -(n * -percent // 100)  # in integers: float64 misses it beyond 2**50
         place = np.searchsorted(cumulative, before + rank)
         answer[f"q{percent:02d}_active"] = np.clip((left[place] + right[place]) / 2, low, high)
     return answer

@@ -44,12 +44,11 @@ TABLE: Schema = {"n_active": pl.Int64(), **dict.fromkeys(OVER_ALL + OVER_ACTIVE,
 def moments(values: F64, offsets: I64) -> Sums:
     """Moments of float64 `values` [Z] cut by `offsets` [F + 1] into groups, none of them empty.
 
-    Values are taken from the first of their group, so that equal values have a variance of exactly 0; what
-    rounding leaves of the mean is removed from the sums.
+    What rounding leaves of the mean in the deviations is removed from the mean and from the sums. Of equal
+    values that came from float32 the variance is exactly 0.
     """
     starts, n = offsets[:-1], np.diff(offsets)
-    first = values[starts]
-    mean = first + np.add.reduceat(values - np.repeat(first, n), starts) / n
+    mean = np.add.reduceat(values, starts) / n
     d = values - np.repeat(mean, n)
     d2 = d * d
     s1, s2, s3, s4 = (np.add.reduceat(power, starts) for power in (d, d2, d2 * d, d2 * d2))

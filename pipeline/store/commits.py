@@ -59,10 +59,10 @@ def receipts_digest(receipts: Iterable[Receipt]) -> str:
 def write_manifest(
     layout: Layout, pass_name: str, receipts: Mapping[str, Receipt], failed: Mapping[str, str]
 ) -> None:
-    """Replace manifest.parquet: one row per shard in order, `committed`, or `given_up` with its error."""
+    """Replace manifest.parquet: one row per shard in order, `committed`, or `quarantined` with its error."""
     rows = [_committed(receipts[shard]) for shard in receipts]
     rows += [
-        {"shard": shard, "state": "given_up", "error": error}
+        {"shard": shard, "state": "quarantined", "error": error}
         for shard, error in failed.items()
         if shard not in receipts
     ]

@@ -98,26 +98,25 @@ class ContextIndex:
         found: dict[str, pl.Series] = {}
         if "shard" in columns:
             names = pl.Series([record.name for record in self._shards], dtype=pl.String)
-            found["shard"] = names.gather(self._shard_of(rows))
+            found["shard"] = names[self._shard_of(rows)]
         if "context" in columns:
-            found["context"] = pl.Series(self.context_of(rows))
+            found["context"] = pl.Series(self.context_of(rows).astype(np.uint64))
         if "position" in columns:
-            found["position"] = pl.Series(self.position_of(rows))
+            found["position"] = pl.Series(self.position_of(rows).astype(np.uint32))
         if {"document", "document_offset", *self._labels.values()} & set(columns):
             found |= self._in_segments(rows, columns)
-        frame = pl.DataFrame({name: found[name] for name in columns})
-        return frame.cast({name: dtype for name, dtype in COLUMNS.items() if name in columns})
+        return pl.DataFrame({name: found[name] for name in columns})
 
     def _in_segments(self, rows: NDArray[Any], columns: Sequence[str]) -> dict[str, pl.Series]:
         """Document, offset and labels of each row, those asked for."""
         index = np.searchsorted(self._segments["row"].to_numpy(), rows.astype(np.int64), side="right") - 1
         wanted = [name for name in ("document", *self._labels.values()) if name in columns]
-        found = {name: self._segments[name].gather(index) for name in wanted}
+        found = {name: self._segments[name][index] for name in wanted}
         if "document_offset" in columns:
-            begin, offset = (self._segments[name].gather(index) for name in ("begin", "offset"))
-            token = pl.Series(rows).cast(pl.Int64) - begin
-            place = pl.when(token >= 0).then(token + offset.cast(pl.Int64))
-            found["document_offset"] = pl.select(place.alias("document_offset")).to_series()
+            begin, offset = (self._segments[name].to_numpy()[index] for name in ("begin", "offset"))
+            token = rows.astype(np.int64) - begin
+            place = pl.Series((np.maximum(token, 0) + offset).astype(np.uint32))
+            found["document_offset"] = place.set(pl.Series(token < 0), None)
         return found
 
     def token_ids(self, context: int) -> I32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,13 @@ from schemas.records import CorpusLink, ShardRecord
 from schemas.tables import ROW_COUNTS as ROW_COUNTS_SCHEMA
 from schemas.values import F32, U64, Postings, SparseFeatures
 
+_READERS = 8
+"""Files read at once by a query: opening and decoding them leaves the GIL alone."""
+
 if TYPE_CHECKING:
     from scipy import sparse
 
     from pipeline.store.verification import VerifyReport
-    from pipeline.tokenizer import LakeTokenizer
 
 
 class FeatureStore(Catalog):
@@ -132,7 +135,8 @@ class FeatureStore(Catalog):
             raise InputError(
                 f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}"
             )
-        found = [self._rows_in_shard(info, record, feature) for record in self.committed(site)]
+        shards = self.committed(site)
+        found = list(self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards))
         rows = np.concatenate([rows for rows, _ in found]) if found else np.empty(0, np.uint64)
         values = np.concatenate([values for _, values in found]) if found else np.empty(0, np.float32)
         return rows, values
@@ -164,7 +168,7 @@ class FeatureStore(Catalog):
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token."""
-        return self._tokenizer.pieces(token_ids)
+        return self._vocabulary.gather(list(token_ids)).to_list()
 
     def verify(self) -> VerifyReport:
         """Check every checksum, and recompute every statistic from the activations."""
@@ -173,19 +177,17 @@ class FeatureStore(Catalog):
         return verify(self)
 
     @cached_property
+    def _readers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_READERS, thread_name_prefix="latentlake-reader")
+
+    @cached_property
     def _contexts(self) -> ContextIndex:
         return ContextIndex(self.layout, self.lake, self.shards)
 
     @cached_property
-    def _tokenizer(self) -> LakeTokenizer:
-        from pipeline.tokenizer import load_tokenizer
-
-        tokenizer = load_tokenizer(self.lake.tokenizer)
-        if tokenizer.digest != self.lake.tokenizer_digest:
-            raise InputError(
-                f"the tokenizer at {self.lake.tokenizer} is not the one that made {self.layout.lake}"
-            )
-        return tokenizer
+    def _vocabulary(self) -> pl.Series:
+        with readable(self.layout.vocabulary):
+            return pl.read_parquet(self.layout.vocabulary, glob=False)["text"]
 
     def _postings_file(self, site: str, shard: str) -> PostingsFile:
         path = self.object_path(site, shard, POSTINGS)
@@ -218,7 +220,7 @@ class FeatureStore(Catalog):
 
     def _windows(self, found: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
         firsts, windows = [], []
-        for context, position in found.select("context", "position").iter_rows():
+        for context, position in zip(found["context"].to_list(), found["position"].to_list(), strict=True):
             ids = self._contexts.token_ids(context)
             first = 0 if before is None else max(0, position - before)
             firsts.append(first)

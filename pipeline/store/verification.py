@@ -49,9 +49,7 @@ def verify(store: FeatureStore) -> VerifyReport:
     tokens = {record.name for record in store.shards if _token_shard_is_intact(store, record, report)}
     for pass_name, plan in store.plans.items():
         receipts = store.pass_receipts(pass_name)
-        intact = {
-            shard for shard in receipts if _shard_is_intact(store, pass_name, receipts[shard], report)
-        }
+        intact = {shard for shard in receipts if _shard_is_intact(store, pass_name, receipts[shard], report)}
         for site in plan.sites:
             _verify_site(store, site.name, intact & tokens, report)
     return report

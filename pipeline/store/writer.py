@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,22 +38,31 @@ def write_site(
     folder = attempt / site.name
     with storage_errors(folder):
         folder.mkdir(parents=True)
-        if "token_major" in layouts:
-            write_csr(folder / CSR, features, site.d_sae)
-        if "feature_major" in layouts:
-            write_postings(
-                folder / POSTINGS,
-                postings,
-                row_start=row_start,
-                activation_dtype=activation_dtype,
-                feature_block=site.feature_block,
-            )
-        write_frame(folder / PARTIALS, partials)
-        write_frame(folder / ROW_COUNTS, row_counts)
-        fsync_tree(folder)
-        for parent in list(folder.parents)[:3]:  # the attempt, the shard, data/
-            fsync_folder(parent)
+        try:
+            if "token_major" in layouts:
+                write_csr(folder / CSR, features, site.d_sae)
+            if "feature_major" in layouts:
+                write_postings(
+                    folder / POSTINGS,
+                    postings,
+                    row_start=row_start,
+                    activation_dtype=activation_dtype,
+                    feature_block=site.feature_block,
+                )
+            write_frame(folder / PARTIALS, partials)
+            write_frame(folder / ROW_COUNTS, row_counts)
+            _fsync(folder)
+        except BaseException:  # nobody will commit the attempt, and a full disk wants its space back
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return [_object(path, attempt) for path in sorted(folder.iterdir())]
+
+
+def _fsync(folder: Path) -> None:
+    """Bring the site's folder to the disk, and the names of the attempt, the shard and data/ above it."""
+    fsync_tree(folder)
+    for parent in list(folder.parents)[:3]:
+        fsync_folder(parent)
 
 
 def _object(path: Path, attempt: Path) -> DataObject:

@@ -132,7 +132,7 @@ def test_a_shard_is_given_up_after_its_attempts_and_all_else_completes():
     outcomes, events = run(["a", "b", "c"], backend, workers=2, max_attempts=3)
     assert [o for o in outcomes if isinstance(o, Failure)] == [Failure("b", 3, "boom")]
     assert {o.shard for o in outcomes if isinstance(o, Receipt)} == {"a", "c"}
-    assert [e["event"] for e in events if e.get("shard") == "b"] == ["retry", "retry", "given_up"]
+    assert [e["event"] for e in events if e.get("shard") == "b"] == ["retry", "retry", "quarantined"]
 
 
 def test_a_permanent_error_is_not_tried_again():

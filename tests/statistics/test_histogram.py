@@ -88,17 +88,20 @@ def test_quantiles_are_within_a_sixteenth(values: list[float]) -> None:
 
 
 def test_ranks_are_exact_beyond_what_floats_count() -> None:
-    half = 2**54
+    half = 2**55
     state = state_of([1016, 1024], [half, half], 1.0, 2.0)
     assert quantiles(state)["q50_active"][0] == pytest.approx(1.0625)
     state = state_of([1016, 1024], [half - 1, half + 1], 1.0, 3.0)
     assert quantiles(state)["q50_active"][0] == pytest.approx(2.125)
 
 
-def test_a_rank_does_not_step_over_a_whole_number() -> None:
+@pytest.mark.parametrize("n", [100, 101, 2**50 + 69])  # the last times 0.99 in float64 rounds off its rank
+def test_a_quantile_is_the_value_at_its_rank_to_one_row(n: int) -> None:
     for percent in PERCENTS:
-        state = state_of([1016, 1024], [percent, 100 - percent], 1.0, 3.0)
-        assert quantiles(state)[f"q{percent:02d}_active"][0] == 1.0625
+        rank = -(n * -percent // 100)
+        for below, expected in ((rank, 1.0625), (rank - 1, 2.125)):
+            state = state_of([1016, 1024], [below, n - below], 1.0, 3.0)
+            assert quantiles(state)[f"q{percent:02d}_active"][0] == expected
 
 
 def test_counts_beyond_32_bits_merge_exactly() -> None:

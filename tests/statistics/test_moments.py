@@ -86,13 +86,21 @@ def test_a_small_spread_far_from_zero_keeps_its_digits() -> None:
     assert row["kurtosis_active"] == pytest.approx(scipy.stats.kurtosis(exact), rel=1e-9)
 
 
-def test_values_that_are_all_equal_have_variance_zero_to_the_last_bit() -> None:
-    for value in (0.1, 1 / 3, 1e-7, 6e4, -0.7):
-        row = row_of(one_feature([value] * 7, [value], [value] * 100))
-        assert row["var_active"] == row["var_all"] == 0
-        assert row["mean_active"] == float(np.float32(value))
-        assert row["sigma_over_mu"] == 0
-        assert row["skewness_active"] is row["kurtosis_all"] is None
+def test_a_shard_keeps_the_third_moment_of_a_spread_at_the_rounding_of_its_mean() -> None:
+    x = np.float32(1e4) + np.arange(99, dtype=np.float32) ** 2 // 500 * np.float32(2**-10)
+    exact = x.astype(np.float64) - 1e4
+    row = row_of(one_feature(x.tolist()))
+    assert row["skewness_active"] == pytest.approx(scipy.stats.skew(exact), rel=1e-12)
+    assert row["kurtosis_active"] == pytest.approx(scipy.stats.kurtosis(exact), rel=1e-12)
+
+
+@given(st.floats(2.0**-24, 2.0**16, width=32), st.lists(st.integers(1, 300), min_size=1, max_size=3))
+def test_values_that_are_all_equal_have_variance_zero_to_the_last_bit(value: float, sizes: list[int]) -> None:
+    row = row_of(one_feature(*([value] * size for size in sizes)))
+    assert row["var_all"] == 0
+    assert row["mean_all"] == row["mean_active"] == value
+    assert row["sigma_over_mu"] == 0
+    assert row["skewness_active"] is row["kurtosis_all"] is None
 
 
 def test_activations_that_cancel_have_no_sigma_over_mu() -> None:

@@ -14,7 +14,7 @@ from scipy import sparse
 from pipeline import statistics
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit
-from pipeline.store.objects import measure, put_if_absent, write_atomic
+from pipeline.store.objects import measure, put_if_absent
 from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
 from schemas.layout import Layout
@@ -28,7 +28,7 @@ D_SAE, CONTEXT_SIZE = 40, 8
 
 @dataclass
 class Built:
-    """`tokens` holds one row per token row: row, context, position, document, document_offset, token, labels."""
+    """`tokens`: one row per token row with context, position, document, document_offset, token, labels."""
 
     layout: Layout
     lake: Lake
@@ -92,7 +92,7 @@ def build(
     seed: int = 0,
     commits: int | None = None,
 ) -> Built:
-    """A store of `shards` shards with `documents` documents each, of which `commits` are committed (default: all)."""
+    """A store of `shards` shards of `documents` documents; `commits` of them are committed (default: all)."""
     rng, layout = np.random.default_rng(seed), Layout(root)
     lake = Lake(
         tokenizer="none",
@@ -118,7 +118,7 @@ def build(
     dense = {name: np.zeros((sum(r.rows for r in records), D_SAE), np.float32) for name in sites}
     for record, frame in zip(records[:commits], frames, strict=False):
         features = {name: random_features(rng, (frame["token"] != 0).to_numpy()) for name in sites}
-        receipt, rounded = commit_shard(layout, plan, record, frame, features)
+        _, rounded = commit_shard(layout, plan, record, frame, features)
         for name, feature in rounded.items():
             dense[name][record.row_start : record.row_start + record.rows] = to_dense(feature)
     return Built(layout, lake, plan, pl.concat(frames), records, dense)
@@ -190,7 +190,7 @@ def token_shard(record: ShardRecord, frame: pl.DataFrame) -> TokenShard:
 def _token_shard(
     layout: Layout, number: int, documents: int, rng: np.random.Generator, before: ShardRecord | None
 ) -> tuple[pl.DataFrame, ShardRecord]:
-    """Pack random documents, BOS (0) first in each context; write the shard and return one row per token row."""
+    """Pack random documents, BOS (0) first in each context; write the shard; return one row per token row."""
     row = before.row_start + before.rows if before else 0
     context = before.context_start + before.contexts if before else 0
     first_document = before.document_start + before.documents if before else 0
@@ -259,8 +259,3 @@ def _contexts(frame: pl.DataFrame, first_row: int) -> pl.DataFrame:
 
 def _shared(values: list[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else None
-
-
-def rewrite(path: Path, data: bytes) -> None:
-    """Replace a file's bytes, as damage or another writer would."""
-    write_atomic(path, data)

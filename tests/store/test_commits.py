@@ -75,7 +75,7 @@ def test_a_twin_with_other_bytes_is_loud_and_stays_to_be_looked_at(tmp_path: Pat
     layout = Layout(tmp_path)
     commit(layout, "p", receipt())
     other = with_attempt(layout, receipt(attempt="b", sha256="3"))
-    with pytest.raises(NondeterminismError, match="shard 000000: attempt b .* attempt a .* s/csr.zarr"):
+    with pytest.raises(NondeterminismError, match=r"shard 000000: attempt b .* attempt a .* s/csr.zarr"):
         commit(layout, "p", other)
     assert layout.attempt("p", "000000", "b").is_dir()
     assert read_commit(layout, "p", "000000") == receipt()
@@ -112,7 +112,7 @@ def test_a_receipt_of_a_newer_format_stops(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     newer = receipt().model_copy(update={"format_version": 99})
     commit(layout, "p", newer)
-    with pytest.raises(InputError, match="format version 99, .* update latentlake"):
+    with pytest.raises(InputError, match=r"format version 99, .* update latentlake"):
         read_commit(layout, "p", "000000")
 
 
@@ -130,7 +130,7 @@ def test_the_manifest_lists_what_is_committed_and_what_was_given_up(tmp_path: Pa
     frame = pl.read_parquet(layout.manifest("p"))
     assert frame.schema == MANIFEST
     assert frame.rows() == [
-        ("000000", "given_up", None, None, None, None, None, "NaN at hook"),
+        ("000000", "quarantined", None, None, None, None, None, "NaN at hook"),
         ("000001", "committed", "a", 10, 7, 11, 1.5, None),
     ]
     write_manifest(layout, "p", {}, {})

@@ -1,0 +1,213 @@
+"""Figures: there, titled, not blank, the same bytes every time, and drawn from stored tables alone."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib import rc_context
+from matplotlib.image import imread
+
+from jobs.figures import FIGURES
+from jobs.figures.features import windows
+from jobs.figures.style import STYLE, canvas, share
+from jobs.plots import plots, render
+from jobs.rank import rank
+from jobs.stats import stats
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from tests.store.build import build
+
+ROOT = Path(__file__).parents[2]
+TITLES = {
+    "frequency": "How often features fire",
+    "mean_activation": "How strongly features fire",
+    "l0": "Active features per token",
+    "density_and_mean": "Density against strength",
+    "sigma_over_mu": "Features ranked by σ / μ",
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    opened = FeatureStore.open(build(tmp_path_factory.mktemp("plots") / "store", shards=2).layout.root)
+    stats(opened, "site")
+    rank(opened, "site")
+    return opened
+
+
+@pytest.fixture(scope="module")
+def drawn(store):
+    return {path.name: path for path in plots(store, "site")}
+
+
+def made_up(features, dead, rows=10_000, seed=0):
+    """Tables of a site with so many features, `dead` of which never fire."""
+    rng = np.random.default_rng(seed)
+    n = np.where(np.arange(features) < dead, 0, rng.integers(1, rows // 10, features))
+    mean = np.where(n > 0, rng.lognormal(0, 0.5, features), np.nan)
+    ratio = np.sqrt(1.2 * rows / np.maximum(n, 1) - 1)
+    table = pl.DataFrame(
+        {
+            "feature": np.arange(features, dtype=np.uint32),
+            "counted_rows": np.full(features, rows),
+            "n_active": n,
+            "frequency": n / rows,
+            "mean_active": mean,
+            "min_activation": mean / 2,
+            "max_activation": mean * 3,
+        }
+    ).with_columns(pl.col("mean_active", "min_activation", "max_activation").fill_nan(None))
+    values = np.sort(ratio[n > 0])[::-1]
+    rankings = pl.DataFrame({"rank": np.arange(len(values)), "value": values}).with_columns(
+        by=pl.lit("sigma_over_mu")
+    )
+    l0 = pl.DataFrame({"l0": np.arange(20, 45), "rows": np.full(25, rows // 25)})
+    return {"features": table, "l0": l0, "rankings": rankings}
+
+
+def svg_of(name, tables, site="l9"):
+    with rc_context(STYLE):
+        return render(FIGURES[name].draw(tables[FIGURES[name].table], site), "svg").decode()
+
+
+def test_every_figure_is_a_png_and_an_svg_in_the_sites_folder(store, drawn):
+    assert set(drawn) == {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    assert {path.parent for path in drawn.values()} == {store.layout.figures("site")}
+    assert {path.name for path in store.layout.figures("site").iterdir()} == set(
+        drawn
+    )  # and nothing temporary
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_png_shows_something(drawn, name):
+    image = imread(drawn[f"{name}.png"])
+    assert image.shape[:2] == (900, 1440)
+    ink = (image[..., :3] < 0.9).any(axis=2)
+    assert 0.005 < ink.mean() < 0.6
+    assert not ink[:, :8].any()  # nothing runs over the edges
+    assert not ink[:, -8:].any()
+    assert not ink[:8].any()
+    assert not ink[-8:].any()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_an_svg_has_its_title_and_site_as_text(drawn, name):
+    text = drawn[f"{name}.svg"].read_text(encoding="utf-8")
+    assert TITLES[name] in text
+    assert "site · " in text
+
+
+def test_drawing_again_gives_the_same_bytes(store, drawn):
+    before = {name: path.read_bytes() for name, path in drawn.items()}
+    assert {path.name: path.read_bytes() for path in plots(store, "site")} == before
+
+
+def test_the_figures_need_the_tables_alone(store, drawn, tmp_path):
+    root = tmp_path / "store"
+    shutil.copytree(store.layout.root, root)
+    shutil.rmtree(root / "tokens")
+    shutil.rmtree(root / "passes" / "p" / "data")
+    shutil.rmtree(root / "figures")
+    again = {path.name: path.read_bytes() for path in plots(FeatureStore.open(root), "site")}
+    assert again == {name: path.read_bytes() for name, path in drawn.items()}
+
+
+def test_the_frequency_histogram_says_how_many_never_fired():
+    text = svg_of("frequency", made_up(400, 30))
+    assert "30 of 400 features (7.5 %) never fired" in text
+    assert "10,000 counted rows" in text
+
+
+def test_the_median_and_the_mean_are_written_at_their_lines():
+    tables = made_up(400, 30)
+    fired = tables["features"].filter(pl.col("n_active") > 0)
+    assert f"median {fired['frequency'].median():.2g}" in svg_of("frequency", tables)
+    assert f"median {fired['mean_active'].median():.3g}" in svg_of("mean_activation", tables)
+    assert "mean 32.0" in svg_of("l0", tables)
+
+
+def test_a_histogram_holds_every_feature_that_fired():
+    tables = made_up(400, 30)
+    with rc_context(STYLE):
+        for name in ("frequency", "mean_activation"):
+            axes = FIGURES[name].draw(tables["features"], "l9").axes[0]
+            low, high = axes.get_xlim()
+            assert sum(bar.get_height() for bar in axes.patches) == 370
+            assert all(
+                low <= bar.get_x() + bar.get_width() and bar.get_x() <= high
+                for bar in axes.patches
+                if bar.get_height()
+            )
+        bars = FIGURES["l0"].draw(tables["l0"], "l9").axes[0].patches
+    assert sum(bar.get_height() for bar in bars) == 10_000
+
+
+def test_the_scatter_has_a_point_for_every_feature_that_fired():
+    tables = made_up(400, 30)
+    with rc_context(STYLE):
+        points = FIGURES["density_and_mean"].draw(tables["features"], "l9").axes[0].collections[0]
+    fired = tables["features"].filter(pl.col("n_active") > 0)
+    np.testing.assert_array_equal(points.get_offsets(), fired.select("frequency", "mean_active").to_numpy())
+
+
+def test_the_windows_of_a_ranking_are_marked():
+    assert windows(100) == [0]
+    assert windows(1000) == [0, 475]
+    assert windows(4608) == [0, 2000]
+    tables = made_up(2500, 0)
+    text, values = svg_of("sigma_over_mu", tables), tables["rankings"]["value"]
+    assert f"ranks 2,000 to 2,049: {values[2000]:.3g} to {values[2049]:.3g}" in text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_nothing_says_why_it_is_empty(name):
+    tables = made_up(3, 3) | {
+        "l0": pl.DataFrame({"l0": [], "rows": []}, schema={"l0": pl.UInt32, "rows": pl.Int64})
+    }
+    text = svg_of(name, tables)
+    assert any(why in text for why in ("no feature fired", "no row is counted", "no feature is ranked by"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("features", [1, 2])
+def test_one_feature_or_two_are_drawn(name, features):
+    assert TITLES[name] in svg_of(name, made_up(features, 0) | {"l0": pl.DataFrame({"l0": [0], "rows": [7]})})
+
+
+def test_negative_activations_are_shown_by_their_magnitude():
+    tables = made_up(50, 0)
+    signed = tables["features"].with_columns(pl.col("mean_active", "min_activation", "max_activation") * -1)
+    assert "|mean activation| when active" in svg_of("mean_activation", {"features": signed})
+    assert "|mean activation| when active" in svg_of("density_and_mean", {"features": signed})
+
+
+def test_a_long_site_name_is_cut_in_its_middle():
+    figure, _ = canvas("title", "a" * 60 + "b" * 68, "fact")
+    name, fact = figure.texts[1].get_text().split("\n")
+    assert (len(name) <= 90, "a…b" in name, fact) == (True, True, "fact")
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"), [(0, 0, "0 %"), (1, 3, "33 %"), (1, 2000, "0.05 %"), (3, 3, "100 %")]
+)
+def test_a_share_has_as_many_digits_as_it_needs(part, whole, text):
+    assert share(part, whole) == text
+
+
+def test_without_a_table_nothing_is_drawn_and_the_command_is_named(tmp_path):
+    store = FeatureStore.open(build(tmp_path / "store", shards=1).layout.root)
+    with pytest.raises(InputError, match="latentlake stats"):
+        plots(store, "site")
+    assert not store.layout.figures("site").exists()
+
+
+def test_no_figure_reads_a_store_or_computes_a_statistic():
+    for path in (ROOT / "jobs" / "figures").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not {module for module in modules if module.startswith(("pipeline", "matplotlib.pyplot"))}

@@ -1,0 +1,34 @@
+"""The device follows the run file, and is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.models import device
+from schemas.errors import InputError
+
+
+def test_auto_takes_the_gpu_only_when_the_worker_was_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.choose_device("auto", 0) == "cpu"
+    assert device.choose_device("auto", 0.5) == "cuda"
+    assert device.choose_device("cuda", 0) == "cuda"
+    assert device.choose_device("cpu", 1) == "cpu"
+
+
+def test_a_gpu_that_is_not_there_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for wanted, gpus in (("auto", 1.0), ("cuda", 0.0)):
+        with pytest.raises(InputError, match=r"torch sees none here: set model\.device: cpu"):
+            device.choose_device(wanted, gpus)
+
+
+def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    assert device.describe_device("cpu")
+    path = device.Path(str(tmp_path)) / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\nflags\t: sse\n")
+    monkeypatch.setattr(device, "CPU_INFO", path)
+    assert device.describe_device("cpu") == "A CPU @ 2 GHz"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda chosen: f"card of {chosen}")
+    assert device.describe_device("cuda") == "card of cuda"

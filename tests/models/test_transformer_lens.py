@@ -1,0 +1,176 @@
+"""The TransformerLens loader gives what transformers computes, for real tokens only, and stops early."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models import load_model, max_context, model_digest
+from schemas.errors import InputError
+from schemas.run_file import Model
+from schemas.values import TokenBatch
+from tests.kit import D_MODEL, write_tiny_gpt2, write_tiny_llama, write_tiny_tokenizer
+
+LENGTHS = np.array([10, 7, 3])
+WRITERS = {"gpt2": write_tiny_gpt2, "llama": write_tiny_llama}
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return WRITERS[request.param](tmp_path_factory.mktemp("model") / request.param)
+
+
+def make_batch(lengths: np.ndarray[Any, Any] = LENGTHS, width: int = 10) -> TokenBatch:
+    token_ids = np.random.default_rng(0).integers(3, 60, (len(lengths), width))
+    return TokenBatch(np.where(np.arange(width) < lengths[:, None], token_ids, 0), lengths)
+
+
+def load(folder: Path, *hooks: str, **settings: Any) -> Any:
+    return load_model(Model(path=str(folder), **settings), hooks, "cpu", 1)
+
+
+def hugging_face(folder: Path, batch: TokenBatch) -> list[torch.Tensor]:
+    """x before each block, and after all of them, of the real tokens; each context is run alone, unpadded."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    last: list[torch.Tensor] = []
+    blocks = model.transformer.h if hasattr(model, "transformer") else model.model.layers
+    blocks[-1].register_forward_hook(
+        lambda _m, _i, out: last.append(out[0] if isinstance(out, tuple) else out)
+    )
+    states = []
+    for row, length in zip(torch.from_numpy(batch.token_ids), batch.lengths, strict=True):
+        with torch.no_grad():
+            hidden = model(row[None, :length], output_hidden_states=True).hidden_states
+        states.append([*(h[0] for h in hidden[:-1]), last.pop().view(-1, D_MODEL)])
+    return [torch.cat(parts) for parts in zip(*states, strict=True)]
+
+
+def test_hidden_states_equal_transformers_and_pads_are_dropped(folder: Path) -> None:
+    hooks = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
+    found = load(folder, *hooks).forward(make_batch())
+    expected = hugging_face(folder, make_batch())
+    assert list(found) == hooks
+    for hook, depth in zip(hooks, (0, 2, 3), strict=True):
+        assert found[hook].shape == (20, D_MODEL)
+        assert found[hook].dtype == torch.float32
+        torch.testing.assert_close(found[hook], expected[depth], rtol=1e-4, atol=1e-5)
+
+
+def test_an_unpadded_batch_gives_the_same_rows_as_a_padded_one(folder: Path) -> None:
+    model = load(folder, "blocks.1.hook_resid_post")
+    padded = model.forward(make_batch())["blocks.1.hook_resid_post"]
+    alone = model.forward(TokenBatch(make_batch().token_ids[1:2, :7], np.array([7])))[
+        "blocks.1.hook_resid_post"
+    ]
+    torch.testing.assert_close(padded[10:17], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_batch_gives_the_same_bits_again_and_in_another_model_object(folder: Path) -> None:
+    hook = "blocks.2.hook_resid_post"
+    first = load(folder, hook)
+    expected = first.forward(make_batch())[hook]
+    first.forward(make_batch(np.array([4, 4]), 4))
+    assert torch.equal(first.forward(make_batch())[hook], expected)
+    assert torch.equal(load(folder, hook).forward(make_batch())[hook], expected)
+
+
+def test_heads_are_flattened_once(folder: Path) -> None:
+    model = load(folder, "blocks.0.attn.hook_z")
+    assert model.widths == {"blocks.0.attn.hook_z": D_MODEL}
+    assert model.forward(make_batch())["blocks.0.attn.hook_z"].shape == (20, D_MODEL)
+
+
+def test_nothing_behind_the_last_hook_is_computed(folder: Path) -> None:
+    model = load(folder, "blocks.0.hook_resid_post")
+    seen: list[str] = []
+    bridge = model._run.__closure__[0].cell_contents
+    for name in ("blocks.0.hook_in", "blocks.1.hook_in"):
+        bridge.hook_dict[name].add_hook(lambda value, hook, name=name: seen.append(name))
+    model.forward(make_batch())
+    assert seen == ["blocks.0.hook_in"]
+
+
+def test_a_hook_name_that_does_not_exist_names_near_ones(folder: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"no hook 'blocks\.1\.hook_resid_pst'; near: blocks\.1\.hook_resid_post"
+    ):
+        load(folder, "blocks.0.hook_resid_post", "blocks.1.hook_resid_pst")
+
+
+def test_a_hook_that_never_fires_is_an_error_and_not_an_empty_result(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"never came to hook blocks\.0\.hook_mlp_in"):
+        load(folder, "blocks.0.hook_mlp_in", "blocks.0.hook_resid_post")
+
+
+def test_a_hook_without_one_vector_per_token_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"hook blocks\.0\.attn\.hook_pattern gives \[2, 2, 7, 7\]"):
+        load(folder, "blocks.0.attn.hook_pattern")
+
+
+def test_a_context_longer_than_the_model_takes_is_refused(folder: Path) -> None:
+    model = load(folder, "blocks.0.hook_resid_post")
+    assert model.max_context == max_context(Model(path=str(folder))) == 64
+    with pytest.raises(
+        InputError, match=r"65 tokens is longer than the model's 64: lower tokens\.context_size"
+    ):
+        model.forward(TokenBatch(np.zeros((1, 65), dtype=np.int64), np.array([65])))
+
+
+def test_lower_precision_is_computed_in_it_and_given_as_float32(folder: Path) -> None:
+    hook = "blocks.1.hook_resid_post"
+    exact = load(folder, hook).forward(make_batch())[hook]
+    rounded = load(folder, hook, dtype="bfloat16").forward(make_batch())[hook]
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded.bfloat16().float(), rounded)
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_an_encoder_stops_early_too_and_does_not_attend_to_pads(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    shape = {
+        "hidden_size": D_MODEL,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    BertForMaskedLM(BertConfig(vocab_size=64, **shape)).save_pretrained(write_tiny_tokenizer(tmp_path))
+    hook = "blocks.1.hook_resid_post"
+    found = load(tmp_path, hook).forward(make_batch())[hook]
+    bert = BertForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    with torch.no_grad():
+        parts = [
+            bert(torch.from_numpy(ids[None, :length]), output_hidden_states=True).hidden_states[2][0]
+            for ids, length in zip(make_batch().token_ids, LENGTHS, strict=True)
+        ]
+    torch.testing.assert_close(found, torch.cat(parts), rtol=1e-4, atol=1e-5)
+
+
+def test_the_digest_follows_weights_and_configuration_but_not_the_tokenizer(tmp_path: Path) -> None:
+    def digest(folder: Path) -> str:
+        return model_digest(Model(path=str(folder)))
+
+    first, same = write_tiny_gpt2(tmp_path / "first"), write_tiny_gpt2(tmp_path / "same")
+    other = write_tiny_gpt2(tmp_path / "other", seed=1)
+    (same / "tokenizer.json").write_text("{}")
+    assert digest(first) == digest(same) != digest(other)
+    config = json.loads((same / "config.json").read_text())
+    (same / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 1e-3}))
+    assert digest(same) != digest(first)
+    assert digest(Path("org/name")) != digest(Path("org/other"))
+
+
+def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        load(tmp_path, "blocks.0.hook_resid_post")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="can not be loaded"):
+        load(tmp_path, "blocks.0.hook_resid_post")
+    assert max_context(Model(path="org/name")) is None

@@ -1,0 +1,219 @@
+"""What an encoder gives equals SAELens' own classes, for every architecture and every way to cut the rows."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from pipeline.saes import default_block_rows, load_sae
+from pipeline.saes.encoder import Encoder
+from schemas.errors import InputError, ShardError
+from schemas.values import SparseFeatures
+from tests.kit import dense_activations, write_sae
+from tests.saes.reference import reference
+
+ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
+D_MODEL, D_SAE, ROWS = 24, 200, 300
+
+
+def make_x(rows: int = ROWS, d_model: int = D_MODEL, seed: int = 1) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, d_model)).astype(np.float32))
+
+
+def dense(features: SparseFeatures, d_sae: int = D_SAE) -> np.ndarray[Any, Any]:
+    shape = (len(features.indptr) - 1, d_sae)
+    return sp.csr_matrix((features.data, features.indices, features.indptr), shape=shape).toarray()
+
+
+def assert_equals_reference(folder: Path, x: torch.Tensor, features: SparseFeatures) -> None:
+    with torch.no_grad():
+        expected = reference(folder).encode(x).numpy()
+    found = dense(features, expected.shape[1])
+    np.testing.assert_array_equal(found != 0, expected != 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def assert_well_formed(features: SparseFeatures, d_sae: int = D_SAE) -> None:
+    assert (features.indptr.dtype, features.indices.dtype, features.data.dtype) == (
+        "int64",
+        "int32",
+        "float32",
+    )
+    assert features.indptr[0] == 0
+    assert features.indptr[-1] == features.nnz == len(features.data)
+    rows = np.repeat(np.arange(len(features.indptr) - 1), np.diff(features.indptr))
+    assert (np.diff(rows * d_sae + features.indices) > 0).all()
+    assert (features.data != 0).all()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("block_rows", [1, 7, 256, ROWS])
+def test_features_equal_saelens_for_every_block_size(
+    tmp_path: Path, architecture: str, apply_b_dec_to_input: bool, block_rows: int
+) -> None:
+    folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE, apply_b_dec_to_input=apply_b_dec_to_input)
+    features = load_sae(str(folder), block_rows=block_rows).encode(make_x())
+    assert_well_formed(features)
+    assert features.nnz > ROWS
+    assert_equals_reference(folder, make_x(), features)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_equal_the_formulas(tmp_path: Path, architecture: str) -> None:
+    folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE)
+    expected = dense_activations(folder, make_x().numpy())
+    found = dense(load_sae(str(folder)).encode(make_x()))
+    np.testing.assert_array_equal(found != 0, expected != 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
+def test_normalised_input_and_its_reconstruction_equal_saelens(
+    tmp_path: Path, architecture: str, how: str
+) -> None:
+    folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE, normalize_activations=how)
+    x, encoder = 5 * make_x() + 2, load_sae(str(folder), block_rows=64)
+    features = encoder.encode(x)
+    assert_equals_reference(folder, x, features)
+    sae = reference(folder)
+    with torch.no_grad():
+        expected = sae.decode(sae.encode(x))
+    np.testing.assert_allclose(encoder.decode(features, like=x), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="like=x"):
+        encoder.decode(features)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_reconstruction_and_weights_equal_saelens(tmp_path: Path, architecture: str) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, architecture, D_MODEL, D_SAE)))
+    features, sae = encoder.encode(make_x()), reference(tmp_path)
+    with torch.no_grad():
+        expected = sae.decode(sae.encode(make_x()))
+    np.testing.assert_allclose(encoder.decode(features), expected, rtol=1e-4, atol=1e-5)
+    state = {name: tensor.numpy() for name, tensor in sae.state_dict().items()}
+    assert encoder.weights().keys() == state.keys()
+    for name, array in encoder.weights().items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_topk_rescaled_by_decoder_norms_equals_saelens(tmp_path: Path) -> None:
+    folder = write_sae(tmp_path, "topk", D_MODEL, D_SAE, rescale_acts_by_decoder_norm=True)
+    encoder, sae = load_sae(str(folder)), reference(folder)
+    features = encoder.encode(make_x())
+    assert_equals_reference(folder, make_x(), features)
+    with torch.no_grad():
+        expected = sae.decode(sae.encode(make_x()))
+    np.testing.assert_allclose(encoder.decode(features), expected, rtol=1e-4, atol=1e-5)
+    weights = encoder.weights()
+    np.testing.assert_allclose(
+        dense(features) @ weights["W_dec"] + weights["b_dec"], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_float16_weights_are_computed_in_float32(tmp_path: Path, architecture: str) -> None:
+    folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE, weight_dtype="float16")
+    features = load_sae(str(folder)).encode(make_x())
+    found, expected = dense(features), dense_activations(folder, make_x().numpy())
+    np.testing.assert_array_equal(found != 0, expected != 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_a_gpu_would_run_selects_the_same(tmp_path: Path, architecture: str) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, architecture, D_MODEL, D_SAE)))
+    product = make_x() @ encoder._weights["W_enc"]
+    product = product if encoder._rule.bias is None else product + encoder._rule.bias
+    on_device = encoder._rule.select_on_device(product)
+    on_cpu = encoder._rule.select(product, np.empty(product.shape, dtype=np.bool_))
+    for name in ("indptr", "indices", "data"):
+        found, expected = getattr(on_device, name), getattr(on_cpu, name)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_rows_give_no_features(tmp_path: Path, architecture: str) -> None:
+    features = load_sae(str(write_sae(tmp_path, architecture, D_MODEL, D_SAE))).encode(
+        torch.empty(0, D_MODEL)
+    )
+    assert features.indptr.tolist() == [0]
+    assert features.nnz == 0
+
+
+def test_rows_do_not_depend_on_the_rows_beside_them(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "topk", D_MODEL, D_SAE)))
+    order = np.random.default_rng(3).permutation(ROWS)
+    alone, mixed = dense(encoder.encode(make_x())), dense(encoder.encode(make_x()[order]))
+    np.testing.assert_allclose(mixed, alone[order], rtol=1e-5, atol=1e-6)
+
+
+def test_threads_share_an_encoder(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "jumprelu", D_MODEL, D_SAE)), block_rows=16)
+    xs = [make_x(seed=seed) for seed in range(4)]
+    expected = [encoder.encode(x) for x in xs]
+    found: dict[int, list[SparseFeatures]] = {}
+
+    def work(n: int) -> None:
+        found[n] = [encoder.encode(xs[n]) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for n, results in found.items():
+        for result in results:
+            np.testing.assert_array_equal(result.indices, expected[n].indices)
+            np.testing.assert_array_equal(result.data, expected[n].data)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE, "blocks.3.hook_resid_post")))
+    x = make_x()
+    x[17, 5] = x[40, 2] = value
+    with pytest.raises(ShardError, match=r"blocks\.3\.hook_resid_post has NaN or infinity in row 17"):
+        encoder.encode(x)
+
+
+def test_large_finite_rows_are_no_error(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE)))
+    assert np.isfinite(encoder.encode(make_x() * 0 + 1e37).data).all()
+
+
+def test_another_width_is_refused_with_the_hook_and_both_widths(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE, "blocks.3.hook_resid_post")))
+    with pytest.raises(InputError, match=r"blocks\.3\.hook_resid_post has shape \[5, 7\].*\[rows, 24\]"):
+        encoder.encode(torch.zeros(5, 7))
+
+
+def test_lower_precision_x_is_encoded_as_float32(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE)))
+    x = make_x().to(torch.bfloat16)
+    np.testing.assert_array_equal(encoder.encode(x).data, encoder.encode(x.float()).data)
+
+
+@pytest.mark.parametrize(
+    ("d_sae", "rows"), [(64, 1024), (4608, 1024), (24576, 512), (131072, 128), (10**6, 64)]
+)
+def test_blocks_keep_to_some_megabytes(d_sae: int, rows: int) -> None:
+    assert default_block_rows(d_sae) == rows
+
+
+def test_block_rows_and_shape_are_told(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE, "hook")), block_rows=33)
+    assert isinstance(encoder, Encoder)
+    assert (encoder.block_rows, encoder.d_model, encoder.d_sae, encoder.hook_name) == (
+        33,
+        D_MODEL,
+        D_SAE,
+        "hook",
+    )
+    assert encoder.device == torch.device("cpu")

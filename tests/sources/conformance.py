@@ -1,0 +1,137 @@
+"""What every source must do. Inherit SourceConformance and say how a corpus is made."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from pipeline.sources import Source
+from schemas.errors import InputError
+from schemas.values import Document
+
+TEXTS = ["one\nline", "", "zwei Wörter", "셋", "four <bos> words"]
+LABELS: dict[str, list[Any]] = {
+    "party": ["a", None, "b", "a", "ü"],
+    "year": [1900, 1901, None, 1902, -5],
+    "share": [0.5, 1.0, 2.25, None, -1.0],
+    "won": [True, False, None, True, False],
+}
+DTYPES = {"party": "String", "year": "Int64", "share": "Float64", "won": "Boolean"}
+
+
+class SourceConformance:
+    """Tests of one source; `make` writes a corpus below a folder and opens it."""
+
+    labels: ClassVar[dict[str, list[Any]]] = LABELS
+    text_column = "text"
+
+    @abstractmethod
+    def make(
+        self,
+        folder: Path,
+        texts: list[str],
+        labels: dict[str, list[Any]],
+        text_column: str = "text",
+        label_columns: tuple[str, ...] | None = None,
+    ) -> Source:
+        """Open a corpus of these documents; `label_columns` are asked for (default: all)."""
+
+    def test_documents_come_in_order_numbered_from_0_with_their_labels(self, tmp_path: Path) -> None:
+        found = list(self.make(tmp_path, TEXTS, self.labels).documents())
+        columns = list(zip(*self.labels.values(), strict=True)) if self.labels else [()] * len(TEXTS)
+        assert found == [
+            Document(number, text, labels)
+            for number, (text, labels) in enumerate(zip(TEXTS, columns, strict=True))
+        ]
+
+    def test_label_types_are_told(self, tmp_path: Path) -> None:
+        found = self.make(tmp_path, TEXTS, self.labels).label_dtypes()
+        assert found == {name: DTYPES[name] for name in self.labels}
+        assert list(found) == list(self.labels)
+
+    def test_it_can_be_read_again_even_after_a_reading_that_stopped_half_way(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, TEXTS, self.labels)
+        half = source.documents()
+        assert next(half).text == TEXTS[0]
+        half.close()  # type: ignore[attr-defined]
+        assert list(source.documents()) == list(source.documents())
+
+    def test_the_digest_is_of_the_content(self, tmp_path: Path) -> None:
+        first = self.make(tmp_path / "a", TEXTS, self.labels)
+        same = self.make(tmp_path / "b", TEXTS, self.labels)
+        other = self.make(tmp_path / "c", [*TEXTS[:-1], "another"], self.labels)
+        assert first.digest() == same.digest() != other.digest()
+
+    def test_it_describes_itself_as_json(self, tmp_path: Path) -> None:
+        found = self.make(tmp_path, TEXTS, self.labels).describe()
+        assert json.loads(json.dumps(found)) == found
+        assert (found["kind"], found["label_columns"]) == ("text", list(self.labels))
+
+    def test_a_label_column_that_is_not_there_is_named_beside_those_that_are(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, TEXTS, self.labels, label_columns=("yaer",))
+        with pytest.raises(InputError, match=r"no column 'yaer'; it has "):
+            source.label_dtypes()
+
+
+class ColumnConformance(SourceConformance):
+    """For sources whose documents are rows with a text column."""
+
+    def test_a_text_column_that_is_not_there_is_named_beside_those_that_are(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, TEXTS, self.labels, text_column="body")
+        with pytest.raises(InputError, match=r"no column 'body'; it has .*text.*year"):
+            list(source.documents())
+
+    def test_a_null_text_is_refused(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, ["a", None], {})  # type: ignore[list-item]
+        with pytest.raises(InputError, match="'text' is null, not text"):
+            list(source.documents())
+
+    def test_a_column_of_nulls_is_a_string_column(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, ["a", "b"], {"party": [None, None]})
+        assert source.label_dtypes() == {"party": "String"}
+        assert [document.labels for document in source.documents()] == [(None,), (None,)]
+
+    def test_text_may_be_a_label_too(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, ["a"], {}, label_columns=("text",))
+        assert list(source.documents()) == [Document(0, "a", ("a",))]
+
+
+class UntypedConformance(ColumnConformance):
+    """For sources that declare no types: the first value of a label that is not null sets the column's."""
+
+    def test_a_value_of_another_type_is_refused_with_its_place(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, ["a", "b", "c"], {"year": [None, 1900, "1901"]})
+        with pytest.raises(
+            InputError, match=r"(:3|row 2): label 'year' is '1901' \(String\), but the column is Int64"
+        ):
+            list(source.documents())
+
+    def test_true_is_no_number(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, ["a", "b"], {"year": [1, True]})
+        with pytest.raises(InputError, match=r"label 'year' is True \(Boolean\)"):
+            list(source.documents())
+
+    def test_a_whole_number_in_a_column_of_floats_is_a_float(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, ["a", "b"], {"share": [0.5, 2]})
+        values = [document.labels[0] for document in source.documents()]
+        assert (values, type(values[1])) == ([0.5, 2.0], float)
+
+    def test_a_whole_number_beyond_64_bits_is_refused(self, tmp_path: Path) -> None:
+        source = self.make(tmp_path, ["a"], {"year": [2**63]})
+        with pytest.raises(InputError, match="beyond 64 bits"):
+            list(source.documents())
+
+    def test_a_list_is_no_label(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"label 'year' is \[1\] \(list\)"):
+            self.make(tmp_path, ["a"], {"year": [[1]]}).label_dtypes()
+
+    @pytest.mark.parametrize("where", ["text", "party"])
+    def test_half_a_surrogate_pair_is_refused(self, tmp_path: Path, where: str) -> None:
+        text, label = ("a\ud800", "b") if where == "text" else ("a", "\ud800")
+        source = self.make(tmp_path, [text], {"party": [label]})
+        with pytest.raises(InputError, match=f"'{where}' holds a lone surrogate"):
+            list(source.documents())

@@ -1,0 +1,150 @@
+"""Every kind of damage is found, and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline import statistics
+from pipeline.store import FeatureStore
+from pipeline.store.objects import measure
+from pipeline.store.verification import VerifyReport
+from tests.store.build import D_SAE, Built, build
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Built:
+    built = build(tmp_path, shards=2, sites=("site", "other"))
+    store = FeatureStore.open(tmp_path)
+    for site in store.sites:
+        table = statistics.feature_table(
+            store.fold_partials(site), store.totals(site), D_SAE, store.fold_row_counts(site)
+        )
+        store.write_table(site, "features", table)
+    return built
+
+
+def verify(built: Built) -> VerifyReport:
+    return FeatureStore.open(built.layout.root).verify()
+
+
+def place(built: Built, name: str, site: str = "site") -> Path:
+    return FeatureStore.open(built.layout.root).object_path(site, "000001", name)
+
+
+def recommit(built: Built, *paths: Path) -> None:
+    """Make the receipt agree with changed files, so that only their content is wrong."""
+    marker = built.layout.commit("p", "000001")
+    receipt = json.loads(marker.read_bytes())
+    attempt = built.layout.attempt("p", "000001", "a")
+    for item in receipt["objects"]:
+        if attempt / item["path"] in paths:
+            item["bytes"], item["sha256"] = measure(attempt / item["path"])
+    marker.write_text(json.dumps(receipt))
+
+
+def test_a_sound_store_has_no_problem_and_all_of_it_is_counted(built: Built) -> None:
+    report = verify(built)
+    assert (report.problems, report.stale) == ([], [])
+    assert report.objects == 2 + 2 * 2 * 4
+    assert report.nonzeros == sum(np.count_nonzero(dense) for dense in built.dense.values())
+    assert report.statistics > 2 * D_SAE
+    assert report.bytes > 10_000
+
+
+@pytest.mark.parametrize("name", ["postings.parquet", "partials.parquet", "row_counts.parquet"])
+def test_truncated_flipped_and_missing_files_are_named(built: Built, name: str) -> None:
+    path = place(built, name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    assert verify(built).problems == [f"{path} has {len(whole) - 3:,} bytes, its record says {len(whole):,}"]
+    path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
+    (problem,) = verify(built).problems
+    assert problem.startswith(f"{path} is damaged: its sha256 is {measure(path)[1]}")
+    path.unlink()
+    assert verify(built).problems == [f"{path} is missing"]
+
+
+def test_a_damaged_chunk_of_the_csr_is_found(built: Built) -> None:
+    chunk = place(built, "csr.zarr") / "data" / "c" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[-1] ^= 1
+    chunk.write_bytes(data)
+    (problem,) = verify(built).problems
+    assert problem.startswith(f"{chunk.parents[2]} is damaged")
+
+
+def test_a_damaged_token_shard_is_found(built: Built) -> None:
+    path = built.layout.tokens("000000")
+    path.write_bytes(path.read_bytes()[:-1])
+    (problem,) = verify(built).problems
+    assert problem.startswith(f"{path} has ")
+
+
+def test_partials_that_are_not_those_of_the_activations_are_found(built: Built) -> None:
+    path = place(built, "partials.parquet")
+    frame = pl.read_parquet(path)
+    frame.with_columns(n_active=pl.col("n_active") + 1).write_parquet(path)
+    recommit(built, path)
+    problems = verify(built).problems
+    assert f"{path} differs from a recomputation in n_active" in problems
+
+
+def test_row_counts_that_are_not_those_of_the_activations_are_found(built: Built) -> None:
+    path = place(built, "row_counts.parquet", "other")
+    pl.read_parquet(path).with_columns(rows=pl.col("rows") * 2).write_parquet(path)
+    recommit(built, path)
+    assert verify(built).problems == [f"{path} differs from a recomputation in rows"]
+
+
+def test_layouts_that_do_not_agree_are_found(built: Built) -> None:
+    path = place(built, "postings.parquet")
+    frame = pl.read_parquet(path)
+    value = pl.col("activation").cast(pl.Float32) * pl.when(pl.int_range(pl.len()) == 5).then(2).otherwise(1)
+    frame.with_columns(activation=value.cast(pl.Float16)).write_parquet(path)
+    recommit(built, path)
+    (problem,) = verify(built).problems
+    assert problem == (
+        "shard 000001 of site site (a): csr.zarr and postings.parquet do not hold the same activations"
+    )
+
+
+def test_a_wrong_count_in_the_receipt_is_found(built: Built) -> None:
+    marker = built.layout.commit("p", "000001")
+    receipt = json.loads(marker.read_bytes())
+    receipt["sites"]["site"]["nnz"] += 1
+    marker.write_text(json.dumps(receipt))
+    (problem,) = verify(built).problems
+    assert "activations, the CSR" in problem
+
+
+def test_receipts_of_another_plan_or_of_other_tokens_are_found(built: Built) -> None:
+    marker = built.layout.commit("p", "000001")
+    receipt = json.loads(marker.read_bytes()) | {"plan_hash": "x", "tokens_sha256": "y"}
+    marker.write_text(json.dumps(receipt))
+    problems = verify(built).problems
+    assert f"{marker} was made under another plan than {built.layout.plan('p')}" in problems
+    assert f"{marker} was made from other tokens than {built.layout.tokens('000001')}" in problems
+
+
+def test_a_feature_table_that_is_not_that_of_the_activations_is_found(built: Built) -> None:
+    store = FeatureStore.open(built.layout.root)
+    table = pl.read_parquet(built.layout.table("site", "features"))
+    path = store.write_table("site", "features", table.with_columns(n_active=pl.col("n_active") + 1))
+    assert verify(built).problems == [f"{path} differs from a recomputation in n_active"]
+    path.write_bytes(b"PAR1 and no more")
+    (problem,) = verify(built).problems
+    assert problem.startswith(f"{path} can not be compared: ")
+
+
+def test_a_stale_feature_table_is_said_and_is_no_problem(built: Built) -> None:
+    path = built.layout.table("site", "features")
+    frame = pl.read_parquet(path)
+    frame.write_parquet(path, metadata={"latentlake.receipts": "older"})
+    report = verify(built)
+    assert report.problems == []
+    assert report.stale == [f"{path} is stale: run `latentlake stats`"]
