@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from rich.table import Table
 
-from jobs.progress import console
+from jobs.console import console
 from jobs.tokenize import tokenize_resolved
 from pipeline.plan import agree_on_plan, make_plan, resolve
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
@@ -179,7 +179,8 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(entries)}, unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def write_model(shape: Shape, folder: Path) -> None:
@@ -188,8 +189,14 @@ def write_model(shape: Shape, folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    size = {"n_embd": shape.d_model, "n_layer": shape.layers, "n_head": shape.heads, "n_positions": CONTEXT}
-    GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **size)).save_pretrained(folder)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=shape.d_model,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        n_positions=CONTEXT,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
 
 
 def write_sae(shape: Shape, folder: Path, rng: np.random.Generator) -> None:

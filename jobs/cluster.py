@@ -12,9 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from jobs.console import say
 from jobs.context_vectors import Survey, context_sums, survey, unit_vectors
 from jobs.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
-from jobs.progress import console
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run_file import Cluster
@@ -95,7 +95,7 @@ def cluster(store: FeatureStore, site: str, config: Cluster) -> list[Path]:
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     known = survey(store, site, FIT_CONTEXTS, config.seed)
     tables = feature_tables(store, site, known.n_active, config) | context_tables(store, site, known, config)
-    console.print(f"[bold]cluster[/] {site}: {time.monotonic() - began:.1f} s", highlight=False)
+    say(f"[bold]cluster[/] {site}: {time.monotonic() - began:.1f} s")
     return [store.write_table(site, name, table) for name, table in tables.items()]
 
 
@@ -249,7 +249,7 @@ def _tell(site: str, what: str, members: Members, asked: int) -> None:
     if left_out := len(members.labels) - has:
         reason = "a decoder row without direction" if what == "features" else "nothing active"
         line += f" [yellow]({left_out:,} with {reason} left out)[/]"
-    console.print(line, highlight=False)
+    say(line)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import yaml
 from rich.panel import Panel
 from rich.table import Table
 
+from jobs.console import console, say
 from jobs.demo_model import ensure_demo_model
-from jobs.progress import console, say
 from jobs.run import run
 from jobs.top import marked
 from pipeline.run import Extraction

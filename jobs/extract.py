@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.progress import ExtractionProgress, say
+from jobs.console import say
+from jobs.progress import ExtractionProgress
 from pipeline.plan import resolve
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction

@@ -6,7 +6,6 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -17,17 +16,12 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from jobs.console import console, say
 from pipeline.executors.ledger import Failure
 from pipeline.run import Extraction
 from schemas.records import Receipt
 
-console = Console()
 LOG_INTERVAL_S = 10.0
-
-
-def say(text: str) -> None:
-    """Print a line of rich markup as it is: no wrapping at the terminal's width, no colours of its own."""
-    console.print(text, highlight=False, soft_wrap=True)
 
 
 class ExtractionProgress:

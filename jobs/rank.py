@@ -10,7 +10,7 @@ import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from jobs.progress import console
+from jobs.console import console, say
 from pipeline.store import FeatureStore
 from pipeline.store.tables import RECEIPTS_KEY, write_table
 from schemas.errors import InputError
@@ -52,7 +52,7 @@ def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list
         schema=RANKING_SUMMARY,
     )
     told = ", ".join(f"{name} ({n:,} features)" for name, n in zip(names, counts, strict=True))
-    console.print(f"[bold]rank[/] {site}: by {told}", highlight=False)
+    say(f"[bold]rank[/] {site}: by {told}")
     made_from = pl.read_parquet_metadata(store.layout.table(site, "features"))[RECEIPTS_KEY]
     tables = {"rankings": pl.concat([pl.DataFrame(schema=RANKINGS), *rankings]), "ranking_summary": summary}
     return [write_table(store.layout, site, name, table, made_from) for name, table in tables.items()]

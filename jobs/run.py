@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jobs.cluster import cluster
+from jobs.console import say
 from jobs.extract import extract_resolved
 from jobs.plots import plots
-from jobs.progress import say
 from jobs.rank import rank
 from jobs.stats import stats
 from jobs.tokenize import tokenize_resolved

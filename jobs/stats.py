@@ -9,7 +9,7 @@ import time
 
 import polars as pl
 
-from jobs.progress import say
+from jobs.console import say
 from pipeline import statistics
 from pipeline.statistics import rows as row_statistics
 from pipeline.statistics.examples import combine_top, quantile_examples, top_examples

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from jobs.progress import say
+from jobs.console import say
 from pipeline.store import FeatureStore
 from schemas.records import Receipt
 

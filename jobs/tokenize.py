@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.progress import console, say
+from jobs.console import console, say
 from pipeline.plan import resolve
 from pipeline.store.objects import self_test
 from pipeline.tokenize import tokenize as tokenize_corpus

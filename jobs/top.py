@@ -8,7 +8,7 @@ import polars as pl
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.progress import console, say
+from jobs.console import console, say
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 

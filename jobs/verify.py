@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from jobs.progress import console, say
+from jobs.console import console, say
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 

@@ -1,1 +1,1 @@
-"""The line from documents to a store of sparse features: sources, packing, models, SAEs, store, statistics."""
+"""The line from documents to a store of sparse features, one room per step."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.models import max_context, model_digest
 from pipeline.models.device import choose_device
-from pipeline.saes import SaeMetadata, read_metadata, sae_digest
+from pipeline.saes import SaeMetadata, default_block_rows, read_metadata, sae_digest
 from pipeline.store.objects import put_if_absent
 from schemas import __version__
 from schemas.errors import InputError
@@ -107,15 +107,9 @@ def _planned_site(site: Site) -> PlannedSite:
         architecture=found.architecture,
         d_model=found.d_model,
         d_sae=found.d_sae,
-        encode_block=encode_block(found.d_sae),
+        encode_block=default_block_rows(found.d_sae),
         feature_block=feature_block(found.d_sae),
     )
-
-
-def encode_block(d_sae: int) -> int:
-    """Rows encoded at once: 256 to 1,024, in a buffer of at most 64 MiB where 256 rows allow it."""
-    rows = 2**24 // d_sae
-    return max(256, min(1024, 1 << max(rows, 1).bit_length() - 1))
 
 
 def feature_block(d_sae: int) -> int:

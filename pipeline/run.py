@@ -83,8 +83,9 @@ def _told(result: Extraction) -> str:
     """The sentence about shards that were given up."""
     first = min(result.failures.values(), key=lambda failure: failure.shard)
     return (
-        f"{len(result.failures)} of {result.total} shards were given up, {len(result.receipts)} are committed; "
-        f"the first: {first.error} (shard {first.shard}, {first.attempts} attempts); mend it and run again"
+        f"{len(result.failures)} of {result.total} shards were given up, {len(result.receipts)} are "
+        f"committed; the first: {first.error} (shard {first.shard}, {first.attempts} attempts); mend it and "
+        "run again"
     )
 
 

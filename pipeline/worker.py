@@ -36,7 +36,7 @@ from schemas.run_file import Model
 from schemas.values import Bool, Hello, SparseFeatures, TokenBatch, TokenShard
 
 if TYPE_CHECKING:
-    from pipeline.saes import Encoder
+    from pipeline.saes.encoder import Encoder
 
 Encoded = dict[str, list[SparseFeatures]]
 
@@ -56,7 +56,7 @@ class Worker:
     def setup(self) -> Hello:
         """Load the model and the SAEs, keep the sites' weights in the store, and say what this node sees."""
         plan = self._plan
-        model = Model(loader=plan.model_loader, path=plan.model, dtype=plan.model_dtype)  # type: ignore[arg-type]
+        model = Model(loader=plan.model_loader, path=plan.model, dtype=plan.model_dtype)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
@@ -70,8 +70,7 @@ class Worker:
         )
 
     def _load_encoder(self, site: PlannedSite) -> Encoder:
-        encoder = load_sae(site.sae, device=self._plan.device)
-        encoder.block_rows = site.encode_block
+        encoder = load_sae(site.sae, self._plan.device, block_rows=site.encode_block)
         self._check_width(site, encoder)
         metadata = asdict(encoder.metadata)
         write_site_weights(self._layout, self._plan.pass_name, site, encoder.weights(), metadata)
@@ -173,7 +172,7 @@ class Worker:
 
 
 def batches(tokens: TokenShard, batch_contexts: int) -> Iterator[tuple[TokenBatch, slice]]:
-    """Cut a shard's contexts, in order, into batches of `batch_contexts`, each with the rows that it covers."""
+    """Cut a shard's contexts, in order, into batches, each with the rows that it covers."""
     for first in range(0, tokens.n_contexts, batch_contexts):
         ptr = tokens.context_ptr[first : first + batch_contexts + 1]
         lengths = np.diff(ptr)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import InputError
-from schemas.run_file import ActivationDtype, SpecialTokenPolicy, StoreLayout
+from schemas.run_file import ActivationDtype, ModelDtype, SpecialTokenPolicy, StoreLayout
 
 FORMAT_VERSION = 1
 
@@ -122,7 +122,7 @@ class Plan(Record):
     model: str
     model_loader: Literal["transformer_lens", "torch_module"]
     model_digest: str
-    model_dtype: str
+    model_dtype: ModelDtype
     device: str
     batch_contexts: int
     threads: int

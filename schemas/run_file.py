@@ -24,6 +24,7 @@ from schemas.errors import InputError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
+ModelDtype = Literal["float32", "bfloat16", "float16"]
 ActivationDtype = Literal["float16", "float32"]
 StoreLayout = Literal["token_major", "feature_major"]
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
@@ -90,7 +91,7 @@ class Model(Section):
         "built by `package.module:function`, hook names being module paths.",
     )
     path: PathText = Field(description="Model folder, Hugging Face name, or package.module:function.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Weights and arithmetic.")
+    dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
     )
@@ -156,10 +157,10 @@ class Cluster(Section):
     """How features and contexts are clustered."""
 
     features: int | None = Field(
-        None, ge=2, description="Clusters of features. Default: about sqrt(d_sae) / 2."
+        None, ge=2, description="Clusters of features. Default: about sqrt(d_sae) / 2, at most 512."
     )
     contexts: int | None = Field(
-        None, ge=2, description="Clusters of contexts. Default: about sqrt(contexts) / 2."
+        None, ge=2, description="Clusters of contexts. Default: about sqrt(contexts) / 2, at most 512."
     )
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
 

@@ -80,8 +80,8 @@ def test_activations_agree_with_dense_transformers_and_sae_lens(demo):
 
 def dense_preactivations(store):
     """x @ W_enc + b_enc [N, d_sae] by transformers and sae-lens, and the thresholds."""
-    import torch
     import sae_lens
+    import torch
     from transformers import AutoModelForCausalLM
 
     from jobs.demo_model import ensure_demo_model

@@ -46,8 +46,12 @@ class RayBackend:
     def __init__(self, root: Path, pass_name: str, extract: Extract) -> None:
         self._arguments = (str(root.absolute()), pass_name)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
-        options = {"num_cpus": extract.cpus_per_worker, "num_gpus": extract.gpus_per_worker}
-        self._actor = ray.remote(max_restarts=0, max_task_retries=0, **options)(ExtractionActor)
+        self._actor: Any = ray.remote(
+            num_cpus=extract.cpus_per_worker,
+            num_gpus=extract.gpus_per_worker,
+            max_restarts=0,
+            max_task_retries=0,
+        )(ExtractionActor)
 
     def spawn(self) -> tuple[Any, Hashable]:
         """Start an actor; surplus ones stay pending and are the autoscaler's demand."""
@@ -64,7 +68,7 @@ class RayBackend:
         ready, _ = ray.wait(list(tickets), num_returns=len(tickets), timeout=0)
         return ready or ray.wait(list(tickets), num_returns=1, timeout=timeout_s)[0]
 
-    def result(self, ticket: Hashable) -> Any:
+    def result(self, ticket: Any) -> Any:
         """The call's value, or what became of it."""
         try:
             return ray.get(ticket)

@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.models.device import require_device
 from schemas import run_file
 from schemas.values import TokenBatch
 
@@ -56,6 +57,7 @@ def load_model(model: run_file.Model, hooks: Sequence[str], device: str, threads
     """
     import torch
 
+    require_device(device)
     torch.set_num_threads(threads)
     loaded: Model = _loader(model).load(model, list(hooks), device)
     return loaded

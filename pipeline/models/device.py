@@ -11,18 +11,25 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def choose_device(device: str, gpus_per_worker: float) -> str:
-    """`cpu` or `cuda` for the run file's model.device; `auto` takes the GPU when the worker was given one.
+    """`cpu` or `cuda` for the run file's model.device; `auto` takes the GPU when the worker is given one.
 
-    A worker sees its own GPUs only (Ray sets CUDA_VISIBLE_DEVICES), so `cuda` is the first of them.
+    A worker sees its own GPUs only (Ray sets CUDA_VISIBLE_DEVICES), so `cuda` is the first of them. The
+    driver chooses, and may itself have no GPU.
     """
     if device == "auto":
-        device = "cuda" if gpus_per_worker > 0 else "cpu"
-    if device == "cuda" and not _has_cuda():
-        raise InputError(
-            "the run file asks for a GPU (model.device, extract.gpus_per_worker), but torch sees none here: "
-            "set model.device: cpu and extract.gpus_per_worker: 0, or run where there is one"
-        )
+        return "cuda" if gpus_per_worker > 0 else "cpu"
     return device
+
+
+def require_device(device: str) -> None:
+    """InputError where torch can not compute on `device` in this process."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "the run file asks for a GPU (model.device or extract.gpus_per_worker), but torch sees none "
+            "here: set model.device: cpu and extract.gpus_per_worker: 0, or run where there is one"
+        )
 
 
 def describe_device(device: str) -> str:
@@ -32,13 +39,6 @@ def describe_device(device: str) -> str:
     import torch
 
     return str(torch.cuda.get_device_name(torch.device(device)))
-
-
-def _has_cuda() -> bool:
-    """Whether torch can use a GPU here."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _cpu_name() -> str:

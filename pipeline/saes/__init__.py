@@ -26,7 +26,7 @@ BLOCK_BYTES = 64 << 20
 """Aimed at for the dense float32 block x @ W_enc."""
 
 
-def load_sae(spec: str, device: str = "cpu", block_rows: int | None = None) -> Encoder:
+def load_sae(spec: str, device: str = "cpu", *, block_rows: int | None = None) -> Encoder:
     """Load the SAE at `spec` (a folder); it computes in float32, whatever its weights are stored in.
 
     `block_rows` rows are encoded at once (default: `default_block_rows`); the last bits of an activation

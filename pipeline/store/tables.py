@@ -63,8 +63,9 @@ def _existing(layout: Layout, site: str, name: str) -> Path:
 
 def _job(table: str) -> str:
     """The command that writes a table."""
-    jobs = {"features": "stats", "rankings": "rank", "clusters": "cluster", "contexts": "cluster"}
-    return jobs.get(table, "stats")
+    if table.startswith("ranking"):
+        return "rank"
+    return "cluster" if "cluster" in table else "stats"
 
 
 def _metadata(path: Path) -> dict[str, str]:

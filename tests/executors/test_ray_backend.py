@@ -70,17 +70,17 @@ def test_a_worker_killed_at_any_commit_costs_at_most_the_shard_in_flight(session
     assert not result.failures
     assert sorted(received) == commits(layout) == commits(calm)
     assert [e["event"] for e in events].count("worker_replaced") >= 1
-    digests = {
-        s: [o.sha256 for o in r.objects] for s, r in FeatureStore.open(layout.root).receipts("mid").items()
-    }
+    assert digests(layout) == digests(calm)
     assert FeatureStore.open(layout.root).verify().problems == []
 
 
 def test_a_shard_that_kills_its_process_is_given_up_and_the_rest_is_committed(session, tmp_path):
     run, layout = prepared(
-        tmp_path, model={"path": "tests.executors.test_ray_backend:deadly_lm"},
-        extract={"executor": "ray", "workers": 1, "max_attempts": 2}, corpus={"path": str(deadly_corpus(tmp_path))},
-    )  # fmt: skip
+        tmp_path,
+        model={"path": "tests.executors.test_ray_backend:deadly_lm"},
+        extract={"executor": "ray", "workers": 1, "max_attempts": 2},
+        corpus={"path": str(deadly_corpus(tmp_path))},
+    )
     with pytest.raises(InputError, match=r"1 of \d+ shards were given up.*worker lost.*2 attempts"):
         extract(layout, run)
     shards = FeatureStore.open(layout.root).shards

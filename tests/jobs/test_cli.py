@@ -1,4 +1,4 @@
-"""The command line as users meet it: for what they can mend one sentence and exit code 2, the store unhurt."""
+"""The command line as users meet it: one sentence and exit code 2 for what they can mend."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_top_prints_the_strongest_contexts(capsys, finished):
     [
         (["9999"], "9999"),
         (["1", "--where", "party"], "COLUMN=VALUE"),
-        (["1", "--where", "nation=x"], "no label 'nation'; it has year, party"),
+        (["1", "--where", "nation=x"], "no label 'nation'; it has party, year"),
         (["1", "--where", "year=old"], "'old' is no number"),
         (["1", "--site", "low"], "no site 'low'; it has mid"),
     ],
