@@ -12,7 +12,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rich.table import Table
 from jobs.console import console
 from jobs.tokenize import tokenize_resolved
 from pipeline.plan import agree_on_plan, make_plan, resolve
+from pipeline.store import FeatureStore
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
 from schemas.layout import Layout
 from schemas.run_file import RunFile, parse_run_file
@@ -65,6 +68,9 @@ class Result:
     lowest: float
     highest: float
     bytes_per_nonzero: float
+    top_20_ms: float
+    """Median over features of `FeatureStore.contexts(site, feature, 20)` in an open store."""
+    top_1000_by_label_ms: float
     target: float
 
 
@@ -118,7 +124,7 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
         console.print(
             f"  {shape.name}: shard {record.name}, {seconds['bare'][-1] / seconds['extraction'][-1]:.3f}"
         )
-    return result_of(shape, seconds, size / nnz)
+    return result_of(shape, seconds, size / nnz, *query_times(layout.root))
 
 
 def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, batch_contexts: int) -> None:
@@ -133,7 +139,31 @@ def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, 
             model.forward(batch)[hook] @ weight
 
 
-def result_of(shape: Shape, seconds: dict[str, list[float]], bytes_per_nonzero: float) -> Result:
+def query_times(root: Path, features: int = 50) -> tuple[float, float]:
+    """Median milliseconds of the top 20 contexts, and of the top 1,000 of one label, after a first query."""
+    store = FeatureStore.open(root)
+    asked = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, features).tolist()
+    label = pl.col("group") == "g1"
+    store.contexts("bench", asked[0], 20, where=label)
+    top_20 = [milliseconds(partial(store.contexts, "bench", f, 20)) for f in asked]
+    top_1000 = [milliseconds(partial(store.contexts, "bench", f, 1_000, where=label)) for f in asked]
+    return statistics.median(top_20), statistics.median(top_1000)
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def result_of(
+    shape: Shape,
+    seconds: dict[str, list[float]],
+    bytes_per_nonzero: float,
+    top_20_ms: float,
+    top_1000_by_label_ms: float,
+) -> Result:
     """Rates over all shards but the first."""
     slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
     ratios = [b / e for b, e in zip(fast, slow, strict=True)]
@@ -146,6 +176,8 @@ def result_of(shape: Shape, seconds: dict[str, list[float]], bytes_per_nonzero: 
         lowest=min(ratios),
         highest=max(ratios),
         bytes_per_nonzero=bytes_per_nonzero,
+        top_20_ms=top_20_ms,
+        top_1000_by_label_ms=top_1000_by_label_ms,
         target=shape.target,
     )
 
@@ -155,12 +187,13 @@ def write_inputs(shape: Shape, folder: Path, threads: int, shards: int) -> RunFi
     rng = np.random.default_rng(0)
     words = rng.integers(0, VOCABULARY - 3, (shape.tokens // CONTEXT, CONTEXT - 2))
     documents = [" ".join(f"w{word}" for word in row) for row in words]
-    pl.DataFrame({"text": documents}).write_parquet(folder / "corpus.parquet")
+    groups = [f"g{n % 4}" for n in range(len(documents))]
+    pl.DataFrame({"text": documents, "group": groups}).write_parquet(folder / "corpus.parquet")
     write_tokenizer(folder / "model")
     write_model(shape, folder / "model")
     write_sae(shape, folder / "sae", rng)
     content = {
-        "corpus": {"path": str(folder / "corpus.parquet")},
+        "corpus": {"path": str(folder / "corpus.parquet"), "label_columns": ["group"]},
         "tokens": {"context_size": CONTEXT, "shard_tokens": shape.tokens // shards},
         "model": {"path": str(folder / "model")},
         "sites": [{"name": "bench", "sae": str(folder / "sae")}],
@@ -219,40 +252,46 @@ def write_sae(shape: Shape, folder: Path, rng: np.random.Generator) -> None:
     (folder / "cfg.json").write_text(json.dumps(config))
 
 
+COLUMNS = (
+    "shape",
+    "tokens",
+    "bare tok/s",
+    "extraction tok/s",
+    "ratio (range over shards)",
+    "target",
+    "B/nonzero",
+    "top 20, ms",
+    "top 1,000 by label, ms",
+)
+
+
+def cells(r: Result) -> list[str]:
+    """One result as text, by COLUMNS."""
+    ratio = f"{r.ratio:.3f} ({r.lowest:.3f} to {r.highest:.3f})"
+    rates = [f"{r.tokens:,}", f"{r.bare:,.0f}", f"{r.extraction:,.0f}", ratio, f"{r.target:.2f}"]
+    return [
+        r.name,
+        *rates,
+        f"{r.bytes_per_nonzero:.2f}",
+        f"{r.top_20_ms:.1f}",
+        f"{r.top_1000_by_label_ms:.1f}",
+    ]
+
+
 def table_of(results: list[Result]) -> Table:
     """The results for people."""
-    table = Table(title="extraction / bare, tokens a second")
-    for column in (
-        "shape",
-        "tokens",
-        "bare",
-        "extraction",
-        "ratio (range over shards)",
-        "target",
-        "B/nonzero",
-    ):
+    table = Table(title="extraction / bare")
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "shape" else "right")
-    for r in results:
-        ratio = f"{r.ratio:.3f} ({r.lowest:.3f} to {r.highest:.3f})"
-        table.add_row(
-            r.name, f"{r.tokens:,}", f"{r.bare:,.0f}", f"{r.extraction:,.0f}", ratio, f"{r.target:.2f}",
-            f"{r.bytes_per_nonzero:.2f}",
-        )  # fmt: skip
+    for result in results:
+        table.add_row(*cells(result))
     return table
 
 
 def markdown(results: list[Result]) -> str:
     """The same as a Markdown table."""
-    lines = [
-        "| shape | tokens | bare tok/s | extraction tok/s | ratio | range | target |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.name} | {r.tokens:,} | {r.bare:,.0f} | {r.extraction:,.0f} | {r.ratio:.3f} "
-        f"| {r.lowest:.3f} to {r.highest:.3f} | {r.target:.2f} |"
-        for r in results
-    ]
-    return "\n".join(lines) + "\n"
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, results)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":
