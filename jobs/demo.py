@@ -21,6 +21,8 @@ from schemas.errors import InputError
 from schemas.run_file import parse_run_file
 
 SITE = "l9"
+SHOWN, SUPPORT = 10, 20
+"""Features shown, and active rows that each must have: sigma/mu alone puts those first that fired once."""
 
 
 def demo(tokens: str, out: Path) -> None:
@@ -73,7 +75,7 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
     features = store.scan_features(SITE).collect()
     console.print(_figures_of_merit(store, result, features, seconds))
     console.print(_ranked(store, features))
-    feature = features.sort("sigma_over_mu", descending=True, nulls_last=True)["feature"][0]
+    feature = _best(features)["feature"][0]
     root = store.layout.root
     say(
         f"Figures: [bold]{store.layout.figures(SITE)}[/]\n\nTry next:\n"
@@ -107,12 +109,11 @@ def _figures_of_merit(
 
 
 def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
-    """The ten features of largest sigma/mu, each with its strongest context."""
-    table = Table(title="features by sigma/mu, with their strongest context")
+    """The features of largest sigma/mu, each with its strongest context."""
+    table = Table(title=f"features by sigma/mu, of those active in at least {SUPPORT} rows")
     for column in ("feature", "sigma/mu", "frequency", "max", "strongest context"):
         table.add_column(column, justify="left" if "context" in column else "right")
-    best = features.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(10)
-    for row in best.iter_rows(named=True):
+    for row in _best(features).iter_rows(named=True):
         found = store.contexts(SITE, row["feature"], 1).row(0, named=True)
         table.add_row(
             str(row["feature"]),
@@ -122,6 +123,12 @@ def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
             marked(store, found["token_ids"], found["position"]),
         )
     return table
+
+
+def _best(features: pl.DataFrame) -> pl.DataFrame:
+    """The features to show, the largest sigma/mu first (equal ones by feature)."""
+    often = features.filter(pl.col("n_active") >= SUPPORT)
+    return often.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(SHOWN)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.cluster import cluster
 from jobs.console import say
 from jobs.extract import extract_resolved
-from jobs.plots import plots
-from jobs.rank import rank
-from jobs.stats import stats
 from jobs.tokenize import tokenize_resolved
 from pipeline.plan import resolve
 from pipeline.run import Extraction
@@ -34,7 +30,12 @@ def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = F
 
 
 def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
-    """All tables and figures of one site."""
+    """All tables and figures of one site (the libraries behind them take seconds to import)."""
+    from jobs.cluster import cluster
+    from jobs.plots import plots
+    from jobs.rank import rank
+    from jobs.stats import stats
+
     stats(store, site)
     rank(store, site, run_file.rank.by)
     cluster(store, site, run_file.cluster)
