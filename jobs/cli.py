@@ -86,18 +86,19 @@ def rank(
     window: Annotated[str | None, typer.Option(help="Print these ranks, as START:STOP (2000:2050).")] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
 ) -> None:
-    """Rank features by columns of the feature table."""
+    """Write the rankings of features by columns of the feature table, or print a window of one."""
     from jobs.rank import rank as job
     from jobs.rank import show_window
+    from schemas.run_file import Rank
 
     opened, config = _open(store)
-    columns = tuple(by or config.rank.by) if config else tuple(by or ())
+    always = (config.rank if config else Rank.model_validate({})).by
+    columns = tuple(dict.fromkeys([*(by or ()), *always]))
     for name in _sites(opened, site):
-        job(opened, name, columns) if columns else job(opened, name)
-        if window is not None:
-            show_window(
-                opened, name, columns[0] if columns else "sigma_over_mu", window, descending=not ascending
-            )
+        if window is None:
+            job(opened, name, columns)
+        else:
+            show_window(opened, name, columns[0], window, descending=not ascending)
 
 
 @app.command()

@@ -30,6 +30,9 @@ SHOWN = (
 )
 """Statistics that stand beside each feature of a window."""
 
+PRINTED = ("n_active", "frequency", "mean_all", "mean_active", "max_activation")
+"""Those of them that are printed: what fits 80 columns."""
+
 RANKINGS: Schema = {"by": pl.String(), "rank": pl.UInt32(), "feature": pl.UInt32(), "value": pl.Float64()}
 RANKING_SUMMARY: Schema = {"by": pl.String(), "ranked": pl.UInt32(), "without_value": pl.UInt32()}
 
@@ -101,6 +104,7 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
     if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
         raise InputError(f"window {text!r} is no START:STOP, such as 2000:2050")
     found = window(store, site, by, int(first), int(last), descending)
+    found = found.select(*dict.fromkeys(["rank", "feature", by, *PRINTED]))
     order = "largest" if descending else "smallest"
     table = Table(title=f"{site} by {by}, {order} first", box=SIMPLE_HEAD, pad_edge=False)
     for column in found.columns:

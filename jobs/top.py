@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import polars as pl
 from rich.markup import escape
-from rich.table import Table
 
-from jobs.console import console, say
+from jobs.console import say
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 
@@ -24,23 +23,12 @@ def top(store: FeatureStore, site: str, feature: int, *, k: int = 20, where: Seq
     if found.is_empty():
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
-    console.print(contexts_table(store, found, f"feature {feature} of {site}: {found.height} strongest rows"))
-
-
-def contexts_table(store: FeatureStore, found: pl.DataFrame, title: str) -> Table:
-    """A table of the rows of `FeatureStore.contexts`, one line each."""
-    table = Table(title=title, show_lines=False)
-    labels = list(store.lake.label_columns)
-    for column in ("activation", "context", "position", *labels):
-        table.add_column(
-            column, justify="right" if column in ("activation", "context", "position") else "left"
-        )
-    table.add_column("tokens", overflow="fold")
+    say(f"[bold]feature {feature} of {site}[/]: its {found.height} strongest rows")
     for row in found.iter_rows(named=True):
-        text = marked(store, row["token_ids"], row["position"])
-        cells = [f"{row['activation']:.2f}", str(row["context"]), str(row["position"])]
-        table.add_row(*cells, *(escape(str(row[label])) for label in labels), text)
-    return table
+        labels = ", ".join(str(row[name]) for name in store.lake.label_columns)
+        where_it_is = f"context {row['context']}, position {row['position']}"
+        say(f"{row['activation']:>8.2f}  [dim]{escape(labels)}{' · ' if labels else ''}{where_it_is}[/]")
+        say(f"          {marked(store, row['token_ids'], row['position'])}")
 
 
 def marked(store: FeatureStore, token_ids: Sequence[int], position: int) -> str:
