@@ -156,7 +156,7 @@ class Worker:
             site,
             features,
             postings,
-            partials=statistics.partials(postings, tokens),
+            partials=lambda: statistics.partials(postings, tokens),
             row_counts=l0_counts(features.indptr, tokens.counted),
             row_start=tokens.row_start,
             layouts=self._plan.layouts,

@@ -49,9 +49,9 @@ def sae_digest(spec: str) -> str:
 
 
 def default_block_rows(d_sae: int) -> int:
-    """Rows of a block: a power of two from 64 to 1,024, the block staying below BLOCK_BYTES if it can."""
+    """Rows of a block: a power of two from 64 to 512 (more leaves the caches), below BLOCK_BYTES if so."""
     fitting = max(BLOCK_BYTES // (4 * d_sae), 1)
-    return int(min(max(1 << (fitting.bit_length() - 1), 64), 1024))
+    return int(min(max(1 << (fitting.bit_length() - 1), 64), 512))
 
 
 def _reader(spec: str) -> Any:

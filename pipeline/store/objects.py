@@ -91,9 +91,11 @@ def measure(path: Path) -> tuple[int, str]:
     return path.stat().st_size, sha256_file(path)
 
 
-def fsync_tree(folder: Path) -> None:
-    """Bring every file and folder below `folder`, and itself, to the disk."""
-    for parent, _, files in os.walk(folder, topdown=False):
+def fsync_tree(path: Path) -> None:
+    """Bring a file, or a folder with everything below it, to the disk."""
+    if path.is_file():
+        _fsync(path)
+    for parent, _, files in os.walk(path, topdown=False):
         for name in files:
             _fsync(Path(parent) / name)
         fsync_folder(Path(parent))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +24,7 @@ def write_site(
     features: SparseFeatures,
     postings: Postings,
     *,
-    partials: pl.DataFrame,
+    partials: Callable[[], pl.DataFrame],
     row_counts: pl.DataFrame,
     row_start: int,
     layouts: Sequence[StoreLayout],
@@ -32,39 +33,45 @@ def write_site(
     """Write one site below the attempt's folder and return its objects, sorted by path.
 
     `features` and `postings` hold the same activations, already rounded to `activation_dtype`, with rows
-    counted from the shard's first; postings.parquet gets `row_start` added. All is on the disk when this
-    returns. A full or forbidden disk is an InputError.
+    counted from the shard's first; postings.parquet gets `row_start` added. `partials` is called in a thread,
+    while others write the layouts. All is on the disk when this returns. A full or forbidden disk is an
+    InputError.
     """
     folder = attempt / site.name
+    objects: dict[str, Callable[[Path], None]] = {
+        PARTIALS: lambda path: write_frame(path, partials()),
+        ROW_COUNTS: lambda path: write_frame(path, row_counts),
+    }
+    if "token_major" in layouts:
+        objects[CSR] = lambda path: write_csr(path, features, site.d_sae)
+    if "feature_major" in layouts:
+        options = {"row_start": row_start, "feature_block": site.feature_block}
+        objects[POSTINGS] = lambda path: write_postings(
+            path, postings, activation_dtype=activation_dtype, **options
+        )
     with storage_errors(folder):
         folder.mkdir(parents=True)
         try:
-            if "token_major" in layouts:
-                write_csr(folder / CSR, features, site.d_sae)
-            if "feature_major" in layouts:
-                write_postings(
-                    folder / POSTINGS,
-                    postings,
-                    row_start=row_start,
-                    activation_dtype=activation_dtype,
-                    feature_block=site.feature_block,
+            with ThreadPoolExecutor(len(objects)) as threads:
+                written = list(
+                    threads.map(lambda name: _write(objects[name], folder / name), sorted(objects))
                 )
-            write_frame(folder / PARTIALS, partials)
-            write_frame(folder / ROW_COUNTS, row_counts)
-            _fsync(folder)
+            _fsync_parents(folder)
         except BaseException:  # nobody will commit the attempt, and a full disk wants its space back
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return [_object(path, attempt) for path in sorted(folder.iterdir())]
+    return written
 
 
-def _fsync(folder: Path) -> None:
-    """Bring the site's folder to the disk, and the names of the attempt, the shard and data/ above it."""
-    fsync_tree(folder)
-    for parent in list(folder.parents)[:3]:
-        fsync_folder(parent)
-
-
-def _object(path: Path, attempt: Path) -> DataObject:
+def _write(write: Callable[[Path], None], path: Path) -> DataObject:
+    """Write one object and bring it to the disk."""
+    write(path)
+    fsync_tree(path)
     size, sha256 = measure(path)
-    return DataObject(path=path.relative_to(attempt).as_posix(), bytes=size, sha256=sha256)
+    return DataObject(path=path.relative_to(path.parents[1]).as_posix(), bytes=size, sha256=sha256)
+
+
+def _fsync_parents(folder: Path) -> None:
+    """Bring to the disk the names in the site's folder, and those of the attempt, the shard and data/."""
+    for parent in [folder, *list(folder.parents)[:3]]:
+        fsync_folder(parent)

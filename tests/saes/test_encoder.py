@@ -201,7 +201,7 @@ def test_lower_precision_x_is_encoded_as_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("d_sae", "rows"), [(64, 1024), (4608, 1024), (24576, 512), (131072, 128), (10**6, 64)]
+    ("d_sae", "rows"), [(64, 512), (4608, 512), (24576, 512), (131072, 128), (10**6, 64)]
 )
 def test_blocks_keep_to_some_megabytes(d_sae: int, rows: int) -> None:
     assert default_block_rows(d_sae) == rows

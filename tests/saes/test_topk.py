@@ -82,6 +82,6 @@ def test_k_above_the_number_of_features_keeps_all_positives() -> None:
 def test_the_lower_bound_is_below_the_kth_value_and_close_to_it(width: int) -> None:
     dense = np.random.default_rng(0).standard_normal((50, width)).astype(np.float32)
     kth = np.sort(dense, axis=1)[:, -8]
-    bound = lower_bound(dense, 8)
+    bound = lower_bound(torch.from_numpy(dense), 8)
     assert (bound <= kth).all()
     assert (dense >= bound[:, None]).sum(axis=1).mean() < 16

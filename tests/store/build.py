@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def commit_shard(
             site,
             kept,
             postings,
-            partials=statistics.partials(postings, tokens),
+            partials=partial(statistics.partials, postings, tokens),
             row_counts=l0_counts(kept.indptr, tokens.counted),
             row_start=record.row_start,
             layouts=plan.layouts,

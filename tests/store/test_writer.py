@@ -29,7 +29,7 @@ def write(
     attempt: Path, features: SparseFeatures, dtype: str = "float16", **options: object
 ) -> list[DataObject]:
     given = {
-        "partials": pl.DataFrame({"feature": [1], "bins": [[1, 2]]}),
+        "partials": lambda: pl.DataFrame({"feature": [1], "bins": [[1, 2]]}),
         "row_counts": pl.DataFrame({"l0": [1], "rows": [2]}, schema=ROW_COUNTS),
         "row_start": ROW_START,
         "layouts": ("token_major", "feature_major"),
@@ -152,7 +152,7 @@ def test_activations_cost_at_most_three_and_a_half_bytes_each_in_each_layout(tmp
         site,
         features,
         to_postings(features, d_sae),
-        partials=pl.DataFrame({"feature": [1]}),
+        partials=lambda: pl.DataFrame({"feature": [1]}),
         row_counts=pl.DataFrame(schema=ROW_COUNTS),
         row_start=0,
         layouts=("token_major", "feature_major"),
