@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from pipeline.store import FeatureStore
+from tests.saes.reference import reference
 
 ROOT = Path(__file__).parents[1]
 SAE = ROOT / "jobs" / "demo_data" / "smollm2-135m-l9"
@@ -80,14 +81,13 @@ def test_activations_agree_with_dense_transformers_and_sae_lens(demo):
 
 def dense_preactivations(store):
     """x @ W_enc + b_enc [N, d_sae] by transformers and sae-lens, and the thresholds."""
-    import sae_lens
     import torch
     from transformers import AutoModelForCausalLM
 
     from jobs.demo_model import ensure_demo_model
 
     model = AutoModelForCausalLM.from_pretrained(ensure_demo_model(), dtype=torch.float32)
-    sae = sae_lens.SAE.load_from_disk(str(SAE))
+    sae = reference(SAE)
     hidden = []
     with torch.inference_mode():
         for ids in store.scan_tokens().collect()["token_ids"]:
