@@ -106,7 +106,7 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
     hook = plan.sites[0].hook_name
     model = load_model(run.model, [hook], device="cpu", threads=threads)
     w_enc = load_sae(plan.sites[0].sae).weights()["W_enc"]
-    worker = Worker(layout.root, plan.pass_name)
+    worker = Worker(layout.root, plan)
     worker.setup()
     seconds: dict[str, list[float]] = {"bare": [], "extraction": []}
     nnz = size = 0

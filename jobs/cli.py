@@ -204,6 +204,8 @@ def _sites(store: FeatureStore, site: str | None) -> list[str]:
     """The sites that a command is about."""
     if site is not None and site not in store.sites:
         raise _input_error(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
+    if not store.sites:
+        raise _input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
     return [site] if site is not None else list(store.sites)
 
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 
 console = Console()
+
+
+def warn(warnings: list[str]) -> None:
+    """Print each warning on a line."""
+    for warning in warnings:
+        say(f"[yellow]warning[/]: {escape(warning)}")
 
 
 def say(text: str) -> None:

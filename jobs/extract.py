@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.console import say
+from jobs.console import say, warn
 from jobs.progress import ExtractionProgress
 from pipeline.plan import resolve
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
 from pipeline.store.tokens import read_links
+from pipeline.tokenize import check_rule
+from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.run_file import RunFile
@@ -19,8 +21,7 @@ from schemas.run_file import RunFile
 def extract(run: RunFile, *, accept_environment: bool = False) -> Extraction:
     """Commit every shard that is not committed yet."""
     resolved, warnings = resolve(run)
-    for warning in warnings:
-        say(f"[yellow]warning[/]: {warning}")
+    warn(warnings)
     return extract_resolved(resolved, accept_environment=accept_environment)
 
 
@@ -29,6 +30,8 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extra
     layout, began = Layout(Path(run.store.root)), time.monotonic()
     if not layout.lake.exists():
         raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
+    assert run.tokens.tokenizer is not None
+    check_rule(layout, run, load_tokenizer(run.tokens.tokenizer))
     rows = sum(record.rows for link in read_links(layout) for record in link.shards)
     with ExtractionProgress(rows) as progress:
         result = run_extraction(

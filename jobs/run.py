@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from jobs.console import say
+import json
+
+from jobs.console import say, warn
 from jobs.extract import extract_resolved
 from jobs.tokenize import tokenize_resolved
 from pipeline.plan import resolve
 from pipeline.run import Extraction
 from pipeline.store import FeatureStore
+from pipeline.store.objects import write_atomic
+from schemas import __version__
+from schemas.records import canonical_json
 from schemas.run_file import RunFile
-
-TABLES = ("features", "rankings", "feature_clusters", "context_clusters")
 
 
 def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = False) -> Extraction:
     """Tokenize, extract, stats, rank, cluster, plots."""
     resolved, warnings = resolve(run_file)
-    for warning in warnings:
-        say(f"[yellow]warning[/]: {warning}")
+    warn(warnings)
     tokenize_resolved(resolved, append=append)
     result = extract_resolved(resolved, accept_environment=accept_environment)
     store = FeatureStore.open(resolved.store.root)
     for site in result.plan.sites:
-        if not is_fresh(store, site.name):
+        if not is_fresh(store, site.name, resolved):
             derive(store, site.name, resolved)
         else:
             say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
@@ -40,13 +42,36 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
     rank(store, site, run_file.rank.by)
     cluster(store, site, run_file.cluster)
     figures = plots(store, site)
+    write_atomic(store.layout.derived(site), _made_from(store, site, run_file))
     say(f"[bold]plots[/] {len(figures)} files in {store.layout.figures(site)}")
 
 
-def is_fresh(store: FeatureStore, site: str) -> bool:
-    """Whether all tables and some figures of the site exist and were made from the receipts there are."""
-    fresh = all(store.has_table(site, name) and not store.is_stale(site, name) for name in TABLES)
-    return fresh and any(store.layout.figures(site).glob("*.png"))
+def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:
+    """Whether all tables and figures of the site were made, from these receipts and these sections."""
+    path = store.layout.derived(site)
+    if not path.exists() or path.read_bytes() != _made_from(store, site, run_file):
+        return False
+    return bool(json.loads(path.read_bytes())["files"])
+
+
+def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:
+    """The record that stands for one state of a site's tables and figures."""
+    content = {
+        "latentlake": __version__,
+        "receipts": store.receipts_digest(site),
+        "rank": run_file.rank.model_dump(mode="json"),
+        "cluster": run_file.cluster.model_dump(mode="json"),
+        "files": sorted(_files(store, site)),
+    }
+    return canonical_json(content) + b"\n"
+
+
+def _files(store: FeatureStore, site: str) -> list[str]:
+    """Tables and figures of the site, as paths below the root."""
+    figures = store.layout.figures(site)
+    found = [store.layout.table(site, name) for name in store.tables(site)]
+    found += [path for path in figures.glob("[!.]*") if path.suffix in (".png", ".svg")]
+    return [path.relative_to(store.layout.root).as_posix() for path in found]
 
 
 if __name__ == "__main__":

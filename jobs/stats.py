@@ -12,11 +12,9 @@ import polars as pl
 from jobs.console import say
 from pipeline import statistics
 from pipeline.statistics import rows as row_statistics
-from pipeline.statistics.examples import combine_top, quantile_examples, top_examples
+from pipeline.statistics.examples import example_table
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-
-TOP_EXAMPLES = 20
 
 
 def stats(store: FeatureStore, site: str) -> pl.DataFrame:
@@ -32,7 +30,8 @@ def stats(store: FeatureStore, site: str) -> pl.DataFrame:
     table = statistics.feature_table(state, store.totals(site), store.sites[site].d_sae, row_counts)
     store.write_table(site, "features", table)
     store.write_table(site, "l0", row_counts)
-    store.write_table(site, "examples", examples(store, site, state))
+    shards = ((store.postings(site, record.name), record.row_start) for record in store.committed(site))
+    store.write_table(site, "examples", example_table(shards, state))
     active = table.filter(pl.col("n_active") > 0).height
     mean_l0 = row_statistics.l0_summary(row_counts)["mean"][0]
     say(
@@ -41,16 +40,6 @@ def stats(store: FeatureStore, site: str) -> pl.DataFrame:
         f"({time.monotonic() - began:.1f} s)"
     )
     return table
-
-
-def examples(store: FeatureStore, site: str, state: pl.DataFrame) -> pl.DataFrame:
-    """Strongest rows of each feature, from the postings; rows sampled over its range, from the partials."""
-    strongest: pl.DataFrame | None = None
-    for record in store.committed(site):
-        some = top_examples(store.postings(site, record.name), record.row_start, TOP_EXAMPLES)
-        strongest = some if strongest is None else combine_top(strongest, some, TOP_EXAMPLES)
-    assert strongest is not None
-    return pl.concat([strongest, quantile_examples(state)]).sort("feature", "kind", "interval", "rank")
 
 
 if __name__ == "__main__":

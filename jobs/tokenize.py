@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.console import console, say
+from jobs.console import console, say, warn
 from pipeline.plan import resolve
 from pipeline.store.objects import self_test
 from pipeline.tokenize import tokenize as tokenize_corpus
@@ -17,8 +17,9 @@ from schemas.run_file import RunFile
 
 def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:
     """Write the token shards of the run file's corpus; say how many, or that it was done."""
-    run, _ = resolve(run)
-    return tokenize_resolved(run, append=append)
+    resolved, warnings = resolve(run)
+    warn(warnings)
+    return tokenize_resolved(resolved, append=append)
 
 
 def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:

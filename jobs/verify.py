@@ -21,6 +21,8 @@ def verify(store: FeatureStore) -> None:
         f"{report.nonzeros:,} activations, {report.statistics:,} statistics recomputed "
         f"({time.monotonic() - began:.1f} s)"
     )
+    for line in report.stale:
+        say(f"[yellow]not compared[/]: {line}")
     if report.problems:
         raise InputError(
             f"{len(report.problems)} problems in {store.layout.root}; restore what is named above"

@@ -37,6 +37,9 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     )
     pass_name = check_name(run.store.pass_name or "+".join(site.name for site in sites)[:128], "pass")
     store = run.store.model_copy(update={"pass_name": pass_name})
+    names = [site.name for site in sites]
+    if len(set(names)) < len(names):
+        raise InputError(f"sites: two sites share a name among {names}; give each its own name")
     return run.model_copy(update={"sites": sites, "tokens": tokens, "store": store}), warnings
 
 
@@ -124,7 +127,10 @@ def environment() -> dict[str, str]:
 
 
 def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -> Plan:
-    """Write the plan, or check that the pass was begun with the same one; return the one in force."""
+    """Write the plan, or check that the pass was begun with the same one; return the one in force.
+
+    That is the old recipe, and the places where model and SAEs lie now.
+    """
     _check_site_names(layout, plan)
     path = layout.plan(plan.pass_name)
     if not path.exists():
@@ -140,7 +146,7 @@ def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = Fals
         raise InputError(
             f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
         )
-    return old
+    return plan.model_copy(update={"environment": old.environment})
 
 
 def _check_site_names(layout: Layout, plan: Plan) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 from pipeline.executors.dispatch import Dispatcher, OnEvent, Policy
 from pipeline.executors.ledger import Failure
-from pipeline.plan import agree_on_plan, make_plan
+from pipeline.plan import agree_on_plan, differences, make_plan
 from pipeline.store.commits import read_commits, write_manifest
 from pipeline.store.objects import self_test
 from pipeline.store.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import Lake, Plan, Receipt
+from schemas.records import Lake, Plan, Receipt, ShardRecord
 from schemas.run_file import RunFile
 from schemas.values import Hello
 
@@ -52,10 +52,11 @@ def extract(
     """
     lake: Lake = Lake.from_json(layout.lake.read_bytes(), str(layout.lake))
     plan = agree_on_plan(layout, make_plan(run, lake), accept_environment=accept_environment)
-    shards = [record.name for link in read_links(layout) for record in link.shards]
+    records = [record for link in read_links(layout) for record in link.shards]
     done = read_commits(layout, plan.pass_name)
-    todo = [shard for shard in shards if shard not in done]
-    result = Extraction(plan, len(shards), len(shards) - len(todo), receipts=done)
+    _check_receipts(layout, plan, records, done)
+    todo = [record.name for record in records if record.name not in done]
+    result = Extraction(plan, len(records), len(records) - len(todo), receipts=done)
     begin(result)
     if todo:
         self_test(layout.root)
@@ -70,6 +71,18 @@ def extract(
     if result.failures:
         raise InputError(_told(result))
     return result
+
+
+def _check_receipts(layout: Layout, plan: Plan, records: list[ShardRecord], done: dict[str, Receipt]) -> None:
+    """What is committed must be of this plan and of these tokens."""
+    tokens = {record.name: record.sha256 for record in records}
+    for shard, receipt in done.items():
+        if receipt.plan_hash != plan.hash or receipt.tokens_sha256 != tokens.get(shard):
+            of = "plan" if receipt.plan_hash != plan.hash else "token shard"
+            raise InputError(
+                f"{layout.commit(plan.pass_name, shard)} was made from another {of} than the store has now: "
+                "restore that, or give the pass another name"
+            )
 
 
 def _file(result: Extraction, outcome: Receipt | Failure) -> None:
@@ -90,24 +103,22 @@ def _told(result: Extraction) -> str:
 
 
 class WorkerCheck:
-    """Refuses a worker whose node sees other models or SAEs, or has another device than the data so far."""
+    """Refuses a worker with other libraries than the plan, or another device than the data so far."""
 
     def __init__(self, plan: Plan, done: dict[str, Receipt], *, accept_environment: bool) -> None:
-        self._digests = {"model": plan.model_digest} | {site.name: site.sae_digest for site in plan.sites}
+        self._environment = plan.environment
         self._devices = {receipt.environment["device_model"] for receipt in done.values()}
         self._accept = accept_environment
 
     def __call__(self, hello: Hello) -> None:
         """Raise InputError when `hello` does not fit."""
-        for name, digest in self._digests.items():
-            if hello.digests[name] != digest:
-                raise InputError(
-                    f"node {hello.node} sees other files for {name!r} than the driver: give both the same"
-                )
-        if self._devices and hello.device_model not in self._devices and not self._accept:
+        found = differences(self._environment, hello.environment)
+        if self._devices and hello.device_model not in self._devices:
+            found.append(f"device was {', '.join(sorted(self._devices))}, now {hello.device_model}")
+        if found and not self._accept:
             raise InputError(
-                f"node {hello.node} computes on {hello.device_model!r}, the pass was begun on "
-                f"{sorted(self._devices)}: low bits may differ; use such nodes, or say --accept-environment"
+                f"node {hello.node} differs from the pass's data ({'; '.join(found)}), so low bits may "
+                "differ: use nodes that are alike, or say --accept-environment"
             )
         self._devices.add(hello.device_model)
 
@@ -120,7 +131,7 @@ def _dispatch(
         from pipeline.executors.in_process import run_in_process
         from pipeline.worker import Worker
 
-        worker = Worker(layout.root, plan.pass_name)
+        worker = Worker(layout.root, plan)
         yield from run_in_process(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
         )
@@ -133,7 +144,7 @@ def _dispatch(
         shard_timeout_s=run.extract.shard_timeout_s,
     )
     with ray_session(run.extract):
-        backend = RayBackend(layout.root, plan.pass_name, run.extract)
+        backend = RayBackend(layout.root, plan, run.extract)
         yield from Dispatcher(todo, backend, policy, check=check, on_event=on_event).run()
 
 

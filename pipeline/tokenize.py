@@ -6,7 +6,9 @@ records, lake.json and the new link of the corpus chain, are put last; the vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
@@ -24,7 +26,7 @@ from schemas.run_file import RunFile, Tokens
 from schemas.tables import VOCABULARY
 
 _BYTES_PER_TOKEN = 4
-_SHARDS_PER_WORKER = 4
+_SHARDS = 8
 _SHARD_TOKENS = (1 << 14, 1 << 19)
 """Smallest and largest shard that `shard_tokens: auto` aims at."""
 
@@ -76,16 +78,34 @@ def tokenize(
     before = [record for link in links for record in link.shards]
     shards = []
     stream = encoded(source.documents(), tokenizer)
-    for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before):
-        shards.append(record)
-        if progress is not None:
-            progress(record)
-    _check_counted(shards, run_file)
-    asked = {**source.describe(), "limit": run_file.tokens.limit, "shard_tokens": target}
-    link = CorpusLink(source=asked, source_digest=digest, shards=tuple(shards))
-    _write_vocabulary(layout, tokenizer)
-    _commit(layout, lake, link, len(links))
+    with _alone(layout, len(links)):
+        for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before):
+            shards.append(record)
+            if progress is not None:
+                progress(record)
+        _check_counted(shards, run_file)
+        asked = {**source.describe(), "limit": run_file.tokens.limit, "shard_tokens": target}
+        link = CorpusLink(source=asked, source_digest=digest, shards=tuple(shards))
+        _write_vocabulary(layout, tokenizer)
+        _commit(layout, lake, link, len(links))
     return link
+
+
+@contextmanager
+def _alone(layout: Layout, links: int) -> Iterator[None]:
+    """Hold the store's lock, which ends with the process; its chain must still have `links` links."""
+    path = layout.tokenize_lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another tokenize writes into {layout.root}: wait for it, and run again"
+            ) from None
+        if len(read_links(layout)) != links:
+            raise InputError(f"another tokenize has just written into {layout.root}: run again")
+        yield
 
 
 def _labels_by_name(run_file: RunFile) -> RunFile:
@@ -136,6 +156,16 @@ def _check_labels(columns: tuple[str, ...]) -> None:
         )
 
 
+def check_rule(layout: Layout, run_file: RunFile, tokenizer: LakeTokenizer) -> None:
+    """InputError where the store's tokens were made by another rule than a resolved run file's."""
+    found, tokens = read_lake(layout), run_file.tokens
+    if found is not None:
+        assert tokens.context_size is not None
+        assert tokens.prepend_bos is not None
+        asked = asked_lake(run_file, tokens.context_size, tokens.prepend_bos, tokenizer, found.label_columns)
+        _check_rule(layout, asked)
+
+
 def _check_rule(layout: Layout, asked: Lake) -> None:
     """The store's rule, if it has one, must be the one asked for; wherever the tokenizer lies."""
     found = read_lake(layout)
@@ -182,7 +212,7 @@ def _named(source: dict[str, Any], limit: int | None) -> str:
 
 
 def _target(source: Source, run_file: RunFile) -> int:
-    """Tokens aimed at in a shard; `auto` gives every worker a few shards of a small corpus."""
+    """Tokens aimed at in a shard; `auto` makes a few shards of a small corpus, whoever will work on them."""
     tokens = run_file.tokens
     if tokens.shard_tokens != "auto":
         return tokens.shard_tokens
@@ -192,7 +222,7 @@ def _target(source: Source, run_file: RunFile) -> int:
     known = [estimate for estimate in estimates if estimate is not None]
     if not known:
         return largest
-    return min(max(min(known) // (_SHARDS_PER_WORKER * run_file.extract.workers), smallest), largest)
+    return min(max(min(known) // _SHARDS, smallest), largest)
 
 
 def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:

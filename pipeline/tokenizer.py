@@ -55,8 +55,9 @@ class LakeTokenizer:
 
     @property
     def size(self) -> int:
-        """Number of token ids."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
+        """One more than the largest token id (a vocabulary may have gaps)."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return 1 + max(ids.values())
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """What each token puts into a text, for display: leading spaces stay, half a character is U+FFFD."""

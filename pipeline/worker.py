@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import socket
 import time
 import uuid
@@ -22,6 +23,7 @@ import numpy as np
 from pipeline import statistics
 from pipeline.models import load_model, model_digest
 from pipeline.models.device import describe_device
+from pipeline.plan import environment
 from pipeline.saes import load_sae, sae_digest
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit, read_commit
@@ -44,19 +46,23 @@ Encoded = dict[str, list[SparseFeatures]]
 class Worker:
     """Holds one model and the SAEs of all sites; `process` turns a token shard into a receipt."""
 
-    def __init__(self, root: Path, pass_name: str, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(self, root: Path, plan: Plan, gpus: tuple[str, ...] = ()) -> None:
         self._layout = Layout(root)
-        self._gpus = gpus
-        path = self._layout.plan(pass_name)
-        self._plan: Plan = Plan.from_json(path.read_bytes(), str(path))
+        self._plan, self._gpus = plan, gpus
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
         self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
         self._seconds: dict[str, float] = defaultdict(float)
 
     def setup(self) -> Hello:
-        """Load the model and the SAEs, keep the sites' weights in the store, and say what this node sees."""
+        """Load the model and the SAEs, keep the sites' weights in the store, and say where this is.
+
+        Raises InputError when this node sees another model or SAE than the plan.
+        """
         plan = self._plan
         model = Model(loader=plan.model_loader, path=plan.model, dtype=plan.model_dtype)
+        self._check_digest(f"model {plan.model}", model_digest(model), plan.model_digest)
+        for site in plan.sites:
+            self._check_digest(f"SAE {site.sae}", sae_digest(site.sae), site.sae_digest)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
@@ -66,8 +72,15 @@ class Worker:
             gpus=self._gpus,
             device=plan.device,
             device_model=describe_device(plan.device),
-            digests={"model": model_digest(model)} | {s.name: sae_digest(s.sae) for s in plan.sites},
+            environment=environment(),
         )
+
+    def _check_digest(self, what: str, found: str, planned: str) -> None:
+        if found != planned:
+            raise InputError(
+                f"node {socket.gethostname()} sees other files for {what} than the plan was made with: give "
+                "every node the same"
+            )
 
     def _load_encoder(self, site: PlannedSite) -> Encoder:
         encoder = load_sae(site.sae, self._plan.device, block_rows=site.encode_block)
@@ -106,7 +119,7 @@ class Worker:
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
         sites: dict[str, SiteReceipt] = {}
-        with self._timed("write"):
+        with self._timed("write"), _removed_on_error(folder):
             for site in self._plan.sites:
                 sites[site.name], written = self._write(folder, site, encoded.pop(site.name), tokens)
                 objects += written
@@ -120,7 +133,11 @@ class Worker:
             objects=tuple(objects),
             seconds={name: round(seconds, 4) for name, seconds in self._seconds.items()},
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            environment={"device_model": describe_device(self._plan.device), "host": socket.gethostname()},
+            environment={
+                "device_model": describe_device(self._plan.device),
+                "host": socket.gethostname(),
+                **environment(),
+            },
         )
         return commit(self._layout, self._plan.pass_name, receipt)
 
@@ -180,6 +197,16 @@ def batches(tokens: TokenShard, batch_contexts: int) -> Iterator[tuple[TokenBatc
         real = np.arange(padded.shape[1]) < lengths[:, None]
         padded[real] = tokens.token_ids[ptr[0] : ptr[-1]]
         yield TokenBatch(padded, lengths), slice(int(ptr[0]), int(ptr[-1]))
+
+
+@contextmanager
+def _removed_on_error(attempt: Path) -> Iterator[None]:
+    """Nobody will commit an attempt that failed at one of its sites."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(attempt, ignore_errors=True)
+        raise
 
 
 def _spread(features: SparseFeatures, stored: Bool) -> SparseFeatures:

@@ -40,6 +40,11 @@ class Layout:
         return self.root / "tokens" / f"{check_name(shard, 'shard')}.parquet"
 
     @property
+    def tokenize_lock(self) -> Path:
+        """Locked while token shards are written; empty."""
+        return self.root / "tokens" / ".lock"
+
+    @property
     def passes(self) -> Path:
         """Folder of the passes."""
         return self.root / "passes"
@@ -81,6 +86,10 @@ class Layout:
     def table(self, site: str, name: str) -> Path:
         """One derived table of a site."""
         return self.root / "tables" / check_name(site, "site") / f"{check_name(name, 'table')}.parquet"
+
+    def derived(self, site: str) -> Path:
+        """What the tables and figures of a site were made from, written after all of them."""
+        return self.root / "tables" / check_name(site, "site") / "derived.json"
 
     def figures(self, site: str) -> Path:
         """Folder of a site's figures."""

@@ -184,4 +184,5 @@ class Hello:
     gpus: tuple[str, ...]
     device: str
     device_model: str
-    digests: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    """Versions of the libraries that data pass through there."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.executors.ledger import Failure, Ledger
+from schemas.errors import InputError
 from schemas.records import Receipt
 from schemas.values import Hello
 
@@ -140,6 +141,8 @@ class Dispatcher:
         except WorkerLostError as error:
             return self._replace(slot_id, f"worker lost: {error}", charged=not error.preempted)
         except CallFailedError as error:
+            if slot.hello is None:
+                return self._replace(slot_id, str(error))
             return self._release(slot, str(error), permanent=error.permanent)
         if slot.hello is None:
             return self._welcome(slot_id, slot, value)
@@ -184,7 +187,10 @@ class Dispatcher:
         self._backend.kill(slot.worker)
         self._on_event(event="worker_replaced", slot=slot_id, why=why)
         if self._spawn_failures > self._policy.max_spawn_failures:
-            raise RuntimeError(f"{self._spawn_failures} workers in a row died while loading; the last: {why}")
+            raise InputError(
+                f"{self._spawn_failures} workers in a row died while loading, the last by: {why}; mend that "
+                "(is there memory for the model, does the node see the store?) and run again"
+            )
         if self._ledger.remaining:
             self._spawn()
         return outcome

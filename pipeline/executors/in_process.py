@@ -32,7 +32,7 @@ def run_in_process(
             if not isinstance(error, ShardError):
                 raise
             failure = ledger.release(shard, why := str(error), permanent=True)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - as on Ray: whatever it was, it is told and tried again
             failure = ledger.release(shard, why := f"{type(error).__name__}: {error}")
         else:
             ledger.complete(shard)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
 from pipeline.worker import Worker
 from schemas.errors import InputError, ShardError
-from schemas.records import Receipt
+from schemas.records import Plan, Receipt
 from schemas.run_file import Extract
 from schemas.values import Hello
 
@@ -28,12 +29,12 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 class ExtractionActor:
     """One worker in a process of its own."""
 
-    def __init__(self, root: str, pass_name: str) -> None:
-        self._worker = Worker(Path(root), pass_name, gpus=tuple(str(gpu) for gpu in ray.get_gpu_ids()))
+    def __init__(self, root: str, plan: Plan) -> None:
+        self._worker = Worker(Path(root), plan, gpus=tuple(str(gpu) for gpu in ray.get_gpu_ids()))
 
     def hello(self) -> Hello:
-        """Load everything, and say what this node sees."""
-        return self._worker.setup()
+        """Load everything, and say what this node sees; the node goes by Ray's id, as draining ones do."""
+        return replace(self._worker.setup(), node=ray.get_runtime_context().get_node_id())
 
     def process(self, shard: str) -> Receipt:
         """Write and commit one shard."""
@@ -43,8 +44,9 @@ class ExtractionActor:
 class RayBackend:
     """Starts actors and carries calls to them."""
 
-    def __init__(self, root: Path, pass_name: str, extract: Extract) -> None:
-        self._arguments = (str(root.absolute()), pass_name)
+    def __init__(self, root: Path, plan: Plan, extract: Extract) -> None:
+        _check_gpus(extract)
+        self._arguments = (str(root.absolute()), plan)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
         self._actor: Any = ray.remote(
             num_cpus=extract.cpus_per_worker,
@@ -124,6 +126,18 @@ def ray_session(extract: Extract) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_gpus(extract: Extract) -> None:
+    """Where all nodes are here (nothing can scale), a worker must fit on the GPUs there are."""
+    resources: Any = ray.cluster_resources
+    there = resources().get("GPU", 0)
+    local = not (extract.address or os.environ.get("RAY_ADDRESS"))
+    if local and extract.gpus_per_worker > there:
+        raise InputError(
+            f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, this machine has {there:g} GPUs: "
+            "set 0, or name a cluster in extract.address"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -59,6 +59,7 @@ def load_model(model: run_file.Model, hooks: Sequence[str], device: str, threads
 
     require_device(device)
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")  # no TF32, whatever the environment says
     loaded: Model = _loader(model).load(model, list(hooks), device)
     return loaded
 

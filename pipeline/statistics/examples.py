@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,18 @@ def combine_top(a: pl.DataFrame, b: pl.DataFrame, k: int = 20) -> pl.DataFrame:
     """The strongest of two results of `top_examples`; grouping and order of merges do not matter."""
     both = pl.concat([a, b])
     return _strongest(both["feature"].to_numpy(), both["row"].to_numpy(), both["activation"].to_numpy(), k)
+
+
+def example_table(shards: Iterable[tuple[Postings, int]], state: pl.DataFrame) -> pl.DataFrame:
+    """The table `examples`: strongest rows of each feature, and samples over its range.
+
+    `shards` are the postings of all shards, each with its `row_start`; `state` is their merged state.
+    """
+    strongest = pl.DataFrame(schema=EXAMPLES)
+    for postings, row_start in shards:
+        strongest = combine_top(strongest, top_examples(postings, row_start))
+    both = pl.concat([strongest, quantile_examples(state)])
+    return both.sort("feature", "kind", "interval", "rank")
 
 
 def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFrame:

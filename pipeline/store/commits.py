@@ -10,13 +10,14 @@ import polars as pl
 
 from pipeline.store.objects import put_if_absent
 from pipeline.store.parquet import write_frame
+from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Receipt, digest_of
 from schemas.tables import MANIFEST
 
 
-class NondeterminismError(RuntimeError):
-    """Two attempts at one shard, under one plan, wrote different bytes."""
+class NondeterminismError(InputError):
+    """Two attempts at one shard, under one plan, wrote different bytes: loud, it stops the run."""
 
 
 def commit(layout: Layout, pass_name: str, receipt: Receipt) -> Receipt:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from polars.exceptions import PolarsError
 
 from schemas.errors import InputError
 from schemas.values import F32, I64, U32, U64, Postings
@@ -59,9 +60,18 @@ def readable(path: Path) -> Iterator[None]:
     """Tell of a missing or damaged file of the store in one sentence."""
     try:
         yield
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing: restore it from a copy of the store") from None
-    except (pa.ArrowException, OSError) as error:
+    except (
+        pa.ArrowException,
+        PolarsError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+    ) as error:
         raise InputError(
             f"{path} is damaged ({' '.join(str(error).split())[:120]}): run `latentlake verify`, and restore "
             "what it names from a copy of the store"

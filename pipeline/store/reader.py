@@ -48,7 +48,9 @@ class FeatureStore(Catalog):
 
         info, record = self.site(site), self._record(shard)
         if "token_major" in info.layouts:
-            return read_csr(self.object_path(site, shard, CSR))
+            path = self.object_path(site, shard, CSR)
+            with readable(path):
+                return read_csr(path)
         features = to_features(self.postings(site, shard), record.rows, info.d_sae)
         parts = (features.data, features.indices, features.indptr)
         return sparse.csr_matrix(parts, shape=(record.rows, info.d_sae))

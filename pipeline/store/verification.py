@@ -5,7 +5,7 @@ One shard is in memory at a time. A shard whose bytes are damaged is named and n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from pipeline import statistics
+from pipeline.statistics.examples import example_table
 from pipeline.statistics.rows import combine_counts, l0_counts
 from pipeline.store.objects import measure
 from pipeline.store.tokens import read_token_shard
@@ -105,8 +106,8 @@ def _verify_site(store: FeatureStore, site: str, intact: set[str], report: Verif
             complete = False
         else:
             state, counts = statistics.combine(state, shard[0]), combine_counts(counts, shard[1])
-    if store.has_table(site, "features") and complete:
-        _verify_features(store, site, state, counts, report)
+    if complete:
+        _verify_tables(store, site, state, counts, report)
 
 
 def _recompute(
@@ -168,21 +169,28 @@ def _same_postings(a: Postings, b: Postings) -> bool:
     )
 
 
-def _verify_features(
+def _verify_tables(
     store: FeatureStore, site: str, state: pl.DataFrame, counts: pl.DataFrame, report: VerifyReport
 ) -> None:
-    """Compare the feature table with one made from `state` and `counts`, unless it is stale."""
-    path = store.layout.table(site, "features")
-    try:
-        if store.is_stale(site, "features"):
-            report.stale.append(f"{path} is stale: run `latentlake stats`")
-            return
-        stored = store.scan_features(site).collect()
-        fresh = statistics.feature_table(state, store.totals(site), store.site(site).d_sae, counts)
-    except (InputError, pl.exceptions.PolarsError, OSError) as error:
-        report.problems.append(f"{path} can not be compared: {error}")
-        return
-    _same(fresh, stored, path, report)
+    """Compare the tables of `stats` with those made from `state`, `counts` and the postings."""
+    info = store.site(site)
+    postings = ((store.postings(site, record.name), record.row_start) for record in store.committed(site))
+    fresh: dict[str, Callable[[], pl.DataFrame]] = {
+        "features": lambda: statistics.feature_table(state, store.totals(site), info.d_sae, counts),
+        "l0": lambda: counts,
+        "examples": lambda: example_table(postings, state),
+    }
+    for name, make in fresh.items():
+        path = store.layout.table(site, name)
+        if not store.has_table(site, name):
+            continue
+        try:
+            if store.is_stale(site, name):
+                report.stale.append(f"{path} is stale: run `latentlake stats`")
+            else:
+                _same(make(), store.scan_table(site, name).collect(), path, report)
+        except (InputError, pl.exceptions.PolarsError, OSError) as error:
+            report.problems.append(f"{path} can not be compared: {error}")
 
 
 def _same(fresh: pl.DataFrame, stored: pl.DataFrame, path: Path, report: VerifyReport) -> None:

@@ -156,9 +156,10 @@ def test_a_lost_worker_is_replaced():
     assert [e["event"] for e in events].count("ready") == 2
 
 
-def test_workers_that_all_die_while_loading_stop_the_run():
-    backend = FakeBackend(hello_error=WorkerLostError("out of memory"))
-    with pytest.raises(RuntimeError, match="4 workers in a row died while loading"):
+@pytest.mark.parametrize("error", [WorkerLostError("out of memory"), CallFailedError("KeyError: 'x'")])
+def test_workers_that_all_fail_while_loading_stop_the_run(error):
+    backend = FakeBackend(hello_error=error)
+    with pytest.raises(InputError, match=f"4 workers in a row died while loading, the last by: .*{error}"):
         run(["a"], backend)
     assert not backend.alive
 
