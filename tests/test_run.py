@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,58 @@ def test_a_new_pass_on_the_same_tokens_just_works(tmp_path):
     assert set(store.sites) == {"mid", "low"}
     assert store.scan_features("low").collect().height == 48
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "tokens").iterdir()} == tokens
+
+
+def test_a_changed_section_makes_its_tables_anew_and_nothing_else(tmp_path):
+    run(run_file(tmp_path))
+    store = FeatureStore.open(tmp_path / "store")
+    commits = data_bytes(tmp_path / "store")
+    run(run_file(tmp_path, cluster={"features": 3}))
+    assert store.scan_table("mid", "feature_clusters").collect()["cluster"].n_unique() == 3
+    same = {name: data for name, data in commits.items() if "feature_cluster" not in name}
+    assert {name: data_bytes(tmp_path / "store")[name] for name in same} == same
+
+
+def test_extract_alone_refuses_another_rule_than_the_tokens_have(lake):
+    from jobs.extract import extract
+
+    folder, _ = lake
+    with pytest.raises(InputError, match="special_tokens"):
+        extract(run_file(folder, tokens={"special_tokens": "zero"}))
+
+
+def test_a_node_that_sees_another_sae_is_refused_before_it_writes(tmp_path):
+    from pipeline.plan import agree_on_plan, make_plan, resolve
+    from pipeline.store.tokens import read_lake
+    from pipeline.worker import Worker
+    from schemas.layout import Layout
+
+    run(run_file(tmp_path))
+    sae = write_sae(tmp_path / "new", "topk", d_sae=64, hook_name="layers.1", context_size=16, seed=3)
+    resolved, _ = resolve(run_file(tmp_path, sites=[{"name": "new", "sae": str(sae)}]))
+    layout = Layout(tmp_path / "store")
+    plan = agree_on_plan(layout, make_plan(resolved, read_lake(layout)))
+    write_sae(sae, "topk", d_sae=64, hook_name="layers.1", context_size=16, seed=4)
+    with pytest.raises(InputError, match=r"sees other files for SAE .*new than the plan was made with"):
+        Worker(layout.root, plan).setup()
+    assert not layout.site("new", "new").exists()
+
+
+def test_a_pass_goes_on_after_its_model_and_sae_have_moved(tmp_path):
+    run(run_file(tmp_path))
+    first = sorted((tmp_path / "store/passes/mid/commits").iterdir())[0]
+    before = data_bytes(tmp_path / "store")
+    first.unlink()
+    shutil.rmtree(tmp_path / "store/passes/mid/data" / first.stem)
+    shutil.move(tmp_path / "sae-topk", tmp_path / "moved")
+    run(run_file(tmp_path, sites=[{"name": "mid", "sae": str(tmp_path / "moved")}]))
+    assert data_bytes(tmp_path / "store") == before
+
+
+def test_two_sites_without_a_name_at_one_hook_are_refused(tmp_path):
+    site = {"sae": str(run_content(tmp_path)["sites"][0]["sae"])}
+    with pytest.raises(InputError, match="two sites share a name among"):
+        run(run_file(tmp_path, sites=[site, site]))
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
