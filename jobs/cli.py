@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -163,6 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what the user can mend is one sentence on stderr and exit code 2."""
     from schemas.errors import InputError
 
+    warnings.showwarning = _warn
     try:
         app(args=arguments, prog_name="latentlake")
     except InputError as error:
@@ -173,6 +175,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
     sys.stderr.write(f"latentlake: {message}\n")
     sys.exit(2)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as a line, without the place in the code."""
+    sys.stderr.write(f"warning: {message}\n")
 
 
 def _input_error(message: str) -> Exception:

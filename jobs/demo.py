@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import yaml
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -34,7 +35,7 @@ def demo(tokens: str, out: Path) -> None:
         Panel(
             "SmolLM2-135M reads the State of the Union addresses since 1860; a sparse autoencoder of 4,608 "
             "features reads its residual stream after block 9; everything that fires goes into "
-            f"[bold]{out}[/].",
+            f"[bold]{escape(str(out))}[/].",
             title="latentlake demo",
         )
     )
@@ -82,13 +83,13 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
     console.print(_figures_of_merit(store, result, features, seconds))
     console.print(_ranked(store, features))
     shown = _best(features)["feature"]
-    feature, root = shown[0] if len(shown) else 0, store.layout.root
+    feature, root = shown[0] if len(shown) else 0, escape(str(store.layout.root))
     say(
-        f"Figures: [bold]{store.layout.figures(SITE)}[/]\n\nTry next:\n"
+        f"Figures: [bold]{escape(str(store.layout.figures(SITE)))}[/]\n\nTry next:\n"
         f"  latentlake top {root} {feature}\n"
         f"  latentlake rank {root} --by mean_active --window 0:20\n"
         f"  latentlake verify {root}\n\n"
-        f"The run file is {path}: change it, and `latentlake run {path}`."
+        f"The run file is {escape(str(path))}: change it, and `latentlake run {escape(str(path))}`."
     )
 
 

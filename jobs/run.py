@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from rich.markup import escape
+
 from jobs.console import say, warn
 from jobs.extract import extract_resolved
 from jobs.tokenize import tokenize_resolved
@@ -43,7 +45,7 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
     cluster(store, site, run_file.cluster)
     figures = plots(store, site)
     write_atomic(store.layout.derived(site), _made_from(store, site, run_file))
-    say(f"[bold]plots[/] {len(figures)} files in {store.layout.figures(site)}")
+    say(f"[bold]plots[/] {len(figures)} files in {escape(str(store.layout.figures(site)))}")
 
 
 def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+from rich.markup import escape
 
 from jobs.console import say
 from pipeline.store import FeatureStore
+from pipeline.store.objects import readable
 from schemas.records import Receipt
 
 
@@ -17,8 +19,9 @@ def status(root: Path) -> None:
     rows = sum(record.rows for record in store.shards)
     documents = sum(record.documents for record in store.shards)
     say(
-        f"[bold]{root}[/]: {documents:,} documents, {rows:,} tokens in {len(store.shards)} shards, contexts "
-        f"of {store.lake.context_size}; special tokens: {store.lake.special_tokens}"
+        f"[bold]{escape(str(root))}[/]: {documents:,} documents, {rows:,} tokens in "
+        f"{len(store.shards)} shards, contexts of {store.lake.context_size}; "
+        f"special tokens: {store.lake.special_tokens}"
     )
     for name in store.plans:
         say(_pass_line(store, name))
@@ -54,7 +57,10 @@ def _rate(receipts: dict[str, Receipt]) -> float:
 
 def _quarantined(store: FeatureStore, pass_name: str) -> int:
     path = store.layout.manifest(pass_name)
-    return pl.read_parquet(path).filter(state="quarantined").height if path.exists() else 0
+    if not path.exists():
+        return 0
+    with readable(path):
+        return pl.read_parquet(path, glob=False).filter(state="quarantined").height
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from jobs.console import console, say, warn
 from pipeline.plan import resolve
-from pipeline.store.objects import self_test
 from pipeline.tokenize import tokenize as tokenize_corpus
 from pipeline.tokenizer import load_tokenizer
 from schemas.layout import Layout
@@ -29,7 +28,6 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     assert size is not None
     assert bos is not None
     assert tokenizer_path is not None
-    self_test(layout.root)
     with console.status("tokenize") as line:
 
         def progress(record: ShardRecord) -> None:

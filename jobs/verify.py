@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from rich.markup import escape
+
 from jobs.console import console, say
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -15,14 +17,14 @@ def verify(store: FeatureStore) -> None:
     with console.status("verify"):
         report = store.verify()
     for problem in report.problems:
-        say(f"[red]wrong[/]: {problem}")
+        say(f"[red]wrong[/]: {escape(problem)}")
     say(
         f"[bold]verify[/] {report.objects:,} objects, {report.bytes / 1e6:,.1f} MB, "
         f"{report.nonzeros:,} activations, {report.statistics:,} statistics recomputed "
         f"({time.monotonic() - began:.1f} s)"
     )
     for line in report.stale:
-        say(f"[yellow]not compared[/]: {line}")
+        say(f"[yellow]behind[/]: {escape(line)}")
     if report.problems:
         raise InputError(
             f"{len(report.problems)} problems in {store.layout.root}; restore what is named above"

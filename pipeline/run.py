@@ -58,6 +58,10 @@ def extract(
     todo = [record.name for record in records if record.name not in done]
     result = Extraction(plan, len(records), len(records) - len(todo), receipts=done)
     begin(result)
+    if not todo and not all(layout.site(plan.pass_name, site.name).exists() for site in plan.sites):
+        from pipeline.worker import Worker
+
+        Worker(layout.root, plan).setup()  # writes the weights that are missing
     if todo:
         self_test(layout.root)
         with _event_log(layout, plan, on_event) as log:
@@ -65,9 +69,8 @@ def extract(
             for outcome in _dispatch(layout, run, plan, todo, check, log):
                 _file(result, outcome)
                 observe(outcome)
-    write_manifest(
-        layout, plan.pass_name, result.receipts, {f.shard: f.error for f in result.failures.values()}
-    )
+        failed = {failure.shard: failure.error for failure in result.failures.values()}
+        write_manifest(layout, plan.pass_name, result.receipts, failed)
     if result.failures:
         raise InputError(_told(result))
     return result

@@ -9,13 +9,14 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.sharding import encoded, write_shards
 from pipeline.sources import Source, open_source
-from pipeline.store.objects import put_if_absent
+from pipeline.store.objects import put_if_absent, self_test
 from pipeline.store.parquet import write_frame
 from pipeline.store.tokens import read_lake, read_links
 from pipeline.tokenizer import LakeTokenizer
@@ -64,6 +65,7 @@ def tokenize(
     that is not the store's, another corpus without `append`, a corpus without a counted token.
     """
     run_file = _labels_by_name(run_file)
+    _check_places(layout, run_file)
     source = open_source(run_file.corpus)
     lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, source.label_dtypes())
     _check_rule(layout, lake)
@@ -91,9 +93,21 @@ def tokenize(
     return link
 
 
+def _check_places(layout: Layout, run_file: RunFile) -> None:
+    """The store may not lie in the corpus folder, which would be read as corpus; its record must be there."""
+    corpus = Path(run_file.corpus.path)
+    if corpus.is_dir() and layout.root.resolve().is_relative_to(corpus.resolve()):
+        raise InputError(f"store.root {layout.root} lies inside corpus.path {corpus}: put it elsewhere")
+    if read_links(layout) and read_lake(layout) is None:
+        raise InputError(
+            f"{layout.lake} is missing beside a corpus chain: restore it from a copy of the store"
+        )
+
+
 @contextmanager
 def _alone(layout: Layout, links: int) -> Iterator[None]:
     """Hold the store's lock, which ends with the process; its chain must still have `links` links."""
+    self_test(layout.root)
     path = layout.tokenize_lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

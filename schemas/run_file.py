@@ -27,7 +27,16 @@ SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 ActivationDtype = Literal["float16", "float32"]
 StoreLayout = Literal["token_major", "feature_major"]
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+
+
+def _path(text: str) -> str:
+    """The path with ~ expanded; an empty one, or one with NUL, is no path."""
+    if not text or "\0" in text:
+        raise ValueError("must be a path, not empty and without NUL")
+    return os.path.expanduser(text)  # noqa: PTH111 - it may be no path but a name
+
+
+PathText = Annotated[str, AfterValidator(_path)]
 
 
 class Section(BaseModel):
@@ -54,7 +63,10 @@ class Tokens(Section):
     """How documents become contexts, and contexts become shards."""
 
     context_size: int | None = Field(
-        None, ge=2, description="Tokens of a context, BOS included. Default: the SAE's metadata, else 128."
+        None,
+        ge=2,
+        le=2**20,
+        description="Tokens of a context, BOS included. Default: the SAE's metadata, else 128.",
     )
     prepend_bos: bool | None = Field(
         None, description="Start every context with BOS. Default: the SAE's metadata, else true."
@@ -137,7 +149,7 @@ class Extract(Section):
     )
     workers: int = Field(1, ge=1, description="Workers wanted; those that never come up are not waited for.")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs of a worker; fractions share one.")
-    cpus_per_worker: int = Field(2, ge=1, description="CPUs, and torch threads, of a worker.")
+    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPUs, and torch threads, of a worker.")
     batch_contexts: int = Field(8, ge=1, description="Contexts in one forward pass.")
     max_attempts: int = Field(4, ge=1, description="Attempts at a shard before it is quarantined.")
     shard_timeout_s: float = Field(
@@ -199,7 +211,7 @@ def load_run_file(path: str | Path) -> RunFile:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"run file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"run file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"run file {path} holds no mapping; it needs corpus, model, sites and store")
@@ -211,7 +223,8 @@ def parse_run_file(content: dict[str, Any], where: str) -> RunFile:
     try:
         return RunFile.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{where}: " + "; ".join(_sentence(e) for e in error.errors())) from None
+        unknown = [e for e in error.errors() if e["type"] == "extra_forbidden"]
+        raise InputError(f"{where}: " + "; ".join(_sentence(e) for e in unknown or error.errors())) from None
 
 
 def _sentence(error: Any) -> str:

@@ -69,6 +69,11 @@ class HookedModel:
                 self._run(token_ids, mask)
         except _AllTaken:
             return {hook: taken[hook] for hook in self.hooks}
+        except IndexError as error:
+            raise InputError(
+                f"the model refused token ids up to {batch.token_ids.max()} ({error}): its vocabulary is not "
+                "that of tokens.tokenizer"
+            ) from error
         finally:
             for remove in detach:
                 remove()

@@ -75,7 +75,10 @@ def _build(path: str) -> nn.Module:
         build: Any = getattr(importlib.import_module(name), function)
     except (ModuleNotFoundError, AttributeError) as error:
         raise InputError(f"model {path} can not be imported: {error}") from error
-    module = build()
+    try:
+        module = build()
+    except TypeError as error:
+        raise InputError(f"model {path} can not be built by calling it without arguments: {error}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"model {path} builds a {type(module).__name__}; it must build a torch.nn.Module")
     return module

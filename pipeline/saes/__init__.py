@@ -8,6 +8,8 @@ the reader's registry. Importing this package, and reading metadata or a digest,
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +34,32 @@ def load_sae(spec: str, device: str = "cpu", *, block_rows: int | None = None) -
     `block_rows` rows are encoded at once (default: `default_block_rows`); the last bits of an activation
     depend on it.
     """
-    encoder: Encoder = _reader(spec).read(Path(spec), device, block_rows)
+    with _named(spec):
+        encoder: Encoder = _reader(spec).read(Path(spec), device, block_rows)
     return encoder
 
 
 def read_metadata(spec: str) -> SaeMetadata:
     """What the SAE's files say about it."""
-    metadata: SaeMetadata = _reader(spec).read_metadata(Path(spec))
+    with _named(spec):
+        metadata: SaeMetadata = _reader(spec).read_metadata(Path(spec))
     return metadata
 
 
 def sae_digest(spec: str) -> str:
     """sha256 in hex of the weights and of every setting that moves a number."""
-    digest: str = _reader(spec).digest(Path(spec))
+    with _named(spec):
+        digest: str = _reader(spec).digest(Path(spec))
     return digest
+
+
+@contextmanager
+def _named(spec: str) -> Iterator[None]:
+    """Tell of a key or tensor that the SAE's files lack in one sentence."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"SAE {spec} lacks {error}: is it complete, and of the format it seems?") from error
 
 
 def default_block_rows(d_sae: int) -> int:

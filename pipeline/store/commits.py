@@ -49,7 +49,15 @@ def read_commits(layout: Layout, pass_name: str) -> dict[str, Receipt]:
     if not folder.is_dir():
         return {}
     names = sorted(path.name for path in folder.iterdir() if _is_marker(path))
-    return {receipt.shard: receipt for receipt in (_read(folder / name) for name in names)}
+    return {Path(name).stem: _of(Path(name).stem, folder / name) for name in names}
+
+
+def _of(shard: str, path: Path) -> Receipt:
+    """The receipt at `path`, which must be this shard's."""
+    receipt = _read(path)
+    if receipt.shard != shard:
+        raise InputError(f"{path} is the receipt of shard {receipt.shard}: remove it, and run again")
+    return receipt
 
 
 def receipts_digest(receipts: Iterable[Receipt]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.store.objects import readable
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.tables import Schema
@@ -141,4 +142,6 @@ class ContextIndex:
         return shard
 
     def _read(self, record: ShardRecord, *columns: str) -> pl.DataFrame:
-        return pl.read_parquet(self._layout.tokens(record.name), columns=list(columns), glob=False)
+        path = self._layout.tokens(record.name)
+        with readable(path):
+            return pl.read_parquet(path, columns=list(columns), glob=False)

@@ -226,3 +226,19 @@ def _race(path: Path) -> list[bytes]:
     if failures:
         raise failures[0]
     return winners
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Tell of a missing or damaged file of the store in one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: restore it from a copy of the store") from None
+    except Exception as error:  # noqa: BLE001 - pyarrow, Polars, Zarr and Blosc raise what they like
+        raise InputError(
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}): run `latentlake verify`, and restore "
+            "what it names from a copy of the store"
+        ) from None

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from polars.exceptions import PolarsError
 
-from schemas.errors import InputError
+from pipeline.store.objects import readable
 from schemas.values import F32, I64, U32, U64, Postings
 
 
@@ -53,26 +49,3 @@ class PostingsFile:
             table = file.read_row_groups(groups, use_threads=False)
         feature, row, activation = (table[name].to_numpy() for name in ("feature", "row", "activation"))
         return feature, row, activation
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Tell of a missing or damaged file of the store in one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: restore it from a copy of the store") from None
-    except (
-        pa.ArrowException,
-        PolarsError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-    ) as error:
-        raise InputError(
-            f"{path} is damaged ({' '.join(str(error).split())[:120]}): run `latentlake verify`, and restore "
-            "what it names from a copy of the store"
-        ) from None

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
 from pipeline.store.contexts import ContextIndex
-from pipeline.store.postings import PostingsFile, readable
+from pipeline.store.objects import readable
+from pipeline.store.postings import PostingsFile
 from pipeline.store.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
@@ -133,7 +134,7 @@ class FeatureStore(Catalog):
     def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
         """All rows (of the lake, ascending) and activations of one feature."""
         info = self.site(site)
-        if not 0 <= feature < info.d_sae:
+        if feature not in range(info.d_sae):
             raise InputError(
                 f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}"
             )
@@ -159,6 +160,8 @@ class FeatureStore(Catalog):
         position of token_ids[0]: the whole context, or `before` and `after` tokens around the row, clipped at
         the context's ends. `where` is a condition on any of these but the last two.
         """
+        if k < 1 or min(before or 0, after or 0) < 0:
+            raise InputError(f"k is {k}, before {before}, after {after}: k must be positive, none negative")
         rows, values = self.rows_of(site, feature)
         if where is not None:
             kept = self._matching(rows, values, where)
@@ -170,6 +173,8 @@ class FeatureStore(Catalog):
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token."""
+        if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) < len(self._vocabulary):
+            raise InputError(f"token ids must be 0 to {len(self._vocabulary) - 1}")
         return self._vocabulary.gather(list(token_ids)).to_list()
 
     def verify(self) -> VerifyReport:
@@ -218,7 +223,11 @@ class FeatureStore(Catalog):
             )
         frame = pl.DataFrame({"row": rows, "activation": values})
         frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in asked]))
-        return frame.select(where.fill_null(value=False).alias("kept"))["kept"].to_numpy()
+        try:
+            kept = frame.with_columns(where.fill_null(value=False).cast(pl.Boolean).alias("kept"))["kept"]
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
+        return kept.to_numpy()
 
     def _windows(self, found: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
         firsts, windows = [], []

@@ -25,11 +25,13 @@ def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl
     if not shards:
         return pl.LazyFrame(schema={"shard": pl.String(), "context": pl.UInt64(), "row_start": pl.UInt64()})
     paths = [str(layout.tokens(record.name)) for record in shards]
-    lake_wide = pl.scan_parquet(paths, row_index_name="context", include_file_paths="path", glob=False)
-    starts = pl.col("path").replace_strict(
+    lake_wide = pl.scan_parquet(paths, row_index_name="context", include_file_paths="__path__", glob=False)
+    starts = pl.col("__path__").replace_strict(
         paths, [record.row_start for record in shards], return_dtype=pl.UInt64
     )
-    names = pl.col("path").replace_strict(paths, [record.name for record in shards], return_dtype=pl.String)
+    names = pl.col("__path__").replace_strict(
+        paths, [record.name for record in shards], return_dtype=pl.String
+    )
     return lake_wide.select(
         shard=names,
         context=pl.col("context").cast(pl.UInt64),

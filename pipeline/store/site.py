@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
-from pipeline.store.objects import publish_folder, storage_errors, temporary_path
+from pipeline.store.objects import publish_folder, readable, storage_errors, temporary_path
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION, PlannedSite, refuse_newer
@@ -52,9 +53,20 @@ def read_site_weights(
     path = layout.site(pass_name, site)
     if not path.is_dir():
         raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
-    group: Any = zarr.open_group(path, mode="r")
-    refuse_newer(group.attrs["format_version"], str(path))
-    return {name: np.asarray(array[...]) for name, array in group.arrays()}, dict(group.attrs["metadata"])
+    with readable(path):
+        group: Any = zarr.open_group(path, mode="r")
+        refuse_newer(group.attrs["format_version"], str(path))
+        weights = {name: np.asarray(array[...]) for name, array in group.arrays()}
+        if _sha256(weights) != group.attrs["sha256"]:
+            raise ValueError("its weights are not those that were written")
+        return weights, dict(group.attrs["metadata"])
+
+
+def _sha256(weights: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """sha256 of the bytes of each array, by name."""
+    return {
+        name: hashlib.sha256(np.ascontiguousarray(weights[name]).data).hexdigest() for name in sorted(weights)
+    }
 
 
 def _write(
@@ -63,7 +75,12 @@ def _write(
     numcodecs.blosc.use_threads = False  # equal bytes, see csr.py
     group = zarr.open_group(path, mode="w-", zarr_format=3)
     group.attrs.update(
-        {"format_version": FORMAT_VERSION, "site": site.model_dump(mode="json"), "metadata": dict(metadata)}
+        {
+            "format_version": FORMAT_VERSION,
+            "site": site.model_dump(mode="json"),
+            "metadata": dict(metadata),
+            "sha256": _sha256(weights),
+        }
     )
     for name, values in sorted(weights.items()):
         codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=values.itemsize)

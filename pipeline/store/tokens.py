@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.packing import Packed, document_of_row, stored_mask
+from pipeline.store.objects import readable
 from schemas.errors import ShardError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Lake, ShardRecord
@@ -29,7 +30,7 @@ def read_lake(layout: Layout) -> Lake | None:
     """The lake's record; None where nothing was tokenized yet."""
     try:
         data = layout.lake.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     lake: Lake = Lake.from_json(data, str(layout.lake))
     return lake
@@ -123,7 +124,8 @@ def read_token_shard(layout: Layout, lake: Lake, record: ShardRecord, verify: bo
     ShardError (an InputError) that names the file when it is missing, or when its sha256 is not the recorded
     one (not looked at with `verify` False).
     """
-    with pq.ParquetFile(pa.BufferReader(_checked(layout, record, verify))) as file:
+    data = _checked(layout, record, verify)
+    with readable(layout.tokens(record.name)), pq.ParquetFile(pa.BufferReader(data)) as file:
         columns = _Columns(file.read(columns=_READ))
     context_ptr, segments = columns.pointers("token_ids"), columns.flat("segments")
     token_ids = columns.flat("token_ids").to_numpy()

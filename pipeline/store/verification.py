@@ -35,7 +35,7 @@ class VerifyReport:
 
     problems: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
-    """Tables that were made from other shards than the committed ones: not wrong, and not compared."""
+    """What is not wrong but behind: shards not extracted, tables made from other shards (not compared)."""
     objects: int = 0
     """Token shards and data objects whose checksum was compared."""
     bytes: int = 0
@@ -51,7 +51,13 @@ def verify(store: FeatureStore) -> VerifyReport:
     for pass_name, plan in store.plans.items():
         receipts = store.pass_receipts(pass_name)
         intact = {shard for shard in receipts if _shard_is_intact(store, pass_name, receipts[shard], report)}
+        if pending := len(store.shards) - len(receipts):
+            report.stale.append(
+                f"{pending} shards are not extracted in pass {pass_name}: `latentlake extract`"
+            )
         for site in plan.sites:
+            if receipts:
+                _verify_weights(store, site.name, report)
             _verify_site(store, site.name, intact & tokens, report)
     return report
 
@@ -94,6 +100,15 @@ def _compare(path: Path, size: int, sha256: str, report: VerifyReport) -> bool:
     else:
         return True
     return False
+
+
+def _verify_weights(store: FeatureStore, site: str, report: VerifyReport) -> None:
+    """Compare the weights that a site keeps with their own checksums."""
+    report.objects += 1
+    try:
+        store.site_weights(site)
+    except InputError as error:
+        report.problems.append(str(error))
 
 
 def _verify_site(store: FeatureStore, site: str, intact: set[str], report: VerifyReport) -> None:

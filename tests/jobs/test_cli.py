@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from jobs import cli
 from pipeline.store import FeatureStore
+from schemas.errors import InputError
 from tests.kit import write_sae, write_tiny_gpt2
 from tests.lakes import run_content
 
@@ -206,3 +208,72 @@ def test_status_reads_the_store_alone(capsys, finished):
 def test_a_folder_that_is_no_store(capsys, tmp_path):
     code, line = call(capsys, "status", tmp_path)
     assert (code, "is no store" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "name", ["partials.parquet", "row_counts.parquet", "csr.zarr", "tokens", "vocabulary"]
+)
+@pytest.mark.parametrize("command", ["stats", "cluster", "top"])
+def test_a_damaged_file_of_the_store_is_one_sentence_for_every_command(
+    capsys, finished, tmp_path, name, command
+):
+    shutil.copytree(finished / "store", tmp_path / "store")
+    store = FeatureStore.open(tmp_path / "store")
+    shard = store.shards[0].name
+    if name in ("tokens", "vocabulary"):
+        path = store.layout.tokens(shard) if name == "tokens" else store.layout.vocabulary
+    else:
+        path = store.object_path("mid", shard, name)
+    damaged = path / "data" / "c" / "0" if name == "csr.zarr" else path
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    used = {
+        "stats": ("partials.parquet", "row_counts.parquet"),
+        "cluster": ("csr.zarr", "tokens"),
+        "top": ("tokens", "vocabulary"),
+    }
+    extra = ["3"] if command == "top" else []
+    code, line = call(capsys, command, tmp_path / "store", *extra)
+    assert (code, str(path) in line) == ((2, True) if name in used[command] else (0, False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"store": {"root": ""}}, "store.root"),
+        ({"tokens": {"context_size": 2**70}}, "tokens.context_size"),
+        ({"extract": {"cpus_per_worker": 100_000}}, "extract.cpus_per_worker"),
+        ({"model": {"path": "tests.kit:D_MODEL"}}, "tests.kit:D_MODEL"),
+        ({"model": {"path": "tests.jobs.test_cli:small_vocabulary"}}, "its vocabulary is not that of"),
+        ({"extract": {"executor": "ray", "gpus_per_worker": 3}}, "this machine has 0 GPUs"),
+    ],
+)
+def test_more_run_files_that_can_not_work(capsys, tmp_path, changes, told):
+    refused(capsys, tmp_path, told, **changes)
+
+
+def small_vocabulary():
+    """A model of fewer tokens than the tokenizer has."""
+    from tests.kit import tiny_lm
+
+    return tiny_lm(vocab=20)
+
+
+def test_a_store_inside_its_corpus_folder_is_refused(capsys, tmp_path):
+    content = run_content(tmp_path, corpus={"path": str(tmp_path), "label_columns": []})
+    code, line = call(capsys, "run", write(tmp_path, content))
+    assert (code, "lies inside corpus.path" in line) == (2, True)
+
+
+def test_paths_are_printed_as_they_are(capsys, tmp_path):
+    code, _ = call(
+        capsys, "run", write(tmp_path, run_content(tmp_path, store={"root": f"{tmp_path}/x[/red]y*{{z}}"}))
+    )
+    assert code == 0
+    code, _ = call(capsys, "status", f"{tmp_path}/x[/red]y*{{z}}")
+    assert code == 0
+
+
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"before": -1}, {"where": pl.col("party")}])
+def test_queries_refuse_what_makes_no_sense(finished, arguments):
+    with pytest.raises(InputError):
+        FeatureStore.open(finished / "store").contexts("mid", 3, **arguments)

@@ -12,7 +12,9 @@ import pytest
 from pipeline import statistics
 from pipeline.store import FeatureStore
 from pipeline.store.objects import measure
+from pipeline.store.site import write_site_weights
 from pipeline.store.verification import VerifyReport
+from schemas.errors import InputError
 from tests.store.build import D_SAE, Built, build
 
 
@@ -25,6 +27,8 @@ def built(tmp_path: Path) -> Built:
             store.fold_partials(site), store.totals(site), D_SAE, store.fold_row_counts(site)
         )
         store.write_table(site, "features", table)
+    for planned in built.plan.sites:
+        write_site_weights(built.layout, "p", planned, {"W_dec": np.eye(3, dtype=np.float32)}, {})
     return built
 
 
@@ -50,7 +54,7 @@ def recommit(built: Built, *paths: Path) -> None:
 def test_a_sound_store_has_no_problem_and_all_of_it_is_counted(built: Built) -> None:
     report = verify(built)
     assert (report.problems, report.stale) == ([], [])
-    assert report.objects == 2 + 2 * 2 * 4
+    assert report.objects == 2 + 2 * 2 * 4 + 2
     assert report.nonzeros == sum(np.count_nonzero(dense) for dense in built.dense.values())
     assert report.statistics > 2 * D_SAE
     assert report.bytes > 10_000
@@ -148,3 +152,32 @@ def test_a_stale_feature_table_is_said_and_is_no_problem(built: Built) -> None:
     report = verify(built)
     assert report.problems == []
     assert report.stale == [f"{path} is stale: run `latentlake stats`"]
+
+
+def test_weights_of_which_a_chunk_is_missing_are_found(built: Built) -> None:
+    path = built.layout.site("p", "site")
+    (chunk,) = [file for file in (path / "W_dec" / "c").rglob("*") if file.is_file()]
+    chunk.unlink()
+    (problem,) = verify(built).problems
+    assert problem.startswith(f"{path} is damaged (its weights are not those that were written)")
+
+
+def test_a_csr_of_which_a_chunk_is_missing_is_an_error_not_zeros(built: Built) -> None:
+    path = place(built, "csr.zarr")
+    (chunk,) = [file for file in (path / "data" / "c").rglob("*") if file.is_file()]
+    chunk.unlink()
+    with pytest.raises(InputError, match=r"csr\.zarr is damaged \(1 chunks of data are missing\)"):
+        FeatureStore.open(built.layout.root).csr(path.parent.name, path.parents[2].name)
+
+
+def test_a_receipt_under_another_shards_name_is_refused(built: Built) -> None:
+    marker = built.layout.commit("p", "000001")
+    marker.write_bytes(built.layout.commit("p", "000000").read_bytes())
+    with pytest.raises(InputError, match="is the receipt of shard 000000"):
+        verify(built)
+
+
+def test_shards_that_are_not_extracted_are_told(built: Built) -> None:
+    built.layout.commit("p", "000001").unlink()
+    report = verify(built)
+    assert report.stale[0] == "1 shards are not extracted in pass p: `latentlake extract`"
