@@ -1,0 +1,69 @@
+"""The run file: its defaults, its errors, and the examples that are shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import InputError
+from schemas.run_file import load_run_file, parse_run_file
+
+ROOT = Path(__file__).parents[1]
+LEAST = {
+    "corpus": {"path": "corpus.txt"},
+    "model": {"path": "model"},
+    "sites": [{"sae": "sae"}],
+    "store": {"root": "out"},
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_a_run_file(path):
+    assert load_run_file(path).sites
+
+
+def test_the_least_run_file_has_the_documented_defaults():
+    run = parse_run_file(LEAST, "run.yaml")
+    assert (run.tokens.special_tokens, run.tokens.shard_tokens, run.store.activation_dtype) == (
+        "exclude",
+        "auto",
+        "float16",
+    )
+    assert run.store.layouts == ("token_major", "feature_major")
+    assert (run.extract.executor, run.extract.workers, run.extract.cpus_per_worker) == ("ray", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("corpus", "txt_column", "x", "unknown key 'txt_column' in corpus; did you mean 'text_column'?"),
+        ("extract", "wrokers", 2, "unknown key 'wrokers' in extract; did you mean 'workers'?"),
+        ("store", "activation_dtype", "int8", "store.activation_dtype is 'int8'"),
+        ("tokens", "context_size", 1, "tokens.context_size is 1: input should be greater than or equal to 2"),
+        ("store", "root", "", "store.root is '': must be a path"),
+        ("store", "layouts", [], "store.layouts is []: must name token_major, feature_major or both"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_place(section, key, value, told):
+    content = {**LEAST, section: {**LEAST.get(section, {}), key: value}}
+    with pytest.raises(InputError) as error:
+        parse_run_file(content, "run.yaml")
+    assert str(error.value).startswith("run.yaml: ")
+    assert told in str(error.value)
+
+
+def test_a_missing_section_and_an_unknown_one_are_told():
+    with pytest.raises(InputError, match=r"run\.yaml: model is missing"):
+        parse_run_file({name: value for name, value in LEAST.items() if name != "model"}, "run.yaml")
+    with pytest.raises(InputError, match="unknown key 'modle' in the run file; did you mean 'model'"):
+        parse_run_file({**LEAST, "modle": {}}, "run.yaml")
+
+
+def test_every_key_of_the_run_file_is_documented():
+    from schemas import run_file
+
+    for section in (run_file.Corpus, run_file.Tokens, run_file.Model, run_file.Site, run_file.Store):
+        assert all(field.description for field in section.model_fields.values())
+    for section in (run_file.Extract, run_file.Rank, run_file.Cluster):
+        assert all(field.description for field in section.model_fields.values())
