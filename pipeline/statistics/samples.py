@@ -65,7 +65,7 @@ class Samples:
 def _smallest(features: I64, rows: U64, values: F32) -> pl.DataFrame:
     """Of each (feature, bin) the row with the smallest hash, bins ascending in a feature."""
     keys = key_of(features, bins_of(values, FRACTION_BITS))
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(keys)  # need not be stable: of a key one row is kept, by its hash
     starts = run_starts(keys[order])
     hashes = row_hash(features, rows)[order]
     smallest = np.repeat(np.minimum.reduceat(hashes, starts), np.diff(np.append(starts, len(keys))))
