@@ -51,6 +51,11 @@ def _resolve_site(site: Site, found: SaeMetadata, warnings: list[str]) -> Site:
         warnings.append(
             f"site {site.sae}: hook_name is {hook_name}, the SAE was trained at {found.hook_name}"
         )
+    if found.model_kwargs:
+        asked = ", ".join(f"{name}={value!r}" for name, value in sorted(found.model_kwargs.items()))
+        warnings.append(
+            f"site {site.sae}: the SAE was trained with model options ({asked}), not applied here"
+        )
     name = check_name(site.name or hook_name, "site")
     return site.model_copy(update={"hook_name": hook_name, "name": name})
 

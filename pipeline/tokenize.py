@@ -45,6 +45,7 @@ _KEYS = {
 _RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
     *("shard", "context", "row", "row_start", "position", "feature", "activation"),
+    *("document_offset", "first_position", "cluster", "similarity"),
 )
 """Columns that the store's tables have themselves."""
 

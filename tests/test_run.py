@@ -237,6 +237,23 @@ def test_two_sites_without_a_name_at_one_hook_are_refused(tmp_path):
         run(run_file(tmp_path, sites=[site, site]))
 
 
+def test_contradictions_between_run_file_and_sae_warn_with_both_values(tmp_path):
+    from pipeline.plan import resolve
+
+    options = {"model_from_pretrained_kwargs": {"fold_ln": True}, "prepend_bos": True}
+    sae = write_sae(tmp_path / "sae", "topk", hook_name="layers.1", context_size=16, **options)
+    content = run_file(
+        tmp_path,
+        sites=[{"name": "mid", "sae": str(sae), "hook_name": "layers.0"}],
+        tokens={"context_size": 24, "prepend_bos": False},
+    )
+    resolved, warnings = resolve(content)
+    told = "\n".join(warnings)
+    assert resolved.sites[0].hook_name == "layers.0"
+    for part in ("layers.0", "layers.1", "is 24", "of 16", "is False", "with True", "fold_ln=True"):
+        assert part in told
+
+
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
 def test_two_sites_of_different_width_share_one_pass(tmp_path, architecture):
     first = run_content(tmp_path, architecture)["sites"][0]

@@ -69,6 +69,9 @@ class HubSource:
         rows = self._asked(self._load, self._corpus.path, streaming=True, **asked)
         try:
             yield from rows
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"corpus.path {self._corpus.path!r} broke off: {reason}; run again") from error
         finally:
             # A half-read Parquet stream still alive at exit aborts Python (huggingface/datasets#7467).
             del rows
