@@ -76,7 +76,7 @@ def test_activations_agree_with_dense_transformers_and_sae_lens(demo):
     assert not (differ & ~near).any()
     assert len(listed) <= 1e-4 * (stored != 0).sum()
     both = (stored != 0) & (expected != 0)
-    np.testing.assert_allclose(stored[both], expected[both], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(stored[both], expected[both], rtol=1e-3)
 
 
 def dense_preactivations(store):
