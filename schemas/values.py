@@ -119,6 +119,13 @@ class SparseFeatures:
         """Number of stored activations."""
         return len(self.indices)
 
+    def only(self, kept: Bool) -> SparseFeatures:
+        """The activations marked in `kept`, bool [Z]."""
+        if kept.all():
+            return self
+        before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
+        return SparseFeatures(before[self.indptr], self.indices[kept], self.data[kept])
+
     @staticmethod
     def concatenate(parts: Sequence[SparseFeatures]) -> SparseFeatures:
         """Stack the rows of several pieces."""

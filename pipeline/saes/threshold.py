@@ -70,7 +70,7 @@ class ThresholdRule:
         if self.scale is not None:
             values *= self.scale.numpy()[indices]
         values += self.shift.numpy()[indices]
-        return drop(SparseFeatures(indptr, indices, values), values > self.threshold.numpy()[indices])
+        return SparseFeatures(indptr, indices, values).only(values > self.threshold.numpy()[indices])
 
     def select_on_device(self, product: Tensor) -> SparseFeatures:
         """See Rule."""
@@ -92,14 +92,6 @@ def columns(flat: NDArray[np.int64], indptr: NDArray[np.int64], width: int) -> N
     """Column of each flat position."""
     starts = np.arange(len(indptr) - 1, dtype=np.int64) * width
     return (flat - np.repeat(starts, np.diff(indptr))).astype(np.int32)
-
-
-def drop(features: SparseFeatures, keep: Bool) -> SparseFeatures:
-    """Only the activations marked in `keep`, bool [Z]."""
-    if keep.all():
-        return features
-    kept_before = np.concatenate([[0], np.cumsum(keep)])
-    return SparseFeatures(kept_before[features.indptr], features.indices[keep], features.data[keep])
 
 
 def from_device(rows: Tensor, indices: Tensor, values: Tensor, n_rows: int) -> SparseFeatures:

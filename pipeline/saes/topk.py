@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.saes.encoder import Weights
-from pipeline.saes.threshold import columns, drop, from_device, row_pointers
+from pipeline.saes.threshold import columns, from_device, row_pointers
 from schemas.values import F32, Bool, SparseFeatures
 
 GROUP = 16
@@ -84,4 +84,4 @@ def trim(features: SparseFeatures, k: int) -> SparseFeatures:
     kth = np.partition(values, width - k, axis=1)[:, width - k, None]
     above, tied = values > kth, values == kth
     room = k - above.sum(axis=1, keepdims=True)
-    return drop(features, (above | (tied & (tied.cumsum(axis=1) <= room)))[inside])
+    return features.only((above | (tied & (tied.cumsum(axis=1) <= room)))[inside])

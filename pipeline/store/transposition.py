@@ -29,7 +29,7 @@ def round_activations(features: SparseFeatures, dtype: ActivationDtype) -> tuple
     kept: Bool = rounded != 0
     if not kept.all():
         underflow = int(np.count_nonzero(value[~kept]))
-        kept_features = _keep(features, rounded, kept)
+        kept_features = SparseFeatures(features.indptr, features.indices, rounded).only(kept)
         return kept_features, underflow, _loss(value[kept], kept_features.data)
     return SparseFeatures(features.indptr, features.indices, rounded), 0, _loss(value, rounded)
 
@@ -52,12 +52,6 @@ def to_features(postings: Postings, n_rows: int, d_sae: int) -> SparseFeatures:
     indptr: I64 = np.concatenate([[0], np.cumsum(lengths)])
     matrix = sparse.csc_matrix((postings.values, postings.rows, indptr), shape=(n_rows, d_sae)).tocsr()
     return SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
-
-
-def _keep(features: SparseFeatures, rounded: F32, kept: Bool) -> SparseFeatures:
-    """Drop the entries that are not kept."""
-    before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
-    return SparseFeatures(before[features.indptr], features.indices[kept], rounded[kept])
 
 
 def _loss(value: F32, rounded: F32) -> float:
