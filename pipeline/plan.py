@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.models import max_context, model_digest
 from pipeline.models.device import choose_device
-from pipeline.saes import SaeMetadata, default_block_rows, read_metadata, sae_digest
+from pipeline.saes import SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.objects import put_if_absent
 from schemas import __version__
 from schemas.errors import InputError
@@ -97,15 +97,16 @@ def make_plan(run: RunFile, lake: Lake) -> Plan:
         device=device,
         batch_contexts=run.extract.batch_contexts,
         threads=run.extract.cpus_per_worker,
-        sites=tuple(_planned_site(site) for site in run.sites),
+        sites=tuple(_planned_site(site, device) for site in run.sites),
         activation_dtype=run.store.activation_dtype,
         layouts=run.store.layouts,
         environment=environment(),
     )
 
 
-def _planned_site(site: Site) -> PlannedSite:
+def _planned_site(site: Site, device: str) -> PlannedSite:
     found = read_metadata(site.sae)
+    rows, features = choose_block(found.d_sae, device)
     assert site.hook_name is not None
     return PlannedSite(
         name=site.name,
@@ -115,7 +116,8 @@ def _planned_site(site: Site) -> PlannedSite:
         architecture=found.architecture,
         d_model=found.d_model,
         d_sae=found.d_sae,
-        encode_block=default_block_rows(found.d_sae),
+        encode_block=rows,
+        encode_features=min(features, found.d_sae),
         feature_block=feature_block(found.d_sae),
     )
 

@@ -83,7 +83,8 @@ class Worker:
             )
 
     def _load_encoder(self, site: PlannedSite) -> Encoder:
-        encoder = load_sae(site.sae, self._plan.device, block_rows=site.encode_block)
+        block = (site.encode_block, site.encode_features or site.d_sae)
+        encoder = load_sae(site.sae, self._plan.device, block=block)
         self._check_width(site, encoder)
         metadata = asdict(encoder.metadata)
         write_site_weights(self._layout, self._plan.pass_name, site, encoder.weights(), metadata)
@@ -92,7 +93,7 @@ class Worker:
     def _check_width(self, site: PlannedSite, encoder: Encoder) -> None:
         """The SAE must read vectors as wide as the model gives at its hook."""
         width = self._model.widths[site.hook_name]
-        if width != encoder.d_model:
+        if not encoder.accepts(width):
             raise InputError(
                 f"site {site.name!r}: {site.hook_name} gives vectors of {width}, the SAE {site.sae} reads "
                 f"{encoder.d_model}; choose the hook_name or the model that the SAE was trained on"

@@ -111,6 +111,12 @@ class PlannedSite(Record):
     """Rows encoded at once."""
     feature_block: int
     """Features in one row group of the postings."""
+    encode_features: int = 0
+    """Features encoded at once; 0, in plans from before version 0.2, means all."""
+
+
+LATER_IN_SITES = {"encode_features"}
+"""Fields that came after format version 1: left out of a recipe at their default, so that hashes stay."""
 
 
 class Plan(Record):
@@ -138,6 +144,9 @@ class Plan(Record):
         del content["model"]
         for site in content["sites"]:
             del site["sae"]
+            for name in LATER_IN_SITES & site.keys():
+                if site[name] == PlannedSite.model_fields[name].default:
+                    del site[name]
         return content
 
     @property

@@ -1,59 +1,85 @@
 """The encoder: x in, the few features that fire out, without ever holding a dense [N, d_sae].
 
-N rows, n rows of a block, D d_model, F d_sae, Z activations.
+N rows, n rows and f features of a block, D d_model, F d_sae, Z activations.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from typing import Protocol, final
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.saes.device import DeviceSelection
 from pipeline.saes.metadata import SaeMetadata
 from pipeline.saes.normalization import denormalize, normalize
+from pipeline.saes.rule import Rule, beside, candidates
+from pipeline.saes.weights import Weights
 from schemas.errors import InputError, ShardError
-from schemas.values import Bool, SparseFeatures
-
-Weights = dict[str, Tensor]
-"""Tensors by SAELens' names: W_enc [D, F], W_dec [F, D], b_dec [D], and the architecture's biases [F]."""
+from schemas.values import SparseFeatures
 
 
-class Rule(Protocol):
-    """An architecture: which features fire, and how strongly, given a block of x @ W_enc (+ bias)."""
+class Block(NamedTuple):
+    """How the product x @ W_enc is cut: so many rows times so many features at once."""
 
-    @property
-    def bias(self) -> Tensor | None:
-        """Added to the product before selection, float32 [F]; None when the rule adds its own later."""
+    rows: int
+    features: int
 
-    def select(self, product: Tensor, mask: Bool) -> SparseFeatures:
-        """Select on the CPU: product float32 [n, F], `mask` bool [n, F] is scratch."""
 
-    def select_on_device(self, product: Tensor) -> SparseFeatures:
-        """Select with torch where the product lies, and copy only what fired."""
+class Pending(Protocol):
+    """Features on their way from a device."""
+
+    def result(self) -> SparseFeatures:
+        """Wait for them."""
+
+
+class _Done(NamedTuple):
+    """Features that are there."""
+
+    features: SparseFeatures
+
+    def result(self) -> SparseFeatures:
+        """See Pending."""
+        return self.features
 
 
 class _Scratch(threading.local):
-    """One thread's buffers, kept between calls: x @ W_enc float32 [n, F], and a mask bool [n, F]."""
+    """One thread's buffers, kept between calls: a block of x @ W_enc float32 [n * f], a mask bool [n * f]."""
 
-    product: Tensor | None = None
-    mask: Bool = np.empty((0, 0), dtype=np.bool_)
+    product = torch.empty(0)
+    mask = np.empty(0, dtype=np.bool_)
 
 
 @final
 class Encoder:
     """One SAE on one device. Thread-safe: a thread has its own buffers."""
 
-    def __init__(self, metadata: SaeMetadata, weights: Weights, rule: Rule, block_rows: int) -> None:
+    def __init__(
+        self,
+        metadata: SaeMetadata,
+        weights: Weights,
+        rule: Rule,
+        block: Block,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`weights` lie on the device to compute on.
+
+        With `dtype` bfloat16 x (behind normalisation and b_dec) and W_enc are rounded to it, and their
+        products are summed in float32; on the CPU by float32 arithmetic, which gives the same numbers and no
+        speed.
+        """
         self.metadata = metadata
-        self.block_rows = block_rows
-        self._weights = weights
+        self.block = block
+        self.dtype = dtype
+        self._weights = weights | {"W_enc": self._rounded(weights["W_enc"])}
         self._rule = rule
         self._scratch = _Scratch()
+        self._on_device = DeviceSelection(rule) if self.device.type != "cpu" else None
 
     @property
     def d_model(self) -> int:
@@ -73,88 +99,136 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return self._weights["W_enc"].device
+        return self._weights["W_dec"].device
 
     def encode(self, x: Tensor) -> SparseFeatures:
         """Encode x [N, d_model] of any float dtype (computed in float32); a stored value is never 0.
 
-        Raises InputError for a wrong width, ShardError for NaN or infinity in x.
+        An SAE of one attention head takes x [N, heads * d_model] as well. Raises InputError for a wrong
+        width, ShardError for NaN or infinity in x.
         """
-        x = self._checked(x)
+        return self.submit(x).result()
+
+    def submit(self, x: Tensor) -> Pending:
+        """Begin to encode x, as `encode` does.
+
+        On a GPU nothing is waited for: ask for the result after the next batch was submitted.
+        """
+        x = self._read(x)
         with torch.inference_mode():
-            blocks = [self._encode_block(block) for block in torch.split(x, self.block_rows)]
-        return SparseFeatures.concatenate(blocks)
+            if self._on_device is None:
+                self._refuse_not_finite(x)
+                blocks = [self._encode_rows(rows) for rows in self._row_blocks(x)]
+                return _Done(SparseFeatures.concatenate(blocks))
+            return self._on_device.submit(x, self._products, self._refuse_not_finite)
 
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
-        """Reconstruct x float32 [N, d_model] on the encoder's device.
+        """Reconstruct x, of a transcoder what is at `hook_name_out`: float32 [N, width_out], on the device.
 
-        `like` is the x that was encoded; SAEs that normalise their input by its own norm can not do without
-        it.
+        `like` is the x that was encoded; SAEs that normalise their input by its own norm, and transcoders
+        with a skip connection, can not do without it.
         """
         how = self.metadata.normalize_activations
         with torch.no_grad():
             y = self._sum_of_directions(features) + self._weights["b_dec"]
-            if how in ("none", "expected_average_only_in"):
+            scaled_back = how not in ("none", "expected_average_only_in") and not self.metadata.transcoder
+            if not scaled_back and not self.metadata.skip:
                 return y
             if like is None:
-                raise InputError(
-                    f"this SAE normalises x by {how}: decode(features, like=x) needs the x encoded"
-                )
-            return denormalize(y, like.to(self.device, torch.float32), how)
+                why = f"normalises x by {how}" if scaled_back else "adds W_skip @ x"
+                raise InputError(f"this SAE {why}: decode(features, like=x) needs the x encoded")
+            like = self._read(like)
+            if self.metadata.skip:
+                return y + like @ self._weights["W_skip"].T
+            return denormalize(y, like, how)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The weights in use by SAELens' names, float32: W_enc [D, F], W_dec [F, D], b_dec [D], biases [F].
 
         Rescaling by decoder norms is already folded in, so activations @ W_dec + b_dec is the reconstruction.
         """
-        return {name: tensor.cpu().numpy() for name, tensor in self._weights.items()}
+        return {name: tensor.float().cpu().numpy() for name, tensor in self._weights.items()}
 
-    def _checked(self, x: Tensor) -> Tensor:
-        """X in float32 on the encoder's device, of the right shape and finite."""
+    def _rounded(self, tensor: Tensor) -> Tensor:
+        """A factor of the matmul in `dtype`; on the CPU back in float32, which holds it exactly."""
+        rounded = tensor.to(self.dtype)
+        return rounded.float() if tensor.device.type == "cpu" else rounded
+
+    def _read(self, x: Tensor) -> Tensor:
+        """What the SAE reads of x [N, width]: float32 [N, D] on its device."""
+        if x.ndim == 2 and self._reads_one_head_of(x.shape[1]):
+            x = x.view(len(x), -1, self.d_model)[:, self.metadata.hook_head_index]
         if x.ndim != 2 or x.shape[1] != self.d_model:
             raise InputError(
                 f"x at {self.hook_name} has shape {list(x.shape)}, the SAE reads [rows, {self.d_model}]: "
                 "choose the hook_name that the SAE was trained on"
             )
-        x = x.detach().to(self.device, torch.float32)
-        # One sum is a quarter of the price of isfinite; it can overflow for finite x, so look again.
-        if not math.isfinite(float(x.sum())):
-            self._refuse_bad_rows(x)
-        return x
+        return x.detach().to(self.device, torch.float32)
 
-    def _refuse_bad_rows(self, x: Tensor) -> None:
-        """Name the first row of x that is not finite, if there is one."""
+    def accepts(self, width: int) -> bool:
+        """Whether x [N, width] can be encoded."""
+        return width == self.d_model or self._reads_one_head_of(width)
+
+    def _reads_one_head_of(self, width: int) -> bool:
+        head = self.metadata.hook_head_index
+        return head is not None and width % self.d_model == 0 and self.d_model < width > head * self.d_model
+
+    def _refuse_not_finite(self, x: Tensor) -> None:
+        """Name the first row of x [N, D] that is not finite, if there is one."""
+        # One sum is a quarter of the price of isfinite; it can overflow for finite x, so look again.
+        if math.isfinite(float(x.sum())):
+            return
         bad = (~x.isfinite()).any(dim=1).nonzero()
         if len(bad):
             raise ShardError(
                 f"x at {self.hook_name} has NaN or infinity in row {int(bad[0])}: check the model's dtype"
             )
 
-    def _encode_block(self, x: Tensor) -> SparseFeatures:
-        """Encode x [n, D] with n <= block_rows."""
-        x = normalize(x, self.metadata.normalize_activations)
-        if self.metadata.apply_b_dec_to_input:
-            x = x - self._weights["b_dec"]
-        product, mask = self._buffers(len(x))
-        if self._rule.bias is None:
-            torch.mm(x, self._weights["W_enc"], out=product)
-        else:
-            torch.addmm(self._rule.bias, x, self._weights["W_enc"], out=product)
-        if product.device.type == "cpu":
-            return self._rule.select(product, mask)
-        return self._rule.select_on_device(product)
+    def _row_blocks(self, x: Tensor) -> Iterator[Tensor]:
+        """Blocks of rows [n, D], as they are multiplied by W_enc."""
+        for rows in torch.split(x, self.block.rows):
+            block = normalize(rows, self.metadata.normalize_activations)
+            if self.metadata.apply_b_dec_to_input:
+                block = block - self._weights["b_dec"]
+            yield self._rounded(block)
 
-    def _buffers(self, rows: int) -> tuple[Tensor, Bool]:
-        """Buffers of the calling thread, cut to `rows`; allocated at their full height once."""
-        scratch = self._scratch
-        if scratch.product is None or len(scratch.product) < rows:
-            scratch.product = torch.empty((max(rows, self.block_rows), self.d_sae), device=self.device)
-            if self.device.type == "cpu":
-                scratch.mask = np.empty(scratch.product.shape, dtype=np.bool_)
-        return scratch.product[:rows], scratch.mask[:rows]
+    def _encode_rows(self, x: Tensor) -> SparseFeatures:
+        """Encode x [n, D] on the CPU, n <= block.rows."""
+        limits, parts = self._rule.limits(), []
+        for first in range(0, self.d_sae, self.block.features):
+            features = slice(first, min(first + self.block.features, self.d_sae))
+            product, mask = self._buffers(len(x), features.stop - first)
+            self._multiply(x, features, product)
+            key = product.abs() if self._rule.signed else product
+            parts.append(candidates(product, key, limits(key, features), first, mask))
+        return self._rule.finish(beside(parts))
+
+    def _multiply(self, x: Tensor, features: slice, out: Tensor) -> None:
+        """X @ W_enc + bias of some features, into `out` [n, f]."""
+        w_enc = self._weights["W_enc"][:, features]
+        if self._rule.bias is None:
+            torch.mm(x, w_enc, out=out)
+        else:
+            torch.addmm(self._rule.bias[features], x, w_enc, out=out)
+
+    def _products(self, x: Tensor) -> Iterator[Tensor]:
+        """Blocks x @ W_enc + bias, float32 [n, F], on a GPU."""
+        for rows in self._row_blocks(x):
+            w_enc, bias = self._weights["W_enc"], self._rule.bias
+            # the third argument says that sums of bfloat16 products are left in float32
+            product = rows @ w_enc if self.dtype == torch.float32 else torch.mm(rows, w_enc, torch.float32)
+            yield product if bias is None else product.add_(bias)
+
+    def _buffers(self, rows: int, width: int) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Buffers [rows, width] of the calling thread; allocated at their full size once."""
+        scratch, size = self._scratch, rows * width
+        if len(scratch.product) < size:
+            full = max(size, self.block.rows * min(self.block.features, self.d_sae))
+            scratch.product, scratch.mask = torch.empty(full), np.empty(full, dtype=np.bool_)
+        return scratch.product[:size].view(rows, width), scratch.mask[:size].reshape(rows, width)
 
     def _sum_of_directions(self, features: SparseFeatures) -> Tensor:
-        """Activations @ W_dec, float32 [N, D], from the nonzeros alone."""
+        """Activations @ W_dec, float32 [N, width_out], from the nonzeros alone."""
         return torch.nn.functional.embedding_bag(
             torch.from_numpy(features.indices).to(self.device, torch.int64),
             self._weights["W_dec"],

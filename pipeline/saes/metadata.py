@@ -1,47 +1,73 @@
-"""What an SAE's own files say about it, read without torch."""
+"""What an SAE's own files say about it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
 """Input normalisations that can be honoured (`pipeline.saes.normalization` says how)."""
+
+ALWAYS_IN_RECIPE = (
+    "architecture", "d_model", "d_sae", "apply_b_dec_to_input", "normalize_activations", "k",
+    "rescale_acts_by_decoder_norm",
+)  # fmt: skip
+IN_RECIPE_WHEN_SET = ("transcoder", "d_out", "skip", "hook_head_index")
 
 
 @dataclass(frozen=True)
 class SaeMetadata:
     """An SAE as its files describe it.
 
-    `architecture`, `d_model`, `d_sae` and the four fields after them decide the numbers; the rest is what the
-    SAE was trained with, None where the files do not say: `hook_name`, `prepend_bos`, `context_size`,
-    `model_name`, `model_kwargs` (SAELens' model_from_pretrained_kwargs) and `extra`, everything else they
-    tell.
+    The fields down to `hook_head_index` decide the numbers. The rest is what the SAE was trained with, None
+    where the files do not say.
     """
 
     architecture: str
+    """standard, jumprelu, gated, topk, abstopk or groupmax; else the reference implementation's name."""
     d_model: int
     d_sae: int
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
     k: int | None = None
     rescale_acts_by_decoder_norm: bool = False
+    transcoder: bool = False
+    """Whether it reads at `hook_name` and reconstructs what is at `hook_name_out`."""
+    d_out: int | None = None
+    """Width of a transcoder's reconstruction where it is not d_model."""
+    skip: bool = False
+    """Whether W_skip @ x is added to the reconstruction."""
+    hook_head_index: int | None = None
+    """The one attention head that it reads, of x [.., heads, d_model]."""
+    format: str = "saelens"
     hook_name: str | None = None
+    hook_name_out: str | None = None
     prepend_bos: bool | None = None
     context_size: int | None = None
+    seqpos_slice: tuple[int | None, ...] | None = None
+    """Positions of a context that it was trained on, as the arguments of Python's slice()."""
     model_name: str | None = None
+    model_class_name: str | None = None
+    """HookedTransformer, or AutoModelForCausalLM for a model with Hugging Face's own module names."""
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """SAELens' model_from_pretrained_kwargs: weight processing (fold_ln, ...) among them."""
+    card: Mapping[str, float] = field(default_factory=dict)
+    """Figures that its publishers give: l0, explained_variance, mse, cosine, loss_recovered, dead."""
+    notes: tuple[str, ...] = ()
+    """What its reader had to decide or to fold, a sentence each."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else that the files tell."""
+
+    @property
+    def width_out(self) -> int:
+        """Width of the reconstruction."""
+        return self.d_out or self.d_model
 
     def recipe(self) -> dict[str, Any]:
         """The part that moves numbers, JSON-able: goes into the SAE's digest beside the weights."""
-        return {
-            "architecture": self.architecture,
-            "d_model": self.d_model,
-            "d_sae": self.d_sae,
-            "apply_b_dec_to_input": self.apply_b_dec_to_input,
-            "normalize_activations": self.normalize_activations,
-            "k": self.k,
-            "rescale_acts_by_decoder_norm": self.rescale_acts_by_decoder_norm,
+        content = asdict(self)
+        later = {
+            name for name in IN_RECIPE_WHEN_SET if content[name] is not None and content[name] is not False
         }
+        return {name: content[name] for name in (*ALWAYS_IN_RECIPE, *sorted(later))}

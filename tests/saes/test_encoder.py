@@ -11,12 +11,13 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pipeline.saes import default_block_rows, load_sae
+from pipeline.saes import choose_block, load_sae
 from pipeline.saes.encoder import Encoder
 from schemas.errors import InputError, ShardError
 from schemas.values import SparseFeatures
 from tests.kit import dense_activations, write_sae
 from tests.saes.reference import reference
+from tests.saes.selecting import select, select_on_device
 
 ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
 D_MODEL, D_SAE, ROWS = 24, 200, 300
@@ -54,12 +55,12 @@ def assert_well_formed(features: SparseFeatures, d_sae: int = D_SAE) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-@pytest.mark.parametrize("block_rows", [1, 7, 256, ROWS])
+@pytest.mark.parametrize("block", [(1, 200), (7, 50), (256, 64), (300, 1), (1024, 1024)])
 def test_features_equal_saelens_for_every_block_size(
-    tmp_path: Path, architecture: str, apply_b_dec_to_input: bool, block_rows: int
+    tmp_path: Path, architecture: str, apply_b_dec_to_input: bool, block: tuple[int, int]
 ) -> None:
     folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE, apply_b_dec_to_input=apply_b_dec_to_input)
-    features = load_sae(str(folder), block_rows=block_rows).encode(make_x())
+    features = load_sae(str(folder), block=block).encode(make_x())
     assert_well_formed(features)
     assert features.nnz > ROWS
     assert_equals_reference(folder, make_x(), features)
@@ -80,7 +81,7 @@ def test_normalised_input_and_its_reconstruction_equal_saelens(
     tmp_path: Path, architecture: str, how: str
 ) -> None:
     folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE, normalize_activations=how)
-    x, encoder = 5 * make_x() + 2, load_sae(str(folder), block_rows=64)
+    x, encoder = 5 * make_x() + 2, load_sae(str(folder), block=(64, 64))
     features = encoder.encode(x)
     assert_equals_reference(folder, x, features)
     sae = reference(folder)
@@ -131,9 +132,8 @@ def test_float16_weights_are_computed_in_float32(tmp_path: Path, architecture: s
 def test_what_a_gpu_would_run_selects_the_same(tmp_path: Path, architecture: str) -> None:
     encoder = load_sae(str(write_sae(tmp_path, architecture, D_MODEL, D_SAE)))
     product = make_x() @ encoder._weights["W_enc"]
-    product = product if encoder._rule.bias is None else product + encoder._rule.bias
-    on_device = encoder._rule.select_on_device(product)
-    on_cpu = encoder._rule.select(product, np.empty(product.shape, dtype=np.bool_))
+    product = (product if encoder._rule.bias is None else product + encoder._rule.bias).numpy()
+    on_device, on_cpu = select_on_device(encoder._rule, product), select(encoder._rule, product)
     for name in ("indptr", "indices", "data"):
         found, expected = getattr(on_device, name), getattr(on_cpu, name)
         assert found.dtype == expected.dtype
@@ -157,7 +157,7 @@ def test_rows_do_not_depend_on_the_rows_beside_them(tmp_path: Path) -> None:
 
 
 def test_threads_share_an_encoder(tmp_path: Path) -> None:
-    encoder = load_sae(str(write_sae(tmp_path, "jumprelu", D_MODEL, D_SAE)), block_rows=16)
+    encoder = load_sae(str(write_sae(tmp_path, "jumprelu", D_MODEL, D_SAE)), block=(16, 64))
     xs = [make_x(seed=seed) for seed in range(4)]
     expected = [encoder.encode(x) for x in xs]
     found: dict[int, list[SparseFeatures]] = {}
@@ -200,18 +200,18 @@ def test_lower_precision_x_is_encoded_as_float32(tmp_path: Path) -> None:
     np.testing.assert_array_equal(encoder.encode(x).data, encoder.encode(x.float()).data)
 
 
-@pytest.mark.parametrize(
-    ("d_sae", "rows"), [(64, 512), (4608, 512), (24576, 512), (131072, 128), (10**6, 64)]
-)
-def test_blocks_keep_to_some_megabytes(d_sae: int, rows: int) -> None:
-    assert default_block_rows(d_sae) == rows
+@pytest.mark.parametrize(("d_sae", "rows"), [(64, 8192), (24576, 8192), (131072, 2048), (10**6, 256)])
+def test_a_block_on_a_gpu_keeps_to_a_gibibyte(d_sae: int, rows: int) -> None:
+    assert choose_block(d_sae, "cuda") == (rows, d_sae)
+    assert rows * d_sae * 4 <= 1 << 30
+    assert choose_block(d_sae) == (1024, 1024)
 
 
-def test_block_rows_and_shape_are_told(tmp_path: Path) -> None:
-    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE, "hook")), block_rows=33)
+def test_block_and_shape_are_told(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE, "hook")), block=(33, 7))
     assert isinstance(encoder, Encoder)
-    assert (encoder.block_rows, encoder.d_model, encoder.d_sae, encoder.hook_name) == (
-        33,
+    assert (encoder.block, encoder.d_model, encoder.d_sae, encoder.hook_name) == (
+        (33, 7),
         D_MODEL,
         D_SAE,
         "hook",

@@ -12,6 +12,7 @@ from pipeline.saes import load_sae
 from pipeline.saes.threshold import ThresholdRule
 from schemas.values import SparseFeatures
 from tests.kit import write_sae
+from tests.saes.selecting import select
 
 
 def identity(width: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
@@ -70,6 +71,6 @@ def test_the_floor_never_loses_what_the_exact_test_would_keep(scaled: bool) -> N
     limit = ((theta.astype(np.float64) - shift) / scale).astype(np.float32)
     product = limit + np.spacing(limit) * rng.integers(-4, 5, (8, width)).astype(np.float32)
     expected = product * scale + shift > theta
-    found = rule.select(torch.from_numpy(product), np.empty(product.shape, dtype=np.bool_))
+    found = select(rule, product)
     rows = np.repeat(np.arange(8), np.diff(found.indptr))
     np.testing.assert_array_equal(np.argwhere(expected), np.stack([rows, found.indices], axis=1))

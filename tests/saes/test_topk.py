@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.saes.topk import GROUP, TopKRule, lower_bound
+from pipeline.saes.topk import GROUP, RunningBound, TopKRule
 from schemas.values import SparseFeatures
-
-Dense = np.ndarray[Any, np.dtype[np.float32]]
-
-
-def select(dense: Dense, k: int) -> SparseFeatures:
-    rule = TopKRule(torch.zeros(dense.shape[1]), k)
-    return rule.select(torch.from_numpy(dense), np.empty(dense.shape, dtype=np.bool_))
+from tests.saes.selecting import Dense, select, select_on_device
 
 
-def select_on_device(dense: Dense, k: int) -> SparseFeatures:
-    return TopKRule(torch.zeros(dense.shape[1]), k).select_on_device(torch.from_numpy(dense))
+def rule_of(width: int, k: int, signed: bool = False) -> TopKRule:
+    return TopKRule(torch.zeros(width), k, signed=signed)
 
 
-def brute_force(dense: Dense, k: int) -> list[list[int]]:
-    order = np.argsort(-dense, axis=1, kind="stable")[:, :k]
-    return [sorted(f for f in chosen if row[f] > 0) for chosen, row in zip(order, dense, strict=True)]
+def brute_force(key: Dense, k: int) -> list[list[int]]:
+    order = np.argsort(-key, axis=1, kind="stable")[:, :k]
+    return [sorted(f for f in chosen if row[f] > 0) for chosen, row in zip(order, key, strict=True)]
 
 
 def chosen(features: SparseFeatures) -> list[list[int]]:
@@ -35,10 +27,15 @@ def chosen(features: SparseFeatures) -> list[list[int]]:
 
 
 def assert_selects_as_brute_force(dense: Dense, k: int) -> None:
-    for found in (select(dense, k), select_on_device(dense, k)):
-        assert chosen(found) == brute_force(dense, k)
-        rows = np.repeat(np.arange(len(dense)), np.diff(found.indptr))
-        np.testing.assert_array_equal(found.data, dense[rows, found.indices])
+    for signed in (False, True):
+        rule = rule_of(dense.shape[1], k, signed)
+        expected = brute_force(np.abs(dense) if signed else dense, k)
+        ways = [select(rule, dense, block) for block in (None, 64, 7)]
+        ways += [select_on_device(rule, dense, capacity) for capacity in (256, 1)]
+        for found in ways:
+            assert chosen(found) == expected
+            rows = np.repeat(np.arange(len(dense)), np.diff(found.indptr))
+            np.testing.assert_array_equal(found.data, dense[rows, found.indices])
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,18 +55,18 @@ def test_selection_equals_a_stable_sort(seed: int, rows: int, width: int, k: int
 @pytest.mark.parametrize("width", [64, GROUP * 40, GROUP * 40 + 5])
 def test_equal_values_go_to_the_lowest_features(width: int) -> None:
     dense = np.ones((3, width), dtype=np.float32)
-    assert chosen(select(dense, 5)) == [[0, 1, 2, 3, 4]] * 3
+    assert chosen(select(rule_of(width, 5), dense)) == [[0, 1, 2, 3, 4]] * 3
     assert_selects_as_brute_force(dense, 5)
 
 
 def test_a_tie_at_the_kth_value_keeps_the_larger_ones() -> None:
     dense = np.array([[1, 3, 1, 2, 1, 0, 1]], dtype=np.float32)
-    assert chosen(select(dense, 4)) == [[0, 1, 2, 3]]
+    assert chosen(select(rule_of(7, 4), dense)) == [[0, 1, 2, 3]]
 
 
 def test_rows_with_fewer_positives_than_k_keep_just_those() -> None:
     dense = np.array([[-1, 2, 0, -0.0, 1], [-1, -2, -3, -4, -5]], dtype=np.float32)
-    assert chosen(select(dense, 3)) == [[1, 4], []]
+    assert chosen(select(rule_of(5, 3), dense)) == [[1, 4], []]
     assert_selects_as_brute_force(dense, 3)
 
 
@@ -82,6 +79,6 @@ def test_k_above_the_number_of_features_keeps_all_positives() -> None:
 def test_the_lower_bound_is_below_the_kth_value_and_close_to_it(width: int) -> None:
     dense = np.random.default_rng(0).standard_normal((50, width)).astype(np.float32)
     kth = np.sort(dense, axis=1)[:, -8]
-    bound = lower_bound(torch.from_numpy(dense), 8)
-    assert (bound <= kth).all()
-    assert (dense >= bound[:, None]).sum(axis=1).mean() < 16
+    bound = RunningBound(8)(torch.from_numpy(dense), slice(0, width))
+    assert (bound[:, 0] <= kth).all()
+    assert (dense >= bound).sum(axis=1).mean() < 16

@@ -141,10 +141,12 @@ def test_an_unfolded_norm_factor_is_warned_of_and_treated_as_saelens_does(tmp_pa
     [
         ({"architecture": "temporal"}, "architecture 'temporal'; known: standard, jumprelu, gated, topk"),
         ({"normalize_activations": "covariance_whitening"}, "known: none, expected_average_only_in"),
-        ({"metadata": {"hook_head_index": 3}}, "hook_head_index"),
-        ({"architecture": "topk", "k": 2.5}, "k 2.5; a topk SAE needs a whole number"),
-        ({"architecture": "gated"}, "a gated SAE has W_dec, W_enc, b_dec, b_gate, b_mag, r_mag"),
-        ({"d_sae": 65}, r"shape \[64, 16\]; cfg\.json says \[65, 16\]"),
+        ({"architecture": "topk", "k": 2.5}, "k 2.5; it must be a whole number"),
+        (
+            {"architecture": "gated"},
+            "a gated SAE of format saelens has W_dec, W_enc, b_dec, b_gate, b_mag, r_mag",
+        ),
+        ({"d_sae": 65}, r"shape \[16, 64\]; its configuration says \[16, 65\]"),
     ],
 )
 def test_what_can_not_be_honoured_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -171,7 +173,7 @@ def test_a_missing_folder_file_or_format_is_named(tmp_path: Path) -> None:
 
 def test_damaged_or_unfinished_weights_are_named(tmp_path: Path) -> None:
     bad = np.full(64, np.nan, np.float32)
-    with pytest.raises(InputError, match=r"b_enc in .* has NaN"):
+    with pytest.raises(InputError, match=r"b_enc of SAE .* has NaN"):
         load_sae(str(write_sae(tmp_path, weights={"b_enc": bad})))
     (tmp_path / "sae_weights.safetensors").write_bytes(b"\x09")
     with pytest.raises(InputError, match="damaged"):
