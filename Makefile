@@ -3,12 +3,13 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRANSFORMER_LENS_4 := $(VENV)/transformer-lens-4
 TOKENS ?= 100000
 # Extra pip arguments for torch alone, such as an index of CPU builds where the default one has CUDA builds.
 TORCH_ARGS ?=
 OUT ?= out/demo
 
-.PHONY: setup demo test test-fast lint types bench clean
+.PHONY: setup demo test test-fast test-transformer-lens-4 lint types bench clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,15 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
 
+# TransformerLens 4 lies beside the environment's own version and comes first on the path, for tests of models.
+test-transformer-lens-4: $(TRANSFORMER_LENS_4)/.installed
+	PYTHONPATH=$(TRANSFORMER_LENS_4) $(BIN)/python -m pytest tests/models
+
+$(TRANSFORMER_LENS_4)/.installed: $(STAMP)
+	rm -rf $(TRANSFORMER_LENS_4)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TRANSFORMER_LENS_4) transformer-lens==4.3.0
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,8 +47,14 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-bench: setup
-	$(BIN)/python -m jobs.bench --out out/bench
+# What the benchmarks compare with, installed aside and without its serving libraries.
+$(VENV)/bench/.installed:
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench eai-delphi==0.1.3 simple-parsing \
+	    docstring-parser jaxtyping wadler-lindig
+	touch $@
+
+bench: setup $(VENV)/bench/.installed
+	PYTHONPATH=$(VENV)/bench TQDM_DISABLE=1 $(BIN)/python -m jobs.bench --out out/bench
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

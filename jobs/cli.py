@@ -160,6 +160,36 @@ def top(
     job(opened, names[0], feature, k=k, where=where or [])
 
 
+@app.command("check-sae")
+def check_sae(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="SAE: a folder, the file of its weights, hf:...")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or name. Default: what the SAE's files say.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="File, folder, glob or dataset. Default: the demo's speeches.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column or key of the corpus' text.")] = "text",
+    tokens: Annotated[int, typer.Option(help="Tokens to run.", min=1)] = 20_000,
+    hook_name: Annotated[
+        str | None, typer.Option(help="Where x is read. Default: what the SAE's files say.")
+    ] = None,
+    loader: Annotated[str, typer.Option(help="The run file's model.loader.")] = "transformer_lens",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder or name. Default: the model's.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
+) -> None:
+    """Whether an SAE explains a model's activations; names the likely mistake, and ends with 1, if not."""
+    from jobs.check_sae import Asked
+    from jobs.check_sae import check_sae as job
+
+    asked = Asked(sae, model, corpus, text_column, tokens, hook_name, loader, tokenizer, device, json_file)
+    if not job(asked):
+        raise typer.Exit(1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what the user can mend is one sentence on stderr and exit code 2."""
     from schemas.errors import InputError

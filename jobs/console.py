@@ -5,13 +5,15 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
+from pipeline.trained_with import NOTE
+
 console = Console()
 
 
 def warn(warnings: list[str]) -> None:
-    """Print each warning on a line."""
+    """Print each warning, or note, on a line."""
     for warning in warnings:
-        say(f"[yellow]warning[/]: {escape(warning)}")
+        say(escape(warning) if warning.startswith(NOTE) else f"[yellow]warning[/]: {escape(warning)}")
 
 
 def say(text: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from rich.markup import escape
+
 from jobs.console import say, warn
 from jobs.progress import ExtractionProgress
 from pipeline.plan import resolve
@@ -54,6 +56,7 @@ def _tell(result: Extraction, seconds: float) -> None:
         f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
     )
     say(f"[bold]extract[/] {done}; {nnz:,} nonzeros ({seconds:.1f} s)")
+    _tell_quality(result)
     lost = sum(site.underflow for receipt in result.receipts.values() for site in receipt.sites.values())
     if lost:
         dtype = result.plan.activation_dtype
@@ -61,6 +64,20 @@ def _tell(result: Extraction, seconds: float) -> None:
             f"[yellow]{lost:,} activations[/] rounded to 0 in {dtype} and are not stored; "
             "`activation_dtype: float32` keeps them"
         )
+
+
+def _tell_quality(result: Extraction) -> None:
+    """What the SAEs explain, where a worker looked; of several looks the first."""
+    looks = {
+        name: site.explained_variance
+        for _, receipt in sorted(result.receipts.items(), reverse=True)
+        for name, site in receipt.sites.items()
+        if site.explained_variance is not None
+    }
+    for name, explained in sorted(looks.items()):
+        colour = "yellow" if explained < 0 else "bold"
+        worse = ", less than the mean of x does: see `latentlake check-sae`" if explained < 0 else ""
+        say(f"[{colour}]{escape(name)}[/] explains {explained:.3f} of the variance on the first rows{worse}")
 
 
 if __name__ == "__main__":

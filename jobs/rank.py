@@ -41,7 +41,8 @@ def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list
     """Write the tables `rankings` and `ranking_summary` of a site, from its feature table.
 
     `rankings`: by, rank (u32 from 0, the largest value first, equal values by feature), feature, value
-    (f64). A feature whose value is null, such as sigma_over_mu of one that never fires, has no rank;
+    (f64). Values go by their sign: features with a negative mean come last by sigma_over_mu. A feature whose
+    value is null, such as sigma_over_mu of one that never fires or whose mean is 0, has no rank;
     `ranking_summary` says for each `by` how many are `ranked` and how many `without_value`. Both tables
     are as fresh as the feature table. Raises InputError where that is missing, or a column not in it or no
     number.

@@ -33,7 +33,7 @@ def stats(store: FeatureStore, site: str) -> pl.DataFrame:
     shards = ((store.postings(site, record.name), record.row_start) for record in store.committed(site))
     store.write_table(site, "examples", example_table(shards, state))
     active = table.filter(pl.col("n_active") > 0).height
-    mean_l0 = row_statistics.l0_summary(row_counts)["mean"][0]
+    mean_l0 = row_statistics.l0_summary(row_counts)["mean"][0] or 0.0
     say(
         f"[bold]stats[/] {site}: {active:,} of {table.height:,} features fired on "
         f"{store.totals(site).counted_rows:,} counted rows, mean L0 {mean_l0:.1f} "

@@ -6,6 +6,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
+from pipeline import trained_with
 from pipeline.models import max_context, model_digest
 from pipeline.models.device import choose_device
 from pipeline.saes import SaeMetadata, choose_block, read_metadata, sae_digest
@@ -13,74 +14,67 @@ from pipeline.store.objects import put_if_absent
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import Lake, Plan, PlannedSite, digest_of
+from schemas.records import CHOSEN, Lake, Plan, PlannedSite, digest_of
 from schemas.run_file import RunFile, Site, check_name
 
 LIBRARIES = (
     "torch", "transformers", "transformer-lens", "numpy", "scipy", "polars", "pyarrow", "zarr",
     "numcodecs",
 )  # fmt: skip
-DEFAULT_CONTEXT_SIZE = 128
 
 
 def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
-    """Fill the run file's gaps from the SAEs' metadata; return it with a warning for each contradiction."""
+    """Fill the run file's gaps from the SAEs' metadata; return it with a sentence for each contradiction.
+
+    A sentence that begins with `trained_with.NOTE` is no warning. Raises InputError where no choice is right.
+    """
     found = [read_metadata(site.sae) for site in run.sites]
-    warnings: list[str] = []
-    sites = tuple(_resolve_site(*pair, warnings) for pair in zip(run.sites, found, strict=True))
+    sites = [_named(*pair) for pair in zip(run.sites, found, strict=True)]
+    _refuse_equal_names(sites)
+    trained = [trained_with.Trained(*pair) for pair in zip(sites, found, strict=True)]
+    told: list[str] = []
+    for pair in trained:
+        trained_with.check_site(*pair, told)
+        trained_with.check_model(run.model, pair, told)
+    size = trained_with.context_size(run, trained, told)
+    _check_longest(run, size)
     tokens = run.tokens.model_copy(
         update={
-            "context_size": _context_size(run, found, warnings),
-            "prepend_bos": _prepend_bos(run, found, warnings),
+            "context_size": size,
+            "prepend_bos": trained_with.prepend_bos(run, trained, told),
             "tokenizer": run.tokens.tokenizer or run.model.path,
         }
     )
+    model = run.model.model_copy(update={"processing": trained_with.processing(run, trained, told)})
+    cut = tuple(
+        site.model_copy(update={"positions": trained_with.positions(site, about, size, told)})
+        for site, about in trained
+    )
     pass_name = check_name(run.store.pass_name or "+".join(site.name for site in sites)[:128], "pass")
     store = run.store.model_copy(update={"pass_name": pass_name})
-    names = [site.name for site in sites]
-    if len(set(names)) < len(names):
-        raise InputError(f"sites: two sites share a name among {names}; give each its own name")
-    return run.model_copy(update={"sites": sites, "tokens": tokens, "store": store}), warnings
+    filled = {"sites": cut, "tokens": tokens, "model": model, "store": store}
+    return run.model_copy(update=filled), list(dict.fromkeys(told))
 
 
-def _resolve_site(site: Site, found: SaeMetadata, warnings: list[str]) -> Site:
+def _named(site: Site, found: SaeMetadata) -> Site:
+    """The site with its hook and its name."""
     hook_name = site.hook_name or found.hook_name
     if not hook_name:
         raise InputError(f"the SAE {site.sae} does not say where it reads: give its site a hook_name")
-    if found.hook_name and hook_name != found.hook_name:
-        warnings.append(
-            f"site {site.sae}: hook_name is {hook_name}, the SAE was trained at {found.hook_name}"
-        )
-    if found.model_kwargs:
-        asked = ", ".join(f"{name}={value!r}" for name, value in sorted(found.model_kwargs.items()))
-        warnings.append(
-            f"site {site.sae}: the SAE was trained with model options ({asked}), not applied here"
-        )
     name = check_name(site.name or hook_name, "site")
     return site.model_copy(update={"hook_name": hook_name, "name": name})
 
 
-def _context_size(run: RunFile, found: list[SaeMetadata], warnings: list[str]) -> int:
-    trained = [item.context_size for item in found if item.context_size]
-    size = run.tokens.context_size or min(trained, default=DEFAULT_CONTEXT_SIZE)
-    if trained and size > min(trained):
-        warnings.append(f"tokens.context_size is {size}, an SAE was trained on contexts of {min(trained)}")
+def _refuse_equal_names(sites: list[Site]) -> None:
+    names = [site.name for site in sites]
+    if len(set(names)) < len(names):
+        raise InputError(f"sites: two sites share a name among {names}; give each its own name")
+
+
+def _check_longest(run: RunFile, size: int) -> None:
     longest = max_context(run.model)
     if longest is not None and size > longest:
         raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
-    return size
-
-
-def _prepend_bos(run: RunFile, found: list[SaeMetadata], warnings: list[str]) -> bool:
-    trained = {item.prepend_bos for item in found if item.prepend_bos is not None}
-    if run.tokens.prepend_bos is None:
-        if len(trained) > 1:
-            raise InputError("the SAEs disagree on prepend_bos: set tokens.prepend_bos in the run file")
-        return next(iter(trained), True)
-    if trained - {run.tokens.prepend_bos}:
-        asked = run.tokens.prepend_bos
-        warnings.append(f"tokens.prepend_bos is {asked}, an SAE was trained with {not asked}")
-    return run.tokens.prepend_bos
 
 
 def make_plan(run: RunFile, lake: Lake) -> Plan:
@@ -94,17 +88,18 @@ def make_plan(run: RunFile, lake: Lake) -> Plan:
         model_loader=run.model.loader,
         model_digest=model_digest(run.model),
         model_dtype=run.model.dtype,
+        model_processing=dict.fromkeys(run.model.weight_processing, True) or None,
         device=device,
         batch_contexts=run.extract.batch_contexts,
         threads=run.extract.cpus_per_worker,
-        sites=tuple(_planned_site(site, device) for site in run.sites),
+        sites=tuple(_planned_site(site, device, lake.context_size) for site in run.sites),
         activation_dtype=run.store.activation_dtype,
         layouts=run.store.layouts,
         environment=environment(),
     )
 
 
-def _planned_site(site: Site, device: str) -> PlannedSite:
+def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
     found = read_metadata(site.sae)
     rows, features = choose_block(found.d_sae, device)
     assert site.hook_name is not None
@@ -119,7 +114,16 @@ def _planned_site(site: Site, device: str) -> PlannedSite:
         encode_block=rows,
         encode_features=min(features, found.d_sae),
         feature_block=feature_block(found.d_sae),
+        encode_dtype=site.encode_dtype,
+        positions=_positions(site, context_size),
     )
+
+
+def _positions(site: Site, context_size: int) -> tuple[int | None, ...] | None:
+    """The site's positions, None when they are all there are."""
+    if site.positions is None or len(range(context_size)[slice(*site.positions)]) == context_size:
+        return None
+    return site.positions
 
 
 def feature_block(d_sae: int) -> int:
@@ -136,13 +140,15 @@ def environment() -> dict[str, str]:
 def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -> Plan:
     """Write the plan, or check that the pass was begun with the same one; return the one in force.
 
-    That is the old recipe, and the places where model and SAEs lie now.
+    That is the old recipe, what latentlake chose then (`CHOSEN`) with it, and the places where model and SAEs
+    lie now.
     """
     _check_site_names(layout, plan)
     path = layout.plan(plan.pass_name)
     if not path.exists():
         put_if_absent(path, plan.to_json())
     old: Plan = Plan.from_json(path.read_bytes(), str(path))
+    plan = _with_choices_of(old, plan)
     changed = differences(old.recipe(), plan.recipe())
     if accept_environment:
         changed = [line for line in changed if not line.startswith("environment.")]
@@ -154,6 +160,13 @@ def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = Fals
             f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
         )
     return plan.model_copy(update={"environment": old.environment})
+
+
+def _with_choices_of(old: Plan, plan: Plan) -> Plan:
+    """The plan in the old one's format, with what was chosen, not asked for, for sites of the same name."""
+    chosen = {site.name: {name: getattr(site, name) for name in CHOSEN} for site in old.sites}
+    sites = tuple(site.model_copy(update=chosen.get(site.name, {})) for site in plan.sites)
+    return plan.model_copy(update={"sites": sites, "format_version": old.format_version})
 
 
 def _check_site_names(layout: Layout, plan: Plan) -> None:

@@ -134,7 +134,7 @@ def _dispatch(
         from pipeline.executors.in_process import run_in_process
         from pipeline.worker import Worker
 
-        worker = Worker(layout.root, plan)
+        worker = Worker(layout.root, plan, check_sae=run.extract.check_sae)
         yield from run_in_process(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
         )

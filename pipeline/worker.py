@@ -5,6 +5,7 @@ Legend: B contexts of a batch, T positions, N token rows, Z nonzeros.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shutil
@@ -21,34 +22,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import statistics
+from pipeline.batches import batches
+from pipeline.first_look import first_look
 from pipeline.models import load_model, model_digest
-from pipeline.models.device import describe_device
+from pipeline.models.device import describe_device, to_device
 from pipeline.plan import environment
 from pipeline.saes import load_sae, sae_digest
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit, read_commit
 from pipeline.store.site import write_site_weights
-from pipeline.store.tokens import read_links, read_token_shard
+from pipeline.store.tokens import counted_for, read_links, read_token_shard
 from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, SiteReceipt
-from schemas.run_file import Model
-from schemas.values import Bool, Hello, SparseFeatures, TokenBatch, TokenShard
+from schemas.run_file import CheckSae, Model
+from schemas.values import Bool, Hello, SparseFeatures, TokenShard
 
 if TYPE_CHECKING:
-    from pipeline.saes.encoder import Encoder
+    import torch
+
+    from pipeline.saes.encoder import Encoder, Pending
 
 Encoded = dict[str, list[SparseFeatures]]
+Stored = dict[str, Bool]
+"""By site, which rows are encoded, bool [N] of a shard or of a batch."""
+Submitted = list[tuple[str, "Pending | None", Bool]]
+"""By site, the features on their way of the rows that are stored; None where there are none."""
 
 
 class Worker:
     """Holds one model and the SAEs of all sites; `process` turns a token shard into a receipt."""
 
-    def __init__(self, root: Path, plan: Plan, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, root: Path, plan: Plan, gpus: tuple[str, ...] = (), check_sae: CheckSae = "off"
+    ) -> None:
         self._layout = Layout(root)
-        self._plan, self._gpus = plan, gpus
+        self._plan, self._gpus, self._check_sae = plan, gpus, check_sae
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
         self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
         self._seconds: dict[str, float] = defaultdict(float)
@@ -59,7 +70,12 @@ class Worker:
         Raises InputError when this node sees another model or SAE than the plan.
         """
         plan = self._plan
-        model = Model(loader=plan.model_loader, path=plan.model, dtype=plan.model_dtype)
+        model = Model(
+            loader=plan.model_loader,
+            path=plan.model,
+            dtype=plan.model_dtype,
+            processing=plan.model_processing,
+        )
         self._check_digest(f"model {plan.model}", model_digest(model), plan.model_digest)
         for site in plan.sites:
             self._check_digest(f"SAE {site.sae}", sae_digest(site.sae), site.sae_digest)
@@ -84,7 +100,7 @@ class Worker:
 
     def _load_encoder(self, site: PlannedSite) -> Encoder:
         block = (site.encode_block, site.encode_features or site.d_sae)
-        encoder = load_sae(site.sae, self._plan.device, block=block)
+        encoder = load_sae(site.sae, self._plan.device, site.encode_dtype, block=block)
         self._check_width(site, encoder)
         metadata = asdict(encoder.metadata)
         write_site_weights(self._layout, self._plan.pass_name, site, encoder.weights(), metadata)
@@ -102,7 +118,8 @@ class Worker:
     def process(self, shard: str) -> Receipt:
         """Write and commit one shard, unless that was done; return the receipt in force.
 
-        Raises ShardError, with the shard's name, when its activations can not be stored.
+        Raises ShardError, with the shard's name, when its activations can not be stored, and InputError when
+        an SAE explains less of the first shard than its mean does.
         """
         if (done := read_commit(self._layout, self._plan.pass_name, shard)) is not None:
             return done
@@ -115,14 +132,17 @@ class Worker:
     def _process(self, shard: str) -> Receipt:
         with self._timed("read"):
             tokens = read_token_shard(self._layout, self._lake, self._records[shard])
-        encoded = self._encode(tokens)
+        at = {site.name: tokens.at(site.positions, self._lake.context_size) for site in self._plan.sites}
+        explained = self._look(shard, at)
+        encoded = self._encode(tokens, {name: shard.stored for name, shard in at.items()})
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
         sites: dict[str, SiteReceipt] = {}
         with self._timed("write"), _removed_on_error(folder):
             for site in self._plan.sites:
-                sites[site.name], written = self._write(folder, site, encoded.pop(site.name), tokens)
+                about, written = self._write(folder, site, encoded.pop(site.name), at[site.name])
+                sites[site.name] = about.model_copy(update={"explained_variance": explained.get(site.name)})
                 objects += written
         receipt = Receipt(
             shard=shard,
@@ -142,29 +162,54 @@ class Worker:
         )
         return commit(self._layout, self._plan.pass_name, receipt)
 
-    def _encode(self, tokens: TokenShard) -> Encoded:
+    def _look(self, shard: str, at: dict[str, TokenShard]) -> dict[str, float]:
+        """Explained variance by site on the worker's first shard; later ones are not looked at."""
+        if self._check_sae == "off":
+            return {}
+        from pipeline.saes.reconstruction import worse_than_mean
+
+        check, self._check_sae = self._check_sae, "off"
+        with self._timed("check"):
+            found = first_look(self._model, self._encoders, self._plan, at)
+        for name, sums in found.items():
+            if check == "stop" and (sentence := worse_than_mean(sums)):
+                raise InputError(
+                    f"site {name!r}, shard {shard}: {sentence}; extract.check_sae: warn runs all the same"
+                )
+        told = {name: sums.explained_variance for name, sums in found.items()}
+        return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
+
+    def _encode(self, tokens: TokenShard, stored: Stored) -> Encoded:
         """Sparse features of each batch and site; one forward pass serves all sites.
 
-        Rows that the special-token policy keeps out go through the model and not through the SAE.
+        Rows that are not stored go through the model and not through the SAE. The features of a batch are
+        taken when the next one was submitted, so that a GPU always has work.
         """
-        encoded: Encoded = {site.name: [] for site in self._plan.sites}
+        encoded: Encoded = {name: [] for name in stored}
+        submitted: Submitted = []
         for batch, rows in batches(tokens, self._plan.batch_contexts):
-            stored = tokens.stored[rows]
             with self._timed("forward"):
                 x = self._model.forward(batch)
             with self._timed("encode"):
-                for site in self._plan.sites:
-                    read = x[site.hook_name]
-                    some = self._encoders[site.name].encode(
-                        read if stored.all() else read[stored.nonzero()[0]]
-                    )
-                    encoded[site.name].append(_spread(some, stored))
+                before, submitted = submitted, self._submit(x, {name: s[rows] for name, s in stored.items()})
+                _take(before, encoded)
+        with self._timed("encode"):
+            _take(submitted, encoded)
         return encoded
+
+    def _submit(self, x: dict[str, torch.Tensor], stored: Stored) -> Submitted:
+        """Begin to encode a batch for every site."""
+        submitted: Submitted = []
+        for site in self._plan.sites:
+            mask, read = stored[site.name], x[site.hook_name]
+            pending = self._encoders[site.name].submit(_rows(read, mask)) if mask.any() else None
+            submitted.append((site.name, pending, mask))
+        return submitted
 
     def _write(
         self, folder: Path, site: PlannedSite, parts: list[SparseFeatures], tokens: TokenShard
     ) -> tuple[SiteReceipt, list[DataObject]]:
-        """Round, transpose, count and write one site of the shard."""
+        """Round, transpose, count and write one site of the shard, `tokens` cut to the site's positions."""
         exact = SparseFeatures.concatenate(parts)
         parts.clear()
         features, underflow, rounding = round_activations(exact, self._plan.activation_dtype)
@@ -180,24 +225,15 @@ class Worker:
             layouts=self._plan.layouts,
             activation_dtype=self._plan.activation_dtype,
         )
-        return SiteReceipt(nnz=features.nnz, underflow=underflow, rounding=rounding), objects
+        counted = counted_for(tokens, site.positions)
+        receipt = SiteReceipt(nnz=features.nnz, underflow=underflow, rounding=rounding, counted=counted)
+        return receipt, objects
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._seconds[stage] += time.perf_counter() - start
-
-
-def batches(tokens: TokenShard, batch_contexts: int) -> Iterator[tuple[TokenBatch, slice]]:
-    """Cut a shard's contexts, in order, into batches, each with the rows that it covers."""
-    for first in range(0, tokens.n_contexts, batch_contexts):
-        ptr = tokens.context_ptr[first : first + batch_contexts + 1]
-        lengths = np.diff(ptr)
-        padded = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)
-        real = np.arange(padded.shape[1]) < lengths[:, None]
-        padded[real] = tokens.token_ids[ptr[0] : ptr[-1]]
-        yield TokenBatch(padded, lengths), slice(int(ptr[0]), int(ptr[-1]))
 
 
 @contextmanager
@@ -208,6 +244,20 @@ def _removed_on_error(attempt: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(attempt, ignore_errors=True)
         raise
+
+
+def _rows(x: torch.Tensor, stored: Bool) -> torch.Tensor:
+    """The rows of x that are stored; nothing waits for the device."""
+    if stored.all():
+        return x
+    return x.index_select(0, to_device(stored.nonzero()[0], x.device))
+
+
+def _take(submitted: Submitted, encoded: Encoded) -> None:
+    """Wait for the features of a batch, and put empty rows where nothing is stored."""
+    for name, pending, stored in submitted:
+        some = pending.result() if pending else SparseFeatures.concatenate([])
+        encoded[name].append(_spread(some, stored))
 
 
 def _spread(features: SparseFeatures, stored: Bool) -> SparseFeatures:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import InputError
-from schemas.run_file import ActivationDtype, ModelDtype, SpecialTokenPolicy, StoreLayout
+from schemas.run_file import ActivationDtype, EncodeDtype, ModelDtype, SpecialTokenPolicy, StoreLayout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Record(BaseModel):
@@ -113,10 +113,19 @@ class PlannedSite(Record):
     """Features in one row group of the postings."""
     encode_features: int = 0
     """Features encoded at once; 0, in plans from before version 0.2, means all."""
+    encode_dtype: EncodeDtype = "float32"
+    """What the factors of x @ W_enc are rounded to."""
+    positions: tuple[int | None, ...] | None = None
+    """Positions of a context that are encoded and counted, as start, stop and perhaps step of Python's slice
+    over the lake's context_size positions; None: all of them."""
 
 
-LATER_IN_SITES = {"encode_features"}
-"""Fields that came after format version 1: left out of a recipe at their default, so that hashes stay."""
+LATER_IN_SITES = {"encode_features", "encode_dtype", "positions"}
+LATER_IN_PLANS = {"model_processing"}
+"""Fields that came after the first stores: left out of a recipe at their default, so that hashes stay."""
+
+CHOSEN = ("encode_block", "encode_features", "feature_block")
+"""Fields of a planned site that latentlake chooses: a pass keeps those that it was begun with."""
 
 
 class Plan(Record):
@@ -126,7 +135,7 @@ class Plan(Record):
     pass_name: str
     lake_digest: str
     model: str
-    model_loader: Literal["transformer_lens", "torch_module"]
+    model_loader: Literal["transformer_lens", "hooked_transformer", "torch_module"]
     model_digest: str
     model_dtype: ModelDtype
     device: str
@@ -137,22 +146,30 @@ class Plan(Record):
     layouts: tuple[StoreLayout, ...]
     environment: dict[str, str]
     """Library versions. The device's model is the workers' to say: it stands in the receipts."""
+    model_processing: dict[str, bool] | None = None
+    """Weight processing of the model that is on (fold_ln: true ...); None: none."""
 
     def recipe(self) -> dict[str, Any]:
         """What the hash covers: all but where the model and the SAEs lie."""
         content = self.model_dump(mode="json")
         del content["model"]
+        _drop_defaults(content, type(self), LATER_IN_PLANS)
         for site in content["sites"]:
             del site["sae"]
-            for name in LATER_IN_SITES & site.keys():
-                if site[name] == PlannedSite.model_fields[name].default:
-                    del site[name]
+            _drop_defaults(site, PlannedSite, LATER_IN_SITES)
         return content
 
     @property
     def hash(self) -> str:
         """sha256 of the recipe, in hex."""
         return digest_of(self.recipe())
+
+
+def _drop_defaults(content: dict[str, Any], record: type[Record], names: set[str]) -> None:
+    """Take those of the fields `names` out that say what they say by default."""
+    for name in names:
+        if content[name] == record.model_fields[name].default:
+            del content[name]
 
 
 class DataObject(Record):
@@ -167,6 +184,16 @@ class DataObject(Record):
     sha256: str
 
 
+class Counted(Record):
+    """How much of a shard is counted for a site."""
+
+    rows: int
+    contexts: int
+    """Contexts with a counted row."""
+    documents: int
+    """Documents with a counted row."""
+
+
 class SiteReceipt(Record):
     """What one site of one shard holds."""
 
@@ -175,6 +202,10 @@ class SiteReceipt(Record):
     """Activations that rounding to activation_dtype turned into 0 (not stored)."""
     rounding: float
     """Largest |rounded - value| / |value| among stored activations."""
+    counted: Counted | None = None
+    """What is counted where the site reads some positions only; None: what the shard's record says."""
+    explained_variance: float | None = None
+    """1 - SSE / SST on the shard's first rows, where somebody looked (a worker's first shard)."""
 
 
 class Receipt(Record):

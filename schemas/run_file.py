@@ -28,6 +28,17 @@ ModelDtype = Literal["float32", "bfloat16", "float16"]
 ActivationDtype = Literal["float16", "float32"]
 StoreLayout = Literal["token_major", "feature_major"]
 
+PROCESSING = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
+"""Weight processing that TransformerLens knows."""
+EncodeDtype = Literal["float32", "bfloat16"]
+CheckSae = Literal["stop", "warn", "off"]
+
 
 def _path(text: str) -> str:
     """The path with ~ expanded; an empty one, or one with NUL, is no path."""
@@ -97,16 +108,36 @@ class Tokens(Section):
 class Model(Section):
     """The language model, or any module, whose activations are read."""
 
-    loader: Literal["transformer_lens", "torch_module"] = Field(
+    loader: Literal["transformer_lens", "hooked_transformer", "torch_module"] = Field(
         "transformer_lens",
-        description="transformer_lens: TransformerBridge over a Hugging Face model; torch_module: a module "
-        "built by `package.module:function`, hook names being module paths.",
+        description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
+        "HookedTransformer of transformer-lens 3; torch_module: a module built by "
+        "`package.module:function`, hook names being module paths.",
     )
     path: PathText = Field(description="Model folder, Hugging Face name, or package.module:function.")
     dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
     )
+    processing: dict[str, bool] | None = Field(
+        None,
+        description="TransformerLens' weight processing: fold_ln, center_writing_weights, center_unembed, "
+        "fold_value_biases, refactor_factored_attn_matrices; what is not named is off, {} is none. Default: "
+        "what the SAEs' metadata say that they were trained with.",
+    )
+
+    @field_validator("processing")
+    @classmethod
+    def _known_processing(cls, value: dict[str, bool] | None) -> dict[str, bool] | None:
+        unknown = [name for name in value or {} if name not in PROCESSING]
+        if unknown:
+            raise ValueError(f"there is no {', '.join(unknown)}; known: {', '.join(PROCESSING)}")
+        return value
+
+    @property
+    def weight_processing(self) -> tuple[str, ...]:
+        """The processing that is on, in PROCESSING's order; empty: the weights as they are."""
+        return tuple(name for name in PROCESSING if (self.processing or {}).get(name))
 
 
 class Site(Section):
@@ -114,7 +145,26 @@ class Site(Section):
 
     name: str = Field("", description="Name of the site, a folder name in the store. Default: the hook name.")
     hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
-    sae: PathText = Field(description="SAE folder (SAELens: cfg.json + sae_weights.safetensors).")
+    sae: PathText = Field(
+        description="SAE: a folder, or the file of its weights; hf:OWNER/REPOSITORY/PATH[@REVISION] on the "
+        "hub; saelens:RELEASE/ID or saelens:PATH, read by the sae-lens package."
+    )
+    encode_dtype: EncodeDtype = Field(
+        "float32",
+        description="Factors of x @ W_enc are rounded to this; products are summed in float32 either way.",
+    )
+    positions: tuple[int | None, ...] | None = Field(
+        None,
+        description="Positions of a context that are encoded and counted, as start, stop and perhaps step of "
+        "Python's slice over context_size positions. Default: the SAE's metadata, else all.",
+    )
+
+    @field_validator("positions")
+    @classmethod
+    def _is_a_slice(cls, value: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
+        if value is not None and (len(value) not in (2, 3) or value[2:] == (0,)):
+            raise ValueError("must be [start, stop] or [start, stop, step] with a step other than 0")
+        return value
 
 
 class Store(Section):
@@ -154,6 +204,11 @@ class Extract(Section):
     max_attempts: int = Field(4, ge=1, description="Attempts at a shard before it is quarantined.")
     shard_timeout_s: float = Field(
         3600.0, gt=0, description="A shard that takes longer is given to another worker."
+    )
+    check_sae: CheckSae = Field(
+        "stop",
+        description="Each worker looks how well the SAEs reconstruct on its first shard. stop: one that is "
+        "worse than the mean of x ends the run; warn: it is told of; off: nobody looks.",
     )
 
 

@@ -63,5 +63,5 @@ EXAMPLES: Schema = {
     "row": pl.UInt64(),
     "activation": pl.Float32(),
 }
-"""`kind` is top (interval 0, rank 0 strongest) or quantile (interval 0 to 9: tenths of the active rows,
-weakest first)."""
+"""`kind` is top (interval 0, rank 0 has the largest |activation|) or quantile (interval 0 to 9: tenths of
+the active rows, from the lowest activation, negative ones included, to the highest)."""

@@ -7,7 +7,7 @@ A row is one position of one context; inside a shard rows are numbered from 0, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,35 @@ class TokenShard:
         lengths = np.diff(self.context_ptr)
         return self.context_start + np.repeat(np.arange(self.n_contexts, dtype=np.int64), lengths)
 
+    def position_of_row(self) -> I64:
+        """The place of each row in its context, int64 [N]."""
+        starts = np.repeat(self.context_ptr[:-1], np.diff(self.context_ptr))
+        position: I64 = np.arange(self.n_rows, dtype=np.int64) - starts
+        return position
+
+    def at(self, positions: tuple[int | None, ...] | None, context_size: int) -> TokenShard:
+        """The shard with rows at other positions neither counted nor stored.
+
+        `positions` are the arguments of Python's slice over the positions 0 .. context_size - 1; a context
+        that is shorter has those of them that it reaches. None: the shard as it is.
+        """
+        if positions is None:
+            return self
+        inside = np.zeros(context_size, dtype=np.bool_)
+        inside[slice(*positions)] = True
+        kept = inside[self.position_of_row()]
+        return replace(self, counted=self.counted & kept, stored=self.stored & kept)
+
+    def totals(self) -> Totals:
+        """Denominators over this shard alone."""
+        counted = self.counted
+        return Totals(
+            rows=self.n_rows,
+            counted_rows=int(counted.sum()),
+            contexts=len(np.unique(self.context_of_row()[counted])),
+            documents=len(np.unique(self.document[counted])),
+        )
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -164,8 +193,8 @@ class Postings:
 class Totals:
     """Denominators of every statistic of one site.
 
-    `rows` all token rows, `counted_rows` those that the special-token policy lets in, `contexts` and
-    `documents` those with at least one counted row.
+    `rows` all token rows, `counted_rows` those that the special-token policy and the site's positions let
+    in, `contexts` and `documents` those with at least one counted row.
     """
 
     rows: int

@@ -114,6 +114,15 @@ def write_tiny_llama(folder: Path, layers: int = 3, n_positions: int = 64, seed:
     )
 
 
+def write_tiny_bert(folder: Path, layers: int = 3, n_positions: int = 64, seed: int = 0) -> Path:
+    """Write a random BERT encoder without a head, of width D_MODEL, with the `words` tokenizer beside it."""
+    from transformers import BertConfig, BertModel
+
+    shape = {"hidden_size": D_MODEL, "intermediate_size": 32, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 2, "max_position_embeddings": n_positions}
+    return _write_model(folder, BertModel, BertConfig(vocab_size=WORDS_VOCAB, **shape, **heads), seed)
+
+
 def _write_model(folder: Path, model_class: Any, config: Any, seed: int) -> Path:
     """Save a model of this class whose weights are drawn wide enough for its activations to differ."""
     import torch
@@ -166,6 +175,8 @@ def write_sae(
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": "6.54.12", "hook_name": hook_name, "prepend_bos": True, **metadata},
     }
+    if architecture == "abstopk":
+        config |= {"k": k}
     if architecture == "topk":
         config |= {"k": k, "rescale_acts_by_decoder_norm": rescale_acts_by_decoder_norm}
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +207,7 @@ def draw_sae_weights(
             "b_enc": normal(d_sae, scale=0.1),
             "threshold": np.abs(normal(d_sae, scale=0.2, mean=1.4)),
         }
-    bias = normal(d_sae, scale=0.1, mean=0.0 if architecture == "topk" else -1.4)
+    bias = normal(d_sae, scale=0.1, mean=0.0 if architecture in ("topk", "abstopk") else -1.4)
     return weights | {"b_enc": bias}
 
 
@@ -220,6 +231,9 @@ def dense_activations(folder: Path, x: NDArray[np.float32]) -> NDArray[np.float3
     pre = x @ w["W_enc"] + w["b_enc"]
     if config["architecture"] == "jumprelu":
         return np.where(pre > w["threshold"], np.maximum(pre, 0), 0).astype(np.float32)
+    if config["architecture"] == "abstopk":
+        rank = np.argsort(np.argsort(-np.abs(pre), axis=1, kind="stable"), axis=1, kind="stable")
+        return np.where(rank < config["k"], pre, 0).astype(np.float32)
     if config["architecture"] == "topk":
         rank = np.argsort(np.argsort(-pre, axis=1, kind="stable"), axis=1, kind="stable")
         pre = np.where(rank < config["k"], pre, 0)

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from jobs.extract import extract
+from jobs.stats import stats
+from jobs.tokenize import tokenize
+from pipeline.store import FeatureStore
 from schemas.run_file import RunFile, parse_run_file
 from tests.kit import write_sae, write_tiny_tokenizer
 
@@ -42,7 +46,12 @@ def run_content(folder: Path, architecture: str = "topk", **changes: dict[str, A
         "model": {"loader": "torch_module", "path": "tests.kit:tiny_lm"},
         "sites": [{"name": "mid", "sae": str(sae)}],
         "store": {"root": str(folder / "store")},
-        "extract": {"executor": "in_process", "cpus_per_worker": 1, "batch_contexts": 4},
+        "extract": {
+            "executor": "in_process",
+            "cpus_per_worker": 1,
+            "batch_contexts": 4,
+            "check_sae": "off",  # their weights are random
+        },
     }
     for section, values in changes.items():
         content[section] = values if section == "sites" else {**content.get(section, {}), **values}
@@ -52,6 +61,16 @@ def run_content(folder: Path, architecture: str = "topk", **changes: dict[str, A
 def run_file(folder: Path, architecture: str = "topk", **changes: dict[str, Any]) -> RunFile:
     """`run_content`, checked."""
     return parse_run_file(run_content(folder, architecture, **changes), "run.yaml")
+
+
+def extracted(run: RunFile, tables: bool = True) -> FeatureStore:
+    """The store of a run without rankings, clusters and figures; with `tables` those of `stats`."""
+    tokenize(run)
+    extract(run)
+    store = FeatureStore.open(run.store.root)
+    for site in run.sites if tables else ():
+        stats(store, site.name)
+    return store
 
 
 def data_bytes(root: Path) -> dict[str, bytes]:

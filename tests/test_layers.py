@@ -17,6 +17,7 @@ MAY_IMPORT_TORCH = (
     "pipeline.models",
     "pipeline.saes",
     "pipeline.worker",
+    "pipeline.check",
     "pipeline.tokenizer",
 )
 JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.bench import memory
+from jobs.bench.inputs import write_sae
 from pipeline.store import FeatureStore
 from tests.lakes import run_content, write_corpus
 
@@ -41,3 +43,12 @@ def test_64_shards_peak_no_higher_than_8(tmp_path):
     assert len(few) >= 8
     assert len(many) >= 64
     assert many[-1] <= 1.05 * few[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu"])
+def test_a_million_features_are_encoded_in_a_few_hundred_megabytes(tmp_path, architecture):
+    write_sae(tmp_path / "sae", architecture, 16, 1_048_576, k=32)
+    result = memory.measure(tmp_path / "sae", rows=4_096, threads=2)
+    assert result.nnz >= 4_096 * 32
+    assert result.above < 1.5

@@ -1,4 +1,4 @@
-"""A small store of each format version stays in tests/data and opens for ever."""
+"""A small store of each format version stays in tests/data and opens for ever (tests/data/make_store.py)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import polars as pl
 import pytest
 
 from pipeline.store import FeatureStore
+from schemas.records import FORMAT_VERSION
 
 DATA = Path(__file__).parent / "data"
+
+NONZEROS = {"store-v1": 4664, "store-v2": 7684}
+FEATURE_3 = {"store-v1": (56, 583, 0.195497), "store-v2": (63, 655, 0.193021)}
+STRONGEST = {
+    "store-v1": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+    "store-v2": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+}
 
 
 @pytest.fixture(scope="module", params=sorted(path.name for path in DATA.glob("store-v*")))
@@ -20,25 +28,32 @@ def store(request):
 def test_every_checksum_and_statistic_still_agrees(store):
     report = store.verify()
     assert (report.problems, report.stale) == ([], [])
-    assert report.nonzeros == 4664
+    assert report.nonzeros == NONZEROS[store.layout.root.name]
 
 
 def test_the_feature_table_reads_as_it_did(store):
-    row = (
-        store.scan_features("mid").filter(feature=3).select("n_active", "counted_rows", "mean_all").collect()
-    )
-    assert row.row(0)[:2] == (56, 583)
-    assert row["mean_all"][0] == pytest.approx(0.195497, abs=5e-7)
+    columns = ("n_active", "counted_rows", "mean_all")
+    row = store.scan_features("mid").filter(feature=3).select(*columns).collect().row(0)
+    expected = FEATURE_3[store.layout.root.name]
+    assert row[:2] == expected[:2]
+    assert row[2] == pytest.approx(expected[2], abs=5e-7)
 
 
 def test_queries_give_what_they_gave(store):
     found = store.contexts("mid", 3, 2)
-    assert found.select("row", "context", "position", "party").rows() == [
-        (553, 35, 2, "Federalist"),
-        (4, 0, 4, "Whig"),
-    ]
-    assert store.scan_activations("mid").select(pl.len()).collect().item() == 4664
+    rows = found.select("row", "context", "position", "party").rows()
+    assert rows == STRONGEST[store.layout.root.name]
+    stored = sum(store.scan_activations(s).select(pl.len()).collect().item() for s in store.sites)
+    assert stored == NONZEROS[store.layout.root.name]
 
 
-def test_there_is_a_store_of_version_1():
-    assert (DATA / "store-v1" / "lake.json").exists()
+def test_a_site_of_some_positions_and_signed_activations_reads_as_it_did():
+    store = FeatureStore.open(DATA / "store-v2")
+    assert store.totals("signed").counted_rows == 611
+    activations = store.scan_activations("signed").select("activation").collect()["activation"]
+    assert ((activations < 0).sum(), (activations > 0).sum()) == (1257, 1187)
+
+
+def test_there_is_a_store_of_every_version():
+    versions = range(1, FORMAT_VERSION + 1)
+    assert [store.name for store in sorted(DATA.glob("store-v*"))] == [f"store-v{n}" for n in versions]

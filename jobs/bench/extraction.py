@@ -1,16 +1,12 @@
-"""`make bench`: extraction against a bare forward, as a ratio measured in one process.
+"""Extraction against a bare forward.
 
 Bare is the forward to the hook plus one dense matmul x @ W_enc with nothing kept: what any SAE analysis
-pays. Shards of bare and of extraction (both layouts, statistics, checksums and commit written) take turns, so
-that a machine whose speed drifts hurts both alike. Run it with nothing else running.
+pays. Shards of bare and of extraction (both layouts, statistics, checksums and commit written) take turns.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,38 +16,21 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.table import Table
 
+from jobs.bench.inputs import Shape, write_inputs
+from jobs.bench.report import Section, ratio
 from jobs.console import console
 from jobs.tokenize import tokenize_resolved
-from pipeline.plan import agree_on_plan, make_plan, resolve
+from pipeline.plan import agree_on_plan, make_plan
 from pipeline.store import FeatureStore
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
 from schemas.layout import Layout
-from schemas.run_file import RunFile, parse_run_file
 from schemas.values import TokenShard
 
-VOCABULARY = 5_000
-CONTEXT = 128
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One case: a random GPT-2 of this shape, and a TopK SAE on its last block needed."""
-
-    name: str
-    layers: int
-    d_model: int
-    heads: int
-    hook_layer: int
-    d_sae: int
-    k: int
-    tokens: int
-    target: float
-
+SHARDS = 8
 
 SHAPES = (
-    Shape("GPT-2 small, d_sae 24,576, k 32", 12, 768, 12, 7, 24_576, 32, 32_768, 0.95),
+    Shape("GPT-2 small, d_sae 24,576, k 32", 12, 768, 12, 7, 24_576, 32, 32_768, 0.95, 50_257),
     Shape("4 layers, d 128, d_sae 4,096, k 32", 4, 128, 4, 3, 4_096, 32, 262_144, 0.80),
 )
 
@@ -74,21 +53,13 @@ class Result:
     target: float
 
 
-def main() -> None:
-    """Measure each shape and write bench.json and bench.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shards", type=int, default=8)
-    arguments = parser.parse_args()
+def run(folder: Path, threads: int) -> Section:
+    """Measure each shape."""
     results = []
-    for shape in SHAPES:
-        with tempfile.TemporaryDirectory() as folder:
-            results.append(measure(shape, Path(folder), arguments.threads, arguments.shards))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "bench.json").write_text(json.dumps([asdict(result) for result in results], indent=1))
-    (arguments.out / "bench.md").write_text(markdown(results))
-    console.print(table_of(results))
+    for n, shape in enumerate(SHAPES):
+        (folder / str(n)).mkdir()
+        results.append(measure(shape, folder / str(n), threads, SHARDS))
+    return section_of(results)
 
 
 def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
@@ -131,7 +102,7 @@ def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, 
     """The forward to the hook and one dense matmul, nothing kept."""
     import torch
 
-    from pipeline.worker import batches
+    from pipeline.batches import batches
 
     weight = torch.from_numpy(w_enc)
     with torch.inference_mode():
@@ -166,90 +137,20 @@ def result_of(
 ) -> Result:
     """Rates over all shards but the first."""
     slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
-    ratios = [b / e for b, e in zip(fast, slow, strict=True)]
+    of_sums, lowest, highest = ratio(fast, slow)
     return Result(
         name=shape.name,
         tokens=shape.tokens,
         bare=1 / statistics.mean(fast),
         extraction=1 / statistics.mean(slow),
-        ratio=sum(fast) / sum(slow),
-        lowest=min(ratios),
-        highest=max(ratios),
+        ratio=of_sums,
+        lowest=lowest,
+        highest=highest,
         bytes_per_nonzero=bytes_per_nonzero,
         top_20_ms=top_20_ms,
         top_1000_by_label_ms=top_1000_by_label_ms,
         target=shape.target,
     )
-
-
-def write_inputs(shape: Shape, folder: Path, threads: int, shards: int) -> RunFile:
-    """A random corpus, tokenizer, model and SAE of this shape, and the run file over them."""
-    rng = np.random.default_rng(0)
-    words = rng.integers(0, VOCABULARY - 3, (shape.tokens // CONTEXT, CONTEXT - 2))
-    documents = [" ".join(f"w{word}" for word in row) for row in words]
-    groups = [f"g{n % 4}" for n in range(len(documents))]
-    pl.DataFrame({"text": documents, "group": groups}).write_parquet(folder / "corpus.parquet")
-    write_tokenizer(folder / "model")
-    write_model(shape, folder / "model")
-    write_sae(shape, folder / "sae", rng)
-    content = {
-        "corpus": {"path": str(folder / "corpus.parquet"), "label_columns": ["group"]},
-        "tokens": {"context_size": CONTEXT, "shard_tokens": shape.tokens // shards},
-        "model": {"path": str(folder / "model")},
-        "sites": [{"name": "bench", "sae": str(folder / "sae")}],
-        "store": {"root": str(folder / "store")},
-        "extract": {"executor": "in_process", "cpus_per_worker": threads, "batch_contexts": 8},
-    }
-    return resolve(parse_run_file(content, "bench"))[0]
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Words w0, w1 ... of the vocabulary, with BOS and EOS."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    entries = ["<bos>", "<eos>", "<unk>", *(f"w{n}" for n in range(VOCABULARY - 3))]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(entries)}, unk_token="<unk>"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    fast: Any = PreTrainedTokenizerFast
-    fast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-
-
-def write_model(shape: Shape, folder: Path) -> None:
-    """A random GPT-2 of this shape."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=shape.d_model,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_positions=CONTEXT,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-
-
-def write_sae(shape: Shape, folder: Path, rng: np.random.Generator) -> None:
-    """A random TopK SAE in SAELens' format."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir()
-    encoder = rng.standard_normal((shape.d_model, shape.d_sae), dtype=np.float32) / shape.d_model**0.5
-    weights = {
-        "W_enc": encoder,
-        "W_dec": np.ascontiguousarray(encoder.T),
-        "b_enc": np.zeros(shape.d_sae, np.float32),
-        "b_dec": np.zeros(shape.d_model, np.float32),
-    }
-    save_file(weights, folder / "sae_weights.safetensors")
-    hook = f"blocks.{shape.hook_layer}.hook_resid_post"
-    metadata = {"hook_name": hook, "prepend_bos": True, "context_size": CONTEXT, "sae_lens_version": "6.0.0"}
-    config = {"architecture": "topk", "d_in": shape.d_model, "d_sae": shape.d_sae, "k": shape.k}
-    config |= {"dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True, "metadata": metadata}
-    (folder / "cfg.json").write_text(json.dumps(config))
 
 
 COLUMNS = (
@@ -278,21 +179,7 @@ def cells(r: Result) -> list[str]:
     ]
 
 
-def table_of(results: list[Result]) -> Table:
-    """The results for people."""
-    table = Table(title="extraction / bare")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "shape" else "right")
-    for result in results:
-        table.add_row(*cells(result))
-    return table
-
-
-def markdown(results: list[Result]) -> str:
-    """The same as a Markdown table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, results)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-if __name__ == "__main__":
-    main()
+def section_of(results: list[Result]) -> Section:
+    """The results as a table."""
+    title = "extraction / bare (forward to the hook and one matmul, nothing kept)"
+    return Section("extraction", title, COLUMNS, [cells(r) for r in results], [asdict(r) for r in results])

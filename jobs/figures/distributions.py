@@ -36,17 +36,12 @@ def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
 
 def draw_mean_activation(features: pl.DataFrame, site: str) -> Figure:
     """How strongly features fire when they fire, by the magnitude of their mean activation."""
-    fired = features.filter(pl.col("mean_active").abs() > 0)
-    figure, axes = canvas(
-        "How strongly features fire",
-        site,
-        f"{fired.height:,} of {counted(features.height, 'feature')} fired",
-        _rows(features),
-    )
-    if fired.is_empty():
+    shown, facts = with_a_mean(features)
+    figure, axes = canvas("How strongly features fire", site, *facts, _rows(features))
+    if shown.is_empty():
         nothing(axes, "no feature fired")
         return figure
-    means = fired["mean_active"].to_numpy()
+    means = shown["mean_active"].to_numpy()
     _log_histogram(axes, np.abs(means), "median {:.3g}")
     axes.set_xlabel(f"{magnitude(means)} (log scale, units of the SAE)")
     return figure
@@ -70,6 +65,19 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     axes.set_xlabel("L0 (features active in a row)" + (f", {width} to a bar" if width > 1 else ""))
     axes.set_ylabel("rows")
     return figure
+
+
+def with_a_mean(features: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """The features whose mean activation a log axis can show, and what is said of the rest.
+
+    Where negative activations fire, a mean can be 0.
+    """
+    fired = features.filter(pl.col("n_active") > 0)
+    shown = fired.filter(pl.col("mean_active") != 0)
+    facts = [f"{fired.height:,} of {counted(features.height, 'feature')} fired"]
+    if shown.height < fired.height:
+        facts.append(f"{fired.height - shown.height:,} with mean 0 are not shown")
+    return shown, facts
 
 
 def magnitude(means: F64) -> str:

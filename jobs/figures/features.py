@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from jobs.figures.distributions import magnitude
+from jobs.figures.distributions import magnitude, with_a_mean
 from jobs.figures.style import (
     BLUE,
     COLOUR_MAP,
@@ -29,12 +29,8 @@ MIDDLE = 2000
 
 def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     """Frequency against mean activation of each feature that fired, its strongest activation as colour."""
-    fired = features.filter(pl.col("mean_active").abs() > 0)
-    figure, axes = canvas(
-        "Density against strength",
-        site,
-        f"{fired.height:,} of {counted(features.height, 'feature')} fired",
-    )
+    fired, facts = with_a_mean(features)
+    figure, axes = canvas("Density against strength", site, *facts)
     if fired.is_empty():
         nothing(axes, "no feature fired")
         return figure
@@ -74,6 +70,8 @@ def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
     values = ranked["value"].to_numpy()
     if values[-1] > 0:
         log_axis(axes.yaxis, values)
+    elif values.any():  # of signed activations: logarithms on both sides of 0, nothing is left out
+        axes.set_yscale("symlog", linthresh=float(np.abs(values[values != 0]).min()))
     axes.plot(np.arange(len(values)), values, color=BLUE, linewidth=2.2, solid_capstyle="round")
     for start, colour in zip(windows(len(values)), (VERMILION, GREEN), strict=False):
         _mark_window(axes, start, values, colour)

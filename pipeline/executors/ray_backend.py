@@ -20,7 +20,7 @@ from pipeline.executors.dispatch import CallFailedError, WorkerLostError
 from pipeline.worker import Worker
 from schemas.errors import InputError, ShardError
 from schemas.records import Plan, Receipt
-from schemas.run_file import Extract
+from schemas.run_file import CheckSae, Extract
 from schemas.values import Hello
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
@@ -29,8 +29,9 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 class ExtractionActor:
     """One worker in a process of its own."""
 
-    def __init__(self, root: str, plan: Plan) -> None:
-        self._worker = Worker(Path(root), plan, gpus=tuple(str(gpu) for gpu in ray.get_gpu_ids()))
+    def __init__(self, root: str, plan: Plan, check_sae: CheckSae) -> None:
+        gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+        self._worker = Worker(Path(root), plan, gpus, check_sae)
 
     def hello(self) -> Hello:
         """Load everything, and say what this node sees; the node goes by Ray's id, as draining ones do."""
@@ -46,7 +47,7 @@ class RayBackend:
 
     def __init__(self, root: Path, plan: Plan, extract: Extract) -> None:
         _check_gpus(extract)
-        self._arguments = (str(root.absolute()), plan)
+        self._arguments = (str(root.absolute()), plan, extract.check_sae)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
         self._actor: Any = ray.remote(
             num_cpus=extract.cpus_per_worker,

@@ -7,11 +7,12 @@ taking a digest, does not import torch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.models.device import require_device
 from schemas import run_file
+from schemas.records import digest_of
 from schemas.values import TokenBatch
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = ["LOADERS", "Model", "load_model", "max_context", "model_digest"]
 
 LOADERS = {
     "transformer_lens": "pipeline.models.transformer_lens",
+    "hooked_transformer": "pipeline.models.hooked_transformer",
     "torch_module": "pipeline.models.torch_module",
 }
 """`model.loader` of the run file -> module."""
@@ -41,11 +43,24 @@ class Model(Protocol):
     def widths(self) -> dict[str, int]:
         """Hook name -> width d of x there."""
 
-    def forward(self, batch: TokenBatch) -> dict[str, torch.Tensor]:
+    def forward(self, batch: TokenBatch, also: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """Hook name -> x float32 [sum(lengths), d] on the device: real tokens only, in (context, position)
-        order.
+        order; at the hooks it was loaded for, and at those in `also`.
 
-        The computation stops behind the last hook.
+        The computation stops behind the last hook. A hook that does not exist or fire is an InputError.
+        """
+
+    def losses(
+        self,
+        batch: TokenBatch,
+        replace: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """-ln p(next token), float32 [sum(lengths - 1)] on the device: of every real token with a real
+        successor in its context, in (context, position) order.
+
+        `replace`: hook name -> function of x, float32 [sum(lengths), d], whose answer of the same shape goes
+        on through the model in the place of x, in the model's precision; pads keep what they have.
+        InputError for a model that gives no logits of the next token.
         """
 
 
@@ -68,10 +83,12 @@ def model_digest(model: run_file.Model) -> str:
     """sha256 in hex of the weights and the configuration, as far as they lie in files here.
 
     A local folder: its weight, configuration and code files. A Hugging Face name: the name alone. A
-    torch_module: the import path and the source file of its function.
+    torch_module: the import path and the source file of its function. Weight processing counts where there is
+    any.
     """
     digest: str = _loader(model).digest(model.path)
-    return digest
+    processing = list(model.weight_processing)
+    return digest_of({"model": digest, "processing": processing}) if processing else digest
 
 
 def max_context(model: run_file.Model) -> int | None:

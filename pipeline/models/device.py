@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -30,6 +35,16 @@ def require_device(device: str) -> None:
             "the run file asks for a GPU (model.device or extract.gpus_per_worker), but torch sees none "
             "here: set model.device: cpu and extract.gpus_per_worker: 0, or run where there is one"
         )
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The array as a tensor on `device`; to a GPU through pinned memory: nothing waits for the copy."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def describe_device(device: str) -> str:

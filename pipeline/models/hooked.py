@@ -1,29 +1,31 @@
-"""One forward pass over a batch of contexts: x is taken at each hook, and the pass ends behind the last one.
+"""One forward pass over a batch of contexts: x is read or replaced at hooks, and losses are taken.
 
-B contexts, T positions, N real tokens, D width of x.
+B contexts, T positions, N real tokens, D width of x, V vocabulary.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
-from typing import NoReturn, final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.models.attach import Attach, Take
+from pipeline.models.device import to_device
+from pipeline.models.losses import next_token_losses
 from schemas.errors import InputError
 from schemas.values import TokenBatch
 
-Take = Callable[[object], None]
-"""Receives what a module gave at a hook."""
-
-Attach = Callable[[str, Take], Callable[[], None]]
-"""Call the Take at the hook of this name from now on, until the function returned is called."""
-
 Run = Callable[[Tensor, Tensor | None], object]
-"""Forward token ids int64 [B, T] with an attention mask int64 [B, T], or None when nothing is padded."""
+"""Forward token ids int64 [B, T] with an attention mask int64 [B, T], or None when nothing is padded; returns
+the logits [B, T, V] of the next token, or None from a model that predicts none."""
+
+Replace = Callable[[Tensor], Tensor]
+"""x float32 [N, D] -> what stands in for it, [N, D]."""
 
 PROBE = (2, 7)
 """Contexts and tokens run once when a model is loaded; an odd shape, so that [B, heads, ...] is not
@@ -34,84 +36,152 @@ class _AllTaken(Exception):  # noqa: N818 - it carries no error
     """Ends a forward pass: nothing behind this point is wanted."""
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """A batch on the device.
+
+    `ids` int64 [B, T]; `mask` int64 [B, T], None when nothing is padded; `rows` int64 [N], the places of the
+    real tokens among all B * T.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+    rows: Tensor
+
+
 @final
 class HookedModel:
-    """A loaded model and the hooks to read; see `pipeline.models.Model`."""
+    """A loaded model and the hooks to read; see `pipeline.models.Model`.
+
+    At a hook in `read_only`, what is put does not reach all that reads it.
+    """
 
     def __init__(
-        self, hooks: list[str], attach: Attach, run: Run, device: torch.device, max_context: int | None
+        self,
+        hooks: list[str],
+        attach: Attach,
+        run: Run,
+        device: torch.device,
+        max_context: int | None,
+        read_only: Collection[str] = (),
     ) -> None:
         self.hooks, self.device, self.max_context = list(dict.fromkeys(hooks)), device, max_context
-        self._attach, self._run = attach, run
+        self._attach, self._run, self._read_only = attach, run, read_only
         probe = self.forward(TokenBatch(np.zeros(PROBE, dtype=np.int64), np.full(PROBE[0], PROBE[1])))
         self.widths = {hook: x.shape[1] for hook, x in probe.items()}
 
-    def forward(self, batch: TokenBatch) -> dict[str, Tensor]:
+    def forward(self, batch: TokenBatch, also: Sequence[str] = ()) -> dict[str, Tensor]:
         """See `pipeline.models.Model`."""
-        self._check_length(batch.token_ids.shape[1])
-        token_ids = torch.from_numpy(batch.token_ids).to(self.device)
-        real = torch.arange(token_ids.shape[1]) < torch.from_numpy(batch.lengths)[:, None]
-        mask = real.to(self.device, torch.int64) if batch.is_padded else None
-        rows = real.flatten().nonzero()[:, 0].to(self.device)
+        hooks = list(dict.fromkeys([*self.hooks, *also]))
+        inputs = self._put(batch)
         taken: dict[str, Tensor] = {}
 
         def take_at(hook: str) -> Take:
             def take(output: object) -> None:
-                taken[hook] = rows_of(output, token_ids.shape, rows, hook)
-                if len(taken) == len(self.hooks):
+                if hook not in taken:  # a module that is called twice gives what it gave first
+                    taken[hook] = rows_of(output, inputs.ids.shape, inputs.rows, hook)
+                if len(taken) == len(hooks):
                     raise _AllTaken
 
             return take
 
-        detach = [self._attach(hook, take_at(hook)) for hook in self.hooks]
-        try:
-            with torch.inference_mode():
-                self._run(token_ids, mask)
-        except _AllTaken:
-            return {hook: taken[hook] for hook in self.hooks}
-        except IndexError as error:
-            raise InputError(
-                f"the model refused token ids up to {batch.token_ids.max()} ({error}): its vocabulary is not "
-                "that of tokens.tokenizer"
-            ) from error
-        finally:
-            for remove in detach:
-                remove()
-        silent = [hook for hook in self.hooks if hook not in taken]
-        raise InputError(
-            f"the model never came to hook {', '.join(silent)}: choose a hook that its forward pass visits"
-        )
+        with suppress(_AllTaken):
+            self._pass(batch, inputs, {hook: take_at(hook) for hook in hooks})
+        _refuse_silent(hooks, taken)
+        return {hook: taken[hook] for hook in hooks}
 
-    def _check_length(self, length: int) -> None:
-        """Stop for a context that the model can not take."""
+    def losses(self, batch: TokenBatch, replace: Mapping[str, Replace] | None = None) -> Tensor:
+        """See `pipeline.models.Model`."""
+        inputs = self._put(batch)
+        replace = replace or {}
+        fired: set[str] = set()
+
+        def take_at(hook: str) -> Take:
+            def take(output: object) -> object:
+                fired.add(hook)
+                return put_rows(output, inputs.ids.shape, inputs.rows, hook, replace[hook])
+
+            return take
+
+        for hook in replace:
+            self._check_replaceable(hook)
+        logits = self._pass(batch, inputs, {hook: take_at(hook) for hook in replace})
+        _refuse_silent(replace, fired)
+        with torch.inference_mode():
+            return next_token_losses(logits, batch, self.device)
+
+    def _put(self, batch: TokenBatch) -> _Inputs:
+        """The batch on the device, without waiting for it."""
+        length = batch.token_ids.shape[1]
         if self.max_context is not None and length > self.max_context:
             raise InputError(
                 f"a context of {length} tokens is longer than the model's {self.max_context}: "
                 "lower tokens.context_size"
             )
+        real = np.arange(length) < batch.lengths[:, None]
+        mask = to_device(real.astype(np.int64), self.device) if batch.is_padded else None
+        rows = to_device(np.flatnonzero(real), self.device)
+        return _Inputs(to_device(batch.token_ids, self.device), mask, rows)
+
+    def _pass(self, batch: TokenBatch, inputs: _Inputs, takes: Mapping[str, Take]) -> object:
+        """Run the model with `takes` attached; what it returns."""
+        with ExitStack() as attached, torch.inference_mode():
+            for hook, take in takes.items():
+                attached.callback(self._attach(hook, take))
+            try:
+                return self._run(inputs.ids, inputs.mask)
+            except IndexError as error:
+                raise InputError(
+                    f"the model refused token ids up to {batch.token_ids.max()} ({error}): its vocabulary is "
+                    "not that of tokens.tokenizer"
+                ) from error
+
+    def _check_replaceable(self, hook: str) -> None:
+        """Stop where replacing x would silently do something else."""
+        if hook in self._read_only:
+            raise InputError(
+                f"x at hook {hook} can be read but not replaced with this loader, as what is put there "
+                "reaches only the next sublayer and not the residual stream: use model.loader: "
+                "hooked_transformer, or another hook"
+            )
+
+
+def _refuse_silent(hooks: Iterable[str], fired: Collection[str]) -> None:
+    """Every hook must have fired."""
+    silent = [hook for hook in hooks if hook not in fired]
+    if silent:
+        raise InputError(
+            f"the model never came to hook {', '.join(silent)}: choose a hook that its forward pass visits"
+        )
 
 
 def rows_of(output: object, shape: torch.Size, rows: Tensor, hook: str) -> Tensor:
     """X of the real tokens, a new float32 [N, D], from an output [B, T, ...] (of a tuple: its first)."""
+    x = _tensor_of(output, shape, hook)
+    # index_select copies, so that later layers may work in place on what the hook saw.
+    return x.detach().flatten(0, 1).flatten(1).index_select(0, rows).float()
+
+
+def put_rows(output: object, shape: torch.Size, rows: Tensor, hook: str, replace: Replace) -> object:
+    """The output with `replace` applied to x of the real tokens; the rest as it is."""
+    x = _tensor_of(output, shape, hook)
+    old = rows_of(x, shape, rows, hook)
+    new = replace(old)
+    assert new.shape == old.shape, f"{hook}: {list(new.shape)} stands in for {list(old.shape)}"
+    flat = x.detach().flatten(0, 1).flatten(1)
+    put = flat.index_copy(0, rows, new.to(flat.dtype)).view(x.shape)
+    if not isinstance(output, tuple):
+        return put
+    make: Any = getattr(output, "_make", type(output))  # a named tuple stays one
+    return make((put, *output[1:]))
+
+
+def _tensor_of(output: object, shape: torch.Size, hook: str) -> Tensor:
+    """The tensor [B, T, ...] in what a hook gave."""
     x = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[:2] != shape:
         found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise InputError(
             f"hook {hook} gives {found}, not one vector for each of the {list(shape)} tokens: choose another"
         )
-    # index_select copies, so that later layers may work in place on what the hook saw.
-    return x.detach().flatten(0, 1).flatten(1).index_select(0, rows).float()
-
-
-def refuse_unknown_hooks(hooks: Iterable[str], known: Iterable[str]) -> None:
-    """Every hook must be known, else InputError with the nearest names."""
-    names = sorted(known)
-    for hook in hooks:
-        if hook not in names:
-            _refuse(hook, names)
-
-
-def _refuse(hook: str, names: list[str]) -> NoReturn:
-    """Say which names are near."""
-    near = difflib.get_close_matches(hook, names, n=3, cutoff=0.5) or names[:8]
-    raise InputError(f"the model has no hook {hook!r}; near: {', '.join(near)}")
+    return x

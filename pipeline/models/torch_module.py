@@ -3,7 +3,8 @@ arguments.
 
 The module's forward takes token ids int64 [B, T]. Hook names are module paths (`layers.3`, `layers.3.mlp`); x
 is the module's output [B, T, ...], of a tuple the first. Contexts are padded with id 0 on the right and no
-mask is given: the module must be causal, or no context be shorter than the rest.
+mask is given: the module must be causal, or no context be shorter than the rest. Losses need a module that
+returns the logits [B, T, V] of the next token, alone, first in a tuple, or as `.logits`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,22 @@ from schemas.records import digest_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.models.hooked import Attach, HookedModel, Take
+    from pipeline.models.attach import Attach, Detach, Take
+    from pipeline.models.hooked import HookedModel
 
 
 def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch
 
-    from pipeline.models.hooked import HookedModel, refuse_unknown_hooks
+    from pipeline.models.hooked import HookedModel
 
+    if model.weight_processing:
+        raise InputError(
+            f"model.processing ({', '.join(model.weight_processing)}) is TransformerLens' and not possible "
+            "with model.loader: torch_module: set model.processing: {}"
+        )
     module = _build(model.path).to(device, getattr(torch, model.dtype)).eval()
-    refuse_unknown_hooks(hooks, (name for name, _ in module.named_modules() if name))
 
     def run(token_ids: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
         return module(token_ids)
@@ -85,13 +90,14 @@ def _build(path: str) -> nn.Module:
 
 
 def _attacher(module: nn.Module) -> Attach:
-    """Attach with torch's own forward hooks."""
+    """Attach by module path."""
+    from pipeline.models.attach import attach_to_module, refuse_hook
 
-    def attach(name: str, take: Take) -> Callable[[], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: object) -> None:
-            take(output)
+    modules = {name: part for name, part in module.named_modules() if name}
 
-        handle: Callable[[], None] = module.get_submodule(name).register_forward_hook(hook).remove
-        return handle
+    def attach(name: str, take: Take) -> Detach:
+        if name not in modules:
+            refuse_hook(name, modules)
+        return attach_to_module(modules[name], take)
 
     return attach

@@ -1,8 +1,11 @@
 """Loader of Hugging Face models through TransformerLens' TransformerBridge (versions 3.9 and 4).
 
-Weights stay as Hugging Face has them (no folding, no centring), attention is eager, and hook names are
-TransformerLens': `blocks.9.hook_resid_post`, `blocks.3.attn.hook_z` (flattened to [heads * d_head]), ... The
-pass is ended by an exception from our own hook, which works alike in both versions and for every
+Weights stay as Hugging Face has them, unless model.processing asks for folding or centring (the bridge's
+compatibility mode, which gives HookedTransformer's values). Attention is eager. Hook names are
+TransformerLens', `blocks.9.hook_resid_post`, `blocks.3.attn.hook_z` (flattened to [heads * d_head]), ..., or
+paths of Hugging Face's own modules, `model.layers.9`: x is the module's output, of a tuple the first.
+
+The pass is ended by an exception from our own hook, which works alike in both versions and for every
 architecture; `run_with_cache(stop_at_layer=...)` would compute the whole last block and, at the last layer,
 the vocabulary.
 """
@@ -11,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from schemas import run_file
 from schemas.errors import InputError
@@ -22,7 +24,8 @@ from schemas.records import digest_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.models.hooked import Attach, HookedModel, Run, Take
+    from pipeline.models.attach import Attach, Detach, Take
+    from pipeline.models.hooked import HookedModel, Run
 
 CONFIG = "config.json"
 
@@ -33,17 +36,24 @@ CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence
 """Where the configurations of different architectures keep the longest context."""
 
 
+HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
+"""In the names of architectures whose folders hold weights of a head."""
+
+RESIDUAL_MIDDLE = "hook_resid_mid"
+"""Ends hooks that the bridge lays on the second norm's input: what is put there reaches only that norm."""
+
+
 def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch
 
-    from pipeline.models.hooked import HookedModel, refuse_unknown_hooks
+    from pipeline.models.hooked import HookedModel
 
     bridge = _boot(model, device)
-    points = bridge.hook_dict
-    refuse_unknown_hooks(hooks, points)
+    _process_weights(bridge, model)
     limit = _longest(bridge.original_model.config.to_dict())
-    return HookedModel(hooks, _attacher(points), _runner(bridge), torch.device(device), limit)
+    read_only = {name for name in bridge.hook_dict if name.endswith(RESIDUAL_MIDDLE)}
+    return HookedModel(hooks, _attacher(bridge), _runner(bridge), torch.device(device), limit, read_only)
 
 
 def digest(path: str) -> str:
@@ -61,55 +71,104 @@ def max_context(path: str) -> int | None:
     return _longest(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else None
 
 
+def require_folder(path: str) -> None:
+    """A folder must hold a model; a name is Hugging Face's to know."""
+    if Path(path).is_dir() and not (Path(path) / CONFIG).is_file():
+        raise InputError(f"model folder {path} has no {CONFIG}: give a folder as saved by save_pretrained")
+
+
+def refuse_model(path: str, error: Exception) -> NoReturn:
+    """Say in one sentence why TransformerLens can not load this; its own first one, as lists may follow."""
+    reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+    raise InputError(
+        f"model {path} can not be loaded by transformer_lens ({reason}): give another model, or build this "
+        "one in a function and set model.loader: torch_module"
+    ) from error
+
+
 def _boot(model: run_file.Model, device: str) -> Any:
     """The bridge, in evaluation mode."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils.logging import disable_progress_bar
 
-    folder = Path(model.path)
-    if folder.is_dir() and not (folder / CONFIG).is_file():
-        raise InputError(
-            f"model folder {model.path} has no {CONFIG}: give a folder as saved by save_pretrained"
-        )
+    require_folder(model.path)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         bridge = TransformerBridge.boot_transformers(
             model.path, device=device, dtype=getattr(torch, model.dtype)
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"model {model.path} can not be loaded: {' '.join(str(error).split())}") from error
+        refuse_model(model.path, error)
     return bridge.eval()
 
 
-def _attacher(points: dict[str, Any]) -> Attach:
-    """Attach through TransformerLens, which brings heads and scales into its own conventions first."""
+def _process_weights(bridge: Any, model: run_file.Model) -> None:
+    """Fold and centre as HookedTransformer would have."""
+    if not model.weight_processing:
+        return
+    flags = {name: name in model.weight_processing for name in run_file.PROCESSING}
+    try:
+        bridge.enable_compatibility_mode(disable_warnings=True, **flags)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"model.processing ({', '.join(model.weight_processing)}) is not possible with model "
+            f"{model.path} ({' '.join(str(error).split())}): set model.processing: {{}}"
+        ) from error
 
-    def attach(name: str, take: Take) -> Callable[[], None]:
-        point = points[name]
 
-        def hook_function(value: Tensor, hook: Any) -> None:  # noqa: ARG001 - TransformerLens passes it by name
-            take(value)
+def _attacher(bridge: Any) -> Attach:
+    """Attach through TransformerLens; at a Hugging Face module where the name is none of its hooks."""
+    from pipeline.models.attach import attach_to_module, attach_to_point, refuse_hook
 
-        point.add_hook(hook_function)
-        handle = point.fwd_hooks[-1]
+    points = bridge.hook_dict
+    modules = _hugging_face_modules(bridge.original_model)
 
-        def remove() -> None:
-            handle.hook.remove()
-            point.fwd_hooks.remove(handle)
-
-        return remove
+    def attach(name: str, take: Take) -> Detach:
+        if name in points:
+            return attach_to_point(bridge, name, take)
+        if name not in modules:
+            refuse_hook(name, [*points, *modules])
+        return attach_to_module(modules[name], take)
 
     return attach
 
 
+def _hugging_face_modules(model: Any) -> dict[str, Any]:
+    """Hugging Face's module paths -> modules, of a model in which the bridge has wrapped some of them.
+
+    A wrapper stands at the path of what it wraps, which the bridge may run or replace by its own arithmetic.
+    """
+    wrapped = "._original_component"
+    modules: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if path and not path.endswith(wrapped) and not path.rpartition(".")[2].startswith("hook_"):
+            modules.setdefault(path.replace(wrapped, ""), module)
+    return modules
+
+
 def _runner(bridge: Any) -> Run:
-    """Forward without keeping a key-value cache or attention patterns."""
+    """Forward without keeping a key-value cache."""
+    predicts = _predicts_next_token(bridge)
 
     def run(token_ids: Tensor, mask: Tensor | None) -> object:
-        return bridge.forward(token_ids, return_type=None, attention_mask=mask, use_cache=False)
+        logits = bridge.forward(token_ids, return_type="logits", attention_mask=mask, use_cache=False)
+        return logits if predicts else None
 
     return run
+
+
+def _predicts_next_token(bridge: Any) -> bool:
+    """Whether its logits are trained ones of the next token.
+
+    The bridge gives an encoder, and a folder that holds no head, a head with random weights.
+    """
+    config, loaded = bridge.original_model.config, type(bridge.original_model).__name__
+    if not bridge.adapter.supports_causal_loss or config.is_encoder_decoder or "MaskedLM" in loaded:
+        return False
+    stored = config.architectures or [loaded]
+    has_head = any(mark in name for name in stored for mark in HEADS)
+    return has_head or bool(getattr(config, "tie_word_embeddings", False))
 
 
 def _longest(config: dict[str, Any]) -> int | None:

@@ -3,6 +3,9 @@
 A new file format is one module in pipeline/saes/formats/ and one line in FORMATS; a new architecture is one
 rule (pipeline/saes/rule.py) and one line in ARCHITECTURES. Importing this package does not import torch;
 neither do metadata and digests, but of SAEs whose only file is one of torch's.
+
+A spec is a path (`~` is expanded), `hf:...` (pipeline/saes/hub.py: the same formats, from the hub) or
+`saelens:...` (pipeline/saes/saelens_package.py: whatever the sae-lens package reads).
 """
 
 from __future__ import annotations
@@ -12,21 +15,33 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.hub import PREFIX as HUB
+from pipeline.saes.hub import snapshot
+from pipeline.saes.metadata import SaeMetadata, checked
+from pipeline.saes.saelens_package import PREFIX as SAELENS
+from pipeline.saes.saelens_package import Opened, open_sae
 from schemas.errors import InputError
 from schemas.records import digest_of
+from schemas.run_file import EncodeDtype
 
 if TYPE_CHECKING:
     from pipeline.saes.encoder import Encoder
 
 __all__ = ["FORMATS", "SaeMetadata", "choose_block", "load_sae", "read_metadata", "sae_digest"]
 
-FORMATS = {"saelens": "pipeline.saes.formats.saelens"}
+FORMATS = {
+    "saelens": "pipeline.saes.formats.saelens",
+    "sparsify": "pipeline.saes.formats.sparsify",
+    "dictionary_learning": "pipeline.saes.formats.dictionary_learning",
+    "plain_dict": "pipeline.saes.formats.plain_dict",
+    "openai": "pipeline.saes.formats.openai",
+    "gemma_scope": "pipeline.saes.formats.gemma_scope",
+    "gemma_scope_2": "pipeline.saes.formats.gemma_scope_2",
+    "llama_scope": "pipeline.saes.formats.llama_scope",
+}
 """File format -> module of its reader."""
-
-EncodeDtype = Literal["float32", "bfloat16"]
 
 CPU_BLOCK = (1024, 1024)
 """Rows and features of a block: 4 MiB of float32, which stay in the caches between matmul and selection.
@@ -39,7 +54,7 @@ GPU_BLOCK_BYTES = 1 << 30
 def load_sae(
     spec: str, device: str = "cpu", dtype: EncodeDtype | None = None, *, block: tuple[int, int] | None = None
 ) -> Encoder:
-    """Load the SAE at `spec`: a folder or a file of one of FORMATS.
+    """Load the SAE at `spec`: a folder or a file of one of FORMATS, `hf:...` or `saelens:...`.
 
     It computes in float32, whatever its weights are stored in; with `dtype` bfloat16 the factors of x @ W_enc
     are rounded to it and summed in float32. `block` (rows, features) cuts that product (default:
@@ -47,35 +62,46 @@ def load_sae(
     """
     import torch
 
-    from pipeline.saes.encoder import Block, Encoder
+    from pipeline.saes.encoder import Block, RuleEncoder
     from pipeline.saes.weights import finished, rule_of
 
     with _named(spec):
-        module, path = reader_of(spec)
-        metadata: SaeMetadata = module.read_metadata(path)
-        stored: dict[str, torch.Tensor] = finished(module.read_weights(path, metadata), metadata, spec)
+        if spec.startswith(SAELENS):
+            opened = open_sae(spec)
+            metadata, raw = checked(opened.metadata, spec), opened.weights()
+            if not opened.has_rule:
+                return _reference_encoder(opened, device, dtype, block)
+        else:
+            module, path = reader_of(spec)
+            metadata = checked(module.read_metadata(path), spec)
+            raw = module.read_weights(path, metadata)
+        stored: dict[str, torch.Tensor] = finished(raw, metadata, spec)
     weights = {name: tensor.to(device) for name, tensor in stored.items()}
     rule = rule_of(metadata, weights)
     cut = Block(*(block or choose_block(metadata.d_sae, device)))
-    return Encoder(metadata, weights, rule, cut, getattr(torch, dtype or "float32"))
+    return RuleEncoder(metadata, weights, rule, cut, getattr(torch, dtype or "float32"))
 
 
 def read_metadata(spec: str) -> SaeMetadata:
     """What the SAE's files say about it."""
     with _named(spec):
+        if spec.startswith(SAELENS):
+            return checked(open_sae(spec).metadata, spec)
         module, path = reader_of(spec)
-        metadata: SaeMetadata = module.read_metadata(path)
-    return metadata
+        return checked(module.read_metadata(path), spec)
 
 
 def sae_digest(spec: str) -> str:
     """sha256 in hex of the weights and of every setting that moves a number."""
     with _named(spec):
+        if spec.startswith(SAELENS):
+            return digest_of(open_sae(spec).digest())
         module, path = reader_of(spec)
         metadata: SaeMetadata = module.read_metadata(path)
         weights = [_sha256(file) for file in module.weight_files(path)]
+        settings = module.settings(path) if hasattr(module, "settings") else {}
     content: Any = weights[0] if len(weights) == 1 else weights
-    return digest_of({"format": metadata.format, "weights": content, **metadata.recipe()})
+    return digest_of({"format": metadata.format, "weights": content, **settings, **metadata.recipe()})
 
 
 def choose_block(d_sae: int, device: str = "cpu") -> tuple[int, int]:
@@ -87,8 +113,8 @@ def choose_block(d_sae: int, device: str = "cpu") -> tuple[int, int]:
 
 
 def reader_of(spec: str) -> tuple[Any, Path]:
-    """The reader's module, and the path that it reads."""
-    path = Path(spec)
+    """The reader's module, and the path that it reads; `hf:...` is downloaded first."""
+    path = snapshot(spec) if spec.startswith(HUB) else Path(spec).expanduser()
     if not path.exists():
         raise InputError(f"SAE {spec} does not exist: give the path of an SAE's folder or file")
     modules = {name: importlib.import_module(module) for name, module in FORMATS.items()}
@@ -100,7 +126,31 @@ def reader_of(spec: str) -> tuple[Any, Path]:
         raise InputError(
             f"SAE {spec} could be of several formats ({looked_for}): give the path of its weights' file"
         )
-    raise InputError(f"SAE {spec} is in no known format; looked for {looked_for}")
+    raise InputError(f"SAE {spec} is in no known format; looked for {looked_for}; {_what_is_there(path)}")
+
+
+def _what_is_there(path: Path) -> str:
+    """The contents of an unknown folder, for a sentence."""
+    if not path.is_dir():
+        return f"it is a file named {path.name}"
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"it holds {', '.join(names[:12])}{more}" if names else "it is empty"
+
+
+def _reference_encoder(
+    opened: Opened, device: str, dtype: EncodeDtype | None, block: tuple[int, int] | None
+) -> Encoder:
+    """For an architecture that has no rule here."""
+    from pipeline.saes.reference import ReferenceEncoder
+
+    if dtype not in (None, "float32"):
+        raise InputError(
+            f"an SAE of architecture {opened.metadata.architecture} is encoded by the sae-lens package in "
+            f"float32; encode_dtype {dtype} is not possible"
+        )
+    rows, _ = block or choose_block(opened.metadata.d_sae, device)
+    return ReferenceEncoder(opened.sae.to(device), opened.metadata, rows)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.saes.rule import Rule
-from schemas.values import SparseFeatures
+from schemas.values import I32, SparseFeatures
 
 FIRST_CAPACITY = 256
 """Candidates a row that the buffers hold at first."""
@@ -42,6 +42,7 @@ class DeviceSelection:
     def __init__(self, rule: Rule, first_capacity: int = FIRST_CAPACITY) -> None:
         self._rule = rule
         self._per_row = first_capacity
+        self._most = 0
 
     def submit(
         self, x: Tensor, products: Products, refuse_not_finite: Callable[[Tensor], None]
@@ -51,14 +52,18 @@ class DeviceSelection:
         for product in products(x):
             capacity = min(len(product) * self._per_row, product.numel())
             blocks.append(self._packed(product, capacity))
-            shapes.append((len(product), product.shape[1], capacity))
+            shapes.append((len(product), capacity))
         copy = _to_host(torch.cat(blocks))
 
-        def again(needed: int) -> PendingFeatures:
-            self._per_row = max(self._per_row, needed)
+        def again() -> PendingFeatures:
             return self.submit(x, products, refuse_not_finite)
 
-        return PendingFeatures(copy, shapes, self._rule, lambda: refuse_not_finite(x), again)
+        return PendingFeatures(copy, shapes, self._rule, self._learn, lambda: refuse_not_finite(x), again)
+
+    def _learn(self, per_row: int) -> None:
+        """Fit the next buffers to the most candidates a row of a block so far, with half as many spare."""
+        self._most = max(self._most, per_row)
+        self._per_row = self._most * 3 // 2 + 16
 
     def _packed(self, product: Tensor, capacity: int) -> Tensor:
         """Candidates a row [n], then features [C], then values [C], as int32; what is not used is 0."""
@@ -77,12 +82,13 @@ class PendingFeatures:
     def __init__(
         self,
         copy: _Copy,
-        shapes: list[tuple[int, int, int]],
+        shapes: list[tuple[int, int]],
         rule: Rule,
+        learn: Callable[[int], None],
         refuse_not_finite: Callable[[], None],
-        again: Callable[[int], PendingFeatures],
+        again: Callable[[], PendingFeatures],
     ) -> None:
-        self._copy, self._shapes, self._rule = copy, shapes, rule
+        self._copy, self._shapes, self._rule, self._learn = copy, shapes, rule, learn
         self._refuse_not_finite, self._again = refuse_not_finite, again
 
     def result(self) -> SparseFeatures:
@@ -92,17 +98,22 @@ class PendingFeatures:
         packed = self._copy.packed.numpy()
         if not packed[0]:
             self._refuse_not_finite()
-        parts, start = [], 1
-        for rows, _, capacity in self._shapes:
-            per_row, start = packed[start : start + rows], start + rows
-            indptr = np.concatenate([[0], np.cumsum(per_row, dtype=np.int64)])
-            nnz = int(indptr[-1])
-            if nnz > capacity:
-                return self._again(-(-nnz * 5 // (4 * rows))).result()
-            indices, values = packed[start:][:nnz], packed[start + capacity :][:nnz].view(np.float32)
-            start += 2 * capacity
-            parts.append(self._rule.finish(SparseFeatures(indptr, indices.copy(), values.copy())))
+        starts = np.cumsum([1, *(rows + 2 * capacity for rows, capacity in self._shapes)])
+        counts = [packed[start:][:rows] for start, (rows, _) in zip(starts, self._shapes, strict=False)]
+        fits = [int(c.sum()) <= capacity for c, (_, capacity) in zip(counts, self._shapes, strict=True)]
+        self._learn(max((-(-int(c.sum()) // len(c)) for c in counts), default=0))
+        if not all(fits):
+            return self._again().result()
+        blocks = zip(counts, starts, self._shapes, strict=False)
+        parts = [self._block(c, packed[start + rows :], capacity) for c, start, (rows, capacity) in blocks]
         return SparseFeatures.concatenate(parts)
+
+    def _block(self, counts: I32, rest: I32, capacity: int) -> SparseFeatures:
+        """The exact choice in one block: candidates a row [n], then features [C] and values [C]."""
+        indptr = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        nnz = int(indptr[-1])
+        values = rest[capacity:][:nnz].view(np.float32)
+        return self._rule.finish(SparseFeatures(indptr, rest[:nnz].copy(), values.copy()))
 
 
 def _to_host(tensor: Tensor) -> _Copy:

@@ -38,7 +38,7 @@ class Pending(Protocol):
         """Wait for them."""
 
 
-class _Done(NamedTuple):
+class Done(NamedTuple):
     """Features that are there."""
 
     features: SparseFeatures
@@ -46,6 +46,67 @@ class _Done(NamedTuple):
     def result(self) -> SparseFeatures:
         """See Pending."""
         return self.features
+
+
+class Encoder(Protocol):
+    """One SAE on one device. Thread-safe, and free of state between calls."""
+
+    @property
+    def metadata(self) -> SaeMetadata:
+        """What its files say about it."""
+
+    @property
+    def block(self) -> Block:
+        """How its products are cut."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the factors of x @ W_enc are rounded to; sums are float32."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of x."""
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+
+    @property
+    def hook_name(self) -> str | None:
+        """Where the SAE was trained to read x, if its files say so."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+
+    def accepts(self, width: int) -> bool:
+        """Whether x [N, width] can be encoded."""
+
+    def encode(self, x: Tensor) -> SparseFeatures:
+        """Encode x [N, d_model] of any float dtype (computed in float32); a stored value is never 0.
+
+        An SAE of one attention head takes x [N, heads * d_model] as well. Raises InputError for a wrong
+        width, ShardError for NaN or infinity in x.
+        """
+
+    def submit(self, x: Tensor) -> Pending:
+        """Begin to encode x, as `encode` does.
+
+        On a GPU nothing is waited for: ask for the result after the next batch was submitted.
+        """
+
+    def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
+        """Reconstruct x, of a transcoder what is at `hook_name_out`: float32 [N, width_out], on the device.
+
+        `like` is the x that was encoded; SAEs that normalise their input by its own norm, and transcoders
+        with a skip connection, can not do without it.
+        """
+
+    def weights(self) -> dict[str, NDArray[np.float32]]:
+        """The weights in use by SAELens' names, float32: W_enc [D, F], W_dec [F, D], b_dec [D], biases [F].
+
+        Rescaling by decoder norms is already folded in, so activations @ W_dec + b_dec is the reconstruction.
+        """
 
 
 class _Scratch(threading.local):
@@ -56,8 +117,8 @@ class _Scratch(threading.local):
 
 
 @final
-class Encoder:
-    """One SAE on one device. Thread-safe: a thread has its own buffers."""
+class RuleEncoder:
+    """An Encoder by the rule of its architecture; a thread has its own buffers."""
 
     def __init__(
         self,
@@ -83,51 +144,40 @@ class Encoder:
 
     @property
     def d_model(self) -> int:
-        """Width of x."""
+        """See Encoder."""
         return self.metadata.d_model
 
     @property
     def d_sae(self) -> int:
-        """Number of features."""
+        """See Encoder."""
         return self.metadata.d_sae
 
     @property
     def hook_name(self) -> str | None:
-        """Where the SAE was trained to read x, if its files say so."""
+        """See Encoder."""
         return self.metadata.hook_name
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """See Encoder."""
         return self._weights["W_dec"].device
 
     def encode(self, x: Tensor) -> SparseFeatures:
-        """Encode x [N, d_model] of any float dtype (computed in float32); a stored value is never 0.
-
-        An SAE of one attention head takes x [N, heads * d_model] as well. Raises InputError for a wrong
-        width, ShardError for NaN or infinity in x.
-        """
+        """See Encoder."""
         return self.submit(x).result()
 
     def submit(self, x: Tensor) -> Pending:
-        """Begin to encode x, as `encode` does.
-
-        On a GPU nothing is waited for: ask for the result after the next batch was submitted.
-        """
+        """See Encoder."""
         x = self._read(x)
         with torch.inference_mode():
             if self._on_device is None:
                 self._refuse_not_finite(x)
                 blocks = [self._encode_rows(rows) for rows in self._row_blocks(x)]
-                return _Done(SparseFeatures.concatenate(blocks))
+                return Done(SparseFeatures.concatenate(blocks))
             return self._on_device.submit(x, self._products, self._refuse_not_finite)
 
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
-        """Reconstruct x, of a transcoder what is at `hook_name_out`: float32 [N, width_out], on the device.
-
-        `like` is the x that was encoded; SAEs that normalise their input by its own norm, and transcoders
-        with a skip connection, can not do without it.
-        """
+        """See Encoder."""
         how = self.metadata.normalize_activations
         with torch.no_grad():
             y = self._sum_of_directions(features) + self._weights["b_dec"]
@@ -143,10 +193,7 @@ class Encoder:
             return denormalize(y, like, how)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """The weights in use by SAELens' names, float32: W_enc [D, F], W_dec [F, D], b_dec [D], biases [F].
-
-        Rescaling by decoder norms is already folded in, so activations @ W_dec + b_dec is the reconstruction.
-        """
+        """See Encoder."""
         return {name: tensor.float().cpu().numpy() for name, tensor in self._weights.items()}
 
     def _rounded(self, tensor: Tensor) -> Tensor:
@@ -166,7 +213,7 @@ class Encoder:
         return x.detach().to(self.device, torch.float32)
 
     def accepts(self, width: int) -> bool:
-        """Whether x [N, width] can be encoded."""
+        """See Encoder."""
         return width == self.d_model or self._reads_one_head_of(width)
 
     def _reads_one_head_of(self, width: int) -> bool:

@@ -5,22 +5,40 @@ A file is checked against what its SAE should hold before anything of its size i
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.pickled import UNREADABLE, Shape, flattened, read_declared
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shape = tuple[int, ...]
+TORCH_SUFFIXES = (".pt", ".pth")
+
+BROKEN_NPZ = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+)
+
+BOMB_BYTES, BOMB_RATIO = 16 << 20, 100
+"""An array larger than this, and that many times what it takes in its .npz, holds no trained weights."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,8 @@ class TensorFile:
     path: Path
     shapes: Mapping[str, Shape]
     load: Callable[[str], Tensor]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers, text and truth values that stand beside the tensors."""
 
     def take(
         self, names: Mapping[str, str], metadata: SaeMetadata, ignore: Iterable[str] = ()
@@ -61,7 +81,10 @@ class TensorFile:
             )
 
     def _read(self, name: str) -> Tensor:
-        tensor = self.load(name.removesuffix(".T")).float()
+        tensor = self.load(name.removesuffix(".T"))
+        if not tensor.is_floating_point():
+            raise InputError(f"{name} in {self.path} is of type {tensor.dtype}; weights are floating point")
+        tensor = tensor.float()
         return (tensor.T if name.endswith(".T") else tensor).contiguous()
 
 
@@ -84,6 +107,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"SAE {path.parent} has no {path.name}: is it complete?") from None
+    except OSError as error:
+        raise InputError(f"{path} can not be read ({error.strerror}): make it a readable file") from None
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not JSON: save the SAE again") from None
     if not isinstance(content, dict):
@@ -93,9 +118,31 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def positive_int(value: Any, name: str, path: Path) -> int:
     """A width or a count from a configuration."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < 1:
         raise InputError(f"{path} has {name} {value!r}; it must be a whole number from 1")
     return int(value)
+
+
+def optional_int(config: Mapping[str, Any], name: str, path: Path) -> int | None:
+    """A number from 1 that a configuration may leave out."""
+    return None if config.get(name) is None else positive_int(config[name], name, path)
+
+
+def optional_text(config: Mapping[str, Any], name: str, path: Path) -> str | None:
+    """A name that a configuration may leave out."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{path} has {name} {value!r}; it must be text")
+    return value or None
+
+
+def flag(config: Mapping[str, Any], name: str, path: Path, default: bool = False) -> bool:
+    """True or false from a configuration."""
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise InputError(f"{path} has {name} {value!r}; it must be true or false")
+    return value
 
 
 def require(path: Path) -> Path:
@@ -131,11 +178,11 @@ def open_npz(path: Path) -> TensorFile:
     try:
         with zipfile.ZipFile(require(path)) as archive:
             shapes = {
-                name.removesuffix(".npy"): _npy_shape(archive, name)
-                for name in archive.namelist()
-                if name.endswith(".npy")
+                member.filename.removesuffix(".npy"): _npy_shape(archive, member)
+                for member in archive.infolist()
+                if member.filename.endswith(".npy")
             }
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except BROKEN_NPZ as error:
         raise _damaged(path, error) from None
 
     def load(name: str) -> Tensor:
@@ -144,41 +191,76 @@ def open_npz(path: Path) -> TensorFile:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return torch.from_numpy(np.ascontiguousarray(arrays[name]))
-        except (zipfile.BadZipFile, ValueError, TypeError, OSError, EOFError) as error:
+        except BROKEN_NPZ as error:
             raise _damaged(path, error) from None
 
     return TensorFile(path, shapes, load)
 
 
-def _npy_shape(archive: zipfile.ZipFile, name: str) -> Shape:
-    """Shape of one array of an .npz, from its header."""
-    with archive.open(name) as member:
-        version = np.lib.format.read_magic(member)
+def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Shape:
+    """Shape of one array of an .npz, from its header; ValueError where the file can not hold that much."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in headers:
-            raise ValueError(f"{name} is an .npy of version {version}")
-        shape, _, dtype = headers[version](member)
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects")
+            raise ValueError(f"{member.filename} is an .npy of version {version}")
+        shape, _, dtype = headers[version](file)
+        stored = member.file_size - file.tell()
+    if dtype.kind not in "fiub":
+        raise ValueError(f"{member.filename} holds {dtype}, no numbers")
+    if math.prod(shape) * dtype.itemsize != stored or min(shape, default=0) < 0:
+        raise ValueError(f"{member.filename} says shape {list(shape)} and stores {stored} bytes")
+    if stored > BOMB_BYTES and stored > BOMB_RATIO * member.compress_size:
+        raise ValueError(f"{member.filename} unpacks {member.compress_size} bytes to {stored}")
     return tuple(shape)
 
 
 def open_torch(path: Path) -> TensorFile:
-    """A .pt or .pth file with a flat dict of tensors, read with weights_only; other entries are left out."""
-    import pickle
-
-    import torch
-
+    """A .pt or .pth file with a dict of tensors; names in a dict in it follow the dict's name and a dot."""
     try:
-        mmap = zipfile.is_zipfile(require(path))
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        declared = read_declared(require(path))
+    except UNREADABLE as error:
         raise _damaged(path, error) from None
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} holds a {type(content).__name__}; an SAE is saved as a dict of tensors")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return TensorFile(path, shapes, tensors.__getitem__)
+
+    @functools.cache
+    def content() -> dict[str, Any]:
+        import torch
+
+        return dict(flattened(torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))))
+
+    def load(name: str) -> Tensor:
+        try:
+            tensor: Tensor = content()[name].detach()
+        except UNREADABLE as error:
+            raise _damaged(path, error) from None
+        if tuple(tensor.shape) != declared.shapes[name]:
+            raise InputError(f"{path} says two shapes of {name}: copy it again, or save the SAE anew")
+        return tensor
+
+    return TensorFile(path, declared.shapes, load, declared.values)
+
+
+def only_torch_file(path: Path) -> Path | None:
+    """`path` itself if it is a .pt or .pth file, or the only one in that folder and with no other weights."""
+    if path.is_file():
+        return path if path.suffix in TORCH_SUFFIXES else None
+    files = [file for file in path.iterdir() if file.suffix in (*TORCH_SUFFIXES, ".safetensors", ".npz")]
+    return only_torch_file(files[0]) if len(files) == 1 and files[0].is_file() else None
+
+
+def torch_names(path: Path) -> set[str]:
+    """Names of the tensors in `only_torch_file(path)`; none where there is no such file.
+
+    A file in a folder may be of something else than an SAE: where it can not be read, it has no names. Of a
+    file that was given itself it is said.
+    """
+    file = only_torch_file(path)
+    try:
+        return set() if file is None else set(open_torch(file).shapes)
+    except InputError:
+        if path.is_file():
+            raise
+        return set()
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -191,5 +273,5 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 def _listed(names: Iterable[str]) -> str:
     """Names for a sentence."""
-    ordered = sorted(names)
+    ordered = sorted(names) or ["no tensor"]
     return ", ".join(ordered[:12]) + (f" and {len(ordered) - 12} more" if len(ordered) > 12 else "")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from schemas.errors import InputError
+
 NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
 """Input normalisations that can be honoured (`pipeline.saes.normalization` says how)."""
 
@@ -71,3 +73,21 @@ class SaeMetadata:
             name for name in IN_RECIPE_WHEN_SET if content[name] is not None and content[name] is not False
         }
         return {name: content[name] for name in (*ALWAYS_IN_RECIPE, *sorted(later))}
+
+
+def checked(metadata: SaeMetadata, spec: str) -> SaeMetadata:
+    """The metadata, when its values are of the kinds that they should be; else InputError."""
+    for name in ("hook_name", "hook_name_out", "model_name", "model_class_name"):
+        value = getattr(metadata, name)
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"SAE {spec} has {name} {value!r}; it must be a text")
+    size = metadata.context_size
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise InputError(f"SAE {spec} has context_size {size!r}; it must be a whole number from 1")
+    if not isinstance(metadata.prepend_bos, bool | None):
+        raise InputError(f"SAE {spec} has prepend_bos {metadata.prepend_bos!r}; it must be true or false")
+    if not isinstance(metadata.model_kwargs, Mapping):
+        raise InputError(f"SAE {spec} has model options {metadata.model_kwargs!r}; they must have names")
+    if metadata.k is not None and metadata.k > metadata.d_sae:
+        raise InputError(f"SAE {spec} has k {metadata.k}, more than its {metadata.d_sae} features")
+    return metadata

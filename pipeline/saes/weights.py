@@ -36,7 +36,7 @@ def finished(weights: Weights, metadata: SaeMetadata, spec: str) -> Weights:
         norm = weights["W_dec"].norm(dim=1)
         weights["W_enc"] = weights["W_enc"] * norm
         weights["b_enc"] = weights["b_enc"] * norm
-        weights["W_dec"] = weights["W_dec"] / norm[:, None]
+        weights["W_dec"] = weights["W_dec"] / norm.where(norm > 0, 1)[:, None]
     return weights
 
 
@@ -49,6 +49,8 @@ def fold_input_scale(weights: Weights, scale_in: float, scale_out: float | None 
     weights["W_enc"] = weights["W_enc"] * scale_in
     weights["W_dec"] = weights["W_dec"] / scale_out
     weights["b_dec"] = weights["b_dec"] / scale_out
+    if "W_skip" in weights:
+        weights["W_skip"] = weights["W_skip"] * (scale_in / scale_out)
     return weights
 
 

@@ -46,7 +46,9 @@ def example_table(shards: Iterable[tuple[Postings, int]], state: pl.DataFrame) -
 
 
 def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFrame:
-    """Examples of each tenth (interval 0 to 9) of a feature's active rows, weakest first.
+    """Examples of each tenth (interval 0 to 9) of a feature's active rows, the lowest activations first.
+
+    Where all are positive these are the weakest; negative ones come before them, the strongest of them first.
 
     `state` is the joined state of all statistics. A sample's place among the active rows comes from the
     histogram, whose rows are taken as evenly spread inside a bin. Of an interval the `per_interval` smallest

@@ -60,7 +60,8 @@ def bin_edges(bins: NDArray[np.int16], fraction_bits: int = FRACTION_BITS) -> tu
 def quantiles(state: pl.DataFrame) -> dict[str, F64]:
     """Quantiles of each feature's active activations, float64 [F] by column name.
 
-    The p-th is NumPy's `inverted_cdf`: the ceil(p n)-th smallest of n. Its bin is known exactly; the answer
+    The p-th is NumPy's `inverted_cdf`: the ceil(p n)-th smallest of n, negative ones by their sign before
+    positive ones. Its bin is known exactly; the answer
     is the bin's midpoint, held between the smallest and the largest activation, hence within 1/16 of the
     true value (float32's subnormals, below 2**-126, excepted).
     """

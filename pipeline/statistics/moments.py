@@ -88,6 +88,7 @@ class Moments:
     `*_active` is over active rows, `*_all` over counted rows, zeros included. Null: everything `_active` of a
     feature that never fires, `var_active` below two active rows, skewness and kurtosis at variance 0,
     `sigma_over_mu` (that of all rows: std_all / mean_all) at mean_all 0, and all of it over no counted row.
+    Of negative activations means are negative, and `sigma_over_mu` has the sign of mean_all.
     """
 
     name = "moments"

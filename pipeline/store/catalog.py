@@ -13,8 +13,8 @@ from pipeline.store.commits import read_commits, receipts_digest
 from pipeline.store.tokens import read_lake, read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord
-from schemas.run_file import ActivationDtype, StoreLayout
+from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
+from schemas.run_file import ActivationDtype, EncodeDtype, StoreLayout
 from schemas.values import Totals
 
 
@@ -31,6 +31,9 @@ class SiteInfo:
     d_sae: int
     activation_dtype: ActivationDtype
     layouts: tuple[StoreLayout, ...]
+    encode_dtype: EncodeDtype
+    positions: tuple[int | None, ...] | None
+    """See `schemas.records.PlannedSite`; `TokenShard.at` takes them."""
 
 
 class Catalog:
@@ -86,10 +89,8 @@ class Catalog:
 
     def totals(self, site: str) -> Totals:
         """Denominators over the committed shards."""
-        shards = [
-            Totals(r.rows, r.counted_rows, r.counted_contexts, r.counted_documents)
-            for r in self.committed(site)
-        ]
+        receipts = self.receipts(site)
+        shards = (_totals(record, receipts[record.name].sites[site]) for record in self.committed(site))
         return sum(shards, Totals(0, 0, 0, 0))
 
     def object_path(self, site: str, shard: str, name: str) -> Path:
@@ -108,6 +109,13 @@ class Catalog:
         if shard not in self._records:
             raise InputError(f"{self.layout.root} has no shard {shard!r}; it has {len(self._records)}")
         return self._records[shard]
+
+
+def _totals(record: ShardRecord, receipt: SiteReceipt) -> Totals:
+    """Denominators of one site over one shard."""
+    if (counted := receipt.counted) is not None:
+        return Totals(record.rows, counted.rows, counted.contexts, counted.documents)
+    return Totals(record.rows, record.counted_rows, record.counted_contexts, record.counted_documents)
 
 
 def _plans(layout: Layout) -> dict[str, Plan]:
@@ -135,5 +143,7 @@ def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
                 d_sae=site.d_sae,
                 activation_dtype=plan.activation_dtype,
                 layouts=plan.layouts,
+                encode_dtype=site.encode_dtype,
+                positions=site.positions,
             )
     return sites

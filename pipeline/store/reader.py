@@ -95,7 +95,10 @@ class FeatureStore(Catalog):
         return read_site_weights(self.layout, self.site(site).pass_name, site)
 
     def scan_tokens(self) -> pl.LazyFrame:
-        """Contexts: shard, context and row_start (u64, lake-wide), token_ids, segments, counted, labels."""
+        """Contexts: shard, context and row_start (u64, lake-wide), token_ids, segments, counted, labels.
+
+        `counted` is that of the lake: a site with positions counts fewer rows (`TokenShard.at`).
+        """
         return scans.scan_tokens(self.layout, self.lake, self.shards)
 
     def scan_activations(self, site: str) -> pl.LazyFrame:

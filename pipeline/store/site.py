@@ -30,7 +30,8 @@ def write_site_weights(
 ) -> None:
     """Write passes/<pass>/sites/<site>.zarr unless it is there; whole or not at all.
 
-    `weights` is what `Encoder.weights()` gives (W_enc [d_model, d_sae], W_dec [d_sae, d_model], b_enc …);
+    `weights` is what `Encoder.weights()` gives (W_enc [d_model, d_sae], W_dec [d_sae, width of the output],
+    b_enc …);
     `metadata` is any JSON object, kept as an attribute beside the planned site.
     """
     path = layout.site(pass_name, site.name)

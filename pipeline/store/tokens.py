@@ -19,7 +19,7 @@ from pipeline.packing import Packed, document_of_row, stored_mask
 from pipeline.store.objects import readable
 from schemas.errors import ShardError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Lake, ShardRecord
+from schemas.records import CorpusLink, Counted, Lake, ShardRecord
 from schemas.values import I64, Bool, TokenShard
 
 _ARROW = {"String": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), "Boolean": pa.bool_()}
@@ -144,6 +144,14 @@ def read_token_shard(layout: Layout, lake: Lake, record: ShardRecord, verify: bo
             context_ptr,
         ),
     )
+
+
+def counted_for(shard: TokenShard, positions: tuple[int | None, ...] | None) -> Counted | None:
+    """What the receipt of a site says is counted of a shard already cut to the site's positions."""
+    if positions is None:
+        return None
+    totals = shard.totals()
+    return Counted(rows=totals.counted_rows, contexts=totals.contexts, documents=totals.documents)
 
 
 def _checked(layout: Layout, record: ShardRecord, verify: bool) -> bytes:

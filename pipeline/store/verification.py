@@ -17,7 +17,7 @@ from pipeline import statistics
 from pipeline.statistics.examples import example_table
 from pipeline.statistics.rows import combine_counts, l0_counts
 from pipeline.store.objects import measure
-from pipeline.store.tokens import read_token_shard
+from pipeline.store.tokens import counted_for, read_token_shard
 from pipeline.store.transposition import to_postings
 from schemas.errors import InputError
 from schemas.layout import PARTIALS, ROW_COUNTS
@@ -130,6 +130,7 @@ def _recompute(
 ) -> tuple[pl.DataFrame, pl.DataFrame] | None:
     """Partials and row counts of a shard from its activations; None where these can not be right."""
     tokens = read_token_shard(store.layout, store.lake, record, verify=False)
+    tokens = tokens.at(store.site(site).positions, store.lake.context_size)
     postings, matrix = store.postings(site, record.name), store.csr(site, record.name)
     features = SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
     wrong = list(_wrong(store, site, record, tokens, postings, features))
@@ -156,7 +157,8 @@ def _wrong(
 ) -> Iterator[str]:
     """What can not be true of a shard's activations, in words."""
     where = f"shard {record.name} of site {site} ({store.receipts(site)[record.name].attempt})"
-    info, said = store.site(site), store.receipts(site)[record.name].sites[site].nnz
+    info, receipt = store.site(site), store.receipts(site)[record.name].sites[site]
+    said = receipt.nnz
     if len(features.indptr) - 1 != tokens.n_rows:
         yield f"{where}: the CSR has {len(features.indptr) - 1:,} rows, the token shard {tokens.n_rows:,}"
         return
@@ -170,7 +172,9 @@ def _wrong(
     ):
         yield f"{where}: csr.zarr and postings.parquet do not hold the same activations"
     if not tokens.stored[postings.rows].all():
-        yield f"{where}: a row that the special-token policy keeps out has activations"
+        yield f"{where}: a row that the special-token policy or the site's positions keep out has activations"
+    if (counted := counted_for(tokens, info.positions)) != receipt.counted:
+        yield f"{where}: counted by the receipt: {receipt.counted}; by the token shard: {counted}"
     if not (np.isfinite(postings.values).all() and postings.values.all()):
         yield f"{where}: an activation is 0 or not finite"
 

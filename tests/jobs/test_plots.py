@@ -186,6 +186,27 @@ def test_negative_activations_are_shown_by_their_magnitude():
     assert "|mean activation| when active" in svg_of("density_and_mean", {"features": signed})
 
 
+def test_a_mean_of_zero_is_said_and_not_shown():
+    tables = made_up(50, 0)
+    mean = pl.when(pl.col("feature") < 3).then(0.0).otherwise(-pl.col("mean_active"))
+    balanced = {"features": tables["features"].with_columns(mean_active=mean)}
+    for name in ("mean_activation", "density_and_mean"):
+        assert "50 of 50 features fired" in svg_of(name, balanced)
+        assert "3 with mean 0 are not shown" in svg_of(name, balanced)
+
+
+def test_a_ranking_with_both_signs_shows_each_value_on_a_log_axis():
+    values = [500.0, 3.0, 0.0, -0.5, -2e4]
+    table = pl.DataFrame({"by": "sigma_over_mu", "rank": np.arange(5), "value": values})
+    with rc_context(STYLE):
+        axes = FIGURES["sigma_over_mu"].draw(table, "l9").axes[0]
+    assert axes.get_yscale() == "symlog"
+    assert list(axes.lines[0].get_ydata()) == values
+    low, high = axes.get_ylim()
+    assert low < -2e4 < 500 < high
+    assert "Features ranked" in svg_of("sigma_over_mu", {"rankings": table})
+
+
 def test_a_long_site_name_is_cut_in_its_middle():
     figure, _ = canvas("title", "a" * 60 + "b" * 68, "fact")
     name, fact = figure.texts[1].get_text().split("\n")

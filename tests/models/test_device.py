@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +32,22 @@ def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: obj
     assert device.describe_device("cpu") == "A CPU @ 2 GHz"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda chosen: f"card of {chosen}")
     assert device.describe_device("cuda") == "card of cuda"
+
+
+def test_arrays_come_to_the_device_as_they_are() -> None:
+    array = np.arange(6, dtype=np.int64).reshape(2, 3)
+    tensor = device.to_device(array, torch.device("cpu"))
+    assert tensor.dtype == torch.int64
+    assert tensor.tolist() == array.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_arrays_come_to_a_gpu_without_waiting() -> None:
+    array = np.arange(6, dtype=np.int64)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tensor = device.to_device(array, torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert tensor.tolist() == array.tolist()

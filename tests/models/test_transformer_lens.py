@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.models import load_model, max_context, model_digest
+from pipeline.models import max_context, model_digest
 from schemas.errors import InputError
 from schemas.run_file import Model
 from schemas.values import TokenBatch
-from tests.kit import D_MODEL, write_tiny_gpt2, write_tiny_llama, write_tiny_tokenizer
+from tests.kit import D_MODEL, write_tiny_gpt2, write_tiny_llama
+from tests.models.reference import SILENT, load, make_batch
 
-LENGTHS = np.array([10, 7, 3])
 WRITERS = {"gpt2": write_tiny_gpt2, "llama": write_tiny_llama}
 
 
 @pytest.fixture(scope="module", params=WRITERS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return WRITERS[request.param](tmp_path_factory.mktemp("model") / request.param)
-
-
-def make_batch(lengths: np.ndarray[Any, Any] = LENGTHS, width: int = 10) -> TokenBatch:
-    token_ids = np.random.default_rng(0).integers(3, 60, (len(lengths), width))
-    return TokenBatch(np.where(np.arange(width) < lengths[:, None], token_ids, 0), lengths)
-
-
-def load(folder: Path, *hooks: str, **settings: Any) -> Any:
-    return load_model(Model(path=str(folder), **settings), hooks, "cpu", 1)
 
 
 def hugging_face(folder: Path, batch: TokenBatch) -> list[torch.Tensor]:
@@ -105,8 +95,39 @@ def test_a_hook_name_that_does_not_exist_names_near_ones(folder: Path) -> None:
 
 
 def test_a_hook_that_never_fires_is_an_error_and_not_an_empty_result(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"never came to hook blocks\.0\.hook_mlp_in"):
-        load(folder, "blocks.0.hook_mlp_in", "blocks.0.hook_resid_post")
+    silent = SILENT[folder.name]
+    with pytest.raises(InputError, match=f"never came to hook {silent}"):
+        load(folder, silent, "blocks.0.hook_resid_post")
+    model = load(folder, "blocks.0.hook_resid_post")
+    with pytest.raises(InputError, match=f"never came to hook {silent}"):
+        model.forward(make_batch(), also=[silent])
+
+
+def test_further_hooks_can_be_read_in_one_pass_and_only_in_that(folder: Path) -> None:
+    asked, further = "blocks.1.hook_resid_post", ["blocks.0.mlp.hook_out", "blocks.2.attn.hook_z"]
+    model = load(folder, asked)
+    found = model.forward(make_batch(), also=[*further, asked])
+    assert list(found) == [asked, *further]
+    for hook in found:
+        assert torch.equal(found[hook], load(folder, hook).forward(make_batch())[hook])
+    assert list(model.forward(make_batch())) == [asked]
+    with pytest.raises(InputError, match=r"no hook 'blocks\.9\.hook_resid_post'; near: blocks\."):
+        model.forward(make_batch(), also=["blocks.9.hook_resid_post"])
+
+
+def test_widths_may_differ_between_the_hooks_of_a_pass(folder: Path) -> None:
+    model = load(folder, "blocks.1.mlp.hook_post", "blocks.1.hook_resid_post")
+    assert model.widths["blocks.1.mlp.hook_post"] > model.widths["blocks.1.hook_resid_post"] == D_MODEL
+    assert {hook: x.shape[1] for hook, x in model.forward(make_batch()).items()} == model.widths
+
+
+def test_a_hook_that_needs_a_setting_of_transformer_lens_gets_it_while_it_is_read(folder: Path) -> None:
+    model = load(folder, "blocks.1.hook_mlp_in", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
+    found = model.forward(make_batch())
+    assert torch.equal(found["blocks.1.hook_mlp_in"], found["blocks.1.hook_resid_mid"])
+    assert not model._run.__closure__[0].cell_contents.cfg.use_hook_mlp_in
+    result = model.forward(make_batch(), also=["blocks.1.attn.hook_result"])["blocks.1.attn.hook_result"]
+    assert result.shape == (20, 2 * D_MODEL)
 
 
 def test_a_hook_without_one_vector_per_token_is_refused(folder: Path) -> None:
@@ -132,27 +153,6 @@ def test_lower_precision_is_computed_in_it_and_given_as_float32(folder: Path) ->
     assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_an_encoder_stops_early_too_and_does_not_attend_to_pads(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForMaskedLM
-
-    shape = {
-        "hidden_size": D_MODEL,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    BertForMaskedLM(BertConfig(vocab_size=64, **shape)).save_pretrained(write_tiny_tokenizer(tmp_path))
-    hook = "blocks.1.hook_resid_post"
-    found = load(tmp_path, hook).forward(make_batch())[hook]
-    bert = BertForMaskedLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    with torch.no_grad():
-        parts = [
-            bert(torch.from_numpy(ids[None, :length]), output_hidden_states=True).hidden_states[2][0]
-            for ids, length in zip(make_batch().token_ids, LENGTHS, strict=True)
-        ]
-    torch.testing.assert_close(found, torch.cat(parts), rtol=1e-4, atol=1e-5)
-
-
 def test_the_digest_follows_weights_and_configuration_but_not_the_tokenizer(tmp_path: Path) -> None:
     def digest(folder: Path) -> str:
         return model_digest(Model(path=str(folder)))
@@ -167,10 +167,23 @@ def test_the_digest_follows_weights_and_configuration_but_not_the_tokenizer(tmp_
     assert digest(Path("org/name")) != digest(Path("org/other"))
 
 
+def test_the_digest_covers_processing_only_where_there_is_some(tmp_path: Path) -> None:
+    def digest(processing: dict[str, bool] | None) -> str:
+        return model_digest(Model(path=str(tmp_path), processing=processing))
+
+    write_tiny_gpt2(tmp_path)
+    assert digest(None) == digest({}) == digest({"fold_ln": False})
+    folded = digest({"fold_ln": True, "center_unembed": False})
+    assert folded == digest({"fold_ln": True}) != digest(None)
+    assert folded != digest({"center_unembed": True})
+
+
 def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no config\.json"):
         load(tmp_path, "blocks.0.hook_resid_post")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="can not be loaded"):
+    with pytest.raises(
+        InputError, match=r"can not be loaded by transformer_lens .*set model\.loader: torch_module$"
+    ):
         load(tmp_path, "blocks.0.hook_resid_post")
     assert max_context(Model(path="org/name")) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import scipy.sparse as sp
 import torch
 
 from pipeline.saes import choose_block, load_sae
-from pipeline.saes.encoder import Encoder
+from pipeline.saes.device import DeviceSelection
+from pipeline.saes.encoder import RuleEncoder
 from schemas.errors import InputError, ShardError
 from schemas.values import SparseFeatures
 from tests.kit import dense_activations, write_sae
 from tests.saes.reference import reference
 from tests.saes.selecting import select, select_on_device
 
-ARCHITECTURES = ("standard", "topk", "jumprelu", "gated")
+ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "abstopk")
 D_MODEL, D_SAE, ROWS = 24, 200, 300
 
 
@@ -141,6 +143,35 @@ def test_what_a_gpu_would_run_selects_the_same(tmp_path: Path, architecture: str
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_steps_of_a_gpu_give_the_same_features_on_the_cpu(tmp_path: Path, architecture: str) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, architecture, D_MODEL, D_SAE)), block=(64, D_SAE))
+    rest = {"products": encoder._products, "refuse_not_finite": encoder._refuse_not_finite}
+    for capacity in (1, 256):  # one candidate a row: the buffers overflow, and the batch is run again
+        submit = partial(DeviceSelection(encoder._rule, capacity).submit, **rest)
+        for item in [submit(make_x()), submit(make_x())]:
+            assert_equals_reference(tmp_path, make_x(), item.result())
+    x = make_x()
+    x[200, 3] = torch.inf
+    with pytest.raises(ShardError, match="row 200"):
+        submit(x).result()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16_rounds_the_factors_and_sums_in_float32(tmp_path: Path, architecture: str) -> None:
+    folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE)
+    encoder, exact = load_sae(str(folder), "cpu", "bfloat16"), load_sae(str(folder))
+    stored = exact.weights()
+    w_enc = torch.from_numpy(stored["W_enc"]).bfloat16().float()
+    x = (make_x() - torch.from_numpy(stored["b_dec"])).bfloat16().float()
+    rounded = {"W_enc": w_enc.numpy(), "b_dec": np.zeros_like(stored["b_dec"])}
+    again = write_sae(tmp_path / "rounded", architecture, D_MODEL, D_SAE, weights=rounded)
+    assert_equals_reference(again, x, encoder.encode(make_x()))
+    np.testing.assert_array_equal(encoder.weights()["W_enc"], w_enc)
+    assert (encoder.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    assert not np.array_equal(dense(encoder.encode(make_x())), dense(exact.encode(make_x())))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_rows_give_no_features(tmp_path: Path, architecture: str) -> None:
     features = load_sae(str(write_sae(tmp_path, architecture, D_MODEL, D_SAE))).encode(
         torch.empty(0, D_MODEL)
@@ -209,7 +240,7 @@ def test_a_block_on_a_gpu_keeps_to_a_gibibyte(d_sae: int, rows: int) -> None:
 
 def test_block_and_shape_are_told(tmp_path: Path) -> None:
     encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE, "hook")), block=(33, 7))
-    assert isinstance(encoder, Encoder)
+    assert isinstance(encoder, RuleEncoder)
     assert (encoder.block, encoder.d_model, encoder.d_sae, encoder.hook_name) == (
         (33, 7),
         D_MODEL,

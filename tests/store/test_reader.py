@@ -20,6 +20,7 @@ from pipeline.store.site import write_site_weights
 from pipeline.store.tables import StaleTableWarning
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.records import FORMAT_VERSION
 from schemas.values import Totals
 from tests.store.build import (
     CONTEXT_SIZE,
@@ -41,6 +42,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="module")
 def store(built: Built) -> FeatureStore:
     return FeatureStore.open(built.layout.root)
+
+
+NEWER = FORMAT_VERSION + 1
 
 
 def brute_force(built: Built, site: str, feature: int) -> pl.DataFrame:
@@ -261,8 +265,8 @@ def test_no_store_and_newer_formats_stop_with_a_sentence(tmp_path: Path) -> None
     for name in ("lake.json", "corpus/0.json", "passes/p/plan.json"):
         root = tmp_path / name.replace("/", "_")
         build(root, shards=1)
-        edit_json(root / name, format_version=2)
-        with pytest.raises(InputError, match=rf"{name} has format version 2, .*update latentlake"):
+        edit_json(root / name, format_version=NEWER)
+        with pytest.raises(InputError, match=rf"{name} has format version {NEWER}, .*update latentlake"):
             FeatureStore.open(root)
 
 
@@ -270,8 +274,8 @@ def test_a_table_of_a_newer_format_stops(tmp_path: Path) -> None:
     build(tmp_path, shards=1)
     path = Layout(tmp_path).table("site", "features")
     path.parent.mkdir(parents=True)
-    pl.DataFrame({"feature": [0]}).write_parquet(path, metadata={"latentlake.format_version": "2"})
-    with pytest.raises(InputError, match=r"features.parquet has format version 2"):
+    pl.DataFrame({"feature": [0]}).write_parquet(path, metadata={"latentlake.format_version": str(NEWER)})
+    with pytest.raises(InputError, match=f"features.parquet has format version {NEWER}"):
         FeatureStore.open(tmp_path).scan_features("site")
 
 

@@ -1,20 +1,24 @@
-"""SAELens folders: `cfg.json` and `sae_weights.safetensors`, from before version 6 too."""
+"""SAELens folders: `cfg.json` and `sae_weights.safetensors`, from before version 6 too, and checkpoints of
+its training, which are read in the form that SAELens saves for inference in the end.
+
+After SAELens 6.54: loading/pretrained_sae_loaders.py, saes/*.py, training/activation_scaler.py.
+"""
 
 from __future__ import annotations
 
-import warnings
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.saes.architectures import array_names
-from pipeline.saes.files import open_safetensors, positive_int, read_json, require
+from pipeline.saes.files import TensorFile, open_safetensors, positive_int, read_json, require
 from pipeline.saes.metadata import NORMALIZATIONS, SaeMetadata
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.saes.weights import Weights
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 LOOKS_FOR = f"a folder with {CONFIG} and {WEIGHTS}"
 
 ARCHITECTURES = {
@@ -23,12 +27,26 @@ ARCHITECTURES = {
     "gated": ("gated", False, False),
     "topk": ("topk", False, False),
     "abstopk": ("abstopk", False, False),
+    "batchtopk": ("jumprelu", False, False),
+    "matryoshka_batchtopk": ("jumprelu", False, False),
     "transcoder": ("standard", True, False),
     "skip_transcoder": ("standard", True, True),
     "jumprelu_transcoder": ("jumprelu", True, False),
     "jumprelu_skip_transcoder": ("jumprelu", True, True),
 }
 """Their architecture -> (ours, whether it is a transcoder, whether it has a skip connection)."""
+
+IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+"""Architectures that a checkpoint of a training has; SAELens saves them as jumprelu in the end."""
+
+ELSEWHERE = {
+    "matching_pursuit": "; saelens:PATH reads it through the sae-lens package",
+    "temporal": "; a temporal SAE attends over its context, so its features are not those of a token alone",
+}
+"""Why an architecture is not among them, and what to do."""
+
+FACTORS = ("scaling_factor", "finetuning_scaling_factor")
+"""Names of the factors of activations that finetuning found, float [F]; used in decode alone."""
 
 OLD_KEYS = {
     "hook_point": "hook_name",
@@ -45,80 +63,160 @@ UNDERSTOOD = {
 
 def matches(path: Path) -> bool:
     """Whether this reader is the one for `path`."""
-    return (path / CONFIG).is_file() and not (path / "sae.safetensors").is_file()
+    if path.name == WEIGHTS:
+        return (path.parent / CONFIG).is_file()
+    others = (path / "sae.safetensors").is_file() and not (path / WEIGHTS).is_file()
+    return (path / CONFIG).is_file() and not others
 
 
 def read_metadata(path: Path) -> SaeMetadata:
     """Read cfg.json."""
-    config = _config(path)
+    return metadata_of(read_json(_folder(path) / CONFIG), _folder(path) / CONFIG)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """See pipeline.saes.formats."""
+    return [require(_folder(path) / WEIGHTS)]
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """See pipeline.saes.formats: the factor of x that a training's checkpoint keeps in its own file."""
+    scale = _unfolded_scale(_folder(path))
+    return {} if scale is None else {"input_scale": scale}
+
+
+def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
+    """See pipeline.saes.formats. A threshold keeps the precision it was saved in."""
+    from pipeline.saes.weights import fold_input_scale
+
+    folder = _folder(path)
+    weights = _stored(open_safetensors(folder / WEIGHTS), metadata)
+    _use_in_decode(weights, metadata, folder)
+    scale = _unfolded_scale(folder)
+    if scale is None:
+        return weights
+    if metadata.rescale_acts_by_decoder_norm and "threshold" in weights:
+        # it is compared with pre-activations times the norms of W_dec, which are divided by the scale
+        weights["threshold"] = weights["threshold"] / scale
+    return fold_input_scale(weights, scale)
+
+
+def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
+    """From the contents of a cfg.json; `where` it stands, for sentences."""
+    config = _checked(config, where)
     about: dict[str, Any] = config["metadata"]
     architecture, transcoder, skip = ARCHITECTURES[config["architecture"]]
+    top_k = architecture in ("topk", "abstopk")
     return SaeMetadata(
         architecture=architecture,
-        d_model=positive_int(config["d_in"], "d_in", path / CONFIG),
-        d_sae=positive_int(config["d_sae"], "d_sae", path / CONFIG),
+        d_model=positive_int(config["d_in"], "d_in", Path(where)),
+        d_sae=positive_int(config["d_sae"], "d_sae", Path(where)),
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)) and not transcoder,
         normalize_activations=config.get("normalize_activations") or "none",
-        k=positive_int(config["k"], "k", path / CONFIG) if architecture in ("topk", "abstopk") else None,
+        k=positive_int(config["k"], "k", Path(where)) if top_k else None,
         rescale_acts_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
         transcoder=transcoder,
-        d_out=positive_int(config["d_out"], "d_out", path / CONFIG) if transcoder else None,
+        d_out=positive_int(config["d_out"], "d_out", Path(where)) if transcoder else None,
         skip=skip,
         hook_name=about.get("hook_name"),
         hook_name_out=about.get("hook_name_out"),
-        hook_head_index=about.get("hook_head_index"),
+        hook_head_index=_head(about.get("hook_head_index"), where),
         prepend_bos=about.get("prepend_bos"),
         context_size=about.get("context_size"),
         seqpos_slice=_slice(about.get("seqpos_slice")),
         model_name=about.get("model_name"),
         model_class_name=about.get("model_class_name"),
         model_kwargs=about.get("model_from_pretrained_kwargs") or {},
+        notes=tuple(_notes(config)),
         extra={name: value for name, value in about.items() if name not in UNDERSTOOD},
     )
 
 
-def weight_files(path: Path) -> list[Path]:
-    """See pipeline.saes.formats."""
-    return [require(path / WEIGHTS)]
+def _folder(path: Path) -> Path:
+    return path.parent if path.name == WEIGHTS else path
 
 
-def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
-    """See pipeline.saes.formats. A threshold keeps the precision it was saved in."""
-    if metadata.normalize_activations == "expected_average_only_in":
-        warnings.warn(
-            f"SAE {path} says normalize_activations: expected_average_only_in; as in SAELens nothing is "
-            "scaled: the factor must have been folded into the weights when they were saved",
-            stacklevel=3,
-        )
-    file = open_safetensors(path / WEIGHTS)
+def _stored(file: TensorFile, metadata: SaeMetadata) -> Weights:
+    """The weights in the file, a threshold in whichever form it has, and finetuning's factor as `factor`."""
+    factor = next((name for name in FACTORS if name in file.shapes), None)
     names = {name: name for name in array_names(metadata.architecture, skip=metadata.skip)}
-    if "log_threshold" in file.shapes:
+    one_for_all = "topk_threshold" in file.shapes and metadata.architecture == "jumprelu"
+    if one_for_all:
+        del names["threshold"]
+    elif "log_threshold" in file.shapes:
         names["threshold"] = "log_threshold"
-    weights = file.take(names, metadata, ignore={"scaling_factor"})
-    if "log_threshold" in file.shapes:
+    ignored = {*FACTORS, *(("topk_threshold",) if one_for_all else ())}
+    weights = file.take(names, metadata, ignored)
+    if one_for_all:
+        weights["threshold"] = _everywhere(file, "topk_threshold", metadata.d_sae)
+    elif "log_threshold" in file.shapes:
         weights["threshold"] = weights["threshold"].exp()
-    if "scaling_factor" in file.shapes and not bool((file.load("scaling_factor") == 1).all()):
-        raise InputError(
-            f"{path / WEIGHTS} has a scaling_factor other than 1, not applied by SAELens any more: fold it in"
-        )
+    if factor is not None:
+        weights["factor"] = _everywhere(file, factor, metadata.d_sae)
     return weights
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """cfg.json in the form of version 6, checked."""
-    config = read_json(folder / CONFIG)
-    if not {"d_in", "d_sae"} <= config.keys():
-        raise InputError(f"{folder / CONFIG} names no d_in and d_sae: is it the configuration of an SAE?")
-    config = config if isinstance(config.get("metadata"), dict) else _modernised(config)
-    if config.get("architecture") not in ARCHITECTURES:
+def _everywhere(file: TensorFile, name: str, d_sae: int) -> Any:
+    """One number, or one for each feature, as float32 [F]."""
+    if tuple(file.shapes[name]) not in ((), (1,), (d_sae,)):
         raise InputError(
-            f"{folder / CONFIG} has architecture {config.get('architecture')!r}; known: "
-            f"{', '.join(ARCHITECTURES)} (a BatchTopK SAE is saved for inference as jumprelu)"
+            f"{name} in {file.path} has shape {list(file.shapes[name])}; it must be one number or {d_sae}"
+        )
+    return file.load(name).float().expand(d_sae).contiguous()
+
+
+def _use_in_decode(weights: Weights, metadata: SaeMetadata, folder: Path) -> None:
+    """Fold finetuning's factor of the activations into W_dec: it scales reconstructions, not features."""
+    factor = weights.pop("factor", None)
+    if factor is None or bool((factor - 1).abs().max() <= 1e-5):  # as SAELens' allclose
+        return
+    wanted = read_json(folder / CONFIG).get("finetuning_scaling_factor")
+    if not wanted or metadata.rescale_acts_by_decoder_norm:
+        raise InputError(
+            f"{folder / WEIGHTS} has a scaling_factor other than 1, and its configuration does not say "
+            "finetuning_scaling_factor: fold it into W_dec, or say so there"
+        )
+    weights["W_dec"] = weights["W_dec"] * factor[:, None]
+
+
+def _unfolded_scale(folder: Path) -> float | None:
+    """What a checkpoint's x was multiplied by in training, when that is not in its weights yet."""
+    if not (folder / SCALER).is_file():
+        return None
+    told = read_json(folder / SCALER)
+    if told.get("has_whitening"):
+        raise InputError(
+            f"SAE {folder} is a checkpoint of a training with whitening, which is folded into the weights "
+            "when the training ends: give the folder saved then"
+        )
+    scale = told.get("scaling_factor")
+    if scale is None:
+        return None
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise InputError(f"{folder / SCALER} has scaling_factor {scale!r}; it must be a number above 0")
+    return float(scale)
+
+
+def _checked(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
+    """A configuration in the form of version 6, with an architecture and a normalisation that we have."""
+    if not {"d_in", "d_sae"} <= config.keys():
+        of_sparsify = " (of sparsify, whose sae.safetensors is missing?)" if "num_latents" in config else ""
+        raise InputError(
+            f"{where} names no d_in and d_sae{of_sparsify}: is it the configuration of an SAE of SAELens?"
+        )
+    config = config if isinstance(config.get("metadata"), dict) else _modernised(config)
+    architecture = str(config.get("architecture"))
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"{where} has architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}"
+            f"{ELSEWHERE.get(architecture, '')}"
         )
     how = config.get("normalize_activations") or "none"
     if how not in NORMALIZATIONS:
+        why = " (whitening is folded into the weights when the training ends: give the folder saved then)"
         raise InputError(
-            f"{folder / CONFIG} has normalize_activations {how!r}; known: {', '.join(NORMALIZATIONS)}"
+            f"{where} has normalize_activations {how!r}; known: {', '.join(NORMALIZATIONS)}"
+            f"{why if how == 'covariance_whitening' else ''}"
         )
     return config
 
@@ -137,6 +235,30 @@ def _modernised(old: dict[str, Any]) -> dict[str, Any]:
             "expected_average_only_in" if config["normalize_activations"] else "none"
         )
     return config | {"metadata": {"prepend_bos": True} | config}
+
+
+def _notes(config: dict[str, Any]) -> list[str]:
+    """What was decided for this SAE, a sentence each."""
+    notes = []
+    if config["architecture"] in IN_TRAINING:
+        notes.append(
+            f"A checkpoint of a {config['architecture']} training, read as SAELens saves it for inference: a "
+            "feature fires above the threshold of the training, whatever else is in the batch."
+        )
+    dtype = str(config.get("dtype") or "float32").removeprefix("torch.")
+    if "jumprelu" in config["architecture"] and dtype in ("bfloat16", "float16"):
+        notes.append(
+            f"SAELens rounds the thresholds to {dtype} when it loads them; here they are as stored, so a "
+            "feature within that rounding of its threshold may differ."
+        )
+    return notes
+
+
+def _head(value: Any, where: Path | str) -> int | None:
+    """The index of an attention head."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise InputError(f"{where} has hook_head_index {value!r}; it must be the number of a head, from 0")
+    return value
 
 
 def _slice(value: Any) -> tuple[int | None, ...] | None:

@@ -127,12 +127,11 @@ def test_a_scaling_factor_of_ones_and_a_log_threshold_are_understood(tmp_path: P
     np.testing.assert_allclose(load_sae(str(folder)).weights()["threshold"], threshold, rtol=1e-6)
 
 
-def test_an_unfolded_norm_factor_is_warned_of_and_treated_as_saelens_does(tmp_path: Path) -> None:
+def test_a_norm_factor_that_nobody_tells_scales_nothing_as_in_saelens(tmp_path: Path) -> None:
     plain = load_sae(str(write_sae(tmp_path / "a")))
     folder = write_sae(tmp_path / "b", normalize_activations="expected_average_only_in")
     x = torch.ones(3, 16)
-    with pytest.warns(UserWarning, match="folded into the weights"):
-        scaled = load_sae(str(folder))
+    scaled = load_sae(str(folder))
     np.testing.assert_array_equal(scaled.encode(x).data, plain.encode(x).data)
 
 

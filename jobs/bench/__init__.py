@@ -1,0 +1,7 @@
+"""`make bench`: speed as ratios, each measured in one process with both sides taking turns, so that a machine
+whose speed drifts hurts both alike. Run it with nothing else running.
+
+extraction: a whole shard against the bare forward and matmul. encode: an encoder against the matmul alone and
+against SAELens. peers: a whole extraction against delphi and against a hand-written loop. memory: the peak of
+an encoder of a million features.
+"""

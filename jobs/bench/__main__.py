@@ -1,0 +1,34 @@
+"""`python -m jobs.bench [PART ...]`: measure, print, and write tables into a folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tempfile
+from pathlib import Path
+
+from jobs.bench.report import Section
+from jobs.console import console
+
+PARTS = ("extraction", "encode", "peers", "memory")
+
+
+def main() -> None:
+    """Run the parts asked for, else all."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
+    for part in arguments.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            module = importlib.import_module(f"jobs.bench.{part}")
+            section: Section = module.run(Path(folder), arguments.threads)
+        section.write(arguments.out)
+        console.print(section.table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What `latentlake check-sae` prints and writes: progress, the table, the verdict, the JSON file."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from jobs.console import console, say
+from pipeline.check import Losses
+
+if TYPE_CHECKING:
+    from jobs.check_sae import Report
+
+LOG_INTERVAL_S = 10.0
+L0_FACTOR = 2.0
+"""An L0 further than this factor from the card's is worth a sentence."""
+
+
+class Steps:
+    """Progress of one step after another: a bar with rate and time left, or a line of log now and then."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, rate="")
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, what: str, total: int | None = None, unit: str = "") -> Callable[[int], None]:
+        """Begin a step; the function returned is told how many more units are done."""
+        began = logged = time.monotonic()
+        done = 0
+        self._bar.reset(self._task, description=what, total=total, rate="")
+        if not console.is_terminal:
+            say(f"check-sae: {what}")
+
+        def advance(n: int) -> None:
+            nonlocal done, logged
+            done += n
+            now = time.monotonic()
+            rate = done / max(now - began, 1e-9)
+            told = f"{done:,} {unit}, {rate:,.3g} a second"
+            self._bar.update(self._task, completed=done, rate=told)
+            if not console.is_terminal and now - logged > LOG_INTERVAL_S:
+                logged = now
+                left = f", {(total - done) / rate:.0f} s left" if total else ""
+                say(f"check-sae: {what}: {told}{left}")
+
+        return advance
+
+
+def show(report: Report) -> None:
+    """The table, and one or two sentences."""
+    console.print(_table(report))
+    if isinstance(report.losses, str):
+        say(f"No losses: {escape(report.losses)}")
+    for line in sentences(report):
+        say(escape(line))
+    colour = "green" if report.is_fine else "red"
+    say(f"[{colour}]{escape(report.diagnosis.verdict)}[/]")
+
+
+def sentences(report: Report) -> list[str]:
+    """What stands beside the verdict: a card that differs, special tokens that dominate."""
+    told = [note for note in report.about.notes if note]
+    card, l0 = report.about.card.get("l0"), report.figures.l0_mean
+    if card and not 1 / L0_FACTOR <= l0 / card <= L0_FACTOR:
+        told.append(f"L0 is {l0:.1f}, its card says {card:g}.")
+    lost = report.diagnosis.as_loaded.explained_variance - report.with_special
+    if report.is_fine and lost > 0.1:
+        told.append(
+            f"Leave special tokens out: counted too, explained variance is {report.with_special:.3f}."
+        )
+    return told
+
+
+def _table(report: Report) -> Table:
+    """Figures, beside the card's where there is one."""
+    card = report.about.card
+    where = " -> ".join(dict.fromkeys(report.place))
+    table = Table(title=f"{escape(report.asked.sae)} at {escape(where)}", title_justify="left")
+    for column in ("figure", "measured", *(("its card",) if card else ())):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for name, value, in_card in _figures(report):
+        published = [f"{card[in_card]:g}" if in_card in card else ""] if card else []
+        table.add_row(name, value, *published)
+    return table
+
+
+def _figures(report: Report) -> list[tuple[str, str, str]]:
+    """Name, value, and the name that a card gives it."""
+    found = report.figures
+    share = found.dead / len(found.active)
+    rows = [
+        ("tokens counted", f"{found.n:,}", ""),
+        ("L0, mean", f"{found.l0_mean:.1f}", "l0"),
+        ("L0, median", f"{found.l0_median:g}", ""),
+        (
+            f"features that fired on none of {found.n:,} tokens",
+            f"{share:.2%} ({found.dead:,} of {len(found.active):,})",
+            "dead",
+        ),
+        ("explained variance", f"{found.explained_variance:.4f}", "explained_variance"),
+        ("squared error of an element", f"{found.mse:.4g}", "mse"),
+        ("cosine, mean", f"{found.cosine:.4f}", "cosine"),
+        ("explained variance, special tokens too", f"{report.with_special:.4f}", ""),
+    ]
+    if isinstance(report.losses, Losses):
+        rows += [
+            (f"loss of {report.losses.n:,} predictions", f"{report.losses.clean:.4f}", ""),
+            ("loss, reconstruction put in", f"{report.losses.patched:.4f}", ""),
+            ("loss, zeros put in", f"{report.losses.zero:.4f}", ""),
+            ("loss recovered", f"{report.losses.recovered:.4f}", "loss_recovered"),
+        ]
+    return rows
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All numbers; what is not a number is null."""
+    found, losses = report.figures, report.losses
+    figures = {
+        "tokens": found.n,
+        "l0_mean": found.l0_mean,
+        "l0_median": found.l0_median,
+        "dead": found.dead,
+        "dead_share": found.dead / len(found.active),
+        "explained_variance": found.explained_variance,
+        "mse": found.mse,
+        "cosine": found.cosine,
+        "explained_variance_with_special_tokens": report.with_special,
+    }
+    measured = isinstance(losses, Losses)
+    content = {
+        "sae": report.asked.sae,
+        "model": report.run.model.path,
+        "hook_name": report.place.read,
+        "hook_name_out": report.place.target,
+        "corpus": report.run.corpus.path,
+        "context_size": report.lake.context_size,
+        "prepend_bos": report.lake.bos_id is not None,
+        "figures": figures,
+        "losses": losses._asdict() | {"recovered": losses.recovered} if isinstance(losses, Losses) else None,
+        "no_losses": None if measured else losses,
+        "card": dict(report.about.card),
+        "as_loaded": report.diagnosis.as_loaded._asdict(),
+        "alternatives": [finding._asdict() for finding in report.diagnosis.tried],
+        "likely": report.diagnosis.likely._asdict() if report.diagnosis.likely else None,
+        "verdict": report.diagnosis.verdict,
+        "is_fine": report.is_fine,
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,84 @@
+"""Attach a function to a hook, by TransformerLens' hook points or by torch's forward hooks, and detach it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from schemas.errors import InputError
+
+Take = Callable[[object], object | None]
+"""Receives what a module gave at a hook; what it returns stands in for that, None leaves it."""
+
+Detach = Callable[[], None]
+
+Attach = Callable[[str, Take], Detach]
+"""Call the Take at the hook of this name until the function returned is called; InputError for a name that
+is no hook."""
+
+SETTINGS = {
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_in": "use_attn_in",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_result": "use_attn_result",
+}
+"""Last part of a hook's name -> the setting of TransformerLens without which it never fires."""
+
+
+def attach_to_module(module: nn.Module, take: Take) -> Detach:
+    """At the output of `module`."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: object) -> object | None:
+        return take(output)
+
+    handle: Detach = module.register_forward_hook(hook).remove
+    return handle
+
+
+def attach_to_point(model: Any, name: str, take: Take) -> Detach:
+    """At a hook point of TransformerLens, in its own conventions for heads and scales.
+
+    A setting that the hook needs is on as long as it is attached: it costs time and memory, and may change
+    last bits.
+    """
+    point = model.hook_dict[name]
+    setting = SETTINGS.get(name.rpartition(".")[2])
+    if setting:
+        _switch_on(model, setting, name)
+
+    def hook_function(value: Tensor, hook: Any) -> object | None:  # noqa: ARG001 - passed by name
+        return take(value)
+
+    point.add_hook(hook_function)
+    handle = point.fwd_hooks[-1]
+
+    def detach() -> None:
+        handle.hook.remove()
+        point.fwd_hooks.remove(handle)
+        if setting:
+            getattr(model, f"set_{setting}")(False)
+
+    return detach
+
+
+def _switch_on(model: Any, setting: str, name: str) -> None:
+    """Let the hooks of this setting fire."""
+    try:
+        getattr(model, f"set_{setting}")(True)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise InputError(
+            f"hook {name} fires only with TransformerLens' setting {setting}, which this model does not take "
+            f"({' '.join(str(error).split())}): choose another hook"
+        ) from error
+
+
+def refuse_hook(hook: str, known: Iterable[str]) -> NoReturn:
+    """InputError that names the nearest of the hooks that there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(hook, names, n=3, cutoff=0.5) or names[:8]
+    raise InputError(f"the model has no hook {hook!r}; near: {', '.join(near)}")

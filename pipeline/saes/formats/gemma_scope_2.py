@@ -1,0 +1,132 @@
+"""Gemma Scope 2: `params.safetensors` with w_enc [D, F], b_enc, w_dec, b_dec, threshold and perhaps
+affine_skip_connection [D, O], beside a `config.json`: JumpReLU SAEs and transcoders of Gemma 3.
+
+TransformerLens' names of the hooks are those of SAELens' loader, told by the folder's name (`resid_post`,
+`transcoder`, ...; `layer_17_width_16k_l0_medium`); the publishers' own names are in `extra`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.saes.files import TensorFile, open_safetensors, read_json, require
+from pipeline.saes.metadata import SaeMetadata
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.saes.weights import Weights
+
+CONFIG, WEIGHTS = "config.json", "params.safetensors"
+LOOKS_FOR = f"a folder with {CONFIG} and {WEIGHTS}"
+
+SKIP = "affine_skip_connection"
+
+NAMES = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec", "threshold": "threshold"}
+
+HOOKS = {
+    "resid_post": ("hook_resid_post", None),
+    "attn_out": ("attn.hook_z", None),
+    "mlp_out": ("hook_mlp_out", None),
+    "transcoder": ("hook_mlp_in", "hook_mlp_out"),
+}
+"""Part of the folder's path -> the hook in a block, and that of what it reconstructs."""
+
+
+def matches(path: Path) -> bool:
+    """Whether this reader is the one for `path`."""
+    return path.name == WEIGHTS or (path / WEIGHTS).is_file()
+
+
+def read_metadata(path: Path) -> SaeMetadata:
+    """Read config.json, the shapes of the tensors and the path."""
+    folder = _folder(path)
+    config = read_json(folder / CONFIG)
+    if config.get("architecture") != "jump_relu":
+        raise InputError(
+            f"{folder / CONFIG} has architecture {config.get('architecture')!r}; a Gemma Scope 2 SAE has "
+            "jump_relu"
+        )
+    file = open_safetensors(folder / WEIGHTS)
+    d_model, d_sae, d_out = _widths(file)
+    kind, layer = _kind_and_layer(folder)
+    transcoder = kind == "transcoder" or SKIP in file.shapes or "hf_hook_point_out" in config
+    hook_in, hook_out = HOOKS[kind] if kind else (None, None)
+    named = layer is not None
+    return SaeMetadata(
+        architecture="jumprelu",
+        d_model=d_model,
+        d_sae=d_sae,
+        apply_b_dec_to_input=False,
+        transcoder=transcoder,
+        d_out=d_out if transcoder else None,
+        skip=SKIP in file.shapes,
+        format="gemma_scope_2",
+        hook_name=f"blocks.{layer}.{hook_in}" if named and hook_in else None,
+        hook_name_out=f"blocks.{layer}.{hook_out}" if named and hook_out else None,
+        prepend_bos=True,
+        context_size=1024,
+        model_name=_model_name(config.get("model_name")),
+        notes=tuple(_notes(kind)),
+        extra=config,
+    )
+
+
+def weight_files(path: Path) -> list[Path]:
+    """See pipeline.saes.formats."""
+    return [require(_folder(path) / WEIGHTS)]
+
+
+def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
+    """See pipeline.saes.formats."""
+    names = NAMES | ({"W_skip": f"{SKIP}.T"} if metadata.skip else {})
+    return open_safetensors(_folder(path) / WEIGHTS).take(names, metadata)
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name == WEIGHTS else path
+
+
+def _widths(file: TensorFile) -> tuple[int, int, int]:
+    """D, F and the width of a reconstruction."""
+    w_enc, w_dec = (tuple(file.shapes.get(name, ())) for name in ("w_enc", "w_dec"))
+    if len(w_enc) == 2 and len(w_dec) == 3:
+        raise InputError(
+            f"{file.path} is a cross-layer transcoder: it writes to {w_dec[1]} layers at once, which a site "
+            "can not hold; choose a transcoder of one layer"
+        )
+    if len(w_enc) != 2 or len(w_dec) != 2:
+        raise InputError(
+            f"{file.path} holds {', '.join(sorted(file.shapes))}; a Gemma Scope 2 SAE has w_enc and w_dec "
+            "with two dimensions"
+        )
+    return w_enc[0], w_enc[1], w_dec[1]
+
+
+def _kind_and_layer(folder: Path) -> tuple[str | None, int | None]:
+    """From the last two parts of the path: its kind and its layer. Links are not followed."""
+    parts = "/".join(folder.absolute().parts[-2:])
+    kind = next((kind for kind in HOOKS if kind in parts), None)
+    layer = re.search(r"layer_(\d+)", folder.absolute().name)
+    return kind, int(layer[1]) if layer else None
+
+
+def _model_name(told: Any) -> str | None:
+    """The model's name in the hub, as SAELens writes it."""
+    if not isinstance(told, str):
+        return None
+    name = told if "google" in told else f"google/{told}"
+    name = name.replace("-v3", "-3")
+    return name.replace("-pt", "") if "270m" in name else name
+
+
+def _notes(kind: str | None) -> list[str]:
+    """What was decided, a sentence each."""
+    if kind != "transcoder":
+        return []
+    return [
+        "hook_name is SAELens' choice; the publishers name the output of the layer norm before the MLP "
+        "(hf_hook_point_in), which in some versions of TransformerLens is another hook than hook_mlp_in: "
+        "give hook_name where the SAE's l0 looks wrong."
+    ]

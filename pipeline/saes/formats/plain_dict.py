@@ -1,0 +1,124 @@
+"""A bare dict in a .pt file: `W_enc` [d_model, d_sae], `W_dec` [d_sae, d_model], `b_enc`, `b_dec`.
+
+acts = relu((x - b_dec) @ W_enc + b_enc), reconstruction = acts @ W_dec + b_dec; with a `threshold` [d_sae]
+JumpReLU. So Neel Nanda's, Connor Kissane's and Robert Krzyzanowski's SAEs are published, with NAME_cfg.json
+beside NAME.pt (act_name, act_size, dict_size). The dict may lie in another, as {"state_dict": {...}}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.saes.files import (
+    TensorFile,
+    flag,
+    only_torch_file,
+    open_torch,
+    optional_int,
+    optional_text,
+    read_json,
+    require,
+    torch_names,
+)
+from pipeline.saes.formats import dictionary_learning
+from pipeline.saes.metadata import SaeMetadata
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.saes.weights import Weights
+
+LOOKS_FOR = "a .pt file with W_enc, W_dec, b_enc and b_dec, or a folder that holds one .pt file"
+
+ARRAYS = ("W_enc", "W_dec", "b_enc", "b_dec")
+
+NESTS = ("", "state_dict.", "model_state_dict.", "sae_state_dict.", "sae.", "model.", "params.", "weights.")
+"""Names of the dict that the arrays may lie in, with a dot."""
+
+HOOK_KEYS = ("act_name", "hook_name", "hook_point")
+CONTEXT_KEYS = ("context_size", "seq_len", "ctx_len")
+
+
+def matches(path: Path) -> bool:
+    """Whether this reader is the one for `path`."""
+    return bool(_nests(torch_names(path))) and not dictionary_learning.matches(path)
+
+
+def read_metadata(path: Path) -> SaeMetadata:
+    """Read names and shapes, and the .json beside the file, if there is one."""
+    file = open_torch(_file(path))
+    (nest, *_), where = _nests(file.shapes), _config_file(file.path)
+    config = {} if where is None else read_json(where)
+    d_model, d_sae = _widths(file, nest, config, where or file.path)
+    jumps = f"{nest}threshold" in file.shapes
+    subtracts = flag(config, "apply_b_dec_to_input", where or file.path, True)
+    hook_name = _first(config, HOOK_KEYS, where or file.path)
+    context = next((key for key in CONTEXT_KEYS if config.get(key) is not None), "")
+    return SaeMetadata(
+        architecture="jumprelu" if jumps else "standard",
+        d_model=d_model,
+        d_sae=d_sae,
+        apply_b_dec_to_input=subtracts,
+        format="plain_dict",
+        hook_name=hook_name,
+        context_size=optional_int(config, context, where or file.path),
+        model_name=optional_text(config, "model_name", where or file.path),
+        notes=_notes(subtracts, jumps, hook_name),
+        extra=config,
+    )
+
+
+def weight_files(path: Path) -> list[Path]:
+    """See pipeline.saes.formats."""
+    return [require(_file(path))]
+
+
+def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
+    """See pipeline.saes.formats. Tensors beside the dict in which the SAE lies are left alone."""
+    file = open_torch(_file(path))
+    nest, *_ = _nests(file.shapes)
+    wanted = (*ARRAYS, *(("threshold",) if metadata.architecture == "jumprelu" else ()))
+    beside = {name for name in file.shapes if not name.startswith(nest)}
+    return file.take({name: nest + name for name in wanted}, metadata, beside)
+
+
+def _file(path: Path) -> Path:
+    return only_torch_file(path) or path
+
+
+def _nests(names: Iterable[str]) -> list[str]:
+    """Of NESTS those in which the arrays lie."""
+    return [nest for nest in NESTS if {nest + array for array in ARRAYS} <= set(names)]
+
+
+def _config_file(file: Path) -> Path | None:
+    """NAME_cfg.json or NAME.json beside NAME.pt."""
+    beside = (file.with_name(f"{file.stem}{ending}") for ending in ("_cfg.json", ".json"))
+    return next((found for found in beside if found.is_file()), None)
+
+
+def _widths(file: TensorFile, nest: str, config: dict[str, Any], where: Path) -> tuple[int, int]:
+    """d_model and d_sae: of the biases, and as the configuration has them."""
+    widths = []
+    for name, key in (("b_dec", "act_size"), ("b_enc", "dict_size")):
+        shape = file.shapes[nest + name]
+        if len(shape) != 1 or shape[0] < 1:
+            raise InputError(f"{name} in {file.path} has shape {list(shape)}; it must be a vector")
+        if optional_int(config, key, where) not in (None, shape[0]):
+            raise InputError(f"{where} has {key} {config[key]}, {file.path} {shape[0]}: they are of two SAEs")
+        widths.append(shape[0])
+    return widths[0], widths[1]
+
+
+def _first(config: dict[str, Any], keys: tuple[str, ...], where: Path) -> str | None:
+    return next((text for key in keys if (text := optional_text(config, key, where))), None)
+
+
+def _notes(subtracts: bool, jumps: bool, hook_name: str | None) -> tuple[str, ...]:
+    notes = [f"The file names no class: b_dec is {'' if subtracts else 'not '}subtracted from x."]
+    if jumps:
+        notes.append("It has a threshold, so it is read as JumpReLU.")
+    if hook_name is not None and hook_name.endswith("hook_z"):
+        notes.append("hook_z is read flattened, [heads * d_head].")
+    return tuple(notes)

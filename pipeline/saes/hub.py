@@ -1,0 +1,71 @@
+"""SAEs of the Hugging Face hub in one of FORMATS: `hf:OWNER/REPOSITORY/PATH/IN/IT[@REVISION]`.
+
+Only the folder of the SAE is downloaded, into the hub's own cache, from which it is read without a network
+the next time.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path, PurePosixPath
+
+from schemas.errors import InputError
+
+PREFIX = "hf:"
+
+FORM = "hf:OWNER/REPOSITORY/PATH/IN/IT[@REVISION], with . as the path of an SAE that is the whole repository"
+
+WEIGHTS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+
+CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
+"""Configurations that some formats keep beside the weights' file or above the folder of an SAE."""
+
+
+def snapshot(spec: str) -> Path:
+    """Path of the SAE in the local cache, downloaded first where it has to be.
+
+    InputError for a malformed spec, and for whatever keeps the hub from giving the files.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, inside, revision = parse(spec)
+    try:
+        root = snapshot_download(repository, revision=revision, allow_patterns=_patterns(inside))
+    except (OSError, ValueError) as error:  # the hub's own errors are one or the other
+        raise InputError(
+            f"SAE {spec} could not be had from the hub ({_first_sentence(error)}): check its name and the "
+            "network, or download it where there is one and copy the hub's cache"
+        ) from error
+    path = Path(root) / inside
+    if not path.exists():
+        raise InputError(f"SAE {spec}: the repository {repository} has no {inside} at this revision")
+    return path
+
+
+def parse(spec: str) -> tuple[str, str, str | None]:
+    """Repository, path in it and revision of `spec`."""
+    name, at, revision = spec.removeprefix(PREFIX).partition("@")
+    owner, _, rest = name.partition("/")
+    repository, _, inside = rest.partition("/")
+    inside = inside.removesuffix("/")
+    parts = inside.split("/")
+    strange = "\\" in name or (inside != "." and any(part in ("", ".", "..") for part in parts))
+    if not owner or not repository or strange or owner.startswith(".") or (at and not revision):
+        raise InputError(f"SAE {spec} is malformed: write {FORM}")
+    return f"{owner}/{repository}", inside, revision or None
+
+
+def _patterns(inside: str) -> list[str] | None:
+    """What to download: the folder, or the file, and the configurations above it; None for everything."""
+    if inside == ".":
+        return None
+    folder = PurePosixPath(inside).parent
+    # by name: to the hub `*` means any number of folders, too
+    above = [str(place / name) for place in dict.fromkeys((folder, folder.parent)) for name in CONFIGS]
+    own = inside if inside.endswith(WEIGHTS_SUFFIXES) else f"{inside}/"
+    # a pattern that ends in / means all that is below
+    return [glob.escape(name) for name in (own, *above)]
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__

@@ -1,0 +1,173 @@
+"""What a file of torch.save declares: names, shapes and plain values, without torch and without running it.
+
+Such a file is a pickle in which tensors point to storages by number, and the storages' bytes beside it: as
+members of a zip, or (before torch 1.6) behind the pickle. Here the pickle is followed with stand-ins for the
+few things that a dict of tensors is made of; whatever else it asks for is refused by its name, and so is a
+tensor that is larger than what the file stores of it. So nothing is allocated that is not in the file.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+Shape = tuple[int, ...]
+
+UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, ValueError, TypeError, KeyError, IndexError,
+    AttributeError, EOFError, OSError, OverflowError, RecursionError, RuntimeError, MemoryError,
+    AssertionError,
+)  # fmt: skip
+"""What damaged files and pickles make Python raise."""
+
+LONGEST_PICKLE = 16 << 20
+"""Bytes of the pickle in a zip; that of a dict of tensors has some thousand."""
+
+MOST_DIMENSIONS = 64
+"""Of a tensor of torch."""
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+"""What files from before torch 1.6 begin with."""
+
+ITEM_SIZES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
+    "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+}  # fmt: skip
+"""Bytes of an element, by torch's name for the storage."""
+
+
+class Declared(NamedTuple):
+    """The tensors of a file by name, and the plain values beside them; a dict in it puts `name.` before."""
+
+    shapes: dict[str, Shape]
+    values: dict[str, str | int | float | bool | None]
+
+
+class _Storage(NamedTuple):
+    key: str
+    item_size: int
+    numel: int
+
+
+class _Tensor(NamedTuple):
+    shape: Shape
+
+
+class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo or a length can not allocate
+    """Follows a pickle of torch.save; `storages` are those that it speaks of."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for something that the pickle names."""
+        if module == "torch" and name in ITEM_SIZES:
+            return ITEM_SIZES[name]
+        if f"{module}.{name}" not in STAND_INS:
+            raise ValueError(f"it asks for {module}.{name}")
+        return STAND_INS[f"{module}.{name}"]
+
+    def persistent_load(self, reference: Any) -> _Storage:
+        """A storage; torch names it ("storage", type, key, device, number of elements)."""
+        kind, item_size, key, _, numel = reference[:5]
+        if kind != "storage" or not isinstance(item_size, int) or not isinstance(numel, int) or numel < 0:
+            raise ValueError("it speaks of a storage in an unknown way")
+        storage = _Storage(str(key), item_size, numel)
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"it speaks of storage {key} in two ways")
+        return storage
+
+
+def _tensor(storage: _Storage, offset: int, size: Shape, stride: Shape, *_: Any) -> _Tensor:
+    """Stand-in of torch's function that makes a tensor of (a part of) a storage."""
+    numbers = (offset, *size, *stride)
+    if (
+        len(size) > MOST_DIMENSIONS
+        or len(size) != len(stride)
+        or not all(isinstance(number, int) and number >= 0 for number in numbers)
+    ):
+        raise ValueError("a tensor has a size that is none")
+    elements = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if elements and (elements > storage.numel or last >= storage.numel):
+        raise ValueError(f"a tensor of shape {list(size)} has a storage of {storage.numel} elements")
+    return _Tensor(tuple(size))
+
+
+STAND_INS: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+}
+
+
+def read_declared(path: Path) -> Declared:
+    """What the file holds; one of UNREADABLE where it is damaged, or is no dict of tensors."""
+    content = _from_zip(path) if zipfile.is_zipfile(path) else _from_legacy(path)
+    if not isinstance(content, Mapping):
+        raise TypeError(f"it holds a {type(content).__name__}, no dict of tensors")
+    flat = dict(flattened(content))
+    return Declared(
+        {name: value.shape for name, value in flat.items() if isinstance(value, _Tensor)},
+        {
+            name: value
+            for name, value in flat.items()
+            if value is None or isinstance(value, str | int | float)
+        },
+    )
+
+
+def flattened(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries, those of dicts in it by their names behind that of the dict and a dot."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", entry) for inner, entry in value.items())
+        else:
+            yield str(name), value
+
+
+def _from_zip(path: Path) -> Any:
+    """The pickled object of a zip, whose storages are all there and no smaller than it says."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if len(members) != len(archive.infolist()):
+            raise ValueError("two members have the same name")
+        pickled = next((name for name in members if name.partition("/")[2] == "data.pkl"), None)
+        if pickled is None:
+            raise ValueError("it is a zip that torch.save did not write")
+        if members[pickled].file_size > LONGEST_PICKLE:
+            raise ValueError(f"its pickle has {members[pickled].file_size} bytes")
+        with archive.open(pickled) as file:
+            unpickler = _Unpickler(file)
+            content = unpickler.load()
+    for key, storage in unpickler.storages.items():
+        member = members[f"{pickled.removesuffix('data.pkl')}data/{key}"]
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"storage {key} is compressed, which torch.save does not do")
+        ends_at = member.header_offset + member.file_size
+        if member.file_size < storage.numel * storage.item_size or ends_at > path.stat().st_size:
+            raise ValueError(f"storage {key} has fewer bytes than its {storage.numel} elements")
+    return content
+
+
+def _from_legacy(path: Path) -> Any:
+    """The pickled object of a file from before torch 1.6, which is large enough for its storages."""
+    with path.open("rb") as file:
+        if _Unpickler(file).load() != LEGACY_MAGIC:
+            raise ValueError("torch.save did not write it")
+        for _ in ("protocol version", "system"):
+            _Unpickler(file).load()
+        unpickler = _Unpickler(file)
+        content = unpickler.load()
+    needed = sum(storage.numel * storage.item_size for storage in unpickler.storages.values())
+    if needed > path.stat().st_size:
+        raise ValueError(f"its tensors have {needed} bytes, the file {path.stat().st_size}")
+    return content

@@ -1,0 +1,34 @@
+"""Makes the small store of the present format version that stays here: `python -m tests.data.make_store`.
+
+A format version's store is made once, by the latentlake that brought that version, and never again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+from schemas.records import FORMAT_VERSION
+from schemas.run_file import parse_run_file
+from tests.kit import write_sae, write_tiny_tokenizer
+from tests.lakes import extracted, run_content, write_corpus
+
+
+def main() -> None:
+    """A TopK site as in version 1, and one of signed activations over some positions only."""
+    root = Path(__file__).parent / f"store-v{FORMAT_VERSION}"
+    assert not root.exists(), f"{root} is there already, and stays as it is"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        lake = Path("lake")  # the plan tells where an SAE lay: no path of the machine at hand
+        lake.mkdir()
+        write_corpus(lake / "corpus.parquet", documents=9)
+        write_tiny_tokenizer(lake / "tokenizer")
+        content = run_content(lake, store={"root": str(root), "pass": "mid"})
+        signed = write_sae(lake / "signed", "abstopk", d_sae=64, hook_name="layers.0", k=4)
+        content["sites"].append({"name": "signed", "sae": str(signed), "positions": [2, None]})
+        extracted(parse_run_file(content, "run.yaml"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""`latentlake check-sae` on an SAE that knows the embedding of every token, on its mistakes, and on the demo.
+
+The SAE: TopK with k 1 and pre-activations 2 e_t x - |e_t|^2 + 100, which are largest for the token t whose
+embedding e_t is nearest; so it reconstructs x at `embed` exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import cli
+from jobs.check_report import as_json, sentences
+from jobs.demo_model import FOLDER_NAME, cache_root
+from pipeline import check
+from pipeline.models import load_model
+from pipeline.saes import load_sae
+from schemas.errors import InputError
+from schemas.records import Lake
+from schemas.run_file import Corpus, Model
+from schemas.values import Document, TokenBatch
+from tests.kit import D_MODEL, tiny_lm, write_sae, write_tiny_tokenizer
+
+MODEL = "tests.kit:tiny_lm"
+F = 64
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tokenizer, and a corpus of words that it knows."""
+    folder = tmp_path_factory.mktemp("check")
+    write_tiny_tokenizer(folder / "tokenizer")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{n}" for n in rng.integers(0, 61, 300)) for _ in range(6)]
+    lines = [json.dumps({"said": text}) for text in texts]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def embedding_sae(folder, scale=1.0, **config):
+    e = tiny_lm().embed.weight.detach().numpy()[:F]
+    norm = (e**2).sum(axis=1)
+    arrays = {"W_enc": 2 * e.T, "b_enc": 100 - norm, "W_dec": scale * e / (norm + 100)[:, None]}
+    arrays |= {"b_dec": np.zeros(D_MODEL, np.float32)}
+    config = {"apply_b_dec_to_input": False, "context_size": 32} | config
+    return write_sae(folder, "topk", D_MODEL, F, "embed", k=1, weights=arrays, **config)
+
+
+def call(capsys, sae, words, *more):
+    """Exit code, standard output and the JSON file of a check of 1,000 tokens."""
+    out = Path(sae).parent / "report.json"
+    out.unlink(missing_ok=True)
+    arguments = [
+        *("check-sae", sae, "--model", MODEL, "--loader", "torch_module", "--tokens", 1000),
+        *("--tokenizer", words / "tokenizer", "--corpus", words / "corpus.jsonl", "--text-column", "said"),
+        *("--device", "cpu", "--json", out, *more),
+    ]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    report = json.loads(out.read_text()) if out.exists() else None
+    return stop.value.code or 0, " ".join((printed.out + printed.err).split()), report
+
+
+def test_an_sae_that_fits_ends_with_0_and_all_figures(capsys, tmp_path, words):
+    code, printed, report = call(capsys, embedding_sae(tmp_path / "sae"), words)
+    assert code == 0, printed
+    figures, losses = report["figures"], report["losses"]
+    assert figures["explained_variance"] == pytest.approx(1, abs=1e-6)
+    assert figures["mse"] < 1e-6
+    assert figures["cosine"] == pytest.approx(1, abs=1e-6)
+    assert figures["l0_mean"] == figures["l0_median"] == 1
+    assert figures["dead"] == 3  # <bos>, <eos> and <unk> are not counted
+    assert 900 < figures["tokens"] < 1000
+    assert losses["patched"] == pytest.approx(losses["clean"], rel=1e-5)
+    assert losses["recovered"] == pytest.approx(1, abs=1e-4)
+    assert losses["zero"] != pytest.approx(losses["clean"], rel=1e-2)
+    assert report["is_fine"]
+    assert report["likely"] is None
+    assert report["context_size"] == 32
+    assert "As loaded the SAE explains the data" in printed
+    assert "4.69% (3 of 64)" in printed
+
+
+def test_losses_are_those_of_the_same_rows_replaced_by_hand(tmp_path, words):
+    subject = subject_of(embedding_sae(tmp_path / "sae", scale=0.5), "embed", "embed")
+    ids = np.random.default_rng(1).integers(3, F, (3, 9))
+    ids[:, 0] = 0
+    counted = (ids != 0).ravel()
+    batch = TokenBatch(ids, np.full(3, 9))
+    found = check.losses(subject, [check.Piece(batch, counted)], lambda n: None)
+    module = tiny_lm().eval()
+    x = module.embed.weight[torch.from_numpy(ids)].detach()
+    scale = torch.from_numpy(np.where(counted, 0.5, 1.0).reshape(3, 9, 1)).float()
+    for given, factor in ((found.clean, torch.ones(1)), (found.patched, scale), (found.zero, 2 * scale - 1)):
+        assert given == pytest.approx(loss_by_hand(module, x * factor, ids), rel=1e-5)
+    assert found.n == 24
+    assert found.recovered == (found.zero - found.patched) / (found.zero - found.clean)
+
+
+def loss_by_hand(module, x, ids):
+    with torch.no_grad():
+        for layer in module.layers:
+            x = layer(x)
+        logits = module.head(x)[:, :-1].flatten(0, 1).double()
+    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids[:, 1:]).flatten()))
+
+
+def test_a_transcoder_is_put_where_its_target_is(tmp_path):
+    folder = embedding_sae(tmp_path / "sae")
+    path = folder / "cfg.json"
+    config = json.loads(path.read_text())
+    config |= {"architecture": "jumprelu_transcoder", "d_out": D_MODEL}
+    del config["k"], config["rescale_acts_by_decoder_norm"]
+    config["metadata"]["hook_name_out"] = "layers.1"
+    write_sae(folder, "jumprelu", D_MODEL, F, "embed")
+    path.write_text(json.dumps(config))
+    subject = subject_of(folder, "embed", "layers.1")
+    ids = np.random.default_rng(2).integers(3, F, (2, 6))
+    piece = check.Piece(TokenBatch(ids, np.full(2, 6)), np.arange(12) % 3 != 0)
+    at = subject.model.forward(piece.batch)
+    y = at["layers.1"].clone()
+    rows = torch.from_numpy(np.flatnonzero(piece.counted))
+    y[rows] = subject.encoder.decode(subject.encoder.encode(at["embed"][rows]))
+    expected = subject.model.losses(piece.batch, {"layers.1": lambda x: y})
+    found = check.losses(subject, [piece], lambda n: None)
+    assert found.patched == pytest.approx(float(expected.double().mean()), rel=1e-6)
+    assert found.patched != pytest.approx(found.clean, rel=1e-3)
+    measured = subject.rows(piece)
+    assert measured.x.tolist() == at["embed"][rows].tolist()
+    assert measured.target.tolist() == at["layers.1"][rows].tolist()
+
+
+def subject_of(folder, read, target):
+    model = load_model(Model(loader="torch_module", path=MODEL), [read, target], "cpu", 1)
+    return check.Subject(model, load_sae(str(folder)), check.Place(read, target))
+
+
+def test_a_likely_mistake_ends_with_1_and_is_named(capsys, tmp_path, words):
+    code, printed, report = call(capsys, embedding_sae(tmp_path / "sae", scale=3.0), words)
+    assert code == 1
+    assert not report["is_fine"]
+    assert report["likely"]["name"] in ("W_dec on another scale", "W_dec of unit rows")
+    assert report["likely"]["explained_variance"] > 0.99
+    assert report["as_loaded"]["explained_variance"] < -2
+    assert "Likely mistake" in printed
+
+
+def test_the_hook_of_the_saes_own_files_is_named(capsys, tmp_path, words):
+    sae = embedding_sae(tmp_path / "sae")
+    code, printed, report = call(capsys, sae, words, "--hook-name", "layers.1")
+    assert code == 1
+    assert "read x at embed, not at layers.1" in printed
+    tried = [finding["name"] for finding in report["alternatives"]]
+    assert {"hook embed", "hook layers.0", "hook layers.2", "model run without BOS"} <= set(tried)
+
+
+def test_a_card_is_shown_beside_the_figures_and_a_special_token_that_dominates_is_told():
+    report = stub_report(card={"l0": 10.0, "explained_variance": 0.8}, with_special=-3.0)
+    told = sentences(report)
+    assert "L0 is 1.0, its card says 10." in told
+    assert "Leave special tokens out: counted too, explained variance is -3.000." in told
+    assert sentences(stub_report(card={"l0": 0.7}, with_special=0.9)) == []
+    assert as_json(report)["card"] == {"l0": 10.0, "explained_variance": 0.8}
+
+
+def test_what_is_not_a_number_is_null_in_json():
+    content = as_json(stub_report(card={}, with_special=math.nan))
+    assert content["figures"]["explained_variance_with_special_tokens"] is None
+    assert content["no_losses"] == "no logits"
+    assert "NaN" not in json.dumps(content)
+
+
+def stub_report(card, with_special):
+    """A report of four rows that are reconstructed well."""
+    from jobs.check_sae import Asked, Report
+    from pipeline.saes import SaeMetadata
+    from pipeline.saes.diagnosis import Diagnosis, Finding
+    from pipeline.saes.reconstruction import Reconstruction
+    from schemas.run_file import parse_run_file
+    from schemas.values import SparseFeatures
+
+    found, x = Reconstruction(2), torch.arange(8.0).view(4, 2)
+    features = SparseFeatures(np.arange(5), np.zeros(4, np.int32), np.ones(4, np.float32))
+    found.add(x, x + 0.1, features)
+    finding = Finding("as loaded", "", 4, 1.0, found.explained_variance)
+    content = {
+        "corpus": {"path": "c"},
+        "model": {"path": "m"},
+        "sites": [{"sae": "s"}],
+        "store": {"root": "r"},
+    }
+    return Report(
+        Asked("s"),
+        parse_run_file(content, "test"),
+        lake(4, 0),
+        check.Place("h", "h"),
+        SaeMetadata("standard", 2, 2, card=card),
+        found,
+        with_special,
+        "no logits",
+        Diagnosis(finding, (), None, "fine", True),
+    )
+
+
+def lake(context_size, bos):
+    special = {"special_ids": (0, 1, 2), "special_tokens": "exclude", "label_columns": {}}
+    return Lake(
+        tokenizer="t", tokenizer_digest="", context_size=context_size, bos_id=bos, separator_id=1, **special
+    )
+
+
+class Lines:
+    """A source of texts."""
+
+    def __init__(self, *texts):
+        self.texts = texts
+
+    def documents(self):
+        return (Document(n, text) for n, text in enumerate(self.texts))
+
+
+class Spaces:
+    """A tokenizer: the number of each word."""
+
+    def encode_batch(self, texts):
+        return [np.array([int(word) for word in text.split()], dtype=np.int32) for text in texts]
+
+
+def test_tokens_come_from_the_beginnings_of_many_documents():
+    texts = [" ".join([str(10 + n)] * 500) for n in range(60)]
+    shard = check.token_shard(Lines(*texts), lake(8, 0), Spaces(), 80)
+    assert shard.n_contexts == 10
+    assert shard.token_ids[:8].tolist() == [0, 10, 10, 1, 11, 11, 1, 12]
+    assert shard.counted[:8].tolist() == [False, True, True, False, True, True, False, True]
+
+
+def test_one_long_document_gives_all_the_tokens():
+    shard = check.token_shard(Lines("7 " * 5000), lake(8, None), Spaces(), 800)
+    assert shard.n_rows == 800
+    assert (shard.token_ids == 7).all()
+
+
+def test_a_corpus_of_special_tokens_is_refused():
+    with pytest.raises(InputError, match="no token that counts"):
+        check.token_shard(Lines("1 2 1"), lake(8, 0), Spaces(), 100)
+
+
+@pytest.mark.parametrize(
+    ("hook", "by", "wanted"),
+    [
+        ("blocks.9.hook_resid_post", 1, "blocks.10.hook_resid_post"),
+        ("blocks.10.hook_resid_pre", -1, "blocks.9.hook_resid_pre"),
+        ("model.layers.3.mlp.experts.5", -1, "model.layers.2.mlp.experts.5"),
+        ("layers.0", -1, None),
+        ("embed", 1, None),
+        ("ln2.out", 1, None),
+    ],
+)
+def test_the_hook_of_the_next_layer(hook, by, wanted):
+    assert check.shifted(hook, by) == wanted
+
+
+def test_a_sample_of_pieces_is_evenly_spaced():
+    ids = np.zeros((2, 50), dtype=np.int64)
+    pieces = [check.Piece(TokenBatch(ids + n, np.full(2, 50)), np.ones(100, bool)) for n in range(10)]
+    chosen = check.sample(pieces, 250)
+    assert [int(piece.batch.token_ids[0, 0]) for piece in chosen] == [0, 3, 6]
+    assert check.sample(pieces, 10**6) == pieces
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["check-sae", *map(str, arguments)])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("latentlake: ")
+    return line
+
+
+def test_bad_input_ends_with_2_and_one_sentence(capsys, tmp_path, words):
+    sae = write_sae(tmp_path / "sae", hook_name="embed")
+    assert "does not exist" in refused(capsys, tmp_path / "none", "--model", MODEL)
+    assert "give --model" in refused(capsys, sae)
+    assert "model.loader" in refused(capsys, sae, "--model", MODEL, "--loader", "none")
+    wide = write_sae(tmp_path / "wide", d_model=24, hook_name="embed")
+    options = ("--loader", "torch_module", "--model", MODEL, "--tokenizer", words / "tokenizer")
+    assert "no token that counts" in refused(capsys, sae, *options)  # speeches have none of the words
+    corpus = ("--corpus", words / "corpus.jsonl", "--text-column", "said", "--device", "cpu")
+    assert "gives vectors of 16" in refused(capsys, wide, *options, *corpus)
+    assert "layers.7" in refused(capsys, sae, *options, *corpus, "--hook-name", "layers.7")
+    assert "nothing.jsonl" in refused(capsys, sae, *options, "--corpus", tmp_path / "nothing.jsonl")
+
+
+DEMO = Path(str(resources.files("jobs") / "demo_data" / "smollm2-135m-l9"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    not (cache_root() / FOLDER_NAME / "model.safetensors").is_file(),
+    reason="the demo's model is not there: run `python -m jobs.demo_model`",
+)
+def test_the_demos_sae_does_what_its_card_says_and_a_factor_in_it_is_named(capsys, tmp_path):
+    def run(sae, tokens):
+        arguments = [sae, "--tokens", tokens, "--model", cache_root() / FOLDER_NAME, "--device", "cpu"]
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["check-sae", *map(str, arguments), "--json", str(tmp_path / "report.json")])
+        capsys.readouterr()
+        return stop.value.code or 0, json.loads((tmp_path / "report.json").read_text())
+
+    code, report = run(DEMO, 4096)
+    card = (DEMO / "README.md").read_text()
+    published = {
+        name: float(re.search(rf"^\| {row}[^|]*\|[^|]*\| *([0-9.]+)", card, re.M)[1])
+        for name, row in {"l0": "L0", "variance": "explained variance", "share": "share recovered"}.items()
+    }
+    figures = report["figures"]
+    assert code == 0, report["verdict"]
+    assert figures["explained_variance"] == pytest.approx(published["variance"], abs=0.02)
+    assert figures["l0_mean"] == pytest.approx(published["l0"], rel=0.1)
+    # 2,032 predictions against the card's 15,240: their loss varies by some 0.02 nats of 6.5
+    assert report["losses"]["recovered"] == pytest.approx(published["share"], abs=0.008)
+
+    broken = multiplied(tmp_path / "broken", {"W_enc": 3.0, "W_dec": 1 / 3, "b_dec": 1 / 3})
+    code, report = run(broken, 2048)
+    assert code == 1
+    assert report["likely"]["name"] == "x on another scale"
+    factor = float(re.search(r"multiplied by about ([0-9.]+) ", report["verdict"])[1])
+    assert factor == pytest.approx(1 / 3, rel=0.15)
+
+
+def multiplied(folder, factors):
+    """The demo's SAE with some weights multiplied."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(DEMO, folder)
+    weights = load_file(folder / "sae_weights.safetensors")
+    changed = {name: (array * factors.get(name, 1)).astype(np.float32) for name, array in weights.items()}
+    save_file(changed, folder / "sae_weights.safetensors")
+    return folder
+
+
+def test_a_corpus_section_is_read_as_extraction_reads_it(words):
+    from pipeline.sources import open_source
+    from pipeline.tokenizer import load_tokenizer
+
+    source = open_source(Corpus(path=str(words / "corpus.jsonl"), text_column="said"))
+    tokenizer = load_tokenizer(str(words / "tokenizer"))
+    shard = check.token_shard(source, lake(32, 0), tokenizer, 320)
+    first = tokenizer.encode_batch([next(iter(source.documents())).text])[0]
+    assert shard.token_ids[1:9].tolist() == first[:8].tolist()
+    assert shard.n_rows == 320

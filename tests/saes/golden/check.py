@@ -1,0 +1,50 @@
+"""An encoder against numbers that the reference implementation of its format gave (expected.npz).
+
+Scripts beside this file made them. expected.npz holds x [N, d_model], activations [N, d_sae] and
+reconstruction [N, width_out], all float32; perhaps near [N, d_sae], bool: pre-activations within 1e-6 of
+their threshold, whose feature may fire in one implementation and not in the other.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from pipeline.saes import load_sae
+from pipeline.saes.encoder import Encoder
+
+DATA = Path(__file__).parents[2] / "data" / "saes"
+"""Where the SAEs lie, one folder <format>-<case> each."""
+
+BLOCKS = (None, (7, 5), (64, 64))
+"""Ways to cut the product that must not matter: the default, ragged in rows and features, in one piece."""
+
+
+def assert_equals_golden(folder: Path, spec: str | None = None, device: str = "cpu") -> Encoder:
+    """Load the SAE at `spec` (default: `folder`) and compare it with folder/expected.npz."""
+    with np.load(folder / "expected.npz") as expected:
+        golden = dict(expected)
+    x, activations = golden["x"], golden["activations"]
+    certain = ~golden.get("near", np.zeros(activations.shape, dtype=np.bool_))
+    assert 0 < np.count_nonzero(activations) < activations.size
+    for block in BLOCKS:
+        encoder = load_sae(spec or str(folder), device, block=block)
+        features = encoder.encode(torch.from_numpy(x))
+        assert (np.diff(features.indptr) >= 0).all()
+        assert (features.data != 0).all()
+        found = sp.csr_matrix((features.data, features.indices, features.indptr), activations.shape).toarray()
+        np.testing.assert_array_equal((found != 0) & certain, (activations != 0) & certain)
+        np.testing.assert_allclose(found[certain], activations[certain], rtol=1e-5, atol=1e-6)
+        reconstruction = encoder.decode(features, like=torch.from_numpy(x)).cpu().numpy()
+        assert reconstruction.dtype == np.float32
+        np.testing.assert_allclose(reconstruction, golden["reconstruction"], rtol=1e-4, atol=1e-4)
+    return encoder
+
+
+def copy_of(case: str, folder: Path) -> Path:
+    """A copy of an SAE in DATA that a test may spoil."""
+    return Path(shutil.copytree(DATA / case, folder / case))

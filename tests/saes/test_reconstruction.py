@@ -1,0 +1,127 @@
+"""Figures of a reconstruction against NumPy's on all rows at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.saes import load_sae
+from pipeline.saes.reconstruction import Reconstruction, reconstruct, target_of, worse_than_mean
+from schemas.values import SparseFeatures
+from tests.kit import write_sae
+
+BATCHES = (1, 7, 500, 0, 3, 1489)
+
+
+def rows(mean=0.0, sigma=1.0, n=2000, width=5, seed=0):
+    rng = np.random.default_rng(seed)
+    target = (mean + sigma * rng.standard_normal((n, width))).astype(np.float32)
+    return target, (target + 0.3 * sigma * rng.standard_normal((n, width))).astype(np.float32)
+
+
+def sparse(dense):
+    indptr = np.concatenate([[0], np.cumsum((dense != 0).sum(axis=1))])
+    return SparseFeatures(indptr, np.nonzero(dense)[1].astype(np.int32), dense[dense != 0])
+
+
+def activations(n=2000, d_sae=12, seed=1):
+    rng = np.random.default_rng(seed)
+    dense = rng.random((n, d_sae)).astype(np.float32)
+    dense[dense < rng.random((n, 1))] = 0
+    dense[:, [3, 8]] = 0
+    return dense
+
+
+def added(target, given, dense, sizes=BATCHES):
+    found, start = Reconstruction(dense.shape[1]), 0
+    for size in sizes:
+        part = slice(start, start + size)
+        found.add(torch.from_numpy(target[part]), torch.from_numpy(given[part]), sparse(dense[part]))
+        start += size
+    assert start == len(target)
+    return found
+
+
+@pytest.mark.parametrize(("mean", "sigma"), [(0.0, 1.0), (1e4, 1e-2), (-3.0, 50.0)])
+def test_uneven_batches_give_the_global_figures(mean, sigma):
+    target, given = rows(mean, sigma)
+    found = added(target, given, activations())
+    t, g = target.astype(np.float64), given.astype(np.float64)
+    assert found.sst == pytest.approx(((t - t.mean(axis=0)) ** 2).sum(), rel=1e-9)
+    assert found.sse == pytest.approx(((t - g) ** 2).sum(), rel=1e-12)
+    assert found.explained_variance == pytest.approx(1 - found.sse / t.var(axis=0).sum() / len(t), rel=1e-8)
+    assert found.mse == pytest.approx(((t - g) ** 2).mean(), rel=1e-12)
+    cosines = (t * g).sum(axis=1) / np.linalg.norm(t, axis=1) / np.linalg.norm(g, axis=1)
+    assert found.cosine == pytest.approx(cosines.mean(), rel=1e-9)
+
+
+def test_the_mean_of_the_batches_explained_variances_is_another_number():
+    target, given = rows()
+    target[:8] += 100
+    given[:8] += 100
+    whole = added(target, given, activations())
+    sizes = [size for size in BATCHES if size > 1]
+    parts, start = [], 1
+    for size in sizes:
+        part = slice(start, start + size)
+        parts.append(added(target[part], given[part], activations()[part], [size]).explained_variance)
+        start += size
+    assert abs(np.mean(parts) - whole.explained_variance) > 0.01
+
+
+@pytest.mark.parametrize("n", [1999, 2000])
+def test_l0_and_dead_features(n):
+    target, given = rows()
+    dense = activations()[:n]
+    found = added(target[:n], given[:n], dense, [n - 100, 100])
+    l0 = (dense != 0).sum(axis=1)
+    assert found.l0_mean == pytest.approx(l0.mean(), rel=1e-15)
+    assert found.l0_median == np.median(l0)
+    assert found.active.tolist() == (dense != 0).sum(axis=0).tolist()
+    assert found.dead == 2
+
+
+def test_the_median_of_an_even_number_of_rows_lies_between_the_middle_two():
+    target, given = rows(n=4)
+    dense = np.triu(np.ones((4, 12), dtype=np.float32), 5)  # 7, 6, 5, 4 features
+    assert added(target, given, dense, [4]).l0_median == 5.5
+
+
+def test_no_row_and_a_constant_target():
+    nothing = Reconstruction(4)
+    assert nothing.n == 0
+    assert nothing.dead == 4
+    figures = (nothing.mse, nothing.cosine, nothing.l0_mean, nothing.l0_median, nothing.explained_variance)
+    assert all(np.isnan(figure) for figure in figures)
+    constant = added(np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32), activations(3), [3])
+    assert np.isnan(constant.explained_variance)
+    assert worse_than_mean(constant) is None
+
+
+def test_worse_than_the_mean_is_said_with_numbers():
+    target, given = rows()
+    assert worse_than_mean(added(target, given, activations())) is None
+    sentence = worse_than_mean(added(target, -target, activations()))
+    assert sentence is not None
+    assert "explained variance -3" in sentence
+    assert "2,000 rows" in sentence
+
+
+def test_an_sae_is_measured_against_its_own_decoder(tmp_path):
+    encoder = load_sae(str(write_sae(tmp_path, "jumprelu")))
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    found = Reconstruction(encoder.d_sae)
+    features = reconstruct(encoder, x, target_of(encoder.metadata, x), found)
+    w, dense = encoder.weights(), np.zeros((50, 64))
+    dense[np.repeat(np.arange(50), np.diff(features.indptr)), features.indices] = features.data
+    error = dense @ w["W_dec"] + w["b_dec"] - x.numpy()
+    assert found.sse == pytest.approx((error**2).sum(), rel=1e-5)
+    assert found.l0_mean == features.nnz / 50
+
+
+def test_the_target_of_one_heads_sae_is_that_head(tmp_path):
+    metadata = load_sae(str(write_sae(tmp_path, hook_head_index=1))).metadata
+    x = torch.arange(96.0).view(2, 48)
+    assert target_of(metadata, x).tolist() == x[:, 16:32].tolist()
+    assert target_of(metadata, x[:, :16]).tolist() == x[:, :16].tolist()

@@ -1,0 +1,109 @@
+"""A worker looks at its first shard: an SAE that explains less than the mean of x stops the run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from jobs.run import run
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from tests.kit import D_MODEL, tiny_lm, write_sae
+from tests.lakes import data_bytes, run_file
+
+EYE = np.eye(D_MODEL, dtype=np.float32)
+ZEROS = np.zeros(D_MODEL, np.float32)
+
+
+def good_sae(folder, scale=1.0, **options):
+    """relu(x) and relu(-x), decoded into scale * x."""
+    both = np.concatenate([EYE, -EYE])
+    weights = {"W_enc": both.T, "W_dec": scale * both, "b_dec": ZEROS, "b_enc": np.zeros(2 * D_MODEL)}
+    weights = {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
+    return write_sae(
+        folder, "standard", D_MODEL, 2 * D_MODEL, weights=weights, apply_b_dec_to_input=False, **options
+    )
+
+
+def site(folder, **options):
+    return {"sites": [{"name": "mid", "sae": str(good_sae(folder / "sae", **options))}]}
+
+
+def receipts(folder):
+    return FeatureStore.open(folder / "store").receipts("mid")
+
+
+def run_with(folder, check, **options):
+    return run(run_file(folder, extract={"check_sae": check}, **site(folder, **options)))
+
+
+def test_what_an_sae_explains_is_in_the_receipt_of_the_first_shard_alone(tmp_path, capsys):
+    run_with(tmp_path, "stop")
+    found = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
+    assert len(found) > 2
+    assert found.pop("000000") == 1.0
+    assert set(found.values()) == {None}
+    assert "mid explains 1.000 of the variance" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_number_is_one_minus_the_error_over_the_variance_of_the_counted_rows(tmp_path):
+    run_with(tmp_path, "stop", scale=0.7)
+    record = receipts(tmp_path)["000000"]
+    x = first_shard_x(tmp_path)
+    expected = 1 - ((0.3 * x) ** 2).sum() / ((x - x.mean(axis=0)) ** 2).sum()
+    assert record.sites["mid"].explained_variance == pytest.approx(expected, abs=1e-4)
+
+
+def first_shard_x(folder):
+    """x at layers.1 of the rows of shard 0 that are stored, context by context, float64."""
+    import torch
+
+    from pipeline.store.tokens import read_lake, read_links, read_token_shard
+    from schemas.layout import Layout
+
+    layout = Layout(folder / "store")
+    shard = read_token_shard(layout, read_lake(layout), read_links(layout)[0].shards[0])
+    model, rows = tiny_lm(), []
+    model.layers[1].register_forward_hook(lambda m, i, out: rows.append(out[0]))
+    for context in np.split(shard.token_ids, shard.context_ptr[1:-1]):
+        with torch.no_grad():
+            model(torch.tensor(context)[None].long())
+    return torch.cat(rows).numpy().astype(np.float64)[shard.stored]
+
+
+def test_an_sae_worse_than_the_mean_ends_the_run_and_nothing_is_committed(tmp_path):
+    with pytest.raises(InputError, match="site 'mid', shard 000000: the reconstruction is worse than"):
+        run_with(tmp_path, "stop", scale=-3.0)
+    assert receipts(tmp_path) == {}
+    with pytest.raises(InputError, match="check_sae: warn"):
+        run_with(tmp_path, "stop", scale=-3.0)
+
+
+def test_told_to_warn_the_run_ends_and_says_so(tmp_path, capsys):
+    run_with(tmp_path, "warn", scale=-3.0)
+    assert receipts(tmp_path)["000000"].sites["mid"].explained_variance < 0
+    assert "less than the mean of x does" in " ".join(capsys.readouterr().out.split())
+
+
+def test_told_not_to_look_nobody_looks(tmp_path):
+    run_with(tmp_path, "off", scale=-3.0)
+    assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
+
+
+def test_the_look_changes_no_data(tmp_path):
+    run_with(tmp_path, "stop")
+    looked = data_bytes(tmp_path / "store")
+    run(run_file(tmp_path, store={"root": str(tmp_path / "other")}, **site(tmp_path)))
+    assert data_bytes(tmp_path / "other") == looked
+
+
+def test_a_transcoder_is_measured_at_its_target(tmp_path):
+    folder = good_sae(tmp_path / "sae", hook_name="layers.0", hook_name_out="layers.2")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"architecture": "transcoder", "d_out": D_MODEL}))
+    run(run_file(tmp_path, extract={"check_sae": "warn"}, sites=[{"name": "mid", "sae": str(folder)}]))
+    explained = receipts(tmp_path)["000000"].sites["mid"].explained_variance
+    assert explained is not None
+    assert explained < 0.99
