@@ -49,8 +49,8 @@ types: setup
 
 # What the benchmarks compare with, installed aside and without its serving libraries.
 $(VENV)/bench/.installed:
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench eai-delphi==0.1.3 simple-parsing \
-	    docstring-parser jaxtyping wadler-lindig
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench eai-delphi==0.1.3 simple-parsing==0.1.9 \
+	    docstring-parser==0.18.0 jaxtyping==0.3.11 wadler-lindig==0.1.8
 	touch $@
 
 bench: setup $(VENV)/bench/.installed

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.saes.device import DeviceSelection
 from pipeline.saes.metadata import SaeMetadata
 from pipeline.saes.normalization import denormalize, normalize
-from pipeline.saes.rule import Rule, beside, candidates
+from pipeline.saes.rule import Rule, beside, candidates, keys_of
 from pipeline.saes.weights import Weights
 from schemas.errors import InputError, ShardError
 from schemas.values import SparseFeatures
@@ -246,8 +246,8 @@ class RuleEncoder:
             features = slice(first, min(first + self.block.features, self.d_sae))
             product, mask = self._buffers(len(x), features.stop - first)
             self._multiply(x, features, product)
-            key = product.abs() if self._rule.signed else product
-            parts.append(candidates(product, key, limits(key, features), first, mask))
+            keys = keys_of(product, features, signed=self._rule.signed)
+            parts.append(candidates(product, keys, limits(keys), mask))
         return self._rule.finish(beside(parts))
 
     def _multiply(self, x: Tensor, features: slice, out: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
-from pipeline.saes.rule import Limits
+from pipeline.saes.rule import Keys, Limits
 from pipeline.saes.topk import SMALLEST
 from pipeline.saes.weights import Weights
 from schemas.errors import InputError
@@ -39,10 +39,10 @@ class GroupMaxRule:
     def limits(self) -> Limits:
         """See Rule. A group that lies in two blocks has two limits, each of them reached by what fires."""
 
-        def limits(key: Tensor, features: slice) -> F32:
-            group = np.arange(features.start, features.stop) // self.size
+        def limits(keys: Keys) -> F32:
+            group = np.arange(keys.features.start, keys.features.stop) // self.size
             starts = np.flatnonzero(np.diff(group, prepend=-1))
-            maxima = np.maximum.reduceat(key.numpy(), starts, axis=1)
+            maxima = np.maximum.reduceat(keys.values.numpy(), starts, axis=1)
             widened: F32 = np.repeat(maxima, np.diff(np.append(starts, len(group))), axis=1)
             return np.maximum(widened, SMALLEST, out=widened)
 

@@ -10,16 +10,48 @@ n rows of a block, f features of a block, F all features, k of a TopK.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from schemas.values import F32, Bool, SparseFeatures
+from schemas.values import F32, I64, Bool, SparseFeatures
 
-Limits = Callable[[Tensor, slice], F32]
-"""Called for the blocks of some rows from left to right, with a block's keys float32 [n, f] and the features
-that it holds; gives what a candidate's key must reach, float32 [f], [n, 1] or [n, f]."""
+GROUP = 16
+"""Columns of a group whose maximum is looked at first: measured best of 8 to 64."""
+
+FEW = 1 / 32
+"""Up to this share of groups that may hold a candidate, only their columns are looked at."""
+
+
+class Keys(NamedTuple):
+    """A block of what candidates are chosen by."""
+
+    values: Tensor
+    """float32 [n, f]."""
+    maxima: F32
+    """[n, g], of GROUP columns each: column c < g * GROUP is in group c % g."""
+    features: slice
+    """Which features the columns are."""
+
+
+def keys_of(product: Tensor, features: slice, *, signed: bool) -> Keys:
+    """The keys of a block of the product [n, f]: themselves, or their magnitudes."""
+    values = product.abs() if signed else product
+    return Keys(values, group_maxima(values, GROUP).numpy(), features)
+
+
+def group_maxima(values: Tensor, size: int) -> Tensor:
+    """Maxima of groups of `size` columns of values [n, f], [n, f // size], as in Keys; a rest has none."""
+    rows, width = values.shape
+    groups = width // size
+    # torch takes maxima on its own threads: 4 times as fast as numpy
+    return values[:, : groups * size].reshape(rows, size, groups).amax(dim=1)
+
+
+Limits = Callable[[Keys], F32]
+"""Called for the blocks of some rows from left to right; gives what a candidate's key must reach, float32
+[f], [n, 1] or [n, f]."""
 
 
 class Rule(Protocol):
@@ -43,15 +75,31 @@ class Rule(Protocol):
         """The activations among the candidates of whole rows; candidates hold values of product + bias."""
 
 
-def candidates(product: Tensor, key: Tensor, limit: F32, first: int, mask: Bool) -> SparseFeatures:
-    """What reaches the limit in a block [n, f] of features from `first` on; `mask` bool [n, f] is scratch."""
+def candidates(product: Tensor, keys: Keys, limit: F32, mask: Bool) -> SparseFeatures:
+    """What reaches the limit in a block of the product [n, f]; `mask` bool [n, f] is scratch."""
     rows, width = product.shape
-    np.greater_equal(key.numpy(), limit, out=mask)
-    flat = np.flatnonzero(mask)
+    flat = _in_few_groups(keys, limit)
+    if flat is None:
+        flat = np.flatnonzero(np.greater_equal(keys.values.numpy(), limit, out=mask))
     starts = np.arange(rows + 1, dtype=np.int64) * width
     indptr = np.searchsorted(flat, starts).astype(np.int64, copy=False)
-    indices = (flat - np.repeat(starts[:-1] - first, np.diff(indptr))).astype(np.int32)
+    indices = (flat - np.repeat(starts[:-1] - keys.features.start, np.diff(indptr))).astype(np.int32)
     return SparseFeatures(indptr, indices, product.numpy().reshape(-1)[flat])
+
+
+def _in_few_groups(keys: Keys, limit: F32) -> I64 | None:
+    """Places of candidates in the flat block, ascending, by the groups' maxima; None: look everywhere."""
+    (rows, width), groups = keys.values.shape, keys.maxima.shape[1]
+    if not rows or groups * GROUP != width or (limit.ndim == 2 and limit.shape[1] > 1):
+        return None
+    by_group = limit.reshape(GROUP, groups).T if limit.ndim == 1 else None
+    hits = np.flatnonzero(keys.maxima >= (limit if by_group is None else by_group.min(axis=1)))
+    if len(hits) > FEW * keys.maxima.size:
+        return None
+    row, group = np.divmod(hits, groups)
+    flat = (row * width + group)[:, None] + np.arange(0, width, groups)
+    reached = keys.values.numpy().reshape(-1)[flat] >= (limit[row] if by_group is None else by_group[group])
+    return np.sort(flat[reached])
 
 
 def beside(parts: list[SparseFeatures]) -> SparseFeatures:

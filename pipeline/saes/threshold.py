@@ -68,7 +68,7 @@ class ThresholdRule:
     def limits(self) -> Limits:
         """See Rule."""
         floor = self._floor
-        return lambda key, features: floor[features]
+        return lambda keys: floor[keys.features]
 
     def limit_on_device(self, key: Tensor) -> Tensor:  # noqa: ARG002
         """See Rule."""

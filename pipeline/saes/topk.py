@@ -14,12 +14,9 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
-from pipeline.saes.rule import Limits
+from pipeline.saes.rule import GROUP, Keys, Limits, group_maxima
 from pipeline.saes.weights import Weights
 from schemas.values import F32, SparseFeatures
-
-GROUP = 16
-"""Columns of a group where there are enough: measured best of 8 to 64 at 4,608 and 24,576 features."""
 
 SMALLEST = np.nextafter(np.float32(0), np.float32(1))
 
@@ -49,7 +46,7 @@ class TopKRule:
 
     def limit_on_device(self, key: Tensor) -> Tensor:
         """See Rule. torch.topk leaves open which of equal values it takes, so only the k-th value is used."""
-        maxima = group_maxima(key, self.k)
+        maxima = maxima_for(key, self.k)
         if maxima.shape[1] < self.k:
             return maxima.new_full((len(key), 1), float(SMALLEST))
         return maxima.topk(self.k, dim=1, sorted=True).values[:, -1:].clamp(min=float(SMALLEST))
@@ -66,27 +63,24 @@ class RunningBound:
         self._k = k
         self._best: F32 | None = None
 
-    def __call__(self, key: Tensor, features: slice) -> F32:  # noqa: ARG002 - only the values count
-        """The bound after a further block of keys [n, f]."""
-        maxima: F32 = group_maxima(key, self._k).numpy()
-        # copies in any case: key is a buffer that the next block overwrites
+    def __call__(self, keys: Keys) -> F32:
+        """The bound after a further block."""
+        maxima = (
+            keys.maxima if keys.maxima.shape[1] >= 2 * self._k else maxima_for(keys.values, self._k).numpy()
+        )
+        # copies in any case: keys may be a buffer that the next block overwrites
         best = np.concatenate([maxima[:, :0] if self._best is None else self._best, maxima], axis=1)
-        if best.shape[1] > self._k:
-            best = np.sort(best, axis=1)[:, -self._k :]  # faster than a partition: so few columns
-        self._best = best
+        best.sort(axis=1)  # faster than a partition: so few columns
+        self._best = best[:, -self._k :]
         if best.shape[1] < self._k:
             return np.full((len(best), 1), SMALLEST)
-        lowest: F32 = best.min(axis=1, keepdims=True)
-        return np.maximum(lowest, SMALLEST, out=lowest)
+        return np.maximum(self._best[:, :1], SMALLEST)
 
 
-def group_maxima(key: Tensor, k: int) -> Tensor:
-    """Maxima of disjoint groups of columns of key [n, f], [n, groups]: 2 k groups or more where possible."""
-    rows, width = key.shape
-    size = max(1, min(GROUP, width // (2 * k)))
-    groups = width // size
-    # torch takes maxima on its own threads: 4 times as fast as numpy
-    return key if size == 1 else key[:, : groups * size].view(rows, size, groups).amax(dim=1)
+def maxima_for(values: Tensor, k: int) -> Tensor:
+    """Maxima of groups of columns of values [n, f], [n, g]; g at least 2 k where columns are enough."""
+    size = max(1, min(GROUP, values.shape[1] // (2 * k)))
+    return values if size == 1 else group_maxima(values, size)
 
 
 def trim(features: SparseFeatures, k: int) -> SparseFeatures:

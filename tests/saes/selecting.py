@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.saes.device import DeviceSelection
-from pipeline.saes.rule import Rule, beside, candidates
+from pipeline.saes.rule import Rule, beside, candidates, keys_of
 from schemas.values import SparseFeatures
 
 Dense = np.ndarray[Any, np.dtype[np.float32]]
@@ -20,9 +20,8 @@ def select(rule: Rule, product: Dense, block: int | None = None) -> SparseFeatur
     for first in range(0, product.shape[1], block or product.shape[1]):
         features = slice(first, min(first + (block or product.shape[1]), product.shape[1]))
         part = torch.from_numpy(np.ascontiguousarray(product[:, features]))
-        key = part.abs() if rule.signed else part
-        mask = np.empty(part.shape, dtype=np.bool_)
-        parts.append(candidates(part, key, limits(key, features), first, mask))
+        keys = keys_of(part, features, signed=rule.signed)
+        parts.append(candidates(part, keys, limits(keys), np.empty(part.shape, dtype=np.bool_)))
     return rule.finish(beside(parts))
 
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.saes.topk import GROUP, RunningBound, TopKRule
+from pipeline.saes.rule import GROUP, keys_of
+from pipeline.saes.topk import RunningBound, TopKRule
 from schemas.values import SparseFeatures
 from tests.saes.selecting import Dense, select, select_on_device
 
@@ -79,6 +80,6 @@ def test_k_above_the_number_of_features_keeps_all_positives() -> None:
 def test_the_lower_bound_is_below_the_kth_value_and_close_to_it(width: int) -> None:
     dense = np.random.default_rng(0).standard_normal((50, width)).astype(np.float32)
     kth = np.sort(dense, axis=1)[:, -8]
-    bound = RunningBound(8)(torch.from_numpy(dense), slice(0, width))
+    bound = RunningBound(8)(keys_of(torch.from_numpy(dense), slice(0, width), signed=False))
     assert (bound[:, 0] <= kth).all()
     assert (dense >= bound).sum(axis=1).mean() < 16
