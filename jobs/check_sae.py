@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -37,6 +38,9 @@ from schemas.values import TokenShard
 
 DEMO = resources.files("jobs") / "demo_data"
 DEMO_SAE = "smollm2-135m-l9"
+
+PUBLISHED = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+"""A model's name as SAEs' files may choose it."""
 
 
 class Asked(NamedTuple):
@@ -72,7 +76,8 @@ class Report(NamedTuple):
     @property
     def is_fine(self) -> bool:
         """Whether no mistake was found."""
-        return self.diagnosis.is_fine and worse_than_mean(self.figures) is None
+        worse = self.diagnosis.can_tell and worse_than_mean(self.figures) is not None
+        return self.diagnosis.is_fine and not worse
 
 
 def check_sae(asked: Asked) -> bool:
@@ -100,7 +105,10 @@ def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: LakeToken
     subject = _subject(asked, run, about)
     pieces = check.pieces(shard, lake.context_size)
     figures = check.measure(subject, pieces, steps.begin("reconstructing", shard.n_rows, "tokens"))
-    some = check.sample(pieces, ROWS)
+    if not figures.n:
+        at = run.sites[0].positions
+        raise InputError(f"no token is at the positions {at} that the SAE reads: give more --tokens")
+    some = check.sample(pieces, ROWS, counted=True)
     losses = _losses(subject, check.sample(pieces, check.LOSS_TOKENS), steps)
     rows = check.loaded_rows(subject, some)
     steps.begin("running other hooks and tokens")
@@ -129,15 +137,26 @@ def _run_file(asked: Asked, about: SaeMetadata) -> RunFile:
 
 
 def _model(asked: Asked, about: SaeMetadata) -> str:
-    """The model asked for, that of the demo's SAE, or the one that the SAE's files name."""
+    """The model asked for, that of the demo's SAE, or the one that the SAE's files name, which is told.
+
+    Files of unknown origin may name a published model, and nothing that lies here.
+    """
     if asked.model:
         return asked.model
     demo = cache_root() / FOLDER_NAME
     if Path(asked.sae).resolve() == Path(str(DEMO / DEMO_SAE)).resolve() and demo.is_dir():
+        say(f"The model is the demo's, {escape(str(demo))}")
         return str(demo)
     if not about.model_name:
         raise InputError(f"the files of SAE {asked.sae} name no model: give --model")
-    return about.model_name
+    name = about.model_name
+    if not PUBLISHED.fullmatch(name) or os.path.exists(name):  # noqa: PTH110 - false for what is no path
+        raise InputError(
+            f"the files of SAE {asked.sae} name the model {name!r}, which is no published model's name or a "
+            "path here: give --model"
+        )
+    say(f"The model is {escape(name)}, as the SAE's files say")
+    return name
 
 
 def _device(device: str) -> str:
@@ -175,7 +194,7 @@ def _subject(asked: Asked, run: RunFile, about: SaeMetadata) -> check.Subject:
         raise InputError(f"the files of transcoder {asked.sae} do not name the hook that it reconstructs")
     place = check.Place(read, about.hook_name_out or read if about.transcoder else read)
     encoder = load_sae(asked.sae, run.model.device)
-    model = load_model(run.model, list(place), run.model.device, os.cpu_count() or 1)
+    model = load_model(run.model, list(place), run.model.device, len(os.sched_getaffinity(0)))
     if not encoder.accepts(model.widths[read]):
         raise InputError(
             f"{read} gives vectors of {model.widths[read]}, the SAE {asked.sae} reads {encoder.d_model}: "
@@ -207,7 +226,7 @@ def _elsewhere(
     yield from check.other_hooks(subject, pieces, named, poor=poor)
     other: Sequence[check.Piece] = ()
     if flipped is not None:
-        other = check.sample(check.pieces(flipped, lake.context_size), ROWS)
+        other = check.sample(check.pieces(flipped, lake.context_size), ROWS, counted=True)
     yield from check.other_tokens(subject, pieces, list(other), has_bos=lake.bos_id is not None)
 
 

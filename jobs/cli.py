@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -191,7 +192,10 @@ def check_sae(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what the user can mend is one sentence on stderr and exit code 2."""
+    """Run the command line; what the user can mend is one sentence on stderr and exit code 2.
+
+    A fault of ours ends with its traceback and exit code 3.
+    """
     from schemas.errors import InputError
 
     warnings.showwarning = _warn
@@ -203,6 +207,9 @@ def main(arguments: list[str] | None = None) -> None:
         message = (
             f"{error.filename or 'input or output'}: {error.strerror or error}; free or fix it and run again"
         )
+    except Exception:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
+        traceback.print_exc()
+        sys.exit(3)
     sys.stderr.write(f"latentlake: {message}\n")
     sys.exit(2)
 

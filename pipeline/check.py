@@ -19,7 +19,7 @@ from pipeline.packing import ContextRule, counted_mask, pack
 from pipeline.saes.alternatives import Rows
 from pipeline.saes.diagnosis import ROWS, Elsewhere
 from pipeline.saes.encoder import Encoder
-from pipeline.saes.reconstruction import Reconstruction, reconstruct, target_of
+from pipeline.saes.reconstruction import Reconstruction, holds_target, reconstruct, target_of
 from pipeline.sources import Source
 from pipeline.tokenizer import LakeTokenizer
 from schemas.errors import InputError
@@ -68,7 +68,7 @@ class Losses(NamedTuple):
     def recovered(self) -> float:
         """(zero - patched) / (zero - clean), NaN where zeros do no harm."""
         harm = self.zero - self.clean
-        return (self.zero - self.patched) / harm if harm else float("nan")
+        return (self.zero - self.patched) / harm if harm > 0 else float("nan")
 
 
 class Subject(NamedTuple):
@@ -86,9 +86,13 @@ class Subject(NamedTuple):
     def cut(self, at: dict[str, Tensor], place: Place, kept: Bool) -> Rows:
         """What the SAE reads and its target, in the rows marked in `kept`."""
         index = torch.from_numpy(np.flatnonzero(kept)).to(at[place.read].device)
-        seen = {hook: target_of(self.encoder.metadata, at[hook])[index] for hook in place}
-        x = seen[place.read] if place.read == place.target else at[place.read][index]
-        return Rows(x, seen[place.target])
+        target = target_of(self.encoder.metadata, at[place.target])[index]
+        return Rows(target if place.read == place.target else at[place.read][index], target)
+
+    def fits(self, at: dict[str, Tensor], place: Place) -> bool:
+        """Whether the SAE reads and reconstructs vectors as wide as those at the place."""
+        reads = self.encoder.accepts(at[place.read].shape[1])
+        return reads and holds_target(self.encoder.metadata, at[place.target].shape[1])
 
 
 def token_shard(source: Source, lake: Lake, tokenizer: LakeTokenizer, tokens: int) -> TokenShard:
@@ -126,10 +130,10 @@ def pieces(shard: TokenShard, context_size: int) -> list[Piece]:
     return [Piece(batch, shard.counted[rows]) for batch, rows in batches(shard, contexts)]
 
 
-def sample(found: list[Piece], tokens: int) -> list[Piece]:
-    """Evenly spaced pieces with at least so many tokens together, or all."""
-    size = max(int(piece.batch.lengths.sum()) for piece in found)
-    n = min(-(-tokens // size), len(found))
+def sample(found: list[Piece], tokens: int, *, counted: bool = False) -> list[Piece]:
+    """Evenly spaced pieces with at least so many tokens together, `counted` ones only or any, or all."""
+    sizes = [int(piece.counted.sum() if counted else piece.batch.lengths.sum()) for piece in found]
+    n = min(-(-tokens // max(*sizes, 1)), len(found))
     return [found[i * len(found) // n] for i in range(n)]
 
 
@@ -200,9 +204,10 @@ def other_hooks(
     for piece in found[: 1 if poor else len(found)] if also else []:
         at = subject.model.forward(piece.batch, also=also)
         for place, rows in zip(places, gathered, strict=True):
-            rows.append(subject.cut(at, place, piece.counted))
+            if subject.fits(at, place):
+                rows.append(subject.cut(at, place, piece.counted))
     for place, rows in zip(places, gathered, strict=True):
-        if subject.encoder.accepts(rows[0].x.shape[1]):
+        if rows:
             change = f"read x at {place.read}, not at {subject.place.read}"
             yield Elsewhere(f"hook {place.read}", change, _joined(rows))
 

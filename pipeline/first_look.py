@@ -6,11 +6,12 @@ shows only when somebody looks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.batches import batches
-from schemas.records import Plan, PlannedSite
+from schemas.errors import InputError
+from schemas.records import PlannedSite
 from schemas.values import TokenShard
 
 if TYPE_CHECKING:
@@ -26,34 +27,47 @@ ENOUGH = 64
 
 
 def first_look(
-    model: Model, encoders: Mapping[str, Encoder], plan: Plan, at: Mapping[str, TokenShard]
-) -> dict[str, Reconstruction]:
+    model: Model,
+    encoders: Mapping[str, Encoder],
+    sites: Sequence[PlannedSite],
+    at: Mapping[str, TokenShard],
+    batch_contexts: int,
+) -> tuple[dict[str, Reconstruction], set[str]]:
     """How well each site's SAE reconstructs its target, by site; `at` is the shard as each site takes it.
 
-    A site is left out when it has too few rows, or when it is a transcoder whose target is not known.
+    Also the sites that no shard can tell of: transcoders whose target is not known, or not in the model. A
+    site with too few rows in this shard is in neither.
     """
     from pipeline.saes.reconstruction import Reconstruction, reconstruct, target_of
 
-    hooks = {site.name: _target(site, encoders[site.name]) for site in plan.sites}
-    targets = {name: hook for name, hook in hooks.items() if hook is not None}
-    found = {site.name: Reconstruction(site.d_sae) for site in plan.sites if site.name in targets}
-    tokens, also = at[plan.sites[0].name], tuple(dict.fromkeys(targets.values()))
-    for batch, rows in batches(tokens, plan.batch_contexts):
-        if rows.start >= ROWS or not targets:
+    targets = {site.name: _target(model, site, encoders[site.name], at[site.name]) for site in sites}
+    known = {name: hook for name, hook in targets.items() if hook is not None}
+    found = {site.name: Reconstruction(site.d_sae) for site in sites if site.name in known}
+    also = tuple(dict.fromkeys(known.values()))
+    for batch, rows in batches(at[sites[0].name], batch_contexts):
+        if rows.start >= ROWS or not known:
             break
         x = model.forward(batch, also=also)
-        for site in plan.sites:
+        for site in sites:
             stored = at[site.name].stored[rows].nonzero()[0]
-            if site.name in targets and len(stored):
+            if site.name in known and len(stored):
                 encoder = encoders[site.name]
-                target = target_of(encoder.metadata, x[targets[site.name]])
+                target = target_of(encoder.metadata, x[known[site.name]])
                 reconstruct(encoder, x[site.hook_name][stored], target[stored], found[site.name])
-    return {name: sums for name, sums in found.items() if sums.n >= ENOUGH}
+    enough = {name: sums for name, sums in found.items() if sums.n >= ENOUGH}
+    return enough, targets.keys() - known.keys()
 
 
-def _target(site: PlannedSite, encoder: Encoder) -> str | None:
-    """The hook whose x the SAE is to reconstruct; None when its files do not tell."""
+def _target(model: Model, site: PlannedSite, encoder: Encoder, shard: TokenShard) -> str | None:
+    """The hook whose x the SAE is to reconstruct; None when its files do not tell, or the model lacks it."""
     about = encoder.metadata
     if not about.transcoder:
         return site.hook_name
-    return about.hook_name_out if site.hook_name == about.hook_name else None
+    if about.hook_name_out is None or site.hook_name != about.hook_name:
+        return None
+    batch, _ = next(batches(shard, 1))
+    try:
+        model.forward(batch, also=(about.hook_name_out,))
+    except InputError:
+        return None
+    return about.hook_name_out

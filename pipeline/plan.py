@@ -11,6 +11,7 @@ from pipeline.models import max_context, model_digest
 from pipeline.models.device import choose_device
 from pipeline.saes import SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.objects import put_if_absent
+from pipeline.store.tokens import read_lake
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -115,15 +116,20 @@ def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
         encode_features=min(features, found.d_sae),
         feature_block=feature_block(found.d_sae),
         encode_dtype=site.encode_dtype,
-        positions=_positions(site, context_size),
+        positions=_positions(site.positions, context_size),
     )
 
 
-def _positions(site: Site, context_size: int) -> tuple[int | None, ...] | None:
-    """The site's positions, None when they are all there are."""
-    if site.positions is None or len(range(context_size)[slice(*site.positions)]) == context_size:
+def _positions(asked: tuple[int | None, ...] | None, context_size: int) -> tuple[int, ...] | None:
+    """The positions as start, stop and a step other than 1, alike for equal ones; None: all there are."""
+    chosen = range(context_size)[slice(*(asked or (None,)))]
+    if len(chosen) == context_size:
         return None
-    return site.positions
+    if not chosen:
+        return (0, 0)
+    start, stop = min(chosen), max(chosen) + 1
+    step = abs(chosen.step) if len(chosen) > 1 else 1
+    return (start, stop) if step == 1 else (start, stop, step)
 
 
 def feature_block(d_sae: int) -> int:
@@ -148,7 +154,7 @@ def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = Fals
     if not path.exists():
         put_if_absent(path, plan.to_json())
     old: Plan = Plan.from_json(path.read_bytes(), str(path))
-    plan = _with_choices_of(old, plan)
+    plan = _with_choices_of(old, plan, read_lake(layout))
     changed = differences(old.recipe(), plan.recipe())
     if accept_environment:
         changed = [line for line in changed if not line.startswith("environment.")]
@@ -162,11 +168,20 @@ def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = Fals
     return plan.model_copy(update={"environment": old.environment})
 
 
-def _with_choices_of(old: Plan, plan: Plan) -> Plan:
-    """The plan in the old one's format, with what was chosen, not asked for, for sites of the same name."""
-    chosen = {site.name: {name: getattr(site, name) for name in CHOSEN} for site in old.sites}
-    sites = tuple(site.model_copy(update=chosen.get(site.name, {})) for site in plan.sites)
-    return plan.model_copy(update={"sites": sites, "format_version": old.format_version})
+def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None) -> Plan:
+    """The plan in the old one's format, with what was chosen, not asked for, for sites of the same name.
+
+    Positions that are equal over the lake's contexts are written as the old plan has them.
+    """
+    before = {site.name: site for site in old.sites}
+    sites = []
+    for site in plan.sites:
+        was = before.get(site.name, site)
+        chosen = {name: getattr(was, name) for name in CHOSEN}
+        if lake is not None and _positions(was.positions, lake.context_size) == site.positions:
+            chosen["positions"] = was.positions
+        sites.append(site.model_copy(update=chosen))
+    return plan.model_copy(update={"sites": tuple(sites), "format_version": old.format_version})
 
 
 def _check_site_names(layout: Layout, plan: Plan) -> None:

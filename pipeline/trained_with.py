@@ -7,6 +7,7 @@ for, and adds to `told` a sentence for each contradiction. Sentences that begin 
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,8 +158,7 @@ def check_model(model: Model, pair: Trained, told: list[str]) -> None:
     """Name and class of the model, and the options that it was loaded with when the SAE was trained."""
     site, about = pair
     where = f"site {site.name!r}"
-    names = _names(model)
-    if about.model_name and names and not any(_same(_plain(about.model_name), name) for name in names):
+    if about.model_name and not _may_be(about.model_name, model):
         told.append(f"{where}: model.path is {model.path}, its SAE was trained on {about.model_name}")
     known = CLASSES.get(model.loader)
     if known and about.model_class_name not in (None, *known) and site.hook_name == about.hook_name:
@@ -199,20 +199,30 @@ def _as_slice(value: tuple[Any, ...], what: str) -> tuple[int | None, ...]:
     return (cut.start, cut.stop) if cut.step is None else (cut.start, cut.stop, cut.step)
 
 
-def _names(model: Model) -> set[str]:
-    """What the model may be called, in plain form; nothing is known of one that a function builds."""
+def _may_be(trained: str, model: Model) -> bool:
+    """Whether the model may be the one of this name; nothing is known of one that a function builds."""
     if model.loader == "torch_module":
-        return set()
-    config = Path(model.path) / "config.json"
-    said = ""
+        return True
+    wanted, given = _plain(trained), _plain(model.path)
+    return wanted in (given, _plain(_said(model.path))) or (
+        Path(model.path).is_dir() and _is_cut_short(given, wanted)
+    )
+
+
+def _said(path: str) -> str:
+    """What a folder's configuration says that the model is called."""
+    said = None
     with suppress(OSError, ValueError, AttributeError):  # a damaged file is told of when the model is loaded
-        said = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path")
-    return {_plain(name) for name in (model.path, said) if name}
+        said = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    return said if isinstance(said, str) else ""
 
 
-def _same(trained: str, name: str) -> bool:
-    """Whether a model's plain name is, or is the beginning of, that of the SAE's: folders are cut short."""
-    return name == trained or (len(name) > 4 and trained.startswith(f"{name}-"))
+def _is_cut_short(folder: str, trained: str) -> bool:
+    """Whether a folder's name is the beginning of a model's; one with a number in it is a model's own.
+
+    `gemma-2-2b` is another model than `gemma-2-2b-it`.
+    """
+    return len(folder) > 4 and not re.search(r"\d", folder) and trained.startswith(f"{folder}-")
 
 
 def _plain(name: str) -> str:

@@ -60,6 +60,7 @@ class Worker:
     ) -> None:
         self._layout = Layout(root)
         self._plan, self._gpus, self._check_sae = plan, gpus, check_sae
+        self._to_look_at = {site.name for site in plan.sites}
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
         self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
         self._seconds: dict[str, float] = defaultdict(float)
@@ -163,19 +164,20 @@ class Worker:
         return commit(self._layout, self._plan.pass_name, receipt)
 
     def _look(self, shard: str, at: dict[str, TokenShard]) -> dict[str, float]:
-        """Explained variance by site on the worker's first shard; later ones are not looked at."""
-        if self._check_sae == "off":
+        """Explained variance by site, of the sites that this worker has not looked at in an earlier shard."""
+        if self._check_sae == "off" or not self._to_look_at:
             return {}
         from pipeline.saes.reconstruction import worse_than_mean
 
-        check, self._check_sae = self._check_sae, "off"
         with self._timed("check"):
-            found = first_look(self._model, self._encoders, self._plan, at)
+            sites = [site for site in self._plan.sites if site.name in self._to_look_at]
+            found, hopeless = first_look(self._model, self._encoders, sites, at, self._plan.batch_contexts)
         for name, sums in found.items():
-            if check == "stop" and (sentence := worse_than_mean(sums)):
+            if self._check_sae == "stop" and (sentence := worse_than_mean(sums)):
                 raise InputError(
                     f"site {name!r}, shard {shard}: {sentence}; extract.check_sae: warn runs all the same"
                 )
+        self._to_look_at -= found.keys() | hopeless
         told = {name: sums.explained_variance for name, sums in found.items()}
         return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
 

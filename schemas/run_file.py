@@ -211,6 +211,11 @@ class Extract(Section):
         "worse than the mean of x ends the run; warn: it is told of; off: nobody looks.",
     )
 
+    @field_validator("check_sae", mode="before")
+    @classmethod
+    def _off_of_yaml(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML 1.1 reads off as false
+
 
 class Rank(Section):
     """Which rankings are written."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.run import run
+from pipeline import worker
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from tests.kit import D_MODEL, tiny_lm, write_sae
@@ -107,3 +108,37 @@ def test_a_transcoder_is_measured_at_its_target(tmp_path):
     explained = receipts(tmp_path)["000000"].sites["mid"].explained_variance
     assert explained is not None
     assert explained < 0.99
+
+
+def test_a_look_that_fails_is_repeated(tmp_path, monkeypatch):
+    looks, look = [], worker.first_look
+
+    def flaky(*arguments):
+        looks.append(1)
+        if len(looks) == 1:
+            raise MemoryError("out of memory")
+        return look(*arguments)
+
+    monkeypatch.setattr(worker, "first_look", flaky)
+    with pytest.raises(InputError, match="worse than the mean"):
+        run_with(tmp_path, "stop", scale=-3.0)
+    assert len(looks) == 2
+
+
+def test_too_few_rows_in_the_first_shard_are_looked_at_in_a_later_one(tmp_path):
+    content = {"sites": [site(tmp_path)["sites"][0]], "tokens": {"shard_tokens": 20}}
+    run(run_file(tmp_path, extract={"check_sae": "stop"}, **content))
+    found = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
+    rows = {name: receipt.rows for name, receipt in receipts(tmp_path).items()}
+    looked = [name for name, value in found.items() if value is not None]
+    assert len(looked) == 1
+    assert looked[0] == min(name for name in rows if rows[name] >= 72)  # some of them are BOS and EOS
+
+
+def test_a_transcoder_whose_target_the_model_lacks_runs_and_is_told_of(tmp_path, capsys):
+    folder = good_sae(tmp_path / "sae", hook_name="layers.0", hook_name_out="layers.9")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"architecture": "transcoder", "d_out": D_MODEL}))
+    run(run_file(tmp_path, extract={"check_sae": "stop"}, sites=[{"name": "mid", "sae": str(folder)}]))
+    assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
+    assert "mid: nobody looked how well it reconstructs" in " ".join(capsys.readouterr().out.split())

@@ -18,6 +18,7 @@ from pipeline.store.tokens import read_lake
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Plan, canonical_json
+from schemas.run_file import Model, Site
 from tests.kit import write_sae, write_tiny_gpt2
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
@@ -95,6 +96,35 @@ def test_a_model_by_another_of_its_names_is_not_told(tmp_path, name):
 def test_another_model_is_told_by_both_names(tmp_path):
     sentences = told(tmp_path, site(tmp_path, model_name="pythia-70m"), **gpt2(tmp_path))[1]
     assert sentences == [f"site 'mid': model.path is {tmp_path / 'gpt2'}, its SAE was trained on pythia-70m"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "trained", "warns"),
+    [
+        ("gemma-2-2b", "google/gemma-2-2b-it", True),
+        ("Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", True),
+        ("pythia-70m", "EleutherAI/pythia-70m-deduped", True),
+        ("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped", False),
+        ("pythia", "EleutherAI/pythia-70m-deduped", False),
+        ("pyth", "pyth-70m", True),
+        ("gemma", "EleutherAI/pythia-70m", True),
+    ],
+)
+def test_a_folder_is_cut_short_only_where_it_names_no_size(tmp_path, folder, trained, warns):
+    sentences = told(tmp_path, site(tmp_path, model_name=trained), **gpt2(tmp_path, folder))[1]
+    assert len(sentences) == warns
+    assert all(f"its SAE was trained on {trained}" in sentence for sentence in sentences)
+
+
+def test_a_published_models_name_is_never_cut_short(tmp_path):
+    found = plan_module.trained_with.Trained(
+        None, read_metadata(site(tmp_path, model_name="a/bloom-x")["sae"])
+    )
+    for path, warns in (("a/bloom", True), ("b/bloom-x", False)):
+        sentences = []
+        pair = found._replace(site=Site(name="mid", sae="s", hook_name="layers.1"))
+        plan_module.trained_with.check_model(Model(path=path, loader="transformer_lens"), pair, sentences)
+        assert len(sentences) == warns
 
 
 def test_a_local_copy_is_known_by_the_name_in_its_configuration(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import polars as pl
 import pytest
 
 from jobs.run import run
-from pipeline.plan import make_plan, resolve
+from pipeline.plan import agree_on_plan, make_plan, resolve
 from pipeline.store import FeatureStore
 from pipeline.store.tokens import read_lake
 from schemas.errors import InputError
@@ -152,6 +154,48 @@ def test_all_positions_are_the_same_recipe_as_none_named(lake):
         resolved, _ = resolve(run_file(folder, sites=[{"name": "mid", "sae": sae, "positions": at}]))
         hashes.add(make_plan(resolved, tokens).hash)
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("slices", "stored"),
+    [
+        ([[1, None], [1, 16], [-15, None], [1, 99], [15, 0, -1]], (1, 16)),
+        ([[None, 8], [0, 8], [0, -8], [0, 8, 1]], (0, 8)),
+        ([[1, 9, 2], [1, 8, 2], [7, 0, -2]], (1, 8, 2)),
+        ([[5, 6], [5, 7, 3]], (5, 6)),
+    ],
+)
+def test_equal_slices_are_the_same_recipe(lake, slices, stored):
+    folder, store = lake
+    tokens = read_lake(Layout(store.layout.root))
+    sae = run_content(folder)["sites"][0]["sae"]
+    plans = []
+    for at in slices:
+        resolved, _ = resolve(run_file(folder, sites=[{"name": "mid", "sae": sae, "positions": at}]))
+        plans.append(make_plan(resolved, tokens))
+    assert {plan.sites[0].positions for plan in plans} == {stored}
+    assert len({plan.hash for plan in plans}) == 1
+
+
+def test_a_pass_begun_with_another_form_of_its_slice_goes_on(lake):
+    folder, store = lake
+    changes = {"sites": sites(folder, late2=(-4, None))[1:], "store": {"pass": "begun"}}
+    plan = make_plan(resolve(run_file(folder, **changes))[0], read_lake(store.layout))
+
+    def at(*positions):
+        site = plan.sites[0].model_copy(update={"positions": positions})
+        return plan.model_copy(update={"sites": (site,)})
+
+    path = store.layout.plan("begun")
+    path.parent.mkdir(parents=True)
+    try:
+        path.write_bytes(at(-4, None).to_json())
+        assert plan.sites == at(12, 16).sites
+        assert agree_on_plan(store.layout, plan).hash == at(-4, None).hash
+        with pytest.raises(InputError, match=r"positions\.0 was -4, now 11"):
+            agree_on_plan(store.layout, at(11, 16))
+    finally:
+        shutil.rmtree(path.parent)
 
 
 def test_a_site_none_of_whose_rows_is_counted_has_null_frequencies(tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from schemas.errors import InputError
-from schemas.run_file import load_run_file, parse_run_file
+from schemas.run_file import Extract, load_run_file, parse_run_file
 
 ROOT = Path(__file__).parents[1]
 LEAST = {
@@ -67,3 +68,10 @@ def test_every_key_of_the_run_file_is_documented():
         assert all(field.description for field in section.model_fields.values())
     for section in (run_file.Extract, run_file.Rank, run_file.Cluster):
         assert all(field.description for field in section.model_fields.values())
+
+
+def test_off_without_quotes_is_off(tmp_path):
+    content = yaml.safe_load("check_sae: off")
+    assert Extract.model_validate(content).check_sae == "off"
+    with pytest.raises(ValueError, match="check_sae"):
+        Extract.model_validate({"check_sae": True})

@@ -43,11 +43,12 @@ def attach_to_module(module: nn.Module, take: Take) -> Detach:
 def attach_to_point(model: Any, name: str, take: Take) -> Detach:
     """At a hook point of TransformerLens, in its own conventions for heads and scales.
 
-    A setting that the hook needs is on as long as it is attached: it costs time and memory, and may change
-    last bits.
+    A setting that the hook needs is on as long as it is attached, and then what it was before: it costs time
+    and memory, and may change last bits.
     """
     point = model.hook_dict[name]
     setting = SETTINGS.get(name.rpartition(".")[2])
+    before = bool(setting and getattr(model.cfg, setting, False))
     if setting:
         _switch_on(model, setting, name)
 
@@ -61,7 +62,7 @@ def attach_to_point(model: Any, name: str, take: Take) -> Detach:
         handle.hook.remove()
         point.fwd_hooks.remove(handle)
         if setting:
-            getattr(model, f"set_{setting}")(False)
+            getattr(model, f"set_{setting}")(before)
 
     return detach
 

@@ -43,7 +43,9 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that it is gone in version 4 is known here
             hooked = build(model, device).eval()
-    except (AssertionError, AttributeError, KeyError, NotImplementedError, OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged files make the libraries raise anything
         transformer_lens.refuse_model(model.path, error)
 
     def run(token_ids: Tensor, mask: Tensor | None) -> object:
@@ -113,7 +115,7 @@ def _write_config(source: Path, folder: Path) -> None:
 
     GPT-2's configuration in transformers 5 has no n_ctx, which the library asks for.
     """
-    config = json.loads((source / transformer_lens.CONFIG).read_text(encoding="utf-8"))
+    config = transformer_lens.config_of(source / transformer_lens.CONFIG)
     config.setdefault("n_ctx", config.get("n_positions"))
     (folder / transformer_lens.CONFIG).write_text(json.dumps(config), encoding="utf-8")
 

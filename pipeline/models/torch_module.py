@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
 def digest(path: str) -> str:
     """See pipeline.models.model_digest."""
     module, _ = _parts(path)
+    _see_working_directory()
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -76,17 +78,29 @@ def _build(path: str) -> nn.Module:
     from torch import nn
 
     name, function = _parts(path)
+    _see_working_directory()
     try:
         build: Any = getattr(importlib.import_module(name), function)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise InputError(f"model {path} can not be imported: {error}") from error
+    except Exception as error:
+        raise InputError(f"model {path} can not be imported: {_told(error)}") from error
     try:
         module = build()
-    except TypeError as error:
-        raise InputError(f"model {path} can not be built by calling it without arguments: {error}") from error
+    except Exception as error:
+        raise InputError(f"model {path} can not be built without arguments: {_told(error)}") from error
     if not isinstance(module, nn.Module):
         raise InputError(f"model {path} builds a {type(module).__name__}; it must build a torch.nn.Module")
     return module
+
+
+def _see_working_directory() -> None:
+    """Modules are looked for there too, as `python -m` does."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
+
+
+def _told(error: Exception) -> str:
+    """An error of the user's code in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _attacher(module: nn.Module) -> Attach:

@@ -68,7 +68,7 @@ def digest(path: str) -> str:
 def max_context(path: str) -> int | None:
     """See pipeline.models.max_context."""
     config = Path(path) / CONFIG
-    return _longest(json.loads(config.read_text(encoding="utf-8"))) if config.is_file() else None
+    return _longest(config_of(config)) if config.is_file() else None
 
 
 def require_folder(path: str) -> None:
@@ -98,7 +98,7 @@ def _boot(model: run_file.Model, device: str) -> Any:
         bridge = TransformerBridge.boot_transformers(
             model.path, device=device, dtype=getattr(torch, model.dtype)
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - damaged files make the libraries raise anything
         refuse_model(model.path, error)
     return bridge.eval()
 
@@ -171,9 +171,21 @@ def _predicts_next_token(bridge: Any) -> bool:
     return has_head or bool(getattr(config, "tie_word_embeddings", False))
 
 
+def config_of(path: Path) -> dict[str, Any]:
+    """The object in a config.json."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is not JSON: copy the model again") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object: copy the model again")
+    return config
+
+
 def _longest(config: dict[str, Any]) -> int | None:
     """Longest context by a Hugging Face configuration (of a multimodal model: of its text part)."""
-    config = config.get("text_config") or config
+    text = config.get("text_config")
+    config = text if isinstance(text, dict) and text else config
     return next((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
 
 

@@ -10,8 +10,10 @@ A spec is a path (`~` is expanded), `hf:...` (pipeline/saes/hub.py: the same for
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,8 @@ from schemas.records import digest_of
 from schemas.run_file import EncodeDtype
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.saes.encoder import Encoder
 
 __all__ = ["FORMATS", "SaeMetadata", "choose_block", "load_sae", "read_metadata", "sae_digest"]
@@ -52,7 +56,11 @@ GPU_BLOCK_BYTES = 1 << 30
 
 
 def load_sae(
-    spec: str, device: str = "cpu", dtype: EncodeDtype | None = None, *, block: tuple[int, int] | None = None
+    spec: str | Path,
+    device: str = "cpu",
+    dtype: EncodeDtype | torch.dtype | None = None,
+    *,
+    block: tuple[int, int] | None = None,
 ) -> Encoder:
     """Load the SAE at `spec`: a folder or a file of one of FORMATS, `hf:...` or `saelens:...`.
 
@@ -65,12 +73,13 @@ def load_sae(
     from pipeline.saes.encoder import Block, RuleEncoder
     from pipeline.saes.weights import finished, rule_of
 
+    spec, kind = str(spec), _encode_dtype(dtype)
     with _named(spec):
         if spec.startswith(SAELENS):
             opened = open_sae(spec)
             metadata, raw = checked(opened.metadata, spec), opened.weights()
             if not opened.has_rule:
-                return _reference_encoder(opened, device, dtype, block)
+                return _reference_encoder(opened, device, kind, block)
         else:
             module, path = reader_of(spec)
             metadata = checked(module.read_metadata(path), spec)
@@ -78,12 +87,13 @@ def load_sae(
         stored: dict[str, torch.Tensor] = finished(raw, metadata, spec)
     weights = {name: tensor.to(device) for name, tensor in stored.items()}
     rule = rule_of(metadata, weights)
-    cut = Block(*(block or choose_block(metadata.d_sae, device)))
-    return RuleEncoder(metadata, weights, rule, cut, getattr(torch, dtype or "float32"))
+    cut = Block(*_checked_block(block or choose_block(metadata.d_sae, device), metadata.d_sae, device))
+    return RuleEncoder(metadata, weights, rule, cut, getattr(torch, kind))
 
 
-def read_metadata(spec: str) -> SaeMetadata:
+def read_metadata(spec: str | Path) -> SaeMetadata:
     """What the SAE's files say about it."""
+    spec = str(spec)
     with _named(spec):
         if spec.startswith(SAELENS):
             return checked(open_sae(spec).metadata, spec)
@@ -91,8 +101,9 @@ def read_metadata(spec: str) -> SaeMetadata:
         return checked(module.read_metadata(path), spec)
 
 
-def sae_digest(spec: str) -> str:
+def sae_digest(spec: str | Path) -> str:
     """sha256 in hex of the weights and of every setting that moves a number."""
+    spec = str(spec)
     with _named(spec):
         if spec.startswith(SAELENS):
             return digest_of(open_sae(spec).digest())
@@ -112,9 +123,36 @@ def choose_block(d_sae: int, device: str = "cpu") -> tuple[int, int]:
     return min(1 << (rows.bit_length() - 1), 8192), d_sae
 
 
+def _encode_dtype(dtype: EncodeDtype | torch.dtype | None) -> EncodeDtype:
+    """The name of the dtype asked for, float32 where none is."""
+    name = str(dtype or "float32").removeprefix("torch.")
+    if name == "float32" or name == "bfloat16":
+        return name  # type: ignore[return-value]
+    raise InputError(f"encode dtype {name!r} is not possible: take float32 or bfloat16")
+
+
+def _checked_block(block: tuple[int, int], d_sae: int, device: str) -> tuple[int, int]:
+    """The block, when a product can be cut so; on a GPU only where float32 products are exact."""
+    import torch
+
+    rows, features = block
+    if rows < 1 or features < 1:
+        raise InputError(f"block {rows} x {features} is no cut of a product: rows and features are from 1")
+    if device != "cpu" and rows * d_sae >= 2**31:
+        raise InputError(
+            f"block of {rows} rows times {d_sae} features is too large for a GPU: take fewer rows"
+        )
+    if device != "cpu" and torch.get_float32_matmul_precision() != "highest":
+        raise InputError(
+            f"torch's float32 matmul precision is {torch.get_float32_matmul_precision()!r}, which changes "
+            "activations: call torch.set_float32_matmul_precision('highest'), or ask for dtype bfloat16"
+        )
+    return block
+
+
 def reader_of(spec: str) -> tuple[Any, Path]:
     """The reader's module, and the path that it reads; `hf:...` is downloaded first."""
-    path = snapshot(spec) if spec.startswith(HUB) else Path(spec).expanduser()
+    path = snapshot(spec) if spec.startswith(HUB) else Path(os.path.expanduser(spec))  # noqa: PTH111
     if not path.exists():
         raise InputError(f"SAE {spec} does not exist: give the path of an SAE's folder or file")
     modules = {name: importlib.import_module(module) for name, module in FORMATS.items()}
@@ -150,7 +188,8 @@ def _reference_encoder(
             f"float32; encode_dtype {dtype} is not possible"
         )
     rows, _ = block or choose_block(opened.metadata.d_sae, device)
-    return ReferenceEncoder(opened.sae.to(device), opened.metadata, rows)
+    sae = copy.deepcopy(opened.sae)  # open_sae keeps its own
+    return ReferenceEncoder(sae.to(device), opened.metadata, rows)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Which likely mistake explains the data better than the SAE as it was loaded.
 
 Every alternative is tried on the same rows; the verdict names one only where its unexplained variance is less
-than CLEARLY times that of the SAE as loaded (and GAIN less), and gives both numbers.
+than CLEARLY times that of the SAE as loaded (and GAIN less), and gives both numbers. Fewer than FEW rows
+tell nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pipeline.saes.encoder import Encoder
 
 ROWS = 4096
 """Rows that a mistake is looked for on."""
+
+FEW = 64
+"""Fewer rows tell nothing."""
 
 CLEARLY = 0.5
 GAIN = 0.05
@@ -65,6 +69,12 @@ class Diagnosis(NamedTuple):
     """The likely mistake."""
     verdict: str
     is_fine: bool
+    """Whether no mistake was found; true of too few rows, too."""
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether the rows are enough for a verdict."""
+        return _can_tell(self.as_loaded)
 
 
 def diagnose(
@@ -89,8 +99,13 @@ def diagnose(
         tried.append(finding)
         if observe is not None:
             observe(finding)
-    likely = _likely(loaded, tried, encoder)
+    likely = _likely(loaded, tried, encoder) if _can_tell(loaded) else None
     return Diagnosis(loaded, tuple(tried), likely, *_verdict(loaded, tried, likely))
+
+
+def _can_tell(finding: Finding) -> bool:
+    """Whether there are rows enough, and they vary."""
+    return finding.n >= FEW and not math.isnan(finding.explained_variance)
 
 
 def _elsewhere(encoder: Encoder, places: Iterable[Elsewhere]) -> Iterator[Alternative]:
@@ -114,7 +129,8 @@ def _likely(loaded: Finding, tried: list[Finding], encoder: Encoder) -> Finding 
     good = [
         finding
         for finding in tried
-        if finding.unexplained < min(CLEARLY * loaded.unexplained, loaded.unexplained - GAIN)
+        if _can_tell(finding)
+        and finding.unexplained < min(CLEARLY * loaded.unexplained, loaded.unexplained - GAIN)
         and finding.explained_variance >= EXPLAINS
         and _is_sparse(finding, loaded, encoder)
     ]
@@ -125,19 +141,21 @@ def _likely(loaded: Finding, tried: list[Finding], encoder: Encoder) -> Finding 
 
 def _verdict(loaded: Finding, tried: list[Finding], likely: Finding | None) -> tuple[str, bool]:
     """One or two sentences, and whether all is well."""
+    if not _can_tell(loaded):
+        return f"These are too few tokens to tell ({_figures(loaded)}): give more --tokens.", True
     if likely is not None:
         return (
             f"Likely mistake, {likely.name}: {likely.change}. As loaded: {_figures(loaded)}; so changed: "
             f"{_figures(likely)}.",
             False,
         )
-    best = min(tried, key=lambda finding: finding.unexplained, default=loaded)
     if loaded.explained_variance >= EXPLAINS:
         return (
-            f"As loaded the SAE explains the data: {_figures(loaded)}; no alternative is clearly better "
-            f"(best: {best.name}, {_figures(best)}).",
+            f"As loaded the SAE explains the data: {_figures(loaded)}; no other reading explains clearly "
+            "more.",
             True,
         )
+    best = min(tried, key=lambda finding: finding.unexplained, default=loaded)
     return (
         f"The SAE explains next to nothing here ({_figures(loaded)}), and no alternative explains the data "
         f"(best: {best.name}, {_figures(best)}): the model, the hook or the weights are others than those it "

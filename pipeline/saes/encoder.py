@@ -24,8 +24,12 @@ from schemas.errors import InputError, ShardError
 from schemas.values import SparseFeatures
 
 
+class _NotFiniteError(ArithmeticError):
+    """A product is NaN or infinite: nothing could be said of which features fire."""
+
+
 class Block(NamedTuple):
-    """How the product x @ W_enc is cut: so many rows times so many features at once."""
+    """How the product x @ W_enc is cut: so many rows times so many features (on a GPU always all) at once."""
 
     rows: int
     features: int
@@ -171,8 +175,13 @@ class RuleEncoder:
         x = self._read(x)
         with torch.inference_mode():
             if self._on_device is None:
-                self._refuse_not_finite(x)
-                blocks = [self._encode_rows(rows) for rows in self._row_blocks(x)]
+                if not math.isfinite(float(x.sum())):  # a quarter of the price of isfinite
+                    self._refuse_not_finite(x)
+                try:
+                    blocks = [self._encode_rows(rows) for rows in self._row_blocks(x)]
+                except _NotFiniteError:
+                    self._refuse_not_finite(x)
+                    raise
                 return Done(SparseFeatures.concatenate(blocks))
             return self._on_device.submit(x, self._products, self._refuse_not_finite)
 
@@ -188,6 +197,8 @@ class RuleEncoder:
                 why = f"normalises x by {how}" if scaled_back else "adds W_skip @ x"
                 raise InputError(f"this SAE {why}: decode(features, like=x) needs the x encoded")
             like = self._read(like)
+            if len(like) != len(y):
+                raise InputError(f"like has {len(like)} rows, the features have {len(y)}: give the x encoded")
             if self.metadata.skip:
                 return y + like @ self._weights["W_skip"].T
             return denormalize(y, like, how)
@@ -204,7 +215,8 @@ class RuleEncoder:
     def _read(self, x: Tensor) -> Tensor:
         """What the SAE reads of x [N, width]: float32 [N, D] on its device."""
         if x.ndim == 2 and self._reads_one_head_of(x.shape[1]):
-            x = x.view(len(x), -1, self.d_model)[:, self.metadata.hook_head_index]
+            heads = x.reshape(len(x), x.shape[1] // self.d_model, self.d_model)
+            x = heads[:, self.metadata.hook_head_index]
         if x.ndim != 2 or x.shape[1] != self.d_model:
             raise InputError(
                 f"x at {self.hook_name} has shape {list(x.shape)}, the SAE reads [rows, {self.d_model}]: "
@@ -221,15 +233,21 @@ class RuleEncoder:
         return head is not None and width % self.d_model == 0 and self.d_model < width > head * self.d_model
 
     def _refuse_not_finite(self, x: Tensor) -> None:
-        """Name the first row of x [N, D] that is not finite, if there is one."""
-        # One sum is a quarter of the price of isfinite; it can overflow for finite x, so look again.
-        if math.isfinite(float(x.sum())):
-            return
+        """Name the first row of x [N, D] that is not finite, or whose products are not, if one is."""
         bad = (~x.isfinite()).any(dim=1).nonzero()
         if len(bad):
             raise ShardError(
                 f"x at {self.hook_name} has NaN or infinity in row {int(bad[0])}: check the model's dtype"
             )
+        first = 0
+        for product in self._products(x):
+            bad = (~product.isfinite()).any(dim=1).nonzero()
+            if len(bad):
+                raise ShardError(
+                    f"x at {self.hook_name} can not be encoded in row {first + int(bad[0])}: it overflows or "
+                    f"is 0 and to be normalised ({self.metadata.normalize_activations}); check hook and model"
+                )
+            first += len(product)
 
     def _row_blocks(self, x: Tensor) -> Iterator[Tensor]:
         """Blocks of rows [n, D], as they are multiplied by W_enc."""
@@ -247,6 +265,8 @@ class RuleEncoder:
             product, mask = self._buffers(len(x), features.stop - first)
             self._multiply(x, features, product)
             keys = keys_of(product, features, signed=self._rule.signed)
+            if not keys.finite:
+                raise _NotFiniteError
             parts.append(candidates(product, keys, limits(keys), mask))
         return self._rule.finish(beside(parts))
 

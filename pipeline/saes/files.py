@@ -6,6 +6,7 @@ A file is checked against what its SAE should hold before anything of its size i
 from __future__ import annotations
 
 import functools
+import io
 import json
 import math
 import zipfile
@@ -39,6 +40,12 @@ BROKEN_NPZ = (
 
 BOMB_BYTES, BOMB_RATIO = 16 << 20, 100
 """An array larger than this, and that many times what it takes in its .npz, holds no trained weights."""
+
+LONGEST_HEADER = 64 << 10
+"""Bytes of the header of an array; that of NumPy has some hundred."""
+
+LONGEST_JSON = 16 << 20
+"""Bytes of a configuration; that of an SAE has some thousand."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +111,16 @@ def expected_shapes(metadata: SaeMetadata) -> dict[str, Shape]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        content = None if size > LONGEST_JSON else json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"SAE {path.parent} has no {path.name}: is it complete?") from None
     except OSError as error:
         raise InputError(f"{path} can not be read ({error.strerror}): make it a readable file") from None
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not JSON: save the SAE again") from None
+    if size > LONGEST_JSON:
+        raise InputError(f"{path} has {size} bytes: is it the configuration of an SAE?")
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object: is it the configuration of an SAE?")
     return content
@@ -119,8 +129,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def positive_int(value: Any, name: str, path: Path) -> int:
     """A width or a count from a configuration."""
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not whole or value < 1:
-        raise InputError(f"{path} has {name} {value!r}; it must be a whole number from 1")
+    if isinstance(value, bool) or not whole or not 1 <= value < 10**40:
+        told = repr(value)[:40]
+        raise InputError(f"{path} has {name} {told}; it must be a whole number from 1")
     return int(value)
 
 
@@ -199,7 +210,10 @@ def open_npz(path: Path) -> TensorFile:
 
 def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Shape:
     """Shape of one array of an .npz, from its header; ValueError where the file can not hold that much."""
-    with archive.open(member) as file:
+    if member.file_size > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
+        raise ValueError(f"{member.filename} unpacks {member.compress_size} bytes to {member.file_size}")
+    with archive.open(member) as whole:
+        file = io.BytesIO(whole.read(LONGEST_HEADER))  # a header that says to be longer ends here
         version = np.lib.format.read_magic(file)
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in headers:
@@ -210,8 +224,6 @@ def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Shape:
         raise ValueError(f"{member.filename} holds {dtype}, no numbers")
     if math.prod(shape) * dtype.itemsize != stored or min(shape, default=0) < 0:
         raise ValueError(f"{member.filename} says shape {list(shape)} and stores {stored} bytes")
-    if stored > BOMB_BYTES and stored > BOMB_RATIO * member.compress_size:
-        raise ValueError(f"{member.filename} unpacks {member.compress_size} bytes to {stored}")
     return tuple(shape)
 
 

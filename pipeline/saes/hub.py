@@ -6,6 +6,7 @@ the next time.
 
 from __future__ import annotations
 
+import functools
 import glob
 from pathlib import Path, PurePosixPath
 
@@ -21,8 +22,9 @@ CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
 """Configurations that some formats keep beside the weights' file or above the folder of an SAE."""
 
 
+@functools.lru_cache(maxsize=16)
 def snapshot(spec: str) -> Path:
-    """Path of the SAE in the local cache, downloaded first where it has to be.
+    """Path of the SAE in the local cache, downloaded first where it has to be; a process asks the hub once.
 
     InputError for a malformed spec, and for whatever keeps the hub from giving the files.
     """

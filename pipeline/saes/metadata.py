@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,9 @@ ALWAYS_IN_RECIPE = (
     "rescale_acts_by_decoder_norm",
 )  # fmt: skip
 IN_RECIPE_WHEN_SET = ("transcoder", "d_out", "skip", "hook_head_index")
+
+LONGEST_CONTEXT = 1 << 20
+"""Tokens; more than any model reads."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,11 @@ def checked(metadata: SaeMetadata, spec: str) -> SaeMetadata:
         if value is not None and not isinstance(value, str):
             raise InputError(f"SAE {spec} has {name} {value!r}; it must be a text")
     size = metadata.context_size
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise InputError(f"SAE {spec} has context_size {size!r}; it must be a whole number from 1")
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    if size is not None and not (whole and 2 <= size <= LONGEST_CONTEXT):
+        raise InputError(
+            f"SAE {spec} has context_size {size!r}; it must be a whole number from 2 to {LONGEST_CONTEXT}"
+        )
     if not isinstance(metadata.prepend_bos, bool | None):
         raise InputError(f"SAE {spec} has prepend_bos {metadata.prepend_bos!r}; it must be true or false")
     if not isinstance(metadata.model_kwargs, Mapping):
@@ -91,3 +98,17 @@ def checked(metadata: SaeMetadata, spec: str) -> SaeMetadata:
     if metadata.k is not None and metadata.k > metadata.d_sae:
         raise InputError(f"SAE {spec} has k {metadata.k}, more than its {metadata.d_sae} features")
     return metadata
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, float]:
+    """For a card: those of the figures that are finite real numbers."""
+    found = {}
+    for name, value in figures.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:
+                continue
+            if math.isfinite(number):
+                found[name] = number
+    return found

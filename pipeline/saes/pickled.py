@@ -13,9 +13,9 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -27,10 +27,13 @@ UNREADABLE = (
 """What damaged files and pickles make Python raise."""
 
 LONGEST_PICKLE = 16 << 20
-"""Bytes of the pickle in a zip; that of a dict of tensors has some thousand."""
+"""Bytes of the pickle in a zip, or before the storages; that of a dict of tensors has some thousand."""
 
 MOST_DIMENSIONS = 64
 """Of a tensor of torch."""
+
+LARGEST_NUMBER = (1 << 63) - 1
+"""Of those that a tensor or a storage is described with; the product of longer ones takes minutes."""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """What files from before torch 1.6 begin with."""
@@ -62,9 +65,41 @@ class _Tensor(NamedTuple):
 class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo or a length can not allocate
     """Follows a pickle of torch.save; `storages` are those that it speaks of."""
 
+    stack: list[Any]
+
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
+
+    def _set_item(self) -> None:
+        _refuse_strange_keys(self.stack[-2:-1])
+        pickle._Unpickler.load_setitem(self)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def _set_items(self) -> None:
+        _refuse_strange_keys(self.stack[::2])
+        pickle._Unpickler.load_setitems(self)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def _make_dict(self) -> None:
+        _refuse_strange_keys(self.stack[::2])
+        pickle._Unpickler.load_dict(self)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def _add_items(self) -> None:
+        _refuse_strange_keys(self.stack)
+        pickle._Unpickler.load_additems(self)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def _make_frozenset(self) -> None:
+        _refuse_strange_keys(self.stack)
+        pickle._Unpickler.load_frozenset(self)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,  # noqa: SLF001
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _make_dict,
+        pickle.ADDITEMS[0]: _add_items,
+        pickle.FROZENSET[0]: _make_frozenset,
+    }
+    """What follows each opcode; those above hash what is on the stack behind the last mark."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for something that the pickle names."""
@@ -77,12 +112,53 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo
     def persistent_load(self, reference: Any) -> _Storage:
         """A storage; torch names it ("storage", type, key, device, number of elements)."""
         kind, item_size, key, _, numel = reference[:5]
-        if kind != "storage" or not isinstance(item_size, int) or not isinstance(numel, int) or numel < 0:
+        if (
+            kind != "storage"
+            or not isinstance(key, str)
+            or not isinstance(item_size, int)
+            or not isinstance(numel, int)
+            or not 0 <= numel <= LARGEST_NUMBER
+        ):
             raise ValueError("it speaks of a storage in an unknown way")
-        storage = _Storage(str(key), item_size, numel)
+        storage = _Storage(key, item_size, numel)
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"it speaks of storage {key} in two ways")
         return storage
+
+
+class _Beginning:
+    """The first LONGEST_PICKLE bytes of a file; reading on is a ValueError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._left = file, LONGEST_PICKLE
+
+    def read(self, size: int) -> bytes:
+        """Bytes for the unpickler."""
+        if size > self._left:
+            raise ValueError(f"its pickle has more than {LONGEST_PICKLE} bytes")
+        return self._spent(self._file.read(size))
+
+    def readline(self) -> bytes:
+        """A line for the unpickler, or as much of it as there may be."""
+        return self._spent(self._file.readline(self._left))
+
+    def _spent(self, content: bytes) -> bytes:
+        self._left -= len(content)
+        return content
+
+
+def _refuse_strange_keys(keys: list[Any]) -> None:
+    """ValueError unless they are text or numbers: to hash tuples of tuples can take for ever."""
+    strange = next((key for key in keys if not isinstance(key, str | int)), None)
+    if strange is not None:
+        raise ValueError(f"it has a {type(strange).__name__} as a name")
+
+
+def _ordered_dict(pairs: Any = ()) -> OrderedDict[Any, Any]:
+    """Stand-in of the class, which Python 2 pickled with a list of pairs."""
+    listed = [(name, value) for name, value in pairs]
+    _refuse_strange_keys([name for name, _ in listed])
+    return OrderedDict(listed)
 
 
 def _tensor(storage: _Storage, offset: int, size: Shape, stride: Shape, *_: Any) -> _Tensor:
@@ -91,7 +167,7 @@ def _tensor(storage: _Storage, offset: int, size: Shape, stride: Shape, *_: Any)
     if (
         len(size) > MOST_DIMENSIONS
         or len(size) != len(stride)
-        or not all(isinstance(number, int) and number >= 0 for number in numbers)
+        or not all(isinstance(number, int) and 0 <= number <= LARGEST_NUMBER for number in numbers)
     ):
         raise ValueError("a tensor has a size that is none")
     elements = math.prod(size)
@@ -102,7 +178,7 @@ def _tensor(storage: _Storage, offset: int, size: Shape, stride: Shape, *_: Any)
 
 
 STAND_INS: dict[str, Any] = {
-    "collections.OrderedDict": OrderedDict,
+    "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
@@ -160,7 +236,8 @@ def _from_zip(path: Path) -> Any:
 
 def _from_legacy(path: Path) -> Any:
     """The pickled object of a file from before torch 1.6, which is large enough for its storages."""
-    with path.open("rb") as file:
+    with path.open("rb") as whole:
+        file: Any = _Beginning(whole)
         if _Unpickler(file).load() != LEGACY_MAGIC:
             raise ValueError("torch.save did not write it")
         for _ in ("protocol version", "system"):

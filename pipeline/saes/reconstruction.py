@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.saes.encoder import Encoder
 from pipeline.saes.metadata import SaeMetadata
+from schemas.errors import InputError
 from schemas.values import I64, SparseFeatures
 
 
@@ -113,11 +114,25 @@ def reconstruct(encoder: Encoder, x: Tensor, target: Tensor, into: Reconstructio
 
 
 def target_of(metadata: SaeMetadata, at_hook_out: Tensor) -> Tensor:
-    """What the SAE is to reconstruct, [N, O], out of what the model has at `hook_name_out` or `hook_name`."""
-    head, width = metadata.hook_head_index, metadata.width_out
-    if head is None or at_hook_out.shape[1] == width:
+    """What the SAE is to reconstruct, [N, O], out of what the model has at `hook_name_out` or `hook_name`.
+
+    A view of one head, or all. InputError for another width.
+    """
+    found, width = at_hook_out.shape[1], metadata.width_out
+    if found == width:
         return at_hook_out
-    return at_hook_out.view(len(at_hook_out), -1, width)[:, head]
+    if not holds_target(metadata, found):
+        raise InputError(
+            f"{metadata.hook_name_out or metadata.hook_name} gives vectors of {found}, the SAE reconstructs "
+            f"{width}: give the model and the hook that it was trained on"
+        )
+    return at_hook_out.view(len(at_hook_out), found // width, width)[:, metadata.hook_head_index]
+
+
+def holds_target(metadata: SaeMetadata, found: int) -> bool:
+    """Whether vectors of the width `found` are what the SAE reconstructs, or hold it as one head of them."""
+    head, width = metadata.hook_head_index, metadata.width_out
+    return found == width or (head is not None and found % width == 0 and found > head * width)
 
 
 def worse_than_mean(found: Reconstruction) -> str | None:

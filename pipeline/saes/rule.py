@@ -34,6 +34,12 @@ class Keys(NamedTuple):
     features: slice
     """Which features the columns are."""
 
+    @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinite upwards."""
+        rest = self.values[:, self.maxima.shape[1] * GROUP :]
+        return bool(np.isfinite(self.maxima).all()) and bool(rest.isfinite().all())
+
 
 def keys_of(product: Tensor, features: slice, *, signed: bool) -> Keys:
     """The keys of a block of the product [n, f]: themselves, or their magnitudes."""

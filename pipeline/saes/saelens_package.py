@@ -8,15 +8,17 @@ by the package's own class, if it looks at one token at a time.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.saes.architectures import array_names
 from pipeline.saes.formats import saelens
-from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.metadata import SaeMetadata, finite
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ class Opened(NamedTuple):
         return self.sae.cfg.architecture() in saelens.ARCHITECTURES
 
     def weights(self) -> Weights:
-        """Its tensors, by the names that an encoder uses; of an unknown architecture all of them."""
+        """Its tensors, by the names that an encoder uses; of an unknown architecture all of them.
+
+        They are those of the module, which others have too: not to be changed in place.
+        """
         state = {name: tensor.detach() for name, tensor in self.sae.state_dict().items()}
         if not self.has_rule:
             return state
@@ -66,16 +71,30 @@ class Opened(NamedTuple):
         if self.has_rule:
             return {}
         config = self.sae.cfg.to_dict()
-        return {"settings": {name: config[name] for name in config.keys() - {"metadata", "device", "dtype"}}}
+        settings = {name: config[name] for name in config.keys() - {"metadata", "device", "dtype"}}
+        return {"settings": settings, "sae_lens": _package().__version__}
 
 
 def open_sae(spec: str) -> Opened:
-    """Load the SAE of `spec`, in float32 on the CPU. InputError says in a sentence what is in the way."""
+    """Load the SAE of `spec`, in float32 on the CPU. InputError says in a sentence what is in the way.
+
+    The last two folders are kept as long as their files do not change, and so are published SAEs, so that
+    metadata, digest and weights of a run are of one load: nobody may change the module.
+    """
+    name = spec.removeprefix(PREFIX)
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - that of Path fails for an unknown user
+    files = sorted(folder.iterdir()) if name and folder.is_dir() else []
+    return _open(spec, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@functools.lru_cache(maxsize=2)
+def _open(spec: str, files: tuple[tuple[str, int, int], ...]) -> Opened:  # noqa: ARG001 - tells states apart
+    """Load the SAE of `spec`, whose folder, if it is one, holds `files` of these times and sizes."""
     from safetensors import SafetensorError
 
     package = _package()
     name = spec.removeprefix(PREFIX)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - that of Path fails for an unknown user
     card: dict[str, float] = {}
     try:
         if name and folder.is_dir():
@@ -150,8 +169,7 @@ def _closest(name: str, names: list[str]) -> str:
 def _card(entry: Any, sae_id: str) -> dict[str, float]:
     """Published figures; the directory has 0 and 1 where it has none."""
     l0, explained = entry.expected_l0.get(sae_id), entry.expected_var_explained.get(sae_id)
-    found = {"l0": l0 or None, "explained_variance": explained if explained != 1 else None}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return finite({"l0": l0 or None, "explained_variance": explained if explained != 1 else None})
 
 
 def _metadata(sae: Any, spec: str, card: dict[str, float], version: str) -> SaeMetadata:

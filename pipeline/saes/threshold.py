@@ -16,6 +16,9 @@ from pipeline.saes.rule import Limits
 from pipeline.saes.weights import Weights
 from schemas.values import F32, SparseFeatures
 
+SMALLEST = 2.0**-149
+"""The smallest float32 above 0."""
+
 ROUNDING = 2.0**-22
 """Relative room left below a computed limit: four float32 rounding errors."""
 
@@ -56,6 +59,10 @@ class ThresholdRule:
         limit = threshold.double() - shift.double()
         room = ROUNDING * (threshold.double().abs() + shift.double().abs())
         floor = ((limit - room) / (1 if scale is None else scale.double())).float()
+        # 0 / 0: the value is exactly the threshold, whatever g is
+        floor = floor.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        # without a positive shift only a positive g fires: 0, as features without weights give, does not
+        floor = torch.where(shift <= 0, floor.clamp(min=SMALLEST), floor)
         if gate is not None:
             # g + gate > 0 and g > -gate are the same statement in floating point, so the floor can be exact.
             floor = torch.maximum(floor, torch.nextafter(-gate, torch.full_like(gate, torch.inf)))

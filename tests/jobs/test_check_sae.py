@@ -21,16 +21,9 @@ from jobs import cli
 from jobs.check_report import as_json, sentences
 from jobs.demo_model import FOLDER_NAME, cache_root
 from pipeline import check
-from pipeline.models import load_model
-from pipeline.saes import load_sae
-from schemas.errors import InputError
-from schemas.records import Lake
-from schemas.run_file import Corpus, Model
-from schemas.values import Document, TokenBatch
-from tests.kit import D_MODEL, tiny_lm, write_sae, write_tiny_tokenizer
-
-MODEL = "tests.kit:tiny_lm"
-F = 64
+from schemas.run_file import Corpus
+from tests.kit import write_sae, write_tiny_tokenizer
+from tests.test_check import MODEL, embedding_sae, lake
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +36,6 @@ def words(tmp_path_factory):
     lines = [json.dumps({"said": text}) for text in texts]
     (folder / "corpus.jsonl").write_text("\n".join(lines))
     return folder
-
-
-def embedding_sae(folder, scale=1.0, **config):
-    e = tiny_lm().embed.weight.detach().numpy()[:F]
-    norm = (e**2).sum(axis=1)
-    arrays = {"W_enc": 2 * e.T, "b_enc": 100 - norm, "W_dec": scale * e / (norm + 100)[:, None]}
-    arrays |= {"b_dec": np.zeros(D_MODEL, np.float32)}
-    config = {"apply_b_dec_to_input": False, "context_size": 32} | config
-    return write_sae(folder, "topk", D_MODEL, F, "embed", k=1, weights=arrays, **config)
 
 
 def call(capsys, sae, words, *more):
@@ -82,67 +66,13 @@ def test_an_sae_that_fits_ends_with_0_and_all_figures(capsys, tmp_path, words):
     assert figures["dead"] == 3  # <bos>, <eos> and <unk> are not counted
     assert 900 < figures["tokens"] < 1000
     assert losses["patched"] == pytest.approx(losses["clean"], rel=1e-5)
-    assert losses["recovered"] == pytest.approx(1, abs=1e-4)
-    assert losses["zero"] != pytest.approx(losses["clean"], rel=1e-2)
+    assert losses["zero"] < 0.99 * losses["clean"]  # they do a random model good
+    assert losses["recovered"] is None
     assert report["is_fine"]
     assert report["likely"] is None
     assert report["context_size"] == 32
     assert "As loaded the SAE explains the data" in printed
     assert "4.69% (3 of 64)" in printed
-
-
-def test_losses_are_those_of_the_same_rows_replaced_by_hand(tmp_path, words):
-    subject = subject_of(embedding_sae(tmp_path / "sae", scale=0.5), "embed", "embed")
-    ids = np.random.default_rng(1).integers(3, F, (3, 9))
-    ids[:, 0] = 0
-    counted = (ids != 0).ravel()
-    batch = TokenBatch(ids, np.full(3, 9))
-    found = check.losses(subject, [check.Piece(batch, counted)], lambda n: None)
-    module = tiny_lm().eval()
-    x = module.embed.weight[torch.from_numpy(ids)].detach()
-    scale = torch.from_numpy(np.where(counted, 0.5, 1.0).reshape(3, 9, 1)).float()
-    for given, factor in ((found.clean, torch.ones(1)), (found.patched, scale), (found.zero, 2 * scale - 1)):
-        assert given == pytest.approx(loss_by_hand(module, x * factor, ids), rel=1e-5)
-    assert found.n == 24
-    assert found.recovered == (found.zero - found.patched) / (found.zero - found.clean)
-
-
-def loss_by_hand(module, x, ids):
-    with torch.no_grad():
-        for layer in module.layers:
-            x = layer(x)
-        logits = module.head(x)[:, :-1].flatten(0, 1).double()
-    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids[:, 1:]).flatten()))
-
-
-def test_a_transcoder_is_put_where_its_target_is(tmp_path):
-    folder = embedding_sae(tmp_path / "sae")
-    path = folder / "cfg.json"
-    config = json.loads(path.read_text())
-    config |= {"architecture": "jumprelu_transcoder", "d_out": D_MODEL}
-    del config["k"], config["rescale_acts_by_decoder_norm"]
-    config["metadata"]["hook_name_out"] = "layers.1"
-    write_sae(folder, "jumprelu", D_MODEL, F, "embed")
-    path.write_text(json.dumps(config))
-    subject = subject_of(folder, "embed", "layers.1")
-    ids = np.random.default_rng(2).integers(3, F, (2, 6))
-    piece = check.Piece(TokenBatch(ids, np.full(2, 6)), np.arange(12) % 3 != 0)
-    at = subject.model.forward(piece.batch)
-    y = at["layers.1"].clone()
-    rows = torch.from_numpy(np.flatnonzero(piece.counted))
-    y[rows] = subject.encoder.decode(subject.encoder.encode(at["embed"][rows]))
-    expected = subject.model.losses(piece.batch, {"layers.1": lambda x: y})
-    found = check.losses(subject, [piece], lambda n: None)
-    assert found.patched == pytest.approx(float(expected.double().mean()), rel=1e-6)
-    assert found.patched != pytest.approx(found.clean, rel=1e-3)
-    measured = subject.rows(piece)
-    assert measured.x.tolist() == at["embed"][rows].tolist()
-    assert measured.target.tolist() == at["layers.1"][rows].tolist()
-
-
-def subject_of(folder, read, target):
-    model = load_model(Model(loader="torch_module", path=MODEL), [read, target], "cpu", 1)
-    return check.Subject(model, load_sae(str(folder)), check.Place(read, target))
 
 
 def test_a_likely_mistake_ends_with_1_and_is_named(capsys, tmp_path, words):
@@ -212,72 +142,6 @@ def stub_report(card, with_special):
     )
 
 
-def lake(context_size, bos):
-    special = {"special_ids": (0, 1, 2), "special_tokens": "exclude", "label_columns": {}}
-    return Lake(
-        tokenizer="t", tokenizer_digest="", context_size=context_size, bos_id=bos, separator_id=1, **special
-    )
-
-
-class Lines:
-    """A source of texts."""
-
-    def __init__(self, *texts):
-        self.texts = texts
-
-    def documents(self):
-        return (Document(n, text) for n, text in enumerate(self.texts))
-
-
-class Spaces:
-    """A tokenizer: the number of each word."""
-
-    def encode_batch(self, texts):
-        return [np.array([int(word) for word in text.split()], dtype=np.int32) for text in texts]
-
-
-def test_tokens_come_from_the_beginnings_of_many_documents():
-    texts = [" ".join([str(10 + n)] * 500) for n in range(60)]
-    shard = check.token_shard(Lines(*texts), lake(8, 0), Spaces(), 80)
-    assert shard.n_contexts == 10
-    assert shard.token_ids[:8].tolist() == [0, 10, 10, 1, 11, 11, 1, 12]
-    assert shard.counted[:8].tolist() == [False, True, True, False, True, True, False, True]
-
-
-def test_one_long_document_gives_all_the_tokens():
-    shard = check.token_shard(Lines("7 " * 5000), lake(8, None), Spaces(), 800)
-    assert shard.n_rows == 800
-    assert (shard.token_ids == 7).all()
-
-
-def test_a_corpus_of_special_tokens_is_refused():
-    with pytest.raises(InputError, match="no token that counts"):
-        check.token_shard(Lines("1 2 1"), lake(8, 0), Spaces(), 100)
-
-
-@pytest.mark.parametrize(
-    ("hook", "by", "wanted"),
-    [
-        ("blocks.9.hook_resid_post", 1, "blocks.10.hook_resid_post"),
-        ("blocks.10.hook_resid_pre", -1, "blocks.9.hook_resid_pre"),
-        ("model.layers.3.mlp.experts.5", -1, "model.layers.2.mlp.experts.5"),
-        ("layers.0", -1, None),
-        ("embed", 1, None),
-        ("ln2.out", 1, None),
-    ],
-)
-def test_the_hook_of_the_next_layer(hook, by, wanted):
-    assert check.shifted(hook, by) == wanted
-
-
-def test_a_sample_of_pieces_is_evenly_spaced():
-    ids = np.zeros((2, 50), dtype=np.int64)
-    pieces = [check.Piece(TokenBatch(ids + n, np.full(2, 50)), np.ones(100, bool)) for n in range(10)]
-    chosen = check.sample(pieces, 250)
-    assert [int(piece.batch.token_ids[0, 0]) for piece in chosen] == [0, 3, 6]
-    assert check.sample(pieces, 10**6) == pieces
-
-
 def refused(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(["check-sae", *map(str, arguments)])
@@ -299,6 +163,43 @@ def test_bad_input_ends_with_2_and_one_sentence(capsys, tmp_path, words):
     assert "gives vectors of 16" in refused(capsys, wide, *options, *corpus)
     assert "layers.7" in refused(capsys, sae, *options, *corpus, "--hook-name", "layers.7")
     assert "nothing.jsonl" in refused(capsys, sae, *options, "--corpus", tmp_path / "nothing.jsonl")
+
+
+@pytest.mark.parametrize("name", ["here", "org/../x", "/root/model", "a:b", "org/x/y", "org/x y"])
+def test_files_of_an_sae_choose_no_model_that_lies_here(capsys, tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sae = write_sae(tmp_path / "sae", hook_name="embed", model_name=name)
+    assert f"name the model {name!r}, which is no published model's name" in refused(capsys, sae)
+
+
+def test_the_model_that_the_saes_files_choose_is_told(capsys, tmp_path):
+    from jobs.check_sae import Asked, _model
+    from pipeline.saes import read_metadata
+
+    sae = str(write_sae(tmp_path / "sae", hook_name="embed", model_name="org/tiny-1.5_b"))
+    assert _model(Asked(sae), read_metadata(sae)) == "org/tiny-1.5_b"
+    assert "The model is org/tiny-1.5_b, as the SAE's files say" in capsys.readouterr().out
+    assert _model(Asked(sae, "mine"), read_metadata(sae)) == "mine"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_context_size_that_holds_no_token_is_the_saes_fault(capsys, tmp_path, words):
+    sae = write_sae(tmp_path / "short", hook_name="embed", context_size=1)
+    options = ("--loader", "torch_module", "--model", MODEL, "--tokenizer", words / "tokenizer")
+    assert f"SAE {sae} has context_size 1; it must be" in refused(capsys, sae, *options)
+
+
+def test_too_few_tokens_accuse_nobody_and_none_at_all_are_refused(capsys, tmp_path, words):
+    sae = embedding_sae(tmp_path / "sae", scale=3.0)
+    code, printed, report = call(capsys, sae, words, "--tokens", 40)
+    assert code == 0, printed
+    assert "These are too few tokens to tell" in printed
+    assert report["likely"] is None
+    bos = embedding_sae(tmp_path / "bos", seqpos_slice=[0, 1])
+    code, printed, _ = call(capsys, bos, words)
+    assert code == 2
+    assert "no token is at the positions (0, 1) that the SAE reads: give more --tokens" in printed
 
 
 DEMO = Path(str(resources.files("jobs") / "demo_data" / "smollm2-135m-l9"))

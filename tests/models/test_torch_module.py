@@ -50,6 +50,22 @@ def in_place() -> nn.Module:
     return InPlace()
 
 
+class Twice(nn.Module):
+    """Calls a layer twice, the second time on what it gave the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.shared, self.last = nn.Embedding(16, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.last(self.shared(self.shared(self.embed(token_ids))))
+
+
+def twice() -> nn.Module:
+    torch.manual_seed(0)
+    return Twice()
+
+
 def no_module() -> int:
     return 3
 
@@ -78,6 +94,16 @@ def test_x_is_what_the_hook_saw_even_if_the_module_works_in_place_behind_it() ->
     loaded = load_model(here("in_place"), ["embed", "pair"], "cpu", 1)
     found = loaded.forward(TokenBatch(TOKEN_IDS, LENGTHS))
     torch.testing.assert_close(found["pair"], (found["embed"] + 100) * 2)
+
+
+def test_a_module_called_twice_gives_what_it_gave_first() -> None:
+    found = load_model(here("twice"), ["shared", "last"], "cpu", 1).forward(TokenBatch(TOKEN_IDS, LENGTHS))
+    module = twice()
+    with torch.no_grad():
+        first = module.shared(module.embed(torch.from_numpy(TOKEN_IDS)))
+        last = module.last(module.shared(first))
+    torch.testing.assert_close(found["shared"], torch.cat([first[0], first[1, :2]]))
+    torch.testing.assert_close(found["last"], torch.cat([last[0], last[1, :2]]))
 
 
 def test_hooks_are_gone_after_a_forward() -> None:

@@ -130,6 +130,18 @@ def test_a_hook_that_needs_a_setting_of_transformer_lens_gets_it_while_it_is_rea
     assert result.shape == (20, 2 * D_MODEL)
 
 
+def test_a_setting_that_was_on_before_stays_on(folder: Path) -> None:
+    hook = "blocks.1.hook_mlp_in"
+    model = load(folder, "blocks.1.hook_resid_post")
+    bridge = model._run.__closure__[0].cell_contents
+    bridge.set_use_hook_mlp_in(True)
+    model.forward(make_batch(), also=[hook])
+    assert bridge.cfg.use_hook_mlp_in
+    bridge.set_use_hook_mlp_in(False)
+    model.forward(make_batch(), also=[hook, "blocks.0.hook_mlp_in"])
+    assert not bridge.cfg.use_hook_mlp_in
+
+
 def test_a_hook_without_one_vector_per_token_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"hook blocks\.0\.attn\.hook_pattern gives \[2, 2, 7, 7\]"):
         load(folder, "blocks.0.attn.hook_pattern")

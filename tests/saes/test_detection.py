@@ -47,7 +47,7 @@ def test_an_empty_folder_and_an_unknown_file_are_told(tmp_path: Path) -> None:
         read_metadata(str(tmp_path / "sae.bin"))
 
 
-@pytest.mark.parametrize("spec", ["nowhere", "~/nowhere-at-all", "gpt2:x"])
+@pytest.mark.parametrize("spec", ["nowhere", "~/nowhere-at-all", "~nosuchuser/x", "gpt2:x"])
 def test_a_path_that_does_not_exist_is_named(spec: str) -> None:
     with pytest.raises(InputError, match=f"SAE {spec} does not exist"):
         load_sae(spec)

@@ -16,7 +16,7 @@ from scipy.linalg import hadamard
 
 from pipeline.saes import load_sae
 from pipeline.saes.alternatives import Rows, best_factor, mean_norm_factor
-from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, Elsewhere, diagnose
+from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, FEW, Elsewhere, diagnose
 from tests.kit import write_sae
 
 D, F, N, THRESHOLD = 32, 64, 1500, 7.5
@@ -73,7 +73,28 @@ def test_an_sae_without_mistakes_is_fine_as_loaded(tmp_path):
     assert found.likely is None
     assert found.as_loaded.explained_variance > 0.9
     assert found.as_loaded.l0 == pytest.approx(1.5, rel=0.1)
-    assert found.verdict.startswith("As loaded the SAE explains the data: explained variance 0.9")
+    assert re.fullmatch(
+        r"As loaded the SAE explains the data: explained variance 0\.9\d+, L0 1\.\d on 1,500 rows; no other "
+        r"reading explains clearly more\.",
+        found.verdict,
+    )
+
+
+@pytest.mark.parametrize("rows", [X[: FEW - 1], X[:1], X[:0], np.repeat(X[:1], 2 * FEW, axis=0)])
+def test_too_few_rows_and_rows_that_do_not_vary_accuse_nobody(tmp_path, rows):
+    found = diagnose(load(tmp_path, changes=MISTAKES["W_enc on another scale"]), both(rows))
+    assert not found.can_tell
+    assert found.likely is None
+    assert found.is_fine
+    assert re.match(r"These are too few tokens to tell \(.* rows\): give more --tokens\.$", found.verdict)
+
+
+def test_enough_rows_tell_and_few_rows_from_elsewhere_accuse_nobody(tmp_path):
+    encoder = load(tmp_path, changes=MISTAKES["W_enc on another scale"])
+    assert_named(diagnose(encoder, both(X[:FEW])), "W_enc on another scale")
+    strange = np.random.default_rng(9).standard_normal((N, D))
+    elsewhere = [Elsewhere("there", "read there", both(X[: FEW - 1]))]
+    assert diagnose(load(tmp_path / "fine"), both(strange), elsewhere).likely is None
 
 
 NORMS = np.exp(np.random.default_rng(5).normal(0, 1, F)).astype(np.float32)

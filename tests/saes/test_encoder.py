@@ -145,7 +145,7 @@ def test_what_a_gpu_would_run_selects_the_same(tmp_path: Path, architecture: str
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_steps_of_a_gpu_give_the_same_features_on_the_cpu(tmp_path: Path, architecture: str) -> None:
     encoder = load_sae(str(write_sae(tmp_path, architecture, D_MODEL, D_SAE)), block=(64, D_SAE))
-    rest = {"products": encoder._products, "refuse_not_finite": encoder._refuse_not_finite}
+    rest = {"products": encoder._products, "explain": encoder._refuse_not_finite}
     for capacity in (1, 256):  # one candidate a row: the buffers overflow, and the batch is run again
         submit = partial(DeviceSelection(encoder._rule, capacity).submit, **rest)
         for item in [submit(make_x()), submit(make_x())]:
@@ -248,3 +248,61 @@ def test_block_and_shape_are_told(tmp_path: Path) -> None:
         "hook",
     )
     assert encoder.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("how", ["constant_norm_rescale", "layer_norm"])
+def test_a_row_whose_product_is_no_number_is_named(tmp_path: Path, how: str) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "topk", D_MODEL, D_SAE, normalize_activations=how)))
+    x = make_x()
+    x[7] = 0 if how == "constant_norm_rescale" else 3e38
+    for submit in (encoder.submit, on_device(encoder)):
+        with pytest.raises(ShardError, match=rf"can not be encoded in row 7: .*\({how}\)"):
+            submit(x).result()
+
+
+def on_device(encoder: Any) -> Any:
+    selection = DeviceSelection(encoder._rule)
+    return partial(selection.submit, products=encoder._products, explain=encoder._refuse_not_finite)
+
+
+def test_a_product_that_overflows_is_named(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE)))
+    with pytest.raises(ShardError, match="can not be encoded in row 0: it overflows"):
+        encoder.encode(torch.full((2, D_MODEL), 3e38))
+
+
+def test_buffers_follow_the_batches_of_late_and_not_one_odd_row(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE)))
+    submit = on_device(encoder)
+    submit(make_x()).result()
+    usual = len(submit(make_x())._copy.packed)
+    odd = 50 * make_x(1)
+    assert submit(odd).result().nnz > 50
+    assert len(submit(make_x())._copy.packed) == usual
+    assert submit(50 * make_x()).result().nnz > 50 * ROWS
+    assert len(submit(make_x())._copy.packed) > usual
+    for _ in range(60):
+        submit(make_x()).result()
+    assert len(submit(make_x())._copy.packed) == usual
+
+
+def test_an_x_for_decode_must_have_the_rows_of_the_features(tmp_path: Path) -> None:
+    encoder = load_sae(str(write_sae(tmp_path, "topk", D_MODEL, D_SAE, normalize_activations="layer_norm")))
+    features = encoder.encode(make_x())
+    with pytest.raises(InputError, match="like has 1 rows, the features have 300"):
+        encoder.decode(features, like=make_x()[:1])
+
+
+def test_paths_and_torch_dtypes_are_understood_and_others_named(tmp_path: Path) -> None:
+    folder = write_sae(tmp_path, "topk", D_MODEL, D_SAE)
+    assert load_sae(folder, "cpu", torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(InputError, match="encode dtype 'float16' is not possible"):
+        load_sae(folder, "cpu", torch.float16)  # type: ignore[arg-type]
+    for block in ((0, 5), (5, 0)):
+        with pytest.raises(InputError, match="no cut of a product"):
+            load_sae(folder, block=block)
+
+
+def test_an_sae_of_one_head_takes_a_batch_without_rows(tmp_path: Path) -> None:
+    encoder = load_sae(write_sae(tmp_path, "topk", 8, 64, hook_head_index=1))
+    assert encoder.encode(torch.empty(0, 16)).indptr.tolist() == [0]

@@ -130,6 +130,14 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes, messa
         read_json(tmp_path / "cfg.json")
 
 
+def test_a_configuration_of_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "cfg.json").open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: pytest.fail("it was read"))
+    with pytest.raises(InputError, match=r"cfg\.json has 16777217 bytes: is it the configuration"):
+        read_json(tmp_path / "cfg.json")
+
+
 def test_a_configuration_that_is_a_folder_or_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").mkdir()
     with pytest.raises(InputError, match=r"cfg\.json can not be read \(Is a directory\)"):
@@ -203,6 +211,10 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: write_npz(path, npy((2, 3), b"").replace(b"{", b"[")),
         "damaged",
     ),
+    "a header of 4 GiB": (
+        lambda path: write_npz(path, b"\x93NUMPY\x02\x00" + struct.pack("<I", 0xFFFFFFFF) + bytes(1 << 20)),
+        "expected 4294967295 bytes got 65524",
+    ),
     "another version": (lambda path: write_npz(path, b"\x93NUMPY\x09\x00" + bytes(80)), "damaged"),
     "no header": (lambda path: write_npz(path, b"12345"), "damaged"),
 }
@@ -223,10 +235,18 @@ def test_a_bad_npz_is_refused_before_an_array_is_made(
 def test_a_zip_bomb_is_refused_and_compressed_zeros_of_a_bias_are_not(tmp_path: Path) -> None:
     bomb = npy((1 << 23,), bytes(1 << 25))
     path = write_npz(tmp_path / "a.npz", bomb, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(InputError, match=r"unpacks \d+ bytes to 33554432"):
+    with pytest.raises(InputError, match=r"unpacks \d+ bytes to 33554560"):
         open_npz(path)
     np.savez_compressed(tmp_path / "b.npz", b_dec=np.zeros(100_000, np.float32))
     assert open_npz(tmp_path / "b.npz").shapes == {"b_dec": (100_000,)}
+
+
+def test_a_zip_bomb_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 25) + bytes(1 << 25)
+    path = write_npz(tmp_path / "a.npz", header, compression=zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *args, **kwargs: pytest.fail("it was opened"))
+    with pytest.raises(InputError, match=r"unpacks \d+ bytes to 33554444"):
+        open_npz(path)
 
 
 def test_an_npz_whose_bytes_were_damaged_is_told_when_it_is_loaded(tmp_path: Path) -> None:

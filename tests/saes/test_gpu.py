@@ -16,7 +16,7 @@ from pipeline.saes.device import DeviceSelection
 from schemas.errors import ShardError
 from schemas.values import SparseFeatures
 from tests.kit import write_sae
-from tests.saes.golden.check import DATA, assert_equals_golden
+from tests.saes.golden.check import CASES, DATA, assert_equals_golden, spec_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -99,7 +99,7 @@ def test_a_row_that_is_not_finite_is_named_when_the_result_is_asked_for(tmp_path
         pending.result()
 
 
-@pytest.mark.parametrize("folder", sorted(DATA.iterdir()), ids=lambda folder: folder.name)
-def test_every_format_gives_on_the_device_what_its_own_package_gave(folder: Path) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_every_format_gives_on_the_device_what_its_own_package_gave(case: str) -> None:
     torch.set_float32_matmul_precision("highest")
-    assert_equals_golden(folder, device="cuda")
+    assert_equals_golden(DATA / case, spec_of(case), device="cuda")

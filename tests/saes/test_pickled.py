@@ -114,6 +114,12 @@ def test_every_number_of_both_generations_of_files_is_read(tmp_path: Path, zippe
     assert not file.load("parameter").requires_grad
 
 
+def test_an_ordered_dict_of_python_2_is_read(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.pt", _Call(OrderedDict, ([["a", tensor()], ["k", 3]],)))
+    file = open_torch(path)
+    assert (file.shapes, file.values) == ({"a": (2, 3)}, {"k": 3})
+
+
 def test_a_file_of_our_own_making_is_read_so_that_spoiled_ones_fail_for_their_spoiling(
     tmp_path: Path,
 ) -> None:
@@ -126,7 +132,39 @@ def memo_of(index: int) -> bytes:
     return b"\x80\x02}r" + struct.pack("<I", index) + b"."
 
 
+def nested(levels: int = 45) -> Any:
+    """A tuple of a tuple twice, and so on: its hash and its text take 2**levels steps."""
+    value: Any = ()
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+def nested_pickle(before: bytes, behind: bytes) -> bytes:
+    """A pickle with `nested()` between opcodes of ours."""
+    return b"\x80\x02" + before + pickle.dumps(nested(), 2)[2:-1] + behind + b"."
+
+
+STRANGE_NAME = "it has a tuple as a name"
+
 HOSTILE: dict[str, tuple[Any, str]] = {
+    "a name of tuples": (nested_pickle(b"}", b"Ns"), STRANGE_NAME),
+    "names of tuples": (nested_pickle(b"}(", b"Nu"), STRANGE_NAME),
+    "names of tuples in the second place": (nested_pickle(b"}(K\x01N", b"Nu"), STRANGE_NAME),
+    "a dict made of tuples": (nested_pickle(b"(", b"Nd"), STRANGE_NAME),
+    "a set of tuples": (nested_pickle(b"\x8f(", b"\x90"), STRANGE_NAME),
+    "a frozen set of tuples": (nested_pickle(b"(", b"\x91"), STRANGE_NAME),
+    "an ordered dict of tuples": (_Call(OrderedDict, ([(nested(), 1)],)), STRANGE_NAME),
+    "an ordered dict made by another opcode": (
+        nested_pickle(b"(ccollections\nOrderedDict\n](", b"N\x86eo"),
+        STRANGE_NAME,
+    ),
+    "an ordered dict of no pairs": (_Call(OrderedDict, ([1],)), "damaged"),
+    "a storage named by tuples": (
+        {"a": tensor(of=storage(key=nested()))},
+        "a storage in an unknown way",
+    ),
+    "sizes of many digits": ({"a": tensor((1 << 100_000,) * 64, (1,) * 64)}, "a size that is none"),
     "more elements than the storage": ({"a": tensor((HUGE, 1), (1, 1))}, "has a storage of 6 elements"),
     "elements of stride 0": ({"a": tensor((HUGE, HUGE), (0, 0))}, "has a storage of 6 elements"),
     "behind the end of the storage": ({"a": tensor(offset=3)}, "has a storage of 6 elements"),
@@ -201,7 +239,22 @@ def with_a_length_that_lies(path: Path) -> None:
     path.write_bytes(whole[: place + 20] + lengths + whole[place + 28 :])
 
 
+OLD_BEGINNING = 3 * pickle.dumps(0x1950A86A20F9469CFC6C, 2)
+"""What precedes the dict in a file from before torch 1.6."""
+
+
+def with_a_long_beginning(path: Path) -> None:
+    texts = 2 * (b"B" + struct.pack("<I", 9 << 20) + bytes(9 << 20))
+    path.write_bytes(OLD_BEGINNING + b"\x80\x03" + texts + b".")
+
+
+def with_a_long_line(path: Path) -> None:
+    path.write_bytes(OLD_BEGINNING + b"\x80\x02c" + b"x" * (17 << 20) + b"\ny\n.")
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a long beginning": (with_a_long_beginning, "its pickle has more than 16777216 bytes"),
+    "a long line": (with_a_long_line, "damaged"),
     "not there": (lambda path: None, r"has no a\.pt"),
     "empty": (lambda path: path.write_bytes(b""), "damaged"),
     "text": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "damaged"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.saes import load_sae
 from pipeline.saes.reconstruction import Reconstruction, reconstruct, target_of, worse_than_mean
+from schemas.errors import InputError
 from schemas.values import SparseFeatures
 from tests.kit import write_sae
 
@@ -125,3 +128,13 @@ def test_the_target_of_one_heads_sae_is_that_head(tmp_path):
     x = torch.arange(96.0).view(2, 48)
     assert target_of(metadata, x).tolist() == x[:, 16:32].tolist()
     assert target_of(metadata, x[:, :16]).tolist() == x[:, :16].tolist()
+    assert target_of(metadata, x[:0]).shape == (0, 16)
+
+
+@pytest.mark.parametrize("width", [8, 17, 48])
+def test_a_target_of_another_width_is_refused_with_both(tmp_path, width):
+    about = replace(load_sae(str(write_sae(tmp_path))).metadata, hook_name_out="layers.2")
+    with pytest.raises(InputError, match=rf"^layers\.2 gives vectors of {width}, the SAE reconstructs 16"):
+        target_of(about, torch.zeros(3, width))
+    with pytest.raises(InputError, match="gives vectors of 32"):
+        target_of(replace(about, hook_head_index=2), torch.zeros(3, 32))

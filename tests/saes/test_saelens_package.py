@@ -15,7 +15,9 @@ import torch
 
 from pipeline.saes import load_sae, read_metadata, sae_digest
 from pipeline.saes.encoder import RuleEncoder
+from pipeline.saes.metadata import SaeMetadata
 from pipeline.saes.reference import ReferenceEncoder
+from pipeline.saes.saelens_package import _open, open_sae
 from schemas.errors import InputError, ShardError
 from tests.kit import write_sae
 from tests.saes.golden.check import DATA
@@ -25,6 +27,11 @@ from tests.saes.reference import reference, sae_lens
 D_MODEL, D_SAE = 16, 80
 
 RELEASE, SAE_ID = "gpt2-small-res-jb", "blocks.0.hook_resid_pre"
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    _open.cache_clear()
 
 
 @pytest.fixture
@@ -77,6 +84,11 @@ def test_figures_of_the_directory_are_on_the_card(
     monkeypatch.setitem(entry.expected_l0, SAE_ID, 32.5)
     monkeypatch.setitem(entry.expected_var_explained, SAE_ID, 0.9)
     assert dict(read_metadata(f"saelens:{RELEASE}/{SAE_ID}").card) == {"l0": 32.5, "explained_variance": 0.9}
+    _open.cache_clear()
+    monkeypatch.setitem(entry.expected_l0, SAE_ID, float("nan"))
+    monkeypatch.setitem(entry.expected_var_explained, SAE_ID, float("inf"))
+    assert dict(read_metadata(f"saelens:{RELEASE}/{SAE_ID}").card) == {}
+    _open.cache_clear()
     monkeypatch.setitem(entry.expected_l0, SAE_ID, 0.0)
     monkeypatch.setitem(entry.expected_var_explained, SAE_ID, 1.0)
     assert dict(read_metadata(f"saelens:{RELEASE}/{SAE_ID}").card) == {}
@@ -110,6 +122,7 @@ def test_the_directorys_factor_of_x_is_folded_in_as_by_the_package(
         ("", "there is no folder ; write saelens:RELEASE/ID"),
         ("./nowhere", r"there is no folder \./nowhere"),
         ("~/nowhere-at-all", "there is no folder ~/nowhere-at-all"),
+        ("~nosuchuser/x", "there is no folder ~nosuchuser/x"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused_with_the_nearest(name: str, message: str) -> None:
@@ -168,7 +181,20 @@ def test_native_folders_do_not_import_the_package(tmp_path: Path, monkeypatch: p
     assert load_sae(str(folder)).d_sae == 64
 
 
-# --- architectures without a rule of ours
+@pytest.mark.parametrize("options", [{}, {"k": 8, "rescale_acts_by_decoder_norm": True}])
+def test_a_folder_is_loaded_once_while_it_stays_and_again_when_it_changed(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    architecture = "topk" if options else "standard"
+    spec = f"saelens:{write_sae(tmp_path, architecture, **options)}"
+    digest, before = sae_digest(spec), {n: t.clone() for n, t in open_sae(spec).weights().items()}
+    first, opened = load_sae(spec).encode(rows_of(16)), open_sae(spec)
+    np.testing.assert_array_equal(load_sae(spec).encode(rows_of(16)).data, first.data)
+    for name, tensor in open_sae(spec).weights().items():
+        np.testing.assert_array_equal(tensor, before[name])
+    assert open_sae(spec) is opened
+    write_sae(tmp_path, architecture, seed=1, **options)
+    assert sae_digest(spec) != digest
 
 
 def matching_pursuit(folder: Path, **options: Any) -> tuple[str, Any]:
@@ -292,3 +318,28 @@ def test_an_architecture_that_looks_beside_the_token_is_found_out(
     monkeypatch.setattr(type(sae), "encode", lambda self, x: encode(x))
     with pytest.raises(InputError, match=message):
         load_sae(spec)
+
+
+def test_an_sae_that_depends_on_the_batch_before_is_found_out() -> None:
+    class Drifting:
+        W_dec, batches = torch.eye(4), 0
+
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            self.batches += len(x) > 1
+            return x.relu() + (self.batches > 1)
+
+    with pytest.raises(InputError, match="other features beside other tokens"):
+        ReferenceEncoder(Drifting(), SaeMetadata("drifting", 4, 4), 8)
+
+
+def test_another_version_of_the_package_is_another_digest_where_it_encodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pursuit, _ = matching_pursuit(tmp_path / "pursuit")
+    standard = f"saelens:{write_sae(tmp_path / 'standard')}"
+    before = [sae_digest(spec) for spec in (pursuit, standard)]
+    monkeypatch.setattr(sae_lens(), "__version__", "0.0.0")
+    _open.cache_clear()
+    after = [sae_digest(spec) for spec in (pursuit, standard)]
+    assert after[0] != before[0]
+    assert after[1] == before[1]

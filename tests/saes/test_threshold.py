@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from pipeline.saes import load_sae
+from pipeline.saes.rule import keys_of
 from pipeline.saes.threshold import ThresholdRule
 from schemas.values import SparseFeatures
-from tests.kit import write_sae
+from tests.kit import dense_activations, write_sae
 from tests.saes.selecting import select
 
 
@@ -74,3 +75,28 @@ def test_the_floor_never_loses_what_the_exact_test_would_keep(scaled: bool) -> N
     found = select(rule, product)
     rows = np.repeat(np.arange(8), np.diff(found.indptr))
     np.testing.assert_array_equal(np.argwhere(expected), np.stack([rows, found.indices], axis=1))
+
+
+def test_a_gate_of_no_scale_hides_nothing_beside_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {
+        "W_enc": rng.standard_normal((8, 1024)).astype(np.float32),
+        "b_gate": np.full(1024, -3, np.float32),
+        "b_mag": np.where(np.arange(1024) % 25, -0.5, 0).astype(np.float32),
+        "r_mag": np.where(np.arange(1024) % 25, 0, -200).astype(np.float32),  # exp() of that is 0
+    }
+    folder = write_sae(tmp_path, "gated", 8, 1024, weights=weights)
+    x = rng.standard_normal((64, 8)).astype(np.float32)
+    expected = dense_activations(folder, x)
+    features = load_sae(str(folder)).encode(torch.from_numpy(x))
+    rows = np.repeat(np.arange(64), np.diff(features.indptr))
+    np.testing.assert_array_equal(np.argwhere(expected), np.stack([rows, features.indices], axis=1))
+    assert features.nnz > 500
+
+
+def test_features_without_weights_are_no_candidates() -> None:
+    zeros = torch.zeros(64)
+    rule = ThresholdRule(zeros, zeros)
+    floor = rule.limits()(keys_of(torch.zeros(2, 64), slice(0, 64), signed=False))
+    assert (floor == np.nextafter(np.float32(0), np.float32(1))).all()
+    assert select(rule, np.full((1, 64), floor[0])).nnz == 64

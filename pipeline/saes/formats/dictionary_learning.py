@@ -21,7 +21,7 @@ from pipeline.saes.files import (
     require,
     torch_names,
 )
-from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.metadata import SaeMetadata, finite
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -271,6 +271,6 @@ def _notes(name: str, file: TensorFile) -> tuple[str, ...]:
 def _card(folder: Path) -> dict[str, float]:
     """Published figures, if eval_results.json is there."""
     found = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
-    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
-    card = {ours: float(numbers[theirs]) for theirs, ours in CARD.items() if theirs in numbers}
-    return card | ({"dead": 1 - float(numbers["frac_alive"])} if "frac_alive" in numbers else {})
+    numbers = finite(found)
+    card = {ours: numbers[theirs] for theirs, ours in CARD.items() if theirs in numbers}
+    return card | ({"dead": 1 - numbers["frac_alive"]} if "frac_alive" in numbers else {})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.saes.files import TensorFile, open_npz
-from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.metadata import SaeMetadata, finite
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_metadata(path: Path) -> SaeMetadata:
         prepend_bos=True if told.model_name else None,
         context_size=CONTEXT_SIZE if told.model_name else None,
         model_name=told.model_name,
-        card={} if told.l0 is None else {"l0": told.l0},
+        card=finite({"l0": told.l0}),
         notes=tuple(_notes(told)),
     )
 

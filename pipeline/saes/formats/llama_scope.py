@@ -149,8 +149,8 @@ def _settings(path: Path) -> Settings:
 
 
 def _positive(value: Any, name: str, where: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"{where} has {name} {value!r}; it must be a number above 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 < value < 1e30:
+        raise InputError(f"{where} has {name} {str(value)[:40]}; it must be a number between 1e-30 and 1e30")
     return float(value)
 
 

@@ -7,11 +7,12 @@ After SAELens 6.54: loading/pretrained_sae_loaders.py, saes/*.py, training/activ
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.saes.architectures import array_names
-from pipeline.saes.files import TensorFile, open_safetensors, positive_int, read_json, require
+from pipeline.saes.files import TensorFile, flag, open_safetensors, positive_int, read_json, require
 from pipeline.saes.metadata import NORMALIZATIONS, SaeMetadata
 from schemas.errors import InputError
 
@@ -44,6 +45,9 @@ ELSEWHERE = {
     "temporal": "; a temporal SAE attends over its context, so its features are not those of a token alone",
 }
 """Why an architecture is not among them, and what to do."""
+
+RESCALED = ("topk", "abstopk", *IN_TRAINING)
+"""Architectures for which SAELens looks at rescale_acts_by_decoder_norm."""
 
 FACTORS = ("scaling_factor", "finetuning_scaling_factor")
 """Names of the factors of activations that finetuning found, float [F]; used in decode alone."""
@@ -111,10 +115,11 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
         architecture=architecture,
         d_model=positive_int(config["d_in"], "d_in", Path(where)),
         d_sae=positive_int(config["d_sae"], "d_sae", Path(where)),
-        apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)) and not transcoder,
+        apply_b_dec_to_input=_apply_b_dec_to_input(config, transcoder, where),
         normalize_activations=config.get("normalize_activations") or "none",
-        k=positive_int(config["k"], "k", Path(where)) if top_k else None,
-        rescale_acts_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
+        k=_k(config, where) if top_k else None,
+        rescale_acts_by_decoder_norm=config["architecture"] in RESCALED
+        and flag(config, "rescale_acts_by_decoder_norm", Path(where)),
         transcoder=transcoder,
         d_out=positive_int(config["d_out"], "d_out", Path(where)) if transcoder else None,
         skip=skip,
@@ -130,6 +135,27 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
         notes=tuple(_notes(config)),
         extra={name: value for name, value in about.items() if name not in UNDERSTOOD},
     )
+
+
+def _apply_b_dec_to_input(config: dict[str, Any], transcoder: bool, where: Path | str) -> bool:
+    """Whether b_dec is taken from x, which no transcoder of SAELens does."""
+    applied = flag(config, "apply_b_dec_to_input", Path(where), default=not transcoder)
+    if applied and transcoder:
+        raise InputError(
+            f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: say false there"
+        )
+    return applied
+
+
+def _k(config: dict[str, Any], where: Path | str) -> int:
+    """The k of a TopK SAE, which may stand in activation_fn_kwargs alone."""
+    given = config.get("k")
+    return positive_int(_activation_options(config).get("k") if given is None else given, "k", Path(where))
+
+
+def _activation_options(config: dict[str, Any]) -> dict[str, Any]:
+    options = config.get("activation_fn_kwargs")
+    return options if isinstance(options, dict) else {}
 
 
 def _folder(path: Path) -> Path:
@@ -170,7 +196,7 @@ def _use_in_decode(weights: Weights, metadata: SaeMetadata, folder: Path) -> Non
     factor = weights.pop("factor", None)
     if factor is None or bool((factor - 1).abs().max() <= 1e-5):  # as SAELens' allclose
         return
-    wanted = read_json(folder / CONFIG).get("finetuning_scaling_factor")
+    wanted = flag(read_json(folder / CONFIG), "finetuning_scaling_factor", folder / CONFIG)
     if not wanted or metadata.rescale_acts_by_decoder_norm:
         raise InputError(
             f"{folder / WEIGHTS} has a scaling_factor other than 1, and its configuration does not say "
@@ -204,7 +230,7 @@ def _checked(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
         raise InputError(
             f"{where} names no d_in and d_sae{of_sparsify}: is it the configuration of an SAE of SAELens?"
         )
-    config = config if isinstance(config.get("metadata"), dict) else _modernised(config)
+    config = _modernised(config) if _is_old(config) else config
     architecture = str(config.get("architecture"))
     if architecture not in ARCHITECTURES:
         raise InputError(
@@ -221,20 +247,37 @@ def _checked(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
     return config
 
 
+def _is_old(config: dict[str, Any]) -> bool:
+    """Whether SAELens takes it for one from before version 6: where nothing says that it is not."""
+    about = config.get("metadata")
+    if not isinstance(about, dict):
+        return True
+    version = config.get("sae_lens_version") or about.get("sae_lens_version")
+    major = re.match(r"v?(\d{1,9})", str(version or "0").strip())
+    return major is not None and int(major[1]) < 6
+
+
 def _modernised(old: dict[str, Any]) -> dict[str, Any]:
-    """A flat cfg.json from before version 6 in today's form, with SAELens' defaults of that time."""
-    config = {OLD_KEYS.get(name, name): value for name, value in old.items()}
+    """A cfg.json from before version 6 in today's form, with SAELens' defaults of that time.
+
+    It is flat. What its metadata say nonetheless is kept, which SAELens drops.
+    """
+    config = {OLD_KEYS.get(name, name): value for name, value in old.items() if name != "metadata"}
+    about = old["metadata"] if isinstance(old.get("metadata"), dict) else {}
     activation = config.get("activation_fn") or "relu"
     config.setdefault("architecture", "standard")
-    if activation == "topk":
-        config |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
-    elif activation != "relu":
+    k = _activation_options(config).get("k")
+    if activation == "topk" and k is not None:
+        config["architecture"] = "topk"
+    elif activation not in ("relu", config["architecture"]):
         config["architecture"] = f"{config['architecture']} with {activation}"
+    if config["architecture"] == "topk" and k is not None:
+        config["k"] = k
     if isinstance(config.get("normalize_activations"), bool):
         config["normalize_activations"] = (
             "expected_average_only_in" if config["normalize_activations"] else "none"
         )
-    return config | {"metadata": {"prepend_bos": True} | config}
+    return config | {"metadata": {"prepend_bos": True} | config | about}
 
 
 def _notes(config: dict[str, Any]) -> list[str]:

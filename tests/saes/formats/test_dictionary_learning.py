@@ -102,6 +102,13 @@ def test_metadata_tells_what_the_files_say(tmp_path: Path) -> None:
     assert "learnt threshold" in metadata.notes[0]
 
 
+def test_figures_that_are_no_finite_numbers_are_left_out(tmp_path: Path) -> None:
+    folder = copied("topk", tmp_path)
+    figures = '{"l0": NaN, "frac_variance_explained": 1e999, "frac_alive": true, "cossim": 1%s,' % ("0" * 400)
+    (folder / "eval_results.json").write_text(figures + ' "frac_recovered": 0.97}')
+    assert dict(read_metadata(str(folder)).card) == {"loss_recovered": 0.97}
+
+
 @pytest.mark.parametrize(
     ("said", "hook"),
     [

@@ -143,7 +143,7 @@ def test_a_path_of_a_published_sae_tells_the_model(tmp_path: Path) -> None:
         ({"use_glu_encoder": True}, "use_glu_encoder True; only False is known"),
         ({"apply_decoder_bias_to_pre_encoder": True}, "apply_decoder_bias_to_pre_encoder True"),
         ({"use_decoder_bias": False}, "use_decoder_bias False; only True"),
-        ({"jump_relu_threshold": 0}, "jump_relu_threshold 0; it must be a number above 0"),
+        ({"jump_relu_threshold": 0}, "jump_relu_threshold 0; it must be a number between"),
         ({"dataset_average_activation_norm": None}, r"dataset_average_activation_norm\.in None"),
         ({"dataset_average_activation_norm": {"in": 1, "out": -1}}, r"activation_norm\.out -1"),
         ({"d_model": "16"}, "d_model '16'; it must be a whole number"),

@@ -141,6 +141,19 @@ def test_a_norm_factor_that_nobody_tells_scales_nothing_as_in_saelens(tmp_path: 
         ({"architecture": "temporal"}, "architecture 'temporal'; known: standard, jumprelu, gated, topk"),
         ({"normalize_activations": "covariance_whitening"}, "known: none, expected_average_only_in"),
         ({"architecture": "topk", "k": 2.5}, "k 2.5; it must be a whole number"),
+        ({"architecture": "topk"}, "k None; it must be a whole number"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input 'false'; it must be true or false"),
+        ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input None; it must be true or false"),
+        (
+            {"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": "no"},
+            "rescale_acts_by_decoder_norm 'no'; it must be true or false",
+        ),
+        (
+            {"architecture": "transcoder", "d_out": 16},
+            "has apply_b_dec_to_input true, which SAELens refuses for a transcoder",
+        ),
+        ({"metadata": {"context_size": 1}}, "context_size 1; it must be a whole number from 2 to 1048576"),
+        ({"metadata": {"context_size": 1 << 21}}, "context_size 2097152; it must be a whole number from 2"),
         (
             {"architecture": "gated"},
             "a gated SAE of format saelens has W_dec, W_enc, b_dec, b_gate, b_mag, r_mag",

@@ -284,6 +284,43 @@ def test_old_configurations_mean_what_saelens_takes_them_for(tmp_path: Path, nor
     assert found.extra["dataset_path"] == "some/corpus"
 
 
+@pytest.mark.parametrize("about", [{}, {"sae_lens_version": "5.9.1"}])
+def test_metadata_without_a_version_of_today_make_an_old_configuration(
+    tmp_path: Path, about: dict[str, Any]
+) -> None:
+    folder = write_sae(tmp_path, "topk", D_MODEL, D_SAE, k=8)
+    old = OLD | {"d_sae": D_SAE, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}
+    old |= {"device": "cpu", "metadata": about}
+    (folder / "cfg.json").write_text(json.dumps(old))
+    found = read_metadata(str(folder))
+    assert (found.architecture, found.k, found.prepend_bos) == ("topk", 5, True)
+    assert (found.hook_name, found.context_size) == ("blocks.0.attn.hook_z", 128)
+    sae = reference(folder)
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    assert_equals_module(load_sae(str(folder)), sae, rows_of(D_MODEL))
+
+
+def test_a_k_among_the_options_of_the_activation_is_found(tmp_path: Path) -> None:
+    folder = write_sae(tmp_path, "topk", k=8)
+    config, digest = json.loads((folder / "cfg.json").read_text()), sae_digest(str(folder))
+    del config["k"]
+    config["activation_fn_kwargs"] = {"k": 8}
+    (folder / "cfg.json").write_text(json.dumps(config))
+    assert sae_digest(str(folder)) == digest
+    (folder / "cfg.json").write_text(json.dumps(OLD | {"architecture": "topk", "k": 8}))
+    assert sae_digest(str(folder)) == digest
+
+
+@pytest.mark.parametrize("name", ["StandardSAE", "JumpReLUSAE", "GatedSAE"])
+def test_rescaling_that_saelens_ignores_is_ignored(tmp_path: Path, name: str) -> None:
+    built(name).save_model(tmp_path)
+    digest = sae_digest(str(tmp_path))
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"rescale_acts_by_decoder_norm": True}))
+    assert sae_digest(str(tmp_path)) == digest
+    assert_equals_module(load_sae(str(tmp_path)), reference(tmp_path), rows_of(D_MODEL))
+
+
 def test_an_activation_that_saelens_would_pass_over_is_refused(tmp_path: Path) -> None:
     folder = write_sae(tmp_path)
     (folder / "cfg.json").write_text(json.dumps(OLD | {"activation_fn_str": "tanh-relu"}))

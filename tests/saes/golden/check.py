@@ -20,6 +20,23 @@ from pipeline.saes.encoder import Encoder
 DATA = Path(__file__).parents[2] / "data" / "saes"
 """Where the SAEs lie, one folder <format>-<case> each."""
 
+SPECS = {
+    "openai-relu": "mlp_post_act/autoencoders/0.pt",
+    "openai-topk": "resid_post_mlp_v5_32k/autoencoders/7.pt",
+    "plain_dict-relu": "sae/25.pt",
+    "sparsify-groupmax": "h.5.attn",
+    "sparsify-skip": "gpt_neox.layers.3.mlp",
+    "sparsify-topk": "layers.12",
+    "sparsify-transcoder": "layers.3.mlp",
+}
+"""Case -> where its SAE lies, below the case's folder, if not there itself."""
+
+CASES = (
+    "dictionary_learning-batchtopk", "dictionary_learning-gated", "dictionary_learning-jumprelu",
+    "dictionary_learning-matryoshka", "dictionary_learning-new", "dictionary_learning-standard",
+    "dictionary_learning-topk", "llama_scope-res", "llama_scope-transcoder", *SPECS,
+)  # fmt: skip
+
 BLOCKS = (None, (7, 5), (64, 64))
 """Ways to cut the product that must not matter: the default, ragged in rows and features, in one piece."""
 
@@ -43,6 +60,11 @@ def assert_equals_golden(folder: Path, spec: str | None = None, device: str = "c
         assert reconstruction.dtype == np.float32
         np.testing.assert_allclose(reconstruction, golden["reconstruction"], rtol=1e-4, atol=1e-4)
     return encoder
+
+
+def spec_of(case: str) -> str:
+    """The spec of a case's SAE."""
+    return str(DATA / case / SPECS.get(case, "."))
 
 
 def copy_of(case: str, folder: Path) -> Path:
