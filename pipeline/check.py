@@ -197,7 +197,8 @@ def other_hooks(
 
     These are the next layers; all of them when the SAE as loaded does poorly, on fewer rows then.
     """
-    places = [place for place in (trained_at,) if place not in (None, subject.place)]
+    places = [place for place in (trained_at,) if place is not None and place != subject.place]
+    places = [place for place in places if _has(subject.model, list(place), found[0])]
     places += list(_other_layers(subject, found[0], reach=None if poor else 1))
     also = tuple(dict.fromkeys(hook for place in places for hook in place))
     gathered: list[list[Rows]] = [[] for _ in places]

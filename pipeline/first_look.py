@@ -60,6 +60,8 @@ def first_look(
 
 def _target(model: Model, site: PlannedSite, encoder: Encoder, shard: TokenShard) -> str | None:
     """The hook whose x the SAE is to reconstruct; None when its files do not tell, or the model lacks it."""
+    from pipeline.saes.reconstruction import holds_target
+
     about = encoder.metadata
     if not about.transcoder:
         return site.hook_name
@@ -67,7 +69,7 @@ def _target(model: Model, site: PlannedSite, encoder: Encoder, shard: TokenShard
         return None
     batch, _ = next(batches(shard, 1))
     try:
-        model.forward(batch, also=(about.hook_name_out,))
+        x = model.forward(batch, also=(about.hook_name_out,))[about.hook_name_out]
     except InputError:
         return None
-    return about.hook_name_out
+    return about.hook_name_out if holds_target(about, x.shape[1]) else None

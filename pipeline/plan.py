@@ -37,8 +37,7 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     for pair in trained:
         trained_with.check_site(*pair, told)
         trained_with.check_model(run.model, pair, told)
-    size = trained_with.context_size(run, trained, told)
-    _check_longest(run, size)
+    size = _short_enough(run, trained, trained_with.context_size(run, trained, told))
     tokens = run.tokens.model_copy(
         update={
             "context_size": size,
@@ -72,10 +71,14 @@ def _refuse_equal_names(sites: list[Site]) -> None:
         raise InputError(f"sites: two sites share a name among {names}; give each its own name")
 
 
-def _check_longest(run: RunFile, size: int) -> None:
+def _short_enough(run: RunFile, trained: list[trained_with.Trained], size: int) -> int:
+    """The context size, which the model must take; one that nobody asked for is cut to that."""
     longest = max_context(run.model)
-    if longest is not None and size > longest:
-        raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
+    if longest is None or size <= longest:
+        return size
+    if run.tokens.context_size is None and not any(pair.about.context_size for pair in trained):
+        return longest
+    raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
 
 
 def make_plan(run: RunFile, lake: Lake) -> Plan:

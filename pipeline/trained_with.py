@@ -36,6 +36,9 @@ CLASSES = {
 }
 """`model.loader` -> each model_class_name whose hook names it knows."""
 
+HEADS = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|result)$")
+"""Hooks that have heads."""
+
 ALIASES = {"gpt2-small": "gpt2", "gpt2-xlarge": "gpt2-xl"}
 """TransformerLens' names -> Hugging Face's, where their last parts differ."""
 
@@ -52,6 +55,11 @@ def check_site(site: Site, about: SaeMetadata, told: list[str]) -> None:
     where = f"site {site.name!r}"
     if about.hook_name and site.hook_name != about.hook_name:
         told.append(f"{where}: hook_name is {site.hook_name}, its SAE was trained at {about.hook_name}")
+    if about.hook_head_index is not None and not HEADS.search(str(site.hook_name)):
+        told.append(
+            f"{where}: its SAE reads attention head {about.hook_head_index}, hook_name is {site.hook_name}, "
+            "which has no heads in TransformerLens"
+        )
     if about.transcoder:
         target = about.hook_name_out or "a place that its files do not name"
         told.append(

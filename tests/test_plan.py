@@ -18,7 +18,7 @@ from pipeline.store.tokens import read_lake
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Plan, canonical_json
-from schemas.run_file import Model, Site
+from schemas.run_file import Model, Site, parse_run_file
 from tests.kit import write_sae, write_tiny_gpt2
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
@@ -291,3 +291,23 @@ def test_bfloat16_goes_into_the_plan_and_into_the_activations(tmp_path):
     both = (exact != 0) & (rounded != 0)
     relative = abs(rounded[both] / exact[both] - 1)
     assert 2**-12 < relative.mean() < 2**-6
+
+
+def test_a_context_size_that_nobody_asked_for_is_cut_to_what_the_model_takes(tmp_path):
+    write_tiny_gpt2(tmp_path / "gpt2", n_positions=64)
+    sae = write_sae(tmp_path / "sae-of-any-size", hook_name="blocks.1.hook_resid_post")
+    content = run_content(
+        tmp_path,
+        model={"loader": "transformer_lens", "path": str(tmp_path / "gpt2")},
+        sites=[{"name": "mid", "sae": str(sae)}],
+    )
+    del content["tokens"]["context_size"]
+    assert resolve(parse_run_file(content, "run.yaml"))[0].tokens.context_size == 64
+    content["tokens"]["context_size"] = 65
+    with pytest.raises(InputError, match=r"context_size is 65, the model .* takes at most 64"):
+        resolve(parse_run_file(content, "run.yaml"))
+
+
+def test_one_head_of_a_hook_without_heads_is_told_of(tmp_path):
+    sentences = told(tmp_path, site(tmp_path, hook_head_index=1))[1]
+    assert any("reads attention head 1, hook_name is layers.1" in sentence for sentence in sentences)

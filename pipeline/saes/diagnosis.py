@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
-from pipeline.saes.alternatives import SAMPLE, Alternative, Rows, alternatives, measured
+from pipeline.saes.alternatives import SAMPLE, Alternative, Rows, alternatives, measured, published_k
 from pipeline.saes.encoder import Encoder
 
 ROWS = 4096
@@ -31,6 +31,9 @@ ALIKE = (1.25, 0.01)
 
 EXPLAINS = 0.2
 """Explained variance below which an SAE is said to explain nothing."""
+
+TOO_MANY = 2
+"""Times the L0 that an SAE's files name, above which it was not loaded as it was trained."""
 
 TOO_LONG = 1e4
 """Explained variances from here on are written with an exponent."""
@@ -100,7 +103,7 @@ def diagnose(
         if observe is not None:
             observe(finding)
     likely = _likely(loaded, tried, encoder) if _can_tell(loaded) else None
-    return Diagnosis(loaded, tuple(tried), likely, *_verdict(loaded, tried, likely))
+    return Diagnosis(loaded, tuple(tried), likely, *_verdict(loaded, tried, likely, published_k(encoder)))
 
 
 def _can_tell(finding: Finding) -> bool:
@@ -139,14 +142,22 @@ def _likely(loaded: Finding, tried: list[Finding], encoder: Encoder) -> Finding 
     return next((finding for finding in good if finding.unexplained <= factor * least + share), None)
 
 
-def _verdict(loaded: Finding, tried: list[Finding], likely: Finding | None) -> tuple[str, bool]:
-    """One or two sentences, and whether all is well."""
+def _verdict(
+    loaded: Finding, tried: list[Finding], likely: Finding | None, published: set[int]
+) -> tuple[str, bool]:
+    """One or two sentences, and whether all is well; `published` are L0s that the SAE's files name."""
     if not _can_tell(loaded):
         return f"These are too few tokens to tell ({_figures(loaded)}): give more --tokens.", True
     if likely is not None:
         return (
             f"Likely mistake, {likely.name}: {likely.change}. As loaded: {_figures(loaded)}; so changed: "
             f"{_figures(likely)}.",
+            False,
+        )
+    if loaded.explained_variance >= EXPLAINS and published and loaded.l0 > TOO_MANY * max(published):
+        return (
+            f"Too many features fire: {_figures(loaded)}, where the SAE's files name {max(published)}. Its "
+            "TopK or its threshold is missing, or another's: check architecture, k and threshold.",
             False,
         )
     if loaded.explained_variance >= EXPLAINS:

@@ -16,7 +16,7 @@ from scipy.linalg import hadamard
 
 from pipeline.saes import load_sae
 from pipeline.saes.alternatives import Rows, best_factor, mean_norm_factor
-from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, FEW, Elsewhere, diagnose
+from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, FEW, Elsewhere, Finding, _verdict, diagnose
 from tests.kit import write_sae
 
 D, F, N, THRESHOLD = 32, 64, 1500, 7.5
@@ -244,7 +244,7 @@ def test_a_transcoder_is_measured_against_its_target(tmp_path):
 
 def load_transcoder(folder, changes):
     arrays = weights("jumprelu", **changes)
-    write_sae(folder, "jumprelu", D, F, weights=arrays)
+    write_sae(folder, "jumprelu", D, F, weights=arrays, apply_b_dec_to_input=False)
     path = folder / "cfg.json"
     text = path.read_text().replace('"architecture": "jumprelu"', '"architecture": "jumprelu_transcoder"')
     path.write_text(text.replace('"d_in"', f'"d_out": {D}, "d_in"'))
@@ -281,3 +281,11 @@ def test_the_best_factor_is_found_within_three_percent(best):
 
 def test_a_factor_of_a_flat_score_is_1():
     assert best_factor(lambda c: 0.0, wide=True) == 1
+
+
+@pytest.mark.parametrize(("published", "fine"), [({32}, False), ({32, 100}, True), (set(), True)])
+def test_many_more_features_than_the_files_name_are_a_mistake_whatever_they_explain(published, fine):
+    loaded = Finding("as loaded", "", 1_000, 167.7, 0.85)
+    verdict, is_fine = _verdict(loaded, [], None, published)
+    assert is_fine == fine
+    assert ("Too many features fire: explained variance 0.850, L0 167.7" in verdict) != fine
