@@ -24,10 +24,6 @@ from schemas.errors import InputError, ShardError
 from schemas.values import SparseFeatures
 
 
-class _NotFiniteError(ArithmeticError):
-    """A product is NaN or infinite: nothing could be said of which features fire."""
-
-
 class Block(NamedTuple):
     """How the product x @ W_enc is cut: so many rows times so many features (on a GPU always all) at once."""
 
@@ -176,12 +172,10 @@ class RuleEncoder:
         with torch.inference_mode():
             if self._on_device is None:
                 if not math.isfinite(float(x.sum())):  # a quarter of the price of isfinite
-                    self._refuse_not_finite(x)
-                try:
-                    blocks = [self._encode_rows(rows) for rows in self._row_blocks(x)]
-                except _NotFiniteError:
-                    self._refuse_not_finite(x)
-                    raise
+                    self._refuse_x(x)
+                blocks = [
+                    self._encode_rows(rows, n * self.block.rows) for n, rows in enumerate(self._row_blocks(x))
+                ]
                 return Done(SparseFeatures.concatenate(blocks))
             return self._on_device.submit(x, self._products, self._refuse_not_finite)
 
@@ -234,20 +228,28 @@ class RuleEncoder:
 
     def _refuse_not_finite(self, x: Tensor) -> None:
         """Name the first row of x [N, D] that is not finite, or whose products are not, if one is."""
+        self._refuse_x(x)
+        first = 0
+        for product in self._products(x):
+            self._refuse_product(product, first)
+            first += len(product)
+
+    def _refuse_x(self, x: Tensor) -> None:
+        """Name the first row of x [N, D] that is not finite, if one is."""
         bad = (~x.isfinite()).any(dim=1).nonzero()
         if len(bad):
             raise ShardError(
                 f"x at {self.hook_name} has NaN or infinity in row {int(bad[0])}: check the model's dtype"
             )
-        first = 0
-        for product in self._products(x):
-            bad = (~product.isfinite()).any(dim=1).nonzero()
-            if len(bad):
-                raise ShardError(
-                    f"x at {self.hook_name} can not be encoded in row {first + int(bad[0])}: it overflows or "
-                    f"is 0 and to be normalised ({self.metadata.normalize_activations}); check hook and model"
-                )
-            first += len(product)
+
+    def _refuse_product(self, product: Tensor, first: int) -> None:
+        """Name the first row of a product [n, f] that is not finite, if one is, counted from row `first`."""
+        bad = (~product.isfinite()).any(dim=1).nonzero()
+        if len(bad):
+            raise ShardError(
+                f"x at {self.hook_name} can not be encoded in row {first + int(bad[0])}: it overflows or "
+                f"is 0 and to be normalised ({self.metadata.normalize_activations}); check hook and model"
+            )
 
     def _row_blocks(self, x: Tensor) -> Iterator[Tensor]:
         """Blocks of rows [n, D], as they are multiplied by W_enc."""
@@ -257,8 +259,8 @@ class RuleEncoder:
                 block = block - self._weights["b_dec"]
             yield self._rounded(block)
 
-    def _encode_rows(self, x: Tensor) -> SparseFeatures:
-        """Encode x [n, D] on the CPU, n <= block.rows."""
+    def _encode_rows(self, x: Tensor, first_row: int) -> SparseFeatures:
+        """Encode x [n, D] on the CPU, n <= block.rows; its first row is `first_row` of all."""
         limits, parts = self._rule.limits(), []
         for first in range(0, self.d_sae, self.block.features):
             features = slice(first, min(first + self.block.features, self.d_sae))
@@ -266,7 +268,7 @@ class RuleEncoder:
             self._multiply(x, features, product)
             keys = keys_of(product, features, signed=self._rule.signed)
             if not keys.finite:
-                raise _NotFiniteError
+                self._refuse_product(product, first_row)
             parts.append(candidates(product, keys, limits(keys), mask))
         return self._rule.finish(beside(parts))
 
@@ -283,7 +285,7 @@ class RuleEncoder:
         for rows in self._row_blocks(x):
             w_enc, bias = self._weights["W_enc"], self._rule.bias
             # the third argument says that sums of bfloat16 products are left in float32
-            product = rows @ w_enc if self.dtype == torch.float32 else torch.mm(rows, w_enc, torch.float32)
+            product = rows @ w_enc if w_enc.dtype == torch.float32 else torch.mm(rows, w_enc, torch.float32)
             yield product if bias is None else product.add_(bias)
 
     def _buffers(self, rows: int, width: int) -> tuple[Tensor, NDArray[np.bool_]]:
