@@ -6,7 +6,8 @@ A row is one position of one context; inside a shard rows are numbered from 0, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -167,6 +168,14 @@ class SparseFeatures:
             np.concatenate([part.indices for part in parts]) if parts else np.empty(0, np.int32),
             np.concatenate([part.data for part in parts]) if parts else np.empty(0, np.float32),
         )
+
+
+Encoded = dict[str, list[SparseFeatures]]
+"""By site, pieces of a shard's features."""
+Stored = dict[str, Bool]
+"""By site, which rows are encoded, bool [N] of a shard or of a batch."""
+Timed = Callable[[str], AbstractContextManager[None]]
+"""Adds the time that its block takes to a stage's: read, forward, encode, write."""
 
 
 @dataclass(frozen=True)

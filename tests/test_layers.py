@@ -16,7 +16,7 @@ MAY_IMPORT_TORCH = (
     "pipeline.sources",
     "pipeline.models",
     "pipeline.saes",
-    "pipeline.worker",
+    "pipeline.model_features",
     "pipeline.check",
     "pipeline.tokenizer",
 )
