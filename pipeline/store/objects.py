@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from schemas.errors import InputError
 
@@ -51,6 +52,24 @@ def publish_file(temporary: Path, path: Path) -> None:
         _fsync(temporary)
         temporary.replace(path)
         fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A place to write one large file, which becomes `path` when the block ends well; else nothing is left."""
+    temporary = temporary_path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            publish_file(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def open_input(path: Path) -> BinaryIO:
+    """The file opened for reading at any place, for PyArrow; close it when done."""
+    return path.open("rb")
 
 
 def publish_folder(temporary: Path, path: Path) -> bool:

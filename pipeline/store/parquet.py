@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.objects import publish_file, storage_errors, temporary_path
+from pipeline.store.objects import staged
 from schemas.run_file import ActivationDtype
 from schemas.values import Postings
 
@@ -67,24 +67,20 @@ def write_frame(path: Path, frame: pl.DataFrame, metadata: dict[str, str] | None
     """Write or replace `path` whole; equal frames give equal bytes."""
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     encodings = _encodings(table)
-    temporary = temporary_path(path)
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with pq.ParquetWriter(
-                temporary,
-                table.schema,
-                compression="zstd",
-                compression_level=_FRAME_LEVEL,
-                use_dictionary=[name for name in encodings if encodings[name] is None],
-                column_encoding={name: encoding for name, encoding in encodings.items() if encoding},
-                store_schema=False,
-            ) as writer:
-                writer.write_table(table)
-                writer.add_key_value_metadata(metadata or {})
-            publish_file(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with (
+        staged(path) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            table.schema,
+            compression="zstd",
+            compression_level=_FRAME_LEVEL,
+            use_dictionary=[name for name in encodings if encodings[name] is None],
+            column_encoding={name: encoding for name, encoding in encodings.items() if encoding},
+            store_schema=False,
+        ) as writer,
+    ):
+        writer.write_table(table)
+        writer.add_key_value_metadata(metadata or {})
 
 
 def _encodings(table: pa.Table) -> dict[str, str | None]:
