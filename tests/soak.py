@@ -1,0 +1,320 @@
+"""Runs that are hurt in every way, again and again, must end with the bytes of a calm one.
+
+    python -m tests.soak --minutes 10 [--seed 0] [--folder /somewhere]
+
+Nodes are raylets on this machine, drivers are processes of their own, and what is hurt is drawn at random. The
+short form of it is `tests/test_soak.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from pipeline.store import FeatureStore
+from tests.lakes import data_bytes
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_S = 240.0
+
+
+@dataclass
+class Arena:
+    """A folder for stores, a cluster of raylets, and the bytes that every store must end with."""
+
+    folder: Path
+    cluster: Any
+    nodes: list[Any]
+    random: random.Random
+    shards: int = 24
+    wounds: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    stores: int = 0
+
+    def __post_init__(self) -> None:
+        calm = self.new_store()
+        self.run(calm, executor="in_process")
+        self.expected = self.fingerprint(calm)
+
+    def new_store(self) -> Path:
+        """A folder that no run has used."""
+        self.stores += 1
+        return self.folder / f"store-{self.stores}"
+
+    def write_run_file(self, root: Path, **extract: Any) -> Path:
+        """A run file over `shards` small synthetic shards."""
+        content = {
+            "corpus": {
+                "kind": "synthetic",
+                "documents": 20 * self.shards,
+                "tokens_per_document": 100,
+                "vocabulary": 512,
+            },
+            "tokens": {"shard_tokens": 2_000},
+            "model": {"loader": "synthetic"},
+            "sites": [{"name": "made", "sae": "synthetic:d_sae=2048,l0=30"}],
+            "store": {"root": str(root)},
+            "extract": {"cpus_per_worker": 1, "workers": 2, "max_attempts": 1000, **extract},
+        }
+        path = root.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    def driver(self, root: Path, command: str = "extract", **extract: Any) -> subprocess.Popen[str]:
+        """A driver begins; its workers are on the cluster unless `extract` says otherwise."""
+        extract = {"address": self.cluster.address, **extract}
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", command, str(self.write_run_file(root, **extract))],
+            cwd=ROOT,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+            text=True,
+            stdout=subprocess.PIPE,  # a run prints less than a pipe holds
+            stderr=subprocess.STDOUT,
+        )
+
+    def run(self, root: Path, **extract: Any) -> None:
+        """Tokenize and extract, and end well."""
+        for command in ("tokenize", "extract"):
+            finish(self.driver(root, command, **extract))
+
+    def tokenized(self) -> Path:
+        """A new store with its tokens."""
+        root = self.new_store()
+        finish(self.driver(root, "tokenize"))
+        return root
+
+    def committed(self, root: Path) -> int:
+        """Shards of a store that are done."""
+        return sum(1 for _ in root.glob("passes/*/commits/[0-9]*.json"))
+
+    def fingerprint(self, root: Path) -> dict[str, str]:
+        """sha256 of every committed data object and table, by a name without the attempt."""
+        finish(self.driver(root, "stats"))
+        store = FeatureStore.open(root)
+        assert len(store.receipts("made")) == len(store.shards)
+        named = {
+            f"made/data/{shard}/{item.path}": item.sha256
+            for shard, receipt in store.receipts("made").items()
+            for item in receipt.objects
+        }
+        tables = {name: data for name, data in data_bytes(root).items() if name.startswith("tables/")}
+        return named | {name: hashlib.sha256(data).hexdigest() for name, data in tables.items()}
+
+    def check(self, root: Path) -> None:
+        """The store is the calm one's, byte for byte, and agrees with itself."""
+        found = self.fingerprint(root)
+        differ = [name for name in self.expected | found if self.expected.get(name) != found.get(name)]
+        assert not differ, f"{root} differs from a calm run in {differ[:5]}"
+        problems = FeatureStore.open(root).verify().problems
+        assert not problems, problems
+
+
+def finish(driver: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for a driver, which must end with `code`; what it printed."""
+    output, _ = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == code, f"ended with {driver.returncode}, not {code}:\n{output}"
+    return output
+
+
+def workers_killed(arena: Arena, kills: int = 6) -> None:
+    """Workers are killed at random moments, also while they load, write and commit."""
+    root = arena.tokenized()
+    driver = arena.driver(root)
+    while kills and driver.poll() is None:
+        time.sleep(arena.random.uniform(0.0, 0.8))
+        if workers := actors():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                arena.random.choice(workers).kill()
+                arena.wounds["worker killed"] += 1
+                kills -= 1
+    finish(driver)
+    arena.check(root)
+
+
+def drivers_killed(arena: Arena, kills: int = 3) -> None:
+    """The driver is killed at random moments and the command typed again, until nothing is left to do."""
+    root = arena.tokenized()
+    for _ in range(kills):
+        driver = arena.driver(root)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(arena.random.uniform(1.0, 8.0))
+        if driver.poll() is None:
+            driver.send_signal(arena.random.choice([signal.SIGKILL, signal.SIGTERM]))
+            arena.wounds["driver killed"] += 1
+        driver.communicate(timeout=PATIENCE_S)
+    finish(arena.driver(root))
+    arena.check(root)
+
+
+def two_drivers(arena: Arena) -> None:
+    """Two drivers run the same pass at once, so that every shard is a race of twins for its commit."""
+    root = arena.tokenized()
+    drivers = [arena.driver(root, workers=1) for _ in range(2)]
+    for driver in drivers:
+        finish(driver)
+    arena.wounds["driver raced"] += 1
+    arena.check(root)
+
+
+def node_killed(arena: Arena) -> None:
+    """A node is gone at once, with its workers; another comes."""
+    root = arena.tokenized()
+    driver = arena.driver(root)
+    until_some_are_done(arena, root, driver)
+    node = arena.nodes.pop(arena.random.randrange(len(arena.nodes)))
+    arena.cluster.remove_node(node, allow_graceful=False)
+    arena.wounds["node killed"] += 1
+    arena.nodes.append(arena.cluster.add_node(num_cpus=1))
+    finish(driver)
+    arena.check(root)
+
+
+def node_drained(arena: Arena) -> None:
+    """A node is told that it will be taken away, as a spot market does; no attempt is lost."""
+    root = arena.tokenized()
+    driver = arena.driver(root)
+    until_some_are_done(arena, root, driver)
+    node = arena.nodes.pop(arena.random.randrange(len(arena.nodes)))
+    drain = ["drain-node", "--address", arena.cluster.address, "--node-id", node.node_id]
+    drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "soak"]
+    ray = Path(sys.executable).with_name("ray")
+    subprocess.run([ray, *drain, "--deadline-remaining-seconds", "5"], check=True, capture_output=True)
+    arena.wounds["node drained"] += 1
+    arena.nodes.append(arena.cluster.add_node(num_cpus=1))
+    finish(driver)
+    arena.check(root)
+    with contextlib.suppress(Exception):  # it may have left by itself
+        arena.cluster.remove_node(node)
+
+
+def disk_full(arena: Arena) -> None:
+    """The disk is full midway, which ends the run with one sentence; with more space it goes on."""
+    root = arena.new_store()
+    root.mkdir()
+    size = sum(path.stat().st_size for path in (arena.folder / "store-1").rglob("*"))
+    with mounted(root, int(size * arena.random.uniform(0.3, 0.8))) as grow:
+        finish(arena.driver(root, "tokenize"))
+        output = finish(arena.driver(root), code=2)
+        assert "no space left" in output, output
+        arena.wounds["disk full"] += 1
+        grow(4 * size)
+        finish(arena.driver(root))
+        arena.check(root)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
+    """A disk of `size` bytes in memory at `folder`, and a call that makes it larger (needs root)."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield (
+            lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True) and None
+        )
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def may_mount() -> bool:
+    """Whether this process may mount a disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "-o", "size=65536", "tmpfs", folder]
+        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", folder], check=True)
+    return True
+
+
+def until_some_are_done(arena: Arena, root: Path, driver: subprocess.Popen[str]) -> None:
+    """Wait until a random number of shards is committed."""
+    enough, began = arena.random.randrange(1, arena.shards // 2), time.monotonic()
+    while arena.committed(root) < enough and driver.poll() is None:
+        assert time.monotonic() - began < PATIENCE_S, "nothing was committed"
+        time.sleep(0.05)
+
+
+def actors() -> list[psutil.Process]:
+    """Workers on the nodes that this process has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if any("ExtractionActor" in part for part in process.cmdline()[:1]):
+                found.append(process)
+    return found
+
+
+SCENARIOS: dict[str, Callable[[Arena], None]] = {
+    "workers": workers_killed,
+    "drivers": drivers_killed,
+    "race": two_drivers,
+    "node": node_killed,
+    "drain": node_drained,
+    "disk": disk_full,
+}
+
+
+@contextlib.contextmanager
+def raylets(folder: Path, nodes: int = 2) -> Iterator[tuple[Any, list[Any]]]:
+    """A head without CPUs and nodes of one CPU each, in a session of their own."""
+    from ray.cluster_utils import Cluster
+
+    (folder / "ray").mkdir(parents=True)
+    os.environ |= {
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20},
+    )
+    try:
+        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+    finally:
+        cluster.shutdown()
+
+
+def main() -> None:
+    """Hurt runs until the time is over; the first store that differs ends it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(SCENARIOS), help=f"of {', '.join(SCENARIOS)}")
+    arguments = parser.parse_args()
+    names = arguments.only.split(",")
+    if "disk" in names and not may_mount():
+        print("disk: left out, this user may not mount a tmpfs")
+        names.remove("disk")
+    # a short path: Ray's sockets lie below it
+    with tempfile.TemporaryDirectory(prefix="ll") as folder, raylets(Path(folder) / "r") as (cluster, nodes):
+        arena = Arena(Path(folder), cluster, nodes, random.Random(arguments.seed))
+        began = time.monotonic()
+        while time.monotonic() - began < 60 * arguments.minutes:
+            name = names[arena.rounds % len(names)]
+            SCENARIOS[name](arena)
+            arena.rounds += 1
+            told = ", ".join(f"{n} {what}" for what, n in sorted(arena.wounds.items()))
+            print(f"{time.monotonic() - began:6.0f} s  {name}: same bytes; so far {told}", flush=True)
+    print(f"{arena.rounds} runs, each with the bytes of the calm one")
+
+
+if __name__ == "__main__":
+    main()
