@@ -125,9 +125,9 @@ class Tokens(Section):
     )
     tokenizer: PathText | None = Field(
         None,
-        description="Tokenizer folder or name; numbers:N reads text that is numbers below N, and has no BOS and "
-        "no EOS. Default: the model's; for a synthetic corpus numbers:VOCABULARY, with prepend_bos false and "
-        "separator none.",
+        description="Tokenizer folder or name; numbers:N reads text that is numbers below N, and has no BOS "
+        "and no EOS. Default: the model's; for a synthetic corpus numbers:VOCABULARY, with prepend_bos false "
+        "and separator none.",
     )
 
     @field_validator("shard_tokens")
@@ -305,10 +305,10 @@ class RunFile(Section):
         drawn = self.model.loader == "synthetic"
         for site in self.sites:
             if site.sae.startswith(SYNTHETIC) != drawn:
-                told = (
-                    f"needs SAEs 'synthetic:...', not {site.sae!r}" if drawn else f"can not run {site.sae!r}"
+                wants = "one that begins with 'synthetic:'" if drawn else "an SAE with weights"
+                raise ValueError(
+                    f"sites: model.loader: {self.model.loader} wants {wants}, but a site has {site.sae!r}"
                 )
-                raise ValueError(f"sites: model.loader: {self.model.loader} {told}")
         return self
 
 
