@@ -30,7 +30,7 @@ from pipeline.saes.reconstruction import Reconstruction, worse_than_mean
 from pipeline.sources import open_source
 from pipeline.store.objects import write_atomic
 from pipeline.tokenize import asked_lake
-from pipeline.tokenizer import LakeTokenizer, load_tokenizer
+from pipeline.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake
 from schemas.run_file import RunFile, parse_run_file
@@ -96,7 +96,7 @@ def check_sae(asked: Asked) -> bool:
     return report.is_fine
 
 
-def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: LakeTokenizer, steps: Steps) -> Report:
+def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: Tokenizer, steps: Steps) -> Report:
     """Everything that takes time."""
     steps.begin("reading the corpus")
     lake = _lake(run, tokenizer)
@@ -170,7 +170,7 @@ def _device(device: str) -> str:
     return "cuda"
 
 
-def _lake(run: RunFile, tokenizer: LakeTokenizer) -> Lake:
+def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
     """The rule that tokens are laid out by; no separator where the tokenizer has none."""
     size, prepend_bos = run.tokens.context_size, run.tokens.prepend_bos
     assert size is not None
@@ -180,7 +180,7 @@ def _lake(run: RunFile, tokenizer: LakeTokenizer) -> Lake:
     return asked_lake(run, size, prepend_bos, tokenizer, {})
 
 
-def _shard(asked: Asked, run: RunFile, lake: Lake, tokenizer: LakeTokenizer) -> TokenShard:
+def _shard(asked: Asked, run: RunFile, lake: Lake, tokenizer: Tokenizer) -> TokenShard:
     """The tokens, those outside the SAE's positions not counted."""
     shard = check.token_shard(open_source(run.corpus), lake, tokenizer, asked.tokens)
     return shard.at(run.sites[0].positions, lake.context_size)

@@ -105,9 +105,12 @@ def feature_tables(store: FeatureStore, site: str, n_active: I64, config: Cluste
     `cosine` is that of the decoder row and its centre, `rank` the place among the cluster's members,
     0 the most central; `cohesion` is the mean cosine, `share` the cluster's part of all activations, and
     `features` are the most central ones. A feature whose decoder row is 0 or not finite has no cluster
-    (null).
+    (null). There are no tables of a synthetic site, which has no decoder.
     """
     weights, _ = store.site_weights(site)
+    if "W_dec" not in weights:
+        say(f"[yellow]cluster[/] {site}: a synthetic site has no decoder, so its features are not clustered")
+        return {}
     fired = np.flatnonzero(n_active)
     units, _ = unit_rows(weights["W_dec"][fired])
     members = clustered(units, config.features or default_clusters(len(n_active)), config.seed)

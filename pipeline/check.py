@@ -21,7 +21,7 @@ from pipeline.saes.diagnosis import ROWS, Elsewhere
 from pipeline.saes.encoder import Encoder
 from pipeline.saes.reconstruction import Reconstruction, holds_target, reconstruct, target_of
 from pipeline.sources import Source
-from pipeline.tokenizer import LakeTokenizer
+from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake
 from schemas.values import I32, Bool, TokenBatch, TokenShard
@@ -95,7 +95,7 @@ class Subject(NamedTuple):
         return reads and holds_target(self.encoder.metadata, at[place.target].shape[1])
 
 
-def token_shard(source: Source, lake: Lake, tokenizer: LakeTokenizer, tokens: int) -> TokenShard:
+def token_shard(source: Source, lake: Lake, tokenizer: Tokenizer, tokens: int) -> TokenShard:
     """About so many tokens from the beginnings of documents, laid out by the lake's rule."""
     rule = ContextRule(lake.context_size, lake.bos_id, lake.separator_id)
     packed = pack(_beginnings(source, tokenizer, tokens), rule, last_is_cut=True)
@@ -107,7 +107,7 @@ def token_shard(source: Source, lake: Lake, tokenizer: LakeTokenizer, tokens: in
     return TokenShard("check", 0, 0, ids, ptr, counted, counted, np.zeros(len(ids), dtype=np.uint64))
 
 
-def _beginnings(source: Source, tokenizer: LakeTokenizer, tokens: int) -> list[I32]:
+def _beginnings(source: Source, tokenizer: Tokenizer, tokens: int) -> list[I32]:
     """Beginnings of equal length of many documents; longer ones where there are few."""
     share = max(tokens // DOCUMENTS, 1)
     while True:
@@ -269,7 +269,7 @@ def with_special(found: list[Piece]) -> list[Piece]:
     return [piece._replace(counted=np.ones_like(piece.counted)) for piece in found]
 
 
-def flipped_bos(lake: Lake, tokenizer: LakeTokenizer) -> Lake | None:
+def flipped_bos(lake: Lake, tokenizer: Tokenizer) -> Lake | None:
     """The lake's rule with BOS where it had none and without where it had one; None without a BOS token."""
     if tokenizer.bos_id is None:
         return None

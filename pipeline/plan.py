@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import trained_with
 from pipeline.models import max_context, model_digest
 from pipeline.models.device import choose_device
+from pipeline.number_tokenizer import PREFIX as NUMBERS
 from pipeline.saes import SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.objects import put_if_absent
 from pipeline.store.tokens import read_lake
@@ -29,6 +30,7 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
 
     A sentence that begins with `trained_with.NOTE` is no warning. Raises InputError where no choice is right.
     """
+    run = _drawn(run)
     found = [read_metadata(site.sae) for site in run.sites]
     sites = [_named(*pair) for pair in zip(run.sites, found, strict=True)]
     _refuse_equal_names(sites)
@@ -42,7 +44,7 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
         update={
             "context_size": size,
             "prepend_bos": trained_with.prepend_bos(run, trained, told),
-            "tokenizer": run.tokens.tokenizer or run.model.path,
+            "tokenizer": _tokenizer(run),
         }
     )
     model = run.model.model_copy(update={"processing": trained_with.processing(run, trained, told)})
@@ -54,6 +56,27 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     store = run.store.model_copy(update={"pass_name": pass_name})
     filled = {"sites": cut, "tokens": tokens, "model": model, "store": store}
     return run.model_copy(update=filled), list(dict.fromkeys(told))
+
+
+def _drawn(run: RunFile) -> RunFile:
+    """The run file with the defaults of what is drawn: a corpus of numbers, a model that is none."""
+    tokens: dict[str, Any] = {}
+    if run.corpus.kind == "synthetic":
+        numbers = run.tokens.tokenizer or f"{NUMBERS}{run.corpus.vocabulary}"
+        tokens = {"tokenizer": numbers, "prepend_bos": bool(run.tokens.prepend_bos)}
+        if "separator" not in run.tokens.model_fields_set:
+            tokens["separator"] = "none"
+    filled: dict[str, Any] = {"tokens": run.tokens.model_copy(update=tokens)}
+    if run.model.loader == "synthetic":
+        filled["extract"] = run.extract.model_copy(update={"check_sae": "off"})
+    return run.model_copy(update=filled)
+
+
+def _tokenizer(run: RunFile) -> str:
+    found = run.tokens.tokenizer or run.model.path
+    if not found:
+        raise InputError("model.loader: synthetic brings no tokenizer: set tokens.tokenizer")
+    return found
 
 
 def _named(site: Site, found: SaeMetadata) -> Site:

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.packing import ContextRule, Packed, counted_mask, document_of_row, pack
 from pipeline.store.objects import write_atomic
 from pipeline.store.tokens import token_shard_bytes
-from pipeline.tokenizer import LakeTokenizer
+from pipeline.tokenizer import Tokenizer
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.values import I32, Bool, Document
@@ -84,7 +84,7 @@ def _one_ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield pending.result()
 
 
-def encoded(documents: Iterable[Document], tokenizer: LakeTokenizer) -> Iterator[tuple[Document, I32]]:
+def encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, I32]]:
     """Documents with their token ids int32 [.]."""
 
     def encode(batch: list[Document]) -> list[tuple[Document, I32]]:

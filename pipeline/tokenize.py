@@ -19,7 +19,7 @@ from pipeline.sources import Source, open_source
 from pipeline.store.objects import put_if_absent, self_test
 from pipeline.store.parquet import write_frame
 from pipeline.store.tokens import read_lake, read_links
-from pipeline.tokenizer import LakeTokenizer
+from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Lake, ShardRecord, digest_of
@@ -55,7 +55,7 @@ def tokenize(
     run_file: RunFile,
     context_size: int,
     prepend_bos: bool,
-    tokenizer: LakeTokenizer,
+    tokenizer: Tokenizer,
     append: bool = False,
     progress: Callable[[ShardRecord], None] | None = None,
 ) -> CorpusLink:
@@ -97,7 +97,7 @@ def tokenize(
 def _check_places(layout: Layout, run_file: RunFile) -> None:
     """The store may not lie in the corpus folder, which would be read as corpus; its record must be there."""
     corpus = Path(run_file.corpus.path)
-    if corpus.is_dir() and layout.root.resolve().is_relative_to(corpus.resolve()):
+    if run_file.corpus.path and corpus.is_dir() and layout.root.resolve().is_relative_to(corpus.resolve()):
         raise InputError(f"store.root {layout.root} lies inside corpus.path {corpus}: put it elsewhere")
     if read_links(layout) and read_lake(layout) is None:
         raise InputError(
@@ -134,7 +134,7 @@ def asked_lake(
     run_file: RunFile,
     context_size: int,
     prepend_bos: bool,
-    tokenizer: LakeTokenizer,
+    tokenizer: Tokenizer,
     label_dtypes: dict[str, str],
 ) -> Lake:
     """The lake's record as this run would write it; InputError where tokenizer and run file don't fit."""
@@ -171,7 +171,7 @@ def _check_labels(columns: tuple[str, ...]) -> None:
         )
 
 
-def check_rule(layout: Layout, run_file: RunFile, tokenizer: LakeTokenizer) -> None:
+def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
     """InputError where the store's tokens were made by another rule than a resolved run file's."""
     found, tokens = read_lake(layout), run_file.tokens
     if found is not None:
@@ -222,6 +222,8 @@ def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_f
 
 
 def _named(source: dict[str, Any], limit: int | None) -> str:
+    if "path" not in source:
+        return f"{source['kind']}, {source['documents']} documents, seed {source['seed']}, limit {limit}"
     size = f", {source['bytes']} bytes" if "bytes" in source else ""
     return f"{source['path']}{size}, text column {source['text_column']!r}, limit {limit}"
 
@@ -251,7 +253,7 @@ def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:
         )
 
 
-def _write_vocabulary(layout: Layout, tokenizer: LakeTokenizer) -> None:
+def _write_vocabulary(layout: Layout, tokenizer: Tokenizer) -> None:
     """Keep the text of every token, so that a reader needs no tokenizer; it belongs to the lake's record."""
     if not layout.lake.exists():
         ids = range(tokenizer.size)

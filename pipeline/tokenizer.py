@@ -1,14 +1,16 @@
-"""A Hugging Face tokenizer as the lake uses it: the Rust tokenizer, in batches, adding nothing of its own."""
+"""Tokenizers as the lake uses them: those of Hugging Face (Rust, in batches, adding nothing), and numbers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
+from pipeline.number_tokenizer import PREFIX as NUMBERS
+from pipeline.number_tokenizer import NumberTokenizer
 from schemas.errors import InputError
 from schemas.records import digest_of
 from schemas.values import I32
@@ -20,6 +22,40 @@ _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Classes of transformers that add nothing to a tokenizer.json."""
 
 _ANCHOR = "a"
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, without BOS, EOS or anything else that the text does not hold."""
+
+    @property
+    def name(self) -> str:
+        """What `load_tokenizer` was given."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of BOS; 0 is an id, None is none."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of EOS."""
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of every special token, ascending."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that decides which ids a text has and which of them are special."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token id."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[I32]:
+        """Token ids of each text, int32 [.]."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token puts into a text, for display."""
 
 
 class LakeTokenizer:
@@ -83,11 +119,13 @@ class LakeTokenizer:
         return digest_of([used, self.bos_id, self.eos_id, self.special_ids])
 
 
-def load_tokenizer(path: str) -> LakeTokenizer:
-    """Load the tokenizer of a local folder (no network) or of a Hugging Face name.
+def load_tokenizer(path: str) -> Tokenizer:
+    """Load `numbers:<vocabulary>`, or the tokenizer of a local folder (no network) or of a Hugging Face name.
 
     InputError when there is none, or when it has no fast (Rust) form.
     """
+    if path.startswith(NUMBERS):
+        return NumberTokenizer(path)
     folder = Path(path)
     try:
         return _from_json(folder) if _is_plain(folder) else _from_transformers(path)

@@ -1,6 +1,7 @@
 """The worker: one shard at a time, from token ids to committed data. It knows no Ray.
 
-What fires is made by a `Features`: a model with its SAEs (`model_features`). Legend: N token rows.
+What fires is made by a `Features`: a model with its SAEs (`model_features`), or none (`synthetic_features`).
+Legend: N token rows.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Features(Protocol):
 
 def make_features(layout: Layout, plan: Plan, check_sae: CheckSae) -> Features:
     """What the plan's loader asks for (torch is imported with a model)."""
+    if plan.model_loader == "synthetic":
+        from pipeline.synthetic_features import SyntheticFeatures
+
+        return SyntheticFeatures(layout, plan)
     from pipeline.model_features import ModelFeatures
 
     return ModelFeatures(layout, plan, check_sae)

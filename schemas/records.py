@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import InputError
-from schemas.run_file import ActivationDtype, EncodeDtype, ModelDtype, SpecialTokenPolicy, StoreLayout
+from schemas.run_file import ActivationDtype, EncodeDtype, Loader, ModelDtype, SpecialTokenPolicy, StoreLayout
 
 FORMAT_VERSION = 2
 
@@ -135,7 +135,7 @@ class Plan(Record):
     pass_name: str
     lake_digest: str
     model: str
-    model_loader: Literal["transformer_lens", "hooked_transformer", "torch_module"]
+    model_loader: Loader
     model_digest: str
     model_dtype: ModelDtype
     device: str

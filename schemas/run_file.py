@@ -27,6 +27,7 @@ SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 ActivationDtype = Literal["float16", "float32"]
 StoreLayout = Literal["token_major", "feature_major"]
+Loader = Literal["transformer_lens", "hooked_transformer", "torch_module", "synthetic"]
 
 PROCESSING = (
     "fold_ln",
@@ -38,6 +39,9 @@ PROCESSING = (
 """Weight processing that TransformerLens knows."""
 EncodeDtype = Literal["float32", "bfloat16"]
 CheckSae = Literal["stop", "warn", "off"]
+
+SYNTHETIC = "synthetic:"
+"""What the `sae` of a site of a synthetic model begins with."""
 
 
 def _path(text: str) -> str:
@@ -59,15 +63,39 @@ class Section(BaseModel):
 class Corpus(Section):
     """Where the documents come from."""
 
-    kind: Literal["text"] = Field("text", description="Kind of source; its reader is looked up by this name.")
+    kind: Literal["text", "synthetic"] = Field(
+        "text",
+        description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
+        "numbers, see `documents`.",
+    )
     path: PathText = Field(
+        "",
         description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
-        "the working directory), or the name of a Hugging Face dataset."
+        "the working directory), or the name of a Hugging Face dataset.",
     )
     text_column: str = Field("text", description="Column or key that holds a document's text.")
     label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
     split: str = Field("train", description="Split, when `path` names a Hugging Face dataset.")
     config: str | None = Field(None, description="Configuration, when `path` names a Hugging Face dataset.")
+    documents: int = Field(1024, ge=1, le=2**40, description="Documents of a synthetic corpus.")
+    tokens_per_document: int = Field(
+        512, ge=1, le=2**20, description="Mean tokens of a synthetic corpus' documents; lengths are skewed."
+    )
+    vocabulary: int = Field(
+        4096, ge=1, le=2**20, description="Different tokens of a synthetic corpus: the numbers below this."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> Corpus:
+        drawn = {"documents", "tokens_per_document", "vocabulary", "seed"}
+        foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
+        if self.kind == "text" and not self.path:
+            raise ValueError("corpus.path is missing")
+        if wrong := sorted(foreign & self.model_fields_set):
+            other = "synthetic" if self.kind == "text" else "text"
+            raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
+        return self
 
 
 class Tokens(Section):
@@ -95,7 +123,12 @@ class Tokens(Section):
     limit: int | None = Field(
         None, gt=0, description="Stop after so many tokens; the last document is cut there."
     )
-    tokenizer: PathText | None = Field(None, description="Tokenizer folder or name. Default: the model's.")
+    tokenizer: PathText | None = Field(
+        None,
+        description="Tokenizer folder or name; numbers:N reads text that is numbers below N, and has no BOS "
+        "and no EOS. Default: the model's; for a synthetic corpus numbers:VOCABULARY, with prepend_bos false "
+        "and separator none.",
+    )
 
     @field_validator("shard_tokens")
     @classmethod
@@ -108,13 +141,14 @@ class Tokens(Section):
 class Model(Section):
     """The language model, or any module, whose activations are read."""
 
-    loader: Literal["transformer_lens", "hooked_transformer", "torch_module"] = Field(
+    loader: Loader = Field(
         "transformer_lens",
         description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
         "HookedTransformer of transformer-lens 3; torch_module: a module built by "
-        "`package.module:function`, hook names being module paths.",
+        "`package.module:function`, hook names being module paths; synthetic: no model, the features of all "
+        "sites are drawn.",
     )
-    path: PathText = Field(description="Model folder, Hugging Face name, or package.module:function.")
+    path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")
     dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
@@ -134,6 +168,15 @@ class Model(Section):
             raise ValueError(f"there is no {', '.join(unknown)}; known: {', '.join(PROCESSING)}")
         return value
 
+    @model_validator(mode="after")
+    def _path_of_a_model(self) -> Model:
+        if self.loader != "synthetic" and not self.path:
+            raise ValueError("model.path is missing")
+        if self.loader == "synthetic" and (self.path or self.processing):
+            wrong = "path" if self.path else "processing"
+            raise ValueError(f"model.{wrong} is for a model, model.loader: synthetic is none: leave one out")
+        return self
+
     @property
     def weight_processing(self) -> tuple[str, ...]:
         """The processing that is on, in PROCESSING's order; empty: the weights as they are."""
@@ -147,7 +190,8 @@ class Site(Section):
     hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
     sae: PathText = Field(
         description="SAE: a folder, or the file of its weights; hf:OWNER/REPOSITORY/PATH[@REVISION] on the "
-        "hub; saelens:RELEASE/ID or saelens:PATH, read by the sae-lens package."
+        "hub; saelens:RELEASE/ID or saelens:PATH, read by the sae-lens package; of a synthetic model, "
+        "synthetic:d_sae=65536,l0=62.5,exponent=1.0,burst=0.5,seed=0 (the last three are defaults)."
     )
     encode_dtype: EncodeDtype = Field(
         "float32",
@@ -256,6 +300,17 @@ class RunFile(Section):
             raise ValueError(f"sites: two sites share a name among {names}; give each its own")
         return self
 
+    @model_validator(mode="after")
+    def _sites_are_the_models(self) -> RunFile:
+        drawn = self.model.loader == "synthetic"
+        for site in self.sites:
+            if site.sae.startswith(SYNTHETIC) != drawn:
+                wants = "one that begins with 'synthetic:'" if drawn else "an SAE with weights"
+                raise ValueError(
+                    f"sites: model.loader: {self.model.loader} wants {wants}, but a site has {site.sae!r}"
+                )
+        return self
+
 
 def check_name(name: str, what: str) -> str:
     """Return `name` when it is safe as a folder name, else raise InputError."""
@@ -294,12 +349,10 @@ def _sentence(error: Any) -> str:
         return _unknown_key(error["loc"])
     if error["type"] == "missing":
         return f"{place} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return (
-        message
-        if message.startswith("sites:")
-        else f"{place} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
-    )
+    message: str = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict):
+        return message  # of a whole section, which names its places itself
+    return f"{place} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _unknown_key(loc: tuple[str | int, ...]) -> str:

@@ -24,6 +24,7 @@ LOADERS = {
     "transformer_lens": "pipeline.models.transformer_lens",
     "hooked_transformer": "pipeline.models.hooked_transformer",
     "torch_module": "pipeline.models.torch_module",
+    "synthetic": "pipeline.models.synthetic",
 }
 """`model.loader` of the run file -> module."""
 

@@ -4,8 +4,9 @@ A new file format is one module in pipeline/saes/formats/ and one line in FORMAT
 rule (pipeline/saes/rule.py) and one line in ARCHITECTURES. Importing this package does not import torch;
 neither do metadata and digests, but of SAEs whose only file is one of torch's.
 
-A spec is a path (`~` is expanded), `hf:...` (pipeline/saes/hub.py: the same formats, from the hub) or
-`saelens:...` (pipeline/saes/saelens_package.py: whatever the sae-lens package reads).
+A spec is a path (`~` is expanded), `hf:...` (pipeline/saes/hub.py: the same formats, from the hub),
+`saelens:...` (pipeline/saes/saelens_package.py: whatever the sae-lens package reads), or `synthetic:...`
+(pipeline/synthetic: a recipe that features are drawn from; it has metadata and a digest, but no weights).
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from pipeline.saes.hub import snapshot
 from pipeline.saes.metadata import SaeMetadata, checked
 from pipeline.saes.saelens_package import PREFIX as SAELENS
 from pipeline.saes.saelens_package import Opened, open_sae
+from pipeline.synthetic.generator import Generator
+from pipeline.synthetic.recipe import parse
 from schemas.errors import InputError
 from schemas.records import digest_of
-from schemas.run_file import EncodeDtype
+from schemas.run_file import SYNTHETIC, EncodeDtype
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +97,8 @@ def load_sae(
 def read_metadata(spec: str | Path) -> SaeMetadata:
     """What the SAE's files say about it."""
     spec = str(spec)
+    if spec.startswith(SYNTHETIC):
+        return SaeMetadata("synthetic", 0, parse(spec).d_sae, format="synthetic", hook_name="synthetic")
     with _named(spec):
         if spec.startswith(SAELENS):
             return checked(open_sae(spec).metadata, spec)
@@ -104,6 +109,8 @@ def read_metadata(spec: str | Path) -> SaeMetadata:
 def sae_digest(spec: str | Path) -> str:
     """sha256 in hex of the weights and of every setting that moves a number."""
     spec = str(spec)
+    if spec.startswith(SYNTHETIC):
+        return Generator(parse(spec)).digest
     with _named(spec):
         if spec.startswith(SAELENS):
             return digest_of(open_sae(spec).digest())
@@ -152,6 +159,8 @@ def _checked_block(block: tuple[int, int], d_sae: int, device: str) -> tuple[int
 
 def reader_of(spec: str) -> tuple[Any, Path]:
     """The reader's module, and the path that it reads; `hf:...` is downloaded first."""
+    if spec.startswith(SYNTHETIC):
+        raise InputError(f"SAE {spec} has no weights, its features are drawn: set model.loader: synthetic")
     path = snapshot(spec) if spec.startswith(HUB) else Path(os.path.expanduser(spec))  # noqa: PTH111
     if not path.exists():
         raise InputError(f"SAE {spec} does not exist: give the path of an SAE's folder or file")

@@ -10,7 +10,10 @@ from schemas.errors import InputError
 from schemas.run_file import Corpus
 from schemas.values import Document
 
-SOURCES = {"text": "pipeline.sources.text:open_text"}
+SOURCES = {
+    "text": "pipeline.sources.text:open_text",
+    "synthetic": "pipeline.sources.synthetic:SyntheticSource",
+}
 """Kind of corpus -> "module:function"; the function takes the Corpus section and gives a Source."""
 
 

@@ -13,6 +13,8 @@ from schemas.records import digest_of
 from schemas.run_file import Corpus
 from schemas.values import Document
 
+_ASKED = ("kind", "path", "text_column", "split", "config")
+
 
 class HubSource:
     """One split of a dataset, pinned to the revision that the hub names when it is opened."""
@@ -31,7 +33,7 @@ class HubSource:
     def describe(self) -> dict[str, Any]:
         """What was asked for, and the revision."""
         return {
-            **self._corpus.model_dump(mode="json", exclude={"label_columns"}),
+            **self._corpus.model_dump(mode="json", include=set(_ASKED)),
             "label_columns": list(self._corpus.label_columns),
             "revision": self._revision,
         }

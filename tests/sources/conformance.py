@@ -1,4 +1,6 @@
-"""What every source must do. Inherit SourceConformance and say how a corpus is made."""
+"""What every source must do. Inherit SourceConformance and say how a corpus of given documents is made, or
+StreamConformance where documents can not be given.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,52 @@ LABELS: dict[str, list[Any]] = {
 DTYPES = {"party": "String", "year": "Int64", "share": "Float64", "won": "Boolean"}
 
 
-class SourceConformance:
-    """Tests of one source; `make` writes a corpus below a folder and opens it."""
+class StreamConformance:
+    """Tests of any source; `make_one` opens a corpus that is the same for the same number."""
+
+    kind = "text"
+
+    @abstractmethod
+    def make_one(self, folder: Path, number: int) -> Source:
+        """Open a corpus below the folder, another one for another number."""
+
+    def test_documents_are_texts_numbered_from_0(self, tmp_path: Path) -> None:
+        found = list(self.make_one(tmp_path, 0).documents())
+        assert [document.number for document in found] == list(range(len(found)))
+        assert len(found) > 1
+        assert all(isinstance(document.text, str) for document in found)
+
+    def test_every_document_has_a_value_of_each_label(self, tmp_path: Path) -> None:
+        source = self.make_one(tmp_path, 0)
+        assert {len(d.labels) for d in source.documents()} == {len(source.label_dtypes())}
+
+    def test_it_can_be_read_again_even_after_a_reading_that_stopped_half_way(self, tmp_path: Path) -> None:
+        source = self.make_one(tmp_path, 0)
+        half = source.documents()
+        assert next(half).number == 0
+        half.close()  # type: ignore[attr-defined]
+        assert list(source.documents()) == list(source.documents())
+
+    def test_the_digest_is_of_the_content(self, tmp_path: Path) -> None:
+        first, same = self.make_one(tmp_path / "a", 0), self.make_one(tmp_path / "b", 0)
+        assert first.digest() == same.digest() != self.make_one(tmp_path / "c", 1).digest()
+        assert list(first.documents()) == list(same.documents())
+
+    def test_it_describes_itself_as_json(self, tmp_path: Path) -> None:
+        source = self.make_one(tmp_path, 0)
+        found = source.describe()
+        assert json.loads(json.dumps(found)) == found
+        assert (found["kind"], found["label_columns"]) == (self.kind, list(source.label_dtypes()))
+
+    def test_its_size_is_about_the_bytes_of_its_texts(self, tmp_path: Path) -> None:
+        source = self.make_one(tmp_path, 0)
+        told = source.estimated_bytes()
+        size = sum(len(document.text.encode()) for document in source.documents())
+        assert told is None or size / 4 <= told <= 4 * size + 4096
+
+
+class SourceConformance(StreamConformance):
+    """Tests of a source of given documents; `make` writes a corpus below a folder and opens it."""
 
     labels: ClassVar[dict[str, list[Any]]] = LABELS
     text_column = "text"
@@ -40,6 +86,10 @@ class SourceConformance:
     ) -> Source:
         """Open a corpus of these documents; `label_columns` are asked for (default: all)."""
 
+    def make_one(self, folder: Path, number: int) -> Source:
+        """`TEXTS`, or with another end."""
+        return self.make(folder, [*TEXTS[:-1], "another"] if number else TEXTS, self.labels)
+
     def test_documents_come_in_order_numbered_from_0_with_their_labels(self, tmp_path: Path) -> None:
         found = list(self.make(tmp_path, TEXTS, self.labels).documents())
         columns = list(zip(*self.labels.values(), strict=True)) if self.labels else [()] * len(TEXTS)
@@ -52,24 +102,6 @@ class SourceConformance:
         found = self.make(tmp_path, TEXTS, self.labels).label_dtypes()
         assert found == {name: DTYPES[name] for name in self.labels}
         assert list(found) == list(self.labels)
-
-    def test_it_can_be_read_again_even_after_a_reading_that_stopped_half_way(self, tmp_path: Path) -> None:
-        source = self.make(tmp_path, TEXTS, self.labels)
-        half = source.documents()
-        assert next(half).text == TEXTS[0]
-        half.close()  # type: ignore[attr-defined]
-        assert list(source.documents()) == list(source.documents())
-
-    def test_the_digest_is_of_the_content(self, tmp_path: Path) -> None:
-        first = self.make(tmp_path / "a", TEXTS, self.labels)
-        same = self.make(tmp_path / "b", TEXTS, self.labels)
-        other = self.make(tmp_path / "c", [*TEXTS[:-1], "another"], self.labels)
-        assert first.digest() == same.digest() != other.digest()
-
-    def test_it_describes_itself_as_json(self, tmp_path: Path) -> None:
-        found = self.make(tmp_path, TEXTS, self.labels).describe()
-        assert json.loads(json.dumps(found)) == found
-        assert (found["kind"], found["label_columns"]) == ("text", list(self.labels))
 
     def test_a_label_column_that_is_not_there_is_named_beside_those_that_are(self, tmp_path: Path) -> None:
         source = self.make(tmp_path, TEXTS, self.labels, label_columns=("yaer",))

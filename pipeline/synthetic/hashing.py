@@ -1,0 +1,52 @@
+"""Seeded numbers without a state: what belongs to a place (a row, a document) depends on that place alone.
+
+The mixing is the finaliser of splitmix64 (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014), in integers only, so every machine draws the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from schemas.values import I64, U64
+
+GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_MASK = (1 << 64) - 1
+
+LEVELS = 1024
+"""Quantiles in the tables of `skewed`."""
+
+
+def mixed(x: U64) -> U64:
+    """64 well mixed bits of each number, in its place: `x` is overwritten."""
+    scratch = x >> np.uint64(30)
+    x ^= scratch
+    x *= _FIRST
+    x ^= np.right_shift(x, np.uint64(27), out=scratch)
+    x *= _SECOND
+    x ^= np.right_shift(x, np.uint64(31), out=scratch)
+    return x
+
+
+def stream(seed: int, number: int) -> np.uint64:
+    """The key of one of a seed's streams."""
+    key: np.uint64 = mixed(np.array([(seed * GOLDEN + number + 1) & _MASK], dtype=np.uint64))[0]
+    return key
+
+
+def hashes(places: U64, key: np.uint64) -> U64:
+    """64 bits of a stream for each place, uint64 of their shape."""
+    return mixed(places * np.uint64(GOLDEN) + key)
+
+
+def skewed(mean: float, least: float) -> I64:
+    """Whole numbers int64 [LEVELS], alike probable, of this mean (to 1 / LEVELS): exponential above `least`.
+
+    None is above 4 * mean, or below `least` rounded down.
+    """
+    quantile = -np.log1p(-(np.arange(LEVELS) + 0.5) / LEVELS)
+    curve = np.minimum(least + (mean - least) * quantile, 3.9 * mean)
+    rounded = np.rint(np.cumsum(curve * (mean / max(curve.mean(), 1e-300))))
+    levels: I64 = np.diff(rounded, prepend=0).astype(np.int64)
+    return levels

@@ -1,0 +1,51 @@
+"""Features drawn from recipes: what a worker does where there is no model. Loads no torch."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+
+from pipeline.store.site import write_site_weights
+from pipeline.synthetic.generator import Generator
+from pipeline.synthetic.recipe import parse
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import Plan
+from schemas.values import Encoded, Stored, Timed, TokenShard
+
+
+class SyntheticFeatures:
+    """Holds a generator for each site."""
+
+    def __init__(self, layout: Layout, plan: Plan) -> None:
+        self._layout, self._plan = layout, plan
+
+    @property
+    def device_model(self) -> str:
+        """Whole numbers are the same on all."""
+        return "any (synthetic features)"
+
+    def load(self) -> None:
+        """Build the generators' tables; InputError where this machine's arithmetic gives others."""
+        self._generators = {site.name: Generator(parse(site.sae)) for site in self._plan.sites}
+        for site in self._plan.sites:
+            generator = self._generators[site.name]
+            if generator.digest != site.sae_digest:
+                raise InputError(
+                    f"node {socket.gethostname()} draws other features for site {site.name!r} than the plan "
+                    "was made with: give every node the same latentlake and NumPy"
+                )
+            about = {"format": "synthetic", **generator.recipe.model_dump(mode="json")}
+            write_site_weights(self._layout, self._plan.pass_name, site, {}, about)
+
+    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:  # noqa: ARG002
+        """There is nothing to reconstruct."""
+        return {}
+
+    def encode(self, tokens: TokenShard, stored: Stored, timed: Timed) -> Encoded:
+        """The features of each site."""
+        with timed("encode"):
+            return {
+                name: list(generator.blocks(replace(tokens, stored=stored[name])))
+                for name, generator in self._generators.items()
+            }
