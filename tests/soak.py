@@ -1,9 +1,9 @@
 """Runs that are hurt in every way, again and again, must end with the bytes of a calm one.
 
-    python -m tests.soak --minutes 10 [--seed 0] [--folder /somewhere]
+    python -m tests.soak --minutes 10 [--seed 0] [--only workers,drivers,race,node,drain,disk]
 
-Nodes are raylets on this machine, drivers are processes of their own, and what is hurt is drawn at random. The
-short form of it is `tests/test_soak.py`.
+Nodes are raylets on this machine, drivers are processes of their own, and what is hurt is drawn at random.
+The short form of it is `tests/test_soak.py`.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def disk_full(arena: Arena) -> None:
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, size: int) -> Iterator[Callable[[int], None]]:
+def mounted(folder: Path, size: int) -> Iterator[Callable[[int], object]]:
     """A disk of `size` bytes in memory at `folder`, and a call that makes it larger (needs root)."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
     try:
