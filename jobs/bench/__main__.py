@@ -11,17 +11,21 @@ from jobs.bench.report import Section
 from jobs.console import console
 
 PARTS = ("extraction", "encode", "peers", "memory")
+LONG = ("scale",)
+"""Parts that run only when they are named."""
 
 
 def main() -> None:
     """Run the parts asked for, else all."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all), {', '.join(LONG)}"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    if unknown := set(arguments.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
+    if unknown := set(arguments.parts) - {*PARTS, *LONG}:
+        parser.error(f"no part {', '.join(sorted(unknown))}: choose {known}")
     for part in arguments.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
             module = importlib.import_module(f"jobs.bench.{part}")
