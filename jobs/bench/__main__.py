@@ -18,9 +18,8 @@ LONG = ("scale",)
 def main() -> None:
     """Run the parts asked for, else all."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
-    parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all), {', '.join(LONG)}"
-    )
+    known = f"of {', '.join(PARTS)} (default: all), {', '.join(LONG)}"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=known)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
