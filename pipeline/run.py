@@ -12,6 +12,7 @@ from pipeline.plan import agree_on_plan, differences, make_plan
 from pipeline.store.commits import read_commits, write_manifest
 from pipeline.store.events import EventLog
 from pipeline.store.objects import self_test
+from pipeline.store.site import has_site_weights
 from pipeline.store.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -56,7 +57,7 @@ def extract(
     todo = [record.name for record in records if record.name not in done]
     result = Extraction(plan, len(records), len(records) - len(todo), receipts=done)
     begin(result)
-    if not todo and not all(layout.site(plan.pass_name, site.name).exists() for site in plan.sites):
+    if not todo and not all(has_site_weights(layout, plan.pass_name, site.name) for site in plan.sites):
         from pipeline.worker import Worker
 
         Worker(layout.root, plan).setup()  # writes the weights that are missing
