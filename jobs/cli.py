@@ -161,6 +161,20 @@ def top(
     job(opened, names[0], feature, k=k, where=where or [])
 
 
+@app.command()
+def gc(
+    store: StoreText,
+    older_than: Annotated[
+        float, typer.Option(help="Hours since its last file was written; longer than any shard takes.", min=0)
+    ] = 24,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove attempts that no receipt names, and leftover temporary files; safe beside a run."""
+    from jobs.gc import gc as job
+
+    job(_open(store)[0], older_than, dry_run=dry_run)
+
+
 @app.command("check-sae")
 def check_sae(
     sae: Annotated[str, typer.Argument(metavar="SAE", help="SAE: a folder, the file of its weights, hf:...")],
