@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
-from pipeline.store.object_path import store_path
+from pipeline.store.object_path import is_memory, store_path
 from pipeline.worker import Worker
 from schemas.errors import InputError, ShardError
 from schemas.layout import StorePath
@@ -48,6 +48,11 @@ class RayBackend:
 
     def __init__(self, root: StorePath, plan: Plan, extract: Extract) -> None:
         _check_gpus(extract)
+        if is_memory(root):
+            raise InputError(
+                f"store.root {root} lies in the memory of this process, which Ray's workers do not see: set "
+                "extract.executor: in_process, or another store.root"
+            )
         self._arguments = (str(root.absolute()), plan, extract.check_sae)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
         self._actor: Any = ray.remote(

@@ -2,13 +2,15 @@
 
 Everything about the storage comes from the environment, as it does for Polars: AWS_*, GOOGLE_*, AZURE_*
 (`AWS_ENDPOINT_URL` and `AWS_ALLOW_HTTP` for S3's relatives). Requests that may be repeated are, by obstore,
-as `RETRIES` says; a put if absent is not one of these, see `remote.put_if_absent`.
+as `_RETRIES` says; the others by `tries`.
 """
 
 from __future__ import annotations
 
 import errno
+import random
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,11 +35,12 @@ from schemas.errors import InputError
 from schemas.layout import StorePath
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "memory")
-RETRIES = {
-    "max_retries": 6,
+_TRIES, _WAIT_S = 7, 0.1
+_RETRIES = {
+    "max_retries": _TRIES - 1,
     "retry_timeout": timedelta(minutes=2),
     "backoff": {
-        "init_backoff": timedelta(seconds=0.1),
+        "init_backoff": timedelta(seconds=_WAIT_S),
         "max_backoff": timedelta(seconds=10),
         "base": 2,
     },
@@ -180,7 +183,15 @@ def client(url: str, *, retries: bool = True) -> Any:
     if url.startswith("memory:"):
         return MemoryStore() if retries else client(url)
     with remote_errors(url):
-        return from_url(url, retry_config=RETRIES if retries else {"max_retries": 0})  # type: ignore[call-overload]
+        return from_url(url, retry_config=_RETRIES if retries else {"max_retries": 0})  # type: ignore[call-overload]
+
+
+def tries() -> Iterator[int]:
+    """Numbers of tries, each after a longer wait: about six seconds in all."""
+    for number in range(_TRIES):
+        if number:
+            time.sleep(_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        yield number
 
 
 @contextmanager

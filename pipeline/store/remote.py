@@ -11,7 +11,6 @@ import fcntl
 import io
 import json
 import os
-import random
 import shutil
 import socket
 import tempfile
@@ -24,13 +23,13 @@ from typing import TypeVar
 
 import obstore
 
-from pipeline.store.object_path import ConflictError, ObjectPath, RemoteError, client, remote_errors
+from pipeline.store.object_path import ConflictError, ObjectPath, RemoteError, client, remote_errors, tries
 from schemas.errors import InputError
 
-_TRIES, _WAIT_S = 7, 0.1
-_PART = 1 << 24
-"""Bytes of one part of an upload: 10,000 parts are S3's most, 156 GiB an object."""
-_UPLOADS, _DOWNLOADS = 8, 32
+_PART = 1 << 23
+"""Bytes of one part of an upload: 10,000 parts are S3's most, 78 GiB an object."""
+_UPLOADS, _PARTS_AT_ONCE, _DOWNLOADS = 4, 4, 32
+"""Objects, and parts of each, on their way at once: 128 MiB at most, for which a request has 30 s."""
 _READ_AHEAD = 1 << 18
 _SCRATCH = "latentlake-scratch-"
 _ROOT_OF_ZARR = "zarr.json"
@@ -46,7 +45,7 @@ def put_if_absent(path: ObjectPath, data: bytes) -> bool:
     """
     once, unsure = client(path.url, retries=False), False
     error: RemoteError | None = None
-    for _ in _tries():
+    for _ in tries():
         try:
             with remote_errors(path):
                 obstore.put(once, path.key, data, mode="create", use_multipart=False)
@@ -189,21 +188,13 @@ class _Ranges(io.RawIOBase):
         return len(data)
 
 
-def _tries() -> Iterator[int]:
-    """Numbers of tries, each after a longer wait; 6 seconds in all, at most twice that."""
-    for number in range(_TRIES):
-        if number:
-            time.sleep(_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 2))  # noqa: S311 - no secret
-        yield number
-
-
 def _put(path: ObjectPath, data: bytes | Path) -> None:
     """Put or replace; obstore repeats all but a 409, which S3 says to a write beside a conditional one."""
     error = None
-    for _ in _tries():
+    for _ in tries():
         try:
             with remote_errors(path):
-                obstore.put(path.client, path.key, data, chunk_size=_PART)
+                obstore.put(path.client, path.key, data, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE)
         except ConflictError as conflict:
             error = conflict
         else:

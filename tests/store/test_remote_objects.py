@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import objects, remote
+from pipeline.store import object_path, objects, remote
 from pipeline.store.object_path import RemoteError, client, store_path
 from schemas.errors import InputError
 from schemas.layout import StorePath
@@ -19,7 +19,7 @@ from tests.store.s3 import FaultyS3, dropped, dropped_after, failed_after, slow,
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long waits between tries."""
-    monkeypatch.setattr(remote, "_WAIT_S", 0.001)
+    monkeypatch.setattr(object_path, "_WAIT_S", 0.001)
 
 
 @pytest.fixture
