@@ -87,7 +87,7 @@ class Layout:
 
     @property
     def tokenize_lock(self) -> StorePath:
-        """Locked while token shards are written; empty."""
+        """Locked while token shards are written: an empty file; an object that says by whom."""
         return self.root / "tokens" / ".lock"
 
     @property

@@ -47,12 +47,12 @@ class RayBackend:
     """Starts actors and carries calls to them."""
 
     def __init__(self, root: StorePath, plan: Plan, extract: Extract) -> None:
-        _check_gpus(extract)
         if is_memory(root):
             raise InputError(
                 f"store.root {root} lies in the memory of this process, which Ray's workers do not see: set "
                 "extract.executor: in_process, or another store.root"
             )
+        _check_gpus(extract)
         self._arguments = (str(root.absolute()), plan, extract.check_sae)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
         self._actor: Any = ray.remote(

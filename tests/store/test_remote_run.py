@@ -143,6 +143,16 @@ def test_a_failed_upload_fails_the_shard_and_commits_nothing(s3: FaultyS3, tmp_p
     assert len(extracted(run).receipts("mid")) == 5
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_workers_on_ray_write_to_s3_and_are_refused_memory(s3: FaultyS3, tmp_path: Path) -> None:
+    executor = {"executor": "ray", "workers": 1}
+    store = extracted(run_file(tmp_path, store={"root": "s3://lake/ray"}, extract=executor), tables=False)
+    assert len(store.receipts("mid")) == 5
+    with pytest.raises(InputError, match=r"memory://ray lies in the memory of this process"):
+        extracted(run_file(tmp_path, store={"root": "memory://ray"}, extract=executor))
+
+
 def test_the_storage_is_listed_once_for_all_commits(s3: FaultyS3, tmp_path: Path) -> None:
     build(tmp_path, shards=5)
     root = copied(tmp_path, "s3://lake/listed")
