@@ -22,8 +22,8 @@ app = typer.Typer(
 )
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")]
-StorePath = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Store folder, or the run file that names it.")
+StoreText = Annotated[
+    str, typer.Argument(metavar="STORE", help="Store folder or URL (s3://…), or the run file that names it.")
 ]
 SiteName = Annotated[str | None, typer.Option("--site", help="Site; may be left out where there is one.")]
 AcceptEnvironment = Annotated[
@@ -69,7 +69,7 @@ def extract(path: RunPath, accept_environment: AcceptEnvironment = False) -> Non
 
 
 @app.command()
-def stats(store: StorePath, site: SiteName = None) -> None:
+def stats(store: StoreText, site: SiteName = None) -> None:
     """Fold the shards' partials into the feature table, L0 counts and examples."""
     from jobs.stats import stats as job
 
@@ -80,7 +80,7 @@ def stats(store: StorePath, site: SiteName = None) -> None:
 
 @app.command()
 def rank(
-    store: StorePath,
+    store: StoreText,
     site: SiteName = None,
     by: Annotated[
         list[str] | None, typer.Option(help="Column of the feature table; may be repeated.")
@@ -104,7 +104,7 @@ def rank(
 
 
 @app.command()
-def cluster(store: StorePath, site: SiteName = None) -> None:
+def cluster(store: StoreText, site: SiteName = None) -> None:
     """Cluster features by decoder direction, and contexts by the features that fire in them."""
     from jobs.cluster import cluster as job
     from schemas.run_file import Cluster
@@ -115,7 +115,7 @@ def cluster(store: StorePath, site: SiteName = None) -> None:
 
 
 @app.command()
-def plots(store: StorePath, site: SiteName = None) -> None:
+def plots(store: StoreText, site: SiteName = None) -> None:
     """Draw the figures from the stored tables."""
     from jobs.plots import plots as job
 
@@ -126,7 +126,7 @@ def plots(store: StorePath, site: SiteName = None) -> None:
 
 
 @app.command()
-def status(store: StorePath) -> None:
+def status(store: StoreText) -> None:
     """What the store holds, and how far each pass is; reads the store alone."""
     from jobs.status import status as job
 
@@ -134,7 +134,7 @@ def status(store: StorePath) -> None:
 
 
 @app.command()
-def verify(store: StorePath) -> None:
+def verify(store: StoreText) -> None:
     """Check every checksum, and recompute every statistic from the raw activations."""
     from jobs.verify import verify as job
 
@@ -143,7 +143,7 @@ def verify(store: StorePath) -> None:
 
 @app.command()
 def top(
-    store: StorePath,
+    store: StoreText,
     feature: Annotated[int, typer.Argument(help="Number of the feature.")],
     site: SiteName = None,
     k: Annotated[int, typer.Option("-k", help="How many rows.", min=1)] = 20,
@@ -159,6 +159,20 @@ def top(
     if len(names) > 1:
         raise _input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
     job(opened, names[0], feature, k=k, where=where or [])
+
+
+@app.command()
+def gc(
+    store: StoreText,
+    older_than: Annotated[
+        float, typer.Option(help="Hours since its last file was written; longer than any shard takes.", min=0)
+    ] = 24,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove attempts that no receipt names, and leftover temporary files; safe beside a run."""
+    from jobs.gc import gc as job
+
+    job(_open(store)[0], older_than, dry_run=dry_run)
 
 
 @app.command("check-sae")
@@ -231,17 +245,17 @@ def _run_file(path: Path) -> RunFile:
     return load_run_file(path)
 
 
-def _root(path: Path) -> Path:
-    """The store's folder, given itself or a run file."""
-    return Path(_run_file(path).store.root) if path.suffix in (".yaml", ".yml") else path
+def _root(store: str) -> str:
+    """The store's folder or URL, given itself or a run file."""
+    return _run_file(Path(store)).store.root if store.endswith((".yaml", ".yml")) else store
 
 
-def _open(path: Path) -> tuple[FeatureStore, RunFile | None]:
-    """Open a store, given its folder or a run file."""
+def _open(store: str) -> tuple[FeatureStore, RunFile | None]:
+    """Open a store, given its folder, its URL or a run file."""
     from pipeline.store import FeatureStore
 
-    run_file = _run_file(path) if path.suffix in (".yaml", ".yml") else None
-    return FeatureStore.open(run_file.store.root if run_file else path), run_file
+    run_file = _run_file(Path(store)) if store.endswith((".yaml", ".yml")) else None
+    return FeatureStore.open(run_file.store.root if run_file else store), run_file
 
 
 def _sites(store: FeatureStore, site: str | None) -> list[str]:

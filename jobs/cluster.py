@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from jobs.context_vectors import Survey, context_sums, survey, unit_vectors
 from jobs.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
+from schemas.layout import StorePath
 from schemas.run_file import Cluster
 from schemas.tables import Schema
 from schemas.values import F32, F64, I64
@@ -82,7 +82,7 @@ class Members:
         return np.split(members, np.cumsum(self.sizes)[:-1]) if len(self.order) else []
 
 
-def cluster(store: FeatureStore, site: str, config: Cluster) -> list[Path]:
+def cluster(store: FeatureStore, site: str, config: Cluster) -> list[StorePath]:
     """Write the tables of feature and context clusters of a site.
 
     The numbers of clusters are those of `config`, or about sqrt(d_sae) / 2 and sqrt(contexts) / 2, at most

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from rich.markup import escape
 
@@ -12,6 +11,7 @@ from jobs.progress import ExtractionProgress
 from pipeline.plan import resolve
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
+from pipeline.store.object_path import store_path
 from pipeline.store.tokens import read_links
 from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
@@ -29,7 +29,7 @@ def extract(run: RunFile, *, accept_environment: bool = False) -> Extraction:
 
 def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extraction:
     """The same for a run file that has every default filled in."""
-    layout, began = Layout(Path(run.store.root)), time.monotonic()
+    layout, began = Layout(store_path(run.store.root)), time.monotonic()
     if not layout.lake.exists():
         raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
     assert run.tokens.tokenizer is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,12 +12,13 @@ from jobs.figures import FIGURES
 from jobs.figures.style import STYLE
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
+from schemas.layout import StorePath
 
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 """What would change the bytes of a figure from day to day, or with matplotlib's version, is left out."""
 
 
-def plots(store: FeatureStore, site: str) -> list[Path]:
+def plots(store: FeatureStore, site: str) -> list[StorePath]:
     """Draw every figure of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
     Raises InputError when a table is missing, naming the command that writes it; then nothing is drawn.
@@ -31,7 +31,6 @@ def plots(store: FeatureStore, site: str) -> list[Path]:
             figure = drawing.draw(tables[drawing.table], site)
             for kind in METADATA:
                 path = store.layout.figures(site) / f"{name}.{kind}"
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, render(figure, kind))
                 written.append(path)
     return written

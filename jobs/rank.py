@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
@@ -12,8 +11,10 @@ from rich.table import Table
 
 from jobs.console import console, say
 from pipeline.store import FeatureStore
+from pipeline.store.parquet import read_metadata
 from pipeline.store.tables import RECEIPTS_KEY, write_table
 from schemas.errors import InputError
+from schemas.layout import StorePath
 from schemas.run_file import Rank
 from schemas.tables import Schema
 
@@ -37,7 +38,7 @@ RANKINGS: Schema = {"by": pl.String(), "rank": pl.UInt32(), "feature": pl.UInt32
 RANKING_SUMMARY: Schema = {"by": pl.String(), "ranked": pl.UInt32(), "without_value": pl.UInt32()}
 
 
-def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list[Path]:
+def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list[StorePath]:
     """Write the tables `rankings` and `ranking_summary` of a site, from its feature table.
 
     `rankings`: by, rank (u32 from 0, the largest value first, equal values by feature), feature, value
@@ -57,7 +58,7 @@ def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list
     )
     told = ", ".join(f"{name} ({n:,} features)" for name, n in zip(names, counts, strict=True))
     say(f"[bold]rank[/] {site}: by {told}")
-    made_from = pl.read_parquet_metadata(store.layout.table(site, "features"))[RECEIPTS_KEY]
+    made_from = read_metadata(store.layout.table(site, "features"))[RECEIPTS_KEY]
     tables = {"rankings": pl.concat([pl.DataFrame(schema=RANKINGS), *rankings]), "ranking_summary": summary}
     return [write_table(store.layout, site, name, table, made_from) for name, table in tables.items()]
 

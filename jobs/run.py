@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from rich.markup import escape
 
@@ -70,10 +71,10 @@ def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:
 
 def _files(store: FeatureStore, site: str) -> list[str]:
     """Tables and figures of the site, as paths below the root."""
-    figures = store.layout.figures(site)
-    found = [store.layout.table(site, name) for name in store.tables(site)]
-    found += [path for path in figures.glob("[!.]*") if path.suffix in (".png", ".svg")]
-    return [path.relative_to(store.layout.root).as_posix() for path in found]
+    folder = store.layout.figures(site)
+    figures = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
+    return found + [f"figures/{site}/{name}" for name in figures if re.match(r"[^.].*\.(png|svg)$", name)]
 
 
 if __name__ == "__main__":

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import polars as pl
 from rich.markup import escape
 
 from jobs.console import say
 from pipeline.store import FeatureStore
 from pipeline.store.objects import readable
+from pipeline.store.parquet import read_frame
 from schemas.records import Receipt
 
 
-def status(root: Path) -> None:
+def status(root: str) -> None:
     """Print the lake, then what each pass holds, then the derived tables."""
     store = FeatureStore.open(root)
     rows = sum(record.rows for record in store.shards)
     documents = sum(record.documents for record in store.shards)
     say(
-        f"[bold]{escape(str(root))}[/]: {documents:,} documents, {rows:,} tokens in "
+        f"[bold]{escape(root)}[/]: {documents:,} documents, {rows:,} tokens in "
         f"{len(store.shards)} shards, contexts of {store.lake.context_size}; "
         f"special tokens: {store.lake.special_tokens}"
     )
@@ -60,7 +58,7 @@ def _quarantined(store: FeatureStore, pass_name: str) -> int:
     if not path.exists():
         return 0
     with readable(path):
-        return pl.read_parquet(path, glob=False).filter(state="quarantined").height
+        return read_frame(path).filter(state="quarantined").height
 
 
 if __name__ == "__main__":

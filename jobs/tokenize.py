@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from jobs.console import console, say, warn
 from pipeline.plan import resolve
+from pipeline.store.object_path import store_path
 from pipeline.tokenize import tokenize as tokenize_corpus
 from pipeline.tokenizer import load_tokenizer
 from schemas.layout import Layout
@@ -23,7 +23,7 @@ def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:
 
 def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     """The same for a run file that has every default filled in."""
-    layout, began = Layout(Path(run.store.root)), time.monotonic()
+    layout, began = Layout(store_path(run.store.root)), time.monotonic()
     size, bos, tokenizer_path = run.tokens.context_size, run.tokens.prepend_bos, run.tokens.tokenizer
     assert size is not None
     assert bos is not None

@@ -11,6 +11,7 @@ from pipeline.models import max_context, model_digest
 from pipeline.models.device import choose_device
 from pipeline.number_tokenizer import PREFIX as NUMBERS
 from pipeline.saes import SaeMetadata, choose_block, read_metadata, sae_digest
+from pipeline.store.catalog import read_plans
 from pipeline.store.objects import put_if_absent
 from pipeline.store.tokens import read_lake
 from schemas import __version__
@@ -213,8 +214,7 @@ def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None) -> Plan:
 def _check_site_names(layout: Layout, plan: Plan) -> None:
     """Tables go by site, so two passes of a store may not share a site's name."""
     names = {site.name for site in plan.sites}
-    for path in sorted(layout.passes.glob("[!.]*/plan.json")):
-        other: Plan = Plan.from_json(path.read_bytes(), str(path))
+    for other in read_plans(layout).values():
         taken = names & {site.name for site in other.sites}
         if taken and other.pass_name != plan.pass_name:
             raise InputError(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +10,9 @@ from pipeline.executors.dispatch import Dispatcher, OnEvent, Policy
 from pipeline.executors.ledger import Failure
 from pipeline.plan import agree_on_plan, differences, make_plan
 from pipeline.store.commits import read_commits, write_manifest
+from pipeline.store.events import EventLog
 from pipeline.store.objects import self_test
+from pipeline.store.site import has_site_weights
 from pipeline.store.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -58,13 +57,18 @@ def extract(
     todo = [record.name for record in records if record.name not in done]
     result = Extraction(plan, len(records), len(records) - len(todo), receipts=done)
     begin(result)
-    if not todo and not all(layout.site(plan.pass_name, site.name).exists() for site in plan.sites):
+    if not todo and not all(has_site_weights(layout, plan.pass_name, site.name) for site in plan.sites):
         from pipeline.worker import Worker
 
         Worker(layout.root, plan).setup()  # writes the weights that are missing
     if todo:
         self_test(layout.root)
-        with _event_log(layout, plan, on_event) as log:
+        with EventLog(layout, plan.pass_name) as events:
+
+            def log(**event: Any) -> None:
+                events.log(**event)
+                on_event(**event)
+
             check = WorkerCheck(plan, done, accept_environment=accept_environment)
             for outcome in _dispatch(layout, run, plan, todo, check, log):
                 _file(result, outcome)
@@ -149,17 +153,3 @@ def _dispatch(
     with ray_session(run.extract):
         backend = RayBackend(layout.root, plan, run.extract)
         yield from Dispatcher(todo, backend, policy, check=check, on_event=on_event).run()
-
-
-@contextmanager
-def _event_log(layout: Layout, plan: Plan, on_event: OnEvent) -> Iterator[OnEvent]:
-    """Append each event to the pass's events.jsonl, and pass it on."""
-    path = layout.events(plan.pass_name)
-    with path.open("a", encoding="utf-8") as file:
-
-        def log(**event: Any) -> None:
-            file.write(json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n")
-            file.flush()
-            on_event(**event)
-
-        yield log

@@ -6,7 +6,6 @@ records, lake.json and the new link of the corpus chain, are put last; the vocab
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import polars as pl
 
 from pipeline.sharding import encoded, write_shards
 from pipeline.sources import Source, open_source
-from pipeline.store.objects import put_if_absent, self_test
+from pipeline.store.objects import locked, put_if_absent, self_test
 from pipeline.store.parquet import write_frame
 from pipeline.store.tokens import read_lake, read_links
 from pipeline.tokenizer import Tokenizer
@@ -97,8 +96,9 @@ def tokenize(
 def _check_places(layout: Layout, run_file: RunFile) -> None:
     """The store may not lie in the corpus folder, which would be read as corpus; its record must be there."""
     corpus = Path(run_file.corpus.path)
-    if run_file.corpus.path and corpus.is_dir() and layout.root.resolve().is_relative_to(corpus.resolve()):
-        raise InputError(f"store.root {layout.root} lies inside corpus.path {corpus}: put it elsewhere")
+    root, is_folder = layout.root, bool(run_file.corpus.path) and corpus.is_dir()
+    if isinstance(root, Path) and is_folder and root.resolve().is_relative_to(corpus.resolve()):
+        raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
     if read_links(layout) and read_lake(layout) is None:
         raise InputError(
             f"{layout.lake} is missing beside a corpus chain: restore it from a copy of the store"
@@ -107,17 +107,9 @@ def _check_places(layout: Layout, run_file: RunFile) -> None:
 
 @contextmanager
 def _alone(layout: Layout, links: int) -> Iterator[None]:
-    """Hold the store's lock, which ends with the process; its chain must still have `links` links."""
+    """Hold the store's lock; its chain must still have `links` links."""
     self_test(layout.root)
-    path = layout.tokenize_lock
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another tokenize writes into {layout.root}: wait for it, and run again"
-            ) from None
+    with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):
         if len(read_links(layout)) != links:
             raise InputError(f"another tokenize has just written into {layout.root}: run again")
         yield

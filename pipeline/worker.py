@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import socket
 import time
 import uuid
@@ -22,11 +21,12 @@ from pipeline import statistics
 from pipeline.plan import environment
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit, read_commit
+from pipeline.store.objects import staged_folder
 from pipeline.store.tokens import counted_for, read_links, read_token_shard
 from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
 from schemas.errors import ShardError
-from schemas.layout import Layout
+from schemas.layout import Layout, StorePath
 from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, SiteReceipt
 from schemas.run_file import CheckSae
 from schemas.values import Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
@@ -64,7 +64,7 @@ class Worker:
     """Turns a token shard into a receipt."""
 
     def __init__(
-        self, root: Path, plan: Plan, gpus: tuple[str, ...] = (), check_sae: CheckSae = "off"
+        self, root: StorePath, plan: Plan, gpus: tuple[str, ...] = (), check_sae: CheckSae = "off"
     ) -> None:
         self._layout = Layout(root)
         self._plan, self._gpus = plan, gpus
@@ -110,9 +110,9 @@ class Worker:
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
         sites: dict[str, SiteReceipt] = {}
-        with self._timed("write"), _removed_on_error(folder):
+        with self._timed("write"), staged_folder(folder) as staging:
             for site in self._plan.sites:
-                about, written = self._write(folder, site, encoded.pop(site.name), at[site.name])
+                about, written = self._write(staging, site, encoded.pop(site.name), at[site.name])
                 sites[site.name] = about.model_copy(update={"explained_variance": explained.get(site.name)})
                 objects += written
         receipt = Receipt(
@@ -161,13 +161,3 @@ class Worker:
         start = time.perf_counter()
         yield
         self._seconds[stage] += time.perf_counter() - start
-
-
-@contextmanager
-def _removed_on_error(attempt: Path) -> Iterator[None]:
-    """Nobody will commit an attempt that failed at one of its sites."""
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(attempt, ignore_errors=True)
-        raise

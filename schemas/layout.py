@@ -2,96 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol, Self
 
 from schemas.run_file import check_name
 
 CSR, POSTINGS, PARTIALS, ROW_COUNTS = "csr.zarr", "postings.parquet", "partials.parquet", "row_counts.parquet"
 
 
+class StorePath(Protocol):
+    """What may be asked of a path of a store, wherever it lies; written by `pipeline.store.objects` alone.
+
+    A `pathlib.Path` is one; one on object storage is a `pipeline.store.object_path.ObjectPath`.
+    """
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+
+    @property
+    def suffix(self) -> str:
+        """What the last dot of the name begins, with it."""
+
+    @property
+    def parent(self) -> Self:
+        """All but the last part."""
+
+    def __truediv__(self, name: str, /) -> Self: ...
+
+    def __hash__(self) -> int: ...
+
+    def absolute(self) -> Self:
+        """The same place, wherever one stands."""
+
+    def exists(self) -> bool:
+        """Whether something is there, or below."""
+
+    def is_file(self) -> bool:
+        """Whether a file or object is there."""
+
+    def is_dir(self) -> bool:
+        """Whether a folder is there."""
+
+    def iterdir(self) -> Iterator[Self]:
+        """What lies just below."""
+
+    def read_bytes(self) -> bytes:
+        """The whole file or object; FileNotFoundError where there is none."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths of the store at `root`."""
 
-    root: Path
+    root: StorePath
 
     @property
-    def lake(self) -> Path:
+    def lake(self) -> StorePath:
         """The lake's record."""
         return self.root / "lake.json"
 
     @property
-    def vocabulary(self) -> Path:
+    def vocabulary(self) -> StorePath:
         """Text of every token."""
         return self.root / "vocabulary.parquet"
 
     @property
-    def corpus(self) -> Path:
+    def corpus(self) -> StorePath:
         """Folder of the corpus chain."""
         return self.root / "corpus"
 
-    def corpus_link(self, number: int) -> Path:
+    def corpus_link(self, number: int) -> StorePath:
         """One link of the corpus chain."""
         return self.corpus / f"{number}.json"
 
-    def tokens(self, shard: str) -> Path:
+    def tokens(self, shard: str) -> StorePath:
         """Token shard."""
         return self.root / "tokens" / f"{check_name(shard, 'shard')}.parquet"
 
     @property
-    def tokenize_lock(self) -> Path:
-        """Locked while token shards are written; empty."""
+    def tokenize_lock(self) -> StorePath:
+        """Locked while token shards are written: an empty file; an object that says by whom."""
         return self.root / "tokens" / ".lock"
 
     @property
-    def passes(self) -> Path:
+    def passes(self) -> StorePath:
         """Folder of the passes."""
         return self.root / "passes"
 
-    def pass_folder(self, pass_name: str) -> Path:
+    def pass_folder(self, pass_name: str) -> StorePath:
         """Folder of one pass."""
         return self.passes / check_name(pass_name, "pass")
 
-    def plan(self, pass_name: str) -> Path:
+    def plan(self, pass_name: str) -> StorePath:
         """The pass's plan."""
         return self.pass_folder(pass_name) / "plan.json"
 
-    def commits(self, pass_name: str) -> Path:
+    def commits(self, pass_name: str) -> StorePath:
         """Folder of the commit markers."""
         return self.pass_folder(pass_name) / "commits"
 
-    def commit(self, pass_name: str, shard: str) -> Path:
+    def commit(self, pass_name: str, shard: str) -> StorePath:
         """Commit marker of one shard."""
         return self.commits(pass_name) / f"{check_name(shard, 'shard')}.json"
 
-    def attempt(self, pass_name: str, shard: str, attempt: str) -> Path:
+    def attempt(self, pass_name: str, shard: str, attempt: str) -> StorePath:
         """Folder of one attempt at a shard."""
         return (
             self.pass_folder(pass_name) / "data" / check_name(shard, "shard") / check_name(attempt, "attempt")
         )
 
-    def manifest(self, pass_name: str) -> Path:
+    def manifest(self, pass_name: str) -> StorePath:
         """Compacted view of the commits."""
         return self.pass_folder(pass_name) / "manifest.parquet"
 
-    def events(self, pass_name: str) -> Path:
+    def events(self, pass_name: str) -> StorePath:
         """Log of what happened to the pass, one JSON object a line."""
         return self.pass_folder(pass_name) / "events.jsonl"
 
-    def site(self, pass_name: str, site: str) -> Path:
+    def event_parts(self, pass_name: str) -> StorePath:
+        """Folder of the same log in parts, where files can not be appended to."""
+        return self.pass_folder(pass_name) / "events"
+
+    def site(self, pass_name: str, site: str) -> StorePath:
         """Weights and metadata of a site, for jobs without torch."""
         return self.pass_folder(pass_name) / "sites" / f"{check_name(site, 'site')}.zarr"
 
-    def table(self, site: str, name: str) -> Path:
+    def table(self, site: str, name: str) -> StorePath:
         """One derived table of a site."""
         return self.root / "tables" / check_name(site, "site") / f"{check_name(name, 'table')}.parquet"
 
-    def derived(self, site: str) -> Path:
+    def derived(self, site: str) -> StorePath:
         """What the tables and figures of a site were made from, written after all of them."""
         return self.root / "tables" / check_name(site, "site") / "derived.json"
 
-    def figures(self, site: str) -> Path:
+    def figures(self, site: str) -> StorePath:
         """Folder of a site's figures."""
         return self.root / "figures" / check_name(site, "site")
 

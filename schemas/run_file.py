@@ -214,7 +214,9 @@ class Site(Section):
 class Store(Section):
     """Where results go and how they are stored."""
 
-    root: PathText = Field(description="Folder of the store.")
+    root: PathText = Field(
+        description="Folder of the store, or its URL on object storage: s3://bucket/prefix, gs://, az://."
+    )
     activation_dtype: ActivationDtype = Field(
         "float16", description="Activations are rounded to this, then counted."
     )

@@ -24,7 +24,7 @@ from jobs.tokenize import tokenize_resolved
 from pipeline.plan import agree_on_plan, make_plan
 from pipeline.store import FeatureStore
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
-from schemas.layout import Layout
+from schemas.layout import Layout, StorePath
 from schemas.values import TokenShard
 
 SHARDS = 8
@@ -110,7 +110,7 @@ def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, 
             model.forward(batch)[hook] @ weight
 
 
-def query_times(root: Path, features: int = 50) -> tuple[float, float]:
+def query_times(root: StorePath, features: int = 50) -> tuple[float, float]:
     """Median milliseconds of the top 20 contexts, and of the top 1,000 of one label, after a first query."""
     store = FeatureStore.open(root)
     asked = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, features).tolist()

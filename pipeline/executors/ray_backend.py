@@ -10,15 +10,16 @@ import os
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
+from pipeline.store.object_path import is_memory, store_path
 from pipeline.worker import Worker
 from schemas.errors import InputError, ShardError
+from schemas.layout import StorePath
 from schemas.records import Plan, Receipt
 from schemas.run_file import CheckSae, Extract
 from schemas.values import Hello
@@ -31,7 +32,7 @@ class ExtractionActor:
 
     def __init__(self, root: str, plan: Plan, check_sae: CheckSae) -> None:
         gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-        self._worker = Worker(Path(root), plan, gpus, check_sae)
+        self._worker = Worker(store_path(root), plan, gpus, check_sae)
 
     def hello(self) -> Hello:
         """Load everything, and say what this node sees; the node goes by Ray's id, as draining ones do."""
@@ -45,7 +46,12 @@ class ExtractionActor:
 class RayBackend:
     """Starts actors and carries calls to them."""
 
-    def __init__(self, root: Path, plan: Plan, extract: Extract) -> None:
+    def __init__(self, root: StorePath, plan: Plan, extract: Extract) -> None:
+        if is_memory(root):
+            raise InputError(
+                f"store.root {root} lies in the memory of this process, which Ray's workers do not see: set "
+                "extract.executor: in_process, or another store.root"
+            )
         _check_gpus(extract)
         self._arguments = (str(root.absolute()), plan, extract.check_sae)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever

@@ -6,13 +6,13 @@ What is committed is looked up once per pass, when first asked for: open the sto
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from pipeline.store.commits import read_commits, receipts_digest
+from pipeline.store.object_path import store_path
 from pipeline.store.tokens import read_lake, read_links
 from schemas.errors import InputError
-from schemas.layout import Layout
+from schemas.layout import Layout, StorePath
 from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import ActivationDtype, EncodeDtype, StoreLayout
 from schemas.values import Totals
@@ -50,15 +50,16 @@ class Catalog:
         self._receipts: dict[str, dict[str, Receipt]] = {}
 
     @classmethod
-    def open(cls, root: str | Path) -> Self:
+    def open(cls, root: str | StorePath) -> Self:
         """Open the store at `root`; InputError when there is none, or when it is of a newer format."""
-        layout = Layout(Path(root))
+        layout = Layout(store_path(root))
         lake = read_lake(layout)
         if lake is None:
             raise InputError(
-                f"{root} is no store (it has no lake.json): give the folder that a run file calls store.root"
+                f"{root} is no store (it has no lake.json): give the folder or URL that a run file calls "
+                "store.root"
             )
-        return cls(layout, lake, read_links(layout), _plans(layout))
+        return cls(layout, lake, read_links(layout), read_plans(layout))
 
     def site(self, name: str) -> SiteInfo:
         """One site by name."""
@@ -93,7 +94,7 @@ class Catalog:
         shards = (_totals(record, receipts[record.name].sites[site]) for record in self.committed(site))
         return sum(shards, Totals(0, 0, 0, 0))
 
-    def object_path(self, site: str, shard: str, name: str) -> Path:
+    def object_path(self, site: str, shard: str, name: str) -> StorePath:
         """Where one data object lies, taken from the shard's receipt."""
         info, receipt = self.site(site), self.receipts(site).get(shard)
         if receipt is None:
@@ -118,10 +119,17 @@ def _totals(record: ShardRecord, receipt: SiteReceipt) -> Totals:
     return Totals(record.rows, record.counted_rows, record.counted_contexts, record.counted_documents)
 
 
-def _plans(layout: Layout) -> dict[str, Plan]:
+def read_plans(layout: Layout) -> dict[str, Plan]:
     """Every pass's plan by name."""
-    paths = sorted(layout.passes.glob("[!.]*/plan.json"))
-    return {path.parent.name: Plan.from_json(path.read_bytes(), str(path)) for path in paths}
+    folders = layout.passes.iterdir() if layout.passes.is_dir() else ()
+    plans = {}
+    for name in sorted(folder.name for folder in folders if not folder.name.startswith(".")):
+        path = layout.passes / name / "plan.json"
+        try:
+            plans[name] = Plan.from_json(path.read_bytes(), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return plans
 
 
 def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import polars as pl
 
-from pipeline.store.objects import put_if_absent
+from pipeline.store.objects import put_if_absent, read_many, remove_tree
 from pipeline.store.parquet import write_frame
 from schemas.errors import InputError
-from schemas.layout import Layout
+from schemas.layout import Layout, StorePath
 from schemas.records import Receipt, digest_of
 from schemas.tables import MANIFEST
 
@@ -33,14 +31,17 @@ def commit(layout: Layout, pass_name: str, receipt: Receipt) -> Receipt:
     if winner.attempt == receipt.attempt:  # our own put, whose answer was lost
         return winner
     _compare(winner, receipt, path)
-    shutil.rmtree(layout.attempt(pass_name, receipt.shard, receipt.attempt), ignore_errors=True)
+    remove_tree(layout.attempt(pass_name, receipt.shard, receipt.attempt))
     return winner
 
 
 def read_commit(layout: Layout, pass_name: str, shard: str) -> Receipt | None:
     """The receipt of one shard, None while it is not committed."""
     path = layout.commit(pass_name, shard)
-    return _read(path) if path.exists() else None
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        return None
 
 
 def read_commits(layout: Layout, pass_name: str) -> dict[str, Receipt]:
@@ -48,13 +49,13 @@ def read_commits(layout: Layout, pass_name: str) -> dict[str, Receipt]:
     folder = layout.commits(pass_name)
     if not folder.is_dir():
         return {}
-    names = sorted(path.name for path in folder.iterdir() if _is_marker(path))
-    return {Path(name).stem: _of(Path(name).stem, folder / name) for name in names}
+    paths = sorted((path for path in folder.iterdir() if _is_marker(path)), key=str)
+    return {path.stem: _of(path.stem, path, data) for path, data in zip(paths, read_many(paths), strict=True)}
 
 
-def _of(shard: str, path: Path) -> Receipt:
+def _of(shard: str, path: StorePath, data: bytes) -> Receipt:
     """The receipt at `path`, which must be this shard's."""
-    receipt = _read(path)
+    receipt: Receipt = Receipt.from_json(data, str(path))
     if receipt.shard != shard:
         raise InputError(f"{path} is the receipt of shard {receipt.shard}: remove it, and run again")
     return receipt
@@ -78,17 +79,17 @@ def write_manifest(
     write_frame(layout.manifest(pass_name), pl.from_dicts(rows, schema=MANIFEST).sort("shard"))
 
 
-def _is_marker(path: Path) -> bool:
+def _is_marker(path: StorePath) -> bool:
     """Whether a name in commits/ is a marker, not some writer's temporary file."""
     return path.suffix == ".json" and not path.name.startswith(".")
 
 
-def _read(path: Path) -> Receipt:
+def _read(path: StorePath) -> Receipt:
     receipt: Receipt = Receipt.from_json(path.read_bytes(), str(path))
     return receipt
 
 
-def _compare(winner: Receipt, ours: Receipt, path: Path) -> None:
+def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
     if winner.plan_hash == ours.plan_hash and winner.same_bytes(ours):
         return
     theirs = {o.path: o.sha256 for o in winner.objects}

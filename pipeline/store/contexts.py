@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.store.objects import readable
+from pipeline.store.parquet import read_frame
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.tables import Schema
@@ -144,4 +145,4 @@ class ContextIndex:
     def _read(self, record: ShardRecord, *columns: str) -> pl.DataFrame:
         path = self._layout.tokens(record.name)
         with readable(path):
-            return pl.read_parquet(path, columns=list(columns), glob=False)
+            return read_frame(path, columns)

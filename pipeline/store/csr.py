@@ -9,7 +9,11 @@ import numcodecs.blosc
 import zarr
 from scipy import sparse
 from zarr.codecs import BloscCodec
+from zarr.core.buffer.cpu import Buffer
+from zarr.storage import MemoryStore
 
+from pipeline.store.objects import read_many, walk
+from schemas.layout import StorePath
 from schemas.values import SparseFeatures
 
 # Nonzeros in a chunk: 16 MiB of float32, so that a shard is a handful of files.
@@ -55,9 +59,18 @@ def check_chunks(group: Any) -> None:
             raise ValueError(f"{array.nchunks - array.nchunks_initialized} chunks of {name} are missing")
 
 
-def read_csr(path: Path) -> sparse.csr_matrix:
+def open_group(path: StorePath) -> Any:
+    """A Zarr group to read; one on object storage is fetched whole, its objects at once."""
+    if isinstance(path, Path):
+        return zarr.open_group(path, mode="r")
+    names = [name for name, _, _ in walk(path)]
+    found: Any = map(Buffer.from_bytes, read_many([path / name for name in names]))
+    return zarr.open_group(MemoryStore(dict(zip(names, found, strict=True))), mode="r")
+
+
+def read_csr(path: StorePath) -> sparse.csr_matrix:
     """The matrix float32 [N, d_sae] that `write_csr` wrote."""
-    group: Any = zarr.open_group(path, mode="r")
+    group = open_group(path)
     check_chunks(group)
     parts = tuple(group[name][:] for name in ("data", "indices", "indptr"))
     return sparse.csr_matrix(parts, shape=tuple(group.attrs["shape"]))

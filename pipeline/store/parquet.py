@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.objects import staged
+from pipeline.store.object_path import is_memory
+from pipeline.store.objects import open_input, staged
+from schemas.layout import StorePath
 from schemas.run_file import ActivationDtype
 from schemas.values import Postings
 
@@ -63,7 +68,44 @@ def write_postings(
             )
 
 
-def write_frame(path: Path, frame: pl.DataFrame, metadata: dict[str, str] | None = None) -> None:
+def read_frame(path: StorePath, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """A Parquet file, or some of its columns; wrap it in `objects.readable` for what damaged ones raise."""
+    source = path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+    return pl.read_parquet(source, columns=list(columns) if columns is not None else None, glob=False)
+
+
+def scan_frame(path: StorePath) -> pl.LazyFrame:
+    """A Parquet file, read as far as a query needs it."""
+    return pl.scan_parquet(scannable(path), glob=False)
+
+
+def scannable(path: StorePath) -> str | Path | io.BytesIO:
+    """What Polars scans: a URL it knows itself; bytes of what lies in this process's memory."""
+    if isinstance(path, Path):
+        return path
+    return io.BytesIO(path.read_bytes()) if is_memory(path) else str(path)
+
+
+def read_metadata(path: StorePath) -> dict[str, str]:
+    """The key-value metadata of a Parquet file."""
+    if isinstance(path, Path):
+        return pl.read_parquet_metadata(path)
+    with open_parquet(path) as file:
+        return {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+
+
+@contextmanager
+def open_parquet(path: StorePath, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """The file, to read row groups; PyArrow opens local ones itself, which is quicker."""
+    if isinstance(path, Path):
+        with pq.ParquetFile(path, metadata=metadata) as file:
+            yield file
+    else:
+        with open_input(path) as source, pq.ParquetFile(source, metadata=metadata, pre_buffer=True) as file:
+            yield file
+
+
+def write_frame(path: StorePath, frame: pl.DataFrame, metadata: dict[str, str] | None = None) -> None:
     """Write or replace `path` whole; equal frames give equal bytes."""
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     encodings = _encodings(table)

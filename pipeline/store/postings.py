@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.store.objects import readable
+from pipeline.store.parquet import open_parquet
+from schemas.layout import StorePath
 from schemas.values import F32, I64, U32, U64, Postings
 
 
 class PostingsFile:
     """One postings.parquet: its footer stays in memory, the file is opened for each question."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StorePath) -> None:
         self._path = path
-        with readable(path):
-            self._metadata = pq.read_metadata(path)
+        with readable(path), open_parquet(path) as file:
+            self._metadata = file.metadata
         groups = [self._metadata.row_group(i).column(0) for i in range(self._metadata.num_row_groups)]
         self._first: I64 = np.array([group.statistics.min for group in groups], dtype=np.int64)
         self._last: I64 = np.array([group.statistics.max for group in groups], dtype=np.int64)
@@ -44,7 +44,7 @@ class PostingsFile:
     def _columns(self, groups: list[int]) -> tuple[U32, U64, Any]:
         with (
             readable(self._path),
-            pq.ParquetFile(self._path, metadata=self._metadata) as file,
+            open_parquet(self._path, self._metadata) as file,
         ):
             table = file.read_row_groups(groups, use_threads=False)
         feature, row, activation = (table[name].to_numpy() for name in ("feature", "row", "activation"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, reduce
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
 from pipeline.store.contexts import ContextIndex
 from pipeline.store.objects import readable
+from pipeline.store.parquet import read_frame
 from pipeline.store.postings import PostingsFile
 from pipeline.store.tokens import read_links
 from schemas.errors import InputError
-from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
+from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout, StorePath
 from schemas.records import CorpusLink, ShardRecord
 from schemas.tables import ROW_COUNTS as ROW_COUNTS_SCHEMA
 from schemas.values import F32, U64, Postings, SparseFeatures
@@ -37,7 +37,7 @@ class FeatureStore(Catalog):
     """A store opened for reading (`FeatureStore.open(root)`); only derived tables are ever written."""
 
     @cached_property
-    def _files(self) -> dict[Path, PostingsFile]:
+    def _files(self) -> dict[StorePath, PostingsFile]:
         return {}
 
     def csr(self, site: str, shard: str) -> sparse.csr_matrix:
@@ -117,14 +117,15 @@ class FeatureStore(Catalog):
         """One derived table; InputError when it is absent, StaleTableWarning when shards came since."""
         return tables.scan_table(self.layout, self.site(site).name, name, self.receipts_digest(site))
 
-    def write_table(self, site: str, name: str, frame: pl.DataFrame) -> Path:
+    def write_table(self, site: str, name: str, frame: pl.DataFrame) -> StorePath:
         """Write or replace a derived table, marked as made from what is committed."""
         return tables.write_table(self.layout, self.site(site).name, name, frame, self.receipts_digest(site))
 
     def tables(self, site: str) -> list[str]:
         """Names of the derived tables there are."""
         folder = self.layout.table(self.site(site).name, "features").parent
-        return sorted(path.stem for path in folder.glob("[!.]*.parquet"))
+        found = folder.iterdir() if folder.is_dir() else ()
+        return sorted(path.stem for path in found if path.suffix == ".parquet" and path.name[0] != ".")
 
     def has_table(self, site: str, name: str) -> bool:
         """Whether the table is there, fresh or stale."""
@@ -197,7 +198,7 @@ class FeatureStore(Catalog):
     @cached_property
     def _vocabulary(self) -> pl.Series:
         with readable(self.layout.vocabulary):
-            return pl.read_parquet(self.layout.vocabulary, glob=False)["text"]
+            return read_frame(self.layout.vocabulary)["text"]
 
     def _postings_file(self, site: str, shard: str) -> PostingsFile:
         path = self.object_path(site, shard, POSTINGS)
@@ -208,7 +209,7 @@ class FeatureStore(Catalog):
     def _frame(self, site: str, shard: str, name: str) -> pl.DataFrame:
         path = self.object_path(site, shard, name)
         with readable(path):
-            return pl.read_parquet(path, glob=False)
+            return read_frame(path)
 
     def _rows_in_shard(self, info: SiteInfo, record: ShardRecord, feature: int) -> tuple[U64, F32]:
         if "feature_major" in info.layouts:

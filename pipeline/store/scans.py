@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.store.contexts import ContextIndex
-from schemas.layout import Layout
+from pipeline.store.object_path import is_memory
+from pipeline.store.parquet import scan_frame, scannable
+from schemas.layout import Layout, StorePath
 from schemas.records import Lake, ShardRecord
 from schemas.run_file import ActivationDtype
 from schemas.tables import postings_schema, tokens_schema
@@ -24,6 +25,8 @@ def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl
     columns = tokens_schema(lake.label_columns)
     if not shards:
         return pl.LazyFrame(schema={"shard": pl.String(), "context": pl.UInt64(), "row_start": pl.UInt64()})
+    if is_memory(layout.root):
+        return _concatenated(layout, list(columns), shards)
     paths = [str(layout.tokens(record.name)) for record in shards]
     lake_wide = pl.scan_parquet(paths, row_index_name="context", include_file_paths="__path__", glob=False)
     starts = pl.col("__path__").replace_strict(
@@ -40,14 +43,29 @@ def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl
     )
 
 
+def _concatenated(layout: Layout, columns: list[str], shards: Sequence[ShardRecord]) -> pl.LazyFrame:
+    """The same of a store in memory, whose files have no paths that Polars could tell."""
+    parts = [
+        scan_frame(layout.tokens(record.name)).select(
+            shard=pl.lit(record.name),
+            context=pl.int_range(pl.len(), dtype=pl.UInt64) + record.context_start,
+            row_start=pl.col("row_offset") + record.row_start,
+            **{name: pl.col(name) for name in columns if name != "row_offset"},
+        )
+        for record in shards
+    ]
+    return pl.concat(parts)
+
+
 def scan_activations(
-    paths: Sequence[Path], activation_dtype: ActivationDtype, contexts: ContextIndex
+    paths: Sequence[StorePath], activation_dtype: ActivationDtype, contexts: ContextIndex
 ) -> pl.LazyFrame:
     """Postings of several shards with each row's context and position, looked up only when asked for."""
     schema = postings_schema(activation_dtype)
     if not paths:
         return _with_places(pl.LazyFrame(schema=schema), contexts)
-    return _with_places(pl.scan_parquet(list(paths), schema=schema, glob=False), contexts)
+    sources: Any = [scannable(path) for path in paths]
+    return _with_places(pl.scan_parquet(sources, schema=schema, glob=False), contexts)
 
 
 def _with_places(postings: pl.LazyFrame, contexts: ContextIndex) -> pl.LazyFrame:

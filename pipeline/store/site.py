@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numcodecs.blosc
@@ -13,7 +13,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
-from pipeline.store.objects import publish_folder, readable, storage_errors, temporary_path
+from pipeline.store.csr import open_group
+from pipeline.store.objects import publish_folder, readable, scratch_folder
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION, PlannedSite, refuse_newer
@@ -34,17 +35,17 @@ def write_site_weights(
     b_enc …);
     `metadata` is any JSON object, kept as an attribute beside the planned site.
     """
-    path = layout.site(pass_name, site.name)
-    if path.exists():
+    if has_site_weights(layout, pass_name, site.name):
         return
-    temporary = temporary_path(path)
-    with storage_errors(path):
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write(temporary, site, weights, metadata)
-            publish_folder(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    path = layout.site(pass_name, site.name)
+    with scratch_folder(path) as temporary:
+        _write(temporary, site, weights, metadata)
+        publish_folder(temporary, path)
+
+
+def has_site_weights(layout: Layout, pass_name: str, site: str) -> bool:
+    """Whether the weights are there, whole: the root's zarr.json is put last."""
+    return (layout.site(pass_name, site) / "zarr.json").is_file()
 
 
 def read_site_weights(
@@ -52,10 +53,10 @@ def read_site_weights(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Weights and metadata as written; InputError when they are absent or of a newer format."""
     path = layout.site(pass_name, site)
-    if not path.is_dir():
+    if not has_site_weights(layout, pass_name, site):
         raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
     with readable(path):
-        group: Any = zarr.open_group(path, mode="r")
+        group: Any = open_group(path)
         refuse_newer(group.attrs["format_version"], str(path))
         weights = {name: np.asarray(array[...]) for name, array in group.arrays()}
         if _sha256(weights) != group.attrs["sha256"]:
@@ -71,10 +72,10 @@ def _sha256(weights: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 
 
 def _write(
-    path: Any, site: PlannedSite, weights: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]
+    path: Path, site: PlannedSite, weights: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]
 ) -> None:
     numcodecs.blosc.use_threads = False  # equal bytes, see csr.py
-    group = zarr.open_group(path, mode="w-", zarr_format=3)
+    group = zarr.open_group(path, mode="w", zarr_format=3)
     group.attrs.update(
         {
             "format_version": FORMAT_VERSION,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
-from pipeline.store.parquet import write_frame
+from pipeline.store.parquet import read_metadata, scan_frame, write_frame
 from schemas.errors import InputError
-from schemas.layout import Layout
+from schemas.layout import Layout, StorePath
 from schemas.records import FORMAT_VERSION, refuse_newer
 
 RECEIPTS_KEY, VERSION_KEY = "latentlake.receipts", "latentlake.format_version"
@@ -19,7 +19,7 @@ class StaleTableWarning(UserWarning):
     """A table was made from other receipts than those of the store."""
 
 
-def write_table(layout: Layout, site: str, name: str, frame: pl.DataFrame, receipts_digest: str) -> Path:
+def write_table(layout: Layout, site: str, name: str, frame: pl.DataFrame, receipts_digest: str) -> StorePath:
     """Write or replace tables/<site>/<name>.parquet and return its path."""
     path = layout.table(site, name)
     write_frame(path, frame, {RECEIPTS_KEY: receipts_digest, VERSION_KEY: str(FORMAT_VERSION)})
@@ -49,10 +49,10 @@ def scan_table(layout: Layout, site: str, name: str, receipts_digest: str | None
             StaleTableWarning,
             stacklevel=3,
         )
-    return pl.scan_parquet(path, glob=False)
+    return scan_frame(path)
 
 
-def _existing(layout: Layout, site: str, name: str) -> Path:
+def _existing(layout: Layout, site: str, name: str) -> StorePath:
     path = layout.table(site, name)
     if not path.is_file():
         raise InputError(
@@ -68,10 +68,10 @@ def _job(table: str) -> str:
     return "cluster" if "cluster" in table else "stats"
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _metadata(path: StorePath) -> dict[str, str]:
     try:
-        return pl.read_parquet_metadata(path)
-    except pl.exceptions.ComputeError:
+        return read_metadata(path)
+    except (pl.exceptions.ComputeError, pa.ArrowInvalid):
         raise InputError(
             f"{path} is damaged (not Parquet): delete it and run the job that writes it"
         ) from None

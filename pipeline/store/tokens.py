@@ -39,9 +39,13 @@ def read_lake(layout: Layout) -> Lake | None:
 def read_links(layout: Layout) -> list[CorpusLink]:
     """The corpus chain, from link 0 up to the last one."""
     links: list[CorpusLink] = []
-    while (path := layout.corpus_link(len(links))).exists():
-        links.append(CorpusLink.from_json(path.read_bytes(), str(path)))
-    return links
+    while True:
+        path = layout.corpus_link(len(links))
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return links
+        links.append(CorpusLink.from_json(data, str(path)))
 
 
 def token_shard_bytes(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,7 @@ from pipeline.store.objects import measure
 from pipeline.store.tokens import counted_for, read_token_shard
 from pipeline.store.transposition import to_postings
 from schemas.errors import InputError
-from schemas.layout import PARTIALS, ROW_COUNTS
+from schemas.layout import PARTIALS, ROW_COUNTS, StorePath
 from schemas.records import Receipt, ShardRecord
 from schemas.tables import ROW_COUNTS as ROW_COUNTS_SCHEMA
 from schemas.values import Postings, SparseFeatures, TokenShard
@@ -85,7 +84,7 @@ def _shard_is_intact(store: FeatureStore, pass_name: str, receipt: Receipt, repo
     return len(report.problems) == before
 
 
-def _compare(path: Path, size: int, sha256: str, report: VerifyReport) -> bool:
+def _compare(path: StorePath, size: int, sha256: str, report: VerifyReport) -> bool:
     """Compare a file, or a folder hashed as one, with what its record says."""
     report.objects += 1
     if not path.exists():
@@ -212,7 +211,7 @@ def _verify_tables(
             report.problems.append(f"{path} can not be compared: {error}")
 
 
-def _same(fresh: pl.DataFrame, stored: pl.DataFrame, path: Path, report: VerifyReport) -> None:
+def _same(fresh: pl.DataFrame, stored: pl.DataFrame, path: StorePath, report: VerifyReport) -> None:
     """Compare a frame with what `path` holds, to the bit."""
     report.statistics += fresh.height * fresh.width
     if fresh.schema != stored.schema or fresh.height != stored.height:

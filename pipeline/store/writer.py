@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.store.csr import write_csr
-from pipeline.store.objects import fsync_folder, fsync_tree, measure, storage_errors
+from pipeline.store.local import storage_errors
+from pipeline.store.objects import measure
 from pipeline.store.parquet import write_frame, write_postings
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS
 from schemas.records import DataObject, PlannedSite
@@ -30,12 +31,11 @@ def write_site(
     layouts: Sequence[StoreLayout],
     activation_dtype: ActivationDtype,
 ) -> list[DataObject]:
-    """Write one site below the attempt's folder and return its objects, sorted by path.
+    """Write one site below the folder `attempt` (see `objects.staged_folder`); its objects, sorted by path.
 
     `features` and `postings` hold the same activations, already rounded to `activation_dtype`, with rows
     counted from the shard's first; postings.parquet gets `row_start` added. `partials` is called in a thread,
-    while others write the layouts. All is on the disk when this returns. A full or forbidden disk is an
-    InputError.
+    while others write the layouts. A full or forbidden disk is an InputError.
     """
     folder = attempt / site.name
     objects: dict[str, Callable[[Path], None]] = {
@@ -56,7 +56,6 @@ def write_site(
                 written = list(
                     threads.map(lambda name: _write(objects[name], folder / name), sorted(objects))
                 )
-            _fsync_parents(folder)
         except BaseException:  # nobody will commit the attempt, and a full disk wants its space back
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -64,14 +63,7 @@ def write_site(
 
 
 def _write(write: Callable[[Path], None], path: Path) -> DataObject:
-    """Write one object and bring it to the disk."""
+    """Write one object."""
     write(path)
-    fsync_tree(path)
     size, sha256 = measure(path)
     return DataObject(path=path.relative_to(path.parents[1]).as_posix(), bytes=size, sha256=sha256)
-
-
-def _fsync_parents(folder: Path) -> None:
-    """Bring to the disk the names in the site's folder, and those of the attempt, the shard and data/."""
-    for parent in [folder, *list(folder.parents)[:3]]:
-        fsync_folder(parent)

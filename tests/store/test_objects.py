@@ -152,3 +152,36 @@ def test_the_self_test_refuses_storage_that_lets_both_writers_win(
     monkeypatch.setattr(objects, "put_if_absent", last_wins)
     with pytest.raises(InputError, match="let 2 of two racing writers win"):
         objects.self_test(tmp_path)
+
+
+def test_a_staged_folder_stays_when_all_went_well_and_goes_when_not(tmp_path: Path) -> None:
+    def write(fail: bool) -> None:
+        with objects.staged_folder(tmp_path / "data" / "000000" / "attempt") as folder:
+            (folder / "x").write_bytes(b"x")
+            if fail:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write(fail=True)
+    assert list((tmp_path / "data" / "000000").iterdir()) == []
+    write(fail=False)
+    assert (tmp_path / "data" / "000000" / "attempt" / "x").read_bytes() == b"x"
+
+
+def test_a_staged_folder_is_on_the_disk_with_its_names_before_anybody_commits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synchronised: list[str] = []
+    fsync = os.fsync
+
+    def remember(descriptor: int) -> None:
+        synchronised.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", remember)
+    attempt = tmp_path / "data" / "000000" / "attempt"
+    with objects.staged_folder(attempt) as folder:
+        (folder / "site").mkdir()
+        (folder / "site" / "x").write_bytes(b"x")
+    places = [attempt / "site" / "x", attempt / "site", attempt, attempt.parent, attempt.parent.parent]
+    assert [str(place) for place in places] == synchronised[: len(places)]

@@ -1,0 +1,260 @@
+"""Paths of stores that lie on object storage, as much like pathlib's as object storage can be.
+
+Everything about the storage comes from the environment, as it does for Polars: AWS_*, GOOGLE_*, AZURE_*
+(`AWS_ENDPOINT_URL` and `AWS_ALLOW_HTTP` for S3's relatives). Requests that may be repeated are, by obstore,
+as `_RETRIES` says; the others by `tries`.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import MemoryStore, from_url
+
+from schemas.errors import InputError
+from schemas.layout import StorePath
+
+SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "memory")
+_TRIES, _WAIT_S = 7, 0.1
+_RETRIES = {
+    "max_retries": _TRIES - 1,
+    "retry_timeout": timedelta(minutes=2),
+    "backoff": {
+        "init_backoff": timedelta(seconds=_WAIT_S),
+        "max_backoff": timedelta(seconds=10),
+        "base": 2,
+    },
+}
+_URL = re.compile(r"([a-z0-9]+)://([A-Za-z0-9._@+=~-]+)((?:/[A-Za-z0-9._+=~-]+)*)/*")
+_ONE_READ = 1 << 23
+"""Bytes of one request: a request has 30 s (AWS_TIMEOUT …), whatever it carries."""
+_READS = 8
+
+
+class RemoteError(OSError):
+    """Object storage did not answer, or not as it should; worth another try. `filename` is the place."""
+
+
+class ConflictError(RemoteError):
+    """Somebody else writes the same object at this moment, so this write was not taken: 409."""
+
+
+@dataclass(frozen=True, order=True)
+class ObjectPath:
+    """An object, or all objects below a name: `url` is the store's root, `key` the path below it."""
+
+    url: str
+    key: str = ""
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(self.url, f"{self.key}/{name}".strip("/"))
+
+    def __str__(self) -> str:
+        return f"{self.url}/{self.key}".rstrip("/")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self._pure.name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return self._pure.stem
+
+    @property
+    def suffix(self) -> str:
+        """What the last dot of the name begins, with it."""
+        return self._pure.suffix
+
+    @property
+    def parent(self) -> ObjectPath:
+        """All but the last part; the root's is the root."""
+        return ObjectPath(self.url, str(self._pure.parent).strip("."))
+
+    @property
+    def client(self) -> Any:
+        """The obstore of the root, one per process."""
+        return client(self.url)
+
+    def absolute(self) -> ObjectPath:
+        """Itself: it has no working directory."""
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is an object of this name, or one below it."""
+        return self.is_file() or self.is_dir()
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this name."""
+        return self.size() is not None
+
+    def is_dir(self) -> bool:
+        """Whether there is an object below this name."""
+        with remote_errors(self):
+            for batch in obstore.list(self.client, prefix=self.key or None, chunk_size=1):
+                return bool(batch)
+        return False
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        """Objects and folders just below; none where there is nothing."""
+        with remote_errors(self):
+            found = obstore.list_with_delimiter(self.client, prefix=self.key or None)
+        for key in [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]:
+            yield ObjectPath(self.url, key)
+
+    def size(self) -> int | None:
+        """Bytes of the object; None where there is none."""
+        try:
+            with remote_errors(self):
+                return obstore.head(self.client, self.key)["size"]
+        except FileNotFoundError:
+            return None
+
+    def read_bytes(self) -> bytes:
+        """The object, large ones by several requests at once; FileNotFoundError where there is none."""
+        with remote_errors(self):
+            found = obstore.get(self.client, self.key)
+            if (size := found.meta["size"]) <= _ONE_READ:
+                return bytes(found.bytes())
+        starts = range(0, size, _ONE_READ)
+        with ThreadPoolExecutor(_READS) as threads:  # obstore's get_ranges would make one request of them
+            return b"".join(threads.map(lambda at: self.read_range(at, min(at + _ONE_READ, size)), starts))
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Bytes start to end - 1."""
+        with remote_errors(self):
+            return bytes(obstore.get_range(self.client, self.key, start=start, end=end))
+
+    @property
+    def _pure(self) -> PurePosixPath:
+        return PurePosixPath(self.key or self.url.rpartition("/")[2])
+
+
+def store_path(root: str | StorePath) -> StorePath:
+    """The path that a run file's store.root, or a command's STORE, names: a folder or a URL.
+
+    InputError for a scheme that is not in `SCHEMES`, and for a URL without a bucket or with odd characters.
+    """
+    if not isinstance(root, str):
+        return root
+    scheme, slash, _ = root.partition(":/")
+    if not slash or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        return Path(root)
+    if scheme not in SCHEMES:
+        raise InputError(f"store {root!r}: there is no {scheme}:// here; known are {', '.join(SCHEMES)}")
+    found = _URL.fullmatch(root)
+    if found is None or {".", ".."} & set(found[3].split("/")):
+        raise InputError(
+            f"store {root!r} is no URL of object storage: write {scheme}://BUCKET/PREFIX, the prefix of "
+            "letters, digits and . _ + = ~ -"
+        )
+    return ObjectPath(root.rstrip("/"))
+
+
+def is_memory(path: StorePath) -> bool:
+    """Whether it lies in the memory of this process, where no other process sees it."""
+    return isinstance(path, ObjectPath) and path.url.startswith("memory:")
+
+
+@cache
+def client(url: str, *, retries: bool = True) -> Any:
+    """The obstore of a root; without `retries` it sends each request once. memory:// has one per URL."""
+    if url.startswith("memory:"):
+        return MemoryStore() if retries else client(url)
+    with remote_errors(url):
+        return from_url(url, retry_config=_RETRIES if retries else {"max_retries": 0})  # type: ignore[call-overload]
+
+
+def tries() -> Iterator[int]:
+    """Numbers of tries, each after a longer wait: about six seconds in all."""
+    for number in range(_TRIES):
+        if number:
+            time.sleep(_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        yield number
+
+
+@contextmanager
+def remote_errors(path: object) -> Iterator[None]:
+    """Turn what object storage says into InputError for what the user can mend, RemoteError for what passes.
+
+    FileNotFoundError and FileExistsError are what they are.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if re.search(r"NoSuchBucket|ContainerNotFound|bucket does not exist", text := str(error)):
+            raise InputError(
+                f"{path} lies in a bucket that does not exist ({_said(text)}): create it, or set store.root "
+                "elsewhere"
+            ) from None
+        raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from None
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise InputError(
+            f"{path} is forbidden ({_said(str(error))}): check the credentials in the environment (AWS_*, "
+            "GOOGLE_*, AZURE_*), and what they may do there"
+        ) from None
+    except (AlreadyExistsError, PreconditionError) as error:
+        # Azure says 409 where the others say 412; a 409 of the others is no answer yet
+        if "status code: 409" in (text := str(error)) and "BlobAlreadyExists" not in text:
+            raise ConflictError(errno.EIO, f"object storage failed ({_said(text)})", str(path)) from None
+        raise FileExistsError(errno.EEXIST, "there is such an object", str(path)) from None
+    except (NotSupportedError, NotImplementedError) as error:
+        raise InputError(
+            f"{path}: this object storage does not know what is asked ({_said(str(error))}); commits need "
+            "conditional puts (AWS_CONDITIONAL_PUT: etag)"
+        ) from None
+    except BaseError as error:
+        raise _translated(path, str(error)) from None
+
+
+def _translated(path: object, text: str) -> Exception:
+    """What an error of no class of its own means."""
+    said = text.partition("Debug source")[0]
+    if re.search(r"169\.254\.|metadata\.google|token request|[Cc]redential|must be specified", said):
+        return InputError(
+            f"{path}: no credentials were found, or they are not whole ({_said(text)}): set AWS_*, GOOGLE_* "
+            "or AZURE_* in the environment"
+        )
+    if _is_passing(said):
+        return RemoteError(errno.EIO, f"object storage failed ({_said(text)})", str(path))
+    return InputError(
+        f"{path} is refused by object storage ({_said(text)}): check the URL, the region and the endpoint "
+        "(AWS_REGION, AWS_ENDPOINT_URL …)"
+    )
+
+
+def _is_passing(said: str) -> bool:
+    """Whether the same request may do better later: no answer, or one that blames the server or the rush."""
+    if status := re.search(r"status code: (\d+)", said):
+        return int(status[1]) >= 500 or int(status[1]) in (408, 429)
+    return "HTTP error" in said
+
+
+def _said(text: str) -> str:
+    """The storage's own words, short."""
+    code = re.search(r"<Code>(.*?)</Code>", text)
+    if code:
+        return code[1]
+    first = " ".join(text.partition("Debug source")[0].split())
+    return first.rpartition(" - ")[2][:120].strip(" :")

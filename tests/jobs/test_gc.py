@@ -1,0 +1,106 @@
+"""gc removes what nobody will read, once it is old, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.gc import gc
+from pipeline.store import FeatureStore, garbage
+from pipeline.store.commits import read_commits
+from pipeline.store.objects import walk, write_atomic
+from schemas.errors import InputError
+from schemas.layout import Layout
+from tests.store.build import build
+
+OLD, YOUNG = 30.0, 20.0
+A, B, C = "a" * 32, "b" * 32, "c" * 32
+
+
+def age(path: Path, hours: float) -> None:
+    then = time.time() - hours * 3600
+    os.utime(path, (then, then))
+
+
+def put(path: Path, hours: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * 100)
+    age(path, hours)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A store whose committed attempts are old too."""
+    build(tmp_path, shards=3, commits=2)
+    for name, _, _ in walk(tmp_path):
+        age(tmp_path / name, 100)
+    return tmp_path
+
+
+def names(root: Path) -> set[str]:
+    return {name for name, _, _ in walk(root)}
+
+
+def test_it_removes_old_attempts_without_a_receipt_and_old_temporary_files(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = names(root)
+    data = root / "passes" / "p" / "data"
+    gone = [
+        put(data / "000000" / A / "site" / "postings.parquet", OLD),
+        put(data / "000002" / A / "site" / "csr.zarr" / "data" / "c" / "0", OLD),
+        put(data / "000002" / A / "site" / f".partials.parquet.{B}.tmp", OLD),
+        put(root / "tables" / "site" / f".features.parquet.{A}.tmp", OLD),
+        put(root / "passes" / "p" / "sites" / f".site.zarr.{A}.tmp" / "W_dec" / "zarr.json", OLD),
+        put(root / f".self-test.{A}.tmp", OLD),
+    ]
+    stays = [
+        put(data / "000002" / B / "site" / "postings.parquet", YOUNG),  # perhaps still being written
+        put(data / "000002" / C / "site" / "postings.parquet", OLD),
+        put(data / "000002" / C / "other" / "postings.parquet", YOUNG),
+        put(root / "tables" / "site" / f".l0.parquet.{A}.tmp", YOUNG),
+        put(data / "000000" / "a" / "site" / f".left.{A}.tmp", OLD),  # in a committed attempt
+        put(data / "000002" / "notes" / "site" / "x", OLD),  # nobody of ours gives such a name
+        put(data / "000002" / A.upper() / "x", OLD),
+        put(root / "passes" / "unplanned" / "data" / "000000" / A / "x", OLD),
+        put(root / ".hidden", OLD),
+        put(root / "my.tmp", OLD),
+        put(root / f"features.{A}.tmp", OLD),
+    ]
+    store = FeatureStore.open(root)
+    problems = store.verify().problems
+    found = gc(store, 24, dry_run=True)
+    assert names(root) == before | {path.relative_to(root).as_posix() for path in gone + stays}
+    assert sum(item.bytes for item in found) == 600
+    assert gc(store, 24, dry_run=False) == found
+    assert names(root) == before | {path.relative_to(root).as_posix() for path in stays}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "gc removed 5 of 5 attempts and temporary files older than 24 hours" in said
+    assert gc(store, 24, dry_run=False) == []
+    assert store.verify().problems == problems
+
+
+def test_an_attempt_that_is_committed_or_written_meanwhile_stays(root: Path) -> None:
+    layout = Layout(root)
+    committed = put(layout.attempt("p", "000002", A) / "site" / "x", OLD)
+    written = put(layout.attempt("p", "000002", B) / "site" / "x", OLD)
+    found = garbage.find_garbage(layout, 24 * 3600)
+    assert [item.attempt for item in found] == [("p", "000002", A), ("p", "000002", B)]
+    receipt = read_commits(layout, "p")["000000"].model_copy(update={"shard": "000002", "attempt": A})
+    write_atomic(layout.commit("p", "000002"), receipt.to_json())
+    age(written, 0)
+    assert list(garbage.remove_garbage(layout, found)) == []
+    assert committed.exists()
+    assert written.exists()
+
+
+def test_a_damaged_receipt_stops_it(root: Path) -> None:
+    attempt = put(root / "passes" / "p" / "data" / "000000" / A / "site" / "x", OLD)
+    (root / "passes" / "p" / "commits" / "000000.json").write_bytes(b"{")
+    with pytest.raises(InputError):
+        gc(FeatureStore.open(root), 24, dry_run=False)
+    assert attempt.exists()
