@@ -8,11 +8,10 @@ from pathlib import Path
 from rich.markup import escape
 
 from jobs.console import say, warn
-from jobs.progress import ExtractionProgress
+from jobs.extract_progress import ExtractionProgress
 from pipeline.plan import resolve
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
-from pipeline.store.tokens import read_links
 from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError
@@ -34,8 +33,7 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extra
         raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
     assert run.tokens.tokenizer is not None
     check_rule(layout, run, load_tokenizer(run.tokens.tokenizer))
-    rows = sum(record.rows for link in read_links(layout) for record in link.shards)
-    with ExtractionProgress(rows) as progress:
+    with ExtractionProgress() as progress:
         result = run_extraction(
             layout,
             run,
@@ -51,13 +49,11 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extra
 
 def _tell(result: Extraction, seconds: float) -> None:
     """One line, and what rounding cost, where it cost something."""
-    fresh = result.total - result.skipped
-    nnz = sum(site.nnz for receipt in result.receipts.values() for site in receipt.sites.values())
+    fresh, lost = result.fresh.shards, result.tally.underflow
     done = (
         f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
     )
-    say(f"[bold]extract[/] {done}; {nnz:,} nonzeros ({seconds:.1f} s)")
-    lost = sum(site.underflow for receipt in result.receipts.values() for site in receipt.sites.values())
+    say(f"[bold]extract[/] {done}; {result.tally.nonzeros:,} nonzeros ({seconds:.1f} s)")
     if lost:
         dtype = result.plan.activation_dtype
         say(
@@ -68,14 +64,9 @@ def _tell(result: Extraction, seconds: float) -> None:
 
 def _tell_quality(result: Extraction, check: CheckSae) -> None:
     """What the SAEs explain, where a worker looked; of several looks the first."""
-    looks = {
-        name: site.explained_variance
-        for _, receipt in sorted(result.receipts.items(), reverse=True)
-        for name, site in receipt.sites.items()
-        if site.explained_variance is not None
-    }
+    looks = {name: explained for name, (_, explained) in result.tally.looks.items()}
     unseen = [site.name for site in result.plan.sites if site.name not in looks]
-    if unseen and check != "off" and result.total > result.skipped:
+    if unseen and check != "off" and result.fresh.shards:
         names = escape(", ".join(unseen))
         say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
     for name, explained in sorted(looks.items()):

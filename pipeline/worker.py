@@ -12,8 +12,9 @@ import socket
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -59,7 +60,12 @@ class Worker:
     """Turns a token shard into a receipt."""
 
     def __init__(
-        self, root: Path, plan: Plan, gpus: tuple[str, ...] = (), check_sae: CheckSae = "off"
+        self,
+        root: Path,
+        plan: Plan,
+        gpus: tuple[str, ...] = (),
+        check_sae: CheckSae = "off",
+        on_rows: Callable[[str, int], None] = lambda shard, rows: None,
     ) -> None:
         self._layout = Layout(root)
         self._plan, self._gpus = plan, gpus
@@ -67,6 +73,9 @@ class Worker:
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
         self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
         self._seconds: dict[str, float] = defaultdict(float)
+        self._on_rows, self._shard = on_rows, ""
+        self.rows_done = 0
+        """Rows of the shard in flight that went through; another thread may look."""
 
     def setup(self) -> Hello:
         """Get the features ready, and say where this is; errors as `Features.load`."""
@@ -89,6 +98,7 @@ class Worker:
         if (done := read_commit(self._layout, self._plan.pass_name, shard)) is not None:
             return done
         self._seconds.clear()
+        self._shard, self.rows_done = shard, 0
         try:
             return self._process(shard)
         except ShardError as error:
@@ -108,7 +118,7 @@ class Worker:
         with self._timed("write"), _removed_on_error(folder):
             for site in self._plan.sites:
                 about, written = self._write(folder, site, encoded.pop(site.name), at[site.name])
-                sites[site.name] = about.model_copy(update={"explained_variance": explained.get(site.name)})
+                sites[site.name] = replace(about, explained_variance=explained.get(site.name))
                 objects += written
         receipt = Receipt(
             shard=shard,
@@ -152,10 +162,13 @@ class Worker:
         return receipt, objects
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def _timed(self, stage: str, rows: int = 0) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._seconds[stage] += time.perf_counter() - start
+        if rows:
+            self.rows_done += rows
+            self._on_rows(self._shard, self.rows_done)
 
 
 @contextmanager

@@ -79,6 +79,10 @@ class Layout:
         """Log of what happened to the pass, one JSON object a line."""
         return self.pass_folder(pass_name) / "events.jsonl"
 
+    def event_parts(self, pass_name: str) -> Path:
+        """Folder of the same log in parts, where files can not be appended to."""
+        return self.pass_folder(pass_name) / "events"
+
     def site(self, pass_name: str, site: str) -> Path:
         """Weights and metadata of a site, for jobs without torch."""
         return self.pass_folder(pass_name) / "sites" / f"{check_name(site, 'site')}.zarr"
