@@ -56,7 +56,7 @@ def publish_file(temporary: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A place to write one large file, which becomes `path` when the block ends well; else nothing is left."""
+    """A place to write a large file, which becomes `path` when the block ends well; else nothing is left."""
     temporary = temporary_path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
