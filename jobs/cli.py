@@ -30,6 +30,9 @@ AcceptEnvironment = Annotated[
     bool,
     typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
 ]
+LogJson = Annotated[
+    Path | None, typer.Option("--log-json", help="Add every event of the driver to this file, as JSON lines.")
+]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 
@@ -45,10 +48,16 @@ def demo(
 
 
 @app.command()
-def run(path: RunPath, append: Append = False, accept_environment: AcceptEnvironment = False) -> None:
+def run(
+    path: RunPath,
+    append: Append = False,
+    accept_environment: AcceptEnvironment = False,
+    log_json: LogJson = None,
+) -> None:
     """Tokenize, extract, stats, rank, cluster and plots, each only as far as it is not done."""
     from jobs.run import run as job
 
+    _log_json(log_json)
     job(_run_file(path), append=append, accept_environment=accept_environment)
 
 
@@ -61,10 +70,11 @@ def tokenize(path: RunPath, append: Append = False) -> None:
 
 
 @app.command()
-def extract(path: RunPath, accept_environment: AcceptEnvironment = False) -> None:
+def extract(path: RunPath, accept_environment: AcceptEnvironment = False, log_json: LogJson = None) -> None:
     """Run model and SAEs over the token shards; what is committed stays."""
     from jobs.extract import extract as job
 
+    _log_json(log_json)
     job(_run_file(path), accept_environment=accept_environment)
 
 
@@ -126,11 +136,27 @@ def plots(store: StorePath, site: SiteName = None) -> None:
 
 
 @app.command()
-def status(store: StorePath) -> None:
+def plan(
+    path: RunPath,
+    workers: Annotated[int | None, typer.Option(help="Workers. Default: the run file's.", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1)] = 60.0,
+) -> None:
+    """Try a run for a minute; predict its rate, nonzeros, bytes and hours."""
+    from jobs.plan import plan as job
+
+    job(_run_file(path), workers, seconds)
+
+
+@app.command()
+def status(
+    store: StorePath,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every five seconds.")] = False,
+) -> None:
     """What the store holds, and how far each pass is; reads the store alone."""
     from jobs.status import status as job
+    from jobs.status import watch as job_again
 
-    job(_root(store))
+    (job_again if watch else job)(_root(store))
 
 
 @app.command()
@@ -223,6 +249,14 @@ def _input_error(message: str) -> Exception:
     from schemas.errors import InputError
 
     return InputError(message)
+
+
+def _log_json(path: Path | None) -> None:
+    """Events of this process go to the end of a file, where one is asked for."""
+    if path is not None:
+        from pipeline.logs import start
+
+        start(path.open("a", encoding="utf-8", buffering=1))
 
 
 def _run_file(path: Path) -> RunFile:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline import logs
 from pipeline.executors.dispatch import OnEvent
 from pipeline.executors.ledger import Failure
 from pipeline.store.events import EventLog
@@ -24,9 +25,6 @@ from schemas.records import Plan, Receipt
 
 HEARTBEAT_LOGGED_S = 60.0
 WARNINGS = {"retry", "quarantined", "worker_replaced", "waiting", "oom"}
-
-logger = logging.getLogger("latentlake")
-logger.addHandler(logging.NullHandler())
 
 
 class Journal:
@@ -62,7 +60,8 @@ class Journal:
     def _keep(self, event: dict[str, Any]) -> None:
         self._log.log(**event, run=self._run)
         level = logging.WARNING if event["event"] in WARNINGS else logging.INFO
-        logger.log(level, event["event"], extra={**event, "run": self._run})
+        fields = {name: value for name, value in event.items() if name != "event"}
+        logs.tell(event["event"], level, run=self._run, **fields)
 
 
 @contextmanager
@@ -87,5 +86,5 @@ def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun
                 nnz=fresh.nonzeros,
                 bytes=fresh.size,
                 seconds=round(time.monotonic() - began, 3),
-                error=None if error is None else f"{type(error).__name__}: {error}",
+                why=None if error is None else f"{type(error).__name__}: {error}",
             )

@@ -27,7 +27,7 @@ from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
 from schemas.errors import ShardError
 from schemas.layout import Layout
-from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, SiteReceipt
+from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
 from schemas.values import Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
 
@@ -71,7 +71,7 @@ class Worker:
         self._plan, self._gpus = plan, gpus
         self._features = make_features(self._layout, plan, check_sae)
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
-        self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
+        self._records: dict[str, ShardRecord] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._on_rows, self._shard = on_rows, ""
         self.rows_done = 0
@@ -104,9 +104,16 @@ class Worker:
         except ShardError as error:
             raise ShardError(f"shard {shard}: {error}") from error
 
+    def _record(self, shard: str) -> ShardRecord:
+        """The shard's record; the chain is read again for one that came later."""
+        if shard not in self._records:
+            self._records = {r.name: r for link in read_links(self._layout) for r in link.shards}
+        return self._records[shard]
+
     def _process(self, shard: str) -> Receipt:
         with self._timed("read"):
-            tokens = read_token_shard(self._layout, self._lake, self._records[shard])
+            record = self._record(shard)
+            tokens = read_token_shard(self._layout, self._lake, record)
         at = {site.name: tokens.at(site.positions, self._lake.context_size) for site in self._plan.sites}
         explained = self._features.look(shard, at, self._timed)
         stored = {name: shard.stored for name, shard in at.items()}
@@ -124,7 +131,7 @@ class Worker:
             shard=shard,
             attempt=attempt,
             plan_hash=self._plan.hash,
-            tokens_sha256=self._records[shard].sha256,
+            tokens_sha256=record.sha256,
             rows=tokens.n_rows,
             sites=sites,
             objects=tuple(objects),
