@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from jobs.console import say, warn
 from jobs.extract_progress import ExtractionProgress
+from jobs.plan import show_comparison
+from pipeline.executors.ledger import Failure
 from pipeline.plan import resolve
+from pipeline.prediction import Forecast
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
 from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.records import Receipt
 from schemas.run_file import CheckSae, RunFile
 
 
@@ -33,18 +38,48 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extra
         raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
     assert run.tokens.tokenizer is not None
     check_rule(layout, run, load_tokenizer(run.tokens.tokenizer))
-    with ExtractionProgress() as progress:
+    watched = _Watched(layout)
+    with watched.progress:
         result = run_extraction(
             layout,
             run,
             accept_environment=accept_environment,
-            begin=progress.begin,
-            observe=progress.observe,
-            on_event=progress.on_event,
+            begin=watched.begin,
+            observe=watched.observe,
+            on_event=watched.on_event,
         )
-    _tell(result, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    _tell(result, seconds)
     _tell_quality(result, run.extract.check_sae)
+    if watched.forecast.prediction is not None and result.fresh.shards:
+        show_comparison(watched.forecast.prediction, result, seconds)
     return result
+
+
+class _Watched:
+    """What looks on while a run goes: progress, and the prediction that it will be compared with."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.progress, self.forecast = ExtractionProgress(), Forecast(layout)
+
+    def begin(self, extraction: Extraction) -> None:
+        self.progress.begin(extraction)
+        self.forecast.begin(
+            extraction.plan.hash,
+            extraction.plan.pass_name,
+            extraction.rows - extraction.tally.rows,
+            extraction.total - extraction.tally.shards,
+            extraction.workers,
+        )
+
+    def on_event(self, **event: Any) -> None:
+        self.progress.on_event(**event)
+        if event["event"] == "ready":
+            self.forecast.ready()
+
+    def observe(self, outcome: Receipt | Failure) -> None:
+        self.progress.observe(outcome)
+        self.forecast.observe(outcome)
 
 
 def _tell(result: Extraction, seconds: float) -> None:

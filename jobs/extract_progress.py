@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from jobs.console import say
-from jobs.progress import Clock, Meter, Pace, duration
+from jobs.progress import Clock, Meter, Pace, duration, several
 from pipeline.executors.ledger import Failure
 from pipeline.run import Extraction
 from schemas.records import Receipt
@@ -75,7 +75,7 @@ class ExtractionProgress:
 
     def _rates(self, done: int) -> str:
         """Rates over the last minutes, and the time left at that rate."""
-        workers = f"{len(self._workers)} workers"
+        workers = several(len(self._workers), "worker")
         if not done:
             return f"{workers} ready" if self._workers else "starting the model"
         rate = self._pace.update(done)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import console, say, warn
-from jobs.progress import Meter, duration
+from jobs.progress import Meter, duration, several, size
 from pipeline.plan import resolve
 from pipeline.prediction import Prediction, Span, compared, write_prediction
 from pipeline.run import Extraction
@@ -48,20 +49,18 @@ def _show(prediction: Prediction) -> None:
     """The whole run in figures, and what they rest on."""
     rows, workers = prediction.rows, prediction.workers
     shards = -(-rows // prediction.shard_rows)
-    nonzeros, size = prediction.nonzeros_per_token.times(rows), prediction.bytes_per_token.times(rows / 1e9)
-    wall = prediction.seconds(rows, workers)
-    kinds = ", ".join(
-        f"{kind.partition('.')[0]} {each * rows / 1e9:,.3g}"
-        for kind, each in sorted(prediction.bytes_by_kind.items(), key=lambda item: -item[1])
-    )
-    table = Table(title=f"{rows:,} tokens, {workers} workers", show_header=False)
+    nonzeros = prediction.nonzeros_per_token.times(rows)
+    by_size = sorted(prediction.bytes_by_kind.items(), key=lambda item: -item[1])
+    kinds = ", ".join(f"{kind.partition('.')[0]} {size(each * rows)}" for kind, each in by_size)
+    stored = _words(prediction.bytes_per_token.times(rows), size)
+    table = Table(title=f"{rows:,} tokens, {several(workers, 'worker')}", show_header=False)
     for name, value in {
         "tokens/s of a worker": prediction.tokens_per_second.told(",.0f"),
         "nonzeros per token": prediction.nonzeros_per_token.told(",.2f"),
-        "nonzeros": nonzeros.told(),
-        "GB": f"{size.told()}: {kinds}",
+        "nonzeros": _words(nonzeros, "{:,.0f}".format),
+        "stored": f"{stored}: {kinds}",
         "data objects": f"{prediction.objects_per_shard * shards:,.0f} in {shards:,} shards",
-        "time": _times(wall),
+        "time": _words(prediction.seconds(rows, workers), duration),
         "of that loading": duration(prediction.load_seconds),
     }.items():
         table.add_row(name, value)
@@ -71,10 +70,10 @@ def _show(prediction: Prediction) -> None:
         say(f"- {escape(line)}")
 
 
-def _times(seconds: Span) -> str:
-    if seconds.low == seconds.high:
-        return duration(seconds.value)
-    return f"{duration(seconds.value)} ({duration(seconds.low)} to {duration(seconds.high)})"
+def _words(span: Span, words: Callable[[float], str]) -> str:
+    if words(span.low) == words(span.high):
+        return words(span.value)
+    return f"{words(span.value)} ({words(span.low)} to {words(span.high)})"
 
 
 def show_comparison(prediction: Prediction, result: Extraction, seconds: float) -> None:
@@ -84,7 +83,8 @@ def show_comparison(prediction: Prediction, result: Extraction, seconds: float) 
         table.add_column(column, justify="right" if column else "left")
     for name, predicted, fact in compared(prediction, result.fresh, seconds, result.workers):
         ratio = f"{fact / predicted.value:.2f}" if predicted.value else ""
-        table.add_row(name, predicted.told(",.4g"), f"{fact:,.4g}", ratio)
+        words = duration if name == "seconds" else "{:,.4g}".format
+        table.add_row("time" if name == "seconds" else name, _words(predicted, words), words(fact), ratio)
     console.print(table)
 
 

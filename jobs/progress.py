@@ -133,3 +133,17 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def size(n: float) -> str:
+    """Bytes in words: 512 B, 135 kB, 4.21 GB (powers of 1,000)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 999.5 or unit == "TB":
+            return f"{n:.3g} {unit}" if n < 999.5 else f"{n:,.0f} {unit}"
+        n /= 1000
+    raise AssertionError
+
+
+def several(n: int, what: str) -> str:
+    """A count of things: 1 worker, 2 workers."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from jobs.console import console, say
 from jobs.pass_status import PassStatus, read_status
-from jobs.progress import duration
+from jobs.progress import duration, several, size
 from pipeline.store import FeatureStore
 
 AGAIN_S = 5.0
@@ -54,21 +54,22 @@ def _show(store: FeatureStore, found: PassStatus) -> None:
     if tally.nonzeros:
         say(
             f"  {tally.nonzeros:,} nonzeros of {tally.size / tally.nonzeros:.2f} bytes, "
-            f"{tally.size / 1e9:,.3g} GB; {tally.rate:,.0f} tokens/s of a worker"
+            f"{size(tally.size)}; {tally.rate:,.0f} tokens/s of a worker"
         )
     if found.is_live:
         left = f", {duration(found.left / found.rate)} left" if found.rate else ""
         say(
-            f"  {found.rate:,.0f} tokens/s over the last minutes{left}; {found.workers} workers, "
+            f"  {found.rate:,.0f} tokens/s over the last minutes{left}; {several(found.workers, 'worker')}, "
             f"{found.retries} retries, {len(found.in_flight)} shards in flight"
         )
     if (predicted := found.prediction) is not None:
         say(
-            f"  predicted from {escape(predicted.source)}: {predicted.tokens_per_second.told(',.0f')} tokens/s "
-            f"of a worker, {predicted.nonzeros_per_token.value:,.1f} nonzeros and "
+            f"  predicted from {escape(predicted.source)}: "
+            f"{predicted.tokens_per_second.told(',.0f')} tokens/s of a worker, "
+            f"{predicted.nonzeros_per_token.value:,.1f} nonzeros and "
             f"{predicted.bytes_per_token.value:,.0f} bytes a token, "
             f"{duration(predicted.seconds(predicted.rows, predicted.workers).value)} "
-            f"with {predicted.workers} workers"
+            f"with {several(predicted.workers, 'worker')}"
         )
     for shard, why in sorted(found.quarantined.items()):
         say(f"  [red]quarantined[/] {shard}: {escape(why)}")

@@ -156,7 +156,7 @@ def compared(
         ("tokens/s of a worker", prediction.tokens_per_second, fresh.rate),
         ("nonzeros per token", prediction.nonzeros_per_token, fresh.nonzeros / rows),
         ("bytes per token", prediction.bytes_per_token, fresh.size / rows),
-        ("hours", prediction.seconds(rows, workers).times(1 / 3600), wall_s / 3600),
+        ("seconds", prediction.seconds(rows, workers), wall_s),
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.bench.report import Section
 from jobs.console import console
 
-PARTS = ("extraction", "encode", "peers", "memory")
+PARTS = ("extraction", "encode", "peers", "memory", "shards")
 
 
 def main() -> None:
@@ -19,13 +19,15 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shards", type=int, default=20_000, help="of the part `shards`")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose of {', '.join(PARTS)}")
     for part in arguments.parts or PARTS:
+        options = {"shards": arguments.shards} if part == "shards" else {}
         with tempfile.TemporaryDirectory() as folder:
             module = importlib.import_module(f"jobs.bench.{part}")
-            section: Section = module.run(Path(folder), arguments.threads)
+            section: Section = module.run(Path(folder), arguments.threads, **options)
         section.write(arguments.out)
         console.print(section.table())
 
