@@ -69,17 +69,17 @@ def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun
     """A run's events, from `begin` with what is asked to `end` with what was done, or with the error."""
     began = time.monotonic()
     with EventLog(layout, plan.pass_name) as log:
-        journal = Journal(log, on_event)
+        told = Journal(log, on_event)
         place = {"node": socket.gethostname(), "pid": os.getpid(), "version": __version__}
-        journal(event="begin", plan=plan.hash, **place, **begun)
+        told(event="begin", plan=plan.hash, **place, **begun)
         error: BaseException | None = None
         try:
-            yield journal
+            yield told
         except BaseException as caught:
             error = caught
             raise
         finally:
-            journal(
+            told(
                 event="end",
                 shards=fresh.shards,
                 rows=fresh.rows,

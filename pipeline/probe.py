@@ -1,6 +1,6 @@
 """A short trial of a run: the beginning of the corpus through one worker, in a scratch store, to learn rates.
 
-The first shard warms the worker up and only tells how large the next ones may be.
+Two small shards warm the worker up and only tell how large the next ones may be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.tokenize import shard_target, tokenize
 from pipeline.tokenizer import LakeTokenizer, load_tokenizer
 from pipeline.worker import Worker
 from schemas.errors import InputError
-from schemas.layout import PARTIALS, Layout
+from schemas.layout import PARTIALS, ROW_COUNTS, Layout
 from schemas.records import CorpusLink, Lake, Plan, Receipt
 from schemas.run_file import RunFile
 
@@ -66,7 +66,8 @@ class Probe:
     def predict(self, begin: Begin = lambda what: None) -> Prediction:
         """Run the probe; InputError as tokenizing and extracting raise."""
         begin("tokenizing the beginning")
-        warm_up = self._tokenize(self._warm_up_rows(), None)
+        rows = self._warm_up_rows()
+        warm_up = self._tokenize(rows, -(-rows // 2))
         lake = read_lake(self.layout)
         assert lake is not None
         plan = make_plan(self.run, lake)
@@ -81,7 +82,7 @@ class Probe:
         receipts = self._measure(worker.process, receipts[-1], corpus) or receipts
         self.samples = [sample(receipt) for receipt in receipts if receipt.rows]
         probed, assumed = sum(s.rows for s in self.samples), corpus.assumed
-        scaled, told = self._scaled(plan, receipts, corpus.shard_rows)
+        scaled, told = self._as_large(plan, receipts, corpus.shard_rows)
         return predict(
             scaled,
             plan_hash=plan.hash,
@@ -94,18 +95,18 @@ class Probe:
         )
 
     def _warm_up_rows(self) -> int:
-        """A few batches, at most a tenth of what is asked for."""
+        """Some batches, at most a tenth of what is asked for."""
         size = self.run.tokens.context_size
         assert size is not None
-        rows = 4 * self.run.extract.batch_contexts * size
+        rows = 8 * self.run.extract.batch_contexts * size
         return min(rows, max(size, (self.run.tokens.limit or 10 * rows) // 10))
 
-    def _tokenize(self, limit: int, shard_rows: int | None) -> CorpusLink:
+    def _tokenize(self, limit: int, shard_rows: int) -> CorpusLink:
         """The beginning of the corpus as a new link of the scratch store."""
         tokens = self.run.tokens
         assert tokens.context_size is not None
         assert tokens.prepend_bos is not None
-        asked = tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows or limit})
+        asked = tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
         run = self.run.model_copy(update={"tokens": asked})
         arguments = (self.layout, run, tokens.context_size, tokens.prepend_bos, self._tokenizer)
         return tokenize(*arguments, append=True)
@@ -152,7 +153,7 @@ class Probe:
             f"its first {read:,} bytes",
         )
 
-    def _scaled(
+    def _as_large(
         self, plan: Plan, receipts: list[Receipt], shard_rows: int
     ) -> tuple[list[Sample], tuple[str, ...]]:
         """The samples with partials as large as they are, for each token, in the run's own larger shards."""
@@ -164,7 +165,7 @@ class Probe:
         one = sum(s.bytes[PARTIALS] for s in self.samples) / len(self.samples)
         exponent = math.log(self._combined_bytes(plan, receipts) / one) / math.log(len(receipts))
         factor = (shard_rows / mean) ** (min(max(exponent, 0.0), 1.0) - 1)
-        scaled = [replace(s, bytes=s.bytes | {PARTIALS: s.bytes[PARTIALS] * factor}) for s in self.samples]
+        scaled = [_scaled(s, {PARTIALS: factor, ROW_COUNTS: mean / shard_rows}) for s in self.samples]
         return scaled, (
             f"a shard's partials grow with its tokens to the power {exponent:.2f}, as from {mean:,.0f} "
             f"to {mean * len(receipts):,.0f} tokens",
@@ -178,6 +179,11 @@ class Probe:
             write_frame(path, reduce(statistics.combine, frames, statistics.empty_state()))
             size += path.stat().st_size
         return size
+
+
+def _scaled(found: Sample, factors: dict[str, float]) -> Sample:
+    """A sample with other bytes of some kinds."""
+    return replace(found, bytes={kind: n * factors.get(kind, 1.0) for kind, n in found.bytes.items()})
 
 
 def rows_of_text(source: Source, tokenizer: LakeTokenizer, lake: Lake) -> tuple[int, int, bool]:
