@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,8 +59,8 @@ def run(
     """Tokenize, extract, stats, rank, cluster and plots, each only as far as it is not done."""
     from jobs.run import run as job
 
-    _log_json(log_json)
-    job(_run_file(path), append=append, accept_environment=accept_environment)
+    with _logged(log_json):
+        job(_run_file(path), append=append, accept_environment=accept_environment)
 
 
 @app.command()
@@ -74,8 +76,8 @@ def extract(path: RunPath, accept_environment: AcceptEnvironment = False, log_js
     """Run model and SAEs over the token shards; what is committed stays."""
     from jobs.extract import extract as job
 
-    _log_json(log_json)
-    job(_run_file(path), accept_environment=accept_environment)
+    with _logged(log_json):
+        job(_run_file(path), accept_environment=accept_environment)
 
 
 @app.command()
@@ -251,12 +253,22 @@ def _input_error(message: str) -> Exception:
     return InputError(message)
 
 
-def _log_json(path: Path | None) -> None:
+@contextmanager
+def _logged(path: Path | None) -> Iterator[None]:
     """Events of this process go to the end of a file, where one is asked for."""
-    if path is not None:
-        from pipeline.logs import start
+    if path is None:
+        yield
+        return
+    import logging
 
-        start(path.open("a", encoding="utf-8", buffering=1))
+    from pipeline import logs
+
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        logs.start(file)
+        try:
+            yield
+        finally:
+            logs.LOGGER.handlers = [logging.NullHandler()]
 
 
 def _run_file(path: Path) -> RunFile:
