@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from jobs.console import console, say
@@ -25,58 +14,8 @@ from pipeline.check import Losses
 if TYPE_CHECKING:
     from jobs.check_sae import Report
 
-LOG_INTERVAL_S = 10.0
 L0_FACTOR = 2.0
 """An L0 further than this factor from the card's is worth a sentence."""
-
-
-class Steps:
-    """Progress of one step after another: a bar with rate and time left, or a line of log now and then."""
-
-    def __init__(self) -> None:
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=None, rate="")
-
-    def __enter__(self) -> Steps:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def begin(self, what: str, total: int | None = None, unit: str = "") -> Callable[[int], None]:
-        """Begin a step; the function returned is told how many more units are done."""
-        began = logged = time.monotonic()
-        done = 0
-        self._bar.reset(self._task, description=what, total=total, rate="")
-        if not console.is_terminal:
-            say(f"check-sae: {what}")
-
-        def advance(n: int) -> None:
-            nonlocal done, logged
-            done += n
-            now = time.monotonic()
-            rate = done / max(now - began, 1e-9)
-            told = f"{done:,} {unit}, {rate:,.3g} a second"
-            self._bar.update(self._task, completed=done, rate=told)
-            if not console.is_terminal and now - logged > LOG_INTERVAL_S:
-                logged = now
-                left = f", {(total - done) / rate:.0f} s left" if total else ""
-                say(f"check-sae: {what}: {told}{left}")
-
-        return advance
 
 
 def show(report: Report) -> None:

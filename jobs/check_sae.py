@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from rich.markup import escape
 
-from jobs.check_report import Steps, as_json, show
+from jobs.check_report import as_json, show
 from jobs.console import say, warn
 from jobs.demo_model import FOLDER_NAME, cache_root
+from jobs.progress import Meter
 from pipeline import check
 from pipeline.models import load_model
 from pipeline.models.device import require_device
@@ -87,7 +88,7 @@ def check_sae(asked: Asked) -> bool:
     warn(told)
     assert run.tokens.tokenizer is not None
     tokenizer = load_tokenizer(run.tokens.tokenizer)
-    with Steps() as steps:
+    with Meter("check-sae") as steps:
         report = _report(asked, run, about, tokenizer, steps)
     show(report)
     if asked.json_file is not None:
@@ -96,7 +97,7 @@ def check_sae(asked: Asked) -> bool:
     return report.is_fine
 
 
-def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: Tokenizer, steps: Steps) -> Report:
+def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: Tokenizer, steps: Meter) -> Report:
     """Everything that takes time."""
     steps.begin("reading the corpus")
     lake = _lake(run, tokenizer)
@@ -203,7 +204,7 @@ def _subject(asked: Asked, run: RunFile, about: SaeMetadata) -> check.Subject:
     return check.Subject(model, encoder, place)
 
 
-def _losses(subject: check.Subject, pieces: list[check.Piece], steps: Steps) -> check.Losses | str:
+def _losses(subject: check.Subject, pieces: list[check.Piece], steps: Meter) -> check.Losses | str:
     """Losses, or why there are none."""
     tokens = sum(int(piece.batch.lengths.sum()) for piece in pieces)
     try:

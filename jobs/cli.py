@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +32,9 @@ AcceptEnvironment = Annotated[
     bool,
     typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
 ]
+LogJson = Annotated[
+    Path | None, typer.Option("--log-json", help="Add every event of the driver to this file, as JSON lines.")
+]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 
@@ -45,11 +50,17 @@ def demo(
 
 
 @app.command()
-def run(path: RunPath, append: Append = False, accept_environment: AcceptEnvironment = False) -> None:
+def run(
+    path: RunPath,
+    append: Append = False,
+    accept_environment: AcceptEnvironment = False,
+    log_json: LogJson = None,
+) -> None:
     """Tokenize, extract, stats, rank, cluster and plots, each only as far as it is not done."""
     from jobs.run import run as job
 
-    job(_run_file(path), append=append, accept_environment=accept_environment)
+    with _logged(log_json):
+        job(_run_file(path), append=append, accept_environment=accept_environment)
 
 
 @app.command()
@@ -61,11 +72,12 @@ def tokenize(path: RunPath, append: Append = False) -> None:
 
 
 @app.command()
-def extract(path: RunPath, accept_environment: AcceptEnvironment = False) -> None:
+def extract(path: RunPath, accept_environment: AcceptEnvironment = False, log_json: LogJson = None) -> None:
     """Run model and SAEs over the token shards; what is committed stays."""
     from jobs.extract import extract as job
 
-    job(_run_file(path), accept_environment=accept_environment)
+    with _logged(log_json):
+        job(_run_file(path), accept_environment=accept_environment)
 
 
 @app.command()
@@ -126,11 +138,27 @@ def plots(store: StoreText, site: SiteName = None) -> None:
 
 
 @app.command()
-def status(store: StoreText) -> None:
+def plan(
+    path: RunPath,
+    workers: Annotated[int | None, typer.Option(help="Workers. Default: the run file's.", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1)] = 60.0,
+) -> None:
+    """Try a run for a minute; predict its rate, nonzeros, bytes and hours."""
+    from jobs.plan import plan as job
+
+    job(_run_file(path), workers, seconds)
+
+
+@app.command()
+def status(
+    store: StoreText,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every five seconds.")] = False,
+) -> None:
     """What the store holds, and how far each pass is; reads the store alone."""
     from jobs.status import status as job
+    from jobs.status import watch as job_again
 
-    job(_root(store))
+    (job_again if watch else job)(_root(store))
 
 
 @app.command()
@@ -237,6 +265,24 @@ def _input_error(message: str) -> Exception:
     from schemas.errors import InputError
 
     return InputError(message)
+
+
+@contextmanager
+def _logged(path: Path | None) -> Iterator[None]:
+    """Events of this process go to the end of a file, where one is asked for."""
+    if path is None:
+        yield
+        return
+    import logging
+
+    from pipeline import logs
+
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        logs.start(file)
+        try:
+            yield
+        finally:
+            logs.LOGGER.handlers = [logging.NullHandler()]
 
 
 def _run_file(path: Path) -> RunFile:

@@ -97,18 +97,13 @@ def _figures_of_merit(
     store: FeatureStore, result: Extraction, features: pl.DataFrame, seconds: float
 ) -> Table:
     """Speed, size and sparsity of the run."""
-    receipts = result.receipts.values()
-    nnz = sum(receipt.sites[SITE].nnz for receipt in receipts)
-    size = sum(item.bytes for receipt in receipts for item in receipt.objects)
-    rows = sum(receipt.rows for receipt in receipts)
-    work = sum(sum(receipt.seconds.values()) for receipt in receipts)
+    tally, nnz, counted = result.tally, result.tally.nonzeros, store.totals(SITE).counted_rows
     dead = features.filter(pl.col("n_active") == 0).height
-    counted = store.totals(SITE).counted_rows
-    table = Table(title=f"{rows:,} tokens in {seconds:.0f} s", show_header=False)
+    table = Table(title=f"{tally.rows:,} tokens in {seconds:.0f} s", show_header=False)
     for name, value in {
-        "extraction": f"{rows / work:,.0f} tokens/s",
+        "extraction": f"{tally.rate:,.0f} tokens/s",
         "nonzeros": f"{nnz:,} ({nnz / counted:.1f} on each of {counted:,} counted rows)",
-        "stored": f"{size / nnz:.2f} bytes per nonzero, both layouts and statistics",
+        "stored": f"{tally.size / nnz:.2f} bytes per nonzero, both layouts and statistics",
         "dead features": f"{dead / features.height:.2%} ({dead:,} of {features.height:,} never fired)",
     }.items():
         table.add_row(name, value)

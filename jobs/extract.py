@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from rich.markup import escape
 
 from jobs.console import say, warn
-from jobs.progress import ExtractionProgress
+from jobs.extract_progress import ExtractionProgress
+from jobs.plan import show_comparison
+from pipeline.executors.ledger import Failure
 from pipeline.plan import resolve
+from pipeline.prediction import Forecast
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
 from pipeline.store.object_path import store_path
-from pipeline.store.tokens import read_links
 from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.records import Receipt
 from schemas.run_file import CheckSae, RunFile
 
 
@@ -34,30 +38,57 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extra
         raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
     assert run.tokens.tokenizer is not None
     check_rule(layout, run, load_tokenizer(run.tokens.tokenizer))
-    rows = sum(record.rows for link in read_links(layout) for record in link.shards)
-    with ExtractionProgress(rows) as progress:
+    watched = _Watched(layout)
+    with watched.progress:
         result = run_extraction(
             layout,
             run,
             accept_environment=accept_environment,
-            begin=progress.begin,
-            observe=progress.observe,
-            on_event=progress.on_event,
+            begin=watched.begin,
+            observe=watched.observe,
+            on_event=watched.on_event,
         )
-    _tell(result, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    _tell(result, seconds)
     _tell_quality(result, run.extract.check_sae)
+    if watched.forecast.prediction is not None and result.fresh.shards:
+        show_comparison(watched.forecast.prediction, result, seconds)
     return result
+
+
+class _Watched:
+    """What looks on while a run goes: progress, and the prediction that it will be compared with."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.progress, self.forecast = ExtractionProgress(), Forecast(layout)
+
+    def begin(self, extraction: Extraction) -> None:
+        self.progress.begin(extraction)
+        self.forecast.begin(
+            extraction.plan.hash,
+            extraction.plan.pass_name,
+            extraction.rows - extraction.tally.rows,
+            extraction.total - extraction.tally.shards,
+            extraction.workers,
+        )
+
+    def on_event(self, **event: Any) -> None:
+        self.progress.on_event(**event)
+        if event["event"] == "ready":
+            self.forecast.ready()
+
+    def observe(self, outcome: Receipt | Failure) -> None:
+        self.progress.observe(outcome)
+        self.forecast.observe(outcome)
 
 
 def _tell(result: Extraction, seconds: float) -> None:
     """One line, and what rounding cost, where it cost something."""
-    fresh = result.total - result.skipped
-    nnz = sum(site.nnz for receipt in result.receipts.values() for site in receipt.sites.values())
+    fresh, lost = result.fresh.shards, result.tally.underflow
     done = (
         f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
     )
-    say(f"[bold]extract[/] {done}; {nnz:,} nonzeros ({seconds:.1f} s)")
-    lost = sum(site.underflow for receipt in result.receipts.values() for site in receipt.sites.values())
+    say(f"[bold]extract[/] {done}; {result.tally.nonzeros:,} nonzeros ({seconds:.1f} s)")
     if lost:
         dtype = result.plan.activation_dtype
         say(
@@ -68,14 +99,9 @@ def _tell(result: Extraction, seconds: float) -> None:
 
 def _tell_quality(result: Extraction, check: CheckSae) -> None:
     """What the SAEs explain, where a worker looked; of several looks the first."""
-    looks = {
-        name: site.explained_variance
-        for _, receipt in sorted(result.receipts.items(), reverse=True)
-        for name, site in receipt.sites.items()
-        if site.explained_variance is not None
-    }
+    looks = {name: explained for name, (_, explained) in result.tally.looks.items()}
     unseen = [site.name for site in result.plan.sites if site.name not in looks]
-    if unseen and check != "off" and result.total > result.skipped:
+    if unseen and check != "off" and result.fresh.shards:
         names = escape(", ".join(unseen))
         say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
     for name, explained in sorted(looks.items()):

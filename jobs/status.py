@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.markup import escape
 
-from jobs.console import say
+from jobs.console import console, say
+from jobs.pass_status import PassStatus, read_status
+from jobs.progress import duration, several, size
 from pipeline.store import FeatureStore
-from pipeline.store.objects import readable
-from pipeline.store.parquet import read_frame
-from schemas.records import Receipt
+
+AGAIN_S = 5.0
 
 
-def status(root: str) -> None:
-    """Print the lake, then what each pass holds, then the derived tables."""
+def status(root: str) -> bool:
+    """Print the lake, then how far each pass is, then the derived tables; whether every pass is finished."""
     store = FeatureStore.open(root)
     rows = sum(record.rows for record in store.shards)
     documents = sum(record.documents for record in store.shards)
@@ -21,44 +24,54 @@ def status(root: str) -> None:
         f"{len(store.shards)} shards, contexts of {store.lake.context_size}; "
         f"special tokens: {store.lake.special_tokens}"
     )
-    for name in store.plans:
-        say(_pass_line(store, name))
+    passes = [read_status(store, name, time.time()) for name in store.plans]
+    for each in passes:
+        _show(store, each)
     for site in store.sites:
         for name in store.tables(site):
             stale = " [yellow](stale: made from other shards; run `latentlake stats` and on)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
+    return all(each.is_finished for each in passes)
 
 
-def _pass_line(store: FeatureStore, name: str) -> str:
-    """How far one pass is, what it weighs, and how fast it went."""
-    receipts = store.pass_receipts(name)
-    nnz = sum(site.nnz for receipt in receipts.values() for site in receipt.sites.values())
-    size = sum(item.bytes for receipt in receipts.values() for item in receipt.objects)
-    facts = [f"{len(receipts)}/{len(store.shards)} shards committed"]
-    if quarantined := _quarantined(store, name):
-        facts.append(f"[red]{quarantined} quarantined[/]")
-    if nnz:
-        facts += [
-            f"{nnz:,} nonzeros of {size / nnz:.2f} bytes",
-            f"{_rate(receipts):,.0f} tokens/s of a worker",
-        ]
-    sites = store.plans[name].sites
-    facts += [f"site {s.name} ({s.hook_name}, {s.architecture}, d_sae {s.d_sae:,})" for s in sites]
-    return f"[bold]pass {name}[/]: {', '.join(facts)}"
+def watch(root: str) -> None:
+    """The same again and again, until every pass is finished."""
+    while True:
+        if console.is_terminal:
+            console.clear()
+        if status(root):
+            return
+        time.sleep(AGAIN_S)
 
 
-def _rate(receipts: dict[str, Receipt]) -> float:
-    """Tokens a second of work."""
-    seconds = sum(sum(receipt.seconds.values()) for receipt in receipts.values())
-    return sum(receipt.rows for receipt in receipts.values()) / max(seconds, 1e-9)
-
-
-def _quarantined(store: FeatureStore, pass_name: str) -> int:
-    path = store.layout.manifest(pass_name)
-    if not path.exists():
-        return 0
-    with readable(path):
-        return read_frame(path).filter(state="quarantined").height
+def _show(store: FeatureStore, found: PassStatus) -> None:
+    """One pass, in some lines."""
+    tally, name = found.tally, found.name
+    say(f"[bold]pass {name}[/]: {tally.shards}/{found.shards} shards committed; {escape(found.state)}")
+    for site in store.plans[name].sites:
+        say(f"  site {site.name} ({escape(site.hook_name)}, {site.architecture}, d_sae {site.d_sae:,})")
+    if tally.nonzeros:
+        say(
+            f"  {tally.nonzeros:,} nonzeros of {tally.size / tally.nonzeros:.2f} bytes, "
+            f"{size(tally.size)}; {tally.rate:,.0f} tokens/s of a worker"
+        )
+    if found.is_live:
+        left = f", {duration(found.left / found.rate)} left" if found.rate else ""
+        say(
+            f"  {found.rate:,.0f} tokens/s over the last minutes{left}; {several(found.workers, 'worker')}, "
+            f"{found.retries} retries, {len(found.in_flight)} shards in flight"
+        )
+    if (predicted := found.prediction) is not None:
+        say(
+            f"  predicted from {escape(predicted.source)}: "
+            f"{predicted.tokens_per_second.told(',.0f')} tokens/s of a worker, "
+            f"{predicted.nonzeros_per_token.value:,.1f} nonzeros and "
+            f"{predicted.bytes_per_token.value:,.0f} bytes a token, "
+            f"{duration(predicted.seconds(predicted.rows, predicted.workers).value)} "
+            f"with {several(predicted.workers, 'worker')}"
+        )
+    for shard, why in sorted(found.quarantined.items()):
+        say(f"  [red]quarantined[/] {shard}: {escape(why)}")
 
 
 if __name__ == "__main__":

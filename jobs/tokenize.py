@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from jobs.console import console, say, warn
+from jobs.console import say, warn
+from jobs.progress import counting
 from pipeline.plan import resolve
 from pipeline.store.object_path import store_path
 from pipeline.tokenize import tokenize as tokenize_corpus
@@ -28,11 +29,10 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     assert size is not None
     assert bos is not None
     assert tokenizer_path is not None
-    with console.status("tokenize") as line:
+    with counting("tokenize", unit="tokens") as advance:
 
         def progress(record: ShardRecord) -> None:
-            rows, seconds = record.row_start + record.rows, time.monotonic() - began
-            line.update(f"tokenize: {rows:,} tokens in {record.name}, {rows / seconds:,.0f} tokens/s")
+            advance(record.rows)
 
         tokenizer = load_tokenizer(tokenizer_path)
         link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)

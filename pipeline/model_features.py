@@ -114,7 +114,7 @@ class ModelFeatures:
         encoded: Encoded = {name: [] for name in stored}
         submitted: Submitted = []
         for batch, rows in batches(tokens, self._plan.batch_contexts):
-            with timed("forward"):
+            with timed("forward", rows.stop - rows.start):
                 x = self._model.forward(batch)
             with timed("encode"):
                 before, submitted = submitted, self._submit(x, {name: s[rows] for name, s in stored.items()})

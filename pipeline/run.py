@@ -4,32 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.executors.dispatch import Dispatcher, OnEvent, Policy
 from pipeline.executors.ledger import Failure
+from pipeline.executors.watch import Heartbeat, watched
+from pipeline.journal import journal
 from pipeline.plan import agree_on_plan, differences, make_plan
-from pipeline.store.commits import read_commits, write_manifest
-from pipeline.store.events import EventLog
+from pipeline.store.commits import ManifestRow, manifest_row, scan_commits, write_manifest
 from pipeline.store.objects import self_test
 from pipeline.store.site import has_site_weights
 from pipeline.store.tokens import read_links
+from pipeline.tally import Tally
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import Lake, Plan, Receipt, ShardRecord
+from schemas.records import Lake, Plan, Receipt
 from schemas.run_file import RunFile
 from schemas.values import Hello
 
 
 @dataclass
 class Extraction:
-    """What a run of `extract` did."""
+    """What a run of `extract` did; its size does not grow with the shards' contents."""
 
     plan: Plan
     total: int
-    skipped: int
-    receipts: dict[str, Receipt] = field(default_factory=dict)
+    """Shards of the store."""
+    rows: int
+    """Token rows of the store."""
+    workers: int
+    """Asked for."""
+    tally: Tally = field(default_factory=Tally)
+    """Of all that is committed."""
+    fresh: Tally = field(default_factory=Tally)
+    """Of what this run committed."""
     failures: dict[str, Failure] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """Shards that were committed before."""
+        return self.tally.shards - self.fresh.shards
 
 
 Observer = Callable[[Receipt | Failure], None]
@@ -51,11 +64,8 @@ def extract(
     """
     lake: Lake = Lake.from_json(layout.lake.read_bytes(), str(layout.lake))
     plan = agree_on_plan(layout, make_plan(run, lake), accept_environment=accept_environment)
-    records = [record for link in read_links(layout) for record in link.shards]
-    done = read_commits(layout, plan.pass_name)
-    _check_receipts(layout, plan, records, done)
-    todo = [record.name for record in records if record.name not in done]
-    result = Extraction(plan, len(records), len(records) - len(todo), receipts=done)
+    result = Extraction(plan, 0, 0, run.extract.workers if run.extract.executor == "ray" else 1)
+    todo, committed = _look(layout, result)
     begin(result)
     if not todo and not all(has_site_weights(layout, plan.pass_name, site.name) for site in plan.sites):
         from pipeline.worker import Worker
@@ -63,47 +73,56 @@ def extract(
         Worker(layout.root, plan).setup()  # writes the weights that are missing
     if todo:
         self_test(layout.root)
-        with EventLog(layout, plan.pass_name) as events:
-
-            def log(**event: Any) -> None:
-                events.log(**event)
-                on_event(**event)
-
-            check = WorkerCheck(plan, done, accept_environment=accept_environment)
+        check = WorkerCheck(plan, result.tally.devices, accept_environment=accept_environment)
+        asked = {"shards": len(todo), "total": result.total, "workers": result.workers}
+        with journal(layout, plan, on_event, result.fresh, **asked) as log:
             for outcome in _dispatch(layout, run, plan, todo, check, log):
-                _file(result, outcome)
+                _file(result, committed, outcome)
+                log.outcome(outcome)
                 observe(outcome)
-        failed = {failure.shard: failure.error for failure in result.failures.values()}
-        write_manifest(layout, plan.pass_name, result.receipts, failed)
-    if result.failures:
-        raise InputError(_told(result))
+            failed = {failure.shard: failure.error for failure in result.failures.values()}
+            write_manifest(layout, plan.pass_name, committed, failed)
+            if result.failures:
+                raise InputError(_told(result))
     return result
 
 
-def _check_receipts(layout: Layout, plan: Plan, records: list[ShardRecord], done: dict[str, Receipt]) -> None:
-    """What is committed must be of this plan and of these tokens."""
-    tokens = {record.name: record.sha256 for record in records}
-    for shard, receipt in done.items():
-        if receipt.plan_hash != plan.hash or receipt.tokens_sha256 != tokens.get(shard):
-            of = "plan" if receipt.plan_hash != plan.hash else "token shard"
+def _look(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestRow]]:
+    """Shards that are to do, in order, and what the manifest says of the others, which are counted.
+
+    What is committed must be of this plan and of these tokens.
+    """
+    plan, plan_hash = result.plan, result.plan.hash
+    records = {record.name: record for link in read_links(layout) for record in link.shards}
+    result.total, result.rows = len(records), sum(record.rows for record in records.values())
+    committed = []
+    for receipt in scan_commits(layout, plan.pass_name):
+        record = records.pop(receipt.shard, None)
+        if receipt.plan_hash != plan_hash or record is None or receipt.tokens_sha256 != record.sha256:
+            of = "plan" if receipt.plan_hash != plan_hash else "token shard"
             raise InputError(
-                f"{layout.commit(plan.pass_name, shard)} was made from another {of} than the store has now: "
-                "restore that, or give the pass another name"
+                f"{layout.commit(plan.pass_name, receipt.shard)} was made from another {of} than the store "
+                "has now: restore that, or give the pass another name"
             )
+        result.tally.add(receipt)
+        committed.append(manifest_row(receipt))
+    return list(records), committed
 
 
-def _file(result: Extraction, outcome: Receipt | Failure) -> None:
+def _file(result: Extraction, committed: list[ManifestRow], outcome: Receipt | Failure) -> None:
     if isinstance(outcome, Failure):
         result.failures[outcome.shard] = outcome
-    else:
-        result.receipts[outcome.shard] = outcome
+        return
+    result.tally.add(outcome)
+    result.fresh.add(outcome)
+    committed.append(manifest_row(outcome))
 
 
 def _told(result: Extraction) -> str:
     """The sentence about shards that were given up."""
     first = min(result.failures.values(), key=lambda failure: failure.shard)
     return (
-        f"{len(result.failures)} of {result.total} shards were given up, {len(result.receipts)} are "
+        f"{len(result.failures)} of {result.total} shards were given up, {result.tally.shards} are "
         f"committed; the first: {first.error} (shard {first.shard}, {first.attempts} attempts); mend it and "
         "run again"
     )
@@ -112,9 +131,8 @@ def _told(result: Extraction) -> str:
 class WorkerCheck:
     """Refuses a worker with other libraries than the plan, or another device than the data so far."""
 
-    def __init__(self, plan: Plan, done: dict[str, Receipt], *, accept_environment: bool) -> None:
-        self._environment = plan.environment
-        self._devices = {receipt.environment["device_model"] for receipt in done.values()}
+    def __init__(self, plan: Plan, devices: set[str], *, accept_environment: bool) -> None:
+        self._environment, self._devices = plan.environment, set(devices)
         self._accept = accept_environment
 
     def __call__(self, hello: Hello) -> None:
@@ -134,11 +152,12 @@ def _dispatch(
     layout: Layout, run: RunFile, plan: Plan, todo: list[str], check: WorkerCheck, on_event: OnEvent
 ) -> Iterator[Receipt | Failure]:
     """Run the shards on the executor that the run file names (imported when chosen: torch is heavy)."""
+    heartbeat = Heartbeat(on_event)
     if run.extract.executor == "in_process":
         from pipeline.executors.in_process import run_in_process
         from pipeline.worker import Worker
 
-        worker = Worker(layout.root, plan, check_sae=run.extract.check_sae)
+        worker = Worker(layout.root, plan, check_sae=run.extract.check_sae, on_rows=heartbeat.one)
         yield from run_in_process(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
         )
@@ -151,5 +170,5 @@ def _dispatch(
         shard_timeout_s=run.extract.shard_timeout_s,
     )
     with ray_session(run.extract):
-        backend = RayBackend(layout.root, plan, run.extract)
+        backend = watched(RayBackend(layout.root, plan, run.extract), heartbeat)
         yield from Dispatcher(todo, backend, policy, check=check, on_event=on_event).run()

@@ -76,7 +76,7 @@ def tokenize(
             return link
     if links and not append:
         raise InputError(_other_corpus(layout, links, source, run_file))
-    target = _target(source, run_file)
+    target = shard_target(source, run_file.tokens)
     before = [record for link in links for record in link.shards]
     shards = []
     stream = encoded(source.documents(), tokenizer)
@@ -220,9 +220,8 @@ def _named(source: dict[str, Any], limit: int | None) -> str:
     return f"{source['path']}{size}, text column {source['text_column']!r}, limit {limit}"
 
 
-def _target(source: Source, run_file: RunFile) -> int:
+def shard_target(source: Source, tokens: Tokens) -> int:
     """Tokens aimed at in a shard; `auto` makes a few shards of a small corpus, whoever will work on them."""
-    tokens = run_file.tokens
     if tokens.shard_tokens != "auto":
         return tokens.shard_tokens
     smallest, largest = _SHARD_TOKENS

@@ -12,8 +12,9 @@ import socket
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
 from schemas.errors import ShardError
 from schemas.layout import Layout, StorePath
-from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, SiteReceipt
+from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
 from schemas.values import Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
 
@@ -64,14 +65,22 @@ class Worker:
     """Turns a token shard into a receipt."""
 
     def __init__(
-        self, root: StorePath, plan: Plan, gpus: tuple[str, ...] = (), check_sae: CheckSae = "off"
+        self,
+        root: StorePath,
+        plan: Plan,
+        gpus: tuple[str, ...] = (),
+        check_sae: CheckSae = "off",
+        on_rows: Callable[[str, int], None] = lambda shard, rows: None,
     ) -> None:
         self._layout = Layout(root)
         self._plan, self._gpus = plan, gpus
         self._features = make_features(self._layout, plan, check_sae)
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
-        self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
+        self._records: dict[str, ShardRecord] = {}
         self._seconds: dict[str, float] = defaultdict(float)
+        self._on_rows, self._shard = on_rows, ""
+        self.rows_done = 0
+        """Rows of the shard in flight that went through; another thread may look."""
 
     def setup(self) -> Hello:
         """Get the features ready, and say where this is; errors as `Features.load`."""
@@ -94,14 +103,22 @@ class Worker:
         if (done := read_commit(self._layout, self._plan.pass_name, shard)) is not None:
             return done
         self._seconds.clear()
+        self._shard, self.rows_done = shard, 0
         try:
             return self._process(shard)
         except ShardError as error:
             raise ShardError(f"shard {shard}: {error}") from error
 
+    def _record(self, shard: str) -> ShardRecord:
+        """The shard's record; the chain is read again for one that came later."""
+        if shard not in self._records:
+            self._records = {r.name: r for link in read_links(self._layout) for r in link.shards}
+        return self._records[shard]
+
     def _process(self, shard: str) -> Receipt:
         with self._timed("read"):
-            tokens = read_token_shard(self._layout, self._lake, self._records[shard])
+            record = self._record(shard)
+            tokens = read_token_shard(self._layout, self._lake, record)
         at = {site.name: tokens.at(site.positions, self._lake.context_size) for site in self._plan.sites}
         explained = self._features.look(shard, at, self._timed)
         stored = {name: shard.stored for name, shard in at.items()}
@@ -113,13 +130,13 @@ class Worker:
         with self._timed("write"), staged_folder(folder) as staging:
             for site in self._plan.sites:
                 about, written = self._write(staging, site, encoded.pop(site.name), at[site.name])
-                sites[site.name] = about.model_copy(update={"explained_variance": explained.get(site.name)})
+                sites[site.name] = replace(about, explained_variance=explained.get(site.name))
                 objects += written
         receipt = Receipt(
             shard=shard,
             attempt=attempt,
             plan_hash=self._plan.hash,
-            tokens_sha256=self._records[shard].sha256,
+            tokens_sha256=record.sha256,
             rows=tokens.n_rows,
             sites=sites,
             objects=tuple(objects),
@@ -157,7 +174,10 @@ class Worker:
         return receipt, objects
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def _timed(self, stage: str, rows: int = 0) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._seconds[stage] += time.perf_counter() - start
+        if rows:
+            self.rows_done += rows
+            self._on_rows(self._shard, self.rows_done)

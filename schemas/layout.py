@@ -129,6 +129,10 @@ class Layout:
         """Folder of the same log in parts, where files can not be appended to."""
         return self.pass_folder(pass_name) / "events"
 
+    def prediction(self, pass_name: str) -> StorePath:
+        """What the pass was predicted to take; no data."""
+        return self.pass_folder(pass_name) / "prediction.json"
+
     def site(self, pass_name: str, site: str) -> StorePath:
         """Weights and metadata of a site, for jobs without torch."""
         return self.pass_folder(pass_name) / "sites" / f"{check_name(site, 'site')}.zarr"

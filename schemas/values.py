@@ -6,10 +6,10 @@ A row is one position of one context; inside a shard rows are numbered from 0, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,8 +174,13 @@ Encoded = dict[str, list[SparseFeatures]]
 """By site, pieces of a shard's features."""
 Stored = dict[str, Bool]
 """By site, which rows are encoded, bool [N] of a shard or of a batch."""
-Timed = Callable[[str], AbstractContextManager[None]]
-"""Adds the time that its block takes to a stage's: read, forward, encode, write."""
+
+
+class Timed(Protocol):
+    """Adds the time that a block takes to a stage's: read, forward, encode, write."""
+
+    def __call__(self, stage: str, rows: int = 0) -> AbstractContextManager[None]:
+        """A block of this stage, after which so many rows more of the shard have gone through."""
 
 
 @dataclass(frozen=True)

@@ -445,11 +445,11 @@ def test_two_tokenize_at_once_of_two_corpora_do_not_both_win(lake: Lake) -> None
 def test_auto_makes_a_few_shards_of_a_small_corpus_for_any_number_of_workers(
     lake: Lake, size: int | None, limit: int | None, expected: int, workers: int
 ) -> None:
-    from pipeline.tokenize import _target
+    from pipeline.tokenize import shard_target
 
     class Sized:
         def estimated_bytes(self) -> int | None:
             return size
 
     run_file = lake.run_file("corpus", workers=workers, limit=limit, shard_tokens="auto")
-    assert _target(Sized(), run_file) == expected  # type: ignore[arg-type]
+    assert shard_target(Sized(), run_file.tokens) == expected  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ from schemas.records import Receipt
 from schemas.values import Hello
 
 OnEvent = Callable[..., None]
+
+_RECENT = 1000
+"""Shards whose times say what a straggler is."""
 
 
 class WorkerLostError(Exception):
@@ -102,7 +106,7 @@ class Dispatcher:
         self._leaving: set[str] = set()
         self._next_poll = self._last_sign = time.monotonic()
         self._spawn_failures = 0
-        self._took: list[float] = []
+        self._took: deque[float] = deque(maxlen=_RECENT)
 
     def run(self) -> Iterator[Receipt | Failure]:
         """Yield each shard's receipt, or its failure, in the order in which they end."""

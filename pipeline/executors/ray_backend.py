@@ -42,6 +42,11 @@ class ExtractionActor:
         """Write and commit one shard."""
         return self._worker.process(shard)
 
+    @ray.method(concurrency_group="watch")  # a thread of its own, that answers while another one works
+    def rows_done(self) -> int:
+        """Rows of the shard in flight that are done."""
+        return self._worker.rows_done
+
 
 class RayBackend:
     """Starts actors and carries calls to them."""
@@ -53,13 +58,16 @@ class RayBackend:
                 "extract.executor: in_process, or another store.root"
             )
         _check_gpus(extract)
+        self._asked: dict[Any, tuple[Any, int]] = {}
         self._arguments = (str(root.absolute()), plan, extract.check_sae)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
-        self._actor: Any = ray.remote(
+        remote: Any = ray.remote  # its types know no concurrency groups
+        self._actor = remote(
             num_cpus=extract.cpus_per_worker,
             num_gpus=extract.gpus_per_worker,
             max_restarts=0,
             max_task_retries=0,
+            concurrency_groups={"watch": 1},
         )(ExtractionActor)
 
     def spawn(self) -> tuple[Any, Hashable]:
@@ -71,6 +79,17 @@ class RayBackend:
         """Ask an actor for a shard."""
         ticket: Hashable = worker.process.remote(shard)
         return ticket
+
+    def rows_done(self, worker: Any) -> int:
+        """What the actor last answered; it is asked again once it has."""
+        ticket, rows = self._asked.get(worker, (None, 0))
+        if ticket is not None and ray.wait([ticket], timeout=0)[0]:
+            try:
+                rows, ticket = ray.get(ticket), None
+            except RayError:  # it died, which its shard's ticket tells of
+                return 0
+        self._asked[worker] = (worker.rows_done.remote() if ticket is None else ticket, rows)
+        return rows
 
     def wait(self, tickets: Sequence[Hashable], timeout_s: float) -> list[Hashable]:
         """All tickets that are ready, waiting for the first."""
@@ -94,6 +113,7 @@ class RayBackend:
 
     def kill(self, worker: Any) -> None:
         """End an actor, also a zombie behind an unreachable node."""
+        self._asked.pop(worker, None)
         ray.kill(worker, no_restart=True)
 
     def draining_nodes(self) -> set[str]:

@@ -48,6 +48,7 @@ class Catalog:
         self.sites = _sites(plans)
         self._records = {record.name: record for record in self.shards}
         self._receipts: dict[str, dict[str, Receipt]] = {}
+        self._digests: dict[str, str] = {}
 
     @classmethod
     def open(cls, root: str | StorePath) -> Self:
@@ -81,7 +82,10 @@ class Catalog:
 
     def receipts_digest(self, site: str) -> str:
         """What tables of the site carry when they are fresh."""
-        return receipts_digest(self.receipts(site).values())
+        name = self.site(site).pass_name
+        if name not in self._digests:
+            self._digests[name] = receipts_digest(self.pass_receipts(name).values())
+        return self._digests[name]
 
     def committed(self, site: str) -> list[ShardRecord]:
         """The shards that the site's pass has committed, in shard order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -12,6 +12,10 @@ from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import Receipt, digest_of
 from schemas.tables import MANIFEST
+
+ManifestRow = tuple[
+    str, str, str | None, int | None, int | None, int | None, float | None, str | None
+]  # as schemas.tables.MANIFEST
 
 
 class NondeterminismError(InputError):
@@ -46,11 +50,29 @@ def read_commit(layout: Layout, pass_name: str, shard: str) -> Receipt | None:
 
 def read_commits(layout: Layout, pass_name: str) -> dict[str, Receipt]:
     """Every committed shard of a pass by name, in shard order; a damaged marker is an InputError."""
+    return {receipt.shard: receipt for receipt in scan_commits(layout, pass_name)}
+
+
+def scan_commits(layout: Layout, pass_name: str) -> Iterator[Receipt]:
+    """The receipts of a pass in shard order; object storage is asked for several at once."""
     folder = layout.commits(pass_name)
     if not folder.is_dir():
-        return {}
+        return
     paths = sorted((path for path in folder.iterdir() if _is_marker(path)), key=str)
-    return {path.stem: _of(path.stem, path, data) for path, data in zip(paths, read_many(paths), strict=True)}
+    share = _Shared()
+    for path, data in zip(paths, read_many(paths), strict=True):
+        yield share(_of(path.stem, path, data))
+
+
+class _Shared:
+    """Lets receipts of one environment share its dict, which is a quarter of them."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+
+    def __call__(self, receipt: Receipt) -> Receipt:
+        key = tuple(receipt.environment.items())
+        return receipt.model_copy(update={"environment": self._seen.setdefault(key, receipt.environment)})
 
 
 def _of(shard: str, path: StorePath, data: bytes) -> Receipt:
@@ -66,17 +88,26 @@ def receipts_digest(receipts: Iterable[Receipt]) -> str:
     return digest_of(sorted(_content(receipt) for receipt in receipts))
 
 
+def manifest_row(receipt: Receipt) -> ManifestRow:
+    """What the manifest says of a committed shard."""
+    nnz = sum(site.nnz for site in receipt.sites.values())
+    size = sum(item.bytes for item in receipt.objects)
+    seconds = sum(receipt.seconds.values())
+    return (receipt.shard, "committed", receipt.attempt, receipt.rows, nnz, size, seconds, None)
+
+
 def write_manifest(
-    layout: Layout, pass_name: str, receipts: Mapping[str, Receipt], failed: Mapping[str, str]
+    layout: Layout, pass_name: str, committed: Sequence[ManifestRow], failed: Mapping[str, str]
 ) -> None:
     """Replace manifest.parquet: one row per shard in order, `committed`, or `quarantined` with its error."""
-    rows = [_committed(receipts[shard]) for shard in receipts]
-    rows += [
-        {"shard": shard, "state": "quarantined", "error": error}
+    done = {row[0] for row in committed}
+    given_up: list[ManifestRow] = [
+        (shard, "quarantined", None, None, None, None, None, error)
         for shard, error in failed.items()
-        if shard not in receipts
+        if shard not in done
     ]
-    write_frame(layout.manifest(pass_name), pl.from_dicts(rows, schema=MANIFEST).sort("shard"))
+    frame = pl.DataFrame([*committed, *given_up], schema=MANIFEST, orient="row")
+    write_frame(layout.manifest(pass_name), frame.sort("shard"))
 
 
 def _is_marker(path: StorePath) -> bool:
@@ -104,16 +135,3 @@ def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
 def _content(receipt: Receipt) -> list[object]:
     objects = sorted([o.path, o.sha256] for o in receipt.objects)
     return [receipt.shard, receipt.plan_hash, receipt.tokens_sha256, objects]
-
-
-def _committed(receipt: Receipt) -> dict[str, object]:
-    return {
-        "shard": receipt.shard,
-        "state": "committed",
-        "attempt": receipt.attempt,
-        "rows": receipt.rows,
-        "nnz": sum(site.nnz for site in receipt.sites.values()),
-        "bytes": sum(o.bytes for o in receipt.objects),
-        "seconds": sum(receipt.seconds.values()),
-        "error": None,
-    }

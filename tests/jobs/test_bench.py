@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jobs.bench import encode, extraction, memory, peers
+from jobs.bench import encode, extraction, memory, peers, shards
 from jobs.bench.inputs import Shape, write_sae
 from jobs.bench.report import Section, in_turn, ratio
 from pipeline.store import FeatureStore
@@ -57,6 +57,17 @@ def test_the_peak_of_an_encoder_is_measured_in_a_process_of_its_own(tmp_path):
     result = memory.measure(tmp_path / "sae", rows=256, threads=1)
     assert result.nnz == 256 * 8
     assert 0 <= result.above < 0.25
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_many_shards_are_committed_by_actors_that_do_nothing_and_the_store_opens(tmp_path):
+    result = shards.measure(tmp_path, shards=60)
+    assert result.driver_ms > 0
+    assert result.resume_s > 0
+    store = FeatureStore.open(tmp_path / "store")
+    assert len(store.receipts("bench")) == len(store.shards) == 60
+    assert "| driver's memory" in shards.section_of(result).markdown()
 
 
 def test_turns_alternate_and_leave_the_first_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def test_help_names_every_command():
         "rank",
         "cluster",
         "plots",
+        "plan",
         "status",
         "verify",
         "top",
@@ -202,8 +204,26 @@ def test_status_reads_the_store_alone(capsys, finished):
         cli.main(["status", str(finished / "store")])
     shown = capsys.readouterr().out
     store = FeatureStore.open(finished / "store")
-    assert f"{len(store.shards)}/{len(store.shards)}" in shown
+    assert f"{len(store.shards)}/{len(store.shards)} shards committed; finished" in shown
     assert "tables/mid/features.parquet" in shown
+
+
+def test_plan_predicts_and_the_run_ends_by_comparing(capsys, tmp_path):
+    path, log = write(tmp_path, run_content(tmp_path)), tmp_path / "log.jsonl"
+    assert call(capsys, "plan", path, "--seconds", "1", "--workers", "3")[0] == 0
+    kept = (tmp_path / "store/passes/mid/prediction.json").read_bytes()
+    assert json.loads(kept)["workers"] == 3
+    with pytest.raises(SystemExit):
+        cli.main(["extract", str(write(tmp_path, run_content(tmp_path))), "--log-json", str(log)])
+    assert "run `latentlake tokenize` first" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["run", str(path), "--log-json", str(log)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "prediction (from a probe of" in shown
+    assert "nonzeros per token" in shown
+    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+    assert (events[0], events[1], events[-1]) == ("begin", "ready", "end")
+    assert (tmp_path / "store/passes/mid/prediction.json").read_bytes() == kept
 
 
 def test_a_folder_that_is_no_store(capsys, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from pipeline.store.commits import (
     NondeterminismError,
     commit,
+    manifest_row,
     read_commit,
     read_commits,
     receipts_digest,
@@ -126,12 +127,12 @@ def test_the_digest_depends_on_the_data_and_on_nothing_else() -> None:
 
 def test_the_manifest_lists_what_is_committed_and_what_was_given_up(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    write_manifest(layout, "p", {"000001": receipt("000001")}, {"000000": "NaN at hook", "000001": "old"})
+    write_manifest(layout, "p", [manifest_row(receipt("000001"))], {"000000": "NaN at hook", "000001": "old"})
     frame = pl.read_parquet(layout.manifest("p"))
     assert frame.schema == MANIFEST
     assert frame.rows() == [
         ("000000", "quarantined", None, None, None, None, None, "NaN at hook"),
         ("000001", "committed", "a", 10, 7, 11, 1.5, None),
     ]
-    write_manifest(layout, "p", {}, {})
+    write_manifest(layout, "p", [], {})
     assert pl.read_parquet(layout.manifest("p")).height == 0

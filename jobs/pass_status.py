@@ -1,0 +1,146 @@
+"""How far a pass is, from its receipts and its events; a writer may be at work meanwhile."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.progress import duration
+from pipeline.prediction import Prediction, read_prediction
+from pipeline.store import FeatureStore
+from pipeline.store.commits import scan_commits
+from pipeline.store.events import read_events
+from pipeline.tally import Tally
+
+DEAD_AFTER_S = 300.0
+"""A run tells of itself once a minute; after so much silence it is taken for dead."""
+RATE_OVER_S = 300.0
+
+Event = dict[str, Any]
+
+
+@dataclass
+class LastRun:
+    """The latest run over a pass, from its events."""
+
+    id: str = ""
+    began: float = 0.0
+    ended: bool = False
+    why: str | None = None
+    """The error that it ended with."""
+    last: float = 0.0
+    """When anything was heard."""
+    workers: set[str] = field(default_factory=set)
+    retries: int = 0
+    quarantined: dict[str, str] = field(default_factory=dict)
+    in_flight: dict[str, int] = field(default_factory=dict)
+    commits: deque[tuple[float, int]] = field(default_factory=deque)
+    """Time and rows of those of the last minutes."""
+
+    def take(self, event: Event) -> None:
+        """One event more, in order."""
+        kind, self.last = event["event"], max(self.last, event["time"])
+        if kind == "ready":
+            self.workers.add(event["slot"])
+        elif kind == "worker_replaced":
+            self.workers.discard(event["slot"])
+        elif kind == "retry":
+            self.retries += 1
+        elif kind == "quarantined":
+            self.quarantined[event["shard"]] = str(event.get("why"))
+        elif kind == "heartbeat":
+            self.in_flight = dict(event["rows"])
+        elif kind == "committed":
+            self._committed(event)
+        elif kind == "end":
+            self.ended, self.why = True, event.get("why")
+
+    def _committed(self, event: Event) -> None:
+        self.quarantined.pop(event["shard"], None)
+        self.in_flight.pop(event["shard"], None)
+        self.commits.append((event["time"], event["rows"]))
+        while self.commits[0][0] < event["time"] - RATE_OVER_S:
+            self.commits.popleft()
+
+    def rate(self, now: float) -> float:
+        """Rows a second over the last minutes, those of shards in flight included."""
+        recent = [(when, rows) for when, rows in self.commits if when >= now - RATE_OVER_S]
+        rows = sum(rows for _, rows in recent) + sum(self.in_flight.values())
+        return rows / max(min(now - self.began, RATE_OVER_S), 1e-9)
+
+
+@dataclass(frozen=True)
+class PassStatus:
+    """What can be said of a pass."""
+
+    name: str
+    shards: int
+    rows: int
+    tally: Tally
+    state: str
+    is_live: bool
+    """Whether a run is at work, as far as its events tell."""
+    rate: float
+    workers: int
+    retries: int
+    in_flight: dict[str, int]
+    quarantined: dict[str, str]
+    prediction: Prediction | None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every shard is committed."""
+        return self.tally.shards >= self.shards
+
+    @property
+    def left(self) -> int:
+        """Rows that are neither committed nor done in flight."""
+        return max(0, self.rows - self.tally.rows - sum(self.in_flight.values()))
+
+
+def read_status(store: FeatureStore, name: str, now: float) -> PassStatus:
+    """The status of a pass at the time `now` (Unix seconds)."""
+    tally = Tally()
+    for receipt in scan_commits(store.layout, name):
+        tally.add(receipt)
+    run = last_run(read_events(store.layout, name))
+    is_finished = tally.shards >= len(store.shards)
+    is_live = bool(run.id) and not run.ended and not is_finished and now - run.last < DEAD_AFTER_S
+    return PassStatus(
+        name=name,
+        shards=len(store.shards),
+        rows=sum(record.rows for record in store.shards),
+        tally=tally,
+        state="finished" if is_finished else _state(run, now),
+        is_live=is_live,
+        rate=run.rate(now) if is_live else 0.0,
+        workers=len(run.workers) if is_live else 0,
+        retries=run.retries,
+        in_flight=run.in_flight if is_live else {},
+        quarantined=run.quarantined,
+        prediction=read_prediction(store.layout, name),
+    )
+
+
+def last_run(events: Iterable[Event]) -> LastRun:
+    """What the events say of the run that began last; shards given up before stay told of until committed."""
+    found = LastRun()
+    for event in events:
+        if event.get("event") == "begin":
+            found = LastRun(event["run"], event["time"], quarantined=found.quarantined)
+        if "event" in event and "time" in event and event.get("run", found.id) == found.id:
+            found.take(event)
+    return found
+
+
+def _state(run: LastRun, now: float) -> str:
+    if not run.id:
+        return "no run has begun"
+    ago = f"{duration(max(0.0, now - run.last))} ago"
+    if run.ended:
+        return f"stopped {ago} by {run.why}" if run.why else f"ended {ago}"
+    if now - run.last < DEAD_AFTER_S:
+        return f"running, last sign {ago}" if run.workers else f"starting, last sign {ago}"
+    return f"no sign for {duration(now - run.last)}: probably dead"

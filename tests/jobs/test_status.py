@@ -1,0 +1,135 @@
+"""A store alone tells whether its run is at work, has ended, or has died, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from jobs import status as module
+from jobs.pass_status import DEAD_AFTER_S, last_run, read_status
+from jobs.status import status, watch
+from pipeline.prediction import predict, sample, write_prediction
+from pipeline.store import FeatureStore
+from pipeline.store.events import read_events
+from tests.lakes import extracted, run_file
+from tests.receipts import receipt
+
+
+@pytest.fixture
+def store(tmp_path):
+    return extracted(run_file(tmp_path), tables=False)
+
+
+def interrupted(store, *, after, keep_end=False):
+    """The store as it is while (or after) a run that has committed so many shards."""
+    events = list(read_events(store.layout, "mid"))
+    kept, committed = [], 0
+    for event in events:
+        committed += event["event"] == "committed"
+        if event["event"] != "end" or keep_end:
+            kept.append(event)
+        if committed == after and not keep_end:
+            break
+    for record in store.shards[after:]:
+        store.layout.commit("mid", record.name).unlink()
+    write(store, kept)
+    return FeatureStore.open(store.layout.root), kept[-1]["time"]
+
+
+def write(store, events):
+    store.layout.events("mid").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def at(seconds, **event):
+    return {"time": float(seconds), "run": "r", **event}
+
+
+def test_a_finished_run(store):
+    found = read_status(store, "mid", time.time())
+    assert (found.state, found.is_finished, found.is_live, found.quarantined) == ("finished", True, False, {})
+
+
+def test_a_run_at_work_has_a_rate_workers_and_time_left(store):
+    open_store, last = interrupted(store, after=2)
+    write(store, [*read_events(store.layout, "mid"), at(last, event="heartbeat", rows={"000002": 40})])
+    events = list(read_events(store.layout, "mid"))
+    events[-1]["run"] = events[0]["run"]
+    write(store, events)
+    found = read_status(open_store, "mid", last + 10)
+    assert found.state == "running, last sign 10 s ago"
+    assert (found.is_live, found.workers, found.in_flight) == (True, 1, {"000002": 40})
+    rows = sum(record.rows for record in store.shards[:2]) + 40
+    assert found.rate == pytest.approx(rows / (last + 10 - events[0]["time"]))
+    assert found.left == sum(record.rows for record in store.shards) - rows
+
+
+def test_a_run_that_has_said_nothing_for_long_is_taken_for_dead(store):
+    open_store, last = interrupted(store, after=2)
+    found = read_status(open_store, "mid", last + 720)
+    assert (found.state, found.is_live) == ("no sign for 12 min: probably dead", False)
+    assert read_status(open_store, "mid", last + DEAD_AFTER_S - 1).is_live
+
+
+def test_a_run_that_was_stopped_says_by_what(store):
+    open_store, last = interrupted(store, after=1)
+    run = next(iter(read_events(store.layout, "mid")))["run"]
+    end = {**at(last + 1, event="end", shards=1, why="KeyboardInterrupt: "), "run": run}
+    write(store, [*read_events(store.layout, "mid"), end])
+    assert read_status(open_store, "mid", last + 4).state == "stopped 3 s ago by KeyboardInterrupt: "
+
+
+def test_of_several_runs_the_last_counts_and_a_given_up_shard_is_told_of_until_it_is_committed():
+    begin, give_up = {"event": "begin"}, {"event": "quarantined", "shard": "000001", "why": "NaN"}
+    first = [at(0, **begin), at(1, event="ready", slot="a"), at(2, event="retry"), at(3, **give_up)]
+    second = [{**event, "run": "s"} for event in (at(10, **begin), at(11, event="ready", slot="b"))]
+    found = last_run([*first, *second])
+    assert (found.workers, found.retries, found.quarantined) == ({"b"}, 0, {"000001": "NaN"})
+    done = {**at(12, event="committed", shard="000001", rows=5), "run": "s"}
+    late = at(13, event="worker_replaced", slot="b")  # of the first run, which is no longer listened to
+    assert last_run([*first, *second, done, late]).quarantined == {}
+    assert last_run([*first, *second, done, late]).workers == {"b"}
+
+
+def test_a_writer_at_work_leaves_half_a_line(store):
+    path = store.layout.events("mid")
+    path.write_bytes(path.read_bytes() + b'{"time": 1, "eve')
+    assert read_status(store, "mid", time.time()).state == "finished"
+
+
+def test_what_is_printed(store, capsys):
+    open_store, _ = interrupted(store, after=3)
+    found = predict(
+        [sample(receipt())],
+        plan_hash="p",
+        source="a probe",
+        rows=3600 * 50,
+        shard_rows=1000,
+        workers=1,
+        load_seconds=0,
+    )
+    write_prediction(open_store.layout, "mid", found)
+    assert not status(store.layout.root)
+    shown = capsys.readouterr().out
+    assert f"pass mid: 3/{len(store.shards)} shards committed; running, last sign" in shown
+    assert "tokens/s over the last minutes" in shown
+    assert "1 worker, 0 retries, 0 shards in flight" in shown
+    assert (
+        "predicted from a probe: 50 tokens/s of a worker, 7.0 nonzeros and 28 bytes a token, 60 min" in shown
+    )
+
+
+def test_watching_ends_when_all_is_committed(store, capsys, monkeypatch):
+    open_store, _ = interrupted(store, after=3)
+    kept = {name: open_store.layout.commit("mid", name) for name in [r.name for r in store.shards[3:]]}
+    receipts = store.pass_receipts("mid") if store._receipts else {}
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: commit_all(store, kept, receipts))
+    watch(store.layout.root)
+    assert capsys.readouterr().out.count("pass mid:") == 2
+
+
+def commit_all(store, paths, receipts):
+    for name, path in paths.items():
+        made = store.layout.commit("mid", store.shards[0].name).read_bytes()
+        path.write_bytes(made.replace(b'"shard":"000000"', f'"shard":"{name}"'.encode()))

@@ -1,0 +1,39 @@
+"""A tally is the sums over receipts, whatever their order, and grows with none of them."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+from pipeline.tally import Tally
+from tests.receipts import receipt
+
+
+def tally(*receipts):
+    made = Tally()
+    for each in receipts:
+        made.add(each)
+    return made
+
+
+def test_sums_over_shards():
+    found = tally(receipt("000000"), receipt("000001", rows=50, nnz=300, seconds=1.0))
+    assert (found.shards, found.rows, found.nonzeros, found.underflow, found.objects) == (2, 150, 1000, 2, 4)
+    assert dict(found.bytes) == {"csr.zarr": 3000, "partials.parquet": 1000}
+    assert found.size == 4000
+    assert found.rate == 50
+    assert found.devices == {"cpu"}
+
+
+def test_of_several_looks_at_an_sae_the_first_shards_counts_in_any_order():
+    looks = [receipt("000002", explained=0.2), receipt("000001", explained=0.1), receipt("000000")]
+    assert tally(*looks).looks == tally(*reversed(looks)).looks == {"mid": ("000001", 0.1)}
+
+
+def test_its_memory_does_not_grow_with_shards():
+    found = tally(receipt())
+    tracemalloc.start()
+    for number in range(2000):
+        found.add(receipt(f"{number:06d}"))
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 20_000
