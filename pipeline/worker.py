@@ -38,8 +38,12 @@ class Features(Protocol):
     def device_model(self) -> str:
         """What the device calls itself."""
 
+    @property
+    def batch_contexts(self) -> int | None:
+        """Contexts of a batch of the last shard, where memory forced fewer than the plan's; else None."""
+
     def load(self) -> None:
-        """Get ready; InputError when this node sees another model or SAE than the plan."""
+        """Get ready; NodeError when this node sees another model or SAE than the plan."""
 
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
         """Explained variance by site, where somebody looks; `at` is the shard as each site counts it."""
@@ -48,22 +52,29 @@ class Features(Protocol):
         """Features of all rows of the shard, in order, in pieces; rows that are not `stored` are empty."""
 
 
-def make_features(layout: Layout, plan: Plan, check_sae: CheckSae) -> Features:
+def make_features(
+    layout: Layout, plan: Plan, check_sae: CheckSae, oom_batch_contexts: int | None
+) -> Features:
     """What the plan's loader asks for (torch is imported with a model)."""
     from pipeline.model_features import ModelFeatures
 
-    return ModelFeatures(layout, plan, check_sae)
+    return ModelFeatures(layout, plan, check_sae, oom_batch_contexts)
 
 
 class Worker:
     """Turns a token shard into a receipt."""
 
     def __init__(
-        self, root: Path, plan: Plan, gpus: tuple[str, ...] = (), check_sae: CheckSae = "off"
+        self,
+        root: Path,
+        plan: Plan,
+        gpus: tuple[str, ...] = (),
+        check_sae: CheckSae = "off",
+        oom_batch_contexts: int | None = None,
     ) -> None:
         self._layout = Layout(root)
         self._plan, self._gpus = plan, gpus
-        self._features = make_features(self._layout, plan, check_sae)
+        self._features = make_features(self._layout, plan, check_sae, oom_batch_contexts)
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
         self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
         self._seconds: dict[str, float] = defaultdict(float)
@@ -125,6 +136,7 @@ class Worker:
                 "host": socket.gethostname(),
                 **environment(),
             },
+            batch_contexts=self._features.batch_contexts,
         )
         return commit(self._layout, self._plan.pass_name, receipt)
 
