@@ -14,6 +14,7 @@ from jobs.progress import Meter, duration, several, size
 from pipeline.plan import resolve
 from pipeline.prediction import Prediction, Span, compared, write_prediction
 from pipeline.run import Extraction
+from pipeline.store.object_path import store_path
 from schemas.layout import Layout
 from schemas.run_file import RunFile
 
@@ -36,7 +37,7 @@ def plan(run: RunFile, workers: int | None, seconds: float) -> Prediction:
     with tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder, Meter("plan") as meter:
         prediction = Probe(resolved, Path(folder), seconds).predict(lambda what: _begin(meter, what))
     assert resolved.store.pass_name is not None
-    write_prediction(Layout(Path(resolved.store.root)), resolved.store.pass_name, prediction)
+    write_prediction(Layout(store_path(resolved.store.root)), resolved.store.pass_name, prediction)
     _show(prediction)
     return prediction
 

@@ -5,6 +5,7 @@ Legend: B contexts of a batch, T positions, N token rows, Z nonzeros.
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 from dataclasses import asdict
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline import logs
 from pipeline.batches import batches
 from pipeline.first_look import first_look
-from pipeline.models import load_model, model_digest
-from pipeline.models.device import describe_device, to_device
+from pipeline.models import load_model, model_digest, weight_bytes
+from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
 from pipeline.saes import load_sae, sae_digest
 from pipeline.saes.reconstruction import worse_than_mean
 from pipeline.store.site import write_site_weights
-from schemas.errors import InputError
+from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, PlannedSite
 from schemas.run_file import CheckSae, Model
@@ -37,8 +39,19 @@ Submitted = list[tuple[str, "Pending | None", Bool]]
 class ModelFeatures:
     """Holds one model and the SAEs of all sites; one forward pass serves them all."""
 
-    def __init__(self, layout: Layout, plan: Plan, check_sae: CheckSae = "off") -> None:
+    batch_contexts: int | None
+    """See `pipeline.worker.Features`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        plan: Plan,
+        check_sae: CheckSae = "off",
+        oom_batch_contexts: int | None = None,
+    ) -> None:
         self._layout, self._plan, self._check_sae = layout, plan, check_sae
+        self._oom_batch_contexts = oom_batch_contexts
+        self.batch_contexts = None
         self._to_look_at = {site.name for site in plan.sites}
 
     @property
@@ -49,7 +62,7 @@ class ModelFeatures:
     def load(self) -> None:
         """Load the model and the SAEs, and keep the sites' weights in the store.
 
-        Raises InputError when this node sees another model or SAE than the plan.
+        Raises NodeError when this node sees another model or SAE than the plan, or its GPU stays full.
         """
         plan = self._plan
         model = Model(
@@ -61,13 +74,15 @@ class ModelFeatures:
         self._check_digest(f"model {plan.model}", model_digest(model), plan.model_digest)
         for site in plan.sites:
             self._check_digest(f"SAE {site.sae}", sae_digest(site.sae), site.sae_digest)
+        needed = weight_bytes(model) + sum(8 * site.d_model * site.d_sae for site in plan.sites)
+        wait_for_memory(plan.device, needed)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
 
     def _check_digest(self, what: str, found: str, planned: str) -> None:
         if found != planned:
-            raise InputError(
+            raise NodeError(
                 f"node {socket.gethostname()} sees other files for {what} than the plan was made with: give "
                 "every node the same"
             )
@@ -108,12 +123,31 @@ class ModelFeatures:
     def encode(self, tokens: TokenShard, stored: Stored, timed: Timed) -> Encoded:
         """Sparse features of each batch and site; one forward pass serves all sites.
 
-        Rows that are not stored go through the model and not through the SAE. The features of a batch are
-        taken when the next one was submitted, so that a GPU always has work.
+        Rows that are not stored go through the model and not through the SAE. Where the GPU's memory does not
+        do, the shard is tried once more as planned, then, where the run file allows that, in smaller batches.
+        """
+        planned, smaller = self._plan.batch_contexts, self._oom_batch_contexts
+        sizes = [planned, planned, *([smaller] if smaller is not None and smaller < planned else [])]
+        for size in sizes:
+            self.batch_contexts = size if size != planned else None
+            try:
+                return self._encode(tokens, stored, timed, size)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                full = error.with_traceback(None)  # the frames let go of their tensors
+            free_memory()
+            logs.tell("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
+        raise full
+
+    def _encode(self, tokens: TokenShard, stored: Stored, timed: Timed, contexts: int) -> Encoded:
+        """The same in batches of so many contexts.
+
+        The features of a batch are taken when the next one was submitted, so that a GPU always has work.
         """
         encoded: Encoded = {name: [] for name in stored}
         submitted: Submitted = []
-        for batch, rows in batches(tokens, self._plan.batch_contexts):
+        for batch, rows in batches(tokens, contexts):
             with timed("forward", rows.stop - rows.start):
                 x = self._model.forward(batch)
             with timed("encode"):

@@ -18,6 +18,7 @@ from pipeline.plan import make_plan
 from pipeline.prediction import Prediction, Sample, predict, sample
 from pipeline.sources import Source, open_source
 from pipeline.store import FeatureStore
+from pipeline.store.object_path import store_path
 from pipeline.store.objects import put_if_absent
 from pipeline.store.parquet import write_frame
 from pipeline.store.tokens import read_lake, read_links
@@ -128,7 +129,7 @@ class Probe:
 
     def _corpus(self, lake: Lake) -> Corpus:
         """How much the run has to do, from its store where the tokens are there."""
-        stored = Layout(Path(self.run.store.root))
+        stored = Layout(store_path(self.run.store.root))
         if records := [record for link in read_links(stored) for record in link.shards]:
             rows = sum(record.rows for record in records)
             return Corpus(rows, math.ceil(rows / len(records)), ())

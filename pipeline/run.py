@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.executors.dispatch import Dispatcher, OnEvent, Policy
+from pipeline.executors.heartbeat import Heartbeat
 from pipeline.executors.ledger import Failure
-from pipeline.executors.watch import Heartbeat, watched
 from pipeline.journal import journal
 from pipeline.plan import agree_on_plan, differences, make_plan
 from pipeline.store.commits import ManifestRow, manifest_row, scan_commits, write_manifest
@@ -15,7 +15,7 @@ from pipeline.store.objects import self_test
 from pipeline.store.site import has_site_weights
 from pipeline.store.tokens import read_links
 from pipeline.tally import Tally
-from schemas.errors import InputError
+from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Lake, Plan, Receipt
 from schemas.run_file import RunFile
@@ -136,12 +136,12 @@ class WorkerCheck:
         self._accept = accept_environment
 
     def __call__(self, hello: Hello) -> None:
-        """Raise InputError when `hello` does not fit."""
+        """Raise NodeError when `hello` does not fit."""
         found = differences(self._environment, hello.environment)
         if self._devices and hello.device_model not in self._devices:
             found.append(f"device was {', '.join(sorted(self._devices))}, now {hello.device_model}")
         if found and not self._accept:
-            raise InputError(
+            raise NodeError(
                 f"node {hello.node} differs from the pass's data ({'; '.join(found)}), so low bits may "
                 "differ: use nodes that are alike, or say --accept-environment"
             )
@@ -152,23 +152,29 @@ def _dispatch(
     layout: Layout, run: RunFile, plan: Plan, todo: list[str], check: WorkerCheck, on_event: OnEvent
 ) -> Iterator[Receipt | Failure]:
     """Run the shards on the executor that the run file names (imported when chosen: torch is heavy)."""
-    heartbeat = Heartbeat(on_event)
     if run.extract.executor == "in_process":
         from pipeline.executors.in_process import run_in_process
         from pipeline.worker import Worker
 
-        worker = Worker(layout.root, plan, check_sae=run.extract.check_sae, on_rows=heartbeat.one)
+        worker = Worker(
+            layout.root,
+            plan,
+            check_sae=run.extract.check_sae,
+            oom_batch_contexts=run.extract.oom_batch_contexts,
+            on_rows=Heartbeat(on_event).one,
+        )
         yield from run_in_process(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
         )
         return
-    from pipeline.executors.ray_backend import RayBackend, ray_session
+    from pipeline.executors.ray_backend import ray_backend, ray_session
 
     policy = Policy(
         workers=run.extract.workers,
         max_attempts=run.extract.max_attempts,
         shard_timeout_s=run.extract.shard_timeout_s,
+        no_worker_warning_s=run.extract.no_worker_warning_s,
+        no_worker_timeout_s=run.extract.no_worker_timeout_s,
     )
-    with ray_session(run.extract):
-        backend = watched(RayBackend(layout.root, plan, run.extract), heartbeat)
+    with ray_session(run.extract), ray_backend(layout.root, plan, run.extract) as backend:
         yield from Dispatcher(todo, backend, policy, check=check, on_event=on_event).run()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.store.site import write_site_weights
 from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.recipe import parse
-from schemas.errors import InputError
+from schemas.errors import NodeError
 from schemas.layout import Layout
 from schemas.records import Plan
 from schemas.values import Encoded, Stored, Timed, TokenShard
@@ -16,6 +16,9 @@ from schemas.values import Encoded, Stored, Timed, TokenShard
 
 class SyntheticFeatures:
     """Holds a generator for each site."""
+
+    batch_contexts: int | None = None
+    """See `pipeline.worker.Features`."""
 
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self._layout, self._plan = layout, plan
@@ -26,12 +29,12 @@ class SyntheticFeatures:
         return "any (synthetic features)"
 
     def load(self) -> None:
-        """Build the generators' tables; InputError where this machine's arithmetic gives others."""
+        """Build the generators' tables; NodeError where this machine's arithmetic gives others."""
         self._generators = {site.name: Generator(parse(site.sae)) for site in self._plan.sites}
         for site in self._plan.sites:
             generator = self._generators[site.name]
             if generator.digest != site.sae_digest:
-                raise InputError(
+                raise NodeError(
                     f"node {socket.gethostname()} draws other features for site {site.name!r} than the plan "
                     "was made with: give every node the same latentlake and NumPy"
                 )

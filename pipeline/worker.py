@@ -40,8 +40,12 @@ class Features(Protocol):
     def device_model(self) -> str:
         """What the device calls itself."""
 
+    @property
+    def batch_contexts(self) -> int | None:
+        """Contexts of a batch of the last shard, where memory forced fewer than the plan's; else None."""
+
     def load(self) -> None:
-        """Get ready; InputError when this node sees another model or SAE than the plan."""
+        """Get ready; NodeError when this node sees another model or SAE than the plan."""
 
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
         """Explained variance by site, where somebody looks; `at` is the shard as each site counts it."""
@@ -50,7 +54,9 @@ class Features(Protocol):
         """Features of all rows of the shard, in order, in pieces; rows that are not `stored` are empty."""
 
 
-def make_features(layout: Layout, plan: Plan, check_sae: CheckSae) -> Features:
+def make_features(
+    layout: Layout, plan: Plan, check_sae: CheckSae, oom_batch_contexts: int | None
+) -> Features:
     """What the plan's loader asks for (torch is imported with a model)."""
     if plan.model_loader == "synthetic":
         from pipeline.synthetic_features import SyntheticFeatures
@@ -58,7 +64,7 @@ def make_features(layout: Layout, plan: Plan, check_sae: CheckSae) -> Features:
         return SyntheticFeatures(layout, plan)
     from pipeline.model_features import ModelFeatures
 
-    return ModelFeatures(layout, plan, check_sae)
+    return ModelFeatures(layout, plan, check_sae, oom_batch_contexts)
 
 
 class Worker:
@@ -70,11 +76,12 @@ class Worker:
         plan: Plan,
         gpus: tuple[str, ...] = (),
         check_sae: CheckSae = "off",
+        oom_batch_contexts: int | None = None,
         on_rows: Callable[[str, int], None] = lambda shard, rows: None,
     ) -> None:
         self._layout = Layout(root)
         self._plan, self._gpus = plan, gpus
-        self._features = make_features(self._layout, plan, check_sae)
+        self._features = make_features(self._layout, plan, check_sae, oom_batch_contexts)
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
         self._records: dict[str, ShardRecord] = {}
         self._seconds: dict[str, float] = defaultdict(float)
@@ -147,6 +154,7 @@ class Worker:
                 "host": socket.gethostname(),
                 **environment(),
             },
+            batch_contexts=self._features.batch_contexts,
         )
         return commit(self._layout, self._plan.pass_name, receipt)
 

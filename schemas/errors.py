@@ -1,4 +1,4 @@
-"""The two ways in which latentlake stops: the user can mend it, or one shard can not be done."""
+"""How latentlake stops: the user can mend it; one node will not do; one shard can not be done."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ class InputError(ValueError):
 
     The command line prints the message alone and ends with exit code 2.
     """
+
+
+class NodeError(InputError):
+    """One node can not be used (its storage, its GPU, its files); a worker elsewhere may do."""
 
 
 class ShardError(InputError):

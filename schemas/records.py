@@ -242,6 +242,9 @@ class Receipt(Record):
     peak_rss_bytes: int
     """Largest resident memory of the worker's process so far."""
     environment: dict[str, str]
+    batch_contexts: int | None = None
+    """Contexts of a batch where GPU memory forced fewer than the plan's, so that low bits of this shard may
+    be others than with enough memory; None: the plan's."""
 
     def same_bytes(self, other: Receipt) -> bool:
         """Whether two attempts wrote the same data."""

@@ -251,6 +251,23 @@ class Extract(Section):
     shard_timeout_s: float = Field(
         3600.0, gt=0, description="A shard that takes longer is given to another worker."
     )
+    oom_batch_contexts: int | None = Field(
+        None,
+        ge=1,
+        description="A shard that runs out of GPU memory twice is tried with so many contexts in one forward "
+        "pass. Its low bits may then differ, and its receipt says so. Default: it is not, the attempt fails.",
+    )
+    no_worker_warning_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without a worker that is ready after which that is told, again and again.",
+    )
+    no_worker_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds without a worker that is ready after which the run stops; what is committed "
+        "stays. Loading counts: set more than it takes. Default: wait for ever.",
+    )
     check_sae: CheckSae = Field(
         "stop",
         description="Each worker looks how well the SAEs reconstruct on its first shard. stop: one that is "

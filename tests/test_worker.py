@@ -48,7 +48,11 @@ def worker_of(folder, root, **changes):
     """A worker for a new pass over the tokens of `root`."""
     resolved, _ = resolve(run_file(folder, store={"root": str(root)}, **changes))
     layout = Layout(root)
-    worker = Worker(root, agree_on_plan(layout, make_plan(resolved, read_lake(layout))))
+    worker = Worker(
+        root,
+        agree_on_plan(layout, make_plan(resolved, read_lake(layout))),
+        oom_batch_contexts=resolved.extract.oom_batch_contexts,
+    )
     worker.setup()
     return worker
 
@@ -88,6 +92,59 @@ def test_a_batch_without_a_row_to_encode_is_not_submitted(tmp_path):
     submitted = sum(what == "submit" for what, _ in log)
     counted = store.scan_tokens().collect()["counted"].list.get(15, null_on_oob=True)
     assert submitted == counted.fill_null(value=False).sum() <= len(lengths) - short
+
+
+class Full:
+    """A model on a GPU that holds so many contexts, after `failures` calls for which it holds none."""
+
+    def __init__(self, model, most, failures=0):
+        self._model, self._most, self._failures, self.sizes = model, most, failures, []
+
+    def forward(self, batch):
+        self.sizes.append(len(batch.lengths))
+        self._failures -= 1
+        if len(batch.lengths) > self._most or self._failures >= 0:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return self._model.forward(batch)
+
+
+@pytest.fixture
+def lost_shard(tmp_path):
+    """A finished store, one shard of which lost its receipt; the bytes that it had."""
+    root = extracted(run_file(tmp_path), tables=False).layout.root
+    before = data_bytes(root)
+    (root / "passes/mid/commits/000001.json").unlink()
+    return tmp_path, root, before
+
+
+def test_a_shard_that_runs_out_of_gpu_memory_is_tried_again_as_it_was(lost_shard):
+    folder, root, before = lost_shard
+    worker = worker_of(folder, root, extract={"oom_batch_contexts": 1})
+    worker._features._model = Full(worker._features._model, most=4, failures=1)
+    assert worker.process("000001").batch_contexts is None
+    assert data_bytes(root) == before
+
+
+def test_only_then_it_gets_the_smaller_batches_of_the_run_file_and_its_receipt_says_so(lost_shard):
+    folder, root, _ = lost_shard
+    worker = worker_of(folder, root, extract={"oom_batch_contexts": 2})
+    worker._features._model = model = Full(worker._features._model, most=2)
+    receipt = worker.process("000001")
+    assert model.sizes[:4] == [4, 4, 2, 2]
+    assert receipt.batch_contexts == FeatureStore.open(root).receipts("mid")["000001"].batch_contexts == 2
+    assert FeatureStore.open(root).verify().problems == []
+
+
+def test_else_the_attempt_fails_and_the_worker_lives(lost_shard):
+    folder, root, before = lost_shard
+    worker = worker_of(folder, root)
+    model = worker._features._model
+    worker._features._model = Full(model, most=2)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        worker.process("000001")
+    worker._features._model = model
+    assert worker.process("000001").batch_contexts is None
+    assert data_bytes(root) == before
 
 
 def z_of(folder, store):

@@ -14,8 +14,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipeline.executors.heartbeat import Heartbeat
 from pipeline.executors.ledger import Failure, Ledger
-from schemas.errors import InputError
+from schemas.errors import InputError, NodeError
 from schemas.records import Receipt
 from schemas.values import Hello
 
@@ -54,13 +55,19 @@ class Backend(Protocol):
         """The tickets that are ready, waiting up to `timeout_s` for the first."""
 
     def result(self, ticket: Hashable) -> Any:
-        """The value of a ready ticket; raises WorkerLostError or CallFailedError."""
+        """The value of a ready ticket; raises WorkerLostError, CallFailedError or NodeError."""
+
+    def rows_done(self, worker: Any) -> int:
+        """Rows of its shard in flight that a worker has done, as last heard; does not wait."""
 
     def kill(self, worker: Any) -> None:
         """End a worker, whatever it does."""
 
     def draining_nodes(self) -> set[str]:
         """Nodes that are about to leave."""
+
+    def resources(self) -> str:
+        """What there is, and what a worker asks for, in words."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,10 @@ class Policy:
     straggler_factor: float = 4.0
     straggler_min_s: float = 30.0
     poll_s: float = 1.0
-    quiet_s: float = 60.0
+    respawn_s: float = 30.0
+    """Before a worker that failed to load is replaced, while others live."""
+    no_worker_warning_s: float = 60.0
+    no_worker_timeout_s: float | None = None
 
 
 @dataclass
@@ -104,17 +114,17 @@ class Dispatcher:
         self._slots: dict[str, Slot] = {}
         self._inflight: dict[Hashable, str] = {}
         self._leaving: set[str] = set()
-        self._next_poll = self._last_sign = time.monotonic()
-        self._spawn_failures = 0
+        self._next_poll = self._spawn_after = self._last_live = self._last_told = time.monotonic()
+        self._load_failures = 0
         self._took: deque[float] = deque(maxlen=_RECENT)
+        self._heartbeat = Heartbeat(on_event)
 
     def run(self) -> Iterator[Receipt | Failure]:
         """Yield each shard's receipt, or its failure, in the order in which they end."""
         try:
-            for _ in range(min(self._policy.workers, self._ledger.remaining)):
-                self._spawn()
             while self._ledger.remaining:
                 self._look_around()
+                self._fill()
                 ready = self._backend.wait(list(self._inflight), 0.5)
                 outcomes = [outcome for ticket in ready for outcome in self._settle(ticket)]
                 outcomes += self._expire()
@@ -123,6 +133,13 @@ class Dispatcher:
         finally:
             for slot in self._slots.values():
                 self._backend.kill(slot.worker)
+
+    def _fill(self) -> None:
+        """Ask at once for all workers that are wanted and not there; they come when they come."""
+        while len(self._slots) < min(self._policy.workers, self._ledger.remaining):
+            if time.monotonic() < self._spawn_after:
+                return
+            self._spawn()
 
     def _spawn(self) -> None:
         worker, ticket = self._backend.spawn()
@@ -139,11 +156,14 @@ class Dispatcher:
         slot_id = self._inflight.pop(ticket, None)
         if slot_id is None:
             return []
-        slot, self._last_sign = self._slots[slot_id], time.monotonic()
+        slot = self._slots[slot_id]
         try:
             value = self._backend.result(ticket)
         except WorkerLostError as error:
-            return self._replace(slot_id, f"worker lost: {error}", charged=not error.preempted)
+            taken_away = error.preempted or (slot.hello is not None and slot.hello.node in self._leaving)
+            return self._replace(slot_id, f"worker lost: {error}", charged=not taken_away)
+        except NodeError as error:
+            return self._replace(slot_id, str(error), refused=True)
         except CallFailedError as error:
             if slot.hello is None:
                 return self._replace(slot_id, str(error))
@@ -153,8 +173,11 @@ class Dispatcher:
         return self._complete(slot, value)
 
     def _welcome(self, slot_id: str, slot: Slot, hello: Hello) -> list[Receipt | Failure]:
-        self._check(hello)
-        slot.hello, self._spawn_failures = hello, 0
+        try:
+            self._check(hello)
+        except NodeError as error:
+            return self._replace(slot_id, str(error), refused=True)
+        slot.hello, self._load_failures = hello, 0
         self._on_event(event="ready", slot=slot_id, **ready_event(hello))
         return []
 
@@ -182,22 +205,34 @@ class Dispatcher:
         )
         return [failure] if failure else []
 
-    def _replace(self, slot_id: str, why: str, *, charged: bool = True) -> list[Receipt | Failure]:
-        """End a worker and start another in its place."""
+    def _replace(
+        self, slot_id: str, why: str, *, charged: bool = True, refused: bool = False
+    ) -> list[Receipt | Failure]:
+        """End a worker; `_fill` starts another in its place."""
         slot = self._slots.pop(slot_id)
-        self._spawn_failures += slot.hello is None
         outcome = self._release(slot, why, charged=charged)
         self._inflight = {ticket: owner for ticket, owner in self._inflight.items() if owner != slot_id}
         self._backend.kill(slot.worker)
-        self._on_event(event="worker_replaced", slot=slot_id, why=why)
-        if self._spawn_failures > self._policy.max_spawn_failures:
-            raise InputError(
-                f"{self._spawn_failures} workers in a row died while loading, the last by: {why}; mend that "
-                "(is there memory for the model, does the node see the store?) and run again"
-            )
-        if self._ledger.remaining:
-            self._spawn()
+        self._on_event(event="worker_replaced", slot=slot_id, why=why, was_ready=slot.hello is not None)
+        if slot.hello is None and charged:
+            self._failed_to_load(why, refused=refused)
         return outcome
+
+    def _failed_to_load(self, why: str, *, refused: bool) -> None:
+        """Try later while others work; stop when nobody does and it goes on like this."""
+        self._load_failures += 1
+        if any(slot.hello for slot in self._slots.values()):
+            self._spawn_after = time.monotonic() + self._policy.respawn_s
+            return
+        most = self._policy.max_spawn_failures
+        if self._load_failures <= (min(most, self._policy.workers - 1) if refused else most):
+            return
+        if self._load_failures == 1:
+            raise InputError(why)
+        raise InputError(
+            f"{self._load_failures} workers in a row died while loading, the last by: {why}; mend that "
+            "(is there memory for the model, does the node see the store?) and run again"
+        )
 
     def _expire(self) -> list[Receipt | Failure]:
         """Give up calls that run for too long."""
@@ -233,15 +268,41 @@ class Dispatcher:
         return oldest.shard
 
     def _look_around(self) -> None:
-        """Now and then: which nodes are leaving, and is anybody there at all."""
+        """Now and then: how far the shards are, which nodes are leaving, and is anybody there at all."""
+        self._beat()
         now = time.monotonic()
         if now < self._next_poll:
             return
         self._next_poll = now + self._policy.poll_s
         self._leaving = self._backend.draining_nodes()
-        if now - self._last_sign > self._policy.quiet_s and not any(s.hello for s in self._slots.values()):
-            self._last_sign = now
-            self._on_event(event="waiting", why=f"no worker is up after {self._policy.quiet_s:.0f} s")
+        if any(slot.hello for slot in self._slots.values()):
+            self._last_live = self._last_told = now
+        else:
+            self._wait_for_workers(now)
+
+    def _beat(self) -> None:
+        """Tell how far the shards in flight are; of twins, the farther one."""
+        working = [slot for slot in self._slots.values() if slot.shard]
+        if not working or not self._heartbeat.is_due:
+            return
+        rows: dict[str, int] = {}
+        for slot in working:
+            assert slot.shard is not None
+            rows[slot.shard] = max(self._backend.rows_done(slot.worker), rows.get(slot.shard, 0))
+        self._heartbeat.tell(rows)
+
+    def _wait_for_workers(self, now: float) -> None:
+        """Tell that nobody is there, and stop where the policy has a limit to that."""
+        why = f"no worker has been ready for {now - self._last_live:.0f} s"
+        limit = self._policy.no_worker_timeout_s
+        if limit is not None and now - self._last_live > limit:
+            raise InputError(
+                f"{why} (extract.no_worker_timeout_s: {limit:g}): {self._backend.resources()}; mend that "
+                "and run again, what is committed stays"
+            )
+        if now - self._last_told > self._policy.no_worker_warning_s:
+            self._last_told = now
+            self._on_event(event="waiting", why=f"{why}: {self._backend.resources()}")
 
 
 def ready_event(hello: Hello) -> dict[str, Any]:

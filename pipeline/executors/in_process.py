@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.executors.dispatch import OnEvent, ready_event
 from pipeline.executors.ledger import Failure, Ledger
+from pipeline.models.device import is_broken
 from pipeline.worker import Worker
 from schemas.errors import InputError, ShardError
 from schemas.records import Receipt
@@ -32,7 +33,11 @@ def run_in_process(
             if not isinstance(error, ShardError):
                 raise
             failure = ledger.release(shard, why := str(error), permanent=True)
-        except Exception as error:  # noqa: BLE001 - as on Ray: whatever it was, it is told and tried again
+        except Exception as error:  # as on Ray: whatever it was, it is told and tried again
+            if is_broken(error):
+                raise InputError(
+                    f"the GPU is in an error state ({error}): run again, what is committed stays"
+                ) from error
             failure = ledger.release(shard, why := f"{type(error).__name__}: {error}")
         else:
             ledger.complete(shard)

@@ -1,4 +1,4 @@
-"""Workers as Ray actors, each pinned to its share of GPUs and CPUs. The only module that imports ray.
+"""Workers as Ray actors, each pinned to its share of GPUs and CPUs.
 
 Ray retries nothing here (`max_restarts=0, max_task_retries=0`): every attempt is the driver's and is counted.
 Nothing large enters the object store: a call takes a shard's name and returns a receipt.
@@ -6,52 +6,96 @@ Nothing large enters the object store: a call takes a shard's name and returns a
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from pipeline import logs
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
+from pipeline.executors.ray_metrics import DriverMetrics, WorkerMetrics
+from pipeline.executors.ray_session import address_of, first_line, ray_session
+from pipeline.executors.sight import ProbeFile, require_sight, storage_probe
+from pipeline.models.device import is_broken
 from pipeline.store.object_path import is_memory, store_path
 from pipeline.worker import Worker
-from schemas.errors import InputError, ShardError
+from schemas.errors import InputError, NodeError, ShardError
 from schemas.layout import StorePath
 from schemas.records import Plan, Receipt
-from schemas.run_file import CheckSae, Extract
+from schemas.run_file import Extract
 from schemas.values import Hello
 
-OBJECT_STORE_BYTES = 80 * 1024 * 1024
+__all__ = ["RayBackend", "ray_backend", "ray_session"]
+
+BROKEN_EXIT_S = 2.0
+"""A process that can not use its GPU any more tells the driver, and ends by itself after this time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is told."""
+
+    root: str
+    plan: Plan
+    extract: Extract
+    probe: ProbeFile | None
 
 
 class ExtractionActor:
-    """One worker in a process of its own."""
+    """One worker in a process of its own, which touches nothing before its node is known to see the store."""
 
-    def __init__(self, root: str, plan: Plan, check_sae: CheckSae) -> None:
-        gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-        self._worker = Worker(store_path(root), plan, gpus, check_sae)
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._worker: Worker | None = None
+        self._node = ray.get_runtime_context().get_node_id()
+        logs.start(node=self._node)
+        self._metrics = WorkerMetrics(job.plan.pass_name, self._node)
 
     def hello(self) -> Hello:
         """Load everything, and say what this node sees; the node goes by Ray's id, as draining ones do."""
-        return replace(self._worker.setup(), node=ray.get_runtime_context().get_node_id())
+        require_sight(self._job.probe)
+        job, gpus = self._job, tuple(str(gpu) for gpu in ray.get_gpu_ids())
+        with _ends_if_broken():
+            worker = Worker(
+                store_path(job.root),
+                job.plan,
+                gpus,
+                job.extract.check_sae,
+                oom_batch_contexts=job.extract.oom_batch_contexts,
+            )
+            hello = replace(worker.setup(), node=self._node)
+        self._worker = worker
+        logs.tell("ready", gpus=gpus, device=hello.device_model)
+        return hello
 
     def process(self, shard: str) -> Receipt:
         """Write and commit one shard."""
-        return self._worker.process(shard)
+        assert self._worker is not None, "hello comes first"
+        began = time.monotonic()
+        with logs.about(shard=shard), _told(), _ends_if_broken():
+            receipt: Receipt = self._worker.process(shard)
+            seconds = time.monotonic() - began
+            self._metrics.committed(receipt, seconds)
+            logs.tell("committed", rows=receipt.rows, seconds=round(seconds, 3))
+        return receipt
 
     @ray.method(concurrency_group="watch")  # a thread of its own, that answers while another one works
     def rows_done(self) -> int:
         """Rows of the shard in flight that are done."""
-        return self._worker.rows_done
+        return self._worker.rows_done if self._worker else 0
 
 
 class RayBackend:
     """Starts actors and carries calls to them."""
 
-    def __init__(self, root: StorePath, plan: Plan, extract: Extract) -> None:
+    def __init__(self, root: StorePath, plan: Plan, extract: Extract, probe: ProbeFile | None = None) -> None:
         if is_memory(root):
             raise InputError(
                 f"store.root {root} lies in the memory of this process, which Ray's workers do not see: set "
@@ -59,7 +103,8 @@ class RayBackend:
             )
         _check_gpus(extract)
         self._asked: dict[Any, tuple[Any, int]] = {}
-        self._arguments = (str(root.absolute()), plan, extract.check_sae)
+        self._job = Job(str(root.absolute()), plan, extract, probe)
+        self._metrics = DriverMetrics(plan.pass_name)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
         remote: Any = ray.remote  # its types know no concurrency groups
         self._actor = remote(
@@ -72,7 +117,7 @@ class RayBackend:
 
     def spawn(self) -> tuple[Any, Hashable]:
         """Start an actor; surplus ones stay pending and are the autoscaler's demand."""
-        actor = self._actor.remote(*self._arguments)
+        actor = self._actor.remote(self._job)
         return actor, actor.hello.remote()
 
     def process(self, worker: Any, shard: str) -> Hashable:
@@ -101,15 +146,22 @@ class RayBackend:
         try:
             return ray.get(ticket)
         except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, ShardError):
-                raise CallFailedError(str(cause), permanent=True) from None
-            if isinstance(cause, InputError):
-                raise InputError(str(cause)) from None
-            raise CallFailedError(f"{type(cause).__name__}: {cause}") from error
+            raise self._raised(error.cause) from None
         except RayError as error:
             preempted = isinstance(error, RayActorError) and bool(error.preempted)
-            raise WorkerLostError(_first_line(error), preempted=preempted) from None
+            self._metrics.failed("preempted" if preempted else "lost")
+            raise WorkerLostError(first_line(error), preempted=preempted) from None
+
+    def _raised(self, cause: BaseException) -> Exception:
+        """What the driver makes of an error inside a worker."""
+        self._metrics.failed("lost" if isinstance(cause, WorkerLostError) else "error")
+        if isinstance(cause, ShardError):
+            return CallFailedError(str(cause), permanent=True)
+        if isinstance(cause, WorkerLostError | NodeError):
+            return cause
+        if isinstance(cause, InputError):
+            return InputError(str(cause))
+        return CallFailedError(f"{type(cause).__name__}: {cause}")
 
     def kill(self, worker: Any) -> None:
         """End an actor, also a zombie behind an unreachable node."""
@@ -125,48 +177,63 @@ class RayBackend:
         except Exception:  # noqa: BLE001
             return set()
 
+    def resources(self) -> str:
+        """What the cluster has, and what was asked of it."""
+        extract = self._job.extract
+        there, free = _resources(), _resources(free=True)
+        found = ", ".join(f"{free.get(k, 0):g} of {there.get(k, 0):g} {k}s free" for k in ("GPU", "CPU"))
+        list_nodes: Any = ray.nodes
+        alive = sum(bool(node["Alive"]) for node in list_nodes())
+        return (
+            f"the cluster has {alive} nodes with {found}, each of {extract.workers} workers asks for "
+            f"{extract.gpus_per_worker:g} GPUs and {extract.cpus_per_worker} CPUs"
+        )
+
 
 @contextmanager
-def ray_session(extract: Extract) -> Iterator[None]:
-    """The Ray of this process; else the cluster of the run file or $RAY_ADDRESS; else a private local one."""
-    address = extract.address or os.environ.get("RAY_ADDRESS") or "local"
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-    if address == "local":
-        options |= {
-            "num_cpus": extract.workers * extract.cpus_per_worker,
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-        }
-    try:
-        ray.init(**options)
-    except ConnectionError as error:
-        raise InputError(
-            f"no Ray cluster answers at {address!r} ({_first_line(error)}); check the address, and that "
-            "RAY_AUTH_MODE and the token in ~/.ray/auth_token are those of the cluster"
-        ) from None
+def ray_backend(root: StorePath, plan: Plan, extract: Extract) -> Iterator[RayBackend]:
+    """A backend whose workers prove that they see the store at `root`."""
+    with storage_probe(root) as probe:
+        yield RayBackend(root, plan, extract, probe)
+
+
+@contextmanager
+def _ends_if_broken() -> Iterator[None]:
+    """A process whose GPU is in an error state is lost: it tells why, and ends."""
     try:
         yield
-    finally:
-        ray.shutdown()
+    except Exception as error:
+        if not is_broken(error):
+            raise
+        logs.tell("gpu_broken", logging.CRITICAL, error=error)
+        ending = threading.Timer(BROKEN_EXIT_S, os._exit, (70,))
+        ending.daemon = True
+        ending.start()
+        raise WorkerLostError(f"its GPU is in an error state ({first_line(error)})") from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """An error inside is written to this process's log, with its traceback, before the driver hears of it."""
+    try:
+        yield
+    except Exception as error:
+        logs.tell("failed", logging.ERROR, error=error)
+        raise
+
+
+def _resources(*, free: bool = False) -> dict[str, float]:
+    """What the cluster has, in all or now."""
+    ask: Any = ray.available_resources if free else ray.cluster_resources
+    found: dict[str, float] = ask()
+    return found
 
 
 def _check_gpus(extract: Extract) -> None:
     """Where all nodes are here (nothing can scale), a worker must fit on the GPUs there are."""
-    resources: Any = ray.cluster_resources
-    there = resources().get("GPU", 0)
-    local = not (extract.address or os.environ.get("RAY_ADDRESS"))
-    if local and extract.gpus_per_worker > there:
+    there = _resources().get("GPU", 0)
+    if address_of(extract) == "local" and extract.gpus_per_worker > there:
         raise InputError(
             f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, this machine has {there:g} GPUs: "
             "set 0, or name a cluster in extract.address"
         )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -7,7 +7,10 @@ taking a digest, does not import torch.
 from __future__ import annotations
 
 import importlib
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.models.device import require_device
@@ -18,7 +21,7 @@ from schemas.values import TokenBatch
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LOADERS", "Model", "load_model", "max_context", "model_digest"]
+__all__ = ["LOADERS", "Model", "load_model", "max_context", "model_digest", "weight_bytes"]
 
 LOADERS = {
     "transformer_lens": "pipeline.models.transformer_lens",
@@ -90,6 +93,29 @@ def model_digest(model: run_file.Model) -> str:
     digest: str = _loader(model).digest(model.path)
     processing = list(model.weight_processing)
     return digest_of({"model": digest, "processing": processing}) if processing else digest
+
+
+def weight_bytes(model: run_file.Model) -> int:
+    """Bytes of the weights of a local model folder in the dtype asked for; 0 where no file tells.
+
+    From the headers of safetensors files; other files count as they are.
+    """
+    folder = Path(model.path)
+    if not folder.is_dir():
+        return 0
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    parameters = sum(_parameters(file) for file in folder.glob("*.safetensors"))
+    others = sum(
+        f.stat().st_size for suffix in ("bin", "pt", "pth", "gguf") for f in folder.glob(f"*.{suffix}")
+    )
+    return parameters * sizes[model.dtype] or others
+
+
+def _parameters(file: Path) -> int:
+    """Numbers in a safetensors file: its header's length in 8 bytes, then the header."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def max_context(model: run_file.Model) -> int | None:

@@ -1,18 +1,24 @@
-"""Which device a worker computes on, and what it is called."""
+"""Which device a worker computes on, what it is called, what memory it has, and how its errors differ."""
 
 from __future__ import annotations
 
+import gc
 import platform
+import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import InputError
+from schemas.errors import InputError, NodeError
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
 CPU_INFO = Path("/proc/cpuinfo")
+
+MEMORY_WAIT_S = 120.0
+"""How long a worker waits for its GPU's memory: a process that was killed gives it back within seconds."""
 
 
 def choose_device(device: str, gpus_per_worker: float) -> str:
@@ -35,6 +41,57 @@ def require_device(device: str) -> None:
             "the run file asks for a GPU (model.device or extract.gpus_per_worker), but torch sees none "
             "here: set model.device: cpu and extract.gpus_per_worker: 0, or run where there is one"
         )
+
+
+def wait_for_memory(device: str, needed: int, limit_s: float | None = None, poll_s: float = 1.0) -> None:
+    """Wait until `needed` bytes are free on a GPU; NodeError when they are not within MEMORY_WAIT_S.
+
+    The memory of a worker that was killed comes back only when its process, and those it began, are gone.
+    """
+    if device != "cuda":
+        return
+    require_device(device)
+    import torch
+
+    deadline = time.monotonic() + (MEMORY_WAIT_S if limit_s is None else limit_s)
+    while True:
+        free, total = torch.cuda.mem_get_info()
+        if free >= needed:
+            return
+        if total < needed or time.monotonic() > deadline:
+            raise NodeError(
+                f"the GPU of a worker on {socket.gethostname()} has {free / 1e9:.1f} of {total / 1e9:.1f} GB "
+                f"free, model and SAEs need {needed / 1e9:.1f}: end what holds the rest (see nvidia-smi), or "
+                "put fewer workers on a GPU (extract.gpus_per_worker)"
+            )
+        time.sleep(poll_s)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU's memory did not do: the process is fine, and may try again."""
+    import torch
+
+    return isinstance(error, torch.cuda.OutOfMemoryError)
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether this process can not use its GPU any more (illegal access, device-side assert).
+
+    CUDA gives the same error to every later call, so that only a new process helps. It is told by words, for
+    such errors come as RuntimeError from many libraries, and torch need not be here.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "OutOfMemoryError" in names or not isinstance(error, RuntimeError):
+        return False
+    return "AcceleratorError" in names or "CUDA error" in str(error) or "device-side assert" in str(error)
+
+
+def free_memory() -> None:
+    """Give back what Python and torch's allocator hold of the GPU without using it."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.executors.dispatch import CallFailedError, Dispatcher, Policy, WorkerLostError
 from pipeline.executors.ledger import Failure, Ledger
-from schemas.errors import InputError
+from schemas.errors import InputError, NodeError
 from schemas.records import Receipt
 from schemas.values import Hello
 
@@ -89,6 +89,12 @@ class FakeBackend:
 
     def draining_nodes(self):
         return self.leaving
+
+    def rows_done(self, worker):
+        return 0
+
+    def resources(self):
+        return "the cluster has nothing"
 
 
 def run(shards, backend, **policy):
@@ -187,6 +193,94 @@ def test_a_worker_on_a_draining_node_gets_no_new_shard():
     assert [o.shard for o in outcomes] == ["a"]
     assert replaced == ["its node is draining"] * 3
     assert backend.calls["a"] == 1
+
+
+def test_a_worker_lost_on_a_draining_node_costs_the_shard_no_attempt():
+    """Whatever Ray calls the loss, the node was about to go."""
+    backend = FakeBackend({"a": [WorkerLostError("unreachable")] * 5})
+    backend.draining_nodes = lambda: {"n0"} if backend.busy.total() else set()
+    outcomes, _ = run(["a"], backend, max_attempts=1)
+    assert [type(outcome) for outcome in outcomes] == [Receipt]
+    assert backend.calls["a"] == 6
+
+
+class PickyBackend(FakeBackend):
+    """Every worker but the first is refused, or dies, while it loads."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.loaded = 0
+
+    def result(self, ticket):
+        if self.pending[ticket][1] is None:
+            self.loaded += 1
+            if self.loaded > 1:
+                raise self.hello_error
+            self.pending.pop(ticket)
+            return HELLO
+        return super().result(ticket)
+
+
+@pytest.mark.parametrize("error", [WorkerLostError("out of memory"), NodeError("no such storage")])
+def test_one_bad_node_does_not_end_a_run_that_goes_on_elsewhere(error):
+    backend = PickyBackend(hello_error=error)
+    shards = [f"{n}" for n in range(40)]
+    outcomes, events = run(shards, backend, workers=2, respawn_s=0.0, max_spawn_failures=1)
+    assert sorted(o.shard for o in outcomes) == sorted(shards)
+    assert backend.loaded > 3
+    assert {e["was_ready"] for e in events if e["event"] == "worker_replaced"} == {False}
+
+
+def test_a_worker_that_failed_to_load_is_not_replaced_at_once_while_others_work():
+    backend = PickyBackend(hello_error=WorkerLostError("out of memory"))
+    run([f"{n}" for n in range(40)], backend, workers=2, respawn_s=60.0)
+    assert backend.loaded == 2
+
+
+def test_the_only_worker_is_refused_with_the_sentence_of_its_node():
+    with pytest.raises(InputError, match=r"^node a sees nothing$"):
+        run(["a"], FakeBackend(hello_error=NodeError("node a sees nothing")))
+
+
+class EmptyBackend(FakeBackend):
+    """A cluster without room for a worker until `room` looks at it have passed."""
+
+    room = 10**9
+
+    def wait(self, tickets, timeout_s):
+        self.room -= 1
+        return super().wait(tickets, timeout_s) if self.room < 0 else []
+
+
+def test_a_run_without_a_worker_warns_again_and_again_and_goes_on_when_one_comes():
+    backend = EmptyBackend()
+    backend.room = 20
+    outcomes, events = run(["a"], backend, no_worker_warning_s=0.0)
+    assert [o.shard for o in outcomes] == ["a"]
+    told = [e["why"] for e in events if e["event"] == "waiting"]
+    assert len(told) > 10
+    assert told[0].endswith("the cluster has nothing")
+
+
+def test_a_run_without_a_worker_stops_where_a_limit_is_set():
+    backend = EmptyBackend()
+    sentence = (
+        r"no worker has been ready for 0 s \(extract.no_worker_timeout_s: 1e-06\): the cluster has nothing"
+    )
+    with pytest.raises(InputError, match=sentence):
+        run(["a", "b"], backend, workers=2, no_worker_timeout_s=1e-6)
+    assert not backend.alive
+
+
+def test_all_workers_are_asked_for_at_once_and_never_more_than_there_are_shards():
+    backend = EmptyBackend()
+    asked = []
+    backend.room = 1
+    backend.wait = lambda tickets, timeout_s: (
+        asked.append(len(tickets)) or FakeBackend.wait(backend, tickets, timeout_s)
+    )
+    run(["a", "b", "c"], backend, workers=7)
+    assert asked[0] == 3
 
 
 class StuckBackend(FakeBackend):

@@ -21,10 +21,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def session():
+def session(tmp_path_factory):
     """One private Ray for this module, with two faked GPUs."""
     import ray
 
+    os.environ["LATENTLAKE_TEST_FOLDER"] = str(tmp_path_factory.mktemp("folder"))
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     ray.init(
         address="local",
@@ -33,6 +34,7 @@ def session():
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=80 * 2**20,
+        _system_config={"metrics_report_interval_ms": 500},
     )
     yield
     ray.shutdown()
@@ -125,3 +127,112 @@ def test_each_worker_sees_only_its_gpu(session, tmp_path):
     events = []
     extract(layout, run, on_event=lambda **event: events.append(event))
     assert sorted(e["gpus"] for e in events if e["event"] == "ready") == [("0",), ("1",)]
+
+
+def breaking_lm():
+    """The tiny model, on a GPU that breaks at the token w60 (id 63), until a file says that it did."""
+    from tests.kit import tiny_lm
+
+    def look(module, args):
+        broken = Path(os.environ["LATENTLAKE_TEST_FOLDER"], "broken")
+        if (args[0] == 63).any() and not broken.exists():
+            broken.touch()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    model = tiny_lm()
+    model.embed.register_forward_pre_hook(look)
+    return model
+
+
+@pytest.fixture(scope="module")
+def broken(session, tmp_path_factory):
+    """A run during which a GPU breaks: its layout and its events."""
+    folder = tmp_path_factory.mktemp("broken")
+    run, layout = prepared(
+        folder,
+        model={"path": "tests.executors.test_ray_backend:breaking_lm"},
+        extract={"executor": "ray", "workers": 1},
+        corpus={"path": str(deadly_corpus(folder))},
+    )
+    events = []
+    extract(layout, run, on_event=lambda **event: events.append(event))
+    return layout, events
+
+
+def test_a_worker_whose_gpu_breaks_is_lost_and_the_run_goes_on_in_a_new_process(broken):
+    layout, events = broken
+    (lost,) = [event for event in events if event["event"] == "worker_replaced"]
+    assert lost["why"].startswith(
+        "worker lost: its GPU is in an error state (RuntimeError: CUDA error: an illegal"
+    )
+    first, second = [event["pid"] for event in events if event["event"] == "ready"]
+    assert first != second
+    assert not process_lives(first)
+    assert len(commits(layout)) == len(FeatureStore.open(layout.root).shards)
+
+
+def process_lives(pid):
+    """Whether it does, after it had a moment to end."""
+    import time
+
+    import psutil
+
+    end = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" and time.monotonic() < end:
+        time.sleep(0.1)
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"
+
+
+def test_workers_log_json_lines_with_shard_and_node(broken):
+    from ray._private.worker import global_worker
+
+    layout, events = broken
+    files = Path(global_worker.node.get_logs_dir_path()).glob("worker-*.err")
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines() if line[:1] == "{"]
+    committed = {line["shard"]: line for line in lines if line["event"] == "committed"}
+    assert set(commits(layout)) <= set(committed)
+    assert {line["node"] for line in committed.values()} == {
+        e["node"] for e in events if e["event"] == "ready"
+    }
+    assert [line["level"] for line in lines if line["event"] == "gpu_broken"] == ["critical"]
+
+
+def test_metrics_have_tags_of_few_values(broken):
+    import time
+    import urllib.request
+
+    import ray
+
+    wanted = {
+        "latentlake_tokens",
+        "latentlake_nonzeros",
+        "latentlake_shard_seconds",
+        "latentlake_failed_attempts",
+    }
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    lines, end = [], time.monotonic() + 30
+    while time.monotonic() < end and not all(any(name in line for line in lines) for name in wanted):
+        time.sleep(0.5)
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            lines = [
+                line for line in answer.read().decode().splitlines() if line.startswith("ray_latentlake")
+            ]
+    tokens = next(line for line in lines if line.startswith("ray_latentlake_tokens"))
+    assert 'pass="mid"' in tokens
+    assert 'shard="' not in "".join(lines)
+    assert any('why="lost"' in line for line in lines if "failed_attempts" in line)
+
+
+def test_a_node_that_does_not_see_the_store_is_refused(session, tmp_path, monkeypatch):
+    from contextlib import nullcontext
+
+    from pipeline.executors import ray_backend
+    from pipeline.executors.sight import ProbeFile
+
+    run, layout = prepared(tmp_path, extract={"executor": "ray"})
+    elsewhere = ProbeFile(str(layout.root / ".probe.none.tmp"), "x")
+    monkeypatch.setattr(ray_backend, "storage_probe", lambda root: nullcontext(elsewhere))
+    with pytest.raises(InputError, match=rf"^node \S+ does not see the driver's files in {layout.root}"):
+        extract(layout, run)
+    assert commits(layout) == []

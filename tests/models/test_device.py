@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.models import device
-from schemas.errors import InputError
+from schemas.errors import InputError, NodeError
 
 
 def test_auto_takes_the_gpu_only_when_the_worker_is_given_one() -> None:
@@ -32,6 +32,63 @@ def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: obj
     assert device.describe_device("cpu") == "A CPU @ 2 GHz"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda chosen: f"card of {chosen}")
     assert device.describe_device("cuda") == "card of cuda"
+
+
+class FakeMemory:
+    """A GPU whose free memory grows with every look at it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: list[float], total: float = 80e9) -> None:
+        self.free, self.total, self.waited = list(free), total, 0.0
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", self.info)
+        monkeypatch.setattr(device.time, "monotonic", lambda: self.waited)
+        monkeypatch.setattr(device.time, "sleep", self.sleep)
+
+    def info(self) -> tuple[float, float]:
+        return (self.free.pop(0) if len(self.free) > 1 else self.free[0]), self.total
+
+    def sleep(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+def test_a_worker_waits_for_the_memory_that_a_killed_one_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = FakeMemory(monkeypatch, [1e9, 1e9, 1e9, 9e9])
+    device.wait_for_memory("cuda", 8 * 10**9)
+    assert memory.waited == 3
+    device.wait_for_memory("cpu", 10**15)
+
+
+def test_memory_that_does_not_come_back_refuses_the_node_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = FakeMemory(monkeypatch, [1e9])
+    with pytest.raises(
+        NodeError, match=r"has 1\.0 of 80\.0 GB free, model and SAEs need 8\.0: end what holds"
+    ):
+        device.wait_for_memory("cuda", 8 * 10**9)
+    assert memory.waited == pytest.approx(device.MEMORY_WAIT_S, abs=2)
+
+
+def test_a_gpu_that_is_too_small_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = FakeMemory(monkeypatch, [7e9], total=8e9)
+    with pytest.raises(NodeError, match=r"model and SAEs need 9\.0"):
+        device.wait_for_memory("cuda", 9 * 10**9)
+    assert memory.waited == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory", "broken"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True, False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False, True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
+        (ValueError("CUDA error: no"), False, False),
+    ],
+)
+def test_errors_of_the_gpu_are_told_apart(error: Exception, out_of_memory: bool, broken: bool) -> None:
+    assert device.is_out_of_memory(error) == out_of_memory
+    assert device.is_broken(error) == broken
 
 
 def test_arrays_come_to_the_device_as_they_are() -> None:

@@ -82,6 +82,14 @@ def test_a_twin_with_other_bytes_is_loud_and_stays_to_be_looked_at(tmp_path: Pat
     assert read_commit(layout, "p", "000000") == receipt()
 
 
+def test_a_twin_that_had_less_memory_may_differ_in_low_bits(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    commit(layout, "p", receipt())
+    smaller = with_attempt(layout, receipt(attempt="b", sha256="3").model_copy(update={"batch_contexts": 2}))
+    assert commit(layout, "p", smaller) == receipt()
+    assert not layout.attempt("p", "000000", "b").exists()
+
+
 def test_of_many_racing_twins_all_get_one_receipt(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     got: list[Receipt] = []
