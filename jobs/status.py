@@ -10,6 +10,7 @@ from rich.markup import escape
 from jobs.console import say
 from pipeline.store import FeatureStore
 from pipeline.store.objects import readable
+from pipeline.store.tables import RECEIPTS_KEY
 from schemas.records import Receipt
 
 
@@ -29,6 +30,16 @@ def status(root: Path) -> None:
         for name in store.tables(site):
             stale = " [yellow](stale: made from other shards; run `latentlake stats` and on)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
+        for path in _stale_figures(store, site):
+            say(f"  figures/{site}/{path.name} [yellow](stale: drawn from other shards)[/]")
+
+
+def _stale_figures(store: FeatureStore, site: str) -> list[Path]:
+    """Figures that name other receipts than there are now (those of version 0.2 name none)."""
+    folder, now = store.layout.figures(site), store.receipts_digest(site).encode()
+    figures = sorted(folder.iterdir()) if folder.is_dir() else []
+    read = {path: path.read_bytes() for path in figures if path.suffix in (".png", ".svg")}
+    return [path for path, data in read.items() if RECEIPTS_KEY.encode() in data and now not in data]
 
 
 def _pass_line(store: FeatureStore, name: str) -> str:

@@ -65,7 +65,9 @@ class Worker:
         self._plan, self._gpus = plan, gpus
         self._features = make_features(self._layout, plan, check_sae)
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
-        self._records = {record.name: record for link in read_links(self._layout) for record in link.shards}
+        links = read_links(self._layout)
+        self._records = {record.name: record for link in links for record in link.shards}
+        self._links = {record.name: number for number, link in enumerate(links) for record in link.shards}
         self._seconds: dict[str, float] = defaultdict(float)
 
     def setup(self) -> Hello:
@@ -125,6 +127,7 @@ class Worker:
                 "host": socket.gethostname(),
                 **environment(),
             },
+            link=self._links[shard],
         )
         return commit(self._layout, self._plan.pass_name, receipt)
 

@@ -224,6 +224,8 @@ class Receipt(Record):
     peak_rss_bytes: int
     """Largest resident memory of the worker's process so far."""
     environment: dict[str, str]
+    link: int | None = None
+    """The corpus link that the shard is in; None in receipts from before version 3."""
 
     def same_bytes(self, other: Receipt) -> bool:
         """Whether two attempts wrote the same data."""

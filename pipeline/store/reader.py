@@ -134,6 +134,10 @@ class FeatureStore(Catalog):
         """Whether shards were committed after the table was made."""
         return tables.is_stale(self.layout, self.site(site).name, name, self.receipts_digest(site))
 
+    def made_from(self, site: str, name: str) -> str:
+        """The digest of the receipts that the table was made from (compare `receipts_digest`)."""
+        return tables.made_from(self.layout, self.site(site).name, name)
+
     def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
         """All rows (of the lake, ascending) and activations of one feature."""
         info = self.site(site)
