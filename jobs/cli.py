@@ -161,6 +161,24 @@ def top(
     job(opened, names[0], feature, k=k, where=where or [])
 
 
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Store folder, or the run file that names it.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Store to compare it with, of the same SAE.")],
+    site: SiteName = None,
+    site_b: Annotated[str | None, typer.Option("--site-b", help="Site of B. Default: that of A.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the whole table.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="How many of the clearest changes to print.", min=0)] = 20,
+) -> None:
+    """Compare two stores of one SAE, feature by feature: two corpora, or two models over one corpus."""
+    from jobs.diff import diff as job
+    from jobs.diff import sides
+
+    job(*sides(_open(a)[0], _open(b)[0], site, site_b), out=out, top=top)
+
+
 @app.command("check-sae")
 def check_sae(
     sae: Annotated[str, typer.Argument(metavar="SAE", help="SAE: a folder, the file of its weights, hf:...")],

@@ -70,6 +70,7 @@ def test_help_names_every_command():
         "status",
         "verify",
         "top",
+        "diff",
         "check-sae",
     ):
         assert name in done.stdout
