@@ -159,8 +159,8 @@ def _blocks(*sides: Postings) -> Iterator[tuple[Postings, ...]]:
     sizes = np.zeros(len(features), np.int64)
     for side in sides:
         sizes[np.searchsorted(features, side.features)] += np.diff(side.offsets)
-    starts = run_starts(np.cumsum(sizes) // _BLOCK_NNZ)
-    for low, high in zip(features[starts], np.append(features[starts][1:], 1 << 32), strict=True):
+    cuts = features[run_starts(np.cumsum(sizes) // _BLOCK_NNZ)]
+    for low, high in zip(cuts, np.append(cuts, 1 << 32)[1:], strict=True):
         yield tuple(_between(side, low, high) for side in sides)
 
 
