@@ -78,7 +78,7 @@ def diff(a: Side, b: Side, *, out: Path | None = None, top: int = 20, each: Each
     _say_what(a, b, totals, is_paired=is_paired)
     for line in _notes(a, b, common, is_paired=is_paired):
         say(f"[yellow]note[/]: {escape(line)}")
-    _say_changes(table, top)
+    _say_changes(table, top, "changed" if is_paired else "fire")
     if out is not None:
         about = {**_about(a, b, totals), "paired": is_paired, "support": SUPPORT, "latentlake": __version__}
         metadata = {DIFF_KEY: canonical_json(about).decode(), VERSION_KEY: str(FORMAT_VERSION)}
@@ -218,14 +218,14 @@ def _shared(a: Side, b: Side) -> bool:
     return bool(shards[0] & shards[1] or sources[0] & sources[1])
 
 
-def _say_changes(table: pl.DataFrame, top: int) -> None:
-    """The summary, and the clearest of the significant changes."""
+def _say_changes(table: pl.DataFrame, top: int, verb: str) -> None:
+    """The summary, and the clearest of the significant changes; `verb` is what a feature does in documents."""
     tested = table.filter(pl.col("frequency_p").is_not_null() | pl.col("mean_all_p").is_not_null())
     clear = {name: pl.col(f"{name}_q") <= LEVEL for name in ("frequency", "mean_all")}
     appeared = table.filter(n_active_a=0).filter(pl.col("n_active_b") > 0).height
     vanished = table.filter(n_active_b=0).filter(pl.col("n_active_a") > 0).height
     say(
-        f"[bold]diff[/] {tested.height:,} of {table.height:,} features tested, the others are in too few "
+        f"[bold]diff[/] {tested.height:,} of {table.height:,} features tested, the others {verb} in too few "
         f"documents; at q {LEVEL} {tested.filter(clear['frequency']).height:,} differ in frequency, "
         f"{tested.filter(clear['mean_all']).height:,} in mean_all; {appeared:,} fire in B alone, "
         f"{vanished:,} in A alone"
@@ -246,7 +246,7 @@ def _shown(found: pl.DataFrame) -> Table:
         for name in ("frequency", "mean_all"):
             cells += [f"{row[f'{name}_{side}']:.3g}" for side in ("a", "b")]
             ratio, q = row[f"{name}_log2_ratio"], row[f"{name}_q"]
-            cells += ["" if ratio is None else f"{2**ratio:.3g}", "" if q is None else f"{q:.1e}"]
+            cells += ["" if ratio is None else f"{2**ratio:.3g}", "" if q is None else f"{q:.0e}"]
         shown.add_row(*cells)
     return shown
 

@@ -119,21 +119,26 @@ def _sums(pairs: _Pairs, rows: I64) -> pl.DataFrame:
 
 def _changes(a: _Pairs, b: _Pairs, n_documents: int) -> pl.DataFrame:
     """Squared changes over the documents of each feature."""
-    keys = [pairs.feature * n_documents + pairs.document for pairs in (a, b)]
-    either = np.union1d(*keys)
+    keys = np.concatenate([pairs.feature * n_documents + pairs.document for pairs in (a, b)])
+    order = np.argsort(keys, kind="stable")  # merges two ascending runs
+    keys = keys[order]
+    either = run_starts(keys)
     columns: dict[str, NDArray[Any]] = {}
     for name in MEASURES:
-        change = np.zeros(len(either), getattr(a, name).dtype)
-        change[np.searchsorted(either, keys[1])] += getattr(b, name)
-        change[np.searchsorted(either, keys[0])] -= getattr(a, name)
+        change = _runs(np.concatenate([-getattr(a, name), getattr(b, name)])[order], either)
         columns |= {f"{name}_changed": (change != 0).astype(np.int64), f"{name}_change_squared": change**2}
-    features = either // max(n_documents, 1)
+    features = keys[either] // max(n_documents, 1)
     return _added(features, run_starts(features), columns, CHANGES)
+
+
+def _runs(values: NDArray[Any], starts: I64) -> NDArray[Any]:
+    """The sum of each run."""
+    return np.add.reduceat(values, starts) if len(starts) else values[:0]
 
 
 def _added(features: I64, starts: I64, columns: dict[str, NDArray[Any]], schema: Schema) -> pl.DataFrame:
     """The sum of each run of every column."""
-    sums = {name: np.add.reduceat(column, starts) for name, column in columns.items()} if len(starts) else {}
+    sums = {name: _runs(column, starts) for name, column in columns.items()}
     return pl.DataFrame({"feature": features[starts], **sums}, schema=FEATURE | schema)
 
 
@@ -149,7 +154,7 @@ def _pairs(postings: Postings, place: I64) -> _Pairs:
         np.repeat(postings.features.astype(np.int64), np.diff(np.searchsorted(starts, postings.offsets))),
         document[starts],
         np.diff(starts, append=len(document)),
-        np.add.reduceat(values, starts) if len(starts) else values,
+        _runs(values, starts),
     )
 
 
