@@ -163,8 +163,8 @@ def top(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Store folder, or the run file that names it.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Store to compare it with, of the same SAE.")],
+    a: StorePath,
+    b: StorePath,
     site: SiteName = None,
     site_b: Annotated[str | None, typer.Option("--site-b", help="Site of B. Default: that of A.")] = None,
     out: Annotated[
