@@ -203,6 +203,24 @@ def gc(
     job(_open(store)[0], older_than, dry_run=dry_run)
 
 
+@app.command()
+def diff(
+    a: StoreText,
+    b: StoreText,
+    site: SiteName = None,
+    site_b: Annotated[str | None, typer.Option("--site-b", help="Site of B. Default: that of A.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the whole table.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="How many of the clearest changes to print.", min=0)] = 20,
+) -> None:
+    """Compare two stores of one SAE, feature by feature: two corpora, or two models over one corpus."""
+    from jobs.diff import diff as job
+    from jobs.diff import sides
+
+    job(*sides(_open(a)[0], _open(b)[0], site, site_b), out=out, top=top)
+
+
 @app.command("check-sae")
 def check_sae(
     sae: Annotated[str, typer.Argument(metavar="SAE", help="SAE: a folder, the file of its weights, hf:...")],

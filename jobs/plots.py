@@ -12,10 +12,14 @@ from jobs.figures import FIGURES
 from jobs.figures.style import STYLE
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
+from pipeline.store.tables import RECEIPTS_KEY
 from schemas.layout import StorePath
 
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 """What would change the bytes of a figure from day to day, or with matplotlib's version, is left out."""
+
+RECEIPTS_FIELD = {"png": RECEIPTS_KEY, "svg": "Identifier"}
+"""Where a figure says which receipts its table was made from (a key of PNG's text, a term of SVG's)."""
 
 
 def plots(store: FeatureStore, site: str) -> list[StorePath]:
@@ -29,18 +33,20 @@ def plots(store: FeatureStore, site: str) -> list[StorePath]:
     with rc_context(STYLE):
         for name, drawing in FIGURES.items():
             figure = drawing.draw(tables[drawing.table], site)
+            receipts = store.made_from(site, drawing.table)
             for kind in METADATA:
                 path = store.layout.figures(site) / f"{name}.{kind}"
-                write_atomic(path, render(figure, kind))
+                write_atomic(path, render(figure, kind, receipts))
                 written.append(path)
     return written
 
 
-def render(figure: Figure, kind: str) -> bytes:
-    """The figure as the bytes of a `png` or `svg` file; equal figures give equal bytes."""
+def render(figure: Figure, kind: str, receipts: str = "") -> bytes:
+    """The figure as the bytes of a `png` or `svg` file; equal figures of equal receipts give equal bytes."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=METADATA[kind])
+    told = {RECEIPTS_FIELD[kind]: f"{RECEIPTS_KEY}:{receipts}"}
+    figure.savefig(buffer, format=kind, metadata=METADATA[kind] | told)
     return buffer.getvalue()
 
 

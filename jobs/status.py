@@ -10,6 +10,8 @@ from jobs.console import console, say
 from jobs.pass_status import PassStatus, read_status
 from jobs.progress import duration, several, size
 from pipeline.store import FeatureStore
+from pipeline.store.tables import RECEIPTS_KEY
+from schemas.layout import StorePath
 
 AGAIN_S = 5.0
 
@@ -31,7 +33,17 @@ def status(root: str) -> bool:
         for name in store.tables(site):
             stale = " [yellow](stale: made from other shards; run `latentlake stats` and on)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
+        for path in _stale_figures(store, site):
+            say(f"  figures/{site}/{path.name} [yellow](stale: drawn from other shards)[/]")
     return all(each.is_finished for each in passes)
+
+
+def _stale_figures(store: FeatureStore, site: str) -> list[StorePath]:
+    """Figures that name other receipts than there are now (those of version 0.2 name none)."""
+    folder, now = store.layout.figures(site), store.receipts_digest(site).encode()
+    figures = sorted(folder.iterdir(), key=str) if folder.is_dir() else []
+    read = {path: path.read_bytes() for path in figures if path.suffix in (".png", ".svg")}
+    return [path for path, data in read.items() if RECEIPTS_KEY.encode() in data and now not in data]
 
 
 def watch(root: str) -> None:

@@ -8,6 +8,7 @@ from jobs.console import say, warn
 from jobs.progress import counting
 from pipeline.plan import resolve
 from pipeline.store.object_path import store_path
+from pipeline.store.tokens import read_links
 from pipeline.tokenize import tokenize as tokenize_corpus
 from pipeline.tokenizer import load_tokenizer
 from schemas.layout import Layout
@@ -29,6 +30,7 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     assert size is not None
     assert bos is not None
     assert tokenizer_path is not None
+    before = read_links(layout)
     with counting("tokenize", unit="tokens") as advance:
 
         def progress(record: ShardRecord) -> None:
@@ -36,13 +38,18 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
 
         tokenizer = load_tokenizer(tokenizer_path)
         link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)
+    say(f"[bold]tokenize[/] {_told(link, before)} ({time.monotonic() - began:.1f} s)")
+    return link
+
+
+def _told(link: CorpusLink, before: list[CorpusLink]) -> str:
+    """What a link holds, and whether it was there."""
     rows = sum(shard.rows for shard in link.shards)
     documents = sum(shard.documents for shard in link.shards)
-    say(
-        f"[bold]tokenize[/] {documents:,} documents, {rows:,} tokens, {len(link.shards)} shards "
-        f"({time.monotonic() - began:.1f} s)"
-    )
-    return link
+    size = f"{documents:,} documents, {rows:,} tokens, {len(link.shards)} shards"
+    if link in before:
+        return f"nothing to do, the store holds this corpus (link {before.index(link)}): {size}"
+    return f"{size}, link {len(before)} of the store's corpus" if before else size
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def tokenize(
             return link
     if links and not append:
         raise InputError(_other_corpus(layout, links, source, run_file))
+    _refuse_known_files(links, source, run_file)
     target = shard_target(source, run_file.tokens)
     before = [record for link in links for record in link.shards]
     shards = []
@@ -211,6 +212,20 @@ def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_f
         f"asks for ({_named(source.describe(), run_file.tokens.limit)}): add it with --append, "
         "or set another store.root"
     )
+
+
+def _refuse_known_files(links: list[CorpusLink], source: Source, run_file: RunFile) -> None:
+    """Files that an earlier link read may not be read again: their documents would count twice."""
+    asked = source.describe()
+    contents = set(asked.get("contents", ()))
+    for number, link in enumerate(links):
+        known = contents & set(link.source.get("contents", ()))
+        if known and link.source["text_column"] == asked["text_column"]:
+            raise InputError(
+                f"{len(known)} of the {len(contents)} files of corpus.path {run_file.corpus.path!r} are in "
+                f"the store already (link {number}, from {link.source['path']}), and their documents would "
+                "count twice: let corpus.path name the new files alone"
+            )
 
 
 def _named(source: dict[str, Any], limit: int | None) -> str:

@@ -133,8 +133,10 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise
     except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise whatever their loaders raise
         reason = " ".join(str(error).split())[:300]
+        missing = "" if folder.exists() else "there is no such folder here, so it was taken for a name; "
         raise InputError(
-            f"no tokenizer could be loaded from {path!r} ({reason}); set tokens.tokenizer"
+            f"no tokenizer could be loaded from {path!r} ({missing}{reason}); mend the path or name of the "
+            "model, or set tokens.tokenizer"
         ) from None
 
 

@@ -83,7 +83,7 @@ class Worker:
         self._plan, self._gpus = plan, gpus
         self._features = make_features(self._layout, plan, check_sae, oom_batch_contexts)
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
-        self._records: dict[str, ShardRecord] = {}
+        self._records: dict[str, tuple[int, ShardRecord]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._on_rows, self._shard = on_rows, ""
         self.rows_done = 0
@@ -116,15 +116,16 @@ class Worker:
         except ShardError as error:
             raise ShardError(f"shard {shard}: {error}") from error
 
-    def _record(self, shard: str) -> ShardRecord:
-        """The shard's record; the chain is read again for one that came later."""
+    def _record(self, shard: str) -> tuple[int, ShardRecord]:
+        """Number of the corpus link and record of a shard; the chain is read again for one that came later."""
         if shard not in self._records:
-            self._records = {r.name: r for link in read_links(self._layout) for r in link.shards}
+            links = enumerate(read_links(self._layout))
+            self._records = {record.name: (n, record) for n, link in links for record in link.shards}
         return self._records[shard]
 
     def _process(self, shard: str) -> Receipt:
         with self._timed("read"):
-            record = self._record(shard)
+            link, record = self._record(shard)
             tokens = read_token_shard(self._layout, self._lake, record)
         at = {site.name: tokens.at(site.positions, self._lake.context_size) for site in self._plan.sites}
         explained = self._features.look(shard, at, self._timed)
@@ -155,6 +156,7 @@ class Worker:
                 **environment(),
             },
             batch_contexts=self._features.batch_contexts,
+            link=link,
         )
         return commit(self._layout, self._plan.pass_name, receipt)
 

@@ -245,6 +245,8 @@ class Receipt(Record):
     batch_contexts: int | None = None
     """Contexts of a batch where GPU memory forced fewer than the plan's, so that low bits of this shard may
     be others than with enough memory; None: the plan's."""
+    link: int | None = None
+    """The corpus link that the shard is in; None in receipts from before version 3."""
 
     def same_bytes(self, other: Receipt) -> bool:
         """Whether two attempts wrote the same data."""

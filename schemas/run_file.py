@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -357,8 +358,17 @@ def parse_run_file(content: dict[str, Any], where: str) -> RunFile:
     try:
         return RunFile.model_validate(content)
     except ValidationError as error:
-        unknown = [e for e in error.errors() if e["type"] == "extra_forbidden"]
-        raise InputError(f"{where}: " + "; ".join(_sentence(e) for e in unknown or error.errors())) from None
+        errors = _innermost(error.errors())
+        unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+        raise InputError(f"{where}: " + "; ".join(_sentence(e) for e in unknown or errors)) from None
+
+
+def _innermost(errors: Sequence[Any]) -> list[Any]:
+    """Without those that only follow from another one further in, as that a list has too few valid items."""
+    places = [tuple(e["loc"]) for e in errors]
+    return [
+        e for e, at in zip(errors, places, strict=True) if not any(p[: len(at)] == at != p for p in places)
+    ]
 
 
 def _sentence(error: Any) -> str:

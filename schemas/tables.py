@@ -65,3 +65,27 @@ EXAMPLES: Schema = {
 }
 """`kind` is top (interval 0, rank 0 has the largest |activation|) or quantile (interval 0 to 9: tenths of
 the active rows, from the lowest activation, negative ones included, to the highest)."""
+
+
+def _compared(name: str) -> Schema:
+    endings = ("a", "b", "difference", "log2_ratio", "se", "z", "p", "q")
+    return {f"{name}_{ending}": pl.Float64() for ending in endings}
+
+
+DIFF: Schema = {
+    "feature": pl.UInt32(),
+    "documents_a": pl.Int64(),
+    "documents_b": pl.Int64(),
+    "n_active_a": pl.Int64(),
+    "n_active_b": pl.Int64(),
+    **_compared("frequency"),
+    **_compared("mean_all"),
+}
+"""What `diff` writes: a row per feature 0 .. d_sae - 1 of two stores a and b.
+
+`documents_*`: documents in which it fires; `n_active_*`: active rows. Of `frequency` and of `mean_all`: the
+value in a and in b; `difference`: b - a; `log2_ratio`: log2(b / a), null where one is 0 or the signs differ;
+`se`: the difference's standard error, clustered by document; `z`: difference / se; `p`: two-sided; `q`:
+Benjamini and Hochberg's, over the features with a p. z, p and q are null where there is too little to tell
+(`pipeline.statistics.comparison`).
+"""

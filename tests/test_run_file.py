@@ -75,3 +75,10 @@ def test_off_without_quotes_is_off(tmp_path):
     assert Extract.model_validate(content).check_sae == "off"
     with pytest.raises(ValueError, match="check_sae"):
         Extract.model_validate({"check_sae": True})
+
+
+def test_what_is_wrong_inside_a_site_is_told_once():
+    content = {**LEAST, "sites": [{"sae": "", "name": "a"}]}
+    with pytest.raises(InputError) as error:
+        parse_run_file(content, "run.yaml")
+    assert str(error.value) == "run.yaml: sites.0.sae is '': must be a path, not empty and without NUL"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.models.hooked import HookedModel, Run
 
 CONFIG = "config.json"
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+"""What may be the name of a model at Hugging Face."""
 
 CONTENT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
 """Files that make the model what it is, beside config.json."""
@@ -66,13 +70,16 @@ def digest(path: str) -> str:
 
 
 def max_context(path: str) -> int | None:
-    """See pipeline.models.max_context."""
+    """See pipeline.models.max_context; the first to look at the path, so it says where nothing is there."""
+    require_folder(path)
     config = Path(path) / CONFIG
     return _longest(config_of(config)) if config.is_file() else None
 
 
 def require_folder(path: str) -> None:
     """A folder must hold a model; a name is Hugging Face's to know."""
+    if not Path(path).exists() and not _HUB_NAME.fullmatch(path):
+        raise InputError(f"model {path} does not exist: give a model's folder, or its name at Hugging Face")
     if Path(path).is_dir() and not (Path(path) / CONFIG).is_file():
         raise InputError(f"model folder {path} has no {CONFIG}: give a folder as saved by save_pretrained")
 

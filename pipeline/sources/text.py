@@ -6,6 +6,7 @@ import glob
 import hashlib
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ class FilesSource:
         self._readers = [self._reader(path) for path in files]
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, and how many files and bytes that is."""
+        """What was asked for, how many files and bytes that is, and what each file with content holds."""
         return {
             "kind": self._corpus.kind,
             "path": self._corpus.path,
@@ -80,11 +81,17 @@ class FilesSource:
             "label_columns": list(self._corpus.label_columns),
             "files": len(self._files),
             "bytes": sum(path.stat().st_size for path in self._files),
+            "contents": sorted({digest_of(found)[:16] for found in self._fingerprints if found[0]}),
         }
 
     def digest(self) -> str:
         """Names below the base, sizes, and sha256 of the first and the last 8 MiB of every file."""
-        return digest_of([[self._name(path), *_fingerprint(path)] for path in self._files])
+        named = zip(self._files, self._fingerprints, strict=True)
+        return digest_of([[self._name(path), *found] for path, found in named])
+
+    @cached_property
+    def _fingerprints(self) -> list[tuple[int, str]]:
+        return [_fingerprint(path) for path in self._files]
 
     def label_dtypes(self) -> dict[str, str]:
         """Types declared by Parquet files, or of the first values in JSON lines; all files must agree."""

@@ -47,6 +47,7 @@ class Catalog:
         self.shards = [record for link in links for record in link.shards]
         self.sites = _sites(plans)
         self._records = {record.name: record for record in self.shards}
+        self._links = {record.name: number for number, link in enumerate(links) for record in link.shards}
         self._receipts: dict[str, dict[str, Receipt]] = {}
         self._digests: dict[str, str] = {}
 
@@ -91,6 +92,10 @@ class Catalog:
         """The shards that the site's pass has committed, in shard order."""
         receipts = self.receipts(site)
         return [record for record in self.shards if record.name in receipts]
+
+    def link_of(self, shard: str) -> int:
+        """The link of the corpus chain that a shard came with."""
+        return self._links[self._record(shard).name]
 
     def totals(self, site: str) -> Totals:
         """Denominators over the committed shards."""

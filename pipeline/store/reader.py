@@ -17,12 +17,12 @@ from pipeline.store.contexts import ContextIndex
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame
 from pipeline.store.postings import PostingsFile
-from pipeline.store.tokens import read_links
+from pipeline.store.tokens import read_links, read_token_shard
 from schemas.errors import InputError
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout, StorePath
 from schemas.records import CorpusLink, ShardRecord
 from schemas.tables import ROW_COUNTS as ROW_COUNTS_SCHEMA
-from schemas.values import F32, U64, Postings, SparseFeatures
+from schemas.values import F32, U64, Postings, SparseFeatures, TokenShard
 
 _READERS = 8
 """Files read at once by a query: opening and decoding them leaves the GIL alone."""
@@ -55,6 +55,11 @@ class FeatureStore(Catalog):
         features = to_features(self.postings(site, shard), record.rows, info.d_sae)
         parts = (features.data, features.indices, features.indptr)
         return sparse.csr_matrix(parts, shape=(record.rows, info.d_sae))
+
+    def token_shard(self, site: str, shard: str) -> TokenShard:
+        """A token shard as the site counts it; checks its sha256."""
+        tokens = read_token_shard(self.layout, self.lake, self._record(shard))
+        return tokens.at(self.site(site).positions, self.lake.context_size)
 
     def postings(self, site: str, shard: str) -> Postings:
         """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
@@ -134,6 +139,10 @@ class FeatureStore(Catalog):
     def is_stale(self, site: str, name: str) -> bool:
         """Whether shards were committed after the table was made."""
         return tables.is_stale(self.layout, self.site(site).name, name, self.receipts_digest(site))
+
+    def made_from(self, site: str, name: str) -> str:
+        """The digest of the receipts that the table was made from (compare `receipts_digest`)."""
+        return tables.made_from(self.layout, self.site(site).name, name)
 
     def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
         """All rows (of the lake, ascending) and activations of one feature."""

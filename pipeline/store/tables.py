@@ -33,7 +33,12 @@ def has_table(layout: Layout, site: str, name: str) -> bool:
 
 def is_stale(layout: Layout, site: str, name: str, receipts_digest: str) -> bool:
     """Whether the table was made from other receipts than `receipts_digest` says."""
-    return _metadata(_existing(layout, site, name)).get(RECEIPTS_KEY) != receipts_digest
+    return made_from(layout, site, name) != receipts_digest
+
+
+def made_from(layout: Layout, site: str, name: str) -> str:
+    """The digest of the receipts that the table was made from."""
+    return _metadata(_existing(layout, site, name)).get(RECEIPTS_KEY, "")
 
 
 def scan_table(layout: Layout, site: str, name: str, receipts_digest: str | None = None) -> pl.LazyFrame:

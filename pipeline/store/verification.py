@@ -76,6 +76,11 @@ def _shard_is_intact(store: FeatureStore, pass_name: str, receipt: Receipt, repo
         report.problems.append(
             f"{marker} was made from other tokens than {store.layout.tokens(receipt.shard)}"
         )
+    elif receipt.link not in (None, store.link_of(receipt.shard)):
+        report.problems.append(
+            f"{marker} says link {receipt.link} of the corpus chain, its shard came with link "
+            f"{store.link_of(receipt.shard)}"
+        )
     if receipt.plan_hash != store.plans[pass_name].hash:
         report.problems.append(f"{marker} was made under another plan than {store.layout.plan(pass_name)}")
     folder = store.layout.attempt(pass_name, receipt.shard, receipt.attempt)

@@ -72,6 +72,7 @@ def test_help_names_every_command():
         "status",
         "verify",
         "top",
+        "diff",
         "check-sae",
     ):
         assert name in done.stdout
@@ -130,6 +131,22 @@ def test_a_hook_that_the_model_lacks(capsys, tmp_path):
 def test_an_sae_of_another_width(capsys, tmp_path):
     sae = write_sae(tmp_path / "sae", "topk", d_model=24, hook_name="layers.1")
     refused(capsys, tmp_path, "16", "24", "layers.1", sites=[{"name": "mid", "sae": str(sae)}])
+
+
+def test_a_model_that_is_not_there(capsys, tmp_path):
+    lens = {"loader": "transformer_lens"}
+    refused(capsys, tmp_path, "model /no/model does not exist: give a", model={**lens, "path": "/no/model"})
+    (tmp_path / "empty").mkdir()
+    refused(capsys, tmp_path, "has no config.json", model={**lens, "path": str(tmp_path / "empty")})
+    sae = run_content(tmp_path)["sites"][0]["sae"]
+    code, line = call(
+        capsys, "check-sae", sae, "--model", "/no/model", "--corpus", tmp_path / "corpus.parquet"
+    )
+    assert code == 2
+    assert (
+        line
+        == "latentlake: model /no/model does not exist: give a model's folder, or its name at Hugging Face"
+    )
 
 
 def test_a_context_longer_than_the_models(capsys, tmp_path):

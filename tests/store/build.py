@@ -169,6 +169,7 @@ def commit_shard(
         seconds={"write": 0.5, "encode": 1.0},
         peak_rss_bytes=1,
         environment={},
+        link=0,
     )
     return commit(layout, plan.pass_name, receipt), rounded
 
