@@ -90,7 +90,7 @@ class ObjectPath:
     @property
     def parent(self) -> ObjectPath:
         """All but the last part; the root's is the root."""
-        return ObjectPath(self.url, str(self._pure.parent).strip("."))
+        return ObjectPath(self.url, self.key.rpartition("/")[0])
 
     @property
     def client(self) -> Any:

@@ -50,15 +50,17 @@ def put_if_absent(path: ObjectPath, data: bytes) -> bool:
             with remote_errors(path):
                 obstore.put(once, path.key, data, mode="create", use_multipart=False)
         except FileExistsError:
-            return unsure and path.read_bytes() == data
+            if not unsure:
+                return False
         except ConflictError as conflict:  # somebody writes it at this moment: ours was not taken
             error = conflict
+            continue
         except RemoteError as lost:
             unsure, error = True, lost
-            with contextlib.suppress(RemoteError, FileNotFoundError):
-                return path.read_bytes() == data
         else:
             return True
+        with contextlib.suppress(RemoteError, FileNotFoundError):
+            return path.read_bytes() == data
     assert error is not None
     raise error
 

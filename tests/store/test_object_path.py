@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import objects
-from pipeline.store.object_path import ObjectPath, store_path
+from pipeline.store.object_path import ObjectPath, RemoteError, store_path
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from tests.store.s3 import FaultyS3
@@ -44,8 +44,15 @@ def test_paths_join_split_compare_and_travel() -> None:
     assert (path.name, path.stem, path.suffix) == ("features.parquet", "features", ".parquet")
     assert path.parent.parent / "site" / path.name == path
     assert path.parent.parent.parent.parent == store_path("s3://bucket/a")
+    assert (store_path("memory://m") / "a." / "b").parent == store_path("memory://m") / "a."
     assert pickle.loads(pickle.dumps(path)) == path
     assert len({path, pickle.loads(pickle.dumps(path)), path.parent}) == 2
+
+
+def test_errors_travel_between_processes() -> None:
+    error = RemoteError(5, "object storage failed (SlowDown)", "s3://bucket/a")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.filename) == (str(error), "s3://bucket/a")
 
 
 def test_names_below_the_root_are_checked() -> None:
