@@ -19,7 +19,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import obstore
 
@@ -33,8 +32,6 @@ _UPLOADS, _PARTS_AT_ONCE, _DOWNLOADS = 4, 4, 32
 _READ_AHEAD = 1 << 18
 _SCRATCH = "latentlake-scratch-"
 _ROOT_OF_ZARR = "zarr.json"
-
-T = TypeVar("T")
 
 
 def put_if_absent(path: ObjectPath, data: bytes) -> bool:
