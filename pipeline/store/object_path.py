@@ -253,7 +253,7 @@ def _translated(path: object, text: str) -> Exception:
         )
     elif not _is_passing(said):
         wrong = (
-            f"object storage refuses ({_said(text)}): check the URL, the region and the endpoint (AWS_REGION, "
+            f"object storage refuses ({_said(text)}): check the URL, region and endpoint (AWS_REGION, "
             "AWS_ENDPOINT_URL …)"
         )
     return RemoteError(errno.EIO, wrong, str(path)) if _is_passing(said) else InputError(f"{path}: {wrong}")
