@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import random
 import re
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,6 +49,8 @@ _URL = re.compile(r"([a-z0-9]+)://([A-Za-z0-9._@+=~-]+)((?:/[A-Za-z0-9._+=~-]+)*
 _ONE_READ = 1 << 23
 """Bytes of one request: a request has 30 s (AWS_TIMEOUT …), whatever it carries."""
 _READS = 8
+_CLIENTS: dict[tuple[str, bool], Any] = {}
+_MAKING = threading.Lock()
 
 
 class RemoteError(OSError):
@@ -90,7 +92,7 @@ class ObjectPath:
     @property
     def parent(self) -> ObjectPath:
         """All but the last part; the root's is the root."""
-        return ObjectPath(self.url, str(self._pure.parent).strip("."))
+        return ObjectPath(self.url, self.key.rpartition("/")[0])
 
     @property
     def client(self) -> Any:
@@ -177,11 +179,24 @@ def is_memory(path: StorePath) -> bool:
     return isinstance(path, ObjectPath) and path.url.startswith("memory:")
 
 
-@cache
 def client(url: str, *, retries: bool = True) -> Any:
     """The obstore of a root; without `retries` it sends each request once. memory:// has one per URL."""
+    key = (url, retries or url.startswith("memory:"))
+    with _MAKING:  # two threads that come first must not get a memory each
+        if key not in _CLIENTS:
+            _CLIENTS[key] = _made(*key)
+        return _CLIENTS[key]
+
+
+def forget_clients() -> None:
+    """Make clients anew, as the environment is now; what lay in memory is gone."""
+    with _MAKING:
+        _CLIENTS.clear()
+
+
+def _made(url: str, retries: bool) -> Any:
     if url.startswith("memory:"):
-        return MemoryStore() if retries else client(url)
+        return MemoryStore()
     with remote_errors(url):
         return from_url(url, retry_config=_RETRIES if retries else {"max_retries": 0})  # type: ignore[call-overload]
 
@@ -231,17 +246,17 @@ def remote_errors(path: object) -> Iterator[None]:
 def _translated(path: object, text: str) -> Exception:
     """What an error of no class of its own means."""
     said = text.partition("Debug source")[0]
+    wrong = f"object storage failed ({_said(text)})"
     if re.search(r"169\.254\.|metadata\.google|token request|[Cc]redential|must be specified", said):
-        return InputError(
-            f"{path}: no credentials were found, or they are not whole ({_said(text)}): set AWS_*, GOOGLE_* "
-            "or AZURE_* in the environment"
+        wrong = (
+            f"no credentials were found ({_said(text)}): set AWS_*, GOOGLE_* or AZURE_* in the environment"
         )
-    if _is_passing(said):
-        return RemoteError(errno.EIO, f"object storage failed ({_said(text)})", str(path))
-    return InputError(
-        f"{path} is refused by object storage ({_said(text)}): check the URL, the region and the endpoint "
-        "(AWS_REGION, AWS_ENDPOINT_URL …)"
-    )
+    elif not _is_passing(said):
+        wrong = (
+            f"object storage refuses ({_said(text)}): check the URL, region and endpoint (AWS_REGION, "
+            "AWS_ENDPOINT_URL …)"
+        )
+    return RemoteError(errno.EIO, wrong, str(path)) if _is_passing(said) else InputError(f"{path}: {wrong}")
 
 
 def _is_passing(said: str) -> bool:

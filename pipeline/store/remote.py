@@ -19,7 +19,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import obstore
 
@@ -33,8 +32,6 @@ _UPLOADS, _PARTS_AT_ONCE, _DOWNLOADS = 4, 4, 32
 _READ_AHEAD = 1 << 18
 _SCRATCH = "latentlake-scratch-"
 _ROOT_OF_ZARR = "zarr.json"
-
-T = TypeVar("T")
 
 
 def put_if_absent(path: ObjectPath, data: bytes) -> bool:
@@ -50,15 +47,17 @@ def put_if_absent(path: ObjectPath, data: bytes) -> bool:
             with remote_errors(path):
                 obstore.put(once, path.key, data, mode="create", use_multipart=False)
         except FileExistsError:
-            return unsure and path.read_bytes() == data
+            if not unsure:
+                return False
         except ConflictError as conflict:  # somebody writes it at this moment: ours was not taken
             error = conflict
+            continue
         except RemoteError as lost:
             unsure, error = True, lost
-            with contextlib.suppress(RemoteError, FileNotFoundError):
-                return path.read_bytes() == data
         else:
             return True
+        with contextlib.suppress(RemoteError, FileNotFoundError):
+            return path.read_bytes() == data
     assert error is not None
     raise error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
 from jobs.gc import gc
 from pipeline.store import FeatureStore, garbage
 from pipeline.store.commits import read_commits
@@ -96,6 +97,18 @@ def test_an_attempt_that_is_committed_or_written_meanwhile_stays(root: Path) -> 
     assert list(garbage.remove_garbage(layout, found)) == []
     assert committed.exists()
     assert written.exists()
+
+
+def test_the_command_says_what_would_go(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(root / "passes" / "p" / "data" / "000002" / A / "site" / "x", OLD)
+    for arguments, said in (
+        (["--older-than", "40"], "would remove 0 of 0"),
+        ([], "would remove 1 of 1 attempts and temporary files older than 24 hours"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["gc", str(root), "--dry-run", *arguments])
+        assert ended.value.code in (None, 0)
+        assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_damaged_receipt_stops_it(root: Path) -> None:

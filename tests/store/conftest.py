@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.store.object_path import client
+from pipeline.store.object_path import forget_clients
 from tests.store.s3 import FaultyS3, running_moto, running_proxy, use
 
 
@@ -22,6 +22,6 @@ def s3(moto: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Fault
     """S3 behind a proxy; the environment leads there."""
     with running_proxy(moto) as faulty:
         use(monkeypatch, faulty.port)
-        client.cache_clear()
+        forget_clients()
         yield faulty
-        client.cache_clear()
+        forget_clients()

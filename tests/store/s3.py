@@ -115,6 +115,19 @@ def failed_after(request: Handler) -> bool:
     return status(500)(request)
 
 
+def cut_short(request: Handler) -> bool:
+    """The answer ends in its middle."""
+    code, headers, data = request.ask()
+    request.send_response(code)
+    for name, value in headers:
+        if name.lower() not in ("connection", "server", "date"):
+            request.send_header(name, value)
+    request.end_headers()
+    request.wfile.write(data[: len(data) // 2])
+    request.drop()
+    return True
+
+
 def slow(seconds: float, *, done: bool = True) -> Fault:
     """The answer takes so long; S3 does what was asked at once, or (`done` False) never."""
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import objects
-from pipeline.store.object_path import ObjectPath, store_path
+from pipeline.store.object_path import ObjectPath, RemoteError, forget_clients, store_path
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from tests.store.s3 import FaultyS3
+from tests.store.s3 import FaultyS3, status
 
 
 def test_a_folder_is_a_path_and_a_url_an_object_path() -> None:
@@ -44,8 +44,15 @@ def test_paths_join_split_compare_and_travel() -> None:
     assert (path.name, path.stem, path.suffix) == ("features.parquet", "features", ".parquet")
     assert path.parent.parent / "site" / path.name == path
     assert path.parent.parent.parent.parent == store_path("s3://bucket/a")
+    assert (store_path("memory://m") / "a." / "b").parent == store_path("memory://m") / "a."
     assert pickle.loads(pickle.dumps(path)) == path
     assert len({path, pickle.loads(pickle.dumps(path)), path.parent}) == 2
+
+
+def test_errors_travel_between_processes() -> None:
+    error = RemoteError(5, "object storage failed (SlowDown)", "s3://bucket/a")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.filename) == (str(error), "s3://bucket/a")
 
 
 def test_names_below_the_root_are_checked() -> None:
@@ -106,6 +113,25 @@ def test_a_bucket_that_is_missing_or_forbidden_is_a_sentence(s3: FaultyS3) -> No
     s3.fail("GET", "/secret", lambda request: request.answer(403, [], b"<Code>AccessDenied</Code>") or True)
     with pytest.raises(InputError, match=r"is forbidden \(AccessDenied\): check the credentials"):
         (store_path("s3://lake/a") / "secret").read_bytes()
+
+
+def test_no_credentials_and_a_wrong_endpoint_are_sentences(
+    s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.fail(
+        "GET", "/x", lambda request: request.answer(400, [], b"<Code>AuthorizationMalformed</Code>") or True
+    )
+    with pytest.raises(
+        InputError, match=r"lake/a/x: object storage refuses \(AuthorizationMalformed\).*AWS_REGION"
+    ):
+        (store_path("s3://lake/a") / "x").read_bytes()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    s3.fail("PUT", "/latest/api/token", status(403))
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{s3.port}")
+    forget_clients()
+    with pytest.raises(InputError, match=r"lake/a/x.*AWS_"):
+        (store_path("s3://lake/a") / "x").read_bytes()
 
 
 def test_an_account_that_is_not_named_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

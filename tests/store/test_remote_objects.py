@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import object_path, objects, remote
-from pipeline.store.object_path import RemoteError, client, store_path
+from pipeline.store.object_path import RemoteError, forget_clients, store_path
 from schemas.errors import InputError
 from schemas.layout import StorePath
-from tests.store.s3 import FaultyS3, dropped, dropped_after, failed_after, slow, status, use
+from tests.store.s3 import FaultyS3, cut_short, dropped, dropped_after, failed_after, slow, status, use
 
 
 @pytest.fixture
@@ -51,6 +51,11 @@ def test_exactly_one_of_eight_racing_writers_wins_and_its_bytes_stay(s3: FaultyS
         winners = race(path, 8)
         assert len(winners) == 1
         assert path.read_bytes() == winners[0]
+
+
+def test_racing_writers_that_come_first_share_one_memory() -> None:
+    for number in range(20):
+        assert len(race(store_path(f"memory://first-{number}") / "a", 8)) == 1
 
 
 def test_one_of_racing_writers_wins_while_answers_are_lost(root: StorePath, s3: FaultyS3) -> None:
@@ -92,7 +97,7 @@ def test_a_put_that_hangs_is_looked_after(
     s3: FaultyS3, quick: None, monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:
     use(monkeypatch, s3.port, timeout="300ms")
-    client.cache_clear()
+    forget_clients()
     root = store_path(f"s3://lake/hangs-{done}")
     s3.fail("PUT", "/a", slow(1, done=done))
     assert objects.put_if_absent(root / "a", b"ours")
@@ -126,8 +131,11 @@ def test_a_forbidden_put_is_a_sentence_at_once(root: StorePath, s3: FaultyS3) ->
 def test_reads_and_writes_go_on_after_faults(root: StorePath, s3: FaultyS3) -> None:
     s3.fail("PUT", "/a", status(409), status(500), dropped_after)
     objects.write_atomic(root / "a", b"whole")
-    s3.fail("GET", "/a", status(500), dropped)
+    s3.fail("GET", "/a", status(500), dropped, cut_short)
     assert (root / "a").read_bytes() == b"whole"
+    s3.fail("GET", "/a", *[cut_short] * 99)
+    with pytest.raises(RemoteError):
+        (root / "a").read_bytes()
 
 
 def test_a_large_file_is_uploaded_in_parts_and_appears_whole(
@@ -247,7 +255,7 @@ def test_storage_set_up_without_conditional_puts_is_refused(
     s3: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
-    client.cache_clear()
+    forget_clients()
     with pytest.raises(InputError, match="AWS_CONDITIONAL_PUT: etag"):
         objects.self_test(store_path("s3://lake/unconditional"))
 
