@@ -22,7 +22,7 @@ def status(root: str) -> bool:
     rows = sum(record.rows for record in store.shards)
     documents = sum(record.documents for record in store.shards)
     say(
-        f"[bold]{escape(root)}[/]: {documents:,} documents, {rows:,} tokens in "
+        f"[bold]{escape(str(store.layout.root))}[/]: {documents:,} documents, {rows:,} tokens in "
         f"{len(store.shards)} shards, contexts of {store.lake.context_size}; "
         f"special tokens: {store.lake.special_tokens}"
     )

@@ -110,7 +110,7 @@ class Probe:
         asked = tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
         run = self.run.model_copy(update={"tokens": asked})
         arguments = (self.layout, run, tokens.context_size, tokens.prepend_bos, self._tokenizer)
-        return tokenize(*arguments, append=True)
+        return tokenize(*arguments, append=True, may_repeat=True)
 
     def _measure(self, process: Callable[[str], Receipt], warm: Receipt, corpus: Corpus) -> list[Receipt]:
         """Shards as large as the run's, or as the time allows, until it is over; at least one."""

@@ -57,12 +57,14 @@ def tokenize(
     tokenizer: Tokenizer,
     append: bool = False,
     progress: Callable[[ShardRecord], None] | None = None,
+    may_repeat: bool = False,
 ) -> CorpusLink:
     """Tokenize the run file's corpus into the store: link 0 of its chain or, with `append`, the next one.
 
     A corpus that the store holds already (same content, columns and limit) is not read again: its link is
     returned. `progress` is told of every shard, in order. InputError for a source that can't be read, a rule
-    that is not the store's, another corpus without `append`, a corpus without a counted token.
+    that is not the store's, another corpus without `append`, files that an earlier link has read (unless
+    they `may_repeat`, as in a probe), a corpus without a counted token.
     """
     run_file = _labels_by_name(run_file)
     _check_places(layout, run_file)
@@ -76,7 +78,8 @@ def tokenize(
             return link
     if links and not append:
         raise InputError(_other_corpus(layout, links, source, run_file))
-    _refuse_known_files(links, source, run_file)
+    if not may_repeat:
+        _refuse_known_files(links, source, run_file)
     target = shard_target(source, run_file.tokens)
     before = [record for link in links for record in link.shards]
     shards = []

@@ -117,7 +117,7 @@ class Worker:
             raise ShardError(f"shard {shard}: {error}") from error
 
     def _record(self, shard: str) -> tuple[int, ShardRecord]:
-        """Number of the corpus link and record of a shard; the chain is read again for one that came later."""
+        """Number of the corpus link, and record, of a shard; the chain is read again for a later one."""
         if shard not in self._records:
             links = enumerate(read_links(self._layout))
             self._records = {record.name: (n, record) for n, link in links for record in link.shards}

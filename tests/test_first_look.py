@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.run import run
-from pipeline import worker
+from pipeline import model_features
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from tests.kit import D_MODEL, tiny_lm, write_sae
@@ -111,7 +111,7 @@ def test_a_transcoder_is_measured_at_its_target(tmp_path):
 
 
 def test_a_look_that_fails_is_repeated(tmp_path, monkeypatch):
-    looks, look = [], worker.first_look
+    looks, look = [], model_features.first_look
 
     def flaky(*arguments):
         looks.append(1)
@@ -119,7 +119,7 @@ def test_a_look_that_fails_is_repeated(tmp_path, monkeypatch):
             raise MemoryError("out of memory")
         return look(*arguments)
 
-    monkeypatch.setattr(worker, "first_look", flaky)
+    monkeypatch.setattr(model_features, "first_look", flaky)
     with pytest.raises(InputError, match="worse than the mean"):
         run_with(tmp_path, "stop", scale=-3.0)
     assert len(looks) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -110,8 +111,8 @@ def test_verify_agrees_and_finds_a_receipt_that_miscounts(lake, tmp_path):
     marker = store.layout.commit("mid+odd", store.shards[0].name)
     receipt = Receipt.from_json(marker.read_bytes(), str(marker))
     site = receipt.sites["odd"]
-    wrong = site.counted.model_copy(update={"documents": site.counted.documents + 1})
-    changed = receipt.sites | {"odd": site.model_copy(update={"counted": wrong})}
+    wrong = replace(site.counted, documents=site.counted.documents + 1)
+    changed = receipt.sites | {"odd": replace(site, counted=wrong)}
     marker.write_bytes(receipt.model_copy(update={"sites": changed}).to_json())
     problems = FeatureStore.open(tmp_path / "store").verify().problems
     assert any("000000 of site odd" in line and "counted by the receipt" in line for line in problems)

@@ -110,7 +110,7 @@ def test_what_is_printed(store, capsys):
         load_seconds=0,
     )
     write_prediction(open_store.layout, "mid", found)
-    assert not status(store.layout.root)
+    assert not status(str(store.layout.root))
     shown = capsys.readouterr().out
     assert f"pass mid: 3/{len(store.shards)} shards committed; running, last sign" in shown
     assert "tokens/s over the last minutes" in shown
@@ -125,7 +125,7 @@ def test_watching_ends_when_all_is_committed(store, capsys, monkeypatch):
     kept = {name: open_store.layout.commit("mid", name) for name in [r.name for r in store.shards[3:]]}
     receipts = store.pass_receipts("mid") if store._receipts else {}
     monkeypatch.setattr(module.time, "sleep", lambda seconds: commit_all(store, kept, receipts))
-    watch(store.layout.root)
+    watch(str(store.layout.root))
     assert capsys.readouterr().out.count("pass mid:") == 2
 
 
