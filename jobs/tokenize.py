@@ -8,6 +8,8 @@ from pathlib import Path
 from jobs.console import say, warn
 from jobs.progress import counting
 from pipeline.plan import resolve
+from pipeline.sources import open_source
+from pipeline.tokenize import BYTES_PER_TOKEN
 from pipeline.tokenize import tokenize as tokenize_corpus
 from pipeline.tokenizer import load_tokenizer
 from schemas.layout import Layout
@@ -29,7 +31,7 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     assert size is not None
     assert bos is not None
     assert tokenizer_path is not None
-    with counting("tokenize", unit="tokens") as advance:
+    with counting("tokenize", _about(run), "tokens") as advance:
 
         def progress(record: ShardRecord) -> None:
             advance(record.rows)
@@ -43,6 +45,15 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
         f"({time.monotonic() - began:.1f} s)"
     )
     return link
+
+
+def _about(run: RunFile) -> int | None:
+    """How many tokens there are to come, for the time left; None when nobody knows."""
+    size = open_source(run.corpus).estimated_bytes()
+    known = [
+        n for n in (run.tokens.limit, None if size is None else size // BYTES_PER_TOKEN) if n is not None
+    ]
+    return min(known, default=None)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ class Slot:
     since: float
     hello: Hello | None = None
     shard: str | None = None
+    name: str = ""
+
+    def place(self) -> dict[str, str | None]:
+        """What an event says of where something happened."""
+        return {"slot": self.name, "node": self.hello.node if self.hello else None}
 
 
 class Dispatcher:
@@ -127,7 +132,7 @@ class Dispatcher:
     def _spawn(self) -> None:
         worker, ticket = self._backend.spawn()
         slot_id = uuid.uuid4().hex[:8]
-        self._slots[slot_id] = Slot(worker, time.monotonic())
+        self._slots[slot_id] = Slot(worker, time.monotonic(), name=slot_id)
         self._inflight[ticket] = slot_id
 
     def _send(self, slot: Slot, slot_id: str, shard: str) -> None:
@@ -179,6 +184,7 @@ class Dispatcher:
             shard=shard,
             attempts=self._ledger.attempts(shard),
             why=why,
+            **slot.place(),
         )
         return [failure] if failure else []
 
@@ -228,7 +234,8 @@ class Dispatcher:
         oldest = min(alone, key=lambda slot: slot.since, default=None)
         if oldest is None or oldest.shard is None or time.monotonic() - oldest.since < limit:
             return None
-        self._on_event(event="twin", shard=oldest.shard, age_s=round(time.monotonic() - oldest.since, 1))
+        age = round(time.monotonic() - oldest.since, 1)
+        self._on_event(event="twin", shard=oldest.shard, age_s=age, **oldest.place())
         self._ledger.start(oldest.shard)
         return oldest.shard
 

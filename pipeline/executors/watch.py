@@ -28,7 +28,7 @@ class Heartbeat:
     def tell(self, rows: dict[str, int]) -> None:
         """Rows done, by shard in flight."""
         self._last = time.monotonic()
-        self._on_event(event="heartbeat", rows=rows)
+        self._on_event(event="heartbeat", in_flight=rows)
 
     def one(self, shard: str, rows: int) -> None:
         """The same for a worker in this process, which calls as often as it likes."""
@@ -59,7 +59,7 @@ class _Watched:
         return ticket
 
     def wait(self, tickets: Sequence[Hashable], timeout_s: float) -> list[Hashable]:
-        if self._running and self._heartbeat.is_due:
+        if self._heartbeat.is_due:
             told: dict[str, int] = {}
             for worker, shard in self._running.values():
                 told[shard] = max(self._backend.rows_done(worker), told.get(shard, 0))

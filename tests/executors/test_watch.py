@@ -48,11 +48,11 @@ def test_rows_of_every_shard_in_flight_are_told_every_five_seconds(watched):
     backend.done |= {"w0": 30, "w1": 10}
     for now[0] in (1.0, 5.0, 7.0, 9.0):
         assert seen.wait([first, second], 0.5) == [first, second]
-    assert events == [{"event": "heartbeat", "rows": {"000000": 30, "000001": 10}}]
+    assert events == [{"event": "heartbeat", "in_flight": {"000000": 30, "000001": 10}}]
     seen.result(first)
     now[0] = 11.0
     seen.wait([second], 0.5)
-    assert events[1] == {"event": "heartbeat", "rows": {"000001": 10}}
+    assert events[1] == {"event": "heartbeat", "in_flight": {"000001": 10}}
 
 
 def test_a_killed_worker_is_no_longer_asked(watched):
@@ -61,7 +61,7 @@ def test_a_killed_worker_is_no_longer_asked(watched):
     seen.kill("w0")
     now[0] = 60.0
     seen.wait([], 0.5)
-    assert (events, backend.killed) == ([], ["w0"])
+    assert (events, backend.killed) == ([{"event": "heartbeat", "in_flight": {}}], ["w0"])
 
 
 def test_of_twins_the_farther_one_counts(watched):
@@ -70,7 +70,7 @@ def test_of_twins_the_farther_one_counts(watched):
     seen.process("w0", "000000"), seen.process("w1", "000000")
     now[0] = 6.0
     seen.wait([], 0.5)
-    assert events == [{"event": "heartbeat", "rows": {"000000": 30}}]
+    assert events == [{"event": "heartbeat", "in_flight": {"000000": 30}}]
 
 
 def test_everything_else_goes_to_the_backend(watched):

@@ -53,7 +53,7 @@ def test_a_finished_run(store):
 
 def test_a_run_at_work_has_a_rate_workers_and_time_left(store):
     open_store, last = interrupted(store, after=2)
-    write(store, [*read_events(store.layout, "mid"), at(last, event="heartbeat", rows={"000002": 40})])
+    write(store, [*read_events(store.layout, "mid"), at(last, event="heartbeat", in_flight={"000002": 40})])
     events = list(read_events(store.layout, "mid"))
     events[-1]["run"] = events[0]["run"]
     write(store, events)
