@@ -86,5 +86,5 @@ def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun
                 nnz=fresh.nonzeros,
                 bytes=fresh.size,
                 seconds=round(time.monotonic() - began, 3),
-                why=None if error is None else f"{type(error).__name__}: {error}",
+                why=None if error is None else f"{type(error).__name__}: {error}".rstrip(": "),
             )

@@ -39,7 +39,7 @@ class Heartbeat:
 class Watchable(Backend, Protocol):
     """A backend whose workers can be asked while they work."""
 
-    def rows_done(self, worker: Any) -> int:
+    def rows_done(self, worker: Any, shard: str) -> int:
         """Rows of its shard in flight that a worker has done, as last heard; does not wait."""
 
 
@@ -62,7 +62,7 @@ class _Watched:
         if self._heartbeat.is_due:
             told: dict[str, int] = {}
             for worker, shard in self._running.values():
-                told[shard] = max(self._backend.rows_done(worker), told.get(shard, 0))
+                told[shard] = max(self._backend.rows_done(worker, shard), told.get(shard, 0))
             self._heartbeat.tell(told)
         return self._backend.wait(tickets, timeout_s)
 

@@ -30,7 +30,7 @@ class Backend:
     def draining_nodes(self):
         return {"n9"}
 
-    def rows_done(self, worker):
+    def rows_done(self, worker, shard):
         return self.done[worker]
 
 
