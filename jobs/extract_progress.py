@@ -53,7 +53,7 @@ class ExtractionProgress:
         elif kind == "worker_replaced":
             self._workers.discard(event["slot"])
         elif kind == "heartbeat":
-            self._in_flight = event["rows"]
+            self._in_flight = event["in_flight"]
         self._retries += kind == "retry"
         if kind in TOLD:
             told = ", ".join(f"{key} {value}" for key, value in event.items() if key != "event")

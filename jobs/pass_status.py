@@ -51,7 +51,7 @@ class LastRun:
         elif kind == "quarantined":
             self.quarantined[event["shard"]] = str(event.get("why"))
         elif kind == "heartbeat":
-            self.in_flight = dict(event["rows"])
+            self.in_flight = dict(event["in_flight"])
         elif kind == "committed":
             self._committed(event)
         elif kind == "end":

@@ -55,7 +55,7 @@ class Pace:
         if now - self._seen[-1][0] >= 1:
             self._seen.append((now, count))
         began, before = self._seen[0]
-        return (count - before) / max(now - began, 1e-9)
+        return max(0.0, count - before) / max(now - began, 1e-9)  # a lost worker's rows are undone
 
 
 class Meter:

@@ -71,7 +71,7 @@ def _show(store: FeatureStore, found: PassStatus) -> None:
         left = f", {duration(found.left / found.rate)} left" if found.rate else ""
         say(
             f"  {found.rate:,.0f} tokens/s over the last minutes{left}; {several(found.workers, 'worker')}, "
-            f"{found.retries} retries, {len(found.in_flight)} shards in flight"
+            f"{found.retries} retries"
         )
     if (predicted := found.prediction) is not None:
         say(

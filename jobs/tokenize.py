@@ -7,8 +7,10 @@ import time
 from jobs.console import say, warn
 from jobs.progress import counting
 from pipeline.plan import resolve
+from pipeline.sources import open_source
 from pipeline.store.object_path import store_path
 from pipeline.store.tokens import read_links
+from pipeline.tokenize import BYTES_PER_TOKEN
 from pipeline.tokenize import tokenize as tokenize_corpus
 from pipeline.tokenizer import load_tokenizer
 from schemas.layout import Layout
@@ -31,7 +33,7 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     assert bos is not None
     assert tokenizer_path is not None
     before = read_links(layout)
-    with counting("tokenize", unit="tokens") as advance:
+    with counting("tokenize", _about(run), "tokens") as advance:
 
         def progress(record: ShardRecord) -> None:
             advance(record.rows)
@@ -50,6 +52,15 @@ def _told(link: CorpusLink, before: list[CorpusLink]) -> str:
     if link in before:
         return f"nothing to do, the store holds this corpus (link {before.index(link)}): {size}"
     return f"{size}, link {len(before)} of the store's corpus" if before else size
+
+
+def _about(run: RunFile) -> int | None:
+    """How many tokens there are to come, for the time left; None when nobody knows."""
+    size = open_source(run.corpus).estimated_bytes()
+    known = [
+        n for n in (run.tokens.limit, None if size is None else size // BYTES_PER_TOKEN) if n is not None
+    ]
+    return min(known, default=None)
 
 
 if __name__ == "__main__":

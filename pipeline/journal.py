@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline import logs
@@ -20,6 +20,7 @@ from pipeline.executors.ledger import Failure
 from pipeline.store.events import EventLog
 from pipeline.tally import Tally
 from schemas import __version__
+from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Plan, Receipt
 
@@ -58,7 +59,8 @@ class Journal:
             )
 
     def _keep(self, event: dict[str, Any]) -> None:
-        self._log.log(**event, run=self._run)
+        with suppress(OSError, InputError):  # a full disk ends a run by its shards, not by its log
+            self._log.log(**event, run=self._run)
         level = logging.WARNING if event["event"] in WARNINGS else logging.INFO
         fields = {name: value for name, value in event.items() if name != "event"}
         logs.tell(event["event"], level, run=self._run, **fields)
@@ -86,5 +88,5 @@ def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun
                 nnz=fresh.nonzeros,
                 bytes=fresh.size,
                 seconds=round(time.monotonic() - began, 3),
-                why=None if error is None else f"{type(error).__name__}: {error}",
+                why=None if error is None else f"{type(error).__name__}: {error}".rstrip(": "),
             )

@@ -82,17 +82,17 @@ class Probe:
         receipts = [worker.process(record.name) for record in warm_up.shards]
         receipts = self._measure(worker.process, receipts[-1], corpus) or receipts
         self.samples = [sample(receipt) for receipt in receipts if receipt.rows]
-        probed, assumed = sum(s.rows for s in self.samples), corpus.assumed
+        probed, n = sum(s.rows for s in self.samples), len(self.samples)
         scaled, told = self._as_large(plan, receipts, corpus.shard_rows)
         return predict(
             scaled,
             plan_hash=plan.hash,
-            source=f"a probe of {probed:,} tokens in {len(self.samples)} shards, with one worker",
+            source=f"a probe of {probed:,} tokens in {n} shard{'' if n == 1 else 's'}",
             rows=corpus.rows,
             shard_rows=corpus.shard_rows,
             workers=self.run.extract.workers,
             load_seconds=self.load_seconds,
-            assumed=(*assumed, *told),
+            assumed=(*corpus.assumed, *told),
         )
 
     def _warm_up_rows(self) -> int:

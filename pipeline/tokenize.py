@@ -25,7 +25,7 @@ from schemas.records import CorpusLink, Lake, ShardRecord, digest_of
 from schemas.run_file import RunFile, Tokens
 from schemas.tables import VOCABULARY
 
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 _SHARDS = 8
 _SHARD_TOKENS = (1 << 14, 1 << 19)
 """Smallest and largest shard that `shard_tokens: auto` aims at."""
@@ -244,7 +244,7 @@ def shard_target(source: Source, tokens: Tokens) -> int:
         return tokens.shard_tokens
     smallest, largest = _SHARD_TOKENS
     size = source.estimated_bytes()
-    estimates = [tokens.limit, None if size is None else size // _BYTES_PER_TOKEN]
+    estimates = [tokens.limit, None if size is None else size // BYTES_PER_TOKEN]
     known = [estimate for estimate in estimates if estimate is not None]
     if not known:
         return largest

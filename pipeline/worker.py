@@ -85,9 +85,7 @@ class Worker:
         self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
         self._records: dict[str, tuple[int, ShardRecord]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
-        self._on_rows, self._shard = on_rows, ""
-        self.rows_done = 0
-        """Rows of the shard in flight that went through; another thread may look."""
+        self._on_rows, self._in_flight = on_rows, ("", 0)
 
     def setup(self) -> Hello:
         """Get the features ready, and say where this is; errors as `Features.load`."""
@@ -101,6 +99,11 @@ class Worker:
             environment=environment(),
         )
 
+    def rows_done(self, shard: str) -> int:
+        """Rows of the shard that went through, while it is in flight; another thread may ask."""
+        name, rows = self._in_flight
+        return rows if name == shard else 0
+
     def process(self, shard: str) -> Receipt:
         """Write and commit one shard, unless that was done; return the receipt in force.
 
@@ -110,7 +113,7 @@ class Worker:
         if (done := read_commit(self._layout, self._plan.pass_name, shard)) is not None:
             return done
         self._seconds.clear()
-        self._shard, self.rows_done = shard, 0
+        self._in_flight = (shard, 0)
         try:
             return self._process(shard)
         except ShardError as error:
@@ -189,5 +192,6 @@ class Worker:
         yield
         self._seconds[stage] += time.perf_counter() - start
         if rows:
-            self.rows_done += rows
-            self._on_rows(self._shard, self.rows_done)
+            shard, done = self._in_flight
+            self._in_flight = (shard, done + rows)
+            self._on_rows(*self._in_flight)

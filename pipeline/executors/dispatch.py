@@ -57,7 +57,7 @@ class Backend(Protocol):
     def result(self, ticket: Hashable) -> Any:
         """The value of a ready ticket; raises WorkerLostError, CallFailedError or NodeError."""
 
-    def rows_done(self, worker: Any) -> int:
+    def rows_done(self, worker: Any, shard: str) -> int:
         """Rows of its shard in flight that a worker has done, as last heard; does not wait."""
 
     def kill(self, worker: Any) -> None:
@@ -95,6 +95,11 @@ class Slot:
     since: float
     hello: Hello | None = None
     shard: str | None = None
+    name: str = ""
+
+    def place(self) -> dict[str, str | None]:
+        """What an event says of where something happened."""
+        return {"slot": self.name, "node": self.hello.node if self.hello else None}
 
 
 class Dispatcher:
@@ -144,7 +149,7 @@ class Dispatcher:
     def _spawn(self) -> None:
         worker, ticket = self._backend.spawn()
         slot_id = uuid.uuid4().hex[:8]
-        self._slots[slot_id] = Slot(worker, time.monotonic())
+        self._slots[slot_id] = Slot(worker, time.monotonic(), name=slot_id)
         self._inflight[ticket] = slot_id
 
     def _send(self, slot: Slot, slot_id: str, shard: str) -> None:
@@ -202,6 +207,7 @@ class Dispatcher:
             shard=shard,
             attempts=self._ledger.attempts(shard),
             why=why,
+            **slot.place(),
         )
         return [failure] if failure else []
 
@@ -263,7 +269,8 @@ class Dispatcher:
         oldest = min(alone, key=lambda slot: slot.since, default=None)
         if oldest is None or oldest.shard is None or time.monotonic() - oldest.since < limit:
             return None
-        self._on_event(event="twin", shard=oldest.shard, age_s=round(time.monotonic() - oldest.since, 1))
+        age = round(time.monotonic() - oldest.since, 1)
+        self._on_event(event="twin", shard=oldest.shard, age_s=age, **oldest.place())
         self._ledger.start(oldest.shard)
         return oldest.shard
 
@@ -282,13 +289,12 @@ class Dispatcher:
 
     def _beat(self) -> None:
         """Tell how far the shards in flight are; of twins, the farther one."""
-        working = [slot for slot in self._slots.values() if slot.shard]
-        if not working or not self._heartbeat.is_due:
+        if not self._heartbeat.is_due:
             return
         rows: dict[str, int] = {}
-        for slot in working:
-            assert slot.shard is not None
-            rows[slot.shard] = max(self._backend.rows_done(slot.worker), rows.get(slot.shard, 0))
+        for slot in self._slots.values():
+            if (shard := slot.shard) is not None:
+                rows[shard] = max(self._backend.rows_done(slot.worker, shard), rows.get(shard, 0))
         self._heartbeat.tell(rows)
 
     def _wait_for_workers(self, now: float) -> None:

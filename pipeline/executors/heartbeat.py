@@ -25,7 +25,7 @@ class Heartbeat:
     def tell(self, rows: dict[str, int]) -> None:
         """Rows done, by shard in flight."""
         self._last = time.monotonic()
-        self._on_event(event="heartbeat", rows=rows)
+        self._on_event(event="heartbeat", in_flight=rows)
 
     def one(self, shard: str, rows: int) -> None:
         """The same for a worker in this process, which calls as often as it likes."""

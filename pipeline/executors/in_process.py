@@ -44,7 +44,12 @@ def run_in_process(
             yield receipt
             continue
         on_event(
-            event="quarantined" if failure else "retry", shard=shard, attempts=ledger.attempts(shard), why=why
+            event="quarantined" if failure else "retry",
+            shard=shard,
+            attempts=ledger.attempts(shard),
+            why=why,
+            slot="in_process",
+            node=hello.node,
         )
         if failure:
             yield failure

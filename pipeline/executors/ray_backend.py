@@ -87,9 +87,9 @@ class ExtractionActor:
         return receipt
 
     @ray.method(concurrency_group="watch")  # a thread of its own, that answers while another one works
-    def rows_done(self) -> int:
-        """Rows of the shard in flight that are done."""
-        return self._worker.rows_done if self._worker else 0
+    def rows_done(self, shard: str) -> int:
+        """Rows of the shard that are done, while it is in flight."""
+        return self._worker.rows_done(shard) if self._worker else 0
 
 
 class RayBackend:
@@ -102,7 +102,7 @@ class RayBackend:
                 "extract.executor: in_process, or another store.root"
             )
         _check_gpus(extract)
-        self._asked: dict[Any, tuple[Any, int]] = {}
+        self._asked: dict[Any, tuple[str, Any, int]] = {}
         self._job = Job(str(root.absolute()), plan, extract, probe)
         self._metrics = DriverMetrics(plan.pass_name)
         # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
@@ -125,15 +125,17 @@ class RayBackend:
         ticket: Hashable = worker.process.remote(shard)
         return ticket
 
-    def rows_done(self, worker: Any) -> int:
-        """What the actor last answered; it is asked again once it has."""
-        ticket, rows = self._asked.get(worker, (None, 0))
+    def rows_done(self, worker: Any, shard: str) -> int:
+        """What the actor last answered of the shard; it is asked again once it has."""
+        asked, ticket, rows = self._asked.get(worker, (shard, None, 0))
+        if asked != shard:
+            ticket, rows = None, 0
         if ticket is not None and ray.wait([ticket], timeout=0)[0]:
             try:
                 rows, ticket = ray.get(ticket), None
             except RayError:  # it died, which its shard's ticket tells of
                 return 0
-        self._asked[worker] = (worker.rows_done.remote() if ticket is None else ticket, rows)
+        self._asked[worker] = (shard, worker.rows_done.remote(shard) if ticket is None else ticket, rows)
         return rows
 
     def wait(self, tickets: Sequence[Hashable], timeout_s: float) -> list[Hashable]:

@@ -90,7 +90,7 @@ class FakeBackend:
     def draining_nodes(self):
         return self.leaving
 
-    def rows_done(self, worker):
+    def rows_done(self, worker, shard):
         return 0
 
     def resources(self):

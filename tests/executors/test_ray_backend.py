@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.run import extract
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.layout import Layout
+from tests.kit import tiny_lm
 from tests.lakes import run_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -236,3 +238,23 @@ def test_a_node_that_does_not_see_the_store_is_refused(session, tmp_path, monkey
     with pytest.raises(InputError, match=rf"^node \S+ does not see the driver's files in {layout.root}"):
         extract(layout, run)
     assert commits(layout) == []
+
+
+def test_rows_of_a_shard_in_flight_are_heard_of_from_the_actor(session, tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.2)
+    model = {"path": "tests.executors.test_ray_backend:slow_lm"}
+    changes = {"tokens": {"shard_tokens": 10**6}, "extract": {"executor": "ray"}, "model": model}
+    run, layout = prepared(tmp_path, **changes)
+    beats = []
+    result = extract(layout, run, on_event=lambda **event: beats.append(event.get("in_flight", {})))
+    heard = [rows["000000"] for rows in beats if rows.get("000000")]
+    assert len(set(heard)) > 1
+    assert sorted(heard) == heard
+    assert heard[-1] <= result.rows == result.tally.rows
+
+
+def slow_lm():
+    """The tiny model, with 0.1 s for each batch."""
+    model = tiny_lm()
+    model.embed.register_forward_hook(lambda module, args, out: time.sleep(0.1))
+    return model

@@ -36,7 +36,7 @@ def test_a_long_shard_shows_signs_of_life_in_the_log(begun, capsys):
     progress, clock = begun
     progress.on_event(event="ready", slot="w0", node="n0")
     for clock.now in (5.0, 11.0, 22.0):
-        progress.on_event(event="heartbeat", rows={"000001": int(clock.now)})
+        progress.on_event(event="heartbeat", in_flight={"000001": int(clock.now)})
     assert lines(capsys) == [
         "extract: 1/11 shards, 1 tokens/s, 16 min left, 1 worker",
         "extract: 1/11 shards, 1 tokens/s, 16 min left, 1 worker",
@@ -65,5 +65,5 @@ def test_workers_that_left_are_not_counted(begun, capsys):
     progress.on_event(event="worker_replaced", slot="w0", why="killed")
     progress.on_event(event="worker_replaced", slot="w9", why="never came up")
     clock.now = 20.0
-    progress.on_event(event="heartbeat", rows={})
+    progress.on_event(event="heartbeat", in_flight={})
     assert lines(capsys)[-1] == "extract: 1/11 shards, 1 worker ready"
