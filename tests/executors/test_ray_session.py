@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
+from jobs.tokenize import tokenize
 from schemas.errors import InputError
-from schemas.run_file import Extract
+from schemas.run_file import Extract, load_run_file
+from tests.lakes import run_content
 
 ROOT = Path(__file__).parents[2]
 TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
@@ -45,9 +51,9 @@ def told(session):
 
 def test_a_missing_token_is_named_with_the_file_that_holds_it(session):
     assert told(session) == (
-        "the Ray cluster at '10.0.0.1:6379' does not let this driver in (ConnectionError: Failed to connect to Ray "
-        "cluster at 10.0.0.1:6379): if the cluster asks for a token, there is none here: copy ~/.ray/auth_token "
-        "from its head node, or set RAY_AUTH_TOKEN"
+        "the Ray cluster at '10.0.0.1:6379' does not let this driver in (ConnectionError: Failed to "
+        "connect to Ray cluster at 10.0.0.1:6379): if the cluster asks for a token, there is none here: copy "
+        "~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN"
     )
     assert "RAY_AUTH_MODE" not in os.environ
 
@@ -108,3 +114,22 @@ def test_a_private_session_listens_on_the_loopback_alone():
     addresses = {line.removeprefix("::ffff:") for line in done.stdout.split()}
     assert addresses
     assert all(ipaddress.ip_address(address).is_loopback for address in addresses)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_driver_that_is_asked_to_end_ends_its_workers_and_says_143(tmp_path):
+    model = {"path": "tests.executors.test_ray_cluster:slow_lm"}
+    changes = {"extract": {"executor": "ray", "workers": 1}, "tokens": {"shard_tokens": 60}, "model": model}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_content(tmp_path, **changes)))
+    environment = os.environ | {"LATENTLAKE_TEST_DELAY_S": "0.2"}
+    command = [sys.executable, "-m", "jobs.cli", "extract", str(tmp_path / "run.yaml")]
+    tokenize(load_run_file(tmp_path / "run.yaml"))
+    driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    while driver.poll() is None and not list((tmp_path / "store/passes/mid/commits").glob("*.json")):
+        time.sleep(0.05)
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 143
+    assert processes
+    assert psutil.wait_procs(processes, timeout=10)[1] == []

@@ -1,4 +1,4 @@
-"""`latentlake submit`: what is shipped, what is refused, and a job on a real Ray that is stopped and resumed."""
+"""`latentlake submit`: what is shipped, what is refused, and a job that is stopped and submitted again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.run import run
 from jobs.submit import submit
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
+from schemas.run_file import load_run_file
 from tests.lakes import data_bytes, run_content
 
 ROOT = Path(__file__).parents[2]
@@ -47,12 +49,12 @@ def test_a_run_file_that_the_cluster_would_not_get_is_refused(tmp_path):
 
 def test_a_store_inside_the_jobs_temporary_copy_is_refused(tmp_path):
     path = run_yaml(tmp_path, store={"root": "out/store"})
-    with pytest.raises(InputError, match="store.root 'out/store' is relative"):
+    with pytest.raises(InputError, match=r"store.root 'out/store' is relative"):
         submit(path, "http://127.0.0.1:1", tmp_path)
 
 
 def test_no_server_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="^no Ray dashboard answers at http://127.0.0.1:1 "):
+    with pytest.raises(InputError, match=r"^no Ray dashboard answers at http://127.0.0.1:1 "):
         submit(run_yaml(tmp_path), "http://127.0.0.1:1", tmp_path)
 
 
@@ -71,7 +73,7 @@ def test_the_package_of_the_working_tree_is_small_and_holds_the_code(tmp_path):
     create_package(str(tree), tmp_path / "package.zip", include_gitignore=True)
     assert (tmp_path / "package.zip").stat().st_size < 2e6
     held = set(zipfile.ZipFile(tmp_path / "package.zip").namelist())
-    code = {name for name in files.split("\0") if name.startswith(("pipeline/", "jobs/", "schemas/"))}
+    code = {name for name in files if name.startswith(("pipeline/", "jobs/", "schemas/"))}
     assert {name for name in code if not name.startswith("jobs/demo_data/")} <= held
     assert not {name for name in held if name.startswith(("tests/", "docs/", ".git/", "jobs/demo_data/"))}
 
@@ -84,7 +86,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
-    """A single-node Ray with its dashboard that asks for a token: the dashboard's address, our environment."""
+    """A single-node Ray with a dashboard that asks for a token: the dashboard's address, our environment."""
     folder, token = Path("/tmp/llj"), tmp_path_factory.mktemp("token") / "token"  # sockets want a short path
     folder.mkdir(exist_ok=True)
     token.write_text("0123456789abcdef" * 4)
@@ -180,15 +182,14 @@ def project(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs(
-    head, project, tmp_path_factory
+    head, project, tmp_path_factory, monkeypatch
 ):
     address, environment = head
     root, calm = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("calm")
     same = {"model": {"path": "slow:slow_lm"}, "tokens": {"shard_tokens": 100}}
-    run_yaml(project, store={"root": str(calm)}, **same)
-    subprocess.run(
-        [sys.executable, "-m", "jobs.run", "run.yaml"], cwd=project, check=True, stdout=subprocess.DEVNULL
-    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(project)
+    run(load_run_file(run_yaml(project, store={"root": str(calm)}, **same)))
     run_yaml(project, store={"root": str(root)}, extract={"executor": "ray", "workers": 2}, **same)
 
     first = start(project, address, environment)
