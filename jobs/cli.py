@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -78,6 +80,25 @@ def extract(path: RunPath, accept_environment: AcceptEnvironment = False, log_js
 
     with _logged(log_json):
         job(_run_file(path), accept_environment=accept_environment)
+
+
+@app.command()
+def submit(
+    path: RunPath,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of `latentlake run` there.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder that the cluster gets a copy of; the run file lies in it.")
+    ] = Path(),
+) -> None:
+    """Run RUN.yaml on a Ray cluster, follow its log, and end as it ends."""
+    from jobs.submit import submit as job
+
+    raise typer.Exit(job(path, address, working_dir, options or ()))
 
 
 @app.command()
@@ -259,6 +280,8 @@ def main(arguments: list[str] | None = None) -> None:
     from schemas.errors import InputError
 
     warnings.showwarning = _warn
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         app(args=arguments, prog_name="latentlake")
     except InputError as error:
@@ -272,6 +295,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(3)
     sys.stderr.write(f"latentlake: {message}\n")
     sys.exit(2)
+
+
+def _terminate(number: int, frame: object) -> None:  # noqa: ARG001 - what a handler is given
+    """End at once, on the way out ending the workers: what is committed stays, so nothing else needs care."""
+    raise SystemExit(128 + number)
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +21,8 @@ from schemas.run_file import Extract
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """Receipts and names are all that passes through Ray."""
 
+CONNECT_S = 10.0
+
 TOKEN_FILE = Path("~/.ray/auth_token")
 
 
@@ -30,10 +35,13 @@ def ray_session(extract: Extract) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address_of(extract)
+    handler = signal.getsignal(signal.SIGTERM)
     if address == "local":
         _start_private(extract.workers * extract.cpus_per_worker)
     else:
         _connect(address)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray put its own there, which ends with code 15
     try:
         yield
     finally:
@@ -50,7 +58,12 @@ def use_token() -> None:
     if "RAY_AUTH_MODE" in os.environ or not has_token():
         return
     os.environ["RAY_AUTH_MODE"] = "token"
-    with suppress(Exception):  # Ray read its environment when it was imported (private API, so best effort)
+    reread_environment()
+
+
+def reread_environment() -> None:
+    """Ray read its environment when it was imported (private API, so best effort)."""
+    with suppress(Exception):
         from ray import _raylet
 
         raylet: Any = _raylet
@@ -82,12 +95,26 @@ def token_remedy() -> str:
 def _connect(address: str) -> None:
     use_token()
     try:
+        _knock(address)
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster answers at {address!r} ({first_line(error)}): check extract.address, or "
+            "$RAY_ADDRESS"
+        ) from None
+    try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError, ValueError) as error:
         raise InputError(
-            f"no Ray cluster answers at {address!r} ({first_line(error)}): check the address; "
+            f"the Ray cluster at {address!r} does not let this driver in ({first_line(error)}): "
             f"{token_remedy()}"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at a HOST:PORT: Ray itself would try for two minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _start_private(cpus: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.tokenize import tokenize_resolved
+from pipeline.executors import heartbeat
 from pipeline.plan import resolve
 from pipeline.run import extract
 from pipeline.store import FeatureStore

@@ -1,0 +1,210 @@
+"""`latentlake submit`: what is shipped, what is refused, and a job that is stopped and submitted again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.run import run
+from jobs.submit import submit
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.run_file import load_run_file
+from tests.lakes import data_bytes, run_content
+
+ROOT = Path(__file__).parents[2]
+SLOW_MODEL = """
+import os, time
+from kit import tiny_lm
+
+def slow_lm():
+    model, delay = tiny_lm(), float(os.environ.get("LATENTLAKE_TEST_DELAY_S", 0))
+    model.embed.register_forward_pre_hook(lambda module, args: time.sleep(delay))
+    return model
+"""
+
+
+def run_yaml(folder, **changes):
+    """A run file in `folder`."""
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run_content(folder, **changes)))
+    return path
+
+
+def test_a_run_file_that_the_cluster_would_not_get_is_refused(tmp_path):
+    path = run_yaml(tmp_path)
+    with pytest.raises(InputError, match=rf"{path} is not in {ROOT}, which is what the cluster gets"):
+        submit(path, "http://127.0.0.1:1", ROOT)
+
+
+def test_a_store_inside_the_jobs_temporary_copy_is_refused(tmp_path):
+    path = run_yaml(tmp_path, store={"root": "out/store"})
+    with pytest.raises(InputError, match=r"store.root 'out/store' is relative"):
+        submit(path, "http://127.0.0.1:1", tmp_path)
+
+
+def test_no_server_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"^no Ray dashboard answers at http://127.0.0.1:1 "):
+        submit(run_yaml(tmp_path), "http://127.0.0.1:1", tmp_path)
+
+
+def test_the_package_of_the_working_tree_is_small_and_holds_the_code(tmp_path):
+    from ray._private.runtime_env.packaging import create_package, get_excludes_from_ignore_files
+
+    (tree := tmp_path / "tree").mkdir()
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for name in files.split("\0"):
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    assert get_excludes_from_ignore_files(tree, True)
+    create_package(str(tree), tmp_path / "package.zip", include_gitignore=True)
+    assert (tmp_path / "package.zip").stat().st_size < 2e6
+    held = set(zipfile.ZipFile(tmp_path / "package.zip").namelist())
+    code = {name for name in files if name.startswith(("pipeline/", "jobs/", "schemas/"))}
+    assert {name for name in code if not name.startswith("jobs/demo_data/")} <= held
+    assert not {name for name in held if name.startswith(("tests/", "docs/", ".git/", "jobs/demo_data/"))}
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A single-node Ray with a dashboard that asks for a token: the dashboard's address, our environment."""
+    folder, token = Path("/tmp/llj"), tmp_path_factory.mktemp("token") / "token"  # sockets want a short path
+    folder.mkdir(exist_ok=True)
+    token.write_text("0123456789abcdef" * 4)
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_TMPDIR": str(folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "LATENTLAKE_TEST_DELAY_S": "0.1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    options = {
+        "port": port,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "dashboard-host": "127.0.0.1",
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "num-cpus": 2,
+        "object-store-memory": 80_000_000,
+        "temp-dir": folder,
+    }
+    command = ["ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    del environment["RAY_AUTH_MODE"], environment["LATENTLAKE_TEST_DELAY_S"]
+    wait_for_agent(address, token.read_text())
+    yield address, environment
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for_agent(address, token):
+    """Until the server can take a job."""
+    import json
+    import urllib.request
+
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                json.load(answer)
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError("the dashboard did not come up")
+
+
+def start(folder, address, environment):
+    """`latentlake submit` in a process of its own."""
+    command = [sys.executable, "-m", "jobs.cli", "submit", str(folder / "run.yaml")]
+    command += ["--address", address, "--working-dir", str(folder)]
+    output = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, text=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_server_that_asks_for_a_token_has_its_sentence(head, tmp_path):
+    address, environment = head
+    run_yaml(tmp_path)
+    (tmp_path / "empty").mkdir()
+    without = {k: v for k, v in environment.items() if k != "RAY_AUTH_TOKEN_PATH"} | {
+        "HOME": str(tmp_path / "empty")
+    }
+    process = start(tmp_path, address, without)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"the Ray cluster at {address} wants a token" in told
+    assert "copy ~/.ray/auth_token from its head node" in told
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A working directory as a user has it: the three folders, a model of one's own, and a run file."""
+    for name in ("jobs", "pipeline", "schemas"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("demo_data", "__pycache__")
+        )
+    shutil.copy(ROOT / "tests" / "kit.py", tmp_path / "kit.py")
+    (tmp_path / "slow.py").write_text(SLOW_MODEL)
+    return tmp_path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs(
+    head, project, tmp_path_factory, monkeypatch
+):
+    address, environment = head
+    root, calm = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("calm")
+    same = {"model": {"path": "slow:slow_lm"}, "tokens": {"shard_tokens": 100}}
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(project)
+    run(load_run_file(run_yaml(project, store={"root": str(calm)}, **same)))
+    run_yaml(project, store={"root": str(root)}, extract={"executor": "ray", "workers": 2}, **same)
+
+    first = start(project, address, environment)
+    while first.poll() is None and len(list(root.glob("passes/mid/commits/*.json"))) < 3:
+        time.sleep(0.05)
+    stop = ["ray", "job", "stop", "--no-wait", "--address", address, "run-1"]
+    subprocess.run(stop, env=environment | {"RAY_AUTH_MODE": "token"}, check=True, capture_output=True)
+    told, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, told + errors
+    committed = len(list(root.glob("passes/mid/commits/*.json")))
+    assert 3 <= committed < len(FeatureStore.open(calm).shards)
+
+    second = start(project, address, environment)
+    told, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, told + errors
+    assert "submitted run-2: python -m jobs.run run.yaml" in told
+    assert f"{committed} were done" in told
+    assert data_bytes(root) == data_bytes(calm)

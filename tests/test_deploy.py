@@ -1,0 +1,155 @@
+"""The files that start clusters, against the schemas of their readers, and what latentlake needs of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from schemas import __version__
+from schemas.run_file import load_run_file
+
+ROOT = Path(__file__).parents[1]
+LAUNCHED = ["cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml"]
+RAYJOB = "deploy/rayjob.yaml"
+IMAGE = f"example/latentlake:{__version__}"
+
+
+def read(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def check(config):
+    """By Ray's own code and schema (private, so here alone); nothing is asked of a cloud."""
+    import ray.autoscaler
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    validate_config(prepare_config(copy.deepcopy(config)))
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_rays_launcher_takes_the_file(name):
+    check(read(name))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(("autoscaling_mode",), "default"), (("available_node_types", "head", "resources"), {"GPU": 0.5})],
+)
+def test_rays_launcher_refuses_what_it_does_not_know(place, value):
+    config = read("cluster.yaml")
+    inner = config
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check(config)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_token_is_on_every_node_and_asked_for_in_every_start(name):
+    config = read(name)
+    assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        starts = [command for command in commands if "ray start" in command]
+        assert len(starts) == 1
+        assert "RAY_AUTH_MODE=token ray start" in starts[0]
+        assert "--object-store-memory=" in starts[0]
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_head_takes_no_gpu_worker_and_its_dashboard_is_not_open(name):
+    config = read(name)
+    start = " ".join(config["head_start_ray_commands"])
+    assert "--num-gpus=0" in start
+    assert "--dashboard-host=127.0.0.1" in start
+    types = config.get("available_node_types", {})
+    assert types.get("head", {"resources": {"GPU": 0}})["resources"]["GPU"] == 0
+
+
+def pods(job):
+    cluster = job["spec"]["rayClusterSpec"]
+    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def rayjob_schema():
+    return read("tests/data/rayjob.schema.yaml")
+
+
+def test_the_rayjob_has_kuberays_fields():
+    jsonschema.Draft202012Validator.check_schema(rayjob_schema())
+    jsonschema.validate(read(RAYJOB), rayjob_schema())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda job: job["spec"].update(entryPoint="x"), "entryPoint"),
+        (
+            lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(port=1),
+            "string",
+        ),
+        (lambda job: pods(job)[1].update(terminationGracePeriod=1), "terminationGracePeriod"),
+    ],
+)
+def test_a_field_that_kuberay_does_not_know_is_refused(change, told):
+    job = read(RAYJOB)
+    change(job)
+    with pytest.raises(jsonschema.ValidationError, match=told):
+        jsonschema.validate(job, rayjob_schema())
+
+
+def test_the_rayjob_asks_for_a_token_and_names_the_ray_that_was_tested():
+    cluster = read(RAYJOB)["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    (version,) = re.findall(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert cluster["rayVersion"] == version
+
+
+def test_every_volume_of_the_rayjob_is_there():
+    for pod in pods(read(RAYJOB)):
+        mounted = {
+            mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])
+        }
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_all_files_name_the_image_that_the_dockerfile_builds():
+    images = {read(name)["docker"]["image"] for name in LAUNCHED}
+    images |= {container["image"] for pod in pods(read(RAYJOB)) for container in pod["containers"]}
+    assert images == {IMAGE}
+    assert f"-t {IMAGE} ." in (ROOT / "deploy/Dockerfile").read_text()
+
+
+def test_the_image_copies_what_the_package_is_made_of():
+    copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "schemas",
+        "pipeline",
+        "jobs",
+    } == names
+    assert all((ROOT / name).exists() for name in names)
+
+
+def test_the_example_for_a_cluster_is_a_run_file():
+    run = load_run_file(ROOT / "examples/cluster.yaml")
+    assert run.extract.gpus_per_worker == 1
+    assert Path(run.store.root).is_absolute()
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "deploy/README.md").read_text())
+    assert links
+    assert all((ROOT / "deploy" / link).exists() for link in links)
