@@ -1,13 +1,14 @@
 """Statistics of stored activations: a partial per shard, merged in shard order, read off as a feature table.
 
 To add one: write a class as `statistic.Statistic` says, put it in `STATISTICS`, and inherit its test from
-`tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order,
-`functools.reduce(combine, partials_of_shards, empty_state())`: its bits depend on the shards alone.
+`tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order, feature by
+feature: its bits depend on the shards alone, not on how many are merged at once, nor on how features are cut
+into blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 
@@ -69,10 +70,10 @@ def partials(postings: Postings, shard: TokenShard) -> pl.DataFrame:
     return pl.concat([empty_state(), *blocks])
 
 
-def combine(a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
-    """Merge two states, `a` of the earlier shards (schema `partials_schema`)."""
+def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Merge states, those of earlier shards first (schema `partials_schema`)."""
     return _side_by_side(
-        [s.combine(a.select(*FEATURE, *s.state), b.select(*FEATURE, *s.state)) for s in _statistics()]
+        [s.combine([state.select(*FEATURE, *s.state) for state in states]) for s in _statistics()]
     )
 
 

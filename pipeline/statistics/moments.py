@@ -9,6 +9,7 @@ and LeVeque (1979). The moments over all rows are those of the active rows merge
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,10 +101,17 @@ class Moments:
         sums = moments(postings.values.astype(np.float64), postings.offsets)
         return pl.DataFrame({"feature": postings.features, **sums._asdict()}).rename({"n": "n_active"})
 
-    def combine(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
-        """Pébay's merge, feature by feature."""
-        features, at_a, at_b = feature_union(a, b)
-        sums = merge(_read(a, at_a, len(features)), _read(b, at_b, len(features)))
+    def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """Pébay's merge, feature by feature, one state after another."""
+        features, places = feature_union(states)
+        sums = Sums(
+            *(np.zeros(len(features), np.int64 if name == "n" else np.float64) for name in Sums._fields)
+        )
+        for state, at in zip(states, places, strict=True):
+            before = Sums(*(column[at] for column in sums))
+            after = merge(before, Sums(*(state[name].to_numpy() for name in STATE)))
+            for column, merged in zip(sums, after, strict=True):
+                column[at] = merged
         return pl.DataFrame({"feature": features, **sums._asdict()}).rename({"n": "n_active"})
 
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:

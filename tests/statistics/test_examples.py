@@ -12,7 +12,7 @@ from tests.statistics.made import Made, as_one, made_shards, same_frame, shard_a
 
 
 def state_of(shards: list[Made]) -> pl.DataFrame:
-    return functools.reduce(statistics.combine, [statistics.partials(m.postings, m.tokens) for m in shards])
+    return statistics.combine([statistics.partials(m.postings, m.tokens) for m in shards])
 
 
 def one_feature(values: np.ndarray) -> list[Made]:

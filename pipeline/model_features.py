@@ -1,0 +1,155 @@
+"""Features by a model and SAEs: what a worker does between reading token ids and writing what fired.
+
+Legend: B contexts of a batch, T positions, N token rows, Z nonzeros.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.batches import batches
+from pipeline.first_look import first_look
+from pipeline.models import load_model, model_digest
+from pipeline.models.device import describe_device, to_device
+from pipeline.saes import load_sae, sae_digest
+from pipeline.saes.reconstruction import worse_than_mean
+from pipeline.store.site import write_site_weights
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import Plan, PlannedSite
+from schemas.run_file import CheckSae, Model
+from schemas.values import Bool, Encoded, SparseFeatures, Stored, Timed, TokenShard
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.saes.encoder import Encoder, Pending
+
+Submitted = list[tuple[str, "Pending | None", Bool]]
+"""By site, the features on their way of the rows that are stored; None where there are none."""
+
+
+class ModelFeatures:
+    """Holds one model and the SAEs of all sites; one forward pass serves them all."""
+
+    def __init__(self, layout: Layout, plan: Plan, check_sae: CheckSae = "off") -> None:
+        self._layout, self._plan, self._check_sae = layout, plan, check_sae
+        self._to_look_at = {site.name for site in plan.sites}
+
+    @property
+    def device_model(self) -> str:
+        """What the device calls itself."""
+        return describe_device(self._plan.device)
+
+    def load(self) -> None:
+        """Load the model and the SAEs, and keep the sites' weights in the store.
+
+        Raises InputError when this node sees another model or SAE than the plan.
+        """
+        plan = self._plan
+        model = Model(
+            loader=plan.model_loader,
+            path=plan.model,
+            dtype=plan.model_dtype,
+            processing=plan.model_processing,
+        )
+        self._check_digest(f"model {plan.model}", model_digest(model), plan.model_digest)
+        for site in plan.sites:
+            self._check_digest(f"SAE {site.sae}", sae_digest(site.sae), site.sae_digest)
+        hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
+        self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
+        self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
+
+    def _check_digest(self, what: str, found: str, planned: str) -> None:
+        if found != planned:
+            raise InputError(
+                f"node {socket.gethostname()} sees other files for {what} than the plan was made with: give "
+                "every node the same"
+            )
+
+    def _load_encoder(self, site: PlannedSite) -> Encoder:
+        block = (site.encode_block, site.encode_features or site.d_sae)
+        encoder = load_sae(site.sae, self._plan.device, site.encode_dtype, block=block)
+        self._check_width(site, encoder)
+        metadata = asdict(encoder.metadata)
+        write_site_weights(self._layout, self._plan.pass_name, site, encoder.weights(), metadata)
+        return encoder
+
+    def _check_width(self, site: PlannedSite, encoder: Encoder) -> None:
+        """The SAE must read vectors as wide as the model gives at its hook."""
+        width = self._model.widths[site.hook_name]
+        if not encoder.accepts(width):
+            raise InputError(
+                f"site {site.name!r}: {site.hook_name} gives vectors of {width}, the SAE {site.sae} reads "
+                f"{encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
+            )
+
+    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
+        """Explained variance by site, of the sites that this worker has not looked at in an earlier shard."""
+        if self._check_sae == "off" or not self._to_look_at:
+            return {}
+        with timed("check"):
+            sites = [site for site in self._plan.sites if site.name in self._to_look_at]
+            found, hopeless = first_look(self._model, self._encoders, sites, at, self._plan.batch_contexts)
+        for name, sums in found.items():
+            if self._check_sae == "stop" and (sentence := worse_than_mean(sums)):
+                raise InputError(
+                    f"site {name!r}, shard {shard}: {sentence}; extract.check_sae: warn runs all the same"
+                )
+        self._to_look_at -= found.keys() | hopeless
+        told = {name: sums.explained_variance for name, sums in found.items()}
+        return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
+
+    def encode(self, tokens: TokenShard, stored: Stored, timed: Timed) -> Encoded:
+        """Sparse features of each batch and site; one forward pass serves all sites.
+
+        Rows that are not stored go through the model and not through the SAE. The features of a batch are
+        taken when the next one was submitted, so that a GPU always has work.
+        """
+        encoded: Encoded = {name: [] for name in stored}
+        submitted: Submitted = []
+        for batch, rows in batches(tokens, self._plan.batch_contexts):
+            with timed("forward"):
+                x = self._model.forward(batch)
+            with timed("encode"):
+                before, submitted = submitted, self._submit(x, {name: s[rows] for name, s in stored.items()})
+                _take(before, encoded)
+        with timed("encode"):
+            _take(submitted, encoded)
+        return encoded
+
+    def _submit(self, x: dict[str, torch.Tensor], stored: Stored) -> Submitted:
+        """Begin to encode a batch for every site."""
+        submitted: Submitted = []
+        for site in self._plan.sites:
+            mask, read = stored[site.name], x[site.hook_name]
+            pending = self._encoders[site.name].submit(_rows(read, mask)) if mask.any() else None
+            submitted.append((site.name, pending, mask))
+        return submitted
+
+
+def _rows(x: torch.Tensor, stored: Bool) -> torch.Tensor:
+    """The rows of x that are stored; nothing waits for the device."""
+    if stored.all():
+        return x
+    return x.index_select(0, to_device(stored.nonzero()[0], x.device))
+
+
+def _take(submitted: Submitted, encoded: Encoded) -> None:
+    """Wait for the features of a batch, and put empty rows where nothing is stored."""
+    for name, pending, stored in submitted:
+        some = pending.result() if pending else SparseFeatures.concatenate([])
+        encoded[name].append(_spread(some, stored))
+
+
+def _spread(features: SparseFeatures, stored: Bool) -> SparseFeatures:
+    """Put empty rows where `stored` is false."""
+    lengths = np.zeros(len(stored), dtype=np.int64)
+    lengths[stored] = np.diff(features.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    return SparseFeatures(indptr, features.indices, features.data)
