@@ -30,6 +30,13 @@ AcceptEnvironment = Annotated[
     bool,
     typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes, or Ray tasks at once. Default: as many as pay."),
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to run on. Default: this machine.")
+]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 
@@ -69,13 +76,15 @@ def extract(path: RunPath, accept_environment: AcceptEnvironment = False) -> Non
 
 
 @app.command()
-def stats(store: StorePath, site: SiteName = None) -> None:
+def stats(store: StorePath, site: SiteName = None, workers: Workers = None, address: Address = None) -> None:
     """Fold the shards' partials into the feature table, L0 counts and examples."""
+    from jobs.parallel import choose_tasks
     from jobs.stats import stats as job
 
     opened, _ = _open(store)
-    for name in _sites(opened, site):
-        job(opened, name)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, tasks)
 
 
 @app.command()
@@ -134,11 +143,14 @@ def status(store: StorePath) -> None:
 
 
 @app.command()
-def verify(store: StorePath) -> None:
+def verify(store: StorePath, workers: Workers = None, address: Address = None) -> None:
     """Check every checksum, and recompute every statistic from the raw activations."""
+    from jobs.parallel import choose_tasks
     from jobs.verify import verify as job
 
-    job(_open(store)[0])
+    opened, _ = _open(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        job(opened, tasks)
 
 
 @app.command()

@@ -75,6 +75,26 @@ def quantiles(state: pl.DataFrame) -> dict[str, F64]:
     return answer
 
 
+def reached(state: pl.DataFrame, k: int) -> F32:
+    """A bound, the edge of a bin, that |activation| reaches in at least `k` active rows: float32 [F].
+
+    The highest such bound, 0 where a feature has fewer than k active rows.
+    """
+    bins, counts = elements(state, "bins").astype(np.int64), elements(state, "bin_counts")
+    lengths = state["bins"].list.len().to_numpy().astype(np.int64)
+    feature, magnitude = np.repeat(np.arange(len(lengths)), lengths), np.where(bins < 0, -1 - bins, bins)
+    if (bins < 0).any():  # else they ascend by magnitude already
+        order = np.argsort((feature << 16) + magnitude, kind="stable")
+        magnitude, counts = magnitude[order], counts[order]
+    ends = np.cumsum(lengths)
+    before = np.append(0, np.cumsum(counts))
+    enough = np.repeat(before[ends], lengths) - before[:-1] >= k
+    n_enough = np.bincount(feature[enough], minlength=len(lengths))
+    highest = magnitude[np.maximum(ends - lengths + n_enough - 1, 0)] if len(bins) else magnitude
+    edges = (highest.astype(np.uint32) << np.uint32(23 - FRACTION_BITS)).view(np.float32)
+    return np.where(n_enough > 0, edges, np.float32(0))
+
+
 class Histogram:
     """Smallest and largest active activation, sparse histogram, quantiles.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, reduce
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from pipeline.store.catalog import Catalog, SiteInfo
 from pipeline.store.contexts import ContextIndex
 from pipeline.store.objects import readable
 from pipeline.store.postings import PostingsFile
+from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
 from schemas.records import CorpusLink, ShardRecord
-from schemas.tables import ROW_COUNTS as ROW_COUNTS_SCHEMA
-from schemas.values import F32, U64, Postings, SparseFeatures
+from schemas.values import F32, U64, Postings
 
 _READERS = 8
 """Files read at once by a query: opening and decoding them leaves the GIL alone."""
@@ -30,6 +30,7 @@ _READERS = 8
 if TYPE_CHECKING:
     from scipy import sparse
 
+    from pipeline.executors.tasks import Tasks
     from pipeline.store.verification import VerifyReport
 
 
@@ -40,31 +41,31 @@ class FeatureStore(Catalog):
     def _files(self) -> dict[Path, PostingsFile]:
         return {}
 
+    def files(self, site: str, shard: str) -> ShardFiles:
+        """Where the site's objects of one shard lie; jobs hand these to tasks."""
+        info = self.site(site)
+        path = partial(self.object_path, site, shard)
+        return ShardFiles(
+            record=self._record(shard),
+            d_sae=info.d_sae,
+            activation_dtype=info.activation_dtype,
+            partials=path(PARTIALS),
+            row_counts=path(ROW_COUNTS),
+            postings=path(POSTINGS) if "feature_major" in info.layouts else None,
+            csr=path(CSR) if "token_major" in info.layouts else None,
+        )
+
+    def shard_files(self, site: str) -> list[ShardFiles]:
+        """Those of all committed shards, in shard order."""
+        return [self.files(site, record.name) for record in self.committed(site)]
+
     def csr(self, site: str, shard: str) -> sparse.csr_matrix:
         """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""
-        from scipy import sparse
-
-        from pipeline.store.csr import read_csr
-        from pipeline.store.transposition import to_features
-
-        info, record = self.site(site), self._record(shard)
-        if "token_major" in info.layouts:
-            path = self.object_path(site, shard, CSR)
-            with readable(path):
-                return read_csr(path)
-        features = to_features(self.postings(site, shard), record.rows, info.d_sae)
-        parts = (features.data, features.indices, features.indptr)
-        return sparse.csr_matrix(parts, shape=(record.rows, info.d_sae))
+        return self.files(site, shard).read_csr()
 
     def postings(self, site: str, shard: str) -> Postings:
         """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
-        if "feature_major" in self.site(site).layouts:
-            return self._postings_file(site, shard).read(self._record(shard).row_start)
-        from pipeline.store.transposition import to_postings
-
-        matrix = self.csr(site, shard)
-        indptr = matrix.indptr.astype(np.int64)
-        return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
+        return self.files(site, shard).read_postings()
 
     def partials(self, site: str, shard: str) -> pl.DataFrame:
         """Statistics of one shard (`pipeline.statistics.partials_schema`)."""
@@ -76,17 +77,15 @@ class FeatureStore(Catalog):
 
     def fold_partials(self, site: str) -> pl.DataFrame:
         """Partials of all committed shards, combined in shard order."""
-        from pipeline import statistics
+        from pipeline.store.site_tables import fold
 
-        shards = (self.partials(site, record.name) for record in self.committed(site))
-        return reduce(statistics.combine, shards, statistics.empty_state())
+        return fold(self.shard_files(site), range(self.site(site).d_sae))
 
     def fold_row_counts(self, site: str) -> pl.DataFrame:
         """L0 counts of all committed shards."""
         from pipeline.statistics.rows import combine_counts
 
-        shards = (self.row_counts(site, record.name) for record in self.committed(site))
-        return reduce(combine_counts, shards, pl.DataFrame(schema=ROW_COUNTS_SCHEMA))
+        return combine_counts(self.row_counts(site, record.name) for record in self.committed(site))
 
     def site_weights(self, site: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The SAE's weights and metadata, see `site.write_site_weights`."""
@@ -180,11 +179,12 @@ class FeatureStore(Catalog):
             raise InputError(f"token ids must be 0 to {len(self._vocabulary) - 1}")
         return self._vocabulary.gather(list(token_ids)).to_list()
 
-    def verify(self) -> VerifyReport:
+    def verify(self, tasks: Tasks | None = None) -> VerifyReport:
         """Check every checksum, and recompute every statistic from the activations."""
+        from pipeline.executors.tasks import OneProcess
         from pipeline.store.verification import verify
 
-        return verify(self)
+        return verify(self, tasks or OneProcess())
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor:

@@ -15,7 +15,6 @@ from polars.testing import assert_frame_equal
 import pipeline.statistics as statistics
 from pipeline.statistics.rows import combine_counts, l0_counts
 from pipeline.statistics.statistic import FEATURE, Statistic
-from schemas.tables import ROW_COUNTS
 from schemas.values import Postings, TokenShard, Totals
 
 F32 = NDArray[np.float32]
@@ -129,7 +128,7 @@ def table_of(shards: Sequence[Made]) -> pl.DataFrame:
     """The feature table of several shards."""
     partials = [statistics.partials(made.postings, made.tokens) for made in shards]
     state = statistics.combine([statistics.empty_state(), *partials])
-    counts = functools.reduce(combine_counts, [m.row_counts for m in shards], pl.DataFrame(schema=ROW_COUNTS))
+    counts = combine_counts([made.row_counts for made in shards])
     return statistics.feature_table(state, totals_of(shards), shards[0].dense.shape[1], counts)
 
 
