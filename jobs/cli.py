@@ -154,6 +154,20 @@ def verify(store: StorePath, workers: Workers = None, address: Address = None) -
 
 
 @app.command()
+def compact(
+    store: StorePath, site: SiteName = None, workers: Workers = None, address: Address = None
+) -> None:
+    """Merge the shards' postings into one file per feature block, which queries then read."""
+    from jobs.compact import compact as job
+    from jobs.parallel import choose_tasks
+
+    opened, _ = _open(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, tasks)
+
+
+@app.command()
 def top(
     store: StorePath,
     feature: Annotated[int, typer.Argument(help="Number of the feature.")],

@@ -112,8 +112,9 @@ def example_table(strongest: Strongest, state: pl.DataFrame) -> pl.DataFrame:
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
     """Bits of |value|, uint16 of float16 and uint32 of float32."""
-    bits = values.view(np.uint16 if values.dtype == np.float16 else np.uint32)
-    return bits & bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+    if values.dtype == np.float16:
+        return values.view(np.uint16) & np.uint16(0x7FFF)
+    return values.view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
 def _rank_in_runs(keys: NDArray[Any]) -> I64:

@@ -104,12 +104,10 @@ class Moments:
     def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """Pébay's merge, feature by feature, one state after another."""
         features, places = feature_union(states)
-        sums = Sums(
-            *(np.zeros(len(features), np.int64 if name == "n" else np.float64) for name in Sums._fields)
-        )
+        sums = _zeros(len(features))
         for state, at in zip(states, places, strict=True):
-            before = Sums(*(column[at] for column in sums))
-            after = merge(before, Sums(*(state[name].to_numpy() for name in STATE)))
+            before = Sums(*[column[at] for column in sums])  # type: ignore[arg-type]
+            after = merge(before, _read(state, np.arange(state.height), state.height))
             for column, merged in zip(sums, after, strict=True):
                 column[at] = merged
         return pl.DataFrame({"feature": features, **sums._asdict()}).rename({"n": "n_active"})
@@ -128,12 +126,15 @@ class Moments:
 
 def _read(state: pl.DataFrame, places: I64, length: int) -> Sums:
     """The state's columns, scattered to `places` among zeros."""
-    columns = []
-    for name in STATE:
-        column = state[name].to_numpy()
-        columns.append(np.zeros(length, column.dtype))
-        columns[-1][places] = column
-    return Sums(*columns)
+    sums = _zeros(length)
+    for column, name in zip(sums, STATE, strict=True):
+        column[places] = state[name].to_numpy()
+    return sums
+
+
+def _zeros(length: int) -> Sums:
+    """Moments of no value."""
+    return Sums(np.zeros(length, np.int64), *(np.zeros(length) for _ in range(4)))
 
 
 def _columns() -> list[pl.Expr]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
+from pipeline.store.compacted import Compacted, read_compactions
 from pipeline.store.contexts import ContextIndex
 from pipeline.store.objects import readable
 from pipeline.store.postings import PostingsFile
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 class FeatureStore(Catalog):
     """A store opened for reading (`FeatureStore.open(root)`); only derived tables are ever written."""
+
+    @cached_property
+    def _compactions(self) -> dict[str, list[Compacted]]:
+        return {}
 
     @cached_property
     def _files(self) -> dict[Path, PostingsFile]:
@@ -103,9 +108,12 @@ class FeatureStore(Catalog):
     def scan_activations(self, site: str) -> pl.LazyFrame:
         """All activations: feature u32, row u64, context u64, position u32, activation f16 or f32.
 
-        Sorted by (feature, row) in each shard; a filter on `feature` or `row` reads the row groups it needs.
+        Sorted by (feature, row) in each file: those of the compaction, then those of shards that it does not
+        cover. A filter on `feature` or `row` reads the row groups it needs.
         """
-        paths = [self.object_path(site, record.name, POSTINGS) for record in self.committed(site)]
+        compacted = self.compacted(site)
+        paths = list(compacted.paths) if compacted else []
+        paths += [self.object_path(site, record.name, POSTINGS) for record in self.uncompacted(site)]
         return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
 
     def scan_features(self, site: str) -> pl.LazyFrame:
@@ -140,11 +148,33 @@ class FeatureStore(Catalog):
             raise InputError(
                 f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}"
             )
-        shards = self.committed(site)
-        found = list(self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards))
+        compacted, shards = self.compacted(site), self.uncompacted(site)
+        found = [compacted.rows_of(feature)] if compacted else []
+        found += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)
         rows = np.concatenate([rows for rows, _ in found]) if found else np.empty(0, np.uint64)
         values = np.concatenate([values for _, values in found]) if found else np.empty(0, np.float32)
+        if compacted and shards and not (rows[1:] > rows[:-1]).all():
+            order = np.argsort(rows)
+            return rows[order], values[order]
         return rows, values
+
+    def compactions(self, site: str) -> list[Compacted]:
+        """The published compactions of a site of which every shard is committed as it was."""
+        if site not in self._compactions:
+            receipts = self.receipts(site)
+            found = read_compactions(self.layout, self.site(site).pass_name, site, receipts)
+            self._compactions[site] = list(found)
+        return self._compactions[site]
+
+    def compacted(self, site: str) -> Compacted | None:
+        """The compaction that queries read: the one of most shards."""
+        return max(self.compactions(site), key=lambda compacted: len(compacted.shards), default=None)
+
+    def uncompacted(self, site: str) -> list[ShardRecord]:
+        """Committed shards that it does not cover, whose own files are read."""
+        compacted = self.compacted(site)
+        covered = compacted.shards if compacted else frozenset()
+        return [record for record in self.committed(site) if record.name not in covered]
 
     def contexts(
         self,

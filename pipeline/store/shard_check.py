@@ -81,7 +81,7 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class Committed:
-    """A receipt, and by site where its shard lies: nothing for a shard that the corpus chain does not hold."""
+    """A receipt, and by site where its shard lies: nowhere where the corpus chain does not hold the shard."""
 
     receipt: Receipt
     files: dict[str, ShardFiles]
@@ -224,12 +224,8 @@ def _same(block: Postings, columns: Any) -> bool:
     if not len(block.features) or block.features[-1] >= columns.shape[1]:
         return not len(block.features)
     other = _cut(columns, int(block.features[0]), int(block.features[-1]) + 1)
-    pairs = zip(
-        (block.features, block.offsets, block.rows, block.values),
-        (other.features, other.offsets, other.rows, other.values),
-        strict=True,
-    )
-    return all(np.array_equal(a, b) for a, b in pairs)
+    names = ("features", "offsets", "rows", "values")
+    return all(np.array_equal(getattr(block, name), getattr(other, name)) for name in names)
 
 
 def _cut(columns: Any, first: int, last: int) -> Postings:

@@ -70,7 +70,8 @@ class ShardFiles:
             ]
             frame = pl.from_arrow(parquet.read_row_groups(groups, columns=columns, use_threads=False))
         assert isinstance(frame, pl.DataFrame)
-        return frame.filter(pl.col("feature").is_between(features.start, features.stop - 1))
+        first, last = np.searchsorted(frame["feature"].to_numpy(), [features.start, features.stop])
+        return frame.slice(int(first), int(last - first))
 
     def read_row_counts(self) -> pl.DataFrame:
         """L0 counts (`schemas.tables.ROW_COUNTS`)."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -35,7 +35,6 @@ _BATCH_BYTES = 96 << 20
 _RANGE_BYTES = 1 << 18
 """Of an average shard's partials in one range: less does not pay for opening the file once more."""
 _COUNT_FILES = 512
-_ACTIVITY = ["feature", "n_active", "min_activation", "max_activation"]
 
 
 def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
@@ -63,15 +62,41 @@ def site_ranges(store: FeatureStore, site: str, name: str, range_bytes: int) -> 
     return [range(first, last) for first, last in pairwise(edges)]
 
 
-def fold(shards: Iterable[ShardFiles], features: range) -> pl.DataFrame:
+def fold(shards: Iterable[ShardFiles], features: range, activity: Activity | None = None) -> pl.DataFrame:
     """The merged state of some features, from the partials of `shards` in this order."""
     state, batch, size = statistics.empty_state(), list[pl.DataFrame](), 0
     for shard in shards:
         batch.append(shard.read_partials(features))
         size += int(batch[-1].estimated_size())
+        if activity is not None:
+            activity.keep(shard, batch[-1])
         if size > _BATCH_BYTES:
             state, batch, size = statistics.combine([state, *batch]), [], 0
     return statistics.combine([state, *batch])
+
+
+class Activity:
+    """How often and how strongly a range's features fire in each shard; of the first it stays in memory."""
+
+    COLUMNS = ("feature", "n_active", "min_activation", "max_activation")
+
+    def __init__(self, features: range) -> None:
+        self._features = features
+        self._kept: dict[str, pl.DataFrame] = {}
+        self._bytes = 0
+
+    def keep(self, shard: ShardFiles, partials: pl.DataFrame) -> None:
+        """Keep it of a shard whose partials are at hand, up to some bytes."""
+        if self._bytes < _BATCH_BYTES:
+            kept = self._kept[shard.record.name] = partials.select(self.COLUMNS)
+            self._bytes += int(kept.estimated_size())
+
+    def of(self, shard: ShardFiles) -> list[NDArray[Any]]:
+        """Features [F], ascending, n_active [F], min_activation [F], max_activation [F]."""
+        kept = self._kept.get(shard.record.name)
+        if kept is None:
+            kept = shard.read_partials(self._features, list(self.COLUMNS))
+        return [kept[name].to_numpy() for name in self.COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -82,51 +107,39 @@ class _RangeTables:
 
 
 def _range_tables(shards: Sequence[ShardFiles], totals: Totals, features: range) -> _RangeTables:
-    state = fold(shards, features)
+    activity = Activity(features)
+    state = fold(shards, features, activity)
     table = statistics.finalize(state, totals, features)
-    strongest = Strongest(state, np.float16 if _half(shards) else np.float32)
+    half = bool(shards) and shards[0].activation_dtype == "float16"
+    strongest = Strongest(state, np.float16 if half else np.float32)
     for shard in shards:
-        _show(shard, features, strongest)
+        _show(shard, features, activity, strongest)
     return _RangeTables(table, example_table(strongest, state), int(state["n_active"].sum()))
 
 
-def _half(shards: Sequence[ShardFiles]) -> bool:
-    return bool(shards) and shards[0].activation_dtype == "float16"
-
-
-def _show(shard: ShardFiles, features: range, strongest: Strongest) -> None:
+def _show(shard: ShardFiles, features: range, activity: Activity, strongest: Strongest) -> None:
     """Look for the strongest rows of one shard; of row groups that can hold none, nothing is read."""
     if shard.postings is None:
         postings = shard.read_postings()
         rows = postings.rows + shard.record.row_start
         strongest.show(postings.features, np.diff(postings.offsets), postings.values, lambda: rows)
         return
-    activity = shard.read_partials(features, _ACTIVITY)
-    file = PostingsFile(shard.postings)
-    for group, active in _by_group(file, activity, features, shard):
-        fired, counts, low, high = (active[name].to_numpy() for name in _ACTIVITY)
+    file, active = PostingsFile(shard.postings), activity.of(shard)
+    for group in file.groups_of(features.start, features.stop):
+        place = slice(*np.searchsorted(active[0], [file.first[group], file.last[group] + 1]))
+        fired, counts, low, high = (column[place] for column in active)
+        if counts.sum() != file.group_nnz(group):
+            raise InputError(
+                f"{shard.postings} and {shard.partials} do not count the same activations of features "
+                f"{file.first[group]} to {file.last[group]}: run `latentlake verify`"
+            )
         if strongest.may_hold(fired, low, high):
             (values,) = file.read_groups([group], ("activation",))
             strongest.show(fired, counts, values, partial(_rows, file, group))
 
 
-def _by_group(
-    file: PostingsFile, activity: pl.DataFrame, features: range, shard: ShardFiles
-) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Each row group of a range with the partials' word on its features."""
-    for group in file.groups_of(features.start, features.stop):
-        active = activity.filter(pl.col("feature").is_between(file.first[group], file.last[group]))
-        if int(active["n_active"].sum()) != file.group_nnz(group):
-            raise InputError(
-                f"{shard.postings} and {shard.partials} do not count the same activations of features "
-                f"{file.first[group]} to {file.last[group]}: run `latentlake verify`"
-            )
-        yield group, active
-
-
-def _rows(file: PostingsFile, group: int) -> NDArray[np.uint64]:
-    (rows,) = file.read_groups([group], ("row",))
-    return rows
+def _rows(file: PostingsFile, group: int) -> NDArray[Any]:
+    return np.asarray(file.read_groups([group], ("row",))[0])
 
 
 def _some(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:

@@ -6,7 +6,7 @@ tables are then made from them as `stats` makes them, and compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from pipeline.executors.tasks import Tasks
+from pipeline.store.compaction import is_as_merged
 from pipeline.store.shard_check import Committed, Pass, VerifyReport
+from pipeline.store.shard_files import ShardFiles
 from pipeline.store.site_tables import site_tables
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import ShardRecord
+from schemas.records import CompactedFile, ShardRecord
 
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
@@ -43,16 +45,17 @@ def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
                 f"{pending} shards are not extracted in pass {pass_name}: `latentlake extract`"
             )
         of = Pass(store.layout, store.lake, plan)
-        sound = {site.name: len(receipts) for site in plan.sites}
+        unsound = {site.name: len(receipts) for site in plan.sites}
         for found, sites in tasks.map(of.check, _committed(store, pass_name, tokens)):
             report.add(found)
             for site in sites:
-                sound[site] -= 1
-        for site in plan.sites:
+                unsound[site] -= 1
+        for name, shards in unsound.items():
             if receipts:
-                _verify_weights(store, site.name, report)
-            if not sound[site.name]:
-                _verify_tables(store, site.name, tasks, report)
+                _verify_weights(store, name, report)
+            if not shards:
+                _verify_compactions(store, name, tasks, report)
+                _verify_tables(store, name, tasks, report)
     return report
 
 
@@ -79,6 +82,32 @@ def _verify_weights(store: FeatureStore, site: str, report: VerifyReport) -> Non
         store.site_weights(site)
     except InputError as error:
         report.problems.append(str(error))
+
+
+def _verify_compactions(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:
+    """Compare the files of compactions with their checksums, and with the postings of their shards."""
+    for compacted in store.compactions(site):
+        shards = [store.files(site, shard) for shard in compacted.record.shards]
+        check = partial(_check_compacted, shards, store.site(site).feature_block)
+        items = zip(compacted.paths, compacted.record.files, strict=True)
+        for found in tasks.map(check, items):
+            report.add(found)
+        if sum(file.nnz for file in compacted.record.files) != sum(
+            store.receipts(site)[shard].sites[site].nnz for shard in compacted.record.shards
+        ):
+            report.problems.append(f"{compacted.marker} does not hold all activations of its shards")
+
+
+def _check_compacted(
+    shards: Sequence[ShardFiles], block: int, file: tuple[Path, CompactedFile]
+) -> VerifyReport:
+    report, (path, record) = VerifyReport(), file
+    features = range(record.first_feature, record.first_feature + block)
+    if report.compare_object(path, record.bytes, record.sha256) and not is_as_merged(shards, path, features):
+        report.problems.append(
+            f"{path} does not hold the activations of its shards: run `latentlake compact`"
+        )
+    return report
 
 
 def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:
