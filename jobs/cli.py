@@ -113,14 +113,37 @@ def rank(
 
 
 @app.command()
-def cluster(store: StorePath, site: SiteName = None) -> None:
+def cluster(
+    store: StorePath, site: SiteName = None, workers: Workers = None, address: Address = None
+) -> None:
     """Cluster features by decoder direction, and contexts by the features that fire in them."""
     from jobs.cluster import cluster as job
+    from jobs.parallel import choose_tasks
     from schemas.run_file import Cluster
 
     opened, config = _open(store)
-    for name in _sites(opened, site):
-        job(opened, name, config.cluster if config else Cluster.model_validate({}))
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, config.cluster if config else Cluster.model_validate({}), tasks)
+
+
+@app.command()
+def coactivation(
+    store: StorePath,
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each feature.", min=1)] = 20,
+    support: Annotated[int, typer.Option(help="Rows that a pair must share.", min=1)] = 10,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """The neighbours of each feature: those that fire on the same rows, by Jaccard index."""
+    from jobs.coactivation import coactivation as job
+    from jobs.parallel import choose_tasks
+
+    opened, _ = _open(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, tasks, k=k, support=support)
 
 
 @app.command()

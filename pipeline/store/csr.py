@@ -10,7 +10,7 @@ import zarr
 from scipy import sparse
 from zarr.codecs import BloscCodec
 
-from schemas.values import SparseFeatures
+from schemas.values import I32, I64, SparseFeatures
 
 # Nonzeros in a chunk: 16 MiB of float32, so that a shard is a handful of files.
 _CHUNK = 1 << 22
@@ -53,6 +53,14 @@ def check_chunks(group: Any) -> None:
     for name, array in group.arrays():
         if array.nchunks_initialized != array.nchunks:
             raise ValueError(f"{array.nchunks - array.nchunks_initialized} chunks of {name} are missing")
+
+
+def read_pattern(path: Path) -> tuple[I32, I64, tuple[int, int]]:
+    """`indices`, `indptr` and shape of the matrix that `write_csr` wrote."""
+    group: Any = zarr.open_group(path, mode="r")
+    check_chunks(group)
+    rows, d_sae = group.attrs["shape"]
+    return group["indices"][:], group["indptr"][:], (rows, d_sae)
 
 
 def read_csr(path: Path) -> sparse.csr_matrix:

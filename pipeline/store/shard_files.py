@@ -56,6 +56,39 @@ class ShardFiles:
         indptr = matrix.indptr.astype(np.int64)
         return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
 
+    def read_pattern(self) -> sparse.csr_matrix:
+        """Where activations are: int32 ones [rows, d_sae]."""
+        from scipy import sparse
+
+        from pipeline.store.csr import read_pattern
+
+        if self.csr is None:
+            matrix = self.read_csr()
+            indices, indptr, shape = matrix.indices, matrix.indptr, matrix.shape
+        else:
+            with readable(self.csr):
+                indices, indptr, shape = read_pattern(self.csr)
+        return sparse.csr_matrix((np.ones(len(indices), np.int32), indices, indptr), shape=shape)
+
+    def read_pattern_of(self, features: range, pattern: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Where some features are active: int32 ones [features, rows]; `pattern` is that of all."""
+        from scipy import sparse
+
+        if self.postings is None:
+            return pattern[:, features.start : features.stop].T.tocsr()
+        file = PostingsFile(self.postings)
+        feature, rows = file.read_groups(file.groups_of(features.start, features.stop), ("feature", "row"))
+        place = slice(*np.searchsorted(feature, np.array([features.start, features.stop], np.uint32)))
+        indptr = np.append(
+            0, np.cumsum(np.bincount(feature[place] - features.start, minlength=len(features)))
+        )
+        parts = (
+            np.ones(len(rows[place]), np.int32),
+            rows[place].astype(np.int64) - self.record.row_start,
+            indptr,
+        )
+        return sparse.csr_matrix(parts, shape=(len(features), self.record.rows))
+
     def read_partials(self, features: range, columns: list[str] | None = None) -> pl.DataFrame:
         """Partials of some features: all columns, or those asked for, `feature` among them.
 
