@@ -1,9 +1,9 @@
 """`latentlake coactivation STORE`: which features fire on the same rows.
 
 Of each feature the neighbours of highest Jaccard index |A and B| / |A or B| over rows, exactly. A task counts
-a block of features against all, X_b^T X added up shard by shard, X being what is active; the counts of a block
-stay below COUNTS_BYTES, and there is never a table of all pairs. The cost is two passes over the pairs of
-features active in one row, rows x L0 x L0, and each task reads the indices of every shard's CSR.
+a block of features against all, X_b^T X added up shard by shard, X being what is active; the counts of a
+block stay below COUNTS_BYTES, and there is never a table of all pairs. The cost is two passes over the pairs
+of features active in one row, rows x L0 x L0, and each task reads the indices of every shard's CSR.
 """
 
 from __future__ import annotations

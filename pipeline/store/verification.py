@@ -88,7 +88,7 @@ def _verify_compactions(store: FeatureStore, site: str, tasks: Tasks, report: Ve
     """Compare the files of compactions with their checksums, and with the postings of their shards."""
     for compacted in store.compactions(site):
         shards = [store.files(site, shard) for shard in compacted.record.shards]
-        check = partial(_check_compacted, shards, store.site(site).feature_block)
+        check = partial(_check_compacted, shards, compacted.marker, store.site(site).feature_block)
         items = zip(compacted.paths, compacted.record.files, strict=True)
         for found in tasks.map(check, items):
             report.add(found)
@@ -99,14 +99,15 @@ def _verify_compactions(store: FeatureStore, site: str, tasks: Tasks, report: Ve
 
 
 def _check_compacted(
-    shards: Sequence[ShardFiles], block: int, file: tuple[Path, CompactedFile]
+    shards: Sequence[ShardFiles], marker: Path, block: int, file: tuple[Path, CompactedFile]
 ) -> VerifyReport:
+    """Whether one file of a compaction has its checksum, and what the postings of the shards hold."""
     report, (path, record) = VerifyReport(), file
     features = range(record.first_feature, record.first_feature + block)
     if report.compare_object(path, record.bytes, record.sha256) and not is_as_merged(shards, path, features):
-        report.problems.append(
-            f"{path} does not hold the activations of its shards: run `latentlake compact`"
-        )
+        report.problems.append(f"{path} does not hold the activations of its shards")
+    remedy = f"; delete {marker} and run `latentlake compact`"
+    report.problems = [problem + remedy for problem in report.problems]
     return report
 
 

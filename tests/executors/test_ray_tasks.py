@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import cluster
 from jobs.coactivation import coactivation
 from jobs.compact import compact
 from jobs.stats import stats
 from pipeline.executors.tasks import OneProcess
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.run_file import Cluster
 from tests.executors.test_tasks import TaskConformance, die, die_once
 from tests.store.build import build
 from tests.store.test_site_tables import table_bytes

@@ -59,7 +59,9 @@ def test_no_bit_depends_on_ranges_batches_or_what_is_kept_in_memory(
 ) -> None:
     whole = made(built.layout.root)
     monkeypatch.setattr(site_tables, "_RANGE_BYTES", 1)
-    assert len(site_tables.site_ranges(FeatureStore.open(built.layout.root), "site", "partials.parquet", 1)) == 3
+    assert (
+        len(site_tables.site_ranges(FeatureStore.open(built.layout.root), "site", "partials.parquet", 1)) == 3
+    )
     assert made(built.layout.root) == whole
     monkeypatch.setattr(site_tables, "_BATCH_BYTES", 0)
     monkeypatch.setattr(site_tables, "_COUNT_FILES", 2)
@@ -85,7 +87,9 @@ def test_no_bit_depends_on_the_number_of_workers(
         assert made(built.layout.root, tasks) == whole
 
 
-def test_partials_in_one_row_group_give_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partials_in_one_row_group_give_the_same_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = build(tmp_path, shards=3)
     whole = made(tmp_path)
     store = FeatureStore.open(tmp_path)
@@ -132,10 +136,15 @@ def test_partials_of_a_feature_that_the_sae_has_not_are_an_error(tmp_path: Path)
     assert measure(path)[0] > 0
 
 
-def test_partials_have_row_groups_of_whole_feature_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partials_have_row_groups_of_whole_feature_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = pl.DataFrame({"feature": pl.Series([0, 3, 15, 16, 40, 41, 47, 90], dtype=pl.UInt32)})
     frame = frame.with_columns(n=pl.col("feature") * 2)
-    for size, groups in ((0, [[0, 3, 15], [16], [40, 41, 47], [90]]), (20, [[0, 3, 15], [16, 40, 41, 47], [90]])):
+    for size, groups in (
+        (0, [[0, 3, 15], [16], [40, 41, 47], [90]]),
+        (20, [[0, 3, 15], [16, 40, 41, 47], [90]]),
+    ):
         monkeypatch.setattr("pipeline.store.parquet._FRAME_GROUP_BYTES", size)
         write_frame(tmp_path / "f.parquet", frame, feature_block=16)
         file = pq.ParquetFile(tmp_path / "f.parquet")
