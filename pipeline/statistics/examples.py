@@ -98,10 +98,29 @@ def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFram
     rows, values = elements(state, "sample_rows"), elements(state, "sample_values")
     share = _share_below(state, features, values)
     interval = np.minimum(share * INTERVALS, INTERVALS - 1).astype(np.uint8)
-    order = np.lexsort((row_hash(features, rows), interval, features))
-    rank = _rank_in_runs(key_of(features, interval)[order])
-    order, rank = order[rank < per_interval], rank[rank < per_interval]
-    return _frame("quantile", features[order], interval[order], rank, rows[order], values[order])
+    kept, rank = _smallest(row_hash(features, rows), key_of(features, interval), per_interval)
+    return _frame("quantile", features[kept], interval[kept], rank, rows[kept], values[kept])
+
+
+def _smallest(hashes: U64, keys: I64, k: int) -> tuple[I64, I64]:
+    """Places of the `k` smallest hashes of each key, by key and hash, and their ranks; keys ascend.
+
+    They do: a feature's samples are in order of their bins, so of their values, and so of their shares.
+    """
+    kept, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    left = np.arange(len(keys))
+    for rank in range(k):
+        starts = run_starts(keys[left])
+        if not len(starts):
+            break
+        runs = np.diff(np.append(starts, len(left)))
+        first = hashes[left] == np.repeat(np.minimum.reduceat(hashes[left], starts), runs)
+        kept.append(left[first])
+        ranks.append(np.full(len(starts), rank))
+        left = left[~first]
+    places, rank_of = np.concatenate(kept), np.concatenate(ranks)
+    order = np.lexsort((rank_of, keys[places]))
+    return places[order], rank_of[order]
 
 
 def example_table(strongest: Strongest, state: pl.DataFrame) -> pl.DataFrame:

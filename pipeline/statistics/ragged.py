@@ -133,6 +133,7 @@ class Cells:
         ):
             begin, end = np.searchsorted(features, [low, high])
             place = slice(int(offsets[begin]), int(offsets[end]))
-            owners = np.repeat(features[begin:end], lengths[begin:end])
-            cells = (owners - low) * len(self._occur) + self._code[bins[place].view(np.uint16)]
-            yield Part(state, place, owners), cells
+            some, n = features[begin:end], lengths[begin:end]
+            cells = np.repeat((some - low) * len(self._occur), n)
+            cells += self._code[bins[place].view(np.uint16)]
+            yield Part(state, place, np.repeat(some, n)), cells

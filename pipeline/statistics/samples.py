@@ -32,9 +32,13 @@ def row_hash(features: NDArray[Any], rows: NDArray[Any]) -> U64:
 
     SplitMix64 (Steele, Lea and Flood, 2014) is a bijection of 64 bits, so two rows of a feature never tie.
     """
-    z: U64 = rows.astype(np.uint64) + features.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z: U64 = features.astype(np.uint64)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z += rows.astype(np.uint64, copy=False)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return z
 

@@ -30,7 +30,7 @@ from schemas.values import Totals
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
 
-_BATCH_BYTES = 96 << 20
+_BATCH_BYTES = 64 << 20
 """Partials in memory before they are merged."""
 _RANGE_BYTES = 1 << 18
 """Of an average shard's partials in one range: less does not pay for opening the file once more."""
