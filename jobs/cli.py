@@ -37,6 +37,13 @@ AcceptEnvironment = Annotated[
 LogJson = Annotated[
     Path | None, typer.Option("--log-json", help="Add every event of the driver to this file, as JSON lines.")
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes, or Ray tasks at once. Default: as many as pay."),
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster to run on. Default: this machine.")
+]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 
@@ -102,13 +109,15 @@ def submit(
 
 
 @app.command()
-def stats(store: StoreText, site: SiteName = None) -> None:
+def stats(store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None) -> None:
     """Fold the shards' partials into the feature table, L0 counts and examples."""
+    from jobs.parallel import choose_tasks
     from jobs.stats import stats as job
 
     opened, _ = _open(store)
-    for name in _sites(opened, site):
-        job(opened, name)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, tasks)
 
 
 @app.command()
@@ -137,14 +146,37 @@ def rank(
 
 
 @app.command()
-def cluster(store: StoreText, site: SiteName = None) -> None:
+def cluster(
+    store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None
+) -> None:
     """Cluster features by decoder direction, and contexts by the features that fire in them."""
     from jobs.cluster import cluster as job
+    from jobs.parallel import choose_tasks
     from schemas.run_file import Cluster
 
     opened, config = _open(store)
-    for name in _sites(opened, site):
-        job(opened, name, config.cluster if config else Cluster.model_validate({}))
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, config.cluster if config else Cluster.model_validate({}), tasks)
+
+
+@app.command()
+def coactivation(
+    store: StoreText,
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each feature.", min=1)] = 20,
+    support: Annotated[int, typer.Option(help="Rows that a pair must share.", min=1)] = 10,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """The neighbours of each feature: those that fire on the same rows, by Jaccard index."""
+    from jobs.coactivation import coactivation as job
+    from jobs.parallel import choose_tasks
+
+    opened, _ = _open(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, tasks, k=k, support=support)
 
 
 @app.command()
@@ -183,11 +215,28 @@ def status(
 
 
 @app.command()
-def verify(store: StoreText) -> None:
+def verify(store: StoreText, workers: Workers = None, address: Address = None) -> None:
     """Check every checksum, and recompute every statistic from the raw activations."""
+    from jobs.parallel import choose_tasks
     from jobs.verify import verify as job
 
-    job(_open(store)[0])
+    opened, _ = _open(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        job(opened, tasks)
+
+
+@app.command()
+def compact(
+    store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None
+) -> None:
+    """Merge the shards' postings into one file per feature block, which queries then read."""
+    from jobs.compact import compact as job
+    from jobs.parallel import choose_tasks
+
+    opened, _ = _open(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in _sites(opened, site):
+            job(opened, name, tasks)
 
 
 @app.command()

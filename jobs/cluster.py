@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from scipy import sparse
 from jobs.console import say
 from jobs.context_vectors import Survey, context_sums, survey, unit_vectors
 from jobs.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
+from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store import FeatureStore
+from pipeline.store.shard_files import ShardFiles
 from schemas.errors import InputError
-from schemas.layout import StorePath
+from schemas.layout import Layout, StorePath
+from schemas.records import Lake
 from schemas.run_file import Cluster
 from schemas.tables import Schema
 from schemas.values import F32, F64, I64
@@ -82,7 +86,7 @@ class Members:
         return np.split(members, np.cumsum(self.sizes)[:-1]) if len(self.order) else []
 
 
-def cluster(store: FeatureStore, site: str, config: Cluster) -> list[StorePath]:
+def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None = None) -> list[StorePath]:
     """Write the tables of feature and context clusters of a site.
 
     The numbers of clusters are those of `config`, or about sqrt(d_sae) / 2 and sqrt(contexts) / 2, at most
@@ -93,8 +97,10 @@ def cluster(store: FeatureStore, site: str, config: Cluster) -> list[StorePath]:
     began = time.monotonic()
     if not store.committed(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    known = survey(store, site, FIT_CONTEXTS, config.seed)
-    tables = feature_tables(store, site, known.n_active, config) | context_tables(store, site, known, config)
+    tasks = tasks or OneProcess()
+    known = survey(store, site, FIT_CONTEXTS, config.seed, tasks)
+    tables = feature_tables(store, site, known.n_active, config)
+    tables |= context_tables(store, site, known, config, tasks)
     say(f"[bold]cluster[/] {site}: {time.monotonic() - began:.1f} s")
     return [store.write_table(site, name, table) for name, table in tables.items()]
 
@@ -138,7 +144,9 @@ def clustered(units: F32, clusters: int, seed: int) -> Members:
     return Members(labels, cosine, order)
 
 
-def context_tables(store: FeatureStore, site: str, known: Survey, config: Cluster) -> dict[str, pl.DataFrame]:
+def context_tables(
+    store: FeatureStore, site: str, known: Survey, config: Cluster, tasks: Tasks
+) -> dict[str, pl.DataFrame]:
     """Tables `context_clusters` and `context_cluster_summary`, over all contexts of the committed shards.
 
     A context in which nothing is active has no cluster (null). `similarity` is the cosine of its vector (see
@@ -149,7 +157,7 @@ def context_tables(store: FeatureStore, site: str, known: Survey, config: Cluste
     weights = known.weights()
     sample = unit_vectors(known.sample, weights)
     centres = fit(sample[np.diff(sample.indptr) > 0], asked, config.seed)
-    numbers, members, active = _assign_all(store, site, centres, weights)
+    numbers, members, active = _assign_all(store, site, centres, weights, tasks)
     _tell(site, "contexts", members, asked)
     features, lifts = typical(active, members.sizes)
     rows = pl.DataFrame({"context": numbers, **_columns(members, "similarity")})
@@ -171,23 +179,34 @@ def context_tables(store: FeatureStore, site: str, known: Survey, config: Cluste
     return {"context_clusters": rows, "context_cluster_summary": frame}
 
 
-def _assign_all(store: FeatureStore, site: str, centres: F32, weights: F64) -> tuple[I64, Members, I64]:
+def _assign_all(
+    store: FeatureStore, site: str, centres: F32, weights: F64, tasks: Tasks
+) -> tuple[I64, Members, I64]:
     """Number and cluster of each context; in how many contexts of a cluster a feature is active [K, F]."""
     numbers, labels, cosines = [], [], []
     active = np.zeros((len(centres), len(weights)), np.int64)
-    for record, _, sums in context_sums(store, site):
-        label, cosine = assign(unit_vectors(sums, weights), centres)
-        has = label != NO_CLUSTER
-        pairs = (np.ones(has.sum(), np.int64), (label[has], np.flatnonzero(has)))
-        present = sparse.csr_matrix(
-            (np.ones(sums.nnz, np.int64), sums.indices, sums.indptr), shape=sums.shape
-        )
-        active += (sparse.csr_matrix(pairs, shape=(len(centres), len(label))) @ present).toarray()
-        numbers.append(record.context_start + np.arange(len(label)))
+    shards = store.shard_files(site)
+    assign_shard = partial(_assign_shard, store.layout, store.lake, centres, weights)
+    for shard, (label, cosine, present) in zip(shards, tasks.map(assign_shard, shards), strict=True):
+        row = np.repeat(np.arange(len(centres)), np.diff(present.indptr))
+        active[row, present.indices] += present.data
+        numbers.append(shard.record.context_start + np.arange(len(label)))
         labels.append(label)
         cosines.append(cosine)
     renumbered, order = relabel(np.concatenate(labels), len(centres))
     return np.concatenate(numbers), Members(renumbered, np.concatenate(cosines), order), active[order]
+
+
+def _assign_shard(
+    layout: Layout, lake: Lake, centres: F32, weights: F64, shard: ShardFiles
+) -> tuple[I64, F32, sparse.csr_matrix]:
+    """Cluster and cosine of each context; in how many contexts of a cluster a feature is active [K, F]."""
+    _, sums = context_sums(layout, lake, shard)
+    label, cosine = assign(unit_vectors(sums, weights), centres)
+    has = label != NO_CLUSTER
+    pairs = (np.ones(has.sum(), np.int64), (label[has], np.flatnonzero(has)))
+    present = sparse.csr_matrix((np.ones(sums.nnz, np.int64), sums.indices, sums.indptr), shape=sums.shape)
+    return label, cosine, sparse.csr_matrix(pairs, shape=(len(centres), len(label))) @ present
 
 
 def typical(active: I64, sizes: I64) -> tuple[list[list[int]], list[list[float]]]:

@@ -11,15 +11,18 @@ sums of length 1 (0.13).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import sparse
 
+from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store import FeatureStore
+from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_token_shard
-from schemas.records import ShardRecord
+from schemas.layout import Layout
+from schemas.records import Lake
 from schemas.values import F64, I64
 
 
@@ -42,34 +45,53 @@ class Survey:
         return weights
 
 
-def survey(store: FeatureStore, site: str, most: int, seed: int) -> Survey:
+@dataclass(frozen=True)
+class _Part:
+    """What one shard tells the survey."""
+
+    n_active: I64
+    active_contexts: I64
+    sample: sparse.csr_matrix
+
+
+def survey(store: FeatureStore, site: str, most: int, seed: int, tasks: Tasks | None = None) -> Survey:
     """Read every shard once; the sample holds all contexts, or `most` of them drawn at random."""
-    d_sae = store.site(site).d_sae
+    d_sae, shards = store.site(site).d_sae, store.shard_files(site)
+    total = sum(shard.record.contexts for shard in shards)
+    chosen, items, first = _draw(total, most, seed), list[tuple[ShardFiles, I64]](), 0
+    for shard in shards:
+        low, high = np.searchsorted(chosen, [first, first + shard.record.contexts])
+        items.append((shard, chosen[low:high] - first))
+        first += shard.record.contexts
     n_active, active_contexts = np.zeros(d_sae, np.int64), np.zeros(d_sae, np.int64)
-    total = sum(record.contexts for record in store.committed(site))
-    chosen = _draw(total, most, seed)
-    parts, first = [sparse.csr_matrix((0, d_sae), dtype=np.float32)], 0
-    for record, activations, sums in context_sums(store, site):
-        n_active += np.bincount(activations.indices, minlength=d_sae)
-        active_contexts += np.bincount(sums.indices, minlength=d_sae)
-        low, high = np.searchsorted(chosen, [first, first + record.contexts])
-        parts.append(sums[chosen[low:high] - first])
-        first += record.contexts
+    parts = [sparse.csr_matrix((0, d_sae), dtype=np.float32)]
+    for part in (tasks or OneProcess()).map(partial(_survey_shard, store.layout, store.lake), items):
+        n_active += part.n_active
+        active_contexts += part.active_contexts
+        parts.append(part.sample)
     return Survey(n_active, active_contexts, total, sparse.vstack(parts, format="csr"))
 
 
+def _survey_shard(layout: Layout, lake: Lake, item: tuple[ShardFiles, I64]) -> _Part:
+    shard, chosen = item
+    activations, sums = context_sums(layout, lake, shard)
+    n_active, active_contexts = (
+        np.bincount(matrix.indices, minlength=shard.d_sae) for matrix in (activations, sums)
+    )
+    return _Part(n_active, active_contexts, sums[chosen])
+
+
 def context_sums(
-    store: FeatureStore, site: str
-) -> Iterator[tuple[ShardRecord, sparse.csr_matrix, sparse.csr_matrix]]:
-    """Of each committed shard its activations and, for each of its contexts, their sums, float32 [C, F]."""
-    for record in store.committed(site):
-        activations = store.csr(site, record.name)
-        starts = read_token_shard(store.layout, store.lake, record, verify=False).context_ptr
-        parts = (activations.data, activations.indices, activations.indptr[starts])
-        sums = sparse.csr_matrix(parts, shape=(len(starts) - 1, activations.shape[1]), copy=True)
-        sums.sum_duplicates()
-        sums.eliminate_zeros()
-        yield record, activations, sums
+    layout: Layout, lake: Lake, shard: ShardFiles
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Activations of a shard and, for each of its contexts, their sums, float32 [C, F]."""
+    activations = shard.read_csr()
+    starts = read_token_shard(layout, lake, shard.record, verify=False).context_ptr
+    parts = (activations.data, activations.indices, activations.indptr[starts])
+    sums = sparse.csr_matrix(parts, shape=(len(starts) - 1, activations.shape[1]), copy=True)
+    sums.sum_duplicates()
+    sums.eliminate_zeros()
+    return activations, sums
 
 
 def unit_vectors(sums: sparse.csr_matrix, weights: F64) -> sparse.csr_matrix:

@@ -10,14 +10,14 @@ import time
 import polars as pl
 
 from jobs.console import say
-from pipeline import statistics
+from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.statistics import rows as row_statistics
-from pipeline.statistics.examples import example_table
 from pipeline.store import FeatureStore
+from pipeline.store.site_tables import site_tables
 from schemas.errors import InputError
 
 
-def stats(store: FeatureStore, site: str) -> pl.DataFrame:
+def stats(store: FeatureStore, site: str, tasks: Tasks | None = None) -> pl.DataFrame:
     """Write the tables `features`, `l0` and `examples` of a site; return the feature table.
 
     Raises InputError when no shard of the site is committed.
@@ -25,13 +25,10 @@ def stats(store: FeatureStore, site: str) -> pl.DataFrame:
     began = time.monotonic()
     if not store.receipts(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    state = store.fold_partials(site)
-    row_counts = store.fold_row_counts(site)
-    table = statistics.feature_table(state, store.totals(site), store.sites[site].d_sae, row_counts)
-    store.write_table(site, "features", table)
-    store.write_table(site, "l0", row_counts)
-    shards = ((store.postings(site, record.name), record.row_start) for record in store.committed(site))
-    store.write_table(site, "examples", example_table(shards, state))
+    tables = site_tables(store, site, tasks or OneProcess())
+    for name, made in tables.items():
+        store.write_table(site, name, made)
+    table, row_counts = tables["features"], tables["l0"]
     active = table.filter(pl.col("n_active") > 0).height
     mean_l0 = row_statistics.l0_summary(row_counts)["mean"][0] or 0.0
     say(

@@ -7,15 +7,16 @@ import time
 from rich.markup import escape
 
 from jobs.console import console, say
+from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 
 
-def verify(store: FeatureStore) -> None:
+def verify(store: FeatureStore, tasks: Tasks | None = None) -> None:
     """Say what was checked; raise InputError, after listing every problem, when something is wrong."""
     began = time.monotonic()
     with console.status("verify"):
-        report = store.verify()
+        report = store.verify(tasks)
     for problem in report.problems:
         say(f"[red]wrong[/]: {escape(problem)}")
     say(

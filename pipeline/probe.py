@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 
 from pipeline import statistics
@@ -177,7 +176,7 @@ class Probe:
         store, path, size = FeatureStore.open(self.folder), self.folder / "combined.parquet", 0
         for site in plan.sites:
             frames = (store.partials(site.name, receipt.shard) for receipt in receipts)
-            write_frame(path, reduce(statistics.combine, frames, statistics.empty_state()))
+            write_frame(path, statistics.combine(list(frames)))
             size += path.stat().st_size
         return size
 

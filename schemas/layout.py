@@ -117,6 +117,18 @@ class Layout:
             self.pass_folder(pass_name) / "data" / check_name(shard, "shard") / check_name(attempt, "attempt")
         )
 
+    def compactions(self, pass_name: str) -> StorePath:
+        """Folder of the compactions of a pass, and of their markers."""
+        return self.pass_folder(pass_name) / "compactions"
+
+    def compaction_marker(self, pass_name: str, compaction: str) -> StorePath:
+        """What publishes one compaction, put when its files are there."""
+        return self.compactions(pass_name) / f"{check_name(compaction, 'compaction')}.json"
+
+    def compaction(self, pass_name: str, compaction: str) -> StorePath:
+        """Folder of one compaction's files."""
+        return self.compactions(pass_name) / check_name(compaction, "compaction")
+
     def manifest(self, pass_name: str) -> StorePath:
         """Compacted view of the commits."""
         return self.pass_folder(pass_name) / "manifest.parquet"

@@ -226,6 +226,27 @@ class SiteReceipt:
     """1 - SSE / SST on the shard's first rows, where somebody looked (a worker's first shard)."""
 
 
+@dataclass(frozen=True, slots=True, config=_EXACT)
+class CompactedFile(DataObject):
+    """Postings of one feature block over all shards of a compaction; `path` is below its folder."""
+
+    first_feature: int
+    nnz: int
+
+
+class Compaction(Record):
+    """passes/<pass>/compactions/<id>.json: the postings of one site over some shards, by feature block."""
+
+    format_version: int = FORMAT_VERSION
+    site: str
+    shards: tuple[str, ...]
+    """Those that it covers, in shard order."""
+    receipts: str
+    """Digest of their receipts."""
+    files: tuple[CompactedFile, ...]
+    """By first feature; blocks in which nothing fired have none."""
+
+
 class Receipt(Record):
     """passes/<pass>/commits/<shard>.json: the commit of one shard."""
 

@@ -70,7 +70,10 @@ def test_only_the_rooms_of_the_model_import_torch():
     assert not {name for name in users if not is_in(name, MAY_IMPORT_TORCH + JOBS_WITH_THE_MODEL)}
 
 
-WITHOUT_TORCH = ("cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "diff")
+WITHOUT_TORCH = (
+    "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
+    "coactivation",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

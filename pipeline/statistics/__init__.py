@@ -1,13 +1,14 @@
 """Statistics of stored activations: a partial per shard, merged in shard order, read off as a feature table.
 
 To add one: write a class as `statistic.Statistic` says, put it in `STATISTICS`, and inherit its test from
-`tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order,
-`functools.reduce(combine, partials_of_shards, empty_state())`: its bits depend on the shards alone.
+`tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order, feature by
+feature: its bits depend on the shards alone, not on how many are merged at once, nor on how features are cut
+into blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 
@@ -69,10 +70,10 @@ def partials(postings: Postings, shard: TokenShard) -> pl.DataFrame:
     return pl.concat([empty_state(), *blocks])
 
 
-def combine(a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
-    """Merge two states, `a` of the earlier shards (schema `partials_schema`)."""
+def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Merge states, those of earlier shards first (schema `partials_schema`)."""
     return _side_by_side(
-        [s.combine(a.select(*FEATURE, *s.state), b.select(*FEATURE, *s.state)) for s in _statistics()]
+        [s.combine([state.select(*FEATURE, *s.state) for state in states]) for s in _statistics()]
     )
 
 
@@ -82,10 +83,34 @@ def feature_table(state: pl.DataFrame, totals: Totals, d_sae: int, row_counts: p
     `row_counts` are the merged L0 counts of the same shards. Raises InputError where they, the state and the
     totals do not speak of the same rows, which the store's verification can look into.
     """
-    _check(state, totals, d_sae, row_counts)
-    columns = [s.finalize(state.select(*FEATURE, *s.state), totals, d_sae) for s in _statistics()]
+    table = finalize(state, totals, range(d_sae))
+    check_counts(int(state["n_active"].sum()), totals, row_counts)
+    return table
+
+
+def finalize(state: pl.DataFrame, totals: Totals, features: range) -> pl.DataFrame:
+    """The feature table's rows of some features, from a state that holds no other feature."""
+    last = state["feature"].max()
+    if isinstance(last, int) and last >= features.stop:
+        raise InputError(
+            f"partials hold feature {last}, the SAE has {features.stop}: run `latentlake verify`"
+        )
+    first, moved = pl.lit(features.start, pl.UInt32), state.with_columns(pl.col("feature") - features.start)
+    columns = [s.finalize(moved.select(*FEATURE, *s.state), totals, len(features)) for s in _statistics()]
     denominators = {name: pl.lit(getattr(totals, name), pl.Int64) for name in DENOMINATORS}
-    return _side_by_side(columns).with_columns(**denominators).select(*feature_schema())
+    table = _side_by_side(columns).with_columns(pl.col("feature") + first, **denominators)
+    return table.select(*feature_schema())
+
+
+def check_counts(active: int, totals: Totals, row_counts: pl.DataFrame) -> None:
+    """InputError where `active`, the activations that partials count, are not those of the L0 counts."""
+    rows = int(row_counts["rows"].sum())
+    nnz = int((row_counts["l0"].cast(pl.Int64) * row_counts["rows"]).sum())
+    if (nnz, rows) != (active, totals.counted_rows):
+        raise InputError(
+            f"row counts hold {nnz} activations in {rows} rows, but partials hold {active} activations and "
+            f"token shards {totals.counted_rows} counted rows: run `latentlake verify`"
+        )
 
 
 def _statistics() -> list[Statistic]:
@@ -112,16 +137,3 @@ def _blocks(postings: Postings) -> Iterator[Postings]:
             postings.values[low:high],
         )
         start = end
-
-
-def _check(state: pl.DataFrame, totals: Totals, d_sae: int, row_counts: pl.DataFrame) -> None:
-    last, active = state["feature"].max(), int(state["n_active"].sum())
-    if isinstance(last, int) and last >= d_sae:
-        raise InputError(f"partials hold feature {last}, the SAE has {d_sae}: run `latentlake verify`")
-    rows = int(row_counts["rows"].sum())
-    nnz = int((row_counts["l0"].cast(pl.Int64) * row_counts["rows"]).sum())
-    if (nnz, rows) != (active, totals.counted_rows):
-        raise InputError(
-            f"row counts hold {nnz} activations in {rows} rows, but partials hold {active} activations and "
-            f"token shards {totals.counted_rows} counted rows: run `latentlake verify`"
-        )

@@ -5,6 +5,7 @@ A context and a document lie in one shard each, so counts of shards add.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,13 @@ class Coverage:
             }
         )
 
-    def combine(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
+    def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """Adds counts."""
-        features, at_a, at_b = feature_union(a, b)
+        features, places = feature_union(states)
         columns = {name: np.zeros(len(features), np.int64) for name in STATE}
-        for name, column in columns.items():
-            column[at_a] += a[name].to_numpy()
-            column[at_b] += b[name].to_numpy()
+        for state, at in zip(states, places, strict=True):
+            for name, column in columns.items():
+                column[at] += state[name].to_numpy()
         return pl.DataFrame({"feature": features, **columns})
 
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:

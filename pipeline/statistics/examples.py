@@ -2,47 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.statistics.histogram import bin_edges, bins_of
+from pipeline.statistics.histogram import bin_edges, bins_of, reached
 from pipeline.statistics.ragged import element_features, elements, key_of, run_starts
 from pipeline.statistics.samples import row_hash
 from schemas.tables import EXAMPLES
-from schemas.values import F32, F64, I64, Postings
+from schemas.values import F32, F64, I64, U64
 
 INTERVALS = 10
+TOP = 20
+"""Strongest rows of a feature that are kept."""
+
+_CANDIDATES = 1 << 21
+
+FloatType = type[np.float16] | type[np.float32]
 
 
-def top_examples(postings: Postings, row_start: int, k: int = 20) -> pl.DataFrame:
-    """The `k` strongest rows per feature of one shard: |activation| descending, ties by row; rank 0 first.
+class Strongest:
+    """The `k` strongest rows of each feature of a state: |activation| descending, ties by row.
 
-    Rows come out numbered in the lake. A feature that fires less often has fewer.
+    Shards are shown one after another, in ascending rows. `state` is the merged state of all of them: its
+    histograms tell a bound that at least k activations of the feature reach, so that one comparison leaves
+    few candidates to be ranked. Compared are the bits of |activation| as it is stored, which sort as it does.
     """
-    features = np.repeat(postings.features, np.diff(postings.offsets))
-    return _strongest(features, (postings.rows + row_start).astype(np.uint64), postings.values, k)
 
+    def __init__(self, state: pl.DataFrame, dtype: FloatType, k: int = TOP) -> None:
+        self._features = state["feature"].to_numpy()
+        self._place = np.zeros(int(self._features[-1]) + 1 if len(self._features) else 0, np.int64)
+        self._place[self._features] = np.arange(len(self._features))
+        with np.errstate(over="ignore"):  # rounding moves no stored value to the other side of a bound
+            self._bounds = _bits(reached(state, k).astype(dtype))
+        self._k, self._dtype = k, dtype
+        self._kept: list[tuple[I64, U64, NDArray[Any]]] = []
+        self._n_kept = 0
 
-def combine_top(a: pl.DataFrame, b: pl.DataFrame, k: int = 20) -> pl.DataFrame:
-    """The strongest of two results of `top_examples`; grouping and order of merges do not matter."""
-    both = pl.concat([a, b])
-    return _strongest(both["feature"].to_numpy(), both["row"].to_numpy(), both["activation"].to_numpy(), k)
+    def may_hold(self, features: NDArray[Any], low: F32, high: F32) -> bool:
+        """Whether one of `features`, with activations between `low` and `high` [F], may have a candidate."""
+        most = _bits(np.maximum(np.abs(low), np.abs(high)).astype(self._dtype))
+        return bool((most >= self._bounds[self._place[features]]).any())
 
+    def show(
+        self, features: NDArray[Any], counts: I64, values: NDArray[Any], rows: Callable[[], NDArray[Any]]
+    ) -> None:
+        """Look at `values` [Z] of `features` [F], `counts` [F] of each; `rows` gives [Z], if need be."""
+        places, values = self._place[features], values.astype(self._dtype, copy=False)
+        found = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
+        if not len(found):
+            return
+        owners = np.searchsorted(np.cumsum(counts), found, side="right")
+        self._kept.append((places[owners], rows()[found].astype(np.uint64), values[found]))
+        self._n_kept += len(found)
+        if self._n_kept > _CANDIDATES + 2 * self._k * len(self._features):
+            self._prune()
 
-def example_table(shards: Iterable[tuple[Postings, int]], state: pl.DataFrame) -> pl.DataFrame:
-    """The table `examples`: strongest rows of each feature, and samples over its range.
+    def table(self) -> pl.DataFrame:
+        """The strongest rows, rank 0 first; a feature that fires less often has fewer."""
+        places, rows, values, rank = self._ranked()
+        interval = np.zeros(len(rows), np.uint8)
+        return _frame("top", self._features[places], interval, rank, rows, values.astype(np.float32))
 
-    `shards` are the postings of all shards, each with its `row_start`; `state` is their merged state.
-    """
-    strongest = pl.DataFrame(schema=EXAMPLES)
-    for postings, row_start in shards:
-        strongest = combine_top(strongest, top_examples(postings, row_start))
-    both = pl.concat([strongest, quantile_examples(state)])
-    return both.sort("feature", "kind", "interval", "rank")
+    def _prune(self) -> None:
+        """Drop what is not among the strongest; what comes later must be stronger than the last of them."""
+        places, rows, values, rank = self._ranked()
+        full = rank == self._k - 1
+        self._bounds[places[full]] = _bits(values[full]) + 1
+        self._kept, self._n_kept = [(places, rows, values)], len(rows)
+
+    def _ranked(self) -> tuple[I64, U64, NDArray[Any], I64]:
+        """Place, row, activation and rank of the strongest, in this order; equally strong ones by row."""
+        empty = (np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, self._dtype))
+        places, rows, values = (np.concatenate(some) for some in zip(empty, *self._kept, strict=True))
+        weakness = (1 << 32) - _bits(values).astype(np.int64)
+        order = np.argsort((places << 33) + weakness, kind="stable")  # equal ones were shown by row
+        rank = _rank_in_runs(places[order])
+        order, rank = order[rank < self._k], rank[rank < self._k]
+        return places[order], rows[order], values[order], rank
 
 
 def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFrame:
@@ -58,35 +98,61 @@ def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFram
     rows, values = elements(state, "sample_rows"), elements(state, "sample_values")
     share = _share_below(state, features, values)
     interval = np.minimum(share * INTERVALS, INTERVALS - 1).astype(np.uint8)
-    order = np.lexsort((row_hash(features, rows), interval, features))
-    return _ranked("quantile", order, features, interval, rows, values, per_interval)
+    kept, rank = _smallest(row_hash(features, rows), key_of(features, interval), per_interval)
+    return _frame("quantile", features[kept], interval[kept], rank, rows[kept], values[kept])
 
 
-def _strongest(features: NDArray[Any], rows: NDArray[Any], values: F32, k: int) -> pl.DataFrame:
-    order = np.lexsort((rows, -np.abs(values), features))
-    return _ranked("top", order, features, np.zeros(len(rows), np.uint8), rows, values, k)
+def _smallest(hashes: U64, keys: I64, k: int) -> tuple[I64, I64]:
+    """Places of the `k` smallest hashes of each key, by key and hash, and their ranks; keys ascend.
+
+    They do: a feature's samples are in order of their bins, so of their values, and so of their shares.
+    """
+    kept, ranks = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    left = np.arange(len(keys))
+    for rank in range(k):
+        starts = run_starts(keys[left])
+        if not len(starts):
+            break
+        runs = np.diff(np.append(starts, len(left)))
+        first = hashes[left] == np.repeat(np.minimum.reduceat(hashes[left], starts), runs)
+        kept.append(left[first])
+        ranks.append(np.full(len(starts), rank))
+        left = left[~first]
+    places, rank_of = np.concatenate(kept), np.concatenate(ranks)
+    order = np.lexsort((rank_of, keys[places]))
+    return places[order], rank_of[order]
 
 
-def _ranked(
-    kind: str,
-    order: I64,
-    features: NDArray[Any],
-    interval: NDArray[np.uint8],
-    rows: NDArray[Any],
-    values: F32,
-    limit: int,
+def example_table(strongest: Strongest, state: pl.DataFrame) -> pl.DataFrame:
+    """The table `examples` of a state's features."""
+    both = pl.concat([strongest.table(), quantile_examples(state)])
+    return both.sort("feature", "kind", "interval", "rank")
+
+
+def _bits(values: NDArray[Any]) -> NDArray[Any]:
+    """Bits of |value|, uint16 of float16 and uint32 of float32."""
+    if values.dtype == np.float16:
+        return values.view(np.uint16) & np.uint16(0x7FFF)
+    return values.view(np.uint32) & np.uint32(0x7FFFFFFF)
+
+
+def _rank_in_runs(keys: NDArray[Any]) -> I64:
+    """Place of each element in its run of equal keys."""
+    starts = run_starts(keys)
+    rank: I64 = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
+    return rank
+
+
+def _frame(
+    kind: str, features: NDArray[Any], interval: NDArray[np.uint8], rank: I64, rows: U64, values: F32
 ) -> pl.DataFrame:
-    """The first `limit` of each (feature, interval) in an `order` that keeps these together."""
-    starts = run_starts(key_of(features, interval)[order])
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    order, rank = order[rank < limit], rank[rank < limit]
     frame = pl.DataFrame(
         {
-            "feature": features[order].astype(np.uint32),
-            "interval": interval[order],
+            "feature": features.astype(np.uint32),
+            "interval": interval,
             "rank": rank.astype(np.uint16),
-            "row": rows[order],
-            "activation": values[order],
+            "row": rows,
+            "activation": values,
         }
     )
     return frame.with_columns(kind=pl.lit(kind)).select(*EXAMPLES)

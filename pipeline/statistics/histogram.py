@@ -8,18 +8,13 @@ bins sort as activations do. Zeros are in none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.statistics.ragged import (
-    bin_of,
-    element_features,
-    elements,
-    key_of,
-    list_frame,
-    run_starts,
-)
+from pipeline.statistics.ragged import Cells, bin_of, elements, key_of, list_frame, run_starts
 from pipeline.statistics.statistic import FEATURE, every_feature, feature_union
 from schemas.tables import Schema
 from schemas.values import F32, F64, I64, Postings, TokenShard, Totals
@@ -80,6 +75,26 @@ def quantiles(state: pl.DataFrame) -> dict[str, F64]:
     return answer
 
 
+def reached(state: pl.DataFrame, k: int) -> F32:
+    """A bound, the edge of a bin, that |activation| reaches in at least `k` active rows: float32 [F].
+
+    The highest such bound, 0 where a feature has fewer than k active rows.
+    """
+    bins, counts = elements(state, "bins").astype(np.int64), elements(state, "bin_counts")
+    lengths = state["bins"].list.len().to_numpy().astype(np.int64)
+    feature, magnitude = np.repeat(np.arange(len(lengths)), lengths), np.where(bins < 0, -1 - bins, bins)
+    if (bins < 0).any():  # else they ascend by magnitude already
+        order = np.argsort((feature << 16) + magnitude, kind="stable")
+        magnitude, counts = magnitude[order], counts[order]
+    ends = np.cumsum(lengths)
+    before = np.append(0, np.cumsum(counts))
+    enough = np.repeat(before[ends], lengths) - before[:-1] >= k
+    n_enough = np.bincount(feature[enough], minlength=len(lengths))
+    highest = magnitude[np.maximum(ends - lengths + n_enough - 1, 0)] if len(bins) else magnitude
+    edges = (highest.astype(np.uint32) << np.uint32(23 - FRACTION_BITS)).view(np.float32)
+    return np.where(n_enough > 0, edges, np.float32(0))
+
+
 class Histogram:
     """Smallest and largest active activation, sparse histogram, quantiles.
 
@@ -101,13 +116,21 @@ class Histogram:
             max_activation=np.maximum.reduceat(postings.values, starts),
         ).select(*FEATURE, *STATE)
 
-    def combine(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
+    def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """Adds the counts of equal bins."""
-        keys = np.concatenate([_keys(a), _keys(b)])
-        order = np.argsort(keys, kind="stable")
-        counts = np.concatenate([elements(a, "bin_counts"), elements(b, "bin_counts")])
-        low, high = (_extreme(a, b, name) for name in ("min_activation", "max_activation"))
-        bins = _histogram(keys[order], counts[order])
+        cells = Cells([(state["feature"], state["bins"], elements(state, "bins")) for state in states])
+        counts = [elements(state, "bin_counts") for state in states]
+        keys, sums = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for block in cells.blocks():
+            table = np.zeros(block.size, np.int64)
+            for part, cell in block.parts:
+                table[cell] += counts[part.state][part.slice]
+            filled = np.flatnonzero(table)
+            keys.append(block.keys(filled))
+            sums.append(table[filled])
+        key, total = np.concatenate(keys), np.concatenate(sums)
+        bins = list_frame(key, bins=bin_of(key).astype(np.int16), bin_counts=total)
+        low, high = (_extreme(states, name) for name in ("min_activation", "max_activation"))
         return bins.with_columns(min_activation=low, max_activation=high).select(*FEATURE, *STATE)
 
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:  # noqa: ARG002
@@ -119,10 +142,6 @@ class Histogram:
         return every_feature(state.select(*FEATURE, *TABLE), d_sae).with_columns(lists.fill_null([]))
 
 
-def _keys(state: pl.DataFrame) -> I64:
-    return key_of(element_features(state, "bins"), elements(state, "bins"))
-
-
 def _histogram(keys: I64, counts: I64) -> pl.DataFrame:
     """Columns feature, bins, bin_counts from ascending keys, equal ones added up."""
     starts = run_starts(keys)
@@ -130,11 +149,11 @@ def _histogram(keys: I64, counts: I64) -> pl.DataFrame:
     return list_frame(keys, bins=bin_of(keys).astype(np.int16), bin_counts=np.add.reduceat(counts, starts))
 
 
-def _extreme(a: pl.DataFrame, b: pl.DataFrame, name: str) -> F32:
-    """The smaller (or, for the largest activation, larger) of two states' values, float32 [F]."""
-    features, at_a, at_b = feature_union(a, b)
+def _extreme(states: Sequence[pl.DataFrame], name: str) -> F32:
+    """The smallest (or, for the largest activation, largest) of the states' values, float32 [F]."""
+    features, places = feature_union(states)
     fill, choose = (np.inf, np.minimum) if name == "min_activation" else (-np.inf, np.maximum)
     best = np.full(len(features), fill, np.float32)
-    best[at_a] = a[name].to_numpy()
-    best[at_b] = choose(best[at_b], b[name].to_numpy())
+    for state, at in zip(states, places, strict=True):
+        best[at] = choose(best[at], state[name].to_numpy())
     return best

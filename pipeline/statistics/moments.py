@@ -9,6 +9,7 @@ and LeVeque (1979). The moments over all rows are those of the active rows merge
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,10 +101,15 @@ class Moments:
         sums = moments(postings.values.astype(np.float64), postings.offsets)
         return pl.DataFrame({"feature": postings.features, **sums._asdict()}).rename({"n": "n_active"})
 
-    def combine(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
-        """Pébay's merge, feature by feature."""
-        features, at_a, at_b = feature_union(a, b)
-        sums = merge(_read(a, at_a, len(features)), _read(b, at_b, len(features)))
+    def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """Pébay's merge, feature by feature, one state after another."""
+        features, places = feature_union(states)
+        sums = _zeros(len(features))
+        for state, at in zip(states, places, strict=True):
+            before = Sums(*[column[at] for column in sums])  # type: ignore[arg-type]
+            after = merge(before, _read(state, np.arange(state.height), state.height))
+            for column, merged in zip(sums, after, strict=True):
+                column[at] = merged
         return pl.DataFrame({"feature": features, **sums._asdict()}).rename({"n": "n_active"})
 
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:
@@ -120,12 +126,15 @@ class Moments:
 
 def _read(state: pl.DataFrame, places: I64, length: int) -> Sums:
     """The state's columns, scattered to `places` among zeros."""
-    columns = []
-    for name in STATE:
-        column = state[name].to_numpy()
-        columns.append(np.zeros(length, column.dtype))
-        columns[-1][places] = column
-    return Sums(*columns)
+    sums = _zeros(length)
+    for column, name in zip(sums, STATE, strict=True):
+        column[places] = state[name].to_numpy()
+    return sums
+
+
+def _zeros(length: int) -> Sums:
+    """Moments of no value."""
+    return Sums(np.zeros(length, np.int64), *(np.zeros(length) for _ in range(4)))
 
 
 def _columns() -> list[pl.Expr]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,3 +61,79 @@ def list_frame(keys: I64, **columns: NDArray[Any]) -> pl.DataFrame:
             for name, column in columns.items()
         }
     )
+
+
+_CELLS = 1 << 20
+"""Cells of a table: with what is kept in them they stay in the processor's caches."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Elements of one state that fall into a block: their place in the state, and their features [L]."""
+
+    state: int
+    slice: slice
+    features: I64
+
+
+@dataclass(frozen=True)
+class Block:
+    """A dense table of features first .. last - 1 by the bins that occur; a state has a cell but once."""
+
+    first: int
+    last: int
+    bins: I64
+    """Bins that occur, ascending: int64 [W]."""
+    parts: Iterator[tuple[Part, I64]]
+    """Parts of all states in order, each with the cells of its elements, int64 [L]."""
+
+    @property
+    def size(self) -> int:
+        """Cells."""
+        return (self.last - self.first) * len(self.bins)
+
+    def keys(self, cells: I64) -> I64:
+        """Keys of ascending cells, which ascend too."""
+        return key_of(self.first + cells // len(self.bins), self.bins[cells % len(self.bins)])
+
+
+class Cells:
+    """List columns of several states cut into dense tables, so that merging takes time linear in elements.
+
+    Of each state its features, a list column, and the bin of each of the column's elements.
+    """
+
+    def __init__(self, states: Sequence[tuple[pl.Series, pl.Series, NDArray[Any]]]) -> None:
+        self._features = [features.to_numpy().astype(np.int64) for features, _, _ in states]
+        self._lengths = [lists.list.len().to_numpy() for _, lists, _ in states]
+        self._offsets = [np.append(0, np.cumsum(lengths, dtype=np.int64)) for lengths in self._lengths]
+        self._bins = [bins for _, _, bins in states]
+        present = np.zeros(1 << BIN_BITS, np.bool_)
+        for bins in self._bins:
+            present[bins.view(np.uint16)] = True
+        occur = np.sort(np.flatnonzero(present).astype(np.uint16).view(np.int16))
+        self._occur = occur.astype(np.int64)
+        self._code = np.zeros(1 << BIN_BITS, np.int64)
+        self._code[occur.view(np.uint16)] = np.arange(len(occur))
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks of about _CELLS cells in the order of their features, none where no feature is."""
+        some = [features for features in self._features if len(features)]
+        if not some:
+            return
+        first, end = min(f[0] for f in some), max(f[-1] for f in some) + 1
+        width = max(1, _CELLS // len(self._occur))
+        for low in range(int(first), int(end), width):
+            high = min(low + width, int(end))
+            yield Block(low, high, self._occur, self._parts(low, high))
+
+    def _parts(self, low: int, high: int) -> Iterator[tuple[Part, I64]]:
+        for state, (features, lengths, offsets, bins) in enumerate(
+            zip(self._features, self._lengths, self._offsets, self._bins, strict=True)
+        ):
+            begin, end = np.searchsorted(features, [low, high])
+            place = slice(int(offsets[begin]), int(offsets[end]))
+            some, n = features[begin:end], lengths[begin:end]
+            cells = np.repeat((some - low) * len(self._occur), n)
+            cells += self._code[bins[place].view(np.uint16)]
+            yield Part(state, place, np.repeat(some, n)), cells

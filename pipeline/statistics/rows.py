@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,10 @@ def l0_counts(indptr: I64, counted: Bool) -> pl.DataFrame:
     return pl.DataFrame({"l0": l0, "rows": rows[l0]}, schema=ROW_COUNTS)
 
 
-def combine_counts(a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
-    """Adds the counts of two frames of `l0_counts`."""
-    return pl.concat([a, b]).group_by("l0").agg(pl.col("rows").sum()).sort("l0")
+def combine_counts(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Adds the counts of frames of `l0_counts`."""
+    every = pl.concat([pl.DataFrame(schema=ROW_COUNTS), *counts])
+    return every.group_by("l0").agg(pl.col("rows").sum()).sort("l0")
 
 
 def l0_summary(counts: pl.DataFrame) -> pl.DataFrame:

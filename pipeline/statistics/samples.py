@@ -7,6 +7,7 @@ fraction; a sample's bin follows from its value and is not stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.statistics.histogram import bins_of
-from pipeline.statistics.ragged import element_features, elements, key_of, list_frame, run_starts
+from pipeline.statistics.ragged import Cells, elements, key_of, list_frame, run_starts
 from pipeline.statistics.statistic import every_feature
 from schemas.tables import Schema
 from schemas.values import F32, I64, U64, Postings, TokenShard, Totals
@@ -31,9 +32,13 @@ def row_hash(features: NDArray[Any], rows: NDArray[Any]) -> U64:
 
     SplitMix64 (Steele, Lea and Flood, 2014) is a bijection of 64 bits, so two rows of a feature never tie.
     """
-    z: U64 = rows.astype(np.uint64) + features.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z: U64 = features.astype(np.uint64)
+    z *= np.uint64(0x9E3779B97F4A7C15)
+    z += rows.astype(np.uint64, copy=False)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return z
 
@@ -51,11 +56,30 @@ class Samples:
         rows = (postings.rows + shard.row_start).astype(np.uint64)
         return _smallest(features, rows, postings.values)
 
-    def combine(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
-        """The smaller hash where both have a bin."""
-        features = np.concatenate([element_features(frame, "sample_rows") for frame in (a, b)])
-        rows, values = (np.concatenate([elements(frame, name) for frame in (a, b)]) for name in STATE)
-        return _smallest(features, rows, values)
+    def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The smallest hash where several have a bin."""
+        rows = [elements(state, "sample_rows") for state in states]
+        values = [elements(state, "sample_values") for state in states]
+        lists = zip(states, values, strict=True)
+        cells = Cells([(s["feature"], s["sample_rows"], bins_of(v, FRACTION_BITS)) for s, v in lists])
+        kept: list[tuple[I64, U64, F32]] = [
+            (np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.float32))
+        ]
+        for block in cells.blocks():
+            best = np.full(block.size, np.iinfo(np.uint64).max)
+            row, value = np.zeros(block.size, np.uint64), np.zeros(block.size, np.float32)
+            for part, cell in block.parts:
+                new = rows[part.state][part.slice]
+                hashes = row_hash(part.features, new)
+                # two rows of a feature never tie: an equal hash is that of an empty cell
+                smaller = np.flatnonzero(hashes <= best[cell])
+                chosen = cell[smaller]
+                best[chosen], row[chosen] = hashes[smaller], new[smaller]
+                value[chosen] = values[part.state][part.slice][smaller]
+            filled = np.flatnonzero(value)
+            kept.append((block.keys(filled), row[filled], value[filled]))
+        key, row, value = (np.concatenate(some) for some in zip(*kept, strict=True))
+        return list_frame(key, sample_rows=row, sample_values=value)
 
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:  # noqa: ARG002
         """No column; see `examples.quantile_examples`."""

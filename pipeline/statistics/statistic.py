@@ -1,11 +1,14 @@
 """What a statistic is: a partial per shard, a lossless merge, and columns of the feature table.
 
+Merging is a left fold in shard order: `combine([a, b, c])` has the bits of `combine([combine([a, b]), c])`.
+
 Frames are keyed by `feature` (u32, ascending, unique); a partial and a merged state have the same columns and
 hold only features that fired. Shapes in this room: F features that fired, Z nonzeros, L list elements.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,8 +33,8 @@ class Statistic(Protocol):
         """Statistic of one shard: a row per feature that fired, columns `feature` and `state`."""
         ...
 
-    def combine(self, a: pl.DataFrame, b: pl.DataFrame) -> pl.DataFrame:
-        """Merge two states, `a` of the earlier shards; an empty frame on either side changes no bit."""
+    def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """Merge states, those of earlier shards first; an empty frame among them changes no bit."""
         ...
 
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:
@@ -39,11 +42,14 @@ class Statistic(Protocol):
         ...
 
 
-def feature_union(a: pl.DataFrame, b: pl.DataFrame) -> tuple[U32, I64, I64]:
-    """Features of either frame (uint32, ascending), and where those of `a` and of `b` stand among them."""
-    of_a, of_b = a["feature"].to_numpy(), b["feature"].to_numpy()
-    features = np.union1d(of_a, of_b)
-    return features, np.searchsorted(features, of_a), np.searchsorted(features, of_b)
+def feature_union(states: Sequence[pl.DataFrame]) -> tuple[U32, list[I64]]:
+    """Features of any of the frames (uint32, ascending), and where those of each frame stand among them."""
+    found = [state["feature"].to_numpy().astype(np.int64) for state in states]
+    present = np.zeros(max((int(some[-1]) + 1 for some in found if len(some)), default=0), np.bool_)
+    for some in found:
+        present[some] = True
+    place = np.cumsum(present) - 1
+    return np.flatnonzero(present).astype(np.uint32), [place[some] for some in found]
 
 
 def every_feature(state: pl.DataFrame, d_sae: int) -> pl.DataFrame:

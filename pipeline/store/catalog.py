@@ -34,6 +34,8 @@ class SiteInfo:
     encode_dtype: EncodeDtype
     positions: tuple[int | None, ...] | None
     """See `schemas.records.PlannedSite`; `TokenShard.at` takes them."""
+    feature_block: int
+    """Features in a row group of the postings."""
 
 
 class Catalog:
@@ -162,5 +164,6 @@ def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
                 layouts=plan.layouts,
                 encode_dtype=site.encode_dtype,
                 positions=site.positions,
+                feature_block=site.feature_block,
             )
     return sites

@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore
 
 from pipeline.store.objects import read_many, walk
 from schemas.layout import StorePath
-from schemas.values import SparseFeatures
+from schemas.values import I32, I64, SparseFeatures
 
 # Nonzeros in a chunk: 16 MiB of float32, so that a shard is a handful of files.
 _CHUNK = 1 << 22
@@ -66,6 +66,14 @@ def open_group(path: StorePath) -> Any:
     names = [name for name, _, _ in walk(path)]
     found: Any = map(Buffer.from_bytes, read_many([path / name for name in names]))
     return zarr.open_group(MemoryStore(dict(zip(names, found, strict=True))), mode="r")
+
+
+def read_pattern(path: StorePath) -> tuple[I32, I64, tuple[int, int]]:
+    """`indices`, `indptr` and shape of the matrix that `write_csr` wrote."""
+    group: Any = open_group(path)
+    check_chunks(group)
+    rows, d_sae = group.attrs["shape"]
+    return group["indices"][:], group["indptr"][:], (rows, d_sae)
 
 
 def read_csr(path: StorePath) -> sparse.csr_matrix:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,13 +18,15 @@ from pipeline.store.object_path import is_memory
 from pipeline.store.objects import open_input, staged
 from schemas.layout import StorePath
 from schemas.run_file import ActivationDtype
-from schemas.values import Postings
+from schemas.values import U32, Postings
 
 # 1 M nonzeros of 4,608 features (32 a row, Zipf): 3.18 B a nonzero at every level; level 1 is the quickest.
 _POSTINGS_LEVEL = 1
-_MAX_GROUP = 1 << 26  # pyarrow's own limit
+MAX_GROUP = 1 << 26  # pyarrow's own limit
 # Partials of a shard of the demo: 1.04 B a nonzero in 10 ms at level 1, 1.03 B in 19 ms at level 9.
 _FRAME_LEVEL = 1
+_FRAME_GROUP_BYTES = 1 << 18
+"""Of a row group in memory: smaller ones weigh more by their metadata than they save."""
 _INTEGER, _NUMBER = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"
 _ENCODINGS = {
     "INT32": _INTEGER,
@@ -39,17 +43,11 @@ def postings_arrow_schema(activation_dtype: ActivationDtype) -> pa.Schema:
     return pa.schema([("feature", pa.uint32()), ("row", pa.uint64()), ("activation", value)])
 
 
-def write_postings(
-    path: Path, postings: Postings, *, row_start: int, activation_dtype: ActivationDtype, feature_block: int
-) -> None:
-    """Write one row group per block of `feature_block` features; `row_start` is added to the rows.
-
-    A block in which nothing fired has no row group.
-    """
-    schema = postings_arrow_schema(activation_dtype)
-    with pq.ParquetWriter(
+def postings_writer(path: Path, activation_dtype: ActivationDtype, **options: Any) -> pq.ParquetWriter:
+    """A writer of postings; write each row group as a table, with `row_group_size=MAX_GROUP`."""
+    return pq.ParquetWriter(
         path,
-        schema,
+        postings_arrow_schema(activation_dtype),
         compression="zstd",
         compression_level=_POSTINGS_LEVEL,
         use_dictionary=False,
@@ -59,13 +57,21 @@ def write_postings(
             "activation": "BYTE_STREAM_SPLIT",
         },
         write_statistics=["feature", "row"],
-    ) as writer:
-        blocks = postings.features // np.uint32(feature_block)
-        starts = np.flatnonzero(np.diff(blocks, prepend=blocks[:1] + np.uint32(1)))
-        for first, last in zip(starts, np.append(starts, len(blocks))[1:], strict=True):
-            writer.write_table(
-                _table(postings, int(first), int(last), row_start, schema), row_group_size=_MAX_GROUP
-            )
+        **options,
+    )
+
+
+def write_postings(
+    path: Path, postings: Postings, *, row_start: int, activation_dtype: ActivationDtype, feature_block: int
+) -> None:
+    """Write one row group per block of `feature_block` features; `row_start` is added to the rows.
+
+    A block in which nothing fired has no row group.
+    """
+    schema = postings_arrow_schema(activation_dtype)
+    with postings_writer(path, activation_dtype) as writer:
+        for first, last in _whole_blocks(postings.features, feature_block):
+            writer.write_table(_table(postings, first, last, row_start, schema), row_group_size=MAX_GROUP)
 
 
 def read_frame(path: StorePath, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -105,8 +111,18 @@ def open_parquet(path: StorePath, metadata: pq.FileMetaData | None = None) -> It
             yield file
 
 
-def write_frame(path: StorePath, frame: pl.DataFrame, metadata: dict[str, str] | None = None) -> None:
-    """Write or replace `path` whole; equal frames give equal bytes."""
+def write_frame(
+    path: StorePath,
+    frame: pl.DataFrame,
+    metadata: dict[str, str] | None = None,
+    *,
+    feature_block: int | None = None,
+) -> None:
+    """Write or replace `path` whole; equal frames give equal bytes.
+
+    With `feature_block` a row group holds whole blocks of that many features of the ascending column
+    `feature`: one block, or several where they are small.
+    """
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     encodings = _encodings(table)
     with (
@@ -121,8 +137,29 @@ def write_frame(path: StorePath, frame: pl.DataFrame, metadata: dict[str, str] |
             store_schema=False,
         ) as writer,
     ):
-        writer.write_table(table)
+        for first, last in _groups(frame, table, feature_block):
+            writer.write_table(table.slice(first, last - first), row_group_size=MAX_GROUP)
         writer.add_key_value_metadata(metadata or {})
+
+
+def _groups(frame: pl.DataFrame, table: pa.Table, feature_block: int | None) -> list[tuple[int, int]]:
+    """Where row groups begin and end."""
+    if feature_block is None or not table.num_rows:
+        return [(0, table.num_rows)]
+    groups: list[tuple[int, int]] = []
+    for first, last in _whole_blocks(frame["feature"].to_numpy(), feature_block):
+        if groups and table.slice(groups[-1][0], first - groups[-1][0]).nbytes < _FRAME_GROUP_BYTES:
+            groups[-1] = (groups[-1][0], last)
+        else:
+            groups.append((first, last))
+    return groups
+
+
+def _whole_blocks(features: U32, feature_block: int) -> list[tuple[int, int]]:
+    """Begin and end of each block's run in ascending features."""
+    blocks = features // np.uint32(feature_block)
+    starts = np.flatnonzero(np.diff(blocks, prepend=blocks[:1] + np.uint32(1))).tolist()
+    return list(pairwise([*starts, len(blocks)]))
 
 
 def _encodings(table: pa.Table) -> dict[str, str | None]:

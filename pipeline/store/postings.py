@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.store.objects import readable
 from pipeline.store.parquet import open_parquet
 from schemas.layout import StorePath
-from schemas.values import F32, I64, U32, U64, Postings
+from schemas.values import F32, I64, U64, Postings
 
 
 class PostingsFile:
@@ -20,32 +20,50 @@ class PostingsFile:
         with readable(path), open_parquet(path) as file:
             self._metadata = file.metadata
         groups = [self._metadata.row_group(i).column(0) for i in range(self._metadata.num_row_groups)]
-        self._first: I64 = np.array([group.statistics.min for group in groups], dtype=np.int64)
-        self._last: I64 = np.array([group.statistics.max for group in groups], dtype=np.int64)
+        self.first: I64 = np.array([group.statistics.min for group in groups], dtype=np.int64)
+        """First feature of each row group."""
+        self.last: I64 = np.array([group.statistics.max for group in groups], dtype=np.int64)
+
+    @property
+    def nnz(self) -> int:
+        """Activations in the file."""
+        return int(self._metadata.num_rows)
+
+    def groups_of(self, first: int, last: int) -> list[int]:
+        """The row groups that may hold features first .. last - 1."""
+        groups: list[int] = np.flatnonzero((self.first < last) & (self.last >= first)).tolist()
+        return groups
+
+    def group_nnz(self, group: int) -> int:
+        """Activations in one row group."""
+        return int(self._metadata.row_group(group).num_rows)
 
     def rows_of(self, feature: int) -> tuple[U64, F32]:
         """Rows (of the lake, ascending) and activations of one feature."""
-        groups = np.flatnonzero((self._first <= feature) & (feature <= self._last)).tolist()
+        groups = self.groups_of(feature, feature + 1)
         if not groups:
             return np.empty(0, np.uint64), np.empty(0, np.float32)
-        features, rows, values = self._columns(groups)
+        features, rows, values = self.read_groups(groups)
         place = slice(*np.searchsorted(features, np.array([feature, feature + 1], dtype=np.uint32)))
         return rows[place], values[place].astype(np.float32)
 
-    def read(self, row_start: int) -> Postings:
-        """The whole shard, its rows counted from `row_start`."""
-        features, rows, values = self._columns(list(range(self._metadata.num_row_groups)))
+    def read(self, row_start: int, groups: list[int] | None = None) -> Postings:
+        """The whole shard, or some row groups of it, its rows counted from `row_start`."""
+        chosen = list(range(self._metadata.num_row_groups)) if groups is None else groups
+        features, rows, values = self.read_groups(chosen)
         starts: I64 = np.flatnonzero(np.diff(features, prepend=features[:1] + np.uint32(1))).astype(np.int64)
         offsets = np.append(starts, len(features))
         return Postings(
             features[starts], offsets, rows.astype(np.int64) - row_start, values.astype(np.float32)
         )
 
-    def _columns(self, groups: list[int]) -> tuple[U32, U64, Any]:
+    def read_groups(
+        self, groups: list[int], columns: tuple[str, ...] = ("feature", "row", "activation")
+    ) -> list[Any]:
+        """Columns of some row groups as they are stored: feature uint32, row uint64, activation."""
         with (
             readable(self._path),
             open_parquet(self._path, self._metadata) as file,
         ):
-            table = file.read_row_groups(groups, use_threads=False)
-        feature, row, activation = (table[name].to_numpy() for name in ("feature", "row", "activation"))
-        return feature, row, activation
+            table = file.read_row_groups(groups, columns=list(columns), use_threads=False)
+        return [table[name].to_numpy() for name in columns]

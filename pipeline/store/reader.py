@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, reduce
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
+from pipeline.store.compacted import Compacted, read_compactions
 from pipeline.store.contexts import ContextIndex
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame
 from pipeline.store.postings import PostingsFile
+from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_links, read_token_shard
 from schemas.errors import InputError
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout, StorePath
 from schemas.records import CorpusLink, ShardRecord
-from schemas.tables import ROW_COUNTS as ROW_COUNTS_SCHEMA
-from schemas.values import F32, U64, Postings, SparseFeatures, TokenShard
+from schemas.values import F32, U64, Postings, TokenShard
 
 _READERS = 8
 """Files read at once by a query: opening and decoding them leaves the GIL alone."""
@@ -30,6 +31,7 @@ _READERS = 8
 if TYPE_CHECKING:
     from scipy import sparse
 
+    from pipeline.executors.tasks import Tasks
     from pipeline.store.verification import VerifyReport
 
 
@@ -37,24 +39,34 @@ class FeatureStore(Catalog):
     """A store opened for reading (`FeatureStore.open(root)`); only derived tables are ever written."""
 
     @cached_property
+    def _compactions(self) -> dict[str, list[Compacted]]:
+        return {}
+
+    @cached_property
     def _files(self) -> dict[StorePath, PostingsFile]:
         return {}
 
+    def files(self, site: str, shard: str) -> ShardFiles:
+        """Where the site's objects of one shard lie; jobs hand these to tasks."""
+        info = self.site(site)
+        path = partial(self.object_path, site, shard)
+        return ShardFiles(
+            record=self._record(shard),
+            d_sae=info.d_sae,
+            activation_dtype=info.activation_dtype,
+            partials=path(PARTIALS),
+            row_counts=path(ROW_COUNTS),
+            postings=path(POSTINGS) if "feature_major" in info.layouts else None,
+            csr=path(CSR) if "token_major" in info.layouts else None,
+        )
+
+    def shard_files(self, site: str) -> list[ShardFiles]:
+        """Those of all committed shards, in shard order."""
+        return [self.files(site, record.name) for record in self.committed(site)]
+
     def csr(self, site: str, shard: str) -> sparse.csr_matrix:
         """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""
-        from scipy import sparse
-
-        from pipeline.store.csr import read_csr
-        from pipeline.store.transposition import to_features
-
-        info, record = self.site(site), self._record(shard)
-        if "token_major" in info.layouts:
-            path = self.object_path(site, shard, CSR)
-            with readable(path):
-                return read_csr(path)
-        features = to_features(self.postings(site, shard), record.rows, info.d_sae)
-        parts = (features.data, features.indices, features.indptr)
-        return sparse.csr_matrix(parts, shape=(record.rows, info.d_sae))
+        return self.files(site, shard).read_csr()
 
     def token_shard(self, site: str, shard: str) -> TokenShard:
         """A token shard as the site counts it; checks its sha256."""
@@ -63,13 +75,7 @@ class FeatureStore(Catalog):
 
     def postings(self, site: str, shard: str) -> Postings:
         """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
-        if "feature_major" in self.site(site).layouts:
-            return self._postings_file(site, shard).read(self._record(shard).row_start)
-        from pipeline.store.transposition import to_postings
-
-        matrix = self.csr(site, shard)
-        indptr = matrix.indptr.astype(np.int64)
-        return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
+        return self.files(site, shard).read_postings()
 
     def partials(self, site: str, shard: str) -> pl.DataFrame:
         """Statistics of one shard (`pipeline.statistics.partials_schema`)."""
@@ -81,17 +87,15 @@ class FeatureStore(Catalog):
 
     def fold_partials(self, site: str) -> pl.DataFrame:
         """Partials of all committed shards, combined in shard order."""
-        from pipeline import statistics
+        from pipeline.store.site_tables import fold
 
-        shards = (self.partials(site, record.name) for record in self.committed(site))
-        return reduce(statistics.combine, shards, statistics.empty_state())
+        return fold(self.shard_files(site), range(self.site(site).d_sae))
 
     def fold_row_counts(self, site: str) -> pl.DataFrame:
         """L0 counts of all committed shards."""
         from pipeline.statistics.rows import combine_counts
 
-        shards = (self.row_counts(site, record.name) for record in self.committed(site))
-        return reduce(combine_counts, shards, pl.DataFrame(schema=ROW_COUNTS_SCHEMA))
+        return combine_counts(self.row_counts(site, record.name) for record in self.committed(site))
 
     def site_weights(self, site: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The SAE's weights and metadata, see `site.write_site_weights`."""
@@ -109,9 +113,12 @@ class FeatureStore(Catalog):
     def scan_activations(self, site: str) -> pl.LazyFrame:
         """All activations: feature u32, row u64, context u64, position u32, activation f16 or f32.
 
-        Sorted by (feature, row) in each shard; a filter on `feature` or `row` reads the row groups it needs.
+        Sorted by (feature, row) in each file: those of the compaction, then those of shards that it does not
+        cover. A filter on `feature` or `row` reads the row groups it needs.
         """
-        paths = [self.object_path(site, record.name, POSTINGS) for record in self.committed(site)]
+        compacted = self.compacted(site)
+        paths = list(compacted.paths) if compacted else []
+        paths += [self.object_path(site, record.name, POSTINGS) for record in self.uncompacted(site)]
         return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
 
     def scan_features(self, site: str) -> pl.LazyFrame:
@@ -151,11 +158,33 @@ class FeatureStore(Catalog):
             raise InputError(
                 f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}"
             )
-        shards = self.committed(site)
-        found = list(self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards))
+        compacted, shards = self.compacted(site), self.uncompacted(site)
+        found = [compacted.rows_of(feature)] if compacted else []
+        found += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)
         rows = np.concatenate([rows for rows, _ in found]) if found else np.empty(0, np.uint64)
         values = np.concatenate([values for _, values in found]) if found else np.empty(0, np.float32)
+        if compacted and shards and not (rows[1:] > rows[:-1]).all():
+            order = np.argsort(rows)
+            return rows[order], values[order]
         return rows, values
+
+    def compactions(self, site: str) -> list[Compacted]:
+        """The published compactions of a site of which every shard is committed as it was."""
+        if site not in self._compactions:
+            receipts = self.receipts(site)
+            found = read_compactions(self.layout, self.site(site).pass_name, site, receipts)
+            self._compactions[site] = list(found)
+        return self._compactions[site]
+
+    def compacted(self, site: str) -> Compacted | None:
+        """The compaction that queries read: the one of most shards."""
+        return max(self.compactions(site), key=lambda compacted: len(compacted.shards), default=None)
+
+    def uncompacted(self, site: str) -> list[ShardRecord]:
+        """Committed shards that it does not cover, whose own files are read."""
+        compacted = self.compacted(site)
+        covered = compacted.shards if compacted else frozenset()
+        return [record for record in self.committed(site) if record.name not in covered]
 
     def contexts(
         self,
@@ -190,11 +219,12 @@ class FeatureStore(Catalog):
             raise InputError(f"token ids must be 0 to {len(self._vocabulary) - 1}")
         return self._vocabulary.gather(list(token_ids)).to_list()
 
-    def verify(self) -> VerifyReport:
+    def verify(self, tasks: Tasks | None = None) -> VerifyReport:
         """Check every checksum, and recompute every statistic from the activations."""
+        from pipeline.executors.tasks import OneProcess
         from pipeline.store.verification import verify
 
-        return verify(self)
+        return verify(self, tasks or OneProcess())
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor:

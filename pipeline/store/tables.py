@@ -70,6 +70,8 @@ def _job(table: str) -> str:
     """The command that writes a table."""
     if table.startswith("ranking"):
         return "rank"
+    if table == "neighbours":
+        return "coactivation"
     return "cluster" if "cluster" in table else "stats"
 
 

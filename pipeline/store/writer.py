@@ -39,7 +39,7 @@ def write_site(
     """
     folder = attempt / site.name
     objects: dict[str, Callable[[Path], None]] = {
-        PARTIALS: lambda path: write_frame(path, partials()),
+        PARTIALS: lambda path: write_frame(path, partials(), feature_block=site.feature_block),
         ROW_COUNTS: lambda path: write_frame(path, row_counts),
     }
     if "token_major" in layouts:

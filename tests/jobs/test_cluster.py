@@ -15,6 +15,7 @@ from scipy import sparse
 from jobs.cluster import TYPICAL_SHARE, cluster, majority, typical
 from jobs.context_vectors import survey, unit_vectors
 from jobs.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
+from pipeline.executors.tasks import Processes
 from pipeline.store import FeatureStore
 from pipeline.store.site import write_site_weights
 from schemas.errors import InputError
@@ -274,3 +275,14 @@ def test_tables_are_the_same_bytes_for_any_number_of_threads(clustered, tmp_path
         answers.append(done.stdout.splitlines()[-2:])
     assert answers[0] == answers[1]
     assert answers[0][1] == "[]"  # and neither torch nor ray was loaded
+
+
+@pytest.mark.slow
+def test_tables_are_the_same_bytes_for_any_number_of_workers(clustered):
+    built, _ = clustered
+    config = Cluster(features=4, contexts=3)
+    store = FeatureStore.open(built.layout.root)
+    one = [path.read_bytes() for path in cluster(store, "site", config)]
+    for workers in (2, 3):
+        with Processes(workers) as tasks:
+            assert [path.read_bytes() for path in cluster(store, "site", config, tasks)] == one

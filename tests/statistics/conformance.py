@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +15,16 @@ from hypothesis import strategies as st
 from pipeline.statistics import STATISTICS, load_statistic
 from pipeline.statistics.statistic import FEATURE, Statistic
 from schemas.values import Totals
-from tests.statistics.made import as_one, close_frame, fold, made_shards, same_frame, shard_around, totals_of
+from tests.statistics.made import (
+    as_one,
+    close_frame,
+    fold,
+    made_shards,
+    same_bits,
+    same_frame,
+    shard_around,
+    totals_of,
+)
 
 SIZES = (40, 1, 160, 0, 23)
 D_SAE = 12
@@ -62,9 +70,10 @@ class StatisticConformance:
         made = made_shards((60,), signed=signed)[0]
         partial = statistic.partial(made.postings, made.tokens)
         empty = pl.DataFrame(schema=FEATURE | statistic.state)
-        same_frame(statistic.combine(empty, partial), partial)
-        same_frame(statistic.combine(partial, empty), partial)
-        same_frame(statistic.combine(empty, empty), empty)
+        same_frame(statistic.combine([empty, partial]), partial)
+        same_frame(statistic.combine([partial, empty]), partial)
+        same_frame(statistic.combine([empty, empty]), empty)
+        same_frame(statistic.combine([empty]), empty)
 
     @pytest.mark.parametrize("signed", [False, True])
     def test_uneven_shards_give_what_one_pass_gives(self, statistic: Statistic, signed: bool) -> None:
@@ -84,7 +93,35 @@ class StatisticConformance:
         shards = made_shards(sizes, seed=seed, signed=signed)
         left, right = shards[:cut], shards[cut:]
         grouped = [fold(statistic, part) for part in (left, right) if part]
-        close_frame(functools.reduce(statistic.combine, grouped), fold(statistic, shards))
+        close_frame(statistic.combine(grouped), fold(statistic, shards))
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @given(
+        sizes=st.lists(st.integers(0, 60), min_size=2, max_size=7),
+        cuts=st.lists(st.integers(0, 7), max_size=4),
+        seed=st.integers(0, 99),
+        signed=st.booleans(),
+    )
+    def test_merging_many_at_once_is_the_left_fold_to_the_bit(
+        self, sizes: list[int], cuts: list[int], seed: int, signed: bool
+    ) -> None:
+        statistic = load_statistic(self.name)
+        shards = made_shards(sizes, seed=seed, signed=signed)
+        partials = [statistic.partial(made.postings, made.tokens) for made in shards]
+        state = pl.DataFrame(schema=FEATURE | statistic.state)
+        ends = [*sorted(cuts), len(partials)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            state = statistic.combine([state, *partials[start:end]])
+        same_bits(state, statistic.combine(partials))
+        same_bits(state, fold(statistic, shards))
+
+    def test_merging_feature_by_feature_gives_the_same_bits(self, statistic: Statistic) -> None:
+        partials = [statistic.partial(made.postings, made.tokens) for made in made_shards(SIZES, signed=True)]
+        cut = [
+            statistic.combine([p.filter(pl.col("feature") == feature) for p in partials])
+            for feature in range(D_SAE)
+        ]
+        same_bits(pl.concat(cut), statistic.combine(partials))
 
     def test_a_fold_is_bit_identical_by_way_of_parquet(self, statistic: Statistic, tmp_path: Path) -> None:
         shards = made_shards(SIZES)
@@ -92,12 +129,12 @@ class StatisticConformance:
         for number, made in enumerate(shards):
             statistic.partial(made.postings, made.tokens).write_parquet(tmp_path / f"{number}.parquet")
             read.append(pl.read_parquet(tmp_path / f"{number}.parquet"))
-        same_frame(functools.reduce(statistic.combine, read), fold(statistic, shards))
+        same_bits(statistic.combine(read), fold(statistic, shards))
 
     def test_merging_leaves_its_arguments_alone(self, statistic: Statistic) -> None:
         a, b = (statistic.partial(made.postings, made.tokens) for made in made_shards((30, 40)))
         before = a.clone(), b.clone()
-        statistic.combine(a, b)
+        statistic.combine([a, b])
         same_frame(a, before[0])
         same_frame(b, before[1])
 

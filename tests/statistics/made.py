@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 from numpy.typing import NDArray
 from polars.testing import assert_frame_equal
 
 import pipeline.statistics as statistics
 from pipeline.statistics.rows import combine_counts, l0_counts
-from pipeline.statistics.statistic import Statistic
-from schemas.tables import ROW_COUNTS
+from pipeline.statistics.statistic import FEATURE, Statistic
 from schemas.values import Postings, TokenShard, Totals
 
 F32 = NDArray[np.float32]
@@ -120,14 +120,15 @@ def as_one(shards: Sequence[Made]) -> Made:
 def fold(statistic: Statistic, shards: Sequence[Made]) -> pl.DataFrame:
     """One statistic of several shards, merged in their order."""
     partials = [statistic.partial(made.postings, made.tokens) for made in shards]
-    return functools.reduce(statistic.combine, partials)
+    empty = pl.DataFrame(schema=FEATURE | statistic.state)
+    return functools.reduce(lambda a, b: statistic.combine([a, b]), partials, empty)
 
 
 def table_of(shards: Sequence[Made]) -> pl.DataFrame:
     """The feature table of several shards."""
     partials = [statistics.partials(made.postings, made.tokens) for made in shards]
-    state = functools.reduce(statistics.combine, partials, statistics.empty_state())
-    counts = functools.reduce(combine_counts, [m.row_counts for m in shards], pl.DataFrame(schema=ROW_COUNTS))
+    state = statistics.combine([statistics.empty_state(), *partials])
+    counts = combine_counts([made.row_counts for made in shards])
     return statistics.feature_table(state, totals_of(shards), shards[0].dense.shape[1], counts)
 
 
@@ -146,6 +147,14 @@ def same_frame(a: pl.DataFrame, b: pl.DataFrame) -> None:
     """Equal to the last bit, nulls and order included."""
     assert a.schema == b.schema
     assert a.equals(b)
+
+
+def same_bits(a: pl.DataFrame, b: pl.DataFrame) -> None:
+    """Equal, and with zeros of the same sign."""
+    same_frame(a, b)
+    floats = a.select(cs.float())
+    for name in floats.columns:
+        assert a[name].to_numpy().tobytes() == b[name].to_numpy().tobytes(), name
 
 
 def close_frame(a: pl.DataFrame, b: pl.DataFrame) -> None:

@@ -1,52 +1,86 @@
-import functools
-
 import numpy as np
 import polars as pl
 import pytest
 
 import pipeline.statistics as statistics
-from pipeline.statistics.examples import combine_top, quantile_examples, top_examples
-from pipeline.statistics.histogram import bins_of
+from pipeline.statistics import examples as module
+from pipeline.statistics.examples import Strongest, quantile_examples
+from pipeline.statistics.histogram import bins_of, reached
 from schemas.tables import EXAMPLES
-from tests.statistics.made import Made, as_one, made_shards, same_frame, shard_around
+from tests.statistics.made import Made, as_one, made_shards, shard_around
 
 
 def state_of(shards: list[Made]) -> pl.DataFrame:
-    return functools.reduce(statistics.combine, [statistics.partials(m.postings, m.tokens) for m in shards])
+    return statistics.combine([statistics.partials(m.postings, m.tokens) for m in shards])
 
 
 def one_feature(values: np.ndarray) -> list[Made]:
     return [shard_around(values.astype(np.float32).reshape(-1, 1), row_start=1000)]
 
 
+def strongest(shards: list[Made], k: int = 20, dtype: type = np.float16) -> pl.DataFrame:
+    """The strongest rows, looked for shard by shard."""
+    looking = Strongest(state_of(shards), dtype, k)
+    for made in shards:
+        p, start = made.postings, made.tokens.row_start
+        if len(p.features):
+            low, high = (f.reduceat(p.values, p.offsets[:-1]) for f in (np.minimum, np.maximum))
+            if looking.may_hold(p.features, low, high):
+                looking.show(p.features, np.diff(p.offsets), p.values, lambda rows=p.rows + start: rows)
+    return looking.table()
+
+
+def brute_force(shards: list[Made], k: int) -> list[tuple[int, int, int, float]]:
+    """Feature, rank, row and activation of the strongest rows by a sort of everything."""
+    dense = as_one(shards).dense
+    found = []
+    for feature in range(dense.shape[1]):
+        values = dense[:, feature]
+        rows = sorted(np.flatnonzero(values), key=lambda row: (-abs(values[row]), row))[:k]
+        found += [(feature, rank, int(row), float(values[row])) for rank, row in enumerate(rows)]
+    return found
+
+
 @pytest.mark.parametrize("k", [1, 5, 1000])
-def test_top_rows_equal_a_sort_of_everything(k: int) -> None:
-    shards = made_shards((60, 0, 300, 2), signed=True)
-    whole = as_one(shards)
-    merged = functools.reduce(
-        functools.partial(combine_top, k=k), [top_examples(m.postings, m.tokens.row_start, k) for m in shards]
-    )
-    same_frame(merged, top_examples(whole.postings, 0, k))
-    assert dict(merged.schema) == EXAMPLES
-    for feature in range(12):
-        values = whole.dense[:, feature]
-        expected = sorted(np.flatnonzero(values), key=lambda row: (-abs(values[row]), row))[:k]
-        mine = merged.filter(pl.col("feature") == feature)
-        assert mine["row"].to_list() == [int(row) for row in expected]
-        assert mine["activation"].to_list() == values[expected].tolist()
-        assert mine["rank"].to_list() == list(range(len(expected)))
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("signed", [False, True])
+def test_top_rows_equal_a_sort_of_everything(k: int, dtype: type, signed: bool) -> None:
+    shards = made_shards((60, 0, 300, 2), signed=signed)
+    found = strongest(shards, k, dtype)
+    assert dict(found.schema) == EXAMPLES
+    assert found.select("feature", "rank", "row", "activation").rows() == brute_force(shards, k)
+    assert found.select(pl.col("kind", "interval").unique()).row(0) == ("top", 0)
 
 
 def test_ties_go_to_the_earlier_row_and_a_negative_activation_keeps_its_sign() -> None:
-    made = one_feature(np.array([2, -3, 3, 0, 3]))[0]
-    top = top_examples(made.postings, 1000, 3)
+    top = strongest(one_feature(np.array([2, -3, 3, 0, 3])), 3)
     assert top["row"].to_list() == [1001, 1002, 1004]
     assert top["activation"].to_list() == [-3, 3, 3]
 
 
-def test_merging_top_rows_does_not_depend_on_order_or_grouping() -> None:
-    a, b, c = (top_examples(m.postings, m.tokens.row_start, 4) for m in made_shards((40, 90, 50)))
-    same_frame(combine_top(combine_top(a, b, 4), c, 4), combine_top(a, combine_top(c, b, 4), 4))
+@pytest.mark.parametrize("values", [1.0, 65504.0, 6e-8, -1.0])
+def test_a_feature_of_equal_activations_is_pruned_as_it_goes(
+    monkeypatch: pytest.MonkeyPatch, values: float
+) -> None:
+    monkeypatch.setattr(module, "_CANDIDATES", 0)
+    shards = [shard_around(np.full((90, 1), values, np.float16).astype(np.float32), 90 * n) for n in range(5)]
+    assert strongest(shards, 4)["row"].to_list() == [0, 1, 2, 3]
+    mixed = made_shards((50,) * 9, seed=3, signed=True)
+    found = strongest(mixed, 3)
+    assert found.select("feature", "rank", "row", "activation").rows() == brute_force(mixed, 3)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_bound_is_the_highest_edge_that_enough_activations_reach(signed: bool) -> None:
+    shards = made_shards((400,), signed=signed)
+    dense, state = np.abs(as_one(shards).dense), state_of(shards)
+    for k in (1, 20, 70):
+        for feature, bound in zip(state["feature"].to_list(), reached(state, k).tolist(), strict=True):
+            above = np.sort(dense[:, feature])[::-1]
+            if np.count_nonzero(above) < k:
+                assert bound == 0
+            else:
+                assert bound <= above[k - 1] < bound * 1.1251
 
 
 def test_quantile_examples_are_active_rows_at_most_so_many_an_interval() -> None:
@@ -84,6 +118,4 @@ def test_a_feature_that_fires_once_is_an_example_of_its_middle() -> None:
 
 def test_no_activation_gives_no_example() -> None:
     assert dict(quantile_examples(statistics.empty_state()).schema) == EXAMPLES
-    made = shard_around(np.zeros((4, 3), np.float32))
-    assert dict(top_examples(made.postings, 0).schema) == EXAMPLES
-    assert top_examples(made.postings, 0).height == 0
+    assert dict(strongest([shard_around(np.zeros((4, 3), np.float32))]).schema) == EXAMPLES

@@ -106,7 +106,7 @@ def test_a_quantile_is_the_value_at_its_rank_to_one_row(n: int) -> None:
 
 def test_counts_beyond_32_bits_merge_exactly() -> None:
     state = state_of([-1017, 1016], [2**33, 2**40 + 1], -1.0, 1.0)
-    merged = HISTOGRAM.combine(state, state_of([1016, 1030], [2**33, 1], 1.0, 4.0))
+    merged = HISTOGRAM.combine([state, state_of([1016, 1030], [2**33, 1], 1.0, 4.0)])
     assert merged["bins"].to_list() == [[-1017, 1016, 1030]]
     assert merged["bin_counts"].to_list() == [[2**33, 2**40 + 1 + 2**33, 1]]
     assert merged.row(0)[1:3] == (-1.0, 4.0)

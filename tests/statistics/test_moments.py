@@ -114,13 +114,13 @@ def test_counts_beyond_32_bits_merge_exactly() -> None:
     made = one_feature([1, 2, 4, 4, 0.5])[0]
     once = state = MOMENTS.partial(made.postings, made.tokens)
     for _ in range(34):
-        state = MOMENTS.combine(state, state)
+        state = MOMENTS.combine([state, state])
     n = 5 * 2**34
     assert state["n_active"].to_list() == [n]
     row = MOMENTS.finalize(state, Totals(4 * n, 4 * n, 1, 1), 1).row(0, named=True)
     expected = MOMENTS.finalize(once, Totals(20, 20, 1, 1), 1).row(0, named=True)
     assert row == pytest.approx(expected | {"n_active": n}, rel=1e-12)
-    odd = MOMENTS.combine(state, once)
+    odd = MOMENTS.combine([state, once])
     assert odd["n_active"].to_list() == [n + 5]
 
 

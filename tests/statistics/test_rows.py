@@ -23,7 +23,7 @@ def test_rows_that_do_not_count_are_left_out_and_empty_rows_are_not() -> None:
 
 @given(lengths, lengths)
 def test_counts_of_two_shards_add_to_those_of_both(a: list[int], b: list[int]) -> None:
-    merged = combine_counts(counts_of(a), counts_of(b))
+    merged = combine_counts([counts_of(a), counts_of(b)])
     assert merged.equals(counts_of(a + b))
     assert dict(merged.schema) == ROW_COUNTS
 
@@ -49,6 +49,6 @@ def test_no_counted_row_has_no_mean() -> None:
 
 def test_rows_beyond_32_bits_are_counted_exactly() -> None:
     many = pl.DataFrame({"l0": [0, 64], "rows": [2**40, 2**40]}, schema=ROW_COUNTS)
-    row = l0_summary(combine_counts(many, many)).row(0, named=True)
+    row = l0_summary(combine_counts([many, many])).row(0, named=True)
     assert (row["counted_rows"], row["nnz"]) == (2**42, 2**41 * 64)
     assert (row["mean"], row["var"], row["q50"], row["q75"]) == (32, 1024, 0, 64)

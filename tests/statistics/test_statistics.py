@@ -54,7 +54,7 @@ def test_a_shard_without_activations_has_an_empty_partial_that_changes_nothing()
     partial = statistics.partials(empty.postings, empty.tokens)
     same_frame(partial, statistics.empty_state())
     state = statistics.partials(full.postings, full.tokens)
-    same_frame(statistics.combine(partial, state), state)
+    same_frame(statistics.combine([partial, state]), state)
 
 
 def test_a_store_of_special_tokens_only_has_a_table_of_nulls() -> None:
@@ -74,7 +74,7 @@ def test_feature_and_row_numbers_beyond_16_and_32_bits_stay_whole() -> None:
         np.array([1, 2, 3], np.float32),
     )
     tokens = dataclasses.replace(made.tokens, row_start=2**40)
-    state = statistics.combine(statistics.empty_state(), statistics.partials(postings, tokens))
+    state = statistics.combine([statistics.empty_state(), statistics.partials(postings, tokens)])
     assert state["feature"].to_list() == [70_001, 131_071]
     assert sorted(state["sample_rows"].to_list()[1]) == (postings.rows[1:] + 2**40).tolist()
 

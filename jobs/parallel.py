@@ -1,0 +1,32 @@
+"""Where a job's tasks run: in this process, in several on this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.executors.tasks import OneProcess, Processes, Tasks
+from pipeline.store import FeatureStore
+
+WORTH_NNZ = 1 << 24
+"""Activations from which on more than one process pays: starting them takes some two seconds."""
+
+MEMORY_OF_A_WORKER = 3 << 29
+"""Free memory in bytes that is asked of this machine for each process."""
+
+
+def choose_tasks(store: FeatureStore, workers: int | None = None, address: str | None = None) -> Tasks:
+    """Tasks for a job over the store; `workers` None: the cores of this machine where it pays, else one."""
+    if address is not None:
+        from pipeline.executors.ray_tasks import RayTasks
+
+        return RayTasks(address, most=workers)
+    n = workers or _worth(store)
+    return Processes(n) if n > 1 else OneProcess()
+
+
+def _worth(store: FeatureStore) -> int:
+    receipts = [receipt for name in store.plans for receipt in store.pass_receipts(name).values()]
+    if sum(site.nnz for receipt in receipts for site in receipt.sites.values()) < WORTH_NNZ:
+        return 1
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), free // MEMORY_OF_A_WORKER))

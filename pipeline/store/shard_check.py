@@ -1,0 +1,247 @@
+"""Whether one shard is what its receipt, its token shard and its own statistics say.
+
+Row group by row group the postings are compared with the transposed CSR and go into the statistics, so no
+second copy of the shard is made. A shard whose bytes are damaged is named and not looked into further.
+Shapes: N rows, Z nonzeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline import statistics
+from pipeline.statistics.rows import l0_counts
+from pipeline.store.objects import measure
+from pipeline.store.postings import PostingsFile
+from pipeline.store.shard_files import ShardFiles
+from pipeline.store.tokens import counted_for, read_token_shard
+from schemas.errors import InputError
+from schemas.layout import Layout, StorePath
+from schemas.records import Lake, Plan, PlannedSite, Receipt
+from schemas.values import I64, Postings, TokenShard
+
+EVERY_FEATURE = range(1 << 32)
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and each problem in a sentence that names the file."""
+
+    problems: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+    """What is not wrong but behind: shards not extracted, tables made from other shards (not compared)."""
+    objects: int = 0
+    """Token shards and data objects whose checksum was compared."""
+    bytes: int = 0
+    nonzeros: int = 0
+    statistics: int = 0
+    """Values of partials, row counts and tables that were computed anew."""
+
+    def add(self, other: VerifyReport) -> None:
+        """Take in what somebody else found."""
+        self.problems += other.problems
+        self.stale += other.stale
+        self.objects += other.objects
+        self.bytes += other.bytes
+        self.nonzeros += other.nonzeros
+        self.statistics += other.statistics
+
+    def compare_object(self, path: StorePath, size: int, sha256: str) -> bool:
+        """Compare a file, or a folder hashed as one, with what its record says."""
+        self.objects += 1
+        if not path.exists():
+            self.problems.append(f"{path} is missing")
+            return False
+        found_size, found_sha256 = measure(path)
+        self.bytes += found_size
+        if found_size != size:
+            self.problems.append(f"{path} has {found_size:,} bytes, its record says {size:,}")
+        elif found_sha256 != sha256:
+            self.problems.append(f"{path} is damaged: its sha256 is {found_sha256}, its record says {sha256}")
+        else:
+            return True
+        return False
+
+    def compare_frame(self, fresh: pl.DataFrame, stored: pl.DataFrame, path: StorePath) -> None:
+        """Compare a frame with what `path` holds, to the bit."""
+        self.statistics += fresh.height * fresh.width
+        if fresh.schema != stored.schema or fresh.height != stored.height:
+            self.problems.append(f"{path} has other columns or rows than a recomputation gives")
+            return
+        differ = [name for name in fresh.columns if not fresh[name].equals(stored[name], null_equal=True)]
+        if differ:
+            self.problems.append(f"{path} differs from a recomputation in {', '.join(differ)}")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A receipt, and by site where its shard lies: nowhere where the corpus chain does not hold the shard."""
+
+    receipt: Receipt
+    link: int | None
+    """The corpus link that the shard came with."""
+    files: dict[str, ShardFiles]
+    tokens_intact: bool
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all shards of a pass share."""
+
+    layout: Layout
+    lake: Lake
+    plan: Plan
+
+    def check(self, shard: Committed) -> tuple[VerifyReport, set[str]]:
+        """What was found in one shard, and the sites in which nothing is wrong."""
+        report = VerifyReport()
+        self._check_receipt(shard, report)
+        if report.problems or not shard.tokens_intact:
+            return report, set()
+        sound = set()
+        for site in self.plan.sites:
+            before = len(report.problems)
+            try:
+                _SiteCheck(self, site, shard, report).run()
+            except InputError as error:
+                report.problems.append(str(error))
+            if len(report.problems) == before:
+                sound.add(site.name)
+        return report, sound
+
+    def _check_receipt(self, shard: Committed, report: VerifyReport) -> None:
+        """Whether a receipt fits plan and tokens, and its objects have their checksums."""
+        receipt, name = shard.receipt, self.plan.pass_name
+        marker = self.layout.commit(name, receipt.shard)
+        if not shard.files:
+            report.problems.append(f"{marker} commits a shard that the corpus chain does not hold")
+        elif receipt.tokens_sha256 != next(iter(shard.files.values())).record.sha256:
+            report.problems.append(
+                f"{marker} was made from other tokens than {self.layout.tokens(receipt.shard)}"
+            )
+        elif receipt.link not in (None, shard.link):
+            report.problems.append(
+                f"{marker} says link {receipt.link} of the corpus chain, its shard came with link "
+                f"{shard.link}"
+            )
+        if receipt.plan_hash != self.plan.hash:
+            report.problems.append(f"{marker} was made under another plan than {self.layout.plan(name)}")
+        folder = self.layout.attempt(name, receipt.shard, receipt.attempt)
+        for item in receipt.objects:
+            report.compare_object(folder / item.path, item.bytes, item.sha256)
+
+
+class _SiteCheck:
+    """One site of one shard whose bytes are those that were written."""
+
+    def __init__(self, of: Pass, site: PlannedSite, shard: Committed, report: VerifyReport) -> None:
+        self._of, self._site, self._report = of, site, report
+        self._files, self._receipt = shard.files[site.name], shard.receipt.sites[site.name]
+        self._where = f"shard {shard.receipt.shard} of site {site.name} ({shard.receipt.attempt})"
+
+    def run(self) -> None:
+        """Compare the layouts with each other, and the statistics with those computed anew."""
+        tokens = read_token_shard(self._of.layout, self._of.lake, self._files.record, verify=False)
+        tokens = tokens.at(self._site.positions, self._of.lake.context_size)
+        before = len(self._report.problems)
+        columns, indptr = self._by_columns(tokens)
+        if len(self._report.problems) > before:
+            return
+        self._check_counts(tokens, columns)
+        partials, l0 = self._walk(tokens, columns)
+        if len(self._report.problems) > before:
+            return
+        counts = l0_counts(np.append(0, np.cumsum(l0)) if indptr is None else indptr, tokens.counted)
+        self._report.nonzeros += self._receipt.nnz
+        self._report.compare_frame(partials, self._files.read_partials(EVERY_FEATURE), self._files.partials)
+        self._report.compare_frame(counts, self._files.read_row_counts(), self._files.row_counts)
+
+    def _wrong(self, what: str) -> None:
+        self._report.problems.append(f"{self._where}: {what}")
+
+    def _by_columns(self, tokens: TokenShard) -> tuple[Any, I64 | None]:
+        """The CSR turned into a CSC [N, d_sae], and its indptr; nothing where there is no CSR."""
+        if self._files.csr is None:
+            return None, None
+        matrix = self._files.read_csr()
+        if matrix.shape[0] != tokens.n_rows:
+            self._wrong(f"the CSR has {matrix.shape[0]:,} rows, the token shard {tokens.n_rows:,}")
+        elif matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < self._site.d_sae:
+            self._wrong("the CSR holds features that the SAE has not")
+        else:
+            return matrix.tocsc(), matrix.indptr.astype(np.int64)
+        return None, None
+
+    def _check_counts(self, tokens: TokenShard, columns: Any) -> None:
+        """The receipt's word on activations and counted rows."""
+        in_csr = None if columns is None else int(columns.nnz)
+        in_postings = in_csr if self._files.postings is None else PostingsFile(self._files.postings).nnz
+        said = self._receipt.nnz
+        if {in_postings, in_csr} - {None, said}:
+            self._wrong(
+                f"the postings hold {in_postings:,} activations, the CSR "
+                f"{in_postings if in_csr is None else in_csr:,}, the receipt says {said:,}"
+            )
+        if (counted := counted_for(tokens, self._site.positions)) != self._receipt.counted:
+            self._wrong(f"counted by the receipt: {self._receipt.counted}; by the token shard: {counted}")
+
+    def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64]:
+        """Partials, and how many features are active in each row where there is no CSR to tell, int64 [N]."""
+        parts, l0 = [statistics.empty_state()], np.zeros(tokens.n_rows, np.int64)
+        for block in self._blocks(columns):
+            if wrong := _wrong_with(block, tokens, columns):
+                self._wrong(wrong)
+                break
+            parts.append(statistics.partials(block, tokens))
+            if columns is None:
+                l0 += np.bincount(block.rows, minlength=tokens.n_rows)
+        return pl.concat(parts), l0
+
+    def _blocks(self, columns: Any) -> Iterator[Postings]:
+        """The activations in pieces of whole features: row groups of the postings, else cut from the CSC."""
+        if self._files.postings is not None:
+            file = PostingsFile(self._files.postings)
+            for group in range(len(file.first)):
+                yield file.read(self._files.record.row_start, [group])
+        else:
+            for first in range(0, self._site.d_sae, self._site.feature_block):
+                yield _cut(columns, first, min(first + self._site.feature_block, self._site.d_sae))
+
+
+def _wrong_with(block: Postings, tokens: TokenShard, columns: Any) -> str | None:
+    """What can not be true of some activations, in words."""
+    if columns is not None and not _same(block, columns):
+        return "csr.zarr and postings.parquet do not hold the same activations"
+    inside = bool((block.rows >= 0).all() and (block.rows < tokens.n_rows).all())
+    if not (inside and tokens.stored[block.rows].all()):
+        return "a row that the special-token policy or the site's positions keep out has activations"
+    if not (np.isfinite(block.values).all() and block.values.all()):
+        return "an activation is 0 or not finite"
+    return None
+
+
+def _same(block: Postings, columns: Any) -> bool:
+    """Whether the CSC holds the same activations for the features from the block's first to its last."""
+    if not len(block.features) or block.features[-1] >= columns.shape[1]:
+        return not len(block.features)
+    other = _cut(columns, int(block.features[0]), int(block.features[-1]) + 1)
+    names = ("features", "offsets", "rows", "values")
+    return all(np.array_equal(getattr(block, name), getattr(other, name)) for name in names)
+
+
+def _cut(columns: Any, first: int, last: int) -> Postings:
+    """Features first .. last - 1 of a CSC."""
+    pointers = columns.indptr[first : last + 1].astype(np.int64)
+    fired = np.flatnonzero(np.diff(pointers))
+    place = slice(int(pointers[0]), int(pointers[-1]))
+    return Postings(
+        (fired + first).astype(np.uint32),
+        np.append(pointers[fired], pointers[-1]) - pointers[0],
+        columns.indices[place].astype(np.int64),
+        columns.data[place],
+    )

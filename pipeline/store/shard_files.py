@@ -1,0 +1,120 @@
+"""What a site holds of one shard, as paths: all that a task needs to read it, without opening the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+
+from pipeline.store.objects import readable
+from pipeline.store.parquet import open_parquet, read_frame
+from pipeline.store.postings import PostingsFile
+from schemas.layout import StorePath
+from schemas.records import ShardRecord
+from schemas.run_file import ActivationDtype
+from schemas.values import Postings, SparseFeatures
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """Paths of one site's objects in one committed shard; a layout that the pass has not is None."""
+
+    record: ShardRecord
+    d_sae: int
+    activation_dtype: ActivationDtype
+    partials: StorePath
+    row_counts: StorePath
+    postings: StorePath | None
+    csr: StorePath | None
+
+    def read_csr(self) -> sparse.csr_matrix:
+        """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""
+        from scipy import sparse
+
+        from pipeline.store.csr import read_csr
+        from pipeline.store.transposition import to_features
+
+        if self.csr is not None:
+            with readable(self.csr):
+                return read_csr(self.csr)
+        features = to_features(self.read_postings(), self.record.rows, self.d_sae)
+        parts = (features.data, features.indices, features.indptr)
+        return sparse.csr_matrix(parts, shape=(self.record.rows, self.d_sae))
+
+    def read_postings(self) -> Postings:
+        """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
+        if self.postings is not None:
+            return PostingsFile(self.postings).read(self.record.row_start)
+        from pipeline.store.transposition import to_postings
+
+        matrix = self.read_csr()
+        indptr = matrix.indptr.astype(np.int64)
+        return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
+
+    def read_pattern(self) -> sparse.csr_matrix:
+        """Where activations are: int32 ones [rows, d_sae]."""
+        from scipy import sparse
+
+        from pipeline.store.csr import read_pattern
+
+        if self.csr is None:
+            matrix = self.read_csr()
+            indices, indptr, shape = matrix.indices, matrix.indptr, matrix.shape
+        else:
+            with readable(self.csr):
+                indices, indptr, shape = read_pattern(self.csr)
+        return sparse.csr_matrix((np.ones(len(indices), np.int32), indices, indptr), shape=shape)
+
+    def read_pattern_of(self, features: range, pattern: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Where some features are active: int32 ones [features, rows]; `pattern` is that of all."""
+        from scipy import sparse
+
+        if self.postings is None:
+            return pattern[:, features.start : features.stop].T.tocsr()
+        file = PostingsFile(self.postings)
+        feature, rows = file.read_groups(file.groups_of(features.start, features.stop), ("feature", "row"))
+        place = slice(*np.searchsorted(feature, np.array([features.start, features.stop], np.uint32)))
+        indptr = np.append(
+            0, np.cumsum(np.bincount(feature[place] - features.start, minlength=len(features)))
+        )
+        parts = (
+            np.ones(len(rows[place]), np.int32),
+            rows[place].astype(np.int64) - self.record.row_start,
+            indptr,
+        )
+        return sparse.csr_matrix(parts, shape=(len(features), self.record.rows))
+
+    def read_partials(self, features: range, columns: list[str] | None = None) -> pl.DataFrame:
+        """Partials of some features: all columns, or those asked for, `feature` among them.
+
+        Reads the row groups that may hold them; a store from before version 3 has one for all features.
+        """
+        with readable(self.partials), open_parquet(self.partials) as parquet:
+            metadata = parquet.metadata
+            groups = [
+                group
+                for group in range(metadata.num_row_groups)
+                if _overlap(metadata.row_group(group).column(0).statistics, features)
+            ]
+            frame = pl.from_arrow(parquet.read_row_groups(groups, columns=columns, use_threads=False))
+        assert isinstance(frame, pl.DataFrame)
+        first, last = np.searchsorted(frame["feature"].to_numpy(), [features.start, features.stop])
+        return frame.slice(int(first), int(last - first))
+
+    def read_row_counts(self) -> pl.DataFrame:
+        """L0 counts (`schemas.tables.ROW_COUNTS`)."""
+        with readable(self.row_counts):
+            return read_frame(self.row_counts)
+
+
+def _overlap(statistics: pq.Statistics | None, features: range) -> bool:
+    """Whether a row group may hold some of the features; without statistics it may."""
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return bool(statistics.min < features.stop and statistics.max >= features.start)
