@@ -237,6 +237,18 @@ def test_the_command_says_what_it_wrote_and_does_nothing_twice(tmp_path: Path) -
     assert record.shards == ("000000", "000001")
 
 
+def test_status_and_top_say_what_came_after_it(tmp_path: Path) -> None:
+    built = build(tmp_path, shards=3, commits=2)
+    compacted(tmp_path)
+    pl.DataFrame({"token_id": range(50), "text": ["w"] * 50}).write_parquet(built.layout.vocabulary)
+    assert "compaction of site: 2 shards\n" in CliRunner().invoke(app, ["status", str(tmp_path)]).output
+    commit_next(built, 2)
+    said = CliRunner().invoke(app, ["status", str(tmp_path)]).output
+    assert "compaction of site: 2 shards (behind: 1 shards came since; run `latentlake compact`)" in said
+    said = CliRunner().invoke(app, ["top", str(tmp_path), "3"]).output
+    assert "(1 shards came after the compaction: `latentlake compact` makes this quicker)" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [3])
 def test_no_byte_depends_on_the_number_of_workers(
