@@ -37,13 +37,15 @@ def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = F
 def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
     """All tables and figures of one site (the libraries behind them take seconds to import)."""
     from jobs.cluster import cluster
+    from jobs.parallel import choose_tasks
     from jobs.plots import plots
     from jobs.rank import rank
     from jobs.stats import stats
 
-    stats(store, site)
-    rank(store, site, run_file.rank.by)
-    cluster(store, site, run_file.cluster)
+    with choose_tasks(store) as tasks:
+        stats(store, site, tasks)
+        rank(store, site, run_file.rank.by)
+        cluster(store, site, run_file.cluster, tasks)
     figures = plots(store, site)
     write_atomic(store.layout.derived(site), _made_from(store, site, run_file))
     say(f"[bold]plots[/] {len(figures)} files in {escape(str(store.layout.figures(site)))}")

@@ -30,6 +30,12 @@ def status(root: str) -> bool:
     for each in passes:
         _show(store, each)
     for site in store.sites:
+        if store.compacted(site) is not None:
+            covered, rest = len(store.committed(site)), len(store.uncompacted(site))
+            behind = (
+                f" [yellow](behind: {rest:,} shards came since; run `latentlake compact`)[/]" if rest else ""
+            )
+            say(f"  compaction of {site}: {covered - rest:,} shards{behind}")
         for name in store.tables(site):
             stale = " [yellow](stale: made from other shards; run `latentlake stats` and on)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")

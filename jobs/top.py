@@ -23,12 +23,19 @@ def top(store: FeatureStore, site: str, feature: int, *, k: int = 20, where: Seq
     if found.is_empty():
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
-    say(f"[bold]feature {feature} of {site}[/]: its {found.height} strongest rows")
+    say(f"[bold]feature {feature} of {site}[/]: its {found.height} strongest rows{_behind(store, site)}")
     for row in found.iter_rows(named=True):
         labels = ", ".join(str(row[name]) for name in store.lake.label_columns)
         where_it_is = f"context {row['context']}, position {row['position']}"
         say(f"{row['activation']:>8.2f}  [dim]{escape(labels)}{' · ' if labels else ''}{where_it_is}[/]")
         say(f"          {marked(store, row['token_ids'], row['position'])}")
+
+
+def _behind(store: FeatureStore, site: str) -> str:
+    """What to say where a compaction does not cover all shards."""
+    if store.compacted(site) is None or not (rest := len(store.uncompacted(site))):
+        return ""
+    return f" [dim]({rest:,} shards came after the compaction: `latentlake compact` makes this quicker)[/]"
 
 
 def marked(store: FeatureStore, token_ids: Sequence[int], position: int) -> str:

@@ -20,7 +20,7 @@ from jobs.compact import compact
 from jobs.stats import stats
 from jobs.verify import verify
 from pipeline.store import FeatureStore, compaction, site_tables
-site_tables._BATCH_BYTES, compaction.IN_MEMORY_NNZ, compaction.GROUP_NNZ = 1 << 20, 1 << 16, 1 << 14
+site_tables._BATCH_BYTES, compaction.IN_MEMORY_NNZ, compaction.GROUP_NNZ = 1 << 19, 1 << 15, 1 << 13
 store = FeatureStore.open(sys.argv[1])
 
 
@@ -39,7 +39,7 @@ print("verify", peak())
 
 def peaks(root: Path, shards: int) -> dict[str, int]:
     """Peak resident memory after each job in one process."""
-    build_large(root, shards=shards, rows=2048, d_sae=512, l0=30)
+    build_large(root, shards=shards, rows=1024, d_sae=512, l0=30)
     done = subprocess.run(
         [sys.executable, "-c", JOB, str(root)], cwd=ROOT, check=True, capture_output=True, text=True
     )

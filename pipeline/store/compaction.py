@@ -163,8 +163,8 @@ def _parts(shard: ShardFiles, features: range) -> Iterator[Piece]:
     """What one shard's row groups hold of some features."""
     assert shard.postings is not None, "postings are what is merged"
     file = PostingsFile(shard.postings)
-    for group in file.groups_of(features.start, features.stop):
-        feature, rows, values = file.read_groups([group])
+    for groups in file.runs_of(features):
+        feature, rows, values = file.read_groups(groups)
         place = slice(*np.searchsorted(feature, np.array([features.start, features.stop], np.uint32)))
         owners = feature[place].astype(np.int64) - features.start
         yield Piece(features, np.bincount(owners, minlength=len(features)), rows[place], values[place])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from pipeline.store.objects import readable
 from pipeline.store.parquet import open_parquet
 from schemas.layout import StorePath
 from schemas.values import F32, I64, U64, Postings
+
+_RUN_NNZ = 1 << 20
+"""Activations that are read together."""
 
 
 class PostingsFile:
@@ -34,9 +38,21 @@ class PostingsFile:
         groups: list[int] = np.flatnonzero((self.first < last) & (self.last >= first)).tolist()
         return groups
 
-    def group_nnz(self, group: int) -> int:
-        """Activations in one row group."""
-        return int(self._metadata.row_group(group).num_rows)
+    def runs_of(self, features: range) -> Iterator[list[int]]:
+        """Row groups that may hold some features; small ones together, for each reading has its price."""
+        run, nnz = list[int](), 0
+        for group in self.groups_of(features.start, features.stop):
+            more = self.nnz_of([group])
+            if run and nnz + more > _RUN_NNZ:
+                yield run
+                run, nnz = [], 0
+            run, nnz = [*run, group], nnz + more
+        if run:
+            yield run
+
+    def nnz_of(self, groups: list[int]) -> int:
+        """Activations in some row groups."""
+        return sum(int(self._metadata.row_group(group).num_rows) for group in groups)
 
     def rows_of(self, feature: int) -> tuple[U64, F32]:
         """Rows (of the lake, ascending) and activations of one feature."""

@@ -206,8 +206,8 @@ class _SiteCheck:
         """The activations in pieces of whole features: row groups of the postings, else cut from the CSC."""
         if self._files.postings is not None:
             file = PostingsFile(self._files.postings)
-            for group in range(len(file.first)):
-                yield file.read(self._files.record.row_start, [group])
+            for groups in file.runs_of(EVERY_FEATURE):
+                yield file.read(self._files.record.row_start, groups)
         else:
             for first in range(0, self._site.d_sae, self._site.feature_block):
                 yield _cut(columns, first, min(first + self._site.feature_block, self._site.d_sae))

@@ -125,21 +125,22 @@ def _show(shard: ShardFiles, features: range, activity: Activity, strongest: Str
         strongest.show(postings.features, np.diff(postings.offsets), postings.values, lambda: rows)
         return
     file, active = PostingsFile(shard.postings), activity.of(shard)
-    for group in file.groups_of(features.start, features.stop):
-        place = slice(*np.searchsorted(active[0], [file.first[group], file.last[group] + 1]))
+    for groups in file.runs_of(features):
+        first, last = file.first[groups[0]], file.last[groups[-1]]
+        place = slice(*np.searchsorted(active[0], [first, last + 1]))
         fired, counts, low, high = (column[place] for column in active)
-        if counts.sum() != file.group_nnz(group):
+        if counts.sum() != file.nnz_of(groups):
             raise InputError(
                 f"{shard.postings} and {shard.partials} do not count the same activations of features "
-                f"{file.first[group]} to {file.last[group]}: run `latentlake verify`"
+                f"{first} to {last}: run `latentlake verify`"
             )
         if strongest.may_hold(fired, low, high):
-            (values,) = file.read_groups([group], ("activation",))
-            strongest.show(fired, counts, values, partial(_rows, file, group))
+            (values,) = file.read_groups(groups, ("activation",))
+            strongest.show(fired, counts, values, partial(_rows, file, groups))
 
 
-def _rows(file: PostingsFile, group: int) -> NDArray[Any]:
-    return np.asarray(file.read_groups([group], ("row",))[0])
+def _rows(file: PostingsFile, groups: list[int]) -> NDArray[Any]:
+    return np.asarray(file.read_groups(groups, ("row",))[0])
 
 
 def _some(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:

@@ -70,14 +70,16 @@ class TestOneProcess(TaskConformance):
     tasks = OneProcess()
 
 
-@pytest.mark.slow
-class TestProcesses(TaskConformance):
-    @pytest.fixture(autouse=True, scope="class")
-    def _started(self, request: pytest.FixtureRequest):
-        with Processes(2) as tasks:
-            request.cls.tasks = tasks
-            yield
+@pytest.fixture(scope="class")
+def two_processes(request: pytest.FixtureRequest):
+    with Processes(2) as tasks:
+        request.cls.tasks = tasks
+        yield
 
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_processes")
+class TestProcesses(TaskConformance):
     def test_a_worker_that_dies_is_replaced_and_its_item_done_again(self, tmp_path: Path) -> None:
         assert list(self.tasks.map(partial(die_once, tmp_path), range(5))) == list(range(5))
         assert (tmp_path / "died").exists()
