@@ -70,7 +70,7 @@ def test_only_the_rooms_of_the_model_import_torch():
     assert not {name for name in users if not is_in(name, MAY_IMPORT_TORCH + JOBS_WITH_THE_MODEL)}
 
 
-WITHOUT_TORCH = ("cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top")
+WITHOUT_TORCH = ("cli", "run", "submit", "stats", "rank", "cluster", "plots", "status", "verify", "top")
 
 
 @pytest.mark.parametrize(

@@ -82,22 +82,17 @@ class Nodes:
 def nodes(tmp_path_factory):
     import ray
 
-    from pipeline.executors.ray_session import reread_environment
-
     folder = Path("/tmp/llt")  # a socket's path is short
     (folder / "ray").mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        reread_environment()
         made = Nodes(tmp_path_factory.mktemp("seen"))
         made.fill()
         ray.init(address=made.cluster.address, log_to_driver=False)
         yield made
         ray.shutdown()
         made.cluster.shutdown()
-    reread_environment()
 
 
 def prepared(folder, root, **extraction):

@@ -97,8 +97,8 @@ def test_a_token_that_is_there_is_used_and_named_when_it_is_wrong(session, tmp_p
         monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
     assert told(session) == (
         "the Ray cluster at 'HEAD' does not let this driver in (ConnectionError: Failed to connect, mode "
-        "token): $RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold the "
-        "token of its head node"
+        "token): $RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold "
+        "the token of its head node"
     )
 
 
