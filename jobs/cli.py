@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -326,11 +327,26 @@ def main(arguments: list[str] | None = None) -> None:
 
     A fault of ours ends with its traceback and exit code 3.
     """
+    warnings.showwarning = _warn
+    asked_to_end: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, partial(_end, asked_to_end))
+    try:
+        _command(arguments)
+    finally:
+        if asked_to_end:  # whatever Ray and click made of it
+            sys.exit(128 + asked_to_end[0])
+
+
+def _end(asked: list[int], number: int, frame: object) -> None:  # noqa: ARG001 - what a handler is given
+    """End at once, on the way out ending the workers: what is committed stays, so nothing else needs care."""
+    asked.append(number)
+    raise SystemExit(128 + number)
+
+
+def _command(arguments: list[str] | None) -> None:
     from schemas.errors import InputError
 
-    warnings.showwarning = _warn
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     try:
         app(args=arguments, prog_name="latentlake")
     except InputError as error:
@@ -344,11 +360,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(3)
     sys.stderr.write(f"latentlake: {message}\n")
     sys.exit(2)
-
-
-def _terminate(number: int, frame: object) -> None:  # noqa: ARG001 - what a handler is given
-    """End at once, on the way out ending the workers: what is committed stays, so nothing else needs care."""
-    raise SystemExit(128 + number)
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

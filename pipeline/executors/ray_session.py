@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 from ray.exceptions import AuthenticationError
 
@@ -23,7 +24,7 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 CONNECT_S = 10.0
 
-TOKEN_FILE = Path("~/.ray/auth_token")
+MODE = "RAY_AUTH_MODE"
 
 
 @contextmanager
@@ -34,18 +35,19 @@ def ray_session(extract: Extract) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = address_of(extract)
-    handler = signal.getsignal(signal.SIGTERM)
-    if address == "local":
-        _start_private(extract.workers * extract.cpus_per_worker)
-    else:
-        _connect(address)
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray put its own there, which ends with code 15
+    address, mode = address_of(extract), os.environ.get(MODE)
     try:
+        with _our_handler():
+            if address == "local":
+                _start_private(extract.workers * extract.cpus_per_worker)
+            else:
+                _connect(address)
         yield
     finally:
         ray.shutdown()
+        if mode is None and MODE in os.environ:  # set for this session, by us or by Ray
+            del os.environ[MODE]
+            reread_environment()
 
 
 def address_of(extract: Extract) -> str:
@@ -54,10 +56,10 @@ def address_of(extract: Extract) -> str:
 
 
 def use_token() -> None:
-    """Speak with a token where there is one: Ray does so by itself for local clusters only (2.60)."""
-    if "RAY_AUTH_MODE" in os.environ or not has_token():
+    """Speak with a token, if there is one: Ray does so by itself for clusters on this machine only (2.60)."""
+    if MODE in os.environ or not has_token():
         return
-    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ[MODE] = "token"
     reread_environment()
 
 
@@ -73,34 +75,29 @@ def reread_environment() -> None:
 def has_token() -> bool:
     """Whether this user has a token, wherever Ray looks for one."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named or TOKEN_FILE).expanduser().is_file()
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named or "~/.ray/auth_token").expanduser().is_file()
 
 
 def token_remedy() -> str:
     """What to do about a token that is missing, or that the cluster does not take."""
-    mode = os.environ.get("RAY_AUTH_MODE")
+    mode = os.environ.get(MODE)
     if mode is not None and mode != "token":
-        return f"RAY_AUTH_MODE is {mode!r} here: if the cluster asks for a token, set RAY_AUTH_MODE=token"
+        return f"RAY_AUTH_MODE is {mode!r} here, set RAY_AUTH_MODE=token"
     if has_token():
         return (
-            "if the cluster asks for a token, $RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default "
-            f"{TOKEN_FILE}), must hold that of its head node"
+            "$RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold the "
+            "token of its head node"
         )
-    return (
-        f"if the cluster asks for a token, there is none here: copy {TOKEN_FILE} from its head node, or set "
-        "RAY_AUTH_TOKEN"
-    )
+    return "there is none here, copy ~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN"
 
 
 def _connect(address: str) -> None:
-    use_token()
-    try:
-        _knock(address)
-    except OSError as error:
-        raise InputError(
-            f"no Ray cluster answers at {address!r} ({first_line(error)}): check extract.address, or "
-            "$RAY_ADDRESS"
-        ) from None
+    """With a token where the cluster asks for one: a driver that speaks with it elsewhere gets no worker."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host and _asks_for_token(address):
+        use_token()
+        if os.environ.get(MODE) != "token" or not has_token():
+            raise InputError(f"the Ray cluster at {address!r} asks for a token: {token_remedy()}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError, ValueError) as error:
@@ -110,11 +107,38 @@ def _connect(address: str) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
-    """OSError where nobody listens at a HOST:PORT: Ray itself would try for two minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in address:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+def _asks_for_token(address: str) -> bool:
+    """Whether a call without a token is refused at HOST:PORT.
+
+    InputError where nobody answers, for Ray itself would try for two minutes. The call's definition is
+    private to Ray: where it is another one, a token that is there is taken to be wanted.
+    """
+    try:
+        messages: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
+        services: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
+    except ImportError:
+        return has_token()
+    with grpc.insecure_channel(address) as channel:
+        try:
+            stub = services.NodeInfoGcsServiceStub(channel)
+            stub.CheckAlive(messages.CheckAliveRequest(), timeout=CONNECT_S)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return True
+            raise InputError(
+                f"no Ray cluster answers at {address!r} ({error.code().name.lower()}): check "
+                "extract.address, or $RAY_ADDRESS"
+            ) from None
+    return False
+
+
+@contextmanager
+def _our_handler() -> Iterator[None]:
+    """Ray puts a handler for SIGTERM, which ends with code 15; the one that was there stays."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start_private(cpus: int) -> None:

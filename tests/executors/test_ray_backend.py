@@ -121,17 +121,6 @@ def deadly_lm():
     return model
 
 
-def test_each_worker_sees_only_its_gpu(session, tmp_path):
-    run, layout = prepared(
-        tmp_path,
-        model={"device": "cpu"},
-        extract={"executor": "ray", "workers": 2, "gpus_per_worker": 1},
-    )
-    events = []
-    extract(layout, run, on_event=lambda **event: events.append(event))
-    assert sorted(e["gpus"] for e in events if e["event"] == "ready") == [("0",), ("1",)]
-
-
 def breaking_lm():
     """The tiny model, on a GPU that breaks at the token w60 (id 63), until a file says that it did."""
     from tests.kit import tiny_lm

@@ -86,7 +86,6 @@ def nodes(tmp_path_factory):
     (folder / "ray").mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(folder))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         made = Nodes(tmp_path_factory.mktemp("seen"))
         made.fill()

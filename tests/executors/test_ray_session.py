@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 import yaml
@@ -23,39 +26,64 @@ ROOT = Path(__file__).parents[2]
 TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
 
+class Gcs(grpc.GenericRpcHandler):
+    """A cluster's front door; with a token, only who brings that is let in."""
+
+    def __init__(self, token=None):
+        self.token = token
+
+    def service(self, details):
+        if not details.method.endswith("/CheckAlive"):
+            return None
+        brought = dict(details.invocation_metadata).get("authorization")
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: self.answer(brought, context))
+
+    def answer(self, brought, context):
+        if self.token and brought != f"Bearer {self.token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+
 @pytest.fixture
 def session(monkeypatch, tmp_path):
-    """The module, for a user without a token; Ray takes nobody in."""
+    """The module, for a user without a token; Ray itself lets nobody in."""
     from pipeline.executors import ray_session
 
     for name in TOKENS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_session, "_knock", lambda address: None)
 
     def refuse(**options):
-        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+        raise ConnectionError(f"Failed to connect, mode {os.environ.get('RAY_AUTH_MODE')}")
 
     monkeypatch.setattr(ray_session.ray, "init", refuse)
-    yield ray_session
-    os.environ.pop("RAY_AUTH_MODE", None)
-    ray_session.reread_environment()
+    return ray_session
 
 
-def told(session):
-    with pytest.raises(InputError) as caught, session.ray_session(Extract(address="10.0.0.1:6379")):
-        pass
-    return str(caught.value)
+@contextmanager
+def listening(token):
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Gcs(token)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
 
 
-def test_a_missing_token_is_named_with_the_file_that_holds_it(session):
+def told(session, token="right"):
+    """What a driver is told that comes to a cluster with this token."""
+    with listening(token) as address, pytest.raises(InputError) as caught:  # noqa: SIM117
+        with session.ray_session(Extract(address=address)):
+            pass
+    assert "RAY_AUTH_MODE" not in os.environ or os.environ["RAY_AUTH_MODE"] == "disabled"
+    return str(caught.value).replace(address, "HEAD")
+
+
+def test_a_missing_token_is_named_at_once_with_the_file_that_holds_it(session):
     assert told(session) == (
-        "the Ray cluster at '10.0.0.1:6379' does not let this driver in (ConnectionError: Failed to "
-        "connect to Ray cluster at 10.0.0.1:6379): if the cluster asks for a token, there is none here: copy "
-        "~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN"
+        "the Ray cluster at 'HEAD' asks for a token: there is none here, copy ~/.ray/auth_token from its "
+        "head node, or set RAY_AUTH_TOKEN"
     )
-    assert "RAY_AUTH_MODE" not in os.environ
 
 
 @pytest.mark.parametrize("where", ["file", "path", "variable"])
@@ -67,21 +95,29 @@ def test_a_token_that_is_there_is_used_and_named_when_it_is_wrong(session, tmp_p
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
     elif where == "variable":
         monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
-    assert told(session).endswith("(default ~/.ray/auth_token), must hold that of its head node")
-    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert told(session) == (
+        "the Ray cluster at 'HEAD' does not let this driver in (ConnectionError: Failed to connect, mode "
+        "token): $RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold "
+        "the token of its head node"
+    )
+
+
+def test_a_token_is_not_used_where_none_is_asked_for_or_no_worker_would_come(session, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
+    assert "mode None" in told(session, token=None)
 
 
 def test_a_mode_that_the_user_set_stays_and_is_named(session, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
-    assert "RAY_AUTH_MODE is 'disabled' here" in told(session)
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert told(session).endswith(
+        "asks for a token: RAY_AUTH_MODE is 'disabled' here, set RAY_AUTH_MODE=token"
+    )
 
 
-def test_an_address_where_nobody_listens_is_told_at_once(session, monkeypatch):
-    monkeypatch.undo()
+def test_an_address_where_nobody_listens_is_told_at_once(session):
     with (
-        pytest.raises(InputError, match=r"^no Ray cluster answers at '127.0.0.1:1' \(ConnectionRefusedError"),
+        pytest.raises(InputError, match=r"^no Ray cluster answers at '127.0.0.1:1' \(unavailable\): check"),
         session.ray_session(Extract(address="127.0.0.1:1")),
     ):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,7 @@ def recorded(store: FeatureStore, path: Path) -> None:
     found = store.compacted("site")
     size, sha256 = measure(path)
     files = [
-        file.model_copy(update={"bytes": size, "sha256": sha256}) if file.path.endswith(path.name) else file
+        replace(file, bytes=size, sha256=sha256) if file.path.endswith(path.name) else file
         for file in found.record.files
     ]
     found.marker.write_bytes(found.record.model_copy(update={"files": tuple(files)}).to_json())
