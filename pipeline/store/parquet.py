@@ -138,7 +138,7 @@ def write_frame(
         ) as writer,
     ):
         for first, last in _groups(frame, table, feature_block):
-            writer.write_table(table.slice(first, last - first), row_group_size=MAX_GROUP)
+            writer.write_table(table.slice(first, last - first))
         writer.add_key_value_metadata(metadata or {})
 
 
