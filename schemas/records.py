@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from schemas.errors import InputError
 from schemas.run_file import ActivationDtype, EncodeDtype, Loader, ModelDtype, SpecialTokenPolicy, StoreLayout
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class Record(BaseModel):

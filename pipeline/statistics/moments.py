@@ -117,9 +117,11 @@ class Moments:
         active = _read(state, state["feature"].to_numpy().astype(np.int64), d_sae)
         zero = np.zeros(d_sae)
         zeros = Sums(totals.counted_rows - active.n, zero, zero, zero, zero)
+        # merging subtracts nearly all of a rare feature's mean again, and with it most of its digits
+        merged = merge(active, zeros)._replace(mean=active.mean * active.n / max(totals.counted_rows, 1))
         frame = pl.DataFrame(
             {f"{name}_active": column for name, column in active._asdict().items()}
-            | {f"{name}_all": column for name, column in merge(active, zeros)._asdict().items()}
+            | {f"{name}_all": column for name, column in merged._asdict().items()}
         )
         return every_feature(state.select("feature"), d_sae).hstack(frame.select(_columns()))
 

@@ -67,15 +67,24 @@ class VerifyReport:
             return True
         return False
 
-    def compare_frame(self, fresh: pl.DataFrame, stored: pl.DataFrame, path: StorePath) -> None:
-        """Compare a frame with what `path` holds, to the bit."""
+    def compare_frame(
+        self, fresh: pl.DataFrame, stored: pl.DataFrame, path: StorePath, tolerance: float = 0.0
+    ) -> None:
+        """Compare a frame with what `path` holds: to the bit, or floats to a relative tolerance."""
         self.statistics += fresh.height * fresh.width
         if fresh.schema != stored.schema or fresh.height != stored.height:
             self.problems.append(f"{path} has other columns or rows than a recomputation gives")
             return
-        differ = [name for name in fresh.columns if not fresh[name].equals(stored[name], null_equal=True)]
+        differ = [name for name in fresh.columns if not _agree(fresh[name], stored[name], tolerance)]
         if differ:
             self.problems.append(f"{path} differs from a recomputation in {', '.join(differ)}")
+
+
+def _agree(fresh: pl.Series, stored: pl.Series, tolerance: float) -> bool:
+    if tolerance and fresh.dtype.is_float():
+        a, b = fresh.to_numpy(), stored.to_numpy()  # null is NaN there
+        return np.allclose(a, b, rtol=tolerance, atol=0, equal_nan=True)
+    return fresh.equals(stored, null_equal=True)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ def made_from(layout: Layout, site: str, name: str) -> str:
     return _metadata(_existing(layout, site, name)).get(RECEIPTS_KEY, "")
 
 
+def version_of(layout: Layout, site: str, name: str) -> int:
+    """The format version that the table was written in."""
+    return int(_metadata(_existing(layout, site, name)).get(VERSION_KEY, FORMAT_VERSION))
+
+
 def scan_table(layout: Layout, site: str, name: str, receipts_digest: str | None = None) -> pl.LazyFrame:
     """The table; InputError when it is absent or newer than this code, StaleTableWarning when it is stale.
 

@@ -9,6 +9,8 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from jobs.compact import compact
+from pipeline.executors.tasks import OneProcess
 from schemas.records import FORMAT_VERSION
 from schemas.run_file import parse_run_file
 from tests.kit import write_sae, write_tiny_tokenizer
@@ -16,7 +18,7 @@ from tests.lakes import extracted, run_content, write_corpus
 
 
 def main() -> None:
-    """A TopK site as in version 1, and one of signed activations over some positions only."""
+    """A TopK site as in version 1, compacted, and one of signed activations over some positions only."""
     root = Path(__file__).parent / f"store-v{FORMAT_VERSION}"
     assert not root.exists(), f"{root} is there already, and stays as it is"
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -27,7 +29,8 @@ def main() -> None:
         content = run_content(lake, store={"root": str(root), "pass": "mid"})
         signed = write_sae(lake / "signed", "abstopk", d_sae=64, hook_name="layers.0", k=4)
         content["sites"].append({"name": "signed", "sae": str(signed), "positions": [2, None]})
-        extracted(parse_run_file(content, "run.yaml"))
+        store = extracted(parse_run_file(content, "run.yaml"))
+        compact(store, "mid", OneProcess())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.statistics.moments import Moments
+from pipeline.statistics.moments import STATE, Moments
 from schemas.values import Totals
 from tests.statistics.conformance import SIZES, StatisticConformance
 from tests.statistics.made import Made, counted_values, fold, made_shards, shard_around, totals_of
@@ -176,3 +176,13 @@ def test_polars_own_aggregates_agree() -> None:
         assert ours["mean_active"] == pytest.approx(row["mean"], rel=1e-12)
         assert ours["skewness_active"] == pytest.approx(row["skew"], rel=1e-10)
         assert ours["kurtosis_active"] == pytest.approx(row["kurtosis"], rel=1e-10)
+
+
+def test_the_mean_over_all_rows_of_a_feature_that_fires_once_in_very_many_keeps_its_digits():
+    state = pl.DataFrame(
+        {"feature": [0], "n_active": [1], "mean": [1 / 3], "m2": [0.0], "m3": [0.0], "m4": [0.0]},
+        schema={"feature": pl.UInt32, **STATE},
+    )
+    table = Moments().finalize(state, Totals(10**9, 10**9, 1, 1), 1)
+    assert table["mean_all"][0] == pytest.approx(1 / 3 / 10**9, rel=1e-15)
+    assert table["sigma_over_mu"][0] == pytest.approx((10**9 - 1) ** 0.5, rel=1e-12)
