@@ -3,7 +3,8 @@
 Of each feature the neighbours of highest Jaccard index |A and B| / |A or B| over rows, exactly. A task counts
 a block of features against all, X_b^T X added up shard by shard, X being what is active; the counts of a
 block stay below COUNTS_BYTES, and there is never a table of all pairs. The cost is two passes over the pairs
-of features active in one row, rows x L0 x L0, and each task reads the indices of every shard's CSR.
+of features active in one row, rows x L0 x L0, and each task reads the indices of every shard's CSR: some 2
+microseconds of one core for each activation at L0 64 and d_sae 65,536, and 1.3 GB for each task.
 """
 
 from __future__ import annotations
