@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import yaml
@@ -82,7 +83,6 @@ class Arena:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.cli", command, str(self.write_run_file(root, **extract))],
             cwd=ROOT,
-            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
             text=True,
             stdout=subprocess.PIPE,  # a run prints less than a pipe holds
             stderr=subprocess.STDOUT,
@@ -268,28 +268,31 @@ SCENARIOS: dict[str, Callable[[Arena], None]] = {
 }
 
 
+SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""A dead node is seen after some seconds, not half a minute."""
+
+
 @contextlib.contextmanager
-def raylets(folder: Path, nodes: int = 2) -> Iterator[tuple[Any, list[Any]]]:
+def raylets(nodes: int = 2) -> Iterator[tuple[Any, list[Any]]]:
     """A head without CPUs and nodes of one CPU each, in a session of their own."""
     from ray.cluster_utils import Cluster
 
-    (folder / "ray").mkdir(parents=True)
-    os.environ |= {
-        "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_health_check_initial_delay_ms": "1000",
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "2000",
-        "RAY_health_check_failure_threshold": "3",
-    }
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20},
-    )
-    try:
-        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(nodes)]
-    finally:
-        cluster.shutdown()
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    # a short path: Ray's sockets lie below it
+    with tempfile.TemporaryDirectory(prefix="ll", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "ray").mkdir()
+        with mock.patch.dict(os.environ, SETTINGS | {"RAY_TMPDIR": folder}):
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            try:
+                yield cluster, [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+            finally:
+                cluster.shutdown()
 
 
 def main() -> None:
@@ -303,8 +306,7 @@ def main() -> None:
     if "disk" in names and not may_mount():
         print("disk: left out, this user may not mount a tmpfs")
         names.remove("disk")
-    # a short path: Ray's sockets lie below it
-    with tempfile.TemporaryDirectory(prefix="ll") as folder, raylets(Path(folder) / "r") as (cluster, nodes):
+    with tempfile.TemporaryDirectory() as folder, raylets() as (cluster, nodes):
         arena = Arena(Path(folder), cluster, nodes, random.Random(arguments.seed))
         began = time.monotonic()
         while time.monotonic() - began < 60 * arguments.minutes:
