@@ -34,7 +34,7 @@ from pipeline.store.commits import commit
 from pipeline.store.objects import put_if_absent
 from pipeline.store.tokens import read_links
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
-from schemas.records import CorpusLink, DataObject, Plan, Receipt, SiteReceipt
+from schemas.records import CorpusLink, DataObject, Receipt, SiteReceipt
 from schemas.run_file import RunFile, parse_run_file
 from schemas.values import Hello
 
@@ -67,11 +67,11 @@ class Result:
 class IdleActor:
     """Stands in for `ray_backend.ExtractionActor`: commits at once, of data that are not there."""
 
-    def __init__(self, root: str, plan: Plan, *_: Any, **__: Any) -> None:
-        self._layout, self._plan, self.rows = Layout(Path(root)), plan, 0
+    def __init__(self, job: Any) -> None:
+        self._layout, self._plan = Layout(Path(job.root)), job.plan
         links = read_links(self._layout)
         self._tokens = {record.name: record for link in links for record in link.shards}
-        self._environment, self._device = environment(), describe_device(plan.device)
+        self._environment, self._device = environment(), describe_device(self._plan.device)
 
     def hello(self) -> Hello:
         """Ready at once, on the device of the run."""
