@@ -132,7 +132,7 @@ def finish(driver: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def workers_killed(arena: Arena, kills: int = 6) -> None:
+def workers_killed(arena: Arena, kills: int = 8) -> None:
     """Workers are killed at random moments, also while they load, write and commit."""
     root = arena.tokenized()
     driver = arena.driver(root)
@@ -147,13 +147,13 @@ def workers_killed(arena: Arena, kills: int = 6) -> None:
     arena.check(root)
 
 
-def drivers_killed(arena: Arena, kills: int = 3) -> None:
+def drivers_killed(arena: Arena, kills: int = 4) -> None:
     """The driver is killed at random moments and the command typed again, until nothing is left to do."""
     root = arena.tokenized()
     for _ in range(kills):
         driver = arena.driver(root)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(arena.random.uniform(1.0, 8.0))
+            driver.wait(arena.random.uniform(1.0, 5.0))
         if driver.poll() is None:
             driver.send_signal(arena.random.choice([signal.SIGKILL, signal.SIGTERM]))
             arena.wounds["driver killed"] += 1
