@@ -93,7 +93,8 @@ class Corpus(Section):
         foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
         if self.kind == "text" and not self.path:
             raise ValueError("corpus.path is missing")
-        if wrong := sorted(foreign & self.model_fields_set):
+        fields = type(self).model_fields  # at its default a key says nothing: a run file may spell all of them
+        if wrong := sorted(name for name in foreign if getattr(self, name) != fields[name].default):
             other = "synthetic" if self.kind == "text" else "text"
             raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
         return self

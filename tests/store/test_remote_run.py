@@ -23,7 +23,10 @@ from tests.lakes import extracted, run_file
 from tests.store.build import build
 from tests.store.s3 import FaultyS3, dropped, dropped_after, failed_after, status
 
-CHANGING = ("/commits/", "/plan.json", "manifest.parquet", "/events", "tokens/.lock", "derived.json", ".svg")
+CHANGING = (
+    *("/commits/", "/plan.json", "manifest.parquet", "/events", "prediction.json"),
+    *("tokens/.lock", "derived.json", ".svg"),
+)
 """Hold times, attempts, or the place of the corpus; the rest must be equal."""
 
 
