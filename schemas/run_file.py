@@ -93,7 +93,7 @@ class Corpus(Section):
         foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
         if self.kind == "text" and not self.path:
             raise ValueError("corpus.path is missing")
-        fields = type(self).model_fields  # at its default a key says nothing: a run file may spell all of them
+        fields = type(self).model_fields  # at its default a key says nothing, and a run file may spell all
         if wrong := sorted(name for name in foreign if getattr(self, name) != fields[name].default):
             other = "synthetic" if self.kind == "text" else "text"
             raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
