@@ -43,7 +43,11 @@ Workers = Annotated[
     typer.Option("--workers", min=1, help="Processes, or Ray tasks at once. Default: as many as pay."),
 ]
 Address = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to run on. Default: this machine.")
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster to run on: its Ray address, host:6379 (no dashboard's URL). Default: this machine.",
+    ),
 ]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
@@ -97,7 +101,11 @@ def submit(
         list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of `latentlake run` there.")
     ] = None,
     address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The URL of the cluster's dashboard, http://host:8265 (no Ray address).",
+        ),
     ] = "http://127.0.0.1:8265",
     working_dir: Annotated[
         Path, typer.Option(help="Folder that the cluster gets a copy of; the run file lies in it.")
@@ -284,12 +292,17 @@ def diff(
         Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the whole table.")
     ] = None,
     top: Annotated[int, typer.Option("--top", help="How many of the clearest changes to print.", min=0)] = 20,
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Compare two stores of one SAE, feature by feature: two corpora, or two models over one corpus."""
     from jobs.diff import diff as job
     from jobs.diff import sides
+    from jobs.parallel import choose_tasks
 
-    job(*sides(_open(a)[0], _open(b)[0], site, site_b), out=out, top=top)
+    first, second = _open(a)[0], _open(b)[0]
+    with choose_tasks(first, workers, address) as tasks:
+        job(*sides(first, second, site, site_b), tasks, out=out, top=top)
 
 
 @app.command("check-sae")
