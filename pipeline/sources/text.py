@@ -40,7 +40,7 @@ def open_text(corpus: Corpus) -> Source:
 
 
 def contents_at(path: str, size: int) -> list[str]:
-    """What the files at a path hold (`contents` of `describe`); none where they are gone, or not this large."""
+    """What files at a path hold (`contents` of `describe`); none where they are gone or of another size."""
     place = Path(path).expanduser()
     try:
         _, files = _files_at(place) if place.exists() else _files_like(str(place))
