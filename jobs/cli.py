@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-import traceback
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pipeline.store import FeatureStore
-    from schemas.run_file import RunFile
+from jobs.arguments import (
+    AcceptEnvironment,
+    Address,
+    Append,
+    LogJson,
+    RunPath,
+    SiteName,
+    StoreText,
+    Workers,
+    input_error,
+    logged,
+    open_store,
+    read_run_file,
+    root_of,
+    sites_of,
+)
+from jobs.exits import run_app
 
 app = typer.Typer(
     help="The feature lake for sparse autoencoders.",
@@ -25,27 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")]
-StoreText = Annotated[
-    str, typer.Argument(metavar="STORE", help="Store folder or URL (s3://…), or the run file that names it.")
-]
-SiteName = Annotated[str | None, typer.Option("--site", help="Site; may be left out where there is one.")]
-AcceptEnvironment = Annotated[
-    bool,
-    typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
-]
-LogJson = Annotated[
-    Path | None, typer.Option("--log-json", help="Add every event of the driver to this file, as JSON lines.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="Processes, or Ray tasks at once. Default: as many as pay."),
-]
-Address = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster to run on. Default: this machine.")
-]
-Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 
 @app.command()
@@ -69,8 +54,8 @@ def run(
     """Tokenize, extract, stats, rank, cluster and plots, each only as far as it is not done."""
     from jobs.run import run as job
 
-    with _logged(log_json):
-        job(_run_file(path), append=append, accept_environment=accept_environment)
+    with logged(log_json):
+        job(read_run_file(path), append=append, accept_environment=accept_environment)
 
 
 @app.command()
@@ -78,7 +63,7 @@ def tokenize(path: RunPath, append: Append = False) -> None:
     """Cut the corpus into token shards, once."""
     from jobs.tokenize import tokenize as job
 
-    job(_run_file(path), append=append)
+    job(read_run_file(path), append=append)
 
 
 @app.command()
@@ -86,8 +71,8 @@ def extract(path: RunPath, accept_environment: AcceptEnvironment = False, log_js
     """Run model and SAEs over the token shards; what is committed stays."""
     from jobs.extract import extract as job
 
-    with _logged(log_json):
-        job(_run_file(path), accept_environment=accept_environment)
+    with logged(log_json):
+        job(read_run_file(path), accept_environment=accept_environment)
 
 
 @app.command()
@@ -97,7 +82,11 @@ def submit(
         list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of `latentlake run` there.")
     ] = None,
     address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The URL of the cluster's dashboard, http://host:8265 (no Ray address).",
+        ),
     ] = "http://127.0.0.1:8265",
     working_dir: Annotated[
         Path, typer.Option(help="Folder that the cluster gets a copy of; the run file lies in it.")
@@ -115,9 +104,9 @@ def stats(store: StoreText, site: SiteName = None, workers: Workers = None, addr
     from jobs.parallel import choose_tasks
     from jobs.stats import stats as job
 
-    opened, _ = _open(store)
+    opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
-        for name in _sites(opened, site):
+        for name in sites_of(opened, site):
             job(opened, name, tasks)
 
 
@@ -136,10 +125,10 @@ def rank(
     from jobs.rank import show_window
     from schemas.run_file import Rank
 
-    opened, config = _open(store)
+    opened, config = open_store(store)
     always = (config.rank if config else Rank.model_validate({})).by
     columns = tuple(dict.fromkeys([*(by or ()), *always]))
-    for name in _sites(opened, site):
+    for name in sites_of(opened, site):
         if window is None:
             job(opened, name, columns)
         else:
@@ -155,9 +144,9 @@ def cluster(
     from jobs.parallel import choose_tasks
     from schemas.run_file import Cluster
 
-    opened, config = _open(store)
+    opened, config = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
-        for name in _sites(opened, site):
+        for name in sites_of(opened, site):
             job(opened, name, config.cluster if config else Cluster.model_validate({}), tasks)
 
 
@@ -174,9 +163,9 @@ def coactivation(
     from jobs.coactivation import coactivation as job
     from jobs.parallel import choose_tasks
 
-    opened, _ = _open(store)
+    opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
-        for name in _sites(opened, site):
+        for name in sites_of(opened, site):
             job(opened, name, tasks, k=k, support=support)
 
 
@@ -185,8 +174,8 @@ def plots(store: StoreText, site: SiteName = None) -> None:
     """Draw the figures from the stored tables."""
     from jobs.plots import plots as job
 
-    opened, _ = _open(store)
-    for name in _sites(opened, site):
+    opened, _ = open_store(store)
+    for name in sites_of(opened, site):
         for path in job(opened, name):
             typer.echo(path)
 
@@ -200,7 +189,7 @@ def plan(
     """Try a run for a minute; predict its rate, nonzeros, bytes and hours."""
     from jobs.plan import plan as job
 
-    job(_run_file(path), workers, seconds)
+    job(read_run_file(path), workers, seconds)
 
 
 @app.command()
@@ -212,7 +201,7 @@ def status(
     from jobs.status import status as job
     from jobs.status import watch as job_again
 
-    (job_again if watch else job)(_root(store))
+    (job_again if watch else job)(root_of(store))
 
 
 @app.command()
@@ -221,7 +210,7 @@ def verify(store: StoreText, workers: Workers = None, address: Address = None) -
     from jobs.parallel import choose_tasks
     from jobs.verify import verify as job
 
-    opened, _ = _open(store)
+    opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
         job(opened, tasks)
 
@@ -234,9 +223,9 @@ def compact(
     from jobs.compact import compact as job
     from jobs.parallel import choose_tasks
 
-    opened, _ = _open(store)
+    opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
-        for name in _sites(opened, site):
+        for name in sites_of(opened, site):
             job(opened, name, tasks)
 
 
@@ -253,10 +242,10 @@ def top(
     """The strongest contexts of a feature, the firing token marked."""
     from jobs.top import top as job
 
-    opened, _ = _open(store)
-    names = _sites(opened, site)
+    opened, _ = open_store(store)
+    names = sites_of(opened, site)
     if len(names) > 1:
-        raise _input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
+        raise input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
     job(opened, names[0], feature, k=k, where=where or [])
 
 
@@ -271,7 +260,7 @@ def gc(
     """Remove attempts that no receipt names, and leftover temporary files; safe beside a run."""
     from jobs.gc import gc as job
 
-    job(_open(store)[0], older_than, dry_run=dry_run)
+    job(open_store(store)[0], older_than, dry_run=dry_run)
 
 
 @app.command()
@@ -284,12 +273,17 @@ def diff(
         Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the whole table.")
     ] = None,
     top: Annotated[int, typer.Option("--top", help="How many of the clearest changes to print.", min=0)] = 20,
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Compare two stores of one SAE, feature by feature: two corpora, or two models over one corpus."""
     from jobs.diff import diff as job
     from jobs.diff import sides
+    from jobs.parallel import choose_tasks
 
-    job(*sides(_open(a)[0], _open(b)[0], site, site_b), out=out, top=top)
+    first, second = open_store(a)[0], open_store(b)[0]
+    with choose_tasks(first, workers, address) as tasks:
+        job(*sides(first, second, site, site_b), tasks, out=out, top=top)
 
 
 @app.command("check-sae")
@@ -323,100 +317,8 @@ def check_sae(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what the user can mend is one sentence on stderr and exit code 2.
-
-    A fault of ours ends with its traceback and exit code 3.
-    """
-    warnings.showwarning = _warn
-    asked_to_end: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, partial(_end, asked_to_end))
-    try:
-        _command(arguments)
-    finally:
-        if asked_to_end:  # whatever Ray and click made of it
-            sys.exit(128 + asked_to_end[0])
-
-
-def _end(asked: list[int], number: int, frame: object) -> None:  # noqa: ARG001 - what a handler is given
-    """End at once, on the way out ending the workers: what is committed stays, so nothing else needs care."""
-    asked.append(number)
-    raise SystemExit(128 + number)
-
-
-def _command(arguments: list[str] | None) -> None:
-    from schemas.errors import InputError
-
-    try:
-        app(args=arguments, prog_name="latentlake")
-    except InputError as error:
-        message = str(error)
-    except OSError as error:
-        message = (
-            f"{error.filename or 'input or output'}: {error.strerror or error}; free or fix it and run again"
-        )
-    except Exception:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
-        traceback.print_exc()
-        sys.exit(3)
-    sys.stderr.write(f"latentlake: {message}\n")
-    sys.exit(2)
-
-
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning as a line, without the place in the code."""
-    sys.stderr.write(f"warning: {message}\n")
-
-
-def _input_error(message: str) -> Exception:
-    from schemas.errors import InputError
-
-    return InputError(message)
-
-
-@contextmanager
-def _logged(path: Path | None) -> Iterator[None]:
-    """Events of this process go to the end of a file, where one is asked for."""
-    if path is None:
-        yield
-        return
-    import logging
-
-    from pipeline import logs
-
-    with path.open("a", encoding="utf-8", buffering=1) as file:
-        logs.start(file)
-        try:
-            yield
-        finally:
-            logs.LOGGER.handlers = [logging.NullHandler()]
-
-
-def _run_file(path: Path) -> RunFile:
-    from schemas.run_file import load_run_file
-
-    return load_run_file(path)
-
-
-def _root(store: str) -> str:
-    """The store's folder or URL, given itself or a run file."""
-    return _run_file(Path(store)).store.root if store.endswith((".yaml", ".yml")) else store
-
-
-def _open(store: str) -> tuple[FeatureStore, RunFile | None]:
-    """Open a store, given its folder, its URL or a run file."""
-    from pipeline.store import FeatureStore
-
-    run_file = _run_file(Path(store)) if store.endswith((".yaml", ".yml")) else None
-    return FeatureStore.open(run_file.store.root if run_file else store), run_file
-
-
-def _sites(store: FeatureStore, site: str | None) -> list[str]:
-    """The sites that a command is about."""
-    if site is not None and site not in store.sites:
-        raise _input_error(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
-    if not store.sites:
-        raise _input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
-    return [site] if site is not None else list(store.sites)
+    """Run the command line; see `exits.run_app` for how it ends."""
+    run_app(app, arguments)
 
 
 if __name__ == "__main__":

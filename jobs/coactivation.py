@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,10 @@ from schemas.tables import Schema
 from schemas.values import I64
 
 COUNTS_BYTES = 1 << 28
-"""Of the counts of one block of features against all, int32."""
+"""Of the counts of one block of features against all."""
+
+INT32_ROWS = np.iinfo(np.int32).max
+"""Where a feature is active in more rows, counts are int64."""
 
 NEIGHBOURS: Schema = {
     "feature": pl.UInt32(),
@@ -54,7 +58,7 @@ def coactivation(
     if not shards:
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     n_active = _n_active(shards, d_sae)
-    width = max(1, COUNTS_BYTES // (4 * d_sae))
+    width = max(1, COUNTS_BYTES // (_count_type(n_active).itemsize * d_sae))
     blocks = [range(first, min(first + width, d_sae)) for first in range(0, d_sae, width)]
     find = partial(neighbours, shards, n_active, k, support)
     table = pl.concat([pl.DataFrame(schema=NEIGHBOURS), *(tasks or OneProcess()).map(find, blocks)])
@@ -75,11 +79,16 @@ def _n_active(shards: Sequence[ShardFiles], d_sae: int) -> I64:
     return n_active
 
 
+def _count_type(n_active: I64) -> np.dtype[Any]:
+    """Of counts over all shards; in one shard they are below 2^31, as its rows are."""
+    return np.dtype(np.int64 if n_active.max(initial=0) > INT32_ROWS else np.int32)
+
+
 def neighbours(
     shards: Sequence[ShardFiles], n_active: I64, k: int, support: int, features: range
 ) -> pl.DataFrame:
     """The rows of the table `neighbours` of some features."""
-    both = np.zeros((len(features), len(n_active)), np.int32)
+    both = np.zeros((len(features), len(n_active)), _count_type(n_active))
     for shard in shards:
         active = shard.read_pattern()
         some = shard.read_pattern_of(features, active)
@@ -91,7 +100,7 @@ def neighbours(
     return pl.concat([pl.DataFrame(schema=NEIGHBOURS), *found])
 
 
-def _nearest(feature: int, both: NDArray[np.int32], n_active: I64, k: int, support: int) -> pl.DataFrame:
+def _nearest(feature: int, both: NDArray[Any], n_active: I64, k: int, support: int) -> pl.DataFrame:
     others = np.flatnonzero(both >= support)
     others = others[others != feature]
     n_both = both[others].astype(np.int64)

@@ -6,7 +6,7 @@ paired. One shard is in memory at a time, and some 150 bytes a feature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import console, say
+from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.statistics.clustered import (
     CHANGES,
     DocumentSums,
@@ -35,9 +36,6 @@ from schemas.records import FORMAT_VERSION, Plan, PlannedSite, canonical_json
 LEVEL = 0.05
 DIFF_KEY = "latentlake.diff"
 """Of the metadata of the table that is written: which stores were compared, as JSON."""
-
-Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Calls a function of each item; results in the order of the items."""
 
 
 class Side(NamedTuple):
@@ -65,16 +63,19 @@ class Side(NamedTuple):
         return f"{self.store.layout.root} {self.site}"
 
 
-def diff(a: Side, b: Side, *, out: Path | None = None, top: int = 20, each: Each = map) -> pl.DataFrame:
+def diff(
+    a: Side, b: Side, tasks: Tasks | None = None, *, out: Path | None = None, top: int = 20
+) -> pl.DataFrame:
     """Compare, print the clearest changes, write the whole table to `out`; return it (`schemas.tables.DIFF`).
 
-    InputError where the two can not be compared. `each` carries the calls that look at one shard.
+    A task looks at one shard. InputError where the two can not be compared.
     """
     _check(a, b)
     common = [name for name, sha256 in a.shards.items() if b.shards.get(name) == sha256]
     is_paired = _is_paired(a, b, common)
+    tasks = tasks or OneProcess()
     with console.status("diff"):
-        table, totals = _paired(a, b, common, each) if is_paired else _apart(a, b, each)
+        table, totals = _paired(a, b, common, tasks) if is_paired else _apart(a, b, tasks)
     _say_what(a, b, totals, is_paired=is_paired)
     for line in _notes(a, b, common, is_paired=is_paired):
         say(f"[yellow]note[/]: {escape(line)}")
@@ -132,25 +133,25 @@ def _is_paired(a: Side, b: Side, common: list[str]) -> bool:
 
 
 def _paired(
-    a: Side, b: Side, shards: list[str], each: Each
+    a: Side, b: Side, shards: list[str], tasks: Tasks
 ) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
     """The same documents, seen by two models."""
     d_sae = a.planned.d_sae
     sums = DocumentSums(d_sae), DocumentSums(d_sae)
     changes = DocumentSums(d_sae, CHANGES)
-    for *found, changed, totals in each(partial(shard_changes, a, b), shards):
+    for *found, changed, totals in tasks.map(partial(shard_changes, a, b), shards):
         for side, frame in zip(sums, found, strict=True):
             side.add(frame, totals)
         changes.add(changed, totals)
     return compare(*sums, changes), (sums[0].totals, sums[1].totals)
 
 
-def _apart(a: Side, b: Side, each: Each) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
+def _apart(a: Side, b: Side, tasks: Tasks) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
     """Two sets of documents."""
     sums = []
     for side in (a, b):
         sums.append(DocumentSums(side.planned.d_sae))
-        for found in each(partial(shard_sums, side), side.shards):
+        for found in tasks.map(partial(shard_sums, side), side.shards):
             sums[-1].add(*found)
     return compare(*sums), (sums[0].totals, sums[1].totals)
 

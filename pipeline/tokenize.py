@@ -15,6 +15,7 @@ import polars as pl
 
 from pipeline.sharding import encoded, write_shards
 from pipeline.sources import Source, open_source
+from pipeline.sources.overlap import overlap
 from pipeline.store.objects import locked, put_if_absent, self_test
 from pipeline.store.parquet import write_frame
 from pipeline.store.tokens import read_lake, read_links
@@ -63,8 +64,8 @@ def tokenize(
 
     A corpus that the store holds already (same content, columns and limit) is not read again: its link is
     returned. `progress` is told of every shard, in order. InputError for a source that can't be read, a rule
-    that is not the store's, another corpus without `append`, files that an earlier link has read (unless
-    they `may_repeat`, as in a probe), a corpus without a counted token.
+    that is not the store's, another corpus without `append`, documents of an earlier link (unless they
+    `may_repeat`, as in a probe), a corpus without a counted token.
     """
     run_file = _labels_by_name(run_file)
     _check_places(layout, run_file)
@@ -79,7 +80,7 @@ def tokenize(
     if links and not append:
         raise InputError(_other_corpus(layout, links, source, run_file))
     if not may_repeat:
-        _refuse_known_files(links, source, run_file)
+        _refuse_known_documents(links, source)
     target = shard_target(source, run_file.tokens)
     before = [record for link in links for record in link.shards]
     shards = []
@@ -217,17 +218,15 @@ def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_f
     )
 
 
-def _refuse_known_files(links: list[CorpusLink], source: Source, run_file: RunFile) -> None:
-    """Files that an earlier link read may not be read again: their documents would count twice."""
+def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
+    """What an earlier link read may not be read again: its documents would count twice."""
     asked = source.describe()
-    contents = set(asked.get("contents", ()))
     for number, link in enumerate(links):
-        known = contents & set(link.source.get("contents", ()))
-        if known and link.source["text_column"] == asked["text_column"]:
+        if found := overlap(asked, link.source):
+            what, remedy = found
+            place = f", from {link.source['path']}" if "path" in link.source else ""
             raise InputError(
-                f"{len(known)} of the {len(contents)} files of corpus.path {run_file.corpus.path!r} are in "
-                f"the store already (link {number}, from {link.source['path']}), and their documents would "
-                "count twice: let corpus.path name the new files alone"
+                f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
             )
 
 

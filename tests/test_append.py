@@ -200,6 +200,20 @@ def test_files_that_the_store_holds_are_not_added_twice(grown):
     assert len(read_links(Layout(folder / "store"))) == 2
 
 
+def test_nor_a_corpus_of_a_store_from_before_version_3_under_a_larger_limit(grown, tmp_path):
+    folder, _ = grown
+    shutil.copytree(folder / "store", tmp_path / "store")
+    for name in ("0.json", "1.json"):
+        link = tmp_path / "store/corpus" / name
+        content = json.loads(link.read_bytes())
+        del content["source"]["contents"]
+        link.write_bytes(canonical_json(content) + b"\n")
+    asked = of(folder, "second", tmp_path / "store")
+    limited = asked.model_copy(update={"tokens": asked.tokens.model_copy(update={"limit": 10**6})})
+    with pytest.raises(InputError, match=r"in the store already \(link 1, .*would count twice: let corpus"):
+        tokenize(limited, append=True)
+
+
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.sources.values import check_columns
-from pipeline.synthetic.hashing import LEVELS, hashes, mixed, skewed, stream
+from pipeline.splitmix import mixed
+from pipeline.synthetic.hashing import LEVELS, hashes, skewed, stream
 from schemas.records import digest_of
 from schemas.run_file import Corpus
 from schemas.values import I64, U64, Document

@@ -39,6 +39,21 @@ def open_text(corpus: Corpus) -> Source:
     raise InputError(f"corpus.path {corpus.path!r} does not exist")
 
 
+def contents_at(path: str, size: int) -> list[str]:
+    """What files at a path hold (`contents` of `describe`); none where they are gone or of another size."""
+    place = Path(path).expanduser()
+    try:
+        _, files = _files_at(place) if place.exists() else _files_like(str(place))
+    except InputError:
+        return []
+    fingerprints = [_fingerprint(file) for file in files]
+    return _contents(fingerprints) if sum(length for length, _ in fingerprints) == size else []
+
+
+def _contents(fingerprints: list[tuple[int, str]]) -> list[str]:
+    return sorted({digest_of(found)[:16] for found in fingerprints if found[0]})
+
+
 def _files_at(path: Path) -> tuple[Path, list[Path]]:
     """The file, or the files below the folder that we know how to read; and the folder they lie in."""
     if path.is_file():
@@ -81,7 +96,7 @@ class FilesSource:
             "label_columns": list(self._corpus.label_columns),
             "files": len(self._files),
             "bytes": sum(path.stat().st_size for path in self._files),
-            "contents": sorted({digest_of(found)[:16] for found in self._fingerprints if found[0]}),
+            "contents": _contents(self._fingerprints),
         }
 
     def digest(self) -> str:

@@ -77,17 +77,6 @@ def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def feature_table(state: pl.DataFrame, totals: Totals, d_sae: int, row_counts: pl.DataFrame) -> pl.DataFrame:
-    """All statistics of all features 0 .. d_sae - 1 with their denominators (schema `feature_schema`).
-
-    `row_counts` are the merged L0 counts of the same shards. Raises InputError where they, the state and the
-    totals do not speak of the same rows, which the store's verification can look into.
-    """
-    table = finalize(state, totals, range(d_sae))
-    check_counts(int(state["n_active"].sum()), totals, row_counts)
-    return table
-
-
 def finalize(state: pl.DataFrame, totals: Totals, features: range) -> pl.DataFrame:
     """The feature table's rows of some features, from a state that holds no other feature."""
     last = state["feature"].max()

@@ -25,6 +25,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.statistics import BLOCK_NNZ
 from pipeline.statistics.ragged import run_starts
 from pipeline.statistics.statistic import FEATURE
 from schemas.tables import Schema
@@ -52,9 +53,6 @@ CHANGES: Schema = {
 the squared difference."""
 
 MEASURES = ("active", "total")
-
-_BLOCK_NNZ = 1 << 21
-"""Activations looked at together: temporaries stay small, and no number depends on it."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +157,12 @@ def _pairs(postings: Postings, place: I64) -> _Pairs:
 
 
 def _blocks(*sides: Postings) -> Iterator[tuple[Postings, ...]]:
-    """All sides cut at the same features, into runs of whole features of about _BLOCK_NNZ activations."""
+    """All sides cut at the same features, into runs of whole features of about BLOCK_NNZ activations."""
     features = reduce(np.union1d, (side.features for side in sides)).astype(np.int64)
     sizes = np.zeros(len(features), np.int64)
     for side in sides:
         sizes[np.searchsorted(features, side.features)] += np.diff(side.offsets)
-    cuts = features[run_starts(np.cumsum(sizes) // _BLOCK_NNZ)]
+    cuts = features[run_starts(np.cumsum(sizes) // BLOCK_NNZ)]
     for low, high in zip(cuts, np.append(cuts, 1 << 32)[1:], strict=True):
         yield tuple(_between(side, low, high) for side in sides)
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.splitmix import GOLDEN, mixed
 from pipeline.statistics.histogram import bins_of
 from pipeline.statistics.ragged import Cells, elements, key_of, list_frame, run_starts
 from pipeline.statistics.statistic import every_feature
@@ -30,17 +31,12 @@ TABLE: Schema = {}
 def row_hash(features: NDArray[Any], rows: NDArray[Any]) -> U64:
     """Order in which a feature's rows are preferred as examples: SplitMix64 of row + feature * golden ratio.
 
-    SplitMix64 (Steele, Lea and Flood, 2014) is a bijection of 64 bits, so two rows of a feature never tie.
+    SplitMix64 is a bijection, so two rows of a feature never tie.
     """
-    z: U64 = features.astype(np.uint64)
-    z *= np.uint64(0x9E3779B97F4A7C15)
-    z += rows.astype(np.uint64, copy=False)
-    z ^= z >> np.uint64(30)
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    z ^= z >> np.uint64(27)
-    z *= np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return z
+    places: U64 = features.astype(np.uint64)
+    places *= np.uint64(GOLDEN)
+    places += rows.astype(np.uint64, copy=False)
+    return mixed(places)
 
 
 class Samples:

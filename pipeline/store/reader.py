@@ -19,10 +19,10 @@ from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame
 from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
-from pipeline.store.tokens import read_links, read_token_shard
+from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
-from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout, StorePath
-from schemas.records import CorpusLink, ShardRecord
+from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
+from schemas.records import ShardRecord
 from schemas.values import F32, U64, Postings, TokenShard
 
 _READERS = 8
@@ -281,14 +281,6 @@ class FeatureStore(Catalog):
             windows.append(ids[first:] if after is None else ids[first : position + after + 1])
         schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
         return pl.DataFrame({"token_ids": windows, "first_position": firsts}, schema=schema)
-
-
-def read_chain(layout: Layout) -> list[CorpusLink]:
-    """The corpus chain of a store that holds tokens; InputError when it holds none."""
-    links = read_links(layout)
-    if not links:
-        raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
-    return links
 
 
 def strongest(values: F32, k: int) -> NDArray[np.intp]:

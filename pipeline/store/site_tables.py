@@ -35,6 +35,10 @@ _BATCH_BYTES = 64 << 20
 _RANGE_BYTES = 1 << 20
 """Of an average shard's partials in one range: less does not pay for opening the file once more."""
 _COUNT_FILES = 512
+_ROW_GROUPS_SINCE = 3
+"""Format version from which on partials have row groups; older ones are read whole for every range."""
+_WHOLE_RANGE = 1 << 18
+"""Features in a range of such partials: 1 to 3 kB each in memory."""
 
 
 def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
@@ -42,7 +46,7 @@ def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.Da
     info, shards, totals = store.site(site), store.shard_files(site), store.totals(site)
     counts = combine_counts(tasks.map(_count_rows, _some(shards)))
     one = "feature_major" not in info.layouts  # a CSR is read whole, so by one task
-    ranges = [range(info.d_sae)] if one else site_ranges(store, site, PARTIALS, _RANGE_BYTES)
+    ranges = [range(info.d_sae)] if one else _partials_ranges(store, site)
     found = list(tasks.map(partial(_range_tables, shards, totals), ranges))
     statistics.check_counts(sum(part.active for part in found), totals, counts)
     return {
@@ -50,6 +54,14 @@ def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.Da
         "l0": counts,
         "examples": pl.concat([part.examples for part in found]),
     }
+
+
+def _partials_ranges(store: FeatureStore, site: str) -> list[range]:
+    info = store.site(site)
+    if store.plans[info.pass_name].format_version >= _ROW_GROUPS_SINCE:
+        return site_ranges(store, site, PARTIALS, _RANGE_BYTES)
+    step = max(_WHOLE_RANGE // info.feature_block, 1) * info.feature_block
+    return [range(first, min(first + step, info.d_sae)) for first in range(0, info.d_sae, step)]
 
 
 def site_ranges(store: FeatureStore, site: str, name: str, range_bytes: int) -> list[range]:

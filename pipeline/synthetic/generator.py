@@ -19,7 +19,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.synthetic.hashing import GOLDEN, LEVELS, hashes, mixed, skewed, stream
+from pipeline.splitmix import GOLDEN, mixed
+from pipeline.synthetic.hashing import LEVELS, hashes, skewed, stream
 from pipeline.synthetic.planted import EVERY, is_planted, planted_at, planted_features
 from pipeline.synthetic.recipe import VERSION, Recipe
 from schemas.records import digest_of

@@ -1,32 +1,16 @@
-"""Seeded numbers without a state: what belongs to a place (a row, a document) depends on that place alone.
-
-The mixing is the finaliser of splitmix64 (G. Steele, D. Lea, C. Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014), in integers only, so every machine draws the same.
-"""
+"""Seeded numbers without a state: what belongs to a place (a row, a document) depends on that place alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from pipeline.splitmix import GOLDEN, mixed
 from schemas.values import I64, U64
 
-GOLDEN = 0x9E3779B97F4A7C15
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _MASK = (1 << 64) - 1
 
 LEVELS = 1024
 """Quantiles in the tables of `skewed`."""
-
-
-def mixed(x: U64) -> U64:
-    """64 well mixed bits of each number, in its place: `x` is overwritten."""
-    scratch = x >> np.uint64(30)
-    x ^= scratch
-    x *= _FIRST
-    x ^= np.right_shift(x, np.uint64(27), out=scratch)
-    x *= _SECOND
-    x ^= np.right_shift(x, np.uint64(31), out=scratch)
-    return x
 
 
 def stream(seed: int, number: int) -> np.uint64:

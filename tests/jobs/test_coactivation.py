@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from scipy import sparse
 from typer.testing import CliRunner
 
 from jobs import coactivation as module
 from jobs.cli import app
-from jobs.coactivation import NEIGHBOURS, coactivation
+from jobs.coactivation import NEIGHBOURS, coactivation, neighbours
 from pipeline.executors.tasks import Processes
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -62,6 +63,22 @@ def test_no_bit_depends_on_the_number_of_workers(built: Built, monkeypatch: pyte
     monkeypatch.setattr(module, "COUNTS_BYTES", 5 * 4 * D_SAE)
     with Processes(3) as tasks:
         assert coactivation(store, "site", tasks).equals(whole)
+
+
+def test_counts_beyond_31_bits_stay_whole() -> None:
+    class Dense:
+        """A shard in which features 0 and 1 share 2^30 rows."""
+
+        def read_pattern(self) -> sparse.csr_matrix:
+            return sparse.csr_matrix(np.array([[1, 1]], np.int32))
+
+        def read_pattern_of(self, features: range, pattern: sparse.csr_matrix) -> sparse.csr_matrix:
+            return sparse.csr_matrix(np.full((len(features), 1), 1 << 30, np.int32))
+
+    n_active = np.array([3 << 30, 4 << 30])
+    table = neighbours([Dense()] * 3, n_active, 5, 1, range(2))  # type: ignore[list-item]
+    assert table["n_both"].to_list() == [3 << 30] * 2
+    assert table["jaccard"].to_list() == [0.75] * 2
 
 
 def test_the_command_writes_the_table_that_readers_name(built: Built) -> None:

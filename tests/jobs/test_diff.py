@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from jobs import cli
 from jobs.diff import DIFF_KEY, Side, diff, sides
+from pipeline.executors.tasks import OneProcess, Processes
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.tables import DIFF
@@ -149,19 +151,29 @@ def test_swapping_the_stores_swaps_the_columns_and_turns_the_signs(folder):
             assert back[f"{name}_a"].to_list() == forth[f"{name}_b"].to_list()
 
 
-def test_a_mapper_carries_the_shards_and_changes_no_bit(folder):
+def test_tasks_carry_the_shards_and_change_no_bit(folder):
     seen = []
 
-    def each(function, items):
-        import pickle
-
-        for item in items:
-            seen.append(item)
-            yield pickle.loads(pickle.dumps(function))(item)  # as a process of its own would get it
+    class Pickled(OneProcess):
+        def map(self, function, items):
+            for item in items:
+                seen.append(item)
+                yield pickle.loads(pickle.dumps(function))(item)  # as a process of its own would get it
 
     a, b = side(folder, "first"), side(folder, "second")
-    assert diff(a, b, top=0, each=each).equals(diff(a, b, top=0))
+    assert diff(a, b, Pickled(), top=0).equals(diff(a, b, top=0))
     assert seen == [record.name for store in (a.store, b.store) for record in store.shards]
+
+
+def test_the_command_takes_workers_as_the_other_jobs_do(folder, monkeypatch):
+    given = []
+    monkeypatch.setattr("jobs.diff.diff", lambda a, b, tasks, **_: given.append((a.site, b.site, tasks)))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["diff", str(folder / "first"), str(folder / "second"), "--workers", "2"])
+    assert not stop.value.code
+    ((*sites, tasks),) = given
+    assert sites == ["mid", "mid"]
+    assert isinstance(tasks, Processes)
 
 
 def test_the_table_is_written_with_what_was_compared(folder, tmp_path, capsys):

@@ -129,7 +129,14 @@ def table_of(shards: Sequence[Made]) -> pl.DataFrame:
     partials = [statistics.partials(made.postings, made.tokens) for made in shards]
     state = statistics.combine([statistics.empty_state(), *partials])
     counts = combine_counts([made.row_counts for made in shards])
-    return statistics.feature_table(state, totals_of(shards), shards[0].dense.shape[1], counts)
+    return feature_table(state, totals_of(shards), shards[0].dense.shape[1], counts)
+
+
+def feature_table(state: pl.DataFrame, totals: Totals, d_sae: int, counts: pl.DataFrame) -> pl.DataFrame:
+    """The feature table in one range, checked against the merged L0 counts as `stats` does."""
+    table = statistics.finalize(state, totals, range(d_sae))
+    statistics.check_counts(int(state["n_active"].sum()), totals, counts)
+    return table
 
 
 def totals_of(shards: Sequence[Made]) -> Totals:

@@ -100,7 +100,7 @@ def test_shards_add_up_to_the_whole_and_blocks_change_no_bit(monkeypatch: pytest
         np.testing.assert_allclose(parts.columns[name], column, rtol=1e-13)
     assert parts.totals == once.totals
     frame = document_sums(whole.postings, whole.tokens)
-    monkeypatch.setattr(clustered, "_BLOCK_NNZ", 7)
+    monkeypatch.setattr(clustered, "BLOCK_NNZ", 7)
     assert document_sums(whole.postings, whole.tokens).equals(frame)
     assert frame.schema == pl.Schema({"feature": pl.UInt32()} | SUMS)
 
@@ -136,7 +136,7 @@ def changed(dense: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("block", [7, 1 << 21])
 def test_changes_are_those_of_a_loop_over_documents(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clustered, "_BLOCK_NNZ", block)
+    monkeypatch.setattr(clustered, "BLOCK_NNZ", block)
     before = made_shards(SIZES)
     after = [Made(made.tokens, changed(made.dense, n)) for n, made in enumerate(before)]
     after[0].dense[:, 3] = 0  # a feature of one side alone

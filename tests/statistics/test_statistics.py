@@ -10,7 +10,7 @@ from schemas.errors import InputError
 from schemas.tables import ROW_COUNTS
 from schemas.values import Postings, Totals
 from tests.statistics.conformance import SIZES
-from tests.statistics.made import as_one, made_shards, same_frame, table_of, totals_of
+from tests.statistics.made import as_one, feature_table, made_shards, same_frame, table_of, totals_of
 
 
 def test_the_table_has_every_feature_every_column_and_its_denominators() -> None:
@@ -59,7 +59,7 @@ def test_a_shard_without_activations_has_an_empty_partial_that_changes_nothing()
 
 def test_a_store_of_special_tokens_only_has_a_table_of_nulls() -> None:
     counts = pl.DataFrame(schema=ROW_COUNTS)
-    table = statistics.feature_table(statistics.empty_state(), Totals(9, 0, 0, 0), 3, counts)
+    table = feature_table(statistics.empty_state(), Totals(9, 0, 0, 0), 3, counts)
     assert dict(table.schema) == statistics.feature_schema()
     assert table["frequency"].to_list() == table["mean_all"].to_list() == [None] * 3
     assert table["rows"].to_list() == [9] * 3
@@ -84,9 +84,9 @@ def test_row_counts_that_disagree_with_partials_are_an_error_that_names_both() -
     state = statistics.partials(shards[0].postings, shards[0].tokens)
     counts = shards[0].row_counts
     with pytest.raises(InputError, match=r"partials hold \d+ activations .* verify"):
-        statistics.feature_table(state.head(3), shards[0].totals, 12, counts)
+        feature_table(state.head(3), shards[0].totals, 12, counts)
     with pytest.raises(InputError, match="feature 10, the SAE has 5"):
-        statistics.feature_table(state, shards[0].totals, 5, counts)
+        feature_table(state, shards[0].totals, 5, counts)
 
 
 def test_an_unknown_statistic_is_an_error_that_lists_the_known() -> None:

@@ -12,16 +12,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import statistics
 from pipeline.statistics.rows import l0_counts
 from pipeline.store import FeatureStore
-from pipeline.store.reader import read_chain, strongest
+from pipeline.store.reader import strongest
 from pipeline.store.site import write_site_weights
 from pipeline.store.tables import StaleTableWarning
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION
 from schemas.values import Totals
+from tests.statistics.made import feature_table
 from tests.store.build import (
     CONTEXT_SIZE,
     D_SAE,
@@ -228,7 +228,7 @@ def test_tables_are_written_whole_and_staleness_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"table 'features' .*does not exist .*: run `latentlake stats`"):
         store.scan_features("site")
     assert not store.has_table("site", "features")
-    table = statistics.feature_table(
+    table = feature_table(
         store.fold_partials("site"), store.totals("site"), D_SAE, store.fold_row_counts("site")
     )
     path = store.write_table("site", "features", table)
@@ -298,11 +298,6 @@ def test_a_damaged_file_is_named_by_a_query(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match=r"postings.parquet is missing"):
         FeatureStore.open(tmp_path).contexts("site", 3)
-
-
-def test_the_chain_of_a_store_without_tokens_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no tokens yet: run `latentlake tokenize`"):
-        read_chain(Layout(tmp_path))
 
 
 def test_ties_of_the_strongest_go_to_the_lower_place() -> None:

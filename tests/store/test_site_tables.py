@@ -15,6 +15,7 @@ from pipeline.executors.tasks import OneProcess, Processes, Tasks
 from pipeline.store import FeatureStore, site_tables
 from pipeline.store.objects import measure
 from pipeline.store.parquet import write_frame
+from pipeline.store.shard_files import ShardFiles
 from schemas.errors import InputError
 from tests.store.build import D_SAE, Built, build
 from tests.store.test_verification import recommit
@@ -100,6 +101,30 @@ def test_partials_in_one_row_group_give_the_same_tables(
     monkeypatch.setattr(site_tables, "_RANGE_BYTES", 1)
     assert made(tmp_path) == whole
     assert built.layout.root == tmp_path
+
+
+@pytest.mark.parametrize(("version", "reads"), [(2, 1), (3, 3)])
+def test_partials_of_an_old_version_are_read_once_not_for_every_range(
+    built: Built, monkeypatch: pytest.MonkeyPatch, version: int, reads: int
+) -> None:
+    whole = made(built.layout.root)
+    monkeypatch.setattr(site_tables, "_RANGE_BYTES", 1)
+    store, seen, read = FeatureStore.open(built.layout.root), [], ShardFiles.read_partials
+    for name, plan in store.plans.items():
+        monkeypatch.setitem(store.plans, name, plan.model_copy(update={"format_version": version}))
+
+    def counted(files: ShardFiles, features: range, columns: list[str] | None = None) -> pl.DataFrame:
+        seen.append(files.record.name)
+        return read(files, features, columns)
+
+    monkeypatch.setattr(ShardFiles, "read_partials", counted)
+    stats(store, "site")
+    assert [seen.count(record.name) for record in store.shards] == [reads] * len(store.shards)
+    assert table_bytes(store) == whole
+    monkeypatch.setattr(site_tables, "_WHOLE_RANGE", 32)
+    assert len(site_tables._partials_ranges(store, "site")) == (2 if version == 2 else 3)
+    stats(store, "site")
+    assert table_bytes(store) == whole
 
 
 @pytest.mark.parametrize("layouts", [["token_major"], ["feature_major"]])

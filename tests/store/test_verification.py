@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline import statistics
 from pipeline.store import FeatureStore
 from pipeline.store.objects import measure
 from pipeline.store.site import write_site_weights
 from pipeline.store.verification import VerifyReport
 from schemas.errors import InputError
+from tests.statistics.made import feature_table
 from tests.store.build import D_SAE, Built, build
 
 
@@ -23,7 +23,7 @@ def built(tmp_path: Path) -> Built:
     built = build(tmp_path, shards=2, sites=("site", "other"))
     store = FeatureStore.open(tmp_path)
     for site in store.sites:
-        table = statistics.feature_table(
+        table = feature_table(
             store.fold_partials(site), store.totals(site), D_SAE, store.fold_row_counts(site)
         )
         store.write_table(site, "features", table)

@@ -1,0 +1,93 @@
+"""What the commands share: the types of their arguments, and what opens a store, a run file, a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.store import FeatureStore
+    from schemas.run_file import RunFile
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")]
+StoreText = Annotated[
+    str, typer.Argument(metavar="STORE", help="Store folder or URL (s3://…), or the run file that names it.")
+]
+SiteName = Annotated[str | None, typer.Option("--site", help="Site; may be left out where there is one.")]
+AcceptEnvironment = Annotated[
+    bool,
+    typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
+]
+LogJson = Annotated[
+    Path | None, typer.Option("--log-json", help="Add every event of the driver to this file, as JSON lines.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes, or Ray tasks at once. Default: as many as pay."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster to run on: its Ray address, host:6379 (no dashboard's URL). Default: this machine.",
+    ),
+]
+Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
+
+
+def input_error(message: str) -> Exception:
+    """What the user can mend; imported when it is raised."""
+    from schemas.errors import InputError
+
+    return InputError(message)
+
+
+@contextmanager
+def logged(path: Path | None) -> Iterator[None]:
+    """Events of this process go to the end of a file, where one is asked for."""
+    if path is None:
+        yield
+        return
+    import logging
+
+    from pipeline import logs
+
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        logs.start(file)
+        try:
+            yield
+        finally:
+            logs.LOGGER.handlers = [logging.NullHandler()]
+
+
+def read_run_file(path: Path) -> RunFile:
+    """The run file, checked."""
+    from schemas.run_file import load_run_file
+
+    return load_run_file(path)
+
+
+def root_of(store: str) -> str:
+    """The store's folder or URL, given itself or a run file."""
+    return read_run_file(Path(store)).store.root if store.endswith((".yaml", ".yml")) else store
+
+
+def open_store(store: str) -> tuple[FeatureStore, RunFile | None]:
+    """Open a store, given its folder, its URL or a run file."""
+    from pipeline.store import FeatureStore
+
+    run_file = read_run_file(Path(store)) if store.endswith((".yaml", ".yml")) else None
+    return FeatureStore.open(run_file.store.root if run_file else store), run_file
+
+
+def sites_of(store: FeatureStore, site: str | None) -> list[str]:
+    """The sites that a command is about."""
+    if site is not None and site not in store.sites:
+        raise input_error(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
+    if not store.sites:
+        raise input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
+    return [site] if site is not None else list(store.sites)
