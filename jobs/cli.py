@@ -253,14 +253,23 @@ def top(
 def gc(
     store: StoreText,
     older_than: Annotated[
-        float, typer.Option(help="Hours since its last file was written; longer than any shard takes.", min=0)
+        float,
+        typer.Option(
+            metavar="HOURS",
+            help="In hours since its last file was written; longer than a shard takes.",
+            min=0,
+        ),
     ] = 24,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Allow less than 1 hour, while nothing writes into the store."),
+    ] = False,
 ) -> None:
-    """Remove attempts that no receipt names, and leftover temporary files; safe beside a run."""
+    """Remove attempts without a receipt, superseded compactions and temporary files; safe beside a run."""
     from jobs.gc import gc as job
 
-    job(open_store(store)[0], older_than, dry_run=dry_run)
+    job(open_store(store)[0], older_than, dry_run=dry_run, force=force)
 
 
 @app.command()

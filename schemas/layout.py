@@ -56,6 +56,13 @@ class StorePath(Protocol):
         """The whole file or object; FileNotFoundError where there is none."""
 
 
+def below(folder: StorePath, path: str, what: str) -> StorePath:
+    """The path that a record names below a folder; InputError when it could lead out of it."""
+    for part in path.split("/"):
+        folder = folder / check_name(part, what)
+    return folder
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths of the store at `root`."""

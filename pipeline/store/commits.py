@@ -121,9 +121,8 @@ def _read(path: StorePath) -> Receipt:
 
 
 def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
-    if winner.plan_hash == ours.plan_hash and winner.same_bytes(ours):
-        return
-    if winner.batch_contexts != ours.batch_contexts:  # the GPU's memory did not do for one of them
+    may_differ = winner.batch_contexts != ours.batch_contexts or _software(winner) != _software(ours)
+    if winner.plan_hash == ours.plan_hash and (may_differ or winner.same_bytes(ours)):
         return
     theirs = {o.path: o.sha256 for o in winner.objects}
     differ = sorted(o.path for o in ours.objects if theirs.get(o.path) != o.sha256)
@@ -132,6 +131,11 @@ def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
         f"{winner.attempt} ({path}) in {', '.join(differ) or 'its set of objects or its plan'}; the "
         "committed one counts, compare what wrote them"
     )
+
+
+def _software(receipt: Receipt) -> dict[str, str]:
+    """What low bits may depend on: device and versions, which a run joins knowingly when they differ."""
+    return {key: value for key, value in receipt.environment.items() if key != "host"}
 
 
 def _content(receipt: Receipt) -> list[object]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from pipeline.store.commits import receipts_digest
 from pipeline.store.postings import PostingsFile
-from schemas.layout import Layout, StorePath
+from schemas.errors import InputError
+from schemas.layout import Layout, StorePath, below
 from schemas.records import Compaction, Receipt
-from schemas.run_file import check_name
 from schemas.values import F32, U64
 
 
@@ -20,7 +20,7 @@ class Compacted:
 
     def __init__(self, folder: StorePath, marker: StorePath, compaction: Compaction) -> None:
         self.marker, self.record = marker, compaction
-        self.paths = [_below(folder, file.path) for file in compaction.files]
+        self.paths = [below(folder, file.path, "compacted file") for file in compaction.files]
         self.shards = frozenset(compaction.shards)
         self._first = [file.first_feature for file in compaction.files]
         self._files: dict[StorePath, PostingsFile] = {}
@@ -31,31 +31,55 @@ class Compacted:
         if number < 0:
             return np.empty(0, np.uint64), np.empty(0, np.float32)
         path = self.paths[number]
-        if path not in self._files:
-            self._files[path] = PostingsFile(path)
-        return self._files[path].rows_of(feature)
+        try:
+            if path not in self._files:
+                self._files[path] = PostingsFile(path)
+            return self._files[path].rows_of(feature)
+        except InputError as error:
+            raise InputError(f"{error}, or {remedy(self.marker)}") from None
+
+    def require_files(self) -> None:
+        """InputError, with the remedy, where a file is missing; one listing."""
+        folders = {path.parent for path in self.paths}
+        there = {file.name for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        if missing := [path for path in self.paths if path.name not in there]:
+            raise InputError(f"{missing[0]} is missing: {remedy(self.marker)}")
 
 
-def _below(folder: StorePath, path: str) -> StorePath:
-    """The path that a record names below a folder; it may not lead out of it."""
-    for part in path.split("/"):
-        folder = folder / check_name(part, "compacted file")
-    return folder
+def remedy(marker: StorePath) -> str:
+    """What helps where a compaction can not be read: without it the store is whole."""
+    return f"delete {marker} and run `latentlake compact`"
+
+
+def in_use(compactions: Iterable[Compacted]) -> Compacted | None:
+    """The one of a site's compactions that queries read: that of most shards."""
+    return max(compactions, key=lambda compacted: len(compacted.shards), default=None)
 
 
 def read_compactions(
-    layout: Layout, pass_name: str, site: str, receipts: Mapping[str, Receipt]
-) -> Iterator[Compacted]:
-    """The compactions of a site whose shards are all committed as they were, in the order of their names."""
-    folder = layout.compactions(pass_name)
-    if not folder.is_dir():
-        return
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+    layout: Layout, pass_name: str, receipts: Mapping[str, Receipt]
+) -> tuple[list[Compacted], list[str]]:
+    """The compactions of a pass whose shards are all committed as they were, by name; then what is wrong.
+
+    Of a marker that can not be read (damaged, or of a newer format) a sentence says so; its compaction counts
+    as none.
+    """
+    found, wrong, folder = list[Compacted](), list[str](), layout.compactions(pass_name)
+    markers = folder.iterdir() if folder.is_dir() else ()
+    for path in sorted(markers, key=lambda path: path.name):
         if path.suffix != ".json" or path.name.startswith("."):
             continue
-        record: Compaction = Compaction.from_json(path.read_bytes(), str(path))
-        if record.site == site and _fits(record, receipts):
-            yield Compacted(layout.compaction(pass_name, path.stem), path, record)
+        try:
+            record: Compaction = Compaction.from_json(path.read_bytes(), str(path))
+            compacted = Compacted(layout.compaction(pass_name, path.stem), path, record)
+        except FileNotFoundError:  # removed at this moment
+            continue
+        except (InputError, OSError) as error:
+            wrong.append(f"compaction {path} can not be read ({error}): {remedy(path)}")
+            continue
+        if _fits(record, receipts):
+            found.append(compacted)
+    return found, wrong
 
 
 def _fits(record: Compaction, receipts: Mapping[str, Receipt]) -> bool:

@@ -193,16 +193,15 @@ def _write_block(
     path, nnz = folder / f"{first:08d}.parquet", 0
     dtype = shards[0].activation_dtype
     schema = postings_arrow_schema(dtype)
-    with (
-        staged(path) as temporary,
-        postings_writer(temporary, dtype, write_page_index=True) as writer,
-    ):
-        for piece in pieces:
-            for group in _row_groups(piece):
-                table = pa.Table.from_arrays([pa.array(column) for column in group.columns()], schema=schema)
-                writer.write_table(table, row_group_size=MAX_GROUP)
-            nnz += len(piece.rows)
-    size, sha256 = measure(path)
+    with staged(path) as temporary:
+        with postings_writer(temporary, dtype, write_page_index=True) as writer:
+            for piece in pieces:
+                for group in _row_groups(piece):
+                    columns = [pa.array(column) for column in group.columns()]
+                    table = pa.Table.from_arrays(columns, schema=schema)
+                    writer.write_table(table, row_group_size=MAX_GROUP)
+                nnz += len(piece.rows)
+        size, sha256 = measure(temporary)  # here, for object storage would send it all back
     name = f"{folder.name}/{path.name}"
     return CompactedFile(path=name, bytes=size, sha256=sha256, first_feature=first, nnz=nnz)
 

@@ -7,6 +7,7 @@ are gathered, and put as a new object of the folder events/ every ten seconds, a
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import uuid
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.store.objects import write_atomic
+from pipeline.store.objects import read_many, write_atomic
 from schemas.errors import InputError
 from schemas.layout import Layout
 
@@ -58,8 +59,8 @@ def read_events(layout: Layout, pass_name: str) -> Iterator[dict[str, Any]]:
     parts = [path] if path.exists() else []
     if folder.is_dir():
         parts += sorted((part for part in folder.iterdir() if part.suffix == ".jsonl"), key=str)
-    for part in parts:
-        for line in part.read_bytes().splitlines():
+    for data in read_many(parts):
+        for line in data.splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
@@ -73,9 +74,11 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
-        if self._file.tell() and not path.read_bytes().endswith(b"\n"):
-            self._file.write(b"\n")  # a run died within a line
+        self._file = path.open("ab+", buffering=0)
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")  # a run died within a line
 
     def write(self, line: str) -> None:
         self._file.write(line.encode())

@@ -71,13 +71,26 @@ def staged_folder(path: Path) -> Iterator[Path]:
     with storage_errors(path):
         path.mkdir(parents=True)
         try:
-            yield path
-            fsync_tree(path)
+            with _same_folder(path):
+                yield path
+                fsync_tree(path)
             for parent in list(path.parents)[:3]:
                 fsync_folder(parent)
         except BaseException:  # nobody will name the folder, and a full disk wants its space back
             shutil.rmtree(path, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _same_folder(path: Path) -> Iterator[None]:
+    """FileNotFoundError when, at the end, `path` is gone, or another folder made after it was removed."""
+    descriptor = os.open(path, os.O_RDONLY)  # held open, so that its inode number is not given anew
+    try:
+        yield
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise FileNotFoundError(errno.ENOENT, "the folder was removed while it was written", str(path))
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -112,8 +125,17 @@ def temporary_path(path: Path) -> Path:
 
 
 def remove_tree(path: Path) -> None:
-    """See `objects.remove_tree`."""
-    shutil.rmtree(path, ignore_errors=True)
+    """See `objects.remove_tree`: it goes at once, so that who still writes into it finds it gone."""
+    doomed = temporary_path(path)
+    try:
+        path.rename(doomed)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+    if doomed.exists():
+        with contextlib.suppress(OSError):
+            doomed.rename(path)
 
 
 def walk(path: Path) -> Iterator[tuple[str, int, float]]:
@@ -160,25 +182,24 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, remedy: str = "set store.root elsewhere") -> Iterator[None]:
     """Turn what a full, read-only or forbidden disk says into one sentence: `path`, and the remedy."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise InputError(
-                f"no space left to write {path}: free some space (or raise the quota), or set store.root "
-                "elsewhere, then run again; what is committed stays"
+                f"no space left to write {path}: free some space (or raise the quota), or {remedy}, "
+                "then run again; what is committed stays"
             ) from error
         if error.errno in _FORBIDDEN:
             raise InputError(
-                f"{path} can not be written ({os.strerror(error.errno or 0)}): allow writing there, or set "
-                "store.root elsewhere"
+                f"{path} can not be written ({os.strerror(error.errno or 0)}): allow writing there, or "
+                f"{remedy}"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise InputError(
-                f"{path} can not be written: a part of its path is a file, not a folder; set store.root "
-                "elsewhere"
+                f"{path} can not be written: a part of its path is a file, not a folder; {remedy}"
             ) from error
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
-from pipeline.store.compacted import Compacted, read_compactions
+from pipeline.store.compacted import Compacted, in_use, read_compactions
 from pipeline.store.contexts import ContextIndex
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame
@@ -116,8 +117,10 @@ class FeatureStore(Catalog):
         Sorted by (feature, row) in each file: those of the compaction, then those of shards that it does not
         cover. A filter on `feature` or `row` reads the row groups it needs.
         """
-        compacted = self.compacted(site)
-        paths = list(compacted.paths) if compacted else []
+        paths = list[StorePath]()
+        if compacted := self.compacted(site):
+            compacted.require_files()
+            paths += compacted.paths
         paths += [self.object_path(site, record.name, POSTINGS) for record in self.uncompacted(site)]
         return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
 
@@ -169,16 +172,20 @@ class FeatureStore(Catalog):
         return rows, values
 
     def compactions(self, site: str) -> list[Compacted]:
-        """The published compactions of a site of which every shard is committed as it was."""
-        if site not in self._compactions:
-            receipts = self.receipts(site)
-            found = read_compactions(self.layout, self.site(site).pass_name, site, receipts)
-            self._compactions[site] = list(found)
-        return self._compactions[site]
+        """The published compactions of a site of which every shard is committed as it was.
+
+        Of one whose marker can not be read a warning tells, once.
+        """
+        name = self.site(site).pass_name
+        if name not in self._compactions:
+            self._compactions[name], wrong = read_compactions(self.layout, name, self.receipts(site))
+            for sentence in wrong:
+                warnings.warn(sentence, stacklevel=2)
+        return [found for found in self._compactions[name] if found.record.site == site]
 
     def compacted(self, site: str) -> Compacted | None:
         """The compaction that queries read: the one of most shards."""
-        return max(self.compactions(site), key=lambda compacted: len(compacted.shards), default=None)
+        return in_use(self.compactions(site))
 
     def uncompacted(self, site: str) -> list[ShardRecord]:
         """Committed shards that it does not cover, whose own files are read."""

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import obstore
 
+from pipeline.store.local import storage_errors
 from pipeline.store.object_path import ConflictError, ObjectPath, RemoteError, client, remote_errors, tries
 from schemas.errors import InputError
 
@@ -214,16 +215,20 @@ def _files(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder of this machine ($TMPDIR) of one's own; those of processes that were killed are removed."""
+    """A folder of this machine ($TMPDIR) of one's own; those of processes that were killed are removed.
+
+    A full or forbidden disk there is an InputError that names it.
+    """
     _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-    try:
-        with (folder / ".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "files").mkdir()
-            yield folder / "files"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with storage_errors(Path(tempfile.gettempdir()), "set TMPDIR to a folder on a larger disk"):
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        try:
+            with (folder / ".lock").open("wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                (folder / "files").mkdir()
+                yield folder / "files"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep() -> None:

@@ -21,7 +21,7 @@ from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import counted_for, read_token_shard
 from schemas.errors import InputError
-from schemas.layout import Layout, StorePath
+from schemas.layout import Layout, StorePath, below
 from schemas.records import Lake, Plan, PlannedSite, Receipt
 from schemas.values import I64, Postings, TokenShard
 
@@ -96,6 +96,8 @@ class Committed:
     """The corpus link that the shard came with."""
     files: dict[str, ShardFiles]
     tokens_intact: bool
+    problem: str | None = None
+    """Why its files are not known."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class Pass:
         """Whether a receipt fits plan and tokens, and its objects have their checksums."""
         receipt, name = shard.receipt, self.plan.pass_name
         marker = self.layout.commit(name, receipt.shard)
-        if not shard.files:
+        if shard.problem is not None:
+            report.problems.append(shard.problem)
+        elif not shard.files:
             report.problems.append(f"{marker} commits a shard that the corpus chain does not hold")
         elif receipt.tokens_sha256 != next(iter(shard.files.values())).record.sha256:
             report.problems.append(
@@ -142,7 +146,15 @@ class Pass:
             report.problems.append(f"{marker} was made under another plan than {self.layout.plan(name)}")
         folder = self.layout.attempt(name, receipt.shard, receipt.attempt)
         for item in receipt.objects:
-            report.compare_object(folder / item.path, item.bytes, item.sha256)
+            try:
+                path = below(folder, item.path, "object")
+            except InputError as error:
+                report.problems.append(f"{marker} names a file outside its attempt: {error}")
+                continue
+            report.compare_object(path, item.bytes, item.sha256)
+        for site in self.plan.sites:
+            if site.name not in receipt.sites:
+                report.problems.append(f"{marker} says nothing of site {site.name}")
 
 
 class _SiteCheck:
@@ -202,10 +214,15 @@ class _SiteCheck:
     def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64]:
         """Partials, and how many features are active in each row where there is no CSR to tell, int64 [N]."""
         parts, l0 = [statistics.empty_state()], np.zeros(tokens.n_rows, np.int64)
+        after = -1
         for block in self._blocks(columns):
-            if wrong := _wrong_with(block, tokens, columns):
+            wrong = _wrong_with(block, tokens, columns)
+            if columns is None:  # else the comparison with the CSR has seen it
+                wrong = wrong or _out_of_order(block, after, self._site.d_sae)
+            if wrong:
                 self._wrong(wrong)
                 break
+            after = int(block.features[-1]) if len(block.features) else after
             parts.append(statistics.partials(block, tokens))
             if columns is None:
                 l0 += np.bincount(block.rows, minlength=tokens.n_rows)
@@ -232,6 +249,17 @@ def _wrong_with(block: Postings, tokens: TokenShard, columns: Any) -> str | None
     if not (np.isfinite(block.values).all() and block.values.all()):
         return "an activation is 0 or not finite"
     return None
+
+
+def _out_of_order(block: Postings, after: int, d_sae: int) -> str | None:
+    """Whether (feature, row) does not strictly ascend, from a feature larger than `after` on, below d_sae."""
+    features = block.features.astype(np.int64)
+    if len(features) and features.max() >= d_sae:
+        return "postings.parquet holds features that the SAE has not"
+    same_feature = np.ones(max(len(block.rows) - 1, 0), bool)
+    same_feature[block.offsets[1:-1] - 1] = False
+    ascends = (np.diff(features, prepend=after) > 0).all() and (np.diff(block.rows)[same_feature] > 0).all()
+    return None if ascends else "postings.parquet is not sorted by (feature, row)"
 
 
 def _same(block: Postings, columns: Any) -> bool:

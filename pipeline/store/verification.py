@@ -14,6 +14,7 @@ import polars as pl
 
 from pipeline.executors.tasks import Tasks
 from pipeline.store import tables
+from pipeline.store.compacted import Compacted, in_use, read_compactions, remedy
 from pipeline.store.compaction import is_as_merged
 from pipeline.store.shard_check import Committed, Pass, VerifyReport
 from pipeline.store.shard_files import ShardFiles
@@ -53,11 +54,14 @@ def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
             report.add(found)
             for site in sites:
                 unsound[site] -= 1
+        compactions, wrong = read_compactions(store.layout, pass_name, receipts)
+        report.problems += wrong
         for name, shards in unsound.items():
             if receipts:
                 _verify_weights(store, name, report)
             if not shards:
-                _verify_compactions(store, name, tasks, report)
+                compacted = in_use(found for found in compactions if found.record.site == name)
+                _verify_compaction(store, name, compacted, tasks, report)
                 _verify_tables(store, name, tasks, report)
     return report
 
@@ -73,9 +77,13 @@ def _committed(store: FeatureStore, pass_name: str, tokens: set[str]) -> Iterato
     known = {record.name for record in store.shards}
     for shard, receipt in store.pass_receipts(pass_name).items():
         sites = store.plans[pass_name].sites if shard in known else ()
-        files = {site.name: store.files(site.name, shard) for site in sites}
+        files, problem = dict[str, ShardFiles](), None
+        try:
+            files = {site.name: store.files(site.name, shard) for site in sites}
+        except InputError as error:
+            problem = f"{store.layout.commit(pass_name, shard)} is incomplete: {error}"
         link = store.link_of(shard) if shard in known else None
-        yield Committed(receipt, link, files, shard in tokens)
+        yield Committed(receipt, link, files, shard in tokens, problem)
 
 
 def _verify_weights(store: FeatureStore, site: str, report: VerifyReport) -> None:
@@ -87,18 +95,21 @@ def _verify_weights(store: FeatureStore, site: str, report: VerifyReport) -> Non
         report.problems.append(str(error))
 
 
-def _verify_compactions(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:
-    """Compare the files of compactions with their checksums, and with the postings of their shards."""
-    for compacted in store.compactions(site):
-        shards = [store.files(site, shard) for shard in compacted.record.shards]
-        check = partial(_check_compacted, shards, compacted.marker, store.site(site).feature_block)
-        items = zip(compacted.paths, compacted.record.files, strict=True)
-        for found in tasks.map(check, items):
-            report.add(found)
-        if sum(file.nnz for file in compacted.record.files) != sum(
-            store.receipts(site)[shard].sites[site].nnz for shard in compacted.record.shards
-        ):
-            report.problems.append(f"{compacted.marker} does not hold all activations of its shards")
+def _verify_compaction(
+    store: FeatureStore, site: str, compacted: Compacted | None, tasks: Tasks, report: VerifyReport
+) -> None:
+    """Compare the files of the compaction in use with their checksums, and with its shards' postings."""
+    if compacted is None:
+        return
+    shards = [store.files(site, shard) for shard in compacted.record.shards]
+    check = partial(_check_compacted, shards, compacted.marker, store.site(site).feature_block)
+    items = zip(compacted.paths, compacted.record.files, strict=True)
+    for found in tasks.map(check, items):
+        report.add(found)
+    if sum(file.nnz for file in compacted.record.files) != sum(
+        store.receipts(site)[shard].sites[site].nnz for shard in compacted.record.shards
+    ):
+        report.problems.append(f"{compacted.marker} does not hold all activations of its shards")
 
 
 def _check_compacted(
@@ -107,10 +118,14 @@ def _check_compacted(
     """Whether one file of a compaction has its checksum, and what the postings of the shards hold."""
     report, (path, record) = VerifyReport(), file
     features = range(record.first_feature, record.first_feature + block)
-    if report.compare_object(path, record.bytes, record.sha256) and not is_as_merged(shards, path, features):
-        report.problems.append(f"{path} does not hold the activations of its shards")
-    remedy = f"; delete {marker} and run `latentlake compact`"
-    report.problems = [problem + remedy for problem in report.problems]
+    try:
+        if report.compare_object(path, record.bytes, record.sha256) and not is_as_merged(
+            shards, path, features
+        ):
+            report.problems.append(f"{path} does not hold the activations of its shards")
+    except InputError as error:
+        report.problems.append(str(error))
+    report.problems = [f"{problem}; {remedy(marker)}" for problem in report.problems]
     return report
 
 

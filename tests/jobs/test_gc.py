@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from jobs.cli import main
 from jobs.gc import gc
-from pipeline.store import FeatureStore, garbage
+from pipeline.executors.tasks import OneProcess
+from pipeline.store import FeatureStore, compaction, garbage
 from pipeline.store.commits import read_commits
 from pipeline.store.objects import walk, write_atomic
 from schemas.errors import InputError
@@ -58,6 +60,8 @@ def test_it_removes_old_attempts_without_a_receipt_and_old_temporary_files(
         put(root / "tables" / "site" / f".features.parquet.{A}.tmp", OLD),
         put(root / "passes" / "p" / "sites" / f".site.zarr.{A}.tmp" / "W_dec" / "zarr.json", OLD),
         put(root / f".self-test.{A}.tmp", OLD),
+        put(root / f".probe.{B}.tmp", 31 * 24),
+        put(root / "passes" / "p" / "compactions" / A / "site" / "00000000.parquet", OLD),
     ]
     stays = [
         put(data / "000002" / B / "site" / "postings.parquet", YOUNG),  # perhaps still being written
@@ -68,6 +72,9 @@ def test_it_removes_old_attempts_without_a_receipt_and_old_temporary_files(
         put(data / "000002" / "notes" / "site" / "x", OLD),  # nobody of ours gives such a name
         put(data / "000002" / A.upper() / "x", OLD),
         put(root / "passes" / "unplanned" / "data" / "000000" / A / "x", OLD),
+        put(root / f".probe.{A}.tmp", 29 * 24),  # of a pass that runs for weeks
+        put(root / "passes" / "p" / "compactions" / B / "site" / "00000000.parquet", YOUNG),
+        put(root / "passes" / "p" / "compactions" / "mine" / "site" / "x", OLD),
         put(root / ".hidden", OLD),
         put(root / "my.tmp", OLD),
         put(root / f"features.{A}.tmp", OLD),
@@ -76,11 +83,11 @@ def test_it_removes_old_attempts_without_a_receipt_and_old_temporary_files(
     problems = store.verify().problems
     found = gc(store, 24, dry_run=True)
     assert names(root) == before | {path.relative_to(root).as_posix() for path in gone + stays}
-    assert sum(item.bytes for item in found) == 600
+    assert sum(item.bytes for item in found) == 800
     assert gc(store, 24, dry_run=False) == found
     assert names(root) == before | {path.relative_to(root).as_posix() for path in stays}
     said = " ".join(capsys.readouterr().out.split())
-    assert "gc removed 5 of 5 attempts and temporary files older than 24 hours" in said
+    assert "gc removed 7 of 7 attempts, compactions and temporary files older than 24 hours" in said
     assert gc(store, 24, dry_run=False) == []
     assert store.verify().problems == problems
 
@@ -103,7 +110,7 @@ def test_the_command_says_what_would_go(root: Path, capsys: pytest.CaptureFixtur
     put(root / "passes" / "p" / "data" / "000002" / A / "site" / "x", OLD)
     for arguments, said in (
         (["--older-than", "40"], "would remove 0 of 0"),
-        ([], "would remove 1 of 1 attempts and temporary files older than 24 hours"),
+        ([], "would remove 1 of 1 attempts, compactions and temporary files older than 24 hours"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["gc", str(root), "--dry-run", *arguments])
@@ -117,3 +124,66 @@ def test_a_damaged_receipt_stops_it(root: Path) -> None:
     with pytest.raises(InputError):
         gc(FeatureStore.open(root), 24, dry_run=False)
     assert attempt.exists()
+
+
+def compact(root: Path, hours: float) -> Path:
+    """The marker of a new compaction, published that long ago."""
+    folder = root / "passes" / "p" / "compactions"
+    before = set(names(folder))
+    compaction.compact(FeatureStore.open(root), "site", OneProcess())
+    new = set(names(folder)) - before
+    for name in new:
+        age(folder / name, hours)
+    (marker,) = (folder / name for name in new if name.endswith(".json"))
+    return marker
+
+
+def commit_third(root: Path) -> None:
+    """Commit the third shard, with the data of the second."""
+    layout = Layout(root)
+    receipt = read_commits(layout, "p")["000001"]
+    (layout.attempt("p", "000002", "a").parent).mkdir(exist_ok=True)
+    shutil.copytree(layout.attempt("p", "000001", "a"), layout.attempt("p", "000002", "a"))
+    write_atomic(layout.commit("p", "000002"), receipt.model_copy(update={"shard": "000002"}).to_json())
+
+
+def test_a_compaction_goes_once_an_old_and_whole_one_covers_more(root: Path) -> None:
+    first, twin = compact(root, OLD), compact(root, OLD)
+    store, before = FeatureStore.open(root), names(root)
+    assert gc(store, 24, dry_run=False) == []  # neither covers more
+    commit_third(root)
+    larger = compact(root, YOUNG)
+    assert gc(store, 24, dry_run=False) == []  # a query may still read those of before
+    for name in names(larger.parent):
+        if name.startswith(larger.stem):
+            age(larger.parent / name, OLD)
+    file = larger.with_suffix("") / "site" / "00000000.parquet"
+    file.rename(file.with_name("away"))
+    assert gc(store, 24, dry_run=False) == []
+    file.with_name("away").rename(file)
+    gone = gc(store, 24, dry_run=False)
+    assert {item.marker for item in gone} == {first, twin}
+    assert names(larger.parent) == {name for name in names(larger.parent) if name.startswith(larger.stem)}
+    assert before - names(root) == {name for name in before if first.stem in name or twin.stem in name}
+
+
+def test_a_compaction_that_is_published_meanwhile_or_can_not_be_read_stays(root: Path) -> None:
+    marker = compact(root, OLD)
+    content = marker.read_bytes()
+    marker.write_bytes(b"{")
+    assert garbage.find_garbage(Layout(root), 24 * 3600) == []
+    marker.unlink()
+    found = garbage.find_garbage(Layout(root), 24 * 3600)
+    assert [item.marker for item in found] == [marker]
+    marker.write_bytes(content)
+    assert list(garbage.remove_garbage(Layout(root), found)) == []
+    assert marker.with_suffix("").is_dir()
+
+
+def test_less_than_an_hour_must_be_forced(root: Path) -> None:
+    attempt = put(root / "passes" / "p" / "data" / "000002" / A / "site" / "x", 0.5)
+    store = FeatureStore.open(root)
+    with pytest.raises(InputError, match=r"--older-than is 0\.1 hours.*--force"):
+        gc(store, 0.1, dry_run=False)
+    assert attempt.exists()
+    assert len(gc(store, 0.1, dry_run=False, force=True)) == 1

@@ -144,3 +144,13 @@ def test_the_manifest_lists_what_is_committed_and_what_was_given_up(tmp_path: Pa
     ]
     write_manifest(layout, "p", [], {})
     assert pl.read_parquet(layout.manifest("p")).height == 0
+
+
+def test_a_twin_of_other_libraries_or_another_device_may_differ(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    commit(layout, "p", receipt())
+    other = receipt(attempt="b", sha256="3").model_copy(update={"environment": {"host": "a", "torch": "9"}})
+    assert commit(layout, "p", with_attempt(layout, other)) == receipt()
+    assert not layout.attempt("p", "000000", "b").exists()
+    with pytest.raises(NondeterminismError, match="its plan"):
+        commit(layout, "p", other.model_copy(update={"plan_hash": "other", "objects": receipt().objects}))

@@ -277,3 +277,60 @@ def test_300_tiny_shards_make_the_same_files_as_one_block_at_a_time(
     store = compacted(tmp_path)
     assert digests(store) == one
     assert len(store.rows_of("site", 3)[0]) == np.count_nonzero(built.dense["site"][:, 3])
+
+
+@pytest.mark.parametrize("content", [b"{half", b'{"format_version": 99}', b"{}"])
+def test_a_marker_that_can_not_be_read_counts_as_none_and_is_told(tmp_path: Path, content: bytes) -> None:
+    sites(build(tmp_path, shards=2))
+    marker = compacted(tmp_path).compacted("site").marker
+    marker.write_bytes(content)
+    store, remedy = FeatureStore.open(tmp_path), f"delete {marker} and run `latentlake compact`"
+    (problem,) = store.verify().problems
+    assert problem.startswith(f"compaction {marker} can not be read (")
+    assert problem.endswith(remedy)
+    with pytest.warns(UserWarning, match="can not be read") as told:
+        found = [store.compacted("site"), store.compacted("site")]
+    assert found == [None, None]
+    assert len(told) == 1
+    assert len(store.rows_of("site", 3)[0]) > 0
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    sites(build(tmp_path, shards=2))
+    found = compacted(tmp_path).compacted("site")
+    found.paths[0].unlink()
+    store = FeatureStore.open(tmp_path)
+    remedy = f"delete {found.marker} and run `latentlake compact`"
+    for ask in (lambda: store.rows_of("site", 3), lambda: store.scan_activations("site")):
+        with pytest.raises(InputError, match=f"{found.paths[0]} is missing: .*{remedy}"):
+            ask()
+    assert store.verify().problems == [f"{found.paths[0]} is missing; {remedy}"]
+
+
+def test_verify_looks_at_the_compaction_in_use_alone(tmp_path: Path) -> None:
+    built = build(tmp_path, shards=3, commits=2)
+    sites(built)
+    old = compacted(tmp_path).compacted("site")
+    commit_next(built, 2)
+    compacted(tmp_path)
+    old.paths[0].unlink()
+    assert FeatureStore.open(tmp_path).verify().problems == []
+
+
+def test_the_checksum_is_that_of_the_file_before_it_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.store.object_path import store_path
+    from pipeline.store.objects import measure
+
+    measured = []
+    monkeypatch.setattr(compaction, "measure", lambda path: measured.append(path) or measure(path))
+    root = store_path("memory://compaction-measured")
+    piece = compaction.Piece(
+        range(2), np.array([1, 1]), np.arange(2, dtype=np.uint64), np.ones(2, np.float16)
+    )
+
+    class Shard:
+        activation_dtype = "float16"
+
+    file = compaction._write_block(root / "site", 0, iter([piece]), [Shard()])
+    assert [isinstance(path, Path) for path in measured] == [True]
+    assert (file.bytes, file.sha256) == measure(root / "site" / "00000000.parquet")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from pipeline.store import events as module
 from pipeline.store.events import EventLog, read_events
+from pipeline.store.object_path import store_path
+from pipeline.store.objects import read_many, write_atomic
 from schemas.layout import Layout
 
 
@@ -35,3 +40,25 @@ def test_a_line_that_a_dying_run_left_is_passed_over(tmp_path: Path) -> None:
 
 def test_a_pass_without_a_log_has_no_events(tmp_path: Path) -> None:
     assert list(read_events(Layout(tmp_path), "p")) == []
+
+
+def test_parts_in_an_object_store_are_fetched_together_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, asked = Layout(store_path("memory://events")), list[int]()
+    for number in (2, 0, 1):
+        write_atomic(layout.event_parts("p") / f"{number}.jsonl", b'{"n": %d}\n' % number)
+
+    def remember(paths):
+        asked.append(len(paths))
+        return read_many(paths)
+
+    monkeypatch.setattr(module, "read_many", remember)
+    assert [event["n"] for event in read_events(layout, "p")] == [0, 1, 2]
+    assert asked == [3]
+
+
+def test_opening_a_long_log_does_not_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(tmp_path)
+    with EventLog(layout, "p") as log:
+        log.log(event="ready")
+    monkeypatch.delattr(Path, "read_bytes")
+    EventLog(layout, "p").close()

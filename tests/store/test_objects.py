@@ -185,3 +185,19 @@ def test_a_staged_folder_is_on_the_disk_with_its_names_before_anybody_commits_it
         (folder / "site" / "x").write_bytes(b"x")
     places = [attempt / "site" / "x", attempt / "site", attempt, attempt.parent, attempt.parent.parent]
     assert [str(place) for place in places] == synchronised[: len(places)]
+
+
+@pytest.mark.parametrize("written_again", [False, True])
+def test_a_staged_folder_that_was_removed_meanwhile_is_an_error(tmp_path: Path, written_again: bool) -> None:
+    attempt = tmp_path / "data" / "000000" / "attempt"
+
+    def write() -> None:
+        with objects.staged_folder(attempt) as folder:
+            (folder / "x").write_bytes(b"x")
+            objects.remove_tree(attempt)
+            if written_again:
+                (folder / "site").mkdir(parents=True)
+
+    with pytest.raises(FileNotFoundError):
+        write()
+    assert list(attempt.parent.iterdir()) == []

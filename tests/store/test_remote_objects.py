@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -287,3 +288,16 @@ def test_scratch_of_a_dead_process_is_swept(tmp_path: Path, monkeypatch: pytest.
             assert mine.exists()  # old, but somebody holds its lock
         assert not dead.exists()
         assert young.exists()
+
+
+@pytest.mark.parametrize("verb", [objects.staged, objects.staged_folder])
+def test_a_full_scratch_folder_is_one_sentence_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: object
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(InputError, match=rf"no space left to write {tmp_path}: .* or set TMPDIR"),
+        verb(store_path("memory://full") / "a"),  # type: ignore[operator]
+    ):
+        raise full

@@ -181,3 +181,39 @@ def test_shards_that_are_not_extracted_are_told(built: Built) -> None:
     built.layout.commit("p", "000001").unlink()
     report = verify(built)
     assert report.stale[0] == "1 shards are not extracted in pass p: `latentlake extract`"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda frame: frame[[1, 0, *range(2, frame.height)]], "is not sorted by (feature, row)"),
+        (lambda frame: frame[[0, *range(frame.height - 1)]], "is not sorted by (feature, row)"),
+        (
+            lambda frame: frame.with_columns(
+                feature=pl.when(pl.int_range(pl.len()) == pl.len() - 1).then(D_SAE).otherwise("feature")
+            ).cast({"feature": pl.UInt32}),
+            "holds features that the SAE has not",
+        ),
+    ],
+)
+def test_postings_without_a_csr_must_ascend_below_d_sae(tmp_path: Path, change, said: str) -> None:
+    built = build(tmp_path, shards=2, layouts=["feature_major"])
+    path = place(built, "postings.parquet")
+    change(pl.read_parquet(path)).write_parquet(path)
+    recommit(built, path)
+    problem = verify(built).problems[0]
+    assert problem.startswith("shard 000001 of site site (a): postings.parquet")
+    assert said in problem
+
+
+def test_a_receipt_that_lacks_an_object_or_leads_out_of_its_attempt_is_a_problem(built: Built) -> None:
+    marker = built.layout.commit("p", "000001")
+    whole = json.loads(marker.read_bytes())
+    objects = [item for item in whole["objects"] if item["path"] != "site/partials.parquet"]
+    marker.write_text(json.dumps(whole | {"objects": objects}))
+    (problem,) = verify(built).problems
+    assert problem.startswith(f"{marker} is incomplete: shard '000001' of site 'site' has no partials")
+    marker.write_text(json.dumps(whole | {"objects": [*objects, whole["objects"][0] | {"path": "../x"}]}))
+    assert any(p.startswith(f"{marker} names a file outside its attempt") for p in verify(built).problems)
+    marker.write_text(json.dumps(whole | {"sites": {"site": whole["sites"]["site"]}}))
+    assert verify(built).problems == [f"{marker} says nothing of site other"]
