@@ -19,7 +19,7 @@ def choose_tasks(store: FeatureStore, workers: int | None = None, address: str |
     if address is not None:
         from pipeline.executors.ray_tasks import RayTasks
 
-        return RayTasks(address, most=workers)
+        return RayTasks(address, most=workers, root=store.layout.root)
     n = workers or _worth(store)
     return Processes(n) if n > 1 else OneProcess()
 

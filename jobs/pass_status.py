@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.progress import duration
+from pipeline.journal import HEARTBEAT_LOGGED_S
 from pipeline.prediction import Prediction, read_prediction
 from pipeline.store import FeatureStore
-from pipeline.store.commits import scan_commits
 from pipeline.store.events import read_events
 from pipeline.tally import Tally
 
@@ -36,8 +36,11 @@ class LastRun:
     retries: int = 0
     quarantined: dict[str, str] = field(default_factory=dict)
     in_flight: dict[str, int] = field(default_factory=dict)
-    commits: deque[tuple[float, int]] = field(default_factory=deque)
-    """Time and rows of those of the last minutes."""
+    rows: int = 0
+    """Committed."""
+    beats: int = 0
+    done: deque[tuple[float, int]] = field(default_factory=deque)
+    """Time, and rows committed or done in flight by then: of the last minutes, and the last one before."""
 
     def take(self, event: Event) -> None:
         """One event more, in order."""
@@ -51,7 +54,8 @@ class LastRun:
         elif kind == "quarantined":
             self.quarantined[event["shard"]] = str(event.get("why"))
         elif kind == "heartbeat":
-            self.in_flight = dict(event["in_flight"])
+            self.in_flight, self.beats = dict(event["in_flight"]), self.beats + 1
+            self._note(event["time"])
         elif kind == "committed":
             self._committed(event)
         elif kind == "end":
@@ -60,15 +64,25 @@ class LastRun:
     def _committed(self, event: Event) -> None:
         self.quarantined.pop(event["shard"], None)
         self.in_flight.pop(event["shard"], None)
-        self.commits.append((event["time"], event["rows"]))
-        while self.commits[0][0] < event["time"] - RATE_OVER_S:
-            self.commits.popleft()
+        self.rows += event["rows"]
+        if not self.beats or event["time"] < self.began + RATE_OVER_S:
+            self._note(event["time"])  # later only heartbeats are: those in flight are a minute old here
+
+    def _note(self, time: float) -> None:
+        self.done.append((time, self.rows + sum(self.in_flight.values())))
+        while len(self.done) > 1 and self.done[1][0] <= time - RATE_OVER_S:
+            self.done.popleft()
 
     def rate(self, now: float) -> float:
-        """Rows a second over the last minutes, those of shards in flight included."""
-        recent = [(when, rows) for when, rows in self.commits if when >= now - RATE_OVER_S]
-        rows = sum(rows for _, rows in recent) + sum(self.in_flight.values())
-        return rows / max(min(now - self.began, RATE_OVER_S), 1e-9)
+        """Rows a second over the last minutes up to the last sign, those of shards in flight included.
+
+        A silence that is longer than that between two heartbeats counts as a time in which nothing is done.
+        """
+        if not self.done:
+            return 0.0
+        (began, before), (last, rows) = self.done[0], self.done[-1]
+        silence = max(0.0, now - last - HEARTBEAT_LOGGED_S)
+        return max(0, rows - before) / max(last - began + silence, 1e-9)  # a lost worker's rows are undone
 
 
 @dataclass(frozen=True)
@@ -101,9 +115,10 @@ class PassStatus:
 
 
 def read_status(store: FeatureStore, name: str, now: float) -> PassStatus:
-    """The status of a pass at the time `now` (Unix seconds)."""
+    """The status of a pass at the time `now` (Unix seconds), its receipts as the store first read them."""
     tally = Tally()
-    for receipt in scan_commits(store.layout, name):
+    receipts = store.pass_receipts(name)
+    for receipt in receipts.values():
         tally.add(receipt)
     run = last_run(read_events(store.layout, name))
     is_finished = tally.shards >= len(store.shards)
@@ -119,7 +134,7 @@ def read_status(store: FeatureStore, name: str, now: float) -> PassStatus:
         workers=len(run.workers) if is_live else 0,
         retries=run.retries,
         in_flight=run.in_flight if is_live else {},
-        quarantined=run.quarantined,
+        quarantined={shard: why for shard, why in run.quarantined.items() if shard not in receipts},
         prediction=read_prediction(store.layout, name),
     )
 
@@ -130,6 +145,7 @@ def last_run(events: Iterable[Event]) -> LastRun:
     for event in events:
         if event.get("event") == "begin":
             found = LastRun(event["run"], event["time"], quarantined=found.quarantined)
+            found.done.append((found.began, 0))
         if "event" in event and "time" in event and event.get("run", found.id) == found.id:
             found.take(event)
     return found

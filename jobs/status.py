@@ -18,7 +18,10 @@ AGAIN_S = 5.0
 
 def status(root: str) -> bool:
     """Print the lake, then how far each pass is, then the derived tables; whether every pass is finished."""
-    store = FeatureStore.open(root)
+    return _status(FeatureStore.open(root))
+
+
+def _status(store: FeatureStore) -> bool:
     rows = sum(record.rows for record in store.shards)
     documents = sum(record.documents for record in store.shards)
     say(
@@ -54,12 +57,14 @@ def _stale_figures(store: FeatureStore, site: str) -> list[StorePath]:
 
 def watch(root: str) -> None:
     """The same again and again, until every pass is finished."""
+    store = FeatureStore.open(root)
     while True:
         if console.is_terminal:
             console.clear()
-        if status(root):
+        if _status(store):
             return
         time.sleep(AGAIN_S)
+        store = store.again()
 
 
 def _show(store: FeatureStore, found: PassStatus) -> None:

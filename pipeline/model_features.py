@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -130,13 +132,15 @@ class ModelFeatures:
         sizes = [planned, planned, *([smaller] if smaller is not None and smaller < planned else [])]
         for size in sizes:
             self.batch_contexts = size if size != planned else None
+            through = _Through(timed)
             try:
-                return self._encode(tokens, stored, timed, size)
+                return self._encode(tokens, stored, through, size)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 full = error.with_traceback(None)  # the frames let go of their tensors
-            free_memory()
+            with timed("forward", -through.rows):  # the next try begins anew
+                free_memory()
             logs.tell("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
         raise full
 
@@ -165,6 +169,19 @@ class ModelFeatures:
             pending = self._encoders[site.name].submit(_rows(read, mask)) if mask.any() else None
             submitted.append((site.name, pending, mask))
         return submitted
+
+
+class _Through:
+    """`timed`, which counts the rows that went through."""
+
+    def __init__(self, timed: Timed) -> None:
+        self._timed, self.rows = timed, 0
+
+    @contextmanager
+    def __call__(self, stage: str, rows: int = 0) -> Iterator[None]:
+        with self._timed(stage, rows):
+            yield
+        self.rows += rows
 
 
 def _rows(x: torch.Tensor, stored: Bool) -> torch.Tensor:

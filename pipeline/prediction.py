@@ -5,6 +5,7 @@ A prediction is no data: it may be wrong, may be made anew, and nothing is compu
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as record
 
+from pipeline import logs
 from pipeline.executors.ledger import Failure
 from pipeline.store.objects import write_atomic
 from pipeline.tally import Tally
+from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION, Receipt, Record
 
@@ -134,11 +137,15 @@ def _span(samples: Sequence[Sample], of: Callable[[Sample], float], per: Callabl
 
 
 def read_prediction(layout: Layout, pass_name: str) -> Prediction | None:
-    """The prediction in force for a pass."""
+    """The prediction in force for a pass; None where there is none, or a damaged one, which is logged."""
     path = layout.prediction(pass_name)
     if not path.exists():
         return None
-    found: Prediction = Prediction.from_json(path.read_bytes(), str(path))
+    try:
+        found: Prediction = Prediction.from_json(path.read_bytes(), str(path))
+    except (InputError, OSError) as error:
+        logs.tell("no_prediction", logging.WARNING, why=str(error))
+        return None
     return found
 
 
@@ -204,4 +211,7 @@ class Forecast:
             load_seconds=self._load_seconds,
         )
         self._samples.clear()
-        write_prediction(self._layout, self._pass, self.prediction)
+        try:
+            write_prediction(self._layout, self._pass, self.prediction)
+        except (InputError, OSError) as error:  # a full disk ends a run by its shards, not by its prediction
+            logs.tell("no_prediction", logging.WARNING, why=str(error))

@@ -11,7 +11,8 @@ from pipeline.executors.ledger import Failure
 from pipeline.journal import journal
 from pipeline.plan import agree_on_plan, differences, make_plan
 from pipeline.store.commits import ManifestRow, manifest_row, scan_commits, write_manifest
-from pipeline.store.objects import self_test
+from pipeline.store.objects import readable, self_test
+from pipeline.store.parquet import read_frame
 from pipeline.store.site import has_site_weights
 from pipeline.store.tokens import read_links
 from pipeline.tally import Tally
@@ -71,6 +72,8 @@ def extract(
         from pipeline.worker import Worker
 
         Worker(layout.root, plan).setup()  # writes the weights that are missing
+    if not todo and _names(layout, plan.pass_name) != {row[0] for row in committed}:
+        write_manifest(layout, plan.pass_name, committed, {})  # a run died before it could
     if todo:
         self_test(layout.root)
         check = WorkerCheck(plan, result.tally.devices, accept_environment=accept_environment)
@@ -107,6 +110,17 @@ def _look(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestR
         result.tally.add(receipt)
         committed.append(manifest_row(receipt))
     return list(records), committed
+
+
+def _names(layout: Layout, pass_name: str) -> set[str]:
+    """Shards that the manifest calls committed; none where it is missing or can not be read."""
+    path = layout.manifest(pass_name)
+    try:
+        with readable(path):
+            manifest = read_frame(path, ["shard", "state"])
+    except (OSError, InputError):
+        return set()
+    return set(manifest.filter(manifest["state"] == "committed")["shard"])
 
 
 def _file(result: Extraction, committed: list[ManifestRow], outcome: Receipt | Failure) -> None:

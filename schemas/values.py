@@ -180,7 +180,7 @@ class Timed(Protocol):
     """Adds the time that a block takes to a stage's: read, forward, encode, write."""
 
     def __call__(self, stage: str, rows: int = 0) -> AbstractContextManager[None]:
-        """A block of this stage, after which so many rows more of the shard have gone through."""
+        """A block of this stage, after which so many rows more (or, to try again, fewer) went through."""
 
 
 @dataclass(frozen=True)

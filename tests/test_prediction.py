@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.prediction import Forecast, compared, predict, read_prediction, sample, write_prediction
 from pipeline.tally import Tally
+from schemas.errors import InputError
 from schemas.layout import Layout
 from tests.receipts import receipt
 
@@ -102,3 +103,24 @@ def test_the_stored_prediction_of_the_same_plan_is_taken_and_that_of_another_is_
     other.begin("another", "mid", rows=1000, shards=10, workers=1)
     assert same.prediction.source == "two shards"
     assert other.prediction is None
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), InputError("the storage is away")])
+def test_a_prediction_that_can_not_be_written_ends_no_run(tmp_path, monkeypatch, error):
+    def fail(path, data):
+        raise error
+
+    monkeypatch.setattr("pipeline.prediction.write_atomic", fail)
+    forecast = Forecast(Layout(tmp_path))
+    forecast.begin("plan", "mid", rows=200, shards=2, workers=1)
+    forecast.observe(receipt("000000"))
+    forecast.observe(receipt("000001"))
+    assert forecast.prediction.tokens_per_second.value == 50
+
+
+def test_a_damaged_prediction_is_none(tmp_path):
+    write_prediction(Layout(tmp_path), "mid", made())
+    path = Layout(tmp_path).prediction("mid")
+    path.write_bytes(path.read_bytes()[:40])
+    assert read_prediction(Layout(tmp_path), "mid") is None
+    Forecast(Layout(tmp_path)).begin("plan", "mid", rows=200, shards=2, workers=1)

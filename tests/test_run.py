@@ -20,7 +20,7 @@ from jobs.run import run
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from tests.kit import dense_activations, tiny_lm, write_sae
-from tests.lakes import data_bytes, run_content, run_file
+from tests.lakes import data_bytes, extracted, run_content, run_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,6 +96,24 @@ def test_a_second_run_has_nothing_to_do(lake, capsys):
     assert "nothing to do" in capsys.readouterr().out
     assert data_bytes(store.layout.root) == before
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+@pytest.mark.parametrize("damage", ["missing", "quarantined", "short", "damaged"])
+def test_with_nothing_to_do_a_manifest_that_is_behind_is_written_anew(tmp_path, damage):
+    from jobs.extract import extract
+
+    store = extracted(run_file(tmp_path), tables=False)
+    path = store.layout.manifest("mid")
+    sound = pl.read_parquet(path)
+    if damage == "missing":
+        path.unlink()
+    elif damage == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        gone = pl.when(pl.col("shard") == "000001").then(pl.lit("quarantined")).otherwise("state")
+        (sound[1:] if damage == "short" else sound.with_columns(state=gone)).write_parquet(path)
+    extract(run_file(tmp_path))
+    assert pl.read_parquet(path).equals(sound)
 
 
 def test_verify_finds_nothing_on_a_sound_store(lake):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,6 +146,25 @@ def test_else_the_attempt_fails_and_the_worker_lives(lost_shard):
     worker._features._model = model
     assert worker.process("000001").batch_contexts is None
     assert data_bytes(root) == before
+
+
+def test_rows_of_a_try_that_ran_out_of_memory_are_not_counted_again(lost_shard):
+    folder, root, _ = lost_shard
+    worker = worker_of(folder, root)
+    model, calls = worker._features._model, []
+
+    def forward(batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return model.forward(batch)
+
+    worker._features._model = SimpleNamespace(forward=forward)
+    told = []
+    worker._on_rows = lambda shard, rows: told.append(rows)
+    rows = worker.process("000001").rows
+    assert max(told) == worker.rows_done("000001") == rows
+    assert told[2] == 0, "the second try begins anew"
 
 
 def z_of(folder, store):

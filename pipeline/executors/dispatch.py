@@ -130,8 +130,7 @@ class Dispatcher:
             while self._ledger.remaining:
                 self._look_around()
                 self._fill()
-                ready = self._backend.wait(list(self._inflight), 0.5)
-                outcomes = [outcome for ticket in ready for outcome in self._settle(ticket)]
+                outcomes = [outcome for ticket in self._wait(0.5) for outcome in self._settle(ticket)]
                 outcomes += self._expire()
                 outcomes += self._feed()
                 yield from outcomes
@@ -139,10 +138,22 @@ class Dispatcher:
             for slot in self._slots.values():
                 self._backend.kill(slot.worker)
 
+    def _wait(self, timeout_s: float) -> list[Hashable]:
+        """Tickets that are ready; a run that has none in flight does not spin."""
+        if not self._inflight:
+            time.sleep(timeout_s)
+            return []
+        return self._backend.wait(list(self._inflight), timeout_s)
+
+    @property
+    def _is_live(self) -> bool:
+        """Whether some worker is ready."""
+        return any(slot.hello for slot in self._slots.values())
+
     def _fill(self) -> None:
         """Ask at once for all workers that are wanted and not there; they come when they come."""
         while len(self._slots) < min(self._policy.workers, self._ledger.remaining):
-            if time.monotonic() < self._spawn_after:
+            if self._is_live and time.monotonic() < self._spawn_after:
                 return
             self._spawn()
 
@@ -201,15 +212,17 @@ class Dispatcher:
         shard, slot.shard = slot.shard, None
         if shard is None:
             return []
-        failure = self._ledger.release(shard, why, permanent=permanent, charged=charged)
+        released = self._ledger.release(shard, why, permanent=permanent, charged=charged)
+        if not released:
+            return []
         self._on_event(
-            event="quarantined" if failure else "retry",
+            event="quarantined" if isinstance(released, Failure) else "retry",
             shard=shard,
             attempts=self._ledger.attempts(shard),
-            why=why,
+            why=released.error if isinstance(released, Failure) else why,
             **slot.place(),
         )
-        return [failure] if failure else []
+        return [released] if isinstance(released, Failure) else []
 
     def _replace(
         self, slot_id: str, why: str, *, charged: bool = True, refused: bool = False
@@ -220,6 +233,8 @@ class Dispatcher:
         self._inflight = {ticket: owner for ticket, owner in self._inflight.items() if owner != slot_id}
         self._backend.kill(slot.worker)
         self._on_event(event="worker_replaced", slot=slot_id, why=why, was_ready=slot.hello is not None)
+        if slot.hello is not None and not self._is_live:
+            self._load_failures = 0  # those beside workers that were ready say nothing of what is to come
         if slot.hello is None and charged:
             self._failed_to_load(why, refused=refused)
         return outcome
@@ -227,7 +242,7 @@ class Dispatcher:
     def _failed_to_load(self, why: str, *, refused: bool) -> None:
         """Try later while others work; stop when nobody does and it goes on like this."""
         self._load_failures += 1
-        if any(slot.hello for slot in self._slots.values()):
+        if self._is_live:
             self._spawn_after = time.monotonic() + self._policy.respawn_s
             return
         most = self._policy.max_spawn_failures
@@ -282,7 +297,7 @@ class Dispatcher:
             return
         self._next_poll = now + self._policy.poll_s
         self._leaving = self._backend.draining_nodes()
-        if any(slot.hello for slot in self._slots.values()):
+        if self._is_live:
             self._last_live = self._last_told = now
         else:
             self._wait_for_workers(now)

@@ -32,24 +32,24 @@ def run_in_process(
         except InputError as error:
             if not isinstance(error, ShardError):
                 raise
-            failure = ledger.release(shard, why := str(error), permanent=True)
+            released = ledger.release(shard, why := str(error), permanent=True)
         except Exception as error:  # as on Ray: whatever it was, it is told and tried again
             if is_broken(error):
                 raise InputError(
                     f"the GPU is in an error state ({error}): run again, what is committed stays"
                 ) from error
-            failure = ledger.release(shard, why := f"{type(error).__name__}: {error}")
+            released = ledger.release(shard, why := f"{type(error).__name__}: {error}")
         else:
             ledger.complete(shard)
             yield receipt
             continue
         on_event(
-            event="quarantined" if failure else "retry",
+            event="quarantined" if isinstance(released, Failure) else "retry",
             shard=shard,
             attempts=ledger.attempts(shard),
             why=why,
             slot="in_process",
             node=hello.node,
         )
-        if failure:
-            yield failure
+        if isinstance(released, Failure):
+            yield released

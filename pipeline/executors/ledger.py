@@ -25,6 +25,8 @@ class Ledger:
         self._attempts: Counter[str] = Counter()
         self._copies: Counter[str] = Counter()
         self._ended: set[str] = set()
+        self._hopeless: dict[str, str] = {}
+        """Permanent errors of shards of which a twin still runs."""
         self._max_attempts = max_attempts
 
     @property
@@ -43,7 +45,7 @@ class Ledger:
 
     def is_alone(self, shard: str) -> bool:
         """Whether one worker, and no twin, runs this shard."""
-        return self._copies[shard] == 1 and shard not in self._ended
+        return self._copies[shard] == 1 and shard not in self._ended and shard not in self._hopeless
 
     def take(self) -> str | None:
         """The next shard for an idle worker, or None."""
@@ -68,14 +70,21 @@ class Ledger:
 
     def release(
         self, shard: str, why: str, *, permanent: bool = False, charged: bool = True
-    ) -> Failure | None:
-        """A copy of `shard` was lost or failed: wait for its twin, try again, or give up."""
+    ) -> Failure | bool:
+        """A copy of `shard` was lost or failed: its failure, else whether it waits for another try.
+
+        While a twin runs neither is so: the twin may still commit it, whatever the error of this copy.
+        """
         self._copies[shard] -= 1
         self._attempts[shard] -= not charged
-        if shard in self._ended or (self._copies[shard] and not permanent):
-            return None
-        if permanent or self._attempts[shard] >= self._max_attempts:
+        if shard in self._ended:
+            return False
+        if permanent:
+            self._hopeless.setdefault(shard, why)
+        if self._copies[shard]:
+            return False
+        if shard in self._hopeless or self._attempts[shard] >= self._max_attempts:
             self._ended.add(shard)
-            return Failure(shard, self._attempts[shard], why)
+            return Failure(shard, self._attempts[shard], self._hopeless.get(shard, why))
         self._waiting.append(shard)
-        return None
+        return True

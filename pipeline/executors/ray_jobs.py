@@ -22,6 +22,9 @@ STOPPED_CODE = 130
 
 TRIES = 5
 
+PATIENCE_S = 60.0
+"""A dashboard, or the port-forward to it, may be away for so long while its job goes on."""
+
 
 class JobServer:
     """The dashboard of a cluster, such as http://127.0.0.1:8265."""
@@ -60,7 +63,7 @@ class JobServer:
         while True:
             with self._answers():
                 written = asyncio.run(self._tail(job, write, written))
-                details = self._client.get_job_info(job)
+                details = self._details(job)
             if details.status.is_terminal():
                 return _exit_code(details)
             time.sleep(1)
@@ -74,9 +77,20 @@ class JobServer:
                 if place > written:
                     write(text[len(text) - (place - written) :])
                     written = place
-        except RuntimeError:  # the connection; whether the job goes on is asked for next
+        except (RuntimeError, OSError):  # the connection; whether the job goes on is asked for next
             pass
         return written
+
+    def _details(self, job: str) -> Any:
+        """What the server knows of the job; a connection that breaks is tried again for a minute."""
+        began = time.monotonic()
+        while True:
+            try:
+                return self._client.get_job_info(job)
+            except OSError:
+                if time.monotonic() - began >= PATIENCE_S:
+                    raise
+                time.sleep(1)
 
     def _last_number(self, name: str) -> int:
         """The largest n of the jobs `<name>-<n>` that the cluster remembers; 0 without any."""

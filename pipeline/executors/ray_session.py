@@ -136,9 +136,11 @@ def _asks_for_token(address: str) -> bool:
 def _our_handler() -> Iterator[None]:
     """Ray puts a handler for SIGTERM, which ends with code 15; the one that was there stays."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _start_private(cpus: int) -> None:

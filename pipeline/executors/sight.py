@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.store.local import storage_errors
 from schemas.errors import NodeError
+from schemas.layout import StorePath
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ProbeFile:
 
 
 @contextmanager
-def storage_probe(root: object) -> Iterator[ProbeFile | None]:
+def storage_probe(root: StorePath) -> Iterator[ProbeFile | None]:
     """A probe below a root in a file system, gone when the block ends.
 
     None for a root in an object store, which every node reaches by its address, or not at all.

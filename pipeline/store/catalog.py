@@ -44,18 +44,31 @@ class Catalog:
     A site goes by its name alone; every method that takes one raises InputError where there is no such site.
     """
 
-    def __init__(self, layout: Layout, lake: Lake, links: list[CorpusLink], plans: dict[str, Plan]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        lake: Lake,
+        links: list[CorpusLink],
+        plans: dict[str, Plan],
+        seen: dict[str, dict[str, Receipt]] | None = None,
+    ) -> None:
         self.layout, self.lake, self.links, self.plans = layout, lake, links, plans
         self.shards = [record for link in links for record in link.shards]
         self.sites = _sites(plans)
         self._records = {record.name: record for record in self.shards}
         self._links = {record.name: number for number, link in enumerate(links) for record in link.shards}
         self._receipts: dict[str, dict[str, Receipt]] = {}
+        self._seen = seen or {}
         self._digests: dict[str, str] = {}
 
     @classmethod
     def open(cls, root: str | StorePath) -> Self:
         """Open the store at `root`; InputError when there is none, or when it is of a newer format."""
+        return cls._open(root)
+
+    @classmethod
+    def _open(cls, root: str | StorePath, seen: dict[str, dict[str, Receipt]] | None = None) -> Self:
+        """The same; receipts of a pass that were `seen` need not be read again."""
         layout = Layout(store_path(root))
         lake = read_lake(layout)
         if lake is None:
@@ -63,7 +76,11 @@ class Catalog:
                 f"{root} is no store (it has no lake.json): give the folder or URL that a run file calls "
                 "store.root"
             )
-        return cls(layout, lake, read_links(layout), read_plans(layout))
+        return cls(layout, lake, read_links(layout), read_plans(layout), seen)
+
+    def again(self) -> Self:
+        """The store as it is now; receipts that were read are not read again."""
+        return self._open(self.layout.root, self._receipts)
 
     def site(self, name: str) -> SiteInfo:
         """One site by name."""
@@ -76,7 +93,7 @@ class Catalog:
     def pass_receipts(self, pass_name: str) -> dict[str, Receipt]:
         """Receipts of a pass by shard, in shard order."""
         if pass_name not in self._receipts:
-            self._receipts[pass_name] = read_commits(self.layout, pass_name)
+            self._receipts[pass_name] = read_commits(self.layout, pass_name, self._seen.get(pass_name, {}))
         return self._receipts[pass_name]
 
     def receipts(self, site: str) -> dict[str, Receipt]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import polars as pl
 
@@ -48,20 +49,28 @@ def read_commit(layout: Layout, pass_name: str, shard: str) -> Receipt | None:
         return None
 
 
-def read_commits(layout: Layout, pass_name: str) -> dict[str, Receipt]:
+def read_commits(
+    layout: Layout, pass_name: str, seen: Mapping[str, Receipt] = MappingProxyType({})
+) -> dict[str, Receipt]:
     """Every committed shard of a pass by name, in shard order; a damaged marker is an InputError."""
-    return {receipt.shard: receipt for receipt in scan_commits(layout, pass_name)}
+    return {receipt.shard: receipt for receipt in scan_commits(layout, pass_name, seen)}
 
 
-def scan_commits(layout: Layout, pass_name: str) -> Iterator[Receipt]:
-    """The receipts of a pass in shard order; object storage is asked for several at once."""
+def scan_commits(
+    layout: Layout, pass_name: str, seen: Mapping[str, Receipt] = MappingProxyType({})
+) -> Iterator[Receipt]:
+    """The receipts of a pass in shard order; object storage is asked for several at once.
+
+    Those that were `seen`, by shard, are not read again: a receipt never changes.
+    """
     folder = layout.commits(pass_name)
     if not folder.is_dir():
         return
     paths = sorted((path for path in folder.iterdir() if _is_marker(path)), key=str)
     share = _Shared()
-    for path, data in zip(paths, read_many(paths), strict=True):
-        yield share(_of(path.stem, path, data))
+    unread = iter(read_many([path for path in paths if path.stem not in seen]))
+    for path in paths:
+        yield seen[path.stem] if path.stem in seen else share(_of(path.stem, path, next(unread)))
 
 
 class _Shared:

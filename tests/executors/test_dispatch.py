@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.executors.dispatch import CallFailedError, Dispatcher, Policy, WorkerLostError
+from pipeline.executors.dispatch import CallFailedError, Dispatcher, Policy, Slot, WorkerLostError
 from pipeline.executors.ledger import Failure, Ledger
 from schemas.errors import InputError, NodeError
 from schemas.records import Receipt
@@ -69,6 +69,8 @@ class FakeBackend:
         return ticket
 
     def wait(self, tickets, timeout_s):
+        if not tickets:
+            return []
         return self.random.sample(list(tickets), k=self.random.randint(1, len(tickets)))
 
     def result(self, ticket):
@@ -242,6 +244,51 @@ def test_the_only_worker_is_refused_with_the_sentence_of_its_node():
         run(["a"], FakeBackend(hello_error=NodeError("node a sees nothing")))
 
 
+class ScriptedBackend(FakeBackend):
+    """The n-th worker that answers loads as `hellos[n]` says; all calls end at once, in order."""
+
+    hellos = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.left = list(self.hellos)
+
+    def wait(self, tickets, timeout_s):
+        return list(tickets)
+
+    def result(self, ticket):
+        if self.pending[ticket][1] is None:
+            self.hello_error = self.left.pop(0) if self.left else None
+        return super().result(ticket)
+
+
+def test_the_delay_of_a_worker_that_failed_to_load_ends_with_the_last_live_one(monkeypatch):
+    def sleep(seconds):
+        raise AssertionError("nobody was asked for")
+
+    monkeypatch.setattr("pipeline.executors.dispatch.time.sleep", sleep)
+    backend = ScriptedBackend({"a": [WorkerLostError("killed")]})
+    backend.left = [None, WorkerLostError("out of memory")]
+    outcomes, _ = run(["a", "b"], backend, workers=2, respawn_s=1e6)
+    assert {type(outcome) for outcome in outcomes} == {Receipt}
+
+
+def test_a_run_with_no_call_in_flight_sleeps(monkeypatch):
+    slept = []
+    monkeypatch.setattr("pipeline.executors.dispatch.time.sleep", slept.append)
+    assert Dispatcher(["a"], FakeBackend(), Policy(**FAST))._wait(0.5) == []
+    assert slept == [0.5]
+
+
+def test_loads_that_failed_beside_a_live_worker_do_not_count_once_it_is_lost():
+    dead = WorkerLostError("out of memory")
+    backend = ScriptedBackend({"b": [WorkerLostError("killed")]})
+    backend.left = [None, dead, dead, dead]
+    outcomes, _ = run(["a", "b", "c"], backend, workers=2, respawn_s=0.0, max_spawn_failures=1)
+    assert {type(outcome) for outcome in outcomes} == {Receipt}
+    assert backend.left == []
+
+
 class EmptyBackend(FakeBackend):
     """A cluster without room for a worker until `room` looks at it have passed."""
 
@@ -304,7 +351,7 @@ def test_the_ledger_waits_for_the_twin_before_trying_again():
     ledger = Ledger(["a"], max_attempts=3)
     ledger.take()
     ledger.start("a")
-    assert ledger.release("a", "lost") is None
+    assert ledger.release("a", "lost") is False
     assert not ledger.waiting
     assert ledger.complete("a")
     assert ledger.remaining == 0
@@ -315,3 +362,37 @@ def test_a_shard_committed_by_its_twin_is_not_handed_out_twice():
     ledger.take()
     ledger.start("a")
     assert [ledger.complete("a"), ledger.complete("a")] == [True, False]
+
+
+def test_a_permanent_error_waits_for_the_twin_which_may_still_commit():
+    ledger = Ledger(["a", "b"], max_attempts=3)
+    for shard in ("a", "b"):
+        ledger.take()
+        ledger.start(shard)
+        assert ledger.release(shard, "disk full", permanent=True) is False
+        assert not ledger.is_alone(shard), "it would get another twin"
+    assert ledger.complete("a")
+    assert ledger.release("b", "lost") == Failure("b", 2, "disk full")
+    assert ledger.remaining == 0
+
+
+def test_the_ledger_says_whether_a_shard_is_tried_again():
+    ledger = Ledger(["a"], max_attempts=2)
+    ledger.take()
+    assert ledger.release("a", "lost") is True
+    assert ledger.take() == "a"
+    ledger.start("a")
+    ledger.complete("a")
+    assert ledger.release("a", "lost") is False
+
+
+def test_a_twin_that_is_lost_is_no_retry():
+    events = []
+    dispatcher = Dispatcher(["a"], FakeBackend(), Policy(), on_event=lambda **event: events.append(event))
+    first, twin = Slot(0, 0.0, HELLO, "a"), Slot(1, 0.0, HELLO, "a")
+    dispatcher._ledger.take()
+    dispatcher._ledger.start("a")
+    assert dispatcher._release(twin, "worker lost") == []
+    assert events == []
+    assert dispatcher._release(first, "worker lost") == []
+    assert [event["event"] for event in events] == ["retry"]

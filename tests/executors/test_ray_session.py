@@ -115,6 +115,24 @@ def test_a_mode_that_the_user_set_stays_and_is_named(session, monkeypatch):
     )
 
 
+def test_the_handler_of_sigterm_stays_when_ray_does_not_start(session, monkeypatch):
+    def ours(number, frame):
+        pass
+
+    def fail(**options):
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        raise ConnectionError("nobody")
+
+    monkeypatch.setattr(session.ray, "init", fail)
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        with pytest.raises(ConnectionError), session.ray_session(Extract(address="local")):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_an_address_where_nobody_listens_is_told_at_once(session):
     with (
         pytest.raises(InputError, match=r"^no Ray cluster answers at '127.0.0.1:1' \(unavailable\): check"),

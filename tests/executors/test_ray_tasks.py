@@ -14,7 +14,7 @@ from jobs.compact import compact
 from jobs.stats import stats
 from pipeline.executors.tasks import OneProcess
 from pipeline.store import FeatureStore
-from schemas.errors import InputError
+from schemas.errors import InputError, NodeError
 from schemas.run_file import Cluster
 from tests.executors.test_tasks import TaskConformance, die, die_once
 from tests.jobs.test_cluster import built_store
@@ -56,6 +56,15 @@ class TestRayTasks(TaskConformance):
     def test_a_task_that_kills_every_worker_ends_the_job(self) -> None:
         with pytest.raises(InputError, match="died 3 times"):
             list(self.tasks.map(die, [0]))
+
+    def test_a_node_that_does_not_see_the_store_is_told_as_such(self, tmp_path: Path) -> None:
+        from pipeline.executors.ray_tasks import RayTasks
+
+        with RayTasks(root=tmp_path) as tasks:
+            assert list(tasks.map(abs, [-1])) == [1]
+            next(tmp_path.glob(".probe.*")).unlink()
+            with pytest.raises(NodeError, match="does not see the driver's files in"):
+                list(tasks.map(abs, [-1]))
 
     def test_jobs_give_the_same_bytes_as_in_one_process(self, tmp_path: Path) -> None:
         found = {}

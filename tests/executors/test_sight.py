@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.executors.sight import ProbeFile, require_sight, storage_probe
+from pipeline.store.object_path import store_path
 from schemas.errors import NodeError
 
 
@@ -28,6 +29,6 @@ def test_a_node_with_another_folder_of_that_name_is_refused(tmp_path, content):
 
 
 def test_an_object_store_needs_no_proof():
-    with storage_probe("s3://bucket/lake") as probe:
+    with storage_probe(store_path("memory://bucket/lake")) as probe:
         assert probe is None
         require_sight(probe)

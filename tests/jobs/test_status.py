@@ -61,7 +61,7 @@ def test_a_run_at_work_has_a_rate_workers_and_time_left(store):
     assert found.state == "running, last sign 10 s ago"
     assert (found.is_live, found.workers, found.in_flight) == (True, 1, {"000002": 40})
     rows = sum(record.rows for record in store.shards[:2]) + 40
-    assert found.rate == pytest.approx(rows / (last + 10 - events[0]["time"]))
+    assert found.rate == pytest.approx(rows / (last - events[0]["time"]))
     assert found.left == sum(record.rows for record in store.shards) - rows
 
 
@@ -90,6 +90,60 @@ def test_of_several_runs_the_last_counts_and_a_given_up_shard_is_told_of_until_i
     late = at(13, event="worker_replaced", slot="b")  # of the first run, which is no longer listened to
     assert last_run([*first, *second, done, late]).quarantined == {}
     assert last_run([*first, *second, done, late]).workers == {"b"}
+
+
+@pytest.mark.parametrize(("workers", "shard_s"), [(1, 600), (4, 600), (3, 20)])
+@pytest.mark.parametrize("now", [130, 3000, 3590])
+def test_the_rate_is_that_of_the_last_minutes_however_long_a_shard_takes(workers, shard_s, now):
+    """870 tokens/s, of workers that begin their shards one after another and beat once a minute."""
+    speed, events = 870 / workers, [at(0, event="begin")]
+    for time_s in range(1, now):
+        ages = {worker: time_s + worker * shard_s / workers for worker in range(workers)}
+        for worker, age in ages.items():
+            if age >= shard_s and age % shard_s < 1:
+                rows = min(time_s, shard_s) * speed
+                events.append(
+                    at(time_s, event="committed", shard=f"{worker}-{age // shard_s - 1}", rows=rows)
+                )
+        if time_s % 60 == 5:
+            in_flight = {
+                f"{w}-{age // shard_s}": min(time_s, age % shard_s) * speed for w, age in ages.items()
+            }
+            events.append(at(time_s, event="heartbeat", in_flight=in_flight))
+    assert last_run(events).rate(now) == pytest.approx(870, rel=0.1)
+
+
+def test_a_run_that_has_fallen_silent_gets_slower():
+    events = [at(0, event="begin"), at(100, event="committed", shard="0", rows=1000)]
+    assert last_run(events).rate(150) == 10
+    assert last_run(events).rate(260) == 5
+    assert last_run([]).rate(5) == 0
+
+
+def test_a_shard_that_has_a_receipt_is_not_called_given_up(store):
+    """Its commit was not logged: the writer died, or another run made it."""
+    gave_up = {**at(2, event="quarantined", shard="000001", why="NaN")}
+    write(store, [at(0, event="begin"), gave_up, {**gave_up, "shard": "000099"}])
+    assert read_status(store, "mid", time.time()).quarantined == {"000099": "NaN"}
+
+
+def test_a_receipt_is_read_once_however_long_somebody_watches(store, monkeypatch):
+    from pipeline.store import commits
+
+    interrupted(store, after=2)
+    made, reads = store.layout.commit("mid", "000001"), []
+    real = commits.read_many
+    monkeypatch.setattr(commits, "read_many", lambda paths: reads.append(len(paths)) or real(paths))
+    again = made.read_bytes()
+    made.unlink()
+    watched = FeatureStore.open(store.layout.root)
+    assert read_status(watched, "mid", time.time()).tally.shards == 1
+    assert len(watched.committed("mid")) == 1
+    made.write_bytes(again)
+    watched = watched.again()
+    assert read_status(watched, "mid", time.time()).tally.shards == 2
+    assert list(watched.pass_receipts("mid")) == ["000000", "000001"]
+    assert reads == [1, 1]
 
 
 def test_a_writer_at_work_leaves_half_a_line(store):
