@@ -37,8 +37,8 @@ def plan(run: RunFile, workers: int | None, seconds: float) -> Prediction:
     with tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder, Meter("plan") as meter:
         prediction = Probe(resolved, Path(folder), seconds).predict(lambda what: _begin(meter, what))
     assert resolved.store.pass_name is not None
-    write_prediction(Layout(store_path(resolved.store.root)), resolved.store.pass_name, prediction)
     _show(prediction)
+    write_prediction(Layout(store_path(resolved.store.root)), resolved.store.pass_name, prediction)
     return prediction
 
 

@@ -10,7 +10,7 @@ from jobs.console import console, say
 from jobs.pass_status import PassStatus, read_status
 from jobs.progress import duration, several, size
 from pipeline.store import FeatureStore
-from pipeline.store.tables import RECEIPTS_KEY
+from pipeline.store.tables import RECEIPTS_KEY, job_of
 from schemas.layout import StorePath
 
 AGAIN_S = 5.0
@@ -40,7 +40,7 @@ def _status(store: FeatureStore) -> bool:
             )
             say(f"  compaction of {site}: {covered - rest:,} shards{behind}")
         for name in store.tables(site):
-            stale = " [yellow](stale: made from other shards; run `latentlake stats` and on)[/]"
+            stale = f" [yellow](stale: made from other shards; run `latentlake {job_of(name)}`)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
         for path in _stale_figures(store, site):
             say(f"  figures/{site}/{path.name} [yellow](stale: drawn from other shards)[/]")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -30,7 +31,11 @@ class JobServer:
     """The dashboard of a cluster, such as http://127.0.0.1:8265."""
 
     def __init__(self, address: str) -> None:
-        """InputError when nobody answers there, or not to us."""
+        """InputError when that is no such address, and when nobody answers there, or not to us."""
+        if not re.fullmatch(r"https?://[^/\s]+/?", address):
+            raise InputError(
+                f"--address {address!r} is no dashboard's address: give one such as http://127.0.0.1:8265"
+            )
         self._address = address
         logging.getLogger("ray").setLevel(logging.ERROR)  # what it uploads and leaves out, file by file
         use_token()
@@ -77,8 +82,8 @@ class JobServer:
                 if place > written:
                     write(text[len(text) - (place - written) :])
                     written = place
-        except (RuntimeError, OSError):  # the connection; whether the job goes on is asked for next
-            pass
+        except (ClientError, RuntimeError, OSError):
+            pass  # the connection; whether the job goes on is asked for next
         return written
 
     def _details(self, job: str) -> Any:

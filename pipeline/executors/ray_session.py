@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -93,14 +94,22 @@ def token_remedy() -> str:
 
 def _connect(address: str) -> None:
     """With a token where the cluster asks for one: a driver that speaks with it elsewhere gets no worker."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host and _asks_for_token(address):
+    if address != "auto" and not re.fullmatch(r"[^\s/:]+:\d+|\[[^\s/]+\]:\d+", address):
+        raise InputError(
+            f"the Ray address {address!r} is no HOST:PORT, such as 10.0.0.10:6379 (the head's, not the "
+            "dashboard's), nor auto"
+        )
+    if address != "auto" and _asks_for_token(address):
         use_token()
         if os.environ.get(MODE) != "token" or not has_token():
             raise InputError(f"the Ray cluster at {address!r} asks for a token: {token_remedy()}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError, ValueError) as error:
+        if address == "auto" and isinstance(error, ConnectionError):
+            raise InputError(
+                f"no Ray cluster runs on this machine ({first_line(error)}): give its head's HOST:PORT"
+            ) from None
         raise InputError(
             f"the Ray cluster at {address!r} does not let this driver in ({first_line(error)}): "
             f"{token_remedy()}"

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -95,7 +96,7 @@ class Processes:
     def _submit(self, call: Callable[[Item], Result], item: Item) -> Future[Result]:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._n, mp_context=context, initializer=_one_thread)
+            self._pool = ProcessPoolExecutor(self._n, mp_context=context, initializer=_begin_worker)
         try:
             return self._pool.submit(call, item)
         except BrokenProcessPool as error:  # told by the future, as of those that were in flight
@@ -130,8 +131,17 @@ def _some(items: Iterator[Item], n: int) -> Iterator[Item]:
         yield item
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """One thread; and the end of the process that asked for the work is this one's end too."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _Published:

@@ -55,7 +55,7 @@ def scan_table(layout: Layout, site: str, name: str, receipts_digest: str | None
     refuse_newer(_metadata(path).get(VERSION_KEY), str(path))
     if receipts_digest is not None and is_stale(layout, site, name, receipts_digest):
         warnings.warn(
-            f"{path} is stale: shards were committed after it was made; run the job that writes it again",
+            f"{path} is stale: shards were committed after it was made; run `latentlake {job_of(name)}`",
             StaleTableWarning,
             stacklevel=3,
         )
@@ -66,12 +66,12 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
     path = layout.table(site, name)
     if not path.is_file():
         raise InputError(
-            f"table {name!r} of site {site!r} does not exist ({path}): run `latentlake {_job(name)}`"
+            f"table {name!r} of site {site!r} does not exist ({path}): run `latentlake {job_of(name)}`"
         )
     return path
 
 
-def _job(table: str) -> str:
+def job_of(table: str) -> str:
     """The command that writes a table."""
     if table.startswith("ranking"):
         return "rank"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import ClientError
 from ray.job_submission import JobStatus
 
 from pipeline.executors import ray_jobs
@@ -14,14 +15,15 @@ from schemas.errors import InputError
 class Client:
     """A server whose log breaks off once, and which is away for the first `away` questions."""
 
-    def __init__(self, away):
+    def __init__(self, away, broken=None):
         self.away, self.tails = away, 0
+        self.broken = broken or ConnectionResetError("gone")
 
     async def tail_job_logs(self, job):
         self.tails += 1
         yield "one\n"
         if self.tails == 1:
-            raise ConnectionResetError("gone")
+            raise self.broken
         yield "two\n"
 
     def get_job_info(self, job):
@@ -55,3 +57,17 @@ def test_one_that_stays_away_is_told_of(server):
     server._client = Client(away=10**6)
     with pytest.raises(InputError, match="no Ray dashboard answers at http://head:8265"):
         server.follow("job-1", lambda text: None)
+
+
+def test_a_proxy_that_refuses_the_log_does_not_end_the_following(server):
+    server._client, written = Client(away=0, broken=ClientError("502")), []
+    assert server.follow("job-1", written.append) == 0
+    assert "".join(written) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_an_address_that_is_no_dashboards_is_refused(address):
+    with pytest.raises(
+        InputError, match=r"is no dashboard's address: give one such as http://127.0.0.1:8265"
+    ):
+        ray_jobs.JobServer(address)

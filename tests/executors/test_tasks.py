@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from pipeline.executors.tasks import MAX_DEATHS, OneProcess, Processes, Tasks
@@ -88,3 +91,26 @@ class TestProcesses(TaskConformance):
         with pytest.raises(InputError, match=f"died {MAX_DEATHS} times .* fewer --workers"):
             list(self.tasks.map(die, range(2)))
         assert list(self.tasks.map(square, range(3))) == [0, 1, 4]
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_asked_for_them(tmp_path):
+    code = (
+        "import os\n"
+        "from tests.executors.test_tasks import told_pid\n"
+        "from pipeline.executors.tasks import Processes\n"
+        "if __name__ == '__main__':\n"
+        f"    next(Processes(1).map(told_pid, [{str(tmp_path / 'pid')!r}]))\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    (tmp_path / "killed.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, str(tmp_path / "killed.py")], env=environment, timeout=60, check=False)
+    pid, end = int((tmp_path / "pid").read_text()), time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid)
+
+
+def told_pid(path):
+    Path(path).write_text(str(os.getpid()))
