@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -101,7 +102,7 @@ def manifest_row(receipt: Receipt) -> ManifestRow:
     """What the manifest says of a committed shard."""
     nnz = sum(site.nnz for site in receipt.sites.values())
     size = sum(item.bytes for item in receipt.objects)
-    seconds = sum(receipt.seconds.values())
+    seconds = math.fsum(receipt.seconds.values())  # the same in any order of the stages
     return (receipt.shard, "committed", receipt.attempt, receipt.rows, nnz, size, seconds, None)
 
 

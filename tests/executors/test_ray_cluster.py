@@ -79,13 +79,12 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory):
+def nodes(tmp_path_factory, short_folder):
     import ray
 
-    folder = Path("/tmp/llt")  # a socket's path is short
-    (folder / "ray").mkdir(parents=True, exist_ok=True)
+    (short_folder / "ray").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.setenv("RAY_TMPDIR", str(short_folder))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         made = Nodes(tmp_path_factory.mktemp("seen"))
         made.fill()

@@ -85,10 +85,9 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
+def head(tmp_path_factory, short_folder):
     """A single-node Ray with a dashboard that asks for a token: the dashboard's address, our environment."""
-    folder, token = Path("/tmp/llj"), tmp_path_factory.mktemp("token") / "token"  # sockets want a short path
-    folder.mkdir(exist_ok=True)
+    folder, token = short_folder, tmp_path_factory.mktemp("token") / "token"
     token.write_text("0123456789abcdef" * 4)
     port, dashboard, agent = free_port(), free_port(), free_port()
     environment = os.environ | {
