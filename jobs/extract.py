@@ -16,9 +16,9 @@ from pipeline.prediction import Forecast
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
 from pipeline.store.object_path import store_path
+from pipeline.store.tokens import require_lake
 from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
-from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Receipt
 from schemas.run_file import CheckSae, RunFile
@@ -34,8 +34,7 @@ def extract(run: RunFile, *, accept_environment: bool = False) -> Extraction:
 def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extraction:
     """The same for a run file that has every default filled in."""
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
-    if not layout.lake.exists():
-        raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
+    require_lake(layout)
     assert run.tokens.tokenizer is not None
     check_rule(layout, run, load_tokenizer(run.tokens.tokenizer))
     watched = _Watched(layout)

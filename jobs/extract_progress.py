@@ -66,7 +66,7 @@ class ExtractionProgress:
         if isinstance(outcome, Receipt):
             self._shards += 1
             self._rows += outcome.rows
-            self._nnz += sum(site.nnz for site in outcome.sites.values())
+            self._nnz += outcome.nnz
         self._show()
 
     def _show(self) -> None:

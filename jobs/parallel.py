@@ -26,7 +26,7 @@ def choose_tasks(store: FeatureStore, workers: int | None = None, address: str |
 
 def _worth(store: FeatureStore) -> int:
     receipts = [receipt for name in store.plans for receipt in store.pass_receipts(name).values()]
-    if sum(site.nnz for receipt in receipts for site in receipt.sites.values()) < WORTH_NNZ:
+    if sum(receipt.nnz for receipt in receipts) < WORTH_NNZ:
         return 1
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(len(os.sched_getaffinity(0)), free // MEMORY_OF_A_WORKER))

@@ -53,9 +53,9 @@ class Journal:
                 node=outcome.environment.get("host"),
                 attempt=outcome.attempt,
                 rows=outcome.rows,
-                nnz=sum(site.nnz for site in outcome.sites.values()),
-                bytes=sum(item.bytes for item in outcome.objects),
-                seconds=round(sum(outcome.seconds.values()), 3),
+                nnz=outcome.nnz,
+                bytes=outcome.size,
+                seconds=round(outcome.work_seconds, 3),
             )
 
     def _keep(self, event: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ class Probe:
 
     def _measure(self, process: Callable[[str], Receipt], warm: Receipt, corpus: Corpus) -> list[Receipt]:
         """Shards as large as the run's, or as the time allows, until it is over; at least one."""
-        rate = warm.rows / max(sum(warm.seconds.values()), 1e-9)
+        rate = warm.rows / max(warm.work_seconds, 1e-9)
         rows = max(min(corpus.shard_rows, int(rate * self.seconds / SHARDS)), warm.rows)
         limit = min(max(int(1.5 * rate * self.seconds), rows), corpus.rows)
         if limit <= self._warm_up_rows():

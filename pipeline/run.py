@@ -14,11 +14,11 @@ from pipeline.store.commits import ManifestRow, manifest_row, scan_commits, writ
 from pipeline.store.objects import readable, self_test
 from pipeline.store.parquet import read_frame
 from pipeline.store.site import has_site_weights
-from pipeline.store.tokens import read_links
+from pipeline.store.tokens import read_links, require_lake
 from pipeline.tally import Tally
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
-from schemas.records import Lake, Plan, Receipt
+from schemas.records import Plan, Receipt
 from schemas.run_file import RunFile
 from schemas.values import Hello
 
@@ -63,31 +63,37 @@ def extract(
     Raises InputError when the recipe differs from the pass's plan, when the storage is unfit, and, after all
     other shards were committed, when some shard had to be given up.
     """
-    lake: Lake = Lake.from_json(layout.lake.read_bytes(), str(layout.lake))
-    plan = agree_on_plan(layout, make_plan(run, lake), accept_environment=accept_environment)
+    made = make_plan(run, require_lake(layout))
+    plan = agree_on_plan(layout, made, accept_environment=accept_environment)
     result = Extraction(plan, 0, 0, run.extract.workers if run.extract.executor == "ray" else 1)
     todo, committed = _look(layout, result)
     begin(result)
-    if not todo and not all(has_site_weights(layout, plan.pass_name, site.name) for site in plan.sites):
+    if not todo:
+        _complete(layout, plan, committed)
+        return result
+    self_test(layout.root)
+    check = WorkerCheck(plan, result.tally.devices, accept_environment=accept_environment)
+    asked = {"shards": len(todo), "total": result.total, "workers": result.workers}
+    with journal(layout, plan, on_event, result.fresh, **asked) as log:
+        for outcome in _dispatch(layout, run, plan, todo, check, log):
+            _file(result, committed, outcome)
+            log.outcome(outcome)
+            observe(outcome)
+        failed = {failure.shard: failure.error for failure in result.failures.values()}
+        write_manifest(layout, plan.pass_name, committed, failed)
+        if result.failures:
+            raise InputError(_told(result))
+    return result
+
+
+def _complete(layout: Layout, plan: Plan, committed: list[ManifestRow]) -> None:
+    """Write what a run did not come to that died when every shard was committed: weights, the manifest."""
+    if not all(has_site_weights(layout, plan.pass_name, site.name) for site in plan.sites):
         from pipeline.worker import Worker
 
-        Worker(layout.root, plan).setup()  # writes the weights that are missing
-    if not todo and _names(layout, plan.pass_name) != {row[0] for row in committed}:
-        write_manifest(layout, plan.pass_name, committed, {})  # a run died before it could
-    if todo:
-        self_test(layout.root)
-        check = WorkerCheck(plan, result.tally.devices, accept_environment=accept_environment)
-        asked = {"shards": len(todo), "total": result.total, "workers": result.workers}
-        with journal(layout, plan, on_event, result.fresh, **asked) as log:
-            for outcome in _dispatch(layout, run, plan, todo, check, log):
-                _file(result, committed, outcome)
-                log.outcome(outcome)
-                observe(outcome)
-            failed = {failure.shard: failure.error for failure in result.failures.values()}
-            write_manifest(layout, plan.pass_name, committed, failed)
-            if result.failures:
-                raise InputError(_told(result))
-    return result
+        Worker(layout.root, plan).setup()
+    if _names(layout, plan.pass_name) != {row[0] for row in committed}:
+        write_manifest(layout, plan.pass_name, committed, {})
 
 
 def _look(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestRow]]:
@@ -181,7 +187,8 @@ def _dispatch(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
         )
         return
-    from pipeline.executors.ray_backend import ray_backend, ray_session
+    from pipeline.executors.ray_backend import ray_backend
+    from pipeline.executors.ray_session import ray_session
 
     policy = Policy(
         workers=run.extract.workers,

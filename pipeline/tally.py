@@ -31,7 +31,7 @@ class Tally:
         self.shards += 1
         self.rows += receipt.rows
         self.objects += len(receipt.objects)
-        self.seconds += sum(receipt.seconds.values())
+        self.seconds += receipt.work_seconds
         self.devices.add(receipt.environment.get("device_model", ""))
         for item in receipt.objects:
             self.bytes[item.path.rpartition("/")[2]] += item.bytes

@@ -23,12 +23,12 @@ from pipeline.plan import environment
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit, read_commit
 from pipeline.store.objects import staged_folder
-from pipeline.store.tokens import counted_for, read_links, read_token_shard
+from pipeline.store.tokens import counted_for, read_links, read_token_shard, require_lake
 from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
 from schemas.errors import ShardError
 from schemas.layout import Layout, StorePath
-from schemas.records import DataObject, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
+from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
 from schemas.values import Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
 
@@ -82,7 +82,7 @@ class Worker:
         self._layout = Layout(root)
         self._plan, self._gpus = plan, gpus
         self._features = make_features(self._layout, plan, check_sae, oom_batch_contexts)
-        self._lake: Lake = Lake.from_json(self._layout.lake.read_bytes(), str(self._layout.lake))
+        self._lake = require_lake(self._layout)
         self._records: dict[str, tuple[int, ShardRecord]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._on_rows, self._in_flight = on_rows, ("", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -268,6 +269,21 @@ class Receipt(Record):
     be others than with enough memory; None: the plan's."""
     link: int | None = None
     """The corpus link that the shard is in; None in receipts from before version 3."""
+
+    @property
+    def nnz(self) -> int:
+        """Stored activations, over all sites."""
+        return sum(site.nnz for site in self.sites.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return sum(item.bytes for item in self.objects)
+
+    @property
+    def work_seconds(self) -> float:
+        """Wall seconds of all stages; to the bit the same in any order of them."""
+        return math.fsum(self.seconds.values())
 
     def same_bytes(self, other: Receipt) -> bool:
         """Whether two attempts wrote the same data."""

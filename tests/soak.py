@@ -174,10 +174,7 @@ def two_drivers(arena: Arena) -> None:
 
 def node_killed(arena: Arena) -> None:
     """A node is gone at once, with its workers; another comes."""
-    root = arena.tokenized()
-    driver = arena.driver(root)
-    until_some_are_done(arena, root, driver)
-    node = arena.nodes.pop(arena.random.randrange(len(arena.nodes)))
+    root, driver, node = midway(arena)
     arena.cluster.remove_node(node, allow_graceful=False)
     arena.wounds["node killed"] += 1
     arena.nodes.append(arena.cluster.add_node(num_cpus=1))
@@ -187,10 +184,7 @@ def node_killed(arena: Arena) -> None:
 
 def node_drained(arena: Arena) -> None:
     """A node is told that it will be taken away, as a spot market does; no attempt is lost."""
-    root = arena.tokenized()
-    driver = arena.driver(root)
-    until_some_are_done(arena, root, driver)
-    node = arena.nodes.pop(arena.random.randrange(len(arena.nodes)))
+    root, driver, node = midway(arena)
     drain = ["drain-node", "--address", arena.cluster.address, "--node-id", node.node_id]
     drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "soak"]
     ray = Path(sys.executable).with_name("ray")
@@ -238,6 +232,14 @@ def may_mount() -> bool:
             return False
         subprocess.run(["umount", folder], check=True)
     return True
+
+
+def midway(arena: Arena) -> tuple[Path, subprocess.Popen[str], Any]:
+    """A store, its driver when some shards are committed, and a node that will not stay."""
+    root = arena.tokenized()
+    driver = arena.driver(root)
+    until_some_are_done(arena, root, driver)
+    return root, driver, arena.nodes.pop(arena.random.randrange(len(arena.nodes)))
 
 
 def until_some_are_done(arena: Arena, root: Path, driver: subprocess.Popen[str]) -> None:

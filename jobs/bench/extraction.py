@@ -90,8 +90,8 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
         ended = time.perf_counter()
         seconds["bare"].append((middle - began) / shard.n_rows)
         seconds["extraction"].append((ended - middle) / shard.n_rows)
-        nnz += sum(site.nnz for site in receipt.sites.values())
-        size += sum(item.bytes for item in receipt.objects)
+        nnz += receipt.nnz
+        size += receipt.size
         console.print(
             f"  {shape.name}: shard {record.name}, {seconds['bare'][-1] / seconds['extraction'][-1]:.3f}"
         )

@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pipeline import logs
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
 from pipeline.executors.ray_metrics import DriverMetrics, WorkerMetrics
-from pipeline.executors.ray_session import address_of, first_line, ray_session
+from pipeline.executors.ray_session import address_of, first_line
 from pipeline.executors.sight import ProbeFile, require_sight, storage_probe
 from pipeline.models.device import is_broken
 from pipeline.store.object_path import is_memory, store_path
@@ -31,8 +31,6 @@ from schemas.layout import StorePath
 from schemas.records import Plan, Receipt
 from schemas.run_file import Extract
 from schemas.values import Hello
-
-__all__ = ["RayBackend", "ray_backend", "ray_session"]
 
 BROKEN_EXIT_S = 2.0
 """A process that can not use its GPU any more tells the driver, and ends by itself after this time."""

@@ -32,8 +32,8 @@ class WorkerMetrics:
         self._seconds.observe(seconds)
         if receipt.rows:
             self._tokens.inc(receipt.rows)
-        if nnz := sum(site.nnz for site in receipt.sites.values()):
-            self._nonzeros.inc(nnz)
+        if receipt.nnz:
+            self._nonzeros.inc(receipt.nnz)
 
 
 class DriverMetrics:

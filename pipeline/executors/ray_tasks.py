@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.executors.ray_backend import ray_session
+from pipeline.executors.ray_session import ray_session
 from pipeline.executors.sight import ProbeFile, require_sight, storage_probe
 from pipeline.executors.tasks import MAX_DEATHS, THREADS
 from schemas.errors import InputError

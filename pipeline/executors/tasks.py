@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -75,7 +76,7 @@ class Processes:
             deaths = 0
             try:
                 while True:
-                    for item in _some(rest, 2 * self._n - len(flight)):
+                    for item in islice(rest, 2 * self._n - len(flight)):
                         flight.append((item, self._submit(call, item)))
                     if not flight:
                         return
@@ -124,11 +125,6 @@ class Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
-
-
-def _some(items: Iterator[Item], n: int) -> Iterator[Item]:
-    for _, item in zip(range(n), items, strict=False):
-        yield item
 
 
 def _begin_worker() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -100,10 +99,8 @@ def receipts_digest(receipts: Iterable[Receipt]) -> str:
 
 def manifest_row(receipt: Receipt) -> ManifestRow:
     """What the manifest says of a committed shard."""
-    nnz = sum(site.nnz for site in receipt.sites.values())
-    size = sum(item.bytes for item in receipt.objects)
-    seconds = math.fsum(receipt.seconds.values())  # the same in any order of the stages
-    return (receipt.shard, "committed", receipt.attempt, receipt.rows, nnz, size, seconds, None)
+    measured = (receipt.rows, receipt.nnz, receipt.size, receipt.work_seconds)
+    return (receipt.shard, "committed", receipt.attempt, *measured, None)
 
 
 def write_manifest(

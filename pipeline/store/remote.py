@@ -71,7 +71,7 @@ def write_atomic(path: ObjectPath, data: bytes) -> None:
 @contextlib.contextmanager
 def staged(path: ObjectPath) -> Iterator[Path]:
     """See `objects.staged`."""
-    with _scratch() as folder:
+    with scratch_folder() as folder:
         yield folder / path.name
         _put(path, folder / path.name)
 
@@ -79,20 +79,13 @@ def staged(path: ObjectPath) -> Iterator[Path]:
 @contextlib.contextmanager
 def staged_folder(path: ObjectPath) -> Iterator[Path]:
     """See `objects.staged_folder`."""
-    with _scratch() as folder:
+    with scratch_folder() as folder:
         yield folder
         try:
             _upload(folder, path, _files(folder))
         except BaseException:
             remove_tree(path)
             raise
-
-
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """See `objects.scratch_folder`."""
-    with _scratch() as folder:
-        yield folder
 
 
 def publish_folder(folder: Path, path: ObjectPath) -> bool:
@@ -214,7 +207,7 @@ def _files(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
     """A folder of this machine ($TMPDIR) of one's own; those of processes that were killed are removed.
 
     A full or forbidden disk there is an InputError that names it.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.packing import Packed, document_of_row, stored_mask
 from pipeline.store.objects import readable
-from schemas.errors import ShardError
+from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Counted, Lake, ShardRecord
 from schemas.values import I64, Bool, TokenShard
@@ -33,6 +33,13 @@ def read_lake(layout: Layout) -> Lake | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     lake: Lake = Lake.from_json(data, str(layout.lake))
+    return lake
+
+
+def require_lake(layout: Layout) -> Lake:
+    """The lake's record; InputError where nothing was tokenized yet."""
+    if (lake := read_lake(layout)) is None:
+        raise InputError(f"{layout.root} holds no tokens yet: run `latentlake tokenize` first")
     return lake
 
 

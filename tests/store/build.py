@@ -82,6 +82,22 @@ def random_features(rng: np.random.Generator, stored: np.ndarray, d_sae: int = D
     return SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
 
 
+def put_lake(layout: Layout, context_size: int, label_columns: dict[str, str]) -> Lake:
+    """The record of a lake whose BOS is not counted."""
+    lake = Lake(
+        tokenizer="none",
+        tokenizer_digest="0",
+        context_size=context_size,
+        bos_id=0,
+        separator_id=None,
+        special_ids=(0,),
+        special_tokens="exclude",
+        label_columns=label_columns,
+    )
+    put_if_absent(layout.lake, lake.to_json())
+    return lake
+
+
 def build(
     root: Path,
     *,
@@ -95,17 +111,7 @@ def build(
 ) -> Built:
     """A store of `shards` shards of `documents` documents; `commits` of them are committed (default: all)."""
     rng, layout = np.random.default_rng(seed), Layout(root)
-    lake = Lake(
-        tokenizer="none",
-        tokenizer_digest="0",
-        context_size=CONTEXT_SIZE,
-        bos_id=0,
-        separator_id=None,
-        special_ids=(0,),
-        special_tokens="exclude",
-        label_columns=LABELS,
-    )
-    put_if_absent(layout.lake, lake.to_json())
+    lake = put_lake(layout, CONTEXT_SIZE, LABELS)
     records: list[ShardRecord] = []
     frames: list[pl.DataFrame] = []
     for number in range(shards):

@@ -11,10 +11,10 @@ from scipy import sparse
 from pipeline.store.objects import measure, put_if_absent
 from pipeline.store.site import write_site_weights
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Lake, ShardRecord
+from schemas.records import CorpusLink, ShardRecord
 from schemas.tables import tokens_schema
 from schemas.values import SparseFeatures
-from tests.store.build import commit_shard, make_plan, planned_site
+from tests.store.build import commit_shard, make_plan, planned_site, put_lake
 
 CONTEXT = 64
 
@@ -22,17 +22,7 @@ CONTEXT = 64
 def build_large(root: Path, *, shards: int, rows: int, d_sae: int, l0: int) -> Layout:
     """Contexts of 64 rows, BOS first, each a document; the features of each row are drawn alike."""
     layout, rng = Layout(root), np.random.default_rng(0)
-    lake = Lake(
-        tokenizer="none",
-        tokenizer_digest="0",
-        context_size=CONTEXT,
-        bos_id=0,
-        separator_id=None,
-        special_ids=(0,),
-        special_tokens="exclude",
-        label_columns={},
-    )
-    put_if_absent(layout.lake, lake.to_json())
+    put_lake(layout, CONTEXT, {})
     site = planned_site(d_sae=d_sae, feature_block=64)
     plan = make_plan([site], ("token_major", "feature_major"), "float16")
     put_if_absent(layout.plan("p"), plan.to_json())
