@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from jobs.console import console, say
 from pipeline.executors.tasks import OneProcess, Tasks
+from pipeline.sources.overlap import overlap
 from pipeline.statistics.clustered import (
     CHANGES,
     DocumentSums,
@@ -71,6 +73,7 @@ def diff(
     A task looks at one shard. InputError where the two can not be compared.
     """
     _check(a, b)
+    _check_out(out)
     common = [name for name, sha256 in a.shards.items() if b.shards.get(name) == sha256]
     is_paired = _is_paired(a, b, common)
     tasks = tasks or OneProcess()
@@ -126,6 +129,15 @@ def _check(a: Side, b: Side) -> None:
             raise InputError(f"{side} has no committed shard with a counted row: run `latentlake extract`")
 
 
+def _check_out(out: Path | None) -> None:
+    """Better said now than after the comparison."""
+    if out is None:
+        return
+    nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if out.is_dir() or not nearest.is_dir():
+        raise InputError(f"--out {out} can not be a file: give one that is no folder and lies in one")
+
+
 def _is_paired(a: Side, b: Side, common: list[str]) -> bool:
     """Whether the two are of the same token shards; some of them may not be extracted yet."""
     chains = [[record.sha256 for record in side.store.shards] for side in (a, b)]
@@ -175,7 +187,8 @@ def shard_changes(
 def _say_what(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals], *, is_paired: bool) -> None:
     for name, side, total in (("A", a, totals[0]), ("B", b, totals[1])):
         size = f"{total.documents:,} documents, {total.rows:,} counted rows"
-        say(f"[bold]{name}[/] {escape(str(side))}: {size}, model {escape(side.plan.model)}")
+        model = side.plan.model or side.plan.model_loader
+        say(f"[bold]{name}[/] {escape(str(side))}: {size}, model {escape(model)}")
     say("The documents are the same: each is compared with itself." if is_paired else "The documents differ.")
 
 
@@ -213,10 +226,19 @@ def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[
 
 
 def _shared(a: Side, b: Side) -> bool:
-    """Whether the two share a token shard or a source."""
+    """Whether the two share a token shard, a source, or documents of one, however they were cut."""
     shards = [set(side.shards.values()) for side in (a, b)]
     sources = [{link.source_digest for link in side.store.links} for side in (a, b)]
-    return bool(shards[0] & shards[1] or sources[0] & sources[1])
+    if shards[0] & shards[1] or sources[0] & sources[1]:
+        return True
+    return any(_repeats(one.source, two.source) for one, two in product(a.store.links, b.store.links))
+
+
+def _repeats(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Whether two sources share documents, as far as can be told: before version 3 files said no contents."""
+    asked, held = (one, two) if "contents" in one else (two, one)
+    is_silent = asked["kind"] == "text" and not {"contents", "revision"} & set(asked)
+    return not is_silent and overlap(asked, held) is not None
 
 
 def _say_changes(table: pl.DataFrame, top: int, verb: str) -> None:

@@ -59,6 +59,11 @@ def _inside(path: Path, working_dir: Path) -> str:
 def _check_root(run: RunFile) -> None:
     """What is written into the job's copy of the working directory is lost with it."""
     root = run.store.root
+    if root.startswith("memory://"):
+        raise InputError(
+            f"store.root {root!r} lies in the memory of one process and ends with it: give an absolute path "
+            "that all nodes share, or an object store (s3://…)"
+        )
     if "://" not in root and not Path(root).is_absolute():
         raise InputError(
             f"store.root {root!r} is relative, which on a cluster is inside the job's temporary copy of the "

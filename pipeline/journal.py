@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import time
 import uuid
@@ -25,6 +26,7 @@ from schemas.layout import Layout
 from schemas.records import Plan, Receipt
 
 HEARTBEAT_LOGGED_S = 60.0
+SIGNAL_CODES = 128
 WARNINGS = {"retry", "quarantined", "worker_replaced", "waiting", "oom"}
 
 
@@ -88,5 +90,14 @@ def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun
                 nnz=fresh.nonzeros,
                 bytes=fresh.size,
                 seconds=round(time.monotonic() - began, 3),
-                why=None if error is None else f"{type(error).__name__}: {error}".rstrip(": "),
+                why=_why(error),
             )
+
+
+def _why(error: BaseException | None) -> str | None:
+    """What ended a run, in words: the commands end by SystemExit(128 + n) when they are sent signal n."""
+    if error is None:
+        return None
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > SIGNAL_CODES:
+        return signal.Signals(error.code - SIGNAL_CODES).name
+    return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -25,7 +25,9 @@ from schemas.records import FORMAT_VERSION, Receipt, Record
 AFTER_S = 60.0
 """A run without a prediction makes one from what it committed in its first minute,"""
 AFTER_SHARE = 8
-"""or in its first eighth, what comes first."""
+"""or in its first eighth, what comes first; the eighth must hold"""
+WARM_SHARDS = 3
+"""besides each worker's first: a mean of fewer says little."""
 
 
 @record(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -193,16 +195,18 @@ class Forecast:
         if self.prediction is not None or isinstance(outcome, Failure) or not outcome.rows:
             return
         self._samples.append(sample(outcome))
-        enough = len(self._samples) * AFTER_SHARE >= self._shards
-        if len(self._samples) > 1 and (enough or self._clock() - self._began >= AFTER_S):
+        enough = len(self._samples) * AFTER_SHARE >= self._shards and len(self._warm) >= WARM_SHARDS
+        if enough or (len(self._samples) > 1 and self._clock() - self._began >= AFTER_S):
             self._predict()
 
+    @property
+    def _warm(self) -> list[Sample]:
+        """All but each worker's first shard, in which it warms up, where others are left."""
+        return self._samples[min(self._workers, len(self._samples) // 2) :]
+
     def _predict(self) -> None:
-        """Leave each worker's first shard out, in which it warms up, where others are left."""
-        cold = min(self._workers, len(self._samples) // 2)
-        warm = self._samples[cold:]
         self.prediction = predict(
-            warm,
+            self._warm,
             plan_hash=self._plan_hash,
             source=f"the run's own first {len(self._samples)} shards",
             rows=self._rows,

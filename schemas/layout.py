@@ -90,7 +90,12 @@ class Layout:
 
     def tokens(self, shard: str) -> StorePath:
         """Token shard."""
-        return self.root / "tokens" / f"{check_name(shard, 'shard')}.parquet"
+        return self.token_shards / f"{check_name(shard, 'shard')}.parquet"
+
+    @property
+    def token_shards(self) -> StorePath:
+        """Folder of all token shards."""
+        return self.root / "tokens"
 
     @property
     def tokenize_lock(self) -> StorePath:

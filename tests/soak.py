@@ -147,13 +147,13 @@ def workers_killed(arena: Arena, kills: int = 8) -> None:
     arena.check(root)
 
 
-def drivers_killed(arena: Arena, kills: int = 4) -> None:
+def drivers_killed(arena: Arena, kills: int = 6) -> None:
     """The driver is killed at random moments and the command typed again, until nothing is left to do."""
     root = arena.tokenized()
     for _ in range(kills):
         driver = arena.driver(root)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(arena.random.uniform(1.0, 5.0))
+            driver.wait(arena.random.uniform(0.5, 3.5))
         if driver.poll() is None:
             driver.send_signal(arena.random.choice([signal.SIGKILL, signal.SIGTERM]))
             arena.wounds["driver killed"] += 1

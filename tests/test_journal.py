@@ -49,6 +49,12 @@ def test_an_error_ends_the_log_and_passes_on(tmp_path, plan):
     assert (last["event"], last["why"]) == ("end", "KeyboardInterrupt")
 
 
+def test_a_signal_that_ended_the_run_goes_by_its_name(tmp_path, plan):
+    with pytest.raises(SystemExit), journal(Layout(tmp_path), plan[0], silent, Tally()):
+        raise SystemExit(128 + 15)  # what `jobs.exits` makes of a SIGTERM
+    assert list(read_events(Layout(tmp_path), "mid"))[-1]["why"] == "SIGTERM"
+
+
 def test_heartbeats_are_heard_at_once_and_kept_once_a_minute(tmp_path, plan, monkeypatch):
     now, heard = [0.0], []
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))

@@ -74,7 +74,7 @@ def test_a_run_without_a_prediction_makes_one_of_its_first_eighth_but_the_cold_s
     forecast.begin("plan", "mid", rows=3200, shards=32, workers=2)
     clock.now = 7.0
     forecast.ready()
-    for number in range(4):
+    for number in range(5):
         assert forecast.prediction is None
         forecast.observe(receipt(f"{number:06d}", seconds=20.0 if number < 2 else 2.0))
     assert forecast.prediction.tokens_per_second.value == 50
@@ -112,9 +112,9 @@ def test_a_prediction_that_can_not_be_written_ends_no_run(tmp_path, monkeypatch,
 
     monkeypatch.setattr("pipeline.prediction.write_atomic", fail)
     forecast = Forecast(Layout(tmp_path))
-    forecast.begin("plan", "mid", rows=200, shards=2, workers=1)
-    forecast.observe(receipt("000000"))
-    forecast.observe(receipt("000001"))
+    forecast.begin("plan", "mid", rows=600, shards=6, workers=1)
+    for number in range(4):
+        forecast.observe(receipt(f"{number:06d}"))
     assert forecast.prediction.tokens_per_second.value == 50
 
 

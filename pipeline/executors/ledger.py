@@ -34,11 +34,6 @@ class Ledger:
         """Shards that have not ended."""
         return self._total - len(self._ended)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether some shard waits for a worker."""
-        return bool(self._waiting)
-
     def attempts(self, shard: str) -> int:
         """Charged attempts at a shard so far."""
         return self._attempts[shard]

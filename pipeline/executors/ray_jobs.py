@@ -92,8 +92,9 @@ class JobServer:
         while True:
             try:
                 return self._client.get_job_info(job)
-            except OSError:
-                if time.monotonic() - began >= PATIENCE_S:
+            except (OSError, RuntimeError) as error:
+                away = isinstance(error, OSError) or re.search(r"status code 5\d\d", str(error))
+                if not away or time.monotonic() - began >= PATIENCE_S:
                     raise
                 time.sleep(1)
 

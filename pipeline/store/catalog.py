@@ -72,10 +72,7 @@ class Catalog:
         layout = Layout(store_path(root))
         lake = read_lake(layout)
         if lake is None:
-            raise InputError(
-                f"{root} is no store (it has no lake.json): give the folder or URL that a run file calls "
-                "store.root"
-            )
+            raise _no_lake(layout)
         return cls(layout, lake, read_links(layout), read_plans(layout), seen)
 
     def again(self) -> Self:
@@ -184,3 +181,16 @@ def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
                 feature_block=site.feature_block,
             )
     return sites
+
+
+def _no_lake(layout: Layout) -> InputError:
+    """What to say of a root without a record: `tokenize` puts it last, after the token shards."""
+    if layout.token_shards.is_dir():
+        return InputError(
+            f"{layout.root} holds token shards but no lake.json: `latentlake tokenize` is at work there, or "
+            "was interrupted; let it end, or run it again"
+        )
+    return InputError(
+        f"{layout.root} is no store (it has no lake.json): give the folder or URL that a run file calls "
+        "store.root"
+    )

@@ -18,6 +18,7 @@ from pipeline.store.object_path import is_memory
 from pipeline.store.objects import open_input, staged
 from schemas.layout import StorePath
 from schemas.run_file import ActivationDtype
+from schemas.tables import Schema
 from schemas.values import U32, Postings
 
 # 1 M nonzeros of 4,608 features (32 a row, Zipf): 3.18 B a nonzero at every level; level 1 is the quickest.
@@ -57,6 +58,7 @@ def postings_writer(path: Path, activation_dtype: ActivationDtype, **options: An
             "activation": "BYTE_STREAM_SPLIT",
         },
         write_statistics=["feature", "row"],
+        write_page_checksum=True,
         **options,
     )
 
@@ -78,6 +80,14 @@ def read_frame(path: StorePath, columns: Sequence[str] | None = None) -> pl.Data
     """A Parquet file, or some of its columns; wrap it in `objects.readable` for what damaged ones raise."""
     source = path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
     return pl.read_parquet(source, columns=list(columns) if columns is not None else None, glob=False)
+
+
+def as_frame(table: pa.Table, schema: Schema) -> pl.DataFrame:
+    """What PyArrow has read; ValueError where the columns are others, as a damaged footer may have it."""
+    frame = pl.DataFrame(table)
+    if frame.schema != schema:
+        raise ValueError(f"its columns are {', '.join(frame.columns)}")
+    return frame
 
 
 def scan_frame(path: StorePath) -> pl.LazyFrame:
@@ -102,12 +112,17 @@ def read_metadata(path: StorePath) -> dict[str, str]:
 
 @contextmanager
 def open_parquet(path: StorePath, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    """The file, to read row groups; PyArrow opens local ones itself, which is quicker."""
+    """The file, to read row groups; PyArrow opens local ones itself, which is quicker.
+
+    Pages that carry a checksum (those of stores before version 4 do not) are compared with it: a flipped bit
+    would else be a wrong number.
+    """
+    checked: dict[str, Any] = {"metadata": metadata, "page_checksum_verification": True}
     if isinstance(path, Path):
-        with pq.ParquetFile(path, metadata=metadata) as file:
+        with pq.ParquetFile(path, **checked) as file:
             yield file
     else:
-        with open_input(path) as source, pq.ParquetFile(source, metadata=metadata, pre_buffer=True) as file:
+        with open_input(path) as source, pq.ParquetFile(source, pre_buffer=True, **checked) as file:
             yield file
 
 
@@ -135,6 +150,7 @@ def write_frame(
             use_dictionary=[name for name in encodings if encodings[name] is None],
             column_encoding={name: encoding for name, encoding in encodings.items() if encoding},
             store_schema=False,
+            write_page_checksum=True,
         ) as writer,
     ):
         for first, last in _groups(frame, table, feature_block):

@@ -23,10 +23,10 @@ class PostingsFile:
         self._path = path
         with readable(path), open_parquet(path) as file:
             self._metadata = file.metadata
-        groups = [self._metadata.row_group(i).column(0) for i in range(self._metadata.num_row_groups)]
-        self.first: I64 = np.array([group.statistics.min for group in groups], dtype=np.int64)
-        """First feature of each row group."""
-        self.last: I64 = np.array([group.statistics.max for group in groups], dtype=np.int64)
+            groups = [self._metadata.row_group(i).column(0) for i in range(self._metadata.num_row_groups)]
+            self.first: I64 = np.array([group.statistics.min for group in groups], dtype=np.int64)
+            """First feature of each row group."""
+            self.last: I64 = np.array([group.statistics.max for group in groups], dtype=np.int64)
 
     @property
     def nnz(self) -> int:
@@ -82,4 +82,4 @@ class PostingsFile:
             open_parquet(self._path, self._metadata) as file,
         ):
             table = file.read_row_groups(groups, columns=list(columns), use_threads=False)
-        return [table[name].to_numpy() for name in columns]
+            return [table[name].to_numpy() for name in columns]

@@ -80,11 +80,11 @@ class FeatureStore(Catalog):
 
     def partials(self, site: str, shard: str) -> pl.DataFrame:
         """Statistics of one shard (`pipeline.statistics.partials_schema`)."""
-        return self._frame(site, shard, PARTIALS)
+        return self.files(site, shard).read_partials(range(self.site(site).d_sae))
 
     def row_counts(self, site: str, shard: str) -> pl.DataFrame:
         """L0 counts of one shard (`schemas.tables.ROW_COUNTS`)."""
-        return self._frame(site, shard, ROW_COUNTS)
+        return self.files(site, shard).read_row_counts()
 
     def fold_partials(self, site: str) -> pl.DataFrame:
         """Partials of all committed shards, combined in shard order."""
@@ -251,11 +251,6 @@ class FeatureStore(Catalog):
         if path not in self._files:
             self._files[path] = PostingsFile(path)
         return self._files[path]
-
-    def _frame(self, site: str, shard: str, name: str) -> pl.DataFrame:
-        path = self.object_path(site, shard, name)
-        with readable(path):
-            return read_frame(path)
 
     def _rows_in_shard(self, info: SiteInfo, record: ShardRecord, feature: int) -> tuple[U64, F32]:
         if "feature_major" in info.layouts:

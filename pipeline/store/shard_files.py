@@ -9,12 +9,14 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from pipeline.statistics import partials_schema
 from pipeline.store.objects import readable
-from pipeline.store.parquet import open_parquet, read_frame
+from pipeline.store.parquet import as_frame, open_parquet
 from pipeline.store.postings import PostingsFile
 from schemas.layout import StorePath
 from schemas.records import ShardRecord
 from schemas.run_file import ActivationDtype
+from schemas.tables import ROW_COUNTS
 from schemas.values import Postings, SparseFeatures
 
 if TYPE_CHECKING:
@@ -102,15 +104,16 @@ class ShardFiles:
                 for group in range(metadata.num_row_groups)
                 if _overlap(metadata.row_group(group).column(0).statistics, features)
             ]
-            frame = pl.from_arrow(parquet.read_row_groups(groups, columns=columns, use_threads=False))
-        assert isinstance(frame, pl.DataFrame)
+            table = parquet.read_row_groups(groups, columns=columns, use_threads=False)
+            known = partials_schema()
+            frame = as_frame(table, {name: known[name] for name in columns or known})
         first, last = np.searchsorted(frame["feature"].to_numpy(), [features.start, features.stop])
         return frame.slice(int(first), int(last - first))
 
     def read_row_counts(self) -> pl.DataFrame:
         """L0 counts (`schemas.tables.ROW_COUNTS`)."""
-        with readable(self.row_counts):
-            return read_frame(self.row_counts)
+        with readable(self.row_counts), open_parquet(self.row_counts) as parquet:
+            return as_frame(parquet.read(use_threads=False), ROW_COUNTS)
 
 
 def _overlap(statistics: pq.Statistics | None, features: range) -> bool:

@@ -21,10 +21,12 @@ from pipeline import statistics
 from pipeline.executors.tasks import Tasks
 from pipeline.statistics.examples import Strongest, example_table
 from pipeline.statistics.rows import combine_counts
+from pipeline.store.objects import sha256_file
 from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from schemas.errors import InputError
-from schemas.layout import PARTIALS
+from schemas.layout import PARTIALS, ROW_COUNTS, StorePath
+from schemas.records import DataObject
 from schemas.values import Totals
 
 if TYPE_CHECKING:
@@ -54,6 +56,33 @@ def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.Da
         "l0": counts,
         "examples": pl.concat([part.examples for part in found]),
     }
+
+
+def check_sums(store: FeatureStore, site: str, tasks: Tasks) -> None:
+    """Compare what the tables are summed from with its checksums; InputError that names a damaged file.
+
+    A flipped bit would else be a wrong number, or one shard less. Some 1 GB of partials for 10^9 activations.
+    """
+    summed = [f"{site}/{name}" for name in (PARTIALS, ROW_COUNTS)]
+    objects = (
+        (store.object_path(site, shard, item.path.removeprefix(f"{site}/")), item)
+        for shard, receipt in store.receipts(site).items()
+        for item in receipt.objects
+        if item.path in summed
+    )
+    for problem in tasks.map(_problem, objects):
+        if problem is not None:
+            raise InputError(
+                f"{problem}: run `latentlake verify`, and restore what it names from a copy of the store"
+            )
+
+
+def _problem(item: tuple[StorePath, DataObject]) -> str | None:
+    """What is wrong with an object, in words."""
+    path, record = item
+    if not path.exists():
+        return f"{path} is missing"
+    return None if sha256_file(path) == record.sha256 else f"{path} is damaged: its sha256 is another"
 
 
 def _partials_ranges(store: FeatureStore, site: str) -> list[range]:

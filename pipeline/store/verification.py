@@ -16,12 +16,15 @@ from pipeline.executors.tasks import Tasks
 from pipeline.store import tables
 from pipeline.store.compacted import Compacted, in_use, read_compactions, remedy
 from pipeline.store.compaction import is_as_merged
+from pipeline.store.objects import readable
+from pipeline.store.parquet import as_frame, open_parquet
 from pipeline.store.shard_check import Committed, Pass, VerifyReport
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.site_tables import site_tables
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import CompactedFile, ShardRecord
+from schemas.tables import VOCABULARY
 
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
@@ -42,6 +45,7 @@ def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
         report.add(found)
         if not found.problems:
             tokens.add(record.name)
+    _verify_vocabulary(store, report)
     for pass_name, plan in store.plans.items():
         receipts = store.pass_receipts(pass_name)
         if pending := len(store.shards) - len(receipts):
@@ -70,6 +74,21 @@ def _check_tokens(layout: Layout, record: ShardRecord) -> VerifyReport:
     report = VerifyReport()
     report.compare_object(layout.tokens(record.name), record.bytes, record.sha256)
     return report
+
+
+def _verify_vocabulary(store: FeatureStore, report: VerifyReport) -> None:
+    """The text of every token: its pages' checksums (version 4 on), and that no id is left out."""
+    path = store.layout.vocabulary
+    report.objects += 1
+    try:
+        with readable(path), open_parquet(path) as file:
+            found = as_frame(file.read(), VOCABULARY)
+    except InputError as error:
+        report.problems.append(str(error))
+        return
+    ids = pl.Series("token_id", range(found.height), VOCABULARY["token_id"])
+    if not found["token_id"].equals(ids) or found["text"].null_count():
+        report.problems.append(f"{path} does not hold a text for each token id from 0 on")
 
 
 def _committed(store: FeatureStore, pass_name: str, tokens: set[str]) -> Iterator[Committed]:

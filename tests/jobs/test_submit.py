@@ -11,12 +11,14 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from jobs.run import run
 from jobs.submit import submit
+from pipeline.executors.ray_jobs import JobServer
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run_file import load_run_file
@@ -50,6 +52,12 @@ def test_a_run_file_that_the_cluster_would_not_get_is_refused(tmp_path):
 def test_a_store_inside_the_jobs_temporary_copy_is_refused(tmp_path):
     path = run_yaml(tmp_path, store={"root": "out/store"})
     with pytest.raises(InputError, match=r"store.root 'out/store' is relative"):
+        submit(path, "http://127.0.0.1:1", tmp_path)
+
+
+def test_a_store_in_the_drivers_memory_is_refused(tmp_path):
+    path = run_yaml(tmp_path, store={"root": "memory://lake"})
+    with pytest.raises(InputError, match=r"'memory://lake' lies in the memory of one process"):
         submit(path, "http://127.0.0.1:1", tmp_path)
 
 
@@ -166,6 +174,28 @@ def test_a_server_that_asks_for_a_token_has_its_sentence(head, tmp_path):
     assert "copy ~/.ray/auth_token from its head node" in told
 
 
+@pytest.mark.parametrize(("code", "raised"), [(502, False), (404, True)])
+def test_a_proxy_that_is_away_for_a_moment_ends_no_following_and_an_unknown_job_does(
+    monkeypatch, code, raised
+):
+    answers = iter([RuntimeError(f"Request failed with status code {code}: Bad Gateway."), "details"])
+
+    def get_job_info(job):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("pipeline.executors.ray_jobs.time.sleep", lambda seconds: None)
+    server = JobServer.__new__(JobServer)
+    server._client = SimpleNamespace(get_job_info=get_job_info)
+    if raised:
+        with pytest.raises(RuntimeError, match="404"):
+            server._details("run-1")
+    else:
+        assert server._details("run-1") == "details"
+
+
 @pytest.fixture
 def project(tmp_path):
     """A working directory as a user has it: the three folders, a model of one's own, and a run file."""
@@ -207,3 +237,16 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs
     assert "submitted run-2: python -m jobs.run run.yaml" in told
     assert f"{committed} were done" in told
     assert data_bytes(root) == data_bytes(calm)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_submit_ends_with_the_code_of_a_driver_that_could_not_run(head, project, tmp_path_factory):
+    address, environment = head
+    root = tmp_path_factory.mktemp("nowhere")
+    run_yaml(project, store={"root": str(root)}, corpus={"path": str(root / "no.parquet")})
+    process = start(project, address, environment)
+    told, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, told + errors
+    assert f"latentlake: corpus.path '{root / 'no.parquet'}'" in told
+    assert "ended with exit code 2" in told

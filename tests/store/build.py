@@ -16,11 +16,12 @@ from pipeline import statistics
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit
 from pipeline.store.objects import measure, put_if_absent
+from pipeline.store.parquet import write_frame
 from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_site
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.tables import tokens_schema
+from schemas.tables import VOCABULARY, tokens_schema
 from schemas.values import SparseFeatures, TokenShard
 
 LABELS = {"year": "Int64", "party": "String"}
@@ -95,6 +96,8 @@ def put_lake(layout: Layout, context_size: int, label_columns: dict[str, str]) -
         label_columns=label_columns,
     )
     put_if_absent(layout.lake, lake.to_json())
+    words = {"token_id": range(50), "text": [f" w{number}" for number in range(50)]}
+    write_frame(layout.vocabulary, pl.DataFrame(words, schema=VOCABULARY))
     return lake
 
 

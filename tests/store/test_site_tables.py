@@ -139,6 +139,30 @@ def test_one_layout_is_enough(tmp_path: Path, layouts: list[str]) -> None:
     assert all(both[name].equals(one[name]) for name in NAMES)
 
 
+@pytest.mark.parametrize("name", ["partials.parquet", "row_counts.parquet"])
+def test_no_flipped_bit_gives_other_tables(tmp_path: Path, name: str) -> None:
+    build(tmp_path, shards=2)
+    path = FeatureStore.open(tmp_path).object_path("site", "000001", name)
+    data = path.read_bytes()
+    for place in np.random.default_rng(0).choice(len(data), 20, replace=False):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(InputError, match=f"{path} is damaged"):
+            stats(FeatureStore.open(tmp_path), "site")
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path} is missing"):
+        stats(FeatureStore.open(tmp_path), "site")
+
+
+def test_a_flipped_bit_of_an_activation_is_an_error_of_the_query(tmp_path: Path) -> None:
+    build(tmp_path, shards=1)
+    path = FeatureStore.open(tmp_path).object_path("site", "000000", "postings.parquet")
+    column = pq.read_metadata(path).row_group(0).column(2)
+    data, last = path.read_bytes(), column.data_page_offset + column.total_compressed_size - 3
+    path.write_bytes(data[:last] + bytes([data[last] ^ 1]) + data[last + 1 :])
+    with pytest.raises(InputError, match=f"{path} is damaged .*CRC"):
+        FeatureStore.open(tmp_path).rows_of("site", 1)
+
+
 def test_postings_that_partials_do_not_count_are_an_error_that_names_both(tmp_path: Path) -> None:
     built = build(tmp_path, shards=2)
     store = FeatureStore.open(tmp_path)

@@ -54,7 +54,7 @@ def recommit(built: Built, *paths: Path) -> None:
 def test_a_sound_store_has_no_problem_and_all_of_it_is_counted(built: Built) -> None:
     report = verify(built)
     assert (report.problems, report.stale) == ([], [])
-    assert report.objects == 2 + 2 * 2 * 4 + 2
+    assert report.objects == 2 + 2 * 2 * 4 + 2 + 1
     assert report.nonzeros == sum(np.count_nonzero(dense) for dense in built.dense.values())
     assert report.statistics > 2 * D_SAE
     assert report.bytes > 10_000
@@ -217,3 +217,13 @@ def test_a_receipt_that_lacks_an_object_or_leads_out_of_its_attempt_is_a_problem
     assert any(p.startswith(f"{marker} names a file outside its attempt") for p in verify(built).problems)
     marker.write_text(json.dumps(whole | {"sites": {"site": whole["sites"]["site"]}}))
     assert verify(built).problems == [f"{marker} says nothing of site other"]
+
+
+def test_a_vocabulary_that_lost_a_token_or_is_damaged_is_found(built: Built) -> None:
+    path = built.layout.vocabulary
+    words = pl.read_parquet(path)
+    words.filter(pl.col("token_id") != 7).write_parquet(path)
+    assert verify(built).problems == [f"{path} does not hold a text for each token id from 0 on"]
+    path.write_bytes(path.read_bytes()[:-20])
+    (problem,) = verify(built).problems
+    assert problem.startswith(f"{path} is damaged")
