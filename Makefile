@@ -8,6 +8,9 @@ TOKENS ?= 100000
 # Extra pip arguments for torch alone, such as an index of CPU builds where the default one has CUDA builds.
 TORCH_ARGS ?=
 OUT ?= out/demo
+# Processes that run tests; a file's tests stay together, for they share stores and Ray sessions.
+PYTEST_WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 .PHONY: setup demo test test-fast test-transformer-lens-4 lint types bench clean
 
@@ -26,14 +29,14 @@ demo: setup
 	$(BIN)/latentlake demo --tokens $(TOKENS) --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # TransformerLens 4 lies beside the environment's own version and comes first on the path, for tests of models.
 test-transformer-lens-4: $(TRANSFORMER_LENS_4)/.installed
-	PYTHONPATH=$(TRANSFORMER_LENS_4) $(BIN)/python -m pytest tests/models
+	PYTHONPATH=$(TRANSFORMER_LENS_4) $(PYTEST) tests/models
 
 $(TRANSFORMER_LENS_4)/.installed: $(STAMP)
 	rm -rf $(TRANSFORMER_LENS_4)

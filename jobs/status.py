@@ -18,7 +18,12 @@ AGAIN_S = 5.0
 
 def status(root: str) -> bool:
     """Print the lake, then how far each pass is, then the derived tables; whether every pass is finished."""
-    return _status(FeatureStore.open(root))
+    store = FeatureStore.open(root)
+    is_finished = _status(store)
+    for site in store.sites:
+        for path in _stale_figures(store, site):
+            say(f"  figures/{site}/{path.name} [yellow](stale: drawn from other shards)[/]")
+    return is_finished
 
 
 def _status(store: FeatureStore) -> bool:
@@ -42,8 +47,6 @@ def _status(store: FeatureStore) -> bool:
         for name in store.tables(site):
             stale = f" [yellow](stale: made from other shards; run `latentlake {job_of(name)}`)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
-        for path in _stale_figures(store, site):
-            say(f"  figures/{site}/{path.name} [yellow](stale: drawn from other shards)[/]")
     return all(each.is_finished for each in passes)
 
 
@@ -56,7 +59,7 @@ def _stale_figures(store: FeatureStore, site: str) -> list[StorePath]:
 
 
 def watch(root: str) -> None:
-    """The same again and again, until every pass is finished."""
+    """The same again and again, until every pass is finished; figures are not read for it."""
     store = FeatureStore.open(root)
     while True:
         if console.is_terminal:

@@ -25,15 +25,22 @@ from schemas.run_file import load_run_file
 from tests.lakes import data_bytes, run_content
 
 ROOT = Path(__file__).parents[2]
-SLOW_MODEL = """
+GATED_MODEL = """
 import os, time
 from kit import tiny_lm
 
-def slow_lm():
-    model, delay = tiny_lm(), float(os.environ.get("LATENTLAKE_TEST_DELAY_S", 0))
-    model.embed.register_forward_pre_hook(lambda module, args: time.sleep(delay))
+def gated_lm():
+    gate = os.environ.get("LATENTLAKE_TEST_GATE", "")
+
+    def wait(module, args):
+        while os.path.exists(gate):
+            time.sleep(0.05)
+
+    model = tiny_lm()
+    model.embed.register_forward_pre_hook(wait)
     return model
 """
+"""A model that stands still while a file is there."""
 
 
 def run_yaml(folder, **changes):
@@ -103,7 +110,7 @@ def head(tmp_path_factory, short_folder):
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "LATENTLAKE_TEST_DELAY_S": "0.1",
+        "LATENTLAKE_TEST_GATE": str(folder / "gate"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     environment.pop("RAY_ADDRESS", None)
@@ -122,7 +129,7 @@ def head(tmp_path_factory, short_folder):
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
-    del environment["RAY_AUTH_MODE"], environment["LATENTLAKE_TEST_DELAY_S"]
+    del environment["RAY_AUTH_MODE"]
     wait_for_agent(address, token.read_text())
     yield address, environment
     process.terminate()
@@ -204,7 +211,7 @@ def project(tmp_path):
             ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("demo_data", "__pycache__")
         )
     shutil.copy(ROOT / "tests" / "kit.py", tmp_path / "kit.py")
-    (tmp_path / "slow.py").write_text(SLOW_MODEL)
+    (tmp_path / "gated.py").write_text(GATED_MODEL)
     return tmp_path
 
 
@@ -215,7 +222,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs
 ):
     address, environment = head
     root, calm = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("calm")
-    same = {"model": {"path": "slow:slow_lm"}, "tokens": {"shard_tokens": 100}}
+    same = {"model": {"path": "gated:gated_lm"}, "tokens": {"shard_tokens": 100}}
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(project)
     run(load_run_file(run_yaml(project, store={"root": str(calm)}, **same)))
@@ -224,9 +231,12 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs
     first = start(project, address, environment)
     while first.poll() is None and len(list(root.glob("passes/mid/commits/*.json"))) < 3:
         time.sleep(0.05)
+    gate = Path(environment["LATENTLAKE_TEST_GATE"])
+    gate.touch()
     stop = ["ray", "job", "stop", "--no-wait", "--address", address, "run-1"]
     subprocess.run(stop, env=environment | {"RAY_AUTH_MODE": "token"}, check=True, capture_output=True)
     told, errors = first.communicate(timeout=60)
+    gate.unlink()
     assert first.returncode == 130, told + errors
     committed = len(list(root.glob("passes/mid/commits/*.json")))
     assert 3 <= committed < len(FeatureStore.open(calm).shards)
