@@ -38,8 +38,8 @@ ELICITED: Schema = {
     "max_activation": pl.Float32(),
 }
 """A row per feature that fires at the positions asked about. `activation`: mean over them; `surprise_bits`:
-at the most surprising of them; `strongest`: the activation of largest magnitude, at `position`; then columns of
-the feature table, null where the feature never fires in the store."""
+at the most surprising of them; `strongest`: the activation of largest magnitude, at `position`; then columns
+of the feature table, null where the feature never fires in the store."""
 
 
 class Asked(NamedTuple):
@@ -102,7 +102,7 @@ def rows_asked(store: FeatureStore, typed: TypedText, position: int | None) -> I
         )
     place = position % tokens
     if place not in rows:
-        piece = store.pieces(typed.token_ids[place : place + 1])[0]
+        piece = store.pieces([int(typed.token_ids[place])])[0]
         raise InputError(f"position {position} ({piece!r}) is none that the site counts: choose another")
     return np.array([place])
 
@@ -165,7 +165,7 @@ def _show_ranking(store: FeatureStore, site: str, typed: TypedText, best: pl.Dat
     say(f"\n[bold]by {'activation' if by == 'activation' else 'surprise'}[/]")
     examples = _examples(store, site, best["feature"].to_list())
     for row in best.iter_rows(named=True):
-        piece = store.pieces(typed.token_ids[row["position"] : row["position"] + 1])[0]
+        piece = store.pieces([int(typed.token_ids[row["position"]])])[0]
         often = "never fires in the store"
         if row["max_activation"] is not None:
             often = f"in the store on {row['frequency']:.3%} of rows, up to {row['max_activation']:.4g}"
@@ -223,12 +223,8 @@ def _show_strips(
         say(f"{_told(found, feature)} [dim](full shade: {maximum:.4g})[/]")
         console.print(Text("  ") + text_strip(strip, maximum), soft_wrap=True, highlight=False)
         strong = np.argsort(-np.abs(strip.values), kind="stable")[:5]
-        at = [
-            f"{strip.values[p]:.4g} at {p} |{escape(shown(strip.pieces[p]))}|"
-            for p in strong
-            if strip.values[p]
-        ]
-        say(f"  [dim]{', '.join(at)}[/]")
+        fires = ((strip.values[p], p, escape(shown(strip.pieces[p]))) for p in strong if strip.values[p])
+        say(f"  [dim]{', '.join(f'{value:.4g} at {p} |{piece}|' for value, p, piece in fires)}[/]")
 
 
 if __name__ == "__main__":

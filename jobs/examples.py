@@ -1,4 +1,4 @@
-"""`latentlake examples STORE`: more examples of each feature than `stats` finds, in one pass over all activations.
+"""`latentlake examples STORE`: more examples than `stats` finds, in one pass over all activations.
 
 To the kinds `top` and `quantile` of the table `examples` come `top_document`, the strongest row of each of
 the documents in which a feature fires hardest, and `random`, rows of contexts in which it never fires. A task

@@ -1,8 +1,8 @@
 """Token strips: a stretch of text, each token shaded by one feature's activation there.
 
 Blue is positive, red negative; the shade is |activation| / maximum. Two forms: rich text for terminals, HTML
-for pages, in which everything that came from a corpus is escaped. In both a space is `·`, a newline `↩`, a tab
-`→`, and the firing token stands between bars. Shapes: T tokens shown, Z activations of the feature.
+for pages, in which everything that came from a corpus is escaped. In both a space is `·`, a newline `↩`, a
+tab `→`, and the firing token stands between bars. Shapes: T tokens shown, Z activations of the feature.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ BLUE, RED = (0, 114, 178), (213, 60, 0)
 DEEPEST = 70
 """Percent of colour at the maximum: black on white and white on black stay readable on it."""
 
-_CONTROLS = {**{n: 0x2400 + n for n in range(32)}, 127: 0x2421, **dict.fromkeys(range(128, 160), "\ufffd")}
-_TURNS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029], "\ufffd")
-MARKS = str.maketrans({**_CONTROLS, **_TURNS, " ": "·", "\n": "↩", "\r": "↩", "\t": "→"})
+_CONTROLS = {n: chr(0x2400 + n) for n in range(32)} | {127: "\u2421"}
+_HIDDEN = [*range(128, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029]
+_SEEN = {ord(" "): "·", ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
+MARKS: dict[int, str] = _CONTROLS | dict.fromkeys(_HIDDEN, "\ufffd") | _SEEN
 """What stands for characters that can not be seen, or that would steer a terminal or turn the text around."""
 
 
@@ -113,8 +114,8 @@ def html_strip(
 ) -> str:
     """One strip as a `<div class="strip">`, every text escaped; `STRIP_CSS` goes with it.
 
-    `values` [T] are the feature's activations at the tokens; a token in which it fires has its value as title,
-    and a shade that is full from `maximum` on.
+    `values` [T] are the feature's activations at the tokens; a token in which it fires has its value as
+    title, and a shade that is full from `maximum` on.
     """
     tokens = []
     for place, (piece, value) in enumerate(zip(pieces, values, strict=True)):

@@ -95,7 +95,8 @@ def _sequence(features: I64, tries: I64, contexts: int) -> I64:
         step[shared] += np.uint64(1)
     turn = np.arange(tries.sum()) - np.repeat(np.cumsum(tries) - tries, tries)
     place = np.repeat(start.astype(np.int64), tries) + turn * np.repeat(step.astype(np.int64), tries)
-    return place % max(contexts, 1)
+    sequence: I64 = place % max(contexts, 1)
+    return sequence
 
 
 def _counted_before(shard: TokenShard) -> I64:

@@ -222,8 +222,8 @@ class FeatureStore(Catalog):
             rows, values = rows[kept], values[kept]
         if one_per_document:
             document = self._contexts.describe(rows, ["document"])["document"].to_numpy()
-            kept = strongest_of_each(np.abs(values), document)
-            rows, values = rows[kept], values[kept]
+            first = strongest_of_each(np.abs(values), document)
+            rows, values = rows[first], values[first]
         best = strongest(values, k)
         described = self.describe_rows(rows[best], before, after)
         return described.insert_column(1, pl.Series("activation", values[best]))
