@@ -66,6 +66,9 @@ def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None =
     found = elicited(store, site, typed, rows)
     place = "" if asked.position is None else f" at position {rows[0]}"
     over = place or f", mean over {len(rows)} positions"
+    body = store.lake.context_size - (store.lake.bos_id is not None)
+    if (contexts := -(-len(typed.token_ids) // body)) > 1:
+        over += f" of {contexts} contexts of the lake's {store.lake.context_size} tokens"
     say(f"[bold]elicit[/] {site}: {len(typed.token_ids)} tokens{over}, {found.height} features fire")
     firing = None if asked.position is None else int(rows[0])
     if asked.features:

@@ -3,7 +3,8 @@
 To the kinds `top` and `quantile` of the table `examples` come `top_document`, the strongest row of each of
 the documents in which a feature fires hardest, and `random`, rows of contexts in which it never fires. A task
 takes a range of features and reads its postings shard by shard, so memory does not grow with the store; every
-range reads the token shards again. Ranges are concatenated: the same bits for any number of workers.
+range reads the token shards again. Ranges are concatenated: the same bits for any number of workers. It takes
+about twice as long as `stats`: some 12 M activations a second and core at L0 28 and d_sae 4,608.
 """
 
 from __future__ import annotations
@@ -141,9 +142,12 @@ def _show(
     owner, rows, values = some
     starts = run_starts(owner)
     features, counts = owner[starts], np.diff(np.append(starts, len(owner)))
-    first = np.uint64(tokens.row_start)
-    strongest.show(features, counts, values, lambda: rows, lambda shown: tokens.document[shown - first])
-    silent.strike(features, counts, contexts[rows - first])
+    first = np.int64(tokens.row_start)
+    local = rows.view(np.int64) - first  # rows are below 2^63, and NumPy indexes by int64
+    strongest.show(
+        features, counts, values, lambda: rows, lambda shown: tokens.document[shown.view(np.int64) - first]
+    )
+    silent.strike(features, counts, contexts[local])
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def html_strip(
 
 STRIP_CSS = """\
 .strip { font: 14px/1.9 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
-.strip span { display: inline-block; border-radius: 3px; padding: 0 1px; }
+.strip span { display: inline-block; border-radius: 3px; }
 .strip b { font-weight: 700; }
 """
 

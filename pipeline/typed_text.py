@@ -81,7 +81,10 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
             f"the tokenizer at {where} is not the one that the lake was tokenized by: give --tokenizer the "
             "place of that one"
         )
-    (ids,) = tokenizer.encode_batch([text])
+    try:
+        (ids,) = tokenizer.encode_batch([text])
+    except UnicodeEncodeError:
+        raise InputError(f"text {text!r} is no Unicode: type it in UTF-8") from None
     if not len(ids):
         raise InputError(f"text {text!r} has no tokens: type some")
     rule = ContextRule(lake.context_size, lake.bos_id, lake.separator_id)

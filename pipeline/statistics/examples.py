@@ -74,8 +74,8 @@ class Strongest:
         found = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
         if not len(found):
             return
-        owners = np.searchsorted(np.cumsum(counts), found, side="right")
-        shown = rows()[found].astype(np.uint64)
+        owners = _owners(counts, found)
+        shown = rows()[found].astype(np.uint64, copy=False)
         if documents is not None:
             best = strongest_of_each(_bits(values[found]), owners, documents(shown))
             found, owners, shown = found[best], owners[best], shown[best]
@@ -108,6 +108,14 @@ class Strongest:
         rank = rank_in_runs(places[order])
         order, rank = order[rank < self._k], rank[rank < self._k]
         return places[order], rows[order], values[order], rank
+
+
+def _owners(counts: I64, places: I64) -> I64:
+    """Which of the groups of `counts` [F] elements each of some ascending `places` lies in, int64."""
+    ends = np.cumsum(counts)
+    if 8 * len(places) > ends[-1]:  # then counting through is quicker than looking up
+        return np.repeat(np.arange(len(counts)), counts)[places]
+    return np.searchsorted(ends, places, side="right")
 
 
 def strongest_of_each(sizes: NDArray[Any], *keys: NDArray[Any]) -> I64:

@@ -52,7 +52,9 @@ class NonFiring:
         self._row[places] = (counted[ends[context] + chosen] + shard.row_start).astype(np.uint64)
         self._alive[places] = True
         self._width = shard.n_contexts
-        self._tried = places, self._owner[places] * self._width + context
+        tried = self._owner[places] * self._width + context
+        order = np.argsort(tried)  # looked up in ascending order they stay in the caches
+        self._tried = places[order], tried[order]
 
     def strike(self, features: NDArray[Any], counts: I64, contexts: I64) -> None:
         """Strike out where features fire: `features` [F] ascending, `counts` [F] of `contexts` [Z] of each.

@@ -134,6 +134,8 @@ def test_positions_that_are_not_there_or_not_counted(store: FeatureStore) -> Non
         read(store, "nonsense")
     with pytest.raises(InputError, match="has no tokens"):
         read(store, " \n ")
+    with pytest.raises(InputError, match="is no Unicode"):
+        read(store, "w3 \udcff")
 
 
 def said(store: FeatureStore, *arguments: object) -> str:
@@ -145,7 +147,8 @@ def said(store: FeatureStore, *arguments: object) -> str:
 
 def test_the_command_ranks_by_both_and_shows_examples(store: FeatureStore) -> None:
     shown = said(store, LONG, "-n", 4)
-    assert f"40 tokens, mean over 40 positions, {read(store, LONG).height} features fire" in shown
+    assert "40 tokens, mean over 40 positions of 3 contexts of the lake's 16 tokens, " in shown
+    assert f", {read(store, LONG).height} features fire" in shown
     for by in ("activation", "surprise_bits"):
         for feature in ranked(read(store, LONG), by)["feature"].head(4):
             assert f"\n{feature:>9}  " in shown
