@@ -82,9 +82,10 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
             "place of that one"
         )
     try:
-        (ids,) = tokenizer.encode_batch([text])
-    except UnicodeEncodeError:
+        text.encode()
+    except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
         raise InputError(f"text {text!r} is no Unicode: type it in UTF-8") from None
+    (ids,) = tokenizer.encode_batch([text])
     if not len(ids):
         raise InputError(f"text {text!r} has no tokens: type some")
     rule = ContextRule(lake.context_size, lake.bos_id, lake.separator_id)
