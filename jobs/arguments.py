@@ -91,3 +91,11 @@ def sites_of(store: FeatureStore, site: str | None) -> list[str]:
     if not store.sites:
         raise input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
     return [site] if site is not None else list(store.sites)
+
+
+def one_site(store: FeatureStore, site: str | None) -> str:
+    """The site that a command about one feature means."""
+    names = sites_of(store, site)
+    if len(names) > 1:
+        raise input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
+    return names[0]

@@ -16,13 +16,13 @@ from jobs.arguments import (
     SiteName,
     StoreText,
     Workers,
-    input_error,
     logged,
     open_store,
     read_run_file,
     root_of,
     sites_of,
 )
+from jobs.cli_views import views
 from jobs.exits import run_app
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(views)
 
 
 @app.command()
@@ -227,26 +228,6 @@ def compact(
     with choose_tasks(opened, workers, address) as tasks:
         for name in sites_of(opened, site):
             job(opened, name, tasks)
-
-
-@app.command()
-def top(
-    store: StoreText,
-    feature: Annotated[int, typer.Argument(help="Number of the feature.")],
-    site: SiteName = None,
-    k: Annotated[int, typer.Option("-k", help="How many rows.", min=1)] = 20,
-    where: Annotated[
-        list[str] | None, typer.Option(help="Keep rows with this label, as COLUMN=VALUE; may be repeated.")
-    ] = None,
-) -> None:
-    """The strongest contexts of a feature, the firing token marked."""
-    from jobs.top import top as job
-
-    opened, _ = open_store(store)
-    names = sites_of(opened, site)
-    if len(names) > 1:
-        raise input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
-    job(opened, names[0], feature, k=k, where=where or [])
 
 
 @app.command()

@@ -114,7 +114,7 @@ def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
     """The features of largest sigma/mu, each with its strongest context."""
     table = Table(title=f"features by sigma/mu, of those active in at least {SUPPORT} rows")
     for column in ("feature", "sigma/mu", "frequency", "max", "strongest context"):
-        table.add_column(column, justify="left" if "context" in column else "right")
+        table.add_column(column, justify="left" if "context" in column else "right", overflow="fold")
     for row in _best(features).iter_rows(named=True):
         found = store.contexts(SITE, row["feature"], 1).row(0, named=True)
         table.add_row(

@@ -64,7 +64,12 @@ EXAMPLES: Schema = {
     "activation": pl.Float32(),
 }
 """`kind` is top (interval 0, rank 0 has the largest |activation|) or quantile (interval 0 to 9: tenths of
-the active rows, from the lowest activation, negative ones included, to the highest)."""
+the active rows, from the lowest activation, negative ones included, to the highest). `latentlake examples`
+adds top_document (as top, but each document's strongest row alone) and random (activation 0: a counted row of
+a context in which the feature never fires, rank by the order in which they were drawn)."""
+
+OF_STATS = ("top", "quantile")
+"""Kinds of examples that `stats` writes."""
 
 
 def _compared(name: str) -> Schema:

@@ -1,4 +1,7 @@
-"""Example rows of each feature (schema `EXAMPLES`): the strongest, and some of each tenth of the active."""
+"""Example rows of each feature (schema `EXAMPLES`): the strongest, and some of each tenth of the active.
+
+Rows in which a feature does not fire are drawn by `nonfiring`.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,21 @@ class Strongest:
     Shards are shown one after another, in ascending rows. `state` is the merged state of all of them: its
     histograms tell a bound that at least k activations of the feature reach, so that one comparison leaves
     few candidates to be ranked. Compared are the bits of |activation| as it is stored, which sort as it does.
+
+    Where `show` is told of documents it is the strongest row of each document that is ranked. How many
+    documents reach a bound no histogram tells, so that of such a `state` the column `feature` is enough.
     """
 
-    def __init__(self, state: pl.DataFrame, dtype: FloatType, k: int = TOP) -> None:
+    def __init__(
+        self, state: pl.DataFrame, dtype: FloatType, k: int = TOP, *, per_document: bool = False
+    ) -> None:
+        self._kind = "top_document" if per_document else "top"
         self._features = state["feature"].to_numpy()
         self._place = np.zeros(int(self._features[-1]) + 1 if len(self._features) else 0, np.int64)
         self._place[self._features] = np.arange(len(self._features))
+        reach = np.zeros(len(self._features), np.float32) if per_document else reached(state, k)
         with np.errstate(over="ignore"):  # rounding moves no stored value to the other side of a bound
-            self._bounds = _bits(reached(state, k).astype(dtype))
+            self._bounds = _bits(reach.astype(dtype))
         self._k, self._dtype = k, dtype
         self._kept: list[tuple[I64, U64, NDArray[Any]]] = []
         self._n_kept = 0
@@ -48,15 +58,28 @@ class Strongest:
         return bool((most >= self._bounds[self._place[features]]).any())
 
     def show(
-        self, features: NDArray[Any], counts: I64, values: NDArray[Any], rows: Callable[[], NDArray[Any]]
+        self,
+        features: NDArray[Any],
+        counts: I64,
+        values: NDArray[Any],
+        rows: Callable[[], NDArray[Any]],
+        documents: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
     ) -> None:
-        """Look at `values` [Z] of `features` [F], `counts` [F] of each; `rows` gives [Z], if need be."""
+        """Look at `values` [Z] of `features` [F], `counts` [F] of each; `rows` gives [Z], if need be.
+
+        `documents` gives the document of each of some rows; it must not descend as rows ascend, and all of a
+        feature's rows in one document must be shown at once.
+        """
         places, values = self._place[features], values.astype(self._dtype, copy=False)
         found = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
         if not len(found):
             return
-        owners = np.searchsorted(np.cumsum(counts), found, side="right")
-        self._kept.append((places[owners], rows()[found].astype(np.uint64), values[found]))
+        owners = _owners(counts, found)
+        shown = rows()[found].astype(np.uint64, copy=False)
+        if documents is not None:
+            best = strongest_of_each(_bits(values[found]), owners, documents(shown))
+            found, owners, shown = found[best], owners[best], shown[best]
+        self._kept.append((places[owners], shown, values[found]))
         self._n_kept += len(found)
         if self._n_kept > _CANDIDATES + 2 * self._k * len(self._features):
             self._prune()
@@ -65,7 +88,9 @@ class Strongest:
         """The strongest rows, rank 0 first; a feature that fires less often has fewer."""
         places, rows, values, rank = self._ranked()
         interval = np.zeros(len(rows), np.uint8)
-        return _frame("top", self._features[places], interval, rank, rows, values.astype(np.float32))
+        return example_frame(
+            self._kind, self._features[places], interval, rank, rows, values.astype(np.float32)
+        )
 
     def _prune(self) -> None:
         """Drop what is not among the strongest; what comes later must be stronger than the last of them."""
@@ -80,9 +105,29 @@ class Strongest:
         places, rows, values = (np.concatenate(some) for some in zip(empty, *self._kept, strict=True))
         weakness = (1 << 32) - _bits(values).astype(np.int64)
         order = np.argsort((places << 33) + weakness, kind="stable")  # equal ones were shown by row
-        rank = _rank_in_runs(places[order])
+        rank = rank_in_runs(places[order])
         order, rank = order[rank < self._k], rank[rank < self._k]
         return places[order], rows[order], values[order], rank
+
+
+def _owners(counts: I64, places: I64) -> I64:
+    """Which of the groups of `counts` [F] elements each of some ascending `places` lies in, int64."""
+    ends = np.cumsum(counts)
+    if 8 * len(places) > ends[-1]:  # then counting through is quicker than looking up
+        return np.repeat(np.arange(len(counts)), counts)[places]
+    return np.searchsorted(ends, places, side="right")
+
+
+def strongest_of_each(sizes: NDArray[Any], *keys: NDArray[Any]) -> I64:
+    """Place of the first largest of `sizes` [Z] in each run of rows with equal `keys` [Z], int64."""
+    new = np.ones(len(sizes), np.bool_)
+    new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    starts = np.flatnonzero(new)
+    if not len(starts):
+        return starts
+    run = np.cumsum(new) - 1
+    largest = np.flatnonzero(sizes == np.maximum.reduceat(sizes, starts)[run])
+    return largest[run_starts(run[largest])]
 
 
 def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFrame:
@@ -99,7 +144,7 @@ def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFram
     share = _share_below(state, features, values)
     interval = np.minimum(share * INTERVALS, INTERVALS - 1).astype(np.uint8)
     kept, rank = _smallest(row_hash(features, rows), key_of(features, interval), per_interval)
-    return _frame("quantile", features[kept], interval[kept], rank, rows[kept], values[kept])
+    return example_frame("quantile", features[kept], interval[kept], rank, rows[kept], values[kept])
 
 
 def _smallest(hashes: U64, keys: I64, k: int) -> tuple[I64, I64]:
@@ -136,16 +181,17 @@ def _bits(values: NDArray[Any]) -> NDArray[Any]:
     return values.view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
-def _rank_in_runs(keys: NDArray[Any]) -> I64:
+def rank_in_runs(keys: NDArray[Any]) -> I64:
     """Place of each element in its run of equal keys."""
     starts = run_starts(keys)
     rank: I64 = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
     return rank
 
 
-def _frame(
+def example_frame(
     kind: str, features: NDArray[Any], interval: NDArray[np.uint8], rank: I64, rows: U64, values: F32
 ) -> pl.DataFrame:
+    """Rows of one kind of the table `examples`."""
     frame = pl.DataFrame(
         {
             "feature": features.astype(np.uint32),

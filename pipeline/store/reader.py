@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.statistics.examples import strongest_of_each
 from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
 from pipeline.store.compacted import Compacted, in_use, read_compactions
@@ -201,23 +202,38 @@ class FeatureStore(Catalog):
         where: pl.Expr | None = None,
         before: int | None = None,
         after: int | None = None,
+        *,
+        one_per_document: bool = False,
     ) -> pl.DataFrame:
         """The `k` rows in which |activation| is largest (ties: the lower row), each with its context.
+
+        With `one_per_document` only the first of these rows in each document counts.
 
         Columns: row u64, activation f32, shard, context u64, position u32, document u64, document_offset u32
         (null for BOS), the labels of the firing segment, token_ids list[i32] and first_position u32, the
         position of token_ids[0]: the whole context, or `before` and `after` tokens around the row, clipped at
         the context's ends. `where` is a condition on any of these but the last two.
         """
-        if k < 1 or min(before or 0, after or 0) < 0:
-            raise InputError(f"k is {k}, before {before}, after {after}: k must be positive, none negative")
+        if k < 1:
+            raise InputError(f"k is {k}: it must be positive")
         rows, values = self.rows_of(site, feature)
         if where is not None:
             kept = self._matching(rows, values, where)
             rows, values = rows[kept], values[kept]
+        if one_per_document:
+            document = self._contexts.describe(rows, ["document"])["document"].to_numpy()
+            first = strongest_of_each(np.abs(values), document)
+            rows, values = rows[first], values[first]
         best = strongest(values, k)
-        found = pl.DataFrame({"row": rows[best], "activation": values[best]})
-        found = found.hstack(self._contexts.describe(rows[best], self._contexts.columns))
+        described = self.describe_rows(rows[best], before, after)
+        return described.insert_column(1, pl.Series("activation", values[best]))
+
+    def describe_rows(self, rows: U64, before: int | None = None, after: int | None = None) -> pl.DataFrame:
+        """Each of some rows of the lake with its context: the columns of `contexts` but activation."""
+        if min(before or 0, after or 0) < 0:
+            raise InputError(f"before is {before}, after {after}: neither may be negative")
+        found = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
+        found = found.hstack(self._contexts.describe(rows, self._contexts.columns))
         return found.hstack(self._windows(found, before, after))
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:

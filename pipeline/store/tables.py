@@ -71,13 +71,29 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
     return path
 
 
+JOBS = {
+    "neighbours": "coactivation",
+    "decoder_neighbours": "coactivation",
+    "matches": "match",
+    "profile": "profile",
+    "labels": "profile",
+    "l0_thresholds": "profile",
+    "feature_map": "cluster",
+    "logits": "logits",
+    "logits_random": "logits",
+    "fidelity": "fidelity",
+    "fidelity_shards": "fidelity",
+    "control_features": "extract",
+    "control_l0": "extract",
+}
+"""Table -> the command that writes it, where its name does not tell."""
+
+
 def job_of(table: str) -> str:
     """The command that writes a table."""
     if table.startswith("ranking"):
         return "rank"
-    if table == "neighbours":
-        return "coactivation"
-    return "cluster" if "cluster" in table else "stats"
+    return JOBS.get(table) or ("cluster" if "cluster" in table else "stats")
 
 
 def _metadata(path: StorePath) -> dict[str, str]:

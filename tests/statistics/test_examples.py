@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import polars as pl
 import pytest
@@ -50,6 +52,34 @@ def test_top_rows_equal_a_sort_of_everything(k: int, dtype: type, signed: bool) 
     assert dict(found.schema) == EXAMPLES
     assert found.select("feature", "rank", "row", "activation").rows() == brute_force(shards, k)
     assert found.select(pl.col("kind", "interval").unique()).row(0) == ("top", 0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 1000])
+@pytest.mark.parametrize("candidates", [-1000, 1 << 21])
+def test_one_row_of_each_document_equals_a_sort_of_everything(
+    k: int, candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CANDIDATES", candidates)
+    shards = made_shards((60, 0, 300, 2), signed=True)
+    whole = as_one(shards)
+    looking = Strongest(
+        pl.DataFrame({"feature": range(whole.dense.shape[1])}), np.float16, k, per_document=True
+    )
+    for made in shards:
+        p, start = made.postings, made.tokens.row_start
+        document = partial(lambda rows, made: made.tokens.document[rows - made.tokens.row_start], made=made)
+        looking.show(p.features, np.diff(p.offsets), p.values, lambda rows=p.rows + start: rows, document)
+    expected = []
+    for feature in range(whole.dense.shape[1]):
+        best: dict[int, int] = {}
+        values = whole.dense[:, feature]
+        for row in sorted(np.flatnonzero(values), key=lambda row: (-abs(values[row]), row)):
+            best.setdefault(int(whole.tokens.document[row]), int(row))
+        rows = list(best.values())[:k]
+        expected += [(feature, rank, row, float(values[row])) for rank, row in enumerate(rows)]
+    found = looking.table()
+    assert set(found["kind"]) == {"top_document"}
+    assert found.select("feature", "rank", "row", "activation").rows() == expected
 
 
 def test_ties_go_to_the_earlier_row_and_a_negative_activation_keeps_its_sign() -> None:

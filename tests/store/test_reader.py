@@ -132,6 +132,26 @@ def test_the_strongest_contexts_equal_brute_force(store: FeatureStore, built: Bu
             assert row["shard"] in store.receipts("site")
 
 
+@pytest.mark.parametrize("where", [None, pl.col("year") > 1901])
+def test_one_row_of_each_document_is_its_strongest(
+    store: FeatureStore, built: Built, where: pl.Expr | None
+) -> None:
+    for feature in range(D_SAE):
+        every = brute_force(built, "site", feature)
+        every = every if where is None else every.filter(where)
+        expected = every.unique("document", keep="first", maintain_order=True).head(5)
+        found = store.contexts("site", feature, 5, where, one_per_document=True)
+        assert found["row"].to_list() == expected["row"].to_list()
+        assert found["activation"].to_list() == expected["activation"].to_list()
+
+
+def test_any_rows_are_described_as_the_strongest_are(store: FeatureStore) -> None:
+    found = store.contexts("site", 3, 9, before=2, after=1)
+    described = store.describe_rows(found["row"].to_numpy(), before=2, after=1)
+    assert described.equals(found.drop("activation"))
+    assert store.describe_rows(np.empty(0, np.uint64)).schema == described.schema
+
+
 def test_a_condition_on_labels_keeps_the_strongest_that_fulfil_it(store: FeatureStore, built: Built) -> None:
     where = (pl.col("party") == "red") & (pl.col("year") > 1901) & (pl.col("activation") > 0)
     for feature in (1, 3, 8, 9):

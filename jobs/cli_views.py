@@ -1,0 +1,132 @@
+"""Commands that show features: `top`, `feature`, `elicit`; and `examples`, which finds what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.arguments import Address, SiteName, StoreText, Workers, one_site, open_store, sites_of
+
+views = typer.Typer()
+
+Feature = Annotated[int, typer.Argument(help="Number of the feature.")]
+Before = Annotated[int, typer.Option(help="Tokens shown before the firing one.", min=0)]
+After = Annotated[int, typer.Option(help="Tokens shown behind the firing one.", min=0)]
+Maximum = Annotated[
+    float | None,
+    typer.Option(help="Activation of full shade. Default: the feature's strongest.", min=0),
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the strips to a page, shaded.")
+]
+
+
+@views.command()
+def top(
+    store: StoreText,
+    feature: Feature,
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="How many rows.", min=1)] = 20,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Keep rows with this label, as COLUMN=VALUE; may be repeated.")
+    ] = None,
+    before: Before = 30,
+    after: After = 2,
+    one_per_document: Annotated[
+        bool, typer.Option("--one-per-document", help="Only the strongest row of each document.")
+    ] = False,
+    strip: Annotated[bool, typer.Option("--strip", help="Shade every token by its activation.")] = False,
+    maximum: Maximum = None,
+    html: Html = None,
+) -> None:
+    """The strongest contexts of a feature, the firing token marked."""
+    from jobs.top import top as job
+
+    opened, _ = open_store(store)
+    job(
+        opened,
+        one_site(opened, site),
+        feature,
+        k=k,
+        where=where or [],
+        before=before,
+        after=after,
+        one_per_document=one_per_document,
+        shaded=strip,
+        maximum=maximum,
+        html=html,
+    )
+
+
+@views.command()
+def feature(
+    store: StoreText,
+    feature: Feature,
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="Examples of each kind.", min=1)] = 5,
+    before: Before = 30,
+    after: After = 2,
+) -> None:
+    """Everything about one feature that the store's tables tell, on a page."""
+    from jobs.feature import show_feature
+
+    opened, _ = open_store(store)
+    show_feature(opened, one_site(opened, site), feature, k=k, before=before, after=after)
+
+
+@views.command()
+def examples(
+    store: StoreText,
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="Documents of each feature.", min=1, max=65535)] = 20,
+    random: Annotated[
+        int, typer.Option(help="Contexts of each feature in which it does not fire.", min=0, max=65535)
+    ] = 10,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """More examples: the strongest row of each document, and contexts in which a feature does not fire."""
+    from jobs.examples import examples as job
+    from jobs.parallel import choose_tasks
+
+    opened, _ = open_store(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in sites_of(opened, site):
+            job(opened, name, tasks, k=k, random=random)
+
+
+@views.command()
+def elicit(
+    store: StoreText,
+    text: Annotated[str, typer.Argument(help="The text that the model reads.")],
+    site: SiteName = None,
+    position: Annotated[
+        int | None,
+        typer.Option(
+            help="One position: 0 is the first token behind BOS, -1 the last. Default: the mean over all."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Features shown of each ranking.", min=1)] = 10,
+    feature: Annotated[
+        list[int] | None,
+        typer.Option(help="Show the text shaded by this feature instead; may be repeated."),
+    ] = None,
+    maximum: Maximum = None,
+    html: Html = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the pass's model lies now. Default: where it lay.")
+    ] = None,
+    sae: Annotated[str | None, typer.Option(help="Where the site's SAE lies now.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Where the lake's tokenizer lies now.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """The features of a typed text, by activation and by surprise; runs the store's model and SAE."""
+    from jobs.elicit import Asked
+    from jobs.elicit import elicit as job
+    from pipeline.typed_text import Places
+
+    opened, _ = open_store(store)
+    asked = Asked(text, position, n, tuple(feature or ()), maximum, html)
+    job(opened, one_site(opened, site), asked, Places(model, sae, tokenizer, device))

@@ -1,0 +1,163 @@
+"""The features of a typed text, by the model and the SAE that a pass of the store was made with.
+
+The text is laid into contexts as the lake's documents are, and runs through model and SAE as a shard does;
+activations are rounded as the stored ones. Shapes: T tokens of the text, BOS not among them, F = d_sae.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from pipeline.batches import batches
+from pipeline.models import load_model, model_digest
+from pipeline.models.device import require_device, to_device
+from pipeline.packing import ContextRule, counted_mask, pack, stored_mask
+from pipeline.saes import load_sae, sae_digest
+from pipeline.store.catalog import Catalog
+from pipeline.store.transposition import round_activations
+from pipeline.tokenizer import load_tokenizer
+from schemas.errors import InputError
+from schemas.records import Lake, Plan, PlannedSite
+from schemas.run_file import Model
+from schemas.values import I32, Bool, SparseFeatures, TokenShard
+
+
+class Places(NamedTuple):
+    """Where model, SAE and tokenizer lie now (None: where they lay), and the device: auto, cpu or cuda."""
+
+    model: str | None = None
+    sae: str | None = None
+    tokenizer: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class TypedText:
+    """What fires in a text.
+
+    `token_ids` int32 [T]; `counted` bool [T]: which rows the store would count for the site; `activations`
+    float32 [T, F], as they would be stored.
+    """
+
+    token_ids: I32
+    counted: Bool
+    activations: sparse.csr_matrix
+
+
+def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
+    """Run a text through the model and SAE of a site.
+
+    InputError where the site is synthetic, where model, SAE or tokenizer are not those of the store any more,
+    and for a text without tokens.
+    """
+    plan = store.plans[store.site(site).pass_name]
+    planned = next(one for one in plan.sites if one.name == site)
+    if plan.model_loader == "synthetic":
+        raise InputError(
+            f"site {site!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
+            "behind them that could read a text"
+        )
+    shard = _shard(store.lake, text, planned, places)
+    features = _features(plan, planned, shard, places)
+    rounded, _, _ = round_activations(features, plan.activation_dtype)
+    parts = (rounded.data, rounded.indices, rounded.indptr)
+    matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, planned.d_sae))
+    is_text = shard.position_of_row() >= int(store.lake.bos_id is not None)
+    return TypedText(shard.token_ids[is_text], shard.counted[is_text], matrix[np.flatnonzero(is_text)])
+
+
+def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenShard:
+    """The text as a shard of one document, counted as the site counts."""
+    where = places.tokenizer or lake.tokenizer
+    tokenizer = load_tokenizer(where)
+    if tokenizer.digest != lake.tokenizer_digest:
+        raise InputError(
+            f"the tokenizer at {where} is not the one that the lake was tokenized by: give --tokenizer the "
+            "place of that one"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
+        raise InputError(f"text {text!r} is no Unicode: type it in UTF-8") from None
+    (ids,) = tokenizer.encode_batch([text])
+    if not len(ids):
+        raise InputError(f"text {text!r} has no tokens: type some")
+    rule = ContextRule(lake.context_size, lake.bos_id, lake.separator_id)
+    packed = pack([ids], rule, last_is_cut=True)
+    shard = TokenShard(
+        name="text",
+        row_start=0,
+        context_start=0,
+        token_ids=packed.token_ids,
+        context_ptr=packed.context_ptr,
+        counted=counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens),
+        stored=stored_mask(packed.token_ids, packed.context_ptr, lake.special_ids, lake.special_tokens),
+        document=np.zeros(len(packed.token_ids), np.uint64),
+    )
+    return shard.at(site.positions, lake.context_size)
+
+
+def _features(plan: Plan, site: PlannedSite, shard: TokenShard, places: Places) -> SparseFeatures:
+    """Features of all rows of the shard; rows that are not stored are empty."""
+    device = _device(plan, places.device)
+    path = places.model or plan.model
+    model = Model(
+        loader=plan.model_loader, path=path, dtype=plan.model_dtype, processing=plan.model_processing
+    )
+    sae = places.sae or site.sae
+    _require_same("model", path, lambda: model_digest(model), plan.model_digest)
+    _require_same("SAE", sae, lambda: sae_digest(sae), site.sae_digest)
+    block = (site.encode_block, site.encode_features or site.d_sae) if device == plan.device else None
+    encoder = load_sae(sae, device, site.encode_dtype, block=block)
+    loaded = load_model(model, [site.hook_name], device, plan.threads)
+    encoded = list[SparseFeatures]()
+    for batch, rows in batches(shard, plan.batch_contexts):
+        x = loaded.forward(batch)[site.hook_name]
+        kept = np.flatnonzero(shard.stored[rows])
+        if len(kept):
+            encoded.append(encoder.encode(x.index_select(0, to_device(kept, x.device))))
+    return _spread(SparseFeatures.concatenate(encoded), shard.stored)
+
+
+def _spread(features: SparseFeatures, stored: Bool) -> SparseFeatures:
+    """Put empty rows where `stored` is false."""
+    lengths = np.zeros(len(stored), np.int64)
+    lengths[stored] = np.diff(features.indptr)
+    return SparseFeatures(np.append(0, np.cumsum(lengths)), features.indices, features.data)
+
+
+def _device(plan: Plan, asked: str) -> str:
+    """The device asked for; `auto` is the plan's where it is here, else the processor."""
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {asked!r} is not known: give auto, cpu or cuda")
+    device = plan.device if asked == "auto" else asked
+    try:
+        require_device(device)
+    except InputError:
+        if asked != "auto":
+            raise
+        return "cpu"
+    return device
+
+
+def _require_same(what: str, path: str, digest: Callable[[], str], planned: str) -> None:
+    """Model and SAE must be those that the pass was made with; else their features mean something else."""
+    remedy = f"give --{what.lower()} the place where the {what} of the pass lies now"
+    try:
+        found = digest()
+    except InputError as error:
+        raise InputError(f"{error}; or {remedy}") from None
+    if found == planned:
+        return
+    if not Path(path).exists():
+        raise InputError(f"the {what} of the pass is gone from {path}: {remedy}")
+    raise InputError(
+        f"what lies at {path} is not the {what} that the pass was made with (its digest is {found[:12]}…, "
+        f"the plan has {planned[:12]}…): {remedy}"
+    )

@@ -1,0 +1,269 @@
+"""The features of a typed text against a dense computation, and what can not be read in one sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.elicit import ELICITED, Asked, elicit, elicited, ranked, rows_asked
+from pipeline.store import FeatureStore
+from pipeline.typed_text import Places, run_text
+from schemas.errors import InputError
+from schemas.run_file import parse_run_file
+from tests.jobs.test_strips import Tokens
+from tests.kit import D_MODEL, dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
+from tests.lakes import extracted, run_file
+
+SHORT = "w3 w5 w9 nonsense w60"
+LONG = " ".join(f"w{n * 7 % 60}" for n in range(40))
+IDS = {"<bos>": 0, "nonsense": 2}
+
+
+def ids_of(text: str) -> list[int]:
+    return [IDS.get(word, int(word[1:]) + 3 if word[1:].isdigit() else 2) for word in text.split()]
+
+
+def dense(folder: Path, text: str, architecture: str, *, bos: bool = True) -> np.ndarray:
+    """Activations [tokens, d_sae] of a text cut as the corpus is, by the module and the SAE's formulas."""
+    import torch
+
+    model, rows = tiny_lm(), []
+    taken = []
+    model.layers[1].register_forward_hook(lambda _module, _inputs, output: taken.append(output[0].numpy()))
+    ids, body = ids_of(text), 16 - bos
+    for start in range(0, len(ids), body):
+        context = [0] * bos + ids[start : start + body]
+        with torch.inference_mode():
+            model(torch.tensor([context]))
+        rows.append(dense_activations(folder / f"sae-{architecture}", taken.pop())[bos:])
+    return np.concatenate(rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lake")
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> FeatureStore:
+    return extracted(run_file(folder, "abstopk"))
+
+
+def read(store: FeatureStore, text: str, position: int | None = None) -> pl.DataFrame:
+    typed = run_text(store, "mid", text, Places())
+    return elicited(store, "mid", typed, rows_asked(store, typed, position))
+
+
+@pytest.mark.parametrize("text", [SHORT, LONG])
+def test_activations_are_those_of_a_dense_computation_without_bos(
+    store: FeatureStore, folder: Path, text: str
+) -> None:
+    typed = run_text(store, "mid", text, Places())
+    ids, expected = ids_of(text), dense(folder, text, "abstopk")
+    assert typed.token_ids.tolist() == ids
+    assert typed.counted.tolist() == [i != 2 for i in ids]  # <unk> is special: excluded
+    expected[~typed.counted] = 0
+    found = typed.activations.toarray()
+    assert ((found != 0) == (expected != 0)).all()
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    np.testing.assert_array_equal(found, found.astype(np.float16))
+
+
+@pytest.mark.parametrize("text", [SHORT, LONG])
+def test_means_over_positions_and_single_positions(store: FeatureStore, text: str) -> None:
+    typed = run_text(store, "mid", text, Places())
+    every = typed.activations.toarray().astype(np.float64)
+    for position in (None, 0, 2, -1):
+        rows = every[typed.counted] if position is None else every[[position]]
+        found = read(store, text, position)
+        assert dict(found.schema) == ELICITED
+        fires = np.flatnonzero((rows != 0).any(0))
+        assert found["feature"].to_list() == fires.tolist()
+        np.testing.assert_allclose(found["activation"], rows.mean(0)[fires], rtol=1e-12)
+        for row in found.iter_rows(named=True):
+            assert abs(row["strongest"]) == np.abs(rows[:, row["feature"]]).max()
+            assert every[row["position"], row["feature"]] == row["strongest"]
+        best = ranked(found, "activation")["activation"].abs()
+        assert best.to_list() == sorted(best.to_list(), reverse=True)
+
+
+def test_surprise_is_that_of_a_count_over_all_stored_rows(store: FeatureStore) -> None:
+    typed = run_text(store, "mid", LONG, Places())
+    stored = np.concatenate([store.csr("mid", record.name).toarray() for record in store.shards])
+    counted = store.totals("mid").counted_rows
+    for row in read(store, LONG).iter_rows(named=True):
+        values, exact, slack = stored[:, row["feature"]], [], []
+        for x in typed.activations[:, [row["feature"]]].toarray()[:, 0]:
+            if x:
+                exact.append((values >= x).sum() if x > 0 else (values <= x).sum())
+                slack.append(
+                    ((values >= x / 1.125) & (values <= x * 1.125)).sum()
+                    if x > 0
+                    else ((values <= x / 1.125) & (values >= x * 1.125)).sum()
+                )
+        low = np.log2((1 + counted) / (1 + np.array(exact) + slack))
+        high = np.log2((1 + counted) / np.maximum(1 + np.array(exact) - slack, 1))
+        assert low.max() <= row["surprise_bits"] <= high.max()
+
+
+def test_a_document_that_is_typed_fires_as_it_is_stored(store: FeatureStore) -> None:
+    first = store.scan_tokens().head(1).collect()
+    ids = first["token_ids"][0].to_list()[1:]
+    assert len(first["segments"][0]) == 1
+    typed = run_text(store, "mid", "".join(store.pieces(ids)), Places())
+    stored = store.csr("mid", first["shard"][0])[1 : len(ids) + 1].toarray()
+    assert typed.token_ids.tolist() == ids
+    np.testing.assert_allclose(typed.activations.toarray(), stored, rtol=2e-3)
+
+
+def test_positions_that_are_not_there_or_not_counted(store: FeatureStore) -> None:
+    for position in (5, -6):
+        with pytest.raises(InputError, match=rf"position {position} is not in the text: its 5 tokens"):
+            read(store, SHORT, position)
+    for position in (3, -2):
+        with pytest.raises(InputError, match="is none that the site counts"):
+            read(store, SHORT, position)
+    with pytest.raises(InputError, match="no token of the text is one that the site reads"):
+        read(store, "nonsense")
+    with pytest.raises(InputError, match="has no tokens"):
+        read(store, " \n ")
+    with pytest.raises(InputError, match="is no Unicode"):
+        read(store, "w3 \udcff")
+
+
+def said(store: FeatureStore, *arguments: object) -> str:
+    done = CliRunner().invoke(app, ["elicit", str(store.layout.root), *map(str, arguments)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def test_the_command_ranks_by_both_and_shows_examples(store: FeatureStore) -> None:
+    shown = said(store, LONG, "-n", 4)
+    assert "40 tokens, mean over 40 positions of 3 contexts of the lake's 16 tokens, " in shown
+    assert f", {read(store, LONG).height} features fire" in shown
+    for by in ("activation", "surprise_bits"):
+        for feature in ranked(read(store, LONG), by)["feature"].head(4):
+            assert f"\n{feature:>9}  " in shown
+            best = store.contexts("mid", feature, 1, before=0, after=0)
+            assert f"|·{store.pieces(best['token_ids'][0].to_list())[0].strip()}|" in shown
+    without = FeatureStore.open(store.layout.root)
+    without.layout.table("mid", "examples").rename(store.layout.root / "kept.parquet")
+    assert said(store, LONG, "-n", 4) == shown
+    (store.layout.root / "kept.parquet").rename(store.layout.table("mid", "examples"))
+
+
+def test_a_text_is_shaded_by_the_features_asked_for(store: FeatureStore, tmp_path: Path) -> None:
+    typed = run_text(store, "mid", LONG, Places())
+    fires = ranked(read(store, LONG, -1), "activation")["feature"].head(2).to_list()
+    path = tmp_path / "text.html"
+    shown = said(store, LONG, "--position", -1, "--feature", fires[0], "--feature", fires[1], "--html", path)
+    assert all(f"feature {feature}: activation" in shown for feature in fires)
+    page = Tokens(path.read_text(encoding="utf-8"))
+    expected = [value for feature in fires for value in typed.activations[:, [feature]].toarray()[:, 0]]
+    assert [float(span.get("title") or 0) for span, _ in page.spans] == pytest.approx(expected, rel=1e-5)
+    assert [text[0] == "|" for _, text in page.spans] == ([False] * 39 + [True]) * 2
+    with pytest.raises(InputError, match="features are 0 to 63"):
+        said(store, LONG, "--feature", 64)
+
+
+def test_without_bos_the_first_token_stays_and_zero_first_keeps_its_row(tmp_path: Path) -> None:
+    run = run_file(tmp_path, "topk", tokens={"prepend_bos": False, "special_tokens": "zero_first"})
+    store = extracted(run)
+    expected = dense(tmp_path, LONG, "topk", bos=False)
+    expected[[0, 16, 32]] = 0
+    typed = run_text(store, "mid", LONG, Places())
+    assert typed.counted.all()
+    np.testing.assert_allclose(typed.activations.toarray(), expected, rtol=2e-3)
+
+
+def test_a_site_of_some_positions_reads_those(tmp_path: Path) -> None:
+    sae = write_sae(tmp_path / "sae-topk", "topk", d_sae=64, hook_name="layers.1", context_size=16)
+    site = {"name": "mid", "sae": str(sae), "positions": [4, None]}
+    store = extracted(run_file(tmp_path, "topk", sites=[site]))
+    typed = run_text(store, "mid", LONG, Places())
+    assert np.flatnonzero(~typed.counted).tolist() == [0, 1, 2, 15, 16, 17, 30, 31, 32]
+    expected = dense(tmp_path, LONG, "topk")
+    expected[~typed.counted] = 0
+    np.testing.assert_allclose(typed.activations.toarray(), expected, rtol=2e-3)
+
+
+def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
+    store: FeatureStore, folder: Path, tmp_path: Path
+) -> None:
+    plan = store.plans["mid"]
+    moved = shutil.copytree(folder / "sae-abstopk", tmp_path / "moved")
+    other = write_sae(tmp_path / "other", "abstopk", d_sae=64, hook_name="layers.1", seed=5)
+    words = write_tiny_tokenizer(tmp_path / "words", "bytes")
+    for places, told in (
+        (Places(sae=str(other)), f"what lies at {other} is not the SAE that the pass was made with"),
+        (Places(sae=str(tmp_path / "nowhere")), "nowhere does not exist.*give --sae"),
+        (Places(model="tests.kit:write_sae"), "is not the model|is gone from"),
+        (Places(model="no.such:module"), "no module 'no.such'.*give --model"),
+        (Places(tokenizer=str(words)), "is not the one that the lake was tokenized by"),
+        (Places(device="tpu"), "give auto, cpu or cuda"),
+    ):
+        with pytest.raises(InputError, match=told):
+            run_text(store, "mid", SHORT, places)
+    here = run_text(store, "mid", SHORT, Places()).activations
+    there = run_text(store, "mid", SHORT, Places(sae=str(moved), tokenizer=str(folder / "tokenizer")))
+    assert (here != there.activations).nnz == 0
+    assert plan.sites[0].d_model == D_MODEL
+
+
+def test_a_synthetic_site_reads_no_text(tmp_path: Path) -> None:
+    content = {
+        "corpus": {"kind": "synthetic", "documents": 3},
+        "model": {"loader": "synthetic"},
+        "sites": [{"name": "made", "sae": "synthetic:d_sae=64,l0=6"}],
+        "store": {"root": str(tmp_path / "store")},
+        "extract": {"executor": "in_process"},
+    }
+    store = extracted(parse_run_file(content, "run.yaml"))
+    with pytest.raises(InputError, match="synthetic: its features were drawn from a recipe"):
+        run_text(store, "made", SHORT, Places())
+
+
+def test_before_stats_it_says_so(tmp_path: Path) -> None:
+    store = extracted(run_file(tmp_path, "topk"), tables=False)
+    with pytest.raises(InputError, match="run `latentlake stats`"):
+        elicit(store, "mid", Asked(SHORT))
+
+
+@pytest.mark.slow
+def test_real_weights_agree_with_dense_transformers_and_sae_lens(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from jobs.demo import write_run_file
+    from jobs.demo_model import ensure_demo_model
+    from tests.saes.reference import reference
+
+    content = yaml.safe_load(write_run_file("2000", tmp_path / "store").read_text())
+    content["extract"] = {"executor": "in_process", "cpus_per_worker": 1}
+    store = extracted(parse_run_file(content, "run.yaml"))
+    text = "So long as the war goes on, the courts may be closed.\n\tWe carry on."
+    typed = run_text(store, "l9", text, Places())
+    model = AutoModelForCausalLM.from_pretrained(ensure_demo_model(), dtype=torch.float32)
+    sae = reference(Path(store.site("l9").sae))
+    ids = [store.lake.bos_id, *typed.token_ids.tolist()]
+    assert "".join(store.pieces(ids[1:])) == text
+    with torch.inference_mode():
+        hidden = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[10][0]
+        expected = sae.encode(hidden).numpy()[1:]
+    found = typed.activations.toarray()
+    assert ((found != 0) == (expected != 0)).all()
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    for position, rows in ((None, slice(None)), (-2, slice(-2, -1))):
+        mean = expected[rows].astype(np.float64).mean(0)
+        table = elicited(store, "l9", typed, rows_asked(store, typed, position))
+        best = ranked(table, "activation").head(20)
+        np.testing.assert_allclose(best["activation"], np.sort(mean)[::-1][:20], rtol=1e-3)
+        np.testing.assert_allclose(best["activation"], mean[best["feature"].to_numpy()], rtol=1e-3)
