@@ -24,6 +24,7 @@ from jobs.arguments import (
     sites_of,
 )
 from jobs.exits import run_app
+from jobs.export.commands import app as export_app
 
 app = typer.Typer(
     help="The feature lake for sparse autoencoders.",
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(export_app, name="export")
 
 
 @app.command()
