@@ -23,6 +23,7 @@ from zarr.codecs import BloscCodec
 from jobs.progress import counting
 from pipeline.store import FeatureStore
 from pipeline.store.contexts import ContextIndex
+from schemas.records import ShardRecord
 from schemas.values import I64, U32, TokenShard
 
 Rows = Literal["token", "context", "document"]
@@ -40,8 +41,11 @@ def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows
     (`mean_all`), or the strongest, with its sign (`max`); sums are taken in float64. A document of which a
     context holds only a part has its own rows alone.
     """
-    target = _Target(zarr.open_group(out / f"{site}.zarr", mode="w-", zarr_format=3), len(chosen))
     shards = store.shard_files(site)
+    n_rows = sum(_units(shard.record, rows) for shard in shards)
+    nnz = sum(receipt.sites[site].nnz for receipt in store.receipts(site).values())
+    group = zarr.open_group(out / f"{site}.zarr", mode="w-", zarr_format=3, attributes=_encoding("anndata"))
+    target = _Target(group, n_rows, len(chosen), nnz)
     with counting(f"export anndata {site}", sum(shard.record.rows for shard in shards), "rows") as advance:
         for shard in shards:
             tokens = store.token_shard(site, shard.record.name)
@@ -62,6 +66,11 @@ def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows
     return target.n_rows
 
 
+def _units(record: ShardRecord, rows: Rows) -> int:
+    """Rows that a shard gives, if each of its documents has a token."""
+    return {"token": record.rows, "context": record.contexts, "document": record.documents}[rows]
+
+
 def feature_table(store: FeatureStore, site: str, chosen: U32) -> pl.DataFrame:
     """The rows of `features` about the chosen ones, and columns of `profile` beside them; no lists."""
     table = store.scan_features(site)
@@ -72,7 +81,7 @@ def feature_table(store: FeatureStore, site: str, chosen: U32) -> pl.DataFrame:
     return wanted.join(table.select(flat), on="feature", how="left", maintain_order="left").collect()
 
 
-def _obs_of_rows(store: FeatureStore, record: Any, tokens: TokenShard) -> pl.DataFrame:
+def _obs_of_rows(store: FeatureStore, record: ShardRecord, tokens: TokenShard) -> pl.DataFrame:
     """Where each row of a shard stands, its token, and the labels of its segment."""
     index = ContextIndex(store.layout, store.lake, [record])
     rows = np.arange(record.row_start, record.row_start + record.rows, dtype=np.uint64)
@@ -87,7 +96,12 @@ def _obs_of_rows(store: FeatureStore, record: Any, tokens: TokenShard) -> pl.Dat
 
 
 def _pooled(
-    store: FeatureStore, record: Any, tokens: TokenShard, matrix: sparse.csr_matrix, rows: Rows, pool: Pool
+    store: FeatureStore,
+    record: ShardRecord,
+    tokens: TokenShard,
+    matrix: sparse.csr_matrix,
+    rows: Rows,
+    pool: Pool,
 ) -> tuple[sparse.csr_matrix, pl.DataFrame]:
     """A row for each context, or document, of the shard, in order."""
     owner = tokens.context_of_row() if rows == "context" else tokens.document.astype(np.int64)
@@ -106,7 +120,7 @@ def _pooled(
     return pool_rows(matrix, group, len(numbers), counted, pool), obs
 
 
-def _label_columns(store: FeatureStore, record: Any) -> list[str]:
+def _label_columns(store: FeatureStore, record: ShardRecord) -> list[str]:
     known = ContextIndex(store.layout, store.lake, [record]).columns
     return [
         name for name in known if name not in ("shard", "context", "position", "document", "document_offset")
@@ -138,175 +152,174 @@ def pool_rows(matrix: sparse.csr_matrix, group: I64, n: int, counted: I64, pool:
 
 
 class _Target:
-    """The group that is written: arrays grow with every shard."""
+    """The group that is written."""
 
-    def __init__(self, group: Any, n_features: int) -> None:
+    def __init__(self, group: Any, n_rows: int, n_features: int, nnz: int) -> None:
         self._group, self._n_features, self.n_rows, self._nnz = group, n_features, 0, 0
-        _mark(group, "anndata", "0.1.0")
-        x = group.create_group("X")
-        _mark(x, "csr_matrix", "0.1.0")
-        self._x = {
-            name: _array(x, name, dtype)
-            for name, dtype in (("data", "f4"), ("indices", "i4"), ("indptr", "i8"))
-        }
-        _append(self._x["indptr"], np.zeros(1, np.int64))
+        self._expected = n_rows
+        self._x = group.create_group("X", attributes=_encoding("csr_matrix"))
+        self._data = _Array(self._x, "data", np.dtype(np.float32), nnz)
+        self._indices = _Array(self._x, "indices", np.dtype(np.int32), nnz)
+        self._indptr = _Array(self._x, "indptr", np.dtype(np.int64), n_rows + 1)
+        self._indptr.add(np.zeros(1, np.int64))
         self._obs: _Frame | None = None
 
     def add(self, matrix: sparse.csr_matrix, obs: pl.DataFrame) -> None:
         """Add rows."""
         matrix.sort_indices()
-        _append(self._x["data"], matrix.data.astype(np.float32))
-        _append(self._x["indices"], matrix.indices.astype(np.int32))
-        _append(self._x["indptr"], matrix.indptr[1:].astype(np.int64) + self._nnz)
+        self._data.add(matrix.data.astype(np.float32))
+        self._indices.add(matrix.indices.astype(np.int32))
+        self._indptr.add(matrix.indptr[1:].astype(np.int64) + self._nnz)
         self._nnz += matrix.nnz
         if self._obs is None:
-            known = {
-                "row",
-                "context",
-                "document",
-                "position",
-                "token_id",
-                "counted",
-                "shard",
-                "rows",
-                "counted_rows",
-            }
-            self._obs = _Frame(self._group, "obs", obs.schema, set(obs.columns) - known)
+            nullable = set(obs.columns) - _NEVER_NULL
+            self._obs = _Frame(self._group, "obs", obs.schema, nullable, self._expected)
         self._obs.add(obs, np.arange(self.n_rows, self.n_rows + len(obs)))
         self.n_rows += matrix.shape[0]
 
     def finish(self, var: pl.DataFrame, uns: dict[str, str]) -> None:
         """Write what is known at the end."""
-        self._group["X"].attrs["shape"] = [self.n_rows, self._n_features]
-        (self._obs or _Frame(self._group, "obs", pl.Schema(), set())).finish()
-        features = _Frame(
-            self._group, "var", var.schema, {name for name in var.columns if var[name].null_count()}
-        )
+        for array in (self._data, self._indices, self._indptr):
+            array.finish()
+        self._x.attrs["shape"] = [self.n_rows, self._n_features]
+        assert self._obs is not None, "a site has a shard"
+        self._obs.finish()
+        nullable = {name for name in var.columns if var[name].null_count()}
+        features = _Frame(self._group, "var", var.schema, nullable, len(var))
         features.add(var, var["feature"].to_numpy())
         features.finish()
         for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
-            _mark(self._group.create_group(name), "dict", "0.1.0")
+            self._group.create_group(name, attributes=_encoding("dict"))
+        uns_group = self._group["uns"]
         for name, text in {"made_by": "latentlake", **uns}.items():
-            array = self._group["uns"].create_array(name, shape=(), dtype=str)
+            array = uns_group.create_array(name, shape=(), dtype=str, attributes=_encoding("string"))
             array[...] = text
-            _mark(array, "string", "0.2.0")
+
+
+_NEVER_NULL = {
+    "row", "context", "document", "position", "token_id", "counted", "shard", "rows", "counted_rows",
+}  # fmt: skip
+"""Columns of obs beside the labels that always have a value."""
 
 
 class _Frame:
-    """A data frame that grows; its index is the text of a number."""
+    """A data frame that is written in pieces; its index is the text of a number."""
 
-    def __init__(self, group: Any, name: str, schema: pl.Schema, nullable: set[str]) -> None:
-        self._group = group.create_group(name)
-        _mark(self._group, "dataframe", "0.2.0")
+    def __init__(self, group: Any, name: str, schema: pl.Schema, nullable: set[str], n: int) -> None:
+        order = {"_index": "_index", "column-order": list(schema)}
+        own = group.create_group(name, attributes=_encoding("dataframe") | order)
         self._columns = {
-            column: _column(dtype, column in nullable)(self._group, column)
+            column: _kind(dtype, column in nullable)(own, column, dtype, n)
             for column, dtype in schema.items()
         }
-        self._group.attrs.update({"_index": "_index", "column-order": list(schema)})
-        self._index = _texts(self._group, "_index")
+        self._index = _Array(own, "_index", None, n, "string-array")
 
     def add(self, frame: pl.DataFrame, index: NDArray[Any]) -> None:
-        _append(self._index, index.astype(str).astype(object))
+        self._index.add(index.astype(str).astype(object))
         for name, column in self._columns.items():
             column.add(frame[name])
 
     def finish(self) -> None:
-        for column in self._columns.values():
+        for column in (self._index, *self._columns.values()):
             column.finish()
 
 
-class _Numbers:
-    """Numbers without nulls: an array; float's nulls are NaN."""
+def _kind(dtype: pl.DataType, nullable: bool) -> Callable[..., Any]:
+    """What keeps a column; of floats nulls are NaN."""
+    if dtype == pl.String:
+        return _Categories
+    return _Nullable if nullable and not dtype.is_float() else _Values
 
-    def __init__(self, group: Any, name: str) -> None:
-        self._group, self._name, self._array = group, name, None
 
-    def add(self, values: pl.Series) -> None:
-        found = (
-            values.to_numpy() if values.dtype != pl.Boolean else values.cast(pl.UInt8).to_numpy().astype(bool)
-        )
-        if self._array is None:
-            self._array = _array(self._group, self._name, found.dtype)
-            _mark(self._array, "array", "0.2.0")
-        _append(self._array, found)
+class _Array:
+    """One array of a group, made for `n` elements, which is cut, or grows, to those that are added."""
+
+    def __init__(self, group: Any, name: str, dtype: Any, n: int, encoding: str | None = None) -> None:
+        options: dict[str, Any] = {"dtype": str, "chunks": (min(max(n, 1), _TEXT_CHUNK),)}
+        if dtype is not None:
+            codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
+            options = {"dtype": dtype, "chunks": (min(max(n, 1), _CHUNK),), "compressors": codec}
+        attributes = _encoding(encoding) if encoding else {}
+        self._array = group.create_array(name, shape=(n,), attributes=attributes, **options)
+        self._n = 0
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Put values behind those that are there."""
+        end = self._n + len(values)
+        if end > self._array.shape[0]:
+            self._array.resize((end,))
+        if len(values):
+            self._array[self._n : end] = values
+        self._n = end
 
     def finish(self) -> None:
-        return
+        """Cut what nothing was added to."""
+        if self._array.shape[0] > self._n:
+            self._array.resize((self._n,))
+
+
+class _Values(_Array):
+    """A column of numbers or booleans without nulls."""
+
+    def __init__(self, group: Any, name: str, dtype: pl.DataType, n: int) -> None:
+        super().__init__(group, name, _numpy(dtype), n, "array")
+
+    def add(self, values: Any) -> None:
+        super().add(values.to_numpy())
 
 
 class _Nullable:
-    """Whole numbers or booleans that may be null: values and a mask."""
+    """A column of whole numbers or booleans that may be null: values and a mask."""
 
-    def __init__(self, group: Any, name: str) -> None:
-        self._group, self._values, self._mask = group.create_group(name), None, None
+    def __init__(self, group: Any, name: str, dtype: pl.DataType, n: int) -> None:
+        encoding = "nullable-boolean" if dtype == pl.Boolean else "nullable-integer"
+        own = group.create_group(name, attributes=_encoding(encoding))
+        self._values = _Array(own, "values", _numpy(dtype), n, "array")
+        self._mask = _Array(own, "mask", np.dtype(np.bool_), n, "array")
+        self._fill = pl.lit(0).cast(dtype)
 
     def add(self, values: pl.Series) -> None:
-        kind = values.dtype == pl.Boolean
-        found = (
-            values.fill_null(0).to_numpy()
-            if not kind
-            else values.fill_null(value=False).to_numpy().astype(bool)
-        )
-        if self._values is None:
-            _mark(self._group, "nullable-boolean" if kind else "nullable-integer", "0.1.0")
-            self._values, self._mask = (
-                _array(self._group, n, d) for n, d in (("values", found.dtype), ("mask", "bool"))
-            )
-            for array in (self._values, self._mask):
-                _mark(array, "array", "0.2.0")
-        _append(self._values, found)
-        _append(self._mask, values.is_null().to_numpy().astype(bool))
+        self._values.add(values.to_frame().select(pl.first().fill_null(self._fill)).to_series().to_numpy())
+        self._mask.add(values.is_null().to_numpy())
 
     def finish(self) -> None:
-        return
+        self._values.finish()
+        self._mask.finish()
 
 
 class _Categories:
-    """Text: a code for each row, -1 for null, and every text once, which are kept in memory."""
+    """A column of texts: a code for each row, -1 for null, and every text once; these are kept in memory."""
 
-    def __init__(self, group: Any, name: str) -> None:
-        self._group = group.create_group(name)
-        _mark(self._group, "categorical", "0.2.0")
-        self._group.attrs["ordered"] = False
-        self._codes = _array(self._group, "codes", "i4")
-        _mark(self._codes, "array", "0.2.0")
+    def __init__(self, group: Any, name: str, dtype: pl.DataType, n: int) -> None:  # noqa: ARG002
+        self._group = group.create_group(name, attributes=_encoding("categorical") | {"ordered": False})
+        self._codes = _Array(self._group, "codes", np.dtype(np.int32), n, "array")
         self._known: dict[str, int] = {}
 
     def add(self, values: pl.Series) -> None:
         for text in values.drop_nulls().unique(maintain_order=True).to_list():
             self._known.setdefault(text, len(self._known))
-        codes = values.replace_strict(self._known, default=-1, return_dtype=pl.Int32) if self._known else None
-        _append(self._codes, np.full(len(values), -1, np.int32) if codes is None else codes.to_numpy())
+        known = pl.DataFrame({"text": list(self._known), "code": list(self._known.values())}, schema=_KNOWN)
+        codes = values.rename("text").to_frame().join(known, on="text", how="left", maintain_order="left")
+        self._codes.add(codes["code"].fill_null(-1).to_numpy())
 
     def finish(self) -> None:
-        array = _texts(self._group, "categories")
-        _append(array, np.array(list(self._known), object))
+        self._codes.finish()
+        texts = _Array(self._group, "categories", None, len(self._known), "string-array")
+        texts.add(np.array(list(self._known), object))
 
 
-def _column(dtype: pl.DataType, nullable: bool) -> Callable[[Any, str], Any]:
-    """What keeps a column."""
-    if dtype == pl.String:
-        return _Categories
-    return _Nullable if nullable and not dtype.is_float() else _Numbers
+_KNOWN = {"text": pl.String(), "code": pl.Int32()}
+_VERSIONS = {
+    "anndata": "0.1.0", "csr_matrix": "0.1.0", "dict": "0.1.0", "nullable-integer": "0.1.0",
+    "nullable-boolean": "0.1.0",
+}  # fmt: skip
+"""Of encodings; the others' is 0.2.0."""
 
 
-def _mark(node: Any, encoding: str, version: str) -> None:
-    node.attrs.update({"encoding-type": encoding, "encoding-version": version})
+def _encoding(name: str) -> dict[str, Any]:
+    return {"encoding-type": name, "encoding-version": _VERSIONS.get(name, "0.2.0")}
 
 
-def _array(group: Any, name: str, dtype: Any) -> Any:
-    codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=np.dtype(dtype).itemsize)
-    return group.create_array(name, shape=(0,), dtype=dtype, chunks=(_CHUNK,), compressors=codec)
-
-
-def _texts(group: Any, name: str) -> Any:
-    array = group.create_array(name, shape=(0,), dtype=str, chunks=(_TEXT_CHUNK,))
-    _mark(array, "string-array", "0.2.0")
-    return array
-
-
-def _append(array: Any, values: NDArray[Any]) -> None:
-    if len(values):
-        n = array.shape[0]
-        array.resize((n + len(values),))
-        array[n:] = values
+def _numpy(dtype: pl.DataType) -> np.dtype[Any]:
+    found: np.dtype[Any] = pl.Series([], dtype=dtype).to_numpy().dtype
+    return found
