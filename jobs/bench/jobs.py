@@ -1,9 +1,9 @@
-"""Every job over one store, as its users run it: seconds, nonzeros a second, and the memory of all its processes.
+"""Every job over one store, as its users run it: seconds, activations a second, memory of all its processes.
 
 python -m jobs.bench jobs        # a lake of 100 million activations, made without a model
 
-A command that this latentlake does not have, or that fails, is told of in the table, and the next one runs. To
-add a job, add a line to `JOBS`.
+A command that this latentlake does not have, or that fails, is told of in the table, and the next one runs.
+To add a job, add a line to `JOBS`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "plots": ("plots", STORE),
     "report, 1,000 features": ("report", STORE, "--out", OUT, "--features", "top:1000:n_active"),
     "feature": ("feature", STORE, "100"),
+    "heatmap": ("heatmap", STORE, "--out", f"{OUT}.png", "--ranking", "n_active:0:50"),
     "export neuronpedia, 4,096 features": (
         "export", "neuronpedia", STORE, "--out", OUT, "--layer", "0", "--features", "top:4096:n_active",
     ),
@@ -48,7 +49,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "export anndata": ("export", "anndata", STORE, "--out", OUT),
     "export anndata, by document": ("export", "anndata", STORE, "--out", OUT, "--rows", "document"),
 }  # fmt: skip
-"""By name, the command and its arguments, in the order in which they run; later ones find earlier ones' tables."""
+"""By name, the command and its arguments, in the order in which they run: later ones find earlier tables."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def run(folder: Path, threads: int, nonzeros: float = 1e8) -> Section:  # noqa: 
     nnz = sum(receipt.nnz for receipt in store.receipts(scale.SITE).values())
     known, results = commands(), list[Result]()
     for number, (name, arguments) in enumerate(JOBS.items()):
-        values = {STORE: str(folder / "store"), OUT: str(folder / f"out-{number}")}
-        results.append(measure(name, [values.get(word, word) for word in arguments], nnz, known))
+        given = [word.format(store=folder / "store", out=folder / f"out-{number}") for word in arguments]
+        results.append(measure(name, given, nnz, known))
         console.print(f"  {name}: {results[-1].said or f'{results[-1].seconds:,.1f} s'}")
     return section(store, nnz, results)
 
@@ -77,10 +78,8 @@ def run(folder: Path, threads: int, nonzeros: float = 1e8) -> Section:  # noqa: 
 def make_lake(folder: Path, nonzeros: float) -> FeatureStore:
     """A lake of about so many activations, by the commands of its users, in one process."""
     config = scale.write_run_file(folder, nonzeros, workers=1)
-    content = yaml.safe_load(config.read_text()) | {
-        "extract": {"executor": "in_process", "cpus_per_worker": 1}
-    }
-    config.write_text(yaml.safe_dump(content))
+    here = {"extract": {"executor": "in_process", "cpus_per_worker": 1}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | here))
     for command in ("tokenize", "extract"):
         watched(["jobs.cli", command, str(config)])
     return FeatureStore.open(folder / "store")

@@ -172,7 +172,7 @@ def _exporting(store: str, out: str, kind: str, site: str | None, features: str)
     """Open the store, choose features, make the folder; tell of it at the end."""
     from jobs.console import say
     from jobs.export.folder import new_export
-    from jobs.selection import select_features
+    from jobs.feature_selection import select_features
 
     began = time.monotonic()
     opened, _ = open_store(store)

@@ -13,7 +13,7 @@ from jobs.bench.report import Section, in_turn, ratio
 from pipeline.store import FeatureStore
 
 JOBS = dict(jobs.JOBS)
-COMING = {"profile", "examples", "report, 1,000 features", "feature"}
+COMING = {"profile", "examples", "report, 1,000 features", "feature", "heatmap"}
 """Jobs of the benchmark whose commands may not be there yet."""
 
 TINY = Shape("tiny", 2, 32, 2, 0, 256, 8, 4_096, 0.5)
@@ -78,7 +78,7 @@ def test_many_shards_are_committed_by_actors_that_do_nothing_and_the_store_opens
 def test_every_job_over_a_small_lake_is_measured_or_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "D_SAE", 512)
     monkeypatch.setattr(scale, "L0", 16)
-    chosen = ("stats", "rank", "top, a feature", "export delphi")
+    chosen = ("stats", "export delphi")
     some = {name: jobs.JOBS[name] for name in chosen}
     wrong = {"tomorrow's": ("divine", jobs.STORE), "wrong": ("top", jobs.STORE, "512")}
     monkeypatch.setattr(jobs, "JOBS", some | wrong)

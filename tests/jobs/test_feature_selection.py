@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.selection import select_features
+from jobs.feature_selection import select_features
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store
 
@@ -41,6 +41,9 @@ def test_top_names_those_of_the_largest_values_and_of_equal_ones_the_lower_numbe
     dead = table.filter(pl.col("n_active") == 0)["feature"].to_list()
     assert dead  # which have no maximum
     assert not set(dead) & set(select_features(store, "site", "top:99:max_activation").tolist())
+    assert np.array_equal(
+        select_features(store, "site", "top:6"), select_features(store, "site", "top:6:frequency")
+    )
     assert select_features(store, "site", "top:3:counted_rows").tolist() == [0, 1, 2]
 
 
@@ -57,7 +60,7 @@ def test_top_names_those_of_the_largest_values_and_of_equal_ones_the_lower_numbe
         ("9:3", "is empty"),
         ("40", "beyond the SAE's features 0 to 39"),
         ("30:99999999999999999999", "beyond"),
-        ("top:3", "no top:N:COLUMN"),
+        ("top:3:a:b", "no top:N:COLUMN"),
         ("top:0:frequency", "no top:N:COLUMN"),
         ("top:x:frequency", "no top:N:COLUMN"),
         ("top:3:frequent", "no column 'frequent'"),

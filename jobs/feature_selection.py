@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
 
+from jobs.rank import ranking
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.values import U32
 
-ALL = "all"
+ALL, DEFAULT_RANKING = "all", "frequency"
 _FORMS = "give all, numbers and ranges such as 1,5,10:20, or top:100:sigma_over_mu"
 
 
@@ -17,14 +17,15 @@ def select_features(store: FeatureStore, site: str, text: str) -> U32:
     """Numbers of the features that `text` names, uint32 [n], ascending, each once.
 
     `all`: every feature of the SAE. `1,5,10:20`: these, ranges without their end. `top:N:COLUMN`: the N with
-    the largest values of a column of the feature table (nulls left out; of equal ones the lower number).
+    the largest values of a column of the feature table (nulls left out; of equal ones the lower number);
+    `top:N` goes by frequency.
     Raises InputError on anything else, on a feature that there is not, and where nothing is named.
     """
     d_sae = store.site(site).d_sae
     if text.strip() == ALL:
         return np.arange(d_sae, dtype=np.uint32)
     if text.startswith("top:"):
-        return _strongest(store, site, text)
+        return _first_ranked(store, site, text)
     chosen = {number for part in text.split(",") for number in _numbers(part.strip(), text, d_sae)}
     return np.array(sorted(chosen), dtype=np.uint32)
 
@@ -44,24 +45,22 @@ def _numbers(part: str, text: str, d_sae: int) -> range:
     return chosen
 
 
-def _strongest(store: FeatureStore, site: str, text: str) -> U32:
+def _first_ranked(store: FeatureStore, site: str, text: str) -> U32:
+    """The first of a ranking by a column of the feature table."""
     parts = text.split(":")
-    if len(parts) != 3 or not _is_number(parts[1]) or not int(parts[1]):
+    if not 2 <= len(parts) <= 3 or not _is_number(parts[1]) or not int(parts[1]):
         raise InputError(f"--features {text!r} is no top:N:COLUMN; {_FORMS}")
-    n, column = int(parts[1]), parts[2]
-    table = store.scan_features(site)
-    known = [
-        name for name, dtype in table.collect_schema().items() if dtype.is_numeric() and name != "feature"
-    ]
+    column, table = (parts[2:] or [DEFAULT_RANKING])[0], store.scan_features(site)
+    dtypes = table.collect_schema()
+    known = [name for name, dtype in dtypes.items() if dtype.is_numeric() and name != "feature"]
     if column not in known:
         raise InputError(
             f"--features {text!r}: the feature table has no column {column!r}; it has {', '.join(known)}"
         )
-    ranked = table.select("feature", column).filter(pl.col(column).is_not_null() & ~pl.col(column).is_nan())
-    ranked = ranked.sort(column, "feature", descending=[True, False]).head(n)
-    found: U32 = np.sort(ranked.collect()["feature"].to_numpy())
-    if not len(found):
+    ranked = ranking(table.select("feature", column).collect(), column).head(int(parts[1]))
+    if ranked.is_empty():
         raise InputError(f"--features {text!r}: no feature has a value of {column}")
+    found: U32 = np.sort(ranked["feature"].to_numpy())
     return found
 
 
