@@ -29,8 +29,8 @@ from schemas.values import I64, U32, TokenShard
 Rows = Literal["token", "context", "document"]
 Pool = Literal["sum", "mean_all", "max"]
 
-_CHUNK = 1 << 20
-_TEXT_CHUNK = 1 << 16
+_CHUNK, _TEXT_CHUNK = 1 << 19, 1 << 16
+"""Elements of a chunk of numbers, and of texts; of each column so many wait in memory."""
 
 
 def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows, pool: Pool) -> int:
@@ -232,30 +232,45 @@ def _kind(dtype: pl.DataType, nullable: bool) -> Callable[..., Any]:
 
 
 class _Array:
-    """One array of a group, made for `n` elements, which is cut, or grows, to those that are added."""
+    """One array of a group, made for `n` elements, which is cut, or grows, to those that are added.
+
+    What is added waits until it fills chunks, so that each of them is written once.
+    """
 
     def __init__(self, group: Any, name: str, dtype: Any, n: int, encoding: str | None = None) -> None:
-        options: dict[str, Any] = {"dtype": str, "chunks": (min(max(n, 1), _TEXT_CHUNK),)}
+        self._chunk = min(max(n, 1), _TEXT_CHUNK if dtype is None else _CHUNK)
+        options: dict[str, Any] = {"dtype": str}
         if dtype is not None:
             codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
-            options = {"dtype": dtype, "chunks": (min(max(n, 1), _CHUNK),), "compressors": codec}
+            options = {"dtype": dtype, "compressors": codec}
         attributes = _encoding(encoding) if encoding else {}
-        self._array = group.create_array(name, shape=(n,), attributes=attributes, **options)
+        self._array = group.create_array(
+            name, shape=(n,), chunks=(self._chunk,), attributes=attributes, **options
+        )
         self._n = 0
+        self._waiting: list[NDArray[Any]] = []
 
     def add(self, values: NDArray[Any]) -> None:
         """Put values behind those that are there."""
-        end = self._n + len(values)
-        if end > self._array.shape[0]:
-            self._array.resize((end,))
-        if len(values):
-            self._array[self._n : end] = values
-        self._n = end
+        self._waiting.append(values)
+        if (n := sum(map(len, self._waiting))) >= self._chunk:
+            self._write(n // self._chunk * self._chunk)
 
     def finish(self) -> None:
-        """Cut what nothing was added to."""
+        """Write what waits; cut what nothing was added to."""
+        self._write(sum(map(len, self._waiting)))
         if self._array.shape[0] > self._n:
             self._array.resize((self._n,))
+
+    def _write(self, n: int) -> None:
+        """Write the first `n` that wait."""
+        if not n:
+            return
+        values = np.concatenate(self._waiting)
+        if self._n + n > self._array.shape[0]:
+            self._array.resize((self._n + n,))
+        self._array[self._n : self._n + n] = values[:n]
+        self._n, self._waiting = self._n + n, [values[n:]] if n < len(values) else []
 
 
 class _Values(_Array):

@@ -10,6 +10,7 @@ import zarr
 from scipy import sparse
 
 from jobs.cli import main
+from jobs.export import anndata_zarr
 from jobs.export.anndata_zarr import pool_rows
 from tests.jobs.export.kit import built_store
 from tests.store.build import D_SAE
@@ -80,11 +81,16 @@ def test_it_opens_lazily(made, whole):
 
 
 @pytest.mark.slow
-def test_chosen_features_are_the_columns_and_postings_alone_do(tmp_path):
+def test_chosen_features_are_the_columns_and_postings_and_small_chunks_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(anndata_zarr, "_CHUNK", 32)
+    monkeypatch.setattr(anndata_zarr, "_TEXT_CHUNK", 8)
     built, _ = made = built_store(tmp_path / "store", layouts=("feature_major",))
     data = exported(made, tmp_path, "--features", "31,2:5")
     np.testing.assert_array_equal(data.X.toarray(), built.dense["site"][:, [2, 3, 4, 31]])
     assert data.var["feature"].tolist() == [2, 3, 4, 31]
+    assert data.obs["row"].tolist() == built.tokens["row"].to_list()
+    assert same(data.obs["party"], built.tokens["party"].to_list())
+    assert data.obs_names[-1] == str(data.n_obs - 1)
 
 
 @pytest.mark.slow
