@@ -13,9 +13,10 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from schemas.records import digest_of
 from schemas.run_file import check_name
 from schemas.values import U32
 
-BATCH = 256
-"""Features of one file: the import takes a file as one string, and a quarter of a million lines at once."""
+BATCH, FILE_CHARACTERS = 1024, 1 << 27
+"""Of one file: features, as in Neuronpedia's own exports, fewer where windows are long. The import takes a file
+as one string, and inserts up to 65,000 of its lines at once, which must stay below 200 MB."""
+MAX_FILES = 1000
+"""Of a folder: the import asks the bucket for one list of names (lib/utils/s3.ts, 48c2f88)."""
 _LEVEL = 5
 OPTIONAL = ("logits", "decoder_neighbours")
 
@@ -52,6 +56,22 @@ class Names:
     def source(self) -> str:
         """The source's id, such as 9-res-jb."""
         return f"{self.layer}-{self.source_set}"
+
+
+def batch_features(window: int) -> int:
+    """Features of one file: 40 examples each, some 16 characters a token."""
+    return max(1, min(BATCH, FILE_CHARACTERS // (40 * 16 * window)))
+
+
+def check_files(chosen: U32, todo: Sequence[range], window: int) -> None:
+    """InputError where there would be more files than the import sees."""
+    counts = np.histogram(chosen, [features.start for features in todo] + [todo[-1].stop])[0]
+    n = int((-(-counts // batch_features(window))).sum())
+    if n > MAX_FILES:
+        raise InputError(
+            f"these features would take {n:,} files, of which Neuronpedia's import lists {MAX_FILES:,}: "
+            f"choose fewer --features, or a --window below {window}"
+        )
 
 
 def names(
@@ -91,6 +111,7 @@ def export(
     about = source(store, site, window, OPTIONAL)
     write = partial(write_block, about, named, store.receipts_digest(site), chosen, folder)
     todo = blocks(chosen, store.site(site).feature_block)
+    check_files(chosen, todo, window)
     counts = tasks.map(write, todo)
     return sum(track(counts, f"export neuronpedia {site}", len(todo), "blocks"))
 
@@ -152,8 +173,9 @@ def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: P
     nearest = _nearest(about, features)
     numbers = block.features["feature"].to_numpy()
     bounds = np.searchsorted(block.examples["feature"].to_numpy(), numbers)
-    for start in range(0, len(numbers), BATCH):
-        some = range(start, min(start + BATCH, len(numbers)))
+    step = batch_features(about.window)
+    for start in range(0, len(numbers), step):
+        some = range(start, min(start + step, len(numbers)))
         name = f"batch-{numbers[start]:08d}.jsonl.gz"
         neurons = (_neuron(about, named, block, place, logits, nearest) for place in some)
         _write(folder / "features" / name, neurons)
@@ -165,9 +187,11 @@ def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: P
 
 def _write(path: Path, rows: Iterator[Json]) -> None:
     """A file of JSON lines, the same bytes for the same rows; none where there is no row."""
-    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    if data:
-        path.write_bytes(gzip.compress(data, _LEVEL, mtime=0))
+    if (first := next(rows, None)) is None:
+        return
+    with path.open("wb") as file, gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed:
+        for row in chain([first], rows):
+            packed.write(json.dumps(row).encode() + b"\n")
 
 
 def _neuron(

@@ -17,6 +17,9 @@ import polars as pl
 import pytest
 
 from jobs.cli import main
+from jobs.export.neuronpedia import batch_features, check_files
+from jobs.export.windows import blocks
+from schemas.errors import InputError
 from tests.jobs.export.kit import built_store, context_of
 
 NEURON = {
@@ -170,6 +173,18 @@ def test_some_features_alone_and_what_is_wrong(made, tmp_path, capsys):
     )
     assert "--model '../up' is no folder name" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_more_files_than_the_import_lists_are_refused():
+    every = np.arange(1 << 20, dtype=np.uint32)
+    check_files(every[: 1000 << 10], blocks(every[: 1000 << 10], 1 << 14), 128)
+    with pytest.raises(InputError, match="take 1,024 files, of which Neuronpedia's import lists 1,000"):
+        check_files(every, blocks(every, 1 << 14), 128)
+    some = every[:65_536]
+    with pytest.raises(InputError, match="--window below 4096"):
+        check_files(some, blocks(some, 2048), 4096)
+    assert batch_features(128) == 1024
+    assert batch_features(4096) == 51
 
 
 def test_a_feature_of_one_value_has_one_bar():
