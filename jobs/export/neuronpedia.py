@@ -33,8 +33,8 @@ from schemas.run_file import check_name
 from schemas.values import U32
 
 BATCH, FILE_CHARACTERS = 1024, 1 << 27
-"""Of one file: features, as in Neuronpedia's own exports, fewer where windows are long. The import takes a file
-as one string, and inserts up to 65,000 of its lines at once, which must stay below 200 MB."""
+"""Of one file: features, as in Neuronpedia's own exports, fewer where windows are long. The import takes a
+file as one string, and inserts up to 65,000 of its lines at once, which must stay below 200 MB."""
 MAX_FILES = 1000
 """Of a folder: the import asks the bucket for one list of names (lib/utils/s3.ts, 48c2f88)."""
 _LEVEL = 5
