@@ -12,6 +12,9 @@ OUT ?= out/demo
 PYTEST_WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
+# What the exports are read back by, and the benchmarks compare with: installed aside, without its libraries.
+ASIDE := $(VENV)/bench/.installed
+
 .PHONY: setup demo test test-fast test-transformer-lens-4 lint types bench clean
 
 setup: $(STAMP)
@@ -28,10 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/latentlake demo --tokens $(TOKENS) --out $(OUT)
 
-test: setup
+test: setup $(ASIDE)
 	$(PYTEST)
 
-test-fast: setup
+test-fast: setup $(ASIDE)
 	$(PYTEST) -m "not slow"
 
 # TransformerLens 4 lies beside the environment's own version and comes first on the path, for tests of models.
@@ -50,13 +53,13 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-# What the benchmarks compare with, installed aside and without its serving libraries.
-$(VENV)/bench/.installed:
+$(ASIDE): $(STAMP)
+	rm -rf $(VENV)/bench
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/bench eai-delphi==0.1.3 simple-parsing==0.1.9 \
-	    docstring-parser==0.18.0 jaxtyping==0.3.11 wadler-lindig==0.1.8
+	    docstring-parser==0.18.0 jaxtyping==0.3.11 wadler-lindig==0.1.8 circuit-tracer==0.5.0
 	touch $@
 
-bench: setup $(VENV)/bench/.installed
+bench: setup $(ASIDE)
 	PYTHONPATH=$(VENV)/bench TQDM_DISABLE=1 $(BIN)/python -m jobs.bench --out out/bench
 
 clean:

@@ -24,6 +24,7 @@ from jobs.arguments import (
 )
 from jobs.cli_views import views
 from jobs.exits import run_app
+from jobs.export.commands import app as export_app
 
 app = typer.Typer(
     help="The feature lake for sparse autoencoders.",
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(views)
+app.add_typer(export_app, name="export")
 
 
 @app.command()

@@ -11,8 +11,9 @@ from jobs.bench.report import Section
 from jobs.console import console
 
 PARTS = ("extraction", "encode", "peers", "memory")
-LONG = ("shards", "scale")
+LONG = ("shards", "scale", "jobs")
 """Parts that run only when they are named."""
+OPTIONS = {"shards": ("shards",), "jobs": ("nonzeros",)}
 
 
 def main() -> None:
@@ -23,11 +24,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shards", type=int, default=20_000, help="of the part `shards`")
+    parser.add_argument("--nonzeros", type=float, default=1e8, help="of the part `jobs`")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - {*PARTS, *LONG}:
         parser.error(f"no part {', '.join(sorted(unknown))}: choose {known}")
     for part in arguments.parts or PARTS:
-        options = {"shards": arguments.shards} if part == "shards" else {}
+        options = {name: getattr(arguments, name) for name in OPTIONS.get(part, ())}
         with tempfile.TemporaryDirectory() as folder:
             module = importlib.import_module(f"jobs.bench.{part}")
             section: Section = module.run(Path(folder), arguments.threads, **options)

@@ -7,10 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from jobs.bench import encode, extraction, memory, peers, shards
+from jobs.bench import encode, extraction, jobs, memory, peers, scale, shards
 from jobs.bench.inputs import Shape, write_sae
 from jobs.bench.report import Section, in_turn, ratio
 from pipeline.store import FeatureStore
+
+JOBS = dict(jobs.JOBS)
+COMING = {"profile", "examples", "report, 1,000 features", "feature", "heatmap"}
+"""Jobs of the benchmark whose commands may not be there yet."""
 
 TINY = Shape("tiny", 2, 32, 2, 0, 256, 8, 4_096, 0.5)
 
@@ -68,6 +72,26 @@ def test_many_shards_are_committed_by_actors_that_do_nothing_and_the_store_opens
     store = FeatureStore.open(tmp_path / "store")
     assert len(store.receipts("bench")) == len(store.shards) == 60
     assert "| driver's memory" in shards.section_of(result).markdown()
+
+
+@pytest.mark.slow
+def test_every_job_over_a_small_lake_is_measured_or_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "D_SAE", 512)
+    monkeypatch.setattr(scale, "L0", 16)
+    chosen = ("stats", "export delphi")
+    some = {name: jobs.JOBS[name] for name in chosen}
+    wrong = {"tomorrow's": ("divine", jobs.STORE), "wrong": ("top", jobs.STORE, "512")}
+    monkeypatch.setattr(jobs, "JOBS", some | wrong)
+    section = jobs.run(tmp_path, 1, nonzeros=20_000)
+    results = {result["name"]: result for result in section.raw}
+    assert list(results) == [*chosen, *wrong]
+    for name in chosen:
+        assert not results[name]["said"], results[name]
+        assert results[name]["rate"] * results[name]["seconds"] == pytest.approx(results[name]["nnz"])
+    assert results["tomorrow's"]["said"] == "not there yet"
+    assert "feature 512 is not in site" in results["wrong"]["said"]
+    assert "| tomorrow's | not there yet |  |  |" in section.markdown()
+    assert {name for name, (command, *_) in JOBS.items() if command not in jobs.commands()} <= COMING
 
 
 def test_turns_alternate_and_leave_the_first_out():

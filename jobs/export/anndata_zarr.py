@@ -1,0 +1,340 @@
+"""AnnData: <site>.zarr, X a CSR matrix of rows, contexts or documents by features.
+
+Written as anndata 0.12 specifies its files (docs/fileformat-prose.md; encodings anndata 0.1.0, csr_matrix
+0.1.0, dataframe 0.2.0, categorical 0.2.0, nullable-integer 0.1.0, string-array 0.2.0, array 0.2.0; Zarr 3),
+shard by shard, so without anndata itself and with one shard's activations in memory. `obs` tells of each row
+where it stands and its labels; `var` is the feature table (and `profile`, where there is one) without lists.
+Cost: one reading of the CSR; pooling sorts a shard's activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import zarr
+from numpy.typing import NDArray
+from scipy import sparse
+from zarr.codecs import BloscCodec
+
+from jobs.progress import counting
+from pipeline.store import FeatureStore
+from pipeline.store.contexts import ContextIndex
+from schemas.records import ShardRecord
+from schemas.values import I64, U32, TokenShard
+
+Rows = Literal["token", "context", "document"]
+Pool = Literal["sum", "mean_all", "max"]
+
+_CHUNK, _TEXT_CHUNK = 1 << 19, 1 << 16
+"""Elements of a chunk of numbers, and of texts; of each column so many wait in memory."""
+
+
+def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows, pool: Pool) -> int:
+    """Write out/<site>.zarr; how many rows it has.
+
+    `rows` token: every row of the lake whose shard is committed, whether counted or not. context, document:
+    each one's activations pooled by `pool`, over its counted rows: their `sum`, their mean with zeros
+    (`mean_all`), or the strongest, with its sign (`max`); sums are taken in float64. A document of which a
+    context holds only a part has its own rows alone.
+    """
+    shards = store.shard_files(site)
+    n_rows = sum(_units(shard.record, rows) for shard in shards)
+    nnz = sum(receipt.sites[site].nnz for receipt in store.receipts(site).values())
+    group = zarr.open_group(out / f"{site}.zarr", mode="w-", zarr_format=3, attributes=_encoding("anndata"))
+    target = _Target(group, n_rows, len(chosen), nnz)
+    with counting(f"export anndata {site}", sum(shard.record.rows for shard in shards), "rows") as advance:
+        for shard in shards:
+            tokens = store.token_shard(site, shard.record.name)
+            matrix = shard.read_csr()[:, chosen.astype(np.int64)]
+            if rows == "token":
+                obs = _obs_of_rows(store, shard.record, tokens)
+            else:
+                matrix, obs = _pooled(store, shard.record, tokens, matrix, rows, pool)
+            target.add(matrix, obs)
+            advance(shard.record.rows)
+    uns = {
+        "site": site,
+        "rows": rows,
+        "pool": pool if rows != "token" else "none",
+        "hook_name": store.site(site).hook_name,
+    }
+    target.finish(feature_table(store, site, chosen), uns)
+    return target.n_rows
+
+
+def _units(record: ShardRecord, rows: Rows) -> int:
+    """Rows that a shard gives, if each of its documents has a token."""
+    return {"token": record.rows, "context": record.contexts, "document": record.documents}[rows]
+
+
+def feature_table(store: FeatureStore, site: str, chosen: U32) -> pl.DataFrame:
+    """The rows of `features` about the chosen ones, and columns of `profile` beside them; no lists."""
+    table = store.scan_features(site)
+    if store.has_table(site, "profile"):
+        table = table.join(store.scan_table(site, "profile"), on="feature", how="left", suffix="_profile")
+    flat = [name for name, dtype in table.collect_schema().items() if not dtype.is_nested()]
+    wanted = pl.DataFrame({"feature": chosen}).lazy()
+    return wanted.join(table.select(flat), on="feature", how="left", maintain_order="left").collect()
+
+
+def _obs_of_rows(store: FeatureStore, record: ShardRecord, tokens: TokenShard) -> pl.DataFrame:
+    """Where each row of a shard stands, its token, and the labels of its segment."""
+    index = ContextIndex(store.layout, store.lake, [record])
+    rows = np.arange(record.row_start, record.row_start + record.rows, dtype=np.uint64)
+    frame = index.describe(rows, [name for name in index.columns if name != "context"])
+    own = {
+        "row": rows,
+        "context": tokens.context_of_row().astype(np.uint64),
+        "token_id": tokens.token_ids.astype(np.int32),
+        "counted": tokens.counted,
+    }
+    return pl.DataFrame(own).hstack(frame).with_columns(pl.col("document_offset").cast(pl.Int64))
+
+
+def _pooled(
+    store: FeatureStore,
+    record: ShardRecord,
+    tokens: TokenShard,
+    matrix: sparse.csr_matrix,
+    rows: Rows,
+    pool: Pool,
+) -> tuple[sparse.csr_matrix, pl.DataFrame]:
+    """A row for each context, or document, of the shard, in order."""
+    owner = tokens.context_of_row() if rows == "context" else tokens.document.astype(np.int64)
+    numbers, group = np.unique(owner, return_inverse=True)
+    counted = np.bincount(group[tokens.counted], minlength=len(numbers))
+    frame = _obs_of_rows(store, record, tokens).with_columns(group=pl.Series(group), owner=pl.Series(owner))
+    labels = [name for name in frame.columns if name in _label_columns(store, record)]
+    shared = [pl.col(name).first() if rows == "document" else _shared(name) for name in labels]
+    obs = frame.group_by("group", maintain_order=True).agg(
+        pl.col("owner").first().cast(pl.UInt64).alias(rows),
+        pl.col("shard").first(),
+        pl.len().cast(pl.Int64).alias("rows"),
+        *shared,
+    )
+    obs = obs.sort("group").drop("group").with_columns(counted_rows=pl.Series(counted))
+    return pool_rows(matrix, group, len(numbers), counted, pool), obs
+
+
+def _label_columns(store: FeatureStore, record: ShardRecord) -> list[str]:
+    known = ContextIndex(store.layout, store.lake, [record]).columns
+    return [
+        name for name in known if name not in ("shard", "context", "position", "document", "document_offset")
+    ]
+
+
+def _shared(name: str) -> pl.Expr:
+    """The label that all rows share, null where they differ."""
+    return pl.when(pl.col(name).n_unique() == 1).then(pl.col(name).first()).otherwise(None).alias(name)
+
+
+def pool_rows(matrix: sparse.csr_matrix, group: I64, n: int, counted: I64, pool: Pool) -> sparse.csr_matrix:
+    """Pool the rows of a matrix [N, F] by their `group` int64 [N]: float32 [n, F]."""
+    found = matrix.tocoo()
+    key = group[found.row] * matrix.shape[1] + found.col
+    order = np.argsort(key, kind="stable")
+    key, value = key[order], found.data[order].astype(np.float64)
+    starts = np.flatnonzero(np.diff(key, prepend=-1))
+    if pool == "max":
+        low, high = (f.reduceat(value, starts) if len(starts) else value for f in (np.minimum, np.maximum))
+        pooled = np.where(-low > high, low, high)
+    else:
+        pooled = np.add.reduceat(value, starts) if len(starts) else value
+    row, column = np.divmod(key[starts], matrix.shape[1])
+    if pool == "mean_all":
+        pooled = pooled / counted[row]
+    parts = (pooled.astype(np.float32), (row, column))
+    return sparse.csr_matrix(parts, shape=(n, matrix.shape[1]))
+
+
+class _Target:
+    """The group that is written."""
+
+    def __init__(self, group: Any, n_rows: int, n_features: int, nnz: int) -> None:
+        self._group, self._n_features, self.n_rows, self._nnz = group, n_features, 0, 0
+        self._expected = n_rows
+        self._x = group.create_group("X", attributes=_encoding("csr_matrix"))
+        self._data = _Array(self._x, "data", np.dtype(np.float32), nnz)
+        self._indices = _Array(self._x, "indices", np.dtype(np.int32), nnz)
+        self._indptr = _Array(self._x, "indptr", np.dtype(np.int64), n_rows + 1)
+        self._indptr.add(np.zeros(1, np.int64))
+        self._obs: _Frame | None = None
+
+    def add(self, matrix: sparse.csr_matrix, obs: pl.DataFrame) -> None:
+        """Add rows."""
+        matrix.sort_indices()
+        self._data.add(matrix.data.astype(np.float32))
+        self._indices.add(matrix.indices.astype(np.int32))
+        self._indptr.add(matrix.indptr[1:].astype(np.int64) + self._nnz)
+        self._nnz += matrix.nnz
+        if self._obs is None:
+            nullable = set(obs.columns) - _NEVER_NULL
+            self._obs = _Frame(self._group, "obs", obs.schema, nullable, self._expected)
+        self._obs.add(obs, np.arange(self.n_rows, self.n_rows + len(obs)))
+        self.n_rows += matrix.shape[0]
+
+    def finish(self, var: pl.DataFrame, uns: dict[str, str]) -> None:
+        """Write what is known at the end."""
+        for array in (self._data, self._indices, self._indptr):
+            array.finish()
+        self._x.attrs["shape"] = [self.n_rows, self._n_features]
+        assert self._obs is not None, "a site has a shard"
+        self._obs.finish()
+        nullable = {name for name in var.columns if var[name].null_count()}
+        features = _Frame(self._group, "var", var.schema, nullable, len(var))
+        features.add(var, var["feature"].to_numpy())
+        features.finish()
+        for name in ("layers", "obsm", "obsp", "varm", "varp", "uns"):
+            self._group.create_group(name, attributes=_encoding("dict"))
+        uns_group = self._group["uns"]
+        for name, text in {"made_by": "latentlake", **uns}.items():
+            array = uns_group.create_array(name, shape=(), dtype=str, attributes=_encoding("string"))
+            array[...] = text
+
+
+_NEVER_NULL = {
+    "row", "context", "document", "position", "token_id", "counted", "shard", "rows", "counted_rows",
+}  # fmt: skip
+"""Columns of obs beside the labels that always have a value."""
+
+
+class _Frame:
+    """A data frame that is written in pieces; its index is the text of a number."""
+
+    def __init__(self, group: Any, name: str, schema: pl.Schema, nullable: set[str], n: int) -> None:
+        order = {"_index": "_index", "column-order": list(schema)}
+        own = group.create_group(name, attributes=_encoding("dataframe") | order)
+        self._columns = {
+            column: _kind(dtype, column in nullable)(own, column, dtype, n)
+            for column, dtype in schema.items()
+        }
+        self._index = _Array(own, "_index", None, n, "string-array")
+
+    def add(self, frame: pl.DataFrame, index: NDArray[Any]) -> None:
+        self._index.add(index.astype(str).astype(object))
+        for name, column in self._columns.items():
+            column.add(frame[name])
+
+    def finish(self) -> None:
+        for column in (self._index, *self._columns.values()):
+            column.finish()
+
+
+def _kind(dtype: pl.DataType, nullable: bool) -> Callable[..., Any]:
+    """What keeps a column; of floats nulls are NaN."""
+    if dtype == pl.String:
+        return _Categories
+    return _Nullable if nullable and not dtype.is_float() else _Values
+
+
+class _Array:
+    """One array of a group, made for `n` elements, which is cut, or grows, to those that are added.
+
+    What is added waits until it fills chunks, so that each of them is written once.
+    """
+
+    def __init__(self, group: Any, name: str, dtype: Any, n: int, encoding: str | None = None) -> None:
+        self._chunk = min(max(n, 1), _TEXT_CHUNK if dtype is None else _CHUNK)
+        options: dict[str, Any] = {"dtype": str}
+        if dtype is not None:
+            codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=dtype.itemsize)
+            options = {"dtype": dtype, "compressors": codec}
+        attributes = _encoding(encoding) if encoding else {}
+        self._array = group.create_array(
+            name, shape=(n,), chunks=(self._chunk,), attributes=attributes, **options
+        )
+        self._n = 0
+        self._waiting: list[NDArray[Any]] = []
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Put values behind those that are there."""
+        self._waiting.append(values)
+        if (n := sum(map(len, self._waiting))) >= self._chunk:
+            self._write(n // self._chunk * self._chunk)
+
+    def finish(self) -> None:
+        """Write what waits; cut what nothing was added to."""
+        self._write(sum(map(len, self._waiting)))
+        if self._array.shape[0] > self._n:
+            self._array.resize((self._n,))
+
+    def _write(self, n: int) -> None:
+        """Write the first `n` that wait."""
+        if not n:
+            return
+        values = np.concatenate(self._waiting)
+        if self._n + n > self._array.shape[0]:
+            self._array.resize((self._n + n,))
+        self._array[self._n : self._n + n] = values[:n]
+        self._n, self._waiting = self._n + n, [values[n:]] if n < len(values) else []
+
+
+class _Values(_Array):
+    """A column of numbers or booleans without nulls."""
+
+    def __init__(self, group: Any, name: str, dtype: pl.DataType, n: int) -> None:
+        super().__init__(group, name, _numpy(dtype), n, "array")
+
+    def add(self, values: Any) -> None:
+        super().add(values.to_numpy())
+
+
+class _Nullable:
+    """A column of whole numbers or booleans that may be null: values and a mask."""
+
+    def __init__(self, group: Any, name: str, dtype: pl.DataType, n: int) -> None:
+        encoding = "nullable-boolean" if dtype == pl.Boolean else "nullable-integer"
+        own = group.create_group(name, attributes=_encoding(encoding))
+        self._values = _Array(own, "values", _numpy(dtype), n, "array")
+        self._mask = _Array(own, "mask", np.dtype(np.bool_), n, "array")
+        self._fill = pl.lit(0).cast(dtype)
+
+    def add(self, values: pl.Series) -> None:
+        self._values.add(values.to_frame().select(pl.first().fill_null(self._fill)).to_series().to_numpy())
+        self._mask.add(values.is_null().to_numpy())
+
+    def finish(self) -> None:
+        self._values.finish()
+        self._mask.finish()
+
+
+class _Categories:
+    """A column of texts: a code for each row, -1 for null, and every text once; these are kept in memory."""
+
+    def __init__(self, group: Any, name: str, dtype: pl.DataType, n: int) -> None:  # noqa: ARG002
+        self._group = group.create_group(name, attributes=_encoding("categorical") | {"ordered": False})
+        self._codes = _Array(self._group, "codes", np.dtype(np.int32), n, "array")
+        self._known: dict[str, int] = {}
+
+    def add(self, values: pl.Series) -> None:
+        for text in values.drop_nulls().unique(maintain_order=True).to_list():
+            self._known.setdefault(text, len(self._known))
+        known = pl.DataFrame({"text": list(self._known), "code": list(self._known.values())}, schema=_KNOWN)
+        codes = values.rename("text").to_frame().join(known, on="text", how="left", maintain_order="left")
+        self._codes.add(codes["code"].fill_null(-1).to_numpy())
+
+    def finish(self) -> None:
+        self._codes.finish()
+        texts = _Array(self._group, "categories", None, len(self._known), "string-array")
+        texts.add(np.array(list(self._known), object))
+
+
+_KNOWN = {"text": pl.String(), "code": pl.Int32()}
+_VERSIONS = {
+    "anndata": "0.1.0", "csr_matrix": "0.1.0", "dict": "0.1.0", "nullable-integer": "0.1.0",
+    "nullable-boolean": "0.1.0",
+}  # fmt: skip
+"""Of encodings; the others' is 0.2.0."""
+
+
+def _encoding(name: str) -> dict[str, Any]:
+    return {"encoding-type": name, "encoding-version": _VERSIONS.get(name, "0.2.0")}
+
+
+def _numpy(dtype: pl.DataType) -> np.dtype[Any]:
+    found: np.dtype[Any] = pl.Series([], dtype=dtype).to_numpy().dtype
+    return found

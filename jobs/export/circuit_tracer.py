@@ -1,0 +1,161 @@
+"""circuit-tracer's feature files: features/index.json.gz and features/layer_<n>.bin, one for each site.
+
+A record is four bytes of its length, little-endian, then a gzip of JSON; the index has, for each layer, the
+file's name and where each feature's record begins, and the end. Followed: circuit-tracer 0.5.0, in
+circuit_tracer/frontend the files assets/feature_examples/init-feature-examples.js, assets/util.js
+(getFile), local_server.py and feature_models.py (the fields of a record), equal in this to
+safety-research/circuit-tracer (196e2ce). The viewer asks for bytes by neighbouring offsets, so every
+feature of the SAE has a record; one that was not chosen, or never fires, has no examples. Cost as
+neuronpedia.py's.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import struct
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.export.windows import Block, Source, read_block, source
+from jobs.progress import track
+from pipeline.executors.tasks import Tasks
+from pipeline.statistics.histogram import PERCENTS
+from pipeline.store import FeatureStore
+from schemas.values import U32
+
+_LEVEL = 6
+
+
+def export(
+    store: FeatureStore, site: str, chosen: U32, out: Path, tasks: Tasks, *, layer: int, window: int
+) -> dict[str, Any]:
+    """Write one site's layer_<layer>.bin into `out`; what the index says of it."""
+    info = store.site(site)
+    about = source(store, site, window, ("logits",))
+    name = f"layer_{layer}.bin"
+    ranges = [
+        range(first, min(first + info.feature_block, info.d_sae))
+        for first in range(0, info.d_sae, info.feature_block)
+    ]
+    lengths = list[int]()
+    write = partial(write_block, about, chosen, out, name)
+    with (out / name).open("wb") as file:
+        done = track(tasks.map(write, ranges), f"export circuit-tracer {site}", len(ranges), "blocks")
+        for features, found in zip(ranges, done, strict=True):
+            part = _part(out, name, features)
+            with part.open("rb") as written:
+                shutil.copyfileobj(written, file, 1 << 24)
+            part.unlink()
+            lengths += found
+    return {"filename": name, "offsets": [0, *accumulate(lengths)]}
+
+
+def write_index(out: Path, layers: dict[int, dict[str, Any]]) -> None:
+    """Write the index of all layers."""
+    data = json.dumps({str(layer): entry for layer, entry in sorted(layers.items())}, separators=(",", ":"))
+    (out / "index.json.gz").write_bytes(gzip.compress(data.encode(), _LEVEL, mtime=0))
+
+
+def write_block(about: Source, chosen: U32, out: Path, name: str, features: range) -> list[int]:
+    """Write the records of a range of features beside the layer's file; the length of each."""
+    block = read_block(about, chosen, features)
+    logits = _logits(about, features)
+    places = {feature: place for place, feature in enumerate(block.features["feature"].to_list())}
+    bounds = np.searchsorted(
+        block.examples["feature"].to_numpy(), np.arange(features.start, features.stop + 1)
+    )
+    frequency = dict(about.table("features", features).select("feature", "frequency").iter_rows())
+    lengths = list[int]()
+    with _part(out, name, features).open("wb") as file:
+        for number, feature in enumerate(features):
+            examples = range(int(bounds[number]), int(bounds[number + 1]))
+            record = {"transcoder_id": about.site, "index": feature, **_EMPTY} | logits.get(feature, {})
+            record["activation_frequency"] = frequency[feature]
+            if feature in places:
+                record |= _fired(about, block, places[feature], examples)
+            lengths.append(file.write(_packed(record)))
+    return lengths
+
+
+_EMPTY: dict[str, Any] = {
+    "examples_quantiles": [],
+    "top_logits": [],
+    "bottom_logits": [],
+    "act_min": 0.0,
+    "act_max": 0.0,
+    "quantile_values": [],
+    "histogram": [],
+}
+
+
+def _packed(record: dict[str, Any]) -> bytes:
+    data = gzip.compress(json.dumps(record, separators=(",", ":")).encode(), _LEVEL, mtime=0)
+    return struct.pack("<I", len(data)) + data
+
+
+def _fired(about: Source, block: Block, place: int, examples: range) -> dict[str, Any]:
+    """What is known of a chosen feature; the scale of colours, act_min to act_max, holds 0."""
+    row = block.features.row(place, named=True)
+    counts = block.histogram[place]
+    return {
+        "act_min": min(0.0, float(block.low[place])),
+        "act_max": max(0.0, float(block.high[place])),
+        "quantile_values": [row[f"q{p:02d}_active"] for p in PERCENTS] if row["n_active"] else [],
+        "histogram": counts.tolist() if counts.any() else [],
+        "examples_quantiles": _quantiles(about, block, examples),
+    }
+
+
+def _quantiles(about: Source, block: Block, examples: range) -> list[dict[str, Any]]:
+    """Examples under the names that circuit-tracer's own files give them, the strongest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    rows = block.examples.slice(examples.start, len(examples)).iter_rows(named=True)
+    shown = set[int]()
+    for place, row in zip(examples, rows, strict=True):
+        title = "Top activations" if row["kind"] == "top" else f"Subsample interval {row['interval']}"
+        found.setdefault(title, []).append(_example(about, block, place, row, shown))
+    tail = [name for name in reversed(found) if name != "Top activations"]
+    return [
+        {"quantile_name": name, "examples": found[name]}
+        for name in ["Top activations", *tail]
+        if name in found
+    ]
+
+
+def _example(about: Source, block: Block, place: int, row: dict[str, Any], shown: set[int]) -> dict[str, Any]:
+    """`is_repeated_datapoint`: another example shows the same row, and was before it."""
+    n = int(block.lengths[place])
+    repeated = row["row"] in shown
+    shown.add(row["row"])
+    return {
+        "tokens": [about.token_texts[token] for token in block.token_ids[place, :n].tolist()],
+        "tokens_acts_list": block.values[place, :n].tolist(),
+        "train_token_ind": row["place"],
+        "is_repeated_datapoint": repeated,
+    }
+
+
+def _logits(about: Source, features: range) -> dict[int, dict[str, Any]]:
+    """Texts of the most and the least favoured tokens, where `latentlake logits` was run."""
+    if "logits" not in about.tables:
+        return {}
+    rows = about.table("logits", features).select("feature", "top_tokens", "bottom_tokens").iter_rows()
+    return {
+        int(feature): {"top_logits": _texts(about, top), "bottom_logits": _texts(about, bottom)}
+        for feature, top, bottom in rows
+    }
+
+
+def _texts(about: Source, tokens: Sequence[int]) -> list[str]:
+    return [about.token_texts[token] for token in tokens]
+
+
+def _part(out: Path, name: str, features: range) -> Path:
+    return out / f".{name}.{features.start}"

@@ -1,0 +1,285 @@
+"""Neuronpedia's import: a folder for each site, with the files that its own export tool would write.
+
+<model>/<source>/release.jsonl, model.jsonl, sourceset.jsonl, source.jsonl, features/batch-*.jsonl.gz (table
+Neuron), activations/batch-*.jsonl.gz (table Activation). Followed: hijohnnylin/neuronpedia, in apps/webapp
+the files app/api/admin/import/route.ts (3861c05), lib/db/import.ts (efd6e35), prisma/schema.prisma
+(008d504); jbloomAus/SAEDashboard, neuronpedia/neuronpedia_export.py (3ea1249). Columns that are left out
+have the database's defaults. Cost: all activations of the chosen features are read once (windows.py), and
+some 5 ms of one core go into each feature's JSON.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jobs.export.windows import BINS, Block, Source, blocks, read_block, source, tenths
+from jobs.progress import track
+from pipeline.executors.tasks import Tasks
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.run_file import check_name
+from schemas.values import U32
+
+BATCH, FILE_CHARACTERS = 1024, 1 << 27
+"""Of one file: features, as in Neuronpedia's own exports, fewer where windows are long. The import takes a
+file as one string, and inserts up to 65,000 of its lines at once, which must stay below 200 MB."""
+MAX_FILES = 1000
+"""Of a folder: the import asks the bucket for one list of names (lib/utils/s3.ts, 48c2f88)."""
+_LEVEL = 5
+OPTIONAL = ("logits", "decoder_neighbours")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Under which names Neuronpedia keeps a site; the source's is that of its layer and its source set."""
+
+    model: str
+    source_set: str
+    layer: int
+    creator: str
+
+    @property
+    def source(self) -> str:
+        """The source's id, such as 9-res-jb."""
+        return f"{self.layer}-{self.source_set}"
+
+
+def batch_features(window: int) -> int:
+    """Features of one file: 40 examples each, some 16 characters a token."""
+    return max(1, min(BATCH, FILE_CHARACTERS // (40 * 16 * window)))
+
+
+def check_files(chosen: U32, todo: Sequence[range], window: int) -> None:
+    """InputError where there would be more files than the import sees."""
+    counts = np.histogram(chosen, [features.start for features in todo] + [todo[-1].stop])[0]
+    n = int((-(-counts // batch_features(window))).sum())
+    if n > MAX_FILES:
+        raise InputError(
+            f"these features would take {n:,} files, of which Neuronpedia's import lists {MAX_FILES:,}: "
+            f"choose fewer --features, or a --window below {window}"
+        )
+
+
+def names(
+    store: FeatureStore, site: str, model: str | None, source_set: str | None, layer: int | None, creator: str
+) -> Names:
+    """Names of a site; defaults come from the model's name, the site's, and the number in its hook's."""
+    info = store.site(site)
+    given = model or Path(store.plans[info.pass_name].model).name.lower()
+    return Names(
+        model=check_name(re.sub(r"[^A-Za-z0-9_-]", "-", given) if model is None else given, "--model"),
+        source_set=check_name(source_set or site, "--source-set"),
+        layer=layer if layer is not None else layer_of(info.hook_name),
+        creator=creator,
+    )
+
+
+def layer_of(hook_name: str) -> int:
+    """The number in a hook's name (blocks.9.hook_resid_post, layers.9)."""
+    if (found := re.search(r"(?:^|\.)(\d+)(?:\.|$)", hook_name)) is None:
+        raise InputError(f"hook {hook_name!r} has no number that could be its layer: give --layer")
+    return int(found[1])
+
+
+def export(
+    store: FeatureStore, site: str, chosen: U32, out: Path, tasks: Tasks, *, named: Names, window: int
+) -> int:
+    """Write one site below `out`; how many example rows were written."""
+    folder = out / named.model / named.source
+    if folder.exists():
+        raise InputError(
+            f"two sites would be Neuronpedia's source {named.source}: export one --site at a time"
+        )
+    for name in ("features", "activations"):
+        (folder / name).mkdir(parents=True)
+    for name, record in records(store, site, named).items():
+        (folder / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
+    about = source(store, site, window, OPTIONAL)
+    write = partial(write_block, about, named, store.receipts_digest(site), chosen, folder)
+    todo = blocks(chosen, store.site(site).feature_block)
+    check_files(chosen, todo, window)
+    counts = tasks.map(write, todo)
+    return sum(track(counts, f"export neuronpedia {site}", len(todo), "blocks"))
+
+
+def records(store: FeatureStore, site: str, named: Names) -> dict[str, Json]:
+    """The rows of SourceRelease, Model, SourceSet and Source that the features hang on."""
+    info, lake = store.site(site), store.lake
+    creator = {"creatorId": named.creator, "visibility": "PUBLIC"}
+    text = f"{Path(info.sae).name} at {info.hook_name}, exported by latentlake"
+    return {
+        "release": {
+            "name": named.source_set,
+            "description": text,
+            "creatorName": "latentlake",
+            "urls": [],
+            **creator,
+        },
+        "model": {
+            "id": named.model,
+            "displayNameShort": named.model,
+            "displayName": named.model,
+            "layers": 0,
+            "neuronsPerLayer": 0,
+            "owner": "",
+            **creator,
+        },
+        "sourceset": {
+            "modelId": named.model,
+            "name": named.source_set,
+            "description": text,
+            "creatorName": "latentlake",
+            "urls": [],
+            "releaseName": named.source_set,
+            **creator,
+        },
+        "source": {
+            "id": named.source,
+            "modelId": named.model,
+            "setName": named.source_set,
+            "num_prompts": store.totals(site).contexts,
+            "num_tokens_in_prompt": lake.context_size,
+            "dataset": _corpus(store),
+            "notes": text,
+            **creator,
+        },
+    }
+
+
+def _corpus(store: FeatureStore) -> str:
+    """What the corpus chain calls its sources, without their folders."""
+    said = [str(link.source.get("path") or link.source.get("kind") or "") for link in store.links]
+    return ", ".join(dict.fromkeys(text if text.count("/") == 1 else Path(text).name for text in said))
+
+
+def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: Path, features: range) -> int:
+    """Write the files of a range of features; how many example rows they hold."""
+    block = read_block(about, chosen, features)
+    logits = _by_feature(about, "logits", features)
+    nearest = _nearest(about, features)
+    numbers = block.features["feature"].to_numpy()
+    bounds = np.searchsorted(block.examples["feature"].to_numpy(), numbers)
+    step = batch_features(about.window)
+    for start in range(0, len(numbers), step):
+        some = range(start, min(start + step, len(numbers)))
+        name = f"batch-{numbers[start]:08d}.jsonl.gz"
+        neurons = (_neuron(about, named, block, place, logits, nearest) for place in some)
+        _write(folder / "features" / name, neurons)
+        last = bounds[some.stop] if some.stop < len(numbers) else block.examples.height
+        activations = _activations(about, named, digest, block, range(int(bounds[start]), int(last)))
+        _write(folder / "activations" / name, activations)
+    return block.examples.height
+
+
+def _write(path: Path, rows: Iterator[Json]) -> None:
+    """A file of JSON lines, the same bytes for the same rows; none where there is no row."""
+    if (first := next(rows, None)) is None:
+        return
+    with path.open("wb") as file, gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed:
+        for row in chain([first], rows):
+            packed.write(json.dumps(row).encode() + b"\n")
+
+
+def _neuron(
+    about: Source, named: Names, block: Block, place: int, logits: dict[int, Json], nearest: dict[int, Json]
+) -> Json:
+    row = block.features.row(place, named=True)
+    feature = int(row["feature"])
+    top = logits.get(feature, {})
+    near = nearest.get(feature, {})
+    return {
+        "modelId": named.model,
+        "layer": named.source,
+        "index": str(feature),
+        "creatorId": named.creator,
+        "sourceSetName": named.source_set,
+        "maxActApprox": row["max_activation"] or 0.0,
+        "frac_nonzero": row["frequency"],
+        **_histogram(block, place),
+        "pos_str": [about.token_texts[token] for token in top.get("top_tokens", ())],
+        "pos_values": list(top.get("top_logits", ())),
+        "neg_str": [about.token_texts[token] for token in top.get("bottom_tokens", ())],
+        "neg_values": list(top.get("bottom_logits", ())),
+        "topkCosSimIndices": near.get("neighbour", []),
+        "topkCosSimValues": near.get("cosine", []),
+    }
+
+
+def _histogram(block: Block, place: int) -> Json:
+    """As many heights as values: the middle of each bin."""
+    low, high = float(block.low[place]), float(block.high[place])
+    counts = block.histogram[place]
+    if not counts.any():
+        return {"freq_hist_data_bar_values": [], "freq_hist_data_bar_heights": []}
+    if low == high:
+        return {"freq_hist_data_bar_values": [low], "freq_hist_data_bar_heights": [int(counts.sum())]}
+    middles = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
+    return {"freq_hist_data_bar_values": middles.tolist(), "freq_hist_data_bar_heights": counts.tolist()}
+
+
+def _activations(about: Source, named: Names, digest: str, block: Block, examples: range) -> Iterator[Json]:
+    """Rows of the table Activation, one for each example."""
+    edges = {
+        feature: tenths(bins, counts)
+        for feature, bins, counts in block.features.select(
+            "feature", "histogram_bins", "histogram_counts"
+        ).iter_rows()
+    }
+    some = block.examples.slice(examples.start, len(examples))
+    for place, row in zip(examples, some.iter_rows(named=True), strict=True):
+        n = int(block.lengths[place])
+        values = block.values[place, :n]
+        key = [digest, named.model, named.source, *(row[n] for n in ("feature", "kind", "interval", "rank"))]
+        yield {
+            "id": "l" + digest_of(key)[:24],
+            "modelId": named.model,
+            "layer": named.source,
+            "index": str(row["feature"]),
+            "creatorId": named.creator,
+            "dataIndex": str(row["context"]),
+            "tokens": [about.token_texts[token] for token in block.token_ids[place, :n].tolist()],
+            "values": values.tolist(),
+            "maxValue": float(values.max()),
+            "maxValueTokenIndex": int(values.argmax()),
+            "minValue": float(values.min()),
+            "qualifyingTokenIndex": row["place"],
+            **_interval(row, edges[row["feature"]]),
+        }
+
+
+def _interval(row: Json, edges: list[float]) -> Json:
+    """SAEDashboard's marks: -1, the maximum and -1 of top examples; bounds and share of an interval."""
+    if row["kind"] == "top":
+        return {"binMin": -1.0, "binMax": edges[-1], "binContains": -1.0}
+    tenth = row["interval"]
+    return {"binMin": edges[tenth], "binMax": edges[tenth + 1], "binContains": 0.1}
+
+
+def _by_feature(about: Source, name: str, features: range) -> dict[int, Json]:
+    """Rows of a table that may not be there."""
+    if name not in about.tables:
+        return {}
+    return {int(row["feature"]): row for row in about.table(name, features).iter_rows(named=True)}
+
+
+def _nearest(about: Source, features: range) -> dict[int, Json]:
+    """The nearest decoder directions of each feature, by rank."""
+    if "decoder_neighbours" not in about.tables:
+        return {}
+    table = about.table("decoder_neighbours", features).sort("feature", "rank")
+    lists = table.group_by("feature", maintain_order=True).agg(pl.col("neighbour", "cosine"))
+    return {int(row["feature"]): row for row in lists.iter_rows(named=True)}

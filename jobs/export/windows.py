@@ -1,0 +1,226 @@
+"""The example rows of features with their tokens, and the activation of the feature at every one of them.
+
+Shapes: E examples, T tokens of a window, F features of a block, B bins. A task takes a block of features
+and reads its activations shard by shard: in memory are E x T x 8 bytes (F 2,048, 40 examples of each, T
+128: 84 MB) and the block's activations in one shard, run by run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.statistics.histogram import bin_edges
+from pipeline.store import FeatureStore
+from pipeline.store.objects import readable
+from pipeline.store.parquet import read_frame, scan_frame
+from pipeline.store.postings import PostingsFile
+from pipeline.store.shard_files import ShardFiles
+from schemas.layout import Layout, StorePath
+from schemas.values import F32, I32, I64, U32
+
+KINDS = ("top", "quantile")
+"""Of examples that are exported; random rows, in which a feature is not active, are not."""
+BINS = 50
+"""Of a feature's histogram, as SAEDashboard has them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the tasks of an export read, without opening the store; `token_texts` by token id."""
+
+    layout: Layout
+    site: str
+    shards: Sequence[ShardFiles]
+    tables: dict[str, StorePath]
+    token_texts: list[str]
+    window: int
+
+    def table(self, name: str, features: range) -> pl.DataFrame:
+        """The rows of a derived table about some features."""
+        scan = scan_frame(self.tables[name])
+        return scan.filter(pl.col("feature").is_between(features.start, features.stop - 1)).collect()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Features of a block with their examples.
+
+    `examples` [E] is the table's rows by feature, kind and rank, with `context` (u64), `position` of the row
+    in its context and `place` of the row in its window; `token_ids` int32 [E, T] and `values` float32 [E, T],
+    of which `lengths` int64 [E] are the window's; `histogram` int64 [F, B] counts activations in B bins of
+    equal width between `low` and `high` float32 [F].
+    """
+
+    features: pl.DataFrame
+    examples: pl.DataFrame
+    token_ids: I32
+    values: F32
+    lengths: I64
+    histogram: I64
+    low: F32
+    high: F32
+
+
+def source(store: FeatureStore, site: str, window: int, optional: Sequence[str] = ()) -> Source:
+    """What tasks need of a site; InputError where `latentlake stats` was not run."""
+    needed = ["features", "examples"]
+    for name in needed:
+        store.scan_table(site, name)  # says what is missing or stale
+    names = needed + [name for name in optional if store.has_table(site, name)]
+    with readable(store.layout.vocabulary):
+        texts = read_frame(store.layout.vocabulary)["text"].to_list()
+    return Source(
+        layout=store.layout,
+        site=site,
+        shards=store.shard_files(site),
+        tables={name: store.layout.table(site, name) for name in names},
+        token_texts=texts,
+        window=window,
+    )
+
+
+def blocks(chosen: U32, feature_block: int) -> list[range]:
+    """The ranges of whole feature blocks in which there are chosen features."""
+    firsts = np.unique(chosen // feature_block) * feature_block
+    return [range(int(first), int(first) + feature_block) for first in firsts]
+
+
+def read_block(source: Source, chosen: U32, features: range) -> Block:
+    """The chosen features of a range."""
+    inside = pl.col("feature").is_in(chosen[(chosen >= features.start) & (chosen < features.stop)].tolist())
+    table = source.table("features", features).filter(inside).sort("feature")
+    examples = source.table("examples", features).filter(inside & pl.col("kind").is_in(list(KINDS)))
+    order = pl.col("kind").replace_strict(
+        dict(zip(KINDS, range(len(KINDS)), strict=True)), return_dtype=pl.UInt8
+    )
+    found = _Gathered(source, table, examples.sort("feature", order, "interval", "rank"))
+    for number, shard in enumerate(source.shards):
+        found.read(number, shard)
+    return found.block()
+
+
+class _Gathered:
+    """What was read so far of a block."""
+
+    def __init__(self, source: Source, table: pl.DataFrame, examples: pl.DataFrame) -> None:
+        self._source, self._table, self._examples = source, table, examples
+        self._features: I64 = table["feature"].to_numpy().astype(np.int64)
+        self._owner: I64 = examples["feature"].to_numpy().astype(np.int64)
+        self._rows: I64 = examples["row"].to_numpy().astype(np.int64)
+        starts = np.array([shard.record.row_start for shard in source.shards], np.int64)
+        self._shard = np.searchsorted(starts, self._rows, side="right") - 1
+        n, width = len(self._rows), source.window
+        self._token_ids, self._values = np.zeros((n, width), np.int32), np.zeros((n, width), np.float32)
+        self._lengths, self._first = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._position, self._context = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._low, self._high = (table[f"{end}_activation"].fill_null(0).to_numpy() for end in ("min", "max"))
+        self._histogram = np.zeros((table.height, BINS), np.int64)
+
+    def read(self, number: int, shard: ShardFiles) -> None:
+        """Take in one shard."""
+        mine = np.flatnonzero(self._shard == number)
+        if len(mine):
+            self._place(mine, shard)
+        if len(self._features):
+            for feature, row, value in _activations(shard, range(self._features[0], self._features[-1] + 1)):
+                self._look_up(mine, feature, row, value)
+                self._count(feature, value)
+
+    def _place(self, mine: I64, shard: ShardFiles) -> None:
+        """Contexts, windows and tokens of the examples `mine`."""
+        path = self._source.layout.tokens(shard.record.name)
+        with readable(path):
+            frame = read_frame(path, ["row_offset", "token_ids"])
+        starts = frame["row_offset"].to_numpy().astype(np.int64)
+        ids = frame["token_ids"].explode().to_numpy()
+        ends = np.append(starts[1:], len(ids))
+        local = self._rows[mine] - shard.record.row_start
+        context = np.searchsorted(starts, local, side="right") - 1
+        first, stop = _window(local, starts[context], ends[context], self._source.window)
+        self._context[mine] = context + shard.record.context_start
+        self._position[mine] = local - starts[context]
+        self._first[mine], self._lengths[mine] = first + shard.record.row_start, stop - first
+        columns = np.arange(self._source.window)
+        inside = columns < (stop - first)[:, None]
+        self._token_ids[mine] = np.where(inside, ids[np.where(inside, first[:, None] + columns, 0)], 0)
+
+    def _look_up(self, mine: I64, feature: I64, row: I64, value: F32) -> None:
+        """Put activations, sorted by (feature, row), where examples of their features show those rows."""
+        if not len(mine) or not len(row):
+            return
+        base, span = int(row.min()), int(row.max()) - int(row.min()) + 2
+        key = feature * span + (row - base)
+        first = np.clip(self._first[mine] - base, 0, span - 1)
+        stop = np.clip(self._first[mine] + self._lengths[mine] - base, 0, span - 1)
+        low = np.searchsorted(key, self._owner[mine] * span + first)
+        high = np.searchsorted(key, self._owner[mine] * span + stop)
+        counts = high - low
+        places = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        example = np.repeat(mine, counts)
+        self._values[example, row[places] - self._first[example]] = value[places]
+
+    def _count(self, feature: I64, value: F32) -> None:
+        """Add the activations of chosen features to their histograms."""
+        place = np.minimum(np.searchsorted(self._features, feature), len(self._features) - 1)
+        kept = self._features[place] == feature
+        place, value = place[kept], value[kept]
+        low, width = self._low[place].astype(np.float64), (self._high - self._low).astype(np.float64)[place]
+        share = np.divide(value - low, width, out=np.zeros(len(value)), where=width > 0)
+        bins = np.clip((share * BINS).astype(np.int64), 0, BINS - 1)
+        counts = np.bincount(place * BINS + bins, minlength=self._histogram.size)
+        self._histogram += counts.reshape(self._histogram.shape)
+
+    def block(self) -> Block:
+        examples = self._examples.with_columns(
+            context=pl.Series(self._context.astype(np.uint64)),
+            position=pl.Series(self._position.astype(np.uint32)),
+            place=pl.Series((self._rows - self._first).astype(np.uint32)),
+        )
+        found = (self._token_ids, self._values, self._lengths, self._histogram, self._low, self._high)
+        return Block(self._table, examples, *found)
+
+
+def _window(row: I64, start: I64, end: I64, size: int) -> tuple[I64, I64]:
+    """First row of each window and the row after its last: the whole context, or `size` tokens of it.
+
+    Three quarters of a window that is shorter than its context stand before the row, where there are so many.
+    """
+    first = np.minimum(np.maximum(row - size * 3 // 4, start), np.maximum(end - size, start))
+    return first, np.minimum(first + size, end)
+
+
+def _activations(shard: ShardFiles, features: range) -> Iterator[tuple[I64, I64, F32]]:
+    """Feature, row (of the lake) and activation, sorted by (feature, row), in runs of whole features."""
+    if shard.postings is None:
+        postings = shard.read_postings()
+        feature = np.repeat(postings.features, np.diff(postings.offsets)).astype(np.int64)
+        place = slice(*np.searchsorted(feature, [features.start, features.stop]))
+        yield feature[place], postings.rows[place] + shard.record.row_start, postings.values[place]
+        return
+    file = PostingsFile(shard.postings)
+    for groups in file.runs_of(features):
+        columns: list[Any] = file.read_groups(groups)
+        feature, row, value = columns
+        yield feature.astype(np.int64), row.astype(np.int64), value.astype(np.float32)
+
+
+def tenths(histogram_bins: Sequence[int], histogram_counts: Sequence[int]) -> list[float]:
+    """Edges of the tenths of a feature's active activations, 11 of them; empty where it never fires.
+
+    From the store's histogram, rows taken as evenly spread inside a bin, as the intervals of examples are.
+    """
+    if not len(histogram_bins):
+        return []
+    left, right = bin_edges(np.asarray(histogram_bins, np.int16))
+    counts = np.asarray(histogram_counts, np.float64)
+    below = np.append(0, np.cumsum(counts)) / counts.sum()
+    places = np.linspace(0, 1, 11)
+    at = np.clip(np.searchsorted(below, places, side="left") - 1, 0, len(counts) - 1)
+    inside = (places - below[at]) / (counts[at] / counts.sum())
+    edges: list[float] = (left[at] + (right[at] - left[at]) * inside).tolist()
+    return edges
