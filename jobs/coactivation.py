@@ -4,11 +4,12 @@ Tables `neighbours` (by Jaccard index, NPMI, phi and conditional frequency, see 
 `decoder_neighbours` (by cosine of decoder rows). Both are made by blocks of features and written as these
 come: there is never a table of all pairs, and a process holds about 1 GB at most.
 
-Neighbours cost some 4 ns of a core for each pair of features active in one row, rows x L0 x L0: at L0 64 and
-10^9 activations some 5 minutes of a core at 65,536 features, of which a sixth is reading the indices of all
-shards once for each block of 1,024 features. With more features the blocks hold fewer pairs, and there are
-more of them: at 10^6 some 2,000 blocks of 512 features, and an hour of a core's reading. For what decoder
-neighbours cost see `jobs.directions`; `--no-decoder` leaves them out.
+The cost of neighbours goes with the pairs of features active in one row, rows x L0 x L0, beside reading the
+indices of all shards once for each block. At L0 64, 10^9 activations and 65,536 features that was 0.9
+microseconds of a core for an activation (15 minutes in all) on a machine busy with other work, two fifths of
+it reading, in 96 blocks of 680 features; blocks are half as large again now. At 10^6 features there are some
+320 blocks of 3,200: a feature has fewer pairs to hold. What decoder neighbours cost is said in
+`jobs.directions`; `--no-decoder` leaves them out.
 """
 
 from __future__ import annotations

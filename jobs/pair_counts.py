@@ -6,10 +6,10 @@ Wherever a feature is active, the indices of that row of the other site's CSR ar
 that grows with the pairs active in one row, rows x L0 x L0, and touches each pair once and in order. That is
 some 3 ns a pair, of which a sparse matrix product, X_block^T X shard by shard, took 27: its products are as
 wide as they are sparse. Tiles of 0 and 1 through BLAS, or bitmaps, pay only for pairs of features that both
-fire in more than 7 % of the rows; there are too few of them for two ways to the same number.
+fire in more than some 7 % of the rows; there are too few of them for two ways to the same number.
 
 A block reads every shard, so blocks are as large as memory lets them be: a feature holds the indices gathered
-so far, 4 bytes each, until they outnumber G, and from then on a row of counts, 4 G bytes.
+so far, 4 bytes each, until they outnumber G, and from then on a row of counts beside them, 4 G bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scipy import sparse
 from pipeline.store.shard_files import ShardFiles
 from schemas.values import I32, I64
 
-BLOCK_BYTES = 1 << 29
+BLOCK_BYTES = 3 << 28
 """Of the tallies of one block of features."""
 BLOCK_PAIRS = 1 << 30
 """Pairs that a block counts, some seconds' work."""

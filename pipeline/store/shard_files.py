@@ -58,7 +58,7 @@ class ShardFiles:
         return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
 
     def read_pattern(self) -> sparse.csr_matrix:
-        """Where activations are: int8 ones [rows, d_sae]."""
+        """Where activations are: int8 ones [rows, d_sae], to look up; products of them overflow."""
         from scipy import sparse
 
         from pipeline.store.csr import read_pattern

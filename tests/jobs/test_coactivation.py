@@ -14,6 +14,8 @@ from jobs import directions, pair_counts
 from jobs.cli import app
 from jobs.coactivation import coactivation
 from jobs.compact import compact
+from jobs.diff import Side
+from jobs.match import match
 from pipeline.executors.tasks import Processes
 from pipeline.store import FeatureStore, parquet
 from pipeline.store.site import write_site_weights
@@ -22,6 +24,7 @@ from schemas.tables import DECODER_NEIGHBOURS, NEIGHBOURS
 from tests.lakes import extracted, run_content, run_file
 from tests.store import build as building
 from tests.store.build import D_SAE, build, planned_site
+from tests.store.test_remote_run import copied
 
 ALWAYS, TWIN_OF_ALWAYS, RARE, TWINS = 1, 2, 3, (6, 7)
 MEASURES = ["jaccard", "npmi", "phi", "conditional"]
@@ -203,6 +206,15 @@ def test_the_command_writes_the_tables_that_readers_name(built):
     CliRunner().invoke(app, command)
     assert store.scan_table("site", "neighbours").collect().equals(table)
     assert store.scan_table("site", "decoder_neighbours").collect().height == 4 * D_SAE
+
+
+def test_tables_on_object_storage_are_those_of_a_folder(built):
+    whole = tables(built.layout.root, k=3)
+    there = tables(copied(built.layout.root, "memory://near"), k=3)
+    assert [a.equals(b) for a, b in zip(there, whole, strict=True)] == [True, True]
+    store = FeatureStore.open("memory://near")
+    match(Side(store, "site"), Side(FeatureStore.open(built.layout.root), "site"), k=2)
+    assert store.scan_table("site", f"matches_site_store-{built.plan.hash[:8]}").collect().height >= 2 * 32
 
 
 def test_a_site_without_a_shard_has_no_neighbours_to_find(tmp_path):
