@@ -90,7 +90,8 @@ class Tally:
             others, counts = np.unique(self._all(), return_counts=True)
             enough = counts >= support
             return others[enough].astype(np.int64), counts[enough].astype(np.int64)
-        self._fold()
+        if self._held or self._counts is None:
+            self._fold()
         assert self._counts is not None
         found: I64 = np.flatnonzero(self._counts >= support)
         return found, self._counts[found].astype(np.int64)
