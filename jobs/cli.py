@@ -159,17 +159,47 @@ def coactivation(
     site: SiteName = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours of each feature.", min=1)] = 20,
     support: Annotated[int, typer.Option(help="Rows that a pair must share.", min=1)] = 10,
+    no_decoder: Annotated[
+        bool, typer.Option("--no-decoder", help="Leave out neighbours by decoder cosine (hours at 10^6).")
+    ] = False,
     workers: Workers = None,
     address: Address = None,
 ) -> None:
-    """The neighbours of each feature: those that fire on the same rows, by Jaccard index."""
+    """The neighbours of each feature: those that fire on the same rows, and those of like direction."""
     from jobs.coactivation import coactivation as job
     from jobs.parallel import choose_tasks
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
         for name in sites_of(opened, site):
-            job(opened, name, tasks, k=k, support=support)
+            job(opened, name, tasks, k=k, support=support, decoder=not no_decoder)
+
+
+@app.command()
+def match(
+    store: StoreText,
+    site_a: Annotated[str, typer.Argument(metavar="SITE_A", help="Site whose features are matched.")],
+    site_b: Annotated[str, typer.Argument(metavar="SITE_B", help="Site whose features they may be.")],
+    store_b: Annotated[
+        str | None,
+        typer.Option("--store-b", metavar="STORE", help="Store of SITE_B, if another, over the same tokens."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Candidates by cosine, and by Jaccard index.", min=1)] = 10,
+    support: Annotated[int, typer.Option(help="Rows that a candidate by Jaccard shares.", min=1)] = 10,
+    top: Annotated[int, typer.Option("--top", help="How many of the clearest pairs to print.", min=0)] = 10,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Match the features of two sites: by decoder cosine, by co-activation, and one to one."""
+    from jobs.diff import Side
+    from jobs.match import match as job
+    from jobs.parallel import choose_tasks
+
+    first = open_store(store)[0]
+    second = open_store(store_b)[0] if store_b else first
+    sides = Side(first, first.site(site_a).name), Side(second, second.site(site_b).name)
+    with choose_tasks(first, workers, address) as tasks:
+        job(*sides, tasks, k=k, support=support, top=top)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Commands that show features: `top`, `feature`, `elicit`; and `examples`, which finds what they show."""
+"""Commands that show features: `top`, `feature`, `neighbours`, `elicit`; and `examples`, which finds what they show."""
 
 from __future__ import annotations
 
@@ -130,3 +130,21 @@ def elicit(
     opened, _ = open_store(store)
     asked = Asked(text, position, n, tuple(feature or ()), maximum, html)
     job(opened, one_site(opened, site), asked, Places(model, sae, tokenizer, device))
+
+
+@views.command()
+def neighbours(
+    store: StoreText,
+    feature: Annotated[int, typer.Argument(help="Number of the feature.")],
+    site: SiteName = None,
+    by: Annotated[str, typer.Option(help="jaccard, npmi, phi or conditional.")] = "jaccard",
+    k: Annotated[int, typer.Option("-k", help="How many, as far as the table goes.", min=1)] = 20,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw them as a graph: .png or .svg.")
+    ] = None,
+) -> None:
+    """The neighbours of one feature, from the stored table, and their graph."""
+    from jobs.neighbours import neighbours as job
+
+    opened, _ = open_store(store)
+    job(opened, one_site(opened, site), feature, by=by, k=k, figure=figure)

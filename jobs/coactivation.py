@@ -1,121 +1,158 @@
-"""`latentlake coactivation STORE`: which features fire on the same rows.
+"""`latentlake coactivation STORE`: which features fire on the same rows, and which point the same way.
 
-Of each feature the neighbours of highest Jaccard index |A and B| / |A or B| over rows, exactly. A task counts
-a block of features against all, X_b^T X added up shard by shard, X being what is active; the counts of a
-block stay below COUNTS_BYTES, and there is never a table of all pairs. The cost is two passes over the pairs
-of features active in one row, rows x L0 x L0, and each task reads the indices of every shard's CSR: some 2
-microseconds of one core for each activation at L0 64 and d_sae 65,536, and 1.3 GB for each task.
+Tables `neighbours` (by Jaccard index, NPMI, phi and conditional frequency, see `jobs.association`) and
+`decoder_neighbours` (by cosine of decoder rows). Both are made by blocks of features and written as these
+come: there is never a table of all pairs, and a process holds about 1 GB at most.
+
+The cost of neighbours goes with the pairs of features active in one row, rows x L0 x L0, beside reading the
+indices of all shards once for each block. At L0 64, 10^9 activations and 65,536 features that was 0.9
+microseconds of a core for an activation (15 minutes in all) on a machine busy with other work, two fifths of
+it reading, in 96 blocks of 680 features; blocks are half as large again now. At 10^6 features there are some
+320 blocks of 3,200: a feature has fewer pairs to hold. What decoder neighbours cost is said in
+`jobs.directions`; `--no-decoder` leaves them out.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from jobs.association import MEASURES, PairCounts, highest
 from jobs.console import say
+from jobs.directions import Directions, directions_of, nearest
+from jobs.pair_counts import cut, mean_company, read_n_active, tallies
+from jobs.progress import track
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store import FeatureStore
-from pipeline.store.reader import strongest
 from pipeline.store.shard_files import ShardFiles
 from schemas.errors import InputError
-from schemas.tables import Schema
+from schemas.layout import StorePath
+from schemas.tables import DECODER_NEIGHBOURS, NEIGHBOURS
 from schemas.values import I64
-
-COUNTS_BYTES = 1 << 28
-"""Of the counts of one block of features against all."""
-
-INT32_ROWS = np.iinfo(np.int32).max
-"""Where a feature is active in more rows, counts are int64."""
-
-NEIGHBOURS: Schema = {
-    "feature": pl.UInt32(),
-    "neighbour": pl.UInt32(),
-    "n_both": pl.Int64(),
-    "n_a": pl.Int64(),
-    "n_b": pl.Int64(),
-    "jaccard": pl.Float64(),
-    "rank": pl.UInt16(),
-}
 
 
 def coactivation(
-    store: FeatureStore, site: str, tasks: Tasks | None = None, *, k: int = 20, support: int = 10
-) -> pl.DataFrame:
-    """Write the table `neighbours` of a site (schema `NEIGHBOURS`); return it.
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    k: int = 20,
+    support: int = 10,
+    decoder: bool = True,
+) -> list[StorePath]:
+    """Write the tables `neighbours` and, with `decoder`, `decoder_neighbours` of a site.
 
-    Of each feature `a` the `k` features `b` of highest `jaccard` = n_both / (n_a + n_b - n_both), rank 0
-    first, equal ones by their number; n_both, n_a and n_b count the rows in which both are active, a is, b
-    is. Pairs with n_both < `support` are left out. Raises InputError when no shard is committed.
+    `neighbours` (schema `NEIGHBOURS`): of each feature and each measure the `k` features of highest value,
+    equal ones by their number, among those active in at least `support` rows in which it is active too; over
+    all counted rows, exactly. `decoder_neighbours` (schema `DECODER_NEIGHBOURS`): the `k` of largest cosine
+    among all features, dead ones included; not of a synthetic site, which has no decoder. Raises InputError
+    when no shard is committed.
     """
-    began = time.monotonic()
-    shards, d_sae = store.shard_files(site), store.site(site).d_sae
+    shards = store.shard_files(site)
     if not shards:
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    n_active = _n_active(shards, d_sae)
-    width = max(1, COUNTS_BYTES // (_count_type(n_active).itemsize * d_sae))
-    blocks = [range(first, min(first + width, d_sae)) for first in range(0, d_sae, width)]
-    find = partial(neighbours, shards, n_active, k, support)
-    table = pl.concat([pl.DataFrame(schema=NEIGHBOURS), *(tasks or OneProcess()).map(find, blocks)])
-    store.write_table(site, "neighbours", table)
+    tasks = tasks or OneProcess()
+    began, told = time.monotonic(), _Told()
+    rows = store.totals(site).counted_rows
+    parts = told.of(_neighbours(shards, rows, tasks, k, support))
+    written = [store.write_table_parts(site, "neighbours", NEIGHBOURS, parts)]
     say(
-        f"[bold]coactivation[/] {site}: {table.height:,} neighbours of {table['feature'].n_unique():,} "
-        f"features ({time.monotonic() - began:.1f} s)"
+        f"[bold]coactivation[/] {site}: {told.rows:,} neighbours of {told.features:,} features that share "
+        f"{support:,} rows or more with one ({time.monotonic() - began:.1f} s)"
     )
-    return table
+    return written + (_write_decoder_neighbours(store, site, tasks, k) if decoder else [])
 
 
-def _n_active(shards: Sequence[ShardFiles], d_sae: int) -> I64:
-    """Rows in which each feature is active, int64 [d_sae]."""
-    n_active = np.zeros(d_sae, np.int64)
-    for shard in shards:
-        active = shard.read_partials(range(d_sae), ["feature", "n_active"])
-        n_active[active["feature"].to_numpy()] += active["n_active"].to_numpy()
-    return n_active
+class _Told:
+    """Counts what goes by."""
+
+    rows, features = 0, 0
+
+    def of(self, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        for part in parts:
+            self.rows += part.height
+            self.features += part["feature"].n_unique()
+            yield part
 
 
-def _count_type(n_active: I64) -> np.dtype[Any]:
-    """Of counts over all shards; in one shard they are below 2^31, as its rows are."""
-    return np.dtype(np.int64 if n_active.max(initial=0) > INT32_ROWS else np.int32)
+def _neighbours(
+    shards: Sequence[ShardFiles], rows: int, tasks: Tasks, k: int, support: int
+) -> Iterator[pl.DataFrame]:
+    d_sae = shards[0].d_sae
+    n_active = read_n_active(shards, d_sae)
+    blocks = cut(n_active, mean_company(shards), d_sae)
+    find = partial(neighbours, shards, n_active, rows, k, support)
+    return track(tasks.map(find, blocks), "coactivation", len(blocks), "blocks of features")
 
 
 def neighbours(
-    shards: Sequence[ShardFiles], n_active: I64, k: int, support: int, features: range
+    shards: Sequence[ShardFiles], n_active: I64, rows: int, k: int, support: int, features: range
 ) -> pl.DataFrame:
-    """The rows of the table `neighbours` of some features."""
-    both = np.zeros((len(features), len(n_active)), _count_type(n_active))
-    for shard in shards:
-        active = shard.read_pattern()
-        some = shard.read_pattern_of(features, active)
-        counts = some @ active
-        for place in range(len(features)):
-            row = slice(counts.indptr[place], counts.indptr[place + 1])
-            both[place, counts.indices[row]] += counts.data[row]
-    found = [_nearest(feature, both[feature - features.start], n_active, k, support) for feature in features]
-    return pl.concat([pl.DataFrame(schema=NEIGHBOURS), *found])
-
-
-def _nearest(feature: int, both: NDArray[Any], n_active: I64, k: int, support: int) -> pl.DataFrame:
-    others = np.flatnonzero(both >= support)
-    others = others[others != feature]
-    n_both = both[others].astype(np.int64)
-    jaccard = n_both / (n_active[feature] + n_active[others] - n_both)
-    best = strongest(jaccard, k)
+    """The rows of the table `neighbours` of some features; `rows` are all counted rows of the shards."""
+    pairs = [(shard, shard) for shard in shards]
+    found = [
+        _nearest(feature, *tally.at_least(support), n_active, rows, k)
+        for feature, tally in tallies(pairs, n_active, len(n_active), features)
+    ]
+    neighbour, n_both, lengths = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    measure = np.repeat(np.arange(len(lengths)) % len(MEASURES), lengths)
+    feature = np.repeat(np.repeat(features, len(MEASURES)), lengths)
+    counts = PairCounts(n_both, n_active[feature], n_active[neighbour], rows)
     columns = {
-        "feature": np.full(len(best), feature),
-        "neighbour": others[best],
-        "n_both": n_both[best],
-        "n_a": np.full(len(best), n_active[feature]),
-        "n_b": n_active[others[best]],
-        "jaccard": jaccard[best],
-        "rank": np.arange(len(best)),
+        "feature": feature,
+        "neighbour": neighbour,
+        "by": pl.Series(list(MEASURES)).gather(measure),
+        "rank": np.arange(len(feature)) - np.repeat(np.cumsum(lengths) - lengths, lengths),
+        **counts._asdict(),
+        **{name: value(counts) for name, value in MEASURES.items()},
     }
-    return pl.DataFrame(columns, schema=NEIGHBOURS)
+    frame = pl.DataFrame({name: columns[name] for name in NEIGHBOURS}).cast(pl.Schema(NEIGHBOURS))
+    return frame.with_columns(pl.col(list(MEASURES)).fill_nan(None))
+
+
+def _nearest(
+    feature: int, others: I64, n_both: I64, n_active: I64, rows: int, k: int
+) -> tuple[I64, I64, I64]:
+    """The nearest by each measure, one measure after another: numbers, n_both, how many of each measure."""
+    is_other = others != feature
+    others, n_both = others[is_other], n_both[is_other]
+    counts = PairCounts(n_both, int(n_active[feature]), n_active[others], rows)
+    best = [highest(measure(counts), k) for measure in MEASURES.values()]
+    places = np.concatenate(best)
+    return others[places], n_both[places], np.array([len(some) for some in best])
+
+
+def _write_decoder_neighbours(store: FeatureStore, site: str, tasks: Tasks, k: int) -> list[StorePath]:
+    began, told = time.monotonic(), _Told()
+    directions = directions_of(store, site)
+    if directions.width is None:
+        say(f"[yellow]coactivation[/] {site}: a synthetic site has no decoder, so no decoder neighbours")
+        return []
+    blocks = directions.blocks()
+    found = tasks.map(partial(decoder_neighbours, directions, k), blocks)
+    parts = told.of(track(found, "decoder cosines", len(blocks), "blocks of features"))
+    written = store.write_table_parts(site, "decoder_neighbours", DECODER_NEIGHBOURS, parts)
+    say(
+        f"[bold]coactivation[/] {site}: {told.rows:,} neighbours by decoder cosine of {told.features:,} "
+        f"features ({time.monotonic() - began:.1f} s)"
+    )
+    return [written]
+
+
+def decoder_neighbours(directions: Directions, k: int, features: range) -> pl.DataFrame:
+    """The rows of the table `decoder_neighbours` of some features."""
+    found = nearest(directions, directions, k, features)
+    columns = {
+        "feature": found.feature,
+        "neighbour": found.other,
+        "rank": found.rank,
+        "cosine": found.cosine,
+    }
+    return pl.DataFrame(columns).cast(pl.Schema(DECODER_NEIGHBOURS))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,50 @@ a context in which the feature never fires, rank by the order in which they were
 OF_STATS = ("top", "quantile")
 """Kinds of examples that `stats` writes."""
 
+NEIGHBOURS: Schema = {
+    "feature": pl.UInt32(),
+    "neighbour": pl.UInt32(),
+    "by": pl.String(),
+    "rank": pl.UInt16(),
+    "n_both": pl.Int64(),
+    "n_a": pl.Int64(),
+    "n_b": pl.Int64(),
+    "jaccard": pl.Float64(),
+    "npmi": pl.Float64(),
+    "phi": pl.Float64(),
+    "conditional": pl.Float64(),
+}
+"""By feature, by `by` (jaccard, npmi, phi, conditional, in this order), by rank, 0 the highest value.
+
+`n_both`, `n_a`, `n_b`: rows in which both are active, the feature is, the neighbour is; the measures are
+those of `jobs.association`, null where they are undefined."""
+
+DECODER_NEIGHBOURS: Schema = {
+    "feature": pl.UInt32(),
+    "neighbour": pl.UInt32(),
+    "rank": pl.UInt16(),
+    "cosine": pl.Float32(),
+}
+"""By feature, by rank; `cosine` is that of the decoder rows."""
+
+MATCHES: Schema = {
+    "feature": pl.UInt32(),
+    "match": pl.UInt32(),
+    "assigned": pl.Boolean(),
+    "cosine": pl.Float32(),
+    "n_both": pl.Int64(),
+    "n_a": pl.Int64(),
+    "n_b": pl.Int64(),
+    "jaccard": pl.Float64(),
+}
+"""By feature of site A, the best `match`, a feature of site B, first: by cosine, or by Jaccard index where
+cosines are not compared.
+
+`assigned`: the pair is one of the optimal one-to-one assignment; `cosine`: of the decoder rows, null where
+they can not be compared or one has no direction; `n_both`, `n_a`, `n_b`: rows of the shards that both have
+in which both are active, the feature is, the match is; `jaccard`: n_both / (n_a + n_b - n_both), null where
+neither fires."""
+
 
 def _compared(name: str) -> Schema:
     endings = ("a", "b", "difference", "log2_ratio", "se", "z", "p", "q")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ MAX_GROUP = 1 << 26  # pyarrow's own limit
 _FRAME_LEVEL = 1
 _FRAME_GROUP_BYTES = 1 << 18
 """Of a row group in memory: smaller ones weigh more by their metadata than they save."""
+_ROWS = 1 << 16
 _INTEGER, _NUMBER = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"
 _ENCODINGS = {
     "INT32": _INTEGER,
@@ -139,12 +140,37 @@ def write_frame(
     `feature`: one block, or several where they are small.
     """
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    encodings = _encodings(table)
+    groups = _groups(frame, table, feature_block)
+    _write(path, table.slice(0, 0), (table.slice(first, last - first) for first, last in groups), metadata)
+
+
+def write_frames(
+    path: StorePath, schema: Schema, frames: Iterable[pl.DataFrame], metadata: dict[str, str] | None = None
+) -> None:
+    """Write or replace `path` whole from parts that come one after another, one in memory at a time.
+
+    Row groups hold up to _ROWS rows of one part, so that a filter on an ascending column reads few of them.
+    """
+    parts = (part.to_arrow(compat_level=pl.CompatLevel.oldest()) for part in _slices(frames))
+    empty = pl.DataFrame(schema=schema).to_arrow(compat_level=pl.CompatLevel.oldest())
+    _write(path, empty, parts, metadata)
+
+
+def _slices(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    for frame in frames:
+        yield from frame.iter_slices(_ROWS)
+
+
+def _write(
+    path: StorePath, empty: pa.Table, parts: Iterable[pa.Table], metadata: dict[str, str] | None
+) -> None:
+    """Each part becomes a row group."""
+    encodings = _encodings(empty)
     with (
         staged(path) as temporary,
         pq.ParquetWriter(
             temporary,
-            table.schema,
+            empty.schema,
             compression="zstd",
             compression_level=_FRAME_LEVEL,
             use_dictionary=[name for name in encodings if encodings[name] is None],
@@ -153,8 +179,8 @@ def write_frame(
             write_page_checksum=True,
         ) as writer,
     ):
-        for first, last in _groups(frame, table, feature_block):
-            writer.write_table(table.slice(first, last - first))
+        for part in parts:
+            writer.write_table(part)
         writer.add_key_value_metadata(metadata or {})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
 from schemas.records import ShardRecord
+from schemas.tables import Schema
 from schemas.values import F32, U64, Postings, TokenShard
 
 _READERS = 8
@@ -136,6 +137,18 @@ class FeatureStore(Catalog):
     def write_table(self, site: str, name: str, frame: pl.DataFrame) -> StorePath:
         """Write or replace a derived table, marked as made from what is committed."""
         return tables.write_table(self.layout, self.site(site).name, name, frame, self.receipts_digest(site))
+
+    def write_table_parts(
+        self,
+        site: str,
+        name: str,
+        schema: Schema,
+        parts: Iterable[pl.DataFrame],
+        metadata: dict[str, str] | None = None,
+    ) -> StorePath:
+        """The same of a table that comes in parts, and is never whole in memory."""
+        digest, site = self.receipts_digest(site), self.site(site).name
+        return tables.write_table_parts(self.layout, site, name, schema, parts, digest, metadata)
 
     def tables(self, site: str) -> list[str]:
         """Names of the derived tables there are."""

@@ -60,7 +60,7 @@ class ShardFiles:
         return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
 
     def read_pattern(self) -> sparse.csr_matrix:
-        """Where activations are: int32 ones [rows, d_sae]."""
+        """Where activations are: int8 ones [rows, d_sae], to look up; products of them overflow."""
         from scipy import sparse
 
         from pipeline.store.csr import read_pattern
@@ -71,10 +71,10 @@ class ShardFiles:
         else:
             with readable(self.csr):
                 indices, indptr, shape = read_pattern(self.csr)
-        return sparse.csr_matrix((np.ones(len(indices), np.int32), indices, indptr), shape=shape)
+        return sparse.csr_matrix((np.ones(len(indices), np.int8), indices, indptr), shape=shape)
 
     def read_pattern_of(self, features: range, pattern: sparse.csr_matrix) -> sparse.csr_matrix:
-        """Where some features are active: int32 ones [features, rows]; `pattern` is that of all."""
+        """Where some features are active: int8 ones [features, rows]; `pattern` is that of all."""
         from scipy import sparse
 
         if self.postings is None:
@@ -86,7 +86,7 @@ class ShardFiles:
             0, np.cumsum(np.bincount(feature[place] - features.start, minlength=len(features)))
         )
         parts = (
-            np.ones(len(rows[place]), np.int32),
+            np.ones(len(rows[place]), np.int8),
             rows[place].astype(np.int64) - self.record.row_start,
             indptr,
         )

@@ -64,6 +64,20 @@ def read_site_weights(
         return weights, dict(group.attrs["metadata"])
 
 
+def open_site_rows(layout: Layout, pass_name: str, site: str, name: str) -> Any | None:
+    """One of the weights, to be read in slices, as `read_site_weights` has it; None where there is none.
+
+    On object storage the weights are fetched whole here. Nothing is checked: `latentlake verify` does that.
+    """
+    path = layout.site(pass_name, site)
+    if not has_site_weights(layout, pass_name, site):
+        raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
+    with readable(path):
+        group: Any = open_group(path)
+        refuse_newer(group.attrs["format_version"], str(path))
+        return group.get(name)
+
+
 def _sha256(weights: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     """sha256 of the bytes of each array, by name."""
     return {

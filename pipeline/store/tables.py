@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import polars as pl
 import pyarrow as pa
 
-from pipeline.store.parquet import read_metadata, scan_frame, write_frame
+from pipeline.store.parquet import read_metadata, scan_frame, write_frame, write_frames
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import FORMAT_VERSION, refuse_newer
+from schemas.tables import Schema
 
 RECEIPTS_KEY, VERSION_KEY = "latentlake.receipts", "latentlake.format_version"
 
@@ -23,6 +25,22 @@ def write_table(layout: Layout, site: str, name: str, frame: pl.DataFrame, recei
     """Write or replace tables/<site>/<name>.parquet and return its path."""
     path = layout.table(site, name)
     write_frame(path, frame, {RECEIPTS_KEY: receipts_digest, VERSION_KEY: str(FORMAT_VERSION)})
+    return path
+
+
+def write_table_parts(
+    layout: Layout,
+    site: str,
+    name: str,
+    schema: Schema,
+    parts: Iterable[pl.DataFrame],
+    receipts_digest: str,
+    metadata: dict[str, str] | None = None,
+) -> StorePath:
+    """The same of a table that comes in parts, and is never whole in memory; `metadata` is kept beside it."""
+    path = layout.table(site, name)
+    known = {RECEIPTS_KEY: receipts_digest, VERSION_KEY: str(FORMAT_VERSION)}
+    write_frames(path, schema, parts, (metadata or {}) | known)
     return path
 
 
@@ -93,6 +111,8 @@ def job_of(table: str) -> str:
     """The command that writes a table."""
     if table.startswith("ranking"):
         return "rank"
+    if table.startswith("matches"):
+        return "match"
     return JOBS.get(table) or ("cluster" if "cluster" in table else "stats")
 
 

@@ -139,6 +139,12 @@ def to_dense(features: SparseFeatures, d_sae: int = D_SAE) -> np.ndarray:
     return sparse.csr_matrix((features.data, features.indices, features.indptr), shape=shape).toarray()
 
 
+def from_dense(dense: np.ndarray) -> SparseFeatures:
+    """The inverse of `to_dense`."""
+    matrix = sparse.csr_matrix(dense.astype(np.float32))
+    return SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
+
+
 def commit_shard(
     layout: Layout,
     plan: Plan,

@@ -38,7 +38,7 @@ def build_large(root: Path, *, shards: int, rows: int, d_sae: int, l0: int) -> L
     put_if_absent(
         layout.corpus_link(0), CorpusLink(source={}, source_digest="0", shards=tuple(records)).to_json()
     )
-    write_site_weights(layout, "p", site, {"W_dec": np.eye(3, dtype=np.float32)}, {})
+    write_site_weights(layout, "p", site, {"W_dec": np.eye(d_sae, 3, dtype=np.float32)}, {})
     return layout
 
 

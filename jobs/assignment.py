@@ -1,0 +1,47 @@
+"""One-to-one matches of highest total score between n things and m others; a pair may be left out for 0.
+
+Exactly over all pairs where the matrix fits in memory (the algorithm of Jonker and Volgenant 1987 as Crouse
+2016 has it, `scipy.optimize.linear_sum_assignment`), else exactly over candidate pairs alone (LAPJVsp,
+`scipy.sparse.csgraph.min_weight_full_bipartite_matching`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+from schemas.values import F32, F64, I64
+
+MATRIX_BYTES = 1 << 29
+"""Of a float64 matrix of all scores; it is needed twice."""
+
+
+def fits(n: int, m: int) -> bool:
+    """Whether scores of all pairs fit in memory."""
+    return 8 * n * m <= MATRIX_BYTES
+
+
+def assign_all(scores: F32) -> tuple[I64, I64]:
+    """Pairs (row, column) of the best assignment over a matrix [n, m], those with a positive score."""
+    row, column = linear_sum_assignment(np.maximum(scores, 0).astype(np.float64), maximize=True)
+    positive = scores[row, column] > 0
+    return row[positive], column[positive]
+
+
+def assign_candidates(row: I64, column: I64, score: F64, shape: tuple[int, int]) -> tuple[I64, I64]:
+    """The same over candidate pairs, each given once; scores up to 1."""
+    positive = score > 0
+    some, own = np.unique(row[positive], return_inverse=True)
+    if not len(some):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    # A matching must use every row, and no cost may be 0: so each row has a column of its own, which costs
+    # what a score of 0 does, and costs are 2 minus the score, which adds the same to every matching.
+    alone = np.arange(len(some))
+    costs = np.append(2 - score[positive], np.full(len(some), 2.0))
+    places = np.append(own, alone), np.append(column[positive], shape[1] + alone)
+    graph = sparse.csr_matrix((costs, places), shape=(len(some), shape[1] + len(some)))
+    found, match = min_weight_full_bipartite_matching(graph)
+    real = match < shape[1]
+    return some[found[real]].astype(np.int64), match[real].astype(np.int64)
