@@ -1,4 +1,4 @@
-"""Commands that show features: `top`, `feature`, `neighbours`, `elicit`; and `examples`, which finds what they show."""
+"""Commands that show features: `top`, `feature`, `neighbours`, `elicit`; `examples` finds what they show."""
 
 from __future__ import annotations
 
