@@ -111,6 +111,32 @@ def stats(store: StoreText, site: SiteName = None, workers: Workers = None, addr
 
 
 @app.command()
+def profile(
+    store: StoreText,
+    site: SiteName = None,
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(help="Count features with |activation| above this in each row; may be repeated."),
+    ] = None,
+    values: Annotated[
+        int | None,
+        typer.Option(help="Values of a label to compare, of most rows. Default: 256.", min=2),
+    ] = None,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Intervals of frequencies, what features fire on, where labels differ, L0 at thresholds."""
+    from jobs.parallel import choose_tasks
+    from jobs.profile import THRESHOLDS
+    from jobs.profile import profile as job
+
+    opened, _ = open_store(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in sites_of(opened, site):
+            job(opened, name, tasks, thresholds=threshold or THRESHOLDS, values=values)
+
+
+@app.command()
 def rank(
     store: StoreText,
     site: SiteName = None,

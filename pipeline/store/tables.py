@@ -75,6 +75,8 @@ def job_of(table: str) -> str:
     """The command that writes a table."""
     if table.startswith("ranking"):
         return "rank"
+    if table in ("profile", "labels", "label_values", "l0_thresholds"):
+        return "profile"
     if table == "neighbours":
         return "coactivation"
     return "cluster" if "cluster" in table else "stats"
