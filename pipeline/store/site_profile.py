@@ -120,9 +120,9 @@ def most_values(d_sae: int) -> int:
 def feature_ranges(store: FeatureStore, site: str, n_groups: int) -> list[range]:
     """All features, in order, in ranges of which a task holds some RANGE_BYTES."""
     d_sae, n_active = store.site(site).d_sae, _n_active(store, site)
-    tokens = int(scan_frame(store.layout.vocabulary).select(pl.len()).collect().item())
-    positions = store.lake.context_size
-    pairs = np.minimum(n_active, tokens) + np.minimum(n_active, positions)
+    vocabulary = store.layout.vocabulary
+    tokens = scan_frame(vocabulary).select(pl.len()).collect().item() if vocabulary.is_file() else np.inf
+    pairs = np.minimum(n_active, tokens) + np.minimum(n_active, store.lake.context_size)
     sizes = np.cumsum(PAIR_BYTES * pairs + GROUP_BYTES * n_groups)
     edges = [0]
     while edges[-1] < d_sae:
