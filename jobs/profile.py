@@ -19,7 +19,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.site_profile import l0_thresholds, profile_tables
 from schemas.errors import InputError
 
-THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 LEVEL = 0.05
 
 

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
+from jobs.figures.labels import draw_label_differences
+from jobs.figures.thresholds import draw_l0_thresholds
 
 
 class Drawing(NamedTuple):
@@ -31,4 +33,6 @@ FIGURES = {
     "l0": Drawing("l0", draw_l0),
     "density_and_mean": Drawing("features", draw_density_and_mean),
     "sigma_over_mu": Drawing("rankings", draw_sigma_over_mu),
+    "l0_thresholds": Drawing("l0_thresholds", draw_l0_thresholds, optional=True),
+    "label_differences": Drawing("labels", draw_label_differences, optional=True),
 }
