@@ -45,7 +45,8 @@ def profile(
     tasks = tasks or OneProcess()
     with counting(f"profile {site}", store.site(site).d_sae, "features") as advance:
         made = profile_tables(store, site, tasks, advance, values)
-    made["l0_thresholds"] = l0_thresholds(store, site, sorted(set(thresholds)), tasks)
+    with counting(f"l0_thresholds {site}", len(store.receipts(site)), "shards") as advance:
+        made["l0_thresholds"] = l0_thresholds(store, site, sorted(set(thresholds)), tasks, advance)
     for name, frame in made.items():
         store.write_table(site, name, frame)
     say(f"[bold]profile[/] {site}: {_told(made)} ({time.monotonic() - began:.1f} s)")

@@ -121,7 +121,7 @@ def _with_intervals(
         say(f"[yellow]note[/]: {what} from {several(shards, 'shard')}, which are drawn anew: have 10 or more")
     if shards < 2 or not possible:
         return rankings
-    with counting(f"rank {site}", draws, "draws") as advance:
+    with counting(f"rank {site}", draws * features.height, "features x draws") as advance:
         found = rank_intervals(
             store, site, features, possible, tasks, draws=draws, seed=seed, advance=advance
         )

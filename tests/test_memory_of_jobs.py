@@ -21,8 +21,10 @@ from jobs.profile import profile
 from jobs.rank import rank
 from jobs.stats import stats
 from jobs.verify import verify
-from pipeline.store import FeatureStore, compaction, site_tables
+from pipeline.statistics import tallies
+from pipeline.store import FeatureStore, compaction, site_profile, site_tables
 site_tables._BATCH_BYTES, compaction.IN_MEMORY_NNZ, compaction.GROUP_NNZ = 1 << 19, 1 << 15, 1 << 13
+site_profile.RANGE_BYTES, tallies._WAITING = 1 << 21, 1 << 14
 store = FeatureStore.open(sys.argv[1])
 
 

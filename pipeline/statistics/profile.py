@@ -128,7 +128,8 @@ class Profiler:
         groups = self._sums.of(label)
         whole = together(groups)
         for value, group in zip(label.values, groups, strict=False):  # the last group is that of other values
-            yield self._value(label.name, value, group, without(whole, group))
+            if group.totals.rows:
+                yield self._value(label.name, value, group, without(whole, group))
 
     def _value(self, label: str, value: str, here: DocumentSums, elsewhere: DocumentSums) -> pl.DataFrame:
         """One value of one label: the documents that have it against those that have another."""

@@ -34,6 +34,9 @@ POWERS = {
 FEWEST_SHARDS = 10
 """Below this an interval of ranks is too narrow to trust: few shards can not show how shards differ."""
 
+_AT_ONCE = 512
+"""Features whose sums are added to together: they stay in the processor's caches."""
+
 ABSENT = -1
 """The rank of a feature without a value."""
 
@@ -67,7 +70,9 @@ class Resampled:
         n = partials["n_active"].to_numpy().astype(np.float64)
         shift = partials["mean"].to_numpy() - self._centre[features]
         for sums, powers in zip(self._sums, _power_sums(n, shift, partials), strict=False):
-            sums[features] += powers[:, None] * weights[None, :]
+            for first in range(0, len(features), _AT_ONCE):
+                some = slice(first, first + _AT_ONCE)
+                sums[features[some]] += powers[some, None] * weights[None, :]
 
     def table(self, draw: int, counted_rows: int) -> pl.DataFrame:
         """Columns of the feature table (`moments.TABLE`) of one draw of so many counted rows: [F]."""

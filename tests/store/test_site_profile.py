@@ -24,9 +24,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(tmp_path_factory.mktemp("store"), shards=4, documents=8)
 
 
+def nobody(_: int) -> None:
+    """Is told how far the work is."""
+
+
 def tables_of(root: Path, site: str = "site", **options: Any) -> dict[str, pl.DataFrame]:
     store = FeatureStore.open(root)
-    return profile_tables(store, site, options.pop("tasks", OneProcess()), lambda _: None, **options)
+    return profile_tables(store, site, options.pop("tasks", OneProcess()), nobody, **options)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +209,7 @@ def test_no_bit_depends_on_the_number_of_workers(
         for name, table in tables_of(built.layout.root, tasks=tasks).items():
             assert table.equals(tables[name]), name
         counts = [
-            l0_thresholds(FeatureStore.open(built.layout.root), "site", (0.0, 1.0), t)
+            l0_thresholds(FeatureStore.open(built.layout.root), "site", (0.0, 1.0), t, nobody)
             for t in (tasks, OneProcess())
         ]
     assert counts[0].equals(counts[1])
@@ -215,7 +219,7 @@ def test_rows_with_so_many_strong_activations_are_counted_by_magnitude(built: Bu
     store = FeatureStore.open(built.layout.root)
     values = built.dense["site"][(built.tokens["token"] != 0).to_numpy()].astype(np.float64)
     limits = (0.0, 0.1, 0.5, float(np.float32(1.001)), 100.0)
-    found = l0_thresholds(store, "site", limits, OneProcess())
+    found = l0_thresholds(store, "site", limits, OneProcess(), nobody)
     assert dict(found.schema) == L0_THRESHOLDS
     expected = [
         (limit, int(l0), int(rows))
