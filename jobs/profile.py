@@ -50,7 +50,7 @@ def profile(
     for name, frame in made.items():
         store.write_table(site, name, frame)
     say(f"[bold]profile[/] {site}: {_told(made)} ({time.monotonic() - began:.1f} s)")
-    for line in _left_out(store, made["label_values"]):
+    for line in _left_out(store, made["label_values"], made["labels"]):
         say(f"[yellow]note[/]: {line}")
     return made["profile"]
 
@@ -75,13 +75,17 @@ def _told(made: dict[str, pl.DataFrame]) -> str:
     return told
 
 
-def _left_out(store: FeatureStore, values: pl.DataFrame) -> list[str]:
+def _left_out(store: FeatureStore, values: pl.DataFrame, labels: pl.DataFrame) -> list[str]:
     """Label columns, and values, that were not compared."""
     found = [
         f"label {escape(name)} has too many values to compare, or no document"
         for name in store.lake.label_columns
         if name not in values["label"]
     ]
+    untested = values.filter(~pl.col("label").is_in(labels.drop_nulls("p")["label"].unique().implode()))
+    for (name,), some in untested.group_by("label", maintain_order=True):
+        documents = f"{some['documents'].sum():,} documents"
+        found.append(f"no value of label {escape(str(name))} has enough of the {documents} for a test")
     rest = values.filter(pl.col("value").is_not_null() & ~pl.col("compared"))
     for (name,), some in rest.group_by("label", maintain_order=True):
         found.append(

@@ -86,10 +86,17 @@ def rank(
         {"by": names, "ranked": counts, "without_value": [features.height - n for n in counts]},
         schema=RANKING_SUMMARY,
     )
-    told = ", ".join(f"{name} ({n:,} features)" for name, n in zip(names, counts, strict=True))
+    told = ", ".join(f"{name} ({_told(table)})" for name, table in zip(names, rankings, strict=True))
     say(f"[bold]rank[/] {site}: by {told}")
     tables = {"rankings": pl.concat([pl.DataFrame(schema=RANKINGS), *rankings]), "ranking_summary": summary}
     return [write_table(store.layout, site, name, table, made_from) for name, table in tables.items()]
+
+
+def _told(table: pl.DataFrame) -> str:
+    """How many features a ranking has, and how stable their ranks are."""
+    spread = (table["rank_high"].cast(pl.Int64) - table["rank_low"].cast(pl.Int64)).median()
+    stable = f", a 95 % interval of {spread:,.0f} places in the median" if isinstance(spread, float) else ""
+    return f"{table.height:,} features{stable}"
 
 
 def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.DataFrame, str]:

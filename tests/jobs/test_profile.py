@@ -41,6 +41,15 @@ def test_the_command_writes_the_tables_that_readers_name(built: Built) -> None:
     assert thresholds.group_by("threshold").agg(pl.col("rows").sum())["rows"].to_list() == [counted] * 2
 
 
+def test_labels_of_too_few_documents_to_test_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile(FeatureStore.open(build(tmp_path, shards=1, documents=4).layout.root), "site")
+    told = capsys.readouterr().out
+    assert "no value of label party has enough of the 4 documents for a test" in told
+    assert "no value of label year has enough" in told
+
+
 def test_values_that_are_not_compared_are_said(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
     store = FeatureStore.open(built.layout.root)
     profile(store, "site", values=2)

@@ -77,10 +77,11 @@ def many(tmp_path_factory):
     return opened, [built.dense["site"][place][kept[place]].astype(np.float64) for place in rows]
 
 
-def test_the_interval_of_a_rank_is_that_of_shards_drawn_anew(many):
+def test_the_interval_of_a_rank_is_that_of_shards_drawn_anew(many, capsys):
     store, shards = many
     by, draws = ["sigma_over_mu", "mean_all", "n_active"], 60
     rank(store, "site", by, draws=draws, seed=4)
+    assert "mean_all (40 features, a 95 % interval of" in capsys.readouterr().out
     table = store.scan_table("site", "rankings").collect()
     drawn = {name: [] for name in by}
     for weights in draw_weights(draws, 12, 4):
