@@ -114,16 +114,49 @@ def stats(store: StoreText, site: SiteName = None, workers: Workers = None, addr
 
 
 @app.command()
+def profile(
+    store: StoreText,
+    site: SiteName = None,
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(help="Count features with |activation| above this in each row; may be repeated."),
+    ] = None,
+    values: Annotated[
+        int | None,
+        typer.Option(help="Values of a label to compare, of most rows. Default: 256.", min=2),
+    ] = None,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Intervals of frequencies, what features fire on, where labels differ, L0 at thresholds."""
+    from jobs.parallel import choose_tasks
+    from jobs.profile import THRESHOLDS
+    from jobs.profile import profile as job
+
+    opened, _ = open_store(store)
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in sites_of(opened, site):
+            job(opened, name, tasks, thresholds=threshold or THRESHOLDS, values=values)
+
+
+@app.command()
 def rank(
     store: StoreText,
     site: SiteName = None,
     by: Annotated[
-        list[str] | None, typer.Option(help="Column of the feature table; may be repeated.")
+        list[str] | None, typer.Option(help="Column of the tables features, profile; may be repeated.")
     ] = None,
     window: Annotated[str | None, typer.Option(help="Print these ranks, as START:STOP (2000:2050).")] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
+    draws: Annotated[
+        int, typer.Option(help="Draws of shards that say how stable ranks are; 0: none.", min=0)
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
-    """Write the rankings of features by columns of the feature table, or print a window of one."""
+    """Write the rankings of features by columns of their tables, or print a window of one."""
+    from jobs.parallel import choose_tasks
     from jobs.rank import rank as job
     from jobs.rank import show_window
     from schemas.run_file import Rank
@@ -131,11 +164,13 @@ def rank(
     opened, config = open_store(store)
     always = (config.rank if config else Rank.model_validate({})).by
     columns = tuple(dict.fromkeys([*(by or ()), *always]))
-    for name in sites_of(opened, site):
-        if window is None:
-            job(opened, name, columns)
-        else:
+    if window is not None:
+        for name in sites_of(opened, site):
             show_window(opened, name, columns[0], window, descending=not ascending)
+        return
+    with choose_tasks(opened, workers, address) as tasks:
+        for name in sites_of(opened, site):
+            job(opened, name, columns, tasks, draws=draws, seed=seed)
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""`latentlake rank STORE`: features ordered by columns of the feature table, and windows of such an order."""
+"""`latentlake rank STORE`: features ordered by columns of their tables, and windows of such an order.
+
+How stable a rank is, the bootstrap over shards says (`pipeline.store.rank_intervals`, which states its cost).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ from collections.abc import Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import console, say
+from jobs.progress import counting, several
+from pipeline.executors.tasks import OneProcess, Tasks
+from pipeline.statistics.resampling import FEWEST_SHARDS, can_resample
 from pipeline.store import FeatureStore
-from pipeline.store.parquet import read_metadata
-from pipeline.store.tables import RECEIPTS_KEY, write_table
+from pipeline.store.rank_intervals import rank_intervals
+from pipeline.store.tables import write_table
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.run_file import Rank
-from schemas.tables import Schema
+from schemas.tables import PROFILE, Schema
+from schemas.values import I64
 
 DEFAULT_BY = Rank.model_validate({}).by
 SHOWN = (
@@ -34,44 +42,118 @@ SHOWN = (
 PRINTED = ("n_active", "frequency", "mean_all", "mean_active", "max_activation")
 """Those of them that are printed: what fits 80 columns."""
 
-RANKINGS: Schema = {"by": pl.String(), "rank": pl.UInt32(), "feature": pl.UInt32(), "value": pl.Float64()}
+RANKINGS: Schema = {
+    "by": pl.String(),
+    "rank": pl.UInt32(),
+    "feature": pl.UInt32(),
+    "value": pl.Float64(),
+    "rank_low": pl.UInt32(),
+    "rank_high": pl.UInt32(),
+}
 RANKING_SUMMARY: Schema = {"by": pl.String(), "ranked": pl.UInt32(), "without_value": pl.UInt32()}
 
 
-def rank(store: FeatureStore, site: str, by: Sequence[str] = DEFAULT_BY) -> list[StorePath]:
-    """Write the tables `rankings` and `ranking_summary` of a site, from its feature table.
+DRAWS = 100
+
+
+def rank(
+    store: FeatureStore,
+    site: str,
+    by: Sequence[str] = DEFAULT_BY,
+    tasks: Tasks | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> list[StorePath]:
+    """Write the tables `rankings` and `ranking_summary` of a site, from its tables `features` and `profile`.
 
     `rankings`: by, rank (u32 from 0, the largest value first, equal values by feature), feature, value
     (f64). Values go by their sign: features with a negative mean come last by sigma_over_mu. A feature whose
     value is null, such as sigma_over_mu of one that never fires or whose mean is 0, has no rank;
-    `ranking_summary` says for each `by` how many are `ranked` and how many `without_value`. Both tables
-    are as fresh as the feature table. Raises InputError where that is missing, or a column not in it or no
-    number.
+    `ranking_summary` says for each `by` how many are `ranked` and how many `without_value`. `rank_low` and
+    `rank_high` (u32): where 95 % of the feature's ranks lie in `draws` draws of as many shards, those draws
+    left out in which it has no value. They are null with one shard, with 0 draws, from a stale feature table,
+    and by columns that are no moments (`pipeline.statistics.resampling.POWERS`). Both tables are as fresh as
+    the tables they are from. Raises InputError where one is missing, or a column not in it or no number.
     """
-    features = store.scan_features(site).collect()
     names = list(dict.fromkeys(by))
+    features, made_from = _features(store, site, names)
     rankings = [ranking(features, name) for name in names]
+    if names and draws and made_from == store.receipts_digest(site):
+        rankings = _with_intervals(store, site, features, rankings, tasks or OneProcess(), draws, seed)
     counts = [each.height for each in rankings]
     summary = pl.DataFrame(
         {"by": names, "ranked": counts, "without_value": [features.height - n for n in counts]},
         schema=RANKING_SUMMARY,
     )
-    told = ", ".join(f"{name} ({n:,} features)" for name, n in zip(names, counts, strict=True))
+    told = ", ".join(f"{name} ({_told(table)})" for name, table in zip(names, rankings, strict=True))
     say(f"[bold]rank[/] {site}: by {told}")
-    made_from = read_metadata(store.layout.table(site, "features"))[RECEIPTS_KEY]
     tables = {"rankings": pl.concat([pl.DataFrame(schema=RANKINGS), *rankings]), "ranking_summary": summary}
     return [write_table(store.layout, site, name, table, made_from) for name, table in tables.items()]
 
 
+def _told(table: pl.DataFrame) -> str:
+    """How many features a ranking has, and how stable their ranks are."""
+    spread = (table["rank_high"].cast(pl.Int64) - table["rank_low"].cast(pl.Int64)).median()
+    stable = f", a 95 % interval of {spread:,.0f} places in the median" if isinstance(spread, float) else ""
+    return f"{table.height:,} features{stable}"
+
+
+def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.DataFrame, str]:
+    """The feature table, with the columns of `profile` where one is asked for; digest of their receipts."""
+    features, digests = store.scan_features(site).collect(), [store.made_from(site, "features")]
+    if set(by) & set(PROFILE) - set(features.columns):
+        features = features.join(store.scan_table(site, "profile").collect(), on="feature", how="left")
+        digests.append(store.made_from(site, "profile"))
+    stale = [digest for digest in digests if digest != store.receipts_digest(site)]
+    return features, (stale or digests)[0]
+
+
+def _with_intervals(
+    store: FeatureStore,
+    site: str,
+    features: pl.DataFrame,
+    rankings: list[pl.DataFrame],
+    tasks: Tasks,
+    draws: int,
+    seed: int,
+) -> list[pl.DataFrame]:
+    """The rankings with `rank_low` and `rank_high` where they can be told; says where they can not."""
+    by = [table["by"][0] for table in rankings if table.height]
+    possible, shards = [name for name in by if can_resample(name)], len(store.receipts(site))
+    if rest := [name for name in by if name not in possible]:
+        say(f"[yellow]note[/]: ranks by {', '.join(rest)} have no interval, which only moments have")
+    if shards < FEWEST_SHARDS:
+        what = "ranks have no interval" if shards < 2 else "intervals of ranks are too narrow to trust"
+        say(f"[yellow]note[/]: {what} from {several(shards, 'shard')}, which are drawn anew: have 10 or more")
+    if shards < 2 or not possible:
+        return rankings
+    with counting(f"rank {site}", draws * features.height, "features x draws") as advance:
+        found = rank_intervals(
+            store, site, features, possible, tasks, draws=draws, seed=seed, advance=advance
+        )
+    return [_beside(table, found.get(table["by"][0] if table.height else "")) for table in rankings]
+
+
+def _beside(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFrame:
+    """A ranking with its interval; -1 is null."""
+    if interval is None:
+        return table
+    ends = [pl.Series(end[table["feature"].to_numpy()]) for end in interval]
+    low, high = (end.set(end < 0, None).cast(pl.UInt32) for end in ends)
+    return table.with_columns(rank_low=low, rank_high=high)
+
+
 def ranking(features: pl.DataFrame, by: str, *, descending: bool = True) -> pl.DataFrame:
-    """Features that have a value of `by`, in order (schema RANKINGS); equal values by feature."""
+    """Features that have a value of `by`, in order (schema RANKINGS, no interval); equal ones by feature."""
     value = pl.col(_number(features, by)).cast(pl.Float64).fill_nan(None)
     return (
         features.select("feature", value=value)
         .drop_nulls("value")
         .sort("value", "feature", descending=[descending, False])
         .with_row_index("rank")
-        .select(pl.lit(by).alias("by"), pl.col("rank").cast(pl.UInt32), "feature", "value")
+        .select(by=pl.lit(by), rank="rank", feature="feature", value="value", rank_low=None, rank_high=None)
+        .cast(RANKINGS)  # type: ignore[arg-type]
     )
 
 
@@ -83,7 +165,7 @@ def window(
     Columns: rank, feature, the column itself, then those of SHOWN that are not it. A window that reaches past
     the last rank is cut there; one that starts past it, or is empty, is an InputError.
     """
-    features = store.scan_features(site).collect()
+    features, _ = _features(store, site, [by])
     order = ranking(features, by, descending=descending)
     if not 0 <= start < stop:
         raise InputError(f"ranks {start} to {stop} are no window: give START:STOP with 0 <= START < STOP")
@@ -107,6 +189,8 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
         raise InputError(f"window {text!r} is no START:STOP, such as 2000:2050")
     found = window(store, site, by, int(first), int(last), descending)
     found = found.select(*dict.fromkeys(["rank", "feature", by, *PRINTED]))
+    if descending:
+        found = _with_stored_intervals(store, site, by, found)
     order = "largest" if descending else "smallest"
     table = Table(title=f"{site} by {by}, {order} first", box=SIMPLE_HEAD, pad_edge=False)
     for column in found.columns:
@@ -114,11 +198,31 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
     for row in found.iter_rows():
         table.add_row(*(_cell(value) for value in row))
     console.print(table)
+    features = _features(store, site, [by])[0]
+    if without := features.height - ranking(features, by).height:
+        say(f"{several(without, 'feature')} of {features.height:,} have no {escape(by)} and no rank")
 
 
-def _cell(value: float | None) -> str:
-    if value is None:
-        return ""
+def _with_stored_intervals(store: FeatureStore, site: str, by: str, found: pl.DataFrame) -> pl.DataFrame:
+    """A window with the intervals of its ranks, where the stored ranking is of the same order and has them.
+
+    They take the place of `frequency`, which `n_active` tells too: a line has 80 columns.
+    """
+    if not store.has_table(site, "rankings"):
+        return found
+    stored = store.scan_table(site, "rankings").filter(pl.col("by") == by).collect()
+    if "rank_low" not in stored.columns or stored["rank_low"].null_count() == stored.height:
+        return found
+    ends = stored.select("rank", "feature", "rank_low", "rank_high")
+    beside = found.join(ends, on=["rank", "feature"], how="left", maintain_order="left")
+    interval = pl.format("{}–{}", *(pl.col(end) for end in ("rank_low", "rank_high")))
+    others = [name for name in found.columns[1:] if name not in {"frequency"} - {by}]
+    return beside.select("rank", interval.alias("95 %"), *others)
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -129,7 +233,7 @@ def _number(features: pl.DataFrame, by: str) -> str:
         return by
     near = difflib.get_close_matches(by, numbers, n=1, cutoff=0.3)
     remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(numbers)}"
-    what = "holds no numbers" if by in features.columns else "is no column of the feature table"
+    what = "holds no numbers" if by in features.columns else "is no column of the feature table or `profile`"
     raise InputError(f"can not rank by {by!r}, which {what}; {remedy}")
 
 

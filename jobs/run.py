@@ -44,7 +44,7 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
 
     with choose_tasks(store) as tasks:
         stats(store, site, tasks)
-        rank(store, site, run_file.rank.by)
+        rank(store, site, run_file.rank.by, tasks)
         cluster(store, site, run_file.cluster, tasks)
     figures = plots(store, site)
     write_atomic(store.layout.derived(site), _made_from(store, site, run_file))

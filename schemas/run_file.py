@@ -286,7 +286,8 @@ class Rank(Section):
     """Which rankings are written."""
 
     by: tuple[str, ...] = Field(
-        ("sigma_over_mu", "frequency", "mean_all"), description="Columns of the feature table to rank by."
+        ("sigma_over_mu", "frequency", "mean_all"),
+        description="Columns of the tables features and profile to rank by.",
     )
 
 

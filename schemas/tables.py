@@ -138,3 +138,68 @@ value in a and in b; `difference`: b - a; `log2_ratio`: log2(b / a), null where 
 Benjamini and Hochberg's, over the features with a p. z, p and q are null where there is too little to tell
 (`pipeline.statistics.comparison`).
 """
+
+PROFILE: Schema = {
+    "feature": pl.UInt32(),
+    "frequency_se": pl.Float64(),
+    "frequency_low": pl.Float64(),
+    "frequency_high": pl.Float64(),
+    "dead_upper": pl.Float64(),
+    "dead_upper_rows": pl.Float64(),
+    "tokens": pl.UInt32(),
+    "top_token": pl.Int32(),
+    "top_token_share": pl.Float64(),
+    "token_entropy_bits": pl.Float64(),
+    "position_entropy_bits": pl.Float64(),
+    "first_positions_share": pl.Float64(),
+    "first_context": pl.UInt64(),
+    "last_context": pl.UInt64(),
+}
+"""A row per feature 0 .. d_sae - 1; but for `tokens` what never fired has nulls from `tokens` on.
+
+`frequency_se`: standard error of the frequency, clustered by document, null where it fires never or always;
+`frequency_low`, `frequency_high`: 95 % (`pipeline.statistics.intervals`). Of a feature that never fired, else
+null: `dead_upper`, the frequency below which it is at 95 % by the rule of three over documents, counted as so
+many of equal size: they are what is drawn. `dead_upper_rows`, the same over rows, would hold if rows were
+independent: bursts make it far too small. `tokens`: distinct tokens it fires on; `top_token`: the one it
+fires on most often (the lowest id of equals), `top_token_share`: its share of the active rows;
+`token_entropy_bits`, `position_entropy_bits`: entropy of its active rows over token ids, over positions in
+the context; `first_positions_share`: share of them at position 0 or 1; `first_context`, `last_context`: the
+first and the last context of the lake that it fires in.
+"""
+
+LABELS: Schema = {
+    "feature": pl.UInt32(),
+    "label": pl.String(),
+    "value": pl.String(),
+    "rows": pl.Int64(),
+    "n_active": pl.Int64(),
+    "frequency": pl.Float64(),
+    "mean_all": pl.Float64(),
+    "difference": pl.Float64(),
+    "z": pl.Float64(),
+    "p": pl.Float64(),
+    "q": pl.Float64(),
+}
+"""A row per feature, label column and value of it with an active row there, or with a p.
+
+Over the `rows` counted rows of documents with that value: `n_active` active ones, `frequency`, `mean_all`.
+`difference`: this frequency minus that in documents with any other value; `z`, `p` (two-sided), clustered by
+document, null where there are too few documents to tell (`pipeline.statistics.comparison`); `q`: Benjamini
+and Hochberg's over the features with a p for this value. Documents without a value are left out.
+"""
+
+LABEL_VALUES: Schema = {
+    "label": pl.String(),
+    "value": pl.String(),
+    "documents": pl.Int64(),
+    "rows": pl.Int64(),
+    "compared": pl.Boolean(),
+}
+"""Every label column's values (null: none), with the documents that have a counted row, and these rows.
+
+Where a column has very many values, those of fewest rows are not `compared`: `labels` has no rows of them.
+"""
+
+L0_THRESHOLDS: Schema = {"threshold": pl.Float64(), "l0": pl.UInt32(), "rows": pl.Int64()}
+"""How many counted rows have so many features with |activation| above the threshold."""

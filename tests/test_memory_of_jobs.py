@@ -17,10 +17,14 @@ import sys
 from pathlib import Path
 from jobs.coactivation import coactivation
 from jobs.compact import compact
+from jobs.profile import profile
+from jobs.rank import rank
 from jobs.stats import stats
 from jobs.verify import verify
-from pipeline.store import FeatureStore, compaction, site_tables
+from pipeline.statistics import tallies
+from pipeline.store import FeatureStore, compaction, site_profile, site_tables
 site_tables._BATCH_BYTES, compaction.IN_MEMORY_NNZ, compaction.GROUP_NNZ = 1 << 19, 1 << 15, 1 << 13
+site_profile.RANGE_BYTES, tallies._WAITING = 1 << 21, 1 << 14
 store = FeatureStore.open(sys.argv[1])
 
 
@@ -29,7 +33,7 @@ def peak():  # of this program: ru_maxrss would count that of the process it was
     return next(line.split()[1] for line in lines if line.startswith("VmHWM"))
 
 
-for job in (compact, stats, coactivation):
+for job in (compact, stats, rank, profile, coactivation):
     job(store, "site")
     print(job.__name__, peak())
 verify(FeatureStore.open(sys.argv[1]))
@@ -50,6 +54,6 @@ def peaks(root: Path, shards: int) -> dict[str, int]:
 @pytest.mark.slow
 def test_64_shards_peak_no_higher_than_8(tmp_path: Path) -> None:
     few, many = peaks(tmp_path / "few", 8), peaks(tmp_path / "many", 64)
-    assert list(few) == ["compact", "stats", "coactivation", "verify"]
+    assert list(few) == ["compact", "stats", "rank", "profile", "coactivation", "verify"]
     for job, peak in few.items():
         assert many[job] <= 1.05 * peak, job

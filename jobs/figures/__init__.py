@@ -11,8 +11,10 @@ from typing import NamedTuple
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.distributions import draw_frequency, draw_l0, draw_mean_activation
+from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
+from jobs.figures.labels import draw_label_differences
+from jobs.figures.thresholds import draw_l0_thresholds
 
 
 class Drawing(NamedTuple):
@@ -20,12 +22,17 @@ class Drawing(NamedTuple):
 
     table: str
     draw: Callable[[pl.DataFrame, str], Figure]
+    optional: bool = False
+    """Drawn when its table is there; without the table of any other figure nothing is drawn."""
 
 
 FIGURES = {
     "frequency": Drawing("features", draw_frequency),
     "mean_activation": Drawing("features", draw_mean_activation),
+    "max_activation": Drawing("features", draw_max_activation),
     "l0": Drawing("l0", draw_l0),
     "density_and_mean": Drawing("features", draw_density_and_mean),
     "sigma_over_mu": Drawing("rankings", draw_sigma_over_mu),
+    "l0_thresholds": Drawing("l0_thresholds", draw_l0_thresholds, optional=True),
+    "label_differences": Drawing("labels", draw_label_differences, optional=True),
 }

@@ -68,8 +68,13 @@ class DocumentTotals:
             self.documents + other.documents, self.rows + other.rows, self.rows_squared + other.rows_squared
         )
 
+    def __sub__(self, other: DocumentTotals) -> DocumentTotals:
+        return DocumentTotals(
+            self.documents - other.documents, self.rows - other.rows, self.rows_squared - other.rows_squared
+        )
 
-class _Pairs(NamedTuple):
+
+class Pairs(NamedTuple):
     """Features and documents [L], by both, with the active rows int64 and the sum of activations float64."""
 
     feature: I64
@@ -94,18 +99,21 @@ def document_totals(shard: TokenShard) -> DocumentTotals:
 def document_sums(postings: Postings, shard: TokenShard) -> pl.DataFrame:
     """Sums of one shard: a row per feature that fired, columns `feature` and SUMS."""
     place, rows = document_rows(shard)
-    blocks = (_sums(_pairs(block, place), rows) for (block,) in _blocks(postings))
+    blocks = (_sums(document_pairs(block, place), rows) for (block,) in _blocks(postings))
     return pl.concat([pl.DataFrame(schema=FEATURE | SUMS), *blocks])
 
 
 def document_changes(before: Postings, after: Postings, shard: TokenShard) -> pl.DataFrame:
     """Changes over one shard: a row per feature that fired in either, columns `feature` and CHANGES."""
     place, rows = document_rows(shard)
-    blocks = (_changes(_pairs(a, place), _pairs(b, place), len(rows)) for a, b in _blocks(before, after))
+    blocks = (
+        _changes(document_pairs(a, place), document_pairs(b, place), len(rows))
+        for a, b in _blocks(before, after)
+    )
     return pl.concat([pl.DataFrame(schema=FEATURE | CHANGES), *blocks])
 
 
-def _sums(pairs: _Pairs, rows: I64) -> pl.DataFrame:
+def _sums(pairs: Pairs, rows: I64) -> pl.DataFrame:
     """Sums over the documents of each feature; `rows` are the counted rows of every document [M]."""
     starts, n = run_starts(pairs.feature), rows[pairs.document]
     columns: dict[str, NDArray[Any]] = {"documents": np.ones(len(n), np.int64)}
@@ -115,7 +123,7 @@ def _sums(pairs: _Pairs, rows: I64) -> pl.DataFrame:
     return _added(pairs.feature, starts, columns, SUMS)
 
 
-def _changes(a: _Pairs, b: _Pairs, n_documents: int) -> pl.DataFrame:
+def _changes(a: Pairs, b: Pairs, n_documents: int) -> pl.DataFrame:
     """Squared changes over the documents of each feature."""
     keys = np.concatenate([pairs.feature * n_documents + pairs.document for pairs in (a, b)])
     order = np.argsort(keys, kind="stable")  # merges two ascending runs
@@ -140,7 +148,7 @@ def _added(features: I64, starts: I64, columns: dict[str, NDArray[Any]], schema:
     return pl.DataFrame({"feature": features[starts], **sums}, schema=FEATURE | schema)
 
 
-def _pairs(postings: Postings, place: I64) -> _Pairs:
+def document_pairs(postings: Postings, place: I64) -> Pairs:
     """Activations added up by feature and document; `place` is each row's document [N]."""
     document = place[postings.rows]
     first = np.ones(len(document), np.bool_)
@@ -148,7 +156,7 @@ def _pairs(postings: Postings, place: I64) -> _Pairs:
     first[postings.offsets[:-1]] = True
     starts = np.flatnonzero(first)
     values = postings.values.astype(np.float64)
-    return _Pairs(
+    return Pairs(
         np.repeat(postings.features.astype(np.int64), np.diff(np.searchsorted(starts, postings.offsets))),
         document[starts],
         np.diff(starts, append=len(document)),
@@ -164,10 +172,10 @@ def _blocks(*sides: Postings) -> Iterator[tuple[Postings, ...]]:
         sizes[np.searchsorted(features, side.features)] += np.diff(side.offsets)
     cuts = features[run_starts(np.cumsum(sizes) // BLOCK_NNZ)]
     for low, high in zip(cuts, np.append(cuts, 1 << 32)[1:], strict=True):
-        yield tuple(_between(side, low, high) for side in sides)
+        yield tuple(between(side, low, high) for side in sides)
 
 
-def _between(postings: Postings, low: int, high: int) -> Postings:
+def between(postings: Postings, low: int, high: int) -> Postings:
     """The postings of features low .. high - 1."""
     first, last = np.searchsorted(postings.features, np.array([low, high], dtype=np.uint64)).tolist()
     offsets = postings.offsets[first : last + 1]
@@ -182,8 +190,15 @@ class DocumentSums:
 
     def __init__(self, d_sae: int, schema: Schema = SUMS) -> None:
         kinds = {name: np.int64 if dtype.is_integer() else np.float64 for name, dtype in schema.items()}
-        self.columns = {name: np.zeros(d_sae, kind) for name, kind in kinds.items()}
+        self.columns: dict[str, NDArray[Any]] = {n: np.zeros(d_sae, kind) for n, kind in kinds.items()}
         self.totals = DocumentTotals()
+
+    @classmethod
+    def of(cls, columns: dict[str, NDArray[Any]], totals: DocumentTotals) -> DocumentSums:
+        """Sums that were added up elsewhere: columns [F] of SUMS, not necessarily all of them."""
+        sums = cls(0, {})
+        sums.columns, sums.totals = columns, totals
+        return sums
 
     def add(self, shard: pl.DataFrame, totals: DocumentTotals) -> None:
         """Add what `document_sums`, or `document_changes`, says of the next shard."""

@@ -57,6 +57,16 @@ def compare(a: DocumentSums, b: DocumentSums, changes: DocumentSums | None = Non
     return pl.DataFrame(columns, schema=DIFF, nan_to_null=True)
 
 
+def frequency_difference(a: DocumentSums, b: DocumentSums) -> tuple[F64, F64, F64]:
+    """Frequency in b minus that in a, with its z and p; the documents are others. NaN is null: [F] each."""
+    if not (a.totals.rows and b.totals.rows):
+        nothing = np.full(len(a.columns["active"]), np.nan)
+        return nothing, nothing, nothing
+    change = _apart(a, b, "active")
+    _, z, p = _judged(change)
+    return change.difference, z, p
+
+
 def _apart(a: DocumentSums, b: DocumentSums, measure: str) -> _Change:
     """Two sets of documents that have nothing to do with each other."""
     first, second = a.estimate(measure), b.estimate(measure)
@@ -102,11 +112,10 @@ def _tested(name: str, a: F64, b: F64, change: _Change) -> dict[str, F64]:
     """The columns of one measure; NaN is null."""
     from scipy import stats
 
+    error, z, p = _judged(change)
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(change.variance)
-        z = np.where(change.supported & (error > 0), change.difference / error, np.nan)
         ratio = np.where(a * b > 0, np.log2(np.abs(b)) - np.log2(np.abs(a)), np.nan)
-    p, q = 2 * stats.t.sf(np.abs(z), change.freedom), np.full(len(z), np.nan)
+    q = np.full(len(z), np.nan)
     tested = ~np.isnan(p)
     q[tested] = stats.false_discovery_control(p[tested])
     return {
@@ -119,3 +128,13 @@ def _tested(name: str, a: F64, b: F64, change: _Change) -> dict[str, F64]:
         f"{name}_p": p,
         f"{name}_q": q,
     }
+
+
+def _judged(change: _Change) -> tuple[F64, F64, F64]:
+    """Standard error, z and p."""
+    from scipy import stats
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = np.sqrt(change.variance)
+        z = np.where(change.supported & (error > 0), change.difference / error, np.nan)
+    return error, z, 2 * stats.t.sf(np.abs(z), change.freedom)

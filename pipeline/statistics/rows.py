@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from schemas.tables import ROW_COUNTS, Schema
-from schemas.values import I64, Bool
+from schemas.tables import L0_THRESHOLDS, ROW_COUNTS, Schema
+from schemas.values import F32, I64, Bool
 
 PERCENTS = (0, 1, 10, 25, 50, 75, 90, 99, 100)
 
@@ -31,6 +31,30 @@ def l0_counts(indptr: I64, counted: Bool) -> pl.DataFrame:
     rows = np.bincount(np.diff(indptr)[counted])
     l0 = np.flatnonzero(rows)
     return pl.DataFrame({"l0": l0, "rows": rows[l0]}, schema=ROW_COUNTS)
+
+
+def l0_above(indptr: I64, values: F32, counted_rows: int, thresholds: Sequence[float]) -> pl.DataFrame:
+    """How many counted rows have so many |values| above each threshold (schema `L0_THRESHOLDS`).
+
+    CSR `indptr` int64 [N + 1] and `values` float32 [Z] of rows of which `counted_rows` are counted, the
+    others being empty. A threshold is compared as float64.
+    """
+    frames = [pl.DataFrame(schema=L0_THRESHOLDS)]
+    size = np.abs(values)
+    for threshold in thresholds:
+        above = np.append(0, np.cumsum(size > _just_below(threshold), dtype=np.int64))
+        rows = np.bincount(np.diff(above[indptr]), minlength=1)
+        rows[0] -= len(indptr) - 1 - counted_rows
+        l0 = np.flatnonzero(rows)
+        columns = {"threshold": np.full(len(l0), threshold, np.float64), "l0": l0, "rows": rows[l0]}
+        frames.append(pl.DataFrame(columns, schema=L0_THRESHOLDS))
+    return pl.concat(frames)
+
+
+def _just_below(threshold: float) -> np.float32:
+    """The largest float32 that is not above: x > it is x > threshold for every float32 x."""
+    nearest = np.float32(threshold)
+    return nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf))
 
 
 def combine_counts(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:

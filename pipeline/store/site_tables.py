@@ -48,7 +48,7 @@ def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.Da
     info, shards, totals = store.site(site), store.shard_files(site), store.totals(site)
     counts = combine_counts(tasks.map(_count_rows, _some(shards)))
     one = "feature_major" not in info.layouts  # a CSR is read whole, so by one task
-    ranges = [range(info.d_sae)] if one else _partials_ranges(store, site)
+    ranges = [range(info.d_sae)] if one else partials_ranges(store, site)
     found = list(tasks.map(partial(_range_tables, shards, totals), ranges))
     statistics.check_counts(sum(part.active for part in found), totals, counts)
     return {
@@ -85,7 +85,8 @@ def _problem(item: tuple[StorePath, DataObject]) -> str | None:
     return None if sha256_file(path) == record.sha256 else f"{path} is damaged: its sha256 is another"
 
 
-def _partials_ranges(store: FeatureStore, site: str) -> list[range]:
+def partials_ranges(store: FeatureStore, site: str) -> list[range]:
+    """All features in ranges of which a task reads the partials of every shard."""
     info = store.site(site)
     if store.plans[info.pass_name].format_version >= _ROW_GROUPS_SINCE:
         return site_ranges(store, site, PARTIALS, _RANGE_BYTES)

@@ -90,30 +90,24 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
 
 
 JOBS = {
-    "neighbours": "coactivation",
-    "decoder_neighbours": "coactivation",
-    "matches": "match",
-    "profile": "profile",
-    "labels": "profile",
-    "l0_thresholds": "profile",
-    "feature_map": "cluster",
-    "logits": "logits",
-    "logits_random": "logits",
-    "fidelity": "fidelity",
-    "fidelity_shards": "fidelity",
-    "control_features": "extract",
-    "control_l0": "extract",
+    "profile": ("profile", "labels", "label_values", "l0_thresholds"),
+    "rank": ("rankings", "ranking_summary"),
+    "coactivation": ("neighbours", "decoder_neighbours"),
+    "cluster": ("feature_map",),
+    "logits": ("logits", "logits_random"),
+    "fidelity": ("fidelity", "fidelity_shards"),
 }
-"""Table -> the command that writes it, where its name does not tell."""
+"""The tables of each command, where no rule says it."""
 
 
 def job_of(table: str) -> str:
     """The command that writes a table."""
-    if table.startswith("ranking"):
-        return "rank"
+    for command, tables in JOBS.items():
+        if table in tables:
+            return command
     if table.startswith("matches"):
         return "match"
-    return JOBS.get(table) or ("cluster" if "cluster" in table else "stats")
+    return "cluster" if "cluster" in table else "stats"
 
 
 def _metadata(path: StorePath) -> dict[str, str]:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.packing import Packed, document_of_row, stored_mask
 from pipeline.store.objects import readable
+from pipeline.store.parquet import open_parquet
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Counted, Lake, ShardRecord
@@ -155,6 +157,18 @@ def read_token_shard(layout: Layout, lake: Lake, record: ShardRecord, verify: bo
             context_ptr,
         ),
     )
+
+
+def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[str]) -> pl.DataFrame:
+    """`document` u64 and label columns, as strings, of each document of a shard, in order: [M]."""
+    path, segment = layout.tokens(record.name), "segments.list.element."
+    with readable(path), open_parquet(path) as file:
+        columns = _Columns(file.read(columns=[segment + name for name in ("document", *names)]))
+    segments = columns.flat("segments")
+    document = segments.field("document").to_numpy()
+    first = np.flatnonzero(np.diff(document, prepend=document[:1] + np.uint64(1)))
+    labels = {name: pl.Series(pl.from_arrow(segments.field(name))).cast(pl.String)[first] for name in names}
+    return pl.DataFrame({"document": document[first], **labels})
 
 
 def counted_for(shard: TokenShard, positions: tuple[int | None, ...] | None) -> Counted | None:

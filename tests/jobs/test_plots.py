@@ -16,10 +16,12 @@ from jobs.figures import FIGURES
 from jobs.figures.features import windows
 from jobs.figures.style import STYLE, canvas, share
 from jobs.plots import plots, render
+from jobs.profile import profile
 from jobs.rank import rank
 from jobs.stats import stats
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
+from schemas.tables import L0_THRESHOLDS, LABELS
 from tests.store.build import build
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +29,11 @@ TITLES = {
     "frequency": "How often features fire",
     "mean_activation": "How strongly features fire",
     "l0": "Active features per token",
+    "max_activation": "How strongly features fire at most",
     "density_and_mean": "Density against strength",
     "sigma_over_mu": "Features ranked by σ / μ",
+    "l0_thresholds": "Active features per token, above thresholds",
+    "label_differences": "Where features fire otherwise",
 }
 
 
@@ -37,6 +42,7 @@ def store(tmp_path_factory):
     opened = FeatureStore.open(build(tmp_path_factory.mktemp("plots") / "store", shards=2).layout.root)
     stats(opened, "site")
     rank(opened, "site")
+    profile(opened, "site")
     return opened
 
 
@@ -67,7 +73,30 @@ def made_up(features, dead, rows=10_000, seed=0):
         by=pl.lit("sigma_over_mu")
     )
     l0 = pl.DataFrame({"l0": np.arange(20, 45), "rows": np.full(25, rows // 25)})
-    return {"features": table, "l0": l0, "rankings": rankings}
+    above = [
+        pl.DataFrame({"threshold": t, "l0": l0["l0"] // (1 + int(t)), "rows": l0["rows"]}) for t in (0.0, 2.0)
+    ]
+    labels = pl.DataFrame(
+        {
+            "feature": np.arange(features, dtype=np.uint32),
+            "label": "party",
+            "value": [
+                ("red", "blue", "a party of a very long name without end")[f % 3] for f in range(features)
+            ],
+            "frequency": n / rows,
+            "difference": n / rows - rng.random(features) / 100,
+            "z": rng.normal(0, 5, features),
+            "p": np.full(features, 0.001),
+            "q": np.where(n > 0, 0.002, 0.9),
+        }
+    )
+    return {
+        "features": table,
+        "l0": l0,
+        "rankings": rankings,
+        "l0_thresholds": pl.concat(above),
+        "labels": labels,
+    }
 
 
 def svg_of(name, tables, site="l9"):
@@ -167,10 +196,12 @@ def test_the_windows_of_a_ranking_are_marked():
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_nothing_says_why_it_is_empty(name):
     tables = made_up(3, 3) | {
-        "l0": pl.DataFrame({"l0": [], "rows": []}, schema={"l0": pl.UInt32, "rows": pl.Int64})
+        "l0": pl.DataFrame({"l0": [], "rows": []}, schema={"l0": pl.UInt32, "rows": pl.Int64}),
+        "l0_thresholds": pl.DataFrame(schema=L0_THRESHOLDS),
     }
     text = svg_of(name, tables)
-    assert any(why in text for why in ("no feature fired", "no row is counted", "no feature is ranked by"))
+    whys = ("no feature fired", "no row is counted", "no feature is ranked by", "no value of a label differs")
+    assert any(why in text for why in whys)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -205,6 +236,43 @@ def test_a_ranking_with_both_signs_shows_each_value_on_a_log_axis():
     low, high = axes.get_ylim()
     assert low < -2e4 < 500 < high
     assert "Features ranked" in svg_of("sigma_over_mu", {"rankings": table})
+
+
+def test_labels_are_readable_whatever_their_letters_and_length():
+    labels = made_up(60, 0)["labels"]
+    values = {"red": "민주당", "blue": "$5 & <b>"}
+    named = labels.with_columns(pl.col("value").replace(values), q=pl.lit(0.01))
+    text = svg_of("label_differences", {"labels": named})
+    assert "a party of a very long na…" in text
+    assert "$5 &amp; &lt;b&gt;" in text
+    has_korean = "민주당" in text
+    assert has_korean or ("□□□" in text and "letters that no font here has" in text)
+
+
+def test_of_each_value_the_clearest_features_are_shown_with_both_frequencies():
+    labels = made_up(60, 0)["labels"].with_columns(q=pl.lit(0.01))
+    with rc_context(STYLE):
+        axes = FIGURES["label_differences"].draw(labels, "l9").axes[0]
+    order = labels.sort(pl.col("z").abs(), descending=True)
+    best = pl.concat([order.filter(value=value).head(2) for value in labels["value"].unique().sort()])
+    assert [tick.get_text().split(" · ")[1] for tick in axes.get_yticklabels()] == [
+        str(f) for f in best["feature"]
+    ]
+    here = axes.collections[1].get_offsets()[:, 0]
+    np.testing.assert_allclose(here, best["frequency"])
+    nothing = labels.with_columns(p=pl.lit(None, pl.Float64))
+    assert "too few documents" in svg_of("label_differences", {"labels": nothing})
+    assert "too few documents" in svg_of("label_differences", {"labels": pl.DataFrame(schema=LABELS)})
+
+
+def test_thresholds_between_which_nothing_lies_share_a_histogram_and_means_are_told():
+    l0 = {"l0": [3, 4], "rows": [10, 30]}
+    table = pl.concat(pl.DataFrame({"threshold": t, **l0}) for t in (0.0, 0.1, 0.5))
+    table = pl.concat([table, pl.DataFrame({"threshold": 2.0, "l0": [0, 1], "rows": [20, 20]})])
+    text = svg_of("l0_thresholds", {"l0_thresholds": table})
+    assert all(
+        told in text for told in ("&gt; 0 to 0.5", "&gt; 2", "mean 3.8", "mean 0.5", "40 counted rows")
+    )
 
 
 def test_a_long_site_name_is_cut_in_its_middle():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
 
-from jobs.rank import SHOWN, rank, ranking, show_window, window
+from jobs.profile import profile
+from jobs.rank import RANKINGS, SHOWN, rank, ranking, show_window, window
 from jobs.stats import stats
-from pipeline.store import FeatureStore
+from pipeline.statistics.resampling import draw_weights, ranks
+from pipeline.store import FeatureStore, rank_intervals, site_tables
 from pipeline.store.tables import StaleTableWarning
 from schemas.errors import InputError
 from tests.store.build import build
@@ -34,7 +37,7 @@ def test_the_largest_value_comes_first_and_equal_values_go_by_feature(store):
     paths = rank(store, "site", ["sigma_over_mu", "max_activation"])
     assert [path.name for path in paths] == ["rankings.parquet", "ranking_summary.parquet"]
     table = store.scan_table("site", "rankings").collect()
-    assert table.schema == {"by": pl.String, "rank": pl.UInt32, "feature": pl.UInt32, "value": pl.Float64}
+    assert table.schema == RANKINGS
     for by in ("sigma_over_mu", "max_activation"):
         expected = by_hand(store, by)
         assert (
@@ -60,7 +63,80 @@ def test_a_value_that_is_not_a_number_has_no_rank():
     features = pl.DataFrame(
         {"feature": [0, 1, 2], "x": [math.nan, 1.0, None]}, schema_overrides={"feature": pl.UInt32}
     )
-    assert ranking(features, "x").rows() == [("x", 0, 1, 1.0)]
+    assert ranking(features, "x").rows() == [("x", 0, 1, 1.0, None, None)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A store of twelve shards, and the counted rows of each, dense."""
+    built = build(tmp_path_factory.mktemp("rank") / "store", shards=12, documents=3)
+    opened = FeatureStore.open(built.layout.root)
+    stats(opened, "site")
+    kept = (built.tokens["token"] != 0).to_numpy()
+    rows = [slice(record.row_start, record.row_start + record.rows) for record in built.shards]
+    return opened, [built.dense["site"][place][kept[place]].astype(np.float64) for place in rows]
+
+
+def test_the_interval_of_a_rank_is_that_of_shards_drawn_anew(many, capsys):
+    store, shards = many
+    by, draws = ["sigma_over_mu", "mean_all", "n_active"], 60
+    rank(store, "site", by, draws=draws, seed=4)
+    assert "mean_all (40 features, a 95 % interval of" in capsys.readouterr().out
+    table = store.scan_table("site", "rankings").collect()
+    drawn = {name: [] for name in by}
+    for weights in draw_weights(draws, 12, 4):
+        dense = np.concatenate([shard for shard, w in zip(shards, weights, strict=True) for _ in range(w)])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            drawn["sigma_over_mu"].append(dense.std(0) / dense.mean(0))
+        drawn["mean_all"].append(dense.mean(0))
+        drawn["n_active"].append((dense != 0).sum(0).astype(np.float64))
+    for name in by:
+        found = table.filter(by=name).sort("feature")
+        places = np.array([ranks(np.round(values, 12)) for values in drawn[name]])
+        for feature, low, high in found.select("feature", "rank_low", "rank_high").iter_rows():
+            there = places[:, feature][places[:, feature] >= 0]
+            assert [low, high] == np.quantile(there, [0.025, 0.975], method="inverted_cdf").tolist()
+    frequent = table.filter(by="n_active").filter(pl.col("value") > 0)
+    assert (frequent["rank_high"] > frequent["rank_low"]).mean() > 0.5
+
+
+def test_passes_ranges_and_the_number_of_workers_change_no_interval(many, monkeypatch):
+    store, _ = many
+    rank(store, "site", draws=20)
+    once = store.scan_table("site", "rankings").collect()
+    monkeypatch.setattr(rank_intervals, "VALUES_BYTES", 8 * 40 * 3 * 7)  # seven draws a pass
+    monkeypatch.setattr(site_tables, "_RANGE_BYTES", 1)
+    rank(store, "site", draws=20)
+    assert store.scan_table("site", "rankings").collect().equals(once)
+    rank(store, "site", draws=20, seed=1)
+    assert not store.scan_table("site", "rankings").collect().equals(once)
+
+
+def test_too_few_shards_are_said_and_one_has_no_interval(store, tmp_path, capsys):
+    rank(store, "site")
+    assert "too narrow to trust from 3 shards" in capsys.readouterr().out
+    assert store.scan_table("site", "rankings").collect()["rank_low"].null_count() == 0
+    one = FeatureStore.open(build(tmp_path / "store", shards=1).layout.root)
+    stats(one, "site")
+    rank(one, "site")
+    assert "ranks have no interval from 1 shard" in capsys.readouterr().out
+    table = one.scan_table("site", "rankings").collect()
+    assert table["rank_low"].null_count() == table.height > 0
+
+
+def test_features_rank_by_what_they_fire_on_too(tmp_path, capsys):
+    store = FeatureStore.open(build(tmp_path / "store").layout.root)
+    stats(store, "site")
+    with pytest.raises(InputError, match="run `latentlake profile`"):
+        rank(store, "site", ["top_token_share"])
+    profile(store, "site")
+    rank(store, "site", ["top_token_share", "frequency"])
+    assert "ranks by top_token_share have no interval" in capsys.readouterr().out
+    table = store.scan_table("site", "rankings").filter(by="top_token_share").collect()
+    share = store.scan_table("site", "profile").collect().drop_nulls("top_token_share")
+    assert table["value"].to_list() == share["top_token_share"].sort(descending=True).to_list()
+    show_window(store, "site", "token_entropy_bits", "0:3")
+    assert "8 features of 40 have no token_entropy_bits and no rank" in capsys.readouterr().out
 
 
 def test_ranking_by_nothing_is_an_empty_table(store):
@@ -102,7 +178,7 @@ def test_a_window_past_the_end_says_how_many_features_have_a_value(store):
     [
         (
             "sigma_ovr_mu",
-            "'sigma_ovr_mu', which is no column of the feature table; did you mean 'sigma_over_mu'",
+            "'sigma_ovr_mu', which is no column .* or `profile`; did you mean 'sigma_over_mu'",
         ),
         ("histogram_bins", "'histogram_bins', which holds no numbers"),
         ("qqqq", "'qqqq', which is no column .* there are feature, "),

@@ -122,7 +122,7 @@ def test_partials_of_an_old_version_are_read_once_not_for_every_range(
     assert [seen.count(record.name) for record in store.shards] == [reads] * len(store.shards)
     assert table_bytes(store) == whole
     monkeypatch.setattr(site_tables, "_WHOLE_RANGE", 32)
-    assert len(site_tables._partials_ranges(store, "site")) == (2 if version == 2 else 3)
+    assert len(site_tables.partials_ranges(store, "site")) == (2 if version == 2 else 3)
     stats(store, "site")
     assert table_bytes(store) == whole
 

@@ -1,0 +1,92 @@
+"""Labels side by side: the features that fire otherwise in documents with one value of a label."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jobs.figures.fonts import MISSING, legible
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, log_axis, nothing
+from schemas.values import F64
+
+LEVEL = 0.05
+SHOWN = 12
+OF_A_VALUE = 2
+"""Features shown of one value, so that one that stands out does not fill the figure."""
+LONGEST = 26
+"""Characters of a value."""
+
+
+def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
+    """The clearest differences: a feature's frequency with a value of a label, and with any other value."""
+    tested = labels.drop_nulls("p")
+    clear = tested.filter(pl.col("q") <= LEVEL)
+    features = counted(tested["feature"].n_unique(), "feature")
+    facts = [f"{counted(tested.height, 'comparison')} by document of {features}, {clear.height:,} clear"]
+    facts.append(f"at q {LEVEL}, corrected for the features of a value")
+    shown = _clearest(clear)
+    if shown.height < clear.height:
+        facts.append(f"shown: the clearest, {OF_A_VALUE} to a value")
+    names = [_name(*name) for name in shown.select("label", "value", "feature").iter_rows()]
+    if any(MISSING in name for name in names):
+        facts.append(f"{MISSING}: letters that no font here has")
+    figure, axes = canvas("Where features fire otherwise", site, *facts)
+    if shown.is_empty():
+        few = "too few documents with and without each value to compare"
+        nothing(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)
+        return figure
+    here = shown["frequency"].to_numpy()
+    _dumbbells(axes, here, np.maximum(here - shown["difference"].to_numpy(), 0))
+    axes.set_yticks(range(shown.height), names, fontsize=9)
+    axes.annotate(
+        "label value · feature",
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(-8, 6),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        color=SOFT,
+    )
+    axes.set_ylim(shown.height - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("frequency (active rows / counted rows, log scale)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, borderaxespad=0.1, columnspacing=1.2)
+    return figure
+
+
+def _clearest(clear: pl.DataFrame) -> pl.DataFrame:
+    """Rows by |z|, a few of each value; those shown, by label and value."""
+    order = clear.sort(pl.col("z").abs(), "feature", descending=[True, False])
+    place = pl.int_range(pl.len()).over("label", "value")
+    return order.filter(place < OF_A_VALUE).head(SHOWN).sort("label", "value", maintain_order=True)
+
+
+def _dumbbells(axes: Axes, here: F64, elsewhere: F64) -> None:
+    """Two points on each line; 0, which a log axis has not, stands at its left end."""
+    positive = np.concatenate([here[here > 0], elsewhere[elsewhere > 0]])
+    floor = positive.min() / (3 if (elsewhere == 0).any() or (here == 0).any() else 1)
+    places, ends = np.arange(len(here)), [np.where(side > 0, side, floor) for side in (here, elsewhere)]
+    log_axis(axes.xaxis, np.append(positive, floor))
+    axes.set_xlim(floor / 1.3, positive.max() * 1.3)
+    axes.hlines(places, ends[0], ends[1], color=SOFT, linewidth=1.2, zorder=1)
+    axes.scatter(ends[0], places, s=46, color=VERMILION, zorder=3, label="with this value")
+    axes.scatter(
+        ends[1], places, s=46, facecolor="white", edgecolor=BLUE, linewidth=1.8, zorder=2, label="any other"
+    )
+    for end, side in zip(ends, (here, elsewhere), strict=True):
+        for place in np.flatnonzero(side == 0).tolist():
+            at = (float(end[place]), place)
+            axes.annotate("0", at, xytext=(-11, -3), textcoords="offset points", fontsize=8, color=SOFT)
+
+
+def _name(label: str, value: str, feature: int) -> str:
+    """What stands beside a line; a dollar would begin a formula."""
+    text = f"{_cut(label, LONGEST // 2)} {_cut(value, LONGEST)}"
+    return f"{legible(text)} · {feature}".replace("$", r"\$")
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -1,0 +1,82 @@
+"""How many features are active in a row, counting those above thresholds."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jobs.figures.distributions import MOST_BARS
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, nothing, whole_numbers
+from schemas.values import F64
+
+RIDGE = 0.85
+"""Height of the highest bar where histograms stand one above another."""
+
+
+def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
+    """How many features are active above each threshold in a row: a histogram each, one above another."""
+    groups = _alike(counts)
+    rows = int(counts["rows"].sum()) // max(counts["threshold"].n_unique(), 1)
+    figure, axes = canvas(
+        "Active features per token, above thresholds",
+        site,
+        counted(rows, "counted row"),
+        "heights: share of the highest bar",
+    )
+    if not rows:
+        nothing(axes, "no row is counted")
+        return figure
+    most, beyond = _widest(groups)
+    width = max(1, -(-(most + 1) // MOST_BARS))
+    for place, (_, l0, weight) in enumerate(groups):
+        _ridge(axes, place, l0, weight, width, most)
+        mean = float(np.average(l0, weights=weight))
+        axes.plot([mean, mean], [place, place + RIDGE], color=VERMILION, linewidth=1.6, linestyle=(0, (5, 3)))
+        axes.annotate(
+            f"mean {mean:.1f}",
+            (1.0, place + 0.3),
+            xycoords=axes.get_yaxis_transform(),
+            ha="right",
+            fontsize=9.5,
+            color=VERMILION,
+        )
+    axes.set_yticks(range(len(groups)), [name for name, _, _ in groups])
+    axes.set_ylim(-0.1, len(groups))
+    axes.set_xlim(-0.5 - width / 2, (most + 1) * 1.16)
+    axes.grid(visible=False, axis="y")
+    whole_numbers(axes.xaxis)
+    further = f" (in a few up to {beyond:,})" if beyond > most else ""
+    axes.set_xlabel(f"features above the threshold in a row{further}")
+    axes.set_ylabel("|activation|")
+    return figure
+
+
+def _alike(counts: pl.DataFrame) -> list[tuple[str, F64, F64]]:
+    """Name, l0 and rows of each histogram; thresholds between which nothing lies share one."""
+    found: list[tuple[list[float], F64, F64]] = []
+    for (threshold,), some in counts.sort("threshold", "l0").group_by("threshold", maintain_order=True):
+        l0, rows = (some[name].to_numpy().astype(np.float64) for name in ("l0", "rows"))
+        if found and np.array_equal(found[-1][1], l0) and np.array_equal(found[-1][2], rows):
+            found[-1][0].append(float(threshold))
+        else:
+            found.append(([float(threshold)], l0, rows))
+    return [
+        (f"> {of[0]:g}" if len(of) == 1 else f"> {of[0]:g} to {of[-1]:g}", l0, rows) for of, l0, rows in found
+    ]
+
+
+def _widest(groups: list[tuple[str, F64, F64]]) -> tuple[int, int]:
+    """The L0 at which the axis ends, 99.9 % of the rows of each threshold being below; and the largest L0."""
+    ends = [l0[np.searchsorted(np.cumsum(rows), 0.999 * rows.sum())] for _, l0, rows in groups]
+    return int(max(ends)), int(max(l0[-1] for _, l0, _ in groups))
+
+
+def _ridge(axes: Axes, place: int, l0: F64, rows: F64, width: int, most: int) -> None:
+    """One histogram that stands on the line y = `place`."""
+    near = l0 <= most
+    bars = np.bincount(l0[near].astype(np.int64) // width, weights=rows[near], minlength=most // width + 1)
+    left = np.arange(len(bars)) * width - 0.5
+    axes.bar(left, RIDGE * bars / bars.max(), width=0.9 * width, bottom=place, align="edge", color=BLUE)
+    axes.axhline(place, color=SOFT, linewidth=0.8)

@@ -1,0 +1,231 @@
+"""The tables of `profile`, made from postings and token shards by ranges of features.
+
+A first pass over the token shards learns the labels' values. Then a task takes a range of features and reads
+their activations and the tokens of every shard, in shard order; no bit depends on the ranges. They are cut so
+that what a task holds stays below RANGE_BYTES: 64 bytes for each token that each feature may fire on (at most
+its activations, or the vocabulary), and 40 for each feature and value of a label. Beside that it holds the
+tokens of one shard, some 60 bytes a row, and a run of a million activations.
+
+The cost is some 0.15 microseconds of one core for each activation, plus, for each range, 0.1 for each row of
+the lake: a billion activations of 65,536 features are some dozens of ranges. Where a pass has no postings
+each task reads every CSR whole. The tables are put together in the caller's memory: 100 bytes a feature, and
+as much for each feature and value of a label that it fires with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from pipeline.executors.tasks import Tasks
+from pipeline.statistics.clustered import DocumentTotals, between, document_rows, document_totals
+from pipeline.statistics.document_groups import GROUP_BYTES, Grouping, Label
+from pipeline.statistics.profile import Profiler, ShardRows, with_q
+from pipeline.statistics.rows import l0_above
+from pipeline.statistics.tallies import PAIR_BYTES
+from pipeline.store.parquet import scan_frame
+from pipeline.store.postings import PostingsFile
+from pipeline.store.shard_files import ShardFiles
+from pipeline.store.tokens import read_document_labels, read_token_shard
+from schemas.layout import Layout
+from schemas.records import Lake
+from schemas.tables import L0_THRESHOLDS, LABEL_VALUES, LABELS, PROFILE, Schema
+from schemas.values import I64, Postings, TokenShard
+
+if TYPE_CHECKING:
+    from pipeline.store.reader import FeatureStore
+
+RANGE_BYTES = 1 << 28
+MOST_VALUES, MOST_LABEL_ROWS = 256, 1 << 23
+"""Values of a label that are compared; of a wide SAE fewer, so that `labels` stays below so many rows."""
+MOST_DISTINCT = 1 << 16
+"""A column of more values than this, such as a name of each document, is taken for no label."""
+
+_SUMS = ["documents", "rows", "rows_squared"]
+_VALUES: Schema = {"label": pl.String(), "value": pl.String(), **dict.fromkeys(_SUMS, pl.Int64())}
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How to read the token shards of a site."""
+
+    layout: Layout
+    lake: Lake
+    positions: tuple[int | None, ...] | None
+
+    @classmethod
+    def of(cls, store: FeatureStore, site: str) -> Tokens:
+        """Of a site."""
+        return cls(store.layout, store.lake, store.site(site).positions)
+
+    @property
+    def labels(self) -> list[str]:
+        """Label columns."""
+        return list(self.lake.label_columns)
+
+    def read(self, shard: ShardFiles) -> TokenShard:
+        """One token shard as the site counts it; its checksum is for `verify` to look at."""
+        tokens = read_token_shard(self.layout, self.lake, shard.record, verify=False)
+        return tokens.at(self.positions, self.lake.context_size)
+
+    def read_labels(self, shard: ShardFiles, names: Sequence[str]) -> pl.DataFrame:
+        """Labels of its documents."""
+        return read_document_labels(self.layout, shard.record, names)
+
+
+def profile_tables(
+    store: FeatureStore, site: str, tasks: Tasks, advance: Advance, most: int | None = None
+) -> dict[str, pl.DataFrame]:
+    """The tables `profile`, `labels` and `label_values`; `advance` is told of features that are done.
+
+    `most`: values of a label column that are compared, those of most rows; None: `most_values`.
+    """
+    tokens, shards, d_sae = Tokens.of(store, site), store.shard_files(site), store.site(site).d_sae
+    grouping, values = group(
+        *survey(tokens, shards, tasks), store.lake.label_columns, most or most_values(d_sae)
+    )
+    profiles, labels = [pl.DataFrame(schema=PROFILE)], [pl.DataFrame(schema=LABELS)]
+    ranges = feature_ranges(store, site, grouping.n_groups)
+    for some in tasks.map(partial(profile_range, tokens, shards, grouping), ranges):
+        profiles.append(some[0])
+        labels.append(some[1])
+        advance(some[0].height)
+    return {"profile": pl.concat(profiles), "labels": with_q(pl.concat(labels)), "label_values": values}
+
+
+def l0_thresholds(
+    store: FeatureStore, site: str, thresholds: Sequence[float], tasks: Tasks, advance: Advance
+) -> pl.DataFrame:
+    """The table `l0_thresholds`; a task looks at one shard, and `advance` is told of shards that are done."""
+    counts = pl.DataFrame(schema=L0_THRESHOLDS)
+    for some in tasks.map(partial(_count_above, thresholds), store.shard_files(site)):
+        counts = pl.concat([counts, some]).group_by("threshold", "l0").agg(pl.col("rows").sum())
+        advance(1)
+    return counts.sort("threshold", "l0")
+
+
+def _count_above(thresholds: Sequence[float], shard: ShardFiles) -> pl.DataFrame:
+    matrix, counted = shard.read_csr(), int(shard.read_row_counts()["rows"].sum())
+    return l0_above(matrix.indptr.astype(np.int64), matrix.data, counted, thresholds)
+
+
+def most_values(d_sae: int) -> int:
+    """Values of a label column that are compared."""
+    return max(8, min(MOST_VALUES, MOST_LABEL_ROWS // d_sae))
+
+
+def feature_ranges(store: FeatureStore, site: str, n_groups: int) -> list[range]:
+    """All features, in order, in ranges of which a task holds some RANGE_BYTES."""
+    d_sae, n_active = store.site(site).d_sae, _n_active(store, site)
+    vocabulary = store.layout.vocabulary
+    tokens = scan_frame(vocabulary).select(pl.len()).collect().item() if vocabulary.is_file() else np.inf
+    pairs = np.minimum(n_active, tokens) + np.minimum(n_active, store.lake.context_size)
+    sizes = np.cumsum(PAIR_BYTES * pairs + GROUP_BYTES * n_groups)
+    edges = [0]
+    while edges[-1] < d_sae:
+        before = int(sizes[edges[-1] - 1]) if edges[-1] else 0
+        end = int(np.searchsorted(sizes, before + RANGE_BYTES, side="right"))
+        edges.append(min(max(end, edges[-1] + 1), d_sae))
+    return [range(first, last) for first, last in pairwise(edges)]
+
+
+def _n_active(store: FeatureStore, site: str) -> I64:
+    """Rows in which each feature is active, int64 [d_sae]."""
+    d_sae = store.site(site).d_sae
+    n_active = np.zeros(d_sae, np.int64)
+    for shard in store.shard_files(site):
+        active = shard.read_partials(range(d_sae), ["feature", "n_active"])
+        n_active[active["feature"].to_numpy()] += active["n_active"].to_numpy()
+    return n_active
+
+
+def profile_range(
+    tokens: Tokens, shards: Sequence[ShardFiles], grouping: Grouping, features: range
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of `profile` and of `labels`, q left out, of some features."""
+    profiler = Profiler(features, grouping)
+    names = [label.name for label in grouping.labels]
+    for shard in shards:
+        runs = _postings(shard, features)
+        if (first := next(runs, None)) is None:
+            continue
+        rows = ShardRows.of(tokens.read(shard), grouping, tokens.read_labels(shard, names))
+        for postings in chain([first], runs):
+            profiler.add(postings, rows)
+    return profiler.profile(), profiler.labels()
+
+
+def _postings(shard: ShardFiles, features: range) -> Iterator[Postings]:
+    """A shard's activations of some features, in runs of whole row groups; none where they do not fire."""
+    if shard.postings is None:
+        runs: Iterable[Postings] = [shard.read_postings()]
+    else:
+        file = PostingsFile(shard.postings)
+        runs = (file.read(shard.record.row_start, groups) for groups in file.runs_of(features))
+    for run in runs:
+        if (some := between(run, features.start, features.stop)).nnz:
+            yield some
+
+
+def survey(tokens: Tokens, shards: Sequence[ShardFiles], tasks: Tasks) -> tuple[DocumentTotals, pl.DataFrame]:
+    """Totals of all documents, and of those with each value of each label (columns _VALUES).
+
+    Columns with more than MOST_DISTINCT values are left out.
+    """
+    totals, values, left_out = DocumentTotals(), pl.DataFrame(schema=_VALUES), set[str]()
+    for shard_totals, some in tasks.map(partial(_survey_shard, tokens), shards):
+        totals += shard_totals
+        values = pl.concat([values, some]).group_by("label", "value").agg(pl.col(_SUMS).sum())
+        counts = values.group_by("label").len()
+        left_out |= set(counts.filter(pl.col("len") > MOST_DISTINCT)["label"])
+        values = values.filter(~pl.col("label").is_in(list(left_out)))
+    return totals, values
+
+
+def _survey_shard(tokens: Tokens, shard: ShardFiles) -> tuple[DocumentTotals, pl.DataFrame]:
+    shard_tokens = tokens.read(shard)
+    documents = tokens.read_labels(shard, tokens.labels).with_columns(rows=document_rows(shard_tokens)[1])
+    documents = documents.filter(pl.col("rows") > 0)
+    sums = {
+        "documents": pl.len().cast(pl.Int64),
+        "rows": pl.col("rows").sum(),
+        "rows_squared": (pl.col("rows") ** 2).sum(),
+    }
+    frames = [
+        documents.group_by(value=name).agg(**sums).select(pl.lit(name).alias("label"), "value", *sums)
+        for name in tokens.labels
+    ]
+    return document_totals(shard_tokens), pl.concat([pl.DataFrame(schema=_VALUES), *frames])
+
+
+def group(
+    totals: DocumentTotals, values: pl.DataFrame, columns: dict[str, str], most: int
+) -> tuple[Grouping, pl.DataFrame]:
+    """Groups for the `most` values of each label column that have most rows; the table `label_values`.
+
+    Values stand in their order: numbers as numbers, text as text.
+    """
+    labels, frames = [], [pl.DataFrame(schema=LABEL_VALUES)]
+    for name, dtype in columns.items():
+        of = values.filter(label=name)
+        if of.is_empty():
+            continue
+        order = pl.col("value").cast(pl.Float64) if dtype in ("Int64", "Float64") else pl.col("value")
+        first = of.drop_nulls("value").sort("rows", "value", descending=[True, False]).head(most)["value"]
+        compared = pl.col("value").is_in(first.implode()).fill_null(value=False)
+        of = of.sort(order, "value", nulls_last=True).with_columns(compared=compared)
+        kept = of.filter("compared")
+        rest = of.filter(~pl.col("compared") & pl.col("value").is_not_null())
+        sums = [DocumentTotals(*row) for row in kept.select(_SUMS).rows()]
+        sums.append(DocumentTotals(*rest.select(pl.col(_SUMS).sum()).row(0)))
+        labels.append(Label(name, tuple(kept["value"]), tuple(sums)))
+        frames.append(of.select(*LABEL_VALUES))
+    return Grouping(totals, tuple(labels)), pl.concat(frames)

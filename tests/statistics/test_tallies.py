@@ -1,0 +1,53 @@
+"""Counts of features by token, against counting one by one, and entropies against SciPy's."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.statistics import tallies
+from pipeline.statistics.tallies import Tally
+
+
+@pytest.mark.parametrize("waiting", [1, 50, 1 << 20])
+def test_counts_and_what_they_say_are_those_of_counting_one_by_one(
+    waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tallies, "_WAITING", waiting)
+    rng = np.random.default_rng(0)
+    tally, pairs = Tally(), Counter[tuple[int, int]]()
+    for size in (300, 0, 7, 200):
+        features, tokens = rng.integers(2, 9, size), rng.geometric(0.2, size) * 70_000
+        tally.add(features, tokens)
+        pairs.update(zip(features.tolist(), tokens.tolist(), strict=True))
+    assert list(zip(*(column.tolist() for column in tally.counts()), strict=True)) == [
+        (*pair, count) for pair, count in sorted(pairs.items())
+    ]
+    spread, below = tally.spread(12), tally.below(140_001, 12)
+    for feature in range(12):
+        counts = {token: count for (f, token), count in pairs.items() if f == feature}
+        assert spread.distinct[feature] == len(counts)
+        assert below[feature] == sum(count for token, count in counts.items() if token < 140_001)
+        if not counts:
+            assert (spread.top_count[feature], spread.entropy_bits[feature]) == (0, 0)
+            continue
+        top = min(counts, key=lambda token: (-counts[token], token))
+        assert (spread.top[feature], spread.top_count[feature]) == (top, counts[top])
+        expected = stats.entropy(list(counts.values()), base=2)
+        assert spread.entropy_bits[feature] == pytest.approx(expected, abs=1e-12)
+
+
+def test_of_equal_counts_the_lowest_token_is_named_and_one_token_has_no_entropy() -> None:
+    tally = Tally()
+    tally.add(np.array([0, 0, 0, 0, 1, 1]), np.array([9, 5, 9, 5, 3, 3]))
+    spread = tally.spread(2)
+    assert spread.top.tolist() == [5, 3]
+    assert spread.entropy_bits.tolist() == [1.0, 0.0]
+    assert not np.signbit(spread.entropy_bits).any()
+
+
+def test_a_tally_of_nothing() -> None:
+    assert Tally().spread(3).distinct.tolist() == [0, 0, 0]
