@@ -14,7 +14,7 @@ from scipy import sparse
 
 from jobs.cluster import TYPICAL_SHARE, cluster, majority, typical
 from jobs.context_vectors import survey, unit_vectors
-from jobs.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
+from jobs.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
 from pipeline.executors.tasks import Processes
 from pipeline.store import FeatureStore
 from pipeline.store.site import write_site_weights
