@@ -139,7 +139,7 @@ def rank(
 def cluster(
     store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None
 ) -> None:
-    """Cluster features by decoder direction, and contexts by the features that fire in them."""
+    """Cluster features by direction, co-activation and density; contexts and documents by their features."""
     from jobs.cluster import cluster as job
     from jobs.parallel import choose_tasks
     from schemas.run_file import Cluster
@@ -167,6 +167,44 @@ def coactivation(
     with choose_tasks(opened, workers, address) as tasks:
         for name in sites_of(opened, site):
             job(opened, name, tasks, k=k, support=support)
+
+
+@app.command()
+def heatmap(
+    store: StoreText,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE.png", help="Picture, .png or .svg; others lie beside it."),
+    ],
+    site: SiteName = None,
+    features: Annotated[
+        str | None, typer.Option(help="Features, as 1,2,3 or 10:20.", metavar="NUMBERS")
+    ] = None,
+    ranking: Annotated[
+        str | None,
+        typer.Option(help="Instead: ranks by a column, as sigma_over_mu:0:50.", metavar="COLUMN:START:STOP"),
+    ] = None,
+    contexts: Annotated[
+        str | None, typer.Option(help="Contexts, as 1,2,3 or 10:20. Default: all.", metavar="NUMBERS")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep contexts with this label, as COLUMN=VALUE; may be repeated."),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="Of those, the N with the most activation of the features.", min=1)
+    ] = None,
+    pool: Annotated[str, typer.Option(help="Over a context's rows: max, mean or sum.")] = "max",
+) -> None:
+    """Contexts × features as a picture, plain and clustered; how sparse they are, how often active."""
+    from jobs.heatmap import Asked
+    from jobs.heatmap import heatmap as job
+
+    opened, _ = open_store(store)
+    names = sites_of(opened, site)
+    if len(names) > 1:
+        raise input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
+    job(opened, names[0], Asked(features, ranking, contexts, where or (), top, pool), out)
 
 
 @app.command()

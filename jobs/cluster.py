@@ -19,7 +19,7 @@ from jobs.clusters.features import Clustering, clusterings, feature_tables
 from jobs.clusters.groups import MOST, fit_groups, group_tables, labels_of
 from jobs.clusters.kmeans import default_clusters, unit_rows
 from jobs.clusters.members import Members, tell
-from jobs.clusters.naming import MOST_NAMED, naming_tokens
+from jobs.clusters.naming import naming_tokens
 from jobs.clusters.placing import feature_map
 from jobs.clusters.vectors import KINDS, Kind, survey
 from jobs.console import say
@@ -84,7 +84,9 @@ def _of_features(
         tables |= feature_tables(clustering, n_active, described, tokens)
         if units is not None and clustering.name == "feature":
             labels = clustering.members.labels
-            tables["feature_map"] = feature_map(site, clustering.features, n_active, units, labels, tokens, seed)
+            tables["feature_map"] = feature_map(
+                site, clustering.features, n_active, units, labels, tokens, seed
+            )
     return tables
 
 

@@ -63,9 +63,13 @@ def clusterings(
     """
     fired = np.flatnonzero(n_active)
     if units is not None:
-        yield by_direction(site, fired, units, config.features or default_clusters(len(n_active)), config.seed)
+        yield by_direction(
+            site, fired, units, config.features or default_clusters(len(n_active)), config.seed
+        )
     else:
-        say(f"[yellow]cluster[/] {site}: a synthetic site has no decoder, so none of its features' directions")
+        say(
+            f"[yellow]cluster[/] {site}: a synthetic site has no decoder, so none of its features' directions"
+        )
     if found := by_coactivation(store, site, fired, config):
         yield found
     if units is not None:
@@ -86,7 +90,7 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
     if not store.has_table(site, "neighbours") or store.is_stale(site, "neighbours"):
         what = "is stale" if store.has_table(site, "neighbours") else "does not exist"
         say(
-            f"[yellow]cluster[/] {site}: features are not clustered by co-activation, for the table neighbours "
+            f"[yellow]cluster[/] {site}: no clusters of features by co-activation, for the table neighbours "
             f"{what}: run `latentlake coactivation`, then `latentlake cluster`"
         )
         return None

@@ -57,8 +57,11 @@ def _degrees(graph: sparse.csr_matrix, labels: I64) -> tuple[F64, F64]:
     """Weighted degree of each feature within its cluster, and all of it: float64 [F]."""
     row = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
     inside = labels[row] == labels[graph.indices]
-    within = np.bincount(row, weights=graph.data * inside, minlength=graph.shape[0])
-    return within, np.bincount(row, weights=graph.data, minlength=graph.shape[0])
+    weights = (graph.data * inside, graph.data)
+    within, degree = (
+        np.bincount(row, weights=w, minlength=graph.shape[0]).astype(np.float64) for w in weights
+    )
+    return within, degree
 
 
 def graph_of(neighbours: pl.DataFrame, counted_rows: int, d_sae: int) -> sparse.csr_matrix:

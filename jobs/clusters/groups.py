@@ -37,7 +37,12 @@ def fit_groups(known: Sampled, clusters: int, seed: int) -> Fitted:
 
 
 def group_tables(
-    kind: Kind, placed: Placed, members: Members, counts: Counts, labels: pl.DataFrame, tokens: list[list[str]]
+    kind: Kind,
+    placed: Placed,
+    members: Members,
+    counts: Counts,
+    labels: pl.DataFrame,
+    tokens: list[list[str]],
 ) -> dict[str, pl.DataFrame]:
     """Tables `context_clusters` and `context_cluster_summary`, or those of documents.
 

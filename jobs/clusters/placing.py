@@ -48,7 +48,7 @@ def feature_map(
         say(f"[bold]cluster[/] {site}: {len(chosen):,} of {len(fired):,} features are on the map")
     with counting("cluster: map of features"):
         x, y = placed(units[chosen]).T
-    names = [" ".join(some[:NAMING]) for some in tokens]
+    names = [" ".join(token.strip() or token for token in some[:NAMING]) for some in tokens]
     columns = {
         "feature": fired[chosen],
         "x": x,

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import polars as pl
 from matplotlib.figure import Figure
 
+from jobs.figures.clusters import draw_map_by_cluster, draw_map_by_density
 from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
+from jobs.figures.sparsity import draw_sparsity
 
 
 class Drawing(NamedTuple):
@@ -31,4 +33,7 @@ FIGURES = {
     "l0": Drawing("l0", draw_l0),
     "density_and_mean": Drawing("features", draw_density_and_mean),
     "sigma_over_mu": Drawing("rankings", draw_sigma_over_mu),
+    "sparsity": Drawing("features", draw_sparsity),
+    "feature_map_clusters": Drawing("feature_map", draw_map_by_cluster, optional=True),
+    "feature_map_density": Drawing("feature_map", draw_map_by_density, optional=True),
 }

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from jobs.context_vectors import survey, unit_vectors
 from scipy import sparse
 
 from jobs.cluster import TYPICAL_SHARE, cluster, majority, typical
-from jobs.context_vectors import survey, unit_vectors
 from jobs.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
 from pipeline.executors.tasks import Processes
 from pipeline.store import FeatureStore
