@@ -10,7 +10,7 @@ import polars as pl
 
 from jobs.clusters.assignment import Described
 from jobs.clusters.density import dense_groups, sample
-from jobs.clusters.graph import communities, graph_of
+from jobs.clusters.graph import communities, embedded, graph_of
 from jobs.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit
 from jobs.clusters.members import Members, tell
 from jobs.clusters.naming import MOST_NAMED
@@ -45,6 +45,8 @@ class Clustering:
     members: Members
     cohesion: F64
     columns: dict[str, F32] = field(default_factory=dict)
+    vectors: F32 | None = None
+    """Unit vectors [n, any] whose cosines go by what was clustered, for a map."""
 
     def of_each(self, d_sae: int) -> I64:
         """The cluster of every feature, int64 [F]."""
@@ -82,7 +84,7 @@ def by_direction(site: str, fired: I64, units: F32, clusters: int, seed: int) ->
         centres = fit(units[sample(units, FIT_FEATURES, seed)], clusters, seed)
         members = Members.of(*assign(units, centres), len(centres))
     tell(site, "features", members, clusters, WITHOUT_DIRECTION)
-    return Clustering("feature", FEATURE_CLUSTERS, "cosine", fired, members, members.cohesion)
+    return Clustering("feature", FEATURE_CLUSTERS, "cosine", fired, members, members.cohesion, vectors=units)
 
 
 def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster) -> Clustering | None:
@@ -97,10 +99,14 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
     with counting("cluster: features by co-activation"):
         neighbours = store.scan_table(site, "neighbours").collect()
         graph = graph_of(neighbours, store.totals(site).counted_rows, store.site(site).d_sae)
-        members, cohesion, modularity = communities(graph[fired][:, fired], config.resolution, config.seed)
+        graph = graph[fired][:, fired]
+        members, cohesion, modularity = communities(graph, config.resolution, config.seed)
+        vectors = embedded(graph, config.seed)
     tell(site, "features by co-activation", members, without="no neighbour")
     say(f"[bold]cluster[/] {site}: modularity {modularity:.3f} at resolution {config.resolution:g}")
-    return Clustering("coactivation", COACTIVATION_CLUSTERS, "strength", fired, members, cohesion)
+    return Clustering(
+        "coactivation", COACTIVATION_CLUSTERS, "strength", fired, members, cohesion, vectors=vectors
+    )
 
 
 def by_density(site: str, fired: I64, units: F32, config: Cluster) -> Clustering:

@@ -13,14 +13,19 @@ import graspologic_native
 import numpy as np
 import polars as pl
 from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from threadpoolctl import threadpool_limits
 
-from jobs.clusters.kmeans import NO_CLUSTER
+from jobs.clusters.kmeans import NO_CLUSTER, unit_rows
 from jobs.clusters.members import Members
-from schemas.values import F64, I64
+from schemas.values import F32, F64, I64
 
 LARGEST_GRAPH = 1 << 24
 """Rows of `neighbours` that are looked at: 16 of each of a million features (some 1 GB). Of more, those of
 lowest rank."""
+
+DIMENSIONS = 64
+"""Of the vectors of features."""
 
 ITERATIONS = 10
 """Times that Leiden goes over the whole graph."""
@@ -82,6 +87,24 @@ def graph_of(neighbours: pl.DataFrame, counted_rows: int, d_sae: int) -> sparse.
     a, b, weight = (edges[name].to_numpy() for name in ("a", "b", "weight"))
     pairs = (np.append(a, b).astype(np.int64), np.append(b, a).astype(np.int64))
     return sparse.coo_matrix((np.append(weight, weight), pairs), shape=(d_sae, d_sae)).tocsr()
+
+
+def embedded(graph: sparse.csr_matrix, seed: int) -> F32:
+    """The features as unit vectors, near where they have the same neighbours: float32 [F, DIMENSIONS].
+
+    Left singular vectors times the roots of the singular values (Levy, Goldberg and Dagan 2015, of words), of
+    the weights and, on the diagonal, 1: what a feature's NPMI with itself is. 0 without an edge.
+    """
+    linked = np.flatnonzero(np.diff(graph.indptr))
+    n = min(DIMENSIONS, len(linked) - 1)
+    vectors = np.zeros((graph.shape[0], max(n, 1)), np.float32)
+    if n > 0:
+        part = graph[linked][:, linked] + sparse.identity(len(linked), format="csr")
+        with threadpool_limits(1):
+            svd = TruncatedSVD(n, n_iter=7, random_state=seed)
+            found = svd.fit_transform(part)
+        vectors[linked] = found / np.sqrt(np.maximum(svd.singular_values_, np.finfo(np.float32).tiny))
+    return unit_rows(vectors)[0]
 
 
 def npmi(counted_rows: int) -> pl.Expr:

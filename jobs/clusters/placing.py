@@ -1,10 +1,10 @@
-"""Features on a plane, near ones side by side: t-SNE (van der Maaten and Hinton 2008) of decoder directions.
+"""Features on a plane, near ones side by side: t-SNE (van der Maaten and Hinton 2008) of unit vectors.
 
-Neighbours are those by Euclidean distance of unit vectors, whose square is 2 - 2 cosine: by cosine. It
-starts from the first two principal components, with a fixed seed and one thread (scikit-learn's gradient
-adds up in another order for every number of threads), so that the same store gives the same map. Distances
-between far groups on it, and sizes of groups, mean nothing. Of more than MOST features a random sample is
-placed.
+Of those by co-activation (`graph.embedded`), or else of decoder directions. Neighbours are those by
+Euclidean distance, whose square is 2 - 2 cosine: by cosine. It starts from the first two principal
+components, with a fixed seed and one thread (scikit-learn's gradient adds up in another order for every
+number of threads), so that the same store gives the same map. Distances between far groups on it, and sizes
+of groups, mean nothing. Of more than MOST features a random sample is placed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from jobs.clusters.density import sample
+from jobs.clusters.features import Clustering
+from jobs.clusters.kmeans import NO_CLUSTER
 from jobs.clusters.tables import FEATURE_MAP
 from jobs.console import say
 from jobs.progress import counting
@@ -33,29 +35,32 @@ NAMING = 3
 
 
 def feature_map(
-    site: str, fired: I64, n_active: I64, units: F32, labels: I64, tokens: list[list[str]], seed: int
+    site: str, found: Clustering, n_active: I64, tokens: list[list[str]], seed: int
 ) -> pl.DataFrame:
-    """The table `feature_map` of the features that `fired` [n]; empty, and said, where there are too few.
+    """The table `feature_map` of a clustering that has vectors; empty, and said, where there are too few.
 
-    `units` float32 [n, d] are their directions, `labels` int64 [n] their clusters by direction (negative:
-    none), `tokens` those clusters' names.
+    `n_active` int64 [F] counts active rows, `tokens` name the clusters. Features whose vector is 0 are left
+    out.
     """
-    chosen = sample(units, MOST, seed)
-    if len(np.unique(units[chosen[: 16 * FEWEST]], axis=0)) < FEWEST or units.shape[1] < 2:
-        say(f"[yellow]cluster[/] {site}: fewer than {FEWEST} directions that differ, so there is no map")
+    assert found.vectors is not None
+    chosen = sample(found.vectors, MOST, seed)
+    if len(np.unique(found.vectors[chosen[: 16 * FEWEST]], axis=0)) < FEWEST or found.vectors.shape[1] < 2:
+        say(f"[yellow]cluster[/] {site}: fewer than {FEWEST} features that differ, so there is no map")
         chosen = chosen[:0]
-    elif len(chosen) < len(fired):
-        say(f"[bold]cluster[/] {site}: {len(chosen):,} of {len(fired):,} features are on the map")
+    elif len(chosen) == MOST:
+        say(f"[bold]cluster[/] {site}: {MOST:,} of {len(found.features):,} features are on the map")
     with counting("cluster: map of features"):
-        x, y = placed(units[chosen]).T
+        x, y = placed(found.vectors[chosen]).T
     names = [" ".join(token.strip() or token for token in some[:NAMING]) for some in tokens]
+    clusters = [label if label != NO_CLUSTER else None for label in found.members.labels[chosen].tolist()]
     columns = {
-        "feature": fired[chosen],
+        "feature": found.features[chosen],
         "x": x,
         "y": y,
-        "n_active": n_active[fired[chosen]],
-        "cluster": [label if label >= 0 else None for label in labels[chosen].tolist()],
-        "name": [names[label] if label >= 0 else None for label in labels[chosen].tolist()],
+        "n_active": n_active[found.features[chosen]],
+        "cluster": clusters,
+        "name": [None if cluster is None else names[cluster] for cluster in clusters],
+        "by": [found.name] * len(chosen),
     }
     return pl.DataFrame(columns, schema=FEATURE_MAP, strict=False)
 

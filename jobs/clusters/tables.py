@@ -74,8 +74,10 @@ FEATURE_MAP: Schema = {
     "n_active": pl.Int64(),
     "cluster": pl.UInt32(),
     "name": pl.String(),
+    "by": pl.String(),
 }
-"""`cluster`: that of `feature_clusters`; `name`: its first tokens."""
+"""`by`: coactivation, or feature (by decoder direction) where there is no table `neighbours`; `cluster` and
+`name`, its first tokens, are those of `<by>_clusters`."""
 
 
 def group_schema(kind: Kind) -> Schema:

@@ -22,15 +22,14 @@ OTHERS = "#BBBBBB"
 NUMBERED = 60
 """Clusters whose number is written into the map, at most."""
 
-NAME_LENGTH = 22
+NAME_LENGTH = 26
+SMALL_POINTS = 2000
+"""Features from which on points are small."""
 
 
 def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place; the largest clusters in colour, all of them by number."""
-    told = [f"{counted(places.height, 'feature')}", "t-SNE of decoder directions (cosine)"]
-    figure, axes = canvas(
-        "Features and their clusters", site, *told, "colour: clusters of decoder directions"
-    )
+    figure, axes = canvas("Features and their clusters", site, *_told(places))
     if places.is_empty():
         nothing(axes, "no feature has a place")
         return figure
@@ -51,8 +50,7 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
 
 def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place, in the colour of its number of active rows."""
-    told = [f"{counted(places.height, 'feature')}", "t-SNE of decoder directions (cosine)"]
-    figure, axes = canvas("Where dense and rare features lie", site, *told)
+    figure, axes = canvas("Where dense and rare features lie", site, *_told(places))
     if places.is_empty():
         nothing(axes, "no feature has a place")
         return figure
@@ -66,12 +64,18 @@ def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     return figure
 
 
+def _told(places: pl.DataFrame) -> list[str]:
+    by = places["by"][0] if places.height else ""
+    what = "co-activation (NPMI of neighbours)" if by == "coactivation" else "decoder directions"
+    return [counted(places.height, "feature"), f"t-SNE by {what}, cosine"]
+
+
 def _scatter(axes: Axes, places: pl.DataFrame, **colour: Any) -> PathCollection:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_aspect("equal", adjustable="datalim")
-    size = float(np.clip(30_000 / max(places.height, 1), 3, 9))
+    size = 9 if places.height < SMALL_POINTS else 4
     return axes.scatter(
         places["x"], places["y"], s=size, linewidths=0, alpha=0.8, rasterized=True, **colour
     )  # not a shape for each feature in an SVG

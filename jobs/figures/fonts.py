@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -49,7 +50,8 @@ def families() -> list[str]:
 
 
 def with_fonts(style: Any) -> Any:
-    """The style, with all of `families`."""
+    """The style, with all of `families`; that a family has no bold face is not worth a warning."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     return style | {"font.family": families()}
 
 

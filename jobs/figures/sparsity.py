@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.fonts import bilingual
-from jobs.figures.style import BLUE, SIZE, VERMILION, canvas, counted, mark, nothing, whole_numbers
+from jobs.figures.style import BLUE, SOFT, canvas, counted, mark, nothing
 from schemas.values import F64
 
 TARGET = (0.95, 0.99)
@@ -55,7 +55,7 @@ def draw_sparsity(features: pl.DataFrame, site: str) -> Figure:
 
 def sparsity_figure(title: str, site: str, told: list[str], sparse: Sparsity) -> Figure:
     """Two histograms side by side."""
-    figure, axes = canvas(title, site, *told, size=(SIZE[0], SIZE[1]))
+    figure, axes = canvas(title, site, *told)
     if not sparse.counts.sum():
         nothing(axes, "no feature fired")
         return figure
@@ -69,26 +69,25 @@ def sparsity_figure(title: str, site: str, told: list[str], sparse: Sparsity) ->
 def _draw_zeros(axes: Axes, sparse: Sparsity) -> None:
     low = min(float(sparse.zeros.min()), TARGET[0])
     axes.axvspan(*TARGET, color="#F0E442", alpha=0.35, linewidth=0)
-    axes.hist(sparse.zeros, bins=np.linspace(low, 1, BARS + 1).tolist(), color=BLUE)
+    axes.hist(sparse.zeros, bins=np.linspace(low, 1, BARS + 1).tolist(), color=BLUE, log=True)
     mark(axes, sparse.overall, f"overall {sparse.overall:.2%}")
-    axes.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율"))
-    axes.set_ylabel(bilingual("features", "특징 수"))
-    axes.set_title(
-        f"shaded: target {TARGET[0]:.0%} to {TARGET[1]:.0%}", fontsize=10, color=VERMILION, loc="left"
-    )
-    whole_numbers(axes.yaxis)
+    axes.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율"), fontsize=10)
+    axes.set_ylabel(bilingual("features (log scale)", "특징 수"))
+    axes.set_title(f"shaded: target {TARGET[0]:.0%} to {TARGET[1]:.0%}", fontsize=10, color=SOFT, loc="left")
 
 
 def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
     widths = np.diff(sparse.edges)
     axes.bar(sparse.edges[:-1], sparse.counts, width=widths, align="edge", color=BLUE)
     axes.set_yscale("log")
-    axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"))
+    if sparse.edges[0] > 0:  # bins of a float's bits
+        axes.set_xscale("log")
+    axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"), fontsize=10)
     axes.set_ylabel(bilingual("activations (log scale)", "개수 (로그)"))
 
 
 def _magnitudes(features: pl.DataFrame) -> tuple[F64, F64]:
-    """All features' histograms in even bars, a bin where its middle is: edges [B + 1], counts [B]."""
+    """All features' histograms added up, as they are, an octave in 8: edges [B + 1], counts [B]."""
     cells = features.select("histogram_bins", "histogram_counts").explode(
         "histogram_bins", "histogram_counts"
     )
@@ -96,8 +95,7 @@ def _magnitudes(features: pl.DataFrame) -> tuple[F64, F64]:
     if cells.is_empty():
         return np.array([0.0, 1.0]), np.zeros(1)
     bins = cells["histogram_bins"].to_numpy().astype(np.int64)
-    magnitude = np.where(bins < 0, -1 - bins, bins).astype(np.uint32)
-    near, far = ((magnitude + np.uint32(i) << np.uint32(BIN_SHIFT)).view(np.float32) for i in (0, 1))
-    edges = np.linspace(0, float(far.max()), BARS + 1)
-    counts, _ = np.histogram((near + far) / 2, bins=edges, weights=cells["histogram_counts"].to_numpy())
-    return edges, counts.astype(np.float64)
+    magnitude = np.where(bins < 0, -1 - bins, bins)
+    counts = np.bincount(magnitude - magnitude.min(), weights=cells["histogram_counts"].to_numpy())
+    edges = np.arange(magnitude.min(), magnitude.max() + 2).astype(np.uint32) << np.uint32(BIN_SHIFT)
+    return edges.view(np.float32).astype(np.float64), counts.astype(np.float64)
