@@ -58,7 +58,7 @@ def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     low, high = float(n_active.min()), float(n_active.max())
     norm = LogNorm(low, high if high > low else 2 * low)
     points = _scatter(axes, places.sort("n_active"), c=np.sort(n_active), cmap=COLOUR_MAP, norm=norm)
-    bar = figure.colorbar(points, ax=axes, label="active rows (log scale)", pad=0.02)
+    bar = figure.colorbar(points, ax=axes, label="active rows (log scale)", pad=0.02, shrink=0.92)
     log_axis(bar.ax.yaxis, np.array([norm.vmin, norm.vmax]))
     bar.outline.set_visible(False)
     return figure

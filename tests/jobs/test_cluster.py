@@ -264,6 +264,7 @@ def test_nothing_committed_is_said(tmp_path):
         cluster(store, "site", Cluster())
 
 
+@pytest.mark.slow
 def test_tables_are_the_same_bytes_for_any_number_of_threads(clustered, tmp_path):
     built, _ = clustered
     code = (

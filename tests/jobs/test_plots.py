@@ -30,6 +30,9 @@ TITLES = {
     "max_activation": "How strongly features fire at most",
     "density_and_mean": "Density against strength",
     "sigma_over_mu": "Features ranked by σ / μ",
+    "sparsity": "How sparse features are",
+    "feature_map_clusters": "Features and their clusters",
+    "feature_map_density": "Where dense and rare features lie",
 }
 
 
@@ -38,6 +41,7 @@ def store(tmp_path_factory):
     opened = FeatureStore.open(build(tmp_path_factory.mktemp("plots") / "store", shards=2).layout.root)
     stats(opened, "site")
     rank(opened, "site")
+    opened.write_table("site", "feature_map", made_up(30, 3)["feature_map"])
     return opened
 
 
@@ -61,14 +65,31 @@ def made_up(features, dead, rows=10_000, seed=0):
             "mean_active": mean,
             "min_activation": mean / 2,
             "max_activation": mean * 3,
-        }
+            "histogram_bins": [[1030, 1040] if count else [] for count in n],
+            "histogram_counts": [[1, count - 1] if count else [] for count in n],
+        },
+        schema_overrides=dict.fromkeys(("histogram_bins", "histogram_counts"), pl.List(pl.Int64)),
     ).with_columns(pl.col("mean_active", "min_activation", "max_activation").fill_nan(None))
     values = np.sort(ratio[n > 0])[::-1]
     rankings = pl.DataFrame({"rank": np.arange(len(values)), "value": values}).with_columns(
         by=pl.lit("sigma_over_mu")
     )
     l0 = pl.DataFrame({"l0": np.arange(20, 45), "rows": np.full(25, rows // 25)})
-    return {"features": table, "l0": l0, "rankings": rankings}
+    places = rng.normal(size=(2, features)).astype(np.float32)
+    fired = np.flatnonzero(n)
+    feature_map = pl.DataFrame(
+        {
+            "feature": fired,
+            "x": places[0][fired],
+            "y": places[1][fired],
+            "n_active": n[fired],
+            "cluster": [None if feature % 5 == 0 else feature % 12 for feature in fired],
+            "name": ["of \u6587 $x$" if feature % 5 else None for feature in fired],
+            "by": ["coactivation"] * len(fired),
+        },
+        schema_overrides={"cluster": pl.UInt32, "name": pl.String, "by": pl.String},
+    )
+    return {"features": table, "l0": l0, "rankings": rankings, "feature_map": feature_map}
 
 
 def svg_of(name, tables, site="l9"):
@@ -171,7 +192,15 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "l0": pl.DataFrame({"l0": [], "rows": []}, schema={"l0": pl.UInt32, "rows": pl.Int64})
     }
     text = svg_of(name, tables)
-    assert any(why in text for why in ("no feature fired", "no row is counted", "no feature is ranked by"))
+    assert any(
+        why in text
+        for why in (
+            "no feature fired",
+            "no row is counted",
+            "no feature is ranked by",
+            "no feature has a place",
+        )
+    )
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -233,3 +262,28 @@ def test_no_figure_reads_a_store_or_computes_a_statistic():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not {module for module in modules if module.startswith(("pipeline", "matplotlib.pyplot"))}
+
+
+def test_the_map_shows_every_feature_and_names_the_largest_clusters():
+    places = made_up(400, 30)["feature_map"]
+    with rc_context(STYLE):
+        figure = FIGURES["feature_map_clusters"].draw(places, "l9")
+        shown = sum(len(points.get_offsets()) for points in figure.axes[0].collections)
+        render(figure, "png")  # a dollar or a letter that no font has is no warning
+        density = FIGURES["feature_map_density"].draw(places, "l9").axes[0].collections[0]
+    assert shown == places.height
+    assert sorted(density.get_array().tolist()) == sorted(places["n_active"].to_list())
+    largest = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert largest[0] == f"0  of □ $x$ ({places.filter(cluster=0).height:,})"
+
+
+def test_sparsity_is_that_of_the_feature_table():
+    features = made_up(400, 30)["features"]
+    zeros = 1 - features["n_active"].to_numpy() / 10_000
+    text = svg_of("sparsity", {"features": features})
+    assert f"{zeros.mean():.2%} zeros (target 95% to 99%)" in text
+    assert f"median {np.median(zeros):.2%}" in text
+    with rc_context(STYLE):
+        left, right = FIGURES["sparsity"].draw(features, "l9").axes
+    assert sum(bar.get_height() for bar in left.patches[1:]) == 400
+    assert sum(bar.get_height() for bar in right.patches) == features["n_active"].sum()
