@@ -177,7 +177,7 @@ def rank(
 def cluster(
     store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None
 ) -> None:
-    """Cluster features by decoder direction, and contexts by the features that fire in them."""
+    """Cluster features by direction, co-activation and density; contexts and documents by their features."""
     from jobs.cluster import cluster as job
     from jobs.parallel import choose_tasks
     from schemas.run_file import Cluster

@@ -148,3 +148,38 @@ def neighbours(
 
     opened, _ = open_store(store)
     job(opened, one_site(opened, site), feature, by=by, k=k, figure=figure)
+
+
+@views.command()
+def heatmap(
+    store: StoreText,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE.png", help="Picture, .png or .svg; others lie beside it."),
+    ],
+    site: SiteName = None,
+    features: Annotated[
+        str | None, typer.Option(help="Features, as 1,2,3 or 10:20.", metavar="NUMBERS")
+    ] = None,
+    ranking: Annotated[
+        str | None,
+        typer.Option(help="Instead: ranks by a column, as sigma_over_mu:0:50.", metavar="COLUMN:START:STOP"),
+    ] = None,
+    contexts: Annotated[
+        str | None, typer.Option(help="Contexts, as 1,2,3 or 10:20. Default: all.", metavar="NUMBERS")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep contexts with this label, as COLUMN=VALUE; may be repeated."),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="Of those, the N with the most activation of the features.", min=1)
+    ] = None,
+    pool: Annotated[str, typer.Option(help="Over a context's rows: max, mean or sum.")] = "max",
+) -> None:
+    """Contexts × features as a picture, plain and clustered; how sparse they are, how often active."""
+    from jobs.heatmap import Asked
+    from jobs.heatmap import heatmap as job
+
+    opened, _ = open_store(store)
+    job(opened, one_site(opened, site), Asked(features, ranking, contexts, where or (), top, pool), out)

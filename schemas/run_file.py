@@ -292,7 +292,7 @@ class Rank(Section):
 
 
 class Cluster(Section):
-    """How features and contexts are clustered."""
+    """How features, contexts and documents are clustered."""
 
     features: int | None = Field(
         None, ge=2, description="Clusters of features. Default: about sqrt(d_sae) / 2, at most 512."
@@ -300,7 +300,16 @@ class Cluster(Section):
     contexts: int | None = Field(
         None, ge=2, description="Clusters of contexts. Default: about sqrt(contexts) / 2, at most 512."
     )
-    seed: int = Field(0, ge=0, description="Seed of every random draw.")
+    documents: int | None = Field(
+        None, ge=2, description="Clusters of documents. Default: about sqrt(documents) / 2, at most 512."
+    )
+    resolution: float = Field(
+        4.0,
+        gt=0,
+        description="Of features by co-activation: higher, more and smaller clusters; 1 is plain modularity.",
+    )
+    min_cluster_size: int = Field(5, ge=2, description="Features of the smallest cluster by density.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random draw.")
 
 
 class RunFile(Section):

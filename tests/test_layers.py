@@ -73,7 +73,7 @@ def test_only_the_rooms_of_the_model_import_torch():
 WITHOUT_TORCH = (
     "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
     "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
-    "export.neuronpedia", "export.delphi", "export.anndata_zarr",
+    "heatmap", "export.neuronpedia", "export.delphi", "export.anndata_zarr",
 )  # fmt: skip
 
 

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import polars as pl
 from matplotlib.figure import Figure
 
+from jobs.figures.clusters import draw_map_by_cluster, draw_map_by_density
 from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
 from jobs.figures.labels import draw_label_differences
+from jobs.figures.sparsity import draw_sparsity
 from jobs.figures.thresholds import draw_l0_thresholds
 
 
@@ -35,4 +37,7 @@ FIGURES = {
     "sigma_over_mu": Drawing("rankings", draw_sigma_over_mu),
     "l0_thresholds": Drawing("l0_thresholds", draw_l0_thresholds, optional=True),
     "label_differences": Drawing("labels", draw_label_differences, optional=True),
+    "sparsity": Drawing("features", draw_sparsity),
+    "feature_map_clusters": Drawing("feature_map", draw_map_by_cluster, optional=True),
+    "feature_map_density": Drawing("feature_map", draw_map_by_density, optional=True),
 }

@@ -50,11 +50,11 @@ STYLE: Any = {
 }
 
 
-def canvas(title: str, site: str, *facts: str) -> tuple[Figure, Axes]:
+def canvas(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     """A figure with one plot; flush left above it a bold title, and the site and facts on softer lines."""
     lines = _lines([_shortened(site), *facts])
-    figure = Figure(figsize=SIZE, dpi=DPI)
-    line = LINE_IN / SIZE[1]
+    figure = Figure(figsize=size, dpi=DPI)
+    line = LINE_IN / size[1]
     figure.text(0.015, 0.975, title, ha="left", va="top", fontsize=14, fontweight="bold")
     figure.text(0.015, 0.975 - 1.45 * line, "\n".join(lines), ha="left", va="top", fontsize=10, color=SOFT)
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * line), w_pad=0.1)

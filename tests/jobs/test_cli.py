@@ -67,6 +67,7 @@ def test_help_names_every_command():
         "stats",
         "rank",
         "cluster",
+        "heatmap",
         "plots",
         "plan",
         "status",

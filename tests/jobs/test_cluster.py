@@ -12,9 +12,11 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from jobs.cluster import TYPICAL_SHARE, cluster, majority, typical
-from jobs.context_vectors import survey, unit_vectors
-from jobs.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
+from jobs.cluster import cluster
+from jobs.clusters.groups import TYPICAL_SHARE, majority, typical
+from jobs.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
+from jobs.clusters.vectors import survey, unit_vectors
+from jobs.coactivation import coactivation
 from pipeline.executors.tasks import Processes
 from pipeline.store import FeatureStore
 from pipeline.store.site import write_site_weights
@@ -24,6 +26,7 @@ from tests.store.build import D_SAE, build, planned_site
 
 ROOT = Path(__file__).parents[2]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
+CONFIG = Cluster(features=4, contexts=3, documents=3, min_cluster_size=3)
 WITHOUT_DIRECTION = 1
 """A feature that fires, and whose decoder row is 0."""
 
@@ -40,20 +43,20 @@ def decoder(d_model=4):
 def built_store(root, **changes):
     built = build(root, **changes)
     write_site_weights(built.layout, "p", planned_site(), {"W_dec": decoder()}, {})
+    vocabulary = {"token_id": range(50), "text": [f" w{token}" for token in range(50)]}
+    pl.DataFrame(vocabulary).write_parquet(built.layout.vocabulary)
     return built, FeatureStore.open(built.layout.root)
 
 
 @pytest.fixture(scope="module")
 def clustered(tmp_path_factory):
     built, store = built_store(tmp_path_factory.mktemp("cluster") / "store")
-    paths = cluster(store, "site", Cluster(features=4, contexts=3))
+    coactivation(store, "site", support=1)
+    paths = cluster(store, "site", CONFIG)
     names = [path.stem for path in paths]
-    assert names == [
-        "feature_clusters",
-        "feature_cluster_summary",
-        "context_clusters",
-        "context_cluster_summary",
-    ]
+    kinds = ("feature", "coactivation", "density", "context", "document")
+    tables = [f"{kind}_{what}" for kind in kinds for what in ("clusters", "cluster_summary")]
+    assert sorted(names) == sorted([*tables, "feature_map"])
     return built, {name: store.scan_table("site", name).collect() for name in names}
 
 
@@ -116,17 +119,19 @@ def test_the_feature_summary_adds_up_its_members(clustered):
 def test_context_vectors_are_those_of_the_dense_computation(tmp_path):
     built, store = built_store(tmp_path / "store")
     sums, vectors = brute_context_vectors(built)
-    known = survey(store, "site", most=1000, seed=0)
+    found = survey(store, "site", {"context": 1000, "document": 1000}, seed=0)
+    known = found.of["context"]
     np.testing.assert_allclose(known.sample.toarray(), sums, rtol=1e-6)
-    np.testing.assert_array_equal(known.n_active, (built.dense["site"] != 0).sum(axis=0))
-    np.testing.assert_array_equal(known.active_contexts, (sums != 0).sum(axis=0))
+    np.testing.assert_array_equal(found.n_active, (built.dense["site"] != 0).sum(axis=0))
+    np.testing.assert_array_equal(known.active, (sums != 0).sum(axis=0))
     np.testing.assert_allclose(unit_vectors(known.sample, known.weights()).toarray(), vectors, atol=1e-6)
-    some = survey(store, "site", most=5, seed=0)
+    five = {"context": 5, "document": 4}
+    some = survey(store, "site", five, seed=0).of["context"]
     assert some.sample.shape[0] == 5
     assert all((np.abs(sums - row).sum(axis=1) < 1e-4).any() for row in some.sample.toarray())
-    assert some.contexts == known.contexts
-    assert (survey(store, "site", most=5, seed=0).sample != some.sample).nnz == 0
-    assert (survey(store, "site", most=5, seed=1).sample != some.sample).nnz > 0
+    assert some.number == known.number
+    assert (survey(store, "site", five, seed=0).of["context"].sample != some.sample).nnz == 0
+    assert (survey(store, "site", five, seed=1).of["context"].sample != some.sample).nnz > 0
 
 
 def test_contexts_lie_nearest_to_the_centre_of_their_cluster(clustered):
@@ -236,7 +241,10 @@ def test_fewer_than_asked_for_is_said(tmp_path, capsys):
 def test_a_store_in_which_nothing_fires_gives_empty_clusters(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tests.store.build.random_features", _nothing)
     _, store = built_store(tmp_path / "store", shards=1)
+    coactivation(store, "site")
     cluster(store, "site", Cluster())
+    for table in ("coactivation_clusters", "density_clusters", "density_cluster_summary", "feature_map"):
+        assert not store.has_table("site", table) or store.scan_table("site", table).collect().height == 0
     assert store.scan_table("site", "feature_clusters").collect().height == 0
     contexts = store.scan_table("site", "context_clusters").collect()
     assert contexts["cluster"].null_count() == contexts.height > 0
@@ -256,12 +264,14 @@ def test_nothing_committed_is_said(tmp_path):
         cluster(store, "site", Cluster())
 
 
+@pytest.mark.slow
 def test_tables_are_the_same_bytes_for_any_number_of_threads(clustered, tmp_path):
     built, _ = clustered
     code = (
         "import sys; from jobs.cluster import cluster; from pipeline.store import FeatureStore; "
         "from schemas.run_file import Cluster; "
-        "paths = cluster(FeatureStore.open(sys.argv[1]), 'site', Cluster(features=4, contexts=3)); "
+        "config = Cluster(features=4, contexts=3, documents=3, min_cluster_size=3); "
+        "paths = cluster(FeatureStore.open(sys.argv[1]), 'site', config); "
         "import hashlib; print(*[hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]); "
         "print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     )
@@ -280,7 +290,7 @@ def test_tables_are_the_same_bytes_for_any_number_of_threads(clustered, tmp_path
 @pytest.mark.slow
 def test_tables_are_the_same_bytes_for_any_number_of_workers(clustered):
     built, _ = clustered
-    config = Cluster(features=4, contexts=3)
+    config = CONFIG
     store = FeatureStore.open(built.layout.root)
     one = [path.read_bytes() for path in cluster(store, "site", config)]
     for workers in (2, 3):

@@ -34,6 +34,9 @@ TITLES = {
     "sigma_over_mu": "Features ranked by σ / μ",
     "l0_thresholds": "Active features per token, above thresholds",
     "label_differences": "Where features fire otherwise",
+    "sparsity": "How sparse features are",
+    "feature_map_clusters": "Features and their clusters",
+    "feature_map_density": "Where dense and rare features lie",
 }
 
 
@@ -43,6 +46,7 @@ def store(tmp_path_factory):
     stats(opened, "site")
     rank(opened, "site")
     profile(opened, "site")
+    opened.write_table("site", "feature_map", made_up(30, 3)["feature_map"])
     return opened
 
 
@@ -66,7 +70,10 @@ def made_up(features, dead, rows=10_000, seed=0):
             "mean_active": mean,
             "min_activation": mean / 2,
             "max_activation": mean * 3,
-        }
+            "histogram_bins": [[1030, 1040] if count else [] for count in n],
+            "histogram_counts": [[1, count - 1] if count else [] for count in n],
+        },
+        schema_overrides=dict.fromkeys(("histogram_bins", "histogram_counts"), pl.List(pl.Int64)),
     ).with_columns(pl.col("mean_active", "min_activation", "max_activation").fill_nan(None))
     values = np.sort(ratio[n > 0])[::-1]
     rankings = pl.DataFrame({"rank": np.arange(len(values)), "value": values}).with_columns(
@@ -90,12 +97,27 @@ def made_up(features, dead, rows=10_000, seed=0):
             "q": np.where(n > 0, 0.002, 0.9),
         }
     )
+    places = rng.normal(size=(2, features)).astype(np.float32)
+    fired = np.flatnonzero(n)
+    feature_map = pl.DataFrame(
+        {
+            "feature": fired,
+            "x": places[0][fired],
+            "y": places[1][fired],
+            "n_active": n[fired],
+            "cluster": [None if feature % 5 == 0 else feature % 12 for feature in fired],
+            "name": ["of \u6587 $x$" if feature % 5 else None for feature in fired],
+            "by": ["coactivation"] * len(fired),
+        },
+        schema_overrides={"cluster": pl.UInt32, "name": pl.String, "by": pl.String},
+    )
     return {
         "features": table,
         "l0": l0,
         "rankings": rankings,
         "l0_thresholds": pl.concat(above),
         "labels": labels,
+        "feature_map": feature_map,
     }
 
 
@@ -200,7 +222,13 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "l0_thresholds": pl.DataFrame(schema=L0_THRESHOLDS),
     }
     text = svg_of(name, tables)
-    whys = ("no feature fired", "no row is counted", "no feature is ranked by", "no value of a label differs")
+    whys = (
+        "no feature fired",
+        "no row is counted",
+        "no feature is ranked by",
+        "no value of a label differs",
+        "no feature has a place",
+    )
     assert any(why in text for why in whys)
 
 
@@ -300,3 +328,28 @@ def test_no_figure_reads_a_store_or_computes_a_statistic():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not {module for module in modules if module.startswith(("pipeline", "matplotlib.pyplot"))}
+
+
+def test_the_map_shows_every_feature_and_names_the_largest_clusters():
+    places = made_up(400, 30)["feature_map"]
+    with rc_context(STYLE):
+        figure = FIGURES["feature_map_clusters"].draw(places, "l9")
+        shown = sum(len(points.get_offsets()) for points in figure.axes[0].collections)
+        render(figure, "png")  # a dollar or a letter that no font has is no warning
+        density = FIGURES["feature_map_density"].draw(places, "l9").axes[0].collections[0]
+    assert shown == places.height
+    assert sorted(density.get_array().tolist()) == sorted(places["n_active"].to_list())
+    largest = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert largest[0] == f"0  of □ $x$ ({places.filter(cluster=0).height:,})"
+
+
+def test_sparsity_is_that_of_the_feature_table():
+    features = made_up(400, 30)["features"]
+    zeros = 1 - features["n_active"].to_numpy() / 10_000
+    text = svg_of("sparsity", {"features": features})
+    assert f"{zeros.mean():.2%} zeros (target 95% to 99%)" in text
+    assert f"median {np.median(zeros):.2%}" in text
+    with rc_context(STYLE):
+        left, right = FIGURES["sparsity"].draw(features, "l9").axes
+    assert sum(bar.get_height() for bar in left.patches[1:]) == 400
+    assert sum(bar.get_height() for bar in right.patches) == features["n_active"].sum()

@@ -1,0 +1,98 @@
+"""The map of features: by cluster, and by how often they fire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from jobs.figures.fonts import legible
+from jobs.figures.style import COLOUR_MAP, INK, canvas, counted, log_axis, nothing
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Of the largest clusters (Okabe and Ito 2008, without its yellow, which white drowns)."""
+
+OTHERS = "#BBBBBB"
+NUMBERED = 60
+"""Clusters whose number is written into the map, at most."""
+
+NAME_LENGTH = 26
+SMALL_POINTS = 2000
+"""Features from which on points are small."""
+
+
+def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
+    """Each feature at its place; the largest clusters in colour, all of them by number."""
+    figure, axes = canvas("Features and their clusters", site, *_told(places))
+    if places.is_empty():
+        nothing(axes, "no feature has a place")
+        return figure
+    clusters = places["cluster"].fill_null(len(COLOURS)).to_numpy()
+    _scatter(axes, places.filter(clusters >= len(COLOURS)), color=OTHERS)
+    handles = []
+    for number, colour in enumerate(COLOURS):
+        if not (mine := places.filter(pl.col("cluster") == number)).is_empty():
+            _scatter(axes, mine, color=colour)
+            handles.append(_handle(colour, f"{number}  {_name(mine)} ({mine.height:,})"))
+    handles.append(_handle(OTHERS, "others"))
+    _numbers(axes, places)
+    legend = axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a token may hold a dollar sign
+    return figure
+
+
+def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
+    """Each feature at its place, in the colour of its number of active rows."""
+    figure, axes = canvas("Where dense and rare features lie", site, *_told(places))
+    if places.is_empty():
+        nothing(axes, "no feature has a place")
+        return figure
+    n_active = places["n_active"].to_numpy()
+    low, high = float(n_active.min()), float(n_active.max())
+    norm = LogNorm(low, high if high > low else 2 * low)
+    points = _scatter(axes, places.sort("n_active"), c=np.sort(n_active), cmap=COLOUR_MAP, norm=norm)
+    bar = figure.colorbar(points, ax=axes, label="active rows (log scale)", pad=0.02, shrink=0.92)
+    log_axis(bar.ax.yaxis, np.array([norm.vmin, norm.vmax]))
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _told(places: pl.DataFrame) -> list[str]:
+    by = places["by"][0] if places.height else ""
+    what = "co-activation (NPMI of neighbours)" if by == "coactivation" else "decoder directions"
+    return [counted(places.height, "feature"), f"t-SNE by {what}, cosine"]
+
+
+def _scatter(axes: Axes, places: pl.DataFrame, **colour: Any) -> PathCollection:
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_aspect("equal", adjustable="datalim")
+    size = 9 if places.height < SMALL_POINTS else 4
+    return axes.scatter(
+        places["x"], places["y"], s=size, linewidths=0, alpha=0.8, rasterized=True, **colour
+    )  # not a shape for each feature in an SVG
+
+
+def _numbers(axes: Axes, places: pl.DataFrame) -> None:
+    """The number of each cluster where its middle feature is (the median of both coordinates)."""
+    middles = places.drop_nulls("cluster").group_by("cluster").agg(pl.col("x", "y").median()).sort("cluster")
+    for number, x, y in middles.head(NUMBERED).iter_rows():
+        box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
+        axes.text(x, y, str(number), ha="center", va="center", fontsize=7.5, color=INK, bbox=box)
+
+
+def _handle(colour: str, label: str) -> Line2D:
+    return Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=label)
+
+
+def _name(features: pl.DataFrame) -> str:
+    name = legible(features["name"][0] or "")
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"

@@ -1,0 +1,101 @@
+"""How sparse features are: the share of zeros of each, and the magnitudes of what is not zero."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jobs.figures.fonts import bilingual
+from jobs.figures.style import BLUE, SOFT, canvas, counted, mark, nothing
+from schemas.values import F64
+
+TARGET = (0.95, 0.99)
+"""Share of zeros that an SAE is meant to have."""
+
+BARS = 50
+
+BIN_SHIFT = 20
+"""The feature table's histogram bins are the upper 12 bits of the float32 (`statistics.histogram`)."""
+
+
+class Sparsity(NamedTuple):
+    """`zeros` float64 [F]: share of zeros of each feature; `overall`: of all entries; |nonzero| in bars."""
+
+    zeros: F64
+    overall: float
+    edges: F64
+    counts: F64
+
+    def told(self) -> list[str]:
+        """The numbers in words."""
+        low, high = TARGET
+        if not len(self.zeros):
+            return ["no feature"]
+        return [
+            f"{self.overall:.2%} zeros (target {low:.0%} to {high:.0%})",
+            f"per feature: mean {self.zeros.mean():.2%}, median {np.median(self.zeros):.2%}",
+        ]
+
+
+def draw_sparsity(features: pl.DataFrame, site: str) -> Figure:
+    """Over all counted rows, from the feature table."""
+    rows = int(features["counted_rows"][0]) if features.height else 0
+    n_active = features["n_active"].to_numpy()
+    zeros = 1 - n_active / max(rows, 1)
+    edges, counts = _magnitudes(features)
+    overall = 1 - float(n_active.sum()) / max(rows * features.height, 1)
+    sparse = Sparsity(zeros, overall, edges, counts)
+    told = [f"{counted(rows, 'counted row')} × {counted(features.height, 'feature')}", *sparse.told()]
+    return sparsity_figure("How sparse features are", site, told, sparse)
+
+
+def sparsity_figure(title: str, site: str, told: list[str], sparse: Sparsity) -> Figure:
+    """Two histograms side by side."""
+    figure, axes = canvas(title, site, *told)
+    if not sparse.counts.sum():
+        nothing(axes, "no feature fired")
+        return figure
+    axes.remove()
+    left, right = figure.subplots(1, 2)
+    _draw_zeros(left, sparse)
+    _draw_magnitudes(right, sparse)
+    return figure
+
+
+def _draw_zeros(axes: Axes, sparse: Sparsity) -> None:
+    low = min(float(sparse.zeros.min()), TARGET[0])
+    axes.axvspan(*TARGET, color="#F0E442", alpha=0.35, linewidth=0)
+    axes.hist(sparse.zeros, bins=np.linspace(low, 1, BARS + 1).tolist(), color=BLUE, log=True)
+    mark(axes, sparse.overall, f"overall {sparse.overall:.2%}")
+    axes.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율"), fontsize=10)
+    axes.set_ylabel(bilingual("features (log scale)", "특징 수"))
+    axes.set_title(f"shaded: target {TARGET[0]:.0%} to {TARGET[1]:.0%}", fontsize=10, color=SOFT, loc="left")
+
+
+def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
+    widths = np.diff(sparse.edges)
+    axes.bar(sparse.edges[:-1], sparse.counts, width=widths, align="edge", color=BLUE)
+    axes.set_yscale("log")
+    if sparse.edges[0] > 0:  # bins of a float's bits
+        axes.set_xscale("log")
+    axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"), fontsize=10)
+    axes.set_ylabel(bilingual("activations (log scale)", "개수 (로그)"))
+
+
+def _magnitudes(features: pl.DataFrame) -> tuple[F64, F64]:
+    """All features' histograms added up, as they are, an octave in 8: edges [B + 1], counts [B]."""
+    cells = features.select("histogram_bins", "histogram_counts").explode(
+        "histogram_bins", "histogram_counts"
+    )
+    cells = cells.drop_nulls()
+    if cells.is_empty():
+        return np.array([0.0, 1.0]), np.zeros(1)
+    bins = cells["histogram_bins"].to_numpy().astype(np.int64)
+    magnitude = np.where(bins < 0, -1 - bins, bins)
+    counts = np.bincount(magnitude - magnitude.min(), weights=cells["histogram_counts"].to_numpy())
+    edges = np.arange(magnitude.min(), magnitude.max() + 2).astype(np.uint32) << np.uint32(BIN_SHIFT)
+    return edges.view(np.float32).astype(np.float64), counts.astype(np.float64)

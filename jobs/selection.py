@@ -1,0 +1,110 @@
+"""Any set of contexts × any set of features as a matrix: activations pooled over each context's rows.
+
+Only the postings of the features asked for are read, one feature after another: the cost is their
+activations. What is held is one number for each context in which one of them is active.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from jobs.progress import track
+from jobs.rank import window
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.values import F32, I64
+
+Pool: TypeAlias = Literal["max", "mean", "sum"]
+POOLS: tuple[Pool, ...] = ("max", "mean", "sum")
+
+MOST_CONTEXTS, MOST_FEATURES = 20_000, 1_000
+"""Of a matrix: 80 MB."""
+
+
+def parse_numbers(text: str, option: str, end: int) -> list[int]:
+    """The numbers of `1,5,10:20` (10 to 19), each below `end`, each once, in their order."""
+    numbers: dict[int, None] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*([0-9]{1,18})(?::([0-9]{1,18}))?\s*", part)
+        first = int(found[1]) if found else 0
+        last = (int(found[2]) if found[2] else first + 1) if found else 0
+        if not first < last:
+            raise InputError(f"{option} {text!r}: {part!r} is no number and no START:STOP, such as 1,5,10:20")
+        if last > end:
+            raise InputError(f"{option} {text!r}: there are 0 to {end - 1:,}, so {part!r} is not there")
+        numbers |= dict.fromkeys(range(first, last))
+    return list(numbers)
+
+
+def parse_ranking(store: FeatureStore, site: str, text: str) -> list[int]:
+    """The features of `COLUMN:START:STOP`, ranks of a column of the feature table, the largest first."""
+    found = re.fullmatch(r"([^:]+):([0-9]{1,9}):([0-9]{1,9})", text)
+    if not found:
+        raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
+    return window(store, site, found[1], int(found[2]), int(found[3]))["feature"].to_list()
+
+
+def all_contexts(store: FeatureStore, site: str) -> pl.DataFrame:
+    """Contexts of the committed shards, in order: context, row_start (u64), and the labels."""
+    shards = [record.name for record in store.committed(site)]
+    if not shards:
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    tokens = store.scan_tokens().filter(pl.col("shard").is_in(shards))
+    return tokens.select("context", "row_start", *store.lake.label_columns).collect()
+
+
+def pooled(
+    store: FeatureStore, site: str, features: Sequence[int], contexts: pl.DataFrame, pool: Pool
+) -> sparse.csr_matrix:
+    """Activations of some features in each of `all_contexts`, float32 [C, features], sparse.
+
+    `sum` and `mean` are over the counted rows of a context (in which a feature that is not active has 0), in
+    float64; `max` is the strongest activation, the one of largest magnitude, with its sign.
+    """
+    starts = contexts["row_start"].to_numpy().astype(np.int64)
+    counted = _counted_rows(store, site) if pool == "mean" else np.ones(len(starts), np.int64)
+    columns = []
+    for feature in track(features, "heatmap: activations", len(features), "features"):
+        rows, values = store.rows_of(site, feature)
+        context = np.searchsorted(starts, rows.astype(np.int64), side="right") - 1
+        columns.append(_pool(context, values, counted, pool))
+    indptr = np.cumsum([0, *(len(context) for context, _ in columns)])
+    parts = [np.concatenate([column[i] for column in columns]) if columns else np.empty(0) for i in (1, 0)]
+    return sparse.csc_matrix((*parts, indptr), shape=(len(starts), len(columns))).tocsr()
+
+
+def _pool(context: I64, values: F32, counted: I64, pool: Pool) -> tuple[I64, F32]:
+    """One feature: the contexts in which it is active, and its pooled activation there."""
+    if not len(context):
+        return context, values
+    first = np.flatnonzero(np.append(True, context[1:] != context[:-1]))
+    where = context[first]
+    if pool == "max":
+        high, low = np.maximum.reduceat(values, first), np.minimum.reduceat(values, first)
+        return where, np.where(high >= -low, high, low)
+    total = np.add.reduceat(values.astype(np.float64), first)
+    return where, (total / counted[where]).astype(np.float32)
+
+
+def _counted_rows(store: FeatureStore, site: str) -> I64:
+    """Counted rows of each context of the committed shards, at the site's positions, int64 [C]."""
+    found = [np.empty(0, np.int64)]
+    for record in store.committed(site):
+        tokens = store.token_shard(site, record.name)
+        found.append(np.add.reduceat(tokens.counted.astype(np.int64), tokens.context_ptr[:-1]))
+    return np.concatenate(found)
+
+
+def strongest_contexts(matrix: sparse.csr_matrix, among: I64, n: int) -> I64:
+    """Of the places `among`, ascending, the `n` in which |pooled| adds up to most over the features.
+
+    Ascending; of equal sums the lower place is taken.
+    """
+    sums = np.asarray(abs(matrix[among]).astype(np.float64).sum(axis=1)).ravel()
+    return np.sort(among[np.argsort(-sums, kind="stable")[:n]])

@@ -1,0 +1,220 @@
+"""Contexts × features: pooled as brute force pools, clustered as scikit-learn clusters, or refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib import rc_context
+from sklearn.cluster import KMeans
+
+from jobs import cli, selection
+from jobs.figures import fonts
+from jobs.figures.fonts import ABSENT, KOREAN, MISSING, bilingual, legible, with_fonts
+from jobs.figures.heatmap import (
+    RED,
+    draw_clustered,
+    draw_frequencies,
+    draw_matrix_sparsity,
+    draw_plain,
+    features_of,
+    matrix_of,
+    sparsity_of,
+)
+from jobs.figures.style import STYLE
+from jobs.heatmap import Asked, cluster_contexts, heatmap, selected
+from jobs.plots import render
+from jobs.rank import window
+from jobs.selection import parse_numbers
+from jobs.stats import stats
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from tests.store.build import D_SAE, build
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    built = build(tmp_path_factory.mktemp("heatmap") / "store", shards=3, documents=20)
+    store = FeatureStore.open(built.layout.root)
+    stats(store, "site")
+    return built, store
+
+
+def brute(built, features, pool):
+    """Pooled activations [contexts, features], dense."""
+    dense, tokens = built.dense["site"].astype(np.float64), built.tokens
+    context, counted = tokens["context"].to_numpy(), (tokens["token"] != 0).to_numpy()
+    rows = []
+    for number in range(context.max() + 1):
+        mine = dense[(context == number) & counted][:, features]
+        strongest = mine[np.abs(mine).argmax(axis=0), np.arange(len(features))]
+        rows.append({"max": strongest, "sum": mine.sum(axis=0), "mean": mine.mean(axis=0)}[pool])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("pool", selection.POOLS)
+def test_activations_are_pooled_over_the_counted_rows_of_a_context(made, pool):
+    built, store = made
+    table = selected(store, "site", Asked(features="3,1,7:10"), pool)
+    assert features_of(table) == ["3", "1", "7", "8", "9"]
+    expected = brute(built, [3, 1, 7, 8, 9], pool)
+    found = matrix_of(table)
+    if pool == "max":  # of 1 and -1 either is the strongest
+        found, expected = np.abs(found), np.abs(expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+    assert table["context"].to_list() == list(range(len(expected)))
+
+
+def test_a_ranking_a_label_and_the_strongest_contexts_choose(made):
+    built, store = made
+    asked = Asked(ranking="frequency:2:8", where=["party=red"], top=4, contexts="0:40")
+    table = selected(store, "site", asked, "sum")
+    ranked = window(store, "site", "frequency", 2, 8)["feature"].to_list()
+    assert features_of(table) == [str(feature) for feature in ranked]
+    assert table["party"].to_list() == ["red"] * 4
+    parties = store.scan_tokens().select("context", "party").collect()
+    red = parties.filter(pl.col("party") == "red", pl.col("context") < 40)["context"].to_numpy()
+    sums = np.abs(brute(built, ranked, "sum")).sum(axis=1)[red]
+    assert table["context"].to_list() == sorted(red[np.argsort(-sums, kind="stable")[:4]].tolist())
+
+
+@pytest.mark.parametrize(("n", "clusters"), [(9, 0), (10, 1), (19, 1), (20, 2), (49, 4), (50, 5), (200, 5)])
+def test_there_are_min_of_5_and_a_tenth_of_the_contexts_clusters(n, clusters):
+    matrix = np.random.default_rng(0).random((n, 4)).astype(np.float32)
+    labels = cluster_contexts(matrix)
+    if not clusters:
+        assert labels is None
+        return
+    assert sorted(set(labels.tolist())) == list(range(clusters))
+    reference = KMeans(clusters, random_state=42, n_init=10).fit(matrix).labels_
+    np.testing.assert_array_equal(labels, reference)
+
+
+def test_equal_contexts_are_one_cluster():
+    assert cluster_contexts(np.ones((60, 3), np.float32)).tolist() == [0] * 60
+
+
+def test_the_command_writes_its_table_and_figures_and_prints_its_numbers(made, tmp_path, capsys):
+    _, store = made
+    out = tmp_path / "pictures" / "h.png"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["heatmap", str(store.layout.root), "--features", "0:40", "--out", str(out)])
+    assert not stop.value.code
+    names = {"h.parquet", "h.png", "h-plain.png", "h-sparsity.png", "h-frequency.png"}
+    assert {path.name for path in out.parent.iterdir()} == names
+    table = pl.read_parquet(out.with_suffix(".parquet"))
+    assert table["cluster"].to_list() == sorted(table["cluster"])
+    matrix, printed = matrix_of(table), " ".join(capsys.readouterr().out.split())
+    assert f"{(matrix == 0).mean():.2%} zeros (target 95% to 99%)" in printed
+    zeros = (matrix == 0).mean(axis=0)
+    assert f"per feature: mean {zeros.mean():.2%}, median {np.median(zeros):.2%}" in printed
+    active = 1 - zeros
+    numbers = f"mean {active.mean():.3g}, median {np.median(active):.3g}, min {active.min():.3g}"
+    assert f"{numbers}, max {active.max():.3g}" in printed
+    for number, n in table.group_by("cluster").len().rows():
+        assert f"C{number}: {n} contexts" in printed
+
+
+def test_borders_stand_between_the_clusters_and_names_beside_them(made):
+    table = pl.DataFrame({"context": range(7), "cluster": [0, 0, 0, 1, 1, 2, 2], "5": np.arange(7.0)})
+    with rc_context(STYLE):
+        axes = draw_clustered(table, "l9", "max").axes[0]
+        plain = draw_plain(table, "l9", "max").axes[0]
+    assert [line.get_ydata()[0] for line in axes.lines] == [2.5, 4.5]
+    assert {line.get_color() for line in axes.lines} == {RED}
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["C0 (n=3)", "C1 (n=2)", "C2 (n=2)"]
+    assert not plain.lines
+    assert [text.get_text() for text in plain.get_yticklabels()] == [str(n) for n in range(7)]
+
+
+def test_too_few_contexts_to_cluster_is_said_and_they_are_drawn(made, tmp_path, capsys, monkeypatch):
+    _, store = made
+    monkeypatch.setattr("jobs.heatmap.FIGURES", {"": draw_clustered, "-plain": draw_plain})
+    heatmap(store, "site", Asked(features="1,2", contexts="0:4"), tmp_path / "few.svg")
+    assert "4 contexts are too few to cluster" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "few.svg").read_text() == (tmp_path / "few-plain.svg").read_text()
+    heatmap(store, "site", Asked(features="1,2", where=["party=red", "party=blue"]), tmp_path / "none.png")
+    assert "0 contexts are too few" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Asked(), "--features 1,2,3 or --ranking"),
+        (Asked(features="1", ranking="frequency:0:5"), "not both"),
+        (Asked(features="1,x"), "'x' is no number"),
+        (Asked(features="5:5"), "no START:STOP"),
+        (Asked(features=f"1:{D_SAE + 1}"), f"there are 0 to {D_SAE - 1}"),
+        (Asked(ranking="frequency"), "no COLUMN:START:STOP"),
+        (Asked(ranking="frequencies:0:5"), "did you mean 'frequency'"),
+        (Asked(features="1", contexts="100000"), "--contexts '100000'"),
+        (Asked(features="1", where=["nation=x"]), "has no label 'nation'"),
+        (Asked(features="1", pool="median"), "max, mean, sum"),
+    ],
+)
+def test_what_can_not_be_drawn_is_refused_in_a_sentence(made, tmp_path, asked, told):
+    with pytest.raises(InputError, match=told.replace("(", r"\(")):
+        heatmap(made[1], "site", asked, tmp_path / "h.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_contexts_or_features_than_a_picture_shows_are_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.heatmap.MOST_CONTEXTS", 10)
+    monkeypatch.setattr("jobs.heatmap.MOST_FEATURES", 5)
+    with pytest.raises(InputError, match="give --top N"):
+        heatmap(made[1], "site", Asked(features="1"), tmp_path / "h.png")
+    with pytest.raises(InputError, match="5 at most"):
+        heatmap(made[1], "site", Asked(features="0:6"), tmp_path / "h.png")
+    with pytest.raises(InputError, match=r"must end with \.png or \.svg"):
+        heatmap(made[1], "site", Asked(features="0:6"), tmp_path / "h.pdf")
+
+
+def test_numbers_are_taken_once_and_in_their_order():
+    assert parse_numbers("7, 3,5:8", "--features", 10) == [7, 3, 5, 6]
+
+
+def test_sparsity_of_nothing_is_all_zeros():
+    sparse = sparsity_of(np.zeros((0, 3), np.float32))
+    assert (sparse.overall, sparse.counts.sum()) == (1.0, 0)
+
+
+@pytest.fixture
+def one_figure(monkeypatch):
+    """The picture alone, for speed."""
+    monkeypatch.setattr("jobs.heatmap.FIGURES", {"": draw_clustered})
+
+
+def test_korean_stands_beside_english_where_a_font_has_it_and_its_absence_is_said(
+    made, tmp_path, capsys, monkeypatch, one_figure
+):
+    fonts.korean_font.cache_clear()
+    monkeypatch.setattr(fonts, "KOREAN", ("No Such Font",))
+    heatmap(made[1], "site", Asked(features="1,2"), tmp_path / "h.svg")
+    assert ABSENT in " ".join(capsys.readouterr().out.split())
+    assert "문맥" not in (tmp_path / "h.svg").read_text(encoding="utf-8")
+    fonts.korean_font.cache_clear()
+    with rc_context(with_fonts(STYLE)):
+        assert legible("a\n문") == f"a↩{MISSING}"
+        assert bilingual("feature", "특징") == "feature"
+    monkeypatch.setattr(fonts, "KOREAN", ("DejaVu Serif", *KOREAN))  # is always there, and stands for one
+    fonts.korean_font.cache_clear()
+    with rc_context(with_fonts(STYLE)):
+        assert bilingual("feature", "특징") == "feature · 특징"
+    fonts.korean_font.cache_clear()
+
+
+@pytest.mark.skipif(fonts.korean_font() is None, reason="no Korean font on this machine")
+def test_with_a_korean_font_no_letter_is_missing(made, tmp_path, capsys, one_figure):
+    heatmap(made[1], "site", Asked(features="1,2"), tmp_path / "h.svg")  # a missing glyph is a warning
+    assert "문맥" in (tmp_path / "h.svg").read_text(encoding="utf-8")
+    assert ABSENT not in capsys.readouterr().out
+    with rc_context(with_fonts(STYLE)):
+        assert legible("특징") == "특징"
+
+
+def test_the_picture_of_one_cell_or_of_negative_ones_is_drawn():
+    for value in (0.0, 2.0, -3.0):
+        table = pl.DataFrame({"context": [4], "cluster": [None], "9": [value]})
+        with rc_context(STYLE):
+            for draw in (draw_plain, draw_matrix_sparsity, draw_frequencies):
+                assert render(draw(table, "l9", "max"), "svg")
