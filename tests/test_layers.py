@@ -18,6 +18,9 @@ MAY_IMPORT_TORCH = (
     "pipeline.saes",
     "pipeline.model_features",
     "pipeline.check",
+    "pipeline.patching",
+    "pipeline.direct_logits",
+    "pipeline.fidelity",
     "pipeline.tokenizer",
 )
 JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench")
