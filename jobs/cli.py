@@ -11,7 +11,10 @@ from jobs.arguments import (
     AcceptEnvironment,
     Address,
     Append,
+    DeviceName,
     LogJson,
+    ModelPath,
+    ModelWorkers,
     RunPath,
     SiteName,
     StoreText,
@@ -167,6 +170,32 @@ def coactivation(
     with choose_tasks(opened, workers, address) as tasks:
         for name in sites_of(opened, site):
             job(opened, name, tasks, k=k, support=support)
+
+
+@app.command()
+def logits(
+    store: StoreText,
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="Tokens listed at each end.", min=1)] = 10,
+    random: Annotated[
+        int | None, typer.Option(help="Random directions. Default: one per feature, at most 10,000.", min=1)
+    ] = None,
+    model: ModelPath = None,
+    device: DeviceName = "auto",
+    workers: ModelWorkers = None,
+    address: Address = None,
+) -> None:
+    """The tokens that each feature speaks for, by direct unembedding; runs the model's last part."""
+    from jobs.logits import Asked
+    from jobs.logits import logits as job
+    from jobs.parallel import choose_model_tasks, device_for
+
+    opened, _ = open_store(store)
+    for name in sites_of(opened, site):
+        plan = opened.plans[opened.site(name).pass_name]
+        on = device_for(plan, device, address)
+        with choose_model_tasks(opened, plan, on, workers, address) as tasks:
+            job(opened, name, Asked(on, model, k, random), tasks)
 
 
 @app.command()

@@ -54,6 +54,11 @@ def standing_in(vectors: Tensor, output: object) -> object:
     first = output[0] if isinstance(output, tuple) else output
     assert isinstance(first, Tensor)
     assert first.shape[:2] == (1, 1), f"{list(first.shape)} is no block's output of one token"
+    if vectors.shape[1] != first.shape[2]:
+        raise InputError(
+            f"vectors of {vectors.shape[1]} are none of the residual stream, which is {first.shape[2]} wide: "
+            "only an SAE that writes into it has logits"
+        )
     put = vectors.to(first.device, first.dtype)[None]
     return (put, *output[1:]) if isinstance(output, tuple) else put
 

@@ -77,6 +77,9 @@ def job_of(table: str) -> str:
         return "rank"
     if table == "neighbours":
         return "coactivation"
+    for command in ("logits", "fidelity"):
+        if table.startswith(command):
+            return command
     return "cluster" if "cluster" in table else "stats"
 
 
