@@ -105,8 +105,8 @@ def use_for_logits(store: FeatureStore, site: str, asked: Asked) -> PlannedUse:
     use = use_of(plan, site, about, device=asked.device, model=asked.model, needs_sae=False)
     if not in_residual_stream(use.place.target):
         raise InputError(
-            f"the decoder of site {site!r} writes at {use.place.target}, which is not the residual stream: its "
-            f"features have no logits, as they have at {', '.join((*STREAM, *WRITERS))} and at whole blocks"
+            f"the decoder of site {site!r} writes at {use.place.target}, which is not the residual stream: "
+            f"its features have no logits; they have at {', '.join((*STREAM, *WRITERS))} and whole blocks"
         )
     return use
 
