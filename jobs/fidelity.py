@@ -208,10 +208,9 @@ def _mean_row(found: Total) -> dict[str, Any]:
 
 
 def _tell(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None:
-    tokens, documents = table["tokens"].max(), table["documents"][0]
-    out = Table(
-        title=f"fidelity of {site}: {tokens:,} tokens of {documents:,} documents in {shards:,} shards"
-    )
+    tokens, documents = table.select("tokens", "documents").max().row(0)
+    where = f"{tokens:,} tokens of {documents:,} documents in {shards:,} shards"
+    out = Table(title=f"fidelity of {site}: {where}")
     for column in ("measure", "value", "95 % interval, by document"):
         out.add_column(column, justify="left" if column == "measure" else "right")
     for row in table.iter_rows(named=True):

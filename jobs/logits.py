@@ -19,7 +19,6 @@ minute of one core. Blocks are tasks, so that several processes, or a Ray cluste
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 LISTED = 10
 MOST_RANDOM = 10_000
 """Random directions at most, where there are more features."""
-BINS = 60
+BINS = 40
 
 LOGITS: Schema = {
     "feature": pl.UInt32(),
@@ -78,8 +77,8 @@ LOGITS_HISTOGRAM: Schema = {
     "n": pl.Int64(),
     "median": pl.Float64(),
 }
-"""`measure`: entropy_bits (even parts of 0 to log2 vocabulary) or max_probability (even parts of a decade);
-`of`: feature or random. A value on an edge is in the part above it, the last part holds both its edges."""
+"""`measure`: entropy_bits (even parts of what there is) or max_probability (even parts on a log scale); `of`:
+feature or random. A value on an edge is in the part above it, the last part holds both its edges."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def logits(
         table = _table(list(found(of_features(w_dec, b_dec, norm, block))))
         drawn = _random_table(list(found(of_random(norms, b_dec, block, asked.seed))))
     store.write_table(site, "logits_random", drawn)
-    store.write_table(site, "logits_histogram", histograms(table, drawn, vocabulary))
+    store.write_table(site, "logits_histogram", histograms(table, drawn))
     store.write_table(site, "logits", table)
     _tell(store, site, table, drawn, norm, time.monotonic() - began)
     return table
@@ -226,27 +225,30 @@ def _spread(found: Sequence[Found]) -> dict[str, F64]:
     }
 
 
-def histograms(table: pl.DataFrame, drawn: pl.DataFrame, vocabulary: int) -> pl.DataFrame:
-    """The table LOGITS_HISTOGRAM of features and random directions."""
-    decades = np.linspace(-math.log10(vocabulary), 0, BINS + 1)
-    edges = {
-        "entropy_bits": np.linspace(0, math.log2(vocabulary), BINS + 1),
-        "max_probability": 10**decades,
-    }
-    parts = [
-        _histogram(measure, of, frame[measure].to_numpy(), edges[measure])
-        for measure in edges
-        for of, frame in (("feature", table), ("random", drawn))
-    ]
+def histograms(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
+    """The table LOGITS_HISTOGRAM of features and random directions, both cut alike."""
+    parts = [pl.DataFrame(schema=LOGITS_HISTOGRAM)]
+    for measure in ("entropy_bits", "max_probability"):
+        values = {of: frame[measure].to_numpy() for of, frame in (("feature", table), ("random", drawn))}
+        edges = _edges(np.concatenate(list(values.values())), is_log=measure == "max_probability")
+        parts += [_histogram(measure, of, some, edges) for of, some in values.items() if len(some)]
     return pl.concat(parts)
 
 
+def _edges(values: F64, *, is_log: bool) -> F64:
+    """Edges of BINS even parts from the least value to the largest, of their logarithms if asked for."""
+    low, high = (np.log10(values) if is_log else values)[[values.argmin(), values.argmax()]]
+    edges: F64 = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+    if is_log:
+        edges = 10**edges
+    edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())
+    return edges
+
+
 def _histogram(measure: str, of: str, values: F64, edges: F64) -> pl.DataFrame:
-    """Rounding may push a value beyond what it can be: it goes into the last part."""
-    n, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
-    median = float(np.median(values)) if len(values) else None
-    columns = {"low": edges[:-1], "high": edges[1:], "n": n}
-    frame = pl.DataFrame(columns).with_columns(measure=pl.lit(measure), of=pl.lit(of), median=pl.lit(median))
+    columns = {"low": edges[:-1], "high": edges[1:], "n": np.histogram(values, bins=edges)[0]}
+    told = {"measure": measure, "of": of, "median": float(np.median(values))}
+    frame = pl.DataFrame(columns).with_columns(pl.lit(value).alias(name) for name, value in told.items())
     return frame.select(pl.col(name).cast(dtype) for name, dtype in LOGITS_HISTOGRAM.items())
 
 
