@@ -121,10 +121,10 @@ def logits(
 
     began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
     use = use_for_logits(store, site, asked)
-    norm = average_norm(store, site, tasks)
     weights, _ = store.site_weights(site, ("W_dec", "b_dec"))
     w_dec, b_dec = weights["W_dec"], weights["b_dec"]
     vocabulary = vocabulary_of(use, w_dec.shape[1])
+    norm = average_norm(store, site, tasks)
     reading = Reading(use, asked.k, min(vocabulary, store.vocabulary_size))
     block = rows_of_a_block(vocabulary)
     norms = np.float32(norm) * np.linalg.norm(w_dec, axis=1)

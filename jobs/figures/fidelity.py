@@ -30,11 +30,8 @@ def draw_fidelity(fidelity: pl.DataFrame, site: str) -> Figure:
         for name, text in TOLD.items()
         if rows.get(name, {}).get("value") is not None
     ]
-    n = (
-        [counted(losses[0]["tokens"], "prediction"), counted(losses[0]["documents"], "document")]
-        if losses
-        else []
-    )
+    n = [counted(row["tokens"], "prediction") for row in losses[:1]]
+    n += [counted(row["documents"], "document") for row in losses[:1]]
     figure, axes = canvas("What the reconstruction costs the model", site, *n, *facts)
     if not losses:
         nothing(axes, "no loss was measured")
