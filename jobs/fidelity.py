@@ -8,11 +8,12 @@ Explained variance is 1 - SSE / SST about the mean over all measured rows, in fl
 batches' values.
 
 Two passes over the same tokens: the mean of the target, which the second pass puts in, then the losses (a
-forward up to the hook, then four through the whole model). What a shard gives depends on plan, tokens and
-device, not on workers, and is kept in the tables `fidelity_means` and `fidelity_shards`: who runs the command
-again, after a kill or an append, measures only what is missing. Sums are float64, added in shard order. The
-intervals are those of ratios of sums over documents (`pipeline.statistics.ratios`), of documents that are
-drawn: a sample of tokens widens them by itself.
+forward up to the hook, then four through the whole model). What a shard gives depends on plan, tokens, device
+and mean, not on workers, and is kept in the tables `fidelity_means` and `fidelity_shards`: who runs the
+command again after a kill measures only what is missing. Other tokens (an append, another sample) have
+another mean: then only the first pass is kept. Sums are float64, added in shard order. The intervals are
+those of ratios of sums over documents (`pipeline.statistics.ratios`), of documents that are drawn, with the
+mean of the target taken as given: a sample of tokens widens them by itself.
 
 Without --tokens all a sample of batches, evenly spaced over the store's, is run: the intervals tell whether
 that does. The model runs in this process with all its threads; --workers and --address share shards out.

@@ -15,6 +15,7 @@ from scipy import stats
 import pipeline.fidelity
 from jobs import cli
 from jobs.fidelity import Asked, choose, fidelity, size_of
+from jobs.parallel import choose_model_tasks, device_for
 from pipeline.statistics.fidelity import FIDELITY_SHARDS, MEASURES, QUANTITIES, row_of, summary
 from pipeline.statistics.ratios import moments
 from schemas.records import ShardRecord
@@ -306,15 +307,30 @@ def test_a_synthetic_site_is_refused(capsys, tmp_path):
     assert "there is no unembedding" in capsys.readouterr().err
 
 
+def test_a_job_takes_the_gpu_that_there_is_and_on_a_cluster_the_passs_device(plain):
+    plan = plain.plans["mid"]
+    assert device_for(plan, "cpu", None) == device_for(plan, "cpu", "host:6379") == "cpu"
+    assert device_for(plan, "auto", None) == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert device_for(plan.model_copy(update={"device": "cuda"}), "auto", "host:6379") == "cuda"
+
+
+def with_tasks(store, tasks):
+    """The bytes of the shards' sums, measured anew with these tasks."""
+    fidelity(store, "mid", ALL)
+    for name in ("fidelity_shards", "fidelity_means"):
+        store.write_table("mid", name, store.scan_table("mid", name).collect().head(0))
+    fidelity(store, "mid", ALL, tasks)
+    return store.layout.table("mid", "fidelity_shards").read_bytes()
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(plain):
-    from pipeline.executors.tasks import Processes
+    with choose_model_tasks(plain, plain.plans["mid"], "cpu", workers=2) as tasks:
+        assert with_tasks(plain, tasks) == with_tasks(plain, None)
 
-    fidelity(plain, "mid", ALL)
-    table = plain.layout.table("mid", "fidelity_shards")
-    before = table.read_bytes()
-    for name in ("fidelity_shards", "fidelity_means"):
-        plain.write_table("mid", name, plain.scan_table("mid", name).collect().head(0))
-    with Processes(2) as tasks:
-        fidelity(plain, "mid", ALL, tasks)
-    assert table.read_bytes() == before
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_tasks_of_a_private_ray_give_the_bytes_of_one_process(plain):
+    with choose_model_tasks(plain, plain.plans["mid"], "cpu", workers=1, address="local") as tasks:
+        assert with_tasks(plain, tasks) == with_tasks(plain, None)
