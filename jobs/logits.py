@@ -2,8 +2,9 @@
 
 Of each feature f the distribution softmax(unembed(ln_final(avg_norm * W_dec[f] + b_dec))), where avg_norm is
 the mean over counted rows (those without any activation included) of the Euclidean norm of the row's feature
-vector, from the store: its entropy in bits, its largest probability, its highest and lowest tokens. Beside
-them random directions u of the same norm, softmax(unembed(ln_final(|avg_norm * W_dec[f]| * u + b_dec))); the
+vector, from the store: its entropy in bits, its largest probability, its highest and lowest tokens. Where
+b_dec is large (streams with a few huge dimensions) these are much the same for all features. Beside them
+random directions u of the same norm, softmax(unembed(ln_final(|avg_norm * W_dec[f]| * u + b_dec))); the
 notebook that this comes from added b_dec to those twice, which is not repeated. Named apart: the plain effect
 W_dec[f] @ W_U, about its mean over the vocabulary and without any norm, as dashboards show it.
 
@@ -261,9 +262,11 @@ def _tell(
         f"[bold]logits[/] {site}: {table.height:,} features, {drawn.height:,} random directions; median "
         f"entropy {told} bits; mean norm of a row {norm:.2f} ({seconds:.1f} s)"
     )
-    for row in table.sort("entropy_bits").head(5).iter_rows(named=True):
-        tokens = " ".join(repr(text) for text in store.pieces(row["top_tokens"][:5]))
-        say(_escaped(f"  {row['feature']}: {row['entropy_bits']:.2f} bits: {tokens}"))
+    strongest = table.sort(pl.col("promoted_effects").list.first(), descending=True, nulls_last=True)
+    for row in strongest.head(5).iter_rows(named=True):
+        promoted = row["promoted_tokens"] or row["top_tokens"]
+        tokens = " ".join(repr(text) for text in store.pieces(promoted[:5]))
+        say(_escaped(f"  {row['feature']}: {row['entropy_bits']:.2f} bits, promotes {tokens}"))
 
 
 def _escaped(text: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models import Model
-from pipeline.planned import PlannedUse, open_model
+from pipeline.planned import PlannedUse, kept, open_model
 from schemas.values import F32, F64, I32
 
 LOGITS = 1 << 25
@@ -112,12 +112,6 @@ def _at(values: Tensor, places: I32) -> F32:
     return found
 
 
-_OPEN: dict[tuple[str, ...], Model] = {}
-"""The model that this process used last: tasks come one after another."""
-
-
 def _model(use: PlannedUse) -> Model:
-    if use.key not in _OPEN:
-        _OPEN.clear()
-        _OPEN[use.key] = open_model(use, [])
-    return _OPEN[use.key]
+    """The model, loaded once in a process."""
+    return kept(("logits", *use.key), lambda: open_model(use, []))

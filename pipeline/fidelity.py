@@ -23,7 +23,7 @@ from pipeline.models import Model
 from pipeline.models.device import to_device
 from pipeline.models.losses import divergences, is_followed, losses_of, next_tokens
 from pipeline.patching import StandIn, patch
-from pipeline.planned import PlannedUse, open_encoder, open_model
+from pipeline.planned import PlannedUse, kept, open_encoder, open_model
 from pipeline.saes.encoder import Encoder
 from pipeline.saes.reconstruction import target_of
 from pipeline.statistics.clustered import document_rows
@@ -177,26 +177,19 @@ def _batches(tokens: TokenShard, ranges: list[range], contexts: int) -> Iterator
         yield from batches(tokens, contexts, some)
 
 
-_OPEN: dict[tuple[str, ...], Opened] = {}
-"""What this process used last: tasks come one after another."""
-
-
 def _open(work: Work) -> Opened:
-    """Model and SAE, loaded once in a process.
+    """Model and SAE, loaded once in a process."""
+    return kept(("fidelity", *work.use.key), lambda: _load(work))
 
-    InputError where they do not fit, or the model predicts nothing.
-    """
+
+def _load(work: Work) -> Opened:
+    """Model and SAE; InputError where they do not fit, or the model predicts nothing."""
     use = work.use
-    if use.key not in _OPEN:
-        _OPEN.clear()
-        model = open_model(use, dict.fromkeys(use.place))
-        encoder = open_encoder(use.site, use.plan.device)
-        if not encoder.accepts(model.widths[use.place.read]):
-            raise InputError(
-                f"SAE {use.site.sae} does not read what {use.place.read} gives: restore its files"
-            )
-        two = TokenBatch(np.zeros((1, 2), dtype=np.int64), np.array([2]))
-        vocabulary = model.next_token_logits(two).shape[1]
-        fit = max(1, LOGITS_BYTES // (4 * vocabulary * work.lake.context_size))
-        _OPEN[use.key] = Opened(model, encoder, min(use.plan.batch_contexts, fit))
-    return _OPEN[use.key]
+    model = open_model(use, dict.fromkeys(use.place))
+    encoder = open_encoder(use.site, use.plan.device)
+    if not encoder.accepts(model.widths[use.place.read]):
+        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+    two = TokenBatch(np.zeros((1, 2), dtype=np.int64), np.array([2]))
+    vocabulary = model.next_token_logits(two).shape[1]
+    fit = max(1, LOGITS_BYTES // (4 * vocabulary * work.lake.context_size))
+    return Opened(model, encoder, min(use.plan.batch_contexts, fit))

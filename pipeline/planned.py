@@ -5,8 +5,8 @@ Importing this does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pipeline.models import load_model, model_digest
 from pipeline.saes import choose_block, load_sae, sae_digest
@@ -17,6 +17,9 @@ from schemas.run_file import Model
 if TYPE_CHECKING:
     from pipeline.models import Model as LoadedModel
     from pipeline.saes.encoder import Encoder
+
+
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -111,3 +114,15 @@ def open_encoder(site: PlannedSite, device: str) -> Encoder:
     """The SAE, cut into the plan's blocks."""
     block = (site.encode_block, site.encode_features or site.d_sae)
     return load_sae(site.sae, device, site.encode_dtype, block=block)
+
+
+_KEPT: dict[tuple[str, ...], Any] = {}
+
+
+def kept(key: tuple[str, ...], make: Callable[[], T]) -> T:
+    """What `make` gives, kept in this process until another key is asked for: tasks share what they load."""
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = make()
+    found: T = _KEPT[key]
+    return found
