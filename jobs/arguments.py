@@ -36,6 +36,21 @@ Address = Annotated[
         help="Ray cluster to run on: its Ray address, host:6379 (no dashboard's URL). Default: this machine.",
     ),
 ]
+ModelWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Processes, or Ray tasks at once, each with the model. Default: one process."
+    ),
+]
+ModelPath = Annotated[
+    str | None, typer.Option("--model", help="Where the model's files lie now. Default: where they lay.")
+]
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto (a GPU if there is one; with --address what the pass used), cpu or cuda."
+    ),
+]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 

@@ -22,8 +22,9 @@ from jobs.demo_model import FOLDER_NAME, cache_root
 from jobs.progress import Meter
 from pipeline import check
 from pipeline.models import load_model
-from pipeline.models.device import require_device
+from pipeline.models.device import device_here
 from pipeline.plan import resolve
+from pipeline.planned import Place
 from pipeline.saes import SaeMetadata, load_sae, read_metadata
 from pipeline.saes.alternatives import measured
 from pipeline.saes.diagnosis import ROWS, Diagnosis, Elsewhere, diagnose
@@ -65,7 +66,7 @@ class Report(NamedTuple):
     asked: Asked
     run: RunFile
     lake: Lake
-    place: check.Place
+    place: Place
     about: SaeMetadata
     figures: Reconstruction
     with_special: float
@@ -126,7 +127,7 @@ def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: Tokenizer
 def _run_file(asked: Asked, about: SaeMetadata) -> RunFile:
     """The run file that an extraction with these options would have."""
     corpus = asked.corpus or str(DEMO / "sotu.parquet")
-    model = {"loader": asked.loader, "path": _model(asked, about), "device": _device(asked.device)}
+    model = {"loader": asked.loader, "path": _model(asked, about), "device": device_here(asked.device)}
     content: dict[str, Any] = {
         "corpus": {"path": corpus, "text_column": asked.text_column if asked.corpus else "text"},
         "tokens": {"tokenizer": asked.tokenizer},
@@ -160,17 +161,6 @@ def _model(asked: Asked, about: SaeMetadata) -> str:
     return name
 
 
-def _device(device: str) -> str:
-    """`auto` takes a GPU where torch sees one."""
-    if device != "auto":
-        return device
-    try:
-        require_device("cuda")
-    except InputError:
-        return "cpu"
-    return "cuda"
-
-
 def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
     """The rule that tokens are laid out by; no separator where the tokenizer has none."""
     size, prepend_bos = run.tokens.context_size, run.tokens.prepend_bos
@@ -193,7 +183,7 @@ def _subject(asked: Asked, run: RunFile, about: SaeMetadata) -> check.Subject:
     assert read is not None
     if about.transcoder and about.hook_name_out is None:
         raise InputError(f"the files of transcoder {asked.sae} do not name the hook that it reconstructs")
-    place = check.Place(read, about.hook_name_out or read if about.transcoder else read)
+    place = Place(read, about.hook_name_out or read if about.transcoder else read)
     encoder = load_sae(asked.sae, run.model.device)
     model = load_model(run.model, list(place), run.model.device, len(os.sched_getaffinity(0)))
     if not encoder.accepts(model.widths[read]):
@@ -231,11 +221,11 @@ def _elsewhere(
     yield from check.other_tokens(subject, pieces, list(other), has_bos=lake.bos_id is not None)
 
 
-def _trained_at(about: SaeMetadata) -> check.Place | None:
+def _trained_at(about: SaeMetadata) -> Place | None:
     """The place that the SAE's files name."""
     if about.hook_name is None:
         return None
-    return check.Place(about.hook_name, about.hook_name_out or about.hook_name)
+    return Place(about.hook_name, about.hook_name_out or about.hook_name)
 
 
 if __name__ == "__main__":

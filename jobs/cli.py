@@ -11,7 +11,10 @@ from jobs.arguments import (
     AcceptEnvironment,
     Address,
     Append,
+    DeviceName,
     LogJson,
+    ModelPath,
+    ModelWorkers,
     RunPath,
     SiteName,
     StoreText,
@@ -235,6 +238,64 @@ def match(
     sides = Side(first, first.site(site_a).name), Side(second, second.site(site_b).name)
     with choose_tasks(first, workers, address) as tasks:
         job(*sides, tasks, k=k, support=support, top=top)
+
+
+@app.command()
+def logits(
+    store: StoreText,
+    site: SiteName = None,
+    k: Annotated[int, typer.Option("-k", help="Tokens listed at each end.", min=1)] = 10,
+    random: Annotated[
+        int | None, typer.Option(help="Random directions. Default: one per feature, at most 10,000.", min=1)
+    ] = None,
+    model: ModelPath = None,
+    device: DeviceName = "auto",
+    workers: ModelWorkers = None,
+    address: Address = None,
+) -> None:
+    """The tokens that each feature speaks for, by direct unembedding; runs the model's last part."""
+    from jobs.logits import Asked
+    from jobs.logits import logits as job
+    from jobs.parallel import choose_model_tasks, device_for
+
+    opened, _ = open_store(store)
+    for name in sites_of(opened, site):
+        plan = opened.plans[opened.site(name).pass_name]
+        on = device_for(plan, device, address)
+        with choose_model_tasks(opened, plan, on, workers, address) as tasks:
+            job(opened, name, Asked(on, model, k, random), tasks)
+
+
+@app.command()
+def fidelity(
+    store: StoreText,
+    site: SiteName = None,
+    tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = "20000",
+    shards: Annotated[
+        list[str] | None, typer.Option("--shard", help="Only this shard; may be repeated.")
+    ] = None,
+    model: ModelPath = None,
+    sae: Annotated[
+        str | None, typer.Option(help="Where the SAE's files lie now. Default: where they lay.")
+    ] = None,
+    device: DeviceName = "auto",
+    workers: ModelWorkers = None,
+    address: Address = None,
+) -> None:
+    """What the model loses with the SAE's reconstruction in the place of x; runs the model."""
+    from jobs.fidelity import Asked
+    from jobs.fidelity import fidelity as job
+    from jobs.parallel import choose_model_tasks, device_for
+
+    if tokens != "all" and not (tokens.isdecimal() and int(tokens)):
+        raise input_error(f"--tokens {tokens}: give a whole number from 1, or all")
+    opened, _ = open_store(store)
+    for name in sites_of(opened, site):
+        plan = opened.plans[opened.site(name).pass_name]
+        on = device_for(plan, device, address)
+        asked = Asked(on, model, sae, None if tokens == "all" else int(tokens), tuple(shards or ()))
+        with choose_model_tasks(opened, plan, on, workers, address) as tasks:
+            job(opened, name, asked, tasks)
 
 
 @app.command()

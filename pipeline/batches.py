@@ -9,10 +9,13 @@ import numpy as np
 from schemas.values import TokenBatch, TokenShard
 
 
-def batches(tokens: TokenShard, batch_contexts: int) -> Iterator[tuple[TokenBatch, slice]]:
-    """Cut a shard's contexts, in order, into batches, each with the rows that it covers."""
-    for first in range(0, tokens.n_contexts, batch_contexts):
-        ptr = tokens.context_ptr[first : first + batch_contexts + 1]
+def batches(
+    tokens: TokenShard, batch_contexts: int, contexts: range | None = None
+) -> Iterator[tuple[TokenBatch, slice]]:
+    """Cut a shard's contexts, or a range of them, in order into batches, each with the rows it covers."""
+    contexts = range(tokens.n_contexts) if contexts is None else contexts
+    for first in range(contexts.start, contexts.stop, batch_contexts):
+        ptr = tokens.context_ptr[first : min(first + batch_contexts, contexts.stop) + 1]
         lengths = np.diff(ptr)
         padded = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)
         real = np.arange(padded.shape[1]) < lengths[:, None]

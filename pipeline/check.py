@@ -16,6 +16,8 @@ from torch import Tensor
 from pipeline.batches import batches
 from pipeline.models import Model
 from pipeline.packing import ContextRule, counted_mask, pack
+from pipeline.patching import patch
+from pipeline.planned import Place
 from pipeline.saes.alternatives import Rows
 from pipeline.saes.diagnosis import ROWS, Elsewhere
 from pipeline.saes.encoder import Encoder
@@ -40,13 +42,6 @@ LAYER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 Observe = Callable[[int], None]
 """Told how many tokens have just been done."""
-
-
-class Place(NamedTuple):
-    """Where the SAE reads, and where its target is (the same place but for transcoders)."""
-
-    read: str
-    target: str
 
 
 class Piece(NamedTuple):
@@ -152,37 +147,22 @@ def losses(subject: Subject, found: list[Piece], observe: Observe) -> Losses:
 
     InputError for a model that predicts no tokens, or a hook where nothing can be put.
     """
-    model, sums, n = subject.model, np.zeros(3), 0
+    model, encoder, sums, n = subject.model, subject.encoder, np.zeros(3), 0
+
+    def reconstructed(x: Tensor, _: Tensor) -> Tensor:
+        return encoder.decode(encoder.encode(x), like=x)
+
     for piece in found:
-        decoded = _patch(subject, piece.counted, subject.encoder)
-        zero = _patch(subject, piece.counted, None)
+        decoded, zero = (
+            patch(encoder.metadata, subject.place, piece.counted, stand_in)
+            for stand_in in (reconstructed, lambda *_: 0.0)
+        )
         values = [model.losses(piece.batch, replace) for replace in (None, decoded, zero)]
         sums += [float(value.double().sum()) for value in values]
         n += len(values[0])
         observe(int(piece.batch.lengths.sum()))
     clean, patched, zeroed = (sums / max(n, 1)).tolist()
     return Losses(clean, patched, zeroed, n)
-
-
-def _patch(subject: Subject, counted: Bool, encoder: Encoder | None) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Functions that put reconstructions, or zeros where `encoder` is None, in the place of counted rows."""
-    read, put = subject.place
-    metadata = subject.encoder.metadata
-    seen: dict[str, Tensor] = {}
-
-    def remember(x: Tensor) -> Tensor:
-        seen["x"] = x.clone()
-        return x
-
-    def replaced(there: Tensor) -> Tensor:
-        rows = torch.from_numpy(np.flatnonzero(counted)).to(there.device)
-        there = there.clone()
-        target = target_of(metadata, there)  # a view of one head, or all
-        x = (target if read == put else seen["x"])[rows]
-        target[rows] = 0 if encoder is None else encoder.decode(encoder.encode(x), like=x).to(target)
-        return there
-
-    return {put: replaced} if read == put else {read: remember, put: replaced}
 
 
 def loaded_rows(subject: Subject, found: list[Piece]) -> Rows:

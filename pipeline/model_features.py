@@ -18,15 +18,15 @@ import numpy as np
 from pipeline import logs
 from pipeline.batches import batches
 from pipeline.first_look import first_look
-from pipeline.models import load_model, model_digest, weight_bytes
+from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
-from pipeline.saes import load_sae, sae_digest
+from pipeline.planned import differing, model_of, open_encoder
 from pipeline.saes.reconstruction import worse_than_mean
 from pipeline.store.site import write_site_weights
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, PlannedSite
-from schemas.run_file import CheckSae, Model
+from schemas.run_file import CheckSae
 from schemas.values import Bool, Encoded, SparseFeatures, Stored, Timed, TokenShard
 
 if TYPE_CHECKING:
@@ -67,31 +67,20 @@ class ModelFeatures:
         Raises NodeError when this node sees another model or SAE than the plan, or its GPU stays full.
         """
         plan = self._plan
-        model = Model(
-            loader=plan.model_loader,
-            path=plan.model,
-            dtype=plan.model_dtype,
-            processing=plan.model_processing,
-        )
-        self._check_digest(f"model {plan.model}", model_digest(model), plan.model_digest)
-        for site in plan.sites:
-            self._check_digest(f"SAE {site.sae}", sae_digest(site.sae), site.sae_digest)
+        for what in differing(plan, plan.sites):
+            raise NodeError(
+                f"node {socket.gethostname()} sees other files for {what} than the plan was made with: give "
+                "every node the same"
+            )
+        model = model_of(plan)
         needed = weight_bytes(model) + sum(8 * site.d_model * site.d_sae for site in plan.sites)
         wait_for_memory(plan.device, needed)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
 
-    def _check_digest(self, what: str, found: str, planned: str) -> None:
-        if found != planned:
-            raise NodeError(
-                f"node {socket.gethostname()} sees other files for {what} than the plan was made with: give "
-                "every node the same"
-            )
-
     def _load_encoder(self, site: PlannedSite) -> Encoder:
-        block = (site.encode_block, site.encode_features or site.d_sae)
-        encoder = load_sae(site.sae, self._plan.device, site.encode_dtype, block=block)
+        encoder = open_encoder(site, self._plan.device)
         self._check_width(site, encoder)
         metadata = asdict(encoder.metadata)
         write_site_weights(self._layout, self._plan.pass_name, site, encoder.weights(), metadata)

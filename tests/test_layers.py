@@ -18,6 +18,9 @@ MAY_IMPORT_TORCH = (
     "pipeline.saes",
     "pipeline.model_features",
     "pipeline.check",
+    "pipeline.patching",
+    "pipeline.direct_logits",
+    "pipeline.fidelity",
     "pipeline.tokenizer",
 )
 JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench")
@@ -73,7 +76,7 @@ def test_only_the_rooms_of_the_model_import_torch():
 WITHOUT_TORCH = (
     "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
     "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
-    "heatmap", "export.neuronpedia", "export.delphi", "export.anndata_zarr",
+    "heatmap", "logits", "fidelity", "export.neuronpedia", "export.delphi", "export.anndata_zarr",
 )  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from jobs.figures.clusters import draw_map_by_cluster, draw_map_by_density
 from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
+from jobs.figures.fidelity import draw_fidelity
 from jobs.figures.labels import draw_label_differences
+from jobs.figures.logits import draw_logit_entropy, draw_logit_max_probability
 from jobs.figures.sparsity import draw_sparsity
 from jobs.figures.thresholds import draw_l0_thresholds
 
@@ -40,4 +42,7 @@ FIGURES = {
     "sparsity": Drawing("features", draw_sparsity),
     "feature_map_clusters": Drawing("feature_map", draw_map_by_cluster, optional=True),
     "feature_map_density": Drawing("feature_map", draw_map_by_density, optional=True),
+    "logit_entropy": Drawing("logits_histogram", draw_logit_entropy, optional=True),
+    "logit_max_probability": Drawing("logits_histogram", draw_logit_max_probability, optional=True),
+    "fidelity": Drawing("fidelity", draw_fidelity, optional=True),
 }

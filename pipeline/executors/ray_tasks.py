@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class RayTasks:
-    """Remote tasks of `cpus_per_task` CPUs, whose libraries take as many threads.
+    """Remote tasks of `cpus_per_task` CPUs, whose libraries take as many threads, and `gpus_per_task` GPUs.
 
     At most `most` (default: what the cluster's CPUs hold, twice) are in flight, so that results that are
     waited for out of turn stay few. Joins the Ray of this process, if there is one. With the `root` of a
@@ -37,10 +37,12 @@ class RayTasks:
         address: str = "local",
         *,
         cpus_per_task: int = 1,
+        gpus_per_task: float = 0,
         most: int | None = None,
         root: StorePath | None = None,
     ) -> None:
-        self._address, self._cpus, self._most, self._root = address, cpus_per_task, most, root
+        self._address, self._cpus, self._gpus = address, cpus_per_task, gpus_per_task
+        self._most, self._root = most, root
         self._session = ExitStack()
         self._probe: ProbeFile | None = None
 
@@ -76,7 +78,8 @@ class RayTasks:
 
     def _remote(self) -> Any:
         threads = dict.fromkeys(THREADS, str(self._cpus))  # set before any library is imported there
-        return ray.remote(num_cpus=self._cpus, max_retries=0, runtime_env={"env_vars": threads})(_call)
+        resources: Any = {"num_cpus": self._cpus, "num_gpus": self._gpus}
+        return ray.remote(**resources, max_retries=0, runtime_env={"env_vars": threads})(_call)
 
     def __enter__(self) -> Self:
         workers = {"workers": self._most or os.cpu_count(), "cpus_per_worker": self._cpus}

@@ -67,6 +67,27 @@ class Model(Protocol):
         InputError for a model that gives no logits of the next token.
         """
 
+    def next_token_logits(
+        self,
+        batch: TokenBatch,
+        replace: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """The logits [sum(lengths - 1), vocabulary] that `losses` are of, in the model's dtype."""
+
+    def unembed(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits float32 [N, vocabulary] of vectors x [N, d] in the residual stream behind the last block.
+
+        By the model's own final norm, unembedding, scales and soft-cap, in its dtype. InputError for a model
+        of which no unembedding is known (encoders, modules of `torch_module`).
+        """
+
+    def logit_effects(self, directions: torch.Tensor) -> torch.Tensor | None:
+        """Directions [N, d] @ W_U, each row less its mean, float32 [N, vocabulary]; no norm is applied.
+
+        W_U is the unembedding as the model's weights stand: with fold_ln it holds the final norm's gain. None
+        for a model whose unembedding does not read vectors of that width.
+        """
+
 
 def load_model(model: run_file.Model, hooks: Sequence[str], device: str, threads: int) -> Model:
     """Load `model` on `device` (cpu or cuda; see `device.choose_device`) to read x at `hooks`.

@@ -32,6 +32,15 @@ def choose_device(device: str, gpus_per_worker: float) -> str:
     return device
 
 
+def device_here(device: str) -> str:
+    """`auto` takes a GPU where torch sees one in this process."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def require_device(device: str) -> None:
     """InputError where torch can not compute on `device` in this process."""
     import torch

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipeline.models.attach import Attach, Take
 from pipeline.models.device import to_device
-from pipeline.models.losses import next_token_losses
+from pipeline.models.losses import next_token_logits, next_token_losses
+from pipeline.models.unembedding import Head, one_token, require_same, rows_of_logits, standing_in
 from schemas.errors import InputError
 from schemas.values import TokenBatch
 
@@ -64,9 +65,11 @@ class HookedModel:
         device: torch.device,
         max_context: int | None,
         read_only: Collection[str] = (),
+        head: Head | None = None,
     ) -> None:
         self.hooks, self.device, self.max_context = list(dict.fromkeys(hooks)), device, max_context
         self._attach, self._run, self._read_only = attach, run, read_only
+        self._head, self._head_is_checked = head, False
         probe = self.forward(TokenBatch(np.zeros(PROBE, dtype=np.int64), np.full(PROBE[0], PROBE[1])))
         self.widths = {hook: x.shape[1] for hook, x in probe.items()}
 
@@ -92,8 +95,51 @@ class HookedModel:
 
     def losses(self, batch: TokenBatch, replace: Mapping[str, Replace] | None = None) -> Tensor:
         """See `pipeline.models.Model`."""
+        with torch.inference_mode():
+            return next_token_losses(self._replaced(batch, replace or {}), batch, self.device)
+
+    def next_token_logits(self, batch: TokenBatch, replace: Mapping[str, Replace] | None = None) -> Tensor:
+        """See `pipeline.models.Model`."""
+        with torch.inference_mode():
+            return next_token_logits(self._replaced(batch, replace or {}), batch, self.device)
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """See `pipeline.models.Model`."""
+        head = self._require_head()
+        if not self._head_is_checked:
+            self._head_is_checked = True
+            self._check_head(head)
+        token = one_token()
+        takes: dict[str, Take] = {head.last: lambda output: standing_in(x, output)}
+        return rows_of_logits(self._pass(token, self._put(token), takes), len(x)).float()
+
+    def logit_effects(self, directions: Tensor) -> Tensor | None:
+        """See `pipeline.models.Model`."""
+        matrix = self._require_head().matrix
+        if matrix is None or matrix.shape[0] != directions.shape[1]:
+            return None
+        with torch.inference_mode():
+            effects = (directions.to(matrix.device, matrix.dtype) @ matrix).float()
+            return effects - effects.mean(1, keepdim=True)
+
+    def _require_head(self) -> Head:
+        if self._head is None:
+            raise InputError(
+                "the model has no unembedding that could be found (an encoder, or one of model.loader "
+                "torch_module): features have logits under causal language models of Hugging Face alone"
+            )
+        return self._head
+
+    def _check_head(self, head: Head) -> None:
+        """A few tokens' logits must come from what the last block gives for them."""
+        ids = np.arange(PROBE[1], dtype=np.int64)[None]
+        batch = TokenBatch(ids, np.array([PROBE[1]]))
+        last = self.forward(batch, also=[head.last])[head.last]
+        require_same(self.next_token_logits(batch).float(), self.unembed(last[:-1]))
+
+    def _replaced(self, batch: TokenBatch, replace: Mapping[str, Replace]) -> object:
+        """What the model returns when x is replaced at some hooks."""
         inputs = self._put(batch)
-        replace = replace or {}
         fired: set[str] = set()
 
         def take_at(hook: str) -> Take:
@@ -105,10 +151,9 @@ class HookedModel:
 
         for hook in replace:
             self._check_replaceable(hook)
-        logits = self._pass(batch, inputs, {hook: take_at(hook) for hook in replace})
+        output = self._pass(batch, inputs, {hook: take_at(hook) for hook in replace})
         _refuse_silent(replace, fired)
-        with torch.inference_mode():
-            return next_token_losses(logits, batch, self.device)
+        return output
 
     def _put(self, batch: TokenBatch) -> _Inputs:
         """The batch on the device, without waiting for it."""

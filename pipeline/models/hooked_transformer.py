@@ -51,7 +51,9 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     def run(token_ids: Tensor, mask: Tensor | None) -> object:
         return hooked(token_ids, return_type="logits", attention_mask=mask)
 
-    return HookedModel(hooks, _attacher(hooked), run, torch.device(device), hooked.cfg.n_ctx)
+    head = transformer_lens.head_of(hooked)
+    attach = _attacher(hooked)
+    return HookedModel(hooks, attach, run, torch.device(device), hooked.cfg.n_ctx, head=head)
 
 
 def max_context(path: str) -> int | None:

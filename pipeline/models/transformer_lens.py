@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.models.attach import Attach, Detach, Take
     from pipeline.models.hooked import HookedModel, Run
+    from pipeline.models.unembedding import Head
 
 CONFIG = "config.json"
 
@@ -57,7 +58,9 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     _process_weights(bridge, model)
     limit = _longest(bridge.original_model.config.to_dict())
     read_only = {name for name in bridge.hook_dict if name.endswith(RESIDUAL_MIDDLE)}
-    return HookedModel(hooks, _attacher(bridge), _runner(bridge), torch.device(device), limit, read_only)
+    head = head_of(bridge) if _predicts_next_token(bridge) else None
+    run = _runner(bridge)
+    return HookedModel(hooks, _attacher(bridge), run, torch.device(device), limit, read_only, head)
 
 
 def digest(path: str) -> str:
@@ -91,6 +94,19 @@ def refuse_model(path: str, error: Exception) -> NoReturn:
         f"model {path} can not be loaded by transformer_lens ({reason}): give another model, or build this "
         "one in a function and set model.loader: torch_module"
     ) from error
+
+
+def head_of(model: Any) -> Head | None:
+    """Where a TransformerLens model's residual stream ends, and its W_U; None where it has no blocks."""
+    from pipeline.models.unembedding import Head
+
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    if last not in model.hook_dict:
+        return None
+    try:
+        return Head(last, model.W_U.detach())
+    except (AttributeError, AssertionError, RuntimeError):  # an unembedding that is no single matrix
+        return Head(last, None)
 
 
 def _boot(model: run_file.Model, device: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -100,11 +100,13 @@ class FeatureStore(Catalog):
 
         return combine_counts(self.row_counts(site, record.name) for record in self.committed(site))
 
-    def site_weights(self, site: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The SAE's weights and metadata, see `site.write_site_weights`."""
+    def site_weights(
+        self, site: str, names: Collection[str] | None = None
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The SAE's weights (all, or those of these names) and metadata, see `site.write_site_weights`."""
         from pipeline.store.site import read_site_weights
 
-        return read_site_weights(self.layout, self.site(site).pass_name, site)
+        return read_site_weights(self.layout, self.site(site).pass_name, site, names)
 
     def scan_tokens(self) -> pl.LazyFrame:
         """Contexts: shard, context and row_start (u64, lake-wide), token_ids, segments, counted, labels.
@@ -248,6 +250,11 @@ class FeatureStore(Catalog):
         found = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
         found = found.hstack(self._contexts.describe(rows, self._contexts.columns))
         return found.hstack(self._windows(found, before, after))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that the tokenizer knows; a model's own vocabulary may be padded beyond them."""
+        return len(self._vocabulary)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,22 @@ def has_site_weights(layout: Layout, pass_name: str, site: str) -> bool:
 
 
 def read_site_weights(
-    layout: Layout, pass_name: str, site: str
+    layout: Layout, pass_name: str, site: str, names: Collection[str] | None = None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Weights and metadata as written; InputError when they are absent or of a newer format."""
+    """Weights (all, or those of these names that there are) and metadata as written.
+
+    InputError when they are absent or of a newer format.
+    """
     path = layout.site(pass_name, site)
     if not has_site_weights(layout, pass_name, site):
         raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
     with readable(path):
         group: Any = open_group(path)
         refuse_newer(group.attrs["format_version"], str(path))
-        weights = {name: np.asarray(array[...]) for name, array in group.arrays()}
-        if _sha256(weights) != group.attrs["sha256"]:
+        written = group.attrs["sha256"]
+        asked = {name for name in written if names is None or name in names}
+        weights = {name: np.asarray(array[...]) for name, array in group.arrays() if name in asked}
+        if _sha256(weights) != {name: written[name] for name in asked}:
             raise ValueError("its weights are not those that were written")
         return weights, dict(group.attrs["metadata"])
 

@@ -94,8 +94,8 @@ JOBS = {
     "rank": ("rankings", "ranking_summary"),
     "coactivation": ("neighbours", "decoder_neighbours"),
     "cluster": ("feature_map",),
-    "logits": ("logits", "logits_random"),
-    "fidelity": ("fidelity", "fidelity_shards"),
+    "logits": ("logits", "logits_random", "logits_histogram"),
+    "fidelity": ("fidelity", "fidelity_shards", "fidelity_means"),
 }
 """The tables of each command, where no rule says it."""
 

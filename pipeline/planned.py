@@ -1,0 +1,128 @@
+"""The model and the SAE that a pass's plan names, opened again: by its workers, and by jobs that need them.
+
+Importing this does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from pipeline.models import load_model, model_digest
+from pipeline.saes import choose_block, load_sae, sae_digest
+from schemas.errors import InputError
+from schemas.records import Plan, PlannedSite
+from schemas.run_file import Model
+
+if TYPE_CHECKING:
+    from pipeline.models import Model as LoadedModel
+    from pipeline.saes.encoder import Encoder
+
+
+T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """Where the SAE reads, and where its target is (the same place but for transcoders)."""
+
+    read: str
+    target: str
+
+
+class PlannedUse(NamedTuple):
+    """What a job opens of a plan, on which device; small, so that tasks carry it."""
+
+    plan: Plan
+    """With the device and the paths that hold here."""
+    site: PlannedSite
+    place: Place
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What decides which weights and numbers come of it."""
+        return (self.plan.hash, self.plan.model, self.site.name, self.site.sae, *self.place)
+
+
+def model_of(plan: Plan) -> Model:
+    """The run file's `model` section that the plan was made from."""
+    return Model(
+        loader=plan.model_loader,
+        path=plan.model,
+        dtype=plan.model_dtype,
+        processing=plan.model_processing,
+    )
+
+
+def differing(plan: Plan, sites: Iterable[PlannedSite]) -> Iterator[str]:
+    """The model and the SAEs of which other files are seen here than the plan was made with."""
+    if model_digest(model_of(plan)) != plan.model_digest:
+        yield f"model {plan.model}"
+    for site in sites:
+        if sae_digest(site.sae) != site.sae_digest:
+            yield f"SAE {site.sae}"
+
+
+def use_of(
+    plan: Plan,
+    name: str,
+    about: Mapping[str, Any],
+    *,
+    device: str,
+    model: str | None = None,
+    sae: str | None = None,
+    needs_sae: bool = True,
+) -> PlannedUse:
+    """How to open the model, and the SAE, of a site on `device`; `model` and `sae` say where they lie now.
+
+    `about` is the SAE's metadata as the store has it. InputError where the plan has no model, or where the
+    files are gone or are not those of the plan.
+    """
+    if plan.model_loader == "synthetic":
+        raise InputError(
+            f"site {name!r} is synthetic, its features were drawn without a model: give a site of a model"
+        )
+    site = next(site for site in plan.sites if site.name == name)
+    site = site.model_copy(update={"sae": sae or site.sae})
+    if device != plan.device:
+        rows, features = choose_block(site.d_sae, device)
+        site = site.model_copy(update={"encode_block": rows, "encode_features": min(features, site.d_sae)})
+    plan = plan.model_copy(update={"device": device, "model": model or plan.model, "sites": (site,)})
+    for what in differing(plan, [site] if needs_sae else []):
+        option = "--model" if what.startswith("model") else "--sae"
+        raise InputError(
+            f"{what} is not what pass {plan.pass_name!r} was made with (it is gone or was changed): restore "
+            f"it, or give {option} the path where it lies now"
+        )
+    return PlannedUse(plan, site, place_of(site, about))
+
+
+def place_of(site: PlannedSite, about: Mapping[str, Any]) -> Place:
+    """Where a site's SAE reads and what it reconstructs, by its metadata."""
+    if not about["transcoder"]:
+        return Place(site.hook_name, site.hook_name)
+    if about["hook_name_out"] is None:
+        raise InputError(f"the files of transcoder {site.sae} do not name the hook that it reconstructs")
+    return Place(site.hook_name, about["hook_name_out"])
+
+
+def open_model(use: PlannedUse, hooks: Iterable[str]) -> LoadedModel:
+    """The model, to read x at `hooks`."""
+    return load_model(model_of(use.plan), list(hooks), use.plan.device, use.plan.threads)
+
+
+def open_encoder(site: PlannedSite, device: str) -> Encoder:
+    """The SAE, cut into the plan's blocks."""
+    block = (site.encode_block, site.encode_features or site.d_sae)
+    return load_sae(site.sae, device, site.encode_dtype, block=block)
+
+
+_KEPT: dict[tuple[str, ...], Any] = {}
+
+
+def kept(key: tuple[str, ...], make: Callable[[], T]) -> T:
+    """What `make` gives, kept in this process until another key is asked for: tasks share what they load."""
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = make()
+    found: T = _KEPT[key]
+    return found
