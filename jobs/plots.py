@@ -8,11 +8,12 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jobs.console import say
 from jobs.figures import FIGURES
 from jobs.figures.style import STYLE
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
-from pipeline.store.tables import RECEIPTS_KEY
+from pipeline.store.tables import RECEIPTS_KEY, job_of
 from schemas.layout import StorePath
 
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
@@ -23,21 +24,32 @@ RECEIPTS_FIELD = {"png": RECEIPTS_KEY, "svg": "Identifier"}
 
 
 def plots(store: FeatureStore, site: str) -> list[StorePath]:
-    """Draw every figure of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
+    """Draw the figures of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
-    Raises InputError when a table is missing, naming the command that writes it; then nothing is drawn.
+    Optional ones are drawn when their table is there; which are not, and the command that writes their
+    tables, is said. Raises InputError when the table of another one is missing, naming the command; then
+    nothing is drawn.
     """
-    names = {drawing.table for drawing in FIGURES.values()}
+    missing = {
+        name: drawing
+        for name, drawing in FIGURES.items()
+        if drawing.optional and not store.has_table(site, drawing.table)
+    }
+    chosen = {name: drawing for name, drawing in FIGURES.items() if name not in missing}
+    names = {drawing.table for drawing in chosen.values()}
     tables = {name: store.scan_table(site, name).collect() for name in sorted(names)}
     written = []
     with rc_context(STYLE):
-        for name, drawing in FIGURES.items():
+        for name, drawing in chosen.items():
             figure = drawing.draw(tables[drawing.table], site)
             receipts = store.made_from(site, drawing.table)
             for kind in METADATA:
                 path = store.layout.figures(site) / f"{name}.{kind}"
                 write_atomic(path, render(figure, kind, receipts))
                 written.append(path)
+    for name, drawing in missing.items():
+        told = f"not drawn, table {drawing.table!r} is missing: run `latentlake {job_of(drawing.table)}`"
+        say(f"[bold]plots[/] {site}: {name} {told}")
     return written
 
 

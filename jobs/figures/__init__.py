@@ -11,7 +11,7 @@ from typing import NamedTuple
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.distributions import draw_frequency, draw_l0, draw_mean_activation
+from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
 
 
@@ -20,11 +20,14 @@ class Drawing(NamedTuple):
 
     table: str
     draw: Callable[[pl.DataFrame, str], Figure]
+    optional: bool = False
+    """Drawn when its table is there; without the table of any other figure nothing is drawn."""
 
 
 FIGURES = {
     "frequency": Drawing("features", draw_frequency),
     "mean_activation": Drawing("features", draw_mean_activation),
+    "max_activation": Drawing("features", draw_max_activation),
     "l0": Drawing("l0", draw_l0),
     "density_and_mean": Drawing("features", draw_density_and_mean),
     "sigma_over_mu": Drawing("rankings", draw_sigma_over_mu),

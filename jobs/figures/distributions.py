@@ -25,6 +25,7 @@ def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
         site,
         f"{dead:,} of {counted(features.height, 'feature')} ({share(dead, features.height)}) never fired",
         _rows(features),
+        *_bound_of_dead(features, dead),
     )
     if fired.is_empty():
         nothing(axes, "no feature fired")
@@ -45,6 +46,29 @@ def draw_mean_activation(features: pl.DataFrame, site: str) -> Figure:
     _log_histogram(axes, np.abs(means), "median {:.3g}")
     axes.set_xlabel(f"{magnitude(means)} (log scale, units of the SAE)")
     return figure
+
+
+def draw_max_activation(features: pl.DataFrame, site: str) -> Figure:
+    """The largest |activation| of each feature that fired."""
+    fired = features.filter(pl.col("n_active") > 0)
+    told = f"{fired.height:,} of {counted(features.height, 'feature')} fired"
+    figure, axes = canvas("How strongly features fire at most", site, told, _rows(features))
+    if fired.is_empty():
+        nothing(axes, "no feature fired")
+        return figure
+    strongest = extremes(fired)
+    _log_histogram(axes, strongest, "median {:.3g}")
+    signed = bool((fired["min_activation"] < 0).any())
+    what = "strongest |activation|" if signed else "strongest activation"
+    axes.set_xlabel(f"{what} of a feature (log scale, units of the SAE)")
+    return figure
+
+
+def extremes(fired: pl.DataFrame) -> F64:
+    """The largest |activation| of each feature, float64 [F]."""
+    sides = fired["max_activation"].abs().to_numpy(), fired["min_activation"].abs().to_numpy()
+    strongest: F64 = np.maximum(*sides).astype(np.float64)
+    return strongest
 
 
 def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
@@ -98,6 +122,14 @@ def _log_histogram(axes: Axes, values: F64, label: str) -> None:
     mark(axes, median, label.format(median))
     whole_numbers(axes.yaxis)
     axes.set_ylabel("features")
+
+
+def _bound_of_dead(features: pl.DataFrame, dead: int) -> list[str]:
+    """The rule of three (Hanley and Lippman-Hand 1983): not once in n rows is below 3 / n, at 95 %."""
+    rows = int(features["counted_rows"][0]) if features.height else 0
+    if not dead or not rows:
+        return []
+    return [f"never fired: frequency below {3 / rows:.1e} at 95 %, were rows independent"]
 
 
 def _rows(features: pl.DataFrame) -> str:

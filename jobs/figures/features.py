@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from jobs.figures.distributions import magnitude, with_a_mean
+from jobs.figures.distributions import extremes, magnitude, with_a_mean
 from jobs.figures.style import (
     BLUE,
     COLOUR_MAP,
@@ -35,7 +35,7 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
         nothing(axes, "no feature fired")
         return figure
     means = fired["mean_active"].to_numpy()
-    extreme = np.maximum(fired["max_activation"].abs().to_numpy(), fired["min_activation"].abs().to_numpy())
+    extreme = extremes(fired)
     frequency = fired["frequency"].to_numpy()
     log_axis(axes.xaxis, frequency)
     log_axis(axes.yaxis, np.abs(means))

@@ -71,13 +71,23 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
     return path
 
 
+JOBS = {
+    "profile": ("profile", "labels", "l0_thresholds"),
+    "rank": ("rankings", "ranking_summary"),
+    "coactivation": ("neighbours", "decoder_neighbours"),
+    "match": ("matches",),
+    "logits": ("logits", "logits_random"),
+    "fidelity": ("fidelity", "fidelity_shards"),
+}
+"""The command that writes a table, where no rule says it."""
+
+
 def job_of(table: str) -> str:
     """The command that writes a table."""
-    if table.startswith("ranking"):
-        return "rank"
-    if table == "neighbours":
-        return "coactivation"
-    return "cluster" if "cluster" in table else "stats"
+    for command, tables in JOBS.items():
+        if table in tables:
+            return command
+    return "cluster" if "cluster" in table or table == "feature_map" else "stats"
 
 
 def _metadata(path: StorePath) -> dict[str, str]:

@@ -27,6 +27,7 @@ TITLES = {
     "frequency": "How often features fire",
     "mean_activation": "How strongly features fire",
     "l0": "Active features per token",
+    "max_activation": "How strongly features fire at most",
     "density_and_mean": "Density against strength",
     "sigma_over_mu": "Features ranked by σ / μ",
 }
