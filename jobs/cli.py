@@ -181,6 +181,30 @@ def plots(store: StoreText, site: SiteName = None) -> None:
 
 
 @app.command()
+def report(
+    store: StoreText,
+    site: SiteName = None,
+    features: Annotated[
+        str,
+        typer.Option(help="Which features get a page: all, top:N[:COLUMN], or a list such as 5,12,100-199."),
+    ] = "all",
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the report. Default: STORE/report.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Write a static site of the features, which opens from disk without a server."""
+    from jobs.report.build import report as job
+    from jobs.report.build import tasks_for
+    from pipeline.store.object_path import store_path
+
+    opened, _ = open_store(store)
+    with tasks_for(opened, workers) as tasks:
+        names = sites_of(opened, site)
+        typer.echo(job(opened, names, tasks, out=store_path(out) if out else None, features=features))
+
+
+@app.command()
 def plan(
     path: RunPath,
     workers: Annotated[int | None, typer.Option(help="Workers. Default: the run file's.", min=1)] = None,
