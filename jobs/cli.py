@@ -186,7 +186,9 @@ def report(
     site: SiteName = None,
     features: Annotated[
         str,
-        typer.Option(help="Which features get a page: all, top:N[:COLUMN], or a list such as 5,12,100-199."),
+        typer.Option(
+            help="Which features get a page: all, top:N[:COLUMN], or numbers and ranges: 5,12,100:200."
+        ),
     ] = "all",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the report. Default: STORE/report.")

@@ -14,12 +14,16 @@ from markupsafe import Markup
 
 from jobs.report.features import Link, Work, alone_texts, make_folder, pieces_of
 from jobs.report.page import render, write
+from jobs.report.strips import alone
 from jobs.report.tables import CLUSTERS, Tables, texts_of
 from jobs.report.windows import LABEL
 
 OF_FEATURES = ("feature", "coactivation", "density")
 SHOWN_MEMBERS = 300
 SHOWN_NAMES = 4
+CENTRAL = {"context": "examples"}
+"""The column of a summary that has the central contexts, where it is not `contexts`."""
+
 CONTEXT_TOKENS = 160
 """Tokens of an example context that are shown."""
 
@@ -58,7 +62,7 @@ def _members(tables: Tables, kind: str) -> pl.DataFrame:
     table = tables.scan(f"{kind}_clusters")
     columns = table.collect_schema().names()
     by = [name for name in ("rank",) if name in columns]
-    scores = [name for name in ("cosine", "similarity", "probability", "centrality") if name in columns]
+    scores = [name for name in ("strength", "cosine", "probability") if name in columns]
     counts = tables.scan("features").select("feature", "n_active", "frequency", "mean_active")
     return (
         table.filter(pl.col("cluster").is_not_null())
@@ -72,7 +76,9 @@ def _members(tables: Tables, kind: str) -> pl.DataFrame:
 def _names(summary: pl.DataFrame, work: Work) -> list[str]:
     """What each cluster is called: the tokens of the summary, else those of its most central features."""
     if "tokens" in summary.columns:
-        return [" ".join(tokens[:SHOWN_NAMES]) for tokens in summary["tokens"].to_list()]
+        return [
+            " ".join(alone(token) for token in tokens[:SHOWN_NAMES]) for tokens in summary["tokens"].to_list()
+        ]
     if "features" not in summary.columns:
         return [""] * summary.height
     texts = alone_texts(work.vocabulary)
@@ -130,7 +136,7 @@ def _content(
     if not kind.of_features and row.get("features"):
         lifts = row.get("lifts") or [None] * len(row["features"])
         typical = [(work.link(f), lift) for f, lift in zip(row["features"], lifts, strict=True)]
-    shown = [(context, *contexts[context]) for context in row.get("examples") or () if context in contexts]
+    shown = [(n, *contexts[n]) for n in row.get(CENTRAL.get(kind.name, "contexts")) or () if n in contexts]
     return {
         "name": kind.names[number],
         "members": members,
@@ -145,11 +151,10 @@ def _content(
 
 def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup, str]]:
     """The text and the labels of the example contexts, all read at once."""
-    if kind.name != "context" or "examples" not in kind.summary.columns:
+    column = CENTRAL.get(kind.name, "contexts")
+    if kind.name == "document" or column not in kind.summary.columns:
         return {}
-    wanted = pl.Series(
-        "context", sorted(set(chain.from_iterable(kind.summary["examples"].to_list()))), pl.UInt64
-    )
+    wanted = pl.Series("context", sorted(set(chain.from_iterable(kind.summary[column].to_list()))), pl.UInt64)
     store = tables.store
     rows = store.scan_tokens().filter(pl.col("context").is_in(wanted.implode()))
     labels = {name: pl.col(name) for name in store.lake.label_columns}

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from jobs.report.histogram import histogram
 from jobs.report.page import render, write
 from jobs.report.strips import alone, escaped, strip
-from jobs.report.tables import CLUSTERS, ByFeature, read_range, texts_of
+from jobs.report.tables import CLUSTERS, MATCHES, ByFeature, read_range, texts_of
 from jobs.report.windows import LABEL, read_windows
 from pipeline.store.parquet import read_frame
 from schemas.layout import StorePath
@@ -35,6 +35,14 @@ KINDS = {
     "quantile": "Samples by tenths of the active rows",
     "random": "Rows where it does not fire",
 }
+LOGITS = (
+    ("Highest logits", "top", "logits"),
+    ("Lowest logits", "bottom", "logits"),
+    ("Most promoted", "promoted", "effects"),
+    ("Most suppressed", "suppressed", "effects"),
+)
+"""Tokens of the table `logits`: title, and how its columns are called."""
+
 MEASURES = {
     "jaccard": "Jaccard index: rows where both fire / rows where either does",
     "npmi": "Normalised pointwise mutual information",
@@ -166,7 +174,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         examples=_examples(work, row, windows.of(feature)),
         logits=_logits(work, tables, feature),
         neighbours=_neighbours(work, tables, feature),
-        matches=tables["matches"].of(feature) if "matches" in tables else [],
+        matches=[(name, tables[name].of(feature)) for name in tables if name.startswith(MATCHES)],
         clusters=_clusters(work, tables, feature),
         labels=_labels(tables, feature),
         missing=work.missing,
@@ -242,15 +250,16 @@ def _logits(work: Work, tables: Mapping[str, ByFeature], feature: int) -> dict[s
     if not rows:
         return None
     texts, row = alone_texts(work.vocabulary), rows[0]
-    sides = {}
-    for side in ("top", "bottom"):
-        tokens, logits = row[f"{side}_tokens"], row[f"{side}_logits"]
-        sides[side] = [
+    sides = []
+    for title, name, of in LOGITS:
+        tokens, logits = row.get(f"{name}_tokens") or (), row.get(f"{name}_{of}") or ()
+        found = [
             (text, logit)
             for token, logit in zip(tokens, logits, strict=True)
             for text in texts_of([token], texts)
         ]
-    return {"entropy_bits": row["entropy_bits"], "max_probability": row["max_probability"]} | sides
+        sides += [(title, found)] if found else []
+    return {"entropy_bits": row["entropy_bits"], "max_probability": row["max_probability"], "sides": sides}
 
 
 def _neighbours(

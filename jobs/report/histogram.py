@@ -32,8 +32,8 @@ def histogram(bins: Sequence[int], counts: Sequence[int]) -> Markup:
     x = (low - low.min()) * scale
     widths = np.maximum((high - low) * scale - 1, 0.6)
     bars = [
-        f'<rect{NEGATIVE if end <= 0 else ""} x="{a:.1f}" y="{y:.1f}" width="{w:.1f}" height="{BASE - y:.1f}">'
-        f"<title>{number(begin)} to {number(end)}: {count:,}</title></rect>"
+        f'<rect{NEGATIVE if end <= 0 else ""} x="{a:.1f}" y="{y:.1f}" width="{w:.1f}" '
+        f'height="{BASE - y:.1f}"><title>{number(begin)} to {number(end)}: {count:,}</title></rect>'
         for a, y, w, begin, end, count in zip(x, tops, widths, left, right, counts, strict=True)
     ]
     marks = _ticks(left, right, near, float(low.min()), scale)

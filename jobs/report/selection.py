@@ -13,9 +13,7 @@ from schemas.values import I64
 
 DEFAULT_RANKING = "frequency"
 
-FORMS = (
-    "all, top:100, top:100:sigma_over_mu (any column of the feature table), or a list such as 5,12,100-199"
-)
+FORMS = "all, top:100, top:100:sigma_over_mu (any column of the feature table), or numbers and ranges such as 5,12,100:200"
 
 
 def choose_features(features: pl.DataFrame, text: str) -> I64:
@@ -25,7 +23,7 @@ def choose_features(features: pl.DataFrame, text: str) -> I64:
     """
     if text == "all":
         return features["feature"].to_numpy().astype(np.int64)
-    if found := re.fullmatch(r"top:(\d+)(?::(\w+))?", text):
+    if found := re.fullmatch(r"top:(\d+)(?::(\w+))?", text, re.ASCII):
         best = ranking(features, found[2] or DEFAULT_RANKING).head(int(found[1]))
         if best.is_empty():
             raise InputError(f"--features {text!r} chooses no feature: give a number from 1 on")
@@ -34,14 +32,14 @@ def choose_features(features: pl.DataFrame, text: str) -> I64:
 
 
 def _listed(text: str, d_sae: int) -> I64:
-    """Numbers from 5,12,100-199."""
+    """Numbers from 5,12,100:200 (a range is without its end)."""
     chosen = set[int]()
     for part in text.replace(" ", "").split(","):
-        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        ends = re.fullmatch(r"(\d+)(?::(\d+))?", part, re.ASCII)
         if not ends:
             raise InputError(f"--features {text!r}: {part!r} is no feature; give {FORMS}")
-        first, last = int(ends[1]), int(ends[2] or ends[1])
-        if not first <= last < d_sae:
-            raise InputError(f"--features {text!r}: {part!r} is not within 0 to {d_sae - 1}")
-        chosen.update(range(first, last + 1))
+        numbers = range(int(ends[1]), int(ends[2] or int(ends[1]) + 1))
+        if not numbers or numbers.stop > d_sae:
+            raise InputError(f"--features {text!r}: {part!r} is empty, or not within 0 to {d_sae - 1}")
+        chosen.update(numbers)
     return np.array(sorted(chosen), np.int64)

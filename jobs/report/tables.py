@@ -23,13 +23,14 @@ OF_FEATURES = (
     "labels",
     "neighbours",
     "decoder_neighbours",
-    "matches",
     "logits",
     "feature_clusters",
     "coactivation_clusters",
     "density_clusters",
 )
-"""Tables of which the page of a feature shows its rows."""
+"""Tables of which the page of a feature shows its rows; so it does of every one that begins with MATCHES."""
+
+MATCHES = "matches"
 
 CLUSTERS = {
     "feature": "Decoder directions",
@@ -47,6 +48,7 @@ KNOWN = (
 )
 """Tables that a report has a place for."""
 
+LAID_OUT = "tables"
 _GROUP = 1 << 12
 """Rows in a row group of what is laid out."""
 
@@ -112,13 +114,14 @@ class Tables:
 
         A table is held in memory once: some kilobytes a feature of the largest, which has the histograms.
         """
+        (folder / LAID_OUT).mkdir()
         numbers = pl.Series("feature", chosen, pl.UInt32)
-        for name in OF_FEATURES:
-            if name not in self.there:
+        for name in sorted(self.there):
+            if name not in OF_FEATURES and not name.startswith(MATCHES):
                 continue
             table = self.scan(name).filter(pl.col("feature").is_in(numbers.implode())).collect()
             table = table.sort("feature", maintain_order=True)
-            table.write_parquet(folder / f"{name}.parquet", row_group_size=_GROUP)
+            table.write_parquet(folder / LAID_OUT / f"{name}.parquet", row_group_size=_GROUP)
 
 
 class ByFeature:
@@ -140,9 +143,8 @@ def read_range(folder: Path, first: int, last: int) -> Mapping[str, ByFeature]:
     """The rows of features first .. last of every table that was laid out."""
     inside = pl.col("feature").is_between(first, last)
     return {
-        name: ByFeature(pl.scan_parquet(folder / f"{name}.parquet").filter(inside).collect())
-        for name in OF_FEATURES
-        if (folder / f"{name}.parquet").exists()
+        path.stem: ByFeature(pl.scan_parquet(path).filter(inside).collect())
+        for path in sorted((folder / LAID_OUT).iterdir())
     }
 
 
