@@ -186,9 +186,7 @@ def report(
     site: SiteName = None,
     features: Annotated[
         str,
-        typer.Option(
-            help="Which features get a page: all, top:N[:COLUMN], or numbers and ranges: 5,12,100:200."
-        ),
+        typer.Option(help="Features that get a page: all, top:N[:COLUMN], or numbers and ranges, 5,100:200."),
     ] = "all",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the report. Default: STORE/report.")

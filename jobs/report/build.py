@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -28,12 +28,13 @@ from jobs.parallel import choose_tasks
 from jobs.progress import counting, several, size
 from jobs.report.clusters import kinds_of, write_clusters
 from jobs.report.columns import VARIABLE, names_of_columns, table_data
-from jobs.report.features import Work, make_folder, parts_of, path_of, write_features
+from jobs.report.features import make_folder, parts_of, write_features
 from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
 from jobs.report.selection import choose_features
 from jobs.report.tables import NEEDED, Tables, names_of
 from jobs.report.windows import cut_windows, example_tokens, window_files
+from jobs.report.work import Work, path_of
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
 from pipeline.store.objects import remove, walk
@@ -150,7 +151,7 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
         scratch, tuple(window_files(scratch)), out, site, store.layout.vocabulary, d_sae, tables.missing(), {}
     )
     names = {kind.name: kind.names for kind in kinds_of(tables, work)}
-    return Work(**{**work.__dict__, "cluster_names": names})
+    return replace(work, cluster_names=names)
 
 
 def _write_above(tables: Tables, work: Work) -> int:
@@ -165,7 +166,7 @@ def _write_above(tables: Tables, work: Work) -> int:
     shown = {"columns": names_of_columns(table), "chosen": len(work.chosen), "n": work.d_sae}
     write(work.out / "features.html", render("features.html", 2, site=work.site, **shown))
     write(work.out / "index.html", render("site.html", 2, **site_page(tables, work, kinds, figures)))
-    _forget(work.out / "features", {path_of(n).removeprefix("features/") for n in work.chosen.tolist()})
+    _forget(work.out / "features", {path_of(n) for n in work.chosen.tolist()})
     _forget(
         work.out / "clusters", {f"{kind.name}/{n}.html" for kind in kinds for n in kind.summary["cluster"]}
     )

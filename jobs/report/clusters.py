@@ -12,11 +12,12 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from jobs.report.features import Link, Work, alone_texts, make_folder, pieces_of
+from jobs.report.features import make_folder
 from jobs.report.page import render, write
 from jobs.report.strips import alone
-from jobs.report.tables import CLUSTERS, Tables, texts_of
+from jobs.report.tables import CLUSTERS, Tables
 from jobs.report.windows import LABEL
+from jobs.report.work import Work
 
 OF_FEATURES = ("feature", "coactivation", "density")
 SHOWN_MEMBERS = 300
@@ -81,12 +82,15 @@ def _names(summary: pl.DataFrame, work: Work) -> list[str]:
         ]
     if "features" not in summary.columns:
         return [""] * summary.height
-    texts = alone_texts(work.vocabulary)
     names = []
     for features in summary["features"].to_list():
-        tokens = Counter(chain.from_iterable(texts_of(work.names[f].tolist(), texts) for f in features))
+        tokens = Counter(chain.from_iterable(_texts(work, feature) for feature in features))
         names.append(" ".join(token for token, _ in tokens.most_common(SHOWN_NAMES)))
     return names
+
+
+def _texts(work: Work, feature: int) -> list[str]:
+    return [work.texts[token] for token in work.names[feature].tolist() if token >= 0]
 
 
 def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
@@ -131,13 +135,14 @@ def _content(
     members: list[dict[str, Any]] = []
     if kind.members is not None:
         some = kind.members.filter(pl.col("cluster") == number).head(SHOWN_MEMBERS)
-        members = [each | {"link": work.link(each["feature"])} for each in some.iter_rows(named=True)]
-    typical = list[tuple[Link, float | None]]()
+        members = list(some.iter_rows(named=True))
+    typical = list[tuple[int, float | None]]()
     if not kind.of_features and row.get("features"):
         lifts = row.get("lifts") or [None] * len(row["features"])
-        typical = [(work.link(f), lift) for f, lift in zip(row["features"], lifts, strict=True)]
+        typical = list(zip(row["features"], lifts, strict=True))
     shown = [(n, *contexts[n]) for n in row.get(CENTRAL.get(kind.name, "contexts")) or () if n in contexts]
     return {
+        "work": work,
         "name": kind.names[number],
         "members": members,
         "typical": typical,
@@ -161,7 +166,7 @@ def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup,
     found = rows.select(
         "context", "token_ids", **{LABEL + name: each for name, each in labels.items()}
     ).collect()
-    pieces, texts = pieces_of(work.vocabulary), dict[int, tuple[Markup, str]]()
+    pieces, texts = work.pieces, dict[int, tuple[Markup, str]]()
     for row in found.iter_rows(named=True):
         text = Markup("".join(pieces[token] for token in row["token_ids"][:CONTEXT_TOKENS]))  # noqa: S704 - escaped
         told = " · ".join(str(row[LABEL + name]) for name in labels if row[LABEL + name] is not None)

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from jobs.report.features import Work, alone_texts
 from jobs.report.tables import Tables
+from jobs.report.work import Work
 
 VARIABLE = "LATENTLAKE"
 
@@ -49,11 +49,10 @@ def table_data(tables: Tables, work: Work) -> dict[str, Any]:
     """What `static/table.js` reads."""
     columns = [_column(tables, work.d_sae, column) for column in COLUMNS if column.table in tables.there]
     tokens, places = np.unique(work.names, return_inverse=True)
-    texts = alone_texts(work.vocabulary)
     return {
         "n": work.d_sae,
         "columns": columns,
-        "tokens": [texts[token] if token >= 0 else "" for token in tokens.tolist()],
+        "tokens": [work.texts[token] if token >= 0 else "" for token in tokens.tolist()],
         "names": _packed(places.reshape(work.names.shape).astype(np.uint32)),
         "width": work.names.shape[1],
         "pages": None if len(work.chosen) == work.d_sae else _packed(work.chosen.astype(np.uint32)),

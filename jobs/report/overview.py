@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 
 from jobs.report.clusters import Kind
-from jobs.report.features import Work
 from jobs.report.tables import Tables
+from jobs.report.work import Work
 from pipeline.store import FeatureStore
 from pipeline.store.tables import RECEIPTS_KEY
 from schemas import __version__
@@ -132,7 +132,7 @@ def _told(value: Any) -> str:
     return str(value)
 
 
-def best_of(tables: Tables, work: Work) -> list[tuple[str, list[dict[str, Any]]]]:
+def best_of(tables: Tables) -> list[tuple[str, list[dict[str, Any]]]]:
     """The first features of every ranking."""
     rankings = (
         tables.scan("rankings").filter(pl.col("rank") < TOP).collect() if "rankings" in tables.there else None
@@ -142,7 +142,7 @@ def best_of(tables: Tables, work: Work) -> list[tuple[str, list[dict[str, Any]]]
     return [
         (
             str(by),
-            [row | {"link": work.link(row["feature"])} for row in some.sort("rank").iter_rows(named=True)],
+            list(some.sort("rank").iter_rows(named=True)),
         )
         for (by,), some in rankings.group_by("by", maintain_order=True)
     ]
@@ -154,12 +154,13 @@ def site_page(
     """What the template of a site's page is given."""
     fidelity = tables.read("fidelity")
     return {
+        "work": work,
         "site": work.site,
         "facts": site_facts(tables),
         "lake": lake_facts(tables.store),
         "provenance": provenance(tables.store, work.site),
         "figures": [(name, told, stale) for name, told, _, stale in figures],
-        "best": best_of(tables, work),
+        "best": best_of(tables),
         "kinds": kinds,
         "states": tables.states,
         "fidelity": list(fidelity.iter_rows(named=True)) if fidelity is not None else [],

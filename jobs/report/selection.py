@@ -13,7 +13,7 @@ from schemas.values import I64
 
 DEFAULT_RANKING = "frequency"
 
-FORMS = "all, top:100, top:100:sigma_over_mu (any column of the feature table), or numbers and ranges such as 5,12,100:200"
+FORMS = "all, top:100, top:100:COLUMN (of the feature table), or numbers and ranges such as 5,12,100:200"
 
 
 def choose_features(features: pl.DataFrame, text: str) -> I64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 LEVELS = 9
 """Shades of a strip: classes p1 to p9 of positive activations, n1 to n9 of negative ones."""
@@ -28,15 +28,10 @@ def alone(text: str) -> str:
     return visible(text).replace(" ", "·") or "⟨empty⟩"
 
 
-def escaped(texts: Sequence[str]) -> list[str]:
-    """What each token puts into a strip, as HTML."""
-    return [str(escape(visible(text))) for text in texts]
-
-
 def strip(pieces: Sequence[str], values: Sequence[float], firing: int, most: float) -> Markup:
     """Tokens, shaded by |activation| / `most`; the one at `firing` is marked.
 
-    `pieces` is HTML of each token (see `escaped`), `values` its activation; those that are active say it when
+    `pieces` is HTML of each token (see `Work.pieces`), `values` its activation; those that are active say it when
     pointed at.
     """
     parts = list(pieces)

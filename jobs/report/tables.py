@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -164,8 +164,3 @@ def names_of(examples: pl.DataFrame, d_sae: int, n: int = 3) -> np.ndarray[Any, 
     names = np.full((d_sae, n), -1, np.int32)
     names[counts["feature"].to_numpy(), counts["place"].to_numpy()] = counts["token_id"].to_numpy()
     return names
-
-
-def texts_of(tokens: Iterable[int], texts: list[str]) -> list[str]:
-    """The written tokens of a row of `names_of`."""
-    return [texts[token] for token in tokens if 0 <= token < len(texts)]

@@ -128,8 +128,7 @@
     for (let k = 0; k < width; k++) {
       const text = data.tokens[names[feature * width + k]];
       if (text === "") continue;
-      const token = document.createElement("bdi");
-      token.className = "token";
+      const token = document.createElement("i");
       token.textContent = text;
       tokens.appendChild(token);
     }
