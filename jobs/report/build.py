@@ -79,13 +79,13 @@ def report(
     folder = out or store.layout.report
     for site in sites:
         for name in NEEDED:
-            store.scan_table(site, name)
+            Tables(store, site).scan(name)
     known = _claim(folder)
     _write_static(folder)
     for site in sites:
         made = _make_site(store, site, folder / "sites" / site, features, tasks)
         known[site] = site_facts(Tables(store, site))
-        _tell(site, made)
+        _tell(site, made, known[site]["stale"])
     write(folder / MARKER, json.dumps({"sites": known}, indent=1, sort_keys=True).encode() + b"\n")
     facts = [known[name] for name in sorted(known)]
     write(folder / "index.html", render("lake.html", 0, sites=facts, lake=lake_facts(store)))
@@ -181,10 +181,12 @@ def _forget(folder: StorePath, kept: Collection[str]) -> None:
             remove(folder / first / last)
 
 
-def _tell(site: str, made: Made) -> None:
+def _tell(site: str, made: Made, stale: Sequence[str]) -> None:
     each = size(made.feature_bytes / made.features)
     rate = made.features / made.seconds
     say(
         f"[bold]report[/] {escape(site)}: {several(made.features, 'page')} of features, {each} each, and "
         f"{size(made.cluster_bytes)} of clusters ({made.seconds:.1f} s, {rate:,.0f} pages a second)"
     )
+    if stale:
+        say(f"[yellow]report[/] {escape(site)}: made from stale tables, which it says: {', '.join(stale)}")

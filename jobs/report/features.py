@@ -97,9 +97,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         path_of=path_of,
         row=row,
         profile=profile,
-        top_token=None
-        if profile is None or profile["top_token"] is None
-        else work.texts[profile["top_token"]],
+        top_token=_top_token(work, profile),
         ranks=found.get("rankings", []),
         histogram=histogram(row["histogram_bins"], row["histogram_counts"]) if row["n_active"] else None,
         examples=_examples(work, row, windows.of(feature)),
@@ -111,6 +109,11 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         missing=work.missing,
         measures=MEASURES,
     )
+
+
+def _top_token(work: Work, profile: Mapping[str, Any] | None) -> str | None:
+    token = profile["top_token"] if profile else None
+    return None if token is None else work.texts[token]
 
 
 Rows = list[dict[str, Any]]

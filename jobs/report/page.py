@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from jobs.report.strips import visible
 from pipeline.store.local import storage_errors, temporary_path
 from pipeline.store.objects import write_atomic
 from schemas.layout import StorePath
@@ -42,14 +43,19 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{number(100 * value)}\u00a0%"
 
 
+def _seen(value: Any) -> Any:
+    return visible(value) if type(value) is str else value
+
+
 @cache
 def environment() -> Environment:
-    """Templates, compiled once in a process; every value is escaped."""
+    """Templates, compiled once in a process; every value is escaped, and its hidden characters are told."""
     made = Environment(
         loader=PackageLoader("jobs.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_seen,
         undefined=StrictUndefined,
         auto_reload=False,
     )

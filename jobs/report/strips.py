@@ -20,6 +20,8 @@ _MARKS = {"\n": "↩", "\r": "↩", "\t": "→"}
 
 def visible(text: str) -> str:
     """The text with marks for line ends and tabs, and numbers of other characters that can not be seen."""
+    if text.isprintable() and text.isascii():
+        return text
     return _HIDDEN.sub(lambda found: _MARKS.get(found[0], f"⟨U+{ord(found[0]):04X}⟩"), text)
 
 
@@ -31,8 +33,8 @@ def alone(text: str) -> str:
 def strip(pieces: Sequence[str], values: Sequence[float], firing: int, most: float) -> Markup:
     """Tokens, shaded by |activation| / `most`; the one at `firing` is marked.
 
-    `pieces` is HTML of each token (see `Work.pieces`), `values` its activation; those that are active say it when
-    pointed at.
+    `pieces` is HTML of each token (see `Work.pieces`), `values` its activation; tokens that are active say
+    theirs when pointed at.
     """
     parts = list(pieces)
     for place, value in enumerate(values):
