@@ -72,7 +72,7 @@ def test_only_the_rooms_of_the_model_import_torch():
 
 WITHOUT_TORCH = (
     "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
-    "coactivation", "submit",
+    "coactivation", "submit", "report.build",
 )  # fmt: skip
 
 

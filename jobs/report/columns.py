@@ -53,9 +53,9 @@ def table_data(tables: Tables, work: Work) -> dict[str, Any]:
         "n": work.d_sae,
         "columns": columns,
         "tokens": [work.texts[token] if token >= 0 else "" for token in tokens.tolist()],
-        "names": _packed(places.reshape(work.names.shape).astype(np.uint32)),
+        "names": packed(places.reshape(work.names.shape).astype(np.uint32)),
         "width": work.names.shape[1],
-        "pages": None if len(work.chosen) == work.d_sae else _packed(work.chosen.astype(np.uint32)),
+        "pages": None if len(work.chosen) == work.d_sae else packed(work.chosen.astype(np.uint32)),
     }
 
 
@@ -73,11 +73,11 @@ def _column(tables: Tables, d_sae: int, column: Column) -> dict[str, Any]:
         "help": column.help,
         "whole": whole,
         "wide": bool(exact),
-        "data": _packed(values.astype(np.float64 if exact else np.float32)),
+        "data": packed(values.astype(np.float64 if exact else np.float32)),
     }
 
 
-def _packed(values: NDArray[Any]) -> str:
+def packed(values: NDArray[Any]) -> str:
     """Little-endian bytes in base64."""
     return base64.b64encode(
         np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes()
