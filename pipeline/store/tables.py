@@ -72,11 +72,11 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
 
 
 JOBS = {
-    "profile": ("profile", "labels", "l0_thresholds"),
+    "profile": ("profile", "labels", "label_values", "l0_thresholds"),
     "rank": ("rankings", "ranking_summary"),
     "coactivation": ("neighbours", "decoder_neighbours"),
     "match": ("matches",),
-    "logits": ("logits", "logits_random"),
+    "logits": ("logits", "logits_random", "logits_histogram"),
     "fidelity": ("fidelity", "fidelity_shards"),
 }
 """The command that writes a table, where no rule says it."""

@@ -27,6 +27,7 @@
   if (pages) for (const feature of new Uint32Array(bytes(data.pages))) pages[feature] = 1;
   const plain = data.tokens.map(function (text) { return text.toLowerCase(); });
   byName.tokens.values = ranks();
+  view.querySelector("table").style.setProperty("--numbers", String(columns.length - 2));
 
   function ranks() { // each feature's place in the order of its first token
     const order = data.tokens.map(function (_, i) { return i; });
