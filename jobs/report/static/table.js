@@ -139,8 +139,9 @@
   function inSight() { return Math.ceil(view.clientHeight / ROW); }
   function draw(anew) {
     const tall = Math.min(shown.length * ROW, TALLEST), rows = inSight() + 2 * MORE;
-    const room = Math.max(1, tall - view.clientHeight), most = Math.max(0, shown.length - inSight());
-    const top = shown.length * ROW > TALLEST ? Math.round(view.scrollTop / room * most) : Math.floor(view.scrollTop / ROW);
+    const high = head.offsetHeight, most = Math.max(0, shown.length - Math.floor((view.clientHeight - high) / ROW));
+    const share = Math.min(1, view.scrollTop / Math.max(1, tall + high - view.clientHeight));
+    const top = shown.length * ROW > TALLEST ? Math.round(share * most) : Math.floor(view.scrollTop / ROW);
     const from = Math.max(0, Math.min(top - MORE, shown.length - rows)), to = Math.min(shown.length, from + rows);
     if (!anew && from === first && body.childElementCount === to - from) return;
     first = from;

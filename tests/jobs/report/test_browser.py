@@ -33,7 +33,7 @@ OPTIONS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,2400"
 )
-MANY = 100_000
+MANY, TALLER = 100_000, 300_000
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +61,24 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def large(made, tmp_path_factory):
-    """The table's page with data of a hundred thousand features."""
+    """A report in which the table's page gets made-up data."""
     folder = tmp_path_factory.mktemp("large") / "report"
     report(made[1], ["site"], OneProcess(), out=folder, features="0")
+    return folder
+
+
+def put_features(folder: Path, n: int) -> None:
+    """Data of so many features."""
     rng = np.random.default_rng(0)
     columns = [
         {"name": name, "title": name, "help": name, "whole": name == "n_active", "wide": False,
-         "data": packed(rng.permutation(MANY).astype(np.float32))}
+         "data": packed(rng.permutation(n).astype(np.float32))}
         for name in ("n_active", "frequency", "mean_active", "max_activation", "sigma_over_mu")
     ]  # fmt: skip
-    names = rng.integers(0, 20_000, (MANY, 3)).astype(np.uint32)
+    names = rng.integers(0, 20_000, (n, 3)).astype(np.uint32)
     tokens = [f"·word{n}" for n in range(20_000)]
     data = {
-        "n": MANY,
+        "n": n,
         "columns": columns,
         "tokens": tokens,
         "names": packed(names),
@@ -81,7 +86,6 @@ def large(made, tmp_path_factory):
         "pages": None,
     }
     (folder / "sites/site/features.js").write_bytes(script(VARIABLE, data))
-    return folder
 
 
 def visit(browser, path: Path, fragment: str = "") -> None:
@@ -221,6 +225,7 @@ def test_the_keys_reach_the_search_the_rows_and_the_next_feature(browser, made):
 
 
 def test_a_hundred_thousand_features_are_sorted_searched_and_scrolled_at_once(browser, large):
+    put_features(large, MANY)
     began = time.perf_counter()
     visit(browser, large / "sites/site/features.html")
     assert status(browser) == "99,999 of 100,000 features"
@@ -239,6 +244,18 @@ def test_a_hundred_thousand_features_are_sorted_searched_and_scrolled_at_once(br
         assert abs(seen[0] - share * MANY) < 100
     assert seen[-1] == MANY  # the last of 99,999, the header being the first
     assert errors(browser) == []
+
+
+def test_a_table_too_tall_for_a_browser_is_scrolled_to_its_end(browser, large):
+    put_features(large, TALLER)
+    visit(browser, large / "sites/site/features.html")
+    for share in (0.5, 1, 0):
+        browser.execute_script(SCROLL, share)
+        browser.execute_async_script(FRAMES)
+        seen = browser.execute_script(IN_SIGHT)
+        assert seen == list(range(seen[0], seen[-1] + 1))
+        assert len(seen) > 10
+        assert {0.5: abs(seen[0] - TALLER / 2) < 200, 1: seen[-1] == TALLER, 0: seen[0] == 2}[share]
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
 from jobs.report.build import report
-from jobs.report.page import number, percent
+from jobs.report.page import number, percent, write
 from jobs.report.strips import alone, visible
 from jobs.report.windows import AFTER, BEFORE
 from pipeline.executors.tasks import OneProcess, Processes
 from pipeline.statistics.histogram import bin_edges
 from pipeline.store import FeatureStore
+from pipeline.store.object_path import store_path
+from pipeline.store.objects import write_atomic
 from pipeline.store.tables import write_table
 from schemas.errors import InputError
 from tests.jobs.report.kit import HARMFUL_LABEL, HOSTILE, make_report, make_store
@@ -324,3 +328,33 @@ def test_without_the_feature_table_the_command_is_named(tmp_path):
     with pytest.raises(InputError, match="latentlake stats"):
         report(store, ["site"], OneProcess())
     assert not (tmp_path / "store/report").exists()
+
+
+def test_a_full_disk_leaves_the_old_page_and_nothing_else(tmp_path, monkeypatch):
+    page = tmp_path / "page.html"
+    write(page, b"old")
+
+    def half(path, data):
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(InputError, match="no space left"):
+        write(page, b"new page")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"page.html": b"old"}
+
+
+def test_a_store_on_object_storage_has_its_report_there(made):
+    _, store, _, folder = made
+    remote = store_path("memory://report-of-a-store")
+    for path in sorted(store.layout.root.rglob("*")):
+        if path.is_file() and folder not in path.parents:
+            place = remote
+            for part in path.relative_to(store.layout.root).parts:
+                place = place / part
+            write_atomic(place, path.read_bytes())
+    first = report(FeatureStore.open(remote), ["site"], OneProcess())
+    assert first.read_bytes() == (folder / "index.html").read_bytes()
+    same = remote / "report" / "sites" / "site" / "features" / "0" / "7.html"
+    assert same.read_bytes() == (folder / "sites/site/features/0/7.html").read_bytes()
