@@ -11,10 +11,7 @@ from jobs.arguments import (
     AcceptEnvironment,
     Address,
     Append,
-    DeviceName,
     LogJson,
-    ModelPath,
-    ModelWorkers,
     RunPath,
     SiteName,
     StoreText,
@@ -25,6 +22,7 @@ from jobs.arguments import (
     root_of,
     sites_of,
 )
+from jobs.cli_tables import tables
 from jobs.cli_views import views
 from jobs.exits import run_app
 from jobs.export.commands import app as export_app
@@ -35,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(tables)
 app.add_typer(views)
 app.add_typer(export_app, name="export")
 
@@ -102,211 +101,6 @@ def submit(
     from jobs.submit import submit as job
 
     raise typer.Exit(job(path, address, working_dir, options or ()))
-
-
-@app.command()
-def stats(store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None) -> None:
-    """Fold the shards' partials into the feature table, L0 counts and examples."""
-    from jobs.parallel import choose_tasks
-    from jobs.stats import stats as job
-
-    opened, _ = open_store(store)
-    with choose_tasks(opened, workers, address) as tasks:
-        for name in sites_of(opened, site):
-            job(opened, name, tasks)
-
-
-@app.command()
-def profile(
-    store: StoreText,
-    site: SiteName = None,
-    threshold: Annotated[
-        list[float] | None,
-        typer.Option(help="Count features with |activation| above this in each row; may be repeated."),
-    ] = None,
-    values: Annotated[
-        int | None,
-        typer.Option(help="Values of a label to compare, of most rows. Default: 256.", min=2),
-    ] = None,
-    workers: Workers = None,
-    address: Address = None,
-) -> None:
-    """Intervals of frequencies, what features fire on, where labels differ, L0 at thresholds."""
-    from jobs.parallel import choose_tasks
-    from jobs.profile import THRESHOLDS
-    from jobs.profile import profile as job
-
-    opened, _ = open_store(store)
-    with choose_tasks(opened, workers, address) as tasks:
-        for name in sites_of(opened, site):
-            job(opened, name, tasks, thresholds=threshold or THRESHOLDS, values=values)
-
-
-@app.command()
-def rank(
-    store: StoreText,
-    site: SiteName = None,
-    by: Annotated[
-        list[str] | None, typer.Option(help="Column of the tables features, profile; may be repeated.")
-    ] = None,
-    window: Annotated[str | None, typer.Option(help="Print these ranks, as START:STOP (2000:2050).")] = None,
-    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
-    draws: Annotated[
-        int, typer.Option(help="Draws of shards that say how stable ranks are; 0: none.", min=0)
-    ] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
-    workers: Workers = None,
-    address: Address = None,
-) -> None:
-    """Write the rankings of features by columns of their tables, or print a window of one."""
-    from jobs.parallel import choose_tasks
-    from jobs.rank import rank as job
-    from jobs.rank import show_window
-    from schemas.run_file import Rank
-
-    opened, config = open_store(store)
-    always = (config.rank if config else Rank.model_validate({})).by
-    columns = tuple(dict.fromkeys([*(by or ()), *always]))
-    if window is not None:
-        for name in sites_of(opened, site):
-            show_window(opened, name, columns[0], window, descending=not ascending)
-        return
-    with choose_tasks(opened, workers, address) as tasks:
-        for name in sites_of(opened, site):
-            job(opened, name, columns, tasks, draws=draws, seed=seed)
-
-
-@app.command()
-def cluster(
-    store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None
-) -> None:
-    """Cluster features by direction, co-activation and density; contexts and documents by their features."""
-    from jobs.cluster import cluster as job
-    from jobs.parallel import choose_tasks
-    from schemas.run_file import Cluster
-
-    opened, config = open_store(store)
-    with choose_tasks(opened, workers, address) as tasks:
-        for name in sites_of(opened, site):
-            job(opened, name, config.cluster if config else Cluster.model_validate({}), tasks)
-
-
-@app.command()
-def coactivation(
-    store: StoreText,
-    site: SiteName = None,
-    k: Annotated[int, typer.Option("-k", help="Neighbours of each feature.", min=1)] = 20,
-    support: Annotated[int, typer.Option(help="Rows that a pair must share.", min=1)] = 10,
-    no_decoder: Annotated[
-        bool, typer.Option("--no-decoder", help="Leave out neighbours by decoder cosine (hours at 10^6).")
-    ] = False,
-    workers: Workers = None,
-    address: Address = None,
-) -> None:
-    """The neighbours of each feature: those that fire on the same rows, and those of like direction."""
-    from jobs.coactivation import coactivation as job
-    from jobs.parallel import choose_tasks
-
-    opened, _ = open_store(store)
-    with choose_tasks(opened, workers, address) as tasks:
-        for name in sites_of(opened, site):
-            job(opened, name, tasks, k=k, support=support, decoder=not no_decoder)
-
-
-@app.command()
-def match(
-    store: StoreText,
-    site_a: Annotated[str, typer.Argument(metavar="SITE_A", help="Site whose features are matched.")],
-    site_b: Annotated[str, typer.Argument(metavar="SITE_B", help="Site whose features they may be.")],
-    store_b: Annotated[
-        str | None,
-        typer.Option("--store-b", metavar="STORE", help="Store of SITE_B, if another, over the same tokens."),
-    ] = None,
-    k: Annotated[int, typer.Option("-k", help="Candidates by cosine, and by Jaccard index.", min=1)] = 10,
-    support: Annotated[int, typer.Option(help="Rows that a candidate by Jaccard shares.", min=1)] = 10,
-    top: Annotated[int, typer.Option("--top", help="How many of the clearest pairs to print.", min=0)] = 10,
-    workers: Workers = None,
-    address: Address = None,
-) -> None:
-    """Match the features of two sites: by decoder cosine, by co-activation, and one to one."""
-    from jobs.diff import Side
-    from jobs.match import match as job
-    from jobs.parallel import choose_tasks
-
-    first = open_store(store)[0]
-    second = open_store(store_b)[0] if store_b else first
-    sides = Side(first, first.site(site_a).name), Side(second, second.site(site_b).name)
-    with choose_tasks(first, workers, address) as tasks:
-        job(*sides, tasks, k=k, support=support, top=top)
-
-
-@app.command()
-def logits(
-    store: StoreText,
-    site: SiteName = None,
-    k: Annotated[int, typer.Option("-k", help="Tokens listed at each end.", min=1)] = 10,
-    random: Annotated[
-        int | None, typer.Option(help="Random directions. Default: one per feature, at most 10,000.", min=1)
-    ] = None,
-    model: ModelPath = None,
-    device: DeviceName = "auto",
-    workers: ModelWorkers = None,
-    address: Address = None,
-) -> None:
-    """The tokens that each feature speaks for, by direct unembedding; runs the model's last part."""
-    from jobs.logits import Asked
-    from jobs.logits import logits as job
-    from jobs.parallel import choose_model_tasks, device_for
-
-    opened, _ = open_store(store)
-    for name in sites_of(opened, site):
-        plan = opened.plans[opened.site(name).pass_name]
-        on = device_for(plan, device, address)
-        with choose_model_tasks(opened, plan, on, workers, address) as tasks:
-            job(opened, name, Asked(on, model, k, random), tasks)
-
-
-@app.command()
-def fidelity(
-    store: StoreText,
-    site: SiteName = None,
-    tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = "20000",
-    shards: Annotated[
-        list[str] | None, typer.Option("--shard", help="Only this shard; may be repeated.")
-    ] = None,
-    model: ModelPath = None,
-    sae: Annotated[
-        str | None, typer.Option(help="Where the SAE's files lie now. Default: where they lay.")
-    ] = None,
-    device: DeviceName = "auto",
-    workers: ModelWorkers = None,
-    address: Address = None,
-) -> None:
-    """What the model loses with the SAE's reconstruction in the place of x; runs the model."""
-    from jobs.fidelity import Asked
-    from jobs.fidelity import fidelity as job
-    from jobs.parallel import choose_model_tasks, device_for
-
-    if tokens != "all" and not (tokens.isdecimal() and int(tokens)):
-        raise input_error(f"--tokens {tokens}: give a whole number from 1, or all")
-    opened, _ = open_store(store)
-    for name in sites_of(opened, site):
-        plan = opened.plans[opened.site(name).pass_name]
-        on = device_for(plan, device, address)
-        asked = Asked(on, model, sae, None if tokens == "all" else int(tokens), tuple(shards or ()))
-        with choose_model_tasks(opened, plan, on, workers, address) as tasks:
-            job(opened, name, asked, tasks)
-
-
-@app.command()
-def plots(store: StoreText, site: SiteName = None) -> None:
-    """Draw the figures from the stored tables."""
-    from jobs.plots import plots as job
-
-    opened, _ = open_store(store)
-    for name in sites_of(opened, site):
-        for path in job(opened, name):
-            typer.echo(path)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import typer
 from jobs.arguments import Address, SiteName, StoreText, Workers, one_site, open_store, sites_of
 
 views = typer.Typer()
+PANEL = "A look at the store"
 
 Feature = Annotated[int, typer.Argument(help="Number of the feature.")]
 Before = Annotated[int, typer.Option(help="Tokens shown before the firing one.", min=0)]
@@ -23,7 +24,7 @@ Html = Annotated[
 ]
 
 
-@views.command()
+@views.command(rich_help_panel=PANEL)
 def top(
     store: StoreText,
     feature: Feature,
@@ -60,7 +61,7 @@ def top(
     )
 
 
-@views.command()
+@views.command(rich_help_panel=PANEL)
 def feature(
     store: StoreText,
     feature: Feature,
@@ -76,7 +77,7 @@ def feature(
     show_feature(opened, one_site(opened, site), feature, k=k, before=before, after=after)
 
 
-@views.command()
+@views.command(rich_help_panel=PANEL)
 def examples(
     store: StoreText,
     site: SiteName = None,
@@ -97,7 +98,7 @@ def examples(
             job(opened, name, tasks, k=k, random=random)
 
 
-@views.command()
+@views.command(rich_help_panel=PANEL)
 def elicit(
     store: StoreText,
     text: Annotated[str, typer.Argument(help="The text that the model reads.")],
@@ -132,7 +133,7 @@ def elicit(
     job(opened, one_site(opened, site), asked, Places(model, sae, tokenizer, device))
 
 
-@views.command()
+@views.command(rich_help_panel=PANEL)
 def neighbours(
     store: StoreText,
     feature: Annotated[int, typer.Argument(help="Number of the feature.")],
@@ -150,7 +151,7 @@ def neighbours(
     job(opened, one_site(opened, site), feature, by=by, k=k, figure=figure)
 
 
-@views.command()
+@views.command(rich_help_panel=PANEL)
 def heatmap(
     store: StoreText,
     out: Annotated[

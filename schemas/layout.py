@@ -173,6 +173,11 @@ class Layout:
         """Folder of a site's figures."""
         return self.root / "figures" / check_name(site, "site")
 
+    @property
+    def report(self) -> StorePath:
+        """Folder of the report."""
+        return self.root / "report"
+
     def shard_name(self, number: int) -> str:
         """Name of the shard with this number; names sort as numbers do up to a million."""
         return f"{number:06d}"

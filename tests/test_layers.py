@@ -76,7 +76,8 @@ def test_only_the_rooms_of_the_model_import_torch():
 WITHOUT_TORCH = (
     "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
     "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
-    "heatmap", "logits", "fidelity", "export.neuronpedia", "export.delphi", "export.anndata_zarr",
+    "heatmap", "report.build", "logits", "fidelity", "export.neuronpedia", "export.delphi",
+    "export.anndata_zarr",
 )  # fmt: skip
 
 

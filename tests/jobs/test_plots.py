@@ -12,7 +12,7 @@ import pytest
 from matplotlib import rc_context
 from matplotlib.image import imread
 
-from jobs.figures import FIGURES
+from jobs.figures import FIGURES, Drawing
 from jobs.figures.features import windows
 from jobs.figures.style import STYLE, canvas, share
 from jobs.plots import plots, render
@@ -321,6 +321,40 @@ def test_without_a_table_nothing_is_drawn_and_the_command_is_named(tmp_path):
     with pytest.raises(InputError, match="latentlake stats"):
         plots(store, "site")
     assert not store.layout.figures("site").exists()
+
+
+def test_an_optional_figure_is_drawn_when_its_table_is_there_and_else_its_command_is_named(
+    store, monkeypatch, capsys
+):
+    optional = Drawing("logits", lambda table, site: canvas(f"{table.height} rows", site)[0], optional=True)
+    monkeypatch.setitem(FIGURES, "extra", optional)
+    assert "extra.png" not in {path.name for path in plots(store, "site")}
+    assert "plots site: extra not drawn, table 'logits' is missing: run `latentlake logits`" in told(capsys)
+    store.write_table("site", "logits", pl.DataFrame({"feature": [1, 2]}))
+    (svg,) = [path for path in plots(store, "site") if path.name == "extra.svg"]
+    assert "2 rows" in svg.read_text(encoding="utf-8")
+    assert "not drawn" not in told(capsys)
+    for path in (store.layout.table("site", "logits"), svg, svg.with_suffix(".png")):
+        path.unlink()
+
+
+def told(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_dead_features_have_a_bound_by_the_rule_of_three():
+    assert "never fired: frequency below 3.0e-04 at 95 %" in svg_of("frequency", made_up(400, 30))
+    assert "at 95 %" not in svg_of("frequency", made_up(400, 0))
+
+
+def test_the_strongest_activation_is_told_of_either_sign():
+    tables = made_up(50, 5)
+    text = svg_of("max_activation", tables)
+    fired = tables["features"].filter(pl.col("n_active") > 0)
+    assert f"median {fired['max_activation'].median():.3g}" in text
+    signed = {"features": tables["features"].with_columns(min_activation=-9 * pl.col("max_activation"))}
+    assert f"median {9 * fired['max_activation'].median():.3g}" in svg_of("max_activation", signed)
+    assert "strongest |activation|" in svg_of("max_activation", signed)
 
 
 def test_no_figure_reads_a_store_or_computes_a_statistic():

@@ -1,0 +1,192 @@
+"""What a report consists of, and in which order it is made.
+
+Shards are read once, tables once; then pages are made by ranges of features, a task each. On two cores some
+hundreds of pages a second; memory is that of the largest table and of some thousand features' examples. The
+scratch folder (TMPDIR) takes some ten kilobytes a feature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.markup import escape
+
+from jobs.console import say
+from jobs.parallel import choose_tasks
+from jobs.progress import counting, several, size
+from jobs.report.clusters import kinds_of, write_clusters
+from jobs.report.columns import VARIABLE, names_of_columns, table_data
+from jobs.report.features import make_folder, parts_of, write_features
+from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
+from jobs.report.page import render, script, write
+from jobs.report.selection import choose_features
+from jobs.report.tables import NEEDED, Tables, names_of
+from jobs.report.windows import cut_windows, example_tokens, window_files
+from jobs.report.work import Work, path_of
+from pipeline.executors.tasks import Tasks
+from pipeline.store import FeatureStore
+from pipeline.store.objects import remove, walk
+from schemas.errors import InputError
+from schemas.layout import StorePath
+from schemas.values import I64
+
+PART, MOST_PARTS, LARGEST_PART = 256, 64, 2048
+"""Pages that a task makes: at least, and at most; in between, so many tasks."""
+
+WORTH_FEATURES = 1500
+"""Features from which on several processes pay."""
+
+MARKER = "report.json"
+"""What says that a folder is a report, and of which sites."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made of one site."""
+
+    features: int
+    feature_bytes: int
+    cluster_bytes: int
+    seconds: float
+
+
+def report(
+    store: FeatureStore,
+    sites: Sequence[str],
+    tasks: Tasks,
+    *,
+    out: StorePath | None = None,
+    features: str = "all",
+) -> StorePath:
+    """Write the report of some sites into `out` (default: the store's folder `report`); its first page.
+
+    Other sites that are in the report already stay. `features` chooses which features get a page, see
+    `selection.FORMS`; pages of others go. InputError when the feature table or the examples are missing, or
+    when `out` holds files and is no report.
+    """
+    folder = out or store.layout.report
+    for site in sites:
+        for name in NEEDED:
+            Tables(store, site).scan(name)
+    known = _claim(folder)
+    _write_static(folder)
+    for site in sites:
+        made = _make_site(store, site, folder / "sites" / site, features, tasks)
+        known[site] = site_facts(Tables(store, site))
+        _tell(site, made, known[site]["stale"])
+    write(folder / MARKER, json.dumps({"sites": known}, indent=1, sort_keys=True).encode() + b"\n")
+    facts = [known[name] for name in sorted(known)]
+    write(folder / "index.html", render("lake.html", 0, sites=facts, lake=lake_facts(store)))
+    return folder / "index.html"
+
+
+def tasks_for(store: FeatureStore, workers: int | None) -> Tasks:
+    """Tasks to make pages with: the cores of this machine where there are many features."""
+    many = max((site.d_sae for site in store.sites.values()), default=0) >= WORTH_FEATURES
+    return choose_tasks(store, workers or (len(os.sched_getaffinity(0)) if many else None))
+
+
+def _claim(folder: StorePath) -> dict[str, Any]:
+    """What is known of the sites of a report that is there; InputError when the folder is something else."""
+    if (folder / MARKER).is_file():
+        content = json.loads((folder / MARKER).read_bytes())
+        return dict(content["sites"])
+    if folder.is_dir() and next(iter(folder.iterdir()), None) is not None:
+        raise InputError(
+            f"{folder} holds files and is no report of latentlake: give --out a new or an empty folder"
+        )
+    make_folder(folder)
+    write(folder / MARKER, b'{"sites": {}}\n')
+    return {}
+
+
+def _write_static(folder: StorePath) -> None:
+    make_folder(folder / "static")
+    for name in ("report.css", "table.js", "page.js"):
+        write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
+
+
+def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, tasks: Tasks) -> Made:
+    began, tables = time.monotonic(), Tables(store, site)
+    table = tables.scan("features").select(pl.all().exclude("histogram_bins", "histogram_counts")).collect()
+    chosen = choose_features(table, features)
+    with tempfile.TemporaryDirectory(prefix="latentlake-report-") as scratch:
+        work = _prepare(tables, chosen, Path(scratch), out, tasks)
+        written = 0
+        with counting(f"report {site}", len(chosen), "pages") as advance:
+            parts = parts_of(len(chosen), min(max(PART, len(chosen) // MOST_PARTS), LARGEST_PART))
+            for pages, n_bytes in tasks.map(partial(write_features, work), parts):
+                written += n_bytes
+                advance(pages)
+        clusters = _write_above(tables, work)
+    return Made(len(chosen), written, clusters, time.monotonic() - began)
+
+
+def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: Tasks) -> Work:
+    """Everything that the pages are made from, laid out by feature in the scratch folder."""
+    store, site = tables.store, tables.site
+    examples = tables.scan("examples")
+    strongest = examples.filter(pl.col("kind") == "top").select("feature", "rank", "row").collect()
+    d_sae = store.site(site).d_sae
+    np.save(scratch / "names.npy", names_of(example_tokens(store, site, strongest, tasks), d_sae))
+    np.save(scratch / "chosen.npy", chosen)
+    tables.lay_out(chosen, scratch)
+    wanted = examples.filter(pl.col("feature").is_in(pl.Series(chosen, dtype=pl.UInt32).implode())).collect()
+    with counting(f"report {site}: contexts", wanted.height, "examples") as advance:
+        for n in cut_windows(store, site, wanted, scratch, tasks):
+            advance(n)
+    work = Work(
+        scratch, tuple(window_files(scratch)), out, site, store.layout.vocabulary, d_sae, tables.missing(), {}
+    )
+    names = {kind.name: kind.names for kind in kinds_of(tables, work)}
+    return replace(work, cluster_names=names)
+
+
+def _write_above(tables: Tables, work: Work) -> int:
+    """Write the pages above those of the features, and remove what is no part of the report any more."""
+    kinds, figures = kinds_of(tables, work), figures_of(tables.store, work.site)
+    clusters = write_clusters(tables, work, kinds)
+    make_folder(work.out / "figures")
+    for name, _, data, _ in figures:
+        write(figure_path(work, name), data)
+    table = table_data(tables, work)
+    write(work.out / "features.js", script(VARIABLE, table))
+    shown = {"columns": names_of_columns(table), "chosen": len(work.chosen), "n": work.d_sae}
+    write(work.out / "features.html", render("features.html", 2, site=work.site, **shown))
+    write(work.out / "index.html", render("site.html", 2, **site_page(tables, work, kinds, figures)))
+    _forget(work.out / "features", {path_of(n) for n in work.chosen.tolist()})
+    _forget(
+        work.out / "clusters", {f"{kind.name}/{n}.html" for kind in kinds for n in kind.summary["cluster"]}
+    )
+    return clusters
+
+
+def _forget(folder: StorePath, kept: Collection[str]) -> None:
+    """Remove numbered pages that are not `kept`, which an earlier report with other features left."""
+    for name, _, _ in list(walk(folder)) if folder.is_dir() else ():
+        if re.fullmatch(r"\w+/\d+\.html", name) and name not in kept:
+            first, last = name.split("/")
+            remove(folder / first / last)
+
+
+def _tell(site: str, made: Made, stale: Sequence[str]) -> None:
+    each = size(made.feature_bytes / made.features)
+    rate = made.features / made.seconds
+    say(
+        f"[bold]report[/] {escape(site)}: {several(made.features, 'page')} of features, {each} each, and "
+        f"{size(made.cluster_bytes)} of clusters ({made.seconds:.1f} s, {rate:,.0f} pages a second)"
+    )
+    if stale:
+        say(f"[yellow]report[/] {escape(site)}: made from stale tables, which it says: {', '.join(stale)}")

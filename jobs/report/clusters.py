@@ -1,0 +1,174 @@
+"""The pages of clusters: all of them on one, those of a kind on another, and one of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import polars as pl
+from markupsafe import Markup
+
+from jobs.report.features import make_folder
+from jobs.report.page import render, write
+from jobs.report.strips import alone
+from jobs.report.tables import CLUSTERS, Tables
+from jobs.report.windows import LABEL
+from jobs.report.work import Work
+
+OF_FEATURES = ("feature", "coactivation", "density")
+SHOWN_MEMBERS = 300
+SHOWN_NAMES = 4
+CENTRAL = {"context": "examples"}
+"""The column of a summary that has the central contexts, where it is not `contexts`."""
+
+CONTEXT_TOKENS = 160
+"""Tokens of an example context that are shown."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Clusters of one kind: their summary, and of clusters of features the members."""
+
+    name: str
+    title: str
+    summary: pl.DataFrame
+    members: pl.DataFrame | None
+    """Columns feature, cluster, and `score` (how central, the largest first), with `n_active`."""
+    names: list[str]
+
+    @property
+    def of_features(self) -> bool:
+        """Whether features are clustered, not contexts or documents."""
+        return self.name in OF_FEATURES
+
+
+def kinds_of(tables: Tables, work: Work) -> list[Kind]:
+    """The kinds of clusters that the site has, each with the tokens that name its clusters."""
+    found = []
+    for name, title in CLUSTERS.items():
+        summary = tables.summary(name)
+        if summary is None or f"{name}_clusters" not in tables.there:
+            continue
+        members = _members(tables, name) if name in OF_FEATURES else None
+        found.append(Kind(name, title, summary, members, _names(summary, work)))
+    return found
+
+
+def _members(tables: Tables, kind: str) -> pl.DataFrame:
+    """The features of each cluster, the most central first."""
+    table = tables.scan(f"{kind}_clusters")
+    columns = table.collect_schema().names()
+    by = [name for name in ("rank",) if name in columns]
+    scores = [name for name in ("strength", "cosine", "probability") if name in columns]
+    counts = tables.scan("features").select("feature", "n_active", "frequency", "mean_active")
+    return (
+        table.filter(pl.col("cluster").is_not_null())
+        .sort("cluster", *by, "feature")
+        .select("feature", "cluster", score=pl.col(scores[0]) if scores else pl.lit(None, pl.Float64))
+        .join(counts, on="feature", how="left", maintain_order="left")
+        .collect()
+    )
+
+
+def _names(summary: pl.DataFrame, work: Work) -> list[str]:
+    """What each cluster is called: the tokens of the summary, else those of its most central features."""
+    if "tokens" in summary.columns:
+        return [
+            " ".join(alone(token) for token in tokens[:SHOWN_NAMES]) for tokens in summary["tokens"].to_list()
+        ]
+    if "features" not in summary.columns:
+        return [""] * summary.height
+    names = []
+    for features in summary["features"].to_list():
+        tokens = Counter(chain.from_iterable(_texts(work, feature) for feature in features))
+        names.append(" ".join(token for token, _ in tokens.most_common(SHOWN_NAMES)))
+    return names
+
+
+def _texts(work: Work, feature: int) -> list[str]:
+    return [work.texts[token] for token in work.names[feature].tolist() if token >= 0]
+
+
+def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
+    """Write the pages of all clusters; their bytes."""
+    folder = work.out / "clusters"
+    make_folder(folder)
+    page = partial(render, site=work.site, missing=tables.missing())
+    size = write(folder / "index.html", page("clusters.html", 3, kinds=kinds, listed=_listed))
+    for kind in kinds:
+        make_folder(folder / kind.name)
+        contexts = _contexts(tables, work, kind)
+        for row in kind.summary.iter_rows(named=True):
+            size += write(
+                folder / kind.name / f"{row['cluster']}.html",
+                page("cluster.html", 4, kind=kind, row=row, **_content(work, kind, row, contexts)),
+            )
+    return size
+
+
+def _listed(kind: Kind) -> list[dict[str, Any]]:
+    """The rows of the table of a kind's clusters."""
+    return [
+        row | {"name": name, "majority": majority(row)}
+        for row, name in zip(kind.summary.iter_rows(named=True), kind.names, strict=True)
+    ]
+
+
+def majority(row: dict[str, Any]) -> list[tuple[str, str, float | None]]:
+    """Of each label its commonest value in the cluster, and that value's share."""
+    ends = [name for name in row if name.startswith("majority_") and f"{name}_share" in row]
+    return [
+        (name.removeprefix("majority_"), str(row[name]), row[f"{name}_share"])
+        for name in ends
+        if row[name] is not None
+    ]
+
+
+def _content(
+    work: Work, kind: Kind, row: dict[str, Any], contexts: dict[int, tuple[Markup, str]]
+) -> dict[str, Any]:
+    number = row["cluster"]
+    members: list[dict[str, Any]] = []
+    if kind.members is not None:
+        some = kind.members.filter(pl.col("cluster") == number).head(SHOWN_MEMBERS)
+        members = list(some.iter_rows(named=True))
+    typical = list[tuple[int, float | None]]()
+    if not kind.of_features and row.get("features"):
+        lifts = row.get("lifts") or [None] * len(row["features"])
+        typical = list(zip(row["features"], lifts, strict=True))
+    shown = [(n, *contexts[n]) for n in row.get(CENTRAL.get(kind.name, "contexts")) or () if n in contexts]
+    return {
+        "work": work,
+        "name": kind.names[number],
+        "members": members,
+        "typical": typical,
+        "contexts": shown,
+        "documents": (row.get("examples") or []) if kind.name == "document" else [],
+        "majority": majority(row),
+        "before": number - 1 if number else None,
+        "after": number + 1 if number + 1 < kind.summary.height else None,
+    }
+
+
+def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup, str]]:
+    """The text and the labels of the example contexts, all read at once."""
+    column = CENTRAL.get(kind.name, "contexts")
+    if kind.name == "document" or column not in kind.summary.columns:
+        return {}
+    wanted = pl.Series("context", sorted(set(chain.from_iterable(kind.summary[column].to_list()))), pl.UInt64)
+    store = tables.store
+    rows = store.scan_tokens().filter(pl.col("context").is_in(wanted.implode()))
+    labels = {name: pl.col(name) for name in store.lake.label_columns}
+    found = rows.select(
+        "context", "token_ids", **{LABEL + name: each for name, each in labels.items()}
+    ).collect()
+    pieces, texts = work.pieces, dict[int, tuple[Markup, str]]()
+    for row in found.iter_rows(named=True):
+        text = Markup("".join(pieces[token] for token in row["token_ids"][:CONTEXT_TOKENS]))  # noqa: S704 - escaped
+        told = " · ".join(str(row[LABEL + name]) for name in labels if row[LABEL + name] is not None)
+        texts[row["context"]] = (text, told)
+    return texts

@@ -1,0 +1,194 @@
+"""The pages of features: a task reads a range of them from the scratch folder, and renders each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from jobs.report import rows
+from jobs.report.histogram import histogram
+from jobs.report.page import render, write
+from jobs.report.tables import CLUSTERS, MATCHES, ByFeature, read_range
+from jobs.report.windows import read_windows
+from jobs.report.work import FOLDER_SIZE, Work, path_of
+from schemas.layout import StorePath
+
+DEPTH = 4
+"""Folders from a feature's page up to the report's."""
+
+SHOWN_EXAMPLES, SHOWN_NEIGHBOURS, SHOWN_LABELS = 10, 10, 12
+"""Of a kind, by each measure, of a label: the other examples and labels are folded away."""
+
+KINDS = {
+    "top": "Strongest rows",
+    "top_document": "Strongest row of each document",
+    "quantile": "Samples by tenths of the active rows",
+    "random": "Rows where it does not fire",
+}
+MEASURES = {
+    "jaccard": "Jaccard index: rows where both fire / rows where either does",
+    "npmi": "Normalised pointwise mutual information",
+    "phi": "Phi coefficient: the correlation of firing",
+    "conditional": "Conditional frequency: share of this feature's rows where the other fires",
+    "cosine": "Cosine of decoder directions",
+}
+LOGITS = (
+    ("Highest logits", "top", "logits"),
+    ("Lowest logits", "bottom", "logits"),
+    ("Most promoted", "promoted", "effects"),
+    ("Most suppressed", "suppressed", "effects"),
+)
+"""Tokens of the table `logits`: title, and how its columns are called."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A list of the page: what is shown at once, and what is folded away."""
+
+    name: str
+    title: str
+    rows: Markup
+    more: Markup
+    n_more: int
+    interval: int | None = None
+
+
+def write_features(work: Work, part: range) -> tuple[int, int]:
+    """Write the pages of chosen[part]; how many, and their bytes."""
+    chosen = work.chosen[part.start : part.stop].tolist()
+    tables = read_range(work.scratch, chosen[0], chosen[-1])
+    windows = ByFeature(read_windows(work.windows, chosen[0], chosen[-1]))
+    written, folders = 0, dict[int, StorePath]()
+    for feature in chosen:
+        number = feature // FOLDER_SIZE
+        if number not in folders:
+            folders[number] = work.out / "features" / str(number)
+            make_folder(folders[number])
+        written += write(folders[number] / f"{feature}.html", feature_page(work, feature, tables, windows))
+    return len(chosen), written
+
+
+def make_folder(path: StorePath) -> None:
+    """Make a folder, where there are such things."""
+    if isinstance(path, Path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature) -> bytes:
+    """The page of one feature."""
+    found = {name: table.of(feature) for name, table in tables.items()}
+    (row,) = found["features"]
+    place = int(np.searchsorted(work.chosen, feature))
+    profile = next(iter(found.get("profile", ())), None)
+    return render(
+        "feature.html",
+        DEPTH,
+        site=work.site,
+        feature=feature,
+        fires_on=work.fires_on(feature),
+        before=int(work.chosen[place - 1]) if place else None,
+        after=int(work.chosen[place + 1]) if place + 1 < len(work.chosen) else None,
+        path_of=path_of,
+        row=row,
+        profile=profile,
+        top_token=_top_token(work, profile),
+        ranks=found.get("rankings", []),
+        histogram=histogram(row["histogram_bins"], row["histogram_counts"]) if row["n_active"] else None,
+        examples=_examples(work, row, windows.of(feature)),
+        logits=_logits(work, found.get("logits", [])),
+        neighbours=_neighbours(work, found),
+        matches=[(name, some) for name, some in found.items() if name.startswith(MATCHES) and some],
+        clusters=_clusters(work, found),
+        labels=_labels(found.get("labels", [])),
+        missing=work.missing,
+        measures=MEASURES,
+    )
+
+
+def _top_token(work: Work, profile: Mapping[str, Any] | None) -> str | None:
+    token = profile["top_token"] if profile else None
+    return None if token is None else work.texts[token]
+
+
+Rows = list[dict[str, Any]]
+
+
+def _examples(work: Work, row: Mapping[str, Any], windows: Rows) -> list[Folded]:
+    """Examples by kind in the order of KINDS, quantiles from the highest tenth down."""
+    most = max(abs(row["max_activation"] or 0), abs(row["min_activation"] or 0))
+    found = dict[tuple[str, int], list[str]]()
+    for window in windows:
+        found.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window, most))
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return [
+        Folded(
+            kind,
+            KINDS.get(kind, kind),
+            *rows.cut(found[kind, interval], SHOWN_EXAMPLES),
+            interval if kind == "quantile" else None,
+        )
+        for kind, interval in sorted(found, key=lambda key: (order.get(key[0], len(order)), key[0], -key[1]))
+    ]
+
+
+def _logits(work: Work, table: Rows) -> dict[str, Any] | None:
+    if not table:
+        return None
+    (row,) = table
+    sides = []
+    for title, name, of in LOGITS:
+        tokens, values = row.get(f"{name}_tokens") or (), row.get(f"{name}_{of}") or ()
+        pairs = zip(tokens, values, strict=True)
+        if tokens:
+            sides.append((title, rows.joined(rows.logit(work, token, value) for token, value in pairs)))
+    return {"entropy_bits": row["entropy_bits"], "max_probability": row["max_probability"], "sides": sides}
+
+
+def _neighbours(work: Work, tables: Mapping[str, Rows]) -> list[tuple[str, Markup]]:
+    """The nearest neighbours by each measure; a table without `by` has those by Jaccard index."""
+    found = [
+        (by, rows.joined(rows.neighbour(work, row, by) for row in islice(group, SHOWN_NEIGHBOURS)))
+        for by, group in groupby(tables.get("neighbours", ()), key=lambda row: row.get("by", "jaccard"))
+    ]
+    if decoder := tables.get("decoder_neighbours"):
+        some = decoder[:SHOWN_NEIGHBOURS]
+        found.append(("cosine", rows.joined(rows.neighbour(work, row, "cosine") for row in some)))
+    return found
+
+
+def _clusters(work: Work, tables: Mapping[str, Rows]) -> Rows:
+    """The clusters that the feature is in."""
+    found = []
+    for kind, title in CLUSTERS.items():
+        for row in tables.get(f"{kind}_clusters", ()):
+            if (cluster := row["cluster"]) is not None:
+                names = work.cluster_names.get(kind, ())
+                name = names[cluster] if cluster < len(names) else ""
+                found.append({"kind": kind, "title": title, "cluster": cluster, "name": name})
+    return found
+
+
+def _labels(table: Rows) -> list[Folded]:
+    """Values of each label, the clearest differences first."""
+    by_label = dict[str, Rows]()
+    for row in table:
+        by_label.setdefault(row["label"], []).append(row)
+    return [
+        Folded(name, name, *rows.cut([rows.label(row) for row in sorted(some, key=_clearness)], SHOWN_LABELS))
+        for name, some in by_label.items()
+    ]
+
+
+def _clearness(row: Mapping[str, Any]) -> tuple[float, str]:
+    return (-abs(row["z"] or 0), str(row["value"]))
+
+
+def parts_of(n: int, size: int) -> Iterable[range]:
+    """0 .. n - 1 in ranges of `size`."""
+    return (range(first, min(first + size, n)) for first in range(0, n, size))

@@ -1,0 +1,70 @@
+"""The histogram of a feature's activations as an SVG that is part of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from markupsafe import Markup
+
+from jobs.report.page import number
+from pipeline.statistics.histogram import bin_edges
+from schemas.values import F64
+
+WIDTH, HEIGHT, BASE = 640, 150, 128
+"""Of the drawing, and of what lies above its axis, in its own units."""
+TICKS = 12
+NEGATIVE = ' class="n"'
+
+
+def histogram(bins: Sequence[int], counts: Sequence[int]) -> Markup:
+    """Bars over log2 of |activation|, negative ones to the left; a bar's area is its count.
+
+    `bins` and `counts` are those of the feature table (`pipeline.statistics.histogram`).
+    """
+    left, right = bin_edges(np.array(bins, np.int16))
+    near = float(min(np.abs(left).min(), np.abs(right).min()))
+    low, high = _place(left, near), _place(right, near)
+    scale = WIDTH / max(float(high.max() - low.min()), 0.5)
+    height = np.array(counts) / (high - low)
+    tops = BASE - (BASE - 6) * height / height.max()
+    x = (low - low.min()) * scale
+    widths = np.maximum((high - low) * scale - 1, 0.6)
+    bars = [
+        f'<rect{NEGATIVE if end <= 0 else ""} x="{a:.1f}" y="{y:.1f}" width="{w:.1f}" '
+        f'height="{BASE - y:.1f}"><title>{number(begin)} to {number(end)}: {count:,}</title></rect>'
+        for a, y, w, begin, end, count in zip(x, tops, widths, left, right, counts, strict=True)
+    ]
+    marks = _ticks(left, right, near, float(low.min()), scale)
+    return Markup(  # noqa: S704 - numbers alone
+        f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of '
+        f'activations from {number(float(left.min()))} to {number(float(right.max()))}">'
+        f'{"".join(bars)}<line x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>{marks}</svg>'
+    )
+
+
+def _place(edges: F64, near: float) -> F64:
+    """Where an edge stands: octaves from the edge nearest to 0, half an octave off the middle."""
+    places: F64 = np.sign(edges) * (np.log2(np.maximum(np.abs(edges), near) / near) + 0.25)
+    return places
+
+
+def _ticks(left: F64, right: F64, near: float, origin: float, scale: float) -> str:
+    """Round values along the axis, those that leave room for each other."""
+    most = float(max(np.abs(left).max(), np.abs(right).max()))
+    decades = np.arange(np.floor(np.log10(near)), np.ceil(np.log10(most)) + 1)
+    sizes = np.unique(np.outer(10.0**decades, np.arange(1, 10)).ravel())
+    values = np.concatenate([-sizes[::-1], sizes])
+    values = values[
+        (values >= left.min() * 0.999) & (values <= right.max() * 1.001) & (np.abs(values) >= near)
+    ]
+    places = (_place(values, near) - origin) * scale
+    kept = [0] if len(values) else []
+    for number_, (_, place) in enumerate(pairwise(places), start=1):
+        if place - places[kept[-1]] >= WIDTH / TICKS:
+            kept.append(number_)
+    return "".join(
+        f'<text x="{place:.1f}" y="{HEIGHT - 6}">{value:.3g}</text>'
+        for place, value in zip(np.clip(places[kept], 12, WIDTH - 12), values[kept], strict=True)
+    )

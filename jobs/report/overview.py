@@ -1,0 +1,173 @@
+"""The pages above the features: that of a site, with figures and provenance, and that of the lake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import polars as pl
+
+from jobs.report.clusters import Kind
+from jobs.report.tables import Tables
+from jobs.report.work import Work
+from pipeline.store import FeatureStore
+from pipeline.store.tables import RECEIPTS_KEY
+from schemas import __version__
+from schemas.layout import StorePath
+
+TOP = 10
+"""Features of a ranking on the overview."""
+
+FIGURES = {
+    "frequency": "How often features fire",
+    "density_and_mean": "Frequency against mean activation of each feature",
+    "l0": "Features active in a row",
+    "mean_activation": "How strongly features fire on average",
+    "max_activation": "How strongly features fire at most",
+    "sigma_over_mu": "Features ranked by sigma / mu",
+}
+"""What the usual figures show, in the order in which they stand; others come after them, by name."""
+
+
+def figures_of(store: FeatureStore, site: str) -> list[tuple[str, str, bytes, bool]]:
+    """Name, description, PNG and staleness of each figure of a site."""
+    folder, now = store.layout.figures(site), store.receipts_digest(site).encode()
+    there = {path.stem: path for path in folder.iterdir() if path.suffix == ".png"} if folder.is_dir() else {}
+    names = [*(name for name in FIGURES if name in there), *sorted(there.keys() - FIGURES.keys() - {""})]
+    read = {name: there[name].read_bytes() for name in names if not name.startswith(".")}
+    return [
+        (
+            name,
+            FIGURES.get(name, name.replace("_", " ")),
+            data,
+            RECEIPTS_KEY.encode() in data and now not in data,
+        )
+        for name, data in read.items()
+    ]
+
+
+def site_facts(tables: Tables) -> dict[str, Any]:
+    """Numbers of a site that stand on top of its page, and on that of the lake."""
+    store, site = tables.store, tables.site
+    info, totals = store.site(site), store.totals(site)
+    fired = tables.scan("features").select((pl.col("n_active") > 0).sum()).collect().item()
+    nnz = sum(receipt.sites[site].nnz for receipt in store.receipts(site).values())
+    return {
+        "site": site,
+        "hook_name": info.hook_name,
+        "architecture": info.architecture,
+        "d_sae": info.d_sae,
+        "fired": fired,
+        "nnz": nnz,
+        "l0": nnz / totals.counted_rows if totals.counted_rows else None,
+        "rows": totals.rows,
+        "counted_rows": totals.counted_rows,
+        "contexts": totals.contexts,
+        "documents": totals.documents,
+        "shards": len(store.committed(site)),
+        "stale": [state.name for state in tables.states if state.stale],
+    }
+
+
+def lake_facts(store: FeatureStore) -> list[tuple[str, str]]:
+    """What holds for every token."""
+    lake = store.lake
+    rows = sum(record.rows for record in store.shards)
+    return [
+        ("tokens", f"{rows:,} in {len(store.shards):,} shards"),
+        ("documents", f"{sum(record.documents for record in store.shards):,}"),
+        ("corpus", "; ".join(_source(link.source) for link in store.links)),
+        ("corpus digest", ", ".join(link.source_digest[:16] for link in store.links)),
+        ("tokenizer", f"{short(lake.tokenizer)}, {lake.tokenizer_digest[:16]}"),
+        ("contexts", f"at most {lake.context_size} tokens"),
+        ("special tokens", lake.special_tokens),
+        ("labels", ", ".join(lake.label_columns) or "none"),
+    ]
+
+
+def provenance(store: FeatureStore, site: str) -> list[tuple[str, str]]:
+    """Where the site's numbers come from."""
+    info = store.site(site)
+    plan = store.plans[info.pass_name]
+    planned = next(each for each in plan.sites if each.name == site)
+    receipts = list(store.receipts(site).values())
+    told = [receipt.environment for receipt in receipts] or [plan.environment]
+    versions = sorted({f"{name} {each[name]}" for each in told for name in each if name != "host"})
+    return [
+        ("model", f"{short(plan.model)} ({plan.model_loader}, {plan.model_dtype}), {plan.model_digest[:16]}"),
+        ("processing", ", ".join(plan.model_processing or ()) or "none"),
+        ("hook", info.hook_name),
+        ("SAE", f"{short(info.sae)} ({info.architecture}), {planned.sae_digest[:16]}"),
+        ("sizes", f"d_model {info.d_model:,}, d_sae {info.d_sae:,}"),
+        ("activations", f"{info.activation_dtype}, encoded in {info.encode_dtype}"),
+        ("positions", "all" if info.positions is None else str(list(info.positions))),
+        ("pass", f"{info.pass_name}, plan {plan.hash[:16]}, format version {plan.format_version}"),
+        ("device", plan.device),
+        ("receipts", f"{len(receipts):,}, digest {store.receipts_digest(site)}"),
+        ("versions", ", ".join(versions)),
+        ("report by", f"latentlake {__version__}"),
+    ]
+
+
+def short(path: str) -> str:
+    """The last two parts of a path: where it lies on somebody's disk is nobody's business."""
+    if "://" in path or not path.startswith("/"):
+        return path
+    return "/".join(["…", *PurePosixPath(path).parts[-2:]])
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    """A corpus in a few words."""
+    return ", ".join(
+        f"{key} {_told(value)}" for key, value in source.items() if value not in (None, [], {}, "")
+    )
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, str):
+        return short(value)
+    if isinstance(value, list):
+        return " ".join(_told(each) for each in value[:6]) + (" …" if len(value) > 6 else "")
+    return str(value)
+
+
+def best_of(tables: Tables) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The first features of every ranking."""
+    rankings = (
+        tables.scan("rankings").filter(pl.col("rank") < TOP).collect() if "rankings" in tables.there else None
+    )
+    if rankings is None:
+        return []
+    return [
+        (
+            str(by),
+            list(some.sort("rank").iter_rows(named=True)),
+        )
+        for (by,), some in rankings.group_by("by", maintain_order=True)
+    ]
+
+
+def site_page(
+    tables: Tables, work: Work, kinds: Sequence[Kind], figures: Sequence[tuple[str, str, bytes, bool]]
+) -> dict[str, Any]:
+    """What the template of a site's page is given."""
+    fidelity = tables.read("fidelity")
+    return {
+        "work": work,
+        "site": work.site,
+        "facts": site_facts(tables),
+        "lake": lake_facts(tables.store),
+        "provenance": provenance(tables.store, work.site),
+        "figures": [(name, told, stale) for name, told, _, stale in figures],
+        "best": best_of(tables),
+        "kinds": kinds,
+        "states": tables.states,
+        "fidelity": list(fidelity.iter_rows(named=True)) if fidelity is not None else [],
+        "chosen": len(work.chosen),
+    }
+
+
+def figure_path(work: Work, name: str) -> StorePath:
+    """Where a figure lies in the report."""
+    return work.out / "figures" / f"{name}.png"

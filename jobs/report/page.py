@@ -1,0 +1,96 @@
+"""One page: how numbers are written, the jinja2 environment, and how a file of the site is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from jobs.report.strips import visible
+from pipeline.store.local import storage_errors, temporary_path
+from pipeline.store.objects import write_atomic
+from schemas.layout import StorePath
+
+NOTHING = "–"
+
+COLOURED = ("density", "map", "graph", "cluster")
+"""Names of figures whose colours are a scale, which a dark page must not turn round."""
+
+
+def number(value: float | None) -> str:
+    """Three digits or more: 0.00412, 3.40, 1,204, 2.1e-06."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 999.5:
+        return f"{value:,.0f}" if size < 1e9 else f"{value:.3g}"
+    return f"{value:#.3g}".rstrip(".") if size >= 1e-4 else f"{value:.1e}"
+
+
+def whole(value: int | None) -> str:
+    """A count with its thousands set apart."""
+    return NOTHING if value is None else f"{value:,}"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, kept on one line: 12.3 %, 0.00410 %."""
+    return NOTHING if value is None else f"{number(100 * value)}\u00a0%"
+
+
+def _seen(value: Any) -> Any:
+    return visible(value) if type(value) is str else value
+
+
+@cache
+def environment() -> Environment:
+    """Templates, compiled once in a process; every value is escaped, and its hidden characters are told."""
+    made = Environment(
+        loader=PackageLoader("jobs.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_seen,
+        undefined=StrictUndefined,
+        auto_reload=False,
+    )
+    made.tests["coloured"] = lambda name: any(part in name for part in COLOURED)
+    made.filters.update(number=number, whole=whole, percent=percent)
+    return made
+
+
+def render(template: str, depth: int, **values: Any) -> bytes:
+    """The bytes of a page that lies `depth` folders below the report's."""
+    text = environment().get_template(template).render(base="../" * depth, **values)
+    return text.encode("utf-8", "replace")
+
+
+def script(variable: str, content: Any) -> bytes:
+    """A file of JavaScript that sets a variable, in ASCII; nothing in it can end a script or a comment."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return f"var {variable}={text};\n".encode("ascii")
+
+
+def write(path: StorePath, data: bytes) -> int:
+    """Write or replace a file of the site, and say its bytes; a crash leaves the old one or the new, whole.
+
+    On a folder it is renamed into place but not synchronised: half a million pages can be made again.
+    """
+    if not isinstance(path, Path):
+        write_atomic(path, data)
+        return len(data)
+    temporary = temporary_path(path)
+    with storage_errors(path):
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return len(data)

@@ -1,0 +1,49 @@
+"""Tokens as HTML: how a token is written out, and strips of tokens shaded by their activation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+LEVELS = 9
+"""Shades of a strip: classes p1 to p9 of positive activations, n1 to n9 of negative ones."""
+
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
+"""Characters that are not seen, or that would change the order of what follows (bidirectional controls)."""
+
+_MARKS = {"\n": "↩", "\r": "↩", "\t": "→"}
+
+
+def visible(text: str) -> str:
+    """The text with marks for line ends and tabs, and numbers of other characters that can not be seen."""
+    if text.isprintable() and text.isascii():
+        return text
+    return _HIDDEN.sub(lambda found: _MARKS.get(found[0], f"⟨U+{ord(found[0]):04X}⟩"), text)
+
+
+def alone(text: str) -> str:
+    """A token that stands by itself: its spaces are seen too."""
+    return visible(text).replace(" ", "·") or "⟨empty⟩"
+
+
+def strip(pieces: Sequence[str], values: Sequence[float], firing: int, most: float) -> Markup:
+    """Tokens, shaded by |activation| / `most`; the one at `firing` is marked.
+
+    `pieces` is HTML of each token (see `Work.pieces`), `values` its activation; tokens that are active say
+    theirs when pointed at.
+    """
+    parts = list(pieces)
+    for place, value in enumerate(values):
+        if value or place == firing:
+            tag = "mark" if place == firing else "b"
+            parts[place] = f'<{tag} class="{_shade(value, most)}" title="{value:.4g}">{parts[place]}</{tag}>'
+    return Markup("".join(parts))  # noqa: S704 - made of escaped pieces
+
+
+def _shade(value: float, most: float) -> str:
+    level = min(LEVELS, max(1, round(LEVELS * abs(value) / most))) if value and most else 0
+    return f"{'n' if value < 0 else 'p'}{level}"

@@ -1,0 +1,166 @@
+"""The stored tables that a site's pages are made from: which there are, and their rows feature by feature."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.store import FeatureStore
+from pipeline.store.tables import StaleTableWarning, job_of
+from schemas.values import I64
+
+OF_FEATURES = (
+    "features",
+    "rankings",
+    "profile",
+    "labels",
+    "neighbours",
+    "decoder_neighbours",
+    "logits",
+    "feature_clusters",
+    "coactivation_clusters",
+    "density_clusters",
+)
+"""Tables of which the page of a feature shows its rows; so it does of every one that begins with MATCHES."""
+
+MATCHES = "matches"
+
+CLUSTERS = {
+    "feature": "Decoder directions",
+    "coactivation": "Co-activation",
+    "density": "Dense regions",
+    "context": "Contexts",
+    "document": "Documents",
+}
+"""Kinds of clusters: their tables are `<kind>_clusters` and `<kind>_cluster(s)_summary`."""
+
+KNOWN = (
+    *OF_FEATURES,
+    *("examples", "l0", "l0_thresholds", "ranking_summary", "logits_random", "fidelity", "feature_map"),
+    *("context_clusters", "document_clusters"),
+)
+"""Tables that a report has a place for."""
+
+LAID_OUT = "tables"
+_GROUP = 1 << 12
+"""Rows in a row group of what is laid out."""
+
+NEEDED = ("features", "examples")
+"""Without these there is no report."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a table stands: there or not, fresh or stale, and the command that makes it."""
+
+    name: str
+    there: bool
+    stale: bool
+    rows: int
+    command: str
+
+
+class Tables:
+    """The tables of one site, as far as there are any."""
+
+    def __init__(self, store: FeatureStore, site: str) -> None:
+        self.store, self.site = store, site
+
+    @cached_property
+    def there(self) -> frozenset[str]:
+        """Names of the tables there are."""
+        return frozenset(self.store.tables(self.site))
+
+    def scan(self, name: str) -> pl.LazyFrame:
+        """One table; that it is stale the pages say, so nothing is warned of here."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StaleTableWarning)
+            return self.store.scan_table(self.site, name)
+
+    def read(self, name: str) -> pl.DataFrame | None:
+        """One table, whole; None where there is none."""
+        return self.scan(name).collect() if name in self.there else None
+
+    def summary(self, kind: str) -> pl.DataFrame | None:
+        """What sums up the clusters of a kind, a row each."""
+        names = (f"{kind}_cluster_summary", f"{kind}_clusters_summary")
+        return next((self.read(name) for name in names if name in self.there), None)
+
+    @cached_property
+    def states(self) -> list[State]:
+        """All tables there are or could be."""
+        return [self._state(name) for name in (*KNOWN, *sorted(self.there - set(KNOWN)))]
+
+    def missing(self) -> dict[str, str]:
+        """The command that makes each table of a feature's page that is not there."""
+        return {state.name: state.command for state in self.states if not state.there}
+
+    def _state(self, name: str) -> State:
+        command = f"latentlake {job_of(name)}"
+        if name not in self.there:
+            return State(name, there=False, stale=False, rows=0, command=command)
+        rows = self.scan(name).select(pl.len()).collect().item()
+        return State(name, True, self.store.is_stale(self.site, name), rows, command)
+
+    def lay_out(self, chosen: I64, folder: Path) -> None:
+        """Copy the rows of the chosen features into `folder`, by feature, so that a range is read quickly.
+
+        A table is held in memory once: some kilobytes a feature of the largest, which has the histograms.
+        """
+        (folder / LAID_OUT).mkdir()
+        numbers = pl.Series("feature", chosen, pl.UInt32)
+        for name in sorted(self.there):
+            if name not in OF_FEATURES and not name.startswith(MATCHES):
+                continue
+            table = self.scan(name).filter(pl.col("feature").is_in(numbers.implode())).collect()
+            table = table.sort("feature", maintain_order=True)
+            table.write_parquet(folder / LAID_OUT / f"{name}.parquet", row_group_size=_GROUP)
+
+
+class ByFeature:
+    """Some rows of a table with the column `feature`, ascending: those of one feature as dicts."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._names = frame.columns
+        self._features = frame["feature"].to_numpy()
+        self._columns = [frame[name].to_list() for name in self._names]
+
+    def of(self, feature: int) -> list[dict[str, Any]]:
+        """The rows of one feature, in the table's order."""
+        first, last = np.searchsorted(self._features, np.array([feature, feature + 1], self._features.dtype))
+        cells = (column[first:last] for column in self._columns)
+        return [dict(zip(self._names, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def read_range(folder: Path, first: int, last: int) -> Mapping[str, ByFeature]:
+    """The rows of features first .. last of every table that was laid out."""
+    inside = pl.col("feature").is_between(first, last)
+    return {
+        path.stem: ByFeature(pl.scan_parquet(path).filter(inside).collect())
+        for path in sorted((folder / LAID_OUT).iterdir())
+    }
+
+
+def names_of(examples: pl.DataFrame, d_sae: int, n: int = 3) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The tokens on which each feature fires most often among its strongest rows: int32 [d_sae, n], -1: none.
+
+    `examples` are the rows `feature`, `rank`, `token_id` of its strongest rows; equally frequent tokens in
+    the order of their best rank.
+    """
+    counts = (
+        examples.group_by("feature", "token_id")
+        .agg(pl.len().alias("times"), pl.col("rank").min())
+        .sort("feature", "times", "rank", "token_id", descending=[False, True, False, False])
+        .with_columns(place=pl.int_range(pl.len()).over("feature"))
+        .filter(pl.col("place") < n)
+    )
+    names = np.full((d_sae, n), -1, np.int32)
+    names[counts["feature"].to_numpy(), counts["place"].to_numpy()] = counts["token_id"].to_numpy()
+    return names

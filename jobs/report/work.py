@@ -1,0 +1,95 @@
+"""What the tasks that make pages share: where everything lies, and how a token or a feature is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from jobs.report.strips import alone, visible
+from pipeline.store.parquet import read_frame
+from schemas.layout import StorePath
+from schemas.values import I32, I64
+
+FOLDER_SIZE = 1000
+"""Pages in one folder: feature 12345 lies in features/12."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a task needs to make pages of one site; what it reads it keeps, and does not hand on."""
+
+    scratch: Path
+    windows: tuple[Path, ...]
+    out: StorePath
+    """The site's folder in the report."""
+    site: str
+    vocabulary: StorePath
+    d_sae: int
+    missing: Mapping[str, str]
+    """Tables that are not there, and the commands that make them."""
+    cluster_names: Mapping[str, Sequence[str]]
+    """Of each kind of feature clusters, what each cluster is called."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
+    def chosen(self) -> I64:
+        """Features with a page, ascending."""
+        found: I64 = np.load(self.scratch / "chosen.npy")
+        return found
+
+    @cached_property
+    def names(self) -> I32:
+        """Tokens on which each feature fires, int32 [d_sae, n], see `tables.names_of`."""
+        found: I32 = np.load(self.scratch / "names.npy", mmap_mode="r")
+        return found
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Each token as it is written where it stands by itself, not escaped."""
+        return [alone(text) for text in self._vocabulary]
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """What each token puts into a strip, as HTML."""
+        return [str(escape(visible(text))) for text in self._vocabulary]
+
+    @cached_property
+    def _vocabulary(self) -> list[str]:
+        texts: list[str] = read_frame(self.vocabulary)["text"].to_list()
+        return texts
+
+    @cached_property
+    def _tokens(self) -> list[str]:
+        return [f"<i>{escape(text)}</i>" for text in self.texts]
+
+    @cached_property
+    def _has_page(self) -> frozenset[int]:
+        return frozenset(self.chosen.tolist())
+
+    def tokens(self, numbers: Iterable[int]) -> Markup:
+        """Tokens that stand by themselves, as HTML; -1 is none."""
+        found = (self._tokens[number] for number in numbers if 0 <= number < len(self._tokens))
+        return Markup("".join(found))  # noqa: S704 - made of escaped texts
+
+    def fires_on(self, feature: int) -> Markup:
+        """The tokens on which a feature fires, as HTML."""
+        return self.tokens(self.names[feature].tolist())
+
+    def link(self, feature: int, features: str) -> Markup:
+        """The feature's number, linked to its page where it has one; `features` leads to the site's pages."""
+        if feature not in self._has_page:
+            return Markup(f'<s title="no page in this report">{feature}</s>')  # noqa: S704 - a number
+        return Markup(f'<a href="{features}{path_of(feature)}">{feature}</a>')  # noqa: S704 - and our own path
+
+
+def path_of(feature: int) -> str:
+    """Where the page of a feature lies, below the site's folder `features`."""
+    return f"{feature // FOLDER_SIZE}/{feature}.html"
