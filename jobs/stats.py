@@ -13,6 +13,7 @@ from jobs.console import say
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.statistics import rows as row_statistics
 from pipeline.store import FeatureStore
+from pipeline.store.control_tables import control_tables
 from pipeline.store.site_tables import site_tables
 from schemas.errors import InputError
 
@@ -20,12 +21,15 @@ from schemas.errors import InputError
 def stats(store: FeatureStore, site: str, tasks: Tasks | None = None) -> pl.DataFrame:
     """Write the tables `features`, `l0` and `examples` of a site; return the feature table.
 
+    Of a site with a control also `control_features` and `control_l0`.
+
     Raises InputError when no shard of the site is committed.
     """
     began = time.monotonic()
     if not store.receipts(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    tables = site_tables(store, site, tasks or OneProcess())
+    tasks = tasks or OneProcess()
+    tables = site_tables(store, site, tasks) | control_tables(store, site, tasks)
     for name, made in tables.items():
         store.write_table(site, name, made)
     table, row_counts = tables["features"], tables["l0"]

@@ -44,7 +44,7 @@ _WHOLE_RANGE = 1 << 18
 def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
     """The tables `features`, `l0` and `examples`."""
     info, shards, totals = store.site(site), store.shard_files(site), store.totals(site)
-    counts = combine_counts(tasks.map(_count_rows, _some(shards)))
+    counts = combine_counts(tasks.map(_count_rows, in_some(shards)))
     one = "feature_major" not in info.layouts  # a CSR is read whole, so by one task
     ranges = [range(info.d_sae)] if one else _partials_ranges(store, site)
     found = list(tasks.map(partial(_range_tables, shards, totals), ranges))
@@ -155,7 +155,8 @@ def _rows(file: PostingsFile, groups: list[int]) -> NDArray[Any]:
     return np.asarray(file.read_groups(groups, ("row",))[0])
 
 
-def _some(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:
+def in_some(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:
+    """So many shards in a task as are worth one, where each has a small file to be read."""
     for start in range(0, len(shards), _COUNT_FILES):
         yield shards[start : start + _COUNT_FILES]
 
