@@ -34,9 +34,9 @@ from pipeline.saes.encoder import Encoder
 from schemas.run_file import Control
 from schemas.values import F32, ControlSums
 
-DENSE_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
+DENSE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}
 """Most memory for a dense block [n, F] of float32."""
-PIECE_BYTES = {"cpu": 1 << 21, "cuda": 1 << 26}
+PIECE_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Of it, what is looked at together: on a CPU it stays in the caches."""
 
 
@@ -107,10 +107,12 @@ class ControlTally:
 
     def _add_piece(self, values: Tensor, features: slice, l0: Tensor) -> None:
         """Values [n, f] of some features; `l0` int64 [T, n] is added to."""
-        self._n_active[features] += (values > 0).sum(dim=0)
+        # ones as float32, of which 2**24 add up exactly: 5 times as quick as booleans
+        above = torch.gt(values, 0, out=torch.empty_like(values))
+        self._n_active[features] += above.sum(dim=0).long()
+        for counts, threshold in zip(l0, self._thresholds, strict=True):
+            counts += torch.gt(values, threshold, out=above).sum(dim=1).long()
         self._largest[features] = torch.maximum(self._largest[features], values.amax(dim=0))
-        for above, threshold in zip(l0, self._thresholds, strict=True):
-            above += (values > threshold).sum(dim=1)
         wide = values.double()
         self._total[features] += wide.sum(dim=0)
         self._squares[features] += wide.square_().sum(dim=0)

@@ -1,9 +1,9 @@
 """A control beside the learnt features, over the same rows: those of the first 10 of every 50 contexts.
 
 Contexts are numbered over the lake, as in the GPT-2 notebook, which takes the first 10 of each batch of 50 on
-its way through the corpus; which rows these are does not depend on batches and workers here. Of the learnt features
-the stored activations count; the control's (`pipeline.saes.control`) are float32 and not rounded. Rows that
-are counted with activations 0 (special_tokens: zero) are 0 in both.
+its way through the corpus; which rows these are does not depend on batches and workers here. Of the learnt
+features the stored activations count; the control's (`pipeline.saes.control`) are float32 and not rounded.
+Rows that are counted with activations 0 (special_tokens: zero) are 0 in both.
 
 States are keyed by `feature`, one state for the learnt features and one for the control; they merge as all
 moments do. N rows, F features that fired, Z nonzeros.
