@@ -25,13 +25,19 @@ RECEIPTS_FIELD = {"png": RECEIPTS_KEY, "svg": "Identifier"}
 def plots(store: FeatureStore, site: str) -> list[StorePath]:
     """Draw every figure of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
-    Raises InputError when a table is missing, naming the command that writes it; then nothing is drawn.
+    Optional ones are drawn where their table is there. Raises InputError when another table is missing,
+    naming the command that writes it; then nothing is drawn.
     """
-    names = {drawing.table for drawing in FIGURES.values()}
+    chosen = {
+        name: drawing
+        for name, drawing in FIGURES.items()
+        if not drawing.optional or store.has_table(site, drawing.table)
+    }
+    names = {drawing.table for drawing in chosen.values()}
     tables = {name: store.scan_table(site, name).collect() for name in sorted(names)}
     written = []
     with rc_context(STYLE):
-        for name, drawing in FIGURES.items():
+        for name, drawing in chosen.items():
             figure = drawing.draw(tables[drawing.table], site)
             receipts = store.made_from(site, drawing.table)
             for kind in METADATA:

@@ -173,7 +173,7 @@ class ModelFeatures:
         submitted: list[OnItsWay] = []
         chosen = control.in_control(tokens)
         tallies = {
-            name: ControlTally(encoder, control.THRESHOLDS)
+            name: ControlTally(encoder, [control.at_most(t) for t in control.THRESHOLDS])
             for name, encoder in self._control_encoders.items()
         }
         for batch, rows in batches(tokens, contexts):

@@ -21,7 +21,7 @@ from schemas.run_file import (
     StoreLayout,
 )
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class Record(BaseModel):

@@ -12,16 +12,18 @@ from schemas.records import FORMAT_VERSION
 
 DATA = Path(__file__).parent / "data"
 
-NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684}
+NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684, "store-v4": 7684}
 FEATURE_3 = {
     "store-v1": (56, 583, 0.195497),
     "store-v2": (63, 655, 0.193021),
     "store-v3": (63, 655, 0.193021),
+    "store-v4": (63, 655, 0.193021),
 }
 STRONGEST = {
     "store-v1": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v2": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v3": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+    "store-v4": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
 }
 
 

@@ -75,11 +75,17 @@ def partial(learnt: pl.DataFrame, control: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([control, learnt]).sort("feature", "of")
 
 
+def at_most(threshold: float) -> float:
+    """The largest float32 that is not above: x > it is x > threshold for every float32 x."""
+    nearest = np.float32(threshold)
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
+
+
 def learnt_l0(features: SparseFeatures, rows: Bool) -> pl.DataFrame:
     """Rows by how many |activations| are above each threshold (schema `CONTROL_L0`), of the rows marked."""
     counts = []
     for threshold in THRESHOLDS:
-        above = np.abs(features.data) > np.float32(threshold)
+        above = np.abs(features.data) > np.float32(at_most(threshold))
         before = np.concatenate([[0], np.cumsum(above, dtype=np.int64)])
         counts.append(np.bincount(np.diff(before[features.indptr])[rows]))
     return _l0(LEARNT, counts)
