@@ -26,6 +26,17 @@ STRONGEST = {
     "store-v4": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
 }
 
+CONTROLS = {
+    "mid": [
+        ("learnt", "random_encoder", 147, 16, 0.222862),
+        ("control", "random_encoder", 147, 121, 0.831258),
+    ],
+    "signed": [
+        ("learnt", "shuffled_rows", 138, 4, -0.094613),
+        ("control", "shuffled_rows", 138, 20, 0.087029),
+    ],
+}
+
 
 @pytest.fixture(scope="module", params=sorted(path.name for path in DATA.glob("store-v*")))
 def store(request):
@@ -64,3 +75,13 @@ def test_a_site_of_some_positions_and_signed_activations_reads_as_it_did():
 def test_there_is_a_store_of_every_version():
     versions = range(1, FORMAT_VERSION + 1)
     assert [store.name for store in sorted(DATA.glob("store-v*"))] == [f"store-v{n}" for n in versions]
+
+
+def test_the_controls_of_version_4_read_as_they_did():
+    store = FeatureStore.open(DATA / "store-v4")
+    found = {}
+    for site in store.sites:
+        table = store.scan_table(site, "control_features").filter(feature=3)
+        columns = ("of", "control", "counted_rows", "n_active", "mean_all")
+        found[site] = [(*row[:-1], round(row[-1], 6)) for row in table.select(*columns).collect().rows()]
+    assert found == CONTROLS

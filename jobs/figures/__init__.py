@@ -11,7 +11,12 @@ from typing import NamedTuple
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.control import draw_control_frequency, draw_control_l0, draw_control_mean
+from jobs.figures.control import (
+    draw_control_frequency,
+    draw_control_l0,
+    draw_control_max,
+    draw_control_mean,
+)
 from jobs.figures.distributions import draw_frequency, draw_l0, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
 
@@ -33,5 +38,6 @@ FIGURES = {
     "sigma_over_mu": Drawing("rankings", draw_sigma_over_mu),
     "control_frequency": Drawing("control_features", draw_control_frequency, optional=True),
     "control_mean": Drawing("control_features", draw_control_mean, optional=True),
+    "control_max": Drawing("control_features", draw_control_max, optional=True),
     "control_l0": Drawing("control_l0", draw_control_l0, optional=True),
 }

@@ -49,6 +49,17 @@ def draw_control_mean(features: pl.DataFrame, site: str) -> Figure:
     )
 
 
+def draw_control_max(features: pl.DataFrame, site: str) -> Figure:
+    """The strongest activation of learnt features, and of those of the control."""
+    return _over_features(
+        features,
+        site,
+        "max_activation",
+        "Strongest activation: learnt and control",
+        "largest activation of a feature (log scale, units of the SAE)",
+    )
+
+
 def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     """How many features of a row are above each threshold, learnt and control."""
     thresholds = l0["threshold"].unique().sort().to_list()
@@ -76,7 +87,7 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
 
 def _over_features(features: pl.DataFrame, site: str, column: str, title: str, label: str) -> Figure:
     """Histograms of a column that is not negative but for signed SAEs, of which magnitudes are drawn."""
-    values = {of: features.filter(pl.col("of") == of)[column].abs().drop_nulls() for of in COLOURS}
+    values = {of: features.filter(pl.col("of") == of)[column].abs().fill_null(0) for of in COLOURS}
     silent = [f"{(v == 0).sum():,} of {of}" for of, v in values.items()]
     rows = int(features["counted_rows"][0]) if features.height else 0
     n = counted(len(values["learnt"]), "feature")

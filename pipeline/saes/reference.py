@@ -92,7 +92,8 @@ class ReferenceEncoder:
         """What the package makes of x before it encodes it, in blocks of rows."""
         for rows in self._blocks(self._read(x)):
             with self._lock, torch.no_grad():
-                yield self._sae.process_sae_in(rows).float()
+                read = self._sae.process_sae_in(rows).float()
+            yield read
 
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
         """Reconstruct x, float32 [N, D]; `like`, the x encoded, where x is normalised by its own norm."""

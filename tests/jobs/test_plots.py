@@ -31,6 +31,7 @@ TITLES = {
     "sigma_over_mu": "Features ranked by σ / μ",
     "control_frequency": "How often features fire: learnt and control",
     "control_mean": "Mean activation: learnt and control",
+    "control_max": "Strongest activation: learnt and control",
     "control_l0": "Active features per token: learnt and control",
 }
 
@@ -89,6 +90,7 @@ def made_up_control(features, dead, rows=2_000, seed=0):
             "counted_rows": rows,
             "frequency": frequency if dead < features else frequency * 0,
             "mean_all": frequency * 3 if dead < features else frequency * 0,
+            "max_activation": pl.Series(frequency * 9 if dead < features else frequency * 0).replace(0, None),
         }
     )
     l0 = pl.DataFrame(
@@ -164,8 +166,9 @@ def test_a_control_is_named_with_its_rule_and_every_feature_is_in_a_bar():
         "at 0: 30 of learnt, 0 of control",
     ):
         assert part in text
+    assert "400 features each" in svg_of("control_max", tables)
     with rc_context(STYLE):
-        for name in ("control_frequency", "control_mean"):
+        for name in ("control_frequency", "control_mean", "control_max"):
             patches = FIGURES[name].draw(tables["control_features"], "l9").axes[0].patches
             drawn = [sum(patch.get_data().values) for patch in patches]
             assert drawn == [370, 370, 400, 400]  # a body and a line of each
