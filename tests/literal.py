@@ -35,7 +35,7 @@ BATCH, CONTROL_CONTEXTS = 50, 10
 THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 2.0)
 TOP, BEFORE, AFTER = 30, 30, 2
 SITE = "resid"
-NEAR = 1e-4
+NEAR = 5e-3
 """A pre-activation so near to 0 may fall on either side: x of another batch shape has other last bits."""
 
 
@@ -149,7 +149,7 @@ def run_notebook(ids: list[list[int]], sae: Path, model: Model) -> Notebook:
         some = slice(CONTROL_CONTEXTS)
         control = torch.relu((x[some] - w["b_dec"]) @ random_w_enc + w["b_enc"])
         control *= acts[some].norm(dim=-1, keepdim=True) / control.norm(dim=-1, keepdim=True)
-        near = (pre[real].abs() < NEAR * w["W_dec"].shape[1]).sum(dim=0)
+        near = (pre[real].abs() < NEAR).sum(dim=0)
         parts.append(Notebook(acts[real], near, acts[some][real[some]], control[real[some]]))
     acts, near, learnt, control = zip(*parts, strict=True)
     return Notebook(torch.cat(acts), torch.stack(near).sum(dim=0), torch.cat(learnt), torch.cat(control))
@@ -185,7 +185,7 @@ def compare(store: FeatureStore, ids: list[list[int]], found: Notebook) -> Itera
     counts = (found.acts > 0).sum(dim=0).numpy()
     beyond = np.abs(table["n_active"].to_numpy() - counts) - found.near.numpy()
     yield Line("active rows, beyond near-ties at 0", max(beyond.max(), 0), 0, len(counts), "rows")
-    yield Line("frequency", relative(table["frequency"], counts / n), 1e-2, len(counts))
+    yield Line("frequency", relative(table["frequency"], counts / n), 1e-3, len(counts))
     dead = float((counts == 0).mean())
     yield Line("share of dead features", abs((table["n_active"] == 0).mean() - dead), 0, 1, "share")
     mean, std = acts.mean(dim=0).numpy(), acts.std(dim=0).numpy()
