@@ -13,12 +13,15 @@ from jobs.console import say
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.statistics import rows as row_statistics
 from pipeline.store import FeatureStore
+from pipeline.store.control_tables import control_tables
 from pipeline.store.site_tables import check_sums, site_tables
 from schemas.errors import InputError
 
 
 def stats(store: FeatureStore, site: str, tasks: Tasks | None = None) -> pl.DataFrame:
     """Write the tables `features`, `l0` and `examples` of a site; return the feature table.
+
+    Of a site with a control also `control_features` and `control_l0`.
 
     Raises InputError when no shard of the site is committed, and for a damaged file that they are made from.
     """
@@ -27,7 +30,7 @@ def stats(store: FeatureStore, site: str, tasks: Tasks | None = None) -> pl.Data
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     tasks = tasks or OneProcess()
     check_sums(store, site, tasks)
-    tables = site_tables(store, site, tasks)
+    tables = site_tables(store, site, tasks) | control_tables(store, site, tasks)
     for name, made in tables.items():
         store.write_table(site, name, made)
     table, row_counts = tables["features"], tables["l0"]

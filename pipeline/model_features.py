@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,27 +21,42 @@ from pipeline.first_look import first_look
 from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
 from pipeline.planned import differing, model_of, open_encoder
+from pipeline.saes.control import ControlEncoder, ControlTally
 from pipeline.saes.reconstruction import worse_than_mean
+from pipeline.statistics import control
 from pipeline.store.site import write_site_weights
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, PlannedSite
-from schemas.run_file import CheckSae
-from schemas.values import Bool, Encoded, SparseFeatures, Stored, Timed, TokenShard
+from schemas.run_file import ActivationDtype, CheckSae
+from schemas.values import F32, Bool, ControlSums, Encoded, SparseFeatures, Stored, Timed, TokenShard
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.saes.encoder import Encoder, Pending
 
-Submitted = list[tuple[str, "Pending | None", Bool]]
-"""By site, the features on their way of the rows that are stored; None where there are none."""
+
+class OnItsWay(NamedTuple):
+    """A batch of one site.
+
+    `pending`: the features of the rows that are `stored`, bool [N] of the batch, None where there are none;
+    `x` [n, width] of those of them that are in `control`, bool [N], None where there are none.
+    """
+
+    site: PlannedSite
+    pending: Pending | None
+    stored: Bool
+    control: Bool
+    x: torch.Tensor | None
 
 
 class ModelFeatures:
     """Holds one model and the SAEs of all sites; one forward pass serves them all."""
 
     batch_contexts: int | None
+    """See `pipeline.worker.Features`."""
+    controls: dict[str, ControlSums]
     """See `pipeline.worker.Features`."""
 
     def __init__(
@@ -53,7 +68,7 @@ class ModelFeatures:
     ) -> None:
         self._layout, self._plan, self._check_sae = layout, plan, check_sae
         self._oom_batch_contexts = oom_batch_contexts
-        self.batch_contexts = None
+        self.batch_contexts, self.controls = None, {}
         self._to_look_at = {site.name for site in plan.sites}
 
     @property
@@ -73,11 +88,16 @@ class ModelFeatures:
                 "every node the same"
             )
         model = model_of(plan)
-        needed = weight_bytes(model) + sum(8 * site.d_model * site.d_sae for site in plan.sites)
+        needed = weight_bytes(model) + sum(_weights(site) for site in plan.sites)
         wait_for_memory(plan.device, needed)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
+        self._control_encoders = {
+            site.name: ControlEncoder(self._encoders[site.name], site.control, site.control_seed)
+            for site in plan.sites
+            if site.control is not None
+        }
 
     def _load_encoder(self, site: PlannedSite) -> Encoder:
         encoder = open_encoder(site, self._plan.device)
@@ -139,25 +159,41 @@ class ModelFeatures:
         The features of a batch are taken when the next one was submitted, so that a GPU always has work.
         """
         encoded: Encoded = {name: [] for name in stored}
-        submitted: Submitted = []
+        submitted: list[OnItsWay] = []
+        chosen = control.in_control(tokens)
+        tallies = {
+            name: ControlTally(encoder, [control.at_most(t) for t in control.THRESHOLDS])
+            for name, encoder in self._control_encoders.items()
+        }
         for batch, rows in batches(tokens, contexts):
             with timed("forward", rows.stop - rows.start):
                 x = self._model.forward(batch)
             with timed("encode"):
-                before, submitted = submitted, self._submit(x, {name: s[rows] for name, s in stored.items()})
-                _take(before, encoded)
+                cut = {name: mask[rows] for name, mask in stored.items()}
+                before, submitted = submitted, list(self._submit(x, cut, chosen[rows]))
+                self._take(before, encoded, tallies)
         with timed("encode"):
-            _take(submitted, encoded)
+            self._take(submitted, encoded, tallies)
+            self.controls = {name: tally.sums() for name, tally in tallies.items()}
         return encoded
 
-    def _submit(self, x: dict[str, torch.Tensor], stored: Stored) -> Submitted:
-        """Begin to encode a batch for every site."""
-        submitted: Submitted = []
+    def _submit(self, x: dict[str, torch.Tensor], stored: Stored, chosen: Bool) -> Iterator[OnItsWay]:
+        """Begin to encode a batch for every site; rows in a control's contexts are kept for it."""
         for site in self._plan.sites:
             mask, read = stored[site.name], x[site.hook_name]
             pending = self._encoders[site.name].submit(_rows(read, mask)) if mask.any() else None
-            submitted.append((site.name, pending, mask))
-        return submitted
+            kept = mask & chosen if site.control else np.zeros_like(mask)
+            yield OnItsWay(site, pending, mask, kept, _rows(read, kept) if kept.any() else None)
+
+    def _take(self, batch: list[OnItsWay], encoded: Encoded, tallies: Mapping[str, ControlTally]) -> None:
+        """Wait for the features of a batch, and put empty rows where nothing is stored; then the controls."""
+        for site, pending, stored, kept, x in batch:
+            some = pending.result() if pending else SparseFeatures.concatenate([])
+            features = _spread(some, stored)
+            encoded[site.name].append(features)
+            if x is not None:
+                norms = _norms(features, kept, self._plan.activation_dtype)
+                tallies[site.name].add(x, to_device(norms, x.device))
 
 
 class _Through:
@@ -180,11 +216,22 @@ def _rows(x: torch.Tensor, stored: Bool) -> torch.Tensor:
     return x.index_select(0, to_device(stored.nonzero()[0], x.device))
 
 
-def _take(submitted: Submitted, encoded: Encoded) -> None:
-    """Wait for the features of a batch, and put empty rows where nothing is stored."""
-    for name, pending, stored in submitted:
-        some = pending.result() if pending else SparseFeatures.concatenate([])
-        encoded[name].append(_spread(some, stored))
+def _norms(features: SparseFeatures, rows: Bool, dtype: ActivationDtype) -> F32:
+    """Norms of the features of some rows, rounded as they will be stored, float32 [n].
+
+    What `dtype` can not hold is infinite here, and told of when the shard is rounded.
+    """
+    kept = features.only(np.repeat(rows, np.diff(features.indptr)))
+    with np.errstate(over="ignore"):
+        squares = kept.data.astype(dtype).astype(np.float64) ** 2
+    of_row = np.repeat(np.arange(len(rows)), np.diff(kept.indptr))
+    norms = np.sqrt(np.bincount(of_row, weights=squares, minlength=len(rows)))
+    return norms[rows].astype(np.float32)
+
+
+def _weights(site: PlannedSite) -> int:
+    """Bytes of an SAE's matrices on the device."""
+    return (3 if site.control else 2) * 4 * site.d_model * site.d_sae
 
 
 def _spread(features: SparseFeatures, stored: Bool) -> SparseFeatures:

@@ -144,6 +144,8 @@ def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
         feature_block=feature_block(found.d_sae),
         encode_dtype=site.encode_dtype,
         positions=_positions(site.positions, context_size),
+        control=site.control,
+        control_seed=site.control_seed if site.control else 0,
     )
 
 

@@ -25,7 +25,7 @@ from pipeline.tokenize import shard_target, tokenize
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from pipeline.worker import Worker
 from schemas.errors import InputError
-from schemas.layout import PARTIALS, ROW_COUNTS, Layout
+from schemas.layout import CONTROL, CONTROL_L0, PARTIALS, ROW_COUNTS, Layout
 from schemas.records import CorpusLink, Lake, Plan, Receipt
 from schemas.run_file import RunFile
 
@@ -165,7 +165,8 @@ class Probe:
         one = sum(s.bytes[PARTIALS] for s in self.samples) / len(self.samples)
         exponent = math.log(self._combined_bytes(plan, receipts) / one) / math.log(len(receipts))
         factor = (shard_rows / mean) ** (min(max(exponent, 0.0), 1.0) - 1)
-        scaled = [_scaled(s, {PARTIALS: factor, ROW_COUNTS: mean / shard_rows}) for s in self.samples]
+        fixed = dict.fromkeys((ROW_COUNTS, CONTROL, CONTROL_L0), mean / shard_rows)
+        scaled = [_scaled(s, {PARTIALS: factor, **fixed}) for s in self.samples]
         return scaled, (
             f"a shard's partials grow with its tokens to the power {exponent:.2f}, as from {mean:,.0f} "
             f"to {mean * len(receipts):,.0f} tokens",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from pipeline.store.site import write_site_weights
 from pipeline.synthetic.generator import Generator
@@ -11,7 +13,7 @@ from pipeline.synthetic.recipe import parse
 from schemas.errors import NodeError
 from schemas.layout import Layout
 from schemas.records import Plan
-from schemas.values import Encoded, Stored, Timed, TokenShard
+from schemas.values import ControlSums, Encoded, Stored, Timed, TokenShard
 
 
 class SyntheticFeatures:
@@ -19,6 +21,8 @@ class SyntheticFeatures:
 
     batch_contexts: int | None = None
     """See `pipeline.worker.Features`."""
+    controls: Mapping[str, ControlSums] = MappingProxyType({})
+    """There is no encoder that another could stand for."""
 
     def __init__(self, layout: Layout, plan: Plan) -> None:
         self._layout, self._plan = layout, plan

@@ -65,6 +65,11 @@ def check_site(site: Site, about: SaeMetadata, told: list[str]) -> None:
         told.append(
             f"{NOTE}{where}: a transcoder, it reads {site.hook_name} and reconstructs what is at {target}"
         )
+    if site.control and about.architecture != "standard":
+        told.append(
+            f"{NOTE}{where}: control {site.control} takes ReLU for the rule of the SAE, which is "
+            f"{about.architecture}"
+        )
     if about.normalize_activations == "expected_average_only_in":
         told.append(
             f"{NOTE}{where}: its SAE says normalize_activations expected_average_only_in; nothing is scaled, "

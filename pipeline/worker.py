@@ -12,14 +12,18 @@ import socket
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import polars as pl
+
 from pipeline import statistics
 from pipeline.plan import environment
+from pipeline.statistics import control as of_control
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit, read_commit
 from pipeline.store.objects import staged_folder
@@ -30,7 +34,7 @@ from schemas.errors import ShardError
 from schemas.layout import Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
-from schemas.values import Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
+from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
 
 
 class Features(Protocol):
@@ -43,6 +47,10 @@ class Features(Protocol):
     @property
     def batch_contexts(self) -> int | None:
         """Contexts of a batch of the last shard, where memory forced fewer than the plan's; else None."""
+
+    @property
+    def controls(self) -> Mapping[str, ControlSums]:
+        """Sums of the controls over the last shard, of the sites that have one."""
 
     def load(self) -> None:
         """Get ready; NodeError when this node sees another model or SAE than the plan."""
@@ -171,6 +179,7 @@ class Worker:
         parts.clear()
         features, underflow, rounding = round_activations(exact, self._plan.activation_dtype)
         postings = to_postings(features, site.d_sae)
+        sums = self._features.controls.get(site.name)
         objects = write_site(
             folder,
             site,
@@ -181,6 +190,7 @@ class Worker:
             row_start=tokens.row_start,
             layouts=self._plan.layouts,
             activation_dtype=self._plan.activation_dtype,
+            control=None if sums is None else _beside_control(features, sums, tokens, site),
         )
         counted = counted_for(tokens, site.positions)
         receipt = SiteReceipt(nnz=features.nnz, underflow=underflow, rounding=rounding, counted=counted)
@@ -195,3 +205,20 @@ class Worker:
             shard, done = self._in_flight
             self._in_flight = (shard, done + rows)
             self._on_rows(*self._in_flight)
+
+
+def _beside_control(
+    features: SparseFeatures, sums: ControlSums, tokens: TokenShard, site: PlannedSite
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """States, and counts over rows, of the learnt features and of the control over the control's contexts."""
+    if not np.isfinite(sums.squares).all():
+        raise ShardError(f"the control of site {site.name!r} overflows: leave out its key control")
+    chosen = of_control.in_control(tokens)
+    kept = features.only(np.repeat(chosen, np.diff(features.indptr)))
+    learnt = of_control.learnt_state(to_postings(kept, site.d_sae))
+    empty_rows = int((tokens.counted & chosen & ~tokens.stored).sum())
+    l0 = [
+        of_control.learnt_l0(kept, tokens.counted & chosen),
+        of_control.control_l0(sums, empty_rows),
+    ]
+    return of_control.partial(learnt, of_control.control_state(sums)), of_control.combine_l0(l0)

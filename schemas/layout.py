@@ -9,6 +9,7 @@ from typing import Protocol, Self
 from schemas.run_file import check_name
 
 CSR, POSTINGS, PARTIALS, ROW_COUNTS = "csr.zarr", "postings.parquet", "partials.parquet", "row_counts.parquet"
+CONTROL, CONTROL_L0 = "control.parquet", "control_l0.parquet"
 
 
 class StorePath(Protocol):

@@ -11,9 +11,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from schemas.errors import InputError
-from schemas.run_file import ActivationDtype, EncodeDtype, Loader, ModelDtype, SpecialTokenPolicy, StoreLayout
+from schemas.run_file import (
+    ActivationDtype,
+    Control,
+    EncodeDtype,
+    Loader,
+    ModelDtype,
+    SpecialTokenPolicy,
+    StoreLayout,
+)
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class Record(BaseModel):
@@ -130,9 +138,13 @@ class PlannedSite(Record):
     positions: tuple[int | None, ...] | None = None
     """Positions of a context that are encoded and counted, as start, stop and perhaps step of Python's slice
     over the lake's context_size positions; None: all of them."""
+    control: Control | None = None
+    """What is counted beside the learnt features on some contexts; None: nothing."""
+    control_seed: int = 0
+    """What the control is drawn from."""
 
 
-LATER_IN_SITES = {"encode_features", "encode_dtype", "positions"}
+LATER_IN_SITES = {"encode_features", "encode_dtype", "positions", "control", "control_seed"}
 LATER_IN_PLANS = {"model_processing"}
 """Fields that came after the first stores: left out of a recipe at their default, so that hashes stay."""
 

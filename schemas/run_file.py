@@ -40,6 +40,7 @@ PROCESSING = (
 """Weight processing that TransformerLens knows."""
 EncodeDtype = Literal["float32", "bfloat16"]
 CheckSae = Literal["stop", "warn", "off"]
+Control = Literal["random_encoder", "shuffled_rows"]
 
 SYNTHETIC = "synthetic:"
 """What the `sae` of a site of a synthetic model begins with."""
@@ -204,6 +205,14 @@ class Site(Section):
         description="Positions of a context that are encoded and counted, as start, stop and perhaps step of "
         "Python's slice over context_size positions. Default: the SAE's metadata, else all.",
     )
+    control: Control | None = Field(
+        None,
+        description="Statistics of a control beside those of the learnt features, on the first 10 of every "
+        "50 contexts. random_encoder: W_enc of standard normal entries; shuffled_rows: W_enc with its rows, "
+        "one for each entry of x, in a random order. Both with the SAE's biases and ReLU, each row's "
+        "features rescaled to the norm of its learnt ones. Default: none.",
+    )
+    control_seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another control.")
 
     @field_validator("positions")
     @classmethod
@@ -211,6 +220,12 @@ class Site(Section):
         if value is not None and (len(value) not in (2, 3) or value[2:] == (0,)):
             raise ValueError("must be [start, stop] or [start, stop, step] with a step other than 0")
         return value
+
+    @model_validator(mode="after")
+    def _control_of_weights(self) -> Site:
+        if self.control and self.sae.startswith(SYNTHETIC):
+            raise ValueError(f"control: {self.control} wants an SAE with weights, {self.sae!r} has none")
+        return self
 
 
 class Store(Section):

@@ -44,6 +44,38 @@ def postings_schema(activation_dtype: str) -> Schema:
 ROW_COUNTS: Schema = {"l0": pl.UInt32(), "rows": pl.Int64()}
 """How many counted rows have so many active features."""
 
+CONTROL_STATE: Schema = {
+    "feature": pl.UInt32(),
+    "of": pl.String(),
+    "n_active": pl.Int64(),
+    "mean": pl.Float64(),
+    "m2": pl.Float64(),
+    "max_activation": pl.Float32(),
+}
+"""A shard's `control.parquet`, by feature and `of` (control before learnt): over the rows of the control's
+contexts in which it fires, how many there are, their mean, the sum of squared deviations from it, the
+largest. Features that never fire there are not listed."""
+
+CONTROL_L0: Schema = {"of": pl.String(), "threshold": pl.Float64(), **ROW_COUNTS}
+"""How many counted rows of the control's contexts have so many (`l0`) |activations| above the threshold;
+`of` is control or learnt. A shard's `control_l0.parquet`, and the table."""
+
+CONTROL_FEATURES: Schema = {
+    "feature": pl.UInt32(),
+    "of": pl.String(),
+    "control": pl.String(),
+    "architecture": pl.String(),
+    "counted_rows": pl.Int64(),
+    "n_active": pl.Int64(),
+    **dict.fromkeys(("frequency", "mean_all", "var_all", "std_all", "sigma_over_mu"), pl.Float64()),
+    **dict.fromkeys(("mean_active", "var_active", "std_active"), pl.Float64()),
+    "max_activation": pl.Float32(),
+}
+"""A row per feature 0 .. d_sae - 1 and `of`, learnt and control, over the control's contexts alone.
+
+`control` names the control, `architecture` is the SAE's, and `standard` of the control, which is a ReLU.
+The rest is as in the feature table."""
+
 MANIFEST: Schema = {
     "shard": pl.String(),
     "state": pl.String(),

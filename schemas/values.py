@@ -204,6 +204,22 @@ class Postings:
 
 
 @dataclass(frozen=True)
+class ControlSums:
+    """Sums over the rows of a control, which are dense: F features, T thresholds.
+
+    `n_active` int64 [F] rows above 0; `total` and `squares` float64 [F], the sums of activations and of their
+    squares; `largest` float32 [F]; `l0` int64 [T, F + 1], how many rows have so many features above each
+    threshold.
+    """
+
+    n_active: I64
+    total: F64
+    squares: F64
+    largest: F32
+    l0: I64
+
+
+@dataclass(frozen=True)
 class Totals:
     """Denominators of every statistic of one site.
 

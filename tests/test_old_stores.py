@@ -12,16 +12,29 @@ from schemas.records import FORMAT_VERSION
 
 DATA = Path(__file__).parent / "data"
 
-NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684}
+NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684, "store-v4": 7684}
 FEATURE_3 = {
     "store-v1": (56, 583, 0.195497),
     "store-v2": (63, 655, 0.193021),
     "store-v3": (63, 655, 0.193021),
+    "store-v4": (63, 655, 0.193021),
 }
 STRONGEST = {
     "store-v1": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v2": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v3": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+    "store-v4": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+}
+
+CONTROLS = {
+    "mid": [
+        ("learnt", "random_encoder", 147, 16, 0.222862),
+        ("control", "random_encoder", 147, 121, 0.831258),
+    ],
+    "signed": [
+        ("learnt", "shuffled_rows", 138, 4, -0.094613),
+        ("control", "shuffled_rows", 138, 20, 0.087029),
+    ],
 }
 
 
@@ -62,3 +75,13 @@ def test_a_site_of_some_positions_and_signed_activations_reads_as_it_did():
 def test_there_is_a_store_of_every_version():
     versions = range(1, FORMAT_VERSION + 1)
     assert [store.name for store in sorted(DATA.glob("store-v*"))] == [f"store-v{n}" for n in versions]
+
+
+def test_the_controls_of_version_4_read_as_they_did():
+    store = FeatureStore.open(DATA / "store-v4")
+    found = {}
+    for site in store.sites:
+        table = store.scan_table(site, "control_features").filter(feature=3)
+        columns = ("of", "control", "counted_rows", "n_active", "mean_all")
+        found[site] = [(*row[:-1], round(row[-1], 6)) for row in table.select(*columns).collect().rows()]
+    assert found == CONTROLS

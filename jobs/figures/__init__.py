@@ -12,6 +12,12 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from jobs.figures.clusters import draw_map_by_cluster, draw_map_by_density
+from jobs.figures.control import (
+    draw_control_frequency,
+    draw_control_l0,
+    draw_control_max,
+    draw_control_mean,
+)
 from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
 from jobs.figures.fidelity import draw_fidelity
@@ -45,4 +51,8 @@ FIGURES = {
     "logit_entropy": Drawing("logits_histogram", draw_logit_entropy, optional=True),
     "logit_max_probability": Drawing("logits_histogram", draw_logit_max_probability, optional=True),
     "fidelity": Drawing("fidelity", draw_fidelity, optional=True),
+    "control_frequency": Drawing("control_features", draw_control_frequency, optional=True),
+    "control_mean": Drawing("control_features", draw_control_mean, optional=True),
+    "control_max": Drawing("control_features", draw_control_max, optional=True),
+    "control_l0": Drawing("control_l0", draw_control_l0, optional=True),
 }

@@ -95,6 +95,9 @@ class Encoder(Protocol):
         On a GPU nothing is waited for: ask for the result after the next batch was submitted.
         """
 
+    def inputs(self, x: Tensor) -> Iterator[Tensor]:
+        """What W_enc is multiplied by, [n, d_model] in blocks of rows: x normalised, without b_dec."""
+
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
         """Reconstruct x, of a transcoder what is at `hook_name_out`: float32 [N, width_out], on the device.
 
@@ -178,6 +181,10 @@ class RuleEncoder:
                 ]
                 return Done(SparseFeatures.concatenate(blocks))
             return self._on_device.submit(x, self._products, self._refuse_not_finite)
+
+    def inputs(self, x: Tensor) -> Iterator[Tensor]:
+        """See Encoder."""
+        return self._row_blocks(self._read(x))
 
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
         """See Encoder."""

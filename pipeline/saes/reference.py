@@ -7,6 +7,7 @@ N rows, n rows of a block, D d_model, F d_sae.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any, final
 
 import numpy as np
@@ -86,6 +87,13 @@ class ReferenceEncoder:
     def submit(self, x: Tensor) -> Done:
         """Encode x, as `encode` does, and wait for it."""
         return Done(self.encode(x))
+
+    def inputs(self, x: Tensor) -> Iterator[Tensor]:
+        """What the package makes of x before it encodes it, in blocks of rows."""
+        for rows in self._blocks(self._read(x)):
+            with self._lock, torch.no_grad():
+                read = self._sae.process_sae_in(rows).float()
+            yield read
 
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
         """Reconstruct x, float32 [N, D]; `like`, the x encoded, where x is normalised by its own norm."""

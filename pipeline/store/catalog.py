@@ -14,7 +14,7 @@ from pipeline.store.tokens import read_lake, read_links
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
-from schemas.run_file import ActivationDtype, EncodeDtype, StoreLayout
+from schemas.run_file import ActivationDtype, Control, EncodeDtype, StoreLayout
 from schemas.values import Totals
 
 
@@ -36,6 +36,8 @@ class SiteInfo:
     """See `schemas.records.PlannedSite`; `TokenShard.at` takes them."""
     feature_block: int
     """Features in a row group of the postings."""
+    control: Control | None = None
+    """What is counted beside the learnt features on some contexts."""
 
 
 class Catalog:
@@ -179,6 +181,7 @@ def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
                 encode_dtype=site.encode_dtype,
                 positions=site.positions,
                 feature_block=site.feature_block,
+                control=site.control,
             )
     return sites
 

@@ -23,7 +23,7 @@ from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
-from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
+from schemas.layout import CONTROL, CONTROL_L0, CSR, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
 from schemas.records import ShardRecord
 from schemas.tables import Schema
 from schemas.values import F32, U64, Postings, TokenShard
@@ -61,6 +61,8 @@ class FeatureStore(Catalog):
             row_counts=path(ROW_COUNTS),
             postings=path(POSTINGS) if "feature_major" in info.layouts else None,
             csr=path(CSR) if "token_major" in info.layouts else None,
+            control=path(CONTROL) if info.control else None,
+            control_l0=path(CONTROL_L0) if info.control else None,
         )
 
     def shard_files(self, site: str) -> list[ShardFiles]:

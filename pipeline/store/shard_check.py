@@ -15,15 +15,18 @@ import numpy as np
 import polars as pl
 
 from pipeline import statistics
+from pipeline.statistics import control
 from pipeline.statistics.rows import l0_counts
-from pipeline.store.objects import measure
+from pipeline.store.objects import measure, readable
+from pipeline.store.parquet import read_frame
 from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import counted_for, read_token_shard
+from pipeline.store.transposition import to_postings
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath, below
 from schemas.records import Lake, Plan, PlannedSite, Receipt
-from schemas.values import I64, Postings, TokenShard
+from schemas.values import I64, Postings, SparseFeatures, TokenShard
 
 EVERY_FEATURE = range(1 << 32)
 
@@ -181,6 +184,27 @@ class _SiteCheck:
         self._report.nonzeros += self._receipt.nnz
         self._report.compare_frame(partials, self._files.read_partials(EVERY_FEATURE), self._files.partials)
         self._report.compare_frame(counts, self._files.read_row_counts(), self._files.row_counts)
+        if self._site.control:
+            del columns
+            self._check_control(tokens)
+
+    def _check_control(self, tokens: TokenShard) -> None:
+        """The learnt side computed anew; of the control, which needs the model, what must hold of any."""
+        files, chosen = self._files, control.in_control(tokens)
+        assert files.control is not None
+        assert files.control_l0 is not None
+        matrix = files.read_csr()
+        every = SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
+        kept = every.only(np.repeat(chosen, np.diff(every.indptr)))
+        learnt = control.learnt_state(to_postings(kept, self._site.d_sae))
+        l0 = control.learnt_l0(kept, tokens.counted & chosen)
+        with readable(files.control_l0):
+            stored, stored_l0 = files.read_control(EVERY_FEATURE), read_frame(files.control_l0)
+        is_learnt = pl.col("of") == control.LEARNT
+        self._report.compare_frame(learnt, stored.filter(is_learnt), files.control)
+        self._report.compare_frame(l0, stored_l0.filter(is_learnt), files.control_l0)
+        if wrong := control.impossible(stored, stored_l0):
+            self._wrong(f"the control {wrong}")
 
     def _wrong(self, what: str) -> None:
         self._report.problems.append(f"{self._where}: {what}")

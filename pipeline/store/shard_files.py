@@ -16,7 +16,7 @@ from pipeline.store.postings import PostingsFile
 from schemas.layout import StorePath
 from schemas.records import ShardRecord
 from schemas.run_file import ActivationDtype
-from schemas.tables import ROW_COUNTS
+from schemas.tables import CONTROL_STATE, ROW_COUNTS, Schema
 from schemas.values import Postings, SparseFeatures
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class ShardFiles:
     row_counts: StorePath
     postings: StorePath | None
     csr: StorePath | None
+    control: StorePath | None = None
+    control_l0: StorePath | None = None
+    """None where the site has no control."""
 
     def read_csr(self) -> sparse.csr_matrix:
         """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""
@@ -97,23 +100,34 @@ class ShardFiles:
 
         Reads the row groups that may hold them; a store from before version 3 has one for all features.
         """
-        with readable(self.partials), open_parquet(self.partials) as parquet:
-            metadata = parquet.metadata
-            groups = [
-                group
-                for group in range(metadata.num_row_groups)
-                if _overlap(metadata.row_group(group).column(0).statistics, features)
-            ]
-            table = parquet.read_row_groups(groups, columns=columns, use_threads=False)
-            known = partials_schema()
-            frame = as_frame(table, {name: known[name] for name in columns or known})
-        first, last = np.searchsorted(frame["feature"].to_numpy(), [features.start, features.stop])
-        return frame.slice(int(first), int(last - first))
+        return _read_features(self.partials, features, columns, partials_schema())
+
+    def read_control(self, features: range) -> pl.DataFrame:
+        """States of control and learnt features of some features (`schemas.tables.CONTROL_STATE`)."""
+        assert self.control is not None
+        return _read_features(self.control, features, None, CONTROL_STATE)
 
     def read_row_counts(self) -> pl.DataFrame:
         """L0 counts (`schemas.tables.ROW_COUNTS`)."""
         with readable(self.row_counts), open_parquet(self.row_counts) as parquet:
             return as_frame(parquet.read(use_threads=False), ROW_COUNTS)
+
+
+def _read_features(
+    path: StorePath, features: range, columns: list[str] | None, known: Schema
+) -> pl.DataFrame:
+    """The lines of some features of a file that is sorted by its first column `feature`."""
+    with readable(path), open_parquet(path) as parquet:
+        metadata = parquet.metadata
+        groups = [
+            group
+            for group in range(metadata.num_row_groups)
+            if _overlap(metadata.row_group(group).column(0).statistics, features)
+        ]
+        table = parquet.read_row_groups(groups, columns=columns, use_threads=False)
+        frame = as_frame(table, {name: known[name] for name in columns or known})
+    first, last = np.searchsorted(frame["feature"].to_numpy(), [features.start, features.stop])
+    return frame.slice(int(first), int(last - first))
 
 
 def _overlap(statistics: pq.Statistics | None, features: range) -> bool:

@@ -25,7 +25,7 @@ from pipeline.store.objects import sha256_file
 from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from schemas.errors import InputError
-from schemas.layout import PARTIALS, ROW_COUNTS, StorePath
+from schemas.layout import CONTROL, CONTROL_L0, PARTIALS, ROW_COUNTS, StorePath
 from schemas.records import DataObject
 from schemas.values import Totals
 
@@ -46,7 +46,7 @@ _WHOLE_RANGE = 1 << 18
 def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
     """The tables `features`, `l0` and `examples`."""
     info, shards, totals = store.site(site), store.shard_files(site), store.totals(site)
-    counts = combine_counts(tasks.map(_count_rows, _some(shards)))
+    counts = combine_counts(tasks.map(_count_rows, in_some(shards)))
     one = "feature_major" not in info.layouts  # a CSR is read whole, so by one task
     ranges = [range(info.d_sae)] if one else partials_ranges(store, site)
     found = list(tasks.map(partial(_range_tables, shards, totals), ranges))
@@ -63,7 +63,7 @@ def check_sums(store: FeatureStore, site: str, tasks: Tasks) -> None:
 
     A flipped bit would else be a wrong number, or one shard less. Some 1 GB of partials for 10^9 activations.
     """
-    summed = [f"{site}/{name}" for name in (PARTIALS, ROW_COUNTS)]
+    summed = [f"{site}/{name}" for name in (PARTIALS, ROW_COUNTS, CONTROL, CONTROL_L0)]
     objects = (
         (store.object_path(site, shard, item.path.removeprefix(f"{site}/")), item)
         for shard, receipt in store.receipts(site).items()
@@ -185,7 +185,8 @@ def _rows(file: PostingsFile, groups: list[int]) -> NDArray[Any]:
     return np.asarray(file.read_groups(groups, ("row",))[0])
 
 
-def _some(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:
+def in_some(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:
+    """So many shards in a task as are worth one, where each has a small file to be read."""
     for start in range(0, len(shards), _COUNT_FILES):
         yield shards[start : start + _COUNT_FILES]
 

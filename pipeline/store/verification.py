@@ -16,6 +16,7 @@ from pipeline.executors.tasks import Tasks
 from pipeline.store import tables
 from pipeline.store.compacted import Compacted, in_use, read_compactions, remedy
 from pipeline.store.compaction import is_as_merged
+from pipeline.store.control_tables import CONTROL_TABLES, control_tables
 from pipeline.store.objects import readable
 from pipeline.store.parquet import as_frame, open_parquet
 from pipeline.store.shard_check import Committed, Pass, VerifyReport
@@ -151,7 +152,7 @@ def _check_compacted(
 def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:
     """Compare the tables of `stats` that are there and fresh with those that partials and postings give."""
     stored: dict[str, pl.DataFrame] = {}
-    for name in ("features", "l0", "examples"):
+    for name in ("features", "l0", "examples", *CONTROL_TABLES):
         path = store.layout.table(site, name)
         if not store.has_table(site, name):
             continue
@@ -164,7 +165,7 @@ def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyR
             report.problems.append(_not_compared(path, error))
     if stored:
         try:
-            fresh = site_tables(store, site, tasks)
+            fresh = site_tables(store, site, tasks) | control_tables(store, site, tasks)
         except InputError as error:
             report.problems.append(_not_compared(store.layout.table(site, "features"), error))
             return

@@ -1,4 +1,7 @@
-"""Write what one site of one shard gives: both layouts, partials, row counts. Equal input, equal bytes."""
+"""Write what one site of one shard gives: both layouts, partials, row counts, a control's statistics.
+
+Equal input, equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pipeline.store.csr import write_csr
 from pipeline.store.local import storage_errors
 from pipeline.store.objects import measure
 from pipeline.store.parquet import write_frame, write_postings
-from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS
+from schemas.layout import CONTROL, CONTROL_L0, CSR, PARTIALS, POSTINGS, ROW_COUNTS
 from schemas.records import DataObject, PlannedSite
 from schemas.run_file import ActivationDtype, StoreLayout
 from schemas.values import Postings, SparseFeatures
@@ -30,18 +33,24 @@ def write_site(
     row_start: int,
     layouts: Sequence[StoreLayout],
     activation_dtype: ActivationDtype,
+    control: tuple[pl.DataFrame, pl.DataFrame] | None = None,
 ) -> list[DataObject]:
     """Write one site below the folder `attempt` (see `objects.staged_folder`); its objects, sorted by path.
 
     `features` and `postings` hold the same activations, already rounded to `activation_dtype`, with rows
     counted from the shard's first; postings.parquet gets `row_start` added. `partials` is called in a thread,
-    while others write the layouts. A full or forbidden disk is an InputError.
+    while others write the layouts. `control` holds the frames of a site's control. A full or forbidden disk
+    is an InputError.
     """
     folder = attempt / site.name
     objects: dict[str, Callable[[Path], None]] = {
         PARTIALS: lambda path: write_frame(path, partials(), feature_block=site.feature_block),
         ROW_COUNTS: lambda path: write_frame(path, row_counts),
     }
+    if control is not None:
+        state, l0 = control
+        objects[CONTROL] = lambda path: write_frame(path, state, feature_block=site.feature_block)
+        objects[CONTROL_L0] = lambda path: write_frame(path, l0)
     if "token_major" in layouts:
         objects[CSR] = lambda path: write_csr(path, features, site.d_sae)
     if "feature_major" in layouts:

@@ -18,7 +18,10 @@ from tests.lakes import extracted, run_content, write_corpus
 
 
 def main() -> None:
-    """A TopK site as in version 1, compacted, and one of signed activations over some positions only."""
+    """A TopK site as in version 1, compacted, and one of signed activations over some positions only.
+
+    Both have a control.
+    """
     root = Path(__file__).parent / f"store-v{FORMAT_VERSION}"
     assert not root.exists(), f"{root} is there already, and stays as it is"
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -28,7 +31,9 @@ def main() -> None:
         write_tiny_tokenizer(lake / "tokenizer")
         content = run_content(lake, store={"root": str(root), "pass": "mid"})
         signed = write_sae(lake / "signed", "abstopk", d_sae=64, hook_name="layers.0", k=4)
-        content["sites"].append({"name": "signed", "sae": str(signed), "positions": [2, None]})
+        content["sites"][0]["control"] = "random_encoder"
+        site = {"name": "signed", "sae": str(signed), "positions": [2, None]}
+        content["sites"].append(site | {"control": "shuffled_rows", "control_seed": 3})
         store = extracted(parse_run_file(content, "run.yaml"))
         compact(store, "mid", OneProcess())
 

@@ -37,6 +37,10 @@ TITLES = {
     "sparsity": "How sparse features are",
     "feature_map_clusters": "Features and their clusters",
     "feature_map_density": "Where dense and rare features lie",
+    "control_frequency": "How often features fire: learnt and control",
+    "control_mean": "Mean activation: learnt and control",
+    "control_max": "Strongest activation: learnt and control",
+    "control_l0": "Active features per token: learnt and control",
 }
 
 
@@ -47,6 +51,8 @@ def store(tmp_path_factory):
     rank(opened, "site")
     profile(opened, "site")
     opened.write_table("site", "feature_map", made_up(30, 3)["feature_map"])
+    for name, table in made_up_control(64, 5).items():
+        opened.write_table("site", name, table)
     return opened
 
 
@@ -111,7 +117,7 @@ def made_up(features, dead, rows=10_000, seed=0):
         },
         schema_overrides={"cluster": pl.UInt32, "name": pl.String, "by": pl.String},
     )
-    return {
+    made = {
         "features": table,
         "l0": l0,
         "rankings": rankings,
@@ -119,6 +125,34 @@ def made_up(features, dead, rows=10_000, seed=0):
         "labels": labels,
         "feature_map": feature_map,
     }
+    return made | made_up_control(features, dead)
+
+
+def made_up_control(features, dead, rows=2_000, seed=0):
+    """Tables of a control; of the learnt features `dead` never fire, of the control all do."""
+    rng = np.random.default_rng(seed)
+    frequency = np.append(np.where(np.arange(features) < dead, 0, 0.01), rng.uniform(0.4, 0.6, features))
+    of = ["learnt"] * features + ["control"] * features
+    table = pl.DataFrame(
+        {
+            "of": of,
+            "control": "random_encoder",
+            "architecture": ["topk"] * features + ["standard"] * features,
+            "counted_rows": rows,
+            "frequency": frequency if dead < features else frequency * 0,
+            "mean_all": frequency * 3 if dead < features else frequency * 0,
+            "max_activation": pl.Series(frequency * 9 if dead < features else frequency * 0).replace(0, None),
+        }
+    )
+    l0 = pl.DataFrame(
+        {
+            "of": ["learnt", "learnt", "control"] * 2,
+            "threshold": [0.0] * 3 + [0.5] * 3,
+            "l0": [0, 3, 500] * 2,
+            "rows": [5, rows - 5, rows] * 2,
+        }
+    )
+    return {"control_features": table, "control_l0": l0}
 
 
 def svg_of(name, tables, site="l9"):
@@ -174,6 +208,26 @@ def test_the_frequency_histogram_says_how_many_never_fired():
     assert "10,000 counted rows" in text
 
 
+def test_a_control_is_named_with_its_rule_and_every_feature_is_in_a_bar():
+    tables = made_up(400, 30)
+    text = svg_of("control_frequency", tables)
+    for part in (
+        "learnt (topk)",
+        "random encoder (normal entries, ReLU)",
+        "at 0: 30 of learnt, 0 of control",
+    ):
+        assert part in text
+    assert "400 features each" in svg_of("control_max", tables)
+    with rc_context(STYLE):
+        for name in ("control_frequency", "control_mean", "control_max"):
+            patches = FIGURES[name].draw(tables["control_features"], "l9").axes[0].patches
+            drawn = [sum(patch.get_data().values) for patch in patches]
+            assert drawn == [370, 370, 400, 400]  # a body and a line of each
+        panels = FIGURES["control_l0"].draw(tables["control_l0"], "l9").axes
+    assert [panel.texts[0].get_text() for panel in panels] == ["> 0", "> 0.5"]
+    assert "2,000 counted rows" in svg_of("control_l0", tables)
+
+
 def test_the_median_and_the_mean_are_written_at_their_lines():
     tables = made_up(400, 30)
     fired = tables["features"].filter(pl.col("n_active") > 0)
@@ -217,9 +271,11 @@ def test_the_windows_of_a_ranking_are_marked():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_nothing_says_why_it_is_empty(name):
+    none = pl.DataFrame(schema={"of": pl.String, "threshold": pl.Float64, "l0": pl.UInt32, "rows": pl.Int64})
     tables = made_up(3, 3) | {
-        "l0": pl.DataFrame({"l0": [], "rows": []}, schema={"l0": pl.UInt32, "rows": pl.Int64}),
+        "l0": none.select("l0", "rows"),
         "l0_thresholds": pl.DataFrame(schema=L0_THRESHOLDS),
+        "control_l0": none,
     }
     text = svg_of(name, tables)
     whys = (

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.saes import load_sae
+from pipeline.saes.control import ControlEncoder, ControlTally
 from pipeline.saes.device import DeviceSelection
 from schemas.errors import ShardError
 from schemas.values import SparseFeatures
@@ -103,3 +104,24 @@ def test_a_row_that_is_not_finite_is_named_when_the_result_is_asked_for(tmp_path
 def test_every_format_gives_on_the_device_what_its_own_package_gave(case: str) -> None:
     torch.set_float32_matmul_precision("highest")
     assert_equals_golden(DATA / case, spec_of(case), device="cuda")
+
+
+@pytest.mark.parametrize("kind", ["random_encoder", "shuffled_rows"])
+def test_a_control_adds_up_on_the_device_without_waiting_what_the_cpu_adds_up(
+    tmp_path: Path, kind: Any
+) -> None:
+    folder, limits = str(write_sae(tmp_path, "jumprelu", 64, 1024)), (0.0, 0.1)
+    x, norms = draw_x(), torch.rand(300, generator=torch.Generator().manual_seed(1))
+    encoders = [ControlEncoder(load_sae(folder, device), kind, 3) for device in ("cpu", "cuda")]
+    here, there = (ControlTally(encoder, limits) for encoder in encoders)
+    on_device, norms_on_device = x.cuda(), norms.cuda()
+    there.add(on_device, norms_on_device)  # also warms up what allocates and waits once
+    with no_waiting():
+        there.add(on_device, norms_on_device)
+    for _ in range(2):
+        here.add(x, norms)
+    a, b = there.sums(), here.sums()
+    assert np.abs(a.n_active - b.n_active).max() <= 2  # an activation that only just is one
+    for name in ("total", "squares", "largest"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-5)
+    assert (a.l0.sum(axis=1) == 600).all()

@@ -1,0 +1,153 @@
+"""Learnt features against their control, on the same contexts."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jobs.figures.style import (
+    BLUE,
+    VERMILION,
+    canvas,
+    counted,
+    log_axis,
+    nothing,
+    whole_numbers,
+)
+from schemas.values import F64
+
+COLOURS = {"learnt": BLUE, "control": VERMILION}
+LINES = {"learnt": "-", "control": (0, (4, 1.5))}
+"""Told apart in grey, too."""
+BARS = 48
+TICKS = (0, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
+"""Of L0."""
+NAMES = {
+    "random_encoder": "random encoder (normal entries, ReLU)",
+    "shuffled_rows": "encoder with shuffled rows (ReLU)",
+}
+"""What each control is called in a legend."""
+
+
+def draw_control_frequency(features: pl.DataFrame, site: str) -> Figure:
+    """How often learnt features fire, and those of the control."""
+    return _over_features(
+        features, site, "frequency", "How often features fire: learnt and control", "frequency (log scale)"
+    )
+
+
+def draw_control_mean(features: pl.DataFrame, site: str) -> Figure:
+    """How strong learnt features are on average, zeros included, and those of the control."""
+    return _over_features(
+        features,
+        site,
+        "mean_all",
+        "Mean activation: learnt and control",
+        "mean activation over all counted rows, zeros included (log scale, units of the SAE)",
+    )
+
+
+def draw_control_max(features: pl.DataFrame, site: str) -> Figure:
+    """The strongest activation of learnt features, and of those of the control."""
+    return _over_features(
+        features,
+        site,
+        "max_activation",
+        "Strongest activation: learnt and control",
+        "largest activation of a feature (log scale, units of the SAE)",
+    )
+
+
+def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
+    """How many features of a row are above each threshold, learnt and control."""
+    thresholds = l0["threshold"].unique().sort().to_list()
+    rows = int(l0.filter(of="learnt", threshold=thresholds[0])["rows"].sum()) if thresholds else 0
+    figure, axes = canvas("Active features per token: learnt and control", site, counted(rows, "counted row"))
+    if not rows:
+        nothing(axes, "no row is counted in the control's contexts")
+        return figure
+    grid = axes.get_subplotspec()
+    assert grid is not None
+    axes.remove()
+    panels = grid.subgridspec(len(thresholds), 1, hspace=0).subplots(sharex=True, squeeze=False)[:, 0]
+    # log2 of L0 + 1, so that rows without any feature are shown
+    edges = np.linspace(0, np.log2(int(l0["l0"].to_numpy().max()) + 2), BARS + 1)
+    for panel, threshold in zip(panels, thresholds, strict=True):
+        _panel(panel, l0.filter(threshold=threshold), edges, f"> {threshold:g}")
+    last = panels[-1]
+    ticks = [n for n in TICKS if n < 2 ** edges[-1]]
+    last.set_xticks(np.log2(np.array(ticks) + 1.0), [f"{n:,}" for n in ticks])
+    last.set_xlabel("L0 (features of a row above the threshold; log scale)")
+    figure.supylabel("rows (each to its tallest bar)", fontsize=11)
+    _legend(panels[0], None)
+    return figure
+
+
+def _over_features(features: pl.DataFrame, site: str, column: str, title: str, label: str) -> Figure:
+    """Histograms of a column that is not negative but for signed SAEs, of which magnitudes are drawn."""
+    values = {of: features.filter(pl.col("of") == of)[column].abs().fill_null(0) for of in COLOURS}
+    silent = [f"{(v == 0).sum():,} of {of}" for of, v in values.items()]
+    rows = int(features["counted_rows"][0]) if features.height else 0
+    n = counted(len(values["learnt"]), "feature")
+    facts = [f"{n} each", counted(rows, "counted row"), f"not shown, at 0: {', '.join(silent)}"]
+    figure, axes = canvas(title, site, *facts)
+    shown = {of: v.filter(v > 0).to_numpy() for of, v in values.items()}
+    every = np.concatenate(list(shown.values()))
+    if not len(every):
+        nothing(axes, "no feature fired in the control's contexts")
+        return figure
+    low, high = np.log10(every.min()), np.log10(every.max())
+    edges = np.logspace(low - 0.02, max(high, low + 0.3) + 0.02, BARS + 1)
+    log_axis(axes.xaxis, edges)
+    for of, some in shown.items():
+        _bars(axes, some, edges, of, None)
+    axes.margins(y=0.12)
+    _legend(axes, features)
+    whole_numbers(axes.yaxis)
+    axes.set_xlabel(label)
+    axes.set_ylabel("features")
+    return figure
+
+
+def _bars(axes: Axes, values: F64, edges: F64, of: str, weights: F64 | None) -> None:
+    """A histogram that another one is seen through; one of weights is scaled to its tallest bar."""
+    heights = np.histogram(values, edges, weights=weights)[0]
+    if weights is not None:
+        heights = heights / max(heights.max(), 1e-300)
+    bars = np.flatnonzero(heights)
+    first, last = (int(bars[0]), int(bars[-1]) + 1) if len(bars) else (0, 1)
+    place = (heights[first:last], edges[first : last + 1])
+    axes.stairs(*place, fill=True, color=COLOURS[of], alpha=0.3)
+    axes.stairs(*place, color=COLOURS[of], linewidth=1.6, linestyle=LINES[of], label=of)
+
+
+def _panel(axes: Axes, l0: pl.DataFrame, edges: F64, label: str) -> None:
+    """Rows by L0 at one threshold."""
+    for of in COLOURS:
+        mine = l0.filter(pl.col("of") == of)
+        rows = mine["rows"].to_numpy().astype(np.float64)
+        _bars(axes, np.log2(mine["l0"].to_numpy() + 1.0), edges, of, rows)
+    axes.text(0.01, 0.85, label, transform=axes.transAxes, va="top", fontweight="bold", fontsize=10)
+    axes.set_yticks([])
+    axes.margins(y=0.25)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(bottom=0)
+
+
+def _legend(axes: Axes, features: pl.DataFrame | None) -> None:
+    """Which is which above the plot, and by its table what the control is."""
+    names = {"learnt": "learnt", "control": "control"}
+    if features is not None:
+        for of, control, rule in features.select("of", "control", "architecture").unique("of").iter_rows():
+            names[of] = NAMES.get(control, control) if of == "control" else f"learnt ({rule})"
+    handles, found = axes.get_legend_handles_labels()
+    axes.legend(
+        handles,
+        [names[of] for of in found],
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=2,
+        borderaxespad=0.2,
+    )

@@ -1,0 +1,178 @@
+"""A control beside the learnt features, over the same rows: those of the first 10 of every 50 contexts.
+
+Contexts are numbered over the lake, as in the GPT-2 notebook, which takes the first 10 of each batch of 50 on
+its way through the corpus; which rows these are does not depend on batches and workers here. Of the learnt
+features the stored activations count; the control's (`pipeline.saes.control`) are float32 and not rounded.
+Rows that are counted with activations 0 (special_tokens: zero) are 0 in both.
+
+States are keyed by `feature`, one state for the learnt features and one for the control; they merge as all
+moments do. N rows, F features that fired, Z nonzeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import polars as pl
+
+from pipeline.statistics.moments import Moments, moments
+from pipeline.statistics.statistic import every_feature
+from schemas.tables import CONTROL_FEATURES, CONTROL_L0, CONTROL_STATE
+from schemas.values import I64, Bool, ControlSums, Postings, SparseFeatures, TokenShard, Totals
+
+EVERY, FIRST = 50, 10
+THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 2.0)
+LEARNT, CONTROL = "learnt", "control"
+OF = (CONTROL, LEARNT)
+
+POWER_ROOM = 1e-3
+"""What float32 may lose of a row's norm, relative, with much room."""
+
+
+def in_control(tokens: TokenShard) -> Bool:
+    """Which rows are in the control's contexts, bool [N]."""
+    chosen: Bool = tokens.context_of_row() % EVERY < FIRST
+    return chosen
+
+
+def learnt_state(postings: Postings) -> pl.DataFrame:
+    """State (schema `CONTROL_STATE`) of stored activations in the control's contexts."""
+    starts = postings.offsets[:-1]
+    sums = moments(postings.values.astype(np.float64), postings.offsets)
+    return _state(
+        LEARNT,
+        feature=postings.features,
+        n_active=sums.n,
+        mean=sums.mean,
+        m2=sums.m2,
+        max_activation=np.maximum.reduceat(postings.values, starts) if len(starts) else [],
+    )
+
+
+def control_state(sums: ControlSums) -> pl.DataFrame:
+    """State (schema `CONTROL_STATE`) of a control; m2 has lost what mean**2 / variance is large by."""
+    fired = np.flatnonzero(sums.n_active)
+    n, total = sums.n_active[fired], sums.total[fired]
+    mean = total / n
+    return _state(
+        CONTROL,
+        feature=fired,
+        n_active=n,
+        mean=mean,
+        m2=np.maximum(sums.squares[fired] - total * mean, 0),
+        max_activation=sums.largest[fired],
+    )
+
+
+def _state(of: str, **columns: object) -> pl.DataFrame:
+    frame = pl.DataFrame(columns, schema={n: CONTROL_STATE[n] for n in columns})
+    return frame.select(*(pl.lit(of).alias(n) if n == "of" else pl.col(n) for n in CONTROL_STATE))
+
+
+def partial(learnt: pl.DataFrame, control: pl.DataFrame) -> pl.DataFrame:
+    """What a shard keeps of both states, by feature and `of`."""
+    return pl.concat([control, learnt]).sort("feature", "of")
+
+
+def at_most(threshold: float) -> float:
+    """The largest float32 that is not above: x > it is x > threshold for every float32 x."""
+    nearest = np.float32(threshold)
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
+
+
+def learnt_l0(features: SparseFeatures, rows: Bool) -> pl.DataFrame:
+    """Rows by how many |activations| are above each threshold (schema `CONTROL_L0`), of the rows marked."""
+    counts = []
+    for threshold in THRESHOLDS:
+        above = np.abs(features.data) > np.float32(at_most(threshold))
+        before = np.concatenate([[0], np.cumsum(above, dtype=np.int64)])
+        counts.append(np.bincount(np.diff(before[features.indptr])[rows]))
+    return _l0(LEARNT, counts)
+
+
+def control_l0(sums: ControlSums, empty_rows: int) -> pl.DataFrame:
+    """The same of a control; `empty_rows` are counted, but all their activations are 0."""
+    counts = sums.l0.copy()
+    counts[:, 0] += empty_rows
+    return _l0(CONTROL, counts)
+
+
+def _l0(of: str, counts: Sequence[I64] | I64) -> pl.DataFrame:
+    frames = [pl.DataFrame(schema=CONTROL_L0)]
+    for threshold, rows in zip(THRESHOLDS, counts, strict=True):
+        l0 = np.flatnonzero(rows)
+        columns = {"of": [of] * len(l0), "threshold": [threshold] * len(l0), "l0": l0, "rows": rows[l0]}
+        frames.append(pl.DataFrame(columns, schema=CONTROL_L0))
+    return pl.concat(frames)
+
+
+def combine_l0(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Adds frames of schema `CONTROL_L0`."""
+    every = pl.concat([pl.DataFrame(schema=CONTROL_L0), *counts])
+    keys = ["of", "threshold", "l0"]
+    return every.group_by(keys).agg(pl.col("rows").sum()).sort(keys)
+
+
+def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:
+    """What can not be true of a shard's control beside its learnt features, in words.
+
+    Each row of a control has the norm of its learnt one, or is 0 where nothing of the control is above 0: so
+    the control's sum of squares is at most the learnt one.
+    """
+    if l0.is_empty():
+        return None if state.is_empty() else "has activations, and no row"
+    rows = l0.group_by("of", "threshold").agg(pl.col("rows").sum())["rows"]
+    if rows.n_unique() > 1 or len(rows) != len(OF) * len(THRESHOLDS):
+        return "does not count the rows that the learnt features count"
+    mine = state.filter(of=CONTROL)
+    fired = l0.filter(of=CONTROL, threshold=0.0).select(pl.col("l0").cast(pl.Int64) * pl.col("rows"))
+    if mine["n_active"].sum() != fired["l0"].sum() or (mine["n_active"] > rows[0]).any():
+        return "counts other activations by feature than by row"
+    power = {of: _power(state.filter(of=of)) for of in OF}
+    if not power[CONTROL] <= power[LEARNT] * (1 + POWER_ROOM):
+        return "is stronger than the learnt features"
+    return None
+
+
+def _power(state: pl.DataFrame) -> float:
+    """Sum of squared activations."""
+    return float(state.select(pl.col("m2") + pl.col("n_active") * pl.col("mean") ** 2).to_series().sum())
+
+
+def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Merge states of both kinds, those of earlier shards first; by `of`, then feature."""
+    return pl.concat([_combine([state.filter(of=of) for state in states], of) for of in OF])
+
+
+def _combine(states: Sequence[pl.DataFrame], of: str) -> pl.DataFrame:
+    merged = Moments().combine([_with_shape(state) for state in states])
+    every = pl.concat([pl.DataFrame(schema=CONTROL_STATE), *states])
+    largest = every.group_by("feature").agg(pl.col("max_activation").max())
+    joined = merged.join(largest, on="feature", how="left", maintain_order="left")
+    return joined.with_columns(of=pl.lit(of)).select(*CONTROL_STATE)
+
+
+def finalize(
+    state: pl.DataFrame, counted_rows: int, features: range, control: str, architecture: str
+) -> pl.DataFrame:
+    """Rows of the table `control_features` (schema `CONTROL_FEATURES`) of some features; learnt first."""
+    moved = state.with_columns(pl.col("feature") - features.start)
+    totals, tables = Totals(counted_rows, counted_rows, 0, 0), []
+    for of, rule in ((LEARNT, architecture), (CONTROL, "standard")):
+        mine = moved.filter(of=of).drop("of")
+        table = Moments().finalize(_with_shape(mine), totals, len(features))
+        largest = every_feature(mine.select("feature", "max_activation"), len(features))
+        about = {"of": of, "control": control, "architecture": rule, "counted_rows": counted_rows}
+        tables.append(
+            table.join(largest, on="feature", maintain_order="left").with_columns(
+                pl.col("feature") + pl.lit(features.start, pl.UInt32),
+                **{name: pl.lit(value, CONTROL_FEATURES[name]) for name, value in about.items()},
+            )
+        )
+    return pl.concat(tables).select(*CONTROL_FEATURES)
+
+
+def _with_shape(state: pl.DataFrame) -> pl.DataFrame:
+    """With the columns that a state of `Moments` has and this one does not need."""
+    return state.with_columns(m3=pl.lit(0.0), m4=pl.lit(0.0))
