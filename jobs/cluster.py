@@ -49,6 +49,7 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
     began = time.monotonic()
     if not store.committed(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    store.pieces([])  # a vocabulary that can not be read is told of before the work, not after
     tasks = tasks or OneProcess()
     known = survey(store, site, MOST, config.seed, tasks)
     units = directions(store, site, np.flatnonzero(known.n_active))

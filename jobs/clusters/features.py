@@ -69,9 +69,8 @@ def clusterings(
             site, fired, units, config.features or default_clusters(len(n_active)), config.seed
         )
     else:
-        say(
-            f"[yellow]cluster[/] {site}: a synthetic site has no decoder, so none of its features' directions"
-        )
+        what = "a synthetic site has no decoder, so its features are not clustered by direction"
+        say(f"[yellow]cluster[/] {site}: {what}")
     if found := by_coactivation(store, site, fired, config):
         yield found
     if units is not None:

@@ -23,7 +23,10 @@ BIN_SHIFT = 20
 
 
 class Sparsity(NamedTuple):
-    """`zeros` float64 [F]: share of zeros of each feature; `overall`: of all entries; |nonzero| in bars."""
+    """`zeros` float64 [F]: share of zeros of each feature; `overall`: of all entries; |nonzero| in bars.
+
+    Bars of even width show counts, those of the feature table's bins counts over width: they have no teeth.
+    """
 
     zeros: F64
     overall: float
@@ -78,12 +81,15 @@ def _draw_zeros(axes: Axes, sparse: Sparsity) -> None:
 
 def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
     widths = np.diff(sparse.edges)
-    axes.bar(sparse.edges[:-1], sparse.counts, width=widths, align="edge", color=BLUE)
+    of_bits = sparse.edges[0] > 0
+    heights = sparse.counts / widths if of_bits else sparse.counts
+    axes.bar(sparse.edges[:-1], heights, width=widths, align="edge", color=BLUE)
     axes.set_yscale("log")
-    if sparse.edges[0] > 0:  # bins of a float's bits
+    if of_bits:
         axes.set_xscale("log")
     axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"), fontsize=10)
-    axes.set_ylabel(bilingual("activations (log scale)", "개수 (로그)"))
+    what = "activations in a unit of it" if of_bits else "activations"
+    axes.set_ylabel(bilingual(f"{what} (log scale)", "개수 (로그)"))
 
 
 def _magnitudes(features: pl.DataFrame) -> tuple[F64, F64]:

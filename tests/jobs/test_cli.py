@@ -267,7 +267,7 @@ def test_a_damaged_file_of_the_store_is_one_sentence_for_every_command(
     damaged.write_bytes(damaged.read_bytes()[:-40])
     used = {
         "stats": ("partials.parquet", "row_counts.parquet"),
-        "cluster": ("csr.zarr", "tokens"),
+        "cluster": ("csr.zarr", "tokens", "vocabulary"),
         "top": ("tokens", "vocabulary"),
     }
     extra = ["3"] if command == "top" else []
