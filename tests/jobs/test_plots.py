@@ -35,6 +35,9 @@ TITLES = {
     "l0_thresholds": "Active features per token, above thresholds",
     "label_differences": "Where features fire otherwise",
     "sparsity": "How sparse features are",
+    "logit_entropy": "How sharply features choose tokens",
+    "logit_max_probability": "The token that a feature makes likeliest",
+    "fidelity": "What the reconstruction costs the model",
     "feature_map_clusters": "Features and their clusters",
     "feature_map_density": "Where dense and rare features lie",
     "control_frequency": "How often features fire: learnt and control",
@@ -51,7 +54,7 @@ def store(tmp_path_factory):
     rank(opened, "site")
     profile(opened, "site")
     opened.write_table("site", "feature_map", made_up(30, 3)["feature_map"])
-    for name, table in made_up_control(64, 5).items():
+    for name, table in (made_up_control(64, 5) | made_up_of_the_model()).items():
         opened.write_table("site", name, table)
     return opened
 
@@ -125,7 +128,39 @@ def made_up(features, dead, rows=10_000, seed=0):
         "labels": labels,
         "feature_map": feature_map,
     }
-    return made | made_up_control(features, dead)
+    return made | made_up_control(features, dead) | made_up_of_the_model()
+
+
+def made_up_of_the_model():
+    """Tables of `logits` and `fidelity`."""
+    edges = np.linspace(0, 1, 11)
+    histogram = pl.concat(
+        pl.DataFrame(
+            {
+                "measure": measure,
+                "of": of,
+                "low": edges[:-1] + 0.01,
+                "high": edges[1:] + 0.01,
+                "n": range(10),
+                "median": 0.5,
+            }
+        )
+        for measure in ("entropy_bits", "max_probability")
+        for of in ("feature", "random")
+    )
+    losses = {"clean_loss": 3.8, "patched_loss": 3.9, "mean_loss": 8.2, "zero_loss": 10.4, "kl": 0.1}
+    rows = [
+        {
+            "measure": name,
+            "value": x,
+            "low": x - 0.1,
+            "high": x + 0.1,
+            "tokens": 99,
+            "documents": 5,
+        }
+        for name, x in losses.items()
+    ]
+    return {"logits_histogram": histogram, "fidelity": pl.DataFrame(rows)}
 
 
 def made_up_control(features, dead, rows=2_000, seed=0):
@@ -276,6 +311,8 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "l0": none.select("l0", "rows"),
         "l0_thresholds": pl.DataFrame(schema=L0_THRESHOLDS),
         "control_l0": none,
+        "logits_histogram": made_up_of_the_model()["logits_histogram"].clear(),
+        "fidelity": made_up_of_the_model()["fidelity"].clear(),
     }
     text = svg_of(name, tables)
     whys = (
@@ -284,6 +321,8 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "no feature is ranked by",
         "no value of a label differs",
         "no feature has a place",
+        "no feature was unembedded",
+        "no loss was measured",
     )
     assert any(why in text for why in whys)
 

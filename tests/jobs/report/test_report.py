@@ -117,7 +117,9 @@ def test_the_statistics_of_a_page_are_those_of_the_tables(made):
             .collect()
             .iter_rows(named=True)
         ):
-            assert facts[f"rank by {rank['by']}"] == f"#{rank['rank']}"
+            low, high = rank["rank_low"], rank["rank_high"]
+            interval = "" if low is None else f"<small>{low:,} to {high:,}</small>"
+            assert facts[f"rank by {rank['by']}"] == f"#{rank['rank']}{interval}"
 
 
 def test_a_feature_that_never_fires_says_so(made):
