@@ -56,7 +56,7 @@ def run(
     accept_environment: AcceptEnvironment = False,
     log_json: LogJson = None,
 ) -> None:
-    """Tokenize, extract, stats, rank, cluster and plots, each only as far as it is not done."""
+    """Tokenize, extract, make tables, figures and the report, each only as far as it is not done."""
     from jobs.run import run as job
 
     with logged(log_json):

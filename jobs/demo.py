@@ -20,7 +20,7 @@ from pipeline.run import Extraction
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
-from schemas.run_file import parse_run_file
+from schemas.run_file import Derive, parse_run_file
 
 SITE = "l9"
 SHOWN, SUPPORT = 10, 20
@@ -59,6 +59,7 @@ def write_run_file(tokens: str, out: Path) -> Path:
         "sites": [{"name": SITE, "sae": str(data / "smollm2-135m-l9")}],
         "store": {"root": str(out)},
         "extract": {"executor": "ray", "workers": 1, "cpus_per_worker": 2},
+        "derive": {"jobs": [*Derive.model_validate({}).jobs, "logits"]},
     }
     out.mkdir(parents=True, exist_ok=True)
     path, text = out / "run.yaml", yaml.safe_dump(content, sort_keys=False)
@@ -85,8 +86,12 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
     shown = _best(features)["feature"]
     feature, root = shown[0] if len(shown) else 0, escape(str(store.layout.root))
     say(
-        f"Figures: [bold]{escape(str(store.layout.figures(SITE)))}[/]\n\nTry next:\n"
-        f"  latentlake top {root} {feature}\n"
+        f"Figures: [bold]{escape(str(store.layout.figures(SITE)))}[/]\n"
+        f"Report: [bold]{escape(str(store.layout.report / 'index.html'))}[/], for a browser\n\n"
+        "Try next:\n"
+        f"  latentlake feature {root} {feature}\n"
+        f'  latentlake elicit {root} "The war in Europe is over, and our soldiers are coming home."\n'
+        f"  latentlake top {root} {feature} --where party=Republican\n"
         f"  latentlake rank {root} --by mean_active --window 0:20\n"
         f"  latentlake verify {root}\n\n"
         f"The run file is {escape(str(path))}: change it, and `latentlake run {escape(str(path))}`."

@@ -10,7 +10,7 @@ from schemas.errors import InputError
 from schemas.values import U32
 
 ALL, DEFAULT_RANKING = "all", "frequency"
-_FORMS = "give all, numbers and ranges such as 1,5,10:20, or top:100:sigma_over_mu"
+_FORMS = "give numbers and ranges such as 1,5,10:20, or of features also all, or top:100:sigma_over_mu"
 
 
 def select_features(store: FeatureStore, site: str, text: str) -> U32:
@@ -26,23 +26,28 @@ def select_features(store: FeatureStore, site: str, text: str) -> U32:
         return np.arange(d_sae, dtype=np.uint32)
     if text.startswith("top:"):
         return _first_ranked(store, site, text)
-    chosen = {number for part in text.split(",") for number in _numbers(part.strip(), text, d_sae)}
-    return np.array(sorted(chosen), dtype=np.uint32)
+    return np.array(sorted(parse_numbers(text, "--features", d_sae)), dtype=np.uint32)
 
 
-def _numbers(part: str, text: str, d_sae: int) -> range:
-    """The features of one part of a list."""
+def parse_numbers(text: str, option: str, end: int) -> list[int]:
+    """The numbers of `1,5,10:20` (10 to 19), each below `end`, each once, in their order."""
+    numbers: dict[int, None] = {}
+    for part in text.split(","):
+        numbers |= dict.fromkeys(_range(part.strip(), f"{option} {text!r}: {part.strip()!r}", end))
+    return list(numbers)
+
+
+def _range(part: str, what: str, end: int) -> range:
+    """One part of a list: a number, or FIRST:END without its end."""
     first, colon, last = part.partition(":")
     if not _is_number(first) or (colon and not _is_number(last)):
-        raise InputError(f"--features {text!r}: {part!r} is neither a number nor a range; {_FORMS}")
-    chosen = range(int(first), int(last) if colon else int(first) + 1)
-    if not chosen:
-        raise InputError(
-            f"--features {text!r}: the range {part!r} is empty; it goes from FIRST to END, without END"
-        )
-    if chosen.stop > d_sae:
-        raise InputError(f"--features {text!r}: {part!r} reaches beyond the SAE's features 0 to {d_sae - 1}")
-    return chosen
+        raise InputError(f"{what} is neither a number nor a range; {_FORMS}")
+    found = range(int(first), int(last) if colon else int(first) + 1)
+    if not found:
+        raise InputError(f"{what} is an empty range; it goes from FIRST to END, without END")
+    if found.stop > end:
+        raise InputError(f"{what} is not there, or not all of it: there are 0 to {end - 1:,}")
+    return found
 
 
 def _first_ranked(store: FeatureStore, site: str, text: str) -> U32:

@@ -19,6 +19,17 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from jobs.console import say
+from jobs.context_matrix import (
+    MOST_CONTEXTS,
+    MOST_FEATURES,
+    POOLS,
+    Pool,
+    all_contexts,
+    parse_ranking,
+    pooled,
+    strongest_contexts,
+)
+from jobs.feature_selection import parse_numbers
 from jobs.figures.fonts import ABSENT, korean_font, with_fonts
 from jobs.figures.heatmap import (
     draw_clustered,
@@ -31,17 +42,6 @@ from jobs.figures.heatmap import (
 )
 from jobs.figures.style import STYLE
 from jobs.plots import METADATA, render
-from jobs.selection import (
-    MOST_CONTEXTS,
-    MOST_FEATURES,
-    POOLS,
-    Pool,
-    all_contexts,
-    parse_numbers,
-    parse_ranking,
-    pooled,
-    strongest_contexts,
-)
 from jobs.top import label_filter
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jobs.console import say
-from jobs.figures import FIGURES
+from jobs.figures import FIGURES, Drawing
 from jobs.figures.style import STYLE
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
@@ -47,10 +48,19 @@ def plots(store: FeatureStore, site: str) -> list[StorePath]:
                 path = store.layout.figures(site) / f"{name}.{kind}"
                 write_atomic(path, render(figure, kind, receipts))
                 written.append(path)
-    for name, drawing in missing.items():
-        told = f"not drawn, table {drawing.table!r} is missing: run `latentlake {job_of(drawing.table)}`"
-        say(f"[bold]plots[/] {site}: {name} {told}")
+    for command, names_of in _by_command(store, site, missing).items():
+        told = f"not drawn without the tables of `latentlake {command}`"
+        say(f"[bold]plots[/] {site}: {', '.join(names_of)} {told}")
     return written
+
+
+def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
+    """The figures that a command would make possible; those of a control only where the site has one."""
+    found: dict[str, list[str]] = {}
+    for name, drawing in missing.items():
+        if store.site(site).control or not drawing.table.startswith("control"):
+            found.setdefault(job_of(drawing.table), []).append(name)
+    return found
 
 
 def render(figure: Figure, kind: str, receipts: str = "") -> bytes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from rich.markup import escape
-
 from jobs.console import say, warn
+from jobs.derive import derive
 from jobs.extract import extract_resolved
 from jobs.tokenize import tokenize_resolved
 from pipeline.plan import resolve
@@ -20,7 +19,7 @@ from schemas.run_file import RunFile
 
 
 def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = False) -> Extraction:
-    """Tokenize, extract, stats, rank, cluster, plots."""
+    """Tokenize, extract, derive."""
     resolved, warnings = resolve(run_file)
     warn(warnings)
     tokenize_resolved(resolved, append=append)
@@ -29,26 +28,10 @@ def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = F
     for site in result.plan.sites:
         if not is_fresh(store, site.name, resolved):
             derive(store, site.name, resolved)
+            write_atomic(store.layout.derived(site.name), _made_from(store, site.name, resolved))
         else:
             say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
     return result
-
-
-def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
-    """All tables and figures of one site (the libraries behind them take seconds to import)."""
-    from jobs.cluster import cluster
-    from jobs.parallel import choose_tasks
-    from jobs.plots import plots
-    from jobs.rank import rank
-    from jobs.stats import stats
-
-    with choose_tasks(store) as tasks:
-        stats(store, site, tasks)
-        rank(store, site, run_file.rank.by, tasks)
-        cluster(store, site, run_file.cluster, tasks)
-    figures = plots(store, site)
-    write_atomic(store.layout.derived(site), _made_from(store, site, run_file))
-    say(f"[bold]plots[/] {len(figures)} files in {escape(str(store.layout.figures(site)))}")
 
 
 def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:
@@ -66,16 +49,19 @@ def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:
         "receipts": store.receipts_digest(site),
         "rank": run_file.rank.model_dump(mode="json"),
         "cluster": run_file.cluster.model_dump(mode="json"),
+        "derive": run_file.derive.model_dump(mode="json"),
         "files": sorted(_files(store, site)),
     }
     return canonical_json(content) + b"\n"
 
 
 def _files(store: FeatureStore, site: str) -> list[str]:
-    """Tables and figures of the site, as paths below the root."""
+    """Tables and figures of the site, and its first page of the report, as paths below the root."""
     folder = store.layout.figures(site)
     figures = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     found = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
+    if (page := store.layout.report / "sites" / site / "index.html").is_file():
+        found.append(f"report/sites/{site}/{page.name}")
     return found + [f"figures/{site}/{name}" for name in figures if re.match(r"[^.].*\.(png|svg)$", name)]
 
 

@@ -40,6 +40,18 @@ PROCESSING = (
 """Weight processing that TransformerLens knows."""
 EncodeDtype = Literal["float32", "bfloat16"]
 CheckSae = Literal["stop", "warn", "off"]
+DerivedJob = Literal[
+    "stats",
+    "examples",
+    "profile",
+    "rank",
+    "coactivation",
+    "cluster",
+    "logits",
+    "fidelity",
+    "plots",
+    "report",
+]
 Control = Literal["random_encoder", "shuffled_rows"]
 
 SYNTHETIC = "synthetic:"
@@ -327,6 +339,19 @@ class Cluster(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random draw.")
 
 
+class Derive(Section):
+    """What `run` makes of a store when all is extracted."""
+
+    jobs: tuple[DerivedJob, ...] = Field(
+        ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),
+        description="Commands that make tables, figures and the report, each with its defaults, in the order "
+        "in which they need each other; logits and fidelity, which run the model, may be among them.",
+    )
+    report: str = Field(
+        "top:1000:n_active", description="Features that get a page of the report, see `report --features`."
+    )
+
+
 class RunFile(Section):
     """A whole run file."""
 
@@ -338,6 +363,7 @@ class RunFile(Section):
     extract: Extract = Field(default_factory=lambda: Extract.model_validate({}))
     rank: Rank = Field(default_factory=lambda: Rank.model_validate({}))
     cluster: Cluster = Field(default_factory=lambda: Cluster.model_validate({}))
+    derive: Derive = Field(default_factory=lambda: Derive.model_validate({}))
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> RunFile:

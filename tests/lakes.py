@@ -53,6 +53,7 @@ def run_content(folder: Path, architecture: str = "topk", **changes: dict[str, A
             "batch_contexts": 4,
             "check_sae": "off",  # their weights are random
         },
+        "derive": {"jobs": ["stats", "rank", "cluster", "plots"]},
     }
     for section, values in changes.items():
         content[section] = values if section == "sites" else {**content.get(section, {}), **values}

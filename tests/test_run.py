@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ import yaml
 from jobs.run import run
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
+from schemas.run_file import DerivedJob
 from tests.kit import dense_activations, tiny_lm, write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
@@ -201,6 +203,28 @@ def test_a_new_pass_on_the_same_tokens_just_works(tmp_path):
     assert set(store.sites) == {"mid", "low"}
     assert store.scan_features("low").collect().height == 48
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "tokens").iterdir()} == tokens
+
+
+@pytest.mark.slow
+def test_all_that_may_be_derived_is_made_once_and_a_page_that_was_lost_again(tmp_path, capsys):
+    everything = list(get_args(DerivedJob))
+    everything.remove("logits")  # a torch module has no unembedding
+    asked = run_file(tmp_path, derive={"jobs": everything})
+    run(asked)
+    store = FeatureStore.open(tmp_path / "store")
+    made = {"features", "l0", "examples", "rankings", "profile", "labels", "l0_thresholds", "neighbours"}
+    made |= {"decoder_neighbours", "feature_clusters", "document_clusters", "feature_map", "fidelity"}
+    assert made <= set(store.tables("mid"))
+    assert not [name for name in store.tables("mid") if store.is_stale("mid", name)]
+    page = store.layout.report / "sites" / "mid" / "index.html"
+    before, tables = page.read_bytes(), data_bytes(tmp_path / "store")
+    capsys.readouterr()
+    run(asked)
+    assert "nothing to do, they are up to date" in capsys.readouterr().out
+    page.unlink()
+    run(asked)
+    assert page.read_bytes() == before
+    assert data_bytes(tmp_path / "store") == tables
 
 
 def test_a_changed_section_makes_its_tables_anew_and_nothing_else(tmp_path):

@@ -24,6 +24,7 @@ import polars as pl
 from rich.markup import escape
 
 from jobs.console import say
+from jobs.feature_selection import select_features
 from jobs.parallel import choose_tasks
 from jobs.progress import counting, several, size
 from jobs.report.clusters import kinds_of, write_clusters
@@ -31,7 +32,6 @@ from jobs.report.columns import VARIABLE, names_of_columns, table_data
 from jobs.report.features import make_folder, parts_of, write_features
 from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
-from jobs.report.selection import choose_features
 from jobs.report.tables import NEEDED, Tables, names_of
 from jobs.report.windows import cut_windows, example_tokens, window_files
 from jobs.report.work import Work, path_of
@@ -72,9 +72,9 @@ def report(
 ) -> StorePath:
     """Write the report of some sites into `out` (default: the store's folder `report`); its first page.
 
-    Other sites that are in the report already stay. `features` chooses which features get a page, see
-    `selection.FORMS`; pages of others go. InputError when the feature table or the examples are missing, or
-    when `out` holds files and is no report.
+    Other sites that are in the report already stay. `features` chooses which features get a page
+    (`feature_selection.select_features`); pages of others go. InputError when the feature table or the
+    examples are missing, or when `out` holds files and is no report.
     """
     folder = out or store.layout.report
     for site in sites:
@@ -120,8 +120,7 @@ def _write_static(folder: StorePath) -> None:
 
 def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, tasks: Tasks) -> Made:
     began, tables = time.monotonic(), Tables(store, site)
-    table = tables.scan("features").select(pl.all().exclude("histogram_bins", "histogram_counts")).collect()
-    chosen = choose_features(table, features)
+    chosen = select_features(store, site, features).astype(np.int64)
     with tempfile.TemporaryDirectory(prefix="latentlake-report-") as scratch:
         work = _prepare(tables, chosen, Path(scratch), out, tasks)
         written = 0

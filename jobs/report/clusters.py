@@ -98,7 +98,9 @@ def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
     folder = work.out / "clusters"
     make_folder(folder)
     page = partial(render, site=work.site, missing=tables.missing())
-    size = write(folder / "index.html", page("clusters.html", 3, kinds=kinds, listed=_listed))
+    size = write(
+        folder / "index.html", page("clusters.html", 3, kinds=kinds, listed=_listed, labels_of=labels_of)
+    )
     for kind in kinds:
         make_folder(folder / kind.name)
         contexts = _contexts(tables, work, kind)
@@ -111,11 +113,17 @@ def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
 
 
 def _listed(kind: Kind) -> list[dict[str, Any]]:
-    """The rows of the table of a kind's clusters."""
+    """The rows of the table of a kind's clusters; `majority` by label, where there is one."""
     return [
-        row | {"name": name, "majority": majority(row)}
+        row | {"name": name, "majority": {label: (value, part) for label, value, part in majority(row)}}
         for row, name in zip(kind.summary.iter_rows(named=True), kind.names, strict=True)
     ]
+
+
+def labels_of(kind: Kind) -> list[str]:
+    """The labels of which the summary tells the commonest value."""
+    names = (name.removeprefix("majority_") for name in kind.summary.columns if name.startswith("majority_"))
+    return [name for name in names if f"majority_{name}_share" in kind.summary.columns]
 
 
 def majority(row: dict[str, Any]) -> list[tuple[str, str, float | None]]:

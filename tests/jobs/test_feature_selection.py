@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.feature_selection import select_features
+from jobs.feature_selection import parse_numbers, select_features
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store
 
@@ -30,6 +30,10 @@ def test_numbers_and_ranges_name_each_feature_once_in_order(store, text, expecte
     found = select_features(store, "site", text)
     assert found.tolist() == expected
     assert found.dtype == np.uint32
+
+
+def test_numbers_are_taken_once_and_in_their_order():
+    assert parse_numbers("7, 3,5:8,3", "--contexts", 10) == [7, 3, 5, 6]
 
 
 def test_top_names_those_of_the_largest_values_and_of_equal_ones_the_lower_number(store):
@@ -56,10 +60,10 @@ def test_top_names_those_of_the_largest_values_and_of_equal_ones_the_lower_numbe
         ("-1", "neither a number"),
         ("²", "neither a number"),
         ("1:", "neither a number"),
-        ("5:5", "is empty"),
-        ("9:3", "is empty"),
-        ("40", "beyond the SAE's features 0 to 39"),
-        ("30:99999999999999999999", "beyond"),
+        ("5:5", "is an empty range"),
+        ("9:3", "is an empty range"),
+        ("40", "there are 0 to 39"),
+        ("30:99999999999999999999", "there are 0 to 39"),
         ("top:3:a:b", "no top:N:COLUMN"),
         ("top:0:frequency", "no top:N:COLUMN"),
         ("top:x:frequency", "no top:N:COLUMN"),

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import rc_context
 from sklearn.cluster import KMeans
 
-from jobs import cli, selection
+from jobs import cli, context_matrix
 from jobs.figures import fonts
 from jobs.figures.fonts import ABSENT, KOREAN, MISSING, bilingual, legible, with_fonts
 from jobs.figures.heatmap import (
@@ -25,7 +25,6 @@ from jobs.figures.style import STYLE
 from jobs.heatmap import Asked, cluster_contexts, heatmap, selected
 from jobs.plots import render
 from jobs.rank import window
-from jobs.selection import parse_numbers
 from jobs.stats import stats
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -52,7 +51,7 @@ def brute(built, features, pool):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("pool", selection.POOLS)
+@pytest.mark.parametrize("pool", context_matrix.POOLS)
 def test_activations_are_pooled_over_the_counted_rows_of_a_context(made, pool):
     built, store = made
     table = selected(store, "site", Asked(features="3,1,7:10"), pool)
@@ -142,8 +141,8 @@ def test_too_few_contexts_to_cluster_is_said_and_they_are_drawn(made, tmp_path, 
     [
         (Asked(), "--features 1,2,3 or --ranking"),
         (Asked(features="1", ranking="frequency:0:5"), "not both"),
-        (Asked(features="1,x"), "'x' is no number"),
-        (Asked(features="5:5"), "no START:STOP"),
+        (Asked(features="1,x"), "'x' is neither a number"),
+        (Asked(features="5:5"), "an empty range"),
         (Asked(features=f"1:{D_SAE + 1}"), f"there are 0 to {D_SAE - 1}"),
         (Asked(ranking="frequency"), "no COLUMN:START:STOP"),
         (Asked(ranking="frequencies:0:5"), "did you mean 'frequency'"),
@@ -167,10 +166,6 @@ def test_more_contexts_or_features_than_a_picture_shows_are_refused(made, tmp_pa
         heatmap(made[1], "site", Asked(features="0:6"), tmp_path / "h.png")
     with pytest.raises(InputError, match=r"must end with \.png or \.svg"):
         heatmap(made[1], "site", Asked(features="0:6"), tmp_path / "h.pdf")
-
-
-def test_numbers_are_taken_once_and_in_their_order():
-    assert parse_numbers("7, 3,5:8", "--features", 10) == [7, 3, 5, 6]
 
 
 def test_sparsity_of_nothing_is_all_zeros():

@@ -424,7 +424,7 @@ def test_an_optional_figure_is_drawn_when_its_table_is_there_and_else_its_comman
     optional = Drawing("logits", lambda table, site: canvas(f"{table.height} rows", site)[0], optional=True)
     monkeypatch.setitem(FIGURES, "extra", optional)
     assert "extra.png" not in {path.name for path in plots(store, "site")}
-    assert "plots site: extra not drawn, table 'logits' is missing: run `latentlake logits`" in told(capsys)
+    assert "plots site: extra not drawn without the tables of `latentlake logits`" in told(capsys)
     store.write_table("site", "logits", pl.DataFrame({"feature": [1, 2]}))
     (svg,) = [path for path in plots(store, "site") if path.name == "extra.svg"]
     assert "2 rows" in svg.read_text(encoding="utf-8")

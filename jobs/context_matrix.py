@@ -27,21 +27,6 @@ MOST_CONTEXTS, MOST_FEATURES = 20_000, 1_000
 """Of a matrix: 80 MB."""
 
 
-def parse_numbers(text: str, option: str, end: int) -> list[int]:
-    """The numbers of `1,5,10:20` (10 to 19), each below `end`, each once, in their order."""
-    numbers: dict[int, None] = {}
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,18})(?::([0-9]{1,18}))?\s*", part)
-        first = int(found[1]) if found else 0
-        last = (int(found[2]) if found[2] else first + 1) if found else 0
-        if not first < last:
-            raise InputError(f"{option} {text!r}: {part!r} is no number and no START:STOP, such as 1,5,10:20")
-        if last > end:
-            raise InputError(f"{option} {text!r}: there are 0 to {end - 1:,}, so {part!r} is not there")
-        numbers |= dict.fromkeys(range(first, last))
-    return list(numbers)
-
-
 def parse_ranking(store: FeatureStore, site: str, text: str) -> list[int]:
     """The features of `COLUMN:START:STOP`, ranks of a column of the feature table, the largest first."""
     found = re.fullmatch(r"([^:]+):([0-9]{1,9}):([0-9]{1,9})", text)
