@@ -40,7 +40,8 @@ JOBS: dict[str, tuple[str, ...]] = {
     "feature": ("feature", STORE, "100"),
     "heatmap": ("heatmap", STORE, "--out", f"{OUT}.png", "--ranking", "n_active:0:50"),
     "export neuronpedia, 4,096 features": (
-        "export", "neuronpedia", STORE, "--out", OUT, "--layer", "0", "--features", "top:4096:n_active",
+        "export", "neuronpedia", STORE, "--out", OUT, "--model", "made", "--layer", "0",
+        "--features", "top:4096:n_active",
     ),
     "export circuit-tracer, 4,096 features": (
         "export", "circuit-tracer", STORE, "--out", OUT, "--layer", "0", "--features", "top:4096:n_active",

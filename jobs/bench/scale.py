@@ -5,6 +5,7 @@ python -m jobs.bench scale        # some 15 minutes and 20 GB of disk
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -81,7 +82,8 @@ def write_run_file(folder: Path, nonzeros: float, workers: int) -> Path:
 
 
 def step(command: str, config: Path, nnz: int) -> Step:
-    """Run one command over the store."""
+    """Run one command over the store, when what was written before is on the disk."""
+    os.sync()
     done: Watched = watched(["jobs.cli", command, str(config)])
     return Step(command, done.seconds, nnz / done.seconds, done.peak_gb)
 

@@ -87,18 +87,6 @@ def compact(store: FeatureStore, site: str, tasks: Tasks) -> Compaction:
     return compaction
 
 
-def is_as_merged(shards: Sequence[ShardFiles], path: StorePath, features: range) -> bool:
-    """Whether a compaction's file holds what the postings of its shards hold of these features."""
-    file = PostingsFile(path)
-    left, ahead = file.nnz, _Ahead(file)
-    for piece in merged(shards, features):
-        columns = ahead.take(len(piece.rows))
-        left -= len(piece.rows)
-        if not all(np.array_equal(a, b) for a, b in zip(columns, piece.columns(), strict=True)):
-            return False
-    return left == 0
-
-
 def merged(shards: Sequence[ShardFiles], features: range) -> Iterator[Piece]:
     """The activations of some features over all shards, in pieces that fit into memory.
 
@@ -218,25 +206,6 @@ def _row_groups(piece: Piece) -> Iterator[Piece]:
             whole = len(rows) == len(part.rows)
             yield Piece(part.features, part.counts if whole else np.array([len(rows)]), rows, values)
         start = stop
-
-
-class _Ahead:
-    """A file's columns, read as far as they are asked for."""
-
-    def __init__(self, file: PostingsFile) -> None:
-        self._file, self._next = file, 0
-        self._columns: list[Any] = []
-
-    def take(self, n: int) -> list[Any]:
-        """The next `n` activations, fewer at the end."""
-        while (not self._columns or len(self._columns[0]) < n) and self._next < len(self._file.first):
-            more = self._file.read_groups([self._next])
-            pairs = zip(self._columns, more, strict=True)
-            self._columns = [np.concatenate(pair) for pair in pairs] if self._columns else more
-            self._next += 1
-        taken = [column[:n] for column in self._columns]
-        self._columns = [column[n:] for column in self._columns]
-        return taken
 
 
 def _dtype(shards: Sequence[ShardFiles]) -> np.dtype[Any]:

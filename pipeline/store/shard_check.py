@@ -17,6 +17,7 @@ import polars as pl
 from pipeline import statistics
 from pipeline.statistics import control
 from pipeline.statistics.rows import l0_counts
+from pipeline.store.fingerprint import fingerprints
 from pipeline.store.objects import measure, readable
 from pipeline.store.parquet import read_frame
 from pipeline.store.postings import PostingsFile
@@ -26,9 +27,13 @@ from pipeline.store.transposition import to_postings
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath, below
 from schemas.records import Lake, Plan, PlannedSite, Receipt
-from schemas.values import I64, Postings, SparseFeatures, TokenShard
+from schemas.values import I64, U32, U64, Postings, SparseFeatures, TokenShard
 
 EVERY_FEATURE = range(1 << 32)
+
+Prints = tuple[U32, U64]
+"""Features and their fingerprints in one shard."""
+NO_PRINTS: Prints = (np.empty(0, np.uint32), np.empty(0, np.uint64))
 
 
 @dataclass
@@ -110,22 +115,24 @@ class Pass:
     layout: Layout
     lake: Lake
     plan: Plan
+    compacted: frozenset[str] = frozenset()
+    """Sites of which a compaction is compared with the shards, by its fingerprints."""
 
-    def check(self, shard: Committed) -> tuple[VerifyReport, set[str]]:
+    def check(self, shard: Committed) -> tuple[VerifyReport, dict[str, Prints]]:
         """What was found in one shard, and the sites in which nothing is wrong."""
         report = VerifyReport()
         self._check_receipt(shard, report)
         if report.problems or not shard.tokens_intact:
-            return report, set()
-        sound = set()
+            return report, {}
+        sound = dict[str, Prints]()
         for site in self.plan.sites:
             before = len(report.problems)
             try:
-                _SiteCheck(self, site, shard, report).run()
+                prints = _SiteCheck(self, site, shard, report).run()
             except InputError as error:
                 report.problems.append(str(error))
             if len(report.problems) == before:
-                sound.add(site.name)
+                sound[site.name] = prints
         return report, sound
 
     def _check_receipt(self, shard: Committed, report: VerifyReport) -> None:
@@ -168,18 +175,18 @@ class _SiteCheck:
         self._files, self._receipt = shard.files[site.name], shard.receipt.sites[site.name]
         self._where = f"shard {shard.receipt.shard} of site {site.name} ({shard.receipt.attempt})"
 
-    def run(self) -> None:
+    def run(self) -> Prints:
         """Compare the layouts with each other, and the statistics with those computed anew."""
         tokens = read_token_shard(self._of.layout, self._of.lake, self._files.record, verify=False)
         tokens = tokens.at(self._site.positions, self._of.lake.context_size)
         before = len(self._report.problems)
         columns, indptr = self._by_columns(tokens)
         if len(self._report.problems) > before:
-            return
+            return NO_PRINTS
         self._check_counts(tokens, columns)
-        partials, l0 = self._walk(tokens, columns)
+        partials, l0, prints = self._walk(tokens, columns)
         if len(self._report.problems) > before:
-            return
+            return NO_PRINTS
         counts = l0_counts(np.append(0, np.cumsum(l0)) if indptr is None else indptr, tokens.counted)
         self._report.nonzeros += self._receipt.nnz
         self._report.compare_frame(partials, self._files.read_partials(EVERY_FEATURE), self._files.partials)
@@ -187,6 +194,7 @@ class _SiteCheck:
         if self._site.control:
             del columns
             self._check_control(tokens)
+        return prints
 
     def _check_control(self, tokens: TokenShard) -> None:
         """The learnt side computed anew; of the control, which needs the model, what must hold of any."""
@@ -235,9 +243,10 @@ class _SiteCheck:
         if (counted := counted_for(tokens, self._site.positions)) != self._receipt.counted:
             self._wrong(f"counted by the receipt: {self._receipt.counted}; by the token shard: {counted}")
 
-    def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64]:
-        """Partials, and how many features are active in each row where there is no CSR to tell, int64 [N]."""
+    def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64, Prints]:
+        """Partials; the active features of each row where no CSR tells them, int64 [N]; fingerprints."""
         parts, l0 = [statistics.empty_state()], np.zeros(tokens.n_rows, np.int64)
+        prints = [NO_PRINTS]
         after = -1
         for block in self._blocks(columns):
             wrong = _wrong_with(block, tokens, columns)
@@ -248,9 +257,13 @@ class _SiteCheck:
                 break
             after = int(block.features[-1]) if len(block.features) else after
             parts.append(statistics.partials(block, tokens))
+            if self._site.name in self._of.compacted:
+                rows = block.rows.astype(np.uint64) + np.uint64(self._files.record.row_start)
+                prints.append((block.features, fingerprints(block.offsets, rows, block.values)))
             if columns is None:
                 l0 += np.bincount(block.rows, minlength=tokens.n_rows)
-        return pl.concat(parts), l0
+        features, sums = (np.concatenate(column) for column in zip(*prints, strict=True))
+        return pl.concat(parts), l0, (features, sums)
 
     def _blocks(self, columns: Any) -> Iterator[Postings]:
         """The activations in pieces of whole features: row groups of the postings, else cut from the CSC."""

@@ -1,31 +1,37 @@
 """Whether a store is what it says: checksums, both layouts, every statistic recomputed from the activations.
 
-Each shard is a task. Partials that agree with a recomputation are as good as those computed anew, so the
+Each shard is a task; a compaction is compared by fingerprints that its shards' tasks give, and nothing is
+merged again. Partials that agree with a recomputation are as good as those computed anew, so the
 tables are then made from them as `stats` makes them, and compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from pipeline.executors.tasks import Tasks
+from pipeline.statistics.ragged import run_starts
 from pipeline.store import tables
 from pipeline.store.compacted import Compacted, in_use, read_compactions, remedy
-from pipeline.store.compaction import is_as_merged
 from pipeline.store.control_tables import CONTROL_TABLES, control_tables
+from pipeline.store.fingerprint import fingerprints
 from pipeline.store.objects import readable
 from pipeline.store.parquet import as_frame, open_parquet
-from pipeline.store.shard_check import Committed, Pass, VerifyReport
+from pipeline.store.postings import PostingsFile
+from pipeline.store.shard_check import EVERY_FEATURE, Committed, Pass, Prints, VerifyReport
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.site_tables import site_tables
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.records import CompactedFile, ShardRecord
+from schemas.records import CompactedFile, Plan, ShardRecord
 from schemas.tables import OF_STATS, VOCABULARY
+from schemas.values import U64
 
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
@@ -47,28 +53,61 @@ def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
         if not found.problems:
             tokens.add(record.name)
     _verify_vocabulary(store, report)
-    for pass_name, plan in store.plans.items():
-        receipts = store.pass_receipts(pass_name)
-        if pending := len(store.shards) - len(receipts):
-            report.stale.append(
-                f"{pending} shards are not extracted in pass {pass_name}: `latentlake extract`"
-            )
-        of = Pass(store.layout, store.lake, plan)
-        unsound = {site.name: len(receipts) for site in plan.sites}
-        for found, sites in tasks.map(of.check, _committed(store, pass_name, tokens)):
-            report.add(found)
-            for site in sites:
-                unsound[site] -= 1
-        compactions, wrong = read_compactions(store.layout, pass_name, receipts)
-        report.problems += wrong
-        for name, shards in unsound.items():
-            if receipts:
-                _verify_weights(store, name, report)
-            if not shards:
-                compacted = in_use(found for found in compactions if found.record.site == name)
-                _verify_compaction(store, name, compacted, tasks, report)
-                _verify_tables(store, name, tasks, report)
+    for pass_name in store.plans:
+        _verify_pass(store, pass_name, tokens, tasks, report)
     return report
+
+
+def _verify_pass(
+    store: FeatureStore, pass_name: str, tokens: set[str], tasks: Tasks, report: VerifyReport
+) -> None:
+    """Every shard of a pass; then of each site in which nothing is wrong the compaction and the tables."""
+    plan, receipts = store.plans[pass_name], store.pass_receipts(pass_name)
+    if pending := len(store.shards) - len(receipts):
+        report.stale.append(f"{pending} shards are not extracted in pass {pass_name}: `latentlake extract`")
+    compactions, wrong = read_compactions(store.layout, pass_name, receipts)
+    report.problems += wrong
+    expected = _expected(plan, compactions)
+    unsound = {site.name: len(receipts) for site in plan.sites}
+    of = Pass(store.layout, store.lake, plan, frozenset(expected))
+    checked = tasks.map(of.check, _committed(store, pass_name, tokens))
+    for shard, (found, sites) in zip(receipts, checked, strict=True):
+        report.add(found)
+        for site, prints in sites.items():
+            unsound[site] -= 1
+            if site in expected:
+                expected[site].add(shard, prints)
+    for name, shards in unsound.items():
+        if receipts:
+            _verify_weights(store, name, report)
+        if not shards:
+            if name in expected:
+                _verify_compaction(store, name, expected[name], tasks, report)
+            _verify_tables(store, name, tasks, report)
+
+
+@dataclass
+class _Expected:
+    """The compaction in use of a site, and the fingerprints that its shards give its features, [d_sae]."""
+
+    compacted: Compacted
+    prints: U64
+
+    def add(self, shard: str, found: Prints) -> None:
+        """Take in one shard's."""
+        if shard in self.compacted.shards:
+            features, sums = found
+            self.prints[features] += sums
+
+
+def _expected(plan: Plan, compactions: Sequence[Compacted]) -> dict[str, _Expected]:
+    """By site, where there is a compaction."""
+    found = {}
+    for site in plan.sites:
+        compacted = in_use(each for each in compactions if each.record.site == site.name)
+        if compacted is not None:
+            found[site.name] = _Expected(compacted, np.zeros(site.d_sae, np.uint64))
+    return found
 
 
 def _check_tokens(layout: Layout, record: ShardRecord) -> VerifyReport:
@@ -116,37 +155,50 @@ def _verify_weights(store: FeatureStore, site: str, report: VerifyReport) -> Non
 
 
 def _verify_compaction(
-    store: FeatureStore, site: str, compacted: Compacted | None, tasks: Tasks, report: VerifyReport
+    store: FeatureStore, site: str, expected: _Expected, tasks: Tasks, report: VerifyReport
 ) -> None:
-    """Compare the files of the compaction in use with their checksums, and with its shards' postings."""
-    if compacted is None:
-        return
-    shards = [store.files(site, shard) for shard in compacted.record.shards]
-    check = partial(_check_compacted, shards, compacted.marker, store.site(site).feature_block)
-    items = zip(compacted.paths, compacted.record.files, strict=True)
-    for found in tasks.map(check, items):
+    """Compare the files of the compaction in use with their checksums, and with what its shards hold."""
+    record, block = expected.compacted.record, store.site(site).feature_block
+    items = (
+        (path, file, expected.prints[file.first_feature : file.first_feature + block])
+        for path, file in zip(expected.compacted.paths, record.files, strict=True)
+    )
+    for found in tasks.map(partial(_check_compacted, expected.compacted.marker), items):
         report.add(found)
-    if sum(file.nnz for file in compacted.record.files) != sum(
-        store.receipts(site)[shard].sites[site].nnz for shard in compacted.record.shards
+    if sum(file.nnz for file in record.files) != sum(
+        store.receipts(site)[shard].sites[site].nnz for shard in record.shards
     ):
-        report.problems.append(f"{compacted.marker} does not hold all activations of its shards")
+        report.problems.append(f"{expected.compacted.marker} does not hold all activations of its shards")
 
 
-def _check_compacted(
-    shards: Sequence[ShardFiles], marker: StorePath, block: int, file: tuple[StorePath, CompactedFile]
-) -> VerifyReport:
-    """Whether one file of a compaction has its checksum, and what the postings of the shards hold."""
-    report, (path, record) = VerifyReport(), file
-    features = range(record.first_feature, record.first_feature + block)
+def _check_compacted(marker: StorePath, item: tuple[StorePath, CompactedFile, U64]) -> VerifyReport:
+    """Whether one file of a compaction has its checksum, and what its shards hold, sorted."""
+    report, (path, record, expected) = VerifyReport(), item
     try:
-        if report.compare_object(path, record.bytes, record.sha256) and not is_as_merged(
-            shards, path, features
+        if report.compare_object(path, record.bytes, record.sha256) and not _holds(
+            PostingsFile(path), record.first_feature, expected
         ):
             report.problems.append(f"{path} does not hold the activations of its shards")
     except InputError as error:
         report.problems.append(str(error))
     report.problems = [f"{problem}; {remedy(marker)}" for problem in report.problems]
     return report
+
+
+def _holds(file: PostingsFile, first: int, expected: U64) -> bool:
+    """Whether a file is sorted by (feature, row) and has these fingerprints of features from `first` on."""
+    found, last = np.zeros(len(expected), np.uint64), (-1, -1)
+    for groups in file.runs_of(EVERY_FEATURE):
+        features, rows, values = file.read_groups(groups)
+        place, row = features.astype(np.int64) - first, rows.astype(np.int64)
+        ascends = np.diff(place, prepend=last[0]) > 0
+        ascends |= (np.diff(place, prepend=last[0]) == 0) & (np.diff(row, prepend=last[1]) > 0)
+        if not ascends.all() or place[0] < 0 or place[-1] >= len(expected):
+            return False
+        starts = run_starts(place)
+        found[place[starts]] += fingerprints(np.append(starts, len(row)), rows, values.astype(np.float32))
+        last = int(place[-1]), int(row[-1])
+    return np.array_equal(found, expected)
 
 
 def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:

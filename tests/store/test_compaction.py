@@ -188,6 +188,7 @@ def test_damage_and_other_content_are_found_by_verify(tmp_path: Path) -> None:
         frame.head(-1),
         frame.with_columns(row=pl.col("row") + last),
         pl.concat([frame, frame.tail(1)]),
+        frame[[1, 0, *range(2, len(frame))]],
     ):
         other.write_parquet(path)
         recorded(store, path)
