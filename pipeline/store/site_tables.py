@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 64 << 20
 """Partials in memory before they are merged."""
-_RANGE_BYTES = 1 << 20
+_RANGE_BYTES = 1 << 21
 """Of an average shard's partials in one range: less does not pay for opening the file once more."""
 _COUNT_FILES = 512
 _ROW_GROUPS_SINCE = 3
