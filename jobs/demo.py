@@ -59,7 +59,7 @@ def write_run_file(tokens: str, out: Path) -> Path:
         "sites": [{"name": SITE, "sae": str(data / "smollm2-135m-l9")}],
         "store": {"root": str(out)},
         "extract": {"executor": "ray", "workers": 1, "cpus_per_worker": 2},
-        "derive": {"jobs": [*Derive.model_validate({}).jobs, "logits"]},
+        "derive": {"jobs": [*Derive.model_validate({}).jobs, "logits"], "report": "all"},
     }
     out.mkdir(parents=True, exist_ok=True)
     path, text = out / "run.yaml", yaml.safe_dump(content, sort_keys=False)
