@@ -192,15 +192,19 @@ def survey(tokens: Tokens, shards: Sequence[ShardFiles], tasks: Tasks) -> tuple[
 
 def _survey_shard(tokens: Tokens, shard: ShardFiles) -> tuple[DocumentTotals, pl.DataFrame]:
     shard_tokens = tokens.read(shard)
-    documents = tokens.read_labels(shard, tokens.labels).with_columns(rows=document_rows(shard_tokens)[1])
-    documents = documents.filter(pl.col("rows") > 0)
+    labels = tokens.read_labels(shard, tokens.labels)
+    rows = pl.Series(document_rows(shard_tokens)[1])
     sums = {
         "documents": pl.len().cast(pl.Int64),
         "rows": pl.col("rows").sum(),
         "rows_squared": (pl.col("rows") ** 2).sum(),
     }
-    frames = [
-        documents.group_by(value=name).agg(**sums).select(pl.lit(name).alias("label"), "value", *sums)
+    frames = [  # a label may be called rows, so it stands alone
+        pl.DataFrame({"value": labels[name], "rows": rows})
+        .filter(pl.col("rows") > 0)
+        .group_by("value")
+        .agg(**sums)
+        .select(pl.lit(name).alias("label"), "value", *sums)
         for name in tokens.labels
     ]
     return document_totals(shard_tokens), pl.concat([pl.DataFrame(schema=_VALUES), *frames])
