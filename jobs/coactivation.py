@@ -24,11 +24,11 @@ import polars as pl
 from jobs.association import MEASURES, PairCounts, highest
 from jobs.console import say
 from jobs.directions import Directions, directions_of, nearest
-from jobs.pair_counts import cut, mean_company, read_n_active, tallies
+from jobs.pair_counts import cut, mean_company, tallies
 from jobs.progress import track
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store import FeatureStore
-from pipeline.store.shard_files import ShardFiles
+from pipeline.store.shard_files import ShardFiles, read_n_active
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.tables import DECODER_NEIGHBOURS, NEIGHBOURS

@@ -24,7 +24,6 @@ from jobs.top import heading
 from pipeline.statistics.histogram import FRACTION_BITS, bin_edges
 from pipeline.store import FeatureStore
 from pipeline.store.tables import job_of
-from schemas.errors import InputError
 from schemas.values import F32, U64
 
 NEIGHBOURS, RANKS, LABELS, LOGITS, CENTRAL = 8, 12, 12, 10, 8
@@ -81,8 +80,7 @@ def show_feature(
 ) -> None:
     """Print the page; `k` examples of each kind. InputError where the site has no such feature."""
     page, info = Page(store, site, feature, k, before, after), store.site(site)
-    if feature not in range(info.d_sae):
-        raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}")
+    store.require_feature(site, feature)
     say(
         f"[bold]feature {feature} of {escape(site)}[/]  [dim]{info.architecture}, {info.d_sae:,} features at "
         f"{escape(info.hook_name)}; {escape(str(store.layout.root))}[/]"

@@ -18,7 +18,6 @@ from pipeline.statistics.histogram import bin_edges
 from pipeline.store import FeatureStore
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame, scan_frame
-from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from schemas.layout import Layout, StorePath
 from schemas.values import F32, I32, I64, U32
@@ -204,17 +203,9 @@ def _window(row: I64, start: I64, end: I64, size: int) -> tuple[I64, I64]:
 
 def _activations(shard: ShardFiles, features: range) -> Iterator[tuple[I64, I64, F32]]:
     """Feature, row (of the lake) and activation, sorted by (feature, row), in runs of whole features."""
-    if shard.postings is None:
-        postings = shard.read_postings()
-        feature = np.repeat(postings.features, np.diff(postings.offsets)).astype(np.int64)
-        place = slice(*np.searchsorted(feature, [features.start, features.stop]))
-        yield feature[place], postings.rows[place] + shard.record.row_start, postings.values[place]
-        return
-    file = PostingsFile(shard.postings)
-    for groups in file.runs_of(features):
-        columns: list[Any] = file.read_groups(groups)
-        feature, row, value = columns
-        yield feature.astype(np.int64), row.astype(np.int64), value.astype(np.float32)
+    for some in shard.postings_of(features):
+        feature = np.repeat(some.features, np.diff(some.offsets)).astype(np.int64)
+        yield feature, some.rows + shard.record.row_start, some.values
 
 
 Favoured = tuple[list[int], list[float], list[int], list[float]]
