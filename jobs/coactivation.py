@@ -120,6 +120,8 @@ def _nearest(
     """The nearest by each measure, one measure after another: numbers, n_both, how many of each measure."""
     is_other = others != feature
     others, n_both = others[is_other], n_both[is_other]
+    if not len(others):  # perhaps there is no counted row
+        return others, n_both, np.zeros(len(MEASURES), np.int64)
     counts = PairCounts(n_both, int(n_active[feature]), n_active[others], rows)
     best = [highest(measure(counts), k) for measure in MEASURES.values()]
     places = np.concatenate(best)

@@ -216,8 +216,8 @@ class Estimate(NamedTuple):
 
     @property
     def p(self) -> F64:
-        """The ratio: sum x / sum n."""
-        return self.x / self.totals.rows
+        """The ratio: sum x / sum n; NaN over no counted row."""
+        return self.x / self.totals.rows if self.totals.rows else np.full(len(self.x), np.nan)
 
     def squares(self, p: F64) -> F64:
         """The sum of (x - p n)^2, which rounding may not make negative."""

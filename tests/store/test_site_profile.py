@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from jobs.coactivation import coactivation
 from pipeline.executors.tasks import OneProcess, Processes
 from pipeline.store import FeatureStore, site_profile
 from pipeline.store.site_profile import feature_ranges, l0_thresholds, profile_tables
@@ -194,6 +195,22 @@ def test_a_label_may_have_the_name_of_a_count(tmp_path: Path) -> None:
     years = found.filter(label="value")["value"].to_list()
     assert years == sorted(years)
     assert (years[0], years[-1]) == ("1900", "1923")
+
+
+def test_a_site_that_counts_no_row_has_tables_of_nothing(tmp_path: Path) -> None:
+    content = run_content(tmp_path, sites=[])
+    short = {"text": ["w1 w2 w3", "w4 w5"], "year": [1, 2], "party": ["a", "b"]}
+    pl.DataFrame(short).write_parquet(tmp_path / "corpus.parquet")
+    content["sites"] = [{"name": "mid", "sae": str(tmp_path / "sae-topk"), "positions": [14, 16]}]
+    store = extracted(parse_run_file(content, "run.yaml"), tables=False)
+    assert store.totals("mid").counted_rows == 0
+    found = tables_of(tmp_path / "store", "mid")
+    profile = found["profile"]
+    assert profile["tokens"].to_list() == [0] * 64
+    assert all(profile[name].null_count() == 64 for name in PROFILE if name not in ("feature", "tokens"))
+    assert found["labels"].is_empty()
+    paths = coactivation(store, "mid", decoder=False)
+    assert [pl.read_parquet(path).height for path in paths] == [0]
 
 
 def test_a_name_of_each_document_is_no_label(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
