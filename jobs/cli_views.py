@@ -138,7 +138,7 @@ def neighbours(
     store: StoreText,
     feature: Annotated[int, typer.Argument(help="Number of the feature.")],
     site: SiteName = None,
-    by: Annotated[str, typer.Option(help="jaccard, npmi, phi or conditional.")] = "jaccard",
+    by: Annotated[str, typer.Option(help="jaccard, npmi, phi, conditional or cosine.")] = "jaccard",
     k: Annotated[int, typer.Option("-k", help="How many, as far as the table goes.", min=1)] = 20,
     figure: Annotated[
         Path | None, typer.Option("--figure", metavar="FILE", help="Draw them as a graph: .png or .svg.")

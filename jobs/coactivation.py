@@ -24,11 +24,11 @@ import polars as pl
 from jobs.association import MEASURES, PairCounts, highest
 from jobs.console import say
 from jobs.directions import Directions, directions_of, nearest
-from jobs.pair_counts import cut, mean_company, read_n_active, tallies
+from jobs.pair_counts import cut, mean_company, tallies
 from jobs.progress import track
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store import FeatureStore
-from pipeline.store.shard_files import ShardFiles
+from pipeline.store.shard_files import ShardFiles, read_n_active
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.tables import DECODER_NEIGHBOURS, NEIGHBOURS
@@ -120,6 +120,8 @@ def _nearest(
     """The nearest by each measure, one measure after another: numbers, n_both, how many of each measure."""
     is_other = others != feature
     others, n_both = others[is_other], n_both[is_other]
+    if not len(others):  # perhaps there is no counted row
+        return others, n_both, np.zeros(len(MEASURES), np.int64)
     counts = PairCounts(n_both, int(n_active[feature]), n_active[others], rows)
     best = [highest(measure(counts), k) for measure in MEASURES.values()]
     places = np.concatenate(best)

@@ -8,7 +8,6 @@ that fire everywhere, each time as they do (1.44 bits on average). Shapes: T tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +57,8 @@ def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None =
 
     InputError as `run_text`; for a position or a feature that is not there; before `latentlake stats`.
     """
-    _check_features(store, site, asked.features)
+    for feature in asked.features:
+        store.require_feature(site, feature)
     store.scan_features(site)  # is it there? before the model is loaded
     with counting("running the model and the SAE"):
         typed = run_text(store, site, asked.text, places or Places())
@@ -82,13 +82,6 @@ def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None =
         write_atomic(asked.html, html_page(f"A text in {site}", asked.text, strips).encode())
         say(f"HTML: [bold]{escape(str(asked.html))}[/]")
     return found
-
-
-def _check_features(store: FeatureStore, site: str, features: Iterable[int]) -> None:
-    d_sae = store.site(site).d_sae
-    for feature in features:
-        if feature not in range(d_sae):
-            raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {d_sae - 1}")
 
 
 def rows_asked(store: FeatureStore, typed: TypedText, position: int | None) -> I64:

@@ -10,23 +10,19 @@ about twice as long as `stats`: some 12 M activations a second and core at L0 28
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from jobs.console import say
 from jobs.progress import track
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.statistics.examples import TOP, Strongest
 from pipeline.statistics.nonfiring import NonFiring
-from pipeline.statistics.ragged import run_starts
 from pipeline.store import FeatureStore
-from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.site_tables import site_ranges
 from pipeline.store.tokens import read_token_shard
@@ -34,7 +30,7 @@ from schemas.errors import InputError
 from schemas.layout import POSTINGS, Layout
 from schemas.records import Lake
 from schemas.tables import OF_STATS
-from schemas.values import I64, TokenShard
+from schemas.values import I64, Postings, TokenShard
 
 RANDOM = 10
 """Rows in which a feature does not fire that are drawn for it."""
@@ -109,7 +105,7 @@ def _range_examples(
         tokens = read_token_shard(layout, lake, shard.record, verify=False).at(positions, lake.context_size)
         silent.begin(tokens, first)
         contexts = tokens.context_of_row() - tokens.context_start
-        for some in _pieces(shard, features):
+        for some in shard.postings_of(features):
             _show(tokens, contexts, some, strongest, silent)
     return pl.concat([strongest.table(), silent.table()])
 
@@ -123,31 +119,17 @@ def _active_contexts(shards: Sequence[ShardFiles], features: range) -> I64:
     return contexts
 
 
-def _pieces(shard: ShardFiles, features: range) -> Iterator[list[NDArray[Any]]]:
-    """Feature, row (of the lake) and activation of a shard's activations, whole features together."""
-    if shard.postings is None:
-        postings = shard.read_postings()
-        owner = np.repeat(postings.features, np.diff(postings.offsets))
-        yield [owner, (postings.rows + shard.record.row_start).astype(np.uint64), postings.values]
-        return
-    file = PostingsFile(shard.postings)
-    for groups in file.runs_of(features):
-        yield file.read_groups(groups)
-
-
-def _show(
-    tokens: TokenShard, contexts: I64, some: list[NDArray[Any]], strongest: Strongest, silent: NonFiring
-) -> None:
+def _show(tokens: TokenShard, contexts: I64, some: Postings, strongest: Strongest, silent: NonFiring) -> None:
     """Look at some activations of a shard; `contexts` int64 [N] is each row's, counted from its first."""
-    owner, rows, values = some
-    starts = run_starts(owner)
-    features, counts = owner[starts], np.diff(np.append(starts, len(owner)))
-    first = np.int64(tokens.row_start)
-    local = rows.view(np.int64) - first  # rows are below 2^63, and NumPy indexes by int64
+    counts = np.diff(some.offsets)
     strongest.show(
-        features, counts, values, lambda: rows, lambda shown: tokens.document[shown.view(np.int64) - first]
+        some.features,
+        counts,
+        some.values,
+        lambda: some.rows + tokens.row_start,
+        lambda shown: tokens.document[shown.view(np.int64) - tokens.row_start],
     )
-    silent.strike(features, counts, contexts[local])
+    silent.strike(some.features, counts, contexts[some.rows])
 
 
 if __name__ == "__main__":

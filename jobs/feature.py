@@ -24,7 +24,6 @@ from jobs.top import heading
 from pipeline.statistics.histogram import FRACTION_BITS, bin_edges
 from pipeline.store import FeatureStore
 from pipeline.store.tables import job_of
-from schemas.errors import InputError
 from schemas.values import F32, U64
 
 NEIGHBOURS, RANKS, LABELS, LOGITS, CENTRAL = 8, 12, 12, 10, 8
@@ -41,9 +40,9 @@ CLUSTERINGS = {
     "coactivation_clusters": "by co-activation",
     "density_clusters": "by density of decoder directions",
 }
+ENDS = (("promoted", "effects"), ("suppressed", "effects"), ("top", "logits"), ("bottom", "logits"))
+"""Columns of the table `logits`: the plain effect on tokens, and the logits behind the final norm."""
 BAR = 40
-OPTIONAL = ("matches",)
-"""Tables of which nothing is said where they are not there: they need another site."""
 
 
 class Page(NamedTuple):
@@ -66,7 +65,10 @@ class Page(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page, drawn where one of its tables is there; None where these tell nothing."""
+    """A part of the page, drawn where one of its tables is there; None where these tell nothing.
+
+    `tables` is empty where their names are not known before: then nothing is said of those not there.
+    """
 
     title: str
     tables: tuple[str, ...]
@@ -78,14 +80,14 @@ def show_feature(
 ) -> None:
     """Print the page; `k` examples of each kind. InputError where the site has no such feature."""
     page, info = Page(store, site, feature, k, before, after), store.site(site)
-    if feature not in range(info.d_sae):
-        raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}")
+    store.require_feature(site, feature)
     say(
         f"[bold]feature {feature} of {escape(site)}[/]  [dim]{info.architecture}, {info.d_sae:,} features at "
         f"{escape(info.hook_name)}; {escape(str(store.layout.root))}[/]"
     )
     for section in SECTIONS:
-        if any(map(page.has, section.tables)) and (drawn := section.draw(page)) is not None:
+        is_there = not section.tables or any(map(page.has, section.tables))
+        if is_there and (drawn := section.draw(page)) is not None:
             console.print(Rule(section.title, align="left", style="dim"))
             console.print(drawn, soft_wrap=isinstance(drawn, Text), highlight=False)
     _show_examples(page)
@@ -97,7 +99,7 @@ def _tell_missing(page: Page) -> None:
     tables = [*(name for section in SECTIONS for name in section.tables), "examples"]
     by_job: dict[str, list[str]] = {}
     for name in dict.fromkeys(tables):
-        if not page.has(name) and name not in OPTIONAL:
+        if not page.has(name):
             by_job.setdefault(job_of(name), []).append(name)
     if page.has("examples"):
         there = page.store.scan_table(page.site, "examples").select(pl.col("kind").unique()).collect()["kind"]
@@ -234,13 +236,23 @@ def _decoder_neighbours(page: Page) -> RenderableType | None:
 
 
 def _matches(page: Page) -> RenderableType | None:
-    found = page.rows("matches").sort("assigned", "cosine", descending=True).head(NEIGHBOURS)
-    lines = [
-        f"{row['match']}: cosine {row['cosine']:.3f}, {row['n_both'] or 0:,} rows in common"
-        + (", its partner in the assignment" if row["assigned"] else "")
-        for row in found.iter_rows(named=True)
-    ]
+    """From every table that `latentlake match` made of this site, one for each other site."""
+    tables = [name for name in page.store.tables(page.site) if job_of(name) == "match"]
+    lines = [f"{name.removeprefix('matches_')} {line}" for name in tables for line in _partners(page, name)]
     return Text("\n".join(lines)) if lines else None
+
+
+def _partners(page: Page, table: str) -> list[str]:
+    """The feature's matches in one table, its partner first; cosines are null where none can be compared."""
+    order = ["assigned", "cosine", "jaccard"]
+    found = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
+    lines = []
+    for row in found.iter_rows(named=True):
+        told = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
+        told.append(f"{row['n_both']:,} rows in common")
+        told += ["its partner in the assignment"] if row["assigned"] else []
+        lines.append(f"{row['match']}: {', '.join(told)}")
+    return lines
 
 
 def _clusters(page: Page) -> RenderableType | None:
@@ -276,11 +288,13 @@ def _logits(page: Page) -> RenderableType | None:
     lines = [
         Text(f"entropy {row['entropy_bits']:.3f} bits, largest probability {row['max_probability']:.3g}")
     ]
-    for end in ("top", "bottom"):
-        pieces = page.store.pieces(row[f"{end}_tokens"][:LOGITS])
-        logits = row[f"{end}_logits"][:LOGITS]
-        told = (f"|{shown(piece)}| {logit:.3g}" for piece, logit in zip(pieces, logits, strict=True))
-        lines.append(Text(f"{end:>6}: {', '.join(told)}"))
+    for end, of in ENDS:
+        if not (tokens := row.get(f"{end}_tokens")):
+            continue
+        values = row[f"{end}_{of}"][:LOGITS]
+        pairs = zip(page.store.pieces(tokens[:LOGITS]), values, strict=True)
+        told = (f"|{shown(piece)}| {value:.3g}" for piece, value in pairs)
+        lines.append(Text(f"{end:>10}: {', '.join(told)}"))
     return Group(*lines)
 
 
@@ -325,7 +339,7 @@ SECTIONS = (
     Section("labels: where it fires more or less often", ("labels",), _labels),
     Section("features that fire with it", ("neighbours",), _neighbours),
     Section("features of similar decoder direction (cosine)", ("decoder_neighbours",), _decoder_neighbours),
-    Section("features of another site like it", ("matches",), _matches),
+    Section("features of another site like it", (), _matches),
     Section("clusters", tuple(CLUSTERINGS), _clusters),
     Section("logits", ("logits",), _logits),
 )

@@ -30,10 +30,10 @@ from jobs.association import PairCounts, highest, jaccard
 from jobs.console import console, say
 from jobs.diff import Side
 from jobs.directions import Directions, cosines, directions_of, nearest, pair_cosines
-from jobs.pair_counts import cut, mean_company, read_n_active, tallies
+from jobs.pair_counts import cut, mean_company, tallies
 from jobs.progress import track
 from pipeline.executors.tasks import OneProcess, Tasks
-from pipeline.store.shard_files import ShardFiles
+from pipeline.store.shard_files import ShardFiles, read_n_active
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.records import canonical_json

@@ -38,9 +38,7 @@ def neighbours(
     The rows are those of the table `neighbours`, or of `decoder_neighbours` by cosine. InputError where the
     feature, the way, the table or the kind of figure does not exist.
     """
-    d_sae = store.site(site).d_sae
-    if feature not in range(d_sae):
-        raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {d_sae - 1}")
+    store.require_feature(site, feature)
     if by not in WAYS:
         near = difflib.get_close_matches(by, WAYS, n=1, cutoff=0.3)
         told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(WAYS)}"

@@ -38,15 +38,6 @@ INT32_ROWS = np.iinfo(np.int32).max
 """Where a feature is active in more rows, its counts are int64."""
 
 
-def read_n_active(shards: Sequence[ShardFiles], d_sae: int) -> I64:
-    """Rows in which each feature is active, int64 [d_sae]."""
-    n_active = np.zeros(d_sae, np.int64)
-    for shard in shards:
-        active = shard.read_partials(range(d_sae), ["feature", "n_active"])
-        n_active[active["feature"].to_numpy()] += active["n_active"].to_numpy()
-    return n_active
-
-
 def mean_company(shards: Sequence[ShardFiles]) -> float:
     """How many features are active, on average over activations, in the row of one: sum L0^2 / sum L0."""
     once, twice = 0, 0

@@ -103,7 +103,8 @@ def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.Dat
     """The feature table, with the columns of `profile` where one is asked for; digest of their receipts."""
     features, digests = store.scan_features(site).collect(), [store.made_from(site, "features")]
     if set(by) & set(PROFILE) - set(features.columns):
-        features = features.join(store.scan_table(site, "profile").collect(), on="feature", how="left")
+        profile = store.scan_table(site, "profile").collect()
+        features = features.join(profile, on="feature", how="left", maintain_order="left")
         digests.append(store.made_from(site, "profile"))
     stale = [digest for digest in digests if digest != store.receipts_digest(site)]
     return features, (stale or digests)[0]

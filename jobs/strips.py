@@ -32,9 +32,13 @@ DEEPEST = 70
 """Percent of colour at the maximum: black on white and white on black stay readable on it."""
 
 _CONTROLS = {n: chr(0x2400 + n) for n in range(32)} | {127: "\u2421"}
-_HIDDEN = [*range(128, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029]
+HIDDEN = (
+    *(*range(0x80, 0xA0), 0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x2028, 0x202F)),
+    *(*range(0x2060, 0x206A), *range(0xFE00, 0xFE10), 0xFEFF, *range(0xE0000, 0xE1000)),
+)
+"""Characters beside the ASCII controls that are not seen, or that turn the text around (bidirectional)."""
 _SEEN = {ord(" "): "·", ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
-MARKS: dict[int, str] = _CONTROLS | dict.fromkeys(_HIDDEN, "\ufffd") | _SEEN
+MARKS: dict[int, str] = _CONTROLS | dict.fromkeys(HIDDEN, "\ufffd") | _SEEN
 """What stands for characters that can not be seen, or that would steer a terminal or turn the text around."""
 
 

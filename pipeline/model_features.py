@@ -24,6 +24,7 @@ from pipeline.planned import differing, model_of, open_encoder
 from pipeline.saes.control import ControlEncoder, ControlTally
 from pipeline.saes.reconstruction import worse_than_mean
 from pipeline.statistics import control
+from pipeline.statistics.rows import at_most
 from pipeline.store.site import write_site_weights
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
@@ -162,7 +163,7 @@ class ModelFeatures:
         submitted: list[OnItsWay] = []
         chosen = control.in_control(tokens)
         tallies = {
-            name: ControlTally(encoder, [control.at_most(t) for t in control.THRESHOLDS])
+            name: ControlTally(encoder, [at_most(t) for t in control.THRESHOLDS])
             for name, encoder in self._control_encoders.items()
         }
         for batch, rows in batches(tokens, contexts):
@@ -189,7 +190,7 @@ class ModelFeatures:
         """Wait for the features of a batch, and put empty rows where nothing is stored; then the controls."""
         for site, pending, stored, kept, x in batch:
             some = pending.result() if pending else SparseFeatures.concatenate([])
-            features = _spread(some, stored)
+            features = some.spread(stored)
             encoded[site.name].append(features)
             if x is not None:
                 norms = _norms(features, kept, self._plan.activation_dtype)
@@ -232,11 +233,3 @@ def _norms(features: SparseFeatures, rows: Bool, dtype: ActivationDtype) -> F32:
 def _weights(site: PlannedSite) -> int:
     """Bytes of an SAE's matrices on the device."""
     return (3 if site.control else 2) * 4 * site.d_model * site.d_sae
-
-
-def _spread(features: SparseFeatures, stored: Bool) -> SparseFeatures:
-    """Put empty rows where `stored` is false."""
-    lengths = np.zeros(len(stored), dtype=np.int64)
-    lengths[stored] = np.diff(features.indptr)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    return SparseFeatures(indptr, features.indices, features.data)

@@ -122,14 +122,7 @@ def _features(plan: Plan, site: PlannedSite, shard: TokenShard, places: Places) 
         kept = np.flatnonzero(shard.stored[rows])
         if len(kept):
             encoded.append(encoder.encode(x.index_select(0, to_device(kept, x.device))))
-    return _spread(SparseFeatures.concatenate(encoded), shard.stored)
-
-
-def _spread(features: SparseFeatures, stored: Bool) -> SparseFeatures:
-    """Put empty rows where `stored` is false."""
-    lengths = np.zeros(len(stored), np.int64)
-    lengths[stored] = np.diff(features.indptr)
-    return SparseFeatures(np.append(0, np.cumsum(lengths)), features.indices, features.data)
+    return SparseFeatures.concatenate(encoded).spread(shard.stored)
 
 
 def _device(plan: Plan, asked: str) -> str:

@@ -218,7 +218,7 @@ def _beside_control(
     learnt = of_control.learnt_state(to_postings(kept, site.d_sae))
     empty_rows = int((tokens.counted & chosen & ~tokens.stored).sum())
     l0 = [
-        of_control.learnt_l0(kept, tokens.counted & chosen),
+        of_control.learnt_l0(kept, int((tokens.counted & chosen).sum())),
         of_control.control_l0(sums, empty_rows),
     ]
     return of_control.partial(learnt, of_control.control_state(sums)), of_control.combine_l0(l0)

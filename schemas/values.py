@@ -156,6 +156,12 @@ class SparseFeatures:
         before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
         return SparseFeatures(before[self.indptr], self.indices[kept], self.data[kept])
 
+    def spread(self, stored: Bool) -> SparseFeatures:
+        """These rows where `stored`, bool [N], is true, and empty ones where it is not."""
+        lengths = np.zeros(len(stored), np.int64)
+        lengths[stored] = np.diff(self.indptr)
+        return SparseFeatures(np.append(0, np.cumsum(lengths)), self.indices, self.data)
+
     @staticmethod
     def concatenate(parts: Sequence[SparseFeatures]) -> SparseFeatures:
         """Stack the rows of several pieces."""
@@ -201,6 +207,13 @@ class Postings:
     def nnz(self) -> int:
         """Number of stored activations."""
         return len(self.rows)
+
+    def between(self, low: int, high: int) -> Postings:
+        """Those of features low .. high - 1."""
+        first, last = np.searchsorted(self.features, np.array([low, high], dtype=np.uint64)).tolist()
+        offsets = self.offsets[first : last + 1]
+        place = slice(int(offsets[0]), int(offsets[-1]))
+        return Postings(self.features[first:last], offsets - offsets[0], self.rows[place], self.values[place])
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
 """Features by co-activation: communities of the graph of the table `neighbours`, by the Leiden algorithm.
 
-An edge weighs the pair's normalised pointwise mutual information (Bouma 2009),
-ln(p_ab / (p_a p_b)) / -ln p_ab, of counted rows: 1 where two features fire only together, 0 where they
-meet as often as chance has it; pairs at 0 or below have no edge. The Jaccard index would not do: two
-features that fire, independently, in three rows of ten have 0.18, more than most pairs that belong
-together.
+An edge weighs the pair's normalised pointwise mutual information (`jobs.association`): 1 where two features
+fire only together, 0 where they meet as often as chance has it; pairs at 0 or below have no edge. The
+Jaccard index would not do: two features that fire, independently, in three rows of ten have 0.18, more than
+most pairs that belong together.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
+from jobs.association import PairCounts, npmi
 from jobs.clusters.kmeans import NO_CLUSTER, unit_rows
 from jobs.clusters.members import Members
 from schemas.values import F32, F64, I64
@@ -78,7 +78,7 @@ def graph_of(neighbours: pl.DataFrame, counted_rows: int, d_sae: int) -> sparse.
         kept.select(
             pl.min_horizontal("feature", "neighbour").alias("a"),
             pl.max_horizontal("feature", "neighbour").alias("b"),
-            npmi(counted_rows).alias("weight"),
+            pl.Series("weight", npmi_of(kept, counted_rows)),
         )
         .filter(pl.col("weight") > 0)
         .unique(["a", "b"], keep="first")
@@ -107,7 +107,7 @@ def embedded(graph: sparse.csr_matrix, seed: int) -> F32:
     return unit_rows(vectors)[0]
 
 
-def npmi(counted_rows: int) -> pl.Expr:
-    """Of the counts n_both, n_a, n_b; 1 where both are active in every row."""
-    both, a, b = (pl.col(name) / counted_rows for name in ("n_both", "n_a", "n_b"))
-    return pl.when(both < 1).then((both / (a * b)).log() / -both.log()).otherwise(1.0)
+def npmi_of(kept: pl.DataFrame, counted_rows: int) -> F64:
+    """NPMI of each line, 1 where both are active in every row; tables from before `by` do not have it."""
+    both, a, b = (kept[name].to_numpy() for name in ("n_both", "n_a", "n_b"))
+    return np.nan_to_num(npmi(PairCounts(both, a, b, counted_rows)), nan=1.0)

@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec
 
 from jobs.progress import counting
 from pipeline.store import FeatureStore
-from pipeline.store.contexts import ContextIndex
+from pipeline.store.contexts import COLUMNS, ContextIndex
 from schemas.records import ShardRecord
 from schemas.values import I64, U32, TokenShard
 
@@ -86,6 +86,7 @@ def _obs_of_rows(store: FeatureStore, record: ShardRecord, tokens: TokenShard) -
     index = ContextIndex(store.layout, store.lake, [record])
     rows = np.arange(record.row_start, record.row_start + record.rows, dtype=np.uint64)
     frame = index.describe(rows, [name for name in index.columns if name != "context"])
+    frame = frame.rename({name: _label(name) for name in frame.columns if name not in COLUMNS})
     own = {
         "row": rows,
         "context": tokens.context_of_row().astype(np.uint64),
@@ -107,24 +108,27 @@ def _pooled(
     owner = tokens.context_of_row() if rows == "context" else tokens.document.astype(np.int64)
     numbers, group = np.unique(owner, return_inverse=True)
     counted = np.bincount(group[tokens.counted], minlength=len(numbers))
-    frame = _obs_of_rows(store, record, tokens).with_columns(group=pl.Series(group), owner=pl.Series(owner))
-    labels = [name for name in frame.columns if name in _label_columns(store, record)]
+    frame = _obs_of_rows(store, record, tokens).with_columns(_group=pl.Series(group), _owner=pl.Series(owner))
+    labels = _label_columns(store, record)
     shared = [pl.col(name).first() if rows == "document" else _shared(name) for name in labels]
-    obs = frame.group_by("group", maintain_order=True).agg(
-        pl.col("owner").first().cast(pl.UInt64).alias(rows),
+    obs = frame.group_by("_group", maintain_order=True).agg(
+        pl.col("_owner").first().cast(pl.UInt64).alias(rows),
         pl.col("shard").first(),
         pl.len().cast(pl.Int64).alias("rows"),
         *shared,
     )
-    obs = obs.sort("group").drop("group").with_columns(counted_rows=pl.Series(counted))
+    obs = obs.sort("_group").drop("_group").with_columns(counted_rows=pl.Series(counted))
     return pool_rows(matrix, group, len(numbers), counted, pool), obs
 
 
 def _label_columns(store: FeatureStore, record: ShardRecord) -> list[str]:
     known = ContextIndex(store.layout, store.lake, [record]).columns
-    return [
-        name for name in known if name not in ("shard", "context", "position", "document", "document_offset")
-    ]
+    return [_label(name) for name in known if name not in COLUMNS]
+
+
+def _label(name: str) -> str:
+    """A label's column in obs: one that is called as a column of obs ends with _label."""
+    return f"{name}_label" if name in _NEVER_NULL else name
 
 
 def _shared(name: str) -> pl.Expr:

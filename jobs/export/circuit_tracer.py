@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.export.windows import Block, Source, read_block, source
+from jobs.export.windows import Block, Source, favoured, read_block, source
 from jobs.progress import track
 from pipeline.executors.tasks import Tasks
 from pipeline.statistics.histogram import PERCENTS
@@ -144,12 +144,9 @@ def _example(about: Source, block: Block, place: int, row: dict[str, Any], shown
 
 def _logits(about: Source, features: range) -> dict[int, dict[str, Any]]:
     """Texts of the most and the least favoured tokens, where `latentlake logits` was run."""
-    if "logits" not in about.tables:
-        return {}
-    rows = about.table("logits", features).select("feature", "top_tokens", "bottom_tokens").iter_rows()
     return {
-        int(feature): {"top_logits": _texts(about, top), "bottom_logits": _texts(about, bottom)}
-        for feature, top, bottom in rows
+        feature: {"top_logits": _texts(about, tokens), "bottom_logits": _texts(about, against)}
+        for feature, (tokens, _, against, _) in favoured(about, features).items()
     }
 
 

@@ -25,12 +25,11 @@ from jobs.progress import counting
 from pipeline.store import FeatureStore
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame
-from pipeline.store.postings import PostingsFile
-from pipeline.store.shard_files import ShardFiles
+from pipeline.store.shard_files import ShardFiles, read_n_active
 from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.records import Lake
-from schemas.values import I64, U32, Bool
+from schemas.values import F32, I64, U32, Bool
 
 SPLITS = 5
 """Files at least, as delphi makes them."""
@@ -72,13 +71,9 @@ def export(
 
 def counts(shards: Sequence[ShardFiles], chosen: U32, d_sae: int) -> I64:
     """Activations of each feature over all shards, int64 [d_sae]; 0 of those that were not chosen."""
-    n_active = np.zeros(d_sae, np.int64)
-    for shard in shards:
-        active = shard.read_partials(range(d_sae), ["feature", "n_active"])
-        n_active[active["feature"].to_numpy()] += active["n_active"].to_numpy()
     kept = np.zeros(d_sae, np.bool_)
     kept[chosen] = True
-    return np.where(kept, n_active, 0)
+    return np.where(kept, read_n_active(shards, d_sae), 0)
 
 
 def split_edges(n_active: I64, splits: int) -> list[int]:
@@ -181,25 +176,12 @@ class _Split:
         self._file.seek(self._at[name] + offset)
         self._file.write(values.tobytes())
 
-    def _activations(self, shard: ShardFiles) -> Iterator[tuple[I64, I64, NDArray[Any]]]:
+    def _activations(self, shard: ShardFiles) -> Iterator[tuple[I64, I64, F32]]:
         """Latent (from the file's first), row of the shard, and activation, of what was chosen."""
-        for feature, row, value in _runs(shard, self._features):
-            latent = feature.astype(np.int64) - self._features.start
-            inside = (latent >= 0) & (latent < len(self._features))
-            kept = np.flatnonzero(inside)[self._kept[latent[inside]]]
-            yield latent[kept], row[kept], value[kept]
-
-
-def _runs(shard: ShardFiles, features: range) -> Iterator[tuple[NDArray[Any], I64, NDArray[Any]]]:
-    """Feature, row of the shard and activation in runs that may hold more features than asked for."""
-    if shard.postings is None:
-        found = shard.read_postings()
-        yield np.repeat(found.features, np.diff(found.offsets)), found.rows, found.values
-        return
-    file = PostingsFile(shard.postings)
-    for groups in file.runs_of(features):
-        feature, row, value = file.read_groups(groups)
-        yield feature, row.astype(np.int64) - shard.record.row_start, value
+        for some in shard.postings_of(self._features):
+            latent = np.repeat(some.features.astype(np.int64) - self._features.start, np.diff(some.offsets))
+            kept = np.flatnonzero(self._kept[latent])
+            yield latent[kept], some.rows[kept], some.values[kept]
 
 
 def _context_starts(store: FeatureStore, shard: ShardFiles) -> I64:

@@ -23,7 +23,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs.export.windows import BINS, Block, Source, blocks, read_block, source, tenths
+from jobs.export.windows import (
+    BINS,
+    TENTHS,
+    Block,
+    Favoured,
+    Source,
+    blocks,
+    favoured,
+    read_block,
+    source,
+    tenths,
+)
 from jobs.progress import track
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
@@ -169,7 +180,7 @@ def _corpus(store: FeatureStore) -> str:
 def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: Path, features: range) -> int:
     """Write the files of a range of features; how many example rows they hold."""
     block = read_block(about, chosen, features)
-    logits = _by_feature(about, "logits", features)
+    logits = favoured(about, features)
     nearest = _nearest(about, features)
     numbers = block.features["feature"].to_numpy()
     bounds = np.searchsorted(block.examples["feature"].to_numpy(), numbers)
@@ -195,11 +206,16 @@ def _write(path: Path, rows: Iterator[Json]) -> None:
 
 
 def _neuron(
-    about: Source, named: Names, block: Block, place: int, logits: dict[int, Json], nearest: dict[int, Json]
+    about: Source,
+    named: Names,
+    block: Block,
+    place: int,
+    logits: dict[int, Favoured],
+    nearest: dict[int, Json],
 ) -> Json:
     row = block.features.row(place, named=True)
     feature = int(row["feature"])
-    top = logits.get(feature, {})
+    tokens, values, against, least = logits.get(feature, ([], [], [], []))
     near = nearest.get(feature, {})
     return {
         "modelId": named.model,
@@ -210,10 +226,10 @@ def _neuron(
         "maxActApprox": row["max_activation"] or 0.0,
         "frac_nonzero": row["frequency"],
         **_histogram(block, place),
-        "pos_str": [about.token_texts[token] for token in top.get("top_tokens", ())],
-        "pos_values": list(top.get("top_logits", ())),
-        "neg_str": [about.token_texts[token] for token in top.get("bottom_tokens", ())],
-        "neg_values": list(top.get("bottom_logits", ())),
+        "pos_str": [about.token_texts[token] for token in tokens],
+        "pos_values": values,
+        "neg_str": [about.token_texts[token] for token in against],
+        "neg_values": least,
         "topkCosSimIndices": near.get("neighbour", []),
         "topkCosSimValues": near.get("cosine", []),
     }
@@ -233,12 +249,7 @@ def _histogram(block: Block, place: int) -> Json:
 
 def _activations(about: Source, named: Names, digest: str, block: Block, examples: range) -> Iterator[Json]:
     """Rows of the table Activation, one for each example."""
-    edges = {
-        feature: tenths(bins, counts)
-        for feature, bins, counts in block.features.select(
-            "feature", "histogram_bins", "histogram_counts"
-        ).iter_rows()
-    }
+    edges = {row["feature"]: tenths(row) for row in block.features.select(*TENTHS).iter_rows(named=True)}
     some = block.examples.slice(examples.start, len(examples))
     for place, row in zip(examples, some.iter_rows(named=True), strict=True):
         n = int(block.lengths[place])
@@ -267,13 +278,6 @@ def _interval(row: Json, edges: list[float]) -> Json:
         return {"binMin": -1.0, "binMax": edges[-1], "binContains": -1.0}
     tenth = row["interval"]
     return {"binMin": edges[tenth], "binMax": edges[tenth + 1], "binContains": 0.1}
-
-
-def _by_feature(about: Source, name: str, features: range) -> dict[int, Json]:
-    """Rows of a table that may not be there."""
-    if name not in about.tables:
-        return {}
-    return {int(row["feature"]): row for row in about.table(name, features).iter_rows(named=True)}
 
 
 def _nearest(about: Source, features: range) -> dict[int, Json]:

@@ -18,7 +18,6 @@ from pipeline.statistics.histogram import bin_edges
 from pipeline.store import FeatureStore
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame, scan_frame
-from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from schemas.layout import Layout, StorePath
 from schemas.values import F32, I32, I64, U32
@@ -27,6 +26,14 @@ KINDS = ("top", "quantile")
 """Of examples that are exported; random rows, in which a feature is not active, are not."""
 BINS = 50
 """Of a feature's histogram, as SAEDashboard has them."""
+EFFECTS = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
+LOGITS = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
+"""Columns of the table `logits`."""
+TENTHS = (
+    *("feature", "n_active", "histogram_bins", "histogram_counts"),
+    *("min_activation", "max_activation"),
+)
+"""Columns of the feature table that `tenths` needs, and the feature."""
 
 
 @dataclass(frozen=True)
@@ -196,31 +203,43 @@ def _window(row: I64, start: I64, end: I64, size: int) -> tuple[I64, I64]:
 
 def _activations(shard: ShardFiles, features: range) -> Iterator[tuple[I64, I64, F32]]:
     """Feature, row (of the lake) and activation, sorted by (feature, row), in runs of whole features."""
-    if shard.postings is None:
-        postings = shard.read_postings()
-        feature = np.repeat(postings.features, np.diff(postings.offsets)).astype(np.int64)
-        place = slice(*np.searchsorted(feature, [features.start, features.stop]))
-        yield feature[place], postings.rows[place] + shard.record.row_start, postings.values[place]
-        return
-    file = PostingsFile(shard.postings)
-    for groups in file.runs_of(features):
-        columns: list[Any] = file.read_groups(groups)
-        feature, row, value = columns
-        yield feature.astype(np.int64), row.astype(np.int64), value.astype(np.float32)
+    for some in shard.postings_of(features):
+        feature = np.repeat(some.features, np.diff(some.offsets)).astype(np.int64)
+        yield feature, some.rows + shard.record.row_start, some.values
 
 
-def tenths(histogram_bins: Sequence[int], histogram_counts: Sequence[int]) -> list[float]:
+Favoured = tuple[list[int], list[float], list[int], list[float]]
+"""Tokens that a feature speaks for and how much, the most first; then those that it speaks against."""
+
+
+def favoured(source: Source, features: range) -> dict[int, Favoured]:
+    """Of each feature, as far as `latentlake logits` was run: the plain effect W_dec @ W_U of dashboards.
+
+    Of a model without one unembedding matrix it is the logits behind the final norm, b_dec included.
+    """
+    if "logits" not in source.tables:
+        return {}
+    found: dict[int, Favoured] = {}
+    for row in source.table("logits", features).iter_rows(named=True):
+        names = EFFECTS if row.get("promoted_tokens") is not None else LOGITS
+        tokens, values, against, least = (row[name] for name in names)
+        found[int(row["feature"])] = tokens, values, against, least
+    return found
+
+
+def tenths(row: dict[str, Any]) -> list[float]:
     """Edges of the tenths of a feature's active activations, 11 of them; empty where it never fires.
 
-    From the store's histogram, rows taken as evenly spread inside a bin, as the intervals of examples are.
+    `row` is that of the feature table. From its histogram, rows taken as evenly spread inside a bin, as the
+    intervals of examples are; a bin reaches beyond the least and the largest activation, the edges do not.
     """
-    if not len(histogram_bins):
+    if not row["n_active"]:
         return []
-    left, right = bin_edges(np.asarray(histogram_bins, np.int16))
-    counts = np.asarray(histogram_counts, np.float64)
+    left, right = bin_edges(np.asarray(row["histogram_bins"], np.int16))
+    counts = np.asarray(row["histogram_counts"], np.float64)
     below = np.append(0, np.cumsum(counts)) / counts.sum()
     places = np.linspace(0, 1, 11)
     at = np.clip(np.searchsorted(below, places, side="left") - 1, 0, len(counts) - 1)
     inside = (places - below[at]) / (counts[at] / counts.sum())
-    edges: list[float] = (left[at] + (right[at] - left[at]) * inside).tolist()
-    return edges
+    edges = left[at] + (right[at] - left[at]) * inside
+    return list(map(float, np.clip(edges, row["min_activation"], row["max_activation"])))

@@ -101,8 +101,12 @@ def tasks_for(store: FeatureStore, workers: int | None) -> Tasks:
 def _claim(folder: StorePath) -> dict[str, Any]:
     """What is known of the sites of a report that is there; InputError when the folder is something else."""
     if (folder / MARKER).is_file():
-        content = json.loads((folder / MARKER).read_bytes())
-        return dict(content["sites"])
+        try:
+            return dict(json.loads((folder / MARKER).read_bytes())["sites"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{folder / MARKER} is damaged: remove the folder, or give another --out"
+            ) from None
     if folder.is_dir() and next(iter(folder.iterdir()), None) is not None:
         raise InputError(
             f"{folder} holds files and is no report of latentlake: give --out a new or an empty folder"

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from jobs.strips import HIDDEN
+
 LEVELS = 9
 """Shades of a strip: classes p1 to p9 of positive activations, n1 to n9 of negative ones."""
 
-_HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
-)
-"""Characters that are not seen, or that would change the order of what follows (bidirectional controls)."""
+_HIDDEN = re.compile(f"[{re.escape(''.join(map(chr, (*range(0x20), 0x7F, *HIDDEN))))}]")
 
 _MARKS = {"\n": "↩", "\r": "↩", "\t": "→"}
 

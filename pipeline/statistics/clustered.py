@@ -172,17 +172,7 @@ def _blocks(*sides: Postings) -> Iterator[tuple[Postings, ...]]:
         sizes[np.searchsorted(features, side.features)] += np.diff(side.offsets)
     cuts = features[run_starts(np.cumsum(sizes) // BLOCK_NNZ)]
     for low, high in zip(cuts, np.append(cuts, 1 << 32)[1:], strict=True):
-        yield tuple(between(side, low, high) for side in sides)
-
-
-def between(postings: Postings, low: int, high: int) -> Postings:
-    """The postings of features low .. high - 1."""
-    first, last = np.searchsorted(postings.features, np.array([low, high], dtype=np.uint64)).tolist()
-    offsets = postings.offsets[first : last + 1]
-    place = slice(int(offsets[0]), int(offsets[-1]))
-    return Postings(
-        postings.features[first:last], offsets - offsets[0], postings.rows[place], postings.values[place]
-    )
+        yield tuple(side.between(int(low), int(high)) for side in sides)
 
 
 class DocumentSums:
@@ -226,8 +216,8 @@ class Estimate(NamedTuple):
 
     @property
     def p(self) -> F64:
-        """The ratio: sum x / sum n."""
-        return self.x / self.totals.rows
+        """The ratio: sum x / sum n; NaN over no counted row."""
+        return self.x / self.totals.rows if self.totals.rows else np.full(len(self.x), np.nan)
 
     def squares(self, p: F64) -> F64:
         """The sum of (x - p n)^2, which rounding may not make negative."""

@@ -17,9 +17,10 @@ import numpy as np
 import polars as pl
 
 from pipeline.statistics.moments import Moments, moments
+from pipeline.statistics.rows import l0_above
 from pipeline.statistics.statistic import every_feature
-from schemas.tables import CONTROL_FEATURES, CONTROL_L0, CONTROL_STATE
-from schemas.values import I64, Bool, ControlSums, Postings, SparseFeatures, TokenShard, Totals
+from schemas.tables import CONTROL_FEATURES, CONTROL_L0, CONTROL_STATE, L0_THRESHOLDS
+from schemas.values import Bool, ControlSums, Postings, SparseFeatures, TokenShard, Totals
 
 EVERY, FIRST = 50, 10
 THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 2.0)
@@ -75,36 +76,27 @@ def partial(learnt: pl.DataFrame, control: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([control, learnt]).sort("feature", "of")
 
 
-def at_most(threshold: float) -> float:
-    """The largest float32 that is not above: x > it is x > threshold for every float32 x."""
-    nearest = np.float32(threshold)
-    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
+def learnt_l0(features: SparseFeatures, counted_rows: int) -> pl.DataFrame:
+    """Rows by how many |activations| are above each threshold (schema `CONTROL_L0`).
 
-
-def learnt_l0(features: SparseFeatures, rows: Bool) -> pl.DataFrame:
-    """Rows by how many |activations| are above each threshold (schema `CONTROL_L0`), of the rows marked."""
-    counts = []
-    for threshold in THRESHOLDS:
-        above = np.abs(features.data) > np.float32(at_most(threshold))
-        before = np.concatenate([[0], np.cumsum(above, dtype=np.int64)])
-        counts.append(np.bincount(np.diff(before[features.indptr])[rows]))
-    return _l0(LEARNT, counts)
+    `features` are those of the control's contexts alone, of which `counted_rows` are counted.
+    """
+    counts = l0_above(features.indptr, features.data, counted_rows, THRESHOLDS)
+    return counts.select(pl.lit(LEARNT).alias("of"), *L0_THRESHOLDS).select(*CONTROL_L0)
 
 
 def control_l0(sums: ControlSums, empty_rows: int) -> pl.DataFrame:
     """The same of a control; `empty_rows` are counted, but all their activations are 0."""
     counts = sums.l0.copy()
     counts[:, 0] += empty_rows
-    return _l0(CONTROL, counts)
-
-
-def _l0(of: str, counts: Sequence[I64] | I64) -> pl.DataFrame:
-    frames = [pl.DataFrame(schema=CONTROL_L0)]
-    for threshold, rows in zip(THRESHOLDS, counts, strict=True):
-        l0 = np.flatnonzero(rows)
-        columns = {"of": [of] * len(l0), "threshold": [threshold] * len(l0), "l0": l0, "rows": rows[l0]}
-        frames.append(pl.DataFrame(columns, schema=CONTROL_L0))
-    return pl.concat(frames)
+    place, l0 = np.nonzero(counts)
+    columns = {
+        "of": [CONTROL] * len(l0),
+        "threshold": np.array(THRESHOLDS)[place],
+        "l0": l0,
+        "rows": counts[place, l0],
+    }
+    return pl.DataFrame(columns, schema=CONTROL_L0)
 
 
 def combine_l0(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:

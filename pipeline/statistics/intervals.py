@@ -39,7 +39,8 @@ def frequency_interval(active: Estimate) -> Interval:
     """Of each feature's frequency, from its sums over documents.
 
     A feature that never fires has no standard error, low 0 and the rule of three as high; one that fires in
-    every row the mirror image of that. With a single document other features have neither.
+    every row the mirror image of that. With a single document other features have neither;
+    over no counted row none has anything.
     """
     from scipy import special, stats
 
@@ -52,6 +53,8 @@ def frequency_interval(active: Estimate) -> Interval:
         low = special.betaincinv(x, n - x + 1, tail)
         high = special.betaincinv(x + 1, n - x, 1 - tail)
     error = np.sqrt(variance)
+    if not totals.rows:
+        return Interval(error, low, high)
     never, always, bound = active.x == 0, active.x == totals.rows, rule_of_three(effective(totals))
     error[never | always] = np.nan
     low[never], high[never] = 0, bound

@@ -114,7 +114,8 @@ class Profiler:
             "tokens": tokens.distinct,
             **{name: _where(fired, column) for name, column in of_fired.items()},
         }
-        return pl.DataFrame(columns, nan_to_null=True).cast(PROFILE).select(*PROFILE)  # type: ignore[arg-type]
+        table = pl.DataFrame(columns).cast(PROFILE).select(*PROFILE)  # type: ignore[arg-type]
+        return table.fill_nan(None)
 
     def labels(self) -> pl.DataFrame:
         """The rows of the table `labels`, q left out, by feature, then label, then value in their order.

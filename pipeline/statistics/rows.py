@@ -42,7 +42,7 @@ def l0_above(indptr: I64, values: F32, counted_rows: int, thresholds: Sequence[f
     frames = [pl.DataFrame(schema=L0_THRESHOLDS)]
     size = np.abs(values)
     for threshold in thresholds:
-        above = np.append(0, np.cumsum(size > _just_below(threshold), dtype=np.int64))
+        above = np.append(0, np.cumsum(size > np.float32(at_most(threshold)), dtype=np.int64))
         rows = np.bincount(np.diff(above[indptr]), minlength=1)
         rows[0] -= len(indptr) - 1 - counted_rows
         l0 = np.flatnonzero(rows)
@@ -51,10 +51,10 @@ def l0_above(indptr: I64, values: F32, counted_rows: int, thresholds: Sequence[f
     return pl.concat(frames)
 
 
-def _just_below(threshold: float) -> np.float32:
+def at_most(threshold: float) -> float:
     """The largest float32 that is not above: x > it is x > threshold for every float32 x."""
     nearest = np.float32(threshold)
-    return nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf))
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
 
 
 def combine_counts(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:

@@ -77,6 +77,12 @@ class Catalog:
             raise _no_lake(layout)
         return cls(layout, lake, read_links(layout), read_plans(layout), seen)
 
+    def require_feature(self, site: str, feature: int) -> None:
+        """InputError where the site has no feature of this number."""
+        d_sae = self.site(site).d_sae
+        if feature not in range(d_sae):
+            raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {d_sae - 1}")
+
     def again(self) -> Self:
         """The store as it is now; receipts that were read are not read again."""
         return self._open(self.layout.root, self._receipts)

@@ -175,10 +175,7 @@ class FeatureStore(Catalog):
     def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
         """All rows (of the lake, ascending) and activations of one feature."""
         info = self.site(site)
-        if feature not in range(info.d_sae):
-            raise InputError(
-                f"feature {feature} is not in site {site!r}: its features are 0 to {info.d_sae - 1}"
-            )
+        self.require_feature(site, feature)
         compacted, shards = self.compacted(site), self.uncompacted(site)
         found = [compacted.rows_of(feature)] if compacted else []
         found += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)

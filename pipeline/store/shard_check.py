@@ -205,7 +205,7 @@ class _SiteCheck:
         every = SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
         kept = every.only(np.repeat(chosen, np.diff(every.indptr)))
         learnt = control.learnt_state(to_postings(kept, self._site.d_sae))
-        l0 = control.learnt_l0(kept, tokens.counted & chosen)
+        l0 = control.learnt_l0(kept, int((tokens.counted & chosen).sum()))
         with readable(files.control_l0):
             stored, stored_l0 = files.read_control(EVERY_FEATURE), read_frame(files.control_l0)
         is_learnt = pl.col("of") == control.LEARNT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from schemas.layout import StorePath
 from schemas.records import ShardRecord
 from schemas.run_file import ActivationDtype
 from schemas.tables import CONTROL_STATE, ROW_COUNTS, Schema
-from schemas.values import Postings, SparseFeatures
+from schemas.values import I64, Postings, SparseFeatures
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -61,6 +62,19 @@ class ShardFiles:
         matrix = self.read_csr()
         indptr = matrix.indptr.astype(np.int64)
         return to_postings(SparseFeatures(indptr, matrix.indices, matrix.data), matrix.shape[1])
+
+    def postings_of(self, features: range) -> Iterator[Postings]:
+        """Activations of some features, rows counted from the shard's first: whole features, in runs
+        of a million activations or so, none of them empty. Where there are no postings the CSR is read whole.
+        """
+        if self.postings is None:
+            runs: Iterable[Postings] = [self.read_postings()]
+        else:
+            file = PostingsFile(self.postings)
+            runs = (file.read(self.record.row_start, groups) for groups in file.runs_of(features))
+        for run in runs:
+            if (some := run.between(features.start, features.stop)).nnz:
+                yield some
 
     def read_pattern(self) -> sparse.csr_matrix:
         """Where activations are: int8 ones [rows, d_sae], to look up; products of them overflow."""
@@ -135,3 +149,12 @@ def _overlap(statistics: pq.Statistics | None, features: range) -> bool:
     if statistics is None or not statistics.has_min_max:
         return True
     return bool(statistics.min < features.stop and statistics.max >= features.start)
+
+
+def read_n_active(shards: Sequence[ShardFiles], d_sae: int) -> I64:
+    """Rows in which each feature is active, int64 [d_sae], from the partials."""
+    n_active = np.zeros(d_sae, np.int64)
+    for shard in shards:
+        active = shard.read_partials(range(d_sae), ["feature", "n_active"])
+        n_active[active["feature"].to_numpy()] += active["n_active"].to_numpy()
+    return n_active

@@ -14,7 +14,7 @@ as much for each feature and value of a label that it fires with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
@@ -24,19 +24,18 @@ import numpy as np
 import polars as pl
 
 from pipeline.executors.tasks import Tasks
-from pipeline.statistics.clustered import DocumentTotals, between, document_rows, document_totals
+from pipeline.statistics.clustered import DocumentTotals, document_rows, document_totals
 from pipeline.statistics.document_groups import GROUP_BYTES, Grouping, Label
 from pipeline.statistics.profile import Profiler, ShardRows, with_q
 from pipeline.statistics.rows import l0_above
 from pipeline.statistics.tallies import PAIR_BYTES
 from pipeline.store.parquet import scan_frame
-from pipeline.store.postings import PostingsFile
-from pipeline.store.shard_files import ShardFiles
+from pipeline.store.shard_files import ShardFiles, read_n_active
 from pipeline.store.tokens import read_document_labels, read_token_shard
 from schemas.layout import Layout
 from schemas.records import Lake
 from schemas.tables import L0_THRESHOLDS, LABEL_VALUES, LABELS, PROFILE, Schema
-from schemas.values import I64, Postings, TokenShard
+from schemas.values import TokenShard
 
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
@@ -124,7 +123,8 @@ def most_values(d_sae: int) -> int:
 
 def feature_ranges(store: FeatureStore, site: str, n_groups: int) -> list[range]:
     """All features, in order, in ranges of which a task holds some RANGE_BYTES."""
-    d_sae, n_active = store.site(site).d_sae, _n_active(store, site)
+    d_sae = store.site(site).d_sae
+    n_active = read_n_active(store.shard_files(site), d_sae)
     vocabulary = store.layout.vocabulary
     tokens = scan_frame(vocabulary).select(pl.len()).collect().item() if vocabulary.is_file() else np.inf
     pairs = np.minimum(n_active, tokens) + np.minimum(n_active, store.lake.context_size)
@@ -137,16 +137,6 @@ def feature_ranges(store: FeatureStore, site: str, n_groups: int) -> list[range]
     return [range(first, last) for first, last in pairwise(edges)]
 
 
-def _n_active(store: FeatureStore, site: str) -> I64:
-    """Rows in which each feature is active, int64 [d_sae]."""
-    d_sae = store.site(site).d_sae
-    n_active = np.zeros(d_sae, np.int64)
-    for shard in store.shard_files(site):
-        active = shard.read_partials(range(d_sae), ["feature", "n_active"])
-        n_active[active["feature"].to_numpy()] += active["n_active"].to_numpy()
-    return n_active
-
-
 def profile_range(
     tokens: Tokens, shards: Sequence[ShardFiles], grouping: Grouping, features: range
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -154,25 +144,13 @@ def profile_range(
     profiler = Profiler(features, grouping)
     names = [label.name for label in grouping.labels]
     for shard in shards:
-        runs = _postings(shard, features)
+        runs = shard.postings_of(features)
         if (first := next(runs, None)) is None:
             continue
         rows = ShardRows.of(tokens.read(shard), grouping, tokens.read_labels(shard, names))
         for postings in chain([first], runs):
             profiler.add(postings, rows)
     return profiler.profile(), profiler.labels()
-
-
-def _postings(shard: ShardFiles, features: range) -> Iterator[Postings]:
-    """A shard's activations of some features, in runs of whole row groups; none where they do not fire."""
-    if shard.postings is None:
-        runs: Iterable[Postings] = [shard.read_postings()]
-    else:
-        file = PostingsFile(shard.postings)
-        runs = (file.read(shard.record.row_start, groups) for groups in file.runs_of(features))
-    for run in runs:
-        if (some := between(run, features.start, features.stop)).nnz:
-            yield some
 
 
 def survey(tokens: Tokens, shards: Sequence[ShardFiles], tasks: Tasks) -> tuple[DocumentTotals, pl.DataFrame]:
@@ -192,15 +170,19 @@ def survey(tokens: Tokens, shards: Sequence[ShardFiles], tasks: Tasks) -> tuple[
 
 def _survey_shard(tokens: Tokens, shard: ShardFiles) -> tuple[DocumentTotals, pl.DataFrame]:
     shard_tokens = tokens.read(shard)
-    documents = tokens.read_labels(shard, tokens.labels).with_columns(rows=document_rows(shard_tokens)[1])
-    documents = documents.filter(pl.col("rows") > 0)
+    labels = tokens.read_labels(shard, tokens.labels)
+    rows = pl.Series(document_rows(shard_tokens)[1])
     sums = {
         "documents": pl.len().cast(pl.Int64),
         "rows": pl.col("rows").sum(),
         "rows_squared": (pl.col("rows") ** 2).sum(),
     }
-    frames = [
-        documents.group_by(value=name).agg(**sums).select(pl.lit(name).alias("label"), "value", *sums)
+    frames = [  # a label may be called rows, so it stands alone
+        pl.DataFrame({"value": labels[name], "rows": rows})
+        .filter(pl.col("rows") > 0)
+        .group_by("value")
+        .agg(**sums)
+        .select(pl.lit(name).alias("label"), "value", *sums)
         for name in tokens.labels
     ]
     return document_totals(shard_tokens), pl.concat([pl.DataFrame(schema=_VALUES), *frames])

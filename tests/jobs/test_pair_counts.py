@@ -7,8 +7,9 @@ import pytest
 from scipy import sparse
 
 from jobs import pair_counts
-from jobs.pair_counts import Tally, cut, gathered, mean_company, read_n_active, tallies
+from jobs.pair_counts import Tally, cut, gathered, mean_company, tallies
 from pipeline.store import FeatureStore
+from pipeline.store.shard_files import read_n_active
 from tests.store.build import D_SAE, build
 
 

@@ -62,6 +62,7 @@ def test_white_space_is_marked_and_the_firing_token_stands_between_bars() -> Non
 
 def test_what_would_steer_a_terminal_or_turn_the_text_is_shown_instead() -> None:
     assert shown("\x1b[31mred\x07\x7f\x9b\u202e\u2066") == "␛[31mred␇␡\ufffd\ufffd\ufffd"
+    assert shown("a\u200bb\u200f\ufeff\u061c\U000e0041") == "a\ufffdb\ufffd\ufffd\ufffd\ufffd"
     assert shown("naïve 日本 🙂") == "naïve·日本·🙂"
 
 

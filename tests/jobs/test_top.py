@@ -121,9 +121,15 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
         "logits": {
             "entropy_bits": 5.125, "max_probability": 0.375, "top_tokens": [4, 6], "top_logits": [2.5, 1.5],
             "bottom_tokens": [8], "bottom_logits": [-3.25],
+            "promoted_tokens": [9, 5], "promoted_effects": [0.5, 0.25],
         },
         "coactivation_clusters": {"cluster": 3, "rank": 0},
-        "matches": {"match": 21, "assigned": True, "cosine": 0.9375, "n_both": 1007},
+        "matches_other": {
+            "match": 21, "assigned": True, "cosine": 0.9375, "n_both": 1007, "jaccard": 0.25,
+        },
+        "matches_synthetic": {
+            "match": 33, "assigned": False, "cosine": None, "n_both": 12, "jaccard": 0.125,
+        },
     }  # fmt: skip
     for name, row in tables.items():
         store.write_table(
@@ -132,8 +138,9 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
     full = said(store, "feature", feature)
     parts = [
         "0.1 to 0.25", "|·w2| on 50.0%", "Whig", "1,234", "-0.0625", "17 (0.812)", "5.125 bits",
-        "|·w1| 2.5, |·w3| 1.5", "|·w5| -3.25", "by co-activation: cluster 3", "21: cosine 0.938",
-        "1,007 rows",
+        "|·w1| 2.5, |·w3| 1.5", "|·w5| -3.25", "promoted: |·w6| 0.5, |·w2| 0.25",
+        "by co-activation: cluster 3",
+        "other 21: cosine 0.938, jaccard 0.250, 1,007 rows", "synthetic 33: jaccard 0.125, 12 rows",
     ]  # fmt: skip
     assert [part for part in parts if part not in full] == []
     assert "latentlake profile makes l" not in full

@@ -10,11 +10,13 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from jobs.coactivation import coactivation
 from pipeline.executors.tasks import OneProcess, Processes
 from pipeline.store import FeatureStore, site_profile
 from pipeline.store.site_profile import feature_ranges, l0_thresholds, profile_tables
+from schemas.run_file import parse_run_file
 from schemas.tables import L0_THRESHOLDS, LABEL_VALUES, LABELS, PROFILE
-from tests.lakes import extracted, run_content, run_file
+from tests.lakes import PARTIES, extracted, run_content, run_file
 from tests.statistics.test_comparison import by_hand_apart
 from tests.store.build import D_SAE, Built, build
 
@@ -180,6 +182,35 @@ def test_of_many_values_those_of_most_rows_are_compared_with_all_others(
     assert kept["rows"].sort(descending=True).to_list() == rows[:3].to_list()
     whole = tables["labels"].filter(pl.col("value").is_in(kept["value"].implode()))
     assert few["labels"].filter(label="year").drop("q").equals(whole.drop("q"))
+
+
+def test_a_label_may_have_the_name_of_a_count(tmp_path: Path) -> None:
+    content = run_content(tmp_path)
+    corpus = tmp_path / "corpus.parquet"
+    pl.read_parquet(corpus).rename({"party": "rows", "year": "value"}).write_parquet(corpus)
+    content["corpus"]["label_columns"] = ["rows", "value"]
+    extracted(parse_run_file(content, "run.yaml"), tables=False)
+    found = tables_of(tmp_path / "store", "mid")["label_values"]
+    assert set(found.filter(label="rows")["value"]) == set(PARTIES)
+    years = found.filter(label="value")["value"].to_list()
+    assert years == sorted(years)
+    assert (years[0], years[-1]) == ("1900", "1923")
+
+
+def test_a_site_that_counts_no_row_has_tables_of_nothing(tmp_path: Path) -> None:
+    content = run_content(tmp_path, sites=[])
+    short = {"text": ["w1 w2 w3", "w4 w5"], "year": [1, 2], "party": ["a", "b"]}
+    pl.DataFrame(short).write_parquet(tmp_path / "corpus.parquet")
+    content["sites"] = [{"name": "mid", "sae": str(tmp_path / "sae-topk"), "positions": [14, 16]}]
+    store = extracted(parse_run_file(content, "run.yaml"), tables=False)
+    assert store.totals("mid").counted_rows == 0
+    found = tables_of(tmp_path / "store", "mid")
+    profile = found["profile"]
+    assert profile["tokens"].to_list() == [0] * 64
+    assert all(profile[name].null_count() == 64 for name in PROFILE if name not in ("feature", "tokens"))
+    assert found["labels"].is_empty()
+    paths = coactivation(store, "mid", decoder=False)
+    assert [pl.read_parquet(path).height for path in paths] == [0]
 
 
 def test_a_name_of_each_document_is_no_label(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ from scipy import sparse
 
 from jobs.cli import main
 from jobs.export import anndata_zarr
-from jobs.export.anndata_zarr import pool_rows
+from jobs.export.anndata_zarr import export, pool_rows
+from schemas.run_file import parse_run_file
 from tests.jobs.export.kit import built_store
+from tests.lakes import PARTIES, extracted, run_content
 from tests.store.build import D_SAE
 
 
@@ -91,6 +93,23 @@ def test_chosen_features_are_the_columns_and_postings_and_small_chunks_do(tmp_pa
     assert data.obs["row"].tolist() == built.tokens["row"].to_list()
     assert same(data.obs["party"], built.tokens["party"].to_list())
     assert data.obs_names[-1] == str(data.n_obs - 1)
+
+
+@pytest.mark.parametrize("rows", ["token", "document"])
+def test_labels_that_are_called_as_columns_of_obs_stand_beside_them(tmp_path, rows):
+    content = run_content(tmp_path)
+    corpus = tmp_path / "corpus.parquet"
+    frame = pl.read_parquet(corpus).with_columns(token_id=pl.lit("a"), group=pl.lit("g"))
+    frame.rename({"party": "rows"}).write_parquet(corpus)
+    content["corpus"]["label_columns"] = ["rows", "token_id", "group"]
+    store = extracted(parse_run_file(content, "run.yaml"))
+    export(store, "mid", np.arange(64, dtype=np.uint32), tmp_path, rows=rows, pool="sum")
+    obs = anndata.read_zarr(tmp_path / "mid.zarr").obs
+    assert set(obs["rows_label"]) == set(PARTIES)
+    assert set(obs["token_id_label"]) == {"a"}
+    assert set(obs["group"]) == {"g"}
+    if rows == "document":
+        assert obs["rows"].sum() == store.totals("mid").rows
 
 
 @pytest.mark.slow

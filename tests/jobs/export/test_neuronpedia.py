@@ -19,6 +19,7 @@ import pytest
 from jobs.cli import main
 from jobs.export.neuronpedia import batch_features, check_files
 from jobs.export.windows import blocks
+from jobs.logits import LOGITS
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store, context_of
 
@@ -68,7 +69,16 @@ def made(tmp_path_factory):
         "bottom_tokens": [[5]],
         "bottom_logits": [[-1.0]],
     }
-    store.write_table("site", "logits", pl.DataFrame({"feature": pl.Series([2], dtype=pl.UInt32), **logits}))
+    effects = {
+        "promoted_tokens": [[6]],
+        "promoted_effects": [[0.75]],
+        "suppressed_tokens": [[7]],
+        "suppressed_effects": [[-0.5]],
+    }
+    none = {name: pl.Series([None], dtype=LOGITS[name]) for name in effects}
+    two, five = (pl.Series([n], dtype=pl.UInt32) for n in (2, 5))
+    rows = [{"feature": two} | logits | none, {"feature": five} | logits | effects]
+    store.write_table("site", "logits", pl.concat(map(pl.DataFrame, rows), how="vertical_relaxed"))
     out = tmp_path_factory.mktemp("out")
     options = ["--model", "tiny", "--source-set", "res-ll", "--layer", "3", "--creator", "me"]
     main_ends(["export", "neuronpedia", str(built.layout.root), "--out", str(out), *options])
@@ -107,6 +117,8 @@ def test_every_feature_has_its_statistics_and_histogram(made):
         assert sum(heights) == len(values)
     assert neurons[2]["pos_str"] == ['ü"\n <b>', " t4"]
     assert neurons[2]["neg_values"] == [-1.0]
+    effects = [neurons[5][name] for name in ("pos_str", "pos_values", "neg_str", "neg_values")]
+    assert effects == [[" t6"], [0.75], [" t7"], [-0.5]]  # the plain effect, where there is one
     assert (neurons[1]["topkCosSimIndices"], neurons[1]["topkCosSimValues"]) == ([7], [0.5])
     assert neurons[3]["pos_str"] == neurons[3]["topkCosSimIndices"] == []
 
@@ -138,7 +150,20 @@ def test_examples_of_an_interval_lie_in_its_bounds(made):
         value = row["values"][row["qualifyingTokenIndex"]]
         width = abs(value) / 8  # a bin of the store's histogram
         assert row["binMin"] - width <= value <= row["binMax"] + width
-        assert row["binMin"] < row["binMax"]
+
+
+def test_top_examples_name_the_largest_activation_and_no_tenth_goes_beyond_it(made):
+    _, store, folder = made
+    columns = store.scan_features("site").select("feature", "min_activation", "max_activation").collect()
+    ends = {str(feature): (low, high) for feature, low, high in columns.iter_rows()}
+    found = imported(folder / "activations", ACTIVATION)
+    for row in found:
+        low, high = ends[row["index"]]
+        if row["binContains"] == -1:
+            assert row["binMax"] == high
+        else:
+            assert low <= row["binMin"] <= row["binMax"] <= high
+    assert {row["binContains"] for row in found} == {-1, 0.1}
 
 
 def bytes_of(folder):

@@ -57,14 +57,15 @@ def test_histograms_count_every_activation_in_bins_of_equal_width(made):
                 assert np.abs(block.histogram[place] - expected).sum() <= 2  # on an edge, rounding decides
 
 
-def test_tenths_are_near_the_quantiles_of_the_activations():
+def test_tenths_are_near_the_quantiles_of_the_activations_and_end_with_them():
     values = np.random.default_rng(0).exponential(3, 20_000).astype(np.float32)
-    bins = np.sort(values.view(np.uint32) >> 20)
-    edges = tenths(*(column.tolist() for column in np.unique(bins, return_counts=True)))
+    bins, counts = np.unique(np.sort(values.view(np.uint32) >> 20), return_counts=True)
+    row = {"n_active": len(values), "min_activation": values.min(), "max_activation": values.max()}
+    edges = tenths(row | {"histogram_bins": bins, "histogram_counts": counts})
     np.testing.assert_allclose(edges[1:-1], np.quantile(values, np.linspace(0.1, 0.9, 9)), rtol=0.02)
     assert edges == sorted(edges)
-    assert edges[0] <= values.min() <= values.max() <= edges[-1]
-    assert tenths([], []) == []
+    assert (edges[0], edges[-1]) == (values.min(), values.max())
+    assert tenths({"n_active": 0}) == []
 
 
 def test_without_its_tables_the_command_that_makes_them_is_named(tmp_path):

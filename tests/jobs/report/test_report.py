@@ -319,6 +319,13 @@ def test_a_folder_that_is_no_report_is_left_alone(made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"sites": 3}', "{}"])
+def test_a_damaged_record_of_a_report_is_told_of(made, tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(InputError, match=r"report\.json is damaged"):
+        report(made[1], ["site"], OneProcess(), out=tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "top:0", "top:5:colour", "40", "3:2", "1;2", "-1", "٣"])
 def test_a_selection_that_means_nothing_is_told(made, text):
     with pytest.raises(InputError):
