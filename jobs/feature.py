@@ -41,9 +41,11 @@ CLUSTERINGS = {
     "coactivation_clusters": "by co-activation",
     "density_clusters": "by density of decoder directions",
 }
+TOKENS = {"top": "logits", "bottom": "logits", "promoted": "effects", "suppressed": "effects"}
+"""Lists of tokens of the table `logits`, and what their values are called there."""
 BAR = 40
-OPTIONAL = ("matches",)
-"""Tables of which nothing is said where they are not there: they need another site."""
+MATCHES = "matches"
+"""With it tables of matches begin, one for each other site (`jobs.match.table_name`)."""
 
 
 class Page(NamedTuple):
@@ -97,7 +99,7 @@ def _tell_missing(page: Page) -> None:
     tables = [*(name for section in SECTIONS for name in section.tables), "examples"]
     by_job: dict[str, list[str]] = {}
     for name in dict.fromkeys(tables):
-        if not page.has(name) and name not in OPTIONAL:
+        if not page.has(name):
             by_job.setdefault(job_of(name), []).append(name)
     if page.has("examples"):
         there = page.store.scan_table(page.site, "examples").select(pl.col("kind").unique()).collect()["kind"]
@@ -234,13 +236,25 @@ def _decoder_neighbours(page: Page) -> RenderableType | None:
 
 
 def _matches(page: Page) -> RenderableType | None:
-    found = page.rows("matches").sort("assigned", "cosine", descending=True).head(NEIGHBOURS)
-    lines = [
-        f"{row['match']}: cosine {row['cosine']:.3f}, {row['n_both'] or 0:,} rows in common"
-        + (", its partner in the assignment" if row["assigned"] else "")
-        for row in found.iter_rows(named=True)
-    ]
+    """The best matches in every other site; nothing is said where there are none: they need another site."""
+    lines = []
+    for name in sorted(table for table in page.store.tables(page.site) if table.startswith(MATCHES)):
+        found = page.rows(name)
+        if found.height:
+            lines.append(f"{name}:")
+        lines += [f"  {_match(row)}" for row in found.head(NEIGHBOURS).iter_rows(named=True)]
     return Text("\n".join(lines)) if lines else None
+
+
+def _match(row: dict[str, Any]) -> str:
+    """One of the rows of a table of matches, which stand in their order there."""
+    told = [f"cosine {row['cosine']:.3f}"] if row["cosine"] is not None else []
+    if row.get("jaccard") is not None:
+        told.append(f"Jaccard index {row['jaccard']:.3f}")
+    told.append(f"{row['n_both']:,} rows in common")
+    if row["assigned"]:
+        told.append("its partner in the assignment")
+    return f"{row['match']}: {', '.join(told)}"
 
 
 def _clusters(page: Page) -> RenderableType | None:
@@ -276,11 +290,12 @@ def _logits(page: Page) -> RenderableType | None:
     lines = [
         Text(f"entropy {row['entropy_bits']:.3f} bits, largest probability {row['max_probability']:.3g}")
     ]
-    for end in ("top", "bottom"):
-        pieces = page.store.pieces(row[f"{end}_tokens"][:LOGITS])
-        logits = row[f"{end}_logits"][:LOGITS]
-        told = (f"|{shown(piece)}| {logit:.3g}" for piece, logit in zip(pieces, logits, strict=True))
-        lines.append(Text(f"{end:>6}: {', '.join(told)}"))
+    for end, of in TOKENS.items():
+        pieces = page.store.pieces((row.get(f"{end}_tokens") or [])[:LOGITS])
+        values = (row.get(f"{end}_{of}") or [])[:LOGITS]
+        told = (f"|{shown(piece)}| {value:.3g}" for piece, value in zip(pieces, values, strict=True))
+        if pieces:
+            lines.append(Text(f"{end:>10}: {', '.join(told)}"))
     return Group(*lines)
 
 
@@ -325,7 +340,7 @@ SECTIONS = (
     Section("labels: where it fires more or less often", ("labels",), _labels),
     Section("features that fire with it", ("neighbours",), _neighbours),
     Section("features of similar decoder direction (cosine)", ("decoder_neighbours",), _decoder_neighbours),
-    Section("features of another site like it", ("matches",), _matches),
+    Section("features of another site like it", ("features",), _matches),
     Section("clusters", tuple(CLUSTERINGS), _clusters),
     Section("logits", ("logits",), _logits),
 )

@@ -120,10 +120,12 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
         "decoder_neighbours": {"neighbour": 17, "rank": 0, "cosine": 0.8125},
         "logits": {
             "entropy_bits": 5.125, "max_probability": 0.375, "top_tokens": [4, 6], "top_logits": [2.5, 1.5],
-            "bottom_tokens": [8], "bottom_logits": [-3.25],
+            "bottom_tokens": [8], "bottom_logits": [-3.25], "promoted_tokens": [7],
+            "promoted_effects": [0.75],
         },
         "coactivation_clusters": {"cluster": 3, "rank": 0},
-        "matches": {"match": 21, "assigned": True, "cosine": 0.9375, "n_both": 1007},
+        "matches_late": {"match": 21, "assigned": True, "cosine": 0.9375, "n_both": 1007, "jaccard": 0.5},
+        "matches_other": {"match": 22, "assigned": False, "cosine": None, "n_both": 0, "jaccard": None},
     }  # fmt: skip
     for name, row in tables.items():
         store.write_table(
@@ -132,8 +134,8 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
     full = said(store, "feature", feature)
     parts = [
         "0.1 to 0.25", "|·w2| on 50.0%", "Whig", "1,234", "-0.0625", "17 (0.812)", "5.125 bits",
-        "|·w1| 2.5, |·w3| 1.5", "|·w5| -3.25", "by co-activation: cluster 3", "21: cosine 0.938",
-        "1,007 rows",
+        "|·w1| 2.5, |·w3| 1.5", "|·w5| -3.25", "|·w4| 0.75", "by co-activation: cluster 3", "matches_late",
+        "21: cosine 0.938, Jaccard index 0.500, 1,007 rows", "matches_other", "22: 0 rows",
     ]  # fmt: skip
     assert [part for part in parts if part not in full] == []
     assert "latentlake profile makes l" not in full
