@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.export.windows import Block, Source, read_block, source
+from jobs.export.windows import Block, Source, favoured, read_block, source
 from jobs.progress import track
 from pipeline.executors.tasks import Tasks
 from pipeline.statistics.histogram import PERCENTS
@@ -146,11 +146,14 @@ def _logits(about: Source, features: range) -> dict[int, dict[str, Any]]:
     """Texts of the most and the least favoured tokens, where `latentlake logits` was run."""
     if "logits" not in about.tables:
         return {}
-    rows = about.table("logits", features).select("feature", "top_tokens", "bottom_tokens").iter_rows()
-    return {
-        int(feature): {"top_logits": _texts(about, top), "bottom_logits": _texts(about, bottom)}
-        for feature, top, bottom in rows
-    }
+    found = dict[int, dict[str, Any]]()
+    for row in about.table("logits", features).iter_rows(named=True):
+        tokens = favoured(row)
+        found[int(row["feature"])] = {
+            "top_logits": _texts(about, tokens.top),
+            "bottom_logits": _texts(about, tokens.bottom),
+        }
+    return found
 
 
 def _texts(about: Source, tokens: Sequence[int]) -> list[str]:

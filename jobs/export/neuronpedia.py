@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs.export.windows import BINS, Block, Source, blocks, read_block, source, tenths
+from jobs.export.windows import BINS, Block, Favoured, Source, blocks, favoured, read_block, source, tenths
 from jobs.progress import track
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
@@ -199,7 +199,7 @@ def _neuron(
 ) -> Json:
     row = block.features.row(place, named=True)
     feature = int(row["feature"])
-    top = logits.get(feature, {})
+    tokens = favoured(logits[feature]) if feature in logits else Favoured()
     near = nearest.get(feature, {})
     return {
         "modelId": named.model,
@@ -210,10 +210,10 @@ def _neuron(
         "maxActApprox": row["max_activation"] or 0.0,
         "frac_nonzero": row["frequency"],
         **_histogram(block, place),
-        "pos_str": [about.token_texts[token] for token in top.get("top_tokens", ())],
-        "pos_values": list(top.get("top_logits", ())),
-        "neg_str": [about.token_texts[token] for token in top.get("bottom_tokens", ())],
-        "neg_values": list(top.get("bottom_logits", ())),
+        "pos_str": [about.token_texts[token] for token in tokens.top],
+        "pos_values": list(tokens.top_values),
+        "neg_str": [about.token_texts[token] for token in tokens.bottom],
+        "neg_values": list(tokens.bottom_values),
         "topkCosSimIndices": near.get("neighbour", []),
         "topkCosSimValues": near.get("cosine", []),
     }

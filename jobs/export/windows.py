@@ -7,9 +7,9 @@ and reads its activations shard by shard: in memory are E x T x 8 bytes (F 2,048
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -102,6 +102,28 @@ def read_block(source: Source, chosen: U32, features: range) -> Block:
     for number, shard in enumerate(source.shards):
         found.read(number, shard)
     return found.block()
+
+
+class Favoured(NamedTuple):
+    """Tokens that a feature raises most and lowers most, the furthest first, and by how much."""
+
+    top: Sequence[int] = ()
+    top_values: Sequence[float] = ()
+    bottom: Sequence[int] = ()
+    bottom_values: Sequence[float] = ()
+
+
+def favoured(row: Mapping[str, Any]) -> Favoured:
+    """Those of a row of the table `logits`: of the plain effect W_dec @ W_U, which dashboards show.
+
+    Where there is none, the highest and lowest logits behind the final norm: b_dec has a part in those, and
+    where it is large they are the same tokens for all features.
+    """
+    if row.get("promoted_tokens") is not None:
+        names = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
+    else:
+        names = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
+    return Favoured(*(row[name] for name in names))
 
 
 class _Gathered:

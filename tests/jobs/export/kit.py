@@ -35,11 +35,19 @@ def built_store(root: Path, **options: Any) -> tuple[Built, FeatureStore]:
 
 
 def put_logits(store: FeatureStore) -> None:
-    """A table `logits` that knows of feature 2 alone."""
-    top = {"top_tokens": [[3, 4]], "top_logits": [[2.5, 1.5]]}
-    bottom = {"bottom_tokens": [[5]], "bottom_logits": [[-1.0]]}
-    frame = pl.DataFrame(top | bottom).with_columns(feature=pl.lit(2, pl.UInt32))
-    store.write_table("site", "logits", frame)
+    """A table `logits` of features 2 and 4; the second has no plain effect."""
+    columns = {
+        "feature": pl.Series([2, 4], dtype=pl.UInt32),
+        "top_tokens": [[9, 8], [6]],
+        "top_logits": [[20.5, 19.5], [18.5]],
+        "bottom_tokens": [[7], [8]],
+        "bottom_logits": [[-20.0], [-19.0]],
+        "promoted_tokens": [[3, 4], None],
+        "promoted_effects": [[2.5, 1.5], None],
+        "suppressed_tokens": [[5], None],
+        "suppressed_effects": [[-1.0], None],
+    }
+    store.write_table("site", "logits", pl.DataFrame(columns))
 
 
 def context_of(built: Built, context: int) -> pl.DataFrame:

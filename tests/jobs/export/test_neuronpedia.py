@@ -20,7 +20,7 @@ from jobs.cli import main
 from jobs.export.neuronpedia import batch_features, check_files
 from jobs.export.windows import blocks
 from schemas.errors import InputError
-from tests.jobs.export.kit import built_store, context_of
+from tests.jobs.export.kit import built_store, context_of, put_logits
 
 NEURON = {
     "modelId": str, "layer": str, "index": str, "creatorId": str, "sourceSetName": str, "maxActApprox": float,
@@ -62,13 +62,7 @@ def made(tmp_path_factory):
     rows = {"feature": [1, 2], "neighbour": [7, 9], "rank": [0, 0], "cosine": [0.5, 0.25]}
     schema = {"feature": pl.UInt32, "neighbour": pl.UInt32, "rank": pl.UInt16, "cosine": pl.Float32}
     store.write_table("site", "decoder_neighbours", pl.DataFrame(rows, schema=schema))
-    logits = {
-        "top_tokens": [[3, 4]],
-        "top_logits": [[2.5, 1.5]],
-        "bottom_tokens": [[5]],
-        "bottom_logits": [[-1.0]],
-    }
-    store.write_table("site", "logits", pl.DataFrame({"feature": pl.Series([2], dtype=pl.UInt32), **logits}))
+    put_logits(store)
     out = tmp_path_factory.mktemp("out")
     options = ["--model", "tiny", "--source-set", "res-ll", "--layer", "3", "--creator", "me"]
     main_ends(["export", "neuronpedia", str(built.layout.root), "--out", str(out), *options])
@@ -106,7 +100,8 @@ def test_every_feature_has_its_statistics_and_histogram(made):
         assert len(heights) == len(middles)
         assert sum(heights) == len(values)
     assert neurons[2]["pos_str"] == ['ü"\n <b>', " t4"]
-    assert neurons[2]["neg_values"] == [-1.0]
+    assert (neurons[2]["pos_values"], neurons[2]["neg_values"]) == ([2.5, 1.5], [-1.0])
+    assert (neurons[4]["pos_str"], neurons[4]["pos_values"]) == ([" t6"], [18.5])
     assert (neurons[1]["topkCosSimIndices"], neurons[1]["topkCosSimValues"]) == ([7], [0.5])
     assert neurons[3]["pos_str"] == neurons[3]["topkCosSimIndices"] == []
 
