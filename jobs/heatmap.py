@@ -99,7 +99,10 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
 
 
 def selected(store: FeatureStore, site: str, asked: Asked, pool: Pool) -> pl.DataFrame:
-    """The table of the selection, by context: context u64, cluster (null), labels, a column per feature."""
+    """The table of the selection, by context: context u64, cluster (null), labels, a column per feature.
+
+    A label that is called as another column of it may be, `cluster` or a number, ends with `_label`.
+    """
     features = _features(store, site, asked)
     contexts = all_contexts(store, site)
     matrix = pooled(store, site, features, contexts, pool)
@@ -114,7 +117,10 @@ def selected(store: FeatureStore, site: str, asked: Asked, pool: Pool) -> pl.Dat
     values = matrix[among].toarray()
     columns = pl.DataFrame(values, schema=[str(feature) for feature in features], orient="row")
     cluster = pl.lit(None, pl.UInt32).alias("cluster")
-    labels = list(store.lake.label_columns)
+    labels = [
+        pl.col(name).alias(f"{name}_label" if name == "cluster" or name.isdigit() else name)
+        for name in store.lake.label_columns
+    ]
     return contexts[among].select("context", cluster, *labels).hstack(columns)
 
 
