@@ -213,3 +213,14 @@ def test_the_picture_of_one_cell_or_of_negative_ones_is_drawn():
         with rc_context(STYLE):
             for draw in (draw_plain, draw_matrix_sparsity, draw_frequencies):
                 assert render(draw(table, "l9", "max"), "svg")
+
+
+def test_a_label_may_be_called_cluster_or_a_number(made, monkeypatch):
+    _, store = made
+    contexts = context_matrix.all_contexts(store, "site").rename({"year": "3", "party": "cluster"})
+    monkeypatch.setattr("jobs.heatmap.all_contexts", lambda *_: contexts)
+    labels = {"3": "Int64", "cluster": "String"}
+    monkeypatch.setattr(store, "lake", store.lake.model_copy(update={"label_columns": labels}))
+    table = selected(store, "site", Asked(features="3,1"), "max")
+    assert features_of(table) == ["3", "1"]
+    assert table["cluster_label"].to_list() == contexts["cluster"].to_list()
