@@ -38,6 +38,8 @@ def top(
     `shaded`: every token by its activation, the deepest shade from `maximum` on (default: the feature's
     strongest activation). With `html` the same, shaded, goes into that file.
     """
+    if not store.committed(site):
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     filters = [label_filter(store, text) for text in where]
     condition = pl.all_horizontal(filters) if filters else None
     found = store.contexts(site, feature, k, condition, before, after, one_per_document=one_per_document)

@@ -100,9 +100,9 @@ class Processes:
             self._pool = ProcessPoolExecutor(self._n, mp_context=context, initializer=_begin_worker)
         try:
             return self._pool.submit(call, item)
-        except BrokenProcessPool as error:  # told by the future, as of those that were in flight
+        except (BrokenProcessPool, OSError) as error:  # OSError: of a pool that is just found to be broken
             broken: Future[Result] = Future()
-            broken.set_exception(error)
+            broken.set_exception(BrokenProcessPool(str(error)))  # as told of those that were in flight
             return broken
 
     def _again(self, call: Callable[[Item], Result], item: Item, future: Future[Result]) -> Future[Result]:

@@ -43,8 +43,6 @@ def decoder(d_model=4):
 def built_store(root, **changes):
     built = build(root, **changes)
     write_site_weights(built.layout, "p", planned_site(), {"W_dec": decoder()}, {})
-    vocabulary = {"token_id": range(50), "text": [f" w{token}" for token in range(50)]}
-    pl.DataFrame(vocabulary).write_parquet(built.layout.vocabulary)
     return built, FeatureStore.open(built.layout.root)
 
 

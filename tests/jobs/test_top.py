@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from jobs.cluster import cluster
 from jobs.coactivation import coactivation
 from jobs.examples import examples
 from jobs.rank import rank
+from jobs.top import top
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run_file import Cluster
@@ -157,3 +159,12 @@ def test_a_feature_that_never_fires_has_a_page_too(tmp_path: Path) -> None:
 def test_a_feature_that_is_not_there_is_refused(store: FeatureStore) -> None:
     with pytest.raises(InputError, match=r"features are 0 to 63"):
         said(store, "feature", 64)
+
+
+def test_a_site_without_a_committed_shard_is_no_site_that_never_fires(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    shutil.copytree(store.layout.root, tmp_path / "begun")
+    shutil.rmtree(tmp_path / "begun" / "passes" / "mid" / "commits")
+    with pytest.raises(InputError, match="'mid' has no committed shard: run `latentlake extract`"):
+        top(FeatureStore.open(tmp_path / "begun"), "mid", 3)
