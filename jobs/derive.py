@@ -89,10 +89,11 @@ def _plots(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> N
     say(f"[bold]plots[/] {len(figures)} files in {escape(str(store.layout.figures(site)))}")
 
 
-def _report(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
-    from jobs.report.build import report
+def _report(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
+    from jobs.report.build import report, tasks_for
 
-    page = report(store, [site], tasks, features=run_file.derive.report)
+    with tasks_for(store, None) as page_tasks:
+        page = report(store, [site], page_tasks, features=run_file.derive.report)
     say(f"[bold]report[/] {escape(str(page))}")
 
 

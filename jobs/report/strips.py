@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -12,16 +11,15 @@ from jobs.strips import HIDDEN
 LEVELS = 9
 """Shades of a strip: classes p1 to p9 of positive activations, n1 to n9 of negative ones."""
 
-_HIDDEN = re.compile(f"[{re.escape(''.join(map(chr, (*range(0x20), 0x7F, *HIDDEN))))}]")
-
-_MARKS = {"\n": "↩", "\r": "↩", "\t": "→"}
+_TOLD = {code: f"⟨U+{code:04X}⟩" for code in (*range(0x20), 0x7F, *HIDDEN)}
+_TOLD |= {ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
 
 
 def visible(text: str) -> str:
     """The text with marks for line ends and tabs, and numbers of other characters that can not be seen."""
     if text.isprintable() and text.isascii():
         return text
-    return _HIDDEN.sub(lambda found: _MARKS.get(found[0], f"⟨U+{ord(found[0]):04X}⟩"), text)
+    return text.translate(_TOLD)
 
 
 def alone(text: str) -> str:
