@@ -6,11 +6,12 @@ Each step imports its job when it is its turn: the libraries behind them take se
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from rich.markup import escape
 
 from jobs.console import say
-from jobs.parallel import choose_tasks
+from jobs.parallel import choose_model_tasks, choose_tasks, device_for
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
 from schemas.run_file import RunFile
@@ -26,22 +27,26 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
                 step(store, site, run_file, tasks)
 
 
-def _stats(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.stats import stats
+def _plain(name: str) -> Step:
+    """The job `jobs.<name>`, which needs the store alone."""
 
-    stats(store, site, tasks)
+    def step(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
+        getattr(import_module(f"jobs.{name}"), name)(store, site, tasks)
 
-
-def _examples(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.examples import examples
-
-    examples(store, site, tasks)
+    return step
 
 
-def _profile(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.profile import profile
+def _with_model(name: str) -> Step:
+    """The job `jobs.<name>`, which runs the model, with its defaults."""
 
-    profile(store, site, tasks)
+    def step(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
+        job = import_module(f"jobs.{name}")
+        plan = store.plans[store.site(site).pass_name]
+        device = device_for(plan, "auto", None)
+        with choose_model_tasks(store, plan, device) as model_tasks:
+            getattr(job, name)(store, site, job.Asked(device), model_tasks)
+
+    return step
 
 
 def _rank(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
@@ -50,36 +55,10 @@ def _rank(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> No
     rank(store, site, run_file.rank.by, tasks)
 
 
-def _coactivation(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.coactivation import coactivation
-
-    coactivation(store, site, tasks)
-
-
 def _cluster(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
     from jobs.cluster import cluster
 
     cluster(store, site, run_file.cluster, tasks)
-
-
-def _logits(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.logits import Asked, logits
-    from jobs.parallel import choose_model_tasks, device_for
-
-    plan = store.plans[store.site(site).pass_name]
-    device = device_for(plan, "auto", None)
-    with choose_model_tasks(store, plan, device) as model_tasks:
-        logits(store, site, Asked(device), model_tasks)
-
-
-def _fidelity(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.fidelity import Asked, fidelity
-    from jobs.parallel import choose_model_tasks, device_for
-
-    plan = store.plans[store.site(site).pass_name]
-    device = device_for(plan, "auto", None)
-    with choose_model_tasks(store, plan, device) as model_tasks:
-        fidelity(store, site, Asked(device), model_tasks)
 
 
 def _plots(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
@@ -98,14 +77,14 @@ def _report(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> 
 
 
 STEPS: dict[str, Step] = {
-    "stats": _stats,
-    "examples": _examples,
-    "profile": _profile,
+    "stats": _plain("stats"),
+    "examples": _plain("examples"),
+    "profile": _plain("profile"),
     "rank": _rank,
-    "coactivation": _coactivation,
+    "coactivation": _plain("coactivation"),
     "cluster": _cluster,
-    "logits": _logits,
-    "fidelity": _fidelity,
+    "logits": _with_model("logits"),
+    "fidelity": _with_model("fidelity"),
     "plots": _plots,
     "report": _report,
 }

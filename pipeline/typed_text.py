@@ -18,13 +18,13 @@ from pipeline.batches import batches
 from pipeline.models import load_model, model_digest
 from pipeline.models.device import require_device, to_device
 from pipeline.packing import ContextRule, counted_mask, pack, stored_mask
+from pipeline.planned import model_of
 from pipeline.saes import load_sae, sae_digest
 from pipeline.store.catalog import Catalog
 from pipeline.store.transposition import round_activations
 from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake, Plan, PlannedSite
-from schemas.run_file import Model
 from schemas.values import I32, Bool, SparseFeatures, TokenShard
 
 
@@ -107,9 +107,7 @@ def _features(plan: Plan, site: PlannedSite, shard: TokenShard, places: Places) 
     """Features of all rows of the shard; rows that are not stored are empty."""
     device = _device(plan, places.device)
     path = places.model or plan.model
-    model = Model(
-        loader=plan.model_loader, path=path, dtype=plan.model_dtype, processing=plan.model_processing
-    )
+    model = model_of(plan.model_copy(update={"model": path}))
     sae = places.sae or site.sae
     _require_same("model", path, lambda: model_digest(model), plan.model_digest)
     _require_same("SAE", sae, lambda: sae_digest(sae), site.sae_digest)

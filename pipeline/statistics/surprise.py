@@ -43,23 +43,32 @@ def surprise_bits(stored: Stored, values: F32, counted_rows: int) -> F64:
     return bits
 
 
-def _above(stored: Stored, values: F32) -> F64:
-    """Rows with an activation >= each value."""
+class _Place(NamedTuple):
+    """Where each value lies: rows below, in and above its bin, and the bin's edges, [Q]."""
+
+    below: I64
+    inside: I64
+    above: I64
+    left: F64
+    right: F64
+
+
+def _place(stored: Stored, values: F32) -> _Place:
     bins = bins_of(values)
     before = np.append(0, np.cumsum(stored.counts))
-    first, last = (np.searchsorted(stored.bins, bins, side=side) for side in ("left", "right"))
-    left, right = bin_edges(bins)
-    inside = (before[last] - before[first]) * (right - values) / (right - left)
-    above: F64 = before[-1] - before[last] + inside
+    first, last = (before[np.searchsorted(stored.bins, bins, side=side)] for side in ("left", "right"))
+    return _Place(first, last - first, before[-1] - last, *bin_edges(bins))
+
+
+def _above(stored: Stored, values: F32) -> F64:
+    """Rows with an activation >= each value."""
+    at = _place(stored, values)
+    above: F64 = at.above + at.inside * (at.right - values) / (at.right - at.left)
     return above
 
 
 def _below(stored: Stored, values: F32) -> F64:
     """Rows with an activation <= each value."""
-    bins = bins_of(values)
-    before = np.append(0, np.cumsum(stored.counts))
-    first, last = (np.searchsorted(stored.bins, bins, side=side) for side in ("left", "right"))
-    left, right = bin_edges(bins)
-    inside = (before[last] - before[first]) * (values - left) / (right - left)
-    below: F64 = before[first] + inside
+    at = _place(stored, values)
+    below: F64 = at.below + at.inside * (values - at.left) / (at.right - at.left)
     return below
