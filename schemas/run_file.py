@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -21,6 +18,7 @@ from pydantic import (
 )
 
 from schemas.errors import InputError
+from schemas.section import PathText, Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
@@ -56,22 +54,6 @@ Control = Literal["random_encoder", "shuffled_rows"]
 
 SYNTHETIC = "synthetic:"
 """What the `sae` of a site of a synthetic model begins with."""
-
-
-def _path(text: str) -> str:
-    """The path with ~ expanded; an empty one, or one with NUL, is no path."""
-    if not text or "\0" in text:
-        raise ValueError("must be a path, not empty and without NUL")
-    return os.path.expanduser(text)  # noqa: PTH111 - it may be no path but a name
-
-
-PathText = Annotated[str, AfterValidator(_path)]
-
-
-class Section(BaseModel):
-    """One section of the run file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Corpus(Section):
