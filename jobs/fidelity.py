@@ -110,6 +110,11 @@ def _work(store: FeatureStore, site: str, asked: Asked) -> Work:
     if plan.model_loader != "synthetic":
         _, about = store.site_weights(site, ())
     use = use_of(plan, site, about, device=asked.device, model=asked.model, sae=asked.sae)
+    if use.site.pooling != "none":
+        raise InputError(
+            f"site {site!r} reads one vector of each context ({use.site.reads}): no reconstruction of it can "
+            "stand in for x at a token, and fidelity is of sites that read each row"
+        )
     return Work(store.layout, store.lake, use, plan.batch_contexts)
 
 

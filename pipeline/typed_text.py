@@ -75,6 +75,8 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
 
 def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenShard:
     """The text as a shard of one document, counted as the site counts."""
+    if lake.inputs is not None:
+        raise InputError("the lake holds vectors, not text: only features of texts can be elicited by one")
     where = places.tokenizer or lake.tokenizer
     tokenizer = load_tokenizer(where)
     if tokenizer.digest != lake.tokenizer_digest:

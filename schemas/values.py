@@ -35,7 +35,7 @@ class Document:
     number: int
     text: str
     labels: tuple[Any, ...] = ()
-    values: NDArray[Any] | None = None
+    values: NDArray[Any] | None = field(default=None, compare=False)
     """A vector for each of its tokens, uint8 or float32 [tokens, width], where the corpus holds some."""
 
 

@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.packing import ContextRule, Packed, counted_mask, document_of_row, pack, stored_mask
+from pipeline.packing import (
+    ContextRule,
+    Packed,
+    counted_mask,
+    document_of_row,
+    laid_out,
+    pack,
+    stored_mask,
+)
+from schemas.errors import InputError
+from schemas.records import Inputs
 from schemas.values import I32
 
 DOCUMENTS = st.lists(st.lists(st.integers(5, 99), max_size=12), max_size=12)
@@ -234,3 +244,64 @@ def test_a_million_tokens_pack_in_well_under_a_second(separator_id: int) -> None
     rows_document(packed)
     assert time.process_time() - started < 1
     assert len(packed.token_ids) > 1_000_000
+
+
+BY_DOCUMENT = st.builds(
+    ContextRule,
+    context_size=st.just(16),
+    bos_id=st.sampled_from([None, 0]),
+    separator_id=st.sampled_from([None, 0, 1]),
+    contexts_of=st.just("document"),
+)
+
+
+@given(DOCUMENTS, BY_DOCUMENT, st.booleans())
+def test_each_document_may_have_a_context_of_its_own(documents, rule, is_cut):
+    packed = pack(arrays(documents), rule, last_is_cut=is_cut)
+    full = [tokens for tokens in documents if tokens]
+    before, after = ([] if i is None else [i] for i in (rule.bos_id, rule.separator_id))
+    wanted = [before + tokens + after for tokens in full]
+    if is_cut and wanted:
+        wanted[-1] = before + full[-1]
+    found = [packed.token_ids[a:b].tolist() for a, b in pairwise(packed.context_ptr.tolist())]
+    assert found == wanted
+    assert packed.document.tolist() == [i for i, tokens in enumerate(documents) if tokens]
+    assert packed.start.tolist() == [rule.bos_tokens] * len(wanted)
+    assert packed.offset.tolist() == [0] * len(wanted)
+    assert packed.segment_ptr.tolist() == list(range(len(wanted) + 1))
+    place = 0
+    for tokens in documents:
+        place = rule.after(place, len(tokens))
+    assert rule.rows(place) == sum(len(before) + len(tokens) + len(after) for tokens in full)
+
+
+@given(DOCUMENTS, st.one_of(RULES, BY_DOCUMENT))
+def test_vectors_lie_where_their_tokens_do(documents, rule):
+    """Each token's vector is the token and its document; BOS and separators have zeros."""
+    inputs = Inputs(width=2, dtype="float32", shape=(2,))
+    values = [
+        np.array([[t, i] for t in tokens], np.float32).reshape(-1, 2) for i, tokens in enumerate(documents)
+    ]
+    packed = pack(arrays(documents), rule)
+    found = laid_out(values, arrays(documents), packed, inputs)
+    real = packed.token_ids >= 5  # the tokens of DOCUMENTS; special ids are below
+    np.testing.assert_array_equal(found[real, 0], packed.token_ids[real])
+    assert not found[~real].any()
+    document = np.repeat(np.arange(len(documents)), [len(tokens) for tokens in documents])
+    np.testing.assert_array_equal(found[real, 1], document)
+
+
+def test_vectors_that_do_not_fit_their_tokens_are_refused():
+    rule, inputs = ContextRule(4, None, None), Inputs(width=2, dtype="uint8", shape=(2,))
+    documents = arrays([[5, 6, 7]])
+    packed = pack(documents, rule)
+    for values in (
+        None,
+        np.zeros((2, 2), np.uint8),
+        np.zeros((3, 3), np.uint8),
+        np.zeros((3, 2), np.float32),
+    ):
+        with pytest.raises(
+            InputError, match=r"a document of 3 tokens has vectors .* uint8 \[3, 2\] are wanted"
+        ):
+            laid_out([values], documents, packed, inputs)

@@ -5,10 +5,12 @@ StreamConformance where documents can not be given.
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from pipeline.sources import Source
@@ -61,6 +63,21 @@ class StreamConformance:
         found = source.describe()
         assert json.loads(json.dumps(found)) == found
         assert (found["kind"], found["label_columns"]) == (self.kind, list(source.label_dtypes()))
+
+    def test_a_document_has_a_vector_for_each_token_where_the_source_holds_vectors(
+        self, tmp_path: Path
+    ) -> None:
+        source = self.make_one(tmp_path, 0)
+        inputs, documents = source.inputs(), list(source.documents())
+        if inputs is None:
+            assert all(document.values is None for document in documents)
+            return
+        assert inputs.width == math.prod(inputs.shape)
+        for document, again in zip(documents, source.documents(), strict=True):
+            assert document.values is not None
+            assert document.values.dtype == inputs.dtype
+            assert document.values.shape == (len(document.text.split()), inputs.width)
+            np.testing.assert_array_equal(document.values, again.values)
 
     def test_its_size_is_about_the_bytes_of_its_texts(self, tmp_path: Path) -> None:
         source = self.make_one(tmp_path, 0)
