@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from pipeline.store.dense import NO_DENSE, DenseWriters
 from pipeline.store.site import write_site_weights
 from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.recipe import parse
@@ -49,7 +50,17 @@ class SyntheticFeatures:
         """There is nothing to reconstruct."""
         return {}
 
-    def encode(self, tokens: TokenShard, stored: Stored, timed: Timed) -> Encoded:
+    def width(self, site: str) -> int:  # noqa: ARG002
+        """There is no x."""
+        return 0
+
+    def encode(
+        self,
+        tokens: TokenShard,
+        stored: Stored,
+        timed: Timed,
+        dense: DenseWriters = NO_DENSE,  # noqa: ARG002
+    ) -> Encoded:
         """The features of each site."""
         with timed("encode"):
             return {

@@ -14,6 +14,7 @@ from schemas.errors import InputError
 from schemas.run_file import (
     ActivationDtype,
     Control,
+    DenseDtype,
     EncodeDtype,
     Loader,
     ModelDtype,
@@ -143,9 +144,14 @@ class PlannedSite(Record):
     control_seed: int = 0
     """What the control is drawn from."""
 
+    @property
+    def has_sae(self) -> bool:
+        """Whether there are features; a site without stores x alone, its d_sae and d_model are 0."""
+        return self.d_sae > 0
+
 
 LATER_IN_SITES = {"encode_features", "encode_dtype", "positions", "control", "control_seed"}
-LATER_IN_PLANS = {"model_processing"}
+LATER_IN_PLANS = {"model_processing", "dense_dtype"}
 """Fields that came after the first stores: left out of a recipe at their default, so that hashes stay."""
 
 CHOSEN = ("encode_block", "encode_features", "feature_block")
@@ -172,6 +178,8 @@ class Plan(Record):
     """Library versions. The device's model is the workers' to say: it stands in the receipts."""
     model_processing: dict[str, bool] | None = None
     """Weight processing of the model that is on (fold_ln: true ...); None: none."""
+    dense_dtype: DenseDtype = "float32"
+    """What x of layout dense is rounded to."""
 
     def recipe(self) -> dict[str, Any]:
         """What the hash covers: all but where the model and the SAEs lie."""
