@@ -21,6 +21,7 @@ from pipeline.first_look import first_look
 from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
 from pipeline.planned import differing, model_of, open_encoder
+from pipeline.pooling import RowsRead, take_rows
 from pipeline.saes import NO_SAE
 from pipeline.saes.control import ControlEncoder, ControlTally
 from pipeline.saes.reconstruction import worse_than_mean
@@ -32,7 +33,7 @@ from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, PlannedSite
 from schemas.run_file import ActivationDtype, CheckSae
-from schemas.values import F32, Bool, ControlSums, Encoded, SparseFeatures, Stored, Timed, TokenShard
+from schemas.values import F32, Bool, ControlSums, Encoded, SparseFeatures, Timed, TokenShard
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class OnItsWay(NamedTuple):
 
     `pending`: the features of the rows that are `stored`, bool [N] of the batch, None where there are none;
     `x` [n, width] of those of them that are in `control`, bool [N], None where there are none; `dense`
-    [m, width] of all of them, where the pass has layout dense.
+    [m, width] of all of them, None where there are none, or where the pass has no layout dense.
     """
 
     site: PlannedSite
@@ -96,7 +97,7 @@ class ModelFeatures:
         needed = weight_bytes(model) + sum(_weights(site) for site in plan.sites)
         wait_for_memory(plan.device, needed)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
-        self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
+        self._model = load_model(model, hooks, plan.device, plan.threads, plan.model_inputs)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites if site.has_sae}
         for site in plan.sites:
             if not site.has_sae:
@@ -146,7 +147,11 @@ class ModelFeatures:
         return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
 
     def encode(
-        self, tokens: TokenShard, stored: Stored, timed: Timed, dense: DenseWriters = NO_DENSE
+        self,
+        tokens: TokenShard,
+        at: dict[str, TokenShard],
+        timed: Timed,
+        dense: DenseWriters = NO_DENSE,
     ) -> Encoded:
         """Sparse features of each batch and site; one forward pass serves all sites.
 
@@ -159,7 +164,7 @@ class ModelFeatures:
             self.batch_contexts = size if size != planned else None
             through = _Through(timed)
             try:
-                return self._encode(tokens, stored, through, size, dense)
+                return self._encode(tokens, at, through, size, dense)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -172,13 +177,18 @@ class ModelFeatures:
         raise full
 
     def _encode(
-        self, tokens: TokenShard, stored: Stored, timed: Timed, contexts: int, dense: DenseWriters
+        self,
+        tokens: TokenShard,
+        at: dict[str, TokenShard],
+        timed: Timed,
+        contexts: int,
+        dense: DenseWriters,
     ) -> Encoded:
         """The same in batches of so many contexts.
 
         The features of a batch are taken when the next one was submitted, so that a GPU always has work.
         """
-        encoded: Encoded = {name: [] for name in stored}
+        encoded: Encoded = {name: [] for name in at}
         submitted: list[OnItsWay] = []
         chosen = control.in_control(tokens)
         tallies = {
@@ -189,8 +199,8 @@ class ModelFeatures:
             with timed("forward", rows.stop - rows.start):
                 x = self._model.forward(batch)
             with timed("encode"):
-                cut = {name: mask[rows] for name, mask in stored.items()}
-                before, submitted = submitted, list(self._submit(x, cut, chosen[rows]))
+                read = {name: RowsRead.of(shard, rows, batch.lengths) for name, shard in at.items()}
+                before, submitted = submitted, list(self._submit(x, read, chosen[rows]))
                 self._take(before, encoded, tallies)
             with timed("write"):
                 _keep(before, dense)
@@ -201,17 +211,19 @@ class ModelFeatures:
             _keep(submitted, dense)
         return encoded
 
-    def _submit(self, x: dict[str, torch.Tensor], stored: Stored, chosen: Bool) -> Iterator[OnItsWay]:
+    def _submit(
+        self, x: dict[str, torch.Tensor], read: dict[str, RowsRead], chosen: Bool
+    ) -> Iterator[OnItsWay]:
         """Begin to encode a batch for every site; rows in a control's contexts are kept for it."""
         for site in self._plan.sites:
-            mask, read = stored[site.name], x[site.hook_name]
-            rows = _rows(read, mask)
+            stored = read[site.name].stored
+            vectors = read[site.name].vectors(x[site.hook_name]) if stored.any() else None
             encoder = self._encoders.get(site.name)
-            pending = encoder.submit(rows) if encoder and mask.any() else None
-            kept = mask & chosen if site.control else np.zeros_like(mask)
-            of_control = _rows(read, kept) if kept.any() else None
-            dense = rows if "dense" in self._plan.layouts else None
-            yield OnItsWay(site, pending, mask, kept, of_control, dense)
+            pending = None if vectors is None or encoder is None else encoder.submit(vectors)
+            kept = stored & chosen if site.control else np.zeros_like(stored)
+            of_control = None if vectors is None or not kept.any() else take_rows(vectors, kept[stored])
+            dense = vectors if "dense" in self._plan.layouts else None
+            yield OnItsWay(site, pending, stored, kept, of_control, dense)
 
     def _take(self, batch: list[OnItsWay], encoded: Encoded, tallies: Mapping[str, ControlTally]) -> None:
         """Wait for the features of a batch, and put empty rows where nothing is stored; then the controls."""
@@ -229,8 +241,9 @@ class ModelFeatures:
 def _keep(batch: list[OnItsWay], dense: DenseWriters) -> None:
     """Write x of the stored rows, one batch late, when the device has it."""
     for one in batch:
-        if one.dense is not None:
-            dense[one.site.name].add(one.dense.cpu().numpy(), one.stored)
+        if writer := dense.get(one.site.name):
+            x = np.empty((0, writer.width), np.float32) if one.dense is None else one.dense.cpu().numpy()
+            writer.add(x, one.stored)
 
 
 class _Through:
@@ -244,13 +257,6 @@ class _Through:
         with self._timed(stage, rows):
             yield
         self.rows += rows
-
-
-def _rows(x: torch.Tensor, stored: Bool) -> torch.Tensor:
-    """The rows of x that are stored; nothing waits for the device."""
-    if stored.all():
-        return x
-    return x.index_select(0, to_device(stored.nonzero()[0], x.device))
 
 
 def _norms(features: SparseFeatures, rows: Bool, dtype: ActivationDtype) -> F32:

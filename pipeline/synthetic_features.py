@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 from pipeline.store.dense import NO_DENSE, DenseWriters
@@ -14,7 +13,7 @@ from pipeline.synthetic.recipe import parse
 from schemas.errors import NodeError
 from schemas.layout import Layout
 from schemas.records import Plan
-from schemas.values import ControlSums, Encoded, Stored, Timed, TokenShard
+from schemas.values import ControlSums, Encoded, Timed, TokenShard
 
 
 class SyntheticFeatures:
@@ -56,14 +55,11 @@ class SyntheticFeatures:
 
     def encode(
         self,
-        tokens: TokenShard,
-        stored: Stored,
+        tokens: TokenShard,  # noqa: ARG002
+        at: dict[str, TokenShard],
         timed: Timed,
         dense: DenseWriters = NO_DENSE,  # noqa: ARG002
     ) -> Encoded:
         """The features of each site."""
         with timed("encode"):
-            return {
-                name: list(generator.blocks(replace(tokens, stored=stored[name])))
-                for name, generator in self._generators.items()
-            }
+            return {name: list(generator.blocks(at[name])) for name, generator in self._generators.items()}

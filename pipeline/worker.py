@@ -35,7 +35,7 @@ from schemas.errors import ShardError
 from schemas.layout import DENSE, Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
-from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
+from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
 
 
 class Features(Protocol):
@@ -57,17 +57,22 @@ class Features(Protocol):
         """Get ready; NodeError when this node sees another model or SAE than the plan."""
 
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
-        """Explained variance by site, where somebody looks; `at` is the shard as each site counts it."""
+        """Explained variance by site, where somebody looks; `at` as in `encode`."""
 
     def width(self, site: str) -> int:
         """Numbers of x at a site's hook."""
 
     def encode(
-        self, tokens: TokenShard, stored: Stored, timed: Timed, dense: DenseWriters = NO_DENSE
+        self,
+        tokens: TokenShard,
+        at: dict[str, TokenShard],
+        timed: Timed,
+        dense: DenseWriters = NO_DENSE,
     ) -> Encoded:
-        """Features of all rows of the shard, in order, in pieces; rows that are not `stored` are empty.
+        """Features of all rows of the shard, in order, in pieces; rows that a site does not store are empty.
 
-        x of the stored rows goes to the writers in `dense`. A site without an SAE has no pieces.
+        `at` is the shard as each site counts it. What a site reads goes to its writer in `dense`, where there
+        is one. A site without an SAE has no pieces.
         """
 
 
@@ -147,9 +152,8 @@ class Worker:
         with self._timed("read"):
             link, record = self._record(shard)
             tokens = read_token_shard(self._layout, self._lake, record)
-        at = {site.name: tokens.at(site.positions, self._lake.context_size) for site in self._plan.sites}
+        at = {site.name: tokens.at(site.reads, self._lake.context_size) for site in self._plan.sites}
         explained = self._features.look(shard, at, self._timed)
-        stored = {name: shard.stored for name, shard in at.items()}
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
@@ -157,7 +161,7 @@ class Worker:
         with ExitStack() as stack:  # x is written while the shard is encoded
             staging = stack.enter_context(staged_folder(folder))
             dense = self._dense_writers(staging, tokens.n_rows)
-            encoded = self._features.encode(tokens, stored, self._timed, dense)
+            encoded = self._features.encode(tokens, at, self._timed, dense)
             with self._timed("write"):
                 for site in self._plan.sites:
                     parts, writer = encoded.pop(site.name), dense.get(site.name)
@@ -202,7 +206,7 @@ class Worker:
         dense: DenseWriter | None,
     ) -> tuple[SiteReceipt, list[DataObject]]:
         """Round, transpose, count and write one site of the shard, `tokens` cut to the site's positions."""
-        counted = counted_for(tokens, site.positions)
+        counted = counted_for(tokens, site.reads)
         if not site.has_sae:
             assert dense is not None
             nothing = SiteReceipt(nnz=0, underflow=0, rounding=0.0, counted=counted)

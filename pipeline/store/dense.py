@@ -66,6 +66,11 @@ class DenseWriter:
         self._shape, self._piece = (n_rows, width), np.zeros((rows, width), kind)
         self.restart()
 
+    @property
+    def width(self) -> int:
+        """Numbers of an x."""
+        return self._shape[1]
+
     def restart(self) -> None:
         """Begin anew with the shard's first row."""
         shutil.rmtree(self._path, ignore_errors=True)
