@@ -22,10 +22,12 @@ from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
 from pipeline.planned import differing, model_of, open_encoder
 from pipeline.pooling import RowsRead, take_rows
+from pipeline.saes import NO_SAE
 from pipeline.saes.control import ControlEncoder, ControlTally
 from pipeline.saes.reconstruction import worse_than_mean
 from pipeline.statistics import control
 from pipeline.statistics.rows import at_most
+from pipeline.store.dense import NO_DENSE, DenseWriters
 from pipeline.store.site import write_site_weights
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
@@ -43,7 +45,8 @@ class OnItsWay(NamedTuple):
     """A batch of one site.
 
     `pending`: the features of the rows that are `stored`, bool [N] of the batch, None where there are none;
-    `x` [n, width] of those of them that are in `control`, bool [N], None where there are none.
+    `x` [n, width] of those of them that are in `control`, bool [N], None where there are none; `dense`
+    [m, width] of all of them, None where there are none, or where the pass has no layout dense.
     """
 
     site: PlannedSite
@@ -51,6 +54,7 @@ class OnItsWay(NamedTuple):
     stored: Bool
     control: Bool
     x: torch.Tensor | None
+    dense: torch.Tensor | None
 
 
 class ModelFeatures:
@@ -71,7 +75,7 @@ class ModelFeatures:
         self._layout, self._plan, self._check_sae = layout, plan, check_sae
         self._oom_batch_contexts = oom_batch_contexts
         self.batch_contexts, self.controls = None, {}
-        self._to_look_at = {site.name for site in plan.sites}
+        self._to_look_at = {site.name for site in plan.sites if site.has_sae}
 
     @property
     def device_model(self) -> str:
@@ -94,7 +98,11 @@ class ModelFeatures:
         wait_for_memory(plan.device, needed)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, plan.device, plan.threads, plan.model_inputs)
-        self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
+        self._encoders = {site.name: self._load_encoder(site) for site in plan.sites if site.has_sae}
+        for site in plan.sites:
+            if not site.has_sae:
+                about = asdict(NO_SAE) | {"d_model": self.width(site.name)}
+                write_site_weights(self._layout, plan.pass_name, site, {}, about)
         self._control_encoders = {
             site.name: ControlEncoder(self._encoders[site.name], site.control, site.control_seed)
             for site in plan.sites
@@ -117,6 +125,11 @@ class ModelFeatures:
                 f"{encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
             )
 
+    def width(self, site: str) -> int:
+        """Numbers of x at a site's hook."""
+        hook_name = next(each.hook_name for each in self._plan.sites if each.name == site)
+        return self._model.widths[hook_name]
+
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
         """Explained variance by site, of the sites that this worker has not looked at in an earlier shard."""
         if self._check_sae == "off" or not self._to_look_at:
@@ -133,7 +146,13 @@ class ModelFeatures:
         told = {name: sums.explained_variance for name, sums in found.items()}
         return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
 
-    def encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed) -> Encoded:
+    def encode(
+        self,
+        tokens: TokenShard,
+        at: dict[str, TokenShard],
+        timed: Timed,
+        dense: DenseWriters = NO_DENSE,
+    ) -> Encoded:
         """Sparse features of each batch and site; one forward pass serves all sites.
 
         Rows that are not stored go through the model and not through the SAE. Where the GPU's memory does not
@@ -145,17 +164,26 @@ class ModelFeatures:
             self.batch_contexts = size if size != planned else None
             through = _Through(timed)
             try:
-                return self._encode(tokens, at, through, size)
+                return self._encode(tokens, at, through, size, dense)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 full = error.with_traceback(None)  # the frames let go of their tensors
             with timed("forward", -through.rows):  # the next try begins anew
                 free_memory()
+                for writer in dense.values():
+                    writer.restart()
             logs.tell("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
         raise full
 
-    def _encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed, contexts: int) -> Encoded:
+    def _encode(
+        self,
+        tokens: TokenShard,
+        at: dict[str, TokenShard],
+        timed: Timed,
+        contexts: int,
+        dense: DenseWriters,
+    ) -> Encoded:
         """The same in batches of so many contexts.
 
         The features of a batch are taken when the next one was submitted, so that a GPU always has work.
@@ -174,9 +202,13 @@ class ModelFeatures:
                 read = {name: RowsRead.of(shard, rows, batch.lengths) for name, shard in at.items()}
                 before, submitted = submitted, list(self._submit(x, read, chosen[rows]))
                 self._take(before, encoded, tallies)
+            with timed("write"):
+                _keep(before, dense)
         with timed("encode"):
             self._take(submitted, encoded, tallies)
             self.controls = {name: tally.sums() for name, tally in tallies.items()}
+        with timed("write"):
+            _keep(submitted, dense)
         return encoded
 
     def _submit(
@@ -186,20 +218,32 @@ class ModelFeatures:
         for site in self._plan.sites:
             stored = read[site.name].stored
             vectors = read[site.name].vectors(x[site.hook_name]) if stored.any() else None
-            pending = None if vectors is None else self._encoders[site.name].submit(vectors)
+            encoder = self._encoders.get(site.name)
+            pending = None if vectors is None or encoder is None else encoder.submit(vectors)
             kept = stored & chosen if site.control else np.zeros_like(stored)
             of_control = None if vectors is None or not kept.any() else take_rows(vectors, kept[stored])
-            yield OnItsWay(site, pending, stored, kept, of_control)
+            dense = vectors if "dense" in self._plan.layouts else None
+            yield OnItsWay(site, pending, stored, kept, of_control, dense)
 
     def _take(self, batch: list[OnItsWay], encoded: Encoded, tallies: Mapping[str, ControlTally]) -> None:
         """Wait for the features of a batch, and put empty rows where nothing is stored; then the controls."""
-        for site, pending, stored, kept, x in batch:
+        for site, pending, stored, kept, x, _ in batch:
+            if not site.has_sae:
+                continue
             some = pending.result() if pending else SparseFeatures.concatenate([])
             features = some.spread(stored)
             encoded[site.name].append(features)
             if x is not None:
                 norms = _norms(features, kept, self._plan.activation_dtype)
                 tallies[site.name].add(x, to_device(norms, x.device))
+
+
+def _keep(batch: list[OnItsWay], dense: DenseWriters) -> None:
+    """Write x of the stored rows, one batch late, when the device has it."""
+    for one in batch:
+        if writer := dense.get(one.site.name):
+            x = np.empty((0, writer.width), np.float32) if one.dense is None else one.dense.cpu().numpy()
+            writer.add(x, one.stored)
 
 
 class _Through:

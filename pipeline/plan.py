@@ -10,7 +10,7 @@ from pipeline import trained_with
 from pipeline.models import check_inputs, max_context, model_digest
 from pipeline.models.device import choose_device
 from pipeline.number_tokenizer import PREFIX as NUMBERS
-from pipeline.saes import SaeMetadata, choose_block, read_metadata, sae_digest
+from pipeline.saes import NO_SAE, SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.catalog import read_plans
 from pipeline.store.objects import put_if_absent
 from pipeline.store.tokens import read_lake
@@ -32,7 +32,7 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     A sentence that begins with `trained_with.NOTE` is no warning. Raises InputError where no choice is right.
     """
     run = _drawn(run)
-    found = [read_metadata(site.sae) for site in run.sites]
+    found = [_about(site) for site in run.sites]
     sites = [_named(*pair) for pair in zip(run.sites, found, strict=True)]
     _refuse_equal_names(sites)
     trained = [trained_with.Trained(*pair) for pair in zip(sites, found, strict=True)]
@@ -93,9 +93,16 @@ def _tokenizer(run: RunFile) -> str:
     return found
 
 
+def _about(site: Site) -> SaeMetadata:
+    """What the SAE's files say; of a site without one, nothing."""
+    return NO_SAE if site.sae is None else read_metadata(site.sae)
+
+
 def _named(site: Site, found: SaeMetadata) -> Site:
     """The site with its hook and its name."""
     hook_name = site.hook_name or found.hook_name
+    if not hook_name and site.sae is None:
+        raise InputError("sites: a site without an SAE needs a hook_name, the place where x is read")
     if not hook_name:
         raise InputError(f"the SAE {site.sae} does not say where it reads: give its site a hook_name")
     name = check_name(site.name or hook_name, "site")
@@ -138,19 +145,20 @@ def make_plan(run: RunFile, lake: Lake) -> Plan:
         sites=tuple(_planned_site(site, device, lake.context_size) for site in run.sites),
         activation_dtype=run.store.activation_dtype,
         layouts=run.store.layouts,
+        dense_dtype=run.store.dense_dtype if "dense" in run.store.layouts else "float32",
         environment=environment(),
     )
 
 
 def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
-    found = read_metadata(site.sae)
+    found = _about(site)
     rows, features = choose_block(found.d_sae, device)
     assert site.hook_name is not None
     return PlannedSite(
         name=site.name,
         hook_name=site.hook_name,
-        sae=site.sae,
-        sae_digest=sae_digest(site.sae),
+        sae=site.sae or "",
+        sae_digest=sae_digest(site.sae) if site.sae is not None else "",
         architecture=found.architecture,
         d_model=found.d_model,
         d_sae=found.d_sae,

@@ -54,7 +54,7 @@ def differing(plan: Plan, sites: Iterable[PlannedSite]) -> Iterator[str]:
     if model_digest(model_of(plan)) != plan.model_digest:
         yield f"model {plan.model}"
     for site in sites:
-        if sae_digest(site.sae) != site.sae_digest:
+        if site.has_sae and sae_digest(site.sae) != site.sae_digest:
             yield f"SAE {site.sae}"
 
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from pipeline.store.dense import NO_DENSE, DenseWriters
 from pipeline.store.site import write_site_weights
 from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.recipe import parse
@@ -48,7 +49,17 @@ class SyntheticFeatures:
         """There is nothing to reconstruct."""
         return {}
 
-    def encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed) -> Encoded:  # noqa: ARG002
+    def width(self, site: str) -> int:  # noqa: ARG002
+        """There is no x."""
+        return 0
+
+    def encode(
+        self,
+        tokens: TokenShard,  # noqa: ARG002
+        at: dict[str, TokenShard],
+        timed: Timed,
+        dense: DenseWriters = NO_DENSE,  # noqa: ARG002
+    ) -> Encoded:
         """The features of each site."""
         with timed("encode"):
             return {name: list(generator.blocks(at[name])) for name, generator in self._generators.items()}

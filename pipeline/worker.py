@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -26,12 +26,13 @@ from pipeline.plan import environment
 from pipeline.statistics import control as of_control
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.commits import commit, read_commit
+from pipeline.store.dense import NO_DENSE, DenseWriter, DenseWriters
 from pipeline.store.objects import staged_folder
 from pipeline.store.tokens import counted_for, read_links, read_token_shard, require_lake
 from pipeline.store.transposition import round_activations, to_postings
-from pipeline.store.writer import write_site
+from pipeline.store.writer import write_dense_site, write_site
 from schemas.errors import ShardError
-from schemas.layout import Layout, StorePath
+from schemas.layout import DENSE, Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
 from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
@@ -58,10 +59,20 @@ class Features(Protocol):
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
         """Explained variance by site, where somebody looks; `at` as in `encode`."""
 
-    def encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed) -> Encoded:
+    def width(self, site: str) -> int:
+        """Numbers of x at a site's hook."""
+
+    def encode(
+        self,
+        tokens: TokenShard,
+        at: dict[str, TokenShard],
+        timed: Timed,
+        dense: DenseWriters = NO_DENSE,
+    ) -> Encoded:
         """Features of all rows of the shard, in order, in pieces; rows that a site does not store are empty.
 
-        `at` is the shard as each site counts it.
+        `at` is the shard as each site counts it. What a site reads goes to its writer in `dense`, where there
+        is one. A site without an SAE has no pieces.
         """
 
 
@@ -143,16 +154,21 @@ class Worker:
             tokens = read_token_shard(self._layout, self._lake, record)
         at = {site.name: tokens.at(site.reads, self._lake.context_size) for site in self._plan.sites}
         explained = self._features.look(shard, at, self._timed)
-        encoded = self._features.encode(tokens, at, self._timed)
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
         sites: dict[str, SiteReceipt] = {}
-        with self._timed("write"), staged_folder(folder) as staging:
-            for site in self._plan.sites:
-                about, written = self._write(staging, site, encoded.pop(site.name), at[site.name])
-                sites[site.name] = replace(about, explained_variance=explained.get(site.name))
-                objects += written
+        with ExitStack() as stack:  # x is written while the shard is encoded
+            staging = stack.enter_context(staged_folder(folder))
+            dense = self._dense_writers(staging, tokens.n_rows)
+            encoded = self._features.encode(tokens, at, self._timed, dense)
+            with self._timed("write"):
+                for site in self._plan.sites:
+                    parts, writer = encoded.pop(site.name), dense.get(site.name)
+                    about, written = self._write(staging, site, parts, at[site.name], writer)
+                    sites[site.name] = replace(about, explained_variance=explained.get(site.name))
+                    objects += written
+                stack.close()
         receipt = Receipt(
             shard=shard,
             attempt=attempt,
@@ -173,10 +189,28 @@ class Worker:
         )
         return commit(self._layout, self._plan.pass_name, receipt)
 
+    def _dense_writers(self, folder: Path, n_rows: int) -> dict[str, DenseWriter]:
+        """By site, where the plan has layout dense."""
+        if "dense" not in self._plan.layouts:
+            return {}
+        names, dtype = [site.name for site in self._plan.sites], self._plan.dense_dtype
+        width = self._features.width
+        return {name: DenseWriter(folder / name / DENSE, n_rows, width(name), dtype) for name in names}
+
     def _write(
-        self, folder: Path, site: PlannedSite, parts: list[SparseFeatures], tokens: TokenShard
+        self,
+        folder: Path,
+        site: PlannedSite,
+        parts: list[SparseFeatures],
+        tokens: TokenShard,
+        dense: DenseWriter | None,
     ) -> tuple[SiteReceipt, list[DataObject]]:
         """Round, transpose, count and write one site of the shard, `tokens` cut to the site's positions."""
+        counted = counted_for(tokens, site.reads)
+        if not site.has_sae:
+            assert dense is not None
+            nothing = SiteReceipt(nnz=0, underflow=0, rounding=0.0, counted=counted)
+            return nothing, write_dense_site(folder, site, dense)
         exact = SparseFeatures.concatenate(parts)
         parts.clear()
         features, underflow, rounding = round_activations(exact, self._plan.activation_dtype)
@@ -193,8 +227,8 @@ class Worker:
             layouts=self._plan.layouts,
             activation_dtype=self._plan.activation_dtype,
             control=None if sums is None else _beside_control(features, sums, tokens, site),
+            dense=dense,
         )
-        counted = counted_for(tokens, site.reads)
         receipt = SiteReceipt(nnz=features.nnz, underflow=underflow, rounding=rounding, counted=counted)
         return receipt, objects
 

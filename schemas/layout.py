@@ -10,6 +10,7 @@ from schemas.run_file import check_name
 
 CSR, POSTINGS, PARTIALS, ROW_COUNTS = "csr.zarr", "postings.parquet", "partials.parquet", "row_counts.parquet"
 CONTROL, CONTROL_L0 = "control.parquet", "control_l0.parquet"
+DENSE = "x.zarr"
 
 
 class StorePath(Protocol):

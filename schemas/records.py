@@ -15,6 +15,7 @@ from schemas.run_file import (
     ActivationDtype,
     ContextsOf,
     Control,
+    DenseDtype,
     EncodeDtype,
     Loader,
     ModelDtype,
@@ -170,6 +171,11 @@ class PlannedSite(Record):
     """What the control is drawn from."""
 
     @property
+    def has_sae(self) -> bool:
+        """Whether there are features; a site without stores x alone, its d_sae and d_model are 0."""
+        return self.d_sae > 0
+
+    @property
     def reads(self) -> Reads:
         """What it reads of a context."""
         return Reads(self.positions, self.pooling)
@@ -177,7 +183,7 @@ class PlannedSite(Record):
 
 LATER_IN_LAKES = {"contexts", "inputs"}
 LATER_IN_SITES = {"encode_features", "encode_dtype", "positions", "pooling", "control", "control_seed"}
-LATER_IN_PLANS = {"model_processing", "model_inputs"}
+LATER_IN_PLANS = {"model_processing", "model_inputs", "dense_dtype"}
 """Fields that came after the first stores: left out of a recipe at their default, so that hashes stay."""
 
 CHOSEN = ("encode_block", "encode_features", "feature_block")
@@ -206,6 +212,8 @@ class Plan(Record):
     """Weight processing of the model that is on (fold_ln: true ...); None: none."""
     model_inputs: Inputs | None = None
     """What the model reads in the place of tokens; None: it reads tokens."""
+    dense_dtype: DenseDtype = "float32"
+    """What x of layout dense is rounded to."""
 
     def recipe(self) -> dict[str, Any]:
         """What the hash covers: all but where the model and the SAEs lie."""

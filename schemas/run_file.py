@@ -27,7 +27,8 @@ ModelDtype = Literal["float32", "bfloat16", "float16"]
 ActivationDtype = Literal["float16", "float32"]
 ContextsOf = Literal["packed", "document"]
 Pooling = Literal["none", "last_token", "mean"]
-StoreLayout = Literal["token_major", "feature_major"]
+StoreLayout = Literal["token_major", "feature_major", "dense"]
+DenseDtype = Literal["float32", "float16", "bfloat16"]
 Loader = Literal["transformer_lens", "hooked_transformer", "torch_module", "inputs", "synthetic"]
 
 PROCESSING = (
@@ -195,10 +196,12 @@ class Site(Section):
 
     name: str = Field("", description="Name of the site, a folder name in the store. Default: the hook name.")
     hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
-    sae: PathText = Field(
+    sae: PathText | None = Field(
+        None,
         description="SAE: a folder, or the file of its weights; hf:OWNER/REPOSITORY/PATH[@REVISION] on the "
         "hub; saelens:RELEASE/ID or saelens:PATH, read by the sae-lens package; of a synthetic model, "
-        "synthetic:d_sae=65536,l0=62.5,exponent=1.0,burst=0.5,seed=0 (the last three are defaults)."
+        "synthetic:d_sae=65536,l0=62.5,exponent=1.0,burst=0.5,seed=0 (the last three are defaults). Default, "
+        "or none: no SAE, the site stores x alone (store.layouts: [dense]).",
     )
     encode_dtype: EncodeDtype = Field(
         "float32",
@@ -224,6 +227,11 @@ class Site(Section):
     )
     control_seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another control.")
 
+    @field_validator("sae", mode="before")
+    @classmethod
+    def _none_of_yaml(cls, value: object) -> object:
+        return None if value == "none" else value
+
     @field_validator("positions")
     @classmethod
     def _is_a_slice(cls, value: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
@@ -233,8 +241,9 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _control_of_weights(self) -> Site:
-        if self.control and self.sae.startswith(SYNTHETIC):
-            raise ValueError(f"control: {self.control} wants an SAE with weights, {self.sae!r} has none")
+        if self.control and (self.sae is None or self.sae.startswith(SYNTHETIC)):
+            has = "the site has no SAE" if self.sae is None else f"{self.sae!r} has none"
+            raise ValueError(f"control: {self.control} wants an SAE with weights, {has}")
         return self
 
 
@@ -249,7 +258,13 @@ class Store(Section):
     )
     layouts: tuple[StoreLayout, ...] = Field(
         ("token_major", "feature_major"),
-        description="token_major: CSR in Zarr; feature_major: postings in Parquet.",
+        description="token_major: CSR in Zarr; feature_major: postings in Parquet; dense: x at the hook in "
+        "Zarr, to train SAEs on. Sites without an SAE want dense, those with one another layout too.",
+    )
+    dense_dtype: DenseDtype = Field(
+        "float32",
+        description="Of layout dense: x is rounded to this. bfloat16 takes half the room of float32, and "
+        "lies in arrays of float32, for Zarr knows none.",
     )
     pass_name: str | None = Field(
         None, alias="pass", description="Name of the pass. Default: the sites' names, joined by '+'."
@@ -259,7 +274,7 @@ class Store(Section):
     @classmethod
     def _some_layout(cls, value: tuple[StoreLayout, ...]) -> tuple[StoreLayout, ...]:
         if not value or len(set(value)) != len(value):
-            raise ValueError("must name token_major, feature_major or both, each once")
+            raise ValueError("must name token_major, feature_major, dense or some of them, each once")
         return value
 
 
@@ -374,11 +389,31 @@ class RunFile(Section):
     def _sites_are_the_models(self) -> RunFile:
         drawn = self.model.loader == "synthetic"
         for site in self.sites:
-            if site.sae.startswith(SYNTHETIC) != drawn:
+            if (site.sae or "").startswith(SYNTHETIC) != drawn:
                 wants = "one that begins with 'synthetic:'" if drawn else "an SAE with weights"
                 raise ValueError(
                     f"sites: model.loader: {self.model.loader} wants {wants}, but a site has {site.sae!r}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _layouts_of_the_sites(self) -> RunFile:
+        """What a site gives must have a layout."""
+        layouts = self.store.layouts
+        for site in self.sites:
+            name = site.name or site.hook_name
+            if site.sae is None and "dense" not in layouts:
+                raise ValueError(
+                    f"sites: {name!r} has no SAE, so only its x can be stored: give it `sae`, or add dense "
+                    "to store.layouts"
+                )
+            if site.sae is not None and layouts == ("dense",):
+                raise ValueError(
+                    f"sites: {name!r} has an SAE, but store.layouts is dense alone: leave `sae` out, or add "
+                    "token_major or feature_major"
+                )
+        if "dense" in layouts and self.model.loader == "synthetic":
+            raise ValueError("store.layouts: dense wants a model, model.loader: synthetic gives no x")
         return self
 
 

@@ -43,7 +43,7 @@ def test_the_least_run_file_has_the_documented_defaults():
         ("store", "activation_dtype", "int8", "store.activation_dtype is 'int8'"),
         ("tokens", "context_size", 1, "tokens.context_size is 1: input should be greater than or equal to 2"),
         ("store", "root", "", "store.root is '': must be a path"),
-        ("store", "layouts", [], "store.layouts is []: must name token_major, feature_major or both"),
+        ("store", "layouts", [], "store.layouts is []: must name token_major, feature_major, dense"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_place(section, key, value, told):

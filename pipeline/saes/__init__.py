@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.saes.hub import PREFIX as HUB
 from pipeline.saes.hub import snapshot
-from pipeline.saes.metadata import SaeMetadata, checked
+from pipeline.saes.metadata import NO_SAE, SaeMetadata, checked
 from pipeline.saes.saelens_package import PREFIX as SAELENS
 from pipeline.saes.saelens_package import Opened, open_sae
 from pipeline.synthetic.generator import Generator
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.saes.encoder import Encoder
 
-__all__ = ["FORMATS", "SaeMetadata", "choose_block", "load_sae", "read_metadata", "sae_digest"]
+__all__ = ["FORMATS", "NO_SAE", "SaeMetadata", "choose_block", "load_sae", "read_metadata", "sae_digest"]
 
 FORMATS = {
     "saelens": "pipeline.saes.formats.saelens",
@@ -126,7 +126,7 @@ def choose_block(d_sae: int, device: str = "cpu") -> tuple[int, int]:
     """Rows and features of a block: measured on a CPU, by a memory budget on a GPU."""
     if device == "cpu":
         return CPU_BLOCK
-    rows = max(GPU_BLOCK_BYTES // (4 * d_sae), 1)
+    rows = max(GPU_BLOCK_BYTES // (4 * max(d_sae, 1)), 1)
     return min(1 << (rows.bit_length() - 1), 8192), d_sae
 
 

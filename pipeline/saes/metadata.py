@@ -79,6 +79,10 @@ class SaeMetadata:
         return {name: content[name] for name in (*ALWAYS_IN_RECIPE, *sorted(later))}
 
 
+NO_SAE = SaeMetadata("none", 0, 0, format="none")
+"""Of a site that stores x alone."""
+
+
 def checked(metadata: SaeMetadata, spec: str) -> SaeMetadata:
     """The metadata, when its values are of the kinds that they should be; else InputError."""
     for name in ("hook_name", "hook_name_out", "model_name", "model_class_name"):

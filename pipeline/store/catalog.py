@@ -14,7 +14,7 @@ from pipeline.store.tokens import read_lake, read_links
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
-from schemas.run_file import ActivationDtype, Control, EncodeDtype, Pooling, StoreLayout
+from schemas.run_file import ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
 from schemas.values import Reads, Totals
 
 
@@ -40,6 +40,13 @@ class SiteInfo:
     """What is counted beside the learnt features on some contexts."""
     pooling: Pooling = "none"
     """What the SAE reads of a context."""
+    dense_dtype: DenseDtype = "float32"
+    """What x of layout dense is rounded to."""
+
+    @property
+    def has_sae(self) -> bool:
+        """Whether there are features; a site without has x alone."""
+        return self.d_sae > 0
 
     @property
     def reads(self) -> Reads:
@@ -86,9 +93,19 @@ class Catalog:
 
     def require_feature(self, site: str, feature: int) -> None:
         """InputError where the site has no feature of this number."""
-        d_sae = self.site(site).d_sae
+        d_sae = self.require_features(site).d_sae
         if feature not in range(d_sae):
             raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {d_sae - 1}")
+
+    def require_features(self, site: str) -> SiteInfo:
+        """The site; InputError where it has no SAE, and so no features."""
+        info = self.site(site)
+        if not info.has_sae:
+            raise InputError(
+                f"site {site!r} has no SAE, so it has no features, but x at {info.hook_name} alone: read "
+                "that with FeatureStore.dense, or extract a site with an SAE in another pass"
+            )
+        return info
 
     def again(self) -> Self:
         """The store as it is now; receipts that were read are not read again."""
@@ -190,7 +207,8 @@ def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
                 d_model=site.d_model,
                 d_sae=site.d_sae,
                 activation_dtype=plan.activation_dtype,
-                layouts=plan.layouts,
+                layouts=plan.layouts if site.has_sae else ("dense",),
+                dense_dtype=plan.dense_dtype,
                 encode_dtype=site.encode_dtype,
                 positions=site.positions,
                 pooling=site.pooling,

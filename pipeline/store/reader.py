@@ -23,7 +23,7 @@ from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
-from schemas.layout import CONTROL, CONTROL_L0, CSR, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
+from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
 from schemas.records import ShardRecord
 from schemas.tables import Schema
 from schemas.values import F32, U64, Postings, TokenShard
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from pipeline.executors.tasks import Tasks
+    from pipeline.store.dense_site import DenseSite
     from pipeline.store.verification import VerifyReport
 
 
@@ -50,28 +51,42 @@ class FeatureStore(Catalog):
         return {}
 
     def files(self, site: str, shard: str) -> ShardFiles:
-        """Where the site's objects of one shard lie; jobs hand these to tasks."""
-        info = self.site(site)
+        """Where the site's objects of one shard lie; jobs hand these to tasks. InputError without an SAE."""
+        self.require_features(site)
+        return self.all_files(site, shard)
+
+    def all_files(self, site: str, shard: str) -> ShardFiles:
+        """The same of any site."""
+        info, record = self.site(site), self._record(shard)
         path = partial(self.object_path, site, shard)
+        folder = path(PARTIALS if info.has_sae else DENSE).parent
         return ShardFiles(
-            record=self._record(shard),
+            record=record,
             d_sae=info.d_sae,
             activation_dtype=info.activation_dtype,
-            partials=path(PARTIALS),
-            row_counts=path(ROW_COUNTS),
+            partials=folder / PARTIALS,
+            row_counts=path(ROW_COUNTS) if info.has_sae else folder / ROW_COUNTS,
             postings=path(POSTINGS) if "feature_major" in info.layouts else None,
             csr=path(CSR) if "token_major" in info.layouts else None,
             control=path(CONTROL) if info.control else None,
             control_l0=path(CONTROL_L0) if info.control else None,
+            dense=path(DENSE) if "dense" in info.layouts else None,
         )
 
     def shard_files(self, site: str) -> list[ShardFiles]:
         """Those of all committed shards, in shard order."""
+        self.require_features(site)
         return [self.files(site, record.name) for record in self.committed(site)]
 
     def csr(self, site: str, shard: str) -> sparse.csr_matrix:
         """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""
         return self.files(site, shard).read_csr()
+
+    def dense(self, site: str) -> DenseSite:
+        """Vectors x at the hook, shard by shard or by rows; InputError without layout dense."""
+        from pipeline.store.dense_site import DenseSite
+
+        return DenseSite(self, site)
 
     def token_shard(self, site: str, shard: str) -> TokenShard:
         """A token shard as the site counts it; checks its sha256."""
@@ -123,6 +138,7 @@ class FeatureStore(Catalog):
         Sorted by (feature, row) in each file: those of the compaction, then those of shards that it does not
         cover. A filter on `feature` or `row` reads the row groups it needs.
         """
+        self.require_features(site)
         paths = list[StorePath]()
         if compacted := self.compacted(site):
             compacted.require_files()
@@ -136,7 +152,9 @@ class FeatureStore(Catalog):
 
     def scan_table(self, site: str, name: str) -> pl.LazyFrame:
         """One derived table; InputError when it is absent, StaleTableWarning when shards came since."""
-        return tables.scan_table(self.layout, self.site(site).name, name, self.receipts_digest(site))
+        return tables.scan_table(
+            self.layout, self.require_features(site).name, name, self.receipts_digest(site)
+        )
 
     def write_table(self, site: str, name: str, frame: pl.DataFrame) -> StorePath:
         """Write or replace a derived table, marked as made from what is committed."""

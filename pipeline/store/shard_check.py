@@ -17,6 +17,7 @@ import polars as pl
 from pipeline import statistics
 from pipeline.statistics import control
 from pipeline.statistics.rows import l0_counts
+from pipeline.store.dense import open_dense, wrong_with_dense
 from pipeline.store.fingerprint import fingerprints
 from pipeline.store.objects import measure, readable
 from pipeline.store.parquet import read_frame
@@ -180,6 +181,11 @@ class _SiteCheck:
         tokens = read_token_shard(self._of.layout, self._of.lake, self._files.record, verify=False)
         tokens = tokens.at(self._site.reads, self._of.lake.context_size)
         before = len(self._report.problems)
+        if self._files.dense is not None:
+            self._check_dense(tokens, self._files.dense)
+        if not self._site.has_sae:
+            self._check_counts(tokens, None)
+            return NO_PRINTS
         columns, indptr = self._by_columns(tokens)
         if len(self._report.problems) > before:
             return NO_PRINTS
@@ -195,6 +201,12 @@ class _SiteCheck:
             del columns
             self._check_control(tokens)
         return prints
+
+    def _check_dense(self, tokens: TokenShard, path: StorePath) -> None:
+        """What must hold of any x: it was made with the model, so none is computed anew."""
+        with readable(path):
+            for wrong in wrong_with_dense(open_dense(path), tokens.stored, self._of.plan.dense_dtype):
+                self._wrong(wrong)
 
     def _check_control(self, tokens: TokenShard) -> None:
         """The learnt side computed anew; of the control, which needs the model, what must hold of any."""
@@ -232,7 +244,8 @@ class _SiteCheck:
 
     def _check_counts(self, tokens: TokenShard, columns: Any) -> None:
         """The receipt's word on activations and counted rows."""
-        in_csr = None if columns is None else int(columns.nnz)
+        unknown = None if self._site.has_sae else 0
+        in_csr = unknown if columns is None else int(columns.nnz)
         in_postings = in_csr if self._files.postings is None else PostingsFile(self._files.postings).nnz
         said = self._receipt.nnz
         if {in_postings, in_csr} - {None, said}:

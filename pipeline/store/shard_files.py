@@ -33,11 +33,13 @@ class ShardFiles:
     activation_dtype: ActivationDtype
     partials: StorePath
     row_counts: StorePath
+    """These two are not there where the site has no SAE."""
     postings: StorePath | None
     csr: StorePath | None
     control: StorePath | None = None
     control_l0: StorePath | None = None
     """None where the site has no control."""
+    dense: StorePath | None = None
 
     def read_csr(self) -> sparse.csr_matrix:
         """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""

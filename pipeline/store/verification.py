@@ -138,7 +138,7 @@ def _committed(store: FeatureStore, pass_name: str, tokens: set[str]) -> Iterato
         sites = store.plans[pass_name].sites if shard in known else ()
         files, problem = dict[str, ShardFiles](), None
         try:
-            files = {site.name: store.files(site.name, shard) for site in sites}
+            files = {site.name: store.all_files(site.name, shard) for site in sites}
         except InputError as error:
             problem = f"{store.layout.commit(pass_name, shard)} is incomplete: {error}"
         link = store.link_of(shard) if shard in known else None

@@ -1,4 +1,4 @@
-"""Write what one site of one shard gives: both layouts, partials, row counts, a control's statistics.
+"""Write what one site of one shard gives: its layouts, partials, row counts, a control's statistics.
 
 Equal input, equal bytes.
 """
@@ -6,17 +6,18 @@ Equal input, equal bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
 
 from pipeline.store.csr import write_csr
+from pipeline.store.dense import DenseWriter
 from pipeline.store.local import storage_errors
 from pipeline.store.objects import measure
 from pipeline.store.parquet import write_frame, write_postings
-from schemas.layout import CONTROL, CONTROL_L0, CSR, PARTIALS, POSTINGS, ROW_COUNTS
+from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS
 from schemas.records import DataObject, PlannedSite
 from schemas.run_file import ActivationDtype, StoreLayout
 from schemas.values import Postings, SparseFeatures
@@ -34,15 +35,15 @@ def write_site(
     layouts: Sequence[StoreLayout],
     activation_dtype: ActivationDtype,
     control: tuple[pl.DataFrame, pl.DataFrame] | None = None,
+    dense: DenseWriter | None = None,
 ) -> list[DataObject]:
     """Write one site below the folder `attempt` (see `objects.staged_folder`); its objects, sorted by path.
 
     `features` and `postings` hold the same activations, already rounded to `activation_dtype`, with rows
     counted from the shard's first; postings.parquet gets `row_start` added. `partials` is called in a thread,
-    while others write the layouts. `control` holds the frames of a site's control. A full or forbidden disk
-    is an InputError.
+    while others write the layouts. `control` holds the frames of a site's control, `dense` has been given all
+    x of the site. A full or forbidden disk is an InputError.
     """
-    folder = attempt / site.name
     objects: dict[str, Callable[[Path], None]] = {
         PARTIALS: lambda path: write_frame(path, partials(), feature_block=site.feature_block),
         ROW_COUNTS: lambda path: write_frame(path, row_counts),
@@ -58,8 +59,20 @@ def write_site(
         objects[POSTINGS] = lambda path: write_postings(
             path, postings, activation_dtype=activation_dtype, **options
         )
+    if dense is not None:
+        objects[DENSE] = dense.finish
+    return _write_all(attempt / site.name, objects)
+
+
+def write_dense_site(attempt: Path, site: PlannedSite, dense: DenseWriter) -> list[DataObject]:
+    """The same of a site without an SAE, of which there is x alone."""
+    return _write_all(attempt / site.name, {DENSE: dense.finish})
+
+
+def _write_all(folder: Path, objects: Mapping[str, Callable[[Path], None]]) -> list[DataObject]:
+    """Write objects by name, each in a thread."""
     with storage_errors(folder):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             with ThreadPoolExecutor(len(objects)) as threads:
                 written = list(
