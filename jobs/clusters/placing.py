@@ -14,9 +14,9 @@ import polars as pl
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from jobs.clusters.density import sample
 from jobs.clusters.features import Clustering
 from jobs.clusters.kmeans import NO_CLUSTER
+from jobs.clusters.rows import sample, take
 from jobs.clusters.tables import FEATURE_MAP
 from jobs.console import say
 from jobs.progress import counting
@@ -44,13 +44,14 @@ def feature_map(
     """
     assert found.vectors is not None
     chosen = sample(found.vectors, MOST, seed)
-    if len(np.unique(found.vectors[chosen[: 16 * FEWEST]], axis=0)) < FEWEST or found.vectors.shape[1] < 2:
+    vectors = take(found.vectors, chosen)
+    if len(np.unique(vectors[: 16 * FEWEST], axis=0)) < FEWEST or vectors.shape[1] < 2:
         say(f"[yellow]cluster[/] {site}: fewer than {FEWEST} features that differ, so there is no map")
-        chosen = chosen[:0]
+        chosen, vectors = chosen[:0], vectors[:0]
     elif len(chosen) == MOST:
         say(f"[bold]cluster[/] {site}: {MOST:,} of {len(found.features):,} features are on the map")
     with counting("cluster: map of features"):
-        x, y = placed(found.vectors[chosen]).T
+        x, y = placed(vectors).T
     names = [" ".join(token.strip() or token for token in some[:NAMING]) for some in tokens]
     clusters = [label if label != NO_CLUSTER else None for label in found.members.labels[chosen].tolist()]
     columns = {
