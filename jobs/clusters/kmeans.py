@@ -23,6 +23,10 @@ than FEW get one start: it comes within 1 % of the best of three."""
 STEPS = 100
 """Of Lloyd's algorithm, at most."""
 
+SPARSE_STEPS, SPARSE_WORK = 6, 10**10
+"""Of sparse vectors, after those of their sketch: as many steps as take so many multiplications, at least 6:
+of 12,000 contexts at 65,536 features these reach the mean cosine of 100 to 0.1 %."""
+
 SKETCHED = 1024
 """Width at which sparse vectors are clustered first."""
 
@@ -67,7 +71,8 @@ def fit(units: Vectors, clusters: int, seed: int) -> F32:
         tried = [_from_start(small, clusters, seed + start) for start in starts]
         labels, _ = max(tried, key=lambda found: found[1])
         if small is not units:
-            labels, _ = lloyd(units, labels)
+            steps = max(SPARSE_STEPS, SPARSE_WORK // max(units.nnz * clusters, 1))
+            labels, _ = lloyd(units, labels, min(STEPS, steps))
         return mean_directions(units, labels)
 
 
@@ -91,7 +96,7 @@ def _from_start(units: F32, clusters: int, seed: int) -> tuple[I64, float]:
     return lloyd(units, assign(units, centres)[0])
 
 
-def lloyd(units: Vectors, labels: I64) -> tuple[I64, float]:
+def lloyd(units: Vectors, labels: I64, steps: int = STEPS) -> tuple[I64, float]:
     """Lloyd's steps from given clusters [n] on: clusters [n], without gaps, and the sum of all cosines.
 
     Cosines with all centres are kept, 4 n K bytes, and made anew of centres whose members changed. A vector
@@ -101,7 +106,7 @@ def lloyd(units: Vectors, labels: I64) -> tuple[I64, float]:
     centres = mean_directions(units, labels)
     cosine = _cosines(units, centres)
     rows, total = np.arange(len(labels)), 0.0
-    for _ in range(STEPS):
+    for _ in range(steps):
         nearest = cosine.argmax(axis=1)
         moved = cosine[rows, nearest] > cosine[rows, labels]
         total = float(cosine[rows, labels].sum(dtype=np.float64))
@@ -109,8 +114,9 @@ def lloyd(units: Vectors, labels: I64) -> tuple[I64, float]:
             break
         changed = np.unique(np.append(labels[moved], nearest[moved]))
         labels = np.where(moved, nearest, labels)
-        mine = np.flatnonzero(np.isin(labels, changed))
-        of_changed = mean_directions(units[mine], np.searchsorted(changed, labels[mine]), len(changed))
+        number = np.full(len(centres), NO_CLUSTER)
+        number[changed] = np.arange(len(changed))
+        of_changed = mean_directions(units, number[labels], len(changed))
         cosine[:, changed] = _cosines(units, of_changed)
         gone = ~of_changed.any(axis=1)
         cosine[:, changed[gone]] = -2
@@ -121,7 +127,7 @@ def mean_directions(units: Vectors, labels: I64, clusters: int | None = None) ->
     """Sums of each cluster's members at length 1, float32 [K, d]; 0 where there is none, or they cancel."""
     has = np.flatnonzero(labels != NO_CLUSTER)
     n = int(labels.max(initial=NO_CLUSTER)) + 1 if clusters is None else clusters
-    parts = (np.ones(len(has)), (labels[has], has))
+    parts = (np.ones(len(has), np.float64), (labels[has], has))
     sums = sparse.csr_matrix(parts, shape=(n, len(labels))) @ units
     return unit_rows(np.asarray(sums.toarray() if sparse.issparse(sums) else sums))[0]
 
