@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from schemas.values import F32, F64, I64
 
 MATRIX_BYTES = 1 << 29
-"""Of a float64 matrix of all scores; it is needed twice."""
+"""Of a float64 matrix of all costs; scores of half its size lie beside it."""
 
 
 def fits(n: int, m: int) -> bool:
@@ -25,8 +25,15 @@ def fits(n: int, m: int) -> bool:
 
 def assign_all(scores: F32) -> tuple[I64, I64]:
     """Pairs (row, column) of the best assignment over a matrix [n, m], those with a positive score."""
-    row, column = linear_sum_assignment(np.maximum(scores, 0).astype(np.float64), maximize=True)
-    positive = scores[row, column] > 0
+    row, column = assign_costs(np.negative(scores, dtype=np.float64))
+    return row, column
+
+
+def assign_costs(costs: F64) -> tuple[I64, I64]:
+    """The same of scores times -1, float64 [n, m], contiguous, which are cut at 0: no copy is made."""
+    np.minimum(costs, 0, out=costs)
+    row, column = linear_sum_assignment(costs)
+    positive = costs[row, column] < 0
     return row[positive], column[positive]
 
 

@@ -17,7 +17,7 @@ from scipy import sparse
 from jobs.clusters.assignment import Assigned, assign_all
 from jobs.clusters.features import Clustering, clusterings, feature_tables
 from jobs.clusters.groups import MOST, fit_groups, group_tables, labels_of
-from jobs.clusters.kmeans import default_clusters, unit_rows
+from jobs.clusters.kmeans import default_clusters
 from jobs.clusters.members import Members, tell
 from jobs.clusters.naming import naming_tokens
 from jobs.clusters.placing import feature_map
@@ -29,7 +29,7 @@ from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.run_file import Cluster
-from schemas.values import F32, I64
+from schemas.values import I64
 
 MAPPED = ("coactivation", "feature")
 """The clustering that the map shows, the first there is: directions are nearly orthogonal, and of their map a
@@ -52,8 +52,7 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
     store.pieces([])  # a vocabulary that can not be read is told of before the work, not after
     tasks = tasks or OneProcess()
     known = survey(store, site, MOST, config.seed, tasks)
-    units = directions(store, site, np.flatnonzero(known.n_active))
-    found = list(clusterings(store, site, known.n_active, units, config))
+    found = list(clusterings(store, site, known.n_active, config, tasks))
     asked: dict[Kind, int] = {
         kind: getattr(config, f"{kind}s") or default_clusters(known.of[kind].number) for kind in KINDS
     }
@@ -66,12 +65,6 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
         tables |= _of_groups(store, site, kind, asked[kind], assigned)
     say(f"[bold]cluster[/] {site}: {time.monotonic() - began:.1f} s")
     return [store.write_table(site, name, table) for name, table in tables.items()]
-
-
-def directions(store: FeatureStore, site: str, features: I64) -> F32 | None:
-    """Decoder rows of some features at length 1, float32 [n, d]; None of a site without a decoder."""
-    weights, _ = store.site_weights(site)
-    return unit_rows(weights["W_dec"][features])[0] if "W_dec" in weights else None
 
 
 def _of_features(

@@ -16,9 +16,10 @@ from scipy import sparse
 
 from jobs.progress import track
 from jobs.rank import window
+from pipeline.statistics.pooling import pool_entries
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.values import F32, I64
+from schemas.values import I64
 
 Pool: TypeAlias = Literal["max", "mean", "sum"]
 POOLS: tuple[Pool, ...] = ("max", "mean", "sum")
@@ -49,32 +50,18 @@ def pooled(
 ) -> sparse.csr_matrix:
     """Activations of some features in each of `all_contexts`, float32 [C, features], sparse.
 
-    `sum` and `mean` are over the counted rows of a context (in which a feature that is not active has 0), in
-    float64; `max` is the strongest activation, the one of largest magnitude, with its sign.
+    Over the counted rows of a context, as `pipeline.statistics.pooling` has it.
     """
     starts = contexts["row_start"].to_numpy().astype(np.int64)
-    counted = _counted_rows(store, site) if pool == "mean" else np.ones(len(starts), np.int64)
+    counted = _counted_rows(store, site) if pool == "mean" else None
     columns = []
     for feature in track(features, "heatmap: activations", len(features), "features"):
         rows, values = store.rows_of(site, feature)
         context = np.searchsorted(starts, rows.astype(np.int64), side="right") - 1
-        columns.append(_pool(context, values, counted, pool))
-    indptr = np.cumsum([0, *(len(context) for context, _ in columns)])
-    parts = [np.concatenate([column[i] for column in columns]) if columns else np.empty(0) for i in (1, 0)]
+        columns.append(pool_entries(context, np.zeros_like(context), values, pool, counted))
+    indptr = np.cumsum([0, *(len(context) for context, _, _ in columns)])
+    parts = [np.concatenate([column[i] for column in columns]) if columns else np.empty(0) for i in (2, 0)]
     return sparse.csc_matrix((*parts, indptr), shape=(len(starts), len(columns))).tocsr()
-
-
-def _pool(context: I64, values: F32, counted: I64, pool: Pool) -> tuple[I64, F32]:
-    """One feature: the contexts in which it is active, and its pooled activation there."""
-    if not len(context):
-        return context, values
-    first = np.flatnonzero(np.append(True, context[1:] != context[:-1]))
-    where = context[first]
-    if pool == "max":
-        high, low = np.maximum.reduceat(values, first), np.minimum.reduceat(values, first)
-        return where, np.where(high >= -low, high, low)
-    total = np.add.reduceat(values.astype(np.float64), first)
-    return where, (total / counted[where]).astype(np.float32)
 
 
 def _counted_rows(store: FeatureStore, site: str) -> I64:

@@ -122,6 +122,11 @@ def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:
     return table
 
 
+def _name(number: int | None) -> str | None:
+    """Numbers of contexts and features are names."""
+    return None if number is None else str(number)
+
+
 def _number(value: float | None) -> str | None:
     if value is None:
         return None
@@ -160,8 +165,8 @@ def _profile(page: Page) -> RenderableType | None:
         ("entropy over tokens, bits", _number(row["token_entropy_bits"])),
         ("entropy over positions, bits", _number(row["position_entropy_bits"])),
         ("share at positions 0 and 1", _number(row["first_positions_share"])),
-        ("first context", _number(row["first_context"])),
-        ("last context", _number(row["last_context"])),
+        ("first context", _name(row["first_context"])),
+        ("last context", _name(row["last_context"])),
     ]
     return _grid(pairs)
 

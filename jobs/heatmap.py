@@ -114,6 +114,8 @@ def selected(store: FeatureStore, site: str, asked: Asked, pool: Pool) -> pl.Dat
             f"{len(among):,} contexts are more than a picture shows ({MOST_CONTEXTS:,} at most): give "
             "--top N for the N with the most activation, or fewer by --contexts or --where"
         )
+    if not len(among):
+        raise InputError("no context is left to draw: widen --contexts or --where")
     values = matrix[among].toarray()
     columns = pl.DataFrame(values, schema=[str(feature) for feature in features], orient="row")
     cluster = pl.lit(None, pl.UInt32).alias("cluster")

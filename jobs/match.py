@@ -6,18 +6,19 @@ the best candidates of every feature stands the one-to-one assignment of highest
 
 Cost: cosines 2 F G D operations (`jobs.directions`), pairs rows x L0 x L0 (`jobs.pair_counts`), F and G the
 features of the sites; then the assignment, seconds for 5,000 features each way as for candidates of 65,536.
-The table is whole in memory, some 60 bytes for each of up to 2 k + 1 pairs a feature.
+The table is whole in memory, some 60 bytes for each of up to 2 k + 1 pairs a feature; an assignment over all
+pairs takes 12 bytes a pair beside it, 0.8 GB for 8,192 features each way, the most (`jobs.assignment`).
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -25,12 +26,12 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.assignment import assign_all, assign_candidates, fits
+from jobs.assignment import assign_all, assign_candidates, assign_costs, fits
 from jobs.association import PairCounts, highest, jaccard
 from jobs.console import console, say
 from jobs.diff import Side
 from jobs.directions import Directions, cosines, directions_of, nearest, pair_cosines
-from jobs.pair_counts import cut, mean_company, tallies
+from jobs.pair_counts import INT32_ROWS, cut, mean_company, tallies
 from jobs.progress import track
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store.shard_files import ShardFiles, read_n_active
@@ -38,7 +39,7 @@ from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.records import canonical_json
 from schemas.tables import MATCHES
-from schemas.values import F32, I64
+from schemas.values import F32, I32, I64
 
 MATCH_KEY = "latentlake.match"
 """Of the table's metadata: what was matched with what, and how, as JSON."""
@@ -50,6 +51,7 @@ INNER_HOOK = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|pre|post|pattern|attn_scores
 """Hooks whose x is no vector of the residual stream."""
 
 Pairs = tuple[I64, I64]
+Found = TypeVar("Found")
 
 
 def match(
@@ -149,22 +151,36 @@ def _cosine_rows(a: Directions, b: Directions, features: range) -> F32:
 def _by_jaccard(
     a: Side, b: Side, shards: list[tuple[ShardFiles, ShardFiles]], tasks: Tasks, k: int, support: int
 ) -> tuple[pl.DataFrame, str]:
-    shape = a.planned.d_sae, b.planned.d_sae
-    every = fits(*shape)
+    shape, n_active = (a.planned.d_sae, b.planned.d_sae), _n_active(shards)
     none = np.empty(0, np.int64)
-    count = Counting(shards, *_n_active(shards), shape[1] if every else k, support, None, (none, none))
+    count = Counting(shards, *n_active, k, support, None, (none, none))
+    if fits(*shape):
+        tables, both = zip(*count.map_with_all(tasks), strict=True)
+        assigned, n_both = _assigned_of_all(both, *n_active)
+        table = pl.concat([*tables, count.frame(*assigned, n_both)])
+        table = table.unique(["feature", "match"], keep="first", maintain_order=True)
+        return _finished(table, assigned, "jaccard"), "by Jaccard index, over all pairs"
     table = pl.concat(count.map(tasks))
     pairs = table["feature"].to_numpy().astype(np.int64), table["match"].to_numpy().astype(np.int64)
-    if every:
-        matrix = np.zeros(shape, np.float32)
-        matrix[pairs] = table["jaccard"].to_numpy()
-        assigned, how = assign_all(matrix), "by Jaccard index, over all pairs"
-    else:
-        assigned = assign_candidates(*pairs, table["jaccard"].to_numpy(), shape)
-        how = f"by Jaccard index, over the {k} highest of each feature of A"
+    assigned = assign_candidates(*pairs, table["jaccard"].to_numpy(), shape)
     table = _finished(table, assigned, "jaccard")
-    rank = pl.col("match").cum_count().over("feature")
-    return table.filter((rank <= k) | pl.col("assigned")), how
+    return table, f"by Jaccard index, over the {k} highest of each feature of A"
+
+
+def _assigned_of_all(both: Sequence[I32], n_a: I64, n_b: I64) -> tuple[Pairs, I64]:
+    """The best assignment by Jaccard index, and the rows shared; of counts by blocks [features of A, G]."""
+    costs, first = np.zeros((len(n_a), len(n_b))), 0
+    for some in both:
+        own = slice(first, first + len(some))
+        row, column = np.nonzero(some)
+        counts = PairCounts(some[row, column].astype(np.int64), n_a[own][row], n_b[column], 0)
+        costs[first + row, column] = -jaccard(counts)
+        first += len(some)
+    row, column = assign_costs(costs)
+    starts = np.cumsum([0, *map(len, both)])
+    block = np.searchsorted(starts, row, side="right") - 1
+    n_both = [both[i][r - starts[i], c] for i, r, c in zip(block, row, column, strict=True)]
+    return (row, column), np.array(n_both, np.int64)
 
 
 def _n_active(shards: Sequence[tuple[ShardFiles, ShardFiles]]) -> tuple[I64, I64]:
@@ -187,18 +203,42 @@ class Counting:
 
     def map(self, tasks: Tasks) -> list[pl.DataFrame]:
         """The table's rows, a frame for each block."""
+        return list(self._blocks(tasks, self.of))
+
+    def map_with_all(self, tasks: Tasks) -> list[tuple[pl.DataFrame, I32]]:
+        """The same, each with the rows shared by all pairs [features, G], 0 below the support."""
+        return list(self._blocks(tasks, self.of_with_all))
+
+    def _blocks(self, tasks: Tasks, of: Callable[[range], Found]) -> Iterator[Found]:
         blocks = cut(self.n_a, mean_company([b for _, b in self.shards]), len(self.n_b))
-        return list(track(tasks.map(self.of, blocks), "co-activation", len(blocks), "blocks of features"))
+        return track(tasks.map(of, blocks), "co-activation", len(blocks), "blocks of features")
 
     def of(self, features: range) -> pl.DataFrame:
         """Schema MATCHES without `assigned`; by feature, by match."""
+        return self._of(features, None)
+
+    def of_with_all(self, features: range) -> tuple[pl.DataFrame, I32]:
+        """See `map_with_all`; a feature that is active in more rows than int32 counts has int64."""
+        dtype = np.int32 if self.n_a.max(initial=0) <= INT32_ROWS else np.int64
+        every = np.zeros((len(features), len(self.n_b)), dtype)
+        return self._of(features, every), every
+
+    def _of(self, features: range, every: I32 | None) -> pl.DataFrame:
         given = _grouped(self.given, features)
-        found = [
-            self._chosen(feature, *tally.at_least(1), given[feature - features.start])
-            for feature, tally in tallies(self.shards, self.n_a, len(self.n_b), features)
-        ]
+        found = []
+        for number, tally in tallies(self.shards, self.n_a, len(self.n_b), features):
+            others, n_both = tally.at_least(1)
+            place = number - features.start
+            found.append(self._chosen(number, others, n_both, given[place]))
+            if every is not None:
+                enough = n_both >= self.support
+                every[place, others[enough]] = n_both[enough]
         matches, both = (np.concatenate(columns) for columns in zip(*found, strict=True))
         feature = np.repeat(np.arange(features.start, features.stop), [len(chosen) for chosen, _ in found])
+        return self.frame(feature, matches, both)
+
+    def frame(self, feature: I64, matches: I64, both: I64) -> pl.DataFrame:
+        """Rows of the table for some pairs; `feature` ascends."""
         counts = self._counts(feature, matches, both)
         with np.errstate(invalid="ignore"):  # neither fires
             index = jaccard(counts)

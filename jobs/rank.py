@@ -197,7 +197,8 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
     for column in found.columns:
         table.add_column(column.replace("_", "_\n"), justify="right")  # names wrap where they may
     for row in found.iter_rows():
-        table.add_row(*(_cell(value) for value in row))
+        told = zip(found.columns, row, strict=True)
+        table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in told))
     console.print(table)
     features = _features(store, site, [by])[0]
     if without := features.height - ranking(features, by).height:

@@ -1,6 +1,7 @@
 """What `latentlake cluster` is made of.
 
-`kmeans` and `vectors`: directions grouped by cosine; contexts and documents as vectors over features.
+`kmeans`, `vectors`, `rows`: directions grouped by cosine; contexts and documents as vectors over features;
+vectors that are read by blocks.
 `features`: clusterings of features, by decoder direction, by `graph` (co-activation) and by `density`.
 `groups`: clusterings of contexts and documents. `assignment`: the one reading of all shards behind them.
 `naming`: the tokens that name a cluster. `placing`: features on a plane.

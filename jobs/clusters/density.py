@@ -8,9 +8,9 @@ HDBSCAN, whose leaves are the clusters (its other choice, excess of mass, takes 
 does not split is one. What is in no cluster is noise: most features are, and all random ones. Directions of
 which a few groups hold most are no dense places by this rule: their covariance says as much.
 
-Cost and memory grow with the square of the features looked at, so of more than FIT_FEATURES a sample is;
-each other feature is joined to the cluster of its nearest clustered one, where their cosine is no less than
-that of the cluster's loneliest member and its nearest member.
+Cost and memory grow with the square of the features looked at, so of more than FIT_FEATURES a sample is,
+and the rest is read by blocks: each of it is joined to the cluster of its nearest clustered feature, where
+their cosine is no less than that of the cluster's loneliest member and its nearest member.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import HDBSCAN
 from threadpoolctl import threadpool_limits
 
-from jobs.clusters.kmeans import NO_CLUSTER, assign, unit_rows
+from jobs.clusters.kmeans import NO_CLUSTER, unit_rows
 from jobs.clusters.members import Members
+from jobs.clusters.rows import Rows, assign_rows, cosines_with_mean, sample, take
+from pipeline.executors.tasks import Tasks
 from schemas.values import F32, I64
 
 FIT_FEATURES = 8192
@@ -38,30 +40,25 @@ MIN_SAMPLES = 2
 _ROWS = 1024
 
 
-def dense_groups(units: F32, min_cluster_size: int, seed: int) -> tuple[Members, F32]:
+def dense_groups(
+    rows: Rows, min_cluster_size: int, seed: int, tasks: Tasks | None = None
+) -> tuple[Members, F32]:
     """Clusters of unit vectors [n, d], noise without one, and HDBSCAN's probability of each [n].
 
     Closeness is the cosine with the mean direction of the cluster. The probability of a feature that was
-    joined afterwards is NaN. The same for any number of threads.
+    joined afterwards is NaN. The same for any number of threads and workers.
     """
-    looked_at = sample(units, FIT_FEATURES, seed)
-    labels, probability = np.full(len(units), NO_CLUSTER, np.int64), np.zeros(len(units), np.float32)
+    looked_at = sample(rows, FIT_FEATURES, seed)
+    labels, probability = np.full(len(rows), NO_CLUSTER, np.int64), np.zeros(len(rows), np.float32)
+    some = take(rows, looked_at)
     with threadpool_limits(1):
-        some = units[looked_at]
         labels[looked_at], probability[looked_at] = _leaves(some, min_cluster_size, seed)
-        rest = np.setdiff1d(np.flatnonzero(units.any(axis=1)), looked_at)
-        labels[rest] = joined(units[rest], some, labels[looked_at])
+    rest = np.setdiff1d(np.arange(len(rows)), looked_at)
+    if len(rest):
+        labels[rest] = joined(rows, some, labels[looked_at], tasks)[rest]
     probability[rest[labels[rest] != NO_CLUSTER]] = np.nan
     clusters = int(labels.max(initial=-1)) + 1
-    return Members.of(labels, _cosines(units, labels, clusters), clusters), probability
-
-
-def sample(units: F32, most: int, seed: int) -> I64:
-    """Places of the vectors that have a direction, or of `most` of them drawn at random, ascending."""
-    has = np.flatnonzero(units.any(axis=1))
-    if len(has) <= most:
-        return has
-    return np.sort(np.random.default_rng(seed).choice(has, most, replace=False))
+    return Members.of(labels, cosines_with_mean(rows, labels, clusters), clusters), probability
 
 
 def chance_cosine(units: F32, seed: int) -> float:
@@ -114,26 +111,18 @@ def _leaves(units: F32, min_cluster_size: int, seed: int) -> tuple[I64, F32]:
     return labels, probability
 
 
-def joined(rest: F32, looked_at: F32, labels: I64) -> I64:
-    """The cluster of each of `rest` [r, d], from those of the vectors `looked_at` [s, d]: see above."""
+def joined(rows: Rows, looked_at: F32, labels: I64, tasks: Tasks | None = None) -> I64:
+    """The cluster of each of `rows` [n], from those of the vectors `looked_at` [s, d]: see above."""
     members = np.flatnonzero(labels != NO_CLUSTER)
-    nearest, cosine = assign(rest, looked_at[members])
     if not len(members):
-        return nearest
+        return np.full(len(rows), NO_CLUSTER, np.int64)
+    nearest, cosine = assign_rows(rows, looked_at[members], tasks)
     reach = np.ones(labels.max() + 1)
-    for cluster in range(len(reach)):
-        among = looked_at[labels == cluster] @ looked_at[labels == cluster].T
-        np.fill_diagonal(among, -2)
-        reach[cluster] = among.max(axis=1).min()
+    with threadpool_limits(1):
+        for cluster in range(len(reach)):
+            among = looked_at[labels == cluster] @ looked_at[labels == cluster].T
+            np.fill_diagonal(among, -2)
+            reach[cluster] = among.max(axis=1).min()
     cluster_of = labels[members[nearest]]
-    return np.where(cosine >= reach[cluster_of], cluster_of, NO_CLUSTER)
-
-
-def _cosines(units: F32, labels: I64, clusters: int) -> F32:
-    """Cosine of each vector and its cluster's mean direction, 0 without a cluster: float32 [n]."""
-    has = np.flatnonzero(labels != NO_CLUSTER)
-    indicator = sparse.csr_matrix((np.ones(len(has)), (labels[has], has)), shape=(clusters, len(units)))
-    centres, _ = unit_rows((indicator @ units).astype(np.float32))
-    cosine = np.zeros(len(units), np.float32)
-    cosine[has] = np.einsum("nd,nd->n", units[has], centres[labels[has]])
-    return np.clip(cosine, -1, 1)
+    near = (nearest != NO_CLUSTER) & (cosine >= reach[cluster_of])
+    return np.where(near, cluster_of, NO_CLUSTER)

@@ -9,21 +9,24 @@ import numpy as np
 import polars as pl
 
 from jobs.clusters.assignment import Described
-from jobs.clusters.density import dense_groups, sample
+from jobs.clusters.density import dense_groups
 from jobs.clusters.graph import communities, embedded, graph_of
-from jobs.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit
+from jobs.clusters.kmeans import NO_CLUSTER, default_clusters, fit
 from jobs.clusters.members import Members, tell
 from jobs.clusters.naming import MOST_NAMED
+from jobs.clusters.rows import Decoder, Held, Rows, assign_rows, cosines_with_mean, sample, take
 from jobs.clusters.tables import COACTIVATION_CLUSTERS, DENSITY_CLUSTERS, FEATURE_CLUSTERS, FEATURE_SUMMARY
 from jobs.console import say
+from jobs.directions import directions_of
 from jobs.progress import counting
+from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
 from schemas.run_file import Cluster
 from schemas.tables import Schema
 from schemas.values import F32, F64, I64
 
-FIT_FEATURES = 1 << 16
-"""Features that k-means looks at; of more, the rest is assigned."""
+FIT_FEATURES, FIT_BYTES = 1 << 16, 1 << 29
+"""Features that k-means looks at, at most, and the memory of their directions; the rest is assigned."""
 
 CENTRAL_FEATURES = 10
 
@@ -45,7 +48,7 @@ class Clustering:
     members: Members
     cohesion: F64
     columns: dict[str, F32] = field(default_factory=dict)
-    vectors: F32 | None = None
+    vectors: Rows | None = None
     """Unit vectors [n, any] whose cosines go by what was clustered, for a map."""
 
     def of_each(self, d_sae: int) -> I64:
@@ -56,34 +59,38 @@ class Clustering:
 
 
 def clusterings(
-    store: FeatureStore, site: str, n_active: I64, units: F32 | None, config: Cluster
+    store: FeatureStore, site: str, n_active: I64, config: Cluster, tasks: Tasks | None = None
 ) -> Iterator[Clustering]:
-    """All that can be made; what can not is said.
-
-    `n_active` int64 [F] counts active rows; `units` are the decoder directions of the features that fired,
-    float32 [n, d], None of a site without a decoder.
-    """
-    fired = np.flatnonzero(n_active)
-    if units is not None:
-        yield by_direction(
-            site, fired, units, config.features or default_clusters(len(n_active)), config.seed
-        )
+    """All that can be made of the features with `n_active` int64 [F] > 0; what can not is said."""
+    fired, directions = np.flatnonzero(n_active), directions_of(store, site)
+    decoder = Decoder(directions, fired) if directions.width is not None else None
+    if decoder is not None:
+        asked = config.features or default_clusters(len(n_active))
+        yield by_direction(site, decoder, asked, config.seed, tasks)
     else:
         what = "a synthetic site has no decoder, so its features are not clustered by direction"
         say(f"[yellow]cluster[/] {site}: {what}")
     if found := by_coactivation(store, site, fired, config):
         yield found
-    if units is not None:
-        yield by_density(site, fired, units, config)
+    if decoder is not None:
+        yield by_density(site, decoder, config, tasks)
 
 
-def by_direction(site: str, fired: I64, units: F32, clusters: int, seed: int) -> Clustering:
+def by_direction(
+    site: str, decoder: Decoder, clusters: int, seed: int, tasks: Tasks | None = None
+) -> Clustering:
     """Spherical k-means of decoder directions; one that is 0 or not finite has no cluster."""
     with counting("cluster: features by decoder direction"):
-        centres = fit(units[sample(units, FIT_FEATURES, seed)], clusters, seed)
-        members = Members.of(*assign(units, centres), len(centres))
+        most = max(clusters, min(FIT_FEATURES, FIT_BYTES // (4 * decoder.width)))
+        centres = fit(take(decoder, sample(decoder, most, seed)), clusters, seed)
+        labels, _ = assign_rows(decoder, centres, tasks)
+        cosine = cosines_with_mean(decoder, labels, len(centres))
+        members = Members.of(labels, cosine, len(centres))
+    if len(decoder) > most:
+        say(f"[bold]cluster[/] {site}: centres by direction are those of {most:,} features, drawn at random")
     tell(site, "features", members, clusters, WITHOUT_DIRECTION)
-    return Clustering("feature", FEATURE_CLUSTERS, "cosine", fired, members, members.cohesion, vectors=units)
+    features, cohesion = decoder.features, members.cohesion
+    return Clustering("feature", FEATURE_CLUSTERS, "cosine", features, members, cohesion, vectors=decoder)
 
 
 def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster) -> Clustering | None:
@@ -104,17 +111,18 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
     tell(site, "features by co-activation", members, without="no neighbour")
     say(f"[bold]cluster[/] {site}: modularity {modularity:.3f} at resolution {config.resolution:g}")
     return Clustering(
-        "coactivation", COACTIVATION_CLUSTERS, "strength", fired, members, cohesion, vectors=vectors
+        "coactivation", COACTIVATION_CLUSTERS, "strength", fired, members, cohesion, vectors=Held(vectors)
     )
 
 
-def by_density(site: str, fired: I64, units: F32, config: Cluster) -> Clustering:
+def by_density(site: str, decoder: Decoder, config: Cluster, tasks: Tasks | None = None) -> Clustering:
     """HDBSCAN of decoder directions."""
     with counting("cluster: features by density"):
-        members, probability = dense_groups(units, config.min_cluster_size, config.seed)
+        members, probability = dense_groups(decoder, config.min_cluster_size, config.seed, tasks)
     tell(site, "features by density", members, without="no dense place")
     columns = {"probability": probability}
-    return Clustering("density", DENSITY_CLUSTERS, "cosine", fired, members, members.cohesion, columns)
+    features, cohesion = decoder.features, members.cohesion
+    return Clustering("density", DENSITY_CLUSTERS, "cosine", features, members, cohesion, columns)
 
 
 def feature_tables(

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from scipy import sparse
 
+from jobs.clusters.vectors import rows_of
 from schemas.values import F64, I32, I64
 
 MOST_NAMED = 1024
@@ -21,7 +22,7 @@ TOKENS = 8
 ANY_TOKEN = np.iinfo(np.int32).max
 """Columns of a matrix of counts: it is sparse, and nobody need know the vocabulary's size."""
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 24
 
 
 def count_firing(
@@ -33,12 +34,18 @@ def count_firing(
     features without one. A row in which two features of a cluster fire counts twice.
     """
     pointers = activations.indptr
+    column = np.where(cluster < 0, clusters, cluster).astype(np.int32)  # the last one: without a cluster
     counts = counted(token_ids, np.full(len(token_ids), clusters), np.diff(pointers), clusters)
     cuts = np.searchsorted(pointers, np.arange(0, activations.nnz, _CHUNK))
     for first, last in pairwise(np.unique(np.append(cuts, len(token_ids)))):
-        tokens = np.repeat(token_ids[first:last], np.diff(pointers[first : last + 1]))
-        part = cluster[activations.indices[pointers[first] : pointers[last]]]
-        counts = counts + counted(tokens, part, np.ones(len(tokens), np.int64), clusters)
+        own = column[activations.indices[pointers[first] : pointers[last]]]
+        parts = (np.ones(len(own), np.int32), own, pointers[first : last + 1] - pointers[first])
+        firing = sparse.csr_matrix(parts, shape=(last - first, clusters + 1))
+        tokens, place = np.unique(token_ids[first:last], return_inverse=True)
+        found = (rows_of(place, len(tokens), np.int32) @ firing).tocoo()
+        has = found.col < clusters
+        where = (tokens[found.row[has]], found.col[has], found.data[has].astype(np.int64))
+        counts = counts + counted(*where, clusters)
     return counts
 
 

@@ -17,8 +17,8 @@ FEATURE_CLUSTERS: Schema = {
     "cosine": pl.Float32(),
     "rank": pl.UInt32(),
 }
-"""By decoder direction. `cosine`: of the decoder row and the cluster's centre; `rank`: place among the
-cluster's members, 0 the most central. Null: a decoder row without direction."""
+"""By decoder direction. `cosine`: of the decoder row and the mean direction of its cluster's members;
+`rank`: place among them, 0 the most central. Null: a decoder row without direction."""
 
 COACTIVATION_CLUSTERS: Schema = {
     "feature": pl.UInt32(),
@@ -81,5 +81,9 @@ FEATURE_MAP: Schema = {
 
 
 def group_schema(kind: Kind) -> Schema:
-    """Of `context_clusters` or `document_clusters`, without labels; null where nothing is active."""
+    """Of `context_clusters` or `document_clusters`, without labels; null where nothing is active.
+
+    `similarity`: cosine with the centre that contexts are assigned by, the nearest one: the mean direction of
+    its members at the last step of k-means, among the contexts that it looked at.
+    """
     return {kind: pl.UInt64(), "cluster": pl.UInt32(), "similarity": pl.Float32()}

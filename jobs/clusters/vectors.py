@@ -31,6 +31,9 @@ from schemas.values import F64, I64, TokenShard
 Kind: TypeAlias = Literal["context", "document"]
 KINDS: tuple[Kind, ...] = ("context", "document")
 
+_CONTEXTS = 512
+"""Whose float64 values are held at once."""
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -114,27 +117,36 @@ def places(tokens: TokenShard, record: ShardRecord, kind: Kind) -> I64:
 def sums_of(
     activations: sparse.csr_matrix, tokens: TokenShard, record: ShardRecord, kind: Kind
 ) -> sparse.csr_matrix:
-    """Sums of a shard's activations over each of its contexts or documents, float32 [C, F]."""
+    """Sums of a shard's activations over each of its contexts or documents, float32 [C, F], in row order.
+
+    Indices of a row are in no order. A product of sparse matrices adds up in time linear in the activations;
+    sorting a document's takes six times as long.
+    """
     place, n = places(tokens, record, kind), span(record, kind)[1]
-    if (place[1:] < place[:-1]).any():
-        order = np.argsort(place, kind="stable")
-        activations, place = activations[order], place[order]
-    pointers = activations.indptr[np.searchsorted(place, np.arange(n + 1))]
-    parts = (activations.data, activations.indices, pointers)
-    sums = sparse.csr_matrix(parts, shape=(n, activations.shape[1]), copy=True)
-    sums.sum_duplicates()
+    sums = rows_of(place, n, np.float32) @ activations
     sums.eliminate_zeros()
     return sums
 
 
+def rows_of(group: I64, n: int, dtype: type) -> sparse.csr_matrix:
+    """Ones [n, N] where row i of N is of group[i], in the rows' order; to add up a matrix [N, any]."""
+    order = np.argsort(group, kind="stable")
+    pointers = np.searchsorted(group[order], np.arange(n + 1))
+    return sparse.csr_matrix((np.ones(len(order), dtype), order, pointers), shape=(n, len(group)))
+
+
 def unit_vectors(sums: sparse.csr_matrix, weights: F64) -> sparse.csr_matrix:
     """The vectors of contexts, float32 [C, F]; one in which nothing is active stays empty."""
-    values = np.sign(sums.data) * np.log1p(np.abs(sums.data)) * weights[sums.indices]
-    counts = np.diff(sums.indptr)
-    context = np.repeat(np.arange(len(counts)), counts)
-    length = np.sqrt(np.bincount(context, weights=values**2, minlength=len(counts)))
-    parts = ((values / length[context]).astype(np.float32), sums.indices, sums.indptr)
-    return sparse.csr_matrix(parts, shape=sums.shape)
+    values = np.empty(sums.nnz, np.float32)
+    for first in range(0, sums.shape[0], _CONTEXTS):
+        pointers = sums.indptr[first : first + _CONTEXTS + 1]
+        part = slice(int(pointers[0]), int(pointers[-1]))
+        own = np.sign(sums.data[part]) * np.log1p(np.abs(sums.data[part])) * weights[sums.indices[part]]
+        counts = np.diff(pointers)
+        context = np.repeat(np.arange(len(counts)), counts)
+        length = np.sqrt(np.bincount(context, weights=own**2, minlength=len(counts)))
+        values[part] = own / length[context]
+    return sparse.csr_matrix((values, sums.indices, sums.indptr), shape=sums.shape)
 
 
 def _draw(shards: list[ShardFiles], kind: Kind, total: int, most: int, seed: int) -> list[I64]:

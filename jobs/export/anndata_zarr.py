@@ -21,10 +21,11 @@ from scipy import sparse
 from zarr.codecs import BloscCodec
 
 from jobs.progress import counting
+from pipeline.statistics.pooling import pool_rows
 from pipeline.store import FeatureStore
 from pipeline.store.contexts import COLUMNS, ContextIndex
 from schemas.records import ShardRecord
-from schemas.values import I64, U32, TokenShard
+from schemas.values import U32, TokenShard
 
 Rows = Literal["token", "context", "document"]
 Pool = Literal["sum", "mean_all", "max"]
@@ -118,7 +119,7 @@ def _pooled(
         *shared,
     )
     obs = obs.sort("_group").drop("_group").with_columns(counted_rows=pl.Series(counted))
-    return pool_rows(matrix, group, len(numbers), counted, pool), obs
+    return pool_rows(matrix, group, len(numbers), "mean" if pool == "mean_all" else pool, counted), obs
 
 
 def _label_columns(store: FeatureStore, record: ShardRecord) -> list[str]:
@@ -134,25 +135,6 @@ def _label(name: str) -> str:
 def _shared(name: str) -> pl.Expr:
     """The label that all rows share, null where they differ."""
     return pl.when(pl.col(name).n_unique() == 1).then(pl.col(name).first()).otherwise(None).alias(name)
-
-
-def pool_rows(matrix: sparse.csr_matrix, group: I64, n: int, counted: I64, pool: Pool) -> sparse.csr_matrix:
-    """Pool the rows of a matrix [N, F] by their `group` int64 [N]: float32 [n, F]."""
-    found = matrix.tocoo()
-    key = group[found.row] * matrix.shape[1] + found.col
-    order = np.argsort(key, kind="stable")
-    key, value = key[order], found.data[order].astype(np.float64)
-    starts = np.flatnonzero(np.diff(key, prepend=-1))
-    if pool == "max":
-        low, high = (f.reduceat(value, starts) if len(starts) else value for f in (np.minimum, np.maximum))
-        pooled = np.where(-low > high, low, high)
-    else:
-        pooled = np.add.reduceat(value, starts) if len(starts) else value
-    row, column = np.divmod(key[starts], matrix.shape[1])
-    if pool == "mean_all":
-        pooled = pooled / counted[row]
-    parts = (pooled.astype(np.float32), (row, column))
-    return sparse.csr_matrix(parts, shape=(n, matrix.shape[1]))
 
 
 class _Target:

@@ -100,7 +100,7 @@ def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: b
         return
     axes.set_ylabel(bilingual("context", "문맥"))
     step = max(1, -(-len(contexts) // TICKS))
-    axes.set_yticks(range(0, len(contexts), step), [f"{n:,}" for n in contexts[::step]], fontsize=7)
+    axes.set_yticks(range(0, len(contexts), step), [str(n) for n in contexts[::step]], fontsize=7)
 
 
 def _borders(axes: Axes, clusters: NDArray[Any]) -> None:

@@ -37,7 +37,7 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     if "n_a" in own.columns:
         facts.append(f"active in {counted(own['n_a'][0], 'row')}")
         facts.append("larger dots fire in more rows")
-    figure, axes = canvas(f"Neighbours of feature {feature:,}", site, *facts)
+    figure, axes = canvas(f"Neighbours of feature {feature}", site, *facts)
     axes.set_axis_off()
     value = dict(own.select("neighbour", by).iter_rows())
     between = _between(links, by)

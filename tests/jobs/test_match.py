@@ -298,3 +298,21 @@ def test_assignments_are_the_best_of_all(seed):
         assert scores[found].sum() == pytest.approx(best, abs=1e-6)
         assert (scores[found] > 0).all()
         assert len(set(found[0].tolist())) == len(set(found[1].tolist())) == len(found[0])
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
+def test_the_assignment_over_all_pairs_is_scipys_of_the_dense_matrix(shape):
+    rng = np.random.default_rng(shape[0])
+    n_a, n_b = rng.integers(50, 90, shape[0]), rng.integers(50, 90, shape[1])
+    both = np.where(rng.random(shape) < 0.3, rng.integers(1, 50, shape), 0)
+    scores = both / (n_a[:, None] + n_b - both)
+    best = scores[linear_sum_assignment(scores, maximize=True)].sum()
+    (row, column), n_both = match._assigned_of_all(np.split(both, [7, 8, 30]), n_a, n_b)
+    assert scores[row, column].sum() == pytest.approx(best, rel=1e-12)
+    assert (scores[row, column] > 0).all()
+    assert n_both.tolist() == both[row, column].tolist()
+    assert len(set(row.tolist())) == len(set(column.tolist())) == len(row)
+    pairs = np.nonzero(scores)
+    assert scores[assign_candidates(*pairs, scores[pairs], shape)].sum() == pytest.approx(best, rel=1e-12)
+    single = assign_all(scores.astype(np.float32))
+    assert scores[single].sum() == pytest.approx(best, rel=1e-6)

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from matplotlib import rc_context
 from matplotlib.image import imread
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -72,6 +73,15 @@ def test_the_graph_names_every_neighbour_and_has_the_same_bytes_every_time(store
     for row in own.iter_rows(named=True):
         assert f"{row['neighbour']} · {row[by]:.2f}" in text
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_numbers_of_features_are_names_and_have_no_commas():
+    own = pl.DataFrame({"neighbour": [12345], "jaccard": [0.5], "n_a": [9000], "n_b": [9], "feature": [1702]})
+    figure = draw_neighbours(own, own.clear(), "site", 1702, "jaccard")
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert any("feature 1702" in text for text in texts)
+    assert "12345 · 0.50" in texts
+    assert any("9,000 rows" in text for text in texts)
 
 
 @pytest.mark.parametrize("n", [1, 2, 30])

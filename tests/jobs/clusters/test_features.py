@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import networkx
 import numpy as np
 import polars as pl
 import pytest
 from scipy import sparse
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from jobs import directions
 from jobs.cluster import cluster
-from jobs.clusters import density, graph, placing
+from jobs.clusters import density, features, graph, kmeans, placing
 from jobs.clusters.assignment import EXAMPLES
 from jobs.clusters.graph import communities, embedded, graph_of
-from jobs.clusters.kmeans import NO_CLUSTER, unit_rows
+from jobs.clusters.kmeans import NO_CLUSTER, assign, fit, unit_rows
 from jobs.clusters.naming import TOKENS, count_firing, naming_tokens
+from jobs.clusters.rows import Decoder, Held
 from jobs.coactivation import coactivation
+from jobs.directions import Directions, directions_of
 from pipeline.store import FeatureStore
 from schemas.run_file import Cluster
 from tests.jobs.test_cluster import CONFIG, brute_context_vectors, built_store, rows_of_contexts
@@ -148,7 +154,7 @@ def planted_directions(groups, size, noise, d=96, seed=0):
 
 def test_planted_dense_directions_are_found_and_noise_is_left_out():
     units = planted_directions(20, 8, 800)
-    members, probability = density.dense_groups(units, 5, seed=0)
+    members, probability = density.dense_groups(Held(units), 5, seed=0)
     has = members.labels[:160] != NO_CLUSTER
     assert has.mean() > 0.9  # of a group the outermost may be noise
     assert adjusted_rand_score(np.repeat(np.arange(20), 8)[has], members.labels[:160][has]) == 1
@@ -163,7 +169,7 @@ def test_planted_dense_directions_are_found_and_noise_is_left_out():
 def test_features_beyond_the_sample_join_the_dense_group_they_lie_in(monkeypatch):
     monkeypatch.setattr(density, "FIT_FEATURES", 600)
     units = planted_directions(20, 20, 800)
-    members, probability = density.dense_groups(units, 5, seed=0)
+    members, probability = density.dense_groups(Held(units), 5, seed=0)
     joined = np.isnan(probability)
     truth = np.append(np.repeat(np.arange(20), 20), np.full(800, 99))
     assert 80 < joined.sum() <= 200
@@ -171,21 +177,21 @@ def test_features_beyond_the_sample_join_the_dense_group_they_lie_in(monkeypatch
     assert (members.labels[joined] != NO_CLUSTER).all()
     clustered = members.labels != NO_CLUSTER
     assert normalized_mutual_info_score(truth[clustered], members.labels[clustered]) > 0.95
-    again, _ = density.dense_groups(units, 5, seed=0)
+    again, _ = density.dense_groups(Held(units), 5, seed=0)
     np.testing.assert_array_equal(again.labels, members.labels)
 
 
 def test_random_directions_are_noise_to_the_last():
     units = planted_directions(0, 0, 600)
-    members, _ = density.dense_groups(units, 5, seed=0)
+    members, _ = density.dense_groups(Held(units), 5, seed=0)
     assert set(members.labels.tolist()) == {NO_CLUSTER}
     uneven = unit_rows((units * np.linspace(0.2, 3, 96)).astype(np.float32) + np.float32(0.05))[0]
-    assert set(density.dense_groups(uneven, 5, seed=0)[0].labels.tolist()) == {NO_CLUSTER}
+    assert set(density.dense_groups(Held(uneven), 5, seed=0)[0].labels.tolist()) == {NO_CLUSTER}
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 4])
 def test_fewer_directions_than_make_a_cluster_are_noise(n):
-    members, _ = density.dense_groups(np.eye(6, dtype=np.float32)[:n], 5, seed=0)
+    members, _ = density.dense_groups(Held(np.eye(6, dtype=np.float32)[:n]), 5, seed=0)
     assert members.labels.tolist() == [NO_CLUSTER] * n
 
 
@@ -289,8 +295,67 @@ def test_more_features_than_the_map_holds_are_sampled_and_that_is_said(made, cap
 
 def test_a_site_without_a_decoder_is_clustered_by_co_activation_alone(made, capsys, monkeypatch):
     _, store = made
-    monkeypatch.setattr(type(store), "site_weights", lambda self, site: ({}, {}))
+    monkeypatch.setattr(Directions, "width", None)
     names = {path.stem for path in cluster(store, "site", Cluster(contexts=3, documents=2))}
     assert {"coactivation_clusters", "context_clusters", "document_clusters", "feature_map"} <= names
     assert not {"feature_clusters", "density_clusters"} & names
     assert "has no decoder" in said(capsys)
+
+
+@pytest.mark.parametrize("most", [1 << 16, 90])
+def test_cosines_by_direction_are_those_with_the_mean_of_the_members_that_are_told(made, monkeypatch, most):
+    _, store = made
+    monkeypatch.setattr(features, "FIT_FEATURES", most)
+    units = planted_directions(3, 20, 300, d=12)  # most lie between clusters, so every step moves some
+    monkeypatch.setattr(directions, "BLOCK", 50)
+    decoder = Decoder(
+        replace(directions_of(store, "site"), d_sae=360), np.setdiff1d(np.arange(360), [0, 1, 60, 200])
+    )
+    monkeypatch.setattr(Directions, "_rows", 3 * units, raising=False)
+    found = features.by_direction("site", decoder, 7, seed=0)
+    mine = units[decoder.features].astype(np.float64)
+    assert len(found.members.order) == 7
+    for number in range(7):
+        own = found.members.labels == number
+        members = mine[own]
+        centre = members.mean(axis=0) / np.linalg.norm(members.mean(axis=0))
+        np.testing.assert_allclose(
+            found.members.closeness[found.members.labels == number], members @ centre, atol=1e-6
+        )
+        assert found.cohesion[number] == pytest.approx((members @ centre).mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_k_means_ends_where_every_vector_is_nearest_to_the_mean_of_its_cluster(n):
+    units = planted_directions(5, 4, n, d=9)
+    for layout in (np.asarray, sparse.csr_matrix):
+        centres = fit(layout(units), 6, seed=1)
+        labels = (units @ centres.T).argmax(axis=1)
+        means = unit_rows(np.stack([units[labels == c].sum(axis=0) for c in range(6)]))[0]
+        np.testing.assert_allclose(centres, means, atol=1e-5)
+
+
+def test_sparse_vectors_wider_than_a_sketch_are_clustered_as_well_as_by_scikit_learn(monkeypatch):
+    monkeypatch.setattr(kmeans, "SKETCHED", 256)
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(6), 40)
+    dense = (rng.random((240, 600)) < 0.02) | (rng.random((240, 600)) < 0.2) & (
+        np.arange(600) % 6 == truth[:, None]
+    )
+    units = unit_rows(dense.astype(np.float32))[0]
+    centres = fit(sparse.csr_matrix(units), 6, seed=0)
+    reference = unit_rows(KMeans(6, n_init=10, random_state=0).fit(units).cluster_centers_)[0]
+    assert assign(units, centres)[1].mean() > 0.995 * assign(units, reference)[1].mean()
+    assert adjusted_rand_score(truth, assign(units, centres)[0]) > 0.95
+
+
+def test_steps_from_any_clusters_on_leave_none_empty_and_lose_no_cosine():
+    units = planted_directions(4, 10, 30, d=8)
+    start = np.random.default_rng(0).integers(0, 9, 70)
+    before = (units * kmeans.mean_directions(units, start)[start]).sum()
+    labels, total = kmeans.lloyd(units, start)
+    assert set(labels.tolist()) == set(range(labels.max() + 1))
+    assert total > before
+    again, same = kmeans.lloyd(units, labels)
+    assert (again == labels).all()
+    assert same == pytest.approx(total, rel=1e-6)

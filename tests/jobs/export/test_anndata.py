@@ -11,7 +11,7 @@ from scipy import sparse
 
 from jobs.cli import main
 from jobs.export import anndata_zarr
-from jobs.export.anndata_zarr import export, pool_rows
+from jobs.export.anndata_zarr import export
 from schemas.run_file import parse_run_file
 from tests.jobs.export.kit import built_store
 from tests.lakes import PARTIES, extracted, run_content
@@ -140,21 +140,6 @@ def test_pooled_rows_are_those_of_contexts_or_documents(made, tmp_path, rows, po
         else:
             assert same(data.obs["year"].iloc[place : place + 1], [None])
     assert data.n_obs == built.tokens[rows].n_unique()
-
-
-def test_the_strongest_keeps_its_sign_and_a_tie_is_the_positive_one():
-    matrix = sparse.csr_matrix(np.array([[1, -3, 2], [-2, 1, -2], [0, 0, 5]], np.float32))
-    pooled = pool_rows(matrix, np.array([0, 0, 1]), 2, np.array([2, 1]), "max")
-    assert pooled.toarray().tolist() == [[-2, -3, 2], [0, 0, 5]]
-
-
-def test_nothing_active_gives_an_empty_matrix():
-    for pool in ("sum", "mean_all", "max"):
-        pooled = pool_rows(
-            sparse.csr_matrix((4, 3), dtype=np.float32), np.zeros(4, int), 1, np.array([4]), pool
-        )
-        assert pooled.shape == (1, 3)
-        assert pooled.nnz == 0
 
 
 def test_wrong_rows_and_pools_are_refused(made, tmp_path, capsys):
