@@ -51,10 +51,14 @@ CONTROL_STATE: Schema = {
     "mean": pl.Float64(),
     "m2": pl.Float64(),
     "max_activation": pl.Float32(),
+    "strongest_activation": pl.Float32(),
 }
 """A shard's `control.parquet`, by feature and `of` (control before learnt): over the rows of the control's
 contexts in which it fires, how many there are, their mean, the sum of squared deviations from it, the
-largest. Features that never fire there are not listed."""
+largest, and the one of largest |activation| with its sign. Features that never fire there are not listed.
+
+The file has no `strongest_activation` where it is the largest throughout, as it is unless activations are
+negative; files that were written before that column was there have none either."""
 
 CONTROL_L0: Schema = {"of": pl.String(), "threshold": pl.Float64(), **ROW_COUNTS}
 """How many counted rows of the control's contexts have so many (`l0`) |activations| above the threshold;
@@ -70,11 +74,13 @@ CONTROL_FEATURES: Schema = {
     **dict.fromkeys(("frequency", "mean_all", "var_all", "std_all", "sigma_over_mu"), pl.Float64()),
     **dict.fromkeys(("mean_active", "var_active", "std_active"), pl.Float64()),
     "max_activation": pl.Float32(),
+    "strongest_activation": pl.Float32(),
 }
 """A row per feature 0 .. d_sae - 1 and `of`, learnt and control, over the control's contexts alone.
 
 `control` names the control, `architecture` is the SAE's, and `standard` of the control, which is a ReLU.
-The rest is as in the feature table."""
+The rest is as in the feature table; `strongest_activation` is that one of its `min_activation` and
+`max_activation` that is larger without its sign (the maximum, where an older shard does not tell it)."""
 
 MANIFEST: Schema = {
     "shard": pl.String(),

@@ -209,7 +209,7 @@ class _SiteCheck:
         with readable(files.control_l0):
             stored, stored_l0 = files.read_control(EVERY_FEATURE), read_frame(files.control_l0)
         is_learnt = pl.col("of") == control.LEARNT
-        self._report.compare_frame(learnt, stored.filter(is_learnt), files.control)
+        self._report.compare_frame(learnt.select(stored.columns), stored.filter(is_learnt), files.control)
         self._report.compare_frame(l0, stored_l0.filter(is_learnt), files.control_l0)
         if wrong := control.impossible(stored, stored_l0):
             self._wrong(f"the control {wrong}")
