@@ -41,10 +41,10 @@ from jobs.figures.heatmap import (
     told_frequencies,
 )
 from jobs.figures.style import STYLE
+from jobs.outputs import require_file, write_file
 from jobs.plots import METADATA, render
 from jobs.top import label_filter
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
 from schemas.values import F32, I64
 
@@ -82,6 +82,7 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
     kind = out.suffix[1:]
     if kind not in METADATA:
         raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
+    require_file(out, "--out")
     if asked.pool not in POOLS:
         raise InputError(f"--pool {asked.pool!r} is none of {', '.join(POOLS)}")
     pool = next(known for known in POOLS if known == asked.pool)
@@ -187,7 +188,7 @@ def _write(
     with rc_context(with_fonts(STYLE)):
         for ending, figure in draw.items():
             path = out.with_name(f"{out.stem}{ending}{out.suffix}")
-            write_atomic(path, render(figure(table, site, pooled_by), kind))
+            write_file(path, render(figure(table, site, pooled_by), kind), "--out")
             written.append(path)
     for path in written:
         say(f"  {escape(str(path))}")

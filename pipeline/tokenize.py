@@ -45,9 +45,9 @@ _KEYS = {
 _RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
     *("shard", "context", "row", "row_start", "position", "feature", "activation"),
-    *("document_offset", "first_position", "cluster", "similarity"),
+    *("document_offset", "first_position", "cluster", "similarity", "__path__"),
 )
-"""Columns that the store's tables have themselves."""
+"""Columns that the store's tables and queries have themselves."""
 
 
 def tokenize(

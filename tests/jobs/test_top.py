@@ -15,6 +15,7 @@ from jobs.cluster import cluster
 from jobs.coactivation import coactivation
 from jobs.examples import examples
 from jobs.rank import rank
+from jobs.strips import DEEPEST
 from jobs.top import top
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -83,6 +84,16 @@ def test_a_page_shades_every_token_by_its_activation(
         expected += dense[start : start + len(row["token_ids"])].tolist()
     assert [float(span.get("title") or 0) for span, _ in page.spans] == pytest.approx(expected, rel=1e-5)
     assert sum(text.startswith("|") for _, text in page.spans) == 3
+
+
+def test_full_shade_from_0_on_shades_each_firing_token_fully(
+    store: FeatureStore, feature: int, tmp_path: Path
+) -> None:
+    said(store, "top", feature, "-k", 3, "--html", tmp_path / "top.html", "--maximum", 0)
+    page = Tokens((tmp_path / "top.html").read_text(encoding="utf-8"))
+    firing = [span["style"] for span, _ in page.spans if float(span.get("title") or 0)]
+    assert len(firing) > 3
+    assert all(f"/{DEEPEST}%" in style for style in firing)
 
 
 def test_a_feature_page_tells_what_there_is_and_the_command_for_what_there_is_not(
