@@ -239,5 +239,23 @@ LABEL_VALUES: Schema = {
 Where a column has very many values, those of fewest rows are not `compared`: `labels` has no rows of them.
 """
 
+LABEL_TRENDS: Schema = {
+    "feature": pl.UInt32(),
+    "label": pl.String(),
+    "documents": pl.Int64(),
+    "slope": pl.Float64(),
+    "se": pl.Float64(),
+    "z": pl.Float64(),
+    "p": pl.Float64(),
+    "q": pl.Float64(),
+}
+"""A row per numeric label column and feature that fires in a document with a value of it.
+
+`documents`: those documents; `slope`: by how much the frequency of the line through all documents' changes
+from one unit of the label to the next; `se`: its standard error, clustered by document; `z`: slope / se; `p`:
+two-sided; `q`: Benjamini and Hochberg's over the features with a p for this label. z, p and q are null where
+there are too few documents to tell (`pipeline.statistics.trends`).
+"""
+
 L0_THRESHOLDS: Schema = {"threshold": pl.Float64(), "l0": pl.UInt32(), "rows": pl.Int64()}
 """How many counted rows have so many features with |activation| above the threshold."""

@@ -130,6 +130,9 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
             "label": "party", "value": "Whig", "rows": 1234, "frequency": 0.5, "difference": -0.0625,
             "z": -4.5, "q": 0.03125,
         },
+        "label_trends": {
+            "label": "year", "documents": 1071, "slope": -0.00390625, "se": 0.001, "z": -3.75, "q": 0.046875,
+        },
         "decoder_neighbours": {"neighbour": 17, "rank": 0, "cosine": 0.8125},
         "logits": {
             "entropy_bits": 5.125, "max_probability": 0.375, "top_tokens": [4, 6], "top_logits": [2.5, 1.5],
@@ -150,7 +153,8 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
         )
     full = said(store, "feature", feature)
     parts = [
-        "0.1 to 0.25", "|·w2| on 50.0%", "Whig", "1,234", "-0.0625", "17 (0.812)", "5.125 bits",
+        "0.1 to 0.25", "|·w2| on 50.0%", "Whig", "1,234", "-0.0625", "1,071", "-0.003906", "0.04688",
+        "17 (0.812)", "5.125 bits",
         "|·w1| 2.5, |·w3| 1.5", "|·w5| -3.25", "promoted: |·w6| 0.5, |·w2| 0.25",
         "by co-activation: cluster 3",
         "other 21: cosine 0.938, jaccard 0.250, 1,007 rows", "synthetic 33: jaccard 0.125, 12 rows",
