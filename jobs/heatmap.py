@@ -25,11 +25,10 @@ from jobs.context_matrix import (
     POOLS,
     Pool,
     all_contexts,
-    parse_ranking,
     pooled,
     strongest_contexts,
 )
-from jobs.feature_selection import parse_numbers
+from jobs.feature_selection import chosen_features, parse_numbers, parse_ranks
 from jobs.figures.fonts import ABSENT, korean_font, with_fonts
 from jobs.figures.heatmap import (
     draw_clustered,
@@ -140,10 +139,12 @@ def cluster_contexts(matrix: F32) -> I64 | None:
 def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
     if (asked.features is None) == (asked.ranking is None):
         raise InputError("give --features 1,2,3 or --ranking COLUMN:START:STOP, and not both")
+    text, option = asked.features or "", "--features"
     if asked.ranking is not None:
-        features = parse_ranking(store, site, asked.ranking)
-    else:
-        features = parse_numbers(asked.features or "", "--features", store.site(site).d_sae)
+        text, option = asked.ranking, "--ranking"
+        if parse_ranks(text, option) is None:
+            raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
+    features = chosen_features(store, site, text, option)
     if len(features) > MOST_FEATURES:
         raise InputError(
             f"{len(features):,} features are more than a picture shows: {MOST_FEATURES:,} at most"
