@@ -102,7 +102,8 @@ EXAMPLES: Schema = {
     "activation": pl.Float32(),
 }
 """`kind` is top (interval 0, rank 0 has the largest |activation|) or quantile (interval 0 to 9: tenths of
-the active rows, from the lowest activation, negative ones included, to the highest). `latentlake examples`
+the active rows, from the lowest activation, negative ones included, to the highest; `stats` estimates them
+from histograms, and some 1 in 50 stands beside its tenth). `latentlake examples` makes the tenths exact, and
 adds top_document (as top, but each document's strongest row alone) and random (activation 0: a counted row of
 a context in which the feature never fires, rank by the order in which they were drawn)."""
 

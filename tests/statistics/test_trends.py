@@ -132,9 +132,9 @@ def test_bursts_without_a_trend_are_called_one_in_twenty_times_at_most(skewed):
     rng = np.random.default_rng(2)
     d, features = 150, 3000
     n = np.maximum(rng.lognormal(5, 1, d).astype(np.int64), 5)
-    y = np.exp(rng.normal(size=d)) if skewed else np.arange(d) * 1.0
+    y = rng.exponential(size=d) if skewed else np.arange(d) * 1.0
     rate = 10 ** rng.uniform(-4, -1, (features, 1)) * rng.gamma(0.3, 1 / 0.3, (features, d))
     p = trends(rng.binomial(n, np.minimum(rate, 0.9)), n, y)["p"].drop_nulls().to_numpy()
-    assert len(p) > 1000
-    assert 0.01 < (p < 0.05).mean() < 0.06
+    assert len(p) > 500
+    assert 0.01 < (p < 0.05).mean() < 0.07
     assert (p < 0.001).mean() < 0.002
