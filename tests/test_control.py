@@ -18,6 +18,7 @@ from pipeline.plan import agree_on_plan, make_plan, resolve
 from pipeline.statistics.control import THRESHOLDS
 from pipeline.store import FeatureStore
 from pipeline.store.objects import measure
+from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_lake
 from schemas.errors import InputError
 from schemas.records import FORMAT_VERSION, Plan
@@ -320,6 +321,13 @@ class TestVerify:
         path.write_bytes(path.read_bytes()[:-1])
         (problem,) = FeatureStore.open(store.layout.root).verify().problems
         assert problem.startswith(f"{path} has ")
+
+    def test_each_csr_is_read_once(self, place, monkeypatch):
+        store, read = place[0], []
+        before = ShardFiles.read_csr
+        monkeypatch.setattr(ShardFiles, "read_csr", lambda files: (read.append(files), before(files))[1])
+        assert store.verify().problems == []
+        assert len(read) == len(CONTROLS) * len(store.shards)
 
     @pytest.mark.parametrize(
         ("name", "of", "column", "told"),
