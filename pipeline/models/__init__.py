@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from pipeline.models.device import require_device
 from schemas import run_file
+from schemas.errors import InputError
 from schemas.records import digest_of
 from schemas.values import TokenBatch
 
@@ -102,6 +105,15 @@ def load_model(model: run_file.Model, hooks: Sequence[str], device: str, threads
     torch.set_float32_matmul_precision("highest")  # no TF32, whatever the environment says
     loaded: Model = _loader(model).load(model, list(hooks), device)
     return loaded
+
+
+def probe(model: Model, batch: TokenBatch, hooks: Sequence[str]) -> dict[str, torch.Tensor] | None:
+    """X at `hooks` [n, d] for the first n <= 2 tokens of a batch; None where the model lacks one of them."""
+    few = batch.token_ids[:1, :2]
+    try:
+        return model.forward(TokenBatch(few, np.array([few.shape[1]])), also=hooks)
+    except InputError:
+        return None
 
 
 def model_digest(model: run_file.Model) -> str:
