@@ -1,0 +1,335 @@
+"""The sections of a run file, every key with its default and what it means; `run_file` joins them."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
+ModelDtype = Literal["float32", "bfloat16", "float16"]
+ActivationDtype = Literal["float16", "float32"]
+StoreLayout = Literal["token_major", "feature_major"]
+Loader = Literal["transformer_lens", "hooked_transformer", "torch_module", "synthetic"]
+
+PROCESSING = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
+"""Weight processing that TransformerLens knows."""
+EncodeDtype = Literal["float32", "bfloat16"]
+CheckSae = Literal["stop", "warn", "off"]
+DerivedJob = Literal[
+    "stats",
+    "examples",
+    "profile",
+    "rank",
+    "coactivation",
+    "cluster",
+    "logits",
+    "fidelity",
+    "plots",
+    "report",
+]
+Control = Literal["random_encoder", "shuffled_rows"]
+
+SYNTHETIC = "synthetic:"
+"""What the `sae` of a site of a synthetic model begins with."""
+
+
+def _path(text: str) -> str:
+    """The path with ~ expanded; an empty one, or one with NUL, is no path."""
+    if not text or "\0" in text:
+        raise ValueError("must be a path, not empty and without NUL")
+    return os.path.expanduser(text)  # noqa: PTH111 - it may be no path but a name
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+
+
+class Section(BaseModel):
+    """One section of the run file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Corpus(Section):
+    """Where the documents come from."""
+
+    kind: Literal["text", "synthetic"] = Field(
+        "text",
+        description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
+        "numbers, see `documents`.",
+    )
+    path: PathText = Field(
+        "",
+        description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
+        "the working directory), or the name of a Hugging Face dataset.",
+    )
+    text_column: str = Field("text", description="Column or key that holds a document's text.")
+    label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
+    split: str = Field("train", description="Split, when `path` names a Hugging Face dataset.")
+    config: str | None = Field(None, description="Configuration, when `path` names a Hugging Face dataset.")
+    documents: int = Field(1024, ge=1, le=2**40, description="Documents of a synthetic corpus.")
+    tokens_per_document: int = Field(
+        512, ge=1, le=2**20, description="Mean tokens of a synthetic corpus' documents; lengths are skewed."
+    )
+    vocabulary: int = Field(
+        4096, ge=1, le=2**20, description="Different tokens of a synthetic corpus: the numbers below this."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> Corpus:
+        drawn = {"documents", "tokens_per_document", "vocabulary", "seed"}
+        foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
+        if self.kind == "text" and not self.path:
+            raise ValueError("corpus.path is missing")
+        fields = type(self).model_fields  # at its default a key says nothing, and a run file may spell all
+        if wrong := sorted(name for name in foreign if getattr(self, name) != fields[name].default):
+            other = "synthetic" if self.kind == "text" else "text"
+            raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
+        return self
+
+
+class Tokens(Section):
+    """How documents become contexts, and contexts become shards."""
+
+    context_size: int | None = Field(
+        None,
+        ge=2,
+        le=2**20,
+        description="Tokens of a context, BOS included. Default: the SAE's metadata, else 128.",
+    )
+    prepend_bos: bool | None = Field(
+        None, description="Start every context with BOS. Default: the SAE's metadata, else true."
+    )
+    separator: Literal["eos", "none"] = Field("eos", description="Token put after each document.")
+    shard_tokens: int | Literal["auto"] = Field(
+        "auto", description="Tokens aimed at in a shard; a shard ends with the document that reaches it."
+    )
+    special_tokens: SpecialTokenPolicy = Field(
+        "exclude",
+        description="exclude: special tokens are not counted and nothing is stored for them; zero: counted, "
+        "with activations 0; include: as any token; zero_first: only position 0 of each context is zeroed, "
+        "and counts.",
+    )
+    limit: int | None = Field(
+        None, gt=0, description="Stop after so many tokens; the last document is cut there."
+    )
+    tokenizer: PathText | None = Field(
+        None,
+        description="Tokenizer folder or name; numbers:N reads text that is numbers below N, and has no BOS "
+        "and no EOS. Default: the model's; for a synthetic corpus numbers:VOCABULARY, with prepend_bos false "
+        "and separator none.",
+    )
+
+    @field_validator("shard_tokens")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be 'auto' or a positive number")
+        return value
+
+
+class Model(Section):
+    """The language model, or any module, whose activations are read."""
+
+    loader: Loader = Field(
+        "transformer_lens",
+        description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
+        "HookedTransformer of transformer-lens 3; torch_module: a module built by "
+        "`package.module:function`, hook names being module paths; synthetic: no model, the features of all "
+        "sites are drawn.",
+    )
+    path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")
+    dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
+    )
+    processing: dict[str, bool] | None = Field(
+        None,
+        description="TransformerLens' weight processing: fold_ln, center_writing_weights, center_unembed, "
+        "fold_value_biases, refactor_factored_attn_matrices; what is not named is off, {} is none. Default: "
+        "what the SAEs' metadata say that they were trained with.",
+    )
+
+    @field_validator("processing")
+    @classmethod
+    def _known_processing(cls, value: dict[str, bool] | None) -> dict[str, bool] | None:
+        unknown = [name for name in value or {} if name not in PROCESSING]
+        if unknown:
+            raise ValueError(f"there is no {', '.join(unknown)}; known: {', '.join(PROCESSING)}")
+        return value
+
+    @model_validator(mode="after")
+    def _path_of_a_model(self) -> Model:
+        if self.loader != "synthetic" and not self.path:
+            raise ValueError("model.path is missing")
+        if self.loader == "synthetic" and (self.path or self.processing):
+            wrong = "path" if self.path else "processing"
+            raise ValueError(f"model.{wrong} is for a model, model.loader: synthetic is none: leave one out")
+        return self
+
+    @property
+    def weight_processing(self) -> tuple[str, ...]:
+        """The processing that is on, in PROCESSING's order; empty: the weights as they are."""
+        return tuple(name for name in PROCESSING if (self.processing or {}).get(name))
+
+
+class Site(Section):
+    """One hook point and the SAE that reads it."""
+
+    name: str = Field("", description="Name of the site, a folder name in the store. Default: the hook name.")
+    hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
+    sae: PathText = Field(
+        description="SAE: a folder, or the file of its weights; hf:OWNER/REPOSITORY/PATH[@REVISION] on the "
+        "hub; saelens:RELEASE/ID or saelens:PATH, read by the sae-lens package; of a synthetic model, "
+        "synthetic:d_sae=65536,l0=62.5,exponent=1.0,burst=0.5,seed=0 (the last three are defaults)."
+    )
+    encode_dtype: EncodeDtype = Field(
+        "float32",
+        description="Factors of x @ W_enc are rounded to this; products are summed in float32 either way.",
+    )
+    positions: tuple[int | None, ...] | None = Field(
+        None,
+        description="Positions of a context that are encoded and counted, as start, stop and perhaps step of "
+        "Python's slice over context_size positions. Default: the SAE's metadata, else all.",
+    )
+    control: Control | None = Field(
+        None,
+        description="Statistics of a control beside those of the learnt features, on the first 10 of every "
+        "50 contexts. random_encoder: W_enc of standard normal entries; shuffled_rows: W_enc with its rows, "
+        "one for each entry of x, in a random order. Both with the SAE's biases and ReLU, each row's "
+        "features rescaled to the norm of its learnt ones. Default: none.",
+    )
+    control_seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another control.")
+
+    @field_validator("positions")
+    @classmethod
+    def _is_a_slice(cls, value: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
+        if value is not None and (len(value) not in (2, 3) or value[2:] == (0,)):
+            raise ValueError("must be [start, stop] or [start, stop, step] with a step other than 0")
+        return value
+
+    @model_validator(mode="after")
+    def _control_of_weights(self) -> Site:
+        if self.control and self.sae.startswith(SYNTHETIC):
+            raise ValueError(f"control: {self.control} wants an SAE with weights, {self.sae!r} has none")
+        return self
+
+
+class Store(Section):
+    """Where results go and how they are stored."""
+
+    root: PathText = Field(
+        description="Folder of the store, or its URL on object storage: s3://bucket/prefix, gs://, az://."
+    )
+    activation_dtype: ActivationDtype = Field(
+        "float16", description="Activations are rounded to this, then counted."
+    )
+    layouts: tuple[StoreLayout, ...] = Field(
+        ("token_major", "feature_major"),
+        description="token_major: CSR in Zarr; feature_major: postings in Parquet.",
+    )
+    pass_name: str | None = Field(
+        None, alias="pass", description="Name of the pass. Default: the sites' names, joined by '+'."
+    )
+
+    @field_validator("layouts")
+    @classmethod
+    def _some_layout(cls, value: tuple[StoreLayout, ...]) -> tuple[StoreLayout, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("must name token_major, feature_major or both, each once")
+        return value
+
+
+class Extract(Section):
+    """How the work is spread."""
+
+    executor: Literal["ray", "in_process"] = Field("ray", description="Ray actors, or this process.")
+    address: str | None = Field(
+        None, description="Ray address; default: $RAY_ADDRESS when set, else a private local Ray."
+    )
+    workers: int = Field(1, ge=1, description="Workers wanted; those that never come up are not waited for.")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a worker; fractions share one.")
+    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPUs, and torch threads, of a worker.")
+    batch_contexts: int = Field(8, ge=1, description="Contexts in one forward pass.")
+    max_attempts: int = Field(4, ge=1, description="Attempts at a shard before it is quarantined.")
+    shard_timeout_s: float = Field(
+        3600.0, gt=0, description="A shard that takes longer is given to another worker."
+    )
+    oom_batch_contexts: int | None = Field(
+        None,
+        ge=1,
+        description="A shard that runs out of GPU memory twice is tried with so many contexts in one forward "
+        "pass. Its low bits may then differ, and its receipt says so. Default: it is not, the attempt fails.",
+    )
+    no_worker_warning_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without a worker that is ready after which that is told, again and again.",
+    )
+    no_worker_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds without a worker that is ready after which the run stops; what is committed "
+        "stays. Loading counts: set more than it takes. Default: wait for ever.",
+    )
+    check_sae: CheckSae = Field(
+        "stop",
+        description="Each worker looks how well the SAEs reconstruct on its first shard. stop: one that is "
+        "worse than the mean of x ends the run; warn: it is told of; off: nobody looks.",
+    )
+
+    @field_validator("check_sae", mode="before")
+    @classmethod
+    def _off_of_yaml(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML 1.1 reads off as false
+
+
+class Rank(Section):
+    """Which rankings are written."""
+
+    by: tuple[str, ...] = Field(
+        ("sigma_over_mu", "frequency", "mean_all"),
+        description="Columns of the tables features and profile to rank by.",
+    )
+
+
+class Cluster(Section):
+    """How features, contexts and documents are clustered."""
+
+    features: int | None = Field(
+        None, ge=2, description="Clusters of features. Default: about sqrt(d_sae) / 2, at most 512."
+    )
+    contexts: int | None = Field(
+        None, ge=2, description="Clusters of contexts. Default: about sqrt(contexts) / 2, at most 512."
+    )
+    documents: int | None = Field(
+        None, ge=2, description="Clusters of documents. Default: about sqrt(documents) / 2, at most 512."
+    )
+    resolution: float = Field(
+        4.0,
+        gt=0,
+        description="Of features by co-activation: higher, more and smaller clusters; 1 is plain modularity.",
+    )
+    min_cluster_size: int = Field(5, ge=2, description="Features of the smallest cluster by density.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random draw.")
+
+
+class Derive(Section):
+    """What `run` makes of a store when all is extracted."""
+
+    jobs: tuple[DerivedJob, ...] = Field(
+        ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),
+        description="Commands that make tables, figures and the report, each with its defaults, in the order "
+        "in which they need each other; logits and fidelity, which run the model, may be among them.",
+    )
+    report: str = Field(
+        "top:1000:n_active", description="Features that get a page of the report, see `report --features`."
+    )
