@@ -19,6 +19,7 @@ from rich.markup import escape
 from jobs.check_report import as_json, show
 from jobs.console import say, warn
 from jobs.demo_model import FOLDER_NAME, cache_root
+from jobs.outputs import require_file, write_file
 from jobs.progress import Meter
 from pipeline import check
 from pipeline.models import load_model
@@ -30,7 +31,6 @@ from pipeline.saes.alternatives import measured
 from pipeline.saes.diagnosis import ROWS, Diagnosis, Elsewhere, diagnose
 from pipeline.saes.reconstruction import Reconstruction, worse_than_mean
 from pipeline.sources import open_source
-from pipeline.store.objects import write_atomic
 from pipeline.tokenize import asked_lake
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
@@ -84,6 +84,7 @@ class Report(NamedTuple):
 
 def check_sae(asked: Asked) -> bool:
     """Check, print, and write the JSON file; whether all is well."""
+    require_file(asked.json_file, "--json")
     about = read_metadata(asked.sae)
     run, told = resolve(_run_file(asked, about))
     warn(told)
@@ -93,7 +94,7 @@ def check_sae(asked: Asked) -> bool:
         report = _report(asked, run, about, tokenizer, steps)
     show(report)
     if asked.json_file is not None:
-        write_atomic(asked.json_file, json.dumps(as_json(report), indent=1).encode() + b"\n")
+        write_file(asked.json_file, json.dumps(as_json(report), indent=1).encode() + b"\n", "--json")
         say(f"All numbers: [bold]{escape(str(asked.json_file))}[/]")
     return report.is_fine
 

@@ -68,7 +68,9 @@ def rank(
     by: Annotated[
         list[str] | None, typer.Option(help="Column of the tables features, profile; may be repeated.")
     ] = None,
-    window: Annotated[str | None, typer.Option(help="Print these ranks, as START:STOP (2000:2050).")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Print these ranks: START:STOP (2000:2050), or COLUMN:START:STOP.")
+    ] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
     draws: Annotated[
         int, typer.Option(help="Draws of shards that say how stable ranks are; 0: none.", min=0)
@@ -234,7 +236,9 @@ def report(
     site: SiteName = None,
     features: Annotated[
         str,
-        typer.Option(help="Features that get a page: all, top:N[:COLUMN], or numbers and ranges, 5,100:200."),
+        typer.Option(
+            help="Features that get a page: all, top:N[:COLUMN], COLUMN:START:STOP (ranks), or 5,100:200."
+        ),
     ] = "all",
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the report. Default: STORE/report.")

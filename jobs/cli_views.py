@@ -160,11 +160,15 @@ def heatmap(
     ],
     site: SiteName = None,
     features: Annotated[
-        str | None, typer.Option(help="Features, as 1,2,3 or 10:20.", metavar="NUMBERS")
+        str | None,
+        typer.Option(help="Features, as 1,2,3 or 10:20, top:N:COLUMN, or as --ranking.", metavar="FEATURES"),
     ] = None,
     ranking: Annotated[
         str | None,
-        typer.Option(help="Instead: ranks by a column, as sigma_over_mu:0:50.", metavar="COLUMN:START:STOP"),
+        typer.Option(
+            help="Instead: ranks by a column, as sigma_over_mu:0:50, or top:N:COLUMN.",
+            metavar="COLUMN:START:STOP",
+        ),
     ] = None,
     contexts: Annotated[
         str | None, typer.Option(help="Contexts, as 1,2,3 or 10:20. Default: all.", metavar="NUMBERS")

@@ -6,7 +6,6 @@ activations. What is held is one number for each context in which one of them is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -15,7 +14,6 @@ import polars as pl
 from scipy import sparse
 
 from jobs.progress import track
-from jobs.rank import window
 from pipeline.statistics.pooling import pool_entries
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -26,14 +24,6 @@ POOLS: tuple[Pool, ...] = ("max", "mean", "sum")
 
 MOST_CONTEXTS, MOST_FEATURES = 20_000, 1_000
 """Of a matrix: 80 MB."""
-
-
-def parse_ranking(store: FeatureStore, site: str, text: str) -> list[int]:
-    """The features of `COLUMN:START:STOP`, ranks of a column of the feature table, the largest first."""
-    found = re.fullmatch(r"([^:]+):([0-9]{1,9}):([0-9]{1,9})", text)
-    if not found:
-        raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
-    return window(store, site, found[1], int(found[2]), int(found[3]))["feature"].to_list()
 
 
 def all_contexts(store: FeatureStore, site: str) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import console, say
+from jobs.outputs import require_file
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.sources.overlap import overlap
 from pipeline.statistics.clustered import (
@@ -73,7 +74,7 @@ def diff(
     A task looks at one shard. InputError where the two can not be compared.
     """
     _check(a, b)
-    _check_out(out)
+    require_file(out, "--out")
     common = [name for name, sha256 in a.shards.items() if b.shards.get(name) == sha256]
     is_paired = _is_paired(a, b, common)
     tasks = tasks or OneProcess()
@@ -126,15 +127,6 @@ def _check(a: Side, b: Side) -> None:
     for side in (a, b):
         if not side.store.totals(side.site).counted_rows:
             raise InputError(f"{side} has no committed shard with a counted row: run `latentlake extract`")
-
-
-def _check_out(out: Path | None) -> None:
-    """Better said now than after the comparison."""
-    if out is None:
-        return
-    nearest = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir() or not nearest.is_dir():
-        raise InputError(f"--out {out} can not be a file: give one that is no folder and lies in one")
 
 
 def _is_paired(a: Side, b: Side, common: list[str]) -> bool:

@@ -17,11 +17,11 @@ from rich.markup import escape
 from rich.text import Text
 
 from jobs.console import console, say
+from jobs.outputs import require_file, write_file
 from jobs.progress import counting
 from jobs.strips import AFTER, BEFORE, Strip, html_page, shown, strips_of, strongest_in, text_strip
 from pipeline.statistics.surprise import Stored, surprise_bits
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
 from pipeline.typed_text import Places, TypedText, run_text
 from schemas.errors import InputError
 from schemas.tables import Schema
@@ -57,6 +57,7 @@ def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None =
 
     InputError as `run_text`; for a position or a feature that is not there; before `latentlake stats`.
     """
+    require_file(asked.html, "--html")
     for feature in asked.features:
         store.require_feature(site, feature)
     store.scan_features(site)  # is it there? before the model is loaded
@@ -79,7 +80,8 @@ def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None =
     if asked.html is not None:
         chosen = asked.features or ranked(found, "activation").head(asked.n)["feature"].to_list()
         strips = ((_told(found, f), *_strip(store, site, typed, f, asked.maximum, firing)) for f in chosen)
-        write_atomic(asked.html, html_page(f"A text in {site}", asked.text, strips).encode())
+        page = html_page(f"A text in {site}", asked.text, strips)
+        write_file(asked.html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(asked.html))}[/]")
     return found
 
@@ -200,7 +202,7 @@ def _strip(
     strip = Strip(store.pieces(typed.token_ids.tolist()), values, firing)
     row = store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
     stored = np.array([row["min_activation"] or 0, row["max_activation"] or 0], np.float32)
-    return strip, maximum or strongest_in([stored, values])
+    return strip, strongest_in([stored, values]) if maximum is None else maximum
 
 
 def _told(found: pl.DataFrame, feature: int) -> str:

@@ -212,6 +212,17 @@ def _labels(page: Page) -> RenderableType | None:
     return table
 
 
+def _trends(page: Page) -> RenderableType | None:
+    found = page.rows("label_trends")
+    if found.is_empty():
+        return None
+    table = _table("label", "documents", "slope", "se", "z", "q")
+    for row in found.iter_rows(named=True):
+        numbers = (_number(row[name]) or "" for name in ("slope", "se", "z", "q"))
+        table.add_row(escape(row["label"]), f"{row['documents']:,}", *numbers)
+    return table
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
@@ -342,6 +353,7 @@ SECTIONS = (
     Section("rows by activation, in octaves", ("features",), _histogram),
     Section("rankings", ("rankings",), _rankings),
     Section("labels: where it fires more or less often", ("labels",), _labels),
+    Section("trends: how its frequency changes with a number", ("label_trends",), _trends),
     Section("features that fire with it", ("neighbours",), _neighbours),
     Section("features of similar decoder direction (cosine)", ("decoder_neighbours",), _decoder_neighbours),
     Section("features of another site like it", (), _matches),

@@ -25,11 +25,10 @@ from jobs.context_matrix import (
     POOLS,
     Pool,
     all_contexts,
-    parse_ranking,
     pooled,
     strongest_contexts,
 )
-from jobs.feature_selection import parse_numbers
+from jobs.feature_selection import chosen_features, parse_numbers, parse_ranks
 from jobs.figures.fonts import ABSENT, korean_font, with_fonts
 from jobs.figures.heatmap import (
     draw_clustered,
@@ -41,10 +40,10 @@ from jobs.figures.heatmap import (
     told_frequencies,
 )
 from jobs.figures.style import STYLE
+from jobs.outputs import require_file, write_file
 from jobs.plots import METADATA, render
 from jobs.top import label_filter
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
 from schemas.values import F32, I64
 
@@ -82,6 +81,7 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
     kind = out.suffix[1:]
     if kind not in METADATA:
         raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
+    require_file(out, "--out")
     if asked.pool not in POOLS:
         raise InputError(f"--pool {asked.pool!r} is none of {', '.join(POOLS)}")
     pool = next(known for known in POOLS if known == asked.pool)
@@ -141,10 +141,12 @@ def cluster_contexts(matrix: F32) -> I64 | None:
 def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
     if (asked.features is None) == (asked.ranking is None):
         raise InputError("give --features 1,2,3 or --ranking COLUMN:START:STOP, and not both")
+    text, option = asked.features or "", "--features"
     if asked.ranking is not None:
-        features = parse_ranking(store, site, asked.ranking)
-    else:
-        features = parse_numbers(asked.features or "", "--features", store.site(site).d_sae)
+        text, option = asked.ranking, "--ranking"
+        if parse_ranks(text, option) is None:
+            raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
+    features = chosen_features(store, site, text, option)
     if len(features) > MOST_FEATURES:
         raise InputError(
             f"{len(features):,} features are more than a picture shows: {MOST_FEATURES:,} at most"
@@ -189,7 +191,7 @@ def _write(
     with rc_context(with_fonts(STYLE)):
         for ending, figure in draw.items():
             path = out.with_name(f"{out.stem}{ending}{out.suffix}")
-            write_atomic(path, render(figure(table, site, pooled_by), kind))
+            write_file(path, render(figure(table, site, pooled_by), kind), "--out")
             written.append(path)
     for path in written:
         say(f"  {escape(str(path))}")

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from jobs.association import MEASURES
 from jobs.console import console, say
+from jobs.outputs import require_file, write_file
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
 
 COSINE = "cosine"
@@ -43,6 +43,7 @@ def neighbours(
         near = difflib.get_close_matches(by, WAYS, n=1, cutoff=0.3)
         told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(WAYS)}"
         raise InputError(f"no neighbours go by {by!r}; {told}")
+    require_file(figure, "--figure")
     if figure is not None and figure.suffix[1:] not in KINDS:
         raise InputError(f"figure {figure} must end in {' or '.join(f'.{kind}' for kind in KINDS)}")
     table = _table(store, site, by)
@@ -92,7 +93,7 @@ def _draw(
     name = "decoder_neighbours" if by == COSINE else "neighbours"
     with rc_context(STYLE):
         drawn = draw_neighbours(own, links, site, feature, by)
-        write_atomic(path, render(drawn, path.suffix[1:], store.made_from(site, name)))
+        write_file(path, render(drawn, path.suffix[1:], store.made_from(site, name)), "--figure")
     say(f"[bold]{escape(str(path))}[/]")
 
 

@@ -1,7 +1,7 @@
 """`latentlake profile STORE`: how sure a frequency is, what features fire on, where labels differ, L0.
 
-Tables: `profile`, `labels`, `label_values` (by ranges of features, `pipeline.store.site_profile`) and
-`l0_thresholds` (by shards).
+Tables: `profile`, `labels`, `label_trends`, `label_values` (by ranges of features,
+`pipeline.store.site_profile`) and `l0_thresholds` (by shards).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def profile(
     thresholds: Sequence[float] = THRESHOLDS,
     values: int | None = None,
 ) -> pl.DataFrame:
-    """Write the tables `profile`, `labels`, `label_values` and `l0_thresholds` of a site; return the first.
+    """Write the tables of a site that the head of this file names; return `profile`.
 
     Their columns are those of `schemas.tables`. `values`: how many values of a label column are compared,
     those of most rows (None: 256, fewer for a wide SAE). Raises InputError when no shard is committed, or a
@@ -50,7 +50,7 @@ def profile(
     for name, frame in made.items():
         store.write_table(site, name, frame)
     say(f"[bold]profile[/] {site}: {_told(made)} ({time.monotonic() - began:.1f} s)")
-    for line in _left_out(store, made["label_values"], made["labels"]):
+    for line in _left_out(store, made):
         say(f"[yellow]note[/]: {line}")
     return made["profile"]
 
@@ -72,11 +72,16 @@ def _told(made: dict[str, pl.DataFrame]) -> str:
     for (name,), some in tested.group_by("label", maintain_order=True):
         different = some.filter(pl.col("q") <= LEVEL)
         told += f"; {different['feature'].n_unique():,} differ by {escape(str(name))} (q {LEVEL})"
+    for (name,), some in made["label_trends"].drop_nulls("p").group_by("label", maintain_order=True):
+        clear = some.filter(pl.col("q") <= LEVEL)
+        rising = clear.filter(pl.col("slope") > 0).height
+        told += f"; {rising:,} rise and {clear.height - rising:,} fall with {escape(str(name))} (q {LEVEL})"
     return told
 
 
-def _left_out(store: FeatureStore, values: pl.DataFrame, labels: pl.DataFrame) -> list[str]:
+def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
     """Label columns, and values, that were not compared."""
+    values, labels, trends = made["label_values"], made["labels"], made["label_trends"]
     found = [
         f"label {escape(name)} has too many values to compare, or no document"
         for name in store.lake.label_columns
@@ -86,6 +91,11 @@ def _left_out(store: FeatureStore, values: pl.DataFrame, labels: pl.DataFrame) -
     for (name,), some in untested.group_by("label", maintain_order=True):
         documents = f"{some['documents'].sum():,} documents"
         found.append(f"no value of label {escape(str(name))} has enough of the {documents} for a test")
+    for (name,), some in trends.group_by("label", maintain_order=True):
+        if some["p"].null_count() == some.height:
+            found.append(
+                "no feature fires in enough documents to test its trend over label " + escape(str(name))
+            )
     rest = values.filter(pl.col("value").is_not_null() & ~pl.col("compared"))
     for (name,), some in rest.group_by("label", maintain_order=True):
         found.append(

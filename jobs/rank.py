@@ -99,6 +99,15 @@ def _told(table: pl.DataFrame) -> str:
     return f"{table.height:,} features{stable}"
 
 
+def rankable(store: FeatureStore, site: str, by: str) -> pl.DataFrame:
+    """`feature` and the column `by` of the feature table or of `profile`; InputError names the nearest."""
+    of_features = store.scan_features(site)
+    columns = of_features.collect_schema()
+    _number(columns, by)
+    table = of_features if by in columns else store.scan_table(site, "profile")
+    return table.select("feature", *{by} - {"feature"}).collect()
+
+
 def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.DataFrame, str]:
     """The feature table, with the columns of `profile` where one is asked for; digest of their receipts."""
     features, digests = store.scan_features(site).collect(), [store.made_from(site, "features")]
@@ -147,7 +156,7 @@ def _beside(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFra
 
 def ranking(features: pl.DataFrame, by: str, *, descending: bool = True) -> pl.DataFrame:
     """Features that have a value of `by`, in order (schema RANKINGS, no interval); equal ones by feature."""
-    value = pl.col(_number(features, by)).cast(pl.Float64).fill_nan(None)
+    value = pl.col(_number(features.schema, by)).cast(pl.Float64).fill_nan(None)
     return (
         features.select("feature", value=value)
         .drop_nulls("value")
@@ -184,11 +193,17 @@ def window(
 
 
 def show_window(store: FeatureStore, site: str, by: str, text: str, *, descending: bool = True) -> None:
-    """Print the window that `text`, START:STOP, names."""
+    """Print the window that `text` names: START:STOP, or with its own column as `parse_ranks` reads it."""
+    from jobs.feature_selection import parse_ranks  # which chooses by the rankings made here
+
     first, _, last = text.partition(":")
-    if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+    if text.startswith("top:") or text.count(":") > 1:
+        by, start, stop = parse_ranks(text, "--window") or (by, 0, 0)
+    elif first.isascii() and first.isdigit() and last.isascii() and last.isdigit():
+        start, stop = int(first), int(last)
+    else:
         raise InputError(f"window {text!r} is no START:STOP, such as 2000:2050")
-    found = window(store, site, by, int(first), int(last), descending)
+    found = window(store, site, by, start, stop, descending)
     found = found.select(*dict.fromkeys(["rank", "feature", by, *PRINTED]))
     if descending:
         found = _with_stored_intervals(store, site, by, found)
@@ -228,14 +243,15 @@ def _cell(value: float | str | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _number(features: pl.DataFrame, by: str) -> str:
-    """The column's name, when it is a column of numbers."""
-    numbers = [name for name, dtype in features.schema.items() if dtype.is_numeric()]
+def _number(features: pl.Schema, by: str) -> str:
+    """The column's name, when it is a column of numbers, of the feature table or of `profile`."""
+    columns = PROFILE | dict(features)
+    numbers = [name for name, dtype in columns.items() if dtype.is_numeric()]
     if by in numbers:
         return by
     near = difflib.get_close_matches(by, numbers, n=1, cutoff=0.3)
     remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(numbers)}"
-    what = "holds no numbers" if by in features.columns else "is no column of the feature table or `profile`"
+    what = "holds no numbers" if by in columns else "is no column of the feature table or `profile`"
     raise InputError(f"can not rank by {by!r}, which {what}; {remedy}")
 
 

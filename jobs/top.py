@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.text import Text
 
 from jobs.console import console, say
+from jobs.outputs import require_file, write_file
 from jobs.strips import AFTER, BEFORE, Strip, html_page, strips_of, strongest_in, text_strip
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
 from schemas.values import F32, U64
 
@@ -38,6 +38,7 @@ def top(
     `shaded`: every token by its activation, the deepest shade from `maximum` on (default: the feature's
     strongest activation). With `html` the same, shaded, goes into that file.
     """
+    require_file(html, "--html")
     if not store.committed(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     filters = [label_filter(store, text) for text in where]
@@ -57,7 +58,7 @@ def top(
         above = [f"{value:.4g} · {head}" for value, head in zip(found["activation"], heads, strict=True)]
         note = f"Its {found.height} strongest rows{each}; full shade: {maximum:.4g}. {store.layout.root}"
         page = html_page(title, note, zip(above, strips, [maximum] * len(strips), strict=True))
-        write_atomic(html, page.encode())
+        write_file(html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(html))}[/]")
 
 
@@ -72,7 +73,7 @@ def _strips(
         rows, values = kept["row"].to_numpy(), kept["activation"].to_numpy()
     else:
         rows, values = store.rows_of(site, feature)
-    return strips_of(store, found, rows, values), maximum or strongest_in([values])
+    return strips_of(store, found, rows, values), strongest_in([values]) if maximum is None else maximum
 
 
 def heading(store: FeatureStore, row: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batches import batches
-from pipeline.models import Model
+from pipeline.models import Model, probe
 from pipeline.packing import ContextRule, counted_mask, pack
 from pipeline.patching import patch
 from pipeline.planned import Place
@@ -178,7 +178,7 @@ def other_hooks(
     These are the next layers; all of them when the SAE as loaded does poorly, on fewer rows then.
     """
     places = [place for place in (trained_at,) if place is not None and place != subject.place]
-    places = [place for place in places if _has(subject.model, list(place), found[0])]
+    places = [place for place in places if probe(subject.model, found[0].batch, place) is not None]
     places += list(_other_layers(subject, found[0], reach=None if poor else 1))
     also = tuple(dict.fromkeys(hook for place in places for hook in place))
     gathered: list[list[Rows]] = [[] for _ in places]
@@ -199,7 +199,7 @@ def _other_layers(subject: Subject, piece: Piece, reach: int | None) -> Iterator
         by = step
         while reach is None or abs(by) <= reach:
             hooks = [hook for hook in (shifted(hook, by) for hook in subject.place) if hook is not None]
-            if len(hooks) < len(subject.place) or not _has(subject.model, hooks, piece):
+            if len(hooks) < len(subject.place) or probe(subject.model, piece.batch, hooks) is None:
                 break
             yield Place(*hooks)
             by += step
@@ -211,16 +211,6 @@ def shifted(hook: str, layers: int) -> str | None:
     if layer is None or int(layer[0]) + layers < 0:
         return None
     return hook[: layer.start()] + str(int(layer[0]) + layers) + hook[layer.end() :]
-
-
-def _has(model: Model, hooks: list[str], piece: Piece) -> bool:
-    """Whether the model has the hooks: a few tokens are run."""
-    few = piece.batch.token_ids[:1, :2]
-    try:
-        model.forward(TokenBatch(few, np.array([few.shape[1]])), also=hooks)
-    except InputError:
-        return False
-    return True
 
 
 def other_tokens(

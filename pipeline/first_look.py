@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from pipeline.batches import batches
 from pipeline.pooling import RowsRead
-from schemas.errors import InputError
 from schemas.records import PlannedSite
 from schemas.values import TokenShard
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 ROWS = 4096
 """Rows looked at."""
-
-ENOUGH = 64
-"""Fewer rows of a site say nothing."""
 
 
 def first_look(
@@ -39,7 +35,7 @@ def first_look(
     Also the sites that no shard can tell of: transcoders whose target is not known, or not in the model. A
     site with too few rows in this shard is in neither.
     """
-    from pipeline.saes.reconstruction import Reconstruction, reconstruct, target_of
+    from pipeline.saes.reconstruction import FEW, Reconstruction, reconstruct, target_of
 
     targets = {site.name: _target(model, site, encoders[site.name], at[site.name]) for site in sites}
     known = {name: hook for name, hook in targets.items() if hook is not None}
@@ -55,12 +51,13 @@ def first_look(
                 encoder = encoders[site.name]
                 target = read.vectors(target_of(encoder.metadata, x[known[site.name]]))
                 reconstruct(encoder, read.vectors(x[site.hook_name]), target, found[site.name])
-    enough = {name: sums for name, sums in found.items() if sums.n >= ENOUGH}
+    enough = {name: sums for name, sums in found.items() if sums.n >= FEW}
     return enough, targets.keys() - known.keys()
 
 
 def _target(model: Model, site: PlannedSite, encoder: Encoder, shard: TokenShard) -> str | None:
     """The hook whose x the SAE is to reconstruct; None when its files do not tell, or the model lacks it."""
+    from pipeline.models import probe
     from pipeline.saes.reconstruction import holds_target
 
     about = encoder.metadata
@@ -69,8 +66,7 @@ def _target(model: Model, site: PlannedSite, encoder: Encoder, shard: TokenShard
     if about.hook_name_out is None or site.hook_name != about.hook_name:
         return None
     batch, _ = next(batches(shard, 1))
-    try:
-        x = model.forward(batch, also=(about.hook_name_out,))[about.hook_name_out]
-    except InputError:
+    x = probe(model, batch, [about.hook_name_out])
+    if x is None or not holds_target(about, x[about.hook_name_out].shape[1]):
         return None
-    return about.hook_name_out if holds_target(about, x.shape[1]) else None
+    return about.hook_name_out

@@ -44,12 +44,12 @@ _KEYS = {
 }
 """Field of lake.json -> the key of the run file that it comes from."""
 
-_RESERVED = (
+RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
     *("inputs", "shard", "context", "row", "row_start", "position", "feature", "activation"),
-    *("document_offset", "first_position", "cluster", "similarity"),
+    *("document_offset", "first_position", "cluster", "similarity", "__path__"),
 )
-"""Columns that the store's tables have themselves."""
+"""Columns that the store's tables and queries have themselves."""
 
 
 def tokenize(
@@ -161,13 +161,13 @@ def asked_lake(
 
 
 def _check_labels(columns: tuple[str, ...]) -> None:
-    taken = [name for name in columns if name in _RESERVED or columns.count(name) > 1]
+    taken = [name for name in columns if name in RESERVED or columns.count(name) > 1]
     if taken:
         raise InputError(
             f"corpus.label_columns names {taken[0]!r}, "
             + (
                 "twice"
-                if taken[0] not in _RESERVED
+                if taken[0] not in RESERVED
                 else "a column of the store's own; rename it in the corpus"
             )
         )

@@ -480,6 +480,7 @@ def _unknown_key(loc: tuple[str | int, ...]) -> str:
         "extract": Extract,
         "rank": Rank,
         "cluster": Cluster,
+        "derive": Derive,
     }
     model: type[BaseModel] = RunFile if len(loc) == 1 else sections[str(loc[0])]
     known = [field.alias or name for name, field in model.model_fields.items()]

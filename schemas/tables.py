@@ -58,10 +58,14 @@ CONTROL_STATE: Schema = {
     "mean": pl.Float64(),
     "m2": pl.Float64(),
     "max_activation": pl.Float32(),
+    "strongest_activation": pl.Float32(),
 }
 """A shard's `control.parquet`, by feature and `of` (control before learnt): over the rows of the control's
 contexts in which it fires, how many there are, their mean, the sum of squared deviations from it, the
-largest. Features that never fire there are not listed."""
+largest, and the one of largest |activation| with its sign. Features that never fire there are not listed.
+
+The file has no `strongest_activation` where it is the largest throughout, as it is unless activations are
+negative; files that were written before that column was there have none either."""
 
 CONTROL_L0: Schema = {"of": pl.String(), "threshold": pl.Float64(), **ROW_COUNTS}
 """How many counted rows of the control's contexts have so many (`l0`) |activations| above the threshold;
@@ -77,11 +81,13 @@ CONTROL_FEATURES: Schema = {
     **dict.fromkeys(("frequency", "mean_all", "var_all", "std_all", "sigma_over_mu"), pl.Float64()),
     **dict.fromkeys(("mean_active", "var_active", "std_active"), pl.Float64()),
     "max_activation": pl.Float32(),
+    "strongest_activation": pl.Float32(),
 }
 """A row per feature 0 .. d_sae - 1 and `of`, learnt and control, over the control's contexts alone.
 
 `control` names the control, `architecture` is the SAE's, and `standard` of the control, which is a ReLU.
-The rest is as in the feature table."""
+The rest is as in the feature table; `strongest_activation` is that one of its `min_activation` and
+`max_activation` that is larger without its sign (the maximum, where an older shard does not tell it)."""
 
 MANIFEST: Schema = {
     "shard": pl.String(),
@@ -103,7 +109,8 @@ EXAMPLES: Schema = {
     "activation": pl.Float32(),
 }
 """`kind` is top (interval 0, rank 0 has the largest |activation|) or quantile (interval 0 to 9: tenths of
-the active rows, from the lowest activation, negative ones included, to the highest). `latentlake examples`
+the active rows, from the lowest activation, negative ones included, to the highest; `stats` estimates them
+from histograms, and some 1 in 50 stands beside its tenth). `latentlake examples` makes the tenths exact, and
 adds top_document (as top, but each document's strongest row alone) and random (activation 0: a counted row of
 a context in which the feature never fires, rank by the order in which they were drawn)."""
 
@@ -238,6 +245,24 @@ LABEL_VALUES: Schema = {
 """Every label column's values (null: none), with the documents that have a counted row, and these rows.
 
 Where a column has very many values, those of fewest rows are not `compared`: `labels` has no rows of them.
+"""
+
+LABEL_TRENDS: Schema = {
+    "feature": pl.UInt32(),
+    "label": pl.String(),
+    "documents": pl.Int64(),
+    "slope": pl.Float64(),
+    "se": pl.Float64(),
+    "z": pl.Float64(),
+    "p": pl.Float64(),
+    "q": pl.Float64(),
+}
+"""A row per numeric label column and feature that fires in a document with a value of it.
+
+`documents`: those documents; `slope`: by how much the frequency of the line through all documents' changes
+from one unit of the label to the next; `se`: its standard error, clustered by document; `z`: slope / se; `p`:
+two-sided; `q`: Benjamini and Hochberg's over the features with a p for this label. z, p and q are null where
+there are too few documents to tell (`pipeline.statistics.trends`).
 """
 
 L0_THRESHOLDS: Schema = {"threshold": pl.Float64(), "l0": pl.UInt32(), "rows": pl.Int64()}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from jobs.figures import FIGURES
 from jobs.stats import stats
 from pipeline.executors.tasks import Processes
 from pipeline.plan import agree_on_plan, make_plan, resolve
 from pipeline.statistics.control import THRESHOLDS
 from pipeline.store import FeatureStore
 from pipeline.store.objects import measure
+from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_lake
 from schemas.errors import InputError
 from schemas.records import FORMAT_VERSION, Plan
@@ -148,6 +151,58 @@ def test_a_control_fires_in_about_half_of_its_features_and_has_the_learnt_norms(
     assert power[1] == pytest.approx(power[0], rel=1e-5)
 
 
+def test_files_of_activations_that_are_not_negative_have_the_columns_they_always_had(one):
+    _, store = one
+    for site in CONTROLS:
+        for record in store.shards:
+            columns = pl.read_parquet(store.object_path(site, record.name, "control.parquet")).columns
+            assert columns == ["feature", "of", "n_active", "mean", "m2", "max_activation"]
+        table = store.scan_table(site, "control_features").collect()
+        assert table["strongest_activation"].equals(table["max_activation"].alias("strongest_activation"))
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory):
+    """A store of an AbsTopK site with a control."""
+    folder = tmp_path_factory.mktemp("signed")
+    asked = run_content(folder, "abstopk")
+    asked["sites"][0]["control"] = "random_encoder"
+    return extracted(parse_run_file(asked, "run.yaml"))
+
+
+class TestNegativeActivations:
+    def test_the_strongest_is_the_largest_magnitude_with_its_sign(self, signed):
+        stored = np.concatenate([signed.csr("mid", record.name).toarray() for record in signed.shards])
+        contexts = signed.scan_tokens().collect()
+        context = np.repeat(contexts["context"].to_numpy(), contexts["token_ids"].list.len().to_numpy())
+        dense = stored[(context % 50 < 10) & np.concatenate([np.array(row) for row in contexts["counted"]])]
+        expected = dense[np.abs(dense).argmax(axis=0), np.arange(64)]
+        table = signed.scan_table("mid", "control_features").filter(of="learnt").collect()
+        assert (expected < 0).sum() > 9 < (expected > 0).sum()
+        np.testing.assert_array_equal(table["strongest_activation"].fill_null(0), expected)
+        most = np.where((dense != 0).any(axis=0), np.where(dense != 0, dense, -np.inf).max(axis=0), 0)
+        np.testing.assert_array_equal(table["max_activation"].fill_null(0), most)
+
+    def test_the_figure_draws_magnitudes_as_that_of_the_feature_table_does(self, signed):
+        table = signed.scan_table("mid", "control_features").collect()
+        strongest = table.filter(of="learnt")["strongest_activation"].abs().drop_nulls()
+        axes = FIGURES["control_max"].draw(table, "mid").axes[0]
+        bars = axes.patches[0].get_data()
+        np.testing.assert_array_equal(bars.values, np.histogram(strongest, bars.edges)[0])
+        assert bars.values.sum() == len(strongest)
+        assert "|activation|" in axes.get_xlabel()
+
+    def test_it_verifies_and_so_does_a_store_from_before_the_column_was_there(self, signed, tmp_path):
+        assert signed.verify().problems == []
+        shutil.copytree(Path(__file__).parent / "data" / "store-v4", tmp_path / "store")
+        old = FeatureStore.open(tmp_path / "store")
+        assert "strongest_activation" not in old.scan_table("signed", "control_features").collect().columns
+        stats(old, "signed")
+        table = old.scan_table("signed", "control_features").collect()
+        assert table["strongest_activation"].equals(table["max_activation"].alias("strongest_activation"))
+        assert old.verify().problems == []
+
+
 def test_the_tables_say_which_control_it_is_and_what_rule_it_has(one):
     _, store = one
     table = store.scan_table("shuffled", "control_features").collect()
@@ -266,6 +321,13 @@ class TestVerify:
         path.write_bytes(path.read_bytes()[:-1])
         (problem,) = FeatureStore.open(store.layout.root).verify().problems
         assert problem.startswith(f"{path} has ")
+
+    def test_each_csr_is_read_once(self, place, monkeypatch):
+        store, read = place[0], []
+        before = ShardFiles.read_csr
+        monkeypatch.setattr(ShardFiles, "read_csr", lambda files: (read.append(files), before(files))[1])
+        assert store.verify().problems == []
+        assert len(read) == len(CONTROLS) * len(store.shards)
 
     @pytest.mark.parametrize(
         ("name", "of", "column", "told"),

@@ -40,6 +40,7 @@ def test_the_least_run_file_has_the_documented_defaults():
     [
         ("corpus", "txt_column", "x", "unknown key 'txt_column' in corpus; did you mean 'text_column'?"),
         ("extract", "wrokers", 2, "unknown key 'wrokers' in extract; did you mean 'workers'?"),
+        ("derive", "job", ["stats"], "unknown key 'job' in derive; did you mean 'jobs'?"),
         ("store", "activation_dtype", "int8", "store.activation_dtype is 'int8'"),
         ("tokens", "context_size", 1, "tokens.context_size is 1: input should be greater than or equal to 2"),
         ("store", "root", "", "store.root is '': must be a path"),

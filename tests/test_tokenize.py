@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
-from pipeline.tokenize import tokenize
+from pipeline.tokenize import RESERVED, tokenize
 from pipeline.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -406,6 +406,16 @@ def test_a_tokenizer_without_the_token_asked_for_is_refused(lake: Lake, lacks: s
     with pytest.raises(InputError, match=f"has no {lacks.upper()} token; set tokens.{remedy}"):
         lake.tokenize()
     lake.tokenize(bos=lacks != "bos", separator="none" if lacks == "eos" else "eos")
+
+
+@pytest.mark.parametrize("label", RESERVED)
+def test_a_label_that_is_called_as_a_column_of_the_store_is_refused_before_anything_is_written(
+    lake: Lake, label: str
+) -> None:
+    lake.write(["w0"], **{label: [1]})
+    with pytest.raises(InputError, match=f"names '{label}', a column of the store's own; rename it in the"):
+        lake.tokenize(labels=(label,))
+    assert not lake.layout.root.exists()
 
 
 @pytest.mark.parametrize(("labels", "message"), [(("row",), "store's own"), (("a", "a"), "'a', twice")])

@@ -25,7 +25,7 @@ Out = Annotated[
 Features = Annotated[
     str,
     typer.Option(
-        "--features", help="all, numbers and ranges (1,5,10:20), or top:N:COLUMN of the feature table."
+        "--features", help="all, numbers and ranges (1,5,10:20), top:N:COLUMN, or ranks COLUMN:START:STOP."
     ),
 ]
 Window = Annotated[

@@ -50,13 +50,15 @@ def draw_control_mean(features: pl.DataFrame, site: str) -> Figure:
 
 
 def draw_control_max(features: pl.DataFrame, site: str) -> Figure:
-    """The strongest activation of learnt features, and of those of the control."""
+    """The largest |activation| of learnt features, as `max_activation` draws it, and of the control's."""
+    strongest = "strongest_activation" if "strongest_activation" in features.columns else "max_activation"
+    signed = bool((features[strongest] < 0).any())
     return _over_features(
         features,
         site,
-        "max_activation",
+        strongest,
         "Strongest activation: learnt and control",
-        "largest activation of a feature (log scale, units of the SAE)",
+        f"strongest {'|activation|' if signed else 'activation'} of a feature (log scale, units of the SAE)",
     )
 
 

@@ -106,6 +106,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         matches=[(name, some) for name, some in found.items() if name.startswith(MATCHES) and some],
         clusters=_clusters(work, found),
         labels=_labels(found.get("labels", [])),
+        trends=rows.joined(map(rows.trend, found.get("label_trends", []))),
         missing=work.missing,
         measures=MEASURES,
     )

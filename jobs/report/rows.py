@@ -52,6 +52,14 @@ def label(row: Mapping[str, Any]) -> str:
     return f"<tr{' class=clear' if clear else ''}><td><bdi>{escape(visible(row['value']))}</bdi>{told}"
 
 
+def trend(row: Mapping[str, Any]) -> str:
+    """The trend over one numeric label; where it is clear at 5 % it stands out."""
+    clear = row["q"] is not None and row["q"] < 0.05
+    cells = (whole(row["documents"]), *(number(row[name]) for name in ("slope", "se", "z", "q")))
+    told = "".join(f"<td class=n>{cell}" for cell in cells)
+    return f"<tr{' class=clear' if clear else ''}><td><bdi>{escape(visible(row['label']))}</bdi>{told}"
+
+
 def logit(work: Work, token: int, value: float) -> str:
     """One token and its logit."""
     return f"<tr><td>{work.tokens([token])}<td class=n>{number(value)}"

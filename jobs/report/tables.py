@@ -21,6 +21,7 @@ OF_FEATURES = (
     "rankings",
     "profile",
     "labels",
+    "label_trends",
     "neighbours",
     "decoder_neighbours",
     "logits",

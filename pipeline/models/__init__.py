@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from pipeline.models.device import require_device
 from schemas import run_file
 from schemas.errors import InputError
@@ -123,6 +125,16 @@ def check_inputs(loader: str, inputs: Inputs | None) -> None:
         )
     if inputs is None and loader == "inputs":
         raise InputError("model.loader: inputs reads the vectors of a corpus, and this one holds tokens")
+
+
+def probe(model: Model, batch: TokenBatch, hooks: Sequence[str]) -> dict[str, torch.Tensor] | None:
+    """X at `hooks` [n, d] for the first n <= 2 tokens of a batch; None where the model lacks one of them."""
+    few = batch.token_ids[:1, :2]
+    inputs = None if batch.inputs is None else batch.inputs[:1, :2]
+    try:
+        return model.forward(TokenBatch(few, np.array([few.shape[1]]), inputs), also=hooks)
+    except InputError:
+        return None
 
 
 def model_digest(model: run_file.Model) -> str:

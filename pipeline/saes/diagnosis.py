@@ -14,12 +14,10 @@ from typing import NamedTuple
 
 from pipeline.saes.alternatives import SAMPLE, Alternative, Rows, alternatives, measured, published_k
 from pipeline.saes.encoder import Encoder
+from pipeline.saes.reconstruction import FEW
 
 ROWS = 4096
 """Rows that a mistake is looked for on."""
-
-FEW = 64
-"""Fewer rows tell nothing."""
 
 CLEARLY = 0.5
 GAIN = 0.05

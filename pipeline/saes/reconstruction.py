@@ -20,6 +20,9 @@ from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError
 from schemas.values import I64, SparseFeatures
 
+FEW = 64
+"""Fewer rows tell nothing of an SAE."""
+
 
 @final
 class Reconstruction:

@@ -31,7 +31,7 @@ MEASURES = {"frequency": "active", "mean_all": "total"}
 """What is compared -> the sums that it is made of."""
 
 
-class _Change(NamedTuple):
+class Change(NamedTuple):
     """A difference with its variance, its degrees of freedom, and where it may be tested: [F]."""
 
     difference: F64
@@ -63,11 +63,11 @@ def frequency_difference(a: DocumentSums, b: DocumentSums) -> tuple[F64, F64, F6
         nothing = np.full(len(a.columns["active"]), np.nan)
         return nothing, nothing, nothing
     change = _apart(a, b, "active")
-    _, z, p = _judged(change)
+    _, z, p = judged(change)
     return change.difference, z, p
 
 
-def _apart(a: DocumentSums, b: DocumentSums, measure: str) -> _Change:
+def _apart(a: DocumentSums, b: DocumentSums, measure: str) -> Change:
     """Two sets of documents that have nothing to do with each other."""
     first, second = a.estimate(measure), b.estimate(measure)
     one, two = first.variance(), second.variance()
@@ -77,7 +77,7 @@ def _apart(a: DocumentSums, b: DocumentSums, measure: str) -> _Change:
     freedom = np.where(one + two > 0, freedom, sum(d) - 2)
     variance = np.maximum(one + two, _pooled(first, second))
     expected = (a.columns["documents"] + b.columns["documents"]) * _smaller_share(a, b)
-    return _Change(second.p - first.p, variance, freedom, expected >= SUPPORT)
+    return Change(second.p - first.p, variance, freedom, expected >= SUPPORT)
 
 
 def _pooled(a: Estimate, b: Estimate) -> F64:
@@ -97,7 +97,7 @@ def _smaller_share(a: DocumentSums, b: DocumentSums) -> float:
     return min(min(documents) / sum(documents), min(rows) / sum(rows))
 
 
-def _paired(a: DocumentSums, b: DocumentSums, changes: DocumentSums, measure: str) -> _Change:
+def _paired(a: DocumentSums, b: DocumentSums, changes: DocumentSums, measure: str) -> Change:
     """The same documents, with the same counted rows."""
     assert a.totals == b.totals == changes.totals
     first, second = a.estimate(measure), b.estimate(measure)
@@ -105,14 +105,14 @@ def _paired(a: DocumentSums, b: DocumentSums, changes: DocumentSums, measure: st
     change = Estimate(second.x - first.x, squared, second.x_rows - first.x_rows, changes.totals)
     freedom = np.full(len(squared), changes.totals.documents - 1.0)
     supported = changes.columns[f"{measure}_changed"] >= 2 * SUPPORT
-    return _Change(change.p, change.variance(), freedom, supported)
+    return Change(change.p, change.variance(), freedom, supported)
 
 
-def _tested(name: str, a: F64, b: F64, change: _Change) -> dict[str, F64]:
+def _tested(name: str, a: F64, b: F64, change: Change) -> dict[str, F64]:
     """The columns of one measure; NaN is null."""
     from scipy import stats
 
-    error, z, p = _judged(change)
+    error, z, p = judged(change)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(a * b > 0, np.log2(np.abs(b)) - np.log2(np.abs(a)), np.nan)
     q = np.full(len(z), np.nan)
@@ -130,7 +130,7 @@ def _tested(name: str, a: F64, b: F64, change: _Change) -> dict[str, F64]:
     }
 
 
-def _judged(change: _Change) -> tuple[F64, F64, F64]:
+def judged(change: Change) -> tuple[F64, F64, F64]:
     """Standard error, z and p."""
     from scipy import stats
 

@@ -39,15 +39,17 @@ def in_control(tokens: TokenShard) -> Bool:
 
 def learnt_state(postings: Postings) -> pl.DataFrame:
     """State (schema `CONTROL_STATE`) of stored activations in the control's contexts."""
-    starts = postings.offsets[:-1]
-    sums = moments(postings.values.astype(np.float64), postings.offsets)
+    starts, values = postings.offsets[:-1], postings.values
+    sums = moments(values.astype(np.float64), postings.offsets)
+    high, low = (f.reduceat(values, starts) if len(starts) else values[:0] for f in (np.maximum, np.minimum))
     return _state(
         LEARNT,
         feature=postings.features,
         n_active=sums.n,
         mean=sums.mean,
         m2=sums.m2,
-        max_activation=np.maximum.reduceat(postings.values, starts) if len(starts) else [],
+        max_activation=high,
+        strongest_activation=np.where(high >= -low, high, low),
     )
 
 
@@ -63,6 +65,7 @@ def control_state(sums: ControlSums) -> pl.DataFrame:
         mean=mean,
         m2=np.maximum(sums.squares[fired] - total * mean, 0),
         max_activation=sums.largest[fired],
+        strongest_activation=sums.largest[fired],  # a control is not negative
     )
 
 
@@ -72,8 +75,17 @@ def _state(of: str, **columns: object) -> pl.DataFrame:
 
 
 def partial(learnt: pl.DataFrame, control: pl.DataFrame) -> pl.DataFrame:
-    """What a shard keeps of both states, by feature and `of`."""
-    return pl.concat([control, learnt]).sort("feature", "of")
+    """What a shard keeps of both states, by feature and `of`; see `CONTROL_STATE` for what it leaves out."""
+    both = pl.concat([control, learnt]).sort("feature", "of")
+    signed = not both["strongest_activation"].equals(both["max_activation"])
+    return both if signed else both.drop("strongest_activation")
+
+
+def _with_strongest(state: pl.DataFrame) -> pl.DataFrame:
+    """What a shard keeps, with the column that it may leave out."""
+    if "strongest_activation" in state.columns:
+        return state
+    return state.with_columns(strongest_activation=pl.col("max_activation"))
 
 
 def learnt_l0(features: SparseFeatures, counted_rows: int) -> pl.DataFrame:
@@ -134,13 +146,18 @@ def _power(state: pl.DataFrame) -> float:
 
 def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Merge states of both kinds, those of earlier shards first; by `of`, then feature."""
-    return pl.concat([_combine([state.filter(of=of) for state in states], of) for of in OF])
+    whole = [_with_strongest(state) for state in states]
+    return pl.concat([_combine([state.filter(of=of) for state in whole], of) for of in OF])
 
 
 def _combine(states: Sequence[pl.DataFrame], of: str) -> pl.DataFrame:
     merged = Moments().combine([_with_shape(state) for state in states])
     every = pl.concat([pl.DataFrame(schema=CONTROL_STATE), *states])
-    largest = every.group_by("feature").agg(pl.col("max_activation").max())
+    high, low = pl.col("strongest_activation").max(), pl.col("strongest_activation").min()
+    largest = every.group_by("feature").agg(
+        pl.col("max_activation").max(),
+        strongest_activation=pl.when(high >= -low).then(high).otherwise(low),
+    )
     joined = merged.join(largest, on="feature", how="left", maintain_order="left")
     return joined.with_columns(of=pl.lit(of)).select(*CONTROL_STATE)
 
@@ -154,7 +171,8 @@ def finalize(
     for of, rule in ((LEARNT, architecture), (CONTROL, "standard")):
         mine = moved.filter(of=of).drop("of")
         table = Moments().finalize(_with_shape(mine), totals, len(features))
-        largest = every_feature(mine.select("feature", "max_activation"), len(features))
+        strongest = mine.select("feature", "max_activation", "strongest_activation")
+        largest = every_feature(strongest, len(features))
         about = {"of": of, "control": control, "architecture": rule, "counted_rows": counted_rows}
         tables.append(
             table.join(largest, on="feature", maintain_order="left").with_columns(

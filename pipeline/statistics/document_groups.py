@@ -19,8 +19,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.statistics.clustered import DocumentSums, DocumentTotals, Pairs
+from pipeline.statistics.trends import TREND_BYTES, NumericLabel
 from schemas.tables import Schema
-from schemas.values import I64
+from schemas.values import F64, I64
 
 SUMS: Schema = {
     "documents": pl.Int64(),
@@ -51,10 +52,20 @@ class Label:
 
 @dataclass(frozen=True)
 class Grouping:
-    """All groups: the totals of all documents, and the labels."""
+    """All groups: the totals of all documents, and the labels; of those that are numbers, their spread."""
 
     totals: DocumentTotals
     labels: tuple[Label, ...] = ()
+    numeric: tuple[NumericLabel, ...] = ()
+
+    @property
+    def bytes_per_feature(self) -> int:
+        """Of the sums over documents of one feature."""
+        return GROUP_BYTES * self.n_groups + TREND_BYTES * len(self.numeric)
+
+    def numbers(self, documents: pl.DataFrame) -> list[F64]:
+        """The standardised value of each document by each numeric label, NaN for none: float64 [M] each."""
+        return [label.standardised(documents[label.name]) for label in self.numeric]
 
     @property
     def n_groups(self) -> int:

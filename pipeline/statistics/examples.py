@@ -136,18 +136,18 @@ def quantile_examples(state: pl.DataFrame, per_interval: int = 2) -> pl.DataFram
     Where all are positive these are the weakest; negative ones come before them, the strongest of them first.
 
     `state` is the joined state of all statistics. A sample's place among the active rows comes from the
-    histogram, whose rows are taken as evenly spread inside a bin. Of an interval the `per_interval` smallest
-    hashes are given, rank 0 first; one into which no sample fell has none.
+    histogram, whose rows are taken as evenly spread inside a bin (`tenths` counts it exactly). Of an interval
+    the `per_interval` smallest hashes are given, rank 0 first; one into which no sample fell has none.
     """
     features = element_features(state, "sample_rows")
     rows, values = elements(state, "sample_rows"), elements(state, "sample_values")
     share = _share_below(state, features, values)
     interval = np.minimum(share * INTERVALS, INTERVALS - 1).astype(np.uint8)
-    kept, rank = _smallest(row_hash(features, rows), key_of(features, interval), per_interval)
+    kept, rank = smallest_hashes(row_hash(features, rows), key_of(features, interval), per_interval)
     return example_frame("quantile", features[kept], interval[kept], rank, rows[kept], values[kept])
 
 
-def _smallest(hashes: U64, keys: I64, k: int) -> tuple[I64, I64]:
+def smallest_hashes(hashes: U64, keys: I64, k: int) -> tuple[I64, I64]:
     """Places of the `k` smallest hashes of each key, by key and hash, and their ranks; keys ascend.
 
     They do: a feature's samples are in order of their bins, so of their values, and so of their shares.

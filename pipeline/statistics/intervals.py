@@ -25,6 +25,7 @@ from pipeline.statistics.clustered import DocumentTotals, Estimate
 from schemas.values import F64
 
 LEVEL = 0.95
+"""Of every interval that is told, of frequencies and of `ratios`."""
 
 
 class Interval(NamedTuple):

@@ -1,13 +1,13 @@
 """What a feature fires on: tokens, positions, contexts, documents and their labels.
 
 A `Profiler` takes the activations of a range of features, shard by shard in shard order, and gives their rows
-of the tables `profile` and `labels`. Counts are whole numbers and `total` is added up in the order of
-documents, so the tables have the same bits for any ranges.
+of the tables `profile`, `labels` and `label_trends`. Counts are whole numbers and other sums are added up in
+the order of documents and shards, so the tables have the same bits for any ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ from pipeline.statistics.document_groups import Grouping, GroupSums, Label, toge
 from pipeline.statistics.intervals import effective, frequency_interval, rule_of_three
 from pipeline.statistics.ragged import run_starts
 from pipeline.statistics.tallies import Tally
+from pipeline.statistics.trends import TrendSums
 from schemas.tables import LABELS, PROFILE
-from schemas.values import I64, Postings, TokenShard
+from schemas.values import F64, I64, Postings, TokenShard
 
 FIRST_POSITIONS = 2
 """Positions 0 and 1: BOS, or what stands in its place, and the first token after it."""
@@ -42,6 +43,8 @@ class ShardRows:
     """Counted rows of each document."""
     groups: list[I64]
     """`Grouping.groups` of the documents."""
+    numbers: list[F64]
+    """`Grouping.numbers` of the documents, float64 [M]."""
 
     @classmethod
     def of(cls, shard: TokenShard, grouping: Grouping, labels: pl.DataFrame) -> ShardRows:
@@ -56,6 +59,7 @@ class ShardRows:
             document,
             counted,
             grouping.groups(labels),
+            grouping.numbers(labels),
         )
 
 
@@ -66,6 +70,7 @@ class Profiler:
         self._features, self._grouping = features, grouping
         self._tokens, self._positions = Tally(), Tally()
         self._sums = GroupSums(len(features), grouping)
+        self._trends = TrendSums(len(features), grouping.numeric)
         self._first = np.full(len(features), -1, np.int64)
         self._last = np.full(len(features), -1, np.int64)
 
@@ -78,7 +83,9 @@ class Profiler:
         features = np.repeat(fired, np.diff(postings.offsets))
         self._tokens.add(features, rows.token[postings.rows])
         self._positions.add(features, rows.position[postings.rows])
-        self._sums.add(document_pairs(moved, rows.document), rows.groups, rows.counted)
+        pairs = document_pairs(moved, rows.document)
+        self._sums.add(pairs, rows.groups, rows.counted)
+        self._trends.add(pairs, rows.numbers, rows.counted)
         first, last = postings.rows[postings.offsets[:-1]], postings.rows[postings.offsets[1:] - 1]
         self._first[fired] = np.where(self._first[fired] < 0, rows.context[first], self._first[fired])
         self._last[fired] = rows.context[last]
@@ -125,6 +132,10 @@ class Profiler:
         frames = [frame for label in self._grouping.labels for frame in self._values(label)]
         return pl.concat([pl.DataFrame(schema=LABELS), *frames]).sort("feature", maintain_order=True)
 
+    def trends(self) -> pl.DataFrame:
+        """The rows of the table `label_trends`, q left out, by feature, then label."""
+        return self._trends.table(self._features.start)
+
     def _values(self, label: Label) -> Iterator[pl.DataFrame]:
         groups = self._sums.of(label)
         whole = together(groups)
@@ -156,23 +167,22 @@ class Profiler:
         return frame.filter((pl.col("n_active") > 0) | pl.col("p").is_not_null())
 
 
-def with_q(labels: pl.DataFrame) -> pl.DataFrame:
+def with_q(labels: pl.DataFrame, family: Sequence[str] = ("label", "value")) -> pl.DataFrame:
     """The table `labels` with q: Benjamini and Hochberg's (1995) over the features of a value with a p.
 
     Each value of a label is a question of its own: of the features called different at q 0.05 for it one in
-    twenty is expected not to be.
+    twenty is expected not to be. Of `label_trends` the `family` is the label alone.
     """
-    family, p = ("label", "value"), pl.col("p")
+    p = pl.col("p")
     tested = labels.with_row_index("place").filter(p.is_not_null())
     ranked = tested.sort("p", descending=True, maintain_order=True).select(
         "place",
+        *family,
         raised=p * pl.len().over(family) / (pl.len().over(family) - pl.int_range(pl.len()).over(family)),
-        label="label",
-        value="value",
     )
     q = ranked.select("place", q=pl.col("raised").cum_min().over(family).clip(upper_bound=1.0))
     found = labels.drop("q").with_row_index("place").join(q, on="place", how="left", maintain_order="left")
-    return found.select(*LABELS)
+    return found.select(*labels.columns)
 
 
 def _where(condition: NDArray[np.bool_], values: NDArray[Any]) -> pl.Series:

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.statistics.intervals import LEVEL
 from schemas.values import F64
-
-LEVEL = 0.95
 
 
 class Moments(NamedTuple):
@@ -41,7 +40,7 @@ class Moments(NamedTuple):
         )
 
 
-class Interval(NamedTuple):
+class Estimated(NamedTuple):
     """A value, its standard error, and the ends of its interval at LEVEL; NaN where they are not known."""
 
     value: float
@@ -55,7 +54,7 @@ def moments(totals: F64) -> Moments:
     return Moments(len(totals), totals.sum(axis=0), np.einsum("di,dj->ij", totals, totals))
 
 
-def ratio(found: Moments, above: F64, below: F64) -> Interval:
+def ratio(found: Moments, above: F64, below: F64) -> Estimated:
     """above.S / below.S; its interval by Student's t with D - 1 degrees of freedom.
 
     All NaN where below.S is not positive: zeros that do no harm leave nothing to recover.
@@ -64,12 +63,12 @@ def ratio(found: Moments, above: F64, below: F64) -> Interval:
 
     nan, size, d = float("nan"), float(below @ found.sums), found.documents
     if not size > 0:
-        return Interval(nan, nan, nan, nan)
+        return Estimated(nan, nan, nan, nan)
     value = float(above @ found.sums) / size
     if d < 2:
-        return Interval(value, nan, nan, nan)
+        return Estimated(value, nan, nan, nan)
     apart = above - value * below
     squares = max(float(apart @ found.products @ apart), 0.0)  # rounding may not make it negative
     se = float(np.sqrt(squares * d / (d - 1))) / size
     half = se * float(stats.t.ppf((1 + LEVEL) / 2, d - 1))
-    return Interval(value, se, value - half, value + half)
+    return Estimated(value, se, value - half, value + half)

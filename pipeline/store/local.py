@@ -18,6 +18,8 @@ from pathlib import Path
 
 from schemas.errors import InputError
 
+STORE_REMEDY = "set store.root elsewhere"
+"""Of a disk that can not be written."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -37,9 +39,9 @@ def put_if_absent(path: Path, data: bytes) -> bool:
         return won
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, remedy: str = STORE_REMEDY) -> None:
     """Write or replace `path` whole: a reader sees the old bytes or the new. Errors as `put_if_absent`."""
-    with storage_errors(path), _temporary_file(path, data) as temporary:
+    with storage_errors(path, remedy), _temporary_file(path, data) as temporary:
         temporary.replace(path)
         fsync_folder(path.parent)
 
@@ -182,7 +184,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, remedy: str = "set store.root elsewhere") -> Iterator[None]:
+def storage_errors(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
     """Turn what a full, read-only or forbidden disk says into one sentence: `path`, and the remedy."""
     try:
         yield

@@ -28,7 +28,7 @@ from pipeline.store.transposition import to_postings
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath, below
 from schemas.records import Lake, Plan, PlannedSite, Receipt
-from schemas.values import I64, U32, U64, Postings, SparseFeatures, TokenShard
+from schemas.values import I64, U32, U64, Bool, Postings, SparseFeatures, TokenShard
 
 EVERY_FEATURE = range(1 << 32)
 
@@ -174,6 +174,8 @@ class _SiteCheck:
     def __init__(self, of: Pass, site: PlannedSite, shard: Committed, report: VerifyReport) -> None:
         self._of, self._site, self._report = of, site, report
         self._files, self._receipt = shard.files[site.name], shard.receipt.sites[site.name]
+        self._learnt: SparseFeatures | None = None
+        """Activations in the control's contexts, a fifth of them, where the CSR was read."""
         self._where = f"shard {shard.receipt.shard} of site {site.name} ({shard.receipt.attempt})"
 
     def run(self) -> Prints:
@@ -213,15 +215,14 @@ class _SiteCheck:
         files, chosen = self._files, control.in_control(tokens)
         assert files.control is not None
         assert files.control_l0 is not None
-        matrix = files.read_csr()
-        every = SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
-        kept = every.only(np.repeat(chosen, np.diff(every.indptr)))
+        # without a CSR the postings are read once more, for they went by in runs and must be turned
+        kept = _of_rows(files.read_csr(), chosen) if self._learnt is None else self._learnt
         learnt = control.learnt_state(to_postings(kept, self._site.d_sae))
         l0 = control.learnt_l0(kept, int((tokens.counted & chosen).sum()))
         with readable(files.control_l0):
             stored, stored_l0 = files.read_control(EVERY_FEATURE), read_frame(files.control_l0)
         is_learnt = pl.col("of") == control.LEARNT
-        self._report.compare_frame(learnt, stored.filter(is_learnt), files.control)
+        self._report.compare_frame(learnt.select(stored.columns), stored.filter(is_learnt), files.control)
         self._report.compare_frame(l0, stored_l0.filter(is_learnt), files.control_l0)
         if wrong := control.impossible(stored, stored_l0):
             self._wrong(f"the control {wrong}")
@@ -239,6 +240,8 @@ class _SiteCheck:
         elif matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < self._site.d_sae:
             self._wrong("the CSR holds features that the SAE has not")
         else:
+            if self._site.control:
+                self._learnt = _of_rows(matrix, control.in_control(tokens))
             return matrix.tocsc(), matrix.indptr.astype(np.int64)
         return None, None
 
@@ -287,6 +290,12 @@ class _SiteCheck:
         else:
             for first in range(0, self._site.d_sae, self._site.feature_block):
                 yield _cut(columns, first, min(first + self._site.feature_block, self._site.d_sae))
+
+
+def _of_rows(matrix: Any, chosen: Bool) -> SparseFeatures:
+    """A CSR [N, d_sae] with the activations of the rows that are `chosen` [N]."""
+    every = SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
+    return every.only(np.repeat(chosen, np.diff(every.indptr)))
 
 
 def _wrong_with(block: Postings, tokens: TokenShard, columns: Any) -> str | None:

@@ -119,9 +119,12 @@ class ShardFiles:
         return _read_features(self.partials, features, columns, partials_schema())
 
     def read_control(self, features: range) -> pl.DataFrame:
-        """States of control and learnt features of some features (`schemas.tables.CONTROL_STATE`)."""
+        """States of control and learnt features of some features (`schemas.tables.CONTROL_STATE`).
+
+        They have the columns of the file, which may lack the last.
+        """
         assert self.control is not None
-        return _read_features(self.control, features, None, CONTROL_STATE)
+        return _read_features(self.control, features, None, CONTROL_STATE, may_lack="strongest_activation")
 
     def read_row_counts(self) -> pl.DataFrame:
         """L0 counts (`schemas.tables.ROW_COUNTS`)."""
@@ -130,7 +133,7 @@ class ShardFiles:
 
 
 def _read_features(
-    path: StorePath, features: range, columns: list[str] | None, known: Schema
+    path: StorePath, features: range, columns: list[str] | None, known: Schema, may_lack: str = ""
 ) -> pl.DataFrame:
     """The lines of some features of a file that is sorted by its first column `feature`."""
     with readable(path), open_parquet(path) as parquet:
@@ -141,7 +144,8 @@ def _read_features(
             if _overlap(metadata.row_group(group).column(0).statistics, features)
         ]
         table = parquet.read_row_groups(groups, columns=columns, use_threads=False)
-        frame = as_frame(table, {name: known[name] for name in columns or known})
+        expected = [name for name in columns or known if name != may_lack or name in table.column_names]
+        frame = as_frame(table, {name: known[name] for name in expected})
     first, last = np.searchsorted(frame["feature"].to_numpy(), [features.start, features.stop])
     return frame.slice(int(first), int(last - first))
 

@@ -3,8 +3,9 @@
 A first pass over the token shards learns the labels' values. Then a task takes a range of features and reads
 their activations and the tokens of every shard, in shard order; no bit depends on the ranges. They are cut so
 that what a task holds stays below RANGE_BYTES: 64 bytes for each token that each feature may fire on (at most
-its activations, or the vocabulary), and 40 for each feature and value of a label. Beside that it holds the
-tokens of one shard, some 60 bytes a row, and a run of a million activations.
+its activations, or the vocabulary), 40 for each feature and value of a label, and 48 for each feature and
+numeric label. Beside that it holds the tokens of one shard, some 60 bytes a row, and a run of a million
+activations.
 
 The cost is some 0.15 microseconds of one core for each activation, plus, for each range, 0.1 for each row of
 the lake: a billion activations of 65,536 features are some dozens of ranges. Where a pass has no postings
@@ -25,16 +26,17 @@ import polars as pl
 
 from pipeline.executors.tasks import Tasks
 from pipeline.statistics.clustered import DocumentTotals, document_rows, document_totals
-from pipeline.statistics.document_groups import GROUP_BYTES, Grouping, Label
+from pipeline.statistics.document_groups import Grouping, Label
 from pipeline.statistics.profile import Profiler, ShardRows, with_q
 from pipeline.statistics.rows import l0_above
 from pipeline.statistics.tallies import PAIR_BYTES
+from pipeline.statistics.trends import NumericLabel
 from pipeline.store.parquet import scan_frame
 from pipeline.store.shard_files import ShardFiles, read_n_active
 from pipeline.store.tokens import read_document_labels, read_token_shard
 from schemas.layout import Layout
 from schemas.records import Lake
-from schemas.tables import L0_THRESHOLDS, LABEL_VALUES, LABELS, PROFILE, Schema
+from schemas.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE, Schema
 from schemas.values import Reads, TokenShard
 
 if TYPE_CHECKING:
@@ -83,21 +85,23 @@ class Tokens:
 def profile_tables(
     store: FeatureStore, site: str, tasks: Tasks, advance: Advance, most: int | None = None
 ) -> dict[str, pl.DataFrame]:
-    """The tables `profile`, `labels` and `label_values`; `advance` is told of features that are done.
+    """The tables `profile`, `labels`, `label_trends` and `label_values`.
 
-    `most`: values of a label column that are compared, those of most rows; None: `most_values`.
+    `advance` is told of features that are done. `most`: values of a label column that are compared, those of
+    most rows; None: `most_values`.
     """
     tokens, shards, d_sae = Tokens.of(store, site), store.shard_files(site), store.site(site).d_sae
     grouping, values = group(
         *survey(tokens, shards, tasks), store.lake.label_columns, most or most_values(d_sae)
     )
-    profiles, labels = [pl.DataFrame(schema=PROFILE)], [pl.DataFrame(schema=LABELS)]
-    ranges = feature_ranges(store, site, grouping.n_groups)
+    parts = [tuple(pl.DataFrame(schema=schema) for schema in (PROFILE, LABELS, LABEL_TRENDS))]
+    ranges = feature_ranges(store, site, grouping.bytes_per_feature)
     for some in tasks.map(partial(profile_range, tokens, shards, grouping), ranges):
-        profiles.append(some[0])
-        labels.append(some[1])
+        parts.append(some)
         advance(some[0].height)
-    return {"profile": pl.concat(profiles), "labels": with_q(pl.concat(labels)), "label_values": values}
+    profile, labels, trends = (pl.concat(part) for part in zip(*parts, strict=True))
+    tested = {"labels": with_q(labels), "label_trends": with_q(trends, ("label",))}
+    return {"profile": profile, **tested, "label_values": values}
 
 
 def l0_thresholds(
@@ -121,14 +125,17 @@ def most_values(d_sae: int) -> int:
     return max(8, min(MOST_VALUES, MOST_LABEL_ROWS // d_sae))
 
 
-def feature_ranges(store: FeatureStore, site: str, n_groups: int) -> list[range]:
-    """All features, in order, in ranges of which a task holds some RANGE_BYTES."""
+def feature_ranges(store: FeatureStore, site: str, of_documents: int) -> list[range]:
+    """All features, in order, in ranges of which a task holds some RANGE_BYTES.
+
+    `of_documents`: bytes that the sums over documents take of each feature.
+    """
     d_sae = store.site(site).d_sae
     n_active = read_n_active(store.shard_files(site), d_sae)
     vocabulary = store.layout.vocabulary
     tokens = scan_frame(vocabulary).select(pl.len()).collect().item() if vocabulary.is_file() else np.inf
     pairs = np.minimum(n_active, tokens) + np.minimum(n_active, store.lake.context_size)
-    sizes = np.cumsum(PAIR_BYTES * pairs + GROUP_BYTES * n_groups)
+    sizes = np.cumsum(PAIR_BYTES * pairs + of_documents)
     edges = [0]
     while edges[-1] < d_sae:
         before = int(sizes[edges[-1] - 1]) if edges[-1] else 0
@@ -139,8 +146,8 @@ def feature_ranges(store: FeatureStore, site: str, n_groups: int) -> list[range]
 
 def profile_range(
     tokens: Tokens, shards: Sequence[ShardFiles], grouping: Grouping, features: range
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The rows of `profile` and of `labels`, q left out, of some features."""
+) -> tuple[pl.DataFrame, ...]:
+    """The rows of `profile`, `labels` and `label_trends`, q left out, of some features."""
     profiler = Profiler(features, grouping)
     names = [label.name for label in grouping.labels]
     for shard in shards:
@@ -150,7 +157,7 @@ def profile_range(
         rows = ShardRows.of(tokens.read(shard), grouping, tokens.read_labels(shard, names))
         for postings in chain([first], runs):
             profiler.add(postings, rows)
-    return profiler.profile(), profiler.labels()
+    return profiler.profile(), profiler.labels(), profiler.trends()
 
 
 def survey(tokens: Tokens, shards: Sequence[ShardFiles], tasks: Tasks) -> tuple[DocumentTotals, pl.DataFrame]:
@@ -195,12 +202,13 @@ def group(
 
     Values stand in their order: numbers as numbers, text as text.
     """
-    labels, frames = [], [pl.DataFrame(schema=LABEL_VALUES)]
+    labels, numeric, frames = [], [], [pl.DataFrame(schema=LABEL_VALUES)]
     for name, dtype in columns.items():
         of = values.filter(label=name)
         if of.is_empty():
             continue
-        order = pl.col("value").cast(pl.Float64) if dtype in ("Int64", "Float64") else pl.col("value")
+        is_number = dtype in ("Int64", "Float64")
+        order = pl.col("value").cast(pl.Float64) if is_number else pl.col("value")
         first = of.drop_nulls("value").sort("rows", "value", descending=[True, False]).head(most)["value"]
         compared = pl.col("value").is_in(first.implode()).fill_null(value=False)
         of = of.sort(order, "value", nulls_last=True).with_columns(compared=compared)
@@ -210,4 +218,12 @@ def group(
         sums.append(DocumentTotals(*rest.select(pl.col(_SUMS).sum()).row(0)))
         labels.append(Label(name, tuple(kept["value"]), tuple(sums)))
         frames.append(of.select(*LABEL_VALUES))
-    return Grouping(totals, tuple(labels)), pl.concat(frames)
+        if is_number and (found := _numeric(name, of.drop_nulls("value"))) is not None:
+            numeric.append(found)
+    return Grouping(totals, tuple(labels), tuple(numeric)), pl.concat(frames)
+
+
+def _numeric(name: str, of: pl.DataFrame) -> NumericLabel | None:
+    """A numeric label, by its values in their order (columns _VALUES); None where it has no slope."""
+    sums = (of[column].to_numpy() for column in _SUMS)
+    return NumericLabel.of(name, of["value"].cast(pl.Float64).to_numpy(), *sums)

@@ -90,7 +90,7 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
 
 
 JOBS = {
-    "profile": ("profile", "labels", "label_values", "l0_thresholds"),
+    "profile": ("profile", "labels", "label_trends", "label_values", "l0_thresholds"),
     "rank": ("rankings", "ranking_summary"),
     "coactivation": ("neighbours", "decoder_neighbours"),
     "cluster": ("feature_map",),

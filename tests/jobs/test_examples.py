@@ -16,7 +16,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.site import write_site_weights
 from pipeline.store.tables import write_table
 from schemas.errors import InputError
-from schemas.tables import EXAMPLES, OF_STATS
+from schemas.tables import EXAMPLES
 from tests.store.build import D_SAE, Built, build
 
 SHARDS = 4
@@ -42,7 +42,7 @@ def test_what_stats_found_stays_and_the_table_is_sorted(made: tuple[pl.DataFrame
     before, table = made
     assert dict(table.schema) == EXAMPLES
     assert set(table["kind"]) == {"top", "top_document", "quantile", "random"}
-    assert table.filter(pl.col("kind").is_in(OF_STATS)).equals(before)
+    assert table.filter(kind="top").equals(before.filter(kind="top"))
     assert table.equals(table.sort("feature", "kind", "interval", "rank"))
 
 
@@ -59,6 +59,31 @@ def test_one_row_of_each_document_is_its_strongest(
         assert mine["row"].to_list() == best["row"].to_list()
         assert mine["activation"].to_list() == best["value"].to_list()
         assert mine["rank"].to_list() == list(range(best.height))
+
+
+def test_samples_stand_in_the_tenth_that_sorting_all_active_rows_gives_them(
+    built: Built, made: tuple[pl.DataFrame, pl.DataFrame]
+) -> None:
+    found, moved = made[1].filter(kind="quantile"), 0
+    for feature in range(D_SAE):
+        values, mine = built.dense["site"][:, feature], found.filter(feature=feature)
+        rows = np.flatnonzero(values)
+        order = rows[np.lexsort((rows, values[rows]))].tolist()
+        tenths = [int((order.index(row) + 0.5) * 10 / len(order)) for row in mine["row"].to_list()]
+        assert mine["interval"].to_list() == tenths
+        assert mine["activation"].to_list() == values[mine["row"].to_numpy().astype(np.int64)].tolist()
+        if tenths:  # NumPy's quantiles are the borders
+            borders = [np.quantile(values[rows], n / 10, method="inverted_cdf") for n in range(11)]
+            low, high = (
+                np.array(borders)[mine["interval"]],
+                np.array(borders)[mine["interval"].to_numpy() + 1],
+            )
+            assert ((mine["activation"].to_numpy() >= low) & (mine["activation"].to_numpy() <= high)).all()
+        for _, some in mine.group_by("interval"):
+            assert some["rank"].to_list() == list(range(some.height))
+            assert some.height <= 2
+        moved += mine.height
+    assert moved > 200
 
 
 def test_random_rows_are_counted_and_of_all_contexts_without_the_feature(

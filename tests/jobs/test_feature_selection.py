@@ -6,7 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.feature_selection import parse_numbers, select_features
+from jobs.feature_selection import chosen_features, parse_numbers, parse_ranks, select_features
+from jobs.profile import profile
+from jobs.rank import window
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store
 
@@ -51,6 +53,28 @@ def test_top_names_those_of_the_largest_values_and_of_equal_ones_the_lower_numbe
     assert select_features(store, "site", "top:3:counted_rows").tolist() == [0, 1, 2]
 
 
+def test_ranks_are_a_slice_of_the_ranking_in_its_order_and_top_is_its_beginning(store):
+    order = window(store, "site", "n_active", 0, 40)["feature"].to_list()
+    assert chosen_features(store, "site", "n_active:3:8") == order[3:8]
+    assert chosen_features(store, "site", "top:8:n_active") == order[:8]
+    assert chosen_features(store, "site", "n_active:38:99") == order[38:]
+    assert select_features(store, "site", "n_active:3:8").tolist() == sorted(order[3:8])
+    assert (
+        parse_ranks("top:5", "--features")
+        == parse_ranks("frequency:0:5", "--features")
+        == ("frequency", 0, 5)
+    )
+
+
+def test_columns_of_the_profile_rank_too_and_before_there_is_one_its_command_is_named(tmp_path):
+    store = built_store(tmp_path)[1]
+    with pytest.raises(InputError, match="run `latentlake profile`"):
+        select_features(store, "site", "top:3:tokens")
+    tokens = profile(store, "site")["tokens"].to_list()
+    expected = sorted(range(40), key=lambda feature: (-tokens[feature], feature))[1:4]
+    assert chosen_features(store, "site", "tokens:1:4") == expected
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -67,8 +91,16 @@ def test_top_names_those_of_the_largest_values_and_of_equal_ones_the_lower_numbe
         ("top:3:a:b", "no top:N:COLUMN"),
         ("top:0:frequency", "no top:N:COLUMN"),
         ("top:x:frequency", "no top:N:COLUMN"),
-        ("top:3:frequent", "no column 'frequent'"),
-        ("top:3:histogram_bins", "no column"),
+        ("top:3:", "no top:N:COLUMN"),
+        ("top:3:frequent", "can not rank by 'frequent', which is no column .*; did you mean 'frequency'"),
+        ("top:3:top_tokens", "did you mean 'top_token'"),
+        ("top:3:histogram_bins", "which holds no numbers"),
+        ("frequent:0:3", "can not rank by 'frequent', which is no column .*; did you mean 'frequency'"),
+        ("frequency:0", "no COLUMN:START:STOP"),
+        ("frequency:0:x", "no COLUMN:START:STOP"),
+        ("frequency:0:3:4", "no COLUMN:START:STOP"),
+        ("frequency:3:3", "ranks 3 to 3 are none"),
+        ("frequency:99:120", "40 of 40 features have a value of frequency, and none has rank 99"),
     ],
 )
 def test_nonsense_is_refused_in_a_sentence(store, text, says):

@@ -134,6 +134,20 @@ def test_too_few_contexts_to_cluster_is_said_and_they_are_drawn(made, tmp_path, 
     assert (tmp_path / "few.svg").read_text() == (tmp_path / "few-plain.svg").read_text()
 
 
+def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
+    _, store = made
+    columns = [
+        selected(store, "site", asked, "max").columns
+        for asked in (
+            Asked(ranking="n_active:0:5"),
+            Asked(ranking="top:5:n_active"),
+            Asked(features="n_active:0:5"),
+            Asked(features="top:5:n_active"),
+        )
+    ]
+    assert columns[1:] == columns[:1] * 3
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [

@@ -30,7 +30,7 @@ def test_the_command_writes_the_tables_that_readers_name(built: Built) -> None:
         app, ["profile", str(built.layout.root), "--threshold", "2", "--threshold", "0.5"]
     )
     assert done.exit_code == 0, done.output
-    assert store.tables("site") == ["l0_thresholds", "label_values", "labels", "profile"]
+    assert store.tables("site") == ["l0_thresholds", "label_trends", "label_values", "labels", "profile"]
     table = store.scan_table("site", "profile").collect()
     fired = (built.dense["site"] != 0).any(0).sum()
     assert f"{fired} of {table.height} features fired" in done.output
@@ -48,6 +48,7 @@ def test_labels_of_too_few_documents_to_test_are_said(
     told = capsys.readouterr().out
     assert "no value of label party has enough of the 4 documents for a test" in told
     assert "no value of label year has enough" in told
+    assert "no feature fires in enough documents to test its trend over label year" in told
 
 
 def test_values_that_are_not_compared_are_said(built: Built, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,6 +215,17 @@ def test_a_ranking_of_a_stale_feature_table_is_stale(tmp_path):
     assert not store.is_stale("site", "rankings")
 
 
+def test_a_window_may_name_its_own_column_in_either_spelling(store, capsys):
+    show_window(store, "site", "n_active", "2:4")
+    printed = capsys.readouterr().out
+    show_window(store, "site", "frequency", "n_active:2:4")
+    assert capsys.readouterr().out == printed
+    show_window(store, "site", "frequency", "n_active:0:4")
+    printed = capsys.readouterr().out
+    show_window(store, "site", "frequency", "top:4:n_active")
+    assert capsys.readouterr().out == printed
+
+
 def test_show_window_prints_ranks_and_refuses_what_is_no_window(store, capsys):
     show_window(store, "site", "n_active", "2:4")
     printed = capsys.readouterr().out

@@ -15,6 +15,7 @@ from jobs.cluster import cluster
 from jobs.coactivation import coactivation
 from jobs.examples import examples
 from jobs.rank import rank
+from jobs.strips import DEEPEST
 from jobs.top import top
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -85,6 +86,16 @@ def test_a_page_shades_every_token_by_its_activation(
     assert sum(text.startswith("|") for _, text in page.spans) == 3
 
 
+def test_full_shade_from_0_on_shades_each_firing_token_fully(
+    store: FeatureStore, feature: int, tmp_path: Path
+) -> None:
+    said(store, "top", feature, "-k", 3, "--html", tmp_path / "top.html", "--maximum", 0)
+    page = Tokens((tmp_path / "top.html").read_text(encoding="utf-8"))
+    firing = [span["style"] for span, _ in page.spans if float(span.get("title") or 0)]
+    assert len(firing) > 3
+    assert all(f"/{DEEPEST}%" in style for style in firing)
+
+
 def test_a_feature_page_tells_what_there_is_and_the_command_for_what_there_is_not(
     store: FeatureStore, feature: int
 ) -> None:
@@ -119,6 +130,9 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
             "label": "party", "value": "Whig", "rows": 1234, "frequency": 0.5, "difference": -0.0625,
             "z": -4.5, "q": 0.03125,
         },
+        "label_trends": {
+            "label": "year", "documents": 1071, "slope": -0.00390625, "se": 0.001, "z": -3.75, "q": 0.046875,
+        },
         "decoder_neighbours": {"neighbour": 17, "rank": 0, "cosine": 0.8125},
         "logits": {
             "entropy_bits": 5.125, "max_probability": 0.375, "top_tokens": [4, 6], "top_logits": [2.5, 1.5],
@@ -139,7 +153,8 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
         )
     full = said(store, "feature", feature)
     parts = [
-        "0.1 to 0.25", "|·w2| on 50.0%", "Whig", "1,234", "-0.0625", "17 (0.812)", "5.125 bits",
+        "0.1 to 0.25", "|·w2| on 50.0%", "Whig", "1,234", "-0.0625", "1,071", "-0.003906", "0.04688",
+        "17 (0.812)", "5.125 bits",
         "|·w1| 2.5, |·w3| 1.5", "|·w5| -3.25", "promoted: |·w6| 0.5, |·w2| 0.25",
         "by co-activation: cluster 3",
         "other 21: cosine 0.938, jaccard 0.250, 1,007 rows", "synthetic 33: jaccard 0.125, 12 rows",

@@ -16,7 +16,8 @@ from scipy.linalg import hadamard
 
 from pipeline.saes import load_sae
 from pipeline.saes.alternatives import Rows, best_factor, mean_norm_factor
-from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, FEW, Elsewhere, Finding, _verdict, diagnose
+from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, Elsewhere, Finding, _verdict, diagnose
+from pipeline.saes.reconstruction import FEW
 from tests.kit import write_sae
 
 D, F, N, THRESHOLD = 32, 64, 1500, 7.5

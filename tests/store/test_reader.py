@@ -17,6 +17,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.reader import strongest
 from pipeline.store.site import write_site_weights
 from pipeline.store.tables import StaleTableWarning
+from pipeline.tokenize import RESERVED
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION
@@ -169,6 +170,16 @@ def test_windows_are_clipped_at_the_ends_of_the_context(store: FeatureStore, bui
         assert row["token_ids"] == context[first : row["position"] + 2]
         seen.add((row["position"] == 1, row["position"] == CONTEXT_SIZE - 1))
     assert seen == {(False, False), (True, False), (False, True)}
+
+
+def test_no_label_can_be_called_as_a_column_that_it_would_stand_beside(store: FeatureStore) -> None:
+    for frame in (store.scan_tokens().collect(), store.contexts("site", 3, 1)):
+        own = set(frame.columns) - set(store.lake.label_columns)
+        assert own > {"context", "shard", "token_ids"}
+        assert own <= set(RESERVED)
+        segments = frame.schema.get("segments")
+        inner = {field.name for field in segments.inner.fields} if segments is not None else set()
+        assert inner - set(store.lake.label_columns) <= set(RESERVED)
 
 
 def test_features_that_are_not_there_and_unknown_names_are_sentences(store: FeatureStore) -> None:

@@ -15,9 +15,10 @@ from pipeline.executors.tasks import OneProcess, Processes
 from pipeline.store import FeatureStore, site_profile
 from pipeline.store.site_profile import feature_ranges, l0_thresholds, profile_tables
 from schemas.run_file import parse_run_file
-from schemas.tables import L0_THRESHOLDS, LABEL_VALUES, LABELS, PROFILE
+from schemas.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE
 from tests.lakes import PARTIES, extracted, run_content, run_file
 from tests.statistics.test_comparison import by_hand_apart
+from tests.statistics.test_trends import by_regression
 from tests.store.build import D_SAE, Built, build
 
 
@@ -159,6 +160,34 @@ def test_labels_are_compared_as_by_hand_and_documents_without_one_take_no_part(
     assert table.filter(pl.col("p").is_null())["q"].null_count() == table["p"].null_count()
 
 
+def test_trends_are_regressions_of_all_rows_clustered_by_document(
+    built: Built, tables: dict[str, pl.DataFrame]
+) -> None:
+    rows, dense = counted(built.tokens, built.dense["site"])
+    known = rows["year"].is_not_null().to_numpy()
+    documents = rows.filter(pl.Series(known)).group_by("document", maintain_order=True)
+    documents = documents.agg(pl.col("year").first(), n=pl.len())
+    table = tables["label_trends"]
+    assert dict(table.schema) == LABEL_TRENDS
+    fires = dense[known] != 0
+    assert table["feature"].to_list() == np.flatnonzero(fires.any(0)).tolist()
+    assert set(table["label"]) == {"year"}
+    of_row = rows.filter(pl.Series(known))["document"]
+    for row in table.iter_rows(named=True):
+        frame = pl.DataFrame({"document": of_row, "x": fires[:, row["feature"]].astype(np.int64)})
+        x = frame.group_by("document", maintain_order=True).agg(pl.col("x").sum())["x"].to_numpy()
+        assert row["documents"] == (x > 0).sum()
+        year = documents["year"].to_numpy().astype(np.float64)
+        slope, se, p = by_regression(x, documents["n"].to_numpy().astype(np.int64), year)
+        assert (row["slope"], row["se"]) == pytest.approx((slope, se), rel=1e-9)
+        assert row["p"] is None or row["p"] == pytest.approx(p, rel=1e-9)
+    tested = table.drop_nulls("p")
+    assert tested.height > 10
+    expected = stats.false_discovery_control(tested["p"].to_numpy())
+    np.testing.assert_allclose(tested["q"], expected, rtol=1e-12)
+    assert table["q"].null_count() == table.height - tested.height
+
+
 def test_every_value_of_a_label_is_counted_none_too(built: Built, tables: dict[str, pl.DataFrame]) -> None:
     rows, _ = counted(built.tokens, built.dense["site"])
     found = tables["label_values"]
@@ -222,7 +251,7 @@ def test_no_bit_depends_on_ranges_or_layouts(
     built: Built, tables: dict[str, pl.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site_profile, "RANGE_BYTES", 1 << 16)
-    ranges = feature_ranges(FeatureStore.open(built.layout.root), "site", 20)
+    ranges = feature_ranges(FeatureStore.open(built.layout.root), "site", 800)
     assert len(ranges) == 3
     assert [f for some in ranges for f in some] == list(range(D_SAE))
     build(tmp_path / "csr", shards=4, documents=8, layouts=["token_major"])

@@ -90,7 +90,11 @@ def tables_of_features(fired: np.ndarray) -> dict[str, pl.DataFrame]:
         for value, z in [("red", None), (HARMFUL_LABEL, 3.0)]
     ]
     table = pl.DataFrame(labels, schema_overrides={"feature": pl.UInt32, "z": pl.Float64, "q": pl.Float64})
-    return {"profile": pl.DataFrame(profile), "logits": pl.DataFrame(logits), "labels": table}
+    trend = {"label": "year", "documents": 9, "slope": -0.5, "se": 0.125, "z": -4.0, "p": 0.01, "q": 0.02}
+    trends = pl.DataFrame([{"feature": f, **trend} for f in FEATURE.tolist()])
+    trends = trends.cast({"feature": pl.UInt32})
+    of_labels = {"labels": table, "label_trends": trends}
+    return {"profile": pl.DataFrame(profile), "logits": pl.DataFrame(logits), **of_labels}
 
 
 def tables_of_pairs() -> dict[str, pl.DataFrame]:

@@ -184,8 +184,12 @@ def test_neighbours_logits_clusters_labels_and_matches_are_those_of_the_tables(m
     assert "-1.25" in text.split("Lowest logits")[1].split("</table>")[0]
     assert '<a href="../../clusters/feature/1.html">cluster 1</a>' in text
     assert "matches_other" in text
-    clear, unclear = re.findall(r"<tr( class=clear)?><td><bdi>", text.split(">party</h3>")[1])
+    clear, unclear = re.findall(
+        r"<tr( class=clear)?><td><bdi>", text.split(">party</h3>")[1].split(">Trends")[0]
+    )
     assert (clear, unclear) == (" class=clear", "")  # the clearest difference first
+    (trend,) = re.findall(r"<tr class=clear><td><bdi>year</bdi>(.*)", text.split(">Trends")[1])
+    assert re.findall(r"<td class=n>([^<]+)", trend) == ["9", *map(number, (-0.5, 0.125, -4.0, 0.02))]
 
 
 def test_the_page_of_a_cluster_has_its_members_the_most_central_first(made):

@@ -1,0 +1,67 @@
+"""What a command writes where it is told: a place that can not be is named at once, by its option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.outputs import require_file, write_file
+from schemas.errors import InputError
+from tests.store.build import build
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without tables: a command that got beyond its options would complain of them."""
+    folder = tmp_path_factory.mktemp("store")
+    build(folder, shards=2)
+    return folder
+
+
+def test_a_file_is_replaced_whole_and_folders_on_the_way_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "page.html"
+    for data in (b"long before", b"now"):
+        write_file(path, data, "--html")
+        assert path.read_bytes() == data
+    assert [each.name for each in path.parent.iterdir()] == ["page.html"]
+
+
+def test_nothing_asked_for_is_nothing_refused() -> None:
+    require_file(None, "--html")
+
+
+@pytest.mark.parametrize("place", ["folder", "a-file/page.html"])
+def test_where_no_file_can_be_is_told_with_option_and_place(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a-file").touch()
+    for check in (require_file, lambda path, option: write_file(path, b"", option)):
+        with pytest.raises(
+            InputError, match=f"^--html {tmp_path / place} can not be a file: give one that is"
+        ):
+            check(tmp_path / place, "--html")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name"),
+    [
+        (("top", "{root}", "3"), "--html", "folder"),
+        (("elicit", "{root}", "war"), "--html", "folder"),
+        (("neighbours", "{root}", "3"), "--figure", "folder.svg"),
+        (("heatmap", "{root}", "--features", "3"), "--out", "folder.png"),
+        (("diff", "{root}", "{root}"), "--out", "folder.parquet"),
+        (("check-sae", "no-sae"), "--json", "folder.json"),
+    ],
+)
+def test_commands_refuse_a_folder_before_they_begin(
+    root: Path, tmp_path: Path, command: tuple[str, ...], option: str, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    words = [word.format(root=root) for word in command]
+    done = CliRunner().invoke(app, [*words, option, str(tmp_path / name)])
+    assert isinstance(done.exception, InputError)
+    assert str(done.exception) == (
+        f"{option} {tmp_path / name} can not be a file: give one that is no folder and lies in one"
+    )
