@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.batches import batches
-from pipeline.pooling import RowsRead
+from pipeline.models.pooling import RowsRead
 from schemas.records import PlannedSite
 from schemas.values import TokenShard
 

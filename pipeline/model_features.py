@@ -20,8 +20,8 @@ from pipeline.batches import batches
 from pipeline.first_look import first_look
 from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
+from pipeline.models.pooling import RowsRead, take_rows
 from pipeline.planned import differing, model_of, open_encoder
-from pipeline.pooling import RowsRead, take_rows
 from pipeline.saes import NO_SAE
 from pipeline.saes.control import ControlEncoder, ControlTally
 from pipeline.saes.reconstruction import worse_than_mean

@@ -17,9 +17,9 @@ from scipy import sparse
 from pipeline.batches import batches
 from pipeline.models import load_model, model_digest
 from pipeline.models.device import require_device
+from pipeline.models.pooling import RowsRead
 from pipeline.packing import ContextRule, counted_mask, pack, stored_mask
 from pipeline.planned import model_of
-from pipeline.pooling import RowsRead
 from pipeline.saes import load_sae, sae_digest
 from pipeline.store.catalog import Catalog
 from pipeline.store.transposition import round_activations

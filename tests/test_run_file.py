@@ -42,7 +42,7 @@ def test_the_least_run_file_has_the_documented_defaults():
         ("extract", "wrokers", 2, "unknown key 'wrokers' in extract; did you mean 'workers'?"),
         ("derive", "job", ["stats"], "unknown key 'job' in derive; did you mean 'jobs'?"),
         ("store", "activation_dtype", "int8", "store.activation_dtype is 'int8'"),
-        ("tokens", "context_size", 1, "tokens.context_size is 1: input should be greater than or equal to 2"),
+        ("tokens", "context_size", 0, "tokens.context_size is 0: input should be greater than or equal to 1"),
         ("store", "root", "", "store.root is '': must be a path"),
         ("store", "layouts", [], "store.layouts is []: must name token_major, feature_major, dense"),
     ],
