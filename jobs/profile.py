@@ -85,7 +85,7 @@ def _left_out(store: FeatureStore, values: pl.DataFrame, labels: pl.DataFrame) -
     ]
     untested = values.filter(~pl.col("label").is_in(labels.drop_nulls("p")["label"].unique().implode()))
     for (name,), some in untested.group_by("label", maintain_order=True):
-        most, total = _largest_smaller_set(some), some["documents"].sum()
+        most, total = _largest_smaller_set(some), int(some["documents"].sum())
         found.append(
             f"no value of label {escape(str(name))} has enough of the {several(total, 'document')} for a "
             "test: a feature is tested between the documents with a value and all others where chance alone "
