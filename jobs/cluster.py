@@ -21,6 +21,7 @@ from jobs.clusters.kmeans import default_clusters
 from jobs.clusters.members import Members, tell
 from jobs.clusters.naming import naming_tokens
 from jobs.clusters.placing import feature_map
+from jobs.clusters.tables import FEATURE_MAP
 from jobs.clusters.vectors import KINDS, Kind, survey
 from jobs.console import say
 from jobs.progress import counting
@@ -82,6 +83,7 @@ def _of_features(
         tokens = _tokens(store, described.tokens, len(clustering.members.order))
         tables |= feature_tables(clustering, n_active, described, tokens)
         names[clustering.name] = tokens
+    tables["feature_map"] = pl.DataFrame(schema=FEATURE_MAP)  # where nothing fires, or has a direction
     if mapped := next((c for name in MAPPED for c in found if c.name == name and len(c.members.order)), None):
         tables["feature_map"] = feature_map(site, mapped, n_active, names[mapped.name], seed)
     return tables

@@ -65,7 +65,7 @@ def examples(
     table = pl.concat([before, *found]).sort("feature", "kind", "interval", "rank")
     store.write_table(site, "examples", table)
     counts = {row[0]: row[1] for row in table.group_by("kind").len().iter_rows()}
-    told = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts))
+    told = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts)) or "none, for no feature fires"
     say(f"[bold]examples[/] {site}: {told} ({time.monotonic() - began:.1f} s)")
     return table
 

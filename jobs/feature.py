@@ -101,7 +101,7 @@ def _tell_missing(page: Page) -> None:
     for name in dict.fromkeys(tables):
         if not page.has(name):
             by_job.setdefault(job_of(name), []).append(name)
-    if page.has("examples"):
+    if page.has("examples") and page.rows("features")["n_active"].sum():  # what never fires has none
         there = page.store.scan_table(page.site, "examples").select(pl.col("kind").unique()).collect()["kind"]
         for kind in sorted(KINDS.keys() - set(there)):
             by_job.setdefault("examples", []).append(f"examples of kind {kind}")
@@ -224,9 +224,12 @@ def _trends(page: Page) -> RenderableType | None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
-        table.add_column(column, justify="left" if column in ("label", "value", "by", "tokens") else "right")
+        is_text = column in ("label", "value", "by", "tokens")
+        table.add_column(
+            column, justify="left" if is_text else "right", overflow="ellipsis" if is_text else "fold"
+        )
     return table
 
 

@@ -32,7 +32,7 @@ from jobs.console import console, say
 from jobs.diff import Side
 from jobs.directions import Directions, cosines, directions_of, nearest, pair_cosines
 from jobs.pair_counts import INT32_ROWS, cut, mean_company, tallies
-from jobs.progress import track
+from jobs.progress import several, track
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store.shard_files import ShardFiles, read_n_active
 from schemas.errors import InputError
@@ -311,10 +311,9 @@ def _say_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -> N
             f"{(index > 0.5).sum():,} of {index.len():,} features share more than half of their rows with one"
         )
     pairs = table.filter("assigned")
-    say(
-        f"Assigned one to one {how}: {pairs.height:,} pairs, mean cosine {_number(pairs['cosine'].mean())}, "
-        f"mean Jaccard index {_number(pairs['jaccard'].mean())}"
-    )
+    means = {"cosine": pairs["cosine"].mean(), "Jaccard index": pairs["jaccard"].mean()}
+    told = "".join(f", mean {name} {_number(mean)}" for name, mean in means.items() if mean is not None)
+    say(f"Assigned one to one {how}: {several(pairs.height, 'pair')}{told}")
     if top and pairs.height:
         console.print(_clearest(pairs, "jaccard" if pairs["cosine"].is_null().all() else "cosine", top))
 

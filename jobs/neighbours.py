@@ -64,10 +64,12 @@ def _table(store: FeatureStore, site: str, by: str) -> pl.LazyFrame:
 
 
 def _shown(own: pl.DataFrame, title: str) -> Table:
-    shown = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(
+        title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     names = [name for name in own.columns if name != "feature"]
-    for name in names:
-        shown.add_column(name, justify="right")
+    for name in names:  # a number that is cut would be another number
+        shown.add_column(name, justify="right", overflow="fold")
     for row in own.select(names).iter_rows():
         shown.add_row(*(_cell(value) for value in row))
     return shown

@@ -13,8 +13,9 @@ import polars as pl
 from rich.markup import escape
 
 from jobs.console import say
-from jobs.progress import counting
+from jobs.progress import counting, several
 from pipeline.executors.tasks import OneProcess, Tasks
+from pipeline.statistics.comparison import SUPPORT
 from pipeline.store import FeatureStore
 from pipeline.store.site_profile import l0_thresholds, profile_tables
 from schemas.errors import InputError
@@ -89,8 +90,13 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
     ]
     untested = values.filter(~pl.col("label").is_in(labels.drop_nulls("p")["label"].unique().implode()))
     for (name,), some in untested.group_by("label", maintain_order=True):
-        documents = f"{some['documents'].sum():,} documents"
-        found.append(f"no value of label {escape(str(name))} has enough of the {documents} for a test")
+        most, total = _largest_smaller_set(some), int(some["documents"].sum())
+        found.append(
+            f"no value of label {escape(str(name))} has enough of the {several(total, 'document')} for a "
+            "test: a feature is tested between the documents with a value and all others where chance alone "
+            f"would have it fire in {SUPPORT} of the smaller set, which here has {most:,} at most: "
+            "have more documents, or fewer values"
+        )
     for (name,), some in trends.group_by("label", maintain_order=True):
         if some["p"].null_count() == some.height:
             found.append(
@@ -99,9 +105,18 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
     rest = values.filter(pl.col("value").is_not_null() & ~pl.col("compared"))
     for (name,), some in rest.group_by("label", maintain_order=True):
         found.append(
-            f"{some.height:,} values of label {name}, those of fewest rows, are not compared (--values)"
+            f"{some.height:,} values of label {escape(str(name))}, those of fewest rows, are not compared "
+            "(--values)"
         )
     return found
+
+
+def _largest_smaller_set(values: pl.DataFrame) -> int:
+    """Documents of the smaller set, value or rest, for the value of a label where it is largest."""
+    documents = values.filter(pl.col("value").is_not_null())["documents"]
+    smaller = pl.DataFrame({"with": documents, "without": values["documents"].sum() - documents})
+    largest: int | None = smaller.select(pl.min_horizontal("with", "without").max()).item()
+    return largest or 0
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ SHOWN = (
 )
 """Statistics that stand beside each feature of a window."""
 
-PRINTED = ("n_active", "frequency", "mean_all", "mean_active", "max_activation")
-"""Those of them that are printed: what fits 80 columns."""
+PRINTED = ("n_active", "mean_all", "mean_active", "max_activation")
+"""Those of them that are printed: what fits 80 columns (`n_active` tells the frequency too)."""
 
 RANKINGS: Schema = {
     "by": pl.String(),
@@ -135,7 +135,10 @@ def _with_intervals(
         say(f"[yellow]note[/]: ranks by {', '.join(rest)} have no interval, which only moments have")
     if shards < FEWEST_SHARDS:
         what = "ranks have no interval" if shards < 2 else "intervals of ranks are too narrow to trust"
-        say(f"[yellow]note[/]: {what} from {several(shards, 'shard')}, which are drawn anew: have 10 or more")
+        say(
+            f"[yellow]note[/]: {what} from {several(shards, 'shard')}, "
+            f"for they come from drawing shards anew: have {FEWEST_SHARDS} or more (tokens.shard_tokens)"
+        )
     if shards < 2 or not possible:
         return rankings
     with counting(f"rank {site}", draws * features.height, "features x draws") as advance:
@@ -179,6 +182,8 @@ def window(
     order = ranking(features, by, descending=descending)
     if not 0 <= start < stop:
         raise InputError(f"ranks {start} to {stop} are no window: give START:STOP with 0 <= START < STOP")
+    if not order.height:
+        raise InputError(f"no feature of site {site!r} has a {by}, so none has a rank: take another column")
     if start >= order.height:
         raise InputError(
             f"ranks {start} to {stop} by {by}: {order.height} of {features.height} features have a value; "
@@ -210,7 +215,8 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
     order = "largest" if descending else "smallest"
     table = Table(title=f"{site} by {by}, {order} first", box=SIMPLE_HEAD, pad_edge=False)
     for column in found.columns:
-        table.add_column(column.replace("_", "_\n"), justify="right")  # names wrap where they may
+        # names wrap where they may; a number that is cut would be another number
+        table.add_column(column.replace("_", "_\n"), justify="right", overflow="fold")
     for row in found.iter_rows():
         told = zip(found.columns, row, strict=True)
         table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in told))
@@ -221,10 +227,7 @@ def show_window(store: FeatureStore, site: str, by: str, text: str, *, descendin
 
 
 def _with_stored_intervals(store: FeatureStore, site: str, by: str, found: pl.DataFrame) -> pl.DataFrame:
-    """A window with the intervals of its ranks, where the stored ranking is of the same order and has them.
-
-    They take the place of `frequency`, which `n_active` tells too: a line has 80 columns.
-    """
+    """A window with the intervals of its ranks, where the stored ranking has them and is of this order."""
     if not store.has_table(site, "rankings"):
         return found
     stored = store.scan_table(site, "rankings").filter(pl.col("by") == by).collect()
@@ -233,8 +236,7 @@ def _with_stored_intervals(store: FeatureStore, site: str, by: str, found: pl.Da
     ends = stored.select("rank", "feature", "rank_low", "rank_high")
     beside = found.join(ends, on=["rank", "feature"], how="left", maintain_order="left")
     interval = pl.format("{}–{}", *(pl.col(end) for end in ("rank_low", "rank_high")))
-    others = [name for name in found.columns[1:] if name not in {"frequency"} - {by}]
-    return beside.select("rank", interval.alias("95 %"), *others)
+    return beside.select("rank", interval.alias("95 %"), *found.columns[1:])
 
 
 def _cell(value: float | str | None) -> str:

@@ -64,6 +64,7 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
             f"site {site!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
             "behind them that could read a text"
         )
+    _require_files(plan, planned, places)
     shard = _shard(store.lake, text, planned, places)
     features = _features(plan, planned, shard, places)
     rounded, _, _ = round_activations(features, plan.activation_dtype)
@@ -71,6 +72,14 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
     matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, planned.d_sae))
     is_text = shard.position_of_row() >= int(store.lake.bos_id is not None)
     return TypedText(shard.token_ids[is_text], shard.counted[is_text], matrix[np.flatnonzero(is_text)])
+
+
+def _require_files(plan: Plan, site: PlannedSite, places: Places) -> None:
+    """Before the tokenizer: that of a folder that is gone would be asked for on the network, for a minute."""
+    path, sae = places.model or plan.model, places.sae or site.sae
+    model = model_of(plan.model_copy(update={"model": path}))
+    _require_same("model", path, lambda: model_digest(model), plan.model_digest)
+    _require_same("SAE", sae, lambda: sae_digest(sae), site.sae_digest)
 
 
 def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenShard:
@@ -112,8 +121,6 @@ def _features(plan: Plan, site: PlannedSite, shard: TokenShard, places: Places) 
     path = places.model or plan.model
     model = model_of(plan.model_copy(update={"model": path}))
     sae = places.sae or site.sae
-    _require_same("model", path, lambda: model_digest(model), plan.model_digest)
-    _require_same("SAE", sae, lambda: sae_digest(sae), site.sae_digest)
     block = (site.encode_block, site.encode_features or site.d_sae) if device == plan.device else None
     encoder = load_sae(sae, device, site.encode_dtype, block=block)
     loaded = load_model(model, [site.hook_name], device, plan.threads)

@@ -431,6 +431,8 @@ def load_run_file(path: str | Path) -> RunFile:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"run file {path} does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give the run file, a file of YAML") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"run file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -71,6 +71,11 @@ def test_every_key_of_the_run_file_is_documented():
         assert all(field.description for field in section.model_fields.values())
 
 
+def test_a_folder_is_no_run_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder; give the run file"):
+        load_run_file(tmp_path)
+
+
 def test_off_without_quotes_is_off(tmp_path):
     content = yaml.safe_load("check_sae: off")
     assert Extract.model_validate(content).check_sae == "off"

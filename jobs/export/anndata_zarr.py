@@ -137,6 +137,13 @@ def _shared(name: str) -> pl.Expr:
     return pl.when(pl.col(name).n_unique() == 1).then(pl.col(name).first()).otherwise(None).alias(name)
 
 
+def index_dtype(nnz: int) -> np.dtype[Any]:
+    """Of `indices` and of `indptr`, which anndata reads as they are: SciPy (`tocoo`, `nonzero`) and
+    scikit-learn want one type for the two.
+    """
+    return np.dtype(np.int32 if nnz <= np.iinfo(np.int32).max else np.int64)
+
+
 class _Target:
     """The group that is written."""
 
@@ -145,17 +152,18 @@ class _Target:
         self._expected = n_rows
         self._x = group.create_group("X", attributes=_encoding("csr_matrix"))
         self._data = _Array(self._x, "data", np.dtype(np.float32), nnz)
-        self._indices = _Array(self._x, "indices", np.dtype(np.int32), nnz)
-        self._indptr = _Array(self._x, "indptr", np.dtype(np.int64), n_rows + 1)
-        self._indptr.add(np.zeros(1, np.int64))
+        self._index = index_dtype(nnz)
+        self._indices = _Array(self._x, "indices", self._index, nnz)
+        self._indptr = _Array(self._x, "indptr", self._index, n_rows + 1)
+        self._indptr.add(np.zeros(1, self._index))
         self._obs: _Frame | None = None
 
     def add(self, matrix: sparse.csr_matrix, obs: pl.DataFrame) -> None:
         """Add rows."""
         matrix.sort_indices()
         self._data.add(matrix.data.astype(np.float32))
-        self._indices.add(matrix.indices.astype(np.int32))
-        self._indptr.add(matrix.indptr[1:].astype(np.int64) + self._nnz)
+        self._indices.add(matrix.indices.astype(self._index))
+        self._indptr.add((matrix.indptr[1:].astype(np.int64) + self._nnz).astype(self._index))
         self._nnz += matrix.nnz
         if self._obs is None:
             nullable = set(obs.columns) - _NEVER_NULL

@@ -115,7 +115,8 @@ class ParquetReader:
         if pa.types.is_null(found):
             return None
         raise InputError(
-            f"{self.path}: label column {column!r} holds {found}; labels are strings, numbers or true/false"
+            f"{self.path}: label column {column!r} holds {found}; labels are strings, "
+            "numbers or true/false: write it as text"
         )
 
 

@@ -241,7 +241,8 @@ def test_a_store_in_which_nothing_fires_gives_empty_clusters(tmp_path, capsys, m
     _, store = built_store(tmp_path / "store", shards=1)
     coactivation(store, "site")
     cluster(store, "site", Cluster())
-    for table in ("coactivation_clusters", "density_clusters", "density_cluster_summary", "feature_map"):
+    assert store.scan_table("site", "feature_map").collect().height == 0  # so `plots` asks for no other run
+    for table in ("coactivation_clusters", "density_clusters", "density_cluster_summary"):
         assert not store.has_table("site", table) or store.scan_table("site", table).collect().height == 0
     assert store.scan_table("site", "feature_clusters").collect().height == 0
     contexts = store.scan_table("site", "context_clusters").collect()

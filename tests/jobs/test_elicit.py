@@ -174,6 +174,14 @@ def test_a_text_is_shaded_by_the_features_asked_for(store: FeatureStore, tmp_pat
         said(store, LONG, "--feature", 64)
 
 
+def test_a_model_that_is_gone_is_told_before_a_tokenizer_is_looked_for(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.typed_text.load_tokenizer", lambda where: pytest.fail(f"asked for {where}"))
+    with pytest.raises(InputError, match="give --model"):
+        run_text(store, "mid", SHORT, Places(model="no.such:module"))
+
+
 def test_without_bos_the_first_token_stays_and_zero_first_keeps_its_row(tmp_path: Path) -> None:
     run = run_file(tmp_path, "topk", tokens={"prepend_bos": False, "special_tokens": "zero_first"})
     store = extracted(run)

@@ -10,6 +10,7 @@ import pytest
 
 from jobs import examples as module
 from jobs.examples import examples
+from jobs.feature import show_feature
 from jobs.stats import stats
 from pipeline.executors.tasks import Processes
 from pipeline.store import FeatureStore
@@ -17,6 +18,7 @@ from pipeline.store.site import write_site_weights
 from pipeline.store.tables import write_table
 from schemas.errors import InputError
 from schemas.tables import EXAMPLES
+from schemas.values import SparseFeatures
 from tests.store.build import D_SAE, Built, build
 
 SHARDS = 4
@@ -134,6 +136,22 @@ def test_positions_that_the_site_does_not_read_are_no_examples(tmp_path: Path) -
     rows = examples(store, "site").filter(kind="random")["row"].to_numpy()
     assert len(rows)
     assert (built.tokens["position"].gather(rows.astype(np.int64)).to_numpy() >= 4).all()
+
+
+def test_that_nothing_fires_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(rng: np.random.Generator, stored: np.ndarray, d_sae: int = D_SAE) -> SparseFeatures:
+        empty = np.zeros(0, np.int32)
+        return SparseFeatures(np.zeros(len(stored) + 1, np.int64), empty, empty.astype(np.float32))
+
+    monkeypatch.setattr("tests.store.build.random_features", nothing)
+    store = FeatureStore.open(build(tmp_path, shards=1).layout.root)
+    stats(store, "site")
+    assert examples(store, "site").is_empty()
+    assert "examples site: none, for no feature fires (" in " ".join(capsys.readouterr().out.split())
+    show_feature(store, "site", 3)
+    assert "examples of kind" not in capsys.readouterr().out
 
 
 def test_it_wants_the_table_of_stats_and_a_fresh_one(tmp_path: Path) -> None:

@@ -228,6 +228,15 @@ def test_a_site_matches_itself_feature_by_feature(built):
     assert set(pairs["jaccard"]) == {1, None}
 
 
+def test_a_summary_without_cosines_tells_none(tmp_path, capsys):
+    matched(built_lake(tmp_path, width_b=7, shards=2), support=1)
+    (told,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("Assigned one to one")
+    ]
+    assert "pairs, mean Jaccard index 0." in told
+    assert "cosine" not in told
+
+
 def test_the_command_prints_a_summary_and_refuses_what_can_not_be_matched(built, tmp_path):
     root = str(built.layout.root)
     done = CliRunner().invoke(app, ["match", root, "a", "b", "-k", "3", "--top", "2"])

@@ -226,6 +226,40 @@ def test_a_window_may_name_its_own_column_in_either_spelling(store, capsys):
     assert capsys.readouterr().out == printed
 
 
+def test_a_printed_window_cuts_no_number_at_80_columns(store, capsys, monkeypatch):
+    from rich.console import Console
+
+    from jobs import rank as module
+
+    rare = (
+        store.scan_features("site")
+        .collect()
+        .with_columns(
+            feature=pl.col("feature") + 4_000_000_000,
+            n_active=pl.col("n_active") + 12_000_000_000,
+            kurtosis_active=pl.lit(-1.234567e-05),
+            mean_all=pl.lit(3.03e-05),
+            mean_active=pl.lit(-9.1237e-12),
+            max_activation=pl.lit(-1.234e-05),
+        )
+    )
+    monkeypatch.setattr(module, "_features", lambda *_: (rare, ""))
+    monkeypatch.setattr(module, "console", Console(width=80))
+    show_window(store, "site", "kurtosis_active", "0:3")
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_window_of_a_column_without_values_is_refused_for_that(store, monkeypatch):
+    from jobs import rank as module
+
+    none = store.scan_features("site").collect().with_columns(sigma_over_mu=pl.lit(None, pl.Float64))
+    monkeypatch.setattr(module, "_features", lambda *_: (none, ""))
+    with pytest.raises(InputError, match="no feature of site 'site' has a sigma_over_mu, so none has a rank"):
+        window(store, "site", "sigma_over_mu", 0, 3)
+
+
 def test_show_window_prints_ranks_and_refuses_what_is_no_window(store, capsys):
     show_window(store, "site", "n_active", "2:4")
     printed = capsys.readouterr().out

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from jobs.cli import main
 from jobs.export import anndata_zarr
-from jobs.export.anndata_zarr import export
+from jobs.export.anndata_zarr import export, index_dtype
 from schemas.run_file import parse_run_file
 from tests.jobs.export.kit import built_store
 from tests.lakes import PARTIES, extracted, run_content
@@ -61,6 +61,21 @@ def test_rows_by_features_are_the_stored_values_and_obs_says_where_they_stand(ma
         assert same(data.obs[name], built.tokens[name].to_list()), name
     assert data.obs_names.tolist() == [str(row) for row in range(data.n_obs)]
     assert data.uns["site"] == "site"
+
+
+def test_scipy_and_scikit_learn_compute_with_x(made, whole):
+    from sklearn.decomposition import TruncatedSVD
+
+    x, dense = anndata.read_zarr(whole).X, made[0].dense["site"]
+    assert x.indptr.dtype == x.indices.dtype == np.int32
+    np.testing.assert_array_equal(np.transpose(x.nonzero()), np.argwhere(dense))
+    np.testing.assert_array_equal(x.tocoo().toarray(), dense)
+    largest = TruncatedSVD(2, algorithm="arpack", random_state=0).fit(x).singular_values_
+    np.testing.assert_allclose(largest, np.linalg.svd(dense.astype(np.float64))[1][:2], rtol=1e-4)
+
+
+def test_more_activations_than_int32_counts_make_both_indices_wide():
+    assert (index_dtype(2**31 - 1), index_dtype(2**31)) == (np.int32, np.int64)
 
 
 def test_var_is_the_feature_table(made, whole):

@@ -32,8 +32,9 @@ HOSTILE = {
     10: "\x00\x1b[31m",
     11: "أهلا",
     12: "🙂\\u003c",
+    13: "-" * 400,
 }
-"""Texts of some of the 50 tokens; the others are ` w13` and so on."""
+"""Texts of some of the 50 tokens; the others are ` w14` and so on."""
 
 HARMFUL_LABEL = "<img src=x onerror=alert(3)>\u202e"
 
