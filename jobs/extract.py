@@ -99,7 +99,7 @@ def _tell(result: Extraction, seconds: float) -> None:
 def _tell_quality(result: Extraction, check: CheckSae) -> None:
     """What the SAEs explain, where a worker looked; of several looks the first."""
     looks = {name: explained for name, (_, explained) in result.tally.looks.items()}
-    unseen = [site.name for site in result.plan.sites if site.name not in looks]
+    unseen = [site.name for site in result.plan.sites if site.has_sae and site.name not in looks]
     if unseen and check != "off" and result.fresh.shards:
         names = escape(", ".join(unseen))
         say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
