@@ -26,7 +26,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 
-from jobs.demo_model import MODEL_NAME, ensure_demo_model
+from jobs.demo_model import ensure_demo_model
 from jobs.extract import extract
 from jobs.stats import stats
 from jobs.tokenize import tokenize
@@ -55,7 +55,8 @@ def train(asked: argparse.Namespace, folder: Path) -> None:
     """A TopK SAE on x of site `x9`, saved in SAELens' inference format."""
     torch.manual_seed(asked.seed)
     dataset = DenseDataset(str(asked.out / "store"), "x9", batch_rows=asked.batch, seed=asked.seed)
-    metadata = SAEMetadata(model_name=MODEL_NAME, hook_name=HOOK, context_size=CONTEXT, prepend_bos=True)
+    model = ensure_demo_model().name
+    metadata = SAEMetadata(model_name=model, hook_name=HOOK, context_size=CONTEXT, prepend_bos=True)
     sae = TopKTrainingSAE(
         TopKTrainingSAEConfig(
             d_in=dataset.dense.width,
@@ -70,6 +71,7 @@ def train(asked: argparse.Namespace, folder: Path) -> None:
             total_training_samples=asked.samples,
             train_batch_size_samples=asked.batch,
             lr=asked.lr,
+            lr_end=asked.lr / 10,
             lr_warm_up_steps=50,
             lr_decay_steps=asked.samples // asked.batch // 3,
             dead_feature_window=100,
