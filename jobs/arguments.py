@@ -100,12 +100,15 @@ def open_store(store: str) -> tuple[FeatureStore, RunFile | None]:
 
 
 def sites_of(store: FeatureStore, site: str | None) -> list[str]:
-    """The sites that a command is about."""
+    """The sites that a command about features is about: the one named, or all that have features."""
     if site is not None and site not in store.sites:
         raise input_error(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
     if not store.sites:
         raise input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
-    return [site] if site is not None else list(store.sites)
+    if site is not None:
+        return [store.require_features(site).name]
+    found = [name for name, info in store.sites.items() if info.has_sae]
+    return found or [store.require_features(next(iter(store.sites))).name]
 
 
 def one_site(store: FeatureStore, site: str | None) -> str:

@@ -102,10 +102,11 @@ def sides(a: FeatureStore, b: FeatureStore, site_a: str | None, site_b: str | No
 
 
 def _site(store: FeatureStore, name: str | None, option: str) -> str:
-    if name is None and len(store.sites) != 1:
-        known = ", ".join(store.sites) or "none yet"
+    names = [each for each, info in store.sites.items() if info.has_sae]
+    if name is None and len(names) != 1:
+        known = ", ".join(names) or "none yet"
         raise InputError(f"{store.layout.root} has the sites {known}: choose one with {option}")
-    return store.site(name).name if name is not None else next(iter(store.sites))
+    return store.require_features(name or names[0]).name
 
 
 def _check(a: Side, b: Side) -> None:

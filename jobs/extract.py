@@ -10,6 +10,7 @@ from rich.markup import escape
 from jobs.console import say, warn
 from jobs.extract_progress import ExtractionProgress
 from jobs.plan import show_comparison
+from jobs.progress import size
 from pipeline.executors.ledger import Failure
 from pipeline.plan import resolve
 from pipeline.prediction import Forecast
@@ -19,7 +20,7 @@ from pipeline.store.object_path import store_path
 from pipeline.store.tokens import require_lake
 from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
-from schemas.layout import Layout
+from schemas.layout import DENSE, Layout
 from schemas.records import Receipt
 from schemas.run_file import CheckSae, RunFile
 
@@ -87,7 +88,10 @@ def _tell(result: Extraction, seconds: float) -> None:
     done = (
         f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
     )
-    say(f"[bold]extract[/] {done}; {result.tally.nonzeros:,} nonzeros ({seconds:.1f} s)")
+    stored = [f"{result.tally.nonzeros:,} nonzeros"] if any(s.has_sae for s in result.plan.sites) else []
+    if dense := result.tally.bytes[DENSE]:
+        stored.append(f"{size(dense)} of x in {result.plan.dense_dtype}")
+    say(f"[bold]extract[/] {done}; {', '.join(stored)} ({seconds:.1f} s)")
     if lost:
         dtype = result.plan.activation_dtype
         say(
@@ -99,7 +103,7 @@ def _tell(result: Extraction, seconds: float) -> None:
 def _tell_quality(result: Extraction, check: CheckSae) -> None:
     """What the SAEs explain, where a worker looked; of several looks the first."""
     looks = {name: explained for name, (_, explained) in result.tally.looks.items()}
-    unseen = [site.name for site in result.plan.sites if site.name not in looks]
+    unseen = [site.name for site in result.plan.sites if site.has_sae and site.name not in looks]
     if unseen and check != "off" and result.fresh.shards:
         names = escape(", ".join(unseen))
         say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")

@@ -26,7 +26,9 @@ def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = F
     result = extract_resolved(resolved, accept_environment=accept_environment)
     store = FeatureStore.open(resolved.store.root)
     for site in result.plan.sites:
-        if not is_fresh(store, site.name, resolved):
+        if not site.has_sae:
+            say(f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored")
+        elif not is_fresh(store, site.name, resolved):
             derive(store, site.name, resolved)
             write_atomic(store.layout.derived(site.name), _made_from(store, site.name, resolved))
         else:

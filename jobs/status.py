@@ -11,7 +11,7 @@ from jobs.pass_status import PassStatus, read_status
 from jobs.progress import duration, several, size
 from pipeline.store import FeatureStore
 from pipeline.store.tables import RECEIPTS_KEY, job_of
-from schemas.layout import StorePath
+from schemas.layout import DENSE, StorePath
 
 AGAIN_S = 5.0
 
@@ -75,11 +75,16 @@ def _show(store: FeatureStore, found: PassStatus) -> None:
     tally, name = found.tally, found.name
     say(f"[bold]pass {name}[/]: {tally.shards}/{found.shards} shards committed; {escape(found.state)}")
     for site in store.plans[name].sites:
-        say(f"  site {site.name} ({escape(site.hook_name)}, {site.architecture}, d_sae {site.d_sae:,})")
+        sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "x alone, no SAE"
+        say(f"  site {site.name} ({escape(site.hook_name)}, {sae})")
+    if stored := tally.bytes[DENSE]:
+        dtype = store.plans[name].dense_dtype
+        say(f"  x of {stored / max(tally.rows, 1):,.0f} bytes a token in {dtype}, {size(stored)}")
+    sparse = tally.size - tally.bytes[DENSE]
     if tally.nonzeros:
         say(
-            f"  {tally.nonzeros:,} nonzeros of {tally.size / tally.nonzeros:.2f} bytes, "
-            f"{size(tally.size)}; {tally.rate:,.0f} tokens/s of a worker"
+            f"  {tally.nonzeros:,} nonzeros of {sparse / tally.nonzeros:.2f} bytes, "
+            f"{size(sparse)}; {tally.rate:,.0f} tokens/s of a worker"
         )
     if found.is_live:
         left = f", {duration(found.left / found.rate)} left" if found.rate else ""

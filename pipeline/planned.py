@@ -78,6 +78,8 @@ def use_of(
             f"site {name!r} is synthetic, its features were drawn without a model: give a site of a model"
         )
     site = next(site for site in plan.sites if site.name == name)
+    if not site.has_sae:
+        raise InputError(f"site {name!r} has no SAE, it stores x alone: give a site with an SAE")
     site = site.model_copy(update={"sae": sae or site.sae})
     if device != plan.device:
         rows, features = choose_block(site.d_sae, device)

@@ -158,7 +158,7 @@ class Probe:
     ) -> tuple[list[Sample], tuple[str, ...]]:
         """The samples with partials as large as they are, for each token, in the run's own larger shards."""
         mean = sum(s.rows for s in self.samples) / len(self.samples)
-        if shard_rows < 1.5 * mean:
+        if shard_rows < 1.5 * mean or not any(site.has_sae for site in plan.sites):
             return self.samples, ()
         if len(receipts) < 2:
             return self.samples, ("partials are as large a token as in the one shard of the probe",)
@@ -175,7 +175,7 @@ class Probe:
     def _combined_bytes(self, plan: Plan, receipts: list[Receipt]) -> int:
         """What the partials of a shard would weigh that holds all shards of the probe."""
         store, path, size = FeatureStore.open(self.folder), self.folder / "combined.parquet", 0
-        for site in plan.sites:
+        for site in (site for site in plan.sites if site.has_sae):
             frames = (store.partials(site.name, receipt.shard) for receipt in receipts)
             write_frame(path, statistics.combine(list(frames)))
             size += path.stat().st_size

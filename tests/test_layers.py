@@ -17,6 +17,7 @@ MAY_IMPORT_TORCH = (
     "pipeline.models",
     "pipeline.saes",
     "pipeline.model_features",
+    "pipeline.dense_dataset",
     "pipeline.check",
     "pipeline.patching",
     "pipeline.direct_logits",

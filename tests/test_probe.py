@@ -125,3 +125,14 @@ def test_rows_of_text_are_those_that_tokenizing_lays_out(tmp_path, monkeypatch):
     half, read_half, is_all = rows_of_text(source, tokenizer, lake)
     assert not is_all
     assert half / read_half == pytest.approx(rows / read, rel=0.05)
+
+
+def test_a_probe_of_x_alone_predicts_its_bytes(tmp_path):
+    folder = folder_with(tmp_path, documents=40)
+    sites = [{"name": "low", "hook_name": "layers.0"}]
+    tokens = {"shard_tokens": 400}
+    run, _ = resolve(run_file(folder, sites=sites, tokens=tokens, store={"layouts": ["dense"]}))
+    found = Probe(run, tmp_path / "scratch", 5.0).predict()
+    assert found.nonzeros_per_token.value == 0
+    assert set(found.bytes_by_kind) == {"x.zarr"}
+    assert 30 < found.bytes_per_token.value < 80

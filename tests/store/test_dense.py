@@ -7,12 +7,16 @@ import shutil
 import numpy as np
 import pytest
 
+from jobs.cli import main
 from jobs.extract import extract
+from jobs.run import run as run_all
+from jobs.status import status
 from jobs.tokenize import tokenize
 from pipeline.store import FeatureStore
 from pipeline.store import dense as dense_module
 from pipeline.store.dense import DenseWriter, open_dense, round_dense
-from pipeline.store.objects import measure
+from pipeline.store.object_path import store_path
+from pipeline.store.objects import measure, remove, walk, write_atomic
 from schemas.errors import InputError, ShardError
 from schemas.run_file import parse_run_file
 from tests.kit import tiny_lm
@@ -20,6 +24,14 @@ from tests.lakes import run_content, run_file
 
 BOTH = ["token_major", "feature_major", "dense"]
 X = np.random.default_rng(0).standard_normal((700, 16)).astype(np.float32)
+
+
+def copied(folder, url):
+    """A store on a folder, once more on object storage."""
+    root = store_path(url)
+    for name, _, _ in walk(folder):
+        write_atomic(root / name, (folder / name).read_bytes())
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +113,96 @@ def test_a_site_without_an_sae_has_x_alone_and_says_so(lake):
         with pytest.raises(InputError, match=r"site 'low' has no SAE.*layers\.0"):
             ask()
     extract(run)  # nothing to do
+
+
+@pytest.mark.parametrize("url", ["memory://dense", pytest.param("s3://lake/dense", marks=pytest.mark.slow)])
+def test_x_on_object_storage_is_read_by_ranges(lake, url, request):
+    from pipeline.dense_dataset import DenseDataset
+
+    if url.startswith("s3"):
+        request.getfixturevalue("s3")
+    store, _ = lake
+    there = FeatureStore.open(copied(store.layout.root, url))
+    assert there.verify().problems == []
+    for here, shard in zip(store.dense("low"), there.dense("low"), strict=True):
+        assert (shard.read(5, 70) == here.read(5, 70)).all()
+    options = {"batch_rows": 100, "numbers": True}
+    roots = (str(store.layout.root), url)
+    for one, two in zip(*(DenseDataset(root, "low", **options) for root in roots), strict=True):
+        assert all((a == b).all() for a, b in zip(one, two, strict=True))
+    missing = there.dense("low").shards[0]
+    remove(missing.path / "c" / "0" / "0")
+    with pytest.raises(InputError, match="pieces are missing"):
+        missing.read()
+
+
+@pytest.mark.parametrize("pooling", ["last_token", "mean"])
+def test_a_pooled_site_holds_the_pooled_vectors_at_their_rows(tmp_path, pooling):
+    every = {"name": "low", "hook_name": "layers.0"}
+    sites = [every, every | {"name": "one", "pooling": pooling}]
+    content = run_content(tmp_path, store={"layouts": ["dense"]}, tokens={"shard_tokens": 600}, sites=sites)
+    run = parse_run_file(content, "run.yaml")
+    tokenize(run)
+    extract(run)
+    found = FeatureStore.open(run.store.root)
+    for whole, one in zip(found.dense("low"), found.dense("one"), strict=True):
+        x, tokens = whole.read(), found.token_shard("one", one.name)
+        expected, stored = np.zeros_like(x), found.dense("low").stored(whole)
+        for first, last in zip(tokens.context_ptr[:-1], tokens.context_ptr[1:], strict=True):
+            rows = np.arange(first, last)[stored[first:last]]
+            expected[rows[-1]] = x[rows].mean(0) if pooling == "mean" else x[rows[-1]]
+        np.testing.assert_allclose(one.read(), expected, rtol=1e-5, atol=1e-6)
+    assert found.verify().problems == []
+
+
+def test_a_shard_that_ran_out_of_memory_holds_x_once(lake, tmp_path, monkeypatch):
+    """The second try begins anew, in the batches of the plan, and gives the same bytes."""
+    import torch
+
+    from pipeline.models.hooked import HookedModel
+
+    store, run = lake
+    forward, calls = HookedModel.forward, []
+
+    def full_once(self, batch, also=()):
+        calls.append(1)
+        if len(calls) == 5:  # the first is the loader's own
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, batch, also)
+
+    monkeypatch.setattr(HookedModel, "forward", full_once)
+    again = run.model_copy(update={"store": run.store.model_copy(update={"root": str(tmp_path / "again")})})
+    tokenize(again)
+    extract(again)
+    found = FeatureStore.open(again.store.root)
+    for here, shard in zip(store.dense("mid"), found.dense("mid"), strict=True):
+        assert measure(here.path) == measure(shard.path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["stats"], ["rank"], ["profile"], ["report"], ["compact"], ["top", "3"], ["feature", "3"],
+        ["elicit", "w1 w2"], ["fidelity"],
+    ],
+)  # fmt: skip
+def test_commands_about_features_say_that_there_are_none(lake, capsys, command):
+    store, _ = lake
+    with pytest.raises(SystemExit) as ended:
+        main([command[0], str(store.layout.root), *command[1:], "--site", "low"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2
+    assert "site 'low' has no SAE, so it has no features" in told
+
+
+def test_the_whole_line_leaves_tables_of_a_site_without_an_sae_out(lake, capsys):
+    store, run = lake
+    run_all(run.model_copy(update={"derive": run.derive.model_copy(update={"jobs": ("stats",)})}))
+    assert "tables of low: none, it has no SAE" in " ".join(capsys.readouterr().out.split())
+    assert store.has_table("mid", "features")
+    assert not store.has_table("low", "features")
+    status(str(store.layout.root))
+    assert "site low (layers.0, x alone, no SAE)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_two_runs_write_equal_bytes(lake, tmp_path):

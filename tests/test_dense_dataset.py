@@ -1,0 +1,185 @@
+"""Batches of x from a store: shuffled, each row once, split, and gone on with exactly."""
+
+import json
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.extract import extract
+from jobs.tokenize import tokenize
+from pipeline.dense_dataset import DenseDataset, DenseLoader, Order, Reader
+from pipeline.store import FeatureStore
+from pipeline.store import dense as dense_module
+from schemas.errors import InputError
+from tests.lakes import run_file, write_corpus
+
+BATCH = 50
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    """Some 2,500 rows of 7 shards in chunks of 32 rows, and x of every stored row by its number."""
+    folder = tmp_path_factory.mktemp("lake")
+    write_corpus(folder / "corpus.parquet", documents=40)
+    from tests.kit import write_tiny_tokenizer
+
+    write_tiny_tokenizer(folder / "tokenizer")
+    sites = [{"name": "low", "hook_name": "layers.0", "positions": [0, 14]}]
+    run = run_file(folder, sites=sites, store={"layouts": ["dense"]}, tokens={"shard_tokens": 400})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_module, "CHUNK_BYTES", 32 * 16 * 4)
+        tokenize(run)
+        extract(run)
+        yield run.store.root
+
+
+@pytest.fixture(scope="module")
+def known(lake):
+    """Row -> x of the stored rows."""
+    dense = FeatureStore.open(lake).dense("low")
+    return {
+        int(place) + shard.record.row_start: shard.read()[place]
+        for shard in dense
+        for place in np.flatnonzero(dense.stored(shard))
+    }
+
+
+def dataset(lake, **changes):
+    options = {"batch_rows": BATCH, "buffer_rows": 300, "shards_at_once": 3, "numbers": True, "seed": 5}
+    return DenseDataset(lake, "low", **(options | changes))
+
+
+def flat(lists):
+    return [each for one in lists for each in one]
+
+
+def numbers(batches):
+    return [rows.tolist() for _, rows in batches]
+
+
+def test_an_epoch_has_each_stored_row_once_with_its_x(lake, known):
+    batches = list(dataset(lake))
+    rows = np.concatenate(numbers(batches))
+    assert sorted(rows) == sorted(known)
+    x = torch.cat([x for x, _ in batches])
+    assert x.dtype == torch.float32
+    assert (x.numpy() == np.stack([known[row] for row in rows])).all()
+    assert {len(each) for each in numbers(batches)[:-1]} == {BATCH}
+
+
+def test_rows_are_well_mixed_and_each_epoch_has_its_own_order(lake, known):
+    data = dataset(lake)
+    first, second = numbers(data), numbers(data)
+    assert sorted(flat(first)) == sorted(flat(second))
+    assert first[0] != second[0]
+    assert numbers(dataset(lake, seed=6))[0] != first[0]
+    assert numbers(dataset(lake)) == first
+    shards = np.array([record.row_start for record in FeatureStore.open(lake).shards])
+    mixed = [len(np.unique(np.searchsorted(shards, batch, side="right"))) > 1 for batch in first]
+    assert np.mean(mixed) > 0.9
+    assert abs(np.corrcoef(flat(first), np.arange(len(known)))[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 3), (3, 1), (2, 2), (40, 2)])
+def test_ranks_and_workers_share_an_epoch_without_overlap(lake, known, ranks, workers):
+    found = []
+    for rank in range(ranks):
+        data = dataset(lake, rank=rank, world_size=ranks)
+        for worker in range(workers):
+            found += numbers(batch for batch, _ in data.batches(data.position, data.reader(worker, workers)))
+    assert sorted(flat(found)) == sorted(known)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 25, 51, 60])
+def test_who_goes_on_gets_what_was_left(lake, taken):
+    whole = dataset(lake)
+    expected = numbers(whole) + numbers(whole)
+    broken = dataset(lake)
+    got = numbers(islice(_epochs(broken, 2), taken))
+    state = json.loads(json.dumps(broken.state_dict()))
+    again = dataset(lake)
+    again.load_state_dict(state)
+    got += numbers(_epochs(again, 2 if taken < len(expected) / 2 else 1))
+    assert got == expected
+
+
+def _epochs(data, n):
+    for _ in range(n):
+        yield from data
+
+
+@pytest.mark.parametrize("taken", [3, 24, 50, 52])
+def test_a_loader_of_readers_in_turn_goes_on_exactly(lake, known, taken, monkeypatch):
+    """The turns, in this process: workers that end at different batches are passed over alike."""
+    monkeypatch.setattr(DenseLoader, "_stream", _here)
+    expected = numbers(DenseLoader(dataset(lake), 3))
+    assert sorted(flat(expected)) == sorted(known)
+    loader = DenseLoader(dataset(lake), 3)
+    got = numbers(islice(loader, taken))
+    again = DenseLoader(dataset(lake), 3)
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert (got + numbers(again))[: len(expected)] == expected
+
+
+def _here(loader, worker):
+    reader = loader.dataset.reader(worker, loader.workers)
+    return iter(loader.dataset.batches(loader._positions[worker], reader))
+
+
+@pytest.mark.slow
+def test_workers_of_processes_give_and_resume_the_same(lake):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DenseLoader, "_stream", _here)
+        expected = numbers(DenseLoader(dataset(lake), 2))
+    loader = DenseLoader(dataset(lake), 2)
+    got = numbers(islice(loader, 11))
+    again = DenseLoader(dataset(lake), 2)
+    again.load_state_dict(loader.state_dict())
+    assert got + numbers(again) == expected
+
+
+def test_an_endless_loader_goes_from_epoch_to_epoch(lake, known):
+    batches = islice(DenseLoader(dataset(lake)).endless(), 3 * (len(known) // BATCH + 1))
+    rows = flat(numbers(batches))
+    assert np.unique(rows, return_counts=True)[1].tolist() == [3] * len(known)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seed": 9}, "saved with seed 5, here it is 9"),
+        ({"batch_rows": 10}, "saved with batch_rows 50, here it is 10"),
+        ({"rank": 1, "world_size": 2}, "saved with rank 0, here it is 1"),
+        ({"buffer_rows": 64}, "saved with buffer_blocks 9, here it is 2"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused(lake, change, sentence):
+    state = dataset(lake).state_dict()
+    with pytest.raises(InputError, match=sentence):
+        dataset(lake, **change).load_state_dict(state)
+    with pytest.raises(InputError, match="saved with 0 workers, here are 2"):
+        DenseLoader(dataset(lake), 2).load_state_dict(DenseLoader(dataset(lake)).state_dict())
+
+
+@pytest.mark.parametrize("change", [{"batch_rows": 0}, {"shards_at_once": 0}, {"rank": 2, "world_size": 2}])
+def test_settings_that_can_not_be_are_refused(lake, change):
+    with pytest.raises(InputError):
+        dataset(lake, **change)
+
+
+def test_memory_is_one_buffer_whatever_the_store_holds(lake):
+    data = dataset(lake, buffer_rows=64)
+    sizes = [buffer.x.shape for buffer in data._buffers(data.position, data.reader())]
+    assert len(sizes) > 20
+    assert set(sizes) == {(64, 16)}
+
+
+def test_the_order_of_a_large_store_has_every_block_once_for_any_readers():
+    order = Order(np.array([1000, 1, 32, 33, 7] * 20), block=32, shards_at_once=4, seed=0)
+    expected = {(s, at) for s, rows in enumerate(order.rows.tolist()) for at in range(0, rows, 32)}
+    for of in (1, 2, 7):
+        parts = [list(order.blocks(3, Reader(index, of))) for index in range(of)]
+        assert sorted(flat(parts)) == sorted(expected)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
