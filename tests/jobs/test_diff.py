@@ -219,7 +219,7 @@ def test_what_can_not_be_compared_is_refused(folder):
     for site, message in (
         ("wide", "has 64 features, .* has 80: only stores of one SAE"),
         ("other", "are of two SAEs .* feature n of one is not feature n"),
-        ("late", r"counts positions all, .* \(4, 16\): extract both with the same positions"),
+        ("late", r"reads all positions, .* positions \[4, 16\]: extract both with the same positions"),
     ):
         with pytest.raises(InputError, match=message):
             diff(a, side(folder, "refused", site))

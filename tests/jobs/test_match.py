@@ -278,7 +278,7 @@ def test_other_positions_are_refused(built):
     a, b = sides(built)
     site = b.planned.model_copy(update={"positions": (1, None)})
     b.store.plans["q"] = b.plan.model_copy(update={"sites": (site,)})
-    with pytest.raises(InputError, match=r"counts positions all, .* \(1, None\)"):
+    with pytest.raises(InputError, match=r"reads all positions, .* positions \[1, None\]: extract both"):
         match.match(a, b)
 
 
