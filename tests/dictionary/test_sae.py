@@ -20,6 +20,7 @@ def made():
     return NumpyDictionary(recipe(noise=0.0, documents=50, magnitude_std=0.05))
 
 
+@pytest.mark.slow  # importing sae-lens
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_sae_lens_and_we_read_it_alike(tmp_path, made, threshold):
     write_dictionary_sae(tmp_path / "sae", truth_of(made), MadeLike(noise=0.05, threshold=threshold))
@@ -38,6 +39,7 @@ def test_without_noise_it_finds_exactly_what_fires_and_its_values(tmp_path, made
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_are_those_that_sae_lens_makes_of_the_same_dictionary(made):
     truth = truth_of(made)
     sae_lens()
