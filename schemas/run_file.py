@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.dictionary_corpus import Correlated, Cosine, Dictionary, Node
 from schemas.errors import InputError
 from schemas.section import PathText, Section
 
@@ -61,10 +62,10 @@ SYNTHETIC = "synthetic:"
 class Corpus(Section):
     """Where the documents come from."""
 
-    kind: Literal["text", "synthetic"] = Field(
+    kind: Literal["text", "synthetic", "dictionary"] = Field(
         "text",
         description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
-        "numbers, see `documents`.",
+        "numbers, see `documents`; dictionary: drawn vectors whose features are known, see `dictionary`.",
     )
     path: PathText = Field(
         "",
@@ -83,18 +84,27 @@ class Corpus(Section):
         4096, ge=1, le=2**20, description="Different tokens of a synthetic corpus: the numbers below this."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
+    dictionary: Dictionary | None = Field(None, description="What the vectors of a dictionary are made of.")
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
-        drawn = {"documents", "tokens_per_document", "vocabulary", "seed"}
-        foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
-        if self.kind == "text" and not self.path:
-            raise ValueError("corpus.path is missing")
+        missing = {"text": "path", "dictionary": "dictionary"}.get(self.kind)
+        if missing and not getattr(self, missing):
+            raise ValueError(f"corpus.{missing} is missing")
         fields = type(self).model_fields  # at its default a key says nothing, and a run file may spell all
-        if wrong := sorted(name for name in foreign if getattr(self, name) != fields[name].default):
-            other = "synthetic" if self.kind == "text" else "text"
-            raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
+        for name in sorted(set(fields) - {"kind"} - KEYS_OF_KINDS[self.kind]):
+            if getattr(self, name) != fields[name].default:
+                other = next(kind for kind, keys in KEYS_OF_KINDS.items() if name in keys)
+                raise ValueError(f"corpus.{name} is for corpus.kind: {other}, not {self.kind}: leave it out")
         return self
+
+
+KEYS_OF_KINDS = {
+    "text": {"path", "text_column", "label_columns", "split", "config"},
+    "synthetic": {"documents", "tokens_per_document", "vocabulary", "seed"},
+    "dictionary": {"dictionary"},
+}
+"""What the section corpus may hold, by its kind."""
 
 
 class Tokens(Section):
@@ -445,8 +455,15 @@ def _unknown_key(loc: tuple[str | int, ...]) -> str:
         "extract": Extract,
         "rank": Rank,
         "cluster": Cluster,
+        "derive": Derive,
+        "dictionary": Dictionary,
+        "correlated": Correlated,
+        "cosines": Cosine,
+        "trees": Node,
+        "children": Node,
     }
-    model: type[BaseModel] = RunFile if len(loc) == 1 else sections[str(loc[0])]
+    inside = (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections)
+    model: type[BaseModel] = next(inside, RunFile)
     known = [field.alias or name for name, field in model.model_fields.items()]
     near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
     place = "the run file" if len(loc) == 1 else ".".join(str(part) for part in loc[:-1])

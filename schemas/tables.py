@@ -285,9 +285,9 @@ TRUTH_PAIRS: Schema = {
 """A row per pair of true features that know each other, and of features `a`, `b` of the SAE assigned to them.
 
 `kind`: correlated, parent (a fires only where b does), ancestor (the same, over others) or exclusive.
-`frequency`: of rows in which both are active, with 95 %, `true_frequency` in closed form; `phi`: correlation of
-firing; `conditional`: n_both / n_a; `rank_…`: of b among the neighbours of a (table `neighbours`), null where
-it is not among them, or the table is not there.
+`frequency`: of rows in which both are active, with 95 %, `true_frequency` in closed form; `phi`: correlation
+of firing; `conditional`: n_both / n_a; `rank_…`: of b among the neighbours of a (table `neighbours`), null
+where it is not among them, or the table is not there.
 """
 
 TRUTH_COSINES: Schema = {

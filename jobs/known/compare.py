@@ -71,7 +71,9 @@ def features_table(
         "n_hits": counts.hits,
     }
     measured = measured_columns(features, side.activation_dtype)
-    found = every.join(pl.DataFrame(of_truth), on="feature", how="left").join(measured, on="feature", how="left")
+    found = every.join(pl.DataFrame(of_truth), on="feature", how="left").join(
+        measured, on="feature", how="left"
+    )
     hits, matched = pl.col("n_hits"), pl.col("true_feature").is_not_null() & redrawn
     share = {
         "n_drawn": pl.when(matched).then("n_drawn"),
@@ -79,7 +81,9 @@ def features_table(
         "precision": pl.when(matched & (pl.col("n_active") > 0)).then(hits / pl.col("n_active")),
         "recall": pl.when(matched & (pl.col("n_drawn") > 0)).then(hits / pl.col("n_drawn")),
     }
-    return found.with_columns(**share).select(list(TRUTH)).fill_nan(None).cast(pl.Schema(TRUTH)).sort("feature")
+    return (
+        found.with_columns(**share).select(list(TRUTH)).fill_nan(None).cast(pl.Schema(TRUTH)).sort("feature")
+    )
 
 
 def measured_columns(features: pl.DataFrame, activation_dtype: str) -> pl.DataFrame:
@@ -90,12 +94,17 @@ def measured_columns(features: pl.DataFrame, activation_dtype: str) -> pl.DataFr
     mean_low, mean_high = mean_interval(mean, variance, n, ROUNDED[activation_dtype])
     told = {"frequency_low": low, "frequency_high": high, "mean_low": mean_low, "mean_high": mean_high}
     return features.select(
-        "feature", "counted_rows", "n_active", "frequency", "mean_active", **{k: pl.Series(v) for k, v in told.items()}
+        "feature",
+        "counted_rows",
+        "n_active",
+        "frequency",
+        "mean_active",
+        **{k: pl.Series(v) for k, v in told.items()},
     )
 
 
 def expected_means(truth: KnownTruth, side: Side) -> F64:
-    """What the encoder gives on average where the true feature fires, float64 [n]; NaN where it is not linear.
+    """What the encoder gives on average where the true feature fires, float64 [n]; NaN: it is not linear.
 
     w . (sum of the mean values beside it times their directions, bias minus b_dec) + b_enc.
     """
@@ -213,7 +222,7 @@ def cosines_table(side: Side) -> pl.DataFrame:
 def found_hierarchy(
     neighbours: pl.DataFrame, features: pl.DataFrame, least: float = 1.0, chance: float = 0.05
 ) -> pl.DataFrame:
-    """Pairs (child, parent) that co-activation alone shows: the child (almost) never fires without the parent.
+    """Pairs (child, parent) that co-activation alone shows: the child does not fire without the parent.
 
     n_both / n_child is at least `least`, the parent fires more often than the child, and a parent that fired
     independently would have done so with a probability below `chance` over all pairs tried (Bonferroni).
@@ -222,7 +231,10 @@ def found_hierarchy(
     rows, tried = int(features["counted_rows"][0]), features.height * (features.height - 1)
     luck = pl.col("n_both") * (pl.col("n_b") / rows).log() < np.log(chance / max(tried, 1))
     some = neighbours.filter(
-        (pl.col("by") == "conditional") & (pl.col("conditional") >= least) & (pl.col("n_b") > pl.col("n_a")) & luck
+        (pl.col("by") == "conditional")
+        & (pl.col("conditional") >= least)
+        & (pl.col("n_b") > pl.col("n_a"))
+        & luck
     )
     return some.select(child="feature", parent="neighbour", n_both="n_both", conditional="conditional").sort(
         "child", "parent"

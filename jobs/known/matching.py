@@ -1,9 +1,10 @@
 """Which feature of an SAE is which true one, by the cosine of directions.
 
-Shapes: S features of the SAE, F true ones, D entries. Two answers, named apart: the *literal* order of sae-lens'
-`find_best_feature_ordering` (plotting.py, 6.28), where several features may stand for one true feature, and the
-optimal one-to-one assignment, whose mean |cosine| is the mean correlation coefficient of X. Song et al.,
-"Mechanistic Interpretability Should Prioritize Feature Consistency in SAEs" (2025, arXiv 2505.20254).
+Shapes: S features of the SAE, F true ones, D entries. Two answers, named apart: the *literal* order of
+`find_best_feature_ordering` in sae-lens 6.28 (synthetic/plotting.py), where several features may stand for
+one true feature, and the optimal one-to-one assignment, whose mean |cosine| is the mean correlation
+coefficient of X. Song et al., "Mechanistic Interpretability Should Prioritize Feature Consistency in SAEs"
+(2025, arXiv 2505.20254).
 """
 
 from __future__ import annotations
@@ -86,5 +87,5 @@ def assigned(decoder: F32) -> Assigned:
 
 
 def uniqueness(decoder: F32) -> float:
-    """Share of features of the SAE that are the only, or first, one nearest to a true feature (sae-lens' evals)."""
+    """True features that are the nearest of some feature of the SAE, per feature (as in sae-lens' evals)."""
     return len(np.unique(np.abs(decoder).argmax(axis=1))) / len(decoder)
