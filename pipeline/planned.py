@@ -45,12 +45,8 @@ class PlannedUse(NamedTuple):
 
 def model_of(plan: Plan) -> Model:
     """The run file's `model` section that the plan was made from."""
-    return Model(
-        loader=plan.model_loader,
-        path=plan.model,
-        dtype=plan.model_dtype,
-        processing=plan.model_processing,
-    )
+    asked: dict[str, Any] = {"path": plan.model} if plan.model else {}
+    return Model(loader=plan.model_loader, dtype=plan.model_dtype, processing=plan.model_processing, **asked)
 
 
 def differing(plan: Plan, sites: Iterable[PlannedSite]) -> Iterator[str]:

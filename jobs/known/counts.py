@@ -24,8 +24,8 @@ BLOCK = 1 << 16
 
 
 class Counts(NamedTuple):
-    """Sums over rows: those in which both of a pair are active, int64 [P]; of assigned features those in which
-    the true one fires (`drawn`), and both it and the SAE's do (`hits`), int64 [n].
+    """Sums over rows: those in which both of a pair are active, int64 [P]; of assigned features those in
+    which the true one fires (`drawn`), and both it and the SAE's do (`hits`), int64 [n].
     """
 
     both: I64

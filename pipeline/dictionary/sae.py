@@ -62,7 +62,7 @@ def config_of(truth: KnownTruth, made: MadeLike) -> dict[str, Any]:
         "device": "cpu",
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
-        "metadata": {"hook_name": HOOK, "model_name": "none", "prepend_bos": False},
+        "metadata": {"hook_name": HOOK, "prepend_bos": False},
     }
 
 
