@@ -48,7 +48,7 @@ def test_the_exact_site_is_exact_and_the_noisy_one_near(demo):
     assert exact["n_hits"].to_list() == exact["n_drawn"].to_list() == exact["n_active"].to_list()
     assert noisy["decoder_cosine"].min() > 0.95
     assert noisy.select(pl.col("recall").min()).item() > 0.95
-    assert store.verify().ok
+    assert store.verify().problems == []
 
 
 def test_its_next_commands_run_and_wrong_ones_end_with_a_sentence(demo):

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, log_axis, nothing, share
 from schemas.values import F32
 
-WIDE = (9.6, 5.6)
-
 
 def draw_truth_frequency(truth: pl.DataFrame, site: str) -> Figure:
     """Measured frequency of each feature over the true one, with its 95 % interval."""
@@ -40,7 +38,7 @@ def _ratios(
     """Measured over true, by the true number; 1 is the truth."""
     true, measured, ends = names
     ratios = {name: pl.col(name) / pl.col(true) for name in (measured, f"{ends}_low", f"{ends}_high")}
-    known = truth.drop_nulls([true, measured, f"{ends}_low"]).filter(pl.col(true) > 0)
+    known = truth.drop_nulls(["true_feature", true, measured, f"{ends}_low"]).filter(pl.col(true) > 0)
     x, table = known[true].to_numpy(), known.with_columns(**ratios)
     y, low, high = (table[name].to_numpy() for name in ratios)
     holds = (low <= 1) & (high >= 1)
@@ -70,9 +68,9 @@ def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
     """Cosines of encoder and decoder directions with the true ones, features in the literal order."""
     n, true = cosines["place"].n_unique(), cosines["true_feature"].n_unique()
     facts = [f"{counted(n, 'feature')} × {counted(true, 'true feature')}", "features in the literal order"]
-    figure, axes = canvas("Cosine with the true features", site, *facts, size=WIDE)
+    figure, axes = canvas("Cosine with the true features", site, *facts)
     if not cosines.height:
-        nothing(axes, "no feature")
+        nothing(axes, "the SAE has no feature")
         return figure
     axes.remove()
     panels: Any = figure.subplots(1, 2, sharey=True)
