@@ -141,7 +141,7 @@ def _of_hierarchy(pairs: pl.DataFrame, edges: pl.DataFrame | None) -> list[str]:
 
 def _listed(matched: pl.DataFrame) -> Table:
     shown = Table(title="truth against measured", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("true", "feature", "frequency", "measured (95 %)", "mean", "measured (95 %)"):
+    for name in ("true", "SAE", "frequency", "measured (95 %)", "mean", "measured (95 %)"):
         shown.add_column(name, justify="right", no_wrap=True)
     ordered = matched.sort("true_frequency", descending=True)
     places = np.unique(np.linspace(0, ordered.height - 1, min(SHOWN, ordered.height)).round().astype(int))
@@ -159,9 +159,9 @@ def _listed(matched: pl.DataFrame) -> Table:
 
 
 def _within(row: dict[str, Any], measured: str, ends: str, digits: int) -> str:
-    """`0.2470 (0.243, 0.251)`: what is measured, and its interval."""
+    """`0.2470 (0.2430–0.2510)`: what is measured, and its interval."""
     low, high = (_number(row[f"{ends}_{end}"], digits) for end in ("low", "high"))
-    return f"{_number(row[measured], digits)} ({low}, {high})"
+    return f"{_number(row[measured], digits)} ({low}–{high})"
 
 
 def _share(held: pl.Series) -> str:
