@@ -41,12 +41,22 @@ app.add_typer(export_app, name="export")
 @app.command()
 def demo(
     tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = "100000",
-    out: Annotated[Path, typer.Option(help="Folder of the store.")] = Path("out/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the store. Default: out/demo, or out/synthetic.")
+    ] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Vectors with a known answer, compared with it; no model.")
+    ] = False,
 ) -> None:
     """A real model, a real SAE and a real corpus become a store, tables and figures."""
+    if synthetic:
+        from jobs.demo_synthetic import demo_synthetic
+
+        demo_synthetic(out or Path("out/synthetic"))
+        return
     from jobs.demo import demo as job
 
-    job(tokens, out)
+    job(tokens, out or Path("out/demo"))
 
 
 @app.command()
@@ -196,6 +206,30 @@ def diff(
     first, second = open_store(a)[0], open_store(b)[0]
     with choose_tasks(first, workers, address) as tasks:
         job(*sides(first, second, site, site_b), tasks, out=out, top=top)
+
+
+@app.command("make-dictionary")
+def make_dictionary(
+    path: RunPath,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the truth and the SAEs.")],
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(help="Standard deviation of noise on an SAE's weights; may be repeated.", min=0),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="SAEs' thresholds, as a share of each feature's mean; 0: ReLU.", min=0)
+    ] = 0.5,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle/--no-shuffle", help="Put an SAE's features in a random order.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of noise and order.", min=0)] = 0,
+) -> None:
+    """Write the truth of the run file's corpus of kind dictionary, and SAEs that are made of it."""
+    from jobs.make_dictionary import make_dictionary as job
+    from pipeline.dictionary.sae import MadeLike
+
+    made = [MadeLike(level, threshold, shuffle, seed) for level in noise or [0.0]]
+    job(read_run_file(path).corpus, out, made)
 
 
 @app.command("check-sae")

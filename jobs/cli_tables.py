@@ -162,6 +162,32 @@ def match(
 
 
 @tables.command(rich_help_panel=PANEL)
+def truth(
+    store: StoreText,
+    truth: Annotated[
+        str, typer.Option(metavar="FILE.npz", help="The truth, which `make-dictionary` writes.")
+    ],
+    site: SiteName = None,
+    least: Annotated[
+        float,
+        typer.Option(help="Share of its rows in which a feature's parent must be active to be found."),
+    ] = 1.0,
+    workers: Workers = None,
+    address: Address = None,
+) -> None:
+    """Compare the store of a known dictionary with its truth: matches, frequencies, means, pairs, trees."""
+    from jobs.parallel import choose_tasks
+    from jobs.truth import truth as job
+    from pipeline.dictionary.truth import read_truth
+    from pipeline.store.object_path import store_path
+
+    opened, _ = open_store(store)
+    known = read_truth(store_path(truth))
+    with choose_tasks(opened, workers, address) as tasks:
+        job(opened, sites_of(opened, site), known, tasks, least=least)
+
+
+@tables.command(rich_help_panel=PANEL)
 def logits(
     store: StoreText,
     site: SiteName = None,

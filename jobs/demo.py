@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import yaml
@@ -61,6 +62,11 @@ def write_run_file(tokens: str, out: Path) -> Path:
         "extract": {"executor": "ray", "workers": 1, "cpus_per_worker": 2},
         "derive": {"jobs": [*Derive.model_validate({}).jobs, "logits"], "report": "all"},
     }
+    return write_once(out, content)
+
+
+def write_once(out: Path, content: dict[str, Any]) -> Path:
+    """`run.yaml` in the folder; InputError where another one lies there."""
     out.mkdir(parents=True, exist_ok=True)
     path, text = out / "run.yaml", yaml.safe_dump(content, sort_keys=False)
     if path.exists() and path.read_text(encoding="utf-8") != text:

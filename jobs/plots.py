@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 
+import polars as pl
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -42,23 +43,32 @@ def plots(store: FeatureStore, site: str) -> list[StorePath]:
     written = []
     with rc_context(STYLE):
         for name, drawing in chosen.items():
-            figure = drawing.draw(tables[drawing.table], site)
-            receipts = store.made_from(site, drawing.table)
-            for kind in METADATA:
-                path = store.layout.figures(site) / f"{name}.{kind}"
-                write_atomic(path, render(figure, kind, receipts))
-                written.append(path)
+            written += draw(store, site, name, tables[drawing.table])
     for command, names_of in _by_command(store, site, missing).items():
         told = f"not drawn without the tables of `latentlake {command}`"
         say(f"[bold]plots[/] {site}: {', '.join(names_of)} {told}")
     return written
 
 
+def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list[StorePath]:
+    """Draw one of FIGURES from its table, as PNG and SVG."""
+    figure = FIGURES[name].draw(table, site)
+    receipts = store.made_from(site, FIGURES[name].table)
+    paths = {kind: store.layout.figures(site) / f"{name}.{kind}" for kind in METADATA}
+    for kind, path in paths.items():
+        write_atomic(path, render(figure, kind, receipts))
+    return list(paths.values())
+
+
 def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
-    """The figures that a command would make possible; those of a control only where the site has one."""
+    """The figures that a command would make possible; of a control or a truth only where there is one."""
+    has = {
+        "control": store.site(site).control is not None,
+        "truth": store.links[0].source.get("kind") == "dictionary",
+    }
     found: dict[str, list[str]] = {}
     for name, drawing in missing.items():
-        if store.site(site).control or not drawing.table.startswith("control"):
+        if has.get(drawing.table.split("_")[0], True):
             found.setdefault(job_of(drawing.table), []).append(name)
     return found
 

@@ -83,6 +83,8 @@ def _drawn(run: RunFile) -> RunFile:
 
 def _numbers(corpus: Corpus) -> int | None:
     """How many numbers a corpus may hold whose documents are numbers; None where they are text."""
+    if corpus.dictionary is not None:
+        return corpus.dictionary.features + 1
     return corpus.vocabulary if corpus.kind == "synthetic" else None
 
 

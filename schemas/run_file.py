@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
 from schemas.section import PathText, Section
 
@@ -62,10 +63,10 @@ SYNTHETIC = "synthetic:"
 class Corpus(Section):
     """Where the documents come from."""
 
-    kind: Literal["text", "synthetic"] = Field(
+    kind: Literal["text", "synthetic", "dictionary"] = Field(
         "text",
         description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
-        "numbers, see `documents`.",
+        "numbers, see `documents`; dictionary: drawn vectors whose features are known, see `dictionary`.",
     )
     path: PathText = Field(
         "",
@@ -84,18 +85,27 @@ class Corpus(Section):
         4096, ge=1, le=2**20, description="Different tokens of a synthetic corpus: the numbers below this."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
+    dictionary: Dictionary | None = Field(None, description="What the vectors of a dictionary are made of.")
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
-        drawn = {"documents", "tokens_per_document", "vocabulary", "seed"}
-        foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
-        if self.kind == "text" and not self.path:
-            raise ValueError("corpus.path is missing")
+        missing = {"text": "path", "dictionary": "dictionary"}.get(self.kind)
+        if missing and not getattr(self, missing):
+            raise ValueError(f"corpus.{missing} is missing")
         fields = type(self).model_fields  # at its default a key says nothing, and a run file may spell all
-        if wrong := sorted(name for name in foreign if getattr(self, name) != fields[name].default):
-            other = "synthetic" if self.kind == "text" else "text"
-            raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
+        for name in sorted(set(fields) - {"kind"} - KEYS_OF_KINDS[self.kind]):
+            if getattr(self, name) != fields[name].default:
+                other = next(kind for kind, keys in KEYS_OF_KINDS.items() if name in keys)
+                raise ValueError(f"corpus.{name} is for corpus.kind: {other}, not {self.kind}: leave it out")
         return self
+
+
+KEYS_OF_KINDS = {
+    "text": {"path", "text_column", "label_columns", "split", "config"},
+    "synthetic": {"documents", "tokens_per_document", "vocabulary", "seed"},
+    "dictionary": {"dictionary"},
+}
+"""What the section corpus may hold, by its kind."""
 
 
 class Tokens(Section):
@@ -471,20 +481,19 @@ def _sentence(error: Any) -> str:
     return f"{place} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or a list of which it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
 def _unknown_key(loc: tuple[str | int, ...]) -> str:
     """Name the key that is not known, and the nearest one that is."""
-    sections: dict[str, type[BaseModel]] = {
-        "corpus": Corpus,
-        "tokens": Tokens,
-        "model": Model,
-        "sites": Site,
-        "store": Store,
-        "extract": Extract,
-        "rank": Rank,
-        "cluster": Cluster,
-        "derive": Derive,
-    }
-    model: type[BaseModel] = RunFile if len(loc) == 1 else sections[str(loc[0])]
+    model: type[BaseModel] = RunFile
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            model = _section_in(model.model_fields[part].annotation) or model
     known = [field.alias or name for name, field in model.model_fields.items()]
     near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
     place = "the run file" if len(loc) == 1 else ".".join(str(part) for part in loc[:-1])

@@ -267,3 +267,60 @@ there are too few documents to tell (`pipeline.statistics.trends`).
 
 L0_THRESHOLDS: Schema = {"threshold": pl.Float64(), "l0": pl.UInt32(), "rows": pl.Int64()}
 """How many counted rows have so many features with |activation| above the threshold."""
+
+TRUTH: Schema = {
+    "feature": pl.UInt32(),
+    "true_feature": pl.UInt32(),
+    "nearest_true_feature": pl.UInt32(),
+    "place": pl.UInt32(),
+    "encoder_cosine": pl.Float32(),
+    "decoder_cosine": pl.Float32(),
+    "counted_rows": pl.Int64(),
+    "n_active": pl.Int64(),
+    **dict.fromkeys(("true_frequency", "frequency", "frequency_low", "frequency_high"), pl.Float64()),
+    **dict.fromkeys(("true_mean", "expected_mean", "mean_active", "mean_low", "mean_high"), pl.Float64()),
+    "n_drawn": pl.Int64(),
+    "n_hits": pl.Int64(),
+    "precision": pl.Float64(),
+    "recall": pl.Float64(),
+}
+"""A row per feature of the SAE, of a store of a known dictionary against its truth.
+
+`true_feature`: the one assigned to it (null: none; then so is all about it), with the cosines of their
+directions; `nearest_true_feature`: the one of largest |cosine| of decoder directions, by which `place` orders
+the features literally. Of the assigned feature: `true_frequency` and `true_mean` (of the rows in which it
+fires), in closed form; `frequency` and `mean_active` measured, with 95 % over rows. `expected_mean`: what the
+encoder gives on average in the rows in which the true feature fires, null where the encoder is not linear.
+`n_drawn`: rows in which the true feature was drawn, `n_hits` those in which both fire, precision n_hits /
+n_active, recall n_hits / n_drawn; null where what was drawn can not be drawn again.
+"""
+
+TRUTH_PAIRS: Schema = {
+    "kind": pl.String(),
+    "true_a": pl.UInt32(),
+    "true_b": pl.UInt32(),
+    "a": pl.UInt32(),
+    "b": pl.UInt32(),
+    "counted_rows": pl.Int64(),
+    **dict.fromkeys(("n_a", "n_b", "n_both"), pl.Int64()),
+    **dict.fromkeys(("true_frequency", "frequency", "frequency_low", "frequency_high"), pl.Float64()),
+    **dict.fromkeys(("true_phi", "phi", "true_conditional", "conditional"), pl.Float64()),
+    **{f"rank_{name}": pl.UInt16() for name in ("jaccard", "npmi", "phi", "conditional")},
+}
+"""A row per pair of true features that know each other, and of features `a`, `b` of the SAE assigned to them.
+
+`kind`: correlated, parent (a fires only where b does), ancestor (the same, over others) or exclusive.
+`frequency`: of rows in which both are active, with 95 %, `true_frequency` in closed form; `phi`: correlation
+of firing; `conditional`: n_both / n_a; `rank_…`: of b among the neighbours of a (table `neighbours`), null
+where it is not among them, or the table is not there.
+"""
+
+TRUTH_COSINES: Schema = {
+    "place": pl.UInt32(),
+    "feature": pl.UInt32(),
+    "true_feature": pl.UInt32(),
+    "encoder": pl.Float32(),
+    "decoder": pl.Float32(),
+}
+"""Cosines of encoder and decoder directions with true ones: the first features in the literal order (that of
+the best site), `place` by place, each with the first true features. What the heat map shows."""

@@ -78,7 +78,7 @@ WITHOUT_TORCH = (
     "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
     "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
     "heatmap", "report.build", "logits", "fidelity", "export.neuronpedia", "export.delphi",
-    "export.anndata_zarr",
+    "export.anndata_zarr", "truth", "make_dictionary", "demo_synthetic",
 )  # fmt: skip
 
 

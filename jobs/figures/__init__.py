@@ -25,6 +25,7 @@ from jobs.figures.labels import draw_label_differences
 from jobs.figures.logits import draw_logit_entropy, draw_logit_max_probability
 from jobs.figures.sparsity import draw_sparsity
 from jobs.figures.thresholds import draw_l0_thresholds
+from jobs.figures.truth import draw_truth_cosines, draw_truth_frequency, draw_truth_mean
 
 
 class Drawing(NamedTuple):
@@ -55,4 +56,7 @@ FIGURES = {
     "control_mean": Drawing("control_features", draw_control_mean, optional=True),
     "control_max": Drawing("control_features", draw_control_max, optional=True),
     "control_l0": Drawing("control_l0", draw_control_l0, optional=True),
+    "truth_frequency": Drawing("truth", draw_truth_frequency, optional=True),
+    "truth_mean": Drawing("truth", draw_truth_mean, optional=True),
+    "truth_cosines": Drawing("truth_cosines", draw_truth_cosines, optional=True),
 }

@@ -14,6 +14,7 @@ from schemas.values import Document
 SOURCES = {
     "text": "pipeline.sources.text:open_text",
     "synthetic": "pipeline.sources.synthetic:SyntheticSource",
+    "dictionary": "pipeline.sources.dictionary:DictionarySource",
 }
 """Kind of corpus -> "module:function"; the function takes the Corpus section and gives a Source."""
 

@@ -44,6 +44,9 @@ TITLES = {
     "control_mean": "Mean activation: learnt and control",
     "control_max": "Strongest activation: learnt and control",
     "control_l0": "Active features per token: learnt and control",
+    "truth_frequency": "Frequency against the truth",
+    "truth_mean": "Mean where active against the truth",
+    "truth_cosines": "Cosine with the true features",
 }
 
 
@@ -54,7 +57,7 @@ def store(tmp_path_factory):
     rank(opened, "site")
     profile(opened, "site")
     opened.write_table("site", "feature_map", made_up(30, 3)["feature_map"])
-    for name, table in (made_up_control(64, 5) | made_up_of_the_model()).items():
+    for name, table in (made_up_control(64, 5) | made_up_of_the_model() | made_up_truth(30)).items():
         opened.write_table("site", name, table)
     return opened
 
@@ -128,7 +131,7 @@ def made_up(features, dead, rows=10_000, seed=0):
         "labels": labels,
         "feature_map": feature_map,
     }
-    return made | made_up_control(features, dead) | made_up_of_the_model()
+    return made | made_up_control(features, dead) | made_up_of_the_model() | made_up_truth(features)
 
 
 def made_up_of_the_model():
@@ -161,6 +164,33 @@ def made_up_of_the_model():
         for name, x in losses.items()
     ]
     return {"logits_histogram": histogram, "fidelity": pl.DataFrame(rows)}
+
+
+def made_up_truth(features, seed=0):
+    """Tables of `truth`; every fifth interval misses, the last feature is matched with none."""
+    rng = np.random.default_rng(seed)
+    number = np.arange(features)
+    frequency, mean = np.geomspace(0.5, 0.01, features), rng.uniform(1, 3, features)
+    factor = np.where(number % 5, 1.0, 1.1)
+    table = pl.DataFrame(
+        {
+            "feature": number,
+            "true_feature": [*range(features - 1), None] if features > 1 else [0],
+            "counted_rows": 10_000,
+            "true_frequency": frequency,
+            "frequency": frequency * factor,
+            "frequency_low": frequency * factor * 0.95,
+            "frequency_high": frequency * factor * 1.05,
+            "true_mean": mean,
+            "expected_mean": mean,
+            "mean_active": mean * factor,
+            "mean_low": mean * factor * 0.95,
+            "mean_high": mean * factor * 1.05,
+        }
+    )
+    pairs = {"place": np.repeat(number, features), "true_feature": np.tile(number, features)}
+    cosine = np.eye(features).ravel() * 0.9
+    return {"truth": table, "truth_cosines": pl.DataFrame({**pairs, "encoder": cosine, "decoder": cosine})}
 
 
 def made_up_control(features, dead, rows=2_000, seed=0):
@@ -313,6 +343,8 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "control_l0": none,
         "logits_histogram": made_up_of_the_model()["logits_histogram"].clear(),
         "fidelity": made_up_of_the_model()["fidelity"].clear(),
+        "truth": made_up_truth(3)["truth"].clear(),
+        "truth_cosines": made_up_truth(3)["truth_cosines"].clear(),
     }
     text = svg_of(name, tables)
     whys = (
@@ -323,6 +355,8 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "no feature has a place",
         "no feature was unembedded",
         "no loss was measured",
+        "no feature was matched",
+        "the SAE has no feature",
     )
     assert any(why in text for why in whys)
 
@@ -435,6 +469,14 @@ def test_an_optional_figure_is_drawn_when_its_table_is_there_and_else_its_comman
 
 def told(capsys):
     return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_figure_of_a_truth_says_how_many_intervals_hold_it_and_leaves_out_what_is_not_matched():
+    text = svg_of("truth_frequency", {"truth": made_up_truth(31)["truth"]})
+    for part in ("30 matched features", "80 % of the 95 % intervals hold the truth", "10,000 rows"):
+        assert part in text
+    plain = made_up_truth(31)["truth"].with_columns(expected_mean=pl.lit(None, pl.Float64))
+    assert "true mean where active (activation)" in svg_of("truth_mean", {"truth": plain})
 
 
 def test_dead_features_have_a_bound_by_the_rule_of_three():

@@ -1,0 +1,97 @@
+"""A known dictionary: what is measured against what is true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, log_axis, nothing, share
+from schemas.values import F32
+
+
+def draw_truth_frequency(truth: pl.DataFrame, site: str) -> Figure:
+    """Measured frequency of each feature over the true one, with its 95 % interval."""
+    axes = "true frequency (share of rows)", "measured frequency / true one"
+    return _ratios(
+        truth, site, ("true_frequency", "frequency", "frequency"), "Frequency against the truth", axes
+    )
+
+
+def draw_truth_mean(truth: pl.DataFrame, site: str) -> Figure:
+    """Measured mean where active over what the encoder should give, with its 95 % interval."""
+    if truth["expected_mean"].is_null().all():
+        true, what = "true_mean", "true mean where active"
+    else:
+        true, what = "expected_mean", "mean that this encoder gives where the true feature fires"
+    axes = f"{what} (activation)", "measured mean where active / it"
+    return _ratios(truth, site, (true, "mean_active", "mean"), "Mean where active against the truth", axes)
+
+
+def _ratios(
+    truth: pl.DataFrame, site: str, names: tuple[str, str, str], title: str, labels: tuple[str, str]
+) -> Figure:
+    """Measured over true, by the true number; 1 is the truth."""
+    true, measured, ends = names
+    ratios = {name: pl.col(name) / pl.col(true) for name in (measured, f"{ends}_low", f"{ends}_high")}
+    known = truth.drop_nulls(["true_feature", true, measured, f"{ends}_low"]).filter(pl.col(true) > 0)
+    x, table = known[true].to_numpy(), known.with_columns(**ratios)
+    y, low, high = (table[name].to_numpy() for name in ratios)
+    holds = (low <= 1) & (high >= 1)
+    told = f"{share(int(holds.sum()), len(holds))} of the 95 % intervals hold the truth"
+    facts = [counted(len(x), "matched feature"), told] if len(x) else []
+    facts += [counted(int(rows), "row") for rows in known["counted_rows"][:1]]
+    figure, axes = canvas(title, site, *facts)
+    if not len(x):
+        nothing(axes, "no feature was matched, or none fired")
+        return figure
+    sides = ((holds, BLUE, "o", "the interval holds the truth"), (~holds, VERMILION, "D", "it does not"))
+    for some, colour, marker, label in sides:
+        if some.any():
+            axes.vlines(x[some], low[some], high[some], color=colour, alpha=0.45, linewidth=1.6)
+            axes.plot(x[some], y[some], marker, color=colour, markersize=3.5, label=label)
+    axes.axhline(1, color=SOFT, linewidth=1, zorder=0)
+    if x.max() > 4 * x.min():
+        log_axis(axes.xaxis, x)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.margins(y=0.18)
+    axes.legend(loc="upper right", ncols=2)
+    return figure
+
+
+def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
+    """Cosines of encoder and decoder directions with the true ones, features in the literal order."""
+    n, true = cosines["place"].n_unique(), cosines["true_feature"].n_unique()
+    facts = [f"{counted(n, 'feature')} × {counted(true, 'true feature')}", "features in the literal order"]
+    figure, axes = canvas("Cosine with the true features", site, *facts)
+    if not cosines.height:
+        nothing(axes, "the SAE has no feature")
+        return figure
+    axes.remove()
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    ordered = cosines.sort("place", "true_feature")
+    for place, name in enumerate(("encoder", "decoder")):
+        image = _heat(panels[place], ordered[name].to_numpy().reshape(n, true), f"SAE's {name}")
+    panels[0].set_ylabel("feature of the SAE, by place in the order")
+    bar = figure.colorbar(image, ax=list(panels), label="cosine", pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _heat(axes: Axes, matrix: F32, title: str) -> Any:
+    """One panel; orange is positive, purple negative (PuOr, colour-blind safe)."""
+    shown: NDArray[Any] = matrix
+    image = axes.imshow(
+        shown, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest", rasterized=True
+    )
+    axes.set_title(title, fontsize=11)
+    axes.grid(visible=False)
+    axes.set_xlabel("true feature")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(8, integer=True))
+    return image

@@ -1,0 +1,58 @@
+"""`latentlake make-dictionary RUN.yaml --out DIR`: the truth of a dictionary, and SAEs made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.markup import escape
+
+from jobs.console import say
+from pipeline.dictionary.sae import MadeLike, write_dictionary_sae
+from pipeline.dictionary.truth import KnownTruth, truth_of, write_truth
+from pipeline.sources.dictionary import open_dictionary
+from pipeline.store.objects import write_atomic
+from schemas.errors import InputError
+from schemas.run_file import Corpus
+
+TRUTH_FILE = "truth.npz"
+
+
+def make_dictionary(corpus: Corpus, out: Path, made: Sequence[MadeLike]) -> KnownTruth:
+    """Write `truth.npz` and, for each way of making one, an SAE's folder (see `sae_name`) into `out`.
+
+    InputError where the corpus is no dictionary.
+    """
+    if corpus.dictionary is None:
+        raise InputError(
+            f"corpus.kind is {corpus.kind}: a truth and SAEs are made of corpus.kind: dictionary alone"
+        )
+    truth = truth_of(open_dictionary(corpus.dictionary))
+    out.mkdir(parents=True, exist_ok=True)
+    write_truth(truth, partial(write_atomic, out / TRUTH_FILE))
+    shape = f"{truth.recipe.features:,} features of width {truth.recipe.width:,}"
+    say(f"[bold]make-dictionary[/] {shape}: {escape(str(out / TRUTH_FILE))}")
+    for one in made:
+        folder = out / sae_name(one)
+        write_dictionary_sae(folder, truth, one)
+        say(f"  SAE of noise {one.noise:g}, {_told(one)}: {escape(str(folder))}")
+    return truth
+
+
+def sae_name(made: MadeLike) -> str:
+    """`sae-<noise>`."""
+    return f"sae-{made.noise:g}"
+
+
+def _told(made: MadeLike) -> str:
+    where = f"thresholds at {made.threshold:g} of mean values" if made.threshold else "ReLU"
+    return f"{where}, {'in random order' if made.shuffled else 'in the order of the features'}"
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["make-dictionary", *sys.argv[1:]])

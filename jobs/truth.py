@@ -1,0 +1,198 @@
+"""`latentlake truth STORE --truth FILE`: what a store measures of a known dictionary against its truth.
+
+What is measured is read from the store as any other job reads it: feature table, neighbours, rows. It is
+compared with the closed form of the recipe, and with the rows that were drawn, which are drawn again. Cost:
+cosines S F D, the optimal assignment of S x F (seconds at 5,000 x 5,000), rows drawn once more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib import rc_context
+from rich.markup import escape
+
+from jobs.console import say
+from jobs.figures import FIGURES
+from jobs.figures.style import STYLE
+from jobs.known.compare import (
+    KnownPairs,
+    Side,
+    cosines_table,
+    features_table,
+    found_hierarchy,
+    known_pairs,
+    pairs_table,
+)
+from jobs.known.counts import Counting, Counts
+from jobs.known.matching import Cosines, assigned, best_order, cosines_with, literal_order
+from jobs.known.told import tell
+from jobs.plots import draw
+from jobs.progress import track
+from pipeline.dictionary.truth import KnownTruth
+from pipeline.executors.tasks import OneProcess, Tasks
+from pipeline.store import FeatureStore
+from schemas.dictionary_corpus import Dictionary
+from schemas.errors import InputError
+from schemas.layout import StorePath
+from schemas.tables import TRUTH, TRUTH_COSINES, TRUTH_PAIRS
+
+WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
+
+SCHEMAS = {"truth": TRUTH, "truth_pairs": TRUTH_PAIRS, "truth_cosines": TRUTH_COSINES}
+"""The tables that are written."""
+
+
+def truth(
+    store: FeatureStore,
+    sites: Sequence[str],
+    known: KnownTruth,
+    tasks: Tasks | None = None,
+    *,
+    least: float = 1.0,
+    figures: bool = True,
+) -> list[StorePath]:
+    """Write the tables `truth`, `truth_pairs`, `truth_cosines` of each site, tell, and draw their figures.
+
+    The literal order is that of the best of the sites, where they have as many features. `least` is the
+    conditional frequency from which a feature is found to be the child of another. InputError where the store
+    was not drawn from the truth's recipe, or its tables are missing.
+    """
+    began = time.monotonic()
+    require_drawn_from(store, known.recipe)
+    sides = _sides(store, sites, known)
+    written: list[StorePath] = []
+    for site, side in sides.items():
+        written += _compare(store, site, side, known, tasks or OneProcess(), least)
+        if figures:
+            written += _draw(store, site)
+    say(f"[bold]truth[/] done ({time.monotonic() - began:.1f} s)")
+    return written
+
+
+def require_drawn_from(store: FeatureStore, recipe: Dictionary) -> None:
+    """InputError where the store's corpus is not the one that the recipe makes."""
+    root, asked = store.layout.root, recipe.model_dump(mode="json")
+    if len(store.links) != 1 or store.links[0].source.get("kind") != "dictionary":
+        raise InputError(f"{root} does not hold one corpus of kind dictionary, which has a truth")
+    held: dict[str, Any] = store.links[0].source["dictionary"]
+    differing = [name for name in asked if asked[name] != held.get(name)]
+    if differing:
+        name = differing[0]
+        raise InputError(
+            f"{root} was drawn with {name} {_short(held.get(name))}, the truth is of {name} "
+            f"{_short(asked[name])}: give the truth that `latentlake make-dictionary` wrote for its run file"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _sides(store: FeatureStore, sites: Sequence[str], known: KnownTruth) -> dict[str, Side]:
+    """Each site with its cosines; the order of the best one goes for all that have as many features."""
+    weights = {site: _weights(store, site) for site in sites}
+    cosines = {
+        site: Cosines(
+            cosines_with(arrays["W_enc"].T, known.vectors), cosines_with(arrays["W_dec"], known.vectors)
+        )
+        for site, (arrays, _) in weights.items()
+    }
+    decoders = [of.decoder for of in cosines.values()]
+    same = len({decoder.shape for decoder in decoders}) == 1
+    best, order = best_order(decoders)
+    if len(sites) > 1:
+        told = f"that of {sites[best]}, whose mean cosine is highest" if same else "each site's own"
+        say(f"[bold]truth[/] literal order of features: {told}")
+    return {
+        site: Side(
+            *weights[site],
+            cosines=cosines[site],
+            order=order if same else literal_order(cosines[site].decoder),
+            match=assigned(cosines[site].decoder),
+            activation_dtype=store.site(site).activation_dtype,
+        )
+        for site in sites
+    }
+
+
+def _weights(store: FeatureStore, site: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    arrays, metadata = store.site_weights(site, WEIGHTS)
+    if missing := {"W_enc", "W_dec"} - set(arrays):
+        raise InputError(f"site {site!r} has no {min(missing)}: it has no directions to compare")
+    return arrays, metadata
+
+
+def _compare(
+    store: FeatureStore, site: str, side: Side, known: KnownTruth, tasks: Tasks, least: float
+) -> list[StorePath]:
+    features = store.scan_features(site).collect().sort("feature")
+    neighbours = (
+        store.scan_table(site, "neighbours").collect() if store.has_table(site, "neighbours") else None
+    )
+    pairs = known_pairs(known, side)
+    recipe = known.recipe if _can_draw_again(store, site, known.recipe) else None
+    counts = _count(store, site, side, recipe, pairs, tasks)
+    tables = {
+        "truth": features_table(known, side, features, counts, redrawn=recipe is not None),
+        "truth_pairs": pairs_table(known, pairs, counts.both, features, neighbours),
+        "truth_cosines": cosines_table(side),
+    }
+    written = [store.write_table_parts(site, name, SCHEMAS[name], [tables[name]]) for name in tables]
+    edges = None if neighbours is None else found_hierarchy(neighbours, features, least)
+    tell(site, known, side, tables["truth"], tables["truth_pairs"], edges, _of_documents(store, site))
+    say(f"[bold]truth[/] {site}: tables in {escape(str(written[0].parent))}")
+    return written
+
+
+def _draw(store: FeatureStore, site: str) -> list[StorePath]:
+    names = [name for name, drawing in FIGURES.items() if drawing.table in SCHEMAS]
+    with rc_context(STYLE):
+        drawn = [
+            draw(store, site, name, store.scan_table(site, FIGURES[name].table).collect()) for name in names
+        ]
+    say(f"[bold]truth[/] {site}: figures in {escape(str(store.layout.figures(site)))}")
+    return [path for paths in drawn for path in paths]
+
+
+def _count(
+    store: FeatureStore, site: str, side: Side, recipe: Dictionary | None, pairs: KnownPairs, tasks: Tasks
+) -> Counts:
+    counting = Counting(recipe, *side.match, pairs.own)
+    shards = store.shard_files(site)
+    none = np.zeros(len(side.match.feature), np.int64)
+    found = track(tasks.map(counting.of, shards), "rows against what was drawn", len(shards), "shards")
+    return reduce(add, found, Counts(np.zeros(len(pairs.own), np.int64), none, none))
+
+
+def _can_draw_again(store: FeatureStore, site: str, recipe: Dictionary) -> bool:
+    """Whether the rows of the store are those of the corpus, one by one, and our generator draws them."""
+    lake, reads = store.lake, store.site(site).reads
+    same_rows = lake.bos_id is None and lake.separator_id is None and reads.all_rows
+    if recipe.generator == "latentlake" and same_rows:
+        return True
+    why = "sae-lens drew them" if recipe.generator == "saelens" else "its rows are not those of the corpus"
+    say(f"[yellow]note[/] {site}: rows are not compared one by one, {why}")
+    return False
+
+
+def _of_documents(store: FeatureStore, site: str) -> pl.DataFrame | None:
+    """Intervals of frequencies by document, where `latentlake profile` made them."""
+    if not store.has_table(site, "profile"):
+        return None
+    return store.scan_table(site, "profile").select("feature", "frequency_low", "frequency_high").collect()
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jobs.cli import main
+
+    main(["truth", *sys.argv[1:]])

@@ -1,0 +1,162 @@
+"""Rows of a known dictionary against its closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy import sparse, stats
+
+from pipeline.dictionary.generator import NumpyDictionary, all_blocks, documents_of_block
+from pipeline.dictionary.truth import truth_of
+from pipeline.dictionary.vectors import gram
+from schemas.dictionary_corpus import Dictionary
+from schemas.errors import InputError
+
+ASKED = {
+    "features": 24,
+    "width": 32,
+    "documents": 4000,
+    "rows": 16,
+    "probability": {"first": 0.3, "last": 0.02},
+    "magnitude": {"first": 1.0, "last": 4.0},
+    "magnitude_std": 0.5,
+    "cosine": 0.0,
+    "correlated": [
+        {"features": [0, 1], "correlation": 0.8},
+        {"features": [2, 3, 4], "correlation": 0.5},
+        {"features": [5, 6], "correlation": -0.6},
+    ],
+    "trees": [
+        {"feature": 10, "children": [{"feature": 11}, {"feature": 12}]},
+        {"exclusive": True, "children": [{"feature": 13}, {"feature": 14}]},
+    ],
+    "noise": 0.1,
+    "bias": 2.0,
+}
+
+
+def recipe(**changes) -> Dictionary:
+    return Dictionary.model_validate(ASKED | changes)
+
+
+def drawn(made: NumpyDictionary) -> tuple[sparse.csr_matrix, np.ndarray]:
+    blocks = list(all_blocks(made))
+    return sparse.vstack([b.values for b in blocks]).tocsr(), np.concatenate([b.x for b in blocks])
+
+
+@pytest.fixture(scope="module")
+def rows():
+    made = NumpyDictionary(recipe())
+    return made, truth_of(made), *drawn(made)
+
+
+def test_features_fire_alone_and_together_as_often_as_the_closed_form_says(rows):
+    _, truth, values, _ = rows
+    fires = (values > 0).astype(np.int64)
+    measured = (fires.T @ fires).toarray() / values.shape[0]
+    both = np.array(
+        [[truth.both(a, b) if a != b else truth.frequency[a] for b in range(24)] for a in range(24)]
+    )
+    z = (measured - both) / np.sqrt(np.maximum(both * (1 - both), 1e-300) / values.shape[0])
+    certain = both > 0
+    assert (measured[~certain] == 0).all()
+    assert np.abs(z[certain]).max() < 4.5
+    assert 0.85 < z[certain].std() < 1.15
+
+
+def test_values_have_the_mean_of_a_normal_number_cut_at_0(rows):
+    _, truth, values, _ = rows
+    mean, std = np.geomspace(1, 4, 24), 0.5
+    np.testing.assert_allclose(
+        truth.mean_active, stats.truncnorm.mean(-mean / std, np.inf, mean, std), rtol=1e-9
+    )
+    for feature in range(24):
+        found = values[:, [feature]].data
+        assert (found > 0).all()
+        assert abs(found.mean() - truth.mean_active[feature]) < 4.5 * found.std() / len(found) ** 0.5
+
+
+def test_a_vector_is_the_sum_of_values_times_directions_and_bias_and_noise(rows):
+    made, _, values, x = rows
+    rest = x - (values.toarray().astype(np.float64) @ made.vectors.astype(np.float64) + made.bias)
+    assert x.dtype == np.float32
+    assert abs(rest.std() - 0.1) < 5 * 0.1 / (2 * rest.size) ** 0.5
+    assert abs(rest.mean()) < 5 * 0.1 / rest.size**0.5
+    assert abs(np.linalg.norm(made.bias) - 2.0) < 1e-5
+
+
+def test_the_mean_beside_a_feature_is_that_of_the_rows_in_which_it_fires(rows):
+    _, truth, values, _ = rows
+    for feature in (0, 3, 5, 10, 11, 13, 20):
+        beside = values[values[:, [feature]].nonzero()[0]].toarray()
+        error = beside.std(axis=0) / len(beside) ** 0.5
+        assert (np.abs(beside.mean(axis=0) - truth.means_beside(feature)) <= 5 * error + 1e-6).all()
+
+
+def test_a_document_depends_on_the_recipe_and_its_number_alone():
+    asked = {"rows": 300, "features": 700, "width": 8, "cosine": None, "correlated": [], "trees": []}
+    few, many = (NumpyDictionary(recipe(documents=n, **asked)) for n in (15, 31))
+    assert documents_of_block(few.recipe) == 9
+    values, x = drawn(few)
+    more_values, more_x = drawn(many)
+    assert x.shape == (15 * 300, 8)
+    np.testing.assert_array_equal(x, more_x[: len(x)])
+    assert (values != more_values[: len(x)]).nnz == 0
+    block = many.block(1)
+    np.testing.assert_array_equal(block.x, more_x[block.first : block.first + 9 * 300])
+    assert (drawn(NumpyDictionary(recipe(documents=15, seed=1, **asked)))[1] != x).any()
+
+
+@pytest.mark.parametrize(
+    ("cosine", "cosines", "width"), [(0.0, [], 24), (0.3, [], 40), (None, [(0, 1, 0.9), (4, 2, -0.5)], 24)]
+)
+def test_directions_have_the_cosines_asked_for(cosine, cosines, width):
+    pairs = [{"features": [a, b], "cosine": c} for a, b, c in cosines]
+    asked = recipe(cosine=cosine, cosines=pairs, width=width)
+    vectors = NumpyDictionary(asked).vectors.astype(np.float64)
+    expected = np.full((24, 24), cosine or 0.0)
+    np.fill_diagonal(expected, 1)
+    for a, b, c in cosines:
+        expected[a, b] = expected[b, a] = c
+    np.testing.assert_array_equal(gram(asked), expected)
+    np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
+
+
+def test_more_directions_than_entries_are_possible_where_their_cosines_allow_it():
+    asked = recipe(features=3, width=2, cosine=-0.5, correlated=[], trees=[])
+    vectors = NumpyDictionary(asked).vectors
+    np.testing.assert_allclose(vectors @ vectors.T, gram(asked), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 23}, "24 directions of these cosines need 24 entries, width is 23"),
+        ({"cosine": -0.5}, "no directions have all of these cosines"),
+    ],
+)
+def test_cosines_that_no_directions_have_are_refused(changes, told):
+    with pytest.raises(InputError, match=told):
+        NumpyDictionary(recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"probability": [0.1, 0.2]}, "probability has 2 numbers for 24 features"),
+        ({"probability": 1.0}, "must lie between 0 and 1"),
+        ({"magnitude": -1}, "must lie between 0 and 1,000,000"),
+        ({"correlated": [{"features": [0, 0], "correlation": 0.1}]}, "names a feature twice"),
+        ({"correlated": [{"features": [0, 1, 2], "correlation": -0.5}]}, "it must be above -0.5"),
+        (
+            {"correlated": [{"features": [0, n], "correlation": 0.5} for n in (1, 2)]},
+            "0 is in several groups",
+        ),
+        ({"correlated": [{"features": [0, 24], "correlation": 0.5}]}, "names feature 24; there are 0 to 23"),
+        ({"cosines": [{"features": [3, 3], "cosine": 0.5}]}, "a feature and itself"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_a_sentence(changes, told):
+    with pytest.raises(ValidationError, match=told):
+        recipe(**changes)

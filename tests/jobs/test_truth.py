@@ -1,0 +1,308 @@
+"""From the recipe of a dictionary through the whole line to its truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import sparse
+
+from jobs.coactivation import coactivation
+from jobs.extract import extract
+from jobs.figures import FIGURES
+from jobs.known.compare import found_hierarchy
+from jobs.make_dictionary import make_dictionary
+from jobs.plots import draw
+from jobs.profile import profile
+from jobs.stats import stats
+from jobs.tokenize import tokenize
+from jobs.truth import truth
+from pipeline.dictionary.generator import NumpyDictionary, all_blocks
+from pipeline.dictionary.sae import MadeLike, order_of
+from pipeline.dictionary.truth import KnownTruth, read_truth, write_truth
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.run_file import parse_run_file
+from tests.saes.reference import sae_lens
+
+MADE = [MadeLike(noise=0.0, seed=2), MadeLike(noise=0.03, seed=5)]
+
+RECIPE = {
+    "features": 40,
+    "width": 48,
+    "documents": 600,
+    "rows": 20,
+    "seed": 3,
+    "cosine": 0.0,
+    "cosines": [{"features": [38, 39], "cosine": 0.3}],
+    "probability": {"first": 0.3, "last": 0.03},
+    "magnitude": {"first": 1.0, "last": 3.0},
+    "magnitude_std": {"first": 0.1, "last": 0.3},
+    "noise": 0.01,
+    "bias": 1.5,
+    "correlated": [
+        {"features": [20, 21], "correlation": 0.9},
+        {"features": [22, 23, 24], "correlation": 0.8},
+    ],
+    "trees": [
+        {
+            "feature": 0,
+            "children": [
+                {"feature": 1, "children": [{"feature": 2}]},
+                {"exclusive": True, "children": [{"feature": 3}, {"feature": 4}, {"feature": 5}]},
+            ],
+        }
+    ],
+}
+
+
+def content(folder: Path, recipe: dict[str, Any], made: list[MadeLike]) -> dict[str, Any]:
+    return {
+        "corpus": {"kind": "dictionary", "dictionary": recipe},
+        "tokens": {"context_size": 64, "shard_tokens": 4000},
+        "model": {"loader": "inputs"},
+        "sites": [{"name": name, "sae": str(folder / f"sae-{one.noise:g}")} for name, one in named(made)],
+        "store": {"root": str(folder / "store"), "activation_dtype": "float32"},
+        "extract": {"executor": "in_process", "cpus_per_worker": 1, "batch_contexts": 16},
+    }
+
+
+def named(made: list[MadeLike]) -> list[tuple[str, MadeLike]]:
+    return list(zip(("exact", "noisy"), made, strict=False))
+
+
+def measured(folder: Path, recipe: dict[str, Any], made: list[MadeLike]) -> tuple[FeatureStore, KnownTruth]:
+    """A store of the recipe with the tables that the truth is compared with."""
+    run_file = parse_run_file(content(folder, recipe, made), "run.yaml")
+    known = make_dictionary(run_file.corpus, folder, made)
+    tokenize(run_file)
+    extract(run_file)
+    store = FeatureStore.open(folder / "store")
+    for site in store.sites:
+        stats(store, site)
+        coactivation(store, site, decoder=False)
+        profile(store, site)
+    return store, known
+
+
+@pytest.fixture(scope="module")
+def known_store(tmp_path_factory):
+    store, known = measured(tmp_path_factory.mktemp("known"), RECIPE, MADE)
+    truth(store, ["exact", "noisy"], known, figures=False)
+    return store, known
+
+
+def table(store: FeatureStore, site: str, name: str = "truth") -> pl.DataFrame:
+    return store.scan_table(site, name).collect()
+
+
+def drawn(known: KnownTruth) -> tuple[sparse.csr_matrix, np.ndarray]:
+    blocks = list(all_blocks(NumpyDictionary(known.recipe)))
+    return sparse.vstack([b.values for b in blocks]).tocsr(), np.concatenate([b.x for b in blocks])
+
+
+def dense(store: FeatureStore, site: str) -> np.ndarray:
+    return sparse.vstack([store.csr(site, shard.name) for shard in store.shards]).toarray()
+
+
+def test_what_is_stored_is_the_sae_computed_densely_on_the_vectors_drawn(known_store):
+    store, known = known_store
+    _, x = drawn(known)
+    for site in ("exact", "noisy"):
+        weights, _ = store.site_weights(site)
+        pre = (x.astype(np.float64) - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+        expected = np.where(pre > weights["threshold"], pre, 0)
+        found = dense(store, site)
+        near = np.abs(pre - weights["threshold"]) < 1e-5
+        assert near.sum() < 5
+        np.testing.assert_allclose(found[~near], expected[~near], rtol=1e-5, atol=1e-5)
+
+
+def test_every_feature_is_matched_with_its_own(known_store):
+    store, _ = known_store
+    for site, made in named(MADE):
+        found = table(store, site)
+        np.testing.assert_array_equal(found["true_feature"], order_of(made, 40))
+        np.testing.assert_array_equal(found["nearest_true_feature"], order_of(made, 40))
+        assert found["decoder_cosine"].min() > (0.9999 if made.noise == 0 else 0.95)
+        np.testing.assert_allclose(found["encoder_cosine"], found["decoder_cosine"], atol=1e-6)
+
+
+def test_the_literal_order_is_that_of_the_best_site_for_both(known_store):
+    store, _ = known_store
+    best = order_of(MADE[0], 40)
+    for site in ("exact", "noisy"):
+        np.testing.assert_array_equal(table(store, site)["place"], best)
+
+
+def test_the_exact_sae_fires_in_exactly_the_rows_that_were_drawn(known_store):
+    store, known = known_store
+    values, _ = drawn(known)
+    own = order_of(MADE[0], 40)
+    found = table(store, "exact")
+    n_drawn = np.asarray((values > 0).sum(axis=0)).ravel()[own]
+    for name in ("n_active", "n_drawn", "n_hits"):
+        np.testing.assert_array_equal(found[name], n_drawn)
+    assert found["precision"].to_list() == found["recall"].to_list() == [1.0] * 40
+    means = np.asarray(values.sum(axis=0)).ravel()[own] / n_drawn
+    is_alone = ~np.isin(own, [38, 39])  # these two see each other
+    np.testing.assert_allclose(found["mean_active"].to_numpy()[is_alone], means[is_alone], rtol=0.01)
+
+
+def test_hits_and_drawn_rows_of_a_noisy_sae_are_those_counted_densely(known_store):
+    store, known = known_store
+    values, _ = drawn(known)
+    true = values.toarray()[:, order_of(MADE[1], 40)] > 0
+    active = dense(store, "noisy") > 0
+    found = table(store, "noisy")
+    np.testing.assert_array_equal(found["n_drawn"], true.sum(axis=0))
+    np.testing.assert_array_equal(found["n_hits"], (true & active).sum(axis=0))
+    np.testing.assert_allclose(found["precision"], (true & active).sum(axis=0) / active.sum(axis=0))
+    np.testing.assert_allclose(found["recall"], (true & active).sum(axis=0) / true.sum(axis=0))
+
+
+def held(found: pl.DataFrame, true: str, ends: str) -> int:
+    return found.filter(pl.col(true).is_between(pl.col(f"{ends}_low"), pl.col(f"{ends}_high"))).height
+
+
+def test_intervals_of_one_store_hold_most_of_the_truth_and_the_noisy_mean_is_the_encoders(known_store):
+    store, _ = known_store
+    exact, noisy = table(store, "exact"), table(store, "noisy")
+    assert held(exact, "true_frequency", "frequency") >= 34  # fewer: one case in 600
+    assert held(exact, "expected_mean", "mean") >= 34
+    assert held(noisy, "expected_mean", "mean") >= 33
+    assert held(noisy, "true_mean", "mean") < 15
+    by_document = store.scan_table("exact", "profile").select("feature", "frequency_low", "frequency_high")
+    both = exact.drop("frequency_low", "frequency_high").join(by_document.collect(), on="feature")
+    assert held(both, "true_frequency", "frequency") >= 34
+
+
+def test_pairs_are_counted_as_densely_and_agree_with_the_closed_form(known_store):
+    store, known = known_store
+    active = dense(store, "exact") > 0
+    found = table(store, "exact", "truth_pairs")
+    kinds = found["kind"].value_counts().sort("kind").rows()
+    assert kinds == [("ancestor", 1), ("correlated", 4), ("exclusive", 3), ("parent", 5)]
+    for row in found.iter_rows(named=True):
+        a, b = active[:, row["a"]], active[:, row["b"]]
+        assert row["n_both"] == (a & b).sum()
+        assert abs(row["phi"] - np.corrcoef(a, b)[0, 1]) < 1e-9
+        assert row["true_frequency"] == known.both(row["true_a"], row["true_b"])
+        error = (row["true_frequency"] / len(active)) ** 0.5
+        assert abs(row["frequency"] - row["true_frequency"]) <= 4.5 * error
+
+
+def test_co_activation_finds_correlated_pairs_first_and_children_only_with_parents(known_store):
+    store, _ = known_store
+    for site in ("exact", "noisy"):
+        pairs = table(store, site, "truth_pairs")
+        correlated = pairs.filter(pl.col("kind") == "correlated")
+        partners = np.where(correlated["true_a"] == 20, 1, 2)
+        for name in ("jaccard", "npmi", "phi"):
+            assert (correlated[f"rank_{name}"].to_numpy() < partners).all()
+        exclusive = pairs.filter(pl.col("kind") == "exclusive")
+        assert exclusive["n_both"].sum() <= (0 if site == "exact" else 5)
+    children = table(store, "exact", "truth_pairs").filter(pl.col("kind").is_in(["parent", "ancestor"]))
+    assert children["conditional"].to_list() == [1.0] * 6
+    assert children["rank_conditional"].max() < 2
+
+
+def test_the_hierarchy_is_found_from_co_activation_alone(known_store):
+    store, known = known_store
+    own = {true: feature for feature, true in enumerate(order_of(MADE[0], 40).tolist())}
+    edges = found_hierarchy(
+        store.scan_table("exact", "neighbours").collect(), store.scan_features("exact").collect()
+    )
+    expected = {(own[child], own[above]) for child, above in known.relations.ancestors.tolist()}
+    assert set(edges.select("child", "parent").rows()) == expected
+
+
+def test_figures_are_drawn_of_its_tables_and_the_cosines_of_the_heat_map_are_in_its_order(known_store):
+    store, known = known_store
+    cosines = table(store, "noisy", "truth_cosines")
+    assert cosines.height == 40 * 40
+    on_the_diagonal = cosines.filter(pl.col("place") == pl.col("true_feature"))
+    weights, _ = store.site_weights("noisy")
+    first = on_the_diagonal.row(7, named=True)
+    row, true = weights["W_dec"][first["feature"]].astype(float), known.vectors[7].astype(float)
+    assert abs(first["decoder"] - row @ true / np.linalg.norm(row) / np.linalg.norm(true)) < 1e-5
+    for name in ("truth_frequency", "truth_mean", "truth_cosines"):
+        paths = draw(store, "noisy", name, table(store, "noisy", FIGURES[name].table))
+        assert [path.stat().st_size > 10_000 for path in paths] == [True, True]
+
+
+@pytest.mark.slow  # starts two processes
+def test_the_answer_is_the_same_from_another_file_of_the_truth_and_in_two_processes(known_store, tmp_path):
+    from pipeline.executors.tasks import Processes
+
+    store, known = known_store
+    before = table(store, "noisy"), table(store, "noisy", "truth_pairs")
+    write_truth(known, (tmp_path / "truth.npz").write_bytes)
+    with Processes(2) as tasks:
+        truth(store, ["exact", "noisy"], read_truth(tmp_path / "truth.npz"), tasks, figures=False)
+    assert table(store, "noisy").equals(before[0])
+    assert table(store, "noisy", "truth_pairs").equals(before[1])
+
+
+def test_what_it_says_is_truth_against_measured(known_store, capsys):
+    store, known = known_store
+    truth(store, ["exact"], known, figures=False)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "40 features against 40 true ones" in told
+    assert "every feature fires in exactly its rows" in told
+    assert "found from co-activation alone: 6 of 6, and no other" in told
+    assert "exclusive pairs: 3 of 3 (100.0%) never fire together" in told
+
+
+def test_the_truth_of_another_recipe_is_refused(known_store):
+    store, known = known_store
+    other = KnownTruth(known.recipe.model_copy(update={"seed": 4}), known.vectors, known.bias)
+    with pytest.raises(InputError, match="was drawn with seed 3, the truth is of seed 4"):
+        truth(store, ["exact"], other)
+
+
+def test_a_corpus_of_text_has_no_dictionary_to_make(tmp_path):
+    from schemas.run_file import Corpus
+
+    with pytest.raises(InputError, match=r"corpus\.kind is text"):
+        make_dictionary(Corpus(path="x"), tmp_path, MADE)
+
+
+@pytest.mark.slow
+def test_over_seeds_95_in_100_intervals_hold_the_truth(tmp_path):
+    shares = {name: [] for name in ("rows", "documents", "means")}
+    for seed in range(8):
+        recipe = RECIPE | {"seed": 100 + seed, "correlated": [], "trees": [], "documents": 300}
+        store, known = measured(tmp_path / str(seed), recipe, MADE[:1])
+        truth(store, ["exact"], known, figures=False)
+        found = table(store, "exact")
+        by_document = store.scan_table("exact", "profile").select(
+            "feature", "frequency_low", "frequency_high"
+        )
+        both = found.drop("frequency_low", "frequency_high").join(by_document.collect(), on="feature")
+        shares["rows"].append(held(found, "true_frequency", "frequency"))
+        shares["documents"].append(held(both, "true_frequency", "frequency"))
+        shares["means"].append(held(found, "expected_mean", "mean"))
+    n = 8 * 40
+    for name, counts in shares.items():
+        share, error = sum(counts) / n, (0.05 * 0.95 / n) ** 0.5
+        assert 0.95 - 3.5 * error < share, (name, share)
+    assert sum(shares["means"]) / n < 0.995
+
+
+@pytest.mark.slow
+def test_a_dictionary_of_sae_lens_goes_the_same_way(tmp_path):
+    sae_lens()
+    recipe = RECIPE | {"generator": "saelens"}
+    store, known = measured(tmp_path, recipe, MADE[:1])
+    truth(store, ["exact"], known, figures=False)
+    found, pairs = table(store, "exact"), table(store, "exact", "truth_pairs")
+    assert found["n_drawn"].is_null().all()
+    assert held(found, "true_frequency", "frequency") >= 34
+    assert held(found, "expected_mean", "mean") >= 34
+    correlated = pairs.filter(pl.col("kind") == "correlated")
+    assert (correlated["rank_phi"].to_numpy() < np.where(correlated["true_a"] == 20, 1, 2)).all()
+    assert pairs.filter(pl.col("kind") == "parent")["conditional"].to_list() == [1.0] * 5
