@@ -22,6 +22,7 @@ MAY_IMPORT_TORCH = (
     "pipeline.direct_logits",
     "pipeline.fidelity",
     "pipeline.tokenizer",
+    "pipeline.training",
 )
 JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench")
 
