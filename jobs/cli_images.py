@@ -49,7 +49,8 @@ def importance(
     store: StoreText,
     site: SiteName = None,
     label: Annotated[
-        str | None, typer.Option(help="Label column whose values are the classes. Default: class, or the one.")
+        str | None,
+        typer.Option(help="Label column whose values are classes. Default: class, or the one."),
     ] = None,
     rho: Annotated[
         float | None, typer.Option(help="Mean activation of the penalty. Default: what the SAE's files say.")
@@ -86,7 +87,9 @@ def steer(
     store: StoreText,
     settings: Annotated[
         list[str],
-        typer.Option("--set", metavar="FEATURE=VALUE", help="Set (=3), raise (=+3) or multiply (=*3); again."),
+        typer.Option(
+            "--set", metavar="FEATURE=VALUE", help="Set (=3), add (=+3), multiply (=*3); repeatable."
+        ),
     ],
     site: SiteName = None,
     row: Annotated[

@@ -22,6 +22,7 @@ from jobs.importance import linear_weights, mean_of, top_features
 from jobs.structure import agreement, cosine_similarity, places
 from pipeline.image_decoder import ImageReader, read_decoder
 from pipeline.store import FeatureStore
+from pipeline.store.site_profile import Tokens
 from schemas.errors import InputError
 from schemas.importance_tables import CLASS_IMAGES, FEATURE_IMAGES, FEATURE_SIMILARITY
 from schemas.values import F32, F64
@@ -167,8 +168,20 @@ def _class_row(pictured: Pictured, told: dict[str, object], values: F64, pixels:
 
 
 def pixels_of(store: FeatureStore, site: str, label: str) -> dict[str, F64]:
-    """The mean of each class's inputs themselves [P], 0 to 1; nothing where the lake has none."""
-    return {}
+    """The mean of each class's images themselves [P], 0 to 1; nothing where the lake has none."""
+    if store.lake.inputs is None:
+        return {}
+    tokens, sums, rows = Tokens.of(store, site), dict[str, F64](), dict[str, int]()
+    for files in store.shard_files(site):
+        shard, labels = tokens.read(files), tokens.read_labels(files, [label])
+        assert shard.inputs is not None, "the lake has inputs"
+        scale = 255 if shard.inputs.dtype == np.uint8 else 1
+        value_of = labels[label][np.searchsorted(labels["document"].to_numpy(), shard.document)]
+        for value in value_of.drop_nulls().unique().to_list():
+            mine = shard.inputs[shard.stored & value_of.eq(value).fill_null(value=False).to_numpy()]
+            sums[value] = sums.get(value, 0) + mine.sum(axis=0, dtype=np.float64) / scale
+            rows[value] = rows.get(value, 0) + len(mine)
+    return {value: total / rows[value] for value, total in sums.items() if rows[value]}
 
 
 def _tell(
@@ -177,8 +190,8 @@ def _tell(
     agreed = similar["agreement"].drop_nulls()
     told = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
     say(
-        f"[bold]images[/] {site}: {alone.height} features drawn; {len(list(compared))} compared (each class's "
-        f"{COMPARED} most important): distances of values and of images correlate by {escape(told)} "
+        f"[bold]images[/] {site}: {alone.height} features drawn; {len(list(compared))} compared (each "
+        f"class's {COMPARED} most important): distances of values and of images correlate by {escape(told)} "
         f"({seconds:.1f} s)"
     )
 

@@ -128,8 +128,8 @@ def linear_weights(store: FeatureStore, site: str) -> tuple[dict[str, F32], dict
         other = "normalize_activations"
     if other is not None:
         raise InputError(
-            f"the SAE of site {site!r} has {other}: its reconstruction is more than activations @ W_dec + b_dec, "
-            "for which alone importance is known"
+            f"the SAE of site {site!r} has {other}: its reconstruction is not activations @ W_dec + b_dec, "
+            "and importance is known for that alone"
         )
     return weights, about
 
@@ -292,8 +292,8 @@ def mean_of(table: pl.DataFrame, value: str | None) -> F64:
 
 def _tell(site: str, label: str, table: pl.DataFrame, classes: pl.DataFrame, seconds: float) -> None:
     say(
-        f"[bold]importance[/] {site}: {table['feature'].n_unique():,} features × {classes.height - 1:,} values "
-        f"of {escape(label)}, {classes['rows'][-1]:,} rows ({seconds:.1f} s)"
+        f"[bold]importance[/] {site}: {table['feature'].n_unique():,} features × {classes.height - 1:,} "
+        f"values of {escape(label)}, {classes['rows'][-1]:,} rows ({seconds:.1f} s)"
     )
     if classes["against"][0] != "x":
         say(

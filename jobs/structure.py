@@ -19,7 +19,8 @@ def cosine_similarity(vectors: F64) -> F64:
     """Cosines [n, n] of vectors [n, D]; 0 with a vector that is 0, 1 on the diagonal elsewhere."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    return np.clip(units @ units.T, -1, 1)
+    cosines: F64 = np.clip(units @ units.T, -1, 1)
+    return cosines
 
 
 def places(similarity: F64) -> F64:

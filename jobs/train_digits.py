@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.training.batches import Steps
 
 HOOK = "hidden"
+JOBS = ("stats", "examples", "profile", "rank", "coactivation", "importance", "images", "plots", "report")
 HELD_OUT = 10
 """One image of so many is not trained on."""
 EPOCHS = {"classifier": 30, "decoder": 60, "sae": 200}
@@ -46,7 +47,8 @@ class Asked:
 
     def corpus(self) -> dict[str, Any]:
         """The run file's section."""
-        return {"kind": "images", "path": self.images, "images": {"scrambled": self.scrambled, "seed": self.seed}}
+        images = {"scrambled": self.scrambled, "seed": self.seed}
+        return {"kind": "images", "path": self.images, "images": images}
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,14 @@ class Images:
 
 def train_digits(out: Path, asked: Asked | None = None) -> Path:
     """Train and save; returns the run file. InputError for images that can not be read."""
+    import torch
+
     from pipeline.models.image_networks import save_networks
     from pipeline.training.images import hidden_of
 
     began, asked = time.monotonic(), asked or Asked()
     _check(asked)
+    torch.set_num_threads(1)  # of so small matrices more threads are slower, and change low bits
     images = read(asked.corpus())
     held_out = np.random.default_rng(asked.seed).permutation(len(images.labels)) % HELD_OUT == 0
     classifier, decoder, told = _networks(images, held_out, asked)
@@ -75,12 +80,11 @@ def train_digits(out: Path, asked: Asked | None = None) -> Path:
         decoder,
         {"shape": list(images.shape), "class_names": list(images.names), **told},
     )
-    import torch
-
     hidden = hidden_of(classifier, torch.from_numpy(images.pixels))
     sites = [_sae(out, rho, hidden, held_out, asked) for rho in asked.rho]
     run_file = _write_run_file(out, asked, sites, len(images.names))
-    say(f"[bold]train-digits[/] {escape(str(out))} ({time.monotonic() - began:.1f} s); next: latentlake run {escape(str(run_file))}")
+    say(f"[bold]train-digits[/] {escape(str(out))} ({time.monotonic() - began:.1f} s)")
+    say(f"  next: latentlake run {escape(str(run_file))}")
     return run_file
 
 
@@ -132,8 +136,9 @@ def _networks(images: Images, held_out: NDArray[np.bool_], asked: Asked) -> tupl
         error = float(((decoder(hidden[new]) - x[new]) ** 2).mean() / x[new].var(dim=0).mean())
     right = accuracy(classifier, x[new], labels[new])
     say(
-        f"[bold]classifier[/] {images.pixels.shape[1]} - {hidden.shape[1]} - {len(images.names)}: {right:.1%} of "
-        f"{int(held_out.sum()):,} held-out images told right; its image decoder explains {1 - error:.1%} of them"
+        f"[bold]classifier[/] {images.pixels.shape[1]} - {hidden.shape[1]} - {len(images.names)}: {right:.1%} "
+        f"of {int(held_out.sum()):,} held-out images told right; {1 - error:.1%} of their pixels' "
+        "variance explained by the image decoder"
     )
     return classifier, decoder, {"held_out_accuracy": right, "held_out_explained_pixels": 1 - error}
 
@@ -154,8 +159,8 @@ def _sae(out: Path, rho: float, hidden: Any, held_out: NDArray[np.bool_], asked:
         l0, mean = (activations > 0).float().sum(dim=1).mean(), activations.mean()
         dead = int((sae.encode(hidden) > 0).sum(dim=0).eq(0).sum())
     say(
-        f"[bold]SAE[/] rho {rho}: {asked.d_sae} features, {1 - float(error):.1%} of held-out hidden values explained, "
-        f"L0 {float(l0):.1f}, mean activation {float(mean):.3f}, {dead} dead"
+        f"[bold]SAE[/] rho {rho}: {asked.d_sae} features, {1 - float(error):.1%} of the variance of held-out "
+        f"hidden values explained, L0 {float(l0):.1f}, mean activation {float(mean):.3f}, {dead} dead"
     )
     folder = save_sae(out / f"sae-rho{rho}", sae, HOOK, sparsity)
     return {"name": f"rho{rho}", "hook_name": HOOK, "sae": str(folder)}
@@ -173,7 +178,7 @@ def _write_run_file(out: Path, asked: Asked, sites: list[dict[str, str]], classe
             "layouts": ["token_major", "feature_major", "dense"],
         },
         "extract": {"executor": "in_process", "batch_contexts": 512},
-        "derive": {"jobs": ["stats", "examples", "profile", "rank", "coactivation", "importance", "images", "plots", "report"]},
+        "derive": {"jobs": list(JOBS)},
     }
     path = out / "run.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None), encoding="utf-8")

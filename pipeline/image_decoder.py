@@ -64,7 +64,8 @@ def read_decoder(folder: Path) -> ImageReader:
             tuple(config["class_names"]),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise InputError(
-            f"{folder} holds no image decoder that can be read ({' '.join(str(error).split())[:160]}): give the folder "
-            "that `latentlake train-digits` wrote as --model"
+            f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "
+            "classifier that `latentlake train-digits` wrote"
         ) from None

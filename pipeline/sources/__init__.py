@@ -14,6 +14,7 @@ from schemas.values import Document
 SOURCES = {
     "text": "pipeline.sources.text:open_text",
     "synthetic": "pipeline.sources.synthetic:SyntheticSource",
+    "images": "pipeline.sources.images:open_images",
 }
 """Kind of corpus -> "module:function"; the function takes the Corpus section and gives a Source."""
 

@@ -17,7 +17,7 @@ from schemas.run_file import Corpus
 
 
 class HubImages(ImageSource):
-    """One split, pinned to the revision that the hub names; names of the classes are the dataset's, if any."""
+    """One split, pinned to the revision that the hub names; classes have the dataset's names, if any."""
 
     def __init__(
         self,

@@ -127,8 +127,8 @@ class ImageSource:
         sides, block = self._found.images.shape[1:3], self._asked.block
         if any(side % block for side in sides):
             raise InputError(
-                f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give a "
-                "number that does"
+                f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give "
+                "a number that does"
             )
         n = len(self._found.images)
         some = np.random.default_rng(self._asked.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
@@ -174,7 +174,8 @@ def _class_names(labels: NDArray[Any], where: str) -> list[str]:
     """The different labels in order of their values, as texts."""
     if labels.ndim != 1 or labels.dtype.kind not in "uiU":
         raise InputError(
-            f"{where}: classes of type {labels.dtype} and shape {list(labels.shape)} are none: whole numbers or texts are"
+            f"{where}: classes of type {labels.dtype} and shape {list(labels.shape)} are none: whole numbers "
+            "or texts are"
         )
     names = [str(value) for value in np.unique(labels).tolist()]
     if SCRAMBLED in names:

@@ -77,7 +77,7 @@ class ClassSums:
         return ClassSums(*(mine + theirs for mine, theirs in zip(self.parts, other.parts, strict=True)))
 
     @property
-    def parts(self) -> tuple[F64 | I64, ...]:
+    def parts(self) -> tuple[Any, ...]:
         """The arrays, in order."""
         return (self.rows, self.error, self.row_penalty, self.n_active, self.total, self.squares, self.along)
 
@@ -137,10 +137,11 @@ def _sums_of_block(
     means = np.bincount(row, values, minlength=n) / features
 
     def by_class(weights: F64) -> F64:
-        return np.bincount(of_row, weights, minlength=classes)
+        return np.bincount(of_row, weights, minlength=classes).astype(np.float64)
 
     def by_feature(weights: F64) -> F64:
-        return np.bincount(place, weights, minlength=classes * features).reshape(classes, features)
+        sums = np.bincount(place, weights, minlength=classes * features)
+        return sums.astype(np.float64).reshape(classes, features)
 
     return ClassSums(
         np.bincount(of_row, minlength=classes),

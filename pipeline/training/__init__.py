@@ -1,1 +1,1 @@
-"""Training of small networks whose features are then looked at: an image classifier, SAEs, an image decoder."""
+"""Training of small networks to look into: a classifier of images, SAEs, a decoder to images."""

@@ -22,5 +22,5 @@ def batches(n: int, steps: Steps, advance: Callable[[int], None]) -> Iterator[Te
     """Numbers of the rows of each step, int64; `advance` is told of each epoch that is over."""
     generator = torch.Generator().manual_seed(steps.seed)
     for _ in range(steps.epochs):
-        yield from torch.randperm(n, generator=generator).split(steps.batch)
+        yield from torch.split(torch.randperm(n, generator=generator), steps.batch)
         advance(1)

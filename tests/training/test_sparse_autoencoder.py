@@ -1,4 +1,4 @@
-"""The SAE's loss is the formula, training reaches its target of sparsity, and its files are an ordinary SAE's."""
+"""The SAE's loss is the formula, training comes near its target, and its files are an ordinary SAE's."""
 
 from __future__ import annotations
 
