@@ -135,10 +135,10 @@ def _networks(images: Images, held_out: NDArray[np.bool_], asked: Asked) -> tupl
     with torch.inference_mode():
         error = float(((decoder(hidden[new]) - x[new]) ** 2).mean() / x[new].var(dim=0).mean())
     right = accuracy(classifier, x[new], labels[new])
+    sizes = f"{images.pixels.shape[1]} - {hidden.shape[1]} - {len(images.names)}"
     say(
-        f"[bold]classifier[/] {images.pixels.shape[1]} - {hidden.shape[1]} - {len(images.names)}: {right:.1%} "
-        f"of {int(held_out.sum()):,} held-out images told right; {1 - error:.1%} of their pixels' "
-        "variance explained by the image decoder"
+        f"[bold]classifier[/] {sizes}: {right:.1%} of {int(held_out.sum()):,} held-out images told right; "
+        f"{1 - error:.1%} of the variance of their pixels explained by the image decoder"
     )
     return classifier, decoder, {"held_out_accuracy": right, "held_out_explained_pixels": 1 - error}
 

@@ -40,7 +40,7 @@ def draw_class_images(table: pl.DataFrame, site: str) -> Figure:
         for down, kind in enumerate(kinds):
             found = table.filter(pl.col("value").eq(value) & pl.col("of").eq(kind))
             show(grid[down, across], found, 0)
-        rows = table.filter(pl.col("value").eq(value))["rows"][0]
+        rows = table.filter(pl.col("value").eq(value) & pl.col("of").eq("own_rows"))["rows"][0]
         grid[0, across].set_title(f"{legible(value)}\nn = {rows:,}", fontsize=8.5)
     for down, kind in enumerate(kinds):
         axes = grid[down, 0]
@@ -51,7 +51,9 @@ def draw_class_images(table: pl.DataFrame, site: str) -> Figure:
 def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
     """What each feature alone reconstructs, of those that are among the most important of a class."""
     shown = table.filter(pl.col("classes").list.len() > 0).sort("feature")
+    greys = grey_range(shown)
     facts = [counted(shown.height, "feature"), "each alone, mean over all rows, decoded; below: its classes"]
+    facts.append(f"black is {greys[0]:.2f}, white {greys[1]:.2f}")
     down = max(1, -(-shown.height // ACROSS))
     figure = sheet("Features as images", site, *facts, size=(9.4, 1.3 + 1.25 * down))
     if shown.is_empty():
@@ -61,7 +63,7 @@ def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
     for place, axes in enumerate(grid):
         axes.set_axis_off()
         if place < shown.height:
-            show(axes, shown, place)
+            show(axes, shown, place, greys)
             names = " ".join(_short(name) for name in shown["classes"][place])
             axes.set_title(str(shown["feature"][place]), fontsize=9, pad=2)
             axes.text(
@@ -76,7 +78,7 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
     facts = [f"{counted(len(features), 'feature')}: each class's most important"]
     if table["agreement"].drop_nulls().len():
         facts.append(f"distances correlate by {table['agreement'][0]:.3f} (Pearson, diagonal included)")
-    figure = sheet("How alike features are", site, *facts, size=(10.4, 5.8))
+    figure = sheet("How alike features are", site, *facts, size=(10.4, 5.5))
     if not features:
         nothing(figure.add_subplot(), "no feature is important for a class")
         return figure
@@ -87,7 +89,9 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
         strict=True,
     ):
         cosines = table.sort("feature", "other")[name].to_numpy().reshape(len(features), -1)
-        image = axes.imshow(cosines, cmap=COLOUR_MAP, vmin=min(0.0, float(cosines.min())), vmax=1)
+        image = axes.imshow(
+            cosines, cmap=COLOUR_MAP, vmin=float(cosines.min()), vmax=1
+        )  # images are all alike
         axes.set_title(title, fontsize=11)
         axes.set_xticks(range(len(features)), features, rotation=90, fontsize=7)
         axes.set_yticks(range(len(features)), features, fontsize=7)
@@ -122,13 +126,14 @@ def draw_feature_places(table: pl.DataFrame, site: str) -> Figure:
 
 
 def _map(axes: Axes, table: pl.DataFrame, x: F64, y: F64) -> None:
+    greys = grey_range(table)
     axes.scatter(x, y, s=1, alpha=0)
     axes.margins(0.09)
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     for place in range(table.height):
         pixels = picture(table, place)
-        box = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape), cmap="gray", norm=Normalize(0, 1))
+        box = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape), cmap="gray", norm=Normalize(*greys))
         axes.add_artist(AnnotationBbox(box, (x[place], y[place]), frameon=False, pad=0))
         name = f"{table['feature'][place]} ({' '.join(_short(name) for name in table['classes'][place])})"
         axes.annotate(
@@ -160,14 +165,23 @@ def draw_steered(table: pl.DataFrame, site: str, settings: str) -> Figure:
     return figure
 
 
-def show(axes: Axes, table: pl.DataFrame, place: int) -> None:
+def grey_range(table: pl.DataFrame) -> tuple[float, float]:
+    """The darkest and the lightest pixel of all images of a table: those of single features are all pale."""
+    pixels = table["image"].explode()
+    low, high = (pixels.min(), pixels.max()) if len(pixels) else (0.0, 1.0)
+    assert isinstance(low, float), "pixels are numbers"
+    assert isinstance(high, float), "pixels are numbers"
+    return low, high if high > low else low + 1
+
+
+def show(axes: Axes, table: pl.DataFrame, place: int, greys: tuple[float, float] = (0, 1)) -> None:
     """One image of a table, in a frame without ticks; nothing where there is none."""
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     if place >= table.height:
         axes.set_axis_off()
         return
-    axes.imshow(picture(table, place), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(picture(table, place), cmap="gray", vmin=greys[0], vmax=greys[1], interpolation="nearest")
     for spine in axes.spines.values():
         spine.set_visible(False)
 

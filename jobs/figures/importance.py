@@ -76,7 +76,7 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
             ink = "white" if shares[place, column] < middle else "black"
             axes.text(column, place, str(feature), ha="center", va="center", fontsize=8, color=ink)
     axes.grid(visible=False)
-    axes.set_xticks(range(len(names)), names, rotation=40 if max(map(len, names)) > 4 else 0, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=40 if max(map(len, names)) > 9 else 0, fontsize=8.5)
     axes.set_yticks(range(k), [str(place + 1) for place in range(k)], fontsize=8)
     axes.set_ylabel("rank", color=SOFT)
     axes.set_xlabel("class")
