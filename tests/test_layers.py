@@ -24,7 +24,7 @@ MAY_IMPORT_TORCH = (
     "pipeline.tokenizer",
     "pipeline.training",
 )
-JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench")
+JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench", "jobs.train_digits")
 
 
 def modules() -> dict[str, Path]:
@@ -78,7 +78,7 @@ WITHOUT_TORCH = (
     "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
     "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
     "heatmap", "report.build", "logits", "fidelity", "export.neuronpedia", "export.delphi",
-    "export.anndata_zarr",
+    "export.anndata_zarr", "importance", "feature_images", "steer", "train_digits",
 )  # fmt: skip
 
 

@@ -22,12 +22,9 @@ def write_images(path: Path) -> Path:
     random, pixels = np.random.default_rng(0), np.zeros((3 * EACH, SIDE, SIDE))
     for number, image in enumerate(pixels):
         at = int(random.integers(1, SIDE - 3))
-        across, down = [
-            (slice(at, at + 2), slice(1, 7)),
-            (slice(1, 7), slice(at, at + 2)),
-            (slice(2, 6),) * 2,
-        ][number % 3]
-        image[across, down] = random.uniform(120, 255)
+        here, along = slice(at, at + 2), slice(1, 7)
+        form = [(here, along), (along, here), (slice(2, 6), slice(2, 6))][number % 3]
+        image[form] = random.uniform(120, 255)
     pixels = np.clip(pixels + random.uniform(0, 30, pixels.shape), 0, 255).astype(np.uint8)
     np.savez(path, image=pixels, label=np.array(["across", "down", "square"] * EACH))
     return path
@@ -46,4 +43,4 @@ def trained(folder: Path, **settings: object) -> RunFile:
 
 def store_of(folder: Path) -> FeatureStore:
     """The store, extracted, without tables."""
-    return extracted(trained(folder, epochs=0.5), tables=False)
+    return extracted(trained(folder, epochs=0.1), tables=False)

