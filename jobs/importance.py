@@ -111,7 +111,7 @@ def pieces_of(store: FeatureStore, site: str) -> list[Piece]:
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     dense: Sequence[ShardOfX | None] = [None] * len(files)
     if "dense" in store.site(site).layouts:
-        dense = list(store.dense(site))  # type: ignore[attr-defined]
+        dense = list(store.dense(site))
     return [Piece(*pair) for pair in zip(files, dense, strict=True)]
 
 

@@ -119,9 +119,12 @@ def told_classes(shares: F64, classes: Sequence[str]) -> str:
     return ", ".join(f"{classes[place]} {shares[place]:.0%}" for place in best)
 
 
+def _start(asked: Asked) -> str:
+    return "all features at 0" if asked.row is None else f"row {asked.row}"
+
+
 def _tell(site: str, asked: Asked, found: Steered, pictured: Pictured) -> None:
-    start = "all features at 0" if asked.row is None else f"row {asked.row}"
-    say(f"[bold]steer[/] {site}: {start}; {escape(' '.join(asked.settings))}")
+    say(f"[bold]steer[/] {site}: {_start(asked)}; {escape(' '.join(asked.settings))}")
     for when, shares in zip(("before", "after"), found.probabilities, strict=True):
         say(f"  {when}: {escape(told_classes(shares, pictured.decoder.classes))}")
 
@@ -143,7 +146,8 @@ def _draw(out: Path, site: str, asked: Asked, found: Steered, pictured: Pictured
             "width": [width] * 3,
         }
     )
+    told = f"{_start(asked)}; {' '.join(asked.settings)}"
     with rc_context(STYLE):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, render(draw_steered(table, site, " ".join(asked.settings)), kind))
+        write_atomic(out, render(draw_steered(table, site, told), kind))
     say(f"  {escape(str(out))}")

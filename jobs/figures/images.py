@@ -131,6 +131,8 @@ def _map(axes: Axes, table: pl.DataFrame, x: F64, y: F64) -> None:
     axes.margins(0.09)
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
     for place in range(table.height):
         pixels = picture(table, place)
         box = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape), cmap="gray", norm=Normalize(*greys))
@@ -150,7 +152,7 @@ def _map(axes: Axes, table: pl.DataFrame, x: F64, y: F64) -> None:
 
 def draw_steered(table: pl.DataFrame, site: str, settings: str) -> Figure:
     """The image before and after features were set, and the difference."""
-    figure = sheet("Steered by features", site, settings or "nothing set", size=(7.6, 3.9))
+    figure = sheet("Steered by features", site, settings, size=(7.6, 3.5))
     for place, axes in enumerate(figure.subplots(1, table.height)):
         pixels = picture(table, place)
         limit = float(np.abs(pixels).max()) or 1.0

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import yaml
 
 from jobs.train_digits import Asked, train_digits
 from pipeline.store import FeatureStore
-from schemas.run_file import RunFile, StoreLayout, parse_run_file
+from schemas.run_file import RunFile, parse_run_file
 from tests.lakes import extracted
 
 SIDE, EACH = 8, 40
-HAS_DENSE = "dense" in get_args(StoreLayout)
 
 
 def write_images(path: Path) -> Path:
@@ -34,8 +32,6 @@ def trained(folder: Path, **settings: object) -> RunFile:
     """The run file of networks trained in a second or so, in three shards."""
     asked = Asked(images=str(write_images(folder / "images.npz")), d_sae=24, **settings)  # type: ignore[arg-type]
     content = yaml.safe_load(train_digits(folder / "out", asked).read_text())
-    if not HAS_DENSE:
-        content["store"]["layouts"].remove("dense")
     content["tokens"]["shard_tokens"] = 60
     content["extract"] |= {"cpus_per_worker": 1, "check_sae": "off"}
     return parse_run_file(content, "run.yaml")

@@ -11,7 +11,7 @@ from scipy.stats import pearsonr
 
 from jobs import cli
 from jobs.feature_images import images
-from jobs.importance import Asked, importance, pieces_of, top_features
+from jobs.importance import Asked, importance, top_features
 from jobs.steer import Asked as Steered
 from jobs.steer import steer
 from pipeline.executors.tasks import Processes
@@ -24,7 +24,7 @@ from schemas.importance_tables import (
     IMPORTANCE,
     IMPORTANCE_CLASSES,
 )
-from tests.jobs.digits import EACH, HAS_DENSE, store_of
+from tests.jobs.digits import EACH, store_of
 from tests.store.build import build
 
 CLASSES = ["across", "down", "scrambled", "square"]
@@ -62,31 +62,8 @@ class Dense:
         return expit(values @ self.decoder["decode.weight"].T.astype(float) + self.decoder["decode.bias"])
 
 
-@pytest.fixture
-def with_x(store, monkeypatch):
-    """x of each row for both sites; of stores without the layout dense by the classifier's formula."""
-    if HAS_DENSE:
-        return
-
-    class Known:
-        def __init__(self, x):
-            self._x = x
-
-        def read(self):
-            return self._x
-
-    def pieces(store, site):
-        x = Dense(store, site).x
-        return [
-            piece._replace(x=Known(x[piece.files.record.row_start :][: piece.files.record.rows]))
-            for piece in pieces_of(store, site)
-        ]
-
-    monkeypatch.setattr("jobs.importance.pieces_of", pieces)
-
-
 @pytest.mark.parametrize(("site", "rho"), [("rho0.1", 0.1), ("rho0.999", 0.999)])
-def test_importance_is_what_ablating_each_feature_over_each_class_finds(store, with_x, site, rho):
+def test_importance_is_what_ablating_each_feature_over_each_class_finds(store, site, rho):
     assert len(store.committed(site)) >= 3
     table = importance(store, site)
     told = store.scan_table(site, "importance_classes").collect()
@@ -134,7 +111,7 @@ def test_without_a_penalty_the_error_alone_counts(store):
     importance(store, "rho0.1")
 
 
-def test_images_are_decoded_means_and_similarities_those_of_the_vectors(store, with_x):
+def test_images_are_decoded_means_and_similarities_those_of_the_vectors(store):
     site = "rho0.1"
     table, rows = importance(store, site), Dense(store, site)
     alone = images(store, site)
