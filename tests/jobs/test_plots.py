@@ -60,7 +60,7 @@ def store(tmp_path_factory):
     rank(opened, "site")
     profile(opened, "site")
     opened.write_table("site", "feature_map", made_up(30, 3)["feature_map"])
-    made = made_up_control(64, 5) | made_up_of_the_model() | made_up_images(30)
+    made = made_up_control(64, 5) | made_up_of_the_model() | made_up_images(8)
     for name, table in made.items():
         opened.write_table("site", name, table)
     return opened
