@@ -24,9 +24,8 @@ def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_p
     train_digits(tmp_path / "b", asked)
     torch.set_num_threads(threads)
     for name in ("classifier/model", "classifier/image_decoder", "sae-rho0.2/sae_weights"):
-        assert (tmp_path / f"a/{name}.safetensors").read_bytes() == (
-            tmp_path / f"b/{name}.safetensors"
-        ).read_bytes()
+        one, two = ((tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in ("a", "b"))
+        assert one == two
     assert run.tokens.tokenizer == "numbers:4"
     assert [(site.name, site.sae) for site in run.sites] == [("rho0.2", str(tmp_path / "a/sae-rho0.2"))]
     assert load_file(tmp_path / "a/sae-rho0.2/sae_weights.safetensors")["W_enc"].shape == (49, 10)
