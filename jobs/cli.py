@@ -22,6 +22,7 @@ from jobs.arguments import (
     root_of,
     sites_of,
 )
+from jobs.cli_images import images
 from jobs.cli_tables import tables
 from jobs.cli_views import views
 from jobs.exits import run_app
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(tables)
 app.add_typer(views)
+app.add_typer(images)
 app.add_typer(export_app, name="export")
 
 

@@ -49,6 +49,18 @@ def _with_model(name: str) -> Step:
     return step
 
 
+def _importance(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
+    from jobs.importance import importance
+
+    importance(store, site, tasks=tasks)
+
+
+def _images(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
+    from jobs.feature_images import images
+
+    images(store, site)
+
+
 def _rank(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
     from jobs.rank import rank
 
@@ -85,6 +97,8 @@ STEPS: dict[str, Step] = {
     "cluster": _cluster,
     "logits": _with_model("logits"),
     "fidelity": _with_model("fidelity"),
+    "importance": _importance,
+    "images": _images,
     "plots": _plots,
     "report": _report,
 }

@@ -59,8 +59,12 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     return run.model_copy(update=filled), list(dict.fromkeys(told))
 
 
-OF_KINDS: dict[str, dict[str, Any]] = {}
+OF_KINDS: dict[str, dict[str, Any]] = {"images": {"contexts": "document", "context_size": 1}}
 """Kind of corpus -> values of the tokens section where the run file says nothing."""
+
+
+MOST_CLASSES = 256
+"""Of a corpus of images, whose tokens are the numbers of their classes, unless tokens.tokenizer says more."""
 
 
 def _drawn(run: RunFile) -> RunFile:
@@ -85,6 +89,8 @@ def _numbers(corpus: Corpus) -> int | None:
     """How many numbers a corpus may hold whose documents are numbers; None where they are text."""
     if corpus.dictionary is not None:
         return corpus.dictionary.features + 1
+    if corpus.kind == "images":
+        return MOST_CLASSES
     return corpus.vocabulary if corpus.kind == "synthetic" else None
 
 

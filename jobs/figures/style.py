@@ -51,14 +51,20 @@ STYLE: Any = {
 
 
 def canvas(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """A figure with one plot; flush left above it a bold title, and the site and facts on softer lines."""
+    """A figure with one plot, as `sheet` makes it."""
+    figure = sheet(title, site, *facts, size=size)
+    return figure, figure.add_subplot()
+
+
+def sheet(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) -> Figure:
+    """An empty figure; flush left above all plots a bold title, and the site and facts on softer lines."""
     lines = _lines([_shortened(site), *facts])
     figure = Figure(figsize=size, dpi=DPI)
     line = LINE_IN / size[1]
     figure.text(0.015, 0.975, title, ha="left", va="top", fontsize=14, fontweight="bold")
     figure.text(0.015, 0.975 - 1.45 * line, "\n".join(lines), ha="left", va="top", fontsize=10, color=SOFT)
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * line), w_pad=0.1)
-    return figure, figure.add_subplot()
+    return figure
 
 
 def nothing(axes: Axes, text: str) -> None:

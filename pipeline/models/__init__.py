@@ -30,12 +30,13 @@ LOADERS = {
     "transformer_lens": "pipeline.models.transformer_lens",
     "hooked_transformer": "pipeline.models.hooked_transformer",
     "torch_module": "pipeline.models.torch_module",
+    "image_classifier": "pipeline.models.image_classifier",
     "inputs": "pipeline.models.inputs",
     "synthetic": "pipeline.models.synthetic",
 }
 """`model.loader` of the run file -> module."""
 
-READS_VECTORS = {"inputs", "torch_module"}
+READS_VECTORS = {"image_classifier", "inputs", "torch_module"}
 """Loaders that take a fourth argument: what a corpus of vectors holds (`schemas.records.Inputs`), or None."""
 
 

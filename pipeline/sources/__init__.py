@@ -15,6 +15,7 @@ SOURCES = {
     "text": "pipeline.sources.text:open_text",
     "synthetic": "pipeline.sources.synthetic:SyntheticSource",
     "dictionary": "pipeline.sources.dictionary:DictionarySource",
+    "images": "pipeline.sources.images:open_images",
 }
 """Kind of corpus -> "module:function"; the function takes the Corpus section and gives a Source."""
 

@@ -27,8 +27,8 @@ class HubSource:
     ) -> None:
         """`load` and `revision` stand in for `datasets.load_dataset` and the hub's answer."""
         self._corpus = corpus
-        self._load = load or _load_dataset
-        self._revision = self._asked(revision or _revision, corpus.path)
+        self._load = load or load_dataset
+        self._revision = self._asked(revision or revision_of, corpus.path)
 
     def describe(self) -> dict[str, Any]:
         """What was asked for, and the revision."""
@@ -93,13 +93,15 @@ class HubSource:
             ) from None
 
 
-def _load_dataset(*args: Any, **kwargs: Any) -> Any:
-    from datasets import load_dataset
+def load_dataset(*args: Any, **kwargs: Any) -> Any:
+    """`datasets.load_dataset`, imported when it is needed."""
+    import datasets
 
-    return load_dataset(*args, **kwargs)
+    return datasets.load_dataset(*args, **kwargs)
 
 
-def _revision(name: str) -> str:
+def revision_of(name: str) -> str:
+    """The commit that the hub has now."""
     from huggingface_hub import HfApi
 
     return str(HfApi().dataset_info(name).sha)

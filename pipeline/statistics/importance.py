@@ -1,0 +1,204 @@
+"""What it costs a reconstruction to do without one feature, class by class, in closed form.
+
+The loss over rows is that which the SAE was trained by: the mean squared error + weight * KL(rho || mean
+activation), summed over features (`Penalty`); without a penalty, the error alone. A feature's importance for
+a class is (loss with it set to 0 - loss) over the rows of the class, divided by the sum over features.
+
+No forward pass is repeated. With x - x' = r the error of a row, a_f the activation and d_f the decoder row,
+the error without feature f is r + a_f d_f, whose square is |r|^2 + 2 a_f r.d_f + a_f^2 |d_f|^2; and the mean
+activation without f is 0 for f and what it was for all others. So sums over rows of a_f r.d_f, a_f^2 and a_f
+tell everything: they are exact, and those of shards add up.
+
+The *literal* loss of the notebook that this comes from has another penalty where nothing is set to 0: the
+mean over rows of KL(rho || mean activation over the FEATURES of the row), one number and no sum. That is the
+loss of one sample given to a function for batches. It shifts all features alike before they are normalised.
+
+N rows, C classes, F features, D width of x, Z activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.values import F32, F64, I64
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+CLAMP = 1e-7
+"""Mean activations are brought between this and 1 - this before their logarithms are taken."""
+
+_BLOCK_BYTES = 1 << 26
+"""Of the errors of activations that are looked at together."""
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """`weight` * KL(rho || mean activation); weight 0: none."""
+
+    rho: float = 0.1
+    weight: float = 0.0
+
+    def of(self, mean: F64) -> F64:
+        """KL of each mean activation, not weighted, float64 of the same shape."""
+        mean = np.clip(mean, CLAMP, 1 - CLAMP)
+        on, off = self.rho * np.log(self.rho / mean), (1 - self.rho) * np.log((1 - self.rho) / (1 - mean))
+        return np.asarray(on + off, np.float64)
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums over the rows of each class.
+
+    `rows` int64 [C]; `error` [C], of |r|^2; `row_penalty` [C], of the literal penalty of each row; by feature
+    [C, F]: `n_active` int64, `total` of a, `squares` of a^2, `along` of a r.d. float64.
+    """
+
+    rows: I64
+    error: F64
+    row_penalty: F64
+    n_active: I64
+    total: F64
+    squares: F64
+    along: F64
+
+    @classmethod
+    def zero(cls, classes: int, features: int) -> ClassSums:
+        """Of no row."""
+        counts, table = np.zeros(classes, np.int64), np.zeros((classes, features))
+        return cls(counts, np.zeros(classes), np.zeros(classes), table.astype(np.int64), table, table, table)
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        return ClassSums(*(mine + theirs for mine, theirs in zip(self.parts, other.parts, strict=True)))
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The arrays, in order."""
+        return (self.rows, self.error, self.row_penalty, self.n_active, self.total, self.squares, self.along)
+
+    def together(self, classes: Iterable[int]) -> ClassSums:
+        """Some classes as one: [1], [1, F]."""
+        chosen = list(classes)
+        return ClassSums(*(part[chosen].sum(axis=0, keepdims=True) for part in self.parts))
+
+
+def class_sums(
+    activations: sparse.csr_matrix,
+    x: F32 | None,
+    of_row: I64,
+    classes: int,
+    w_dec: F32,
+    b_dec: F32,
+    penalty: Penalty,
+) -> ClassSums:
+    """The sums of a shard: activations [N, F], x [N, D], `of_row` the class of each row, -1 for none.
+
+    `x` None: the SAE's own reconstruction stands for it, so that r is 0.
+    """
+    sums = ClassSums.zero(classes, activations.shape[1])
+    for rows in _blocks(activations.indptr, max(1, _BLOCK_BYTES // (8 * w_dec.shape[1]))):
+        kept = of_row[rows] >= 0
+        mine = None if x is None else x[rows][kept]
+        sums += _sums_of_block(
+            activations[rows][kept], mine, of_row[rows][kept], classes, w_dec, b_dec, penalty
+        )
+    return sums
+
+
+def _blocks(indptr: NDArray[Any], most: int) -> Iterator[slice]:
+    """Rows with so many activations at most, but at least one row and not more rows than that."""
+    first, n = 0, len(indptr) - 1
+    while first < n:
+        last = int(np.searchsorted(indptr, indptr[first] + most, side="right")) - 1
+        last = max(first + 1, min(last, first + most))
+        yield slice(first, last)
+        first = last
+
+
+def _sums_of_block(
+    activations: sparse.csr_matrix,
+    x: F32 | None,
+    of_row: I64,
+    classes: int,
+    w_dec: F32,
+    b_dec: F32,
+    penalty: Penalty,
+) -> ClassSums:
+    (n, features), values = activations.shape, activations.data.astype(np.float64)
+    row, feature = np.repeat(np.arange(n), np.diff(activations.indptr)), activations.indices
+    error = np.zeros((n, w_dec.shape[1])) if x is None else x - _decode(activations, w_dec, b_dec)
+    rays = np.einsum("zd,zd->z", error[row], w_dec[feature], dtype=np.float64)
+    place = of_row[row] * features + feature
+    means = np.bincount(row, values, minlength=n) / features
+
+    def by_class(weights: F64) -> F64:
+        return np.bincount(of_row, weights, minlength=classes).astype(np.float64)
+
+    def by_feature(weights: F64) -> F64:
+        sums = np.bincount(place, weights, minlength=classes * features)
+        return sums.astype(np.float64).reshape(classes, features)
+
+    return ClassSums(
+        np.bincount(of_row, minlength=classes),
+        by_class((error**2).sum(axis=1)),
+        by_class(penalty.of(means)),
+        np.bincount(place, minlength=classes * features).reshape(classes, features),
+        by_feature(values),
+        by_feature(values**2),
+        by_feature(values * rays),
+    )
+
+
+def _decode(activations: sparse.csr_matrix, w_dec: F32, b_dec: F32) -> F64:
+    decoded: F64 = activations.astype(np.float64) @ w_dec.astype(np.float64) + b_dec
+    return decoded
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Of each class: `loss` and `literal_loss` [C] with all features; by feature [C, F] `change`, the loss
+    without it minus `loss`, and `literal_change`, the same minus `literal_loss`.
+    """
+
+    error: F64
+    loss: F64
+    literal_loss: F64
+    change: F64
+    literal_change: F64
+
+    @property
+    def importance(self) -> F64:
+        """Changes divided by their sum over the features, [C, F]; NaN where that is 0."""
+        return _shares(self.change)
+
+    @property
+    def literal_importance(self) -> F64:
+        """The notebook's."""
+        return _shares(self.literal_change)
+
+
+def importance(sums: ClassSums, w_dec: F32, penalty: Penalty) -> Importance:
+    """From sums over all rows; of a class without rows everything is NaN."""
+    with np.errstate(invalid="ignore"):
+        rows = np.where(sums.rows, sums.rows, np.nan)
+        numbers = rows * w_dec.shape[1]
+        norms = (w_dec.astype(np.float64) ** 2).sum(axis=1)
+        error = sums.error / numbers
+        means = sums.total / rows[:, None]
+        each = penalty.of(means)
+        loss = error + penalty.weight * each.sum(axis=1)
+        literal = error + penalty.weight * sums.row_penalty / rows
+        change = (2 * sums.along + sums.squares * norms) / numbers[:, None]
+        change = change + penalty.weight * (penalty.of(np.zeros(1)) - each)
+    return Importance(error, loss, literal, change, change + (loss - literal)[:, None])
+
+
+def _shares(change: F64) -> F64:
+    total = change.sum(axis=1, keepdims=True)
+    shares: F64 = np.divide(change, total, out=np.full_like(change, np.nan), where=total != 0)
+    return shares
