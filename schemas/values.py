@@ -74,6 +74,7 @@ class TokenShard:
     counted: Bool
     stored: Bool
     document: U64
+    averaged: Bool | None = None
 
     @property
     def n_rows(self) -> int:

@@ -38,7 +38,7 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
             f"model.processing ({', '.join(model.weight_processing)}) is TransformerLens' and not possible "
             "with model.loader: torch_module: set model.processing: {}"
         )
-    module = _build(model.path).to(device, getattr(torch, model.dtype)).eval()
+    module = _build(model.path).to(device, getattr(torch, model.dtype)).eval().requires_grad_(False)
 
     def run(token_ids: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
         return module(token_ids)
