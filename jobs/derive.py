@@ -85,6 +85,7 @@ STEPS: dict[str, Step] = {
     "cluster": _cluster,
     "logits": _with_model("logits"),
     "fidelity": _with_model("fidelity"),
+    "attribute": _with_model("attribute"),
     "plots": _plots,
     "report": _report,
 }

@@ -159,9 +159,7 @@ class Latents:
         return zeros.index_add(0, index, directions)
 
 
-def gaps(
-    opened: Opened, prompts: Prompts, shift: Tensor | None = None, *, gradients: bool = False
-) -> Tensor:
+def gaps(opened: Opened, prompts: Prompts, shift: Tensor | None = None, *, gradients: bool = False) -> Tensor:
     """p(answer) - p(other) at the end of each prompt, float32 [C], where vectors moved by `shift` [V, O]."""
     replace = {}
     if shift is not None:

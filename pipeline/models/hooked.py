@@ -149,9 +149,7 @@ class HookedModel:
         last = self.forward(batch, also=[head.last])[head.last]
         require_same(self.next_token_logits(batch).float(), self.unembed(last[:-1]))
 
-    def _replaced(
-        self, batch: TokenBatch, replace: Mapping[str, Replace], gradients: bool = False
-    ) -> object:
+    def _replaced(self, batch: TokenBatch, replace: Mapping[str, Replace], gradients: bool = False) -> object:
         """What the model returns when x is replaced at some hooks."""
         inputs = self._put(batch)
         fired: set[str] = set()

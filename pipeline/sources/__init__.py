@@ -13,6 +13,7 @@ from schemas.values import Document
 SOURCES = {
     "text": "pipeline.sources.text:open_text",
     "synthetic": "pipeline.sources.synthetic:SyntheticSource",
+    "prompts": "pipeline.sources.prompts:open_prompts",
 }
 """Kind of corpus -> "module:function"; the function takes the Corpus section and gives a Source."""
 

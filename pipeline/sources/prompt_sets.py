@@ -192,7 +192,9 @@ def _object(line: str, where: str, columns: tuple[str, ...]) -> dict[str, str]:
     return {name: row[name] for name in columns}
 
 
-def of_prompts(prompts: list[Prompt], columns: tuple[str, ...]) -> Iterator[tuple[str, tuple[str | None, ...]]]:
+def of_prompts(
+    prompts: list[Prompt], columns: tuple[str, ...]
+) -> Iterator[tuple[str, tuple[str | None, ...]]]:
     """Texts, and the labels asked for."""
     for prompt in prompts:
         yield prompt.text, tuple(prompt.labels.get(name) for name in columns)

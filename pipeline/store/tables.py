@@ -96,6 +96,7 @@ JOBS = {
     "cluster": ("feature_map",),
     "logits": ("logits", "logits_random", "logits_histogram"),
     "fidelity": ("fidelity", "fidelity_shards", "fidelity_means"),
+    "attribute": ("attributions", "attribution_prompts", "attribution_selection"),
 }
 """The tables of each command, where no rule says it."""
 
