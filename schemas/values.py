@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.run_file import Pooling
+
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]
 I32 = NDArray[np.int32]
@@ -33,6 +35,8 @@ class Document:
     number: int
     text: str
     labels: tuple[Any, ...] = ()
+    values: NDArray[Any] | None = None
+    """A vector for each of its tokens, uint8 or float32 [tokens, width], where the corpus holds some."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,36 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """What a site reads of a context.
+
+    `positions` are the arguments of Python's slice over the positions 0 .. context_size - 1, None: all.
+    `pooling` makes one vector of the rows there: that of the last, or their mean.
+    """
+
+    positions: tuple[int | None, ...] | None = None
+    pooling: Pooling = "none"
+
+    @property
+    def all_rows(self) -> bool:
+        """Whether each row is read."""
+        return self.positions is None and self.pooling == "none"
+
+    def __str__(self) -> str:
+        where = "all positions" if self.positions is None else f"positions {list(self.positions)}"
+        return where if self.pooling == "none" else f"{where}, pooled by {self.pooling}"
+
+
+@dataclass(frozen=True)
 class TokenShard:
     """The contexts of one shard, flattened.
 
     `token_ids` int32 [N]; `context_ptr` int64 [C + 1] cuts it into contexts; `counted` bool [N] says which
     rows enter statistics; `stored` bool [N] which rows may hold activations (never true where counted is
     false); `document` uint64 [N] is the document of each row; `context_start` and `row_start` number the
-    shard's first context and first row in the lake.
+    shard's first context and first row in the lake; `inputs` [N, width], as they are stored, where the
+    corpus holds vectors; `averaged` bool [N] says over which rows of a context the x of its stored row is
+    averaged, None where each x stands for itself.
     """
 
     name: str
@@ -74,6 +101,7 @@ class TokenShard:
     counted: Bool
     stored: Bool
     document: U64
+    inputs: NDArray[Any] | None = None
     averaged: Bool | None = None
 
     @property
@@ -97,18 +125,35 @@ class TokenShard:
         position: I64 = np.arange(self.n_rows, dtype=np.int64) - starts
         return position
 
-    def at(self, positions: tuple[int | None, ...] | None, context_size: int) -> TokenShard:
-        """The shard with rows at other positions neither counted nor stored.
+    def at(self, reads: Reads, context_size: int) -> TokenShard:
+        """The shard with rows that a site does not read neither counted nor stored.
 
-        `positions` are the arguments of Python's slice over the positions 0 .. context_size - 1; a context
-        that is shorter has those of them that it reaches. None: the shard as it is.
+        A context that is shorter has those of the positions that it reaches. Of a pooled context one row is
+        left: the last that is stored, or, where none is, the last that is counted.
         """
-        if positions is None:
+        if reads.all_rows:
             return self
         inside = np.zeros(context_size, dtype=np.bool_)
-        inside[slice(*positions)] = True
+        inside[slice(*(reads.positions or (None,)))] = True
         kept = inside[self.position_of_row()]
-        return replace(self, counted=self.counted & kept, stored=self.stored & kept)
+        cut = replace(self, counted=self.counted & kept, stored=self.stored & kept)
+        if reads.pooling == "none":
+            return cut
+        one = cut.last_rows()
+        averaged = cut.stored if reads.pooling == "mean" else None
+        return replace(cut, counted=cut.counted & one, stored=cut.stored & one, averaged=averaged)
+
+    def last_rows(self) -> Bool:
+        """In each context the last row that is stored, without one the last that is counted, bool [N]."""
+        place = np.arange(1, self.n_rows + 1)
+        stored, counted = (
+            np.maximum.reduceat(np.where(rows, place, 0), self.context_ptr[:-1])
+            for rows in (self.stored, self.counted)
+        )
+        chosen = np.where(stored > 0, stored, counted)
+        found = np.zeros(self.n_rows, dtype=np.bool_)
+        found[chosen[chosen > 0] - 1] = True
+        return found
 
     def totals(self) -> Totals:
         """Denominators over this shard alone."""
@@ -123,10 +168,14 @@ class TokenShard:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Contexts for one forward pass: `token_ids` int64 [B, T] padded on the right, `lengths` int64 [B]."""
+    """Contexts for one forward pass: `token_ids` int64 [B, T] padded on the right, `lengths` int64 [B].
+
+    `inputs` float32 [B, T, width], padded with 0, is what a model reads in the place of tokens.
+    """
 
     token_ids: I64
     lengths: I64
+    inputs: F32 | None = None
 
     @property
     def is_padded(self) -> bool:
@@ -179,8 +228,6 @@ class SparseFeatures:
 
 Encoded = dict[str, list[SparseFeatures]]
 """By site, pieces of a shard's features."""
-Stored = dict[str, Bool]
-"""By site, which rows are encoded, bool [N] of a shard or of a batch."""
 
 
 class Timed(Protocol):
