@@ -119,10 +119,9 @@ def _check(a: Side, b: Side) -> None:
             f"{a} and {b} are of two SAEs ({one.sae} and {two.sae}, whose weights differ): feature n of one "
             "is not feature n of the other; extract both with one SAE"
         )
-    if one.positions != two.positions:
+    if one.reads != two.reads:
         raise InputError(
-            f"{a} counts positions {one.positions or 'all'}, {b} {two.positions or 'all'}: extract both with "
-            "the same positions"
+            f"{a} reads {one.reads}, {b} {two.reads}: extract both with the same positions and pooling"
         )
     for side in (a, b):
         if not side.store.totals(side.site).counted_rows:

@@ -102,10 +102,10 @@ def incomparable(a: Side, b: Side) -> str | None:
 
 def _shards(a: Side, b: Side) -> list[tuple[ShardFiles, ShardFiles]]:
     """Shards of the same tokens that both have extracted; what is not matched is said."""
-    if a.planned.positions != b.planned.positions:
+    if a.planned.reads != b.planned.reads:
         raise InputError(
-            f"{a} counts positions {a.planned.positions or 'all'}, {b} {b.planned.positions or 'all'}: "
-            "extract both with the same positions"
+            f"{a} reads {a.planned.reads}, {b} {b.planned.reads}: extract both with the same positions and "
+            "pooling"
         )
     common = [name for name, sha256 in a.shards.items() if b.shards.get(name) == sha256]
     if not common:

@@ -92,7 +92,7 @@ class Subject(NamedTuple):
 
 def token_shard(source: Source, lake: Lake, tokenizer: Tokenizer, tokens: int) -> TokenShard:
     """About so many tokens from the beginnings of documents, laid out by the lake's rule."""
-    rule = ContextRule(lake.context_size, lake.bos_id, lake.separator_id)
+    rule = ContextRule.of(lake)
     packed = pack(_beginnings(source, tokenizer, tokens), rule, last_is_cut=True)
     ptr = packed.context_ptr[: max(tokens // lake.context_size, 1) + 1]
     ids = packed.token_ids[: ptr[-1]]

@@ -169,7 +169,7 @@ def _scatter(totals: F64, names: tuple[str, ...], document: I64, columns: F64) -
 def _tokens(work: Work, part: Part) -> TokenShard:
     """The shard as the site counts it."""
     shard = read_token_shard(work.layout, work.lake, part.record)
-    return shard.at(work.use.site.positions, work.lake.context_size)
+    return shard.at(work.use.site.reads, work.lake.context_size)
 
 
 def _batches(tokens: TokenShard, ranges: list[range], contexts: int) -> Iterator[tuple[TokenBatch, slice]]:

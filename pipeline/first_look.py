@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.batches import batches
+from pipeline.pooling import RowsRead
 from schemas.errors import InputError
 from schemas.records import PlannedSite
 from schemas.values import TokenShard
@@ -49,11 +50,11 @@ def first_look(
             break
         x = model.forward(batch, also=also)
         for site in sites:
-            stored = at[site.name].stored[rows].nonzero()[0]
-            if site.name in known and len(stored):
+            read = RowsRead.of(at[site.name], rows, batch.lengths)
+            if site.name in known and read.stored.any():
                 encoder = encoders[site.name]
-                target = target_of(encoder.metadata, x[known[site.name]])
-                reconstruct(encoder, x[site.hook_name][stored], target[stored], found[site.name])
+                target = read.vectors(target_of(encoder.metadata, x[known[site.name]]))
+                reconstruct(encoder, read.vectors(x[site.hook_name]), target, found[site.name])
     enough = {name: sums for name, sums in found.items() if sums.n >= ENOUGH}
     return enough, targets.keys() - known.keys()
 

@@ -21,6 +21,7 @@ from pipeline.first_look import first_look
 from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
 from pipeline.planned import differing, model_of, open_encoder
+from pipeline.pooling import RowsRead, take_rows
 from pipeline.saes.control import ControlEncoder, ControlTally
 from pipeline.saes.reconstruction import worse_than_mean
 from pipeline.statistics import control
@@ -30,7 +31,7 @@ from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, PlannedSite
 from schemas.run_file import ActivationDtype, CheckSae
-from schemas.values import F32, Bool, ControlSums, Encoded, SparseFeatures, Stored, Timed, TokenShard
+from schemas.values import F32, Bool, ControlSums, Encoded, SparseFeatures, Timed, TokenShard
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,7 @@ class ModelFeatures:
         needed = weight_bytes(model) + sum(_weights(site) for site in plan.sites)
         wait_for_memory(plan.device, needed)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
-        self._model = load_model(model, hooks, device=plan.device, threads=plan.threads)
+        self._model = load_model(model, hooks, plan.device, plan.threads, plan.model_inputs)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites}
         self._control_encoders = {
             site.name: ControlEncoder(self._encoders[site.name], site.control, site.control_seed)
@@ -132,7 +133,7 @@ class ModelFeatures:
         told = {name: sums.explained_variance for name, sums in found.items()}
         return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
 
-    def encode(self, tokens: TokenShard, stored: Stored, timed: Timed) -> Encoded:
+    def encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed) -> Encoded:
         """Sparse features of each batch and site; one forward pass serves all sites.
 
         Rows that are not stored go through the model and not through the SAE. Where the GPU's memory does not
@@ -144,7 +145,7 @@ class ModelFeatures:
             self.batch_contexts = size if size != planned else None
             through = _Through(timed)
             try:
-                return self._encode(tokens, stored, through, size)
+                return self._encode(tokens, at, through, size)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -154,12 +155,12 @@ class ModelFeatures:
             logs.tell("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
         raise full
 
-    def _encode(self, tokens: TokenShard, stored: Stored, timed: Timed, contexts: int) -> Encoded:
+    def _encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed, contexts: int) -> Encoded:
         """The same in batches of so many contexts.
 
         The features of a batch are taken when the next one was submitted, so that a GPU always has work.
         """
-        encoded: Encoded = {name: [] for name in stored}
+        encoded: Encoded = {name: [] for name in at}
         submitted: list[OnItsWay] = []
         chosen = control.in_control(tokens)
         tallies = {
@@ -170,21 +171,25 @@ class ModelFeatures:
             with timed("forward", rows.stop - rows.start):
                 x = self._model.forward(batch)
             with timed("encode"):
-                cut = {name: mask[rows] for name, mask in stored.items()}
-                before, submitted = submitted, list(self._submit(x, cut, chosen[rows]))
+                read = {name: RowsRead.of(shard, rows, batch.lengths) for name, shard in at.items()}
+                before, submitted = submitted, list(self._submit(x, read, chosen[rows]))
                 self._take(before, encoded, tallies)
         with timed("encode"):
             self._take(submitted, encoded, tallies)
             self.controls = {name: tally.sums() for name, tally in tallies.items()}
         return encoded
 
-    def _submit(self, x: dict[str, torch.Tensor], stored: Stored, chosen: Bool) -> Iterator[OnItsWay]:
+    def _submit(
+        self, x: dict[str, torch.Tensor], read: dict[str, RowsRead], chosen: Bool
+    ) -> Iterator[OnItsWay]:
         """Begin to encode a batch for every site; rows in a control's contexts are kept for it."""
         for site in self._plan.sites:
-            mask, read = stored[site.name], x[site.hook_name]
-            pending = self._encoders[site.name].submit(_rows(read, mask)) if mask.any() else None
-            kept = mask & chosen if site.control else np.zeros_like(mask)
-            yield OnItsWay(site, pending, mask, kept, _rows(read, kept) if kept.any() else None)
+            stored = read[site.name].stored
+            vectors = read[site.name].vectors(x[site.hook_name]) if stored.any() else None
+            pending = None if vectors is None else self._encoders[site.name].submit(vectors)
+            kept = stored & chosen if site.control else np.zeros_like(stored)
+            of_control = None if vectors is None or not kept.any() else take_rows(vectors, kept[stored])
+            yield OnItsWay(site, pending, stored, kept, of_control)
 
     def _take(self, batch: list[OnItsWay], encoded: Encoded, tallies: Mapping[str, ControlTally]) -> None:
         """Wait for the features of a batch, and put empty rows where nothing is stored; then the controls."""
@@ -208,13 +213,6 @@ class _Through:
         with self._timed(stage, rows):
             yield
         self.rows += rows
-
-
-def _rows(x: torch.Tensor, stored: Bool) -> torch.Tensor:
-    """The rows of x that are stored; nothing waits for the device."""
-    if stored.all():
-        return x
-    return x.index_select(0, to_device(stored.nonzero()[0], x.device))
 
 
 def _norms(features: SparseFeatures, rows: Bool, dtype: ActivationDtype) -> F32:

@@ -2,21 +2,24 @@
 
 Shapes: N rows (tokens laid out), C contexts of at most T tokens, S segments, M documents with tokens.
 
-The documents of a shard form one stream, each followed by its separator; every context takes the next `body`
-= T - (1 if there is a BOS) tokens of the stream and starts with BOS if there is one. So nothing is padded or
-dropped, a document longer than a context goes on in the next one, and only the last context of a shard may be
-shorter than T.
+Packed: the documents of a shard form one stream, each followed by its separator; every context takes the next
+`body` = T - (1 if there is a BOS) tokens of the stream and starts with BOS if there is one. So nothing is
+padded or dropped, a document longer than a context goes on in the next one, and only the last context of a
+shard may be shorter than T. Or each document has a context of its own: its BOS, its tokens, its separator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.run_file import SpecialTokenPolicy
+from schemas.errors import InputError
+from schemas.records import Inputs, Lake
+from schemas.run_file import ContextsOf, SpecialTokenPolicy
 from schemas.values import I32, I64, U32, U64, Bool
 
 
@@ -30,6 +33,17 @@ class ContextRule:
     context_size: int
     bos_id: int | None
     separator_id: int | None
+    contexts_of: ContextsOf = "packed"
+
+    @classmethod
+    def of(cls, lake: Lake) -> ContextRule:
+        """The rule of a lake."""
+        return cls(lake.context_size, lake.bos_id, lake.separator_id, lake.contexts)
+
+    @property
+    def by_document(self) -> bool:
+        """Whether each document has a context of its own."""
+        return self.contexts_of == "document"
 
     @property
     def bos_tokens(self) -> int:
@@ -42,11 +56,20 @@ class ContextRule:
         return self.context_size - self.bos_tokens
 
     def after(self, place: int, tokens: int) -> int:
-        """Place in the stream after a document of so many tokens at `place`, and its separator."""
+        """Place in the stream after a document of so many tokens at `place`, and its separator.
+
+        Where each document has its context, every BOS is in the stream.
+        """
+        if self.by_document:
+            return place + self.context_of(tokens)
         end = place + tokens
         if not tokens or self.separator_id is None:
             return end
         return end if self._bos_separates(end) else end + 1
+
+    def context_of(self, tokens: int) -> int:
+        """Token rows of the context of its own of a document of so many tokens; an empty one has none."""
+        return tokens + self.bos_tokens + int(self.separator_id is not None) if tokens else 0
 
     def contexts(self, stream: int) -> int:
         """Contexts that hold a stream of so many tokens."""
@@ -54,10 +77,12 @@ class ContextRule:
 
     def rows(self, stream: int) -> int:
         """Token rows of a stream of so many tokens, every BOS included."""
+        if self.by_document:
+            return stream
         return stream + self.bos_tokens * self.contexts(stream)
 
     def stream_within(self, rows: int) -> int:
-        """The longest stream that takes at most `rows` token rows."""
+        """The longest packed stream that takes at most `rows` token rows."""
         full, rest = divmod(rows, self.context_size)
         return full * self.body + max(rest - self.bos_tokens, 0)
 
@@ -100,6 +125,8 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     A document without tokens leaves no trace. `last_is_cut`: the last document goes on beyond what is given,
     so no separator follows it.
     """
+    if rule.by_document:
+        return _by_document(documents, rule, last_is_cut)
     with_tokens = [i for i, ids in enumerate(documents) if len(ids)]
     lengths = np.array([len(documents[i]) for i in with_tokens], dtype=np.int64)
     separated = rule.separators(lengths)
@@ -110,6 +137,26 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     stream = _stream([documents[i] for i in with_tokens], separated, rule.separator_id)
     token_ids, context_ptr = _contexts(stream, rule)
     return _segments(token_ids, context_ptr, begins, np.array(with_tokens, dtype=np.int64), rule)
+
+
+def _by_document(documents: Sequence[I32], rule: ContextRule, last_is_cut: bool) -> Packed:
+    """Each document with tokens in a context of its own, which is its one segment."""
+    with_tokens = [i for i, ids in enumerate(documents) if len(ids)]
+    before, after = (
+        np.array([] if token is None else [token], np.int32) for token in (rule.bos_id, rule.separator_id)
+    )
+    contexts = [np.concatenate([before, documents[i], after]) for i in with_tokens]
+    if last_is_cut and contexts:
+        contexts[-1] = contexts[-1][: len(contexts[-1]) - len(after)]
+    lengths = np.array([len(ids) for ids in contexts], dtype=np.int64)
+    return Packed(
+        token_ids=np.concatenate(contexts) if contexts else np.empty(0, np.int32),
+        context_ptr=np.append(0, np.cumsum(lengths)),
+        segment_ptr=np.arange(len(contexts) + 1, dtype=np.int64),
+        document=np.array(with_tokens, dtype=np.int64),
+        start=np.full(len(contexts), rule.bos_tokens, np.uint32),
+        offset=np.zeros(len(contexts), np.uint32),
+    )
 
 
 def _stream(documents: list[I32], separated: Bool, separator_id: int | None) -> I32:
@@ -147,6 +194,35 @@ def _segments(token_ids: I32, context_ptr: I64, begins: I64, with_tokens: I64, r
         document=with_tokens[document],
         start=(cuts % rule.body + rule.bos_tokens).astype(np.uint32),
         offset=(cuts - begins[document]).astype(np.uint32),
+    )
+
+
+def laid_out(
+    values: Sequence[NDArray[Any] | None], documents: Sequence[I32], packed: Packed, inputs: Inputs
+) -> NDArray[Any]:
+    """The vector of each row of the packed documents, [N, width]; zeros for BOS and separators.
+
+    `values` has a vector for each token of each document, [tokens, width].
+    """
+    given = [_of_tokens(some, len(ids), inputs) for some, ids in zip(values, documents, strict=True)]
+    found = np.zeros((len(packed.token_ids), inputs.width), inputs.dtype)
+    contexts = np.repeat(np.arange(len(packed.context_ptr) - 1), np.diff(packed.segment_ptr))
+    first, last = packed.context_ptr[contexts] + packed.start, packed.context_ptr[contexts + 1]
+    columns = (packed.document.tolist(), packed.offset.tolist(), first.tolist(), last.tolist())
+    for document, offset, row, end in zip(*columns, strict=True):
+        some = given[document][offset : offset + end - row]
+        found[row : row + len(some)] = some
+    return found
+
+
+def _of_tokens(values: NDArray[Any] | None, tokens: int, inputs: Inputs) -> NDArray[Any]:
+    """The vectors of a document, which must be as many as its tokens, and as the corpus said."""
+    if values is not None and values.shape == (tokens, inputs.width) and values.dtype == inputs.dtype:
+        return values
+    shape = "none" if values is None else f"{values.dtype} {list(values.shape)}"
+    raise InputError(
+        f"a document of {tokens} tokens has vectors {shape}, but {inputs.dtype} [{tokens}, {inputs.width}] "
+        "are wanted: mend the source of the corpus"
     )
 
 

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from pipeline import trained_with
-from pipeline.models import max_context, model_digest
+from pipeline.models import check_inputs, max_context, model_digest
 from pipeline.models.device import choose_device
 from pipeline.number_tokenizer import PREFIX as NUMBERS
 from pipeline.saes import SaeMetadata, choose_block, read_metadata, sae_digest
@@ -17,8 +17,8 @@ from pipeline.store.tokens import read_lake
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import CHOSEN, Lake, Plan, PlannedSite, digest_of
-from schemas.run_file import RunFile, Site, check_name
+from schemas.records import CHOSEN, Lake, Plan, PlannedSite
+from schemas.run_file import Corpus, RunFile, Site, check_name
 
 LIBRARIES = (
     "torch", "transformers", "transformer-lens", "numpy", "scipy", "polars", "pyarrow", "zarr",
@@ -59,18 +59,31 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     return run.model_copy(update=filled), list(dict.fromkeys(told))
 
 
+OF_KINDS: dict[str, dict[str, Any]] = {}
+"""Kind of corpus -> values of the tokens section where the run file says nothing."""
+
+
 def _drawn(run: RunFile) -> RunFile:
-    """The run file with the defaults of what is drawn: a corpus of numbers, a model that is none."""
-    tokens: dict[str, Any] = {}
-    if run.corpus.kind == "synthetic":
-        numbers = run.tokens.tokenizer or f"{NUMBERS}{run.corpus.vocabulary}"
-        tokens = {"tokenizer": numbers, "prepend_bos": bool(run.tokens.prepend_bos)}
+    """The run file with the defaults of its kind of corpus, and of a model that is none."""
+    tokens: dict[str, Any] = {
+        key: value
+        for key, value in OF_KINDS.get(run.corpus.kind, {}).items()
+        if getattr(run.tokens, key) is None
+    }
+    if (vocabulary := _numbers(run.corpus)) is not None:
+        tokens["tokenizer"] = run.tokens.tokenizer or f"{NUMBERS}{vocabulary}"
+        tokens["prepend_bos"] = bool(run.tokens.prepend_bos)
         if "separator" not in run.tokens.model_fields_set:
             tokens["separator"] = "none"
     filled: dict[str, Any] = {"tokens": run.tokens.model_copy(update=tokens)}
     if run.model.loader == "synthetic":
         filled["extract"] = run.extract.model_copy(update={"check_sae": "off"})
     return run.model_copy(update=filled)
+
+
+def _numbers(corpus: Corpus) -> int | None:
+    """How many numbers a corpus may hold whose documents are numbers; None where they are text."""
+    return corpus.vocabulary if corpus.kind == "synthetic" else None
 
 
 def _tokenizer(run: RunFile) -> str:
@@ -109,14 +122,16 @@ def make_plan(run: RunFile, lake: Lake) -> Plan:
     """The plan of a resolved run file over the tokens of `lake`; reads digests, loads no weights."""
     assert run.store.pass_name is not None
     device = choose_device(run.model.device, run.extract.gpus_per_worker)
+    check_inputs(run.model.loader, lake.inputs)
     return Plan(
         pass_name=run.store.pass_name,
-        lake_digest=digest_of(lake.model_dump(mode="json")),
+        lake_digest=lake.digest,
         model=run.model.path,
         model_loader=run.model.loader,
         model_digest=model_digest(run.model),
         model_dtype=run.model.dtype,
         model_processing=dict.fromkeys(run.model.weight_processing, True) or None,
+        model_inputs=lake.inputs,
         device=device,
         batch_contexts=run.extract.batch_contexts,
         threads=run.extract.cpus_per_worker,
@@ -144,6 +159,7 @@ def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
         feature_block=feature_block(found.d_sae),
         encode_dtype=site.encode_dtype,
         positions=_positions(site.positions, context_size),
+        pooling=site.pooling,
         control=site.control,
         control_seed=site.control_seed if site.control else 0,
     )

@@ -107,7 +107,9 @@ def place_of(site: PlannedSite, about: Mapping[str, Any]) -> Place:
 
 def open_model(use: PlannedUse, hooks: Iterable[str]) -> LoadedModel:
     """The model, to read x at `hooks`."""
-    return load_model(model_of(use.plan), list(hooks), use.plan.device, use.plan.threads)
+    return load_model(
+        model_of(use.plan), list(hooks), use.plan.device, use.plan.threads, use.plan.model_inputs
+    )
 
 
 def open_encoder(site: PlannedSite, device: str) -> Encoder:

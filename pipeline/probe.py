@@ -196,7 +196,7 @@ def rows_of_text(source: Source, tokenizer: Tokenizer, lake: Lake) -> tuple[int,
         if read >= TEXT_BYTES:
             is_all = False
             break
-    rule, place = ContextRule(lake.context_size, lake.bos_id, lake.separator_id), 0
+    rule, place = ContextRule.of(lake), 0
     for ids in tokenizer.encode_batch(texts):
         place = rule.after(place, len(ids))
     return rule.rows(place), read, is_all

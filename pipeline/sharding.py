@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.packing import ContextRule, Packed, counted_mask, document_of_row, pack
+from pipeline.packing import ContextRule, Packed, counted_mask, document_of_row, laid_out, pack
 from pipeline.store.objects import write_atomic
 from pipeline.store.tokens import token_shard_bytes
 from pipeline.tokenizer import Tokenizer
+from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.values import I32, Bool, Document
@@ -36,6 +37,8 @@ class _Group:
     documents: int = 0
     numbers: list[int] = field(default_factory=list)
     token_ids: list[I32] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+    """Vectors of the documents, where the corpus holds some."""
     labels: list[tuple[Any, ...]] = field(default_factory=list)
     place: int = 0
     """Tokens of the stream so far, separators included."""
@@ -48,6 +51,7 @@ class _Group:
         if len(ids):
             self.numbers.append(document.number)
             self.token_ids.append(ids)
+            self.values.append(document.values)
             self.labels.append(document.labels)
 
 
@@ -63,7 +67,7 @@ def write_shards(
 
     A shard ends with the document that brings it to `target` token rows; all together have at most `limit`.
     """
-    rule = ContextRule(lake.context_size, lake.bos_id, lake.separator_id)
+    rule = ContextRule.of(lake)
     write = partial(_write_shard, layout, lake, rule, before)
     last = before[-1] if before else None
     for record in _one_ahead(write, enumerate(_groups(encoded, rule, target, limit))):
@@ -113,7 +117,8 @@ def _groups(
     """Cut the documents into groups.
 
     Empty documents go with the group before them, so every group has tokens. All rows together may be one
-    less than `limit`, where the last one would be a BOS alone.
+    less than `limit`, where the last one would be a BOS alone. Where each document has a context of its own
+    none is cut: the first that would not be within `limit` ends them.
     """
     group, left = _Group(), limit
     for document, ids in encoded:
@@ -121,15 +126,33 @@ def _groups(
             yield group
             left = None if left is None else left - rule.rows(group.place)
             group = _Group()
-        room = None if left is None else rule.stream_within(left) - group.place
+        if rule.by_document:
+            if left is not None and group.place + rule.context_of(len(ids)) > left:
+                break
+            _require_fit(document, len(ids), rule)
+        room = None if left is None or rule.by_document else rule.stream_within(left) - group.place
         if room is not None and len(ids) >= room:
             if room:
-                group.add(document, ids[:room], group.place + room)
+                group.add(_cut(document, room), ids[:room], group.place + room)
                 group.is_cut = True
             break
         group.add(document, ids, rule.after(group.place, len(ids)))
     if group.place:
         yield group
+
+
+def _cut(document: Document, tokens: int) -> Document:
+    """The document with the vectors of its first tokens, where it has some."""
+    return document if document.values is None else replace(document, values=document.values[:tokens])
+
+
+def _require_fit(document: Document, tokens: int, rule: ContextRule) -> None:
+    """A document must fit into its context."""
+    if rule.context_of(tokens) > rule.context_size:
+        raise InputError(
+            f"document {document.number} ({document.text[:40]!r}) takes {rule.context_of(tokens)} tokens, "
+            f"more than tokens.context_size {rule.context_size}: raise that, or set tokens.contexts: packed"
+        )
 
 
 def _write_shard(
@@ -142,7 +165,8 @@ def _write_shard(
     counted = counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens)
     documents = np.array(group.numbers, dtype=np.uint64) + np.uint64(first_document)
     labels = list(zip(*group.labels, strict=True)) if lake.label_columns else []
-    data = token_shard_bytes(packed, counted, documents, labels, lake.label_columns)
+    values = None if lake.inputs is None else laid_out(group.values, group.token_ids, packed, lake.inputs)
+    data = token_shard_bytes(packed, counted, documents, labels, lake.label_columns, values)
     name = layout.shard_name(len(before) + number)
     write_atomic(layout.tokens(name), data)
     return ShardRecord(

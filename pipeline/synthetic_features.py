@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 
 from pipeline.store.site import write_site_weights
@@ -13,7 +12,7 @@ from pipeline.synthetic.recipe import parse
 from schemas.errors import NodeError
 from schemas.layout import Layout
 from schemas.records import Plan
-from schemas.values import ControlSums, Encoded, Stored, Timed, TokenShard
+from schemas.values import ControlSums, Encoded, Timed, TokenShard
 
 
 class SyntheticFeatures:
@@ -49,10 +48,7 @@ class SyntheticFeatures:
         """There is nothing to reconstruct."""
         return {}
 
-    def encode(self, tokens: TokenShard, stored: Stored, timed: Timed) -> Encoded:
+    def encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed) -> Encoded:  # noqa: ARG002
         """The features of each site."""
         with timed("encode"):
-            return {
-                name: list(generator.blocks(replace(tokens, stored=stored[name])))
-                for name, generator in self._generators.items()
-            }
+            return {name: list(generator.blocks(at[name])) for name, generator in self._generators.items()}

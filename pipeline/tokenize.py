@@ -22,7 +22,7 @@ from pipeline.store.tokens import read_lake, read_links
 from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Lake, ShardRecord, digest_of
+from schemas.records import CorpusLink, Inputs, Lake, ShardRecord, digest_of
 from schemas.run_file import RunFile, Tokens
 from schemas.tables import VOCABULARY
 
@@ -39,12 +39,14 @@ _KEYS = {
     "special_ids": "tokens.tokenizer (its special ids)",
     "special_tokens": "tokens.special_tokens",
     "label_columns": "corpus.label_columns",
+    "contexts": "tokens.contexts",
+    "inputs": "corpus (its vectors)",
 }
 """Field of lake.json -> the key of the run file that it comes from."""
 
 _RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
-    *("shard", "context", "row", "row_start", "position", "feature", "activation"),
+    *("inputs", "shard", "context", "row", "row_start", "position", "feature", "activation"),
     *("document_offset", "first_position", "cluster", "similarity"),
 )
 """Columns that the store's tables have themselves."""
@@ -70,7 +72,7 @@ def tokenize(
     run_file = _labels_by_name(run_file)
     _check_places(layout, run_file)
     source = open_source(run_file.corpus)
-    lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, source.label_dtypes())
+    lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, source.label_dtypes(), source.inputs())
     _check_rule(layout, lake)
     links, digest = read_links(layout), _source_digest(source, run_file)
     for link in links:
@@ -133,6 +135,7 @@ def asked_lake(
     prepend_bos: bool,
     tokenizer: Tokenizer,
     label_dtypes: dict[str, str],
+    inputs: Inputs | None = None,
 ) -> Lake:
     """The lake's record as this run would write it; InputError where tokenizer and run file don't fit."""
     tokens = run_file.tokens
@@ -152,6 +155,8 @@ def asked_lake(
         special_ids=tokenizer.special_ids,
         special_tokens=tokens.special_tokens,
         label_columns=label_dtypes,
+        contexts=tokens.contexts or "packed",
+        inputs=inputs,
     )
 
 
@@ -174,7 +179,8 @@ def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
     if found is not None:
         assert tokens.context_size is not None
         assert tokens.prepend_bos is not None
-        asked = asked_lake(run_file, tokens.context_size, tokens.prepend_bos, tokenizer, found.label_columns)
+        labels, inputs = found.label_columns, found.inputs
+        asked = asked_lake(run_file, tokens.context_size, tokens.prepend_bos, tokenizer, labels, inputs)
         _check_rule(layout, asked)
 
 

@@ -16,9 +16,10 @@ from scipy import sparse
 
 from pipeline.batches import batches
 from pipeline.models import load_model, model_digest
-from pipeline.models.device import require_device, to_device
+from pipeline.models.device import require_device
 from pipeline.packing import ContextRule, counted_mask, pack, stored_mask
 from pipeline.planned import model_of
+from pipeline.pooling import RowsRead
 from pipeline.saes import load_sae, sae_digest
 from pipeline.store.catalog import Catalog
 from pipeline.store.transposition import round_activations
@@ -88,7 +89,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     (ids,) = tokenizer.encode_batch([text])
     if not len(ids):
         raise InputError(f"text {text!r} has no tokens: type some")
-    rule = ContextRule(lake.context_size, lake.bos_id, lake.separator_id)
+    rule = ContextRule.of(lake)
     packed = pack([ids], rule, last_is_cut=True)
     shard = TokenShard(
         name="text",
@@ -100,7 +101,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
         stored=stored_mask(packed.token_ids, packed.context_ptr, lake.special_ids, lake.special_tokens),
         document=np.zeros(len(packed.token_ids), np.uint64),
     )
-    return shard.at(site.positions, lake.context_size)
+    return shard.at(site.reads, lake.context_size)
 
 
 def _features(plan: Plan, site: PlannedSite, shard: TokenShard, places: Places) -> SparseFeatures:
@@ -117,9 +118,9 @@ def _features(plan: Plan, site: PlannedSite, shard: TokenShard, places: Places) 
     encoded = list[SparseFeatures]()
     for batch, rows in batches(shard, plan.batch_contexts):
         x = loaded.forward(batch)[site.hook_name]
-        kept = np.flatnonzero(shard.stored[rows])
-        if len(kept):
-            encoded.append(encoder.encode(x.index_select(0, to_device(kept, x.device))))
+        read = RowsRead.of(shard, rows, batch.lengths)
+        if read.stored.any():
+            encoded.append(encoder.encode(read.vectors(x)))
     return SparseFeatures.concatenate(encoded).spread(shard.stored)
 
 

@@ -34,7 +34,7 @@ from schemas.errors import ShardError
 from schemas.layout import Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
-from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Stored, Timed, TokenShard
+from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
 
 
 class Features(Protocol):
@@ -56,10 +56,13 @@ class Features(Protocol):
         """Get ready; NodeError when this node sees another model or SAE than the plan."""
 
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
-        """Explained variance by site, where somebody looks; `at` is the shard as each site counts it."""
+        """Explained variance by site, where somebody looks; `at` as in `encode`."""
 
-    def encode(self, tokens: TokenShard, stored: Stored, timed: Timed) -> Encoded:
-        """Features of all rows of the shard, in order, in pieces; rows that are not `stored` are empty."""
+    def encode(self, tokens: TokenShard, at: dict[str, TokenShard], timed: Timed) -> Encoded:
+        """Features of all rows of the shard, in order, in pieces; rows that a site does not store are empty.
+
+        `at` is the shard as each site counts it.
+        """
 
 
 def make_features(
@@ -138,10 +141,9 @@ class Worker:
         with self._timed("read"):
             link, record = self._record(shard)
             tokens = read_token_shard(self._layout, self._lake, record)
-        at = {site.name: tokens.at(site.positions, self._lake.context_size) for site in self._plan.sites}
+        at = {site.name: tokens.at(site.reads, self._lake.context_size) for site in self._plan.sites}
         explained = self._features.look(shard, at, self._timed)
-        stored = {name: shard.stored for name, shard in at.items()}
-        encoded = self._features.encode(tokens, stored, self._timed)
+        encoded = self._features.encode(tokens, at, self._timed)
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
@@ -192,7 +194,7 @@ class Worker:
             activation_dtype=self._plan.activation_dtype,
             control=None if sums is None else _beside_control(features, sums, tokens, site),
         )
-        counted = counted_for(tokens, site.positions)
+        counted = counted_for(tokens, site.reads)
         receipt = SiteReceipt(nnz=features.nnz, underflow=underflow, rounding=rounding, counted=counted)
         return receipt, objects
 

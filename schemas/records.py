@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
@@ -13,13 +13,16 @@ from pydantic.dataclasses import dataclass
 from schemas.errors import InputError
 from schemas.run_file import (
     ActivationDtype,
+    ContextsOf,
     Control,
     EncodeDtype,
     Loader,
     ModelDtype,
+    Pooling,
     SpecialTokenPolicy,
     StoreLayout,
 )
+from schemas.values import Reads
 
 FORMAT_VERSION = 4
 
@@ -76,6 +79,16 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
+class Inputs(Record):
+    """The vectors that a corpus holds for each of its tokens."""
+
+    width: int
+    dtype: Literal["uint8", "float32"]
+    """As they are stored; a model is given uint8 as float32, divided by 255."""
+    shape: tuple[int, ...]
+    """How one is to be looked at, as (28, 28); its product is `width`."""
+
+
 class Lake(Record):
     """lake.json: what must be the same for every token of the store."""
 
@@ -89,6 +102,17 @@ class Lake(Record):
     special_tokens: SpecialTokenPolicy
     label_columns: dict[str, str]
     """Label column -> Polars dtype name (String, Int64, Float64 or Boolean)."""
+    contexts: ContextsOf = "packed"
+    """Whether documents follow each other, or each has a context of its own."""
+    inputs: Inputs | None = None
+    """What a model reads in the place of tokens; None: it reads tokens."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the record, in hex."""
+        content = self.model_dump(mode="json")
+        _drop_defaults(content, type(self), LATER_IN_LAKES)
+        return digest_of(content)
 
 
 class ShardRecord(Record):
@@ -138,14 +162,22 @@ class PlannedSite(Record):
     positions: tuple[int | None, ...] | None = None
     """Positions of a context that are encoded and counted, as start, stop and perhaps step of Python's slice
     over the lake's context_size positions; None: all of them."""
+    pooling: Pooling = "none"
+    """What the SAE reads of a context: each row's x, or one vector."""
     control: Control | None = None
     """What is counted beside the learnt features on some contexts; None: nothing."""
     control_seed: int = 0
     """What the control is drawn from."""
 
+    @property
+    def reads(self) -> Reads:
+        """What it reads of a context."""
+        return Reads(self.positions, self.pooling)
 
-LATER_IN_SITES = {"encode_features", "encode_dtype", "positions", "control", "control_seed"}
-LATER_IN_PLANS = {"model_processing"}
+
+LATER_IN_LAKES = {"contexts", "inputs"}
+LATER_IN_SITES = {"encode_features", "encode_dtype", "positions", "pooling", "control", "control_seed"}
+LATER_IN_PLANS = {"model_processing", "model_inputs"}
 """Fields that came after the first stores: left out of a recipe at their default, so that hashes stay."""
 
 CHOSEN = ("encode_block", "encode_features", "feature_block")
@@ -172,6 +204,8 @@ class Plan(Record):
     """Library versions. The device's model is the workers' to say: it stands in the receipts."""
     model_processing: dict[str, bool] | None = None
     """Weight processing of the model that is on (fold_ln: true ...); None: none."""
+    model_inputs: Inputs | None = None
+    """What the model reads in the place of tokens; None: it reads tokens."""
 
     def recipe(self) -> dict[str, Any]:
         """What the hash covers: all but where the model and the SAEs lie."""

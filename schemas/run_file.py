@@ -26,8 +26,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 ActivationDtype = Literal["float16", "float32"]
+ContextsOf = Literal["packed", "document"]
+Pooling = Literal["none", "last_token", "mean"]
 StoreLayout = Literal["token_major", "feature_major"]
-Loader = Literal["transformer_lens", "hooked_transformer", "torch_module", "synthetic"]
+Loader = Literal["transformer_lens", "hooked_transformer", "torch_module", "inputs", "synthetic"]
 
 PROCESSING = (
     "fold_ln",
@@ -113,9 +115,14 @@ class Tokens(Section):
 
     context_size: int | None = Field(
         None,
-        ge=2,
+        ge=1,
         le=2**20,
         description="Tokens of a context, BOS included. Default: the SAE's metadata, else 128.",
+    )
+    contexts: ContextsOf | None = Field(
+        None,
+        description="packed: documents follow each other, and every context but a shard's last is full; "
+        "document: each document has a context of its own, and must fit into it. Default: packed.",
     )
     prepend_bos: bool | None = Field(
         None, description="Start every context with BOS. Default: the SAE's metadata, else true."
@@ -155,8 +162,8 @@ class Model(Section):
         "transformer_lens",
         description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
         "HookedTransformer of transformer-lens 3; torch_module: a module built by "
-        "`package.module:function`, hook names being module paths; synthetic: no model, the features of all "
-        "sites are drawn.",
+        "`package.module:function`, hook names being module paths; inputs: no model, x at the hook `input` "
+        "is what a corpus of vectors holds; synthetic: no model, the features of all sites are drawn.",
     )
     path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")
     dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
@@ -180,11 +187,14 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _path_of_a_model(self) -> Model:
-        if self.loader != "synthetic" and not self.path:
+        is_none = self.loader in ("synthetic", "inputs")
+        if not is_none and not self.path:
             raise ValueError("model.path is missing")
-        if self.loader == "synthetic" and (self.path or self.processing):
+        if is_none and (self.path or self.processing):
             wrong = "path" if self.path else "processing"
-            raise ValueError(f"model.{wrong} is for a model, model.loader: synthetic is none: leave one out")
+            raise ValueError(
+                f"model.{wrong} is for a model, model.loader: {self.loader} is none: leave one out"
+            )
         return self
 
     @property
@@ -211,6 +221,12 @@ class Site(Section):
         None,
         description="Positions of a context that are encoded and counted, as start, stop and perhaps step of "
         "Python's slice over context_size positions. Default: the SAE's metadata, else all.",
+    )
+    pooling: Pooling = Field(
+        "none",
+        description="What the SAE reads of a context. none: x of each of its rows; last_token: x of the last "
+        "row alone that may have activations; mean: the mean of x over all those rows. A pooled context has "
+        "one row that is counted and stored: that last one.",
     )
     control: Control | None = Field(
         None,

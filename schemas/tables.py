@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
+from schemas.records import Inputs
+
 Schema = dict[str, pl.DataType]
 
 LABEL_DTYPES: dict[str, pl.DataType] = {
@@ -14,11 +16,15 @@ LABEL_DTYPES: dict[str, pl.DataType] = {
 }
 
 
-def tokens_schema(label_columns: dict[str, str]) -> Schema:
+_INPUTS = {"uint8": pl.UInt8(), "float32": pl.Float32()}
+
+
+def tokens_schema(label_columns: dict[str, str], inputs: Inputs | None = None) -> Schema:
     """One row per context of a shard.
 
     `row_offset` is the context's first row counted from the shard's first row (add the shard's `row_start`);
-    a label column holds the value that all segments of the context share, null where they differ.
+    a label column holds the value that all segments of the context share, null where they differ. `inputs`
+    are the vectors of its rows, where the corpus holds some.
     """
     labels: Schema = {name: LABEL_DTYPES[dtype] for name, dtype in label_columns.items()}
     segment = {"document": pl.UInt64(), "start": pl.UInt32(), "offset": pl.UInt32(), **labels}
@@ -27,6 +33,7 @@ def tokens_schema(label_columns: dict[str, str]) -> Schema:
         "token_ids": pl.List(pl.Int32()),
         "segments": pl.List(pl.Struct(segment)),
         "counted": pl.List(pl.Boolean()),
+        **({} if inputs is None else {"inputs": pl.List(pl.Array(_INPUTS[inputs.dtype], inputs.width))}),
         **labels,
     }
 

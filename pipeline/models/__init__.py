@@ -1,7 +1,7 @@
 """Models: from the run file's `model` section to x at the hooks.
 
-A new loader is one module with `load` and `digest`, and one line in LOADERS. Importing this package, and
-taking a digest, does not import torch.
+A new loader is one module with `load`, `digest` and `max_context`, and one line in LOADERS. Importing this
+package, and taking a digest, does not import torch.
 """
 
 from __future__ import annotations
@@ -15,21 +15,26 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.models.device import require_device
 from schemas import run_file
-from schemas.records import digest_of
+from schemas.errors import InputError
+from schemas.records import Inputs, digest_of
 from schemas.values import I64, TokenBatch
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LOADERS", "Model", "load_model", "max_context", "model_digest", "weight_bytes"]
+__all__ = ["LOADERS", "Model", "check_inputs", "load_model", "max_context", "model_digest", "weight_bytes"]
 
 LOADERS = {
     "transformer_lens": "pipeline.models.transformer_lens",
     "hooked_transformer": "pipeline.models.hooked_transformer",
     "torch_module": "pipeline.models.torch_module",
+    "inputs": "pipeline.models.inputs",
     "synthetic": "pipeline.models.synthetic",
 }
 """`model.loader` of the run file -> module."""
+
+READS_VECTORS = {"inputs", "torch_module"}
+"""Loaders that take a fourth argument: what a corpus of vectors holds (`schemas.records.Inputs`), or None."""
 
 
 class Model(Protocol):
@@ -103,19 +108,35 @@ class Model(Protocol):
         """
 
 
-def load_model(model: run_file.Model, hooks: Sequence[str], device: str, threads: int) -> Model:
+def load_model(
+    model: run_file.Model, hooks: Sequence[str], device: str, threads: int, inputs: Inputs | None = None
+) -> Model:
     """Load `model` on `device` (cpu or cuda; see `device.choose_device`) to read x at `hooks`.
 
-    Sets this process's torch threads. A hook that does not exist, or never fires, is an InputError that names
-    near ones; a few tokens are run to find that out.
+    `inputs`: what the corpus holds in the place of tokens. Sets this process's torch threads. A hook that
+    does not exist, or never fires, is an InputError that names near ones; a few tokens are run to find out.
     """
     import torch
 
     require_device(device)
+    check_inputs(model.loader, inputs)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")  # no TF32, whatever the environment says
-    loaded: Model = _loader(model).load(model, list(hooks), device)
+    reads = (inputs,) if model.loader in READS_VECTORS else ()
+    loaded: Model = _loader(model).load(model, list(hooks), device, *reads)
     return loaded
+
+
+def check_inputs(loader: str, inputs: Inputs | None) -> None:
+    """InputError where the corpus holds vectors and the loader reads tokens, or the other way round."""
+    if inputs is not None and loader not in READS_VECTORS:
+        known = ", ".join(sorted(READS_VECTORS))
+        raise InputError(
+            f"the corpus holds vectors of {inputs.width}, and model.loader: {loader} reads tokens: set "
+            f"model.loader to one that reads vectors ({known})"
+        )
+    if inputs is None and loader == "inputs":
+        raise InputError("model.loader: inputs reads the vectors of a corpus, and this one holds tokens")
 
 
 def model_digest(model: run_file.Model) -> str:

@@ -19,11 +19,12 @@ from pipeline.models.device import to_device
 from pipeline.models.losses import next_token_logits, next_token_losses, row_logits
 from pipeline.models.unembedding import Head, one_token, require_same, rows_of_logits, standing_in
 from schemas.errors import InputError
+from schemas.records import Inputs
 from schemas.values import I64, TokenBatch
 
 Run = Callable[[Tensor, Tensor | None], object]
-"""Forward token ids int64 [B, T] with an attention mask int64 [B, T], or None when nothing is padded; returns
-the logits [B, T, V] of the next token, or None from a model that predicts none."""
+"""Forward token ids int64 [B, T], or vectors float32 [B, T, width], with an attention mask int64 [B, T], or
+None when nothing is padded; returns the logits [B, T, V] of the next token, or None where there are none."""
 
 Replace = Callable[[Tensor], Tensor]
 """x float32 [N, D] -> what stands in for it, [N, D]."""
@@ -42,10 +43,11 @@ class _Inputs:
     """A batch on the device.
 
     `ids` int64 [B, T]; `mask` int64 [B, T], None when nothing is padded; `rows` int64 [N], the places of the
-    real tokens among all B * T.
+    real tokens among all B * T; `given` what the model reads: the ids, or vectors float32 [B, T, width].
     """
 
     ids: Tensor
+    given: Tensor
     mask: Tensor | None
     rows: Tensor
 
@@ -66,11 +68,14 @@ class HookedModel:
         max_context: int | None,
         read_only: Collection[str] = (),
         head: Head | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         self.hooks, self.device, self.max_context = list(dict.fromkeys(hooks)), device, max_context
         self._attach, self._run, self._read_only = attach, run, read_only
         self._head, self._head_is_checked = head, False
-        probe = self.forward(TokenBatch(np.zeros(PROBE, dtype=np.int64), np.full(PROBE[0], PROBE[1])))
+        vectors = None if inputs is None else np.zeros((*PROBE, inputs.width), dtype=np.float32)
+        ids, lengths = np.zeros(PROBE, dtype=np.int64), np.full(PROBE[0], PROBE[1])
+        probe = self.forward(TokenBatch(ids, lengths, vectors))
         self.widths = {hook: x.shape[1] for hook, x in probe.items()}
 
     def forward(self, batch: TokenBatch, also: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -178,7 +183,9 @@ class HookedModel:
         real = np.arange(length) < batch.lengths[:, None]
         mask = to_device(real.astype(np.int64), self.device) if batch.is_padded else None
         rows = to_device(np.flatnonzero(real), self.device)
-        return _Inputs(to_device(batch.token_ids, self.device), mask, rows)
+        ids = to_device(batch.token_ids, self.device)
+        given = ids if batch.inputs is None else to_device(batch.inputs, self.device)
+        return _Inputs(ids, given, mask, rows)
 
     def _pass(
         self, batch: TokenBatch, inputs: _Inputs, takes: Mapping[str, Take], gradients: bool = False
@@ -188,7 +195,7 @@ class HookedModel:
             for hook, take in takes.items():
                 attached.callback(self._attach(hook, take))
             try:
-                return self._run(inputs.ids, inputs.mask)
+                return self._run(inputs.given, inputs.mask)
             except IndexError as error:
                 raise InputError(
                     f"the model refused token ids up to {batch.token_ids.max()} ({error}): its vocabulary is "

@@ -1,7 +1,8 @@
 """Loader of any torch module: `path` is `package.module:function`, a function that builds it without
 arguments.
 
-The module's forward takes token ids int64 [B, T]. Hook names are module paths (`layers.3`, `layers.3.mlp`); x
+The module's forward takes token ids int64 [B, T] or, where the corpus holds vectors, these, float32 [B, T,
+width]. Hook names are module paths (`layers.3`, `layers.3.mlp`); x
 is the module's output [B, T, ...], of a tuple the first. Contexts are padded with id 0 on the right and no
 mask is given: the module must be causal, or no context be shorter than the rest. Losses need a module that
 returns the logits [B, T, V] of the next token, alone, first in a tuple, or as `.logits`.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas import run_file
 from schemas.errors import InputError
-from schemas.records import digest_of
+from schemas.records import Inputs, digest_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.models.hooked import HookedModel
 
 
-def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
+def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | None = None) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch
 
@@ -40,11 +41,11 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
         )
     module = _build(model.path).to(device, getattr(torch, model.dtype)).eval().requires_grad_(False)
 
-    def run(token_ids: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
-        return module(token_ids)
+    def run(given: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
+        return module(given)
 
     limit = getattr(module, "max_context", None)
-    return HookedModel(hooks, _attacher(module), run, torch.device(device), limit)
+    return HookedModel(hooks, attacher(module), run, torch.device(device), limit, inputs=inputs)
 
 
 def digest(path: str) -> str:
@@ -103,7 +104,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _attacher(module: nn.Module) -> Attach:
+def attacher(module: nn.Module) -> Attach:
     """Attach by module path."""
     from pipeline.models.attach import attach_to_module, refuse_hook
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from schemas.errors import InputError
+from schemas.records import Inputs
 from schemas.run_file import Corpus
 from schemas.values import Document
 
@@ -31,6 +32,10 @@ class Source(Protocol):
 
     def label_dtypes(self) -> dict[str, str]:
         """Label column -> String, Int64, Float64 or Boolean; InputError when a column is not there."""
+        ...
+
+    def inputs(self) -> Inputs | None:
+        """What each token's vector is, where documents have vectors (`Document.values`)."""
         ...
 
     def estimated_bytes(self) -> int | None:

@@ -51,6 +51,9 @@ class HubSource:
         found = infer_dtypes(labels, columns, where)
         return {column: found.get(column, "String") for column in columns}
 
+    def inputs(self) -> None:
+        """There are no vectors."""
+
     def estimated_bytes(self) -> int | None:
         """Unknown: the hub does not say it for every dataset."""
         return None

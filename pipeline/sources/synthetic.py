@@ -48,6 +48,9 @@ class SyntheticSource:
         check_columns(self._corpus.label_columns, (), "a synthetic corpus")
         return {}
 
+    def inputs(self) -> None:
+        """There are no vectors."""
+
     def estimated_bytes(self) -> int | None:
         """What is expected: a token takes its digits and a space."""
         vocabulary = self._corpus.vocabulary

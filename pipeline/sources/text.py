@@ -120,6 +120,9 @@ class FilesSource:
                     )
         return {column: dtypes.get(column, "String") for column in self._corpus.label_columns}
 
+    def inputs(self) -> None:
+        """There are no vectors."""
+
     def estimated_bytes(self) -> int | None:
         """Sum over the files."""
         return sum(reader.text_bytes() for reader in self._readers)

@@ -14,8 +14,8 @@ from pipeline.store.tokens import read_lake, read_links
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
-from schemas.run_file import ActivationDtype, Control, EncodeDtype, StoreLayout
-from schemas.values import Totals
+from schemas.run_file import ActivationDtype, Control, EncodeDtype, Pooling, StoreLayout
+from schemas.values import Reads, Totals
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,18 @@ class SiteInfo:
     layouts: tuple[StoreLayout, ...]
     encode_dtype: EncodeDtype
     positions: tuple[int | None, ...] | None
-    """See `schemas.records.PlannedSite`; `TokenShard.at` takes them."""
+    """See `schemas.records.PlannedSite`."""
     feature_block: int
     """Features in a row group of the postings."""
     control: Control | None = None
     """What is counted beside the learnt features on some contexts."""
+    pooling: Pooling = "none"
+    """What the SAE reads of a context."""
+
+    @property
+    def reads(self) -> Reads:
+        """What it reads of a context; `TokenShard.at` takes it."""
+        return Reads(self.positions, self.pooling)
 
 
 class Catalog:
@@ -186,6 +193,7 @@ def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
                 layouts=plan.layouts,
                 encode_dtype=site.encode_dtype,
                 positions=site.positions,
+                pooling=site.pooling,
                 feature_block=site.feature_block,
                 control=site.control,
             )

@@ -76,7 +76,7 @@ class FeatureStore(Catalog):
     def token_shard(self, site: str, shard: str) -> TokenShard:
         """A token shard as the site counts it; checks its sha256."""
         tokens = read_token_shard(self.layout, self.lake, self._record(shard))
-        return tokens.at(self.site(site).positions, self.lake.context_size)
+        return tokens.at(self.site(site).reads, self.lake.context_size)
 
     def postings(self, site: str, shard: str) -> Postings:
         """Feature-major activations, rows counted from the shard's first; else made from the CSR."""

@@ -22,7 +22,7 @@ def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl
 
     Columns: shard, context u64 and row_start u64 (lake-wide), then those of a token shard but row_offset.
     """
-    columns = tokens_schema(lake.label_columns)
+    columns = tokens_schema(lake.label_columns, lake.inputs)
     if not shards:
         return pl.LazyFrame(schema={"shard": pl.String(), "context": pl.UInt64(), "row_start": pl.UInt64()})
     if is_memory(layout.root):

@@ -178,7 +178,7 @@ class _SiteCheck:
     def run(self) -> Prints:
         """Compare the layouts with each other, and the statistics with those computed anew."""
         tokens = read_token_shard(self._of.layout, self._of.lake, self._files.record, verify=False)
-        tokens = tokens.at(self._site.positions, self._of.lake.context_size)
+        tokens = tokens.at(self._site.reads, self._of.lake.context_size)
         before = len(self._report.problems)
         columns, indptr = self._by_columns(tokens)
         if len(self._report.problems) > before:
@@ -240,7 +240,7 @@ class _SiteCheck:
                 f"the postings hold {in_postings:,} activations, the CSR "
                 f"{in_postings if in_csr is None else in_csr:,}, the receipt says {said:,}"
             )
-        if (counted := counted_for(tokens, self._site.positions)) != self._receipt.counted:
+        if (counted := counted_for(tokens, self._site.reads)) != self._receipt.counted:
             self._wrong(f"counted by the receipt: {self._receipt.counted}; by the token shard: {counted}")
 
     def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64, Prints]:

@@ -35,7 +35,7 @@ from pipeline.store.tokens import read_document_labels, read_token_shard
 from schemas.layout import Layout
 from schemas.records import Lake
 from schemas.tables import L0_THRESHOLDS, LABEL_VALUES, LABELS, PROFILE, Schema
-from schemas.values import TokenShard
+from schemas.values import Reads, TokenShard
 
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
@@ -58,12 +58,12 @@ class Tokens:
 
     layout: Layout
     lake: Lake
-    positions: tuple[int | None, ...] | None
+    reads: Reads
 
     @classmethod
     def of(cls, store: FeatureStore, site: str) -> Tokens:
         """Of a site."""
-        return cls(store.layout, store.lake, store.site(site).positions)
+        return cls(store.layout, store.lake, store.site(site).reads)
 
     @property
     def labels(self) -> list[str]:
@@ -73,7 +73,7 @@ class Tokens:
     def read(self, shard: ShardFiles) -> TokenShard:
         """One token shard as the site counts it; its checksum is for `verify` to look at."""
         tokens = read_token_shard(self.layout, self.lake, shard.record, verify=False)
-        return tokens.at(self.positions, self.lake.context_size)
+        return tokens.at(self.reads, self.lake.context_size)
 
     def read_labels(self, shard: ShardFiles, names: Sequence[str]) -> pl.DataFrame:
         """Labels of its documents."""

@@ -21,8 +21,8 @@ from pipeline.store.objects import readable
 from pipeline.store.parquet import open_parquet
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Counted, Lake, ShardRecord
-from schemas.values import I64, Bool, TokenShard
+from schemas.records import CorpusLink, Counted, Inputs, Lake, ShardRecord
+from schemas.values import I64, Bool, Reads, TokenShard
 
 _ARROW = {"String": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), "Boolean": pa.bool_()}
 _READ = ["token_ids", "counted", "segments.list.element.document", "segments.list.element.start"]
@@ -63,11 +63,12 @@ def token_shard_bytes(
     document_numbers: NDArray[np.uint64],
     labels: Sequence[Sequence[Any]],
     label_columns: dict[str, str],
+    inputs: NDArray[Any] | None = None,
 ) -> bytes:
     """A token shard as Parquet (`schemas.tables.tokens_schema`), the same bytes for the same content.
 
     `document_numbers` uint64 [M] and `labels`, one sequence [M] per column, belong to the documents that were
-    packed.
+    packed; `inputs` [N, width] are the vectors of its rows, where the corpus holds some.
     """
     columns = {
         name: pa.array(values, type=_ARROW[dtype])
@@ -85,6 +86,7 @@ def token_shard_bytes(
             "token_ids": _lists(packed.context_ptr, pa.array(packed.token_ids)),
             "segments": _lists(packed.segment_ptr, pa.StructArray.from_arrays(segments.values(), segments)),
             "counted": _lists(packed.context_ptr, pa.array(counted)),
+            **({} if inputs is None else {"inputs": _vectors(packed.context_ptr, inputs)}),
             **{name: _shared(values, packed) for name, values in columns.items()},
         }
     )
@@ -95,6 +97,12 @@ def _lists(pointers: I64, values: pa.Array) -> pa.ListArray:
     """Cut `values` by `pointers` [C + 1]."""
     assert len(values) < 2**31, "a shard holds less than 2^31 tokens"
     return pa.ListArray.from_arrays(pa.array(pointers.astype(np.int32)), values)
+
+
+def _vectors(pointers: I64, inputs: NDArray[Any]) -> pa.ListArray:
+    """The vectors [N, width] of each context: a list of lists of `width` values."""
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(inputs.reshape(-1)), inputs.shape[1])
+    return pa.ListArray.from_arrays(pa.array(pointers.astype(np.int32)), flat)
 
 
 def _shared(values: pa.Array, packed: Packed) -> pa.Array:
@@ -139,7 +147,7 @@ def read_token_shard(layout: Layout, lake: Lake, record: ShardRecord, verify: bo
     """
     data = _checked(layout, record, verify)
     with readable(layout.tokens(record.name)), pq.ParquetFile(pa.BufferReader(data)) as file:
-        columns = _Columns(file.read(columns=_READ))
+        columns = _Columns(file.read(columns=[*_READ, *([] if lake.inputs is None else ["inputs"])]))
     context_ptr, segments = columns.pointers("token_ids"), columns.flat("segments")
     token_ids = columns.flat("token_ids").to_numpy()
     return TokenShard(
@@ -156,7 +164,14 @@ def read_token_shard(layout: Layout, lake: Lake, record: ShardRecord, verify: bo
             columns.pointers("segments"),
             context_ptr,
         ),
+        inputs=None if lake.inputs is None else _rows_of(columns.flat("inputs"), lake.inputs),
     )
+
+
+def _rows_of(vectors: pa.FixedSizeListArray, inputs: Inputs) -> NDArray[Any]:
+    """Vectors as they are stored, [N, width]."""
+    found: NDArray[Any] = vectors.flatten().to_numpy().reshape(-1, inputs.width)
+    return found
 
 
 def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[str]) -> pl.DataFrame:
@@ -171,9 +186,9 @@ def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[st
     return pl.DataFrame({"document": document[first], **labels})
 
 
-def counted_for(shard: TokenShard, positions: tuple[int | None, ...] | None) -> Counted | None:
-    """What the receipt of a site says is counted of a shard already cut to the site's positions."""
-    if positions is None:
+def counted_for(shard: TokenShard, reads: Reads) -> Counted | None:
+    """What the receipt of a site says is counted of a shard already cut to what the site reads."""
+    if reads.all_rows:
         return None
     totals = shard.totals()
     return Counted(rows=totals.counted_rows, contexts=totals.contexts, documents=totals.documents)
