@@ -6,11 +6,11 @@ left out. `pipeline.integrated_gradients` says how the gap, and its square (IG2)
 latents, and what completeness is: the quadrature starts with 8 nodes, and is doubled up to 128 for prompts
 whose attributions do not add up to 1 % (--tolerance).
 
-Of every value of a label the k features with the largest |mean| are selected, by IG2 if nothing else is asked
-for; the union over the values is the selection. Features of it are then ablated, one at a time, in the prompts
-in which they are active: an effect holds when its interval over prompts leaves 0 out and it has the sign of
-the attribution. --scores takes the selection from a table of another method, without running the model; with
---ablate its features are ablated too.
+Of every value of a label the k features with the largest |mean| are selected, by IG2 if nothing else is
+asked for; the union over the values is the selection. A value's features are then ablated, one at a time, in
+its prompts in which they are active: an effect holds when its interval over prompts leaves 0 out and it has
+the sign of the attribution. --scores takes the selection from a table of another method, without running the
+model; with --ablate its features are ablated too.
 
 Tables: `attributions`, `attribution_prompts`, `attribution_selection`. Parts of a shard are tasks, and are
 added up in shard order: equal bits for any number of workers.
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import polars as pl
 from rich.markup import escape
 from rich.table import Table
@@ -81,8 +82,8 @@ def attribute(
 ) -> pl.DataFrame:
     """Write the tables of a site; return `attribution_selection`.
 
-    InputError where the lake holds no prompts with answers, where model, SAE or tokenizer are gone or changed,
-    and for a table of scores that names features or values that are not there.
+    InputError where the lake holds no prompts with answers, where model, SAE or tokenizer are gone or
+    changed, and for a table of scores that names features or values that are not there.
     """
     began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
     if asked.by not in MEASURES:
@@ -110,8 +111,8 @@ def _attributed(store: FeatureStore, site: str, work: Work, parts: list[Part], t
     skipped = sum(each.skipped for each in found)
     if prompts.is_empty():
         raise InputError(
-            f"site {site!r}: the two answers of all {skipped:,} prompts begin with the same token, so no gap can "
-            "be explained: give answers that differ from their first token on"
+            f"site {site!r}: the two answers of all {skipped:,} prompts begin with the same token, so there "
+            "is no gap to explain: give answers that differ from their first token on"
         )
     table = finalize(combine([each.sums for each in found]))
     store.write_table(site, "attribution_prompts", prompts)
@@ -149,8 +150,8 @@ def _work(
 
     if store.lake.contexts != "document":
         raise InputError(
-            "documents of this store share contexts, so the end of a prompt is not that of a context: tokenize "
-            "the prompts anew with tokens.contexts: document"
+            "documents of this store share contexts, so the end of a prompt is not that of a context: "
+            "tokenize the prompts anew with tokens.contexts: document"
         )
     plan = store.plans[store.site(site).pass_name]
     about: dict[str, Any] = {}
@@ -227,24 +228,25 @@ def _labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ..
     names = selection["label"].unique(maintain_order=True).to_list()
     if missing := [name for name in names if name not in known]:
         raise InputError(
-            f"--ablate: the scores are of label {missing[0]!r}, which the lake has not; it has {', '.join(known)}"
+            f"--ablate: the scores are of label {missing[0]!r}, which the lake has not; it has "
+            f"{', '.join(known)}"
         )
     return tuple(names)
 
 
 def _tell_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:
-    gap, baseline = prompts["gap"], prompts["baseline"]
+    gap, baseline, nodes = (prompts[name].to_numpy() for name in ("gap", "baseline", "nodes"))
+    error = np.abs(prompts["ig_sum"].to_numpy() - (gap - baseline)).max()
     lacking = prompts.height - int(prompts["complete"].sum())
     say(
-        f"[bold]attribute[/] {site}: {prompts.height:,} prompts, mean |gap| {gap.abs().mean():.4g}, with no "
-        f"latent active {baseline.abs().mean():.4g}"
+        f"[bold]attribute[/] {site}: {prompts.height:,} prompts, mean |gap| {np.abs(gap).mean():.4g}, with "
+        f"no latent active {np.abs(baseline).mean():.4g}"
     )
     if skipped:
         say(f"  left out: {skipped:,} prompts whose answers begin with the same token")
-    error = (prompts["ig_sum"] - (gap - baseline)).abs().max()
     say(
-        f"  completeness: largest error {error:.2g} of a gap, {prompts['nodes'].min()} to "
-        f"{prompts['nodes'].max()} nodes; {lacking:,} prompts beyond the tolerance of {tolerance:.2g}"
+        f"  completeness: largest error {error:.2g} of a gap, {nodes.min()} to {nodes.max()} nodes; "
+        f"{lacking:,} prompts beyond the tolerance of {tolerance:.2g}"
     )
 
 
@@ -255,19 +257,14 @@ def _tell(site: str, selection: pl.DataFrame, seconds: float) -> None:
     table = Table(title=f"features of {site} by label value (* the effect holds under ablation)")
     for column in ("label", "value", "prompts", "features"):
         table.add_column(column, justify="right" if column == "prompts" else "left")
-    for (label, value), rows in ranked.group_by("label", "value", maintain_order=True):
-        names = [
-            f"{feature}{'*' if holds else ''}"
-            for feature, holds in rows.select("feature", "holds").iter_rows()
-        ]
-        prompts = rows["prompts"][0]
-        table.add_row(
-            escape(str(label)), escape(str(value)), "" if prompts is None else f"{prompts:,}", " ".join(names)
-        )
+    for rows in ranked.partition_by("label", "value", maintain_order=True):
+        starred = rows.select("feature", "holds").iter_rows()
+        names = " ".join(f"{feature}{'*' if holds else ''}" for feature, holds in starred)
+        label, value, prompts = rows.select("label", "value", "prompts").row(0)
+        table.add_row(escape(label), escape(value), "" if prompts is None else f"{prompts:,}", names)
     console.print(table)
-    told = (
-        "" if ranked["holds"].null_count() else f", {int(ranked['holds'].sum()):,} of {ranked.height:,} hold"
-    )
+    holding = f", {int(ranked['holds'].sum()):,} of {ranked.height:,} hold"
+    told = "" if ranked["holds"].null_count() else holding
     say(f"[bold]attribute[/] {site}: {union:,} features in the union{told} ({seconds:.1f} s)")
 
 

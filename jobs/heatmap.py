@@ -70,6 +70,7 @@ class Asked(NamedTuple):
     where: Sequence[str] = ()
     top: int | None = None
     pool: str = "max"
+    selection: bool = False
 
 
 def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Path]:
@@ -137,9 +138,12 @@ def cluster_contexts(matrix: F32) -> I64 | None:
 
 
 def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
-    if (asked.features is None) == (asked.ranking is None):
-        raise InputError("give --features 1,2,3 or --ranking COLUMN:START:STOP, and not both")
-    if asked.ranking is not None:
+    if (asked.features is not None) + (asked.ranking is not None) + asked.selection != 1:
+        raise InputError("give one of --features 1,2,3, --ranking COLUMN:START:STOP and --selection")
+    if asked.selection:
+        table = store.scan_table(site, "attribution_selection")
+        features = table.select(pl.col("feature").unique().sort()).collect().to_series().to_list()
+    elif asked.ranking is not None:
         features = parse_ranking(store, site, asked.ranking)
     else:
         features = parse_numbers(asked.features or "", "--features", store.site(site).d_sae)

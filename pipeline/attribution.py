@@ -107,7 +107,7 @@ def attribute_part(work: Work, part: Part) -> Found:
 def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
     """SUMS of what the gap, and its square, lose when one latent is set to 0.
 
-    `chosen`: label, value, feature; a feature is ablated in the prompts with that value in which it is active.
+    `chosen`: label, value, feature; it is ablated in the prompts with that value in which it is active.
     """
     opened, asked = _open(work).opened, _asked(work, part)
     context, feature = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -124,8 +124,9 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
         feature.append(pairs[:, 1])
         effect.append(gap - without)
         effect2.append(gap**2 - without**2)
-    columns = [np.concatenate(arrays) for arrays in (context, feature, effect, effect2)]
-    sums = partial(asked.values, columns[0], columns[1], (columns[2], columns[3]), opened.encoder.d_sae)
+    effects = (np.concatenate(effect), np.concatenate(effect2))
+    entries = (np.concatenate(context), np.concatenate(feature))
+    sums = partial(asked.values, *entries, effects, opened.encoder.d_sae)
     wanted = [chosen, sums.filter(pl.col("feature").is_null()).select("label", "value", "feature")]
     on = ["label", "value", "feature"]
     return sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left")
@@ -143,7 +144,7 @@ def _features_by_prompt(values: pl.DataFrame, chosen: pl.DataFrame) -> list[set[
 
 
 def _complete(opened: Opened, asked: _Asked, some: I64, tolerance: float) -> Iterator[tuple[I64, Attributed]]:
-    """Prompts `some` of those asked for, and their attributions; nodes are doubled for those that lack some."""
+    """Prompts `some` of those asked for, and their attributions; nodes are doubled where these lack some."""
     nodes = STARTING_NODES
     while len(some):
         prompts, latents = _read(opened, asked, some)
@@ -181,9 +182,9 @@ def _prompts(asked: _Asked, some: I64, found: Attributed, tolerance: float) -> p
 
 
 def _read(opened: Opened, asked: _Asked, some: I64) -> tuple[Prompts, Latents]:
-    prompts, _, read = prompts_of(asked.tokens, asked.contexts[some], asked.answers[some], asked.counted)
+    prompts, read = prompts_of(asked.tokens, asked.contexts[some], asked.answers[some], asked.counted)
     x = opened.model.forward(prompts.batch)[opened.place.read]
-    return prompts, Latents(opened, prompts, read(x))
+    return prompts, Latents(opened, prompts, read.vectors(x))
 
 
 def _batches(opened: Opened, asked: _Asked) -> Iterator[I64]:

@@ -20,7 +20,7 @@ C contexts of a batch, N token rows, V vectors, Z active features of them, S nod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from pipeline.models import Model
 from pipeline.models.device import to_device
 from pipeline.patching import patch
 from pipeline.planned import Place
+from pipeline.pooling import RowsRead
 from pipeline.saes.encoder import Encoder
 from pipeline.saes.normalization import scale_back
 from schemas.values import F64, I64, Bool, SparseFeatures, TokenBatch, TokenShard
@@ -245,10 +246,8 @@ def ablated_gaps(opened: Opened, prompts: Prompts, latents: Latents, pairs: I64)
     return np.concatenate(found)
 
 
-def prompts_of(
-    tokens: TokenShard, contexts: I64, answers: I64, counted: Bool
-) -> tuple[Prompts, I64, Callable[[Tensor], Tensor]]:
-    """Prompts of some contexts of a shard cut to what a site reads; their rows [N]; x [N] -> vectors [V].
+def prompts_of(tokens: TokenShard, contexts: I64, answers: I64, counted: Bool) -> tuple[Prompts, RowsRead]:
+    """Prompts of some contexts of a shard cut to what a site reads, and how their vectors are read of x [N].
 
     `answers` int64 [C, 2] are theirs; the answers follow each context's last row that is `counted`, bool over
     all rows of the shard, in the lake.
@@ -258,31 +257,18 @@ def prompts_of(
     padded = np.zeros((len(contexts), int(lengths.max())), np.int64)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = tokens.token_ids[rows]
     context = np.repeat(np.arange(len(contexts)), lengths)
-    place = rows - np.repeat(starts, lengths)
     last = np.zeros(len(contexts), np.int64)
-    np.maximum.at(last, context[counted[rows]], place[counted[rows]])
+    ends = counted[rows]
+    np.maximum.at(last, context[ends], (rows - np.repeat(starts, lengths))[ends])
+    averaged = None if tokens.averaged is None else tokens.averaged[rows]
     stored = tokens.stored[rows]
     vector_context = context[stored]
-    owner = np.full(len(rows), -1)
-    averaged = getattr(tokens, "averaged", None)
-    if averaged is None:
-        owner[stored] = np.arange(len(vector_context))
-        pooled = np.flatnonzero(stored)
-
-        def read(x: Tensor) -> Tensor:
-            return x.index_select(0, to_device(pooled, x.device))
-    else:
-        vector_of = np.full(len(contexts), -1)
-        vector_of[vector_context] = np.arange(len(vector_context))
-        owner = np.where(averaged[rows], vector_of[context], -1)
-
-        def read(x: Tensor) -> Tensor:
-            moved = to_device(np.flatnonzero(owner >= 0), x.device)
-            index = to_device(owner[owner >= 0], x.device)
-            sums = x.new_zeros((len(vector_context), x.shape[1])).index_add(0, index, x[moved])
-            return sums / torch.bincount(index, minlength=len(vector_context))[:, None]
-
-    return Prompts(TokenBatch(padded, lengths), last, answers, owner, vector_context), rows, read
+    vector_of = np.full(len(contexts), -1)
+    vector_of[vector_context] = np.arange(len(vector_context))
+    alone = np.where(stored, np.cumsum(stored) - 1, -1)
+    owner = alone if averaged is None else np.where(averaged, vector_of[context], -1)
+    prompts = Prompts(TokenBatch(padded, lengths), last, answers, owner, vector_context)
+    return prompts, RowsRead(stored, averaged, lengths)
 
 
 def _ranges(starts: I64, lengths: I64) -> I64:

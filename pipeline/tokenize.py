@@ -23,7 +23,7 @@ from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Inputs, Lake, ShardRecord, digest_of
-from schemas.run_file import RunFile, Tokens
+from schemas.run_file import CONTEXTS_OF, RunFile, Tokens
 from schemas.tables import VOCABULARY
 
 BYTES_PER_TOKEN = 4
@@ -155,7 +155,7 @@ def asked_lake(
         special_ids=tokenizer.special_ids,
         special_tokens=tokens.special_tokens,
         label_columns=label_dtypes,
-        contexts=tokens.contexts or "packed",
+        contexts=tokens.contexts or CONTEXTS_OF.get(run_file.corpus.kind, "packed"),
         inputs=inputs,
     )
 

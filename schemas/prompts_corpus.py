@@ -1,4 +1,4 @@
-"""The run file's section `corpus.prompts`: prompts with labels, and the two answers that each is asked for."""
+"""The run file's section `corpus.prompts`: prompts with labels, and two answers each."""
 
 from __future__ import annotations
 

@@ -109,6 +109,9 @@ KEYS: dict[str, set[str]] = {
 }
 """Kind of corpus -> its keys."""
 
+CONTEXTS_OF: dict[str, ContextsOf] = {"prompts": "document"}
+"""Kind of corpus -> its `tokens.contexts` where nothing is asked for, if that is not packed."""
+
 
 class Tokens(Section):
     """How documents become contexts, and contexts become shards."""
@@ -122,7 +125,8 @@ class Tokens(Section):
     contexts: ContextsOf | None = Field(
         None,
         description="packed: documents follow each other, and every context but a shard's last is full; "
-        "document: each document has a context of its own, and must fit into it. Default: packed.",
+        "document: each document has a context of its own, and must fit into it. Default: "
+        "document for prompts, else packed.",
     )
     prepend_bos: bool | None = Field(
         None, description="Start every context with BOS. Default: the SAE's metadata, else true."
@@ -356,7 +360,8 @@ class Derive(Section):
     jobs: tuple[DerivedJob, ...] = Field(
         ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),
         description="Commands that make tables, figures and the report, each with its defaults, in the order "
-        "in which they need each other; logits, fidelity and attribute, which run the model, may be among them.",
+        "in which they need each other; logits, fidelity and attribute, which run the model, may be among "
+        "them.",
     )
     report: str = Field(
         "top:1000:n_active", description="Features that get a page of the report, see `report --features`."

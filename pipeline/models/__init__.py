@@ -87,7 +87,7 @@ class Model(Protocol):
         *,
         gradients: bool = False,
     ) -> torch.Tensor:
-        """The logits of the token behind some rows, float32 [n, vocabulary]; a context's last row has some too.
+        """The logits of the token behind some rows, float32 [n, vocabulary], a context's last row among them.
 
         `rows` int64 [n] are places among the sum(lengths) real tokens. With `gradients` the logits carry the
         gradients of what `replace` puts in; the weights have none.

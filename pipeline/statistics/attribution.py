@@ -83,7 +83,7 @@ def partial(
     several vectors of one prompt. Of a feature named twice for a prompt it is active once.
     """
     pair, place = np.unique(context * d_sae + feature, return_inverse=True)
-    each = [np.bincount(place, weights=number, minlength=len(pair)) for number in numbers]
+    each = [np.bincount(place, number, len(pair)).astype(np.float64) for number in numbers]
     context, feature = np.divmod(pair, d_sae)
     entries = pl.DataFrame({"feature": feature.astype(np.uint32), "one": each[0], "two": each[1]})
     parts = [pl.DataFrame(schema=SUMS)]
@@ -143,14 +143,18 @@ def finalize(sums: pl.DataFrame) -> pl.DataFrame:
         ig_se=_se("sum", "squares"),
         ig2=pl.col("sum2") / n,
         ig2_se=_se("sum2", "squares2"),
-    ).cast(dict(ATTRIBUTIONS))
+    ).cast(pl.Schema(ATTRIBUTIONS))
 
 
 def _of_features(sums: pl.DataFrame) -> pl.DataFrame:
     """The sums of features, beside all `prompts` of their value; `active` are theirs."""
-    totals = sums.filter(pl.col("feature").is_null()).select("label", "value", "prompts")
     features = sums.filter(pl.col("feature").is_not_null()).rename({"prompts": "active"})
-    return features.join(totals, on=["label", "value"], how="left", maintain_order="left")
+    return features.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
+
+
+def _totals(sums: pl.DataFrame) -> pl.DataFrame:
+    """All `prompts` of each value."""
+    return sums.filter(pl.col("feature").is_null()).select("label", "value", "prompts")
 
 
 def _se(total: str, squares: str) -> pl.Expr:
@@ -166,8 +170,8 @@ def select(scores: pl.DataFrame, by: str, k: int) -> pl.DataFrame:
     The k features of largest |score| of each value, equal ones by number; then of every value all features
     that some value has.
     """
-    known = scores.filter(pl.col(by).is_not_null() & (pl.col(by) != 0))
-    order = known.sort("label", "value", pl.col(by).abs(), "feature", descending=[False, False, True, False])
+    scored = scores.filter(pl.col(by).is_not_null() & (pl.col(by) != 0))
+    order = scored.sort("label", "value", pl.col(by).abs(), "feature", descending=[False, False, True, False])
     first = order.with_columns(rank=pl.int_range(pl.len(), dtype=pl.Int64).over("label", "value"))
     first = first.filter(pl.col("rank") < k).select(*GROUP, "rank")
     union = first.select(pl.col("feature").unique().sort())
@@ -178,23 +182,33 @@ def select(scores: pl.DataFrame, by: str, k: int) -> pl.DataFrame:
     filled = table.with_columns(
         score=pl.col(by).fill_null(0.0), active=pl.col("active").fill_null(0), **empty
     )
-    return filled.select(*ATTRIBUTION_SELECTION).cast(dict(ATTRIBUTION_SELECTION))
+    return filled.select(*ATTRIBUTION_SELECTION).cast(pl.Schema(ATTRIBUTION_SELECTION))
 
 
 def with_effects(selection: pl.DataFrame, sums: pl.DataFrame, *, squared: bool) -> pl.DataFrame:
-    """The selection with the effects that ablation has, from SUMS of them."""
+    """The selection with the effects that ablation has, from SUMS of them.
+
+    A feature that is active in no prompt of a value has no effect there. `prompts` and `active` of what was
+    ablated are those counted now: an external table of scores knows neither.
+    """
     from scipy import stats
 
     names = ("sum2", "squares2") if squared else ("sum", "squares")
-    found = _of_features(sums).with_columns(mean=pl.col(names[0]) / pl.col("prompts"), se=_se(*names))
-    joined = selection.join(found.select(*GROUP, "mean", "se"), on=GROUP, how="left", maintain_order="left")
-    n, mean, se = (joined[name].to_numpy().astype(np.float64) for name in ("prompts", "mean", "se"))
+    ablated = selection.filter(pl.col("rank").is_not_null()).select(*GROUP)
+    features = sums.filter(pl.col("feature").is_not_null()).rename({"prompts": "active"})
+    found = ablated.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
+    found = found.join(features, on=GROUP, how="left", maintain_order="left")
+    found = found.with_columns(pl.col("active", *names).fill_null(0))
+    found = found.select(
+        *GROUP, "prompts", "active", effect=pl.col(names[0]) / pl.col("prompts"), se=_se(*names)
+    )
+    n, mean, se = (found[name].to_numpy().astype(np.float64) for name in ("prompts", "effect", "se"))
     half = se * stats.t.ppf((1 + LEVEL) / 2, np.maximum(n - 1, 1))
-    ends = {"effect": mean, "effect_low": mean - half, "effect_high": mean + half}
-    table = joined.with_columns(**{name: pl.Series(v).fill_nan(None) for name, v in ends.items()})
+    ends = {"effect_low": mean - half, "effect_high": mean + half}
+    found = found.with_columns(**{name: pl.Series(values).fill_nan(None) for name, values in ends.items()})
+    told = selection.select(*GROUP, "score", "rank", "prompts", "active")
+    table = told.join(found, on=GROUP, how="left", maintain_order="left", suffix="_now")
     same = pl.col("effect").sign() == pl.col("score").sign()
     beyond = (pl.col("effect_low") > 0) | (pl.col("effect_high") < 0)
-    table = table.with_columns(holds=(same & beyond))
-    ablated = pl.col("rank").is_not_null()
-    kept = {name: pl.when(ablated).then(pl.col(name)) for name in (*ends, "holds")}
-    return table.with_columns(**kept).select(*ATTRIBUTION_SELECTION)
+    counted = {name: pl.coalesce(f"{name}_now", name) for name in ("prompts", "active")}
+    return table.with_columns(**counted, holds=same & beyond).select(*ATTRIBUTION_SELECTION)

