@@ -9,11 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from matplotlib import rc_context
 from scipy import stats
 
 from jobs import cli
 from jobs.attribute import Asked, attribute, read_scores
 from jobs.extract import extract
+from jobs.figures.attribution import draw_attribution_map
+from jobs.figures.style import STYLE
 from jobs.stats import stats as stats_job
 from jobs.tokenize import tokenize
 from pipeline.executors.tasks import Processes
@@ -215,6 +218,26 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     assert read_scores(tmp_path / "plain.parquet", D_SAE).select("label", "value").unique().rows() == [
         ("scores", "all")
     ]
+
+
+def test_the_map_has_a_dot_where_an_effect_holds():
+    rows = [
+        ("age", "old", 5, 0.5, 0, 10, 3, 0.4, 0.3, 0.5, True),
+        ("age", "old", 9, 0.0, None, 10, 0, None, None, None, None),
+        ("age", "young", 5, -0.1, 1, 12, 2, 0.0, -0.1, 0.1, False),
+        ("age", "young", 9, -0.9, 0, 12, 7, -0.8, -0.9, -0.7, True),
+    ]
+    table = pl.DataFrame(rows, schema=ATTRIBUTION_SELECTION, orient="row")
+    with rc_context(STYLE):
+        figure = draw_attribution_map(table, "l9")
+        empty = draw_attribution_map(table.clear(), "l9")
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.0, 0.5], [-0.9, -0.1]])  # 9 first
+    assert axes.collections[0].get_offsets().tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["age old", "age young"]
+    told = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert "2 label values × 2 features · n = 10 to 12 prompts a value" in told
+    assert not empty.axes[0].images
 
 
 @pytest.mark.parametrize(
