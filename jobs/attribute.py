@@ -50,7 +50,7 @@ from schemas.tables import Schema
 if TYPE_CHECKING:
     from pipeline.attribution import Part, Work
 
-CONTEXTS = 64
+CONTEXTS = 16
 """Prompts of a task."""
 MEASURES = ("ig2", "ig")
 SCORES: Schema = {"label": pl.String(), "value": pl.String(), "feature": pl.UInt32(), "score": pl.Float64()}

@@ -139,7 +139,9 @@ def cluster_contexts(matrix: F32) -> I64 | None:
 
 def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
     if (asked.features is not None) + (asked.ranking is not None) + asked.selection != 1:
-        raise InputError("give one of --features 1,2,3, --ranking COLUMN:START:STOP and --selection")
+        raise InputError(
+            "give --features 1,2,3 or --ranking COLUMN:START:STOP or --selection, and not two of them"
+        )
     if asked.selection:
         table = store.scan_table(site, "attribution_selection")
         features = table.select(pl.col("feature").unique().sort()).collect().to_series().to_list()

@@ -113,16 +113,17 @@ class Attributed(NamedTuple):
     missing2: F64
 
     def complete(self, tolerance: float) -> Bool:
-        """Which prompts' attributions add up, bool [C]: to this share of the difference, or to 1e-6."""
+        """Which prompts' attributions add up, bool [C]: to this share of the difference, or to FLOOR."""
         difference = np.abs(self.gap - self.baseline)
         squares = np.abs(self.gap**2 - self.baseline**2)
         exact = np.abs(self.missing) <= np.maximum(tolerance * difference, FLOOR)
-        exact2: Bool = np.abs(self.missing2) <= np.maximum(tolerance * squares, FLOOR)
+        floor = FLOOR * (np.abs(self.gap) + np.abs(self.baseline))
+        exact2: Bool = np.abs(self.missing2) <= np.maximum(tolerance * squares, floor)
         return exact & exact2
 
 
 FLOOR = 1e-6
-"""Of a probability: what float32 leaves of the gap's digits."""
+"""Of a probability: what float32 leaves of the gap's digits; of a square, times the sum of both gaps."""
 
 
 class Latents:
