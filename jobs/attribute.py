@@ -3,7 +3,7 @@
 Each document is a prompt with two answers (`corpus.kind: prompts`). The gap is p(answer) - p(other) behind
 the prompt's last token, an answer being its first token; prompts whose answers begin alike are counted and
 left out. `pipeline.integrated_gradients` says how the gap, and its square (IG2), are shared out among the
-latents, and what completeness is: the quadrature starts with 8 nodes, and is doubled up to 128 for prompts
+latents, and what completeness is: the quadrature starts with 16 nodes, doubled up to 128 for prompts
 whose attributions do not add up to 1 % (--tolerance).
 
 Of every value of a label the k features with the largest |mean| are selected, by IG2 if nothing else is
