@@ -33,7 +33,7 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     ends = np.percentile(np.abs(scores[scores != 0]), BRIGHTEST, method="higher") if scores.any() else 1.0
     image = axes.imshow(scores, aspect="auto", cmap="PuOr_r", vmin=-ends, vmax=ends, interpolation="nearest")
     place = np.argwhere(holds > 0)
-    axes.scatter(place[:, 1], place[:, 0], s=9, color=INK, linewidths=0)
+    axes.scatter(place[:, 1], place[:, 0], s=14, color=INK, edgecolors="white", linewidths=0.6)
     axes.grid(visible=False)
     axes.set_xticks(range(len(features)), [str(feature) for feature in features], rotation=90, fontsize=7)
     axes.set_yticks(range(values.height), [_name(*row) for row in values.rows()], fontsize=8)
@@ -71,7 +71,8 @@ def _facts(selection: pl.DataFrame, values: int, features: int) -> list[str]:
         told.append(f"shown: the first {values:,} × the largest {features:,}")
     sizes = selection["prompts"].drop_nulls().to_numpy()
     if len(sizes):
-        told.append(f"n = {sizes.min():,} to {sizes.max():,} prompts a value")
+        ends = dict.fromkeys(f"{n:,}" for n in (sizes.min(), sizes.max()))
+        told.append(f"n = {' to '.join(ends)} prompts a value")
     if selection["holds"].null_count() < selection.height:
         told.append("dot: holds under ablation")
     return told
