@@ -10,7 +10,8 @@ and the sum of ig over features is gap(1) - gap(0), the gap of the prompt minus 
 completeness, by which the quadrature is checked. IG2, after Y. Liu et al., "The devil is in the neurons"
 (ICLR 2024), is the same of the squared gap, d gap^2 = 2 gap d gap: its sum is gap(1)^2 - gap(0)^2. A latent
 that is 0 gets 0. The integral is a Gauss-Legendre quadrature: a tiny smooth model's gaps have float32's
-digits at 16 nodes, a language model's, whose norms turn fast where x is small, lacked 7 % at 8 nodes, 0.7 % at 32.
+digits at 16 nodes; a language model's, whose norms turn fast where x is small, lacked 7 % at 8 nodes, and
+0.7 % at 32.
 
 One vector x per context, pooled before the SAE, moves every row that it was pooled from alike: the mean of
 rows that all move by v moves by v. Without pooling each stored row has a vector of its own.
