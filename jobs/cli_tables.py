@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -241,6 +242,58 @@ def fidelity(
         plan = opened.plans[opened.site(name).pass_name]
         on = device_for(plan, device, address)
         asked = Asked(on, model, sae, None if tokens == "all" else int(tokens), tuple(shards or ()))
+        with choose_model_tasks(opened, plan, on, workers, address) as tasks:
+            job(opened, name, asked, tasks)
+
+
+@tables.command(rich_help_panel=PANEL)
+def attribute(
+    store: StoreText,
+    site: SiteName = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Label column; may be repeated. Default: all but the answers."),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Select by ig2, of the squared gap between answers, or ig, of the gap.")
+    ] = "ig2",
+    k: Annotated[int, typer.Option("-k", help="Features selected of each value.", min=1)] = 10,
+    tolerance: Annotated[
+        float, typer.Option(help="Share of the gap that attributions may lack.", min=0)
+    ] = 0.01,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="Select from this table (.parquet, .csv) of feature, score, label, value instead."),
+    ] = None,
+    ablate: Annotated[
+        bool | None,
+        typer.Option("--ablate/--no-ablate", help="Ablate what is selected. Default: not with --scores."),
+    ] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="Label columns of the two answers. Default: what the corpus says.")
+    ] = None,
+    model: ModelPath = None,
+    sae: Annotated[
+        str | None, typer.Option(help="Where the SAE's files lie now. Default: where they lay.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Where the lake's tokenizer lies now.")] = None,
+    device: DeviceName = "auto",
+    workers: ModelWorkers = None,
+    address: Address = None,
+) -> None:
+    """Features that make the model prefer one answer to another, by label of the prompts; runs the model."""
+    from jobs.attribute import Asked
+    from jobs.attribute import attribute as job
+    from jobs.parallel import choose_model_tasks, device_for
+
+    opened, _ = open_store(store)
+    columns = tuple(answers.split(",")) if answers else ()
+    for name in sites_of(opened, site):
+        plan = opened.plans[opened.site(name).pass_name]
+        on = device_for(plan, device, address)
+        asked = Asked(
+            on, tuple(label or ()), by, k, tolerance, scores, ablate, columns, model, sae, tokenizer
+        )
         with choose_model_tasks(opened, plan, on, workers, address) as tasks:
             job(opened, name, asked, tasks)
 

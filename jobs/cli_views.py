@@ -170,6 +170,9 @@ def heatmap(
             metavar="COLUMN:START:STOP",
         ),
     ] = None,
+    selection: Annotated[
+        bool, typer.Option("--selection", help="Instead: the features that `attribute` selected.")
+    ] = False,
     contexts: Annotated[
         str | None, typer.Option(help="Contexts, as 1,2,3 or 10:20. Default: all.", metavar="NUMBERS")
     ] = None,
@@ -187,4 +190,5 @@ def heatmap(
     from jobs.heatmap import heatmap as job
 
     opened, _ = open_store(store)
-    job(opened, one_site(opened, site), Asked(features, ranking, contexts, where or (), top, pool), out)
+    asked = Asked(features, ranking, contexts, where or (), top, pool, selection)
+    job(opened, one_site(opened, site), asked, out)

@@ -99,6 +99,7 @@ STEPS: dict[str, Step] = {
     "fidelity": _with_model("fidelity"),
     "importance": _importance,
     "images": _images,
+    "attribute": _with_model("attribute"),
     "plots": _plots,
     "report": _report,
 }

@@ -69,6 +69,7 @@ class Asked(NamedTuple):
     where: Sequence[str] = ()
     top: int | None = None
     pool: str = "max"
+    selection: bool = False
 
 
 def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Path]:
@@ -139,14 +140,20 @@ def cluster_contexts(matrix: F32) -> I64 | None:
 
 
 def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
-    if (asked.features is None) == (asked.ranking is None):
-        raise InputError("give --features 1,2,3 or --ranking COLUMN:START:STOP, and not both")
-    text, option = asked.features or "", "--features"
-    if asked.ranking is not None:
-        text, option = asked.ranking, "--ranking"
-        if parse_ranks(text, option) is None:
-            raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
-    features = chosen_features(store, site, text, option)
+    if (asked.features is not None) + (asked.ranking is not None) + asked.selection != 1:
+        raise InputError(
+            "give --features 1,2,3 or --ranking COLUMN:START:STOP or --selection, and not two of them"
+        )
+    if asked.selection:
+        table = store.scan_table(site, "attribution_selection")
+        features: list[int] = table.select(pl.col("feature").unique().sort()).collect().to_series().to_list()
+    else:
+        text, option = asked.features or "", "--features"
+        if asked.ranking is not None:
+            text, option = asked.ranking, "--ranking"
+            if parse_ranks(text, option) is None:
+                raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
+        features = chosen_features(store, site, text, option)
     if len(features) > MOST_FEATURES:
         raise InputError(
             f"{len(features):,} features are more than a picture shows: {MOST_FEATURES:,} at most"

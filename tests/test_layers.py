@@ -22,6 +22,8 @@ MAY_IMPORT_TORCH = (
     "pipeline.patching",
     "pipeline.direct_logits",
     "pipeline.fidelity",
+    "pipeline.attribution",
+    "pipeline.integrated_gradients",
     "pipeline.tokenizer",
     "pipeline.training",
 )
@@ -78,7 +80,7 @@ def test_only_the_rooms_of_the_model_import_torch():
 WITHOUT_TORCH = (
     "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
     "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
-    "heatmap", "report.build", "logits", "fidelity", "export.neuronpedia", "export.delphi",
+    "heatmap", "report.build", "logits", "fidelity", "attribute", "export.neuronpedia", "export.delphi",
     "export.anndata_zarr", "truth", "make_dictionary", "demo_synthetic",
     "importance", "feature_images", "steer", "train_digits",
 )  # fmt: skip

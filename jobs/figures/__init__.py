@@ -11,6 +11,7 @@ from typing import NamedTuple
 import polars as pl
 from matplotlib.figure import Figure
 
+from jobs.figures.attribution import draw_attribution_map
 from jobs.figures.clusters import draw_map_by_cluster, draw_map_by_density
 from jobs.figures.control import (
     draw_control_frequency,
@@ -65,6 +66,7 @@ FIGURES = {
     "feature_images": Drawing("feature_images", draw_feature_images, optional=True),
     "feature_places": Drawing("feature_images", draw_feature_places, optional=True),
     "feature_similarity": Drawing("feature_similarity", draw_feature_similarity, optional=True),
+    "attribution_map": Drawing("attribution_selection", draw_attribution_map, optional=True),
     "control_frequency": Drawing("control_features", draw_control_frequency, optional=True),
     "control_mean": Drawing("control_features", draw_control_mean, optional=True),
     "control_max": Drawing("control_features", draw_control_max, optional=True),

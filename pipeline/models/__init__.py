@@ -19,7 +19,7 @@ from pipeline.models.device import require_device
 from schemas import run_file
 from schemas.errors import InputError
 from schemas.records import Inputs, digest_of
-from schemas.values import TokenBatch
+from schemas.values import I64, TokenBatch
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,20 @@ class Model(Protocol):
         replace: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """The logits [sum(lengths - 1), vocabulary] that `losses` are of, in the model's dtype."""
+
+    def logits_at(
+        self,
+        batch: TokenBatch,
+        rows: I64,
+        replace: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        *,
+        gradients: bool = False,
+    ) -> torch.Tensor:
+        """The logits of the token behind some rows, float32 [n, vocabulary], a context's last row among them.
+
+        `rows` int64 [n] are places among the sum(lengths) real tokens. With `gradients` the logits carry the
+        gradients of what `replace` puts in; the weights have none.
+        """
 
     def unembed(self, x: torch.Tensor) -> torch.Tensor:
         """Logits float32 [N, vocabulary] of vectors x [N, d] in the residual stream behind the last block.

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pipeline.models.attach import Attach, Take
 from pipeline.models.device import to_device
-from pipeline.models.losses import next_token_logits, next_token_losses
+from pipeline.models.losses import next_token_logits, next_token_losses, row_logits
 from pipeline.models.unembedding import Head, one_token, require_same, rows_of_logits, standing_in
 from schemas.errors import InputError
 from schemas.records import Inputs
-from schemas.values import TokenBatch
+from schemas.values import I64, TokenBatch
 
 Run = Callable[[Tensor, Tensor | None], object]
 """Forward token ids int64 [B, T], or vectors float32 [B, T, width], with an attention mask int64 [B, T], or
@@ -108,6 +108,18 @@ class HookedModel:
         with torch.inference_mode():
             return next_token_logits(self._replaced(batch, replace or {}), batch, self.device)
 
+    def logits_at(
+        self,
+        batch: TokenBatch,
+        rows: I64,
+        replace: Mapping[str, Replace] | None = None,
+        *,
+        gradients: bool = False,
+    ) -> Tensor:
+        """See `pipeline.models.Model`."""
+        with torch.enable_grad() if gradients else torch.inference_mode():
+            return row_logits(self._replaced(batch, replace or {}, gradients), batch, rows, self.device)
+
     def unembed(self, x: Tensor) -> Tensor:
         """See `pipeline.models.Model`."""
         head = self._require_head()
@@ -142,7 +154,7 @@ class HookedModel:
         last = self.forward(batch, also=[head.last])[head.last]
         require_same(self.next_token_logits(batch).float(), self.unembed(last[:-1]))
 
-    def _replaced(self, batch: TokenBatch, replace: Mapping[str, Replace]) -> object:
+    def _replaced(self, batch: TokenBatch, replace: Mapping[str, Replace], gradients: bool = False) -> object:
         """What the model returns when x is replaced at some hooks."""
         inputs = self._put(batch)
         fired: set[str] = set()
@@ -156,7 +168,7 @@ class HookedModel:
 
         for hook in replace:
             self._check_replaceable(hook)
-        output = self._pass(batch, inputs, {hook: take_at(hook) for hook in replace})
+        output = self._pass(batch, inputs, {hook: take_at(hook) for hook in replace}, gradients)
         _refuse_silent(replace, fired)
         return output
 
@@ -175,9 +187,11 @@ class HookedModel:
         given = ids if batch.inputs is None else to_device(batch.inputs, self.device)
         return _Inputs(ids, given, mask, rows)
 
-    def _pass(self, batch: TokenBatch, inputs: _Inputs, takes: Mapping[str, Take]) -> object:
-        """Run the model with `takes` attached; what it returns."""
-        with ExitStack() as attached, torch.inference_mode():
+    def _pass(
+        self, batch: TokenBatch, inputs: _Inputs, takes: Mapping[str, Take], gradients: bool = False
+    ) -> object:
+        """Run the model with `takes` attached; what it returns, with the gradients of what they put in."""
+        with ExitStack() as attached, torch.enable_grad() if gradients else torch.inference_mode():
             for hook, take in takes.items():
                 attached.callback(self._attach(hook, take))
             try:

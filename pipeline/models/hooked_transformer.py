@@ -42,7 +42,7 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that it is gone in version 4 is known here
-            hooked = build(model, device).eval()
+            hooked = build(model, device).eval().requires_grad_(False)
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - damaged files make the libraries raise anything

@@ -43,6 +43,12 @@ def next_token_logits(output: object, batch: TokenBatch, device: torch.device) -
     return _logits(output, batch).flatten(0, 1).index_select(0, rows)
 
 
+def row_logits(output: object, batch: TokenBatch, rows: I64, device: torch.device) -> Tensor:
+    """The logits float32 [n, V] of the token behind each of some real tokens, by their places among all N."""
+    real = np.flatnonzero(np.arange(batch.token_ids.shape[1]) < batch.lengths[:, None])
+    return _logits(output, batch).flatten(0, 1).index_select(0, to_device(real[rows], device)).float()
+
+
 def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
     """-ln p(target), float32 [N'], of logits [N', V] and token ids int64 [N']."""
     pairs = zip(_blocks(logits, logits), _blocks(targets, logits), strict=True)

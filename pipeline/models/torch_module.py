@@ -39,7 +39,7 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
             f"model.processing ({', '.join(model.weight_processing)}) is TransformerLens' and not possible "
             "with model.loader: torch_module: set model.processing: {}"
         )
-    module = _build(model.path).to(device, getattr(torch, model.dtype)).eval()
+    module = _build(model.path).to(device, getattr(torch, model.dtype)).eval().requires_grad_(False)
 
     def run(given: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
         return module(given)

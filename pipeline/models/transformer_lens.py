@@ -56,6 +56,7 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
 
     bridge = _boot(model, device)
     _process_weights(bridge, model)
+    bridge.original_model.requires_grad_(False)  # gradients are of what is put in, never of weights
     limit = _longest(bridge.original_model.config.to_dict())
     read_only = {name for name in bridge.hook_dict if name.endswith(RESIDUAL_MIDDLE)}
     head = head_of(bridge) if _predicts_next_token(bridge) else None

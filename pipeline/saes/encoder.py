@@ -21,7 +21,7 @@ from pipeline.saes.normalization import denormalize, normalize
 from pipeline.saes.rule import Rule, beside, candidates, keys_of
 from pipeline.saes.weights import Weights
 from schemas.errors import InputError, ShardError
-from schemas.values import SparseFeatures
+from schemas.values import I32, SparseFeatures
 
 
 class Block(NamedTuple):
@@ -104,6 +104,9 @@ class Encoder(Protocol):
         `like` is the x that was encoded; SAEs that normalise their input by its own norm, and transcoders
         with a skip connection, can not do without it.
         """
+
+    def directions(self, features: I32) -> Tensor:
+        """The rows of W_dec of some features, float32 [n, width_out], on the device."""
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The weights in use by SAELens' names, float32: W_enc [D, F], W_dec [F, D], b_dec [D], biases [F].
@@ -203,6 +206,10 @@ class RuleEncoder:
             if self.metadata.skip:
                 return y + like @ self._weights["W_skip"].T
             return denormalize(y, like, how)
+
+    def directions(self, features: I32) -> Tensor:
+        """See Encoder."""
+        return self._weights["W_dec"][torch.from_numpy(features).to(self.device)]
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """See Encoder."""

@@ -33,6 +33,13 @@ def denormalize(y: Tensor, like: Tensor, how: str) -> Tensor:
     return y * std + mean
 
 
+def scale_back(like: Tensor, how: str) -> Tensor:
+    """What `denormalize` multiplies each row by, [N, 1], for x [N, d_model] that was normalised."""
+    if how in ("none", "expected_average_only_in"):
+        return torch.ones_like(like[:, :1])
+    return 1 / norm_factor(like) if how == "constant_norm_rescale" else like.std(dim=1, keepdim=True)
+
+
 def norm_factor(x: Tensor) -> Tensor:
     """What brings each row of x [N, d_model] to length sqrt(d_model), [N, 1]."""
     factor: Tensor = x.shape[1] ** 0.5 / torch.linalg.vector_norm(x, dim=1, keepdim=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.saes.encoder import Block, Done
 from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError, ShardError
-from schemas.values import SparseFeatures
+from schemas.values import I32, SparseFeatures
 
 DENSE_BYTES = 64 << 20
 """Most memory for one dense block [n, F] of float32; sae-lens holds a few of them at a time."""
@@ -110,6 +110,11 @@ class ReferenceEncoder:
                     self._sae.process_sae_in(likes[n])
                 decoded.append(self._sae.decode(self._dense(features, first)))
         return torch.cat(decoded) if decoded else torch.empty(0, self.metadata.width_out, device=self.device)
+
+    def directions(self, features: I32) -> Tensor:
+        """The rows of W_dec of some features, float32 [n, width_out], on the device."""
+        rows: Tensor = self._sae.W_dec.detach()[torch.from_numpy(features).to(self.device)]
+        return rows.float()
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The package's tensors by its names, float32; W_enc [D, F] too when it is tied to W_dec."""

@@ -16,6 +16,7 @@ SOURCES = {
     "synthetic": "pipeline.sources.synthetic:SyntheticSource",
     "dictionary": "pipeline.sources.dictionary:DictionarySource",
     "images": "pipeline.sources.images:open_images",
+    "prompts": "pipeline.sources.prompts:open_prompts",
 }
 """Kind of corpus -> "module:function"; the function takes the Corpus section and gives a Source."""
 

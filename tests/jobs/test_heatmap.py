@@ -152,7 +152,7 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
     ("asked", "told"),
     [
         (Asked(), "--features 1,2,3 or --ranking"),
-        (Asked(features="1", ranking="frequency:0:5"), "not both"),
+        (Asked(features="1", ranking="frequency:0:5"), "not two of them"),
         (Asked(features="1,x"), "'x' is neither a number"),
         (Asked(features="5:5"), "an empty range"),
         (Asked(features=f"1:{D_SAE + 1}"), f"there are 0 to {D_SAE - 1}"),

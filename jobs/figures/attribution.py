@@ -1,0 +1,83 @@
+"""What each selected feature adds to the gap between two answers, value by value of a label."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+
+from jobs.figures.fonts import bilingual, legible
+from jobs.figures.style import INK, canvas, counted, nothing
+from schemas.values import F64
+
+SIZE = (9.0, 5.5)
+MOST_VALUES, MOST_FEATURES = 40, 60
+"""Shown: values in the table's order, features of largest |score|."""
+BRIGHTEST = 98
+"""Percentile of |score| at which colours end, of what is not 0."""
+LONGEST = 28
+
+
+def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
+    """Values × features of `attribution_selection`; a dot where the effect holds under ablation."""
+    title = bilingual("What features add to the answer gap", "답변 차이에 대한 특징의 기여")
+    values = selection.select("label", "value").unique(maintain_order=True).head(MOST_VALUES)
+    rows = selection.join(values, on=["label", "value"], how="semi", maintain_order="left")
+    features = _features(rows)
+    figure, axes = canvas(title, site, *_facts(selection, values.height, len(features)), size=SIZE)
+    if not features:
+        nothing(axes, "no feature was selected")
+        return figure
+    scores = _grid(rows, values, features, "score")
+    holds = _grid(rows, values, features, "holds")
+    ends = np.percentile(np.abs(scores[scores != 0]), BRIGHTEST, method="higher") if scores.any() else 1.0
+    image = axes.imshow(scores, aspect="auto", cmap="PuOr_r", vmin=-ends, vmax=ends, interpolation="nearest")
+    place = np.argwhere(holds > 0)
+    axes.scatter(place[:, 1], place[:, 0], s=14, color=INK, edgecolors="white", linewidths=0.6)
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(features)), [str(feature) for feature in features], rotation=90, fontsize=7)
+    axes.set_yticks(range(values.height), [_name(*row) for row in values.rows()], fontsize=8)
+    axes.set_xlabel(bilingual("feature", "특징"))
+    beyond = "neither" if np.abs(scores).max() <= ends else "both"
+    bar = figure.colorbar(
+        image, ax=axes, pad=0.02, extend=beyond, label=bilingual("score (mean over prompts)", "점수")
+    )
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _features(rows: pl.DataFrame) -> list[int]:
+    """The features of largest |score|, in that order."""
+    best = rows.group_by("feature").agg(largest=pl.col("score").abs().max())
+    order = best.sort("largest", "feature", descending=[True, False])
+    return order["feature"].head(MOST_FEATURES).to_list()
+
+
+def _grid(rows: pl.DataFrame, values: pl.DataFrame, features: list[int], column: str) -> F64:
+    """A column as float64 [values, features], 0 where it is null."""
+    found = np.zeros((values.height, len(features)))
+    row = {key: n for n, key in enumerate(values.rows())}
+    place = {feature: n for n, feature in enumerate(features)}
+    for label, value, feature, cell in rows.select("label", "value", "feature", column).iter_rows():
+        if feature in place:
+            found[row[label, value], place[feature]] = cell or 0.0
+    return found
+
+
+def _facts(selection: pl.DataFrame, values: int, features: int) -> list[str]:
+    total, union = selection.select("label", "value").n_unique(), selection["feature"].n_unique()
+    told = [f"{counted(total, 'label value')} × {counted(union, 'feature')}"]
+    if values < total or features < union:
+        told.append(f"shown: the first {values:,} × the largest {features:,}")
+    sizes = selection["prompts"].drop_nulls().to_numpy()
+    if len(sizes):
+        ends = dict.fromkeys(f"{n:,}" for n in (sizes.min(), sizes.max()))
+        told.append(f"n = {' to '.join(ends)} prompts a value")
+    if selection["holds"].null_count() < selection.height:
+        told.append("dot: holds under ablation")
+    return told
+
+
+def _name(label: str, value: str) -> str:
+    text = f"{label} {value}"
+    return legible(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…").replace("$", r"\$")
