@@ -61,15 +61,20 @@ def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list
 
 
 def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
-    """The figures that a command would make possible; of a control or a truth only where there is one."""
-    has = {
-        "control": store.site(site).control is not None,
-        "truth": store.links[0].source.get("kind") == "dictionary",
+    """The figures that a command would make possible with such a corpus and such a site."""
+    kind = store.links[0].source.get("kind")
+    can = {
+        "stats": store.site(site).control is not None,
+        "truth": kind == "dictionary",
+        "importance": kind == "images",
+        "images": kind == "images",
+        "attribute": kind == "prompts",
     }
     found: dict[str, list[str]] = {}
     for name, drawing in missing.items():
-        if has.get(drawing.table.split("_")[0], True):
-            found.setdefault(job_of(drawing.table), []).append(name)
+        command = job_of(drawing.table)
+        if can.get(command, True) or not drawing.optional:
+            found.setdefault(command, []).append(name)
     return found
 
 

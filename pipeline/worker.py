@@ -228,6 +228,7 @@ class Worker:
             activation_dtype=self._plan.activation_dtype,
             control=None if sums is None else _beside_control(features, sums, tokens, site),
             dense=dense,
+            format_version=self._plan.format_version,
         )
         receipt = SiteReceipt(nnz=features.nnz, underflow=underflow, rounding=rounding, counted=counted)
         return receipt, objects

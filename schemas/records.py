@@ -25,7 +25,7 @@ from schemas.run_file import (
 )
 from schemas.values import Reads
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 class Record(BaseModel):

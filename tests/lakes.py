@@ -71,7 +71,8 @@ def extracted(run: RunFile, tables: bool = True) -> FeatureStore:
     extract(run)
     store = FeatureStore.open(run.store.root)
     for site in run.sites if tables else ():
-        stats(store, site.name)
+        if site.sae is not None:
+            stats(store, site.name)
     return store
 
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+import zarr
 
 from pipeline.store import FeatureStore
+from schemas.layout import CSR
 from schemas.records import FORMAT_VERSION
+from schemas.values import Totals
 
 DATA = Path(__file__).parent / "data"
 
-NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684, "store-v4": 7684}
+NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684, "store-v4": 7684, "store-v5": 8044}
 FEATURE_3 = {
     "store-v1": (56, 583, 0.195497),
     "store-v2": (63, 655, 0.193021),
     "store-v3": (63, 655, 0.193021),
     "store-v4": (63, 655, 0.193021),
+    "store-v5": (63, 655, 0.193021),
 }
 STRONGEST = {
     "store-v1": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v2": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v3": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v4": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+    "store-v5": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
 }
 
 CONTROLS = {
@@ -61,7 +67,8 @@ def test_queries_give_what_they_gave(store):
     found = store.contexts("mid", 3, 2)
     rows = found.select("row", "context", "position", "party").rows()
     assert rows == STRONGEST[store.layout.root.name]
-    stored = sum(store.scan_activations(s).select(pl.len()).collect().item() for s in store.sites)
+    sites = [name for name, site in store.sites.items() if site.has_sae]
+    stored = sum(store.scan_activations(s).select(pl.len()).collect().item() for s in sites)
     assert stored == NONZEROS[store.layout.root.name]
 
 
@@ -77,11 +84,30 @@ def test_there_is_a_store_of_every_version():
     assert [store.name for store in sorted(DATA.glob("store-v*"))] == [f"store-v{n}" for n in versions]
 
 
-def test_the_controls_of_version_4_read_as_they_did():
-    store = FeatureStore.open(DATA / "store-v4")
+@pytest.mark.parametrize("name", ["store-v4", "store-v5"])
+def test_controls_read_as_they_did(name):
+    store = FeatureStore.open(DATA / name)
     found = {}
-    for site in store.sites:
+    for site in CONTROLS:
         table = store.scan_table(site, "control_features").filter(feature=3)
         columns = ("of", "control", "counted_rows", "n_active", "mean_all")
         found[site] = [(*row[:-1], round(row[-1], 6)) for row in table.select(*columns).collect().rows()]
     assert found == CONTROLS
+
+
+def test_x_and_means_of_version_5_read_as_they_did():
+    store = FeatureStore.open(DATA / "store-v5")
+    x = store.dense("x")
+    np.testing.assert_allclose(x.rows([0, 1])[:, :2], [[0, 0], [-3.2995613, 1.4966147]], rtol=1e-6)
+    assert (x.width, sum(int(x.stored(shard).sum()) for shard in x)) == (16, 655)
+    assert store.totals("mean") == Totals(rows=709, counted_rows=45, contexts=45, documents=8)
+    assert store.csr("mean", "000000").nnz == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "types"), [("store-v4", ("int64", "int32")), ("store-v5", ("int32", "int32"))]
+)
+def test_index_arrays_have_one_type_since_version_5(name, types):
+    store = FeatureStore.open(DATA / name)
+    group = zarr.open_group(store.object_path("mid", store.shards[0].name, CSR), mode="r")
+    assert (str(group["indptr"].dtype), str(group["indices"].dtype)) == types

@@ -24,6 +24,7 @@ from jobs.progress import counting
 from pipeline.statistics.pooling import pool_rows
 from pipeline.store import FeatureStore
 from pipeline.store.contexts import COLUMNS, ContextIndex
+from pipeline.store.csr import index_dtype
 from schemas.records import ShardRecord
 from schemas.values import U32, TokenShard
 
@@ -135,13 +136,6 @@ def _label(name: str) -> str:
 def _shared(name: str) -> pl.Expr:
     """The label that all rows share, null where they differ."""
     return pl.when(pl.col(name).n_unique() == 1).then(pl.col(name).first()).otherwise(None).alias(name)
-
-
-def index_dtype(nnz: int) -> np.dtype[Any]:
-    """Of `indices` and of `indptr`, which anndata reads as they are: SciPy (`tocoo`, `nonzero`) and
-    scikit-learn want one type for the two.
-    """
-    return np.dtype(np.int32 if nnz <= np.iinfo(np.int32).max else np.int64)
 
 
 class _Target:

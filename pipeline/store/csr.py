@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numcodecs.blosc
+import numpy as np
 import zarr
 from scipy import sparse
 from zarr.codecs import BloscCodec
@@ -14,6 +15,7 @@ from zarr.storage import MemoryStore
 
 from pipeline.store.objects import read_many, walk
 from schemas.layout import StorePath
+from schemas.records import FORMAT_VERSION
 from schemas.values import I32, I64, SparseFeatures
 
 # Nonzeros in a chunk: 16 MiB of float32, so that a shard is a handful of files.
@@ -22,20 +24,37 @@ _CHUNK = 1 << 22
 # of 512 KiB 2.93 B a nonzero in 28 ms at level 1, 2.87 B in 67 ms at level 5; bits shuffled are larger.
 _LEVEL, _BLOCK = 1, 1 << 19
 
+ONE_INDEX_TYPE_SINCE = 5
+"""Format version."""
+
 EVERY_CHUNK: Any = {"write_empty_chunks": True}
 """Chunks of zeros are written too, so that a missing one can be told."""
 
 
-def write_csr(path: Path, features: SparseFeatures, d_sae: int) -> None:
-    """Write float32 [N, d_sae]: `indptr` int64 [N + 1], `indices` int32 [Z], `data` float32 [Z]."""
+def index_dtype(nnz: int) -> np.dtype[Any]:
+    """Of `indptr` and `indices` both: SciPy (`tocoo`, `nonzero`) and scikit-learn want one type for the two,
+    and anndata reads them as they are.
+    """
+    return np.dtype(np.int32 if nnz <= np.iinfo(np.int32).max else np.int64)
+
+
+def write_csr(path: Path, features: SparseFeatures, d_sae: int, format_version: int = FORMAT_VERSION) -> None:
+    """Write float32 [N, d_sae]: `indptr` [N + 1] and `indices` [Z] of `index_dtype`, `data` float32 [Z].
+
+    In passes of versions before 5 `indptr` is int64 and `indices` int32.
+    """
     # Blosc's threads put their blocks in the order in which they end: one thread, so that bytes are the same.
     numcodecs.blosc.use_threads = False
     group = zarr.open_group(path, mode="w-", zarr_format=3)
     n_rows = len(features.indptr) - 1
     group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n_rows, d_sae]})
+    indptr, indices = features.indptr, features.indices
+    if format_version >= ONE_INDEX_TYPE_SINCE:
+        one = index_dtype(features.nnz)
+        indptr, indices = indptr.astype(one), indices.astype(one)
     for name, values in (
-        ("indptr", features.indptr),
-        ("indices", features.indices),
+        ("indptr", indptr),
+        ("indices", indices),
         ("data", features.data),
     ):
         codec = BloscCodec(
@@ -73,7 +92,7 @@ def read_pattern(path: StorePath) -> tuple[I32, I64, tuple[int, int]]:
     group: Any = open_group(path)
     check_chunks(group)
     rows, d_sae = group.attrs["shape"]
-    return group["indices"][:], group["indptr"][:], (rows, d_sae)
+    return group["indices"][:], group["indptr"][:].astype(np.int64), (rows, d_sae)
 
 
 def read_csr(path: StorePath) -> sparse.csr_matrix:

@@ -18,7 +18,7 @@ from pipeline.store.local import storage_errors
 from pipeline.store.objects import measure
 from pipeline.store.parquet import write_frame, write_postings
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS
-from schemas.records import DataObject, PlannedSite
+from schemas.records import FORMAT_VERSION, DataObject, PlannedSite
 from schemas.run_file import ActivationDtype, StoreLayout
 from schemas.values import Postings, SparseFeatures
 
@@ -36,13 +36,14 @@ def write_site(
     activation_dtype: ActivationDtype,
     control: tuple[pl.DataFrame, pl.DataFrame] | None = None,
     dense: DenseWriter | None = None,
+    format_version: int = FORMAT_VERSION,
 ) -> list[DataObject]:
     """Write one site below the folder `attempt` (see `objects.staged_folder`); its objects, sorted by path.
 
     `features` and `postings` hold the same activations, already rounded to `activation_dtype`, with rows
     counted from the shard's first; postings.parquet gets `row_start` added. `partials` is called in a thread,
     while others write the layouts. `control` holds the frames of a site's control, `dense` has been given all
-    x of the site. A full or forbidden disk is an InputError.
+    x of the site; `format_version` is the plan's. A full or forbidden disk is an InputError.
     """
     objects: dict[str, Callable[[Path], None]] = {
         PARTIALS: lambda path: write_frame(path, partials(), feature_block=site.feature_block),
@@ -53,7 +54,7 @@ def write_site(
         objects[CONTROL] = lambda path: write_frame(path, state, feature_block=site.feature_block)
         objects[CONTROL_L0] = lambda path: write_frame(path, l0)
     if "token_major" in layouts:
-        objects[CSR] = lambda path: write_csr(path, features, site.d_sae)
+        objects[CSR] = lambda path: write_csr(path, features, site.d_sae, format_version)
     if "feature_major" in layouts:
         options = {"row_start": row_start, "feature_block": site.feature_block}
         objects[POSTINGS] = lambda path: write_postings(

@@ -20,7 +20,7 @@ from tests.lakes import extracted, run_content, write_corpus
 def main() -> None:
     """A TopK site as in version 1, compacted, and one of signed activations over some positions only.
 
-    Both have a control.
+    Both have a control; beside them x of all sites, one site that has x alone, and one that reads means.
     """
     root = Path(__file__).parent / f"store-v{FORMAT_VERSION}"
     assert not root.exists(), f"{root} is there already, and stays as it is"
@@ -34,6 +34,9 @@ def main() -> None:
         content["sites"][0]["control"] = "random_encoder"
         site = {"name": "signed", "sae": str(signed), "positions": [2, None]}
         content["sites"].append(site | {"control": "shuffled_rows", "control_seed": 3})
+        content["sites"].append({"name": "x", "hook_name": "layers.2"})
+        content["sites"].append({"name": "mean", "sae": content["sites"][0]["sae"], "pooling": "mean"})
+        content["store"]["layouts"] = ["token_major", "feature_major", "dense"]
         store = extracted(parse_run_file(content, "run.yaml"))
         compact(store, "mid", OneProcess())
 

@@ -11,7 +11,8 @@ from scipy import sparse
 
 from jobs.cli import main
 from jobs.export import anndata_zarr
-from jobs.export.anndata_zarr import export, index_dtype
+from jobs.export.anndata_zarr import export
+from pipeline.store.csr import index_dtype
 from schemas.run_file import parse_run_file
 from tests.jobs.export.kit import built_store
 from tests.lakes import PARTIES, extracted, run_content
