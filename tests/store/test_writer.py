@@ -50,6 +50,7 @@ def test_anndata_reads_the_csr_as_the_same_scipy_matrix(tmp_path: Path, features
     matrix = anndata.io.read_elem(group)
     assert matrix.dtype == np.float32
     assert np.array_equal(matrix.toarray(), to_dense(features))
+    assert np.array_equal(matrix.tocoo().toarray(), to_dense(features))  # refused where types differ
     assert {name: group[name].dtype.name for name in ("indptr", "indices", "data")} == {
         "indptr": "int64",
         "indices": "int32",
