@@ -52,7 +52,7 @@ def test_anndata_reads_the_csr_as_the_same_scipy_matrix(tmp_path: Path, features
     assert np.array_equal(matrix.toarray(), to_dense(features))
     assert np.array_equal(matrix.tocoo().toarray(), to_dense(features))  # refused where types differ
     assert {name: group[name].dtype.name for name in ("indptr", "indices", "data")} == {
-        "indptr": "int64",
+        "indptr": "int32",
         "indices": "int32",
         "data": "float32",
     }
