@@ -6,6 +6,7 @@ Importing this does not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pipeline.models import load_model, model_digest
@@ -61,7 +62,7 @@ def differing(plan: Plan, sites: Iterable[PlannedSite]) -> Iterator[str]:
 def use_of(
     plan: Plan,
     name: str,
-    about: Mapping[str, Any],
+    about: Mapping[str, Any] | None,
     *,
     device: str,
     model: str | None = None,
@@ -70,12 +71,13 @@ def use_of(
 ) -> PlannedUse:
     """How to open the model, and the SAE, of a site on `device`; `model` and `sae` say where they lie now.
 
-    `about` is the SAE's metadata as the store has it. InputError where the plan has no model, or where the
+    `about` is the SAE's metadata as the store has it; None where it matters only where the SAE reads. InputError where the plan has no model, or where the
     files are gone or are not those of the plan.
     """
     if plan.model_loader == "synthetic":
         raise InputError(
-            f"site {name!r} is synthetic, its features were drawn without a model: give a site of a model"
+            f"site {name!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
+            "behind them: give a site of a model"
         )
     site = next(site for site in plan.sites if site.name == name)
     if not site.has_sae:
@@ -85,13 +87,28 @@ def use_of(
         rows, features = choose_block(site.d_sae, device)
         site = site.model_copy(update={"encode_block": rows, "encode_features": min(features, site.d_sae)})
     plan = plan.model_copy(update={"device": device, "model": model or plan.model, "sites": (site,)})
-    for what in differing(plan, [site] if needs_sae else []):
-        option = "--model" if what.startswith("model") else "--sae"
-        raise InputError(
-            f"{what} is not what pass {plan.pass_name!r} was made with (it is gone or was changed): restore "
-            f"it, or give {option} the path where it lies now"
-        )
-    return PlannedUse(plan, site, place_of(site, about))
+    _require_same("model", plan.model, lambda: model_digest(model_of(plan)), plan.model_digest)
+    if needs_sae:
+        _require_same("SAE", site.sae, lambda: sae_digest(site.sae), site.sae_digest)
+    place = Place(site.hook_name, site.hook_name) if about is None else place_of(site, about)
+    return PlannedUse(plan, site, place)
+
+
+def _require_same(what: str, path: str, digest: Callable[[], str], planned: str) -> None:
+    """Model and SAE must be those that the pass was made with; else their features mean something else."""
+    remedy = f"give --{what.lower()} the path where the {what} of the pass lies now"
+    try:
+        found = digest()
+    except InputError as error:
+        raise InputError(f"{error}; or {remedy}") from None
+    if found == planned:
+        return
+    if not Path(path).exists():
+        raise InputError(f"the {what} of the pass is gone from {path}: {remedy}")
+    raise InputError(
+        f"what lies at {path} is not the {what} that the pass was made with (its digest is {found[:12]}…, "
+        f"the plan has {planned[:12]}…): {remedy}"
+    )
 
 
 def place_of(site: PlannedSite, about: Mapping[str, Any]) -> Place:

@@ -6,21 +6,17 @@ activations are rounded as the stored ones. Shapes: T tokens of the text, BOS no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from pipeline.batches import batches
-from pipeline.models import load_model, model_digest
 from pipeline.models.device import require_device
 from pipeline.models.pooling import RowsRead
 from pipeline.packing import ContextRule, counted_mask, pack, stored_mask
-from pipeline.planned import model_of
-from pipeline.saes import load_sae, sae_digest
+from pipeline.planned import PlannedUse, open_encoder, open_model, use_of
 from pipeline.store.catalog import Catalog
 from pipeline.store.transposition import round_activations
 from pipeline.tokenizer import load_tokenizer
@@ -58,28 +54,15 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
     and for a text without tokens.
     """
     plan = store.plans[store.site(site).pass_name]
-    planned = next(one for one in plan.sites if one.name == site)
-    if plan.model_loader == "synthetic":
-        raise InputError(
-            f"site {site!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
-            "behind them that could read a text"
-        )
-    _require_files(plan, planned, places)
-    shard = _shard(store.lake, text, planned, places)
-    features = _features(plan, planned, shard, places)
+    device = _device(plan, places.device)
+    use = use_of(plan, site, None, device=device, model=places.model, sae=places.sae)
+    shard = _shard(store.lake, text, use.site, places)
+    features = _features(use, shard)
     rounded, _, _ = round_activations(features, plan.activation_dtype)
     parts = (rounded.data, rounded.indices, rounded.indptr)
-    matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, planned.d_sae))
+    matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, use.site.d_sae))
     is_text = shard.position_of_row() >= int(store.lake.bos_id is not None)
     return TypedText(shard.token_ids[is_text], shard.counted[is_text], matrix[np.flatnonzero(is_text)])
-
-
-def _require_files(plan: Plan, site: PlannedSite, places: Places) -> None:
-    """Before the tokenizer: that of a folder that is gone would be asked for on the network, for a minute."""
-    path, sae = places.model or plan.model, places.sae or site.sae
-    model = model_of(plan.model_copy(update={"model": path}))
-    _require_same("model", path, lambda: model_digest(model), plan.model_digest)
-    _require_same("SAE", sae, lambda: sae_digest(sae), site.sae_digest)
 
 
 def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenShard:
@@ -115,21 +98,14 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     return shard.at(site.reads, lake.context_size)
 
 
-def _features(plan: Plan, site: PlannedSite, shard: TokenShard, places: Places) -> SparseFeatures:
+def _features(use: PlannedUse, shard: TokenShard) -> SparseFeatures:
     """Features of all rows of the shard; rows that are not stored are empty."""
-    device = _device(plan, places.device)
-    path = places.model or plan.model
-    model = model_of(plan.model_copy(update={"model": path}))
-    sae = places.sae or site.sae
-    block = (site.encode_block, site.encode_features or site.d_sae) if device == plan.device else None
-    encoder = load_sae(sae, device, site.encode_dtype, block=block)
-    loaded = load_model(model, [site.hook_name], device, plan.threads)
-    encoded = list[SparseFeatures]()
-    for batch, rows in batches(shard, plan.batch_contexts):
-        x = loaded.forward(batch)[site.hook_name]
+    site, encoded = use.site, list[SparseFeatures]()
+    encoder, model = open_encoder(site, use.plan.device), open_model(use, [site.hook_name])
+    for batch, rows in batches(shard, use.plan.batch_contexts):
         read = RowsRead.of(shard, rows, batch.lengths)
         if read.stored.any():
-            encoded.append(encoder.encode(read.vectors(x)))
+            encoded.append(encoder.encode(read.vectors(model.forward(batch)[site.hook_name])))
     return SparseFeatures.concatenate(encoded).spread(shard.stored)
 
 
@@ -145,20 +121,3 @@ def _device(plan: Plan, asked: str) -> str:
             raise
         return "cpu"
     return device
-
-
-def _require_same(what: str, path: str, digest: Callable[[], str], planned: str) -> None:
-    """Model and SAE must be those that the pass was made with; else their features mean something else."""
-    remedy = f"give --{what.lower()} the place where the {what} of the pass lies now"
-    try:
-        found = digest()
-    except InputError as error:
-        raise InputError(f"{error}; or {remedy}") from None
-    if found == planned:
-        return
-    if not Path(path).exists():
-        raise InputError(f"the {what} of the pass is gone from {path}: {remedy}")
-    raise InputError(
-        f"what lies at {path} is not the {what} that the pass was made with (its digest is {found[:12]}…, "
-        f"the plan has {planned[:12]}…): {remedy}"
-    )

@@ -275,10 +275,10 @@ def test_files_that_are_gone_or_changed_are_refused(capsys, tmp_path, plain):
     assert "SAE nowhere does not exist" in refused(capsys, root, "--sae", "nowhere")
     other = write_sae(tmp_path / "other", "standard", d_sae=64, hook_name="layers.1", context_size=16, seed=1)
     line = refused(capsys, root, "--sae", other)
-    assert f"SAE {other} is not what pass 'mid' was made with (it is gone or was changed)" in line
-    assert "give --sae the path where it lies now" in line
+    assert f"what lies at {other} is not the SAE that the pass was made with (its digest is " in line
+    assert "give --sae the path where the SAE of the pass lies now" in line
     line = refused(capsys, root, "--model", "tests.lakes:run_file")
-    assert "model tests.lakes:run_file is not what pass 'mid' was made with" in line
+    assert "the model of the pass is gone from tests.lakes:run_file: give --model the path" in line
     assert "--tokens 0" in refused(capsys, root, "--tokens", "0")
     assert "no committed shard 'x'" in refused(capsys, root, "--shard", "x")
     moved = shutil.copytree(sae, tmp_path / "moved")

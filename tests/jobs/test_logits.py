@@ -162,8 +162,8 @@ def test_what_has_no_logits_is_refused(capsys, lake, tmp_path):
     assert "the decoder of site 'heads' writes at blocks.0.attn.hook_z, which is not the residual" in line
     other = write_tiny_llama(tmp_path / "other", seed=1)
     line = refused(capsys, store.layout.root, "--site", "stream", "--model", other)
-    assert "is not what pass" in line
-    assert "give --model the path where it lies now" in line
+    assert "of the pass" in line
+    assert "give --model the path where the model of the pass lies now" in line
     plain = extracted(run_file(tmp_path / "module"), tables=False)
     assert "the model has no unembedding that could be found" in refused(capsys, plain.layout.root)
     moved = shutil.copytree(folder / "model", tmp_path / "moved")
