@@ -71,8 +71,8 @@ def use_of(
 ) -> PlannedUse:
     """How to open the model, and the SAE, of a site on `device`; `model` and `sae` say where they lie now.
 
-    `about` is the SAE's metadata as the store has it; None where it matters only where the SAE reads. InputError where the plan has no model, or where the
-    files are gone or are not those of the plan.
+    `about` is the SAE's metadata as the store has it; None where only the place where it reads matters.
+    InputError where the plan has no model, or where the files are gone or are not those of the plan.
     """
     if plan.model_loader == "synthetic":
         raise InputError(
