@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.saes.device import DeviceSelection
-from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.metadata import Described, SaeMetadata
 from pipeline.saes.normalization import denormalize, normalize
 from pipeline.saes.rule import Rule, beside, candidates, keys_of
 from pipeline.saes.weights import Weights
@@ -123,7 +123,7 @@ class _Scratch(threading.local):
 
 
 @final
-class RuleEncoder:
+class RuleEncoder(Described):
     """An Encoder by the rule of its architecture; a thread has its own buffers."""
 
     def __init__(
@@ -147,21 +147,6 @@ class RuleEncoder:
         self._rule = rule
         self._scratch = _Scratch()
         self._on_device = DeviceSelection(rule) if self.device.type != "cpu" else None
-
-    @property
-    def d_model(self) -> int:
-        """See Encoder."""
-        return self.metadata.d_model
-
-    @property
-    def d_sae(self) -> int:
-        """See Encoder."""
-        return self.metadata.d_sae
-
-    @property
-    def hook_name(self) -> str | None:
-        """See Encoder."""
-        return self.metadata.hook_name
 
     @property
     def device(self) -> torch.device:

@@ -79,6 +79,27 @@ class SaeMetadata:
         return {name: content[name] for name in (*ALWAYS_IN_RECIPE, *sorted(later))}
 
 
+class Described:
+    """What every encoder says of itself by its metadata."""
+
+    metadata: SaeMetadata
+
+    @property
+    def d_model(self) -> int:
+        """Width of x."""
+        return self.metadata.d_model
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.metadata.d_sae
+
+    @property
+    def hook_name(self) -> str | None:
+        """Where the SAE was trained to read x, if its files say so."""
+        return self.metadata.hook_name
+
+
 NO_SAE = SaeMetadata("none", 0, 0, format="none")
 """Of a site that stores x alone."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.saes.encoder import Block, Done
-from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.metadata import Described, SaeMetadata
 from schemas.errors import InputError, ShardError
 from schemas.values import I32, SparseFeatures
 
@@ -25,7 +25,7 @@ DENSE_BYTES = 64 << 20
 
 
 @final
-class ReferenceEncoder:
+class ReferenceEncoder(Described):
     """One SAE of the sae-lens package on one device. Thread-safe: one call at a time reaches the package."""
 
     def __init__(self, sae: Any, metadata: SaeMetadata, rows: int) -> None:
@@ -39,21 +39,6 @@ class ReferenceEncoder:
         # sae-lens keeps the mean and norm of the last x on the module
         self._lock = threading.Lock()
         self._refuse_unless_token_local()
-
-    @property
-    def d_model(self) -> int:
-        """Width of x."""
-        return self.metadata.d_model
-
-    @property
-    def d_sae(self) -> int:
-        """Number of features."""
-        return self.metadata.d_sae
-
-    @property
-    def hook_name(self) -> str | None:
-        """Where the SAE was trained to read x, if its files say so."""
-        return self.metadata.hook_name
 
     @property
     def device(self) -> torch.device:
