@@ -43,7 +43,7 @@ from pipeline.statistics.attribution import (
     with_effects,
 )
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_links
+from pipeline.store.tokens import read_document_labels, read_links
 from schemas.errors import InputError
 from schemas.tables import Schema
 
@@ -96,7 +96,11 @@ def attribute(
         selection = select(read_scores(asked.scores, store.site(site).d_sae), "score", asked.k)
     if asked.ablate if asked.ablate is not None else asked.scores is None:
         work, parts = _work(store, site, asked, _labels_of(selection, labels), answers)
-        selection = _ablated(site, work, parts, selection, tasks, squared=asked.by == "ig2")
+        if asked.scores is not None:
+            _require_values(store, parts, selection)
+        selection = _ablated(
+            site, work, parts, selection, tasks, squared=asked.scores is None and asked.by == "ig2"
+        )
     store.write_table(site, "attribution_selection", selection)
     _tell(site, selection, time.monotonic() - began)
     return selection
@@ -153,6 +157,11 @@ def _work(
             "documents of this store share contexts, so the end of a prompt is not that of a context: "
             "tokenize the prompts anew with tokens.contexts: document"
         )
+    if store.lake.separator_id is not None and store.lake.special_tokens != "exclude":
+        raise InputError(
+            "each prompt of this store ends with a counted EOS, behind which no answer stands: tokenize the "
+            "prompts anew with tokens.separator: none"
+        )
     plan = store.plans[store.site(site).pass_name]
     about: dict[str, Any] = {}
     if plan.model_loader != "synthetic":
@@ -180,7 +189,13 @@ def _columns(store: FeatureStore, asked: Asked) -> tuple[tuple[str, ...], tuple[
                 raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
     if len(set(answers)) != 2:
         raise InputError(f"--answers {','.join(answers)!r} are not two columns: give two, as answer,other")
-    return asked.labels or tuple(name for name in known if name not in answers), (answers[0], answers[1])
+    labels = asked.labels or tuple(name for name in known if name not in answers)
+    if not labels:
+        raise InputError(
+            "the prompts have no label beside their answers, and attributions are means by label: tokenize them "
+            "with corpus.label_columns"
+        )
+    return labels, (answers[0], answers[1])
 
 
 def _answers_of(store: FeatureStore) -> tuple[str, ...]:
@@ -213,6 +228,8 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
             frame = frame.with_columns(pl.lit(default).alias(name))
     try:
         found = frame.select(pl.col(name).cast(dtype) for name, dtype in SCORES.items())
+        if (found["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
+            raise pl.exceptions.InvalidOperationError
     except pl.exceptions.PolarsError:
         raise InputError(f"--scores {path}: features are whole numbers, scores numbers") from None
     if found["feature"].null_count() or (found["feature"] >= d_sae).any():
@@ -232,6 +249,18 @@ def _labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ..
             f"{', '.join(known)}"
         )
     return tuple(names)
+
+
+def _require_values(store: FeatureStore, parts: list[Part], selection: pl.DataFrame) -> None:
+    """InputError where external scores are of a value that no prompt has."""
+    names = selection["label"].unique(maintain_order=True).to_list()
+    records = {part.record.name: part.record for part in parts}.values()
+    tables = [read_document_labels(store.layout, record, names) for record in records]
+    for name in names:
+        known = set(pl.concat(table[name] for table in tables))
+        for value in selection.filter(pl.col("label") == name)["value"].unique(maintain_order=True):
+            if value not in known:
+                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}")
 
 
 def _tell_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:
@@ -263,8 +292,8 @@ def _tell(site: str, selection: pl.DataFrame, seconds: float) -> None:
         label, value, prompts = rows.select("label", "value", "prompts").row(0)
         table.add_row(escape(label), escape(value), "" if prompts is None else f"{prompts:,}", names)
     console.print(table)
-    holding = f", {int(ranked['holds'].sum()):,} of {ranked.height:,} hold"
-    told = "" if ranked["holds"].null_count() else holding
+    tested = ranked["holds"].drop_nulls()
+    told = f", {int(tested.sum()):,} of {len(tested):,} that were ablated hold" if len(tested) else ""
     say(f"[bold]attribute[/] {site}: {union:,} features in the union{told} ({seconds:.1f} s)")
 
 

@@ -124,7 +124,7 @@ def linear_weights(store: FeatureStore, site: str) -> tuple[dict[str, F32], dict
         (what for what in ("transcoder", "skip", "hook_head_index") if about.get(what) not in (None, False)),
         None,
     )
-    if about.get("normalize_activations", "none") not in ("none", None):
+    if about.get("normalize_activations", "none") not in ("none", None, "expected_average_only_in"):
         other = "normalize_activations"
     if other is not None:
         raise InputError(
@@ -165,11 +165,9 @@ def values_of(tokens: Tokens, files: Sequence[ShardFiles], label: str, tasks: Ta
     for some in tasks.map(partial(_values, tokens, label), files):
         found |= some
     numbers = tokens.lake.label_columns[label] in ("Int64", "Float64")
-    return sorted(found, key=_number if numbers or all(map(_is_number, found)) else None)
-
-
-def _number(value: str) -> float:
-    return float(value)
+    if numbers or all(map(_is_number, found)):
+        return sorted(found, key=lambda value: (float(value), value))
+    return sorted(found)
 
 
 def _is_number(value: str) -> bool:
@@ -236,7 +234,8 @@ def tables_of(
 
 def _table(label: str, value: str | None, sums: ClassSums, found: Importance) -> pl.DataFrame:
     share, rows = found.importance[0], int(sums.rows[0])
-    order = np.argsort(-np.where(np.isnan(share), -np.inf, share), kind="stable")
+    # of shares the order would turn round where the changes add up to less than 0
+    order = np.argsort(-found.change[0], kind="stable")
     rank = np.empty(len(share), np.uint32)
     rank[order] = np.arange(len(share))
     with np.errstate(invalid="ignore", divide="ignore"):

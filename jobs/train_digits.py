@@ -65,12 +65,26 @@ def train_digits(out: Path, asked: Asked | None = None) -> Path:
     """Train and save; returns the run file. InputError for images that can not be read."""
     import torch
 
+    began, asked = time.monotonic(), asked or Asked()
+    _check(asked)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of so small matrices more threads are slower, and change low bits
+    try:
+        run_file = _train(out, asked)
+    finally:
+        torch.set_num_threads(threads)
+    say(f"[bold]train-digits[/] {escape(str(out))} ({time.monotonic() - began:.1f} s)")
+    say(f"  next: latentlake run {escape(str(run_file))}")
+    return run_file
+
+
+def _train(out: Path, asked: Asked) -> Path:
+    """Train on all images but the held-out ones, and save; the run file."""
+    import torch
+
     from pipeline.models.image_networks import save_networks
     from pipeline.training.images import hidden_of
 
-    began, asked = time.monotonic(), asked or Asked()
-    _check(asked)
-    torch.set_num_threads(1)  # of so small matrices more threads are slower, and change low bits
     images = read(asked.corpus())
     held_out = np.random.default_rng(asked.seed).permutation(len(images.labels)) % HELD_OUT == 0
     classifier, decoder, told = _networks(images, held_out, asked)
@@ -82,10 +96,7 @@ def train_digits(out: Path, asked: Asked | None = None) -> Path:
     )
     hidden = hidden_of(classifier, torch.from_numpy(images.pixels))
     sites = [_sae(out, rho, hidden, held_out, asked) for rho in asked.rho]
-    run_file = _write_run_file(out, asked, sites, len(images.names))
-    say(f"[bold]train-digits[/] {escape(str(out))} ({time.monotonic() - began:.1f} s)")
-    say(f"  next: latentlake run {escape(str(run_file))}")
-    return run_file
+    return _write_run_file(out, asked, sites, len(images.names))
 
 
 def read(corpus: dict[str, Any]) -> Images:

@@ -23,7 +23,9 @@ class Prompts(Section):
         "the installed package.",
     )
     limit: int | None = Field(
-        None, ge=1, description="At most so many prompts, evenly spaced over all (a pilot). Default: all."
+        None,
+        ge=1,
+        description="At most so many prompts, drawn from all with a fixed seed (a pilot). Default: all.",
     )
 
     @field_validator("answers")

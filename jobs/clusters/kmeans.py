@@ -93,7 +93,7 @@ def sketch(units: sparse.csr_matrix, seed: int) -> F32:
 
 def _from_start(units: F32, clusters: int, seed: int) -> tuple[I64, float]:
     centres, _ = kmeans_plusplus(units, clusters, random_state=seed % 2**32)
-    return lloyd(units, assign(units, centres)[0])
+    return lloyd(units, np.maximum(assign(units, centres)[0], 0))  # -1: a vector of zeros
 
 
 def lloyd(units: Vectors, labels: I64, steps: int = STEPS) -> tuple[I64, float]:

@@ -26,6 +26,7 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
     d_sae = table["feature"].n_unique()
     rows = -(-len(parts) // COLUMNS)
     facts = [counted(d_sae, "feature"), f"label {_label(table)}", "importances of a class add up to 1"]
+    facts += _left_out(table)
     figure = sheet("How importance is spread over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
     if not parts:
         nothing(figure.add_subplot(), "no class has an importance")
@@ -92,6 +93,11 @@ def _parts(table: pl.DataFrame) -> tuple[list[str], list[pl.DataFrame]]:
     shown = [*classes[:MOST_CLASSES], *([None] if None in values else [])]
     names = ["all" if value is None else legible(_cut(value)) for value in shown]
     return names, [table.filter(pl.col("value").eq_missing(value)) for value in shown]
+
+
+def _left_out(table: pl.DataFrame) -> list[str]:
+    classes = table.drop_nulls("importance").drop_nulls("value")["value"].n_unique()
+    return [f"shown: the first {MOST_CLASSES} of {classes:,} classes"] if classes > MOST_CLASSES else []
 
 
 def _label(table: pl.DataFrame) -> str:

