@@ -10,7 +10,7 @@ TORCH_ARGS ?=
 OUT ?= out/demo
 # Processes that run tests; a file's tests stay together, for they share stores and Ray sessions.
 PYTEST_WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 
 # What the exports are read back by, and the benchmarks compare with: installed aside, without its libraries.
 ASIDE := $(VENV)/bench/.installed

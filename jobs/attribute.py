@@ -98,9 +98,8 @@ def attribute(
         work, parts = _work(store, site, asked, _labels_of(selection, labels), answers)
         if asked.scores is not None:
             _require_values(store, parts, selection)
-        selection = _ablated(
-            site, work, parts, selection, tasks, squared=asked.scores is None and asked.by == "ig2"
-        )
+        squared = asked.scores is None and asked.by == "ig2"
+        selection = _ablated(site, work, parts, selection, tasks, squared=squared)
     store.write_table(site, "attribution_selection", selection)
     _tell(site, selection, time.monotonic() - began)
     return selection
@@ -192,8 +191,8 @@ def _columns(store: FeatureStore, asked: Asked) -> tuple[tuple[str, ...], tuple[
     labels = asked.labels or tuple(name for name in known if name not in answers)
     if not labels:
         raise InputError(
-            "the prompts have no label beside their answers, and attributions are means by label: tokenize them "
-            "with corpus.label_columns"
+            "the prompts have no label beside their answers, and attributions are means by label: tokenize "
+            "them with corpus.label_columns"
         )
     return labels, (answers[0], answers[1])
 

@@ -207,7 +207,7 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
         ("young", 5, 0.5),
     ]
     assert found["holds"].null_count() == 2
-    ablated = attribute(store, "last", Asked(scores=tmp_path / "scores.csv", k=2, ablate=True, by="ig"))
+    ablated = attribute(store, "last", Asked(scores=tmp_path / "scores.csv", k=2, ablate=True))  # on the gap
     assert ablated.drop_nulls("rank").drop_nulls("effect").height == 3
     hand = [one for one in by_hand(store, "last", nodes=1) if one[0]["age"] == "old"]
     effects = [one[1] - one[5][9] for one in hand]
@@ -218,6 +218,23 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     assert read_scores(tmp_path / "plain.parquet", D_SAE).select("label", "value").unique().rows() == [
         ("scores", "all")
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "ablate", "told"),
+    [
+        ({"feature": [1.5], "score": [1.0]}, False, "features are whole numbers"),
+        (
+            {"feature": [1], "score": [1.0], "label": ["age"], "value": ["odl"]},
+            True,
+            "no prompt has the value 'odl'",
+        ),
+    ],
+)
+def test_scores_of_no_feature_or_of_no_value_are_refused(store, tmp_path, columns, ablate, told):
+    pl.DataFrame(columns).write_parquet(tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match=told):
+        attribute(store, "last", Asked(scores=tmp_path / "scores.parquet", k=1, ablate=ablate))
 
 
 def test_the_map_has_a_dot_where_an_effect_holds():

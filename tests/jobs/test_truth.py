@@ -220,6 +220,14 @@ def test_the_hierarchy_is_found_from_co_activation_alone(known_store):
     assert set(edges.select("child", "parent").rows()) == expected
 
 
+def test_a_frequent_feature_that_fires_beside_another_by_chance_is_no_parent():
+    pair = {"feature": 0, "neighbour": 1, "by": "conditional", "n_both": 600, "n_a": 1000, "n_b": 6000}
+    features = pl.DataFrame({"counted_rows": [10_000] * 2})
+    for n_both, found in ((600, 0), (720, 1)):  # of 1,000 rows at 0.6: the mean, and 7.7 deviations above
+        neighbours = pl.DataFrame([pair | {"n_both": n_both, "conditional": n_both / 1000}])
+        assert found_hierarchy(neighbours, features, least=0.5).height == found
+
+
 def test_figures_are_drawn_of_its_tables_and_the_cosines_of_the_heat_map_are_in_its_order(known_store):
     store, known = known_store
     cosines = table(store, "noisy", "truth_cosines")

@@ -118,6 +118,16 @@ def test_of_two_values_the_slope_is_the_difference_and_the_smaller_side_needs_it
     assert table["p"].is_null().to_list() == [False, True]
 
 
+def test_the_smaller_side_is_of_documents_or_of_rows_whichever_is_less():
+    y = np.where(np.arange(1006) < 6, 7.0, 5.0)
+    n = np.where(y == 7, 10_000, 10)  # six long documents against a thousand short ones
+    label = NumericLabel.of("y", y, np.ones(1006, np.int64), n, n * n)
+    assert label.smaller_side() == pytest.approx(6 / 1006)
+    n = np.where(y == 7, 1, 1000)
+    label = NumericLabel.of("y", y, np.ones(1006, np.int64), n, n * n)
+    assert label.smaller_side() == pytest.approx(6 / 1_000_006)
+
+
 def test_a_label_without_a_slope_is_none_and_a_feature_of_all_rows_has_no_error():
     n = np.full(4, 10)
     one = np.ones(4, np.int64)
