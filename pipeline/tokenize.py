@@ -237,10 +237,13 @@ def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
 
 
 def _named(source: dict[str, Any], limit: int | None) -> str:
-    if "path" not in source:
-        return f"{source['kind']}, {source['documents']} documents, seed {source['seed']}, limit {limit}"
-    size = f", {source['bytes']} bytes" if "bytes" in source else ""
-    return f"{source['path']}{size}, text column {source['text_column']!r}, limit {limit}"
+    """Of what a source says of itself, as much as tells it from another of its kind."""
+    drawn = {**source, **source.get("dictionary", {})}
+    parts = [str(source.get("path") or source["kind"])]
+    parts += [f"{drawn[name]} {name}" for name in ("bytes", "documents", "prompts") if name in drawn]
+    parts += [f"seed {drawn['seed']}"] if "seed" in drawn else []
+    parts += [f"text column {source['text_column']!r}"] if "text_column" in source else []
+    return ", ".join([*parts, f"limit {limit}"])
 
 
 def shard_target(source: Source, tokens: Tokens) -> int:
