@@ -46,10 +46,12 @@ _KEYS = {
 
 RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
-    *("inputs", "shard", "context", "row", "row_start", "position", "feature", "activation"),
+    *("shard", "context", "row", "row_start", "position", "feature", "activation"),
     *("document_offset", "first_position", "cluster", "similarity", "__path__"),
 )
-"""Columns that the store's tables and queries have themselves."""
+"""Columns that the store's tables and queries have themselves; beside these, of a corpus of vectors, INPUTS."""
+
+INPUTS = "inputs"
 
 
 def tokenize(
@@ -139,7 +141,7 @@ def asked_lake(
 ) -> Lake:
     """The lake's record as this run would write it; InputError where tokenizer and run file don't fit."""
     tokens = run_file.tokens
-    _check_labels(run_file.corpus.label_columns)
+    _check_labels(run_file.corpus.label_columns, inputs is not None)
     if prepend_bos and tokenizer.bos_id is None:
         raise InputError(f"the tokenizer {tokenizer.name!r} has no BOS token; set tokens.prepend_bos: false")
     if tokens.separator == "eos" and tokenizer.eos_id is None:
@@ -160,14 +162,15 @@ def asked_lake(
     )
 
 
-def _check_labels(columns: tuple[str, ...]) -> None:
-    taken = [name for name in columns if name in RESERVED or columns.count(name) > 1]
+def _check_labels(columns: tuple[str, ...], has_vectors: bool) -> None:
+    reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
+    taken = [name for name in columns if name in reserved or columns.count(name) > 1]
     if taken:
         raise InputError(
             f"corpus.label_columns names {taken[0]!r}, "
             + (
                 "twice"
-                if taken[0] not in RESERVED
+                if taken[0] not in reserved
                 else "a column of the store's own; rename it in the corpus"
             )
         )
