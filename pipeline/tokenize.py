@@ -49,7 +49,7 @@ RESERVED = (
     *("shard", "context", "row", "row_start", "position", "feature", "activation"),
     *("document_offset", "first_position", "cluster", "similarity", "__path__"),
 )
-"""Columns that the store's tables and queries have themselves; beside these, of a corpus of vectors, INPUTS."""
+"""Columns that the store's tables and queries have themselves; of a corpus of vectors INPUTS too."""
 
 INPUTS = "inputs"
 
@@ -85,6 +85,7 @@ def tokenize(
         raise InputError(_other_corpus(layout, links, source, run_file))
     if not may_repeat:
         _refuse_known_documents(links, source)
+    _refuse_other_classes(links, source)
     target = shard_target(source, run_file.tokens)
     before = [record for link in links for record in link.shards]
     shards = []
@@ -237,6 +238,20 @@ def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
             raise InputError(
                 f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
             )
+
+
+def _refuse_other_classes(links: list[CorpusLink], source: Source) -> None:
+    """The token of an image is its class's number in its own corpus: it must mean one class in all links."""
+    asked = source.describe() if links else {}
+    for number, link in enumerate(links):
+        pairs = enumerate(zip(asked.get("classes", ()), link.source.get("classes", ()), strict=False))
+        for token, (mine, theirs) in pairs:
+            if mine != theirs:
+                raise InputError(
+                    f"token {token} would be class {mine!r} of {asked['path']}, and is {theirs!r} in the "
+                    f"store (link {number}, from {link.source['path']}): give both corpora the same classes, "
+                    "or set another store.root"
+                )
 
 
 def _named(source: dict[str, Any], limit: int | None) -> str:

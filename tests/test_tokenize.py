@@ -424,11 +424,9 @@ def test_a_label_that_is_called_inputs_clashes_in_a_corpus_of_vectors_alone(lake
     assert lake.tokenize(labels=("inputs",)) == link
     assert {s["inputs"] for segments in lake.table()["segments"] for s in segments} == {"a", "b"}
     assert all(shard.inputs is None for shard in lake.shards())
-    inputs = Inputs(width=2, dtype="float32", shape=(2,))
+    inputs, run_file = Inputs(width=2, dtype="float32", shape=(2,)), lake.run_file("corpus", ("inputs",))
     with pytest.raises(InputError, match="names 'inputs', a column of the store's own"):
-        asked_lake(
-            lake.run_file("corpus", ("inputs",)), 4, True, lake.tokenizer, {"inputs": "String"}, inputs
-        )
+        asked_lake(run_file, 4, True, lake.tokenizer, {"inputs": "String"}, inputs)
 
 
 @pytest.mark.parametrize(("labels", "message"), [(("row",), "store's own"), (("a", "a"), "'a', twice")])

@@ -83,3 +83,19 @@ def test_another_corpus_of_any_kind_needs_append(lake: Lake) -> None:
             lake.tokenize(**second)
         lake.tokenize(append=True, **second)
         assert len(read_links(lake.layout)) == 2
+
+
+def test_a_number_stands_for_one_class_in_all_links(lake: Lake) -> None:
+    lake.tokenize(**lake.images("a.npz", ["cat", "dog"]))
+    message = (
+        r"token 0 would be class 'bee' of .*bee\.npz, and is 'cat' in the store \(link 0, from .*a\.npz\)"
+    )
+    with pytest.raises(InputError, match=message):
+        lake.tokenize(append=True, **lake.images("bee.npz", ["bee", "cat", "dog"]))
+    lake.tokenize(append=True, **lake.images("with.npz", ["dog", "cat"] * 2, scrambled=True))
+    with pytest.raises(
+        InputError, match=r"token 2 would be class 'eel' of .* 'scrambled' .*\(link 1, from .*with"
+    ):
+        lake.tokenize(append=True, **lake.images("eel12.npz", ["cat", "dog", "eel"]))
+    lake.tokenize(append=True, **lake.images("again.npz", ["dog", "cat"]))
+    assert len(read_links(lake.layout)) == 3
