@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline.sharding import encoded, write_shards
@@ -30,6 +31,9 @@ BYTES_PER_TOKEN = 4
 _SHARDS = 8
 _SHARD_TOKENS = (1 << 14, 1 << 19)
 """Smallest and largest shard that `shard_tokens: auto` aims at."""
+
+_SHARD_BYTES = 1 << 27
+"""Of vectors in a shard, at most; the store's writer and each worker hold such shards whole."""
 
 _KEYS = {
     "tokenizer_digest": "tokens.tokenizer",
@@ -268,13 +272,20 @@ def shard_target(source: Source, tokens: Tokens) -> int:
     """Tokens aimed at in a shard; `auto` makes a few shards of a small corpus, whoever will work on them."""
     if tokens.shard_tokens != "auto":
         return tokens.shard_tokens
-    smallest, largest = _SHARD_TOKENS
+    smallest, largest = (min(most, _most_vectors(source)) for most in _SHARD_TOKENS)
     size = source.estimated_bytes()
     estimates = [tokens.limit, None if size is None else size // BYTES_PER_TOKEN]
     known = [estimate for estimate in estimates if estimate is not None]
     if not known:
         return largest
     return min(max(min(known) // _SHARDS, smallest), largest)
+
+
+def _most_vectors(source: Source) -> int:
+    """Rows whose vectors a shard may hold, at least one."""
+    inputs = source.inputs()
+    each = 0 if inputs is None else inputs.width * np.dtype(inputs.dtype).itemsize
+    return max(_SHARD_BYTES // max(each, 1), 1)
 
 
 def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:

@@ -472,5 +472,8 @@ def test_auto_makes_a_few_shards_of_a_small_corpus_for_any_number_of_workers(
         def estimated_bytes(self) -> int | None:
             return size
 
+        def inputs(self) -> None:
+            pass
+
     run_file = lake.run_file("corpus", workers=workers, limit=limit, shard_tokens="auto")
     assert shard_target(Sized(), run_file.tokens) == expected  # type: ignore[arg-type]

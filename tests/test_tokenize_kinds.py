@@ -10,10 +10,11 @@ import pytest
 
 from pipeline.number_tokenizer import NumberTokenizer
 from pipeline.store.tokens import read_links
-from pipeline.tokenize import tokenize
+from pipeline.tokenize import shard_target, tokenize
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.run_file import parse_run_file
+from schemas.records import Inputs
+from schemas.run_file import Tokens, parse_run_file
 
 
 class Lake:
@@ -99,3 +100,27 @@ def test_a_number_stands_for_one_class_in_all_links(lake: Lake) -> None:
         lake.tokenize(append=True, **lake.images("eel12.npz", ["cat", "dog", "eel"]))
     lake.tokenize(append=True, **lake.images("again.npz", ["dog", "cat"]))
     assert len(read_links(lake.layout)) == 3
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "limit", "expected"),
+    [
+        (28 * 28, "uint8", None, (1 << 27) // 784),
+        (224 * 224 * 3, "uint8", None, 891),
+        (4096, "float32", None, 1 << 13),
+        (4096, "float32", 1 << 15, 1 << 13),  # an eighth of it, were it text: 1 << 14, the smallest
+        (1 << 28, "uint8", None, 1),
+        (16, "uint8", None, 1 << 19),
+    ],
+)
+def test_auto_bounds_the_bytes_of_a_shard_of_vectors(
+    width: int, dtype: Any, limit: int | None, expected: int
+) -> None:
+    class Wide:
+        def estimated_bytes(self) -> None:
+            pass
+
+        def inputs(self) -> Inputs:
+            return Inputs(width=width, dtype=dtype, shape=(width,))
+
+    assert shard_target(Wide(), Tokens(limit=limit)) == expected  # type: ignore[arg-type, call-arg]
