@@ -58,7 +58,7 @@ def _counted_rows(store: FeatureStore, site: str) -> I64:
     """Counted rows of each context of the committed shards, at the site's positions, int64 [C]."""
     found = [np.empty(0, np.int64)]
     for record in store.committed(site):
-        tokens = store.token_shard(site, record.name)
+        tokens = store.token_shard(site, record.name, inputs=False)
         found.append(np.add.reduceat(tokens.counted.astype(np.int64), tokens.context_ptr[:-1]))
     return np.concatenate(found)
 

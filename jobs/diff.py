@@ -162,7 +162,7 @@ def _apart(a: Side, b: Side, tasks: Tasks) -> tuple[pl.DataFrame, tuple[Document
 
 def shard_sums(side: Side, shard: str) -> tuple[pl.DataFrame, DocumentTotals]:
     """What one shard says of one side."""
-    tokens = side.store.token_shard(side.site, shard)
+    tokens = side.store.token_shard(side.site, shard, inputs=False)
     return document_sums(side.store.postings(side.site, shard), tokens), document_totals(tokens)
 
 
@@ -170,7 +170,7 @@ def shard_changes(
     a: Side, b: Side, shard: str
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, DocumentTotals]:
     """What one shard says of both sides, and of the changes between them."""
-    tokens = a.store.token_shard(a.site, shard)
+    tokens = a.store.token_shard(a.site, shard, inputs=False)
     before, after = (side.store.postings(side.site, shard) for side in (a, b))
     sums = document_sums(before, tokens), document_sums(after, tokens)
     return *sums, document_changes(before, after, tokens), document_totals(tokens)

@@ -173,7 +173,7 @@ def pixels_of(store: FeatureStore, site: str, label: str) -> dict[str, F64]:
         return {}
     tokens, sums, rows = Tokens.of(store, site), dict[str, F64](), dict[str, int]()
     for files in store.shard_files(site):
-        shard, labels = tokens.read(files), tokens.read_labels(files, [label])
+        shard, labels = tokens.read(files, inputs=True), tokens.read_labels(files, [label])
         assert shard.inputs is not None, "the lake has inputs"
         scale = 255 if shard.inputs.dtype == np.uint8 else 1
         value_of = labels[label][np.searchsorted(labels["document"].to_numpy(), shard.document)]

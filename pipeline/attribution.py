@@ -195,7 +195,7 @@ def _batches(opened: Opened, asked: _Asked) -> Iterator[I64]:
 
 def _asked(work: Work, part: Part) -> _Asked:
     """The prompts of a part, their answers' first tokens and their labels."""
-    whole = read_token_shard(work.layout, work.lake, part.record)
+    whole = read_token_shard(work.layout, work.lake, part.record, inputs=True)
     tokens = whole.at(work.use.site.reads, work.lake.context_size)
     contexts = np.arange(part.first, part.stop)
     table = read_document_labels(work.layout, part.record, (*work.labels, *work.answers))

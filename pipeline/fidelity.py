@@ -168,7 +168,7 @@ def _scatter(totals: F64, names: tuple[str, ...], document: I64, columns: F64) -
 
 def _tokens(work: Work, part: Part) -> TokenShard:
     """The shard as the site counts it."""
-    shard = read_token_shard(work.layout, work.lake, part.record)
+    shard = read_token_shard(work.layout, work.lake, part.record, inputs=True)
     return shard.at(work.use.site.reads, work.lake.context_size)
 
 

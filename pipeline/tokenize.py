@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline.sharding import encoded, write_shards
@@ -31,6 +32,9 @@ _SHARDS = 8
 _SHARD_TOKENS = (1 << 14, 1 << 19)
 """Smallest and largest shard that `shard_tokens: auto` aims at."""
 
+_SHARD_BYTES = 1 << 27
+"""Of vectors in a shard, at most; the store's writer and each worker hold such shards whole."""
+
 _KEYS = {
     "tokenizer_digest": "tokens.tokenizer",
     "context_size": "tokens.context_size",
@@ -46,10 +50,12 @@ _KEYS = {
 
 RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
-    *("inputs", "shard", "context", "row", "row_start", "position", "feature", "activation"),
+    *("shard", "context", "row", "row_start", "position", "feature", "activation"),
     *("document_offset", "first_position", "cluster", "similarity", "__path__"),
 )
-"""Columns that the store's tables and queries have themselves."""
+"""Columns that the store's tables and queries have themselves; of a corpus of vectors INPUTS too."""
+
+INPUTS = "inputs"
 
 
 def tokenize(
@@ -83,6 +89,7 @@ def tokenize(
         raise InputError(_other_corpus(layout, links, source, run_file))
     if not may_repeat:
         _refuse_known_documents(links, source)
+    _refuse_other_classes(links, source)
     target = shard_target(source, run_file.tokens)
     before = [record for link in links for record in link.shards]
     shards = []
@@ -139,7 +146,7 @@ def asked_lake(
 ) -> Lake:
     """The lake's record as this run would write it; InputError where tokenizer and run file don't fit."""
     tokens = run_file.tokens
-    _check_labels(run_file.corpus.label_columns)
+    _check_labels(run_file.corpus.label_columns, inputs is not None)
     if prepend_bos and tokenizer.bos_id is None:
         raise InputError(f"the tokenizer {tokenizer.name!r} has no BOS token; set tokens.prepend_bos: false")
     if tokens.separator == "eos" and tokenizer.eos_id is None:
@@ -160,14 +167,15 @@ def asked_lake(
     )
 
 
-def _check_labels(columns: tuple[str, ...]) -> None:
-    taken = [name for name in columns if name in RESERVED or columns.count(name) > 1]
+def _check_labels(columns: tuple[str, ...], has_vectors: bool) -> None:
+    reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
+    taken = [name for name in columns if name in reserved or columns.count(name) > 1]
     if taken:
         raise InputError(
             f"corpus.label_columns names {taken[0]!r}, "
             + (
                 "twice"
-                if taken[0] not in RESERVED
+                if taken[0] not in reserved
                 else "a column of the store's own; rename it in the corpus"
             )
         )
@@ -236,24 +244,48 @@ def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
             )
 
 
+def _refuse_other_classes(links: list[CorpusLink], source: Source) -> None:
+    """The token of an image is its class's number in its own corpus: it must mean one class in all links."""
+    asked = source.describe() if links else {}
+    for number, link in enumerate(links):
+        pairs = enumerate(zip(asked.get("classes", ()), link.source.get("classes", ()), strict=False))
+        for token, (mine, theirs) in pairs:
+            if mine != theirs:
+                raise InputError(
+                    f"token {token} would be class {mine!r} of {asked['path']}, and is {theirs!r} in the "
+                    f"store (link {number}, from {link.source['path']}): give both corpora the same classes, "
+                    "or set another store.root"
+                )
+
+
 def _named(source: dict[str, Any], limit: int | None) -> str:
-    if "path" not in source:
-        return f"{source['kind']}, {source['documents']} documents, seed {source['seed']}, limit {limit}"
-    size = f", {source['bytes']} bytes" if "bytes" in source else ""
-    return f"{source['path']}{size}, text column {source['text_column']!r}, limit {limit}"
+    """Of what a source says of itself, as much as tells it from another of its kind."""
+    drawn = {**source, **source.get("dictionary", {})}
+    parts = [str(source.get("path") or source["kind"])]
+    parts += [f"{drawn[name]} {name}" for name in ("bytes", "documents", "prompts") if name in drawn]
+    parts += [f"seed {drawn['seed']}"] if "seed" in drawn else []
+    parts += [f"text column {source['text_column']!r}"] if "text_column" in source else []
+    return ", ".join([*parts, f"limit {limit}"])
 
 
 def shard_target(source: Source, tokens: Tokens) -> int:
     """Tokens aimed at in a shard; `auto` makes a few shards of a small corpus, whoever will work on them."""
     if tokens.shard_tokens != "auto":
         return tokens.shard_tokens
-    smallest, largest = _SHARD_TOKENS
+    smallest, largest = (min(most, _most_vectors(source)) for most in _SHARD_TOKENS)
     size = source.estimated_bytes()
     estimates = [tokens.limit, None if size is None else size // BYTES_PER_TOKEN]
     known = [estimate for estimate in estimates if estimate is not None]
     if not known:
         return largest
     return min(max(min(known) // _SHARDS, smallest), largest)
+
+
+def _most_vectors(source: Source) -> int:
+    """Rows whose vectors a shard may hold, at least one."""
+    inputs = source.inputs()
+    each = 0 if inputs is None else inputs.width * np.dtype(inputs.dtype).itemsize
+    return max(_SHARD_BYTES // max(each, 1), 1)
 
 
 def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:

@@ -151,7 +151,7 @@ class Worker:
     def _process(self, shard: str) -> Receipt:
         with self._timed("read"):
             link, record = self._record(shard)
-            tokens = read_token_shard(self._layout, self._lake, record)
+            tokens = read_token_shard(self._layout, self._lake, record, inputs=True)
         at = {site.name: tokens.at(site.reads, self._lake.context_size) for site in self._plan.sites}
         explained = self._features.look(shard, at, self._timed)
         attempt = uuid.uuid4().hex

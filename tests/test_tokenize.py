@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
-from pipeline.tokenize import RESERVED, tokenize
+from pipeline.tokenize import RESERVED, asked_lake, tokenize
 from pipeline.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, ShardRecord
+from schemas.records import CorpusLink, Inputs, ShardRecord
 from schemas.run_file import RunFile, parse_run_file
 from schemas.tables import tokens_schema
 from schemas.values import TokenShard
@@ -418,6 +418,17 @@ def test_a_label_that_is_called_as_a_column_of_the_store_is_refused_before_anyth
     assert not lake.layout.root.exists()
 
 
+def test_a_label_that_is_called_inputs_clashes_in_a_corpus_of_vectors_alone(lake: Lake) -> None:
+    lake.write(["w0", "w1"], inputs=["a", "b"])
+    link = lake.tokenize(labels=("inputs",))
+    assert lake.tokenize(labels=("inputs",)) == link
+    assert {s["inputs"] for segments in lake.table()["segments"] for s in segments} == {"a", "b"}
+    assert all(shard.inputs is None for shard in lake.shards())
+    inputs, run_file = Inputs(width=2, dtype="float32", shape=(2,)), lake.run_file("corpus", ("inputs",))
+    with pytest.raises(InputError, match="names 'inputs', a column of the store's own"):
+        asked_lake(run_file, 4, True, lake.tokenizer, {"inputs": "String"}, inputs)
+
+
 @pytest.mark.parametrize(("labels", "message"), [(("row",), "store's own"), (("a", "a"), "'a', twice")])
 def test_label_columns_that_clash_are_refused(lake: Lake, labels: tuple[str, ...], message: str) -> None:
     lake.write(["w0"], row=[1], a=[2])
@@ -460,6 +471,9 @@ def test_auto_makes_a_few_shards_of_a_small_corpus_for_any_number_of_workers(
     class Sized:
         def estimated_bytes(self) -> int | None:
             return size
+
+        def inputs(self) -> None:
+            pass
 
     run_file = lake.run_file("corpus", workers=workers, limit=limit, shard_tokens="auto")
     assert shard_target(Sized(), run_file.tokens) == expected  # type: ignore[arg-type]

@@ -97,7 +97,8 @@ def test_activations_are_those_of_the_vectors(tmp_path, monkeypatch, contexts, s
     np.testing.assert_allclose(stored, dense, rtol=1.1e-3)
     assert len(store.shards) > 1
     verify(store)
-    shards = [read_token_shard(store.layout, store.lake, record) for record in store.shards]
+    shards = [read_token_shard(store.layout, store.lake, record, inputs=True) for record in store.shards]
+    assert all(read_token_shard(store.layout, store.lake, record).inputs is None for record in store.shards)
     kept = np.concatenate([shard.inputs for shard in shards])
     np.testing.assert_array_equal(kept, np.concatenate([d.values for d in source(None).documents()]))
     sizes = store.scan_tokens().collect()["token_ids"].list.len()

@@ -50,7 +50,7 @@ def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows
     target = _Target(group, n_rows, len(chosen), nnz)
     with counting(f"export anndata {site}", sum(shard.record.rows for shard in shards), "rows") as advance:
         for shard in shards:
-            tokens = store.token_shard(site, shard.record.name)
+            tokens = store.token_shard(site, shard.record.name, inputs=False)
             matrix = shard.read_csr()[:, chosen.astype(np.int64)]
             if rows == "token":
                 obs = _obs_of_rows(store, shard.record, tokens)

@@ -61,7 +61,7 @@ def files_of(path: str, asked: Images) -> list[Path]:
     if path == MNIST_5K:
         return [_mnist_file()]
     file = Path(path).expanduser()
-    return [file] if file.suffix == ".npz" else [file, _labels_file(file, asked)]
+    return [file] if file.suffix.lower() == ".npz" else [file, _labels_file(file, asked)]
 
 
 def reader_of(file: Path) -> Callable[[Path, Images], Labelled] | None:
@@ -103,17 +103,19 @@ def _pair(file: Path, asked: Images) -> Labelled:
 def _labels_file(file: Path, asked: Images) -> Path:
     if asked.labels is not None:
         return Path(asked.labels)
-    beside = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
+    name = file.name.replace("images", "labels").replace("idx3", "idx1")
+    beside = file.with_name(name.replace("IMAGES", "LABELS").replace("IDX3", "IDX1"))
     if beside.name == file.name:
         raise InputError(f"{file} holds images alone: name the file of their classes as corpus.images.labels")
     return beside
 
 
 def _array(file: Path) -> NDArray[Any]:
-    if file.suffix == ".npy":
+    suffix = file.suffix.lower()
+    if suffix == ".npy":
         array: NDArray[Any] = np.load(file, allow_pickle=False)
         return array
-    return read_idx(gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes(), file)
+    return read_idx(gzip.decompress(file.read_bytes()) if suffix == ".gz" else file.read_bytes(), file)
 
 
 def read_idx(content: bytes, file: Path) -> NDArray[Any]:

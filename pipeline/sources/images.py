@@ -62,7 +62,7 @@ class ImageSource:
         return [*names, SCRAMBLED] if self._asked.scrambled else names
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, how many images and which classes there are."""
+        """What was asked for, how many images and which classes there are, and what the file holds."""
         asked = self._corpus.model_dump(mode="json", include={"kind", "path", "split", "config"})
         return {
             **asked,
@@ -70,14 +70,24 @@ class ImageSource:
             "label_columns": [COLUMN],
             "classes": self.classes,
             "documents": len(self._numbers) + len(self._chosen),
+            **self._contents(),
         }
+
+    def _contents(self) -> dict[str, Any]:
+        """The images without their classes, told by their file's bytes and, of an .npz, by the array."""
+        path = self._corpus.path
+        array = self._asked.image if path.lower().endswith(".npz") else None
+        return {"contents": [digest_of([self._hashes[0], array])[:16]]}
+
+    @cached_property
+    def _hashes(self) -> list[str]:
+        """Sha256 of each file, that of the images first."""
+        files = files_of(self._corpus.path, self._asked)
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
     def digest(self) -> str:
         """Of the files' bytes and of how they are read."""
-        files = [
-            hashlib.sha256(file.read_bytes()).hexdigest() for file in files_of(self._corpus.path, self._asked)
-        ]
-        return self._digest(files)
+        return self._digest(self._hashes)
 
     def _digest(self, content: list[Any]) -> str:
         asked = self._asked.model_dump(mode="json", exclude={"labels"})

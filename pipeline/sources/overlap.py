@@ -10,6 +10,8 @@ _DATASET = ("path", "config", "split", "text_column")
 _DRAWN = ("seed", "vocabulary", "tokens_per_document")
 """What a synthetic document depends on, besides its number."""
 
+_IMAGES = ("path", "config", "split")
+
 
 def overlap(asked: dict[str, Any], held: dict[str, Any]) -> tuple[str, str] | None:
     """What of `asked` is in `held` too ("… are"), and the remedy; both as `Source.describe` gives them."""
@@ -27,17 +29,48 @@ def overlap(asked: dict[str, Any], held: dict[str, Any]) -> tuple[str, str] | No
             f"the first documents of the synthetic corpus of seed {asked['seed']} are",
             "set another corpus.seed",
         )
+    if kinds == ("images", "images") and _same_images(asked, held):
+        return (
+            f"images of corpus.path {asked['path']!r} are",
+            "let corpus.path name new images alone, by another path, or tokenize all into another store.root",
+        )
+    if kinds == ("dictionary", "dictionary") and _drawing(asked) == _drawing(held):
+        seed = asked["dictionary"]["seed"]
+        return (
+            f"the first documents of the dictionary of seed {seed} are",
+            "set another corpus.dictionary.seed",
+        )
+    if kinds == ("set", "set") and asked["path"] == held["path"]:
+        return (
+            f"prompts of corpus.path {asked['path']!r} are",
+            "let corpus.path name another set, or tokenize all of it into another store.root",
+        )
     return None
 
 
 def _kind(source: dict[str, Any]) -> str:
-    if source["kind"] != "text":
-        return str(source["kind"])
-    return "dataset" if "revision" in source else "files"
+    """Prompts are told as texts are where they are rows of files or of a dataset; else they are a `set`."""
+    kind = str(source["kind"])
+    if kind not in ("text", "prompts"):
+        return kind
+    if "revision" in source:
+        return "dataset"
+    return "files" if kind == "text" or "bytes" in source else "set"
 
 
 def _same(asked: dict[str, Any], held: dict[str, Any], names: tuple[str, ...]) -> bool:
     return all(asked[name] == held.get(name) for name in names)
+
+
+def _same_images(asked: dict[str, Any], held: dict[str, Any]) -> bool:
+    """Of the same place and the same array or column there, or of the same content wherever it lies."""
+    is_one_place = _same(asked, held, _IMAGES) and asked["images"]["image"] == held["images"]["image"]
+    return is_one_place or bool({*asked.get("contents", ())} & {*held.get("contents", ())})
+
+
+def _drawing(source: dict[str, Any]) -> dict[str, Any]:
+    """A dictionary's recipe, but for how many documents are drawn of it."""
+    return {name: value for name, value in source["dictionary"].items() if name != "documents"}
 
 
 def _files(asked: dict[str, Any], held: dict[str, Any]) -> tuple[str, str] | None:

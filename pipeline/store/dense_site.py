@@ -97,7 +97,7 @@ class DenseSite:
 
     def stored(self, shard: DenseShard) -> Bool:
         """Which rows of a shard have an x, bool [n_rows]; the others are 0 (special tokens, positions)."""
-        return self.store.token_shard(self.site, shard.name).stored
+        return self.store.token_shard(self.site, shard.name, inputs=False).stored
 
     def rows(self, rows: NDArray[Any]) -> F32:
         """Vectors float32 [Q, width] of rows of the lake, in any order; InputError for one not committed."""

@@ -88,9 +88,9 @@ class FeatureStore(Catalog):
 
         return DenseSite(self, site)
 
-    def token_shard(self, site: str, shard: str) -> TokenShard:
-        """A token shard as the site counts it; checks its sha256."""
-        tokens = read_token_shard(self.layout, self.lake, self._record(shard))
+    def token_shard(self, site: str, shard: str, inputs: bool = True) -> TokenShard:
+        """A token shard as the site counts it, its vectors only with `inputs`; checks its sha256."""
+        tokens = read_token_shard(self.layout, self.lake, self._record(shard), inputs=inputs)
         return tokens.at(self.site(site).reads, self.lake.context_size)
 
     def postings(self, site: str, shard: str) -> Postings:

@@ -72,9 +72,9 @@ class Tokens:
         """Label columns."""
         return list(self.lake.label_columns)
 
-    def read(self, shard: ShardFiles) -> TokenShard:
+    def read(self, shard: ShardFiles, inputs: bool = False) -> TokenShard:
         """One token shard as the site counts it; its checksum is for `verify` to look at."""
-        tokens = read_token_shard(self.layout, self.lake, shard.record, verify=False)
+        tokens = read_token_shard(self.layout, self.lake, shard.record, verify=False, inputs=inputs)
         return tokens.at(self.reads, self.lake.context_size)
 
     def read_labels(self, shard: ShardFiles, names: Sequence[str]) -> pl.DataFrame:

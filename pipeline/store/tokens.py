@@ -139,15 +139,18 @@ class _Columns:
         return self.table.column(name).combine_chunks()
 
 
-def read_token_shard(layout: Layout, lake: Lake, record: ShardRecord, verify: bool = True) -> TokenShard:
+def read_token_shard(
+    layout: Layout, lake: Lake, record: ShardRecord, verify: bool = True, inputs: bool = False
+) -> TokenShard:
     """Read a token shard; its first row and context are numbered as `record` says.
 
+    The vectors of its rows, which are most of what such a lake holds, are read where `inputs` are asked for.
     ShardError (an InputError) that names the file when it is missing, or when its sha256 is not the recorded
     one (not looked at with `verify` False).
     """
-    data = _checked(layout, record, verify)
+    data, vectors = _checked(layout, record, verify), lake.inputs if inputs else None
     with readable(layout.tokens(record.name)), pq.ParquetFile(pa.BufferReader(data)) as file:
-        columns = _Columns(file.read(columns=[*_READ, *([] if lake.inputs is None else ["inputs"])]))
+        columns = _Columns(file.read(columns=[*_READ, *([] if vectors is None else ["inputs"])]))
     context_ptr, segments = columns.pointers("token_ids"), columns.flat("segments")
     token_ids = columns.flat("token_ids").to_numpy()
     return TokenShard(
@@ -164,7 +167,7 @@ def read_token_shard(layout: Layout, lake: Lake, record: ShardRecord, verify: bo
             columns.pointers("segments"),
             context_ptr,
         ),
-        inputs=None if lake.inputs is None else _rows_of(columns.flat("inputs"), lake.inputs),
+        inputs=None if vectors is None else _rows_of(columns.flat("inputs"), vectors),
     )
 
 

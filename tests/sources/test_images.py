@@ -83,6 +83,27 @@ def test_npy_and_idx_files_hold_the_same(tmp_path: Path) -> None:
         assert [document.labels[0] for document in source.documents()] == [str(n) for n in labels()]
 
 
+def test_names_in_capitals_are_read_alike(tmp_path: Path) -> None:
+    write(tmp_path, images()).rename(tmp_path / "SOME.NPZ")
+    np.save(tmp_path / "x.npy", images())
+    np.save(tmp_path / "y.npy", labels())
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.npy").rename(tmp_path / f"{name.upper()}.NPY")
+    for name, array in (("IMAGES-IDX3-UBYTE", images()), ("LABELS-IDX1-UBYTE", labels())):
+        (tmp_path / name).write_bytes(idx(array))
+        (tmp_path / f"T10K-{name}.GZ").write_bytes(gzip.compress(idx(array)))
+    for corpus in (
+        asked(tmp_path / "SOME.NPZ"),
+        asked(tmp_path / "X.NPY", labels=str(tmp_path / "Y.NPY")),
+        asked(tmp_path / "IMAGES-IDX3-UBYTE"),
+        asked(tmp_path / "T10K-IMAGES-IDX3-UBYTE.GZ"),
+    ):
+        source = open_source(corpus)
+        np.testing.assert_array_equal(pixels_of(source), images().reshape(N, -1))
+        assert [document.labels[0] for document in source.documents()] == [str(n) for n in labels()]
+        assert source.digest() == open_source(corpus).digest()
+
+
 def test_scrambled_images_are_a_class_of_average_size_with_the_blocks_of_others(tmp_path: Path) -> None:
     source = open_source(asked(write(tmp_path, images()), scrambled=True, block=4))
     found = list(source.documents())

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.sources import open_source
 from pipeline.sources.hub import HubSource
+from pipeline.sources.image_hub import HubImages
 from pipeline.sources.overlap import overlap
 from schemas.run_file import Corpus
 
@@ -84,3 +86,95 @@ def test_a_dataset_is_known_whatever_its_revision_or_the_limit(folder: Path) -> 
     for change in ({"config": "en"}, {"split": "test"}, {"path": "org/other"}):
         assert overlap(dataset(**change), dataset()) is None
     assert overlap(drawn(), dataset()) is overlap(files(folder), dataset()) is None
+
+
+def digits(path: Path, **settings: Any) -> dict[str, Any]:
+    corpus = {"kind": "images", "path": str(path), "images": settings}
+    return open_source(Corpus.model_validate(corpus)).describe()
+
+
+def write_digits(path: Path, seed: int = 0, n: int = 6) -> Path:
+    """Two arrays of images, of which `image` begins alike for every n."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, 9, 4, 4), np.uint8)[:, :n]
+    np.savez(path, image=pixels[0], x_test=pixels[1], label=np.arange(n) % 3)
+    return path
+
+
+@pytest.mark.parametrize("change", [{}, {"scrambled": True}, {"block": 2}, {"seed": 1}])
+def test_images_are_known_however_they_are_scrambled(tmp_path: Path, change: dict[str, Any]) -> None:
+    held = digits(write_digits(tmp_path / "a.npz"))
+    shutil.copy(tmp_path / "a.npz", tmp_path / "copy.npz")
+    for name in ("a.npz", "copy.npz"):
+        found = overlap(digits(tmp_path / name, **change), {**held, "limit": 3})
+        assert found is not None
+        assert found[0] == f"images of corpus.path '{tmp_path / name}' are"
+    assert overlap(digits(write_digits(tmp_path / "b.npz", 1), **change), held) is None
+    assert overlap(digits(tmp_path / "a.npz", image="x_test", **change), held) is None
+
+
+def test_images_at_the_path_of_others_are_taken_for_a_longer_file_of_theirs(tmp_path: Path) -> None:
+    held = digits(write_digits(tmp_path / "a.npz"))
+    assert overlap(digits(write_digits(tmp_path / "a.npz", n=9)), held)
+
+
+def test_images_of_one_file_are_known_whatever_file_their_classes_come_from(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 4, 4), np.uint8))
+    for name in ("y.npy", "z.npy"):
+        np.save(tmp_path / name, np.arange(4) % (2 if name == "y.npy" else 3))
+    held = digits(tmp_path / "x.npy", labels=str(tmp_path / "y.npy"))
+    shutil.copy(tmp_path / "x.npy", tmp_path / "copy.npy")
+    assert overlap(digits(tmp_path / "copy.npy", labels=str(tmp_path / "z.npy")), held)
+
+
+def test_a_dataset_of_images_is_known_by_its_name(tmp_path: Path) -> None:
+    class Rows(dict[str, Any]):
+        features = {"image": None, "other": None, "label": None}  # noqa: RUF012
+
+    def load(*args: Any, **kwargs: Any) -> Rows:
+        pixels = list(np.zeros((2, 4, 4), np.uint8))
+        return Rows(image=pixels, other=pixels, label=[0, 1])
+
+    def pets(**asked: Any) -> dict[str, Any]:
+        corpus = Corpus.model_validate({"kind": "images", "path": "org/pets", **asked})
+        return HubImages(corpus, load, lambda name: str(asked)).describe()
+
+    assert overlap(pets(images={"scrambled": True}), pets())
+    for other in ({"split": "test"}, {"config": "en"}, {"path": "org/more"}, {"images": {"image": "other"}}):
+        assert overlap(pets(**other), pets()) is None
+
+
+def vectors(**recipe: Any) -> dict[str, Any]:
+    asked = {"kind": "dictionary", "dictionary": {"features": 4, "width": 4, "documents": 3, **recipe}}
+    return open_source(Corpus.model_validate(asked)).describe()
+
+
+def test_a_dictionary_repeats_the_documents_of_its_recipe() -> None:
+    for documents in (2, 3, 9):
+        found = overlap(vectors(documents=documents), vectors())
+        assert found is not None
+        assert found[1] == "set another corpus.dictionary.seed"
+    for change in ({"seed": 1}, {"features": 5}, {"rows": 2}, {"noise": 0.5}):
+        assert overlap(vectors(**change), vectors()) is None
+
+
+def prompts(path: Any, **asked: Any) -> dict[str, Any]:
+    corpus = {"kind": "prompts", "path": str(path), "prompts": asked}
+    return open_source(Corpus.model_validate(corpus)).describe()
+
+
+def test_prompts_of_files_are_known_by_what_these_hold(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"set/{name}.jsonl").write_text(f'{{"text": "{name}", "answer": "x", "other": "y"}}\n')
+    held = prompts(tmp_path / "set/a.jsonl")
+    what = f"1 of the 2 files of corpus.path '{tmp_path / 'set'}' are"
+    assert overlap(prompts(tmp_path / "set"), held) == (what, "let corpus.path name the new files alone")
+    assert overlap(prompts(tmp_path / "set/a.jsonl", limit=1), held)
+    assert overlap(files(tmp_path / "set/a.jsonl"), held)
+    assert overlap(prompts(tmp_path / "set/b.jsonl"), held) is None
+
+
+def test_a_set_of_prompts_is_known_by_its_name() -> None:
+    held = prompts("templates:english")
+    assert overlap(prompts("templates:english", limit=5), held)
+    assert overlap(prompts("templates:korean"), held) is None
