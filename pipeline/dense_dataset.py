@@ -9,7 +9,7 @@ from there reads one buffer anew. Rows that hold no x (special tokens, other pos
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -83,6 +83,9 @@ class DenseDataset(IterableDataset[Any]):
     With `numbers` pairs of a batch and the rows' numbers in the lake, int64. Each reader holds one buffer of
     `buffer_rows` and a batch. Ranks and workers of a DataLoader (batch_size=None) share the rows of an epoch
     among them; how many batches one gets may differ by some. `DenseLoader` goes on exactly with workers too.
+
+    `shards` are the names of those to read, by default all that are committed when the dataset is made; its
+    copies in other processes read the same. Where a run still commits, give each rank those of the first.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class DenseDataset(IterableDataset[Any]):
         rank: int | None = None,
         world_size: int | None = None,
         numbers: bool = False,
+        shards: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.root, self.site, self.numbers, self._buffer_rows = str(root), site, numbers, buffer_rows
@@ -109,28 +113,34 @@ class DenseDataset(IterableDataset[Any]):
         if not 0 <= self.rank < self.world_size:
             raise InputError(f"rank is {self.rank} of {self.world_size}: it must be from 0 to one less")
         self.position = Position()
+        dense = DenseSite(FeatureStore.open(self.root), site, shards)
+        self.shards, self.receipts = tuple(shard.name for shard in dense), dense.receipts_digest()
+        self.width, self.order = dense.width, self._order(dense)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what each process opens for itself."""
-        return {name: value for name, value in vars(self).items() if name not in ("dense", "order")}
+        """Without what each process opens for itself; shards and order are those of the first."""
+        return {name: value for name, value in vars(self).items() if name != "dense"}
 
     @cached_property
     def dense(self) -> DenseSite:
-        """The site, as it is committed now."""
-        return FeatureStore.open(self.root).dense(self.site)
+        """The site with the dataset's shards alone, whatever is committed by now."""
+        dense = DenseSite(FeatureStore.open(self.root), self.site, self.shards)
+        if dense.receipts_digest() != self.receipts:
+            raise InputError(
+                f"shards of site {self.site!r} are others than when the dataset was made: make it anew"
+            )
+        return dense
 
-    @cached_property
-    def order(self) -> Order:
+    def _order(self, dense: DenseSite) -> Order:
         """Blocks are the chunks on disk."""
-        item = self.dense.shards[0].array.dtype.itemsize if self.dense.width else 1
-        block = chunk_rows(1 << 40, self.dense.width, item)
-        rows = np.array([shard.n_rows for shard in self.dense], np.int64)
+        block = chunk_rows(1 << 40, dense.width, dense.shards[0].array.dtype.itemsize)
+        rows = np.array([shard.n_rows for shard in dense], np.int64)
         return Order(rows, block, self.shards_at_once, self.seed)
 
     @property
     def buffer_blocks(self) -> int:
         """Blocks in a buffer."""
-        rows = self._buffer_rows or BUFFER_BYTES // (4 * self.dense.width)
+        rows = self._buffer_rows or BUFFER_BYTES // (4 * self.width)
         return max(1, rows // self.order.block)
 
     def set_epoch(self, epoch: int) -> None:
@@ -172,7 +182,7 @@ class DenseDataset(IterableDataset[Any]):
         """The buffers from there to the end of the epoch; each is filled where the one before it was."""
         opened, blocks = _Opened(self.dense, self.shards_at_once), self.order.blocks(start.epoch, reader)
         size, number = self.buffer_blocks, start.buffer
-        x = np.empty((size * self.order.block, self.dense.width), np.float32)
+        x = np.empty((size * self.order.block, self.width), np.float32)
         for _ in range(start.buffer * size):
             next(blocks, None)
         while some := [block for _, block in zip(range(size), blocks, strict=False)]:
@@ -194,7 +204,7 @@ class DenseDataset(IterableDataset[Any]):
         """All that decides which rows are in which batch."""
         return {
             "site": self.site,
-            "receipts": self.dense.store.receipts_digest(self.site),
+            "receipts": self.receipts,
             "batch_rows": self.batch_rows,
             "buffer_blocks": self.buffer_blocks,
             "shards_at_once": self.shards_at_once,

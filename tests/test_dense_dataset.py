@@ -1,6 +1,8 @@
 """Batches of x from a store: shuffled, each row once, split, and gone on with exactly."""
 
 import json
+import pickle
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -126,6 +128,52 @@ def test_a_loader_of_readers_in_turn_goes_on_exactly(lake, known, taken, monkeyp
 def _here(loader, worker):
     reader = loader.dataset.reader(worker, loader.workers)
     return iter(loader.dataset.batches(loader._positions[worker], reader))
+
+
+@pytest.fixture
+def growing(lake, tmp_path):
+    """A copy of the lake that lacks two shards, and what commits them."""
+    root = shutil.copytree(lake, tmp_path / "store")
+    markers = sorted(next((root / "passes").glob("*/commits")).iterdir())
+    late = {path: path.read_bytes() for path in (markers[1], markers[-1])}
+    for path in late:
+        path.unlink()
+    return root, lambda: [path.write_bytes(data) for path, data in late.items()]
+
+
+def test_a_copy_in_another_process_reads_the_shards_of_the_first(growing):
+    """A worker that opens the store later may see more shards than the process that started it."""
+    root, commit = growing
+    data = dataset(root)
+    expected = numbers(dataset(root))
+    sent = pickle.dumps(data)
+    commit()
+    assert numbers(pickle.loads(sent)) == expected
+    assert numbers(data) == expected
+    assert len(flat(numbers(dataset(root)))) > len(flat(expected))
+
+
+def test_ranks_that_start_at_different_times_share_the_shards_that_the_first_names(growing):
+    root, commit = growing
+    first = dataset(root, rank=0, world_size=2)
+    expected = sorted(flat(numbers(dataset(root))))
+    commit()
+    second = dataset(root, rank=1, world_size=2, shards=first.shards)
+    assert sorted(flat(numbers(first) + numbers(second))) == expected
+    with pytest.raises(InputError, match="saved with receipts"):
+        dataset(root).load_state_dict(dataset(root, shards=first.shards).state_dict())
+    with pytest.raises(InputError, match="has no committed shard 'no'"):
+        dataset(root, shards=["no"])
+
+
+def test_shards_that_were_made_anew_meanwhile_are_refused(growing):
+    root, _ = growing
+    sent = pickle.dumps(dataset(root))
+    marker = sorted(next((root / "passes").glob("*/commits")).iterdir())[0]
+    receipt = json.loads(marker.read_bytes())
+    marker.write_text(json.dumps(receipt | {"tokens_sha256": "0" * 64}))
+    with pytest.raises(InputError, match="others than when the dataset was made"):
+        next(iter(pickle.loads(sent)))
 
 
 @pytest.mark.slow
