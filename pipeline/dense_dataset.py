@@ -274,6 +274,8 @@ class DenseLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch = min(position.epoch for position in self._positions)
+        if all(position == Position(epoch) for position in self._positions):
+            self._turn = 0  # whose turn it was when the epoch before was over means nothing
         streams = [self._stream(n) if at.epoch == epoch else None for n, at in enumerate(self._positions)]
         while any(stream is not None for stream in streams):
             n, self._turn = self._turn, (self._turn + 1) % len(streams)

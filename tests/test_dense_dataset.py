@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -123,6 +124,26 @@ def test_a_loader_of_readers_in_turn_goes_on_exactly(lake, known, taken, monkeyp
     again = DenseLoader(dataset(lake), 3)
     again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
     assert (got + numbers(again))[: len(expected)] == expected
+
+
+def test_who_goes_on_at_the_end_of_an_epoch_begins_the_next_with_the_first_worker(lake, monkeypatch):
+    """The first worker gives one batch more, so the turn is the second's when the epoch is over."""
+    monkeypatch.setattr(DenseLoader, "_stream", _here)
+    shares = ((seed, [rows_of(dataset(lake, seed=seed), n) for n in (0, 1)]) for seed in range(9))
+    seed, fewer = next((seed, second) for seed, (first, second) in shares if first > second + 2)
+    data = partial(dataset, lake, batch_rows=fewer // 2 + 1, seed=seed)
+    assert [-(-rows_of(data(), n) // data().batch_rows) for n in (0, 1)] == [3, 2]
+    loader = DenseLoader(data(), 2)
+    expected = numbers(loader) + numbers(loader)
+    broken, again = DenseLoader(data(), 2), DenseLoader(data(), 2)
+    got = numbers(islice(broken, 5))
+    again.load_state_dict(json.loads(json.dumps(broken.state_dict())))
+    assert got + numbers(again) == expected
+    assert got + numbers(broken) == expected
+
+
+def rows_of(data, worker):
+    return len(flat(numbers(batch for batch, _ in data.batches(data.position, data.reader(worker, 2)))))
 
 
 def _here(loader, worker):
