@@ -108,6 +108,8 @@ class DenseDataset(IterableDataset[Any]):
         for name, value in (("batch_rows", batch_rows), ("shards_at_once", shards_at_once)):
             if value < 1:
                 raise InputError(f"{name} is {value}: it must be positive")
+        if (rank is None) != (world_size is None):
+            raise InputError(f"rank is {rank} and world_size {world_size}: give both, or neither")
         here = _distributed() if rank is None or world_size is None else (rank, world_size)
         self.rank, self.world_size = here
         if not 0 <= self.rank < self.world_size:

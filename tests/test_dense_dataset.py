@@ -238,6 +238,12 @@ def test_settings_that_can_not_be_are_refused(lake, change):
         dataset(lake, **change)
 
 
+@pytest.mark.parametrize("given", [{"rank": 1}, {"world_size": 2}])
+def test_a_rank_without_a_world_size_is_refused(lake, given):
+    with pytest.raises(InputError, match="give both, or neither"):
+        dataset(lake, **given)
+
+
 def test_memory_is_one_buffer_whatever_the_store_holds(lake):
     data = dataset(lake, buffer_rows=64)
     sizes = [buffer.x.shape for buffer in data._buffers(data.position, data.reader())]
