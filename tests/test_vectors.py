@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.fidelity import fidelity
 from jobs.verify import verify
 from pipeline.sources.synthetic import SyntheticSource
 from pipeline.store.tokens import read_token_shard
@@ -109,6 +110,13 @@ def test_activations_are_those_of_the_vectors(tmp_path, monkeypatch, contexts, s
     with pytest.raises(InputError, match="the lake holds vectors, not text"):
         run_text(store, "mid", "0 1", Places())
     assert tokens["inputs"].dtype.inner.shape == (D_MODEL,)
+
+
+@pytest.mark.parametrize("hook", ["input", "layer"])
+def test_jobs_of_predictions_of_tokens_are_refused(tmp_path, monkeypatch, hook):
+    store = extracted(parse_run_file(vectors_run(tmp_path, monkeypatch, hook=hook), "run.yaml"), tables=False)
+    with pytest.raises(InputError, match="the lake holds vectors, not tokens"):
+        fidelity(store, "mid")
 
 
 def test_a_model_of_tokens_is_refused(tmp_path, monkeypatch):
