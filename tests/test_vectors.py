@@ -119,6 +119,19 @@ def test_jobs_of_predictions_of_tokens_are_refused(tmp_path, monkeypatch, hook):
         fidelity(store, "mid")
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_in_half_precision_reads_vectors_too(tmp_path, monkeypatch, dtype):
+    content = vectors_run(tmp_path, monkeypatch, Bytes, hook="layer")
+    content["model"]["dtype"] = dtype
+    store = extracted(parse_run_file(content, "run.yaml"), tables=False)
+    stored = np.concatenate([store.csr("mid", record.name).toarray() for record in store.shards])
+    values = np.concatenate([document.values for document in Bytes(None).documents()])
+    x = torch.from_numpy(values.astype(np.float32) / 255).to(getattr(torch, dtype)) * 2
+    dense = dense_activations(tmp_path / "sae", x.float().numpy())
+    assert (stored != 0).any()
+    np.testing.assert_allclose(stored, dense, atol=0.01 * dense.max())
+
+
 def test_a_model_of_tokens_is_refused(tmp_path, monkeypatch):
     content = vectors_run(tmp_path, monkeypatch) | {"model": {"loader": "transformer_lens", "path": "gpt2"}}
     with pytest.raises(
