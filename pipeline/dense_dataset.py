@@ -219,10 +219,8 @@ class DenseDataset(IterableDataset[Any]):
         """InputError where a state was saved under other settings, or over other shards."""
         for name, value in self.settings().items():
             if state.get(name) != value:
-                raise InputError(
-                    f"the state was saved with {name} {state.get(name)!r}, here it is {value!r}: go on with "
-                    "the same, or begin anew"
-                )
+                saved = f"the state was saved with {name} {state.get(name)!r}"
+                raise InputError(f"{saved}, here it is {value!r}: go on with the same, or begin anew")
 
 
 class _Buffer(NamedTuple):
