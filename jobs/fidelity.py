@@ -105,6 +105,10 @@ def _work(store: FeatureStore, site: str, asked: Asked) -> Work:
     """What all shards share; InputError where it can not be done."""
     from pipeline.fidelity import Work
 
+    if store.lake.inputs is not None:
+        raise InputError(
+            "the lake holds vectors, not tokens: a loss of next tokens is measured on text alone"
+        )
     plan = store.plans[store.site(site).pass_name]
     about: dict[str, Any] = {}
     if plan.model_loader != "synthetic":

@@ -9,7 +9,7 @@ from there reads one buffer anew. Rows that hold no x (special tokens, other pos
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -83,6 +83,9 @@ class DenseDataset(IterableDataset[Any]):
     With `numbers` pairs of a batch and the rows' numbers in the lake, int64. Each reader holds one buffer of
     `buffer_rows` and a batch. Ranks and workers of a DataLoader (batch_size=None) share the rows of an epoch
     among them; how many batches one gets may differ by some. `DenseLoader` goes on exactly with workers too.
+
+    `shards` are the names of those to read, by default all that are committed when the dataset is made; its
+    copies in other processes read the same. Where a run still commits, give each rank those of the first.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class DenseDataset(IterableDataset[Any]):
         rank: int | None = None,
         world_size: int | None = None,
         numbers: bool = False,
+        shards: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.root, self.site, self.numbers, self._buffer_rows = str(root), site, numbers, buffer_rows
@@ -104,33 +108,41 @@ class DenseDataset(IterableDataset[Any]):
         for name, value in (("batch_rows", batch_rows), ("shards_at_once", shards_at_once)):
             if value < 1:
                 raise InputError(f"{name} is {value}: it must be positive")
+        if (rank is None) != (world_size is None):
+            raise InputError(f"rank is {rank} and world_size {world_size}: give both, or neither")
         here = _distributed() if rank is None or world_size is None else (rank, world_size)
         self.rank, self.world_size = here
         if not 0 <= self.rank < self.world_size:
             raise InputError(f"rank is {self.rank} of {self.world_size}: it must be from 0 to one less")
         self.position = Position()
+        dense = DenseSite(FeatureStore.open(self.root), site, shards)
+        self.shards, self.receipts = tuple(shard.name for shard in dense), dense.receipts_digest()
+        self.width, self.order = dense.width, self._order(dense)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what each process opens for itself."""
-        return {name: value for name, value in vars(self).items() if name not in ("dense", "order")}
+        """Without what each process opens for itself; shards and order are those of the first."""
+        return {name: value for name, value in vars(self).items() if name != "dense"}
 
     @cached_property
     def dense(self) -> DenseSite:
-        """The site, as it is committed now."""
-        return FeatureStore.open(self.root).dense(self.site)
+        """The site with the dataset's shards alone, whatever is committed by now."""
+        dense = DenseSite(FeatureStore.open(self.root), self.site, self.shards)
+        if dense.receipts_digest() != self.receipts:
+            raise InputError(
+                f"shards of site {self.site!r} are others than when the dataset was made: make it anew"
+            )
+        return dense
 
-    @cached_property
-    def order(self) -> Order:
+    def _order(self, dense: DenseSite) -> Order:
         """Blocks are the chunks on disk."""
-        item = self.dense.shards[0].array.dtype.itemsize if self.dense.width else 1
-        block = chunk_rows(1 << 40, self.dense.width, item)
-        rows = np.array([shard.n_rows for shard in self.dense], np.int64)
+        block = chunk_rows(1 << 40, dense.width, dense.shards[0].array.dtype.itemsize)
+        rows = np.array([shard.n_rows for shard in dense], np.int64)
         return Order(rows, block, self.shards_at_once, self.seed)
 
     @property
     def buffer_blocks(self) -> int:
         """Blocks in a buffer."""
-        rows = self._buffer_rows or BUFFER_BYTES // (4 * self.dense.width)
+        rows = self._buffer_rows or BUFFER_BYTES // (4 * self.width)
         return max(1, rows // self.order.block)
 
     def set_epoch(self, epoch: int) -> None:
@@ -172,7 +184,7 @@ class DenseDataset(IterableDataset[Any]):
         """The buffers from there to the end of the epoch; each is filled where the one before it was."""
         opened, blocks = _Opened(self.dense, self.shards_at_once), self.order.blocks(start.epoch, reader)
         size, number = self.buffer_blocks, start.buffer
-        x = np.empty((size * self.order.block, self.dense.width), np.float32)
+        x = np.empty((size * self.order.block, self.width), np.float32)
         for _ in range(start.buffer * size):
             next(blocks, None)
         while some := [block for _, block in zip(range(size), blocks, strict=False)]:
@@ -194,7 +206,7 @@ class DenseDataset(IterableDataset[Any]):
         """All that decides which rows are in which batch."""
         return {
             "site": self.site,
-            "receipts": self.dense.store.receipts_digest(self.site),
+            "receipts": self.receipts,
             "batch_rows": self.batch_rows,
             "buffer_blocks": self.buffer_blocks,
             "shards_at_once": self.shards_at_once,
@@ -207,10 +219,8 @@ class DenseDataset(IterableDataset[Any]):
         """InputError where a state was saved under other settings, or over other shards."""
         for name, value in self.settings().items():
             if state.get(name) != value:
-                raise InputError(
-                    f"the state was saved with {name} {state.get(name)!r}, here it is {value!r}: go on with "
-                    "the same, or begin anew"
-                )
+                saved = f"the state was saved with {name} {state.get(name)!r}"
+                raise InputError(f"{saved}, here it is {value!r}: go on with the same, or begin anew")
 
 
 class _Buffer(NamedTuple):
@@ -264,6 +274,8 @@ class DenseLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch = min(position.epoch for position in self._positions)
+        if all(position == Position(epoch) for position in self._positions):
+            self._turn = 0  # whose turn it was when the epoch before was over means nothing
         streams = [self._stream(n) if at.epoch == epoch else None for n, at in enumerate(self._positions)]
         while any(stream is not None for stream in streams):
             n, self._turn = self._turn, (self._turn + 1) % len(streams)

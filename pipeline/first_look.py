@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.batches import batches
 from pipeline.models.pooling import RowsRead
 from schemas.records import PlannedSite
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
     from pipeline.saes.reconstruction import Reconstruction
 
 ROWS = 4096
-"""Rows looked at."""
+"""Token rows looked at, of sites that give enough rows there."""
+
+
+def most_rows(shard: TokenShard) -> int:
+    """Token rows after which nobody looks further: a site may give one row a context, or fewer."""
+    from pipeline.saes.reconstruction import FEW
+
+    return max(ROWS, 2 * FEW * int(np.diff(shard.context_ptr).max()))
 
 
 def first_look(
@@ -40,14 +49,16 @@ def first_look(
     targets = {site.name: _target(model, site, encoders[site.name], at[site.name]) for site in sites}
     known = {name: hook for name, hook in targets.items() if hook is not None}
     found = {site.name: Reconstruction(site.d_sae) for site in sites if site.name in known}
+    most = most_rows(at[sites[0].name])
     also = tuple(dict.fromkeys(known.values()))
     for batch, rows in batches(at[sites[0].name], batch_contexts):
-        if rows.start >= ROWS or not known:
+        looked_at = {name for name, sums in found.items() if rows.start < ROWS or sums.n < FEW}
+        if rows.start >= most or not looked_at:
             break
         x = model.forward(batch, also=also)
         for site in sites:
             read = RowsRead.of(at[site.name], rows, batch.lengths)
-            if site.name in known and read.stored.any():
+            if site.name in looked_at and read.stored.any():
                 encoder = encoders[site.name]
                 target = read.vectors(target_of(encoder.metadata, x[known[site.name]]))
                 reconstruct(encoder, read.vectors(x[site.hook_name]), target, found[site.name])

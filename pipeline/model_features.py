@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline import logs
 from pipeline.batches import batches
-from pipeline.first_look import first_look
+from pipeline.first_look import first_look, most_rows
 from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
 from pipeline.models.pooling import RowsRead, take_rows
@@ -76,6 +76,7 @@ class ModelFeatures:
         self._oom_batch_contexts = oom_batch_contexts
         self.batch_contexts, self.controls = None, {}
         self._to_look_at = {site.name for site in plan.sites if site.has_sae}
+        self._rows_looked_at = 0
 
     @property
     def device_model(self) -> str:
@@ -143,6 +144,10 @@ class ModelFeatures:
                     f"site {name!r}, shard {shard}: {sentence}; extract.check_sae: warn runs all the same"
                 )
         self._to_look_at -= found.keys() | hopeless
+        tokens = at[sites[0].name]
+        self._rows_looked_at += tokens.n_rows
+        if self._rows_looked_at >= most_rows(tokens):
+            self._to_look_at.clear()  # a site that is left gives hardly any rows
         told = {name: sums.explained_variance for name, sums in found.items()}
         return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
 

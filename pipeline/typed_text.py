@@ -84,6 +84,11 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     if not len(ids):
         raise InputError(f"text {text!r} has no tokens: type some")
     rule = ContextRule.of(lake)
+    if rule.by_document and rule.context_of(len(ids)) > rule.context_size:
+        raise InputError(
+            f"the text has {len(ids)} tokens, more than fit a context of {rule.context_size}, and here "
+            "each document has a context of its own: type a shorter text"
+        )
     packed = pack([ids], rule, last_is_cut=True)
     shard = TokenShard(
         name="text",

@@ -1,6 +1,9 @@
 """Batches of x from a store: shuffled, each row once, split, and gone on with exactly."""
 
 import json
+import pickle
+import shutil
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -123,9 +126,75 @@ def test_a_loader_of_readers_in_turn_goes_on_exactly(lake, known, taken, monkeyp
     assert (got + numbers(again))[: len(expected)] == expected
 
 
+def test_who_goes_on_at_the_end_of_an_epoch_begins_the_next_with_the_first_worker(lake, monkeypatch):
+    """The first worker gives one batch more, so the turn is the second's when the epoch is over."""
+    monkeypatch.setattr(DenseLoader, "_stream", _here)
+    shares = ((seed, [rows_of(dataset(lake, seed=seed), n) for n in (0, 1)]) for seed in range(9))
+    seed, fewer = next((seed, second) for seed, (first, second) in shares if first > second + 2)
+    data = partial(dataset, lake, batch_rows=fewer // 2 + 1, seed=seed)
+    assert [-(-rows_of(data(), n) // data().batch_rows) for n in (0, 1)] == [3, 2]
+    loader = DenseLoader(data(), 2)
+    expected = numbers(loader) + numbers(loader)
+    broken, again = DenseLoader(data(), 2), DenseLoader(data(), 2)
+    got = numbers(islice(broken, 5))
+    again.load_state_dict(json.loads(json.dumps(broken.state_dict())))
+    assert got + numbers(again) == expected
+    assert got + numbers(broken) == expected
+
+
+def rows_of(data, worker):
+    return len(flat(numbers(batch for batch, _ in data.batches(data.position, data.reader(worker, 2)))))
+
+
 def _here(loader, worker):
     reader = loader.dataset.reader(worker, loader.workers)
     return iter(loader.dataset.batches(loader._positions[worker], reader))
+
+
+@pytest.fixture
+def growing(lake, tmp_path):
+    """A copy of the lake that lacks two shards, and what commits them."""
+    root = shutil.copytree(lake, tmp_path / "store")
+    markers = sorted(next((root / "passes").glob("*/commits")).iterdir())
+    late = {path: path.read_bytes() for path in (markers[1], markers[-1])}
+    for path in late:
+        path.unlink()
+    return root, lambda: [path.write_bytes(data) for path, data in late.items()]
+
+
+def test_a_copy_in_another_process_reads_the_shards_of_the_first(growing):
+    """A worker that opens the store later may see more shards than the process that started it."""
+    root, commit = growing
+    data = dataset(root)
+    expected = numbers(dataset(root))
+    sent = pickle.dumps(data)
+    commit()
+    assert numbers(pickle.loads(sent)) == expected
+    assert numbers(data) == expected
+    assert len(flat(numbers(dataset(root)))) > len(flat(expected))
+
+
+def test_ranks_that_start_at_different_times_share_the_shards_that_the_first_names(growing):
+    root, commit = growing
+    first = dataset(root, rank=0, world_size=2)
+    expected = sorted(flat(numbers(dataset(root))))
+    commit()
+    second = dataset(root, rank=1, world_size=2, shards=first.shards)
+    assert sorted(flat(numbers(first) + numbers(second))) == expected
+    with pytest.raises(InputError, match="saved with receipts"):
+        dataset(root).load_state_dict(dataset(root, shards=first.shards).state_dict())
+    with pytest.raises(InputError, match="has no committed shard 'no'"):
+        dataset(root, shards=["no"])
+
+
+def test_shards_that_were_made_anew_meanwhile_are_refused(growing):
+    root, _ = growing
+    sent = pickle.dumps(dataset(root))
+    marker = sorted(next((root / "passes").glob("*/commits")).iterdir())[0]
+    receipt = json.loads(marker.read_bytes())
+    marker.write_text(json.dumps(receipt | {"tokens_sha256": "0" * 64}))
+    with pytest.raises(InputError, match="others than when the dataset was made"):
+        next(iter(pickle.loads(sent)))
 
 
 @pytest.mark.slow
@@ -167,6 +236,12 @@ def test_a_state_of_other_settings_is_refused(lake, change, sentence):
 def test_settings_that_can_not_be_are_refused(lake, change):
     with pytest.raises(InputError):
         dataset(lake, **change)
+
+
+@pytest.mark.parametrize("given", [{"rank": 1}, {"world_size": 2}])
+def test_a_rank_without_a_world_size_is_refused(lake, given):
+    with pytest.raises(InputError, match="give both, or neither"):
+        dataset(lake, **given)
 
 
 def test_memory_is_one_buffer_whatever_the_store_holds(lake):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from jobs.run import run
-from pipeline import model_features
+from pipeline import first_look, model_features
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from tests.kit import D_MODEL, tiny_lm, write_sae
-from tests.lakes import data_bytes, run_file
+from tests.kit import D_MODEL, tiny_lm, write_sae, write_tiny_tokenizer
+from tests.lakes import data_bytes, run_file, write_corpus
 
 EYE = np.eye(D_MODEL, dtype=np.float32)
 ZEROS = np.zeros(D_MODEL, np.float32)
@@ -133,6 +133,37 @@ def test_too_few_rows_in_the_first_shard_are_looked_at_in_a_later_one(tmp_path):
     looked = [name for name, value in found.items() if value is not None]
     assert len(looked) == 1
     assert looked[0] == min(name for name in rows if rows[name] >= 72)  # some of them are BOS and EOS
+
+
+def pooled(folder, **options):
+    """One SAE at a site that gives a row a context of 16."""
+    content = site(folder, **options)
+    content["sites"][0] |= {"pooling": "mean", "name": "mid"}
+    return content
+
+
+def test_a_pooled_site_is_looked_at_until_it_has_enough_rows(tmp_path, monkeypatch):
+    """A look at 64 token rows, which are four rows of the site, goes on to the 64th context."""
+    monkeypatch.setattr(first_look, "ROWS", 64)
+    content = {"tokens": {"shard_tokens": 1200}, "extract": {"check_sae": "stop"}}
+    run(run_file(tmp_path, **content, **pooled(tmp_path)))
+    found = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
+    assert found.pop("000000") == 1.0
+    assert set(found.values()) <= {None}
+    with pytest.raises(InputError, match=r"site 'mid', shard 000000: .* on 64 rows"):
+        run(run_file(tmp_path / "bad", **content, **pooled(tmp_path / "bad", scale=-3.0)))
+
+
+def test_a_site_that_never_gives_enough_rows_is_not_looked_at_for_ever(tmp_path, monkeypatch):
+    looks, look = [], model_features.first_look
+    monkeypatch.setattr(first_look, "ROWS", 64)
+    monkeypatch.setattr(model_features, "first_look", lambda *a: looks.append(a[3]["mid"].n_rows) or look(*a))
+    write_corpus(tmp_path / "corpus.parquet", documents=60)
+    write_tiny_tokenizer(tmp_path / "tokenizer")
+    run(run_file(tmp_path, extract={"check_sae": "stop"}, **pooled(tmp_path)))
+    rows = [receipt.rows for receipt in receipts(tmp_path).values()]
+    assert sum(looks[:-1]) < 2 * 64 * 16 <= sum(looks) < sum(rows)
+    assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
 
 
 def test_a_transcoder_whose_target_the_model_lacks_runs_and_is_told_of(tmp_path, capsys):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.fidelity import fidelity
 from jobs.verify import verify
 from pipeline.sources.synthetic import SyntheticSource
 from pipeline.store.tokens import read_token_shard
@@ -110,6 +111,26 @@ def test_activations_are_those_of_the_vectors(tmp_path, monkeypatch, contexts, s
     with pytest.raises(InputError, match="the lake holds vectors, not text"):
         run_text(store, "mid", "0 1", Places())
     assert tokens["inputs"].dtype.inner.shape == (D_MODEL,)
+
+
+@pytest.mark.parametrize("hook", ["input", "layer"])
+def test_jobs_of_predictions_of_tokens_are_refused(tmp_path, monkeypatch, hook):
+    store = extracted(parse_run_file(vectors_run(tmp_path, monkeypatch, hook=hook), "run.yaml"), tables=False)
+    with pytest.raises(InputError, match="the lake holds vectors, not tokens"):
+        fidelity(store, "mid")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_in_half_precision_reads_vectors_too(tmp_path, monkeypatch, dtype):
+    content = vectors_run(tmp_path, monkeypatch, Bytes, hook="layer")
+    content["model"]["dtype"] = dtype
+    store = extracted(parse_run_file(content, "run.yaml"), tables=False)
+    stored = np.concatenate([store.csr("mid", record.name).toarray() for record in store.shards])
+    values = np.concatenate([document.values for document in Bytes(None).documents()])
+    x = torch.from_numpy(values.astype(np.float32) / 255).to(getattr(torch, dtype)) * 2
+    dense = dense_activations(tmp_path / "sae", x.float().numpy())
+    assert (stored != 0).any()
+    np.testing.assert_allclose(stored, dense, atol=0.01 * dense.max())
 
 
 def test_a_model_of_tokens_is_refused(tmp_path, monkeypatch):

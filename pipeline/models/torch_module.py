@@ -1,8 +1,8 @@
 """Loader of any torch module: `path` is `package.module:function`, a function that builds it without
 arguments.
 
-The module's forward takes token ids int64 [B, T] or, where the corpus holds vectors, these, float32 [B, T,
-width]. Hook names are module paths (`layers.3`, `layers.3.mlp`); x
+The module's forward takes token ids int64 [B, T] or, where the corpus holds vectors, these, [B, T, width] in
+the model's dtype. Hook names are module paths (`layers.3`, `layers.3.mlp`); x
 is the module's output [B, T, ...], of a tuple the first. Contexts are padded with id 0 on the right and no
 mask is given: the module must be causal, or no context be shorter than the rest. Losses need a module that
 returns the logits [B, T, V] of the next token, alone, first in a tuple, or as `.logits`.
@@ -39,10 +39,11 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
             f"model.processing ({', '.join(model.weight_processing)}) is TransformerLens' and not possible "
             "with model.loader: torch_module: set model.processing: {}"
         )
-    module = _build(model.path).to(device, getattr(torch, model.dtype)).eval().requires_grad_(False)
+    dtype = getattr(torch, model.dtype)
+    module = _build(model.path).to(device, dtype).eval().requires_grad_(False)
 
     def run(given: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
-        return module(given)
+        return module(given.to(dtype) if given.is_floating_point() else given)
 
     limit = getattr(module, "max_context", None)
     return HookedModel(hooks, attacher(module), run, torch.device(device), limit, inputs=inputs)

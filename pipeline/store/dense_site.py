@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.store.commits import receipts_digest
 from pipeline.store.dense import open_dense
 from pipeline.store.objects import readable
 from schemas.errors import InputError
@@ -64,9 +65,12 @@ class DenseShard:
 
 
 class DenseSite:
-    """All that `FeatureStore.dense` gives of a site; iterates over its committed shards, in order."""
+    """All that `FeatureStore.dense` gives of a site; iterates over its committed shards, in order.
 
-    def __init__(self, store: FeatureStore, site: str) -> None:
+    With `shards` over those alone; InputError for one that is not committed.
+    """
+
+    def __init__(self, store: FeatureStore, site: str, shards: Sequence[str] | None = None) -> None:
         info = store.site(site)
         if "dense" not in info.layouts:
             raise InputError(
@@ -74,9 +78,16 @@ class DenseSite:
                 f"{list(info.layouts)}; run another pass with dense among them"
             )
         self.store, self.site = store, site
+        known = store.receipts(site)
+        if missing := set(shards or ()) - known.keys():
+            raise InputError(
+                f"site {site!r} has no committed shard {min(missing)!r}: see `latentlake status`"
+            )
+        wanted = known.keys() if shards is None else set(shards)
         self.shards = [
             DenseShard(record, store.object_path(site, record.name, DENSE))
             for record in store.committed(site)
+            if record.name in wanted
         ]
         self._starts = np.array([shard.record.row_start for shard in self.shards], dtype=np.int64)
 
@@ -86,6 +97,11 @@ class DenseSite:
     def __len__(self) -> int:
         """Committed shards."""
         return len(self.shards)
+
+    def receipts_digest(self) -> str:
+        """What these shards' data are, in hex; as `FeatureStore.receipts_digest` where they are all."""
+        receipts = self.store.receipts(self.site)
+        return receipts_digest(receipts[shard.name] for shard in self.shards)
 
     @cached_property
     def width(self) -> int:

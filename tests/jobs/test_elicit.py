@@ -19,7 +19,7 @@ from schemas.errors import InputError
 from schemas.run_file import parse_run_file
 from tests.jobs.test_strips import Tokens
 from tests.kit import D_MODEL, dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
-from tests.lakes import extracted, run_file
+from tests.lakes import extracted, run_content, run_file
 
 SHORT = "w3 w5 w9 nonsense w60"
 LONG = " ".join(f"w{n * 7 % 60}" for n in range(40))
@@ -111,6 +111,18 @@ def test_surprise_is_that_of_a_count_over_all_stored_rows(store: FeatureStore) -
         low = np.log2((1 + counted) / (1 + np.array(exact) + slack))
         high = np.log2((1 + counted) / np.maximum(1 + np.array(exact) - slack, 1))
         assert low.max() <= row["surprise_bits"] <= high.max()
+
+
+@pytest.mark.parametrize("asked", [{"pooling": "mean"}, {"positions": [0, 4]}, {}])
+def test_a_text_longer_than_a_context_is_refused_where_a_document_has_one(tmp_path: Path, asked) -> None:
+    content = run_content(tmp_path)
+    content["sites"][0] |= asked
+    tokens = {**content["tokens"], "contexts": "document", "context_size": 130}
+    lake = extracted(parse_run_file(content | {"tokens": tokens}, "run.yaml"), tables=False)
+    fits = " ".join(["w1"] * (130 - 2))
+    assert len(run_text(lake, "mid", fits, Places()).token_ids) >= 128
+    with pytest.raises(InputError, match="has 200 tokens, more than fit a context of 130"):
+        run_text(lake, "mid", " ".join(["w1"] * 200), Places())
 
 
 def test_a_document_that_is_typed_fires_as_it_is_stored(store: FeatureStore) -> None:

@@ -108,7 +108,8 @@ def test_a_module_called_twice_gives_what_it_gave_first() -> None:
 
 def test_hooks_are_gone_after_a_forward() -> None:
     loaded = load_model(model(), ["layers.0"], "cpu", 1)
-    module = loaded._run.__closure__[0].cell_contents  # type: ignore[attr-defined]
+    held = [cell.cell_contents for cell in loaded._run.__closure__]  # type: ignore[attr-defined]
+    module = next(each for each in held if isinstance(each, nn.Module))
     loaded.forward(TokenBatch(TOKEN_IDS, LENGTHS))
     assert all(not part._forward_hooks for part in module.modules())
     assert module(torch.from_numpy(TOKEN_IDS)).shape == (2, 6, 512)
