@@ -299,7 +299,10 @@ def test_contradictions_between_run_file_and_sae_warn_with_both_values(tmp_path)
         assert part in told
 
 
-@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["jumprelu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standard", "gated"))],
+)
 def test_two_sites_of_different_width_share_one_pass(tmp_path, architecture):
     first = run_content(tmp_path, architecture)["sites"][0]
     wide = write_sae(tmp_path / "wide", "topk", d_sae=200, hook_name="layers.0", k=5, context_size=16)
