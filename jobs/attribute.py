@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
@@ -33,7 +33,7 @@ from rich.table import Table
 from jobs.console import console, say
 from jobs.progress import counting
 from pipeline.executors.tasks import OneProcess, Tasks
-from pipeline.planned import use_of
+from pipeline.planned import use_in
 from pipeline.statistics.attribution import (
     ATTRIBUTION_PROMPTS,
     SUMS,
@@ -95,8 +95,11 @@ def attribute(
     else:
         selection = select(read_scores(asked.scores, store.site(site).d_sae), "score", asked.k)
     if asked.ablate if asked.ablate is not None else asked.scores is None:
-        work, parts = _work(store, site, asked, _labels_of(selection, labels), answers)
-        if asked.scores is not None:
+        named = _labels_of(selection, labels)
+        if asked.scores is None:
+            work = replace(work, labels=named)
+        else:
+            work, parts = _work(store, site, asked, named, answers)
             _require_values(store, parts, selection)
         squared = asked.scores is None and asked.by == "ig2"
         selection = _ablated(site, work, parts, selection, tasks, squared=squared)
@@ -161,11 +164,7 @@ def _work(
             "each prompt of this store ends with a counted EOS, behind which no answer stands: tokenize the "
             "prompts anew with tokens.separator: none"
         )
-    plan = store.plans[store.site(site).pass_name]
-    about: dict[str, Any] = {}
-    if plan.model_loader != "synthetic":
-        _, about = store.site_weights(site, ())
-    use = use_of(plan, site, about, device=asked.device, model=asked.model, sae=asked.sae)
+    use = use_in(store, site, device=asked.device, model=asked.model, sae=asked.sae)
     tokenizer = asked.tokenizer or store.lake.tokenizer
     work = Work(store.layout, store.lake, use, labels, answers, tokenizer, asked.tolerance)
     parts = [

@@ -36,7 +36,7 @@ from rich.table import Table
 from jobs.console import console, say
 from jobs.progress import counting
 from pipeline.executors.tasks import OneProcess, Tasks
-from pipeline.planned import use_of
+from pipeline.planned import use_in
 from pipeline.statistics.fidelity import FIDELITY_SHARDS, row_of, summary
 from pipeline.store import FeatureStore
 from pipeline.store.tables import has_table, scan_table
@@ -109,17 +109,13 @@ def _work(store: FeatureStore, site: str, asked: Asked) -> Work:
         raise InputError(
             "the lake holds vectors, not tokens: a loss of next tokens is measured on text alone"
         )
-    plan = store.plans[store.site(site).pass_name]
-    about: dict[str, Any] = {}
-    if plan.model_loader != "synthetic":
-        _, about = store.site_weights(site, ())
-    use = use_of(plan, site, about, device=asked.device, model=asked.model, sae=asked.sae)
+    use = use_in(store, site, device=asked.device, model=asked.model, sae=asked.sae)
     if use.site.pooling != "none":
         raise InputError(
             f"site {site!r} reads one vector of each context ({use.site.reads}): no reconstruction of it can "
             "stand in for x at a token, and fidelity is of sites that read each row"
         )
-    return Work(store.layout, store.lake, use, plan.batch_contexts)
+    return Work(store.layout, store.lake, use, use.plan.batch_contexts)
 
 
 def _shards(store: FeatureStore, site: str, names: Sequence[str]) -> list[ShardRecord]:

@@ -65,7 +65,6 @@ OF_KINDS: dict[str, dict[str, Any]] = {
 }
 """Kind of corpus -> values of the tokens section where the run file says nothing."""
 
-
 WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}
 """Kinds of corpus behind whose documents no EOS is put, unless that is asked for."""
 

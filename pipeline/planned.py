@@ -18,6 +18,7 @@ from schemas.run_file import Model
 if TYPE_CHECKING:
     from pipeline.models import Model as LoadedModel
     from pipeline.saes.encoder import Encoder
+    from pipeline.store import FeatureStore
 
 
 T = TypeVar("T")
@@ -92,6 +93,15 @@ def use_of(
         _require_same("SAE", site.sae, lambda: sae_digest(site.sae), site.sae_digest)
     place = Place(site.hook_name, site.hook_name) if about is None else place_of(site, about)
     return PlannedUse(plan, site, place)
+
+
+def use_in(
+    store: FeatureStore, site: str, *, device: str, model: str | None = None, sae: str | None = None
+) -> PlannedUse:
+    """The same for a site of a store."""
+    plan = store.plans[store.site(site).pass_name]
+    about = None if plan.model_loader == "synthetic" else store.site_weights(site, ())[1]
+    return use_of(plan, site, about, device=device, model=model, sae=sae)
 
 
 def _require_same(what: str, path: str, digest: Callable[[], str], planned: str) -> None:

@@ -83,14 +83,19 @@ class HubSource:
             gc.collect()
 
     def _asked(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return ask(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"corpus.path {self._corpus.path!r} is no local path, and no Hugging Face dataset could "
-                f"be opened by that name (config {self._corpus.config}, split {self._corpus.split}): {reason}"
-            ) from None
+        refusal = (
+            f"corpus.path {self._corpus.path!r} is no local path, and no Hugging Face dataset could be "
+            f"opened by that name (config {self._corpus.config}, split {self._corpus.split})"
+        )
+        return answered(refusal, ask, *args, **kwargs)
+
+
+def answered(refusal: str, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the hub gives; its error is an InputError that begins with `refusal`."""
+    try:
+        return ask(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
+        raise InputError(f"{refusal}: {' '.join(str(error).split())[:300]}") from None
 
 
 def load_dataset(*args: Any, **kwargs: Any) -> Any:

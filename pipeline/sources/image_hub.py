@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.sources.hub import load_dataset, revision_of
+from pipeline.sources.hub import answered, load_dataset, revision_of
 from pipeline.sources.image_files import Labelled
 from pipeline.sources.images import ImageSource
 from pipeline.sources.values import check_columns
@@ -60,11 +60,8 @@ class HubImages(ImageSource):
         return Labelled(np.stack(images), labels, corpus.path)
 
     def _asked_of_hub(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return ask(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"corpus.path {self._corpus.path!r} is no file of images, and no Hugging Face dataset could "
-                f"be opened by that name: {reason}"
-            ) from None
+        refusal = (
+            f"corpus.path {self._corpus.path!r} is no file of images, and no Hugging Face dataset could be "
+            "opened by that name"
+        )
+        return answered(refusal, ask, *args, **kwargs)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.image_networks import ImageClassifier, ImageDecoder
-from pipeline.training.batches import Steps, batches
+from pipeline.training.batches import Steps, trained
 
 HIDDEN = 49
-LEARNING_RATE = 1e-3
 
 
 def train_classifier(
@@ -23,13 +22,11 @@ def train_classifier(
     """Train on images float32 [n, P] and labels int64 [n] by cross-entropy, with Adam."""
     torch.manual_seed(steps.seed)
     classifier = ImageClassifier(images.shape[1], HIDDEN, classes)
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=LEARNING_RATE)
-    for rows in batches(len(images), steps, advance):
-        loss = nn.functional.cross_entropy(classifier(images[rows]), labels[rows])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return classifier.eval()
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(classifier(images[rows]), labels[rows])
+
+    return trained(classifier, len(images), steps, advance, loss_of)
 
 
 def train_decoder(
@@ -38,13 +35,11 @@ def train_decoder(
     """Train hidden values float32 [n, H] -> images [n, P] by the mean squared error, with Adam."""
     torch.manual_seed(steps.seed)
     decoder = ImageDecoder(hidden.shape[1], images.shape[1])
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
-    for rows in batches(len(images), steps, advance):
-        loss = nn.functional.mse_loss(decoder(hidden[rows]), images[rows])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return decoder.eval()
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return nn.functional.mse_loss(decoder(hidden[rows]), images[rows])
+
+    return trained(decoder, len(images), steps, advance, loss_of)
 
 
 def hidden_of(classifier: ImageClassifier, images: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.training.batches import Steps, batches
+from pipeline.training.batches import Steps, trained
 
-LEARNING_RATE = 1e-3
 PENALTY = 1e-4
 """Weight of the penalty in the loss."""
 CLAMP = 1e-7
@@ -68,15 +67,13 @@ def train_sae(
     """Train on rows x float32 [n, D] with Adam."""
     torch.manual_seed(steps.seed)
     sae = SparseAutoencoder(x.shape[1], d_sae)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=LEARNING_RATE)
-    for rows in batches(len(x), steps, advance):
+
+    def loss_of(rows: Tensor) -> Tensor:
         activations = sae.encode(x[rows])
-        loss = nn.functional.mse_loss(sae.decode(activations), x[rows])
-        loss = loss + sparsity.weight * penalty(activations, sparsity.rho)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return sae.eval()
+        error = nn.functional.mse_loss(sae.decode(activations), x[rows])
+        return error + sparsity.weight * penalty(activations, sparsity.rho)
+
+    return trained(sae, len(x), steps, advance, loss_of)
 
 
 def save_sae(folder: Path, sae: SparseAutoencoder, hook_name: str, sparsity: Sparsity) -> Path:
