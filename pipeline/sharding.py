@@ -23,7 +23,8 @@ from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.values import I32, Bool, Document
 
-_BATCH_CHARACTERS = 2 << 20
+_BATCH_SIZE = 2 << 20
+"""Characters, and bytes of vectors, of the documents that are encoded at once."""
 _BATCH_DOCUMENTS = 4096
 
 T = TypeVar("T")
@@ -100,13 +101,13 @@ def encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tup
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     batch: list[Document] = []
-    characters = 0
+    size = 0
     for document in documents:
         batch.append(document)
-        characters += len(document.text)
-        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
+        size += len(document.text) + (0 if document.values is None else document.values.nbytes)
+        if size >= _BATCH_SIZE or len(batch) == _BATCH_DOCUMENTS:
             yield batch
-            batch, characters = [], 0
+            batch, size = [], 0
     if batch:
         yield batch
 

@@ -6,7 +6,7 @@ records, lake.json and the new link of the corpus chain, are put last; the vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def asked_lake(
 ) -> Lake:
     """The lake's record as this run would write it; InputError where tokenizer and run file don't fit."""
     tokens = run_file.tokens
-    _check_labels(run_file.corpus.label_columns, inputs is not None)
+    _check_labels(run_file.corpus.label_columns, label_dtypes, inputs is not None)
     if prepend_bos and tokenizer.bos_id is None:
         raise InputError(f"the tokenizer {tokenizer.name!r} has no BOS token; set tokens.prepend_bos: false")
     if tokens.separator == "eos" and tokenizer.eos_id is None:
@@ -167,18 +167,14 @@ def asked_lake(
     )
 
 
-def _check_labels(columns: tuple[str, ...], has_vectors: bool) -> None:
+def _check_labels(asked: tuple[str, ...], labels: Iterable[str], has_vectors: bool) -> None:
+    """No label column is asked for twice, and none, asked for or of the corpus, is called as the store's."""
+    if twice := [name for name in asked if asked.count(name) > 1]:
+        raise InputError(f"corpus.label_columns names {twice[0]!r}, twice")
     reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
-    taken = [name for name in columns if name in reserved or columns.count(name) > 1]
-    if taken:
-        raise InputError(
-            f"corpus.label_columns names {taken[0]!r}, "
-            + (
-                "twice"
-                if taken[0] not in reserved
-                else "a column of the store's own; rename it in the corpus"
-            )
-        )
+    if taken := [name for name in (*asked, *labels) if name in reserved]:
+        where = "corpus.label_columns names" if taken[0] in asked else "the corpus has the label"
+        raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
 
 
 def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
@@ -265,6 +261,8 @@ def _named(source: dict[str, Any], limit: int | None) -> str:
     parts += [f"{drawn[name]} {name}" for name in ("bytes", "documents", "prompts") if name in drawn]
     parts += [f"seed {drawn['seed']}"] if "seed" in drawn else []
     parts += [f"text column {source['text_column']!r}"] if "text_column" in source else []
+    parts += [f"prompts.limit {source['prompts_limit']}"] if source.get("prompts_limit") else []
+    parts += [f"answers {', '.join(source['answers'])}"] if "answers" in source else []
     return ", ".join([*parts, f"limit {limit}"])
 
 

