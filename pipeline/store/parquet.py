@@ -93,7 +93,15 @@ def as_frame(table: pa.Table, schema: Schema) -> pl.DataFrame:
 
 def scan_frame(path: StorePath) -> pl.LazyFrame:
     """A Parquet file, read as far as a query needs it."""
-    return pl.scan_parquet(scannable(path), glob=False)
+    return scan_frames(scannable(path))
+
+
+def scan_frames(source: Any, **options: Any) -> pl.LazyFrame:
+    """What is `scannable`, one or several; with the environment's credentials, as obstore finds them.
+
+    Polars would else ask the clouds' own packages, where they are installed, which look elsewhere.
+    """
+    return pl.scan_parquet(source, glob=False, credential_provider=None, **options)
 
 
 def scannable(path: StorePath) -> str | Path | io.BytesIO:
