@@ -163,6 +163,8 @@ def _footer(file: BinaryIO) -> tuple[bytes, bytes]:
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1" or length > size:
         raise ValueError("it is no Parquet file")
+    if _SEAL_KEY in tail[:-length]:
+        raise ValueError("its footer's length is not the one that was written")
     if length > len(tail):
         file.seek(size - length)
         tail = file.read()
