@@ -85,16 +85,21 @@ def write_postings(
 def read_frame(path: StorePath, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """A Parquet file, or some of its columns; wrap it in `objects.readable` for what damaged ones raise."""
     with open_parquet(path) as file:
-        frame = pl.DataFrame(file.read(columns=None if columns is None else list(columns)))
+        frame = _frame(file.read(columns=None if columns is None else list(columns)))
     return frame if columns is None else frame.select(columns)
 
 
 def as_frame(table: pa.Table, schema: Schema) -> pl.DataFrame:
     """What PyArrow has read; ValueError where the columns are others, as a damaged footer may have it."""
-    frame = pl.DataFrame(table)
+    frame = _frame(table)
     if frame.schema != schema:
         raise ValueError(f"its columns are {', '.join(frame.columns)}")
     return frame
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    """Without the schema's metadata, at whose damage Polars panics."""
+    return pl.DataFrame(table.replace_schema_metadata(None))
 
 
 def scan_frame(path: StorePath) -> pl.LazyFrame:
