@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 LAUNCHED = ["cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml"]
 RAYJOB = "deploy/rayjob.yaml"
 CRD = "LATENTLAKE_RAYJOB_CRD"
-"""Names the file of KubeRay's CRD, if it is at hand: ray-operator/config/crd/bases/ray.io_rayjobs.yaml there."""
+"""Names KubeRay's CRD, if it is at hand: its ray-operator/config/crd/bases/ray.io_rayjobs.yaml."""
 IMAGE = f"example/latentlake:{__version__}"
 
 
@@ -110,7 +110,7 @@ def test_a_field_that_kuberay_does_not_know_is_refused(change, told):
 
 
 def closed(schema):
-    """A CRD's schema that refuses unknown fields, as `kubectl apply` does, where a server would prune them."""
+    """A CRD's schema that refuses unknown fields, as `kubectl apply` does; a server would prune them."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
