@@ -213,7 +213,8 @@ def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[
     if not is_paired and _shared(a, b):
         yield (
             "some documents are in both, and can not be paired because the token shards differ: errors are "
-            "overstated"
+            "overstated, for the sides are taken as independent; with one `tokens` section for both they "
+            "would be paired"
         )
 
 

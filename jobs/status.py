@@ -11,6 +11,7 @@ from jobs.pass_status import PassStatus, read_status
 from jobs.progress import duration, several, size
 from pipeline.store import FeatureStore
 from pipeline.store.tables import RECEIPTS_KEY, job_of
+from pipeline.store.unfinished import unfinished_tokens
 from schemas.layout import DENSE, StorePath
 
 AGAIN_S = 5.0
@@ -34,6 +35,8 @@ def _status(store: FeatureStore) -> bool:
         f"{len(store.shards)} shards, contexts of {store.lake.context_size}; "
         f"special tokens: {store.lake.special_tokens}"
     )
+    if unfinished := unfinished_tokens(store.layout, store.links):
+        say(f"  [yellow]unfinished[/]: {escape(unfinished)}")
     passes = [read_status(store, name, time.time()) for name in store.plans]
     for each in passes:
         _show(store, each)

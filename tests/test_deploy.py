@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from schemas.run_file import load_run_file
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ["cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml"]
 RAYJOB = "deploy/rayjob.yaml"
+CRD = "LATENTLAKE_RAYJOB_CRD"
+"""Names KubeRay's CRD, if it is at hand: its ray-operator/config/crd/bases/ray.io_rayjobs.yaml."""
 IMAGE = f"example/latentlake:{__version__}"
 
 
@@ -104,6 +107,42 @@ def test_a_field_that_kuberay_does_not_know_is_refused(change, told):
     change(job)
     with pytest.raises(jsonschema.ValidationError, match=told):
         jsonschema.validate(job, rayjob_schema())
+
+
+def closed(schema):
+    """A CRD's schema that refuses unknown fields, as `kubectl apply` does; a server would prune them."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    if found.get("type") == "object" and "properties" in found:
+        found.setdefault("additionalProperties", found.get("x-kubernetes-preserve-unknown-fields", False))
+    return found
+
+
+def crd_schema(text):
+    """The schema of `ray.io/v1` in a CustomResourceDefinition."""
+    crd = next(each for each in yaml.safe_load_all(text) if each)
+    (version,) = (each for each in crd["spec"]["versions"] if each["name"] == "v1")
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+@pytest.mark.skipif(CRD not in os.environ, reason=f"{CRD} names no file of KubeRay's CRD of RayJob")
+def test_kuberays_own_crd_takes_the_rayjob():
+    jsonschema.validate(read(RAYJOB), crd_schema(Path(os.environ[CRD]).read_text()))
+
+
+def test_a_crd_refuses_fields_that_it_does_not_name():
+    spec = {"type": "object", "properties": {"entrypoint": {"type": "string"}}}
+    root = {"type": "object", "properties": {"kind": {}, "metadata": {}, "spec": spec}}
+    versions = [{"name": name, "schema": {"openAPIV3Schema": root}} for name in ("v1", "v1alpha1")]
+    schema = crd_schema(yaml.safe_dump_all([None, {"spec": {"versions": versions}}]))
+    jsonschema.validate({"kind": "RayJob", "metadata": {"name": "x"}, "spec": {"entrypoint": "y"}}, schema)
+    with pytest.raises(jsonschema.ValidationError, match="entryPoint"):
+        jsonschema.validate({"kind": "RayJob", "spec": {"entryPoint": "y"}}, schema)
 
 
 def test_the_rayjob_asks_for_a_token_and_names_the_ray_that_was_tested():

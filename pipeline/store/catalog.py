@@ -11,6 +11,7 @@ from typing import Self
 from pipeline.store.commits import read_commits, receipts_digest
 from pipeline.store.object_path import store_path
 from pipeline.store.tokens import read_lake, read_links
+from pipeline.store.unfinished import unfinished_tokens
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
@@ -220,11 +221,8 @@ def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
 
 def _no_lake(layout: Layout) -> InputError:
     """What to say of a root without a record: `tokenize` puts it last, after the token shards."""
-    if layout.token_shards.is_dir():
-        return InputError(
-            f"{layout.root} holds token shards but no lake.json: `latentlake tokenize` is at work there, or "
-            "was interrupted; let it end, or run it again"
-        )
+    if unfinished := unfinished_tokens(layout, []):
+        return InputError(f"there is no lake.json yet: {unfinished}")
     return InputError(
         f"{layout.root} is no store (it has no lake.json): give the folder or URL that a run file calls "
         "store.root"

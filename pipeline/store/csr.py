@@ -9,7 +9,7 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from scipy import sparse
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
@@ -29,6 +29,17 @@ ONE_INDEX_TYPE_SINCE = 5
 
 EVERY_CHUNK: Any = {"write_empty_chunks": True}
 """Chunks of zeros are written too, so that a missing one can be told."""
+
+
+def checked_codecs(values: np.dtype[Any], level: int = _LEVEL, block: int = 0) -> list[Any]:
+    """Of numbers of this type: Blosc's zstd, then a checksum, for a flipped bit would be a wrong number.
+
+    Stores written before have none there; each array's metadata says what it has.
+    """
+    blosc = BloscCodec(
+        cname="zstd", clevel=level, shuffle="shuffle", typesize=values.itemsize, blocksize=block
+    )
+    return [blosc, Crc32cCodec()]
 
 
 def index_dtype(nnz: int) -> np.dtype[Any]:
@@ -57,15 +68,12 @@ def write_csr(path: Path, features: SparseFeatures, d_sae: int, format_version: 
         ("indices", indices),
         ("data", features.data),
     ):
-        codec = BloscCodec(
-            cname="zstd", clevel=_LEVEL, shuffle="shuffle", typesize=values.itemsize, blocksize=_BLOCK
-        )
         array = group.create_array(
             name,
             shape=values.shape,
             dtype=values.dtype,
             chunks=(max(1, min(len(values), _CHUNK)),),
-            compressors=codec,
+            compressors=checked_codecs(values.dtype, block=_BLOCK),
             config=EVERY_CHUNK,
         )
         array[:] = values
@@ -88,16 +96,29 @@ def open_group(path: StorePath) -> Any:
 
 
 def read_pattern(path: StorePath) -> tuple[I32, I64, tuple[int, int]]:
-    """`indices`, `indptr` and shape of the matrix that `write_csr` wrote."""
+    """`indices`, `indptr` and shape of the matrix that `write_csr` wrote; ValueError where it is none."""
     group: Any = open_group(path)
     check_chunks(group)
-    rows, d_sae = group.attrs["shape"]
-    return group["indices"][:], group["indptr"][:].astype(np.int64), (rows, d_sae)
+    indices, indptr, (rows, d_sae) = group["indices"][:], group["indptr"][:], group.attrs["shape"]
+    check_structure(indices, indptr, rows, d_sae)
+    return indices, indptr.astype(np.int64), (rows, d_sae)
 
 
 def read_csr(path: StorePath) -> sparse.csr_matrix:
-    """The matrix float32 [N, d_sae] that `write_csr` wrote."""
+    """The matrix float32 [N, d_sae] that `write_csr` wrote; ValueError where it is none."""
     group = open_group(path)
     check_chunks(group)
-    parts = tuple(group[name][:] for name in ("data", "indices", "indptr"))
-    return sparse.csr_matrix(parts, shape=tuple(group.attrs["shape"]))
+    data, indices, indptr = (group[name][:] for name in ("data", "indices", "indptr"))
+    rows, d_sae = group.attrs["shape"]
+    check_structure(indices, indptr, rows, d_sae)
+    if data.dtype != np.float32 or len(data) != len(indices):
+        raise ValueError(f"{len(data)} values of {data.dtype} at {len(indices)} places")
+    return sparse.csr_matrix((data, indices, indptr), shape=(rows, d_sae))
+
+
+def check_structure(indices: I32, indptr: I64, rows: int, d_sae: int) -> None:
+    """ValueError where SciPy, which looks at nothing, would read beyond its arrays."""
+    if len(indptr) != rows + 1 or indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
+        raise ValueError(f"its indptr is not that of {rows} rows and {len(indices)} activations")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < d_sae:
+        raise ValueError(f"it holds features that are not 0 to {d_sae - 1}")

@@ -16,10 +16,9 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 from zarr.storage import ObjectStore
 
-from pipeline.store.csr import EVERY_CHUNK
+from pipeline.store.csr import EVERY_CHUNK, checked_codecs
 from pipeline.store.object_path import ObjectPath
 from schemas.errors import ShardError
 from schemas.layout import StorePath
@@ -82,7 +81,7 @@ class DenseWriter:
             dtype=kind,
             chunks=(self._chunk, self._shape[1]),
             shards=self._piece.shape,
-            compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=kind.itemsize),
+            compressors=checked_codecs(kind),
             attributes={"dense_dtype": self._dtype},
             config=EVERY_CHUNK,
         )

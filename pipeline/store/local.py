@@ -164,6 +164,18 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """See `objects.is_locked`."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or it may not be read
+        return False
+    return False
+
+
 def fsync_tree(path: Path) -> None:
     """Bring a file, or a folder with everything below it, to the disk."""
     if path.is_file():

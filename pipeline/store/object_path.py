@@ -46,6 +46,7 @@ _RETRIES = {
     },
 }
 _URL = re.compile(r"([a-z0-9]+)://([A-Za-z0-9._@+=~-]+)((?:/[A-Za-z0-9._+=~-]+)*)/*")
+_NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 _ONE_READ = 1 << 23
 """Bytes of one request: a request has 30 s (AWS_TIMEOUT …), whatever it carries."""
 _READS = 8
@@ -218,11 +219,8 @@ def remote_errors(path: object) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        if re.search(r"NoSuchBucket|ContainerNotFound|bucket does not exist", text := str(error)):
-            raise InputError(
-                f"{path} lies in a bucket that does not exist ({_said(text)}): create it, or set store.root "
-                "elsewhere"
-            ) from None
+        if _NO_BUCKET.search(text := str(error)):
+            raise _no_bucket(path, text) from None
         raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise InputError(
@@ -240,7 +238,15 @@ def remote_errors(path: object) -> Iterator[None]:
             "conditional puts (AWS_CONDITIONAL_PUT: etag)"
         ) from None
     except BaseError as error:
-        raise _translated(path, str(error)) from None
+        if _NO_BUCKET.search(text := str(error)):  # what Azure's answer to a listing is
+            raise _no_bucket(path, text) from None
+        raise _translated(path, text) from None
+
+
+def _no_bucket(path: object, text: str) -> InputError:
+    return InputError(
+        f"{path} lies in a bucket that does not exist ({_said(text)}): create it, or set store.root elsewhere"
+    )
 
 
 def _translated(path: object, text: str) -> Exception:

@@ -96,6 +96,11 @@ def locked(path: StorePath, what: str) -> AbstractContextManager[None]:
     return local.locked(path, what) if isinstance(path, Path) else remote.locked(_of(path), what)
 
 
+def is_locked(path: StorePath) -> bool:
+    """Whether somebody holds the lock; on object storage it may be one who was killed."""
+    return local.is_locked(path) if isinstance(path, Path) else path.is_file()
+
+
 def sha256_file(path: StorePath) -> str:
     """sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
@@ -29,6 +30,9 @@ _FRAME_LEVEL = 1
 _FRAME_GROUP_BYTES = 1 << 18
 """Of a row group in memory: smaller ones weigh more by their metadata than they save."""
 _ROWS = 1 << 16
+_FOOTER_GUESS = 1 << 16
+"""Bytes of a file's end that are read first; footers are rarely larger."""
+_SEAL_KEY, _SEAL_KIND, _NO_SEAL = b"latentlake.footer", b"sha256:", b"0" * 64
 _INTEGER, _NUMBER = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"
 _ENCODINGS = {
     "INT32": _INTEGER,
@@ -45,9 +49,11 @@ def postings_arrow_schema(activation_dtype: ActivationDtype) -> pa.Schema:
     return pa.schema([("feature", pa.uint32()), ("row", pa.uint64()), ("activation", value)])
 
 
-def postings_writer(path: Path, activation_dtype: ActivationDtype, **options: Any) -> pq.ParquetWriter:
+def postings_writer(
+    path: Path, activation_dtype: ActivationDtype, **options: Any
+) -> AbstractContextManager[pq.ParquetWriter]:
     """A writer of postings; write each row group as a table, with `row_group_size=MAX_GROUP`."""
-    return pq.ParquetWriter(
+    return _sealed_writer(
         path,
         postings_arrow_schema(activation_dtype),
         compression="zstd",
@@ -59,7 +65,6 @@ def postings_writer(path: Path, activation_dtype: ActivationDtype, **options: An
             "activation": "BYTE_STREAM_SPLIT",
         },
         write_statistics=["feature", "row"],
-        write_page_checksum=True,
         **options,
     )
 
@@ -79,21 +84,35 @@ def write_postings(
 
 def read_frame(path: StorePath, columns: Sequence[str] | None = None) -> pl.DataFrame:
     """A Parquet file, or some of its columns; wrap it in `objects.readable` for what damaged ones raise."""
-    source = path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
-    return pl.read_parquet(source, columns=list(columns) if columns is not None else None, glob=False)
+    with open_parquet(path) as file:
+        frame = _frame(file.read(columns=None if columns is None else list(columns)))
+    return frame if columns is None else frame.select(columns)
 
 
 def as_frame(table: pa.Table, schema: Schema) -> pl.DataFrame:
     """What PyArrow has read; ValueError where the columns are others, as a damaged footer may have it."""
-    frame = pl.DataFrame(table)
+    frame = _frame(table)
     if frame.schema != schema:
         raise ValueError(f"its columns are {', '.join(frame.columns)}")
     return frame
 
 
+def _frame(table: pa.Table) -> pl.DataFrame:
+    """Without the schema's metadata, at whose damage Polars panics."""
+    return pl.DataFrame(table.replace_schema_metadata(None))
+
+
 def scan_frame(path: StorePath) -> pl.LazyFrame:
     """A Parquet file, read as far as a query needs it."""
-    return pl.scan_parquet(scannable(path), glob=False)
+    return scan_frames(scannable(path))
+
+
+def scan_frames(source: Any, **options: Any) -> pl.LazyFrame:
+    """What is `scannable`, one or several; with the environment's credentials, as obstore finds them.
+
+    Polars would else ask the clouds' own packages, where they are installed, which look elsewhere.
+    """
+    return pl.scan_parquet(source, glob=False, credential_provider=None, **options)
 
 
 def scannable(path: StorePath) -> str | Path | io.BytesIO:
@@ -105,8 +124,6 @@ def scannable(path: StorePath) -> str | Path | io.BytesIO:
 
 def read_metadata(path: StorePath) -> dict[str, str]:
     """The key-value metadata of a Parquet file."""
-    if isinstance(path, Path):
-        return pl.read_parquet_metadata(path)
     with open_parquet(path) as file:
         return {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
 
@@ -115,16 +132,76 @@ def read_metadata(path: StorePath) -> dict[str, str]:
 def open_parquet(path: StorePath, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
     """The file, to read row groups; PyArrow opens local ones itself, which is quicker.
 
-    Pages that carry a checksum (those of stores before version 4 do not) are compared with it: a flipped bit
-    would else be a wrong number.
+    The footer is compared with its seal, and pages with their checksums: a flipped bit would else be a wrong
+    number. Files of older stores have no seal, those from before version 4 no checksums.
     """
-    checked: dict[str, Any] = {"metadata": metadata, "page_checksum_verification": True}
+    checked: dict[str, Any] = {"page_checksum_verification": True}
     if isinstance(path, Path):
-        with pq.ParquetFile(path, **checked) as file:
+        if metadata is None:
+            with path.open("rb") as source:
+                metadata = _checked_footer(source)
+        with pq.ParquetFile(path, metadata=metadata, **checked) as file:
             yield file
     else:
-        with open_input(path) as source, pq.ParquetFile(source, pre_buffer=True, **checked) as file:
-            yield file
+        with open_input(path) as source:
+            metadata = _checked_footer(source) if metadata is None else metadata
+            with pq.ParquetFile(source, metadata=metadata, pre_buffer=True, **checked) as file:
+                yield file
+
+
+def _checked_footer(file: BinaryIO) -> pq.FileMetaData:
+    """What stands at the end of a file; ValueError where its seal, if it has one, is another."""
+    footer, end = _footer(file)
+    place = _place_of_seal(footer)
+    if place is not None:
+        seal = footer[place : place + len(_NO_SEAL)]
+        if _seal_of(footer[:place] + _NO_SEAL + footer[place + len(seal) :]) != seal:
+            raise ValueError("its footer is not the one that was written")
+    return pq.read_metadata(pa.BufferReader(footer + end))
+
+
+def _footer(file: BinaryIO) -> tuple[bytes, bytes]:
+    """A file's footer, and the 8 bytes behind it: its length, and Parquet's name."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _FOOTER_GUESS))
+    tail = file.read()
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != b"PAR1" or length > size:
+        raise ValueError("it is no Parquet file")
+    if _SEAL_KEY in tail[:-length]:
+        raise ValueError("its footer's length is not the one that was written")
+    if length > len(tail):
+        file.seek(size - length)
+        tail = file.read()
+    return tail[-length:-8], tail[-8:]
+
+
+def _place_of_seal(footer: bytes) -> int | None:
+    """Where the seal's digits are in a footer; None where it has none."""
+    key = footer.find(_SEAL_KEY)
+    place = footer.find(_SEAL_KIND, key)
+    return None if min(key, place) < 0 else place + len(_SEAL_KIND)
+
+
+def _seal_of(footer: bytes) -> bytes:
+    return hashlib.sha256(footer).hexdigest().encode()
+
+
+@contextmanager
+def _sealed_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
+    """A writer of a file whose pages have checksums, and whose footer holds the sha256 of itself.
+
+    That is among the key-value metadata, which any reader skips, and was hashed with zeros in its place.
+    """
+    with pq.ParquetWriter(path, schema, write_page_checksum=True, **options) as writer:
+        yield writer
+        writer.add_key_value_metadata({_SEAL_KEY: _SEAL_KIND + _NO_SEAL})
+    with path.open("r+b") as file:
+        footer, end = _footer(file)
+        place = _place_of_seal(footer)
+        assert place is not None
+        file.seek(place - len(footer) - len(end), io.SEEK_END)
+        file.write(_seal_of(footer))
 
 
 def write_frame(
@@ -168,7 +245,7 @@ def _write(
     encodings = _encodings(empty)
     with (
         staged(path) as temporary,
-        pq.ParquetWriter(
+        _sealed_writer(
             temporary,
             empty.schema,
             compression="zstd",
@@ -176,7 +253,6 @@ def _write(
             use_dictionary=[name for name in encodings if encodings[name] is None],
             column_encoding={name: encoding for name, encoding in encodings.items() if encoding},
             store_schema=False,
-            write_page_checksum=True,
         ) as writer,
     ):
         for part in parts:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.store.contexts import ContextIndex
 from pipeline.store.object_path import is_memory
-from pipeline.store.parquet import scan_frame, scannable
+from pipeline.store.parquet import scan_frame, scan_frames, scannable
 from schemas.layout import Layout, StorePath
 from schemas.records import Lake, ShardRecord
 from schemas.run_file import ActivationDtype
@@ -28,7 +28,7 @@ def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl
     if is_memory(layout.root):
         return _concatenated(layout, list(columns), shards)
     paths = [str(layout.tokens(record.name)) for record in shards]
-    lake_wide = pl.scan_parquet(paths, row_index_name="context", include_file_paths="__path__", glob=False)
+    lake_wide = scan_frames(paths, row_index_name="context", include_file_paths="__path__")
     starts = pl.col("__path__").replace_strict(
         paths, [record.row_start for record in shards], return_dtype=pl.UInt64
     )
@@ -65,7 +65,7 @@ def scan_activations(
     if not paths:
         return _with_places(pl.LazyFrame(schema=schema), contexts)
     sources: Any = [scannable(path) for path in paths]
-    return _with_places(pl.scan_parquet(sources, schema=schema, glob=False), contexts)
+    return _with_places(scan_frames(sources, schema=schema), contexts)
 
 
 def _with_places(postings: pl.LazyFrame, contexts: ContextIndex) -> pl.LazyFrame:

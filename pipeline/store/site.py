@@ -11,9 +11,8 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
-from pipeline.store.csr import open_group
+from pipeline.store.csr import checked_codecs, open_group
 from pipeline.store.objects import publish_folder, readable, scratch_folder
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -72,7 +71,8 @@ def read_site_weights(
 def open_site_rows(layout: Layout, pass_name: str, site: str, name: str) -> Any | None:
     """One of the weights, to be read in slices, as `read_site_weights` has it; None where there is none.
 
-    On object storage the weights are fetched whole here. Nothing is checked: `latentlake verify` does that.
+    On object storage the weights are fetched whole here. Only chunks' own checksums are checked: `latentlake
+    verify` compares the whole.
     """
     path = layout.site(pass_name, site)
     if not has_site_weights(layout, pass_name, site):
@@ -104,13 +104,12 @@ def _write(
         }
     )
     for name, values in sorted(weights.items()):
-        codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=values.itemsize)
         array = group.create_array(
             name,
             shape=values.shape,
             dtype=values.dtype,
             chunks=_chunks(values, site.d_sae),
-            compressors=codec,
+            compressors=checked_codecs(values.dtype),
         )
         array[...] = values
 

@@ -117,7 +117,7 @@ def job_of(table: str) -> str:
 def _metadata(path: StorePath) -> dict[str, str]:
     try:
         return read_metadata(path)
-    except (pl.exceptions.ComputeError, pa.ArrowInvalid):
-        raise InputError(
-            f"{path} is damaged (not Parquet): delete it and run the job that writes it"
-        ) from None
+    except InputError:
+        raise
+    except (ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and run the job that writes it") from None

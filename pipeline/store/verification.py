@@ -2,7 +2,8 @@
 
 Each shard is a task; a compaction is compared by fingerprints that its shards' tasks give, and nothing is
 merged again. Partials that agree with a recomputation are as good as those computed anew, so the
-tables are then made from them as `stats` makes them, and compared.
+tables are then made from them as `stats` makes them, and compared. Tables of other jobs have their pages'
+checksums alone. What is for people (manifest, events, prediction, figures, report) is not looked at.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_check import EVERY_FEATURE, Committed, Pass, Prints, VerifyReport
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.site_tables import site_tables
+from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.records import CompactedFile, Plan, ShardRecord
+from schemas.records import CompactedFile, Lake, Plan, ShardRecord
 from schemas.tables import OF_STATS, VOCABULARY
 from schemas.values import U64
 
@@ -49,12 +51,13 @@ def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
     report = VerifyReport()
     tokens = set()
     for record, found in zip(
-        store.shards, tasks.map(partial(_check_tokens, store.layout), store.shards), strict=True
+        store.shards, tasks.map(partial(_check_tokens, store.layout, store.lake), store.shards), strict=True
     ):
         report.add(found)
         if not found.problems:
             tokens.add(record.name)
     _verify_vocabulary(store, report)
+    _verify_chain(store, report)
     for pass_name in store.plans:
         _verify_pass(store, pass_name, tokens, tasks, report)
     return report
@@ -67,6 +70,10 @@ def _verify_pass(
     plan, receipts = store.plans[pass_name], store.pass_receipts(pass_name)
     if pending := len(store.shards) - len(receipts):
         report.stale.append(f"{pending} shards are not extracted in pass {pass_name}: `latentlake extract`")
+    if plan.lake_digest != store.lake.digest:
+        report.problems.append(
+            f"{store.layout.lake} is not the lake that {store.layout.plan(pass_name)} was made for"
+        )
     compactions, wrong = read_compactions(store.layout, pass_name, receipts)
     report.problems += wrong
     expected = _expected(plan, compactions)
@@ -112,10 +119,50 @@ def _expected(plan: Plan, compactions: Sequence[Compacted]) -> dict[str, _Expect
     return found
 
 
-def _check_tokens(layout: Layout, record: ShardRecord) -> VerifyReport:
-    report = VerifyReport()
-    report.compare_object(layout.tokens(record.name), record.bytes, record.sha256)
+def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyReport:
+    """Whether a token shard has its checksum, and what its record, from which denominators come, says."""
+    report, path = VerifyReport(), layout.tokens(record.name)
+    if not report.compare_object(path, record.bytes, record.sha256):
+        return report
+    try:
+        tokens = read_token_shard(layout, lake, record, verify=False)
+    except InputError as error:
+        report.problems.append(str(error))
+        return report
+    totals, contexts = tokens.totals(), len(tokens.context_ptr) - 1
+    found = totals.rows, totals.counted_rows, contexts, totals.contexts, totals.documents
+    said = (
+        record.rows,
+        record.counted_rows,
+        record.contexts,
+        record.counted_contexts,
+        record.counted_documents,
+    )
+    if found != said:
+        report.problems.append(
+            f"the corpus chain's record of {record.name} says {said} rows, counted rows, contexts, counted "
+            f"contexts and counted documents; {path} holds {found}"
+        )
+    documents = tokens.document.astype(np.int64) - record.document_start
+    if len(documents) and not 0 <= documents.min() <= documents.max() < record.documents:
+        report.problems.append(f"{path} holds documents that the corpus chain's record of it does not")
     return report
+
+
+def _verify_chain(store: FeatureStore, report: VerifyReport) -> None:
+    """Whether each shard's numbers begin where those of the shard before end."""
+    rows = contexts = documents = 0
+    for shard in store.shards:
+        if (shard.row_start, shard.context_start, shard.document_start) != (rows, contexts, documents):
+            report.problems.append(
+                f"the corpus chain in {store.layout.corpus_link(0).parent} has a gap before {shard.name}"
+            )
+            return
+        rows, contexts, documents = (
+            rows + shard.rows,
+            contexts + shard.contexts,
+            documents + shard.documents,
+        )
 
 
 def _verify_vocabulary(store: FeatureStore, report: VerifyReport) -> None:
@@ -204,11 +251,21 @@ def _holds(file: PostingsFile, first: int, expected: U64) -> bool:
 
 
 def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:
-    """Compare the tables of `stats` that are there and fresh with those that partials and postings give."""
+    """Compare the tables of `stats` that are there and fresh with those that partials and postings give.
+
+    Of all tables the pages' checksums are compared, where they have any (version 4 on).
+    """
     stored: dict[str, pl.DataFrame] = {}
-    for name in ("features", "l0", "examples", *CONTROL_TABLES):
+    for name in store.tables(site):
         path = store.layout.table(site, name)
-        if not store.has_table(site, name):
+        report.objects += 1
+        try:
+            _read_through(path)
+        except InputError as error:
+            remedy = f"delete it and run `latentlake {tables.job_of(name)}`"
+            report.problems.append(f"{_not_compared(path, error)}; or {remedy}")
+            continue
+        if name not in ("features", "l0", "examples", *CONTROL_TABLES):
             continue
         try:
             if store.is_stale(site, name):
@@ -233,6 +290,13 @@ def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyR
                 fresh[name] = fresh[name].filter(pl.col("kind").is_in(kinds))
             lacks = ADDED.get(name, set()) - set(table.columns)
             report.compare_frame(fresh[name].drop(lacks), table, store.layout.table(site, name), tolerance)
+
+
+def _read_through(path: StorePath) -> None:
+    """Every page, a row group in memory; InputError where one can not be read."""
+    with readable(path), open_parquet(path) as file:
+        for group in range(file.num_row_groups):
+            file.read_row_group(group, use_threads=False)
 
 
 def _not_compared(path: StorePath, error: Exception) -> str:

@@ -259,9 +259,14 @@ def test_what_else_differs_is_said(folder, capsys):
     extracted(of(folder, "second", "elsewhere", model=checkpoint), tables=False)
     diff(side(folder, "first"), side(folder, "elsewhere"), top=0)
     assert "both the documents and the models differ" in capsys.readouterr().out
-    extracted(of(folder, "first", "cut", tokens={"shard_tokens": 600}), tables=False)
-    diff(side(folder, "first"), side(folder, "cut"), top=0)
-    assert "some documents are in both, and can not be paired" in capsys.readouterr().out
+    others = ({"shard_tokens": 600}, {"context_size": 12}, {"limit": 400}, {"prepend_bos": False})
+    for number, tokens in enumerate(others):
+        extracted(of(folder, "first", f"cut-{number}", tokens=tokens), tables=False)
+        capsys.readouterr()
+        diff(side(folder, "first"), side(folder, f"cut-{number}"), top=0)
+        told = " ".join(capsys.readouterr().out.split())
+        assert "The documents differ." in told
+        assert "some documents are in both, and can not be paired" in told
 
 
 def test_shards_that_one_side_lacks_are_left_out_and_named(folder, capsys):

@@ -124,6 +124,7 @@ def build(
     link = CorpusLink(source={}, source_digest="0", shards=tuple(records))
     put_if_absent(layout.corpus_link(0), link.to_json())
     plan = make_plan([planned_site(name) for name in sites], layouts, dtype)
+    plan = plan.model_copy(update={"lake_digest": lake.digest})
     put_if_absent(layout.plan(plan.pass_name), plan.to_json())
     dense = {name: np.zeros((sum(r.rows for r in records), D_SAE), np.float32) for name in sites}
     for record, frame in zip(records[:commits], frames, strict=False):

@@ -154,10 +154,10 @@ def running_moto() -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def running_proxy(upstream: tuple[str, int]) -> Iterator[FaultyS3]:
+def running_proxy(upstream: tuple[str, int], kind: type[Handler] = Handler) -> Iterator[FaultyS3]:
     """A proxy before `upstream`."""
     faulty = FaultyS3(upstream)
-    handler = type("BoundHandler", (Handler,), {"faulty": faulty})
+    handler = type("BoundHandler", (kind,), {"faulty": faulty})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     faulty.port = server.server_port

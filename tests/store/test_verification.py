@@ -54,7 +54,7 @@ def recommit(built: Built, *paths: Path) -> None:
 def test_a_sound_store_has_no_problem_and_all_of_it_is_counted(built: Built) -> None:
     report = verify(built)
     assert (report.problems, report.stale) == ([], [])
-    assert report.objects == 2 + 2 * 2 * 4 + 2 + 1
+    assert report.objects == 2 + 2 * 2 * 4 + 2 + 1 + 2
     assert report.nonzeros == sum(np.count_nonzero(dense) for dense in built.dense.values())
     assert report.statistics > 2 * D_SAE
     assert report.bytes > 10_000
