@@ -136,16 +136,21 @@ def finish(driver: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def workers_killed(arena: Arena, kills: int = 8) -> None:
-    """Workers are killed at random moments, also while they load, write and commit."""
+def workers_killed(arena: Arena, kills: int = 10) -> None:
+    """Workers are killed at random moments, also while they load, write and commit.
+
+    Not more than three between two commits: a driver gives up when four in a row die while they load.
+    """
     root = arena.tokenized()
-    driver = arena.driver(root)
+    driver, after = arena.driver(root), list[int]()
     while kills and driver.poll() is None:
         time.sleep(arena.random.uniform(0.0, 0.8))
-        if workers := actors():
+        done = arena.committed(root)
+        if after[-3:] != 3 * [done] and (workers := actors()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 arena.random.choice(workers).kill()
                 arena.wounds["worker killed"] += 1
+                after.append(done)
                 kills -= 1
     finish(driver)
     arena.check(root)
