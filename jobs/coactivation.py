@@ -7,9 +7,9 @@ come: there is never a table of all pairs, and a process holds about 1 GB at mos
 The cost of neighbours goes with the pairs of features active in one row, rows x L0 x L0, beside reading the
 indices of all shards once for each block. At L0 64, 10^9 activations and 65,536 features that was 0.9
 microseconds of a core for an activation (15 minutes in all) on a machine busy with other work, two fifths of
-it reading, in 96 blocks of 680 features; blocks are half as large again now. At 10^6 features there are some
-320 blocks of 3,200: a feature has fewer pairs to hold. What decoder neighbours cost is said in
-`jobs.directions`; `--no-decoder` leaves them out.
+it reading, in 96 blocks of 680 features; there are 43 of 1,524 now, however many activations. At 10^6
+features there are some 320 blocks of 3,200: a feature has fewer pairs to hold. What decoder neighbours cost
+is said in `jobs.directions`; `--no-decoder` leaves them out.
 """
 
 from __future__ import annotations

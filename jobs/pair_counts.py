@@ -28,7 +28,10 @@ from schemas.values import I32, I64
 BLOCK_BYTES = 3 << 28
 """Of the tallies of one block of features."""
 BLOCK_PAIRS = 1 << 30
-"""Pairs that a block counts, some seconds' work."""
+"""Pairs that a block counts, some seconds' work, where there are few activations."""
+PAIRS_FOR_READING = 4
+"""Pairs, at least, that a block counts for each activation there is, for all of them are read for each block:
+else reading would grow with the square of the shards."""
 GATHERED = 1 << 19
 """Pairs gathered at once: what stays in a core's cache."""
 SPARSE = 8
@@ -52,7 +55,8 @@ def cut(n_active: I64, company: float, width: int) -> list[range]:
     """All features in blocks; each activation makes about `company` pairs, `width` is G."""
     pairs = n_active * company
     bytes_held = 4 * np.minimum(pairs, 2 * width)
-    share = np.maximum(pairs / BLOCK_PAIRS, bytes_held / BLOCK_BYTES)
+    most_pairs = max(BLOCK_PAIRS, PAIRS_FOR_READING * int(n_active.sum()))
+    share = np.maximum(pairs / most_pairs, bytes_held / BLOCK_BYTES)
     number = np.cumsum(share).astype(np.int64)
     edges = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(pairs)]
     return [range(first, last) for first, last in pairwise(edges)]

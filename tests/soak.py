@@ -2,8 +2,9 @@
 
     python -m tests.soak --minutes 10 [--seed 0] [--only workers,drivers,race,node,drain,disk]
 
-Nodes are raylets on this machine, drivers are processes of their own, and what is hurt is drawn at random.
-The short form of it is `tests/test_soak.py`.
+Nodes are raylets on this machine, drivers are processes of their own, and what is hurt is drawn at random. It
+goes on until the time is over and every wound came as often as `WOUNDS` wants it. The short form of it is
+`tests/test_soak.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +31,8 @@ import psutil
 import yaml
 
 from pipeline.store import FeatureStore
+from pipeline.store.events import read_events
+from schemas.layout import Layout
 from tests.lakes import data_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -132,16 +136,21 @@ def finish(driver: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def workers_killed(arena: Arena, kills: int = 8) -> None:
-    """Workers are killed at random moments, also while they load, write and commit."""
+def workers_killed(arena: Arena, kills: int = 10) -> None:
+    """Workers are killed at random moments, also while they load, write and commit.
+
+    Not more than three between two commits: a driver gives up when four in a row die while they load.
+    """
     root = arena.tokenized()
-    driver = arena.driver(root)
+    driver, after = arena.driver(root), list[int]()
     while kills and driver.poll() is None:
         time.sleep(arena.random.uniform(0.0, 0.8))
-        if workers := actors():
+        done = arena.committed(root)
+        if after[-3:] != 3 * [done] and (workers := actors()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 arena.random.choice(workers).kill()
                 arena.wounds["worker killed"] += 1
+                after.append(done)
                 kills -= 1
     finish(driver)
     arena.check(root)
@@ -155,8 +164,9 @@ def drivers_killed(arena: Arena, kills: int = 6) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             driver.wait(arena.random.uniform(0.5, 3.5))
         if driver.poll() is None:
-            driver.send_signal(arena.random.choice([signal.SIGKILL, signal.SIGTERM]))
-            arena.wounds["driver killed"] += 1
+            kill = arena.random.random() < 0.75
+            driver.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+            arena.wounds["driver killed" if kill else "driver told to end"] += 1
         driver.communicate(timeout=PATIENCE_S)
     finish(arena.driver(root))
     arena.check(root)
@@ -168,8 +178,17 @@ def two_drivers(arena: Arena) -> None:
     drivers = [arena.driver(root, workers=1) for _ in range(2)]
     for driver in drivers:
         finish(driver)
-    arena.wounds["driver raced"] += 1
+    arena.wounds["shard raced"] += raced(root)
     arena.check(root)
+
+
+def raced(root: Path) -> int:
+    """Shards of which two runs asked a worker, so that twins may have raced for the commit."""
+    layout, runs = Layout(root), defaultdict[str, set[str]](set)
+    for event in read_events(layout, "made"):
+        if event["event"] == "committed":
+            runs[event["shard"]].add(event["run"])
+    return sum(len(told) > 1 for told in runs.values())
 
 
 def node_killed(arena: Arena) -> None:
@@ -260,6 +279,17 @@ def actors() -> list[psutil.Process]:
     return found
 
 
+WOUNDS = {
+    "workers": ("worker killed", 50),
+    "drivers": ("driver killed", 20),
+    "race": ("shard raced", 20),
+    "node": ("node killed", 4),
+    "drain": ("node drained", 4),
+    "disk": ("disk full", 4),
+}
+"""By scenario the wound that it is for, and how often at least in ten minutes."""
+
+
 SCENARIOS: dict[str, Callable[[Arena], None]] = {
     "workers": workers_killed,
     "drivers": drivers_killed,
@@ -297,8 +327,19 @@ def raylets(nodes: int = 2) -> Iterator[tuple[Any, list[Any]]]:
                 cluster.shutdown()
 
 
+def share(arena: Arena, name: str) -> float:
+    """How much there was of what a scenario is for, as a share of what ten minutes should have."""
+    wound, wanted = WOUNDS[name]
+    return arena.wounds[wound] / wanted
+
+
+def wanting(arena: Arena, names: list[str], minutes: float) -> bool:
+    """Whether some wound came less often than it should in so many minutes."""
+    return any(share(arena, name) < minutes / 10 for name in names)
+
+
 def main() -> None:
-    """Hurt runs until the time is over; the first store that differs ends it."""
+    """Hurt runs until the time is over and the wounds are enough; the first store that differs ends it."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -311,8 +352,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, raylets() as (cluster, nodes):
         arena = Arena(Path(folder), cluster, nodes, random.Random(arguments.seed))
         began = time.monotonic()
-        while time.monotonic() - began < 60 * arguments.minutes:
-            name = names[arena.rounds % len(names)]
+        while time.monotonic() - began < 60 * arguments.minutes or wanting(arena, names, arguments.minutes):
+            name = min(names, key=partial(share, arena))
             SCENARIOS[name](arena)
             arena.rounds += 1
             told = ", ".join(f"{n} {what}" for what, n in sorted(arena.wounds.items()))

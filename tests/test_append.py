@@ -25,7 +25,7 @@ from pipeline.store.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import canonical_json
-from tests.lakes import data_bytes, extracted, run_content, run_file, write_corpus
+from tests.lakes import DRAWN, data_bytes, extracted, run_content, run_file, write_corpus
 
 ROOT = Path(__file__).parents[1]
 OLD, NEW = 10, 8
@@ -57,6 +57,7 @@ def of(folder, corpus, store="store", **changes):
         tokens={"shard_tokens": 1},
         store={"root": str(folder / store)},
         cluster={"features": 4, "contexts": 4},
+        derive=DRAWN,
         **changes,
     )
 

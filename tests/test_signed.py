@@ -12,7 +12,7 @@ from jobs.run import run
 from jobs.top import top
 from pipeline.statistics.histogram import bin_edges
 from pipeline.store import FeatureStore
-from tests.lakes import run_file
+from tests.lakes import DRAWN, run_file
 from tests.test_run import brute_force
 
 D_SAE = 64
@@ -22,7 +22,7 @@ D_SAE = 64
 def lake(tmp_path_factory):
     """A finished AbsTopK run: its folder, its store, and the stored activations, float32 [N, F]."""
     folder = tmp_path_factory.mktemp("lake")
-    run(run_file(folder, "abstopk"))
+    run(run_file(folder, "abstopk", derive=DRAWN))
     store = FeatureStore.open(folder / "store")
     stored = np.concatenate([store.csr("mid", record.name).toarray() for record in store.shards])
     return folder, store, stored

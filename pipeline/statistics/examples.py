@@ -170,8 +170,8 @@ def smallest_hashes(hashes: U64, keys: I64, k: int) -> tuple[I64, I64]:
 
 def example_table(strongest: Strongest, state: pl.DataFrame) -> pl.DataFrame:
     """The table `examples` of a state's features."""
-    both = pl.concat([strongest.table(), quantile_examples(state)])
-    return both.sort("feature", "kind", "interval", "rank")
+    both = pl.concat([quantile_examples(state), strongest.table()])  # each sorted, and kinds in their order
+    return both.sort("feature", maintain_order=True)
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:

@@ -53,14 +53,20 @@ def list_frame(keys: I64, **columns: NDArray[Any]) -> pl.DataFrame:
     """Frame of `feature` and a list column per array [L], cut where the feature of sorted `keys` changes."""
     features = feature_of(keys)
     starts = run_starts(features)
-    offsets = pa.array(np.append(starts, len(keys)))
+    offsets = _arrow(np.append(starts, len(keys)))
     return pl.DataFrame(
         {"feature": features[starts].astype(np.uint32)}
         | {
-            name: pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, pa.array(column))))
+            name: pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(offsets, _arrow(column))))
             for name, column in columns.items()
         }
     )
+
+
+def _arrow(values: NDArray[Any]) -> pa.Array:
+    """The same memory as an Arrow array; `pa.array` would import pandas, half a second in every process."""
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(values))]
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), buffers)
 
 
 _CELLS = 1 << 20
@@ -69,11 +75,14 @@ _CELLS = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """Elements of one state that fall into a block: their place in the state, and their features [L]."""
+    """Elements of one state that fall into a block: their place in it, and how many each feature has."""
 
     state: int
     slice: slice
     features: I64
+    """Of the state in the block, ascending: int64 [F]."""
+    lengths: I64
+    """Elements of each, int64 [F]."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,10 @@ class Block:
 
     def keys(self, cells: I64) -> I64:
         """Keys of ascending cells, which ascend too."""
-        return key_of(self.first + cells // len(self.bins), self.bins[cells % len(self.bins)])
+        width, features = len(self.bins), np.arange(self.first, self.last)
+        starts = (features - self.first) * width
+        n = np.diff(np.searchsorted(cells, starts), append=len(cells))  # 64-bit divisions take longer
+        return key_of(np.repeat(features, n), self.bins[cells - np.repeat(starts, n)])
 
 
 class Cells:
@@ -136,4 +148,4 @@ class Cells:
             some, n = features[begin:end], lengths[begin:end]
             cells = np.repeat((some - low) * len(self._occur), n)
             cells += self._code[bins[place].view(np.uint16)]
-            yield Part(state, place, np.repeat(some, n)), cells
+            yield Part(state, place, some, n), cells

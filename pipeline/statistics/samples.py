@@ -33,10 +33,16 @@ def row_hash(features: NDArray[Any], rows: NDArray[Any]) -> U64:
 
     SplitMix64 is a bijection, so two rows of a feature never tie.
     """
-    places: U64 = features.astype(np.uint64)
-    places *= np.uint64(GOLDEN)
+    places = _terms(features)
     places += rows.astype(np.uint64, copy=False)
     return mixed(places)
+
+
+def _terms(features: NDArray[Any]) -> U64:
+    """What a feature adds to the numbers of its rows, modulo 2^64."""
+    terms: U64 = features.astype(np.uint64)
+    terms *= np.uint64(GOLDEN)
+    return terms
 
 
 class Samples:
@@ -66,7 +72,7 @@ class Samples:
             row, value = np.zeros(block.size, np.uint64), np.zeros(block.size, np.float32)
             for part, cell in block.parts:
                 new = rows[part.state][part.slice]
-                hashes = row_hash(part.features, new)
+                hashes = mixed(np.repeat(_terms(part.features), part.lengths) + new)
                 # two rows of a feature never tie: an equal hash is that of an empty cell
                 smaller = np.flatnonzero(hashes <= best[cell])
                 chosen = cell[smaller]

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 64 << 20
 """Partials in memory before they are merged."""
-_RANGE_BYTES = 1 << 21
-"""Of an average shard's partials in one range: less does not pay for opening the file once more."""
+_RANGE_BYTES = 1 << 20
+"""Of an average shard's partials in one range: less does not pay for opening the file once more, and of
+twice as much there are so few ranges that one core is done long before the other."""
 _COUNT_FILES = 512
 _ROW_GROUPS_SINCE = 3
 """Format version from which on partials have row groups; older ones are read whole for every range."""

@@ -69,8 +69,9 @@ def test_many_shards_are_committed_by_actors_that_do_nothing_and_the_store_opens
     result = shards.measure(tmp_path, shards=60)
     assert result.driver_ms > 0
     assert result.resume_s > 0
-    store = FeatureStore.open(tmp_path / "store")
+    store = FeatureStore.open(tmp_path / "committed" / "store")
     assert len(store.receipts("bench")) == len(store.shards) == 60
+    assert result.dispatch_ms > 0
     assert "| driver's memory" in shards.section_of(result).markdown()
 
 

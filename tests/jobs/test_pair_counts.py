@@ -84,3 +84,11 @@ def test_blocks_hold_what_memory_lets_them_and_cover_every_feature(monkeypatch):
     assert cut(np.zeros(5, int), 0.0, 5) == [range(5)]
     monkeypatch.setattr(pair_counts, "BLOCK_BYTES", 1)
     assert len(cut(np.full(9, 10), 2.0, 9)) == 9
+
+
+def test_every_block_reads_all_activations_so_their_number_does_not_make_more_blocks(monkeypatch):
+    monkeypatch.setattr(pair_counts, "BLOCK_PAIRS", 1)
+    monkeypatch.setattr(pair_counts, "BLOCK_BYTES", 1 << 60)
+    found = [len(cut(np.full(1000, n), 60.0, 1000)) for n in (100, 10**4, 10**6)]
+    assert max(found) <= 1 + 60 / pair_counts.PAIRS_FOR_READING
+    assert min(found) == max(found)

@@ -19,7 +19,7 @@ from pipeline.store.object_path import store_path
 from pipeline.store.objects import locked, read_many, walk, write_atomic
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from tests.lakes import extracted, run_file
+from tests.lakes import DRAWN, extracted, run_file
 from tests.store.build import build
 from tests.store.s3 import FaultyS3, dropped, dropped_after, failed_after, status
 
@@ -59,8 +59,8 @@ def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_folder(
     s3: FaultyS3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = "s3://lake/some/prefix"
-    run(run_file(tmp_path))
-    run(run_file(tmp_path, store={"root": url}))
+    run(run_file(tmp_path, derive=DRAWN))
+    run(run_file(tmp_path, store={"root": url}, derive=DRAWN))
     here, there = store_path(str(tmp_path / "store")), store_path(url)
     expected = bytes_of(here)
     assert len(expected) > 60
@@ -69,7 +69,7 @@ def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_folder(
     assert not [name for name, _, _ in walk(there) if "/." in name]  # no lock, nothing temporary
 
     asked = len(s3.requests)
-    run(run_file(tmp_path, store={"root": url}))  # nothing is left to do
+    run(run_file(tmp_path, store={"root": url}, derive=DRAWN))  # nothing is left to do
     assert not any(method == "PUT" for method, _ in s3.requests[asked:])
     assert FeatureStore.open(url).verify().problems == []
     capsys.readouterr()
