@@ -136,6 +136,27 @@ def test_x_on_object_storage_is_read_by_ranges(lake, url, request):
         missing.read()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_torchs_own_loader_of_two_processes_reads_from_object_storage(lake, s3):
+    from torch.utils.data import DataLoader
+
+    from pipeline.dense_dataset import DenseDataset
+
+    store, _ = lake
+    url = "s3://lake/loader"
+    copied(store.layout.root, url)
+    dataset = DenseDataset(url, "low", batch_rows=50, numbers=True)
+    with pytest.raises(InputError, match="loader can not be read in a forked process: start it by spawn"):
+        next(iter(DataLoader(dataset, batch_size=None, num_workers=2)))  # it would wait for ever
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    x, rows = (np.concatenate(parts) for parts in zip(*loader, strict=True))
+    here = store.dense("low")
+    known = [np.flatnonzero(here.stored(shard)) + shard.record.row_start for shard in here]
+    assert sorted(rows.tolist()) == np.concatenate(known).tolist()
+    np.testing.assert_array_equal(x, here.rows(rows))
+
+
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
 def test_a_pooled_site_holds_the_pooled_vectors_at_their_rows(tmp_path, pooling):
     every = {"name": "low", "hook_name": "layers.0"}
