@@ -31,10 +31,10 @@ MEASURES = {
     "shrinkage |x'| / |x|": "shrinkage",
     "MCC, mean |cosine|": "mcc",
     "uniqueness": "uniqueness",
-    "precision": "precision",
-    "recall": "recall",
-    "F1": "f1",
-    "accuracy": "accuracy",
+    "precision, of the nearest true feature": "precision",
+    "recall, of the nearest true feature": "recall",
+    "F1, of the nearest true feature": "f1",
+    "accuracy, of the nearest true feature": "accuracy",
 }
 """Of the table `truth_summary`: what they are called here."""
 
@@ -45,7 +45,7 @@ def summaries(of_sites: Mapping[str, pl.DataFrame]) -> Iterator[Table]:
     for first in range(0, len(sites), SITES):
         some = sites[first : first + SITES]
         shown = Table(
-            title="as a whole (precision to accuracy: of nearest true features)",
+            title="the SAE as a whole",
             title_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
