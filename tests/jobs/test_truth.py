@@ -19,8 +19,9 @@ from jobs.extract import extract
 from jobs.figures import FIGURES
 from jobs.known.compare import found_hierarchy
 from jobs.make_dictionary import make_dictionary
-from jobs.plots import draw
+from jobs.plots import draw, plots
 from jobs.profile import profile
+from jobs.rank import rank
 from jobs.stats import stats
 from jobs.tokenize import tokenize
 from jobs.truth import truth
@@ -371,11 +372,26 @@ def test_the_answer_is_the_same_from_another_file_of_the_truth_and_in_two_proces
     assert table(store, "noisy", "truth_pairs").equals(before[1])
 
 
+def test_plots_names_no_command_that_such_a_corpus_has_no_use_for(known_store, capsys):
+    store, _ = known_store
+    rank(store, "exact", ("frequency",))
+    names = {path.stem for path in plots(store, "exact")}
+    told = " ".join(capsys.readouterr().out.split())
+    assert {"truth_frequency", "l0_thresholds"} < names
+    assert "label_differences" not in names  # there are no labels
+    assert "`latentlake cluster`" in told
+    assert not [
+        name for name in ("logits", "fidelity", "profile", "attribute") if f"latentlake {name}`" in told
+    ]
+
+
 def test_what_it_says_is_truth_against_measured(known_store, capsys):
     store, known = known_store
     truth(store, ["exact"], known, figures=False)
     told = " ".join(capsys.readouterr().out.split())
     assert "40 features against 40 true ones" in told
+    assert "explained variance 0.999" in told
+    assert "F1, of the nearest true feature 1.0000" in told
     assert "every feature fires in exactly its rows" in told
     assert "found from co-activation alone: 6 of 6, and no other" in told
     assert "exclusive pairs: 3 of 3 (100.0%) never fire together" in told
