@@ -6,7 +6,9 @@ Run from the repository root, with the extra `saelens` and the demo's model inst
 
 1. A pass without an SAE stores x at layer 9 of SmolLM2-135M over State of the Union addresses (layout dense).
 2. sae-lens' own trainer takes shuffled batches of it from `pipeline.dense_dataset`; the model is not needed.
-3. A second pass over the same tokens, with the SAE that came out, stores features; `stats` makes the tables.
+   The last shard, the latest addresses, is held out.
+3. `analyse.yaml` is written beside the store, and run as by `latentlake run`: a second pass over the same
+   tokens, with the SAE that came out, stores features; then tables, figures and report.
 4. How much of the variance of x the features explain is measured from the store alone, without model or SAE.
 
 What is done is not done again: the folder `sae` is trained once, passes go on where they stopped.
@@ -15,46 +17,54 @@ What is done is not done again: the folder `sae` is trained once, passes go on w
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+import yaml
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 
 from jobs.demo_model import ensure_demo_model
-from jobs.extract import extract
-from jobs.stats import stats
-from jobs.tokenize import tokenize
+from jobs.run import run
 from pipeline.dense_dataset import DenseDataset, DenseLoader
 from pipeline.store import FeatureStore
-from schemas.run_file import RunFile, parse_run_file
+from pipeline.store.dense_site import DenseSite
+from schemas.layout import DENSE
+from schemas.run_file import parse_run_file
 
 HOOK, CONTEXT = "blocks.9.hook_resid_post", 128
 CORPUS = Path(__file__).parents[1] / "jobs" / "demo_data" / "sotu.parquet"
 
 
-def run_file(asked: argparse.Namespace, site: dict[str, Any], layouts: list[str]) -> RunFile:
-    """One pass over the addresses; both passes differ in site and layouts alone."""
-    content = {
+def content(asked: argparse.Namespace, site: dict[str, Any], layouts: list[str]) -> dict[str, Any]:
+    """A run file of one pass over the addresses; both passes differ in site and layouts alone."""
+    return {
         "corpus": {"path": str(CORPUS), "label_columns": ["year", "president", "party"]},
-        "tokens": {"context_size": CONTEXT, "prepend_bos": True, "limit": asked.tokens},
+        "tokens": {
+            "context_size": CONTEXT,
+            "prepend_bos": True,
+            "limit": asked.tokens,
+            "shard_tokens": max(asked.tokens // 6, 1),
+        },
         "model": {"path": str(ensure_demo_model())},
         "sites": [site],
         "store": {"root": str(asked.out / "store"), "layouts": layouts},
         "extract": {"executor": "in_process", "cpus_per_worker": 2},
     }
-    return parse_run_file(content, "examples/train_sae.py")
 
 
 def train(asked: argparse.Namespace, folder: Path) -> None:
     """A TopK SAE on x of site `x9`, saved in SAELens' inference format."""
     torch.manual_seed(asked.seed)
-    dataset = DenseDataset(str(asked.out / "store"), "x9", batch_rows=asked.batch, seed=asked.seed)
+    shards, _ = split(FeatureStore.open(asked.out / "store"))
+    options = {"batch_rows": asked.batch, "seed": asked.seed, "shards": shards}
+    dataset = DenseDataset(str(asked.out / "store"), "x9", **options)
     model = ensure_demo_model().name
     metadata = SAEMetadata(model_name=model, hook_name=HOOK, context_size=CONTEXT, prepend_bos=True)
     sae = TopKTrainingSAE(
@@ -83,11 +93,17 @@ def train(asked: argparse.Namespace, folder: Path) -> None:
     trainer.fit().save_inference_model(folder)
 
 
-def explained_variance(store: FeatureStore, x_site: str, site: str) -> float:
-    """1 - SSE / SST over all counted rows: x from one pass, features and decoder from the other."""
+def split(store: FeatureStore) -> tuple[list[str], list[str]]:
+    """Shards to train on, and those held out: the last one, where there are several."""
+    names = [shard.name for shard in store.dense("x9")]
+    return (names[:-1], names[-1:]) if len(names) > 1 else (names, [])
+
+
+def explained_variance(store: FeatureStore, site: str, shards: Sequence[str]) -> float:
+    """1 - SSE / SST over the rows of some shards: x from one pass, features and decoder from the other."""
     weights, _ = store.site_weights(site, ["W_dec", "b_dec"])
-    dense, n = store.dense(x_site), 0
-    sse, total, squares = 0.0, np.zeros(dense.width), np.zeros(dense.width)
+    dense = DenseSite(store, "x9", shards)
+    n, sse, total, squares = 0, 0.0, np.zeros(dense.width), np.zeros(dense.width)
     for shard in dense:
         rows = dense.stored(shard)
         x = shard.read()[rows].astype(np.float64)
@@ -95,6 +111,24 @@ def explained_variance(store: FeatureStore, x_site: str, site: str) -> float:
         sse += float(((x - found) ** 2).sum())
         n, total, squares = n + len(x), total + x.sum(0), squares + (x**2).sum(0)
     return float(1 - sse / (squares - total**2 / n).sum())
+
+
+def tell(store: FeatureStore) -> None:
+    """What it came to."""
+    features = store.scan_features("trained").select(
+        features=pl.len(),
+        dead=(pl.col("n_active") == 0).sum(),
+        active_on_a_row=pl.col("frequency").sum(),
+        counted_rows=pl.col("counted_rows").first(),
+    )
+    print(features.collect())
+    receipts = store.receipts("x9").values()
+    size = sum(item.bytes for each in receipts for item in each.objects if item.path.endswith(DENSE))
+    print(f"x: {size / sum(each.rows for each in receipts):,.0f} bytes a row")
+    for what, shards in zip(("it was trained on", "held out"), split(store), strict=True):
+        if shards:
+            found = explained_variance(store, "trained", shards)
+            print(f"explained variance over the {len(shards)} shards {what}: {found:.4f}")
 
 
 def main() -> None:
@@ -110,27 +144,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
 
-    cached = run_file(asked, {"name": "x9", "hook_name": HOOK}, ["dense"])
-    tokenize(cached)
-    extract(cached)
-    sae = asked.out / "sae"
+    cached = content(asked, {"name": "x9", "hook_name": HOOK}, ["dense"])
+    run(parse_run_file(cached, "examples/train_sae.py"))
+    sae, path = asked.out / "sae", asked.out / "analyse.yaml"
     if not (sae / "cfg.json").is_file():
         train(asked, sae)
-    analysed = run_file(asked, {"name": "trained", "sae": str(sae)}, ["token_major", "feature_major"])
-    extract(analysed)
-    store = FeatureStore.open(analysed.store.root)
-    stats(store, "trained")
-    features = store.scan_features("trained")
-    print(
-        features.select(
-            features=pl.len(),
-            dead=(pl.col("n_active") == 0).sum(),
-            active_on_a_row=pl.col("frequency").sum(),
-            counted_rows=pl.col("counted_rows").first(),
-        ).collect()
-    )
-    explained = explained_variance(store, "x9", "trained")
-    print(f"explained variance over the {asked.tokens:,} tokens it was trained on: {explained:.4f}")
+    analysed = content(asked, {"name": "trained", "sae": str(sae)}, ["token_major", "feature_major"])
+    path.write_text(yaml.safe_dump(analysed, sort_keys=False), encoding="utf-8")
+    run(parse_run_file(analysed, str(path)))
+    tell(FeatureStore.open(asked.out / "store"))
 
 
 if __name__ == "__main__":

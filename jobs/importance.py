@@ -8,7 +8,7 @@ and 32 bytes for each feature and class.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -120,18 +120,20 @@ def linear_weights(store: FeatureStore, site: str) -> tuple[dict[str, F32], dict
     weights, about = store.site_weights(site, ("W_dec", "b_dec"))
     if not {"W_dec", "b_dec"} <= weights.keys():
         raise InputError(f"site {site!r} has no decoder: its features are drawn, not learnt")
-    other = next(
-        (what for what in ("transcoder", "skip", "hook_head_index") if about.get(what) not in (None, False)),
-        None,
-    )
-    if about.get("normalize_activations", "none") not in ("none", None, "expected_average_only_in"):
-        other = "normalize_activations"
-    if other is not None:
+    if (other := nonlinear(about)) is not None:
         raise InputError(
             f"the SAE of site {site!r} has {other}: its reconstruction is not activations @ W_dec + b_dec, "
             "and importance is known for that alone"
         )
     return weights, about
+
+
+def nonlinear(about: Mapping[str, Any]) -> str | None:
+    """What of an SAE's metadata makes its reconstruction another than activations @ W_dec + b_dec."""
+    if about.get("normalize_activations", "none") not in ("none", None, "expected_average_only_in"):
+        return "normalize_activations"
+    known = ("transcoder", "skip", "hook_head_index")
+    return next((what for what in known if about.get(what) not in (None, False)), None)
 
 
 def choose_label(store: FeatureStore, asked: str | None) -> str:

@@ -28,15 +28,17 @@ RECEIPTS_FIELD = {"png": RECEIPTS_KEY, "svg": "Identifier"}
 def plots(store: FeatureStore, site: str) -> list[StorePath]:
     """Draw the figures of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
-    Optional ones are drawn when their table is there; which are not, and the command that writes their
-    tables, is said. Raises InputError when the table of another one is missing, naming the command; then
-    nothing is drawn.
+    Optional ones are drawn when their table is there (that of labels: when the lake has any); which are not,
+    and the command that writes their tables, is said. Raises InputError when the table of another one is
+    missing, naming the command; then nothing is drawn.
     """
     missing = {
         name: drawing
         for name, drawing in FIGURES.items()
         if drawing.optional and not store.has_table(site, drawing.table)
     }
+    if not store.lake.label_columns:
+        missing |= {name: drawing for name, drawing in FIGURES.items() if drawing.table == "labels"}
     chosen = {name: drawing for name, drawing in FIGURES.items() if name not in missing}
     names = {drawing.table for drawing in chosen.values()}
     tables = {name: store.scan_table(site, name).collect() for name in sorted(names)}
@@ -62,8 +64,12 @@ def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list
 
 def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
     """The figures that a command would make possible with such a corpus and such a site."""
-    kinds = {link.source.get("kind") for link in store.links}
+    kinds = {str(link.source.get("kind")) for link in store.links}
+    has_text = not kinds <= {"images", "dictionary", "synthetic"}
     can = {
+        "profile": bool(store.lake.label_columns) or not store.has_table(site, "profile"),
+        "logits": has_text,
+        "fidelity": has_text,
         "stats": store.site(site).control is not None,
         "truth": "dictionary" in kinds,
         "importance": "images" in kinds,

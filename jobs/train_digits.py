@@ -31,7 +31,8 @@ HOOK = "hidden"
 JOBS = ("stats", "examples", "profile", "rank", "coactivation", "importance", "images", "plots", "report")
 HELD_OUT = 10
 """One image of so many is not trained on."""
-EPOCHS = {"classifier": 30, "decoder": 60, "sae": 200}
+EPOCHS = {"classifier": 30, "decoder": 60, "sae": 600}
+"""After 200 of an SAE the mean activation is still 0.175 where rho asks for 0.1; after 600 it is 0.109."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 What is measured is read from the store as any other job reads it: feature table, neighbours, rows. It is
 compared with the closed form of the recipe, and with the rows that were drawn, which are drawn again. Cost:
-cosines S F D, the optimal assignment of S x F (seconds at 5,000 x 5,000), rows drawn once more.
+cosines S F D, the optimal assignment of S x F (seconds at 5,000 x 5,000), rows drawn once more, x decoded.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-import numpy as np
 import polars as pl
 from matplotlib import rc_context
 from rich.markup import escape
 
-from jobs.console import say
+from jobs.console import console, say
 from jobs.figures import FIGURES
 from jobs.figures.style import STYLE
+from jobs.importance import nonlinear
 from jobs.known.compare import (
-    KnownPairs,
     Side,
     cosines_table,
     features_table,
@@ -32,20 +31,28 @@ from jobs.known.compare import (
 )
 from jobs.known.counts import Counting, Counts
 from jobs.known.matching import Cosines, assigned, best_order, cosines_with, literal_order
-from jobs.known.told import tell
+from jobs.known.reconstruction import Decoder
+from jobs.known.summary import summary_table
+from jobs.known.told import summaries, tell
 from jobs.plots import draw
 from jobs.progress import track
 from pipeline.dictionary.truth import KnownTruth
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store import FeatureStore
+from pipeline.store.site_profile import Tokens
 from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
 from schemas.layout import StorePath
-from schemas.tables import TRUTH, TRUTH_COSINES, TRUTH_PAIRS
+from schemas.tables import TRUTH, TRUTH_COSINES, TRUTH_PAIRS, TRUTH_SUMMARY
 
 WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
 
-SCHEMAS = {"truth": TRUTH, "truth_pairs": TRUTH_PAIRS, "truth_cosines": TRUTH_COSINES}
+SCHEMAS = {
+    "truth": TRUTH,
+    "truth_summary": TRUTH_SUMMARY,
+    "truth_pairs": TRUTH_PAIRS,
+    "truth_cosines": TRUTH_COSINES,
+}
 """The tables that are written."""
 
 
@@ -58,7 +65,7 @@ def truth(
     least: float = 1.0,
     figures: bool = True,
 ) -> list[StorePath]:
-    """Write the tables `truth`, `truth_pairs`, `truth_cosines` of each site, tell, and draw their figures.
+    """Write the tables SCHEMAS of each site, tell, and draw their figures.
 
     The literal order is that of the best of the sites, where they have as many features. `least` is the
     conditional frequency from which a feature is found to be the child of another. InputError where the store
@@ -72,6 +79,8 @@ def truth(
         written += _compare(store, site, side, known, tasks or OneProcess(), least)
         if figures:
             written += _draw(store, site)
+    for shown in summaries({site: store.scan_table(site, "truth_summary").collect() for site in sites}):
+        console.print(shown)
     say(f"[bold]truth[/] done ({time.monotonic() - began:.1f} s)")
     return written
 
@@ -139,9 +148,14 @@ def _compare(
     )
     pairs = known_pairs(known, side)
     recipe = known.recipe if _can_draw_again(store, site, known.recipe) else None
-    counts = _count(store, site, side, recipe, pairs, tasks)
+    decoder = _decoder(store, site, side, known)
+    counting = Counting(
+        recipe, len(known.vectors), *side.match, nearest=side.nearest, pairs=pairs.own, decoder=decoder
+    )
+    counts = _count(store, site, counting, tasks)
     tables = {
         "truth": features_table(known, side, features, counts, redrawn=recipe is not None),
+        "truth_summary": summary_table(known, side, features, counts, redrawn=recipe is not None),
         "truth_pairs": pairs_table(known, pairs, counts.both, features, neighbours),
         "truth_cosines": cosines_table(side),
     }
@@ -162,14 +176,23 @@ def _draw(store: FeatureStore, site: str) -> list[StorePath]:
     return [path for paths in drawn for path in paths]
 
 
-def _count(
-    store: FeatureStore, site: str, side: Side, recipe: Dictionary | None, pairs: KnownPairs, tasks: Tasks
-) -> Counts:
-    counting = Counting(recipe, *side.match, pairs.own)
+def _count(store: FeatureStore, site: str, counting: Counting, tasks: Tasks) -> Counts:
     shards = store.shard_files(site)
-    none = np.zeros(len(side.match.feature), np.int64)
     found = track(tasks.map(counting.of, shards), "rows against what was drawn", len(shards), "shards")
-    return reduce(add, found, Counts(np.zeros(len(pairs.own), np.int64), none, none))
+    return reduce(add, found, counting.none())
+
+
+def _decoder(store: FeatureStore, site: str, side: Side, known: KnownTruth) -> Decoder | None:
+    """What reconstructs x; None, and a note, where that takes more, or x is not what the lake holds."""
+    info = store.site(site)
+    loader = store.plans[info.pass_name].model_loader
+    other = nonlinear(side.metadata) or (None if loader == "inputs" else f"model.loader {loader}")
+    other = other or (None if info.reads.pooling != "mean" else "pooling: mean")
+    if other is not None or "b_dec" not in side.weights:
+        why = f"it has {other}" if other else "the SAE has no b_dec"
+        say(f"[yellow]note[/] {site}: explained variance and shrinkage are not known, {why}")
+        return None
+    return Decoder(Tokens.of(store, site), side.weights["W_dec"], side.weights["b_dec"], known.bias)
 
 
 def _can_draw_again(store: FeatureStore, site: str, recipe: Dictionary) -> bool:

@@ -160,7 +160,8 @@ class Worker:
         sites: dict[str, SiteReceipt] = {}
         with ExitStack() as stack:  # x is written while the shard is encoded
             staging = stack.enter_context(staged_folder(folder))
-            dense = self._dense_writers(staging, tokens.n_rows)
+            writers = self._dense_writers(staging, tokens.n_rows)
+            dense = {name: stack.enter_context(writer) for name, writer in writers.items()}
             encoded = self._features.encode(tokens, at, self._timed, dense)
             with self._timed("write"):
                 for site in self._plan.sites:

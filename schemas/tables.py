@@ -283,6 +283,8 @@ TRUTH: Schema = {
     "n_hits": pl.Int64(),
     "precision": pl.Float64(),
     "recall": pl.Float64(),
+    "n_nearest_drawn": pl.Int64(),
+    "n_nearest_hits": pl.Int64(),
 }
 """A row per feature of the SAE, of a store of a known dictionary against its truth.
 
@@ -292,7 +294,24 @@ the features literally. Of the assigned feature: `true_frequency` and `true_mean
 fires), in closed form; `frequency` and `mean_active` measured, with 95 % over rows. `expected_mean`: what the
 encoder gives on average in the rows in which the true feature fires, null where the encoder is not linear.
 `n_drawn`: rows in which the true feature was drawn, `n_hits` those in which both fire, precision n_hits /
-n_active, recall n_hits / n_drawn; null where what was drawn can not be drawn again.
+n_active, recall n_hits / n_drawn; `n_nearest_…`: the same rows of `nearest_true_feature`. Null where what was
+drawn can not be drawn again.
+"""
+
+TRUTH_SUMMARY: Schema = {
+    **dict.fromkeys(("counted_rows", "features", "true_features", "dead"), pl.Int64()),
+    **dict.fromkeys(("l0", "true_l0", "expected_l0", "explained_variance", "shrinkage"), pl.Float64()),
+    **dict.fromkeys(("mcc", "uniqueness", "precision", "recall", "f1", "accuracy"), pl.Float64()),
+}
+"""One row: an SAE as a whole, by the measures of sae-lens' `eval_sae_on_synthetic_data` (synthetic/evals.py).
+
+`l0`: features active in a row, on average, `true_l0` true ones as drawn, `expected_l0` these in closed form;
+`dead`: features that never fire. Of x, which the lake holds, and x' = activations @ W_dec + b_dec:
+`explained_variance` 1 - SSE / SST about the mean over all rows, `shrinkage` the mean of |x'| / |x| (of rows
+of |x| above 1e-6). `mcc`: the mean |cosine| of decoder directions assigned one to one, of min(features,
+true_features) pairs; `uniqueness`: true features that are nearest to some feature, per feature. `precision`,
+`recall`, `f1`, `accuracy`: each feature as a detector of its nearest true one, averaged over all features, 0
+where one has none. Null where the reconstruction is another, or what was drawn can not be drawn again.
 """
 
 TRUTH_PAIRS: Schema = {

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from matplotlib.patheffects import Normal, Stroke
 
 from jobs.figures.fonts import legible
 from jobs.figures.style import COLOUR_MAP, SOFT, counted, nothing, sheet
@@ -147,6 +148,8 @@ def _map(axes: Axes, table: pl.DataFrame, x: F64, y: F64) -> None:
             va="top",
             fontsize=6.5,
             color=SOFT,
+            zorder=4,  # above other thumbnails
+            path_effects=[Stroke(linewidth=2, foreground="white"), Normal()],
         )
 
 

@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from jobs.figures.fonts import legible
 from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, counted, nothing, sheet
@@ -56,6 +56,7 @@ def _histogram(axes: Axes, values: np.ndarray, d_sae: int) -> None:
     axes.axvline(float(np.percentile(values, 90)), color="black", linestyle=":", linewidth=1.4)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:

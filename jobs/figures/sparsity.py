@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.fonts import bilingual
-from jobs.figures.style import BLUE, SOFT, canvas, counted, mark, nothing
+from jobs.figures.style import BLUE, SOFT, canvas, counted, log_axis, mark, nothing
 from schemas.values import F64
 
 TARGET = (0.95, 0.99)
@@ -86,7 +86,7 @@ def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
     axes.bar(sparse.edges[:-1], heights, width=widths, align="edge", color=BLUE)
     axes.set_yscale("log")
     if of_bits:
-        axes.set_xscale("log")
+        log_axis(axes.xaxis, sparse.edges)
     axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"), fontsize=10)
     what = "activations in a unit of it" if of_bits else "activations"
     axes.set_ylabel(bilingual(f"{what} (log scale)", "개수 (로그)"))

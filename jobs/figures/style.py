@@ -7,7 +7,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from schemas.values import F64
 
@@ -108,10 +115,13 @@ def _shortened(name: str) -> str:
 
 
 def log_axis(axis: XAxis | YAxis, values: F64) -> None:
-    """A log axis over positive values: powers of ten; where they would be few, 1, 2, 5 in plain numbers."""
+    """A log axis over positive values: powers of ten; where they would be few, 1, 2, 5 … in plain numbers."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    if values.max() / values.min() < NARROW:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    if (ratio := values.max() / values.min()) < NARROW:
+        subs = (1, 2, 5) if ratio > 10 else (1, 1.5, 2, 3, 5, 7)
+        axis.set_major_locator(LogLocator(subs=subs) if ratio > 2 else MaxNLocator(6))
+        if ratio <= 2:
+            axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
         axis.set_minor_formatter(NullFormatter())
 

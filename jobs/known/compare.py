@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy.stats import binom
 from jobs.association import MEASURES
 from jobs.known.counts import Counts
 from jobs.known.intervals import ROUNDED, mean_interval, share_interval
-from jobs.known.matching import Assigned, Cosines
+from jobs.known.matching import Assigned, Cosines, nearest
 from pipeline.dictionary.truth import KnownTruth
 from schemas.tables import TRUTH, TRUTH_COSINES, TRUTH_PAIRS
 from schemas.values import F64, I64
@@ -40,6 +41,11 @@ class Side:
     match: Assigned
     activation_dtype: str
 
+    @cached_property
+    def nearest(self) -> I64:
+        """The true feature nearest to each of the SAE's, int64 [S]."""
+        return nearest(self.cosines.decoder)
+
     @property
     def feature_of(self) -> dict[int, int]:
         """The SAE's feature of each true one that has one."""
@@ -56,8 +62,10 @@ def features_table(
     every = pl.DataFrame(
         {
             "feature": np.arange(len(place)),
-            "nearest_true_feature": np.abs(side.cosines.decoder).argmax(axis=1),
+            "nearest_true_feature": side.nearest,
             "place": place,
+            "n_nearest_drawn": counts.drawn[side.nearest],
+            "n_nearest_hits": counts.nearest_hits,
         }
     )
     of_truth = {
@@ -68,7 +76,7 @@ def features_table(
         "true_frequency": truth.frequency[true],
         "true_mean": truth.mean_active[true],
         "expected_mean": expected_means(truth, side),
-        "n_drawn": counts.drawn,
+        "n_drawn": counts.drawn[true],
         "n_hits": counts.hits,
     }
     measured = measured_columns(features, side.activation_dtype)
@@ -81,6 +89,7 @@ def features_table(
         "n_hits": pl.when(matched).then(hits),
         "precision": pl.when(matched & (pl.col("n_active") > 0)).then(hits / pl.col("n_active")),
         "recall": pl.when(matched & (pl.col("n_drawn") > 0)).then(hits / pl.col("n_drawn")),
+        **{f"n_nearest_{name}": pl.when(redrawn).then(f"n_nearest_{name}") for name in ("drawn", "hits")},
     }
     return (
         found.with_columns(**share).select(list(TRUTH)).fill_nan(None).cast(pl.Schema(TRUTH)).sort("feature")

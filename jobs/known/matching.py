@@ -63,7 +63,7 @@ def _units(rows: F32) -> F32:
 
 def literal_order(decoder: F32) -> I64:
     """Features of the SAE by the true feature of largest |cosine|, equal ones by their number; int64 [S]."""
-    order: I64 = np.argsort(np.abs(decoder).argmax(axis=1), kind="stable").astype(np.int64)
+    order: I64 = np.argsort(nearest(decoder), kind="stable").astype(np.int64)
     return order
 
 
@@ -86,6 +86,17 @@ def assigned(decoder: F32) -> Assigned:
     return Assigned(*assign_all(np.abs(decoder)))
 
 
+def mcc(decoder: F32, match: Assigned) -> float:
+    """The mean |cosine| of the assignment; a pair of cosine 0, which is none, counts as in sae-lens."""
+    return float(np.abs(decoder[match], dtype=np.float64).sum() / min(decoder.shape))
+
+
+def nearest(decoder: F32) -> I64:
+    """The true feature of largest |cosine| of each feature, the first of equal ones, int64 [S]."""
+    found: I64 = np.abs(decoder).argmax(axis=1).astype(np.int64)
+    return found
+
+
 def uniqueness(decoder: F32) -> float:
     """True features that are the nearest of some feature of the SAE, per feature (as in sae-lens' evals)."""
-    return len(np.unique(np.abs(decoder).argmax(axis=1))) / len(decoder)
+    return len(np.unique(nearest(decoder))) / len(decoder)

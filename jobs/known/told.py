@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import console, say
@@ -16,6 +18,45 @@ from pipeline.dictionary.truth import KnownTruth
 
 SHOWN = 12
 """Features that are listed, spread over their true frequencies."""
+
+
+SITES = 4
+"""Sites beside each other in 80 columns."""
+MEASURES = {
+    "L0": "l0",
+    "L0 of the truth, as drawn": "true_l0",
+    "L0 of the truth, closed form": "expected_l0",
+    "dead features": "dead",
+    "explained variance": "explained_variance",
+    "shrinkage |x'| / |x|": "shrinkage",
+    "MCC, mean |cosine|": "mcc",
+    "uniqueness": "uniqueness",
+    "precision, of the nearest true feature": "precision",
+    "recall, of the nearest true feature": "recall",
+    "F1, of the nearest true feature": "f1",
+    "accuracy, of the nearest true feature": "accuracy",
+}
+"""Of the table `truth_summary`: what they are called here."""
+
+
+def summaries(of_sites: Mapping[str, pl.DataFrame]) -> Iterator[Table]:
+    """The tables `truth_summary` of some sites beside each other."""
+    sites = list(of_sites)
+    for first in range(0, len(sites), SITES):
+        some = sites[first : first + SITES]
+        shown = Table(
+            title="the SAE as a whole",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        shown.add_column("")
+        for site in some:
+            shown.add_column(escape(site), justify="right", overflow="fold")
+        for told, name in MEASURES.items():
+            values = [of_sites[site][name][0] for site in some]
+            shown.add_row(told, *(f"{v:,}" if isinstance(v, int) else _number(v, 4) for v in values))
+        yield shown
 
 
 def tell(

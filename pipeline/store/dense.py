@@ -7,10 +7,12 @@ tokens, other positions). Equal input, equal bytes.
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numcodecs.blosc
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from zarr.storage import ObjectStore
 
 from pipeline.store.csr import EVERY_CHUNK, checked_codecs
+from pipeline.store.local import storage_errors
 from pipeline.store.object_path import ObjectPath
 from schemas.errors import ShardError
 from schemas.layout import StorePath
@@ -28,7 +31,9 @@ from schemas.values import F32, Bool
 CHUNK_BYTES = 1 << 21
 """Most bytes of what is compressed, and read, at once; 23,000 rows of 576 float32 are written at 470 MB/s."""
 CHUNKS = 32
-"""Chunks in a Zarr shard, which is one file or object: at most 64 MiB, all that a writer holds of a site."""
+"""Chunks in a Zarr shard, which is one file or object: at most 64 MiB, which a writer holds of a site."""
+AHEAD_BYTES = 1 << 26
+"""Of x that waits for its writer's thread, or a single larger batch of it."""
 
 
 def round_dense(x: F32, dtype: DenseDtype) -> NDArray[Any]:
@@ -55,7 +60,11 @@ def _to_bfloat16(x: F32) -> F32:
 
 
 class DenseWriter:
-    """Writes the array of one site of one shard as its rows come, in order, one Zarr shard at a time."""
+    """Writes the array of one site of one shard as its rows come, in order, one Zarr shard at a time.
+
+    A thread rounds, compresses and writes, so that who makes the rows goes on meanwhile; what goes wrong
+    there is raised by a later `add`, or by `finish`. Leaving its block ends the thread and drops the rest.
+    """
 
     def __init__(self, path: Path, n_rows: int, width: int, dtype: DenseDtype) -> None:
         self._path, self._dtype = path, dtype
@@ -63,7 +72,17 @@ class DenseWriter:
         self._chunk = chunk_rows(n_rows, width, kind.itemsize)
         rows = self._chunk * min(CHUNKS, -(-n_rows // self._chunk) or 1)
         self._shape, self._piece = (n_rows, width), np.zeros((rows, width), kind)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="latentlake-dense")
+        self._waiting = deque[tuple[Future[None], int]]()
+        self._ahead = 0
         self.restart()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._drop()
+        self._thread.shutdown()
 
     @property
     def width(self) -> int:
@@ -72,6 +91,7 @@ class DenseWriter:
 
     def restart(self) -> None:
         """Begin anew with the shard's first row."""
+        self._drop()
         shutil.rmtree(self._path, ignore_errors=True)
         numcodecs.blosc.use_threads = False  # equal bytes, see csr.py
         kind = self._piece.dtype
@@ -89,7 +109,30 @@ class DenseWriter:
         self._done = self._filled = 0
 
     def add(self, x: F32, stored: Bool) -> None:
-        """The next rows: float32 [n, width] of those that are `stored`, bool [N]; the others are 0."""
+        """The next rows: float32 [n, width] of those that are `stored`, bool [N]; the others are 0.
+
+        Neither may change afterwards. Waits while AHEAD_BYTES are ahead of the thread.
+        """
+        self._wait(AHEAD_BYTES - x.nbytes)
+        self._waiting.append((self._thread.submit(self._add, x, stored), x.nbytes))
+        self._ahead += x.nbytes
+
+    def _wait(self, most: int) -> None:
+        """Until the thread is done with all but `most` bytes; raises what went wrong there."""
+        while self._waiting and (self._ahead > most or self._waiting[0][0].done()):
+            done, size = self._waiting.popleft()
+            self._ahead -= size
+            done.result()
+
+    def _drop(self) -> None:
+        """Let the thread come to rest; what waits is not written."""
+        for waiting, _ in self._waiting:
+            waiting.cancel()
+        wait([waiting for waiting, _ in self._waiting])
+        self._waiting.clear()
+        self._ahead = 0
+
+    def _add(self, x: F32, stored: Bool) -> None:
         rounded, place, taken = round_dense(x, self._dtype), 0, 0
         while place < len(stored):
             mask = stored[place : place + len(self._piece) - self._filled]
@@ -101,13 +144,15 @@ class DenseWriter:
 
     def finish(self, path: Path) -> None:
         """Write what is left; all rows must have come, and `path` is where they went."""
+        self._wait(-1)
         self._flush()
         assert path == self._path
         assert self._done == self._shape[0], f"{self._done} rows of {self._shape[0]} came"
 
     def _flush(self) -> None:
         if self._filled:
-            self._array[self._done : self._done + self._filled] = self._piece[: self._filled]
+            with storage_errors(self._path):
+                self._array[self._done : self._done + self._filled] = self._piece[: self._filled]
             self._done, self._filled = self._done + self._filled, 0
             self._piece[:] = 0
 

@@ -8,6 +8,7 @@ as `_RETRIES` says; the others by `tries`.
 from __future__ import annotations
 
 import errno
+import os
 import random
 import re
 import threading
@@ -51,6 +52,8 @@ _ONE_READ = 1 << 23
 """Bytes of one request: a request has 30 s (AWS_TIMEOUT …), whatever it carries."""
 _READS = 8
 _CLIENTS: dict[tuple[str, bool], Any] = {}
+_MADE_BY: set[int] = set()
+"""The process that made the first client: this one, unless it was forked."""
 _MAKING = threading.Lock()
 
 
@@ -181,9 +184,19 @@ def is_memory(path: StorePath) -> bool:
 
 
 def client(url: str, *, retries: bool = True) -> Any:
-    """The obstore of a root; without `retries` it sends each request once. memory:// has one per URL."""
+    """The obstore of a root; without `retries` it sends each request once. memory:// has one per URL.
+
+    InputError in a process forked from one that has clients: obstore's threads are not there, and it would
+    wait for them for ever.
+    """
     key = (url, retries or url.startswith("memory:"))
     with _MAKING:  # two threads that come first must not get a memory each
+        if _MADE_BY - {os.getpid()}:
+            raise InputError(
+                f"{url} can not be read in a forked process: start it by spawn, in torch by DataLoader(..., "
+                'multiprocessing_context="spawn")'
+            )
+        _MADE_BY.add(os.getpid())
         if key not in _CLIENTS:
             _CLIENTS[key] = _made(*key)
         return _CLIENTS[key]

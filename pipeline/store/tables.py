@@ -98,7 +98,7 @@ JOBS = {
     "importance": ("importance", "importance_classes"),
     "images": ("feature_images", "class_images", "feature_similarity"),
     "fidelity": ("fidelity", "fidelity_shards", "fidelity_means"),
-    "truth": ("truth", "truth_pairs", "truth_cosines"),
+    "truth": ("truth", "truth_summary", "truth_pairs", "truth_cosines"),
     "attribute": ("attributions", "attribution_prompts", "attribution_selection"),
 }
 """The tables of each command, where no rule says it."""

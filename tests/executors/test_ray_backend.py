@@ -85,6 +85,27 @@ def test_a_worker_killed_at_any_commit_costs_at_most_the_shard_in_flight(session
     assert FeatureStore.open(layout.root).verify().problems == []
 
 
+def test_x_has_the_same_bytes_from_two_workers_as_in_process(session, tmp_path):
+    layouts = ["token_major", "feature_major", "dense"]
+    calm_run, calm = prepared(tmp_path / "calm", store={"layouts": layouts})
+    extract(calm, calm_run)
+    changes = {
+        "store": {"root": str(tmp_path / "shared"), "layouts": layouts},
+        "extract": {"executor": "ray", "workers": 2},
+    }
+    run, layout = prepared(tmp_path / "calm", **changes)
+    ready = []
+    result = extract(
+        layout, run, on_event=lambda **event: ready.append(event) if event["event"] == "ready" else None
+    )
+    assert not result.failures
+    assert len({event["pid"] for event in ready}) == 2
+    assert digests(layout) == digests(calm)
+    for one, two in zip(*(FeatureStore.open(at.root).dense("mid") for at in (calm, layout)), strict=True):
+        assert one.read().tobytes() == two.read().tobytes()
+        assert one.read().any()
+
+
 def test_a_shard_that_kills_its_process_is_given_up_and_the_rest_is_committed(session, tmp_path):
     run, layout = prepared(
         tmp_path,

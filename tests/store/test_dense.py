@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -134,6 +135,27 @@ def test_x_on_object_storage_is_read_by_ranges(lake, url, request):
     remove(missing.path / "c" / "0" / "0")
     with pytest.raises(InputError, match="pieces are missing"):
         missing.read()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_torchs_own_loader_of_two_processes_reads_from_object_storage(lake, s3):
+    from torch.utils.data import DataLoader
+
+    from pipeline.dense_dataset import DenseDataset
+
+    store, _ = lake
+    url = "s3://lake/loader"
+    copied(store.layout.root, url)
+    dataset = DenseDataset(url, "low", batch_rows=50, numbers=True)
+    with pytest.raises(InputError, match="loader can not be read in a forked process: start it by spawn"):
+        next(iter(DataLoader(dataset, batch_size=None, num_workers=2)))  # it would wait for ever
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    x, rows = (np.concatenate(parts) for parts in zip(*loader, strict=True))
+    here = store.dense("low")
+    known = [np.flatnonzero(here.stored(shard)) + shard.record.row_start for shard in here]
+    assert sorted(rows.tolist()) == np.concatenate(known).tolist()
+    np.testing.assert_array_equal(x, here.rows(rows))
 
 
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
@@ -328,6 +350,57 @@ def test_a_writer_that_begins_anew_writes_the_same(tmp_path):
         writer.add(X, stored)
         writer.finish(tmp_path / name)
     assert measure(tmp_path / "a") == measure(tmp_path / "b")
+
+
+def test_a_writer_goes_on_while_its_thread_compresses_and_lets_only_so_much_wait(tmp_path, monkeypatch):
+    gate, begun = threading.Event(), []
+    rounded = dense_module.round_dense
+    monkeypatch.setattr(dense_module, "AHEAD_BYTES", X[:100].nbytes * 3)
+
+    def slow(x, dtype):
+        begun.append(len(x))
+        assert gate.wait(20)
+        return rounded(x, dtype)
+
+    monkeypatch.setattr(dense_module, "round_dense", slow)
+    ones, added = np.ones(100, bool), []
+    with DenseWriter(tmp_path / "x.zarr", len(X), 16, "float32") as writer:
+
+        def add_all():
+            for n in range(7):
+                writer.add(X[n * 100 : (n + 1) * 100], ones)
+                added.append(n)
+
+        adding = threading.Thread(target=add_all)
+        adding.start()
+        adding.join(0.5)
+        assert (added, begun) == ([0, 1, 2], [100])
+        gate.set()
+        adding.join()
+        writer.finish(tmp_path / "x.zarr")
+    assert (open_dense(tmp_path / "x.zarr")[:] == X).all()
+
+
+def test_what_goes_wrong_in_the_thread_is_raised_and_the_thread_ends(tmp_path, monkeypatch):
+    ones, bad = np.ones(100, bool), np.full((100, 16), np.nan, np.float32)
+    before = threading.active_count()
+    with DenseWriter(tmp_path / "x.zarr", len(X), 16, "float32") as writer:
+        writer.add(bad, ones)
+        with pytest.raises(ShardError, match="x is nan"):
+            writer.finish(tmp_path / "x.zarr")
+    with DenseWriter(tmp_path / "y.zarr", len(X), 16, "float32") as writer:
+        writer.add(bad, ones)
+        writer._waiting[0][0].exception()  # until it is there
+        with pytest.raises(ShardError, match="x is nan"):
+            writer.add(X[:0], ones[:0])
+    monkeypatch.setattr(dense_module, "CHUNK_BYTES", 16 * 4)  # a Zarr shard of 32 rows
+    with DenseWriter(tmp_path / "z.zarr", len(X), 16, "float32") as writer:
+        shutil.rmtree(tmp_path / "z.zarr")
+        (tmp_path / "z.zarr").write_bytes(b"")
+        writer.add(X[:100], ones)
+        with pytest.raises(InputError, match="a part of its path is a file"):
+            writer.finish(tmp_path / "z.zarr")
+    assert threading.active_count() == before
 
 
 def test_an_empty_shard_has_an_empty_array(tmp_path):

@@ -8,6 +8,7 @@ import polars as pl
 from jobs.known.compare import Side, expected_means, features_table, found_hierarchy, measured_columns
 from jobs.known.counts import Counts
 from jobs.known.matching import Cosines, assigned, cosines_with, literal_order
+from jobs.known.reconstruction import Reconstructed
 from pipeline.dictionary.generator import NumpyDictionary
 from pipeline.dictionary.truth import truth_of
 from schemas.tables import TRUTH
@@ -43,7 +44,7 @@ def test_an_sae_of_more_features_than_there_are_leaves_some_without_a_true_one()
     extra = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
     rows = np.concatenate([extra, truth.vectors[::-1]])
     one = side(truth.vectors, rows)
-    counts = Counts(np.zeros(0, np.int64), np.full(24, 10), np.full(24, 5))
+    counts = Counts(np.zeros(0, np.int64), np.full(24, 10), np.full(24, 5), np.full(27, 4), Reconstructed())
     table = features_table(truth, one, feature_table([0, 1, 2] + [20] * 24), counts, redrawn=True)
     assert table.schema == pl.Schema(TRUTH)
     assert table["true_feature"].to_list() == [None, None, None, *range(23, -1, -1)]
