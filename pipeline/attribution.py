@@ -6,7 +6,7 @@ C prompts of a part, Z active features of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.integrated_gradients import (
     Prompts,
     ablated_gaps,
     attribute,
-    gaps,
+    gap_of,
     prompts_of,
 )
 from pipeline.planned import PlannedUse, kept, open_encoder, open_model
@@ -31,7 +31,7 @@ from pipeline.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
-from schemas.values import I64, Bool, TokenShard
+from schemas.values import F64, I64, Bool, TokenShard
 
 LOGITS_BYTES = 1 << 27
 """Of the logits of a batch in float32; with their gradients there are some four times as many at once."""
@@ -118,7 +118,7 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
         of = prompts.vector_context[latents.vector]
         active = np.unique(np.stack([of, latents.features.indices], axis=1), axis=0)
         pairs = active[[f in features_of[some[c]] for c, f in active.tolist()]]
-        gap = gaps(opened, prompts).double().cpu().numpy()[pairs[:, 0]]
+        gap = _gaps(prompts)[pairs[:, 0]]
         without = ablated_gaps(opened, prompts, latents, pairs)
         context.append(some[pairs[:, 0]])
         feature.append(pairs[:, 1])
@@ -183,14 +183,22 @@ def _prompts(asked: _Asked, some: I64, found: Attributed, tolerance: float) -> p
 
 def _read(opened: Opened, asked: _Asked, some: I64) -> tuple[Prompts, Latents]:
     prompts, read = prompts_of(asked.tokens, asked.contexts[some], asked.answers[some], asked.counted)
-    x = opened.model.forward(prompts.batch)[opened.place.read]
-    return prompts, Latents(opened, prompts, read.vectors(x))
+    begun = opened.model.begin(prompts.batch, prompts.ends)
+    prompts = replace(prompts, begun=begun)
+    return prompts, Latents(opened, prompts, read.vectors(begun.x[opened.place.read]))
+
+
+def _gaps(prompts: Prompts) -> F64:
+    """The gaps of prompts that were read, as they are, float64 [C]."""
+    assert prompts.begun is not None
+    return gap_of(prompts.begun.logits, prompts.answers).double().cpu().numpy()
 
 
 def _batches(opened: Opened, asked: _Asked) -> Iterator[I64]:
     """Places of the prompts asked for, so many at a time."""
-    places = np.arange(len(asked.contexts))
-    return (places[first : first + opened.contexts] for first in range(0, len(places), opened.contexts))
+    places, lengths = np.arange(len(asked.contexts)), np.diff(asked.tokens.context_ptr)[asked.contexts]
+    n = opened.contexts(int(lengths.max(initial=1)))
+    return (places[first : first + n] for first in range(0, len(places), n))
 
 
 def _asked(work: Work, part: Part) -> _Asked:
@@ -232,5 +240,5 @@ def _load(work: Work) -> _Opened:
             f"the tokenizer at {work.tokenizer} is not the one that the lake was tokenized by: give "
             "--tokenizer the place of that one"
         )
-    fit = max(1, LOGITS_BYTES // (4 * tokenizer.size * work.lake.context_size))
-    return _Opened(Opened(model, encoder, use.place, min(use.plan.batch_contexts, fit)), tokenizer)
+    rows = min(use.plan.batch_contexts * work.lake.context_size, LOGITS_BYTES // (4 * tokenizer.size))
+    return _Opened(Opened(model, encoder, use.place, rows), tokenizer)

@@ -75,7 +75,7 @@ def case(request, tmp_path_factory):
     how = kind if kind == "layer_norm" else "none"
     write_sae(folder, "standard" if how == "layer_norm" else kind, normalize_activations=how)
     model = load_model(Model(loader="torch_module", path="tests.kit:tiny_lm"), ["layers.1"], "cpu", 1)
-    return Opened(model, load_sae(folder), Place("layers.1", "layers.1"), 4), folder, stored
+    return Opened(model, load_sae(folder), Place("layers.1", "layers.1"), 36), folder, stored
 
 
 def set_up(opened, stored):
@@ -172,5 +172,5 @@ def test_what_is_attributed_does_not_depend_on_the_batch(case):
     x = read.vectors(opened.model.forward(alone.batch)["layers.1"])
     one = attribute(opened, alone, Latents(opened, alone, x), 16)
     np.testing.assert_allclose(one.ig, together.ig[together.context == 1], atol=1e-6)
-    few = attribute(opened._replace(contexts=1), prompts, latents, 16)
+    few = attribute(opened._replace(rows=1), prompts, latents, 16)
     np.testing.assert_allclose(few.ig, together.ig, atol=1e-6)
