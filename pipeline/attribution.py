@@ -25,7 +25,7 @@ from pipeline.integrated_gradients import (
     prompts_of,
 )
 from pipeline.planned import PlannedUse, kept, open_encoder, open_model
-from pipeline.statistics.attribution import ATTRIBUTION_PROMPTS, partial
+from pipeline.statistics.attribution import ATTRIBUTION_PROMPTS, EVERY_PROMPT, partial
 from pipeline.store.tokens import read_document_labels, read_token_shard
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
@@ -39,7 +39,10 @@ LOGITS_BYTES = 1 << 27
 
 @dataclass(frozen=True)
 class Work:
-    """What all parts share; `tolerance` is a share of the gap that attributions may lack."""
+    """What all parts share; `tolerance` is a share of the gap that attributions may lack.
+
+    Without `labels` all prompts have EVERY_PROMPT's.
+    """
 
     layout: Layout
     lake: Lake
@@ -57,13 +60,10 @@ class Part(NamedTuple):
     first: int
     stop: int
 
-
-class Found(NamedTuple):
-    """Of a part: ATTRIBUTION_PROMPTS, SUMS, and the prompts whose answers begin with one token."""
-
-    prompts: pl.DataFrame
-    sums: pl.DataFrame
-    skipped: int
+    @property
+    def name(self) -> str:
+        """Of this part alone, as long as parts are equally large."""
+        return f"{self.record.name}-{self.first}"
 
 
 class _Opened(NamedTuple):
@@ -83,11 +83,13 @@ class _Asked:
     contexts: I64
     answers: I64
     values: pl.DataFrame
-    skipped: int
 
 
-def attribute_part(work: Work, part: Part) -> Found:
-    """Attributions of the prompts of a part, by quadratures that are refined until they add up."""
+def attribute_part(work: Work, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Attributions of the prompts of a part, by quadratures that are refined until they add up.
+
+    ATTRIBUTION_PROMPTS, of those whose answers differ in their first tokens, and SUMS.
+    """
     opened, asked = _open(work).opened, _asked(work, part)
     found = [_complete(opened, asked, some, work.tolerance) for some in _batches(opened, asked)]
     batches = [each for batch in found for each in batch]
@@ -101,10 +103,10 @@ def attribute_part(work: Work, part: Part) -> Found:
     sums = partial(asked.values, context[order], feature[order], (ig[order], ig2[order]), d_sae)
     rows = [_prompts(asked, some, one, work.tolerance) for some, one in batches]
     prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *rows]).sort("context")
-    return Found(prompts, sums, asked.skipped)
+    return prompts, sums
 
 
-def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
+def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFrame]:
     """SUMS of what the gap, and its square, lose when one latent is set to 0.
 
     `chosen`: label, value, feature; it is ablated in the prompts with that value in which it is active.
@@ -129,7 +131,7 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
     sums = partial(asked.values, *entries, effects, opened.encoder.d_sae)
     wanted = [chosen, sums.filter(pl.col("feature").is_null()).select("label", "value", "feature")]
     on = ["label", "value", "feature"]
-    return sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left")
+    return (sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left"),)
 
 
 def _features_by_prompt(values: pl.DataFrame, chosen: pl.DataFrame) -> list[set[int]]:
@@ -211,8 +213,10 @@ def _asked(work: Work, part: Part) -> _Asked:
     values = table[np.searchsorted(table["document"].to_numpy(), documents)]
     answers = _first_tokens(_open(work).tokenizer, values, work.answers)
     known = (answers[:, 0] != answers[:, 1]) & (answers >= 0).all(axis=1)
-    values = values.filter(pl.Series(known)).select(work.labels)
-    return _Asked(tokens, whole.counted, contexts[known], answers[known], values, int((~known).sum()))
+    label, value = EVERY_PROMPT
+    named = work.labels or (pl.lit(value).alias(label),)
+    values = values.filter(pl.Series(known)).with_columns(named).select(work.labels or label)
+    return _Asked(tokens, whole.counted, contexts[known], answers[known], values)
 
 
 def _first_tokens(tokenizer: Tokenizer, values: pl.DataFrame, answers: tuple[str, str]) -> I64:

@@ -13,7 +13,8 @@ from matplotlib import rc_context
 from scipy import stats
 
 from jobs import cli
-from jobs.attribute import Asked, attribute, read_scores
+from jobs.attribute import Asked, attribute
+from jobs.external_scores import read_scores
 from jobs.extract import extract
 from jobs.figures.attribution import draw_attribution_map
 from jobs.figures.style import STYLE
