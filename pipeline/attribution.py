@@ -185,7 +185,7 @@ def _prompts(asked: _Asked, some: I64, found: Attributed, tolerance: float) -> p
 
 def _read(opened: Opened, asked: _Asked, some: I64) -> tuple[Prompts, Latents]:
     prompts, read = prompts_of(asked.tokens, asked.contexts[some], asked.answers[some], asked.counted)
-    begun = opened.model.begin(prompts.batch, prompts.ends)
+    begun = opened.model.begin(prompts.batch, prompts.ends, prompts.first)
     prompts = replace(prompts, begun=begun)
     return prompts, Latents(opened, prompts, read.vectors(begun.x[opened.place.read]))
 

@@ -84,6 +84,14 @@ class Prompts:
         return self.starts + self.last
 
     @property
+    def first(self) -> I64:
+        """The first position of each context that a vector moves, its length where there is none, [C]."""
+        context = np.repeat(np.arange(len(self.last)), self.batch.lengths)[self.moved]
+        found = self.batch.lengths.copy()
+        np.minimum.at(found, context, np.flatnonzero(self.moved) - self.starts[context])
+        return found
+
+    @property
     def moved(self) -> Bool:
         """Rows that a vector moves, bool [N]."""
         return self.owner >= 0
@@ -95,7 +103,7 @@ class Prompts:
         sizes = np.bincount(self.vector_context, minlength=len(self.last))
         firsts, sizes = (np.cumsum(sizes) - sizes)[contexts], sizes[contexts]
         shift = np.repeat(np.cumsum(sizes) - sizes - firsts, lengths)
-        begun = self.begun and self.begun.again(to_device(contexts, self.begun.contexts.device))
+        begun = self.begun and self.begun.again(contexts)
         again = Prompts(
             TokenBatch(self.batch.token_ids[contexts], lengths),
             self.last[contexts],

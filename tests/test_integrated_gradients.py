@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,13 @@ def set_up(opened, stored):
     return tokens, prompts, x, Latents(opened, prompts, read.vectors(x))
 
 
+def begun(opened, prompts):
+    """The same prompts, so that passes begin at the SAE's place."""
+    found = opened.model.begin(prompts.batch, prompts.ends, prompts.first)
+    assert found.calls is not None
+    return replace(prompts, begun=found)
+
+
 def by_hand(opened, folder, tokens, stored, context, nodes=150):
     """ig, ig2 [F] and the gap with each feature at 0 [F], of one prompt, by the module itself in float64."""
     module, w = (
@@ -162,6 +171,23 @@ def test_ablation_sets_one_latent_to_0_and_leaves_the_rest(case):
     found = ablated_gaps(opened, prompts, latents, pairs)
     expected = [by_hand(opened, folder, tokens, stored, c, nodes=1)[2] for c in range(3)]
     np.testing.assert_allclose(found, [expected[c][f] for c, f in pairs], atol=1e-5)
+
+
+def test_passes_that_begin_at_the_hook_give_the_same_and_run_no_layer_below(case, monkeypatch):
+    opened, _, stored = case
+    _, prompts, _, latents = set_up(opened, stored)
+    pairs = np.array([[2, 5], [0, 3], [0, 9]])
+    expected = attribute(opened, prompts, latents, 8), ablated_gaps(opened, prompts, latents, pairs)
+    calls, own = [], torch.nn.Linear.forward
+    short = begun(opened, prompts)
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda self, x: calls.append(x[..., 0].numel()) or own(self, x)
+    )
+    found = attribute(opened, short, latents, 8), ablated_gaps(opened, short, latents, pairs)
+    for name, values in expected[0]._asdict().items():
+        np.testing.assert_allclose(getattr(found[0], name), values, rtol=1e-3, atol=5e-6)
+    np.testing.assert_allclose(found[1], expected[1], atol=5e-6)
+    assert sum(calls) < 2 * (10 * 3 + 3) * 9  # at most the third block's rows, and the head's
 
 
 def test_what_is_attributed_does_not_depend_on_the_batch(case):

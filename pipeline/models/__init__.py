@@ -101,12 +101,12 @@ class Model(Protocol):
         may be replaced before that. Only these rows are unembedded, where the model allows it.
         """
 
-    def begin(self, batch: TokenBatch, rows: I64) -> Begun:
+    def begin(self, batch: TokenBatch, rows: I64, first: I64) -> Begun:
         """Run a batch, keeping x at the hooks, the logits of some rows, and what is needed to begin there.
 
+        `first` int64 [B]: the first position in each context at which something else may be put.
         `Begun.x` is what `forward` gives, `Begun.logits` what `logits_at` gives. Whether passes that begin at
-        the hooks give the same logits is tried with the contexts in another order; where they do not, such
-        passes run the whole model.
+        the hooks give the same logits is tried for each batch; where they do not, they run the whole model.
         """
 
     def unembed(self, x: torch.Tensor) -> torch.Tensor:

@@ -134,42 +134,46 @@ class HookedModel:
         """See `pipeline.models.Model`."""
         return self._logits_at(batch, rows, replace or {}, gradients, begun, only=self._ends_by_rows).float()
 
-    def begin(self, batch: TokenBatch, rows: I64) -> Begun:
+    def begin(self, batch: TokenBatch, rows: I64, first: I64) -> Begun:
         """See `pipeline.models.Model`."""
         inputs, x = self._put(batch), dict[str, Tensor]()
         with recording(inputs.ids.shape) as recorder:
 
             def take_at(hook: str) -> Take:
                 def take(output: object) -> None:
-                    recorder.stop()
-                    if hook not in x:
-                        x[hook] = rows_of(output, inputs.ids.shape, inputs.rows, hook)
+                    if hook in self.hooks:
+                        recorder.stop()
+                        x.setdefault(hook, rows_of(output, inputs.ids.shape, inputs.rows, hook))
+                    if self._head is not None and hook == self._head.last:
+                        recorder.close()
 
                 return take
 
-            output = self._pass(batch, inputs, {hook: take_at(hook) for hook in self.hooks})
+            ends = [] if self._head is None else [self._head.last]
+            output = self._pass(batch, inputs, {hook: take_at(hook) for hook in [*self.hooks, *ends]})
         _refuse_silent(self.hooks, x)
         with torch.inference_mode():
-            logits = row_logits(output, batch, rows, self.device)
-        every = torch.arange(len(batch.lengths), device=self.device)
-        begun = Begun(x, logits.float(), recorder.calls, every)
-        return begun if self._begins(batch, rows, logits, begun) else replace(begun, calls=None)
+            logits = row_logits(output, batch, rows, self.device).float()
+        begun = Begun(x, logits, recorder.calls, np.arange(len(batch.lengths)), first)
+        return begun if self._begins(batch, begun) else replace(begun, calls=None)
 
-    def _begins(self, batch: TokenBatch, rows: I64, logits: Tensor, begun: Begun) -> bool:
-        """Whether a pass that begins at the hooks gives these logits, for the contexts turned round."""
-        order = np.append(
-            np.arange(len(batch.lengths))[::-1], 0
-        )  # one twice, as there are more contexts then
-        turned = TokenBatch(batch.token_ids[order], batch.lengths[order])
-        starts = np.cumsum(batch.lengths) - batch.lengths
-        context = np.searchsorted(starts, rows, side="right") - 1
-        now = (np.cumsum(turned.lengths) - turned.lengths)[len(starts) - 1 - context] + rows - starts[context]
+    def _begins(self, batch: TokenBatch, begun: Begun) -> bool:
+        """Whether a pass that begins at the hooks gives the whole one's logits.
+
+        Tried at the last row of each context, for the contexts turned round and one of them twice, with x
+        half as large again at the last hook.
+        """
+        order = np.append(np.arange(len(batch.lengths))[::-1], 0)
+        turned, again = TokenBatch(batch.token_ids[order], batch.lengths[order]), begun.again(order)
+        ends = np.cumsum(turned.lengths) - 1
+        at = np.arange(ends[-1] + 1) - np.repeat(ends + 1 - turned.lengths, turned.lengths)
+        more = torch.from_numpy(1 + 0.5 * (at >= np.repeat(again.first, turned.lengths))).float()
+        put = {self.hooks[-1]: lambda x: x * more.to(x.device)[:, None]}
         try:
-            again = begun.again(to_device(order, self.device))
-            found = self._logits_at(turned, now, {}, begun=again)
+            found = self._logits_at(turned, ends, put, begun=again, only=self._ends_by_rows)
         except Exception:  # noqa: BLE001 - modules that get what they do not expect raise anything
             return False
-        return is_same(logits, found)
+        return is_same(self._logits_at(turned, ends, put, only=self._ends_by_rows), found)
 
     def _logits_at(
         self,
@@ -184,7 +188,7 @@ class HookedModel:
         """The same in the model's dtype; with `only` other rows do not go behind the blocks."""
         with ExitStack() as around:
             if begun is not None and begun.calls is not None:
-                around.enter_context(replaying(begun.calls, begun.contexts))
+                around.enter_context(replaying(begun, batch, self.device))
             around.enter_context(torch.enable_grad() if gradients else torch.inference_mode())
             output = self._replaced(batch, replace, gradients, rows if only else None)
             if isinstance(output, _OfRows):
