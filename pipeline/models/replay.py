@@ -119,7 +119,8 @@ def replaying(begun: Begun, batch: TokenBatch, device: torch.device) -> Iterator
     """Modules give what is kept of them, for the contexts `batch` of what was begun, while the block runs."""
     at = np.arange(batch.token_ids.shape[1])
     live = np.flatnonzero((at >= begun.first[:, None]) & (at < batch.lengths[:, None]))
-    some = _Some(*(to_device(array, device) for array in (begun.contexts, live)), batch.token_ids.shape)
+    contexts, places = to_device(begun.contexts, device), to_device(live, device)
+    some = _Some(contexts, places, batch.token_ids.shape)
     of_module = defaultdict[nn.Module, list[Call]](list)
     for call in begun.calls or ():
         of_module[call.module].append(call)
