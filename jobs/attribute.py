@@ -10,20 +10,24 @@ Of every value of a label the k features with the largest |mean| are selected, b
 asked for; the union over the values is the selection. A value's features are then ablated, one at a time, in
 its prompts in which they are active: an effect holds when its interval over prompts leaves 0 out and it has
 the sign of the attribution. --scores takes the selection from a table of another method, without running the
-model; with --ablate its features are ablated too.
+model; with --ablate its features are ablated too, in all prompts where the table names no label and value.
+
+No layer below the SAE's hook is run again for a prompt (`pipeline.models.replay`): a node of a quadrature and
+an ablation take a pass through the layers above it.
 
 Tables: `attributions`, `attribution_prompts`, `attribution_selection`. Parts of a shard are tasks, and are
-added up in shard order: equal bits for any number of workers.
+added up in shard order: equal bits for any number of workers. Each is kept as it ends, so a job that was
+killed, asked for the same of the same store, model and SAE again, goes on from there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -31,8 +35,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.console import console, say
+from jobs.external_scores import labels_of, read_scores, require_values
 from jobs.progress import counting
 from pipeline.executors.tasks import OneProcess, Tasks
+from pipeline.plan import environment
 from pipeline.planned import use_in
 from pipeline.statistics.attribution import (
     ATTRIBUTION_PROMPTS,
@@ -43,9 +49,10 @@ from pipeline.statistics.attribution import (
     with_effects,
 )
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_document_labels, read_links
+from pipeline.store.parts import Parts
+from pipeline.store.tokens import read_links
 from schemas.errors import InputError
-from schemas.tables import Schema
+from schemas.records import digest_of
 
 if TYPE_CHECKING:
     from pipeline.attribution import Part, Work
@@ -53,11 +60,8 @@ if TYPE_CHECKING:
 CONTEXTS = 16
 """Prompts of a task."""
 MEASURES = ("ig2", "ig")
-SCORES: Schema = {"label": pl.String(), "value": pl.String(), "feature": pl.UInt32(), "score": pl.Float64()}
-EXTERNAL = ("scores", "all")
-"""Label and value of an external table that has none."""
-
-Result = TypeVar("Result")
+Function = Callable[["Part"], tuple[pl.DataFrame, ...]]
+"""Frames of a part."""
 
 
 @dataclass(frozen=True)
@@ -89,38 +93,46 @@ def attribute(
     if asked.by not in MEASURES:
         raise InputError(f"--by {asked.by!r} is none of {', '.join(MEASURES)}")
     labels, answers = _columns(store, asked)
+    kept: list[Parts] = []
     if asked.scores is None:
         work, parts = _work(store, site, asked, labels, answers)
-        selection = select(_attributed(store, site, work, parts, tasks), asked.by, asked.k)
+        kept.append(_kept(store, work))
+        selection = select(_attributed(store, site, work, parts, tasks, kept[-1]), asked.by, asked.k)
     else:
         selection = select(read_scores(asked.scores, store.site(site).d_sae), "score", asked.k)
     if asked.ablate if asked.ablate is not None else asked.scores is None:
-        named = _labels_of(selection, labels)
+        named = labels_of(selection, labels)
         if asked.scores is None:
             work = replace(work, labels=named)
         else:
             work, parts = _work(store, site, asked, named, answers)
-            _require_values(store, parts, selection)
+            require_values(store, parts, selection, named)
+        kept.append(_kept(store, work, _chosen(selection)))
         squared = asked.scores is None and asked.by == "ig2"
-        selection = _ablated(site, work, parts, selection, tasks, squared=squared)
+        selection = _ablated(site, work, parts, selection, tasks, kept[-1], squared=squared)
     store.write_table(site, "attribution_selection", selection)
+    for each in kept:
+        each.remove()
     _tell(site, selection, time.monotonic() - began)
     return selection
 
 
-def _attributed(store: FeatureStore, site: str, work: Work, parts: list[Part], tasks: Tasks) -> pl.DataFrame:
+def _attributed(
+    store: FeatureStore, site: str, work: Work, parts: list[Part], tasks: Tasks, kept: Parts
+) -> pl.DataFrame:
     """Write `attributions` and `attribution_prompts`; the first."""
     from pipeline.attribution import attribute_part
 
-    found = _run(f"attribute {site}: integrated gradients", partial(attribute_part, work), parts, tasks)
-    prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *(each.prompts for each in found)])
-    skipped = sum(each.skipped for each in found)
+    what = f"attribute {site}: integrated gradients"
+    found = _run(what, partial(attribute_part, work), 2, parts, tasks, kept)
+    prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *(of_part for of_part, _ in found)])
+    skipped = sum(part.stop - part.first for part in parts) - prompts.height
     if prompts.is_empty():
         raise InputError(
             f"site {site!r}: the two answers of all {skipped:,} prompts begin with the same token, so there "
             "is no gap to explain: give answers that differ from their first token on"
         )
-    table = finalize(combine([each.sums for each in found]))
+    table = finalize(combine([sums for _, sums in found]))
     store.write_table(site, "attribution_prompts", prompts)
     store.write_table(site, "attributions", table)
     _tell_prompts(site, prompts, skipped, work.tolerance)
@@ -128,24 +140,60 @@ def _attributed(store: FeatureStore, site: str, work: Work, parts: list[Part], t
 
 
 def _ablated(
-    site: str, work: Work, parts: list[Part], selection: pl.DataFrame, tasks: Tasks, *, squared: bool
+    site: str,
+    work: Work,
+    parts: list[Part],
+    selection: pl.DataFrame,
+    tasks: Tasks,
+    kept: Parts,
+    *,
+    squared: bool,
 ) -> pl.DataFrame:
     """The selection, each of its features ablated in the prompts of the values that it was selected for."""
     from pipeline.attribution import ablate_part
 
-    chosen = selection.filter(pl.col("rank").is_not_null()).select("label", "value", "feature")
-    sums = _run(f"attribute {site}: ablation", partial(ablate_part, work, chosen), parts, tasks)
-    return with_effects(selection, combine([pl.DataFrame(schema=SUMS), *sums]), squared=squared)
+    function = partial(ablate_part, work, _chosen(selection))
+    found = _run(f"attribute {site}: ablation", function, 1, parts, tasks, kept)
+    sums = combine([pl.DataFrame(schema=SUMS), *(of_part for (of_part,) in found)])
+    return with_effects(selection, sums, squared=squared)
 
 
-def _run(what: str, function: Callable[[Part], Result], parts: list[Part], tasks: Tasks) -> list[Result]:
-    """Results of all parts, in order."""
-    found = []
-    with counting(what, sum(part.stop - part.first for part in parts), "prompts") as advance:
-        for part, result in zip(parts, tasks.map(function, parts), strict=True):
-            found.append(result)
-            advance(part.stop - part.first)
+def _chosen(selection: pl.DataFrame) -> pl.DataFrame:
+    """Label, value and feature of what is ablated."""
+    return selection.filter(pl.col("rank").is_not_null()).select("label", "value", "feature")
+
+
+def _run(
+    what: str, function: Function, frames: int, parts: list[Part], tasks: Tasks, kept: Parts
+) -> list[Sequence[pl.DataFrame]]:
+    """The frames of all parts, in order; those that are kept are not made again."""
+    done = {n: old for n, part in enumerate(parts) if (old := kept.read(part.name, frames)) is not None}
+    rest = [part for n, part in enumerate(parts) if n not in done]
+    if done:
+        say(f"{what}: goes on behind {len(done):,} of {len(parts):,} parts that an earlier run has left")
+    found: list[Sequence[pl.DataFrame]] = []
+    with counting(what, sum(part.stop - part.first for part in rest), "prompts") as advance:
+        fresh = tasks.map(function, rest)
+        for n, part in enumerate(parts):
+            found.append(done[n] if n in done else next(fresh))
+            if n not in done:
+                kept.write(part.name, found[n])
+                advance(part.stop - part.first)
     return found
+
+
+def _kept(store: FeatureStore, work: Work, chosen: pl.DataFrame | None = None) -> Parts:
+    """The parts that were left by a job that was asked for the same; `chosen` features: of an ablation."""
+    site = work.use.site.name
+    about = {
+        "what": None if chosen is None else chosen.rows(),
+        "receipts": store.receipts_digest(site),
+        "shards": [record.name for record in store.committed(site)],
+        "plan": [work.use.plan.hash, work.use.plan.device, work.use.plan.threads],
+        "of": [CONTEXTS, work.labels, work.answers, work.tolerance, work.lake.tokenizer_digest],
+        "environment": environment(),
+    }
+    return Parts(store.layout.parts(site, "attribute", digest_of(about)[:32]))
 
 
 def _work(
@@ -188,7 +236,7 @@ def _columns(store: FeatureStore, asked: Asked) -> tuple[tuple[str, ...], tuple[
     if len(set(answers)) != 2:
         raise InputError(f"--answers {','.join(answers)!r} are not two columns: give two, as answer,other")
     labels = asked.labels or tuple(name for name in known if name not in answers)
-    if not labels:
+    if not labels and asked.scores is None:
         raise InputError(
             "the prompts have no label beside their answers, and attributions are means by label: tokenize "
             "them with corpus.label_columns"
@@ -206,59 +254,6 @@ def _answers_of(store: FeatureStore) -> tuple[str, ...]:
             "--answers FIRST,OTHER, two label columns"
         )
     return found.pop()
-
-
-def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
-    """An external table of scores: `feature`, `score`, and perhaps `label` and `value`; parquet or csv.
-
-    Columns of SCORES, and `prompts` and `active`, which are not known. InputError for another table.
-    """
-    if not path.is_file() or path.suffix not in (".parquet", ".csv"):
-        raise InputError(f"--scores {str(path)!r} is no .parquet or .csv file")
-    try:
-        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"--scores {path} can not be read: {' '.join(str(error).split())}") from None
-    if missing := {"feature", "score"} - set(frame.columns):
-        raise InputError(f"--scores {path} has no column {min(missing)!r}; it has {', '.join(frame.columns)}")
-    for name, default in zip(("label", "value"), EXTERNAL, strict=True):
-        if name not in frame.columns:
-            frame = frame.with_columns(pl.lit(default).alias(name))
-    try:
-        found = frame.select(pl.col(name).cast(dtype) for name, dtype in SCORES.items())
-        if (found["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
-            raise pl.exceptions.InvalidOperationError
-    except pl.exceptions.PolarsError:
-        raise InputError(f"--scores {path}: features are whole numbers, scores numbers") from None
-    if found["feature"].null_count() or (found["feature"] >= d_sae).any():
-        raise InputError(f"--scores {path} has a feature that is not there: there are 0 to {d_sae - 1:,}")
-    if found.select("label", "value", "feature").is_duplicated().any():
-        raise InputError(f"--scores {path} has a feature of a value twice: give each one score")
-    unknown = pl.lit(None, pl.Int64)
-    return found.with_columns(score=pl.col("score").fill_nan(None), prompts=unknown, active=unknown)
-
-
-def _labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels of a selection; InputError where the lake has one of them not."""
-    names = selection["label"].unique(maintain_order=True).to_list()
-    if missing := [name for name in names if name not in known]:
-        raise InputError(
-            f"--ablate: the scores are of label {missing[0]!r}, which the lake has not; it has "
-            f"{', '.join(known)}"
-        )
-    return tuple(names)
-
-
-def _require_values(store: FeatureStore, parts: list[Part], selection: pl.DataFrame) -> None:
-    """InputError where external scores are of a value that no prompt has."""
-    names = selection["label"].unique(maintain_order=True).to_list()
-    records = {part.record.name: part.record for part in parts}.values()
-    tables = [read_document_labels(store.layout, record, names) for record in records]
-    for name in names:
-        known = set(pl.concat(table[name] for table in tables))
-        for value in selection.filter(pl.col("label") == name)["value"].unique(maintain_order=True):
-            if value not in known:
-                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}")
 
 
 def _tell_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:

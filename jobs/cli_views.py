@@ -183,7 +183,9 @@ def heatmap(
     top: Annotated[
         int | None, typer.Option(help="Of those, the N with the most activation of the features.", min=1)
     ] = None,
-    pool: Annotated[str, typer.Option(help="Over a context's rows: max, mean or sum.")] = "max",
+    pool: Annotated[
+        str, typer.Option(help="Over a context's counted rows: max, mean or sum; last: the last of them.")
+    ] = "max",
 ) -> None:
     """Contexts × features as a picture, plain and clustered; how sparse they are, how often active."""
     from jobs.heatmap import Asked

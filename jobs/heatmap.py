@@ -22,8 +22,6 @@ from jobs.console import say
 from jobs.context_matrix import (
     MOST_CONTEXTS,
     MOST_FEATURES,
-    POOLS,
-    Pool,
     all_contexts,
     pooled,
     strongest_contexts,
@@ -43,6 +41,7 @@ from jobs.figures.style import STYLE
 from jobs.outputs import require_file, write_file
 from jobs.plots import METADATA, render
 from jobs.top import label_filter
+from pipeline.statistics.pooling import POOLINGS, Pooling
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.values import F32, I64
@@ -83,9 +82,9 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
     if kind not in METADATA:
         raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
     require_file(out, "--out")
-    if asked.pool not in POOLS:
-        raise InputError(f"--pool {asked.pool!r} is none of {', '.join(POOLS)}")
-    pool = next(known for known in POOLS if known == asked.pool)
+    if asked.pool not in POOLINGS:
+        raise InputError(f"--pool {asked.pool!r} is none of {', '.join(POOLINGS)}")
+    pool = next(known for known in POOLINGS if known == asked.pool)
     table = selected(store, site, asked, pool)
     clusters = cluster_contexts(matrix_of(table))
     if clusters is None:
@@ -99,7 +98,7 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
     return _write(table, site, pool, out, kind, clustered=clusters is not None)
 
 
-def selected(store: FeatureStore, site: str, asked: Asked, pool: Pool) -> pl.DataFrame:
+def selected(store: FeatureStore, site: str, asked: Asked, pool: Pooling) -> pl.DataFrame:
     """The table of the selection, by context: context u64, cluster (null), labels, a column per feature.
 
     A label that is called as another column of it may be, `cluster` or a number, ends with `_label`.
@@ -186,11 +185,13 @@ def _tell(site: str, table: pl.DataFrame) -> None:
 
 
 def _write(
-    table: pl.DataFrame, site: str, pool: Pool, out: Path, kind: str, *, clustered: bool
+    table: pl.DataFrame, site: str, pool: Pooling, out: Path, kind: str, *, clustered: bool
 ) -> list[Path]:
     if korean_font() is None:
         say(f"[yellow]heatmap[/]: {ABSENT}")
     pooled_by = f"{pool} over each context's counted rows"
+    if pool == "last":
+        pooled_by = "at each context's last counted row"
     draw = FIGURES if clustered else FIGURES | {"": draw_plain}
     out.parent.mkdir(parents=True, exist_ok=True)
     written = [out.with_suffix(".parquet")]

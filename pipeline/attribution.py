@@ -6,7 +6,7 @@ C prompts of a part, Z active features of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,17 +21,17 @@ from pipeline.integrated_gradients import (
     Prompts,
     ablated_gaps,
     attribute,
-    gaps,
+    gap_of,
     prompts_of,
 )
 from pipeline.planned import PlannedUse, kept, open_encoder, open_model
-from pipeline.statistics.attribution import ATTRIBUTION_PROMPTS, partial
+from pipeline.statistics.attribution import ATTRIBUTION_PROMPTS, EVERY_PROMPT, partial
 from pipeline.store.tokens import read_document_labels, read_token_shard
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
-from schemas.values import I64, Bool, TokenShard
+from schemas.values import F64, I64, Bool, TokenShard
 
 LOGITS_BYTES = 1 << 27
 """Of the logits of a batch in float32; with their gradients there are some four times as many at once."""
@@ -39,7 +39,10 @@ LOGITS_BYTES = 1 << 27
 
 @dataclass(frozen=True)
 class Work:
-    """What all parts share; `tolerance` is a share of the gap that attributions may lack."""
+    """What all parts share; `tolerance` is a share of the gap that attributions may lack.
+
+    Without `labels` all prompts have EVERY_PROMPT's.
+    """
 
     layout: Layout
     lake: Lake
@@ -57,13 +60,10 @@ class Part(NamedTuple):
     first: int
     stop: int
 
-
-class Found(NamedTuple):
-    """Of a part: ATTRIBUTION_PROMPTS, SUMS, and the prompts whose answers begin with one token."""
-
-    prompts: pl.DataFrame
-    sums: pl.DataFrame
-    skipped: int
+    @property
+    def name(self) -> str:
+        """Of this part alone, as long as parts are equally large."""
+        return f"{self.record.name}-{self.first}"
 
 
 class _Opened(NamedTuple):
@@ -83,11 +83,13 @@ class _Asked:
     contexts: I64
     answers: I64
     values: pl.DataFrame
-    skipped: int
 
 
-def attribute_part(work: Work, part: Part) -> Found:
-    """Attributions of the prompts of a part, by quadratures that are refined until they add up."""
+def attribute_part(work: Work, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Attributions of the prompts of a part, by quadratures that are refined until they add up.
+
+    ATTRIBUTION_PROMPTS, of those whose answers differ in their first tokens, and SUMS.
+    """
     opened, asked = _open(work).opened, _asked(work, part)
     found = [_complete(opened, asked, some, work.tolerance) for some in _batches(opened, asked)]
     batches = [each for batch in found for each in batch]
@@ -101,10 +103,10 @@ def attribute_part(work: Work, part: Part) -> Found:
     sums = partial(asked.values, context[order], feature[order], (ig[order], ig2[order]), d_sae)
     rows = [_prompts(asked, some, one, work.tolerance) for some, one in batches]
     prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *rows]).sort("context")
-    return Found(prompts, sums, asked.skipped)
+    return prompts, sums
 
 
-def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
+def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFrame]:
     """SUMS of what the gap, and its square, lose when one latent is set to 0.
 
     `chosen`: label, value, feature; it is ablated in the prompts with that value in which it is active.
@@ -118,7 +120,7 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
         of = prompts.vector_context[latents.vector]
         active = np.unique(np.stack([of, latents.features.indices], axis=1), axis=0)
         pairs = active[[f in features_of[some[c]] for c, f in active.tolist()]]
-        gap = gaps(opened, prompts).double().cpu().numpy()[pairs[:, 0]]
+        gap = _gaps(prompts)[pairs[:, 0]]
         without = ablated_gaps(opened, prompts, latents, pairs)
         context.append(some[pairs[:, 0]])
         feature.append(pairs[:, 1])
@@ -129,7 +131,7 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> pl.DataFrame:
     sums = partial(asked.values, *entries, effects, opened.encoder.d_sae)
     wanted = [chosen, sums.filter(pl.col("feature").is_null()).select("label", "value", "feature")]
     on = ["label", "value", "feature"]
-    return sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left")
+    return (sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left"),)
 
 
 def _features_by_prompt(values: pl.DataFrame, chosen: pl.DataFrame) -> list[set[int]]:
@@ -183,14 +185,22 @@ def _prompts(asked: _Asked, some: I64, found: Attributed, tolerance: float) -> p
 
 def _read(opened: Opened, asked: _Asked, some: I64) -> tuple[Prompts, Latents]:
     prompts, read = prompts_of(asked.tokens, asked.contexts[some], asked.answers[some], asked.counted)
-    x = opened.model.forward(prompts.batch)[opened.place.read]
-    return prompts, Latents(opened, prompts, read.vectors(x))
+    begun = opened.model.begin(prompts.batch, prompts.ends, prompts.first)
+    prompts = replace(prompts, begun=begun)
+    return prompts, Latents(opened, prompts, read.vectors(begun.x[opened.place.read]))
+
+
+def _gaps(prompts: Prompts) -> F64:
+    """The gaps of prompts that were read, as they are, float64 [C]."""
+    assert prompts.begun is not None
+    return gap_of(prompts.begun.logits, prompts.answers).double().cpu().numpy()
 
 
 def _batches(opened: Opened, asked: _Asked) -> Iterator[I64]:
     """Places of the prompts asked for, so many at a time."""
-    places = np.arange(len(asked.contexts))
-    return (places[first : first + opened.contexts] for first in range(0, len(places), opened.contexts))
+    places, lengths = np.arange(len(asked.contexts)), np.diff(asked.tokens.context_ptr)[asked.contexts]
+    n = opened.contexts(int(lengths.max(initial=1)))
+    return (places[first : first + n] for first in range(0, len(places), n))
 
 
 def _asked(work: Work, part: Part) -> _Asked:
@@ -203,8 +213,10 @@ def _asked(work: Work, part: Part) -> _Asked:
     values = table[np.searchsorted(table["document"].to_numpy(), documents)]
     answers = _first_tokens(_open(work).tokenizer, values, work.answers)
     known = (answers[:, 0] != answers[:, 1]) & (answers >= 0).all(axis=1)
-    values = values.filter(pl.Series(known)).select(work.labels)
-    return _Asked(tokens, whole.counted, contexts[known], answers[known], values, int((~known).sum()))
+    label, value = EVERY_PROMPT
+    named = work.labels or (pl.lit(value).alias(label),)
+    values = values.filter(pl.Series(known)).with_columns(named).select(work.labels or label)
+    return _Asked(tokens, whole.counted, contexts[known], answers[known], values)
 
 
 def _first_tokens(tokenizer: Tokenizer, values: pl.DataFrame, answers: tuple[str, str]) -> I64:
@@ -232,5 +244,5 @@ def _load(work: Work) -> _Opened:
             f"the tokenizer at {work.tokenizer} is not the one that the lake was tokenized by: give "
             "--tokenizer the place of that one"
         )
-    fit = max(1, LOGITS_BYTES // (4 * tokenizer.size * work.lake.context_size))
-    return _Opened(Opened(model, encoder, use.place, min(use.plan.batch_contexts, fit)), tokenizer)
+    rows = min(use.plan.batch_contexts * work.lake.context_size, LOGITS_BYTES // (4 * tokenizer.size))
+    return _Opened(Opened(model, encoder, use.place, rows), tokenizer)

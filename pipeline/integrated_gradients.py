@@ -33,6 +33,7 @@ from torch import Tensor
 from pipeline.models import Model
 from pipeline.models.device import to_device
 from pipeline.models.pooling import RowsRead
+from pipeline.models.replay import Begun
 from pipeline.patching import patch
 from pipeline.planned import Place
 from pipeline.saes.encoder import Encoder
@@ -43,12 +44,16 @@ STARTING_NODES, MOST_NODES = 16, 128
 
 
 class Opened(NamedTuple):
-    """Model, SAE, where it reads, and how many contexts go through the model at once."""
+    """Model, SAE, where it reads, and how many token rows, pads included, go through the model at once."""
 
     model: Model
     encoder: Encoder
     place: Place
-    contexts: int
+    rows: int
+
+    def contexts(self, length: int) -> int:
+        """How many contexts of so many tokens go through at once; one always does."""
+        return max(1, self.rows // length)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Prompts:
 
     `last` int64 [C]: the row, counted from the context's first, at whose end the answers are asked for;
     `answers` int64 [C, 2]: token ids; `owner` int64 [N]: for each row of the contexts the vector that moves
-    it, -1 for none; `vector_context` int64 [V]: whose vector it is.
+    it, -1 for none; `vector_context` int64 [V]: whose vector it is; `begun`: where passes over them begin
+    at the SAE's place, None where they run the whole model.
     """
 
     batch: TokenBatch
@@ -65,11 +71,25 @@ class Prompts:
     answers: I64
     owner: I64
     vector_context: I64
+    begun: Begun | None = None
 
     @property
     def starts(self) -> I64:
         """First row of each context among all N, int64 [C]."""
         return np.cumsum(self.batch.lengths) - self.batch.lengths
+
+    @property
+    def ends(self) -> I64:
+        """The rows at whose end the answers are asked for, among all N, int64 [C]."""
+        return self.starts + self.last
+
+    @property
+    def first(self) -> I64:
+        """The first position of each context that a vector moves, its length where there is none, [C]."""
+        context = np.repeat(np.arange(len(self.last)), self.batch.lengths)[self.moved]
+        found = self.batch.lengths.copy()
+        np.minimum.at(found, context, np.flatnonzero(self.moved) - self.starts[context])
+        return found
 
     @property
     def moved(self) -> Bool:
@@ -83,12 +103,14 @@ class Prompts:
         sizes = np.bincount(self.vector_context, minlength=len(self.last))
         firsts, sizes = (np.cumsum(sizes) - sizes)[contexts], sizes[contexts]
         shift = np.repeat(np.cumsum(sizes) - sizes - firsts, lengths)
+        begun = self.begun and self.begun.again(contexts)
         again = Prompts(
             TokenBatch(self.batch.token_ids[contexts], lengths),
             self.last[contexts],
             self.answers[contexts],
             np.where(owner >= 0, owner + shift, -1),
             np.repeat(np.arange(len(contexts)), sizes),
+            begun,
         )
         return again, _ranges(firsts, sizes)
 
@@ -173,11 +195,16 @@ def gaps(opened: Opened, prompts: Prompts, shift: Tensor | None = None, *, gradi
 
         replace = patch(opened.encoder.metadata, opened.place, prompts.moved, moved)
     logits = opened.model.logits_at(
-        prompts.batch, prompts.starts + prompts.last, replace, gradients=gradients
+        prompts.batch, prompts.ends, replace, gradients=gradients, begun=prompts.begun
     )
     with torch.set_grad_enabled(gradients):
-        chances = logits.softmax(dim=1).gather(1, to_device(prompts.answers, logits.device))
-        return chances[:, 0] - chances[:, 1]
+        return gap_of(logits, prompts.answers)
+
+
+def gap_of(logits: Tensor, answers: I64) -> Tensor:
+    """p(answer) - p(other), float32 [C], of logits [C, vocabulary] and token ids int64 [C, 2]."""
+    chances = logits.softmax(dim=1).gather(1, to_device(answers, logits.device))
+    return chances[:, 0] - chances[:, 1]
 
 
 def attribute(opened: Opened, prompts: Prompts, latents: Latents, nodes: int) -> Attributed:
@@ -187,7 +214,7 @@ def attribute(opened: Opened, prompts: Prompts, latents: Latents, nodes: int) ->
     total = latents.total()
     mean = torch.zeros_like(total, dtype=torch.float64)
     mean2, found = torch.zeros_like(mean), np.empty((len(places), len(prompts.last)))
-    for some in _portions(len(places), max(1, opened.contexts // len(prompts.last))):
+    for some in _portions(len(places), opened.contexts(prompts.batch.token_ids.size)):
         gap, slope = _slopes(opened, prompts, total, places[some])
         found[some] = gap
         weight = torch.from_numpy(weights[some]).to(slope.device)
@@ -236,7 +263,7 @@ def ablated_gaps(opened: Opened, prompts: Prompts, latents: Latents, pairs: I64)
     """The gap of a context when a feature of it is set to 0, float64 [n], for pairs int64 [n, 2] of both."""
     context = prompts.vector_context[latents.vector]
     found = [np.empty(0)]
-    for some in _portions(len(pairs), opened.contexts):
+    for some in _portions(len(pairs), opened.contexts(prompts.batch.token_ids.shape[1])):
         tiled, vectors = prompts.repeated(pairs[some, 0])
         shift = torch.zeros(len(vectors), latents.directions.shape[1], device=latents.directions.device)
         for n, (of, feature) in enumerate(pairs[some].tolist()):

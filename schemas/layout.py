@@ -167,6 +167,10 @@ class Layout:
         """One derived table of a site."""
         return self.root / "tables" / check_name(site, "site") / f"{check_name(name, 'table')}.parquet"
 
+    def parts(self, site: str, job: str, key: str) -> StorePath:
+        """Folder of what a job has found of its parts until it ends; `key` is 32 hexadecimal digits."""
+        return self.root / "tables" / check_name(site, "site") / f".{check_name(job, 'job')}.{key}.tmp"
+
     def derived(self, site: str) -> StorePath:
         """What the tables and figures of a site were made from, written after all of them."""
         return self.root / "tables" / check_name(site, "site") / "derived.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -75,7 +77,7 @@ def case(request, tmp_path_factory):
     how = kind if kind == "layer_norm" else "none"
     write_sae(folder, "standard" if how == "layer_norm" else kind, normalize_activations=how)
     model = load_model(Model(loader="torch_module", path="tests.kit:tiny_lm"), ["layers.1"], "cpu", 1)
-    return Opened(model, load_sae(folder), Place("layers.1", "layers.1"), 4), folder, stored
+    return Opened(model, load_sae(folder), Place("layers.1", "layers.1"), 36), folder, stored
 
 
 def set_up(opened, stored):
@@ -84,6 +86,13 @@ def set_up(opened, stored):
     prompts, read = prompts_of(tokens, np.arange(3), ANSWERS, counted)
     x = opened.model.forward(prompts.batch)["layers.1"]
     return tokens, prompts, x, Latents(opened, prompts, read.vectors(x))
+
+
+def begun(opened, prompts):
+    """The same prompts, so that passes begin at the SAE's place."""
+    found = opened.model.begin(prompts.batch, prompts.ends, prompts.first)
+    assert found.calls is not None
+    return replace(prompts, begun=found)
 
 
 def by_hand(opened, folder, tokens, stored, context, nodes=150):
@@ -164,6 +173,23 @@ def test_ablation_sets_one_latent_to_0_and_leaves_the_rest(case):
     np.testing.assert_allclose(found, [expected[c][f] for c, f in pairs], atol=1e-5)
 
 
+def test_passes_that_begin_at_the_hook_give_the_same_and_run_no_layer_below(case, monkeypatch):
+    opened, _, stored = case
+    _, prompts, _, latents = set_up(opened, stored)
+    pairs = np.array([[2, 5], [0, 3], [0, 9]])
+    expected = attribute(opened, prompts, latents, 8), ablated_gaps(opened, prompts, latents, pairs)
+    calls, own = [], torch.nn.Linear.forward
+    short = begun(opened, prompts)
+    monkeypatch.setattr(
+        torch.nn.Linear, "forward", lambda self, x: calls.append(x[..., 0].numel()) or own(self, x)
+    )
+    found = attribute(opened, short, latents, 8), ablated_gaps(opened, short, latents, pairs)
+    for name, values in expected[0]._asdict().items():
+        np.testing.assert_allclose(getattr(found[0], name), values, rtol=1e-3, atol=5e-6)
+    np.testing.assert_allclose(found[1], expected[1], atol=5e-6)
+    assert sum(calls) < 2 * (10 * 3 + 3) * 9  # at most the third block's rows, and the head's
+
+
 def test_what_is_attributed_does_not_depend_on_the_batch(case):
     opened, _, stored = case
     tokens, prompts, _, latents = set_up(opened, stored)
@@ -172,5 +198,5 @@ def test_what_is_attributed_does_not_depend_on_the_batch(case):
     x = read.vectors(opened.model.forward(alone.batch)["layers.1"])
     one = attribute(opened, alone, Latents(opened, alone, x), 16)
     np.testing.assert_allclose(one.ig, together.ig[together.context == 1], atol=1e-6)
-    few = attribute(opened._replace(contexts=1), prompts, latents, 16)
+    few = attribute(opened._replace(rows=1), prompts, latents, 16)
     np.testing.assert_allclose(few.ig, together.ig, atol=1e-6)

@@ -29,7 +29,7 @@ from schemas.records import ShardRecord
 from schemas.values import U32, TokenShard
 
 Rows = Literal["token", "context", "document"]
-Pool = Literal["sum", "mean_all", "max"]
+Pool = Literal["sum", "mean_all", "max", "last"]
 
 _CHUNK, _TEXT_CHUNK = 1 << 19, 1 << 16
 """Elements of a chunk of numbers, and of texts; of each column so many wait in memory."""
@@ -40,8 +40,8 @@ def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows
 
     `rows` token: every row of the lake whose shard is committed, whether counted or not. context, document:
     each one's activations pooled by `pool`, over its counted rows: their `sum`, their mean with zeros
-    (`mean_all`), or the strongest, with its sign (`max`); sums are taken in float64. A document of which a
-    context holds only a part has its own rows alone.
+    (`mean_all`), the strongest, with its sign (`max`), or those of the last row (`last`); sums are taken in
+    float64. A document of which a context holds only a part has its own rows alone.
     """
     shards = store.shard_files(site)
     n_rows = sum(_units(shard.record, rows) for shard in shards)
@@ -120,7 +120,8 @@ def _pooled(
         *shared,
     )
     obs = obs.sort("_group").drop("_group").with_columns(counted_rows=pl.Series(counted))
-    return pool_rows(matrix, group, len(numbers), "mean" if pool == "mean_all" else pool, counted), obs
+    pooling, kept = "mean" if pool == "mean_all" else pool, tokens.counted
+    return pool_rows(matrix[kept], group[kept], len(numbers), pooling, counted), obs
 
 
 def _label_columns(store: FeatureStore, record: ShardRecord) -> list[str]:

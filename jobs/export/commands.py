@@ -142,7 +142,9 @@ def anndata(
     rows: Annotated[str, typer.Option(help="What a row of X is: token, context or document.")] = "token",
     pool: Annotated[
         str,
-        typer.Option(help="Of a context or document: sum, mean_all (zeros counted) or max (the strongest)."),
+        typer.Option(
+            help="Of a context or document: sum, mean_all (zeros counted), max (the strongest) or last (row)."
+        ),
     ] = "sum",
 ) -> None:
     """AnnData: <site>.zarr, rows (or contexts, documents) by features, read by anndata.read_zarr."""

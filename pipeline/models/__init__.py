@@ -24,6 +24,8 @@ from schemas.values import I64, TokenBatch
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.models.replay import Begun
+
 __all__ = ["LOADERS", "Model", "check_inputs", "load_model", "max_context", "model_digest", "weight_bytes"]
 
 LOADERS = {
@@ -89,11 +91,22 @@ class Model(Protocol):
         replace: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
         *,
         gradients: bool = False,
+        begun: Begun | None = None,
     ) -> torch.Tensor:
         """The logits of the token behind some rows, float32 [n, vocabulary], a context's last row among them.
 
         `rows` int64 [n] are places among the sum(lengths) real tokens. With `gradients` the logits carry the
-        gradients of what `replace` puts in; the weights have none.
+        gradients of what `replace` puts in; the weights have none. With `begun`, whose contexts the batch's
+        are (`Begun.again`), the pass begins at the first of the hooks that the model was loaded for: nothing
+        may be replaced before that. Only these rows are unembedded, where the model allows it.
+        """
+
+    def begin(self, batch: TokenBatch, rows: I64, first: I64) -> Begun:
+        """Run a batch, keeping x at the hooks, the logits of some rows, and what is needed to begin there.
+
+        `first` int64 [B]: the first position in each context at which something else may be put.
+        `Begun.x` is what `forward` gives, `Begun.logits` what `logits_at` gives. Whether passes that begin at
+        the hooks give the same logits is tried for each batch; where they do not, they run the whole model.
         """
 
     def unembed(self, x: torch.Tensor) -> torch.Tensor:

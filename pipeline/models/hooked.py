@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -17,7 +18,17 @@ from torch import Tensor
 from pipeline.models.attach import Attach, Take
 from pipeline.models.device import to_device
 from pipeline.models.losses import next_token_logits, next_token_losses, row_logits
-from pipeline.models.unembedding import Head, one_token, require_same, rows_of_logits, standing_in
+from pipeline.models.replay import Begun, recording, replaying
+from pipeline.models.rows import Replace, put_rows, rows_of
+from pipeline.models.unembedding import (
+    Head,
+    is_same,
+    one_token,
+    only_rows,
+    require_same,
+    rows_of_logits,
+    standing_in,
+)
 from schemas.errors import InputError
 from schemas.records import Inputs
 from schemas.values import I64, TokenBatch
@@ -25,9 +36,6 @@ from schemas.values import I64, TokenBatch
 Run = Callable[[Tensor, Tensor | None], object]
 """Forward token ids int64 [B, T], or vectors float32 [B, T, width], with an attention mask int64 [B, T], or
 None when nothing is padded; returns the logits [B, T, V] of the next token, or None where there are none."""
-
-Replace = Callable[[Tensor], Tensor]
-"""x float32 [N, D] -> what stands in for it, [N, D]."""
 
 PROBE = (2, 7)
 """Contexts and tokens run once when a model is loaded; an odd shape, so that [B, heads, ...] is not
@@ -50,6 +58,12 @@ class _Inputs:
     given: Tensor
     mask: Tensor | None
     rows: Tensor
+
+
+class _OfRows(NamedTuple):
+    """What a model gave for the rows that were asked for alone, not for a batch."""
+
+    given: object
 
 
 @final
@@ -115,10 +129,84 @@ class HookedModel:
         replace: Mapping[str, Replace] | None = None,
         *,
         gradients: bool = False,
+        begun: Begun | None = None,
     ) -> Tensor:
         """See `pipeline.models.Model`."""
-        with torch.enable_grad() if gradients else torch.inference_mode():
-            return row_logits(self._replaced(batch, replace or {}, gradients), batch, rows, self.device)
+        return self._logits_at(batch, rows, replace or {}, gradients, begun, only=self._ends_by_rows).float()
+
+    def begin(self, batch: TokenBatch, rows: I64, first: I64) -> Begun:
+        """See `pipeline.models.Model`."""
+        inputs, x = self._put(batch), dict[str, Tensor]()
+        with recording(inputs.ids.shape) as recorder:
+
+            def take_at(hook: str) -> Take:
+                def take(output: object) -> None:
+                    if hook in self.hooks:
+                        recorder.stop()
+                        x.setdefault(hook, rows_of(output, inputs.ids.shape, inputs.rows, hook))
+                    if self._head is not None and hook == self._head.last:
+                        recorder.close()
+
+                return take
+
+            ends = [] if self._head is None else [self._head.last]
+            output = self._pass(batch, inputs, {hook: take_at(hook) for hook in [*self.hooks, *ends]})
+        _refuse_silent(self.hooks, x)
+        with torch.inference_mode():
+            logits = row_logits(output, batch, rows, self.device).float()
+        begun = Begun(x, logits, recorder.calls, np.arange(len(batch.lengths)), first)
+        return begun if self._begins(batch, begun) else replace(begun, calls=None)
+
+    def _begins(self, batch: TokenBatch, begun: Begun) -> bool:
+        """Whether a pass that begins at the hooks gives the whole one's logits.
+
+        Tried at the last row of each context, for the contexts turned round and one of them twice, with x
+        half as large again at the last hook.
+        """
+        order = np.append(np.arange(len(batch.lengths))[::-1], 0)
+        turned, again = TokenBatch(batch.token_ids[order], batch.lengths[order]), begun.again(order)
+        ends = np.cumsum(turned.lengths) - 1
+        at = np.arange(ends[-1] + 1) - np.repeat(ends + 1 - turned.lengths, turned.lengths)
+        more = torch.from_numpy(1 + 0.5 * (at >= np.repeat(again.first, turned.lengths))).float()
+        put = {self.hooks[-1]: lambda x: x * more.to(x.device)[:, None]}
+        try:
+            found = self._logits_at(turned, ends, put, begun=again, only=self._ends_by_rows)
+        except Exception:  # noqa: BLE001 - modules that get what they do not expect raise anything
+            return False
+        return is_same(self._logits_at(turned, ends, put, only=self._ends_by_rows), found)
+
+    def _logits_at(
+        self,
+        batch: TokenBatch,
+        rows: I64,
+        replace: Mapping[str, Replace],
+        gradients: bool = False,
+        begun: Begun | None = None,
+        *,
+        only: bool = False,
+    ) -> Tensor:
+        """The same in the model's dtype; with `only` other rows do not go behind the blocks."""
+        with ExitStack() as around:
+            if begun is not None and begun.calls is not None:
+                around.enter_context(replaying(begun, batch, self.device))
+            around.enter_context(torch.enable_grad() if gradients else torch.inference_mode())
+            output = self._replaced(batch, replace, gradients, rows if only else None)
+            if isinstance(output, _OfRows):
+                return rows_of_logits(output.given, len(rows))
+            return row_logits(output, batch, rows, self.device)
+
+    @cached_property
+    def _ends_by_rows(self) -> bool:
+        """Whether rows of what the last block gives have the logits that they have among all rows."""
+        if self._head is None:
+            return False
+        batch = TokenBatch(np.arange(np.prod(PROBE)).reshape(PROBE), np.array([PROBE[1], PROBE[1] - 2]))
+        rows = np.array([PROBE[1] - 1, 2, PROBE[1]])
+        try:
+            found = self._logits_at(batch, rows, {}, only=True)
+        except Exception:  # noqa: BLE001 - what is behind the last block may raise anything
+            return False
+        return is_same(self._logits_at(batch, rows, {}), found)
 
     def unembed(self, x: Tensor) -> Tensor:
         """See `pipeline.models.Model`."""
@@ -154,8 +242,17 @@ class HookedModel:
         last = self.forward(batch, also=[head.last])[head.last]
         require_same(self.next_token_logits(batch).float(), self.unembed(last[:-1]))
 
-    def _replaced(self, batch: TokenBatch, replace: Mapping[str, Replace], gradients: bool = False) -> object:
-        """What the model returns when x is replaced at some hooks."""
+    def _replaced(
+        self,
+        batch: TokenBatch,
+        replace: Mapping[str, Replace],
+        gradients: bool = False,
+        only: I64 | None = None,
+    ) -> object:
+        """What the model returns when x is replaced at some hooks.
+
+        With `only` int64 [n] that is _OfRows, of these rows alone, where nothing is replaced behind them.
+        """
         inputs = self._put(batch)
         fired: set[str] = set()
 
@@ -168,9 +265,24 @@ class HookedModel:
 
         for hook in replace:
             self._check_replaceable(hook)
-        output = self._pass(batch, inputs, {hook: take_at(hook) for hook in replace}, gradients)
+        takes = {hook: take_at(hook) for hook in replace}
+        if only is None or self._head is None:
+            output = self._pass(batch, inputs, takes, gradients)
+            _refuse_silent(replace, fired)
+            return output
+        last, cut = self._head.last, list[bool]()
+        put = takes.get(last)
+
+        def take_last(output: object) -> object:
+            output = output if put is None else put(output)
+            if len(fired) < len(replace):
+                return output
+            cut.append(True)
+            return only_rows(output, inputs.rows[to_device(only, self.device)])
+
+        output = self._pass(batch, inputs, takes | {last: take_last}, gradients)
         _refuse_silent(replace, fired)
-        return output
+        return _OfRows(output) if cut else output
 
     def _put(self, batch: TokenBatch) -> _Inputs:
         """The batch on the device, without waiting for it."""
@@ -219,35 +331,3 @@ def _refuse_silent(hooks: Iterable[str], fired: Collection[str]) -> None:
         raise InputError(
             f"the model never came to hook {', '.join(silent)}: choose a hook that its forward pass visits"
         )
-
-
-def rows_of(output: object, shape: torch.Size, rows: Tensor, hook: str) -> Tensor:
-    """X of the real tokens, a new float32 [N, D], from an output [B, T, ...] (of a tuple: its first)."""
-    x = _tensor_of(output, shape, hook)
-    # index_select copies, so that later layers may work in place on what the hook saw.
-    return x.detach().flatten(0, 1).flatten(1).index_select(0, rows).float()
-
-
-def put_rows(output: object, shape: torch.Size, rows: Tensor, hook: str, replace: Replace) -> object:
-    """The output with `replace` applied to x of the real tokens; the rest as it is."""
-    x = _tensor_of(output, shape, hook)
-    old = rows_of(x, shape, rows, hook)
-    new = replace(old)
-    assert new.shape == old.shape, f"{hook}: {list(new.shape)} stands in for {list(old.shape)}"
-    flat = x.detach().flatten(0, 1).flatten(1)
-    put = flat.index_copy(0, rows, new.to(flat.dtype)).view(x.shape)
-    if not isinstance(output, tuple):
-        return put
-    make: Any = getattr(output, "_make", type(output))  # a named tuple stays one
-    return make((put, *output[1:]))
-
-
-def _tensor_of(output: object, shape: torch.Size, hook: str) -> Tensor:
-    """The tensor [B, T, ...] in what a hook gave."""
-    x = output[0] if isinstance(output, tuple) and output else output
-    if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[:2] != shape:
-        found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(
-            f"hook {hook} gives {found}, not one vector for each of the {list(shape)} tokens: choose another"
-        )
-    return x

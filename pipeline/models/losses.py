@@ -44,9 +44,9 @@ def next_token_logits(output: object, batch: TokenBatch, device: torch.device) -
 
 
 def row_logits(output: object, batch: TokenBatch, rows: I64, device: torch.device) -> Tensor:
-    """The logits float32 [n, V] of the token behind each of some real tokens, by their places among all N."""
+    """The logits [n, V] of the token behind each of some real tokens, by their places among all N."""
     real = np.flatnonzero(np.arange(batch.token_ids.shape[1]) < batch.lengths[:, None])
-    return _logits(output, batch).flatten(0, 1).index_select(0, to_device(real[rows], device)).float()
+    return _logits(output, batch).flatten(0, 1).index_select(0, to_device(real[rows], device))
 
 
 def losses_of(logits: Tensor, targets: Tensor) -> Tensor:

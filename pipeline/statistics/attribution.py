@@ -17,6 +17,8 @@ from schemas.values import F64, I64
 
 LEVEL = 0.95
 GROUP = ("label", "value", "feature")
+EVERY_PROMPT = ("scores", "all")
+"""Label and value that all prompts have for an external table of scores that names none."""
 
 SUMS: Schema = {
     "label": pl.String(),

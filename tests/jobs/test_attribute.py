@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from matplotlib import rc_context
 from scipy import stats
 
 from jobs import cli
-from jobs.attribute import Asked, attribute, read_scores
+from jobs.attribute import Asked, attribute
+from jobs.external_scores import read_scores
 from jobs.extract import extract
 from jobs.figures.attribution import draw_attribution_map
 from jobs.figures.style import STYLE
@@ -218,12 +220,65 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     assert read_scores(tmp_path / "plain.parquet", D_SAE).select("label", "value").unique().rows() == [
         ("scores", "all")
     ]
+    every = attribute(store, "last", Asked(scores=tmp_path / "plain.parquet", ablate=True))
+    hand = by_hand(store, "last", nodes=1)
+    for feature in (5, 9):  # in all prompts, those without a value of a label too
+        effects = [one[1] - one[5][feature] for one in hand]
+        row = every.filter(feature=feature).row(0, named=True)
+        assert (row["effect"], row["prompts"]) == (pytest.approx(np.mean(effects), abs=1e-6), PROMPTS - 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "killed_in"), [(Asked(k=3), "attribute_part"), (Asked(k=3, by="ig"), "ablate_part")]
+)
+def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypatch, capsys, asked, killed_in):
+    from pipeline import attribution
+
+    monkeypatch.setattr("jobs.attribute.CONTEXTS", 5)
+    names = ("attributions", "attribution_prompts", "attribution_selection")
+    attribute(store, "last", asked)
+    expected = [store.layout.table("last", name).read_bytes() for name in names]
+    folder, done, own = store.layout.table("last", "x").parent, [], getattr(attribution, killed_in)
+    assert not list(folder.glob(".*"))
+
+    def few(*arguments):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(arguments[-1].name)
+        return own(*arguments)
+
+    monkeypatch.setattr(attribution, killed_in, few)
+    with pytest.raises(KeyboardInterrupt):
+        attribute(store, "last", asked)
+    left = list(folder.glob(".attribute.*.tmp"))
+    assert left
+
+    def rest(*arguments):
+        assert arguments[-1].name not in done
+        return own(*arguments)
+
+    monkeypatch.setattr(attribution, killed_in, own)
+    for other in (
+        replace(asked, tolerance=0.02),
+        replace(asked, labels=("age",)),
+        replace(asked, answers=("no", "yes")),
+    ):
+        capsys.readouterr()
+        attribute(store, "last", other)
+        assert "goes on behind" not in capsys.readouterr().out
+    assert list(folder.glob(".attribute.*.tmp")) == left
+    monkeypatch.setattr(attribution, killed_in, rest)
+    attribute(store, "last", asked)
+    assert "goes on behind 2 of" in " ".join(capsys.readouterr().out.split())
+    assert [store.layout.table("last", name).read_bytes() for name in names] == expected
+    assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize(
     ("columns", "ablate", "told"),
     [
         ({"feature": [1.5], "score": [1.0]}, False, "features are whole numbers"),
+        ({"feature": [1], "score": [1.0], "label": ["age"]}, True, "but one of the columns label and value"),
         (
             {"feature": [1], "score": [1.0], "label": ["age"], "value": ["odl"]},
             True,

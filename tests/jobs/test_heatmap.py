@@ -26,6 +26,7 @@ from jobs.heatmap import Asked, cluster_contexts, heatmap, selected
 from jobs.plots import render
 from jobs.rank import window
 from jobs.stats import stats
+from pipeline.statistics.pooling import POOLINGS
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from tests.store.build import D_SAE, build
@@ -47,11 +48,13 @@ def brute(built, features, pool):
     for number in range(context.max() + 1):
         mine = dense[(context == number) & counted][:, features]
         strongest = mine[np.abs(mine).argmax(axis=0), np.arange(len(features))]
-        rows.append({"max": strongest, "sum": mine.sum(axis=0), "mean": mine.mean(axis=0)}[pool])
+        rows.append(
+            {"max": strongest, "sum": mine.sum(axis=0), "mean": mine.mean(axis=0), "last": mine[-1]}[pool]
+        )
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("pool", context_matrix.POOLS)
+@pytest.mark.parametrize("pool", POOLINGS)
 def test_activations_are_pooled_over_the_counted_rows_of_a_context(made, pool):
     built, store = made
     table = selected(store, "site", Asked(features="3,1,7:10"), pool)
@@ -160,7 +163,7 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
         (Asked(ranking="frequencies:0:5"), "did you mean 'frequency'"),
         (Asked(features="1", contexts="100000"), "--contexts '100000'"),
         (Asked(features="1", where=["nation=x"]), "has no label 'nation'"),
-        (Asked(features="1", pool="median"), "max, mean, sum"),
+        (Asked(features="1", pool="median"), "last, mean, max, sum"),
         (Asked(features="1", where=["party=red", "party=blue"]), "no context is left to draw"),
     ],
 )

@@ -131,7 +131,13 @@ def test_labels_that_are_called_as_columns_of_obs_stand_beside_them(tmp_path, ro
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "pool"),
-    [("context", "mean_all"), ("document", "sum"), ("document", "mean_all"), ("context", "max")],
+    [
+        ("context", "mean_all"),
+        ("document", "sum"),
+        ("document", "mean_all"),
+        ("context", "max"),
+        ("context", "last"),
+    ],
 )
 def test_pooled_rows_are_those_of_contexts_or_documents(made, tmp_path, rows, pool):
     built, _ = made
@@ -144,6 +150,9 @@ def test_pooled_rows_are_those_of_contexts_or_documents(made, tmp_path, rows, po
             strongest = np.abs(dense).argmax(axis=0)
             expected = dense[strongest, np.arange(D_SAE)]
             np.testing.assert_array_equal(np.abs(data.X[place].toarray()[0]), np.abs(expected))
+        elif pool == "last":
+            last = dense[np.flatnonzero(own["token"].to_numpy())[-1]]
+            np.testing.assert_array_equal(data.X[place].toarray()[0], last)
         else:
             expected = dense.sum(axis=0) / (counted if pool == "mean_all" else 1)
             np.testing.assert_allclose(data.X[place].toarray()[0], expected, rtol=1e-6, atol=1e-12)
@@ -163,4 +172,4 @@ def test_wrong_rows_and_pools_are_refused(made, tmp_path, capsys):
     run([root, "--out", str(tmp_path / "o"), "--rows", "word"], 2)
     assert "--rows 'word' is not one of token, context, document" in capsys.readouterr().err
     run([root, "--out", str(tmp_path / "o"), "--pool", "mean"], 2)
-    assert "--pool 'mean' is not one of sum, mean_all, max" in capsys.readouterr().err
+    assert "--pool 'mean' is not one of sum, mean_all, max, last" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""Tables of scores of another method, from which `latentlake attribute --scores` selects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from pipeline.statistics.attribution import EVERY_PROMPT
+from pipeline.store import FeatureStore
+from pipeline.store.tokens import read_document_labels
+from schemas.errors import InputError
+from schemas.tables import Schema
+
+if TYPE_CHECKING:
+    from pipeline.attribution import Part
+
+SCORES: Schema = {"label": pl.String(), "value": pl.String(), "feature": pl.UInt32(), "score": pl.Float64()}
+
+
+def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
+    """An external table of scores: `feature`, `score`, and perhaps `label` and `value`; parquet or csv.
+
+    Without these two its scores are of EVERY_PROMPT. Columns of SCORES, and `prompts` and `active`, which are
+    not known. InputError for another table.
+    """
+    if not path.is_file() or path.suffix not in (".parquet", ".csv"):
+        raise InputError(f"--scores {str(path)!r} is no .parquet or .csv file")
+    try:
+        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"--scores {path} can not be read: {' '.join(str(error).split())}") from None
+    if missing := {"feature", "score"} - set(frame.columns):
+        raise InputError(f"--scores {path} has no column {min(missing)!r}; it has {', '.join(frame.columns)}")
+    if len({"label", "value"} & set(frame.columns)) == 1:
+        raise InputError(f"--scores {path} has but one of the columns label and value: give both, or neither")
+    if "label" not in frame.columns:
+        frame = frame.with_columns(
+            pl.lit(text).alias(name) for name, text in zip(("label", "value"), EVERY_PROMPT, strict=True)
+        )
+    try:
+        found = frame.select(pl.col(name).cast(dtype) for name, dtype in SCORES.items())
+        if (found["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
+            raise pl.exceptions.InvalidOperationError
+    except pl.exceptions.PolarsError:
+        raise InputError(f"--scores {path}: features are whole numbers, scores numbers") from None
+    if found["feature"].null_count() or (found["feature"] >= d_sae).any():
+        raise InputError(f"--scores {path} has a feature that is not there: there are 0 to {d_sae - 1:,}")
+    if found.select("label", "value", "feature").is_duplicated().any():
+        raise InputError(f"--scores {path} has a feature of a value twice: give each one score")
+    unknown = pl.lit(None, pl.Int64)
+    return found.with_columns(score=pl.col("score").fill_nan(None), prompts=unknown, active=unknown)
+
+
+def labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of a selection, none where it is of every prompt; InputError where the lake lacks one."""
+    names = selection["label"].unique(maintain_order=True).to_list()
+    if names == [EVERY_PROMPT[0]] and EVERY_PROMPT[0] not in known:
+        return ()
+    if missing := [name for name in names if name not in known]:
+        raise InputError(
+            f"--ablate: the scores are of label {missing[0]!r}, which the lake has not; it has "
+            f"{', '.join(known)}"
+        )
+    return tuple(names)
+
+
+def require_values(
+    store: FeatureStore, parts: list[Part], selection: pl.DataFrame, names: tuple[str, ...]
+) -> None:
+    """InputError where external scores are of a value that no prompt has; `names` are their labels."""
+    records = {part.record.name: part.record for part in parts}.values()
+    tables = [read_document_labels(store.layout, record, names) for record in records]
+    for name in names:
+        known = set(pl.concat(table[name] for table in tables))
+        for value in selection.filter(pl.col("label") == name)["value"].unique(maintain_order=True):
+            if value not in known:
+                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}")
