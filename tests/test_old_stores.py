@@ -6,23 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
 from pipeline.store import FeatureStore
-from schemas.layout import CSR
+from schemas.layout import CSR, POSTINGS
 from schemas.records import FORMAT_VERSION
 from schemas.values import Totals
 
 DATA = Path(__file__).parent / "data"
 
-NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684, "store-v4": 7684, "store-v5": 8044}
+NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684, "store-v4": 7684, "store-v5": 8044,
+    "store-v6": 8044,
+}
 FEATURE_3 = {
     "store-v1": (56, 583, 0.195497),
     "store-v2": (63, 655, 0.193021),
     "store-v3": (63, 655, 0.193021),
     "store-v4": (63, 655, 0.193021),
     "store-v5": (63, 655, 0.193021),
+    "store-v6": (63, 655, 0.193021),
 }
 STRONGEST = {
     "store-v1": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
@@ -30,6 +34,7 @@ STRONGEST = {
     "store-v3": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v4": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v5": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+    "store-v6": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
 }
 
 CONTROLS = {
@@ -84,7 +89,7 @@ def test_there_is_a_store_of_every_version():
     assert [store.name for store in sorted(DATA.glob("store-v*"))] == [f"store-v{n}" for n in versions]
 
 
-@pytest.mark.parametrize("name", ["store-v4", "store-v5"])
+@pytest.mark.parametrize("name", ["store-v4", "store-v5", "store-v6"])
 def test_controls_read_as_they_did(name):
     store = FeatureStore.open(DATA / name)
     found = {}
@@ -95,8 +100,9 @@ def test_controls_read_as_they_did(name):
     assert found == CONTROLS
 
 
-def test_x_and_means_of_version_5_read_as_they_did():
-    store = FeatureStore.open(DATA / "store-v5")
+@pytest.mark.parametrize("name", ["store-v5", "store-v6"])
+def test_x_and_means_read_as_they_did(name):
+    store = FeatureStore.open(DATA / name)
     x = store.dense("x")
     np.testing.assert_allclose(x.rows([0, 1])[:, :2], [[0, 0], [-3.2995613, 1.4966147]], rtol=1e-6)
     assert (x.width, sum(int(x.stored(shard).sum()) for shard in x)) == (16, 655)
@@ -111,3 +117,13 @@ def test_index_arrays_have_one_type_since_version_5(name, types):
     store = FeatureStore.open(DATA / name)
     group = zarr.open_group(store.object_path("mid", store.shards[0].name, CSR), mode="r")
     assert (str(group["indptr"].dtype), str(group["indices"].dtype)) == types
+
+
+@pytest.mark.parametrize(("name", "are_checked"), [("store-v5", False), ("store-v6", True)])
+def test_chunks_and_footers_have_checksums_since_version_6(name, are_checked):
+    store = FeatureStore.open(DATA / name)
+    shard = store.shards[0].name
+    values = zarr.open_array(store.object_path("mid", shard, CSR) / "data", mode="r")
+    postings = pq.read_metadata(store.object_path("mid", shard, POSTINGS))
+    assert any(type(codec).__name__ == "Crc32cCodec" for codec in values.compressors) is are_checked
+    assert (b"latentlake.footer" in (postings.metadata or {})) is are_checked
