@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import sparse, stats
 
-from pipeline.dictionary.generator import NumpyDictionary, all_blocks, documents_of_block
+from pipeline.dictionary.generator import (
+    DICTIONARY,
+    NumpyDictionary,
+    all_blocks,
+    documents_of_block,
+    rng_of,
+)
 from pipeline.dictionary.truth import truth_of
-from pipeline.dictionary.vectors import gram
+from pipeline.dictionary.vectors import directions, gram
 from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
 
@@ -127,6 +137,51 @@ def test_more_directions_than_entries_are_possible_where_their_cosines_allow_it(
     asked = recipe(features=3, width=2, cosine=-0.5, correlated=[], trees=[])
     vectors = NumpyDictionary(asked).vectors
     np.testing.assert_allclose(vectors @ vectors.T, gram(asked), atol=1e-6)
+
+
+def test_directions_are_in_space_of_as_many_dimensions_as_their_cosines_need():
+    """Features 1 and 2 are in the plane of 0 and 3; one that lies in the middle of others takes no entry."""
+    pairs = [((0, 1), 0.8), ((0, 2), 0.6), ((1, 2), 0.96), ((1, 3), 0.6), ((2, 3), 0.8)]
+    cosines = [{"features": list(pair), "cosine": value} for pair, value in pairs]
+    vectors = directions(plain(features=4, width=2, cosines=cosines), np.random.default_rng(0))
+    expected = [[1, 0.8, 0.6, 0], [0.8, 1, 0.96, 0.6], [0.6, 0.96, 1, 0.8], [0, 0.6, 0.8, 1]]
+    np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
+
+
+def plain(**changes) -> Dictionary:
+    return Dictionary.model_validate({"features": 24, "width": 32} | changes)
+
+
+DRAW = """
+import sys
+import numpy as np
+from pipeline.dictionary.generator import NumpyDictionary
+from schemas.dictionary_corpus import Dictionary
+def drawn(cosine, **more):
+    recipe = Dictionary.model_validate({"features": 300, "width": 320, "cosine": cosine} | more)
+    return NumpyDictionary(recipe).vectors
+np.save(sys.argv[1], [drawn(0.0), drawn(0.3), drawn(-1 / 299)])
+"""
+
+
+def test_another_machine_draws_the_same_dictionary(tmp_path):
+    """Equal eigenvalues leave the choice of a basis to threads and kernels of BLAS."""
+    found = []
+    for threads, kind in (("1", "Haswell"), ("2", "Sandybridge")):
+        path = tmp_path / f"{kind}.npy"
+        env = os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        subprocess.run(
+            [sys.executable, "-c", DRAW, str(path)], env=env | {"OPENBLAS_CORETYPE": kind}, check=True
+        )
+        found.append(np.load(path))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+def test_directions_at_right_angles_are_those_of_stores_made_before():
+    """The rows of Q of the random numbers drawn first, which is what their eigenvectors gave too."""
+    made = NumpyDictionary(plain(cosine=0.0))
+    rows = rng_of(made.recipe, DICTIONARY).standard_normal((32, 24))
+    np.testing.assert_allclose(made.vectors, np.linalg.qr(rows)[0].T, atol=1e-6)
 
 
 @pytest.mark.parametrize(
