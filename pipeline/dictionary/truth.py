@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,17 +72,17 @@ class KnownTruth:
     @cached_property
     def correlated(self) -> Pairs:
         """Pairs of correlated groups."""
-        from scipy import special, stats
+        from scipy import special
 
         p, (above, _) = probabilities(self.recipe), self._above
-        pairs, both = [], []
+        quantiles = special.ndtri(p)
+        found, both = [np.empty((0, 2), np.int64)], [np.empty(0)]
         for group in self.recipe.correlated:
-            cov = [[1.0, group.correlation], [group.correlation, 1.0]]
-            for a, b in combinations(group.features, 2):
-                upper = stats.multivariate_normal.cdf(special.ndtri(p[[a, b]]), mean=[0, 0], cov=cov)
-                pairs.append((a, b))
-                both.append(float(upper) * above[a] * above[b])
-        return Pairs(np.array(pairs, np.int64).reshape(-1, 2), np.array(both, np.float64))
+            pairs = np.array(list(combinations(group.features, 2)), np.int64)
+            share = both_below(quantiles[pairs[:, 0]], quantiles[pairs[:, 1]], group.correlation)
+            found.append(pairs)
+            both.append(share * above[pairs].prod(axis=1))
+        return Pairs(np.concatenate(found), np.concatenate(both))
 
     @cached_property
     def relations(self) -> Relations:
@@ -126,6 +127,21 @@ def above_zero(mean: F64, std: F64) -> tuple[F64, F64]:
     return chance, value
 
 
+def both_below(h: F64, k: F64, correlation: float) -> F64:
+    """P(X < h, Y < k) of normal numbers of that correlation, float64 as h and k.
+
+    D. B. Owen, Annals of Mathematical Statistics 27 (1956), 1075-1090, equation 2.1, by his function T.
+    """
+    from scipy import special
+
+    h, k = (np.where(quantile == 0, 1e-100, quantile) for quantile in (h, k))  # the limit, without 0 / 0
+    root = np.sqrt(1 - correlation**2)
+    halves = special.ndtr(h) / 2 + special.ndtr(k) / 2 - (h * k < 0) / 2
+    corners = [special.owens_t(a, (b - correlation * a) / (a * root)) for a, b in ((h, k), (k, h))]
+    found: F64 = np.clip(halves - sum(corners), 0, 1)
+    return found
+
+
 def truth_of(generator: DictionaryGenerator) -> KnownTruth:
     """That of what a generator draws."""
     return KnownTruth(generator.recipe, generator.vectors, generator.bias)
@@ -156,7 +172,7 @@ def read_truth(path: StorePath) -> KnownTruth:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
             recipe = Dictionary.model_validate_json(str(found["recipe"]))
             truth = KnownTruth(recipe, found["vectors"].astype(np.float32), found["bias"].astype(np.float32))
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile) as error:
         told = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path} is no truth of a dictionary ({told}): write it by `latentlake make-dictionary`"

@@ -38,8 +38,8 @@ def directions(recipe: Dictionary, rng: Generator) -> F32:
                 f"width is {recipe.width}: make it larger, or leave out cosine for random directions"
             )
         basis, _ = np.linalg.qr(rng.standard_normal((recipe.width, rank)))
-        found = basis.T if root is None else root @ basis.T
-    return np.ascontiguousarray(found, np.float32)
+        found: F32 = (basis.T if root is None else root @ basis.T).astype(np.float32, order="C")
+    return found
 
 
 def gram(recipe: Dictionary) -> F64:
