@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -30,6 +30,9 @@ from schemas.values import F32, F64
 
 _LEAST_STD = 1e-12
 
+FIRST = 1 << 16
+"""Entries of the first rows that a truth keeps."""
+
 
 class Pairs(NamedTuple):
     """Pairs of features int64 [P, 2], and how often both fire, float64 [P]."""
@@ -40,11 +43,16 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownTruth:
-    """A recipe and its dictionary: directions float32 [F, D], bias float32 [D]."""
+    """A recipe and its dictionary: directions float32 [F, D], bias float32 [D]; the first rows of x [n, D].
+
+    By these rows a store shows whether it was drawn from this dictionary, and by the same random numbers, for
+    another version of a package may draw others. Older files hold none, n = 0.
+    """
 
     recipe: Dictionary
     vectors: F32
     bias: F32
+    first: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     @cached_property
     def _above(self) -> tuple[F64, F64]:
@@ -144,7 +152,9 @@ def both_below(h: F64, k: F64, correlation: float) -> F64:
 
 def truth_of(generator: DictionaryGenerator) -> KnownTruth:
     """That of what a generator draws."""
-    return KnownTruth(generator.recipe, generator.vectors, generator.bias)
+    recipe = generator.recipe
+    rows = min(recipe.documents * recipe.rows, max(1, FIRST // recipe.width))
+    return KnownTruth(recipe, generator.vectors, generator.bias, generator.block(0).x[:rows])
 
 
 def write_truth(truth: KnownTruth, write: Callable[[bytes], None]) -> None:
@@ -153,6 +163,7 @@ def write_truth(truth: KnownTruth, write: Callable[[bytes], None]) -> None:
         "recipe": np.array(truth.recipe.model_dump_json()),
         "vectors": truth.vectors,
         "bias": truth.bias,
+        "first": truth.first,
         "frequency": truth.frequency,
         "mean_active": truth.mean_active,
         "correlated": truth.correlated.features,
@@ -171,12 +182,15 @@ def read_truth(path: StorePath) -> KnownTruth:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
             recipe = Dictionary.model_validate_json(str(found["recipe"]))
-            truth = KnownTruth(recipe, found["vectors"].astype(np.float32), found["bias"].astype(np.float32))
+            vectors, bias = found["vectors"].astype(np.float32), found["bias"].astype(np.float32)
+            first = found["first"] if "first" in found else np.empty((0, recipe.width))
+            truth = KnownTruth(recipe, vectors, bias, first.astype(np.float32))
     except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile) as error:
         told = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path} is no truth of a dictionary ({told}): write it by `latentlake make-dictionary`"
         ) from None
-    if truth.vectors.shape != (recipe.features, recipe.width) or truth.bias.shape != (recipe.width,):
+    shapes = truth.vectors.shape, truth.bias.shape, truth.first.shape[1:]
+    if shapes != ((recipe.features, recipe.width), (recipe.width,), (recipe.width,)):
         raise InputError(f"{path} is damaged: its dictionary is not {recipe.features} x {recipe.width}")
     return truth

@@ -55,7 +55,7 @@ def gram(recipe: Dictionary) -> F64:
 def _root(matrix: F64) -> F64:
     """L [F, rank], lower triangular, with L L^T = G; InputError where there is none."""
     try:
-        root: F64 = np.linalg.cholesky(matrix)
+        root: F64 = np.asarray(np.linalg.cholesky(matrix), np.float64)
         if root.diagonal().min() ** 2 > _TOLERANCE:
             return root
     except np.linalg.LinAlgError:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.dictionary.generator import NumpyDictionary
+from pipeline.dictionary.generator import NumpyDictionary, all_blocks
 from pipeline.dictionary.truth import KnownTruth, above_zero, both_below, read_truth, truth_of, write_truth
 from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
@@ -23,6 +23,7 @@ def test_it_can_be_read_again_and_holds_what_follows_for_anybody(tmp_path):
     assert again.recipe == truth.recipe
     np.testing.assert_array_equal(again.vectors, truth.vectors)
     np.testing.assert_array_equal(again.bias, truth.bias)
+    np.testing.assert_array_equal(again.first, next(all_blocks(NumpyDictionary(recipe()))).x[:2048])
     plain = np.load(path)
     np.testing.assert_array_equal(plain["frequency"], truth.frequency)
     np.testing.assert_array_equal(plain["correlated"], [[0, 1], [2, 3], [2, 4], [3, 4], [5, 6]])
@@ -82,6 +83,17 @@ def test_a_file_that_was_cut_and_an_array_of_numpy_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"truth\.npz is no truth of a dictionary .*make-dictionary"):
             read_truth(path)
+
+
+def test_a_file_of_before_first_rows_were_kept_is_read(tmp_path):
+    path = tmp_path / "truth.npz"
+    truth = truth_of(NumpyDictionary(recipe()))
+    write_truth(truth, path.write_bytes)
+    with np.load(path) as found:
+        np.savez(path, **{name: found[name] for name in found if name != "first"})
+    again = read_truth(path)
+    assert len(again.first) == 0
+    np.testing.assert_array_equal(again.vectors, truth.vectors)
 
 
 def test_an_archive_of_other_arrays_is_refused(tmp_path):
