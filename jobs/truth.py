@@ -30,6 +30,7 @@ from jobs.known.compare import (
     pairs_table,
 )
 from jobs.known.counts import Counting, Counts
+from jobs.known.drawn import draws_again, require_same_vectors
 from jobs.known.matching import Cosines, assigned, best_order, cosines_with, literal_order
 from jobs.known.reconstruction import Decoder
 from jobs.known.summary import summary_table
@@ -73,6 +74,8 @@ def truth(
     """
     began = time.monotonic()
     require_drawn_from(store, known.recipe)
+    require_same_vectors(store, known)
+    sites = _of_rows(store, sites)
     sides = _sides(store, sites, known)
     written: list[StorePath] = []
     for site, side in sides.items():
@@ -98,6 +101,18 @@ def require_drawn_from(store: FeatureStore, recipe: Dictionary) -> None:
             f"{root} was drawn with {name} {_short(held.get(name))}, the truth is of {name} "
             f"{_short(asked[name])}: give the truth that `latentlake make-dictionary` wrote for its run file"
         )
+
+
+def _of_rows(store: FeatureStore, sites: Sequence[str]) -> list[str]:
+    """Those without pooling, and a note of the others; InputError if none is left. The truth is of rows."""
+    found = [site for site in sites if store.site(site).reads.pooling == "none"]
+    for site in sites:
+        told = f"site {site!r} pools the rows of a context, the truth is of single rows"
+        if not found:
+            raise InputError(f"{told}: give a site without pooling")
+        if site not in found:
+            say(f"[yellow]note[/] {escape(told)}: passed over")
+    return found
 
 
 def _short(value: Any) -> str:
@@ -147,7 +162,7 @@ def _compare(
         store.scan_table(site, "neighbours").collect() if store.has_table(site, "neighbours") else None
     )
     pairs = known_pairs(known, side)
-    recipe = known.recipe if _can_draw_again(store, site, known.recipe) else None
+    recipe = known.recipe if _can_draw_again(store, site, known) else None
     decoder = _decoder(store, site, side, known)
     counting = Counting(
         recipe, len(known.vectors), *side.match, nearest=side.nearest, pairs=pairs.own, decoder=decoder
@@ -187,7 +202,6 @@ def _decoder(store: FeatureStore, site: str, side: Side, known: KnownTruth) -> D
     info = store.site(site)
     loader = store.plans[info.pass_name].model_loader
     other = nonlinear(side.metadata) or (None if loader == "inputs" else f"model.loader {loader}")
-    other = other or (None if info.reads.pooling != "mean" else "pooling: mean")
     if other is not None or "b_dec" not in side.weights:
         why = f"it has {other}" if other else "the SAE has no b_dec"
         say(f"[yellow]note[/] {site}: explained variance and shrinkage are not known, {why}")
@@ -195,13 +209,17 @@ def _decoder(store: FeatureStore, site: str, side: Side, known: KnownTruth) -> D
     return Decoder(Tokens.of(store, site), side.weights["W_dec"], side.weights["b_dec"], known.bias)
 
 
-def _can_draw_again(store: FeatureStore, site: str, recipe: Dictionary) -> bool:
+def _can_draw_again(store: FeatureStore, site: str, known: KnownTruth) -> bool:
     """Whether the rows of the store are those of the corpus, one by one, and our generator draws them."""
     lake, reads = store.lake, store.site(site).reads
-    same_rows = lake.bos_id is None and lake.separator_id is None and reads.all_rows
-    if recipe.generator == "latentlake" and same_rows:
+    if known.recipe.generator == "saelens":
+        why = "sae-lens drew them"
+    elif lake.bos_id is not None or lake.separator_id is not None or not reads.all_rows:
+        why = "its rows are not those of the corpus"
+    elif not draws_again(known):
+        why = "this version of NumPy or latentlake draws others"
+    else:
         return True
-    why = "sae-lens drew them" if recipe.generator == "saelens" else "its rows are not those of the corpus"
     say(f"[yellow]note[/] {site}: rows are not compared one by one, {why}")
     return False
 

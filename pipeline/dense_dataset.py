@@ -156,10 +156,13 @@ class DenseDataset(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         info, start = get_worker_info(), self.position
         reader = self.reader() if info is None else self.reader(info.id, info.num_workers)
+        given = False
         for batch, position in self.batches(start, reader):
-            self.position = position
+            self.position, given = position, True
             yield batch
         self.position = Position(start.epoch + 1)
+        if not given and start != Position(start.epoch):  # its last batch was full, and given already
+            yield from self
 
     def batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
         """Each batch of the rest of an epoch, and where the next one begins."""
@@ -273,6 +276,14 @@ class DenseLoader:
         self._positions, self._turn = [dataset.position] * max(1, workers), 0
 
     def __iter__(self) -> Iterator[Any]:
+        began, given = self._positions.copy(), False
+        for batch in self._rest_of_epoch():
+            given = True
+            yield batch
+        if not given and began != [Position(began[0].epoch)] * len(began):  # all was given before the state
+            yield from self._rest_of_epoch()
+
+    def _rest_of_epoch(self) -> Iterator[Any]:
         epoch = min(position.epoch for position in self._positions)
         if all(position == Position(epoch) for position in self._positions):
             self._turn = 0  # whose turn it was when the epoch before was over means nothing
@@ -292,7 +303,17 @@ class DenseLoader:
     def endless(self) -> Iterator[Any]:
         """Epoch after epoch, as sae-lens' trainer wants its data_provider."""
         while True:
-            yield from self
+            given = False
+            for batch in self:
+                given = True
+                yield batch
+            if not given:
+                rank, ranks = self.dataset.rank, self.dataset.world_size
+                raise InputError(
+                    f"rank {rank} of {ranks} has no row of site {self.dataset.site!r} to read: its "
+                    f"{len(self.dataset.shards)} shards have fewer blocks of {self.dataset.order.block:,} "
+                    "rows than there are readers, or hold no x; train with fewer ranks, or store more tokens"
+                )
 
     def _stream(self, worker: int) -> Iterator[tuple[Any, tuple[int, ...]]]:
         reader = self.dataset.reader(worker, len(self._positions))

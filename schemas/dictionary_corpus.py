@@ -9,6 +9,7 @@ does. The vector of a row is the sum of values times features' directions, plus 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,12 @@ from schemas.section import Section
 MOST_FEATURES = 1 << 16
 MOST_VALUES = 1 << 28
 """Entries of the largest dictionary, features x width."""
+MOST_OF_DOCUMENT = 1 << 27
+"""Entries of a document, rows x features or x width; one is drawn at once, 16 bytes an entry or less."""
+MOST_WITH_COSINES = 1 << 13
+"""Features whose cosines are given, but for 0 of all: their matrix is made, 8 bytes an entry."""
+MOST_PAIRS = 1 << 21
+"""Pairs of features in correlated groups: one group of 2,048, or as many pairs in several."""
 
 
 class Spread(Section):
@@ -143,14 +150,41 @@ class Dictionary(Section):
     def _fits(self) -> Dictionary:
         if self.features * self.width > MOST_VALUES:
             raise ValueError(f"corpus.dictionary has more than {MOST_VALUES:,} entries, features x width")
+        self._check_sizes()
         for name in ("probability", "magnitude", "magnitude_std"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) != self.features:
                 raise ValueError(
                     f"corpus.dictionary.{name} has {len(value)} numbers for {self.features} features"
                 )
+        means, spreads = (_each(value, self.features) for value in (self.magnitude, self.magnitude_std))
+        if (0, 0) in (both := list(zip(means, spreads, strict=True))):
+            raise ValueError(
+                f"corpus.dictionary: feature {both.index((0, 0))} has magnitude 0 and magnitude_std 0, so it "
+                "never fires: give it one of them"
+            )
         self._check_features()
         return self
+
+    def _check_sizes(self) -> None:
+        """What is drawn or made at once fits into memory."""
+        if self.rows * max(self.features, self.width) > MOST_OF_DOCUMENT:
+            raise ValueError(
+                f"corpus.dictionary.rows is {self.rows:,}: a document would have more than "
+                f"{MOST_OF_DOCUMENT:,} entries, rows x features or rows x width; make more documents of "
+                "fewer rows"
+            )
+        if (self.cosine or self.cosines) and self.features > MOST_WITH_COSINES:
+            raise ValueError(
+                f"corpus.dictionary has {self.features:,} features, and cosines for at most "
+                f"{MOST_WITH_COSINES:,}: leave out cosine and cosines, or set cosine: 0"
+            )
+        pairs = sum(len(group.features) * (len(group.features) - 1) // 2 for group in self.correlated)
+        if pairs > MOST_PAIRS:
+            raise ValueError(
+                f"corpus.dictionary.correlated has {pairs:,} pairs of features, more than {MOST_PAIRS:,}: "
+                "make groups smaller"
+            )
 
     def _check_features(self) -> None:
         """Every feature that is named exists, and has one place in groups and trees."""
@@ -162,7 +196,7 @@ class Dictionary(Section):
             raise ValueError(
                 f"corpus.dictionary names feature {wrong[0]}; there are 0 to {self.features - 1}"
             )
-        if twice := {f for f in in_groups if in_groups.count(f) > 1}:
+        if twice := {f for f, times in Counter(in_groups).items() if times > 1}:
             raise ValueError(f"corpus.dictionary.correlated: feature {min(twice)} is in several groups")
         if both := set(in_groups) & set(in_trees):
             raise ValueError(
@@ -178,6 +212,11 @@ def given(value: Any) -> Sequence[float]:
     if isinstance(value, Spread):
         return value.first, value.last
     return value if isinstance(value, tuple) else (value,)
+
+
+def _each(value: Any, features: int) -> Sequence[float]:
+    """One for each feature, but of a spread the first's, which is no more 0 than the others."""
+    return value if isinstance(value, tuple) else [given(value)[0]] * features
 
 
 def features_below(node: Node) -> Iterator[int]:

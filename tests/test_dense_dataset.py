@@ -142,6 +142,36 @@ def test_who_goes_on_at_the_end_of_an_epoch_begins_the_next_with_the_first_worke
     assert got + numbers(broken) == expected
 
 
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_a_state_after_a_full_last_batch_goes_on_with_the_next_epoch_at_once(lake, workers, monkeypatch):
+    """What was given ends with the epoch, which the position does not know: no next buffer was looked for."""
+    if workers:
+        monkeypatch.setattr(DenseLoader, "_stream", _here)
+    options = {"shards": dataset(lake).shards[:2]}
+    n_rows = len(flat(numbers(dataset(lake, **options))))
+    batch_rows = 1 if workers else next(n for n in range(n_rows // 2, 0, -1) if n_rows % n == 0)
+
+    def made():
+        data = dataset(lake, batch_rows=batch_rows, **options)
+        return data if workers is None else DenseLoader(data, workers)
+
+    whole = made()
+    expected = numbers(whole) + numbers(whole)
+    broken, again = made(), made()
+    got = numbers(islice(broken, n_rows // batch_rows))
+    again.load_state_dict(json.loads(json.dumps(broken.state_dict())))
+    assert got + numbers(again) == expected
+    assert got + numbers(broken) == expected
+
+
+def test_a_reader_without_a_block_says_so_instead_of_looking_for_ever(lake):
+    """Some 80 blocks: the last of 200 ranks has none, in any epoch."""
+    loader = DenseLoader(dataset(lake, rank=199, world_size=200))
+    assert numbers(loader) == []
+    with pytest.raises(InputError, match=r"rank 199 of 200 has no row of site 'low' .* fewer ranks"):
+        next(loader.endless())
+
+
 def rows_of(data, worker):
     return len(flat(numbers(batch for batch, _ in data.batches(data.position, data.reader(worker, 2)))))
 

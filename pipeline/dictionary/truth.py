@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,9 @@ from schemas.values import F32, F64
 
 _LEAST_STD = 1e-12
 
+FIRST = 1 << 16
+"""Entries of the first rows that a truth keeps."""
+
 
 class Pairs(NamedTuple):
     """Pairs of features int64 [P, 2], and how often both fire, float64 [P]."""
@@ -39,11 +43,16 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownTruth:
-    """A recipe and its dictionary: directions float32 [F, D], bias float32 [D]."""
+    """A recipe and its dictionary: directions float32 [F, D], bias float32 [D]; the first rows of x [n, D].
+
+    By these rows a store shows whether it was drawn from this dictionary, and by the same random numbers, for
+    another version of a package may draw others. Older files hold none, n = 0.
+    """
 
     recipe: Dictionary
     vectors: F32
     bias: F32
+    first: F32 = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     @cached_property
     def _above(self) -> tuple[F64, F64]:
@@ -71,17 +80,17 @@ class KnownTruth:
     @cached_property
     def correlated(self) -> Pairs:
         """Pairs of correlated groups."""
-        from scipy import special, stats
+        from scipy import special
 
         p, (above, _) = probabilities(self.recipe), self._above
-        pairs, both = [], []
+        quantiles = special.ndtri(p)
+        found, both = [np.empty((0, 2), np.int64)], [np.empty(0)]
         for group in self.recipe.correlated:
-            cov = [[1.0, group.correlation], [group.correlation, 1.0]]
-            for a, b in combinations(group.features, 2):
-                upper = stats.multivariate_normal.cdf(special.ndtri(p[[a, b]]), mean=[0, 0], cov=cov)
-                pairs.append((a, b))
-                both.append(float(upper) * above[a] * above[b])
-        return Pairs(np.array(pairs, np.int64).reshape(-1, 2), np.array(both, np.float64))
+            pairs = np.array(list(combinations(group.features, 2)), np.int64)
+            share = both_below(quantiles[pairs[:, 0]], quantiles[pairs[:, 1]], group.correlation)
+            found.append(pairs)
+            both.append(share * above[pairs].prod(axis=1))
+        return Pairs(np.concatenate(found), np.concatenate(both))
 
     @cached_property
     def relations(self) -> Relations:
@@ -126,9 +135,26 @@ def above_zero(mean: F64, std: F64) -> tuple[F64, F64]:
     return chance, value
 
 
+def both_below(h: F64, k: F64, correlation: float) -> F64:
+    """P(X < h, Y < k) of normal numbers of that correlation, float64 as h and k.
+
+    D. B. Owen, Annals of Mathematical Statistics 27 (1956), 1075-1090, equation 2.1, by his function T.
+    """
+    from scipy import special
+
+    h, k = (np.where(quantile == 0, 1e-100, quantile) for quantile in (h, k))  # the limit, without 0 / 0
+    root = np.sqrt(1 - correlation**2)
+    halves = special.ndtr(h) / 2 + special.ndtr(k) / 2 - (h * k < 0) / 2
+    corners = [special.owens_t(a, (b - correlation * a) / (a * root)) for a, b in ((h, k), (k, h))]
+    found: F64 = np.clip(halves - sum(corners), 0, 1)
+    return found
+
+
 def truth_of(generator: DictionaryGenerator) -> KnownTruth:
     """That of what a generator draws."""
-    return KnownTruth(generator.recipe, generator.vectors, generator.bias)
+    recipe = generator.recipe
+    rows = min(recipe.documents * recipe.rows, max(1, FIRST // recipe.width))
+    return KnownTruth(recipe, generator.vectors, generator.bias, generator.block(0).x[:rows])
 
 
 def write_truth(truth: KnownTruth, write: Callable[[bytes], None]) -> None:
@@ -137,6 +163,7 @@ def write_truth(truth: KnownTruth, write: Callable[[bytes], None]) -> None:
         "recipe": np.array(truth.recipe.model_dump_json()),
         "vectors": truth.vectors,
         "bias": truth.bias,
+        "first": truth.first,
         "frequency": truth.frequency,
         "mean_active": truth.mean_active,
         "correlated": truth.correlated.features,
@@ -155,12 +182,15 @@ def read_truth(path: StorePath) -> KnownTruth:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
             recipe = Dictionary.model_validate_json(str(found["recipe"]))
-            truth = KnownTruth(recipe, found["vectors"].astype(np.float32), found["bias"].astype(np.float32))
-    except (ValueError, KeyError, OSError, EOFError) as error:
+            vectors, bias = found["vectors"].astype(np.float32), found["bias"].astype(np.float32)
+            first = found["first"] if "first" in found else np.empty((0, recipe.width))
+            truth = KnownTruth(recipe, vectors, bias, first.astype(np.float32))
+    except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile) as error:
         told = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path} is no truth of a dictionary ({told}): write it by `latentlake make-dictionary`"
         ) from None
-    if truth.vectors.shape != (recipe.features, recipe.width) or truth.bias.shape != (recipe.width,):
+    shapes = truth.vectors.shape, truth.bias.shape, truth.first.shape[1:]
+    if shapes != ((recipe.features, recipe.width), (recipe.width,), (recipe.width,)):
         raise InputError(f"{path} is damaged: its dictionary is not {recipe.features} x {recipe.width}")
     return truth

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import sparse, stats
 
-from pipeline.dictionary.generator import NumpyDictionary, all_blocks, documents_of_block
+from pipeline.dictionary.generator import (
+    DICTIONARY,
+    NumpyDictionary,
+    all_blocks,
+    documents_of_block,
+    rng_of,
+)
 from pipeline.dictionary.truth import truth_of
-from pipeline.dictionary.vectors import gram
+from pipeline.dictionary.vectors import directions, gram
 from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
 
@@ -129,6 +140,50 @@ def test_more_directions_than_entries_are_possible_where_their_cosines_allow_it(
     np.testing.assert_allclose(vectors @ vectors.T, gram(asked), atol=1e-6)
 
 
+def test_directions_are_in_space_of_as_many_dimensions_as_their_cosines_need():
+    """Features 1 and 2 are in the plane of 0 and 3; one that lies in the middle of others takes no entry."""
+    pairs = [((0, 1), 0.8), ((0, 2), 0.6), ((1, 2), 0.96), ((1, 3), 0.6), ((2, 3), 0.8)]
+    cosines = [{"features": list(pair), "cosine": value} for pair, value in pairs]
+    vectors = directions(plain(features=4, width=2, cosines=cosines), np.random.default_rng(0))
+    expected = [[1, 0.8, 0.6, 0], [0.8, 1, 0.96, 0.6], [0.6, 0.96, 1, 0.8], [0, 0.6, 0.8, 1]]
+    np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
+
+
+def plain(**changes) -> Dictionary:
+    return Dictionary.model_validate({"features": 24, "width": 32} | changes)
+
+
+DRAW = """
+import sys
+import numpy as np
+from pipeline.dictionary.generator import NumpyDictionary
+from schemas.dictionary_corpus import Dictionary
+def drawn(cosine, **more):
+    recipe = Dictionary.model_validate({"features": 300, "width": 320, "cosine": cosine} | more)
+    return NumpyDictionary(recipe).vectors
+np.save(sys.argv[1], [drawn(0.0), drawn(0.3), drawn(-1 / 299)])
+"""
+
+
+def test_another_machine_draws_the_same_dictionary(tmp_path):
+    """Equal eigenvalues leave the choice of a basis to threads and kernels of BLAS."""
+    started = {}
+    for threads, kind in (("1", "Haswell"), ("2", "Sandybridge")):
+        env = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "OPENBLAS_CORETYPE": kind}
+        path = tmp_path / f"{kind}.npy"
+        started[path] = subprocess.Popen([sys.executable, "-c", DRAW, str(path)], env=os.environ | env)
+    assert [process.wait() for process in started.values()] == [0, 0]
+    found = [np.load(path) for path in started]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+def test_directions_at_right_angles_are_those_of_stores_made_before():
+    """The rows of Q of the random numbers drawn first, which is what their eigenvectors gave too."""
+    made = NumpyDictionary(plain(cosine=0.0))
+    rows = rng_of(made.recipe, DICTIONARY).standard_normal((32, 24))
+    np.testing.assert_allclose(made.vectors, np.linalg.qr(rows)[0].T, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -160,3 +215,46 @@ def test_cosines_that_no_directions_have_are_refused(changes, told):
 def test_a_wrong_recipe_is_refused_in_a_sentence(changes, told):
     with pytest.raises(ValidationError, match=told):
         recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"features": 65536, "width": 16, "rows": 65536}, "rows is 65,536: a document would have more than"),
+        ({"features": 2, "width": 65536, "rows": 4096}, "rows is 4,096: a document would have more than"),
+        (
+            {"features": 8193, "width": 9000, "cosine": 0.1},
+            "has 8,193 features, and cosines for at most 8,192",
+        ),
+        (
+            {"features": 8193, "width": 9000, "cosines": [{"features": [0, 1], "cosine": 0.1}]},
+            "has 8,193 features, and cosines for at most 8,192",
+        ),
+        (
+            {"features": 3000, "correlated": [{"features": list(range(3000)), "correlation": 0.1}]},
+            "has 4,498,500 pairs of features, more than 2,097,152",
+        ),
+        ({"magnitude": [1.0, 0, 2] + [1.0] * 21}, "feature 1 has magnitude 0 and magnitude_std 0"),
+        ({"magnitude": 0}, "feature 0 has magnitude 0 and magnitude_std 0"),
+    ],
+)
+def test_what_no_memory_holds_and_what_never_fires_is_refused_before_anything_is_drawn(changes, told):
+    with pytest.raises(ValidationError, match=told):
+        plain(**changes)
+
+
+def test_a_mean_of_0_with_a_spread_fires_and_so_does_a_spread_of_0_with_a_mean():
+    made = plain(magnitude=[0.0] * 12 + [1.0] * 12, magnitude_std=[1.0] * 12 + [0.0] * 12)
+    assert (truth_of(NumpyDictionary(made)).mean_active > 0).all()
+
+
+def test_right_angles_of_more_features_than_entries_are_refused_before_a_matrix_is_made():
+    with pytest.raises(InputError, match="65536 directions of these cosines need 65536 entries, width is 64"):
+        directions(plain(features=65536, width=64, cosine=0.0), np.random.default_rng(0))
+
+
+def test_many_features_in_groups_are_checked_in_no_time():
+    groups = [{"features": [n, n + 1], "correlation": 0.3} for n in range(0, 20_000, 2)]
+    began = time.process_time()
+    plain(features=20_000, correlated=groups)
+    assert time.process_time() - began < 3

@@ -6,7 +6,9 @@ import importlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,21 @@ from jobs.coactivation import coactivation
 from jobs.extract import extract
 from jobs.figures import FIGURES
 from jobs.known.compare import found_hierarchy
+from jobs.known.drawn import draws_again
 from jobs.make_dictionary import make_dictionary
 from jobs.plots import draw, plots
 from jobs.profile import profile
 from jobs.rank import rank
 from jobs.stats import stats
 from jobs.tokenize import tokenize
-from jobs.truth import truth
+from jobs.truth import _can_draw_again, _of_rows, truth
 from pipeline.dictionary.generator import NumpyDictionary, all_blocks
 from pipeline.dictionary.sae import MadeLike, order_of
 from pipeline.dictionary.truth import KnownTruth, read_truth, write_truth
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run_file import parse_run_file
+from schemas.values import Reads
 from tests.saes.reference import sae_lens
 
 MADE = [MadeLike(noise=0.0, seed=2), MadeLike(noise=0.03, seed=5)]
@@ -402,6 +406,44 @@ def test_the_truth_of_another_recipe_is_refused(known_store):
     other = KnownTruth(known.recipe.model_copy(update={"seed": 4}), known.vectors, known.bias)
     with pytest.raises(InputError, match="was drawn with seed 3, the truth is of seed 4"):
         truth(store, ["exact"], other)
+
+
+def test_a_truth_with_other_directions_than_the_store_is_refused_in_a_sentence(known_store, tmp_path):
+    """As an older version, or another machine, made them of the same recipe."""
+    store, known = known_store
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(48, 48)))[0]
+    other = replace(known, first=known.first @ turned)
+    write_truth(other, (tmp_path / "truth.npz").write_bytes)
+    with pytest.raises(InputError, match="are others than its recipe gave where the truth was made"):
+        truth(store, ["exact"], read_truth(tmp_path / "truth.npz"), figures=False)
+
+
+def test_where_numpy_draws_other_rows_than_the_store_holds_they_are_not_compared(
+    known_store, monkeypatch, capsys
+):
+    store, known = known_store
+    block = NumpyDictionary.block
+    monkeypatch.setattr(NumpyDictionary, "block", lambda made, number: block(made, number + 1))
+    assert not draws_again(known)
+    assert draws_again(replace(known, first=known.first[:0]))
+    monkeypatch.undo()
+    assert draws_again(known)
+    monkeypatch.setattr("jobs.truth.draws_again", lambda known: False)
+    assert not _can_draw_again(store, "exact", known)
+    assert "rows are not compared one by one, this version of NumPy" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_pooled_site_is_passed_over_and_refused_where_it_is_the_only_one(known_store, monkeypatch, capsys):
+    store, _ = known_store
+    pooled = SimpleNamespace(reads=Reads(pooling="mean"))
+    site = store.site
+    monkeypatch.setattr(type(store), "site", lambda _, name: pooled if name == "noisy" else site(name))
+    assert _of_rows(store, ["noisy", "exact"]) == ["exact"]
+    assert "site 'noisy' pools the rows of a context" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(InputError, match=r"site 'noisy' pools the rows .*: give a site without pooling"):
+        _of_rows(store, ["noisy"])
 
 
 def test_a_corpus_of_text_has_no_dictionary_to_make(tmp_path):
