@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 from scipy.stats import pearsonr
 
 from jobs import cli
-from jobs.feature_images import images
+from jobs.feature_images import images, pictured_of
 from jobs.importance import Asked, importance, top_features
 from jobs.steer import Asked as Steered
 from jobs.steer import steer
 from pipeline.executors.tasks import Processes
+from pipeline.image_decoder import read_decoder
 from pipeline.statistics import importance as statistic
 from schemas.errors import InputError
 from schemas.importance_tables import (
@@ -153,6 +160,47 @@ def test_images_are_decoded_means_and_similarities_those_of_the_vectors(store):
         np.testing.assert_allclose(row["image"], rows.image(values), atol=1e-5)
         assert row["rows"] == len(own)
     assert together["of"].value_counts()["count"].to_list() == [4, 4, 4]
+
+
+def test_a_classifier_that_is_not_the_pass_s_is_refused(store, tmp_path, monkeypatch):
+    path = Path(store.plans[store.site("rho0.1").pass_name].model)
+    other = shutil.copytree(path, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"shape": [4, 16]}))
+    importance(store, "rho0.1")
+    for work in (
+        lambda: images(store, "rho0.1", str(other)),
+        lambda: pictured_of(store, "rho0.1", str(other)),
+    ):
+        with pytest.raises(
+            InputError, match=r"other is not the model that the pass was made with .* --model"
+        ):
+            work()
+    assert pictured_of(store, "rho0.1", str(shutil.copytree(path, tmp_path / "same"))).sides == (8, 8)
+    whole = read_decoder(path)
+    monkeypatch.setattr("jobs.feature_images.read_decoder", lambda _: replace(whole, shape=(4, 16)))
+    with pytest.raises(InputError, match=r"of the shape \[4, 16\], those of the store have \[8, 8\]"):
+        images(store, "rho0.1")
+
+
+def test_a_classifier_trained_anew_in_its_place_is_refused(store, tmp_path):
+    """As `train-digits OUT --seed 7` leaves it, over the folder that the plan names."""
+    path, site = Path(store.plans[store.site("rho0.1").pass_name].model), "rho0.1"
+    before = shutil.copytree(path, tmp_path / "before")
+    weights = load_file(path / "image_decoder.safetensors")
+    try:
+        save_file({name: array + 1 for name, array in weights.items()}, path / "image_decoder.safetensors")
+        with pytest.raises(InputError, match="is not the one that config"):
+            steer(store, site, Steered(["3=1"]))
+        config = json.loads((path / "config.json").read_text())
+        config["image_decoder_sha256"] = sha256((path / "image_decoder.safetensors").read_bytes()).hexdigest()
+        (path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="is not the model that the pass was made with"):
+            steer(store, site, Steered(["3=1"]))
+        found = steer(store, site, Steered(["3=1"], model=str(before)))
+        assert found.pixels[1].shape == (64,)
+    finally:
+        shutil.copytree(before, path, dirs_exist_ok=True)
 
 
 def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
