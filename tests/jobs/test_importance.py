@@ -168,14 +168,8 @@ def test_a_classifier_that_is_not_the_pass_s_is_refused(store, tmp_path, monkeyp
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"shape": [4, 16]}))
     importance(store, "rho0.1")
-    for work in (
-        lambda: images(store, "rho0.1", str(other)),
-        lambda: pictured_of(store, "rho0.1", str(other)),
-    ):
-        with pytest.raises(
-            InputError, match=r"other is not the model that the pass was made with .* --model"
-        ):
-            work()
+    with pytest.raises(InputError, match=r"other is not the model that the pass was made with .* --model"):
+        images(store, "rho0.1", str(other))
     assert pictured_of(store, "rho0.1", str(shutil.copytree(path, tmp_path / "same"))).sides == (8, 8)
     whole = read_decoder(path)
     monkeypatch.setattr("jobs.feature_images.read_decoder", lambda _: replace(whole, shape=(4, 16)))
@@ -228,7 +222,8 @@ def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
         (["steer", "--site", "rho0.1", "--set", "24=1"], "its features are 0 to 23"),
         (["steer", "--site", "rho0.1", "--set", "x"], "is no FEATURE=VALUE"),
         (["steer", "--site", "rho0.1", "--set", "1=1", "--row", "999"], "rows go from 0 to 159"),
-        (["steer", "--site", "rho0.1", "--set", "1=1", "--out", "a.gif"], "must end with .png or .svg"),
+        (["steer", "--site", "rho0.1", "--set", "3=1e999"], "'1e999' is no finite number"),
+        (["steer", "--site", "rho0.1", "--set", "3=1e300", "--set", "3=*1e300"], "too large to be computed"),
         (["importance", "--label", "party"], "has the label columns class, not 'party'"),
         (["importance", "--rho", "1"], "lies between 0 and 1"),
         (["importance", "--penalty", "-1"], "give 0 or more"),
@@ -243,6 +238,23 @@ def test_what_can_be_mended_is_told_in_a_sentence(store, capsys, command, messag
     printed = capsys.readouterr().err
     assert message in " ".join(printed.split())
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a.gif", "must end with .png or .svg"),
+        ("folder", "must end with .png or .svg"),
+        ("folder.png", "can not be a file"),
+        ("file/a.png", "can not be a file"),
+    ],
+)
+def test_where_nothing_can_be_drawn_is_told_before_the_work(store, tmp_path, monkeypatch, out, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("jobs.steer.pictured_of", None)  # fails where it is called
+    with pytest.raises(InputError, match=message):
+        steer(store, "rho0.1", Steered(["3=1"], out=tmp_path / out))
 
 
 def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_there(tmp_path, capsys):
