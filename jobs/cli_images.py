@@ -35,9 +35,9 @@ def train_digits(
     epochs: Annotated[
         float, typer.Option(help="Train so many times as long as by default.", min=0.001, max=1000)
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Train a classifier of images, SAEs of its hidden layer and a decoder to images, in about a minute."""
+    """Train an image classifier, SAEs of its hidden layer and a decoder to images; a quarter of a minute."""
     from jobs.train_digits import Asked
     from jobs.train_digits import train_digits as job
 

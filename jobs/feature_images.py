@@ -21,6 +21,7 @@ from jobs.console import say
 from jobs.importance import linear_weights, mean_of, top_features
 from jobs.structure import agreement, cosine_similarity, places
 from pipeline.image_decoder import ImageReader, read_decoder
+from pipeline.planned import use_of
 from pipeline.store import FeatureStore
 from pipeline.store.site_profile import Tokens
 from schemas.errors import InputError
@@ -59,8 +60,8 @@ class Pictured:
 def images(store: FeatureStore, site: str, model: str | None = None) -> pl.DataFrame:
     """Write the tables `feature_images`, `class_images`, `feature_similarity`; return the first.
 
-    `model`: the folder with the image decoder, else the pass's. Raises InputError before `latentlake
-    importance`, and where there is no decoder of the width of x.
+    `model`: where the pass's classifier lies now, with its image decoder. Raises InputError before
+    `latentlake importance`, and where the decoder is not there or not that of the pass.
     """
     began = time.monotonic()
     table = store.scan_table(site, "importance").collect()
@@ -77,14 +78,21 @@ def images(store: FeatureStore, site: str, model: str | None = None) -> pl.DataF
 
 
 def pictured_of(store: FeatureStore, site: str, model: str | None) -> Pictured:
-    """Decoder of the SAE and decoder of images."""
+    """Decoder of the SAE and of images; InputError where the latter is not the pass's, or does not fit."""
     weights, _ = linear_weights(store, site)
     plan = store.plans[store.site(site).pass_name]
     decoder = read_decoder(Path(model or plan.model).expanduser())
+    use_of(plan, site, None, device=plan.device, model=model, needs_sae=False)
     if decoder.width != weights["W_dec"].shape[1]:
         raise InputError(
             f"the image decoder reads {decoder.width} values, the SAE of site {site!r} reconstructs "
-            f"{weights['W_dec'].shape[1]}: give --model the folder of its classifier"
+            f"{weights['W_dec'].shape[1]}: give a site of the classifier's hidden values"
+        )
+    shape = () if store.lake.inputs is None else store.lake.inputs.shape
+    if decoder.shape != shape:
+        raise InputError(
+            f"the image decoder makes images of the shape {list(decoder.shape)}, those of the store have "
+            f"{list(shape)}: run `latentlake train-digits` on these, and another pass"
         )
     return Pictured(weights["W_dec"], weights["b_dec"], decoder)
 

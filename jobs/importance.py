@@ -1,8 +1,9 @@
 """`latentlake importance STORE`: how much a reconstruction loses without each feature, class by class.
 
 The classes are the values of a label column. Activations, x (layout dense) and labels are read a shard at a
-time, once; no model is run and nothing is decoded twice (`pipeline.statistics.importance`). Memory: a shard,
-and 32 bytes for each feature and class.
+time, once; no model is run and nothing is decoded twice (`pipeline.statistics.importance`). Memory: a shard's
+activations, x in blocks, and for each feature and class 32 bytes of sums (twice; for each worker four times
+more) and some 100 of the table.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from operator import add
-from typing import Any, NamedTuple, Protocol
+from operator import iadd
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ from rich.markup import escape
 from jobs.console import say
 from jobs.progress import counting
 from pipeline.executors.tasks import OneProcess, Tasks
-from pipeline.statistics.importance import ClassSums, Importance, Penalty, class_sums
+from pipeline.statistics.importance import ClassSums, Importance, Penalty, Rows, class_sums, squared_norms
 from pipeline.statistics.importance import importance as importance_of
 from pipeline.store import FeatureStore
 from pipeline.store.shard_files import ShardFiles
@@ -46,18 +47,11 @@ class Asked:
     penalty: float | None = None
 
 
-class ShardOfX(Protocol):
-    """x of the rows of one shard (`FeatureStore.dense`)."""
-
-    def read(self) -> F32:
-        """Float32 [N, D]."""
-
-
 class Piece(NamedTuple):
     """What a task reads."""
 
     files: ShardFiles
-    x: ShardOfX | None
+    x: Rows | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ def importance(
             advance(1)
             return sums
 
-        sums = reduce(add, (told(some) for some in tasks.map(partial(shard_sums, question), pieces)))
+        sums = reduce(iadd, (told(some) for some in tasks.map(partial(shard_sums, question), pieces)))
     table, classes = tables_of(question, sums, weights["W_dec"], known_x=pieces[0].x is not None)
     store.write_table(site, "importance_classes", classes)
     store.write_table(site, "importance", table)
@@ -109,7 +103,7 @@ def pieces_of(store: FeatureStore, site: str) -> list[Piece]:
     files = store.shard_files(site)
     if not files:
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    dense: Sequence[ShardOfX | None] = [None] * len(files)
+    dense: Sequence[Rows | None] = [None] * len(files)
     if "dense" in store.site(site).layouts:
         dense = list(store.dense(site))
     return [Piece(*pair) for pair in zip(files, dense, strict=True)]
@@ -195,10 +189,9 @@ def shard_sums(question: Question, piece: Piece) -> ClassSums:
     weights, _ = read_site_weights(question.layout, question.pass_name, question.site, ("W_dec", "b_dec"))
     tokens = question.tokens.read(piece.files)
     of_row = classes_of_rows(question, piece.files, tokens.document)
-    x = None if piece.x is None else piece.x.read()
     return class_sums(
         piece.files.read_csr(),
-        x,
+        piece.x,
         np.where(tokens.stored, of_row, -1),
         len(question.values) + 1,
         weights["W_dec"],
@@ -224,11 +217,12 @@ def tables_of(
     """The tables IMPORTANCE and IMPORTANCE_CLASSES, all rows behind the classes."""
     classes = len(question.values)
     every = sums.together(range(classes + 1))
-    parts = [sums.together([place]) for place in range(classes)] + [every]
+    parts = (every if place == classes else sums.together([place]) for place in range(classes + 1))
+    norms = squared_norms(w_dec)
     names: list[str | None] = [*question.values, None]
     tables, told = [pl.DataFrame(schema=IMPORTANCE)], [pl.DataFrame(schema=IMPORTANCE_CLASSES)]
     for name, part in zip(names, parts, strict=True):
-        found = importance_of(part, w_dec, question.penalty)
+        found = importance_of(part, norms, w_dec.shape[1], question.penalty)
         tables.append(_table(question.label, name, part, found))
         told.append(_class(question, name, part, found, known_x=known_x))
     return pl.concat(tables), pl.concat(told)

@@ -20,9 +20,9 @@ from jobs.console import say
 from jobs.feature_images import Pictured, pictured_of
 from jobs.figures.images import draw_steered
 from jobs.figures.style import STYLE
+from jobs.outputs import require_file, write_file
 from jobs.plots import METADATA, render
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
 from schemas.values import F64
 
@@ -52,7 +52,10 @@ class Steered:
 
 
 def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
-    """Print and draw what comes of the settings; InputError for features and rows that are not there."""
+    """Print and draw what comes of the settings; InputError for features and rows that are not there, for
+    numbers that are too large, and for an `out` that can not be written.
+    """
+    kind = _kind(asked.out)
     pictured = pictured_of(store, site, asked.model)
     before = activations_at(store, site, asked.row)
     after = changed(before, asked.settings, site)
@@ -62,8 +65,18 @@ def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
     found = steered(pictured, before, after)
     _tell(site, asked, found, pictured)
     if asked.out is not None:
-        _draw(asked.out, site, asked, found, pictured)
+        write_file(asked.out, _drawn(kind, site, asked, found, pictured), "--out")
+        say(f"  {escape(str(asked.out))}")
     return found
+
+
+def _kind(out: Path | None) -> str:
+    """What is drawn, png or svg."""
+    kind = "png" if out is None else out.suffix[1:]
+    if kind not in METADATA:
+        raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
+    require_file(out, "--out")
+    return kind
 
 
 def activations_at(store: FeatureStore, site: str, row: int | None) -> F64:
@@ -94,22 +107,29 @@ def changed(activations: F64, settings: Sequence[str], site: str) -> F64:
                 f"feature {feature} is not in site {site!r}: its features are 0 to {len(new) - 1}"
             )
         value = _number(found[3], setting)
-        new[feature] = {"": value, "+": new[feature] + value, "*": new[feature] * value}[how]
+        with np.errstate(over="ignore"):  # `steered` tells
+            new[feature] = {"": value, "+": new[feature] + value, "*": new[feature] * value}[how]
     return new
 
 
 def _number(text: str, setting: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise InputError(f"--set {setting!r}: {text!r} is no number") from None
+    if not np.isfinite(value):
+        raise InputError(f"--set {setting!r}: {text!r} is no finite number")
+    return value
 
 
 def steered(pictured: Pictured, before: F64, after: F64) -> Steered:
     """x, pixels and probabilities of both: x' = activations @ W_dec + b_dec."""
     both = np.stack([before, after])
-    values = both @ pictured.w_dec.astype(np.float64) + pictured.b_dec
-    pixels, shares = pictured.decoder.images(values), pictured.decoder.probabilities(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = both @ pictured.w_dec.astype(np.float64) + pictured.b_dec
+        pixels, shares = pictured.decoder.images(values), pictured.decoder.probabilities(values)
+    if not (np.isfinite(values).all() and np.isfinite(pixels).all() and np.isfinite(shares).all()):
+        raise InputError("--set: what comes of these numbers is too large to be computed: give smaller ones")
     return Steered(*((part[0], part[1]) for part in (both, values, pixels, shares)))
 
 
@@ -129,10 +149,7 @@ def _tell(site: str, asked: Asked, found: Steered, pictured: Pictured) -> None:
         say(f"  {when}: {escape(told_classes(shares, pictured.decoder.classes))}")
 
 
-def _draw(out: Path, site: str, asked: Asked, found: Steered, pictured: Pictured) -> None:
-    kind = out.suffix[1:]
-    if kind not in METADATA:
-        raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
+def _drawn(kind: str, site: str, asked: Asked, found: Steered, pictured: Pictured) -> bytes:
     height, width = pictured.sides
     table = pl.DataFrame(
         {
@@ -148,6 +165,4 @@ def _draw(out: Path, site: str, asked: Asked, found: Steered, pictured: Pictured
     )
     told = f"{_start(asked)}; {' '.join(asked.settings)}"
     with rc_context(STYLE):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, render(draw_steered(table, site, told), kind))
-    say(f"  {escape(str(out))}")
+        return render(draw_steered(table, site, told), kind)

@@ -20,6 +20,7 @@ from rich.markup import escape
 from jobs.console import say
 from jobs.progress import counting
 from pipeline.sources import open_source
+from pipeline.store.local import storage_errors
 from schemas.errors import InputError
 from schemas.run_file import Corpus
 from schemas.values import F32, I64
@@ -63,7 +64,7 @@ class Images:
 
 
 def train_digits(out: Path, asked: Asked | None = None) -> Path:
-    """Train and save; returns the run file. InputError for images that can not be read."""
+    """Train and save; returns the run file. InputError for images that can not be read, and a bad `out`."""
     import torch
 
     began, asked = time.monotonic(), asked or Asked()
@@ -87,6 +88,8 @@ def _train(out: Path, asked: Asked) -> Path:
     from pipeline.training.images import hidden_of
 
     images = read(asked.corpus())
+    with storage_errors(out, "give OUT another place"):  # before the work
+        out.mkdir(parents=True, exist_ok=True)
     held_out = np.random.default_rng(asked.seed).permutation(len(images.labels)) % HELD_OUT == 0
     classifier, decoder, told = _networks(images, held_out, asked)
     save_networks(

@@ -6,18 +6,22 @@ H hidden values, P pixels.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file
 from scipy.special import expit, softmax
 
 from schemas.errors import InputError
 from schemas.values import F32, F64
 
 DECODER = "image_decoder.safetensors"
+DECODER_SHA256 = "image_decoder_sha256"
+"""In config.json, whose bytes are in the digest of the model: so the decoder is the pass's too."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,25 @@ class ImageReader:
 
 
 def read_decoder(folder: Path) -> ImageReader:
-    """The decoder of a folder; InputError where there is none."""
+    """The decoder of a folder; InputError where there is none, or another than its config.json tells."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / DECODER)
-        head = load_file(folder / "model.safetensors")
+        content = (folder / DECODER).read_bytes()
+        weights, head = load(content), load_file(folder / "model.safetensors")
+        shape = tuple(config["shape"])
+        if config.get(DECODER_SHA256) not in (None, sha256(content).hexdigest()):  # None: of older folders
+            raise ValueError(f"{DECODER} is not the one that config.json was written with")
+        if len(weights["decode.weight"]) != math.prod(shape):
+            raise ValueError(f"{DECODER} makes no images of the shape {list(shape)}")
         return ImageReader(
             weights["decode.weight"],
             weights["decode.bias"],
             head["logits.weight"],
             head["logits.bias"],
-            tuple(config["shape"]),
+            shape,
             tuple(config["class_names"]),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "

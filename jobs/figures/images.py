@@ -11,11 +11,16 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patheffects import Normal, Stroke
 
 from jobs.figures.fonts import legible
+from jobs.figures.importance import MOST_CLASSES, left_out
 from jobs.figures.style import COLOUR_MAP, SOFT, counted, nothing, sheet
 from schemas.values import F64
 
 ACROSS = 9
 """Thumbnails beside each other."""
+MOST_FEATURES = 8 * ACROSS
+"""Thumbnails of single features."""
+LETTERS = 14
+"""Of the names of classes at a thumbnail: of so many more its image had no room."""
 ROWS = {
     "pixels": "the images themselves",
     "own_rows": "its features, own rows",
@@ -27,10 +32,12 @@ THUMBNAIL = 26
 
 def draw_class_images(table: pl.DataFrame, site: str) -> Figure:
     """Each class: the mean of its images, and what its most important features reconstruct."""
-    classes = table["value"].unique(maintain_order=True).to_list()
+    every = table["value"].unique(maintain_order=True).to_list()
+    classes = every[:MOST_CLASSES]
     kinds = [kind for kind in ROWS if kind in table["of"]]
     n = max((len(features) for features in table["features"]), default=0)
     facts = [f"the {n} most important features of each class, all others at 0", "mean over rows, decoded"]
+    facts += left_out(len(every))
     size = (2.0 + 0.85 * max(len(classes), 6), 1.35 + 0.95 * max(len(kinds), 1))
     figure = sheet("Classes from their features", site, *facts, size=size)
     if not classes:
@@ -51,9 +58,12 @@ def draw_class_images(table: pl.DataFrame, site: str) -> Figure:
 
 def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
     """What each feature alone reconstructs, of those that are among the most important of a class."""
-    shown = table.filter(pl.col("classes").list.len() > 0).sort("feature")
+    of_classes = table.filter(pl.col("classes").list.len() > 0).sort("feature")
+    shown = of_classes.head(MOST_FEATURES)
     greys = grey_range(shown)
-    facts = [counted(shown.height, "feature"), "each alone, mean over all rows, decoded; below: its classes"]
+    some = f"the first {shown.height} of " if shown.height < of_classes.height else ""
+    facts = [some + counted(of_classes.height, "feature")]
+    facts.append("each alone, mean over all rows, decoded; below: its classes")
     facts.append(f"black is {greys[0]:.2f}, white {greys[1]:.2f}")
     down = max(1, -(-shown.height // ACROSS))
     figure = sheet("Features as images", site, *facts, size=(9.4, 1.3 + 1.25 * down))
@@ -65,7 +75,7 @@ def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
         axes.set_axis_off()
         if place < shown.height:
             show(axes, shown, place, greys)
-            names = " ".join(_short(name) for name in shown["classes"][place])
+            names = _classes(shown["classes"][place].to_list())
             axes.set_title(str(shown["feature"][place]), fontsize=9, pad=2)
             axes.text(
                 0.5, -0.04, names, ha="center", va="top", fontsize=7.5, color=SOFT, transform=axes.transAxes
@@ -138,7 +148,7 @@ def _map(axes: Axes, table: pl.DataFrame, x: F64, y: F64) -> None:
         pixels = picture(table, place)
         box = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape), cmap="gray", norm=Normalize(*greys))
         axes.add_artist(AnnotationBbox(box, (x[place], y[place]), frameon=False, pad=0))
-        name = f"{table['feature'][place]} ({' '.join(_short(name) for name in table['classes'][place])})"
+        name = f"{table['feature'][place]} ({_classes(table['classes'][place].to_list())})"
         axes.annotate(
             name,
             (x[place], y[place]),
@@ -195,6 +205,14 @@ def picture(table: pl.DataFrame, place: int) -> F64:
     """The pixels [height, width] of a row."""
     pixels: F64 = np.array(table["image"][place], dtype=np.float64)
     return pixels.reshape(int(table["height"][place]), int(table["width"][place]))
+
+
+def _classes(names: list[str]) -> str:
+    """As many as a thumbnail has room for, and how many more there are."""
+    ends = np.cumsum([len(_short(name)) + 1 for name in names])
+    shown = max(1, int((ends <= LETTERS).sum()))
+    more = [f"+{len(names) - shown}"] if len(names) > shown else []
+    return " ".join([*map(_short, names[:shown]), *more])
 
 
 def _short(name: str) -> str:

@@ -26,7 +26,7 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
     d_sae = table["feature"].n_unique()
     rows = -(-len(parts) // COLUMNS)
     facts = [counted(d_sae, "feature"), f"label {_label(table)}", "importances of a class add up to 1"]
-    facts += _left_out(table)
+    facts += left_out(table.drop_nulls("importance").drop_nulls("value")["value"].n_unique())
     figure = sheet("How importance is spread over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
     if not parts:
         nothing(figure.add_subplot(), "no class has an importance")
@@ -96,8 +96,8 @@ def _parts(table: pl.DataFrame) -> tuple[list[str], list[pl.DataFrame]]:
     return names, [table.filter(pl.col("value").eq_missing(value)) for value in shown]
 
 
-def _left_out(table: pl.DataFrame) -> list[str]:
-    classes = table.drop_nulls("importance").drop_nulls("value")["value"].n_unique()
+def left_out(classes: int) -> list[str]:
+    """A fact where not all of so many classes are shown."""
     return [f"shown: the first {MOST_CLASSES} of {classes:,} classes"] if classes > MOST_CLASSES else []
 
 

@@ -1,14 +1,15 @@
 """The two small networks of a study of images, and the folder that they are saved in.
 
 The classifier is pixels -> hidden -> classes, hidden = relu(tanh(.)), hooks `hidden` and `logits`; the image
-decoder turns hidden values back into pixels, sigmoid(linear). A folder holds config.json, model.safetensors
-(the classifier) and image_decoder.safetensors.
+decoder turns hidden values back into pixels, sigmoid(linear). A folder holds config.json, with the sha256 of
+the decoder, model.safetensors (the classifier) and image_decoder.safetensors.
 
 B contexts, T positions, P pixels, H hidden values, C classes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.image_decoder import DECODER
+from pipeline.image_decoder import DECODER, DECODER_SHA256
 from schemas.errors import InputError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -70,7 +71,8 @@ def save_networks(
     }
     save_file(classifier.state_dict(), folder / WEIGHTS)
     save_file(decoder.state_dict(), folder / DECODER)
-    config = {"model_type": KIND, **sizes, **about}
+    digest = hashlib.sha256((folder / DECODER).read_bytes()).hexdigest()
+    config = {"model_type": KIND, **sizes, DECODER_SHA256: digest, **about}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 

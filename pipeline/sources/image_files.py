@@ -48,10 +48,10 @@ def read_images(path: str, asked: Images) -> Labelled:
             f"also .gz), {MNIST_5K}, or the name of a Hugging Face dataset"
         )
     found = _told(file, lambda: read(file, asked))
-    if len(found.images) != len(found.labels) or not len(found.images):
+    images, labels = (len(np.atleast_1d(array)) for array in (found.images, found.labels))
+    if images != labels or not images:
         raise InputError(
-            f"{found.where} holds {len(found.images):,} images and {len(found.labels):,} classes: each image "
-            "needs one"
+            f"{found.where} holds {images:,} images and {labels:,} classes: each image needs one"
         )
     return found
 
@@ -77,7 +77,7 @@ def _told(file: Path, read: Callable[[], Labelled]) -> Labelled:
         return read()
     except FileNotFoundError as error:
         raise InputError(f"{error.filename or file} does not exist") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())[:200]
@@ -89,8 +89,8 @@ def _npz(file: Path, asked: Images) -> Labelled:
         for name in (asked.image, asked.label):
             if name not in arrays:
                 raise InputError(
-                    f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'} (see "
-                    "corpus.images.image and corpus.images.label)"
+                    f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'} rename "
+                    "one of them, or set corpus.images.image and corpus.images.label in a run file"
                 )
         return Labelled(arrays[asked.image], arrays[asked.label], str(file))
 
@@ -106,14 +106,19 @@ def _labels_file(file: Path, asked: Images) -> Path:
     name = file.name.replace("images", "labels").replace("idx3", "idx1")
     beside = file.with_name(name.replace("IMAGES", "LABELS").replace("IDX3", "IDX1"))
     if beside.name == file.name:
-        raise InputError(f"{file} holds images alone: name the file of their classes as corpus.images.labels")
+        raise InputError(
+            f"{file} holds images alone: put them and their classes into an .npz file as {asked.image!r} and "
+            f"{asked.label!r}, call the two files …images… and …labels…, or name the second as "
+            "corpus.images.labels in a run file"
+        )
     return beside
 
 
 def _array(file: Path) -> NDArray[Any]:
     suffix = file.suffix.lower()
     if suffix == ".npy":
-        array: NDArray[Any] = np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:
+            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
         return array
     return read_idx(gzip.decompress(file.read_bytes()) if suffix == ".gz" else file.read_bytes(), file)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.sources.hub import answered, load_dataset, revision_of
 from pipeline.sources.image_files import Labelled
@@ -53,11 +54,9 @@ class HubImages(ImageSource):
         images = [np.asarray(image) for image in rows[asked.image]]
         if len({image.shape for image in images}) > 1:
             raise InputError(f"{corpus.path} has images of several sizes: bring them to one")
-        labels, feature = np.asarray(rows[asked.label]), rows.features[asked.label]
-        names = getattr(feature, "names", None)
-        if names:
-            labels = np.asarray(names)[labels]
-        return Labelled(np.stack(images), labels, corpus.path)
+        labels, names = list(rows[asked.label]), getattr(rows.features[asked.label], "names", None)
+        classes = _named(labels, names, corpus) if names else np.asarray(labels)
+        return Labelled(np.stack(images), classes, corpus.path)
 
     def _asked_of_hub(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         refusal = (
@@ -65,3 +64,15 @@ class HubImages(ImageSource):
             "opened by that name"
         )
         return answered(refusal, ask, *args, **kwargs)
+
+
+def _named(labels: list[Any], names: Sequence[str], corpus: Corpus) -> NDArray[np.str_]:
+    """The names of numbered classes; InputError for an image without one (-1 or None on the hub)."""
+    known = range(len(names))
+    wrong = next((n for n, label in enumerate(labels) if label not in known), None)
+    if wrong is not None:
+        raise InputError(
+            f"{corpus.path}: image {wrong} of split {corpus.split!r} has the label {labels[wrong]}, its "
+            f"classes are 0 to {len(names) - 1}: name a corpus.split in which every image has a class"
+        )
+    return np.asarray(names)[np.asarray(labels, np.int64)]

@@ -138,7 +138,7 @@ class ImageSource:
         if any(side % block for side in sides):
             raise InputError(
                 f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give "
-                "a number that does"
+                "a number that does, or do without scrambled images"
             )
         n = len(self._found.images)
         some = np.random.default_rng(self._asked.seed).permutation(n)[: round(n / (len(self.classes) - 1))]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +70,15 @@ class ClassSums:
     @classmethod
     def zero(cls, classes: int, features: int) -> ClassSums:
         """Of no row."""
-        counts, table = np.zeros(classes, np.int64), np.zeros((classes, features))
-        return cls(counts, np.zeros(classes), np.zeros(classes), table.astype(np.int64), table, table, table)
+        n, shape = classes, (classes, features)
+        of_class = (np.zeros(n, np.int64), np.zeros(n), np.zeros(n))
+        return cls(*of_class, np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
-    def __add__(self, other: ClassSums) -> ClassSums:
-        return ClassSums(*(mine + theirs for mine, theirs in zip(self.parts, other.parts, strict=True)))
+    def __iadd__(self, other: ClassSums) -> ClassSums:
+        """In place: a sum is as large as all features of all classes."""
+        for mine, theirs in zip(self.parts, other.parts, strict=True):
+            mine += theirs
+        return self
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -87,9 +91,16 @@ class ClassSums:
         return ClassSums(*(part[chosen].sum(axis=0, keepdims=True) for part in self.parts))
 
 
+class Rows(Protocol):
+    """x of the rows of a shard (`pipeline.store.dense_site.DenseShard`)."""
+
+    def read(self, start: int = 0, stop: int | None = None) -> F32:
+        """Float32 [stop - start, D]."""
+
+
 def class_sums(
     activations: sparse.csr_matrix,
-    x: F32 | None,
+    x: Rows | None,
     of_row: I64,
     classes: int,
     w_dec: F32,
@@ -98,15 +109,19 @@ def class_sums(
 ) -> ClassSums:
     """The sums of a shard: activations [N, F], x [N, D], `of_row` the class of each row, -1 for none.
 
-    `x` None: the SAE's own reconstruction stands for it, so that r is 0.
+    `x` None: the SAE's own reconstruction stands for it, so that r is 0. Memory: 32 bytes for each class and
+    feature, and some blocks of _BLOCK_BYTES.
     """
-    sums = ClassSums.zero(classes, activations.shape[1])
-    for rows in _blocks(activations.indptr, max(1, _BLOCK_BYTES // (8 * w_dec.shape[1]))):
-        kept = of_row[rows] >= 0
-        mine = None if x is None else x[rows][kept]
-        sums += _sums_of_block(
-            activations[rows][kept], mine, of_row[rows][kept], classes, w_dec, b_dec, penalty
-        )
+    sums, width = ClassSums.zero(classes, activations.shape[1]), w_dec.shape[1]
+    most, together = (max(1, _BLOCK_BYTES // (size * width)) for size in (8, 4))
+    for start in range(0, len(of_row), together):
+        stop = min(start + together, len(of_row))
+        read = None if x is None else x.read(start, stop)
+        piece, classes_of = activations[start:stop], of_row[start:stop]
+        for rows in _blocks(piece.indptr, most):
+            kept = classes_of[rows] >= 0
+            mine = None if read is None else read[rows][kept]
+            _add_block(sums, piece[rows][kept], mine, classes_of[rows][kept], w_dec, b_dec, penalty)
     return sums
 
 
@@ -120,42 +135,48 @@ def _blocks(indptr: NDArray[Any], most: int) -> Iterator[slice]:
         first = last
 
 
-def _sums_of_block(
+def _add_block(
+    sums: ClassSums,
     activations: sparse.csr_matrix,
     x: F32 | None,
     of_row: I64,
-    classes: int,
     w_dec: F32,
     b_dec: F32,
     penalty: Penalty,
-) -> ClassSums:
+) -> None:
     (n, features), values = activations.shape, activations.data.astype(np.float64)
     row, feature = np.repeat(np.arange(n), np.diff(activations.indptr)), activations.indices
     error = np.zeros((n, w_dec.shape[1])) if x is None else x - _decode(activations, w_dec, b_dec)
     rays = np.einsum("zd,zd->z", error[row], w_dec[feature], dtype=np.float64)
-    place = of_row[row] * features + feature
     means = np.bincount(row, values, minlength=n) / features
-
-    def by_class(weights: F64) -> F64:
-        return np.bincount(of_row, weights, minlength=classes).astype(np.float64)
-
-    def by_feature(weights: F64) -> F64:
-        sums = np.bincount(place, weights, minlength=classes * features)
-        return sums.astype(np.float64).reshape(classes, features)
-
-    return ClassSums(
-        np.bincount(of_row, minlength=classes),
-        by_class((error**2).sum(axis=1)),
-        by_class(penalty.of(means)),
-        np.bincount(place, minlength=classes * features).reshape(classes, features),
-        by_feature(values),
-        by_feature(values**2),
-        by_feature(values * rays),
+    _add(
+        of_row, (sums.rows, None), (sums.error, (error**2).sum(axis=1)), (sums.row_penalty, penalty.of(means))
+    )
+    _add(
+        of_row[row] * features + feature,
+        (sums.n_active, None),
+        (sums.total, values),
+        (sums.squares, values**2),
+        (sums.along, values * rays),
     )
 
 
+def _add(places: I64, *parts: tuple[NDArray[Any], F64 | None]) -> None:
+    """To each array, at places of it read as flat, the sums of its weights; None: of ones.
+
+    Only places that occur are touched: an array may be far larger than a block.
+    """
+    touched, back = np.unique(places, return_inverse=True)
+    for array, weights in parts:
+        array.reshape(-1)[touched] += np.bincount(back, weights, minlength=len(touched))
+
+
 def _decode(activations: sparse.csr_matrix, w_dec: F32, b_dec: F32) -> F64:
-    decoded: F64 = activations.astype(np.float64) @ w_dec.astype(np.float64) + b_dec
+    """X' [N, D], float64 of the decoder rows of the features that are active alone."""
+    active, back = np.unique(activations.indices, return_inverse=True)
+    shape, own = (activations.shape[0], len(active)), (activations.data.astype(np.float64), back)
+    compact = type(activations)((*own, activations.indptr), shape=shape)
+    decoded: F64 = compact @ w_dec[active].astype(np.float64) + b_dec
     return decoded
 
 
@@ -182,12 +203,17 @@ class Importance:
         return _shares(self.literal_change)
 
 
-def importance(sums: ClassSums, w_dec: F32, penalty: Penalty) -> Importance:
-    """From sums over all rows; of a class without rows everything is NaN."""
+def squared_norms(w_dec: F32) -> F64:
+    """|d_f|^2 of each feature, [F]."""
+    norms: F64 = np.einsum("fd,fd->f", w_dec, w_dec, dtype=np.float64)
+    return norms
+
+
+def importance(sums: ClassSums, norms: F64, width: int, penalty: Penalty) -> Importance:
+    """From sums over all rows, `squared_norms` and D; of a class without rows everything is NaN."""
     with np.errstate(invalid="ignore"):
         rows = np.where(sums.rows, sums.rows, np.nan)
-        numbers = rows * w_dec.shape[1]
-        norms = (w_dec.astype(np.float64) ** 2).sum(axis=1)
+        numbers = rows * width
         error = sums.error / numbers
         means = sums.total / rows[:, None]
         each = penalty.of(means)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 from scipy.stats import pearsonr
 
 from jobs import cli
-from jobs.feature_images import images
+from jobs.feature_images import images, pictured_of
 from jobs.importance import Asked, importance, top_features
 from jobs.steer import Asked as Steered
 from jobs.steer import steer
 from pipeline.executors.tasks import Processes
+from pipeline.image_decoder import read_decoder
 from pipeline.statistics import importance as statistic
 from schemas.errors import InputError
 from schemas.importance_tables import (
@@ -155,6 +162,41 @@ def test_images_are_decoded_means_and_similarities_those_of_the_vectors(store):
     assert together["of"].value_counts()["count"].to_list() == [4, 4, 4]
 
 
+def test_a_classifier_that_is_not_the_pass_s_is_refused(store, tmp_path, monkeypatch):
+    path = Path(store.plans[store.site("rho0.1").pass_name].model)
+    other = shutil.copytree(path, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"shape": [4, 16]}))
+    importance(store, "rho0.1")
+    with pytest.raises(InputError, match=r"other is not the model that the pass was made with .* --model"):
+        images(store, "rho0.1", str(other))
+    assert pictured_of(store, "rho0.1", str(shutil.copytree(path, tmp_path / "same"))).sides == (8, 8)
+    whole = read_decoder(path)
+    monkeypatch.setattr("jobs.feature_images.read_decoder", lambda _: replace(whole, shape=(4, 16)))
+    with pytest.raises(InputError, match=r"of the shape \[4, 16\], those of the store have \[8, 8\]"):
+        images(store, "rho0.1")
+
+
+def test_a_classifier_trained_anew_in_its_place_is_refused(store, tmp_path):
+    """As `train-digits OUT --seed 7` leaves it, over the folder that the plan names."""
+    path, site = Path(store.plans[store.site("rho0.1").pass_name].model), "rho0.1"
+    before = shutil.copytree(path, tmp_path / "before")
+    weights = load_file(path / "image_decoder.safetensors")
+    try:
+        save_file({name: array + 1 for name, array in weights.items()}, path / "image_decoder.safetensors")
+        with pytest.raises(InputError, match="is not the one that config"):
+            steer(store, site, Steered(["3=1"]))
+        config = json.loads((path / "config.json").read_text())
+        config["image_decoder_sha256"] = sha256((path / "image_decoder.safetensors").read_bytes()).hexdigest()
+        (path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="is not the model that the pass was made with"):
+            steer(store, site, Steered(["3=1"]))
+        found = steer(store, site, Steered(["3=1"], model=str(before)))
+        assert found.pixels[1].shape == (64,)
+    finally:
+        shutil.copytree(before, path, dirs_exist_ok=True)
+
+
 def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
     site, rows = "rho0.1", Dense(store, "rho0.1")
     found = steer(store, site, Steered(["3=2.5", "4=+1", "5=*0"], row=7, out=tmp_path / "a.png"))
@@ -180,7 +222,8 @@ def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
         (["steer", "--site", "rho0.1", "--set", "24=1"], "its features are 0 to 23"),
         (["steer", "--site", "rho0.1", "--set", "x"], "is no FEATURE=VALUE"),
         (["steer", "--site", "rho0.1", "--set", "1=1", "--row", "999"], "rows go from 0 to 159"),
-        (["steer", "--site", "rho0.1", "--set", "1=1", "--out", "a.gif"], "must end with .png or .svg"),
+        (["steer", "--site", "rho0.1", "--set", "3=1e999"], "'1e999' is no finite number"),
+        (["steer", "--site", "rho0.1", "--set", "3=1e300", "--set", "3=*1e300"], "too large to be computed"),
         (["importance", "--label", "party"], "has the label columns class, not 'party'"),
         (["importance", "--rho", "1"], "lies between 0 and 1"),
         (["importance", "--penalty", "-1"], "give 0 or more"),
@@ -195,6 +238,23 @@ def test_what_can_be_mended_is_told_in_a_sentence(store, capsys, command, messag
     printed = capsys.readouterr().err
     assert message in " ".join(printed.split())
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a.gif", "must end with .png or .svg"),
+        ("folder", "must end with .png or .svg"),
+        ("folder.png", "can not be a file"),
+        ("file/a.png", "can not be a file"),
+    ],
+)
+def test_where_nothing_can_be_drawn_is_told_before_the_work(store, tmp_path, monkeypatch, out, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("jobs.steer.pictured_of", None)  # fails where it is called
+    with pytest.raises(InputError, match=message):
+        steer(store, "rho0.1", Steered(["3=1"], out=tmp_path / out))
 
 
 def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_there(tmp_path, capsys):

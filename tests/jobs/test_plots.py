@@ -389,6 +389,23 @@ def test_the_map_shows_every_feature_and_names_the_largest_clusters():
     assert largest[0] == f"0  of □ $x$ ({places.filter(cluster=0).height:,})"
 
 
+def test_of_many_classes_and_features_the_first_are_drawn_and_the_others_told():
+    tables = made_up_images(100, [f"class {number}" for number in range(30)])
+    tables["feature_images"] = tables["feature_images"].with_columns(
+        pl.lit([f"{number}" for number in range(30)]).alias("classes")
+    )
+    for name, told, most in (
+        ("class_images", "shown: the first 23 of 30 classes", (23, 4.2)),
+        ("feature_images", "the first 72 of 100 features", (9.4, 11.4)),
+    ):
+        with rc_context(STYLE):
+            figure = FIGURES[name].draw(tables[name], "l9")
+        assert (figure.get_size_inches() <= most).all()
+        assert told in svg_of(name, tables)
+    assert "6 +23" in svg_of("feature_images", tables)
+    assert "shown" not in svg_of("class_images", made_up_images(5))
+
+
 def test_sparsity_is_that_of_the_feature_table():
     features = made_up(400, 30)["features"]
     zeros = 1 - features["n_active"].to_numpy() / 10_000

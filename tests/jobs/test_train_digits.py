@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from jobs import cli
 from jobs.train_digits import Asked, read, train_digits
 from schemas.errors import InputError
 from schemas.run_file import load_run_file
@@ -43,6 +44,29 @@ def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_p
 def test_targets_that_are_none_are_refused(tmp_path, rho, message):
     with pytest.raises(InputError, match=message):
         train_digits(tmp_path, Asked(rho=rho))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["out", "--seed", "9223372036854775808"], "less than or equal to 9223372036854775807"),
+        (["out", "--images", "x.npy"], "put them and their classes into an .npz file as 'image' and 'label'"),
+        (["images.npz/out", "--images", "images.npz"], "a part of its path is a file, not a folder"),
+        (["images.npz", "--images", "images.npz"], "a part of its path is a file, not a folder"),
+    ],
+)
+def test_what_can_be_mended_is_told_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    np.save(write_images(tmp_path / "images.npz").with_name("x.npy"), np.zeros((3, 8, 8)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jobs.train_digits._networks", None)  # fails where it is called
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train-digits", *arguments])
+    printed = capsys.readouterr().err.replace("│", " ")
+    assert message in " ".join(printed.split())
+    assert (stop.value.code, "Traceback" in printed) == (2, False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

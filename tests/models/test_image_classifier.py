@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pipeline.image_decoder import read_decoder
 from pipeline.models import load_model, model_digest
@@ -63,15 +65,35 @@ def test_the_image_decoder_is_read_without_torch_as_torch_computes_it(folder: Pa
     assert (reader.shape, reader.classes, reader.width) == ((3, 4), ("a", "b", "c"), HIDDEN)
 
 
-def test_the_digest_is_of_its_files_and_not_of_the_decoder(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_is_of_its_files_and_of_the_decoder(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     classifier, decoder = ImageClassifier(PIXELS, HIDDEN, CLASSES), ImageDecoder(HIDDEN, PIXELS)
     about = {"shape": [3, 4], "class_names": ["a", "b", "c"]}
     other = save_networks(tmp_path / "other", classifier, decoder, about)
     digest = model_digest(model(other))
     assert digest != model_digest(model(folder))
-    save_networks(other, classifier, ImageDecoder(HIDDEN, PIXELS), about)
+    save_networks(other, classifier, decoder, about)
     assert model_digest(model(other)) == digest
+    save_networks(other, classifier, ImageDecoder(HIDDEN, PIXELS), about)
+    assert model_digest(model(other)) != digest
+
+
+def test_a_decoder_that_was_changed_alone_is_refused_and_older_folders_are_read(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    weights = load_file(copy / "image_decoder.safetensors")
+    save_file({name: array + 1 for name, array in weights.items()}, copy / "image_decoder.safetensors")
+    with pytest.raises(InputError, match=r"image_decoder\.safetensors is not the one that config\.json"):
+        read_decoder(copy)
+    config = json.loads((copy / "config.json").read_text())
+    del config["image_decoder_sha256"]
+    (copy / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(read_decoder(copy).bias, weights["decode.bias"] + 1)
+    for wrong in (config | {"shape": None}, config | {"shape": [4, 4]}, [config]):
+        (copy / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="holds no image decoder that can be read"):
+            read_decoder(copy)
 
 
 def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:

