@@ -40,17 +40,11 @@ from jobs.progress import counting
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.plan import environment
 from pipeline.planned import use_in
-from pipeline.statistics.attribution import (
-    ATTRIBUTION_PROMPTS,
-    SUMS,
-    combine,
-    finalize,
-    select,
-    with_effects,
-)
+from pipeline.statistics.attribution import SUMS, combine, finalize, select, with_effects
 from pipeline.store import FeatureStore
 from pipeline.store.parts import Parts
 from pipeline.store.tokens import read_links
+from schemas.attribution_tables import ATTRIBUTION_PROMPTS
 from schemas.errors import InputError
 from schemas.records import digest_of
 
@@ -233,9 +227,11 @@ def _columns(store: FeatureStore, asked: Asked) -> tuple[tuple[str, ...], tuple[
         for name in names:
             if name not in known:
                 raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
+    if taken := [name for name in asked.labels if name in answers]:
+        raise InputError(f"--label {taken[0]!r} is a column of answers: name one of the prompts' labels")
     if len(set(answers)) != 2:
         raise InputError(f"--answers {','.join(answers)!r} are not two columns: give two, as answer,other")
-    labels = asked.labels or tuple(name for name in known if name not in answers)
+    labels = tuple(dict.fromkeys(asked.labels)) or tuple(name for name in known if name not in answers)
     if not labels and asked.scores is None:
         raise InputError(
             "the prompts have no label beside their answers, and attributions are means by label: tokenize "

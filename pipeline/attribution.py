@@ -25,9 +25,10 @@ from pipeline.integrated_gradients import (
     prompts_of,
 )
 from pipeline.planned import PlannedUse, kept, open_encoder, open_model
-from pipeline.statistics.attribution import ATTRIBUTION_PROMPTS, EVERY_PROMPT, partial
+from pipeline.statistics.attribution import EVERY_PROMPT, partial
 from pipeline.store.tokens import read_document_labels, read_token_shard
 from pipeline.tokenizer import Tokenizer, load_tokenizer
+from schemas.attribution_tables import ATTRIBUTION_PROMPTS
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord

@@ -17,7 +17,12 @@ from schemas.values import Totals
 
 DATA = Path(__file__).parent / "data"
 
-NONZEROS = {"store-v1": 4664, "store-v2": 7684, "store-v3": 7684, "store-v4": 7684, "store-v5": 8044,
+NONZEROS = {
+    "store-v1": 4664,
+    "store-v2": 7684,
+    "store-v3": 7684,
+    "store-v4": 7684,
+    "store-v5": 8044,
     "store-v6": 8044,
 }
 FEATURE_3 = {

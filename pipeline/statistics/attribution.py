@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from schemas.attribution_tables import ATTRIBUTION_SELECTION, ATTRIBUTIONS
 from schemas.tables import Schema
 from schemas.values import F64, I64
 
@@ -29,51 +30,6 @@ SUMS: Schema = {
 }
 """By label, value and feature: in how many prompts it is active (of a null feature: how many there are), and
 of those prompts' numbers, of the gap and of its square, the sums and the sums of squares."""
-
-ATTRIBUTIONS: Schema = {
-    "label": pl.String(),
-    "value": pl.String(),
-    "feature": pl.UInt32(),
-    "prompts": pl.Int64(),
-    "active": pl.Int64(),
-    **{name: pl.Float64() for name in ("ig", "ig_se", "ig2", "ig2_se")},
-}
-"""A row per label, value and feature that is active in one of its prompts.
-
-`prompts`: of the value; `active`: those in which the feature fires; `ig`: mean over the prompts of what the
-feature adds to the gap p(answer) - p(other), `ig2`: to its square (`pipeline.integrated_gradients`); their
-standard errors, null for one prompt.
-"""
-
-ATTRIBUTION_PROMPTS: Schema = {
-    "document": pl.UInt64(),
-    "context": pl.UInt64(),
-    **{name: pl.Float64() for name in ("gap", "baseline", "ig_sum", "ig2_sum")},
-    "nodes": pl.Int64(),
-    "complete": pl.Boolean(),
-}
-"""A row per prompt: its gap, the gap with no latent active, the sums of its attributions of the gap and of
-its square, the nodes of their quadrature, and whether both sums are what they should be, to the tolerance."""
-
-ATTRIBUTION_SELECTION: Schema = {
-    "label": pl.String(),
-    "value": pl.String(),
-    "feature": pl.UInt32(),
-    "score": pl.Float64(),
-    "rank": pl.Int64(),
-    "prompts": pl.Int64(),
-    "active": pl.Int64(),
-    **{name: pl.Float64() for name in ("effect", "effect_low", "effect_high")},
-    "holds": pl.Boolean(),
-}
-"""A row per value and feature of the union of every value's first k features.
-
-`score`: `ig2` or `ig` of `attributions`, or that of an external table; 0 where there is none. `rank`: from 0
-by |score| among the value's features, null where not among its first k. Of those among them, where they were
-ablated: `effect`, the mean over the value's prompts of the gap (of its square, where the score is `ig2`)
-minus that with the latent at 0, and its 95 % interval over prompts; `holds`: the interval leaves 0 out and
-the effect has the sign of the score. Not corrected for the number of features.
-"""
 
 
 def partial(

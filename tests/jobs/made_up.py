@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from jobs.figures import FIGURES
-from pipeline.statistics.attribution import ATTRIBUTION_SELECTION
+from schemas.attribution_tables import ATTRIBUTION_SELECTION
 
 
 def made_up(features, dead, rows=10_000, seed=0):

@@ -22,8 +22,8 @@ from jobs.figures.style import STYLE
 from jobs.stats import stats as stats_job
 from jobs.tokenize import tokenize
 from pipeline.executors.tasks import Processes
-from pipeline.statistics.attribution import ATTRIBUTION_PROMPTS, ATTRIBUTION_SELECTION, ATTRIBUTIONS
 from pipeline.store import FeatureStore
+from schemas.attribution_tables import ATTRIBUTION_PROMPTS, ATTRIBUTION_SELECTION, ATTRIBUTIONS
 from schemas.errors import InputError
 from schemas.run_file import parse_run_file
 from tests.kit import WORDS_VOCAB, dense_activations, mild_lm, write_sae, write_tiny_tokenizer
@@ -159,7 +159,8 @@ def test_attributions_and_ablations_are_those_of_loops_over_prompts(store, site)
 
 
 def test_the_union_has_every_values_first_features_and_the_command_prints_the_map(store, capsys):
-    arguments = ["attribute", str(store.layout.root), "--site", "last", "--label", "age", "-k", "3"]
+    arguments = ["attribute", str(store.layout.root), "--site", "last", "-k", "3"]
+    arguments += ["--label", "age", "--label", "age"]
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert not stop.value.code
@@ -331,6 +332,7 @@ def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, told):
     ("asked", "told"),
     [
         (Asked(by="ig3"), "--by 'ig3' is none of ig2, ig"),
+        (Asked(labels=("age", "yes")), "--label 'yes' is a column of answers"),
         (Asked(labels=("jobb",)), "--label 'jobb': the lake has no such label; it has age, job, no, yes"),
         (Asked(answers=("yes",)), "are not two columns"),
         (Asked(answers=("job", "job")), "are not two columns"),
