@@ -22,9 +22,10 @@ CONTEXT = 64
 def build_large(root: Path, *, shards: int, rows: int, d_sae: int, l0: int) -> Layout:
     """Contexts of 64 rows, BOS first, each a document; the features of each row are drawn alike."""
     layout, rng = Layout(root), np.random.default_rng(0)
-    put_lake(layout, CONTEXT, {})
+    lake = put_lake(layout, CONTEXT, {})
     site = planned_site(d_sae=d_sae, feature_block=64)
     plan = make_plan([site], ("token_major", "feature_major"), "float16")
+    plan = plan.model_copy(update={"lake_digest": lake.digest})
     put_if_absent(layout.plan("p"), plan.to_json())
     records: list[ShardRecord] = []
     for number in range(shards):
