@@ -33,7 +33,7 @@ def build_large(root: Path, *, shards: int, rows: int, d_sae: int, l0: int) -> L
         token = np.where(np.arange(rows) % CONTEXT == 0, 0, 7)
         row = np.arange(rows)
         frame = pl.DataFrame(
-            {"token": token, "context": row // CONTEXT, "document": number * rows + row // CONTEXT}
+            {"token": token, "context": row // CONTEXT, "document": number * rows // CONTEXT + row // CONTEXT}
         )
         commit_shard(layout, plan, records[-1], frame, {"site": _features(rng, token != 0, d_sae, l0)})
     put_if_absent(
@@ -55,7 +55,7 @@ def _token_shard(layout: Layout, number: int, rows: int) -> ShardRecord:
     contexts, name = rows // CONTEXT, layout.shard_name(number)
     ids = np.full((contexts, CONTEXT), 7, np.int32)
     ids[:, 0] = 0
-    segments = [[{"document": number * rows + n, "start": 1, "offset": 0}] for n in range(contexts)]
+    segments = [[{"document": number * contexts + n, "start": 1, "offset": 0}] for n in range(contexts)]
     frame = pl.DataFrame(
         {
             "row_offset": np.arange(contexts, dtype=np.uint64) * CONTEXT,
