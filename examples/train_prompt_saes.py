@@ -1,6 +1,6 @@
 """Train the three small SAEs of examples/prompts.yaml: a quarter, half and three quarters up the demo model.
 
-Run from the repository root, after `make setup`; some 15 minutes on two cores:
+Run from the repository root, after `make setup`; some 6 minutes on two free cores:
 
     python -m examples.train_prompt_saes --out out/prompt-saes
 
