@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,18 @@ def consumer(name: str) -> Any:
         package = importlib.import_module(name.partition(".")[0])
     except ImportError:
         pytest.skip(f"{name} is not installed aside (the Makefile's `test` does so)")
-    if name.startswith("delphi.latents"):
-        _enter_beside_init(package)
-    return importlib.import_module(name)
+    if not name.startswith("delphi.latents"):
+        return importlib.import_module(name)
+    with _beside_init(package):
+        return importlib.import_module(name)
 
 
-def _enter_beside_init(package: Any) -> None:
-    """`delphi.latents` wants serving libraries, its loader others that reading a cache does not call."""
+@contextmanager
+def _beside_init(package: Any) -> Iterator[None]:
+    """`delphi.latents` wants serving libraries, its loader others that reading a cache does not call.
+
+    They are there while it is imported alone: other packages ask which libraries there are.
+    """
     latents = types.ModuleType("delphi.latents")
     latents.__path__ = [str(Path(package.__path__[0]) / "latents")]
     sys.modules.setdefault("delphi.latents", latents)
@@ -72,7 +79,12 @@ def _enter_beside_init(package: Any) -> None:
         "blobfile": {},
         "orjson": {},
     }
-    for name, content in unused.items():
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
-            sys.modules[name] = types.ModuleType(name)
-            vars(sys.modules[name]).update(content)
+    missing = [name for name in unused if name not in sys.modules and importlib.util.find_spec(name) is None]
+    for name in missing:
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(unused[name])
+    try:
+        yield
+    finally:
+        for name in missing:
+            del sys.modules[name]
