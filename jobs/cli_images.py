@@ -37,7 +37,7 @@ def train_digits(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
-    """Train an image classifier, SAEs of its hidden layer and a decoder to images; a quarter of a minute."""
+    """Train an image classifier, SAEs of its hidden layer and a decoder to images; half a minute."""
     from jobs.train_digits import Asked
     from jobs.train_digits import train_digits as job
 
