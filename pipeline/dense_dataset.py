@@ -81,7 +81,7 @@ class DenseDataset(IterableDataset[Any]):
     """Batches float32 [batch_rows, width] of x, the last of an epoch shorter; an iteration is one epoch.
 
     With `numbers` pairs of a batch and the rows' numbers in the lake, int64. Each reader holds one buffer of
-    `buffer_rows` and a batch. Ranks and workers of a DataLoader (batch_size=None) share the rows of an epoch
+    `buffer_rows` and two batches. Ranks and workers of a DataLoader (batch_size=None) share the rows of an epoch
     among them; how many batches one gets may differ by some. `DenseLoader` goes on exactly with workers too.
 
     `shards` are the names of those to read, by default all that are committed when the dataset is made; its
@@ -156,16 +156,24 @@ class DenseDataset(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         info, start = get_worker_info(), self.position
         reader = self.reader() if info is None else self.reader(info.id, info.num_workers)
-        given = False
         for batch, position in self.batches(start, reader):
-            self.position, given = position, True
+            self.position = position
             yield batch
         self.position = Position(start.epoch + 1)
-        if not given and start != Position(start.epoch):  # its last batch was full, and given already
-            yield from self
 
     def batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
-        """Each batch of the rest of an epoch, and where the next one begins."""
+        """Each batch of the rest of an epoch, and where the next begins: behind the last one in the next epoch."""
+        found = self._batches(start, reader)
+        last = next(found, None)
+        for following in found:
+            assert last is not None
+            yield last
+            last = following
+        if last is not None:
+            yield last[0], Position(start.epoch + 1)
+
+    def _batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
+        """The same, with the place behind its rows for every full batch."""
         parts, filled = list[tuple[F32, I64]](), 0
         for buffer in self._buffers(start, reader):
             place = start.row if buffer.number == start.buffer else 0
@@ -276,14 +284,6 @@ class DenseLoader:
         self._positions, self._turn = [dataset.position] * max(1, workers), 0
 
     def __iter__(self) -> Iterator[Any]:
-        began, given = self._positions.copy(), False
-        for batch in self._rest_of_epoch():
-            given = True
-            yield batch
-        if not given and began != [Position(began[0].epoch)] * len(began):  # all was given before the state
-            yield from self._rest_of_epoch()
-
-    def _rest_of_epoch(self) -> Iterator[Any]:
         epoch = min(position.epoch for position in self._positions)
         if all(position == Position(epoch) for position in self._positions):
             self._turn = 0  # whose turn it was when the epoch before was over means nothing
