@@ -81,7 +81,7 @@ class DenseDataset(IterableDataset[Any]):
     """Batches float32 [batch_rows, width] of x, the last of an epoch shorter; an iteration is one epoch.
 
     With `numbers` pairs of a batch and the rows' numbers in the lake, int64. Each reader holds one buffer of
-    `buffer_rows` and two batches. Ranks and workers of a DataLoader (batch_size=None) share the rows of an epoch
+    `buffer_rows` and two batches. Ranks and workers of a DataLoader (batch_size=None) share an epoch's rows
     among them; how many batches one gets may differ by some. `DenseLoader` goes on exactly with workers too.
 
     `shards` are the names of those to read, by default all that are committed when the dataset is made; its
@@ -162,7 +162,7 @@ class DenseDataset(IterableDataset[Any]):
         self.position = Position(start.epoch + 1)
 
     def batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
-        """Each batch of the rest of an epoch, and where the next begins: behind the last one in the next epoch."""
+        """Each batch of the rest of an epoch, and where the next begins: behind the last, a new epoch."""
         found = self._batches(start, reader)
         last = next(found, None)
         for following in found:
