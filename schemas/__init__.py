@@ -3,4 +3,4 @@
 This package imports nothing else of latentlake; everything else may import it.
 """
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

@@ -25,7 +25,7 @@ from schemas.run_file import (
 )
 from schemas.values import Reads
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 
 
 class Record(BaseModel):
