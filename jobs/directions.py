@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.store import FeatureStore
+from pipeline.store.objects import readable
 from pipeline.store.site import open_site_rows
-from schemas.layout import Layout
+from schemas.errors import InputError
+from schemas.layout import Layout, StorePath
 from schemas.values import F32, I64
 
 BLOCK = 4096
@@ -38,7 +40,17 @@ class Directions:
 
     @cached_property
     def _rows(self) -> Any | None:
-        return open_site_rows(self.layout, self.pass_name, self.site, "W_dec")
+        rows = open_site_rows(self.layout, self.pass_name, self.site, "W_dec")
+        if rows is not None and (rows.ndim != 2 or rows.shape[0] != self.d_sae):
+            raise InputError(
+                f"W_dec in {self._path} is {list(rows.shape)}, for {self.d_sae} features: restore it from a copy "
+                "of the store"
+            )
+        return rows
+
+    @property
+    def _path(self) -> StorePath:
+        return self.layout.site(self.pass_name, self.site)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_rows"}
@@ -51,7 +63,8 @@ class Directions:
     def units(self, features: range) -> tuple[F32, NDArray[np.bool_]]:
         """Rows of length 1 [n, D], and which features have a direction [n]; a row without one is 0."""
         assert self._rows is not None
-        rows = np.asarray(self._rows[features.start : features.stop]).astype(np.float32)
+        with readable(self._path):
+            rows = np.asarray(self._rows[features.start : features.stop]).astype(np.float32)
         norm = np.linalg.norm(rows.astype(np.float64), axis=1)
         has: NDArray[np.bool_] = (norm > 0) & np.isfinite(norm)
         units = np.zeros_like(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -11,6 +12,13 @@ from schemas.run_file import check_name
 CSR, POSTINGS, PARTIALS, ROW_COUNTS = "csr.zarr", "postings.parquet", "partials.parquet", "row_counts.parquet"
 CONTROL, CONTROL_L0 = "control.parquet", "control_l0.parquet"
 DENSE = "x.zarr"
+ZARR_METADATA = "zarr.json"
+_CHUNK_KEY = r"c(?:/(?:0|[1-9][0-9]*))*"
+_ZARR_NAME = re.compile(rf"(?:[A-Za-z0-9]\w*/)?(?:{re.escape(ZARR_METADATA)}|{_CHUNK_KEY})", re.ASCII)
+_NAMED_IN = {
+    CSR: re.compile(rf"{re.escape(ZARR_METADATA)}|(?:data|indices|indptr)/(?:zarr\.json|{_CHUNK_KEY})"),
+    DENSE: re.compile(rf"{re.escape(ZARR_METADATA)}|{_CHUNK_KEY}"),
+}
 
 
 class StorePath(Protocol):
@@ -56,6 +64,14 @@ class StorePath(Protocol):
 
     def read_bytes(self) -> bytes:
         """The whole file or object; FileNotFoundError where there is none."""
+
+
+def is_zarr_name(name: str, of: str = "") -> bool:
+    """Whether Zarr 3 has a file of this name in a group, or in the data object `of`: csr.zarr or x.zarr.
+
+    What else lies there (.DS_Store, ._0, Thumbs.db, .nfs…, desktop.ini) is of file managers and file systems.
+    """
+    return _NAMED_IN.get(of, _ZARR_NAME).fullmatch(name) is not None
 
 
 def below(folder: StorePath, path: str, what: str) -> StorePath:

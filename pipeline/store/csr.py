@@ -10,10 +10,8 @@ import numpy as np
 import zarr
 from scipy import sparse
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer.cpu import Buffer
-from zarr.storage import MemoryStore
 
-from pipeline.store.objects import read_many, walk
+from pipeline.store.zarr_files import arrays_of, check_chunks, open_group
 from schemas.layout import StorePath
 from schemas.records import FORMAT_VERSION
 from schemas.values import I32, I64, SparseFeatures
@@ -79,41 +77,29 @@ def write_csr(path: Path, features: SparseFeatures, d_sae: int, format_version: 
         array[:] = values
 
 
-def check_chunks(group: Any) -> None:
-    """ValueError when a chunk is missing, which Zarr would read as zeros."""
-    for name, array in group.arrays():
-        if array.nchunks_initialized != array.nchunks:
-            raise ValueError(f"{array.nchunks - array.nchunks_initialized} chunks of {name} are missing")
-
-
-def open_group(path: StorePath) -> Any:
-    """A Zarr group to read; one on object storage is fetched whole, its objects at once."""
-    if isinstance(path, Path):
-        return zarr.open_group(path, mode="r")
-    names = [name for name, _, _ in walk(path)]
-    found: Any = map(Buffer.from_bytes, read_many([path / name for name in names]))
-    return zarr.open_group(MemoryStore(dict(zip(names, found, strict=True))), mode="r")
-
-
 def read_pattern(path: StorePath) -> tuple[I32, I64, tuple[int, int]]:
     """`indices`, `indptr` and shape of the matrix that `write_csr` wrote; ValueError where it is none."""
-    group: Any = open_group(path)
-    check_chunks(group)
-    indices, indptr, (rows, d_sae) = group["indices"][:], group["indptr"][:], group.attrs["shape"]
+    (indices, indptr), (rows, d_sae) = _read(path, "indices", "indptr")
     check_structure(indices, indptr, rows, d_sae)
     return indices, indptr.astype(np.int64), (rows, d_sae)
 
 
 def read_csr(path: StorePath) -> sparse.csr_matrix:
     """The matrix float32 [N, d_sae] that `write_csr` wrote; ValueError where it is none."""
-    group = open_group(path)
-    check_chunks(group)
-    data, indices, indptr = (group[name][:] for name in ("data", "indices", "indptr"))
-    rows, d_sae = group.attrs["shape"]
+    (data, indices, indptr), (rows, d_sae) = _read(path, "data", "indices", "indptr")
     check_structure(indices, indptr, rows, d_sae)
     if data.dtype != np.float32 or len(data) != len(indices):
         raise ValueError(f"{len(data)} values of {data.dtype} at {len(indices)} places")
     return sparse.csr_matrix((data, indices, indptr), shape=(rows, d_sae))
+
+
+def _read(path: StorePath, *names: str) -> tuple[list[Any], tuple[int, int]]:
+    """Some arrays of a matrix, whole, and its shape; ValueError where a chunk is missing."""
+    group = open_group(path)
+    arrays = arrays_of(group, names)
+    check_chunks(arrays)
+    rows, d_sae = group.attrs["shape"]
+    return [array[:] for array in arrays.values()], (rows, d_sae)
 
 
 def check_structure(indices: I32, indptr: I64, rows: int, d_sae: int) -> None:

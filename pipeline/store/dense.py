@@ -18,11 +18,10 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import ObjectStore
 
 from pipeline.store.csr import EVERY_CHUNK, checked_codecs
 from pipeline.store.local import storage_errors
-from pipeline.store.object_path import ObjectPath
+from pipeline.store.zarr_files import absent_chunks, open_array
 from schemas.errors import ShardError
 from schemas.layout import StorePath
 from schemas.run_file import DenseDtype
@@ -170,12 +169,12 @@ def chunk_rows(n_rows: int, width: int, itemsize: int) -> int:
 
 
 def open_dense(path: StorePath) -> Any:
-    """The Zarr array to read in slices, on object storage by ranges; ValueError when a piece is missing."""
-    if isinstance(path, ObjectPath):
-        array: Any = zarr.open_array(ObjectStore(path.client, read_only=True), path=path.key, mode="r")
-    else:
-        array = zarr.open_array(path, mode="r")
-    if array.nchunks_initialized < array.nchunks:  # counts whole Zarr shards; Zarr would read zeros
+    """The Zarr array to read in slices, on object storage by ranges; ValueError when a piece is missing.
+
+    Whole Zarr shards are looked for here, the chunks within one when it is read first.
+    """
+    array = open_array(path)
+    if absent_chunks(array):
         raise ValueError("some of its pieces are missing")
     return array
 

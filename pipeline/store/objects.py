@@ -17,7 +17,7 @@ from typing import BinaryIO
 from pipeline.store import local, remote
 from pipeline.store.object_path import ObjectPath, RemoteError
 from schemas.errors import InputError
-from schemas.layout import StorePath
+from schemas.layout import StorePath, is_zarr_name
 
 _SELF_TEST_ROUNDS = 3
 _HASHED_AT_ONCE = 1 << 24
@@ -113,11 +113,12 @@ def sha256_file(path: StorePath) -> str:
 def measure(path: StorePath) -> tuple[int, str]:
     """Bytes and sha256 of a file, or of a folder hashed as one.
 
-    That is the sha256 of the sorted lines `<relative path> <sha256 of the file>`, each ended by a newline.
+    That is the sha256 of the sorted lines `<relative path> <sha256 of the file>`, each ended by a newline, of
+    the files that Zarr has there: what a file manager or a file system leaves beside them does not count.
     """
     if path.is_file():
         return _size(path), sha256_file(path)
-    found = sorted((name, size) for name, size, _ in walk(path))
+    found = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
     lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in found)
     return sum(size for _, size in found), hashlib.sha256(lines.encode()).hexdigest()
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.store.csr import checked_codecs, open_group
+from pipeline.store.csr import EVERY_CHUNK, checked_codecs
 from pipeline.store.objects import publish_folder, readable, scratch_folder
+from pipeline.store.zarr_files import absent_chunks, arrays_of, check_chunks, open_group
 from schemas.errors import InputError
-from schemas.layout import Layout
+from schemas.layout import ZARR_METADATA, Layout, StorePath
 from schemas.records import FORMAT_VERSION, PlannedSite, refuse_newer
 
 _CHUNK_BYTES = 1 << 24
+_EVERY_CHUNK_SINCE = 7
+"""Format version; before it chunks of zeros were not written, and one that is missing may be such a one."""
 
 
 def write_site_weights(
@@ -44,7 +50,7 @@ def write_site_weights(
 
 def has_site_weights(layout: Layout, pass_name: str, site: str) -> bool:
     """Whether the weights are there, whole: the root's zarr.json is put last."""
-    return (layout.site(pass_name, site) / "zarr.json").is_file()
+    return (layout.site(pass_name, site) / ZARR_METADATA).is_file()
 
 
 def read_site_weights(
@@ -54,33 +60,73 @@ def read_site_weights(
 
     InputError when they are absent or of a newer format.
     """
-    path = layout.site(pass_name, site)
-    if not has_site_weights(layout, pass_name, site):
-        raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
-    with readable(path):
-        group: Any = open_group(path)
-        refuse_newer(group.attrs["format_version"], str(path))
-        written = group.attrs["sha256"]
-        asked = {name for name in written if names is None or name in names}
-        weights = {name: np.asarray(array[...]) for name, array in group.arrays() if name in asked}
-        if _sha256(weights) != {name: written[name] for name in asked}:
+    with _reading(layout, pass_name, site) as path:
+        weights = _open(path, names)
+        arrays = {name: np.asarray(array[...]) for name, array in weights.arrays.items()}
+        if _sha256(arrays) != weights.sha256:
             raise ValueError("its weights are not those that were written")
-        return weights, dict(group.attrs["metadata"])
+        return arrays, weights.metadata
 
 
 def open_site_rows(layout: Layout, pass_name: str, site: str, name: str) -> Any | None:
     """One of the weights, to be read in slices, as `read_site_weights` has it; None where there is none.
 
-    On object storage the weights are fetched whole here. Only chunks' own checksums are checked: `latentlake
-    verify` compares the whole.
+    On object storage the weights are fetched whole here. Every chunk must be there; of the bits chunks' own
+    checksums are checked: `latentlake verify` compares the whole. In a group from before version 7 chunks may
+    be absent, where zeros were not written: then the whole is compared here, once a process.
     """
+    with _reading(layout, pass_name, site) as path:
+        weights = _open(path, (name,))
+        array = weights.arrays.get(name)
+        if array is not None and (absent := absent_chunks(array)):
+            _check_zeros(path, name, weights.sha256[name], absent)
+        return array
+
+
+@contextmanager
+def _reading(layout: Layout, pass_name: str, site: str) -> Iterator[StorePath]:
+    """Where the weights lie; InputError when they are absent, or damaged."""
     path = layout.site(pass_name, site)
     if not has_site_weights(layout, pass_name, site):
         raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
     with readable(path):
-        group: Any = open_group(path)
-        refuse_newer(group.attrs["format_version"], str(path))
-        return group.get(name)
+        yield path
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Arrays by name, unread, the sha256 of each, and the SAE's metadata."""
+
+    arrays: dict[str, Any]
+    sha256: dict[str, str]
+    metadata: dict[str, Any]
+
+
+def _open(path: StorePath, names: Collection[str] | None) -> _Weights:
+    """Those of these names that were written; ValueError where an array, or a chunk that must be, is missing."""
+    group = open_group(path, absent_is_zero=True)
+    version = group.attrs["format_version"]
+    refuse_newer(version, str(path))
+    written = {
+        name: sha256 for name, sha256 in group.attrs["sha256"].items() if names is None or name in names
+    }
+    if version >= _EVERY_CHUNK_SINCE:
+        group = open_group(path)
+    arrays = arrays_of(group, sorted(written))
+    if version >= _EVERY_CHUNK_SINCE:
+        check_chunks(arrays)
+    return _Weights(arrays, written, dict(group.attrs["metadata"]))
+
+
+@lru_cache(maxsize=64)
+def _check_zeros(path: StorePath, name: str, sha256: str, absent: int) -> None:  # noqa: ARG001 - of the cache
+    """ValueError unless an array of an old group, whose absent chunks are read as zeros, has this sha256."""
+    [array] = arrays_of(open_group(path, absent_is_zero=True), [name]).values()
+    digest, step = hashlib.sha256(), array.chunks[0]
+    for start in range(0, array.shape[0], step):
+        digest.update(np.ascontiguousarray(array[start : start + step]).data)
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"{absent} chunks of {name} are missing")
 
 
 def _sha256(weights: Mapping[str, NDArray[Any]]) -> dict[str, str]:
@@ -110,6 +156,7 @@ def _write(
             dtype=values.dtype,
             chunks=_chunks(values, site.d_sae),
             compressors=checked_codecs(values.dtype),
+            config=EVERY_CHUNK,
         )
         array[...] = values
 

@@ -118,14 +118,29 @@ def test_a_read_only_disk_and_a_file_in_the_path_are_sentences(
         objects.self_test(tmp_path)
 
 
-def test_checksums_of_files_and_folders(tmp_path: Path) -> None:
-    (tmp_path / "b" / "c").mkdir(parents=True)
-    (tmp_path / "b" / "c" / "2").write_bytes(b"two")
-    (tmp_path / "b" / "1").write_bytes(b"one")
-    one, two = hashlib.sha256(b"one").hexdigest(), hashlib.sha256(b"two").hexdigest()
-    assert objects.measure(tmp_path / "b" / "1") == (3, one)
-    folder = hashlib.sha256(f"1 {one}\nc/2 {two}\n".encode()).hexdigest()
-    assert objects.measure(tmp_path / "b") == (6, folder)
+STRAYS = (
+    *(".DS_Store", "._zarr.json", "Thumbs.db", "desktop.ini", ".nfs000000000a1b2c3d00000001", "zarr.json~"),
+    *("data/.DS_Store", "data/c/._0", "data/c/.fuse_hidden0000000100000002", "data/c/0 (copy)", "data/c/00"),
+    *(".snapshot/hourly/data/c/0", "@eaDir/zarr.json@SynoEAStream", "lost+found/c/0", "copy/zarr.json"),
+)
+"""What file managers and file systems leave in a folder."""
+
+
+@pytest.mark.parametrize("strays", [(), STRAYS])
+def test_checksums_of_files_and_folders_are_of_what_the_format_names(
+    tmp_path: Path, strays: tuple[str, ...]
+) -> None:
+    group = tmp_path / "csr.zarr"
+    for name, data in {"zarr.json": b"{}", "data/c/0": b"one", "data/c/10": b"two"}.items():
+        (group / name).parent.mkdir(parents=True, exist_ok=True)
+        (group / name).write_bytes(data)
+    for name in strays:
+        (group / name).parent.mkdir(parents=True, exist_ok=True)
+        (group / name).write_bytes(b"stray")
+    one, two, root = (hashlib.sha256(data).hexdigest() for data in (b"one", b"two", b"{}"))
+    assert objects.measure(group / "data" / "c" / "0") == (3, one)
+    folder = hashlib.sha256(f"data/c/0 {one}\ndata/c/10 {two}\nzarr.json {root}\n".encode()).hexdigest()
+    assert objects.measure(group) == (8, folder)
 
 
 def test_a_published_folder_keeps_the_first(tmp_path: Path) -> None:
