@@ -43,8 +43,8 @@ class Directions:
         rows = open_site_rows(self.layout, self.pass_name, self.site, "W_dec")
         if rows is not None and (rows.ndim != 2 or rows.shape[0] != self.d_sae):
             raise InputError(
-                f"W_dec in {self._path} is {list(rows.shape)}, for {self.d_sae} features: restore it from a copy "
-                "of the store"
+                f"W_dec in {self._path} is {list(rows.shape)}, for {self.d_sae} features: restore it from a "
+                "copy of the store"
             )
         return rows
 

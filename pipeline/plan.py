@@ -12,7 +12,7 @@ from pipeline.models.device import choose_device
 from pipeline.number_tokenizer import PREFIX as NUMBERS
 from pipeline.saes import NO_SAE, SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.catalog import read_plans
-from pipeline.store.objects import put_if_absent
+from pipeline.store.objects import put_if_absent, read_bytes
 from pipeline.store.tokens import read_lake
 from schemas import __version__
 from schemas.errors import InputError
@@ -219,7 +219,7 @@ def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = Fals
     path = layout.plan(plan.pass_name)
     if not path.exists():
         put_if_absent(path, plan.to_json())
-    old: Plan = Plan.from_json(path.read_bytes(), str(path))
+    old: Plan = Plan.from_json(read_bytes(path), str(path))
     plan = _with_choices_of(old, plan, read_lake(layout))
     changed = differences(old.recipe(), plan.recipe())
     if accept_environment:

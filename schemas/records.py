@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import from_json
 
 from schemas.errors import InputError
 from schemas.run_file import (
@@ -27,6 +29,21 @@ from schemas.values import Reads
 
 FORMAT_VERSION = 7
 
+MOST_FEATURES = 1 << 26
+"""Of a site; SAEs have 2^24 at most, and several numbers of each are in memory."""
+_MOST_CONTEXT = 1 << 20
+_WIDEST = 1 << 24
+
+_KEY_ENDS = re.compile(rb'"\s*:')
+
+Version = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 62)]
+Positive = Annotated[int, Field(strict=True, ge=1, lt=1 << 62)]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
+Position = Annotated[int, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
+LabelType = Annotated[str, Field(pattern="^(String|Int64|Float64|Boolean)$")]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class Record(BaseModel):
     """A frozen JSON object; `to_json` is canonical, so equal records have equal bytes."""
@@ -41,29 +58,61 @@ class Record(BaseModel):
     def from_json(cls, data: bytes, where: str) -> Any:
         """Read a record; a newer format, or damage, is one sentence that names the file."""
         try:
-            record = cls.model_validate_json(data)
-        except ValidationError:
-            return cls._from_content(data, where)
-        refuse_newer(getattr(record, "format_version", None), where)
-        return record
-
-    @classmethod
-    def _from_content(cls, data: bytes, where: str) -> Any:
-        """The same in steps, which find what is wrong."""
-        try:
-            content = json.loads(data)
+            content = parse_json(data)
         except ValueError:
             raise InputError(f"{where} is damaged (not JSON); restore it from a copy of the store") from None
         refuse_newer(content.get("format_version") if isinstance(content, dict) else None, where)
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError(f"{where} is no {cls.__name__}: {error.errors()[0]['msg']}") from None
+            raise InputError(f"{where} is no {cls.__name__}: {_first_problem(error)}") from None
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON; ValueError where it is none, nested deeper than any record is, or has a key twice."""
+    content = from_json(data)
+    if len(_KEY_ENDS.findall(data)) != _keys(
+        content
+    ):  # else no key can be there twice, for each has its colon
+        try:
+            json.loads(data, object_pairs_hook=_unique)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+    return content
+
+
+def _keys(content: Any) -> int:
+    """How many keys objects have, at any depth."""
+    if isinstance(content, dict):
+        return len(content) + sum(map(_keys, content.values()))
+    return sum(map(_keys, content)) if isinstance(content, list) else 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; ValueError for a key that is there twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key is there twice")
+    return content
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}"[:200] if place else str(first["msg"])[:200]
 
 
 def refuse_newer(version: Any, where: str) -> None:
     """Stop at a format version that this code does not know; older ones, and None, pass."""
-    if version is not None and int(version) > FORMAT_VERSION:
+    if version is None:
+        return
+    if type(version) is not int or version < 1:
+        raise InputError(
+            f"{where} has format version {str(version)[:40]!r}, which there is not: restore it from a copy "
+            "of the store"
+        )
+    if version > FORMAT_VERSION:
         raise InputError(
             f"{where} has format version {version}, this latentlake reads up to {FORMAT_VERSION}: "
             "update latentlake"
@@ -83,25 +132,31 @@ def digest_of(content: Any) -> str:
 class Inputs(Record):
     """The vectors that a corpus holds for each of its tokens."""
 
-    width: int
+    width: Annotated[Positive, Field(le=_WIDEST)]
     dtype: Literal["uint8", "float32"]
     """As they are stored; a model is given uint8 as float32, divided by 255."""
-    shape: tuple[int, ...]
+    shape: tuple[Positive, ...]
     """How one is to be looked at, as (28, 28); its product is `width`."""
+
+    @model_validator(mode="after")
+    def _has_its_width(self) -> Self:
+        if math.prod(self.shape) != self.width:
+            raise ValueError(f"the shape {list(self.shape)[:8]} is not that of {self.width} numbers")
+        return self
 
 
 class Lake(Record):
     """lake.json: what must be the same for every token of the store."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Version = FORMAT_VERSION
     tokenizer: str
     tokenizer_digest: str
-    context_size: int
-    bos_id: int | None
-    separator_id: int | None
-    special_ids: tuple[int, ...]
+    context_size: Annotated[Positive, Field(le=_MOST_CONTEXT)]
+    bos_id: TokenId | None
+    separator_id: TokenId | None
+    special_ids: tuple[TokenId, ...]
     special_tokens: SpecialTokenPolicy
-    label_columns: dict[str, str]
+    label_columns: dict[str, LabelType]
     """Label column -> Polars dtype name (String, Int64, Float64 or Boolean)."""
     contexts: ContextsOf = "packed"
     """Whether documents follow each other, or each has a context of its own."""
@@ -121,22 +176,32 @@ class ShardRecord(Record):
 
     name: str
     sha256: str
-    bytes: int
-    row_start: int
-    rows: int
-    counted_rows: int
-    context_start: int
-    contexts: int
-    counted_contexts: int
-    document_start: int
-    documents: int
-    counted_documents: int
+    bytes: Count
+    row_start: Count
+    rows: Count
+    counted_rows: Count
+    context_start: Count
+    contexts: Count
+    counted_contexts: Count
+    document_start: Count
+    documents: Count
+    counted_documents: Count
+
+    @model_validator(mode="after")
+    def _counts_parts(self) -> Self:
+        """What is counted is a part of what there is."""
+        for name in ("rows", "contexts", "documents"):
+            if getattr(self, f"counted_{name}") > getattr(self, name):
+                raise ValueError(f"shard {self.name[:128]} counts more {name} than it has")
+        if self.contexts > self.rows:
+            raise ValueError(f"shard {self.name[:128]} has more contexts than rows")
+        return self
 
 
 class CorpusLink(Record):
     """corpus/<n>.json: one source, cut into shards."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Version = FORMAT_VERSION
     source: dict[str, Any]
     source_digest: str
     shards: tuple[ShardRecord, ...]
@@ -150,25 +215,31 @@ class PlannedSite(Record):
     sae: str
     sae_digest: str
     architecture: str
-    d_model: int
-    d_sae: int
-    encode_block: int
+    d_model: Annotated[Count, Field(le=_WIDEST)]
+    d_sae: Annotated[Count, Field(le=MOST_FEATURES)]
+    encode_block: Positive
     """Rows encoded at once."""
-    feature_block: int
+    feature_block: Positive
     """Features in one row group of the postings."""
-    encode_features: int = 0
+    encode_features: Count = 0
     """Features encoded at once; 0, in plans from before version 0.2, means all."""
     encode_dtype: EncodeDtype = "float32"
     """What the factors of x @ W_enc are rounded to."""
-    positions: tuple[int | None, ...] | None = None
+    positions: Annotated[tuple[Position | None, ...], Field(min_length=1, max_length=3)] | None = None
     """Positions of a context that are encoded and counted, as start, stop and perhaps step of Python's slice
     over the lake's context_size positions; None: all of them."""
     pooling: Pooling = "none"
     """What the SAE reads of a context: each row's x, or one vector."""
     control: Control | None = None
     """What is counted beside the learnt features on some contexts; None: nothing."""
-    control_seed: int = 0
+    control_seed: Count = 0
     """What the control is drawn from."""
+
+    @model_validator(mode="after")
+    def _steps(self) -> Self:
+        if self.positions is not None and self.positions[2:] == (0,):
+            raise ValueError("positions have the step 0")
+        return self
 
     @property
     def has_sae(self) -> bool:
@@ -193,7 +264,7 @@ CHOSEN = ("encode_block", "encode_features", "feature_block")
 class Plan(Record):
     """passes/<pass>/plan.json: everything that can move a bit of a pass's data."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Version = FORMAT_VERSION
     pass_name: str
     lake_digest: str
     model: str
@@ -201,11 +272,11 @@ class Plan(Record):
     model_digest: str
     model_dtype: ModelDtype
     device: str
-    batch_contexts: int
-    threads: int
-    sites: tuple[PlannedSite, ...]
+    batch_contexts: Positive
+    threads: Count
+    sites: Annotated[tuple[PlannedSite, ...], Field(min_length=1)]
     activation_dtype: ActivationDtype
-    layouts: tuple[StoreLayout, ...]
+    layouts: Annotated[tuple[StoreLayout, ...], Field(min_length=1)]
     environment: dict[str, str]
     """Library versions. The device's model is the workers' to say: it stands in the receipts."""
     model_processing: dict[str, bool] | None = None
@@ -251,7 +322,7 @@ class DataObject:
 
     path: str
     """Below the attempt's folder, as `<site>/<object>`."""
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -259,10 +330,10 @@ class DataObject:
 class Counted:
     """How much of a shard is counted for a site."""
 
-    rows: int
-    contexts: int
+    rows: Count
+    contexts: Count
     """Contexts with a counted row."""
-    documents: int
+    documents: Count
     """Documents with a counted row."""
 
 
@@ -270,10 +341,10 @@ class Counted:
 class SiteReceipt:
     """What one site of one shard holds."""
 
-    nnz: int
-    underflow: int
+    nnz: Count
+    underflow: Count
     """Activations that rounding to activation_dtype turned into 0 (not stored)."""
-    rounding: float
+    rounding: Amount
     """Largest |rounded - value| / |value| among stored activations."""
     counted: Counted | None = None
     """What is counted where the site reads some positions only; None: what the shard's record says."""
@@ -285,14 +356,14 @@ class SiteReceipt:
 class CompactedFile(DataObject):
     """Postings of one feature block over all shards of a compaction; `path` is below its folder."""
 
-    first_feature: int
-    nnz: int
+    first_feature: Annotated[Count, Field(lt=MOST_FEATURES)]
+    nnz: Positive
 
 
 class Compaction(Record):
     """passes/<pass>/compactions/<id>.json: the postings of one site over some shards, by feature block."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Version = FORMAT_VERSION
     site: str
     shards: tuple[str, ...]
     """Those that it covers, in shard order."""
@@ -301,27 +372,34 @@ class Compaction(Record):
     files: tuple[CompactedFile, ...]
     """By first feature; blocks in which nothing fired have none."""
 
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        firsts = [file.first_feature for file in self.files]
+        if firsts != sorted(set(firsts)):
+            raise ValueError("its files are not in the order of their features")
+        return self
+
 
 class Receipt(Record):
     """passes/<pass>/commits/<shard>.json: the commit of one shard."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Version = FORMAT_VERSION
     shard: str
     attempt: str
     plan_hash: str
     tokens_sha256: str
-    rows: int
+    rows: Count
     sites: dict[str, SiteReceipt]
     objects: tuple[DataObject, ...]
-    seconds: dict[str, float]
+    seconds: dict[str, Amount]
     """Wall seconds by stage: read, forward, encode, write."""
-    peak_rss_bytes: int
+    peak_rss_bytes: Count
     """Largest resident memory of the worker's process so far."""
     environment: dict[str, str]
-    batch_contexts: int | None = None
+    batch_contexts: Positive | None = None
     """Contexts of a batch where GPU memory forced fewer than the plan's, so that low bits of this shard may
     be others than with enough memory; None: the plan's."""
-    link: int | None = None
+    link: Count | None = None
     """The corpus link that the shard is in; None in receipts from before version 3."""
 
     @property

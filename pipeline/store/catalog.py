@@ -10,12 +10,13 @@ from typing import Self
 
 from pipeline.store.commits import read_commits, receipts_digest
 from pipeline.store.object_path import store_path
+from pipeline.store.objects import listed, read_bytes
 from pipeline.store.tokens import read_lake, read_links
 from pipeline.store.unfinished import unfinished_tokens
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
-from schemas.run_file import ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
+from schemas.run_file import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
 from schemas.values import Reads, Totals
 
 
@@ -179,12 +180,11 @@ def _totals(record: ShardRecord, receipt: SiteReceipt) -> Totals:
 
 def read_plans(layout: Layout) -> dict[str, Plan]:
     """Every pass's plan by name."""
-    folders = layout.passes.iterdir() if layout.passes.is_dir() else ()
     plans = {}
-    for name in sorted(folder.name for folder in folders if not folder.name.startswith(".")):
+    for name in sorted(folder.name for folder in listed(layout.passes) if NAME.fullmatch(folder.name)):
         path = layout.passes / name / "plan.json"
         try:
-            plans[name] = Plan.from_json(path.read_bytes(), str(path))
+            plans[name] = Plan.from_json(read_bytes(path), str(path))
         except (FileNotFoundError, NotADirectoryError):
             continue
     return plans

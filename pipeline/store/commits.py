@@ -7,11 +7,12 @@ from types import MappingProxyType
 
 import polars as pl
 
-from pipeline.store.objects import put_if_absent, read_many, remove_tree
+from pipeline.store.objects import listed, put_if_absent, read_bytes, read_many, remove_tree
 from pipeline.store.parquet import write_frame
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import Receipt, digest_of
+from schemas.run_file import NAME
 from schemas.tables import MANIFEST
 
 ManifestRow = tuple[
@@ -63,10 +64,7 @@ def scan_commits(
 
     Those that were `seen`, by shard, are not read again: a receipt never changes.
     """
-    folder = layout.commits(pass_name)
-    if not folder.is_dir():
-        return
-    paths = sorted((path for path in folder.iterdir() if _is_marker(path)), key=str)
+    paths = sorted((path for path in listed(layout.commits(pass_name)) if _is_marker(path)), key=str)
     share = _Shared()
     unread = iter(read_many([path for path in paths if path.stem not in seen]))
     for path in paths:
@@ -118,12 +116,12 @@ def write_manifest(
 
 
 def _is_marker(path: StorePath) -> bool:
-    """Whether a name in commits/ is a marker, not some writer's temporary file."""
-    return path.suffix == ".json" and not path.name.startswith(".")
+    """Whether a name in commits/ is a marker: no writer's temporary file, and nothing of a file manager's."""
+    return path.suffix == ".json" and NAME.fullmatch(path.stem) is not None
 
 
 def _read(path: StorePath) -> Receipt:
-    receipt: Receipt = Receipt.from_json(path.read_bytes(), str(path))
+    receipt: Receipt = Receipt.from_json(read_bytes(path), str(path))
     return receipt
 
 

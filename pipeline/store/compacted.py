@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from pipeline.store.commits import receipts_digest
+from pipeline.store.objects import listed, read_bytes
 from pipeline.store.postings import PostingsFile
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath, below
 from schemas.records import Compaction, Receipt
+from schemas.run_file import NAME
 from schemas.values import F32, U64
 
 
@@ -41,7 +43,7 @@ class Compacted:
     def require_files(self) -> None:
         """InputError, with the remedy, where a file is missing; one listing."""
         folders = {path.parent for path in self.paths}
-        there = {file.name for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        there = {file.name for folder in folders for file in listed(folder)}
         if missing := [path for path in self.paths if path.name not in there]:
             raise InputError(f"{missing[0]} is missing: {remedy(self.marker)}")
 
@@ -65,12 +67,11 @@ def read_compactions(
     as none.
     """
     found, wrong, folder = list[Compacted](), list[str](), layout.compactions(pass_name)
-    markers = folder.iterdir() if folder.is_dir() else ()
-    for path in sorted(markers, key=lambda path: path.name):
-        if path.suffix != ".json" or path.name.startswith("."):
+    for path in sorted(listed(folder), key=lambda path: path.name):
+        if path.suffix != ".json" or not NAME.fullmatch(path.stem):
             continue
         try:
-            record: Compaction = Compaction.from_json(path.read_bytes(), str(path))
+            record: Compaction = Compaction.from_json(read_bytes(path), str(path))
             compacted = Compacted(layout.compaction(pass_name, path.stem), path, record)
         except FileNotFoundError:  # removed at this moment
             continue

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.store.objects import read_many, write_atomic
+from pipeline.store.objects import listed, read_many, write_atomic
 from schemas.errors import InputError
-from schemas.layout import Layout
+from schemas.layout import Layout, StorePath
 
 _PART_SECONDS = 10.0
 
@@ -57,8 +57,7 @@ def read_events(layout: Layout, pass_name: str) -> Iterator[dict[str, Any]]:
     """
     path, folder = layout.events(pass_name), layout.event_parts(pass_name)
     parts = [path] if path.exists() else []
-    if folder.is_dir():
-        parts += sorted((part for part in folder.iterdir() if part.suffix == ".jsonl"), key=str)
+    parts += sorted((part for part in listed(folder) if _is_part(part)), key=str)
     for data in read_many(parts):
         for line in data.splitlines():
             try:
@@ -67,6 +66,10 @@ def read_events(layout: Layout, pass_name: str) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(event, dict):
                 yield event
+
+
+def _is_part(path: StorePath) -> bool:
+    return path.suffix == ".jsonl" and not path.name.startswith(".")
 
 
 class _File:

@@ -17,11 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
 
 STORE_REMEDY = "set store.root elsewhere"
 """Of a disk that can not be written."""
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
@@ -141,13 +140,27 @@ def remove_tree(path: Path) -> None:
 
 
 def walk(path: Path) -> Iterator[tuple[str, int, float]]:
-    """See `objects.walk`; files that go away meanwhile are left out."""
-    for parent, _, names in os.walk(path):
+    """See `objects.walk`; files and folders that go away meanwhile are left out, others must be readable."""
+    for parent, _, names in os.walk(path, onerror=_unless_gone):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 file = Path(parent) / name
                 about = file.stat()
                 yield file.relative_to(path).as_posix(), about.st_size, about.st_mtime
+
+
+def _unless_gone(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def listed(folder: Path) -> list[Path]:
+    """See `objects.listed`."""
+    try:
+        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 - iterdir opens late
+    except FileNotFoundError:
+        return []
 
 
 @contextlib.contextmanager
@@ -197,24 +210,30 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
-    """Turn what a full, read-only or forbidden disk says into one sentence: `path`, and the remedy."""
+    """Turn what the system says of a write to `path` into one sentence with the remedy for its kind."""
     try:
         yield
+    except InputError:
+        raise
     except OSError as error:
-        if error.errno in _FULL:
-            raise InputError(
-                f"no space left to write {path}: free some space (or raise the quota), or {remedy}, "
-                "then run again; what is committed stays"
-            ) from error
-        if error.errno in _FORBIDDEN:
-            raise InputError(
-                f"{path} can not be written ({os.strerror(error.errno or 0)}): allow writing there, or "
-                f"{remedy}"
-            ) from error
+        if (failure := storage_failure(error, path, "written", remedy)) is not None:
+            raise failure from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise InputError(
-                f"{path} can not be written: a part of its path is a file, not a folder; {remedy}"
+                f"{path} cannot be written: a part of its path is a file, not a folder; {remedy}"
             ) from error
+        if error.errno in (errno.EISDIR, errno.ENOTEMPTY):
+            raise InputError(
+                f"{path} cannot be written: it is a folder, not a file; move it away, or {remedy}"
+            ) from error
+        if error.filename is None and error.errno is not None:
+            raise InputError(
+                f"{path} cannot be written ({os.strerror(error.errno)}): free or fix it and run again"
+            ) from error
+        raise
+    except Exception as error:  # Polars and others give the system's error as text
+        if (failure := storage_failure(error, path, "written", remedy)) is not None:
+            raise failure from error
         raise
 
 

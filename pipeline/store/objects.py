@@ -18,6 +18,7 @@ from pipeline.store import local, remote
 from pipeline.store.object_path import ObjectPath, RemoteError
 from schemas.errors import InputError
 from schemas.layout import StorePath, is_zarr_name
+from schemas.storage_failures import storage_failure
 
 _SELF_TEST_ROUNDS = 3
 _HASHED_AT_ONCE = 1 << 24
@@ -72,7 +73,7 @@ def open_input(path: StorePath) -> BinaryIO:
 def read_many(paths: Sequence[StorePath]) -> Iterator[bytes]:
     """The bytes of many small files, in order; object storage is asked for several at once."""
     if any(isinstance(path, Path) for path in paths):
-        return (path.read_bytes() for path in paths)
+        return (read_bytes(path) for path in paths)
     return remote.read_many([_of(path) for path in paths])
 
 
@@ -104,7 +105,7 @@ def is_locked(path: StorePath) -> bool:
 def sha256_file(path: StorePath) -> str:
     """sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
-    with open_input(path) as file:
+    with system_readable(path), open_input(path) as file:
         while data := file.read(_HASHED_AT_ONCE):
             digest.update(data)
     return digest.hexdigest()
@@ -118,7 +119,8 @@ def measure(path: StorePath) -> tuple[int, str]:
     """
     if path.is_file():
         return _size(path), sha256_file(path)
-    found = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
+    with system_readable(path):
+        found = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
     lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in found)
     return sum(size for _, size in found), hashlib.sha256(lines.encode()).hexdigest()
 
@@ -139,9 +141,13 @@ def self_test(root: StorePath) -> None:
             remove(path)
 
 
+RESTORE = "run `latentlake verify`, and restore what it names from a copy of the store"
+"""What helps where an object of a store is damaged."""
+
+
 @contextlib.contextmanager
-def readable(path: StorePath) -> Iterator[None]:
-    """Tell of a missing or damaged file of the store in one sentence."""
+def readable(path: StorePath, remedy: str = RESTORE) -> Iterator[None]:
+    """Tell of a missing or damaged file in one sentence; what the system refuses is no damage."""
     try:
         yield
     except (InputError, RemoteError):
@@ -149,10 +155,39 @@ def readable(path: StorePath) -> Iterator[None]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: restore it from a copy of the store") from None
     except Exception as error:  # noqa: BLE001 - pyarrow, Polars, Zarr and Blosc raise what they like
-        raise InputError(
-            f"{path} is damaged ({' '.join(str(error).split())[:120]}): run `latentlake verify`, and restore "
-            "what it names from a copy of the store"
-        ) from None
+        raise (storage_failure(error, path, "read") or _damaged(path, error, remedy)) from None
+
+
+@contextlib.contextmanager
+def system_readable(path: StorePath) -> Iterator[None]:
+    """The same, but what is missing stays FileNotFoundError or NotADirectoryError, for whoever knows why."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, RemoteError):
+        raise
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, where a file should be: move it away") from None
+    except OSError as error:
+        raise storage_failure(error, path, "read") or error from None
+
+
+def read_bytes(path: StorePath) -> bytes:
+    """A small file whole; FileNotFoundError or NotADirectoryError where there is none."""
+    with system_readable(path):
+        return path.read_bytes()
+
+
+def listed(folder: StorePath) -> list[StorePath]:
+    """What lies just below a folder, in no order; nothing where there is no folder.
+
+    One that may not be listed is an InputError: it is not empty.
+    """
+    with system_readable(folder):
+        return list(local.listed(folder) if isinstance(folder, Path) else folder.iterdir())
+
+
+def _damaged(path: StorePath, error: Exception, remedy: str) -> InputError:
+    return InputError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): {remedy}")
 
 
 def _of(path: StorePath) -> ObjectPath:

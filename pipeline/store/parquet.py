@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.store.object_path import is_memory
 from pipeline.store.objects import open_input, staged
 from schemas.layout import StorePath
+from schemas.records import FORMAT_VERSION
 from schemas.run_file import ActivationDtype
 from schemas.tables import Schema
 from schemas.values import U32, Postings
@@ -32,15 +33,20 @@ _FRAME_GROUP_BYTES = 1 << 18
 _ROWS = 1 << 16
 _FOOTER_GUESS = 1 << 16
 """Bytes of a file's end that are read first; footers are rarely larger."""
-_SEAL_KEY, _SEAL_KIND, _NO_SEAL = b"latentlake.footer", b"sha256:", b"0" * 64
+SEAL_KEY = "latentlake.footer"
+"""Of the key-value metadata, where a footer's sha256 stands."""
+_SEAL_KEY, _SEAL_KIND, _NO_SEAL = SEAL_KEY.encode(), b"sha256:", b"0" * 64
 _INTEGER, _NUMBER = "DELTA_BINARY_PACKED", "BYTE_STREAM_SPLIT"
 _ENCODINGS = {
     "INT32": _INTEGER,
     "INT64": _INTEGER,
     "FLOAT": _NUMBER,
     "DOUBLE": _NUMBER,
-    "FIXED_LEN_BYTE_ARRAY": _NUMBER,
+    "FIXED_LEN_BYTE_ARRAY": "PLAIN",
 }
+PLAIN_FLOAT16_SINCE = 7
+"""Format version: DuckDB and fastparquet know BYTE_STREAM_SPLIT of float32 and float64 alone. A nonzero of
+postings with float16 takes as much room either way."""
 
 
 def postings_arrow_schema(activation_dtype: ActivationDtype) -> pa.Schema:
@@ -50,9 +56,10 @@ def postings_arrow_schema(activation_dtype: ActivationDtype) -> pa.Schema:
 
 
 def postings_writer(
-    path: Path, activation_dtype: ActivationDtype, **options: Any
+    path: Path, activation_dtype: ActivationDtype, format_version: int = FORMAT_VERSION, **options: Any
 ) -> AbstractContextManager[pq.ParquetWriter]:
     """A writer of postings; write each row group as a table, with `row_group_size=MAX_GROUP`."""
+    plain = activation_dtype == "float16" and format_version >= PLAIN_FLOAT16_SINCE
     return _sealed_writer(
         path,
         postings_arrow_schema(activation_dtype),
@@ -62,7 +69,7 @@ def postings_writer(
         column_encoding={
             "feature": "DELTA_BINARY_PACKED",
             "row": "DELTA_BINARY_PACKED",
-            "activation": "BYTE_STREAM_SPLIT",
+            "activation": "PLAIN" if plain else "BYTE_STREAM_SPLIT",
         },
         write_statistics=["feature", "row"],
         **options,
@@ -70,14 +77,20 @@ def postings_writer(
 
 
 def write_postings(
-    path: Path, postings: Postings, *, row_start: int, activation_dtype: ActivationDtype, feature_block: int
+    path: Path,
+    postings: Postings,
+    *,
+    row_start: int,
+    activation_dtype: ActivationDtype,
+    feature_block: int,
+    format_version: int = FORMAT_VERSION,
 ) -> None:
     """Write one row group per block of `feature_block` features; `row_start` is added to the rows.
 
-    A block in which nothing fired has no row group.
+    A block in which nothing fired has no row group. `format_version` is the plan's.
     """
     schema = postings_arrow_schema(activation_dtype)
-    with postings_writer(path, activation_dtype) as writer:
+    with postings_writer(path, activation_dtype, format_version) as writer:
         for first, last in _whole_blocks(postings.features, feature_block):
             writer.write_table(_table(postings, first, last, row_start, schema), row_group_size=MAX_GROUP)
 
@@ -120,6 +133,21 @@ def scannable(path: StorePath) -> str | Path | io.BytesIO:
     if isinstance(path, Path):
         return path
     return io.BytesIO(path.read_bytes()) if is_memory(path) else str(path)
+
+
+def read_schema(path: StorePath) -> Schema:
+    """The columns of a Parquet file."""
+    with open_parquet(path) as file:
+        return _frame(file.schema_arrow.empty_table()).schema
+
+
+def read_through(path: StorePath) -> None:
+    """Read every page, a column of a row group in memory, for its checksum; errors as those of PyArrow."""
+    with open_parquet(path) as file:
+        leaves = dict.fromkeys(file.schema.column(n).path.partition(".")[0] for n in range(len(file.schema)))
+        for group in range(file.num_row_groups):
+            for name in leaves:
+                file.read_row_group(group, columns=[name], use_threads=False)
 
 
 def read_metadata(path: StorePath) -> dict[str, str]:

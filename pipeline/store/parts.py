@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from pipeline.store.objects import readable, remove_tree
+from pipeline.store.objects import listed, readable, remove_tree
 from pipeline.store.parquet import read_frame, write_frame
 from schemas.layout import StorePath
 
@@ -21,7 +21,7 @@ class Parts:
 
     def __init__(self, folder: StorePath) -> None:
         self._folder = folder
-        self._names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        self._names = {file.name for file in listed(folder)}
 
     def read(self, name: str, frames: int) -> list[pl.DataFrame] | None:
         """The frames of a part that was kept when this was made; None where it, or one of them, was not."""

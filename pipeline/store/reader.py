@@ -17,7 +17,7 @@ from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
 from pipeline.store.compacted import Compacted, in_use, read_compactions
 from pipeline.store.contexts import ContextIndex
-from pipeline.store.objects import readable
+from pipeline.store.objects import listed, readable
 from pipeline.store.parquet import read_frame
 from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
@@ -25,6 +25,7 @@ from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
 from schemas.records import ShardRecord
+from schemas.run_file import NAME
 from schemas.tables import Schema
 from schemas.values import F32, U64, Postings, TokenShard
 
@@ -175,8 +176,8 @@ class FeatureStore(Catalog):
     def tables(self, site: str) -> list[str]:
         """Names of the derived tables there are."""
         folder = self.layout.table(self.site(site).name, "features").parent
-        found = folder.iterdir() if folder.is_dir() else ()
-        return sorted(path.stem for path in found if path.suffix == ".parquet" and path.name[0] != ".")
+        files = (path for path in listed(folder) if path.suffix == ".parquet")
+        return sorted(path.stem for path in files if NAME.fullmatch(path.stem))
 
     def has_table(self, site: str, name: str) -> bool:
         """Whether the table is there, fresh or stale."""

@@ -103,7 +103,7 @@ class _Weights:
 
 
 def _open(path: StorePath, names: Collection[str] | None) -> _Weights:
-    """Those of these names that were written; ValueError where an array, or a chunk that must be, is missing."""
+    """Those of these names that were written; ValueError where an array or a chunk is missing."""
     group = open_group(path, absent_is_zero=True)
     version = group.attrs["format_version"]
     refuse_newer(version, str(path))
@@ -119,7 +119,7 @@ def _open(path: StorePath, names: Collection[str] | None) -> _Weights:
 
 
 @lru_cache(maxsize=64)
-def _check_zeros(path: StorePath, name: str, sha256: str, absent: int) -> None:  # noqa: ARG001 - of the cache
+def _check_zeros(path: StorePath, name: str, sha256: str, absent: int) -> None:
     """ValueError unless an array of an old group, whose absent chunks are read as zeros, has this sha256."""
     [array] = arrays_of(open_group(path, absent_is_zero=True), [name]).values()
     digest, step = hashlib.sha256(), array.chunks[0]

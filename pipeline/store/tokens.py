@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.packing import Packed, document_of_row, stored_mask
-from pipeline.store.objects import readable
+from pipeline.store.objects import read_bytes, readable
 from pipeline.store.parquet import open_parquet
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
@@ -31,7 +31,7 @@ _READ = ["token_ids", "counted", "segments.list.element.document", "segments.lis
 def read_lake(layout: Layout) -> Lake | None:
     """The lake's record; None where nothing was tokenized yet."""
     try:
-        data = layout.lake.read_bytes()
+        data = read_bytes(layout.lake)
     except (FileNotFoundError, NotADirectoryError):
         return None
     lake: Lake = Lake.from_json(data, str(layout.lake))
@@ -51,7 +51,7 @@ def read_links(layout: Layout) -> list[CorpusLink]:
     while True:
         path = layout.corpus_link(len(links))
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except (FileNotFoundError, NotADirectoryError):
             return links
         links.append(CorpusLink.from_json(data, str(path)))
@@ -202,7 +202,7 @@ def _checked(layout: Layout, record: ShardRecord, verify: bool) -> bytes:
     path = layout.tokens(record.name)
     remedy = "restore it from a copy of the store, or tokenize into a new store.root"
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise ShardError(f"token shard {path} is missing; {remedy}") from None
     found = hashlib.sha256(data).hexdigest() if verify else record.sha256

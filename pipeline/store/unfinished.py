@@ -11,17 +11,29 @@ from pipeline.store.object_path import ObjectPath
 from pipeline.store.objects import is_locked, walk
 from schemas.layout import Layout
 from schemas.records import CorpusLink
+from schemas.run_file import NAME
 
 
 def unfinished_tokens(layout: Layout, links: list[CorpusLink]) -> str | None:
     """In a sentence, what is unfinished and what to do; None where the chain names all that is there."""
     named = {f"{record.name}.parquet" for link in links for record in link.shards}
-    found = list(walk(layout.token_shards)) if layout.token_shards.is_dir() else []
-    stray = [(size, at) for name, size, at in found if name[0] != "." and name not in named]
+    there = walk(layout.token_shards) if layout.token_shards.is_dir() else ()
+    found = [file for file in there if _is_token_shard(file[0]) or _is_ours(layout, file[0])]
+    stray = [(size, at) for name, size, at in found if _is_token_shard(name) and name not in named]
     is_held = is_locked(layout.tokenize_lock)
     if not (stray or is_held) and (links or not found):
         return None
     return f"{_left(layout, stray)}: {_remedy(layout, is_held=is_held, is_append=bool(links))}"
+
+
+def _is_token_shard(name: str) -> bool:
+    """Whether a file in tokens/ is one, not a temporary file, nor a file manager's."""
+    return name.endswith(".parquet") and NAME.fullmatch(name) is not None
+
+
+def _is_ours(layout: Layout, name: str) -> bool:
+    """Whether a file in tokens/ is the lock, or a temporary file."""
+    return name == layout.tokenize_lock.name or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _left(layout: Layout, stray: list[tuple[int, float]]) -> str:

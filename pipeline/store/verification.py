@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VerifyReport", "verify"]
 
-ADDED = {"control_features": {"strongest_activation"}}
-"""Columns that tables of one format version may lack: these came later."""
 OLD_TOLERANCE = 1e-6
 """Relative, for tables from before version 3: mean_all of a rare feature had lost digits there."""
 
@@ -260,10 +258,9 @@ def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyR
         path = store.layout.table(site, name)
         report.objects += 1
         try:
-            _read_through(path)
+            tables.check_table(store.layout, store.site(site).name, name)
         except InputError as error:
-            remedy = f"delete it and run `latentlake {tables.job_of(name)}`"
-            report.problems.append(f"{_not_compared(path, error)}; or {remedy}")
+            report.problems.append(_not_compared(path, error))
             continue
         if name not in ("features", "l0", "examples", *CONTROL_TABLES):
             continue
@@ -288,15 +285,8 @@ def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyR
                 # other kinds are of `latentlake examples`, which also puts samples into their exact tenths
                 table = table.filter(pl.col("kind").is_in(kinds))
                 fresh[name] = fresh[name].filter(pl.col("kind").is_in(kinds))
-            lacks = ADDED.get(name, set()) - set(table.columns)
+            lacks = tables.ADDED.get(name, set()) - set(table.columns)
             report.compare_frame(fresh[name].drop(lacks), table, store.layout.table(site, name), tolerance)
-
-
-def _read_through(path: StorePath) -> None:
-    """Every page, a row group in memory; InputError where one can not be read."""
-    with readable(path), open_parquet(path) as file:
-        for group in range(file.num_row_groups):
-            file.read_row_group(group, use_threads=False)
 
 
 def _not_compared(path: StorePath, error: Exception) -> str:

@@ -58,7 +58,7 @@ def write_site(
     if "feature_major" in layouts:
         options = {"row_start": row_start, "feature_block": site.feature_block}
         objects[POSTINGS] = lambda path: write_postings(
-            path, postings, activation_dtype=activation_dtype, **options
+            path, postings, activation_dtype=activation_dtype, format_version=format_version, **options
         )
     if dense is not None:
         objects[DENSE] = dense.finish

@@ -6,7 +6,6 @@ Zarr gives zeros for a chunk that is not there, and runs what the metadata names
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -25,6 +24,7 @@ from pipeline.store.object_path import ObjectPath
 from pipeline.store.objects import read_many, walk
 from schemas.errors import InputError
 from schemas.layout import ZARR_METADATA, StorePath, is_zarr_name
+from schemas.records import parse_json
 
 CODECS = ("bytes", "blosc", "zstd", "crc32c", "sharding_indexed")
 """What latentlake and AnnData write; none of them runs what a file says."""
@@ -71,7 +71,7 @@ def arrays_of(group: Any, names: Iterable[str]) -> dict[str, Any]:
     for name in names:
         array = group.get(name)
         if not isinstance(array, zarr.Array):
-            raise ValueError(f"its array {name} is missing")  # noqa: TRY004 - of the file, not of an argument
+            raise ValueError(f"its array {name} is missing")
         found[name] = array
     return found
 
@@ -182,7 +182,7 @@ def check_metadata(data: bytes, where: str) -> _Sharding | None:
     ValueError for what latentlake does not write: another data type, grid or key of chunks would pass by
     `CheckedStore`, and a codec may run code.
     """
-    content = json.loads(data)
+    content = parse_json(data)
     if not isinstance(content, dict) or content.get("zarr_format") != 3:
         raise ValueError(f"{where} is not of Zarr 3")
     if content.get("node_type") == "group":
@@ -228,8 +228,8 @@ def _codec_names(where: str, codecs: Any) -> list[str]:
     names = [str(codec.get("name")) if isinstance(codec, dict) else str(codec) for codec in codecs]
     if unknown := [name for name in names if name not in CODECS]:
         raise InputError(
-            f"{where} names the codec {unknown[0][:80]!r}, which no store of latentlake has, and which may run "
-            f"code (known are {', '.join(CODECS)}): do not trust this store"
+            f"{where} names the codec {unknown[0][:80]!r}, which no store of latentlake has, and which may "
+            f"run code (known are {', '.join(CODECS)}): do not trust this store"
         )
     return names
 

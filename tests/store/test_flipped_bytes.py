@@ -178,7 +178,8 @@ def changed(path: Path, *keys: str | int, to: Callable[[Any], Any]) -> Iterator[
 @pytest.mark.parametrize("shard", [0, 1])
 def test_every_number_of_the_corpus_chain_is_looked_at(root: Path, key: str, shard: int) -> None:
     for _ in changed(root / "corpus/0.json", "shards", shard, key, to=lambda number: number - 1):
-        assert FeatureStore.open(root).verify().problems
+        found = answer(lambda store: store.verify().problems, root)
+        assert found  # problems, or the sentence of a record that no shard can have
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,10 @@
-"""A chunk that is not there is never read as zeros: of CSR, x and site weights, by every job that reads them."""
+"""A chunk that is not there is never read as zeros: of CSR, x and site weights, by every job."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +16,8 @@ from jobs.stats import stats
 from pipeline.store import FeatureStore
 from pipeline.store.dense import DenseWriter, open_dense
 from pipeline.store.object_path import ObjectPath, forget_clients, store_path
-from pipeline.store.objects import readable, write_atomic
+from pipeline.store.objects import write_atomic
 from pipeline.store.site import open_site_rows, read_site_weights, write_site_weights
-from pipeline.store.zarr_files import open_group
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from tests.store.build import D_SAE, build, planned_site
@@ -34,7 +31,10 @@ def built_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("built")
     built = build(root, shards=1, sites=("a", "b"))
     for name in ("a", "b"):
-        weights = {"W_dec": np.arange(D_SAE * 4, dtype=np.float32).reshape(D_SAE, 4), "b_enc": np.zeros(D_SAE)}
+        weights = {
+            "W_dec": np.arange(D_SAE * 4, dtype=np.float32).reshape(D_SAE, 4),
+            "b_enc": np.zeros(D_SAE),
+        }
         write_site_weights(built.layout, "p", planned_site(name), weights, {})
         stats(FeatureStore.open(root), name)
     return root

@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.store import FeatureStore
 from pipeline.store.objects import measure
+from pipeline.store.parquet import write_frame
 from pipeline.store.site import write_site_weights
+from pipeline.store.tables import RECEIPTS_KEY, VERSION_KEY
 from pipeline.store.verification import VerifyReport
 from schemas.errors import InputError
 from tests.statistics.made import feature_table
@@ -148,7 +150,7 @@ def test_a_feature_table_that_is_not_that_of_the_activations_is_found(built: Bui
 def test_a_stale_feature_table_is_said_and_is_no_problem(built: Built) -> None:
     path = built.layout.table("site", "features")
     frame = pl.read_parquet(path)
-    frame.write_parquet(path, metadata={"latentlake.receipts": "older"})
+    write_frame(path, frame, {RECEIPTS_KEY: "older", VERSION_KEY: "7"})
     report = verify(built)
     assert report.problems == []
     assert report.stale == [f"{path} is stale: run `latentlake stats`"]
@@ -159,7 +161,7 @@ def test_weights_of_which_a_chunk_is_missing_are_found(built: Built) -> None:
     (chunk,) = [file for file in (path / "W_dec" / "c").rglob("*") if file.is_file()]
     chunk.unlink()
     (problem,) = verify(built).problems
-    assert problem.startswith(f"{path} is damaged (its weights are not those that were written)")
+    assert problem.startswith(f"{path} is damaged (1 chunks of W_dec are missing)")
 
 
 def test_a_csr_of_which_a_chunk_is_missing_is_an_error_not_zeros(built: Built) -> None:
