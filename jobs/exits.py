@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -41,15 +42,30 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> None:
         app(args=arguments, prog_name="latentlake")
     except InputError as error:
         message = str(error)
-    except OSError as error:
-        message = (
-            f"{error.filename or 'input or output'}: {error.strerror or error}; free or fix it and run again"
-        )
-    except Exception:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
-        traceback.print_exc()
-        sys.exit(3)
+    except Exception as error:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
+        system = _system_message(error, arguments)
+        if system is None:
+            traceback.print_exc()
+            sys.exit(3)
+        message = system
     sys.stderr.write(f"latentlake: {message}\n")
     sys.exit(2)
+
+
+def _system_message(error: Exception, arguments: list[str] | None) -> str | None:
+    """What the system refused, with the path, or else the command; None where it refused nothing."""
+    from schemas.storage_failures import storage_failure, system_error
+
+    if not isinstance(error, OSError) and system_error(error) is None:
+        return None
+    command = " ".join(["latentlake", *(sys.argv[1:] if arguments is None else arguments)[:1]])
+    path = getattr(error, "filename", None) or f"a file of `{command}`"
+    own = isinstance(error, OSError) and error.strerror not in (None, os.strerror(error.errno or 0))
+    failure = None if own else storage_failure(error, path, "read")
+    if failure is not None:
+        return str(failure)
+    said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return f"{path}: {said}; free or fix it and run again"
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

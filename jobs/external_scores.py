@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.statistics.attribution import EVERY_PROMPT
 from pipeline.store import FeatureStore
@@ -28,11 +30,14 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
     if not path.is_file() or path.suffix not in (".parquet", ".csv"):
         raise InputError(f"--scores {str(path)!r} is no .parquet or .csv file")
     try:
-        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"--scores {path} can not be read: {' '.join(str(error).split())}") from None
+        frame = _frame(path)
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--scores {path} can not be read: {reason}") from None
     if missing := {"feature", "score"} - set(frame.columns):
-        raise InputError(f"--scores {path} has no column {min(missing)!r}; it has {', '.join(frame.columns)}")
+        raise InputError(
+            f"--scores {path} has no column {min(missing)!r}; it has {', '.join(frame.columns)[:200]}"
+        )
     if len({"label", "value"} & set(frame.columns)) == 1:
         raise InputError(f"--scores {path} has but one of the columns label and value: give both, or neither")
     if "label" not in frame.columns:
@@ -51,6 +56,16 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
         raise InputError(f"--scores {path} has a feature of a value twice: give each one score")
     unknown = pl.lit(None, pl.Int64)
     return found.with_columns(score=pl.col("score").fill_nan(None), prompts=unknown, active=unknown)
+
+
+def _frame(path: Path) -> pl.DataFrame:
+    """The columns that are wanted of a file, as they are; ValueError where it has one of them twice."""
+    if path.suffix == ".csv":
+        return pl.read_csv(path)
+    names = pq.read_schema(path).names
+    if twice := [name for name in SCORES if names.count(name) > 1]:
+        raise ValueError(f"it has several columns {twice[0]!r}; rename all but one")
+    return pl.DataFrame(pq.read_table(path, columns=[name for name in names if names.count(name) == 1]))
 
 
 def labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ...]:

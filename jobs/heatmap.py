@@ -6,6 +6,7 @@ min(5, n // 10) clusters, the share of zeros, and how often each feature is acti
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -193,9 +194,9 @@ def _write(
     if pool == "last":
         pooled_by = "at each context's last counted row"
     draw = FIGURES if clustered else FIGURES | {"": draw_plain}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    written = [out.with_suffix(".parquet")]
-    table.write_parquet(written[0])
+    written, buffer = [out.with_suffix(".parquet")], io.BytesIO()
+    table.write_parquet(buffer)
+    write_file(written[0], buffer.getvalue(), "--out")
     with rc_context(with_fonts(STYLE)):
         for ending, figure in draw.items():
             path = out.with_name(f"{out.stem}{ending}{out.suffix}")

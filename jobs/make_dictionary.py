@@ -12,6 +12,7 @@ from jobs.console import say
 from pipeline.dictionary.sae import MadeLike, write_dictionary_sae
 from pipeline.dictionary.truth import KnownTruth, truth_of, write_truth
 from pipeline.sources.dictionary import open_dictionary
+from pipeline.store.local import storage_errors
 from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
 from schemas.run_file import Corpus
@@ -29,13 +30,15 @@ def make_dictionary(corpus: Corpus, out: Path, made: Sequence[MadeLike]) -> Know
             f"corpus.kind is {corpus.kind}: a truth and SAEs are made of corpus.kind: dictionary alone"
         )
     truth = truth_of(open_dictionary(corpus.dictionary))
-    out.mkdir(parents=True, exist_ok=True)
-    write_truth(truth, partial(write_atomic, out / TRUTH_FILE))
+    with storage_errors(out, "give OUT another place"):
+        out.mkdir(parents=True, exist_ok=True)
+        write_truth(truth, partial(write_atomic, out / TRUTH_FILE))
     shape = f"{truth.recipe.features:,} features of width {truth.recipe.width:,}"
     say(f"[bold]make-dictionary[/] {shape}: {escape(str(out / TRUTH_FILE))}")
     for one in made:
         folder = out / sae_name(one)
-        write_dictionary_sae(folder, truth, one)
+        with storage_errors(folder, "give OUT another place"):
+            write_dictionary_sae(folder, truth, one)
         say(f"  SAE of noise {one.noise:g}, {_told(one)}: {escape(str(folder))}")
     return truth
 

@@ -20,7 +20,7 @@ from rich.markup import escape
 from jobs.console import say
 from jobs.progress import counting
 from pipeline.sources import open_source
-from pipeline.store.local import storage_errors
+from pipeline.store.local import storage_errors, write_atomic
 from schemas.errors import InputError
 from schemas.run_file import Corpus
 from schemas.values import F32, I64
@@ -34,6 +34,9 @@ HELD_OUT = 10
 """One image of so many is not trained on."""
 EPOCHS = {"classifier": 30, "decoder": 60, "sae": 600}
 """After 200 of an SAE the mean activation is still 0.175 where rho asks for 0.1; after 600 it is 0.109."""
+
+
+ELSEWHERE = "give OUT another place"
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,15 @@ def _train(out: Path, asked: Asked) -> Path:
     from pipeline.training.images import hidden_of
 
     images = read(asked.corpus())
-    with storage_errors(out, "give OUT another place"):  # before the work
+    with storage_errors(out, ELSEWHERE):  # before the work
         out.mkdir(parents=True, exist_ok=True)
     held_out = np.random.default_rng(asked.seed).permutation(len(images.labels)) % HELD_OUT == 0
     classifier, decoder, told = _networks(images, held_out, asked)
-    save_networks(
-        out / "classifier",
-        classifier,
-        decoder,
-        {"shape": list(images.shape), "class_names": list(images.names), **told},
-    )
-    hidden = hidden_of(classifier, torch.from_numpy(images.pixels))
-    sites = [_sae(out, rho, hidden, held_out, asked) for rho in asked.rho]
+    about = {"shape": list(images.shape), "class_names": list(images.names), **told}
+    with storage_errors(out, ELSEWHERE):
+        save_networks(out / "classifier", classifier, decoder, about)
+        hidden = hidden_of(classifier, torch.from_numpy(images.pixels))
+        sites = [_sae(out, rho, hidden, held_out, asked) for rho in asked.rho]
     return _write_run_file(out, asked, sites, len(images.names))
 
 
@@ -196,7 +196,7 @@ def _write_run_file(out: Path, asked: Asked, sites: list[dict[str, str]], classe
         "derive": {"jobs": list(JOBS)},
     }
     path = out / "run.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(content, sort_keys=False, default_flow_style=None).encode(), ELSEWHERE)
     return path
 
 

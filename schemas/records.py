@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from schemas.errors import InputError
 from schemas.run_file import (
+    NAME,
     ActivationDtype,
     ContextsOf,
     Control,
@@ -41,6 +42,7 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 62)]
 Positive = Annotated[int, Field(strict=True, ge=1, lt=1 << 62)]
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
 Position = Annotated[int, Field(strict=True, gt=-(1 << 31), lt=1 << 31)]
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 LabelType = Annotated[str, Field(pattern="^(String|Int64|Float64|Boolean)$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -174,7 +176,7 @@ class Lake(Record):
 class ShardRecord(Record):
     """One token shard in a link of the corpus chain."""
 
-    name: str
+    name: Name
     sha256: str
     bytes: Count
     row_start: Count
@@ -210,7 +212,7 @@ class CorpusLink(Record):
 class PlannedSite(Record):
     """One site of a pass."""
 
-    name: str
+    name: Name
     hook_name: str
     sae: str
     sae_digest: str
@@ -265,7 +267,7 @@ class Plan(Record):
     """passes/<pass>/plan.json: everything that can move a bit of a pass's data."""
 
     format_version: Version = FORMAT_VERSION
-    pass_name: str
+    pass_name: Name
     lake_digest: str
     model: str
     model_loader: Loader
@@ -364,8 +366,8 @@ class Compaction(Record):
     """passes/<pass>/compactions/<id>.json: the postings of one site over some shards, by feature block."""
 
     format_version: Version = FORMAT_VERSION
-    site: str
-    shards: tuple[str, ...]
+    site: Name
+    shards: tuple[Name, ...]
     """Those that it covers, in shard order."""
     receipts: str
     """Digest of their receipts."""
@@ -384,8 +386,8 @@ class Receipt(Record):
     """passes/<pass>/commits/<shard>.json: the commit of one shard."""
 
     format_version: Version = FORMAT_VERSION
-    shard: str
-    attempt: str
+    shard: Name
+    attempt: Name
     plan_hash: str
     tokens_sha256: str
     rows: Count

@@ -45,7 +45,7 @@ def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows
     """
     shards = store.shard_files(site)
     n_rows = sum(_units(shard.record, rows) for shard in shards)
-    nnz = sum(receipt.sites[site].nnz for receipt in store.receipts(site).values())
+    nnz = sum(receipt.nnz for receipt in store.site_receipts(site).values())
     group = zarr.open_group(out / f"{site}.zarr", mode="w-", zarr_format=3, attributes=_encoding("anndata"))
     target = _Target(group, n_rows, len(chosen), nnz)
     with counting(f"export anndata {site}", sum(shard.record.rows for shard in shards), "rows") as advance:

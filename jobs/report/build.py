@@ -7,10 +7,10 @@ scratch folder (TMPDIR) takes some ten kilobytes a feature.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from rich.markup import escape
 
 from jobs.console import say
@@ -37,6 +38,7 @@ from jobs.report.windows import cut_windows, example_tokens, window_files
 from jobs.report.work import Work, path_of
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
+from pipeline.store.local import local_scratch
 from pipeline.store.objects import remove, walk
 from schemas.errors import InputError
 from schemas.layout import StorePath
@@ -125,8 +127,8 @@ def _write_static(folder: StorePath) -> None:
 def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, tasks: Tasks) -> Made:
     began, tables = time.monotonic(), Tables(store, site)
     chosen = select_features(store, site, features).astype(np.int64)
-    with tempfile.TemporaryDirectory(prefix="latentlake-report-") as scratch:
-        work = _prepare(tables, chosen, Path(scratch), out, tasks)
+    with local_scratch("latentlake-report-") as scratch:
+        work = _prepare(tables, chosen, scratch, out, tasks)
         written = 0
         with counting(f"report {site}", len(chosen), "pages") as advance:
             parts = parts_of(len(chosen), min(max(PART, len(chosen) // MOST_PARTS), LARGEST_PART))
@@ -143,8 +145,8 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
     examples = tables.scan("examples")
     strongest = examples.filter(pl.col("kind") == "top").select("feature", "rank", "row").collect()
     d_sae = store.site(site).d_sae
-    np.save(scratch / "names.npy", names_of(example_tokens(store, site, strongest, tasks), d_sae))
-    np.save(scratch / "chosen.npy", chosen)
+    _save(scratch / "names.npy", names_of(example_tokens(store, site, strongest, tasks), d_sae))
+    _save(scratch / "chosen.npy", chosen)
     tables.lay_out(chosen, scratch)
     wanted = examples.filter(pl.col("feature").is_in(pl.Series(chosen, dtype=pl.UInt32).implode())).collect()
     with counting(f"report {site}: contexts", wanted.height, "examples") as advance:
@@ -155,6 +157,13 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
     )
     names = {kind.name: kind.names for kind in kinds_of(tables, work)}
     return replace(work, cluster_names=names)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """As `numpy.save`, which does not give the reason where a disk is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _write_above(tables: Tables, work: Work) -> int:

@@ -52,7 +52,7 @@ def site_facts(tables: Tables) -> dict[str, Any]:
     store, site = tables.store, tables.site
     info, totals = store.site(site), store.totals(site)
     fired = tables.scan("features").select((pl.col("n_active") > 0).sum()).collect().item()
-    nnz = sum(receipt.sites[site].nnz for receipt in store.receipts(site).values())
+    nnz = sum(receipt.nnz for receipt in store.site_receipts(site).values())
     return {
         "site": site,
         "hook_name": info.hook_name,

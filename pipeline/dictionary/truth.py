@@ -10,6 +10,7 @@ numbers of that correlation both exceed their thresholds (an orthant probability
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 from pipeline.dictionary.generator import DictionaryGenerator
 from pipeline.dictionary.numbers import magnitudes, probabilities
 from pipeline.dictionary.trees import Relations, Together, relations, together
+from pipeline.npy import check_npz
+from pipeline.store.objects import read_bytes
 from schemas.dictionary_corpus import Dictionary
 from schemas.errors import InputError
 from schemas.layout import StorePath
@@ -180,12 +183,14 @@ def read_truth(path: StorePath) -> KnownTruth:
     if not path.is_file():
         raise InputError(f"{path} does not exist: `latentlake make-dictionary RUN.yaml` writes the truth")
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+        data = io.BytesIO(read_bytes(path))
+        check_npz(data)
+        with np.load(data, allow_pickle=False) as found:
             recipe = Dictionary.model_validate_json(str(found["recipe"]))
             vectors, bias = found["vectors"].astype(np.float32), found["bias"].astype(np.float32)
             first = found["first"] if "first" in found else np.empty((0, recipe.width))
             truth = KnownTruth(recipe, vectors, bias, first.astype(np.float32))
-    except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile) as error:
+    except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
         told = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path} is no truth of a dictionary ({told}): write it by `latentlake make-dictionary`"

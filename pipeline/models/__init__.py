@@ -188,14 +188,14 @@ def weight_bytes(model: run_file.Model) -> int:
     sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
     parameters = sum(_parameters(file) for file in _safetensors(folder))
     others = sum(
-        f.stat().st_size for suffix in ("bin", "pt", "pth", "gguf") for f in folder.glob(f"*.{suffix}")
+        f.stat().st_size for suffix in ("bin", "pt", "pth", "gguf") for f in folder.glob(f"[!.]*.{suffix}")
     )
     return parameters * sizes[model.dtype] or others
 
 
 def _safetensors(folder: Path) -> set[Path]:
     """A model's safetensors files: those that its index names, else all but a second, consolidated copy."""
-    index, files = folder / "model.safetensors.index.json", set(folder.glob("*.safetensors"))
+    index, files = folder / "model.safetensors.index.json", set(folder.glob("[!.]*.safetensors"))
     if index.is_file():
         named = set(json.loads(index.read_bytes())["weight_map"].values())
         return {file for file in files if file.name in named}

@@ -69,7 +69,10 @@ def digest(path: str) -> str:
     folder = Path(path)
     if not folder.is_dir():
         return digest_of({"hugging_face": path})
-    files = sorted(f for f in folder.iterdir() if f.suffix in CONTENT or f.name == CONFIG)
+    there = (
+        f for f in folder.iterdir() if not f.name.startswith(".")
+    )  # nor a file manager's ._*.safetensors
+    files = sorted(f for f in there if f.suffix in CONTENT or f.name == CONFIG)
     return digest_of({file.name: _sha256(file) for file in files})
 
 

@@ -6,9 +6,7 @@ A file is checked against what its SAE should hold before anything of its size i
 from __future__ import annotations
 
 import functools
-import io
 import json
-import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.npy import LONGEST_HEADER, check_header
 from pipeline.saes.metadata import SaeMetadata
 from pipeline.saes.pickled import UNREADABLE, Shape, flattened, read_declared
 from schemas.errors import InputError
@@ -41,8 +40,6 @@ BROKEN_NPZ = (
 BOMB_BYTES, BOMB_RATIO = 16 << 20, 100
 """An array larger than this, and that many times what it takes in its .npz, holds no trained weights."""
 
-LONGEST_HEADER = 64 << 10
-"""Bytes of the header of an array; that of NumPy has some hundred."""
 
 LONGEST_JSON = 16 << 20
 """Bytes of a configuration; that of an SAE has some thousand."""
@@ -213,18 +210,10 @@ def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Shape:
     if member.file_size > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
         raise ValueError(f"{member.filename} unpacks {member.compress_size} bytes to {member.file_size}")
     with archive.open(member) as whole:
-        file = io.BytesIO(whole.read(LONGEST_HEADER))  # a header that says to be longer ends here
-        version = np.lib.format.read_magic(file)
-        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in headers:
-            raise ValueError(f"{member.filename} is an .npy of version {version}")
-        shape, _, dtype = headers[version](file)
-        stored = member.file_size - file.tell()
+        shape, dtype = check_header(whole.read(LONGEST_HEADER), member.file_size, member.filename)
     if dtype.kind not in "fiub":
         raise ValueError(f"{member.filename} holds {dtype}, no numbers")
-    if math.prod(shape) * dtype.itemsize != stored or min(shape, default=0) < 0:
-        raise ValueError(f"{member.filename} says shape {list(shape)} and stores {stored} bytes")
-    return tuple(shape)
+    return shape
 
 
 def open_torch(path: Path) -> TensorFile:
@@ -256,7 +245,8 @@ def only_torch_file(path: Path) -> Path | None:
     """`path` itself if it is a .pt or .pth file, or the only one in that folder and with no other weights."""
     if path.is_file():
         return path if path.suffix in TORCH_SUFFIXES else None
-    files = [file for file in path.iterdir() if file.suffix in (*TORCH_SUFFIXES, ".safetensors", ".npz")]
+    there = (file for file in path.iterdir() if not file.name.startswith("."))
+    files = [file for file in there if file.suffix in (*TORCH_SUFFIXES, ".safetensors", ".npz")]
     return only_torch_file(files[0]) if len(files) == 1 and files[0].is_file() else None
 
 

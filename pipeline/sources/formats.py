@@ -61,6 +61,9 @@ class ParquetReader:
         with self._open() as file:
             schema = file.schema_arrow
         check_columns((self.text_column, *self.label_columns), schema.names, str(self.path))
+        for name in (self.text_column, *self.label_columns):
+            if schema.names.count(name) > 1:
+                raise InputError(f"{self.path} has several columns {name!r}: rename all but one")
         self._check_text_type(schema.field(self.text_column).type)
         found = {name: self._dtype(name, schema.field(name).type) for name in self.label_columns}
         return {name: dtype for name, dtype in found.items() if dtype is not None}

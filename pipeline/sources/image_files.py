@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.npy import check_npz, read_npy
 from schemas.errors import InputError
 from schemas.images_corpus import Images
 
@@ -77,14 +78,15 @@ def _told(file: Path, read: Callable[[], Labelled]) -> Labelled:
         return read()
     except FileNotFoundError as error:
         raise InputError(f"{error.filename or file} does not exist") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file} can not be read as images: {reason}") from None
 
 
 def _npz(file: Path, asked: Images) -> Labelled:
+    check_npz(file)
     with np.load(file, allow_pickle=False) as arrays:
         for name in (asked.image, asked.label):
             if name not in arrays:
@@ -117,9 +119,7 @@ def _labels_file(file: Path, asked: Images) -> Path:
 def _array(file: Path) -> NDArray[Any]:
     suffix = file.suffix.lower()
     if suffix == ".npy":
-        with file.open("rb") as stream:
-            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        return array
+        return read_npy(file)
     return read_idx(gzip.decompress(file.read_bytes()) if suffix == ".gz" else file.read_bytes(), file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -58,12 +59,22 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
     """The file, or the files below the folder that we know how to read; and the folder they lie in."""
     if path.is_file():
         return path.parent, [path]
-    below = [p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))]
+    below = [p for p in _below(path) if p.is_file() and not _is_hidden(p.relative_to(path))]
     known = [p for p in below if format_of(p) is not None]
     if not known:
         found = f"{len(below)} other files" if below else "nothing"
         raise InputError(f"corpus.path {str(path)!r} holds {found}, but no file of {', '.join(FORMATS)}")
     return path, sorted(known, key=lambda p: p.relative_to(path).as_posix())
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """What lies below a folder; one that may not be listed is an InputError, for it may hold documents."""
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"corpus.path: {error.filename} cannot be listed ({error.strerror}): allow it")
+
+    for parent, _, names in os.walk(path, onerror=fail):
+        yield from (Path(parent) / name for name in names)
 
 
 def _files_like(pattern: str) -> tuple[Path, list[Path]]:

@@ -131,6 +131,16 @@ class Catalog:
         """Receipts of the site's pass by shard, in shard order."""
         return self.pass_receipts(self.site(site).pass_name)
 
+    def site_receipts(self, site: str) -> dict[str, SiteReceipt]:
+        """What the receipts say of the site, by shard; InputError where one says nothing."""
+        found = {}
+        for shard, receipt in self.receipts(site).items():
+            if site not in receipt.sites:
+                marker = self.layout.commit(self.site(site).pass_name, shard)
+                raise InputError(f"{marker} says nothing of site {site}: restore it from a copy of the store")
+            found[shard] = receipt.sites[site]
+        return found
+
     def receipts_digest(self, site: str) -> str:
         """What tables of the site carry when they are fresh."""
         name = self.site(site).pass_name
@@ -149,8 +159,8 @@ class Catalog:
 
     def totals(self, site: str) -> Totals:
         """Denominators over the committed shards."""
-        receipts = self.receipts(site)
-        shards = (_totals(record, receipts[record.name].sites[site]) for record in self.committed(site))
+        receipts = self.site_receipts(site)
+        shards = (_totals(record, receipts[record.name]) for record in self.committed(site))
         return sum(shards, Totals(0, 0, 0, 0))
 
     def object_path(self, site: str, shard: str, name: str) -> StorePath:

@@ -18,7 +18,7 @@ from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
-from schemas.tables import Schema
+from schemas.tables import Schema, tokens_schema
 from schemas.values import I32, I64
 
 COLUMNS: Schema = {
@@ -38,6 +38,7 @@ class ContextIndex:
 
     def __init__(self, layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> None:
         self._layout, self._shards = layout, shards
+        self._schema = tokens_schema(lake.label_columns, lake.inputs)
         self._shard_rows: I64 = np.array([record.row_start for record in shards], dtype=np.int64)
         self._tokens: OrderedDict[int, pl.Series] = OrderedDict()
         taken = {"row", "activation", *COLUMNS}
@@ -145,4 +146,8 @@ class ContextIndex:
     def _read(self, record: ShardRecord, *columns: str) -> pl.DataFrame:
         path = self._layout.tokens(record.name)
         with readable(path):
-            return read_frame(path, columns)
+            frame = read_frame(path, columns)
+            for name in columns:
+                if frame.schema[name] != self._schema[name]:
+                    raise ValueError(f"its column {name} is of {frame.schema[name]}")
+            return frame

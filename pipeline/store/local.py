@@ -12,15 +12,18 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.store.locks import flock, held_by_file
 from schemas.errors import InputError
 from schemas.storage_failures import storage_failure
 
 STORE_REMEDY = "set store.root elsewhere"
 """Of a disk that can not be written."""
+TMPDIR_REMEDY = "set TMPDIR to a folder on a larger disk"
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
@@ -106,6 +109,16 @@ def scratch_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def local_scratch(prefix: str) -> Iterator[Path]:
+    """A folder of this machine ($TMPDIR), gone at the end; a full or forbidden disk is an InputError."""
+    with (
+        storage_errors(Path(tempfile.gettempdir()), TMPDIR_REMEDY),
+        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder,
+    ):
+        yield Path(folder)
+
+
 def publish_folder(temporary: Path, path: Path) -> bool:
     """See `objects.publish_folder`."""
     with storage_errors(path):
@@ -165,28 +178,44 @@ def listed(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """See `objects.locked`: here the lock ends with the process."""
+    """See `objects.locked`: here the lock ends with the process.
+
+    Where the file system has no such locks (Lustre, some NFS) a file is put, as on object storage.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("wb")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                held = held_by_file(_holder(path), what, put_if_absent, _unlink)
         except BlockingIOError:
             raise InputError(f"another {what}: wait for it, and run again") from None
-        yield
+        except OSError as error:
+            raise storage_failure(error, path, "written", STORE_REMEDY) or error from None
+        with held:
+            yield
 
 
 def is_locked(path: Path) -> bool:
     """See `objects.is_locked`."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB) and _holder(path).exists()
     except BlockingIOError:
         return True
     except OSError:  # there is none, or it may not be read
         return False
-    return False
+
+
+def _holder(path: Path) -> Path:
+    """Beside a lock, the file that stands for it where the file system has no locks."""
+    return path.with_name(f"{path.name}.held")
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def fsync_tree(path: Path) -> None:

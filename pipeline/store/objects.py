@@ -117,9 +117,9 @@ def measure(path: StorePath) -> tuple[int, str]:
     That is the sha256 of the sorted lines `<relative path> <sha256 of the file>`, each ended by a newline, of
     the files that Zarr has there: what a file manager or a file system leaves beside them does not count.
     """
-    if path.is_file():
-        return _size(path), sha256_file(path)
     with system_readable(path):
+        if path.is_file():
+            return _size(path), sha256_file(path)
         found = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
     lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in found)
     return sum(size for _, size in found), hashlib.sha256(lines.encode()).hexdigest()

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.store.objects import readable
-from pipeline.store.parquet import open_parquet
+from pipeline.store.parquet import open_parquet, postings_arrow_schema
 from schemas.layout import StorePath
 from schemas.values import F32, I64, U64, Postings
 
+_SCHEMAS = [postings_arrow_schema("float16"), postings_arrow_schema("float32")]
 _RUN_NNZ = 1 << 20
 """Activations that are read together."""
 
@@ -23,6 +24,8 @@ class PostingsFile:
         self._path = path
         with readable(path), open_parquet(path) as file:
             self._metadata = file.metadata
+            if file.schema_arrow.remove_metadata() not in _SCHEMAS:
+                raise ValueError(f"its columns are {', '.join(file.schema_arrow.names)[:80]}")
             groups = [self._metadata.row_group(i).column(0) for i in range(self._metadata.num_row_groups)]
             self.first: I64 = np.array([group.statistics.min for group in groups], dtype=np.int64)
             """First feature of each row group."""

@@ -9,20 +9,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import json
-import os
 import shutil
-import socket
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import obstore
 
-from pipeline.store.local import storage_errors
+from pipeline.store.local import TMPDIR_REMEDY, storage_errors
+from pipeline.store.locks import flock, held_by_file
 from pipeline.store.object_path import ConflictError, ObjectPath, RemoteError, client, remote_errors, tries
 from schemas.errors import InputError
 
@@ -134,18 +131,8 @@ def remove_tree(path: ObjectPath) -> None:
 @contextlib.contextmanager
 def locked(path: ObjectPath, what: str) -> Iterator[None]:
     """See `objects.locked`: here an object, which a process that is killed leaves behind."""
-    who = f"{socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
-    if not put_if_absent(path, json.dumps({"who": who, "id": uuid.uuid4().hex}).encode()):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            who = json.loads(path.read_bytes())["who"]
-        raise InputError(
-            f"another {what} ({who}): wait for it, and run again; if it was killed, delete the object "
-            f"{path}, which it left behind"
-        )
-    try:
+    with held_by_file(path, what, put_if_absent, remove):
         yield
-    finally:
-        remove(path)
 
 
 class _Ranges(io.RawIOBase):
@@ -213,11 +200,11 @@ def scratch_folder() -> Iterator[Path]:
     A full or forbidden disk there is an InputError that names it.
     """
     _sweep()
-    with storage_errors(Path(tempfile.gettempdir()), "set TMPDIR to a folder on a larger disk"):
+    with storage_errors(Path(tempfile.gettempdir()), TMPDIR_REMEDY):
         folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
         try:
             with (folder / ".lock").open("wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                flock(lock, fcntl.LOCK_EX)
                 (folder / "files").mkdir()
                 yield folder / "files"
         finally:
@@ -231,5 +218,5 @@ def _sweep() -> None:
             if time.time() - (folder / ".lock").stat().st_mtime < 3600:
                 continue
             with (folder / ".lock").open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                if flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -50,7 +50,12 @@ class ShardFiles:
 
         if self.csr is not None:
             with readable(self.csr):
-                return read_csr(self.csr)
+                matrix = read_csr(self.csr)
+                if matrix.shape != (self.record.rows, self.d_sae):
+                    raise ValueError(
+                        f"its shape is {list(matrix.shape)}, for {self.record.rows:,} rows of {self.d_sae:,}"
+                    )
+                return matrix
         features = to_features(self.read_postings(), self.record.rows, self.d_sae)
         parts = (features.data, features.indices, features.indptr)
         return sparse.csr_matrix(parts, shape=(self.record.rows, self.d_sae))

@@ -151,6 +151,11 @@ def read_token_shard(
     data, vectors = _checked(layout, record, verify), lake.inputs if inputs else None
     with readable(layout.tokens(record.name)), pq.ParquetFile(pa.BufferReader(data)) as file:
         columns = _Columns(file.read(columns=[*_READ, *([] if vectors is None else ["inputs"])]))
+        return _token_shard(columns, lake, record, vectors)
+
+
+def _token_shard(columns: _Columns, lake: Lake, record: ShardRecord, vectors: Inputs | None) -> TokenShard:
+    """What the columns of its file say."""
     context_ptr, segments = columns.pointers("token_ids"), columns.flat("segments")
     token_ids = columns.flat("token_ids").to_numpy()
     return TokenShard(

@@ -213,7 +213,7 @@ def _verify_compaction(
     for found in tasks.map(partial(_check_compacted, expected.compacted.marker), items):
         report.add(found)
     if sum(file.nnz for file in record.files) != sum(
-        store.receipts(site)[shard].sites[site].nnz for shard in record.shards
+        store.site_receipts(site)[shard].nnz for shard in record.shards
     ):
         report.problems.append(f"{expected.compacted.marker} does not hold all activations of its shards")
 
