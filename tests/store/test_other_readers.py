@@ -53,7 +53,7 @@ def of_duckdb(path: Path) -> pl.DataFrame:
     import duckdb
 
     with duckdb.connect() as connection:
-        found = connection.execute("select * from read_parquet(?)", [str(path)]).to_arrow_table()
+        found = connection.sql("select * from read_parquet(?)", params=[str(path)]).to_arrow_table()
     return _frame(pl.from_arrow(found))
 
 
