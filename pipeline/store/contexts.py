@@ -148,6 +148,13 @@ class ContextIndex:
         with readable(path):
             frame = read_frame(path, columns)
             for name in columns:
-                if frame.schema[name] != self._schema[name]:
+                if not _is_of(frame.schema[name], self._schema[name]):
                     raise ValueError(f"its column {name} is of {frame.schema[name]}")
             return frame
+
+
+def _is_of(dtype: pl.DataType, expected: pl.DataType) -> bool:
+    """Whether a column has this type; the fields of a list's structs may stand in any order."""
+    if isinstance(dtype, pl.List) and isinstance(expected, pl.List) and isinstance(dtype.inner, pl.Struct):
+        return isinstance(expected.inner, pl.Struct) and set(dtype.inner.fields) == set(expected.inner.fields)
+    return dtype == expected

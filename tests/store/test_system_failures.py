@@ -219,7 +219,7 @@ def small_disk(limit: int = 1 << 10) -> Iterator[None]:
 
 
 WRITING = (
-    ("heatmap", "{root}", "--out", "{out}/heat.png"),
+    ("heatmap", "{root}", "--features", "1,2,3", "--out", "{out}/heat.png"),
     ("plots", "{root}"),
     ("report", "{root}", "--out", "{out}/site"),
     ("report", "{root}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -92,7 +93,7 @@ PLACES = {"csr": csr, "weights": weights, "rows": rows, "dense": dense}
 
 def test_the_canary_sings_where_zarr_reads_by_itself(tmp_path: Path, root: Path) -> None:
     version_2(tmp_path / "array", [1], tmp_path / "canary")
-    with pytest.raises(Exception, match=""):
+    with contextlib.suppress(Exception):  # what it makes of what it has unpickled
         zarr.open_array(tmp_path / "array", mode="r")[:]
     assert (tmp_path / "canary").exists()
 
