@@ -66,6 +66,11 @@ class StorePath(Protocol):
         """The whole file or object; FileNotFoundError where there is none."""
 
 
+def is_stray(name: str) -> bool:
+    """Whether a name in a folder is a file manager's or a file system's, so that the folder counts as empty."""
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "lost+found", "@eaDir")
+
+
 def is_zarr_name(name: str, of: str = "") -> bool:
     """Whether Zarr 3 has a file of this name in a group, or in the data object `of`: csr.zarr or x.zarr.
 

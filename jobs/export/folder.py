@@ -13,6 +13,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.local import fsync_tree, storage_errors, temporary_path
 from schemas import __version__
 from schemas.errors import InputError
+from schemas.layout import is_stray
 
 RECORD = "export.json"
 """Says what an export was made from; a folder that holds one may be replaced by another export."""
@@ -47,7 +48,8 @@ def _checked(out: str) -> Path:
         raise InputError(f"--out {out}: an export is written to a folder of this machine; copy it from there")
     path = Path(out).absolute()
     if path.is_dir():
-        if others := sorted({entry.name for entry in path.iterdir()} - _exported(path)):
+        there = {entry.name for entry in path.iterdir() if not is_stray(entry.name)}
+        if others := sorted(there - _exported(path)):
             raise InputError(
                 f"--out {out} holds {others[0]!r}, which no former export wrote (its {RECORD} would say so): "
                 "give a new folder, or empty this one"

@@ -39,9 +39,9 @@ from jobs.report.work import Work, path_of
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
 from pipeline.store.local import local_scratch
-from pipeline.store.objects import remove, walk
+from pipeline.store.objects import listed, remove, walk
 from schemas.errors import InputError
-from schemas.layout import StorePath
+from schemas.layout import StorePath, is_stray
 from schemas.values import I64
 
 PART, MOST_PARTS, LARGEST_PART = 256, 64, 2048
@@ -109,7 +109,7 @@ def _claim(folder: StorePath) -> dict[str, Any]:
             raise InputError(
                 f"{folder / MARKER} is damaged: remove the folder, or give another --out"
             ) from None
-    if folder.is_dir() and next(iter(folder.iterdir()), None) is not None:
+    if any(not is_stray(path.name) for path in listed(folder)):
         raise InputError(
             f"{folder} holds files and is no report of latentlake: give --out a new or an empty folder"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -258,3 +259,27 @@ def test_an_unknown_kind_lists_the_known_ones() -> None:
     corpus = Corpus.model_construct(kind="speech", path="x")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"corpus\.kind is 'speech'; known kinds: text"):
         open_source(corpus)
+
+
+def test_a_corpus_with_a_column_twice_is_a_sentence(tmp_path: Path) -> None:
+    texts = pa.array(["a", "b"])
+    pq.write_table(pa.Table.from_arrays([texts, texts], ["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet has several columns 'text'"):
+        open_at(tmp_path / "a.parquet").label_dtypes()
+
+
+def test_a_folder_that_may_not_be_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path: object) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(InputError, match=r"closed cannot be listed \(Permission denied\)"):
+        open_at(tmp_path).digest()
