@@ -67,7 +67,7 @@ class StorePath(Protocol):
 
 
 def is_stray(name: str) -> bool:
-    """Whether a name in a folder is a file manager's or a file system's, so that the folder counts as empty."""
+    """Whether a name is a file manager's or a file system's, so that a folder of these counts as empty."""
     return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "lost+found", "@eaDir")
 
 

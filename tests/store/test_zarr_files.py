@@ -57,7 +57,7 @@ def version_2(folder: Path, shape: list[int], canary: Path) -> None:
         "order": "C",
         "fill_value": None,
     }
-    about |= {"compressor": None, "filters": [{"id": "pickle", "protocol": 4}]}
+    about |= {"compressor": None, "filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 4}]}
     (folder / ".zarray").write_text(json.dumps(about))
     (folder / ".".join("0" for _ in shape)).write_bytes(pickle.dumps(Canary(canary)))
 
