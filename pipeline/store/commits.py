@@ -49,6 +49,12 @@ def read_commit(layout: Layout, pass_name: str, shard: str) -> Receipt | None:
         return None
 
 
+def has_commits(layout: Layout, pass_name: str) -> bool:
+    """Whether any shard of a pass is committed."""
+    folder = layout.commits(pass_name)
+    return folder.is_dir() and any(_is_marker(path) for path in folder.iterdir())
+
+
 def read_commits(
     layout: Layout, pass_name: str, seen: Mapping[str, Receipt] = MappingProxyType({})
 ) -> dict[str, Receipt]:
