@@ -74,8 +74,8 @@ def report(
     """Write the report of some sites into `out` (default: the store's folder `report`); its first page.
 
     Other sites that are in the report already stay. `features` chooses which features get a page
-    (`feature_selection.select_features`); pages of others go. `order`: the sites that come first. InputError when the feature table or the
-    examples are missing, or when `out` holds files and is no report.
+    (`feature_selection.select_features`); pages of others go. `order`: the sites that come first. InputError
+    when the feature table or the examples are missing, or when `out` holds files and is no report.
     """
     folder = out or store.layout.report
     for site in sites:
@@ -83,7 +83,7 @@ def report(
             Tables(store, site).scan(name)
     there = _claim(folder)
     _write_static(folder)
-    known = {name: there.get(name) for name in (*order, *there, *sites) if name in store.sites}
+    known = {name: there.get(name, {}) for name in (*order, *there, *sites) if name in store.sites}
     for site in sites:
         made = _make_site(store, site, folder / "sites" / site, features, tasks)
         known[site] = site_facts(Tables(store, site))

@@ -117,9 +117,7 @@ class Catalog:
     def site(self, name: str) -> SiteInfo:
         """One site by name."""
         if name not in self.sites:
-            gone = (
-                " any more, it was dropped" if any(name in sites for sites in self.dropped.values()) else ""
-            )
+            gone = ", it was dropped" if any(name in sites for sites in self.dropped.values()) else ""
             raise InputError(
                 f"{self.layout.root} has no site {name!r}{gone}; it has {', '.join(self.sites) or 'none'}"
             )

@@ -77,8 +77,8 @@ def _verify_removed(layout: Layout, passes: Collection[str], report: VerifyRepor
         name = folder.name
         if NAME.fullmatch(name) and name not in passes and has_commits(layout, name):
             report.problems.append(
-                f"{layout.plan(name)} is missing, and shards are committed under it: restore it from a copy of "
-                f"the store, or remove {folder}"
+                f"{layout.plan(name)} is missing, and shards are committed under it: restore it from a copy "
+                f"of the store, or remove {folder}"
             )
 
 
