@@ -15,7 +15,9 @@ from pipeline.passes import by_pass
 from pipeline.plan import resolve
 from pipeline.prediction import Prediction, Span, compared, write_prediction
 from pipeline.run import Extraction
+from pipeline.store.commits import read_commits
 from pipeline.store.object_path import store_path
+from pipeline.store.tokens import read_links
 from schemas.layout import Layout
 from schemas.run_file import RunFile
 
@@ -34,7 +36,16 @@ def plan(run: RunFile, workers: int | None, seconds: float) -> list[Prediction]:
         extract = resolved.extract.model_copy(update={"workers": workers})
         resolved = resolved.model_copy(update={"extract": extract})
     layout = Layout(store_path(resolved.store.root))
-    return [_plan_pass(layout, part, seconds) for part in by_pass(resolved, layout)]
+    parts = by_pass(resolved, layout)
+    unfinished = [part for part in parts if _has_work(layout, part)]
+    return [_plan_pass(layout, part, seconds) for part in unfinished or parts]
+
+
+def _has_work(layout: Layout, run: RunFile) -> bool:
+    """Whether shards are left in the pass, as far as the store has any."""
+    assert run.store.pass_name is not None
+    shards = sum(len(link.shards) for link in read_links(layout))
+    return len(read_commits(layout, run.store.pass_name)) < shards
 
 
 def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:

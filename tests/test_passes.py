@@ -17,6 +17,7 @@ from pipeline.passes import passes_of
 from pipeline.plan import agree_on_plan, find_plan, make_plan, resolve
 from pipeline.store import FeatureStore, plans
 from pipeline.store.events import EventLog
+from pipeline.store.object_path import store_path
 from pipeline.store.tokens import read_lake
 from pipeline.worker import Worker
 from schemas.errors import InputError
@@ -133,14 +134,16 @@ def leaving_lm():
     sys.exit(0)
 
 
+@pytest.mark.parametrize("kind", ["folder", "memory"])
 @pytest.mark.parametrize("mistake", ["hook", "width", "shard", "exit"])
-def test_after_a_first_mistake_the_corrected_run_file_just_works(tmp_path, mistake):
-    changes = first_mistakes(tmp_path)[mistake]
+def test_after_a_first_mistake_the_corrected_run_file_just_works(tmp_path, mistake, kind):
+    root = tmp_path / "store" if kind == "folder" else f"memory://mistakes/{mistake}"
+    changes, store = first_mistakes(tmp_path)[mistake], {"root": str(root)}
     with pytest.raises((InputError, SystemExit)):
-        extracted(run_file(tmp_path, **changes))
-    layout = Layout(tmp_path / "store")
+        extracted(run_file(tmp_path, store=store, **changes))
+    layout = Layout(store_path(root))
     assert layout.plan("mid").exists() == (mistake == "shard")
-    store = extracted(run_file(tmp_path), tables=False)
+    store = extracted(run_file(tmp_path, store=store), tables=False)
     assert len(store.receipts("mid")) == len(store.shards)
     assert store.verify().problems == []
 
