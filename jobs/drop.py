@@ -180,14 +180,13 @@ def _told(pieces: Iterable[Piece]) -> Iterable[str]:
 
 
 def _forget(layout: Layout) -> None:
-    """The report names what is there; a store that still does not open keeps its report as it is."""
+    """The report names what is there; where store or report cannot be read, that is said."""
     from jobs.report.build import forget_dropped
 
     try:
-        store = FeatureStore.open(layout.root)
-    except InputError:
-        return
-    forget_dropped(store)
+        forget_dropped(FeatureStore.open(layout.root))
+    except InputError as error:
+        say(f"[yellow]note[/]: the report's first page stays as it is: {escape(str(error))}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def forget_dropped(store: FeatureStore) -> None:
     folder = store.layout.report
     if (folder / MARKER).is_file():
         known = _claim(folder)
-        _write_index(store, folder, {name: known[name] for name in known if name in store.sites})
+        if gone := known.keys() - store.sites.keys():
+            _write_index(store, folder, {name: known[name] for name in known if name not in gone})
 
 
 def _write_index(store: FeatureStore, folder: StorePath, known: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ def test_after_a_wrong_hook_and_a_poisoned_model_the_corrected_run_file_just_wor
     sae = run_content(tmp_path)["sites"][0]["sae"]
     wrong = {"sites": [{"name": "mid", "sae": sae, "hook_name": "layers.7"}]}
     run, layout = prepared(tmp_path, extract={"executor": "ray", "workers": 2}, **wrong)
-    with pytest.raises(InputError, match="layers[.]7"):
+    with pytest.raises(InputError, match=r"layers\.7"):
         extract(layout, run)
     assert not layout.plan("mid").exists()
     poisoned = {"model": {"path": "tests.test_passes:poisoned_lm"}}

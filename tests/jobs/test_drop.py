@@ -16,9 +16,11 @@ from jobs.compact import compact
 from jobs.drop import drop
 from jobs.extract import extract
 from jobs.gc import gc
+from jobs.report.build import report
 from jobs.stats import stats
 from jobs.status import status
 from jobs.tokenize import tokenize
+from pipeline.executors.tasks import OneProcess
 from pipeline.store import FeatureStore
 from pipeline.store import drop as dropping
 from pipeline.store.drop import leftovers
@@ -45,8 +47,7 @@ def made(tmp_path_factory):
         stats(store, site.name)
         compact(store, site.name)
         write_atomic(built.layout.figures(site.name) / "frequency.svg", b"<svg/>")
-        write_atomic(built.layout.report_site(site.name) / "index.html", b"a page")
-    write_atomic(built.layout.report / "report.json", b"{}")
+    report(store, ["a", "b"], OneProcess(), features="1")
     return folder
 
 
@@ -95,8 +96,11 @@ def test_a_dropped_site_is_gone_and_the_other_one_is_as_it_was(root, capsys):
     store = FeatureStore.open(root)
     assert list(store.sites) == ["b"]
     assert not [table for table in store.tables("b") if store.is_stale("b", table)]
-    report = store.verify()
-    assert (report.problems, report.stale) == ([], [])
+    found = store.verify()
+    assert (found.problems, found.stale) == ([], [])
+    page = (store.layout.report / "index.html").read_bytes()
+    assert b"sites/b/index.html" in page
+    assert b"sites/a/index.html" not in page
     assert gc(store, 24, dry_run=False) == []
     status(str(root))
     told = capsys.readouterr().out
@@ -120,9 +124,9 @@ def test_a_drop_of_a_site_that_is_interrupted_anywhere_is_honoured_and_can_be_fi
     monkeypatch.undo()
     store = FeatureStore.open(root)
     assert list(store.sites) == ["b"]
-    report = store.verify()
-    assert report.problems == []
-    (line,) = report.stale
+    found = store.verify()
+    assert found.problems == []
+    (line,) = found.stale
     assert line.startswith(f"{PIECES - at} pieces are left of the dropped site a: ")
     if finish == "gc":
         assert len(gc(store, 24, dry_run=False)) == PIECES - at
@@ -317,8 +321,7 @@ def test_a_dropped_site_can_be_extracted_again_and_its_old_pass_goes_on_without_
     again = [store.csr("low", record.name).toarray() for record in store.shards]
     assert all((one == two).all() for one, two in zip(exact, again, strict=False))
     assert len(store.receipts("low")) == len(store.shards)
-    report = store.verify()
-    assert report.problems == []
+    assert store.verify().problems == []
 
 
 def test_a_pass_that_was_dropped_half_way_is_taken_up_again_whole(tmp_path, monkeypatch):
