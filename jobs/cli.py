@@ -181,10 +181,30 @@ def gc(
         typer.Option("--force", help="Allow less than 1 hour, while nothing writes into the store."),
     ] = False,
 ) -> None:
-    """Remove attempts without a receipt, superseded compactions and temporary files; safe beside a run."""
+    """Remove attempts without a receipt, idle compactions, temporary files, pieces of dropped sites."""
     from jobs.gc import gc as job
 
     job(open_store(store)[0], older_than, dry_run=dry_run, force=force)
+
+
+@app.command()
+def drop(
+    store: StoreText,
+    pass_name: Annotated[
+        str | None, typer.Option("--pass", help="A pass, with its sites, their tables and figures.")
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", help="A site; with --table, the site whose table goes.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--table", help="A derived table, of one site or of all.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove a pass, a site or a derived table for good; says what that is, and asks."""
+    from jobs.drop import drop as job
+
+    job(root_of(store), pass_name=pass_name, site=site, table=table, yes=yes)
 
 
 @app.command()

@@ -40,7 +40,7 @@ def demo(tokens: str, out: Path) -> None:
             title="latentlake demo",
         )
     )
-    result = run(parse_run_file(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)))
+    (result,) = run(parse_run_file(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)))
     summary(FeatureStore.open(out), result, time.monotonic() - began, path)
 
 

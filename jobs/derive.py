@@ -84,7 +84,8 @@ def _report(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> 
     from jobs.report.build import report, tasks_for
 
     with tasks_for(store, None) as page_tasks:
-        page = report(store, [site], page_tasks, features=run_file.derive.report)
+        order = [str(each.name) for each in run_file.sites]
+        page = report(store, [site], page_tasks, features=run_file.derive.report, order=order)
     say(f"[bold]report[/] {escape(str(page))}")
 
 

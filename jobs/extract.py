@@ -12,10 +12,12 @@ from jobs.extract_progress import ExtractionProgress
 from jobs.plan import show_comparison
 from jobs.progress import size
 from pipeline.executors.ledger import Failure
+from pipeline.passes import by_pass
 from pipeline.plan import resolve
 from pipeline.prediction import Forecast
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
+from pipeline.store.drop import leftovers
 from pipeline.store.object_path import store_path
 from pipeline.store.tokens import require_lake
 from pipeline.tokenize import check_rule
@@ -25,20 +27,35 @@ from schemas.records import Receipt
 from schemas.run_file import CheckSae, RunFile
 
 
-def extract(run: RunFile, *, accept_environment: bool = False) -> Extraction:
-    """Commit every shard that is not committed yet."""
+def extract(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:
+    """Commit every shard that is not committed yet, of each pass that the run file is about."""
     resolved, warnings = resolve(run)
     warn(warnings)
     return extract_resolved(resolved, accept_environment=accept_environment)
 
 
-def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extraction:
+def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:
     """The same for a run file that has every default filled in."""
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
     require_lake(layout)
     assert run.tokens.tokenizer is not None
     check_rule(layout, run, load_tokenizer(run.tokens.tokenizer))
-    watched = _Watched(layout)
+    for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
+        say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
+        piece.remove()
+    results = [
+        _extract_pass(layout, part, accept_environment=accept_environment) for part in by_pass(run, layout)
+    ]
+    _tell(results, time.monotonic() - began)
+    for result in results:
+        _tell_loss(result)
+    _tell_quality(results, [site.name for site in run.sites], run.extract.check_sae)
+    return results
+
+
+def _extract_pass(layout: Layout, run: RunFile, *, accept_environment: bool) -> Extraction:
+    """One pass, and how its prediction did."""
+    watched, began = _Watched(layout), time.monotonic()
     with watched.progress:
         result = run_extraction(
             layout,
@@ -48,11 +65,8 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> Extra
             observe=watched.observe,
             on_event=watched.on_event,
         )
-    seconds = time.monotonic() - began
-    _tell(result, seconds)
-    _tell_quality(result, run.extract.check_sae)
     if watched.forecast.prediction is not None and result.fresh.shards:
-        show_comparison(watched.forecast.prediction, result, seconds)
+        show_comparison(watched.forecast.prediction, result, time.monotonic() - began)
     return result
 
 
@@ -82,17 +96,23 @@ class _Watched:
         self.forecast.observe(outcome)
 
 
-def _tell(result: Extraction, seconds: float) -> None:
-    """One line, and what rounding cost, where it cost something."""
-    fresh, lost = result.fresh.shards, result.tally.underflow
-    done = (
-        f"{fresh} shards, {result.skipped} were done" if fresh else "nothing to do, all shards are committed"
-    )
-    stored = [f"{result.tally.nonzeros:,} nonzeros"] if any(s.has_sae for s in result.plan.sites) else []
-    if dense := result.tally.bytes[DENSE]:
-        stored.append(f"{size(dense)} of x in {result.plan.dense_dtype}")
+def _tell(results: list[Extraction], seconds: float) -> None:
+    """One line over all passes, which are named where they are several."""
+    fresh, skipped = (sum(n) for n in zip(*((r.fresh.shards, r.skipped) for r in results), strict=True))
+    done = f"{fresh} shards, {skipped} were done" if fresh else "nothing to do, all shards are committed"
+    if len(results) > 1:
+        done += f", in passes {', '.join(result.plan.pass_name for result in results)}"
+    stored = []
+    if any(site.has_sae for result in results for site in result.plan.sites):
+        stored.append(f"{sum(result.tally.nonzeros for result in results):,} nonzeros")
+    if dense := sum(result.tally.bytes[DENSE] for result in results):
+        stored.append(f"{size(dense)} of x in {results[0].plan.dense_dtype}")
     say(f"[bold]extract[/] {done}; {', '.join(stored)} ({seconds:.1f} s)")
-    if lost:
+
+
+def _tell_loss(result: Extraction) -> None:
+    """What rounding cost, where it cost something."""
+    if lost := result.tally.underflow:
         dtype = result.plan.activation_dtype
         say(
             f"[yellow]{lost:,} activations[/] rounded to 0 in {dtype} and are not stored; "
@@ -100,14 +120,16 @@ def _tell(result: Extraction, seconds: float) -> None:
         )
 
 
-def _tell_quality(result: Extraction, check: CheckSae) -> None:
+def _tell_quality(results: list[Extraction], order: list[str], check: CheckSae) -> None:
     """What the SAEs explain, where a worker looked; of several looks the first."""
-    looks = {name: explained for name, (_, explained) in result.tally.looks.items()}
-    unseen = [site.name for site in result.plan.sites if site.has_sae and site.name not in looks]
-    if unseen and check != "off" and result.fresh.shards:
+    looks = {name: explained for r in results for name, (_, explained) in r.tally.looks.items()}
+    with_sae = {site.name for r in results if r.fresh.shards for site in r.plan.sites if site.has_sae}
+    unseen = [name for name in order if name in with_sae and name not in looks]
+    if unseen and check != "off":
         names = escape(", ".join(unseen))
         say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
-    for name, explained in sorted(looks.items()):
+    for name in (name for name in order if name in looks):
+        explained = looks[name]
         colour = "yellow" if explained < 0 else "bold"
         worse = ", less than the mean of x does: see `latentlake check-sae`" if explained < 0 else ""
         say(f"[{colour}]{escape(name)}[/] explains {explained:.3f} of the variance on the first rows{worse}")

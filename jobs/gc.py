@@ -31,14 +31,16 @@ def gc(store: FeatureStore, older_than_hours: float, *, dry_run: bool, force: bo
     total = sum(item.bytes for item in gone)
     say(
         f"[bold]gc[/] {verb} {len(gone)} of {len(found)} attempts, compactions and temporary files older "
-        f"than {older_than_hours:g} hours, {total / 1e6:,.1f} MB"
+        f"than {older_than_hours:g} hours, and pieces of dropped sites, {total / 1e6:,.1f} MB"
     )
     return gone
 
 
 def _age(item: Garbage) -> str:
     kind = "temporary" if item.attempt is None else "not committed"
-    if item.marker is not None:
+    if item.superseded and item.marker is None:
+        kind = "of a dropped site"
+    elif item.marker is not None:
         kind = "superseded compaction" if item.superseded else "unpublished compaction"
     return f"{kind}, last written {(time.time() - item.newest) / 3600:,.1f} hours ago"
 

@@ -132,7 +132,11 @@ def nonlinear(about: Mapping[str, Any]) -> str | None:
 
 def choose_label(store: FeatureStore, asked: str | None) -> str:
     """The label column whose values are the classes."""
-    known = list(store.lake.label_columns)
+    return one_label(list(store.lake.label_columns), asked)
+
+
+def one_label(known: Sequence[str], asked: str | None) -> str:
+    """The same of these label columns."""
     if asked in known:
         return str(asked)
     if asked is None and ("class" in known or len(known) == 1):

@@ -11,11 +11,11 @@ from jobs.progress import duration
 from pipeline.journal import HEARTBEAT_LOGGED_S
 from pipeline.prediction import Prediction, read_prediction
 from pipeline.store import FeatureStore
-from pipeline.store.events import read_events
+from pipeline.store.dropped import live_part
+from pipeline.store.events import DEAD_AFTER_S, read_events
 from pipeline.tally import Tally
+from schemas.layout import Layout
 
-DEAD_AFTER_S = 300.0
-"""A run tells of itself once a minute; after so much silence it is taken for dead."""
 RATE_OVER_S = 300.0
 
 Event = dict[str, Any]
@@ -119,7 +119,7 @@ def read_status(store: FeatureStore, name: str, now: float) -> PassStatus:
     tally = Tally()
     receipts = store.pass_receipts(name)
     for receipt in receipts.values():
-        tally.add(receipt)
+        tally.add(live_part(receipt, store.dropped[name]))
     run = last_run(read_events(store.layout, name))
     is_finished = tally.shards >= len(store.shards)
     is_live = bool(run.id) and not run.ended and not is_finished and now - run.last < DEAD_AFTER_S
@@ -137,6 +137,16 @@ def read_status(store: FeatureStore, name: str, now: float) -> PassStatus:
         quarantined={shard: why for shard, why in run.quarantined.items() if shard not in receipts},
         prediction=read_prediction(store.layout, name),
     )
+
+
+def has_begun(layout: Layout, name: str) -> bool:
+    """Whether a run has told anything of the pass."""
+    return next(iter(read_events(layout, name)), None) is not None
+
+
+def state_of(layout: Layout, name: str, now: float) -> str:
+    """What the last run over a pass is doing, in words."""
+    return _state(last_run(read_events(layout, name)), now)
 
 
 def last_run(events: Iterable[Event]) -> LastRun:

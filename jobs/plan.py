@@ -11,10 +11,13 @@ from rich.table import Table
 
 from jobs.console import console, say, warn
 from jobs.progress import Meter, duration, several, size
+from pipeline.passes import by_pass
 from pipeline.plan import resolve
 from pipeline.prediction import Prediction, Span, compared, write_prediction
 from pipeline.run import Extraction
+from pipeline.store.commits import read_commits
 from pipeline.store.object_path import store_path
+from pipeline.store.tokens import read_links
 from schemas.layout import Layout
 from schemas.run_file import RunFile
 
@@ -25,20 +28,34 @@ ASSUMED = (
 )
 
 
-def plan(run: RunFile, workers: int | None, seconds: float) -> Prediction:
-    """Probe in a scratch folder, print the prediction, and keep it where the run will find it."""
-    from pipeline.probe import Probe
-
+def plan(run: RunFile, workers: int | None, seconds: float) -> list[Prediction]:
+    """Probe each pass in a scratch folder, print its prediction, and keep it where the run will find it."""
     resolved, warnings = resolve(run)
     warn(warnings)
     if workers is not None:
         extract = resolved.extract.model_copy(update={"workers": workers})
         resolved = resolved.model_copy(update={"extract": extract})
+    layout = Layout(store_path(resolved.store.root))
+    parts = by_pass(resolved, layout)
+    unfinished = [part for part in parts if _has_work(layout, part)]
+    return [_plan_pass(layout, part, seconds) for part in unfinished or parts]
+
+
+def _has_work(layout: Layout, run: RunFile) -> bool:
+    """Whether shards are left in the pass, as far as the store has any."""
+    assert run.store.pass_name is not None
+    shards = sum(len(link.shards) for link in read_links(layout))
+    return len(read_commits(layout, run.store.pass_name)) < shards
+
+
+def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:
+    from pipeline.probe import Probe
+
+    assert run.store.pass_name is not None
     with tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder, Meter("plan") as meter:
-        prediction = Probe(resolved, Path(folder), seconds).predict(lambda what: _begin(meter, what))
-    assert resolved.store.pass_name is not None
-    _show(prediction)
-    write_prediction(Layout(store_path(resolved.store.root)), resolved.store.pass_name, prediction)
+        prediction = Probe(run, Path(folder), seconds).predict(lambda what: _begin(meter, what))
+    _show(prediction, run.store.pass_name)
+    write_prediction(layout, run.store.pass_name, prediction)
     return prediction
 
 
@@ -46,7 +63,7 @@ def _begin(meter: Meter, what: str) -> None:
     meter.begin(what)
 
 
-def _show(prediction: Prediction) -> None:
+def _show(prediction: Prediction, pass_name: str) -> None:
     """The whole run in figures, and what they rest on."""
     rows, workers = prediction.rows, prediction.workers
     shards = -(-rows // prediction.shard_rows)
@@ -54,7 +71,7 @@ def _show(prediction: Prediction) -> None:
     by_size = sorted(prediction.bytes_by_kind.items(), key=lambda item: -item[1])
     kinds = ", ".join(f"{kind.partition('.')[0]} {size(each * rows)}" for kind, each in by_size)
     stored = _words(prediction.bytes_per_token.times(rows), size)
-    table = Table(title=f"{rows:,} tokens, {several(workers, 'worker')}", show_header=False)
+    table = Table(title=f"pass {pass_name}: {rows:,} tokens, {several(workers, 'worker')}", show_header=False)
     for name, value in {
         "tokens/s of a worker": prediction.tokens_per_second.told(",.0f"),
         "nonzeros per token": prediction.nonzeros_per_token.told(",.2f"),

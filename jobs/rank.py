@@ -6,7 +6,7 @@ How stable a rank is, the bootstrap over shards says (`pipeline.store.rank_inter
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
@@ -103,7 +103,7 @@ def rankable(store: FeatureStore, site: str, by: str) -> pl.DataFrame:
     """`feature` and the column `by` of the feature table or of `profile`; InputError names the nearest."""
     of_features = store.scan_features(site)
     columns = of_features.collect_schema()
-    _number(columns, by)
+    column_of(columns, by)
     table = of_features if by in columns else store.scan_table(site, "profile")
     return table.select("feature", *{by} - {"feature"}).collect()
 
@@ -159,7 +159,7 @@ def _beside(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFra
 
 def ranking(features: pl.DataFrame, by: str, *, descending: bool = True) -> pl.DataFrame:
     """Features that have a value of `by`, in order (schema RANKINGS, no interval); equal ones by feature."""
-    value = pl.col(_number(features.schema, by)).cast(pl.Float64).fill_nan(None)
+    value = pl.col(column_of(features.schema, by)).cast(pl.Float64).fill_nan(None)
     return (
         features.select("feature", value=value)
         .drop_nulls("value")
@@ -245,7 +245,7 @@ def _cell(value: float | str | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _number(features: pl.Schema, by: str) -> str:
+def column_of(features: Mapping[str, pl.DataType], by: str) -> str:
     """The column's name, when it is a column of numbers, of the feature table or of `profile`."""
     columns = PROFILE | dict(features)
     numbers = [name for name, dtype in columns.items() if dtype.is_numeric()]

@@ -6,26 +6,31 @@ import json
 import re
 
 from jobs.console import say, warn
+from jobs.derivable import check_derivable, with_needed
 from jobs.derive import derive
 from jobs.extract import extract_resolved
 from jobs.tokenize import tokenize_resolved
 from pipeline.plan import resolve
 from pipeline.run import Extraction
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
+from pipeline.store.object_path import store_path
+from pipeline.store.objects import listed, write_atomic
 from schemas import __version__
+from schemas.layout import Layout
 from schemas.records import canonical_json
 from schemas.run_file import RunFile
 
 
-def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = False) -> Extraction:
-    """Tokenize, extract, derive."""
+def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = False) -> list[Extraction]:
+    """Tokenize, extract each pass, derive each site."""
     resolved, warnings = resolve(run_file)
     warn(warnings)
+    resolved = with_needed(resolved)
     tokenize_resolved(resolved, append=append)
-    result = extract_resolved(resolved, accept_environment=accept_environment)
+    check_derivable(resolved, Layout(store_path(resolved.store.root)))
+    results = extract_resolved(resolved, accept_environment=accept_environment)
     store = FeatureStore.open(resolved.store.root)
-    for site in result.plan.sites:
+    for site in (store.site(str(site.name)) for site in resolved.sites):
         if not site.has_sae:
             say(f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored")
         elif not is_fresh(store, site.name, resolved):
@@ -33,7 +38,7 @@ def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = F
             write_atomic(store.layout.derived(site.name), _made_from(store, site.name, resolved))
         else:
             say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
-    return result
+    return results
 
 
 def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:
@@ -59,8 +64,7 @@ def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:
 
 def _files(store: FeatureStore, site: str) -> list[str]:
     """Tables and figures of the site, and its first page of the report, as paths below the root."""
-    folder = store.layout.figures(site)
-    figures = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    figures = [path.name for path in listed(store.layout.figures(site))]
     found = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
     if (page := store.layout.report / "sites" / site / "index.html").is_file():
         found.append(f"report/sites/{site}/{page.name}")

@@ -7,12 +7,14 @@ import time
 from rich.markup import escape
 
 from jobs.console import console, say
-from jobs.pass_status import PassStatus, read_status
+from jobs.pass_status import PassStatus, has_begun, read_status, state_of
 from jobs.progress import duration, several, size
 from pipeline.store import FeatureStore
+from pipeline.store.objects import listed
 from pipeline.store.tables import RECEIPTS_KEY, job_of
 from pipeline.store.unfinished import unfinished_tokens
 from schemas.layout import DENSE, StorePath
+from schemas.run_file import NAME
 
 AGAIN_S = 5.0
 
@@ -37,6 +39,9 @@ def _status(store: FeatureStore) -> bool:
     )
     if unfinished := unfinished_tokens(store.layout, store.links):
         say(f"  [yellow]unfinished[/]: {escape(unfinished)}")
+    for name in _beginning(store):
+        state = state_of(store.layout, name, time.time())
+        say(f"[bold]pass {name}[/]: no plan yet; {escape(state)}")
     passes = [read_status(store, name, time.time()) for name in store.plans]
     for each in passes:
         _show(store, each)
@@ -50,13 +55,20 @@ def _status(store: FeatureStore) -> bool:
         for name in store.tables(site):
             stale = f" [yellow](stale: made from other shards; run `latentlake {job_of(name)}`)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
-    return all(each.is_finished for each in passes)
+    return all(each.is_finished for each in passes) and not _beginning(store)
+
+
+def _beginning(store: FeatureStore) -> list[str]:
+    """Passes that have events and no plan: of a run whose workers load, or could not."""
+    folders = listed(store.layout.passes)
+    names = sorted(folder.name for folder in folders if NAME.fullmatch(folder.name))
+    return [name for name in names if name not in store.plans and has_begun(store.layout, name)]
 
 
 def _stale_figures(store: FeatureStore, site: str) -> list[StorePath]:
     """Figures that name other receipts than there are now (those of version 0.2 name none)."""
-    folder, now = store.layout.figures(site), store.receipts_digest(site).encode()
-    figures = sorted(folder.iterdir(), key=str) if folder.is_dir() else []
+    now = store.receipts_digest(site).encode()
+    figures = sorted(listed(store.layout.figures(site)), key=str)
     read = {path: path.read_bytes() for path in figures if path.suffix in (".png", ".svg")}
     return [path for path, data in read.items() if RECEIPTS_KEY.encode() in data and now not in data]
 
@@ -77,7 +89,7 @@ def _show(store: FeatureStore, found: PassStatus) -> None:
     """One pass, in some lines."""
     tally, name = found.tally, found.name
     say(f"[bold]pass {name}[/]: {tally.shards}/{found.shards} shards committed; {escape(found.state)}")
-    for site in store.plans[name].sites:
+    for site in store.pass_sites(name):
         sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "x alone, no SAE"
         say(f"  site {site.name} ({escape(site.hook_name)}, {sae})")
     if stored := tally.bytes[DENSE]:

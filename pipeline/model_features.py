@@ -84,7 +84,7 @@ class ModelFeatures:
         return describe_device(self._plan.device)
 
     def load(self) -> None:
-        """Load the model and the SAEs, and keep the sites' weights in the store.
+        """Load the model and the SAEs; writes nothing.
 
         Raises NodeError when this node sees another model or SAE than the plan, or its GPU stays full.
         """
@@ -100,10 +100,6 @@ class ModelFeatures:
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, plan.device, plan.threads, plan.model_inputs)
         self._encoders = {site.name: self._load_encoder(site) for site in plan.sites if site.has_sae}
-        for site in plan.sites:
-            if not site.has_sae:
-                about = asdict(NO_SAE) | {"d_model": self.width(site.name)}
-                write_site_weights(self._layout, plan.pass_name, site, {}, about)
         self._control_encoders = {
             site.name: ControlEncoder(self._encoders[site.name], site.control, site.control_seed)
             for site in plan.sites
@@ -113,9 +109,16 @@ class ModelFeatures:
     def _load_encoder(self, site: PlannedSite) -> Encoder:
         encoder = open_encoder(site, self._plan.device)
         self._check_width(site, encoder)
-        metadata = asdict(encoder.metadata)
-        write_site_weights(self._layout, self._plan.pass_name, site, encoder.weights(), metadata)
         return encoder
+
+    def keep_weights(self) -> None:
+        """Keep the SAEs' weights and metadata; of a site without an SAE the width of x alone."""
+        for site in self._plan.sites:
+            if (encoder := self._encoders.get(site.name)) is not None:
+                weights, about = encoder.weights, asdict(encoder.metadata)
+            else:
+                weights, about = dict, asdict(NO_SAE) | {"d_model": self.width(site.name)}
+            write_site_weights(self._layout, self._plan.pass_name, site, weights, about)
 
     def _check_width(self, site: PlannedSite, encoder: Encoder) -> None:
         """The SAE must read vectors as wide as the model gives at its hook."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import trained_with
 from pipeline.models import check_inputs, max_context, model_digest
@@ -12,7 +13,10 @@ from pipeline.models.device import choose_device
 from pipeline.number_tokenizer import PREFIX as NUMBERS
 from pipeline.saes import NO_SAE, SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.catalog import read_plans
-from pipeline.store.objects import put_if_absent, read_bytes
+from pipeline.store.commits import has_commits
+from pipeline.store.dropped import dropped_sites, live_sites
+from pipeline.store.events import run_at_work
+from pipeline.store.plans import put_plan
 from pipeline.store.tokens import read_lake
 from schemas import __version__
 from schemas.errors import InputError
@@ -53,9 +57,9 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
         site.model_copy(update={"positions": trained_with.positions(site, about, size, told)})
         for site, about in trained
     )
-    pass_name = check_name(run.store.pass_name or "+".join(site.name for site in sites)[:128], "pass")
-    store = run.store.model_copy(update={"pass_name": pass_name})
-    filled = {"sites": cut, "tokens": tokens, "model": model, "store": store}
+    if run.store.pass_name is not None:
+        check_name(run.store.pass_name, "pass")
+    filled = {"sites": cut, "tokens": tokens, "model": model}
     return run.model_copy(update=filled), list(dict.fromkeys(told))
 
 
@@ -138,13 +142,17 @@ def _short_enough(run: RunFile, trained: list[trained_with.Trained], size: int) 
     raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
 
 
+def default_pass_name(sites: Sequence[str]) -> str:
+    """The sites' names, joined."""
+    return "+".join(sites)[:128]
+
+
 def make_plan(run: RunFile, lake: Lake) -> Plan:
     """The plan of a resolved run file over the tokens of `lake`; reads digests, loads no weights."""
-    assert run.store.pass_name is not None
     device = choose_device(run.model.device, run.extract.gpus_per_worker)
     check_inputs(run.model.loader, lake.inputs)
     return Plan(
-        pass_name=run.store.pass_name,
+        pass_name=run.store.pass_name or default_pass_name([site.name for site in run.sites]),
         lake_digest=lake.digest,
         model=run.model.path,
         model_loader=run.model.loader,
@@ -209,57 +217,105 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "latentlake": __version__, **versions}
 
 
+class Agreed(NamedTuple):
+    """The plan that a run works under, and plans without a receipt that make way for it."""
+
+    plan: Plan
+    unused: tuple[Plan, ...] = ()
+
+
 def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -> Plan:
-    """Write the plan, or check that the pass was begun with the same one; return the one in force.
+    """Write the plan, or check that the pass was begun with the same one; return the one in force."""
+    agreed = find_plan(layout, plan, accept_environment=accept_environment)
+    put_plan(layout, *agreed)
+    return agreed.plan
 
-    That is the old recipe, what latentlake chose then (`CHOSEN`) with it, and the places where model and SAEs
-    lie now.
+
+def find_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -> Agreed:
+    """The plan that a run of `plan` has to work under; writes nothing.
+
+    In a pass that was begun that is the old recipe, what latentlake chose then (`CHOSEN`) with it, and the
+    places where model and SAEs lie now. A plan without a receipt, of this pass or of one with a site of the
+    same name, makes way for another recipe; InputError where shards are committed under it, or a run is at
+    work on it.
     """
-    _check_site_names(layout, plan)
-    path = layout.plan(plan.pass_name)
-    if not path.exists():
-        put_if_absent(path, plan.to_json())
-    old: Plan = Plan.from_json(read_bytes(path), str(path))
-    plan = _with_choices_of(old, plan, read_lake(layout))
-    changed = differences(old.recipe(), plan.recipe())
-    if accept_environment:
-        changed = [line for line in changed if not line.startswith("environment.")]
-    if changed:
-        remedy = "give it another pass or site name to keep both"
-        if all(line.startswith("environment.") for line in changed):
-            remedy += ", or join the old data knowingly with --accept-environment"
+    plans = read_plans(layout)
+    old = plans.pop(plan.pass_name, None)
+    others = [other for other in plans.values() if _shared_site(layout, plan, other)]
+    for other in others:
+        if has_commits(layout, other.pass_name):
+            raise _taken(layout, plan, other)
+    changed: list[str] = []
+    if old is not None:
+        is_begun = has_commits(layout, old.pass_name)
+        resumed = _with_choices_of(old, plan, read_lake(layout), is_begun=is_begun)
+        changed = differences(old.recipe(), resumed.recipe())
+        if accept_environment:
+            changed = [line for line in changed if not line.startswith("environment.")]
+        if not changed:
+            plan = resumed.model_copy(update={"environment": old.environment})
+        elif is_begun:
+            raise _another_recipe(plan, changed)
+        else:
+            others.append(old)
+    for other in others:
+        _require_no_run(layout, other.pass_name)
+    return Agreed(plan, tuple(others))
+
+
+def _another_recipe(plan: Plan, changed: list[str]) -> InputError:
+    remedy = "give it another pass or site name to keep both"
+    if all(line.startswith("environment.") for line in changed):
+        remedy += ", or join the old data knowingly with --accept-environment"
+    return InputError(
+        f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
+    )
+
+
+def _require_no_run(layout: Layout, pass_name: str) -> None:
+    """InputError while a run is at work on a pass whose plan another one would replace."""
+    if running := run_at_work(layout, pass_name):
         raise InputError(
-            f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
+            f"pass {pass_name!r} has no committed shard yet, but {running} with another recipe: stop it, or "
+            "wait for its end, and run again"
         )
-    return plan.model_copy(update={"environment": old.environment})
 
 
-def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None) -> Plan:
+def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None, *, is_begun: bool) -> Plan:
     """The plan in the old one's format, with what was chosen, not asked for, for sites of the same name.
 
-    Positions that are equal over the lake's contexts are written as the old plan has them.
+    Positions that are equal over the lake's contexts are written as the old plan has them. A pass that
+    `is_begun` keeps its other sites as they are: it is extended as a whole.
     """
+    asked = {site.name: site for site in plan.sites}
+    sites = [
+        _with_choices(was, asked.pop(was.name), lake) if was.name in asked else was
+        for was in (old.sites if is_begun else ())
+    ]
     before = {site.name: site for site in old.sites}
-    sites = []
-    for site in plan.sites:
-        was = before.get(site.name, site)
-        chosen = {name: getattr(was, name) for name in CHOSEN}
-        if lake is not None and _positions(was.positions, lake.context_size) == site.positions:
-            chosen["positions"] = was.positions
-        sites.append(site.model_copy(update=chosen))
+    sites += [_with_choices(before.get(name, site), site, lake) for name, site in asked.items()]
     return plan.model_copy(update={"sites": tuple(sites), "format_version": old.format_version})
 
 
-def _check_site_names(layout: Layout, plan: Plan) -> None:
+def _with_choices(was: PlannedSite, site: PlannedSite, lake: Lake | None) -> PlannedSite:
+    chosen = {name: getattr(was, name) for name in CHOSEN}
+    if lake is not None and _positions(was.positions, lake.context_size) == site.positions:
+        chosen["positions"] = was.positions
+    return site.model_copy(update=chosen)
+
+
+def _shared_site(layout: Layout, plan: Plan, other: Plan) -> str | None:
+    """A site of the plan that is one of another pass too, and was not dropped there."""
+    names = {site.name for site in live_sites(other, dropped_sites(layout, other.pass_name))}
+    return next((site.name for site in plan.sites if site.name in names), None)
+
+
+def _taken(layout: Layout, plan: Plan, other: Plan) -> InputError:
     """Tables go by site, so two passes of a store may not share a site's name."""
-    names = {site.name for site in plan.sites}
-    for other in read_plans(layout).values():
-        taken = names & {site.name for site in other.sites}
-        if taken and other.pass_name != plan.pass_name:
-            raise InputError(
-                f"site {min(taken)!r} of pass {plan.pass_name!r} has the name of a site of pass "
-                f"{other.pass_name!r}: give it another name"
-            )
+    return InputError(
+        f"site {_shared_site(layout, plan, other)!r} of pass {plan.pass_name!r} has the name of a site of "
+        f"pass {other.pass_name!r}: give it another name"
+    )
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:

@@ -9,10 +9,12 @@ from pipeline.executors.dispatch import Dispatcher, OnEvent, Policy
 from pipeline.executors.heartbeat import Heartbeat
 from pipeline.executors.ledger import Failure
 from pipeline.journal import journal
-from pipeline.plan import agree_on_plan, differences, make_plan
+from pipeline.plan import Agreed, differences, find_plan, make_plan
 from pipeline.store.commits import ManifestRow, manifest_row, scan_commits, write_manifest
-from pipeline.store.objects import readable, self_test
+from pipeline.store.dropped import dropped_sites, live_part, live_sites
+from pipeline.store.objects import readable, remove_tree, self_test
 from pipeline.store.parquet import read_frame
+from pipeline.store.plans import put_plan
 from pipeline.store.site import has_site_weights
 from pipeline.store.tokens import read_links, require_lake
 from pipeline.tally import Tally
@@ -64,15 +66,18 @@ def extract(
     other shards were committed, when some shard had to be given up.
     """
     made = make_plan(run, require_lake(layout))
-    plan = agree_on_plan(layout, made, accept_environment=accept_environment)
+    agreed = find_plan(layout, made, accept_environment=accept_environment)
+    plan = agreed.plan
     result = Extraction(plan, 0, 0, run.extract.workers if run.extract.executor == "ray" else 1)
     todo, committed = _look(layout, result)
+    if not committed:
+        remove_tree(layout.dropped(plan.pass_name))  # of a pass that was dropped half-way, and begins anew
     begin(result)
     if not todo:
-        _complete(layout, plan, committed)
+        _complete(layout, agreed, committed)
         return result
     self_test(layout.root)
-    check = WorkerCheck(plan, result.tally.devices, accept_environment=accept_environment)
+    check = WorkerCheck(layout, agreed, result.tally.devices, accept_environment=accept_environment)
     asked = {"shards": len(todo), "total": result.total, "workers": result.workers}
     with journal(layout, plan, on_event, result.fresh, **asked) as log:
         for outcome in _dispatch(layout, run, plan, todo, check, log):
@@ -86,12 +91,17 @@ def extract(
     return result
 
 
-def _complete(layout: Layout, plan: Plan, committed: list[ManifestRow]) -> None:
+def _complete(layout: Layout, agreed: Agreed, committed: list[ManifestRow]) -> None:
     """Write what a run did not come to that died when every shard was committed: weights, the manifest."""
-    if not all(has_site_weights(layout, plan.pass_name, site.name) for site in plan.sites):
+    plan = agreed.plan
+    sites = live_sites(plan, dropped_sites(layout, plan.pass_name))
+    if not all(has_site_weights(layout, plan.pass_name, site.name) for site in sites):
         from pipeline.worker import Worker
 
-        Worker(layout.root, plan).setup()
+        worker = Worker(layout.root, plan)
+        worker.setup()
+        put_plan(layout, *agreed)
+        worker.begin()
     if _names(layout, plan.pass_name) != {row[0] for row in committed}:
         write_manifest(layout, plan.pass_name, committed, {})
 
@@ -102,6 +112,7 @@ def _look(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestR
     What is committed must be of this plan and of these tokens.
     """
     plan, plan_hash = result.plan, result.plan.hash
+    dropped = dropped_sites(layout, plan.pass_name)
     records = {record.name: record for link in read_links(layout) for record in link.shards}
     result.total, result.rows = len(records), sum(record.rows for record in records.values())
     committed = []
@@ -113,6 +124,7 @@ def _look(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestR
                 f"{layout.commit(plan.pass_name, receipt.shard)} was made from another {of} than the store "
                 "has now: restore that, or give the pass another name"
             )
+        receipt = live_part(receipt, dropped)
         result.tally.add(receipt)
         committed.append(manifest_row(receipt))
     return list(records), committed
@@ -149,15 +161,20 @@ def _told(result: Extraction) -> str:
 
 
 class WorkerCheck:
-    """Refuses a worker with other libraries than the plan, or another device than the data so far."""
+    """Refuses a worker with other libraries than the plan, or another device than the data so far.
 
-    def __init__(self, plan: Plan, devices: set[str], *, accept_environment: bool) -> None:
-        self._environment, self._devices = plan.environment, set(devices)
-        self._accept = accept_environment
+    The first one that is welcome has shown that model, hooks and SAEs can be used: then the plan is put.
+    """
+
+    def __init__(
+        self, layout: Layout, agreed: Agreed, devices: set[str], *, accept_environment: bool
+    ) -> None:
+        self._layout, self._agreed, self._devices = layout, agreed, set(devices)
+        self._accept, self._has_put = accept_environment, False
 
     def __call__(self, hello: Hello) -> None:
-        """Raise NodeError when `hello` does not fit."""
-        found = differences(self._environment, hello.environment)
+        """Raise NodeError when `hello` does not fit, and InputError when another run has put another plan."""
+        found = differences(self._agreed.plan.environment, hello.environment)
         if self._devices and hello.device_model not in self._devices:
             found.append(f"device was {', '.join(sorted(self._devices))}, now {hello.device_model}")
         if found and not self._accept:
@@ -166,6 +183,9 @@ class WorkerCheck:
                 "differ: use nodes that are alike, or say --accept-environment"
             )
         self._devices.add(hello.device_model)
+        if not self._has_put:
+            put_plan(self._layout, *self._agreed)
+            self._has_put = True
 
 
 def _dispatch(

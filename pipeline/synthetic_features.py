@@ -36,14 +36,18 @@ class SyntheticFeatures:
         """Build the generators' tables; NodeError where this machine's arithmetic gives others."""
         self._generators = {site.name: Generator(parse(site.sae)) for site in self._plan.sites}
         for site in self._plan.sites:
-            generator = self._generators[site.name]
-            if generator.digest != site.sae_digest:
+            if self._generators[site.name].digest != site.sae_digest:
                 raise NodeError(
                     f"node {socket.gethostname()} draws other features for site {site.name!r} than the plan "
                     "was made with: give every node the same latentlake and NumPy"
                 )
-            about = {"format": "synthetic", **generator.recipe.model_dump(mode="json")}
-            write_site_weights(self._layout, self._plan.pass_name, site, {}, about)
+
+    def keep_weights(self) -> None:
+        """There are none: the recipes, as metadata of the sites."""
+        for site in self._plan.sites:
+            recipe = self._generators[site.name].recipe.model_dump(mode="json")
+            about = {"format": "synthetic", **recipe}
+            write_site_weights(self._layout, self._plan.pass_name, site, dict, about)
 
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:  # noqa: ARG002
         """There is nothing to reconstruct."""

@@ -25,9 +25,11 @@ from pipeline import statistics
 from pipeline.plan import environment
 from pipeline.statistics import control as of_control
 from pipeline.statistics.rows import l0_counts
-from pipeline.store.commits import commit, read_commit
+from pipeline.store.commits import read_commit
 from pipeline.store.dense import NO_DENSE, DenseWriter, DenseWriters
+from pipeline.store.dropped import dropped_sites, live_sites
 from pipeline.store.objects import staged_folder
+from pipeline.store.plans import commit_under, require_plan
 from pipeline.store.tokens import counted_for, read_links, read_token_shard, require_lake
 from pipeline.store.transposition import round_activations, to_postings
 from pipeline.store.writer import write_dense_site, write_site
@@ -54,7 +56,10 @@ class Features(Protocol):
         """Sums of the controls over the last shard, of the sites that have one."""
 
     def load(self) -> None:
-        """Get ready; NodeError when this node sees another model or SAE than the plan."""
+        """Get ready, writing nothing; NodeError when this node sees another model or SAE than the plan."""
+
+    def keep_weights(self) -> None:
+        """Keep the sites' weights in the store, where they are not there."""
 
     def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
         """Explained variance by site, where somebody looks; `at` as in `encode`."""
@@ -103,11 +108,14 @@ class Worker:
     ) -> None:
         self._layout = Layout(root)
         self._plan, self._gpus = plan, gpus
-        self._features = make_features(self._layout, plan, check_sae, oom_batch_contexts)
+        self._sites = live_sites(plan, dropped_sites(self._layout, plan.pass_name))
+        live = plan.model_copy(update={"sites": self._sites})
+        self._features = make_features(self._layout, live, check_sae, oom_batch_contexts)
         self._lake = require_lake(self._layout)
         self._records: dict[str, tuple[int, ShardRecord]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._on_rows, self._in_flight = on_rows, ("", 0)
+        self._has_begun = False
 
     def setup(self) -> Hello:
         """Get the features ready, and say where this is; errors as `Features.load`."""
@@ -121,6 +129,13 @@ class Worker:
             environment=environment(),
         )
 
+    def begin(self) -> None:
+        """Keep the sites' weights; the plan must be in the store by now, InputError where another one is."""
+        if not self._has_begun:
+            require_plan(self._layout, self._plan)
+            self._features.keep_weights()
+            self._has_begun = True
+
     def rows_done(self, shard: str) -> int:
         """Rows of the shard that went through, while it is in flight; another thread may ask."""
         name, rows = self._in_flight
@@ -130,9 +145,11 @@ class Worker:
         """Write and commit one shard, unless that was done; return the receipt in force.
 
         Raises ShardError, with the shard's name, when its activations can not be stored, and InputError when
-        an SAE explains less of the first shard than its mean does.
+        an SAE explains less of the first shard than its mean does, or when the pass has another plan by now.
         """
-        if (done := read_commit(self._layout, self._plan.pass_name, shard)) is not None:
+        self.begin()
+        done = read_commit(self._layout, self._plan.pass_name, shard)
+        if done is not None and done.plan_hash == self._plan.hash:
             return done
         self._seconds.clear()
         self._in_flight = (shard, 0)
@@ -152,7 +169,7 @@ class Worker:
         with self._timed("read"):
             link, record = self._record(shard)
             tokens = read_token_shard(self._layout, self._lake, record, inputs=True)
-        at = {site.name: tokens.at(site.reads, self._lake.context_size) for site in self._plan.sites}
+        at = {site.name: tokens.at(site.reads, self._lake.context_size) for site in self._sites}
         explained = self._features.look(shard, at, self._timed)
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
@@ -164,7 +181,7 @@ class Worker:
             dense = {name: stack.enter_context(writer) for name, writer in writers.items()}
             encoded = self._features.encode(tokens, at, self._timed, dense)
             with self._timed("write"):
-                for site in self._plan.sites:
+                for site in self._sites:
                     parts, writer = encoded.pop(site.name), dense.get(site.name)
                     about, written = self._write(staging, site, parts, at[site.name], writer)
                     sites[site.name] = replace(about, explained_variance=explained.get(site.name))
@@ -188,13 +205,13 @@ class Worker:
             batch_contexts=self._features.batch_contexts,
             link=link,
         )
-        return commit(self._layout, self._plan.pass_name, receipt)
+        return commit_under(self._layout, self._plan, receipt)
 
     def _dense_writers(self, folder: Path, n_rows: int) -> dict[str, DenseWriter]:
         """By site, where the plan has layout dense."""
         if "dense" not in self._plan.layouts:
             return {}
-        names, dtype = [site.name for site in self._plan.sites], self._plan.dense_dtype
+        names, dtype = [site.name for site in self._sites], self._plan.dense_dtype
         width = self._features.width
         return {name: DenseWriter(folder / name / DENSE, n_rows, width(name), dtype) for name in names}
 

@@ -148,9 +148,7 @@ class Layout:
 
     def attempt(self, pass_name: str, shard: str, attempt: str) -> StorePath:
         """Folder of one attempt at a shard."""
-        return (
-            self.pass_folder(pass_name) / "data" / check_name(shard, "shard") / check_name(attempt, "attempt")
-        )
+        return self.data(pass_name) / check_name(shard, "shard") / check_name(attempt, "attempt")
 
     def compactions(self, pass_name: str) -> StorePath:
         """Folder of the compactions of a pass, and of their markers."""
@@ -180,9 +178,25 @@ class Layout:
         """What the pass was predicted to take; no data."""
         return self.pass_folder(pass_name) / "prediction.json"
 
+    def sites(self, pass_name: str) -> StorePath:
+        """Folder of the weights of a pass's sites."""
+        return self.pass_folder(pass_name) / "sites"
+
     def site(self, pass_name: str, site: str) -> StorePath:
         """Weights and metadata of a site, for jobs without torch."""
-        return self.pass_folder(pass_name) / "sites" / f"{check_name(site, 'site')}.zarr"
+        return self.sites(pass_name) / f"{check_name(site, 'site')}.zarr"
+
+    def dropped(self, pass_name: str) -> StorePath:
+        """Folder of the markers of dropped sites."""
+        return self.pass_folder(pass_name) / "dropped"
+
+    def dropped_marker(self, pass_name: str, site: str) -> StorePath:
+        """What says that a site of the pass was dropped."""
+        return self.dropped(pass_name) / f"{check_name(site, 'site')}.json"
+
+    def data(self, pass_name: str) -> StorePath:
+        """Folder of all attempts of a pass."""
+        return self.pass_folder(pass_name) / "data"
 
     def table(self, site: str, name: str) -> StorePath:
         """One derived table of a site."""
@@ -191,6 +205,10 @@ class Layout:
     def parts(self, site: str, job: str, key: str) -> StorePath:
         """Folder of what a job has found of its parts until it ends; `key` is 32 hexadecimal digits."""
         return self.root / "tables" / check_name(site, "site") / f".{check_name(job, 'job')}.{key}.tmp"
+
+    def tables(self, site: str) -> StorePath:
+        """Folder of a site's derived tables."""
+        return self.root / "tables" / check_name(site, "site")
 
     def derived(self, site: str) -> StorePath:
         """What the tables and figures of a site were made from, written after all of them."""
@@ -204,6 +222,10 @@ class Layout:
     def report(self) -> StorePath:
         """Folder of the report."""
         return self.root / "report"
+
+    def report_site(self, site: str) -> StorePath:
+        """Folder of a site's pages of the report."""
+        return self.report / "sites" / check_name(site, "site")
 
     def shard_name(self, number: int) -> str:
         """Name of the shard with this number; names sort as numbers do up to a million."""

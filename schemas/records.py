@@ -382,6 +382,15 @@ class Compaction(Record):
         return self
 
 
+class Dropped(Record):
+    """passes/<pass>/dropped/<site>.json: the site is not of the store any more, whatever is left of it."""
+
+    format_version: int = FORMAT_VERSION
+    site: str
+    at: str
+    """When, in UTC, as 2026-01-31T12:00:00Z."""
+
+
 class Receipt(Record):
     """passes/<pass>/commits/<shard>.json: the commit of one shard."""
 

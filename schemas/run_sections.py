@@ -287,7 +287,10 @@ class Store(Section):
         "lies in arrays of float32, for Zarr knows none.",
     )
     pass_name: str | None = Field(
-        None, alias="pass", description="Name of the pass. Default: the sites' names, joined by '+'."
+        None,
+        alias="pass",
+        description="Name of the pass that new sites form. Default: their names, joined by '+'. A stored "
+        "site stays in its pass.",
     )
 
     @field_validator("layouts")

@@ -193,6 +193,9 @@ def test_a_pass_begun_with_another_form_of_its_slice_goes_on(lake):
         path.write_bytes(at(-4, None).to_json())
         assert plan.sites == at(12, 16).sites
         assert agree_on_plan(store.layout, plan).hash == at(-4, None).hash
+        receipt = store.layout.commit("begun", "000000")
+        receipt.parent.mkdir()
+        receipt.write_bytes(b"{}")
         with pytest.raises(InputError, match=r"positions\.0 was -4, now 11"):
             agree_on_plan(store.layout, at(11, 16))
     finally:

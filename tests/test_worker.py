@@ -55,6 +55,7 @@ def worker_of(folder, root, **changes):
         oom_batch_contexts=resolved.extract.oom_batch_contexts,
     )
     worker.setup()
+    worker.begin()
     return worker
 
 

@@ -71,27 +71,43 @@ def report(
     *,
     out: StorePath | None = None,
     features: str = "all",
+    order: Sequence[str] = (),
 ) -> StorePath:
     """Write the report of some sites into `out` (default: the store's folder `report`); its first page.
 
     Other sites that are in the report already stay. `features` chooses which features get a page
-    (`feature_selection.select_features`); pages of others go. InputError when the feature table or the
-    examples are missing, or when `out` holds files and is no report.
+    (`feature_selection.select_features`); pages of others go. `order`: the sites that come first. InputError
+    when the feature table or the examples are missing, or when `out` holds files and is no report.
     """
     folder = out or store.layout.report
     for site in sites:
         for name in NEEDED:
             Tables(store, site).scan(name)
-    known = _claim(folder)
+    there = _claim(folder)
     _write_static(folder)
+    known = {name: there.get(name, {}) for name in (*order, *there, *sites) if name in store.sites}
     for site in sites:
         made = _make_site(store, site, folder / "sites" / site, features, tasks)
         known[site] = site_facts(Tables(store, site))
         _tell(site, made, known[site]["stale"])
-    write(folder / MARKER, json.dumps({"sites": known}, indent=1, sort_keys=True).encode() + b"\n")
-    facts = [known[name] for name in sorted(known)]
-    write(folder / "index.html", render("lake.html", 0, sites=facts, lake=lake_facts(store)))
+    _write_index(store, folder, {name: facts for name, facts in known.items() if facts})
     return folder / "index.html"
+
+
+def forget_dropped(store: FeatureStore) -> None:
+    """Take sites that the store has no more out of the first page of its report, where there is one."""
+    folder = store.layout.report
+    if (folder / MARKER).is_file():
+        known = _claim(folder)
+        if gone := known.keys() - store.sites.keys():
+            _write_index(store, folder, {name: known[name] for name in known if name not in gone})
+
+
+def _write_index(store: FeatureStore, folder: StorePath, known: dict[str, Any]) -> None:
+    """The first page, and what the next report must know of the sites."""
+    write(folder / MARKER, json.dumps({"sites": known}, indent=1).encode() + b"\n")
+    facts = list(known.values())
+    write(folder / "index.html", render("lake.html", 0, sites=facts, lake=lake_facts(store)))
 
 
 def tasks_for(store: FeatureStore, workers: int | None) -> Tasks:

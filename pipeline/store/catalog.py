@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Self
 
 from pipeline.store.commits import read_commits, receipts_digest
+from pipeline.store.dropped import dropped_sites, live_sites
 from pipeline.store.object_path import store_path
 from pipeline.store.objects import listed, read_bytes
 from pipeline.store.tokens import read_lake, read_links
 from pipeline.store.unfinished import unfinished_tokens
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.records import CorpusLink, Lake, Plan, Receipt, ShardRecord, SiteReceipt
+from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
 from schemas.values import Reads, Totals
 
@@ -72,7 +73,8 @@ class Catalog:
     ) -> None:
         self.layout, self.lake, self.links, self.plans = layout, lake, links, plans
         self.shards = [record for link in links for record in link.shards]
-        self.sites = _sites(plans)
+        self.dropped = {name: dropped_sites(layout, name) for name in plans}
+        self.sites = _sites({name: self.pass_sites(name) for name in plans}, plans)
         self._records = {record.name: record for record in self.shards}
         self._links = {record.name: number for number, link in enumerate(links) for record in link.shards}
         self._receipts: dict[str, dict[str, Receipt]] = {}
@@ -116,10 +118,15 @@ class Catalog:
     def site(self, name: str) -> SiteInfo:
         """One site by name."""
         if name not in self.sites:
+            gone = ", it was dropped" if any(name in sites for sites in self.dropped.values()) else ""
             raise InputError(
-                f"{self.layout.root} has no site {name!r}; it has {', '.join(self.sites) or 'none'}"
+                f"{self.layout.root} has no site {name!r}{gone}; it has {', '.join(self.sites) or 'none'}"
             )
         return self.sites[name]
+
+    def pass_sites(self, pass_name: str) -> tuple[PlannedSite, ...]:
+        """Sites of a pass, as planned, but for those that were dropped."""
+        return live_sites(self.plans[pass_name], self.dropped[pass_name])
 
     def pass_receipts(self, pass_name: str) -> dict[str, Receipt]:
         """Receipts of a pass by shard, in shard order."""
@@ -200,14 +207,14 @@ def read_plans(layout: Layout) -> dict[str, Plan]:
     return plans
 
 
-def _sites(plans: dict[str, Plan]) -> dict[str, SiteInfo]:
+def _sites(planned: dict[str, tuple[PlannedSite, ...]], plans: dict[str, Plan]) -> dict[str, SiteInfo]:
     sites: dict[str, SiteInfo] = {}
     for pass_name, plan in plans.items():
-        for site in plan.sites:
+        for site in planned[pass_name]:
             if site.name in sites:
                 raise InputError(
                     f"passes {sites[site.name].pass_name!r} and {pass_name!r} both have a site "
-                    f"{site.name!r}: tables go by site, so move one of the passes to another store"
+                    f"{site.name!r}: tables go by site, so drop one of the passes (`latentlake drop`)"
                 )
             sites[site.name] = SiteInfo(
                 name=site.name,

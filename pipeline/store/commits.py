@@ -50,6 +50,11 @@ def read_commit(layout: Layout, pass_name: str, shard: str) -> Receipt | None:
         return None
 
 
+def has_commits(layout: Layout, pass_name: str) -> bool:
+    """Whether any shard of a pass is committed."""
+    return any(_is_marker(path) for path in listed(layout.commits(pass_name)))
+
+
 def read_commits(
     layout: Layout, pass_name: str, seen: Mapping[str, Receipt] = MappingProxyType({})
 ) -> dict[str, Receipt]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pipeline.store.catalog import read_plans
 from pipeline.store.commits import read_commit, read_commits
 from pipeline.store.compacted import Compacted, read_compactions
+from pipeline.store.drop import Piece, leftovers
 from pipeline.store.objects import remove, remove_tree, walk
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
@@ -64,7 +65,13 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
         item = found.setdefault(key, item)
         item.bytes += size
         item.newest = max(item.newest, modified)
-    return [found[key] for key in sorted(found) if found[key].newest < now - _age(found[key], older_than_s)]
+    old = [found[key] for key in sorted(found) if found[key].newest < now - _age(found[key], older_than_s)]
+    return old + [_of_dropped(piece) for _, piece in leftovers(layout)]
+
+
+def _of_dropped(piece: Piece) -> Garbage:
+    """What is left of a dropped site, of any age: nobody reads it, and nobody writes it any more."""
+    return Garbage(piece.path, None, piece.marker, superseded=True, bytes=piece.bytes, newest=piece.newest)
 
 
 def _age(item: Garbage, older_than_s: float) -> float:

@@ -18,6 +18,7 @@ from pipeline import statistics
 from pipeline.statistics import control
 from pipeline.statistics.rows import l0_counts
 from pipeline.store.dense import open_dense, wrong_with_dense
+from pipeline.store.dropped import live_part, live_sites
 from pipeline.store.fingerprint import fingerprints
 from pipeline.store.objects import measure, readable, system_readable
 from pipeline.store.parquet import read_frame
@@ -124,6 +125,8 @@ class Pass:
     plan: Plan
     compacted: frozenset[str] = frozenset()
     """Sites of which a compaction is compared with the shards, by its fingerprints."""
+    dropped: frozenset[str] = frozenset()
+    """Sites whose objects need not be there."""
 
     def check(self, shard: Committed) -> tuple[VerifyReport, dict[str, Prints]]:
         """What was found in one shard, and the sites in which nothing is wrong."""
@@ -132,7 +135,7 @@ class Pass:
         if report.problems or not shard.tokens_intact:
             return report, {}
         sound = dict[str, Prints]()
-        for site in self.plan.sites:
+        for site in live_sites(self.plan, self.dropped):
             before = len(report.problems)
             try:
                 prints = _SiteCheck(self, site, shard, report).run()
@@ -162,14 +165,14 @@ class Pass:
         if receipt.plan_hash != self.plan.hash:
             report.problems.append(f"{marker} was made under another plan than {self.layout.plan(name)}")
         folder = self.layout.attempt(name, receipt.shard, receipt.attempt)
-        for item in receipt.objects:
+        for item in live_part(receipt, self.dropped).objects:
             try:
                 path = below(folder, item.path, "object")
             except InputError as error:
                 report.problems.append(f"{marker} names a file outside its attempt: {error}")
                 continue
             report.compare_object(path, item.bytes, item.sha256)
-        for site in self.plan.sites:
+        for site in live_sites(self.plan, self.dropped):
             if site.name not in receipt.sites:
                 report.problems.append(f"{marker} says nothing of site {site.name}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.store.csr import EVERY_CHUNK, checked_codecs
-from pipeline.store.objects import publish_folder, readable, scratch_folder
+from pipeline.store.objects import publish_folder, readable, remove, remove_tree, scratch_folder
 from pipeline.store.zarr_files import absent_chunks, arrays_of, check_chunks, open_group
 from schemas.errors import InputError
 from schemas.layout import ZARR_METADATA, Layout, StorePath
@@ -31,21 +31,36 @@ def write_site_weights(
     layout: Layout,
     pass_name: str,
     site: PlannedSite,
-    weights: Mapping[str, NDArray[Any]],
+    weights: Mapping[str, NDArray[Any]] | Callable[[], Mapping[str, NDArray[Any]]],
     metadata: Mapping[str, Any],
 ) -> None:
     """Write passes/<pass>/sites/<site>.zarr unless it is there; whole or not at all.
 
-    `weights` is what `Encoder.weights()` gives (W_enc [d_model, d_sae], W_dec [d_sae, width of the output],
-    b_enc …);
-    `metadata` is any JSON object, kept as an attribute beside the planned site.
+    One of another site of this name, left by a plan that was replaced, is replaced too. `weights`, or what it
+    gives when called, is what `Encoder.weights()` gives (W_enc [d_model, d_sae], W_dec [d_sae, width of the
+    output], b_enc …); `metadata` is any JSON object, kept as an attribute beside the planned site.
     """
-    if has_site_weights(layout, pass_name, site.name):
-        return
     path = layout.site(pass_name, site.name)
+    if has_site_weights(layout, pass_name, site.name):
+        if _is_of(path, site):
+            return
+        remove_site_weights(path)
     with scratch_folder(path) as temporary:
-        _write(temporary, site, weights, metadata)
+        _write(temporary, site, weights() if callable(weights) else weights, metadata)
         publish_folder(temporary, path)
+
+
+def remove_site_weights(path: StorePath) -> None:
+    """Remove a site's group as far as possible, first what says that it is whole."""
+    remove(path / ZARR_METADATA)
+    remove_tree(path)
+
+
+def _is_of(path: StorePath, site: PlannedSite) -> bool:
+    """Whether the weights there are those of `site`, wherever its SAE lay then."""
+    with readable(path):
+        kept = PlannedSite.model_validate(open_group(path).attrs["site"])
+    return kept.model_copy(update={"sae": site.sae}) == site
 
 
 def has_site_weights(layout: Layout, pass_name: str, site: str) -> bool:

@@ -8,7 +8,8 @@ checksums alone. What is for people (manifest, events, prediction, figures, repo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,10 +20,12 @@ import polars as pl
 from pipeline.executors.tasks import Tasks
 from pipeline.statistics.ragged import run_starts
 from pipeline.store import tables
+from pipeline.store.commits import has_commits
 from pipeline.store.compacted import Compacted, in_use, read_compactions, remedy
 from pipeline.store.control_tables import CONTROL_TABLES, control_tables
+from pipeline.store.drop import leftovers
 from pipeline.store.fingerprint import fingerprints
-from pipeline.store.objects import readable
+from pipeline.store.objects import listed, readable
 from pipeline.store.parquet import as_frame, open_parquet
 from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_check import EVERY_FEATURE, Committed, Pass, Prints, VerifyReport
@@ -31,7 +34,8 @@ from pipeline.store.site_tables import site_tables
 from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.records import CompactedFile, Lake, Plan, ShardRecord
+from schemas.records import CompactedFile, Lake, PlannedSite, ShardRecord
+from schemas.run_file import NAME
 from schemas.tables import OF_STATS, VOCABULARY
 from schemas.values import U64
 
@@ -58,7 +62,22 @@ def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
     _verify_chain(store, report)
     for pass_name in store.plans:
         _verify_pass(store, pass_name, tokens, tasks, report)
+    _verify_removed(store.layout, store.plans.keys(), report)
     return report
+
+
+def _verify_removed(layout: Layout, passes: Collection[str], report: VerifyReport) -> None:
+    """What is left of dropped sites, and of passes whose plan was removed by other hands."""
+    left = Counter(site for site, _ in leftovers(layout))
+    for site, pieces in sorted(left.items()):
+        report.stale.append(f"{pieces} pieces are left of the dropped site {site}: run `latentlake gc`")
+    for folder in listed(layout.passes):
+        name = folder.name
+        if NAME.fullmatch(name) and name not in passes and has_commits(layout, name):
+            report.problems.append(
+                f"{layout.plan(name)} is missing, and shards are committed under it: restore it from a copy "
+                f"of the store, or remove {folder}"
+            )
 
 
 def _verify_pass(
@@ -74,9 +93,10 @@ def _verify_pass(
         )
     compactions, wrong = read_compactions(store.layout, pass_name, receipts)
     report.problems += wrong
-    expected = _expected(plan, compactions)
-    unsound = {site.name: len(receipts) for site in plan.sites}
-    of = Pass(store.layout, store.lake, plan, frozenset(expected))
+    planned = store.pass_sites(pass_name)
+    expected = _expected(planned, compactions)
+    unsound = {site.name: len(receipts) for site in planned}
+    of = Pass(store.layout, store.lake, plan, frozenset(expected), store.dropped[pass_name])
     checked = tasks.map(of.check, _committed(store, pass_name, tokens))
     for shard, (found, sites) in zip(receipts, checked, strict=True):
         report.add(found)
@@ -107,10 +127,10 @@ class _Expected:
             self.prints[features] += sums
 
 
-def _expected(plan: Plan, compactions: Sequence[Compacted]) -> dict[str, _Expected]:
+def _expected(sites: Sequence[PlannedSite], compactions: Sequence[Compacted]) -> dict[str, _Expected]:
     """By site, where there is a compaction."""
     found = {}
-    for site in plan.sites:
+    for site in sites:
         compacted = in_use(each for each in compactions if each.record.site == site.name)
         if compacted is not None:
             found[site.name] = _Expected(compacted, np.zeros(site.d_sae, np.uint64))
@@ -182,7 +202,7 @@ def _committed(store: FeatureStore, pass_name: str, tokens: set[str]) -> Iterato
     """What each shard's task needs to know."""
     known = {record.name for record in store.shards}
     for shard, receipt in store.pass_receipts(pass_name).items():
-        sites = store.plans[pass_name].sites if shard in known else ()
+        sites = store.pass_sites(pass_name) if shard in known else ()
         files, problem = dict[str, ShardFiles](), None
         try:
             files = {site.name: store.all_files(site.name, shard) for site in sites}

@@ -18,7 +18,7 @@ from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.layout import Layout
 from tests.kit import tiny_lm
-from tests.lakes import run_file
+from tests.lakes import run_content, run_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -117,6 +117,38 @@ def test_a_shard_that_kills_its_process_is_given_up_and_the_rest_is_committed(se
         extract(layout, run)
     shards = FeatureStore.open(layout.root).shards
     assert len(commits(layout)) == len(shards) - 1
+
+
+def test_after_a_wrong_hook_and_a_poisoned_model_the_corrected_run_file_just_works(session, tmp_path):
+    sae = run_content(tmp_path)["sites"][0]["sae"]
+    wrong = {"sites": [{"name": "mid", "sae": sae, "hook_name": "layers.7"}]}
+    run, layout = prepared(tmp_path, extract={"executor": "ray", "workers": 2}, **wrong)
+    with pytest.raises(InputError, match=r"layers\.7"):
+        extract(layout, run)
+    assert not layout.plan("mid").exists()
+    poisoned = {"model": {"path": "tests.test_passes:poisoned_lm"}}
+    run, _ = prepared(tmp_path, extract={"executor": "ray", "workers": 2}, **poisoned)
+    with pytest.raises(InputError, match="shards were given up"):
+        extract(layout, run)
+    assert layout.plan("mid").exists()
+    run, _ = prepared(tmp_path, extract={"executor": "ray", "workers": 2})
+    assert not extract(layout, run).failures
+    assert FeatureStore.open(layout.root).verify().problems == []
+
+
+def test_a_run_whose_plan_is_replaced_ends_with_one_sentence(session, tmp_path):
+    run, layout = prepared(tmp_path, extract={"executor": "ray", "workers": 2})
+    events = []
+
+    def take_away(**event):
+        events.append(event["event"])
+        if event["event"] == "ready":
+            layout.plan("mid").unlink(missing_ok=True)
+
+    with pytest.raises(InputError, match="is not the plan that this run began with"):
+        extract(layout, run, on_event=take_away)
+    assert "retry" not in events
+    assert commits(layout) == []
 
 
 def deadly_corpus(folder):

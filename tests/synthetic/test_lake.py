@@ -235,7 +235,7 @@ def test_the_defaults_of_a_synthetic_run_file():
     assert told == []
     assert (tokens.tokenizer, tokens.prepend_bos, tokens.separator) == ("numbers:50", False, "none")
     assert (tokens.context_size, resolved.extract.check_sae) == (128, "off")
-    assert (resolved.sites[0].hook_name, resolved.store.pass_name) == ("synthetic", "made")
+    assert (resolved.sites[0].hook_name, resolved.sites[0].name) == ("synthetic", "made")
 
 
 @pytest.mark.parametrize(
