@@ -7,9 +7,10 @@ from importlib import metadata
 from typing import Any
 
 from pipeline import trained_with
-from pipeline.models import check_inputs, max_context, model_digest
+from pipeline.models import check_inputs, is_earlier_digest, max_context, model_digest
 from pipeline.models.device import choose_device
 from pipeline.number_tokenizer import PREFIX as NUMBERS
+from pipeline.planned import model_of
 from pipeline.saes import NO_SAE, SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.catalog import read_plans
 from pipeline.store.objects import put_if_absent
@@ -237,9 +238,12 @@ def agree_on_plan(layout: Layout, plan: Plan, *, accept_environment: bool = Fals
 def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None) -> Plan:
     """The plan in the old one's format, with what was chosen, not asked for, for sites of the same name.
 
-    Positions that are equal over the lake's contexts are written as the old plan has them.
+    Positions that are equal over the lake's contexts are written as the old plan has them, and so is the
+    digest of a model's name from before version 0.7.
     """
     before = {site.name: site for site in old.sites}
+    if plan.model_digest != old.model_digest and is_earlier_digest(model_of(plan), old.model_digest):
+        plan = plan.model_copy(update={"model_digest": old.model_digest})
     sites = []
     for site in plan.sites:
         was = before.get(site.name, site)

@@ -35,7 +35,7 @@ from schemas.errors import ShardError
 from schemas.layout import DENSE, Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
-from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
+from schemas.values import Agreement, ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
 
 
 class Features(Protocol):
@@ -44,6 +44,10 @@ class Features(Protocol):
     @property
     def device_model(self) -> str:
         """What the device calls itself."""
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How the loaded model differs from transformers' own; None where there is no such model."""
 
     @property
     def batch_contexts(self) -> int | None:
@@ -119,6 +123,7 @@ class Worker:
             device=self._plan.device,
             device_model=self._features.device_model,
             environment=environment(),
+            agreement=self._features.agreement,
         )
 
     def rows_done(self, shard: str) -> int:
