@@ -12,6 +12,8 @@ from functools import partial
 
 import typer
 
+from schemas.errors import EndedBySignal
+
 
 def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
     """Run the command line; what the user can mend is one sentence on stderr and exit code 2.
@@ -32,7 +34,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
 def _end(asked: list[int], number: int, frame: object) -> None:  # noqa: ARG001 - what a handler is given
     """End at once, on the way out ending the workers: what is committed stays, so nothing else needs care."""
     asked.append(number)
-    raise SystemExit(128 + number)
+    raise EndedBySignal(128 + number)
 
 
 def _command(app: typer.Typer, arguments: list[str] | None) -> None:

@@ -33,7 +33,7 @@ from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, PlannedSite
 from schemas.run_file import ActivationDtype, CheckSae
-from schemas.values import F32, Bool, ControlSums, Encoded, SparseFeatures, Timed, TokenShard
+from schemas.values import F32, Agreement, Bool, ControlSums, Encoded, SparseFeatures, Timed, TokenShard
 
 if TYPE_CHECKING:
     import torch
@@ -82,6 +82,11 @@ class ModelFeatures:
     def device_model(self) -> str:
         """What the device calls itself."""
         return describe_device(self._plan.device)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """See `pipeline.worker.Features`."""
+        return self._model.agreement
 
     def load(self) -> None:
         """Load the model and the SAEs; writes nothing.

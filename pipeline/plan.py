@@ -8,9 +8,10 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from pipeline import trained_with
-from pipeline.models import check_inputs, max_context, model_digest
+from pipeline.models import check_inputs, is_earlier_digest, max_context, model_digest
 from pipeline.models.device import choose_device
 from pipeline.number_tokenizer import PREFIX as NUMBERS
+from pipeline.planned import model_of
 from pipeline.saes import NO_SAE, SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.catalog import read_plans
 from pipeline.store.commits import has_commits
@@ -284,8 +285,9 @@ def _require_no_run(layout: Layout, pass_name: str) -> None:
 def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None, *, is_begun: bool) -> Plan:
     """The plan in the old one's format, with what was chosen, not asked for, for sites of the same name.
 
-    Positions that are equal over the lake's contexts are written as the old plan has them. A pass that
-    `is_begun` keeps its other sites as they are: it is extended as a whole.
+    Positions that are equal over the lake's contexts are written as the old plan has them, and so is the
+    digest of a model's name from before version 0.7. A pass that `is_begun` keeps its other sites as they
+    are: it is extended as a whole.
     """
     asked = {site.name: site for site in plan.sites}
     sites = [
@@ -294,6 +296,8 @@ def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None, *, is_begun: bool
     ]
     before = {site.name: site for site in old.sites}
     sites += [_with_choices(before.get(name, site), site, lake) for name, site in asked.items()]
+    if plan.model_digest != old.model_digest and is_earlier_digest(model_of(plan), old.model_digest):
+        plan = plan.model_copy(update={"model_digest": old.model_digest})
     return plan.model_copy(update={"sites": tuple(sites), "format_version": old.format_version})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from pipeline.models import load_model, model_digest
+from pipeline.models import digest_as_planned, load_model
 from pipeline.saes import choose_block, load_sae, sae_digest
 from schemas.errors import InputError
 from schemas.records import Plan, PlannedSite
@@ -53,7 +53,7 @@ def model_of(plan: Plan) -> Model:
 
 def differing(plan: Plan, sites: Iterable[PlannedSite]) -> Iterator[str]:
     """The model and the SAEs of which other files are seen here than the plan was made with."""
-    if model_digest(model_of(plan)) != plan.model_digest:
+    if digest_as_planned(model_of(plan), plan.model_digest) != plan.model_digest:
         yield f"model {plan.model}"
     for site in sites:
         if site.has_sae and sae_digest(site.sae) != site.sae_digest:
@@ -73,12 +73,18 @@ def use_of(
     """How to open the model, and the SAE, of a site on `device`; `model` and `sae` say where they lie now.
 
     `about` is the SAE's metadata as the store has it; None where only the place where it reads matters.
-    InputError where the plan has no model, or where the files are gone or are not those of the plan.
+    InputError where the plan has no model, where the files are gone or are not those of the plan, and where
+    the plan, not the user, names a module to import: a store may be anybody's.
     """
     if plan.model_loader == "synthetic":
         raise InputError(
             f"site {name!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
             "behind them: give a site of a model"
+        )
+    if plan.model_loader == "torch_module" and model is None:
+        raise InputError(
+            f"the store names {plan.model!r} as the model of site {name!r}, which would be imported and run: "
+            f"where you trust that code, give --model {plan.model}, or the package.module:function to use"
         )
     site = next(site for site in plan.sites if site.name == name)
     if not site.has_sae:
@@ -88,7 +94,8 @@ def use_of(
         rows, features = choose_block(site.d_sae, device)
         site = site.model_copy(update={"encode_block": rows, "encode_features": min(features, site.d_sae)})
     plan = plan.model_copy(update={"device": device, "model": model or plan.model, "sites": (site,)})
-    _require_same("model", plan.model, lambda: model_digest(model_of(plan)), plan.model_digest)
+    opened, planned = model_of(plan), plan.model_digest
+    _require_same("model", plan.model, lambda: digest_as_planned(opened, planned), planned)
     if needs_sae:
         _require_same("SAE", site.sae, lambda: sae_digest(site.sae), site.sae_digest)
     place = Place(site.hook_name, site.hook_name) if about is None else place_of(site, about)

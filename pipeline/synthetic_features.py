@@ -19,6 +19,7 @@ from schemas.values import ControlSums, Encoded, Timed, TokenShard
 class SyntheticFeatures:
     """Holds a generator for each site."""
 
+    agreement = None
     batch_contexts: int | None = None
     """See `pipeline.worker.Features`."""
     controls: Mapping[str, ControlSums] = MappingProxyType({})

@@ -167,7 +167,7 @@ def _from_json(folder: Path) -> LakeTokenizer:
 def _from_transformers(path: str) -> LakeTokenizer:
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
+    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir(), trust_remote_code=False)
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"the tokenizer of {path!r} has no fast form (tokenizer.json); set tokens.tokenizer")

@@ -37,7 +37,7 @@ from schemas.errors import ShardError
 from schemas.layout import DENSE, Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
-from schemas.values import ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
+from schemas.values import Agreement, ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
 
 
 class Features(Protocol):
@@ -46,6 +46,10 @@ class Features(Protocol):
     @property
     def device_model(self) -> str:
         """What the device calls itself."""
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How the loaded model differs from transformers' own; None where there is no such model."""
 
     @property
     def batch_contexts(self) -> int | None:
@@ -127,6 +131,7 @@ class Worker:
             device=self._plan.device,
             device_model=self._features.device_model,
             environment=environment(),
+            agreement=self._features.agreement,
         )
 
     def begin(self) -> None:

@@ -16,3 +16,7 @@ class NodeError(InputError):
 
 class ShardError(InputError):
     """One shard can not be processed and trying again will not help (NaN, overflow, damaged tokens)."""
+
+
+class EndedBySignal(SystemExit):
+    """A signal ends the process, with code 128 + its number; whoever catches SystemExit lets this pass."""

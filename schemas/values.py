@@ -303,6 +303,19 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How a model as it is run here differs from transformers' own on a few tokens.
+
+    `differences`: relative norms by hook, and of the logits; `unchecked`: hooks, and logits, that could not
+    be compared; `why` nothing could be, or empty.
+    """
+
+    differences: dict[str, float] = field(default_factory=dict)
+    unchecked: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Hello:
     """What a worker says when it is ready: where it runs, and what its node sees."""
 
@@ -313,3 +326,5 @@ class Hello:
     device_model: str
     environment: dict[str, str] = field(default_factory=dict)
     """Versions of the libraries that data pass through there."""
+    agreement: Agreement | None = None
+    """Of the model with transformers' own; None where there is no such model."""

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from pipeline.executors.heartbeat import Heartbeat
@@ -328,4 +328,5 @@ class Dispatcher:
 
 def ready_event(hello: Hello) -> dict[str, Any]:
     """What is told of a worker that is ready."""
-    return {"node": hello.node, "pid": hello.pid, "gpus": hello.gpus, "device": hello.device_model}
+    agrees = {} if hello.agreement is None else {"agreement": asdict(hello.agreement)}
+    return {"node": hello.node, "pid": hello.pid, "gpus": hello.gpus, "device": hello.device_model, **agrees}

@@ -1,32 +1,41 @@
 """Models: from the run file's `model` section to x at the hooks.
 
 A new loader is one module with `load`, `digest` and `max_context`, and one line in LOADERS. Importing this
-package, and taking a digest, does not import torch.
+package, and taking the digest of what lies here, does not import torch.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pipeline.models.device import require_device
+from pipeline.models.weight_files import weight_bytes
 from schemas import run_file
 from schemas.errors import InputError
 from schemas.records import Inputs, digest_of
-from schemas.values import I64, TokenBatch
+from schemas.values import I64, Agreement, TokenBatch
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.models.replay import Begun
 
-__all__ = ["LOADERS", "Model", "check_inputs", "load_model", "max_context", "model_digest", "weight_bytes"]
+__all__ = [
+    "LOADERS",
+    "Model",
+    "check_inputs",
+    "digest_as_planned",
+    "is_earlier_digest",
+    "load_model",
+    "max_context",
+    "model_digest",
+    "weight_bytes",
+]
 
 LOADERS = {
     "transformer_lens": "pipeline.models.transformer_lens",
@@ -56,6 +65,10 @@ class Model(Protocol):
     @property
     def widths(self) -> dict[str, int]:
         """Hook name -> width d of x there."""
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How it differs from transformers' own model on a few tokens; None where there is none."""
 
     def forward(self, batch: TokenBatch, also: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """Hook name -> x float32 [sum(lengths), d] on the device: real tokens only, in (context, position)
@@ -168,45 +181,35 @@ def probe(model: Model, batch: TokenBatch, hooks: Sequence[str]) -> dict[str, to
 def model_digest(model: run_file.Model) -> str:
     """sha256 in hex of the weights and the configuration, as far as they lie in files here.
 
-    A local folder: its weight, configuration and code files. A Hugging Face name: the name alone. A
-    torch_module: the import path and the source file of its function. Weight processing counts where there is
-    any.
+    A local folder: its weight, configuration and code files. A Hugging Face name: the name and the commit
+    that the hub, or without a network its cache, has now. A torch_module: the import path and the source file
+    of its function. Weight processing counts where there is any. Nothing of a model is run.
     """
-    digest: str = _loader(model).digest(model.path)
+    return _processed(model, _loader(model).digest(model.path))
+
+
+def digest_as_planned(model: run_file.Model, planned: str) -> str:
+    """The model's digest; that of its name alone where a plan from before version 0.7 has that."""
+    return planned if is_earlier_digest(model, planned) else model_digest(model)
+
+
+def is_earlier_digest(model: run_file.Model, planned: str) -> bool:
+    """Whether a plan's digest is of a Hugging Face name alone, as before version 0.7; that is a warning."""
+    name = getattr(_loader(model), "digest_of_name", lambda path: None)(model.path)
+    if name is None or planned != _processed(model, name):
+        return False
+    warnings.warn(
+        f"the digest of model {model.path} in the pass's plan is of its name alone, as before version 0.7: "
+        "which commit of it the pass was made with is not known",
+        stacklevel=2,
+    )
+    return True
+
+
+def _processed(model: run_file.Model, digest: str) -> str:
+    """The digest together with the weight processing, where there is any."""
     processing = list(model.weight_processing)
     return digest_of({"model": digest, "processing": processing}) if processing else digest
-
-
-def weight_bytes(model: run_file.Model) -> int:
-    """Bytes of the weights of a local model folder in the dtype asked for; 0 where no file tells.
-
-    From the headers of safetensors files; other files count as they are.
-    """
-    folder = Path(model.path)
-    if not folder.is_dir():
-        return 0
-    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
-    parameters = sum(_parameters(file) for file in _safetensors(folder))
-    others = sum(
-        f.stat().st_size for suffix in ("bin", "pt", "pth", "gguf") for f in folder.glob(f"[!.]*.{suffix}")
-    )
-    return parameters * sizes[model.dtype] or others
-
-
-def _safetensors(folder: Path) -> set[Path]:
-    """A model's safetensors files: those that its index names, else all but a second, consolidated copy."""
-    index, files = folder / "model.safetensors.index.json", set(folder.glob("[!.]*.safetensors"))
-    if index.is_file():
-        named = set(json.loads(index.read_bytes())["weight_map"].values())
-        return {file for file in files if file.name in named}
-    return {file for file in files if not file.name.startswith("consolidated")} or files
-
-
-def _parameters(file: Path) -> int:
-    """Numbers in a safetensors file: its header's length in 8 bytes, then the header."""
-    with file.open("rb") as opened:
-        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def max_context(model: run_file.Model) -> int | None:

@@ -31,7 +31,7 @@ from pipeline.models.unembedding import (
 )
 from schemas.errors import InputError
 from schemas.records import Inputs
-from schemas.values import I64, TokenBatch
+from schemas.values import I64, Agreement, TokenBatch
 
 Run = Callable[[Tensor, Tensor | None], object]
 """Forward token ids int64 [B, T], or vectors float32 [B, T, width], with an attention mask int64 [B, T], or
@@ -83,7 +83,12 @@ class HookedModel:
         read_only: Collection[str] = (),
         head: Head | None = None,
         inputs: Inputs | None = None,
+        *,
+        agreement: Agreement | None = None,
+        refuse: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
+        """`refuse` raises InputError for what the model's code raised, where that is none of ours."""
+        self.agreement, self._refuse = agreement, refuse
         self.hooks, self.device, self.max_context = list(dict.fromkeys(hooks)), device, max_context
         self._attach, self._run, self._read_only = attach, run, read_only
         self._head, self._head_is_checked = head, False
@@ -308,11 +313,16 @@ class HookedModel:
                 attached.callback(self._attach(hook, take))
             try:
                 return self._run(inputs.given, inputs.mask)
+            except _AllTaken:
+                raise
             except IndexError as error:
                 raise InputError(
                     f"the model refused token ids up to {batch.token_ids.max()} ({error}): its vocabulary is "
                     "not that of tokens.tokenizer"
                 ) from error
+            except (Exception, SystemExit) as error:
+                self._refuse(error)
+                raise
 
     def _check_replaceable(self, hook: str) -> None:
         """Stop where replacing x would silently do something else."""

@@ -1,8 +1,9 @@
 """Loader of TransformerLens' HookedTransformer, which transformer-lens 3 has and 4 has not.
 
 For SAEs that were trained with it and on whose last bits it depends: with the same model.processing the
-loader `transformer_lens` gives the same x up to rounding. A local folder is converted as the library converts
-the model of that name; n_ctx is kept at N_CTX, as every layer holds a mask [n_ctx, n_ctx].
+loader `transformer_lens` gives the same x up to rounding. The model of transformers is loaded from its folder
+and converted by its configuration, or, where the library knows an architecture by names alone, by the name of
+the model. n_ctx is kept at N_CTX, as every layer holds a mask [n_ctx, n_ctx].
 """
 
 from __future__ import annotations
@@ -11,23 +12,36 @@ import importlib.metadata
 import json
 import tempfile
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import transformer_lens
+from pipeline.models import model_files, transformer_lens
+from pipeline.models.foreign_code import BUILD, refuse_run, refusing, without_foreign_code
+from pipeline.models.model_files import CONFIG, config_of, folder_of, longest_context
+from pipeline.models.weight_files import check_size
 from schemas import run_file
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from pipeline.models.agreement import Plain
     from pipeline.models.attach import Attach, Detach, Take
     from pipeline.models.hooked import HookedModel
+    from schemas.values import Agreement
+
+LOADER = "hooked_transformer"
 
 N_CTX = 4096
 """Longest context kept, where the model takes longer ones."""
 
-digest = transformer_lens.digest
+LIBRARYS_OWN = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+"""Repositories of models in a format of the library, behind which no model of transformers stands."""
+
+digest, digest_of_name = model_files.digest, model_files.digest_of_name
 
 
 def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
@@ -37,23 +51,56 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     from pipeline.models.hooked import HookedModel
 
     _require_version()
-    transformer_lens.require_folder(model.path)
-    build = _from_folder if Path(model.path).is_dir() else _from_name
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that it is gone in version 4 is known here
-            hooked = build(model, device).eval().requires_grad_(False)
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001 - damaged files make the libraries raise anything
-        transformer_lens.refuse_model(model.path, error)
+    with (
+        refusing(f"model {model.path} can not be loaded by {LOADER}", BUILD),
+        without_foreign_code(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", DeprecationWarning)  # that it is gone in version 4 is known here
+        hooked, agreement = _loaded(model, hooks, device)
+    return HookedModel(
+        hooks,
+        _attacher(hooked),
+        _runner(hooked),
+        torch.device(device),
+        hooked.cfg.n_ctx,
+        head=transformer_lens.head_of(hooked),
+        agreement=agreement,
+        refuse=partial(refuse_run, model.path, LOADER),
+    )
 
-    def run(token_ids: Tensor, mask: Tensor | None) -> object:
+
+def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, Agreement | None]:
+    """The model as it is asked for, and how it differs, without processing, from transformers' own."""
+    import torch
+
+    from pipeline.models.agreement import require_agreement, run_plain
+    from pipeline.models.rotary import refuse_longrope
+
+    repository = None if Path(model.path).is_dir() else model_files.pinned(model.path).repository
+    if repository is not None and repository.startswith(LIBRARYS_OWN):
+        return _ready(_of_the_library(model, device)), None
+    folder, dtype = folder_of(model.path), getattr(torch, model.dtype)
+    check_size(folder, model.path)
+    weights = _weights(folder, dtype, device)
+    refuse_longrope(weights, model.path, LOADER)
+    plain = run_plain(weights, hooks, longest_context(weights.config.to_dict()))
+    converted = partial(_converted, weights, folder, repository, device, dtype)
+    hooked = _ready(converted(dict.fromkeys(run_file.PROCESSING, False)))
+    agreement = _compared(hooked, weights, plain, hooks)
+    require_agreement(agreement, dtype, model.path, LOADER)
+    return (_ready(converted(_flags(model))) if model.weight_processing else hooked), agreement
+
+
+def _ready(hooked: Any) -> Any:
+    return hooked.eval().requires_grad_(False)
+
+
+def _runner(hooked: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
+    def run(token_ids: Tensor, mask: Tensor | None) -> Any:
         return hooked(token_ids, return_type="logits", attention_mask=mask)
 
-    head = transformer_lens.head_of(hooked)
-    attach = _attacher(hooked)
-    return HookedModel(hooks, attach, run, torch.device(device), hooked.cfg.n_ctx, head=head)
+    return run
 
 
 def max_context(path: str) -> int | None:
@@ -77,34 +124,52 @@ def _flags(model: run_file.Model) -> dict[str, bool]:
     return {name: name in model.weight_processing for name in run_file.PROCESSING}
 
 
-def _from_name(model: run_file.Model, device: str) -> Any:
-    """A model by its name on Hugging Face, or by the library's alias of it."""
+def _of_the_library(model: run_file.Model, device: str) -> Any:
+    """A model of LIBRARYS_OWN, at its commit."""
     from transformer_lens import HookedTransformer
 
+    repository, commit = model_files.pinned(model.path)
     return HookedTransformer.from_pretrained_no_processing(
-        model.path, device=device, dtype=model.dtype, **_flags(model)
+        repository, device=device, dtype=model.dtype, revision=commit, **_flags(model)
     )
 
 
-def _from_folder(model: run_file.Model, device: str) -> Any:
-    """A model from a folder: the steps of HookedTransformer.from_pretrained (3.9), which takes only names."""
-    import torch
-    from transformer_lens import HookedTransformer, loading_from_pretrained
+def _weights(folder: Path, dtype: torch.dtype, device: str) -> Any:
+    """The model of transformers, with the attention that is also written out in HookedTransformer."""
     from transformers import AutoModelForCausalLM
 
-    dtype, flags = getattr(torch, model.dtype), _flags(model)
-    weights = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype)
-    with tempfile.TemporaryDirectory() as folder:
-        _write_config(Path(model.path), Path(folder))
-        config = loading_from_pretrained.get_pretrained_model_config(
-            folder,
-            hf_cfg=weights.config.to_dict(),
-            fold_ln=flags["fold_ln"],
-            device=device,
-            dtype=dtype,
-            n_ctx=max_context(model.path),
-        )
-        state = loading_from_pretrained.get_pretrained_state_dict(folder, config, weights, dtype=dtype)
+    settings = {"trust_remote_code": False, "local_files_only": True, "attn_implementation": "eager"}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **settings)
+    return loaded.to(device).eval()
+
+
+def _converted(
+    weights: Any,
+    folder: Path,
+    repository: str | None,
+    device: str,
+    dtype: torch.dtype,
+    flags: dict[str, bool],
+) -> Any:
+    """The steps of HookedTransformer.from_pretrained (3.9), which takes only names."""
+    from transformer_lens import HookedTransformer, loading_from_pretrained
+
+    with tempfile.TemporaryDirectory() as named:
+        _write_config(folder, Path(named))
+        asked = {
+            "hf_cfg": weights.config.to_dict(),
+            "fold_ln": flags["fold_ln"],
+            "device": device,
+            "dtype": dtype,
+        }
+        asked["n_ctx"] = max_context(str(folder))
+        try:
+            config = loading_from_pretrained.get_pretrained_model_config(named, **asked)
+        except NotImplementedError:
+            if repository is None or Path(repository).exists():
+                raise  # the library would look at what lies here
+            config = loading_from_pretrained.get_pretrained_model_config(repository, **asked)
+        state = loading_from_pretrained.get_pretrained_state_dict(named, config, weights, dtype=dtype)
     config.tokenizer_name = None  # ids come ready
     hooked = HookedTransformer(config, move_to_device=False)
     hooked.load_and_process_state_dict(state, **flags)
@@ -112,14 +177,32 @@ def _from_folder(model: run_file.Model, device: str) -> Any:
     return hooked
 
 
+def _compared(hooked: Any, weights: Any, plain: Plain, hooks: list[str]) -> Agreement:
+    """By what its blocks are given and give."""
+    from pipeline.models.agreement import compare
+
+    blocks = _blocks(weights, hooked.cfg.n_layers)
+    places = {f"blocks.{n}.hook_resid_pre": plain.inputs.get(block) for n, block in enumerate(blocks)}
+    places |= {f"blocks.{n}.hook_resid_post": plain.outputs.get(block) for n, block in enumerate(blocks)}
+    return compare(plain, hooks, places.get, _attacher(hooked), _runner(hooked))
+
+
+def _blocks(weights: Any, n: int) -> list[Any]:
+    """The blocks of a model of transformers: its first list of so many modules."""
+    from torch import nn
+
+    lists = (part for part in weights.modules() if isinstance(part, nn.ModuleList) and len(part) == n)
+    return list(next(lists, ()))
+
+
 def _write_config(source: Path, folder: Path) -> None:
     """Write config.json into a folder whose name says nothing: the library guesses architectures from names.
 
     GPT-2's configuration in transformers 5 has no n_ctx, which the library asks for.
     """
-    config = transformer_lens.config_of(source / transformer_lens.CONFIG)
+    config = config_of(source / CONFIG)
     config.setdefault("n_ctx", config.get("n_positions"))
-    (folder / transformer_lens.CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
 
 def _attacher(hooked: Any) -> Attach:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import sys
+from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models.foreign_code import refuse_run, refusing
 from schemas import run_file
 from schemas.errors import InputError
 from schemas.records import Inputs, digest_of
@@ -28,11 +30,15 @@ if TYPE_CHECKING:
     from pipeline.models.hooked import HookedModel
 
 
+LOADER = "torch_module"
+
+
 def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | None = None) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch
 
     from pipeline.models.hooked import HookedModel
+    from pipeline.models.rotary import by_context
 
     if model.weight_processing:
         raise InputError(
@@ -40,26 +46,42 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
             "with model.loader: torch_module: set model.processing: {}"
         )
     dtype = getattr(torch, model.dtype)
-    module = _build(model.path).to(device, dtype).eval().requires_grad_(False)
+    module = _build(model.path, device, dtype)
 
     def run(given: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
         return module(given.to(dtype) if given.is_floating_point() else given)
 
     limit = getattr(module, "max_context", None)
-    return HookedModel(hooks, attacher(module), run, torch.device(device), limit, inputs=inputs)
+    if not (limit is None or type(limit) is int):
+        raise InputError(f"model {model.path} has max_context {limit!r}, which is no whole number of tokens")
+    refuse = partial(refuse_run, model.path, LOADER)
+    by = by_context(module, model.path)
+    return HookedModel(
+        hooks, attacher(module), by(run), torch.device(device), limit, inputs=inputs, refuse=refuse
+    )
 
 
 def digest(path: str) -> str:
-    """See pipeline.models.model_digest."""
+    """See pipeline.models.model_digest; nothing is imported, not even the packages that the module is in."""
     module, _ = _parts(path)
     _see_working_directory()
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
+    spec = _spec(module)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise InputError(f"model {path}: there is no module {module!r} on the import path")
     return digest_of({"path": path, "source": hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()})
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module's file is: each part is looked for in the folders of the package before it."""
+    spec, places = None, None
+    for part in module.split("."):
+        finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+        specs = (find(part, places) for find in finders if find is not None)
+        spec = next((found for found in specs if found is not None), None)
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or ())  # of a module that is no package: nowhere
+    return spec
 
 
 def max_context(path: str) -> int | None:  # noqa: ARG001 - only the built module can tell
@@ -75,34 +97,27 @@ def _parts(path: str) -> tuple[str, str]:
     return module, function
 
 
-def _build(path: str) -> nn.Module:
-    """Call the function that builds the module."""
+def _build(path: str, device: str, dtype: Any) -> nn.Module:
+    """Call the function that builds the module, and make it ready; what its code raises is an InputError."""
     from torch import nn
 
     name, function = _parts(path)
     _see_working_directory()
-    try:
+    with refusing(f"model {path} can not be imported"):
         build: Any = getattr(importlib.import_module(name), function)
-    except Exception as error:
-        raise InputError(f"model {path} can not be imported: {_told(error)}") from error
-    try:
+    with refusing(f"model {path} can not be built without arguments"):
         module = build()
-    except Exception as error:
-        raise InputError(f"model {path} can not be built without arguments: {_told(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise InputError(f"model {path} builds a {type(module).__name__}; it must build a torch.nn.Module")
-    return module
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"model {path} builds a {type(module).__name__}; it must build a torch.nn.Module"
+            )
+        return module.to(device, dtype).eval().requires_grad_(False)
 
 
 def _see_working_directory() -> None:
     """Modules are looked for there too, as `python -m` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))
-
-
-def _told(error: Exception) -> str:
-    """An error of the user's code in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def attacher(module: nn.Module) -> Attach:

@@ -12,34 +12,32 @@ the vocabulary.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from pipeline.models import model_files
+from pipeline.models.foreign_code import BUILD, refuse_run, refusing, without_foreign_code
+from pipeline.models.model_files import folder_of, longest_context
+from pipeline.models.weight_files import check_size
 from schemas import run_file
 from schemas.errors import InputError
-from schemas.records import digest_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.models.agreement import Plain
     from pipeline.models.attach import Attach, Detach, Take
     from pipeline.models.hooked import HookedModel, Run
     from pipeline.models.unembedding import Head
 
-CONFIG = "config.json"
+LOADER = "transformer_lens"
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-"""What may be the name of a model at Hugging Face."""
-
-CONTENT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
-"""Files that make the model what it is, beside config.json."""
-
-CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length")
-"""Where the configurations of different architectures keep the longest context."""
-
+digest, digest_of_name, max_context = (
+    model_files.digest,
+    model_files.digest_of_name,
+    model_files.max_context,
+)
 
 HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
 """In the names of architectures whose folders hold weights of a head."""
@@ -52,52 +50,30 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch
 
+    from pipeline.models.agreement import compare, require_agreement
     from pipeline.models.hooked import HookedModel
+    from pipeline.models.rotary import by_context
 
-    bridge = _boot(model, device)
+    bridge, plain = _boot(model, hooks, device)
+    rotary = by_context(bridge.original_model, model.path)
+    with refusing(f"model {model.path} can not be run by model.loader: {LOADER}", BUILD):
+        agreement = compare(plain, hooks, _reference(bridge, plain), _attacher(bridge), _runner(bridge, True))
+    require_agreement(agreement, getattr(torch, model.dtype), model.path, LOADER)
     _process_weights(bridge, model)
     bridge.original_model.requires_grad_(False)  # gradients are of what is put in, never of weights
-    limit = _longest(bridge.original_model.config.to_dict())
+    predicts = _predicts_next_token(bridge)
     read_only = {name for name in bridge.hook_dict if name.endswith(RESIDUAL_MIDDLE)}
-    head = head_of(bridge) if _predicts_next_token(bridge) else None
-    run = _runner(bridge)
-    return HookedModel(hooks, _attacher(bridge), run, torch.device(device), limit, read_only, head)
-
-
-def digest(path: str) -> str:
-    """See pipeline.models.model_digest."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return digest_of({"hugging_face": path})
-    there = (
-        f for f in folder.iterdir() if not f.name.startswith(".")
-    )  # nor a file manager's ._*.safetensors
-    files = sorted(f for f in there if f.suffix in CONTENT or f.name == CONFIG)
-    return digest_of({file.name: _sha256(file) for file in files})
-
-
-def max_context(path: str) -> int | None:
-    """See pipeline.models.max_context; the first to look at the path, so it says where nothing is there."""
-    require_folder(path)
-    config = Path(path) / CONFIG
-    return _longest(config_of(config)) if config.is_file() else None
-
-
-def require_folder(path: str) -> None:
-    """A folder must hold a model; a name is Hugging Face's to know."""
-    if not Path(path).exists() and not _HUB_NAME.fullmatch(path):
-        raise InputError(f"model {path} does not exist: give a model's folder, or its name at Hugging Face")
-    if Path(path).is_dir() and not (Path(path) / CONFIG).is_file():
-        raise InputError(f"model folder {path} has no {CONFIG}: give a folder as saved by save_pretrained")
-
-
-def refuse_model(path: str, error: Exception) -> NoReturn:
-    """Say in one sentence why TransformerLens can not load this; its own first one, as lists may follow."""
-    reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
-    raise InputError(
-        f"model {path} can not be loaded by transformer_lens ({reason}): give another model, or build this "
-        "one in a function and set model.loader: torch_module"
-    ) from error
+    return HookedModel(
+        hooks,
+        _attacher(bridge),
+        rotary(_runner(bridge, predicts)),
+        torch.device(device),
+        longest_context(bridge.original_model.config.to_dict()),
+        read_only,
+        head_of(bridge) if predicts else None,
+        agreement=agreement,
+        refuse=partial(refuse_run, model.path, LOADER),
+    )
 
 
 def head_of(model: Any) -> Head | None:
@@ -109,25 +85,68 @@ def head_of(model: Any) -> Head | None:
         return None
     try:
         return Head(last, model.W_U.detach())
-    except (AttributeError, AssertionError, RuntimeError):  # an unembedding that is no single matrix
+    except Exception:  # noqa: BLE001 - an unembedding that is no single matrix
         return Head(last, None)
 
 
-def _boot(model: run_file.Model, device: str) -> Any:
-    """The bridge, in evaluation mode."""
+class _Watched:
+    """Stands in for the class of transformers by which the bridge loads a model, which is run before it is
+    wrapped. It is loaded from the folder alone, and by no code but that of transformers.
+    """
+
+    def __init__(self, hooks: list[str], device: str) -> None:
+        self._hooks, self._device = hooks, device
+        self.plain: Plain | None = None
+
+    def from_pretrained(self, folder: str, **settings: Any) -> Any:
+        """The model on its device, in evaluation mode."""
+        from transformer_lens.model_bridge.sources import transformers as source
+
+        from pipeline.models.agreement import run_plain
+
+        config = settings["config"]
+        architecture = source.determine_architecture_from_hf_config(config)  # type: ignore[no-untyped-call]
+        of: Any = source.get_hf_model_class_for_architecture(architecture)
+        settings = {**settings, "trust_remote_code": False, "local_files_only": True}
+        loaded = of.from_pretrained(folder, **settings).to(self._device).eval()
+        self.plain = run_plain(loaded, self._hooks, longest_context(loaded.config.to_dict()))
+        return loaded
+
+
+def _boot(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, Plain]:
+    """The bridge, in evaluation mode, and what the model gave before it was wrapped."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils.logging import disable_progress_bar
 
-    require_folder(model.path)
+    folder, watched = folder_of(model.path), _Watched(hooks, device)
+    check_size(folder, model.path)
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        bridge = TransformerBridge.boot_transformers(
-            model.path, device=device, dtype=getattr(torch, model.dtype)
-        )
-    except Exception as error:  # noqa: BLE001 - damaged files make the libraries raise anything
-        refuse_model(model.path, error)
-    return bridge.eval()
+    boot: Any = TransformerBridge.boot_transformers
+    with refusing(f"model {model.path} can not be loaded by {LOADER}", BUILD), without_foreign_code():
+        bridge = boot(str(folder), device=device, dtype=getattr(torch, model.dtype), model_class=watched)
+    assert watched.plain is not None
+    return bridge.eval(), watched.plain
+
+
+def _reference(bridge: Any, plain: Plain) -> Callable[[str], Tensor | None]:
+    """What transformers' model has for a hook: the input or the output of the module that it stands at."""
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    owners: dict[int, tuple[dict[Any, Tensor], Any]] = {}
+    for part in bridge.modules():
+        if isinstance(part, GeneralizedComponent) and part.original_component is not None:
+            owners[id(part.hook_in)] = plain.inputs, part.original_component
+            owners[id(part.hook_out)] = plain.outputs, part.original_component
+    points = bridge.hook_dict
+
+    def reference(hook: str) -> Tensor | None:
+        if hook not in points:
+            return plain.at.get(hook)
+        kept, module = owners.get(id(points[hook]), (plain.outputs, None))
+        return kept.get(module)
+
+    return reference
 
 
 def _process_weights(bridge: Any, model: run_file.Model) -> None:
@@ -174,9 +193,8 @@ def _hugging_face_modules(model: Any) -> dict[str, Any]:
     return modules
 
 
-def _runner(bridge: Any) -> Run:
-    """Forward without keeping a key-value cache."""
-    predicts = _predicts_next_token(bridge)
+def _runner(bridge: Any, predicts: bool) -> Run:
+    """Forward without keeping a key-value cache; None where there are no logits of the next token."""
 
     def run(token_ids: Tensor, mask: Tensor | None) -> object:
         logits = bridge.forward(token_ids, return_type="logits", attention_mask=mask, use_cache=False)
@@ -196,27 +214,3 @@ def _predicts_next_token(bridge: Any) -> bool:
     stored = config.architectures or [loaded]
     has_head = any(mark in name for name in stored for mark in HEADS)
     return has_head or bool(getattr(config, "tie_word_embeddings", False))
-
-
-def config_of(path: Path) -> dict[str, Any]:
-    """The object in a config.json."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not JSON: copy the model again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no JSON object: copy the model again")
-    return config
-
-
-def _longest(config: dict[str, Any]) -> int | None:
-    """Longest context by a Hugging Face configuration (of a multimodal model: of its text part)."""
-    text = config.get("text_config")
-    config = text if isinstance(text, dict) and text else config
-    return next((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
-
-
-def _sha256(path: Path) -> str:
-    """sha256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -74,6 +74,8 @@ def read_events(layout: Layout, pass_name: str) -> Iterator[dict[str, Any]]:
 
 def _is_part(path: StorePath) -> bool:
     return path.suffix == ".jsonl" and not path.name.startswith(".")
+
+
 def run_at_work(layout: Layout, pass_name: str) -> str | None:
     """In words, a run over the pass that has not ended; None where there is none.
 

@@ -56,11 +56,11 @@ def write_neox(folder: Path) -> Path:
     return _write_model(folder, GPTNeoXForCausalLM, GPTNeoXConfig(**SHAPE, **VOCABULARY), 0)
 
 
-def write_cohere(folder: Path) -> Path:
-    from transformers import CohereConfig, CohereForCausalLM
+def write_granite(folder: Path) -> Path:
+    from transformers import GraniteConfig, GraniteForCausalLM
 
-    config = CohereConfig(**SHAPE, **VOCABULARY, num_key_value_heads=1, logit_scale=0.25)
-    return _write_model(folder, CohereForCausalLM, config, 0)
+    config = GraniteConfig(**SHAPE, **VOCABULARY, num_key_value_heads=1, logits_scaling=4.0)
+    return _write_model(folder, GraniteForCausalLM, config, 0)
 
 
 def after_gpt2(model: Any, x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def after_neox(model: Any, x: torch.Tensor) -> torch.Tensor:
     return model.get_output_embeddings()(model.gpt_neox.final_layer_norm(x))
 
 
-def after_cohere(model: Any, x: torch.Tensor) -> torch.Tensor:
+def after_granite(model: Any, x: torch.Tensor) -> torch.Tensor:
     return 0.25 * model.lm_head(model.model.norm(x))
 
 
@@ -89,7 +89,7 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], Callable[[Any, torch.Tensor], 
     "tied llama": (write_tied_llama, after_llama),
     "gemma2": (write_gemma2, after_gemma2),
     "gpt_neox": (write_neox, after_neox),
-    "cohere": (write_cohere, after_cohere),
+    "granite": (write_granite, after_granite),
 }
 
 

@@ -1,0 +1,177 @@
+"""What is read is what was digested: a folder whatever its name, and a name at the commit that it has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.models import digest_as_planned, load_model, max_context, model_digest, model_files
+from pipeline.models.model_files import folder_of, pinned, repository_of
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.run_file import Loader, Model
+from tests.kit import D_MODEL, WORDS_VOCAB, _write_model, write_tiny_gpt2, write_tiny_llama
+from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, make_batch
+
+COMMITS = ("a" * 40, "b" * 40)
+HOOK = "blocks.1.hook_resid_post"
+LOADERS: list[Loader] = (
+    ["transformer_lens"] if TRANSFORMER_LENS_4 else ["transformer_lens", "hooked_transformer"]
+)
+
+
+def write_tiny_neox(folder: Path, seed: int = 0) -> Path:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    shape = {
+        "hidden_size": D_MODEL,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    config = GPTNeoXConfig(**shape, vocab_size=WORDS_VOCAB, max_position_embeddings=64)
+    return _write_model(folder, GPTNeoXForCausalLM, config, seed)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the hub, of which nothing is remembered, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    pinned.cache_clear()
+    yield tmp_path / "cache"
+    pinned.cache_clear()
+
+
+def put_into_cache(cache: Path, repository: str, seed: int, commit: str = COMMITS[0]) -> Path:
+    """A model of a repository as the hub's cache holds it, `main` being at the commit."""
+    at = cache / f"models--{repository.replace('/', '--')}"
+    folder = write_tiny_neox(at / "snapshots" / commit, seed)
+    (at / "refs").mkdir(exist_ok=True)
+    (at / "refs" / "main").write_text(commit)
+    return folder
+
+
+def x_of(path: str, loader: Loader = "transformer_lens") -> torch.Tensor:
+    loaded = load_model(Model(path=path, loader=loader), [HOOK], "cpu", 1)
+    return loaded.forward(make_batch())[HOOK]
+
+
+def x_by_transformers(folder: Path) -> torch.Tensor:
+    model = causal_model(folder)
+    return each_alone(make_batch(), lambda ids: model(ids, output_hidden_states=True).hidden_states[2][0])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("name", ["pythia-70m", "EleutherAI/pythia-70m", "EleutherAI/pythia-19m", "gpt2"])
+def test_a_folder_with_the_name_of_a_known_model_is_read_itself(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, loader: Loader
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = write_tiny_neox(tmp_path / name, seed=3)
+    for known in ("EleutherAI/pythia-70m", "gpt2"):
+        put_into_cache(cache, known, seed=5)
+    expected = x_by_transformers(folder)
+    torch.testing.assert_close(x_of(name, loader), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(x_of(f"./{name}", loader), expected, rtol=1e-4, atol=1e-5)
+    assert model_digest(Model(path=name)) == model_digest(Model(path=str(folder)))
+
+
+def test_no_alias_of_transformer_lens_is_looked_up_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformer_lens.supported_models import MODEL_ALIASES
+
+    monkeypatch.chdir(tmp_path)
+    names = {name for official, aliases in MODEL_ALIASES.items() for name in (official, *aliases)}
+    for name in names:
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    assert len(names) > 400
+    assert {folder_of(name) for name in names} == {tmp_path / name for name in names}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("name", ["pythia-70m", "EleutherAI/pythia-70m", "Pythia-70M"])
+def test_a_name_is_read_from_the_cache_at_the_commit_of_its_digest(
+    cache: Path, name: str, loader: Loader
+) -> None:
+    folder = put_into_cache(cache, "EleutherAI/pythia-70m", seed=5)
+    torch.testing.assert_close(x_of(name, loader), x_by_transformers(folder), rtol=1e-4, atol=1e-5)
+    assert model_digest(Model(path=name)) == digest_of({"hugging_face": name, "commit": COMMITS[0]})
+
+
+def test_the_digest_of_a_name_changes_with_its_commit(cache: Path) -> None:
+    model = Model(path="org/model")
+    put_into_cache(cache, "org/model", seed=1)
+    before = model_digest(model)
+    put_into_cache(cache, "org/model", seed=2, commit=COMMITS[1])
+    assert model_digest(model) == before  # what a process has looked up stays
+    pinned.cache_clear()
+    assert model_digest(model) != before
+
+
+def test_a_plan_with_the_digest_of_a_name_alone_still_opens_with_a_note(cache: Path) -> None:
+    put_into_cache(cache, "org/model", seed=1)
+    model, folded = Model(path="org/model"), Model(path="org/model", processing={"fold_ln": True})
+    old = digest_of({"hugging_face": "org/model"})
+    with pytest.warns(UserWarning, match="digest of model org/model .* is of its name alone"):
+        assert digest_as_planned(model, old) == old
+    with pytest.warns(UserWarning, match="before version 0.7"):
+        processed = digest_of({"model": old, "processing": ["fold_ln"]})
+        assert digest_as_planned(folded, processed) == processed
+    assert digest_as_planned(model, digest_of({"hugging_face": "org/other"})) == model_digest(model)
+
+
+def test_a_name_that_the_hub_does_not_give_is_a_sentence(cache: Path) -> None:
+    with pytest.raises(InputError, match=r"model no/such is no folder here, and the hub does not give it \("):
+        model_digest(Model(path="no/such"))
+    with pytest.raises(InputError, match=r"model no/such is no folder here"):
+        load_model(Model(path="no/such"), [HOOK], "cpu", 1)
+
+
+def test_an_alias_is_found_however_it_is_written() -> None:
+    assert repository_of("pythia-70m") == repository_of("PYTHIA-70m") == "EleutherAI/pythia-70m"
+    assert repository_of("EleutherAI/pythia-19m") == "EleutherAI/pythia-70m"
+    assert repository_of("org/name") == "org/name"
+
+
+def test_the_digest_of_a_folder_needs_no_torch(tmp_path: Path) -> None:
+    folder = write_tiny_gpt2(tmp_path)
+    code = (
+        "import sys; from pipeline.models import model_digest; from schemas.run_file import Model\n"
+        f"model_digest(Model(path={str(folder)!r}))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_outside_of_the_folder_are_not_read(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"names '\.\./elsewhere\.safetensors', which lies outside"):
+        folder_of(str(folder))
+
+
+def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "model")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/other"}))
+    with pytest.raises(InputError, match="holds an adapter.*merge the two"):
+        load_model(Model(path=str(folder)), [HOOK], "cpu", 1)
+
+
+def test_a_folder_is_read_before_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "pinned", None)
+    folder = write_tiny_llama(tmp_path / "model")
+    assert max_context(Model(path=str(folder))) == 64
+    assert load_model(Model(path=str(folder)), [HOOK], "cpu", 1).widths == {HOOK: D_MODEL}
