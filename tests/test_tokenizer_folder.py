@@ -12,7 +12,10 @@ from pipeline.tokenizer import _as_before_version_7, load_tokenizer
 from pipeline.tokenizer_folder import is_complete, special_tokens
 from tests.kit import write_chat_tokenizer, write_tiny_tokenizer
 
-CHAT = "<|im_start|>user\nHello <mask> you <end> there <x>, a<x>b<|im_end|>\n<|im_start|>assistant\n안녕<|im_end|>"
+CHAT = (
+    "<|im_start|>user\nHello <mask> you <end> there <x>, a<x>b<|im_end|>\n"
+    "<|im_start|>assistant\n안녕<|im_end|>"
+)
 TEXTS = [CHAT, "", "no special text", "<|im_start", " <|endoftext|> ", "<|im_end|><|im_end|>", "Hello<x>"]
 MAP, CONFIG, ADDED = "special_tokens_map.json", "tokenizer_config.json", "added_tokens.json"
 
