@@ -275,7 +275,7 @@ class FeatureStore(Catalog):
         ).iter_rows():
             start, stop = first, first + len(ids)
             if self.vocabulary.is_split([ids[position - first]]):
-                ids = self._contexts.token_ids(context)
+                ids = self._contexts.token_ids(context).tolist()
                 low, high = self.vocabulary.reach(ids, position)
                 start, stop = min(start, low), max(stop, high)
                 ids = ids[start:stop]

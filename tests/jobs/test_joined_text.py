@@ -45,7 +45,7 @@ def feature(store: FeatureStore) -> int:
 
 
 def said(store: FeatureStore, command: str, *arguments: object) -> str:
-    done = CliRunner().invoke(app, [command, str(store.layout.root), *map(str, arguments)])
+    done = CliRunner().invoke(app, [*command.split(), str(store.layout.root), *map(str, arguments)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0
@@ -96,7 +96,7 @@ def test_a_typed_text_shows_whole_letters(store: FeatureStore) -> None:
 def test_exports_have_a_text_for_each_token_that_joins_to_the_document(
     store: FeatureStore, feature: int, tmp_path: Path
 ) -> None:
-    said(store, "export", "neuronpedia", "--out", tmp_path / "out", "--features", feature, "--layer", 1)
+    said(store, "export neuronpedia", "--out", tmp_path / "out", "--features", feature, "--layer", 1)
     (file,) = (tmp_path / "out").rglob("activations/*.jsonl.gz")
     rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
     assert all(len(row["tokens"]) == len(row["values"]) for row in rows)
