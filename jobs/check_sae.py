@@ -22,6 +22,7 @@ from jobs.demo_model import FOLDER_NAME, cache_root
 from jobs.outputs import require_file, write_file
 from jobs.progress import Meter
 from pipeline import check
+from pipeline.lake_rule import asked_lake, notes
 from pipeline.models import load_model
 from pipeline.models.device import device_here
 from pipeline.plan import resolve
@@ -31,7 +32,6 @@ from pipeline.saes.alternatives import measured
 from pipeline.saes.diagnosis import ROWS, Diagnosis, Elsewhere, diagnose
 from pipeline.saes.reconstruction import Reconstruction, worse_than_mean
 from pipeline.sources import open_source
-from pipeline.tokenize import asked_lake
 from pipeline.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake
@@ -167,9 +167,11 @@ def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
     size, prepend_bos = run.tokens.context_size, run.tokens.prepend_bos
     assert size is not None
     assert prepend_bos is not None
-    if tokenizer.eos_id is None:
+    if tokenizer.eos_id is None and tokenizer.sep_id is None:
         run = run.model_copy(update={"tokens": run.tokens.model_copy(update={"separator": "none"})})
-    return asked_lake(run, size, prepend_bos, tokenizer, {})
+    lake = asked_lake(run, size, prepend_bos, tokenizer, {})
+    warn(notes(run, lake, tokenizer))
+    return lake
 
 
 def _shard(asked: Asked, run: RunFile, lake: Lake, tokenizer: Tokenizer) -> TokenShard:

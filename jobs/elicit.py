@@ -19,7 +19,17 @@ from rich.text import Text
 from jobs.console import console, say
 from jobs.outputs import require_file, write_file
 from jobs.progress import counting
-from jobs.strips import AFTER, BEFORE, Strip, html_page, shown, strips_of, strongest_in, text_strip
+from jobs.strips import (
+    AFTER,
+    BEFORE,
+    Strip,
+    html_page,
+    shown,
+    strip_of,
+    strips_of,
+    strongest_in,
+    text_strip,
+)
 from pipeline.statistics.surprise import Stored, surprise_bits
 from pipeline.store import FeatureStore
 from pipeline.typed_text import Places, TypedText, run_text
@@ -100,7 +110,7 @@ def rows_asked(store: FeatureStore, typed: TypedText, position: int | None) -> I
         )
     place = position % tokens
     if place not in rows:
-        piece = store.pieces([int(typed.token_ids[place])])[0]
+        piece = store.vocabulary.at(typed.token_ids.tolist(), place)
         raise InputError(f"position {position} ({piece!r}) is none that the site counts: choose another")
     return np.array([place])
 
@@ -163,7 +173,7 @@ def _show_ranking(store: FeatureStore, site: str, typed: TypedText, best: pl.Dat
     say(f"\n[bold]by {'activation' if by == 'activation' else 'surprise'}[/]")
     examples = _examples(store, site, best["feature"].to_list())
     for row in best.iter_rows(named=True):
-        piece = store.pieces([int(typed.token_ids[row["position"]])])[0]
+        piece = store.vocabulary.at(typed.token_ids.tolist(), row["position"])
         often = "never fires in the store"
         if row["max_activation"] is not None:
             often = f"in the store on {row['frequency']:.3%} of rows, up to {row['max_activation']:.4g}"
@@ -199,7 +209,7 @@ def _strip(
 ) -> tuple[Strip, float]:
     """The text by one feature; full shade is, unless it is said, the strongest of the store or the text."""
     values = typed.activations[:, [feature]].toarray()[:, 0]
-    strip = Strip(store.pieces(typed.token_ids.tolist()), values, firing)
+    strip = strip_of(store, typed.token_ids.tolist(), values, firing)
     row = store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
     stored = np.array([row["min_activation"] or 0, row["max_activation"] or 0], np.float32)
     return strip, strongest_in([stored, values]) if maximum is None else maximum
@@ -220,8 +230,9 @@ def _show_strips(
         strip, maximum = _strip(store, site, typed, feature, asked.maximum, firing)
         say(f"{_told(found, feature)} [dim](full shade: {maximum:.4g})[/]")
         console.print(Text("  ") + text_strip(strip, maximum), soft_wrap=True, highlight=False)
-        strong = np.argsort(-np.abs(strip.values), kind="stable")[:5]
-        fires = ((strip.values[p], p, escape(shown(strip.pieces[p]))) for p in strong if strip.values[p])
+        values, ids = typed.activations[:, [feature]].toarray()[:, 0], typed.token_ids.tolist()
+        strong = np.argsort(-np.abs(values), kind="stable")[:5]
+        fires = ((values[p], p, escape(shown(store.vocabulary.at(ids, p)))) for p in strong if values[p])
         say(f"  [dim]{', '.join(f'{value:.4g} at {p} |{piece}|' for value, p, piece in fires)}[/]")
 
 

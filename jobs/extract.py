@@ -12,6 +12,7 @@ from jobs.extract_progress import ExtractionProgress
 from jobs.plan import show_comparison
 from jobs.progress import size
 from pipeline.executors.ledger import Failure
+from pipeline.lake_rule import check_rule
 from pipeline.passes import by_pass
 from pipeline.plan import resolve
 from pipeline.prediction import Forecast
@@ -20,7 +21,6 @@ from pipeline.run import extract as run_extraction
 from pipeline.store.drop import leftovers
 from pipeline.store.object_path import store_path
 from pipeline.store.tokens import require_lake
-from pipeline.tokenize import check_rule
 from pipeline.tokenizer import load_tokenizer
 from schemas.layout import DENSE, Layout
 from schemas.records import Receipt
@@ -37,9 +37,9 @@ def extract(run: RunFile, *, accept_environment: bool = False) -> list[Extractio
 def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:
     """The same for a run file that has every default filled in."""
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
-    require_lake(layout)
+    lake = require_lake(layout)
     assert run.tokens.tokenizer is not None
-    check_rule(layout, run, load_tokenizer(run.tokens.tokenizer))
+    check_rule(layout, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
     for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
         say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
         piece.remove()

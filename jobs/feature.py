@@ -158,7 +158,7 @@ def _profile(page: Page) -> RenderableType | None:
     if row["dead_upper"] is not None:
         pairs.append(("frequency at most", _number(row["dead_upper"])))
     if row["top_token"] is not None:
-        token = shown(page.store.pieces([row["top_token"]])[0])
+        token = shown(page.store.token_texts([row["top_token"]])[0])
         pairs.append(("most common token", f"|{token}| on {row['top_token_share']:.1%} of its rows"))
     pairs += [
         ("distinct tokens", _number(row["tokens"])),
@@ -311,7 +311,7 @@ def _logits(page: Page) -> RenderableType | None:
         if not (tokens := row.get(f"{end}_tokens")):
             continue
         values = row[f"{end}_{of}"][:LOGITS]
-        pairs = zip(page.store.pieces(tokens[:LOGITS]), values, strict=True)
+        pairs = zip(page.store.token_texts(tokens[:LOGITS]), values, strict=True)
         told = (f"|{shown(piece)}| {value:.3g}" for piece, value in pairs)
         lines.append(Text(f"{end:>10}: {', '.join(told)}"))
     return Group(*lines)

@@ -265,7 +265,7 @@ def _tell(
     strongest = table.sort(pl.col("promoted_effects").list.first(), descending=True, nulls_last=True)
     for row in strongest.head(5).iter_rows(named=True):
         promoted = row["promoted_tokens"] or row["top_tokens"]
-        tokens = " ".join(repr(text) for text in store.pieces(promoted[:5]))
+        tokens = " ".join(repr(text) for text in store.token_texts(promoted[:5]))
         say(_escaped(f"  {row['feature']}: {row['entropy_bits']:.2f} bits, promotes {tokens}"))
 
 

@@ -7,7 +7,8 @@ tab `→`, and the firing token stands between bars. Shapes: T tokens shown, Z a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import polars as pl
 from rich.style import Style
 from rich.text import Text
 
+from pipeline.store.vocabulary import shown as joined_spans
 from schemas.values import F32, U64
 
 if TYPE_CHECKING:
@@ -41,10 +43,16 @@ _SEEN = {ord(" "): "·", ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
 MARKS: dict[int, str] = _CONTROLS | dict.fromkeys(HIDDEN, "\ufffd") | _SEEN
 """What stands for characters that can not be seen, or that would steer a terminal or turn the text around."""
 
+_EMOJI = "[\u203c-\u3299\ufe0f\U0001f000-\U0001faff]"
+_IN_EMOJI = re.compile(f"((?<={_EMOJI})[\u200d\ufe0f]|(?<=[0-9#*])\ufe0f(?=\u20e3))")
+
 
 @dataclass(frozen=True)
 class Strip:
-    """T tokens as they stand one after another: their texts, activations float32 [T], and which one fires."""
+    """Tokens as they stand one after another: their texts, activations float32 [T], and which one fires.
+
+    Tokens that share a character are one of the T, with the activation of largest magnitude.
+    """
 
     pieces: Sequence[str]
     values: F32
@@ -53,7 +61,13 @@ class Strip:
 
 def shown(piece: str) -> str:
     """A token's text with every character visible."""
-    return piece.translate(MARKS)
+    return translated(piece, MARKS)
+
+
+def translated(text: str, marks: Mapping[int, str]) -> str:
+    """The text with marks for some characters, but for those that join emoji, or choose their look."""
+    parts = _IN_EMOJI.split(text)
+    return "".join(part if n % 2 else part.translate(marks) for n, part in enumerate(parts))
 
 
 def activations_in(rows: U64, values: F32, first: int, n: int) -> F32:
@@ -74,10 +88,15 @@ def strips_of(store: FeatureStore, described: pl.DataFrame, rows: U64, values: F
     """
     columns = ("row", "position", "first_position", "token_ids")
     strips = []
-    for row, position, first, ids in described.select(columns).iter_rows():
+    for row, position, first, ids in store.whole_characters(described).select(columns).iter_rows():
         near = activations_in(rows, values, row - position + first, len(ids))
-        strips.append(Strip(store.pieces(ids), near, position - first))
+        strips.append(strip_of(store, ids, near, position - first))
     return strips
+
+
+def strip_of(store: FeatureStore, ids: Sequence[int], values: F32, firing: int | None) -> Strip:
+    """The strip of tokens that follow one another, with the activation of each, float32 [T]."""
+    return Strip(*joined_spans(store.vocabulary.spans(list(ids)), values, firing))
 
 
 def strongest_in(values: Iterable[F32]) -> float:
@@ -123,7 +142,7 @@ def html_strip(
     """
     tokens = []
     for place, (piece, value) in enumerate(zip(pieces, values, strict=True)):
-        text = escape(piece.translate(MARKS))
+        text = escape(shown(piece))
         if place == firing:
             text = f"<b>|{text}|</b>"
         if value or place == firing:

@@ -6,16 +6,18 @@ import time
 
 from jobs.console import say, warn
 from jobs.progress import counting
+from pipeline.lake_rule import notes
 from pipeline.plan import resolve
 from pipeline.sources import open_source
 from pipeline.store.object_path import store_path
-from pipeline.store.tokens import read_links
-from pipeline.tokenize import BYTES_PER_TOKEN
+from pipeline.store.tokens import read_lake, read_links, require_lake
+from pipeline.tokenize import BYTES_PER_TOKEN, REPEATED, SPECIAL_TEXTS
 from pipeline.tokenize import tokenize as tokenize_corpus
 from pipeline.tokenizer import load_tokenizer
+from pipeline.trained_with import NOTE
 from schemas.layout import Layout
 from schemas.records import CorpusLink, ShardRecord
-from schemas.run_file import RunFile
+from schemas.run_file import RunFile, SpecialText
 
 
 def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:
@@ -32,16 +34,36 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     assert size is not None
     assert bos is not None
     assert tokenizer_path is not None
-    before = read_links(layout)
+    before, lake = read_links(layout), read_lake(layout)
     with counting("tokenize", _about(run), "tokens") as advance:
 
         def progress(record: ShardRecord) -> None:
             advance(record.rows)
 
-        tokenizer = load_tokenizer(tokenizer_path)
+        tokenizer = load_tokenizer(tokenizer_path, None if lake is None else lake.tokenizer_digest)
         link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)
     say(f"[bold]tokenize[/] {_told(link, before)} ({time.monotonic() - began:.1f} s)")
+    lake = require_lake(layout)
+    warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=link not in before)])
     return link
+
+
+def _warnings(link: CorpusLink, special_text: SpecialText, *, is_new: bool) -> list[str]:
+    """What the documents of a link hold that a reader should know of."""
+    told = []
+    documents = sum(shard.documents for shard in link.shards)
+    if repeated := link.source.get(REPEATED):
+        told.append(
+            f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} in the store "
+            "already, by their text: they count twice"
+        )
+    if n := link.source.get(SPECIAL_TEXTS):
+        became = "became these tokens" if special_text == "parse" else "was read as letters"
+        told.append(
+            f"{NOTE}{n:,} of the {documents:,} documents hold the text of special tokens, which {became} "
+            f"(tokens.special_text: {special_text})"
+        )
+    return told
 
 
 def _told(link: CorpusLink, before: list[CorpusLink]) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jobs.console import console, say
 from jobs.outputs import require_file, write_file
-from jobs.strips import AFTER, BEFORE, Strip, html_page, strips_of, strongest_in, text_strip
+from jobs.strips import AFTER, BEFORE, Strip, html_page, strip_of, strips_of, strongest_in, text_strip
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.values import F32, U64
@@ -99,8 +99,9 @@ def _behind(store: FeatureStore, site: str) -> str:
 def marked(store: FeatureStore, token_ids: Sequence[int], position: int) -> Text:
     """The tokens of a context around `position`, the firing one between bars."""
     first = max(0, position - BEFORE)
-    pieces = store.pieces(token_ids[first : position + AFTER + 1])
-    return text_strip(Strip(pieces, np.zeros(len(pieces), np.float32), position - first), 1.0, shaded=False)
+    window = token_ids[first : position + AFTER + 1]
+    strip = strip_of(store, window, np.zeros(len(window), np.float32), position - first)
+    return text_strip(strip, 1.0, shaded=False)
 
 
 def label_filter(store: FeatureStore, text: str) -> pl.Expr:

@@ -212,7 +212,7 @@ def _asked(work: Work, part: Part) -> _Asked:
     table = read_document_labels(work.layout, part.record, (*work.labels, *work.answers))
     documents = tokens.document[tokens.context_ptr[contexts]]
     values = table[np.searchsorted(table["document"].to_numpy(), documents)]
-    answers = _first_tokens(_open(work).tokenizer, values, work.answers)
+    answers = _first_tokens(_open(work).tokenizer, work.lake, values, work.answers)
     known = (answers[:, 0] != answers[:, 1]) & (answers >= 0).all(axis=1)
     label, value = EVERY_PROMPT
     named = work.labels or (pl.lit(value).alias(label),)
@@ -220,10 +220,10 @@ def _asked(work: Work, part: Part) -> _Asked:
     return _Asked(tokens, whole.counted, contexts[known], answers[known], values)
 
 
-def _first_tokens(tokenizer: Tokenizer, values: pl.DataFrame, answers: tuple[str, str]) -> I64:
+def _first_tokens(tokenizer: Tokenizer, lake: Lake, values: pl.DataFrame, answers: tuple[str, str]) -> I64:
     """The token that each of the two answers begins with, int64 [C, 2]; -1 for one that is empty."""
     texts = values.select(answers).fill_null("").to_numpy().ravel().tolist()
-    ids = tokenizer.encode_batch(texts)
+    ids = tokenizer.encode_batch(texts, lake.special_text)
     return np.array([int(found[0]) if len(found) else -1 for found in ids], np.int64).reshape(-1, 2)
 
 
@@ -239,7 +239,7 @@ def _load(work: Work) -> _Opened:
     encoder = open_encoder(use.site, use.plan.device)
     if not encoder.accepts(model.widths[use.place.read]):
         raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
-    tokenizer = load_tokenizer(work.tokenizer)
+    tokenizer = load_tokenizer(work.tokenizer, work.lake.tokenizer_digest)
     if tokenizer.digest != work.lake.tokenizer_digest:
         raise InputError(
             f"the tokenizer at {work.tokenizer} is not the one that the lake was tokenized by: give "

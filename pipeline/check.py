@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batches import batches
+from pipeline.lake_rule import default_bos
 from pipeline.models import Model, probe
 from pipeline.packing import ContextRule, counted_mask, pack
 from pipeline.patching import patch
@@ -93,7 +94,7 @@ class Subject(NamedTuple):
 def token_shard(source: Source, lake: Lake, tokenizer: Tokenizer, tokens: int) -> TokenShard:
     """About so many tokens from the beginnings of documents, laid out by the lake's rule."""
     rule = ContextRule.of(lake)
-    packed = pack(_beginnings(source, tokenizer, tokens), rule, last_is_cut=True)
+    packed = pack(_beginnings(source, tokenizer, lake, tokens), rule, last_is_cut=True)
     ptr = packed.context_ptr[: max(tokens // lake.context_size, 1) + 1]
     ids = packed.token_ids[: ptr[-1]]
     counted = counted_mask(ids, lake.special_ids, lake.special_tokens)
@@ -102,14 +103,14 @@ def token_shard(source: Source, lake: Lake, tokenizer: Tokenizer, tokens: int) -
     return TokenShard("check", 0, 0, ids, ptr, counted, counted, np.zeros(len(ids), dtype=np.uint64))
 
 
-def _beginnings(source: Source, tokenizer: Tokenizer, tokens: int) -> list[I32]:
+def _beginnings(source: Source, tokenizer: Tokenizer, lake: Lake, tokens: int) -> list[I32]:
     """Beginnings of equal length of many documents; longer ones where there are few."""
     share = max(tokens // DOCUMENTS, 1)
     while True:
         found, is_cut = [], False
         for document in source.documents():
             text = document.text[: share * CHARACTERS]
-            ids = tokenizer.encode_batch([text])[0][:share]
+            ids = tokenizer.encode_batch([text], lake.special_text)[0][:share]
             is_cut |= len(ids) == share or len(text) < len(document.text)
             found.append(ids)
             if sum(map(len, found)) >= tokens:
@@ -241,9 +242,10 @@ def with_special(found: list[Piece]) -> list[Piece]:
 
 def flipped_bos(lake: Lake, tokenizer: Tokenizer) -> Lake | None:
     """The lake's rule with BOS where it had none and without where it had one; None without a BOS token."""
-    if tokenizer.bos_id is None:
+    known = default_bos(tokenizer)
+    if known is None:
         return None
-    return lake.model_copy(update={"bos_id": tokenizer.bos_id if lake.bos_id is None else None})
+    return lake.model_copy(update={"bos_id": known if lake.bos_id is None else None})
 
 
 def _joined(parts: list[Rows]) -> Rows:

@@ -9,6 +9,7 @@ import numpy as np
 
 from schemas.errors import InputError
 from schemas.records import digest_of
+from schemas.run_file import SpecialText
 from schemas.values import I32
 
 PREFIX = "numbers:"
@@ -21,7 +22,10 @@ class NumberTokenizer:
 
     bos_id: Final = None
     eos_id: Final = None
+    cls_id: Final = None
+    sep_id: Final = None
     special_ids: Final = ()
+    special_texts: Final = ()
 
     def __init__(self, name: str) -> None:
         """`name` is `numbers:<vocabulary>`; InputError when that is no number from 1 to MOST."""
@@ -34,13 +38,22 @@ class NumberTokenizer:
         self.name: Final = f"{PREFIX}{self.size}"
         self.digest: Final = digest_of(["numbers", self.size])
 
-    def encode_batch(self, texts: Sequence[str]) -> list[I32]:
+    def encode_batch(self, texts: Sequence[str], special_text: SpecialText = "literal") -> list[I32]:  # noqa: ARG002
         """The numbers of each text, int32 [.]; InputError for one that holds something else."""
         return [self._encode(text) for text in texts]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each number and a space."""
         return [f"{int(i)} " for i in ids]
+
+    def piece_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The same, in bytes."""
+        return [piece.encode() for piece in self.pieces(ids)]
+
+    def id_of(self, token: str) -> int | None:
+        """The number that a text is, where it is below the vocabulary's size."""
+        is_number = token.isascii() and token.isdigit() and len(token) < 9 and int(token) < self.size
+        return int(token) if is_number else None
 
     def _encode(self, text: str) -> I32:
         if rest := text.encode("utf-8", "replace").translate(None, _KNOWN):

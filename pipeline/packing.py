@@ -6,6 +6,7 @@ Packed: the documents of a shard form one stream, each followed by its separator
 `body` = T - (1 if there is a BOS) tokens of the stream and starts with BOS if there is one. So nothing is
 padded or dropped, a document longer than a context goes on in the next one, and only the last context of a
 shard may be shorter than T. Or each document has a context of its own: its BOS, its tokens, its separator.
+A BOS that a text spells itself is left out where it would follow on the one that a context begins with.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class ContextRule:
     bos_id: int | None
     separator_id: int | None
     contexts_of: ContextsOf = "packed"
+    may_spell_bos: bool = False
+    """Whether a document's own tokens may be BOS: then none follows on a context's."""
 
     @classmethod
     def of(cls, lake: Lake) -> ContextRule:
         """The rule of a lake."""
-        return cls(lake.context_size, lake.bos_id, lake.separator_id, lake.contexts)
+        parses = lake.special_text == "parse"
+        return cls(lake.context_size, lake.bos_id, lake.separator_id, lake.contexts, parses)
 
     @property
     def by_document(self) -> bool:
@@ -96,6 +100,22 @@ class ContextRule:
             found[i] = place > end
         return found
 
+    def laid_in(self, ids: I32, place: int) -> I32:
+        """The tokens of a document at `place` of the stream, without each BOS that would follow on a BOS.
+
+        That is one at the start of a context's body, or of a document behind a separator that is BOS.
+        """
+        if not self.may_spell_bos or self.bos_id is None:
+            return ids
+        repeated: list[int] = []
+        for at in np.flatnonzero(ids == self.bos_id).tolist():
+            opens, spot = at == len(repeated), place + at - len(repeated)
+            if (opens and (self.by_document or self.separator_id == self.bos_id)) or (
+                not self.by_document and spot % self.body == 0
+            ):
+                repeated.append(at)
+        return np.delete(ids, repeated) if repeated else ids
+
     def _bos_separates(self, place: int) -> bool:
         """Whether a separator at `place` would repeat the BOS before it (same id): it is left out then."""
         return self.separator_id == self.bos_id and place % self.body == 0
@@ -125,6 +145,7 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     A document without tokens leaves no trace. `last_is_cut`: the last document goes on beyond what is given,
     so no separator follows it.
     """
+    documents = _laid_in(documents, rule)
     if rule.by_document:
         return _by_document(documents, rule, last_is_cut)
     with_tokens = [i for i, ids in enumerate(documents) if len(ids)]
@@ -137,6 +158,17 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     stream = _stream([documents[i] for i in with_tokens], separated, rule.separator_id)
     token_ids, context_ptr = _contexts(stream, rule)
     return _segments(token_ids, context_ptr, begins, np.array(with_tokens, dtype=np.int64), rule)
+
+
+def _laid_in(documents: Sequence[I32], rule: ContextRule) -> Sequence[I32]:
+    """The documents' tokens as they are laid into contexts, see `ContextRule.laid_in`."""
+    if not rule.may_spell_bos:
+        return documents
+    place, laid = 0, []
+    for ids in documents:
+        laid.append(rule.laid_in(ids, place))
+        place = rule.after(place, len(laid[-1]))
+    return laid
 
 
 def _by_document(documents: Sequence[I32], rule: ContextRule, last_is_cut: bool) -> Packed:

@@ -70,9 +70,6 @@ OF_KINDS: dict[str, dict[str, Any]] = {
 }
 """Kind of corpus -> values of the tokens section where the run file says nothing."""
 
-WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}
-"""Kinds of corpus behind whose documents no EOS is put, unless that is asked for."""
-
 MOST_CLASSES = 256
 """Of a corpus of images, whose tokens are the numbers of their classes, unless tokens.tokenizer says more."""
 
@@ -86,9 +83,7 @@ def _drawn(run: RunFile) -> RunFile:
     }
     if (vocabulary := _numbers(run.corpus)) is not None:
         tokens["tokenizer"] = run.tokens.tokenizer or f"{NUMBERS}{vocabulary}"
-        tokens["prepend_bos"] = bool(run.tokens.prepend_bos)
-    if run.corpus.kind in WITHOUT_SEPARATOR and "separator" not in run.tokens.model_fields_set:
-        tokens["separator"] = "none"
+        tokens["prepend_bos"] = run.tokens.prepend_bos or run.tokens.bos is not None
     filled: dict[str, Any] = {"tokens": run.tokens.model_copy(update=tokens)}
     if run.model.loader == "synthetic":
         filled["extract"] = run.extract.model_copy(update={"check_sae": "off"})

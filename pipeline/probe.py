@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline import statistics
+from pipeline.lake_rule import check_rule
 from pipeline.packing import ContextRule
 from pipeline.plan import make_plan
 from pipeline.prediction import Prediction, Sample, predict, sample
@@ -60,7 +61,14 @@ class Probe:
     def __post_init__(self) -> None:
         assert self.run.tokens.tokenizer is not None
         self.layout = Layout(self.folder)
-        self._tokenizer = load_tokenizer(self.run.tokens.tokenizer)
+        stored = Layout(store_path(self.run.store.root))
+        lake = read_lake(stored)
+        self._tokenizer = load_tokenizer(
+            self.run.tokens.tokenizer, None if lake is None else lake.tokenizer_digest
+        )
+        check_rule(stored, self.run, self._tokenizer)
+        if lake is not None:  # what the run file does not say is as it is there
+            put_if_absent(self.layout.lake, lake.to_json())
         self._source = open_source(self.run.corpus)
 
     def predict(self, begin: Begin = lambda what: None) -> Prediction:
@@ -197,6 +205,6 @@ def rows_of_text(source: Source, tokenizer: Tokenizer, lake: Lake) -> tuple[int,
             is_all = False
             break
     rule, place = ContextRule.of(lake), 0
-    for ids in tokenizer.encode_batch(texts):
+    for ids in tokenizer.encode_batch(texts, lake.special_text):
         place = rule.after(place, len(ids))
     return rule.rows(place), read, is_all

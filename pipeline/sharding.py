@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import polars as pl
 
 from pipeline.packing import ContextRule, Packed, counted_mask, document_of_row, laid_out, pack
 from pipeline.store.objects import write_atomic
@@ -21,6 +22,7 @@ from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
+from schemas.run_file import SpecialText
 from schemas.values import I32, Bool, Document
 
 _BATCH_SIZE = 2 << 20
@@ -29,6 +31,18 @@ _BATCH_DOCUMENTS = 4096
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Encoded(NamedTuple):
+    """A document, its token ids int32 [.], and whether its text spells a special token."""
+
+    document: Document
+    ids: I32
+    spells_special: bool
+
+
+Observe = Callable[[Encoded], None]
+"""Called with each document that is taken, in order; the last may be cut."""
 
 
 @dataclass
@@ -59,10 +73,11 @@ class _Group:
 def write_shards(
     layout: Layout,
     lake: Lake,
-    encoded: Iterable[tuple[Document, I32]],
+    encoded: Iterable[Encoded],
     target: int,
     limit: int | None,
     before: list[ShardRecord],
+    observe: Observe = lambda taken: None,
 ) -> Iterator[ShardRecord]:
     """Write the token shards, yielding each one's record; numbers go on after the last of `before`.
 
@@ -71,7 +86,7 @@ def write_shards(
     rule = ContextRule.of(lake)
     write = partial(_write_shard, layout, lake, rule, before)
     last = before[-1] if before else None
-    for record in _one_ahead(write, enumerate(_groups(encoded, rule, target, limit))):
+    for record in _one_ahead(write, enumerate(_groups(encoded, rule, target, limit, observe))):
         last = record if last is None else _follow(record, last)
         yield last
 
@@ -89,14 +104,30 @@ def _one_ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield pending.result()
 
 
-def encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, I32]]:
-    """Documents with their token ids int32 [.]."""
+def encoded(
+    documents: Iterable[Document], tokenizer: Tokenizer, special_text: SpecialText
+) -> Iterator[Encoded]:
+    """Documents with their tokens."""
 
-    def encode(batch: list[Document]) -> list[tuple[Document, I32]]:
-        return list(zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True))
+    def encode(batch: list[Document]) -> list[Encoded]:
+        texts = [document.text for document in batch]
+        found = zip(
+            batch, tokenizer.encode_batch(texts, special_text), _spells(texts, tokenizer), strict=True
+        )
+        return [Encoded(*each) for each in found]
 
     for batch in _one_ahead(encode, _batches(documents)):
         yield from batch
+
+
+def _spells(texts: list[str], tokenizer: Tokenizer) -> list[bool]:
+    """Whether each text holds the text of a special token."""
+    if not tokenizer.special_texts:
+        return [False] * len(texts)
+    found: list[bool] = (
+        pl.Series(texts, dtype=pl.String).str.contains_any([*tokenizer.special_texts]).to_list()
+    )
+    return found
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -113,7 +144,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _groups(
-    encoded: Iterable[tuple[Document, I32]], rule: ContextRule, target: int, limit: int | None
+    encoded: Iterable[Encoded], rule: ContextRule, target: int, limit: int | None, observe: Observe
 ) -> Iterator[_Group]:
     """Cut the documents into groups.
 
@@ -122,11 +153,12 @@ def _groups(
     none is cut: the first that would not be within `limit` ends them.
     """
     group, left = _Group(), limit
-    for document, ids in encoded:
+    for taken in encoded:
+        document, ids = taken.document, rule.laid_in(taken.ids, group.place)
         if len(ids) and rule.rows(group.place) >= target:
             yield group
             left = None if left is None else left - rule.rows(group.place)
-            group = _Group()
+            group, ids = _Group(), rule.laid_in(taken.ids, 0)
         if rule.by_document:
             if left is not None and group.place + rule.context_of(len(ids)) > left:
                 break
@@ -136,8 +168,10 @@ def _groups(
             if room:
                 group.add(_cut(document, room), ids[:room], group.place + room)
                 group.is_cut = True
+                observe(taken)
             break
         group.add(document, ids, rule.after(group.place, len(ids)))
+        observe(taken)
     if group.place:
         yield group
 

@@ -6,15 +6,18 @@ records, lake.json and the new link of the corpus chain, are put last; the vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from pipeline.sharding import encoded, write_shards
+from pipeline.lake_rule import asked_lake, require_rule
+from pipeline.repeated import KnownDocuments
+from pipeline.sharding import Encoded, encoded, write_shards
 from pipeline.sources import Source, open_source
 from pipeline.sources.overlap import overlap
 from pipeline.store.objects import locked, put_if_absent, self_test
@@ -23,7 +26,7 @@ from pipeline.store.tokens import read_lake, read_links
 from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Inputs, Lake, ShardRecord, digest_of
+from schemas.records import CorpusLink, Lake, ShardRecord, digest_of
 from schemas.run_file import RunFile, Tokens
 from schemas.tables import VOCABULARY
 
@@ -35,27 +38,28 @@ _SHARD_TOKENS = (1 << 14, 1 << 19)
 _SHARD_BYTES = 1 << 27
 """Of vectors in a shard, at most; the store's writer and each worker hold such shards whole."""
 
-_KEYS = {
-    "tokenizer_digest": "tokens.tokenizer",
-    "context_size": "tokens.context_size",
-    "bos_id": "tokens.prepend_bos",
-    "separator_id": "tokens.separator",
-    "special_ids": "tokens.tokenizer (its special ids)",
-    "special_tokens": "tokens.special_tokens",
-    "label_columns": "corpus.label_columns",
-    "contexts": "tokens.contexts",
-    "inputs": "corpus (its vectors)",
-}
-"""Field of lake.json -> the key of the run file that it comes from."""
+SPECIAL_TEXTS, REPEATED = "special_texts", "repeated_documents"
+"""Keys of a link's source: documents that spell a special token, or were there before, if there are some."""
 
-RESERVED = (
-    *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
-    *("shard", "context", "row", "row_start", "position", "feature", "activation"),
-    *("document_offset", "first_position", "cluster", "similarity", "__path__"),
-)
-"""Columns that the store's tables and queries have themselves; of a corpus of vectors INPUTS too."""
 
-INPUTS = "inputs"
+@dataclass
+class _Tally:
+    """What is counted of the documents while they are taken."""
+
+    known: KnownDocuments | None
+    documents: int = 0
+    """Those with tokens."""
+    special_texts: int = 0
+    repeated: int = 0
+
+    def take(self, taken: Encoded) -> None:
+        self.documents += len(taken.ids) > 0
+        self.special_texts += taken.spells_special
+        self.repeated += self.known is not None and self.known.holds(taken.ids)
+
+    def told(self) -> dict[str, int]:
+        counts = {SPECIAL_TEXTS: self.special_texts, REPEATED: self.repeated}
+        return {name: n for name, n in counts.items() if n}
 
 
 def tokenize(
@@ -72,14 +76,15 @@ def tokenize(
 
     A corpus that the store holds already (same content, columns and limit) is not read again: its link is
     returned. `progress` is told of every shard, in order. InputError for a source that can't be read, a rule
-    that is not the store's, another corpus without `append`, documents of an earlier link (unless they
-    `may_repeat`, as in a probe), a corpus without a counted token.
+    that is not the store's, another corpus without `append`, files or texts all of an earlier link (unless
+    they `may_repeat`, as in a probe), a corpus without a counted token.
     """
     run_file = _labels_by_name(run_file)
     _check_places(layout, run_file)
     source = open_source(run_file.corpus)
-    lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, source.label_dtypes(), source.inputs())
-    _check_rule(layout, lake)
+    labels, inputs, stored = source.label_dtypes(), source.inputs(), read_lake(layout)
+    lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, labels, inputs, stored)
+    require_rule(layout, lake)
     links, digest = read_links(layout), _source_digest(source, run_file)
     for link in links:
         if link.source_digest == digest:
@@ -92,15 +97,21 @@ def tokenize(
     _refuse_other_classes(links, source)
     target = shard_target(source, run_file.tokens)
     before = [record for link in links for record in link.shards]
-    shards = []
-    stream = encoded(source.documents(), tokenizer)
+    shards, tally = [], _Tally(None if may_repeat else _known_documents(layout, links, run_file))
+    stream = encoded(source.documents(), tokenizer, lake.special_text)
     with _alone(layout, len(links)):
-        for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before):
+        for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before, tally.take):
             shards.append(record)
             if progress is not None:
                 progress(record)
         _check_counted(shards, run_file)
-        asked = {**source.describe(), "limit": run_file.tokens.limit, "shard_tokens": target}
+        _refuse_repeated(tally, run_file)
+        asked = {
+            **source.describe(),
+            **tally.told(),
+            "limit": run_file.tokens.limit,
+            "shard_tokens": target,
+        }
         link = CorpusLink(source=asked, source_digest=digest, shards=tuple(shards))
         _write_vocabulary(layout, tokenizer)
         _commit(layout, lake, link, len(links))
@@ -136,75 +147,6 @@ def _labels_by_name(run_file: RunFile) -> RunFile:
     return run_file.model_copy(update={"corpus": corpus})
 
 
-def asked_lake(
-    run_file: RunFile,
-    context_size: int,
-    prepend_bos: bool,
-    tokenizer: Tokenizer,
-    label_dtypes: dict[str, str],
-    inputs: Inputs | None = None,
-) -> Lake:
-    """The lake's record as this run would write it; InputError where tokenizer and run file don't fit."""
-    tokens = run_file.tokens
-    _check_labels(run_file.corpus.label_columns, label_dtypes, inputs is not None)
-    if prepend_bos and tokenizer.bos_id is None:
-        raise InputError(f"the tokenizer {tokenizer.name!r} has no BOS token; set tokens.prepend_bos: false")
-    if tokens.separator == "eos" and tokenizer.eos_id is None:
-        raise InputError(f"the tokenizer {tokenizer.name!r} has no EOS token; set tokens.separator: none")
-    if context_size < 1 + prepend_bos:
-        raise InputError(f"tokens.context_size is {context_size}: too small to hold a token; set at least 2")
-    return Lake(
-        tokenizer=tokenizer.name,
-        tokenizer_digest=tokenizer.digest,
-        context_size=context_size,
-        bos_id=tokenizer.bos_id if prepend_bos else None,
-        separator_id=tokenizer.eos_id if tokens.separator == "eos" else None,
-        special_ids=tokenizer.special_ids,
-        special_tokens=tokens.special_tokens,
-        label_columns=label_dtypes,
-        contexts=tokens.contexts or "packed",
-        inputs=inputs,
-    )
-
-
-def _check_labels(asked: tuple[str, ...], labels: Iterable[str], has_vectors: bool) -> None:
-    """No label column is asked for twice, and none, asked for or of the corpus, is called as the store's."""
-    if twice := [name for name in asked if asked.count(name) > 1]:
-        raise InputError(f"corpus.label_columns names {twice[0]!r}, twice")
-    reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
-    if taken := [name for name in (*asked, *labels) if name in reserved]:
-        where = "corpus.label_columns names" if taken[0] in asked else "the corpus has the label"
-        raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
-
-
-def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
-    """InputError where the store's tokens were made by another rule than a resolved run file's."""
-    found, tokens = read_lake(layout), run_file.tokens
-    if found is not None:
-        assert tokens.context_size is not None
-        assert tokens.prepend_bos is not None
-        labels, inputs = found.label_columns, found.inputs
-        asked = asked_lake(run_file, tokens.context_size, tokens.prepend_bos, tokenizer, labels, inputs)
-        _check_rule(layout, asked)
-
-
-def _check_rule(layout: Layout, asked: Lake) -> None:
-    """The store's rule, if it has one, must be the one asked for; wherever the tokenizer lies."""
-    found = read_lake(layout)
-    if found is None:
-        return
-    differ = [
-        f"{key} ({getattr(found, name)} in the store, {getattr(asked, name)} now)"
-        for name, key in _KEYS.items()
-        if getattr(found, name) != getattr(asked, name)
-    ]
-    if differ:
-        raise InputError(
-            f"the store {layout.root} was tokenized by another rule: {'; '.join(differ)}. Restore the old "
-            "value, or set another store.root"
-        )
-
-
 def _source_digest(source: Source, run_file: RunFile) -> str:
     return digest_of([source.digest(), run_file.corpus.text_column, run_file.tokens.limit])
 
@@ -238,6 +180,21 @@ def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
             raise InputError(
                 f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
             )
+
+
+def _known_documents(layout: Layout, links: list[CorpusLink], run_file: RunFile) -> KnownDocuments | None:
+    """The texts that the store holds; None where documents are known by their recipe or by their vectors."""
+    lake = read_lake(layout) if links and run_file.corpus.kind in ("text", "prompts") else None
+    return None if lake is None else KnownDocuments(layout, lake)
+
+
+def _refuse_repeated(tally: _Tally, run_file: RunFile) -> None:
+    """A corpus of which every text is there adds nothing; prompts may have other answers."""
+    if run_file.corpus.kind == "text" and 0 < tally.repeated == tally.documents:
+        raise InputError(
+            f"all {tally.documents:,} documents of corpus.path {run_file.corpus.path!r} are in the store "
+            "already, by their text, and would count twice: let corpus.path name new ones"
+        )
 
 
 def _refuse_other_classes(links: list[CorpusLink], source: Source) -> None:
@@ -301,14 +258,15 @@ def _write_vocabulary(layout: Layout, tokenizer: Tokenizer) -> None:
     """Keep the text of every token, so that a reader needs no tokenizer; it belongs to the lake's record."""
     if not layout.lake.exists():
         ids = range(tokenizer.size)
-        frame = pl.DataFrame({"token_id": ids, "text": tokenizer.pieces(ids)}, schema=VOCABULARY)
+        columns = {"token_id": ids, "text": tokenizer.pieces(ids), "bytes": tokenizer.piece_bytes(ids)}
+        frame = pl.DataFrame(columns, schema=VOCABULARY)
         write_frame(layout.vocabulary, frame)
 
 
 def _commit(layout: Layout, lake: Lake, link: CorpusLink, number: int) -> None:
     """Put the records, the link last; who comes second must have written the same."""
     put_if_absent(layout.lake, lake.to_json())
-    _check_rule(layout, lake)
+    require_rule(layout, lake)
     path = layout.corpus_link(number)
     if not put_if_absent(path, link.to_json()) and path.read_bytes() != link.to_json():
         raise InputError(

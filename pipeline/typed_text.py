@@ -70,7 +70,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     if lake.inputs is not None:
         raise InputError("the lake holds vectors, not text: only features of texts can be elicited by one")
     where = places.tokenizer or lake.tokenizer
-    tokenizer = load_tokenizer(where)
+    tokenizer = load_tokenizer(where, lake.tokenizer_digest)
     if tokenizer.digest != lake.tokenizer_digest:
         raise InputError(
             f"the tokenizer at {where} is not the one that the lake was tokenized by: give --tokenizer the "
@@ -80,10 +80,10 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
         text.encode()
     except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
         raise InputError(f"text {text!r} is no Unicode: type it in UTF-8") from None
-    (ids,) = tokenizer.encode_batch([text])
+    rule = ContextRule.of(lake)
+    ids = rule.laid_in(tokenizer.encode_batch([text], lake.special_text)[0], 0)
     if not len(ids):
         raise InputError(f"text {text!r} has no tokens: type some")
-    rule = ContextRule.of(lake)
     if rule.by_document and rule.context_of(len(ids)) > rule.context_size:
         raise InputError(
             f"the text has {len(ids)} tokens, more than fit a context of {rule.context_size}, and here "

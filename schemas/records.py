@@ -23,6 +23,7 @@ from schemas.run_file import (
     Loader,
     ModelDtype,
     Pooling,
+    SpecialText,
     SpecialTokenPolicy,
     StoreLayout,
 )
@@ -164,6 +165,8 @@ class Lake(Record):
     """Whether documents follow each other, or each has a context of its own."""
     inputs: Inputs | None = None
     """What a model reads in the place of tokens; None: it reads tokens."""
+    special_text: SpecialText = "literal"
+    """Whether text that spells a special token was that token, or letters, as before version 7."""
 
     @property
     def digest(self) -> str:
@@ -254,7 +257,7 @@ class PlannedSite(Record):
         return Reads(self.positions, self.pooling)
 
 
-LATER_IN_LAKES = {"contexts", "inputs"}
+LATER_IN_LAKES = {"contexts", "inputs", "special_text"}
 LATER_IN_SITES = {"encode_features", "encode_dtype", "positions", "pooling", "control", "control_seed"}
 LATER_IN_PLANS = {"model_processing", "model_inputs", "dense_dtype"}
 """Fields that came after the first stores: left out of a recipe at their default, so that hashes stay."""

@@ -12,6 +12,7 @@ from schemas.prompts_corpus import Prompts
 from schemas.section import PathText, Section
 
 SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
+SpecialText = Literal["parse", "literal"]
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 ActivationDtype = Literal["float16", "float32"]
 ContextsOf = Literal["packed", "document"]
@@ -132,8 +133,24 @@ class Tokens(Section):
         description="Start every context with BOS. Default: false where documents are numbers (synthetic, "
         "dictionary, images), else the SAE's metadata, else true.",
     )
-    separator: Literal["eos", "none"] = Field(
-        "eos", description="Token put after each document. Default: eos for texts, none for all other kinds."
+    bos: str | None = Field(
+        None,
+        min_length=1,
+        description="Token that contexts begin with, as the vocabulary spells it (`<|endoftext|>`). Default: "
+        "the tokenizer's BOS; without one CLS of an encoder, else EOS, as SAELens and TransformerLens run "
+        "such models.",
+    )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="Token put after each document. eos: EOS, or SEP of an encoder; none; or a token as the "
+        "vocabulary spells it. Default: eos for texts, none for all other kinds.",
+    )
+    special_text: SpecialText | None = Field(
+        None,
+        description="What text that spells a special token (`<|im_start|>`) becomes. parse: that token, as "
+        "`tokenizer(text)` of transformers has it; literal: letters like any others. Default: the store's, "
+        "parse of a new one.",
     )
     shard_tokens: int | Literal["auto"] = Field(
         "auto", description="Tokens aimed at in a shard; a shard ends with the document that reaches it."
@@ -160,6 +177,14 @@ class Tokens(Section):
         if isinstance(value, int) and value < 1:
             raise ValueError("must be 'auto' or a positive number")
         return value
+
+    @model_validator(mode="after")
+    def _bos_that_is_used(self) -> Tokens:
+        if self.bos is not None and self.prepend_bos is False:
+            raise ValueError(
+                f"tokens.bos {self.bos!r} begins every context, tokens.prepend_bos is false: leave one out"
+            )
+        return self
 
 
 class Model(Section):

@@ -38,8 +38,12 @@ def tokens_schema(label_columns: dict[str, str], inputs: Inputs | None = None) -
     }
 
 
-VOCABULARY: Schema = {"token_id": pl.Int32(), "text": pl.String()}
-"""What each token puts into a text, for display: every id from 0 on."""
+VOCABULARY: Schema = {"token_id": pl.Int32(), "text": pl.String(), "bytes": pl.Binary()}
+"""What each token puts into a text: every id from 0 on. `text` is for display, with U+FFFD for a part of a
+character; `bytes` are UTF-8 as they are, and may be such a part."""
+
+WITHOUT_TOKEN_BYTES = 6
+"""The last format version of lakes whose vocabulary has no `bytes`."""
 
 
 def postings_schema(activation_dtype: str) -> Schema:

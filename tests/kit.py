@@ -21,6 +21,8 @@ WORDS_VOCAB = 64
 D_MODEL = 16
 """Width of the tiny models."""
 
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
 
 def write_tiny_tokenizer(folder: Path, kind: str = "words", bos: bool = True, eos: bool = True) -> Path:
     """Write a fast tokenizer that AutoTokenizer reads: ids 0 <bos>, 1 <eos>, 2 <unk>, then the vocabulary.
@@ -48,6 +50,33 @@ def write_tiny_tokenizer(folder: Path, kind: str = "words", bos: bool = True, eo
         | ({"bos_token": "<bos>"} if bos else {})
         | ({"eos_token": "<eos>"} if eos else {})
     )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
+    return folder
+
+
+def write_chat_tokenizer(folder: Path, **named: Any) -> Path:
+    """Write a byte-level tokenizer with the tokens of a chat format, and added tokens of every kind.
+
+    Ids: 0 <|endoftext|>, 1 <|im_start|>, 2 <|im_end|>, 3 <mask> (takes spaces before it), 4 <end> (after it),
+    5 <x> (between words alone), then the bytes; `Hello` (262) is an added token that is not special. `named`
+    are roles: eos_token="<|im_end|>".
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    entries = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = [
+        *(AddedToken(text, special=True) for text in CHAT_TOKENS),
+        AddedToken("<mask>", special=True, lstrip=True),
+        AddedToken("<end>", special=True, rstrip=True),
+        AddedToken("<x>", special=True, single_word=True),
+    ]
+    vocabulary = {text: n for n, text in enumerate([*(t.content for t in specials), *entries])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.add_tokens([AddedToken("Hello", special=False)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     return folder
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.lake_rule import RESERVED, asked_lake
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
-from pipeline.tokenize import RESERVED, asked_lake, tokenize
+from pipeline.tokenize import tokenize
 from pipeline.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -399,13 +400,11 @@ def test_a_corpus_of_special_tokens_only_is_refused_where_they_are_excluded(lake
     assert lake.tokenize(special_tokens="include").shards[0].counted_rows == 7
 
 
-@pytest.mark.parametrize(("lacks", "remedy"), [("bos", "prepend_bos: false"), ("eos", "separator: none")])
-def test_a_tokenizer_without_the_token_asked_for_is_refused(lake: Lake, lacks: str, remedy: str) -> None:
-    folder = write_tiny_tokenizer(lake.folder / "lacks", **{lacks: False})  # type: ignore[arg-type]
-    lake.tokenizer = load_tokenizer(str(folder))
-    with pytest.raises(InputError, match=f"has no {lacks.upper()} token; set tokens.{remedy}"):
+def test_a_tokenizer_without_eos_is_refused_where_texts_are_to_end_with_it(lake: Lake) -> None:
+    lake.tokenizer = load_tokenizer(str(write_tiny_tokenizer(lake.folder / "lacks", eos=False)))
+    with pytest.raises(InputError, match=r"has no EOS token; set tokens\.separator: none, or name a token"):
         lake.tokenize()
-    lake.tokenize(bos=lacks != "bos", separator="none" if lacks == "eos" else "eos")
+    lake.tokenize(separator="none")
 
 
 @pytest.mark.parametrize("label", RESERVED)

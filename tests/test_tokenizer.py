@@ -24,13 +24,13 @@ def letters(tmp_path: Path) -> LakeTokenizer:
 
 
 def test_ids_are_those_of_the_words_with_nothing_added(words: LakeTokenizer) -> None:
-    first, second = words.encode_batch(["w0 w60 w1", "w2"])
+    first, second = words.encode_batch(["w0 w60 w1", "w2"], "literal")
     assert (first.tolist(), second.tolist(), first.dtype) == ([3, 63, 4], [5], np.int32)
 
 
 def test_an_empty_text_has_no_tokens_and_an_empty_batch_no_texts(words: LakeTokenizer) -> None:
-    assert [ids.tolist() for ids in words.encode_batch(["", "  "])] == [[], []]
-    assert words.encode_batch([]) == []
+    assert [ids.tolist() for ids in words.encode_batch(["", "  "], "literal")] == [[], []]
+    assert words.encode_batch([], "literal") == []
 
 
 def test_bos_may_have_id_0(words: LakeTokenizer) -> None:
@@ -43,7 +43,7 @@ def test_a_tokenizer_may_have_neither_bos_nor_eos(tmp_path: Path) -> None:
 
 
 def test_text_that_spells_a_special_token_is_text(letters: LakeTokenizer) -> None:
-    (ids,) = letters.encode_batch(["<bos>a<eos>"])
+    (ids,) = letters.encode_batch(["<bos>a<eos>"], "literal")
     assert len(ids) == 11
     assert not set(ids.tolist()) & set(letters.special_ids)
 
@@ -57,7 +57,7 @@ def test_truncation_padding_and_post_processing_are_switched_off(tmp_path: Path)
     backend.enable_padding(length=8)
     backend.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 0)])
     backend.save(str(folder / "tokenizer.json"))
-    (ids,) = load_tokenizer(str(folder)).encode_batch(["w0 w1 w2"])
+    (ids,) = load_tokenizer(str(folder)).encode_batch(["w0 w1 w2"], "literal")
     assert ids.tolist() == [3, 4, 5]
 
 
@@ -94,14 +94,14 @@ def test_another_vocabulary_or_other_special_ids_have_another_digest(
 
 
 def test_pieces_join_to_the_text(letters: LakeTokenizer) -> None:
-    (ids,) = letters.encode_batch([" a b  c"])
+    (ids,) = letters.encode_batch([" a b  c"], "literal")
     assert "".join(letters.pieces(ids)) == " a b  c"
 
 
 def test_pieces_show_special_tokens_half_characters_and_ids_beyond_the_vocabulary(
     letters: LakeTokenizer,
 ) -> None:
-    (ids,) = letters.encode_batch(["é"])
+    (ids,) = letters.encode_batch(["é"], "literal")
     assert letters.pieces([0, *ids, 99_999]) == ["<bos>", "�", "�", "<99999>"]
 
 

@@ -135,7 +135,7 @@ def _example(about: Source, block: Block, place: int, row: dict[str, Any], shown
     repeated = row["row"] in shown
     shown.add(row["row"])
     return {
-        "tokens": [about.token_texts[token] for token in block.token_ids[place, :n].tolist()],
+        "tokens": about.vocabulary.pieces(block.token_ids[place, :n].tolist()),
         "tokens_acts_list": block.values[place, :n].tolist(),
         "train_token_ind": row["place"],
         "is_repeated_datapoint": repeated,
@@ -151,7 +151,7 @@ def _logits(about: Source, features: range) -> dict[int, dict[str, Any]]:
 
 
 def _texts(about: Source, tokens: Sequence[int]) -> list[str]:
-    return [about.token_texts[token] for token in tokens]
+    return [about.vocabulary.texts[token] for token in tokens]
 
 
 def _part(out: Path, name: str, features: range) -> Path:

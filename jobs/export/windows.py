@@ -19,6 +19,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame, scan_frame
 from pipeline.store.shard_files import ShardFiles
+from pipeline.store.vocabulary import Vocabulary
 from schemas.layout import Layout, StorePath
 from schemas.values import F32, I32, I64, U32
 
@@ -38,13 +39,13 @@ TENTHS = (
 
 @dataclass(frozen=True)
 class Source:
-    """What the tasks of an export read, without opening the store; `token_texts` by token id."""
+    """What the tasks of an export read, without opening the store."""
 
     layout: Layout
     site: str
     shards: Sequence[ShardFiles]
     tables: dict[str, StorePath]
-    token_texts: list[str]
+    vocabulary: Vocabulary
     window: int
 
     def table(self, name: str, features: range) -> pl.DataFrame:
@@ -79,14 +80,12 @@ def source(store: FeatureStore, site: str, window: int, optional: Sequence[str] 
     for name in needed:
         store.scan_table(site, name)  # says what is missing or stale
     names = needed + [name for name in optional if store.has_table(site, name)]
-    with readable(store.layout.vocabulary):
-        texts = read_frame(store.layout.vocabulary)["text"].to_list()
     return Source(
         layout=store.layout,
         site=site,
         shards=store.shard_files(site),
         tables={name: store.layout.table(site, name) for name in names},
-        token_texts=texts,
+        vocabulary=store.vocabulary,
         window=window,
     )
 

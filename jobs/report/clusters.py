@@ -174,9 +174,10 @@ def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup,
     found = rows.select(
         "context", "token_ids", **{LABEL + name: each for name, each in labels.items()}
     ).collect()
-    pieces, texts = work.pieces, dict[int, tuple[Markup, str]]()
+    texts = dict[int, tuple[Markup, str]]()
     for row in found.iter_rows(named=True):
-        text = Markup("".join(pieces[token] for token in row["token_ids"][:CONTEXT_TOKENS]))  # noqa: S704 - escaped
+        ids = row["token_ids"][:CONTEXT_TOKENS]
+        text = Markup("".join(work.shown(ids, [0.0] * len(ids))[0]))  # noqa: S704 - escaped
         told = " · ".join(str(row[LABEL + name]) for name in labels if row[LABEL + name] is not None)
         texts[row["context"]] = (text, told)
     return texts

@@ -19,8 +19,7 @@ from jobs.report.work import Work
 
 def example(work: Work, window: Mapping[str, Any], most: float) -> str:
     """One example: its activation, its strip, and where it stands."""
-    pieces = work.pieces
-    tokens = strip([pieces[token] for token in window["token_ids"]], window["values"], window["firing"], most)
+    tokens = strip(*work.shown(window["token_ids"], window["values"], window["firing"]), most)
     labels = [str(window[name]) for name in window if name.startswith(LABEL) and window[name] is not None]
     where = f"context {window['context']}, position {window['position']}"
     return (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from jobs.strips import HIDDEN
+from jobs.strips import HIDDEN, translated
 
 LEVELS = 9
 """Shades of a strip: classes p1 to p9 of positive activations, n1 to n9 of negative ones."""
@@ -19,7 +19,7 @@ def visible(text: str) -> str:
     """The text with marks for line ends and tabs, and numbers of other characters that can not be seen."""
     if text.isprintable() and text.isascii():
         return text
-    return text.translate(_TOLD)
+    return translated(text, _TOLD)
 
 
 def alone(text: str) -> str:
@@ -27,10 +27,10 @@ def alone(text: str) -> str:
     return visible(text).replace(" ", "·") or "⟨empty⟩"
 
 
-def strip(pieces: Sequence[str], values: Sequence[float], firing: int, most: float) -> Markup:
+def strip(pieces: Sequence[str], values: Sequence[float], firing: int | None, most: float) -> Markup:
     """Tokens, shaded by |activation| / `most`; the one at `firing` is marked.
 
-    `pieces` is HTML of each token (see `Work.pieces`), `values` its activation; tokens that are active say
+    `pieces` is HTML of each token (see `Work.shown`), `values` its activation; tokens that are active say
     theirs when pointed at.
     """
     parts = list(pieces)

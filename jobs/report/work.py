@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from jobs.report.strips import alone, visible
-from pipeline.store.parquet import read_frame
+from pipeline.store.vocabulary import Vocabulary, shown
 from schemas.layout import StorePath
 from schemas.values import I32, I64
 
@@ -54,17 +54,29 @@ class Work:
     @cached_property
     def texts(self) -> list[str]:
         """Each token as it is written where it stands by itself, not escaped."""
-        return [alone(text) for text in self._vocabulary]
+        return [alone(text) for text in self._vocabulary.texts]
+
+    def shown(
+        self, ids: Sequence[int], values: Sequence[float], firing: int | None = None
+    ) -> tuple[list[str], Sequence[float], int | None]:
+        """Tokens that follow one another, as HTML, with their activations, and which one fires.
+
+        Tokens that share a character are one.
+        """
+        if not self._vocabulary.is_split(ids):
+            pieces = self._pieces
+            return [pieces[token] for token in ids], values, firing
+        found = shown(self._vocabulary.spans(ids), np.asarray(values, np.float32), firing)
+        return [html_of(text) for text in found.texts], found.values.tolist(), found.firing
 
     @cached_property
-    def pieces(self) -> list[str]:
-        """What each token puts into a strip, as HTML."""
-        return [str(escape(visible(text))) for text in self._vocabulary]
+    def _pieces(self) -> list[str]:
+        """What each token puts into a strip, as HTML, where it shares no character."""
+        return [html_of(text) for text in self._vocabulary.texts]
 
     @cached_property
-    def _vocabulary(self) -> list[str]:
-        texts: list[str] = read_frame(self.vocabulary)["text"].to_list()
-        return texts
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.read(self.vocabulary)
 
     @cached_property
     def _tokens(self) -> list[str]:
@@ -88,6 +100,11 @@ class Work:
         if feature not in self._has_page:
             return Markup(f'<s title="no page in this report">{feature}</s>')  # noqa: S704 - a number
         return Markup(f'<a href="{features}{path_of(feature)}">{feature}</a>')  # noqa: S704 - and our own path
+
+
+def html_of(text: str) -> str:
+    """Text as it is shown in a strip."""
+    return str(escape(visible(text)))
 
 
 def path_of(feature: int) -> str:

@@ -17,13 +17,22 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sources.values import check_columns, infer_dtypes
+from pipeline.sources.values import (
+    MOST_LINE,
+    MOST_TEXT,
+    check_columns,
+    infer_dtypes,
+    require_text_size,
+)
 from schemas.errors import InputError
 
 Record = tuple[int, Any, tuple[Any, ...]]
 """Row (from 0) or line (from 1), text, labels."""
 
 _BATCH_ROWS = 256
+MOST_GROUP = 1 << 30
+"""Bytes of a row group, before compression, of which that many rows are read at once; else one by one."""
+
 _GZIP_RATIO = 3
 """Text is about so much longer than its gzip file."""
 
@@ -81,11 +90,31 @@ class ParquetReader:
         with self._open() as file:
             columns = list({self.text_column: None} | dict.fromkeys(self.label_columns))
             check_columns(columns, file.schema_arrow.names, str(self.path))
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                values = [batch.column(name).to_pylist() for name in (self.text_column, *self.label_columns)]
-                for text, *labels in zip(*values, strict=True):
-                    yield number, text, tuple(labels)
-                    number += 1
+            for group in range(file.metadata.num_row_groups):
+                rows = self._batch_rows(file, group, columns, number)
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
+                    for record in self._of_batch(batch, number):
+                        yield record
+                        number += 1
+
+    def _batch_rows(self, file: Any, group: int, columns: list[str], number: int) -> int:
+        """Rows of a row group to be read at once: few where they may be large."""
+        about = file.metadata.row_group(group)
+        chunks = [about.column(i) for i in range(about.num_columns)]
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
+        if size > len(columns) * MOST_LINE * max(about.num_rows, 1):
+            require_text_size(size // about.num_rows, self.where(number))
+        return _BATCH_ROWS if size <= MOST_GROUP else 1
+
+    def _of_batch(self, batch: pa.RecordBatch, number: int) -> Iterator[Record]:
+        """Its rows one by one: a text that stands in many of them is not copied for each at once."""
+        texts = batch.column(self.text_column)
+        labels = [batch.column(name) for name in self.label_columns]
+        for place in range(batch.num_rows):
+            text = texts[place]
+            if (stored := _stored_bytes(text)) is not None:
+                require_text_size(stored, self.where(number + place))
+            yield number + place, text.as_py(), tuple(label[place].as_py() for label in labels)
 
     def where(self, number: int) -> str:
         """File and row."""
@@ -94,12 +123,19 @@ class ParquetReader:
     @contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with pq.ParquetFile(self.path) as file:
+            with pq.ParquetFile(self.path, read_dictionary=self._strings()) as file:
                 yield file
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{self.path} can not be read as Parquet: {_line(error)}") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path} holds text that is not UTF-8: {_line(error)}") from None
+
+    def _strings(self) -> list[str]:
+        """The text column where it is one of plain strings: read as a dictionary no text is there twice."""
+        schema = pq.read_schema(self.path)
+        known = self.text_column in schema.names and schema.names.count(self.text_column) == 1
+        is_plain = known and pa.types.is_string(schema.field(self.text_column).type)
+        return [self.text_column] if is_plain else []
 
     def _check_text_type(self, found: pa.DataType) -> None:
         if not (_is_string(found) or pa.types.is_null(found)):
@@ -155,9 +191,21 @@ class JsonLinesReader:
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self._open() as file:
-            for line, data in enumerate(file, start=1):
+            for line, data in enumerate(self._lines(file), start=1):
                 if data.strip():
                     yield line, self._object(line, data)
+
+    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
+        """Lines, each of MOST_LINE bytes at most: InputError at a longer one, of which no more is read."""
+        number = 0
+        while data := file.readline(MOST_LINE + 1):
+            number += 1
+            if len(data) > MOST_LINE:
+                raise InputError(
+                    f"{self.where(number)} is a line of more than {MOST_LINE:,} bytes: a line is one JSON "
+                    "object; cut its text into several documents"
+                )
+            yield data
 
     def _object(self, line: int, data: bytes) -> dict[str, Any]:
         try:
@@ -165,8 +213,8 @@ class JsonLinesReader:
             content = json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             raise InputError(f"{self.where(line)} is not UTF-8: {_line(error)}") from None
-        except ValueError as error:
-            raise InputError(f"{self.where(line)} is not JSON: {_line(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.where(line)} is not JSON: {_line(error)[:300]}") from None
         if not isinstance(content, dict):
             raise InputError(f"{self.where(line)} is no JSON object but {type(content).__name__}")
         return content
@@ -200,7 +248,11 @@ class TextReader:
     def records(self) -> Iterator[Record]:
         """The one document."""
         try:
-            yield 0, self.path.read_bytes().decode("utf-8-sig"), ()
+            with self.path.open("rb") as file:
+                content = file.read(MOST_TEXT + 1)
+            if len(content) > MOST_TEXT:
+                require_text_size(max(self.path.stat().st_size, len(content)), str(self.path))
+            yield 0, content.decode("utf-8-sig"), ()
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path} is not UTF-8: {_line(error)}") from None
         except OSError as error:
@@ -228,6 +280,12 @@ def format_of(path: Path) -> str | None:
 def _is_string(found: pa.DataType) -> bool:
     kind = found.value_type if pa.types.is_dictionary(found) else found
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _stored_bytes(text: Any) -> int | None:
+    """Bytes of a text of PyArrow's that is there, without a copy of it."""
+    value = text.value if isinstance(text, pa.DictionaryScalar) else text
+    return value.as_buffer().size if value.is_valid and hasattr(value, "as_buffer") else None
 
 
 def _line(error: BaseException) -> str:

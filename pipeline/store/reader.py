@@ -17,11 +17,11 @@ from pipeline.store import scans, tables
 from pipeline.store.catalog import Catalog, SiteInfo
 from pipeline.store.compacted import Compacted, in_use, read_compactions
 from pipeline.store.contexts import ContextIndex
-from pipeline.store.objects import listed, readable
-from pipeline.store.parquet import read_frame
+from pipeline.store.objects import listed
 from pipeline.store.postings import PostingsFile
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.tokens import read_token_shard
+from pipeline.store.vocabulary import Vocabulary
 from schemas.errors import InputError
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
 from schemas.records import ShardRecord
@@ -269,16 +269,37 @@ class FeatureStore(Catalog):
         found = found.hstack(self._contexts.describe(rows, self._contexts.columns))
         return found.hstack(self._windows(found, before, after))
 
+    def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
+        """Described rows with windows that hold the whole character that the row is a part of."""
+        windows, firsts = [], []
+        for context, position, first, ids in described.select(
+            "context", "position", "first_position", "token_ids"
+        ).iter_rows():
+            start, stop = first, first + len(ids)
+            if self.vocabulary.is_split([ids[position - first]]):
+                ids = self._contexts.token_ids(context).tolist()
+                low, high = self.vocabulary.reach(ids, position)
+                start, stop = min(start, low), max(stop, high)
+                ids = ids[start:stop]
+            windows.append(ids)
+            firsts.append(start)
+        schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
+        return described.with_columns(
+            pl.DataFrame({"token_ids": windows, "first_position": firsts}, schema=schema)
+        )
+
     @property
     def vocabulary_size(self) -> int:
         """Tokens that the tokenizer knows; a model's own vocabulary may be padded beyond them."""
-        return len(self._vocabulary)
+        return len(self.vocabulary)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token."""
-        if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) < len(self._vocabulary):
-            raise InputError(f"token ids must be 0 to {len(self._vocabulary) - 1}")
-        return self._vocabulary.gather(list(token_ids)).to_list()
+        """The text of each of some tokens that follow one another; a character stands at its last token."""
+        return self.vocabulary.pieces(list(token_ids))
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token as it stands by itself; parts of characters are written out in hex."""
+        return self.vocabulary.alone(list(token_ids))
 
     def verify(self, tasks: Tasks | None = None) -> VerifyReport:
         """Check every checksum, and recompute every statistic from the activations."""
@@ -296,9 +317,9 @@ class FeatureStore(Catalog):
         return ContextIndex(self.layout, self.lake, self.shards)
 
     @cached_property
-    def _vocabulary(self) -> pl.Series:
-        with readable(self.layout.vocabulary):
-            return read_frame(self.layout.vocabulary)["text"]
+    def vocabulary(self) -> Vocabulary:
+        """What tokens put into a text."""
+        return Vocabulary.read(self.layout.vocabulary)
 
     def _postings_file(self, site: str, shard: str) -> PostingsFile:
         path = self.object_path(site, shard, POSTINGS)

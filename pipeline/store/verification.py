@@ -36,7 +36,7 @@ from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import CompactedFile, Lake, PlannedSite, ShardRecord
 from schemas.run_file import NAME
-from schemas.tables import OF_STATS, VOCABULARY
+from schemas.tables import OF_STATS, VOCABULARY, WITHOUT_TOKEN_BYTES
 from schemas.values import U64
 
 if TYPE_CHECKING:
@@ -189,13 +189,17 @@ def _verify_vocabulary(store: FeatureStore, report: VerifyReport) -> None:
     report.objects += 1
     try:
         with readable(path), open_parquet(path) as file:
-            found = as_frame(file.read(), VOCABULARY)
+            has_bytes = "bytes" in file.schema_arrow.names
+            schema = {name: dtype for name, dtype in VOCABULARY.items() if has_bytes or name != "bytes"}
+            found = as_frame(file.read(), schema)
     except InputError as error:
         report.problems.append(str(error))
         return
     ids = pl.Series("token_id", range(found.height), VOCABULARY["token_id"])
-    if not found["token_id"].equals(ids) or found["text"].null_count():
+    if not found["token_id"].equals(ids) or any(found.null_count().row(0)):
         report.problems.append(f"{path} does not hold a text for each token id from 0 on")
+    elif not has_bytes and store.lake.format_version > WITHOUT_TOKEN_BYTES:
+        report.problems.append(f"{path} does not hold the bytes of each token")
 
 
 def _committed(store: FeatureStore, pass_name: str, tokens: set[str]) -> Iterator[Committed]:

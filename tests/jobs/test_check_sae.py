@@ -258,6 +258,6 @@ def test_a_corpus_section_is_read_as_extraction_reads_it(words):
     source = open_source(Corpus(path=str(words / "corpus.jsonl"), text_column="said"))
     tokenizer = load_tokenizer(str(words / "tokenizer"))
     shard = check.token_shard(source, lake(32, 0), tokenizer, 320)
-    first = tokenizer.encode_batch([next(iter(source.documents())).text])[0]
+    first = tokenizer.encode_batch([next(iter(source.documents())).text], "parse")[0]
     assert shard.token_ids[1:9].tolist() == first[:8].tolist()
     assert shard.n_rows == 320

@@ -233,7 +233,7 @@ def test_the_defaults_of_a_synthetic_run_file():
     resolved, told = resolve(run_file(Path("nowhere"), tokens={}))
     tokens = resolved.tokens
     assert told == []
-    assert (tokens.tokenizer, tokens.prepend_bos, tokens.separator) == ("numbers:50", False, "none")
+    assert (tokens.tokenizer, tokens.prepend_bos, tokens.separator) == ("numbers:50", False, None)
     assert (tokens.context_size, resolved.extract.check_sae) == (128, "off")
     assert (resolved.sites[0].hook_name, resolved.sites[0].name) == ("synthetic", "made")
 
@@ -255,7 +255,7 @@ def test_the_defaults_of_a_synthetic_run_file():
         ({"sites": [{"sae": "saes/x"}]}, "one that begins with 'synthetic:', but a site has 'saes/x'"),
         ({"corpus": {"path": "a.txt"}}, "model.loader: synthetic brings no tokenizer: set tokens.tokenizer"),
         ({"sites": [{"sae": "synthetic:l0=3"}]}, "SAE synthetic:l0=3: d_sae is missing"),
-        ({"tokens": {"prepend_bos": True}}, "'numbers:50' has no BOS token; set tokens.prepend_bos: false"),
+        ({"tokens": {"prepend_bos": True}}, "'numbers:50' has no BOS token, nor EOS: name a token"),
         ({"tokens": {"separator": "eos"}}, "'numbers:50' has no EOS token; set tokens.separator: none"),
         ({"tokens": {"tokenizer": "numbers:9"}}, "beyond the vocabulary of 'numbers:9'"),
     ],
