@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from jobs.label_filters import nearest
 from pipeline.statistics.attribution import EVERY_PROMPT
 from pipeline.store import FeatureStore
 from pipeline.store.tokens import read_document_labels
@@ -76,4 +77,6 @@ def require_values(
         known = set(pl.concat(table[name] for table in tables))
         for value in selection.filter(pl.col("label") == name)["value"].unique(maintain_order=True):
             if value not in known:
-                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}")
+                near = nearest(str(value), (each for each in known if each is not None))
+                told = f"; the nearest is {near[0]!r}" if near else ""
+                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}{told}")
