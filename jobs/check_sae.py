@@ -184,9 +184,10 @@ def _subject(asked: Asked, run: RunFile, about: SaeMetadata) -> check.Subject:
     """SAE and model, which must fit."""
     read = run.sites[0].hook_name
     assert read is not None
-    if about.transcoder and about.hook_name_out is None:
+    target = about.target_at(read) if about.transcoder else read
+    if target is None:
         raise InputError(f"the files of transcoder {asked.sae} do not name the hook that it reconstructs")
-    place = Place(read, about.hook_name_out or read if about.transcoder else read)
+    place = Place(read, target)
     encoder = load_sae(asked.sae, run.model.device)
     model = load_model(run.model, list(place), run.model.device, len(os.sched_getaffinity(0)))
     if not encoder.accepts(model.widths[read]):

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.label_filters import nearest
 from pipeline.statistics.attribution import EVERY_PROMPT
 from pipeline.store import FeatureStore
 from pipeline.store.tokens import read_document_labels
@@ -91,4 +92,6 @@ def require_values(
         known = set(pl.concat(table[name] for table in tables))
         for value in selection.filter(pl.col("label") == name)["value"].unique(maintain_order=True):
             if value not in known:
-                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}")
+                near = nearest(str(value), (each for each in known if each is not None))
+                told = f"; the nearest is {near[0]!r}" if near else ""
+                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}{told}")

@@ -39,9 +39,9 @@ from jobs.figures.heatmap import (
     told_frequencies,
 )
 from jobs.figures.style import STYLE
+from jobs.label_filters import label_filter, require_values
 from jobs.outputs import require_file, write_file
 from jobs.plots import METADATA, render
-from jobs.top import label_filter
 from pipeline.statistics.pooling import POOLINGS, Pooling
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -169,6 +169,8 @@ def _contexts(store: FeatureStore, contexts: pl.DataFrame, asked: Asked) -> I64:
         kept &= contexts["context"].is_in(parse_numbers(asked.contexts, "--contexts", last))
     for text in asked.where:
         kept &= contexts.select(label_filter(store, text).fill_null(value=False)).to_series()
+    if not kept.any():
+        require_values(store, asked.where)
     places: I64 = np.flatnonzero(kept.to_numpy()).astype(np.int64)
     return places
 

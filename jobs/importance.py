@@ -227,6 +227,7 @@ def tables_of(
     tables, told = [pl.DataFrame(schema=IMPORTANCE)], [pl.DataFrame(schema=IMPORTANCE_CLASSES)]
     for name, part in zip(names, parts, strict=True):
         found = importance_of(part, norms, w_dec.shape[1], question.penalty)
+        found = found.of_the_batch() if name is None else found
         tables.append(_table(question.label, name, part, found))
         told.append(_class(question, name, part, found, known_x=known_x))
     return pl.concat(tables), pl.concat(told)

@@ -32,9 +32,10 @@ import polars as pl
 from jobs.console import say
 from jobs.progress import counting
 from pipeline.executors.tasks import OneProcess, Tasks
-from pipeline.planned import PlannedUse, use_of
+from pipeline.planned import PlannedUse, model_of, use_of
 from pipeline.store import FeatureStore
 from pipeline.store.shard_files import ShardFiles
+from pipeline.trained_with import has_norms_after
 from schemas.errors import InputError
 from schemas.tables import Schema
 from schemas.values import F32, F64
@@ -103,12 +104,18 @@ def use_for_logits(store: FeatureStore, site: str, asked: Asked) -> PlannedUse:
         raise InputError(f"site {site!r} is synthetic, its features were drawn: there is no unembedding")
     _, about = store.site_weights(site, ())
     use = use_of(plan, site, about, device=asked.device, model=asked.model, needs_sae=False)
-    if not in_residual_stream(use.place.target):
+    if not (in_residual_stream(use.place.target) or _is_added(use)):
         raise InputError(
             f"the decoder of site {site!r} writes at {use.place.target}, which is not the residual stream: "
             f"its features have no logits; they have at {', '.join((*STREAM, *WRITERS))} and whole blocks"
         )
     return use
+
+
+def _is_added(use: PlannedUse) -> bool:
+    """Whether what a sublayer gives is added to the residual stream as it is, as no norm follows."""
+    own = use.place.target.endswith((".mlp.hook_out", ".attn.hook_out"))
+    return own and not has_norms_after(model_of(use.plan))
 
 
 def logits(

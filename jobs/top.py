@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.text import Text
 
 from jobs.console import console, say
+from jobs.label_filters import label_filter, require_values
 from jobs.outputs import require_file, write_file
 from jobs.strips import AFTER, BEFORE, Strip, html_page, strip_of, strips_of, strongest_in, text_strip
 from pipeline.store import FeatureStore
+from pipeline.store.contexts import label_column
 from schemas.errors import InputError
 from schemas.values import F32, U64
 
@@ -41,10 +43,11 @@ def top(
     require_file(html, "--html")
     if not store.committed(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    filters = [label_filter(store, text) for text in where]
+    filters = [label_filter(store, text, label_column) for text in where]
     condition = pl.all_horizontal(filters) if filters else None
     found = store.contexts(site, feature, k, condition, before, after, one_per_document=one_per_document)
     if found.is_empty():
+        require_values(store, where)
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
     strips, maximum = _strips(store, site, feature, found, maximum, known=not shaded and html is None)
@@ -78,7 +81,8 @@ def _strips(
 
 def heading(store: FeatureStore, row: dict[str, Any]) -> str:
     """Where a described row is: its labels, context and position."""
-    labels = [str(row[name]) for name in store.lake.label_columns if row.get(name) is not None]
+    names = map(label_column, store.lake.label_columns)
+    labels = [str(row[name]) for name in names if row.get(name) is not None]
     place = f"context {row['context']}, position {row['position']}"
     return f"{', '.join(labels)} · {place}" if labels else place
 
@@ -102,26 +106,6 @@ def marked(store: FeatureStore, token_ids: Sequence[int], position: int) -> Text
     window = token_ids[first : position + AFTER + 1]
     strip = strip_of(store, window, np.zeros(len(window), np.float32), position - first)
     return text_strip(strip, 1.0, shaded=False)
-
-
-def label_filter(store: FeatureStore, text: str) -> pl.Expr:
-    """A condition on a label column from COLUMN=VALUE."""
-    column, separator, value = text.partition("=")
-    if not separator:
-        raise InputError(f"--where {text!r} is no COLUMN=VALUE, such as party=Republican")
-    known = store.lake.label_columns
-    if column not in known:
-        raise InputError(
-            f"--where {text!r}: the store has no label {column!r}; it has {', '.join(known) or 'none'}"
-        )
-    if known[column] == "String":
-        return pl.col(column) == value
-    try:
-        return pl.col(column).cast(pl.Float64) == float({"true": "1", "false": "0"}.get(value.lower(), value))
-    except ValueError:
-        raise InputError(
-            f"--where {text!r}: label {column} is {known[column]}, {value!r} is no number"
-        ) from None
 
 
 if __name__ == "__main__":

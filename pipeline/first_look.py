@@ -74,10 +74,11 @@ def _target(model: Model, site: PlannedSite, encoder: Encoder, shard: TokenShard
     about = encoder.metadata
     if not about.transcoder:
         return site.hook_name
-    if about.hook_name_out is None or site.hook_name != about.hook_name:
+    target = about.target_at(site.hook_name)
+    if target is None or not about.reads_at(site.hook_name):
         return None
     batch, _ = next(batches(shard, 1))
-    x = probe(model, batch, [about.hook_name_out])
-    if x is None or not holds_target(about, x[about.hook_name_out].shape[1]):
+    x = probe(model, batch, [target])
+    if x is None or not holds_target(about, x[target].shape[1]):
         return None
-    return about.hook_name_out
+    return target

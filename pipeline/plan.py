@@ -23,7 +23,7 @@ from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import CHOSEN, Lake, Plan, PlannedSite
-from schemas.run_file import Corpus, RunFile, Site, check_name
+from schemas.run_file import Corpus, Model, RunFile, Site, check_name
 
 LIBRARIES = (
     "torch", "transformers", "transformer-lens", "numpy", "scipy", "polars", "pyarrow", "zarr",
@@ -38,7 +38,7 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     """
     run = _drawn(run)
     found = [_about(site) for site in run.sites]
-    sites = [_named(*pair) for pair in zip(run.sites, found, strict=True)]
+    sites = [_named(*pair, run.model) for pair in zip(run.sites, found, strict=True)]
     _refuse_equal_names(sites)
     trained = [trained_with.Trained(*pair) for pair in zip(sites, found, strict=True)]
     told: list[str] = []
@@ -111,9 +111,9 @@ def _about(site: Site) -> SaeMetadata:
     return NO_SAE if site.sae is None else read_metadata(site.sae)
 
 
-def _named(site: Site, found: SaeMetadata) -> Site:
+def _named(site: Site, found: SaeMetadata, model: Model) -> Site:
     """The site with its hook and its name."""
-    hook_name = site.hook_name or found.hook_name
+    hook_name = site.hook_name or trained_with.default_hook(found, model)
     if not hook_name and site.sae is None:
         raise InputError("sites: a site without an SAE needs a hook_name, the place where x is read")
     if not hook_name:

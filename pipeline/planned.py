@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pipeline.models import digest_as_planned, load_model
 from pipeline.saes import choose_block, load_sae, sae_digest
+from pipeline.saes.module_points import target_at
 from schemas.errors import InputError
 from schemas.records import Plan, PlannedSite
 from schemas.run_file import Model
@@ -132,9 +133,10 @@ def place_of(site: PlannedSite, about: Mapping[str, Any]) -> Place:
     """Where a site's SAE reads and what it reconstructs, by its metadata."""
     if not about["transcoder"]:
         return Place(site.hook_name, site.hook_name)
-    if about["hook_name_out"] is None:
+    target = target_at(about, site.hook_name)
+    if target is None:
         raise InputError(f"the files of transcoder {site.sae} do not name the hook that it reconstructs")
-    return Place(site.hook_name, about["hook_name_out"])
+    return Place(site.hook_name, target)
 
 
 def open_model(use: PlannedUse, hooks: Iterable[str]) -> LoadedModel:

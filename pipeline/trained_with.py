@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.saes import SaeMetadata
+from pipeline.saes.module_points import by_module
 from schemas.errors import InputError
 from schemas.run_file import PROCESSING, Model, RunFile, Site
 
@@ -39,6 +40,12 @@ CLASSES = {
 HEADS = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|result)$")
 """Hooks that have heads."""
 
+OF_MODULES = ("sparsify", "dictionary_learning")
+"""Formats whose SAEs were trained on what a module of Hugging Face's itself gives."""
+
+NORMS_AFTER = r"gemma[23]|olmo[23]|t5gemma|vaultgemma|glm4|exaone4"
+"""Beginnings of the model_type of models in which a norm follows a sublayer, before what it adds."""
+
 ALIASES = {"gpt2-small": "gpt2", "gpt2-xlarge": "gpt2-xl"}
 """TransformerLens' names -> Hugging Face's, where their last parts differ."""
 
@@ -53,7 +60,7 @@ class Trained(NamedTuple):
 def check_site(site: Site, about: SaeMetadata, told: list[str]) -> None:
     """Where the site reads, what kind of SAE it is, and what the SAE's reader had to decide."""
     where = f"site {site.name!r}"
-    if about.hook_name and site.hook_name != about.hook_name:
+    if about.hook_name and not about.reads_at(site.hook_name) and site.hook_name != _module_output(about):
         told.append(f"{where}: hook_name is {site.hook_name}, its SAE was trained at {about.hook_name}")
     if about.hook_head_index is not None and not HEADS.search(str(site.hook_name)):
         told.append(
@@ -61,7 +68,7 @@ def check_site(site: Site, about: SaeMetadata, told: list[str]) -> None:
             "which has no heads in TransformerLens"
         )
     if about.transcoder:
-        target = about.hook_name_out or "a place that its files do not name"
+        target = about.target_at(str(site.hook_name)) or "a place that its files do not name"
         told.append(
             f"{NOTE}{where}: a transcoder, it reads {site.hook_name} and reconstructs what is at {target}"
         )
@@ -76,6 +83,33 @@ def check_site(site: Site, about: SaeMetadata, told: list[str]) -> None:
             "the factor lies in the weights"
         )
     told += [f"{NOTE}{where}: {sentence}" for sentence in about.notes]
+
+
+def default_hook(about: SaeMetadata, model: Model) -> str | None:
+    """Where the SAE was trained to read, by the names that hooks have under this loader."""
+    if model.loader == "torch_module":
+        return by_module(about.extra).read or about.hook_name
+    exact = _module_output(about)
+    return exact if exact is not None and has_norms_after(model) else about.hook_name
+
+
+def _module_output(about: SaeMetadata) -> str | None:
+    """The output of the module itself, where the SAE was trained on that and is said to read what it adds."""
+    block, _, sublayer = (about.hook_name or "").rpartition(".hook_")
+    if about.format not in OF_MODULES or sublayer not in ("mlp_out", "attn_out"):
+        return None
+    return f"{block}.{sublayer.removesuffix('_out')}.hook_out"
+
+
+def has_norms_after(model: Model) -> bool:
+    """Whether a norm stands between a sublayer and hook_mlp_out or hook_attn_out, as its files say."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model.path, "config.json")
+        folder = Path(cached).parent if isinstance(cached, str) else folder
+    return re.match(NORMS_AFTER, _config(folder).get("model_type") or "") is not None
 
 
 def context_size(run: RunFile, trained: list[Trained], told: list[str]) -> int:
@@ -224,10 +258,16 @@ def _may_be(trained: str, model: Model) -> bool:
 
 def _said(path: str) -> str:
     """What a folder's configuration says that the model is called."""
-    said = None
-    with suppress(OSError, ValueError, AttributeError):  # a damaged file is told of when the model is loaded
-        said = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    said = _config(Path(path)).get("_name_or_path")
     return said if isinstance(said, str) else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """A model's configuration; nothing where there is none to read."""
+    with suppress(OSError, ValueError, RecursionError):  # a damaged file is told of when the model is loaded
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _is_cut_short(folder: str, trained: str) -> bool:

@@ -23,8 +23,8 @@ IMPORTANCE: Schema = {
 Over the `rows` stored rows of the class (those that may hold activations): `n_active` active ones,
 `mean_all` (zeros included), `loss_change`: the loss with the feature set to 0 minus the loss; `importance`:
 that divided by its sum over the features; `literal_importance`: the notebook's
-(`pipeline.statistics.importance`); both null where the sum is 0. `rank`: 0 has the largest change, of equals
-the lower feature.
+(`pipeline.statistics.importance`; over all rows it equals `importance`); both null where the sum is 0.
+`rank`: 0 has the largest change, of equals the lower feature.
 """
 
 IMPORTANCE_CLASSES: Schema = {

@@ -153,6 +153,18 @@ def write_tiny_llama(folder: Path, layers: int = 3, n_positions: int = 64, seed:
     )
 
 
+def write_tiny_gemma(folder: Path, generation: int = 3, layers: int = 3, seed: int = 0) -> Path:
+    """Write a random Gemma 2 or 3 of width D_MODEL, with norms before and after its sublayers."""
+    import transformers
+
+    config_class = {2: "Gemma2Config", 3: "Gemma3TextConfig"}[generation]
+    shape = {"hidden_size": D_MODEL, "intermediate_size": 32, "num_hidden_layers": layers, "head_dim": 12}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "query_pre_attn_scalar": 12}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "max_position_embeddings": 64}
+    config = getattr(transformers, config_class)(vocab_size=WORDS_VOCAB, **shape, **heads, **ids)
+    return _write_model(folder, getattr(transformers, f"Gemma{generation}ForCausalLM"), config, seed)
+
+
 def write_tiny_bert(folder: Path, layers: int = 3, n_positions: int = 64, seed: int = 0) -> Path:
     """Write a random BERT encoder without a head, of width D_MODEL, with the `words` tokenizer beside it."""
     from transformers import BertConfig, BertModel

@@ -210,8 +210,20 @@ def _attacher(hooked: Any) -> Attach:
     from pipeline.models.attach import attach_to_point, refuse_hook
 
     def attach(name: str, take: Take) -> Detach:
+        name = _module_output(hooked, name)
         if name not in hooked.hook_dict:
             refuse_hook(name, hooked.hook_dict)
         return attach_to_point(hooked, name, take)
 
     return attach
+
+
+def _module_output(hooked: Any, name: str) -> str:
+    """The bridge's name of what a sublayer gives, mlp.hook_out: hook_mlp_out, where no norm follows."""
+    block, _, sublayer = name.removesuffix(".hook_out").rpartition(".")
+    if (
+        not name.endswith((".mlp.hook_out", ".attn.hook_out"))
+        or hooked.cfg.use_normalization_before_and_after
+    ):
+        return name
+    return f"{block}.hook_{sublayer}_out"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.saes.module_points import places_of, target_at
 from schemas.errors import InputError
 
 NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
@@ -64,6 +65,14 @@ class SaeMetadata:
     """What its reader had to decide or to fold, a sentence each."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Everything else that the files tell."""
+
+    def reads_at(self, hook: str | None) -> bool:
+        """Whether its files say, in one way of naming, that it reads at this hook."""
+        return hook is not None and any(place.read == hook for place in places_of(vars(self)))
+
+    def target_at(self, hook: str) -> str | None:
+        """Where a transcoder's target is when it reads at `hook`, in the same way of naming."""
+        return target_at(vars(self), hook)
 
     @property
     def width_out(self) -> int:

@@ -12,6 +12,8 @@ tell everything: they are exact, and those of shards add up.
 The *literal* loss of the notebook that this comes from has another penalty where nothing is set to 0: the
 mean over rows of KL(rho || mean activation over the FEATURES of the row), one number and no sum. That is the
 loss of one sample given to a function for batches. It shifts all features alike before they are normalised.
+For all classes together the notebook subtracts the loss of the batch, so there literal and corrected are the
+same numbers (`Importance.of_the_batch`).
 
 N rows, C classes, F features, D width of x, Z activations.
 """
@@ -19,7 +21,7 @@ N rows, C classes, F features, D width of x, Z activations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -201,6 +203,10 @@ class Importance:
     def literal_importance(self) -> F64:
         """The notebook's."""
         return _shares(self.literal_change)
+
+    def of_the_batch(self) -> Importance:
+        """The same with the loss of the rows as one batch for the literal one: the notebook's of all rows."""
+        return replace(self, literal_loss=self.loss, literal_change=self.change)
 
 
 def squared_norms(w_dec: F32) -> F64:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.store.objects import readable
 from pipeline.store.parquet import read_frame
+from pipeline.store.tokens import label_value
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.tables import Schema, tokens_schema
@@ -33,6 +34,11 @@ COLUMNS: Schema = {
 _TOKENS_KEPT = 1 << 25
 
 
+def label_column(name: str) -> str:
+    """What a label's column is called where rows are described: one whose name is taken ends with _label."""
+    return f"{name}_label" if name in {"row", "activation", *COLUMNS} else name
+
+
 class ContextIndex:
     """Reads the token shards when first asked: 8 bytes a context, and 28 bytes a segment plus its labels."""
 
@@ -41,12 +47,12 @@ class ContextIndex:
         self._schema = tokens_schema(lake.label_columns, lake.inputs)
         self._shard_rows: I64 = np.array([record.row_start for record in shards], dtype=np.int64)
         self._tokens: OrderedDict[int, pl.Series] = OrderedDict()
-        taken = {"row", "activation", *COLUMNS}
-        self._labels = {name: f"{name}_label" if name in taken else name for name in lake.label_columns}
+        self._labels = {name: label_column(name) for name in lake.label_columns}
+        self._dtypes = lake.label_columns
 
     @property
     def columns(self) -> list[str]:
-        """Names of all that `describe` can tell; a label whose name is taken ends with `_label`."""
+        """Names of all that `describe` can tell; labels are called as `label_column` says."""
         return [*COLUMNS, *self._labels.values()]
 
     @cached_property
@@ -82,7 +88,10 @@ class ContextIndex:
                 begin=context + segment.field("start"),
                 document=segment.field("document"),
                 offset=segment.field("offset"),
-                **{new: segment.field(old) for old, new in self._labels.items()},
+                **{
+                    new: label_value(segment.field(old), self._dtypes[old])
+                    for old, new in self._labels.items()
+                },
             )
         )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.store.contexts import ContextIndex
 from pipeline.store.object_path import is_memory
 from pipeline.store.parquet import scan_frame, scan_frames, scannable
+from pipeline.store.tokens import label_value
 from schemas.layout import Layout, StorePath
 from schemas.records import Lake, ShardRecord
 from schemas.run_file import ActivationDtype
@@ -20,13 +21,14 @@ from schemas.tables import postings_schema, tokens_schema
 def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl.LazyFrame:
     """One row per context of `shards`, which are all shards of the lake, in their order.
 
-    Columns: shard, context u64 and row_start u64 (lake-wide), then those of a token shard but row_offset.
+    Columns: shard, context u64 and row_start u64 (lake-wide), then those of a token shard but row_offset;
+    labels are those of `label_value`.
     """
-    columns = tokens_schema(lake.label_columns, lake.inputs)
+    columns = _columns(lake)
     if not shards:
         return pl.LazyFrame(schema={"shard": pl.String(), "context": pl.UInt64(), "row_start": pl.UInt64()})
     if is_memory(layout.root):
-        return _concatenated(layout, list(columns), shards)
+        return _concatenated(layout, columns, shards)
     paths = [str(layout.tokens(record.name)) for record in shards]
     lake_wide = scan_frames(paths, row_index_name="context", include_file_paths="__path__")
     starts = pl.col("__path__").replace_strict(
@@ -39,18 +41,30 @@ def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl
         shard=names,
         context=pl.col("context").cast(pl.UInt64),
         row_start=pl.col("row_offset") + starts,
-        **{name: pl.col(name) for name in columns if name != "row_offset"},
+        **columns,
     )
 
 
-def _concatenated(layout: Layout, columns: list[str], shards: Sequence[ShardRecord]) -> pl.LazyFrame:
+def _columns(lake: Lake) -> dict[str, pl.Expr]:
+    """The columns of a token shard but row_offset, labels as readers see them."""
+    columns = {name: pl.col(name) for name in tokens_schema(lake.label_columns, lake.inputs)}
+    del columns["row_offset"]
+    numbers = [name for name, dtype in lake.label_columns.items() if dtype == "Float64"]
+    if not numbers:
+        return columns
+    inside = [label_value(pl.field(name), "Float64").alias(name) for name in numbers]
+    segments = pl.col("segments").list.eval(pl.element().struct.with_fields(*inside))
+    return columns | {name: label_value(pl.col(name), "Float64") for name in numbers} | {"segments": segments}
+
+
+def _concatenated(layout: Layout, columns: dict[str, pl.Expr], shards: Sequence[ShardRecord]) -> pl.LazyFrame:
     """The same of a store in memory, whose files have no paths that Polars could tell."""
     parts = [
         scan_frame(layout.tokens(record.name)).select(
             shard=pl.lit(record.name),
             context=pl.int_range(pl.len(), dtype=pl.UInt64) + record.context_start,
             row_start=pl.col("row_offset") + record.row_start,
-            **{name: pl.col(name) for name in columns if name != "row_offset"},
+            **columns,
         )
         for record in shards
     ]

@@ -182,16 +182,30 @@ def _rows_of(vectors: pa.FixedSizeListArray, inputs: Inputs) -> NDArray[Any]:
     return found
 
 
+def label_value(label: pl.Expr, dtype: str) -> pl.Expr:
+    """A label as all readers see it: NaN and infinity are missing values, as null is, and -0.0 is 0.0."""
+    if dtype != "Float64":
+        return label
+    return pl.when(label == 0).then(0.0).when(label.is_finite()).then(label)
+
+
 def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[str]) -> pl.DataFrame:
-    """`document` u64 and label columns, as strings, of each document of a shard, in order: [M]."""
+    """`document` u64 and label columns, as strings, of each document of a shard, in order: [M].
+
+    They are those of `label_value`.
+    """
     path, segment = layout.tokens(record.name), "segments.list.element."
     with readable(path), open_parquet(path) as file:
         columns = _Columns(file.read(columns=[segment + name for name in ("document", *names)]))
     segments = columns.flat("segments")
     document = segments.field("document").to_numpy()
     first = np.flatnonzero(np.diff(document, prepend=document[:1] + np.uint64(1)))
-    labels = {name: pl.Series(pl.from_arrow(segments.field(name))).cast(pl.String)[first] for name in names}
-    return pl.DataFrame({"document": document[first], **labels})
+    labels = {name: pl.Series(pl.from_arrow(segments.field(name)))[first] for name in names}
+    found = pl.DataFrame(labels).select(
+        label_value(pl.col(name), str(values.dtype)).alias(name).cast(pl.String)
+        for name, values in labels.items()
+    )
+    return pl.DataFrame({"document": document[first]}).hstack(found)
 
 
 def counted_for(shard: TokenShard, reads: Reads) -> Counted | None:

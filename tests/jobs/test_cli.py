@@ -208,7 +208,7 @@ def test_top_prints_the_strongest_contexts(capsys, finished):
         (["9999"], "9999"),
         (["1", "--where", "party"], "COLUMN=VALUE"),
         (["1", "--where", "nation=x"], "no label 'nation'; it has party, year"),
-        (["1", "--where", "year=old"], "'old' is no number"),
+        (["1", "--where", "year=old"], "'old' is not a number"),
         (["1", "--site", "low"], "no site 'low'; it has mid"),
     ],
 )

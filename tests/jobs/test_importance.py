@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 from scipy.stats import pearsonr
@@ -83,7 +84,8 @@ def test_importance_is_what_ablating_each_feature_over_each_class_finds(store, s
         mine = slice(None) if value is None else rows.classes == value
         activations, x = rows.activations[mine], rows.x[mine]
         whole = rows.loss(activations, x, rho)
-        literal = np.mean([rows.loss(a, row, rho) for a, row in zip(activations, x, strict=True)])
+        samples = zip(activations, x, strict=True)
+        literal = whole if value is None else np.mean([rows.loss(a, row, rho) for a, row in samples])
         ablated = []
         for feature in range(24):
             without = activations.copy()
@@ -101,6 +103,41 @@ def test_importance_is_what_ablating_each_feature_over_each_class_finds(store, s
         row = told.filter(pl.col("value").eq_missing(value)).row(0, named=True)
         assert row["loss"] == pytest.approx(whole, rel=1e-5)
         assert row["literal_loss"] == pytest.approx(literal, rel=1e-5)
+
+
+def by_the_notebook(rows, rho):
+    """Its own two loops, in torch: importances of each class, and of all, where the batch's loss is taken."""
+    w_dec, b_dec = torch.from_numpy(rows.w_dec), torch.from_numpy(rows.b_dec)
+    acts, x = torch.from_numpy(rows.activations), torch.from_numpy(rows.x.astype(float))
+
+    def loss(hidden, target):
+        mean = hidden.mean(dim=0).clamp(1e-7, 1 - 1e-7)
+        divergence = rho * torch.log(rho / mean) + (1 - rho) * torch.log((1 - rho) / (1 - mean))
+        return torch.nn.functional.mse_loss(hidden @ w_dec + b_dec, target) + 1e-4 * divergence.sum()
+
+    def without(hidden, target):
+        return torch.stack([loss(hidden * (torch.arange(hidden.shape[1]) != f), target) for f in range(24)])
+
+    shares = {}
+    for value in CLASSES:
+        mine = torch.from_numpy(rows.classes == value)
+        before = torch.stack([loss(a, row) for a, row in zip(acts[mine], x[mine], strict=True)]).mean()
+        change = without(acts[mine], x[mine]) - before
+        shares[value] = change / change.sum()
+    change = without(acts, x) - loss(acts, x)
+    return shares | {None: change / change.sum()}
+
+
+@pytest.mark.parametrize(("site", "rho"), [("rho0.1", 0.1), ("rho0.999", 0.999)])
+def test_literal_importance_is_the_notebook_s_of_each_class_and_of_all(store, site, rho):
+    table = importance(store, site)
+    for value, expected in by_the_notebook(Dense(store, site), rho).items():
+        part = table.filter(pl.col("value").eq_missing(value)).sort("feature")
+        np.testing.assert_allclose(part["literal_importance"], expected, rtol=1e-3, atol=1e-6)
+    every = table.filter(pl.col("value").is_null())
+    assert every["literal_importance"].equals(every["importance"].rename("literal_importance"))
+    told = store.scan_table(site, "importance_classes").collect().filter(pl.col("value").is_null())
+    assert told["literal_loss_change"].to_list() == told["loss_change"].to_list()
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from tests.models.reference import causal_model
 HOOKS = {
     "stream": "blocks.1.hook_resid_post",
     "mlp": "blocks.0.hook_mlp_out",
+    "module": "blocks.0.mlp.hook_out",
     "heads": "blocks.0.attn.hook_z",
 }
 
@@ -62,7 +63,7 @@ def by_hand(store, folder, site):
     return values, effects - effects.mean(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("site", ["stream", "mlp"])
+@pytest.mark.parametrize("site", ["stream", "mlp", "module"])
 def test_entropy_probability_and_tokens_are_those_of_the_formula(lake, site):
     store, folder = lake
     table = logits(store, site, Asked(k=7))

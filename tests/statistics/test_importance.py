@@ -97,6 +97,16 @@ def test_the_literal_loss_shifts_all_features_alike(drawn):
     assert np.abs(shift).min() > 1e-3
 
 
+def test_over_all_classes_the_literal_loss_is_that_of_the_batch(drawn):
+    activations, x, _, w_dec, b_dec = drawn
+    penalty, every = Penalty(0.1, 0.5), np.zeros(N, np.int64)
+    sums = class_sums(sparse.csr_matrix(activations), Held(x), every, 1, w_dec, b_dec, penalty)
+    found = importance(sums, w_dec, penalty).of_the_batch()
+    change, _, whole, _ = by_the_loop(activations, x, w_dec, b_dec, penalty)
+    np.testing.assert_allclose(found.literal_importance[0], change / change.sum(), rtol=1e-8, atol=1e-11)
+    assert found.literal_loss[0] == pytest.approx(whole)
+
+
 def test_all_rows_are_the_classes_together(drawn):
     activations, x, of_row, w_dec, b_dec = drawn
     penalty = Penalty(0.1, 1e-4)

@@ -1,8 +1,9 @@
 """Gemma Scope 2: `params.safetensors` with w_enc [D, F], b_enc, w_dec, b_dec, threshold and perhaps
 affine_skip_connection [D, O], beside a `config.json`: JumpReLU SAEs and transcoders of Gemma 3.
 
-TransformerLens' names of the hooks are those of SAELens' loader, told by the folder's name (`resid_post`,
-`transcoder`, ...; `layer_17_width_16k_l0_medium`); the publishers' own names are in `extra`.
+Where it reads and writes is what `hf_hook_point_in` and `hf_hook_point_out` of its config.json say, by
+TransformerLens' names (`pipeline.saes.module_points`). Where they are missing, the folder's name says it
+(`resid_post`, `transcoder`, ...; `layer_17_width_16k_l0_medium`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.saes.files import TensorFile, open_safetensors, read_json, require
 from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.module_points import hook_at, points_of
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,9 +31,12 @@ HOOKS = {
     "resid_post": ("hook_resid_post", None),
     "attn_out": ("attn.hook_z", None),
     "mlp_out": ("hook_mlp_out", None),
-    "transcoder": ("hook_mlp_in", "hook_mlp_out"),
+    "transcoder": ("ln2.hook_out", "hook_mlp_out"),
 }
 """Part of the folder's path -> the hook in a block, and that of what it reconstructs."""
+
+SAELENS_HOOK = "hook_mlp_in"
+"""What SAELens' loader names for a transcoder: the residual stream before the norm."""
 
 
 def matches(path: Path) -> bool:
@@ -52,8 +57,7 @@ def read_metadata(path: Path) -> SaeMetadata:
     d_model, d_sae, d_out = _widths(file)
     kind, layer = _kind_and_layer(folder)
     transcoder = kind == "transcoder" or SKIP in file.shapes or "hf_hook_point_out" in config
-    hook_in, hook_out = HOOKS[kind] if kind else (None, None)
-    named = layer is not None
+    hook_in, hook_out = _hooks(config, kind, layer)
     return SaeMetadata(
         architecture="jumprelu",
         d_model=d_model,
@@ -63,12 +67,12 @@ def read_metadata(path: Path) -> SaeMetadata:
         d_out=d_out if transcoder else None,
         skip=SKIP in file.shapes,
         format="gemma_scope_2",
-        hook_name=f"blocks.{layer}.{hook_in}" if named and hook_in else None,
-        hook_name_out=f"blocks.{layer}.{hook_out}" if named and hook_out else None,
+        hook_name=hook_in,
+        hook_name_out=hook_out if transcoder else None,
         prepend_bos=True,
         context_size=1024,
         model_name=_model_name(config.get("model_name")),
-        notes=tuple(_notes(kind)),
+        notes=tuple(_notes(hook_in)),
         extra=config,
     )
 
@@ -121,12 +125,21 @@ def _model_name(told: Any) -> str | None:
     return name.replace("-pt", "") if "270m" in name else name
 
 
-def _notes(kind: str | None) -> list[str]:
+def _hooks(config: dict[str, Any], kind: str | None, layer: int | None) -> tuple[str | None, str | None]:
+    """Where it reads and what it reconstructs: as its file says, else as SAEs of its kind of folder do."""
+    hook_in, hook_out = HOOKS[kind] if kind and layer is not None else (None, None)
+    point_in, point_out = points_of(config)
+    return (
+        hook_at(point_in) if point_in is not None else hook_in and f"blocks.{layer}.{hook_in}",
+        hook_at(point_out) if point_out is not None else hook_out and f"blocks.{layer}.{hook_out}",
+    )
+
+
+def _notes(hook_in: str | None) -> list[str]:
     """What was decided, a sentence each."""
-    if kind != "transcoder":
+    if hook_in is None or not hook_in.endswith(HOOKS["transcoder"][0]):
         return []
     return [
-        "hook_name is SAELens' choice; the publishers name the output of the layer norm before the MLP "
-        "(hf_hook_point_in), which in some versions of TransformerLens is another hook than hook_mlp_in: "
-        "give hook_name where the SAE's l0 looks wrong."
+        f"It reads {hook_in}, the output of the norm before the MLP with its gain, as its publishers say; "
+        f"SAELens' loader names {SAELENS_HOOK}, which is before that norm."
     ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.saes.architectures import array_names
 from pipeline.saes.files import TensorFile, flag, open_safetensors, positive_int, read_json, require
 from pipeline.saes.metadata import NORMALIZATIONS, SaeMetadata
+from pipeline.saes.module_points import hook_at, points_of
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
     about: dict[str, Any] = config["metadata"]
     architecture, transcoder, skip = ARCHITECTURES[config["architecture"]]
     top_k = architecture in ("topk", "abstopk")
+    hook_in, hook_out = _hooks(about)
     return SaeMetadata(
         architecture=architecture,
         d_model=positive_int(config["d_in"], "d_in", Path(where)),
@@ -123,8 +125,8 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
         transcoder=transcoder,
         d_out=positive_int(config["d_out"], "d_out", Path(where)) if transcoder else None,
         skip=skip,
-        hook_name=about.get("hook_name"),
-        hook_name_out=about.get("hook_name_out"),
+        hook_name=hook_in,
+        hook_name_out=hook_out,
         hook_head_index=_head(about.get("hook_head_index"), where),
         prepend_bos=about.get("prepend_bos"),
         context_size=about.get("context_size"),
@@ -132,7 +134,7 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
         model_name=about.get("model_name"),
         model_class_name=about.get("model_class_name"),
         model_kwargs=about.get("model_from_pretrained_kwargs") or {},
-        notes=tuple(_notes(config)),
+        notes=(*_notes(config), *_hook_notes(about)),
         extra={name: value for name, value in about.items() if name not in UNDERSTOOD},
     )
 
@@ -295,6 +297,20 @@ def _notes(config: dict[str, Any]) -> list[str]:
             "feature within that rounding of its threshold may differ."
         )
     return notes
+
+
+def _hooks(about: dict[str, Any]) -> tuple[Any, Any]:
+    """Where it reads and what it reconstructs; a module of Hugging Face's that is named counts before it."""
+    point_in, point_out = points_of(about)
+    return hook_at(point_in) or about.get("hook_name"), hook_at(point_out) or about.get("hook_name_out")
+
+
+def _hook_notes(about: dict[str, Any]) -> list[str]:
+    """A sentence where SAELens' name of the hook is another place than the module that is named."""
+    hook, (point, _) = hook_at(points_of(about)[0]), points_of(about)
+    if hook is None or hook == about.get("hook_name"):
+        return []
+    return [f"It reads {hook}, which is {point}; its hook_name is {about.get('hook_name')}, another place."]
 
 
 def _head(value: Any, where: Path | str) -> int | None:

@@ -50,14 +50,14 @@ LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)[._](\d+)(?:\.(\w+))?")
 EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
 
 READS_AND_WRITES = {
-    None: ("hook_resid_pre", "hook_resid_post"),
-    "mlp": ("mlp.hook_in", "hook_mlp_out"),
-    "attn": ("attn.hook_in", "hook_attn_out"),
-    "self_attn": ("attn.hook_in", "hook_attn_out"),
-    "attention": ("attn.hook_in", "hook_attn_out"),
+    None: ("hook_resid_pre", "hook_resid_post", "hook_resid_post"),
+    "mlp": ("mlp.hook_in", "mlp.hook_out", "hook_mlp_out"),
+    "attn": ("attn.hook_in", "attn.hook_out", "hook_attn_out"),
+    "self_attn": ("attn.hook_in", "attn.hook_out", "hook_attn_out"),
+    "attention": ("attn.hook_in", "attn.hook_out", "hook_attn_out"),
 }
-"""Module of a block -> what goes into it and what comes out of it, by TransformerLens' names; both were
-compared with the modules of a GPT-2 and a Llama."""
+"""Module of a block -> what goes into it, what comes out of it, and what it adds to the residual stream, by
+TransformerLens' names. The last two are the same but in models with a norm after the module (Gemma 2)."""
 
 
 def matches(path: Path) -> bool:
@@ -89,7 +89,7 @@ def read_metadata(path: Path) -> SaeMetadata:
         hook_name_out=hook_name_out,
         context_size=optional_int(run, "ctx_len", _run_file(folder)),
         model_name=optional_text(run, "model", _run_file(folder)),
-        notes=_notes(architecture, hook_name_out or hook_name),
+        notes=_notes(architecture, hook_name),
         extra={name: value for name, value in config.items() if name not in UNDERSTOOD},
     )
 
@@ -149,8 +149,8 @@ def _hooks(folder: Path, transcoder: bool) -> tuple[str | None, str | None]:
     found = LAYER.fullmatch(name)
     if found is None or found[2] not in READS_AND_WRITES:
         return None, None
-    reads, writes = (f"blocks.{int(found[1])}.{hook}" for hook in READS_AND_WRITES[found[2]])
-    return (reads, writes) if transcoder else (writes, None)
+    reads, writes, adds = (f"blocks.{int(found[1])}.{hook}" for hook in READS_AND_WRITES[found[2]])
+    return (reads, writes) if transcoder else (adds, None)
 
 
 def _run_file(folder: Path) -> Path:
@@ -163,7 +163,7 @@ def _run(folder: Path) -> dict[str, Any]:
     return content if "sae" in content else {}
 
 
-def _notes(architecture: str, writes: str | None) -> tuple[str, ...]:
+def _notes(architecture: str, reads: str | None) -> tuple[str, ...]:
     notes = []
     if architecture == "topk":
         notes.append(
@@ -173,10 +173,10 @@ def _notes(architecture: str, writes: str | None) -> tuple[str, ...]:
         notes.append(
             "signed: the k largest magnitudes fire, as in the early versions of sparsify that train so."
         )
-    if writes is not None and writes.endswith(("mlp_out", "attn_out")):
-        exact = writes.replace("hook_", "").replace("_out", ".hook_out")
+    if reads is not None and reads.endswith(("mlp_out", "attn_out")):
+        exact = reads.replace("hook_", "").replace("_out", ".hook_out")
         notes.append(
             "It was trained on the output of the module itself; in a model with a norm behind the module "
-            f"(Gemma 2, OLMo 2) that is {exact}, not {writes}."
+            f"(Gemma 2, OLMo 2) that is {exact}, not {reads}."
         )
     return tuple(notes)

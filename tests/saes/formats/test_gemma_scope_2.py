@@ -94,21 +94,29 @@ def test_transcoders_equal_saelens(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     metadata = read_metadata(str(folder))
     assert (metadata.transcoder, metadata.skip, metadata.d_out) == (True, skip, D_OUT)
     about = config["metadata"]
-    assert (metadata.hook_name, metadata.hook_name_out) == (about["hook_name"], about["hook_name_out"])
-    assert "hf_hook_point_in" in metadata.notes[0]
+    assert metadata.hook_name_out == about["hook_name_out"] == "blocks.17.hook_mlp_out"
+    assert (metadata.hook_name, about["hook_name"]) == ("blocks.17.ln2.hook_out", "blocks.17.hook_mlp_in")
+    assert "with its gain" in metadata.notes[0]
     assert_equals_module(load_sae(str(folder)), sae, rows_of(D_MODEL))
 
 
 @pytest.mark.parametrize(
-    ("name", "hook"),
+    ("name", "point", "hook"),
     [
-        ("attn_out/layer_3_width_16k_l0_small", "blocks.3.attn.hook_z"),
-        ("mlp_out_all/layer_0_width_16k_l0_small", "blocks.0.hook_mlp_out"),
-        ("elsewhere/mine", None),
+        ("attn_out/layer_3_width_16k_l0_small", None, "blocks.3.attn.hook_z"),
+        ("mlp_out_all/layer_0_width_16k_l0_small", None, "blocks.0.hook_mlp_out"),
+        ("transcoder_all/layer_0_width_16k_l0_small", None, "blocks.0.ln2.hook_out"),
+        ("elsewhere/mine", None, None),
+        ("elsewhere/mine", "model.layers.5.output", "blocks.5.hook_resid_post"),
+        ("elsewhere/mine", "model.layers.5.self_attn.o_proj.input", "blocks.5.attn.hook_z"),
+        ("resid_post/layer_3", "model.language_model.layers.4.output", "blocks.4.hook_resid_post"),
+        ("resid_post/layer_3", "model.layers.4.somewhere.output", None),
     ],
 )
-def test_a_path_tells_the_hook(tmp_path: Path, name: str, hook: str | None) -> None:
-    assert read_metadata(str(write(tmp_path, name))).hook_name == hook
+def test_its_file_tells_the_hook_and_where_it_does_not_the_path(
+    tmp_path: Path, name: str, point: str | None, hook: str | None
+) -> None:
+    assert read_metadata(str(write(tmp_path, name, {"hf_hook_point_in": point}))).hook_name == hook
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,10 @@ def test_metadata_tells_what_the_files_say() -> None:
     assert (metadata.format, metadata.architecture, metadata.k) == ("sparsify", "topk", 8)
     assert (metadata.d_model, metadata.d_sae, metadata.width_out) == (16, 64, 16)
     assert (metadata.transcoder, metadata.skip, metadata.apply_b_dec_to_input) == (True, True, False)
-    assert (metadata.hook_name, metadata.hook_name_out) == ("blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out")
+    assert (metadata.hook_name, metadata.hook_name_out) == ("blocks.3.mlp.hook_in", "blocks.3.mlp.hook_out")
     assert (metadata.model_name, metadata.context_size) == ("org/model", 2048)
     assert "normalize_decoder" in metadata.extra
-    assert any("blocks.3.mlp.hook_out" in note for note in metadata.notes)
+    assert not any("norm behind the module" in note for note in metadata.notes)
 
 
 def test_metadata_and_digest_need_no_torch() -> None:
@@ -109,13 +109,15 @@ def test_the_name_of_the_folder_tells_the_hook(tmp_path: Path, name: str, hook: 
     folder.parent.mkdir(exist_ok=True, parents=True)
     topk(tmp_path).rename(folder)
     assert read_metadata(str(folder)).hook_name == hook
+    exact = any("norm behind the module" in note for note in read_metadata(str(folder)).notes)
+    assert exact == (hook is not None and hook.endswith(("mlp_out", "attn_out")))
 
 
 @pytest.mark.parametrize(
     ("name", "hooks"),
     [
         ("layers.12", ("blocks.12.hook_resid_pre", "blocks.12.hook_resid_post")),
-        ("h.3.attn", ("blocks.3.attn.hook_in", "blocks.3.hook_attn_out")),
+        ("h.3.attn", ("blocks.3.attn.hook_in", "blocks.3.attn.hook_out")),
         ("embed_tokens", (None, None)),
         ("lm_head", (None, None)),
     ],

@@ -1,0 +1,126 @@
+"""COLUMN=VALUE: what is misspelt is refused with what is nearest; what never fires is no mistake."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from jobs import cli
+from jobs.label_filters import nearest
+from pipeline.store import FeatureStore
+from tests.kit import write_tiny_tokenizer
+from tests.lakes import extracted, run_file, write_corpus
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Labels of every type; party and year as in `write_corpus`."""
+    folder = tmp_path_factory.mktemp("lake")
+    write_tiny_tokenizer(folder / "tokenizer")
+    corpus = pl.read_parquet(write_corpus(folder / "corpus.parquet"))
+    more = {"score": [n / 4 for n in range(24)], "veto": [n % 2 == 0 for n in range(24)], "won": [True] * 24}
+    corpus.with_columns(**{name: pl.Series(values) for name, values in more.items()}).write_parquet(
+        folder / "corpus.parquet"
+    )
+    labels = {"label_columns": ["party", "year", "score", "veto", "won"]}
+    return extracted(run_file(folder, corpus=labels, tokens={"contexts": "document", "context_size": 128}))
+
+
+@pytest.fixture(scope="module")
+def feature(store: FeatureStore) -> int:
+    return int(store.scan_features("mid").sort("n_active").last().collect()["feature"][0])
+
+
+def says(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and all that a command prints, on one line."""
+    code = 0
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as done:
+        code = int(done.code or 0)
+    captured = capsys.readouterr()
+    return code, re.sub(r"\s+", " ", captured.out + captured.err)
+
+
+REFUSED = [
+    ("party=whig", "no document has that value of label party; the nearest is 'Whig'"),
+    ("party=Federalists", "the nearest is 'Federalist'"),
+    ("party=Bull  Moose", "the nearest is 'Bull Moose'"),
+    ("party=", "the nearest of 3 are 'Bull Moose', 'Federalist', 'Whig'"),
+    ("partys=Whig", "no label 'partys'; the nearest is party"),
+    ("Year=1903", "no label 'Year'; the nearest is year"),
+    ("nation=x", "no label 'nation'; it has party, score, veto, won, year"),
+    ("year=1899", "the nearest of 24 are 1900, 1901, 1902"),
+    ("year=1903.5", "the nearest of 24 are 1903, 1904, 1902"),
+    ("year=123456789012345678901234567890", "the nearest of 24 are 1923, 1922, 1921"),
+    ("year=old", "'old' is not a number"),
+    ("year=nan", "'nan' is not a number"),
+    ("score=0.26", "the nearest of 24 are 0.25, 0.5, 0"),
+    ("won=false", "no document has that value of label won; the nearest is True"),
+    ("won=maybe", "label won is Boolean, and 'maybe' is not true or false"),
+    ("party", "COLUMN=VALUE"),
+]
+
+
+@pytest.mark.parametrize(("where", "message"), REFUSED)
+def test_what_no_document_has_is_refused_with_what_is_nearest(
+    store: FeatureStore,
+    feature: int,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    where: str,
+    message: str,
+) -> None:
+    root = store.layout.root
+    for arguments in (
+        ("top", root, feature),
+        ("heatmap", root, "--features", feature, "--out", tmp_path / "map.png"),
+    ):
+        code, text = says(capsys, *arguments, "--where", where)
+        assert (code, message in text) == (2, True), text
+    assert not (tmp_path / "map.png").exists()
+
+
+@pytest.mark.parametrize(
+    "where", ["year=1903", "year=1903.0", "score=0.75", "score=.75", "veto=TRUE", "won=1", "party=Bull Moose"]
+)
+def test_values_are_of_the_type_of_their_column(
+    store: FeatureStore, feature: int, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    code, text = says(capsys, "top", store.layout.root, feature, "--where", where)
+    assert code == 0
+    assert "strongest rows" in text
+
+
+def test_a_value_that_is_there_and_where_nothing_fires_is_no_mistake(
+    store: FeatureStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rare = int(store.scan_features("mid").sort("n_active").first().collect()["feature"][0])
+    years = store.contexts("mid", rare, 10_000)["year"].unique().to_list()
+    elsewhere = next(year for year in range(1900, 1924) if year not in years)
+    code, text = says(capsys, "top", store.layout.root, rare, "--where", f"year={elsewhere}")
+    assert (code, "never fires there" in text) == (0, True)
+    code, text = says(capsys, "top", store.layout.root, rare, "--where", "party=Whigs")
+    assert (code, "nearest is 'Whig'" in text) == (2, True)
+
+
+def test_each_of_several_conditions_is_looked_at(
+    store: FeatureStore, feature: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conditions = ["--where", "party=Whig", "--where", "year=1901"]  # a Federalist
+    code, text = says(capsys, "top", store.layout.root, feature, *conditions)
+    assert (code, "never fires there" in text) == (0, True)
+    conditions[-1] = "year=2001"
+    code, text = says(capsys, "top", store.layout.root, feature, *conditions)
+    assert (code, "the nearest of 24 are 1923" in text) == (2, True)
+
+
+def test_among_very_many_values_the_nearest_is_there_soon() -> None:
+    names = [f"name {n:06d}" for n in range(300_000)] + ["Abraham Lincoln"]
+    began = time.monotonic()
+    assert nearest("abraham lincon", names)[0] == "Abraham Lincoln"
+    assert time.monotonic() - began < 5
