@@ -7,6 +7,7 @@ scratch folder (TMPDIR) takes some ten kilobytes a feature.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -48,6 +49,12 @@ PART, MOST_PARTS, LARGEST_PART = 256, 64, 2048
 WORTH_FEATURES = 1500
 """Features from which on several processes pay."""
 
+PAGES = ("index.html", "features.html", "features.js", "clusters/index.html")
+"""Files of a site that are there whatever its tables."""
+
+OURS = re.compile(rf"{'|'.join(map(re.escape, PAGES))}|(features|clusters)/\w+/\d+\.html|figures/[\w.-]+\.png")
+"""All files that the report of a site may have, by their path in its folder."""
+
 MARKER = "report.json"
 """What says that a folder is a report, and of which sites."""
 
@@ -72,7 +79,8 @@ def report(
 ) -> StorePath:
     """Write the report of some sites into `out` (default: the store's folder `report`); its first page.
 
-    Other sites that are in the report already stay. `features` chooses which features get a page
+    Other sites of the store that are in the report already stay; what the report wrote of sites that the
+    store has no more goes. `features` chooses which features get a page
     (`feature_selection.select_features`); pages of others go. InputError when the feature table or the
     examples are missing, or when `out` holds files and is no report.
     """
@@ -80,7 +88,8 @@ def report(
     for site in sites:
         for name in NEEDED:
             Tables(store, site).scan(name)
-    known = _claim(folder)
+    known = {site: facts for site, facts in _claim(folder).items() if site in store.sites}
+    _forget_sites(folder, store.sites)
     _write_static(folder)
     for site in sites:
         made = _make_site(store, site, folder / "sites" / site, features, tasks)
@@ -118,7 +127,7 @@ def _claim(folder: StorePath) -> dict[str, Any]:
 
 def _write_static(folder: StorePath) -> None:
     make_folder(folder / "static")
-    for name in ("report.css", "table.js", "page.js"):
+    for name in ("report.css", "search.js", "table.js", "page.js"):
         write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
 
 
@@ -169,19 +178,41 @@ def _write_above(tables: Tables, work: Work) -> int:
     shown = {"columns": names_of_columns(table), "chosen": len(work.chosen), "n": work.d_sae}
     write(work.out / "features.html", render("features.html", 2, site=work.site, **shown))
     write(work.out / "index.html", render("site.html", 2, **site_page(tables, work, kinds, figures)))
-    _forget(work.out / "features", {path_of(n) for n in work.chosen.tolist()})
-    _forget(
-        work.out / "clusters", {f"{kind.name}/{n}.html" for kind in kinds for n in kind.summary["cluster"]}
-    )
+    kept = {f"features/{path_of(n)}" for n in work.chosen.tolist()}
+    kept |= {f"clusters/{kind.name}/{n}.html" for kind in kinds for n in kind.summary["cluster"]}
+    kept |= {f"figures/{name}.png" for name, _, _, _ in figures}
+    _forget(work.out, {*kept, *PAGES})
     return clusters
 
 
+def _forget_sites(folder: StorePath, there: Collection[str]) -> None:
+    """Remove the pages of sites that are not `there` any more; files that are not of the report stay."""
+    sites = folder / "sites"
+    for path in list(sites.iterdir()) if sites.is_dir() else ():
+        if path.name not in there and any((path / page).is_file() for page in PAGES):
+            _forget(path, ())
+            if isinstance(path, Path) and path.is_dir():
+                say(f"[yellow]report[/]: {escape(str(path))} stays, it has files that no report wrote")
+
+
 def _forget(folder: StorePath, kept: Collection[str]) -> None:
-    """Remove numbered pages that are not `kept`, which an earlier report with other features left."""
+    """Remove files of a site's report that are not `kept`, and then folders that are empty."""
     for name, _, _ in list(walk(folder)) if folder.is_dir() else ():
-        if re.fullmatch(r"\w+/\d+\.html", name) and name not in kept:
-            first, last = name.split("/")
-            remove(folder / first / last)
+        if OURS.fullmatch(name) and name not in kept:
+            path = folder
+            for part in name.split("/"):
+                path = path / part
+            remove(path)
+    if isinstance(folder, Path) and folder.is_dir():
+        for path in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
+            _remove_empty(path)
+        _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Where a folder holds something, it stays."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _tell(site: str, made: Made, stale: Sequence[str]) -> None:
