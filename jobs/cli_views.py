@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Address, FigureLanguage, SiteName, StoreText, Workers, one_site, open_store, sites_of
+from jobs.arguments import (
+    Address,
+    FigureLanguage,
+    SiteName,
+    StoreText,
+    Workers,
+    one_site,
+    open_store,
+    sites_of,
+)
 
 views = typer.Typer()
 PANEL = "A look at the store"

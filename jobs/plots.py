@@ -148,7 +148,9 @@ def render(figure: Figure, kind: str, receipts: str = "") -> bytes:
     told = {RECEIPTS_FIELD[kind]: f"{RECEIPTS_KEY}:{receipts}"}
     missing = use_fonts(figure)
     if missing:
-        add_fact(figure, f"no font for {' and '.join(map(name_of, scripts_of(missing)))} where this was drawn")
+        add_fact(
+            figure, f"no font for {' and '.join(map(name_of, scripts_of(missing)))} where this was drawn"
+        )
         setting().missing.update(missing)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # that is said

@@ -98,7 +98,9 @@ def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
     if of_bits:
         log_axis(axes.xaxis, sparse.edges)
     axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"), fontsize=10)
-    what, korean = ("activations per doubling of it", "두 배 구간당 개수") if of_bits else ("activations", "개수")
+    what, korean = (
+        ("activations per doubling of it", "두 배 구간당 개수") if of_bits else ("activations", "개수")
+    )
     axes.set_ylabel(bilingual(f"{what} (log scale)", f"{korean} (로그)"))
 
 

@@ -52,7 +52,9 @@ WORTH_FEATURES = 1500
 PAGES = ("index.html", "features.html", "features.js", "clusters/index.html")
 """Files of a site that are there whatever its tables."""
 
-OURS = re.compile(rf"{'|'.join(map(re.escape, PAGES))}|(features|clusters)/\w+/\d+\.html|figures/[\w.-]+\.png")
+OURS = re.compile(
+    rf"{'|'.join(map(re.escape, PAGES))}|(features|clusters)/\w+/\d+\.html|figures/[\w.-]+\.png"
+)
 """All files that the report of a site may have, by their path in its folder."""
 
 MARKER = "report.json"
@@ -82,20 +84,21 @@ def report(
     Other sites of the store that are in the report already stay; what the report wrote of sites that the
     store has no more goes. `features` chooses which features get a page
     (`feature_selection.select_features`); pages of others go. InputError when the feature table or the
-    examples are missing, or when `out` holds files and is no report.
+    examples are missing, or when `out` holds files and is no report, or that of another lake.
     """
     folder = out or store.layout.report
     for site in sites:
         for name in NEEDED:
             Tables(store, site).scan(name)
-    known = {site: facts for site, facts in _claim(folder).items() if site in store.sites}
+    known = {site: facts for site, facts in _claim(folder, store).items() if site in store.sites}
     _forget_sites(folder, store.sites)
     _write_static(folder)
     for site in sites:
         made = _make_site(store, site, folder / "sites" / site, features, tasks)
         known[site] = site_facts(Tables(store, site))
         _tell(site, made, known[site]["stale"])
-    write(folder / MARKER, json.dumps({"sites": known}, indent=1, sort_keys=True).encode() + b"\n")
+    record = {"lake": store.lake.digest, "sites": known}
+    write(folder / MARKER, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
     facts = [known[name] for name in sorted(known)]
     write(folder / "index.html", render("lake.html", 0, sites=facts, lake=lake_facts(store)))
     return folder / "index.html"
@@ -107,15 +110,19 @@ def tasks_for(store: FeatureStore, workers: int | None) -> Tasks:
     return choose_tasks(store, workers or (len(os.sched_getaffinity(0)) if many else None))
 
 
-def _claim(folder: StorePath) -> dict[str, Any]:
+def _claim(folder: StorePath, store: FeatureStore) -> dict[str, Any]:
     """What is known of the sites of a report that is there; InputError when the folder is something else."""
     if (folder / MARKER).is_file():
         try:
-            return dict(json.loads((folder / MARKER).read_bytes())["sites"])
+            record = json.loads((folder / MARKER).read_bytes())
+            sites, lake = dict(record["sites"]), record.get("lake", store.lake.digest)
         except (ValueError, KeyError, TypeError):
             raise InputError(
                 f"{folder / MARKER} is damaged: remove the folder, or give another --out"
             ) from None
+        if lake != store.lake.digest:
+            raise InputError(f"{folder} is the report of another lake: remove it, or give another --out")
+        return sites
     if folder.is_dir() and next(iter(folder.iterdir()), None) is not None:
         raise InputError(
             f"{folder} holds files and is no report of latentlake: give --out a new or an empty folder"
@@ -189,7 +196,9 @@ def _forget_sites(folder: StorePath, there: Collection[str]) -> None:
     """Remove the pages of sites that are not `there` any more; files that are not of the report stay."""
     sites = folder / "sites"
     for path in list(sites.iterdir()) if sites.is_dir() else ():
-        if path.name not in there and any((path / page).is_file() for page in PAGES):
+        if path.name in there or (isinstance(path, Path) and path.is_symlink()):
+            continue
+        if any((path / page).is_file() for page in PAGES):
             _forget(path, ())
             if isinstance(path, Path) and path.is_dir():
                 say(f"[yellow]report[/]: {escape(str(path))} stays, it has files that no report wrote")

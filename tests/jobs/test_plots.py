@@ -186,7 +186,9 @@ def test_a_histogram_holds_every_feature_that_fired():
             axes = FIGURES[name].draw(tables["features"], "l9").axes[0]
             low, high = axes.get_xlim()
             wide = [np.log10((bar.get_x() + bar.get_width()) / bar.get_x()) for bar in axes.patches]
-            counts = [bar.get_height() * (w if name == "frequency" else 1) for bar, w in zip(axes.patches, wide)]
+            counts = [
+                bar.get_height() * (w if name == "frequency" else 1) for bar, w in zip(axes.patches, wide)
+            ]
             assert sum(counts) == pytest.approx(370)
             assert all(
                 low <= bar.get_x() + bar.get_width() and bar.get_x() <= high
@@ -421,7 +423,8 @@ def test_sparsity_is_that_of_the_feature_table():
     features = made_up(400, 30)["features"]
     zeros = 1 - features["n_active"].to_numpy() / 10_000
     text = svg_of("sparsity", {"features": features})
-    assert f"{zeros.mean():.2%} zeros · per feature" in text
+    assert f"{zeros.mean():.2%} zeros" in text
+    assert "target" not in text
     assert f"median {np.median(zeros):.2%}" in text
     with rc_context(STYLE):
         left, right = FIGURES["sparsity"].draw(features, "l9").axes

@@ -23,8 +23,8 @@ function readSearch(text, columns) {
       return true;
     }
     if (limit !== limit) return false; // such as the token x=y
-    const why = name === "tokens" ? "tokens are words: type the word alone" : "no column is called " + found[1] + "; " + nearest(name, names);
-    say("“" + written + "” is left out: " + why + " (In quotes it would be a token.)");
+    const why = name === "tokens" ? "tokens are words: type the word alone." : "no column is called " + found[1] + "; " + nearest(name, names) + " In quotes it would be a token.";
+    say("“" + written + "” is left out: " + why);
     return true;
   }
 
@@ -55,7 +55,7 @@ function nearest(name, names) { // the columns with a similar name, or all of th
   const near = ranked.filter(function (pair) {
     return pair[0] <= Math.max(2, pair[1].length / 3) || pair[1].split("_").indexOf(name) >= 0;
   });
-  if (!near.length) return "there are " + names.join(", ");
+  if (!near.length) return "there are " + names.join(", ") + ".";
   return "did you mean " + near.slice(0, 3).map(function (pair) { return pair[1]; }).join(" or ") + "?";
 }
 

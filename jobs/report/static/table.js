@@ -79,11 +79,12 @@
     for (let i = 0; i < n; i++) if ((dead.checked || byName.n_active.values[i] > 0) && fits(i)) count++;
     return count;
   }
-  function whyNone(terms, tests, fits) { // what there is instead, where no feature fits
-    const sentences = [];
+  function whyNone(choices, tests, fits) { // what there is instead, where no feature fits
+    const sentences = [], terms = choices.flat();
     if (terms.length > 1) {
       const each = terms.map(function (term, t) { return "“" + term.written + "” fits " + number_of(tests[t]).toLocaleString("en"); });
-      sentences.push("No feature fits all of this (a feature has " + width + " tokens at most): " + each.join(", ") + "; put or between choices.");
+      const all = "all of this (a feature has " + width + " tokens at most; put or between choices)";
+      sentences.push("No feature fits " + (choices.length > 1 ? "any of the choices" : all) + ": " + each.join(", ") + ".");
     } else sentences.push("No feature fits “" + terms[0].written + "”.");
     let silent = 0;
     if (!dead.checked) for (let i = 0; i < n; i++) if (!(byName.n_active.values[i] > 0) && fits(i)) silent++;
@@ -100,7 +101,7 @@
     for (let i = 0; i < n; i++) if ((all || fired[i] > 0) && fits(i)) kept[count++] = i;
     shown = order(kept.subarray(0, count));
     status.textContent = count.toLocaleString("en") + " of " + n.toLocaleString("en") + " features";
-    const none = count || !choices.length ? [] : whyNone(asked.choices.flat(), choices.flat(), fits);
+    const none = count || !choices.length ? [] : whyNone(asked.choices, choices.flat(), fits);
     said.textContent = asked.sentences.concat(none).join(" ");
     view.querySelector("table").setAttribute("aria-rowcount", String(count + 1));
     view.scrollTop = 0;

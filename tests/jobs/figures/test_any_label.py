@@ -20,14 +20,18 @@ from jobs.plots import render
 from tests.jobs.made_up import made_up, made_up_attribution, made_up_images
 
 WORST = "$5 $x_i^{2}$ \\frac{ }{ \\$ _^ \x00\x1b[31m\x7f\x85\r\n\t \u202e\u2066\ufeff <b>&amp; ]]> %d {0} "
-SHOWN = "$5 $x_i^{2}$ \\frac{ }{ \\$ _^ \ufffd\ufffd[31m\ufffd\ufffd↩↩→ \ufffd\ufffd\ufffd <b>&amp; ]]> %d {0} "
+SHOWN = (
+    "$5 $x_i^{2}$ \\frac{ }{ \\$ _^ \ufffd\ufffd[31m\ufffd\ufffd↩↩→ \ufffd\ufffd\ufffd <b>&amp; ]]> %d {0} "
+)
 OF_THE_DATA = ("label", "value", "name")
 
 
 def with_text(table: pl.DataFrame, text: str) -> pl.DataFrame:
     """Every label, value and name of the table begins with the text, as do names of classes."""
     columns = [
-        pl.format("{}{}", pl.lit(text), pl.col(name)).alias(name) for name in OF_THE_DATA if name in table.columns
+        pl.format("{}{}", pl.lit(text), pl.col(name)).alias(name)
+        for name, dtype in table.schema.items()
+        if name in OF_THE_DATA and dtype == pl.String
     ]
     if "classes" in table.columns:
         columns.append(pl.col("classes").list.eval(pl.format("{}{}", pl.lit(text), pl.element())))
@@ -46,7 +50,7 @@ def figure_of(name: str, text: str):
         return HEATMAPS[name](contexts, f"site {text}", f"by {text}")
     if name == "steered":
         pictures = {"image": [[0.1, 0.9]] * 2, "height": 1, "width": 2, "told": [text, f"7 {text}"]}
-        return draw_steered(pl.DataFrame({"when": ["before", "after"], **pictures}), "site", text)
+        return draw_steered(pl.DataFrame({"when": ["before", "after"], **pictures}), f"site {text}", text)
     own = pl.DataFrame({"feature": 1, "neighbour": [2, 3], "jaccard": [0.5, 0.25]})
     return draw_neighbours(own, own.clear(), f"site {text}", 1, "jaccard")
 
@@ -64,10 +68,10 @@ def test_a_figure_shows_any_text_as_it_is(name):
     with rc_context(STYLE):
         figure = figure_of(name, WORST)
         svg = render(figure, "svg").decode()
-    shown = [text.get_text() for text in figure.findobj(Text)]
-    assert any(f"site {SHOWN}".strip() in text for text in shown)
+        texts = figure.findobj(Text)
+    assert any(f"site {SHOWN}".strip() in text.get_text() for text in texts)
     assert f"site {SHOWN}".strip() in "".join(ElementTree.fromstring(svg).itertext())
-    for text in figure.findobj(Text):
+    for text in texts:
         assert not text.get_parse_math()
         assert "mathdefault" not in text.get_text()
         categories = {unicodedata.category(letter) for letter in text.get_text().replace("\n", "")}

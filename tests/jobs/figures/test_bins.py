@@ -19,7 +19,9 @@ def whole_values(edges):
     return np.diff(edges)
 
 
-@pytest.mark.parametrize(("low", "high", "most"), [(0, 0, 50), (0, 9, 50), (3, 3000, 120), (0, 100, 50), (7, 8, 1)])
+@pytest.mark.parametrize(
+    ("low", "high", "most"), [(0, 0, 50), (0, 9, 50), (3, 3000, 120), (0, 100, 50), (7, 8, 1)]
+)
 def test_bars_of_one_width_hold_the_same_whole_number_of_values(low, high, most):
     edges = whole_bars(low, high, most)
     assert len(set(whole_values(edges))) == 1
@@ -28,7 +30,9 @@ def test_bars_of_one_width_hold_the_same_whole_number_of_values(low, high, most)
     assert high + 0.5 <= edges[-1] < high + 0.5 + edges[1] - edges[0]
 
 
-@pytest.mark.parametrize(("low", "high", "ratio"), [(0, 0, 1.2), (0, 24576, 1.23), (1, 7, 1.0), (40, 90, 1.02)])
+@pytest.mark.parametrize(
+    ("low", "high", "ratio"), [(0, 0, 1.2), (0, 24576, 1.23), (1, 7, 1.0), (40, 90, 1.02)]
+)
 def test_bars_of_a_log_axis_hold_whole_numbers_and_grow(low, high, ratio):
     edges = log_bars(low, high, ratio)
     held = whole_values(edges)
@@ -53,7 +57,9 @@ def smooth(most, middle):
 @pytest.mark.parametrize("middle", [4, 20, 300])
 def test_l0_of_a_control_has_the_peaks_of_its_rows_and_no_other(middle):
     l0, rows = smooth(2000, middle)
-    parts = [pl.DataFrame({"of": of, "threshold": 0.0, "l0": l0, "rows": rows}) for of in ("learnt", "control")]
+    parts = [
+        pl.DataFrame({"of": of, "threshold": 0.0, "l0": l0, "rows": rows}) for of in ("learnt", "control")
+    ]
     with rc_context(STYLE):
         axes = FIGURES["control_l0"].draw(pl.concat(parts), "l9").axes[0]
     values, edges, _ = axes.patches[0].get_data()

@@ -132,5 +132,3 @@ def test_plots_use_a_korean_font_for_labels_and_say_what_no_font_has(files, tmp_
     assert "no font" not in capsys.readouterr().out
     text = svg.read_text(encoding="utf-8")
     assert ("party 민주당" in text, "no font" in text, "Squares of Hangul" in text) == (True, False, True)
-
-
