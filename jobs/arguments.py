@@ -51,6 +51,10 @@ DeviceName = Annotated[
         "--device", help="auto (a GPU if there is one; with --address what the pass used), cpu or cuda."
     ),
 ]
+FigureLanguage = Annotated[
+    str,
+    typer.Option("--language", help="Of titles and axes: en, ko, or both; what has no Korean is English."),
+]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 

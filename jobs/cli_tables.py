@@ -10,6 +10,7 @@ import typer
 from jobs.arguments import (
     Address,
     DeviceName,
+    FigureLanguage,
     ModelPath,
     ModelWorkers,
     SiteName,
@@ -299,13 +300,13 @@ def attribute(
 
 
 @tables.command(rich_help_panel=PANEL)
-def plots(store: StoreText, site: SiteName = None) -> None:
+def plots(store: StoreText, site: SiteName = None, language: FigureLanguage = "en") -> None:
     """Draw the figures from the stored tables."""
     from jobs.plots import plots as job
 
     opened, _ = open_store(store)
     for name in sites_of(opened, site):
-        for path in job(opened, name):
+        for path in job(opened, name, language):
             typer.echo(path)
 
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Address, SiteName, StoreText, Workers, one_site, open_store, sites_of
+from jobs.arguments import (
+    Address,
+    FigureLanguage,
+    SiteName,
+    StoreText,
+    Workers,
+    one_site,
+    open_store,
+    sites_of,
+)
 
 views = typer.Typer()
 PANEL = "A look at the store"
@@ -186,11 +195,12 @@ def heatmap(
     pool: Annotated[
         str, typer.Option(help="Over a context's counted rows: max, mean or sum; last: the last of them.")
     ] = "max",
+    language: FigureLanguage = "en",
 ) -> None:
     """Contexts × features as a picture, plain and clustered; how sparse they are, how often active."""
     from jobs.heatmap import Asked
     from jobs.heatmap import heatmap as job
 
     opened, _ = open_store(store)
-    asked = Asked(features, ranking, contexts, where or (), top, pool, selection)
+    asked = Asked(features, ranking, contexts, where or (), top, pool, selection, language)
     job(opened, one_site(opened, site), asked, out)

@@ -76,7 +76,7 @@ def _cluster(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) ->
 def _plots(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
     from jobs.plots import plots
 
-    figures = plots(store, site)
+    figures = plots(store, site, run_file.derive.language)
     say(f"[bold]plots[/] {len(figures)} files in {escape(str(store.layout.figures(site)))}")
 
 

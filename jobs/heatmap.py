@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.markup import escape
 from sklearn.cluster import KMeans
@@ -28,7 +27,6 @@ from jobs.context_matrix import (
     strongest_contexts,
 )
 from jobs.feature_selection import chosen_features, parse_numbers, parse_ranks
-from jobs.figures.fonts import ABSENT, korean_font, with_fonts
 from jobs.figures.heatmap import (
     draw_clustered,
     draw_frequencies,
@@ -38,10 +36,9 @@ from jobs.figures.heatmap import (
     sparsity_of,
     told_frequencies,
 )
-from jobs.figures.style import STYLE
 from jobs.label_filters import label_filter, require_values
 from jobs.outputs import require_file, write_file
-from jobs.plots import METADATA, render
+from jobs.plots import METADATA, drawing, render
 from pipeline.statistics.pooling import POOLINGS, Pooling
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -70,6 +67,7 @@ class Asked(NamedTuple):
     top: int | None = None
     pool: str = "max"
     selection: bool = False
+    language: str = "en"
 
 
 def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Path]:
@@ -86,17 +84,18 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
     if asked.pool not in POOLINGS:
         raise InputError(f"--pool {asked.pool!r} is none of {', '.join(POOLINGS)}")
     pool = next(known for known in POOLINGS if known == asked.pool)
-    table = selected(store, site, asked, pool)
-    clusters = cluster_contexts(matrix_of(table))
-    if clusters is None:
-        say(
-            f"[yellow]heatmap[/] {site}: {table.height} contexts are too few to cluster "
-            f"({CONTEXTS_OF_A_CLUSTER} make one cluster): drawn in their order"
-        )
-    else:
-        table = table.with_columns(cluster=clusters).sort("cluster", "context")
-    _tell(site, table)
-    return _write(table, site, pool, out, kind, clustered=clusters is not None)
+    with drawing(store, site, asked.language):
+        table = selected(store, site, asked, pool)
+        clusters = cluster_contexts(matrix_of(table))
+        if clusters is None:
+            say(
+                f"[yellow]heatmap[/] {site}: {table.height} contexts are too few to cluster "
+                f"({CONTEXTS_OF_A_CLUSTER} make one cluster): drawn in their order"
+            )
+        else:
+            table = table.with_columns(cluster=clusters).sort("cluster", "context")
+        _tell(site, table)
+        return _write(table, site, pool, out, kind, clustered=clusters is not None)
 
 
 def selected(store: FeatureStore, site: str, asked: Asked, pool: Pooling) -> pl.DataFrame:
@@ -190,8 +189,6 @@ def _tell(site: str, table: pl.DataFrame) -> None:
 def _write(
     table: pl.DataFrame, site: str, pool: Pooling, out: Path, kind: str, *, clustered: bool
 ) -> list[Path]:
-    if korean_font() is None:
-        say(f"[yellow]heatmap[/]: {ABSENT}")
     pooled_by = f"{pool} over each context's counted rows"
     if pool == "last":
         pooled_by = "at each context's last counted row"
@@ -199,11 +196,10 @@ def _write(
     written, buffer = [out.with_suffix(".parquet")], io.BytesIO()
     table.write_parquet(buffer)
     write_file(written[0], buffer.getvalue(), "--out")
-    with rc_context(with_fonts(STYLE)):
-        for ending, figure in draw.items():
-            path = out.with_name(f"{out.stem}{ending}{out.suffix}")
-            write_file(path, render(figure(table, site, pooled_by), kind), "--out")
-            written.append(path)
+    for ending, figure in draw.items():
+        path = out.with_name(f"{out.stem}{ending}{out.suffix}")
+        write_file(path, render(figure(table, site, pooled_by), kind), "--out")
+        written.append(path)
     for path in written:
         say(f"  {escape(str(path))}")
     return written

@@ -84,16 +84,13 @@ def _cell(value: Any) -> str:
 def _draw(
     store: FeatureStore, site: str, feature: int, by: str, table: pl.LazyFrame, own: pl.DataFrame, path: Path
 ) -> None:
-    from matplotlib import rc_context
-
     from jobs.figures.neighbours import draw_neighbours
-    from jobs.figures.style import STYLE
-    from jobs.plots import render
+    from jobs.plots import drawing, render
 
     around = own["neighbour"].implode()
     links = table.filter(pl.col("feature").is_in(around), pl.col("neighbour").is_in(around)).collect()
     name = "decoder_neighbours" if by == COSINE else "neighbours"
-    with rc_context(STYLE):
+    with drawing(store, site):
         drawn = draw_neighbours(own, links, site, feature, by)
         write_file(path, render(drawn, path.suffix[1:], store.made_from(site, name)), "--figure")
     say(f"[bold]{escape(str(path))}[/]")

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import polars as pl
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.markup import escape
 
 from jobs.console import say
 from jobs.figures import FIGURES, Drawing
-from jobs.figures.style import STYLE
+from jobs.figures.fonts import families_for, missing_note, name_of, scripts_of, use_fonts
+from jobs.figures.setting import LANGUAGES, Language, Setting, set_to, setting
+from jobs.figures.style import STYLE, add_fact
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
 from pipeline.store.tables import RECEIPTS_KEY, job_of
+from schemas.errors import InputError
 from schemas.layout import StorePath
 
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
@@ -25,31 +32,80 @@ RECEIPTS_FIELD = {"png": RECEIPTS_KEY, "svg": "Identifier"}
 """Where a figure says which receipts its table was made from (a key of PNG's text, a term of SVG's)."""
 
 
-def plots(store: FeatureStore, site: str) -> list[StorePath]:
+HANGUL = "한글특징"
+"""What a font has that can write Korean."""
+
+PROMPT_TARGET = (0.95, 0.99)
+"""Share of zeros at which the study of prompts aims."""
+
+
+def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePath]:
     """Draw the figures of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
-    Optional ones are drawn when their table is there (that of labels: when the lake has any); which are not,
+    `language` is one of `LANGUAGES`. Optional ones are drawn when their table is there (that of labels: when the lake has any); which are not,
     and the command that writes their tables, is said. Raises InputError when the table of another one is
     missing, naming the command; then nothing is drawn.
     """
     missing = {
-        name: drawing
-        for name, drawing in FIGURES.items()
-        if drawing.optional and not store.has_table(site, drawing.table)
+        name: figure
+        for name, figure in FIGURES.items()
+        if figure.optional and not store.has_table(site, figure.table)
     }
     if not store.lake.label_columns:
-        missing |= {name: drawing for name, drawing in FIGURES.items() if drawing.table == "labels"}
-    chosen = {name: drawing for name, drawing in FIGURES.items() if name not in missing}
-    names = {drawing.table for drawing in chosen.values()}
+        missing |= {name: figure for name, figure in FIGURES.items() if figure.table == "labels"}
+    chosen = {name: figure for name, figure in FIGURES.items() if name not in missing}
+    names = {figure.table for figure in chosen.values()}
     tables = {name: store.scan_table(site, name).collect() for name in sorted(names)}
     written = []
-    with rc_context(STYLE):
-        for name, drawing in chosen.items():
-            written += draw(store, site, name, tables[drawing.table])
+    with drawing(store, site, language):
+        for name, figure in chosen.items():
+            written += draw(store, site, name, tables[figure.table])
     for command, names_of in _by_command(store, site, missing).items():
         told = f"not drawn without the tables of `latentlake {command}`"
         say(f"[bold]plots[/] {site}: {', '.join(names_of)} {told}")
     return written
+
+
+@contextmanager
+def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[None]:
+    """The style and the words of figures of a site; behind it, letters that no font here has are said.
+
+    InputError for a language that figures do not speak, or that no font of this machine can write.
+    """
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of families without a bold face
+    with rc_context(), set_to(_setting_of(store, site, _known(language))) as chosen:
+        rcdefaults()  # not what a matplotlibrc of this machine says
+        rcParams.update(STYLE)
+        yield
+    if chosen.missing:
+        say(f"[yellow]note[/] {escape(site)}: {escape(missing_note(chosen.missing))}")
+
+
+def _known(language: str) -> Language:
+    chosen = next((known for known in LANGUAGES if known == language), None)
+    if chosen is None:
+        raise InputError(f"--language {language!r} is none of {', '.join(LANGUAGES)}")
+    if chosen != "en" and families_for(HANGUL)[1]:
+        raise InputError(
+            f"--language {language} needs a font with Hangul, and this machine has none: install one, such as "
+            "fonts-nanum of Debian and Ubuntu, or draw with --language en"
+        )
+    return chosen
+
+
+def _setting_of(store: FeatureStore, site: str, language: Language) -> Setting:
+    """What a row of the site is, by its corpus and by what the site reads."""
+    kinds = {str(link.source.get("kind", "text")) for link in store.links}
+    pooled = store.site(site).reads.pooling != "none"
+    if kinds == {"images"}:
+        row = "image"
+    elif store.lake.inputs is not None:
+        row = "vector"
+    elif pooled:
+        row = "prompt" if kinds == {"prompts"} else "context"
+    else:
+        row = "token"
+    return Setting(language, row, PROMPT_TARGET if kinds == {"prompts"} else None)
 
 
 def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list[StorePath]:
@@ -89,7 +145,15 @@ def render(figure: Figure, kind: str, receipts: str = "") -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     told = {RECEIPTS_FIELD[kind]: f"{RECEIPTS_KEY}:{receipts}"}
-    figure.savefig(buffer, format=kind, metadata=METADATA[kind] | told)
+    missing = use_fonts(figure)
+    if missing:
+        add_fact(
+            figure, f"no font for {' and '.join(map(name_of, scripts_of(missing)))} where this was drawn"
+        )
+        setting().missing.update(missing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # that is said
+        figure.savefig(buffer, format=kind, metadata=METADATA[kind] | told)
     return buffer.getvalue()
 
 

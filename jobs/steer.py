@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from matplotlib import rc_context
 from rich.markup import escape
 
 from jobs.console import say
 from jobs.feature_images import Pictured, pictured_of
 from jobs.figures.images import draw_steered
-from jobs.figures.style import STYLE
 from jobs.outputs import require_file, write_file
-from jobs.plots import METADATA, render
+from jobs.plots import METADATA, drawing, render
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.values import F64
@@ -164,5 +162,5 @@ def _drawn(kind: str, site: str, asked: Asked, found: Steered, pictured: Picture
         }
     )
     told = f"{_start(asked)}; {' '.join(asked.settings)}"
-    with rc_context(STYLE):
+    with drawing(store, site):
         return render(draw_steered(table, site, told), kind)

@@ -14,12 +14,10 @@ from operator import add
 from typing import Any
 
 import polars as pl
-from matplotlib import rc_context
 from rich.markup import escape
 
 from jobs.console import console, say
 from jobs.figures import FIGURES
-from jobs.figures.style import STYLE
 from jobs.importance import nonlinear
 from jobs.known.compare import (
     Side,
@@ -35,7 +33,7 @@ from jobs.known.matching import Cosines, assigned, best_order, cosines_with, lit
 from jobs.known.reconstruction import Decoder
 from jobs.known.summary import summary_table
 from jobs.known.told import summaries, tell
-from jobs.plots import draw
+from jobs.plots import draw, drawing
 from jobs.progress import track
 from pipeline.dictionary.truth import KnownTruth
 from pipeline.executors.tasks import OneProcess, Tasks
@@ -182,8 +180,8 @@ def _compare(
 
 
 def _draw(store: FeatureStore, site: str) -> list[StorePath]:
-    names = [name for name, drawing in FIGURES.items() if drawing.table in SCHEMAS]
-    with rc_context(STYLE):
+    names = [name for name, figure in FIGURES.items() if figure.table in SCHEMAS]
+    with drawing(store, site):
         drawn = [
             draw(store, site, name, store.scan_table(site, FIGURES[name].table).collect()) for name in names
         ]

@@ -412,3 +412,6 @@ class Derive(Section):
     report: str = Field(
         "top:1000:n_active", description="Features that get a page of the report, see `report --features`."
     )
+    language: Literal["en", "ko", "both"] = Field(
+        "en", description="Language of the figures' titles and axes, see `plots --language`."
+    )

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.fonts import bilingual, legible
-from jobs.figures.style import INK, canvas, counted, nothing
+from jobs.figures.fonts import legible
+from jobs.figures.setting import bilingual
+from jobs.figures.style import INK, canvas, counted, name_some, nothing
 from schemas.values import F64
 
 SIZE = (9.0, 5.5)
@@ -16,15 +17,26 @@ MOST_VALUES, MOST_FEATURES = 40, 60
 BRIGHTEST = 98
 """Percentile of |score| at which colours end, of what is not 0."""
 LONGEST = 28
+NAMED = 50
+"""Features whose numbers are written, at most."""
 
 
 def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
-    """Values × features of `attribution_selection`; a dot where the effect holds under ablation."""
+    """Values × features of `attribution_selection`; a dot where the effect holds under ablation.
+
+    Scores of an external table, whose prompts are not known, are of what that table says, not of gaps.
+    """
+    external = bool(selection.height) and selection["prompts"].is_null().all()
     title = bilingual("What features add to the answer gap", "답변 차이에 대한 특징의 기여")
+    label = bilingual("score (mean over prompts)", "점수")
+    if external:
+        title = bilingual("Features by the scores of an external table", "외부 점수에 따른 특징")
+        label = bilingual("score (of the external table)", "점수")
     values = selection.select("label", "value").unique(maintain_order=True).head(MOST_VALUES)
     rows = selection.join(values, on=["label", "value"], how="semi", maintain_order="left")
     features = _features(rows)
-    figure, axes = canvas(title, site, *_facts(selection, values.height, len(features)), size=SIZE)
+    size = (SIZE[0], max(SIZE[1], 1.6 + 0.15 * values.height))
+    figure, axes = canvas(title, site, *_facts(selection, values.height, len(features)), size=size)
     if not features:
         nothing(axes, "no feature was selected")
         return figure
@@ -35,13 +47,11 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     place = np.argwhere(holds > 0)
     axes.scatter(place[:, 1], place[:, 0], s=14, color=INK, edgecolors="white", linewidths=0.6)
     axes.grid(visible=False)
-    axes.set_xticks(range(len(features)), [str(feature) for feature in features], rotation=90, fontsize=7)
+    numbers = [str(feature) for feature in features]
+    name_some(axes.xaxis, numbers, NAMED, bilingual("feature", "특징"), rotation=90, fontsize=7)
     axes.set_yticks(range(values.height), [_name(*row) for row in values.rows()], fontsize=8)
-    axes.set_xlabel(bilingual("feature", "특징"))
     beyond = "neither" if np.abs(scores).max() <= ends else "both"
-    bar = figure.colorbar(
-        image, ax=axes, pad=0.02, extend=beyond, label=bilingual("score (mean over prompts)", "점수")
-    )
+    bar = figure.colorbar(image, ax=axes, pad=0.02, extend=beyond, label=label)
     bar.outline.set_visible(False)
     return figure
 
@@ -80,4 +90,4 @@ def _facts(selection: pl.DataFrame, values: int, features: int) -> list[str]:
 
 def _name(label: str, value: str) -> str:
     text = f"{label} {value}"
-    return legible(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…").replace("$", r"\$")
+    return legible(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")

@@ -42,9 +42,7 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
             handles.append(_handle(colour, f"{number}  {_name(mine)} ({mine.height:,})"))
     handles.append(_handle(OTHERS, "others"))
     _numbers(axes, places)
-    legend = axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a token may hold a dollar sign
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
 
 

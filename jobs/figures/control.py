@@ -7,6 +7,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jobs.figures.bins import log_bars
+from jobs.figures.setting import setting
 from jobs.figures.style import (
     BLUE,
     VERMILION,
@@ -66,7 +68,8 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     """How many features of a row are above each threshold, learnt and control."""
     thresholds = l0["threshold"].unique().sort().to_list()
     rows = int(l0.filter(of="learnt", threshold=thresholds[0])["rows"].sum()) if thresholds else 0
-    figure, axes = canvas("Active features per token: learnt and control", site, counted(rows, "counted row"))
+    title = f"Active features per {setting().row}: learnt and control"
+    figure, axes = canvas(title, site, counted(rows, "counted row"))
     if not rows:
         nothing(axes, "no row is counted in the control's contexts")
         return figure
@@ -74,15 +77,15 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     assert grid is not None
     axes.remove()
     panels = grid.subgridspec(len(thresholds), 1, hspace=0).subplots(sharex=True, squeeze=False)[:, 0]
-    # log2 of L0 + 1, so that rows without any feature are shown
-    edges = np.linspace(0, np.log2(int(l0["l0"].to_numpy().max()) + 2), BARS + 1)
+    most = int(l0["l0"].to_numpy().max())
+    edges = log_bars(0, most, (most + 2) ** (1 / BARS))
     for panel, threshold in zip(panels, thresholds, strict=True):
         _panel(panel, l0.filter(threshold=threshold), edges, f"> {threshold:g}")
     last = panels[-1]
-    ticks = [n for n in TICKS if n < 2 ** edges[-1]]
-    last.set_xticks(np.log2(np.array(ticks) + 1.0), [f"{n:,}" for n in ticks])
-    last.set_xlabel("L0 (features of a row above the threshold; log scale)")
-    figure.supylabel("rows (each to its tallest bar)", fontsize=11)
+    ticks = [n for n in TICKS if n < edges[-1]]
+    last.set_xticks(_place(np.array(ticks)), [f"{n:,}" for n in ticks])
+    last.set_xlabel("L0 (features of a row above the threshold; log scale of L0 + 1)")
+    figure.supylabel("rows (a bar's area; each to its tallest bar)", fontsize=11)
     _legend(panels[0], None)
     return figure
 
@@ -100,24 +103,39 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     if not len(every):
         nothing(axes, "no feature fired in the control's contexts")
         return figure
-    low, high = np.log10(every.min()), np.log10(every.max())
-    edges = np.logspace(low - 0.02, max(high, low + 0.3) + 0.02, BARS + 1)
+    is_count = column == "frequency"
+    edges = _edges_of_counts(every, rows) if is_count else _even_edges(every)
     log_axis(axes.xaxis, edges)
     for of, some in shown.items():
-        _bars(axes, some, edges, of, None)
+        heights = np.histogram(some, edges)[0].astype(np.float64)
+        _bars(axes, heights / np.diff(np.log10(edges)) if is_count else heights, edges, of)
     axes.margins(y=0.12)
     _legend(axes, features)
     whole_numbers(axes.yaxis)
     axes.set_xlabel(label)
-    axes.set_ylabel("features")
+    axes.set_ylabel("features per decade (a bar's area)" if is_count else "features")
     return figure
 
 
-def _bars(axes: Axes, values: F64, edges: F64, of: str, weights: F64 | None) -> None:
-    """A histogram that another one is seen through; one of weights is scaled to its tallest bar."""
-    heights = np.histogram(values, edges, weights=weights)[0]
-    if weights is not None:
-        heights = heights / max(heights.max(), 1e-300)
+def _even_edges(values: F64) -> F64:
+    """Of bars that are even parts of a log axis."""
+    low, high = np.log10(values.min()), np.log10(values.max())
+    return np.logspace(low - 0.02, max(high, low + 0.3) + 0.02, BARS + 1)
+
+
+def _edges_of_counts(frequencies: F64, rows: int) -> F64:
+    """Of bars that each hold whole numbers of active rows."""
+    low, high = (round(end * rows) for end in (frequencies.min(), frequencies.max()))
+    return log_bars(low, high, (high / low) ** (1 / BARS)) / rows
+
+
+def _place(l0: F64) -> F64:
+    """Where an L0 stands: log2 of L0 + 1, so that rows without any feature are shown."""
+    return np.log2(l0 + 1.0)
+
+
+def _bars(axes: Axes, heights: F64, edges: F64, of: str) -> None:
+    """A histogram that another one is seen through."""
     bars = np.flatnonzero(heights)
     first, last = (int(bars[0]), int(bars[-1]) + 1) if len(bars) else (0, 1)
     place = (heights[first:last], edges[first : last + 1])
@@ -126,11 +144,12 @@ def _bars(axes: Axes, values: F64, edges: F64, of: str, weights: F64 | None) -> 
 
 
 def _panel(axes: Axes, l0: pl.DataFrame, edges: F64, label: str) -> None:
-    """Rows by L0 at one threshold."""
+    """Rows by L0 at one threshold: areas are rows, the tallest bar of either is 1."""
     for of in COLOURS:
         mine = l0.filter(pl.col("of") == of)
-        rows = mine["rows"].to_numpy().astype(np.float64)
-        _bars(axes, np.log2(mine["l0"].to_numpy() + 1.0), edges, of, rows)
+        rows = np.histogram(mine["l0"].to_numpy(), edges, weights=mine["rows"].to_numpy())[0]
+        heights = rows / np.diff(_place(edges))
+        _bars(axes, heights / max(heights.max(), 1e-300), _place(edges), of)
     axes.text(0.01, 0.85, label, transform=axes.transAxes, va="top", fontweight="bold", fontsize=10)
     axes.set_yticks([])
     axes.margins(y=0.25)

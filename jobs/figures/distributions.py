@@ -7,6 +7,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jobs.figures.bins import log_bars, whole_bars
+from jobs.figures.setting import setting
 from jobs.figures.style import BLUE, canvas, counted, log_axis, mark, nothing, share, whole_numbers
 from schemas.values import F64
 
@@ -30,7 +32,7 @@ def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
     if fired.is_empty():
         nothing(axes, "no feature fired")
         return figure
-    _log_histogram(axes, fired["frequency"].to_numpy(), "median {:.2g}")
+    _log_histogram(axes, fired["frequency"].to_numpy(), "median {:.2g}", int(fired["counted_rows"][0]))
     axes.set_xlabel("frequency (active rows / counted rows, log scale)")
     return figure
 
@@ -74,13 +76,13 @@ def extremes(fired: pl.DataFrame) -> F64:
 def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     """How many features are active in a row."""
     rows = int(l0["rows"].sum())
-    figure, axes = canvas("Active features per token", site, counted(rows, "counted row"))
+    figure, axes = canvas(f"Active features per {setting().row}", site, counted(rows, "counted row"))
     if not rows:
         nothing(axes, "no row is counted")
         return figure
     number, weight = l0["l0"].to_numpy().astype(np.float64), l0["rows"].to_numpy()
-    width = max(1, int(np.ceil((number[-1] - number[0] + 1) / MOST_BARS)))
-    edges = np.arange(number[0], number[-1] + width + 1, width) - 0.5
+    edges = whole_bars(int(number[0]), int(number[-1]), MOST_BARS)
+    width = int(edges[1] - edges[0])
     axes.hist(number, bins=edges.tolist(), weights=weight, color=BLUE, rwidth=0.9)
     mark(axes, float(np.average(number, weights=weight)), f"mean {np.average(number, weights=weight):.1f}")
     whole_numbers(axes.xaxis)
@@ -109,19 +111,27 @@ def magnitude(means: F64) -> str:
     return "mean activation when active" if (means > 0).all() else "|mean activation| when active"
 
 
-def _log_histogram(axes: Axes, values: F64, label: str) -> None:
-    """Histogram of positive values on a log axis, the median marked; bars are even parts of a decade."""
+def _log_histogram(axes: Axes, values: F64, label: str, rows: int | None = None) -> None:
+    """Histogram of positive values on a log axis, the median marked; bars are even parts of a decade.
+
+    Values that are shares of so many `rows` are whole numbers of them: bars hold whole numbers, and their
+    areas are what they count.
+    """
     low, high = np.log10(values.min()), np.log10(values.max())
     middle, span = (low + high) / 2, max(high - low, NARROWEST)
     parts = next((n for n in BARS_PER_DECADE if n * span >= FEWEST_BARS), BARS_PER_DECADE[-1])
-    edges = 10 ** (np.arange(np.floor(low * parts), np.floor(high * parts) + 2) / parts)
+    if rows is None:
+        edges = 10 ** (np.arange(np.floor(low * parts), np.floor(high * parts) + 2) / parts)
+    else:
+        edges = log_bars(round(10**low * rows), round(10**high * rows), 10 ** (1 / parts)) / rows
     log_axis(axes.xaxis, edges)
     axes.set_xlim(*10 ** (middle + span * np.array([-0.55, 0.55])))
-    axes.hist(values, bins=edges.tolist(), color=BLUE, edgecolor="white", linewidth=0.6)
+    heights = np.histogram(values, edges)[0] / (1.0 if rows is None else np.diff(np.log10(edges)))
+    axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=BLUE, edgecolor="white", linewidth=0.6)
     median = float(np.median(values))
     mark(axes, median, label.format(median))
     whole_numbers(axes.yaxis)
-    axes.set_ylabel("features")
+    axes.set_ylabel("features" if rows is None else "features per decade (a bar's area)")
 
 
 def _bound_of_dead(features: pl.DataFrame, dead: int) -> list[str]:

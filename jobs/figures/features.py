@@ -18,6 +18,7 @@ from jobs.figures.style import (
     counted,
     log_axis,
     nothing,
+    powers_of_ten,
     whole_numbers,
 )
 from schemas.values import F64
@@ -50,7 +51,9 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
         linewidths=0,
         rasterized=True,  # an SVG with a shape for each of a million features opens nowhere
     )
-    bar = figure.colorbar(points, ax=axes, label="strongest activation", pad=0.02)
+    signed = bool((fired["min_activation"] < 0).any())
+    label = "strongest |activation|" if signed else "strongest activation"
+    bar = figure.colorbar(points, ax=axes, label=label, pad=0.02)
     log_axis(bar.ax.yaxis, np.array(_span(extreme)))
     bar.outline.set_visible(False)
     axes.set_xlabel("frequency (active rows / counted rows)")
@@ -72,6 +75,7 @@ def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
         log_axis(axes.yaxis, values)
     elif values.any():  # of signed activations: logarithms on both sides of 0, nothing is left out
         axes.set_yscale("symlog", linthresh=float(np.abs(values[values != 0]).min()))
+        powers_of_ten(axes.yaxis)
     axes.plot(np.arange(len(values)), values, color=BLUE, linewidth=2.2, solid_capstyle="round")
     for start, colour in zip(windows(len(values)), (VERMILION, GREEN), strict=False):
         _mark_window(axes, start, values, colour)

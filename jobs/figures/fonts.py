@@ -1,76 +1,197 @@
-"""Fonts of other scripts: a Korean one where the machine has it, and text as far as it can be drawn."""
+"""Fonts by what they cover: each text of a figure is drawn with fonts of this machine that have its letters.
+
+The fonts are looked for when letters need them, not in the list that matplotlib keeps from its first start.
+"""
 
 from __future__ import annotations
 
-import logging
+import unicodedata
+from collections.abc import Collection
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
-from matplotlib import font_manager, rcParams
+import numpy as np
+from matplotlib import font_manager, get_data_path
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+from jobs.strips import MARKS
+from schemas.values import U32
 
 PLAIN = "DejaVu Sans"
 """Comes with matplotlib."""
 
-KOREAN = (
-    "NanumGothic",
-    "NanumBarunGothic",
-    "NanumSquare",
-    "Noto Sans CJK KR",
-    "Noto Sans KR",
-    "Noto Sans CJK JP",  # the families of Noto CJK have all glyphs, and matplotlib sees one of them
-    "Noto Serif CJK KR",
-    "Noto Serif CJK JP",
-    "Malgun Gothic",
-    "AppleGothic",
-    "Apple SD Gothic Neo",
-    "UnDotum",
-    "Baekmuk Gulim",
-)
-"""Families with Hangul, the first found is taken."""
+PREFERRED = ("NanumGothic", "NanumBarunGothic", "Noto Sans", "Malgun Gothic", "Apple SD Gothic Neo")
+"""Of fonts that cover as much, those whose family begins so come first, in this order."""
 
-ABSENT = (
-    "no Korean font is found (NanumGothic, Noto Sans CJK KR …), so titles and labels are English alone: "
-    "install one, such as the package fonts-nanum"
-)
+STAND_INS = ("lastresort", "last resort", ".lastresort", "adobeblank", "adobe blank")
+"""Families that have a box, or nothing, for every letter."""
 
-MISSING = "□"
+SCRIPTS = {
+    "HANGUL": ("Hangul", "fonts-nanum"),
+    "CJK": ("Chinese characters", "fonts-noto-cjk"),
+    "HIRAGANA": ("Hiragana", "fonts-noto-cjk"),
+    "KATAKANA": ("Katakana", "fonts-noto-cjk"),
+    "symbols": ("symbols and emoji", "fonts-symbola"),
+    "private": ("private use", "the font that it was written with"),
+}
+"""Scripts by the first word of their characters' names, and a Debian package that has them."""
+OTHERS = "fonts-noto-core"
+"""The package for other scripts."""
 
+MOST_LETTERS = 8
+"""Of a script, named in a note."""
 
-@cache
-def korean_font() -> str | None:
-    """Family of a font with Hangul that matplotlib finds on this machine, None where there is none."""
-    there = {font.name for font in font_manager.fontManager.ttflist}
-    return next((family for family in KOREAN if family in there), None)
+_SCALABLE, _COLOUR = 1 << 0, 1 << 14
+"""Bits of FreeType's face flags."""
 
+_UNSEEN = (0x200C, 0x200D, *range(0xFE00, 0xFE10))
+"""Joiners and variation selectors: they stay in a text, and need no glyph."""
 
-def families() -> list[str]:
-    """Fonts to draw with: glyphs that the first lacks are taken from the next."""
-    korean = korean_font()
-    return [PLAIN, korean] if korean else [PLAIN]
+_MARKS = {
+    code: mark if mark in "↩→" else "\ufffd"  # PLAIN has no pictures of other controls
+    for code, mark in MARKS.items()
+    if code not in (ord(" "), *_UNSEEN)
+}
 
 
-def with_fonts(style: Any) -> Any:
-    """The style, with all of `families`; that a family has no bold face is not worth a warning."""
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    return style | {"font.family": families()}
+class Face(NamedTuple):
+    """A font file: its family, whether it is a plain upright face, and its code points uint32, ascending."""
 
+    path: str
+    family: str
+    is_plain: bool
+    letters: U32
 
-def bilingual(english: str, korean: str) -> str:
-    """Both, where figures are drawn with a Korean font."""
-    return f"{english} · {korean}" if korean_font() in _drawn_with() else english
+    def covers(self, codes: U32) -> set[str]:
+        """Those of the code points that it has."""
+        return set(map(chr, codes[np.isin(codes, self.letters)].tolist()))
 
 
 def legible(text: str) -> str:
-    """The text, what the fonts in use can not draw replaced; line ends and tabs are made to be seen."""
-    text = text.translate({ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"})
-    return "".join(letter if _is_drawn(letter, _drawn_with()) else MISSING for letter in text)
+    """A text of the data in one line: composed, line ends, tabs and other characters not seen are marks."""
+    return unicodedata.normalize("NFC", text).translate(_MARKS)
 
 
-def _drawn_with() -> tuple[str, ...]:
-    return tuple(rcParams["font.family"])
+def use_fonts(figure: Figure) -> set[str]:
+    """Give every text of the figure fonts that have its letters; the letters that no font here has."""
+    for axes in figure.get_axes():
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels(which="both")  # their texts are made when asked for
+    texts = figure.findobj(Text)
+    letters = frozenset("".join(text.get_text() for text in texts)) - {"\n"}
+    families, missing = families_for(letters)
+    if len(families) > 1:
+        for text in texts:
+            text.set_family(families)
+    return missing
+
+
+def families_for(letters: Collection[str]) -> tuple[list[str], set[str]]:
+    """Families to draw with, PLAIN first: what one lacks is taken from the next; and what none of them has."""
+    left = set(letters) - set(map(chr, _UNSEEN))
+    left -= _plain().covers(_codes(left))
+    families = [PLAIN]
+    if left:
+        for face in _chosen(frozenset(left), tuple(font_files())):
+            families.append(face.family)
+            left -= face.covers(_codes(left))
+    return families, left
+
+
+def font_files() -> list[str]:
+    """The font files of this machine, and those that a package gave to matplotlib."""
+    known = (entry.fname for entry in font_manager.fontManager.ttflist)
+    return sorted({*font_manager.findSystemFonts(), *known})
 
 
 @cache
-def _is_drawn(letter: str, names: tuple[str, ...]) -> bool:
-    fonts = (font_manager.get_font(font_manager.findfont(name)) for name in names)
-    return any(font.get_char_index(ord(letter)) for font in fonts)
+def _chosen(letters: frozenset[str], files: tuple[str, ...]) -> list[Face]:
+    """As few faces as cover what can be covered, each known to matplotlib by its family."""
+    faces = [face for path in files if (face := _face(path)) is not None]
+    left, chosen = _codes(letters), list[Face]()
+    while len(left):
+        best = min(faces, key=lambda face: (-len(face.covers(left)), *_liking(face)), default=None)
+        if best is None or not best.covers(left):
+            break
+        chosen.append(best)
+        left = left[~np.isin(left, best.letters)]
+    for face in faces:
+        if any(face.family == best.family for best in chosen):  # its bold faces too
+            _make_known(face.path)
+    return chosen
+
+
+def _liking(face: Face) -> tuple[int, bool, str]:
+    """What decides between fonts that cover as much: the least."""
+    place = next((n for n, name in enumerate(PREFERRED) if face.family.startswith(name)), len(PREFERRED))
+    return place, not face.is_plain, face.path
+
+
+def _make_known(path: str) -> None:
+    if all(entry.fname != path for entry in font_manager.fontManager.ttflist):
+        font_manager.fontManager.addfont(path)
+
+
+@cache
+def _face(path: str) -> Face | None:
+    """A font file; None where it can not be read, has no outlines, or is a stand-in for all letters."""
+    if Path(path).is_relative_to(get_data_path()):  # PLAIN is; the others are of formulas
+        return None
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):
+        return None
+    flags = int(getattr(font.face_flags, "value", font.face_flags))
+    family = font.family_name
+    if not flags & _SCALABLE or flags & _COLOUR or family.lower().startswith(STAND_INS):
+        return None
+    is_plain = font.style_name.lower() in ("regular", "book", "normal", "medium")
+    letters = np.fromiter(sorted(font.get_charmap()), np.uint32)
+    return Face(path, family, is_plain, letters)
+
+
+@cache
+def _plain() -> Face:
+    path = font_manager.findfont(PLAIN)
+    return Face(path, PLAIN, True, np.fromiter(sorted(FT2Font(path).get_charmap()), np.uint32))
+
+
+def _codes(letters: Collection[str]) -> U32:
+    return np.fromiter(sorted(map(ord, letters)), np.uint32)
+
+
+def scripts_of(letters: Collection[str]) -> dict[str, list[str]]:
+    """Keys of SCRIPTS, or first words of characters' names, each with its letters."""
+    found: dict[str, list[str]] = {}
+    for letter in sorted(letters):
+        found.setdefault(_script(letter), []).append(letter)
+    return found
+
+
+def name_of(script: str) -> str:
+    """What a script is called."""
+    return SCRIPTS.get(script, (script.capitalize(),))[0]
+
+
+def missing_note(letters: Collection[str]) -> str:
+    """Which letters no font here has, of which scripts, and packages that have them."""
+    scripts = scripts_of(letters)
+    named = [
+        f"{' '.join(some[:MOST_LETTERS])}{' …' if len(some) > MOST_LETTERS else ''} ({name_of(script)})"
+        for script, some in scripts.items()
+    ]
+    packages = dict.fromkeys(SCRIPTS.get(script, ("", OTHERS))[1] for script in scripts)
+    return (
+        f"no font of this machine has {', '.join(named)}, so .png files show boxes there: install one that "
+        f"has, such as {', '.join(packages)} (packages of Debian and Ubuntu), and draw again"
+    )
+
+
+def _script(letter: str) -> str:
+    if unicodedata.category(letter) == "Co":
+        return "private"
+    word = unicodedata.name(letter, "symbol").split()[0]
+    return word if word in SCRIPTS or unicodedata.category(letter)[0] in "LMN" else "symbols"

@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from jobs.figures.fonts import bilingual
+from jobs.figures.setting import bilingual
 from jobs.figures.sparsity import BARS, Sparsity, sparsity_figure
-from jobs.figures.style import BLUE, INK, SIZE, canvas, counted, nothing
+from jobs.figures.style import BLUE, INK, SIZE, canvas, counted, name_some, nothing
 from schemas.values import F32
 
 SQUARE = (9.0, 7.5)
 RED = "#E3000F"
 
 TICKS = 50
-"""Features, or contexts, whose numbers are written."""
+"""Features, or contexts, whose numbers are written, at most."""
 
 BRIGHTEST = 99
 """Percentile of |activation| at which colours end, of what is not 0."""
@@ -90,17 +90,11 @@ def _limit(matrix: F32) -> float:
 
 
 def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: bool) -> None:
-    axes.set_xlabel(bilingual("feature", "특징"))
-    if len(features) <= TICKS:
-        axes.set_xticks(range(len(features)), features, rotation=90, fontsize=7)
-    else:
-        axes.set_xticks([])
+    name_some(axes.xaxis, features, TICKS, bilingual("feature", "특징"), rotation=90, fontsize=7)
     if clustered:
         axes.set_yticks([])
         return
-    axes.set_ylabel(bilingual("context", "문맥"))
-    step = max(1, -(-len(contexts) // TICKS))
-    axes.set_yticks(range(0, len(contexts), step), [str(n) for n in contexts[::step]], fontsize=7)
+    name_some(axes.yaxis, [str(n) for n in contexts], TICKS, bilingual("context", "문맥"), fontsize=7)
 
 
 def _borders(axes: Axes, clusters: NDArray[Any]) -> None:
@@ -130,7 +124,7 @@ def sparsity_of(matrix: F32) -> Sparsity:
     counts, edges = np.histogram(values, bins=BARS, range=(0, float(values.max(initial=0)) or 1.0))
     zeros = (matrix == 0).mean(axis=0) if len(matrix) else np.ones(matrix.shape[1])
     overall = float((matrix == 0).mean()) if matrix.size else 1.0
-    return Sparsity(zeros, overall, edges, counts.astype(np.float64))
+    return Sparsity(zeros, max(len(matrix), 1), overall, edges, counts.astype(np.float64))
 
 
 def draw_frequencies(table: pl.DataFrame, site: str, pool: str) -> Figure:

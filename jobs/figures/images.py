@@ -12,13 +12,15 @@ from matplotlib.patheffects import Normal, Stroke
 
 from jobs.figures.fonts import legible
 from jobs.figures.importance import MOST_CLASSES, left_out
-from jobs.figures.style import COLOUR_MAP, SOFT, counted, nothing, sheet
+from jobs.figures.style import COLOUR_MAP, SOFT, counted, name_some, nothing, sheet
 from schemas.values import F64
 
 ACROSS = 9
 """Thumbnails beside each other."""
 MOST_FEATURES = 8 * ACROSS
 """Thumbnails of single features."""
+NAMED = 40
+"""Features whose numbers stand at a matrix, at most."""
 LETTERS = 14
 """Of the names of classes at a thumbnail: of so many more its image had no room."""
 ROWS = {
@@ -104,9 +106,9 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
             cosines, cmap=COLOUR_MAP, vmin=float(cosines.min()), vmax=1
         )  # images are all alike
         axes.set_title(title, fontsize=11)
-        axes.set_xticks(range(len(features)), features, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(features)), features, fontsize=7)
-        axes.set(xlabel="feature", ylabel="feature")
+        numbers = [str(feature) for feature in features]
+        name_some(axes.xaxis, numbers, NAMED, "feature", rotation=90, fontsize=7)
+        name_some(axes.yaxis, numbers, NAMED, "feature", fontsize=7)
         axes.grid(visible=False)
         bar = figure.colorbar(image, ax=axes, label="cosine", shrink=0.75, pad=0.02)
         bar.outline.set_visible(False)

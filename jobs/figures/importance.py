@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from jobs.figures.fonts import legible
-from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, counted, nothing, sheet
+from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, counted, log_counts, nothing, sheet
 
 BARS = 40
 COLUMNS = 4
@@ -51,7 +51,8 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
 
 
 def _histogram(axes: Axes, values: np.ndarray, d_sae: int) -> None:
-    axes.hist(values, bins=BARS, color=BLUE, log=True)
+    axes.hist(values, bins=BARS, color=BLUE)
+    log_counts(axes.yaxis)
     axes.axvline(1 / d_sae, color=VERMILION, linestyle=(0, (5, 3)), linewidth=1.4)
     axes.axvline(float(np.percentile(values, 90)), color="black", linestyle=":", linewidth=1.4)
     axes.tick_params(labelsize=8)

@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.figures.fonts import MISSING, legible
+from jobs.figures.fonts import legible
 from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, log_axis, nothing
 from schemas.values import F64
 
@@ -30,8 +30,6 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     if shown.height < clear.height:
         facts.append(f"shown: the clearest, {OF_A_VALUE} to a value")
     names = [_name(*name) for name in shown.select("label", "value", "feature").iter_rows()]
-    if any(MISSING in name for name in names):
-        facts.append(f"{MISSING}: letters that no font here has")
     figure, axes = canvas("Where features fire otherwise", site, *facts)
     if shown.is_empty():
         few = "too few documents with and without each value to compare"
@@ -83,9 +81,9 @@ def _dumbbells(axes: Axes, here: F64, elsewhere: F64) -> None:
 
 
 def _name(label: str, value: str, feature: int) -> str:
-    """What stands beside a line; a dollar would begin a formula."""
+    """What stands beside a line."""
     text = f"{_cut(label, LONGEST // 2)} {_cut(value, LONGEST)}"
-    return f"{legible(text)} · {feature}".replace("$", r"\$")
+    return f"{legible(text)} · {feature}"
 
 
 def _cut(text: str, longest: int) -> str:

@@ -9,12 +9,10 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.figures.fonts import bilingual
-from jobs.figures.style import BLUE, SOFT, canvas, counted, log_axis, mark, nothing
+from jobs.figures.bins import whole_bars
+from jobs.figures.setting import bilingual, setting
+from jobs.figures.style import BLUE, SOFT, canvas, counted, log_axis, log_counts, mark, nothing
 from schemas.values import F64
-
-TARGET = (0.95, 0.99)
-"""Share of zeros that an SAE is meant to have."""
 
 BARS = 50
 
@@ -23,23 +21,23 @@ BIN_SHIFT = 20
 
 
 class Sparsity(NamedTuple):
-    """`zeros` float64 [F]: share of zeros of each feature; `overall`: of all entries; |nonzero| in bars.
+    """`zeros` float64 [F]: share of zeros among `rows` of each feature; `overall`: of all entries.
 
-    Bars of even width show counts, those of the feature table's bins counts over width: they have no teeth.
+    |nonzero| in bars: of even width (they begin at 0), or the feature table's bins, for a log axis.
     """
 
     zeros: F64
+    rows: int
     overall: float
     edges: F64
     counts: F64
 
     def told(self) -> list[str]:
         """The numbers in words."""
-        low, high = TARGET
         if not len(self.zeros):
             return ["no feature"]
         return [
-            f"{self.overall:.2%} zeros (target {low:.0%} to {high:.0%})",
+            f"{self.overall:.2%} zeros{_target()}",
             f"per feature: mean {self.zeros.mean():.2%}, median {np.median(self.zeros):.2%}",
         ]
 
@@ -51,7 +49,7 @@ def draw_sparsity(features: pl.DataFrame, site: str) -> Figure:
     zeros = 1 - n_active / max(rows, 1)
     edges, counts = _magnitudes(features)
     overall = 1 - float(n_active.sum()) / max(rows * features.height, 1)
-    sparse = Sparsity(zeros, overall, edges, counts)
+    sparse = Sparsity(zeros, rows, overall, edges, counts)
     told = [f"{counted(rows, 'counted row')} × {counted(features.height, 'feature')}", *sparse.told()]
     return sparsity_figure("How sparse features are", site, told, sparse)
 
@@ -69,27 +67,41 @@ def sparsity_figure(title: str, site: str, told: list[str], sparse: Sparsity) ->
     return figure
 
 
+def _target() -> str:
+    """The share of zeros at which the study of this corpus aims, in brackets; nothing of other corpora."""
+    target = setting().target
+    return f" (target {target[0]:.0%} to {target[1]:.0%})" if target else ""
+
+
 def _draw_zeros(axes: Axes, sparse: Sparsity) -> None:
-    low = min(float(sparse.zeros.min()), TARGET[0])
-    axes.axvspan(*TARGET, color="#F0E442", alpha=0.35, linewidth=0)
-    axes.hist(sparse.zeros, bins=np.linspace(low, 1, BARS + 1).tolist(), color=BLUE, log=True)
+    zeros = np.rint(sparse.zeros * sparse.rows).astype(np.int64)
+    low = int(zeros.min())
+    if target := setting().target:
+        axes.axvspan(*target, color="#F0E442", alpha=0.35, linewidth=0)
+        title = f"shaded: target {target[0]:.0%} to {target[1]:.0%}"
+        axes.set_title(title, fontsize=10, color=SOFT, loc="left")
+        low = min(low, int(target[0] * sparse.rows))
+    edges = -whole_bars(-sparse.rows, -low, BARS)[::-1]  # the last bar ends with all rows
+    axes.hist(zeros / sparse.rows, bins=(edges / sparse.rows).tolist(), color=BLUE)
+    log_counts(axes.yaxis)
     mark(axes, sparse.overall, f"overall {sparse.overall:.2%}")
     axes.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율"), fontsize=10)
     axes.set_ylabel(bilingual("features (log scale)", "특징 수"))
-    axes.set_title(f"shaded: target {TARGET[0]:.0%} to {TARGET[1]:.0%}", fontsize=10, color=SOFT, loc="left")
 
 
 def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
     widths = np.diff(sparse.edges)
     of_bits = sparse.edges[0] > 0
-    heights = sparse.counts / widths if of_bits else sparse.counts
+    heights = sparse.counts / np.diff(np.log2(sparse.edges)) if of_bits else sparse.counts
     axes.bar(sparse.edges[:-1], heights, width=widths, align="edge", color=BLUE)
-    axes.set_yscale("log")
+    log_counts(axes.yaxis)
     if of_bits:
         log_axis(axes.xaxis, sparse.edges)
     axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"), fontsize=10)
-    what = "activations in a unit of it" if of_bits else "activations"
-    axes.set_ylabel(bilingual(f"{what} (log scale)", "개수 (로그)"))
+    what, korean = (
+        ("activations per doubling of it", "두 배 구간당 개수") if of_bits else ("activations", "개수")
+    )
+    axes.set_ylabel(bilingual(f"{what} (log scale)", f"{korean} (로그)"))
 
 
 def _magnitudes(features: pl.DataFrame) -> tuple[F64, F64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -9,6 +11,7 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
+    LogFormatterSciNotation,
     LogLocator,
     MaxNLocator,
     NullFormatter,
@@ -16,6 +19,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from jobs.figures.fonts import PLAIN, legible
 from schemas.values import F64
 
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -31,7 +35,9 @@ NARROW = 300
 """Ratio of largest to smallest below which a log axis shows more than powers of ten."""
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": PLAIN,
+    "text.parse_math": False,  # a dollar of the data begins no formula
+    "text.usetex": False,
     "font.size": 11,
     "axes.labelsize": 11,
     "axes.labelcolor": INK,
@@ -57,6 +63,19 @@ STYLE: Any = {
 }
 
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class PowersOfTen(LogFormatterSciNotation):
+    """Labels of a log axis as plain text, 10⁻³ or 2×10⁻³: matplotlib's own are formulas."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label at `x`, empty where there is none."""
+        text = super().__call__(x, pos).removeprefix("$\\mathdefault{").removesuffix("}$")
+        power = re.sub(r"\^\{(-?\d+)\}", lambda found: found[1].translate(_RAISED), text)
+        return power.replace("\\times", "×").replace("-", "−")
+
+
 def canvas(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     """A figure with one plot, as `sheet` makes it."""
     figure = sheet(title, site, *facts, size=size)
@@ -65,13 +84,27 @@ def canvas(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE)
 
 def sheet(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) -> Figure:
     """An empty figure; flush left above all plots a bold title, and the site and facts on softer lines."""
-    lines = _lines([_shortened(site), *facts])
     figure = Figure(figsize=size, dpi=DPI)
-    line = LINE_IN / size[1]
-    figure.text(0.015, 0.975, title, ha="left", va="top", fontsize=14, fontweight="bold")
-    figure.text(0.015, 0.975 - 1.45 * line, "\n".join(lines), ha="left", va="top", fontsize=10, color=SOFT)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * line), w_pad=0.1)
+    below = 0.975 - 1.45 * LINE_IN / size[1]
+    figure.text(0.015, 0.975, legible(title), ha="left", va="top", fontsize=14, fontweight="bold")
+    figure.text(0.015, below, "", ha="left", va="top", fontsize=10, color=SOFT)
+    figure.set_layout_engine("constrained", w_pad=0.1)
+    _put_facts(figure, [_shortened(legible(part)) for part in (site, *facts)])
     return figure
+
+
+def add_fact(figure: Figure, fact: str) -> None:
+    """Another fact on a figure that `sheet` made, once."""
+    if len(figure.texts) > 1 and fact not in (facts := figure.texts[1].get_text()):
+        _put_facts(figure, [*facts.split("\n"), fact])
+
+
+def _put_facts(figure: Figure, facts: list[str]) -> None:
+    """Facts below the title, and the plots below them."""
+    lines, engine = _lines(facts), figure.get_layout_engine()
+    assert engine is not None, "`sheet` sets it"
+    figure.texts[1].set_text("\n".join(lines))
+    engine.set(rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * LINE_IN / figure.get_size_inches()[1]))
 
 
 def nothing(axes: Axes, text: str) -> None:
@@ -114,9 +147,22 @@ def _shortened(name: str) -> str:
     return name if len(name) <= LINE_LENGTH else f"{name[:half]}…{name[-half:]}"
 
 
+def powers_of_ten(axis: XAxis | YAxis) -> None:
+    """Labels of an axis that is logarithmic already."""
+    axis.set_major_formatter(PowersOfTen())
+    axis.set_minor_formatter(PowersOfTen())
+
+
+def log_counts(axis: XAxis | YAxis) -> None:
+    """A log axis of numbers of things."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    powers_of_ten(axis)
+
+
 def log_axis(axis: XAxis | YAxis, values: F64) -> None:
     """A log axis over positive values: powers of ten; where they would be few, 1, 2, 5 … in plain numbers."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    powers_of_ten(axis)
     if (ratio := values.max() / values.min()) < NARROW:
         subs = (1, 2, 5) if ratio > 10 else (1, 1.5, 2, 3, 5, 7)
         axis.set_major_locator(LogLocator(subs=subs) if ratio > 2 else MaxNLocator(6))
@@ -124,6 +170,13 @@ def log_axis(axis: XAxis | YAxis, values: F64) -> None:
             axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
         axis.set_minor_formatter(NullFormatter())
+
+
+def name_some(axis: XAxis | YAxis, names: Sequence[str], most: int, label: str, **text: Any) -> None:
+    """Ticks at places 0 .. n - 1, with the names of as many, at regular intervals, as there is room for."""
+    step = max(1, -(-len(names) // most))
+    axis.set_ticks(range(0, len(names), step), list(names[::step]), **text)
+    axis.set_label_text(label if step == 1 else f"{label} (1 in {step} is named)")
 
 
 def whole_numbers(axis: XAxis | YAxis) -> None:

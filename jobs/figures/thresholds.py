@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.distributions import MOST_BARS
+from jobs.figures.setting import setting
 from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, nothing, whole_numbers
 from schemas.values import F64
 
@@ -20,7 +21,7 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
     groups = _alike(counts)
     rows = int(counts["rows"].sum()) // max(counts["threshold"].n_unique(), 1)
     figure, axes = canvas(
-        "Active features per token, above thresholds",
+        f"Active features per {setting().row}, above thresholds",
         site,
         counted(rows, "counted row"),
         "heights: share of the highest bar",

@@ -7,6 +7,7 @@ scratch folder (TMPDIR) takes some ten kilobytes a feature.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -50,6 +51,14 @@ PART, MOST_PARTS, LARGEST_PART = 256, 64, 2048
 WORTH_FEATURES = 1500
 """Features from which on several processes pay."""
 
+PAGES = ("index.html", "features.html", "features.js", "clusters/index.html")
+"""Files of a site that are there whatever its tables."""
+
+OURS = re.compile(
+    rf"{'|'.join(map(re.escape, PAGES))}|(features|clusters)/\w+/\d+\.html|figures/[\w.-]+\.png"
+)
+"""All files that the report of a site may have, by their path in its folder."""
+
 MARKER = "report.json"
 """What says that a folder is a report, and of which sites."""
 
@@ -75,15 +84,18 @@ def report(
 ) -> StorePath:
     """Write the report of some sites into `out` (default: the store's folder `report`); its first page.
 
-    Other sites that are in the report already stay. `features` chooses which features get a page
+    Other sites of the store that are in the report already stay; what the report wrote of sites that the
+    store has no more goes. `features` chooses which features get a page
     (`feature_selection.select_features`); pages of others go. `order`: the sites that come first. InputError
-    when the feature table or the examples are missing, or when `out` holds files and is no report.
+    when the feature table or the examples are missing, or when `out` holds files and is no report, or that
+    of another lake.
     """
     folder = out or store.layout.report
     for site in sites:
         for name in NEEDED:
             Tables(store, site).scan(name)
-    there = _claim(folder)
+    there = _claim(folder, store)
+    _forget_sites(folder, store.sites)
     _write_static(folder)
     known = {name: there.get(name, {}) for name in (*order, *there, *sites) if name in store.sites}
     for site in sites:
@@ -98,14 +110,15 @@ def forget_dropped(store: FeatureStore) -> None:
     """Take sites that the store has no more out of the first page of its report, where there is one."""
     folder = store.layout.report
     if (folder / MARKER).is_file():
-        known = _claim(folder)
+        known = _claim(folder, store)
         if gone := known.keys() - store.sites.keys():
             _write_index(store, folder, {name: known[name] for name in known if name not in gone})
 
 
 def _write_index(store: FeatureStore, folder: StorePath, known: dict[str, Any]) -> None:
     """The first page, and what the next report must know of the sites."""
-    write(folder / MARKER, json.dumps({"sites": known}, indent=1).encode() + b"\n")
+    record = {"lake": store.lake.digest, "sites": known}
+    write(folder / MARKER, json.dumps(record, indent=1).encode() + b"\n")
     facts = list(known.values())
     write(folder / "index.html", render("lake.html", 0, sites=facts, lake=lake_facts(store)))
 
@@ -116,15 +129,19 @@ def tasks_for(store: FeatureStore, workers: int | None) -> Tasks:
     return choose_tasks(store, workers or (len(os.sched_getaffinity(0)) if many else None))
 
 
-def _claim(folder: StorePath) -> dict[str, Any]:
+def _claim(folder: StorePath, store: FeatureStore) -> dict[str, Any]:
     """What is known of the sites of a report that is there; InputError when the folder is something else."""
     if (folder / MARKER).is_file():
         try:
-            return dict(json.loads((folder / MARKER).read_bytes())["sites"])
+            record = json.loads((folder / MARKER).read_bytes())
+            sites, lake = dict(record["sites"]), record.get("lake", store.lake.digest)
         except (ValueError, KeyError, TypeError):
             raise InputError(
                 f"{folder / MARKER} is damaged: remove the folder, or give another --out"
             ) from None
+        if lake != store.lake.digest:
+            raise InputError(f"{folder} is the report of another lake: remove it, or give another --out")
+        return sites
     if any(not is_stray(path.name) for path in listed(folder)):
         raise InputError(
             f"{folder} holds files and is no report of latentlake: give --out a new or an empty folder"
@@ -136,7 +153,7 @@ def _claim(folder: StorePath) -> dict[str, Any]:
 
 def _write_static(folder: StorePath) -> None:
     make_folder(folder / "static")
-    for name in ("report.css", "table.js", "page.js"):
+    for name in ("report.css", "search.js", "table.js", "page.js"):
         write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
 
 
@@ -194,19 +211,42 @@ def _write_above(tables: Tables, work: Work) -> int:
     shown = {"columns": names_of_columns(table), "chosen": len(work.chosen), "n": work.d_sae}
     write(work.out / "features.html", render("features.html", 2, site=work.site, **shown))
     write(work.out / "index.html", render("site.html", 2, **site_page(tables, work, kinds, figures)))
-    _forget(work.out / "features", {path_of(n) for n in work.chosen.tolist()})
-    _forget(
-        work.out / "clusters", {f"{kind.name}/{n}.html" for kind in kinds for n in kind.summary["cluster"]}
-    )
+    kept = {f"features/{path_of(n)}" for n in work.chosen.tolist()}
+    kept |= {f"clusters/{kind.name}/{n}.html" for kind in kinds for n in kind.summary["cluster"]}
+    kept |= {f"figures/{name}.png" for name, _, _, _ in figures}
+    _forget(work.out, {*kept, *PAGES})
     return clusters
 
 
+def _forget_sites(folder: StorePath, there: Collection[str]) -> None:
+    """Remove the pages of sites that are not `there` any more; files that are not of the report stay."""
+    for path in listed(folder / "sites"):
+        if path.name in there or (isinstance(path, Path) and path.is_symlink()):
+            continue
+        if any((path / page).is_file() for page in PAGES):
+            _forget(path, ())
+            if isinstance(path, Path) and path.is_dir():
+                say(f"[yellow]report[/]: {escape(str(path))} stays, it has files that no report wrote")
+
+
 def _forget(folder: StorePath, kept: Collection[str]) -> None:
-    """Remove numbered pages that are not `kept`, which an earlier report with other features left."""
+    """Remove files of a site's report that are not `kept`, and then folders that are empty."""
     for name, _, _ in list(walk(folder)) if folder.is_dir() else ():
-        if re.fullmatch(r"\w+/\d+\.html", name) and name not in kept:
-            first, last = name.split("/")
-            remove(folder / first / last)
+        if OURS.fullmatch(name) and name not in kept:
+            path = folder
+            for part in name.split("/"):
+                path = path / part
+            remove(path)
+    if isinstance(folder, Path) and folder.is_dir():
+        for path in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
+            _remove_empty(path)
+        _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Where a folder holds something, it stays."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _tell(site: str, made: Made, stale: Sequence[str]) -> None:

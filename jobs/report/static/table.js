@@ -5,6 +5,7 @@
   const view = document.getElementById("view"), body = document.getElementById("rows"), head = document.getElementById("head");
   const above = document.getElementById("above"), below = document.getElementById("below");
   const search = document.getElementById("search"), dead = document.getElementById("dead"), status = document.getElementById("status");
+  const said = document.getElementById("said");
 
   function bytes(text) {
     const raw = atob(text), out = new Uint8Array(raw.length);
@@ -39,44 +40,69 @@
     return values;
   }
 
-  // What is looked for: words in tokens, whole tokens in quotes, numbers of features, and conditions on columns.
-  function test(word) {
-    const condition = /^([a-z_]+)(<=|>=|<|>|=)(-?[\d.]+(?:e-?\d+)?)$/.exec(word);
-    if (condition && byName[condition[1]]) {
-      const values = byName[condition[1]].values, limit = Number(condition[3]);
-      switch (condition[2]) {
-        case "<": return function (i) { return values[i] < limit; };
-        case ">": return function (i) { return values[i] > limit; };
-        case "<=": return function (i) { return values[i] <= limit; };
-        case ">=": return function (i) { return values[i] >= limit; };
-        default: return function (i) { return values[i] === limit; };
-      }
+  // Whether a feature fits a term of the search (search.js).
+  function compare(term) {
+    const column = byName[term.column], values = column.values, limit = column.whole ? term.limit : Math.fround(term.limit);
+    const seen = told(limit, column.whole), same = column.whole
+      ? function (i) { return values[i] === limit; }
+      : function (i) { return values[i] === limit || told(values[i], false) === seen; }; // as the table shows it
+    switch (term.sign) {
+      case "<": return function (i) { return values[i] < limit; };
+      case ">": return function (i) { return values[i] > limit; };
+      case "<=": return function (i) { return values[i] <= limit; };
+      case ">=": return function (i) { return values[i] >= limit; };
+      case "!=": return function (i) { return values[i] === values[i] && !same(i); };
+      default: return same;
     }
-    const quoted = /^"([^"]*)"$/.exec(word), hit = new Uint8Array(plain.length);
+  }
+  function test(term) {
+    if (term.kind === "condition") return compare(term);
+    const word = term.text.toLowerCase(), token = word.replace(/ /g, "·"), hit = new Uint8Array(plain.length);
+    const spaces = /^·|·$/.test(token); // then they are part of what is looked for
     plain.forEach(function (text, i) {
-      if (text !== "" && (quoted ? text.replace(/^·+|·+$/g, "") === quoted[1] : text.indexOf(word) >= 0)) hit[i] = 1;
+      const fits = term.kind === "word" ? text.indexOf(word) >= 0 : (spaces ? text : text.replace(/^·+|·+$/g, "")) === token;
+      if (text !== "" && fits) hit[i] = 1;
     });
-    const asNumber = /^\d+$/.test(word) ? Number(word) : -1;
+    const asNumber = term.kind === "word" && /^\d+$/.test(word) ? Number(word) : -1;
     return function (i) {
       if (i === asNumber) return true;
       for (let k = i * width, end = k + width; k < end; k++) if (hit[names[k]]) return true;
       return false;
     };
   }
+  function fitsAll(tests, i) {
+    for (const fits of tests) if (!fits(i)) return false;
+    return true;
+  }
+  function number_of(fits) { // features that fit, of those that are shown
+    let count = 0;
+    for (let i = 0; i < n; i++) if ((dead.checked || byName.n_active.values[i] > 0) && fits(i)) count++;
+    return count;
+  }
+  function whyNone(choices, tests, fits) { // what there is instead, where no feature fits
+    const sentences = [], terms = choices.flat();
+    if (terms.length > 1) {
+      const each = terms.map(function (term, t) { return "“" + term.written + "” fits " + number_of(tests[t]).toLocaleString("en"); });
+      const all = "all of this (a feature has " + width + " tokens at most; put or between choices)";
+      sentences.push("No feature fits " + (choices.length > 1 ? "any of the choices" : all) + ": " + each.join(", ") + ".");
+    } else sentences.push("No feature fits “" + terms[0].written + "”.");
+    let silent = 0;
+    if (!dead.checked) for (let i = 0; i < n; i++) if (!(byName.n_active.values[i] > 0) && fits(i)) silent++;
+    if (silent) sentences.push(silent.toLocaleString("en") + " that never fired would fit: tick the box.");
+    return sentences;
+  }
 
   let sort = { name: "frequency", down: true }, shown = new Uint32Array(0);
   function choose() {
-    const tests = search.value.toLowerCase().split(/\s+/).filter(Boolean).map(test);
+    const asked = readSearch(search.value, byName), choices = asked.choices.map(function (terms) { return terms.map(test); });
+    const fits = function (i) { return !choices.length || choices.some(function (tests) { return fitsAll(tests, i); }); };
     const fired = byName.n_active.values, all = dead.checked, kept = new Uint32Array(n);
     let count = 0;
-    for (let i = 0; i < n; i++) {
-      if (!all && !(fired[i] > 0)) continue;
-      let fits = true;
-      for (let t = 0; fits && t < tests.length; t++) fits = tests[t](i);
-      if (fits) kept[count++] = i;
-    }
+    for (let i = 0; i < n; i++) if ((all || fired[i] > 0) && fits(i)) kept[count++] = i;
     shown = order(kept.subarray(0, count));
     status.textContent = count.toLocaleString("en") + " of " + n.toLocaleString("en") + " features";
+    const none = count || !choices.length ? [] : whyNone(asked.choices, choices.flat(), fits);
+    said.textContent = asked.sentences.concat(none).join(" ");
     view.querySelector("table").setAttribute("aria-rowcount", String(count + 1));
     view.scrollTop = 0;
     remember();
@@ -123,7 +149,10 @@
     tr.setAttribute("aria-rowindex", String(at + 2));
     tr.dataset.at = String(at);
     link.textContent = String(feature);
-    if (!pages || pages[feature]) link.href = path(feature); else link.removeAttribute("href");
+    const hasPage = !pages || pages[feature]; // the others lead to their row alone
+    link.href = hasPage ? path(feature) : "#q=feature%3D" + feature + "&dead=1";
+    link.title = hasPage ? "" : "no page in this report";
+    link.className = hasPage ? "" : "none";
     const tokens = tr.children[1];
     tokens.textContent = "";
     for (let k = 0; k < width; k++) {

@@ -1,0 +1,133 @@
+"""The search box of the feature table: its syntax, and a sentence for whatever it can not read."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.report.build import report
+from pipeline.executors.tasks import OneProcess
+from tests.jobs.report.test_browser import (  # noqa: F401 - fixtures
+    TOKENS,
+    browser,
+    errors,
+    made,
+    pytestmark,
+    rows,
+    said,
+    status,
+    type_in,
+    visit,
+)
+
+
+@pytest.fixture(scope="module")
+def features(made):  # noqa: F811
+    """The feature table, and the tokens of each feature that fired."""
+    return made[1].scan_features("site").collect()
+
+
+@pytest.fixture
+def tokens(browser, made):  # noqa: F811
+    visit(browser, made[3] / "sites/site/features.html")
+    return {int(feature): words for feature, words in browser.execute_script(TOKENS)}
+
+
+def with_word(tokens, word):
+    return [f for f, words in tokens.items() if any(word in each.lower() for each in words)]
+
+
+READ = {
+    '" w44"': lambda f, words: "·w44" in words,
+    '"w44"': lambda f, words: "·w44" in words,
+    '"w44 "': lambda f, words: "w44·" in words,
+    '" w4"': lambda f, words: "·w4" in words,
+    "w4 w3": lambda f, words: any("w4" in w for w in words) and any("w3" in w for w in words),
+    "w4 and w3": lambda f, words: any("w4" in w for w in words) and any("w3" in w for w in words),
+    "w44 or w43": lambda f, words: "·w44" in words or "·w43" in words,
+    "W44 OR <SCRIPT>": lambda f, words: "·w44" in words or any("<script>" in w for w in words),
+    "feature = 3": lambda f, words: f == 3,
+    "feature<= 3 or feature ==9": lambda f, words: f <= 3 or f == 9,
+    "feature != 3 w44": lambda f, words: f != 3 and "·w44" in words,
+    "x=y": lambda f, words: any("x=y" in w for w in words),
+}
+
+
+@pytest.mark.parametrize("query", READ)
+def test_what_the_search_reads(browser, tokens, query):  # noqa: F811
+    type_in(browser, query)
+    expected = [f for f, words in tokens.items() if READ[query](f, words)]
+    assert rows(browser) == expected
+    assert status(browser) == f"{len(expected)} of 40 features"
+    assert bool(said(browser)) is not bool(expected)
+    assert errors(browser) == []
+
+
+@pytest.mark.parametrize(
+    "query", ["frequency > 0.3", "frequency>0.3", "frequency >30%", "FREQUENCY > .3", "frequency > 3e-1"]
+)
+def test_conditions_take_spaces_percent_and_any_case(browser, tokens, features, query):  # noqa: F811
+    type_in(browser, query)
+    frequency = features["frequency"].to_list()
+    assert rows(browser) == [f for f in tokens if frequency[f] > 0.3]
+    assert said(browser) == ""
+
+
+def test_a_number_equals_what_the_table_shows_of_it(browser, tokens, features):  # noqa: F811
+    first = next(iter(tokens))
+    shown = f"{features['max_activation'][first]:.3g}"
+    type_in(browser, f"max_activation = {shown}")
+    assert first in rows(browser)
+    assert said(browser) == ""
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("frequncy > 0.01", "no column is called frequncy; did you mean frequency?"),
+        ("active>3", "no column is called active; did you mean n_active or mean_active or active_documents?"),
+        ("zzzzzz < 1", "no column is called zzzzzz; there are feature, n_active, frequency, "),
+        ("frequency >", "“frequency >” is left out: frequency > needs a number."),
+        ("n_active > many", "n_active > needs a number, which many is not."),
+        ("n_active > 1.2.3", "n_active > needs a number, which 1.2.3 is not."),
+        ("tokens = 3", "tokens are words: type the word alone."),
+    ],
+)
+def test_what_can_not_be_read_is_left_out_and_said(browser, tokens, query, sentence):  # noqa: F811
+    type_in(browser, query)
+    assert sentence in said(browser)
+    assert "is left out" in said(browser)
+    assert rows(browser) == list(tokens)
+    type_in(browser, f"w44 {query}")
+    assert rows(browser) == with_word(tokens, "w44")
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("zebra", "No feature fits “zebra”."),
+        ("w44 zebra", "put or between choices): “w44” fits 3, “zebra” fits 0."),
+        ("zebra or lion", "No feature fits any of the choices: “zebra” fits 0, “lion” fits 0."),
+        ('"zebra', 'A quote is not closed: “"zebra” is read as "zebra". No feature fits “"zebra"”.'),
+        ("n_active = 0", "that never fired would fit: tick the box."),
+    ],
+)
+def test_no_feature_is_not_said_in_silence(browser, tokens, query, sentence):  # noqa: F811
+    type_in(browser, query)
+    assert rows(browser) == []
+    assert sentence in said(browser)
+    type_in(browser, "")
+    assert said(browser) == ""
+
+
+def test_every_link_of_the_table_leads_somewhere(browser, made, tmp_path):  # noqa: F811
+    report(made[1], ["site"], OneProcess(), out=tmp_path, features="0:3")
+    visit(browser, tmp_path / "sites/site/features.html")
+    links = (
+        "return [...document.querySelectorAll('#rows a')].map(a => [a.textContent, a.getAttribute('href')])"
+    )
+    for feature, href in browser.execute_script(links):
+        expected = f"features/0/{feature}.html" if int(feature) < 3 else f"#q=feature%3D{feature}&dead=1"
+        assert href == expected
+    browser.execute_script("[...document.querySelectorAll('#rows a.none')][0].click()")
+    assert len(rows(browser)) == 1
+    assert errors(browser) == []
