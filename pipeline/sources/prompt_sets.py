@@ -19,9 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from schemas.errors import InputError
+from schemas.strict_yaml import read_yaml
 
 SHIPPED = Path(__file__).parent / "templates"
 """Templates of ours, a YAML file for each language."""
@@ -157,9 +156,9 @@ def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[s
     """The file's content, checked."""
     wanted = "it needs slots: {name: {label: words}} and templates: [{text: ..., answers: [one, other]}]"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path} can not be read as YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(path)
+    except OSError as error:
+        raise InputError(f"{path} can not be read: {error.strerror}") from None
     slots = content.get("slots") if isinstance(content, dict) else None
     templates = content.get("templates") if isinstance(content, dict) else None
     if not (isinstance(slots, dict) and all(_are_words(words) for words in slots.values())):
