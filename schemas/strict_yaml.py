@@ -227,8 +227,6 @@ def _integer(event: Any, base: int) -> int:
             f"write {shown(plain)[1:-1]}, or 0o{shown(plain)[1:-1]} for octal, or put text in quotes",
             event,
         )
-    if len(digits) > MOST_DIGITS + 2 or not -(2**63) <= (value := int(event.value, base)) < 2**63:
-        raise _Refused(
-            f"{shown(event.value)[1:-1]} has {len(digits)} digits, and numbers have 64 bits", event
-        )
-    return value
+    if len(digits) > MOST_DIGITS:
+        raise _Refused(f"{shown(event.value)[1:-1]} has {len(digits):,} digits: numbers have 64 bits", event)
+    return int(event.value, base)

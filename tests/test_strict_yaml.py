@@ -68,7 +68,7 @@ def test_a_scalar_is_what_the_core_schema_says(text, value):
         ("a: 1\n---\nb: 2", "a second document begins"),
         ("%YAML 1.1\n---\na: yes", "it is read as YAML 1.2"),
         ("a: " + "9" * 5000, "has 5,000 digits: numbers have 64 bits"),
-        ("a:\n  [1", "run.yaml, line 2, is not YAML: while parsing a flow sequence; "),
+        ("a:\n  [1", "run.yaml, line 3, is not YAML: while parsing a flow sequence; "),
         ("a: \x00", "is not YAML: "),
         ("[" * 100_000, "more than 256 lists and mappings inside each other"),
         ("a: " + "{a: " * 300 + "}" * 300, "more than 256 lists and mappings inside each other"),
