@@ -75,11 +75,11 @@ class Endings:
             _thread.start_new_thread(self._look_again, (os.getpid(), threading.main_thread().ident))
         raise Interrupted if self.number == signal.SIGINT else Terminated(self.code)
 
-    def _look_again(self, process: int, main: int) -> None:
+    def _look_again(self, process: int, main: int | None) -> None:
         """In a thread, for handlers run in the main one alone; not in a process that was forked from here."""
         while not self._is_over and os.getpid() == process and self.number is not None:
             time.sleep(AGAIN_S)
-            if not self._is_over:
+            if not self._is_over and main is not None:
                 self._is_again = True
                 signal.pthread_kill(main, self.number)
 
