@@ -24,13 +24,14 @@ class SafeConsole(Console):
     """A console that shows steering characters of texts as escapes; those that Rich itself sends stay."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Every segment that a renderable is made of, of any depth."""
+        """Every segment that a renderable is made of, of any depth; strings were cleaned by `render_str`."""
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else visible(segment.text)
             yield segment if text == segment.text else Segment(text, segment.style)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as markup, or as it is where it is none, as a cell may be that comes from a table."""
+        text = visible(text)
         try:
             return super().render_str(text, **options)
         except MarkupError:

@@ -7,11 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
+from schemas.sentences import NO_SECRETS, holds_secret
+
 
 def _path(text: str) -> str:
     """The path with ~ expanded; an empty one, or one with NUL, is no path."""
     if not text or "\0" in text:
         raise ValueError("must be a path, not empty and without NUL")
+    if "://" in text and holds_secret(text):
+        raise ValueError(NO_SECRETS)
     return os.path.expanduser(text)  # noqa: PTH111 - it may be no path but a name
 
 

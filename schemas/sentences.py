@@ -32,6 +32,12 @@ _QUERY = re.compile(
 )
 
 
+NO_SECRETS = (
+    "holds a user, a password or a signature, which would be repeated in records and logs: leave it out, "
+    "credentials come from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, …)"
+)
+
+
 def visible(text: str) -> str:
     r"""The text with escapes, such as \x1b, for characters that would steer a terminal or are not seen.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import polars as pl
 import pyarrow as pa
 
+from pipeline.store.objects import remove, write_atomic
 from pipeline.store.parquet import read_metadata, scan_frame, write_frame, write_frames
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
@@ -19,6 +20,13 @@ RECEIPTS_KEY, VERSION_KEY = "latentlake.receipts", "latentlake.format_version"
 
 class StaleTableWarning(UserWarning):
     """A table was made from other receipts than those of the store."""
+
+
+def require_writable(layout: Layout, site: str) -> None:
+    """InputError, or the storage's error, where tables of the site can not be written; before the work."""
+    probe = layout.table(site, ".writable")
+    write_atomic(probe, b"")
+    remove(probe)
 
 
 def write_table(layout: Layout, site: str, name: str, frame: pl.DataFrame, receipts_digest: str) -> StorePath:
