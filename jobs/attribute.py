@@ -43,6 +43,7 @@ from pipeline.planned import use_in
 from pipeline.statistics.attribution import SUMS, combine, finalize, select, with_effects
 from pipeline.store import FeatureStore
 from pipeline.store.parts import Parts
+from pipeline.store.tables import require_writable
 from pipeline.store.tokens import read_links
 from schemas.attribution_tables import ATTRIBUTION_PROMPTS
 from schemas.errors import InputError
@@ -86,6 +87,7 @@ def attribute(
     began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
     if asked.by not in MEASURES:
         raise InputError(f"--by {asked.by!r} is none of {', '.join(MEASURES)}")
+    require_writable(store.layout, site)
     labels, answers = _columns(store, asked)
     kept: list[Parts] = []
     if asked.scores is None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from jobs.endings import ENDINGS
+
+if __name__ == "__main__":
+    ENDINGS.catch()  # the rest takes a while to import
+
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +21,7 @@ from jobs.arguments import (
     SiteName,
     StoreText,
     Workers,
+    check_numbers,
     logged,
     open_store,
     read_run_file,
@@ -282,6 +288,9 @@ def check_sae(
     asked = Asked(sae, model, corpus, text_column, tokens, hook_name, loader, tokenizer, device, json_file)
     if not job(asked):
         raise typer.Exit(1)
+
+
+check_numbers(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

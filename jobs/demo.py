@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
@@ -21,7 +20,8 @@ from pipeline.run import Extraction
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
 from schemas.errors import InputError
-from schemas.run_file import Derive, parse_run_file
+from schemas.run_file import Derive, load_run_file
+from schemas.strict_yaml import dump_yaml
 
 SITE = "l9"
 SHOWN, SUPPORT = 10, 20
@@ -40,7 +40,7 @@ def demo(tokens: str, out: Path) -> None:
             title="latentlake demo",
         )
     )
-    (result,) = run(parse_run_file(yaml.safe_load(path.read_text(encoding="utf-8")), str(path)))
+    (result,) = run(load_run_file(path))
     summary(FeatureStore.open(out), result, time.monotonic() - began, path)
 
 
@@ -68,7 +68,7 @@ def write_run_file(tokens: str, out: Path) -> Path:
 def write_once(out: Path, content: dict[str, Any]) -> Path:
     """`run.yaml` in the folder; InputError where another one lies there."""
     out.mkdir(parents=True, exist_ok=True)
-    path, text = out / "run.yaml", yaml.safe_dump(content, sort_keys=False)
+    path, text = out / "run.yaml", dump_yaml(content)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise InputError(
             f"{path} is another demo's, or was changed: run it by `latentlake run {path}`, or give --out "
@@ -79,7 +79,7 @@ def write_once(out: Path, content: dict[str, Any]) -> Path:
 
 
 def _positive(tokens: str) -> int:
-    if not tokens.isdigit() or int(tokens) == 0:
+    if not tokens.isdecimal() or len(tokens) > 18 or int(tokens) == 0:
         raise InputError(f"--tokens {tokens!r} is neither a positive number nor 'all'")
     return int(tokens)
 

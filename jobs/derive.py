@@ -14,6 +14,7 @@ from jobs.console import say
 from jobs.parallel import choose_model_tasks, choose_tasks, device_for
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
+from pipeline.store.tables import require_writable
 from schemas.run_file import RunFile
 
 Step = Callable[[FeatureStore, str, RunFile, Tasks], object]
@@ -21,6 +22,7 @@ Step = Callable[[FeatureStore, str, RunFile, Tasks], object]
 
 def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
     """All that the run file's section `derive` names, of one site."""
+    require_writable(store.layout, site)
     with choose_tasks(store) as tasks:
         for name, step in STEPS.items():
             if name in run_file.derive.jobs:

@@ -39,7 +39,7 @@ from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.planned import use_in
 from pipeline.statistics.fidelity import FIDELITY_SHARDS, row_of, summary
 from pipeline.store import FeatureStore
-from pipeline.store.tables import has_table, scan_table
+from pipeline.store.tables import has_table, require_writable, scan_table
 from schemas.errors import InputError
 from schemas.records import ShardRecord, digest_of
 from schemas.tables import Schema
@@ -82,6 +82,7 @@ def fidelity(
     from pipeline.fidelity import measure, total_of
 
     began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    require_writable(store.layout, site)
     work = _work(store, site, asked)
     parts = choose(_shards(store, site, asked.shards), work.step, asked.tokens)
     keys = [_key(store, site, work, part) for part in parts]

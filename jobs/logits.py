@@ -35,6 +35,7 @@ from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.planned import PlannedUse, model_of, use_of
 from pipeline.store import FeatureStore
 from pipeline.store.shard_files import ShardFiles
+from pipeline.store.tables import require_writable
 from pipeline.trained_with import has_norms_after
 from schemas.errors import InputError
 from schemas.tables import Schema
@@ -128,6 +129,7 @@ def logits(
     from pipeline.direct_logits import Reading, read, rows_of_a_block, vocabulary_of
 
     began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    require_writable(store.layout, site)
     use = use_for_logits(store, site, asked)
     weights, _ = store.site_weights(site, ("W_dec", "b_dec"))
     w_dec, b_dec = weights["W_dec"], weights["b_dec"]

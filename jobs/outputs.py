@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from pipeline.store import local
@@ -15,6 +16,13 @@ def require_file(path: Path | None, option: str) -> None:
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not nearest.is_dir():
         raise InputError(f"{option} {path} can not be a file: give one that is no folder and lies in one")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{option} {path} can not be written ({error.strerror}): give {option} another place"
+        ) from None
 
 
 def write_file(path: Path, data: bytes, option: str) -> None:

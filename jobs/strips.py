@@ -19,6 +19,7 @@ from rich.style import Style
 from rich.text import Text
 
 from pipeline.store.vocabulary import shown as joined_spans
+from schemas.sentences import visible
 from schemas.values import F32, U64
 
 if TYPE_CHECKING:
@@ -168,15 +169,19 @@ p { margin: .9rem 0 .1rem; opacity: .75; font-size: .85rem; }
 """
 
 
+def _safe(text: str) -> str:
+    return escape(visible(text))
+
+
 def html_page(title: str, note: str, strips: Iterable[tuple[str, Strip, float]]) -> str:
     """A page of its own, to be opened from disk: of each strip what stands above it, and its maximum."""
     parts = [
-        f"<p>{escape(above)}</p>\n{html_strip(strip.pieces, strip.values.tolist(), maximum, strip.firing)}"
+        f"<p>{_safe(above)}</p>\n{html_strip(strip.pieces, strip.values.tolist(), maximum, strip.firing)}"
         for above, strip, maximum in strips
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_PAGE_CSS}{STRIP_CSS}</style>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(note)}</p>\n" + "\n".join(parts) + "\n</html>\n"
+        f"<title>{_safe(title)}</title>\n<style>\n{_PAGE_CSS}{STRIP_CSS}</style>\n"
+        f"<h1>{_safe(title)}</h1>\n<p>{_safe(note)}</p>\n" + "\n".join(parts) + "\n</html>\n"
     )

@@ -10,9 +10,11 @@ from pathlib import Path
 from rich.markup import escape
 
 from jobs.console import say
+from jobs.progress import several, size
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.run_file import RunFile, load_run_file
+from schemas.sentences import redacted, visible
 
 INTERRUPTED = 130
 
@@ -26,16 +28,20 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
     run, inside = load_run_file(path), _inside(path, working_dir)
     _check_root(run)
     from pipeline.executors.ray_jobs import JobServer
+    from pipeline.executors.ray_package import check_package
 
+    folder = working_dir.resolve()
+    files, n_bytes = check_package(folder)
     server = JobServer(address)
     entrypoint = shlex.join(["python", "-m", "jobs.run", inside, *options])
     metadata = {"latentlake": __version__, "run_file": inside, "store": run.store.root}
-    job = server.submit(entrypoint, working_dir.resolve(), _name(run, path), metadata)
+    say(f"uploading {several(files, 'file')} of {escape(str(folder))}, {size(n_bytes)} before compression")
+    job = server.submit(entrypoint, folder, _name(run, path), metadata)
     say(f"[bold]submitted[/] {escape(job)}: {escape(entrypoint)}")
     try:
         code = server.follow(job, _write)
     except KeyboardInterrupt:
-        there = f"{job} --address {address}"
+        there = escape(f"{job} --address {address}")
         say(f"\n{escape(job)} goes on: `ray job logs --follow {there}` follows it,")
         say(f"`ray job stop {there}` stops it")
         return INTERRUPTED
@@ -77,7 +83,7 @@ def _name(run: RunFile, path: Path) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(redacted(visible(text)))
     sys.stdout.flush()
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from rich.markup import escape
 
@@ -23,6 +22,7 @@ from pipeline.sources import open_source
 from pipeline.store.local import storage_errors, write_atomic
 from schemas.errors import InputError
 from schemas.run_file import Corpus
+from schemas.strict_yaml import dump_yaml
 from schemas.values import F32, I64
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _write_run_file(out: Path, asked: Asked, sites: list[dict[str, str]], classe
         "derive": {"jobs": list(JOBS)},
     }
     path = out / "run.yaml"
-    write_atomic(path, yaml.safe_dump(content, sort_keys=False, default_flow_style=None).encode(), ELSEWHERE)
+    write_atomic(path, dump_yaml(content, flow=None).encode(), ELSEWHERE)
     return path
 
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TextIO
 
+from schemas.sentences import redacted
+
 LOGGER = logging.getLogger("latentlake")
 LOGGER.addHandler(logging.NullHandler())
 
@@ -39,7 +41,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             content["error"] = self.formatException(record.exc_info)
-        return json.dumps(content, default=str)
+        return redacted(json.dumps(content, default=str))
 
 
 def start(stream: TextIO | None = None, level: int = logging.INFO, **always: Any) -> None:

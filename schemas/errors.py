@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from schemas.sentences import redacted, shorten
+
 
 class InputError(ValueError):
     """Something that the user gave can not be used: the message names the value, the place and the remedy.
 
-    The command line prints the message alone and ends with exit code 2.
+    The command line prints the message alone and ends with exit code 2. It never holds a URL's password or
+    signature, and has a few thousand characters at most, wherever it is printed, logged or stored.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shorten(redacted(message)))
 
 
 class NodeError(InputError):

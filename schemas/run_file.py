@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from schemas.errors import InputError
+from schemas.refusals import refusal
 from schemas.run_sections import (
     PROCESSING,
     SYNTHETIC,
@@ -39,6 +37,7 @@ from schemas.run_sections import (
     Tokens,
 )
 from schemas.section import PathText, Section
+from schemas.strict_yaml import read_yaml
 
 __all__ = [
     "NAME",
@@ -140,13 +139,11 @@ def load_run_file(path: str | Path) -> RunFile:
     """Read and check a run file; every problem is told in one sentence that names its place."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise InputError(f"run file {path} does not exist") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; give the run file, a file of YAML") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"run file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"run file {path} holds no mapping; it needs corpus, model, sites and store")
     return parse_run_file(content, str(path))
@@ -157,48 +154,4 @@ def parse_run_file(content: dict[str, Any], where: str) -> RunFile:
     try:
         return RunFile.model_validate(content)
     except ValidationError as error:
-        errors = _innermost(error.errors())
-        unknown = [e for e in errors if e["type"] == "extra_forbidden"]
-        raise InputError(f"{where}: " + "; ".join(_sentence(e) for e in unknown or errors)) from None
-
-
-def _innermost(errors: Sequence[Any]) -> list[Any]:
-    """Without those that only follow from another one further in, as that a list has too few valid items."""
-    places = [tuple(e["loc"]) for e in errors]
-    return [
-        e for e, at in zip(errors, places, strict=True) if not any(p[: len(at)] == at != p for p in places)
-    ]
-
-
-def _sentence(error: Any) -> str:
-    """One problem found by pydantic, in words."""
-    place = ".".join(str(part) for part in error["loc"]) or "run file"
-    if error["type"] == "extra_forbidden":
-        return _unknown_key(error["loc"])
-    if error["type"] == "missing":
-        return f"{place} is missing"
-    message: str = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error" and isinstance(error["input"], dict):
-        return message  # of a whole section, which names its places itself
-    return f"{place} is {error['input']!r}: {message[:1].lower()}{message[1:]}"
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, or a list of which it holds."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
-
-
-def _unknown_key(loc: tuple[str | int, ...]) -> str:
-    """Name the key that is not known, and the nearest one that is."""
-    model: type[BaseModel] = RunFile
-    for part in loc[:-1]:
-        if isinstance(part, str):
-            model = _section_in(model.model_fields[part].annotation) or model
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-    place = "the run file" if len(loc) == 1 else ".".join(str(part) for part in loc[:-1])
-    return f"unknown key {loc[-1]!r} in {place}; " + (
-        f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    )
+        raise InputError(f"{where}: {refusal(RunFile, error)}") from None

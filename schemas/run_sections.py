@@ -50,6 +50,9 @@ DerivedJob = Literal[
 ]
 Control = Literal["random_encoder", "shuffled_rows"]
 
+LONGEST_WAIT_S = 1e9
+"""Thirty years: more than that clocks do not count."""
+
 SYNTHETIC = "synthetic:"
 """What the `sae` of a site of a synthetic model begins with."""
 
@@ -333,28 +336,33 @@ class Extract(Section):
     address: str | None = Field(
         None, description="Ray address; default: $RAY_ADDRESS when set, else a private local Ray."
     )
-    workers: int = Field(1, ge=1, description="Workers wanted; those that never come up are not waited for.")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of a worker; fractions share one.")
+    workers: int = Field(
+        1, ge=1, le=2**16, description="Workers wanted; those that never come up are not waited for."
+    )
+    gpus_per_worker: float = Field(0, ge=0, le=1024, description="GPUs of a worker; fractions share one.")
     cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPUs, and torch threads, of a worker.")
-    batch_contexts: int = Field(8, ge=1, description="Contexts in one forward pass.")
-    max_attempts: int = Field(4, ge=1, description="Attempts at a shard before it is quarantined.")
+    batch_contexts: int = Field(8, ge=1, le=2**20, description="Contexts in one forward pass.")
+    max_attempts: int = Field(4, ge=1, le=2**16, description="Attempts at a shard before it is quarantined.")
     shard_timeout_s: float = Field(
-        3600.0, gt=0, description="A shard that takes longer is given to another worker."
+        3600.0, gt=0, le=LONGEST_WAIT_S, description="A shard that takes longer is given to another worker."
     )
     oom_batch_contexts: int | None = Field(
         None,
         ge=1,
+        le=2**20,
         description="A shard that runs out of GPU memory twice is tried with so many contexts in one forward "
         "pass. Its low bits may then differ, and its receipt says so. Default: it is not, the attempt fails.",
     )
     no_worker_warning_s: float = Field(
         60.0,
         gt=0,
+        le=LONGEST_WAIT_S,
         description="Seconds without a worker that is ready after which that is told, again and again.",
     )
     no_worker_timeout_s: float | None = Field(
         None,
         gt=0,
+        le=LONGEST_WAIT_S,
         description="Seconds without a worker that is ready after which the run stops; what is committed "
         "stays. Loading counts: set more than it takes. Default: wait for ever.",
     )
@@ -363,11 +371,6 @@ class Extract(Section):
         description="Each worker looks how well the SAEs reconstruct on its first shard. stop: one that is "
         "worse than the mean of x ends the run; warn: it is told of; off: nobody looks.",
     )
-
-    @field_validator("check_sae", mode="before")
-    @classmethod
-    def _off_of_yaml(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML 1.1 reads off as false
 
 
 class Rank(Section):
@@ -383,20 +386,28 @@ class Cluster(Section):
     """How features, contexts and documents are clustered."""
 
     features: int | None = Field(
-        None, ge=2, description="Clusters of features. Default: about sqrt(d_sae) / 2, at most 512."
+        None, ge=2, le=2**20, description="Clusters of features. Default: about sqrt(d_sae) / 2, at most 512."
     )
     contexts: int | None = Field(
-        None, ge=2, description="Clusters of contexts. Default: about sqrt(contexts) / 2, at most 512."
+        None,
+        ge=2,
+        le=2**20,
+        description="Clusters of contexts. Default: about sqrt(contexts) / 2, at most 512.",
     )
     documents: int | None = Field(
-        None, ge=2, description="Clusters of documents. Default: about sqrt(documents) / 2, at most 512."
+        None,
+        ge=2,
+        le=2**20,
+        description="Clusters of documents. Default: about sqrt(documents) / 2, at most 512.",
     )
     resolution: float = Field(
         4.0,
         gt=0,
         description="Of features by co-activation: higher, more and smaller clusters; 1 is plain modularity.",
     )
-    min_cluster_size: int = Field(5, ge=2, description="Features of the smallest cluster by density.")
+    min_cluster_size: int = Field(
+        5, ge=2, le=2**20, description="Features of the smallest cluster by density."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random draw.")
 
 

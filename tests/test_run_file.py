@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from schemas.errors import InputError
 from schemas.run_file import Extract, load_run_file, parse_run_file
+from schemas.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 LEAST = {
@@ -77,7 +78,7 @@ def test_a_folder_is_no_run_file(tmp_path):
 
 
 def test_off_without_quotes_is_off(tmp_path):
-    content = yaml.safe_load("check_sae: off")
+    content = parse_yaml("check_sae: off", "run.yaml")
     assert Extract.model_validate(content).check_sae == "off"
     with pytest.raises(ValueError, match="check_sae"):
         Extract.model_validate({"check_sae": True})
@@ -88,3 +89,79 @@ def test_what_is_wrong_inside_a_site_is_told_once():
     with pytest.raises(InputError) as error:
         parse_run_file(content, "run.yaml")
     assert str(error.value) == "run.yaml: sites.0.sae is '': must be a path, not empty and without NUL"
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "told"),
+    [
+        ("tokens", "context_size: yes", "tokens.context_size is 'yes': input should be a valid integer"),
+        ("tokens", "shard_tokens: 1:30:00", "shard_tokens is '1:30:00': input should be a valid integer or"),
+        ("tokens", "limit: 1e6", "tokens.limit is 1000000.0: input should be a valid integer: write 1000000"),
+        (
+            "tokens",
+            "limit: '8'",
+            "tokens.limit is '8': input should be a valid integer: leave the quotes out",
+        ),
+        ("tokens", "limit: 9223372036854775808", "tokens.limit is 9223372036854775808: numbers have 64 bits"),
+        ("tokens", "limit: true", "tokens.limit is True: input should be a valid integer"),
+        ("tokens", "limit: 1_000", "tokens.limit is '1_000': input should be a valid integer"),
+        ("tokens", "limit: 2024-02-30", "tokens.limit is '2024-02-30': input should be a valid integer"),
+        (
+            "tokens",
+            "prepend_bos: on",
+            "tokens.prepend_bos is 'on': input should be a valid boolean: write true",
+        ),
+        ("tokens", "prepend_bos: 1", "tokens.prepend_bos is 1: input should be a valid boolean"),
+        (
+            "corpus",
+            "text_column: 5",
+            "corpus.text_column is 5: input should be a valid string: put it in quotes",
+        ),
+        ("corpus", "label_columns: [no, 5]", "corpus.label_columns.1 is 5: input should be a valid string"),
+        (
+            "extract",
+            "shard_timeout_s: .inf",
+            "extract.shard_timeout_s is inf: input should be a finite number",
+        ),
+        (
+            "extract",
+            "gpus_per_worker: .nan",
+            "extract.gpus_per_worker is nan: input should be a finite number",
+        ),
+        (
+            "model",
+            "processing: {fold_ln: 1}",
+            "model.processing.fold_ln is 1: input should be a valid boolean",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_never_converted(section, text, told):
+    content = {**LEAST, section: {**LEAST.get(section, {}), **parse_yaml(text, "run.yaml")}}
+    with pytest.raises(InputError) as error:
+        parse_run_file(content, "run.yaml")
+    assert told in str(error.value)
+
+
+def test_a_key_and_its_alias_are_not_both_taken():
+    content = {**LEAST, "store": {"root": "out", "pass": "a", "pass_name": "b"}}
+    with pytest.raises(InputError, match="unknown key 'pass_name' in store; did you mean 'pass'"):
+        parse_run_file(content, "run.yaml")
+
+
+def test_of_many_errors_the_first_five_and_the_number_of_the_others_are_told():
+    content = {**LEAST, "sites": [{"sae": number} for number in range(1000)]}
+    with pytest.raises(InputError) as error:
+        parse_run_file(content, "run.yaml")
+    assert [f"sites.{n}.sae is {n}: " in str(error.value) for n in range(6)] == [True] * 5 + [False]
+    assert str(error.value).endswith("; and 995 more")
+
+
+def test_a_hundred_thousand_unknown_keys_are_refused_within_seconds(tmp_path):
+    (path := tmp_path / "run.yaml").write_text("\n".join(f"key{n}: 1" for n in range(100_000)))
+    began = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"unknown key 'key0' in the run file; .*; and 99,995 more$"
+    ) as error:
+        load_run_file(path)
+    assert time.monotonic() - began < 15
+    assert len(str(error.value)) < 1_000

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
@@ -39,6 +41,7 @@ class JobServer:
         self._address = address
         logging.getLogger("ray").setLevel(logging.ERROR)  # what it uploads and leaves out, file by file
         use_token()
+        _without_proxy(address)
         with self._answers():
             self._client = JobSubmissionClient(address)
 
@@ -120,8 +123,18 @@ class JobServer:
                 f"no Ray dashboard answers at {self._address} ({first_line(error)}): check the address, and "
                 "that `ray dashboard cluster.yaml`, or a port-forward, runs"
             ) from None
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # the latter of a package that is too large
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"the Ray cluster at {self._address} refused: {first_line(error)}") from None
+
+
+def _without_proxy(address: str) -> None:
+    """A proxy of the environment is for the outside: the dashboard is spoken to directly, as its log is."""
+    host = urlsplit(address).hostname or ""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = [part for part in os.environ.get(name, "").split(",") if part]
+        os.environ[name] = ",".join([*known, host])
 
 
 def _exit_code(details: Any) -> int:

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ import grpc
 import ray
 from ray.exceptions import AuthenticationError
 
+from pipeline.executors.ray_private import MODE, private_ray, reread_environment
 from schemas.errors import InputError
 from schemas.run_file import Extract
 
-OBJECT_STORE_BYTES = 80 * 1024 * 1024
-"""Receipts and names are all that passes through Ray."""
-
 CONNECT_S = 10.0
-
-MODE = "RAY_AUTH_MODE"
+NO_PROXY = (("grpc.enable_http_proxy", 0),)
+"""As Ray itself speaks: a proxy of the environment is for the outside, and does not see a cluster."""
 
 
 @contextmanager
@@ -36,16 +34,17 @@ def ray_session(extract: Extract) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address, mode = address_of(extract), os.environ.get(MODE)
+    address, mode, started = address_of(extract), os.environ.get(MODE), ExitStack()
     try:
         with _our_handler():
             if address == "local":
-                _start_private(extract.workers * extract.cpus_per_worker)
+                started.enter_context(private_ray(extract.workers * extract.cpus_per_worker))
             else:
                 _connect(address)
         yield
     finally:
         ray.shutdown()
+        started.close()
         if mode is None and MODE in os.environ:  # set for this session, by us or by Ray
             del os.environ[MODE]
             reread_environment()
@@ -62,15 +61,6 @@ def use_token() -> None:
         return
     os.environ[MODE] = "token"
     reread_environment()
-
-
-def reread_environment() -> None:
-    """Ray read its environment when it was imported (private API, so best effort)."""
-    with suppress(Exception):
-        from ray import _raylet
-
-        raylet: Any = _raylet
-        raylet.Config.initialize("")
 
 
 def has_token() -> bool:
@@ -105,7 +95,9 @@ def _connect(address: str) -> None:
             raise InputError(f"the Ray cluster at {address!r} asks for a token: {token_remedy()}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, AuthenticationError, ValueError) as error:
+    except (ConnectionError, AuthenticationError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, AuthenticationError):
+            raise _other_version(address, error) from None
         if address == "auto" and isinstance(error, ConnectionError):
             raise InputError(
                 f"no Ray cluster runs on this machine ({first_line(error)}): give its head's HOST:PORT"
@@ -114,6 +106,20 @@ def _connect(address: str) -> None:
             f"the Ray cluster at {address!r} does not let this driver in ({first_line(error)}): "
             f"{token_remedy()}"
         ) from None
+
+
+def _other_version(address: str, error: RuntimeError) -> Exception:
+    """What to do about a head that has another Ray or Python; any other error as it is."""
+    found = re.findall(r"(Ray|Python): (\S+)", str(error))
+    if not str(error).startswith("Version mismatch") or len(found) != 4:
+        return error
+    there, here = (
+        " and ".join(f"{name} {version}" for name, version in pair) for pair in (found[:2], found[2:])
+    )
+    return InputError(
+        f"the Ray cluster at {address!r} runs {there}, this driver {here}: they must be the same, so install "
+        "those of its head node here (one image for all nodes does that)"
+    )
 
 
 def _asks_for_token(address: str) -> bool:
@@ -127,7 +133,7 @@ def _asks_for_token(address: str) -> bool:
         services: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
     except ImportError:
         return has_token()
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=NO_PROXY) as channel:
         try:
             stub = services.NodeInfoGcsServiceStub(channel)
             stub.CheckAlive(messages.CheckAliveRequest(), timeout=CONNECT_S)
@@ -143,50 +149,17 @@ def _asks_for_token(address: str) -> bool:
 
 @contextmanager
 def _our_handler() -> Iterator[None]:
-    """Ray puts a handler for SIGTERM, which ends with code 15; the one that was there stays."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Ray puts a handler for SIGTERM, which ends with code 15; the one that is there stays, all the time."""
+    handler, utils = signal.getsignal(signal.SIGTERM), importlib.import_module("ray._private.utils")
+    name = "set_sigterm_handler"  # private, so best effort
+    theirs = getattr(utils, name, None)
+    setattr(utils, name, lambda handler: None)
     try:
         yield
     finally:
+        setattr(utils, name, theirs)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-def _start_private(cpus: int) -> None:
-    """A Ray for this process alone, which nothing beyond this machine can reach."""
-    with _loopback():
-        ray.init(
-            address="local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            num_cpus=cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """Ray's processes that start inside the block listen on 127.0.0.1 alone, as they do on macOS and Windows.
-
-    On Linux Ray takes the outer address, also when it is given 127.0.0.1.
-    """
-    name: str = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    constants: Any = None
-    with suppress(Exception):  # read when Ray was imported (private, so best effort)
-        from ray._private import ray_constants as constants
-
-        constants.ENABLE_RAY_CLUSTER, was = False, constants.ENABLE_RAY_CLUSTER
-    try:
-        yield
-    finally:
-        if constants is not None:
-            constants.ENABLE_RAY_CLUSTER = was
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def first_line(error: BaseException) -> str:

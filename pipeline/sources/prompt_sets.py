@@ -20,10 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import yaml
-
 from pipeline.sources.values import MOST_TEXT, require_text_size
 from schemas.errors import InputError
+from schemas.strict_yaml import read_yaml
 
 SHIPPED = Path(__file__).parent / "templates"
 """Templates of ours, a YAML file for each language."""
@@ -188,9 +187,9 @@ def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[s
     """The file's content, checked."""
     wanted = "it needs slots: {name: {label: words}} and templates: [{text: ..., answers: [one, other]}]"
     try:
-        content = yaml.safe_load(_bounded(path.open("rb"), str(path)).decode())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path} can not be read as YAML: {' '.join(str(error).split())}") from None
+        content = read_yaml(path)
+    except OSError as error:
+        raise InputError(f"{path} can not be read: {error.strerror}") from None
     slots = content.get("slots") if isinstance(content, dict) else None
     templates = content.get("templates") if isinstance(content, dict) else None
     if not (isinstance(slots, dict) and all(_are_words(words) for words in slots.values())):

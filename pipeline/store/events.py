@@ -22,6 +22,7 @@ from typing import Any, Self
 from pipeline.store.objects import listed, read_many, write_atomic
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
+from schemas.sentences import redacted
 
 _PART_SECONDS = 10.0
 DEAD_AFTER_S = 300.0
@@ -39,7 +40,8 @@ class EventLog:
 
     def log(self, **event: Any) -> None:
         """Keep one event; what JSON does not know is kept as its text."""
-        self._sink.write(json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n")
+        line = json.dumps({"time": round(time.time(), 3), **event}, default=str)
+        self._sink.write(redacted(line) + "\n")
 
     def close(self) -> None:
         """Bring the last events to the storage; the second call does nothing."""

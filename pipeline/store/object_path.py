@@ -34,6 +34,7 @@ from obstore.store import MemoryStore, from_url
 
 from schemas.errors import InputError
 from schemas.layout import StorePath
+from schemas.sentences import NO_SECRETS, holds_secret, shown
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "memory")
 _TRIES, _WAIT_S = 7, 0.1
@@ -167,6 +168,8 @@ def store_path(root: str | StorePath) -> StorePath:
     scheme, slash, _ = root.partition(":/")
     if not slash or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
         return Path(root)
+    if holds_secret(root):
+        raise InputError(f"store {shown(root)} {NO_SECRETS}")
     if scheme not in SCHEMES:
         raise InputError(f"store {root!r}: there is no {scheme}:// here; known are {', '.join(SCHEMES)}")
     found = _URL.fullmatch(root)

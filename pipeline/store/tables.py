@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.statistics import feature_schema
 from pipeline.store.object_path import ObjectPath
-from pipeline.store.objects import readable
+from pipeline.store.objects import readable, remove, write_atomic
 from pipeline.store.parquet import (
     SEAL_KEY,
     read_metadata,
@@ -42,6 +42,13 @@ RECEIPTS_KEY, VERSION_KEY = "latentlake.receipts", "latentlake.format_version"
 
 class StaleTableWarning(UserWarning):
     """A table was made from other receipts than those of the store."""
+
+
+def require_writable(layout: Layout, site: str) -> None:
+    """InputError, or the storage's error, where tables of the site can not be written; before the work."""
+    probe = layout.table(site, ".writable")
+    write_atomic(probe, b"")
+    remove(probe)
 
 
 def write_table(layout: Layout, site: str, name: str, frame: pl.DataFrame, receipts_digest: str) -> StorePath:

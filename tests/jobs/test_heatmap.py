@@ -10,7 +10,6 @@ from sklearn.cluster import KMeans
 
 from jobs import cli, context_matrix
 from jobs.figures import fonts
-from jobs.figures.fonts import ABSENT, KOREAN, MISSING, bilingual, legible, with_fonts
 from jobs.figures.heatmap import (
     RED,
     draw_clustered,
@@ -29,6 +28,7 @@ from jobs.stats import stats
 from pipeline.statistics.pooling import POOLINGS
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
+from tests.jobs.figures.kit import hangul_font
 from tests.store.build import D_SAE, build
 
 
@@ -107,7 +107,7 @@ def test_the_command_writes_its_table_and_figures_and_prints_its_numbers(made, t
     table = pl.read_parquet(out.with_suffix(".parquet"))
     assert table["cluster"].to_list() == sorted(table["cluster"])
     matrix, printed = matrix_of(table), " ".join(capsys.readouterr().out.split())
-    assert f"{(matrix == 0).mean():.2%} zeros (target 95% to 99%)" in printed
+    assert f"{(matrix == 0).mean():.2%} zeros per feature" in printed
     zeros = (matrix == 0).mean(axis=0)
     assert f"per feature: mean {zeros.mean():.2%}, median {np.median(zeros):.2%}" in printed
     active = 1 - zeros
@@ -195,32 +195,29 @@ def one_figure(monkeypatch):
     monkeypatch.setattr("jobs.heatmap.FIGURES", {"": draw_clustered})
 
 
-def test_korean_stands_beside_english_where_a_font_has_it_and_its_absence_is_said(
-    made, tmp_path, capsys, monkeypatch, one_figure
+@pytest.mark.parametrize(
+    ("language", "title"),
+    [
+        ("en", "Contexts × features, clustered"),
+        ("ko", "문맥 × 특징, 군집별"),
+        ("both", "Contexts × features, clustered · 문맥 × 특징, 군집별"),
+    ],
+)
+def test_the_figures_speak_the_language_that_is_chosen_whatever_fonts_are_there(
+    made, tmp_path, monkeypatch, one_figure, language, title
 ):
-    fonts.korean_font.cache_clear()
-    monkeypatch.setattr(fonts, "KOREAN", ("No Such Font",))
-    heatmap(made[1], "site", Asked(features="1,2"), tmp_path / "h.svg")
-    assert ABSENT in " ".join(capsys.readouterr().out.split())
-    assert "문맥" not in (tmp_path / "h.svg").read_text(encoding="utf-8")
-    fonts.korean_font.cache_clear()
-    with rc_context(with_fonts(STYLE)):
-        assert legible("a\n문") == f"a↩{MISSING}"
-        assert bilingual("feature", "특징") == "feature"
-    monkeypatch.setattr(fonts, "KOREAN", ("DejaVu Serif", *KOREAN))  # is always there, and stands for one
-    fonts.korean_font.cache_clear()
-    with rc_context(with_fonts(STYLE)):
-        assert bilingual("feature", "특징") == "feature · 특징"
-    fonts.korean_font.cache_clear()
+    monkeypatch.setattr(fonts, "font_files", lambda: [str(hangul_font(tmp_path))])
+    heatmap(made[1], "site", Asked(features="1,2", language=language), tmp_path / "h.svg")
+    assert f">{title}<" in (tmp_path / "h.svg").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(fonts.korean_font() is None, reason="no Korean font on this machine")
-def test_with_a_korean_font_no_letter_is_missing(made, tmp_path, capsys, one_figure):
-    heatmap(made[1], "site", Asked(features="1,2"), tmp_path / "h.svg")  # a missing glyph is a warning
-    assert "문맥" in (tmp_path / "h.svg").read_text(encoding="utf-8")
-    assert ABSENT not in capsys.readouterr().out
-    with rc_context(with_fonts(STYLE)):
-        assert legible("특징") == "특징"
+def test_a_language_that_no_font_can_write_or_that_is_not_known_is_refused(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(fonts, "font_files", list)
+    with pytest.raises(InputError, match="--language ko needs a font with Hangul, .* fonts-nanum"):
+        heatmap(made[1], "site", Asked(features="1,2", language="ko"), tmp_path / "h.svg")
+    with pytest.raises(InputError, match="--language 'kr' is none of en, ko, both"):
+        heatmap(made[1], "site", Asked(features="1,2", language="kr"), tmp_path / "h.svg")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_picture_of_one_cell_or_of_negative_ones_is_drawn():

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 import yaml
 
 from jobs.run import run
 from jobs.submit import submit
 from pipeline.executors.ray_jobs import JobServer
+from pipeline.executors.ray_package import check_package
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run_file import load_run_file
@@ -260,3 +262,53 @@ def test_submit_ends_with_the_code_of_a_driver_that_could_not_run(head, project,
     assert process.returncode == 2, told + errors
     assert f"latentlake: corpus.path '{root / 'no.parquet'}'" in told
     assert "ended with exit code 2" in told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".ssh/id_ed25519", ".aws/credentials", ".env", "conf/.env.local", "server.pem", ".config/gcloud/x.db",
+     ".netrc", ".cache/huggingface/token", ".ray/auth_token", ".kube/config", ".git-credentials"],
+)  # fmt: skip
+def test_a_working_directory_with_keys_is_refused_and_names_them(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("secret")
+    with pytest.raises(InputError, match="hold keys or passwords: move the run file into a folder") as told:
+        submit(run_yaml(tmp_path), "http://127.0.0.1:1", tmp_path)
+    assert f"would be uploaded with {name[:5]}" in str(told.value)
+    (tmp_path / ".rayignore").write_text(f"{name}\n{name.split('/')[0]}\n")
+    with pytest.raises(InputError, match="no Ray dashboard answers"):
+        submit(tmp_path / "run.yaml", "http://127.0.0.1:1", tmp_path)
+
+
+def test_a_link_to_keys_is_refused_and_examples_are_not(tmp_path):
+    (keys := tmp_path / "home/.ssh").mkdir(parents=True)
+    (project := tmp_path / "project").mkdir()
+    (project / ".env.example").write_text("TOKEN=")
+    assert check_package(project) == (1, 6)
+    (project / "keys").symlink_to(keys)
+    with pytest.raises(InputError, match=r"would be uploaded with keys, which hold keys or passwords"):
+        check_package(project)
+
+
+def test_more_files_than_anybody_uploads_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.executors.ray_package.MOST_FILES", 2)
+    for number in range(3):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(InputError, match=r"holds more than 2 files or 4\.3 GB, which would all be uploaded"):
+        check_package(tmp_path)
+
+
+def test_the_password_of_a_dashboards_address_is_not_repeated(tmp_path):
+    with pytest.raises(InputError, match=r"--address 'http://\*\*\*@host:8265/x' is no dashboard's") as told:
+        submit(run_yaml(tmp_path), "http://me:secret@host:8265/x", tmp_path)
+    assert "secret" not in str(told.value)
+
+
+def test_a_proxy_of_the_environment_does_not_hide_the_dashboard(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(InputError, match="no Ray dashboard answers at http://localhost:1"):
+        JobServer("http://localhost:1")
+    assert os.environ["no_proxy"] == "example.org,localhost"
+    assert not requests.utils.get_environ_proxies("http://localhost:1/api/jobs/")

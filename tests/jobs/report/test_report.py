@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -232,7 +233,8 @@ def test_hostile_tokens_and_labels_stay_text(made):
         raw = path.read_text(encoding="utf-8")
         page = Page(raw)
         assert not re.search("[\u202a-\u202e\u2066-\u2069\u2028\u2029\x00\x1b]", raw), path
-        allowed = {"features.js", "../../static/table.js", "../../../../static/page.js"}
+        allowed = {"features.js", "../../static/search.js", "../../static/table.js"}
+        allowed |= {"../../../../static/page.js"}
         assert {each.get("src") for each in page.all("script")} <= allowed
         assert not [each for _, each in page.elements if any(name.startswith("on") for name in each)]
         assert not [each for each in page.all("img") if each["src"] == "x"]
@@ -293,6 +295,45 @@ def test_a_selection_has_its_pages_alone_and_links_to_no_other(made, tmp_path):
     for path in out.rglob("*.html"):
         linked = re.findall(r'href="[^"]*?0/(\d+)\.html"', path.read_text(encoding="utf-8"))
         assert {int(n) for n in linked} <= left
+
+
+def test_a_site_and_figures_that_the_store_has_no_more_leave_the_report_but_no_file_of_others(
+    made, tmp_path, capsys
+):
+    store, out = made[1], tmp_path / "some"
+    report(store, ["site"], OneProcess(), out=out, features="0:3")
+    for name in ("gone", "half"):
+        shutil.copytree(out / "sites/site", out / "sites" / name)
+    (out / "sites/half/features/0/notes.txt").write_text("mine")
+    (out / "sites/other").mkdir()
+    (out / "sites/other/thesis.tex").write_text("mine")
+    (out / "sites/site/figures/old.png").write_bytes(b"")
+    marker = json.loads((out / "report.json").read_text())
+    marker["sites"]["gone"] = marker["sites"]["site"]
+    (out / "report.json").write_text(json.dumps(marker))
+    report(store, ["site"], OneProcess(), out=out, features="0:3")
+    left = {
+        path.relative_to(out / "sites").as_posix() for path in (out / "sites").rglob("*") if path.is_file()
+    }
+    assert {path for path in left if not path.startswith("site/")} == {
+        "half/features/0/notes.txt",
+        "other/thesis.tex",
+    }
+    assert {path.name for path in (out / "sites/site/figures").iterdir()} == {"frequency.png"}
+    assert json.loads((out / "report.json").read_text())["sites"].keys() == {"site"}
+    assert "gone" not in (out / "index.html").read_text(encoding="utf-8")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{out / 'sites/half'} stays, it has files that no report wrote" in said
+
+
+def test_the_report_of_another_lake_is_left_alone(made, tmp_path):
+    report(made[1], ["site"], OneProcess(), out=tmp_path, features="0")
+    before = pages(tmp_path)
+    marker = json.loads(before["report.json"]) | {"lake": "another"}
+    (tmp_path / "report.json").write_text(json.dumps(marker))
+    with pytest.raises(InputError, match="is the report of another lake: remove it, or give another --out"):
+        report(made[1], ["site"], OneProcess(), out=tmp_path)
+    assert pages(tmp_path).keys() == before.keys()
 
 
 def test_missing_tables_are_named_with_the_command_that_makes_them(tmp_path):

@@ -1,0 +1,109 @@
+"""Ctrl-C and SIGTERM end the program, whoever catches what the first one raises.
+
+A signal's handler raises in the midst of whatever runs. That is how commands clean up behind themselves; but
+some code loses every exception: the callbacks of weak references and of the garbage collector, `__del__`, a
+bare `except` of a library that tries an import. So who was asked to end looks again, ten times a second, and
+raises anew while the program neither ends nor cleans up for it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from schemas.errors import EndedBySignal
+
+AGAIN_S = 0.1
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, as Python has it; of our own making, so that it is known again."""
+
+
+class Terminated(EndedBySignal):
+    """SIGTERM."""
+
+
+class Endings:
+    """The two signals of this process: which came, and whether the program ends for it."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that came first."""
+        self._is_again = self._runs = self._is_over = False
+        self._before: dict[int, Any] = {}
+
+    @property
+    def code(self) -> int | None:
+        """The exit code that the signal gives, as a shell tells it; None: none came."""
+        return None if self.number is None else 128 + self.number
+
+    def catch(self) -> None:
+        """Take both signals, in the main thread, which alone may; before a run they end at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if before not in (signal.SIG_IGN, None):  # a shell's job in the background ignores Ctrl-C
+                self._before[number] = before
+                signal.signal(number, self._come)
+
+    def begin(self) -> None:
+        """From here on a signal is raised, for there may be something to clean up."""
+        self.number, self._runs, self._is_over = None, True, False
+        self.catch()
+
+    def end(self) -> None:
+        """Nothing is left to be ended: the handlers are as they were before `begin`."""
+        self._runs, self._is_over = False, True
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _come(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what a handler is given
+        is_again, self._is_again = self._is_again, False
+        if not self._runs:
+            os._exit(128 + number)
+        if is_again and (self._is_over or _is_handled()):
+            return
+        if self.number is None:
+            self.number = number
+            sys.unraisablehook = _of_others(sys.unraisablehook)
+            _thread.start_new_thread(self._look_again, (os.getpid(), threading.main_thread().ident))
+        raise Interrupted if self.number == signal.SIGINT else Terminated(self.code)
+
+    def _look_again(self, process: int, main: int | None) -> None:
+        """In a thread, for handlers run in the main one alone; not in a process that was forked from here."""
+        while not self._is_over and os.getpid() == process and self.number is not None:
+            time.sleep(AGAIN_S)
+            if not self._is_over and main is not None:
+                self._is_again = True
+                signal.pthread_kill(main, self.number)
+
+
+ENDINGS = Endings()
+
+
+def _is_handled() -> bool:
+    """Whether the program is on its way out: what runs, runs in a `finally` or an `except` for the signal."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, Interrupted | Terminated):
+            return True
+        error = error.__context__
+    return False
+
+
+def _of_others(hook: Any) -> Any:
+    """Nothing is printed of our own exceptions where they are lost; they come again."""
+
+    def told(lost: Any) -> None:
+        if not isinstance(lost.exc_value, Interrupted | Terminated):
+            hook(lost)
+
+    return told

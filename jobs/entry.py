@@ -1,0 +1,11 @@
+"""Where `latentlake` begins: signals are taken before anything else is imported."""
+
+from __future__ import annotations
+
+from jobs.endings import ENDINGS
+
+ENDINGS.catch()
+
+from jobs.cli import main  # noqa: E402 - that takes a while, in which Ctrl-C may come
+
+__all__ = ["main"]
