@@ -16,3 +16,7 @@ class NodeError(InputError):
 
 class ShardError(InputError):
     """One shard can not be processed and trying again will not help (NaN, overflow, damaged tokens)."""
+
+
+class PassingError(InputError):
+    """The system refused for now (a failing disk, a stale handle, too many files): the same may do later."""
