@@ -24,5 +24,9 @@ class ShardError(InputError):
     """One shard can not be processed and trying again will not help (NaN, overflow, damaged tokens)."""
 
 
+class PassingError(InputError):
+    """The system refused for now (a failing disk, a stale handle, too many files): the same may do later."""
+
+
 class EndedBySignal(SystemExit):
     """A signal ends the process, with code 128 + its number; whoever catches SystemExit lets this pass."""

@@ -10,7 +10,7 @@ import os
 import re
 from typing import Literal
 
-from schemas.errors import InputError
+from schemas.errors import InputError, PassingError
 
 
 def _numbers(names: str) -> frozenset[int]:
@@ -29,6 +29,7 @@ _NO_ANSWER = _numbers(
 )
 _NO_MEMORY = _numbers("ENOMEM")
 _LOOPS, _TOO_LONG = _numbers("ELOOP"), _numbers("ENAMETOOLONG")
+_LASTING = _READ_ONLY | _LOOPS | _TOO_LONG
 _REMEDIES = {
     _READ_ONLY: "the file system is mounted read-only: mount it for writing, or {elsewhere}",
     _BROKEN: "the disk, or the network file system, failed, which says nothing of the file: look into the "
@@ -51,6 +52,8 @@ def storage_failure(
 ) -> InputError | None:
     """What the system refused to do with `path`, in a sentence; None where no system's error is the cause.
 
+    A PassingError where the same may do later, so that a worker tries a shard again.
+
     `elsewhere` is what helps besides, where something is written. A file that is missing, or a folder in its
     place, is no failure of this kind, for what it means depends on the file.
     """
@@ -67,10 +70,9 @@ def storage_failure(
         do = "read" if verb == "read" else "write"
         rest = f", or {elsewhere}" if elsewhere and verb == "written" else ""
         return InputError(f"{where}: allow this user to {do} there{rest}")
-    for numbers, remedy in _REMEDIES.items():
-        if number in numbers:
-            return InputError(f"{where}: " + remedy.format(elsewhere=elsewhere or "write to another disk"))
-    return None
+    kind = InputError if number in _LASTING else PassingError
+    remedy = next(remedy for numbers, remedy in _REMEDIES.items() if number in numbers)
+    return kind(f"{where}: " + remedy.format(elsewhere=elsewhere or "write to another disk"))
 
 
 def system_error(error: BaseException) -> int | None:

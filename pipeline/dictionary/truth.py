@@ -185,6 +185,7 @@ def read_truth(path: StorePath) -> KnownTruth:
     try:
         data = io.BytesIO(read_bytes(path))
         check_npz(data)
+        data.seek(0)
         with np.load(data, allow_pickle=False) as found:
             recipe = Dictionary.model_validate_json(str(found["recipe"]))
             vectors, bias = found["vectors"].astype(np.float32), found["bias"].astype(np.float32)

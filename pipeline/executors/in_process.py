@@ -8,7 +8,7 @@ from pipeline.executors.dispatch import OnEvent, ready_event
 from pipeline.executors.ledger import Failure, Ledger
 from pipeline.models.device import is_broken
 from pipeline.worker import Worker
-from schemas.errors import InputError, ShardError
+from schemas.errors import InputError, PassingError, ShardError
 from schemas.records import Receipt
 from schemas.values import Hello
 
@@ -30,9 +30,9 @@ def run_in_process(
         try:
             receipt = worker.process(shard)
         except InputError as error:
-            if not isinstance(error, ShardError):
+            if not isinstance(error, ShardError | PassingError):
                 raise
-            released = ledger.release(shard, why := str(error), permanent=True)
+            released = ledger.release(shard, why := str(error), permanent=isinstance(error, ShardError))
         except Exception as error:  # as on Ray: whatever it was, it is told and tried again
             if is_broken(error):
                 raise InputError(

@@ -26,7 +26,7 @@ from pipeline.executors.sight import ProbeFile, require_sight, storage_probe
 from pipeline.models.device import is_broken
 from pipeline.store.object_path import is_memory, store_path
 from pipeline.worker import Worker
-from schemas.errors import InputError, NodeError, ShardError
+from schemas.errors import InputError, NodeError, PassingError, ShardError
 from schemas.layout import StorePath
 from schemas.records import Plan, Receipt
 from schemas.run_file import Extract
@@ -159,7 +159,7 @@ class RayBackend:
             return CallFailedError(str(cause), permanent=True)
         if isinstance(cause, WorkerLostError | NodeError):
             return cause
-        if isinstance(cause, InputError):
+        if isinstance(cause, InputError) and not isinstance(cause, PassingError):
             return InputError(str(cause))
         return CallFailedError(f"{type(cause).__name__}: {cause}")
 

@@ -20,13 +20,15 @@ import pytest
 from jobs.cli import app
 from jobs.exits import run_app
 from jobs.stats import stats
+from pipeline.executors.in_process import run_in_process
 from pipeline.store import FeatureStore, local
 from pipeline.store.locks import flock
 from pipeline.store.objects import is_locked, locked, measure, readable, write_atomic
 from pipeline.store.parquet import write_frame
 from pipeline.store.site import write_site_weights
-from schemas.errors import InputError
+from schemas.errors import InputError, PassingError
 from schemas.storage_failures import storage_failure, system_error
+from schemas.values import Hello
 from tests.store.build import D_SAE, build, planned_site
 
 NOBODY = 65534
@@ -155,6 +157,7 @@ def test_every_kind_of_failure_has_its_remedy(
     assert f"cannot be read ({os.strerror(number)})" in sentence
     assert KINDS[number] in sentence
     assert "damaged" not in sentence
+    assert isinstance(found.value, PassingError) is (number not in (errno.EACCES, errno.EPERM))
 
 
 @contextlib.contextmanager
@@ -308,6 +311,31 @@ def test_an_error_without_a_file_name_names_the_command(capsys: pytest.CaptureFi
         run_app(broken, [])
     assert ended.value.code == 2
     assert "a file of `latentlake` cannot be read (Input/output error)" in capsys.readouterr().err
+
+
+def test_a_shard_is_tried_again_where_the_disk_failed_for_a_moment() -> None:
+    failures = [PassingError("the disk failed"), PassingError("the disk failed")]
+
+    class Worker:
+        def setup(self) -> Hello:
+            return Hello("node", 1, (), "cpu", "cpu")
+
+        def process(self, shard: str) -> str:
+            if failures:
+                raise failures.pop()
+            return f"receipt of {shard}"
+
+    events: list[Any] = []
+    worker: Any = Worker()
+    found = run_in_process(
+        worker,
+        ["0"],
+        max_attempts=3,
+        check=lambda _: None,
+        on_event=lambda **event: events.append(event["event"]),
+    )
+    assert list(found) == ["receipt of 0"]
+    assert events == ["ready", "retry", "retry"]
 
 
 def test_damage_is_still_called_damage(tmp_path: Path) -> None:
