@@ -92,7 +92,7 @@ def extract(
 
 
 def _complete(layout: Layout, agreed: Agreed, committed: list[ManifestRow]) -> None:
-    """Write what a run did not come to that died when every shard was committed: weights, the manifest."""
+    """Write what a run that died did not come to, or what was lost since: weights, plan, manifest."""
     plan = agreed.plan
     sites = live_sites(plan, dropped_sites(layout, plan.pass_name))
     if not all(has_site_weights(layout, plan.pass_name, site.name) for site in sites):
@@ -102,6 +102,7 @@ def _complete(layout: Layout, agreed: Agreed, committed: list[ManifestRow]) -> N
         worker.setup()
         put_plan(layout, *agreed)
         worker.begin()
+    put_plan(layout, *agreed)
     if _names(layout, plan.pass_name) != {row[0] for row in committed}:
         write_manifest(layout, plan.pass_name, committed, {})
 

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.extract import extract
 from jobs.run import run
+from jobs.status import status
 from jobs.tokenize import tokenize
 from pipeline import worker as worker_module
 from pipeline.passes import passes_of
@@ -148,6 +149,15 @@ def test_after_a_first_mistake_the_corrected_run_file_just_works(tmp_path, mista
     assert store.verify().problems == []
 
 
+def test_status_tells_of_a_pass_whose_first_worker_was_refused(tmp_path, capsys):
+    with pytest.raises(InputError):
+        extracted(run_file(tmp_path, **first_mistakes(tmp_path)["hook"]))
+    capsys.readouterr()
+    assert not status(str(tmp_path / "store"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pass")]
+    assert line.startswith("pass mid: no plan yet; stopped 0 s ago by InputError: ")
+
+
 def test_a_replaced_plan_takes_its_sites_weights_with_it(tmp_path, monkeypatch):
     other = write_sae(tmp_path / "other", "topk", d_sae=64, hook_name="layers.1", context_size=16, seed=5)
     monkeypatch.setattr(worker_module, "commit_under", lost_commit)
@@ -283,6 +293,16 @@ def endless_lm():
     model = tiny_lm()
     model.embed.register_forward_pre_hook(lambda module, args: time.sleep(60))
     return model
+
+
+def test_a_plan_that_was_lost_is_put_again_where_all_shards_are_committed(tmp_path):
+    store = extracted(run_file(tmp_path), tables=False)
+    path = store.layout.plan("mid")
+    plan = path.read_bytes()
+    path.unlink()
+    assert any("plan.json is missing" in problem for problem in store.again().verify().problems)
+    extract(run_file(tmp_path))
+    assert path.read_bytes() == plan
 
 
 def test_a_plan_without_a_receipt_makes_way_for_a_pass_that_takes_its_site(tmp_path):
