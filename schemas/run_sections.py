@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -133,17 +133,15 @@ class Tokens(Section):
         description="Start every context with BOS. Default: false where documents are numbers (synthetic, "
         "dictionary, images), else the SAE's metadata, else true.",
     )
-    bos: str | None = Field(
+    bos: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        min_length=1,
-        description="Token that contexts begin with, as the vocabulary spells it. Default: the tokenizer's BOS; "
-        "without one CLS of an encoder, else EOS, as SAELens and TransformerLens have it.",
+        description="Token that contexts begin with, as the vocabulary spells it. Default: the tokenizer's "
+        "BOS; without one CLS of an encoder, else EOS, as SAELens and TransformerLens have it.",
     )
-    separator: str | None = Field(
+    separator: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        min_length=1,
-        description="Token put after each document. eos: EOS, or SEP of an encoder; none; or a token as the "
-        "vocabulary spells it. Default: eos for texts, none for all other kinds.",
+        description="Token put after each document: eos (SEP of an encoder), none, or a token as the "
+        "vocabulary spells it. Default: eos for texts, none for other kinds.",
     )
     special_text: SpecialText | None = Field(
         None,
