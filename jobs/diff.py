@@ -194,7 +194,7 @@ def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[
             "model.dtype": side.plan.model_dtype,
             "model.processing": side.plan.model_processing,
             **side.store.lake.model_dump(
-                include={"tokenizer_digest", "context_size", "bos_id", "separator_id"}
+                include={"tokenizer_digest", "context_size", "bos_id", "separator_id", "special_text"}
             ),
             "special_tokens": side.store.lake.special_tokens,
         }

@@ -83,7 +83,8 @@ def _drawn(run: RunFile) -> RunFile:
     }
     if (vocabulary := _numbers(run.corpus)) is not None:
         tokens["tokenizer"] = run.tokens.tokenizer or f"{NUMBERS}{vocabulary}"
-        tokens["prepend_bos"] = run.tokens.prepend_bos or run.tokens.bos is not None
+        named = run.tokens.bos is not None
+        tokens["prepend_bos"] = named if run.tokens.prepend_bos is None else run.tokens.prepend_bos
     filled: dict[str, Any] = {"tokens": run.tokens.model_copy(update=tokens)}
     if run.model.loader == "synthetic":
         filled["extract"] = run.extract.model_copy(update={"check_sae": "off"})

@@ -132,7 +132,13 @@ def context_size(run: RunFile, trained: list[Trained], told: list[str]) -> int:
 def prepend_bos(run: RunFile, trained: list[Trained], told: list[str]) -> bool:
     """The run file's, which may name the token, else what all SAEs were trained with, else true."""
     known = {p.site.name: p.about.prepend_bos for p in trained if p.about.prepend_bos is not None}
-    asked = True if run.tokens.bos is not None else run.tokens.prepend_bos
+    asked, named = run.tokens.prepend_bos, run.tokens.bos
+    if named is not None:
+        if asked is False:
+            raise InputError(
+                f"tokens.bos {named!r} begins every context, tokens.prepend_bos is false: leave one out"
+            )
+        asked = True
     if asked is None:
         if len(set(known.values())) > 1:
             raise InputError(f"the SAEs were trained with prepend_bos {_each(known)}: set tokens.prepend_bos")

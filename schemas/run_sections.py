@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -136,24 +136,20 @@ class Tokens(Section):
         description="Start every context with BOS. Default: false where documents are numbers (synthetic, "
         "dictionary, images), else the SAE's metadata, else true.",
     )
-    bos: str | None = Field(
+    bos: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        min_length=1,
-        description="Token that contexts begin with, as the vocabulary spells it (`<|endoftext|>`). Default: "
-        "the tokenizer's BOS; without one CLS of an encoder, else EOS, as SAELens and TransformerLens run "
-        "such models.",
+        description="Token that contexts begin with, as the vocabulary spells it. Default: the tokenizer's "
+        "BOS; without one CLS of an encoder, else EOS, as SAELens and TransformerLens have it.",
     )
-    separator: str | None = Field(
+    separator: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        min_length=1,
-        description="Token put after each document. eos: EOS, or SEP of an encoder; none; or a token as the "
-        "vocabulary spells it. Default: eos for texts, none for all other kinds.",
+        description="Token put after each document: eos (SEP of an encoder), none, or a token as the "
+        "vocabulary spells it. Default: eos for texts, none for other kinds.",
     )
     special_text: SpecialText | None = Field(
         None,
-        description="What text that spells a special token (`<|im_start|>`) becomes. parse: that token, as "
-        "`tokenizer(text)` of transformers has it; literal: letters like any others. Default: the store's, "
-        "parse of a new one.",
+        description="Text that spells a special token (`<|im_start|>`) becomes: parse: that token, as by "
+        "`tokenizer(text)` of transformers; literal: letters. Default: the store's; of a new one parse.",
     )
     shard_tokens: int | Literal["auto"] = Field(
         "auto", description="Tokens aimed at in a shard; a shard ends with the document that reaches it."
@@ -180,14 +176,6 @@ class Tokens(Section):
         if isinstance(value, int) and value < 1:
             raise ValueError("must be 'auto' or a positive number")
         return value
-
-    @model_validator(mode="after")
-    def _bos_that_is_used(self) -> Tokens:
-        if self.bos is not None and self.prepend_bos is False:
-            raise ValueError(
-                f"tokens.bos {self.bos!r} begins every context, tokens.prepend_bos is false: leave one out"
-            )
-        return self
 
 
 class Model(Section):

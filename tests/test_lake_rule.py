@@ -13,6 +13,7 @@ from pipeline.lake_rule import asked_lake, default_bos, notes, require_rule
 from pipeline.store.tokens import read_lake, read_links, read_token_shard
 from pipeline.tokenize import tokenize
 from pipeline.tokenizer import LakeTokenizer, load_tokenizer
+from pipeline.trained_with import prepend_bos
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake
@@ -96,7 +97,8 @@ def test_what_can_not_be_is_one_sentence(tmp_path: Path, tokens: dict[str, str],
 
 def test_a_named_first_token_begins_contexts_and_can_not_be_without_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokens\.bos '<x>' begins every context"):
-        run_of(tmp_path, bos="<x>", prepend_bos=False)
+        prepend_bos(run_of(tmp_path, bos="<x>", prepend_bos=False), [], [])
+    assert prepend_bos(run_of(tmp_path, bos="<x>"), [], []) is True
 
 
 def test_what_a_run_file_does_not_say_is_as_in_the_store(tmp_path: Path) -> None:

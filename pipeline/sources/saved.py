@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.sources.fingerprint import contents, fingerprint
 from pipeline.sources.hub import RowSource
+from pipeline.sources.values import check_columns
 from schemas.errors import InputError
 from schemas.records import digest_of
 from schemas.run_file import Corpus
@@ -96,8 +97,8 @@ class SavedSource(RowSource):
     def _rows(self) -> Iterator[dict[str, Any]]:
         dataset = load_saved(self._folder)
         columns = [self._corpus.text_column, *self._corpus.label_columns]
-        known = [name for name in dict.fromkeys(columns) if name in dataset.column_names]
-        dataset = dataset.select_columns(known or dataset.column_names).with_format(None)
+        check_columns(columns, dataset.column_names, self._corpus.path)
+        dataset = dataset.select_columns(list(dict.fromkeys(columns))).with_format(None)
         for batch in dataset.iter(_ROWS):
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))

@@ -65,6 +65,7 @@ def check_label(value: Any, dtype: str, column: str, where: str) -> Any:
     if dtype == "Int64" and not -(2**63) <= value < 2**63:
         raise InputError(f"{where}: label {column!r} is {value}, beyond 64 bits; make it a string")
     if dtype == "String":
+        require_text_size(len(value), f"{where}: label {column!r}")
         return _unicode(value, column, where)
     return float(value) if dtype == "Float64" else value
 

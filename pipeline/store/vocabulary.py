@@ -24,6 +24,8 @@ JOINER = "\u200d"
 _EXTENDS = {JOINER, "\u20e3", *map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0x1F3FB, 0x1F400))}
 """Code points that belong to the one before them: they join emoji, or choose their look."""
 
+_JOINERS = "".join(sorted(_EXTENDS))
+
 UNKNOWN = "\ufffd"
 
 _REACH = 40
@@ -33,7 +35,7 @@ _REACH = 40
 class Span(NamedTuple):
     """Tokens `start` to `stop` - 1 of some that follow one another, and their text.
 
-    `is_cut`: it is a part of a character whose other parts are not there; the text is U+FFFD then.
+    `is_cut`: it is a part of a character whose other parts are not there; bytes are U+FFFD then.
     """
 
     start: int
@@ -54,7 +56,7 @@ def joined(tokens: Sequence[bytes]) -> list[Span]:
     """Tokens that follow one another, cut where both a token and a character end.
 
     Parts of characters that are not whole, at either end of a window, are left out of a span's text where it
-    holds anything else.
+    holds anything else, and so is what would join the first character to one before the window.
     """
     data = b"".join(tokens)
     edges, spans, start, first, end = _edges(data), list[Span](), 0, 0, 0
@@ -63,6 +65,8 @@ def joined(tokens: Sequence[bytes]) -> list[Span]:
         if end in edges:
             spans.append(_span(first, place + 1, data[start:end]))
             first, start = place + 1, end
+    if spans and not spans[0].is_cut:
+        spans[0] = spans[0]._replace(text=spans[0].text.lstrip(_JOINERS))
     return spans
 
 
@@ -90,17 +94,13 @@ def _is_part(letter: str) -> bool:
 
 def _span(start: int, stop: int, data: bytes) -> Span:
     text = "".join(c for c in data.decode("utf-8", "surrogateescape") if not _is_part(c))
-    is_cut = bool(data) and not text
-    return Span(start, stop, UNKNOWN if is_cut else text, is_cut)
+    is_cut = bool(data) and not text.strip(_JOINERS)  # what belongs to a letter that is not there
+    return Span(start, stop, text or UNKNOWN if is_cut else text, is_cut)
 
 
 def shown(spans: Sequence[Span], values: F32, firing: int | None) -> Shown:
-    """Spans with the activations [T] of their tokens; those that are cut and inactive are left out."""
-    kept = [
-        span
-        for span in spans
-        if not span.is_cut or _holds(span, firing) or values[span.start : span.stop].any()
-    ]
+    """Spans with the activations [T] of their tokens; those that are cut are left out, but the firing one."""
+    kept = [span for span in spans if not span.is_cut or _holds(span, firing)]
     strongest = [_strongest(values[span.start : span.stop]) for span in kept]
     place = next((n for n, span in enumerate(kept) if _holds(span, firing)), None)
     return Shown([span.text for span in kept], np.array(strongest, np.float32), place)

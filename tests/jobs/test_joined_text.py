@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
         folder / "corpus.parquet"
     )
     write_tiny_tokenizer(folder / "tokenizer", "bytes")
-    return extracted(run_file(folder, tokens={"context_size": 40}))
+    return extracted(run_file(folder, tokens={"context_size": 256, "contexts": "document"}))
 
 
 @pytest.fixture(scope="module")

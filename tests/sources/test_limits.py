@@ -26,7 +26,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that take no time to reach; a process of its own has the real ones."""
     for module in (values, formats, prompt_sets):
         monkeypatch.setattr(module, "MOST_TEXT", LIMIT)
-    monkeypatch.setattr(formats, "MOST_LINE", 2 * LIMIT)
+    monkeypatch.setattr(formats, "MOST_LINE", 3 * LIMIT)
 
 
 def read(path: Path, **asked: Any) -> list[str]:
@@ -65,7 +65,7 @@ def test_a_document_may_be_as_large_as_the_limit_and_no_larger(
 def test_a_line_has_a_limit_too(tmp_path: Path, name: str, line: bytes) -> None:
     data = b'{"text": "a"}\n' + line
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    with pytest.raises(InputError, match=f"{name}:2 is a line of more than 2,000 bytes"):
+    with pytest.raises(InputError, match=f"{name}:2 is a line of more than 3,000 bytes"):
         read(tmp_path / name)
 
 
@@ -97,7 +97,7 @@ def test_prompts_are_counted_before_any_is_made(tmp_path: Path, monkeypatch: pyt
         read(path, kind="prompts")
     assert len(read(templates(tmp_path / "few.yaml", 3, 4), kind="prompts")) == 64
     monkeypatch.setattr(prompt_sets, "MOST_CHARACTERS", 10**5)
-    with pytest.raises(InputError, match="makes 64 prompts of up to 640,512 characters together"):
+    with pytest.raises(InputError, match="makes 64 prompts of up to 641,280 characters together"):
         read(templates(tmp_path / "long.yaml", 3, 4, "x" * 10_000), kind="prompts")
 
 

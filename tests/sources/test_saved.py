@@ -13,7 +13,7 @@ from pipeline.sources import Source, open_source
 from pipeline.sources.overlap import overlap
 from schemas.errors import InputError
 from schemas.run_file import Corpus
-from tests.sources.conformance import UntypedConformance
+from tests.sources.conformance import ColumnConformance
 
 ROWS = {"text": ["안녕", "b", "c"], "year": [1, None, 3], "other": [0.5, 1.0, 2.0]}
 
@@ -22,7 +22,7 @@ def source(path: Path, **asked: Any) -> Source:
     return open_source(Corpus.model_validate({"path": str(path), **asked}))
 
 
-class TestSaved(UntypedConformance):
+class TestSaved(ColumnConformance):
     def make(self, folder, texts, labels, text_column="text", label_columns=None) -> Source:  # type: ignore[no-untyped-def]
         import datasets
 

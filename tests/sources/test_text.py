@@ -116,7 +116,7 @@ def test_a_renamed_or_longer_file_has_another_digest(tmp_path: Path) -> None:
 
 
 def test_the_digest_sees_both_ends_of_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.text._ENDS", 4)
+    monkeypatch.setattr("pipeline.sources.fingerprint._ENDS", 4)
     digests = set()
     for text in ("aaaa....bbbb", "aXaa....bbbb", "aaaa....bXbb", "aaaa....bbb"):
         digests.add(open_at(write(tmp_path / "1.txt", text)).digest())

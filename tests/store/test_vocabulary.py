@@ -76,7 +76,9 @@ def test_every_window_shows_its_whole_characters(kind, text: str, tmp_path: Path
         for stop in (start + 1, start + 5, start + 12):
             spans = vocabulary.spans(ids[start:stop])
             whole = b"".join(data[start:stop]).decode("utf-8", "ignore")
-            assert "".join(span.text for span in spans if not span.is_cut) == whole
+            assert "".join(span.text for span in spans if not span.is_cut) == whole.lstrip(
+                "\u200d\ufe0f\u20e3🏽"
+            )
             assert [span.start for span in spans[1:]] == [span.stop for span in spans[:-1]]
 
 
@@ -119,7 +121,7 @@ def test_a_strip_shows_the_strongest_activation_of_a_span_and_marks_the_firing_o
     found = shown(spans, np.float32([0, 1, 0.5, -3, 0, 0]), 3)
     assert (found.texts, found.values.tolist(), found.firing) == (["a", "세"], [1, -3], 1)
     found = shown(spans, np.float32([2, 0, 0, 0, 0, 0]), 5)
-    assert (found.texts, found.firing) == (["\ufffd", "a", "세", "\ufffd"], 3)
+    assert (found.texts, found.firing) == (["a", "세", "\ufffd"], 2)
 
 
 def test_tokens_by_themselves_write_out_bytes_that_are_no_character(tmp_path: Path) -> None:
