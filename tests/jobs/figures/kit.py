@@ -1,4 +1,4 @@
-"""Font files for tests: a square for each letter, so that what is drawn does not hang on the machine's fonts."""
+"""Font files for tests, a square for each letter: what is drawn does not hang on the machine's fonts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def write_font(path: Path, family: str, letters: Iterable[str], style: str = "Re
         (pen.lineTo if place else pen.moveTo)(point)
     pen.closePath()
     square = pen.glyph()
-    builder.setupGlyf({name: square for name in builder.font.getGlyphOrder()})
-    builder.setupHorizontalMetrics({name: (900, 100) for name in builder.font.getGlyphOrder()})
+    builder.setupGlyf(dict.fromkeys(builder.font.getGlyphOrder(), square))
+    builder.setupHorizontalMetrics(dict.fromkeys(builder.font.getGlyphOrder(), (900, 100)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
     builder.setupNameTable({"familyName": family, "styleName": style})
     builder.setupOS2()
