@@ -42,9 +42,9 @@ PROMPT_TARGET = (0.95, 0.99)
 def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePath]:
     """Draw the figures of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
-    `language` is one of `LANGUAGES`. Optional ones are drawn when their table is there (that of labels: when the lake has any); which are not,
-    and the command that writes their tables, is said. Raises InputError when the table of another one is
-    missing, naming the command; then nothing is drawn.
+    `language` is one of LANGUAGES. Optional ones are drawn when their table is there (that of labels: when
+    the lake has any); which are not, and the command that writes their tables, is said. Raises InputError
+    when the table of another one is missing, naming the command; then nothing is drawn.
     """
     missing = {
         name: figure
@@ -87,8 +87,8 @@ def _known(language: str) -> Language:
         raise InputError(f"--language {language!r} is none of {', '.join(LANGUAGES)}")
     if chosen != "en" and families_for(HANGUL)[1]:
         raise InputError(
-            f"--language {language} needs a font with Hangul, and this machine has none: install one, such as "
-            "fonts-nanum of Debian and Ubuntu, or draw with --language en"
+            f"--language {language} needs a font with Hangul, and this machine has none: install one, such "
+            "as fonts-nanum of Debian and Ubuntu, or draw with --language en"
         )
     return chosen
 

@@ -63,7 +63,7 @@ def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
     found = steered(pictured, before, after)
     _tell(site, asked, found, pictured)
     if asked.out is not None:
-        write_file(asked.out, _drawn(kind, site, asked, found, pictured), "--out")
+        write_file(asked.out, _drawn(store, kind, site, asked, found, pictured), "--out")
         say(f"  {escape(str(asked.out))}")
     return found
 
@@ -147,7 +147,9 @@ def _tell(site: str, asked: Asked, found: Steered, pictured: Pictured) -> None:
         say(f"  {when}: {escape(told_classes(shares, pictured.decoder.classes))}")
 
 
-def _drawn(kind: str, site: str, asked: Asked, found: Steered, pictured: Pictured) -> bytes:
+def _drawn(
+    store: FeatureStore, kind: str, site: str, asked: Asked, found: Steered, pictured: Pictured
+) -> bytes:
     height, width = pictured.sides
     table = pl.DataFrame(
         {

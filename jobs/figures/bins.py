@@ -1,4 +1,4 @@
-"""Edges of bars over whole numbers: each bar counts a whole number of values, so that none makes up a peak."""
+"""Edges of bars over whole numbers: each bar counts a whole number of values, and none makes up a peak."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from schemas.values import F64
 def whole_bars(low: int, high: int, most: int) -> F64:
     """Edges of at most `most` bars of one width that hold low .. high, halfway between whole numbers."""
     width = max(1, -(-(high - low + 1) // most))
-    return np.arange(low, high + width + 1, width) - 0.5
+    edges: F64 = np.arange(low, high + width + 1, width) - 0.5
+    return edges
 
 
 def log_bars(low: int, high: int, ratio: float) -> F64:

@@ -85,12 +85,12 @@ def use_fonts(figure: Figure) -> set[str]:
     families, missing = families_for(letters)
     if len(families) > 1:
         for text in texts:
-            text.set_family(families)
+            text.set_fontfamily(families)
     return missing
 
 
 def families_for(letters: Collection[str]) -> tuple[list[str], set[str]]:
-    """Families to draw with, PLAIN first: what one lacks is taken from the next; and what none of them has."""
+    """Families to draw with, PLAIN first: what one lacks the next has; and what none of them has."""
     left = set(letters) - set(map(chr, _UNSEEN))
     left -= _plain().covers(_codes(left))
     families = [PLAIN]
@@ -144,7 +144,7 @@ def _face(path: str) -> Face | None:
         font = FT2Font(path)
     except (OSError, RuntimeError):
         return None
-    flags = int(getattr(font.face_flags, "value", font.face_flags))
+    flags: int = getattr(font.face_flags, "value", font.face_flags)
     family = font.family_name
     if not flags & _SCALABLE or flags & _COLOUR or family.lower().startswith(STAND_INS):
         return None

@@ -48,6 +48,6 @@ def set_to(chosen: Setting) -> Iterator[Setting]:
         _SETTING.reset(token)
 
 
-def bilingual(english: str, korean: str) -> str:
+def bilingual(english: str, korean: str, between: str = " · ") -> str:
     """The text in the language of the figures."""
-    return {"en": english, "ko": korean, "both": f"{english} · {korean}"}[setting().language]
+    return {"en": english, "ko": korean, "both": f"{english}{between}{korean}"}[setting().language]

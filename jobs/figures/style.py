@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import (
     FuncFormatter,
     LogFormatterSciNotation,
@@ -102,7 +103,7 @@ def add_fact(figure: Figure, fact: str) -> None:
 def _put_facts(figure: Figure, facts: list[str]) -> None:
     """Facts below the title, and the plots below them."""
     lines, engine = _lines(facts), figure.get_layout_engine()
-    assert engine is not None, "`sheet` sets it"
+    assert isinstance(engine, ConstrainedLayoutEngine), "`sheet` sets it"
     figure.texts[1].set_text("\n".join(lines))
     engine.set(rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * LINE_IN / figure.get_size_inches()[1]))
 

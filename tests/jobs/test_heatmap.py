@@ -213,7 +213,7 @@ def test_the_figures_speak_the_language_that_is_chosen_whatever_fonts_are_there(
 
 def test_a_language_that_no_font_can_write_or_that_is_not_known_is_refused(made, tmp_path, monkeypatch):
     monkeypatch.setattr(fonts, "font_files", list)
-    with pytest.raises(InputError, match="--language ko needs a font with Hangul, .* fonts-nanum"):
+    with pytest.raises(InputError, match=r"--language ko needs a font with Hangul, .* fonts-nanum"):
         heatmap(made[1], "site", Asked(features="1,2", language="ko"), tmp_path / "h.svg")
     with pytest.raises(InputError, match="--language 'kr' is none of en, ko, both"):
         heatmap(made[1], "site", Asked(features="1,2", language="kr"), tmp_path / "h.svg")

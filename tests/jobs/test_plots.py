@@ -187,7 +187,8 @@ def test_a_histogram_holds_every_feature_that_fired():
             low, high = axes.get_xlim()
             wide = [np.log10((bar.get_x() + bar.get_width()) / bar.get_x()) for bar in axes.patches]
             counts = [
-                bar.get_height() * (w if name == "frequency" else 1) for bar, w in zip(axes.patches, wide)
+                bar.get_height() * (w if name == "frequency" else 1)
+                for bar, w in zip(axes.patches, wide, strict=True)
             ]
             assert sum(counts) == pytest.approx(370)
             assert all(
@@ -430,6 +431,6 @@ def test_sparsity_is_that_of_the_feature_table():
         left, right = FIGURES["sparsity"].draw(features, "l9").axes
     assert sum(bar.get_height() for bar in left.patches) == 400
     octaves = [np.log2(1 + bar.get_width() / bar.get_x()) for bar in right.patches]
-    counts = sum(bar.get_height() * wide for bar, wide in zip(right.patches, octaves))
+    counts = sum(bar.get_height() * wide for bar, wide in zip(right.patches, octaves, strict=True))
     assert counts == pytest.approx(features["n_active"].sum())
-    assert right.get_ylabel() == "activations per doubling of it (log scale)"
+    assert right.get_ylabel() == "activations per doubling (log scale)"

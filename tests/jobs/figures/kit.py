@@ -1,4 +1,4 @@
-"""Font files for tests: a square for each letter, so that what is drawn does not hang on the machine's fonts."""
+"""Font files for tests, a square for each letter: what is drawn does not hang on the machine's fonts."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_a_figure_is_drawn_with_the_fonts_of_its_letters_ticks_included(files, t
 
 
 def test_without_a_font_the_letters_stay_in_the_svg_and_the_figure_says_what_is_missing(files, tmp_path):
-    figure, missing = drawn(tmp_path, "svg")
+    _, missing = drawn(tmp_path, "svg")
     assert missing == set("한국어")
     text = (tmp_path / "f.svg").read_text(encoding="utf-8")
     assert ">한국<" in text
