@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.outputs import require_file, write_file
+from pipeline.store import FeatureStore
+from pipeline.store.tables import require_writable
 from schemas.errors import InputError
 from tests.store.build import build
 
@@ -65,3 +69,34 @@ def test_commands_refuse_a_folder_before_they_begin(
     assert str(done.exception) == (
         f"{option} {tmp_path / name} can not be a file: give one that is no folder and lies in one"
     )
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_the_work() -> None:
+    with pytest.raises(InputError, match=r"^--html /proc/page.html can not be written \(.*\): give --html"):
+        require_file(Path("/proc/page.html"), "--html")
+
+
+@pytest.mark.parametrize("job", ["fidelity", "logits", "attribute", "derive"])
+def test_jobs_that_run_a_model_look_first_whether_their_tables_can_be_written(
+    tmp_path: Path, job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path, shards=1)
+    store = FeatureStore.open(tmp_path)
+    site = next(iter(store.sites))
+    (tmp_path / "tables").mkdir(exist_ok=True)
+    shutil.rmtree(tmp_path / "tables" / site, ignore_errors=True)
+    (tmp_path / "tables" / site).write_bytes(b"a file where the folder should be")
+    module = importlib.import_module(f"jobs.{job}")
+    for name in ("_work", "use_for_logits", "_columns", "choose_tasks"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, None)  # nothing else is begun
+    with pytest.raises(InputError, match=r"can not be written: a part of its path is a file"):
+        getattr(module, job)(store, site, *([None] if job == "derive" else []))
+
+
+def test_the_look_leaves_nothing_behind(root: Path) -> None:
+    store = FeatureStore.open(root)
+    site = next(iter(store.sites))
+    require_writable(store.layout, site)
+    folder = root / "tables" / site
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
