@@ -145,7 +145,7 @@ def _remove(
 ) -> None:
     """Look that nobody is at work, say what goes, ask, and do it."""
     _require_quiet(of.layout, passes)
-    for line in _told(pieces):
+    for line in _lines_of(pieces):
         say(line)
     files, total = sum(piece.files for piece in pieces), sum(piece.bytes for piece in pieces)
     weight = f"{several(files, 'file')}, {size(total)}"
@@ -167,7 +167,7 @@ def _require_quiet(layout: Layout, passes: Iterable[str]) -> None:
             raise InputError(f"pass {name!r}: {running}: stop it, or wait for its end, and drop again")
 
 
-def _told(pieces: Iterable[Piece]) -> Iterable[str]:
+def _lines_of(pieces: Iterable[Piece]) -> Iterable[str]:
     """A line for each kind of piece."""
     kinds: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
