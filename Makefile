@@ -15,7 +15,7 @@ PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loads
 # What the exports are read back by, and the benchmarks compare with: installed aside, without its libraries.
 ASIDE := $(VENV)/bench/.installed
 
-.PHONY: setup demo test test-fast test-transformer-lens-4 lint types bench clean
+.PHONY: setup demo test test-fast test-transformer-lens-4 lint types lock bench clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ $(TRANSFORMER_LENS_4)/.installed: $(STAMP)
 	rm -rf $(TRANSFORMER_LENS_4)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TRANSFORMER_LENS_4) transformer-lens==4.3.0
 	touch $@
+
+# The hashes of what the image installs, after constraints.txt or pyproject.toml changed.
+lock: setup
+	$(BIN)/python deploy/lock.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -79,7 +80,8 @@ def test_the_head_takes_no_gpu_worker_and_its_dashboard_is_not_open(name):
 
 def pods(job):
     cluster = job["spec"]["rayClusterSpec"]
-    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    return [*(group["template"]["spec"] for group in groups), job["spec"]["submitterPodTemplate"]["spec"]]
 
 
 def rayjob_schema():
@@ -157,7 +159,72 @@ def test_every_volume_of_the_rayjob_is_there():
         mounted = {
             mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])
         }
-        assert mounted == {volume["name"] for volume in pod["volumes"]}
+        assert mounted == {volume["name"] for volume in pod.get("volumes", [])}
+
+
+def test_no_pod_runs_as_root_or_can_become_it():
+    for pod in pods(read(RAYJOB)):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            wanted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert container["securityContext"] == wanted
+
+
+def dockerfile():
+    """Its commands, without comments."""
+    lines = (ROOT / "deploy/Dockerfile").read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
+def test_nobody_becomes_root_in_the_image_whose_base_has_a_full_version():
+    assert "sudo" not in dockerfile()
+    assert dockerfile().rstrip().splitlines()[-3] == "USER ${USER_ID}"
+    assert re.search(
+        r"^ARG BASE_IMAGE=python:3\.11\.\d+-slim-\w+\nFROM \$\{BASE_IMAGE\}$", dockerfile(), re.MULTILINE
+    )
+
+
+def test_the_image_installs_all_but_torch_by_hashes():
+    assert (
+        "pip install --no-cache-dir --no-deps --require-hashes --requirement requirements.txt" in dockerfile()
+    )
+    assert "pip install --no-cache-dir --no-deps . && pip check" in dockerfile()
+    assert "constraint constraints.txt ${TORCH_ARGS} torch" in dockerfile()
+
+
+@pytest.fixture(scope="module")
+def lock():
+    """deploy/lock.py."""
+    spec = importlib.util.spec_from_file_location("lock", ROOT / "deploy/lock.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+def test_the_locked_file_is_what_constraints_and_dependencies_say(lock):
+    versions = lock.pinned()
+    text = lock.OUT.read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", text, re.MULTILINE))
+    assert locked == {name: versions[name] for name in lock.needed()}  # else run `make lock`
+    assert not {name for name in locked if name.startswith(lock.OF_TORCH)}
+    entries = re.split(r"^(?=[a-z])", text.removeprefix(lock.HEAD), flags=re.MULTILINE)[1:]
+    assert len(entries) == len(locked)
+    for entry in entries:
+        assert re.fullmatch(r"\S+ \\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n?){1,2}", entry), entry
+    assert "http" not in text
+
+
+def test_each_machine_that_has_another_file_has_its_hash(lock):
+    def of(name, version, sha256):
+        return {
+            "metadata": {"name": name, "version": version},
+            "download_info": {"archive_info": {"hashes": {"sha256": sha256}}},
+        }
+
+    text = lock.lock([[of("A_b", "1", "11"), of("c", "2", "33")], [of("A_b", "1", "22"), of("c", "2", "33")]])
+    assert text == lock.HEAD + (
+        "a-b==1 \\\n    --hash=sha256:11 \\\n    --hash=sha256:22\nc==2 \\\n    --hash=sha256:33\n"
+    )
 
 
 def test_all_files_name_the_image_that_the_dockerfile_builds():
@@ -173,6 +240,7 @@ def test_the_image_copies_what_the_package_is_made_of():
     assert {
         "pyproject.toml",
         "constraints.txt",
+        "deploy/requirements.txt",
         "README.md",
         "LICENSE",
         "schemas",
