@@ -10,12 +10,16 @@ from rich.table import Table
 
 from jobs.console import console, say
 from pipeline.check import Losses
+from pipeline.saes.reconstruction import MASSIVE, Reconstruction
 
 if TYPE_CHECKING:
     from jobs.check_sae import Report
 
 L0_FACTOR = 2.0
 """An L0 further than this factor from the card's is worth a sentence."""
+
+DECIDE = 0.05
+"""Massive rows that change the explained variance by more than this are worth one."""
 
 
 def show(report: Report) -> None:
@@ -35,12 +39,25 @@ def sentences(report: Report) -> list[str]:
     card, l0 = report.about.card.get("l0"), report.figures.l0_mean
     if card and not 1 / L0_FACTOR <= l0 / card <= L0_FACTOR:
         told.append(f"L0 is {l0:.1f}, its card says {card:g}.")
+    if sentence := massive_rows(report.figures):
+        told.append(sentence)
     lost = report.diagnosis.as_loaded.explained_variance - report.with_special
     if report.is_fine and lost > 0.1:
         told.append(
             f"Leave special tokens out: counted too, explained variance is {report.with_special:.3f}."
         )
     return told
+
+
+def massive_rows(found: Reconstruction) -> str | None:
+    """A sentence where a few massive rows decide what the explained variance of all rows is."""
+    if not abs(found.explained_variance - found.judged) > DECIDE:
+        return None
+    return (
+        f"{found.massive:,} of {found.n:,} rows ({found.massive / found.n:.2%}) decide the explained "
+        f"variance: their norm is above {MASSIVE:g} times the median (attention sinks?). With them it is "
+        f"{found.explained_variance:.3f}, without them {found.judged:.3f}; the SAE is judged without them."
+    )
 
 
 def _table(report: Report) -> Table:
@@ -70,6 +87,7 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
             "dead",
         ),
         ("explained variance", f"{found.explained_variance:.4f}", "explained_variance"),
+        *_without_massive(found),
         ("squared error of an element", f"{found.mse:.4g}", "mse"),
         ("cosine, mean", f"{found.cosine:.4f}", "cosine"),
         ("explained variance, special tokens too", f"{report.with_special:.4f}", ""),
@@ -84,6 +102,14 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _without_massive(found: Reconstruction) -> list[tuple[str, str, str]]:
+    """The line of the explained variance without massive rows, where there are any."""
+    if not found.massive:
+        return []
+    name = f"explained variance without {found.massive:,} rows above {MASSIVE:g} times the median norm"
+    return [(name, f"{found.rest.explained_variance:.4f}", "")]
+
+
 def as_json(report: Report) -> dict[str, Any]:
     """All numbers; what is not a number is null."""
     found, losses = report.figures, report.losses
@@ -94,6 +120,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "dead": found.dead,
         "dead_share": found.dead / len(found.active),
         "explained_variance": found.explained_variance,
+        "massive_rows": found.massive,
+        "explained_variance_without_massive_rows": found.rest.explained_variance,
         "mse": found.mse,
         "cosine": found.cosine,
         "explained_variance_with_special_tokens": report.with_special,

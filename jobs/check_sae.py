@@ -217,7 +217,7 @@ def _elsewhere(
 ) -> Iterator[Elsewhere]:
     """Rows from other hooks, and from other choices of tokens."""
     named = _trained_at(about)
-    poor = not figures.explained_variance >= check.POOR
+    poor = not figures.judged >= check.POOR
     yield from check.other_hooks(subject, pieces, named, poor=poor)
     other: Sequence[check.Piece] = ()
     if flipped is not None:

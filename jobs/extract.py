@@ -130,9 +130,12 @@ def _tell_quality(results: list[Extraction], order: list[str], check: CheckSae) 
         say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
     for name in (name for name in order if name in looks):
         explained = looks[name]
-        colour = "yellow" if explained < 0 else "bold"
-        worse = ", less than the mean of x does: see `latentlake check-sae`" if explained < 0 else ""
-        say(f"[{colour}]{escape(name)}[/] explains {explained:.3f} of the variance on the first rows{worse}")
+        is_worse = explained.judged < 0
+        worse = ", less than the mean of x does: see `latentlake check-sae`" if is_worse else ""
+        rest = explained.of_rest
+        massive = "" if rest is None else f" ({rest:.3f} without a few rows above ten times the median norm)"
+        said = f"explains {explained.of_all:.3f} of the variance on the first rows{massive}{worse}"
+        say(f"[{'yellow' if is_worse else 'bold'}]{escape(name)}[/] {said}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,17 @@ from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, PlannedSite
 from schemas.run_file import ActivationDtype, CheckSae
-from schemas.values import F32, Agreement, Bool, ControlSums, Encoded, SparseFeatures, Timed, TokenShard
+from schemas.values import (
+    F32,
+    Agreement,
+    Bool,
+    ControlSums,
+    Encoded,
+    Explained,
+    SparseFeatures,
+    Timed,
+    TokenShard,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +149,7 @@ class ModelFeatures:
         hook_name = next(each.hook_name for each in self._plan.sites if each.name == site)
         return self._model.widths[hook_name]
 
-    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
+    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:
         """Explained variance by site, of the sites that this worker has not looked at in an earlier shard."""
         if self._check_sae == "off" or not self._to_look_at:
             return {}
@@ -156,8 +166,12 @@ class ModelFeatures:
         self._rows_looked_at += tokens.n_rows
         if self._rows_looked_at >= most_rows(tokens):
             self._to_look_at.clear()  # a site that is left gives hardly any rows
-        told = {name: sums.explained_variance for name, sums in found.items()}
-        return {name: round(value, 4) for name, value in told.items() if not math.isnan(value)}
+        told = {name: sums.explained for name, sums in found.items()}
+        return {
+            name: Explained(*(value and round(value, 4) for value in explained))
+            for name, explained in told.items()
+            if not math.isnan(explained.of_all)
+        }
 
     def encode(
         self,

@@ -13,7 +13,7 @@ from pipeline.synthetic.recipe import parse
 from schemas.errors import NodeError
 from schemas.layout import Layout
 from schemas.records import Plan
-from schemas.values import ControlSums, Encoded, Timed, TokenShard
+from schemas.values import ControlSums, Encoded, Explained, Timed, TokenShard
 
 
 class SyntheticFeatures:
@@ -50,7 +50,7 @@ class SyntheticFeatures:
             about = {"format": "synthetic", **recipe}
             write_site_weights(self._layout, self._plan.pass_name, site, dict, about)
 
-    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:  # noqa: ARG002
+    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:  # noqa: ARG002
         """There is nothing to reconstruct."""
         return {}
 

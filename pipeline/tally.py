@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from schemas.records import Receipt
+from schemas.values import Explained
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Tally:
     """By site."""
     bytes: Counter[str] = field(default_factory=Counter)
     """By kind of object: csr.zarr, postings.parquet ..."""
-    looks: dict[str, tuple[str, float]] = field(default_factory=dict)
+    looks: dict[str, tuple[str, Explained]] = field(default_factory=dict)
     """By site the first shard on which somebody looked, and the explained variance there."""
     devices: set[str] = field(default_factory=set)
 
@@ -39,8 +40,8 @@ class Tally:
             self.nnz[name] += site.nnz
             self.underflow += site.underflow
             if site.explained_variance is not None:
-                look = (receipt.shard, site.explained_variance)
-                self.looks[name] = min(look, self.looks.get(name, look))
+                look = (receipt.shard, Explained(site.explained_variance, site.explained_variance_rest))
+                self.looks[name] = min(look, self.looks.get(name, look), key=lambda pair: pair[0])
 
     @property
     def nonzeros(self) -> int:

@@ -37,7 +37,16 @@ from schemas.errors import ShardError
 from schemas.layout import DENSE, Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
 from schemas.run_file import CheckSae
-from schemas.values import Agreement, ControlSums, Encoded, Hello, SparseFeatures, Timed, TokenShard
+from schemas.values import (
+    Agreement,
+    ControlSums,
+    Encoded,
+    Explained,
+    Hello,
+    SparseFeatures,
+    Timed,
+    TokenShard,
+)
 
 
 class Features(Protocol):
@@ -65,7 +74,7 @@ class Features(Protocol):
     def keep_weights(self) -> None:
         """Keep the sites' weights in the store, where they are not there."""
 
-    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, float]:
+    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:
         """Explained variance by site, where somebody looks; `at` as in `encode`."""
 
     def width(self, site: str) -> int:
@@ -189,7 +198,10 @@ class Worker:
                 for site in self._sites:
                     parts, writer = encoded.pop(site.name), dense.get(site.name)
                     about, written = self._write(staging, site, parts, at[site.name], writer)
-                    sites[site.name] = replace(about, explained_variance=explained.get(site.name))
+                    of_all, of_rest = explained.get(site.name, (None, None))
+                    sites[site.name] = replace(
+                        about, explained_variance=of_all, explained_variance_rest=of_rest
+                    )
                     objects += written
                 stack.close()
         receipt = Receipt(

@@ -355,6 +355,9 @@ class SiteReceipt:
     """What is counted where the site reads some positions only; None: what the shard's record says."""
     explained_variance: float | None = None
     """1 - SSE / SST on the shard's first rows, where somebody looked (a worker's first shard)."""
+    explained_variance_rest: float | None = None
+    """The same without massive rows, which are above ten times the median norm; None where there are not a
+    few of them."""
 
 
 @dataclass(frozen=True, slots=True, config=_EXACT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,6 +228,18 @@ class SparseFeatures:
 
 Encoded = dict[str, list[SparseFeatures]]
 """By site, pieces of a shard's features."""
+
+
+class Explained(NamedTuple):
+    """Explained variance of some rows: of all, and where a few are massive of the rest."""
+
+    of_all: float
+    of_rest: float | None
+
+    @property
+    def judged(self) -> float:
+        """What an SAE is judged by."""
+        return self.of_all if self.of_rest is None else self.of_rest
 
 
 class Timed(Protocol):

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jobs.run import run
 from pipeline import first_look, model_features
@@ -173,3 +174,39 @@ def test_a_transcoder_whose_target_the_model_lacks_runs_and_is_told_of(tmp_path,
     run(run_file(tmp_path, extract={"check_sae": "stop"}, sites=[{"name": "mid", "sae": str(folder)}]))
     assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
     assert "mid: nobody looked how well it reconstructs" in " ".join(capsys.readouterr().out.split())
+
+
+def sinking_lm():
+    """`tiny_lm` with an attention sink: after layer 1 the word w7 is very long, and all in one place."""
+    import torch
+
+    model = tiny_lm()
+
+    def sink(_module, _inputs, x):
+        massive = torch.zeros_like(x)
+        massive[..., 3] = 3000.0
+        return torch.where((model.ids == 10)[..., None], massive, x)
+
+    model.register_forward_pre_hook(lambda m, inputs: setattr(m, "ids", inputs[0]))
+    model.layers[1].register_forward_hook(sink)
+    return model
+
+
+@pytest.mark.parametrize("batch_contexts", [1, 4, 64])
+def test_a_few_massive_rows_stop_no_good_sae(tmp_path, capsys, batch_contexts):
+    model = {"path": "tests.test_first_look:sinking_lm"}
+    sae = good_sae(tmp_path / "sae")
+    weights = load_file(sae / "sae_weights.safetensors")
+    # of the sink's place it gives the opposite, so that the sink is worse than the mean
+    weights["W_dec"] = np.ascontiguousarray(
+        weights["W_dec"] * np.where(np.arange(D_MODEL) == 3, -1, 1), np.float32
+    )
+    save_file(weights, sae / "sae_weights.safetensors")
+    sites = [{"name": "mid", "sae": str(sae)}]
+    extract = {"check_sae": "stop", "batch_contexts": batch_contexts}
+    run(run_file(tmp_path, extract=extract, model=model, sites=sites))
+    look = receipts(tmp_path)["000000"].sites["mid"]
+    assert look.explained_variance < 0 < 0.3 < look.explained_variance_rest
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"({look.explained_variance_rest:.3f} without a few rows above ten times the median norm)" in said
+    assert "less than the mean" not in said

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.saes.architectures import ARCHITECTURES, array_names
 from pipeline.saes.encoder import Encoder, RuleEncoder
-from pipeline.saes.reconstruction import Reconstruction, reconstruct
+from pipeline.saes.reconstruction import MASSIVE, MASSIVE_SHARE, Reconstruction, reconstruct
 from pipeline.saes.weights import Weights, fold_input_scale, rule_of
 
 BLOCK, SAMPLE = 512, 256
@@ -43,6 +43,17 @@ class Rows(NamedTuple):
             return self
         kept = torch.arange(n, device=self.x.device) * len(self.x) // n
         return Rows(self.x[kept], self.target[kept])
+
+    def ordinary(self) -> Rows:
+        """Without massive rows (by the target's norm), where they are few; see `reconstruction`."""
+        norms = torch.linalg.vector_norm(self.target.double(), dim=1)
+        if not len(norms):
+            return self
+        kept = norms <= MASSIVE * norms.quantile(0.5)
+        if not 0 < int((~kept).sum()) <= MASSIVE_SHARE * len(norms):
+            return self
+        x = self.x[kept]
+        return Rows(x, x if self.target is self.x else self.target[kept])
 
 
 class Alternative(NamedTuple):

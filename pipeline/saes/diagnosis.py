@@ -2,7 +2,7 @@
 
 Every alternative is tried on the same rows; the verdict names one only where its unexplained variance is less
 than CLEARLY times that of the SAE as loaded (and GAIN less), and gives both numbers. Fewer than FEW rows
-tell nothing.
+tell nothing. A few massive rows are left out (`Rows.ordinary`), for they would decide alone.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def diagnose(
     Alternatives that are no better, or no sparse code, on SAMPLE rows are left at that: a finding's n says on
     how many rows it was measured.
     """
-    rows = rows.thinned(ROWS)
+    rows = rows.thinned(ROWS).ordinary()
     loaded = _finding(Alternative("as loaded", "", encoder, rows))
     on_sample = _finding(Alternative("as loaded", "", encoder, rows.thinned(SAMPLE)))
     tried = []
@@ -111,7 +111,7 @@ def _can_tell(finding: Finding) -> bool:
 
 def _elsewhere(encoder: Encoder, places: Iterable[Elsewhere]) -> Iterator[Alternative]:
     for name, change, rows in places:
-        yield Alternative(name, change, encoder, rows.thinned(ROWS))
+        yield Alternative(name, change, encoder, rows.thinned(ROWS).ordinary())
 
 
 def _finding(alternative: Alternative) -> Finding:

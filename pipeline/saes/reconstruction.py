@@ -4,6 +4,10 @@ Explained variance is global, 1 - SSE / SST with SST about the mean row of all r
 is another number. SST is merged by the pairwise formula of Chan, Golub and LeVeque (1979), so that a large
 mean costs no precision.
 
+Some models have rows a hundred times as long as the others (attention sinks: the first token, a newline). A
+few of them can be nearly all of SST and of SSE, whatever the SAE does with the rest. So the same is told of
+the rows up to MASSIVE times the median norm of the first MEDIAN_ROWS rows, whatever batches they come in.
+
 N rows, D d_model, O width of the target, F d_sae.
 """
 
@@ -18,10 +22,52 @@ from torch import Tensor
 from pipeline.saes.encoder import Encoder
 from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError
-from schemas.values import I64, SparseFeatures
+from schemas.values import I64, Explained, SparseFeatures
 
 FEW = 64
 """Fewer rows tell nothing of an SAE."""
+
+MASSIVE = 10.0
+"""Times the median norm of a row, above which it is massive."""
+
+MEDIAN_ROWS = 256
+"""Rows that the median is of: the first, kept until they are that many."""
+
+MASSIVE_SHARE = 0.05
+"""Above this share massive rows are no exception, and an SAE is judged on all rows."""
+
+
+@final
+class Spread:
+    """Errors and deviations from the mean row, over rows added so far."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sse = 0.0
+        """Sum of squared errors, over rows and elements."""
+        self.sst = 0.0
+        """Sum of squared deviations of the target from its mean row."""
+        self._mean: Tensor | None = None
+
+    def add(self, rows: Tensor, errors: Tensor) -> None:
+        """Merge float64 rows [N, O] and their squared errors [N] into those before them."""
+        if not len(rows):
+            return
+        mean = rows.mean(dim=0)
+        self.sst += float((rows - mean).square().sum())
+        self.sse += float(errors.sum())
+        if self._mean is None:
+            self.n, self._mean = len(rows), mean
+            return
+        step, share = mean - self._mean, len(rows) / (self.n + len(rows))
+        self.sst += float(step.square().sum()) * self.n * share
+        self._mean = self._mean + step * share
+        self.n += len(rows)
+
+    @property
+    def explained_variance(self) -> float:
+        """1 - SSE / SST; NaN for a target that does not vary."""
+        return 1 - self.sse / self.sst if self.sst else float("nan")
 
 
 @final
@@ -29,15 +75,13 @@ class Reconstruction:
     """Sums over the rows added so far; of no row every mean is NaN."""
 
     def __init__(self, d_sae: int) -> None:
-        self.n = 0
-        self.sse = 0.0
-        """Sum of squared errors, over rows and elements."""
-        self.sst = 0.0
-        """Sum of squared deviations of the target from its mean row."""
+        self._all, self._rest = Spread(), Spread()
+        self._first: list[tuple[Tensor, Tensor]] = []
+        """Rows and errors of which the median is not taken yet."""
+        self._longest: float | None = None
         self.active: I64 = np.zeros(d_sae, dtype=np.int64)
         """Rows in which each feature fired, int64 [F]."""
         self._width = 0
-        self._mean: Tensor | None = None
         self._cosines = 0.0
         self._rows_of_l0: I64 = np.zeros(1, dtype=np.int64)
 
@@ -46,24 +90,71 @@ class Reconstruction:
         if not len(target):
             return
         wanted, given = target.double(), reconstruction.to(target.device, torch.float64)
-        self._add_moments(wanted)
-        self.n += len(wanted)
+        errors = (wanted - given).square().sum(dim=1)
+        self._all.add(wanted, errors)
+        self._add_to_rest(wanted, errors)
         self._width = wanted.shape[1]
-        self.sse += float((wanted - given).square().sum())
         self._cosines += float(torch.cosine_similarity(wanted, given, dim=1).sum())
         self.active += np.bincount(features.indices, minlength=len(self.active))
         self._add_l0(np.diff(features.indptr))
 
-    def _add_moments(self, rows: Tensor) -> None:
-        """Merge mean and SST of float64 rows [N, O] into those before them."""
-        mean = rows.mean(dim=0)
-        self.sst += float((rows - mean).square().sum())
-        if self._mean is None:
-            self._mean = mean
-            return
-        step, share = mean - self._mean, len(rows) / (self.n + len(rows))
-        self.sst += float(step.square().sum()) * self.n * share
-        self._mean = self._mean + step * share
+    def _add_to_rest(self, rows: Tensor, errors: Tensor) -> None:
+        """Add the rows that are not massive, once the median is known; those that wait for it are copied."""
+        if self._longest is None:
+            missing = MEDIAN_ROWS - sum(len(kept) for kept, _ in self._first)
+            self._first.append((rows[:missing].clone(), errors[:missing].clone()))
+            if len(rows) < missing:
+                return
+            self._close_first()
+            rows, errors = rows[missing:], errors[missing:]
+        kept = _norms(rows) <= self._longest
+        self._rest.add(rows[kept], errors[kept])
+
+    def _close_first(self) -> None:
+        """Take the median of the rows that there are, and add them."""
+        rows, errors = (torch.cat(part) for part in zip(*self._first, strict=True))
+        self._longest = MASSIVE * float(_norms(rows).quantile(0.5))
+        self._first.clear()
+        kept = _norms(rows) <= self._longest
+        self._rest.add(rows[kept], errors[kept])
+
+    @property
+    def n(self) -> int:
+        """Rows."""
+        return self._all.n
+
+    @property
+    def sse(self) -> float:
+        """Sum of squared errors, over rows and elements."""
+        return self._all.sse
+
+    @property
+    def sst(self) -> float:
+        """Sum of squared deviations of the target from its mean row."""
+        return self._all.sst
+
+    @property
+    def rest(self) -> Spread:
+        """The same sums over the rows that are not massive. No row may be added once this was looked at."""
+        if self._longest is None and self._first:
+            self._close_first()
+        return self._rest
+
+    @property
+    def massive(self) -> int:
+        """Rows above MASSIVE times the median norm."""
+        return self.n - self.rest.n
+
+    @property
+    def explained(self) -> Explained:
+        """Explained variance of all rows; and of the rest, where massive rows are few."""
+        few = 0 < self.massive <= MASSIVE_SHARE * self.n
+        return Explained(self.explained_variance, self.rest.explained_variance if few else None)
+
+    @property
+    def judged(self) -> float:
+        """The one of the two that an SAE is judged by."""
+        return self.explained.judged
 
     def _add_l0(self, l0: I64) -> None:
         """Count rows by the number of features that fire in them."""
@@ -74,7 +165,7 @@ class Reconstruction:
     @property
     def explained_variance(self) -> float:
         """1 - SSE / SST; NaN for a target that does not vary."""
-        return 1 - self.sse / self.sst if self.sst else float("nan")
+        return self._all.explained_variance
 
     @property
     def mse(self) -> float:
@@ -116,6 +207,10 @@ def reconstruct(encoder: Encoder, x: Tensor, target: Tensor, into: Reconstructio
     return features
 
 
+def _norms(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1)
+
+
 def target_of(metadata: SaeMetadata, at_hook_out: Tensor) -> Tensor:
     """What the SAE is to reconstruct, [N, O], out of what the model has at `hook_name_out` or `hook_name`.
 
@@ -140,10 +235,10 @@ def holds_target(metadata: SaeMetadata, found: int) -> bool:
 
 def worse_than_mean(found: Reconstruction) -> str | None:
     """A sentence when the mean row would stand for the target better than the reconstruction does."""
-    if not found.explained_variance < 0:
+    if not found.judged < 0:
         return None
     return (
-        f"the reconstruction is worse than the mean row: explained variance {found.explained_variance:.3g}, "
+        f"the reconstruction is worse than the mean row: explained variance {found.judged:.3g}, "
         f"L0 {found.l0_mean:.1f} on {found.n:,} rows; `latentlake check-sae` looks for the mistake "
         "(model, hook, normalisation, ...)"
     )

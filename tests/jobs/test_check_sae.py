@@ -103,6 +103,35 @@ def test_a_card_is_shown_beside_the_figures_and_a_special_token_that_dominates_i
     assert as_json(report)["card"] == {"l0": 10.0, "explained_variance": 0.8}
 
 
+def sinking_lm():
+    """`tiny_lm` in which the word w7 is an attention sink: 500 times as long, and not what its SAE knows."""
+    from tests.kit import tiny_lm
+
+    model = tiny_lm()
+    with torch.no_grad():
+        model.embed.weight[10] = -500 * model.embed.weight[11]
+    return model
+
+
+def test_a_few_massive_rows_neither_break_a_good_sae_nor_name_a_remedy(capsys, tmp_path, words, monkeypatch):
+    monkeypatch.setattr("tests.jobs.test_check_sae.MODEL", f"{__name__}:sinking_lm")
+    lines = (words / "corpus.jsonl").read_text().replace("w7 ", "w8 ", 10_000)
+    rare = lines.replace("w20 ", "w7 ", 4)  # 4 rows of a thousand
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(rare)
+    more = ("--corpus", corpus)
+    code, printed, report = call(capsys, embedding_sae(tmp_path / "sae"), words, *more)
+    figures = report["figures"]
+    assert 1 <= figures["massive_rows"] <= 4
+    assert figures["explained_variance"] < 0.5
+    assert figures["explained_variance_without_massive_rows"] == pytest.approx(1, abs=1e-6)
+    assert code == 0, printed
+    assert report["likely"] is None
+    assert f"{figures['massive_rows']} of {figures['tokens']} rows" in printed
+    assert "decide the explained variance: their norm is above 10 times the median" in printed
+    assert "As loaded the SAE explains the data" in printed
+
+
 def test_what_is_not_a_number_is_null_in_json():
     content = as_json(stub_report(card={}, with_special=math.nan))
     assert content["figures"]["explained_variance_with_special_tokens"] is None

@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import hadamard
 
 from pipeline.saes import load_sae
-from pipeline.saes.alternatives import Rows, best_factor, mean_norm_factor
+from pipeline.saes.alternatives import Rows, best_factor, mean_norm_factor, measured
 from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, Elsewhere, Finding, _verdict, diagnose
 from pipeline.saes.reconstruction import FEW
 from tests.kit import write_sae
@@ -214,7 +214,7 @@ def test_the_hook_is_another_layers(tmp_path):
 
 def test_rows_of_bos_that_dominate_the_error(tmp_path):
     first = np.zeros(N, dtype=bool)
-    first[::100] = True
+    first[::15] = True  # too many to be left out as massive rows
     x = np.where(first[:, None], 400 * np.ones(D), X)
     places = [Elsewhere("position 0 left out", "leave position 0 out", both(x[~first]))]
     assert_named(diagnose(load(tmp_path), both(x), places), "position 0 left out")
@@ -290,3 +290,30 @@ def test_many_more_features_than_the_files_name_are_a_mistake_whatever_they_expl
     verdict, is_fine = _verdict(loaded, [], None, published)
     assert is_fine == fine
     assert ("Too many features fire: explained variance 0.850, L0 167.7" in verdict) != fine
+
+
+def with_sinks(x, share=0.0056, factor=200):
+    """The rows with a few attention sinks among them: all of one direction, and very long."""
+    sinks = np.random.default_rng(6).random(len(x)) < share
+    assert sinks.sum() > 3
+    return np.where(sinks[:, None], factor * np.abs(MEAN), x)
+
+
+def test_a_good_sae_is_fine_though_a_few_massive_rows_are_most_of_the_variance(tmp_path):
+    encoder, x = load(tmp_path), with_sinks(X)
+    assert measured(encoder, both(x)).explained_variance < 0.5
+    found = diagnose(encoder, both(x))
+    assert found.is_fine, found.verdict
+    assert found.as_loaded.explained_variance > 0.9
+    assert found.as_loaded.n == measured(encoder, both(x)).rest.n < N
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_on_the_rows_that_are_not_massive(tmp_path, name):
+    assert_named(diagnose(load(tmp_path, changes=MISTAKES[name]), both(with_sinks(X))), name)
+
+
+def test_rows_from_elsewhere_are_without_their_massive_ones_too(tmp_path):
+    strange = np.random.default_rng(9).standard_normal((N, D))
+    elsewhere = [Elsewhere("hook there", "read x there", both(with_sinks(X)))]
+    assert_named(diagnose(load(tmp_path), both(strange), elsewhere), "hook there")

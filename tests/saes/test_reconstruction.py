@@ -138,3 +138,50 @@ def test_a_target_of_another_width_is_refused_with_both(tmp_path, width):
         target_of(about, torch.zeros(3, width))
     with pytest.raises(InputError, match="gives vectors of 32"):
         target_of(replace(about, hook_head_index=2), torch.zeros(3, 32))
+
+
+def with_massive_rows(share=0.0056, factor=300.0):
+    """Rows well reconstructed, but for a few that are `factor` times as long, of which nothing comes back."""
+    target, given = rows()
+    massive = np.random.default_rng(5).random(len(target)) < share
+    target[massive] *= factor
+    given[massive] = 0
+    return target, given, massive
+
+
+@pytest.mark.parametrize("sizes", [BATCHES, (2000,), (1,) * 2000, (255, 1, 1, 1743), (256, 1744)])
+def test_massive_rows_are_told_apart_whatever_the_batches(sizes):
+    target, given, _ = with_massive_rows()
+    found = added(target, given, activations(), sizes)
+    norms = np.linalg.norm(target.astype(np.float64), axis=1)
+    rest = norms <= 10 * np.median(norms[:256])
+    assert np.array_equal(rest, norms <= 10 * np.median(norms))
+    assert found.massive == (~rest).sum() > 3
+    t, g = target[rest].astype(np.float64), given[rest].astype(np.float64)
+    expected = 1 - ((t - g) ** 2).sum() / ((t - t.mean(axis=0)) ** 2).sum()
+    assert found.rest.explained_variance == pytest.approx(expected, rel=1e-9)
+    assert found.judged == found.rest.explained_variance > 0.9
+    assert found.explained_variance < 0.01
+    assert worse_than_mean(found) is None
+
+
+def test_where_many_rows_are_massive_all_are_judged():
+    target, given, _ = with_massive_rows(share=0.2)
+    found = added(target, given, activations())
+    assert found.massive > 0.1 * len(target)
+    assert found.judged == found.explained_variance
+
+
+def test_a_reconstruction_that_is_bad_but_for_massive_rows_is_bad():
+    target, _, massive = with_massive_rows()
+    found = added(target, np.where(massive[:, None], target, -target), activations())
+    assert found.explained_variance > 0.9
+    assert "explained variance -3" in worse_than_mean(found)
+
+
+@pytest.mark.parametrize("n", [0, 1, 100])
+def test_of_fewer_rows_than_the_median_takes_they_are_all_it_has(n):
+    target, given = rows(n=n)
+    found = added(target, given, activations(n), (n,))
+    assert (found.massive, found.rest.n, found.n) == (0, n, n)
+    assert found.explained.of_rest is None
