@@ -249,7 +249,7 @@ def _from_json(folder: Path) -> LakeTokenizer | None:
         backend,
         ids.get("bos_token"),
         ids.get("eos_token"),
-        {int(backend.token_to_id(token)) for token in special.texts},
+        {i for token in special.texts if (i := backend.token_to_id(token)) is not None},
         cls_id=ids.get("cls_token"),
         sep_id=ids.get("sep_token"),
         splits=special.splits,
