@@ -249,7 +249,7 @@ def _from_json(folder: Path) -> LakeTokenizer | None:
         backend,
         ids.get("bos_token"),
         ids.get("eos_token"),
-        {number for token in special.texts if (number := backend.token_to_id(token)) is not None},
+        {i for token in special.texts if (i := backend.token_to_id(token)) is not None},
         cls_id=ids.get("cls_token"),
         sep_id=ids.get("sep_token"),
         splits=special.splits,
@@ -273,7 +273,7 @@ def _as_before_version_7(folder: Path) -> LakeTokenizer:
 def _from_transformers(path: str) -> LakeTokenizer:
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir(), trust_remote_code=False)
+    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"the tokenizer of {path!r} has no fast form (tokenizer.json); set tokens.tokenizer")

@@ -110,7 +110,8 @@ class Lines:
 class Spaces:
     """A tokenizer: the number of each word."""
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, special_text):
+        assert special_text == "literal"
         return [np.array([int(word) for word in text.split()], dtype=np.int32) for text in texts]
 
 

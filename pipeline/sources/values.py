@@ -16,7 +16,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _DTYPES: dict[type, str] = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
 MOST_TEXT, MOST_LINE = 64 << 20, 128 << 20
-"""Bytes of UTF-8 of a document, for to tokenize one takes some thirty times as much memory; and of a line of
+"""Bytes of UTF-8 of a document, for to tokenize one takes 25 to 130 times as much memory; and of a line of
 JSON, in which a letter may take twice as many."""
 
 _LOOK_AHEAD = 1000

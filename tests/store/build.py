@@ -96,8 +96,9 @@ def put_lake(layout: Layout, context_size: int, label_columns: dict[str, str]) -
         label_columns=label_columns,
     )
     put_if_absent(layout.lake, lake.to_json())
-    words = {"token_id": range(50), "text": [f" w{number}" for number in range(50)]}
-    write_frame(layout.vocabulary, pl.DataFrame(words, schema=VOCABULARY))
+    words = [f" w{number}" for number in range(50)]
+    columns = {"token_id": range(50), "text": words, "bytes": [word.encode() for word in words]}
+    write_frame(layout.vocabulary, pl.DataFrame(columns, schema=VOCABULARY))
     return lake
 
 

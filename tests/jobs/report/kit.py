@@ -47,7 +47,11 @@ def make_store(root: Path) -> tuple[Built, FeatureStore]:
     built = build(root, shards=3, documents=8)
     texts = [HOSTILE.get(token, f" w{token}") for token in range(50)]
     write_frame(
-        built.layout.vocabulary, pl.DataFrame({"token_id": range(50), "text": texts}, schema=VOCABULARY)
+        built.layout.vocabulary,
+        pl.DataFrame(
+            {"token_id": range(50), "text": texts, "bytes": [text.encode() for text in texts]},
+            schema=VOCABULARY,
+        ),
     )
     store = FeatureStore.open(root)
     stats(store, "site")
