@@ -9,6 +9,7 @@ import io
 import math
 import zipfile
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -42,7 +43,10 @@ def check_header(begin: bytes, size: int, name: str) -> tuple[tuple[int, ...], n
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"{name} is an .npy of version {version}")
-    shape, _, dtype = _HEADERS[version](file)
+    try:
+        shape, _, dtype = _HEADERS[version](file)
+    except (SyntaxError, TokenError, RecursionError, MemoryError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name} has a header that is none ({type(error).__name__})") from None
     stored = size - file.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds pickled objects, which are not read")

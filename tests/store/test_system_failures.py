@@ -328,8 +328,8 @@ def test_a_shard_is_tried_again_where_the_disk_failed_for_a_moment() -> None:
     events: list[Any] = []
     worker: Any = Worker()
     found = run_in_process(
-        worker,
         ["0"],
+        worker,
         max_attempts=3,
         check=lambda _: None,
         on_event=lambda **event: events.append(event["event"]),
