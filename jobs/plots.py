@@ -19,6 +19,7 @@ from jobs.figures import FIGURES, Drawing
 from jobs.figures.fonts import families_for, missing_note, name_of, scripts_of, use_fonts
 from jobs.figures.setting import LANGUAGES, Language, Setting, set_to, setting
 from jobs.figures.style import STYLE, add_fact
+from jobs.units import kinds_of_corpus, unit_of_site
 from pipeline.store import FeatureStore
 from pipeline.store.objects import write_atomic
 from pipeline.store.tables import RECEIPTS_KEY, job_of
@@ -94,18 +95,8 @@ def _known(language: str) -> Language:
 
 
 def _setting_of(store: FeatureStore, site: str, language: Language) -> Setting:
-    """What a row of the site is, by its corpus and by what the site reads."""
-    kinds = {str(link.source.get("kind", "text")) for link in store.links}
-    pooled = store.site(site).reads.pooling != "none"
-    if kinds == {"images"}:
-        row = "image"
-    elif store.lake.inputs is not None:
-        row = "vector"
-    elif pooled:
-        row = "prompt" if kinds == {"prompts"} else "context"
-    else:
-        row = "token"
-    return Setting(language, row, PROMPT_TARGET if kinds == {"prompts"} else None)
+    target = PROMPT_TARGET if kinds_of_corpus(store) == {"prompts"} else None
+    return Setting(language, unit_of_site(store, site), target)
 
 
 def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list[StorePath]:

@@ -10,8 +10,7 @@ from schemas.values import F64
 def whole_bars(low: int, high: int, most: int) -> F64:
     """Edges of at most `most` bars of one width that hold low .. high, halfway between whole numbers."""
     width = max(1, -(-(high - low + 1) // most))
-    edges: F64 = np.arange(low, high + width + 1, width) - 0.5
-    return edges
+    return np.arange(low, high + width + 1, width).astype(np.float64) - 0.5
 
 
 def log_bars(low: int, high: int, ratio: float) -> F64:

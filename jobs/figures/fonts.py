@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import font_manager, get_data_path
@@ -144,9 +144,10 @@ def _face(path: str) -> Face | None:
         font = FT2Font(path)
     except (OSError, RuntimeError):
         return None
-    flags: int = getattr(font.face_flags, "value", font.face_flags)
+    flags: Any = font.face_flags
+    bits = int(getattr(flags, "value", flags))  # a plain number before matplotlib 3.10
     family = font.family_name
-    if not flags & _SCALABLE or flags & _COLOUR or family.lower().startswith(STAND_INS):
+    if not bits & _SCALABLE or bits & _COLOUR or family.lower().startswith(STAND_INS):
         return None
     is_plain = font.style_name.lower() in ("regular", "book", "normal", "medium")
     letters = np.fromiter(sorted(font.get_charmap()), np.uint32)

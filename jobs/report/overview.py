@@ -11,6 +11,7 @@ import polars as pl
 from jobs.report.clusters import Kind
 from jobs.report.tables import Tables
 from jobs.report.work import Work
+from jobs.units import unit_of_lake, unit_of_site
 from pipeline.store import FeatureStore
 from pipeline.store.tables import RECEIPTS_KEY
 from schemas import __version__
@@ -66,21 +67,22 @@ def site_facts(tables: Tables) -> dict[str, Any]:
         "contexts": totals.contexts,
         "documents": totals.documents,
         "shards": len(store.committed(site)),
+        "unit": unit_of_site(store, site),
         "stale": [state.name for state in tables.states if state.stale],
     }
 
 
 def lake_facts(store: FeatureStore) -> list[tuple[str, str]]:
     """What holds for every token."""
-    lake = store.lake
+    lake, unit = store.lake, unit_of_lake(store)
     rows = sum(record.rows for record in store.shards)
     return [
-        ("tokens", f"{rows:,} in {len(store.shards):,} shards"),
+        (f"{unit}s", f"{rows:,} in {len(store.shards):,} shards"),
         ("documents", f"{sum(record.documents for record in store.shards):,}"),
         ("corpus", "; ".join(_source(link.source) for link in store.links)),
         ("corpus digest", ", ".join(link.source_digest[:16] for link in store.links)),
         ("tokenizer", f"{short(lake.tokenizer)}, {lake.tokenizer_digest[:16]}"),
-        ("contexts", f"at most {lake.context_size} tokens"),
+        ("contexts", f"at most {lake.context_size:,} {unit if lake.context_size == 1 else f'{unit}s'}"),
         ("special tokens", lake.special_tokens),
         ("labels", ", ".join(lake.label_columns) or "none"),
     ]
