@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 LOADER = "torch_module"
 
 
-
 def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | None = None) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch

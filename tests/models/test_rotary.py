@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pipeline.models import load_model
+from pipeline.models.rotary import by_context
 from schemas.errors import InputError
 from schemas.run_file import Loader, Model
 from schemas.values import TokenBatch
-from tests.kit import _write_model
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, load, losses_of, make_batch
 from tests.models.test_agreement import SHAPE, writer
 
@@ -153,14 +153,10 @@ def test_a_loader_that_does_not_know_the_long_frequencies_refuses(tmp_path: Path
         load(write_longrope(tmp_path), HOOKS[1], loader=loader)
 
 
-def write_switch(folder: Path) -> Path:
+def test_experts_with_room_for_some_tokens_of_a_batch_are_refused() -> None:
     from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
 
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "num_experts": 2}
-    config = SwitchTransformersConfig(**shape, vocab_size=SHAPE["vocab_size"], decoder_start_token_id=0)
-    return _write_model(folder, SwitchTransformersForConditionalGeneration, config, 0)
-
-
-def test_experts_with_room_for_some_tokens_of_a_batch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"experts with room for 64 tokens of a batch"):
-        load(write_switch(tmp_path), "encoder_blocks.0.hook_out")
+    config = SwitchTransformersConfig(**shape, vocab_size=SHAPE["vocab_size"])
+    with pytest.raises(InputError, match=r"model m has experts with room for 64 tokens of a batch"):
+        by_context(SwitchTransformersForConditionalGeneration(config), "m")
