@@ -39,14 +39,15 @@ def _plain(name: str) -> Step:
 
 
 def _with_model(name: str) -> Step:
-    """The job `jobs.<name>`, which runs the model, with its defaults."""
+    """The job `jobs.<name>`, which runs the run file's model, with its defaults."""
 
     def step(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
         job = import_module(f"jobs.{name}")
         plan = store.plans[store.site(site).pass_name]
         device = device_for(plan, "auto", None)
         with choose_model_tasks(store, plan, device) as model_tasks:
-            getattr(job, name)(store, site, job.Asked(device), model_tasks)
+            asked = job.Asked(device, model=run_file.model.path or None)
+            getattr(job, name)(store, site, asked, model_tasks)
 
     return step
 

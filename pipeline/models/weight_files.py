@@ -52,7 +52,7 @@ def check_size(folder: Path, path: str) -> None:
     most = PER_BYTE * sum(_sizes(folder, ("safetensors", *OTHERS)))
     for part in (config, text_part(config)):
         width = next((value for _, value in _ints(part, WIDTHS)), 1)
-        for name, value in _ints(part, (*LAYERS, *WIDTHS, *SIZES)):
+        for name, value in _ints(part, (*WIDTHS, *LAYERS, *SIZES)):
             if value * (1 if name in WIDTHS else width) > most:
                 raise InputError(
                     f"model {path}: {name} is {value} in its {CONFIG}, more than its weights of "

@@ -28,6 +28,7 @@ from schemas.errors import InputError
 from schemas.run_file import parse_run_file
 from tests.kit import WORDS_VOCAB, dense_activations, mild_lm, write_sae, write_tiny_tokenizer
 
+MILD = "tests.kit:mild_lm"
 PROMPTS = 22
 D_SAE = 64
 
@@ -65,7 +66,7 @@ def made(folder, **changes):
     content = {
         "corpus": {"kind": "prompts", **corpus, "prompts": {"answers": ["yes", "no"]}},
         "tokens": {"shard_tokens": 60, "tokenizer": str(folder / "tokenizer"), "separator": "none"},
-        "model": {"loader": "torch_module", "path": "tests.kit:mild_lm"},
+        "model": {"loader": "torch_module", "path": MILD},
         "sites": sites,
         "store": {"root": str(folder / "store")},
         "extract": {"executor": "in_process", "batch_contexts": 4, "check_sae": "off"},
@@ -123,7 +124,7 @@ def by_hand(store, site, nodes=150):
 
 @pytest.mark.parametrize("site", ["last", "mean"])
 def test_attributions_and_ablations_are_those_of_loops_over_prompts(store, site):
-    selection = attribute(store, site, Asked(k=4, by="ig"))
+    selection = attribute(store, site, Asked(model=MILD, k=4, by="ig"))
     prompts, hand = store.scan_table(site, "attribution_prompts").collect(), by_hand(store, site)
     assert prompts.schema == pl.Schema(ATTRIBUTION_PROMPTS)
     assert prompts["document"].to_list() == list(range(PROMPTS - 1))
@@ -159,7 +160,7 @@ def test_attributions_and_ablations_are_those_of_loops_over_prompts(store, site)
 
 
 def test_the_union_has_every_values_first_features_and_the_command_prints_the_map(store, capsys):
-    arguments = ["attribute", str(store.layout.root), "--site", "last", "-k", "3"]
+    arguments = ["attribute", str(store.layout.root), "--site", "last", "-k", "3", "--model", MILD]
     arguments += ["--label", "age", "--label", "age"]
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
@@ -190,10 +191,10 @@ def test_the_union_has_every_values_first_features_and_the_command_prints_the_ma
 def test_any_number_of_processes_gives_the_same_tables(store, monkeypatch):
     monkeypatch.setattr("jobs.attribute.CONTEXTS", 5)
     names = ("attributions", "attribution_prompts", "attribution_selection")
-    attribute(store, "mean", Asked(k=2))
+    attribute(store, "mean", Asked(model=MILD, k=2))
     one = [store.scan_table("mean", name).collect() for name in names]
     with Processes(2) as tasks:
-        attribute(store, "mean", Asked(k=2), tasks)
+        attribute(store, "mean", Asked(model=MILD, k=2), tasks)
     assert all(
         store.scan_table("mean", name).collect().equals(table) for name, table in zip(names, one, strict=True)
     )
@@ -204,13 +205,15 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     scores.with_columns(label=pl.lit("age")).write_csv(tmp_path / "scores.csv")
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.planned.use_of", None)  # the model is not asked for
-        found = attribute(store, "last", Asked(scores=tmp_path / "scores.csv", k=1))
+        found = attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=1))
     assert found.drop_nulls("rank").select("value", "feature", "score").rows() == [
         ("old", 5, -2.0),
         ("young", 5, 0.5),
     ]
     assert found["holds"].null_count() == 2
-    ablated = attribute(store, "last", Asked(scores=tmp_path / "scores.csv", k=2, ablate=True))  # on the gap
+    ablated = attribute(
+        store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=2, ablate=True)
+    )  # on the gap
     assert ablated.drop_nulls("rank").drop_nulls("effect").height == 3
     hand = [one for one in by_hand(store, "last", nodes=1) if one[0]["age"] == "old"]
     effects = [one[1] - one[5][9] for one in hand]
@@ -221,7 +224,7 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     assert read_scores(tmp_path / "plain.parquet", D_SAE).select("label", "value").unique().rows() == [
         ("scores", "all")
     ]
-    every = attribute(store, "last", Asked(scores=tmp_path / "plain.parquet", ablate=True))
+    every = attribute(store, "last", Asked(model=MILD, scores=tmp_path / "plain.parquet", ablate=True))
     hand = by_hand(store, "last", nodes=1)
     for feature in (5, 9):  # in all prompts, those without a value of a label too
         effects = [one[1] - one[5][feature] for one in hand]
@@ -230,7 +233,8 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("asked", "killed_in"), [(Asked(k=3), "attribute_part"), (Asked(k=3, by="ig"), "ablate_part")]
+    ("asked", "killed_in"),
+    [(Asked(model=MILD, k=3), "attribute_part"), (Asked(model=MILD, k=3, by="ig"), "ablate_part")],
 )
 def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypatch, capsys, asked, killed_in):
     from pipeline import attribution
@@ -290,7 +294,7 @@ def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypat
 def test_scores_of_no_feature_or_of_no_value_are_refused(store, tmp_path, columns, ablate, told):
     pl.DataFrame(columns).write_parquet(tmp_path / "scores.parquet")
     with pytest.raises(InputError, match=told):
-        attribute(store, "last", Asked(scores=tmp_path / "scores.parquet", k=1, ablate=ablate))
+        attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.parquet", k=1, ablate=ablate))
 
 
 def test_the_map_has_a_dot_where_an_effect_holds():
@@ -331,11 +335,14 @@ def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, told):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        (Asked(by="ig3"), "--by 'ig3' is none of ig2, ig"),
-        (Asked(labels=("age", "yes")), "--label 'yes' is a column of answers"),
-        (Asked(labels=("jobb",)), "--label 'jobb': the lake has no such label; it has age, job, no, yes"),
-        (Asked(answers=("yes",)), "are not two columns"),
-        (Asked(answers=("job", "job")), "are not two columns"),
+        (Asked(model=MILD, by="ig3"), "--by 'ig3' is none of ig2, ig"),
+        (Asked(model=MILD, labels=("age", "yes")), "--label 'yes' is a column of answers"),
+        (
+            Asked(model=MILD, labels=("jobb",)),
+            "--label 'jobb': the lake has no such label; it has age, job, no, yes",
+        ),
+        (Asked(model=MILD, answers=("yes",)), "are not two columns"),
+        (Asked(model=MILD, answers=("job", "job")), "are not two columns"),
     ],
 )
 def test_what_can_not_be_asked_is_told(store, asked, told):
@@ -354,7 +361,7 @@ def test_a_store_of_packed_documents_and_one_without_answers_are_refused(tmp_pat
 
 def test_the_heat_map_shows_the_selection(store, tmp_path):
     stats_job(store, "last")
-    selection = attribute(store, "last", Asked(k=3, ablate=False))
+    selection = attribute(store, "last", Asked(model=MILD, k=3, ablate=False))
     out = tmp_path / "h.png"
     with pytest.raises(SystemExit) as stop:
         cli.main(

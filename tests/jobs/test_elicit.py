@@ -23,6 +23,7 @@ from tests.lakes import extracted, run_content, run_file
 
 SHORT = "w3 w5 w9 nonsense w60"
 LONG = " ".join(f"w{n * 7 % 60}" for n in range(40))
+TINY = "tests.kit:tiny_lm"
 IDS = {"<bos>": 0, "nonsense": 2}
 
 
@@ -57,7 +58,7 @@ def store(folder: Path) -> FeatureStore:
 
 
 def read(store: FeatureStore, text: str, position: int | None = None) -> pl.DataFrame:
-    typed = run_text(store, "mid", text, Places())
+    typed = run_text(store, "mid", text, Places(model=TINY))
     return elicited(store, "mid", typed, rows_asked(store, typed, position))
 
 
@@ -65,7 +66,7 @@ def read(store: FeatureStore, text: str, position: int | None = None) -> pl.Data
 def test_activations_are_those_of_a_dense_computation_without_bos(
     store: FeatureStore, folder: Path, text: str
 ) -> None:
-    typed = run_text(store, "mid", text, Places())
+    typed = run_text(store, "mid", text, Places(model=TINY))
     ids, expected = ids_of(text), dense(folder, text, "abstopk")
     assert typed.token_ids.tolist() == ids
     assert typed.counted.tolist() == [i != 2 for i in ids]  # <unk> is special: excluded
@@ -78,7 +79,7 @@ def test_activations_are_those_of_a_dense_computation_without_bos(
 
 @pytest.mark.parametrize("text", [SHORT, LONG])
 def test_means_over_positions_and_single_positions(store: FeatureStore, text: str) -> None:
-    typed = run_text(store, "mid", text, Places())
+    typed = run_text(store, "mid", text, Places(model=TINY))
     every = typed.activations.toarray().astype(np.float64)
     for position in (None, 0, 2, -1):
         rows = every[typed.counted] if position is None else every[[position]]
@@ -95,7 +96,7 @@ def test_means_over_positions_and_single_positions(store: FeatureStore, text: st
 
 
 def test_surprise_is_that_of_a_count_over_all_stored_rows(store: FeatureStore) -> None:
-    typed = run_text(store, "mid", LONG, Places())
+    typed = run_text(store, "mid", LONG, Places(model=TINY))
     stored = np.concatenate([store.csr("mid", record.name).toarray() for record in store.shards])
     counted = store.totals("mid").counted_rows
     for row in read(store, LONG).iter_rows(named=True):
@@ -120,16 +121,16 @@ def test_a_text_longer_than_a_context_is_refused_where_a_document_has_one(tmp_pa
     tokens = {**content["tokens"], "contexts": "document", "context_size": 130}
     lake = extracted(parse_run_file(content | {"tokens": tokens}, "run.yaml"), tables=False)
     fits = " ".join(["w1"] * (130 - 2))
-    assert len(run_text(lake, "mid", fits, Places()).token_ids) >= 128
+    assert len(run_text(lake, "mid", fits, Places(model=TINY)).token_ids) >= 128
     with pytest.raises(InputError, match="has 200 tokens, more than fit a context of 130"):
-        run_text(lake, "mid", " ".join(["w1"] * 200), Places())
+        run_text(lake, "mid", " ".join(["w1"] * 200), Places(model=TINY))
 
 
 def test_a_document_that_is_typed_fires_as_it_is_stored(store: FeatureStore) -> None:
     first = store.scan_tokens().head(1).collect()
     ids = first["token_ids"][0].to_list()[1:]
     assert len(first["segments"][0]) == 1
-    typed = run_text(store, "mid", "".join(store.pieces(ids)), Places())
+    typed = run_text(store, "mid", "".join(store.pieces(ids)), Places(model=TINY))
     stored = store.csr("mid", first["shard"][0])[1 : len(ids) + 1].toarray()
     assert typed.token_ids.tolist() == ids
     np.testing.assert_allclose(typed.activations.toarray(), stored, rtol=2e-3)
@@ -151,7 +152,7 @@ def test_positions_that_are_not_there_or_not_counted(store: FeatureStore) -> Non
 
 
 def said(store: FeatureStore, *arguments: object) -> str:
-    done = CliRunner().invoke(app, ["elicit", str(store.layout.root), *map(str, arguments)])
+    done = CliRunner().invoke(app, ["elicit", str(store.layout.root), "--model", TINY, *map(str, arguments)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
@@ -173,7 +174,7 @@ def test_the_command_ranks_by_both_and_shows_examples(store: FeatureStore) -> No
 
 
 def test_a_text_is_shaded_by_the_features_asked_for(store: FeatureStore, tmp_path: Path) -> None:
-    typed = run_text(store, "mid", LONG, Places())
+    typed = run_text(store, "mid", LONG, Places(model=TINY))
     fires = ranked(read(store, LONG, -1), "activation")["feature"].head(2).to_list()
     path = tmp_path / "text.html"
     shown = said(store, LONG, "--position", -1, "--feature", fires[0], "--feature", fires[1], "--html", path)
@@ -199,7 +200,7 @@ def test_without_bos_the_first_token_stays_and_zero_first_keeps_its_row(tmp_path
     store = extracted(run)
     expected = dense(tmp_path, LONG, "topk", bos=False)
     expected[[0, 16, 32]] = 0
-    typed = run_text(store, "mid", LONG, Places())
+    typed = run_text(store, "mid", LONG, Places(model=TINY))
     assert typed.counted.all()
     np.testing.assert_allclose(typed.activations.toarray(), expected, rtol=2e-3)
 
@@ -208,7 +209,7 @@ def test_a_site_of_some_positions_reads_those(tmp_path: Path) -> None:
     sae = write_sae(tmp_path / "sae-topk", "topk", d_sae=64, hook_name="layers.1", context_size=16)
     site = {"name": "mid", "sae": str(sae), "positions": [4, None]}
     store = extracted(run_file(tmp_path, "topk", sites=[site]))
-    typed = run_text(store, "mid", LONG, Places())
+    typed = run_text(store, "mid", LONG, Places(model=TINY))
     assert np.flatnonzero(~typed.counted).tolist() == [0, 1, 2, 15, 16, 17, 30, 31, 32]
     expected = dense(tmp_path, LONG, "topk")
     expected[~typed.counted] = 0
@@ -223,17 +224,22 @@ def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
     other = write_sae(tmp_path / "other", "abstopk", d_sae=64, hook_name="layers.1", seed=5)
     words = write_tiny_tokenizer(tmp_path / "words", "bytes")
     for places, told in (
-        (Places(sae=str(other)), f"what lies at {other} is not the SAE that the pass was made with"),
-        (Places(sae=str(tmp_path / "nowhere")), "nowhere does not exist.*give --sae"),
+        (
+            Places(model=TINY, sae=str(other)),
+            f"what lies at {other} is not the SAE that the pass was made with",
+        ),
+        (Places(model=TINY, sae=str(tmp_path / "nowhere")), "nowhere does not exist.*give --sae"),
         (Places(model="tests.kit:write_sae"), "is not the model|is gone from"),
         (Places(model="no.such:module"), "no module 'no.such'.*give --model"),
-        (Places(tokenizer=str(words)), "is not the one that the lake was tokenized by"),
-        (Places(device="tpu"), "give auto, cpu or cuda"),
+        (Places(model=TINY, tokenizer=str(words)), "is not the one that the lake was tokenized by"),
+        (Places(model=TINY, device="tpu"), "give auto, cpu or cuda"),
     ):
         with pytest.raises(InputError, match=told):
             run_text(store, "mid", SHORT, places)
-    here = run_text(store, "mid", SHORT, Places()).activations
-    there = run_text(store, "mid", SHORT, Places(sae=str(moved), tokenizer=str(folder / "tokenizer")))
+    here = run_text(store, "mid", SHORT, Places(model=TINY)).activations
+    there = run_text(
+        store, "mid", SHORT, Places(model=TINY, sae=str(moved), tokenizer=str(folder / "tokenizer"))
+    )
     assert (here != there.activations).nnz == 0
     assert plan.sites[0].d_model == D_MODEL
 

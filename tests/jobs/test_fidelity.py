@@ -23,7 +23,8 @@ from schemas.run_file import parse_run_file
 from tests.kit import dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
 from tests.lakes import extracted, run_file, write_corpus
 
-ALL = Asked(tokens=None)
+TINY = "tests.kit:tiny_lm"
+ALL = Asked(tokens=None, model=TINY)
 CASES = {
     "zeroed": {"tokens": {"special_tokens": "zero_first"}},
     "positions": {"sites": {"positions": [2, 9]}},
@@ -209,12 +210,12 @@ def test_a_run_that_dies_leaves_what_it_measured(plain, monkeypatch):
 
 def test_a_sample_runs_fewer_tokens_and_its_interval_holds_the_whole(plain):
     whole = fidelity(plain, "mid", ALL)
-    some = fidelity(plain, "mid", Asked(tokens=300))
+    some = fidelity(plain, "mid", Asked(tokens=300, model=TINY))
     value = whole.filter(pl.col("measure") == "l0")["value"][0]
     row = some.row(by_predicate=pl.col("measure") == "l0", named=True)
     assert 200 < row["tokens"] < 450 < whole["tokens"].max()
     assert row["low"] < value < row["high"]
-    one = fidelity(plain, "mid", Asked(tokens=None, shards=("000001",)))
+    one = fidelity(plain, "mid", Asked(tokens=None, model=TINY, shards=("000001",)))
     assert one["tokens"].max() == plain.token_shard("mid", "000001").stored.sum()
 
 
@@ -272,17 +273,17 @@ def refused(capsys, *arguments):
 
 def test_files_that_are_gone_or_changed_are_refused(capsys, tmp_path, plain):
     root, sae = plain.layout.root, Path(plain.plans["mid"].sites[0].sae)
-    assert "SAE nowhere does not exist" in refused(capsys, root, "--sae", "nowhere")
+    assert "SAE nowhere does not exist" in refused(capsys, root, "--model", TINY, "--sae", "nowhere")
     other = write_sae(tmp_path / "other", "standard", d_sae=64, hook_name="layers.1", context_size=16, seed=1)
-    line = refused(capsys, root, "--sae", other)
+    line = refused(capsys, root, "--model", TINY, "--sae", other)
     assert f"what lies at {other} is not the SAE that the pass was made with (its digest is " in line
     assert "give --sae the path where the SAE of the pass lies now" in line
     line = refused(capsys, root, "--model", "tests.lakes:run_file")
     assert "the model of the pass is gone from tests.lakes:run_file: give --model the path" in line
-    assert "--tokens 0" in refused(capsys, root, "--tokens", "0")
-    assert "no committed shard 'x'" in refused(capsys, root, "--shard", "x")
+    assert "--tokens 0" in refused(capsys, root, "--model", TINY, "--tokens", "0")
+    assert "no committed shard 'x'" in refused(capsys, root, "--model", TINY, "--shard", "x")
     moved = shutil.copytree(sae, tmp_path / "moved")
-    assert fidelity(plain, "mid", Asked(tokens=100, sae=str(moved))).height == len(MEASURES)
+    assert fidelity(plain, "mid", Asked(tokens=100, model=TINY, sae=str(moved))).height == len(MEASURES)
 
 
 def test_a_synthetic_site_is_refused(capsys, tmp_path):

@@ -166,7 +166,8 @@ def test_what_has_no_logits_is_refused(capsys, lake, tmp_path):
     assert "of the pass" in line
     assert "give --model the path where the model of the pass lies now" in line
     plain = extracted(run_file(tmp_path / "module"), tables=False)
-    assert "the model has no unembedding that could be found" in refused(capsys, plain.layout.root)
+    line = refused(capsys, plain.layout.root, "--model", "tests.kit:tiny_lm")
+    assert "the model has no unembedding that could be found" in line
     moved = shutil.copytree(folder / "model", tmp_path / "moved")
     assert logits(store, "stream", Asked(model=str(moved))).height == 40
 
