@@ -187,3 +187,76 @@ def test_a_driver_that_is_asked_to_end_ends_its_workers_and_says_143(tmp_path):
     assert driver.wait(60) == 143
     assert processes
     assert psutil.wait_procs(processes, timeout=10)[1] == []
+
+
+PRIVATE = """
+import os, ray
+from pipeline.executors.ray_session import _asks_for_token, ray_session
+from schemas.run_file import Extract
+class Worker:
+    def answer(self): return 7
+for _ in range(2):  # a second one in the same process too
+    with ray_session(Extract(cpus_per_worker=1)):
+        worker = ray.remote(num_cpus=1)(Worker).remote()
+        assert ray.get(worker.answer.remote()) == 7
+        assert _asks_for_token(ray.get_runtime_context().gcs_address)
+assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(os.environ)
+"""
+NOWHERE = "http://127.0.0.1:9"
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "grpc_proxy")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["no home", "unwritable home", "long temporary folder", "proxy"])
+def test_a_private_session_asks_for_a_token_of_its_own_in_any_environment(tmp_path, what):
+    environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
+    (long := tmp_path / ("t" * 80)).mkdir()
+    changes = {
+        "no home": {},
+        "unwritable home": {"HOME": "/proc/nowhere"},
+        "long temporary folder": {"TMPDIR": str(long)},
+        "proxy": dict.fromkeys(PROXIES, NOWHERE),
+    }
+    if what == "no home":
+        del environment["HOME"]
+    done = subprocess.run(
+        [sys.executable, "-c", PRIVATE],
+        cwd=ROOT, env=environment | changes[what], capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_proxy_of_the_environment_does_not_hide_a_cluster(session, monkeypatch):
+    for name in PROXIES:
+        monkeypatch.setenv(name, NOWHERE)
+    assert "asks for a token: there is none here" in told(session)
+
+
+def test_another_version_on_the_head_is_one_sentence_with_both(session, monkeypatch):
+    def refuse(**options):
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.59.0\n    Python: 3.11.9\n"
+            "This process on Ray was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+        )
+
+    monkeypatch.setattr(session.ray, "init", refuse)
+    assert told(session, token=None) == (
+        "the Ray cluster at 'HEAD' runs Ray 2.59.0 and Python 3.11.9, this driver Ray 2.60.0 and Python "
+        "3.11.7: they must be the same, so install those of its head node here (one image for all nodes does "
+        "that)"
+    )
+
+
+def test_a_folder_for_sockets_is_short_private_and_goes_again(tmp_path, monkeypatch):
+    from pipeline.executors.ray_private import LONGEST_FOLDER, folder_for_sockets
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * 40)))
+    with folder_for_sockets() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(str(folder)) <= LONGEST_FOLDER
+    assert not folder.exists()
+    monkeypatch.setattr("tempfile.tempdir", "/tmp")
+    with folder_for_sockets() as folder:
+        assert folder is None or str(folder).startswith("/tmp/")

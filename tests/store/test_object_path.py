@@ -11,6 +11,7 @@ from pipeline.store import objects
 from pipeline.store.object_path import ObjectPath, RemoteError, forget_clients, store_path
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
+from schemas.run_file import parse_run_file
 from tests.store.s3 import FaultyS3, status
 
 
@@ -138,3 +139,13 @@ def test_an_account_that_is_not_named_is_a_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(InputError, match=r"az://container/x.*AZURE_\*"):
         (store_path("az://container/x") / "a").read_bytes()
+
+
+@pytest.mark.parametrize("url", ["s3://user:secret@bucket/x", "s3://secret@bucket", "gs://a:se/cret@b/x"])
+def test_a_url_with_credentials_is_refused_and_they_are_not_repeated(url):
+    with pytest.raises(InputError, match=r"://\*\*\*@b.* holds a user, a password or a signature") as told:
+        store_path(url)
+    assert "cret" not in str(told.value)
+    with pytest.raises(InputError, match=r"store\.root is .*://\*\*\*@b.*: holds a user, a password") as told:
+        parse_run_file({"store": {"root": url}, "corpus": {"path": "c"}}, "run.yaml")
+    assert "cret" not in str(told.value)
