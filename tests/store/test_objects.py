@@ -114,7 +114,7 @@ def test_a_read_only_disk_and_a_file_in_the_path_are_sentences(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(InputError, match=r"can not be written \(Read-only file system\)"):
+    with pytest.raises(InputError, match=r"cannot be written \(Read-only file system\)"):
         objects.self_test(tmp_path)
 
 
