@@ -103,7 +103,8 @@ class ParquetReader:
         chunks = [about.column(i) for i in range(about.num_columns)]
         size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
         if size > len(columns) * MOST_LINE * max(about.num_rows, 1):
-            require_text_size(size // about.num_rows, self.where(number))
+            last = number + about.num_rows - 1
+            require_text_size(size // about.num_rows, f"{self.path} rows {number} to {last}, on average")
         return _BATCH_ROWS if size <= MOST_GROUP else 1
 
     def _of_batch(self, batch: pa.RecordBatch, number: int) -> Iterator[Record]:
