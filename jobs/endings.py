@@ -14,12 +14,14 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from types import FrameType
 from typing import Any
 
 from schemas.errors import EndedBySignal
 
 AGAIN_S = 0.1
+HELD_S = 30.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,6 +40,8 @@ class Endings:
         """The signal that came first."""
         self._is_again = self._runs = self._is_over = False
         self._before: dict[int, Any] = {}
+        self._raised: weakref.ref[BaseException] | None = None
+        self._since = 0.0
 
     @property
     def code(self) -> int | None:
@@ -75,13 +79,27 @@ class Endings:
             self.number = number
             sys.unraisablehook = _of_others(sys.unraisablehook)
             _thread.start_new_thread(self._look_again, (os.getpid(), threading.main_thread().ident))
-        raise Interrupted if self.number == signal.SIGINT else Terminated(self.code)
+        error = Interrupted() if self.number == signal.SIGINT else Terminated(self.code)
+        self._raised, self._since = weakref.ref(error), time.monotonic()
+        try:
+            raise error
+        finally:
+            del error  # or this frame would keep it
+
+    def _is_held(self) -> bool:
+        """Whether the exception still is somewhere: who unwinds for it holds it, who lost it does not.
+
+        One that somebody merely keeps counts for a while.
+        """
+        is_held = self._raised is not None and self._raised() is not None
+        return is_held and time.monotonic() - self._since < HELD_S
 
     def _look_again(self, process: int, main: int | None) -> None:
         """In a thread, for handlers run in the main one alone; not in a process that was forked from here."""
         while not self._is_over and os.getpid() == process and self.number is not None:
             time.sleep(AGAIN_S)
-            if not self._is_over and main is not None:
+            is_ours = signal.getsignal(self.number) == self._come  # else a library has put its own, or none
+            if is_ours and main is not None and not self._is_over and not self._is_held():
                 self._is_again = True
                 signal.pthread_kill(main, self.number)
 
@@ -90,7 +108,7 @@ ENDINGS = Endings()
 
 
 def _is_handled() -> bool:
-    """Whether the program is on its way out: what runs, runs in a `finally` or an `except` for the signal."""
+    """Whether what runs, runs in a `finally` or an `except` for the signal (extensions may hide it)."""
     error = sys.exc_info()[1]
     while error is not None:
         if isinstance(error, Interrupted | Terminated):
