@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.model_files import CONFIG, INDEX, config_of, text_part
+from pipeline.models.model_files import CONFIG, INDEX, config_of
 from schemas import run_file
 from schemas.errors import InputError
 
@@ -21,7 +21,10 @@ MOST_HEADER = 100_000_000
 PER_BYTE = 8
 """Numbers of a model in a byte of its files, at most: one bit each."""
 
-LAYERS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers")
+LAYERS = (
+    "n_layer", "n_layers", "num_layers", "num_hidden_layers", "num_encoder_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers", "n_blocks", "depth",
+)  # fmt: skip
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 SIZES = (
     "vocab_size", "intermediate_size", "n_inner", "d_ff", "ffn_dim", "num_attention_heads", "n_head",
@@ -48,23 +51,40 @@ def check_size(folder: Path, path: str) -> None:
 
     A model of that size would be made, in memory or in objects, before its weights are looked at.
     """
-    config = config_of(folder / CONFIG)
     most = PER_BYTE * sum(_sizes(folder, ("safetensors", *OTHERS)))
-    for part in (config, text_part(config)):
-        width = next((value for _, value in _ints(part, WIDTHS)), 1)
-        for name, value in _ints(part, (*WIDTHS, *LAYERS, *SIZES)):
-            if value * (1 if name in WIDTHS else width) > most:
-                raise InputError(
-                    f"model {path}: {name} is {value} in its {CONFIG}, more than its weights of "
-                    f"{most // PER_BYTE:,} bytes can hold: copy the model again"
-                )
     tensors = sum(1 for file in _safetensors(folder) for _ in _shapes(file))
-    for name, value in _ints(text_part(config), LAYERS):
-        if tensors and value > tensors and not _sizes(folder, OTHERS):
-            raise InputError(
-                f"model {path}: {name} is {value} in its {CONFIG}, but its weights are {tensors:,} tensors: "
-                "copy the model again"
-            )
+    for part in _parts(config_of(folder / CONFIG)):
+        width = next((value for _, value in _ints(part, WIDTHS)), 1)
+        for name, value in (*_ints(part, (*WIDTHS, *LAYERS, *SIZES)), *_listed(part)):
+            if value * (width if name in (*LAYERS, *SIZES) else 1) > most:
+                raise _too_large(
+                    path, name, value, f"more than its weights of {most // PER_BYTE:,} bytes can hold"
+                )
+        for name, value in _ints(part, LAYERS):
+            if tensors and value > tensors and not _sizes(folder, OTHERS):
+                raise _too_large(path, name, value, f"but its weights are {tensors:,} tensors")
+
+
+def _too_large(path: str, name: str, value: int, why: str) -> InputError:
+    return InputError(f"model {path}: {name} is {value} in its {CONFIG}, {why}: copy the model again")
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A configuration, and those of its parts (text_config, vision_config ...)."""
+    yield config
+    yield from (part for name, part in config.items() if name.endswith("_config") and isinstance(part, dict))
+
+
+def _listed(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Whole numbers in lists, as how often a list of kinds of layers is repeated."""
+    for name, values in config.items():
+        rest = list(values) if isinstance(values, list) else []
+        while rest:
+            value = rest.pop()
+            if isinstance(value, int):
+                yield name, value
+            elif isinstance(value, list):
+                rest += value
 
 
 def _ints(config: dict[str, Any], names: tuple[str, ...]) -> Iterator[tuple[str, int]]:

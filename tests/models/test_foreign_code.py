@@ -22,6 +22,7 @@ from schemas.run_file import Model
 from tests.kit import write_tiny_gpt2, write_tiny_llama
 from tests.lakes import extracted, run_content, run_file
 from tests.models.reference import load, make_batch
+from tests.models.test_model_files import LOADERS
 
 HOOK = "blocks.1.hook_resid_post"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -184,7 +185,7 @@ REMOTE = {
 
 
 @pytest.mark.parametrize("architecture", ["BaichuanForCausalLM", "OpenELMForCausalLM", "LlamaForCausalLM"])
-@pytest.mark.parametrize("loader", ["transformer_lens", "hooked_transformer"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_a_folder_s_own_code_never_runs(tmp_path: Path, architecture: str, loader: str) -> None:
     folder = write_tiny_llama(tmp_path / "model")
     ran = tmp_path / "was_run"

@@ -13,10 +13,15 @@ import torch
 
 from pipeline.models import digest_as_planned, load_model, max_context, model_digest, model_files
 from pipeline.models.model_files import folder_of, pinned, repository_of
+from pipeline.plan import agree_on_plan, make_plan, resolve
+from pipeline.store.tokens import require_lake
+from pipeline.tokenize import tokenize
 from schemas.errors import InputError
+from schemas.layout import Layout
 from schemas.records import digest_of
 from schemas.run_file import Loader, Model
-from tests.kit import D_MODEL, WORDS_VOCAB, _write_model, write_tiny_gpt2, write_tiny_llama
+from tests.kit import D_MODEL, WORDS_VOCAB, _write_model, write_sae, write_tiny_gpt2, write_tiny_llama
+from tests.lakes import run_file
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, make_batch
 
 COMMITS = ("a" * 40, "b" * 40)
@@ -129,6 +134,21 @@ def test_a_plan_with_the_digest_of_a_name_alone_still_opens_with_a_note(cache: P
     with pytest.warns(UserWarning, match=r"before version 0\.7"):
         assert digest_as_planned(folded, processed) == processed
     assert digest_as_planned(model, digest_of({"hugging_face": "org/other"})) == model_digest(model)
+
+
+def test_a_pass_that_was_begun_with_the_digest_of_a_name_goes_on(tmp_path: Path, cache: Path) -> None:
+    put_into_cache(cache, "org/model", seed=1)
+    sae = write_sae(tmp_path / "sae", "topk", hook_name=HOOK, context_size=16)
+    model = {"loader": "transformer_lens", "path": "org/model"}
+    run, _ = resolve(run_file(tmp_path, model=model, sites=[{"name": "mid", "sae": str(sae)}]))
+    tokenize(run)
+    layout = Layout(Path(run.store.root))
+    made = make_plan(run, require_lake(layout))
+    old = made.model_copy(update={"model_digest": digest_of({"hugging_face": "org/model"})})
+    agree_on_plan(layout, old)
+    with pytest.warns(UserWarning, match="of its name alone"):
+        agreed = agree_on_plan(layout, made)
+    assert agreed.hash == old.hash != made.hash
 
 
 def test_a_name_that_the_hub_does_not_give_is_a_sentence(cache: Path) -> None:
