@@ -71,7 +71,19 @@ def rank(
         list[str] | None, typer.Option(help="Column of the tables features, profile; may be repeated.")
     ] = None,
     window: Annotated[
-        str | None, typer.Option(help="Print these ranks: START:STOP (2000:2050), or COLUMN:START:STOP.")
+        list[str] | None,
+        typer.Option(
+            help="Print these ranks by each --by: START:STOP, or COLUMN:START:STOP; may be repeated. As in "
+            "the tables they count from 0, without STOP: 0:20 are #1 to #20, 2000:2050 #2,001 to #2,050."
+        ),
+    ] = None,
+    support: Annotated[
+        int | None,
+        typer.Option(
+            help="Features with fewer active rows come last; 0: one order for all. Default: rank.support of "
+            "the run file, or 10.",
+            min=0,
+        ),
     ] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
     draws: Annotated[
@@ -84,19 +96,20 @@ def rank(
     """Write the rankings of features by columns of their tables, or print a window of one."""
     from jobs.parallel import choose_tasks
     from jobs.rank import rank as job
-    from jobs.rank import show_window
+    from jobs.rank import show_windows
     from schemas.run_file import Rank
 
     opened, config = open_store(store)
-    always = (config.rank if config else Rank.model_validate({})).by
-    columns = tuple(dict.fromkeys([*(by or ()), *always]))
-    if window is not None:
+    usual = config.rank if config else Rank.model_validate({})
+    columns = tuple(dict.fromkeys([*(by or ()), *usual.by]))
+    floor = usual.support if support is None else support
+    if window:
         for name in sites_of(opened, site):
-            show_window(opened, name, columns[0], window, descending=not ascending)
+            show_windows(opened, name, by or columns[:1], window, descending=not ascending, support=floor)
         return
     with choose_tasks(opened, workers, address) as tasks:
         for name in sites_of(opened, site):
-            job(opened, name, columns, tasks, draws=draws, seed=seed)
+            job(opened, name, columns, tasks, draws=draws, seed=seed, support=floor)
 
 
 @tables.command(rich_help_panel=PANEL)

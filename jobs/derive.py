@@ -67,7 +67,7 @@ def _images(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> 
 def _rank(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
     from jobs.rank import rank
 
-    rank(store, site, run_file.rank.by, tasks)
+    rank(store, site, run_file.rank.by, tasks, support=run_file.rank.support)
 
 
 def _cluster(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:

@@ -195,8 +195,8 @@ def _rankings(page: Page) -> RenderableType | None:
     pairs = []
     for row in found.iter_rows(named=True):
         low, high = (row["rank_low"], row["rank_high"]) if stable else (None, None)
-        spread = f" ({low:,} to {high:,})" if low is not None else ""
-        pairs.append((f"by {row['by']}", f"rank {row['rank']:,} of {sizes.get(row['by'], 0):,}{spread}"))
+        spread = f" (#{low + 1:,} to #{high + 1:,})" if low is not None else ""
+        pairs.append((f"by {row['by']}", f"#{row['rank'] + 1:,} of {sizes.get(row['by'], 0):,}{spread}"))
     return _grid(pairs)
 
 

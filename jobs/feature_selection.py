@@ -19,7 +19,10 @@ _FORMS = (
 
 
 class Ranks(NamedTuple):
-    """Ranks `start` to `stop` - 1 of the features by a column, rank 0 with the largest value."""
+    """Ranks `start` to `stop` - 1 of the features by a column, rank 0 (for people #1) being the first.
+
+    The order is that of `jobs.rank.ranking`: features with few active rows come last.
+    """
 
     column: str
     start: int
@@ -36,8 +39,9 @@ def chosen_features(store: FeatureStore, site: str, text: str, option: str = "--
 
     `all`: every feature of the SAE. `1,5,10:20`: these, ranges without their end. `top:N:COLUMN`: the N with
     the largest values of a column of the tables features and profile (nulls left out; of equal ones the lower
-    number first); `top:N` goes by frequency. `COLUMN:START:STOP`: these ranks by a column, `top:N:COLUMN`
-    being COLUMN:0:N. Fewer where the ranking ends before.
+    number first; features with few active rows last, as in `rank`); `top:N` goes by frequency.
+    `COLUMN:START:STOP`: these ranks by a column, `top:N:COLUMN` being COLUMN:0:N. Fewer where the ranking
+    ends before.
     Raises InputError on anything else, on a feature that there is not, and where nothing is named.
     """
     d_sae = store.site(site).d_sae

@@ -368,6 +368,11 @@ class Rank(Section):
         ("sigma_over_mu", "frequency", "mean_all"),
         description="Columns of the tables features and profile to rank by.",
     )
+    support: int = Field(
+        10,
+        ge=0,
+        description="Features with fewer active rows come last in every ranking; 0: one order for all.",
+    )
 
 
 class Cluster(Section):

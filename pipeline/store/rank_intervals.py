@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ from pipeline.executors.tasks import Tasks
 from pipeline.statistics.resampling import RankIntervals, Resampled, draw_weights, highest_power, ranks
 from pipeline.store.shard_files import ShardFiles
 from pipeline.store.site_tables import partials_ranges
-from schemas.values import F64, I64
+from schemas.values import F64, I64, Bool
 
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
@@ -34,21 +34,30 @@ COLUMNS = ("feature", "n_active", "mean", "m2", "m3", "m4")
 Advance = Callable[[int], None]
 
 
+class Drawing(NamedTuple):
+    """How often shards are drawn, and below how many active rows a feature comes after all others."""
+
+    draws: int
+    seed: int
+    support: int = 0
+
+
 def rank_intervals(
     store: FeatureStore,
     site: str,
     features: pl.DataFrame,
     by: Sequence[str],
     tasks: Tasks,
-    *,
-    draws: int,
-    seed: int,
+    drawing: Drawing,
     advance: Advance,
 ) -> dict[str, tuple[I64, I64]]:
     """Of each column the lowest and highest rank (95 %) of every feature, int64 [d_sae], -1 for none.
 
     `features` is the feature table of these shards; `advance` is told of features x draws that are done.
+    Which features come last is decided once, by the table, and not by a draw.
     """
+    draws, seed, support = drawing
+    rare = (features["n_active"] < support).to_numpy()
     shards, d_sae = store.shard_files(site), store.site(site).d_sae
     counted = np.array([int(shard.read_row_counts()["rows"].sum()) for shard in shards], np.int64)
     centre = features["mean_active"].fill_null(0.0).to_numpy()
@@ -63,8 +72,14 @@ def rank_intervals(
             advance(len(place) * len(some))
         for draw in range(len(some)):
             for row, name in enumerate(by):
-                found[name].add(ranks(values[row, draw]))
+                found[name].add(_ranks(values[row, draw], rare))
     return {name: intervals.interval() for name, intervals in found.items()}
+
+
+def _ranks(values: F64, rare: Bool) -> I64:
+    """Ranks of values [d_sae], -1 for NaN; those of rare features begin behind the last of the others."""
+    others, last = (ranks(np.where(kept, values, np.nan)) for kept in (~rare, rare))
+    return np.where(last >= 0, last + others.max(initial=-1) + 1, others)
 
 
 def _ranges(store: FeatureStore, site: str) -> list[range]:

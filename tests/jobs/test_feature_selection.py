@@ -50,7 +50,7 @@ def test_top_names_those_of_the_largest_values_and_of_equal_ones_the_lower_numbe
     assert np.array_equal(
         select_features(store, "site", "top:6"), select_features(store, "site", "top:6:frequency")
     )
-    assert select_features(store, "site", "top:3:counted_rows").tolist() == [0, 1, 2]
+    assert select_features(store, "site", "top:3:counted_rows").tolist() == [1, 2, 3]  # 0 is dead
 
 
 def test_ranks_are_a_slice_of_the_ranking_in_its_order_and_top_is_its_beginning(store):

@@ -214,7 +214,7 @@ def test_the_windows_of_a_ranking_are_marked():
     assert windows(4608) == [0, 2000]
     tables = made_up(2500, 0)
     text, values = svg_of("sigma_over_mu", tables), tables["rankings"]["value"]
-    assert f"ranks 2,000 to 2,049: {values[2000]:.3g} to {values[2049]:.3g}" in text
+    assert f"#2,001 to #2,050: {values[2000]:.3g} to {values[2049]:.3g}" in text
 
 
 @pytest.mark.parametrize("name", FIGURES)

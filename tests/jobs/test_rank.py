@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from jobs.profile import profile
-from jobs.rank import RANKINGS, SHOWN, rank, ranking, show_window, window
+from jobs.rank import RANKINGS, SHOWN, rank, ranking, show_windows, window
 from jobs.stats import stats
 from pipeline.statistics.resampling import draw_weights, ranks
 from pipeline.store import FeatureStore, rank_intervals, site_tables
@@ -34,7 +34,7 @@ def by_hand(store, by, *, descending=True):
 
 
 def test_the_largest_value_comes_first_and_equal_values_go_by_feature(store):
-    paths = rank(store, "site", ["sigma_over_mu", "max_activation"])
+    paths = rank(store, "site", ["sigma_over_mu", "max_activation"], support=0)
     assert [path.name for path in paths] == ["rankings.parquet", "ranking_summary.parquet"]
     table = store.scan_table("site", "rankings").collect()
     assert table.schema == RANKINGS
@@ -63,7 +63,7 @@ def test_a_value_that_is_not_a_number_has_no_rank():
     features = pl.DataFrame(
         {"feature": [0, 1, 2], "x": [math.nan, 1.0, None]}, schema_overrides={"feature": pl.UInt32}
     )
-    assert ranking(features, "x").rows() == [("x", 0, 1, 1.0, None, None)]
+    assert ranking(features, "x", support=0).rows() == [("x", 0, 1, 1.0, None, None)]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def many(tmp_path_factory):
 def test_the_interval_of_a_rank_is_that_of_shards_drawn_anew(many, capsys):
     store, shards = many
     by, draws = ["sigma_over_mu", "mean_all", "n_active"], 60
-    rank(store, "site", by, draws=draws, seed=4)
+    rank(store, "site", by, draws=draws, seed=4, support=0)
     assert "mean_all (40 features, a 95 % interval of" in capsys.readouterr().out
     table = store.scan_table("site", "rankings").collect()
     drawn = {name: [] for name in by}
@@ -130,12 +130,12 @@ def test_features_rank_by_what_they_fire_on_too(tmp_path, capsys):
     with pytest.raises(InputError, match="run `latentlake profile`"):
         rank(store, "site", ["top_token_share"])
     profile(store, "site")
-    rank(store, "site", ["top_token_share", "frequency"])
+    rank(store, "site", ["top_token_share", "frequency"], support=0)
     assert "ranks by top_token_share have no interval" in capsys.readouterr().out
     table = store.scan_table("site", "rankings").filter(by="top_token_share").collect()
     share = store.scan_table("site", "profile").collect().drop_nulls("top_token_share")
     assert table["value"].to_list() == share["top_token_share"].sort(descending=True).to_list()
-    show_window(store, "site", "token_entropy_bits", "0:3")
+    show_windows(store, "site", ["token_entropy_bits"], ["0:3"])
     assert "8 features of 40 have no token_entropy_bits and no rank" in capsys.readouterr().out
 
 
@@ -147,7 +147,7 @@ def test_ranking_by_nothing_is_an_empty_table(store):
 @pytest.mark.parametrize("descending", [True, False])
 @pytest.mark.parametrize("by", ["frequency", "max_activation", "active_contexts", "feature"])
 def test_a_window_is_a_slice_of_the_ranking_with_the_statistics_beside_it(store, by, descending):
-    found = window(store, "site", by, 3, 9, descending)
+    found = window(store, "site", by, 3, 9, descending, support=0)
     expected = by_hand(store, by, descending=descending)[3:9]
     assert found["rank"].to_list() == [3, 4, 5, 6, 7, 8]
     assert found["feature"].to_list() == [feature for feature, _ in expected]
@@ -216,13 +216,13 @@ def test_a_ranking_of_a_stale_feature_table_is_stale(tmp_path):
 
 
 def test_a_window_may_name_its_own_column_in_either_spelling(store, capsys):
-    show_window(store, "site", "n_active", "2:4")
+    show_windows(store, "site", ["n_active"], ["2:4"])
     printed = capsys.readouterr().out
-    show_window(store, "site", "frequency", "n_active:2:4")
+    show_windows(store, "site", ["frequency"], ["n_active:2:4"])
     assert capsys.readouterr().out == printed
-    show_window(store, "site", "frequency", "n_active:0:4")
+    show_windows(store, "site", ["frequency"], ["n_active:0:4"])
     printed = capsys.readouterr().out
-    show_window(store, "site", "frequency", "top:4:n_active")
+    show_windows(store, "site", ["frequency"], ["top:4:n_active"])
     assert capsys.readouterr().out == printed
 
 
@@ -245,7 +245,7 @@ def test_a_printed_window_cuts_no_number_at_80_columns(store, capsys, monkeypatc
     )
     monkeypatch.setattr(module, "_features", lambda *_: (rare, ""))
     monkeypatch.setattr(module, "console", Console(width=80))
-    show_window(store, "site", "kurtosis_active", "0:3")
+    show_windows(store, "site", ["kurtosis_active"], ["0:3"])
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert max(map(len, printed.splitlines())) <= 80
@@ -261,13 +261,13 @@ def test_a_window_of_a_column_without_values_is_refused_for_that(store, monkeypa
 
 
 def test_show_window_prints_ranks_and_refuses_what_is_no_window(store, capsys):
-    show_window(store, "site", "n_active", "2:4")
+    show_windows(store, "site", ["n_active"], ["2:4"])
     printed = capsys.readouterr().out
     features = window(store, "site", "n_active", 2, 4)["feature"]
     assert all(
-        f" {rank} " in printed and f" {feature} " in printed
-        for rank, feature in zip([2, 3], features, strict=True)
+        f"#{rank} " in printed and f" {feature} " in printed
+        for rank, feature in zip([3, 4], features, strict=True)
     )
     for text in ("2", "a:b", "2:", "-1:4", "²:3"):
         with pytest.raises(InputError, match="is no START:STOP"):
-            show_window(store, "site", "n_active", text)
+            show_windows(store, "site", ["n_active"], [text])

@@ -119,8 +119,8 @@ def test_the_statistics_of_a_page_are_those_of_the_tables(made):
             .iter_rows(named=True)
         ):
             low, high = rank["rank_low"], rank["rank_high"]
-            interval = "" if low is None else f"<small>{low:,} to {high:,}</small>"
-            assert facts[f"rank by {rank['by']}"] == f"#{rank['rank']}{interval}"
+            interval = "" if low is None else f"<small>#{low + 1:,} to #{high + 1:,}</small>"
+            assert facts[f"rank by {rank['by']}"] == f"#{rank['rank'] + 1}{interval}"
 
 
 def test_a_feature_that_never_fires_says_so(made):
