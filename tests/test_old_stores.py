@@ -24,6 +24,7 @@ NONZEROS = {
     "store-v4": 7684,
     "store-v5": 8044,
     "store-v6": 8044,
+    "store-v7": 8044,
 }
 FEATURE_3 = {
     "store-v1": (56, 583, 0.195497),
@@ -32,6 +33,7 @@ FEATURE_3 = {
     "store-v4": (63, 655, 0.193021),
     "store-v5": (63, 655, 0.193021),
     "store-v6": (63, 655, 0.193021),
+    "store-v7": (63, 655, 0.193021),
 }
 STRONGEST = {
     "store-v1": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
@@ -40,6 +42,7 @@ STRONGEST = {
     "store-v4": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v5": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
     "store-v6": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
+    "store-v7": [(553, 35, 2, "Federalist"), (4, 0, 4, "Whig")],
 }
 
 CONTROLS = {
@@ -94,7 +97,7 @@ def test_there_is_a_store_of_every_version():
     assert [store.name for store in sorted(DATA.glob("store-v*"))] == [f"store-v{n}" for n in versions]
 
 
-@pytest.mark.parametrize("name", ["store-v4", "store-v5", "store-v6"])
+@pytest.mark.parametrize("name", ["store-v4", "store-v5", "store-v6", "store-v7"])
 def test_controls_read_as_they_did(name):
     store = FeatureStore.open(DATA / name)
     found = {}
@@ -105,7 +108,7 @@ def test_controls_read_as_they_did(name):
     assert found == CONTROLS
 
 
-@pytest.mark.parametrize("name", ["store-v5", "store-v6"])
+@pytest.mark.parametrize("name", ["store-v5", "store-v6", "store-v7"])
 def test_x_and_means_read_as_they_did(name):
     store = FeatureStore.open(DATA / name)
     x = store.dense("x")
