@@ -37,7 +37,7 @@ from jobs.console import console, say
 from jobs.progress import counting
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.planned import use_in
-from pipeline.statistics.fidelity import FIDELITY_SHARDS, row_of, summary
+from pipeline.statistics.fidelity import FIDELITY_SHARDS, reasons, row_of, summary
 from pipeline.store import FeatureStore
 from pipeline.store.tables import has_table, require_writable, scan_table
 from schemas.errors import InputError
@@ -225,7 +225,22 @@ def _tell(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None:
         ends = "-" if row["low"] is None else f"{row['low']:.4f} to {row['high']:.4f}"
         out.add_row(row["measure"], value, ends)
     console.print(out)
+    for reason, names in _by_reason(table).items():
+        say(f"{', '.join(names)}: {reason}")
+    if (table["measure"] == "literal_recovered_share").any():
+        say(
+            "literal_…: as in the notebook that zero_first comes from, with position 0 replaced too (its "
+            "features are 0) and counted; the others leave position 0 as it is, and out"
+        )
     say(f"[bold]fidelity[/] {site}: done ({seconds:.1f} s)")
+
+
+def _by_reason(table: pl.DataFrame) -> dict[str, list[str]]:
+    """Why values or intervals are missing -> the measures."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons(table).items():
+        found[reason].append(name)
+    return found
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ Measured are the rows that the site stores (its positions, without the special t
 out or sets to zero), and the predictions of the next token made there. The same rows, and no others, are
 replaced: by the reconstruction, by zeros, by the mean of the target over the rows measured.
 
+Under the policy zero_first the notebook that it comes from has another score, measured too and named literal:
+there position 0 is replaced as well, by the reconstruction of no features (b_dec) or by zeros, and the
+predictions made at it count.
+
 B contexts of a batch, N token rows, n measured rows, N' predictions (rows with a real successor), M
 documents, O width of the target.
 """
@@ -27,7 +31,7 @@ from pipeline.planned import PlannedUse, kept, open_encoder, open_model
 from pipeline.saes.encoder import Encoder
 from pipeline.saes.reconstruction import target_of
 from pipeline.statistics.clustered import document_rows
-from pipeline.statistics.fidelity import MEASURED, PREDICTED, QUANTITIES
+from pipeline.statistics.fidelity import LITERAL, MEASURED, PREDICTED, QUANTITIES
 from pipeline.statistics.ratios import Moments, moments
 from pipeline.store.tokens import read_token_shard
 from schemas.errors import InputError
@@ -97,9 +101,12 @@ def measure(work: Work, mean: F64, part: Part) -> Moments:
     document, counted = document_rows(tokens)
     totals = np.zeros((len(QUANTITIES), len(counted)))
     for batch, place in _batches(tokens, part.ranges(work.step), opened.contexts):
-        stored = tokens.stored[place]
+        stored, counted_rows = tokens.stored[place], tokens.counted[place]
         if stored.any():
-            _Batch(work, opened, batch, stored, document[place], mean).add_to(totals)
+            one = _Batch(work, opened, batch, stored, counted_rows, document[place], mean)
+            one.add_to(totals)
+            if work.lake.special_tokens == "zero_first":
+                one.add_literal_to(totals)
     return moments(totals[:, totals[QUANTITIES.index("rows")] > 0].T)
 
 
@@ -107,10 +114,17 @@ class _Batch:
     """One batch of contexts, run as it is and with each stand-in."""
 
     def __init__(
-        self, work: Work, opened: Opened, batch: TokenBatch, stored: Bool, document: I64, mean: F64
+        self,
+        work: Work,
+        opened: Opened,
+        batch: TokenBatch,
+        stored: Bool,
+        counted: Bool,
+        document: I64,
+        mean: F64,
     ) -> None:
         self._place, self._opened, self._batch = work.use.place, opened, batch
-        self._stored, self._document = stored, document
+        self._stored, self._counted, self._document = stored, counted, document
         self._mean = torch.from_numpy(mean).to(opened.model.device)
         self._rows: list[Tensor] = []
 
@@ -122,6 +136,33 @@ class _Batch:
         rows = torch.stack(self._rows).cpu().numpy()
         columns = np.concatenate([np.ones((1, rows.shape[1])), rows])
         _scatter(totals, MEASURED, self._document[self._stored], columns)
+
+    def add_literal_to(self, totals: F64) -> None:
+        """Add the notebook's losses: all counted rows replaced, position 0 by what nothing decodes to."""
+        model, batch = self._opened.model, self._batch
+        zeroed = ~self._stored[self._counted]
+
+        def reconstruct(x: Tensor, target: Tensor) -> Tensor:
+            encoder = self._opened.encoder
+            features = encoder.encode(x)
+            kept = np.repeat(~zeroed, np.diff(features.indptr))
+            return encoder.decode(features.only(kept), like=x).to(target.device)
+
+        puts = [None, *(self._literal_put(stand_in) for stand_in in (reconstruct, lambda *_: 0.0))]
+        values = torch.stack([model.losses(batch, put) for put in puts]).double().cpu().numpy()
+        followed = self._followed()
+        at = self._counted[followed]
+        columns = np.concatenate([np.ones((1, int(at.sum()))), values[:, at]])
+        _scatter(totals, LITERAL, self._document[followed][at], columns)
+
+    def _literal_put(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return patch(self._opened.encoder.metadata, self._place, self._counted, stand_in)
+
+    def _followed(self) -> Bool:
+        """Which real tokens have a next one in their context, bool [N]."""
+        real = np.arange(self._batch.token_ids.shape[1]) < self._batch.lengths[:, None]
+        followed: Bool = is_followed(self._batch)[real.ravel()]
+        return followed
 
     def _predictions(self) -> tuple[I64, F64]:
         """The documents of the predictions at measured rows, and what PREDICTED says of them but for 1."""
@@ -135,8 +176,7 @@ class _Batch:
         found.append(model.losses(batch, self._put(lambda *_: 0.0)))
         found.append(model.losses(batch, self._put(lambda _, target: self._mean.expand(target.shape))))
         values = torch.stack([*found, divergence]).double().cpu().numpy()
-        real = np.arange(batch.token_ids.shape[1]) < batch.lengths[:, None]
-        followed = is_followed(batch)[real.ravel()]
+        followed = self._followed()
         measured = self._stored[followed]
         return self._document[followed][measured], values[:, measured]
 

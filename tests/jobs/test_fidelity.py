@@ -16,7 +16,15 @@ import pipeline.fidelity
 from jobs import cli
 from jobs.fidelity import Asked, choose, fidelity, size_of
 from jobs.parallel import choose_model_tasks, device_for
-from pipeline.statistics.fidelity import FIDELITY_SHARDS, MEASURES, QUANTITIES, row_of, summary
+from pipeline.statistics.fidelity import (
+    FIDELITY_SHARDS,
+    LITERAL_MEASURES,
+    MEASURES,
+    QUANTITIES,
+    reasons,
+    row_of,
+    summary,
+)
 from pipeline.statistics.ratios import moments
 from schemas.records import ShardRecord
 from schemas.run_file import parse_run_file
@@ -25,6 +33,7 @@ from tests.lakes import extracted, run_file, write_corpus
 
 TINY = "tests.kit:tiny_lm"
 ALL = Asked(tokens=None, model=TINY)
+CLEAN_TO_ZERO = ("clean", "patched", "zero")
 CASES = {
     "zeroed": {"tokens": {"special_tokens": "zero_first"}},
     "positions": {"sites": {"positions": [2, 9]}},
@@ -62,16 +71,18 @@ def by_hand(store, sae):
     """Totals of each document, float64 [D, m], context by context with the module itself."""
     module, shards = tiny_lm().eval(), [r.name for r in store.committed("mid")]
     weights = store.site_weights("mid")[0]
+    b_dec = torch.from_numpy(weights["b_dec"])
     found = []
     with torch.no_grad():
         for shard in (store.token_shard("mid", name) for name in shards):
             for first, last in zip(shard.context_ptr[:-1], shard.context_ptr[1:], strict=True):
                 ids = torch.from_numpy(shard.token_ids[first:last].astype(np.int64))
                 x = module.layers[1](module.layers[0](module.embed(ids)[None]))[0]
-                found.append((ids, x, shard.stored[first:last], shard.document[first:last]))
-        mean = torch.cat([x[torch.from_numpy(kept)] for _, x, kept, _ in found]).double().mean(0)
+                counted = shard.counted[first:last]
+                found.append((ids, x, shard.stored[first:last], shard.document[first:last], counted))
+        mean = torch.cat([x[torch.from_numpy(kept)] for _, x, kept, _, _ in found]).double().mean(0)
         totals = {}
-        for ids, x, kept, documents in found:
+        for ids, x, kept, documents, counted in found:
             active = dense_activations(sae, x.numpy())
             decoded = torch.from_numpy(active @ weights["W_dec"] + weights["b_dec"])
             where = torch.from_numpy(kept)[:, None]
@@ -93,10 +104,22 @@ def by_hand(store, sae):
             ]
             for t in np.flatnonzero(kept):
                 one = totals.setdefault(int(documents[t]), np.zeros(len(QUANTITIES)))
-                one[6:] += [1, *(float(values[t]) for values in of_rows)]
+                one[6:11] += [1, *(float(values[t]) for values in of_rows)]
                 if t < len(ids) - 1:
                     one[:6] += [1, *(float(values[t]) for values in nats), float(kl[t])]
+            if store.lake.special_tokens == "zero_first":
+                every = torch.from_numpy(counted)[:, None]
+                literal = torch.where(every, torch.where(where, decoded, b_dec), x)
+                nats = [nats_of(module, ids, y) for y in (x, literal, torch.where(every, 0 * x, x))]
+                for t in np.flatnonzero(counted[:-1]):
+                    totals[int(documents[t])][11:] += [1, *(float(values[t]) for values in nats)]
     return np.stack([totals[document] for document in sorted(totals)])
+
+
+def nats_of(module, ids, x):
+    """The loss of each next token with x after layer 1."""
+    log_p = module.head(module.layers[2](x[None]))[0].double().log_softmax(1)
+    return -log_p[:-1].gather(1, ids[1:, None])[:, 0]
 
 
 def test_every_measure_is_that_of_a_dense_computation_by_hand(case):
@@ -105,7 +128,8 @@ def test_every_measure_is_that_of_a_dense_computation_by_hand(case):
     totals = by_hand(store, sae)
     sums = dict(zip(QUANTITIES, totals.sum(axis=0), strict=True))
     rows = {row["measure"]: row for row in table.iter_rows(named=True)}
-    assert list(rows) == list(MEASURES)
+    is_literal = store.lake.special_tokens == "zero_first"
+    assert list(rows) == [*MEASURES, *(LITERAL_MEASURES if is_literal else ())]
     expected = {
         f"{name}_loss": sums[name] / sums["predictions"] for name in ("clean", "patched", "zero", "mean")
     }
@@ -116,6 +140,11 @@ def test_every_measure_is_that_of_a_dense_computation_by_hand(case):
         "cosine": sums["cosine"] / sums["rows"],
         "l0": sums["active"] / sums["rows"],
     }
+    if is_literal:
+        losses = {name: sums[f"literal_{name}"] / sums["literal_predictions"] for name in CLEAN_TO_ZERO}
+        expected |= {f"literal_{name}_loss": loss for name, loss in losses.items()}
+        assert sums["literal_predictions"] > sums["predictions"]
+        assert losses["patched"] != pytest.approx(expected["patched_loss"], rel=1e-3)
     for name, value in expected.items():
         assert rows[name]["value"] == pytest.approx(value, rel=1e-5), name
         assert rows[name]["documents"] == len(totals)
@@ -166,6 +195,70 @@ def test_the_recovered_share_compares_zeros_and_the_mean_with_clean_losses():
     value = above.sum() / below.sum()
     se = np.sqrt(2 * ((above - value * below) ** 2).sum()) / below.sum()
     assert rows["recovered_share"]["se"] == pytest.approx(se, rel=1e-6)
+
+
+def test_the_notebook_s_score_is_given_beside_ours_and_named_apart():
+    one = {"predictions": 10, "clean": 30, "patched": 32, "zero": 100, "mean": 50, "rows": 10, "sst": 1}
+    one |= {"literal_predictions": 12, "literal_clean": 36, "literal_patched": 48, "literal_zero": 132}
+    rows = {
+        row["measure"]: row for row in summary(pl.DataFrame([shard_of("a", [one])]), 4).iter_rows(named=True)
+    }
+    assert rows["recovered_share"]["value"] == pytest.approx(68 / 70)
+    assert rows["literal_recovered_share"]["value"] == pytest.approx((132 - 48) / (132 - 36))
+    assert rows["literal_recovered_share"]["tokens"] == rows["literal_zero_loss"]["tokens"] == 12
+
+
+ONE = {
+    "predictions": 10,
+    "clean": 30,
+    "patched": 32,
+    "zero": 100,
+    "mean": 50,
+    "rows": 10,
+    "sst": 1,
+    "sse": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "documents", "measure", "reason"),
+    [
+        (
+            {"zero": 20},
+            2,
+            "recovered_share",
+            "zeros in the place of x do no harm (loss 2.0000 against 3.0000",
+        ),
+        ({"mean": 20}, 2, "recovered_share_of_mean", "the mean in the place of x does no harm (loss 2.0000"),
+        ({}, 1, "patched_loss", "this is one document"),
+        (
+            dict.fromkeys(("predictions", "clean", "patched", "zero", "mean"), 0),
+            2,
+            "zero_loss",
+            "has a next token",
+        ),
+        (
+            dict.fromkeys(("predictions", "clean", "patched", "zero", "mean"), 0),
+            2,
+            "recovered_share",
+            "next token",
+        ),
+        ({"sst": 0}, 2, "explained_variance", "the same in all rows"),
+    ],
+)
+def test_a_value_that_is_missing_has_its_reason(changes, documents, measure, reason):
+    shards = pl.DataFrame([shard_of("a", [ONE | changes] * documents)], schema=FIDELITY_SHARDS)
+    table = summary(shards, 4)
+    told = reasons(table)
+    assert reason in told[measure]
+    missing = table.filter(pl.col("value").is_null() | pl.col("low").is_null())["measure"].to_list()
+    assert list(told) == missing
+
+
+def test_the_reasons_are_printed_below_the_table(plain, capsys):
+    fidelity(plain, "mid", ALL)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "recovered_share: zeros in the place of x do no harm (loss" in printed
 
 
 def test_of_zeros_that_do_no_harm_nothing_is_recovered(plain):
