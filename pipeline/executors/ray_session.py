@@ -43,7 +43,8 @@ def ray_session(extract: Extract) -> Iterator[None]:
                 _connect(address)
         yield
     finally:
-        ray.shutdown()
+        with _our_handler():
+            ray.shutdown()
         started.close()
         if mode is None and MODE in os.environ:  # set for this session, by us or by Ray
             del os.environ[MODE]
