@@ -2,8 +2,8 @@
 
 A signal's handler raises in the midst of whatever runs. That is how commands clean up behind themselves; but
 some code loses every exception: the callbacks of weak references and of the garbage collector, `__del__`, a
-bare `except` of a library that tries an import. So who was asked to end looks again, ten times a second, and
-raises anew while the program neither ends nor cleans up for it.
+bare `except` of a library that tries an import. So a thread looks, some times a second, and the handler
+raises anew where the program neither ends nor cleans up for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from schemas.errors import EndedBySignal
 
-AGAIN_S = 0.1
+AGAIN_S = 0.2
 HELD_S = 30.0
 
 
@@ -73,12 +73,12 @@ class Endings:
         is_again, self._is_again = self._is_again, False
         if not self._runs:
             os._exit(128 + number)
-        if is_again and (self._is_over or _is_handled()):
+        if is_again and self._is_over:
             return
         if self.number is None:
             self.number = number
             sys.unraisablehook = _of_others(sys.unraisablehook)
-            _thread.start_new_thread(self._look_again, (os.getpid(), threading.main_thread().ident))
+            _thread.start_new_thread(self._look_again, (os.getpid(), threading.get_ident()))
         error = Interrupted() if self.number == signal.SIGINT else Terminated(self.code)
         self._raised, self._since = weakref.ref(error), time.monotonic()
         try:
@@ -86,35 +86,32 @@ class Endings:
         finally:
             del error  # or this frame would keep it
 
-    def _is_held(self) -> bool:
-        """Whether the exception still is somewhere: who unwinds for it holds it, who lost it does not.
-
-        One that somebody merely keeps counts for a while.
-        """
-        is_held = self._raised is not None and self._raised() is not None
-        return is_held and time.monotonic() - self._since < HELD_S
-
-    def _look_again(self, process: int, main: int | None) -> None:
+    def _look_again(self, process: int, main: int) -> None:
         """In a thread, for handlers run in the main one alone; not in a process that was forked from here."""
         while not self._is_over and os.getpid() == process and self.number is not None:
             time.sleep(AGAIN_S)
             is_ours = signal.getsignal(self.number) == self._come  # else a library has put its own, or none
-            if is_ours and main is not None and not self._is_over and not self._is_held():
+            if is_ours and not self._is_over and not self._is_on_its_way(main):
                 self._is_again = True
                 signal.pthread_kill(main, self.number)
 
+    def _is_on_its_way(self, main: int) -> bool:
+        """Whether the main thread ends: a `finally` or an `except` for the signal runs there.
+
+        Ray raises an exception of its own for the handler's, so any of either kind counts; extensions hide
+        what is handled, but ours is held by who unwinds for it (one that is merely kept counts for a while).
+        """
+        active: Any = sys._current_exceptions().get(main)  # noqa: SLF001 - documented
+        error = active[1] if isinstance(active, tuple) else active  # until Python 3.11 as `sys.exc_info`
+        while error is not None:
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                return True
+            error = error.__context__
+        is_held = self._raised is not None and self._raised() is not None
+        return is_held and time.monotonic() - self._since < HELD_S
+
 
 ENDINGS = Endings()
-
-
-def _is_handled() -> bool:
-    """Whether what runs, runs in a `finally` or an `except` for the signal (extensions may hide it)."""
-    error = sys.exc_info()[1]
-    while error is not None:
-        if isinstance(error, Interrupted | Terminated):
-            return True
-        error = error.__context__
-    return False
 
 
 def _of_others(hook: Any) -> Any:
