@@ -24,8 +24,8 @@ def label_filter(store: FeatureStore, text: str, column_of: Callable[[str], str]
     column, value = _split(store, text)
     label, is_whole = pl.col(column_of(column)), store.lake.label_columns[column] == "Int64"
     if is_whole and not (isinstance(value, int) and -(1 << 63) <= value < 1 << 63):
-        return label != label  # it holds whole numbers of 64 bits, so no row has this one
-    return label == value
+        return label.ne(label)  # it holds whole numbers of 64 bits, so no row has this one
+    return label.eq(value)
 
 
 def require_values(store: FeatureStore, where: Sequence[str]) -> None:

@@ -167,11 +167,7 @@ class ModelFeatures:
         if self._rows_looked_at >= most_rows(tokens):
             self._to_look_at.clear()  # a site that is left gives hardly any rows
         told = {name: sums.explained for name, sums in found.items()}
-        return {
-            name: Explained(*(value and round(value, 4) for value in explained))
-            for name, explained in told.items()
-            if not math.isnan(explained.of_all)
-        }
+        return {name: each.rounded() for name, each in told.items() if not math.isnan(each.of_all)}
 
     def encode(
         self,

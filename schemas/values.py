@@ -241,6 +241,10 @@ class Explained(NamedTuple):
         """What an SAE is judged by."""
         return self.of_all if self.of_rest is None else self.of_rest
 
+    def rounded(self) -> Explained:
+        """To four digits."""
+        return Explained(round(self.of_all, 4), None if self.of_rest is None else round(self.of_rest, 4))
+
 
 class Timed(Protocol):
     """Adds the time that a block takes to a stage's: read, forward, encode, write."""

@@ -107,14 +107,17 @@ class Reconstruction:
                 return
             self._close_first()
             rows, errors = rows[missing:], errors[missing:]
-        kept = _norms(rows) <= self._longest
-        self._rest.add(rows[kept], errors[kept])
+        self._add_ordinary(rows, errors)
 
     def _close_first(self) -> None:
         """Take the median of the rows that there are, and add them."""
         rows, errors = (torch.cat(part) for part in zip(*self._first, strict=True))
         self._longest = MASSIVE * float(_norms(rows).quantile(0.5))
         self._first.clear()
+        self._add_ordinary(rows, errors)
+
+    def _add_ordinary(self, rows: Tensor, errors: Tensor) -> None:
+        assert self._longest is not None
         kept = _norms(rows) <= self._longest
         self._rest.add(rows[kept], errors[kept])
 
@@ -208,7 +211,8 @@ def reconstruct(encoder: Encoder, x: Tensor, target: Tensor, into: Reconstructio
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms
 
 
 def target_of(metadata: SaeMetadata, at_hook_out: Tensor) -> Tensor:
