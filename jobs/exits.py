@@ -133,7 +133,7 @@ def _system_message(error: Exception, arguments: list[str] | None) -> str | None
     if not isinstance(error, OSError) and system_error(error) is None:
         return None
     command = " ".join(["latentlake", *(sys.argv[1:] if arguments is None else arguments)[:1]])
-    path = getattr(error, "filename", None) or f"a file of `{command}`"
+    path = getattr(error, "filename", None) or f"the output of `{command}`"
     own = isinstance(error, OSError) and error.strerror not in (None, os.strerror(error.errno or 0))
     failure = None if own else storage_failure(error, path, "read")
     if failure is not None:

@@ -7,6 +7,7 @@ import polars as pl
 
 from jobs.figures import FIGURES
 from schemas.attribution_tables import ATTRIBUTION_SELECTION
+from schemas.tables import CONTROL_FEATURES
 
 
 def made_up(features, dead, rows=10_000, seed=0):
@@ -181,8 +182,11 @@ def made_up_control(features, dead, rows=2_000, seed=0):
     rng = np.random.default_rng(seed)
     frequency = np.append(np.where(np.arange(features) < dead, 0, 0.01), rng.uniform(0.4, 0.6, features))
     of = ["learnt"] * features + ["control"] * features
+    nothing = dict.fromkeys(CONTROL_FEATURES)
     table = pl.DataFrame(
-        {
+        nothing
+        | {
+            "feature": np.tile(np.arange(features), 2),
             "of": of,
             "control": "random_encoder",
             "architecture": ["topk"] * features + ["standard"] * features,
@@ -190,8 +194,8 @@ def made_up_control(features, dead, rows=2_000, seed=0):
             "frequency": frequency if dead < features else frequency * 0,
             "mean_all": frequency * 3 if dead < features else frequency * 0,
             "max_activation": pl.Series(frequency * 9 if dead < features else frequency * 0).replace(0, None),
-        }
-    )
+        },
+    ).cast(CONTROL_FEATURES)
     l0 = pl.DataFrame(
         {
             "of": ["learnt", "learnt", "control"] * 2,

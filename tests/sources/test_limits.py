@@ -110,6 +110,7 @@ def images(path: Path, shape: tuple[int, ...]) -> Path:
         with path.open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + size)  # zeros that take no room on the disk
         np.save(path.with_name(path.name.replace("images", "labels")), np.zeros(shape[0], np.int64))
     else:
         axes = b"".join(side.to_bytes(4, "big") for side in shape)

@@ -310,7 +310,7 @@ def test_an_error_without_a_file_name_names_the_command(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         run_app(broken, [])
     assert ended.value.code == 2
-    assert "a file of `latentlake` cannot be read (Input/output error)" in capsys.readouterr().err
+    assert "the output of `latentlake` cannot be read (Input/output error)" in capsys.readouterr().err
 
 
 def test_a_shard_is_tried_again_where_the_disk_failed_for_a_moment() -> None:
