@@ -183,19 +183,25 @@ def made_up_control(features, dead, rows=2_000, seed=0):
     frequency = np.append(np.where(np.arange(features) < dead, 0, 0.01), rng.uniform(0.4, 0.6, features))
     of = ["learnt"] * features + ["control"] * features
     nothing = dict.fromkeys(CONTROL_FEATURES)
-    table = pl.DataFrame(
-        nothing
-        | {
-            "feature": np.tile(np.arange(features), 2),
-            "of": of,
-            "control": "random_encoder",
-            "architecture": ["topk"] * features + ["standard"] * features,
-            "counted_rows": rows,
-            "frequency": frequency if dead < features else frequency * 0,
-            "mean_all": frequency * 3 if dead < features else frequency * 0,
-            "max_activation": pl.Series(frequency * 9 if dead < features else frequency * 0).replace(0, None),
-        },
-    ).cast(CONTROL_FEATURES)
+    table = (
+        pl.DataFrame(
+            nothing
+            | {
+                "feature": np.tile(np.arange(features), 2),
+                "of": of,
+                "control": "random_encoder",
+                "architecture": ["topk"] * features + ["standard"] * features,
+                "counted_rows": rows,
+                "frequency": frequency if dead < features else frequency * 0,
+                "mean_all": frequency * 3 if dead < features else frequency * 0,
+                "max_activation": pl.Series(frequency * 9 if dead < features else frequency * 0).replace(
+                    0, None
+                ),
+            },
+        )
+        .with_columns(strongest_activation="max_activation")
+        .cast(CONTROL_FEATURES)
+    )
     l0 = pl.DataFrame(
         {
             "of": ["learnt", "learnt", "control"] * 2,
