@@ -88,7 +88,7 @@ def test_pages_show_whole_letters(store: FeatureStore, feature: int, tmp_path: P
 
 
 def test_a_typed_text_shows_whole_letters(store: FeatureStore) -> None:
-    text = said(store, "elicit", "안녕 👩‍👧 ❤️")
+    text = said(store, "elicit", "안녕 👩‍👧 ❤️", "--model", "tests.kit:tiny_lm")
     assert "�" not in text
     assert re.search(r"\|[안녕]|👩‍👧|❤️\|", text)
 

@@ -90,7 +90,7 @@ def test_jobs_that_run_a_model_look_first_whether_their_tables_can_be_written(
     for name in ("_work", "use_for_logits", "_columns", "choose_tasks"):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, None)  # nothing else is begun
-    with pytest.raises(InputError, match=r"can not be written: a part of its path is a file"):
+    with pytest.raises(InputError, match=r"cannot be written: a part of its path is a file"):
         getattr(module, job)(store, site, *([None] if job == "derive" else []))
 
 

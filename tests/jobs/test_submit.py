@@ -274,7 +274,7 @@ def test_a_working_directory_with_keys_is_refused_and_names_them(tmp_path, name)
     (tmp_path / name).write_text("secret")
     with pytest.raises(InputError, match="hold keys or passwords: move the run file into a folder") as told:
         submit(run_yaml(tmp_path), "http://127.0.0.1:1", tmp_path)
-    assert f"would be uploaded with {name[:5]}" in str(told.value)
+    assert f"would be uploaded with {name[:4]}" in str(told.value)
     (tmp_path / ".rayignore").write_text(f"{name}\n{name.split('/')[0]}\n")
     with pytest.raises(InputError, match="no Ray dashboard answers"):
         submit(tmp_path / "run.yaml", "http://127.0.0.1:1", tmp_path)
