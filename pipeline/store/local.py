@@ -172,7 +172,7 @@ def listed(folder: Path) -> list[Path]:
     """See `objects.listed`."""
     try:
         return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 - iterdir opens late
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.tokenize import tokenize
 from pipeline.models import digest_as_planned, load_model, max_context, model_digest, model_files
 from pipeline.models.model_files import folder_of, pinned, repository_of
 from pipeline.plan import agree_on_plan, make_plan, resolve
 from pipeline.store.tokens import require_lake
-from pipeline.tokenize import tokenize
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import digest_of

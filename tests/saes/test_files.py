@@ -203,7 +203,7 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative shapes": (lambda path: write_npz(path, npy((-2, -3), bytes(24))), "stores 24 bytes"),
     "Python objects": (
         lambda path: np.savez(path, W_enc=np.array([{}], dtype=object)),
-        "holds object, no numbers",
+        "holds pickled objects",
     ),
     "text": (lambda path: np.savez(path, W_enc=np.array(["x"])), "no numbers"),
     "complex numbers": (lambda path: np.savez(path, W_enc=np.ones(2, np.complex64)), "no numbers"),
