@@ -194,8 +194,8 @@ def _rankings(page: Page) -> RenderableType | None:
     stable = {"rank_low", "rank_high"} <= set(found.columns)
     pairs = []
     for row in found.iter_rows(named=True):
-        low, high = (row["rank_low"], row["rank_high"]) if stable else (None, None)
-        spread = f" (#{low + 1:,} to #{high + 1:,})" if low is not None else ""
+        has_interval = stable and row["rank_low"] is not None
+        spread = f" (#{row['rank_low'] + 1:,} to #{row['rank_high'] + 1:,})" if has_interval else ""
         pairs.append((f"by {row['by']}", f"#{row['rank'] + 1:,} of {sizes.get(row['by'], 0):,}{spread}"))
     return _grid(pairs)
 
