@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from schemas.derive_sections import Cluster, Derive, DerivedJob, Rank
 from schemas.errors import InputError
 from schemas.refusals import refusal
 from schemas.run_sections import (
@@ -15,20 +16,16 @@ from schemas.run_sections import (
     SYNTHETIC,
     ActivationDtype,
     CheckSae,
-    Cluster,
     ContextsOf,
     Control,
     Corpus,
     DenseDtype,
-    Derive,
-    DerivedJob,
     EncodeDtype,
     Extract,
     Loader,
     Model,
     ModelDtype,
     Pooling,
-    Rank,
     Site,
     SpecialText,
     SpecialTokenPolicy,
