@@ -263,8 +263,8 @@ MOMENTS = {
     "between token shards": ("pipeline.sharding.write_atomic", True, 3),
     "after all token shards, before the link": ("pipeline.tokenize._commit", True, 1),
     "after the link": ("pipeline.tokenize._commit", False, 1),
-    "after one of its shards was extracted": ("pipeline.worker.commit", False, 1),
-    "before a receipt, its data written": ("pipeline.worker.commit", True, 2),
+    "after one of its shards was extracted": ("pipeline.worker.commit_under", False, 1),
+    "before a receipt, its data written": ("pipeline.worker.commit_under", True, 2),
     "while tables are made": ("jobs.run.write_atomic", True, 1),
 }
 
