@@ -35,7 +35,8 @@ def put_plan(layout: Layout, plan: Plan, unused: Iterable[Plan] = ()) -> None:
     """
     for old in unused:
         _remove_unused(layout, old)
-    put_if_absent(layout.plan(plan.pass_name), plan.to_json())
+    if not layout.plan(plan.pass_name).exists():  # a run with nothing left to do writes nothing
+        put_if_absent(layout.plan(plan.pass_name), plan.to_json())
     require_plan(layout, plan)
 
 
