@@ -53,6 +53,8 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
     InputError where the site is synthetic, where model, SAE or tokenizer are not those of the store any more,
     and for a text without tokens.
     """
+    if store.lake.inputs is not None:
+        raise InputError("the lake holds vectors, not text: only features of texts can be elicited by one")
     plan = store.plans[store.site(site).pass_name]
     device = _device(plan, places.device)
     use = use_of(plan, site, None, device=device, model=places.model, sae=places.sae)
@@ -67,8 +69,6 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
 
 def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenShard:
     """The text as a shard of one document, counted as the site counts."""
-    if lake.inputs is not None:
-        raise InputError("the lake holds vectors, not text: only features of texts can be elicited by one")
     where = places.tokenizer or lake.tokenizer
     tokenizer = load_tokenizer(where, lake.tokenizer_digest)
     if tokenizer.digest != lake.tokenizer_digest:

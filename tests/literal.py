@@ -128,7 +128,7 @@ def make_store(folder: Path, sae: Path, setting: Setting) -> FeatureStore:
         "extract": {"executor": "in_process", "check_sae": "off"},
     }
     store = extracted(parse_run_file(content, "literal"))
-    rank(store, SITE, ("mean_all", "sigma_over_mu"))
+    rank(store, SITE, ("mean_all", "sigma_over_mu"), support=0)
     return store
 
 

@@ -128,7 +128,7 @@ def test_rankings_put_negative_values_last_and_nothing_is_left_out(lake):
     _, store, _ = lake
     features = store.scan_features("mid").collect()
     for by in ("sigma_over_mu", "mean_all"):
-        ranked = window(store, "mid", by, 0, D_SAE)
+        ranked = window(store, "mid", by, 0, D_SAE, support=0)
         values = ranked[by].to_list()
         assert len(values) == features[by].drop_nulls().len()
         assert values == sorted(values, reverse=True)

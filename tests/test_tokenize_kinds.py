@@ -116,7 +116,7 @@ def test_a_number_stands_for_one_class_in_all_links(lake: Lake) -> None:
         (224 * 224 * 3, "uint8", None, 891),
         (4096, "float32", None, 1 << 13),
         (4096, "float32", 1 << 15, 1 << 13),  # an eighth of it, were it text: 1 << 14, the smallest
-        (1 << 28, "uint8", None, 1),
+        (1 << 24, "float32", None, 2),
         (16, "uint8", None, 1 << 19),
     ],
 )
