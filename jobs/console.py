@@ -16,8 +16,7 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
-from pipeline.trained_with import NOTE
-from schemas.sentences import LONGEST_SENTENCE, redacted, visible
+from schemas.sentences import LONGEST_SENTENCE, NOTE, redacted, visible
 
 
 class SafeConsole(Console):

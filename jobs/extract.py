@@ -11,7 +11,6 @@ from jobs.console import say, warn
 from jobs.extract_progress import ExtractionProgress
 from jobs.plan import show_comparison
 from jobs.progress import size
-from pipeline.executors.ledger import Failure
 from pipeline.lake_rule import check_rule
 from pipeline.passes import by_pass
 from pipeline.plan import resolve
@@ -25,6 +24,7 @@ from pipeline.tokenizer import load_tokenizer
 from schemas.layout import DENSE, Layout
 from schemas.records import Receipt
 from schemas.run_file import CheckSae, RunFile
+from schemas.values import Failure
 
 
 def extract(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:

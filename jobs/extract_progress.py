@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from jobs.console import say
 from jobs.progress import Clock, Meter, Pace, duration, several
-from pipeline.executors.ledger import Failure
 from pipeline.run import Extraction
 from schemas.records import Receipt
+from schemas.values import Failure
 
 TOLD = ("retry", "quarantined", "worker_replaced", "waiting", "twin")
 """Events that a person should know of."""

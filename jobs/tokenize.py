@@ -14,10 +14,10 @@ from pipeline.store.tokens import read_lake, read_links, require_lake
 from pipeline.tokenize import BYTES_PER_TOKEN, REPEATED, SPECIAL_TEXTS
 from pipeline.tokenize import tokenize as tokenize_corpus
 from pipeline.tokenizer import load_tokenizer
-from pipeline.trained_with import NOTE
 from schemas.layout import Layout
 from schemas.records import CorpusLink, ShardRecord
 from schemas.run_file import RunFile, SpecialText
+from schemas.sentences import NOTE
 
 
 def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.batches import batches
 from pipeline.lake_rule import default_bos
 from pipeline.models import Model, probe
-from pipeline.packing import ContextRule, counted_mask, pack
+from pipeline.packing import ContextRule, pack
 from pipeline.patching import patch
 from pipeline.planned import Place
 from pipeline.saes.alternatives import Rows
@@ -24,6 +24,7 @@ from pipeline.saes.diagnosis import ROWS, Elsewhere
 from pipeline.saes.encoder import Encoder
 from pipeline.saes.reconstruction import Reconstruction, holds_target, reconstruct, target_of
 from pipeline.sources import Source
+from pipeline.store.token_rows import counted_mask
 from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake

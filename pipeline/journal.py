@@ -16,14 +16,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline import logs
-from pipeline.executors.dispatch import OnEvent
-from pipeline.executors.ledger import Failure
+from pipeline.executors.heartbeat import OnEvent
 from pipeline.store.events import EventLog
 from pipeline.tally import Tally
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Plan, Receipt
+from schemas.values import Failure
 
 HEARTBEAT_LOGGED_S = 60.0
 SIGNAL_CODES = 128

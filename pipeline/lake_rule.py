@@ -13,11 +13,11 @@ from collections.abc import Iterable
 
 from pipeline.store.tokens import read_lake
 from pipeline.tokenizer import Tokenizer
-from pipeline.trained_with import NOTE
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Inputs, Lake
 from schemas.run_file import RunFile, SpecialText
+from schemas.sentences import NOTE
 
 WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}
 """Kinds of corpus behind whose documents no EOS is put, unless that is asked for."""

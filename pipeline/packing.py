@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from schemas.errors import InputError
 from schemas.records import Inputs, Lake
-from schemas.run_file import ContextsOf, SpecialTokenPolicy
-from schemas.values import I32, I64, U32, U64, Bool
+from schemas.run_file import ContextsOf
+from schemas.values import I32, I64, Bool, Packed
 
 
 @dataclass(frozen=True)
@@ -119,24 +119,6 @@ class ContextRule:
     def _bos_separates(self, place: int) -> bool:
         """Whether a separator at `place` would repeat the BOS before it (same id): it is left out then."""
         return self.separator_id == self.bos_id and place % self.body == 0
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Contexts of one shard.
-
-    `token_ids` int32 [N] is cut by `context_ptr` int64 [C + 1]. Segments of context c are
-    `segment_ptr[c]:segment_ptr[c + 1]` (int64 [C + 1]): `document` int64 [S] is the place in the list of
-    documents that was packed, `start` uint32 [S] the first position in the context (never that of a BOS),
-    `offset` uint32 [S] the place in the document; a separator's is the number of the document's tokens.
-    """
-
-    token_ids: I32
-    context_ptr: I64
-    segment_ptr: I64
-    document: I64
-    start: U32
-    offset: U32
 
 
 def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = False) -> Packed:
@@ -256,41 +238,3 @@ def _of_tokens(values: NDArray[Any] | None, tokens: int, inputs: Inputs) -> NDAr
         f"a document of {tokens} tokens has vectors {shape}, but {inputs.dtype} [{tokens}, {inputs.width}] "
         "are wanted: mend the source of the corpus"
     )
-
-
-def document_of_row(document: U64, start: U32, segment_ptr: I64, context_ptr: I64) -> U64:
-    """The document of each row, uint64 [N]; a BOS belongs to the document of the context's first segment.
-
-    `document` and `start` [S] describe the segments that `segment_ptr` [C + 1] cuts into contexts.
-    """
-    segments = np.diff(segment_ptr)
-    begins = np.repeat(context_ptr[:-1], segments) + start.astype(np.int64)
-    begins[segment_ptr[:-1]] = context_ptr[:-1]
-    lengths = np.diff(begins, append=context_ptr[-1:])
-    return np.repeat(document, lengths).astype(np.uint64, copy=False)
-
-
-def counted_mask(token_ids: I32, special_ids: Sequence[int], policy: SpecialTokenPolicy) -> Bool:
-    """Which rows enter statistics, bool [N]: under `exclude` no special id, wherever it stands, else all."""
-    if policy == "exclude":
-        return ~_is_special(token_ids, special_ids)
-    return np.ones(len(token_ids), dtype=np.bool_)
-
-
-def stored_mask(
-    token_ids: I32, context_ptr: I64, special_ids: Sequence[int], policy: SpecialTokenPolicy
-) -> Bool:
-    """Which rows may hold activations, bool [N].
-
-    exclude and zero: all but the special ids; include: all; zero_first: all but position 0 of each context.
-    """
-    if policy in ("exclude", "zero"):
-        return ~_is_special(token_ids, special_ids)
-    stored = np.ones(len(token_ids), dtype=np.bool_)
-    if policy == "zero_first":
-        stored[context_ptr[:-1]] = False
-    return stored
-
-
-def _is_special(token_ids: I32, special_ids: Sequence[int]) -> NDArray[np.bool_]:
-    return np.isin(token_ids, np.array(special_ids, dtype=np.int32))

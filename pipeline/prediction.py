@@ -15,12 +15,12 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as record
 
 from pipeline import logs
-from pipeline.executors.ledger import Failure
 from pipeline.store.objects import write_atomic
 from pipeline.tally import Tally
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION, Receipt, Record
+from schemas.values import Failure
 
 AFTER_S = 60.0
 """A run without a prediction makes one from what it committed in its first minute,"""

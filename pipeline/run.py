@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from pipeline.executors.dispatch import Dispatcher, OnEvent, Policy
-from pipeline.executors.heartbeat import Heartbeat
-from pipeline.executors.ledger import Failure
+from pipeline.executors.dispatch import Dispatcher, Policy
+from pipeline.executors.heartbeat import Heartbeat, OnEvent
 from pipeline.journal import journal
 from pipeline.plan import Agreed, differences, find_plan, make_plan
 from pipeline.store.commits import ManifestRow, manifest_row, scan_commits, write_manifest
@@ -22,7 +21,7 @@ from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, Receipt
 from schemas.run_file import RunFile
-from schemas.values import Hello
+from schemas.values import Failure, Hello
 
 
 @dataclass

@@ -15,15 +15,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
-from pipeline.packing import ContextRule, Packed, counted_mask, document_of_row, laid_out, pack
+from pipeline.packing import ContextRule, laid_out, pack
 from pipeline.store.objects import write_atomic
+from pipeline.store.token_rows import counted_mask, document_of_row
 from pipeline.store.tokens import token_shard_bytes
 from pipeline.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.run_file import SpecialText
-from schemas.values import I32, Bool, Document
+from schemas.values import I32, Bool, Document, Packed
 
 _BATCH_SIZE = 2 << 20
 """Characters, and bytes of vectors, of the documents that are encoded at once."""

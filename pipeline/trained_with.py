@@ -16,8 +16,7 @@ from pipeline.saes import SaeMetadata
 from pipeline.saes.module_points import by_module
 from schemas.errors import InputError
 from schemas.run_file import PROCESSING, Model, RunFile, Site
-
-NOTE = "note: "
+from schemas.sentences import NOTE
 
 DEFAULT_CONTEXT_SIZE = 128
 

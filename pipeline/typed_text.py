@@ -15,9 +15,10 @@ from scipy import sparse
 from pipeline.batches import batches
 from pipeline.models.device import require_device
 from pipeline.models.pooling import RowsRead
-from pipeline.packing import ContextRule, counted_mask, pack, stored_mask
+from pipeline.packing import ContextRule, pack
 from pipeline.planned import PlannedUse, open_encoder, open_model, use_of
 from pipeline.store.catalog import Catalog
+from pipeline.store.token_rows import counted_mask, stored_mask
 from pipeline.store.transposition import round_activations
 from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError

@@ -11,6 +11,8 @@ LONGEST_SENTENCE = 4_000
 """Characters; what is longer loses its middle."""
 MOST_ERRORS = 5
 """Errors of one file that are printed; of the others their number."""
+NOTE = "note: "
+"""Begins a sentence that informs; others that a run prints warn."""
 
 _STEERING = (
     *(n for n in range(0x20) if chr(n) not in "\t\n"),

@@ -344,3 +344,30 @@ class Hello:
     """Versions of the libraries that data pass through there."""
     agreement: Agreement | None = None
     """Of the model with transformers' own; None where there is no such model."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Contexts of one shard.
+
+    `token_ids` int32 [N] is cut by `context_ptr` int64 [C + 1]. Segments of context c are
+    `segment_ptr[c]:segment_ptr[c + 1]` (int64 [C + 1]): `document` int64 [S] is the place in the list of
+    documents that was packed, `start` uint32 [S] the first position in the context (never that of a BOS),
+    `offset` uint32 [S] the place in the document; a separator's is the number of the document's tokens.
+    """
+
+    token_ids: I32
+    context_ptr: I64
+    segment_ptr: I64
+    document: I64
+    start: U32
+    offset: U32
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A shard that was given up, the attempts it had, and the last error in words."""
+
+    shard: str
+    attempts: int
+    error: str

@@ -11,18 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.packing import (
-    ContextRule,
-    Packed,
-    counted_mask,
-    document_of_row,
-    laid_out,
-    pack,
-    stored_mask,
-)
+from pipeline.packing import ContextRule, laid_out, pack
+from pipeline.store.token_rows import counted_mask, document_of_row, stored_mask
 from schemas.errors import InputError
 from schemas.records import Inputs
-from schemas.values import I32
+from schemas.values import I32, Packed
 
 DOCUMENTS = st.lists(st.lists(st.integers(5, 99), max_size=12), max_size=12)
 RULES = st.builds(

@@ -26,7 +26,6 @@ from jobs.bench.inputs import write_sae, write_tokenizer
 from jobs.bench.memory import kilobytes
 from jobs.bench.report import Section
 from jobs.tokenize import tokenize_resolved
-from pipeline.executors.ledger import Failure
 from pipeline.models.device import describe_device
 from pipeline.plan import environment, resolve
 from pipeline.run import extract
@@ -37,7 +36,7 @@ from pipeline.store.tokens import read_links
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
 from schemas.records import CorpusLink, DataObject, Receipt, SiteReceipt
 from schemas.run_file import RunFile, parse_run_file
-from schemas.values import Hello
+from schemas.values import Failure, Hello
 
 SHARDS, WORKERS = 20_000, 2
 TARGET_MS, TARGET_MB, TARGET_RESUME_S = 5.0, 100.0, 10.0

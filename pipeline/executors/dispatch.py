@@ -14,13 +14,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from pipeline.executors.heartbeat import Heartbeat
-from pipeline.executors.ledger import Failure, Ledger
+from pipeline.executors.heartbeat import Heartbeat, OnEvent
+from pipeline.executors.ledger import Ledger
 from schemas.errors import InputError, NodeError
 from schemas.records import Receipt
-from schemas.values import Hello
-
-OnEvent = Callable[..., None]
+from schemas.values import Failure, Hello
 
 _RECENT = 1000
 """Shards whose times say what a straggler is."""

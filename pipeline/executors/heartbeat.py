@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+OnEvent = Callable[..., None]
+"""Is called with the fields of each event of a run."""
+
 HEARTBEAT_S = 5.0
 
 
 class Heartbeat:
     """Tells of the shards in flight, as the event `heartbeat`, at most every few seconds."""
 
-    def __init__(self, on_event: Callable[..., None]) -> None:
+    def __init__(self, on_event: OnEvent) -> None:
         self._on_event, self._last = on_event, time.monotonic()
 
     @property

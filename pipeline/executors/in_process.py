@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.executors.dispatch import OnEvent, ready_event
-from pipeline.executors.ledger import Failure, Ledger
+from pipeline.executors.dispatch import ready_event
+from pipeline.executors.heartbeat import OnEvent
+from pipeline.executors.ledger import Ledger
 from pipeline.models.device import is_broken
 from pipeline.worker import Worker
 from schemas.errors import InputError, PassingError, ShardError
 from schemas.records import Receipt
-from schemas.values import Hello
+from schemas.values import Failure, Hello
 
 
 def run_in_process(

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Failure:
-    """A shard that was given up, the attempts it had, and the last error in words."""
-
-    shard: str
-    attempts: int
-    error: str
+from schemas.values import Failure
 
 
 class Ledger:

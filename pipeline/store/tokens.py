@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.packing import Packed, document_of_row, stored_mask
 from pipeline.store.objects import read_bytes, readable
 from pipeline.store.parquet import open_parquet
+from pipeline.store.token_rows import document_of_row, stored_mask
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Counted, Inputs, Lake, ShardRecord
-from schemas.values import I64, Bool, Reads, TokenShard
+from schemas.values import I64, Bool, Packed, Reads, TokenShard
 
 _ARROW = {"String": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), "Boolean": pa.bool_()}
 _READ = ["token_ids", "counted", "segments.list.element.document", "segments.list.element.start"]

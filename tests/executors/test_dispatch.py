@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.executors.dispatch import CallFailedError, Dispatcher, Policy, Slot, WorkerLostError
-from pipeline.executors.ledger import Failure, Ledger
+from pipeline.executors.ledger import Ledger
 from schemas.errors import InputError, NodeError
 from schemas.records import Receipt
-from schemas.values import Hello
+from schemas.values import Failure, Hello
 
 HELLO = Hello(node="n0", pid=1, gpus=(), device="cpu", device_model="fake")
 FAST = {"straggler_min_s": 0.0, "poll_s": 0.0}

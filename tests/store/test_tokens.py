@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.packing import ContextRule, counted_mask, pack
+from pipeline.packing import ContextRule, pack
+from pipeline.store.token_rows import counted_mask
 from pipeline.store.tokens import read_lake, read_links, read_token_shard, token_shard_bytes
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout

@@ -21,6 +21,7 @@ from pipeline.saes.formats import dictionary_learning, gemma_scope, gemma_scope_
 from pipeline.saes.module_points import HOOKS
 from pipeline.saes.reconstruction import Reconstruction, reconstruct
 from schemas.run_file import Model, Site
+from schemas.sentences import NOTE
 from tests.kit import D_MODEL, write_tiny_gemma, write_tiny_gpt2, write_tiny_llama
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, load, make_batch
 
@@ -199,7 +200,7 @@ def test_a_gemma_scope_2_transcoder_explains_all_where_its_file_says_that_it_rea
     assert read == {"transformer_lens": "blocks.1.ln2.hook_out"}.get(loader, f"model.layers.1.pre_{FF}")
     told: list[str] = []
     trained_with.check_site(Site(name="s", sae=str(sae), hook_name=read), about, told)
-    assert all(sentence.startswith(trained_with.NOTE) for sentence in told)
+    assert all(sentence.startswith(NOTE) for sentence in told)
     place = Place(str(read), str(about.target_at(str(read))))
     loaded = by_paths if loader == "torch_module" else load(folders["gemma3"], *place)
     found = Reconstruction(encoder.d_sae)
