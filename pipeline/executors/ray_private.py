@@ -14,6 +14,8 @@ from typing import Any
 
 import ray
 
+from schemas.errors import InputError
+
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """Receipts and names are all that passes through Ray."""
 
@@ -33,15 +35,23 @@ def private_ray(cpus: int) -> Iterator[None]:
         folder = stack.enter_context(folder_for_sockets())
         options: dict[str, Any] = {} if folder is None else {"_temp_dir": str(folder)}
         with _loopback():
-            ray.init(
-                address="local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                num_cpus=cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **options,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **options,
+                )
+            except Exception as error:
+                if "timed out during startup" not in str(error):  # Ray has no class for it
+                    raise
+                raise InputError(
+                    "Ray did not start on this machine in time, which may be too busy: run again, or set "
+                    "extract.executor: in_process"
+                ) from None
         yield
 
 

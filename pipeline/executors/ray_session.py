@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import ray
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayActorError
 
 from pipeline.executors.ray_private import MODE, private_ray, reread_environment
 from schemas.errors import InputError
@@ -164,6 +164,7 @@ def _our_handler() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
+    """An error in one line; of a dead actor also the last line, in which Ray says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    last = lines[1:][-1:] if isinstance(error, RayActorError) else []
+    return f"{type(error).__name__}: {' '.join([*lines[:1], *last])}" if lines else type(error).__name__

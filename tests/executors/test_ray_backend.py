@@ -113,7 +113,8 @@ def test_a_shard_that_kills_its_process_is_given_up_and_the_rest_is_committed(se
         extract={"executor": "ray", "workers": 1, "max_attempts": 2},
         corpus={"path": str(deadly_corpus(tmp_path))},
     )
-    with pytest.raises(InputError, match=r"1 of \d+ shards were given up.*worker lost.*2 attempts"):
+    given_up = r"1 of \d+ shards were given up.*worker lost.*process has died.*2 attempts"
+    with pytest.raises(InputError, match=given_up):
         extract(layout, run)
     shards = FeatureStore.open(layout.root).shards
     assert len(commits(layout)) == len(shards) - 1

@@ -248,6 +248,20 @@ def test_another_version_on_the_head_is_one_sentence_with_both(session, monkeypa
     )
 
 
+def test_a_ray_that_does_not_start_in_time_is_one_sentence(monkeypatch):
+    from pipeline.executors import ray_private
+
+    def late(**options):
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray_private.ray, "init", late)
+    with (
+        pytest.raises(InputError, match="in time.*extract.executor: in_process"),
+        ray_private.private_ray(1),
+    ):
+        pass
+
+
 def test_a_folder_for_sockets_is_short_private_and_goes_again(tmp_path, monkeypatch):
     from pipeline.executors.ray_private import LONGEST_FOLDER, folder_for_sockets
 
