@@ -256,7 +256,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(ray_private.ray, "init", late)
     with (
-        pytest.raises(InputError, match="in time.*extract.executor: in_process"),
+        pytest.raises(InputError, match=r"in time.*extract\.executor: in_process"),
         ray_private.private_ray(1),
     ):
         pass
