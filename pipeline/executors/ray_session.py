@@ -164,7 +164,7 @@ def _our_handler() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line; of a dead actor also the last line, in which Ray says why."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[1:][-1:] if isinstance(error, RayActorError) else []
-    return f"{type(error).__name__}: {' '.join([*lines[:1], *last])}" if lines else type(error).__name__
+    """An error in one line; of a dead actor also what Ray says last, the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    cause = lines[1:][-2:] if isinstance(error, RayActorError) else []
+    return f"{type(error).__name__}: {' '.join([*lines[:1], *cause])}" if lines else type(error).__name__

@@ -44,6 +44,15 @@ class Gcs(grpc.GenericRpcHandler):
         return b""
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before():
+    """After each test, once the environment is restored, Ray reads it again for the tests that follow."""
+    yield
+    from pipeline.executors.ray_private import reread_environment
+
+    reread_environment()
+
+
 @pytest.fixture
 def session(monkeypatch, tmp_path):
     """The module, for a user without a token; Ray itself lets nobody in."""
