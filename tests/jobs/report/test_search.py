@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from jobs.report.build import report
 from pipeline.executors.tasks import OneProcess
@@ -29,7 +30,8 @@ def features(made):  # noqa: F811
 @pytest.fixture
 def tokens(browser, made):  # noqa: F811
     visit(browser, made[3] / "sites/site/features.html")
-    return {int(feature): words for feature, words in browser.execute_script(TOKENS)}
+    drawn = WebDriverWait(browser, 10).until(lambda page: page.execute_script(TOKENS))
+    return {int(feature): words for feature, words in drawn}
 
 
 def with_word(tokens, word):
