@@ -27,6 +27,10 @@ FILES: dict[str, dict[str, Any]] = {
     "a list in the config": {CONFIG: {"extra_special_tokens": ["Hello", "<|im_end|>"]}},
     "the list's old name": {CONFIG: {"additional_special_tokens": ["Hello"]}},
     "a dict in the config": {CONFIG: {"extra_special_tokens": {"image_token": "Hello"}}},
+    "roles of the model": {CONFIG: {"model_specific_special_tokens": {"image_token": "Hello"}}},
+    "a role of the model that no vocabulary has": {
+        CONFIG: {"model_specific_special_tokens": {"image_token": "<new>"}}
+    },
     "a role of its own": {CONFIG: {"image_token": "Hello"}},
     "a list in the map": {MAP: {"additional_special_tokens": ["Hello"]}},
     "a list of objects in the map": {MAP: {"extra_special_tokens": [{"content": "Hello"}]}},
