@@ -31,6 +31,9 @@ RESERVED = (
 
 INPUTS = "inputs"
 
+KEYWORDS = ("eos", "bos", "cls", "sep", "none", "null", "no", "off", "false", "yes", "on", "true")
+"""Words that vocabularies have too, and that are taken for a token only where it is a special one."""
+
 _KEYS = {
     "tokenizer_digest": "tokens.tokenizer",
     "context_size": "tokens.context_size",
@@ -124,8 +127,14 @@ def _special_text(tokenizer: Tokenizer, stored: Lake | None) -> SpecialText:
 def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
     """The id of a token that the run file names; InputError with the nearest ones where there is none."""
     known = tokenizer.id_of(token)
-    if known is not None:
+    if known is not None and (known in tokenizer.special_ids or token.lower() not in KEYWORDS):
         return known
+    if known is not None:
+        keyword = "eos, none" if key == "tokens.separator" else "tokens.prepend_bos: false for none"
+        raise InputError(
+            f"{key} {token!r} is an ordinary word of the tokenizer {tokenizer.name!r}, which is hardly "
+            f"meant: write {keyword}, or a special token as the vocabulary spells it"
+        )
     near = difflib.get_close_matches(token, tokenizer.special_texts, n=3, cutoff=0.5)
     some = near or list(tokenizer.special_texts[:5])
     there = f"; {'near it are' if near else 'it has'} {', '.join(map(repr, some))}" if some else ""

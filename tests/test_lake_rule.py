@@ -95,6 +95,17 @@ def test_what_can_not_be_is_one_sentence(tmp_path: Path, tokens: dict[str, str],
         lake_of(tmp_path, chat(tmp_path), **tokens)
 
 
+@pytest.mark.parametrize("word", ["None", "no", "EOS"])
+def test_a_word_that_looks_like_a_keyword_is_no_token_unless_it_is_special(tmp_path: Path, word: str) -> None:
+    tokenizer = chat(tmp_path, **QWEN)
+    tokenizer._backend.add_tokens([word])
+    for key, remedy in {"bos": r"write tokens\.prepend_bos: false", "separator": "write eos, none"}.items():
+        with pytest.raises(InputError, match=rf"tokens\.{key} '{word}' is an ordinary word .*: {remedy}"):
+            lake_of(tmp_path, tokenizer, **{key: word})
+    special = chat(tmp_path / "special", **QWEN, extra_special_tokens=[word])
+    assert lake_of(tmp_path, special, separator=word).separator_id == special.id_of(word)
+
+
 def test_a_named_first_token_begins_contexts_and_can_not_be_without_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokens\.bos '<x>' begins every context"):
         prepend_bos(run_of(tmp_path, bos="<x>", prepend_bos=False), [], [])
