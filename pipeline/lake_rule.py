@@ -147,7 +147,8 @@ def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
 def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
     """What the run file does not say of a context's first token, and what is special of named ones."""
     told = []
-    if lake.bos_id is not None and tokenizer.bos_id is None and run_file.tokens.bos is None:
+    is_default = lake.bos_id == default_bos(tokenizer) and run_file.tokens.bos is None
+    if lake.bos_id is not None and tokenizer.bos_id is None and is_default:
         (text,) = tokenizer.pieces([lake.bos_id])
         is_cls = lake.bos_id == tokenizer.cls_id
         as_whom = "EOS, as SAELens and TransformerLens run such models"
@@ -158,8 +159,9 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
         )
     for key, token_id in (("bos", lake.bos_id), ("separator", lake.separator_id)):
         if token_id is not None and token_id not in lake.special_ids:
+            named = getattr(run_file.tokens, key) or tokenizer.pieces([token_id])[0]
             told.append(
-                f"{NOTE}tokens.{key} {getattr(run_file.tokens, key)!r} is no special token of the tokenizer: "
+                f"{NOTE}tokens.{key} {named!r} is no special token of the tokenizer: "
                 "it is counted as any other token, wherever it stands"
             )
     return told

@@ -78,6 +78,11 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
                 tokenizer,
             )[0]
         )
+        stored = lake_of(tmp_path, tokenizer, bos="<|endoftext|>", separator="!")
+        appended = notes(run_of(tmp_path), lake_of(tmp_path, tokenizer, stored), tokenizer)
+        assert [sentence.partition(" token of")[0] for sentence in appended] == [
+            "note: tokens.separator '!' is no special"
+        ]
 
 
 @pytest.mark.parametrize(
