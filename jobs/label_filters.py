@@ -29,17 +29,34 @@ def label_filter(store: FeatureStore, text: str, column_of: Callable[[str], str]
 
 
 def require_values(store: FeatureStore, where: Sequence[str]) -> None:
-    """InputError that names the nearest value where no document has one that was asked for.
+    """InputError where no document has one of some values, with the nearest, or has them all.
 
-    Reads the label columns of all token shards: for when nothing was found.
+    Reads the label columns of all token shards: for when no row is left.
     """
-    for text in where:
-        column, value = _split(store, text)
+    conditions = [_split(store, text) for text in where]
+    for text, (column, value) in zip(where, conditions, strict=True):
         known = values_of(store, column)
         if value not in known:
             raise InputError(
                 f"--where {text!r}: no document has that value of label {column}; {_nearest(value, known)}"
             )
+    if len(conditions) > 1 and not _have_all(store, conditions):
+        each = " and ".join(f"--where {text!r}" for text in where)
+        raise InputError(f"no document has {each} at once, though some have each: leave one of them out")
+
+
+def _have_all(store: FeatureStore, conditions: Sequence[tuple[str, Any]]) -> bool:
+    """Whether a document has every one of some values."""
+    columns, wanted = list(dict(conditions)), dict(conditions)
+    if any(wanted[column] != value for column, value in conditions):
+        return False
+    dtypes = [store.lake.label_columns[column] for column in columns]
+    for record in store.shards:
+        labels = read_document_labels(store.layout, record, columns).select(columns).unique().drop_nulls()
+        for values in labels.iter_rows():
+            if [_typed(*pair) for pair in zip(dtypes, values, strict=True)] == list(wanted.values()):
+                return True
+    return False
 
 
 def values_of(store: FeatureStore, column: str) -> set[Any]:

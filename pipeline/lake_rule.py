@@ -31,6 +31,9 @@ RESERVED = (
 
 INPUTS = "inputs"
 
+KEYWORDS = ("eos", "bos", "cls", "sep", "none", "null", "no", "off", "false", "yes", "on", "true")
+"""Words that vocabularies have too, and that are taken for a token only where it is a special one."""
+
 _KEYS = {
     "tokenizer_digest": "tokens.tokenizer",
     "context_size": "tokens.context_size",
@@ -124,8 +127,14 @@ def _special_text(tokenizer: Tokenizer, stored: Lake | None) -> SpecialText:
 def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
     """The id of a token that the run file names; InputError with the nearest ones where there is none."""
     known = tokenizer.id_of(token)
-    if known is not None:
+    if known is not None and (known in tokenizer.special_ids or token.lower() not in KEYWORDS):
         return known
+    if known is not None:
+        keyword = "eos, none" if key == "tokens.separator" else "tokens.prepend_bos: false for none"
+        raise InputError(
+            f"{key} {token!r} is an ordinary word of the tokenizer {tokenizer.name!r}, which is hardly "
+            f"meant: write {keyword}, or a special token as the vocabulary spells it"
+        )
     near = difflib.get_close_matches(token, tokenizer.special_texts, n=3, cutoff=0.5)
     some = near or list(tokenizer.special_texts[:5])
     there = f"; {'near it are' if near else 'it has'} {', '.join(map(repr, some))}" if some else ""
@@ -138,7 +147,8 @@ def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
 def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
     """What the run file does not say of a context's first token, and what is special of named ones."""
     told = []
-    if lake.bos_id is not None and tokenizer.bos_id is None and run_file.tokens.bos is None:
+    is_default = lake.bos_id == default_bos(tokenizer) and run_file.tokens.bos is None
+    if lake.bos_id is not None and tokenizer.bos_id is None and is_default:
         (text,) = tokenizer.pieces([lake.bos_id])
         is_cls = lake.bos_id == tokenizer.cls_id
         as_whom = "EOS, as SAELens and TransformerLens run such models"
@@ -149,8 +159,9 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
         )
     for key, token_id in (("bos", lake.bos_id), ("separator", lake.separator_id)):
         if token_id is not None and token_id not in lake.special_ids:
+            named = getattr(run_file.tokens, key) or tokenizer.pieces([token_id])[0]
             told.append(
-                f"{NOTE}tokens.{key} {getattr(run_file.tokens, key)!r} is no special token of the tokenizer: "
+                f"{NOTE}tokens.{key} {named!r} is no special token of the tokenizer: "
                 "it is counted as any other token, wherever it stands"
             )
     return told

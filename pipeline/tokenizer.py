@@ -225,6 +225,11 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise whatever their loaders raise
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"the tokenizer of {path!r} is made by Python code of its own, which is never run: set "
+                "tokens.tokenizer to a folder with a tokenizer.json and a class of transformers"
+            ) from None
         reason = " ".join(str(error).split())[:300]
         missing = "" if folder.exists() else "there is no such folder here, so it was taken for a name; "
         raise InputError(
@@ -273,7 +278,7 @@ def _as_before_version_7(folder: Path) -> LakeTokenizer:
 def _from_transformers(path: str) -> LakeTokenizer:
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir())
+    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir(), trust_remote_code=False)
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"the tokenizer of {path!r} has no fast form (tokenizer.json); set tokens.tokenizer")

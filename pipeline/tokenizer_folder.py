@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Classes of transformers that add nothing to a tokenizer.json."""
 
-_LISTS = ("extra_special_tokens", "additional_special_tokens")
+_LISTS = ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens")
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 """Properties of an added token, and their defaults."""
 

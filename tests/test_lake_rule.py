@@ -78,6 +78,11 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
                 tokenizer,
             )[0]
         )
+        stored = lake_of(tmp_path, tokenizer, bos="<|endoftext|>", separator="!")
+        appended = notes(run_of(tmp_path), lake_of(tmp_path, tokenizer, stored), tokenizer)
+        assert [sentence.partition(" token of")[0] for sentence in appended] == [
+            "note: tokens.separator '!' is no special"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,17 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
 def test_what_can_not_be_is_one_sentence(tmp_path: Path, tokens: dict[str, str], told: str) -> None:
     with pytest.raises(InputError, match=told):
         lake_of(tmp_path, chat(tmp_path), **tokens)
+
+
+@pytest.mark.parametrize("word", ["None", "no", "EOS"])
+def test_a_word_that_looks_like_a_keyword_is_no_token_unless_it_is_special(tmp_path: Path, word: str) -> None:
+    tokenizer = chat(tmp_path, **QWEN)
+    tokenizer._backend.add_tokens([word])
+    for key, remedy in {"bos": r"write tokens\.prepend_bos: false", "separator": "write eos, none"}.items():
+        with pytest.raises(InputError, match=rf"tokens\.{key} '{word}' is an ordinary word .*: {remedy}"):
+            lake_of(tmp_path, tokenizer, **{key: word})
+    special = chat(tmp_path / "special", **QWEN, extra_special_tokens=[word])
+    assert lake_of(tmp_path, special, separator=word).separator_id == special.id_of(word)
 
 
 def test_a_named_first_token_begins_contexts_and_can_not_be_without_one(tmp_path: Path) -> None:

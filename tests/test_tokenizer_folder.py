@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.tokenizer import _as_before_version_7, load_tokenizer
 from pipeline.tokenizer_folder import is_complete, special_tokens
+from schemas.errors import InputError
 from tests.kit import write_chat_tokenizer, write_tiny_tokenizer
 
 CHAT = (
@@ -27,6 +28,10 @@ FILES: dict[str, dict[str, Any]] = {
     "a list in the config": {CONFIG: {"extra_special_tokens": ["Hello", "<|im_end|>"]}},
     "the list's old name": {CONFIG: {"additional_special_tokens": ["Hello"]}},
     "a dict in the config": {CONFIG: {"extra_special_tokens": {"image_token": "Hello"}}},
+    "roles of the model": {CONFIG: {"model_specific_special_tokens": {"image_token": "Hello"}}},
+    "a role of the model that no vocabulary has": {
+        CONFIG: {"model_specific_special_tokens": {"image_token": "<new>"}}
+    },
     "a role of its own": {CONFIG: {"image_token": "Hello"}},
     "a list in the map": {MAP: {"additional_special_tokens": ["Hello"]}},
     "a list of objects in the map": {MAP: {"extra_special_tokens": [{"content": "Hello"}]}},
@@ -70,6 +75,19 @@ def test_ids_and_special_ids_are_those_of_transformers(tmp_path: Path, what: str
     assert (found.bos_id, found.eos_id) == (reference.bos_token_id, reference.eos_token_id)
     ids = [encoded.tolist() for encoded in found.encode_batch(TEXTS, "parse")]
     assert ids == [reference(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+
+
+@pytest.mark.parametrize("places", [["code.Own", None], [None, "code.Own"], ["some/where--code.Own", None]])
+def test_a_tokenizer_s_own_code_never_runs_whatever_is_answered(
+    tmp_path: Path, places: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": places}}
+    folder = folder_of(tmp_path, {CONFIG: config})
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is asked"))
+    with pytest.raises(InputError, match="is made by Python code of its own, which is never run"):
+        load_tokenizer(str(folder))
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_what_a_chat_template_writes_is_its_special_tokens_only_when_parsed(tmp_path: Path) -> None:

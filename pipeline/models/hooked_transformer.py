@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,9 @@ LOADER = "hooked_transformer"
 N_CTX = 4096
 """Longest context kept, where the model takes longer ones."""
 
+FULL = ("full_attention", "global")
+"""What configurations of transformers call a layer without an attention window."""
+
 LIBRARYS_OWN = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 """Repositories of models in a format of the library, behind which no model of transformers stands."""
 
@@ -57,21 +60,23 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", DeprecationWarning)  # that it is gone in version 4 is known here
-        hooked, agreement = _loaded(model, hooks, device)
+        hooked, agreement, longest = _loaded(model, hooks, device)
     return HookedModel(
         hooks,
         _attacher(hooked),
         _runner(hooked),
         torch.device(device),
-        hooked.cfg.n_ctx,
+        longest,
         head=transformer_lens.head_of(hooked),
         agreement=agreement,
         refuse=partial(refuse_run, model.path, LOADER),
     )
 
 
-def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, Agreement | None]:
-    """The model as it is asked for, and how it differs, without processing, from transformers' own."""
+def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, Agreement | None, int]:
+    """The model as requested; how it differs, without processing, from transformers' own; the longest
+    context that it takes.
+    """
     import torch
 
     from pipeline.models.agreement import require_agreement, run_plain
@@ -79,7 +84,8 @@ def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, 
 
     repository = None if Path(model.path).is_dir() else model_files.pinned(model.path).repository
     if repository is not None and repository.startswith(LIBRARYS_OWN):
-        return _ready(_of_the_library(model, device)), None
+        own = _ready(_of_the_library(model, device))
+        return own, None, own.cfg.n_ctx
     folder, dtype = folder_of(model.path), getattr(torch, model.dtype)
     check_size(folder, model.path)
     weights = _weights(folder, dtype, device)
@@ -89,7 +95,8 @@ def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, 
     hooked = _ready(converted(dict.fromkeys(run_file.PROCESSING, False)))
     agreement = _compared(hooked, weights, plain, hooks)
     require_agreement(agreement, dtype, model.path, LOADER)
-    return (_ready(converted(_flags(model))) if model.weight_processing else hooked), agreement
+    longest = min([hooked.cfg.n_ctx, *_other_windows(hooked.cfg, weights.config.get_text_config())])
+    return (_ready(converted(_flags(model))) if model.weight_processing else hooked), agreement, longest
 
 
 def _ready(hooked: Any) -> Any:
@@ -185,6 +192,19 @@ def _compared(hooked: Any, weights: Any, plain: Plain, hooks: list[str]) -> Agre
     places = {f"blocks.{n}.hook_resid_pre": plain.inputs.get(block) for n, block in enumerate(blocks)}
     places |= {f"blocks.{n}.hook_resid_post": plain.outputs.get(block) for n, block in enumerate(blocks)}
     return compare(plain, hooks, places.get, _attacher(hooked), _runner(hooked))
+
+
+def _other_windows(hooked: Any, config: Any) -> Iterator[int]:
+    """Attention windows of layers that have another one here than in transformers: longer contexts than
+    such a window are computed otherwise, and the few tokens that are compared show nothing of it.
+    """
+    local = hooked.attn_types if hooked.use_local_attn else ["global"] * hooked.n_layers
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    for here, there in zip(local, kinds or ["sliding"] * hooked.n_layers, strict=False):
+        pair = {hooked.window_size if here == "local" else None, None if there in FULL else window}
+        if len(pair) > 1:
+            yield min(size for size in pair if size is not None)
 
 
 def _blocks(weights: Any, n: int) -> list[Any]:

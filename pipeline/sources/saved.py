@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,13 @@ _ROWS = 16
 def is_saved(path: Path) -> bool:
     """Whether `save_to_disk` wrote a folder."""
     return path.is_dir() and any((path / name).is_file() for name in (SPLITS, STATE))
+
+
+def saved_around(files: Iterable[Path]) -> str:
+    """For a refusal: which folder of `save_to_disk` the first of some files lies in, or nothing."""
+    folders = (folder for file in files for folder in (file.parent.parent, file.parent) if is_saved(folder))
+    first = next(folders, None)
+    return "" if first is None else f"; {str(first)!r} was written by save_to_disk: give that folder itself"
 
 
 def saved_folder(corpus: Corpus) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.sources.fingerprint import contents, fingerprint
 from pipeline.sources.formats import FORMATS, Reader, format_of
 from pipeline.sources.hub import HubSource
-from pipeline.sources.saved import SavedSource, is_saved
+from pipeline.sources.saved import SavedSource, is_saved, saved_around
 from pipeline.sources.values import check_label, check_text
 from schemas.errors import InputError
 from schemas.records import digest_of
@@ -63,8 +63,9 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
     below = [p for p in _below(path) if p.is_file() and not _is_hidden(p.relative_to(path))]
     known = [p for p in below if format_of(p) is not None]
     if not known:
-        found = f"{len(below)} other files" if below else "nothing"
-        raise InputError(f"corpus.path {str(path)!r} holds {found}, but no file of {', '.join(FORMATS)}")
+        found, formats = f"{len(below)} other files" if below else "nothing", ", ".join(FORMATS)
+        way_out = saved_around(below)
+        raise InputError(f"corpus.path {str(path)!r} holds {found}, but no file of {formats}{way_out}")
     return path, sorted(known, key=lambda p: p.relative_to(path).as_posix())
 
 
@@ -155,7 +156,8 @@ class FilesSource:
     def _reader(self, path: Path) -> Reader:
         found = format_of(path)
         if found is None:
-            raise InputError(f"{path} is none of the known formats {', '.join(FORMATS)}")
+            formats = ", ".join(FORMATS)
+            raise InputError(f"{path} is none of the known formats {formats}{saved_around([path])}")
         return FORMATS[found](path, self._corpus.text_column, self._corpus.label_columns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -56,8 +57,11 @@ def require_text_size(size: int, where: str) -> None:
 
 
 def check_label(value: Any, dtype: str, column: str, where: str) -> Any:
-    """The label as its column's type holds it: null stays null, whole numbers may become floats."""
-    if value is None:
+    """The label as its column's type holds it: null stays null, whole numbers may become floats.
+
+    In a column of another type NaN and infinity are null, as JSON's writers spell a missing value.
+    """
+    if value is None or (dtype != "Float64" and _is_missing(value)):
         return None
     if type(value) not in _TYPES[dtype]:
         kind = _DTYPES.get(type(value), type(value).__name__)
@@ -82,15 +86,27 @@ def _unicode(text: str, column: str, where: str) -> str:
 
 
 def infer_dtypes(labels: Iterable[Sequence[Any]], columns: Sequence[str], where: str) -> dict[str, str]:
-    """Types of the first values that are not null; a column that has none among the first is left out."""
+    """Types of the first values that are not null; a column that has none among the first is left out.
+
+    One that begins with NaN or infinity holds floats, unless text or true/false follow.
+    """
     dtypes: dict[str, str] = {}
+    floats: dict[str, str] = {}
     for values in islice(labels, _LOOK_AHEAD):
         for column, value in zip(columns, values, strict=True):
-            if value is not None and column not in dtypes:
-                dtypes[column] = _dtype(value, column, where)
+            if _is_missing(value):
+                floats[column] = "Float64"
+            elif value is not None and column not in dtypes:
+                dtype = _dtype(value, column, where)
+                dtypes[column] = floats.get(column, dtype) if dtype == "Int64" else dtype
         if len(dtypes) == len(columns):
             break
-    return dtypes
+    return floats | dtypes
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a label is a number that says nothing."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _dtype(value: Any, column: str, where: str) -> str:

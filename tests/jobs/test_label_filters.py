@@ -111,9 +111,17 @@ def test_a_value_that_is_there_and_where_nothing_fires_is_no_mistake(
 def test_each_of_several_conditions_is_looked_at(
     store: FeatureStore, feature: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    conditions = ["--where", "party=Whig", "--where", "year=1901"]  # a Federalist
-    code, text = says(capsys, "top", store.layout.root, feature, *conditions)
+    rare = int(store.scan_features("mid").sort("n_active").first().collect()["feature"][0])
+    years = store.contexts("mid", rare, 10_000)["year"].unique().to_list()
+    elsewhere = next(year for year in range(1900, 1924, 3) if year not in years)  # a Whig's
+    conditions = ["--where", "party=Whig", "--where", f"year={elsewhere}"]
+    code, text = says(capsys, "top", store.layout.root, rare, *conditions)
     assert (code, "never fires there" in text) == (0, True)
+    for other in ("year=1901", "party=Federalist"):  # of a Federalist
+        conditions[-1] = other
+        code, text = says(capsys, "top", store.layout.root, feature, *conditions)
+        told = f"no document has --where 'party=Whig' and --where '{other}' at once, though some have each"
+        assert (code, told in text) == (2, True)
     conditions[-1] = "year=2001"
     code, text = says(capsys, "top", store.layout.root, feature, *conditions)
     assert (code, "the nearest of 24 are 1923" in text) == (2, True)

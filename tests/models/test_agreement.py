@@ -123,6 +123,21 @@ def test_a_conversion_that_leaves_something_out_is_refused(tmp_path: Path, loade
         load(folder, "blocks.2.hook_resid_post", loader=loader)
 
 
+WINDOWS = {"sliding_window": 20, "use_sliding_window": True, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize("loader", OLD)
+@pytest.mark.parametrize(
+    ("family", "settings", "longest"),
+    [("Qwen2", WINDOWS, 20), ("Qwen2", {}, 64), ("Mistral", {"sliding_window": 20}, 64), ("Llama", {}, 64)],
+)
+def test_contexts_longer_than_an_attention_window_that_a_conversion_lacks_are_refused(
+    tmp_path: Path, family: str, settings: dict[str, Any], longest: int, loader: Loader
+) -> None:
+    model = load(writer(family, **settings)(tmp_path), HOOKS[1], loader=loader)
+    assert model.max_context == longest
+
+
 @pytest.mark.parametrize("loader", ["transformer_lens", *OLD])
 def test_processed_weights_are_compared_before_they_are_processed(tmp_path: Path, loader: Loader) -> None:
     folder = write_tiny_gpt2(tmp_path)

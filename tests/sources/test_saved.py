@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def test_a_copy_under_another_name_is_known(saved: Path) -> None:
 def test_what_is_not_there_is_one_sentence(saved: Path, asked: dict[str, str], told: str) -> None:
     with pytest.raises(InputError, match=told):
         source(saved / "several", **asked).label_dtypes()
+
+
+@pytest.mark.parametrize(
+    ("place", "folder"),
+    [
+        ("one/state.json", "one"),
+        ("one/data-00000-of-00001.arrow", "one"),
+        ("several/test/state.json", "several"),
+        (".", "one"),
+    ],
+)
+def test_a_path_that_leads_into_a_saved_folder_or_to_its_parent_names_it(
+    saved: Path, place: str, folder: str
+) -> None:
+    if place == ".":
+        shutil.rmtree(saved / "several")
+    with pytest.raises(InputError, match=rf"; '{saved / folder}' was written by save_to_disk: give that"):
+        source(saved / place)
 
 
 def test_damage_is_one_sentence(saved: Path) -> None:

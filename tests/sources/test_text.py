@@ -167,6 +167,26 @@ def test_a_missing_key_of_a_label_is_null(tmp_path: Path) -> None:
     assert [d.labels for d in open_at(path, label_columns=["year"]).documents()] == [(1,), (None,)]
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "labels"),
+    [
+        ('"Whig" NaN', "String", ["Whig", None]),
+        ('NaN "Whig"', "String", [None, "Whig"]),
+        ("3 NaN -Infinity", "Int64", [3, None, None]),
+        ("NaN true", "Boolean", [None, True]),
+        ("Infinity 3", "Float64", [float("inf"), 3.0]),
+        ("Infinity null", "Float64", [float("inf"), None]),
+    ],
+)
+def test_a_number_that_says_nothing_is_null_in_a_column_of_any_type(
+    tmp_path: Path, values: str, dtype: str, labels: list[Any]
+) -> None:
+    lines = "".join(f'{{"text": "a", "label": {value}}}\n' for value in values.split())
+    source = open_at(write(tmp_path / "a.jsonl", lines), label_columns=["label"])
+    assert source.label_dtypes() == {"label": dtype}
+    assert [document.labels[0] for document in source.documents()] == labels
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n')
     write(tmp_path / "b.txt", b"\xef\xbb\xbfb")
