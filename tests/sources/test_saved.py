@@ -84,7 +84,7 @@ def test_what_is_not_there_is_one_sentence(saved: Path, asked: dict[str, str], t
 def test_damage_is_one_sentence(saved: Path) -> None:
     for file in (saved / "one").glob("*.arrow"):
         file.write_bytes(b"no arrow")
-    with pytest.raises(InputError, match="can not be read as a dataset of save_to_disk"):
+    with pytest.raises(InputError, match="cannot be read as a dataset of save_to_disk"):
         list(source(saved / "one").documents())
 
 
