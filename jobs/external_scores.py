@@ -14,6 +14,7 @@ from pipeline.statistics.attribution import EVERY_PROMPT
 from pipeline.store import FeatureStore
 from pipeline.store.tokens import read_document_labels
 from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
 from schemas.tables import Schema
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
         frame = _frame(path)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--scores {path} can not be read: {reason}") from None
+        raise storage_failure(error, path, "read") or InputError(
+            f"--scores {path} cannot be read: {reason}"
+        ) from None
     if missing := {"feature", "score"} - set(frame.columns):
         raise InputError(
             f"--scores {path} has no column {min(missing)!r}; it has {', '.join(frame.columns)[:200]}"

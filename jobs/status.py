@@ -25,7 +25,7 @@ def status(root: str) -> bool:
     is_finished = _status(store)
     for site in store.sites:
         for path in _stale_figures(store, site):
-            say(f"  figures/{site}/{path.name} [yellow](stale: drawn from other shards)[/]")
+            say(f"  figures/{site}/{escape(path.name)} [yellow](stale: drawn from other shards)[/]")
     return is_finished
 
 

@@ -7,6 +7,7 @@ import time
 from rich.markup import escape
 
 from jobs.console import console, say
+from jobs.progress import several
 from pipeline.executors.tasks import Tasks
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -28,7 +29,8 @@ def verify(store: FeatureStore, tasks: Tasks | None = None) -> None:
         say(f"[yellow]behind[/]: {escape(line)}")
     if report.problems:
         raise InputError(
-            f"{len(report.problems)} problems in {store.layout.root}; restore what is named above"
+            f"{several(len(report.problems), 'problem')} in {store.layout.root}: restore what is damaged or "
+            "missing above from a copy of the store"
         )
     console.print("all of it agrees", style="green")
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load, load_file
 from scipy.special import expit, softmax
 
 from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
 from schemas.values import F32, F64
 
 DECODER = "image_decoder.safetensors"
@@ -72,7 +73,11 @@ def read_decoder(folder: Path) -> ImageReader:
             shape,
             tuple(config["class_names"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        if (
+            failure := storage_failure(error, getattr(error, "filename", None) or folder, "read")
+        ) is not None:
+            raise failure from None
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "

@@ -16,6 +16,7 @@ from pipeline.tokenizer_folder import config_of, is_complete, is_of_plain_class,
 from schemas.errors import InputError
 from schemas.records import digest_of
 from schemas.run_file import SpecialText
+from schemas.storage_failures import storage_failure
 from schemas.values import I32
 
 _IRRELEVANT = ("version", "truncation", "padding", "post_processor")
@@ -230,6 +231,8 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
                 f"the tokenizer of {path!r} is made by Python code of its own, which is never run: set "
                 "tokens.tokenizer to a folder with a tokenizer.json and a class of transformers"
             ) from None
+        if (failure := storage_failure(error, getattr(error, "filename", None) or path, "read")) is not None:
+            raise failure from None
         reason = " ".join(str(error).split())[:300]
         missing = "" if folder.exists() else "there is no such folder here, so it was taken for a name; "
         raise InputError(

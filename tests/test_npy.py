@@ -58,10 +58,10 @@ def test_a_forged_header_is_refused_before_room_is_made_for_it(tmp_path: Path, n
     (tmp_path / "images.npy").write_bytes(FORGED[name])
     with pytest.raises(ValueError, match=r"images\.npy|magic|header|EOF|[Ss]hape"):
         read_npy(tmp_path / "images.npy")
-    with pytest.raises(InputError, match="can not be read as images"):
+    with pytest.raises(InputError, match="cannot be read as images"):
         read_images(str(tmp_path / "images.npy"), Images())
     packed = zipped(tmp_path / "images.npz", {"image.npy": FORGED[name], "label.npy": header((16,))})
-    with pytest.raises(InputError, match="can not be read as images"):
+    with pytest.raises(InputError, match="cannot be read as images"):
         read_images(str(packed), Images())
     truth = zipped(tmp_path / "truth.npz", {"recipe.npy": FORGED[name]})
     with pytest.raises(InputError, match="is no truth of a dictionary"):

@@ -172,6 +172,8 @@ class _Job:
 @contextmanager
 def _exporting(store: str, out: str, kind: str, site: str | None, features: str) -> Iterator[_Job]:
     """Open the store, choose features, make the folder; tell of it at the end."""
+    from rich.markup import escape
+
     from jobs.console import say
     from jobs.export.folder import new_export
     from jobs.feature_selection import select_features
@@ -189,4 +191,4 @@ def _exporting(store: str, out: str, kind: str, site: str | None, features: str)
         yield job
     for name, text in job.said.items():
         say(f"[bold]export[/] {kind} {name}: {len(chosen[name]):,} features, {text}")
-    say(f"written to {out} ({time.monotonic() - began:.1f} s)")
+    say(f"written to {escape(out)} ({time.monotonic() - began:.1f} s)")

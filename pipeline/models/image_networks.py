@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.image_decoder import DECODER, DECODER_SHA256
 from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "image_classifier"
@@ -84,6 +85,8 @@ def load_classifier(folder: Path) -> ImageClassifier:
     try:
         classifier.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, ValueError) as error:
+        if (failure := storage_failure(error, folder / WEIGHTS, "read")) is not None:
+            raise failure from None
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{folder / WEIGHTS} does not hold the classifier of its {CONFIG}: {reason}"
@@ -98,7 +101,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         known = config["model_type"] == KIND and all(
             isinstance(config[name], int) and config[name] > 0 for name in ("pixels", "hidden", "classes")
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if (failure := storage_failure(error, folder / CONFIG, "read")) is not None:
+            raise failure from None
         known = False
     if not known:
         raise InputError(

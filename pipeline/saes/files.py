@@ -20,6 +20,7 @@ from pipeline.npy import LONGEST_HEADER, check_header
 from pipeline.saes.metadata import SaeMetadata
 from pipeline.saes.pickled import UNREADABLE, Shape, flattened, read_declared
 from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"SAE {path.parent} has no {path.name}: is it complete?") from None
     except OSError as error:
-        raise InputError(f"{path} can not be read ({error.strerror}): make it a readable file") from None
+        raise storage_failure(error, path, "read") or InputError(
+            f"{path} cannot be read ({error.strerror}): make it a readable file"
+        ) from None
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not JSON: save the SAE again") from None
     if size > LONGEST_JSON:
@@ -165,7 +168,9 @@ def open_safetensors(path: Path) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(require(path), framework="numpy") as file:
+        with require(path).open("rb"):  # safetensors says of a file that may not be read that it is not there
+            pass
+        with safe_open(path, framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from None
@@ -266,9 +271,9 @@ def torch_names(path: Path) -> set[str]:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    """The sentence about a file that can not be opened."""
+    """The sentence about a file that cannot be opened."""
     told = " ".join(str(error).split())[:200]
-    return InputError(
+    return storage_failure(error, path, "read") or InputError(
         f"{path} is damaged, or holds more than tensors ({told}): copy it again, or save the SAE anew"
     )
 

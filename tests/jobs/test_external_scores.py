@@ -17,7 +17,7 @@ def test_scores_with_a_column_twice_or_that_may_not_be_read_are_a_sentence(tmp_p
     with pytest.raises(InputError, match="has several columns 'score'"):
         read_scores(tmp_path / "twice.parquet", 4)
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"damaged\.parquet can not be read"):
+    with pytest.raises(InputError, match=r"damaged\.parquet cannot be read"):
         read_scores(tmp_path / "damaged.parquet", 4)
     other = pa.Table.from_arrays([feature, score, feature, feature], ["feature", "score", "a", "a"])
     pq.write_table(other, tmp_path / "other.parquet")

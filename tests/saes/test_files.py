@@ -140,7 +140,7 @@ def test_a_configuration_of_many_bytes_is_not_read(tmp_path: Path, monkeypatch: 
 
 def test_a_configuration_that_is_a_folder_or_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").mkdir()
-    with pytest.raises(InputError, match=r"cfg\.json can not be read \(Is a directory\)"):
+    with pytest.raises(InputError, match=r"cfg\.json cannot be read \(Is a directory\)"):
         read_json(tmp_path / "cfg.json")
     with pytest.raises(InputError, match=r"has no other\.json"):
         read_json(tmp_path / "other.json")

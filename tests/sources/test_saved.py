@@ -103,7 +103,7 @@ def test_a_path_that_leads_into_a_saved_folder_or_to_its_parent_names_it(
 def test_damage_is_one_sentence(saved: Path) -> None:
     for file in (saved / "one").glob("*.arrow"):
         file.write_bytes(b"no arrow")
-    with pytest.raises(InputError, match="can not be read as a dataset of save_to_disk"):
+    with pytest.raises(InputError, match="cannot be read as a dataset of save_to_disk"):
         list(source(saved / "one").documents())
 
 

@@ -200,12 +200,12 @@ def test_a_text_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-20]])
 def test_a_damaged_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(InputError, match=r"a\.jsonl\.gz can not be read"):
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz cannot be read"):
         texts_of(open_at(write(tmp_path / "a.jsonl.gz", content)))
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.parquet can not be read as Parquet"):
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read as Parquet"):
         open_at(write(tmp_path / "a.parquet", "no parquet")).label_dtypes()
 
 

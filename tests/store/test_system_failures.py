@@ -19,16 +19,26 @@ import pytest
 
 from jobs.cli import app
 from jobs.exits import run_app
+from jobs.external_scores import read_scores
 from jobs.stats import stats
 from pipeline.executors.in_process import run_in_process
+from pipeline.models.image_networks import read_config
+from pipeline.saes.files import open_npz, open_safetensors, read_json
+from pipeline.sources import open_source
+from pipeline.sources.image_files import read_images
+from pipeline.sources.prompt_sets import from_templates
 from pipeline.store import FeatureStore, local
 from pipeline.store.locks import flock
 from pipeline.store.objects import is_locked, locked, measure, readable, write_atomic
 from pipeline.store.parquet import write_frame
 from pipeline.store.site import write_site_weights
+from pipeline.tokenizer import load_tokenizer
 from schemas.errors import InputError, PassingError
+from schemas.images_corpus import Images
+from schemas.run_file import Corpus
 from schemas.storage_failures import storage_failure, system_error
 from schemas.values import Hello
+from tests.kit import write_tiny_tokenizer
 from tests.store.build import D_SAE, build, planned_site
 
 NOBODY = 65534
@@ -158,6 +168,43 @@ def test_every_kind_of_failure_has_its_remedy(
     assert KINDS[number] in sentence
     assert "damaged" not in sentence
     assert isinstance(found.value, PassingError) is (number not in (errno.EACCES, errno.EPERM))
+
+
+def corpus(path: Path) -> Any:
+    return [*open_source(Corpus(path=str(path))).documents()]
+
+
+INPUTS: dict[str, Callable[[Path], Any]] = {
+    "a.parquet": corpus,
+    "a.jsonl": corpus,
+    "a.jsonl.gz": corpus,
+    "a.txt": corpus,
+    "tokenizer/tokenizer.json": lambda path: load_tokenizer(str(path.parent)),
+    "model/config.json": lambda path: read_config(path.parent),
+    "sae/cfg.json": read_json,
+    "sae/weights.safetensors": open_safetensors,
+    "sae/weights.npz": open_npz,
+    "images.npz": lambda path: read_images(str(path), Images()),
+    "templates.yaml": from_templates,
+    "scores.csv": lambda path: read_scores(path, 9),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_a_run_reads_and_may_not_is_called_so(name: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="latentlake-test-") as folder:
+        path = Path(folder) / name
+        path.parent.mkdir(exist_ok=True)
+        for each in (path.parent, Path(folder)):
+            each.chmod(0o755)
+        path.write_bytes(b"{}")
+        if name.startswith("tokenizer"):
+            write_tiny_tokenizer(path.parent)
+        with contextlib.suppress(InputError):
+            INPUTS[name](path)  # whatever it imports is imported
+        with closed(path), as_nobody(), pytest.raises(InputError) as refused:
+            INPUTS[name](path)
+    assert str(refused.value) == f"{path} cannot be read (Permission denied): allow this user to read there"
 
 
 @contextlib.contextmanager

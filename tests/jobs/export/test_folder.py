@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from jobs.cli import app
+from jobs.exits import run_app
 from jobs.export.folder import distinct_names, new_export, safe_name
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store
@@ -78,3 +80,10 @@ def test_names_of_hooks_stay_inside_the_folder():
     assert safe_name("../../etc/passwd") == "_.._etc_passwd"
     assert safe_name("..") == "_"
     assert distinct_names(["h", "h", "k"], ["a", "b", "c"]) == ["a", "b", "k"]
+
+
+def test_a_folder_with_brackets_in_its_name_is_printed_as_it_is(store, tmp_path, capsys):
+    out = tmp_path / "[red]out"
+    with pytest.raises(SystemExit):
+        run_app(app, ["export", "anndata", str(store.layout.root), "--out", str(out)])
+    assert f"written to {out} (" in capsys.readouterr().out
