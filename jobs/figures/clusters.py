@@ -89,9 +89,17 @@ def _numbers(axes: Axes, places: pl.DataFrame) -> None:
     middles = by_cluster.agg(pl.col("x", "y").median(), size=pl.len()).sort("cluster")
     for number, x, y, size in middles.head(NUMBERED).iter_rows():
         box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
-        above = {"xytext": (0, 8 if size == 1 else 0), "textcoords": "offset points"}
+        above = (0, 8 if size == 1 else 0)
         axes.annotate(
-            str(number), (x, y), ha="center", va="center", fontsize=7.5, color=INK, bbox=box, **above
+            str(number),
+            (x, y),
+            xytext=above,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=INK,
+            bbox=box,
         )
 
 
