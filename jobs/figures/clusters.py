@@ -35,12 +35,14 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
         return figure
     clusters = places["cluster"].fill_null(len(COLOURS)).to_numpy()
     _scatter(axes, places.filter(clusters >= len(COLOURS)), color=OTHERS)
-    handles = []
+    handles, shown = [], 0
     for number, colour in enumerate(COLOURS):
         if not (mine := places.filter(pl.col("cluster") == number)).is_empty():
             _scatter(axes, mine, color=colour)
+            shown += mine.height
             handles.append(_handle(colour, f"{number}  {_name(mine)} ({mine.height:,})"))
-    handles.append(_handle(OTHERS, "others"))
+    if shown < places.height:
+        handles.append(_handle(OTHERS, "others"))
     _numbers(axes, places)
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
@@ -63,7 +65,9 @@ def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
 
 
 def _told(places: pl.DataFrame) -> list[str]:
-    by = places["by"][0] if places.height else ""
+    if places.is_empty():
+        return ["0 features"]
+    by = places["by"][0]
     what = "co-activation (NPMI of neighbours)" if by == "coactivation" else "decoder directions"
     return [counted(places.height, "feature"), f"t-SNE by {what}, cosine"]
 
@@ -80,11 +84,23 @@ def _scatter(axes: Axes, places: pl.DataFrame, **colour: Any) -> PathCollection:
 
 
 def _numbers(axes: Axes, places: pl.DataFrame) -> None:
-    """The number of each cluster where its middle feature is (the median of both coordinates)."""
-    middles = places.drop_nulls("cluster").group_by("cluster").agg(pl.col("x", "y").median()).sort("cluster")
-    for number, x, y in middles.head(NUMBERED).iter_rows():
+    """The number of each cluster at its middle feature (median of both coordinates), above one alone."""
+    by_cluster = places.drop_nulls("cluster").group_by("cluster")
+    middles = by_cluster.agg(pl.col("x", "y").median(), size=pl.len()).sort("cluster")
+    for number, x, y, size in middles.head(NUMBERED).iter_rows():
         box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
-        axes.text(x, y, str(number), ha="center", va="center", fontsize=7.5, color=INK, bbox=box)
+        above = (0, 8 if size == 1 else 0)
+        axes.annotate(
+            str(number),
+            (x, y),
+            xytext=above,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color=INK,
+            bbox=box,
+        )
 
 
 def _handle(colour: str, label: str) -> Line2D:

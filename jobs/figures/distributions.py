@@ -125,7 +125,8 @@ def _log_histogram(axes: Axes, values: F64, label: str, rows: int | None = None)
     else:
         edges = log_bars(round(10**low * rows), round(10**high * rows), 10 ** (1 / parts)) / rows
     log_axis(axes.xaxis, edges)
-    axes.set_xlim(*10 ** (middle + span * np.array([-0.55, 0.55])))
+    ends = 10 ** (middle + span * np.array([-0.55, 0.55]))
+    axes.set_xlim(min(ends[0], edges[0]), max(ends[1], edges[-1]))  # a bar that is cut has another area
     heights = np.histogram(values, edges)[0] / (1.0 if rows is None else np.diff(np.log10(edges)))
     axes.bar(edges[:-1], heights, np.diff(edges), align="edge", color=BLUE, edgecolor="white", linewidth=0.6)
     median = float(np.median(values))
@@ -135,11 +136,13 @@ def _log_histogram(axes: Axes, values: F64, label: str, rows: int | None = None)
 
 
 def _bound_of_dead(features: pl.DataFrame, dead: int) -> list[str]:
-    """The rule of three (Hanley and Lippman-Hand 1983): not once in n rows is below 3 / n, at 95 %."""
+    """The rule of three (Hanley and Lippman-Hand 1983): below 1 - 0.05^(1 / n), some 3 / n."""
     rows = int(features["counted_rows"][0]) if features.height else 0
     if not dead or not rows:
         return []
-    return [f"never fired: frequency below {3 / rows:.1e} at 95 %, were rows independent"]
+    return [
+        f"never fired: frequency below {-np.expm1(np.log(0.05) / rows):.1e} at 95 %, were rows independent"
+    ]
 
 
 def _rows(features: pl.DataFrame) -> str:

@@ -85,7 +85,7 @@ def _draw_zeros(axes: Axes, sparse: Sparsity) -> None:
     axes.hist(zeros / sparse.rows, bins=(edges / sparse.rows).tolist(), color=BLUE)
     log_counts(axes.yaxis)
     mark(axes, sparse.overall, f"overall {sparse.overall:.2%}")
-    axes.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율"), fontsize=10)
+    axes.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율", "\n"), fontsize=10)
     axes.set_ylabel(bilingual("features (log scale)", "특징 수 (로그)", "\n"))
 
 
@@ -97,7 +97,7 @@ def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
     log_counts(axes.yaxis)
     if of_bits:
         log_axis(axes.xaxis, sparse.edges)
-    axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값"), fontsize=10)
+    axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값", "\n"), fontsize=10)
     what, korean = ("activations per doubling", "두 배 구간당 개수") if of_bits else ("activations", "개수")
     axes.set_ylabel(bilingual(f"{what} (log scale)", f"{korean} (로그)", "\n"))
 

@@ -77,6 +77,15 @@ class PowersOfTen(LogFormatterSciNotation):
         return power.replace("\\times", "×").replace("-", "−")
 
 
+class _SmallCounts(PowersOfTen):
+    """2 for 2×10⁰ and 30 for 3×10¹, where a log axis is so short that it names what lies between."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label at `x`, empty where there is none."""
+        text = super().__call__(x, pos)
+        return f"{x:,.12g}" if text and 1 <= x < 10_000 else text
+
+
 def canvas(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     """A figure with one plot, as `sheet` makes it."""
     figure = sheet(title, site, *facts, size=size)
@@ -158,6 +167,7 @@ def log_counts(axis: XAxis | YAxis) -> None:
     """A log axis of numbers of things."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     powers_of_ten(axis)
+    axis.set_minor_formatter(_SmallCounts())
 
 
 def log_axis(axis: XAxis | YAxis, values: F64) -> None:

@@ -371,6 +371,9 @@ def test_the_figure_of_a_truth_says_how_many_intervals_hold_it_and_leaves_out_wh
 def test_dead_features_have_a_bound_by_the_rule_of_three():
     assert "never fired: frequency below 3.0e-04 at 95 %" in svg_of("frequency", made_up(400, 30))
     assert "at 95 %" not in svg_of("frequency", made_up(400, 0))
+    dead = made_up(400, 30)["features"].filter(n_active=0)
+    few = dead.with_columns(counted_rows=pl.lit(7, pl.Int64))
+    assert f"below {1 - 0.05 ** (1 / 7):.1e}" in svg_of("frequency", {"features": few})  # 3 / 7 is 0.43
 
 
 def test_the_strongest_activation_is_told_of_either_sign():

@@ -103,3 +103,44 @@ def test_a_matrix_of_many_features_and_a_map_of_many_name_some_of_them():
         scores = FIGURES["attribution_map"].draw(tables["attribution_selection"], "l9").axes[0]
     assert len(similar.get_xticklabels()) == len(similar.get_yticklabels()) == 30
     assert len(scores.get_xticklabels()) == 30
+
+
+def test_bars_of_a_few_active_rows_are_whole_and_their_areas_are_all_features():
+    active = pl.Series("n_active", [1] * 30 + [2] * 5 + [24], pl.Int64)
+    features = made_up(36, 0)["features"].with_columns(active, counted_rows=pl.lit(24, pl.Int64))
+    with rc_context(STYLE):
+        axes = FIGURES["frequency"].draw(features.with_columns(frequency=active / 24), "l9").axes[0]
+    low, high = axes.get_xlim()
+    bars = [bar for bar in axes.patches if bar.get_height()]
+    assert all(low <= bar.get_x() and bar.get_x() + bar.get_width() <= high for bar in bars)
+    areas = [bar.get_height() * np.log10(1 + bar.get_width() / bar.get_x()) for bar in bars]
+    assert areas == pytest.approx([30, 5, 1])
+
+
+def test_both_languages_of_an_axis_stay_inside_the_figure():
+    with rc_context(STYLE), set_to(Setting("both")):
+        figure = FIGURES["sparsity"].draw(made_up(64, 1)["features"], "l9")
+        render(figure, "png")
+        ends = [axes.xaxis.label.get_window_extent() for axes in figure.axes]
+    assert all(end.x0 >= 0 and end.x1 <= figure.bbox.width for end in ends)
+
+
+def test_counts_below_ten_are_plain_numbers_on_a_log_axis():
+    features = made_up(9, 0)["features"]
+    with rc_context(STYLE):
+        figure = FIGURES["sparsity"].draw(features, "l9")
+        figure.axes[0].set_ylim(0.7, 7)
+        render(figure, "png")
+    named = [tick.get_text() for tick in figure.axes[0].get_yticklabels(which="both")]
+    assert "2" in named
+    assert not [text for text in named if "×" in text and "⁻" not in text]
+
+
+def test_the_map_names_others_where_there_are_others_and_hides_no_feature_alone():
+    places = made_up(400, 30)["feature_map"]
+    some = places.filter(pl.col("cluster") < 3)
+    alone = some.filter(pl.col("cluster") == 2).head(1)
+    with rc_context(STYLE):
+        axes = FIGURES["feature_map_clusters"].draw(some.filter(cluster=1).vstack(alone), "l9").axes[0]
+    assert len(axes.get_legend().get_texts()) == 2
+    assert [text.xyann for text in axes.texts] == [(0, 0), (0, 8)]
