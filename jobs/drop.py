@@ -22,6 +22,7 @@ from pipeline.store.drop import (
     leftovers,
     pieces_of_pass,
     pieces_of_site,
+    stored_sites,
     table_piece,
 )
 from pipeline.store.dropped import dropped_sites, live_sites
@@ -41,7 +42,7 @@ def drop(
     """
     layout = Layout(store_path(root))
     require_lake(layout)
-    of = _Sites(layout)
+    of = _Sites(layout, pass_name)
     if pass_name is not None and site is None and table is None:
         _drop_pass(of, pass_name, yes=yes)
     elif table is not None and pass_name is None:
@@ -55,13 +56,20 @@ def drop(
 class _Sites:
     """The sites of a store by pass, of records alone: a store that does not open can be repaired so."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout, self.plans = layout, read_plans(layout)
+    def __init__(self, layout: Layout, removed: str | None = None) -> None:
+        """`removed`: the pass that goes, whose plan may be damaged."""
+        self.layout, is_damaged = layout, False
+        try:
+            self.plans = read_plans(layout)
+        except InputError:
+            self.plans, is_damaged = read_plans(layout, without=removed), True
         self.dropped = {name: dropped_sites(layout, name) for name in self.plans}
         self.of = {
             name: [site.name for site in live_sites(plan, self.dropped[name])]
             for name, plan in self.plans.items()
         }
+        if is_damaged and removed is not None:
+            self.of[removed] = stored_sites(layout, removed)
 
     def passes(self, site: str) -> list[str]:
         """Those that have a site of this name."""
@@ -74,8 +82,8 @@ class _Sites:
 
 
 def _drop_pass(of: _Sites, name: str, *, yes: bool) -> None:
-    if name not in of.plans:
-        raise InputError(f"the store has no pass {name!r}; it has {', '.join(of.plans) or 'none'}")
+    if name not in of.of:
+        raise InputError(f"the store has no pass {name!r}; it has {', '.join(of.of) or 'none'}")
     alone = [site for site in of.of[name] if of.passes(site) == [name]]
     pieces = pieces_of_pass(of.layout, name, alone)
     about = f"pass {name} with {several(len(of.of[name]), 'site')} ({', '.join(of.of[name])})"

@@ -195,15 +195,19 @@ def _totals(record: ShardRecord, receipt: SiteReceipt) -> Totals:
     return Totals(record.rows, record.counted_rows, record.counted_contexts, record.counted_documents)
 
 
-def read_plans(layout: Layout) -> dict[str, Plan]:
-    """Every pass's plan by name."""
+def read_plans(layout: Layout, without: str | None = None) -> dict[str, Plan]:
+    """Every pass's plan by name, but for that of the pass `without`."""
     plans = {}
     for name in sorted(folder.name for folder in listed(layout.passes) if NAME.fullmatch(folder.name)):
+        if name == without:
+            continue
         path = layout.passes / name / "plan.json"
         try:
             plans[name] = Plan.from_json(read_bytes(path), str(path))
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except InputError as error:
+            raise InputError(f"{error}, or remove that pass: `latentlake drop STORE --pass {name}`") from None
     return plans
 
 

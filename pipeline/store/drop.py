@@ -128,6 +128,12 @@ def table_piece(layout: Layout, site: str, table: str) -> Piece | None:
     return piece
 
 
+def stored_sites(layout: Layout, pass_name: str) -> list[str]:
+    """The sites whose weights a pass holds: all there is to go by where its plan is damaged."""
+    names = (path.name.removesuffix(".zarr") for path in listed(layout.sites(pass_name)))
+    return sorted(name for name in names if NAME.fullmatch(name))
+
+
 def pieces_of_pass(layout: Layout, pass_name: str, sites: Iterable[str]) -> list[Piece]:
     """What a pass has in the store, in the order in which it goes; `sites`: those whose tables go with it."""
     folders = {

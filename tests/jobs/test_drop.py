@@ -159,6 +159,20 @@ def test_a_dropped_pass_is_gone_with_its_sites_tables_and_figures(root):
     assert store.verify().problems == []
 
 
+def test_a_pass_whose_plan_is_damaged_can_be_dropped(root):
+    before = names(root)
+    for name in ("plan.json", "commits/000000.json", "sites/c.zarr/zarr.json"):
+        write_atomic(root / "passes" / "bad" / name, b"junk")
+    damaged = r"plan\.json is damaged .*, or remove that pass: `latentlake drop STORE --pass bad`"
+    with pytest.raises(InputError, match=damaged):
+        FeatureStore.open(root)
+    with pytest.raises(InputError, match=damaged):
+        drop(str(root), site="a", yes=True)
+    drop(str(root), pass_name="bad", yes=True)
+    assert names(root) == before
+    assert list(FeatureStore.open(root).sites) == ["a", "b"]
+
+
 @pytest.mark.parametrize("at", range(10))
 def test_a_drop_of_a_pass_that_is_interrupted_anywhere_leaves_an_unfinished_pass(
     made, tmp_path, monkeypatch, at
