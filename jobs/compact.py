@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from jobs.console import say
+from jobs.progress import several
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.store import FeatureStore
 from pipeline.store.compaction import compact as write_compaction
@@ -21,8 +22,8 @@ def compact(store: FeatureStore, site: str, tasks: Tasks | None = None) -> None:
     made = write_compaction(store, site, tasks or OneProcess())
     size, nnz = (sum(getattr(file, name) for file in made.files) for name in ("bytes", "nnz"))
     say(
-        f"[bold]compact[/] {site}: {nnz:,} activations of {len(made.shards):,} shards in {len(made.files)} "
-        f"files, {size / max(nnz, 1):.2f} bytes each ({time.monotonic() - began:.1f} s)"
+        f"[bold]compact[/] {site}: {nnz:,} activations of {several(len(made.shards), 'shard')} in "
+        f"{several(len(made.files), 'file')}, {size / max(nnz, 1):.2f} bytes each ({time.monotonic() - began:.1f} s)"
     )
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from jobs.console import say, warn
 from jobs.extract_progress import ExtractionProgress
 from jobs.plan import show_comparison
-from jobs.progress import size
+from jobs.progress import several, size
 from pipeline.lake_rule import check_rule
 from pipeline.passes import by_pass
 from pipeline.plan import resolve
@@ -99,7 +99,11 @@ class _Watched:
 def _tell(results: list[Extraction], seconds: float) -> None:
     """One line over all passes, which are named where they are several."""
     fresh, skipped = (sum(n) for n in zip(*((r.fresh.shards, r.skipped) for r in results), strict=True))
-    done = f"{fresh} shards, {skipped} were done" if fresh else "nothing to do, all shards are committed"
+    done = (
+        f"{several(fresh, 'shard')}, {skipped:,} were done"
+        if fresh
+        else "nothing to do, all shards are committed"
+    )
     if len(results) > 1:
         done += f", in passes {', '.join(result.plan.pass_name for result in results)}"
     stored = []

@@ -34,7 +34,7 @@ import polars as pl
 from rich.table import Table
 
 from jobs.console import console, say
-from jobs.progress import counting
+from jobs.progress import counting, several
 from pipeline.executors.tasks import OneProcess, Tasks
 from pipeline.planned import use_in
 from pipeline.statistics.fidelity import FIDELITY_SHARDS, reasons, row_of, summary
@@ -216,7 +216,7 @@ def _mean_row(found: Total) -> dict[str, Any]:
 
 def _tell(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None:
     tokens, documents = table.select("tokens", "documents").max().row(0)
-    where = f"{tokens:,} tokens of {documents:,} documents in {shards:,} shards"
+    where = f"{tokens:,} tokens of {several(documents, 'document')} in {several(shards, 'shard')}"
     out = Table(title=f"fidelity of {site}: {where}")
     for column in ("measure", "value", "95 % interval, by document"):
         out.add_column(column, justify="left" if column == "measure" else "right")

@@ -33,8 +33,8 @@ def _status(store: FeatureStore) -> bool:
     rows = sum(record.rows for record in store.shards)
     documents = sum(record.documents for record in store.shards)
     say(
-        f"[bold]{escape(str(store.layout.root))}[/]: {documents:,} documents, {rows:,} tokens in "
-        f"{len(store.shards)} shards, contexts of {store.lake.context_size}; "
+        f"[bold]{escape(str(store.layout.root))}[/]: {several(documents, 'document')}, {rows:,} tokens in "
+        f"{several(len(store.shards), 'shard')}, contexts of {store.lake.context_size}; "
         f"special tokens: {store.lake.special_tokens}"
     )
     if unfinished := unfinished_tokens(store.layout, store.links):

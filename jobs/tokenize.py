@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from jobs.console import say, warn
-from jobs.progress import counting
+from jobs.progress import counting, several
 from pipeline.lake_rule import notes
 from pipeline.plan import resolve
 from pipeline.sources import open_source
@@ -70,7 +70,7 @@ def _told(link: CorpusLink, before: list[CorpusLink]) -> str:
     """What a link holds, and whether it was there."""
     rows = sum(shard.rows for shard in link.shards)
     documents = sum(shard.documents for shard in link.shards)
-    size = f"{documents:,} documents, {rows:,} tokens, {len(link.shards)} shards"
+    size = f"{several(documents, 'document')}, {several(rows, 'token')}, {several(len(link.shards), 'shard')}"
     if link in before:
         return f"nothing to do, the store holds this corpus (link {before.index(link)}): {size}"
     return f"{size}, link {len(before)} of the store's corpus" if before else size

@@ -84,7 +84,7 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     edges = whole_bars(int(number[0]), int(number[-1]), MOST_BARS)
     width = int(edges[1] - edges[0])
     axes.hist(number, bins=edges.tolist(), weights=weight, color=BLUE, rwidth=0.9)
-    mark(axes, float(np.average(number, weights=weight)), f"mean {np.average(number, weights=weight):.1f}")
+    mark(axes, float(np.average(number, weights=weight)), f"mean {np.average(number, weights=weight):.3g}")
     whole_numbers(axes.xaxis)
     whole_numbers(axes.yaxis)
     axes.set_xlim(max(-0.5, number[0] - 3), max(edges[-1], number[-1] + 3))

@@ -36,7 +36,7 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
         mean = float(np.average(l0, weights=weight))
         axes.plot([mean, mean], [place, place + RIDGE], color=VERMILION, linewidth=1.6, linestyle=(0, (5, 3)))
         axes.annotate(
-            f"mean {mean:.1f}",
+            f"mean {mean:.3g}",
             (1.0, place + 0.3),
             xycoords=axes.get_yaxis_transform(),
             ha="right",

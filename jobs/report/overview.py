@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from jobs.progress import several
 from jobs.report.clusters import Kind
 from jobs.report.tables import Tables
 from jobs.report.work import Work
@@ -77,7 +78,7 @@ def lake_facts(store: FeatureStore) -> list[tuple[str, str]]:
     lake, unit = store.lake, unit_of_lake(store)
     rows = sum(record.rows for record in store.shards)
     return [
-        (f"{unit}s", f"{rows:,} in {len(store.shards):,} shards"),
+        (f"{unit}s", f"{rows:,} in {several(len(store.shards), 'shard')}"),
         ("documents", f"{sum(record.documents for record in store.shards):,}"),
         ("corpus", "; ".join(_source(link.source) for link in store.links)),
         ("corpus digest", ", ".join(link.source_digest[:16] for link in store.links)),
