@@ -23,7 +23,8 @@ def compact(store: FeatureStore, site: str, tasks: Tasks | None = None) -> None:
     size, nnz = (sum(getattr(file, name) for file in made.files) for name in ("bytes", "nnz"))
     say(
         f"[bold]compact[/] {site}: {nnz:,} activations of {several(len(made.shards), 'shard')} in "
-        f"{several(len(made.files), 'file')}, {size / max(nnz, 1):.2f} bytes each ({time.monotonic() - began:.1f} s)"
+        f"{several(len(made.files), 'file')}, {size / max(nnz, 1):.2f} bytes each "
+        f"({time.monotonic() - began:.1f} s)"
     )
 
 
