@@ -29,8 +29,8 @@ def verify(store: FeatureStore, tasks: Tasks | None = None) -> None:
         say(f"[yellow]behind[/]: {escape(line)}")
     if report.problems:
         raise InputError(
-            f"{several(len(report.problems), 'problem')} in {store.layout.root}: restore what is damaged or "
-            "missing above from a copy of the store"
+            f"{several(len(report.problems), 'problem')} in {store.layout.root}: fix what is named above, "
+            "or restore it from a copy of the store"
         )
     console.print("all of it agrees", style="green")
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.bins import log_bars, whole_bars
 from jobs.figures.setting import setting
-from jobs.figures.style import BLUE, canvas, counted, log_axis, mark, nothing, share, whole_numbers
+from jobs.figures.style import BLUE, canvas, counted, decimal, log_axis, mark, nothing, share, whole_numbers
 from schemas.values import F64
 
 BARS_PER_DECADE = (5, 10, 20, 50, 100)
@@ -84,7 +84,8 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     edges = whole_bars(int(number[0]), int(number[-1]), MOST_BARS)
     width = int(edges[1] - edges[0])
     axes.hist(number, bins=edges.tolist(), weights=weight, color=BLUE, rwidth=0.9)
-    mark(axes, float(np.average(number, weights=weight)), f"mean {np.average(number, weights=weight):.3g}")
+    mean = float(np.average(number, weights=weight))
+    mark(axes, mean, f"mean {decimal(mean)}")
     whole_numbers(axes.xaxis)
     whole_numbers(axes.yaxis)
     axes.set_xlim(max(-0.5, number[0] - 3), max(edges[-1], number[-1] + 3))

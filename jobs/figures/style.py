@@ -201,6 +201,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def decimal(value: float) -> str:
+    """A mean of counts: one decimal, or two digits where it is below 1."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
 def share(part: int, whole: int) -> str:
     """A percentage with as many digits as it needs."""
     percent = 100 * part / whole if whole else 0.0

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.distributions import MOST_BARS
 from jobs.figures.setting import setting
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, nothing, whole_numbers
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, decimal, nothing, whole_numbers
 from schemas.values import F64
 
 RIDGE = 0.85
@@ -36,7 +36,7 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
         mean = float(np.average(l0, weights=weight))
         axes.plot([mean, mean], [place, place + RIDGE], color=VERMILION, linewidth=1.6, linestyle=(0, (5, 3)))
         axes.annotate(
-            f"mean {mean:.3g}",
+            f"mean {decimal(mean)}",
             (1.0, place + 0.3),
             xycoords=axes.get_yaxis_transform(),
             ha="right",
