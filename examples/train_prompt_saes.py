@@ -31,9 +31,9 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jobs.demo_model import ensure_demo_model
+from jobs.studies.demo.model import ensure_demo_model
 from pipeline.sources import open_source
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 
 SPEECHES = Path("jobs/demo_data/sotu.parquet")
 D_IN, D_SAE, CONTEXT, BATCH, SEED = 576, 1024, 64, 1024, 0

@@ -5,8 +5,8 @@ Run from the repository root, with the extra `saelens` and the demo's model inst
     python -m examples.train_sae --out out/train
 
 1. A pass without an SAE stores x at layer 9 of SmolLM2-135M over State of the Union addresses (layout dense).
-2. sae-lens' own trainer takes shuffled batches of it from `pipeline.dense_dataset`; the model is not needed.
-   The last shard, the latest addresses, is held out.
+2. sae-lens' own trainer takes shuffled batches of it from `pipeline.training.dense_dataset`; the model is not
+   needed. The last shard, the latest addresses, is held out.
 3. `analyse.yaml` is written beside the store, and run as by `latentlake run`: a second pass over the same
    tokens, with the SAE that came out, stores features; then tables, figures and report.
 4. How much of the variance of x the features explain is measured from the store alone, without model or SAE.
@@ -30,13 +30,13 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 
-from jobs.demo_model import ensure_demo_model
-from jobs.run import run
-from pipeline.dense_dataset import DenseDataset, DenseLoader
+from jobs.lake.run import run
+from jobs.studies.demo.model import ensure_demo_model
 from pipeline.store import FeatureStore
-from pipeline.store.dense_site import DenseSite
+from pipeline.store.reading.dense_site import DenseSite
+from pipeline.training.dense_dataset import DenseDataset, DenseLoader
 from schemas.layout import DENSE
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 
 HOOK, CONTEXT = "blocks.9.hook_resid_post", 128
 CORPUS = Path(__file__).parents[1] / "jobs" / "demo_data" / "sotu.parquet"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from jobs.endings import ENDINGS
-
-if __name__ == "__main__":
-    ENDINGS.catch()  # the rest takes a while to import
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.arguments import (
+from jobs.cli_images import images
+from jobs.cli_tables import tables
+from jobs.cli_views import views
+from jobs.command.exits import run_app
+from jobs.command.options import (
     AcceptEnvironment,
     Address,
     Append,
@@ -28,10 +27,6 @@ from jobs.arguments import (
     root_of,
     sites_of,
 )
-from jobs.cli_images import images
-from jobs.cli_tables import tables
-from jobs.cli_views import views
-from jobs.exits import run_app
 from jobs.export.commands import app as export_app
 
 app = typer.Typer(
@@ -58,11 +53,11 @@ def demo(
 ) -> None:
     """A real model, a real SAE and a real corpus become a store, tables and figures."""
     if synthetic:
-        from jobs.demo_synthetic import demo_synthetic
+        from jobs.studies.known.demo_synthetic import demo_synthetic
 
         demo_synthetic(out or Path("out/synthetic"))
         return
-    from jobs.demo import demo as job
+    from jobs.studies.demo.demo import demo as job
 
     job(tokens, out or Path("out/demo"))
 
@@ -75,7 +70,7 @@ def run(
     log_json: LogJson = None,
 ) -> None:
     """Tokenize, extract, make tables, figures and the report, each only as far as it is not done."""
-    from jobs.run import run as job
+    from jobs.lake.run import run as job
 
     with logged(log_json):
         job(read_run_file(path), append=append, accept_environment=accept_environment)
@@ -84,7 +79,7 @@ def run(
 @app.command()
 def tokenize(path: RunPath, append: Append = False) -> None:
     """Cut the corpus into token shards, once."""
-    from jobs.tokenize import tokenize as job
+    from jobs.lake.tokenize import tokenize as job
 
     job(read_run_file(path), append=append)
 
@@ -92,7 +87,7 @@ def tokenize(path: RunPath, append: Append = False) -> None:
 @app.command()
 def extract(path: RunPath, accept_environment: AcceptEnvironment = False, log_json: LogJson = None) -> None:
     """Run model and SAEs over the token shards; what is committed stays."""
-    from jobs.extract import extract as job
+    from jobs.lake.extract import extract as job
 
     with logged(log_json):
         job(read_run_file(path), accept_environment=accept_environment)
@@ -116,7 +111,7 @@ def submit(
     ] = Path(),
 ) -> None:
     """Run RUN.yaml on a Ray cluster, follow its log, and end as it ends."""
-    from jobs.submit import submit as job
+    from jobs.lake.submit import submit as job
 
     raise typer.Exit(job(path, address, working_dir, options or ()))
 
@@ -128,7 +123,7 @@ def plan(
     seconds: Annotated[float, typer.Option(help="How long to measure.", min=1)] = 60.0,
 ) -> None:
     """Try a run for a minute; predict its rate, nonzeros, bytes and hours."""
-    from jobs.plan import plan as job
+    from jobs.lake.plan import plan as job
 
     job(read_run_file(path), workers, seconds)
 
@@ -139,8 +134,8 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every five seconds.")] = False,
 ) -> None:
     """What the store holds, and how far each pass is; reads the store alone."""
-    from jobs.status import status as job
-    from jobs.status import watch as job_again
+    from jobs.lake.status import status as job
+    from jobs.lake.status import watch as job_again
 
     (job_again if watch else job)(root_of(store))
 
@@ -148,8 +143,8 @@ def status(
 @app.command()
 def verify(store: StoreText, workers: Workers = None, address: Address = None) -> None:
     """Check every checksum, and recompute every statistic from the raw activations."""
-    from jobs.parallel import choose_tasks
-    from jobs.verify import verify as job
+    from jobs.command.tasks import choose_tasks
+    from jobs.lake.verify import verify as job
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -161,8 +156,8 @@ def compact(
     store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None
 ) -> None:
     """Merge the shards' postings into one file per feature block, which queries then read."""
-    from jobs.compact import compact as job
-    from jobs.parallel import choose_tasks
+    from jobs.command.tasks import choose_tasks
+    from jobs.lake.compact import compact as job
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -188,7 +183,7 @@ def gc(
     ] = False,
 ) -> None:
     """Remove attempts without a receipt, idle compactions, temporary files, pieces of dropped sites."""
-    from jobs.gc import gc as job
+    from jobs.lake.gc import gc as job
 
     job(open_store(store)[0], older_than, dry_run=dry_run, force=force)
 
@@ -208,7 +203,7 @@ def drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove a pass, a site or a derived table for good; says what that is, and asks."""
-    from jobs.drop import drop as job
+    from jobs.lake.drop import drop as job
 
     job(root_of(store), pass_name=pass_name, site=site, table=table, yes=yes)
 
@@ -227,9 +222,9 @@ def diff(
     address: Address = None,
 ) -> None:
     """Compare two stores of one SAE, feature by feature: two corpora, or two models over one corpus."""
-    from jobs.diff import diff as job
-    from jobs.diff import sides
-    from jobs.parallel import choose_tasks
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.diff import diff as job
+    from jobs.tables.diff import sides
 
     first, second = open_store(a)[0], open_store(b)[0]
     with choose_tasks(first, workers, address) as tasks:
@@ -253,8 +248,8 @@ def make_dictionary(
     seed: Annotated[int, typer.Option(help="Of noise and order.", min=0)] = 0,
 ) -> None:
     """Write the truth of the run file's corpus of kind dictionary, and SAEs that are made of it."""
-    from jobs.make_dictionary import make_dictionary as job
-    from pipeline.dictionary.sae import MadeLike
+    from jobs.studies.known.make_dictionary import make_dictionary as job
+    from pipeline.synthetic.dictionary.sae import MadeLike
 
     made = [MadeLike(level, threshold, shuffle, seed) for level in noise or [0.0]]
     job(read_run_file(path).corpus, out, made)
@@ -282,8 +277,8 @@ def check_sae(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
 ) -> None:
     """Whether an SAE explains a model's activations; names the likely mistake, and ends with 1, if not."""
-    from jobs.check_sae import Asked
-    from jobs.check_sae import check_sae as job
+    from jobs.evaluation.check_sae import Asked
+    from jobs.evaluation.check_sae import check_sae as job
 
     asked = Asked(sae, model, corpus, text_column, tokens, hook_name, loader, tokenizer, device, json_file)
     if not job(asked):
@@ -296,7 +291,3 @@ check_numbers(app)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; see `exits.run_app` for how it ends."""
     run_app(app, arguments)
-
-
-if __name__ == "__main__":
-    main()

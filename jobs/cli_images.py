@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Address, SiteName, StoreText, Workers, one_site, open_store, sites_of
+from jobs.command.options import Address, SiteName, StoreText, Workers, one_site, open_store, sites_of
 
 images = typer.Typer()
 PANEL = "Classes and images"
@@ -38,8 +38,8 @@ def train_digits(
     seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Train an image classifier, SAEs of its hidden layer and a decoder to images; half a minute."""
-    from jobs.train_digits import Asked
-    from jobs.train_digits import train_digits as job
+    from jobs.studies.digits.train_digits import Asked
+    from jobs.studies.digits.train_digits import train_digits as job
 
     job(out, Asked(path, scrambled, features, tuple(rho or (0.1, 0.999)), epochs, seed))
 
@@ -62,9 +62,9 @@ def importance(
     address: Address = None,
 ) -> None:
     """How much each class's reconstruction loses without each feature, exactly; runs no model."""
-    from jobs.importance import Asked
-    from jobs.importance import importance as job
-    from jobs.parallel import choose_tasks
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.importance import Asked
+    from jobs.tables.importance import importance as job
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -75,7 +75,7 @@ def importance(
 @images.command("images", rich_help_panel=PANEL)
 def feature_images(store: StoreText, site: SiteName = None, model: Folder = None) -> None:
     """The images that features make, alone and for their classes, and how alike they are."""
-    from jobs.feature_images import images as job
+    from jobs.tables.feature_images import images as job
 
     opened, _ = open_store(store)
     for name in sites_of(opened, site):
@@ -102,8 +102,8 @@ def steer(
     model: Folder = None,
 ) -> None:
     """Set features by hand, and see the image and the classes that come of it; runs no model."""
-    from jobs.steer import Asked
-    from jobs.steer import steer as job
+    from jobs.studies.digits.steer import Asked
+    from jobs.studies.digits.steer import steer as job
 
     opened, _ = open_store(store)
     job(opened, one_site(opened, site), Asked(settings, row, only, model, out))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import (
+from jobs.command.options import (
     Address,
     DeviceName,
     FigureLanguage,
@@ -28,8 +28,8 @@ PANEL = "Tables, figures, report"
 @tables.command(rich_help_panel=PANEL)
 def stats(store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None) -> None:
     """Fold the shards' partials into the feature table, L0 counts and examples."""
-    from jobs.parallel import choose_tasks
-    from jobs.stats import stats as job
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.stats import stats as job
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -53,9 +53,9 @@ def profile(
     address: Address = None,
 ) -> None:
     """Intervals of frequencies, what features fire on, where labels differ, L0 at thresholds."""
-    from jobs.parallel import choose_tasks
-    from jobs.profile import THRESHOLDS
-    from jobs.profile import profile as job
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.profile import THRESHOLDS
+    from jobs.tables.profile import profile as job
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -94,10 +94,10 @@ def rank(
     address: Address = None,
 ) -> None:
     """Write the rankings of features by columns of their tables, or print a window of one."""
-    from jobs.parallel import choose_tasks
-    from jobs.rank import rank as job
-    from jobs.rank import show_windows
-    from schemas.run_file import Rank
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.rank import rank as job
+    from jobs.tables.rank import show_windows
+    from schemas.run.file import Rank
 
     opened, config = open_store(store)
     usual = config.rank if config else Rank.model_validate({})
@@ -117,9 +117,9 @@ def cluster(
     store: StoreText, site: SiteName = None, workers: Workers = None, address: Address = None
 ) -> None:
     """Cluster features by direction, co-activation and density; contexts and documents by their features."""
-    from jobs.cluster import cluster as job
-    from jobs.parallel import choose_tasks
-    from schemas.run_file import Cluster
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.cluster import cluster as job
+    from schemas.run.file import Cluster
 
     opened, config = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -140,8 +140,8 @@ def coactivation(
     address: Address = None,
 ) -> None:
     """The neighbours of each feature: those that fire on the same rows, and those of like direction."""
-    from jobs.coactivation import coactivation as job
-    from jobs.parallel import choose_tasks
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.coactivation import coactivation as job
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -165,9 +165,9 @@ def match(
     address: Address = None,
 ) -> None:
     """Match the features of two sites: by decoder cosine, by co-activation, and one to one."""
-    from jobs.diff import Side
-    from jobs.match import match as job
-    from jobs.parallel import choose_tasks
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.diff import Side
+    from jobs.tables.match import match as job
 
     first = open_store(store)[0]
     second = open_store(store_b)[0] if store_b else first
@@ -191,10 +191,10 @@ def truth(
     address: Address = None,
 ) -> None:
     """Compare the store of a known dictionary with its truth: matches, frequencies, means, pairs, trees."""
-    from jobs.parallel import choose_tasks
-    from jobs.truth import truth as job
-    from pipeline.dictionary.truth import read_truth
-    from pipeline.store.object_path import store_path
+    from jobs.command.tasks import choose_tasks
+    from jobs.studies.known.truth import truth as job
+    from pipeline.store.objects.paths import store_path
+    from pipeline.synthetic.dictionary.truth import read_truth
 
     opened, _ = open_store(store)
     known = read_truth(store_path(truth))
@@ -216,9 +216,9 @@ def logits(
     address: Address = None,
 ) -> None:
     """The tokens that each feature speaks for, by direct unembedding; runs the model's last part."""
-    from jobs.logits import Asked
-    from jobs.logits import logits as job
-    from jobs.parallel import choose_model_tasks, device_for
+    from jobs.command.tasks import choose_model_tasks, device_for
+    from jobs.evaluation.logits import Asked
+    from jobs.evaluation.logits import logits as job
 
     opened, _ = open_store(store)
     for name in sites_of(opened, site):
@@ -245,9 +245,9 @@ def fidelity(
     address: Address = None,
 ) -> None:
     """What the model loses with the SAE's reconstruction in the place of x; runs the model."""
-    from jobs.fidelity import Asked
-    from jobs.fidelity import fidelity as job
-    from jobs.parallel import choose_model_tasks, device_for
+    from jobs.command.tasks import choose_model_tasks, device_for
+    from jobs.evaluation.fidelity import Asked
+    from jobs.evaluation.fidelity import fidelity as job
 
     if tokens != "all" and not (tokens.isdecimal() and int(tokens)):
         raise input_error(f"--tokens {tokens}: give a whole number from 1, or all")
@@ -296,9 +296,9 @@ def attribute(
     address: Address = None,
 ) -> None:
     """Features that make the model prefer one answer to another, by label of the prompts; runs the model."""
-    from jobs.attribute import Asked
-    from jobs.attribute import attribute as job
-    from jobs.parallel import choose_model_tasks, device_for
+    from jobs.command.tasks import choose_model_tasks, device_for
+    from jobs.evaluation.attribute import Asked
+    from jobs.evaluation.attribute import attribute as job
 
     opened, _ = open_store(store)
     columns = tuple(answers.split(",")) if answers else ()
@@ -315,7 +315,7 @@ def attribute(
 @tables.command(rich_help_panel=PANEL)
 def plots(store: StoreText, site: SiteName = None, language: FigureLanguage = "en") -> None:
     """Draw the figures from the stored tables."""
-    from jobs.plots import plots as job
+    from jobs.figures.plots import plots as job
 
     opened, _ = open_store(store)
     for name in sites_of(opened, site):
@@ -341,7 +341,7 @@ def report(
     """Write a static site of the features, which opens from disk without a server."""
     from jobs.report.build import report as job
     from jobs.report.build import tasks_for
-    from pipeline.store.object_path import store_path
+    from pipeline.store.objects.paths import store_path
 
     opened, _ = open_store(store)
     with tasks_for(opened, workers) as tasks:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import (
+from jobs.command.options import (
     Address,
     FigureLanguage,
     SiteName,
@@ -52,7 +52,7 @@ def top(
     html: Html = None,
 ) -> None:
     """The strongest contexts of a feature, the firing token marked."""
-    from jobs.top import top as job
+    from jobs.views.top import top as job
 
     opened, _ = open_store(store)
     job(
@@ -80,7 +80,7 @@ def feature(
     after: After = 2,
 ) -> None:
     """Everything about one feature that the store's tables tell, on a page."""
-    from jobs.feature import show_feature
+    from jobs.views.feature import show_feature
 
     opened, _ = open_store(store)
     show_feature(opened, one_site(opened, site), feature, k=k, before=before, after=after)
@@ -98,8 +98,8 @@ def examples(
     address: Address = None,
 ) -> None:
     """More examples: the strongest row of each document, and contexts in which a feature does not fire."""
-    from jobs.examples import examples as job
-    from jobs.parallel import choose_tasks
+    from jobs.command.tasks import choose_tasks
+    from jobs.tables.examples import examples as job
 
     opened, _ = open_store(store)
     with choose_tasks(opened, workers, address) as tasks:
@@ -133,9 +133,9 @@ def elicit(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """The features of a typed text, by activation and by surprise; runs the store's model and SAE."""
-    from jobs.elicit import Asked
-    from jobs.elicit import elicit as job
-    from pipeline.typed_text import Places
+    from jobs.evaluation.elicit import Asked
+    from jobs.evaluation.elicit import elicit as job
+    from pipeline.evaluation.typed_text import Places
 
     opened, _ = open_store(store)
     asked = Asked(text, position, n, tuple(feature or ()), maximum, html)
@@ -154,7 +154,7 @@ def neighbours(
     ] = None,
 ) -> None:
     """The neighbours of one feature, from the stored table, and their graph."""
-    from jobs.neighbours import neighbours as job
+    from jobs.views.neighbours import neighbours as job
 
     opened, _ = open_store(store)
     job(opened, one_site(opened, site), feature, by=by, k=k, figure=figure)
@@ -198,8 +198,8 @@ def heatmap(
     language: FigureLanguage = "en",
 ) -> None:
     """Contexts × features as a picture, plain and clustered; how sparse they are, how often active."""
-    from jobs.heatmap import Asked
-    from jobs.heatmap import heatmap as job
+    from jobs.views.heatmap import Asked
+    from jobs.views.heatmap import heatmap as job
 
     opened, _ = open_store(store)
     asked = Asked(features, ranking, contexts, where or (), top, pool, selection, language)

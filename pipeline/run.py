@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.executors.dispatch import Dispatcher, Policy
-from pipeline.executors.heartbeat import Heartbeat, OnEvent
-from pipeline.journal import journal
-from pipeline.plan import Agreed, differences, find_plan, make_plan
-from pipeline.store.commits import ManifestRow, manifest_row, scan_commits, write_manifest
-from pipeline.store.dropped import dropped_sites, live_part, live_sites
-from pipeline.store.objects import readable, remove_tree, self_test
-from pipeline.store.parquet import read_frame
-from pipeline.store.plans import put_plan
-from pipeline.store.site import has_site_weights
-from pipeline.store.tokens import read_links, require_lake
-from pipeline.tally import Tally
+from pipeline.monitor.heartbeat import Heartbeat, OnEvent
+from pipeline.monitor.journal import journal
+from pipeline.monitor.tally import Tally
+from pipeline.plans.plan import Agreed, differences, find_plan, make_plan
+from pipeline.store.formats.parquet import read_frame
+from pipeline.store.objects.verbs import readable, remove_tree, self_test
+from pipeline.store.records.commits import ManifestRow, manifest_row, scan_commits, write_manifest
+from pipeline.store.records.dropped import dropped_sites, live_part, live_sites
+from pipeline.store.records.plans import put_plan
+from pipeline.store.records.site import has_site_weights
+from pipeline.store.records.tokens import read_links, require_lake
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, Receipt
-from schemas.run_file import RunFile
+from schemas.run.file import RunFile
 from schemas.values import Failure, Hello
 
 
@@ -207,8 +207,8 @@ def _dispatch(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
         )
         return
-    from pipeline.executors.ray_backend import ray_backend
-    from pipeline.executors.ray_session import ray_session
+    from pipeline.executors.on_ray.actors import ray_backend
+    from pipeline.executors.on_ray.session import ray_session
 
     policy = Policy(
         workers=run.extract.workers,

@@ -22,21 +22,21 @@ import numpy as np
 import polars as pl
 
 from pipeline import statistics
-from pipeline.plan import environment
+from pipeline.plans.plan import environment
 from pipeline.statistics import control as of_control
-from pipeline.statistics.rows import l0_counts
-from pipeline.store.commits import read_commit
-from pipeline.store.dense import NO_DENSE, DenseWriter, DenseWriters
-from pipeline.store.dropped import dropped_sites, live_sites
-from pipeline.store.objects import staged_folder
-from pipeline.store.plans import commit_under, require_plan
-from pipeline.store.tokens import counted_for, read_links, read_token_shard, require_lake
-from pipeline.store.transposition import round_activations, to_postings
+from pipeline.statistics.l0 import l0_counts
+from pipeline.store.formats.dense import NO_DENSE, DenseWriter, DenseWriters
+from pipeline.store.formats.transposition import round_activations, to_postings
+from pipeline.store.objects.verbs import staged_folder
+from pipeline.store.records.commits import read_commit
+from pipeline.store.records.dropped import dropped_sites, live_sites
+from pipeline.store.records.plans import commit_under, require_plan
+from pipeline.store.records.tokens import counted_for, read_links, read_token_shard, require_lake
 from pipeline.store.writer import write_dense_site, write_site
 from schemas.errors import ShardError
 from schemas.layout import DENSE, Layout, StorePath
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.run_file import CheckSae
+from schemas.run.file import CheckSae
 from schemas.values import (
     Agreement,
     ControlSums,
@@ -99,10 +99,10 @@ def make_features(
 ) -> Features:
     """What the plan's loader asks for (torch is imported with a model)."""
     if plan.model_loader == "synthetic":
-        from pipeline.synthetic_features import SyntheticFeatures
+        from pipeline.extraction.by_recipe import SyntheticFeatures
 
         return SyntheticFeatures(layout, plan)
-    from pipeline.model_features import ModelFeatures
+    from pipeline.extraction.by_model import ModelFeatures
 
     return ModelFeatures(layout, plan, check_sae, oom_batch_contexts)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from schemas.run_file import check_name
+from schemas.run.file import check_name
 
 CSR, POSTINGS, PARTIALS, ROW_COUNTS = "csr.zarr", "postings.parquet", "partials.parquet", "row_counts.parquet"
 CONTROL, CONTROL_L0 = "control.parquet", "control_l0.parquet"
@@ -22,9 +22,10 @@ _NAMED_IN = {
 
 
 class StorePath(Protocol):
-    """What may be asked of a path of a store, wherever it lies; written by `pipeline.store.objects` alone.
+    """What may be asked of a path of a store, wherever it lies; written by `pipeline.store.objects.verbs`
+    alone.
 
-    A `pathlib.Path` is one; one on object storage is a `pipeline.store.object_path.ObjectPath`.
+    A `pathlib.Path` is one; one on object storage is a `pipeline.store.objects.paths.ObjectPath`.
     """
 
     @property

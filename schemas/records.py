@@ -24,7 +24,7 @@ from schemas.record import (
     parse_json,
     refuse_newer,
 )
-from schemas.run_file import (
+from schemas.run.file import (
     ActivationDtype,
     ContextsOf,
     Control,

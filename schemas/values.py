@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.run_file import Pooling
+from schemas.run.file import Pooling
 
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]

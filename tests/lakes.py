@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs.extract import extract
-from jobs.stats import stats
-from jobs.tokenize import tokenize
+from jobs.lake.extract import extract
+from jobs.lake.tokenize import tokenize
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
-from schemas.run_file import RunFile, parse_run_file
+from schemas.run.file import RunFile, parse_run_file
 from tests.kit import write_sae, write_tiny_tokenizer
 
 PARTIES = ("Whig", "Federalist", "Bull Moose")

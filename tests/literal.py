@@ -24,10 +24,10 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from jobs.demo_model import ensure_demo_model
-from jobs.rank import rank
+from jobs.studies.demo.model import ensure_demo_model
+from jobs.tables.rank import rank
 from pipeline.store import FeatureStore
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from tests.lakes import extracted
 
 CORPUS = Path(__file__).parents[1] / "jobs" / "demo_data" / "sotu.parquet"

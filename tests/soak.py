@@ -30,8 +30,8 @@ from unittest import mock
 import psutil
 import yaml
 
+from pipeline.monitor.events import read_events
 from pipeline.store import FeatureStore
-from pipeline.store.events import read_events
 from schemas.layout import Layout
 from tests.lakes import data_bytes
 
@@ -85,7 +85,7 @@ class Arena:
         """A driver begins; its workers are on the cluster unless `extract` says otherwise."""
         extract = {"address": self.cluster.address, **extract}
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", command, str(self.write_run_file(root, **extract))],
+            [sys.executable, "-m", "jobs", command, str(self.write_run_file(root, **extract))],
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,  # a run prints less than a pipe holds

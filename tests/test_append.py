@@ -15,13 +15,13 @@ import polars as pl
 import pytest
 import yaml
 
-from jobs.extract import extract
-from jobs.run import run
-from jobs.status import status
-from jobs.tokenize import tokenize
+from jobs.lake.extract import extract
+from jobs.lake.run import run
+from jobs.lake.status import status
+from jobs.lake.tokenize import tokenize
 from pipeline.store import FeatureStore
-from pipeline.store.tables import StaleTableWarning
-from pipeline.store.tokens import read_links
+from pipeline.store.records.tables import StaleTableWarning
+from pipeline.store.records.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import canonical_json
@@ -260,12 +260,12 @@ def die_in(monkeypatch, place, before, times):
 
 
 MOMENTS = {
-    "between token shards": ("pipeline.sharding.write_atomic", True, 3),
-    "after all token shards, before the link": ("pipeline.tokenize._commit", True, 1),
-    "after the link": ("pipeline.tokenize._commit", False, 1),
+    "between token shards": ("pipeline.tokens.sharding.write_atomic", True, 3),
+    "after all token shards, before the link": ("pipeline.tokens.tokenize._commit", True, 1),
+    "after the link": ("pipeline.tokens.tokenize._commit", False, 1),
     "after one of its shards was extracted": ("pipeline.worker.commit_under", False, 1),
     "before a receipt, its data written": ("pipeline.worker.commit_under", True, 2),
-    "while tables are made": ("jobs.run.write_atomic", True, 1),
+    "while tables are made": ("jobs.lake.run.write_atomic", True, 1),
 }
 
 
@@ -310,7 +310,7 @@ def of_kind(root, kind):
 def test_a_dead_append_may_be_followed_by_another_corpus(folder, monkeypatch):
     tokenize(of(folder, "first"))
     with monkeypatch.context() as patch:
-        die_in(patch, "pipeline.tokenize._commit", True, 1)
+        die_in(patch, "pipeline.tokens.tokenize._commit", True, 1)
         with pytest.raises(Kill):
             tokenize(of(folder, "second"), append=True)
     write_corpus(folder / "third.parquet", 3, seed=2)
@@ -325,8 +325,8 @@ def test_a_dead_append_may_be_followed_by_another_corpus(folder, monkeypatch):
 ONE = """
 import sys, time
 from pathlib import Path
-from jobs.tokenize import tokenize
-import pipeline.tokenize as room
+from jobs.lake.tokenize import tokenize
+import pipeline.tokens.tokenize as room
 from schemas.errors import InputError
 from tests.test_append import of
 corpus, folder, first = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "first"
@@ -374,7 +374,7 @@ def test_an_append_that_is_killed_resumes_to_the_same_bytes(drawn):
     path = drawn / "run.yaml"
     asked = of(drawn, "second", "killed").model_dump(mode="json", by_alias=True)
     path.write_text(yaml.safe_dump(asked))
-    command = [sys.executable, "-m", "jobs.run", str(path), "--append"]
+    command = [sys.executable, "-m", "jobs", "run", str(path), "--append"]
     for seen in ("tokens/000013.parquet", "corpus/1.json", "passes/mid/commits/000014.json"):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not (drawn / "killed" / seen).exists():

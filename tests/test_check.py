@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import check
+from pipeline.evaluation import sae_check as check
 from pipeline.models import load_model
 from pipeline.saes import load_sae
 from schemas.errors import InputError
 from schemas.records import Lake
-from schemas.run_file import Model
+from schemas.run.file import Model
 from schemas.values import Document, TokenBatch
 from tests.kit import D_MODEL, tiny_lm, write_sae
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from jobs.figures import FIGURES
-from jobs.stats import stats
-from pipeline.executors.tasks import Processes
-from pipeline.plan import agree_on_plan, make_plan, resolve
+from jobs.tables.stats import stats
+from pipeline.plans.plan import agree_on_plan, make_plan, resolve
 from pipeline.statistics.control import THRESHOLDS
 from pipeline.store import FeatureStore
-from pipeline.store.objects import measure
-from pipeline.store.shard_files import ShardFiles
-from pipeline.store.tokens import read_lake
+from pipeline.store.objects.verbs import measure
+from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.records.tokens import read_lake
+from pipeline.tasks import Processes
 from schemas.errors import InputError
 from schemas.records import FORMAT_VERSION, Plan
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from tests.kit import dense_activations, draw_sae_weights, tiny_lm, write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
@@ -248,7 +248,7 @@ def test_the_contexts_do_not_depend_on_the_batch(one, tmp_path, batch):
 
 @pytest.mark.slow
 def test_tables_have_the_same_bits_for_any_number_of_workers(one, monkeypatch):
-    import pipeline.store.control_tables as module
+    import pipeline.store.derived.control as module
 
     _, store = one
     before = data_bytes(store.layout.root)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 def demo(tmp_path_factory):
     """What `latentlake demo` printed, and its store."""
     out = tmp_path_factory.mktemp("demo") / "store"
-    command = [sys.executable, "-m", "jobs.demo", "--tokens", str(TOKENS), "--out", str(out)]
+    command = [sys.executable, "-m", "jobs", "demo", "--tokens", str(TOKENS), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return done.stdout, FeatureStore.open(out)
@@ -84,7 +84,7 @@ def dense_preactivations(store):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from jobs.demo_model import ensure_demo_model
+    from jobs.studies.demo.model import ensure_demo_model
 
     model = AutoModelForCausalLM.from_pretrained(ensure_demo_model(), dtype=torch.float32)
     sae = reference(SAE)

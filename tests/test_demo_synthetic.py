@@ -16,14 +16,14 @@ pytestmark = pytest.mark.slow
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", *arguments]
+    command = [sys.executable, "-m", "jobs", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("synthetic") / "out"
-    done = run("jobs.demo_synthetic", "--out", str(out))
+    done = run("demo-synthetic", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return " ".join(done.stdout.split()), out
 
@@ -54,10 +54,10 @@ def test_the_exact_site_is_exact_and_the_noisy_one_near(demo):
 def test_its_next_commands_run_and_wrong_ones_end_with_a_sentence(demo):
     _, out = demo
     store, truth = str(out / "store"), str(out / "truth.npz")
-    assert run("jobs.truth", store, "--truth", truth, "--site", "noisy").returncode == 0
-    made = run("jobs.make_dictionary", str(out / "run.yaml"), "--out", str(out / "more"), "--noise", "0.1")
+    assert run("truth", store, "--truth", truth, "--site", "noisy").returncode == 0
+    made = run("make-dictionary", str(out / "run.yaml"), "--out", str(out / "more"), "--noise", "0.1")
     assert made.returncode == 0
     assert (out / "more" / "sae-0.1" / "cfg.json").is_file()
-    wrong = run("jobs.truth", store, "--truth", str(out / "run.yaml"))
+    wrong = run("truth", store, "--truth", str(out / "run.yaml"))
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
     assert "is no truth of a dictionary" in " ".join((wrong.stdout + wrong.stderr).split())

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.extract import extract
-from jobs.tokenize import tokenize
-from pipeline.dense_dataset import DenseDataset, DenseLoader, Order, Reader
+from jobs.lake.extract import extract
+from jobs.lake.tokenize import tokenize
 from pipeline.store import FeatureStore
-from pipeline.store import dense as dense_module
+from pipeline.store.formats import dense as dense_module
+from pipeline.training.dense_dataset import DenseDataset, DenseLoader, Order, Reader
 from schemas.errors import InputError
 from tests.lakes import run_file, write_corpus
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from schemas import __version__
-from schemas.run_file import load_run_file
+from schemas.run.file import load_run_file
 
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ["cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jobs.run import run
-from pipeline import first_look, model_features
+from jobs.lake.run import run
+from pipeline.extraction import by_model as model_features
+from pipeline.extraction import first_rows_check as first_look
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from tests.kit import D_MODEL, tiny_lm, write_sae, write_tiny_tokenizer
@@ -62,7 +63,7 @@ def first_shard_x(folder):
     """x at layers.1 of the rows of shard 0 that are stored, context by context, float64."""
     import torch
 
-    from pipeline.store.tokens import read_lake, read_links, read_token_shard
+    from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
     from schemas.layout import Layout
 
     layout = Layout(folder / "store")

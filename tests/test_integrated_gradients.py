@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.integrated_gradients import (
+from pipeline.evaluation.integrated_gradients import (
     Latents,
     Opened,
     ablated_gaps,
@@ -17,9 +17,9 @@ from pipeline.integrated_gradients import (
     prompts_of,
 )
 from pipeline.models import load_model
-from pipeline.planned import Place
+from pipeline.plans.reopen import Place
 from pipeline.saes import load_sae
-from schemas.run_file import Model
+from schemas.run.file import Model
 from schemas.values import TokenShard
 from tests.kit import dense_activations, tiny_lm, write_sae
 

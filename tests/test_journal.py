@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import journal as module
-from pipeline.journal import journal
-from pipeline.plan import agree_on_plan, make_plan, resolve
-from pipeline.store.events import read_events
-from pipeline.store.tokens import read_lake
-from pipeline.tally import Tally
+from pipeline.monitor import journal as module
+from pipeline.monitor.events import read_events
+from pipeline.monitor.journal import journal
+from pipeline.monitor.tally import Tally
+from pipeline.plans.plan import agree_on_plan, make_plan, resolve
+from pipeline.store.records.tokens import read_lake
 from schemas.layout import Layout
 from tests.lakes import extracted, run_file
 from tests.receipts import receipt
@@ -51,7 +51,7 @@ def test_an_error_ends_the_log_and_passes_on(tmp_path, plan):
 
 def test_a_signal_that_ended_the_run_goes_by_its_name(tmp_path, plan):
     with pytest.raises(SystemExit), journal(Layout(tmp_path), plan[0], silent, Tally()):
-        raise SystemExit(128 + 15)  # what `jobs.exits` makes of a SIGTERM
+        raise SystemExit(128 + 15)  # what `jobs.command.exits` makes of a SIGTERM
     assert list(read_events(Layout(tmp_path), "mid"))[-1]["why"] == "SIGTERM"
 
 

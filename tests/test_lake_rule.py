@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.lake_rule import asked_lake, default_bos, notes, require_rule
-from pipeline.store.tokens import read_lake, read_links, read_token_shard
-from pipeline.tokenize import tokenize
-from pipeline.tokenizer import LakeTokenizer, load_tokenizer
-from pipeline.trained_with import prepend_bos
+from pipeline.plans.sae_defaults import prepend_bos
+from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
+from pipeline.tokens.lake_rule import asked_lake, default_bos, notes, require_rule
+from pipeline.tokens.tokenize import tokenize
+from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake
-from schemas.run_file import RunFile, parse_run_file
+from schemas.run.file import RunFile, parse_run_file
 from tests.kit import write_chat_tokenizer, write_tiny_tokenizer
 
 EOT, START, END = 0, 1, 2

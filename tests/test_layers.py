@@ -16,18 +16,18 @@ MAY_IMPORT_TORCH = (
     "pipeline.sources",
     "pipeline.models",
     "pipeline.saes",
-    "pipeline.model_features",
-    "pipeline.dense_dataset",
-    "pipeline.check",
-    "pipeline.patching",
-    "pipeline.direct_logits",
-    "pipeline.fidelity",
-    "pipeline.attribution",
-    "pipeline.integrated_gradients",
-    "pipeline.tokenizer",
+    "pipeline.extraction.by_model",
+    "pipeline.training.dense_dataset",
+    "pipeline.evaluation.sae_check",
+    "pipeline.evaluation.patching",
+    "pipeline.evaluation.direct_logits",
+    "pipeline.evaluation.fidelity",
+    "pipeline.evaluation.attribution",
+    "pipeline.evaluation.integrated_gradients",
+    "pipeline.tokens.tokenizer",
     "pipeline.training",
 )
-JOBS_WITH_THE_MODEL = ("jobs.demo_model", "jobs.bench", "jobs.train_digits")
+JOBS_WITH_THE_MODEL = ("jobs.studies.demo.model", "jobs.bench", "jobs.studies.digits.train_digits")
 
 
 def modules() -> dict[str, Path]:
@@ -69,7 +69,7 @@ def test_only_the_ray_executor_imports_ray():
         name for name, path in modules().items() if any(m.split(".")[0] == "ray" for m in imported(path))
     }
     assert users
-    assert all(name.startswith("pipeline.executors.ray_") for name in users)
+    assert all(name.startswith("pipeline.executors.on_ray.") for name in users)
 
 
 def test_only_the_rooms_of_the_model_import_torch():
@@ -78,16 +78,18 @@ def test_only_the_rooms_of_the_model_import_torch():
 
 
 WITHOUT_TORCH = (
-    "cli", "run", "stats", "rank", "cluster", "plots", "status", "verify", "top", "compact", "diff",
-    "coactivation", "match", "neighbours", "submit", "profile", "examples", "feature", "elicit",
-    "heatmap", "report.build", "logits", "fidelity", "attribute", "export.neuronpedia", "export.delphi",
-    "export.anndata_zarr", "truth", "make_dictionary", "demo_synthetic",
-    "importance", "feature_images", "steer", "train_digits",
+    "cli", "lake.run", "tables.stats", "tables.rank", "tables.cluster", "figures.plots", "lake.status",
+    "lake.verify", "views.top", "lake.compact", "tables.diff", "tables.coactivation", "tables.match",
+    "views.neighbours", "lake.submit", "tables.profile", "tables.examples", "views.feature",
+    "evaluation.elicit", "views.heatmap", "report.build", "evaluation.logits", "evaluation.fidelity",
+    "evaluation.attribute", "export.neuronpedia", "export.delphi", "export.anndata_zarr",
+    "studies.known.truth", "studies.known.make_dictionary", "studies.known.demo_synthetic",
+    "tables.importance", "tables.feature_images", "studies.digits.steer", "studies.digits.train_digits",
 )  # fmt: skip
 
 
 def test_jobs_without_a_model_load_neither_torch_nor_ray():
-    modules = ["pipeline.store", "schemas.run_file", *(f"jobs.{name}" for name in WITHOUT_TORCH)]
+    modules = ["pipeline.store", "schemas.run.file", *(f"jobs.{name}" for name in WITHOUT_TORCH)]
     look = "print(module, *({'torch', 'ray', 'transformers'} & set(sys.modules)))"
     code = f"import sys, importlib\nfor module in {modules}: importlib.import_module(module); {look}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

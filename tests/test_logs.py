@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from pipeline import logs
+from pipeline.monitor import logs
 
 
 @pytest.fixture

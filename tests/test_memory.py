@@ -29,7 +29,7 @@ def peaks(folder, documents):
     path.write_text(yaml.safe_dump(content))
     for command in ("tokenize", "extract"):
         subprocess.run(
-            [sys.executable, "-m", f"jobs.{command}", str(path)], cwd=ROOT, check=True, capture_output=True
+            [sys.executable, "-m", "jobs", command, str(path)], cwd=ROOT, check=True, capture_output=True
         )
     return [
         receipt.peak_rss_bytes for receipt in FeatureStore.open(folder / "store").receipts("mid").values()

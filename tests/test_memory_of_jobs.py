@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 JOB = """
 import sys
 from pathlib import Path
-from jobs.coactivation import coactivation
-from jobs.compact import compact
-from jobs.profile import profile
-from jobs.rank import rank
-from jobs.stats import stats
-from jobs.verify import verify
+from jobs.tables.coactivation import coactivation
+from jobs.lake.compact import compact
+from jobs.tables.profile import profile
+from jobs.tables.rank import rank
+from jobs.tables.stats import stats
+from jobs.lake.verify import verify
 from pipeline.statistics import tallies
 from pipeline.store import FeatureStore, compaction, postings, site_profile, site_tables
 site_tables._BATCH_BYTES, compaction.IN_MEMORY_NNZ, compaction.GROUP_NNZ = 1 << 19, 1 << 15, 1 << 13

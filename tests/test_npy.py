@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dictionary.truth import read_truth
-from pipeline.npy import check_npz, read_npy
-from pipeline.sources.image_files import read_images
+from pipeline.sources.images.files import read_images
+from pipeline.synthetic.dictionary.truth import read_truth
 from schemas.errors import InputError
-from schemas.images_corpus import Images
+from schemas.npy import check_npz, read_npy
+from schemas.run.images_corpus import Images
 
 
 def header(shape: tuple[int, ...], dtype: str = "<f4", data: bytes = b"\0" * 64) -> bytes:

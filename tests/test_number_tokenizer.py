@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.number_tokenizer import NumberTokenizer
-from pipeline.tokenizer import load_tokenizer
+from pipeline.tokens.number_tokenizer import NumberTokenizer
+from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.errors import InputError
 
 
@@ -60,7 +60,8 @@ def test_a_number_beyond_the_vocabulary_is_refused(text: str) -> None:
 
 def test_it_needs_no_other_tokenizer_library() -> None:
     code = (
-        "import sys; from pipeline.tokenizer import load_tokenizer as f; f('numbers:9').encode_batch(['1']); "
+        "import sys; from pipeline.tokens.tokenizer import load_tokenizer; "
+        "load_tokenizer('numbers:9').encode_batch(['1']); "
         "print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[1]

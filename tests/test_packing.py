@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.packing import ContextRule, laid_out, pack
-from pipeline.store.token_rows import counted_mask, document_of_row, stored_mask
+from pipeline.store.records.token_rows import counted_mask, document_of_row, stored_mask
+from pipeline.tokens.packing import ContextRule, laid_out, pack
 from schemas.errors import InputError
 from schemas.records import Inputs
 from schemas.values import I32, Packed

@@ -9,17 +9,18 @@ import sys
 import polars as pl
 import pytest
 
-from jobs.extract import extract
-from jobs.run import run
-from jobs.status import status
-from jobs.tokenize import tokenize
+from jobs.lake.extract import extract
+from jobs.lake.run import run
+from jobs.lake.status import status
+from jobs.lake.tokenize import tokenize
 from pipeline import worker as worker_module
-from pipeline.passes import passes_of
-from pipeline.plan import agree_on_plan, find_plan, make_plan, resolve
-from pipeline.store import FeatureStore, plans
-from pipeline.store.events import EventLog
-from pipeline.store.object_path import store_path
-from pipeline.store.tokens import read_lake
+from pipeline.monitor.events import EventLog
+from pipeline.plans.passes import passes_of
+from pipeline.plans.plan import agree_on_plan, find_plan, make_plan, resolve
+from pipeline.store import FeatureStore
+from pipeline.store.objects.paths import store_path
+from pipeline.store.records import plans
+from pipeline.store.records.tokens import read_lake
 from pipeline.worker import Worker
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -271,7 +272,7 @@ def test_a_run_that_was_killed_between_plan_and_first_receipt_locks_nothing(tmp_
     content = run_content(tmp_path, model={"path": "tests.test_passes:endless_lm"})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "run.yaml")], start_new_session=True
+        [sys.executable, "-m", "jobs", "run", str(tmp_path / "run.yaml")], start_new_session=True
     )
     layout = Layout(tmp_path / "store")
     while not (layout.plan("mid").exists() and layout.site("mid", "mid").exists()):

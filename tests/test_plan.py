@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.console import warn
-from pipeline import plan as plan_module
-from pipeline.plan import agree_on_plan, make_plan, resolve
+from jobs.terminal.console import warn
+from pipeline.plans import plan as plan_module
+from pipeline.plans.plan import agree_on_plan, make_plan, resolve
 from pipeline.saes import choose_block, read_metadata
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_lake
+from pipeline.store.records.tokens import read_lake
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Plan, canonical_json
-from schemas.run_file import Model, Site, parse_run_file
+from schemas.run.file import Model, Site, parse_run_file
 from tests.kit import write_sae, write_tiny_gpt2
 from tests.lakes import data_bytes, extracted, run_content, run_file
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.verify import verify
-from pipeline.store.tokens import read_token_shard
+from jobs.lake.verify import verify
+from pipeline.store.records.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.values import Reads, TokenShard, Totals
 from tests.kit import dense_activations, tiny_lm
@@ -81,7 +81,7 @@ def test_the_store_verifies_and_the_site_says_what_it_reads(lake):
 
 
 def test_what_stands_for_a_whole_context_can_not_be_patched_at_a_token(lake):
-    from jobs.fidelity import Asked, fidelity
+    from jobs.evaluation.fidelity import Asked, fidelity
 
     _, store = lake
     with pytest.raises(InputError, match=r"'mean' reads one vector of each context \(all positions, pooled"):

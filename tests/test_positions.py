@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.run import run
-from pipeline.plan import agree_on_plan, make_plan, resolve
+from jobs.lake.run import run
+from pipeline.plans.plan import agree_on_plan, make_plan, resolve
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_lake
+from pipeline.store.records.tokens import read_lake
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Receipt
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from schemas.values import Totals
 from tests.kit import write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.prediction import Forecast, compared, predict, read_prediction, sample, write_prediction
-from pipeline.tally import Tally
+from pipeline.monitor.prediction import Forecast, compared, predict, read_prediction, sample, write_prediction
+from pipeline.monitor.tally import Tally
 from schemas.errors import InputError
 from schemas.layout import Layout
 from tests.receipts import receipt
@@ -110,7 +110,7 @@ def test_a_prediction_that_can_not_be_written_ends_no_run(tmp_path, monkeypatch,
     def fail(path, data):
         raise error
 
-    monkeypatch.setattr("pipeline.prediction.write_atomic", fail)
+    monkeypatch.setattr("pipeline.monitor.prediction.write_atomic", fail)
     forecast = Forecast(Layout(tmp_path))
     forecast.begin("plan", "mid", rows=600, shards=6, workers=1)
     for number in range(4):

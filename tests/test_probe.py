@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import probe as module
-from pipeline.plan import resolve
-from pipeline.probe import Probe, rows_of_text
+from jobs.lake import probe as module
+from jobs.lake.probe import Probe, rows_of_text
+from pipeline.monitor.tally import Tally
+from pipeline.plans.plan import resolve
 from pipeline.sources import open_source
 from pipeline.store import FeatureStore
-from pipeline.store.commits import read_commits
-from pipeline.store.tokens import read_lake
-from pipeline.tally import Tally
-from pipeline.tokenizer import load_tokenizer
+from pipeline.store.records.commits import read_commits
+from pipeline.store.records.tokens import read_lake
+from pipeline.tokens.tokenizer import load_tokenizer
 from pipeline.worker import Worker
 from tests.lakes import extracted, run_file, write_corpus
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs.tokenize import tokenize
-from pipeline.store.tokens import read_links
+from jobs.lake.tokenize import tokenize
+from pipeline.store.records.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
 from tests.lakes import run_content, run_file, write_corpus

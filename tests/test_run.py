@@ -17,10 +17,10 @@ import pytest
 import torch
 import yaml
 
-from jobs.run import run
+from jobs.lake.run import run
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.run_file import DerivedJob
+from schemas.run.file import DerivedJob
 from tests.kit import dense_activations, tiny_lm, write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
@@ -102,7 +102,7 @@ def test_a_second_run_has_nothing_to_do(lake, capsys):
 
 @pytest.mark.parametrize("damage", ["missing", "quarantined", "short", "damaged"])
 def test_with_nothing_to_do_a_manifest_that_is_behind_is_written_anew(tmp_path, damage):
-    from jobs.extract import extract
+    from jobs.lake.extract import extract
 
     store = extracted(run_file(tmp_path), tables=False)
     path = store.layout.manifest("mid")
@@ -138,7 +138,7 @@ def launch(content, folder, *, wait=True):
     """`latentlake run` in a process of its own."""
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "jobs.run", str(path)]
+    command = [sys.executable, "-m", "jobs", "run", str(path)]
     if wait:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     return subprocess.Popen(
@@ -241,7 +241,7 @@ def test_a_changed_section_makes_its_tables_anew_and_nothing_else(tmp_path):
 
 
 def test_extract_alone_refuses_another_rule_than_the_tokens_have(lake):
-    from jobs.extract import extract
+    from jobs.lake.extract import extract
 
     folder, _ = lake
     with pytest.raises(InputError, match="special_tokens"):
@@ -249,8 +249,8 @@ def test_extract_alone_refuses_another_rule_than_the_tokens_have(lake):
 
 
 def test_a_node_that_sees_another_sae_is_refused_before_it_writes(tmp_path):
-    from pipeline.plan import agree_on_plan, make_plan, resolve
-    from pipeline.store.tokens import read_lake
+    from pipeline.plans.plan import agree_on_plan, make_plan, resolve
+    from pipeline.store.records.tokens import read_lake
     from pipeline.worker import Worker
     from schemas.layout import Layout
 
@@ -283,7 +283,7 @@ def test_two_sites_without_a_name_at_one_hook_are_refused(tmp_path):
 
 
 def test_contradictions_between_run_file_and_sae_warn_with_both_values(tmp_path):
-    from pipeline.plan import resolve
+    from pipeline.plans.plan import resolve
 
     options = {"model_from_pretrained_kwargs": {"fold_ln": True}, "prepend_bos": True}
     sae = write_sae(tmp_path / "sae", "topk", hook_name="layers.1", context_size=16, **options)
@@ -345,7 +345,7 @@ def test_nan_in_the_activations_gives_up_the_shard_and_keeps_the_rest(tmp_path, 
     texts = poisoned["text"].to_list()
     texts[20] = f"{texts[20]} w60"
     poisoned.with_columns(text=pl.Series(texts)).write_parquet(tmp_path / "corpus.parquet")
-    from schemas.run_file import parse_run_file
+    from schemas.run.file import parse_run_file
 
     with pytest.raises(InputError, match=r"1 of \d+ shards were given up.*shard \d+: x at layers.1 has NaN"):
         run(parse_run_file(content, "run.yaml"))

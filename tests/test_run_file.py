@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import InputError
-from schemas.run_file import Extract, load_run_file, parse_run_file
-from schemas.strict_yaml import parse_yaml
+from schemas.run.file import Extract, load_run_file, parse_run_file
+from schemas.run.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1]
 LEAST = {
@@ -64,7 +64,7 @@ def test_a_missing_section_and_an_unknown_one_are_told():
 
 
 def test_every_key_of_the_run_file_is_documented():
-    from schemas import run_file
+    from schemas.run import file as run_file
 
     for section in (run_file.Corpus, run_file.Tokens, run_file.Model, run_file.Site, run_file.Store):
         assert all(field.description for field in section.model_fields.values())

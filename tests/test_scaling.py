@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.extract import extract
-from jobs.tokenize import tokenize
-from pipeline.store import FeatureStore, csr
-from pipeline.tokenize import _SHARD_TOKENS
+from jobs.lake.extract import extract
+from jobs.lake.tokenize import tokenize
+from pipeline.store import FeatureStore
+from pipeline.store.formats import csr
+from pipeline.tokens.tokenize import _SHARD_TOKENS
 from schemas.layout import Layout
 from tests.lakes import run_file
 

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 
 from jobs.figures import FIGURES
-from jobs.rank import window
-from jobs.run import run
-from jobs.top import top
-from pipeline.statistics.histogram import bin_edges
+from jobs.lake.run import run
+from jobs.tables.rank import window
+from jobs.views.top import top
+from pipeline.statistics.features.histogram import bin_edges
 from pipeline.store import FeatureStore
 from tests.lakes import DRAWN, run_file
 from tests.test_run import brute_force

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from schemas.errors import InputError
-from schemas.strict_yaml import MOST_BYTES, dump_yaml, parse_yaml, read_yaml
+from schemas.run.strict_yaml import MOST_BYTES, dump_yaml, parse_yaml, read_yaml
 
 CORE = {
     "yes": "yes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
-from pipeline.tally import Tally
+from pipeline.monitor.tally import Tally
 from tests.receipts import receipt
 
 

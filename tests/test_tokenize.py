@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.lake_rule import RESERVED, asked_lake
-from pipeline.store.tokens import read_lake, read_links, read_token_shard
-from pipeline.tokenize import tokenize
-from pipeline.tokenizer import LakeTokenizer, load_tokenizer
+from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
+from pipeline.tokens.lake_rule import RESERVED, asked_lake
+from pipeline.tokens.tokenize import tokenize
+from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Inputs, ShardRecord
-from schemas.run_file import RunFile, parse_run_file
-from schemas.tables import tokens_schema
+from schemas.run.file import RunFile, parse_run_file
+from schemas.tables.tables import tokens_schema
 from schemas.values import TokenShard
 from tests.kit import write_tiny_tokenizer
 
@@ -226,7 +226,7 @@ def test_nothing_is_read_far_beyond_the_limit(lake: Lake, monkeypatch: pytest.Mo
             read.append(document.number)
             yield document
 
-    from pipeline import sharding
+    from pipeline.tokens import sharding
 
     whole = sharding._batches
     monkeypatch.setattr(sharding, "_BATCH_DOCUMENTS", 5)
@@ -295,7 +295,7 @@ def test_the_same_corpus_gives_the_same_bytes_whatever_the_batches(
     lake.tokenize()
     again = Lake(lake.folder, lake.tokenizer)
     again.layout = Layout(lake.folder / "again")
-    monkeypatch.setattr("pipeline.sharding._BATCH_SIZE", 1)
+    monkeypatch.setattr("pipeline.tokens.sharding._BATCH_SIZE", 1)
     again.tokenize()
     assert again.files() == lake.files()
 
@@ -465,7 +465,7 @@ def test_two_tokenize_at_once_of_two_corpora_do_not_both_win(lake: Lake) -> None
 def test_auto_makes_a_few_shards_of_a_small_corpus_for_any_number_of_workers(
     lake: Lake, size: int | None, limit: int | None, expected: int, workers: int
 ) -> None:
-    from pipeline.tokenize import shard_target
+    from pipeline.tokens.tokenize import shard_target
 
     class Sized:
         def estimated_bytes(self) -> int | None:

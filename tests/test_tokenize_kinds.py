@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.number_tokenizer import NumberTokenizer
-from pipeline.sharding import _batches
-from pipeline.store.tokens import read_links
-from pipeline.tokenize import shard_target, tokenize
+from pipeline.store.records.tokens import read_links
+from pipeline.tokens.number_tokenizer import NumberTokenizer
+from pipeline.tokens.sharding import _batches
+from pipeline.tokens.tokenize import shard_target, tokenize
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Inputs
-from schemas.run_file import Tokens, parse_run_file
+from schemas.run.file import Tokens, parse_run_file
 from schemas.values import Document
 
 

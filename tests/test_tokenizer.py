@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.tokenizer import LakeTokenizer, load_tokenizer
+from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
 from tests.kit import write_tiny_tokenizer
 
@@ -76,7 +76,7 @@ def test_a_plain_folder_is_read_without_transformers(tmp_path: Path) -> None:
 
     folder = write_tiny_tokenizer(tmp_path)
     code = (
-        "import sys; from pipeline.tokenizer import load_tokenizer as f; "
+        "import sys; from pipeline.tokens.tokenizer import load_tokenizer as f; "
         f"f({str(folder)!r}); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.tokenizer import _as_before_version_7, load_tokenizer
-from pipeline.tokenizer_folder import is_complete, special_tokens
+from pipeline.tokens.tokenizer import _as_before_version_7, load_tokenizer
+from pipeline.tokens.tokenizer_folder import is_complete, special_tokens
 from schemas.errors import InputError
 from tests.kit import write_chat_tokenizer, write_tiny_tokenizer
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.fidelity import fidelity
-from jobs.verify import verify
-from pipeline.sources.synthetic import SyntheticSource
-from pipeline.store.tokens import read_token_shard
-from pipeline.typed_text import Places, run_text
+from jobs.evaluation.fidelity import fidelity
+from jobs.lake.verify import verify
+from pipeline.evaluation.typed_text import Places, run_text
+from pipeline.sources.generated.numbers import SyntheticSource
+from pipeline.store.records.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.records import Inputs
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from schemas.values import Document
 from tests.kit import D_MODEL, dense_activations, write_sae
 from tests.lakes import extracted, run_content
@@ -56,7 +56,7 @@ class Linear(torch.nn.Module):
 
 
 def vectors_run(folder, monkeypatch, source=Vectors, contexts="packed", hook="input", **changes):
-    monkeypatch.setattr("pipeline.tokenize.open_source", source)
+    monkeypatch.setattr("pipeline.tokens.tokenize.open_source", source)
     sae = write_sae(folder / "sae", "standard", d_sae=64, hook_name=hook, context_size=12)
     model = (
         {"loader": "inputs"} if hook == "input" else {"loader": "torch_module", "path": f"{__name__}:Linear"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.run import run
-from pipeline.plan import agree_on_plan, make_plan, resolve
+from jobs.lake.run import run
+from pipeline.plans.plan import agree_on_plan, make_plan, resolve
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_lake
+from pipeline.store.records.tokens import read_lake
 from pipeline.worker import Worker
 from schemas.errors import InputError
 from schemas.layout import Layout

@@ -10,7 +10,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
-from jobs.demo_model import ensure_demo_model
+from jobs.studies.demo.model import ensure_demo_model
 
 HOOK = "blocks.9.hook_resid_post"
 STOP_AT = 10

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from jobs.bench.report import Section
-from jobs.console import console
+from jobs.terminal.console import console
 
 PARTS = ("extraction", "encode", "peers", "memory")
 LONG = ("shards", "scale", "jobs")

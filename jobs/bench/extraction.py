@@ -19,11 +19,11 @@ import polars as pl
 
 from jobs.bench.inputs import Shape, write_inputs
 from jobs.bench.report import Section, ratio
-from jobs.console import console
-from jobs.tokenize import tokenize_resolved
-from pipeline.plan import agree_on_plan, make_plan
+from jobs.lake.tokenize import tokenize_resolved
+from jobs.terminal.console import console
+from pipeline.plans.plan import agree_on_plan, make_plan
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_lake, read_links, read_token_shard
+from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
 from schemas.layout import Layout, StorePath
 from schemas.values import TokenShard
 
@@ -102,7 +102,7 @@ def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, 
     """The forward to the hook and one dense matmul, nothing kept."""
     import torch
 
-    from pipeline.batches import batches
+    from pipeline.tokens.batches import batches
 
     weight = torch.from_numpy(w_enc)
     with torch.inference_mode():

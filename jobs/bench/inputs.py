@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import save_file
 
-from pipeline.plan import resolve
-from schemas.run_file import RunFile, parse_run_file
+from pipeline.plans.plan import resolve
+from schemas.run.file import RunFile, parse_run_file
 
 VOCABULARY = 5_000
 CONTEXT = 128

@@ -17,7 +17,7 @@ import yaml
 from jobs.bench import scale
 from jobs.bench.report import Section
 from jobs.bench.watched import watched
-from jobs.console import console
+from jobs.terminal.console import console
 from pipeline.store import FeatureStore
 
 STORE, OUT = "{store}", "{out}"
@@ -82,7 +82,7 @@ def make_lake(folder: Path, nonzeros: float) -> FeatureStore:
     here = {"extract": {"executor": "in_process", "cpus_per_worker": 1}}
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | here))
     for command in ("tokenize", "extract"):
-        watched(["jobs.cli", command, str(config)])
+        watched(["jobs", command, str(config)])
     return FeatureStore.open(folder / "store")
 
 
@@ -101,7 +101,7 @@ def measure(name: str, arguments: Sequence[str], nnz: int, known: set[str]) -> R
     if arguments[0] not in known:
         return Result(name, said="not there yet")
     try:
-        done = watched(["jobs.cli", *arguments])
+        done = watched(["jobs", *arguments])
     except RuntimeError as error:
         return Result(name, said=f"failed: {str(error).strip().splitlines()[-1][:100]}")
     return Result(name, done.seconds, nnz / done.seconds, done.peak_gb)

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from jobs.bench.encode import saelens, spread
 from jobs.bench.inputs import Shape, write_inputs
 from jobs.bench.report import Section, rate, ratio
-from jobs.console import console
-from jobs.tokenize import tokenize_resolved
-from pipeline.plan import agree_on_plan, make_plan
-from pipeline.store.tokens import read_lake, read_links, read_token_shard
+from jobs.lake.tokenize import tokenize_resolved
+from jobs.terminal.console import console
+from pipeline.plans.plan import agree_on_plan, make_plan
+from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
 from schemas.errors import InputError
 from schemas.layout import Layout
 

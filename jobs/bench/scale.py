@@ -18,7 +18,7 @@ import yaml
 from jobs.bench.report import Section
 from jobs.bench.watched import Watched, watched
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_token_shard
+from pipeline.store.records.tokens import read_token_shard
 from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.planted import planted_rows
 from pipeline.synthetic.recipe import parse
@@ -84,7 +84,7 @@ def write_run_file(folder: Path, nonzeros: float, workers: int) -> Path:
 def step(command: str, config: Path, nnz: int) -> Step:
     """Run one command over the store, when what was written before is on the disk."""
     os.sync()
-    done: Watched = watched(["jobs.cli", command, str(config)])
+    done: Watched = watched(["jobs", command, str(config)])
     return Step(command, done.seconds, nnz / done.seconds, done.peak_gb)
 
 

@@ -25,17 +25,17 @@ import yaml
 from jobs.bench.inputs import write_sae, write_tokenizer
 from jobs.bench.memory import kilobytes
 from jobs.bench.report import Section
-from jobs.tokenize import tokenize_resolved
+from jobs.lake.tokenize import tokenize_resolved
 from pipeline.models.device import describe_device
-from pipeline.plan import environment, resolve
+from pipeline.plans.plan import environment, resolve
 from pipeline.run import extract
 from pipeline.store import FeatureStore
-from pipeline.store.commits import commit
-from pipeline.store.objects import put_if_absent
-from pipeline.store.tokens import read_links
+from pipeline.store.objects.verbs import put_if_absent
+from pipeline.store.records.commits import commit
+from pipeline.store.records.tokens import read_links
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
 from schemas.records import CorpusLink, DataObject, Receipt, SiteReceipt
-from schemas.run_file import RunFile, parse_run_file
+from schemas.run.file import RunFile, parse_run_file
 from schemas.values import Failure, Hello
 
 SHARDS, WORKERS = 20_000, 2
@@ -138,7 +138,7 @@ class Watch:
 def dispatched(run_file: RunFile, actor: type[IdleActor]) -> Watch:
     """A run with such workers."""
     watch = Watch()
-    with patch("pipeline.executors.ray_backend.ExtractionActor", actor):
+    with patch("pipeline.executors.on_ray.actors.ExtractionActor", actor):
         extract(Layout(Path(run_file.store.root)), run_file, observe=watch)
     return watch
 
@@ -228,7 +228,7 @@ def _lengthen(layout: Layout, shards: int) -> None:
 def resumed(path: Path) -> float:
     """Seconds of a process that finds nothing to do."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "jobs.extract", str(path)]
+    command = [sys.executable, "-m", "jobs", "extract", str(path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "nothing to do" in done.stdout, done.stdout
     return time.perf_counter() - began

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 from zarr.codecs import BloscCodec
 
-from jobs.progress import counting
+from jobs.terminal.progress import counting
 from pipeline.statistics.pooling import pool_rows
 from pipeline.store import FeatureStore
-from pipeline.store.contexts import COLUMNS, ContextIndex
-from pipeline.store.csr import index_dtype
+from pipeline.store.formats.csr import index_dtype
+from pipeline.store.reading.contexts import COLUMNS, ContextIndex
 from schemas.records import ShardRecord
 from schemas.values import U32, TokenShard
 

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from jobs.export.windows import Block, Source, favoured, read_block, source
-from jobs.progress import track
-from pipeline.executors.tasks import Tasks
-from pipeline.statistics.histogram import PERCENTS
+from jobs.terminal.progress import track
+from pipeline.statistics.features.histogram import PERCENTS
 from pipeline.store import FeatureStore
+from pipeline.tasks import Tasks
 from schemas.values import U32
 
 _LEVEL = 6

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.arguments import SiteName, StoreText, Workers, input_error, open_store, sites_of
+from jobs.command.options import SiteName, StoreText, Workers, input_error, open_store, sites_of
 
 if TYPE_CHECKING:
     from pipeline.store import FeatureStore
@@ -53,8 +53,8 @@ def neuronpedia(
     workers: Workers = None,
 ) -> None:
     """Neuronpedia's import: features and activations as jsonl.gz, with model, source set and source."""
+    from jobs.command.tasks import choose_tasks
     from jobs.export.neuronpedia import export, names
-    from jobs.parallel import choose_tasks
 
     with (
         _exporting(store, out, "neuronpedia", site, features) as job,
@@ -77,9 +77,9 @@ def circuit_tracer(
     workers: Workers = None,
 ) -> None:
     """circuit-tracer's feature files: features/index.json.gz and a .bin for each layer (site)."""
+    from jobs.command.tasks import choose_tasks
     from jobs.export.circuit_tracer import export, write_index
     from jobs.export.neuronpedia import layer_of
-    from jobs.parallel import choose_tasks
 
     with (
         _exporting(store, out, "circuit-tracer", site, features) as job,
@@ -174,9 +174,9 @@ def _exporting(store: str, out: str, kind: str, site: str | None, features: str)
     """Open the store, choose features, make the folder; tell of it at the end."""
     from rich.markup import escape
 
-    from jobs.console import say
     from jobs.export.folder import new_export
-    from jobs.feature_selection import select_features
+    from jobs.tables.selection import select_features
+    from jobs.terminal.console import say
 
     began = time.monotonic()
     opened, _ = open_store(store)

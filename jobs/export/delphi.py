@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.progress import counting
+from jobs.terminal.progress import counting
 from pipeline.store import FeatureStore
-from pipeline.store.objects import readable
-from pipeline.store.parquet import read_frame
-from pipeline.store.shard_files import ShardFiles, read_n_active
-from pipeline.store.tokens import read_token_shard
+from pipeline.store.formats.parquet import read_frame
+from pipeline.store.objects.verbs import readable
+from pipeline.store.reading.shard_files import ShardFiles, read_n_active
+from pipeline.store.records.tokens import read_token_shard
 from schemas.errors import InputError
 from schemas.records import Lake
 from schemas.values import F32, I64, U32, Bool

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.store import FeatureStore
-from pipeline.store.local import fsync_tree, storage_errors, temporary_path
+from pipeline.store.objects.local import fsync_tree, storage_errors, temporary_path
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import is_stray

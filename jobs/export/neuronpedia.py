@@ -35,12 +35,12 @@ from jobs.export.windows import (
     source,
     tenths,
 )
-from jobs.progress import track
-from pipeline.executors.tasks import Tasks
+from jobs.terminal.progress import track
 from pipeline.store import FeatureStore
+from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.records import digest_of
-from schemas.run_file import check_name
+from schemas.run.file import check_name
 from schemas.values import U32
 
 BATCH, FILE_CHARACTERS = 1024, 1 << 27

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pipeline.statistics.histogram import bin_edges
+from pipeline.statistics.features.histogram import bin_edges
 from pipeline.store import FeatureStore
-from pipeline.store.objects import readable
-from pipeline.store.parquet import read_frame, scan_frame
-from pipeline.store.shard_files import ShardFiles
-from pipeline.store.vocabulary import Vocabulary
+from pipeline.store.formats.parquet import read_frame, scan_frame
+from pipeline.store.objects.verbs import readable
+from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.records.vocabulary import Vocabulary
 from schemas.layout import Layout, StorePath
 from schemas.values import F32, I32, I64, U32
 

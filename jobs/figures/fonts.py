@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-from jobs.strips import MARKS
+from jobs.terminal.strips import MARKS
 from schemas.values import U32
 
 PLAIN = "DejaVu Sans"

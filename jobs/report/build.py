@@ -25,22 +25,22 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from jobs.console import say
-from jobs.feature_selection import select_features
-from jobs.parallel import choose_tasks
-from jobs.progress import counting, several, size
+from jobs.command.tasks import choose_tasks
 from jobs.report.clusters import kinds_of, write_clusters
 from jobs.report.columns import VARIABLE, names_of_columns, table_data
 from jobs.report.features import make_folder, parts_of, write_features
 from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
 from jobs.report.tables import NEEDED, Tables, names_of
-from jobs.report.windows import cut_windows, example_tokens, window_files
 from jobs.report.work import Work, path_of
-from pipeline.executors.tasks import Tasks
+from jobs.tables.selection import select_features
+from jobs.terminal.console import say
+from jobs.terminal.progress import counting, several, size
 from pipeline.store import FeatureStore
-from pipeline.store.local import local_scratch
-from pipeline.store.objects import listed, remove, walk
+from pipeline.store.objects.local import local_scratch
+from pipeline.store.objects.verbs import listed, remove, walk
+from pipeline.store.reading.windows import cut_windows, example_tokens, window_files
+from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath, is_stray
 from schemas.values import I64

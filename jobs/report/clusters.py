@@ -16,8 +16,8 @@ from jobs.report.features import make_folder
 from jobs.report.page import render, write
 from jobs.report.strips import alone
 from jobs.report.tables import CLUSTERS, Tables
-from jobs.report.windows import LABEL
 from jobs.report.work import Work
+from pipeline.store.reading.windows import LABEL
 
 OF_FEATURES = ("feature", "coactivation", "density")
 SHOWN_MEMBERS = 300

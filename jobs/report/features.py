@@ -15,8 +15,8 @@ from jobs.report import rows
 from jobs.report.histogram import histogram
 from jobs.report.page import render, write
 from jobs.report.tables import CLUSTERS, MATCHES, ByFeature, read_range
-from jobs.report.windows import read_windows
 from jobs.report.work import FOLDER_SIZE, Work, path_of
+from pipeline.store.reading.windows import read_windows
 from schemas.layout import StorePath
 
 DEPTH = 4

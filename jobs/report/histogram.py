@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.report.page import number
-from pipeline.statistics.histogram import bin_edges
+from pipeline.statistics.features.histogram import bin_edges
 from schemas.values import F64
 
 WIDTH, HEIGHT, BASE = 640, 150, 128
@@ -21,7 +21,7 @@ NEGATIVE = ' class="n"'
 def histogram(bins: Sequence[int], counts: Sequence[int]) -> Markup:
     """Bars over log2 of |activation|, negative ones to the left; a bar's area is its count.
 
-    `bins` and `counts` are those of the feature table (`pipeline.statistics.histogram`).
+    `bins` and `counts` are those of the feature table (`pipeline.statistics.features.histogram`).
     """
     left, right = bin_edges(np.array(bins, np.int16))
     near = float(min(np.abs(left).min(), np.abs(right).min()))

@@ -8,13 +8,13 @@ from typing import Any
 
 import polars as pl
 
-from jobs.progress import several
 from jobs.report.clusters import Kind
 from jobs.report.tables import Tables
 from jobs.report.work import Work
-from jobs.units import unit_of_lake, unit_of_site
+from jobs.terminal.progress import several
+from jobs.terminal.units import unit_of_lake, unit_of_site
 from pipeline.store import FeatureStore
-from pipeline.store.tables import RECEIPTS_KEY
+from pipeline.store.records.tables import RECEIPTS_KEY
 from schemas import __version__
 from schemas.layout import StorePath
 

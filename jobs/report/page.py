@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from jobs.report.strips import visible
-from pipeline.store.local import storage_errors, temporary_path
-from pipeline.store.objects import write_atomic
+from pipeline.store.objects.local import storage_errors, temporary_path
+from pipeline.store.objects.verbs import write_atomic
 from schemas.layout import StorePath
 
 NOTHING = "–"

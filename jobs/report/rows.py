@@ -13,8 +13,8 @@ from markupsafe import Markup, escape
 
 from jobs.report.page import number, percent, whole
 from jobs.report.strips import strip, visible
-from jobs.report.windows import LABEL
 from jobs.report.work import Work
+from pipeline.store.reading.windows import LABEL
 
 
 def example(work: Work, window: Mapping[str, Any], most: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from jobs.strips import HIDDEN, translated
+from jobs.terminal.strips import HIDDEN, translated
 
 LEVELS = 9
 """Shades of a strip: classes p1 to p9 of positive activations, n1 to n9 of negative ones."""

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.store import FeatureStore
-from pipeline.store.tables import StaleTableWarning, job_of
+from pipeline.store.records.tables import StaleTableWarning, job_of
 from schemas.values import I64
 
 OF_FEATURES = (

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from jobs.report.strips import alone, visible
-from pipeline.store.vocabulary import Vocabulary, shown
+from pipeline.store.records.vocabulary import Vocabulary, shown
 from schemas.layout import StorePath
 from schemas.values import I32, I64
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from pipeline.executors.heartbeat import Heartbeat, OnEvent
 from pipeline.executors.ledger import Ledger
+from pipeline.monitor.heartbeat import Heartbeat, OnEvent
 from schemas.errors import InputError, NodeError
 from schemas.records import Receipt
 from schemas.values import Failure, Hello

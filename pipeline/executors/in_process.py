@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.executors.dispatch import ready_event
-from pipeline.executors.heartbeat import OnEvent
 from pipeline.executors.ledger import Ledger
 from pipeline.models.device import is_broken
+from pipeline.monitor.heartbeat import OnEvent
 from pipeline.worker import Worker
 from schemas.errors import InputError, PassingError, ShardError
 from schemas.records import Receipt

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.models.device import require_device
-from pipeline.models.weight_files import weight_bytes
-from schemas import run_file
+from pipeline.models.files.weight_files import weight_bytes
 from schemas.errors import InputError
 from schemas.records import Inputs, digest_of
+from schemas.run import file as run_file
 from schemas.values import I64, Agreement, TokenBatch
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.models.replay import Begun
+    from pipeline.models.hooks.replay import Begun
 
 __all__ = [
     "LOADERS",
@@ -38,12 +38,12 @@ __all__ = [
 ]
 
 LOADERS = {
-    "transformer_lens": "pipeline.models.transformer_lens",
-    "hooked_transformer": "pipeline.models.hooked_transformer",
-    "torch_module": "pipeline.models.torch_module",
-    "image_classifier": "pipeline.models.image_classifier",
-    "inputs": "pipeline.models.inputs",
-    "synthetic": "pipeline.models.synthetic",
+    "transformer_lens": "pipeline.models.loaders.transformer_lens",
+    "hooked_transformer": "pipeline.models.loaders.hooked_transformer",
+    "torch_module": "pipeline.models.loaders.torch_module",
+    "image_classifier": "pipeline.models.loaders.image_classifier",
+    "inputs": "pipeline.models.loaders.inputs",
+    "synthetic": "pipeline.models.loaders.synthetic",
 }
 """`model.loader` of the run file -> module."""
 

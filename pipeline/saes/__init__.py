@@ -1,12 +1,13 @@
 """SAEs: from a folder, a file or a name to an `Encoder` that turns x into sparse features.
 
 A new file format is one module in pipeline/saes/formats/ and one line in FORMATS; a new architecture is one
-rule (pipeline/saes/rule.py) and one line in ARCHITECTURES. Importing this package does not import torch;
-neither do metadata and digests, but of SAEs whose only file is one of torch's.
+rule (pipeline/saes/encoding/rule.py) and one line in ARCHITECTURES. Importing this package does not import
+torch; neither do metadata and digests, but of SAEs whose only file is one of torch's.
 
-A spec is a path (`~` is expanded), `hf:...` (pipeline/saes/hub.py: the same formats, from the hub),
-`saelens:...` (pipeline/saes/saelens_package.py: whatever the sae-lens package reads), or `synthetic:...`
-(pipeline/synthetic: a recipe that features are drawn from; it has metadata and a digest, but no weights).
+A spec is a path (`~` is expanded), `hf:...` (pipeline/saes/files/hub.py: the same formats, from the hub),
+`saelens:...` (pipeline/saes/formats/saelens_package.py: whatever the sae-lens package reads), or
+`synthetic:...` (pipeline/synthetic: a recipe that features are drawn from; it has metadata and a digest, but
+no weights).
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.saes.hub import PREFIX as HUB
-from pipeline.saes.hub import snapshot
+from pipeline.saes.files.hub import PREFIX as HUB
+from pipeline.saes.files.hub import snapshot
+from pipeline.saes.formats.saelens_package import PREFIX as SAELENS
+from pipeline.saes.formats.saelens_package import Opened, open_sae
 from pipeline.saes.metadata import NO_SAE, SaeMetadata, checked
-from pipeline.saes.saelens_package import PREFIX as SAELENS
-from pipeline.saes.saelens_package import Opened, open_sae
 from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.recipe import parse
 from schemas.errors import InputError
 from schemas.records import digest_of
-from schemas.run_file import SYNTHETIC, EncodeDtype
+from schemas.run.file import SYNTHETIC, EncodeDtype
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.saes.encoder import Encoder
+    from pipeline.saes.encoding.encoder import Encoder
 
 __all__ = ["FORMATS", "NO_SAE", "SaeMetadata", "choose_block", "load_sae", "read_metadata", "sae_digest"]
 
@@ -73,8 +74,8 @@ def load_sae(
     """
     import torch
 
-    from pipeline.saes.encoder import Block, RuleEncoder
-    from pipeline.saes.weights import finished, rule_of
+    from pipeline.saes.encoding.encoder import Block, RuleEncoder
+    from pipeline.saes.encoding.weights import finished, rule_of
 
     spec, kind = str(spec), _encode_dtype(dtype)
     with _named(spec):
@@ -189,7 +190,7 @@ def _reference_encoder(
     opened: Opened, device: str, dtype: EncodeDtype | None, block: tuple[int, int] | None
 ) -> Encoder:
     """For an architecture that has no rule here."""
-    from pipeline.saes.reference import ReferenceEncoder
+    from pipeline.saes.encoding.reference import ReferenceEncoder
 
     if dtype not in (None, "float32"):
         raise InputError(

@@ -11,7 +11,7 @@ from pipeline.saes.module_points import places_of, target_at
 from schemas.errors import InputError
 
 NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
-"""Input normalisations that can be honoured (`pipeline.saes.normalization` says how)."""
+"""Input normalisations that can be honoured (`pipeline.saes.encoding.normalization` says how)."""
 
 ALWAYS_IN_RECIPE = (
     "architecture", "d_model", "d_sae", "apply_b_dec_to_input", "normalize_activations", "k",

@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 from schemas.errors import InputError
 from schemas.records import Inputs
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 from schemas.values import Document
 
 SOURCES = {
-    "text": "pipeline.sources.text:open_text",
-    "synthetic": "pipeline.sources.synthetic:SyntheticSource",
-    "dictionary": "pipeline.sources.dictionary:DictionarySource",
-    "images": "pipeline.sources.images:open_images",
-    "prompts": "pipeline.sources.prompts:open_prompts",
+    "text": "pipeline.sources.text.source:open_text",
+    "synthetic": "pipeline.sources.generated.numbers:SyntheticSource",
+    "dictionary": "pipeline.sources.generated.dictionary:DictionarySource",
+    "images": "pipeline.sources.images.open:open_images",
+    "prompts": "pipeline.sources.prompts.source:open_prompts",
 }
 """Kind of corpus -> "module:function"; the function takes the Corpus section and gives a Source."""
 

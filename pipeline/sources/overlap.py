@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.sources.text import contents_at
+from pipeline.sources.text.source import contents_at
 
 _DATASET = ("path", "config", "split", "text_column")
 _DRAWN = ("seed", "vocabulary", "tokens_per_document")

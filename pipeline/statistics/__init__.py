@@ -15,16 +15,16 @@ from importlib import import_module
 import numpy as np
 import polars as pl
 
-from pipeline.statistics.statistic import FEATURE, Statistic
+from pipeline.statistics.features.statistic import FEATURE, Statistic
 from schemas.errors import InputError
-from schemas.tables import Schema
+from schemas.tables.tables import Schema
 from schemas.values import Postings, TokenShard, Totals
 
 STATISTICS = {
-    "moments": "pipeline.statistics.moments:Moments",
-    "coverage": "pipeline.statistics.coverage:Coverage",
-    "histogram": "pipeline.statistics.histogram:Histogram",
-    "samples": "pipeline.statistics.samples:Samples",
+    "moments": "pipeline.statistics.features.moments:Moments",
+    "coverage": "pipeline.statistics.features.coverage:Coverage",
+    "histogram": "pipeline.statistics.features.histogram:Histogram",
+    "samples": "pipeline.statistics.features.samples:Samples",
 }
 
 DENOMINATORS: Schema = dict.fromkeys(("rows", "counted_rows", "contexts", "documents"), pl.Int64())

@@ -2,8 +2,8 @@
 
 Contexts are numbered over the lake, as in the GPT-2 notebook, which takes the first 10 of each batch of 50 on
 its way through the corpus; which rows these are does not depend on batches and workers here. Of the learnt
-features the stored activations count; the control's (`pipeline.saes.control`) are float32 and not rounded.
-Rows that are counted with activations 0 (special_tokens: zero) are 0 in both.
+features the stored activations count; the control's (`pipeline.saes.encoding.control`) are float32 and not
+rounded. Rows that are counted with activations 0 (special_tokens: zero) are 0 in both.
 
 States are keyed by `feature`, one state for the learnt features and one for the control; they merge as all
 moments do. N rows, F features that fired, Z nonzeros.
@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import polars as pl
 
-from pipeline.statistics.moments import Moments, moments
-from pipeline.statistics.rows import l0_above
-from pipeline.statistics.statistic import every_feature
-from schemas.tables import CONTROL_FEATURES, CONTROL_L0, CONTROL_STATE, L0_THRESHOLDS
+from pipeline.statistics.features.moments import Moments, moments
+from pipeline.statistics.features.statistic import every_feature
+from pipeline.statistics.l0 import l0_above
+from schemas.tables.tables import CONTROL_FEATURES, CONTROL_L0, CONTROL_STATE, L0_THRESHOLDS
 from schemas.values import Bool, ControlSums, Postings, SparseFeatures, TokenShard, Totals
 
 EVERY, FIRST = 50, 10

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from pipeline.statistics import moments
-from pipeline.statistics.moments import Moments
+from pipeline.statistics.features import moments
+from pipeline.statistics.features.moments import Moments
 from schemas.values import F64, I64, Totals
 
 POWERS = {

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import polars as pl
 
-from pipeline.store.csr import write_csr
-from pipeline.store.dense import DenseWriter
-from pipeline.store.local import storage_errors
-from pipeline.store.objects import measure
-from pipeline.store.parquet import write_frame, write_postings
+from pipeline.store.formats.csr import write_csr
+from pipeline.store.formats.dense import DenseWriter
+from pipeline.store.formats.parquet import write_frame, write_postings
+from pipeline.store.objects.local import storage_errors
+from pipeline.store.objects.verbs import measure
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS
 from schemas.records import FORMAT_VERSION, DataObject, PlannedSite
-from schemas.run_file import ActivationDtype, StoreLayout
+from schemas.run.file import ActivationDtype, StoreLayout
 from schemas.values import Postings, SparseFeatures
 
 

@@ -19,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.splitmix import GOLDEN, mixed
+from pipeline.statistics.splitmix import GOLDEN, mixed
 from pipeline.synthetic.hashing import LEVELS, hashes, skewed, stream
 from pipeline.synthetic.planted import EVERY, is_planted, planted_at, planted_features
 from pipeline.synthetic.recipe import VERSION, Recipe

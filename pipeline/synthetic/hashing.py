@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.splitmix import GOLDEN, mixed
+from pipeline.statistics.splitmix import GOLDEN, mixed
 from schemas.values import I64, U64
 
 _MASK = (1 << 64) - 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.image_networks import ImageClassifier, ImageDecoder
+from pipeline.models.loaders.image_networks import ImageClassifier, ImageDecoder
 from pipeline.training.batches import Steps, trained
 
 HIDDEN = 49

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from jobs.compact import compact
 from pipeline.executors.tasks import OneProcess
-from schemas.records import FORMAT_VERSION
 from schemas.run_file import parse_run_file
+
+from schemas.records import FORMAT_VERSION
 from tests.kit import write_sae, write_tiny_tokenizer
 from tests.lakes import extracted, run_content, write_corpus
 

@@ -12,17 +12,17 @@ import pytest
 from pydantic import ValidationError
 from scipy import sparse, stats
 
-from pipeline.dictionary.generator import (
+from pipeline.synthetic.dictionary.generator import (
     DICTIONARY,
     NumpyDictionary,
     all_blocks,
     documents_of_block,
     rng_of,
 )
-from pipeline.dictionary.truth import truth_of
-from pipeline.dictionary.vectors import directions, gram
-from schemas.dictionary_corpus import Dictionary
+from pipeline.synthetic.dictionary.truth import truth_of
+from pipeline.synthetic.dictionary.vectors import directions, gram
 from schemas.errors import InputError
+from schemas.run.dictionary_corpus import Dictionary
 
 ASKED = {
     "features": 24,
@@ -156,8 +156,8 @@ def plain(**changes) -> Dictionary:
 DRAW = """
 import sys
 import numpy as np
-from pipeline.dictionary.generator import NumpyDictionary
-from schemas.dictionary_corpus import Dictionary
+from pipeline.synthetic.dictionary.generator import NumpyDictionary
+from schemas.run.dictionary_corpus import Dictionary
 def drawn(cosine, **more):
     recipe = Dictionary.model_validate({"features": 300, "width": 320, "cosine": cosine} | more)
     return NumpyDictionary(recipe).vectors

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dictionary.generator import NumpyDictionary
-from pipeline.dictionary.sae import MadeLike, order_of, weights_of, write_dictionary_sae
-from pipeline.dictionary.truth import KnownTruth, truth_of
 from pipeline.saes import load_sae
+from pipeline.synthetic.dictionary.generator import NumpyDictionary
+from pipeline.synthetic.dictionary.sae import MadeLike, order_of, weights_of, write_dictionary_sae
+from pipeline.synthetic.dictionary.truth import KnownTruth, truth_of
 from tests.dictionary.test_generator import recipe
 from tests.saes.parity import assert_equals_module, dense
 from tests.saes.reference import reference, sae_lens

@@ -8,8 +8,8 @@ from math import factorial
 import numpy as np
 import pytest
 
-from pipeline.dictionary.trees import fire, relations, together
-from schemas.dictionary_corpus import Dictionary, Node
+from pipeline.synthetic.dictionary.trees import fire, relations, together
+from schemas.run.dictionary_corpus import Dictionary, Node
 
 TREE = {
     "feature": 0,

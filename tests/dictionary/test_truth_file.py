@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.dictionary.generator import NumpyDictionary, all_blocks
-from pipeline.dictionary.truth import KnownTruth, above_zero, both_below, read_truth, truth_of, write_truth
-from schemas.dictionary_corpus import Dictionary
+from pipeline.synthetic.dictionary.generator import NumpyDictionary, all_blocks
+from pipeline.synthetic.dictionary.truth import (
+    KnownTruth,
+    above_zero,
+    both_below,
+    read_truth,
+    truth_of,
+    write_truth,
+)
 from schemas.errors import InputError
+from schemas.run.dictionary_corpus import Dictionary
 from tests.dictionary.test_generator import recipe
 
 

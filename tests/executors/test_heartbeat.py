@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.executors import dispatch, heartbeat
+from pipeline.executors import dispatch
 from pipeline.executors.dispatch import Dispatcher, Policy
+from pipeline.monitor import heartbeat
 from tests.executors.test_dispatch import FAST, FakeBackend
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tokenize import tokenize_resolved
-from pipeline.executors import heartbeat
-from pipeline.plan import resolve
+from jobs.lake.tokenize import tokenize_resolved
+from pipeline.monitor import heartbeat
+from pipeline.plans.plan import resolve
 from pipeline.run import extract
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -273,8 +273,8 @@ def test_metrics_have_tags_of_few_values(broken):
 def test_a_node_that_does_not_see_the_store_is_refused(session, tmp_path, monkeypatch):
     from contextlib import nullcontext
 
-    from pipeline.executors import ray_backend
-    from pipeline.executors.sight import ProbeFile
+    from pipeline.executors.node_probe import ProbeFile
+    from pipeline.executors.on_ray import actors as ray_backend
 
     run, layout = prepared(tmp_path, extract={"executor": "ray"})
     elsewhere = ProbeFile(str(layout.root / ".probe.none.tmp"), "x")

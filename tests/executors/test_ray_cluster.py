@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.stats import stats
-from jobs.tokenize import tokenize_resolved
-from pipeline.plan import resolve
+from jobs.lake.tokenize import tokenize_resolved
+from jobs.tables.stats import stats
+from pipeline.plans.plan import resolve
 from pipeline.run import extract
 from pipeline.store import FeatureStore
 from schemas.layout import Layout

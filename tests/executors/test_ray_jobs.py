@@ -8,7 +8,7 @@ import pytest
 from aiohttp import ClientError
 from ray.job_submission import JobStatus
 
-from pipeline.executors import ray_jobs
+from pipeline.executors.on_ray import submission as ray_jobs
 from schemas.errors import InputError
 
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 import yaml
 
-from jobs.tokenize import tokenize
+from jobs.lake.tokenize import tokenize
 from schemas.errors import InputError
-from schemas.run_file import Extract, load_run_file
+from schemas.run.file import Extract, load_run_file
 from tests.lakes import run_content
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ class Gcs(grpc.GenericRpcHandler):
 def environment_as_before():
     """After each test, once the environment is restored, Ray reads it again for the tests that follow."""
     yield
-    from pipeline.executors.ray_private import reread_environment
+    from pipeline.executors.on_ray.private import reread_environment
 
     reread_environment()
 
@@ -56,7 +56,7 @@ def environment_as_before():
 @pytest.fixture
 def session(monkeypatch, tmp_path):
     """The module, for a user without a token; Ray itself lets nobody in."""
-    from pipeline.executors import ray_session
+    from pipeline.executors.on_ray import session as ray_session
 
     for name in TOKENS:
         monkeypatch.delenv(name, raising=False)
@@ -152,8 +152,8 @@ def test_an_address_where_nobody_listens_is_told_at_once(session):
 
 LISTENERS = """
 import psutil, ray
-from pipeline.executors.ray_session import ray_session
-from schemas.run_file import Extract
+from pipeline.executors.on_ray.session import ray_session
+from schemas.run.file import Extract
 class Worker:
     def pid(self): return 1
 with ray_session(Extract(cpus_per_worker=1)):
@@ -186,7 +186,7 @@ def test_a_driver_that_is_asked_to_end_ends_its_workers_and_says_143(tmp_path):
     changes = {"extract": {"executor": "ray", "workers": 1}, "tokens": {"shard_tokens": 60}, "model": model}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_content(tmp_path, **changes)))
     environment = os.environ | {"LATENTLAKE_TEST_DELAY_S": "0.2"}
-    command = [sys.executable, "-m", "jobs.cli", "extract", str(tmp_path / "run.yaml")]
+    command = [sys.executable, "-m", "jobs", "extract", str(tmp_path / "run.yaml")]
     tokenize(load_run_file(tmp_path / "run.yaml"))
     driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     while driver.poll() is None and not list((tmp_path / "store/passes/mid/commits").glob("*.json")):
@@ -200,8 +200,8 @@ def test_a_driver_that_is_asked_to_end_ends_its_workers_and_says_143(tmp_path):
 
 PRIVATE = """
 import os, ray
-from pipeline.executors.ray_session import _asks_for_token, ray_session
-from schemas.run_file import Extract
+from pipeline.executors.on_ray.session import _asks_for_token, ray_session
+from schemas.run.file import Extract
 class Worker:
     def answer(self): return 7
 for _ in range(2):  # a second one in the same process too
@@ -258,7 +258,7 @@ def test_another_version_on_the_head_is_one_sentence_with_both(session, monkeypa
 
 
 def test_a_ray_that_does_not_start_in_time_is_one_sentence(monkeypatch):
-    from pipeline.executors import ray_private
+    from pipeline.executors.on_ray import private as ray_private
 
     def late(**options):
         raise Exception("The current node timed out during startup. This could happen because")
@@ -272,7 +272,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_sentence(monkeypatch):
 
 
 def test_a_folder_for_sockets_is_short_private_and_goes_again(tmp_path, monkeypatch):
-    from pipeline.executors.ray_private import LONGEST_FOLDER, folder_for_sockets
+    from pipeline.executors.on_ray.private import LONGEST_FOLDER, folder_for_sockets
 
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * 40)))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import cluster
-from jobs.coactivation import coactivation
-from jobs.compact import compact
-from jobs.stats import stats
-from pipeline.executors.tasks import OneProcess
+from jobs.lake.compact import compact
+from jobs.tables.cluster import cluster
+from jobs.tables.coactivation import coactivation
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
+from pipeline.tasks import OneProcess
 from schemas.errors import InputError, NodeError
-from schemas.run_file import Cluster
+from schemas.run.file import Cluster
 from tests.executors.test_tasks import TaskConformance, die, die_once
 from tests.jobs.test_cluster import built_store
 from tests.store.test_site_tables import table_bytes
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def started(request):
     import ray
 
-    from pipeline.executors.ray_tasks import RayTasks
+    from pipeline.executors.on_ray.tasks import RayTasks
 
     ray.init(
         address="local",
@@ -58,7 +58,7 @@ class TestRayTasks(TaskConformance):
             list(self.tasks.map(die, [0]))
 
     def test_a_node_that_does_not_see_the_store_is_told_as_such(self, tmp_path: Path) -> None:
-        from pipeline.executors.ray_tasks import RayTasks
+        from pipeline.executors.on_ray.tasks import RayTasks
 
         with RayTasks(root=tmp_path) as tasks:
             assert list(tasks.map(abs, [-1])) == [1]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.executors.sight import ProbeFile, require_sight, storage_probe
-from pipeline.store.object_path import store_path
+from pipeline.executors.node_probe import ProbeFile, require_sight, storage_probe
+from pipeline.store.objects.paths import store_path
 from schemas.errors import NodeError
 
 

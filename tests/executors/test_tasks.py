@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.executors.tasks import MAX_DEATHS, OneProcess, Processes, Tasks
+from pipeline.tasks import MAX_DEATHS, OneProcess, Processes, Tasks
 from schemas.errors import InputError, ShardError
 
 
@@ -98,7 +98,7 @@ def test_workers_end_with_the_process_that_asked_for_them(tmp_path):
     code = (
         "import os\n"
         "from tests.executors.test_tasks import told_pid\n"
-        "from pipeline.executors.tasks import Processes\n"
+        "from pipeline.tasks import Processes\n"
         "if __name__ == '__main__':\n"
         f"    next(Processes(1).map(told_pid, [{str(tmp_path / 'pid')!r}]))\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from jobs.train_digits import Asked, train_digits
+from jobs.studies.digits.train_digits import Asked, train_digits
 from pipeline.store import FeatureStore
-from schemas.run_file import RunFile, parse_run_file
+from schemas.run.file import RunFile, parse_run_file
 from tests.lakes import extracted
 
 SIDE, EACH = 8, 40

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from jobs.figures import FIGURES
-from schemas.attribution_tables import ATTRIBUTION_SELECTION
-from schemas.tables import CONTROL_FEATURES
+from schemas.tables.attribution import ATTRIBUTION_SELECTION
+from schemas.tables.tables import CONTROL_FEATURES
 
 
 def made_up(features, dead, rows=10_000, seed=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score, matthews_corrcoef, mutual_info_score
 
-from jobs.association import MEASURES, PairCounts, conditional, highest, jaccard, npmi, phi
+from jobs.tables.pairs.association import MEASURES, PairCounts, conditional, highest, jaccard, npmi, phi
 
 ROWS = 400
 

@@ -14,18 +14,18 @@ from matplotlib import rc_context
 from scipy import stats
 
 from jobs import cli
-from jobs.attribute import Asked, attribute
-from jobs.external_scores import read_scores
-from jobs.extract import extract
+from jobs.evaluation.attribute import Asked, attribute
+from jobs.evaluation.external_scores import read_scores
 from jobs.figures.attribution import draw_attribution_map
 from jobs.figures.style import STYLE
-from jobs.stats import stats as stats_job
-from jobs.tokenize import tokenize
-from pipeline.executors.tasks import Processes
+from jobs.lake.extract import extract
+from jobs.lake.tokenize import tokenize
+from jobs.tables.stats import stats as stats_job
 from pipeline.store import FeatureStore
-from schemas.attribution_tables import ATTRIBUTION_PROMPTS, ATTRIBUTION_SELECTION, ATTRIBUTIONS
+from pipeline.tasks import Processes
 from schemas.errors import InputError
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
+from schemas.tables.attribution import ATTRIBUTION_PROMPTS, ATTRIBUTION_SELECTION, ATTRIBUTIONS
 from tests.kit import WORDS_VOCAB, dense_activations, mild_lm, write_sae, write_tiny_tokenizer
 
 MILD = "tests.kit:mild_lm"
@@ -189,7 +189,7 @@ def test_the_union_has_every_values_first_features_and_the_command_prints_the_ma
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_tables(store, monkeypatch):
-    monkeypatch.setattr("jobs.attribute.CONTEXTS", 5)
+    monkeypatch.setattr("jobs.evaluation.attribute.CONTEXTS", 5)
     names = ("attributions", "attribution_prompts", "attribution_selection")
     attribute(store, "mean", Asked(model=MILD, k=2))
     one = [store.scan_table("mean", name).collect() for name in names]
@@ -204,7 +204,7 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     scores = pl.DataFrame({"value": ["old", "old", "young"], "feature": [5, 9, 5], "score": [-2.0, 1.0, 0.5]})
     scores.with_columns(label=pl.lit("age")).write_csv(tmp_path / "scores.csv")
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.planned.use_of", None)  # the model is not asked for
+        patched.setattr("pipeline.plans.reopen.use_of", None)  # the model is not asked for
         found = attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=1))
     assert found.drop_nulls("rank").select("value", "feature", "score").rows() == [
         ("old", 5, -2.0),
@@ -237,9 +237,9 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     [(Asked(model=MILD, k=3), "attribute_part"), (Asked(model=MILD, k=3, by="ig"), "ablate_part")],
 )
 def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypatch, capsys, asked, killed_in):
-    from pipeline import attribution
+    from pipeline.evaluation import attribution
 
-    monkeypatch.setattr("jobs.attribute.CONTEXTS", 5)
+    monkeypatch.setattr("jobs.evaluation.attribute.CONTEXTS", 5)
     names = ("attributions", "attribution_prompts", "attribution_selection")
     attribute(store, "last", asked)
     expected = [store.layout.table("last", name).read_bytes() for name in names]
@@ -354,7 +354,7 @@ def test_a_store_of_packed_documents_and_one_without_answers_are_refused(tmp_pat
     packed = made(tmp_path / "packed", tokens={"contexts": "packed"})
     with pytest.raises(InputError, match=r"share contexts.*tokens\.contexts: document"):
         attribute(packed, "last")
-    monkeypatch.setattr("jobs.attribute.read_links", lambda _: [])
+    monkeypatch.setattr("jobs.evaluation.attribute.read_links", lambda _: [])
     with pytest.raises(InputError, match="this store's has none: give --answers FIRST,OTHER"):
         attribute(packed, "last")
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.attribute import Asked, attribute
-from jobs.extract import extract
-from jobs.tokenize import tokenize
+from jobs.evaluation.attribute import Asked, attribute
+from jobs.lake.extract import extract
+from jobs.lake.tokenize import tokenize
 from pipeline.store import FeatureStore
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from tests.kit import mild_lm, write_sae, write_tiny_tokenizer
 
 D_SAE, K = 48, 3

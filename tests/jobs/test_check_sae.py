@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from jobs import cli
-from jobs.check_report import as_json, sentences
-from jobs.demo_model import FOLDER_NAME, cache_root
-from pipeline import check
-from schemas.run_file import Corpus
+from jobs.evaluation.check_report import as_json, sentences
+from jobs.studies.demo.model import FOLDER_NAME, cache_root
+from pipeline.evaluation import sae_check as check
+from schemas.run.file import Corpus
 from tests.kit import write_sae, write_tiny_tokenizer
 from tests.test_check import MODEL, embedding_sae, lake
 
@@ -141,11 +141,11 @@ def test_what_is_not_a_number_is_null_in_json():
 
 def stub_report(card, with_special):
     """A report of four rows that are reconstructed well."""
-    from jobs.check_sae import Asked, Report
+    from jobs.evaluation.check_sae import Asked, Report
     from pipeline.saes import SaeMetadata
-    from pipeline.saes.diagnosis import Diagnosis, Finding
-    from pipeline.saes.reconstruction import Reconstruction
-    from schemas.run_file import parse_run_file
+    from pipeline.saes.quality.diagnosis import Diagnosis, Finding
+    from pipeline.saes.quality.reconstruction import Reconstruction
+    from schemas.run.file import parse_run_file
     from schemas.values import SparseFeatures
 
     found, x = Reconstruction(2), torch.arange(8.0).view(4, 2)
@@ -203,7 +203,7 @@ def test_files_of_an_sae_choose_no_model_that_lies_here(capsys, tmp_path, monkey
 
 
 def test_the_model_that_the_saes_files_choose_is_told(capsys, tmp_path):
-    from jobs.check_sae import Asked, _model
+    from jobs.evaluation.check_sae import Asked, _model
     from pipeline.saes import read_metadata
 
     sae = str(write_sae(tmp_path / "sae", hook_name="embed", model_name="org/tiny-1.5_b"))
@@ -238,7 +238,7 @@ DEMO = Path(str(resources.files("jobs") / "demo_data" / "smollm2-135m-l9"))
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not (cache_root() / FOLDER_NAME / "model.safetensors").is_file(),
-    reason="the demo's model is not there: run `python -m jobs.demo_model`",
+    reason="the demo's model is not there: run `python -m jobs.studies.demo.model`",
 )
 def test_the_demos_sae_does_what_its_card_says_and_a_factor_in_it_is_named(capsys, tmp_path):
     def run(sae, tokens):
@@ -282,7 +282,7 @@ def multiplied(folder, factors):
 
 def test_a_corpus_section_is_read_as_extraction_reads_it(words):
     from pipeline.sources import open_source
-    from pipeline.tokenizer import load_tokenizer
+    from pipeline.tokens.tokenizer import load_tokenizer
 
     source = open_source(Corpus(path=str(words / "corpus.jsonl"), text_column="said"))
     tokenizer = load_tokenizer(str(words / "tokenizer"))

@@ -57,7 +57,7 @@ def finished(tmp_path_factory):
 
 
 def test_help_names_every_command():
-    command = [sys.executable, "-m", "jobs.cli", "--help"]
+    command = [sys.executable, "-m", "jobs", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     for name in (
         "demo",

@@ -12,16 +12,16 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from jobs.cluster import cluster
-from jobs.clusters.groups import TYPICAL_SHARE, majority, typical
-from jobs.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
-from jobs.clusters.vectors import survey, unit_vectors
-from jobs.coactivation import coactivation
-from pipeline.executors.tasks import Processes
+from jobs.tables.cluster import cluster
+from jobs.tables.clusters.groups import TYPICAL_SHARE, majority, typical
+from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
+from jobs.tables.clusters.vectors import survey, unit_vectors
+from jobs.tables.coactivation import coactivation
 from pipeline.store import FeatureStore
-from pipeline.store.site import write_site_weights
+from pipeline.store.records.site import write_site_weights
+from pipeline.tasks import Processes
 from schemas.errors import InputError
-from schemas.run_file import Cluster
+from schemas.run.file import Cluster
 from tests.store.build import D_SAE, build, planned_site
 
 ROOT = Path(__file__).parents[2]
@@ -267,8 +267,8 @@ def test_nothing_committed_is_said(tmp_path):
 def test_tables_are_the_same_bytes_for_any_number_of_threads(clustered, tmp_path):
     built, _ = clustered
     code = (
-        "import sys; from jobs.cluster import cluster; from pipeline.store import FeatureStore; "
-        "from schemas.run_file import Cluster; "
+        "import sys; from jobs.tables.cluster import cluster; from pipeline.store import FeatureStore; "
+        "from schemas.run.file import Cluster; "
         "config = Cluster(features=4, contexts=3, documents=3, min_cluster_size=3); "
         "paths = cluster(FeatureStore.open(sys.argv[1]), 'site', config); "
         "import hashlib; print(*[hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]); "

@@ -10,17 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from jobs import directions, pair_counts
 from jobs.cli import app
-from jobs.coactivation import coactivation
-from jobs.compact import compact
-from jobs.diff import Side
-from jobs.match import match
-from pipeline.executors.tasks import Processes
-from pipeline.store import FeatureStore, parquet
-from pipeline.store.site import write_site_weights
+from jobs.lake.compact import compact
+from jobs.tables.coactivation import coactivation
+from jobs.tables.diff import Side
+from jobs.tables.match import match
+from jobs.tables.pairs import directions, pair_counts
+from pipeline.store import FeatureStore
+from pipeline.store.formats import parquet
+from pipeline.store.records.site import write_site_weights
+from pipeline.tasks import Processes
 from schemas.errors import InputError
-from schemas.tables import DECODER_NEIGHBOURS, NEIGHBOURS
+from schemas.tables.tables import DECODER_NEIGHBOURS, NEIGHBOURS
 from tests.lakes import extracted, run_content, run_file
 from tests.store import build as building
 from tests.store.build import D_SAE, build, planned_site

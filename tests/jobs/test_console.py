@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from jobs import console as module
-from jobs.console import SafeConsole, say, warn
-from jobs.strips import html_page
+from jobs.terminal import console as module
+from jobs.terminal.console import SafeConsole, say, warn
+from jobs.terminal.strips import html_page
 from schemas.errors import InputError
 from schemas.sentences import LONGEST_SENTENCE, holds_secret, redacted, shown, visible
 

@@ -7,13 +7,13 @@ from typing import get_args
 
 import pytest
 
-from jobs import derivable
-from jobs.derivable import closed, needs_of, with_needed
-from jobs.derive import STEPS
-from jobs.run import run
+from jobs.lake import derivable
+from jobs.lake.derivable import closed, needs_of, with_needed
+from jobs.lake.derive import STEPS
+from jobs.lake.run import run
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.run_file import DerivedJob
+from schemas.run.file import DerivedJob
 from tests.lakes import run_file
 
 JOBS = get_args(DerivedJob)

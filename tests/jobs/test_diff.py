@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from jobs import cli
-from jobs.diff import DIFF_KEY, Side, diff, sides
-from pipeline.executors.tasks import OneProcess, Processes
+from jobs.tables.diff import DIFF_KEY, Side, diff, sides
 from pipeline.store import FeatureStore
+from pipeline.tasks import OneProcess, Processes
 from schemas.errors import InputError
-from schemas.tables import DIFF
+from schemas.tables.tables import DIFF
 from tests.kit import tiny_lm, write_sae
 from tests.lakes import extracted, run_content, run_file, write_corpus
 from tests.statistics.test_comparison import by_hand_apart, by_hand_paired
@@ -104,7 +104,7 @@ def test_every_number_is_that_of_a_loop_over_documents(folder, other):
 
 
 def test_frequency_and_mean_are_those_of_the_feature_tables(folder):
-    from jobs.stats import stats
+    from jobs.tables.stats import stats
 
     table = diff(side(folder, "first"), side(folder, "trained"), top=0)
     for name, store in (("a", "first"), ("b", "trained")):
@@ -167,7 +167,9 @@ def test_tasks_carry_the_shards_and_change_no_bit(folder):
 
 def test_the_command_takes_workers_as_the_other_jobs_do(folder, monkeypatch):
     given = []
-    monkeypatch.setattr("jobs.diff.diff", lambda a, b, tasks, **_: given.append((a.site, b.site, tasks)))
+    monkeypatch.setattr(
+        "jobs.tables.diff.diff", lambda a, b, tasks, **_: given.append((a.site, b.site, tasks))
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main(["diff", str(folder / "first"), str(folder / "second"), "--workers", "2"])
     assert not stop.value.code

@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from jobs import directions as module
-from jobs.directions import directions_of, nearest, pair_cosines
+from jobs.tables.pairs import directions as module
+from jobs.tables.pairs.directions import directions_of, nearest, pair_cosines
 from pipeline.store import FeatureStore
-from pipeline.store.site import write_site_weights
+from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
 from tests.store.build import D_SAE, build, planned_site
 

@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 
 from jobs.cli import main
-from jobs.compact import compact
-from jobs.drop import drop
-from jobs.extract import extract
-from jobs.gc import gc
+from jobs.lake.compact import compact
+from jobs.lake.drop import drop
+from jobs.lake.extract import extract
+from jobs.lake.gc import gc
+from jobs.lake.status import status
+from jobs.lake.tokenize import tokenize
 from jobs.report.build import report
-from jobs.stats import stats
-from jobs.status import status
-from jobs.tokenize import tokenize
-from pipeline.executors.tasks import OneProcess
+from jobs.tables.stats import stats
+from pipeline.monitor.events import EventLog
 from pipeline.store import FeatureStore
-from pipeline.store import drop as dropping
-from pipeline.store.drop import leftovers
-from pipeline.store.events import EventLog
-from pipeline.store.objects import walk, write_atomic
-from pipeline.store.site import write_site_weights
+from pipeline.store.objects.verbs import walk, write_atomic
+from pipeline.store.records.site import write_site_weights
+from pipeline.store.upkeep import drop as dropping
+from pipeline.store.upkeep.drop import leftovers
+from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from schemas.records import Dropped
 from tests.kit import write_sae

@@ -12,11 +12,11 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.elicit import ELICITED, Asked, elicit, elicited, ranked, rows_asked
+from jobs.evaluation.elicit import ELICITED, Asked, elicit, elicited, ranked, rows_asked
+from pipeline.evaluation.typed_text import Places, run_text
 from pipeline.store import FeatureStore
-from pipeline.typed_text import Places, run_text
 from schemas.errors import InputError
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from tests.jobs.test_strips import Tokens
 from tests.kit import D_MODEL, dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
 from tests.lakes import extracted, run_content, run_file
@@ -190,7 +190,9 @@ def test_a_text_is_shaded_by_the_features_asked_for(store: FeatureStore, tmp_pat
 def test_a_model_that_is_gone_is_told_before_a_tokenizer_is_looked_for(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.typed_text.load_tokenizer", lambda where: pytest.fail(f"asked for {where}"))
+    monkeypatch.setattr(
+        "pipeline.evaluation.typed_text.load_tokenizer", lambda where: pytest.fail(f"asked for {where}")
+    )
     with pytest.raises(InputError, match="give --model"):
         run_text(store, "mid", SHORT, Places(model="no.such:module"))
 
@@ -268,8 +270,8 @@ def test_real_weights_agree_with_dense_transformers_and_sae_lens(tmp_path: Path)
     import torch
     from transformers import AutoModelForCausalLM
 
-    from jobs.demo import write_run_file
-    from jobs.demo_model import ensure_demo_model
+    from jobs.studies.demo.demo import write_run_file
+    from jobs.studies.demo.model import ensure_demo_model
     from tests.saes.reference import reference
 
     content = yaml.safe_load(write_run_file("2000", tmp_path / "store").read_text())

@@ -8,16 +8,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs import examples as module
-from jobs.examples import examples
-from jobs.feature import show_feature
-from jobs.stats import stats
-from pipeline.executors.tasks import Processes
+from jobs.tables import examples as module
+from jobs.tables.examples import examples
+from jobs.tables.stats import stats
+from jobs.views.feature import show_feature
 from pipeline.store import FeatureStore
-from pipeline.store.site import write_site_weights
-from pipeline.store.tables import write_table
+from pipeline.store.records.site import write_site_weights
+from pipeline.store.records.tables import write_table
+from pipeline.tasks import Processes
 from schemas.errors import InputError
-from schemas.tables import EXAMPLES
+from schemas.tables.tables import EXAMPLES
 from schemas.values import SparseFeatures
 from tests.store.build import D_SAE, Built, build
 

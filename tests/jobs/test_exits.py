@@ -17,7 +17,7 @@ from tests.lakes import run_content
 ROOT = Path(__file__).parents[2]
 SWALLOWS = """
 import sys, time, weakref
-from jobs.exits import run_app
+from jobs.command.exits import run_app
 
 class Node: pass
 
@@ -65,7 +65,9 @@ def test_a_signal_whose_exception_is_lost_ends_the_program_after_it_has_cleaned_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_the_command_line_is_imported_ends_it_without_a_word(number):
-    code = "import sys\nfrom jobs.endings import ENDINGS\nENDINGS.catch()\nprint('begun', flush=True)\n"
+    code = (
+        "import sys\nfrom jobs.command.endings import ENDINGS\nENDINGS.catch()\nprint('begun', flush=True)\n"
+    )
     process = started(code + "import time\ntime.sleep(20)")
     process.send_signal(number)
     told, errors = process.communicate(timeout=15)
@@ -73,7 +75,7 @@ def test_a_signal_while_the_command_line_is_imported_ends_it_without_a_word(numb
 
 
 def cli(*arguments, out=subprocess.PIPE, **environment):
-    command = [sys.executable, "-m", "jobs.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "jobs", *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, stdout=out, stderr=subprocess.PIPE, timeout=250
     )
@@ -101,7 +103,7 @@ def test_help_and_errors_where_output_is_ascii():
 
 
 def test_a_pipe_that_nobody_reads_ends_without_a_word():
-    code = "from jobs.exits import run_app\nfrom jobs.console import say\n"
+    code = "from jobs.command.exits import run_app\nfrom jobs.terminal.console import say\n"
     code += "def app(**options):\n    for _ in range(100_000): say('line')\nrun_app(app, [])"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE

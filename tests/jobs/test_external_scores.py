@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.external_scores import read_scores
+from jobs.evaluation.external_scores import read_scores
 from schemas.errors import InputError
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.extract_progress import ExtractionProgress
-from pipeline.tally import Tally
+from jobs.lake.extract_progress import ExtractionProgress
+from pipeline.monitor.tally import Tally
 from tests.receipts import receipt
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.feature_selection import chosen_features, parse_numbers, parse_ranks, select_features
-from jobs.profile import profile
-from jobs.rank import window
+from jobs.tables.profile import profile
+from jobs.tables.rank import window
+from jobs.tables.selection import chosen_features, parse_numbers, parse_ranks, select_features
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from scipy import stats
 
-import pipeline.fidelity
+import pipeline.evaluation.fidelity
 from jobs import cli
-from jobs.fidelity import Asked, choose, fidelity, size_of
-from jobs.parallel import choose_model_tasks, device_for
-from pipeline.statistics.fidelity import LITERAL_MEASURES, MEASURES, QUANTITIES
+from jobs.command.tasks import choose_model_tasks, device_for
+from jobs.evaluation.fidelity import Asked, choose, fidelity, size_of
+from pipeline.statistics.evaluation.fidelity import LITERAL_MEASURES, MEASURES, QUANTITIES
 from schemas.records import ShardRecord
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from tests.kit import dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
 from tests.lakes import extracted, run_file, write_corpus
 
@@ -182,13 +182,13 @@ def test_of_zeros_that_do_no_harm_nothing_is_recovered(plain):
 def test_what_was_measured_is_kept_and_what_is_missing_is_measured(plain, monkeypatch):
     first = fidelity(plain, "mid", ALL)
     shards = plain.scan_table("mid", "fidelity_shards").collect()
-    measure, asked = pipeline.fidelity.measure, []
+    measure, asked = pipeline.evaluation.fidelity.measure, []
 
     def counted(work, mean, part):
         asked.append(part.record.name)
         return measure(work, mean, part)
 
-    monkeypatch.setattr(pipeline.fidelity, "measure", counted)
+    monkeypatch.setattr(pipeline.evaluation.fidelity, "measure", counted)
     assert fidelity(plain, "mid", ALL).equals(first)
     assert asked == []
     plain.write_table("mid", "fidelity_shards", shards.filter(pl.col("shard") != "000001"))
@@ -200,14 +200,14 @@ def test_what_was_measured_is_kept_and_what_is_missing_is_measured(plain, monkey
 def test_a_run_that_dies_leaves_what_it_measured(plain, monkeypatch):
     fidelity(plain, "mid", ALL)
     plain.write_table("mid", "fidelity_shards", plain.scan_table("mid", "fidelity_shards").collect().head(0))
-    measure = pipeline.fidelity.measure
+    measure = pipeline.evaluation.fidelity.measure
 
     def dying(work, mean, part):
         if part.record.name == "000001":
             raise KeyboardInterrupt
         return measure(work, mean, part)
 
-    monkeypatch.setattr(pipeline.fidelity, "measure", dying)
+    monkeypatch.setattr(pipeline.evaluation.fidelity, "measure", dying)
     with pytest.raises(KeyboardInterrupt):
         fidelity(plain, "mid", ALL)
     assert plain.scan_table("mid", "fidelity_shards").collect()["shard"].to_list() == ["000000"]

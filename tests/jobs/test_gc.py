@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.gc import gc
-from pipeline.executors.tasks import OneProcess
-from pipeline.store import FeatureStore, compaction, garbage
-from pipeline.store.commits import read_commits
-from pipeline.store.objects import walk, write_atomic
+from jobs.lake.gc import gc
+from pipeline.store import FeatureStore
+from pipeline.store.objects.verbs import walk, write_atomic
+from pipeline.store.records.commits import read_commits
+from pipeline.store.upkeep import compaction, garbage
+from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from schemas.layout import Layout
 from tests.store.build import build

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import rc_context
 from sklearn.cluster import KMeans
 
-from jobs import cli, context_matrix
+from jobs import cli
 from jobs.figures import fonts
 from jobs.figures.heatmap import (
     RED,
@@ -20,11 +20,12 @@ from jobs.figures.heatmap import (
     matrix_of,
     sparsity_of,
 )
+from jobs.figures.plots import render
 from jobs.figures.style import STYLE
-from jobs.heatmap import Asked, cluster_contexts, heatmap, selected
-from jobs.plots import render
-from jobs.rank import window
-from jobs.stats import stats
+from jobs.tables.rank import window
+from jobs.tables.stats import stats
+from jobs.views import context_matrix
+from jobs.views.heatmap import Asked, cluster_contexts, heatmap, selected
 from pipeline.statistics.pooling import POOLINGS
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -131,7 +132,7 @@ def test_borders_stand_between_the_clusters_and_names_beside_them(made):
 
 def test_too_few_contexts_to_cluster_is_said_and_they_are_drawn(made, tmp_path, capsys, monkeypatch):
     _, store = made
-    monkeypatch.setattr("jobs.heatmap.FIGURES", {"": draw_clustered, "-plain": draw_plain})
+    monkeypatch.setattr("jobs.views.heatmap.FIGURES", {"": draw_clustered, "-plain": draw_plain})
     heatmap(store, "site", Asked(features="1,2", contexts="0:4"), tmp_path / "few.svg")
     assert "4 contexts are too few to cluster" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "few.svg").read_text() == (tmp_path / "few-plain.svg").read_text()
@@ -174,8 +175,8 @@ def test_what_can_not_be_drawn_is_refused_in_a_sentence(made, tmp_path, asked, t
 
 
 def test_more_contexts_or_features_than_a_picture_shows_are_refused(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.heatmap.MOST_CONTEXTS", 10)
-    monkeypatch.setattr("jobs.heatmap.MOST_FEATURES", 5)
+    monkeypatch.setattr("jobs.views.heatmap.MOST_CONTEXTS", 10)
+    monkeypatch.setattr("jobs.views.heatmap.MOST_FEATURES", 5)
     with pytest.raises(InputError, match="give --top N"):
         heatmap(made[1], "site", Asked(features="1"), tmp_path / "h.png")
     with pytest.raises(InputError, match="5 at most"):
@@ -192,7 +193,7 @@ def test_sparsity_of_nothing_is_all_zeros():
 @pytest.fixture
 def one_figure(monkeypatch):
     """The picture alone, for speed."""
-    monkeypatch.setattr("jobs.heatmap.FIGURES", {"": draw_clustered})
+    monkeypatch.setattr("jobs.views.heatmap.FIGURES", {"": draw_clustered})
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_the_picture_of_one_cell_or_of_negative_ones_is_drawn():
 def test_a_label_may_be_called_cluster_or_a_number(made, monkeypatch):
     _, store = made
     contexts = context_matrix.all_contexts(store, "site").rename({"year": "3", "party": "cluster"})
-    monkeypatch.setattr("jobs.heatmap.all_contexts", lambda *_: contexts)
+    monkeypatch.setattr("jobs.views.heatmap.all_contexts", lambda *_: contexts)
     labels = {"3": "Int64", "cluster": "String"}
     monkeypatch.setattr(store, "lake", store.lake.model_copy(update={"label_columns": labels}))
     table = selected(store, "site", Asked(features="3,1"), "max")

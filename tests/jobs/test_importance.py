@@ -17,15 +17,15 @@ from scipy.special import expit
 from scipy.stats import pearsonr
 
 from jobs import cli
-from jobs.feature_images import images, pictured_of
-from jobs.importance import Asked, importance, top_features
-from jobs.steer import Asked as Steered
-from jobs.steer import steer
-from pipeline.executors.tasks import Processes
-from pipeline.image_decoder import read_decoder
-from pipeline.statistics import importance as statistic
+from jobs.studies.digits.steer import Asked as Steered
+from jobs.studies.digits.steer import steer
+from jobs.tables.feature_images import images, pictured_of
+from jobs.tables.importance import Asked, importance, top_features
+from pipeline.models.loaders.image_decoder import read_decoder
+from pipeline.statistics.evaluation import importance as statistic
+from pipeline.tasks import Processes
 from schemas.errors import InputError
-from schemas.importance_tables import (
+from schemas.tables.importance import (
     CLASS_IMAGES,
     FEATURE_IMAGES,
     FEATURE_SIMILARITY,
@@ -209,7 +209,7 @@ def test_a_classifier_that_is_not_the_pass_s_is_refused(store, tmp_path, monkeyp
         images(store, "rho0.1", str(other))
     assert pictured_of(store, "rho0.1", str(shutil.copytree(path, tmp_path / "same"))).sides == (8, 8)
     whole = read_decoder(path)
-    monkeypatch.setattr("jobs.feature_images.read_decoder", lambda _: replace(whole, shape=(4, 16)))
+    monkeypatch.setattr("jobs.tables.feature_images.read_decoder", lambda _: replace(whole, shape=(4, 16)))
     with pytest.raises(InputError, match=r"of the shape \[4, 16\], those of the store have \[8, 8\]"):
         images(store, "rho0.1")
 
@@ -289,14 +289,14 @@ def test_what_can_be_mended_is_told_in_a_sentence(store, capsys, command, messag
 def test_where_nothing_can_be_drawn_is_told_before_the_work(store, tmp_path, monkeypatch, out, message):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr("jobs.steer.pictured_of", None)  # fails where it is called
+    monkeypatch.setattr("jobs.studies.digits.steer.pictured_of", None)  # fails where it is called
     with pytest.raises(InputError, match=message):
         steer(store, "rho0.1", Steered(["3=1"], out=tmp_path / out))
 
 
 def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_there(tmp_path, capsys):
     from pipeline.store import FeatureStore
-    from pipeline.store.site import write_site_weights
+    from pipeline.store.records.site import write_site_weights
 
     built = build(tmp_path / "store", shards=2)
     opened = FeatureStore.open(built.layout.root)
@@ -322,7 +322,7 @@ def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_ther
 
 
 def test_too_many_classes_are_refused(store, monkeypatch):
-    monkeypatch.setattr("jobs.importance.MOST_CELLS", 24 * 4)
+    monkeypatch.setattr("jobs.tables.importance.MOST_CELLS", 24 * 4)
     with pytest.raises(InputError, match="label 'class' has 4 values, too many beside 24 features"):
         importance(store, "rho0.1")
     assert statistic.CLAMP == 1e-7

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.strips import shown, strips_of
+from jobs.terminal.strips import shown, strips_of
 from pipeline.store import FeatureStore
 from tests.kit import write_tiny_tokenizer
 from tests.lakes import extracted, run_content, run_file

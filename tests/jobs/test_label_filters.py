@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from jobs import cli
-from jobs.label_filters import nearest
+from jobs.views.label_filters import nearest
 from pipeline.store import FeatureStore
 from tests.kit import write_tiny_tokenizer
 from tests.lakes import extracted, run_file, write_corpus

@@ -12,13 +12,13 @@ from matplotlib import rc_context
 from scipy.special import log_softmax
 
 from jobs import cli
+from jobs.evaluation.logits import LOGITS, LOGITS_HISTOGRAM, Asked, evenly, logits, of_random
 from jobs.figures.fidelity import draw_fidelity
 from jobs.figures.logits import draw_logit_entropy, draw_logit_max_probability
+from jobs.figures.plots import render
 from jobs.figures.style import STYLE
-from jobs.logits import LOGITS, LOGITS_HISTOGRAM, Asked, evenly, logits, of_random
-from jobs.plots import render
-from pipeline import direct_logits
-from pipeline.statistics.fidelity import FIDELITY, MEASURES
+from pipeline.evaluation import direct_logits
+from pipeline.statistics.evaluation.fidelity import FIDELITY, MEASURES
 from schemas.errors import InputError
 from tests.kit import WORDS_VOCAB, write_sae, write_tiny_llama, write_tiny_tokenizer
 from tests.lakes import extracted, run_file, write_corpus
@@ -174,7 +174,7 @@ def test_what_has_no_logits_is_refused(capsys, lake, tmp_path):
 
 def test_vectors_of_another_width_are_refused(lake):
     store, _ = lake
-    from jobs.logits import use_for_logits
+    from jobs.evaluation.logits import use_for_logits
 
     with pytest.raises(InputError, match="vectors of 5 are none of the residual stream, which is 16 wide"):
         direct_logits.vocabulary_of(use_for_logits(store, "stream", Asked()), 5)

@@ -11,18 +11,19 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from typer.testing import CliRunner
 
-from jobs import assignment, directions, match, pair_counts
-from jobs.assignment import assign_all, assign_candidates
 from jobs.cli import app
-from jobs.diff import Side
-from jobs.match import MATCH_KEY, incomparable, table_name
+from jobs.tables import match
+from jobs.tables.diff import Side
+from jobs.tables.match import MATCH_KEY, incomparable, table_name
+from jobs.tables.pairs import assignment, directions, pair_counts
+from jobs.tables.pairs.assignment import assign_all, assign_candidates
 from pipeline.store import FeatureStore
-from pipeline.store.parquet import read_metadata
-from pipeline.store.site import write_site_weights
-from pipeline.store.transposition import round_activations
+from pipeline.store.formats.parquet import read_metadata
+from pipeline.store.formats.transposition import round_activations
+from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.tables import MATCHES
+from schemas.tables.tables import MATCHES
 from tests.store import build as building
 from tests.store.build import D_SAE, build, commit_shard, from_dense, make_plan, planned_site, to_dense
 

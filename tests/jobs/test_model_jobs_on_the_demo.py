@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.demo_model import FOLDER_NAME, cache_root
-from jobs.fidelity import Asked, fidelity
-from jobs.logits import Asked as AskedLogits
-from jobs.logits import logits
-from schemas.run_file import parse_run_file
+from jobs.evaluation.fidelity import Asked, fidelity
+from jobs.evaluation.logits import Asked as AskedLogits
+from jobs.evaluation.logits import logits
+from jobs.studies.demo.model import FOLDER_NAME, cache_root
+from schemas.run.file import parse_run_file
 from tests.lakes import extracted
 from tests.saes.reference import reference
 
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not (MODEL / "model.safetensors").is_file(),
-        reason="the demo's model is not there: run `python -m jobs.demo_model`",
+        reason="the demo's model is not there: run `python -m jobs.studies.demo.model`",
     ),
 ]
 

@@ -13,13 +13,13 @@ from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.coactivation import coactivation
 from jobs.figures.neighbours import draw_neighbours
+from jobs.figures.plots import render
 from jobs.figures.style import STYLE
-from jobs.neighbours import neighbours
-from jobs.plots import render
+from jobs.tables.coactivation import coactivation
+from jobs.views.neighbours import neighbours
 from pipeline.store import FeatureStore
-from pipeline.store.site import write_site_weights
+from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
 from tests.store.build import D_SAE, build, planned_site
 

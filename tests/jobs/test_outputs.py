@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.outputs import require_file, write_file
+from jobs.terminal.outputs import require_file, write_file
 from pipeline.store import FeatureStore
-from pipeline.store.tables import require_writable
+from pipeline.store.records.tables import require_writable
 from schemas.errors import InputError
 from tests.store.build import build
 
@@ -76,9 +76,11 @@ def test_a_place_where_nothing_can_be_written_is_told_before_the_work() -> None:
         require_file(Path("/proc/page.html"), "--html")
 
 
-@pytest.mark.parametrize("job", ["fidelity", "logits", "attribute", "derive"])
+@pytest.mark.parametrize(
+    "module", ["evaluation.fidelity", "evaluation.logits", "evaluation.attribute", "lake.derive"]
+)
 def test_jobs_that_run_a_model_look_first_whether_their_tables_can_be_written(
-    tmp_path: Path, job: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path, shards=1)
     store = FeatureStore.open(tmp_path)
@@ -86,12 +88,13 @@ def test_jobs_that_run_a_model_look_first_whether_their_tables_can_be_written(
     (tmp_path / "tables").mkdir(exist_ok=True)
     shutil.rmtree(tmp_path / "tables" / site, ignore_errors=True)
     (tmp_path / "tables" / site).write_bytes(b"a file where the folder should be")
-    module = importlib.import_module(f"jobs.{job}")
+    job = importlib.import_module(f"jobs.{module}")
+    name_of_job = module.partition(".")[2]
     for name in ("_work", "use_for_logits", "_columns", "choose_tasks"):
-        if hasattr(module, name):
-            monkeypatch.setattr(module, name, None)  # nothing else is begun
+        if hasattr(job, name):
+            monkeypatch.setattr(job, name, None)  # nothing else is begun
     with pytest.raises(InputError, match=r"cannot be written: a part of its path is a file"):
-        getattr(module, job)(store, site, *([None] if job == "derive" else []))
+        getattr(job, name_of_job)(store, site, *([None] if name_of_job == "derive" else []))
 
 
 def test_the_look_leaves_nothing_behind(root: Path) -> None:

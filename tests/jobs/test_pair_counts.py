@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from jobs import pair_counts
-from jobs.pair_counts import Tally, cut, gathered, mean_company, tallies
+from jobs.tables.pairs import pair_counts
+from jobs.tables.pairs.pair_counts import Tally, cut, gathered, mean_company, tallies
 from pipeline.store import FeatureStore
-from pipeline.store.shard_files import read_n_active
+from pipeline.store.reading.shard_files import read_n_active
 from tests.store.build import D_SAE, build
 
 

@@ -14,14 +14,14 @@ from matplotlib.image import imread
 
 from jobs.figures import FIGURES, Drawing
 from jobs.figures.features import windows
+from jobs.figures.plots import plots, render
 from jobs.figures.style import STYLE, canvas, share
-from jobs.plots import plots, render
-from jobs.profile import profile
-from jobs.rank import rank
-from jobs.stats import stats
+from jobs.tables.profile import profile
+from jobs.tables.rank import rank
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.tables import L0_THRESHOLDS, LABELS
+from schemas.tables.tables import L0_THRESHOLDS, LABELS
 from tests.jobs.made_up import (
     made_up,
     made_up_attribution,

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.profile import THRESHOLDS, profile
+from jobs.tables.profile import THRESHOLDS, profile
 from pipeline.store import FeatureStore
-from pipeline.store.tables import StaleTableWarning
+from pipeline.store.records.tables import StaleTableWarning
 from schemas.errors import InputError
 from tests.store.build import Built, build
 

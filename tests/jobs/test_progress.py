@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import progress
+from jobs.terminal import progress
 
 
 class Clock:

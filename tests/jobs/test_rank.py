@@ -8,12 +8,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.profile import profile
-from jobs.rank import RANKINGS, SHOWN, rank, ranking, show_windows, window
-from jobs.stats import stats
+from jobs.tables.profile import profile
+from jobs.tables.rank import RANKINGS, SHOWN, rank, ranking, show_windows, window
+from jobs.tables.stats import stats
 from pipeline.statistics.resampling import draw_weights, ranks
-from pipeline.store import FeatureStore, rank_intervals, site_tables
-from pipeline.store.tables import StaleTableWarning
+from pipeline.store import FeatureStore
+from pipeline.store.derived import features as site_tables
+from pipeline.store.derived import rank_intervals
+from pipeline.store.records.tables import StaleTableWarning
 from schemas.errors import InputError
 from tests.store.build import build
 
@@ -229,7 +231,7 @@ def test_a_window_may_name_its_own_column_in_either_spelling(store, capsys):
 def test_a_printed_window_cuts_no_number_at_80_columns(store, capsys, monkeypatch):
     from rich.console import Console
 
-    from jobs import rank as module
+    from jobs.tables import rank as module
 
     rare = (
         store.scan_features("site")
@@ -252,7 +254,7 @@ def test_a_printed_window_cuts_no_number_at_80_columns(store, capsys, monkeypatc
 
 
 def test_a_window_of_a_column_without_values_is_refused_for_that(store, monkeypatch):
-    from jobs import rank as module
+    from jobs.tables import rank as module
 
     none = store.scan_features("site").collect().with_columns(sigma_over_mu=pl.lit(None, pl.Float64))
     monkeypatch.setattr(module, "_features", lambda *_: (none, ""))

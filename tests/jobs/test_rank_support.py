@@ -9,8 +9,8 @@ from matplotlib.text import Text
 
 from jobs.cli import main
 from jobs.figures.features import draw_sigma_over_mu
-from jobs.rank import rank, window
-from jobs.stats import stats
+from jobs.tables.rank import rank, window
+from jobs.tables.stats import stats
 from pipeline.statistics.resampling import draw_weights
 from pipeline.store import FeatureStore
 from tests.jobs.test_rank import by_hand

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from jobs import status as module
-from jobs.pass_status import DEAD_AFTER_S, last_run, read_status
-from jobs.status import status, watch
-from pipeline.prediction import predict, sample, write_prediction
+from jobs.lake import status as module
+from jobs.lake.pass_status import DEAD_AFTER_S, last_run, read_status
+from jobs.lake.status import status, watch
+from pipeline.monitor.events import read_events
+from pipeline.monitor.prediction import predict, sample, write_prediction
 from pipeline.store import FeatureStore
-from pipeline.store.events import read_events
 from tests.lakes import extracted, run_file
 from tests.receipts import receipt
 
@@ -128,7 +128,7 @@ def test_a_shard_that_has_a_receipt_is_not_called_given_up(store):
 
 
 def test_a_receipt_is_read_once_however_long_somebody_watches(store, monkeypatch):
-    from pipeline.store import commits
+    from pipeline.store.records import commits
 
     interrupted(store, after=2)
     made, reads = store.layout.commit("mid", "000001"), []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jobs.strips import (
+from jobs.terminal.strips import (
     BLUE,
     DEEPEST,
     RED,

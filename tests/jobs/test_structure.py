@@ -7,8 +7,8 @@ from scipy.stats import pearsonr
 from sklearn.manifold import TSNE
 from sklearn.metrics.pairwise import cosine_distances, cosine_similarity
 
-from jobs.structure import agreement, places
-from jobs.structure import cosine_similarity as ours
+from jobs.tables.pairs.structure import agreement, places
+from jobs.tables.pairs.structure import cosine_similarity as ours
 
 
 def vectors(n: int = 12, seed: int = 0) -> np.ndarray:

@@ -17,13 +17,13 @@ import pytest
 import requests
 import yaml
 
-from jobs.run import run
-from jobs.submit import submit
-from pipeline.executors.ray_jobs import JobServer
-from pipeline.executors.ray_package import check_package
+from jobs.lake.run import run
+from jobs.lake.submit import submit
+from pipeline.executors.on_ray.package import check_package
+from pipeline.executors.on_ray.submission import JobServer
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.run_file import load_run_file
+from schemas.run.file import load_run_file
 from tests.lakes import data_bytes, run_content
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ def wait_for_agent(address, token):
 
 def start(folder, address, environment):
     """`latentlake submit` in a process of its own."""
-    command = [sys.executable, "-m", "jobs.cli", "submit", str(folder / "run.yaml")]
+    command = [sys.executable, "-m", "jobs", "submit", str(folder / "run.yaml")]
     command += ["--address", address, "--working-dir", str(folder)]
     output = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, text=True)
@@ -195,7 +195,7 @@ def test_a_proxy_that_is_away_for_a_moment_ends_no_following_and_an_unknown_job_
             raise answer
         return answer
 
-    monkeypatch.setattr("pipeline.executors.ray_jobs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.executors.on_ray.submission.time.sleep", lambda seconds: None)
     server = JobServer.__new__(JobServer)
     server._client = SimpleNamespace(get_job_info=get_job_info)
     if raised:
@@ -246,7 +246,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs
     second = start(project, address, environment)
     told, errors = second.communicate(timeout=120)
     assert second.returncode == 0, told + errors
-    assert "submitted run-2: python -m jobs.run run.yaml" in told
+    assert "submitted run-2: python -m jobs run run.yaml" in told
     assert f"{committed} were done" in told
     assert data_bytes(root) == data_bytes(calm)
 
@@ -291,7 +291,7 @@ def test_a_link_to_keys_is_refused_and_examples_are_not(tmp_path):
 
 
 def test_more_files_than_anybody_uploads_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.executors.ray_package.MOST_FILES", 2)
+    monkeypatch.setattr("pipeline.executors.on_ray.package.MOST_FILES", 2)
     for number in range(3):
         (tmp_path / f"{number}.txt").touch()
     with pytest.raises(InputError, match=r"holds more than 2 files or 4\.3 GB, which would all be uploaded"):

@@ -11,15 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.cluster import cluster
-from jobs.coactivation import coactivation
-from jobs.examples import examples
-from jobs.rank import rank
-from jobs.strips import DEEPEST
-from jobs.top import top
+from jobs.tables.cluster import cluster
+from jobs.tables.coactivation import coactivation
+from jobs.tables.examples import examples
+from jobs.tables.rank import rank
+from jobs.terminal.strips import DEEPEST
+from jobs.views.top import top
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.run_file import Cluster
+from schemas.run.file import Cluster
 from tests.jobs.test_strips import Tokens
 from tests.lakes import extracted, run_file
 

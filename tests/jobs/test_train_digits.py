@@ -11,9 +11,9 @@ import torch
 from safetensors.numpy import load_file
 
 from jobs import cli
-from jobs.train_digits import Asked, read, train_digits
+from jobs.studies.digits.train_digits import Asked, read, train_digits
 from schemas.errors import InputError
-from schemas.run_file import load_run_file
+from schemas.run.file import load_run_file
 from tests.jobs.digits import write_images
 
 
@@ -60,7 +60,7 @@ def test_what_can_be_mended_is_told_before_anything_is_trained(
 ):
     np.save(write_images(tmp_path / "images.npz").with_name("x.npy"), np.zeros((3, 8, 8)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jobs.train_digits._networks", None)  # fails where it is called
+    monkeypatch.setattr("jobs.studies.digits.train_digits._networks", None)  # fails where it is called
     with pytest.raises(SystemExit) as stop:
         cli.main(["train-digits", *arguments])
     printed = capsys.readouterr().err.replace("│", " ")

@@ -16,24 +16,24 @@ import polars as pl
 import pytest
 from scipy import sparse
 
-from jobs.coactivation import coactivation
-from jobs.extract import extract
 from jobs.figures import FIGURES
-from jobs.known.compare import found_hierarchy
-from jobs.known.drawn import draws_again
-from jobs.make_dictionary import make_dictionary
-from jobs.plots import draw, plots
-from jobs.profile import profile
-from jobs.rank import rank
-from jobs.stats import stats
-from jobs.tokenize import tokenize
-from jobs.truth import _can_draw_again, _of_rows, truth
-from pipeline.dictionary.generator import NumpyDictionary, all_blocks
-from pipeline.dictionary.sae import MadeLike, order_of
-from pipeline.dictionary.truth import KnownTruth, read_truth, write_truth
+from jobs.figures.plots import draw, plots
+from jobs.lake.extract import extract
+from jobs.lake.tokenize import tokenize
+from jobs.studies.known.compare import found_hierarchy
+from jobs.studies.known.drawn import draws_again
+from jobs.studies.known.make_dictionary import make_dictionary
+from jobs.studies.known.truth import _can_draw_again, _of_rows, truth
+from jobs.tables.coactivation import coactivation
+from jobs.tables.profile import profile
+from jobs.tables.rank import rank
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
+from pipeline.synthetic.dictionary.generator import NumpyDictionary, all_blocks
+from pipeline.synthetic.dictionary.sae import MadeLike, order_of
+from pipeline.synthetic.dictionary.truth import KnownTruth, read_truth, write_truth
 from schemas.errors import InputError
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from schemas.values import Reads
 from tests.saes.reference import sae_lens
 
@@ -365,7 +365,7 @@ def test_figures_are_drawn_of_its_tables_and_the_cosines_of_the_heat_map_are_in_
 
 @pytest.mark.slow  # starts two processes
 def test_the_answer_is_the_same_from_another_file_of_the_truth_and_in_two_processes(known_store, tmp_path):
-    from pipeline.executors.tasks import Processes
+    from pipeline.tasks import Processes
 
     store, known = known_store
     before = table(store, "noisy"), table(store, "noisy", "truth_pairs")
@@ -428,7 +428,7 @@ def test_where_numpy_draws_other_rows_than_the_store_holds_they_are_not_compared
     assert draws_again(replace(known, first=known.first[:0]))
     monkeypatch.undo()
     assert draws_again(known)
-    monkeypatch.setattr("jobs.truth.draws_again", lambda known: False)
+    monkeypatch.setattr("jobs.studies.known.truth.draws_again", lambda known: False)
     assert not _can_draw_again(store, "exact", known)
     assert "rows are not compared one by one, this version of NumPy" in " ".join(
         capsys.readouterr().out.split()
@@ -447,7 +447,7 @@ def test_a_pooled_site_is_passed_over_and_refused_where_it_is_the_only_one(known
 
 
 def test_a_corpus_of_text_has_no_dictionary_to_make(tmp_path):
-    from schemas.run_file import Corpus
+    from schemas.run.file import Corpus
 
     with pytest.raises(InputError, match=r"corpus\.kind is text"):
         make_dictionary(Corpus(path="x"), tmp_path, MADE)

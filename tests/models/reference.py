@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from pipeline.models import load_model
-from schemas.run_file import Model
+from schemas.run.file import Model
 from schemas.values import TokenBatch
 
 LENGTHS = np.array([10, 7, 3])

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.models.agreement import BOUNDS, Plain, compare, require_agreement
-from pipeline.store.events import read_events
+from pipeline.models.loaders.agreement import BOUNDS, Plain, compare, require_agreement
+from pipeline.monitor.events import read_events
 from schemas.errors import InputError
-from schemas.run_file import Loader
+from schemas.run.file import Loader
 from schemas.values import Agreement
 from tests.kit import (
     D_MODEL,

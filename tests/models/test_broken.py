@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.models import load_model, max_context
 from schemas.errors import InputError
-from schemas.run_file import Model
+from schemas.run.file import Model
 from tests.kit import write_tiny_gpt2
 
 HOOK = "blocks.1.hook_resid_post"
@@ -68,7 +68,7 @@ LOAD = (
     "import sys; sys.path[:] = [p for p in sys.path if p]\n"
     f"sys.path.append({str(ROOT)!r})\n"
     "from pipeline.models import load_model, model_digest\n"
-    "from schemas.run_file import Model\n"
+    "from schemas.run.file import Model\n"
     "model = Model(loader='torch_module', path='module_of_the_user:build')\n"
     "model_digest(model); print(load_model(model, ['0'], 'cpu', 1).widths)"
 )

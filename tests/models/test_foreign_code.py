@@ -15,11 +15,11 @@ import pytest
 from torch import Tensor
 
 from pipeline.models import load_model, model_digest
-from pipeline.models.foreign_code import refuse_run, refusing, without_foreign_code
-from pipeline.planned import use_in
+from pipeline.models.files.foreign_code import refuse_run, refusing, without_foreign_code
+from pipeline.plans.reopen import use_in
 from pipeline.store import FeatureStore
 from schemas.errors import EndedBySignal, InputError
-from schemas.run_file import Model
+from schemas.run.file import Model
 from tests.kit import write_tiny_gpt2, write_tiny_llama
 from tests.lakes import extracted, run_content, run_file
 from tests.models.reference import load, make_batch
@@ -77,7 +77,7 @@ def test_a_command_whose_module_ends_the_process_ends_with_2(tmp_path: Path) -> 
     (tmp_path / "run.yaml").write_text(json.dumps(content))
     for command in ("tokenize", "extract"):
         done = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", command, "run.yaml"],
+            [sys.executable, "-m", "jobs", command, "run.yaml"],
             cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 2
@@ -178,7 +178,7 @@ def test_no_command_runs_what_a_stranger_s_store_names(tmp_path: Path, arguments
     (tmp_path / "helpers.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
     command, *rest = arguments
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", command, str(store.layout.root), *rest],
+        [sys.executable, "-m", "jobs", command, str(store.layout.root), *rest],
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from pipeline.image_decoder import read_decoder
 from pipeline.models import load_model, model_digest
-from pipeline.models.image_networks import ImageClassifier, ImageDecoder, save_networks
+from pipeline.models.loaders.image_decoder import read_decoder
+from pipeline.models.loaders.image_networks import ImageClassifier, ImageDecoder, save_networks
 from schemas.errors import InputError
 from schemas.records import Inputs
-from schemas.run_file import Model
+from schemas.run.file import Model
 from schemas.values import TokenBatch
 
 PIXELS, HIDDEN, CLASSES = 12, 5, 3

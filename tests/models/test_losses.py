@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.models import load_model, losses
+from pipeline.models import load_model
+from pipeline.models.hooks import losses
 from schemas.errors import InputError
-from schemas.run_file import Model
+from schemas.run.file import Model
 from schemas.values import TokenBatch
 from tests.kit import D_MODEL, tiny_lm, write_tiny_bert, write_tiny_gpt2, write_tiny_llama
 from tests.models.reference import SILENT, causal_model, each_alone, load, losses_of, make_batch

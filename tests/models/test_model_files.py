@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.tokenize import tokenize
-from pipeline.models import digest_as_planned, load_model, max_context, model_digest, model_files
-from pipeline.models.model_files import folder_of, pinned, repository_of
-from pipeline.plan import agree_on_plan, make_plan, resolve
-from pipeline.store.tokens import require_lake
+from jobs.lake.tokenize import tokenize
+from pipeline.models import digest_as_planned, load_model, max_context, model_digest
+from pipeline.models.files import model_files
+from pipeline.models.files.model_files import folder_of, pinned, repository_of
+from pipeline.plans.plan import agree_on_plan, make_plan, resolve
+from pipeline.store.records.tokens import require_lake
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import digest_of
-from schemas.run_file import Loader, Model
+from schemas.run.file import Loader, Model
 from tests.kit import D_MODEL, WORDS_VOCAB, _write_model, write_sae, write_tiny_gpt2, write_tiny_llama
 from tests.lakes import run_file
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, make_batch
@@ -167,7 +168,7 @@ def test_an_alias_is_found_however_it_is_written() -> None:
 def test_the_digest_of_a_folder_needs_no_torch(tmp_path: Path) -> None:
     folder = write_tiny_gpt2(tmp_path)
     code = (
-        "import sys; from pipeline.models import model_digest; from schemas.run_file import Model\n"
+        "import sys; from pipeline.models import model_digest; from schemas.run.file import Model\n"
         f"model_digest(Model(path={str(folder)!r}))\n"
         "assert 'torch' not in sys.modules"
     )

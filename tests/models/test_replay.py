@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.models import load_model
-from pipeline.models.replay import Recorder
-from schemas.run_file import Model
+from pipeline.models.hooks.replay import Recorder
+from schemas.run.file import Model
 from schemas.values import TokenBatch
 from tests.kit import write_tiny_gpt2, write_tiny_llama
 from tests.models.reference import TRANSFORMER_LENS_4, load, make_batch

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.models import load_model
-from pipeline.models.rotary import by_context
+from pipeline.models.loaders.rotary import by_context
 from schemas.errors import InputError
-from schemas.run_file import Loader, Model
+from schemas.run.file import Loader, Model
 from schemas.values import TokenBatch
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, load, losses_of, make_batch
 from tests.models.test_agreement import SHAPE, writer

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.models import load_model, max_context, model_digest
 from schemas.errors import InputError
-from schemas.run_file import Model
+from schemas.run.file import Model
 from schemas.values import TokenBatch
 from tests.kit import D_MODEL, tiny_lm
 
@@ -146,7 +146,7 @@ def test_the_digest_is_of_the_source_file_and_needs_no_torch() -> None:
     with pytest.raises(InputError, match=r"no module 'tests\.nowhere'"):
         model_digest(model("tests.nowhere:gone"))
     code = (
-        "import sys; from pipeline.models import model_digest; from schemas.run_file import Model\n"
+        "import sys; from pipeline.models import model_digest; from schemas.run.file import Model\n"
         "model_digest(Model(loader='torch_module', path='tests.kit:tiny_lm'))\n"
         "assert 'torch' not in sys.modules"
     )

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.models import max_context, model_digest
 from schemas.errors import InputError
-from schemas.run_file import Model
+from schemas.run.file import Model
 from schemas.values import TokenBatch
 from tests.kit import D_MODEL, write_tiny_gpt2, write_tiny_llama
 from tests.models.reference import SILENT, load, make_batch

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.models import load_model
-from pipeline.models.unembedding import in_residual_stream
+from pipeline.models.hooks.unembedding import in_residual_stream
 from schemas.errors import InputError
-from schemas.run_file import PROCESSING, Model
+from schemas.run.file import PROCESSING, Model
 from tests.kit import (
     D_MODEL,
     WORDS_VOCAB,

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from pipeline.models import load_model, weight_bytes
-from pipeline.models.weight_files import check_size
+from pipeline.models.files.weight_files import check_size
 from schemas.errors import InputError
-from schemas.run_file import Model
+from schemas.run.file import Model
 from tests.kit import write_tiny_gpt2
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.saes.device import DeviceSelection
-from pipeline.saes.rule import Rule, beside, candidates, keys_of
+from pipeline.saes.encoding.device import DeviceSelection
+from pipeline.saes.encoding.rule import Rule, beside, candidates, keys_of
 from schemas.values import SparseFeatures
 
 Dense = np.ndarray[Any, np.dtype[np.float32]]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.saes import control as module
 from pipeline.saes import load_sae
-from pipeline.saes.control import ControlEncoder, ControlTally
-from pipeline.saes.reference import ReferenceEncoder
+from pipeline.saes.encoding import control as module
+from pipeline.saes.encoding.control import ControlEncoder, ControlTally
+from pipeline.saes.encoding.reference import ReferenceEncoder
 from tests.kit import draw_sae_weights, write_sae
 
 D, F, N = 16, 128, 40

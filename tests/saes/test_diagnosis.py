@@ -15,9 +15,9 @@ import torch
 from scipy.linalg import hadamard
 
 from pipeline.saes import load_sae
-from pipeline.saes.alternatives import Rows, best_factor, mean_norm_factor, measured
-from pipeline.saes.diagnosis import CLEARLY, EXPLAINS, Elsewhere, Finding, _verdict, diagnose
-from pipeline.saes.reconstruction import FEW
+from pipeline.saes.quality.alternatives import Rows, best_factor, mean_norm_factor, measured
+from pipeline.saes.quality.diagnosis import CLEARLY, EXPLAINS, Elsewhere, Finding, _verdict, diagnose
+from pipeline.saes.quality.reconstruction import FEW
 from tests.kit import write_sae
 
 D, F, N, THRESHOLD = 32, 64, 1500, 7.5

@@ -13,8 +13,8 @@ import scipy.sparse as sp
 import torch
 
 from pipeline.saes import choose_block, load_sae
-from pipeline.saes.device import DeviceSelection
-from pipeline.saes.encoder import RuleEncoder
+from pipeline.saes.encoding.device import DeviceSelection
+from pipeline.saes.encoding.encoder import RuleEncoder
 from schemas.errors import InputError, ShardError
 from schemas.values import SparseFeatures
 from tests.kit import dense_activations, write_sae

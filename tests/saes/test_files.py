@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.saes.files import (
+from pipeline.saes.files.tensors import (
     TensorFile,
     flag,
     only_torch_file,

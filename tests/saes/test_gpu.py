@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pipeline.saes import load_sae
-from pipeline.saes.control import ControlEncoder, ControlTally
-from pipeline.saes.device import DeviceSelection
+from pipeline.saes.encoding.control import ControlEncoder, ControlTally
+from pipeline.saes.encoding.device import DeviceSelection
 from schemas.errors import ShardError
 from schemas.values import SparseFeatures
 from tests.kit import write_sae

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.saes.groupmax import GroupMaxRule
+from pipeline.saes.encoding.groupmax import GroupMaxRule
 from schemas.errors import InputError
 from schemas.values import SparseFeatures
 from tests.saes.selecting import Dense, select, select_on_device

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub.utils import LocalEntryNotFoundError, filter_repo_objects
 
 from pipeline.saes import load_sae, read_metadata, sae_digest
-from pipeline.saes.hub import parse, snapshot
+from pipeline.saes.files.hub import parse, snapshot
 from schemas.errors import InputError
 from tests.kit import write_sae
 from tests.saes.parity import rows_of

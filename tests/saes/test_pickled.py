@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.saes.files import open_torch
+from pipeline.saes.files.tensors import open_torch
 from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.saes import load_sae
-from pipeline.saes.encoder import Encoder
+from pipeline.saes.encoding.encoder import Encoder
 from tests.kit import write_sae
 from tests.saes.reference import reference
 from tests.saes.test_encoder import dense

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.saes import load_sae
-from pipeline.saes.reconstruction import Reconstruction, reconstruct, target_of, worse_than_mean
+from pipeline.saes.quality.reconstruction import Reconstruction, reconstruct, target_of, worse_than_mean
 from schemas.errors import InputError
 from schemas.values import SparseFeatures
 from tests.kit import write_sae

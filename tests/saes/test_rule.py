@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.saes import rule
-from pipeline.saes.rule import GROUP, _in_few_groups, beside, candidates, group_maxima, keys_of
+from pipeline.saes.encoding import rule
+from pipeline.saes.encoding.rule import GROUP, _in_few_groups, beside, candidates, group_maxima, keys_of
 from schemas.values import SparseFeatures
 
 Dense = np.ndarray[Any, np.dtype[np.float32]]

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from pipeline.saes import load_sae, read_metadata, sae_digest
-from pipeline.saes.encoder import RuleEncoder
+from pipeline.saes.encoding.encoder import RuleEncoder
+from pipeline.saes.encoding.reference import ReferenceEncoder
+from pipeline.saes.formats.saelens_package import _open, open_sae
 from pipeline.saes.metadata import SaeMetadata
-from pipeline.saes.reference import ReferenceEncoder
-from pipeline.saes.saelens_package import _open, open_sae
 from schemas.errors import InputError, ShardError
 from tests.kit import write_sae
 from tests.saes.golden.check import DATA
@@ -155,7 +155,7 @@ def test_without_the_package_its_installation_is_named(monkeypatch: pytest.Monke
     def absent(name: str, *rest: Any) -> Any:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr("pipeline.saes.saelens_package.importlib.import_module", absent)
+    monkeypatch.setattr("pipeline.saes.formats.saelens_package.importlib.import_module", absent)
     with pytest.raises(InputError, match=r'pip install "latentlake\[saelens\]"'):
         sae_digest("saelens:gpt2-small-res-jb/x")
 

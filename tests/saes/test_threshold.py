@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.saes import load_sae
-from pipeline.saes.rule import keys_of
-from pipeline.saes.threshold import ThresholdRule
+from pipeline.saes.encoding.rule import keys_of
+from pipeline.saes.encoding.threshold import ThresholdRule
 from schemas.values import SparseFeatures
 from tests.kit import dense_activations, write_sae
 from tests.saes.selecting import select

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.saes.rule import GROUP, keys_of
-from pipeline.saes.topk import RunningBound, TopKRule
+from pipeline.saes.encoding.rule import GROUP, keys_of
+from pipeline.saes.encoding.topk import RunningBound, TopKRule
 from schemas.values import SparseFeatures
 from tests.saes.selecting import Dense, select, select_on_device
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pipeline.dictionary.generator import NumpyDictionary, all_blocks
 from pipeline.sources import Source, open_source
-from pipeline.sources.dictionary import strongest
+from pipeline.sources.generated.dictionary import strongest
+from pipeline.synthetic.dictionary.generator import NumpyDictionary, all_blocks
 from schemas.errors import InputError
-from schemas.run_file import Corpus, parse_run_file
+from schemas.run.file import Corpus, parse_run_file
 from tests.dictionary.test_generator import recipe
 from tests.sources.conformance import StreamConformance
 
@@ -107,6 +107,6 @@ def test_a_wrong_section_is_told_in_a_sentence(corpus, told):
 
 
 def test_without_the_package_of_sae_lens_its_name_is_told(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pipeline.sources.saelens_dictionary", None)
+    monkeypatch.setitem(__import__("sys").modules, "pipeline.sources.generated.saelens_dictionary", None)
     with pytest.raises(InputError, match=r"latentlake\[saelens\]"):
         list(opened(generator="saelens").documents())

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.sources import Source, open_source
-from pipeline.sources.hub import HubSource
+from pipeline.sources.text.hub import HubSource
 from schemas.errors import InputError
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 from tests.sources.conformance import UntypedConformance
 
 
@@ -54,7 +54,7 @@ def test_a_name_that_is_no_path_and_can_not_be_reached_says_both(monkeypatch: py
     def offline(name: str) -> str:
         raise ConnectionError("no\nnetwork")
 
-    monkeypatch.setattr("pipeline.sources.hub.revision_of", offline)
+    monkeypatch.setattr("pipeline.sources.text.hub.revision_of", offline)
     with pytest.raises(InputError, match=r"'org/name' is no local path, and no Hugging Face .*: no network"):
         open_source(corpus())
 

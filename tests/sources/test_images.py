@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from pipeline.sources import Source, open_source
-from pipeline.sources.image_hub import HubImages
-from pipeline.sources.images import as_pixels, scrambled
+from pipeline.sources.images.hub import HubImages
+from pipeline.sources.images.open import as_pixels, scrambled
 from schemas.errors import InputError
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 from tests.sources.conformance import StreamConformance
 
 N, SIDE = 30, 8

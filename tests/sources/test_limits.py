@@ -14,9 +14,12 @@ import polars as pl
 import pytest
 import yaml
 
-from pipeline.sources import formats, image_files, open_source, prompt_sets, values
+from pipeline.sources import open_source, values
+from pipeline.sources.images import files as image_files
+from pipeline.sources.prompts import sets as prompt_sets
+from pipeline.sources.text import readers as formats
 from schemas.errors import InputError
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 
 LIMIT = 1000
 
@@ -137,7 +140,7 @@ def test_images_that_unpack_to_too_much_are_refused_by_their_header(
 CODE = """
 import resource, sys
 from pipeline.sources import open_source
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 from schemas.errors import InputError
 corpus = Corpus.model_validate({"path": sys.argv[1]})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

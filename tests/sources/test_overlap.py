@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.sources import open_source
-from pipeline.sources.hub import HubSource
-from pipeline.sources.image_hub import HubImages
+from pipeline.sources.images.hub import HubImages
 from pipeline.sources.overlap import overlap
-from schemas.run_file import Corpus
+from pipeline.sources.text.hub import HubSource
+from schemas.run.file import Corpus
 
 
 def files(path: Path, **asked: Any) -> dict[str, Any]:

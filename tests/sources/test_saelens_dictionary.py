@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from pipeline.dictionary.generator import NumpyDictionary, all_blocks
-from pipeline.dictionary.truth import truth_of
+from pipeline.synthetic.dictionary.generator import NumpyDictionary, all_blocks
+from pipeline.synthetic.dictionary.truth import truth_of
 from schemas.errors import InputError
 from tests.dictionary.test_generator import recipe
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # importing sae-lens takes longer than all of it
 
 @pytest.fixture(scope="module")
 def made():
-    from pipeline.sources.saelens_dictionary import SaelensDictionary
+    from pipeline.sources.generated.saelens_dictionary import SaelensDictionary
 
     return SaelensDictionary(recipe(generator="saelens", documents=2000))
 

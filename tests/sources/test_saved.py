@@ -13,7 +13,7 @@ import pytest
 from pipeline.sources import Source, open_source
 from pipeline.sources.overlap import overlap
 from schemas.errors import InputError
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 from tests.sources.conformance import ColumnConformance
 
 ROWS = {"text": ["안녕", "b", "c"], "year": [1, None, 3], "other": [0.5, 1.0, 2.0]}

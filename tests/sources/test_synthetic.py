@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.sources import Source, open_source
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 from tests.sources.conformance import StreamConformance
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.sources import Source, open_source
 from schemas.errors import InputError
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
 from tests.sources.conformance import ColumnConformance, SourceConformance, UntypedConformance
 
 

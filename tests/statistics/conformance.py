@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.statistics import STATISTICS, load_statistic
-from pipeline.statistics.statistic import FEATURE, Statistic
+from pipeline.statistics.features.statistic import FEATURE, Statistic
 from schemas.values import Totals
 from tests.statistics.made import (
     as_one,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from polars.testing import assert_frame_equal
 
 import pipeline.statistics as statistics
-from pipeline.statistics.rows import combine_counts, l0_counts
-from pipeline.statistics.statistic import FEATURE, Statistic
+from pipeline.statistics.features.statistic import FEATURE, Statistic
+from pipeline.statistics.l0 import combine_counts, l0_counts
 from schemas.values import Postings, TokenShard, Totals
 
 F32 = NDArray[np.float32]

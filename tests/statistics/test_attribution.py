@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from pipeline.statistics.attribution import combine, finalize, partial, select, with_effects
-from schemas.attribution_tables import ATTRIBUTION_SELECTION, ATTRIBUTIONS
+from pipeline.statistics.evaluation.attribution import combine, finalize, partial, select, with_effects
+from schemas.tables.attribution import ATTRIBUTION_SELECTION, ATTRIBUTIONS
 
 D_SAE = 1000
 

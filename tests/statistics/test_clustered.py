@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.statistics import clustered
-from pipeline.statistics.clustered import (
+from pipeline.statistics.documents import clustered
+from pipeline.statistics.documents.clustered import (
     CHANGES,
     SUMS,
     DocumentSums,

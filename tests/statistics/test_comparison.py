@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.statistics.clustered import CHANGES, SUMS, DocumentSums, DocumentTotals
-from pipeline.statistics.comparison import SUPPORT, compare
-from schemas.tables import DIFF
+from pipeline.statistics.documents.clustered import CHANGES, SUMS, DocumentSums, DocumentTotals
+from pipeline.statistics.documents.comparison import SUPPORT, compare
+from schemas.tables.tables import DIFF
 
 F = 1500
 

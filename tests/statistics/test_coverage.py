@@ -2,7 +2,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.statistics.coverage import Coverage, distinct
+from pipeline.statistics.features.coverage import Coverage, distinct
 from schemas.values import Totals
 from tests.statistics.conformance import StatisticConformance
 from tests.statistics.made import as_one, fold, made_shards, shard_around, totals_of

@@ -5,10 +5,10 @@ import polars as pl
 import pytest
 
 import pipeline.statistics as statistics
-from pipeline.statistics import examples as module
-from pipeline.statistics.examples import Strongest, quantile_examples
-from pipeline.statistics.histogram import bins_of, reached
-from schemas.tables import EXAMPLES
+from pipeline.statistics.examples import examples as module
+from pipeline.statistics.examples.examples import Strongest, quantile_examples
+from pipeline.statistics.features.histogram import bins_of, reached
+from schemas.tables.tables import EXAMPLES
 from tests.statistics.made import Made, as_one, made_shards, shard_around
 
 

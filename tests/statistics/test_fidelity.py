@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.statistics.fidelity import FIDELITY_SHARDS, QUANTITIES, reasons, row_of, summary
-from pipeline.statistics.ratios import moments
+from pipeline.statistics.documents.ratios import moments
+from pipeline.statistics.evaluation.fidelity import FIDELITY_SHARDS, QUANTITIES, reasons, row_of, summary
 
 
 def shard_of(name, documents):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.statistics.histogram import PERCENTS, Histogram, bin_edges, bins_of, quantiles
+from pipeline.statistics.features.histogram import PERCENTS, Histogram, bin_edges, bins_of, quantiles
 from tests.statistics.conformance import StatisticConformance
 from tests.statistics.made import counted_values, fold, made_shards, totals_of
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pipeline.statistics import importance as module
-from pipeline.statistics.importance import ClassSums, Penalty, class_sums, squared_norms
-from pipeline.statistics.importance import importance as importance_of
+from pipeline.statistics.evaluation import importance as module
+from pipeline.statistics.evaluation.importance import ClassSums, Penalty, class_sums, squared_norms
+from pipeline.statistics.evaluation.importance import importance as importance_of
 
 N, F, D, CLASSES = 90, 23, 7, 4
 

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.statistics.clustered import DocumentTotals, Estimate
-from pipeline.statistics.intervals import effective, frequency_interval, rule_of_three
+from pipeline.statistics.documents.clustered import DocumentTotals, Estimate
+from pipeline.statistics.documents.intervals import effective, frequency_interval, rule_of_three
 
 F = 1500
 

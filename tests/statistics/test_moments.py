@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.statistics.moments import STATE, Moments
+from pipeline.statistics.features.moments import STATE, Moments
 from schemas.values import Totals
 from tests.statistics.conformance import SIZES, StatisticConformance
 from tests.statistics.made import Made, counted_values, fold, made_shards, shard_around, totals_of

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.statistics import nonfiring
-from pipeline.statistics.nonfiring import NonFiring
-from schemas.tables import EXAMPLES
+from pipeline.statistics.examples import nonfiring
+from pipeline.statistics.examples.nonfiring import NonFiring
+from schemas.tables.tables import EXAMPLES
 from tests.statistics.made import Made, made_shards
 
 FEATURES = 7

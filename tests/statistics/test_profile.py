@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from pipeline.statistics.clustered import DocumentTotals, document_rows, document_totals
-from pipeline.statistics.document_groups import Grouping, Label
-from pipeline.statistics.profile import Profiler, ShardRows, with_q
-from schemas.tables import LABELS
+from pipeline.statistics.documents.clustered import DocumentTotals, document_rows, document_totals
+from pipeline.statistics.documents.document_groups import Grouping, Label
+from pipeline.statistics.profile.profile import Profiler, ShardRows, with_q
+from schemas.tables.tables import LABELS
 from tests.statistics.made import Made, shard_around
 
 ROWS, EVERYWHERE, ONCE, NEVER = 64, 0, 1, 2

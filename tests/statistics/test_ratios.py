@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.statistics.ratios import Moments, moments, ratio
+from pipeline.statistics.documents.ratios import Moments, moments, ratio
 
 ABOVE, BELOW = np.array([1.0, -1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.statistics.rows import PERCENTS, SUMMARY, combine_counts, l0_counts, l0_summary
-from schemas.tables import ROW_COUNTS
+from pipeline.statistics.l0 import PERCENTS, SUMMARY, combine_counts, l0_counts, l0_summary
+from schemas.tables.tables import ROW_COUNTS
 
 lengths = st.lists(st.integers(0, 40), max_size=50)
 

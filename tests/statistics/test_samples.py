@@ -2,8 +2,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.statistics.histogram import bins_of
-from pipeline.statistics.samples import FRACTION_BITS, Samples, row_hash
+from pipeline.statistics.features.histogram import bins_of
+from pipeline.statistics.features.samples import FRACTION_BITS, Samples, row_hash
 from tests.statistics.conformance import StatisticConformance
 from tests.statistics.made import as_one, fold, made_shards, same_frame, shard_around
 

@@ -7,7 +7,7 @@ import pytest
 
 import pipeline.statistics as statistics
 from schemas.errors import InputError
-from schemas.tables import ROW_COUNTS
+from schemas.tables.tables import ROW_COUNTS
 from schemas.values import Postings, Totals
 from tests.statistics.conformance import SIZES
 from tests.statistics.made import as_one, feature_table, made_shards, same_frame, table_of, totals_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.statistics.histogram import bins_of
-from pipeline.statistics.surprise import Stored, at_least, surprise_bits
+from pipeline.statistics.evaluation.surprise import Stored, at_least, surprise_bits
+from pipeline.statistics.features.histogram import bins_of
 
 ROWS = 10_000
 

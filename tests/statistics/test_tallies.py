@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.statistics import tallies
-from pipeline.statistics.tallies import Tally
+from pipeline.statistics.profile import tallies
+from pipeline.statistics.profile.tallies import Tally
 
 
 @pytest.mark.parametrize("waiting", [1, 50, 1 << 20])

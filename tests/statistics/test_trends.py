@@ -8,10 +8,10 @@ import pytest
 from polars.testing import assert_frame_equal
 from scipy import stats
 
-from pipeline.statistics.clustered import Pairs
-from pipeline.statistics.comparison import SUPPORT
-from pipeline.statistics.trends import NumericLabel, TrendSums
-from schemas.tables import LABEL_TRENDS
+from pipeline.statistics.documents.clustered import Pairs
+from pipeline.statistics.documents.comparison import SUPPORT
+from pipeline.statistics.documents.trends import NumericLabel, TrendSums
+from schemas.tables.tables import LABEL_TRENDS
 
 D = 60
 

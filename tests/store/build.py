@@ -13,15 +13,15 @@ import polars as pl
 from scipy import sparse
 
 from pipeline import statistics
-from pipeline.statistics.rows import l0_counts
-from pipeline.store.commits import commit
-from pipeline.store.objects import measure, put_if_absent
-from pipeline.store.parquet import write_frame
-from pipeline.store.transposition import round_activations, to_postings
+from pipeline.statistics.l0 import l0_counts
+from pipeline.store.formats.parquet import write_frame
+from pipeline.store.formats.transposition import round_activations, to_postings
+from pipeline.store.objects.verbs import measure, put_if_absent
+from pipeline.store.records.commits import commit
 from pipeline.store.writer import write_site
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.tables import VOCABULARY, tokens_schema
+from schemas.tables.tables import VOCABULARY, tokens_schema
 from schemas.values import SparseFeatures, TokenShard
 
 LABELS = {"year": "Int64", "party": "String"}

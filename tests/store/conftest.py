@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.store.object_path import forget_clients
+from pipeline.store.objects.paths import forget_clients
 from tests.store.s3 import FaultyS3, running_moto, running_proxy, use
 
 

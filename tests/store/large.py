@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from pipeline.store.objects import measure, put_if_absent
-from pipeline.store.site import write_site_weights
+from pipeline.store.objects.verbs import measure, put_if_absent
+from pipeline.store.records.site import write_site_weights
 from schemas.layout import Layout
 from schemas.records import CorpusLink, ShardRecord
-from schemas.tables import tokens_schema
+from schemas.tables.tables import tokens_schema
 from schemas.values import SparseFeatures
 from tests.store.build import commit_shard, make_plan, planned_site, put_lake
 

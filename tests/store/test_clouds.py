@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.stats import stats
-from pipeline.store import FeatureStore, objects, remote
-from pipeline.store.object_path import forget_clients, store_path
+from jobs.tables.stats import stats
+from pipeline.store import FeatureStore
+from pipeline.store.objects import remote
+from pipeline.store.objects import verbs as objects
+from pipeline.store.objects.paths import forget_clients, store_path
 from schemas.errors import InputError
 from tests.lakes import extracted, run_file
 from tests.store.clouds import AZURITE, running_azurite, running_google, use_azurite
@@ -59,7 +61,7 @@ def test_a_large_file_goes_in_parts_and_what_is_removed_is_gone(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_PART", 5 << 20)
-    monkeypatch.setattr("pipeline.store.object_path._ONE_READ", 1 << 22)
+    monkeypatch.setattr("pipeline.store.objects.paths._ONE_READ", 1 << 22)
     root, data = store_path(f"{url}/large"), bytes(range(256)) * (12 << 12)
     objects.write_atomic(root / "a", data)
     objects.write_atomic(root / "b", b"x")

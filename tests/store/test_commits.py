@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.store.commits import (
+from pipeline.store.records.commits import (
     NondeterminismError,
     commit,
     manifest_row,
@@ -20,7 +20,7 @@ from pipeline.store.commits import (
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import DataObject, Receipt, SiteReceipt
-from schemas.tables import MANIFEST
+from schemas.tables.tables import MANIFEST
 
 
 def receipt(shard: str = "000000", attempt: str = "a", sha256: str = "1", seconds: float = 1.0) -> Receipt:

@@ -13,9 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from pipeline.executors.tasks import OneProcess, Processes
-from pipeline.store import FeatureStore, compaction, site_tables
-from pipeline.store.site import write_site_weights
+from pipeline.store import FeatureStore
+from pipeline.store.derived import features as site_tables
+from pipeline.store.records.site import write_site_weights
+from pipeline.store.upkeep import compaction
+from pipeline.tasks import OneProcess, Processes
 from schemas.errors import InputError
 from schemas.records import Compaction
 from tests.store.build import D_SAE, Built, build, commit_shard, random_features
@@ -198,7 +200,7 @@ def test_damage_and_other_content_are_found_by_verify(tmp_path: Path) -> None:
 
 def recorded(store: FeatureStore, path: Path) -> None:
     """Make the marker agree with a changed file."""
-    from pipeline.store.objects import measure
+    from pipeline.store.objects.verbs import measure
 
     found = store.compacted("site")
     size, sha256 = measure(path)
@@ -320,8 +322,8 @@ def test_verify_looks_at_the_compaction_in_use_alone(tmp_path: Path) -> None:
 
 
 def test_the_checksum_is_that_of_the_file_before_it_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.store.object_path import store_path
-    from pipeline.store.objects import measure
+    from pipeline.store.objects.paths import store_path
+    from pipeline.store.objects.verbs import measure
 
     measured = []
     monkeypatch.setattr(compaction, "measure", lambda path: measured.append(path) or measure(path))

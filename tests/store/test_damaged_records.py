@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import app
-from jobs.exits import run_app
-from jobs.stats import stats
+from jobs.command.exits import run_app
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
-from pipeline.store.parquet import write_frame
-from pipeline.store.tables import VERSION_KEY
+from pipeline.store.formats.parquet import write_frame
+from pipeline.store.records.tables import VERSION_KEY
 from schemas.errors import InputError
 from schemas.records import Lake, Receipt, parse_json, refuse_newer
 from tests.store.build import build

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from jobs.cli import main
-from jobs.extract import extract
-from jobs.run import run as run_all
-from jobs.status import status
-from jobs.tokenize import tokenize
+from jobs.lake.extract import extract
+from jobs.lake.run import run as run_all
+from jobs.lake.status import status
+from jobs.lake.tokenize import tokenize
 from pipeline.store import FeatureStore
-from pipeline.store import dense as dense_module
-from pipeline.store.dense import DenseWriter, open_dense, round_dense
-from pipeline.store.object_path import store_path
-from pipeline.store.objects import measure, remove, walk, write_atomic
+from pipeline.store.formats import dense as dense_module
+from pipeline.store.formats.dense import DenseWriter, open_dense, round_dense
+from pipeline.store.objects.paths import store_path
+from pipeline.store.objects.verbs import measure, remove, walk, write_atomic
 from schemas.errors import InputError, ShardError
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from tests.kit import tiny_lm
 from tests.lakes import run_content, run_file
 
@@ -118,7 +118,7 @@ def test_a_site_without_an_sae_has_x_alone_and_says_so(lake):
 
 @pytest.mark.parametrize("url", ["memory://dense", pytest.param("s3://lake/dense", marks=pytest.mark.slow)])
 def test_x_on_object_storage_is_read_by_ranges(lake, url, request):
-    from pipeline.dense_dataset import DenseDataset
+    from pipeline.training.dense_dataset import DenseDataset
 
     if url.startswith("s3"):
         request.getfixturevalue("s3")
@@ -142,7 +142,7 @@ def test_x_on_object_storage_is_read_by_ranges(lake, url, request):
 def test_torchs_own_loader_of_two_processes_reads_from_object_storage(lake, s3):
     from torch.utils.data import DataLoader
 
-    from pipeline.dense_dataset import DenseDataset
+    from pipeline.training.dense_dataset import DenseDataset
 
     store, _ = lake
     url = "s3://lake/loader"
@@ -181,7 +181,7 @@ def test_a_shard_that_ran_out_of_memory_holds_x_once(lake, tmp_path, monkeypatch
     """The second try begins anew, in the batches of the plan, and gives the same bytes."""
     import torch
 
-    from pipeline.models.hooked import HookedModel
+    from pipeline.models.hooks.hooked import HookedModel
 
     store, run = lake
     forward, calls = HookedModel.forward, []

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import events as module
-from pipeline.store.events import EventLog, read_events
-from pipeline.store.object_path import store_path
-from pipeline.store.objects import read_many, write_atomic
+from pipeline.monitor import events as module
+from pipeline.monitor.events import EventLog, read_events
+from pipeline.store.objects.paths import store_path
+from pipeline.store.objects.verbs import read_many, write_atomic
 from schemas.layout import Layout
 
 

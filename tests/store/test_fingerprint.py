@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.store.fingerprint import fingerprints
+from pipeline.store.formats.fingerprint import fingerprints
 
 ROWS = np.array([5, 9, 1 << 40, 2, 5], np.uint64)
 VALUES = np.array([0.5, -1.25, 3.0, 0.5, 0.5], np.float32)

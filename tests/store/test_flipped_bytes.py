@@ -11,15 +11,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.stats import stats
-from pipeline.executors.tasks import OneProcess
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
-from pipeline.store.compaction import compact
-from pipeline.store.control_tables import control_tables
-from pipeline.store.objects import readable
-from pipeline.store.parquet import read_frame
-from pipeline.store.site import write_site_weights
-from pipeline.store.site_tables import check_sums, site_tables
+from pipeline.store.derived.control import control_tables
+from pipeline.store.derived.features import check_sums, site_tables
+from pipeline.store.formats.parquet import read_frame
+from pipeline.store.objects.verbs import readable
+from pipeline.store.records.site import write_site_weights
+from pipeline.store.upkeep.compaction import compact
+from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from tests.store.build import D_SAE, build
 

@@ -11,13 +11,13 @@ import pytest
 import zarr
 
 from jobs.cli import app
-from jobs.exits import run_app
-from jobs.stats import stats
+from jobs.command.exits import run_app
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
-from pipeline.store.dense import DenseWriter, open_dense
-from pipeline.store.object_path import ObjectPath, forget_clients, store_path
-from pipeline.store.objects import write_atomic
-from pipeline.store.site import open_site_rows, read_site_weights, write_site_weights
+from pipeline.store.formats.dense import DenseWriter, open_dense
+from pipeline.store.objects.paths import ObjectPath, forget_clients, store_path
+from pipeline.store.objects.verbs import write_atomic
+from pipeline.store.records.site import open_site_rows, read_site_weights, write_site_weights
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from tests.store.build import D_SAE, build, planned_site

@@ -7,14 +7,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs.clusters.groups import labels_of
-from jobs.context_matrix import all_contexts
-from jobs.importance import values_of
-from jobs.profile import profile
-from pipeline.executors.tasks import OneProcess
+from jobs.tables.clusters.groups import labels_of
+from jobs.tables.importance import values_of
+from jobs.tables.profile import profile
+from jobs.views.context_matrix import all_contexts
 from pipeline.store import FeatureStore
-from pipeline.store.site_profile import Tokens
-from pipeline.store.tokens import read_document_labels
+from pipeline.store.derived.profile import Tokens
+from pipeline.store.records.tokens import read_document_labels
+from pipeline.tasks import OneProcess
 from tests.kit import write_tiny_tokenizer
 from tests.lakes import extracted, run_file, write_corpus
 

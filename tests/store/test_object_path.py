@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import objects
-from pipeline.store.object_path import ObjectPath, RemoteError, forget_clients, store_path
+from pipeline.store.objects import verbs as objects
+from pipeline.store.objects.paths import ObjectPath, RemoteError, forget_clients, store_path
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.run_file import parse_run_file
+from schemas.run.file import parse_run_file
 from tests.store.s3 import FaultyS3, status
 
 
@@ -98,7 +98,7 @@ def test_two_memories_share_nothing() -> None:
 
 
 def test_large_objects_are_read_in_several_requests(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.store.object_path._ONE_READ", 1000)
+    monkeypatch.setattr("pipeline.store.objects.paths._ONE_READ", 1000)
     path = store_path("s3://lake/large") / "x"
     data = bytes(range(256)) * 10
     objects.write_atomic(path, data)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import objects
+from pipeline.store.objects import verbs as objects
 from schemas.errors import InputError
 
 

@@ -17,15 +17,15 @@ import pytest
 import zarr
 from polars.testing import assert_frame_equal
 
-from jobs.cluster import cluster
-from jobs.coactivation import coactivation
-from jobs.compact import compact
-from jobs.profile import profile
-from jobs.rank import rank
-from pipeline.executors.tasks import OneProcess
+from jobs.lake.compact import compact
+from jobs.tables.cluster import cluster
+from jobs.tables.coactivation import coactivation
+from jobs.tables.profile import profile
+from jobs.tables.rank import rank
 from pipeline.store import FeatureStore
-from pipeline.store.parquet import open_parquet, write_postings
-from schemas.run_file import Cluster
+from pipeline.store.formats.parquet import open_parquet, write_postings
+from pipeline.tasks import OneProcess
+from schemas.run.file import Cluster
 from schemas.values import Postings
 from tests.kit import write_sae
 from tests.lakes import extracted, run_content, run_file

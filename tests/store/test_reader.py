@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.lake_rule import RESERVED
-from pipeline.statistics.rows import l0_counts
+from pipeline.statistics.l0 import l0_counts
 from pipeline.store import FeatureStore
-from pipeline.store.reader import strongest
-from pipeline.store.site import write_site_weights
-from pipeline.store.tables import StaleTableWarning
+from pipeline.store.feature_store import strongest
+from pipeline.store.records.site import write_site_weights
+from pipeline.store.records.tables import StaleTableWarning
+from pipeline.tokens.lake_rule import RESERVED
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION

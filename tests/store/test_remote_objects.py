@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import object_path, objects, remote
-from pipeline.store.object_path import RemoteError, forget_clients, store_path
+from pipeline.store.objects import paths as object_path
+from pipeline.store.objects import remote
+from pipeline.store.objects import verbs as objects
+from pipeline.store.objects.paths import RemoteError, forget_clients, store_path
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from tests.store.s3 import FaultyS3, cut_short, dropped, dropped_after, failed_after, slow, status, use

@@ -9,14 +9,15 @@ import polars as pl
 import pytest
 
 from jobs.cli import main
-from jobs.gc import gc
-from jobs.run import run
-from jobs.stats import stats
-from pipeline.store import FeatureStore, object_path
-from pipeline.store.commits import read_commits
-from pipeline.store.events import EventLog, read_events
-from pipeline.store.object_path import store_path
-from pipeline.store.objects import locked, read_many, walk, write_atomic
+from jobs.lake.gc import gc
+from jobs.lake.run import run
+from jobs.tables.stats import stats
+from pipeline.monitor.events import EventLog, read_events
+from pipeline.store import FeatureStore
+from pipeline.store.objects import paths as object_path
+from pipeline.store.objects.paths import store_path
+from pipeline.store.objects.verbs import locked, read_many, walk, write_atomic
+from pipeline.store.records.commits import read_commits
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from tests.lakes import DRAWN, extracted, run_file

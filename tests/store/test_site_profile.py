@@ -10,12 +10,13 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from jobs.coactivation import coactivation
-from pipeline.executors.tasks import OneProcess, Processes
-from pipeline.store import FeatureStore, site_profile
-from pipeline.store.site_profile import feature_ranges, l0_thresholds, profile_tables
-from schemas.run_file import parse_run_file
-from schemas.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE
+from jobs.tables.coactivation import coactivation
+from pipeline.store import FeatureStore
+from pipeline.store.derived import profile as site_profile
+from pipeline.store.derived.profile import feature_ranges, l0_thresholds, profile_tables
+from pipeline.tasks import OneProcess, Processes
+from schemas.run.file import parse_run_file
+from schemas.tables.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE
 from tests.lakes import PARTIES, extracted, run_content, run_file
 from tests.statistics.test_comparison import by_hand_apart
 from tests.statistics.test_trends import by_regression

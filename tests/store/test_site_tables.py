@@ -9,13 +9,14 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.stats import stats
+from jobs.tables.stats import stats
 from pipeline import statistics
-from pipeline.executors.tasks import OneProcess, Processes, Tasks
-from pipeline.store import FeatureStore, site_tables
-from pipeline.store.objects import measure
-from pipeline.store.parquet import write_frame
-from pipeline.store.shard_files import ShardFiles
+from pipeline.store import FeatureStore
+from pipeline.store.derived import features as site_tables
+from pipeline.store.formats.parquet import write_frame
+from pipeline.store.objects.verbs import measure
+from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.tasks import OneProcess, Processes, Tasks
 from schemas.errors import InputError
 from tests.store.build import D_SAE, Built, build
 from tests.store.test_verification import recommit
@@ -194,7 +195,7 @@ def test_partials_have_row_groups_of_whole_feature_blocks(
         (0, [[0, 3, 15], [16], [40, 41, 47], [90]]),
         (20, [[0, 3, 15], [16, 40, 41, 47], [90]]),
     ):
-        monkeypatch.setattr("pipeline.store.parquet._FRAME_GROUP_BYTES", size)
+        monkeypatch.setattr("pipeline.store.formats.parquet._FRAME_GROUP_BYTES", size)
         write_frame(tmp_path / "f.parquet", frame, feature_block=16)
         file = pq.ParquetFile(tmp_path / "f.parquet")
         read = [file.read_row_group(n)["feature"].to_pylist() for n in range(file.num_row_groups)]

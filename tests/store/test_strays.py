@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from jobs.export.folder import new_export
-from jobs.stats import stats
-from jobs.status import status
-from pipeline.executors.tasks import OneProcess
-from pipeline.models.transformer_lens import digest
-from pipeline.sources.text import _files_at
+from jobs.lake.status import status
+from jobs.tables.stats import stats
+from pipeline.models.loaders.transformer_lens import digest
+from pipeline.sources.text.source import _files_at
 from pipeline.store import FeatureStore
-from pipeline.store.commits import read_commits
-from pipeline.store.compaction import compact
-from pipeline.store.garbage import find_garbage
-from pipeline.store.site import write_site_weights
-from pipeline.store.unfinished import unfinished_tokens
+from pipeline.store.records.commits import read_commits
+from pipeline.store.records.site import write_site_weights
+from pipeline.store.records.unfinished import unfinished_tokens
+from pipeline.store.upkeep.compaction import compact
+from pipeline.store.upkeep.garbage import find_garbage
+from pipeline.tasks import OneProcess
 from schemas.layout import Layout
 from tests.store.build import D_SAE, build, planned_site
 

@@ -18,24 +18,25 @@ import polars as pl
 import pytest
 
 from jobs.cli import app
-from jobs.exits import run_app
-from jobs.external_scores import read_scores
-from jobs.stats import stats
+from jobs.command.exits import run_app
+from jobs.evaluation.external_scores import read_scores
+from jobs.tables.stats import stats
 from pipeline.executors.in_process import run_in_process
-from pipeline.models.image_networks import read_config
-from pipeline.saes.files import open_npz, open_safetensors, read_json
+from pipeline.models.loaders.image_networks import read_config
+from pipeline.saes.files.tensors import open_npz, open_safetensors, read_json
 from pipeline.sources import open_source
-from pipeline.sources.image_files import read_images
-from pipeline.sources.prompt_sets import from_templates
-from pipeline.store import FeatureStore, local
-from pipeline.store.locks import flock
-from pipeline.store.objects import is_locked, locked, measure, readable, write_atomic
-from pipeline.store.parquet import write_frame
-from pipeline.store.site import write_site_weights
-from pipeline.tokenizer import load_tokenizer
+from pipeline.sources.images.files import read_images
+from pipeline.sources.prompts.sets import from_templates
+from pipeline.store import FeatureStore
+from pipeline.store.formats.parquet import write_frame
+from pipeline.store.objects import local
+from pipeline.store.objects.locks import flock
+from pipeline.store.objects.verbs import is_locked, locked, measure, readable, write_atomic
+from pipeline.store.records.site import write_site_weights
+from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.errors import InputError, PassingError
-from schemas.images_corpus import Images
-from schemas.run_file import Corpus
+from schemas.run.file import Corpus
+from schemas.run.images_corpus import Images
 from schemas.storage_failures import storage_failure, system_error
 from schemas.values import Hello
 from tests.kit import write_tiny_tokenizer

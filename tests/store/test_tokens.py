@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.packing import ContextRule, pack
-from pipeline.store.token_rows import counted_mask
-from pipeline.store.tokens import read_lake, read_links, read_token_shard, token_shard_bytes
+from pipeline.store.records.token_rows import counted_mask
+from pipeline.store.records.tokens import read_lake, read_links, read_token_shard, token_shard_bytes
+from pipeline.tokens.packing import ContextRule, pack
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Lake, ShardRecord
-from schemas.tables import tokens_schema
+from schemas.tables.tables import tokens_schema
 
 LABELS = {"party": "String", "year": "Int64"}
 LAKE = Lake(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.transposition import round_activations, to_features, to_postings
+from pipeline.store.formats.transposition import round_activations, to_features, to_postings
 from schemas.errors import ShardError
 from schemas.values import SparseFeatures
 from tests.store.build import random_features, to_dense

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from jobs.tokenize import tokenize
-from pipeline.store.objects import locked, write_atomic
-from pipeline.store.tokens import read_links
-from pipeline.store.unfinished import unfinished_tokens
+from jobs.lake.tokenize import tokenize
+from pipeline.store.objects.verbs import locked, write_atomic
+from pipeline.store.records.tokens import read_links
+from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.layout import Layout
 from tests.lakes import run_content, run_file, write_corpus
 

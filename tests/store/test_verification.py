@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 
 from pipeline.store import FeatureStore
-from pipeline.store.objects import measure
-from pipeline.store.parquet import write_frame
-from pipeline.store.site import write_site_weights
-from pipeline.store.tables import RECEIPTS_KEY, VERSION_KEY
-from pipeline.store.verification import VerifyReport
+from pipeline.store.formats.parquet import write_frame
+from pipeline.store.objects.verbs import measure
+from pipeline.store.records.site import write_site_weights
+from pipeline.store.records.tables import RECEIPTS_KEY, VERSION_KEY
+from pipeline.store.upkeep.verification import VerifyReport
 from schemas.errors import InputError
 from tests.statistics.made import feature_table
 from tests.store.build import D_SAE, Built, build

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.store.vocabulary import Span, Vocabulary, joined, shown
-from pipeline.tokenizer import LakeTokenizer, load_tokenizer
+from pipeline.store.records.vocabulary import Span, Vocabulary, joined, shown
+from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
-from schemas.tables import VOCABULARY
+from schemas.tables.tables import VOCABULARY
 from tests.kit import write_tiny_tokenizer
 
 TEXTS = {

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from pipeline.store.objects import measure
-from pipeline.store.transposition import round_activations, to_postings
+from pipeline.store.formats.transposition import round_activations, to_postings
+from pipeline.store.objects.verbs import measure
 from pipeline.store.writer import write_site
 from schemas.errors import InputError
 from schemas.records import DataObject
-from schemas.tables import ROW_COUNTS, postings_schema
+from schemas.tables.tables import ROW_COUNTS, postings_schema
 from schemas.values import SparseFeatures
 from tests.store.build import D_SAE, planned_site, random_features, to_dense
 

@@ -16,9 +16,9 @@ import pytest
 import zarr
 
 from pipeline.store import FeatureStore
-from pipeline.store.dense import DenseWriter, open_dense
-from pipeline.store.objects import readable
-from pipeline.store.site import open_site_rows, write_site_weights
+from pipeline.store.formats.dense import DenseWriter, open_dense
+from pipeline.store.objects.verbs import readable
+from pipeline.store.records.site import open_site_rows, write_site_weights
 from schemas.errors import InputError
 from schemas.layout import Layout
 from tests.store.build import D_SAE, build, planned_site

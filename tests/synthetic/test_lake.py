@@ -12,16 +12,16 @@ import polars as pl
 import pytest
 import yaml
 
-from jobs.run import run
-from pipeline.plan import resolve
+from jobs.lake.run import run
+from pipeline.plans.plan import resolve
 from pipeline.store import FeatureStore
-from pipeline.store.tokens import read_token_shard
+from pipeline.store.records.tokens import read_token_shard
 from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.planted import planted_rows
 from pipeline.synthetic.recipe import parse
 from pipeline.synthetic.truth import truth
 from schemas.errors import InputError
-from schemas.run_file import RunFile, load_run_file, parse_run_file
+from schemas.run.file import RunFile, load_run_file, parse_run_file
 from tests.kit import write_tiny_tokenizer
 from tests.lakes import data_bytes, extracted, write_corpus
 
@@ -170,7 +170,7 @@ def test_a_run_goes_through_all_its_steps_and_says_what_a_synthetic_site_lacks(t
     example = yaml.safe_load((ROOT / "examples/synthetic.yaml").read_text())
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(example | {"store": {"root": str(tmp_path / "store")}}))
-    command = [sys.executable, "-m", "jobs.cli", "run", str(path)]
+    command = [sys.executable, "-m", "jobs", "run", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert "a synthetic site has no decoder, so its features are not clustered" in done.stdout
@@ -197,9 +197,9 @@ def test_nothing_of_it_loads_torch(tmp_path):
     path.write_text(yaml.safe_dump(content(tmp_path)))
     code = f"""
 import sys
-from jobs.tokenize import tokenize
-from jobs.extract import extract
-from schemas.run_file import load_run_file
+from jobs.lake.tokenize import tokenize
+from jobs.lake.extract import extract
+from schemas.run.file import load_run_file
 run = load_run_file({str(path)!r})
 tokenize(run); extract(run)
 print(sorted({{"torch", "transformers", "tokenizers", "ray"}} & set(sys.modules)))

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.saes.files import (
+from pipeline.saes.files.tensors import (
     TensorFile,
     only_torch_file,
     open_torch,
@@ -27,7 +27,7 @@ from schemas.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 CONFIG, WEIGHTS, EVALUATION = "config.json", "ae.pt", "eval_results.json"
 LOOKS_FOR = f"a folder with {WEIGHTS} and {CONFIG}, or such a .pt file"

@@ -13,12 +13,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.saes.files import TensorFile, open_npz
+from pipeline.saes.files.tensors import TensorFile, open_npz
 from pipeline.saes.metadata import SaeMetadata, finite
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 WEIGHTS = "params.npz"
 LOOKS_FOR = f"a folder with {WEIGHTS}"
@@ -89,7 +89,7 @@ def settings(path: Path) -> dict[str, Any]:
 
 def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
     """See pipeline.saes.formats."""
-    from pipeline.saes.weights import fold_input_scale
+    from pipeline.saes.encoding.weights import fold_input_scale
 
     file = open_npz(_file(path))
     weights = file.take(_names(file), metadata)

@@ -12,13 +12,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.saes.files import TensorFile, open_safetensors, read_json, require
+from pipeline.saes.files.tensors import TensorFile, open_safetensors, read_json, require
 from pipeline.saes.metadata import SaeMetadata
 from pipeline.saes.module_points import hook_at, points_of
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 LOOKS_FOR = f"a folder with {CONFIG} and {WEIGHTS}"

@@ -22,12 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.saes.files import open_safetensors, positive_int, read_json, require
+from pipeline.saes.files.tensors import open_safetensors, positive_int, read_json, require
 from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 CONFIG, WEIGHTS = "hyperparams.json", "final.safetensors"
 LOOKS_FOR = f"a folder with {CONFIG} and checkpoints/{WEIGHTS}"
@@ -107,7 +107,9 @@ def settings(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
-    """See pipeline.saes.formats. The decoder's norms are folded in by `pipeline.saes.weights.finished`."""
+    """See pipeline.saes.formats. The decoder's norms are folded in by
+    `pipeline.saes.encoding.weights.finished`.
+    """
     import torch
 
     told = _settings(path)

@@ -11,12 +11,19 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.saes.files import TensorFile, only_torch_file, open_torch, positive_int, require, torch_names
+from pipeline.saes.files.tensors import (
+    TensorFile,
+    only_torch_file,
+    open_torch,
+    positive_int,
+    require,
+    torch_names,
+)
 from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 LOOKS_FOR = "a .pt file with pre_bias, latent_bias, encoder.weight and decoder.weight"
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.saes.files import (
+from pipeline.saes.files.tensors import (
     TensorFile,
     flag,
     only_torch_file,
@@ -27,7 +27,7 @@ from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 LOOKS_FOR = "a .pt file with W_enc, W_dec, b_enc and b_dec, or a folder that holds one .pt file"
 

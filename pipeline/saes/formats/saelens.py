@@ -11,14 +11,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.saes.architectures import array_names
-from pipeline.saes.files import TensorFile, flag, open_safetensors, positive_int, read_json, require
+from pipeline.saes.encoding.architectures import array_names
+from pipeline.saes.files.tensors import TensorFile, flag, open_safetensors, positive_int, read_json, require
 from pipeline.saes.metadata import NORMALIZATIONS, SaeMetadata
 from pipeline.saes.module_points import hook_at, points_of
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 LOOKS_FOR = f"a folder with {CONFIG} and {WEIGHTS}"
@@ -92,7 +92,7 @@ def settings(path: Path) -> dict[str, Any]:
 
 def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
     """See pipeline.saes.formats. A threshold keeps the precision it was saved in."""
-    from pipeline.saes.weights import fold_input_scale
+    from pipeline.saes.encoding.weights import fold_input_scale
 
     folder = _folder(path)
     weights = _stored(open_safetensors(folder / WEIGHTS), metadata)

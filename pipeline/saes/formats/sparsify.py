@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.saes.architectures import array_names
-from pipeline.saes.files import (
+from pipeline.saes.encoding.architectures import array_names
+from pipeline.saes.files.tensors import (
     flag,
     open_safetensors,
     optional_int,
@@ -24,7 +24,7 @@ from pipeline.saes.metadata import SaeMetadata
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.saes.weights import Weights
+    from pipeline.saes.encoding.weights import Weights
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 LOOKS_FOR = f"a folder with {CONFIG} and {WEIGHTS}"

@@ -12,18 +12,18 @@ from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from jobs import directions
-from jobs.cluster import cluster
-from jobs.clusters import density, features, graph, kmeans, placing
-from jobs.clusters.assignment import EXAMPLES
-from jobs.clusters.graph import communities, embedded, graph_of
-from jobs.clusters.kmeans import NO_CLUSTER, assign, fit, unit_rows
-from jobs.clusters.naming import TOKENS, count_firing, naming_tokens
-from jobs.clusters.rows import Decoder, Held
-from jobs.coactivation import coactivation
-from jobs.directions import Directions, directions_of
+from jobs.tables.cluster import cluster
+from jobs.tables.clusters import density, features, graph, kmeans, placing
+from jobs.tables.clusters.assignment import EXAMPLES
+from jobs.tables.clusters.graph import communities, embedded, graph_of
+from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, fit, unit_rows
+from jobs.tables.clusters.naming import TOKENS, count_firing, naming_tokens
+from jobs.tables.clusters.rows import Decoder, Held
+from jobs.tables.coactivation import coactivation
+from jobs.tables.pairs import directions
+from jobs.tables.pairs.directions import Directions, directions_of
 from pipeline.store import FeatureStore
-from schemas.run_file import Cluster
+from schemas.run.file import Cluster
 from tests.jobs.test_cluster import CONFIG, brute_context_vectors, built_store, rows_of_contexts
 
 
@@ -260,7 +260,7 @@ def test_a_planted_token_names_its_cluster_however_the_activations_are_cut(monke
     cluster_of = np.array([0, 0, 1, 1, NO_CLUSTER, 0])
     answers = []
     for chunk in (1 << 22, 3, 1):
-        monkeypatch.setattr("jobs.clusters.naming._CHUNK", chunk)
+        monkeypatch.setattr("jobs.tables.clusters.naming._CHUNK", chunk)
         counts = count_firing(tokens, sparse.csr_matrix(dense.astype(np.float32)), cluster_of, 2)
         answers.append(counts[:, :30].toarray())
     brute = [dense[:, cluster_of == c].sum(axis=1) for c in (0, 1)] + [dense.sum(axis=1)]

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from jobs.stats import stats
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
 from tests.store.build import Built, build
 

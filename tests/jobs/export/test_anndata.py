@@ -12,8 +12,8 @@ from scipy import sparse
 from jobs.cli import main
 from jobs.export import anndata_zarr
 from jobs.export.anndata_zarr import export
-from pipeline.store.csr import index_dtype
-from schemas.run_file import parse_run_file
+from pipeline.store.formats.csr import index_dtype
+from schemas.run.file import parse_run_file
 from tests.jobs.export.kit import built_store
 from tests.lakes import PARTIES, extracted, run_content
 from tests.store.build import D_SAE

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jobs.cli import app
-from jobs.exits import run_app
+from jobs.command.exits import run_app
 from jobs.export.folder import distinct_names, new_export, safe_name
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store

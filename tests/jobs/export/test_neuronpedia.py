@@ -17,9 +17,9 @@ import polars as pl
 import pytest
 
 from jobs.cli import main
+from jobs.evaluation.logits import LOGITS
 from jobs.export.neuronpedia import batch_features, check_files
 from jobs.export.windows import blocks
-from jobs.logits import LOGITS
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store, context_of
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from jobs.export.windows import BINS, blocks, read_block, source, tenths
-from jobs.feature_selection import select_features
+from jobs.tables.selection import select_features
 from schemas.errors import InputError
 from tests.jobs.export.kit import built_store, context_of
 from tests.store.build import build

@@ -15,8 +15,8 @@ from jobs.figures import FIGURES
 from jobs.figures.heatmap import draw_clustered, draw_frequencies, draw_matrix_sparsity, draw_plain
 from jobs.figures.images import draw_steered
 from jobs.figures.neighbours import draw_neighbours
+from jobs.figures.plots import render
 from jobs.figures.style import STYLE
-from jobs.plots import render
 from tests.jobs.made_up import made_up, made_up_attribution, made_up_images
 
 WORST = "$5 $x_i^{2}$ \\frac{ }{ \\$ _^ \x00\x1b[31m\x7f\x85\r\n\t \u202e\u2066\ufeff <b>&amp; ]]> %d {0} "

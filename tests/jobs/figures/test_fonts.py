@@ -9,9 +9,9 @@ from matplotlib.image import imread
 
 from jobs.figures import FIGURES, fonts
 from jobs.figures.fonts import families_for, legible, missing_note, use_fonts
+from jobs.figures.plots import plots, render
 from jobs.figures.setting import Setting, set_to
 from jobs.figures.style import STYLE, canvas
-from jobs.plots import plots, render
 from pipeline.store import FeatureStore
 from tests.jobs.figures.kit import hangul_font, write_font
 from tests.jobs.made_up import made_up
@@ -121,7 +121,7 @@ def test_plots_use_a_korean_font_for_labels_and_say_what_no_font_has(files, tmp_
     monkeypatch.setattr(store, "has_table", lambda *_: True)
     labels = made_up(60, 0)["labels"].with_columns(value=pl.lit("민주당"), q=pl.lit(0.01))
     one = {"label_differences": FIGURES["label_differences"]}
-    monkeypatch.setattr("jobs.plots.FIGURES", one)
+    monkeypatch.setattr("jobs.figures.plots.FIGURES", one)
     monkeypatch.setattr(store, "scan_table", lambda *_: labels.lazy())
     plots(store, "site")
     said = " ".join(capsys.readouterr().out.split())

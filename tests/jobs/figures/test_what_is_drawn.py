@@ -11,10 +11,10 @@ from matplotlib import rc_context
 
 from jobs.figures import FIGURES
 from jobs.figures.heatmap import draw_frequencies, draw_plain
+from jobs.figures.plots import drawing, render
 from jobs.figures.setting import Setting, set_to, setting
 from jobs.figures.style import STYLE
-from jobs.plots import drawing, render
-from jobs.units import unit_of_lake, unit_of_site
+from jobs.terminal.units import unit_of_lake, unit_of_site
 from schemas.values import Reads
 from tests.jobs.made_up import made_up, made_up_attribution, made_up_control, made_up_images
 

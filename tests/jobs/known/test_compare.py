@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from jobs.known.compare import Side, expected_means, features_table, found_hierarchy, measured_columns
-from jobs.known.counts import Counts
-from jobs.known.matching import Cosines, assigned, cosines_with, literal_order
-from jobs.known.reconstruction import Reconstructed
-from pipeline.dictionary.generator import NumpyDictionary
-from pipeline.dictionary.truth import truth_of
-from schemas.tables import TRUTH
+from jobs.studies.known.compare import Side, expected_means, features_table, found_hierarchy, measured_columns
+from jobs.studies.known.counts import Counts
+from jobs.studies.known.matching import Cosines, assigned, cosines_with, literal_order
+from jobs.studies.known.reconstruction import Reconstructed
+from pipeline.synthetic.dictionary.generator import NumpyDictionary
+from pipeline.synthetic.dictionary.truth import truth_of
+from schemas.tables.tables import TRUTH
 from tests.dictionary.test_generator import recipe
 
 

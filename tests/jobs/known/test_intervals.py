@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from jobs.known.intervals import mean_interval, share_interval
+from jobs.studies.known.intervals import mean_interval, share_interval
 
 
 def test_the_interval_of_a_share_is_that_of_clopper_and_pearson():

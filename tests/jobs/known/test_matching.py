@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from jobs.known.matching import (
+from jobs.studies.known.matching import (
     assigned,
     best_order,
     cosines_with,

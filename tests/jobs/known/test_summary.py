@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.known.matching import assigned, cosines_with, mcc, uniqueness
-from jobs.known.summary import detection
+from jobs.studies.known.matching import assigned, cosines_with, mcc, uniqueness
+from jobs.studies.known.summary import detection
 from tests.saes.reference import sae_lens
 
 ROWS, S, F, D = 300, 14, 10, 12

@@ -8,15 +8,15 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.plots import render
-from jobs.rank import rank
+from jobs.figures.plots import render
 from jobs.report.build import report
-from jobs.stats import stats
-from pipeline.executors.tasks import OneProcess
+from jobs.tables.rank import rank
+from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
-from pipeline.store.objects import write_atomic
-from pipeline.store.parquet import write_frame
-from schemas.tables import VOCABULARY
+from pipeline.store.formats.parquet import write_frame
+from pipeline.store.objects.verbs import write_atomic
+from pipeline.tasks import OneProcess
+from schemas.tables.tables import VOCABULARY
 from tests.store.build import D_SAE, Built, build
 
 HOSTILE = {

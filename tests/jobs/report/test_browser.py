@@ -14,7 +14,7 @@ import pytest
 from jobs.report.build import report
 from jobs.report.columns import VARIABLE, packed
 from jobs.report.page import script
-from pipeline.executors.tasks import OneProcess
+from pipeline.tasks import OneProcess
 from tests.jobs.report.kit import make_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -17,13 +17,13 @@ import pytest
 from jobs.report.build import report
 from jobs.report.page import number, percent, write
 from jobs.report.strips import alone, visible
-from jobs.report.windows import AFTER, BEFORE
-from pipeline.executors.tasks import OneProcess, Processes
-from pipeline.statistics.histogram import bin_edges
+from pipeline.statistics.features.histogram import bin_edges
 from pipeline.store import FeatureStore
-from pipeline.store.object_path import store_path
-from pipeline.store.objects import write_atomic
-from pipeline.store.tables import write_table
+from pipeline.store.objects.paths import store_path
+from pipeline.store.objects.verbs import write_atomic
+from pipeline.store.reading.windows import AFTER, BEFORE
+from pipeline.store.records.tables import write_table
+from pipeline.tasks import OneProcess, Processes
 from schemas.errors import InputError
 from tests.jobs.report.kit import HARMFUL_LABEL, HOSTILE, make_report, make_store
 from tests.store.build import D_SAE, build

@@ -6,7 +6,7 @@ import pytest
 from selenium.webdriver.support.ui import WebDriverWait
 
 from jobs.report.build import report
-from pipeline.executors.tasks import OneProcess
+from pipeline.tasks import OneProcess
 from tests.jobs.report.test_browser import (  # noqa: F401 - fixtures
     TOKENS,
     browser,

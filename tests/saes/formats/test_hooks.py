@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import trained_with
-from pipeline.models.torch_module import attacher
-from pipeline.planned import Place
+from pipeline.models.loaders.torch_module import attacher
+from pipeline.plans import sae_defaults as trained_with
+from pipeline.plans.reopen import Place
 from pipeline.saes import SaeMetadata, load_sae
 from pipeline.saes.formats import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 from pipeline.saes.module_points import HOOKS
-from pipeline.saes.reconstruction import Reconstruction, reconstruct
-from schemas.run_file import Model, Site
+from pipeline.saes.quality.reconstruction import Reconstruction, reconstruct
+from schemas.run.file import Model, Site
 from schemas.sentences import NOTE
 from tests.kit import D_MODEL, write_tiny_gemma, write_tiny_gpt2, write_tiny_llama
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, load, make_batch
@@ -175,7 +175,7 @@ BATCH = make_batch(np.array([D_MODEL - 4]), D_MODEL - 4)
 
 def in_hugging_face(folder: Path) -> Any:
     """The same model as a module that torch_module builds: hooks are paths of modules."""
-    from pipeline.models.hooked import HookedModel
+    from pipeline.models.hooks.hooked import HookedModel
 
     module, paths = causal_model(folder), [f"model.layers.1.{side}_{FF}" for side in ("pre", "post")]
     return HookedModel(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.saes import load_sae, read_metadata, sae_digest
-from pipeline.saes.normalization import normalize
+from pipeline.saes.encoding.normalization import normalize
 from schemas.errors import InputError
 from tests.saes.golden.check import DATA, assert_equals_golden, copy_of
 

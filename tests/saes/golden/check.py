@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 
 from pipeline.saes import load_sae
-from pipeline.saes.encoder import Encoder
+from pipeline.saes.encoding.encoder import Encoder
 
 DATA = Path(__file__).parents[2] / "data" / "saes"
 """Where the SAEs lie, one folder <format>-<case> each."""

@@ -1,0 +1,149 @@
+"""How a command ends: its exit code, and what stands on stderr."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import traceback
+import warnings
+from typing import TYPE_CHECKING
+
+from jobs.command.endings import ENDINGS
+
+if TYPE_CHECKING:
+    import typer
+
+CLOSED_PIPE = 141
+"""Where nobody reads on, as a shell tells SIGPIPE."""
+LONG_NUMBER = "Exceeds the limit"
+"""What Python says of a number of more than 4,300 digits."""
+
+
+def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
+    """Run the command line; what the user can mend is one sentence on stderr and exit code 2.
+
+    A fault of ours ends with its traceback and exit code 3; SIGINT and SIGTERM with 130 and 143, whatever
+    libraries make of them; a pipe that is closed, as by `head`, with 141 and without a word.
+    """
+    warnings.showwarning = _warn
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks becomes a question mark
+            stream.reconfigure(errors="replace")
+    ENDINGS.begin()
+    code: int | None = 3
+    try:
+        code = _command(app, arguments)
+        code = _flushed() or code
+    except SystemExit as stop:  # of typer, and of signals
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        ENDINGS.end()
+        sys.exit(ENDINGS.code or code)
+
+
+def _command(app: typer.Typer, arguments: list[str] | None) -> int:
+    """The exit code."""
+    from schemas.errors import InputError
+
+    try:
+        found = app(args=arguments, prog_name="latentlake", standalone_mode=False)
+        return found if isinstance(found, int) else 0
+    except InputError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _storage(error, arguments)
+    except OverflowError as error:
+        return _refuse(f"a number that was given is too large ({error}): give a smaller one")
+    except Exception as error:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
+        if hasattr(error, "format_message"):  # of click, whichever typer brings along
+            return _usage(error)
+        if isinstance(error, ValueError) and str(error).startswith(LONG_NUMBER):
+            return _refuse("a number that was given has thousands of digits: give one of 64 bits")
+        if type(error).__name__ == "Abort":
+            return _refuse("stopped: nothing was answered")
+        if (message := _system_message(error, arguments)) is not None:
+            return _refuse(message)
+        if ENDINGS.code is None:  # else a library made it of the signal
+            traceback.print_exc()
+        return 3
+
+
+def _refuse(message: str) -> int:
+    """Say what the user can mend."""
+    from schemas.sentences import redacted, shorten, visible
+
+    sys.stderr.write(f"latentlake: {visible(shorten(redacted(message)))}\n")
+    return 2
+
+
+def _usage(error: Exception) -> int:
+    """What click finds wrong with options and arguments; of a group without a command it has printed help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return 2
+    context = getattr(error, "ctx", None)
+    message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+    where = f" (see `{context.command_path} --help`)" if context is not None else ""
+    return _refuse(f"{message.rstrip('.')}{where}")
+
+
+def _storage(error: OSError, arguments: list[str] | None = None) -> int:
+    """What the operating system refuses."""
+    if error.errno == errno.EPIPE and _is_closed():
+        _write_nowhere()
+        return CLOSED_PIPE
+    return _refuse(_system_message(error, arguments) or str(error))
+
+
+def _flushed() -> int:
+    """Write what is left for standard output: 0, or the exit code where that can not be done."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _storage(error)
+        _write_nowhere()
+        return code
+    return 0
+
+
+def _is_closed() -> bool:
+    """Whether standard output is a pipe that nobody reads."""
+    import select
+
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
+def _write_nowhere() -> None:
+    """The interpreter flushes at its end, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _system_message(error: Exception, arguments: list[str] | None) -> str | None:
+    """What the system refused, with the path, or else the command; None where it refused nothing."""
+    from schemas.storage_failures import storage_failure, system_error
+
+    if not isinstance(error, OSError) and system_error(error) is None:
+        return None
+    command = " ".join(["latentlake", *(sys.argv[1:] if arguments is None else arguments)[:1]])
+    path = getattr(error, "filename", None) or f"the output of `{command}`"
+    own = isinstance(error, OSError) and error.strerror not in (None, os.strerror(error.errno or 0))
+    failure = None if own else storage_failure(error, path, "read")
+    if failure is not None:
+        return str(failure)
+    said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return f"{path}: {said}; free or fix it and run again"
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as a line, without the place in the code."""
+    from schemas.sentences import redacted, shorten, visible
+
+    sys.stderr.write(f"warning: {visible(shorten(redacted(str(message))))}\n")

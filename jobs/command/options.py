@@ -1,0 +1,153 @@
+"""What the commands share: the types of their arguments, and what opens a store, a run file, a log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.store import FeatureStore
+    from schemas.run.file import RunFile
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")]
+StoreText = Annotated[
+    str, typer.Argument(metavar="STORE", help="Store folder or URL (s3://…), or the run file that names it.")
+]
+SiteName = Annotated[str | None, typer.Option("--site", help="Site; may be left out where there is one.")]
+AcceptEnvironment = Annotated[
+    bool,
+    typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
+]
+LogJson = Annotated[
+    Path | None, typer.Option("--log-json", help="Add every event of the driver to this file, as JSON lines.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes, or Ray tasks at once. Default: as many as pay."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster to run on: its Ray address, host:6379 (no dashboard's URL). Default: this machine.",
+    ),
+]
+ModelWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Processes, or Ray tasks at once, each with the model. Default: one process."
+    ),
+]
+ModelPath = Annotated[
+    str | None, typer.Option("--model", help="Where the model's files lie now. Default: where they lay.")
+]
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto (a GPU if there is one; with --address what the pass used), cpu or cuda."
+    ),
+]
+FigureLanguage = Annotated[
+    str,
+    typer.Option("--language", help="Of titles and axes: en, ko, or both; what has no Korean is English."),
+]
+Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
+
+
+def check_numbers(app: typer.Typer) -> None:
+    """Of all commands: whole numbers have 64 bits, others are finite, whatever a command makes of them."""
+    for command in app.registered_commands:
+        if command.callback is not None:
+            command.callback = _with_numbers_checked(command.callback)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            check_numbers(group.typer_instance)
+
+
+def _with_numbers_checked(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def checked(**given: Any) -> Any:
+        for name, value in given.items():
+            for one in value if isinstance(value, list | tuple) else (value,):
+                _check_number(name.replace("_", "-"), one)
+        return command(**given)
+
+    return checked
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise input_error(f"{name} is a number of {value.bit_length():,} bits: give one of at most 64")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise input_error(f"{name} is {value}: give a finite number")
+
+
+def input_error(message: str) -> Exception:
+    """What the user can mend; imported when it is raised."""
+    from schemas.errors import InputError
+
+    return InputError(message)
+
+
+@contextmanager
+def logged(path: Path | None) -> Iterator[None]:
+    """Events of this process go to the end of a file, where one is asked for."""
+    if path is None:
+        yield
+        return
+    import logging
+
+    from pipeline.monitor import logs
+
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        logs.start(file)
+        try:
+            yield
+        finally:
+            logs.LOGGER.handlers = [logging.NullHandler()]
+
+
+def read_run_file(path: Path) -> RunFile:
+    """The run file, checked."""
+    from schemas.run.file import load_run_file
+
+    return load_run_file(path)
+
+
+def root_of(store: str) -> str:
+    """The store's folder or URL, given itself or a run file."""
+    return read_run_file(Path(store)).store.root if store.endswith((".yaml", ".yml")) else store
+
+
+def open_store(store: str) -> tuple[FeatureStore, RunFile | None]:
+    """Open a store, given its folder, its URL or a run file."""
+    from pipeline.store import FeatureStore
+
+    run_file = read_run_file(Path(store)) if store.endswith((".yaml", ".yml")) else None
+    return FeatureStore.open(run_file.store.root if run_file else store), run_file
+
+
+def sites_of(store: FeatureStore, site: str | None) -> list[str]:
+    """The sites that a command about features is about: the one named, or all that have features."""
+    if site is not None and site not in store.sites:
+        raise input_error(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
+    if not store.sites:
+        raise input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
+    if site is not None:
+        return [store.require_features(site).name]
+    found = [name for name, info in store.sites.items() if info.has_sae]
+    return found or [store.require_features(next(iter(store.sites))).name]
+
+
+def one_site(store: FeatureStore, site: str | None) -> str:
+    """The site that a command about one feature means."""
+    names = sites_of(store, site)
+    if len(names) > 1:
+        raise input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
+    return names[0]

@@ -1,0 +1,58 @@
+"""Where a job's tasks run: in this process, in several on this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.store import FeatureStore
+from pipeline.tasks import OneProcess, Processes, Tasks
+from schemas.records import Plan
+
+WORTH_NNZ = 1 << 24
+"""Activations from which on more than one process pays: starting them takes some two seconds."""
+
+MEMORY_OF_A_WORKER = 3 << 29
+"""Free memory in bytes that is asked of this machine for each process."""
+
+
+def choose_tasks(store: FeatureStore, workers: int | None = None, address: str | None = None) -> Tasks:
+    """Tasks for a job over the store; `workers` None: the cores of this machine where it pays, else one."""
+    if address is not None:
+        from pipeline.executors.on_ray.tasks import RayTasks
+
+        return RayTasks(address, most=workers, root=store.layout.root)
+    n = workers or _worth(store)
+    return Processes(n) if n > 1 else OneProcess()
+
+
+def choose_model_tasks(
+    store: FeatureStore, plan: Plan, device: str, workers: int | None = None, address: str | None = None
+) -> Tasks:
+    """Tasks for a job that runs the plan's model on `device`.
+
+    Each worker loads the model, which takes the plan's threads; so there is one unless more are asked for,
+    and on a Ray cluster a task has as many CPUs and, on `cuda`, a GPU.
+    """
+    if address is not None:
+        from pipeline.executors.on_ray.tasks import RayTasks
+
+        gpus, root = int(device == "cuda"), store.layout.root
+        return RayTasks(address, cpus_per_task=plan.threads, gpus_per_task=gpus, most=workers, root=root)
+    return Processes(workers) if workers is not None and workers > 1 else OneProcess()
+
+
+def device_for(plan: Plan, device: str, address: str | None) -> str:
+    """`auto`: on a Ray cluster what the pass was made on, here a GPU where torch sees one."""
+    if device == "auto" and address is not None:
+        return plan.device
+    from pipeline.models.device import device_here
+
+    return device_here(device)
+
+
+def _worth(store: FeatureStore) -> int:
+    receipts = [receipt for name in store.plans for receipt in store.pass_receipts(name).values()]
+    if sum(receipt.nnz for receipt in receipts) < WORTH_NNZ:
+        return 1
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), free // MEMORY_OF_A_WORKER))

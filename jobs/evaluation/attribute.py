@@ -1,0 +1,288 @@
+"""`latentlake attribute STORE`: which features make a model prefer one answer to the other, by label.
+
+Each document is a prompt with two answers (`corpus.kind: prompts`). The gap is p(answer) - p(other) behind
+the prompt's last token, an answer being its first token; prompts whose answers begin alike are counted and
+left out. `pipeline.evaluation.integrated_gradients` says how the gap, and its square (IG2), are shared out
+among the latents, and what completeness is: the quadrature starts with 16 nodes, doubled up to 128 for
+prompts whose attributions do not add up to 1 % (--tolerance).
+
+Of every value of a label the k features with the largest |mean| are selected, by IG2 if nothing else is
+asked for; the union over the values is the selection. A value's features are then ablated, one at a time, in
+its prompts in which they are active: an effect holds when its interval over prompts leaves 0 out and it has
+the sign of the attribution. --scores takes the selection from a table of another method, without running the
+model; with --ablate its features are ablated too, in all prompts where the table names no label and value.
+
+No layer below the SAE's hook is run again for a prompt (`pipeline.models.hooks.replay`): a node of a
+quadrature and an ablation take a pass through the layers above it.
+
+Tables: `attributions`, `attribution_prompts`, `attribution_selection`. Parts of a shard are tasks, and are
+added up in shard order: equal bits for any number of workers. Each is kept as it ends, so a job that was
+killed, asked for the same of the same store, model and SAE again, goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.evaluation.external_scores import labels_of, read_scores, require_values
+from jobs.terminal.console import console, say
+from jobs.terminal.progress import counting
+from pipeline.plans.plan import environment
+from pipeline.plans.reopen import use_in
+from pipeline.statistics.evaluation.attribution import SUMS, combine, finalize, select, with_effects
+from pipeline.store import FeatureStore
+from pipeline.store.records.parts import Parts
+from pipeline.store.records.tables import require_writable
+from pipeline.store.records.tokens import read_links
+from pipeline.tasks import OneProcess, Tasks
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.tables.attribution import ATTRIBUTION_PROMPTS
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.attribution import Part, Work
+
+CONTEXTS = 16
+"""Prompts of a task."""
+MEASURES = ("ig2", "ig")
+Function = Callable[["Part"], tuple[pl.DataFrame, ...]]
+"""Frames of a part."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options, see `jobs.cli_tables.attribute`; `ablate` None: yes, but not with `scores`."""
+
+    device: str = "cpu"
+    labels: tuple[str, ...] = ()
+    by: str = "ig2"
+    k: int = 10
+    tolerance: float = 0.01
+    scores: Path | None = None
+    ablate: bool | None = None
+    answers: tuple[str, ...] = ()
+    model: str | None = None
+    sae: str | None = None
+    tokenizer: str | None = None
+
+
+def attribute(
+    store: FeatureStore, site: str, asked: Asked | None = None, tasks: Tasks | None = None
+) -> pl.DataFrame:
+    """Write the tables of a site; return `attribution_selection`.
+
+    InputError where the lake holds no prompts with answers, where model, SAE or tokenizer are gone or
+    changed, and for a table of scores that names features or values that are not there.
+    """
+    began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    if asked.by not in MEASURES:
+        raise InputError(f"--by {asked.by!r} is none of {', '.join(MEASURES)}")
+    require_writable(store.layout, site)
+    labels, answers = _columns(store, asked)
+    kept: list[Parts] = []
+    if asked.scores is None:
+        work, parts = _work(store, site, asked, labels, answers)
+        kept.append(_kept(store, work))
+        selection = select(_attributed(store, site, work, parts, tasks, kept[-1]), asked.by, asked.k)
+    else:
+        selection = select(read_scores(asked.scores, store.site(site).d_sae), "score", asked.k)
+    if asked.ablate if asked.ablate is not None else asked.scores is None:
+        named = labels_of(selection, labels)
+        if asked.scores is None:
+            work = replace(work, labels=named)
+        else:
+            work, parts = _work(store, site, asked, named, answers)
+            require_values(store, parts, selection, named)
+        kept.append(_kept(store, work, _chosen(selection)))
+        squared = asked.scores is None and asked.by == "ig2"
+        selection = _ablated(site, work, parts, selection, tasks, kept[-1], squared=squared)
+    store.write_table(site, "attribution_selection", selection)
+    for each in kept:
+        each.remove()
+    _tell(site, selection, time.monotonic() - began)
+    return selection
+
+
+def _attributed(
+    store: FeatureStore, site: str, work: Work, parts: list[Part], tasks: Tasks, kept: Parts
+) -> pl.DataFrame:
+    """Write `attributions` and `attribution_prompts`; the first."""
+    from pipeline.evaluation.attribution import attribute_part
+
+    what = f"attribute {site}: integrated gradients"
+    found = _run(what, partial(attribute_part, work), 2, parts, tasks, kept)
+    prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *(of_part for of_part, _ in found)])
+    skipped = sum(part.stop - part.first for part in parts) - prompts.height
+    if prompts.is_empty():
+        raise InputError(
+            f"site {site!r}: the two answers of all {skipped:,} prompts begin with the same token, so there "
+            "is no gap to explain: give answers that differ from their first token on"
+        )
+    table = finalize(combine([sums for _, sums in found]))
+    store.write_table(site, "attribution_prompts", prompts)
+    store.write_table(site, "attributions", table)
+    _tell_prompts(site, prompts, skipped, work.tolerance)
+    return table
+
+
+def _ablated(
+    site: str,
+    work: Work,
+    parts: list[Part],
+    selection: pl.DataFrame,
+    tasks: Tasks,
+    kept: Parts,
+    *,
+    squared: bool,
+) -> pl.DataFrame:
+    """The selection, each of its features ablated in the prompts of the values that it was selected for."""
+    from pipeline.evaluation.attribution import ablate_part
+
+    function = partial(ablate_part, work, _chosen(selection))
+    found = _run(f"attribute {site}: ablation", function, 1, parts, tasks, kept)
+    sums = combine([pl.DataFrame(schema=SUMS), *(of_part for (of_part,) in found)])
+    return with_effects(selection, sums, squared=squared)
+
+
+def _chosen(selection: pl.DataFrame) -> pl.DataFrame:
+    """Label, value and feature of what is ablated."""
+    return selection.filter(pl.col("rank").is_not_null()).select("label", "value", "feature")
+
+
+def _run(
+    what: str, function: Function, frames: int, parts: list[Part], tasks: Tasks, kept: Parts
+) -> list[Sequence[pl.DataFrame]]:
+    """The frames of all parts, in order; those that are kept are not made again."""
+    done = {n: old for n, part in enumerate(parts) if (old := kept.read(part.name, frames)) is not None}
+    rest = [part for n, part in enumerate(parts) if n not in done]
+    if done:
+        say(f"{what}: goes on behind {len(done):,} of {len(parts):,} parts that an earlier run has left")
+    found: list[Sequence[pl.DataFrame]] = []
+    with counting(what, sum(part.stop - part.first for part in rest), "prompts") as advance:
+        fresh = tasks.map(function, rest)
+        for n, part in enumerate(parts):
+            found.append(done[n] if n in done else next(fresh))
+            if n not in done:
+                kept.write(part.name, found[n])
+                advance(part.stop - part.first)
+    return found
+
+
+def _kept(store: FeatureStore, work: Work, chosen: pl.DataFrame | None = None) -> Parts:
+    """The parts that were left by a job that was asked for the same; `chosen` features: of an ablation."""
+    site = work.use.site.name
+    about = {
+        "what": None if chosen is None else chosen.rows(),
+        "receipts": store.receipts_digest(site),
+        "shards": [record.name for record in store.committed(site)],
+        "plan": [work.use.plan.hash, work.use.plan.device, work.use.plan.threads],
+        "of": [CONTEXTS, work.labels, work.answers, work.tolerance, work.lake.tokenizer_digest],
+        "environment": environment(),
+    }
+    return Parts(store.layout.parts(site, "attribute", digest_of(about)[:32]))
+
+
+def _work(
+    store: FeatureStore, site: str, asked: Asked, labels: tuple[str, ...], answers: tuple[str, str]
+) -> tuple[Work, list[Part]]:
+    """What all parts share, and the parts; InputError where it can not be done."""
+    from pipeline.evaluation.attribution import Part, Work
+
+    if store.lake.contexts != "document":
+        raise InputError(
+            "documents of this store share contexts, so the end of a prompt is not that of a context: "
+            "tokenize the prompts anew with tokens.contexts: document"
+        )
+    if store.lake.separator_id is not None and store.lake.special_tokens != "exclude":
+        raise InputError(
+            "each prompt of this store ends with a counted EOS, behind which no answer stands: tokenize the "
+            "prompts anew with tokens.separator: none"
+        )
+    use = use_in(store, site, device=asked.device, model=asked.model, sae=asked.sae)
+    tokenizer = asked.tokenizer or store.lake.tokenizer
+    work = Work(store.layout, store.lake, use, labels, answers, tokenizer, asked.tolerance)
+    parts = [
+        Part(record, first, min(first + CONTEXTS, record.contexts))
+        for record in store.committed(site)
+        for first in range(0, record.contexts, CONTEXTS)
+    ]
+    if not parts:
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    return work, parts
+
+
+def _columns(store: FeatureStore, asked: Asked) -> tuple[tuple[str, ...], tuple[str, str]]:
+    """The labels asked for (default: all but the answers), and the columns of the answers."""
+    known = store.lake.label_columns
+    answers = asked.answers or _answers_of(store)
+    for option, names in (("--answers", answers), ("--label", asked.labels)):
+        for name in names:
+            if name not in known:
+                raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
+    if taken := [name for name in asked.labels if name in answers]:
+        raise InputError(f"--label {taken[0]!r} is a column of answers: name one of the prompts' labels")
+    if len(set(answers)) != 2:
+        raise InputError(f"--answers {','.join(answers)!r} are not two columns: give two, as answer,other")
+    labels = tuple(dict.fromkeys(asked.labels)) or tuple(name for name in known if name not in answers)
+    if not labels and asked.scores is None:
+        raise InputError(
+            "the prompts have no label beside their answers, and attributions are means by label: tokenize "
+            "them with corpus.label_columns"
+        )
+    return labels, (answers[0], answers[1])
+
+
+def _answers_of(store: FeatureStore) -> tuple[str, ...]:
+    """The columns of the answers, as the links of the corpus chain tell."""
+    found = {tuple(link.source.get("answers", ())) for link in read_links(store.layout)} - {()}
+    if len(found) != 1:
+        several = "different ones" if found else "none"
+        raise InputError(
+            f"the corpus names two columns of answers for its prompts, but this store's has {several}: give "
+            "--answers FIRST,OTHER, two label columns"
+        )
+    return found.pop()
+
+
+def _tell_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:
+    gap, baseline, nodes = (prompts[name].to_numpy() for name in ("gap", "baseline", "nodes"))
+    error = np.abs(prompts["ig_sum"].to_numpy() - (gap - baseline)).max()
+    lacking = prompts.height - int(prompts["complete"].sum())
+    say(
+        f"[bold]attribute[/] {site}: {prompts.height:,} prompts, mean |gap| {np.abs(gap).mean():.4g}, with "
+        f"no latent active {np.abs(baseline).mean():.4g}"
+    )
+    if skipped:
+        say(f"  left out: {skipped:,} prompts whose answers begin with the same token")
+    say(
+        f"  completeness: largest error {error:.2g} of a gap, {nodes.min()} to {nodes.max()} nodes; "
+        f"{lacking:,} prompts beyond the tolerance of {tolerance:.2g}"
+    )
+
+
+def _tell(site: str, selection: pl.DataFrame, seconds: float) -> None:
+    """The map label -> features; those whose effect holds have a star."""
+    union = selection["feature"].n_unique()
+    ranked = selection.filter(pl.col("rank").is_not_null()).sort("label", "value", "rank")
+    table = Table(title=f"features of {site} by label value (* the effect holds under ablation)")
+    for column in ("label", "value", "prompts", "features"):
+        table.add_column(column, justify="right" if column == "prompts" else "left")
+    for rows in ranked.partition_by("label", "value", maintain_order=True):
+        starred = rows.select("feature", "holds").iter_rows()
+        names = " ".join(f"{feature}{'*' if holds else ''}" for feature, holds in starred)
+        label, value, prompts = rows.select("label", "value", "prompts").row(0)
+        table.add_row(escape(label), escape(value), "" if prompts is None else f"{prompts:,}", names)
+    console.print(table)
+    tested = ranked["holds"].drop_nulls()
+    told = f", {int(tested.sum()):,} of {len(tested):,} that were ablated hold" if len(tested) else ""
+    say(f"[bold]attribute[/] {site}: {union:,} features in the union{told} ({seconds:.1f} s)")

@@ -1,0 +1,158 @@
+"""What `latentlake check-sae` prints and writes: progress, the table, the verdict, the JSON file."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.terminal.console import console, say
+from pipeline.evaluation.sae_check import Losses
+from pipeline.saes.quality.reconstruction import MASSIVE, Reconstruction
+
+if TYPE_CHECKING:
+    from jobs.evaluation.check_sae import Report
+
+L0_FACTOR = 2.0
+"""An L0 further than this factor from the card's is worth a sentence."""
+
+DECIDE = 0.05
+"""Massive rows that change the explained variance by more than this are worth one."""
+
+
+def show(report: Report) -> None:
+    """The table, and one or two sentences."""
+    console.print(_table(report))
+    if isinstance(report.losses, str):
+        say(f"No losses: {escape(report.losses)}")
+    for line in sentences(report):
+        say(escape(line))
+    colour = "green" if report.is_fine else "red"
+    say(f"[{colour}]{escape(report.diagnosis.verdict)}[/]")
+
+
+def sentences(report: Report) -> list[str]:
+    """What stands beside the verdict: a card that differs, special tokens that dominate."""
+    told = [note for note in report.about.notes if note]
+    card, l0 = report.about.card.get("l0"), report.figures.l0_mean
+    if card and not 1 / L0_FACTOR <= l0 / card <= L0_FACTOR:
+        told.append(f"L0 is {l0:.1f}, its card says {card:g}.")
+    if sentence := massive_rows(report.figures):
+        told.append(sentence)
+    lost = report.diagnosis.as_loaded.explained_variance - report.with_special
+    if report.is_fine and lost > 0.1:
+        told.append(
+            f"Leave special tokens out: counted too, explained variance is {report.with_special:.3f}."
+        )
+    return told
+
+
+def massive_rows(found: Reconstruction) -> str | None:
+    """A sentence where a few massive rows decide what the explained variance of all rows is."""
+    if not abs(found.explained_variance - found.judged) > DECIDE:
+        return None
+    return (
+        f"{found.massive:,} of {found.n:,} rows ({found.massive / found.n:.2%}) decide the explained "
+        f"variance: their norm is above {MASSIVE:g} times the median (attention sinks?). With them it is "
+        f"{found.explained_variance:.3f}, without them {found.judged:.3f}; the SAE is judged without them."
+    )
+
+
+def _table(report: Report) -> Table:
+    """Figures, beside the card's where there is one."""
+    card = report.about.card
+    where = " -> ".join(dict.fromkeys(report.place))
+    table = Table(title=f"{escape(report.asked.sae)} at {escape(where)}", title_justify="left")
+    for column in ("figure", "measured", *(("its card",) if card else ())):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for name, value, in_card in _figures(report):
+        published = [f"{card[in_card]:g}" if in_card in card else ""] if card else []
+        table.add_row(name, value, *published)
+    return table
+
+
+def _figures(report: Report) -> list[tuple[str, str, str]]:
+    """Name, value, and the name that a card gives it."""
+    found = report.figures
+    share = found.dead / len(found.active)
+    rows = [
+        ("tokens counted", f"{found.n:,}", ""),
+        ("L0, mean", f"{found.l0_mean:.1f}", "l0"),
+        ("L0, median", f"{found.l0_median:g}", ""),
+        (
+            f"features that fired on none of {found.n:,} tokens",
+            f"{share:.2%} ({found.dead:,} of {len(found.active):,})",
+            "dead",
+        ),
+        ("explained variance", f"{found.explained_variance:.4f}", "explained_variance"),
+        *_without_massive(found),
+        ("squared error of an element", f"{found.mse:.4g}", "mse"),
+        ("cosine, mean", f"{found.cosine:.4f}", "cosine"),
+        ("explained variance, special tokens too", f"{report.with_special:.4f}", ""),
+    ]
+    if isinstance(report.losses, Losses):
+        rows += [
+            (f"loss of {report.losses.n:,} predictions", f"{report.losses.clean:.4f}", ""),
+            ("loss, reconstruction put in", f"{report.losses.patched:.4f}", ""),
+            ("loss, zeros put in", f"{report.losses.zero:.4f}", ""),
+            ("loss recovered", f"{report.losses.recovered:.4f}", "loss_recovered"),
+        ]
+    return rows
+
+
+def _without_massive(found: Reconstruction) -> list[tuple[str, str, str]]:
+    """The line of the explained variance without massive rows, where there are any."""
+    if not found.massive:
+        return []
+    name = f"explained variance without {found.massive:,} rows above {MASSIVE:g} times the median norm"
+    return [(name, f"{found.rest.explained_variance:.4f}", "")]
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All numbers; what is not a number is null."""
+    found, losses = report.figures, report.losses
+    figures = {
+        "tokens": found.n,
+        "l0_mean": found.l0_mean,
+        "l0_median": found.l0_median,
+        "dead": found.dead,
+        "dead_share": found.dead / len(found.active),
+        "explained_variance": found.explained_variance,
+        "massive_rows": found.massive,
+        "explained_variance_without_massive_rows": found.rest.explained_variance,
+        "mse": found.mse,
+        "cosine": found.cosine,
+        "explained_variance_with_special_tokens": report.with_special,
+    }
+    measured = isinstance(losses, Losses)
+    content = {
+        "sae": report.asked.sae,
+        "model": report.run.model.path,
+        "hook_name": report.place.read,
+        "hook_name_out": report.place.target,
+        "corpus": report.run.corpus.path,
+        "context_size": report.lake.context_size,
+        "prepend_bos": report.lake.bos_id is not None,
+        "figures": figures,
+        "losses": losses._asdict() | {"recovered": losses.recovered} if isinstance(losses, Losses) else None,
+        "no_losses": None if measured else losses,
+        "card": dict(report.about.card),
+        "as_loaded": report.diagnosis.as_loaded._asdict(),
+        "alternatives": [finding._asdict() for finding in report.diagnosis.tried],
+        "likely": report.diagnosis.likely._asdict() if report.diagnosis.likely else None,
+        "verdict": report.diagnosis.verdict,
+        "is_fine": report.is_fine,
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

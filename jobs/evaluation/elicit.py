@@ -1,0 +1,237 @@
+"""`latentlake elicit STORE "text"`: the features of a typed text, by activation and by surprise.
+
+The store's model and SAE read the text (`pipeline.evaluation.typed_text`). BOS is dropped first; then
+activations are averaged over the text's positions, or one position is taken, counted after the drop. Surprise
+is that of `pipeline.statistics.evaluation.surprise`, over several positions the largest of theirs: a mean
+would put features first that fire everywhere, each time as they do (1.44 bits on average). Shapes: T tokens
+of the text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from rich.markup import escape
+from rich.text import Text
+
+from jobs.terminal.console import console, say
+from jobs.terminal.outputs import require_file, write_file
+from jobs.terminal.progress import counting
+from jobs.terminal.strips import (
+    AFTER,
+    BEFORE,
+    Strip,
+    html_page,
+    shown,
+    strip_of,
+    strips_of,
+    strongest_in,
+    text_strip,
+)
+from pipeline.evaluation.typed_text import Places, TypedText, run_text
+from pipeline.statistics.evaluation.surprise import Stored, surprise_bits
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.tables.tables import Schema
+from schemas.values import F64, I64
+
+ELICITED: Schema = {
+    "feature": pl.UInt32(),
+    "activation": pl.Float64(),
+    "surprise_bits": pl.Float64(),
+    "strongest": pl.Float32(),
+    "position": pl.Int64(),
+    "frequency": pl.Float64(),
+    "max_activation": pl.Float32(),
+}
+"""A row per feature that fires at the positions asked about. `activation`: mean over them; `surprise_bits`:
+at the most surprising of them; `strongest`: the activation of largest magnitude, at `position`; then columns
+of the feature table, null where the feature never fires in the store."""
+
+
+class Asked(NamedTuple):
+    """The command's options, see `jobs.cli_views.elicit`."""
+
+    text: str
+    position: int | None = None
+    n: int = 10
+    features: tuple[int, ...] = ()
+    maximum: float | None = None
+    html: Path | None = None
+
+
+def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None = None) -> pl.DataFrame:
+    """Print the features of a text, or the text shaded by some features; all that fires (schema ELICITED).
+
+    InputError as `run_text`; for a position or a feature that is not there; before `latentlake stats`.
+    """
+    require_file(asked.html, "--html")
+    for feature in asked.features:
+        store.require_feature(site, feature)
+    store.scan_features(site)  # is it there? before the model is loaded
+    with counting("running the model and the SAE"):
+        typed = run_text(store, site, asked.text, places or Places())
+    rows = rows_asked(store, typed, asked.position)
+    found = elicited(store, site, typed, rows)
+    place = "" if asked.position is None else f" at position {rows[0]}"
+    over = place or f", mean over {len(rows)} positions"
+    body = store.lake.context_size - (store.lake.bos_id is not None)
+    if (contexts := -(-len(typed.token_ids) // body)) > 1:
+        over += f" of {contexts} contexts of the lake's {store.lake.context_size} tokens"
+    say(f"[bold]elicit[/] {site}: {len(typed.token_ids)} tokens{over}, {found.height} features fire")
+    firing = None if asked.position is None else int(rows[0])
+    if asked.features:
+        _show_strips(store, site, typed, asked, firing, found)
+    else:
+        for by in ("activation", "surprise_bits"):
+            _show_ranking(store, site, typed, ranked(found, by).head(asked.n), by)
+    if asked.html is not None:
+        chosen = asked.features or ranked(found, "activation").head(asked.n)["feature"].to_list()
+        strips = ((_told(found, f), *_strip(store, site, typed, f, asked.maximum, firing)) for f in chosen)
+        page = html_page(f"A text in {site}", asked.text, strips)
+        write_file(asked.html, page.encode(), "--html")
+        say(f"HTML: [bold]{escape(str(asked.html))}[/]")
+    return found
+
+
+def rows_asked(store: FeatureStore, typed: TypedText, position: int | None) -> I64:
+    """The rows that activations are taken of: those counted, or the one at `position`: int64."""
+    tokens, rows = len(typed.token_ids), np.flatnonzero(typed.counted)
+    if position is None:
+        if not len(rows):
+            raise InputError("no token of the text is one that the site reads: type more, or other ones")
+        return rows
+    if position not in range(-tokens, tokens):
+        raise InputError(
+            f"position {position} is not in the text: its {tokens} tokens have 0 to {tokens - 1}, or "
+            f"{-tokens} to -1"
+        )
+    place = position % tokens
+    if place not in rows:
+        piece = store.vocabulary.at(typed.token_ids.tolist(), place)
+        raise InputError(f"position {position} ({piece!r}) is none that the site counts: choose another")
+    return np.array([place])
+
+
+def elicited(store: FeatureStore, site: str, typed: TypedText, rows: I64) -> pl.DataFrame:
+    """All features that fire at the rows, by feature (schema ELICITED)."""
+    matrix = typed.activations[rows].tocoo()
+    order = np.lexsort((matrix.row, matrix.col))
+    fires = pl.DataFrame(
+        {
+            "feature": matrix.col[order].astype(np.uint32),
+            "position": rows[matrix.row[order]],
+            "value": matrix.data[order].astype(np.float32),
+        }
+    )
+    columns = ("feature", "frequency", "max_activation", "min_activation", "counted_rows")
+    table = (
+        store.scan_features(site)
+        .filter(pl.col("feature").is_in(fires["feature"].unique().to_list()))
+        .select(*columns, "histogram_bins", "histogram_counts")
+        .collect()
+    )
+    fires = fires.with_columns(bits=pl.Series(_surprise(fires, table), dtype=pl.Float64))
+    strongest = pl.col("value").abs().arg_max()
+    return (
+        fires.group_by("feature", maintain_order=True)
+        .agg(
+            activation=pl.col("value").cast(pl.Float64).sum() / len(rows),
+            surprise_bits=pl.col("bits").max(),
+            strongest=pl.col("value").get(strongest),
+            position=pl.col("position").get(strongest),
+        )
+        .join(table, on="feature", how="left", maintain_order="left")
+        .select(*ELICITED)
+    )
+
+
+def _surprise(fires: pl.DataFrame, table: pl.DataFrame) -> F64:
+    """Bits of each firing, in their order; both frames are sorted by feature, and have the same ones."""
+    groups = fires.partition_by("feature", maintain_order=True)
+    bits = [np.empty(0)]
+    for group, row in zip(groups, table.iter_rows(named=True), strict=True):
+        never = row["max_activation"] is None
+        stored = Stored(
+            np.array(row["histogram_bins"], np.int16),
+            np.array(row["histogram_counts"], np.int64),
+            np.inf if never else row["min_activation"],
+            -np.inf if never else row["max_activation"],
+        )
+        bits.append(surprise_bits(stored, group["value"].to_numpy(), row["counted_rows"]))
+    return np.concatenate(bits)
+
+
+def ranked(found: pl.DataFrame, by: str) -> pl.DataFrame:
+    """The largest of a column first (of activations: by magnitude); equal ones by feature."""
+    return found.sort(pl.col(by).abs(), "feature", descending=[True, False])
+
+
+def _show_ranking(store: FeatureStore, site: str, typed: TypedText, best: pl.DataFrame, by: str) -> None:
+    say(f"\n[bold]by {'activation' if by == 'activation' else 'surprise'}[/]")
+    examples = _examples(store, site, best["feature"].to_list())
+    for row in best.iter_rows(named=True):
+        piece = store.vocabulary.at(typed.token_ids.tolist(), row["position"])
+        often = "never fires in the store"
+        if row["max_activation"] is not None:
+            often = f"in the store on {row['frequency']:.3%} of rows, up to {row['max_activation']:.4g}"
+        say(
+            f"{row['feature']:>9}  {row['activation']:>8.3f}  {row['surprise_bits']:>6.2f} bits  "
+            f"[dim]strongest {row['strongest']:.4g} at {row['position']}[/] |{escape(shown(piece))}|"
+            f"[dim]; {often}[/]"
+        )
+        if row["feature"] in examples:
+            console.print(Text(" " * 11) + examples[row["feature"]], soft_wrap=True, highlight=False)
+
+
+def _examples(store: FeatureStore, site: str, features: list[int]) -> dict[int, Text]:
+    """The strongest row in the store of each feature that fires there."""
+    if store.has_table(site, "examples"):
+        is_strongest = (pl.col("kind") == "top") & (pl.col("rank") == 0) & pl.col("feature").is_in(features)
+        best = store.scan_table(site, "examples").filter(is_strongest).collect()
+        described = store.describe_rows(best["row"].to_numpy(), BEFORE, AFTER)
+    else:
+        found = {f: store.contexts(site, f, 1, before=BEFORE, after=AFTER) for f in features}
+        found = {feature: frame for feature, frame in found.items() if frame.height}
+        if not found:
+            return {}
+        best, described = pl.DataFrame({"feature": list(found)}), pl.concat(found.values())
+    nothing = np.empty(0, np.uint64), np.empty(0, np.float32)
+    strips = strips_of(store, described, *nothing)
+    texts = (text_strip(strip, 1.0, shaded=False) for strip in strips)
+    return dict(zip(best["feature"].to_list(), texts, strict=True))
+
+
+def _strip(
+    store: FeatureStore, site: str, typed: TypedText, feature: int, maximum: float | None, firing: int | None
+) -> tuple[Strip, float]:
+    """The text by one feature; full shade is, unless it is said, the strongest of the store or the text."""
+    values = typed.activations[:, [feature]].toarray()[:, 0]
+    strip = strip_of(store, typed.token_ids.tolist(), values, firing)
+    row = store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
+    stored = np.array([row["min_activation"] or 0, row["max_activation"] or 0], np.float32)
+    return strip, strongest_in([stored, values]) if maximum is None else maximum
+
+
+def _told(found: pl.DataFrame, feature: int) -> str:
+    some = found.filter(pl.col("feature") == feature)
+    if some.is_empty():
+        return f"feature {feature}: does not fire"
+    row = some.row(0, named=True)
+    return f"feature {feature}: activation {row['activation']:.4g}, {row['surprise_bits']:.2f} bits"
+
+
+def _show_strips(
+    store: FeatureStore, site: str, typed: TypedText, asked: Asked, firing: int | None, found: pl.DataFrame
+) -> None:
+    for feature in asked.features:
+        strip, maximum = _strip(store, site, typed, feature, asked.maximum, firing)
+        say(f"{_told(found, feature)} [dim](full shade: {maximum:.4g})[/]")
+        console.print(Text("  ") + text_strip(strip, maximum), soft_wrap=True, highlight=False)
+        values, ids = typed.activations[:, [feature]].toarray()[:, 0], typed.token_ids.tolist()
+        strong = np.argsort(-np.abs(values), kind="stable")[:5]
+        fires = ((values[p], p, escape(shown(store.vocabulary.at(ids, p)))) for p in strong if values[p])
+        say(f"  [dim]{', '.join(f'{value:.4g} at {p} |{piece}|' for value, p, piece in fires)}[/]")

@@ -1,0 +1,100 @@
+"""Tables of scores of another method, from which `latentlake attribute --scores` selects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.views.label_filters import nearest
+from pipeline.statistics.evaluation.attribution import EVERY_PROMPT
+from pipeline.store import FeatureStore
+from pipeline.store.records.tokens import read_document_labels
+from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
+from schemas.tables.tables import Schema
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.attribution import Part
+
+SCORES: Schema = {"label": pl.String(), "value": pl.String(), "feature": pl.UInt32(), "score": pl.Float64()}
+
+
+def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
+    """An external table of scores: `feature`, `score`, and perhaps `label` and `value`; parquet or csv.
+
+    Without these two its scores are of EVERY_PROMPT. Columns of SCORES, and `prompts` and `active`, which are
+    not known. InputError for another table.
+    """
+    if not path.is_file() or path.suffix not in (".parquet", ".csv"):
+        raise InputError(f"--scores {str(path)!r} is no .parquet or .csv file")
+    try:
+        frame = _frame(path)
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise storage_failure(error, path, "read") or InputError(
+            f"--scores {path} cannot be read: {reason}"
+        ) from None
+    if missing := {"feature", "score"} - set(frame.columns):
+        raise InputError(
+            f"--scores {path} has no column {min(missing)!r}; it has {', '.join(frame.columns)[:200]}"
+        )
+    if len({"label", "value"} & set(frame.columns)) == 1:
+        raise InputError(f"--scores {path} has but one of the columns label and value: give both, or neither")
+    if "label" not in frame.columns:
+        frame = frame.with_columns(
+            pl.lit(text).alias(name) for name, text in zip(("label", "value"), EVERY_PROMPT, strict=True)
+        )
+    try:
+        found = frame.select(pl.col(name).cast(dtype) for name, dtype in SCORES.items())
+        if (found["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
+            raise pl.exceptions.InvalidOperationError
+    except pl.exceptions.PolarsError:
+        raise InputError(f"--scores {path}: features are whole numbers, scores numbers") from None
+    if found["feature"].null_count() or (found["feature"] >= d_sae).any():
+        raise InputError(f"--scores {path} has a feature that is not there: there are 0 to {d_sae - 1:,}")
+    if found.select("label", "value", "feature").is_duplicated().any():
+        raise InputError(f"--scores {path} has a feature of a value twice: give each one score")
+    unknown = pl.lit(None, pl.Int64)
+    return found.with_columns(score=pl.col("score").fill_nan(None), prompts=unknown, active=unknown)
+
+
+def _frame(path: Path) -> pl.DataFrame:
+    """The columns that are wanted of a file, as they are; ValueError where it has one of them twice."""
+    if path.suffix == ".csv":
+        return pl.read_csv(path)
+    names = pq.read_schema(path).names
+    if twice := [name for name in SCORES if names.count(name) > 1]:
+        raise ValueError(f"it has several columns {twice[0]!r}; rename all but one")
+    return pl.DataFrame(pq.read_table(path, columns=[name for name in names if names.count(name) == 1]))
+
+
+def labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of a selection, none where it is of every prompt; InputError where the lake lacks one."""
+    names = selection["label"].unique(maintain_order=True).to_list()
+    if names == [EVERY_PROMPT[0]] and EVERY_PROMPT[0] not in known:
+        return ()
+    if missing := [name for name in names if name not in known]:
+        raise InputError(
+            f"--ablate: the scores are of label {missing[0]!r}, which the lake has not; it has "
+            f"{', '.join(known)}"
+        )
+    return tuple(names)
+
+
+def require_values(
+    store: FeatureStore, parts: list[Part], selection: pl.DataFrame, names: tuple[str, ...]
+) -> None:
+    """InputError where external scores are of a value that no prompt has; `names` are their labels."""
+    records = {part.record.name: part.record for part in parts}.values()
+    tables = [read_document_labels(store.layout, record, names) for record in records]
+    for name in names:
+        known = set(pl.concat(table[name] for table in tables))
+        for value in selection.filter(pl.col("label") == name)["value"].unique(maintain_order=True):
+            if value not in known:
+                near = nearest(str(value), (each for each in known if each is not None))
+                told = f"; the nearest is {near[0]!r}" if near else ""
+                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}{told}")

@@ -1,0 +1,284 @@
+"""`latentlake logits STORE`: which tokens a feature speaks for, by direct unembedding. Needs the model.
+
+Of each feature f the distribution softmax(unembed(ln_final(avg_norm * W_dec[f] + b_dec))), where avg_norm is
+the mean over counted rows (those without any activation included) of the Euclidean norm of the row's feature
+vector, from the store: its entropy in bits, its largest probability, its highest and lowest tokens. Where
+b_dec is large (streams with a few huge dimensions) these are much the same for all features. Beside them
+random directions u of the same norm, softmax(unembed(ln_final(|avg_norm * W_dec[f]| * u + b_dec))); the
+notebook that this comes from added b_dec to those twice, which is not repeated. Named apart: the plain effect
+W_dec[f] @ W_U, about its mean over the vocabulary and without any norm, as dashboards show it.
+
+W_dec is the site's in the store, decoder norms folded in, so that it belongs to the stored activations. Of an
+SAE whose input is normalised it stays in normalised units, which the final norm, being of scale 1, hardly
+sees. An SAE at hook_mlp_out or hook_attn_out adds to the residual stream, so its directions are read as
+directions of the stream; b_dec is then the mean of what is added, not of the stream.
+
+Cost: two products [features, d_model] x [d_model, vocabulary], in blocks of 32 M logits, never all of them;
+the model and W_dec are in memory. 4,608 features of SmolLM2-135M and as many random directions take half a
+minute of one core. Blocks are tasks, so that several processes, or a Ray cluster's GPUs, may share them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from jobs.terminal.console import say
+from jobs.terminal.progress import counting
+from pipeline.plans.reopen import PlannedUse, model_of, use_of
+from pipeline.plans.sae_defaults import has_norms_after
+from pipeline.store import FeatureStore
+from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.records.tables import require_writable
+from pipeline.tasks import OneProcess, Tasks
+from schemas.errors import InputError
+from schemas.tables.tables import Schema
+from schemas.values import F32, F64
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.direct_logits import Extremes, Found
+
+LISTED = 10
+MOST_RANDOM = 10_000
+"""Random directions at most, where there are more features."""
+BINS = 40
+
+LOGITS: Schema = {
+    "feature": pl.UInt32(),
+    "entropy_bits": pl.Float64(),
+    "max_probability": pl.Float64(),
+    "top_tokens": pl.List(pl.Int32()),
+    "top_logits": pl.List(pl.Float32()),
+    "bottom_tokens": pl.List(pl.Int32()),
+    "bottom_logits": pl.List(pl.Float32()),
+    "promoted_tokens": pl.List(pl.Int32()),
+    "promoted_effects": pl.List(pl.Float32()),
+    "suppressed_tokens": pl.List(pl.Int32()),
+    "suppressed_effects": pl.List(pl.Float32()),
+}
+"""A row per feature. `top_*` and `bottom_*`: tokens of the highest and lowest logit behind the final norm,
+`promoted_*` and `suppressed_*`: of the plain effect, null where the model has no one unembedding matrix.
+Entropy and probability are over the model's whole vocabulary, lists of tokens that the tokenizer knows."""
+
+LOGITS_RANDOM: Schema = {
+    "direction": pl.UInt32(),
+    "entropy_bits": pl.Float64(),
+    "max_probability": pl.Float64(),
+}
+
+LOGITS_HISTOGRAM: Schema = {
+    "measure": pl.String(),
+    "of": pl.String(),
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+    "n": pl.Int64(),
+    "median": pl.Float64(),
+}
+"""`measure`: entropy_bits (even parts of what there is) or max_probability (even parts on a log scale); `of`:
+feature or random. A value on an edge is in the part above it, the last part holds both its edges."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options, see `jobs.cli.logits`."""
+
+    device: str = "cpu"
+    model: str | None = None
+    k: int = LISTED
+    random: int | None = None
+    seed: int = 0
+
+
+def use_for_logits(store: FeatureStore, site: str, asked: Asked) -> PlannedUse:
+    """The model to run; InputError where the site's features have no logits."""
+    from pipeline.models.hooks.unembedding import STREAM, WRITERS, in_residual_stream
+
+    info = store.site(site)
+    plan = store.plans[info.pass_name]
+    if plan.model_loader == "synthetic":
+        raise InputError(f"site {site!r} is synthetic, its features were drawn: there is no unembedding")
+    _, about = store.site_weights(site, ())
+    use = use_of(plan, site, about, device=asked.device, model=asked.model, needs_sae=False)
+    if not (in_residual_stream(use.place.target) or _is_added(use)):
+        raise InputError(
+            f"the decoder of site {site!r} writes at {use.place.target}, which is not the residual stream: "
+            f"its features have no logits; they have at {', '.join((*STREAM, *WRITERS))} and whole blocks"
+        )
+    return use
+
+
+def _is_added(use: PlannedUse) -> bool:
+    """Whether what a sublayer gives is added to the residual stream as it is, as no norm follows."""
+    own = use.place.target.endswith((".mlp.hook_out", ".attn.hook_out"))
+    return own and not has_norms_after(model_of(use.plan))
+
+
+def logits(
+    store: FeatureStore, site: str, asked: Asked | None = None, tasks: Tasks | None = None
+) -> pl.DataFrame:
+    """Write the tables `logits`, `logits_random` and `logits_histogram` of a site; return the first.
+
+    Raises InputError where there is no unembedding, or the model's files are gone or changed.
+    """
+    from pipeline.evaluation.direct_logits import Reading, read, rows_of_a_block, vocabulary_of
+
+    began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    require_writable(store.layout, site)
+    use = use_for_logits(store, site, asked)
+    weights, _ = store.site_weights(site, ("W_dec", "b_dec"))
+    w_dec, b_dec = weights["W_dec"], weights["b_dec"]
+    vocabulary = vocabulary_of(use, w_dec.shape[1])
+    norm = average_norm(store, site, tasks)
+    reading = Reading(use, asked.k, min(vocabulary, store.vocabulary_size))
+    block = rows_of_a_block(vocabulary)
+    norms = np.float32(norm) * np.linalg.norm(w_dec, axis=1)
+    norms = norms[evenly(len(norms), min(len(norms), MOST_RANDOM) if asked.random is None else asked.random)]
+    n = len(w_dec) + len(norms)
+    with counting(f"logits {site}", n, "directions") as advance:
+
+        def found(of: Iterator[object]) -> Iterator[Found]:
+            for one in tasks.map(partial(read, reading), of):
+                yield one
+                advance(len(one.spread.entropy_bits))
+
+        table = _table(list(found(of_features(w_dec, b_dec, norm, block))))
+        drawn = _random_table(list(found(of_random(norms, b_dec, block, asked.seed))))
+    store.write_table(site, "logits_random", drawn)
+    store.write_table(site, "logits_histogram", histograms(table, drawn))
+    store.write_table(site, "logits", table)
+    _tell(store, site, table, drawn, norm, time.monotonic() - began)
+    return table
+
+
+def average_norm(store: FeatureStore, site: str, tasks: Tasks) -> float:
+    """The mean over counted rows of the norm of the row's feature vector, float64; shard after shard."""
+    rows = store.totals(site).counted_rows
+    if not rows:
+        raise InputError(f"site {site!r} has no counted row yet: run `latentlake extract` first")
+    return sum(tasks.map(sum_of_norms, store.shard_files(site)), 0.0) / rows
+
+
+def sum_of_norms(shard: ShardFiles) -> float:
+    """The sum over a shard's rows of the norm of their feature vectors; rows not counted hold nothing."""
+    matrix = shard.read_csr()
+    squares = matrix.data.astype(np.float64) ** 2
+    starts = matrix.indptr[:-1][np.diff(matrix.indptr) > 0]
+    return float(np.sqrt(np.add.reduceat(squares, starts)).sum()) if len(starts) else 0.0
+
+
+def of_features(w_dec: F32, b_dec: F32, norm: float, block: int) -> Iterator[object]:
+    """The features' directions, `block` at a time."""
+    from pipeline.evaluation.direct_logits import Directions
+
+    for first in range(0, len(w_dec), block):
+        rows = w_dec[first : first + block]
+        yield Directions(np.float32(norm) * rows + b_dec, rows)
+
+
+def of_random(norms: F32, b_dec: F32, block: int, seed: int) -> Iterator[object]:
+    """As many random directions as there are `norms`, each of its norm, b_dec added once."""
+    from pipeline.evaluation.direct_logits import Directions
+
+    random = np.random.default_rng(seed)
+    for first in range(0, len(norms), block):
+        wanted = norms[first : first + block, None]
+        drawn = random.standard_normal((len(wanted), len(b_dec)), dtype=np.float32)
+        yield Directions(wanted * drawn / np.linalg.norm(drawn, axis=1, keepdims=True) + b_dec)
+
+
+def evenly(n: int, asked: int) -> list[int]:
+    """`asked` of n places, evenly spaced (again and again, where more are asked for than there are)."""
+    return [i * n // asked if asked <= n else i % n for i in range(asked)]
+
+
+def _table(found: Sequence[Found]) -> pl.DataFrame:
+    """The table LOGITS."""
+    columns = _spread(found)
+    frame = pl.DataFrame({"feature": np.arange(len(columns["entropy_bits"])), **columns})
+    for names, parts in (
+        (("top_tokens", "top_logits", "bottom_tokens", "bottom_logits"), [part.logits for part in found]),
+        (
+            ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects"),
+            [part.effects for part in found],
+        ),
+    ):
+        frame = frame.with_columns(_lists(names, parts))
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in LOGITS.items())
+
+
+def _lists(names: Sequence[str], parts: Sequence[Extremes | None]) -> list[pl.Series]:
+    """The four columns of lists of `Extremes`; nulls where there are none."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return [pl.Series(name, [None], dtype=LOGITS[name]) for name in names]
+    columns = (np.concatenate(column) for column in zip(*there, strict=True))
+    return [pl.Series(name, column).arr.to_list() for name, column in zip(names, columns, strict=True)]
+
+
+def _random_table(found: Sequence[Found]) -> pl.DataFrame:
+    columns = _spread(found)
+    return pl.DataFrame(
+        {"direction": np.arange(len(columns["entropy_bits"])), **columns}, schema=LOGITS_RANDOM
+    )
+
+
+def _spread(found: Sequence[Found]) -> dict[str, F64]:
+    names = ("entropy_bits", "max_probability")
+    return {
+        name: np.concatenate([np.empty(0), *(getattr(part.spread, name) for part in found)]) for name in names
+    }
+
+
+def histograms(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
+    """The table LOGITS_HISTOGRAM of features and random directions, both cut alike."""
+    parts = [pl.DataFrame(schema=LOGITS_HISTOGRAM)]
+    for measure in ("entropy_bits", "max_probability"):
+        values = {of: frame[measure].to_numpy() for of, frame in (("feature", table), ("random", drawn))}
+        edges = _edges(np.concatenate(list(values.values())), is_log=measure == "max_probability")
+        parts += [_histogram(measure, of, some, edges) for of, some in values.items() if len(some)]
+    return pl.concat(parts)
+
+
+def _edges(values: F64, *, is_log: bool) -> F64:
+    """Edges of BINS even parts from the least value to the largest, of their logarithms if asked for."""
+    low, high = (np.log10(values) if is_log else values)[[values.argmin(), values.argmax()]]
+    edges: F64 = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+    if is_log:
+        edges = 10**edges
+    edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())
+    return edges
+
+
+def _histogram(measure: str, of: str, values: F64, edges: F64) -> pl.DataFrame:
+    columns = {"low": edges[:-1], "high": edges[1:], "n": np.histogram(values, bins=edges)[0]}
+    told = {"measure": measure, "of": of, "median": float(np.median(values))}
+    frame = pl.DataFrame(columns).with_columns(pl.lit(value).alias(name) for name, value in told.items())
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in LOGITS_HISTOGRAM.items())
+
+
+def _tell(
+    store: FeatureStore, site: str, table: pl.DataFrame, drawn: pl.DataFrame, norm: float, seconds: float
+) -> None:
+    medians = [frame["entropy_bits"].median() for frame in (table, drawn)]
+    told = " and ".join(f"{value:.2f}" for value in medians if isinstance(value, float))
+    say(
+        f"[bold]logits[/] {site}: {table.height:,} features, {drawn.height:,} random directions; median "
+        f"entropy {told} bits; mean norm of a row {norm:.2f} ({seconds:.1f} s)"
+    )
+    strongest = table.sort(pl.col("promoted_effects").list.first(), descending=True, nulls_last=True)
+    for row in strongest.head(5).iter_rows(named=True):
+        promoted = row["promoted_tokens"] or row["top_tokens"]
+        tokens = " ".join(repr(text) for text in store.token_texts(promoted[:5]))
+        say(_escaped(f"  {row['feature']}: {row['entropy_bits']:.2f} bits, promotes {tokens}"))
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

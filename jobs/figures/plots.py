@@ -1,0 +1,148 @@
+"""`latentlake plots STORE`: the figures of a site, redrawn from its stored tables alone."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import polars as pl
+from matplotlib import rc_context, rcdefaults, rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.markup import escape
+
+from jobs.figures import FIGURES, Drawing
+from jobs.figures.fonts import families_for, missing_note, name_of, scripts_of, use_fonts
+from jobs.figures.setting import LANGUAGES, Language, Setting, set_to, setting
+from jobs.figures.style import STYLE, add_fact
+from jobs.terminal.console import say
+from jobs.terminal.units import kinds_of_corpus, unit_of_site
+from pipeline.store import FeatureStore
+from pipeline.store.objects.verbs import write_atomic
+from pipeline.store.records.tables import RECEIPTS_KEY, job_of
+from schemas.errors import InputError
+from schemas.layout import StorePath
+
+METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""What would change the bytes of a figure from day to day, or with matplotlib's version, is left out."""
+
+RECEIPTS_FIELD = {"png": RECEIPTS_KEY, "svg": "Identifier"}
+"""Where a figure says which receipts its table was made from (a key of PNG's text, a term of SVG's)."""
+
+
+HANGUL = "한글특징"
+"""What a font has that can write Korean."""
+
+PROMPT_TARGET = (0.95, 0.99)
+"""Share of zeros at which the study of prompts aims."""
+
+
+def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePath]:
+    """Draw the figures of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
+
+    `language` is one of LANGUAGES. Optional ones are drawn when their table is there (that of labels: when
+    the lake has any); which are not, and the command that writes their tables, is said. Raises InputError
+    when the table of another one is missing, naming the command; then nothing is drawn.
+    """
+    missing = {
+        name: figure
+        for name, figure in FIGURES.items()
+        if figure.optional and not store.has_table(site, figure.table)
+    }
+    if not store.lake.label_columns:
+        missing |= {name: figure for name, figure in FIGURES.items() if figure.table == "labels"}
+    chosen = {name: figure for name, figure in FIGURES.items() if name not in missing}
+    names = {figure.table for figure in chosen.values()}
+    tables = {name: store.scan_table(site, name).collect() for name in sorted(names)}
+    written = []
+    with drawing(store, site, language):
+        for name, figure in chosen.items():
+            written += draw(store, site, name, tables[figure.table])
+    for command, names_of in _by_command(store, site, missing).items():
+        told = f"not drawn without the tables of `latentlake {command}`"
+        say(f"[bold]plots[/] {site}: {', '.join(names_of)} {told}")
+    return written
+
+
+@contextmanager
+def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[None]:
+    """The style and the words of figures of a site; behind it, letters that no font here has are said.
+
+    InputError for a language that figures do not speak, or that no font of this machine can write.
+    """
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of families without a bold face
+    with rc_context(), set_to(_setting_of(store, site, _known(language))) as chosen:
+        rcdefaults()  # not what a matplotlibrc of this machine says
+        rcParams.update(STYLE)
+        yield
+    if chosen.missing:
+        say(f"[yellow]note[/] {escape(site)}: {escape(missing_note(chosen.missing))}")
+
+
+def _known(language: str) -> Language:
+    chosen = next((known for known in LANGUAGES if known == language), None)
+    if chosen is None:
+        raise InputError(f"--language {language!r} is none of {', '.join(LANGUAGES)}")
+    if chosen != "en" and families_for(HANGUL)[1]:
+        raise InputError(
+            f"--language {language} needs a font with Hangul, and this machine has none: install one, such "
+            "as fonts-nanum of Debian and Ubuntu, or draw with --language en"
+        )
+    return chosen
+
+
+def _setting_of(store: FeatureStore, site: str, language: Language) -> Setting:
+    target = PROMPT_TARGET if kinds_of_corpus(store) == {"prompts"} else None
+    return Setting(language, unit_of_site(store, site), target)
+
+
+def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list[StorePath]:
+    """Draw one of FIGURES from its table, as PNG and SVG."""
+    figure = FIGURES[name].draw(table, site)
+    receipts = store.made_from(site, FIGURES[name].table)
+    paths = {kind: store.layout.figures(site) / f"{name}.{kind}" for kind in METADATA}
+    for kind, path in paths.items():
+        write_atomic(path, render(figure, kind, receipts))
+    return list(paths.values())
+
+
+def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
+    """The figures that a command would make possible with such a corpus and such a site."""
+    kinds = {str(link.source.get("kind")) for link in store.links}
+    has_text = not kinds <= {"images", "dictionary", "synthetic"}
+    can = {
+        "profile": bool(store.lake.label_columns) or not store.has_table(site, "profile"),
+        "logits": has_text,
+        "fidelity": has_text,
+        "stats": store.site(site).control is not None,
+        "truth": "dictionary" in kinds,
+        "importance": "images" in kinds,
+        "images": "images" in kinds,
+        "attribute": "prompts" in kinds,
+    }
+    found: dict[str, list[str]] = {}
+    for name, drawing in missing.items():
+        command = job_of(drawing.table)
+        if can.get(command, True) or not drawing.optional:
+            found.setdefault(command, []).append(name)
+    return found
+
+
+def render(figure: Figure, kind: str, receipts: str = "") -> bytes:
+    """The figure as the bytes of a `png` or `svg` file; equal figures of equal receipts give equal bytes."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    told = {RECEIPTS_FIELD[kind]: f"{RECEIPTS_KEY}:{receipts}"}
+    missing = use_fonts(figure)
+    if missing:
+        add_fact(
+            figure, f"no font for {' and '.join(map(name_of, scripts_of(missing)))} where this was drawn"
+        )
+        setting().missing.update(missing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # that is said
+        figure.savefig(buffer, format=kind, metadata=METADATA[kind] | told)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Commands that fill a store, plan it, watch it and keep it."""

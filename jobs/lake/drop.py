@@ -1,0 +1,197 @@
+"""`latentlake drop STORE`: remove a pass, a site or a derived table, after a look at what that is."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import typer
+from rich.markup import escape
+
+from jobs.terminal.console import say
+from jobs.terminal.progress import several, size
+from pipeline.monitor.events import run_at_work
+from pipeline.store import FeatureStore
+from pipeline.store.objects.paths import store_path
+from pipeline.store.records.catalog import read_plans
+from pipeline.store.records.commits import has_commits
+from pipeline.store.records.dropped import dropped_sites, live_sites
+from pipeline.store.records.tokens import require_lake
+from pipeline.store.upkeep.drop import (
+    Piece,
+    derived_pieces,
+    drop_pass,
+    drop_site,
+    leftovers,
+    pieces_of_pass,
+    pieces_of_site,
+    stored_sites,
+    table_piece,
+)
+from schemas.errors import InputError
+from schemas.layout import Layout
+
+
+def drop(
+    root: str, *, pass_name: str | None = None, site: str | None = None, table: str | None = None, yes: bool
+) -> None:
+    """Say what goes and how large it is, ask unless `yes`, and remove it.
+
+    InputError while a run is at work on the pass, and without `yes` where nobody can be asked.
+    """
+    layout = Layout(store_path(root))
+    require_lake(layout)
+    of = _Sites(layout, pass_name)
+    if pass_name is not None and site is None and table is None:
+        _drop_pass(of, pass_name, yes=yes)
+    elif table is not None and pass_name is None:
+        _drop_table(of, table, site, yes=yes)
+    elif site is not None and pass_name is None:
+        _drop_site(of, site, yes=yes)
+    else:
+        raise InputError("give one of --pass, --site and --table (which --site may narrow)")
+
+
+class _Sites:
+    """The sites of a store by pass, of records alone: a store that does not open can be repaired so."""
+
+    def __init__(self, layout: Layout, removed: str | None = None) -> None:
+        """`removed`: the pass that goes, whose plan may be damaged."""
+        self.layout, is_damaged = layout, False
+        try:
+            self.plans = read_plans(layout)
+        except InputError:
+            self.plans, is_damaged = read_plans(layout, without=removed), True
+        self.dropped = {name: dropped_sites(layout, name) for name in self.plans}
+        self.of = {
+            name: [site.name for site in live_sites(plan, self.dropped[name])]
+            for name, plan in self.plans.items()
+        }
+        if is_damaged and removed is not None:
+            self.of[removed] = stored_sites(layout, removed)
+
+    def passes(self, site: str) -> list[str]:
+        """Those that have a site of this name."""
+        return [name for name, sites in self.of.items() if site in sites]
+
+    @property
+    def names(self) -> list[str]:
+        """Of all sites."""
+        return [site for sites in self.of.values() for site in sites]
+
+
+def _drop_pass(of: _Sites, name: str, *, yes: bool) -> None:
+    if name not in of.of:
+        raise InputError(f"the store has no pass {name!r}; it has {', '.join(of.of) or 'none'}")
+    alone = [site for site in of.of[name] if of.passes(site) == [name]]
+    pieces = pieces_of_pass(of.layout, name, alone)
+    about = f"pass {name} with {several(len(of.of[name]), 'site')} ({', '.join(of.of[name])})"
+    _remove(of, [name], about, pieces, lambda: drop_pass(of.layout, name, pieces), yes=yes)
+
+
+def _drop_site(of: _Sites, site: str, *, yes: bool) -> None:
+    passes = of.passes(site)
+    if not passes:
+        _finish(of, site)
+        return
+    if len(passes) > 1:
+        raise InputError(f"passes {', '.join(passes)} have a site {site!r}: drop one of them with --pass")
+    (name,) = passes
+    if of.of[name] == [site]:
+        say(f"{site} is the only site of pass {name}, which goes with it")
+        _drop_pass(of, name, yes=yes)
+        return
+    if not has_commits(of.layout, name):
+        raise InputError(
+            f"pass {name!r} has no committed shard yet, so its sites are not fixed: drop it with --pass, or "
+            "run it without the site"
+        )
+    pieces = pieces_of_site(of.layout, name, site) + derived_pieces(of.layout, site)
+    about = f"site {site} of pass {name}"
+    _remove(of, passes, about, pieces, lambda: drop_site(of.layout, name, site, pieces), yes=yes)
+
+
+def _finish(of: _Sites, site: str) -> None:
+    """End a drop that was interrupted: the site is gone already, so nobody need be asked."""
+    pieces = [piece for _, piece in leftovers(of.layout, site.__eq__)]
+    if not pieces:
+        was = any(site in dropped for dropped in of.dropped.values())
+        why = "was dropped before" if was else f"is not there; it has {', '.join(of.names) or 'none'}"
+        raise InputError(f"site {site!r} of {of.layout.root} {why}")
+    _remove_all(pieces)
+    _forget(of.layout)
+    say(f"[bold]drop[/] {several(len(pieces), 'piece')} that an interrupted drop of site {site} had left")
+
+
+def _drop_table(of: _Sites, table: str, site: str | None, *, yes: bool) -> None:
+    if site is not None and not of.passes(site):
+        raise InputError(f"the store has no site {site!r}; it has {', '.join(of.names) or 'none'}")
+    sites = of.names if site is None else [site]
+    found = [(name, table_piece(of.layout, name, table)) for name in dict.fromkeys(sites)]
+    pieces = [piece for _, piece in found if piece is not None]
+    if not pieces:
+        raise InputError(f"no site of {', '.join(sites) or 'the store'} has a table {table!r}")
+    about = f"table {table} of {', '.join(name for name, piece in found if piece is not None)}"
+    passes = [name for name in of.plans if set(of.of[name]) & set(sites)]
+    _remove(of, passes, about, pieces, lambda: _remove_all(pieces), yes=yes)
+
+
+def _remove_all(pieces: Iterable[Piece]) -> None:
+    for piece in pieces:
+        piece.remove()
+
+
+def _remove(
+    of: _Sites,
+    passes: Iterable[str],
+    about: str,
+    pieces: list[Piece],
+    remove: Callable[[], object],
+    *,
+    yes: bool,
+) -> None:
+    """Look that nobody is at work, say what goes, ask, and do it."""
+    _require_quiet(of.layout, passes)
+    for line in _lines_of(pieces):
+        say(line)
+    files, total = sum(piece.files for piece in pieces), sum(piece.bytes for piece in pieces)
+    weight = f"{several(files, 'file')}, {size(total)}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InputError(f"drop would remove {about} ({weight}): say --yes, nobody can be asked here")
+        if not typer.confirm(f"Remove {about} ({weight}) for good?"):
+            say("nothing was removed")
+            return
+        _require_quiet(of.layout, passes)
+    remove()
+    _forget(of.layout)
+    say(f"[bold]drop[/] {escape(about)}: {weight}")
+
+
+def _require_quiet(layout: Layout, passes: Iterable[str]) -> None:
+    for name in passes:
+        if running := run_at_work(layout, name):
+            raise InputError(f"pass {name!r}: {running}: stop it, or wait for its end, and drop again")
+
+
+def _lines_of(pieces: Iterable[Piece]) -> Iterable[str]:
+    """A line for each kind of piece."""
+    kinds: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        kinds[piece.what].append(piece)
+    for what, some in kinds.items():
+        files, total = sum(piece.files for piece in some), sum(piece.bytes for piece in some)
+        yield f"  {what}: {several(files, 'file')}, {size(total)}, {escape(str(some[0].path))}" + (
+            f" and {len(some) - 1:,} more" if len(some) > 1 else ""
+        )
+
+
+def _forget(layout: Layout) -> None:
+    """The report names what is there; where store or report cannot be read, that is said."""
+    from jobs.report.build import forget_dropped
+
+    try:
+        forget_dropped(FeatureStore.open(layout.root))
+    except InputError as error:
+        say(f"[yellow]note[/]: the report's first page stays as it is: {escape(str(error))}")

@@ -1,0 +1,142 @@
+"""`latentlake extract RUN.yaml`: run model and SAEs over the token shards (the job that needs the model)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.markup import escape
+
+from jobs.lake.extract_progress import ExtractionProgress
+from jobs.lake.plan import show_comparison
+from jobs.terminal.console import say, warn
+from jobs.terminal.progress import several, size
+from pipeline.monitor.prediction import Forecast
+from pipeline.plans.passes import by_pass
+from pipeline.plans.plan import resolve
+from pipeline.run import Extraction
+from pipeline.run import extract as run_extraction
+from pipeline.store.objects.paths import store_path
+from pipeline.store.records.tokens import require_lake
+from pipeline.store.upkeep.drop import leftovers
+from pipeline.tokens.lake_rule import check_rule
+from pipeline.tokens.tokenizer import load_tokenizer
+from schemas.layout import DENSE, Layout
+from schemas.records import Receipt
+from schemas.run.file import CheckSae, RunFile
+from schemas.values import Failure
+
+
+def extract(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:
+    """Commit every shard that is not committed yet, of each pass that the run file is about."""
+    resolved, warnings = resolve(run)
+    warn(warnings)
+    return extract_resolved(resolved, accept_environment=accept_environment)
+
+
+def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:
+    """The same for a run file that has every default filled in."""
+    layout, began = Layout(store_path(run.store.root)), time.monotonic()
+    lake = require_lake(layout)
+    assert run.tokens.tokenizer is not None
+    check_rule(layout, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
+    for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
+        say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
+        piece.remove()
+    results = [
+        _extract_pass(layout, part, accept_environment=accept_environment) for part in by_pass(run, layout)
+    ]
+    _tell(results, time.monotonic() - began)
+    for result in results:
+        _tell_loss(result)
+    _tell_quality(results, [site.name for site in run.sites], run.extract.check_sae)
+    return results
+
+
+def _extract_pass(layout: Layout, run: RunFile, *, accept_environment: bool) -> Extraction:
+    """One pass, and how its prediction did."""
+    watched, began = _Watched(layout), time.monotonic()
+    with watched.progress:
+        result = run_extraction(
+            layout,
+            run,
+            accept_environment=accept_environment,
+            begin=watched.begin,
+            observe=watched.observe,
+            on_event=watched.on_event,
+        )
+    if watched.forecast.prediction is not None and result.fresh.shards:
+        show_comparison(watched.forecast.prediction, result, time.monotonic() - began)
+    return result
+
+
+class _Watched:
+    """What looks on while a run goes: progress, and the prediction that it will be compared with."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.progress, self.forecast = ExtractionProgress(), Forecast(layout)
+
+    def begin(self, extraction: Extraction) -> None:
+        self.progress.begin(extraction)
+        self.forecast.begin(
+            extraction.plan.hash,
+            extraction.plan.pass_name,
+            extraction.rows - extraction.tally.rows,
+            extraction.total - extraction.tally.shards,
+            extraction.workers,
+        )
+
+    def on_event(self, **event: Any) -> None:
+        self.progress.on_event(**event)
+        if event["event"] == "ready":
+            self.forecast.ready()
+
+    def observe(self, outcome: Receipt | Failure) -> None:
+        self.progress.observe(outcome)
+        self.forecast.observe(outcome)
+
+
+def _tell(results: list[Extraction], seconds: float) -> None:
+    """One line over all passes, which are named where they are several."""
+    fresh, skipped = (sum(n) for n in zip(*((r.fresh.shards, r.skipped) for r in results), strict=True))
+    done = (
+        f"{several(fresh, 'shard')}, {skipped:,} were done"
+        if fresh
+        else "nothing to do, all shards are committed"
+    )
+    if len(results) > 1:
+        done += f", in passes {', '.join(result.plan.pass_name for result in results)}"
+    stored = []
+    if any(site.has_sae for result in results for site in result.plan.sites):
+        stored.append(f"{sum(result.tally.nonzeros for result in results):,} nonzeros")
+    if dense := sum(result.tally.bytes[DENSE] for result in results):
+        stored.append(f"{size(dense)} of x in {results[0].plan.dense_dtype}")
+    say(f"[bold]extract[/] {done}; {', '.join(stored)} ({seconds:.1f} s)")
+
+
+def _tell_loss(result: Extraction) -> None:
+    """What rounding cost, where it cost something."""
+    if lost := result.tally.underflow:
+        dtype = result.plan.activation_dtype
+        say(
+            f"[yellow]{lost:,} activations[/] rounded to 0 in {dtype} and are not stored; "
+            "`activation_dtype: float32` keeps them"
+        )
+
+
+def _tell_quality(results: list[Extraction], order: list[str], check: CheckSae) -> None:
+    """What the SAEs explain, where a worker looked; of several looks the first."""
+    looks = {name: explained for r in results for name, (_, explained) in r.tally.looks.items()}
+    with_sae = {site.name for r in results if r.fresh.shards for site in r.plan.sites if site.has_sae}
+    unseen = [name for name in order if name in with_sae and name not in looks]
+    if unseen and check != "off":
+        names = escape(", ".join(unseen))
+        say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
+    for name in (name for name in order if name in looks):
+        explained = looks[name]
+        is_worse = explained.judged < 0
+        worse = ", less than the mean of x does: see `latentlake check-sae`" if is_worse else ""
+        rest = explained.of_rest
+        massive = "" if rest is None else f" ({rest:.3f} without a few rows above ten times the median norm)"
+        said = f"explains {explained.of_all:.3f} of the variance on the first rows{massive}{worse}"
+        say(f"[{'yellow' if is_worse else 'bold'}]{escape(name)}[/] {said}")

@@ -1,0 +1,45 @@
+"""`latentlake gc STORE`: remove old attempts without a receipt, idle compactions, and temporary files."""
+
+from __future__ import annotations
+
+import time
+
+from rich.markup import escape
+
+from jobs.terminal.console import say
+from pipeline.store import FeatureStore
+from pipeline.store.upkeep.garbage import Garbage, find_garbage, remove_garbage
+from schemas.errors import InputError
+
+
+def gc(store: FeatureStore, older_than_hours: float, *, dry_run: bool, force: bool = False) -> list[Garbage]:
+    """Say what goes and how much it weighs, and, but for a dry run, remove it.
+
+    Less than an hour would take what a run is writing, so it must be forced.
+    """
+    if older_than_hours < 1 and not (force or dry_run):
+        raise InputError(
+            f"--older-than is {older_than_hours:g} hours, which may take what a run writes: say at least 1 "
+            "or, where nothing writes into the store, add --force"
+        )
+    found = find_garbage(store.layout, older_than_hours * 3600)
+    verb = "would remove" if dry_run else "removed"
+    gone = []
+    for item in found if dry_run else remove_garbage(store.layout, found):
+        gone.append(item)
+        say(f"{verb} {escape(str(item.path))}: {item.bytes:,} bytes, {_age(item)}")
+    total = sum(item.bytes for item in gone)
+    say(
+        f"[bold]gc[/] {verb} {len(gone)} of {len(found)} attempts, compactions and temporary files older "
+        f"than {older_than_hours:g} hours, and pieces of dropped sites, {total / 1e6:,.1f} MB"
+    )
+    return gone
+
+
+def _age(item: Garbage) -> str:
+    kind = "temporary" if item.attempt is None else "not committed"
+    if item.superseded and item.marker is None:
+        kind = "of a dropped site"
+    elif item.marker is not None:
+        kind = "superseded compaction" if item.superseded else "unpublished compaction"
+    return f"{kind}, last written {(time.time() - item.newest) / 3600:,.1f} hours ago"

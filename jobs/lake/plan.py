@@ -1,0 +1,106 @@
+"""`latentlake plan RUN.yaml`: a probe of about a minute, and what it says the whole run will take."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.terminal.console import console, say, warn
+from jobs.terminal.progress import Meter, duration, several, size
+from pipeline.monitor.prediction import Prediction, Span, compared, write_prediction
+from pipeline.plans.passes import by_pass
+from pipeline.plans.plan import resolve
+from pipeline.run import Extraction
+from pipeline.store.objects.paths import store_path
+from pipeline.store.records.commits import read_commits
+from pipeline.store.records.tokens import read_links
+from schemas.layout import Layout
+from schemas.run.file import RunFile
+
+ASSUMED = (
+    "every worker is as fast as this one was, here and now, and none waits for CPUs, disk or network that "
+    "this one had for itself",
+    "the rest of the corpus is like its beginning",
+)
+
+
+def plan(run: RunFile, workers: int | None, seconds: float) -> list[Prediction]:
+    """Probe each pass in a scratch folder, print its prediction, and keep it where the run will find it."""
+    resolved, warnings = resolve(run)
+    warn(warnings)
+    if workers is not None:
+        extract = resolved.extract.model_copy(update={"workers": workers})
+        resolved = resolved.model_copy(update={"extract": extract})
+    layout = Layout(store_path(resolved.store.root))
+    parts = by_pass(resolved, layout)
+    unfinished = [part for part in parts if _has_work(layout, part)]
+    return [_plan_pass(layout, part, seconds) for part in unfinished or parts]
+
+
+def _has_work(layout: Layout, run: RunFile) -> bool:
+    """Whether shards are left in the pass, as far as the store has any."""
+    assert run.store.pass_name is not None
+    shards = sum(len(link.shards) for link in read_links(layout))
+    return len(read_commits(layout, run.store.pass_name)) < shards
+
+
+def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:
+    from jobs.lake.probe import Probe
+
+    assert run.store.pass_name is not None
+    with tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder, Meter("plan") as meter:
+        prediction = Probe(run, Path(folder), seconds).predict(lambda what: _begin(meter, what))
+    _show(prediction, run.store.pass_name)
+    write_prediction(layout, run.store.pass_name, prediction)
+    return prediction
+
+
+def _begin(meter: Meter, what: str) -> None:
+    meter.begin(what)
+
+
+def _show(prediction: Prediction, pass_name: str) -> None:
+    """The whole run in figures, and what they rest on."""
+    rows, workers = prediction.rows, prediction.workers
+    shards = -(-rows // prediction.shard_rows)
+    nonzeros = prediction.nonzeros_per_token.times(rows)
+    by_size = sorted(prediction.bytes_by_kind.items(), key=lambda item: -item[1])
+    kinds = ", ".join(f"{kind.partition('.')[0]} {size(each * rows)}" for kind, each in by_size)
+    stored = _words(prediction.bytes_per_token.times(rows), size)
+    table = Table(title=f"pass {pass_name}: {rows:,} tokens, {several(workers, 'worker')}", show_header=False)
+    for name, value in {
+        "tokens/s of a worker": prediction.tokens_per_second.told(",.0f"),
+        "nonzeros per token": prediction.nonzeros_per_token.told(",.2f"),
+        "nonzeros": _words(nonzeros, "{:,.0f}".format),
+        "stored": f"{stored}: {kinds}",
+        "data objects": f"{prediction.objects_per_shard * shards:,.0f} in {shards:,} shards",
+        "time": _words(prediction.seconds(rows, workers), duration),
+        "of that loading": duration(prediction.load_seconds),
+    }.items():
+        table.add_row(name, value)
+    console.print(table)
+    say(f"From {escape(prediction.source)}; in brackets the range over its shards. Assumed:")
+    for line in (*ASSUMED, *prediction.assumed):
+        say(f"- {escape(line)}")
+
+
+def _words(span: Span, words: Callable[[float], str]) -> str:
+    if words(span.low) == words(span.high):
+        return words(span.value)
+    return f"{words(span.value)} ({words(span.low)} to {words(span.high)})"
+
+
+def show_comparison(prediction: Prediction, result: Extraction, seconds: float) -> None:
+    """Prediction against fact, at the end of a run that committed something."""
+    table = Table(title=f"prediction (from {escape(prediction.source)}) against fact", title_justify="left")
+    for column in ("", "predicted", "fact", "fact / predicted"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, predicted, fact in compared(prediction, result.fresh, seconds, result.workers):
+        ratio = f"{fact / predicted.value:.2f}" if predicted.value else ""
+        words = duration if name == "seconds" else "{:,.4g}".format
+        table.add_row("time" if name == "seconds" else name, _words(predicted, words), words(fact), ratio)
+    console.print(table)

@@ -1,0 +1,71 @@
+"""`latentlake run RUN.yaml`: the whole line; each step does only what is not done."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from jobs.lake.derivable import check_derivable, with_needed
+from jobs.lake.derive import derive
+from jobs.lake.extract import extract_resolved
+from jobs.lake.tokenize import tokenize_resolved
+from jobs.terminal.console import say, warn
+from pipeline.plans.plan import resolve
+from pipeline.run import Extraction
+from pipeline.store import FeatureStore
+from pipeline.store.objects.paths import store_path
+from pipeline.store.objects.verbs import listed, write_atomic
+from schemas import __version__
+from schemas.layout import Layout
+from schemas.records import canonical_json
+from schemas.run.file import RunFile
+
+
+def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = False) -> list[Extraction]:
+    """Tokenize, extract each pass, derive each site."""
+    resolved, warnings = resolve(run_file)
+    warn(warnings)
+    resolved = with_needed(resolved)
+    tokenize_resolved(resolved, append=append)
+    check_derivable(resolved, Layout(store_path(resolved.store.root)))
+    results = extract_resolved(resolved, accept_environment=accept_environment)
+    store = FeatureStore.open(resolved.store.root)
+    for site in (store.site(str(site.name)) for site in resolved.sites):
+        if not site.has_sae:
+            say(f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored")
+        elif not is_fresh(store, site.name, resolved):
+            derive(store, site.name, resolved)
+            write_atomic(store.layout.derived(site.name), _made_from(store, site.name, resolved))
+        else:
+            say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
+    return results
+
+
+def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:
+    """Whether all tables and figures of the site were made, from these receipts and these sections."""
+    path = store.layout.derived(site)
+    if not path.exists() or path.read_bytes() != _made_from(store, site, run_file):
+        return False
+    return bool(json.loads(path.read_bytes())["files"])
+
+
+def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:
+    """The record that stands for one state of a site's tables and figures."""
+    content = {
+        "latentlake": __version__,
+        "receipts": store.receipts_digest(site),
+        "rank": run_file.rank.model_dump(mode="json"),
+        "cluster": run_file.cluster.model_dump(mode="json"),
+        "derive": run_file.derive.model_dump(mode="json"),
+        "files": sorted(_files(store, site)),
+    }
+    return canonical_json(content) + b"\n"
+
+
+def _files(store: FeatureStore, site: str) -> list[str]:
+    """Tables and figures of the site, and its first page of the report, as paths below the root."""
+    figures = [path.name for path in listed(store.layout.figures(site))]
+    found = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
+    if (page := store.layout.report / "sites" / site / "index.html").is_file():
+        found.append(f"report/sites/{site}/{page.name}")
+    return found + [f"figures/{site}/{name}" for name in figures if re.match(r"[^.].*\.(png|svg)$", name)]

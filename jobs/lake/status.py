@@ -1,0 +1,120 @@
+"""`latentlake status STORE`: how far a running, finished or dead run is, read from the store alone."""
+
+from __future__ import annotations
+
+import time
+
+from rich.markup import escape
+
+from jobs.lake.pass_status import PassStatus, has_begun, read_status, state_of
+from jobs.terminal.console import console, say
+from jobs.terminal.progress import duration, several, size
+from pipeline.store import FeatureStore
+from pipeline.store.objects.verbs import listed
+from pipeline.store.records.tables import RECEIPTS_KEY, job_of
+from pipeline.store.records.unfinished import unfinished_tokens
+from schemas.layout import DENSE, StorePath
+from schemas.run.file import NAME
+
+AGAIN_S = 5.0
+
+
+def status(root: str) -> bool:
+    """Print the lake, then how far each pass is, then the derived tables; whether every pass is finished."""
+    store = FeatureStore.open(root)
+    is_finished = _status(store)
+    for site in store.sites:
+        for path in _stale_figures(store, site):
+            say(f"  figures/{site}/{escape(path.name)} [yellow](stale: drawn from other shards)[/]")
+    return is_finished
+
+
+def _status(store: FeatureStore) -> bool:
+    rows = sum(record.rows for record in store.shards)
+    documents = sum(record.documents for record in store.shards)
+    say(
+        f"[bold]{escape(str(store.layout.root))}[/]: {several(documents, 'document')}, {rows:,} tokens in "
+        f"{several(len(store.shards), 'shard')}, contexts of {store.lake.context_size}; "
+        f"special tokens: {store.lake.special_tokens}"
+    )
+    if unfinished := unfinished_tokens(store.layout, store.links):
+        say(f"  [yellow]unfinished[/]: {escape(unfinished)}")
+    for name in _beginning(store):
+        state = state_of(store.layout, name, time.time())
+        say(f"[bold]pass {name}[/]: no plan yet; {escape(state)}")
+    passes = [read_status(store, name, time.time()) for name in store.plans]
+    for each in passes:
+        _show(store, each)
+    for site in store.sites:
+        if store.compacted(site) is not None:
+            covered, rest = len(store.committed(site)), len(store.uncompacted(site))
+            behind = (
+                f" [yellow](behind: {rest:,} shards came since; run `latentlake compact`)[/]" if rest else ""
+            )
+            say(f"  compaction of {site}: {covered - rest:,} shards{behind}")
+        for name in store.tables(site):
+            stale = f" [yellow](stale: made from other shards; run `latentlake {job_of(name)}`)[/]"
+            say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
+    return all(each.is_finished for each in passes) and not _beginning(store)
+
+
+def _beginning(store: FeatureStore) -> list[str]:
+    """Passes that have events and no plan: of a run whose workers load, or could not."""
+    folders = listed(store.layout.passes)
+    names = sorted(folder.name for folder in folders if NAME.fullmatch(folder.name))
+    return [name for name in names if name not in store.plans and has_begun(store.layout, name)]
+
+
+def _stale_figures(store: FeatureStore, site: str) -> list[StorePath]:
+    """Figures that name other receipts than there are now (those of version 0.2 name none)."""
+    now = store.receipts_digest(site).encode()
+    figures = sorted(listed(store.layout.figures(site)), key=str)
+    read = {path: path.read_bytes() for path in figures if path.suffix in (".png", ".svg")}
+    return [path for path, data in read.items() if RECEIPTS_KEY.encode() in data and now not in data]
+
+
+def watch(root: str) -> None:
+    """The same again and again, until every pass is finished; figures are not read for it."""
+    store = FeatureStore.open(root)
+    while True:
+        if console.is_terminal:
+            console.clear()
+        if _status(store):
+            return
+        time.sleep(AGAIN_S)
+        store = store.again()
+
+
+def _show(store: FeatureStore, found: PassStatus) -> None:
+    """One pass, in some lines."""
+    tally, name = found.tally, found.name
+    say(f"[bold]pass {name}[/]: {tally.shards}/{found.shards} shards committed; {escape(found.state)}")
+    for site in store.pass_sites(name):
+        sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "x alone, no SAE"
+        say(f"  site {site.name} ({escape(site.hook_name)}, {sae})")
+    if stored := tally.bytes[DENSE]:
+        dtype = store.plans[name].dense_dtype
+        say(f"  x of {stored / max(tally.rows, 1):,.0f} bytes a token in {dtype}, {size(stored)}")
+    sparse = tally.size - tally.bytes[DENSE]
+    if tally.nonzeros:
+        say(
+            f"  {tally.nonzeros:,} nonzeros of {sparse / tally.nonzeros:.2f} bytes, "
+            f"{size(sparse)}; {tally.rate:,.0f} tokens/s of a worker"
+        )
+    if found.is_live:
+        left = f", {duration(found.left / found.rate)} left" if found.rate else ""
+        say(
+            f"  {found.rate:,.0f} tokens/s over the last minutes{left}; {several(found.workers, 'worker')}, "
+            f"{found.retries} retries"
+        )
+    if (predicted := found.prediction) is not None:
+        say(
+            f"  predicted from {escape(predicted.source)}: "
+            f"{predicted.tokens_per_second.told(',.0f')} tokens/s of a worker, "
+            f"{predicted.nonzeros_per_token.value:,.1f} nonzeros and "
+            f"{predicted.bytes_per_token.value:,.0f} bytes a token, "
+            f"{duration(predicted.seconds(predicted.rows, predicted.workers).value)} "
+            f"with {several(predicted.workers, 'worker')}"
+        )
+    for shard, why in sorted(found.quarantined.items()):
+        say(f"  [red]quarantined[/] {shard}: {escape(why)}")

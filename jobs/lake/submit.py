@@ -1,0 +1,87 @@
+"""`latentlake submit RUN.yaml --address …`: run on a Ray cluster, follow the log, end as the driver ends."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from jobs.terminal.console import say
+from jobs.terminal.progress import several, size
+from schemas import __version__
+from schemas.errors import InputError
+from schemas.run.file import RunFile, load_run_file
+from schemas.sentences import redacted, visible
+
+INTERRUPTED = 130
+
+
+def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequence[str] = ()) -> int:
+    """Submit `python -m jobs run RUN.yaml OPTIONS…` with `working_dir` as its folder; the driver's exit code.
+
+    An interrupt leaves the job running. Raises InputError for a run file that the cluster could not use, and
+    for a cluster that does not answer.
+    """
+    run, inside = load_run_file(path), _inside(path, working_dir)
+    _check_root(run)
+    from pipeline.executors.on_ray.package import check_package
+    from pipeline.executors.on_ray.submission import JobServer
+
+    folder = working_dir.resolve()
+    files, n_bytes = check_package(folder)
+    server = JobServer(address)
+    entrypoint = shlex.join(["python", "-m", "jobs", "run", inside, *options])
+    metadata = {"latentlake": __version__, "run_file": inside, "store": run.store.root}
+    say(f"uploading {several(files, 'file')} of {escape(str(folder))}, {size(n_bytes)} before compression")
+    job = server.submit(entrypoint, folder, _name(run, path), metadata)
+    say(f"[bold]submitted[/] {escape(job)}: {escape(entrypoint)}")
+    try:
+        code = server.follow(job, _write)
+    except KeyboardInterrupt:
+        there = escape(f"{job} --address {address}")
+        say(f"\n{escape(job)} goes on: `ray job logs --follow {there}` follows it,")
+        say(f"`ray job stop {there}` stops it")
+        return INTERRUPTED
+    say(f"[bold]{escape(job)}[/] ended with exit code {code}")
+    return code
+
+
+def _inside(path: Path, working_dir: Path) -> str:
+    """The run file as the driver will find it, which sees a copy of the working directory alone."""
+    if not working_dir.is_dir():
+        raise InputError(f"--working-dir {working_dir} is no folder")
+    folder = working_dir.resolve()
+    if not path.resolve().is_relative_to(folder):
+        raise InputError(
+            f"{path} is not in {folder}, which is what the cluster gets: move it there, or name its folder "
+            "by --working-dir"
+        )
+    return path.resolve().relative_to(folder).as_posix()
+
+
+def _check_root(run: RunFile) -> None:
+    """What is written into the job's copy of the working directory is lost with it."""
+    root = run.store.root
+    if root.startswith("memory://"):
+        raise InputError(
+            f"store.root {root!r} lies in the memory of one process and ends with it: give an absolute path "
+            "that all nodes share, or an object store (s3://…)"
+        )
+    if "://" not in root and not Path(root).is_absolute():
+        raise InputError(
+            f"store.root {root!r} is relative, which on a cluster is inside the job's temporary copy of the "
+            "working directory: give an absolute path that all nodes share, or an object store (s3://…)"
+        )
+
+
+def _name(run: RunFile, path: Path) -> str:
+    """What the job is called, before its number."""
+    return run.store.pass_name or path.stem
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(redacted(visible(text)))
+    sys.stdout.flush()

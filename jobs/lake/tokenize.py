@@ -1,0 +1,85 @@
+"""`latentlake tokenize RUN.yaml`: documents become token shards, once."""
+
+from __future__ import annotations
+
+import time
+
+from jobs.terminal.console import say, warn
+from jobs.terminal.progress import counting, several
+from pipeline.plans.plan import resolve
+from pipeline.sources import open_source
+from pipeline.store.objects.paths import store_path
+from pipeline.store.records.tokens import read_lake, read_links, require_lake
+from pipeline.tokens.lake_rule import notes
+from pipeline.tokens.tokenize import BYTES_PER_TOKEN, REPEATED, SPECIAL_TEXTS
+from pipeline.tokens.tokenize import tokenize as tokenize_corpus
+from pipeline.tokens.tokenizer import load_tokenizer
+from schemas.layout import Layout
+from schemas.records import CorpusLink, ShardRecord
+from schemas.run.file import RunFile, SpecialText
+from schemas.sentences import NOTE
+
+
+def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:
+    """Write the token shards of the run file's corpus; say how many, or that it was done."""
+    resolved, warnings = resolve(run)
+    warn(warnings)
+    return tokenize_resolved(resolved, append=append)
+
+
+def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
+    """The same for a run file that has every default filled in."""
+    layout, began = Layout(store_path(run.store.root)), time.monotonic()
+    size, bos, tokenizer_path = run.tokens.context_size, run.tokens.prepend_bos, run.tokens.tokenizer
+    assert size is not None
+    assert bos is not None
+    assert tokenizer_path is not None
+    before, lake = read_links(layout), read_lake(layout)
+    with counting("tokenize", _about(run), "tokens") as advance:
+
+        def progress(record: ShardRecord) -> None:
+            advance(record.rows)
+
+        tokenizer = load_tokenizer(tokenizer_path, None if lake is None else lake.tokenizer_digest)
+        link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)
+    say(f"[bold]tokenize[/] {_told(link, before)} ({time.monotonic() - began:.1f} s)")
+    lake = require_lake(layout)
+    warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=link not in before)])
+    return link
+
+
+def _warnings(link: CorpusLink, special_text: SpecialText, *, is_new: bool) -> list[str]:
+    """What the documents of a link hold that a reader should know of."""
+    told = []
+    documents = sum(shard.documents for shard in link.shards)
+    if repeated := link.source.get(REPEATED):
+        told.append(
+            f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} in the store "
+            "already, by their text: they count twice"
+        )
+    if n := link.source.get(SPECIAL_TEXTS):
+        became = "became these tokens" if special_text == "parse" else "was read as letters"
+        told.append(
+            f"{NOTE}{n:,} of the {documents:,} documents hold the text of special tokens, which {became} "
+            f"(tokens.special_text: {special_text})"
+        )
+    return told
+
+
+def _told(link: CorpusLink, before: list[CorpusLink]) -> str:
+    """What a link holds, and whether it was there."""
+    rows = sum(shard.rows for shard in link.shards)
+    documents = sum(shard.documents for shard in link.shards)
+    size = f"{several(documents, 'document')}, {several(rows, 'token')}, {several(len(link.shards), 'shard')}"
+    if link in before:
+        return f"nothing to do, the store holds this corpus (link {before.index(link)}): {size}"
+    return f"{size}, link {len(before)} of the store's corpus" if before else size
+
+
+def _about(run: RunFile) -> int | None:
+    """How many tokens there are to come, for the time left; None when nobody knows."""
+    size = open_source(run.corpus).estimated_bytes()
+    known = [
+        n for n in (run.tokens.limit, None if size is None else size // BYTES_PER_TOKEN) if n is not None
+    ]
+    return min(known, default=None)

@@ -1,0 +1,1 @@
+"""The demo: a small model and SAE over the State of the Union addresses."""

@@ -1,0 +1,144 @@
+"""`latentlake demo`: a real model, a real SAE and a real corpus, from text to figures."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from jobs.lake.run import run
+from jobs.studies.demo.model import ensure_demo_model
+from jobs.terminal.console import console, say
+from jobs.views.top import marked
+from pipeline.run import Extraction
+from pipeline.store import FeatureStore
+from pipeline.store.objects.verbs import write_atomic
+from schemas.errors import InputError
+from schemas.run.file import Derive, load_run_file
+from schemas.run.strict_yaml import dump_yaml
+
+SITE = "l9"
+SHOWN, SUPPORT = 10, 20
+"""Features shown, and active rows that each must have: sigma/mu alone puts those first that fired once."""
+
+
+def demo(tokens: str, out: Path) -> None:
+    """Run `tokens` tokens of the corpus ('all' for the whole) into `out`, and show what came of it."""
+    began = time.monotonic()
+    path = write_run_file(tokens, out)
+    console.print(
+        Panel(
+            "SmolLM2-135M reads the State of the Union addresses since 1860; a sparse autoencoder of 4,608 "
+            "features reads its residual stream after block 9; everything that fires goes into "
+            f"[bold]{escape(str(out))}[/].",
+            title="latentlake demo",
+        )
+    )
+    (result,) = run(load_run_file(path))
+    summary(FeatureStore.open(out), result, time.monotonic() - began, path)
+
+
+def write_run_file(tokens: str, out: Path) -> Path:
+    """The demo's run file, beside its store's data: everything in it may be changed and run again."""
+    limit = None if tokens == "all" else _positive(tokens)
+    data = resources.files("jobs") / "demo_data"
+    content = {
+        "corpus": {
+            "kind": "text",
+            "path": str(data / "sotu.parquet"),
+            "text_column": "text",
+            "label_columns": ["year", "president", "party"],
+        },
+        "tokens": {"context_size": 128, "prepend_bos": True, "limit": limit},
+        "model": {"loader": "transformer_lens", "path": str(ensure_demo_model())},
+        "sites": [{"name": SITE, "sae": str(data / "smollm2-135m-l9")}],
+        "store": {"root": str(out)},
+        "extract": {"executor": "ray", "workers": 1, "cpus_per_worker": 2},
+        "derive": {"jobs": [*Derive.model_validate({}).jobs, "logits"], "report": "all"},
+    }
+    return write_once(out, content)
+
+
+def write_once(out: Path, content: dict[str, Any]) -> Path:
+    """`run.yaml` in the folder; InputError where another one lies there."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "run.yaml", dump_yaml(content)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{path} is another demo's, or was changed: run it by `latentlake run {path}`, or give --out "
+            "another folder"
+        )
+    write_atomic(path, text.encode())
+    return path
+
+
+def _positive(tokens: str) -> int:
+    if not tokens.isdecimal() or len(tokens) > 18 or int(tokens) == 0:
+        raise InputError(f"--tokens {tokens!r} is neither a positive number nor 'all'")
+    return int(tokens)
+
+
+def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path) -> None:
+    """What a person wants to know first, and what to try next."""
+    features = store.scan_features(SITE).collect()
+    console.print(_figures_of_merit(store, result, features, seconds))
+    console.print(_ranked(store, features))
+    shown = _best(features)["feature"]
+    feature, root = shown[0] if len(shown) else 0, escape(str(store.layout.root))
+    say(
+        f"Figures: [bold]{escape(str(store.layout.figures(SITE)))}[/]\n"
+        f"Report: [bold]{escape(str(store.layout.report / 'index.html'))}[/], for a browser\n\n"
+        "Try next:\n"
+        f"  latentlake feature {root} {feature}\n"
+        f'  latentlake elicit {root} "The war in Europe is over, and our soldiers are coming home."\n'
+        f"  latentlake top {root} {feature} --where party=Republican\n"
+        f"  latentlake rank {root} --by mean_active --window 0:20\n"
+        f"  latentlake verify {root}\n\n"
+        f"The run file is {escape(str(path))}: change it, and `latentlake run {escape(str(path))}`."
+    )
+
+
+def _figures_of_merit(
+    store: FeatureStore, result: Extraction, features: pl.DataFrame, seconds: float
+) -> Table:
+    """Speed, size and sparsity of the run."""
+    tally, nnz, counted = result.tally, result.tally.nonzeros, store.totals(SITE).counted_rows
+    dead = features.filter(pl.col("n_active") == 0).height
+    table = Table(title=f"{tally.rows:,} tokens in {seconds:.0f} s", show_header=False)
+    for name, value in {
+        "extraction": f"{tally.rate:,.0f} tokens/s",
+        "nonzeros": f"{nnz:,} ({nnz / counted:.1f} on each of {counted:,} counted rows)",
+        "stored": f"{tally.size / nnz:.2f} bytes per nonzero, both layouts and statistics",
+        "dead features": f"{dead / features.height:.2%} ({dead:,} of {features.height:,} never fired)",
+    }.items():
+        table.add_row(name, value)
+    return table
+
+
+def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
+    """The features of largest sigma/mu, each with its strongest context."""
+    table = Table(title=f"features by sigma/mu, of those active in at least {SUPPORT} rows")
+    for column in ("feature", "sigma/mu", "frequency", "max", "strongest context"):
+        table.add_column(column, justify="left" if "context" in column else "right", overflow="fold")
+    for row in _best(features).iter_rows(named=True):
+        found = store.contexts(SITE, row["feature"], 1).row(0, named=True)
+        table.add_row(
+            str(row["feature"]),
+            f"{row['sigma_over_mu']:.1f}",
+            f"{row['frequency']:.2e}",
+            f"{row['max_activation']:.1f}",
+            marked(store, found["token_ids"], found["position"]),
+        )
+    return table
+
+
+def _best(features: pl.DataFrame) -> pl.DataFrame:
+    """The features to show, the largest sigma/mu first (equal ones by feature)."""
+    often = features.filter(pl.col("n_active") >= SUPPORT)
+    return often.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(SHOWN)

@@ -1,0 +1,1 @@
+"""Images of digits: the networks, their SAE, and steering."""

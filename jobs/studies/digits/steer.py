@@ -1,0 +1,168 @@
+"""`latentlake steer STORE --set 12=3`: features set by hand, and the image and classes that come of it.
+
+One starts from nothing, or from the features of a row of the store; sets some; and sees x decoded, as an
+image, and what the classifier says of it. Needs no model but its last layer, which NumPy reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from rich.markup import escape
+
+from jobs.figures.images import draw_steered
+from jobs.figures.plots import METADATA, drawing, render
+from jobs.tables.feature_images import Pictured, pictured_of
+from jobs.terminal.console import say
+from jobs.terminal.outputs import require_file, write_file
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.values import F64
+
+SHOWN = 3
+_SETTING = re.compile(r"([0-9]{1,9})=([+*]?)(-?[0-9.]+(?:[eE][+-]?[0-9]+)?)")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options, see `jobs.cli_images.steer`."""
+
+    settings: Sequence[str]
+    row: int | None = None
+    only: bool = False
+    model: str | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Before and after: activations [F], values of x [D], pixels [P] and probabilities of classes [C]."""
+
+    activations: tuple[F64, F64]
+    values: tuple[F64, F64]
+    pixels: tuple[F64, F64]
+    probabilities: tuple[F64, F64]
+
+
+def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
+    """Print and draw what comes of the settings; InputError for features and rows that are not there, for
+    numbers that are too large, and for an `out` that can not be written.
+    """
+    kind = _kind(asked.out)
+    pictured = pictured_of(store, site, asked.model)
+    before = activations_at(store, site, asked.row)
+    after = changed(before, asked.settings, site)
+    if asked.only:
+        kept = [int(setting.partition("=")[0]) for setting in asked.settings]
+        after = np.where(np.isin(np.arange(len(after)), kept), after, 0.0)
+    found = steered(pictured, before, after)
+    _tell(site, asked, found, pictured)
+    if asked.out is not None:
+        write_file(asked.out, _drawn(store, kind, site, asked, found, pictured), "--out")
+        say(f"  {escape(str(asked.out))}")
+    return found
+
+
+def _kind(out: Path | None) -> str:
+    """What is drawn, png or svg."""
+    kind = "png" if out is None else out.suffix[1:]
+    if kind not in METADATA:
+        raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
+    require_file(out, "--out")
+    return kind
+
+
+def activations_at(store: FeatureStore, site: str, row: int | None) -> F64:
+    """The features [F] of a row of the lake; all 0 where none is named."""
+    d_sae = store.site(site).d_sae
+    if row is None:
+        return np.zeros(d_sae)
+    for record in store.committed(site):
+        if record.row_start <= row < record.row_start + record.rows:
+            found: F64 = store.csr(site, record.name)[row - record.row_start].toarray()[0].astype(np.float64)
+            return found
+    last = max((record.row_start + record.rows for record in store.committed(site)), default=0)
+    raise InputError(f"--row {row} is in no committed shard of site {site!r}: rows go from 0 to {last - 1}")
+
+
+def changed(activations: F64, settings: Sequence[str], site: str) -> F64:
+    """The activations with `F=V` set, `F=+V` added, `F=*V` multiplied, one after another."""
+    if not settings:
+        raise InputError("nothing is set: give --set FEATURE=VALUE, such as --set 12=3")
+    new = activations.copy()
+    for setting in settings:
+        found = _SETTING.fullmatch(setting)
+        if not found:
+            raise InputError(f"--set {setting!r} is no FEATURE=VALUE, FEATURE=+VALUE or FEATURE=*VALUE")
+        feature, how = int(found[1]), found[2]
+        if feature >= len(new):
+            raise InputError(
+                f"feature {feature} is not in site {site!r}: its features are 0 to {len(new) - 1}"
+            )
+        value = _number(found[3], setting)
+        with np.errstate(over="ignore"):  # `steered` tells
+            new[feature] = {"": value, "+": new[feature] + value, "*": new[feature] * value}[how]
+    return new
+
+
+def _number(text: str, setting: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"--set {setting!r}: {text!r} is no number") from None
+    if not np.isfinite(value):
+        raise InputError(f"--set {setting!r}: {text!r} is no finite number")
+    return value
+
+
+def steered(pictured: Pictured, before: F64, after: F64) -> Steered:
+    """x, pixels and probabilities of both: x' = activations @ W_dec + b_dec."""
+    both = np.stack([before, after])
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = both @ pictured.w_dec.astype(np.float64) + pictured.b_dec
+        pixels, shares = pictured.decoder.images(values), pictured.decoder.probabilities(values)
+    if not (np.isfinite(values).all() and np.isfinite(pixels).all() and np.isfinite(shares).all()):
+        raise InputError("--set: what comes of these numbers is too large to be computed: give smaller ones")
+    return Steered(*((part[0], part[1]) for part in (both, values, pixels, shares)))
+
+
+def told_classes(shares: F64, classes: Sequence[str]) -> str:
+    """The likeliest classes, in words."""
+    best = np.argsort(-shares, kind="stable")[:SHOWN].tolist()
+    return ", ".join(f"{classes[place]} {shares[place]:.0%}" for place in best)
+
+
+def _start(asked: Asked) -> str:
+    return "all features at 0" if asked.row is None else f"row {asked.row}"
+
+
+def _tell(site: str, asked: Asked, found: Steered, pictured: Pictured) -> None:
+    say(f"[bold]steer[/] {site}: {_start(asked)}; {escape(' '.join(asked.settings))}")
+    for when, shares in zip(("before", "after"), found.probabilities, strict=True):
+        say(f"  {when}: {escape(told_classes(shares, pictured.decoder.classes))}")
+
+
+def _drawn(
+    store: FeatureStore, kind: str, site: str, asked: Asked, found: Steered, pictured: Pictured
+) -> bytes:
+    height, width = pictured.sides
+    table = pl.DataFrame(
+        {
+            "when": ["before", "after", "after - before"],
+            "image": [
+                pixels.reshape(height * width, -1).mean(axis=1).tolist()
+                for pixels in (*found.pixels, found.pixels[1] - found.pixels[0])
+            ],
+            "told": [*(told_classes(some, pictured.decoder.classes) for some in found.probabilities), ""],
+            "height": [height] * 3,
+            "width": [width] * 3,
+        }
+    )
+    told = f"{_start(asked)}; {' '.join(asked.settings)}"
+    with drawing(store, site):
+        return render(draw_steered(table, site, told), kind)

@@ -1,0 +1,41 @@
+"""Whether a store was drawn from the dictionary of a truth, and whether this machine draws it again."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.store import FeatureStore
+from pipeline.store.records.tokens import read_token_shard
+from pipeline.synthetic.dictionary.generator import NumpyDictionary
+from pipeline.synthetic.dictionary.truth import KnownTruth
+from schemas.errors import InputError
+from schemas.values import F32
+
+TOLERANCE = 1e-3
+"""Of rows, relative to their length: far above rounding, far below another dictionary."""
+
+
+def require_same_vectors(store: FeatureStore, known: KnownTruth) -> None:
+    """InputError where the lake's first vectors are others than those drawn with the truth."""
+    lake, shards = store.lake, store.links[0].shards
+    if lake.bos_id is not None or lake.separator_id is not None or not shards:
+        return
+    first = read_token_shard(store.layout, lake, shards[0], verify=False, inputs=True).inputs
+    if first is not None and not alike(first, known.first):
+        raise InputError(
+            f"the vectors of {store.layout.root} are others than its recipe gave where the truth was made: "
+            "its directions or random numbers were made by another version of latentlake, NumPy or sae-lens; "
+            "run `latentlake make-dictionary` with that of the store, or make the store anew"
+        )
+
+
+def draws_again(known: KnownTruth) -> bool:
+    """Whether NumPy draws here what it drew where the truth was made."""
+    return not len(known.first) or alike(NumpyDictionary(known.recipe).block(0).x, known.first)
+
+
+def alike(drawn: F32, first: F32) -> bool:
+    """Whether rows are the same, as far as there are both, but for rounding."""
+    rows = min(len(drawn), len(first))
+    wrong = np.linalg.norm(drawn[:rows] - first[:rows]) if rows else 0.0
+    return bool(wrong <= TOLERANCE * np.linalg.norm(first[:rows]))

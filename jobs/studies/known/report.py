@@ -1,0 +1,222 @@
+"""What `latentlake truth` prints: truth against measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.studies.known.compare import Side
+from jobs.studies.known.matching import literal_score, uniqueness
+from jobs.terminal.console import console, say
+from pipeline.synthetic.dictionary.truth import KnownTruth
+
+SHOWN = 12
+"""Features that are listed, spread over their true frequencies."""
+
+
+SITES = 4
+"""Sites beside each other in 80 columns."""
+MEASURES = {
+    "L0": "l0",
+    "L0 of the truth, as drawn": "true_l0",
+    "L0 of the truth, closed form": "expected_l0",
+    "dead features": "dead",
+    "explained variance": "explained_variance",
+    "shrinkage |x'| / |x|": "shrinkage",
+    "MCC, mean |cosine|": "mcc",
+    "uniqueness": "uniqueness",
+    "precision, of the nearest true feature": "precision",
+    "recall, of the nearest true feature": "recall",
+    "F1, of the nearest true feature": "f1",
+    "accuracy, of the nearest true feature": "accuracy",
+}
+"""Of the table `truth_summary`: what they are called here."""
+
+
+def summaries(of_sites: Mapping[str, pl.DataFrame]) -> Iterator[Table]:
+    """The tables `truth_summary` of some sites beside each other."""
+    sites = list(of_sites)
+    for first in range(0, len(sites), SITES):
+        some = sites[first : first + SITES]
+        shown = Table(
+            title="the SAE as a whole",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        shown.add_column("")
+        for site in some:
+            shown.add_column(escape(site), justify="right", overflow="fold")
+        for told, name in MEASURES.items():
+            values = [of_sites[site][name][0] for site in some]
+            shown.add_row(told, *(f"{v:,}" if isinstance(v, int) else _number(v, 4) for v in values))
+        yield shown
+
+
+def tell(
+    site: str,
+    truth: KnownTruth,
+    side: Side,
+    features: pl.DataFrame,
+    pairs: pl.DataFrame,
+    edges: pl.DataFrame | None,
+    of_documents: pl.DataFrame | None,
+) -> None:
+    """All of it, for one site."""
+    matched = features.drop_nulls("true_feature")
+    say(f"[bold]truth[/] {site}: {matched.height:,} features against {truth.recipe.features:,} true ones")
+    for line in [
+        *_of_matching(side, features, matched),
+        *_of_intervals(matched, of_documents),
+        *_of_rows(matched),
+        *_of_pairs(pairs),
+        *_of_hierarchy(pairs, edges),
+    ]:
+        say(f"  {line}")
+    if matched.height:
+        console.print(_listed(matched))
+
+
+def _of_matching(side: Side, features: pl.DataFrame, matched: pl.DataFrame) -> list[str]:
+    decoder, encoder = matched["decoder_cosine"].abs(), matched["encoder_cosine"].abs()
+    agree = (matched["true_feature"] == matched["nearest_true_feature"]).sum()
+    score = literal_score(side.cosines.decoder, side.order)
+    return [
+        f"matched one to one: mean |cosine| {_mean(decoder)} (decoder), {_mean(encoder)} (encoder), smallest "
+        f"{_number(decoder.min())}",
+        f"literal order: mean cosine {score:.3f}; {agree:,} of {features.height:,} features are nearest to "
+        f"the true feature assigned to them, uniqueness {uniqueness(side.cosines.decoder):.3f}",
+    ]
+
+
+def _of_intervals(matched: pl.DataFrame, of_documents: pl.DataFrame | None) -> list[str]:
+    held = [
+        ("frequency", "true_frequency", "frequency"),
+        ("mean where active, the generator's", "true_mean", "mean"),
+    ]
+    if not _equal(matched["true_mean"], matched["expected_mean"]):
+        held.append(("mean where active, as this encoder gives it", "expected_mean", "mean"))
+    lines = [
+        f"{what}: {_share(_held(matched, true, ends))} of 95 % intervals hold the truth"
+        for what, true, ends in held
+    ]
+    if of_documents is not None:
+        joined = matched.drop("frequency_low", "frequency_high").join(of_documents, on="feature", how="left")
+        share = _share(_held(joined, "true_frequency", "frequency"))
+        lines.append(f"frequency, by document (`profile`): {share} of 95 % intervals hold the truth")
+    return lines
+
+
+def _equal(a: pl.Series, b: pl.Series) -> bool:
+    """Whether two truths are the same but for rounding, or one is not known."""
+    x, y = a.to_numpy(), b.to_numpy()
+    return bool(np.isnan(y.astype(float)).all() or np.allclose(x, y, rtol=1e-5, equal_nan=True))
+
+
+def _held(table: pl.DataFrame, true: str, ends: str) -> pl.Series:
+    """Whether each interval holds the truth; without those that are not known."""
+    low, high = pl.col(f"{ends}_low"), pl.col(f"{ends}_high")
+    return table.select(held=pl.col(true).is_between(low, high)).to_series().drop_nulls()
+
+
+def _of_rows(matched: pl.DataFrame) -> list[str]:
+    known = matched.drop_nulls("n_hits")
+    if not known.height:
+        return []
+    hits, drawn, active = (int(known[name].sum()) for name in ("n_hits", "n_drawn", "n_active"))
+    wrong = known.filter(
+        (pl.col("n_hits") != pl.col("n_drawn")) | (pl.col("n_hits") != pl.col("n_active"))
+    ).height
+    exact = (
+        "every feature fires in exactly its rows" if not wrong else f"{wrong:,} features differ in some row"
+    )
+    return [
+        f"rows in which a feature fires: {drawn:,} drawn, {active:,} measured, {hits:,} the same; precision "
+        f"{_ratio(hits, active)}, recall {_ratio(hits, drawn)}: {exact}"
+    ]
+
+
+def _of_pairs(pairs: pl.DataFrame) -> list[str]:
+    correlated = pairs.filter((pl.col("kind") == "correlated") & (pl.col("true_phi") > 0))
+    lines = []
+    if correlated.height:
+        held = _share(_held(pairs.filter(pl.col("kind") == "correlated"), "true_frequency", "frequency"))
+        lines.append(f"correlated pairs firing together: {held} of 95 % intervals hold the truth")
+        partners = _partners(correlated)
+        for name in ("phi", "jaccard", "npmi"):
+            found = (correlated[f"rank_{name}"] < partners).fill_null(value=False)
+            lines.append(f"  among the nearest by {name}, as many as the group has: {_share(found)}")
+    if (exclusive := pairs.filter(pl.col("kind") == "exclusive")).height:
+        apart = exclusive["n_both"] == 0
+        lines.append(f"exclusive pairs: {_share(apart)} never fire together")
+    return lines
+
+
+def _partners(correlated: pl.DataFrame) -> pl.Series:
+    """Of each pair, how many partners its first feature has."""
+    ends = pl.concat([correlated["a"], correlated["b"]]).value_counts()
+    return correlated.join(ends, on="a", how="left", maintain_order="left")["count"]
+
+
+def _of_hierarchy(pairs: pl.DataFrame, edges: pl.DataFrame | None) -> list[str]:
+    known = pairs.filter(pl.col("kind").is_in(["parent", "ancestor"]))
+    if not known.height:
+        return []
+    least = known["conditional"].min()
+    told = f"conditional frequency at least {_number(least)}"
+    lines = [f"children and those above them: {known.height:,} pairs, {told}"]
+    if edges is None:
+        return [*lines, "  not searched for: run `latentlake coactivation` first"]
+    true = known.select(child="a", parent="b").with_columns(known=True)
+    found = edges.join(true, on=["child", "parent"], how="left")
+    hits = found["known"].sum()
+    others = f"{found.height - hits:,} others" if found.height - hits else "no other"
+    return [*lines, f"  found from co-activation alone: {hits:,} of {known.height:,}, and {others}"]
+
+
+def _listed(matched: pl.DataFrame) -> Table:
+    shown = Table(title="truth against measured", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("true", "SAE", "frequency", "measured (95 %)", "mean", "measured (95 %)"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    ordered = matched.sort("true_frequency", descending=True)
+    places = np.unique(np.linspace(0, ordered.height - 1, min(SHOWN, ordered.height)).round().astype(int))
+    for row in ordered[places].iter_rows(named=True):
+        expected = row["true_mean"] if row["expected_mean"] is None else row["expected_mean"]
+        shown.add_row(
+            str(row["true_feature"]),
+            str(row["feature"]),
+            _number(row["true_frequency"], 4),
+            _within(row, "frequency", "frequency", 4),
+            _number(expected),
+            _within(row, "mean_active", "mean", 3),
+        )
+    return shown
+
+
+def _within(row: dict[str, Any], measured: str, ends: str, digits: int) -> str:
+    """`0.2470 (0.2430–0.2510)`: what is measured, and its interval."""
+    low, high = (_number(row[f"{ends}_{end}"], digits) for end in ("low", "high"))
+    return f"{_number(row[measured], digits)} ({low}–{high})"
+
+
+def _share(held: pl.Series) -> str:
+    n = len(held)
+    return f"{int(held.sum()):,} of {n:,} ({held.sum() / n:.1%})" if n else "none"
+
+
+def _ratio(part: int, whole: int) -> str:
+    return f"{part / whole:.4f}" if whole else "-"
+
+
+def _mean(values: pl.Series) -> str:
+    return _number(values.mean())
+
+
+def _number(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, float | int) else "-"

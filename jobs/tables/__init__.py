@@ -1,0 +1,1 @@
+"""Commands that write tables of a site."""

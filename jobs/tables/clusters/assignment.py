@@ -1,0 +1,191 @@
+"""The second reading of all shards: each context and document gets its cluster, and clusters their tokens.
+
+One task reads one shard, once, for all clusterings. What comes back is bounded by the clusters (at most
+MOST_NAMED of each clustering are described), not by the shards, and is added up in shard order.
+Shapes: N rows, F = d_sae, K clusters, V tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from jobs.tables.clusters.kmeans import NO_CLUSTER, assign
+from jobs.tables.clusters.naming import MOST_NAMED, count_firing, count_rows
+from jobs.tables.clusters.vectors import Kind, places, read_tokens, span, sums_of, unit_vectors
+from jobs.terminal.progress import track
+from pipeline.store import FeatureStore
+from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.tasks import Tasks
+from schemas.layout import Layout
+from schemas.records import Lake
+from schemas.values import F32, F64, I64, Reads, TokenShard
+
+EXAMPLES = 5
+"""Central contexts of a cluster."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What contexts, or documents, are assigned by: unit centres float32 [K, F], weights float64 [F]."""
+
+    centres: F32
+    weights: F64
+
+
+@dataclass(frozen=True)
+class Central:
+    """The contexts nearest to clusters of features: at most EXAMPLES of each, best first, by cluster."""
+
+    cluster: I64
+    context: I64
+    score: F32
+
+    def best(self) -> Central:
+        """At most EXAMPLES of each cluster; equally near contexts by number."""
+        order = np.lexsort((self.context, -self.score, self.cluster))
+        cluster = self.cluster[order]
+        rank = np.arange(len(order)) - np.searchsorted(cluster, cluster)
+        kept = order[rank < EXAMPLES]
+        return Central(self.cluster[kept], self.context[kept], self.score[kept])
+
+    def __add__(self, other: Central) -> Central:
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("cluster", "context", "score"))
+        return Central(*map(np.concatenate, pairs)).best()
+
+    def of_each(self, clusters: int) -> list[list[int]]:
+        """The contexts of each cluster 0 .. `clusters` - 1."""
+        cuts = np.searchsorted(self.cluster, np.arange(1, clusters))
+        return [part.tolist() for part in np.split(self.context, cuts)] if clusters else []
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Number, cluster (NO_CLUSTER: none) and cosine of contexts or documents, [C] each."""
+
+    number: I64
+    label: I64
+    cosine: F32
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of clusters of contexts or documents.
+
+    `active` int64 [K, F]: in how many of a cluster a feature is active. `tokens` int64 [K + 1, V]: rows of
+    the first MOST_NAMED clusters with a token, and of all.
+    """
+
+    active: sparse.csr_matrix
+    tokens: sparse.csr_matrix
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.active + other.active, self.tokens + other.tokens)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Of clusters of features: activations on each token, int64 [K + 1, V], and the nearest contexts."""
+
+    tokens: sparse.csr_matrix
+    central: Central
+
+    def __add__(self, other: Described) -> Described:
+        return Described(self.tokens + other.tokens, self.central + other.central)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What the reading brings, by kind of group, and by name of the clustering of features."""
+
+    placed: dict[Kind, Placed]
+    counts: dict[Kind, Counts]
+    features: dict[str, Described]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What all tasks share; `clusters` holds each clustering's cluster of every feature, int64 [F]."""
+
+    layout: Layout
+    lake: Lake
+    reads: Reads
+    fitted: dict[Kind, Fitted]
+    clusters: dict[str, I64]
+
+
+def assign_all(
+    store: FeatureStore, site: str, fitted: dict[Kind, Fitted], clusters: dict[str, I64], tasks: Tasks
+) -> Assigned:
+    """Read all committed shards, of which there is at least one."""
+    shards, info = store.shard_files(site), store.site(site)
+    named = {name: np.where(found < MOST_NAMED, found, NO_CLUSTER) for name, found in clusters.items()}
+    ask = partial(_assign_shard, _Question(store.layout, store.lake, info.reads, fitted, named))
+    placed: dict[Kind, list[Placed]] = {kind: [] for kind in fitted}
+    counts: dict[Kind, Counts] = {}
+    features: dict[str, Described] = {}
+    for found in track(tasks.map(ask, shards), "cluster: what is in which", len(shards), "shards"):
+        for kind, some in found.placed.items():
+            placed[kind].append(some)
+        _add(counts, found.counts)
+        _add(features, found.features)
+    return Assigned({kind: _joined(parts) for kind, parts in placed.items()}, counts, features)
+
+
+def _add(total: dict[Any, Any], new: dict[Any, Any]) -> None:
+    for name, value in new.items():
+        total[name] = total[name] + value if name in total else value
+
+
+def _joined(parts: list[Placed]) -> Placed:
+    columns = ([getattr(part, name) for part in parts] for name in ("number", "label", "cosine"))
+    return Placed(*map(np.concatenate, columns))
+
+
+def _assign_shard(ask: _Question, shard: ShardFiles) -> Assigned:
+    activations, tokens = shard.read_csr(), read_tokens(ask.layout, ask.lake, shard)
+    tokens = tokens.at(ask.reads, ask.lake.context_size)
+    placed: dict[Kind, Placed] = {}
+    counts: dict[Kind, Counts] = {}
+    vectors: dict[Kind, sparse.csr_matrix] = {}
+    for kind, fitted in ask.fitted.items():
+        sums = sums_of(activations, tokens, shard.record, kind)
+        vectors[kind] = unit_vectors(sums, fitted.weights)
+        label, cosine = assign(vectors[kind], fitted.centres)
+        start, n = span(shard.record, kind)
+        placed[kind] = Placed(start + np.arange(n), label, cosine)
+        counts[kind] = _count(sums, label, tokens, places(tokens, shard.record, kind), len(fitted.centres))
+    features = {
+        name: Described(
+            count_firing(tokens.token_ids, activations, cluster, _number(cluster)),
+            _central(vectors["context"], cluster, shard.record.context_start),
+        )
+        for name, cluster in ask.clusters.items()
+    }
+    return Assigned(placed, counts, features)
+
+
+def _count(sums: sparse.csr_matrix, label: I64, tokens: TokenShard, place: I64, clusters: int) -> Counts:
+    has = np.flatnonzero(label != NO_CLUSTER)
+    indicator = sparse.csr_matrix((np.ones(len(has), np.int64), (label[has], has)), (clusters, len(label)))
+    present = sparse.csr_matrix((np.ones(sums.nnz, np.int64), sums.indices, sums.indptr), shape=sums.shape)
+    rows = count_rows(tokens.token_ids[tokens.counted], label[place[tokens.counted]], clusters)
+    return Counts(indicator @ present, rows)
+
+
+def _central(contexts: sparse.csr_matrix, cluster: I64, first: int) -> Central:
+    """Contexts by the cosine of their vector, all signs dropped, and the sum of the cluster's features."""
+    has = np.flatnonzero(cluster != NO_CLUSTER)
+    sizes = np.bincount(cluster[has], minlength=_number(cluster))
+    parts = ((1 / np.sqrt(sizes[cluster[has]])).astype(np.float32), (has, cluster[has]))
+    score = (abs(contexts) @ sparse.csr_matrix(parts, (len(cluster), len(sizes)))).tocoo()
+    return Central(score.col.astype(np.int64), score.row.astype(np.int64) + first, score.data).best()
+
+
+def _number(cluster: I64) -> int:
+    """Clusters there are: they are numbered from 0 without gaps."""
+    return int(cluster.max(initial=NO_CLUSTER)) + 1

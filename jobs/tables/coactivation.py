@@ -1,0 +1,158 @@
+"""`latentlake coactivation STORE`: which features fire on the same rows, and which point the same way.
+
+Tables `neighbours` (by Jaccard index, NPMI, phi and conditional frequency, see
+`jobs.tables.pairs.association`) and `decoder_neighbours` (by cosine of decoder rows). Both are made by blocks
+of features and written as these come: there is never a table of all pairs, and a process holds about 1 GB at
+most.
+
+The cost of neighbours goes with the pairs of features active in one row, rows x L0 x L0, beside reading the
+indices of all shards once for each block. At L0 64, 10^9 activations and 65,536 features that was 0.9
+microseconds of a core for an activation (15 minutes in all) on a machine busy with other work, two fifths of
+it reading, in 96 blocks of 680 features; there are 43 of 1,524 now, however many activations. At 10^6
+features there are some 320 blocks of 3,200: a feature has fewer pairs to hold. What decoder neighbours cost
+is said in `jobs.tables.pairs.directions`; `--no-decoder` leaves them out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from jobs.tables.pairs.association import MEASURES, PairCounts, highest
+from jobs.tables.pairs.directions import Directions, directions_of, nearest
+from jobs.tables.pairs.pair_counts import cut, mean_company, tallies
+from jobs.terminal.console import say
+from jobs.terminal.progress import track
+from pipeline.store import FeatureStore
+from pipeline.store.reading.shard_files import ShardFiles, read_n_active
+from pipeline.tasks import OneProcess, Tasks
+from schemas.errors import InputError
+from schemas.layout import StorePath
+from schemas.tables.tables import DECODER_NEIGHBOURS, NEIGHBOURS
+from schemas.values import I64
+
+
+def coactivation(
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    k: int = 20,
+    support: int = 10,
+    decoder: bool = True,
+) -> list[StorePath]:
+    """Write the tables `neighbours` and, with `decoder`, `decoder_neighbours` of a site.
+
+    `neighbours` (schema `NEIGHBOURS`): of each feature and each measure the `k` features of highest value,
+    equal ones by their number, among those active in at least `support` rows in which it is active too; over
+    all counted rows, exactly. `decoder_neighbours` (schema `DECODER_NEIGHBOURS`): the `k` of largest cosine
+    among all features, dead ones included; not of a synthetic site, which has no decoder. Raises InputError
+    when no shard is committed.
+    """
+    shards = store.shard_files(site)
+    if not shards:
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    tasks = tasks or OneProcess()
+    began, told = time.monotonic(), _Told()
+    rows = store.totals(site).counted_rows
+    parts = told.of(_neighbours(shards, rows, tasks, k, support))
+    written = [store.write_table_parts(site, "neighbours", NEIGHBOURS, parts)]
+    say(
+        f"[bold]coactivation[/] {site}: {told.rows:,} neighbours of {told.features:,} features that share "
+        f"{support:,} rows or more with one ({time.monotonic() - began:.1f} s)"
+    )
+    return written + (_write_decoder_neighbours(store, site, tasks, k) if decoder else [])
+
+
+class _Told:
+    """Counts what goes by."""
+
+    rows, features = 0, 0
+
+    def of(self, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+        for part in parts:
+            self.rows += part.height
+            self.features += part["feature"].n_unique()
+            yield part
+
+
+def _neighbours(
+    shards: Sequence[ShardFiles], rows: int, tasks: Tasks, k: int, support: int
+) -> Iterator[pl.DataFrame]:
+    d_sae = shards[0].d_sae
+    n_active = read_n_active(shards, d_sae)
+    blocks = cut(n_active, mean_company(shards), d_sae)
+    find = partial(neighbours, shards, n_active, rows, k, support)
+    return track(tasks.map(find, blocks), "coactivation", len(blocks), "blocks of features")
+
+
+def neighbours(
+    shards: Sequence[ShardFiles], n_active: I64, rows: int, k: int, support: int, features: range
+) -> pl.DataFrame:
+    """The rows of the table `neighbours` of some features; `rows` are all counted rows of the shards."""
+    pairs = [(shard, shard) for shard in shards]
+    found = [
+        _nearest(feature, *tally.at_least(support), n_active, rows, k)
+        for feature, tally in tallies(pairs, n_active, len(n_active), features)
+    ]
+    neighbour, n_both, lengths = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    measure = np.repeat(np.arange(len(lengths)) % len(MEASURES), lengths)
+    feature = np.repeat(np.repeat(features, len(MEASURES)), lengths)
+    counts = PairCounts(n_both, n_active[feature], n_active[neighbour], rows)
+    columns = {
+        "feature": feature,
+        "neighbour": neighbour,
+        "by": pl.Series(list(MEASURES)).gather(measure),
+        "rank": np.arange(len(feature)) - np.repeat(np.cumsum(lengths) - lengths, lengths),
+        **counts._asdict(),
+        **{name: value(counts) for name, value in MEASURES.items()},
+    }
+    frame = pl.DataFrame({name: columns[name] for name in NEIGHBOURS}).cast(pl.Schema(NEIGHBOURS))
+    return frame.with_columns(pl.col(list(MEASURES)).fill_nan(None))
+
+
+def _nearest(
+    feature: int, others: I64, n_both: I64, n_active: I64, rows: int, k: int
+) -> tuple[I64, I64, I64]:
+    """The nearest by each measure, one measure after another: numbers, n_both, how many of each measure."""
+    is_other = others != feature
+    others, n_both = others[is_other], n_both[is_other]
+    if not len(others):  # perhaps there is no counted row
+        return others, n_both, np.zeros(len(MEASURES), np.int64)
+    counts = PairCounts(n_both, int(n_active[feature]), n_active[others], rows)
+    best = [highest(measure(counts), k) for measure in MEASURES.values()]
+    places = np.concatenate(best)
+    return others[places], n_both[places], np.array([len(some) for some in best])
+
+
+def _write_decoder_neighbours(store: FeatureStore, site: str, tasks: Tasks, k: int) -> list[StorePath]:
+    began, told = time.monotonic(), _Told()
+    directions = directions_of(store, site)
+    if directions.width is None:
+        say(f"[yellow]coactivation[/] {site}: a synthetic site has no decoder, so no decoder neighbours")
+        return []
+    blocks = directions.blocks()
+    found = tasks.map(partial(decoder_neighbours, directions, k), blocks)
+    parts = told.of(track(found, "decoder cosines", len(blocks), "blocks of features"))
+    written = store.write_table_parts(site, "decoder_neighbours", DECODER_NEIGHBOURS, parts)
+    say(
+        f"[bold]coactivation[/] {site}: {told.rows:,} neighbours by decoder cosine of {told.features:,} "
+        f"features ({time.monotonic() - began:.1f} s)"
+    )
+    return [written]
+
+
+def decoder_neighbours(directions: Directions, k: int, features: range) -> pl.DataFrame:
+    """The rows of the table `decoder_neighbours` of some features."""
+    found = nearest(directions, directions, k, features)
+    columns = {
+        "feature": found.feature,
+        "neighbour": found.other,
+        "rank": found.rank,
+        "cosine": found.cosine,
+    }
+    return pl.DataFrame(columns).cast(pl.Schema(DECODER_NEIGHBOURS))

@@ -1,0 +1,288 @@
+"""`latentlake diff A B`: which features fire otherwise in one store than in another, document by document.
+
+Two corpora under one model, or two models over one corpus: where the token shards are the same, documents are
+paired. One shard is in memory at a time, and some 150 bytes a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.terminal.console import console, say
+from jobs.terminal.outputs import require_file
+from pipeline.sources.overlap import overlap
+from pipeline.statistics.documents.clustered import (
+    CHANGES,
+    DocumentSums,
+    DocumentTotals,
+    document_changes,
+    document_sums,
+    document_totals,
+)
+from pipeline.statistics.documents.comparison import SUPPORT, compare
+from pipeline.store import FeatureStore
+from pipeline.store.formats.parquet import write_frame
+from pipeline.store.records.tables import VERSION_KEY
+from pipeline.tasks import OneProcess, Tasks
+from schemas import __version__
+from schemas.errors import InputError
+from schemas.records import FORMAT_VERSION, Plan, PlannedSite, canonical_json
+
+LEVEL = 0.05
+DIFF_KEY = "latentlake.diff"
+"""Of the metadata of the table that is written: which stores were compared, as JSON."""
+
+
+class Side(NamedTuple):
+    """A site of a store."""
+
+    store: FeatureStore
+    site: str
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the site's pass."""
+        return self.store.plans[self.store.site(self.site).pass_name]
+
+    @property
+    def planned(self) -> PlannedSite:
+        """The site in its plan."""
+        return next(site for site in self.plan.sites if site.name == self.site)
+
+    @property
+    def shards(self) -> dict[str, str]:
+        """sha256 of each committed shard's tokens, by name, in shard order."""
+        return {record.name: record.sha256 for record in self.store.committed(self.site)}
+
+    def __str__(self) -> str:
+        return f"{self.store.layout.root} {self.site}"
+
+
+def diff(
+    a: Side, b: Side, tasks: Tasks | None = None, *, out: Path | None = None, top: int = 20
+) -> pl.DataFrame:
+    """Compare, print the clearest changes, write the whole table to `out`; return it
+    (`schemas.tables.tables.DIFF`).
+
+    A task looks at one shard. InputError where the two can not be compared.
+    """
+    _check(a, b)
+    require_file(out, "--out")
+    common = [name for name, sha256 in a.shards.items() if b.shards.get(name) == sha256]
+    is_paired = _is_paired(a, b, common)
+    tasks = tasks or OneProcess()
+    with console.status("diff"):
+        table, totals = _paired(a, b, common, tasks) if is_paired else _apart(a, b, tasks)
+    _say_what(a, b, totals, is_paired=is_paired)
+    for line in _notes(a, b, common, is_paired=is_paired):
+        say(f"[yellow]note[/]: {escape(line)}")
+    _say_changes(table, top, "changed" if is_paired else "fire")
+    if out is not None:
+        about = {**_about(a, b, totals), "paired": is_paired, "support": SUPPORT, "latentlake": __version__}
+        metadata = {DIFF_KEY: canonical_json(about).decode(), VERSION_KEY: str(FORMAT_VERSION)}
+        write_frame(out, table, metadata)
+        say(f"All {table.height:,} features: [bold]{escape(str(out))}[/]")
+    return table
+
+
+def sides(a: FeatureStore, b: FeatureStore, site_a: str | None, site_b: str | None) -> tuple[Side, Side]:
+    """The sites to compare: those named, B's by A's name where that is left out, or the only ones."""
+    first = _site(a, site_a, "--site")
+    same = (
+        first if site_b is None and first in b.sites and (site_a is not None or len(b.sites) > 1) else site_b
+    )
+    return Side(a, first), Side(b, _site(b, same, "--site-b"))
+
+
+def _site(store: FeatureStore, name: str | None, option: str) -> str:
+    names = [each for each, info in store.sites.items() if info.has_sae]
+    if name is None and len(names) != 1:
+        if not names and store.sites:  # of x alone: this says what to do
+            return store.require_features(next(iter(store.sites))).name
+        known = ", ".join(names) or "none yet"
+        raise InputError(f"{store.layout.root} has the sites {known}: choose one with {option}")
+    return store.require_features(name or names[0]).name
+
+
+def _check(a: Side, b: Side) -> None:
+    """What can not be compared is refused."""
+    one, two = a.planned, b.planned
+    if one.d_sae != two.d_sae:
+        raise InputError(
+            f"{a} has {one.d_sae:,} features, {b} has {two.d_sae:,}: only stores of one SAE compare"
+        )
+    if one.sae_digest != two.sae_digest:
+        raise InputError(
+            f"{a} and {b} are of two SAEs ({one.sae} and {two.sae}, whose weights differ): feature n of one "
+            "is not feature n of the other; extract both with one SAE"
+        )
+    if one.reads != two.reads:
+        raise InputError(
+            f"{a} reads {one.reads}, {b} {two.reads}: extract both with the same positions and pooling"
+        )
+    for side in (a, b):
+        if not side.store.totals(side.site).counted_rows:
+            raise InputError(f"{side} has no committed shard with a counted row: run `latentlake extract`")
+
+
+def _is_paired(a: Side, b: Side, common: list[str]) -> bool:
+    """Whether the two are of the same token shards; some of them may not be extracted yet."""
+    chains = [[record.sha256 for record in side.store.shards] for side in (a, b)]
+    return chains[0] == chains[1] and bool(common)
+
+
+def _paired(
+    a: Side, b: Side, shards: list[str], tasks: Tasks
+) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
+    """The same documents, seen by two models."""
+    d_sae = a.planned.d_sae
+    sums = DocumentSums(d_sae), DocumentSums(d_sae)
+    changes = DocumentSums(d_sae, CHANGES)
+    for *found, changed, totals in tasks.map(partial(shard_changes, a, b), shards):
+        for side, frame in zip(sums, found, strict=True):
+            side.add(frame, totals)
+        changes.add(changed, totals)
+    return compare(*sums, changes), (sums[0].totals, sums[1].totals)
+
+
+def _apart(a: Side, b: Side, tasks: Tasks) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
+    """Two sets of documents."""
+    sums = []
+    for side in (a, b):
+        sums.append(DocumentSums(side.planned.d_sae))
+        for found in tasks.map(partial(shard_sums, side), side.shards):
+            sums[-1].add(*found)
+    return compare(*sums), (sums[0].totals, sums[1].totals)
+
+
+def shard_sums(side: Side, shard: str) -> tuple[pl.DataFrame, DocumentTotals]:
+    """What one shard says of one side."""
+    tokens = side.store.token_shard(side.site, shard, inputs=False)
+    return document_sums(side.store.postings(side.site, shard), tokens), document_totals(tokens)
+
+
+def shard_changes(
+    a: Side, b: Side, shard: str
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, DocumentTotals]:
+    """What one shard says of both sides, and of the changes between them."""
+    tokens = a.store.token_shard(a.site, shard, inputs=False)
+    before, after = (side.store.postings(side.site, shard) for side in (a, b))
+    sums = document_sums(before, tokens), document_sums(after, tokens)
+    return *sums, document_changes(before, after, tokens), document_totals(tokens)
+
+
+def _say_what(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals], *, is_paired: bool) -> None:
+    for name, side, total in (("A", a, totals[0]), ("B", b, totals[1])):
+        size = f"{total.documents:,} documents, {total.rows:,} counted rows"
+        model = side.plan.model or side.plan.model_loader
+        say(f"[bold]{name}[/] {escape(str(side))}: {size}, model {escape(model)}")
+    say("The documents are the same: each is compared with itself." if is_paired else "The documents differ.")
+
+
+def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[str]:
+    """What else differs, or takes from the answer."""
+    one, two = (
+        {
+            "store.activation_dtype": side.plan.activation_dtype,
+            "encode_dtype": side.planned.encode_dtype,
+            "hook_name": side.planned.hook_name,
+            "model.dtype": side.plan.model_dtype,
+            "model.processing": side.plan.model_processing,
+            **side.store.lake.model_dump(
+                include={"tokenizer_digest", "context_size", "bos_id", "separator_id", "special_text"}
+            ),
+            "special_tokens": side.store.lake.special_tokens,
+        }
+        for side in (a, b)
+    )
+    for name in one:
+        if one[name] != two[name]:
+            yield f"{name} is {one[name]} in A, {two[name]} in B: some of the difference may come from that"
+    if a.plan.model_digest != b.plan.model_digest and not is_paired:
+        yield "both the documents and the models differ: what a change comes from can not be told"
+    for name, side in (("A", a), ("B", b)):
+        if behind := len(side.store.shards) - len(side.shards):
+            yield f"{behind} of {len(side.store.shards)} shards of {name} are not extracted"
+    if is_paired and len(common) < max(len(a.shards), len(b.shards)):
+        yield f"the {len(common)} shards that both have extracted are compared"
+    if not is_paired and _shared(a, b):
+        yield (
+            "some documents are in both, and can not be paired because the token shards differ: errors are "
+            "overstated, for the sides are taken as independent; with one `tokens` section for both they "
+            "would be paired"
+        )
+
+
+def _shared(a: Side, b: Side) -> bool:
+    """Whether the two share a token shard, a source, or documents of one, however they were cut."""
+    shards = [set(side.shards.values()) for side in (a, b)]
+    sources = [{link.source_digest for link in side.store.links} for side in (a, b)]
+    if shards[0] & shards[1] or sources[0] & sources[1]:
+        return True
+    return any(_repeats(one.source, two.source) for one, two in product(a.store.links, b.store.links))
+
+
+def _repeats(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Whether two sources share documents, as far as can be told: before version 3 files said no contents."""
+    asked, held = (one, two) if "contents" in one else (two, one)
+    is_silent = asked["kind"] == "text" and not {"contents", "revision"} & set(asked)
+    return not is_silent and overlap(asked, held) is not None
+
+
+def _say_changes(table: pl.DataFrame, top: int, verb: str) -> None:
+    """The summary, and the clearest significant changes; `verb` is what a feature does in documents."""
+    tested = table.filter(pl.col("frequency_p").is_not_null() | pl.col("mean_all_p").is_not_null())
+    clear = {name: pl.col(f"{name}_q") <= LEVEL for name in ("frequency", "mean_all")}
+    appeared = table.filter(n_active_a=0).filter(pl.col("n_active_b") > 0).height
+    vanished = table.filter(n_active_b=0).filter(pl.col("n_active_a") > 0).height
+    say(
+        f"[bold]diff[/] {tested.height:,} of {table.height:,} features tested, the others {verb} in too few "
+        f"documents; at q {LEVEL} {tested.filter(clear['frequency']).height:,} differ in frequency, "
+        f"{tested.filter(clear['mean_all']).height:,} in mean_all; {appeared:,} fire in B alone, "
+        f"{vanished:,} in A alone"
+    )
+    size = pl.max_horizontal(pl.col("frequency_z", "mean_all_z").abs())
+    found = tested.filter(pl.any_horizontal(*clear.values())).sort(size, "feature", descending=[True, False])
+    if found.height and top:
+        console.print(_shown(found.head(top)))
+
+
+def _shown(found: pl.DataFrame) -> Table:
+    title = f"The {found.height} clearest changes (largest |z|)"
+    shown = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for name in ("feature", "frequency A", "B", "B/A", "q", "mean_all A", "B", "B/A", "q"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in found.iter_rows(named=True):
+        cells = [str(row["feature"])]
+        for name in ("frequency", "mean_all"):
+            cells += [f"{row[f'{name}_{side}']:.3g}" for side in ("a", "b")]
+            ratio, q = row[f"{name}_log2_ratio"], row[f"{name}_q"]
+            cells += ["" if ratio is None else f"{2**ratio:.3g}", "" if q is None else f"{q:.0e}"]
+        shown.add_row(*cells)
+    return shown
+
+
+def _about(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals]) -> dict[str, Any]:
+    """Which two were compared."""
+    return {
+        name: {
+            "root": str(side.store.layout.root),
+            "site": side.site,
+            "plan": side.plan.hash,
+            "receipts": side.store.receipts_digest(side.site),
+            "model": side.plan.model,
+            "model_digest": side.plan.model_digest,
+            "sae_digest": side.planned.sae_digest,
+            "documents": total.documents,
+            "counted_rows": total.rows,
+        }
+        for name, side, total in (("a", a, totals[0]), ("b", b, totals[1]))
+    }

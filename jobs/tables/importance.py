@@ -1,0 +1,312 @@
+"""`latentlake importance STORE`: how much a reconstruction loses without each feature, class by class.
+
+The classes are the values of a label column. Activations, x (layout dense) and labels are read a shard at a
+time, once; no model is run and nothing is decoded twice (`pipeline.statistics.evaluation.importance`).
+Memory: a shard's activations, x in blocks, and for each feature and class 32 bytes of sums (twice; for each
+worker four times more) and some 100 of the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import iadd
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from rich.markup import escape
+
+from jobs.terminal.console import say
+from jobs.terminal.progress import counting
+from pipeline.statistics.evaluation.importance import (
+    ClassSums,
+    Importance,
+    Penalty,
+    Rows,
+    class_sums,
+    squared_norms,
+)
+from pipeline.statistics.evaluation.importance import importance as importance_of
+from pipeline.store import FeatureStore
+from pipeline.store.derived.profile import Tokens
+from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.records.site import read_site_weights
+from pipeline.tasks import OneProcess, Tasks
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.tables.importance import IMPORTANCE, IMPORTANCE_CLASSES
+from schemas.values import F32, F64
+
+MOST_CELLS = 1 << 24
+"""Features times classes, at most: half a GB of sums."""
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's options; None: what there is, or what the SAE's files say."""
+
+    label: str | None = None
+    rho: float | None = None
+    penalty: float | None = None
+
+
+class Piece(NamedTuple):
+    """What a task reads."""
+
+    files: ShardFiles
+    x: Rows | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is summed; handed to every task."""
+
+    layout: Layout
+    pass_name: str
+    site: str
+    tokens: Tokens
+    label: str
+    values: tuple[str, ...]
+    penalty: Penalty
+
+
+def importance(
+    store: FeatureStore, site: str, asked: Asked | None = None, tasks: Tasks | None = None
+) -> pl.DataFrame:
+    """Write the tables `importance` and `importance_classes` of a site; return the first.
+
+    Raises InputError where no shard is committed, the label column is not there or has too many values, or
+    the SAE's decoder is not linear.
+    """
+    began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    pieces = pieces_of(store, site)
+    tokens = Tokens.of(store, site)
+    weights, about = linear_weights(store, site)
+    label = choose_label(store, asked.label)
+    values = values_of(tokens, [piece.files for piece in pieces], label, tasks)
+    _check_size(len(values), len(weights["W_dec"]), label)
+    penalty = penalty_of(about, asked)
+    question = Question(store.layout, store.site(site).pass_name, site, tokens, label, tuple(values), penalty)
+    with counting(f"importance {site}", len(pieces), "shards") as advance:
+
+        def told(sums: ClassSums) -> ClassSums:
+            advance(1)
+            return sums
+
+        sums = reduce(iadd, (told(some) for some in tasks.map(partial(shard_sums, question), pieces)))
+    table, classes = tables_of(question, sums, weights["W_dec"], known_x=pieces[0].x is not None)
+    store.write_table(site, "importance_classes", classes)
+    store.write_table(site, "importance", table)
+    _tell(site, label, table, classes, time.monotonic() - began)
+    return table
+
+
+def pieces_of(store: FeatureStore, site: str) -> list[Piece]:
+    """Every committed shard; x is None where the pass has no layout dense."""
+    files = store.shard_files(site)
+    if not files:
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    dense: Sequence[Rows | None] = [None] * len(files)
+    if "dense" in store.site(site).layouts:
+        dense = list(store.dense(site))
+    return [Piece(*pair) for pair in zip(files, dense, strict=True)]
+
+
+def linear_weights(store: FeatureStore, site: str) -> tuple[dict[str, F32], dict[str, Any]]:
+    """W_dec and b_dec, and the SAE's metadata; InputError where x' is not activations @ W_dec + b_dec."""
+    weights, about = store.site_weights(site, ("W_dec", "b_dec"))
+    if not {"W_dec", "b_dec"} <= weights.keys():
+        raise InputError(f"site {site!r} has no decoder: its features are drawn, not learnt")
+    if (other := nonlinear(about)) is not None:
+        raise InputError(
+            f"the SAE of site {site!r} has {other}: its reconstruction is not activations @ W_dec + b_dec, "
+            "and importance is known for that alone"
+        )
+    return weights, about
+
+
+def nonlinear(about: Mapping[str, Any]) -> str | None:
+    """What of an SAE's metadata makes its reconstruction another than activations @ W_dec + b_dec."""
+    if about.get("normalize_activations", "none") not in ("none", None, "expected_average_only_in"):
+        return "normalize_activations"
+    known = ("transcoder", "skip", "hook_head_index")
+    return next((what for what in known if about.get(what) not in (None, False)), None)
+
+
+def choose_label(store: FeatureStore, asked: str | None) -> str:
+    """The label column whose values are the classes."""
+    return one_label(list(store.lake.label_columns), asked)
+
+
+def one_label(known: Sequence[str], asked: str | None) -> str:
+    """The same of these label columns."""
+    if asked in known:
+        return str(asked)
+    if asked is None and ("class" in known or len(known) == 1):
+        return "class" if "class" in known else known[0]
+    wrong = "" if asked is None else f", not {asked!r}"
+    raise InputError(
+        f"the store has the label columns {', '.join(known) or '(none)'}{wrong}: choose one with --label"
+    )
+
+
+def penalty_of(about: dict[str, Any], asked: Asked) -> Penalty:
+    """The penalty that the SAE was trained with, as far as its files tell; else none."""
+    known = about.get("extra") or {}
+    rho = known.get("sparsity_rho", 0.1) if asked.rho is None else asked.rho
+    weight = known.get("sparsity_weight", 0.0) if asked.penalty is None else asked.penalty
+    if not (isinstance(rho, float | int) and 0 < rho < 1):
+        raise InputError(f"--rho {rho}: the mean activation that is asked for lies between 0 and 1")
+    if not (isinstance(weight, float | int) and 0 <= weight < np.inf):
+        raise InputError(f"--penalty {weight}: give 0 or more")
+    return Penalty(float(rho), float(weight))
+
+
+def values_of(tokens: Tokens, files: Sequence[ShardFiles], label: str, tasks: Tasks) -> list[str]:
+    """The different values of a label, numbers in their order."""
+    found = set[str]()
+    for some in tasks.map(partial(_values, tokens, label), files):
+        found |= some
+    numbers = tokens.lake.label_columns[label] in ("Int64", "Float64")
+    if numbers or all(map(_is_number, found)):
+        return sorted(found, key=lambda value: (float(value), value))
+    return sorted(found)
+
+
+def _is_number(value: str) -> bool:
+    return value.isdecimal()
+
+
+def _values(tokens: Tokens, label: str, files: ShardFiles) -> set[str]:
+    return set(tokens.read_labels(files, [label])[label].drop_nulls())
+
+
+def _check_size(classes: int, features: int, label: str) -> None:
+    if not classes:
+        raise InputError(f"no document has a value of label {label!r}: choose another with --label")
+    if (classes + 1) * features > MOST_CELLS:
+        raise InputError(
+            f"label {label!r} has {classes:,} values, too many beside {features:,} features: choose another "
+            "with --label"
+        )
+
+
+def shard_sums(question: Question, piece: Piece) -> ClassSums:
+    """Sums of one shard: a class for each value, the last for rows whose document has none."""
+    weights, _ = read_site_weights(question.layout, question.pass_name, question.site, ("W_dec", "b_dec"))
+    tokens = question.tokens.read(piece.files)
+    of_row = classes_of_rows(question, piece.files, tokens.document)
+    return class_sums(
+        piece.files.read_csr(),
+        piece.x,
+        np.where(tokens.stored, of_row, -1),
+        len(question.values) + 1,
+        weights["W_dec"],
+        weights["b_dec"],
+        question.penalty,
+    )
+
+
+def classes_of_rows(question: Question, files: ShardFiles, document: np.ndarray) -> np.ndarray:
+    """The class of each row, int64 [N]; without a value the last."""
+    labels = question.tokens.read_labels(files, [question.label])
+    places = {value: place for place, value in enumerate(question.values)}
+    other = len(places)
+    values = labels[question.label]
+    codes = values.replace_strict(places, default=other, return_dtype=pl.Int64).fill_null(other).to_numpy()
+    found: np.ndarray = codes[np.searchsorted(labels["document"].to_numpy(), document)]
+    return found
+
+
+def tables_of(
+    question: Question, sums: ClassSums, w_dec: F32, *, known_x: bool
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The tables IMPORTANCE and IMPORTANCE_CLASSES, all rows behind the classes."""
+    classes = len(question.values)
+    every = sums.together(range(classes + 1))
+    parts = (every if place == classes else sums.together([place]) for place in range(classes + 1))
+    norms = squared_norms(w_dec)
+    names: list[str | None] = [*question.values, None]
+    tables, told = [pl.DataFrame(schema=IMPORTANCE)], [pl.DataFrame(schema=IMPORTANCE_CLASSES)]
+    for name, part in zip(names, parts, strict=True):
+        found = importance_of(part, norms, w_dec.shape[1], question.penalty)
+        found = found.of_the_batch() if name is None else found
+        tables.append(_table(question.label, name, part, found))
+        told.append(_class(question, name, part, found, known_x=known_x))
+    return pl.concat(tables), pl.concat(told)
+
+
+def _table(label: str, value: str | None, sums: ClassSums, found: Importance) -> pl.DataFrame:
+    share, rows = found.importance[0], int(sums.rows[0])
+    # of shares the order would turn round where the changes add up to less than 0
+    order = np.argsort(-found.change[0], kind="stable")
+    rank = np.empty(len(share), np.uint32)
+    rank[order] = np.arange(len(share))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = sums.total[0] / rows
+    columns = {
+        "label": np.full(len(share), label),
+        "value": pl.Series([value] * len(share), dtype=pl.String),
+        "feature": np.arange(len(share)),
+        "rank": rank,
+        "rows": np.full(len(share), rows),
+        "n_active": sums.n_active[0],
+        "mean_all": mean,
+        "loss_change": found.change[0],
+        "importance": share,
+        "literal_importance": found.literal_importance[0],
+    }
+    frame = pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in IMPORTANCE.items())
+
+
+def _class(
+    question: Question, value: str | None, sums: ClassSums, found: Importance, *, known_x: bool
+) -> pl.DataFrame:
+    row = {
+        "label": question.label,
+        "value": value,
+        "rows": int(sums.rows[0]),
+        "mean_squared_error": float(found.error[0]),
+        "loss": float(found.loss[0]),
+        "literal_loss": float(found.literal_loss[0]),
+        "loss_change": float(found.change[0].sum()),
+        "literal_loss_change": float(found.literal_change[0].sum()),
+        "rho": question.penalty.rho,
+        "penalty_weight": question.penalty.weight,
+        "against": "x" if known_x else "reconstruction",
+    }
+    return pl.DataFrame([row], schema=IMPORTANCE_CLASSES).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def top_features(table: pl.DataFrame, k: int) -> dict[str | None, list[int]]:
+    """The `k` most important features of each class, the first first; null stands for all rows."""
+    found: dict[str | None, list[int]] = {}
+    best = table.filter(pl.col("rank") < k).drop_nulls("importance").sort("rank", maintain_order=True)
+    for value in table["value"].unique(maintain_order=True):
+        found[value] = best.filter(pl.col("value").eq_missing(value))["feature"].to_list()
+    return found
+
+
+def mean_of(table: pl.DataFrame, value: str | None) -> F64:
+    """Mean activations [F] over the rows of a class, null: all."""
+    return table.filter(pl.col("value").eq_missing(value)).sort("feature")["mean_all"].to_numpy()
+
+
+def _tell(site: str, label: str, table: pl.DataFrame, classes: pl.DataFrame, seconds: float) -> None:
+    say(
+        f"[bold]importance[/] {site}: {table['feature'].n_unique():,} features × {classes.height - 1:,} "
+        f"values of {escape(label)}, {classes['rows'][-1]:,} rows ({seconds:.1f} s)"
+    )
+    if classes["against"][0] != "x":
+        say(
+            "[yellow]note[/]: the store has no x (store.layouts without dense), so the SAE's own "
+            "reconstruction stands for it: a feature that reconstructs badly counts as one that does well"
+        )
+    for value, best in top_features(table, SHOWN).items():
+        name = "all rows" if value is None else f"{escape(label)} {escape(value)}"
+        say(f"  {name}: {' '.join(map(str, best))}")

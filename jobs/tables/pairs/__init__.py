@@ -1,0 +1,1 @@
+"""Pairs of features: counts, directions, association."""

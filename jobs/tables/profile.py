@@ -1,0 +1,119 @@
+"""`latentlake profile STORE`: how sure a frequency is, what features fire on, where labels differ, L0.
+
+Tables: `profile`, `labels`, `label_trends`, `label_values` (by ranges of features,
+`pipeline.store.derived.profile`) and `l0_thresholds` (by shards).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import polars as pl
+from rich.markup import escape
+
+from jobs.terminal.console import say
+from jobs.terminal.progress import counting, several
+from pipeline.statistics.documents.comparison import SUPPORT
+from pipeline.store import FeatureStore
+from pipeline.store.derived.profile import l0_thresholds, profile_tables
+from pipeline.tasks import OneProcess, Tasks
+from schemas.errors import InputError
+
+THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+LEVEL = 0.05
+
+
+def profile(
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    values: int | None = None,
+) -> pl.DataFrame:
+    """Write the tables of a site that the head of this file names; return `profile`.
+
+    Their columns are those of `schemas.tables.tables`. `values`: how many values of a label column are
+    compared, those of most rows (None: 256, fewer for a wide SAE). Raises InputError when no shard is
+    committed, or a threshold is negative or no number.
+    """
+    began = time.monotonic()
+    if wrong := [threshold for threshold in thresholds if not threshold >= 0]:
+        raise InputError(f"--threshold {wrong[0]} is no threshold of |activation|: give 0 or more")
+    if not store.receipts(site):
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    tasks = tasks or OneProcess()
+    with counting(f"profile {site}", store.site(site).d_sae, "features") as advance:
+        made = profile_tables(store, site, tasks, advance, values)
+    with counting(f"l0_thresholds {site}", len(store.receipts(site)), "shards") as advance:
+        made["l0_thresholds"] = l0_thresholds(store, site, sorted(set(thresholds)), tasks, advance)
+    for name, frame in made.items():
+        store.write_table(site, name, frame)
+    say(f"[bold]profile[/] {site}: {_told(made)} ({time.monotonic() - began:.1f} s)")
+    for line in _left_out(store, made):
+        say(f"[yellow]note[/]: {line}")
+    return made["profile"]
+
+
+def _told(made: dict[str, pl.DataFrame]) -> str:
+    """The summary: how wide intervals are, what a feature that never fired may be, how many differ."""
+    table, labels = made["profile"], made["labels"]
+    fired = table.filter(pl.col("top_token").is_not_null())
+    told = f"{fired.height:,} of {table.height:,} features fired"
+    if (dead := table["dead_upper"].drop_nulls()).len():
+        rows = table["dead_upper_rows"].drop_nulls()[0]
+        told += (
+            f", the frequency of the others is below {dead[0]:.1e} by the rule of three over documents "
+            f"(over rows it would be {rows:.1e}, but rows of a document are not independent)"
+        )
+    single = fired.filter(pl.col("top_token_share") >= 0.9).height
+    told += f"; {single:,} fire nine times of ten on one token"
+    tested = labels.drop_nulls("p")
+    for (name,), some in tested.group_by("label", maintain_order=True):
+        different = some.filter(pl.col("q") <= LEVEL)
+        told += f"; {different['feature'].n_unique():,} differ by {escape(str(name))} (q {LEVEL})"
+    for (name,), some in made["label_trends"].drop_nulls("p").group_by("label", maintain_order=True):
+        clear = some.filter(pl.col("q") <= LEVEL)
+        rising = clear.filter(pl.col("slope") > 0).height
+        told += f"; {rising:,} rise and {clear.height - rising:,} fall with {escape(str(name))} (q {LEVEL})"
+    return told
+
+
+def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
+    """Label columns, and values, that were not compared."""
+    values, labels, trends = made["label_values"], made["labels"], made["label_trends"]
+    found = [
+        f"label {escape(name)} has too many values to compare, or no document"
+        for name in store.lake.label_columns
+        if name not in values["label"]
+    ]
+    untested = values.filter(~pl.col("label").is_in(labels.drop_nulls("p")["label"].unique().implode()))
+    for (name,), some in untested.group_by("label", maintain_order=True):
+        most, total = _largest_smaller_set(some), int(some["documents"].sum())
+        found.append(
+            f"no value of label {escape(str(name))} has enough of the {several(total, 'document')} for a "
+            "test: a feature is tested between the documents with a value and all others where chance alone "
+            f"would have it fire in {SUPPORT} of the smaller set, which here has {most:,} at most: "
+            "have more documents, or fewer values"
+        )
+    for (name,), some in trends.group_by("label", maintain_order=True):
+        if some["p"].null_count() == some.height:
+            found.append(
+                "no feature fires in enough documents to test its trend over label " + escape(str(name))
+            )
+    rest = values.filter(pl.col("value").is_not_null() & ~pl.col("compared"))
+    for (name,), some in rest.group_by("label", maintain_order=True):
+        found.append(
+            f"{some.height:,} values of label {escape(str(name))}, those of fewest rows, are not compared "
+            "(--values)"
+        )
+    return found
+
+
+def _largest_smaller_set(values: pl.DataFrame) -> int:
+    """Documents of the smaller set, value or rest, for the value of a label where it is largest."""
+    documents = values.filter(pl.col("value").is_not_null())["documents"]
+    smaller = pl.DataFrame({"with": documents, "without": values["documents"].sum() - documents})
+    largest: int | None = smaller.select(pl.min_horizontal("with", "without").max()).item()
+    return largest or 0

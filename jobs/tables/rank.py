@@ -1,0 +1,319 @@
+"""`latentlake rank STORE`: features ordered by columns of their tables, and windows of such an order.
+
+How stable a rank is, the bootstrap over shards says (`pipeline.store.derived.rank_intervals`, which states
+its cost).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.terminal.console import console, say
+from jobs.terminal.progress import counting, several
+from pipeline.statistics.resampling import FEWEST_SHARDS, can_resample
+from pipeline.store import FeatureStore
+from pipeline.store.derived.rank_intervals import Drawing, rank_intervals
+from pipeline.store.records.tables import write_table
+from pipeline.tasks import OneProcess, Tasks
+from schemas.errors import InputError
+from schemas.layout import StorePath
+from schemas.run.file import Rank
+from schemas.tables.tables import PROFILE, Schema
+from schemas.values import I64
+
+if TYPE_CHECKING:
+    from jobs.tables.selection import Ranks
+
+DEFAULT_BY, SUPPORT = Rank.model_validate({}).by, Rank.model_validate({}).support
+SHOWN = (
+    "n_active",
+    "frequency",
+    "mean_all",
+    "std_all",
+    "sigma_over_mu",
+    "mean_active",
+    "std_active",
+    "max_activation",
+)
+"""Statistics that stand beside each feature of a window."""
+
+PRINTED = ("n_active", "mean_all", "mean_active", "max_activation")
+"""Those of them that are printed: what fits 80 columns (`n_active` tells the frequency too)."""
+
+RANKINGS: Schema = {
+    "by": pl.String(),
+    "rank": pl.UInt32(),
+    "feature": pl.UInt32(),
+    "value": pl.Float64(),
+    "rank_low": pl.UInt32(),
+    "rank_high": pl.UInt32(),
+}
+RANKING_SUMMARY: Schema = {"by": pl.String(), "ranked": pl.UInt32(), "without_value": pl.UInt32()}
+
+
+DRAWS = 100
+
+
+def rank(
+    store: FeatureStore,
+    site: str,
+    by: Sequence[str] = DEFAULT_BY,
+    tasks: Tasks | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    support: int = SUPPORT,
+) -> list[StorePath]:
+    """Write the tables `rankings` and `ranking_summary` of a site, from its tables `features` and `profile`.
+
+    `rankings`: by, rank (u32 from 0, the largest value first, equal values by feature), feature, value (f64).
+    Features with fewer than `support` active rows come after all others, in the same order, for what is told
+    of them is chance. Values go by their sign: features with a negative mean come last of those by
+    sigma_over_mu. A feature whose value is null, such as sigma_over_mu of one that never fires or whose mean
+    is 0, has no rank. `ranking_summary` says for each `by` how many are `ranked` and how many
+    `without_value`. `rank_low` and `rank_high` (u32): where 95 % of the feature's ranks lie in `draws` draws
+    of as many shards, those draws left out in which it has no value. They are null with one shard, with 0
+    draws, from a stale feature table, and by columns that are no moments
+    (`pipeline.statistics.resampling.POWERS`). Both tables are as fresh as the tables they are from. Raises
+    InputError where one is missing, or a column not in it or no number.
+    """
+    names = list(dict.fromkeys(by))
+    features, made_from = _features(store, site, names)
+    rankings = [ranking(features, name, support=support) for name in names]
+    if names and draws and made_from == store.receipts_digest(site):
+        drawing = Drawing(draws, seed, support)
+        rankings = _with_intervals(store, site, features, rankings, tasks or OneProcess(), drawing)
+    counts = [each.height for each in rankings]
+    summary = pl.DataFrame(
+        {"by": names, "ranked": counts, "without_value": [features.height - n for n in counts]},
+        schema=RANKING_SUMMARY,
+    )
+    told = ", ".join(f"{name} ({_told(table)})" for name, table in zip(names, rankings, strict=True))
+    say(f"[bold]rank[/] {site}: by {told}")
+    if names and (last := _told_support(features, names[0], support)):
+        say(f"  {last}")
+    tables = {"rankings": pl.concat([pl.DataFrame(schema=RANKINGS), *rankings]), "ranking_summary": summary}
+    return [write_table(store.layout, site, name, table, made_from) for name, table in tables.items()]
+
+
+def _told_support(features: pl.DataFrame, by: str, support: int) -> str | None:
+    """How many features come last, as they have too few active rows."""
+    rare = features.filter(pl.col("n_active") < support, pl.col(by).is_not_null()).height
+    if not rare:
+        return None
+    return (
+        f"the {several(rare, 'feature')} with fewer than {support:,} active rows come last, behind the "
+        f"{several(features[by].count() - rare, 'other')} (--support 0: one order for all)"
+    )
+
+
+def _told(table: pl.DataFrame) -> str:
+    """How many features a ranking has, and how stable their ranks are."""
+    spread = (table["rank_high"].cast(pl.Int64) - table["rank_low"].cast(pl.Int64)).median()
+    stable = f", a 95 % interval of {spread:,.0f} places in the median" if isinstance(spread, float) else ""
+    return f"{table.height:,} features{stable}"
+
+
+def rankable(store: FeatureStore, site: str, by: str) -> pl.DataFrame:
+    """`feature`, `n_active` and the column `by` of the feature table or of `profile`.
+
+    InputError names the nearest column.
+    """
+    of_features = store.scan_features(site)
+    columns = of_features.collect_schema()
+    column_of(columns, by)
+    if by in columns:
+        return of_features.select(*dict.fromkeys(["feature", "n_active", by])).collect()
+    profile = store.scan_table(site, "profile").select("feature", by)
+    return of_features.select("feature", "n_active").join(profile, on="feature", how="left").collect()
+
+
+def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.DataFrame, str]:
+    """The feature table, with the columns of `profile` where one is asked for; digest of their receipts."""
+    features, digests = store.scan_features(site).collect(), [store.made_from(site, "features")]
+    if set(by) & set(PROFILE) - set(features.columns):
+        profile = store.scan_table(site, "profile").collect()
+        features = features.join(profile, on="feature", how="left", maintain_order="left")
+        digests.append(store.made_from(site, "profile"))
+    stale = [digest for digest in digests if digest != store.receipts_digest(site)]
+    return features, (stale or digests)[0]
+
+
+def _with_intervals(
+    store: FeatureStore,
+    site: str,
+    features: pl.DataFrame,
+    rankings: list[pl.DataFrame],
+    tasks: Tasks,
+    drawing: Drawing,
+) -> list[pl.DataFrame]:
+    """The rankings with `rank_low` and `rank_high` where they can be told; says where they can not."""
+    by = [table["by"][0] for table in rankings if table.height]
+    possible, shards = [name for name in by if can_resample(name)], len(store.receipts(site))
+    if rest := [name for name in by if name not in possible]:
+        say(f"[yellow]note[/]: ranks by {', '.join(rest)} have no interval, which only moments have")
+    if shards < FEWEST_SHARDS:
+        what = "ranks have no interval" if shards < 2 else "intervals of ranks are too narrow to trust"
+        say(
+            f"[yellow]note[/]: {what} from {several(shards, 'shard')}, "
+            f"for they come from drawing shards anew: have {FEWEST_SHARDS} or more (tokens.shard_tokens)"
+        )
+    if shards < 2 or not possible:
+        return rankings
+    with counting(f"rank {site}", drawing.draws * features.height, "features x draws") as advance:
+        found = rank_intervals(store, site, features, possible, tasks, drawing, advance)
+    return [_beside(table, found.get(table["by"][0] if table.height else "")) for table in rankings]
+
+
+def _beside(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFrame:
+    """A ranking with its interval; -1 is null."""
+    if interval is None:
+        return table
+    ends = [pl.Series(end[table["feature"].to_numpy()]) for end in interval]
+    low, high = (end.set(end < 0, None).cast(pl.UInt32) for end in ends)
+    return table.with_columns(rank_low=low, rank_high=high)
+
+
+def ranking(
+    features: pl.DataFrame, by: str, *, descending: bool = True, support: int = SUPPORT
+) -> pl.DataFrame:
+    """Features that have a value of `by`, in order (schema RANKINGS, no interval); equal ones by feature.
+
+    Those with fewer than `support` active rows (column `n_active`) come last.
+    """
+    value = pl.col(column_of(features.schema, by)).cast(pl.Float64).fill_nan(None)
+    rare = pl.col("n_active") < support if support else pl.lit(value=False)
+    return (
+        features.select("feature", value=value, rare=rare)
+        .drop_nulls("value")
+        .sort("rare", "value", "feature", descending=[False, descending, False])
+        .with_row_index("rank")
+        .select(by=pl.lit(by), rank="rank", feature="feature", value="value", rank_low=None, rank_high=None)
+        .cast(RANKINGS)  # type: ignore[arg-type]
+    )
+
+
+def window(
+    store: FeatureStore,
+    site: str,
+    by: str,
+    start: int,
+    stop: int,
+    descending: bool = True,
+    support: int = SUPPORT,
+) -> pl.DataFrame:
+    """Ranks `start` up to but not including `stop` of the features by any numeric column, rank 0 first.
+
+    They are ranks as `ranking` has them; with `support` 0 those of the column's values alone.
+
+    Columns: rank, feature, the column itself, then those of SHOWN that are not it. A window that reaches past
+    the last rank is cut there; one that starts past it, or is empty, is an InputError.
+    """
+    features, _ = _features(store, site, [by])
+    order = ranking(features, by, descending=descending, support=support)
+    if not 0 <= start < stop:
+        raise InputError(f"ranks {start} to {stop} are no window: give START:STOP with 0 <= START < STOP")
+    if not order.height:
+        raise InputError(f"no feature of site {site!r} has a {by}, so none has a rank: take another column")
+    if start >= order.height:
+        raise InputError(
+            f"ranks {start} to {stop} by {by}: {order.height} of {features.height} features have a value; "
+            "start below that"
+        )
+    beside = features.select(*dict.fromkeys(["feature", by, *SHOWN]))
+    return (
+        order.slice(start, stop - start)
+        .select("rank", "feature")
+        .join(beside, on="feature", how="left", maintain_order="left")
+    )
+
+
+def show_windows(
+    store: FeatureStore,
+    site: str,
+    by: Sequence[str],
+    texts: Sequence[str],
+    *,
+    descending: bool = True,
+    support: int = SUPPORT,
+) -> None:
+    """Print the windows that `texts` name, each by every column of `by`, or by its own column."""
+    windows = dict.fromkeys(_parsed(text, column) for text in texts for column in by)
+    for ranks in windows:
+        _show_window(store, site, ranks, descending=descending, support=support)
+
+
+def _parsed(text: str, by: str) -> Ranks:
+    """START:STOP of the column `by`, or with its own column as `parse_ranks` reads it."""
+    from jobs.tables.selection import Ranks, parse_ranks  # which chooses by the rankings made here
+
+    first, _, last = text.partition(":")
+    if text.startswith("top:") or text.count(":") > 1:
+        return parse_ranks(text, "--window") or Ranks(by, 0, 0)
+    if first.isascii() and first.isdigit() and last.isascii() and last.isdigit():
+        return Ranks(by, int(first), int(last))
+    raise InputError(f"window {text!r} is no START:STOP, such as 2000:2050")
+
+
+def _show_window(store: FeatureStore, site: str, ranks: Ranks, *, descending: bool, support: int) -> None:
+    """Print one window; for people the first rank is #1."""
+    by, start, stop = ranks
+    found = window(store, site, by, start, stop, descending, support)
+    first, last = int(found["rank"][0]) + 1, int(found["rank"][-1]) + 1
+    found = found.select(*dict.fromkeys(["rank", "feature", by, *PRINTED]))
+    if descending:
+        found = _with_stored_intervals(store, site, by, found)
+    order = "largest" if descending else "smallest"
+    title = f"{site} by {by}, {order} first: #{first:,} to #{last:,}"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    found = found.with_columns(pl.format("#{}", pl.col("rank") + 1).alias("rank"))
+    for column in found.columns:
+        # names wrap where they may; a number that is cut would be another number
+        table.add_column(column.replace("_", "_\n"), justify="right", overflow="fold")
+    for row in found.iter_rows():
+        told = zip(found.columns, row, strict=True)
+        table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in told))
+    console.print(table)
+    features = _features(store, site, [by])[0]
+    if last_ones := _told_support(features, by, support):
+        say(escape(last_ones[0].upper() + last_ones[1:]))
+    if without := features.height - ranking(features, by, support=0).height:
+        say(f"{several(without, 'feature')} of {features.height:,} have no {escape(by)} and no rank")
+
+
+def _with_stored_intervals(store: FeatureStore, site: str, by: str, found: pl.DataFrame) -> pl.DataFrame:
+    """A window with the intervals of its ranks, where the stored ranking has them and is of this order."""
+    if not store.has_table(site, "rankings"):
+        return found
+    stored = store.scan_table(site, "rankings").filter(pl.col("by") == by).collect()
+    if "rank_low" not in stored.columns or stored["rank_low"].null_count() == stored.height:
+        return found
+    ends = stored.select("rank", "feature", "rank_low", "rank_high")
+    beside = found.join(ends, on=["rank", "feature"], how="left", maintain_order="left")
+    interval = pl.format("{}–{}", *(pl.col(end) + 1 for end in ("rank_low", "rank_high")))
+    return beside.select("rank", interval.alias("95 %"), *found.columns[1:])
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def column_of(features: Mapping[str, pl.DataType], by: str) -> str:
+    """The column's name, when it is a column of numbers, of the feature table or of `profile`."""
+    columns = PROFILE | dict(features)
+    numbers = [name for name, dtype in columns.items() if dtype.is_numeric()]
+    if by in numbers:
+        return by
+    near = difflib.get_close_matches(by, numbers, n=1, cutoff=0.3)
+    remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(numbers)}"
+    what = "holds no numbers" if by in columns else "is no column of the feature table or `profile`"
+    raise InputError(f"can not rank by {by!r}, which {what}; {remedy}")

@@ -1,0 +1,1 @@
+"""Commands that show features and contexts of a store."""

@@ -1,0 +1,365 @@
+"""`latentlake feature STORE F`: all that the store's tables tell of one feature, on a page in the terminal.
+
+Each section reads its rows of one or two tables and draws them; a table that is not there is told at the end,
+with the command that makes it. Only the examples' activations come from the postings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from jobs.terminal.console import console, say
+from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, text_strip
+from jobs.views.top import heading
+from pipeline.statistics.features.histogram import FRACTION_BITS, bin_edges
+from pipeline.store import FeatureStore
+from pipeline.store.records.tables import job_of
+from schemas.values import F32, U64
+
+NEIGHBOURS, RANKS, LABELS, LOGITS, CENTRAL = 8, 12, 12, 10, 8
+"""Lines or entries of a section."""
+
+KINDS = {
+    "top": "strongest rows",
+    "top_document": "strongest rows of different documents",
+    "quantile": "rows of each tenth of its activations, the strongest tenth first",
+    "random": "contexts in which it does not fire",
+}
+CLUSTERINGS = {
+    "feature_clusters": "by decoder direction",
+    "coactivation_clusters": "by co-activation",
+    "density_clusters": "by density of decoder directions",
+}
+ENDS = (("promoted", "effects"), ("suppressed", "effects"), ("top", "logits"), ("bottom", "logits"))
+"""Columns of the table `logits`: the plain effect on tokens, and the logits behind the final norm."""
+BAR = 40
+
+
+class Page(NamedTuple):
+    """What the sections draw from."""
+
+    store: FeatureStore
+    site: str
+    feature: int
+    k: int
+    before: int
+    after: int
+
+    def rows(self, table: str) -> pl.DataFrame:
+        """The feature's rows of a table."""
+        return self.store.scan_table(self.site, table).filter(pl.col("feature") == self.feature).collect()
+
+    def has(self, table: str) -> bool:
+        """Whether the table is there."""
+        return self.store.has_table(self.site, table)
+
+
+class Section(NamedTuple):
+    """A part of the page, drawn where one of its tables is there; None where these tell nothing.
+
+    `tables` is empty where their names are not known before: then nothing is said of those not there.
+    """
+
+    title: str
+    tables: tuple[str, ...]
+    draw: Callable[[Page], RenderableType | None]
+
+
+def show_feature(
+    store: FeatureStore, site: str, feature: int, *, k: int = 5, before: int = BEFORE, after: int = AFTER
+) -> None:
+    """Print the page; `k` examples of each kind. InputError where the site has no such feature."""
+    page, info = Page(store, site, feature, k, before, after), store.site(site)
+    store.require_feature(site, feature)
+    say(
+        f"[bold]feature {feature} of {escape(site)}[/]  [dim]{info.architecture}, {info.d_sae:,} features at "
+        f"{escape(info.hook_name)}; {escape(str(store.layout.root))}[/]"
+    )
+    for section in SECTIONS:
+        is_there = not section.tables or any(map(page.has, section.tables))
+        if is_there and (drawn := section.draw(page)) is not None:
+            console.print(Rule(section.title, align="left", style="dim"))
+            console.print(drawn, soft_wrap=isinstance(drawn, Text), highlight=False)
+    _show_examples(page)
+    _tell_missing(page)
+
+
+def _tell_missing(page: Page) -> None:
+    """Tables that are not there, by the command that makes them."""
+    tables = [*(name for section in SECTIONS for name in section.tables), "examples"]
+    by_job: dict[str, list[str]] = {}
+    for name in dict.fromkeys(tables):
+        if not page.has(name):
+            by_job.setdefault(job_of(name), []).append(name)
+    if page.has("examples") and page.rows("features")["n_active"].sum():  # what never fires has none
+        there = page.store.scan_table(page.site, "examples").select(pl.col("kind").unique()).collect()["kind"]
+        for kind in sorted(KINDS.keys() - set(there)):
+            by_job.setdefault("examples", []).append(f"examples of kind {kind}")
+    if by_job:
+        console.print(Rule("not there yet", align="left", style="dim"))
+    for job, names in by_job.items():
+        say(f"  [bold]latentlake {job}[/] makes {', '.join(names)}")
+
+
+def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:
+    """Names and values in two pairs of columns; None is left out."""
+    kept = [(name, value) for name, value in pairs if value is not None]
+    half = -(-len(kept) // 2)
+    table = Table.grid(padding=(0, 2))
+    for left, right in zip(kept, [*kept[half:], *[("", "")] * half], strict=False):
+        if len(table.rows) < half:
+            table.add_row(f"[dim]{left[0]}[/]", escape(left[1]), f"[dim]{right[0]}[/]", escape(right[1]))
+    return table
+
+
+def _name(number: int | None) -> str | None:
+    """Numbers of contexts and features are names."""
+    return None if number is None else str(number)
+
+
+def _number(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _statistics(page: Page) -> RenderableType | None:
+    row = page.rows("features").row(0, named=True)
+    often = f"{row['n_active']:,} of {row['counted_rows']:,} counted rows"
+    if not row["n_active"]:
+        return Text(f"It never fires: {often}.", style="yellow")
+    names = (
+        *("frequency", "mean_active", "std_active", "mean_all", "std_all", "sigma_over_mu"),
+        *("min_activation", "q50_active", "q99_active", "max_activation", "skewness_active"),
+    )
+    pairs = [("fires on", often), *((name, _number(row[name])) for name in names)]
+    covered = ((what, f"{row[f'active_{what}']:,} of {row[what]:,}") for what in ("contexts", "documents"))
+    return _grid([*pairs, *covered])
+
+
+def _profile(page: Page) -> RenderableType | None:
+    found = page.rows("profile")
+    if found.is_empty():
+        return None
+    row = found.row(0, named=True)
+    pairs: list[tuple[str, str | None]] = []
+    if row["frequency_low"] is not None:
+        pairs.append(("frequency, 95 %", f"{row['frequency_low']:.4g} to {row['frequency_high']:.4g}"))
+    if row["dead_upper"] is not None:
+        pairs.append(("frequency at most", _number(row["dead_upper"])))
+    if row["top_token"] is not None:
+        token = shown(page.store.token_texts([row["top_token"]])[0])
+        pairs.append(("most common token", f"|{token}| on {row['top_token_share']:.1%} of its rows"))
+    pairs += [
+        ("distinct tokens", _number(row["tokens"])),
+        ("entropy over tokens, bits", _number(row["token_entropy_bits"])),
+        ("entropy over positions, bits", _number(row["position_entropy_bits"])),
+        ("share at positions 0 and 1", _number(row["first_positions_share"])),
+        ("first context", _name(row["first_context"])),
+        ("last context", _name(row["last_context"])),
+    ]
+    return _grid(pairs)
+
+
+def _histogram(page: Page) -> RenderableType | None:
+    """Rows by activation: a bar for each octave that holds any, from its left end."""
+    row = page.rows("features").row(0, named=True)
+    if not row["n_active"]:
+        return None
+    octave = np.array(row["histogram_bins"], np.int16) >> FRACTION_BITS
+    octaves, place = np.unique(octave, return_inverse=True)
+    rows = np.bincount(place, weights=row["histogram_counts"])
+    left, _ = bin_edges(octaves << FRACTION_BITS)
+    bars = (BAR * rows / rows.max()).round().astype(int)
+    lines = zip(left, bars, rows, strict=True)
+    return Text("\n".join(f"{edge:>10.4g}  {'█' * bar or '▏'} {n:,.0f}" for edge, bar, n in lines))
+
+
+def _rankings(page: Page) -> RenderableType | None:
+    found = page.rows("rankings").head(RANKS)
+    if found.is_empty():
+        return None
+    summary = page.store.scan_table(page.site, "rankings").group_by("by").len().collect()
+    sizes = dict(summary.iter_rows())
+    stable = {"rank_low", "rank_high"} <= set(found.columns)
+    pairs = []
+    for row in found.iter_rows(named=True):
+        has_interval = stable and row["rank_low"] is not None
+        spread = f" (#{row['rank_low'] + 1:,} to #{row['rank_high'] + 1:,})" if has_interval else ""
+        pairs.append((f"by {row['by']}", f"#{row['rank'] + 1:,} of {sizes.get(row['by'], 0):,}{spread}"))
+    return _grid(pairs)
+
+
+def _labels(page: Page) -> RenderableType | None:
+    found = page.rows("labels").filter(pl.col("z").is_not_null())
+    if found.is_empty():
+        return None
+    best = found.sort(pl.col("z").abs(), "label", "value", descending=[True, False, False]).head(LABELS)
+    table = _table("label", "value", "rows", "frequency", "difference", "z", "q")
+    for row in best.iter_rows(named=True):
+        numbers = (_number(row[name]) or "" for name in ("frequency", "difference", "z", "q"))
+        table.add_row(escape(row["label"]), escape(str(row["value"])), f"{row['rows']:,}", *numbers)
+    return table
+
+
+def _trends(page: Page) -> RenderableType | None:
+    found = page.rows("label_trends")
+    if found.is_empty():
+        return None
+    table = _table("label", "documents", "slope", "se", "z", "q")
+    for row in found.iter_rows(named=True):
+        numbers = (_number(row[name]) or "" for name in ("slope", "se", "z", "q"))
+        table.add_row(escape(row["label"]), f"{row['documents']:,}", *numbers)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        is_text = column in ("label", "value", "by", "tokens")
+        table.add_column(
+            column, justify="left" if is_text else "right", overflow="ellipsis" if is_text else "fold"
+        )
+    return table
+
+
+def _neighbours(page: Page) -> RenderableType | None:
+    found = page.rows("neighbours")
+    if found.is_empty():
+        return None
+    if "by" not in found.columns:  # a table from before there was more than one measure
+        found = found.with_columns(by=pl.lit("jaccard"))
+    measures = [name for name in ("jaccard", "npmi", "phi", "conditional") if name in found.columns]
+    table = _table("by", "feature", "n_both", "n_b", *measures)
+    for row in found.filter(pl.col("rank") < NEIGHBOURS).sort("by", "rank").iter_rows(named=True):
+        numbers = (_number(row[name]) or "" for name in measures)
+        table.add_row(row["by"], str(row["neighbour"]), f"{row['n_both']:,}", f"{row['n_b']:,}", *numbers)
+    return table
+
+
+def _decoder_neighbours(page: Page) -> RenderableType | None:
+    found = page.rows("decoder_neighbours").sort("rank").head(NEIGHBOURS)
+    if found.is_empty():
+        return None
+    return Text(", ".join(f"{n} ({c:.3f})" for n, c in found.select("neighbour", "cosine").iter_rows()))
+
+
+def _matches(page: Page) -> RenderableType | None:
+    """From every table that `latentlake match` made of this site, one for each other site."""
+    tables = [name for name in page.store.tables(page.site) if job_of(name) == "match"]
+    lines = [f"{name.removeprefix('matches_')} {line}" for name in tables for line in _partners(page, name)]
+    return Text("\n".join(lines)) if lines else None
+
+
+def _partners(page: Page, table: str) -> list[str]:
+    """The feature's matches in one table, its partner first; cosines are null where none can be compared."""
+    order = ["assigned", "cosine", "jaccard"]
+    found = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
+    lines = []
+    for row in found.iter_rows(named=True):
+        told = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
+        told.append(f"{row['n_both']:,} rows in common")
+        told += ["its partner in the assignment"] if row["assigned"] else []
+        lines.append(f"{row['match']}: {', '.join(told)}")
+    return lines
+
+
+def _clusters(page: Page) -> RenderableType | None:
+    lines = [line for name in CLUSTERINGS if page.has(name) for line in _cluster(page, name)]
+    return Text("\n".join(lines)) if lines else None
+
+
+def _cluster(page: Page, name: str) -> list[str]:
+    """The cluster that the feature is in, by one clustering."""
+    found = page.rows(name)
+    number = found["cluster"][0] if found.height else None
+    if number is None:
+        return []
+    line = f"{CLUSTERINGS[name]}: cluster {number}"
+    summary = f"{name.removesuffix('s')}_summary"
+    if page.has(summary):
+        about = page.store.scan_table(page.site, summary).filter(pl.col("cluster") == number).collect()
+        row: dict[str, Any] = about.row(0, named=True) if about.height else {}
+        line += f", {row['size']:,} features" if row.get("size") else ""
+        line += f", cohesion {row['cohesion']:.3f}" if row.get("cohesion") is not None else ""
+        if row.get("tokens"):
+            line += f"; tokens {' '.join(shown(piece) for piece in row['tokens'])}"
+        if row.get("features"):
+            line += f"; central {', '.join(map(str, row['features'][:CENTRAL]))}"
+    return [line]
+
+
+def _logits(page: Page) -> RenderableType | None:
+    found = page.rows("logits")
+    if found.is_empty():
+        return None
+    row = found.row(0, named=True)
+    lines = [
+        Text(f"entropy {row['entropy_bits']:.3f} bits, largest probability {row['max_probability']:.3g}")
+    ]
+    for end, of in ENDS:
+        if not (tokens := row.get(f"{end}_tokens")):
+            continue
+        values = row[f"{end}_{of}"][:LOGITS]
+        pairs = zip(page.store.token_texts(tokens[:LOGITS]), values, strict=True)
+        told = (f"|{shown(piece)}| {value:.3g}" for piece, value in pairs)
+        lines.append(Text(f"{end:>10}: {', '.join(told)}"))
+    return Group(*lines)
+
+
+def _show_examples(page: Page) -> None:
+    """Strips of each kind of example, shaded; without a table those of the strongest rows."""
+    rows, values = page.store.rows_of(page.site, page.feature)
+    maximum = strongest_in([values])
+    if not page.has("examples"):
+        if len(rows):
+            best = page.store.contexts(page.site, page.feature, page.k, before=page.before, after=page.after)
+            _show_kind(page, "top", best, rows, values, maximum)
+        return
+    found = page.rows("examples")
+    for kind in KINDS:
+        some = found.filter(pl.col("kind") == kind)
+        if kind == "quantile":  # one of each tenth, from the strongest down
+            some = some.filter(pl.col("rank") == 0).sort("interval", descending=True)
+        else:
+            some = some.sort("rank").head(page.k)
+        if some.height:
+            described = page.store.describe_rows(some["row"].to_numpy(), page.before, page.after)
+            described = described.with_columns(some["activation"])
+            _show_kind(page, kind, described, rows, values, maximum)
+
+
+def _show_kind(
+    page: Page, kind: str, described: pl.DataFrame, rows: U64, values: F32, maximum: float
+) -> None:
+    console.print(Rule(KINDS[kind], align="left", style="dim"))
+    strips = strips_of(page.store, described, rows, values)
+    for row, strip in zip(described.iter_rows(named=True), strips, strict=True):
+        say(f"{row['activation']:>8.2f}  [dim]{escape(heading(page.store, row))}[/]")
+        text = Text(" " * 10) + text_strip(strip, maximum)
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+SECTIONS = (
+    Section("statistics", ("features",), _statistics),
+    Section("profile", ("profile",), _profile),
+    Section("rows by activation, in octaves", ("features",), _histogram),
+    Section("rankings", ("rankings",), _rankings),
+    Section("labels: where it fires more or less often", ("labels",), _labels),
+    Section("trends: how its frequency changes with a number", ("label_trends",), _trends),
+    Section("features that fire with it", ("neighbours",), _neighbours),
+    Section("features of similar decoder direction (cosine)", ("decoder_neighbours",), _decoder_neighbours),
+    Section("features of another site like it", (), _matches),
+    Section("clusters", tuple(CLUSTERINGS), _clusters),
+    Section("logits", ("logits",), _logits),
+)

@@ -1,0 +1,205 @@
+"""`latentlake heatmap STORE --out FILE.png`: any contexts × any features, as a picture, plain and clustered.
+
+As studies of prompts × features draw it: k-means of the contexts on the selected features with
+min(5, n // 10) clusters, the share of zeros, and how often each feature is active.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from matplotlib.figure import Figure
+from rich.markup import escape
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+
+from jobs.figures.heatmap import (
+    draw_clustered,
+    draw_frequencies,
+    draw_matrix_sparsity,
+    draw_plain,
+    matrix_of,
+    sparsity_of,
+    told_frequencies,
+)
+from jobs.figures.plots import METADATA, drawing, render
+from jobs.tables.selection import chosen_features, parse_numbers, parse_ranks
+from jobs.terminal.console import say
+from jobs.terminal.outputs import require_file, write_file
+from jobs.views.context_matrix import (
+    MOST_CONTEXTS,
+    MOST_FEATURES,
+    all_contexts,
+    pooled,
+    strongest_contexts,
+)
+from jobs.views.label_filters import label_filter, require_values
+from pipeline.statistics.pooling import POOLINGS, Pooling
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+from schemas.values import F32, I64
+
+MOST_CLUSTERS, CONTEXTS_OF_A_CLUSTER, SEED = 5, 10, 42
+STARTS = 10
+"""Of k-means, of which the best is kept."""
+
+FIGURES: dict[str, Callable[[pl.DataFrame, str, str], Figure]] = {
+    "": draw_clustered,
+    "-plain": draw_plain,
+    "-sparsity": draw_matrix_sparsity,
+    "-frequency": draw_frequencies,
+}
+"""By what stands behind the file's name."""
+
+
+class Asked(NamedTuple):
+    """What the command was given; see its help."""
+
+    features: str | None = None
+    ranking: str | None = None
+    contexts: str | None = None
+    where: Sequence[str] = ()
+    top: int | None = None
+    pool: str = "max"
+    selection: bool = False
+    language: str = "en"
+
+
+def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Path]:
+    """Write the table of the selection beside `out`, and its figures; print its numbers.
+
+    Files: `out` (clustered; plain where there are too few contexts to cluster, which is said), and with
+    -plain, -sparsity, -frequency behind its name; the table has the name and .parquet. Raises InputError for
+    what is not there, or too much.
+    """
+    kind = out.suffix[1:]
+    if kind not in METADATA:
+        raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
+    require_file(out, "--out")
+    if asked.pool not in POOLINGS:
+        raise InputError(f"--pool {asked.pool!r} is none of {', '.join(POOLINGS)}")
+    pool = next(known for known in POOLINGS if known == asked.pool)
+    with drawing(store, site, asked.language):
+        table = selected(store, site, asked, pool)
+        clusters = cluster_contexts(matrix_of(table))
+        if clusters is None:
+            say(
+                f"[yellow]heatmap[/] {site}: {table.height} contexts are too few to cluster "
+                f"({CONTEXTS_OF_A_CLUSTER} make one cluster): drawn in their order"
+            )
+        else:
+            table = table.with_columns(cluster=clusters).sort("cluster", "context")
+        _tell(site, table)
+        return _write(table, site, pool, out, kind, clustered=clusters is not None)
+
+
+def selected(store: FeatureStore, site: str, asked: Asked, pool: Pooling) -> pl.DataFrame:
+    """The table of the selection, by context: context u64, cluster (null), labels, a column per feature.
+
+    A label that is called as another column of it may be, `cluster` or a number, ends with `_label`.
+    """
+    features = _features(store, site, asked)
+    contexts = all_contexts(store, site)
+    matrix = pooled(store, site, features, contexts, pool)
+    among = _contexts(store, contexts, asked)
+    if asked.top is not None:
+        among = strongest_contexts(matrix, among, asked.top)
+    if len(among) > MOST_CONTEXTS:
+        raise InputError(
+            f"{len(among):,} contexts are more than a picture shows ({MOST_CONTEXTS:,} at most): give "
+            "--top N for the N with the most activation, or fewer by --contexts or --where"
+        )
+    if not len(among):
+        raise InputError("no context is left to draw: widen --contexts or --where")
+    values = matrix[among].toarray()
+    columns = pl.DataFrame(values, schema=[str(feature) for feature in features], orient="row")
+    cluster = pl.lit(None, pl.UInt32).alias("cluster")
+    labels = [
+        pl.col(name).alias(f"{name}_label" if name == "cluster" or name.isdigit() else name)
+        for name in store.lake.label_columns
+    ]
+    return contexts[among].select("context", cluster, *labels).hstack(columns)
+
+
+def cluster_contexts(matrix: F32) -> I64 | None:
+    """k-means of the contexts [n] on the selected columns, min(5, n // 10) clusters; None: too few."""
+    clusters = min(MOST_CLUSTERS, len(matrix) // CONTEXTS_OF_A_CLUSTER)
+    different = len(np.unique(matrix, axis=0)) if clusters else 0
+    if not clusters:
+        return None
+    kmeans = KMeans(min(clusters, different), n_init=STARTS, random_state=SEED)
+    with threadpool_limits(1):
+        labels: I64 = kmeans.fit(matrix).labels_.astype(np.int64)
+    return labels
+
+
+def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
+    if (asked.features is not None) + (asked.ranking is not None) + asked.selection != 1:
+        raise InputError(
+            "give --features 1,2,3 or --ranking COLUMN:START:STOP or --selection, and not two of them"
+        )
+    if asked.selection:
+        table = store.scan_table(site, "attribution_selection")
+        features: list[int] = table.select(pl.col("feature").unique().sort()).collect().to_series().to_list()
+    else:
+        text, option = asked.features or "", "--features"
+        if asked.ranking is not None:
+            text, option = asked.ranking, "--ranking"
+            if parse_ranks(text, option) is None:
+                raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
+        features = chosen_features(store, site, text, option)
+    if len(features) > MOST_FEATURES:
+        raise InputError(
+            f"{len(features):,} features are more than a picture shows: {MOST_FEATURES:,} at most"
+        )
+    return features
+
+
+def _contexts(store: FeatureStore, contexts: pl.DataFrame, asked: Asked) -> I64:
+    """Places in `contexts` that --contexts and --where leave, ascending."""
+    kept = pl.Series([True]).new_from_index(0, contexts.height)
+    if asked.contexts is not None:
+        last = int(contexts["context"][-1]) + 1
+        kept &= contexts["context"].is_in(parse_numbers(asked.contexts, "--contexts", last))
+    for text in asked.where:
+        kept &= contexts.select(label_filter(store, text).fill_null(value=False)).to_series()
+    if not kept.any():
+        require_values(store, asked.where)
+    places: I64 = np.flatnonzero(kept.to_numpy()).astype(np.int64)
+    return places
+
+
+def _tell(site: str, table: pl.DataFrame) -> None:
+    matrix = matrix_of(table)
+    say(f"[bold]heatmap[/] {site}: {len(matrix):,} contexts × {matrix.shape[1]:,} features")
+    if not matrix.size:
+        return
+    for line in sparsity_of(matrix).told():
+        say(f"  {line}")
+    say(f"  {told_frequencies((matrix != 0).mean(axis=0))}")
+    for cluster, n in table.drop_nulls("cluster").group_by("cluster").len().sort("cluster").iter_rows():
+        say(f"  C{cluster}: {n:,} contexts")
+
+
+def _write(
+    table: pl.DataFrame, site: str, pool: Pooling, out: Path, kind: str, *, clustered: bool
+) -> list[Path]:
+    pooled_by = f"{pool} over each context's counted rows"
+    if pool == "last":
+        pooled_by = "at each context's last counted row"
+    draw = FIGURES if clustered else FIGURES | {"": draw_plain}
+    written, buffer = [out.with_suffix(".parquet")], io.BytesIO()
+    table.write_parquet(buffer)
+    write_file(written[0], buffer.getvalue(), "--out")
+    for ending, figure in draw.items():
+        path = out.with_name(f"{out.stem}{ending}{out.suffix}")
+        write_file(path, render(figure(table, site, pooled_by), kind), "--out")
+        written.append(path)
+    for path in written:
+        say(f"  {escape(str(path))}")
+    return written

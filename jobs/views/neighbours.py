@@ -1,0 +1,96 @@
+"""`latentlake neighbours STORE FEATURE`: neighbours of one feature and their graph, from stored tables."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from jobs.tables.pairs.association import MEASURES
+from jobs.terminal.console import console, say
+from jobs.terminal.outputs import require_file, write_file
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+
+COSINE = "cosine"
+WAYS = (*MEASURES, COSINE)
+"""What neighbours may go by: measures of co-activation, and the cosine of decoder rows."""
+
+KINDS = ("png", "svg")
+
+
+def neighbours(
+    store: FeatureStore,
+    site: str,
+    feature: int,
+    *,
+    by: str = "jaccard",
+    k: int = 20,
+    figure: Path | None = None,
+) -> pl.DataFrame:
+    """Print the first `k` neighbours of a feature by one of WAYS; draw them to `figure`; return them.
+
+    The rows are those of the table `neighbours`, or of `decoder_neighbours` by cosine. InputError where the
+    feature, the way, the table or the kind of figure does not exist.
+    """
+    store.require_feature(site, feature)
+    if by not in WAYS:
+        near = difflib.get_close_matches(by, WAYS, n=1, cutoff=0.3)
+        told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(WAYS)}"
+        raise InputError(f"no neighbours go by {by!r}; {told}")
+    require_file(figure, "--figure")
+    if figure is not None and figure.suffix[1:] not in KINDS:
+        raise InputError(f"figure {figure} must end in {' or '.join(f'.{kind}' for kind in KINDS)}")
+    table = _table(store, site, by)
+    own = table.filter(pl.col("feature") == feature, pl.col("rank") < k).collect()
+    if own.is_empty():
+        say(f"Feature {feature} of {escape(site)} has no neighbours by {by}: it shares too few rows with any")
+        return own
+    console.print(_shown(own, f"Neighbours of feature {feature} of {site} by {by}"))
+    if figure is not None:
+        _draw(store, site, feature, by, table, own, figure)
+    return own
+
+
+def _table(store: FeatureStore, site: str, by: str) -> pl.LazyFrame:
+    if by == COSINE:
+        return store.scan_table(site, "decoder_neighbours")
+    return store.scan_table(site, "neighbours").filter(pl.col("by") == by).drop("by")
+
+
+def _shown(own: pl.DataFrame, title: str) -> Table:
+    shown = Table(
+        title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    names = [name for name in own.columns if name != "feature"]
+    for name in names:  # a number that is cut would be another number
+        shown.add_column(name, justify="right", overflow="fold")
+    for row in own.select(names).iter_rows():
+        shown.add_row(*(_cell(value) for value in row))
+    return shown
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _draw(
+    store: FeatureStore, site: str, feature: int, by: str, table: pl.LazyFrame, own: pl.DataFrame, path: Path
+) -> None:
+    from jobs.figures.neighbours import draw_neighbours
+    from jobs.figures.plots import drawing, render
+
+    around = own["neighbour"].implode()
+    links = table.filter(pl.col("feature").is_in(around), pl.col("neighbour").is_in(around)).collect()
+    name = "decoder_neighbours" if by == COSINE else "neighbours"
+    with drawing(store, site):
+        drawn = draw_neighbours(own, links, site, feature, by)
+        write_file(path, render(drawn, path.suffix[1:], store.made_from(site, name)), "--figure")
+    say(f"[bold]{escape(str(path))}[/]")

@@ -1,0 +1,117 @@
+"""`latentlake top STORE FEATURE`: the strongest contexts of a feature, the firing token marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich.markup import escape
+from rich.text import Text
+
+from jobs.terminal.console import console, say
+from jobs.terminal.outputs import require_file, write_file
+from jobs.terminal.strips import (
+    AFTER,
+    BEFORE,
+    Strip,
+    html_page,
+    strip_of,
+    strips_of,
+    strongest_in,
+    text_strip,
+)
+from jobs.views.label_filters import label_filter, require_values
+from pipeline.store import FeatureStore
+from pipeline.store.reading.contexts import label_column
+from schemas.errors import InputError
+from schemas.values import F32, U64
+
+
+def top(
+    store: FeatureStore,
+    site: str,
+    feature: int,
+    *,
+    k: int = 20,
+    where: Sequence[str] = (),
+    before: int = BEFORE,
+    after: int = AFTER,
+    one_per_document: bool = False,
+    shaded: bool = False,
+    maximum: float | None = None,
+    html: Path | None = None,
+) -> None:
+    """Print the `k` strongest rows of a feature, each with tokens before and after; `where`: COLUMN=VALUE.
+
+    `shaded`: every token by its activation, the deepest shade from `maximum` on (default: the feature's
+    strongest activation). With `html` the same, shaded, goes into that file.
+    """
+    require_file(html, "--html")
+    if not store.committed(site):
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    filters = [label_filter(store, text, label_column) for text in where]
+    condition = pl.all_horizontal(filters) if filters else None
+    found = store.contexts(site, feature, k, condition, before, after, one_per_document=one_per_document)
+    if found.is_empty():
+        require_values(store, where)
+        say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
+        return
+    strips, maximum = _strips(store, site, feature, found, maximum, known=not shaded and html is None)
+    heads = [heading(store, row) for row in found.iter_rows(named=True)]
+    each = ", one of a document" if one_per_document else ""
+    title = f"feature {feature} of {site}"
+    say(f"[bold]{title}[/]: its {found.height} strongest rows{each}{_behind(store, site)}")
+    for activation, head, strip in zip(found["activation"], heads, strips, strict=True):
+        show_strip(f"{activation:>8.2f}  [dim]{escape(head)}[/]", text_strip(strip, maximum, shaded=shaded))
+    if html is not None:
+        above = [f"{value:.4g} · {head}" for value, head in zip(found["activation"], heads, strict=True)]
+        note = f"Its {found.height} strongest rows{each}; full shade: {maximum:.4g}. {store.layout.root}"
+        page = html_page(title, note, zip(above, strips, [maximum] * len(strips), strict=True))
+        write_file(html, page.encode(), "--html")
+        say(f"HTML: [bold]{escape(str(html))}[/]")
+
+
+def _strips(
+    store: FeatureStore, site: str, feature: int, found: pl.DataFrame, maximum: float | None, *, known: bool
+) -> tuple[list[Strip], float]:
+    """The strips, and what full shade stands for; `known`: activations of the firing rows alone will do."""
+    rows: U64
+    values: F32
+    if known:
+        kept = found.sort("row")
+        rows, values = kept["row"].to_numpy(), kept["activation"].to_numpy()
+    else:
+        rows, values = store.rows_of(site, feature)
+    return strips_of(store, found, rows, values), strongest_in([values]) if maximum is None else maximum
+
+
+def heading(store: FeatureStore, row: dict[str, Any]) -> str:
+    """Where a described row is: its labels, context and position."""
+    names = map(label_column, store.lake.label_columns)
+    labels = [str(row[name]) for name in names if row.get(name) is not None]
+    place = f"context {row['context']}, position {row['position']}"
+    return f"{', '.join(labels)} · {place}" if labels else place
+
+
+def show_strip(head: str, strip: Text) -> None:
+    """Print a line of markup, and the strip below it."""
+    say(head)
+    console.print(Text(" " * 10) + strip, soft_wrap=True, highlight=False)
+
+
+def _behind(store: FeatureStore, site: str) -> str:
+    """What to say where a compaction does not cover all shards."""
+    if store.compacted(site) is None or not (rest := len(store.uncompacted(site))):
+        return ""
+    return f" [dim]({rest:,} shards came after the compaction: `latentlake compact` makes this quicker)[/]"
+
+
+def marked(store: FeatureStore, token_ids: Sequence[int], position: int) -> Text:
+    """The tokens of a context around `position`, the firing one between bars."""
+    first = max(0, position - BEFORE)
+    window = token_ids[first : position + AFTER + 1]
+    strip = strip_of(store, window, np.zeros(len(window), np.float32), position - first)
+    return text_strip(strip, 1.0, shaded=False)

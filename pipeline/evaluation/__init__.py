@@ -1,0 +1,1 @@
+"""The model run again over a stored lake: fidelity, attribution, typed text."""

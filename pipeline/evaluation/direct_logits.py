@@ -1,0 +1,117 @@
+"""What directions in the residual stream do to the next token, if nothing came between: direct unembedding.
+
+n directions of a block, D width of the residual stream, V vocabulary of the model. A block holds LOGITS
+numbers: 128 MiB, and about four times as much while it is worked on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.models import Model
+from pipeline.plans.reopen import PlannedUse, kept, open_model
+from schemas.values import F32, F64, I32
+
+LOGITS = 1 << 25
+"""Logits in memory at once."""
+
+
+class Directions(NamedTuple):
+    """Vectors float32 [n, D] to unembed, and directions [n, D] whose plain effects are wanted, if any are."""
+
+    vectors: F32
+    effects: F32 | None = None
+
+
+class Extremes(NamedTuple):
+    """The k highest and the k lowest tokens of each row, int32 [n, k], and their values float32 [n, k]."""
+
+    top: I32
+    top_values: F32
+    bottom: I32
+    bottom_values: F32
+
+
+class Spread(NamedTuple):
+    """Of each row's softmax, float64 [n]: the entropy in bits and the largest probability."""
+
+    entropy_bits: F64
+    max_probability: F64
+
+
+class Found(NamedTuple):
+    """What a block gave: of the logits, and of the plain effects (None where they were not to be had)."""
+
+    spread: Spread
+    logits: Extremes | None
+    effects: Extremes | None
+
+
+class Reading(NamedTuple):
+    """How to read logits: the model, tokens listed at each end, and how many tokens have a text."""
+
+    use: PlannedUse
+    k: int
+    tokens: int
+
+
+def rows_of_a_block(vocabulary: int) -> int:
+    """Directions that are unembedded at once."""
+    return max(1, LOGITS // vocabulary)
+
+
+def vocabulary_of(use: PlannedUse, width: int) -> int:
+    """Tokens of the model, which is loaded; InputError where it can not unembed vectors [n, width]."""
+    return _model(use).unembed(torch.zeros(1, width)).shape[1]
+
+
+def read(reading: Reading, directions: Directions) -> Found:
+    """Unembed a block of directions."""
+    model = _model(reading.use)
+    logits = model.unembed(torch.from_numpy(directions.vectors))
+    spread = spread_of(logits)
+    if directions.effects is None:
+        return Found(spread, None, None)
+    listed = extremes(logits[:, : reading.tokens], reading.k)
+    del logits
+    effects = model.logit_effects(torch.from_numpy(directions.effects))
+    own = None if effects is None else extremes(effects[:, : reading.tokens], reading.k)
+    return Found(spread, listed, own)
+
+
+def spread_of(logits: Tensor) -> Spread:
+    """Entropy and largest probability of softmax(logits), logits float32 [n, V]; sums are float64."""
+    log_p = logits.log_softmax(1)
+    entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1, dtype=torch.float64) / math.log(2)
+    return Spread(entropy.cpu().numpy(), log_p.amax(1).double().exp().cpu().numpy())
+
+
+def extremes(values: Tensor, k: int) -> Extremes:
+    """The highest (highest first) and lowest (lowest first) of each row, equal ones by their number."""
+    k = min(k, values.shape[1])
+    top, bottom = _first(values, k, largest=True), _first(values, k, largest=False)
+    return Extremes(top, _at(values, top), bottom, _at(values, bottom))
+
+
+def _first(values: Tensor, k: int, *, largest: bool) -> I32:
+    """Places of the largest, or smallest, k of each row."""
+    found = values.topk(k, dim=1, largest=largest)
+    place, size = found.indices.cpu().numpy(), found.values.cpu().numpy()
+    order = np.lexsort((place, -size if largest else size), axis=1)
+    return np.take_along_axis(place, order, axis=1).astype(np.int32)
+
+
+def _at(values: Tensor, places: I32) -> F32:
+    at = values.gather(1, torch.from_numpy(places.astype(np.int64)).to(values.device))
+    found: F32 = at.cpu().numpy()
+    return found
+
+
+def _model(use: PlannedUse) -> Model:
+    """The model, loaded once in a process."""
+    return kept(("logits", *use.key), lambda: open_model(use, []))

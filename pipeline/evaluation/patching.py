@@ -1,0 +1,47 @@
+"""Putting something else in the place of x at some rows, while the rest of the model runs on.
+
+N token rows of a batch, O width of the SAE's target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.plans.reopen import Place
+from pipeline.saes.metadata import SaeMetadata
+from pipeline.saes.quality.reconstruction import target_of
+from schemas.values import Bool
+
+StandIn = Callable[[Tensor, Tensor], Tensor | float]
+"""Of what the SAE reads and its target [n, O], in the rows concerned: what stands in for the target."""
+
+
+def patch(
+    metadata: SaeMetadata, place: Place, rows: Bool, stand_in: StandIn
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Functions by hook, for `Model.losses`, that replace the target in the rows marked in bool [N].
+
+    Of an SAE of one attention head that head alone is replaced. A transcoder's x is seen on the way.
+    """
+    read, put = place
+    seen: dict[str, Tensor] = {}
+
+    def remember(x: Tensor) -> Tensor:
+        seen["x"] = x.clone()
+        return x
+
+    def replaced(there: Tensor) -> Tensor:
+        index = torch.from_numpy(np.flatnonzero(rows)).to(there.device)
+        there = there.clone()
+        target = target_of(metadata, there)  # a view of one head, or all
+        old = target[index]
+        x = old if read == put else seen["x"][index]
+        new = stand_in(x, old)
+        target[index] = new.to(target) if isinstance(new, Tensor) else new
+        return there
+
+    return {put: replaced} if read == put else {read: remember, put: replaced}

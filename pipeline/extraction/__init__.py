@@ -1,0 +1,1 @@
+"""What a worker encodes with: a model and SAEs, or a recipe."""

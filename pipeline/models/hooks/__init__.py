@@ -1,0 +1,1 @@
+"""A model as PyTorch modules with hooks: x, losses, replays."""

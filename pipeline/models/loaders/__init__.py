@@ -1,0 +1,1 @@
+"""Ways to load a model, one module each."""

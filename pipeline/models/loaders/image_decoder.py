@@ -1,0 +1,86 @@
+"""From hidden values to an image, by the decoder that was trained with the classifier; needs no torch.
+
+H hidden values, P pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, load_file
+from scipy.special import expit, softmax
+
+from schemas.errors import InputError
+from schemas.storage_failures import storage_failure
+from schemas.values import F32, F64
+
+DECODER = "image_decoder.safetensors"
+DECODER_SHA256 = "image_decoder_sha256"
+"""In config.json, whose bytes are in the digest of the model: so the decoder is the pass's too."""
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """What a folder of `pipeline.models.loaders.image_networks` holds: `weight` [P, H], `bias` [P], and the
+    head of
+    the classifier, `head` [C, H], `head_bias` [C].
+    """
+
+    weight: F32
+    bias: F32
+    head: F32
+    head_bias: F32
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.weight.shape[1])
+
+    def images(self, hidden: F64) -> F64:
+        """Pixels [n, P], 0 to 1, of hidden values [n, H]: sigmoid(W h + b), in float64."""
+        pixels: F64 = expit(hidden @ self.weight.T.astype(np.float64) + self.bias)
+        return pixels
+
+    def probabilities(self, hidden: F64) -> F64:
+        """What the classifier says of hidden values [n, H]: the probability of each class [n, C]."""
+        shares: F64 = softmax(hidden @ self.head.T.astype(np.float64) + self.head_bias, axis=-1)
+        return shares
+
+
+def read_decoder(folder: Path) -> ImageReader:
+    """The decoder of a folder; InputError where there is none, or another than its config.json tells."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = (folder / DECODER).read_bytes()
+        weights, head = load(content), load_file(folder / "model.safetensors")
+        shape = tuple(config["shape"])
+        if config.get(DECODER_SHA256) not in (None, sha256(content).hexdigest()):  # None: of older folders
+            raise ValueError(f"{DECODER} is not the one that config.json was written with")
+        if len(weights["decode.weight"]) != math.prod(shape):
+            raise ValueError(f"{DECODER} makes no images of the shape {list(shape)}")
+        return ImageReader(
+            weights["decode.weight"],
+            weights["decode.bias"],
+            head["logits.weight"],
+            head["logits.bias"],
+            shape,
+            tuple(config["class_names"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        if (
+            failure := storage_failure(error, getattr(error, "filename", None) or folder, "read")
+        ) is not None:
+            raise failure from None
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "
+            "classifier that `latentlake train-digits` wrote"
+        ) from None

@@ -1,0 +1,103 @@
+"""What happens to a run: kept in the pass's event log, told to whoever listens, logged by Python's logging.
+
+Events of one run carry its id in `run`. Heartbeats reach the listener at once, the log once a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pipeline.monitor import logs
+from pipeline.monitor.events import EventLog
+from pipeline.monitor.heartbeat import OnEvent
+from pipeline.monitor.tally import Tally
+from schemas import __version__
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import Plan, Receipt
+from schemas.values import Failure
+
+HEARTBEAT_LOGGED_S = 60.0
+SIGNAL_CODES = 128
+WARNINGS = {"retry", "quarantined", "worker_replaced", "waiting", "oom"}
+
+
+class Journal:
+    """Takes in the events of one run."""
+
+    def __init__(self, log: EventLog, on_event: OnEvent) -> None:
+        self._log, self._on_event = log, on_event
+        self._run, self._beat = uuid.uuid4().hex[:12], float("-inf")
+
+    def __call__(self, **event: Any) -> None:
+        """One thing that happened; `event` says what."""
+        if event["event"] != "heartbeat":
+            self._keep(event)
+        elif time.monotonic() - self._beat >= HEARTBEAT_LOGGED_S:
+            self._beat = time.monotonic()
+            self._keep(event)
+        self._on_event(**event)
+
+    def outcome(self, outcome: Receipt | Failure) -> None:
+        """A shard was committed (that one was given up, the executor tells itself)."""
+        if isinstance(outcome, Receipt):
+            self(
+                event="committed",
+                shard=outcome.shard,
+                node=outcome.environment.get("host"),
+                attempt=outcome.attempt,
+                rows=outcome.rows,
+                nnz=outcome.nnz,
+                bytes=outcome.size,
+                seconds=round(outcome.work_seconds, 3),
+            )
+
+    def _keep(self, event: dict[str, Any]) -> None:
+        with suppress(OSError, InputError):  # a full disk ends a run by its shards, not by its log
+            self._log.log(**event, run=self._run)
+        level = logging.WARNING if event["event"] in WARNINGS else logging.INFO
+        fields = {name: value for name, value in event.items() if name != "event"}
+        logs.tell(event["event"], level, run=self._run, **fields)
+
+
+@contextmanager
+def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun: Any) -> Iterator[Journal]:
+    """A run's events, from `begin` with what is asked to `end` with what was done, or with the error."""
+    began = time.monotonic()
+    with EventLog(layout, plan.pass_name) as log:
+        told = Journal(log, on_event)
+        place = {"node": socket.gethostname(), "pid": os.getpid(), "version": __version__}
+        told(event="begin", plan=plan.hash, **place, **begun)
+        error: BaseException | None = None
+        try:
+            yield told
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            told(
+                event="end",
+                shards=fresh.shards,
+                rows=fresh.rows,
+                nnz=fresh.nonzeros,
+                bytes=fresh.size,
+                seconds=round(time.monotonic() - began, 3),
+                why=_why(error),
+            )
+
+
+def _why(error: BaseException | None) -> str | None:
+    """What ended a run, in words: the commands end by SystemExit(128 + n) when they are sent signal n."""
+    if error is None:
+        return None
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > SIGNAL_CODES:
+        return signal.Signals(error.code - SIGNAL_CODES).name
+    return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -1,0 +1,1 @@
+"""A run file resolved to passes and plans, and plans opened again."""

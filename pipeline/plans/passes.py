@@ -1,0 +1,81 @@
+"""Which passes of its store a run file is about: a stored site stays in its pass, new sites form one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from pipeline.plans.plan import default_pass_name
+from pipeline.store.records.catalog import read_plans
+from pipeline.store.records.commits import has_commits
+from pipeline.store.records.dropped import dropped_sites, live_sites
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.run.file import RunFile
+
+
+def by_pass(run: RunFile, layout: Layout) -> list[RunFile]:
+    """A resolved run file cut by passes: each with some of its sites, in their order, and the pass's name.
+
+    A pass counts once a shard of it is committed, and a site until it is dropped.
+    """
+    stored = {
+        name: [site.name for site in live_sites(plan, dropped_sites(layout, name))]
+        for name, plan in read_plans(layout).items()
+        if has_commits(layout, name)
+    }
+    found = passes_of([site.name for site in run.sites], run.store.pass_name, stored)
+    return [_part(run, name, sites) for name, sites in found]
+
+
+def _part(run: RunFile, name: str, sites: Collection[str]) -> RunFile:
+    kept = tuple(site for site in run.sites if site.name in sites)
+    store = run.store.model_copy(update={"pass_name": name})
+    return run.model_copy(update={"sites": kept, "store": store})
+
+
+def passes_of(
+    sites: Sequence[str], given: str | None, stored: Mapping[str, Collection[str]]
+) -> list[tuple[str, list[str]]]:
+    """Each pass with its sites of the run file, in the order of these; `stored`: pass -> its sites.
+
+    New sites form the pass `given`, or one named after them. InputError where `given` has other sites.
+    """
+    holder = {site: name for name, held in stored.items() for site in held}
+    new = [site for site in sites if site not in holder]
+    if given is not None:
+        _check_given(given, sites, new, holder, stored)
+    fresh = given or _free_name(new, stored)
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        found.setdefault(holder.get(site, fresh), []).append(site)
+    return list(found.items())
+
+
+def _check_given(
+    given: str,
+    sites: Sequence[str],
+    new: Sequence[str],
+    holder: Mapping[str, str],
+    stored: Mapping[str, Collection[str]],
+) -> None:
+    """InputError where the pass that a run file names has other sites."""
+    if new and given in stored:
+        raise InputError(
+            f"store.pass: pass {given!r} was begun with {', '.join(stored[given]) or 'no site'} and takes no "
+            f"other site, such as {new[0]!r}: leave store.pass out, so that new sites form a pass of their "
+            "own, or name another one"
+        )
+    if not new and given not in {holder[site] for site in sites}:
+        raise InputError(
+            f"site {sites[0]!r} of pass {given!r} has the name of a site of pass {holder[sites[0]]!r}: give "
+            "it another name, or leave store.pass out"
+        )
+
+
+def _free_name(sites: Sequence[str], taken: Collection[str]) -> str:
+    """The sites' names joined, with a number where that is the name of another pass."""
+    name = default_pass_name(sites)
+    if name not in taken:
+        return name
+    numbered = (f"{name[:120]}-{number}" for number in range(2, len(taken) + 3))
+    return next(each for each in numbered if each not in taken)

@@ -1,0 +1,289 @@
+"""What the SAEs of a run were trained with against what the run file asks for.
+
+Each function takes a run file's sites beside their SAEs' metadata, gives a default, or checks what was asked
+for, and adds to `told` a sentence for each contradiction. Sentences that begin with NOTE contradict nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.saes import SaeMetadata
+from pipeline.saes.module_points import by_module
+from schemas.errors import InputError
+from schemas.run.file import PROCESSING, Model, RunFile, Site
+from schemas.sentences import NOTE
+
+DEFAULT_CONTEXT_SIZE = 128
+
+DTYPES = ("torch_dtype", "dtype")
+
+WITHOUT_INFLUENCE = {
+    "n_ctx", "first_n_layers", "device", "device_map", "n_devices", "move_to_device", "low_cpu_mem_usage",
+    "cache_dir", "local_files_only", "trust_remote_code", "token", "use_auth_token", "use_safetensors",
+    "attn_implementation", "use_cache", "default_padding_side", "default_prepend_bos",
+}  # fmt: skip
+"""Options of loading a model that leave activations as they are, but for rounding; the last two concern
+tokens, which are ours."""
+
+CLASSES = {
+    "transformer_lens": ("HookedTransformer", "AutoModelForCausalLM"),
+    "hooked_transformer": ("HookedTransformer",),
+}
+"""`model.loader` -> each model_class_name whose hook names it knows."""
+
+HEADS = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|result)$")
+"""Hooks that have heads."""
+
+OF_MODULES = ("sparsify", "dictionary_learning")
+"""Formats whose SAEs were trained on what a module of Hugging Face's itself gives."""
+
+NORMS_AFTER = r"gemma[23]|olmo[23]|t5gemma|vaultgemma|glm4|exaone4"
+"""Beginnings of the model_type of models in which a norm follows a sublayer, before what it adds."""
+
+ALIASES = {"gpt2-small": "gpt2", "gpt2-xlarge": "gpt2-xl"}
+"""TransformerLens' names -> Hugging Face's, where their last parts differ."""
+
+
+class Trained(NamedTuple):
+    """A site of the run file, its name and hook filled in, and what its SAE's files say."""
+
+    site: Site
+    about: SaeMetadata
+
+
+def check_site(site: Site, about: SaeMetadata, told: list[str]) -> None:
+    """Where the site reads, what kind of SAE it is, and what the SAE's reader had to decide."""
+    where = f"site {site.name!r}"
+    if about.hook_name and not about.reads_at(site.hook_name) and site.hook_name != _module_output(about):
+        told.append(f"{where}: hook_name is {site.hook_name}, its SAE was trained at {about.hook_name}")
+    if about.hook_head_index is not None and not HEADS.search(str(site.hook_name)):
+        told.append(
+            f"{where}: its SAE reads attention head {about.hook_head_index}, hook_name is {site.hook_name}, "
+            "which has no heads in TransformerLens"
+        )
+    if about.transcoder:
+        target = about.target_at(str(site.hook_name)) or "a place that its files do not name"
+        told.append(
+            f"{NOTE}{where}: a transcoder, it reads {site.hook_name} and reconstructs what is at {target}"
+        )
+    if site.control and about.architecture != "standard":
+        told.append(
+            f"{NOTE}{where}: control {site.control} takes ReLU for the rule of the SAE, which is "
+            f"{about.architecture}"
+        )
+    if about.normalize_activations == "expected_average_only_in":
+        told.append(
+            f"{NOTE}{where}: its SAE says normalize_activations expected_average_only_in; nothing is scaled, "
+            "the factor lies in the weights"
+        )
+    told += [f"{NOTE}{where}: {sentence}" for sentence in about.notes]
+
+
+def default_hook(about: SaeMetadata, model: Model) -> str | None:
+    """Where the SAE was trained to read, by the names that hooks have under this loader."""
+    if model.loader == "torch_module":
+        return by_module(about.extra).read or about.hook_name
+    exact = _module_output(about)
+    return exact if exact is not None and has_norms_after(model) else about.hook_name
+
+
+def _module_output(about: SaeMetadata) -> str | None:
+    """The output of the module itself, where the SAE was trained on that and is said to read what it adds."""
+    block, _, sublayer = (about.hook_name or "").rpartition(".hook_")
+    if about.format not in OF_MODULES or sublayer not in ("mlp_out", "attn_out"):
+        return None
+    return f"{block}.{sublayer.removesuffix('_out')}.hook_out"
+
+
+def has_norms_after(model: Model) -> bool:
+    """Whether a norm stands between a sublayer and hook_mlp_out or hook_attn_out, as its files say."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model.path, "config.json")
+        folder = Path(cached).parent if isinstance(cached, str) else folder
+    return re.match(NORMS_AFTER, _config(folder).get("model_type") or "") is not None
+
+
+def context_size(run: RunFile, trained: list[Trained], told: list[str]) -> int:
+    """The run file's, else the least that an SAE was trained on."""
+    sizes = {pair.site.name: pair.about.context_size for pair in trained if pair.about.context_size}
+    if run.tokens.context_size is None:
+        size = min(sizes.values(), default=DEFAULT_CONTEXT_SIZE)
+        if len(set(sizes.values())) > 1:
+            told.append(f"the SAEs were trained on contexts of {_each(sizes)}: tokens.context_size is {size}")
+        return size
+    size = run.tokens.context_size
+    told += [
+        f"site {name!r}: tokens.context_size is {size}, its SAE was trained on contexts of {known}"
+        for name, known in sizes.items()
+        if size > known
+    ]
+    return size
+
+
+def prepend_bos(run: RunFile, trained: list[Trained], told: list[str]) -> bool:
+    """The run file's, which may name the token, else what all SAEs were trained with, else true."""
+    known = {p.site.name: p.about.prepend_bos for p in trained if p.about.prepend_bos is not None}
+    asked, named = run.tokens.prepend_bos, run.tokens.bos
+    if named is not None:
+        if asked is False:
+            raise InputError(
+                f"tokens.bos {named!r} begins every context, tokens.prepend_bos is false: leave one out"
+            )
+        asked = True
+    if asked is None:
+        if len(set(known.values())) > 1:
+            raise InputError(f"the SAEs were trained with prepend_bos {_each(known)}: set tokens.prepend_bos")
+        return next(iter(known.values()), True)
+    told += [
+        f"site {name!r}: tokens.prepend_bos is {asked}, its SAE was trained with {value}"
+        for name, value in known.items()
+        if value != asked
+    ]
+    return asked
+
+
+def positions(
+    site: Site, about: SaeMetadata, context_size: int, told: list[str]
+) -> tuple[int | None, ...] | None:
+    """The site's, else the SAE's slice of positions; some position must be in it."""
+    where, known = f"site {site.name!r}", None
+    if about.seqpos_slice is not None:
+        known = _as_slice(about.seqpos_slice, f"{where}: its SAE's seqpos_slice")
+    asked = site.positions or known
+    if asked is None:
+        return None
+    chosen = range(context_size)[slice(*asked)]
+    if not chosen:
+        raise InputError(
+            f"{where}: positions {list(asked)} are none of the {context_size} of a context; change positions "
+            "or tokens.context_size"
+        )
+    if known is not None and set(chosen) != set(range(context_size)[slice(*known)]):
+        told.append(f"{where}: positions is {list(asked)}, its SAE was trained on {list(known)}")
+    return asked
+
+
+def processing(run: RunFile, trained: list[Trained], told: list[str]) -> dict[str, bool] | None:
+    """The run file's `model.processing`, else the weight processing that the SAEs were trained with.
+
+    Raises InputError where two SAEs want different weights: no pass can serve both.
+    """
+    wanted = {p.site.name: _wanted(p.about) for p in trained if p.about.model_kwargs.keys() & PROCESSING}
+    asked = run.model.processing
+    if run.model.loader == "torch_module" or asked is not None:
+        have = dict.fromkeys(run.model.weight_processing, True)
+        told += [
+            f"site {name!r}: the model's weights are processed with {_options(have)}, its SAE was trained on "
+            f"weights processed with {_options(wants)}"
+            for name, wants in wanted.items()
+            if wants != have
+        ]
+        return asked
+    (first, wants), *others = wanted.items() or [("", {})]
+    for name, differs in others:
+        if differs != wants:
+            raise InputError(
+                f"site {first!r} was trained on weights processed with {_options(wants)}, site {name!r} with "
+                f"{_options(differs)}: give them a run file each, or set model.processing"
+            )
+    if not wants:
+        return None
+    told.append(f"{NOTE}model.processing is {_options(wants)}, as the SAE of site {first!r} was trained")
+    told += [
+        f"site {p.site.name!r}: its SAE does not say that the model's weights were processed; here they are, "
+        f"with {_options(wants)}, as site {first!r} wants it"
+        for p in trained
+        if p.site.name not in wanted
+    ]
+    return wants
+
+
+def check_model(model: Model, pair: Trained, told: list[str]) -> None:
+    """Name and class of the model, and the options that it was loaded with when the SAE was trained."""
+    site, about = pair
+    where = f"site {site.name!r}"
+    if about.model_name and not _may_be(about.model_name, model):
+        told.append(f"{where}: model.path is {model.path}, its SAE was trained on {about.model_name}")
+    known = CLASSES.get(model.loader)
+    if known and about.model_class_name not in (None, *known) and site.hook_name == about.hook_name:
+        told.append(
+            f"{where}: hook_name is {site.hook_name}, as in {about.model_class_name}, model.loader is "
+            f"{model.loader}, which knows the names of {' and '.join(known)}: set hook_name to that place's"
+        )
+    for name, value in sorted(about.model_kwargs.items()):
+        if name in DTYPES and str(value).removeprefix("torch.") not in ("None", "auto", model.dtype):
+            told.append(f"{where}: model.dtype is {model.dtype}, its SAE was trained with {name}={value}")
+        elif value is not None and name not in WITHOUT_INFLUENCE and name not in (*PROCESSING, *DTYPES):
+            told.append(
+                f"{where}: its SAE was trained with the model option {name}={value!r}, not applied here"
+            )
+
+
+def _wanted(about: SaeMetadata) -> dict[str, bool]:
+    """The weight processing that the SAE's model had, by name."""
+    return {name: True for name in PROCESSING if about.model_kwargs.get(name)}
+
+
+def _options(options: dict[str, bool]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items()) or "nothing"
+
+
+def _each(values: dict[str, Any]) -> str:
+    """`16 (site 'a') and 32 (site 'b')`."""
+    return " and ".join(f"{value} (site {name!r})" for name, value in values.items())
+
+
+def _as_slice(value: tuple[Any, ...], what: str) -> tuple[int | None, ...]:
+    """The arguments of slice() as start, stop and perhaps step."""
+    if not 1 <= len(value) <= 3 or any(not (part is None or isinstance(part, int)) for part in value):
+        raise InputError(f"{what} is {list(value)}, no slice: set the site's positions")
+    cut = slice(*value)
+    if cut.step == 0:
+        raise InputError(f"{what} is {list(value)}, a slice with step 0: set the site's positions")
+    return (cut.start, cut.stop) if cut.step is None else (cut.start, cut.stop, cut.step)
+
+
+def _may_be(trained: str, model: Model) -> bool:
+    """Whether the model may be the one of this name; nothing is known of one that a function builds."""
+    if model.loader == "torch_module":
+        return True
+    wanted, given = _plain(trained), _plain(model.path)
+    return wanted in (given, _plain(_said(model.path))) or (
+        Path(model.path).is_dir() and _is_cut_short(given, wanted)
+    )
+
+
+def _said(path: str) -> str:
+    """What a folder's configuration says that the model is called."""
+    said = _config(Path(path)).get("_name_or_path")
+    return said if isinstance(said, str) else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """A model's configuration; nothing where there is none to read."""
+    with suppress(OSError, ValueError, RecursionError):  # a damaged file is told of when the model is loaded
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _is_cut_short(folder: str, trained: str) -> bool:
+    """Whether a folder's name is the beginning of a model's; one with a number in it is a model's own.
+
+    `gemma-2-2b` is another model than `gemma-2-2b-it`.
+    """
+    return len(folder) > 4 and not re.search(r"\d", folder) and trained.startswith(f"{folder}-")
+
+
+def _plain(name: str) -> str:
+    """The last part of a model's name in lower case, by one of its names where it has several."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].lower().replace("_", "-")
+    return ALIASES.get(last, last)

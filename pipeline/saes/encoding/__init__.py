@@ -1,0 +1,1 @@
+"""Encoders: one rule per architecture, and where they run."""

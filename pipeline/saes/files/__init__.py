@@ -1,0 +1,1 @@
+"""Files of an SAE: tensors, pickles, the hub."""

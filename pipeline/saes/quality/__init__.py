@@ -1,0 +1,1 @@
+"""Reconstruction by an SAE, and what may be wrong with it."""

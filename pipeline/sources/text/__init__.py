@@ -1,0 +1,1 @@
+"""Corpora of text: files, folders, the hub."""

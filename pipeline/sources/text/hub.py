@@ -1,0 +1,136 @@
+"""A dataset of the Hugging Face hub, streamed."""
+
+from __future__ import annotations
+
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from pipeline.sources.values import check_columns, check_label, check_text, infer_dtypes
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.run.file import Corpus
+from schemas.values import Document
+
+_ASKED = ("kind", "path", "text_column", "split", "config")
+
+
+class RowSource(ABC):
+    """Rows of a dataset that are dictionaries, as documents."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, and what tells its content."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Fingerprint of the content."""
+
+    @abstractmethod
+    def estimated_bytes(self) -> int | None:
+        """About how many bytes of text there are; None when nobody knows."""
+
+    @abstractmethod
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The rows, in their order."""
+
+    def label_dtypes(self) -> dict[str, str]:
+        """Types of the first values that are not null; String where there is none."""
+        columns, where = self._corpus.label_columns, self._corpus.path
+        for row in islice(self._rows(), 1):
+            check_columns((self._corpus.text_column, *columns), row, where)
+        labels = ([row.get(column) for column in columns] for row in self._rows())
+        found = infer_dtypes(labels, columns, where)
+        return {column: found.get(column, "String") for column in columns}
+
+    def inputs(self) -> None:  # noqa: B027 - none of them has vectors
+        """There are no vectors."""
+
+    def documents(self) -> Iterator[Document]:
+        """Rows of the split, in its order."""
+        dtypes = self.label_dtypes()
+        for number, row in enumerate(self._rows()):
+            where = f"{self._corpus.path} row {number}"
+            labels = tuple(
+                check_label(row.get(column), dtype, column, where) for column, dtype in dtypes.items()
+            )
+            text = check_text(row.get(self._corpus.text_column), self._corpus.text_column, where)
+            yield Document(number, text, labels)
+
+
+class HubSource(RowSource):
+    """One split of a dataset, pinned to the revision that the hub names when it is opened."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        load: Callable[..., Any] | None = None,
+        revision: Callable[[str], str] | None = None,
+    ) -> None:
+        """`load` and `revision` stand in for `datasets.load_dataset` and the hub's answer."""
+        super().__init__(corpus)
+        self._load = load or load_dataset
+        self._revision = self._asked(revision or revision_of, corpus.path)
+
+    def describe(self) -> dict[str, Any]:
+        """What was asked for, and the revision."""
+        return {
+            **self._corpus.model_dump(mode="json", include=set(_ASKED)),
+            "label_columns": list(self._corpus.label_columns),
+            "revision": self._revision,
+        }
+
+    def digest(self) -> str:
+        """Name, configuration, split and revision."""
+        return digest_of([self._corpus.path, self._corpus.config, self._corpus.split, self._revision])
+
+    def estimated_bytes(self) -> int | None:
+        """Unknown: the hub does not say it for every dataset."""
+        return None
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        asked = {"name": self._corpus.config, "split": self._corpus.split, "revision": self._revision}
+        rows = self._asked(self._load, self._corpus.path, streaming=True, **asked)
+        try:
+            yield from rows
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"corpus.path {self._corpus.path!r} broke off: {reason}; run again") from error
+        finally:
+            # A half-read Parquet stream still alive at exit aborts Python (huggingface/datasets#7467).
+            del rows
+            gc.collect()
+
+    def _asked(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        refusal = (
+            f"corpus.path {self._corpus.path!r} is no local path, and no Hugging Face dataset could be "
+            f"opened by that name (config {self._corpus.config}, split {self._corpus.split})"
+        )
+        return answered(refusal, ask, *args, **kwargs)
+
+
+def answered(refusal: str, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the hub gives; its error is an InputError that begins with `refusal`."""
+    try:
+        return ask(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
+        raise InputError(f"{refusal}: {' '.join(str(error).split())[:300]}") from None
+
+
+def load_dataset(*args: Any, **kwargs: Any) -> Any:
+    """`datasets.load_dataset`, imported when it is needed."""
+    import datasets
+
+    return datasets.load_dataset(*args, **kwargs)
+
+
+def revision_of(name: str) -> str:
+    """The commit that the hub has now."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(name).sha)

@@ -1,0 +1,1 @@
+"""Statistics whose unit is the document: differences, trends, intervals."""

@@ -1,0 +1,1 @@
+"""Statistics of what the model does with features."""

@@ -1,0 +1,1 @@
+"""Which contexts show a feature."""

@@ -1,0 +1,1 @@
+"""Statistics of one feature over all tokens."""

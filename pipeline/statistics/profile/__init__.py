@@ -1,0 +1,1 @@
+"""How the features of a site are distributed over tokens and documents."""

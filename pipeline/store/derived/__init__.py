@@ -1,0 +1,1 @@
+"""Tables that are computed from partials by ranges of features."""

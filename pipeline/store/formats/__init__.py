@@ -1,0 +1,1 @@
+"""Data objects: Parquet, CSR and dense Zarr, postings."""

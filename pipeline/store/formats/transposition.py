@@ -1,0 +1,78 @@
+"""Rounding of activations to what is stored, and the turn from token-major to feature-major and back.
+
+Shapes: N rows of a shard, F = d_sae features, Z nonzeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from schemas.errors import ShardError
+from schemas.run.file import ActivationDtype
+from schemas.values import F32, I64, U32, Bool, Postings, SparseFeatures
+
+
+def round_activations(features: SparseFeatures, dtype: ActivationDtype) -> tuple[SparseFeatures, int, float]:
+    """Round to `dtype` (half to even) and back to float32; entries that become 0 are dropped.
+
+    Returns the rounded features, how many activations underflowed to 0, and the largest
+    |rounded - value| / |value| among those kept. A value that is not finite, or that `dtype` can not hold, is
+    a ShardError.
+    """
+    value = features.data
+    with np.errstate(over="ignore"):
+        rounded = value.astype(np.dtype(dtype)).astype(np.float32)
+    if not np.isfinite(rounded).all():
+        raise _not_finite(features, rounded, dtype)
+    kept: Bool = rounded != 0
+    if not kept.all():
+        underflow = int(np.count_nonzero(value[~kept]))
+        kept_features = SparseFeatures(features.indptr, features.indices, rounded).only(kept)
+        return kept_features, underflow, _loss(value[kept], kept_features.data)
+    return SparseFeatures(features.indptr, features.indices, rounded), 0, _loss(value, rounded)
+
+
+def to_postings(features: SparseFeatures, d_sae: int) -> Postings:
+    """Sort by (feature, row) in time linear in N + F + Z (scipy's csr -> csc is a counting sort)."""
+    n_rows = len(features.indptr) - 1
+    matrix = sparse.csr_matrix(
+        (features.data, features.indices, features.indptr), shape=(n_rows, d_sae)
+    ).tocsc()
+    fired: U32 = np.flatnonzero(np.diff(matrix.indptr)).astype(np.uint32)
+    offsets: I64 = np.append(matrix.indptr[fired], matrix.indptr[-1]).astype(np.int64)
+    return Postings(fired, offsets, matrix.indices.astype(np.int64), matrix.data)
+
+
+def to_features(postings: Postings, n_rows: int, d_sae: int) -> SparseFeatures:
+    """The inverse of `to_postings`, for a shard of `n_rows` rows."""
+    lengths = np.zeros(d_sae, dtype=np.int64)
+    lengths[postings.features] = np.diff(postings.offsets)
+    indptr: I64 = np.concatenate([[0], np.cumsum(lengths)])
+    matrix = sparse.csc_matrix((postings.values, postings.rows, indptr), shape=(n_rows, d_sae)).tocsr()
+    return SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
+
+
+def _loss(value: F32, rounded: F32) -> float:
+    """Largest relative change by rounding; 0 where there is nothing."""
+    if not len(value):
+        return 0.0
+    change: NDArray[np.float32] = np.abs((rounded - value) / value)
+    return float(change.max())
+
+
+def _not_finite(features: SparseFeatures, rounded: F32, dtype: str) -> ShardError:
+    """The first value that can not be stored, in words."""
+    place = int(np.flatnonzero(~np.isfinite(rounded))[0])
+    row = int(np.searchsorted(features.indptr, place, side="right")) - 1
+    value, feature = float(features.data[place]), int(features.indices[place])
+    if np.isfinite(value):
+        return ShardError(
+            f"activation {value:g} of feature {feature} (row {row} of the shard) does not fit {dtype}: set "
+            "store.activation_dtype: float32"
+        )
+    return ShardError(
+        f"activation of feature {feature} (row {row} of the shard) is {value}: the SAE or the model "
+        "overflows; set model.dtype: float32, or check the SAE's weights"
+    )

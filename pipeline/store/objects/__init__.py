@@ -1,0 +1,1 @@
+"""Objects by path, on a file system or in object storage."""

@@ -1,0 +1,1 @@
+"""What a store holds, read lazily or by shard."""

@@ -1,0 +1,176 @@
+"""The tokens around each example of the chosen features, and the feature's activation at every one of them.
+
+One pass over the shards, a task each: examples go by row, so a shard's are neighbours; their contexts are cut
+out of the token shard, and the activations out of the CSR, by some ten thousand examples at a time. What is
+found lies in Parquet files in a scratch folder, each sorted by feature, for the pages are made by feature.
+
+Cost: each shard's CSR and tokens are read once; an example takes some 150 bytes of the scratch folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pipeline.store import FeatureStore
+from pipeline.store.reading.contexts import COLUMNS, ContextIndex
+from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.records.tokens import read_token_shard
+from pipeline.tasks import Tasks
+from schemas.layout import Layout
+from schemas.records import Lake, ShardRecord
+from schemas.values import F32, I64, TokenShard
+
+BEFORE, AFTER = 24, 8
+"""Tokens of the context before and after the example's row."""
+
+EXAMPLES_AT_ONCE = 1 << 14
+LABEL = "label:"
+"""What the name of a label's column begins with: a label may be called as any other column."""
+
+_GROUP = 1 << 10
+"""Rows in a row group of what is found, so that a range of features is read from few of them."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a task needs to cut windows out of one shard."""
+
+    layout: Layout
+    lake: Lake
+    d_sae: int
+    examples: Path
+    """The chosen examples, sorted by row: feature, kind, interval, rank, row, activation."""
+    out: Path
+    labels: tuple[str, ...]
+    """As `ContextIndex` calls them."""
+
+
+def cut_windows(
+    store: FeatureStore, site: str, examples: pl.DataFrame, folder: Path, tasks: Tasks
+) -> Iterator[int]:
+    """Write the windows of `examples` (rows of that table) into `folder`; yields how many, by shard.
+
+    Columns: those of the table, then `context` u64, `position` u32, `document` u64, the labels of the row,
+    `token_ids` list[i32], `values` list[f32] (the feature's activation at each token), `firing` u32 (the
+    row's place in both) and `from_start`, `to_end`: whether the window reaches the ends of the context.
+    """
+    by_row = folder / "examples_by_row.parquet"
+    examples.sort("row", "feature", "kind").write_parquet(by_row, row_group_size=1 << 16)
+    labels = tuple(name for name in ContextIndex(store.layout, store.lake, []).columns if name not in COLUMNS)
+    cut = Cut(store.layout, store.lake, store.site(site).d_sae, by_row, folder, labels)
+    yield from tasks.map(partial(_cut_shard, cut), store.shard_files(site))
+
+
+def window_files(folder: Path) -> list[Path]:
+    """The files that `cut_windows` wrote."""
+    return sorted(folder.glob("windows-*.parquet"))
+
+
+def read_windows(files: Sequence[Path], first: int, last: int) -> pl.DataFrame:
+    """The windows of features first .. last, by feature, kind, interval and rank."""
+    if not files:
+        return pl.DataFrame(schema={"feature": pl.UInt32()})
+    found = (
+        pl.scan_parquet(list(files), glob=False).filter(pl.col("feature").is_between(first, last)).collect()
+    )
+    return found.sort("feature", "kind", "interval", "rank")
+
+
+def _cut_shard(cut: Cut, shard: ShardFiles) -> int:
+    record = shard.record
+    end = record.row_start + record.rows
+    inside = (pl.col("row") >= record.row_start) & (pl.col("row") < end)
+    examples = pl.scan_parquet(cut.examples).filter(inside).collect()
+    if examples.is_empty():
+        return 0
+    tokens = read_token_shard(cut.layout, cut.lake, record, verify=False)
+    index, matrix = ContextIndex(cut.layout, cut.lake, [record]), shard.read_csr()
+    for number, start in enumerate(range(0, examples.height, EXAMPLES_AT_ONCE)):
+        found = _cut(cut, tokens, index, matrix, examples.slice(start, EXAMPLES_AT_ONCE))
+        path = cut.out / f"windows-{record.name}-{number:05d}.parquet"
+        found.sort("feature", "kind", "interval", "rank").write_parquet(path, row_group_size=_GROUP)
+    return examples.height
+
+
+def _cut(
+    cut: Cut, tokens: TokenShard, index: ContextIndex, matrix: sparse.csr_matrix, examples: pl.DataFrame
+) -> pl.DataFrame:
+    rows = examples["row"].to_numpy().astype(np.int64) - tokens.row_start
+    context = np.searchsorted(tokens.context_ptr, rows, side="right") - 1
+    begin, end = tokens.context_ptr[context], tokens.context_ptr[context + 1]
+    first, last = np.maximum(begin, rows - BEFORE), np.minimum(end, rows + AFTER + 1)
+    places = _ranges(first, last)
+    features = np.repeat(examples["feature"].to_numpy(), last - first)
+    columns = {
+        "context": (context + tokens.context_start).astype(np.uint64),
+        "position": (rows - begin).astype(np.uint32),
+        "token_ids": _lists(tokens.token_ids[places], last - first),
+        "values": _lists(activations(matrix, places, features), last - first),
+        "firing": (rows - first).astype(np.uint32),
+        "from_start": first == begin,
+        "to_end": last == end,
+    }
+    told = index.describe(examples["row"].to_numpy(), ["document", *cut.labels])
+    told = told.rename({name: LABEL + name for name in cut.labels})
+    return examples.hstack(told).hstack(pl.DataFrame(columns))
+
+
+def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
+    """The matrix' values at pairs of row and feature, float32 [Q]; only the rows asked for are looked at.
+
+    In CSR a row's indices ascend, so (row, feature) as one number ascends too: one binary search for each.
+    """
+    needed, place = np.unique(rows, return_inverse=True)
+    some = matrix[needed]
+    width = np.int64(matrix.shape[1])
+    keys = np.repeat(np.arange(len(needed)), np.diff(some.indptr)) * width + some.indices
+    asked = place * width + features
+    found = np.searchsorted(keys, asked)
+    known = found < len(keys)
+    known[known] = keys[found[known]] == asked[known]
+    values = np.zeros(len(rows), np.float32)
+    values[known] = some.data[found[known]]
+    return values
+
+
+def example_tokens(store: FeatureStore, site: str, examples: pl.DataFrame, tasks: Tasks) -> pl.DataFrame:
+    """The rows of `examples` with the token at each: column `token_id` i32; those of no shard are lost."""
+    rows = examples.sort("row")
+    numbers, parts, items = rows["row"].to_numpy(), [examples.clear()], []
+    for record in store.committed(site):
+        low, high = np.searchsorted(numbers, [record.row_start, record.row_start + record.rows])
+        parts.append(rows.slice(int(low), int(high - low)))
+        items.append((record, parts[-1]["row"]))
+    found = tasks.map(partial(_tokens_at, store.layout, store.lake), items)
+    return pl.concat(parts).with_columns(pl.concat([pl.Series("token_id", [], pl.Int32), *found]))
+
+
+def _tokens_at(layout: Layout, lake: Lake, item: tuple[ShardRecord, pl.Series]) -> pl.Series:
+    record, rows = item
+    tokens = read_token_shard(layout, lake, record, verify=False)
+    return pl.Series("token_id", tokens.token_ids[rows.to_numpy().astype(np.int64) - record.row_start])
+
+
+def _ranges(first: I64, last: I64) -> I64:
+    """first[0] .. last[0] - 1, first[1] .. last[1] - 1, and so on."""
+    lengths = last - first
+    starts = np.repeat(first - np.append(0, np.cumsum(lengths)[:-1]), lengths)
+    places: I64 = starts + np.arange(int(lengths.sum()))
+    return places
+
+
+def _lists(values: NDArray[Any], lengths: I64) -> pl.Series:
+    ends = np.append(0, np.cumsum(lengths))
+    series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values)))
+    assert isinstance(series, pl.Series)
+    return series

@@ -1,0 +1,1 @@
+"""Records of a store: receipts, plans, tokens, tables, and what they refer to."""

@@ -1,0 +1,250 @@
+"""What a store records: the lake, the corpus chain, plans, sites and receipts, and where data objects lie.
+
+What is committed is looked up once per pass, when first asked for: open the store again to see newer shards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from pipeline.store.objects.paths import store_path
+from pipeline.store.objects.verbs import listed, read_bytes
+from pipeline.store.records.commits import read_commits, receipts_digest
+from pipeline.store.records.dropped import dropped_sites, live_sites
+from pipeline.store.records.tokens import read_lake, read_links
+from pipeline.store.records.unfinished import unfinished_tokens
+from schemas.errors import InputError
+from schemas.layout import Layout, StorePath
+from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
+from schemas.run.file import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
+from schemas.values import Reads, Totals
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """One site of the store, as its pass's plan has it."""
+
+    name: str
+    pass_name: str
+    hook_name: str
+    sae: str
+    architecture: str
+    d_model: int
+    d_sae: int
+    activation_dtype: ActivationDtype
+    layouts: tuple[StoreLayout, ...]
+    encode_dtype: EncodeDtype
+    positions: tuple[int | None, ...] | None
+    """See `schemas.records.PlannedSite`."""
+    feature_block: int
+    """Features in a row group of the postings."""
+    control: Control | None = None
+    """What is counted beside the learnt features on some contexts."""
+    pooling: Pooling = "none"
+    """What the SAE reads of a context."""
+    dense_dtype: DenseDtype = "float32"
+    """What x of layout dense is rounded to."""
+
+    @property
+    def has_sae(self) -> bool:
+        """Whether there are features; a site without has x alone."""
+        return self.d_sae > 0
+
+    @property
+    def reads(self) -> Reads:
+        """What it reads of a context; `TokenShard.at` takes it."""
+        return Reads(self.positions, self.pooling)
+
+
+class Catalog:
+    """The records of one store.
+
+    A site goes by its name alone; every method that takes one raises InputError where there is no such site.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        lake: Lake,
+        links: list[CorpusLink],
+        plans: dict[str, Plan],
+        seen: dict[str, dict[str, Receipt]] | None = None,
+    ) -> None:
+        self.layout, self.lake, self.links, self.plans = layout, lake, links, plans
+        self.shards = [record for link in links for record in link.shards]
+        self.dropped = {name: dropped_sites(layout, name) for name in plans}
+        self.sites = _sites({name: self.pass_sites(name) for name in plans}, plans)
+        self._records = {record.name: record for record in self.shards}
+        self._links = {record.name: number for number, link in enumerate(links) for record in link.shards}
+        self._receipts: dict[str, dict[str, Receipt]] = {}
+        self._seen = seen or {}
+        self._digests: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, root: str | StorePath) -> Self:
+        """Open the store at `root`; InputError when there is none, or when it is of a newer format."""
+        return cls._open(root)
+
+    @classmethod
+    def _open(cls, root: str | StorePath, seen: dict[str, dict[str, Receipt]] | None = None) -> Self:
+        """The same; receipts of a pass that were `seen` need not be read again."""
+        layout = Layout(store_path(root))
+        lake = read_lake(layout)
+        if lake is None:
+            raise _no_lake(layout)
+        return cls(layout, lake, read_links(layout), read_plans(layout), seen)
+
+    def require_feature(self, site: str, feature: int) -> None:
+        """InputError where the site has no feature of this number."""
+        d_sae = self.require_features(site).d_sae
+        if feature not in range(d_sae):
+            raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {d_sae - 1}")
+
+    def require_features(self, site: str) -> SiteInfo:
+        """The site; InputError where it has no SAE, and so no features."""
+        info = self.site(site)
+        if not info.has_sae:
+            raise InputError(
+                f"site {site!r} has no SAE, so it has no features, but x at {info.hook_name} alone: read "
+                "that with FeatureStore.dense, or extract a site with an SAE in another pass"
+            )
+        return info
+
+    def again(self) -> Self:
+        """The store as it is now; receipts that were read are not read again."""
+        return self._open(self.layout.root, self._receipts)
+
+    def site(self, name: str) -> SiteInfo:
+        """One site by name."""
+        if name not in self.sites:
+            gone = ", it was dropped" if any(name in sites for sites in self.dropped.values()) else ""
+            raise InputError(
+                f"{self.layout.root} has no site {name!r}{gone}; it has {', '.join(self.sites) or 'none'}"
+            )
+        return self.sites[name]
+
+    def pass_sites(self, pass_name: str) -> tuple[PlannedSite, ...]:
+        """Sites of a pass, as planned, but for those that were dropped."""
+        return live_sites(self.plans[pass_name], self.dropped[pass_name])
+
+    def pass_receipts(self, pass_name: str) -> dict[str, Receipt]:
+        """Receipts of a pass by shard, in shard order."""
+        if pass_name not in self._receipts:
+            self._receipts[pass_name] = read_commits(self.layout, pass_name, self._seen.get(pass_name, {}))
+        return self._receipts[pass_name]
+
+    def receipts(self, site: str) -> dict[str, Receipt]:
+        """Receipts of the site's pass by shard, in shard order."""
+        return self.pass_receipts(self.site(site).pass_name)
+
+    def site_receipts(self, site: str) -> dict[str, SiteReceipt]:
+        """What the receipts say of the site, by shard; InputError where one says nothing."""
+        found = {}
+        for shard, receipt in self.receipts(site).items():
+            if site not in receipt.sites:
+                marker = self.layout.commit(self.site(site).pass_name, shard)
+                raise InputError(f"{marker} says nothing of site {site}: restore it from a copy of the store")
+            found[shard] = receipt.sites[site]
+        return found
+
+    def receipts_digest(self, site: str) -> str:
+        """What tables of the site carry when they are fresh."""
+        name = self.site(site).pass_name
+        if name not in self._digests:
+            self._digests[name] = receipts_digest(self.pass_receipts(name).values())
+        return self._digests[name]
+
+    def committed(self, site: str) -> list[ShardRecord]:
+        """The shards that the site's pass has committed, in shard order."""
+        receipts = self.receipts(site)
+        return [record for record in self.shards if record.name in receipts]
+
+    def link_of(self, shard: str) -> int:
+        """The link of the corpus chain that a shard came with."""
+        return self._links[self._record(shard).name]
+
+    def totals(self, site: str) -> Totals:
+        """Denominators over the committed shards."""
+        receipts = self.site_receipts(site)
+        shards = (_totals(record, receipts[record.name]) for record in self.committed(site))
+        return sum(shards, Totals(0, 0, 0, 0))
+
+    def object_path(self, site: str, shard: str, name: str) -> StorePath:
+        """Where one data object lies, taken from the shard's receipt."""
+        info, receipt = self.site(site), self.receipts(site).get(shard)
+        if receipt is None:
+            raise InputError(f"shard {shard!r} of site {site!r} is not committed: run `latentlake extract`")
+        if f"{site}/{name}" not in {item.path for item in receipt.objects}:
+            raise InputError(
+                f"shard {shard!r} of site {site!r} has no {name}: the pass was made with store.layouts "
+                f"{list(info.layouts)}; run another pass with the other layout"
+            )
+        return self.layout.attempt(info.pass_name, shard, receipt.attempt) / site / name
+
+    def _record(self, shard: str) -> ShardRecord:
+        if shard not in self._records:
+            raise InputError(f"{self.layout.root} has no shard {shard!r}; it has {len(self._records)}")
+        return self._records[shard]
+
+
+def _totals(record: ShardRecord, receipt: SiteReceipt) -> Totals:
+    """Denominators of one site over one shard."""
+    if (counted := receipt.counted) is not None:
+        return Totals(record.rows, counted.rows, counted.contexts, counted.documents)
+    return Totals(record.rows, record.counted_rows, record.counted_contexts, record.counted_documents)
+
+
+def read_plans(layout: Layout, without: str | None = None) -> dict[str, Plan]:
+    """Every pass's plan by name, but for that of the pass `without`."""
+    plans = {}
+    for name in sorted(folder.name for folder in listed(layout.passes) if NAME.fullmatch(folder.name)):
+        if name == without:
+            continue
+        path = layout.passes / name / "plan.json"
+        try:
+            plans[name] = Plan.from_json(read_bytes(path), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except InputError as error:
+            raise InputError(f"{error}, or remove that pass: `latentlake drop STORE --pass {name}`") from None
+    return plans
+
+
+def _sites(planned: dict[str, tuple[PlannedSite, ...]], plans: dict[str, Plan]) -> dict[str, SiteInfo]:
+    sites: dict[str, SiteInfo] = {}
+    for pass_name, plan in plans.items():
+        for site in planned[pass_name]:
+            if site.name in sites:
+                raise InputError(
+                    f"passes {sites[site.name].pass_name!r} and {pass_name!r} both have a site "
+                    f"{site.name!r}: tables go by site, so drop one of the passes (`latentlake drop`)"
+                )
+            sites[site.name] = SiteInfo(
+                name=site.name,
+                pass_name=pass_name,
+                hook_name=site.hook_name,
+                sae=site.sae,
+                architecture=site.architecture,
+                d_model=site.d_model,
+                d_sae=site.d_sae,
+                activation_dtype=plan.activation_dtype,
+                layouts=plan.layouts if site.has_sae else ("dense",),
+                dense_dtype=plan.dense_dtype,
+                encode_dtype=site.encode_dtype,
+                positions=site.positions,
+                pooling=site.pooling,
+                feature_block=site.feature_block,
+                control=site.control,
+            )
+    return sites
+
+
+def _no_lake(layout: Layout) -> InputError:
+    """What to say of a root without a record: `tokenize` puts it last, after the token shards."""
+    if unfinished := unfinished_tokens(layout, []):
+        return InputError(f"there is no lake.json yet: {unfinished}")
+    return InputError(
+        f"{layout.root} is no store (it has no lake.json): give the folder or URL that a run file calls "
+        "store.root"
+    )

@@ -1,0 +1,88 @@
+"""Compactions as readers see them: the one that covers most, and what it does not cover."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from pipeline.store.formats.postings import PostingsFile
+from pipeline.store.objects.verbs import listed, read_bytes
+from pipeline.store.records.commits import receipts_digest
+from schemas.errors import InputError
+from schemas.layout import Layout, StorePath, below
+from schemas.records import Compaction, Receipt
+from schemas.run.file import NAME
+from schemas.values import F32, U64
+
+
+class Compacted:
+    """One published compaction of a site."""
+
+    def __init__(self, folder: StorePath, marker: StorePath, compaction: Compaction) -> None:
+        self.marker, self.record = marker, compaction
+        self.paths = [below(folder, file.path, "compacted file") for file in compaction.files]
+        self.shards = frozenset(compaction.shards)
+        self._first = [file.first_feature for file in compaction.files]
+        self._files: dict[StorePath, PostingsFile] = {}
+
+    def rows_of(self, feature: int) -> tuple[U64, F32]:
+        """Rows (of the lake, ascending) and activations of one feature over its shards."""
+        number = bisect_right(self._first, feature) - 1
+        if number < 0:
+            return np.empty(0, np.uint64), np.empty(0, np.float32)
+        path = self.paths[number]
+        try:
+            if path not in self._files:
+                self._files[path] = PostingsFile(path)
+            return self._files[path].rows_of(feature)
+        except InputError as error:
+            raise InputError(f"{error}, or {remedy(self.marker)}") from None
+
+    def require_files(self) -> None:
+        """InputError, with the remedy, where a file is missing; one listing."""
+        folders = {path.parent for path in self.paths}
+        there = {file.name for folder in folders for file in listed(folder)}
+        if missing := [path for path in self.paths if path.name not in there]:
+            raise InputError(f"{missing[0]} is missing: {remedy(self.marker)}")
+
+
+def remedy(marker: StorePath) -> str:
+    """What helps where a compaction can not be read: without it the store is whole."""
+    return f"delete {marker} and run `latentlake compact`"
+
+
+def in_use(compactions: Iterable[Compacted]) -> Compacted | None:
+    """The one of a site's compactions that queries read: that of most shards."""
+    return max(compactions, key=lambda compacted: len(compacted.shards), default=None)
+
+
+def read_compactions(
+    layout: Layout, pass_name: str, receipts: Mapping[str, Receipt]
+) -> tuple[list[Compacted], list[str]]:
+    """The compactions of a pass whose shards are all committed as they were, by name; then what is wrong.
+
+    Of a marker that can not be read (damaged, or of a newer format) a sentence says so; its compaction counts
+    as none.
+    """
+    found, wrong, folder = list[Compacted](), list[str](), layout.compactions(pass_name)
+    for path in sorted(listed(folder), key=lambda path: path.name):
+        if path.suffix != ".json" or not NAME.fullmatch(path.stem):
+            continue
+        try:
+            record: Compaction = Compaction.from_json(read_bytes(path), str(path))
+            compacted = Compacted(layout.compaction(pass_name, path.stem), path, record)
+        except FileNotFoundError:  # removed at this moment
+            continue
+        except (InputError, OSError) as error:
+            wrong.append(f"compaction {path} can not be read ({error}): {remedy(path)}")
+            continue
+        if _fits(record, receipts):
+            found.append(compacted)
+    return found, wrong
+
+
+def _fits(record: Compaction, receipts: Mapping[str, Receipt]) -> bool:
+    covered = [receipts[shard] for shard in record.shards if shard in receipts]
+    return len(covered) == len(record.shards) and receipts_digest(covered) == record.receipts

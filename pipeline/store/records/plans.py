@@ -1,0 +1,83 @@
+"""The plan of a pass: put when a worker is ready, replaced while no shard is committed, then fixed for ever.
+
+Nothing locks it. Who replaces a plan looks for receipts on both sides of removing the old one, and a worker
+looks at the plan on both sides of putting its receipt, so that of a worker and a driver that disagree at
+least one sees the other and gives up. What that cannot cover is a worker that is killed between its receipt
+and its second look: the next run then refuses the receipt by its plan's hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.store.objects.verbs import put_if_absent, read_bytes, remove
+from pipeline.store.records.commits import commit, has_commits
+from pipeline.store.records.site import remove_site_weights
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import Plan, Receipt
+
+
+def read_plan(layout: Layout, pass_name: str) -> Plan | None:
+    """The plan of one pass; None where there is none."""
+    path = layout.plan(pass_name)
+    try:
+        plan: Plan = Plan.from_json(read_bytes(path), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return plan
+
+
+def put_plan(layout: Layout, plan: Plan, unused: Iterable[Plan] = ()) -> None:
+    """Put the plan, in the place of `unused` ones, under which no shard is committed.
+
+    InputError where another run has put another plan meanwhile, or has committed a shard under an unused one.
+    """
+    for old in unused:
+        _remove_unused(layout, old)
+    if not layout.plan(plan.pass_name).exists():  # a run with nothing left to do writes nothing
+        put_if_absent(layout.plan(plan.pass_name), plan.to_json())
+    require_plan(layout, plan)
+
+
+def _remove_unused(layout: Layout, old: Plan) -> None:
+    """Remove a plan and its sites' weights; a run that puts another one at this moment is left alone."""
+    found = read_plan(layout, old.pass_name)
+    if found is None or found.hash != old.hash:
+        return
+    if not has_commits(layout, old.pass_name):
+        remove(layout.plan(old.pass_name))
+        if not has_commits(layout, old.pass_name):
+            for site in old.sites:
+                remove_site_weights(layout.site(old.pass_name, site.name))
+            return
+        put_if_absent(layout.plan(old.pass_name), found.to_json())
+    raise InputError(
+        f"another run has just committed a shard of pass {old.pass_name!r} under another recipe: give this "
+        "one another pass and other site names"
+    )
+
+
+def require_plan(layout: Layout, plan: Plan) -> None:
+    """InputError where this plan is not, or not any more, that of its pass in the store."""
+    if not _is_in_force(layout, plan):
+        raise InputError(
+            f"{layout.plan(plan.pass_name)} is not the plan that this run began with: another run has "
+            "replaced it, or it was removed; let one run end before another recipe is given to its pass, and "
+            "run again"
+        )
+
+
+def _is_in_force(layout: Layout, plan: Plan) -> bool:
+    found = read_plan(layout, plan.pass_name)
+    return found is not None and found.hash == plan.hash
+
+
+def commit_under(layout: Layout, plan: Plan, receipt: Receipt) -> Receipt:
+    """`commits.commit` under the plan of the pass; a receipt under a plan that was replaced does not stay."""
+    require_plan(layout, plan)
+    kept = commit(layout, plan.pass_name, receipt)
+    if kept.attempt == receipt.attempt and not _is_in_force(layout, plan):
+        remove(layout.commit(plan.pass_name, receipt.shard))
+    require_plan(layout, plan)
+    return kept

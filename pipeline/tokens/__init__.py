@@ -1,0 +1,1 @@
+"""Documents laid into contexts, and contexts into token shards."""

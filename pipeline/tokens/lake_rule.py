@@ -1,0 +1,205 @@
+"""The lake's record, as a run file and a tokenizer have it: what begins a context, what ends a document.
+
+What the run file does not say is as in the lake that is there, else as SAEs are trained. A context begins
+with the tokenizer's BOS; without one with CLS of an encoder, else with EOS, for TransformerLens sets
+`bos_token = eos_token`, and SAELens runs `prepend_bos: true` so. After a text stands EOS, or SEP of an
+encoder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from pipeline.store.records.tokens import read_lake
+from pipeline.tokens.tokenizer import Tokenizer
+from schemas.errors import InputError
+from schemas.layout import Layout
+from schemas.records import Inputs, Lake
+from schemas.run.file import RunFile, SpecialText
+from schemas.sentences import NOTE
+
+WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}
+"""Kinds of corpus behind whose documents no EOS is put, unless that is asked for."""
+
+RESERVED = (
+    *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
+    *("shard", "context", "row", "row_start", "position", "feature", "activation"),
+    *("document_offset", "first_position", "cluster", "similarity", "__path__"),
+)
+"""Columns that the store's tables and queries have themselves; of a corpus of vectors INPUTS too."""
+
+INPUTS = "inputs"
+
+KEYWORDS = ("eos", "bos", "cls", "sep", "none", "null", "no", "off", "false", "yes", "on", "true")
+"""Words that vocabularies have too, and that are taken for a token only where it is a special one."""
+
+_KEYS = {
+    "tokenizer_digest": "tokens.tokenizer",
+    "context_size": "tokens.context_size",
+    "bos_id": "tokens.prepend_bos",
+    "separator_id": "tokens.separator",
+    "special_ids": "tokens.tokenizer (its special ids)",
+    "special_tokens": "tokens.special_tokens",
+    "special_text": "tokens.special_text",
+    "label_columns": "corpus.label_columns",
+    "contexts": "tokens.contexts",
+    "inputs": "corpus (its vectors)",
+}
+"""Field of lake.json -> the key of the run file that it comes from."""
+
+
+def asked_lake(
+    run_file: RunFile,
+    context_size: int,
+    prepend_bos: bool,
+    tokenizer: Tokenizer,
+    label_dtypes: dict[str, str],
+    inputs: Inputs | None = None,
+    stored: Lake | None = None,
+) -> Lake:
+    """The lake's record as this run would write it; `stored`: the one that is there.
+
+    InputError where tokenizer and run file don't fit.
+    """
+    tokens = run_file.tokens
+    _check_labels(run_file.corpus.label_columns, label_dtypes, inputs is not None)
+    if context_size < 1 + prepend_bos:
+        raise InputError(f"tokens.context_size is {context_size}: too small to hold a token; set at least 2")
+    return Lake(
+        tokenizer=tokenizer.name,
+        tokenizer_digest=tokenizer.digest,
+        context_size=context_size,
+        bos_id=_bos(run_file, tokenizer, stored) if prepend_bos else None,
+        separator_id=_separator(run_file, tokenizer, stored),
+        special_ids=tokenizer.special_ids,
+        special_tokens=tokens.special_tokens,
+        label_columns=label_dtypes,
+        contexts=tokens.contexts or "packed",
+        inputs=inputs,
+        special_text=tokens.special_text or _special_text(tokenizer, stored),
+    )
+
+
+def default_bos(tokenizer: Tokenizer) -> int | None:
+    """What a context begins with where nobody names a token; None: there is nothing to begin with."""
+    ids = (tokenizer.bos_id, tokenizer.cls_id, tokenizer.eos_id)
+    return next((token_id for token_id in ids if token_id is not None), None)
+
+
+def _bos(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> int:
+    if run_file.tokens.bos is not None:
+        return _named(run_file.tokens.bos, "tokens.bos", tokenizer)
+    known = default_bos(tokenizer) if stored is None or stored.bos_id is None else stored.bos_id
+    if known is None:
+        raise InputError(
+            f"the tokenizer {tokenizer.name!r} has no BOS token, nor EOS: name a token that contexts begin "
+            "with (tokens.bos), or set tokens.prepend_bos: false"
+        )
+    return known
+
+
+def _separator(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> int | None:
+    asked = run_file.tokens.separator
+    if asked is None and stored is not None:
+        return stored.separator_id
+    if asked is None:
+        asked = "none" if run_file.corpus.kind in WITHOUT_SEPARATOR else "eos"
+    if asked == "none":
+        return None
+    if asked != "eos":
+        return _named(asked, "tokens.separator", tokenizer)
+    known = tokenizer.sep_id if tokenizer.eos_id is None else tokenizer.eos_id
+    if known is None:
+        raise InputError(
+            f"the tokenizer {tokenizer.name!r} has no EOS token; set tokens.separator: none, or name a token"
+        )
+    return known
+
+
+def _special_text(tokenizer: Tokenizer, stored: Lake | None) -> SpecialText:
+    """Of a tokenizer whose texts spell no special token both are the same."""
+    if stored is not None:
+        return stored.special_text
+    return "parse" if tokenizer.special_texts else "literal"
+
+
+def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
+    """The id of a token that the run file names; InputError with the nearest ones where there is none."""
+    known = tokenizer.id_of(token)
+    if known is not None and (known in tokenizer.special_ids or token.lower() not in KEYWORDS):
+        return known
+    if known is not None:
+        keyword = "eos, none" if key == "tokens.separator" else "tokens.prepend_bos: false for none"
+        raise InputError(
+            f"{key} {token!r} is an ordinary word of the tokenizer {tokenizer.name!r}, which is hardly "
+            f"meant: write {keyword}, or a special token as the vocabulary spells it"
+        )
+    near = difflib.get_close_matches(token, tokenizer.special_texts, n=3, cutoff=0.5)
+    some = near or list(tokenizer.special_texts[:5])
+    there = f"; {'near it are' if near else 'it has'} {', '.join(map(repr, some))}" if some else ""
+    raise InputError(
+        f"{key} {token!r} is no token of the tokenizer {tokenizer.name!r}{there}: give one token as the "
+        "vocabulary spells it"
+    )
+
+
+def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
+    """What the run file does not say of a context's first token, and what is special of named ones."""
+    told = []
+    is_default = lake.bos_id == default_bos(tokenizer) and run_file.tokens.bos is None
+    if lake.bos_id is not None and tokenizer.bos_id is None and is_default:
+        (text,) = tokenizer.pieces([lake.bos_id])
+        is_cls = lake.bos_id == tokenizer.cls_id
+        as_whom = "EOS, as SAELens and TransformerLens run such models"
+        how = "CLS, as an encoder reads texts" if is_cls else as_whom
+        told.append(
+            f"{NOTE}the tokenizer {tokenizer.name!r} has no BOS token: contexts begin with {text!r}, its "
+            f"{how} (tokens.bos names another)"
+        )
+    for key, token_id in (("bos", lake.bos_id), ("separator", lake.separator_id)):
+        if token_id is not None and token_id not in lake.special_ids:
+            named = getattr(run_file.tokens, key) or tokenizer.pieces([token_id])[0]
+            told.append(
+                f"{NOTE}tokens.{key} {named!r} is no special token of the tokenizer: "
+                "it is counted as any other token, wherever it stands"
+            )
+    return told
+
+
+def _check_labels(asked: tuple[str, ...], labels: Iterable[str], has_vectors: bool) -> None:
+    """No label column is asked for twice, and none, asked for or of the corpus, is called as the store's."""
+    if twice := [name for name in asked if asked.count(name) > 1]:
+        raise InputError(f"corpus.label_columns names {twice[0]!r}, twice")
+    reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
+    if taken := [name for name in (*asked, *labels) if name in reserved]:
+        where = "corpus.label_columns names" if taken[0] in asked else "the corpus has the label"
+        raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
+
+
+def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
+    """InputError where the store's tokens were made by another rule than a resolved run file's."""
+    stored, tokens = read_lake(layout), run_file.tokens
+    if stored is not None:
+        assert tokens.context_size is not None
+        assert tokens.prepend_bos is not None
+        size, bos, labels = tokens.context_size, tokens.prepend_bos, stored.label_columns
+        require_rule(layout, asked_lake(run_file, size, bos, tokenizer, labels, stored.inputs, stored))
+
+
+def require_rule(layout: Layout, asked: Lake) -> None:
+    """The store's rule, if it has one, must be the one asked for; wherever the tokenizer lies."""
+    found = read_lake(layout)
+    if found is None:
+        return
+    keys = _KEYS if None in (found.bos_id, asked.bos_id) else {**_KEYS, "bos_id": "tokens.bos"}
+    differ = [
+        f"{key} ({getattr(found, name)} in the store, {getattr(asked, name)} now)"
+        for name, key in keys.items()
+        if getattr(found, name) != getattr(asked, name)
+    ]
+    if differ:
+        raise InputError(
+            f"the store {layout.root} was tokenized by another rule: {'; '.join(differ)}. Restore the old "
+            "value, or set another store.root"
+        )

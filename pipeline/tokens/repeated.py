@@ -1,0 +1,54 @@
+"""Documents that a lake holds already, known by their tokens, whatever their file was called.
+
+Of each document 8 bytes are kept, a hash of its tokens without BOS and separators, which depend on where it
+stands. The token shards are read once, one after another. M documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+import numpy as np
+
+from pipeline.store.records.tokens import read_links, read_token_shard
+from schemas.layout import Layout
+from schemas.records import Lake
+from schemas.values import I32, U64, Bool, TokenShard
+
+
+class KnownDocuments:
+    """The documents of a lake."""
+
+    def __init__(self, layout: Layout, lake: Lake) -> None:
+        """Read them; ShardError for a token shard that is missing or damaged."""
+        self._laid = np.array([i for i in (lake.bos_id, lake.separator_id) if i is not None], np.int32)
+        records = [record for link in read_links(layout) for record in link.shards]
+        shards = (read_token_shard(layout, lake, record, verify=False) for record in records)
+        hashes = (each for shard in shards for each in self._of_shard(shard))
+        self._hashes: U64 = np.unique(np.fromiter(hashes, np.uint64))
+
+    def holds(self, ids: I32) -> bool:
+        """Whether a document of these tokens, int32 [.], is there; one without text is not."""
+        own = self._own(ids)
+        if not len(own) or not len(self._hashes):
+            return False
+        wanted = np.uint64(_hash(own))
+        place = min(int(np.searchsorted(self._hashes, wanted)), len(self._hashes) - 1)
+        return bool(self._hashes[place] == wanted)
+
+    def _of_shard(self, shard: TokenShard) -> Iterator[int]:
+        """The hash of each document of a shard, which holds whole ones."""
+        kept: Bool = ~np.isin(shard.token_ids, self._laid)
+        ids, document = shard.token_ids[kept], shard.document[kept]
+        cuts = np.flatnonzero(document[1:] != document[:-1]) + 1
+        for own in np.split(ids, cuts):
+            yield _hash(own)
+
+    def _own(self, ids: I32) -> I32:
+        """Tokens that are neither BOS nor a separator."""
+        return ids[~np.isin(ids, self._laid)]
+
+
+def _hash(ids: I32) -> int:
+    return int.from_bytes(blake2b(np.ascontiguousarray(ids).tobytes(), digest_size=8).digest(), "little")

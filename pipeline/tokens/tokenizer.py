@@ -1,0 +1,297 @@
+"""Tokenizers as the lake uses them: those of Hugging Face (Rust, in batches, adding nothing), and numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from pipeline.tokens.number_tokenizer import PREFIX as NUMBERS
+from pipeline.tokens.number_tokenizer import NumberTokenizer
+from pipeline.tokens.tokenizer_folder import config_of, is_complete, is_of_plain_class, special_tokens
+from schemas.errors import InputError
+from schemas.records import digest_of
+from schemas.run.file import SpecialText
+from schemas.storage_failures import storage_failure
+from schemas.values import I32
+
+_IRRELEVANT = ("version", "truncation", "padding", "post_processor")
+"""Parts of a tokenizer.json that can't change what `encode_batch` gives."""
+
+_ANCHOR = "a"
+
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""How vocabularies with a byte fallback spell a byte."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, without BOS, EOS or anything else that the text does not hold."""
+
+    @property
+    def name(self) -> str:
+        """What `load_tokenizer` was given."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of BOS; 0 is an id, None is none."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of EOS."""
+
+    @property
+    def cls_id(self) -> int | None:
+        """Id of CLS, which encoders put before a text."""
+
+    @property
+    def sep_id(self) -> int | None:
+        """Id of SEP, which encoders put behind a text."""
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of every special token, ascending."""
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """What a text holds where it spells a special token that can be parsed out of it."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that decides which ids a text has and which of them are special."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token id."""
+
+    def encode_batch(self, texts: Sequence[str], special_text: SpecialText) -> list[I32]:
+        """Token ids of each text, int32 [.]; `special_text` as in the lake."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token puts into a text, for display."""
+
+    def piece_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of UTF-8 that each token puts into a text: some are parts of a character."""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the one token that the vocabulary spells so, or a text has; None where there is none."""
+
+
+class LakeTokenizer:
+    """Text to token ids, without BOS, EOS or anything else that the text does not hold.
+
+    Under `special_text: literal` text that spells a special token (`<|endoftext|>`) is text like any other,
+    unless the vocabulary itself, not only the list of special tokens, holds that spelling (some WordLevel and
+    Unigram vocabularies). Batches run on all cores and without the GIL; TOKENIZERS_PARALLELISM is left to the
+    user, because only while it is unset does the library protect a process that forks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backend: Any,
+        bos_id: int | None,
+        eos_id: int | None,
+        special: set[int],
+        *,
+        cls_id: int | None = None,
+        sep_id: int | None = None,
+        splits: bool = False,
+    ):
+        """Wrap a `tokenizers.Tokenizer`, which is ours to change.
+
+        `splits`: transformers itself reads special tokens in a text as letters (`split_special_tokens`).
+        """
+        self.name: Final = name
+        self.bos_id: Final = bos_id
+        """Id of BOS; 0 is an id, None is none."""
+        self.eos_id: Final = eos_id
+        self.cls_id: Final = cls_id
+        self.sep_id: Final = sep_id
+        named = {i for i in (bos_id, eos_id) if i is not None}
+        self._added = backend.get_added_tokens_decoder()
+        added = {i for i, token in self._added.items() if token.special}
+        self.special_ids: Final = tuple(sorted(special | added | named))
+        """Ids of every special token, ascending: BOS, EOS, padding, unknown, and those of chat formats."""
+        self.special_texts: Final = tuple(t.content for t in self._added.values() if t.special and t.content)
+        self._backend, self._splits = backend, splits
+        content = json.loads(backend.to_str())
+        self._decoders = set(_decoders(content.get("decoder")))
+        self.digest: Final = self._digest(content)
+        """sha256 of all that decides which ids a text has and which of them are special."""
+        backend.no_truncation()
+        backend.no_padding()
+
+    def encode_batch(self, texts: Sequence[str], special_text: SpecialText) -> list[I32]:
+        """Token ids of each text, int32 [.]: `parse` gives those of `tokenizer(text)` of transformers."""
+        as_letters = special_text == "literal" or self._splits
+        if self._backend.encode_special_tokens != as_letters:
+            self._backend.encode_special_tokens = as_letters
+        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token id (a vocabulary may have gaps)."""
+        ids: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return 1 + max(ids.values())
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the one token that the vocabulary spells so, or a text has; None where there is none."""
+        known: int | None = self._backend.token_to_id(token)
+        if known is not None:
+            return known
+        (ids,) = self.encode_batch([token], "parse")
+        is_one = len(ids) == 1 and self.piece_bytes(ids.tolist()) == [token.encode()]
+        return int(ids[0]) if is_one else None
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """What each token puts into a text, for display: leading spaces stay, half a character is U+FFFD."""
+        distinct = sorted({int(i) for i in ids})
+        anchor = self._backend.encode(_ANCHOR, add_special_tokens=False).ids
+        alone, *decoded = self._backend.decode_batch(
+            [anchor, *([*anchor, i] for i in distinct)], skip_special_tokens=False
+        )
+        piece = {i: self._piece(i, alone, text) for i, text in zip(distinct, decoded, strict=True)}
+        return [piece[int(i)] for i in ids]
+
+    def piece_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of UTF-8 that each token puts into a text: some are parts of a character."""
+        pairs = zip(ids, self.pieces(ids), strict=True)
+        return [self._bytes(int(token_id), piece) for token_id, piece in pairs]
+
+    def _bytes(self, token_id: int, piece: str) -> bytes:
+        """The decoders whose tokens are bytes spell them in letters of their own; others give the text."""
+        token: str = self._backend.id_to_token(token_id) or ""
+        if "ByteLevel" in self._decoders:
+            if token_id in self._added:
+                return str(self._added[token_id].content).encode()
+            if token and all(letter in BYTE_OF_LETTER for letter in token):
+                return bytes(BYTE_OF_LETTER[letter] for letter in token)
+        if "ByteFallback" in self._decoders and (byte := _BYTE.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        return piece.encode()
+
+    def _piece(self, token_id: int, anchor: str, text: str) -> str:
+        """Decoders drop the first token's leading space, so the token was decoded behind an anchor."""
+        if text.startswith(anchor) and len(text) > len(anchor):
+            return text[len(anchor) :]
+        token: str | None = self._backend.id_to_token(token_id)
+        return f"<{token_id}>" if token is None else token
+
+    def _digest(self, content: dict[str, Any]) -> str:
+        # A library that learns a new option writes it as null for old tokenizers: that is no difference.
+        used = {key: value for key, value in content.items() if key not in _IRRELEVANT and value is not None}
+        splits = [True] if self._splits else []
+        return digest_of([used, self.bos_id, self.eos_id, self.special_ids, *splits])
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter for each byte in byte-level vocabularies (GPT-2's): printable ones stand for themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+BYTE_OF_LETTER: Final = _byte_letters()
+
+
+def _decoders(decoder: dict[str, Any] | None) -> Iterator[str]:
+    """Types of a tokenizer.json's decoder, those inside a sequence too."""
+    if decoder is not None:
+        yield str(decoder.get("type"))
+        for part in decoder.get("decoders") or ():
+            yield from _decoders(part)
+
+
+def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
+    """Load `numbers:<vocabulary>`, or the tokenizer of a local folder (no network) or of a Hugging Face name.
+
+    `digest` is that of a lake: one that latentlake before 0.7 made of a folder's tokenizer.json alone is
+    served by the same tokenizer again. InputError when there is none, or when it has no fast (Rust) form.
+    """
+    if path.startswith(NUMBERS):
+        return NumberTokenizer(path)
+    folder = Path(path)
+    try:
+        found = _from_json(folder) or _from_transformers(path)
+        if digest not in (None, found.digest) and is_of_plain_class(folder):
+            before = _as_before_version_7(folder)
+            return before if before.digest == digest else found
+        return found
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise whatever their loaders raise
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"the tokenizer of {path!r} is made by Python code of its own, which is never run: set "
+                "tokens.tokenizer to a folder with a tokenizer.json and a class of transformers"
+            ) from None
+        if (failure := storage_failure(error, getattr(error, "filename", None) or path, "read")) is not None:
+            raise failure from None
+        reason = " ".join(str(error).split())[:300]
+        missing = "" if folder.exists() else "there is no such folder here, so it was taken for a name; "
+        raise InputError(
+            f"no tokenizer could be loaded from {path!r} ({missing}{reason}); mend the path or name of the "
+            "model, or set tokens.tokenizer"
+        ) from None
+
+
+def _from_json(folder: Path) -> LakeTokenizer | None:
+    """The tokenizer of a tokenizer.json that says it all, for to import transformers takes seconds."""
+    from tokenizers import Tokenizer
+
+    if not is_of_plain_class(folder):
+        return None
+    special, text = special_tokens(folder), (folder / "tokenizer.json").read_text(encoding="utf-8")
+    if not is_complete(folder, json.loads(text), special):
+        return None
+    backend = Tokenizer.from_str(text)
+    ids = {key: backend.token_to_id(token) for key, token in special.named.items()}
+    return LakeTokenizer(
+        str(folder),
+        backend,
+        ids.get("bos_token"),
+        ids.get("eos_token"),
+        {i for token in special.texts if (i := backend.token_to_id(token)) is not None},
+        cls_id=ids.get("cls_token"),
+        sep_id=ids.get("sep_token"),
+        splits=special.splits,
+    )
+
+
+def _as_before_version_7(folder: Path) -> LakeTokenizer:
+    """As `_from_json`, by the names in tokenizer_config.json alone."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    named = {
+        key: backend.token_to_id(token["content"] if isinstance(token, dict) else token)
+        for key, token in config_of(folder).items()
+        if key.endswith("_token") and isinstance(token, str | dict)
+    }
+    special = {i for i in named.values() if i is not None}
+    return LakeTokenizer(str(folder), backend, named.get("bos_token"), named.get("eos_token"), special)
+
+
+def _from_transformers(path: str) -> LakeTokenizer:
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir(), trust_remote_code=False)
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError(f"the tokenizer of {path!r} has no fast form (tokenizer.json); set tokens.tokenizer")
+    return LakeTokenizer(
+        path,
+        backend,
+        found.bos_token_id,
+        found.eos_token_id,
+        {i for i in found.all_special_ids if i is not None},
+        cls_id=found.cls_token_id,
+        sep_id=found.sep_token_id,
+        splits=bool(found.split_special_tokens),
+    )

