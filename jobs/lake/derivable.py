@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.lake.derive import STEPS
 from jobs.tables.importance import nonlinear, one_label
-from jobs.tables.rank import column_of
+from jobs.tables.ranking import column_of
 from jobs.tables.selection import ALL, parse_numbers, parse_ranks
 from jobs.terminal.console import say
 from pipeline.saes import SaeMetadata, read_metadata

@@ -6,15 +6,15 @@ its cost).
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.tables.ranking import RANKING_SUMMARY, RANKINGS, SUPPORT, ranking
+from jobs.tables.selection import Ranks, parse_ranks
 from jobs.terminal.console import console, say
 from jobs.terminal.progress import counting, several
 from pipeline.statistics.resampling import FEWEST_SHARDS, can_resample
@@ -25,13 +25,10 @@ from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.run.file import Rank
-from schemas.tables.tables import PROFILE, Schema
+from schemas.tables.tables import PROFILE
 from schemas.values import I64
 
-if TYPE_CHECKING:
-    from jobs.tables.selection import Ranks
-
-DEFAULT_BY, SUPPORT = Rank.model_validate({}).by, Rank.model_validate({}).support
+DEFAULT_BY = Rank.model_validate({}).by
 SHOWN = (
     "n_active",
     "frequency",
@@ -46,16 +43,6 @@ SHOWN = (
 
 PRINTED = ("n_active", "mean_all", "mean_active", "max_activation")
 """Those of them that are printed: what fits 80 columns (`n_active` tells the frequency too)."""
-
-RANKINGS: Schema = {
-    "by": pl.String(),
-    "rank": pl.UInt32(),
-    "feature": pl.UInt32(),
-    "value": pl.Float64(),
-    "rank_low": pl.UInt32(),
-    "rank_high": pl.UInt32(),
-}
-RANKING_SUMMARY: Schema = {"by": pl.String(), "ranked": pl.UInt32(), "without_value": pl.UInt32()}
 
 
 DRAWS = 100
@@ -121,20 +108,6 @@ def _told(table: pl.DataFrame) -> str:
     return f"{table.height:,} features{stable}"
 
 
-def rankable(store: FeatureStore, site: str, by: str) -> pl.DataFrame:
-    """`feature`, `n_active` and the column `by` of the feature table or of `profile`.
-
-    InputError names the nearest column.
-    """
-    of_features = store.scan_features(site)
-    columns = of_features.collect_schema()
-    column_of(columns, by)
-    if by in columns:
-        return of_features.select(*dict.fromkeys(["feature", "n_active", by])).collect()
-    profile = store.scan_table(site, "profile").select("feature", by)
-    return of_features.select("feature", "n_active").join(profile, on="feature", how="left").collect()
-
-
 def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.DataFrame, str]:
     """The feature table, with the columns of `profile` where one is asked for; digest of their receipts."""
     features, digests = store.scan_features(site).collect(), [store.made_from(site, "features")]
@@ -179,25 +152,6 @@ def _beside(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFra
     ends = [pl.Series(end[table["feature"].to_numpy()]) for end in interval]
     low, high = (end.set(end < 0, None).cast(pl.UInt32) for end in ends)
     return table.with_columns(rank_low=low, rank_high=high)
-
-
-def ranking(
-    features: pl.DataFrame, by: str, *, descending: bool = True, support: int = SUPPORT
-) -> pl.DataFrame:
-    """Features that have a value of `by`, in order (schema RANKINGS, no interval); equal ones by feature.
-
-    Those with fewer than `support` active rows (column `n_active`) come last.
-    """
-    value = pl.col(column_of(features.schema, by)).cast(pl.Float64).fill_nan(None)
-    rare = pl.col("n_active") < support if support else pl.lit(value=False)
-    return (
-        features.select("feature", value=value, rare=rare)
-        .drop_nulls("value")
-        .sort("rare", "value", "feature", descending=[False, descending, False])
-        .with_row_index("rank")
-        .select(by=pl.lit(by), rank="rank", feature="feature", value="value", rank_low=None, rank_high=None)
-        .cast(RANKINGS)  # type: ignore[arg-type]
-    )
 
 
 def window(
@@ -252,8 +206,6 @@ def show_windows(
 
 def _parsed(text: str, by: str) -> Ranks:
     """START:STOP of the column `by`, or with its own column as `parse_ranks` reads it."""
-    from jobs.tables.selection import Ranks, parse_ranks  # which chooses by the rankings made here
-
     first, _, last = text.partition(":")
     if text.startswith("top:") or text.count(":") > 1:
         return parse_ranks(text, "--window") or Ranks(by, 0, 0)
@@ -305,15 +257,3 @@ def _cell(value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def column_of(features: Mapping[str, pl.DataType], by: str) -> str:
-    """The column's name, when it is a column of numbers, of the feature table or of `profile`."""
-    columns = PROFILE | dict(features)
-    numbers = [name for name, dtype in columns.items() if dtype.is_numeric()]
-    if by in numbers:
-        return by
-    near = difflib.get_close_matches(by, numbers, n=1, cutoff=0.3)
-    remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(numbers)}"
-    what = "holds no numbers" if by in columns else "is no column of the feature table or `profile`"
-    raise InputError(f"can not rank by {by!r}, which {what}; {remedy}")

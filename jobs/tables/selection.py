@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jobs.tables.rank import rankable, ranking
+from jobs.tables.ranking import rankable, ranking
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.values import U32
@@ -21,7 +21,7 @@ _FORMS = (
 class Ranks(NamedTuple):
     """Ranks `start` to `stop` - 1 of the features by a column, rank 0 (for people #1) being the first.
 
-    The order is that of `jobs.tables.rank.ranking`: features with few active rows come last.
+    The order is that of `jobs.tables.ranking.ranking`: features with few active rows come last.
     """
 
     column: str

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from jobs.tables.profile import profile
-from jobs.tables.rank import RANKINGS, SHOWN, rank, ranking, show_windows, window
+from jobs.tables.rank import SHOWN, rank, show_windows, window
+from jobs.tables.ranking import RANKINGS, ranking
 from jobs.tables.stats import stats
 from pipeline.statistics.resampling import draw_weights, ranks
 from pipeline.store import FeatureStore

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.sources import Source, open_source
 from pipeline.sources.images.hub import HubImages
-from pipeline.sources.images.open import as_pixels, scrambled
+from pipeline.sources.images.source import as_pixels, scrambled
 from schemas.errors import InputError
 from schemas.run.file import Corpus
 from tests.sources.conformance import StreamConformance

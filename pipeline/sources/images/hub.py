@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.images.files import Labelled, require_size
-from pipeline.sources.images.open import ImageSource
+from pipeline.sources.images.source import ImageSource
 from pipeline.sources.text.hub import answered, load_dataset, revision_of
 from pipeline.sources.text.saved import files_of_saved, load_saved, saved_folder
 from pipeline.sources.values import check_columns

@@ -1,35 +1,16 @@
-"""Images as documents of one token: the token is the class, `values` are the pixels.
-
-A class `scrambled` may be added: images cut into blocks that are put together in another order, which have
-the pixels of digits and nothing of their form.
-"""
+"""Which of the kinds of image corpora a run file names."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.sources.images.files import MNIST_5K, Labelled, files_of, read_images, reader_of
+from pipeline.sources.images.files import MNIST_5K, reader_of
 from pipeline.sources.text.saved import is_saved
-from pipeline.sources.values import check_columns
-from schemas.errors import InputError
-from schemas.records import Inputs, digest_of
 from schemas.run.file import Corpus
-from schemas.run.images_corpus import Images
-from schemas.values import Document
 
 if TYPE_CHECKING:
     from pipeline.sources import Source
-
-COLUMN, SCRAMBLED = "class", "scrambled"
-VERSION = 1
-"""Of what is scrambled by the same seed."""
 
 
 def open_images(corpus: Corpus) -> Source:
@@ -43,167 +24,9 @@ def open_images(corpus: Corpus) -> Source:
 
         return SavedImages(corpus)
     if corpus.path == MNIST_5K or path.exists() or reader_of(path) is not None:
+        from pipeline.sources.images.source import ImageSource
+
         return ImageSource(corpus)
     from pipeline.sources.images.hub import HubImages
 
     return HubImages(corpus)
-
-
-class ImageSource:
-    """Images of a file, in its order, those that are scrambled behind them."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._corpus, self._asked = corpus, corpus.images or Images.model_validate({})
-
-    @cached_property
-    def _found(self) -> Labelled:
-        found = self._read()
-        return found._replace(images=as_pixels(found.images, found.where))
-
-    def _read(self) -> Labelled:
-        return read_images(self._corpus.path, self._asked)
-
-    @cached_property
-    def classes(self) -> list[str]:
-        """Names of the classes by number; that of scrambled images is the last."""
-        names = _class_names(self._found.labels, self._found.where)
-        return [*names, SCRAMBLED] if self._asked.scrambled else names
-
-    def describe(self) -> dict[str, Any]:
-        """What was asked for, how many images and which classes there are, and what the file holds."""
-        asked = self._corpus.model_dump(mode="json", include={"kind", "path", "split", "config"})
-        return {
-            **asked,
-            "images": self._asked.model_dump(mode="json"),
-            "label_columns": [COLUMN],
-            "classes": self.classes,
-            "documents": len(self._numbers) + len(self._chosen),
-            **self._contents(),
-        }
-
-    def _contents(self) -> dict[str, Any]:
-        """The images without their classes, told by their file's bytes and, of an .npz, by the array."""
-        path = self._corpus.path
-        array = self._asked.image if path.lower().endswith(".npz") else None
-        return {"contents": [digest_of([self._hashes[0], array])[:16]]}
-
-    @cached_property
-    def _hashes(self) -> list[str]:
-        """Sha256 of each file, that of the images first."""
-        return [_sha256(file) for file in self._files]
-
-    @property
-    def _files(self) -> list[Path]:
-        return files_of(self._corpus.path, self._asked)
-
-    def digest(self) -> str:
-        """Of the files' bytes and of how they are read."""
-        return self._digest(self._hashes)
-
-    def _digest(self, content: list[Any]) -> str:
-        asked = self._asked.model_dump(mode="json", exclude={"labels"})
-        return digest_of({"content": content, "images": asked, "version": VERSION})
-
-    def label_dtypes(self) -> dict[str, str]:
-        """The name of the class."""
-        check_columns(self._corpus.label_columns, [COLUMN], f"a corpus of images ({self._corpus.path})")
-        return {COLUMN: "String"}
-
-    def inputs(self) -> Inputs:
-        """Pixels: uint8, or float32 in 0 to 1."""
-        pixels = self._found.images
-        shape = tuple(int(side) for side in pixels.shape[1:])
-        return Inputs(width=int(np.prod(shape)), dtype=pixels.dtype.name, shape=shape)
-
-    def estimated_bytes(self) -> int | None:
-        """Of the texts, which are numbers of classes."""
-        return (len(self._numbers) + len(self._chosen)) * len(str(len(self.classes)))
-
-    def documents(self) -> Iterator[Document]:
-        """A document of one token for each image."""
-        self.label_dtypes()
-        pixels, number = self._found.images, 0
-        for image, label in zip(pixels, self._numbers.tolist(), strict=True):
-            yield self._document(number, image, label)
-            number += 1
-        for chosen in self._chosen.tolist():
-            image = scrambled(pixels[chosen], self._asked.block, (self._asked.seed, chosen))
-            yield self._document(number, image, len(self.classes) - 1)
-            number += 1
-
-    def _document(self, number: int, image: NDArray[Any], label: int) -> Document:
-        return Document(number, str(label), (self.classes[label],), values=image.reshape(1, -1))
-
-    @cached_property
-    def _numbers(self) -> NDArray[np.int64]:
-        """The class of each image by number."""
-        place = {name: number for number, name in enumerate(self.classes)}
-        return np.array([place[str(label)] for label in self._found.labels.tolist()], np.int64)
-
-    @cached_property
-    def _chosen(self) -> NDArray[np.int64]:
-        """Which images are scrambled, ascending: as many as the classes have on average."""
-        if not self._asked.scrambled:
-            return np.empty(0, np.int64)
-        sides, block = self._found.images.shape[1:3], self._asked.block
-        if any(side % block for side in sides):
-            raise InputError(
-                f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give "
-                "a number that does, or do without scrambled images"
-            )
-        n = len(self._found.images)
-        some = np.random.default_rng(self._asked.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
-        return np.sort(some).astype(np.int64)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def as_pixels(images: NDArray[Any], where: str) -> NDArray[Any]:
-    """Images [n, height, width(, channels)]: whole numbers 0 to 255 as uint8, else float32 in 0 to 1.
-
-    Flat images [n, p] are read as squares where p is one. InputError for other values and shapes.
-    """
-    if images.dtype.kind not in "uif":
-        raise InputError(f"{where}: images of type {images.dtype} are none; numbers are")
-    side = round(images.shape[1] ** 0.5) if images.ndim == 2 else 0
-    if images.ndim == 2 and side * side == images.shape[1]:
-        images = images.reshape(-1, side, side)
-    if images.ndim not in (3, 4) or not images.size:
-        raise InputError(
-            f"{where}: images of the shape {list(images.shape)} are none: [n, height, width] are"
-        )
-    if images.dtype == np.uint8:
-        return images
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 255):  # nor where one is NaN
-        raise InputError(f"{where}: pixels go from {low} to {high}; they must lie in 0 to 255, or in 0 to 1")
-    if high > 1 or images.dtype.kind in "ui":
-        if not (images == np.round(images)).all():
-            raise InputError(f"{where}: pixels above 1 that are not whole: scale them to 0 to 1")
-        return images.astype(np.uint8)
-    return images.astype(np.float32)
-
-
-def scrambled(image: NDArray[Any], block: int, seed: tuple[int, int]) -> NDArray[Any]:
-    """The image [height, width(, channels)] with its blocks of block x block pixels in another order."""
-    height, width, *rest = image.shape
-    rows, columns = height // block, width // block
-    cut = image.reshape(rows, block, columns, block, -1).swapaxes(1, 2).reshape(rows * columns, -1)
-    mixed = cut[np.random.default_rng(seed).permutation(len(cut))]
-    return mixed.reshape(rows, columns, block, block, -1).swapaxes(1, 2).reshape(height, width, *rest)
-
-
-def _class_names(labels: NDArray[Any], where: str) -> list[str]:
-    """The different labels in order of their values, as texts."""
-    if labels.ndim != 1 or labels.dtype.kind not in "uiU":
-        raise InputError(
-            f"{where}: classes of type {labels.dtype} and shape {list(labels.shape)} are none: whole numbers "
-            "or texts are"
-        )
-    names = [str(value) for value in np.unique(labels).tolist()]
-    if SCRAMBLED in names:
-        raise InputError(f"{where} has a class {SCRAMBLED!r} of its own: rename it")
-    return names
