@@ -23,6 +23,8 @@ from pipeline.store.site_tables import check_sums, site_tables
 from schemas.errors import InputError
 from tests.store.build import D_SAE, build
 
+pytestmark = pytest.mark.slow
+
 FLIPS = 16
 SHARD = "passes/p/data/000001/a/site"
 
