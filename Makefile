@@ -8,8 +8,9 @@ TOKENS ?= 100000
 # Extra pip arguments for torch alone, such as an index of CPU builds where the default one has CUDA builds.
 TORCH_ARGS ?=
 OUT ?= out/demo
-# Processes that run tests; a file's tests stay together, for they share stores and Ray sessions.
-PYTEST_WORKERS ?= 2
+# Processes that run tests, one more than two cores, for some wait; a file's tests stay together, for they share
+# stores and Ray sessions.
+PYTEST_WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 
 # What the exports are read back by, and the benchmarks compare with: installed aside, without its libraries.

@@ -18,6 +18,8 @@ from pipeline.training.dense_dataset import DenseDataset, DenseLoader, Order, Re
 from schemas.errors import InputError
 from tests.lakes import run_file, write_corpus
 
+pytestmark = pytest.mark.slow
+
 BATCH = 50
 
 
@@ -227,7 +229,6 @@ def test_shards_that_were_made_anew_meanwhile_are_refused(growing):
         next(iter(pickle.loads(sent)))
 
 
-@pytest.mark.slow
 def test_workers_of_processes_give_and_resume_the_same(lake):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DenseLoader, "_stream", _here)

@@ -16,6 +16,8 @@ from schemas.errors import InputError
 from tests.kit import D_MODEL, tiny_lm, write_sae, write_tiny_tokenizer
 from tests.lakes import data_bytes, run_file, write_corpus
 
+pytestmark = pytest.mark.slow
+
 EYE = np.eye(D_MODEL, dtype=np.float32)
 ZEROS = np.zeros(D_MODEL, np.float32)
 

@@ -27,6 +27,8 @@ from schemas.layout import Layout
 from tests.kit import write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file, write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("sites", "given", "stored", "expected"),
@@ -262,7 +264,6 @@ def test_a_plan_is_not_replaced_under_a_run_that_is_at_work(tmp_path, node, live
         assert find_plan(layout, two).unused == (one,)
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_between_plan_and_first_receipt_locks_nothing(tmp_path):
     import signal
     import time
@@ -292,7 +293,7 @@ def endless_lm():
     from tests.kit import tiny_lm
 
     model = tiny_lm()
-    model.embed.register_forward_pre_hook(lambda module, args: time.sleep(60))
+    model.embed.register_forward_pre_hook(lambda module, args: time.sleep(5))
     return model
 
 

@@ -24,6 +24,8 @@ from schemas.run.file import DerivedJob
 from tests.kit import dense_activations, tiny_lm, write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -123,7 +125,6 @@ def test_verify_finds_nothing_on_a_sound_store(lake):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_ray_workers_writes_the_same_bytes(lake, tmp_path, workers):
     folder, store = lake
@@ -146,7 +147,6 @@ def launch(content, folder, *, wait=True):
     )
 
 
-@pytest.mark.slow
 def test_a_driver_killed_at_any_moment_resumes_to_the_same_bytes(lake, tmp_path):
     folder, store = lake
     content = run_content(folder, store={"root": str(tmp_path / "store")})
@@ -205,7 +205,6 @@ def test_a_new_pass_on_the_same_tokens_just_works(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "tokens").iterdir()} == tokens
 
 
-@pytest.mark.slow
 def test_all_that_may_be_derived_is_made_once_and_a_page_that_was_lost_again(tmp_path, capsys):
     everything = list(get_args(DerivedJob))
     everything.remove("logits")  # a torch module has no unembedding

@@ -15,6 +15,8 @@ from pipeline.store import FeatureStore
 from tests.lakes import DRAWN, run_file
 from tests.test_run import brute_force
 
+pytestmark = pytest.mark.slow
+
 D_SAE = 64
 
 

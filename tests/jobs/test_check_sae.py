@@ -248,7 +248,7 @@ def test_the_demos_sae_does_what_its_card_says_and_a_factor_in_it_is_named(capsy
         capsys.readouterr()
         return stop.value.code or 0, json.loads((tmp_path / "report.json").read_text())
 
-    code, report = run(DEMO, 4096)
+    code, report = run(DEMO, 2048)
     card = (DEMO / "README.md").read_text()
     published = {
         name: float(re.search(rf"^\| {row}[^|]*\|[^|]*\| *([0-9.]+)", card, re.M)[1])
@@ -262,7 +262,7 @@ def test_the_demos_sae_does_what_its_card_says_and_a_factor_in_it_is_named(capsy
     assert report["losses"]["recovered"] == pytest.approx(published["share"], abs=0.008)
 
     broken = multiplied(tmp_path / "broken", {"W_enc": 3.0, "W_dec": 1 / 3, "b_dec": 1 / 3})
-    code, report = run(broken, 2048)
+    code, report = run(broken, 1024)
     assert code == 1
     assert report["likely"]["name"] == "x on another scale"
     factor = float(re.search(r"multiplied by about ([0-9.]+) ", report["verdict"])[1])

@@ -34,6 +34,8 @@ from tests.lakes import extracted, run_content, run_file, write_corpus
 from tests.store.build import build
 from tests.store.test_remote_run import copied
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -82,17 +82,16 @@ def cli(*arguments, out=subprocess.PIPE, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_run_goes_to_its_end_where_output_is_not_utf8(tmp_path, encoding):
+def test_run_goes_to_its_end_where_output_is_not_utf8(tmp_path):
     content = run_content(tmp_path, store={"root": str(tmp_path / "läge-日本")})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    done = cli("run", tmp_path / "run.yaml", PYTHONIOENCODING=encoding)
+    done = cli("run", tmp_path / "run.yaml", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "läge-日本/tables/mid/features.parquet").is_file()
-    done = cli("status", tmp_path / "läge-日本", PYTHONIOENCODING=encoding)
+    done = cli("status", tmp_path / "läge-日本", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
     assert b"ge-??" in done.stdout
-    assert cli("feature", tmp_path / "run.yaml", "3", PYTHONIOENCODING=encoding).returncode == 0
+    assert cli("feature", tmp_path / "run.yaml", "3", PYTHONIOENCODING="ascii").returncode == 0
 
 
 def test_help_and_errors_where_output_is_ascii():

@@ -33,6 +33,8 @@ from tests.jobs.made_up import (
 )
 from tests.store.build import build
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TITLES = {
     "frequency": "How often features fire",
@@ -118,13 +120,11 @@ def test_an_svg_has_its_title_and_site_as_text(drawn, name):
     assert "site · " in text
 
 
-@pytest.mark.slow
 def test_drawing_again_gives_the_same_bytes(store, drawn):
     before = {name: path.read_bytes() for name, path in drawn.items()}
     assert {path.name: path.read_bytes() for path in plots(store, "site")} == before
 
 
-@pytest.mark.slow
 def test_the_figures_need_the_tables_alone(store, drawn, tmp_path):
     root = tmp_path / "store"
     shutil.copytree(store.layout.root, root)
@@ -340,7 +340,6 @@ def test_without_a_table_nothing_is_drawn_and_the_command_is_named(tmp_path):
     assert not store.layout.figures("site").exists()
 
 
-@pytest.mark.slow
 def test_an_optional_figure_is_drawn_when_its_table_is_there_and_else_its_command_is_named(
     store, monkeypatch, capsys
 ):

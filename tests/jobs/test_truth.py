@@ -37,6 +37,8 @@ from schemas.run.file import parse_run_file
 from schemas.values import Reads
 from tests.saes.reference import sae_lens
 
+pytestmark = pytest.mark.slow
+
 MADE = [MadeLike(noise=0.0, seed=2), MadeLike(noise=0.03, seed=5)]
 
 RECIPE = {
@@ -453,7 +455,6 @@ def test_a_corpus_of_text_has_no_dictionary_to_make(tmp_path):
         make_dictionary(Corpus(path="x"), tmp_path, MADE)
 
 
-@pytest.mark.slow
 def test_over_seeds_95_in_100_intervals_hold_the_truth(tmp_path):
     shares = {name: [] for name in ("rows", "documents", "means")}
     for seed in range(8):
@@ -475,7 +476,6 @@ def test_over_seeds_95_in_100_intervals_hold_the_truth(tmp_path):
     assert sum(shares["means"]) / n < 0.995
 
 
-@pytest.mark.slow
 def test_a_dictionary_of_sae_lens_goes_the_same_way(tmp_path):
     sae_lens()
     recipe = RECIPE | {"generator": "saelens"}

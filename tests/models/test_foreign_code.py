@@ -25,6 +25,8 @@ from tests.lakes import extracted, run_content, run_file
 from tests.models.reference import load, make_batch
 from tests.models.test_model_files import LOADERS
 
+pytestmark = pytest.mark.slow
+
 HOOK = "blocks.1.hook_resid_post"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 RAISES = {

@@ -23,6 +23,8 @@ from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from tests.store.build import D_SAE, build
 
+pytestmark = pytest.mark.slow
+
 FLIPS = 16
 SHARD = "passes/p/data/000001/a/site"
 

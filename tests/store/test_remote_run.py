@@ -24,6 +24,8 @@ from tests.lakes import DRAWN, extracted, run_file
 from tests.store.build import build
 from tests.store.s3 import FaultyS3, dropped, dropped_after, failed_after, status
 
+pytestmark = pytest.mark.slow
+
 CHANGING = (
     *("/commits/", "/plan.json", "manifest.parquet", "/events", "prediction.json"),
     *("tokens/.lock", "derived.json", ".svg"),
@@ -55,7 +57,6 @@ def copied(folder: Path, url: str) -> StorePath:
     return root
 
 
-@pytest.mark.slow
 def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_folder(
     s3: FaultyS3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,7 +115,6 @@ def test_queries_on_object_storage_answer_as_on_a_folder(s3: FaultyS3, tmp_path:
         )
 
 
-@pytest.mark.slow
 def test_a_run_through_faults_gives_the_same_bytes(
     s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +134,6 @@ def test_a_run_through_faults_gives_the_same_bytes(
     assert digests(there) == digests(here)
 
 
-@pytest.mark.slow
 def test_a_failed_upload_fails_the_shard_and_commits_nothing(s3: FaultyS3, tmp_path: Path) -> None:
     run = run_file(tmp_path, store={"root": "s3://lake/denied"})
     s3.fail("PUT", "/postings.parquet", *[status(403, "AccessDenied")] * 99)
@@ -147,7 +146,6 @@ def test_a_failed_upload_fails_the_shard_and_commits_nothing(s3: FaultyS3, tmp_p
     assert len(extracted(run).receipts("mid")) == 5
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_workers_on_ray_write_to_s3_and_are_refused_memory(s3: FaultyS3, tmp_path: Path) -> None:
     executor = {"executor": "ray", "workers": 1}
