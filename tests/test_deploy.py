@@ -243,6 +243,7 @@ def test_the_image_copies_what_the_package_is_made_of():
         "deploy/requirements.txt",
         "README.md",
         "LICENSE",
+        "latentlake.py",
         "schemas",
         "pipeline",
         "jobs",
