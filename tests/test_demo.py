@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_every_figure_is_there_as_png_and_svg(demo):
     names = {path.stem for path in figures.glob("*.png")}
     assert len(names) >= 5
     assert names == {path.stem for path in figures.glob("*.svg")}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/queries.md"])
+def test_the_python_of_the_pages_runs(demo, page, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "demo").symlink_to(demo[1].layout.root)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(code, page, "exec"), names)
+    assert names["lake"].sites.keys() == {"l9"}
 
 
 def test_labels_are_those_of_the_corpus(demo):

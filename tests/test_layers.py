@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -116,6 +117,23 @@ def test_few_modules_lie_outside_of_a_room():
     assert {name for name in loose if name.startswith("jobs.")} == {
         "jobs.__main__", "jobs.cli", "jobs.cli_images", "jobs.cli_tables", "jobs.cli_views"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("walk", ["From a token shard to a receipt", "From an activation to a figure"])
+def test_each_file_of_a_walk_is_imported_by_one_before_it(walk):
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition(f"## {walk}")[2]
+    lines = re.findall(r"^\d+\. `(.+?)\.py`: ", text.partition("\n## ")[0], re.MULTILINE)
+    names = [line.replace("/", ".").removesuffix(".__init__") for line in lines]
+    edges = graph()
+    assert len(names) >= 10
+    assert [
+        n for i, n in enumerate(names) if i and not any(n in edges[earlier] for earlier in names[:i])
+    ] == []
+
+
+def test_the_page_of_the_architecture_has_the_order_of_the_rooms():
+    text = " ".join((ROOT / "docs/architecture.md").read_text(encoding="utf-8").split())
+    assert f"only those before it: {', '.join(ORDER)}." in text
 
 
 @pytest.mark.parametrize("room", ["pipeline.sources", "pipeline.models", "pipeline.saes"])
