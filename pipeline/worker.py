@@ -158,7 +158,7 @@ class Worker:
     def process(self, shard: str) -> Receipt:
         """Write and commit one shard, unless that was done; return the receipt in force.
 
-        Raises ShardError, with the shard's name, when its activations can not be stored, and InputError when
+        Raises ShardError, with the shard's name, when its activations cannot be stored, and InputError when
         an SAE explains less of the first shard than its mean does, or when the pass has another plan by now.
         """
         self.begin()

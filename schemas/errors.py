@@ -1,4 +1,4 @@
-"""How latentlake stops: the user can mend it; one node will not do; one shard can not be done."""
+"""How latentlake stops: the user can fix it; one node will not do; one shard cannot be done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from schemas.sentences import redacted, shorten
 
 
 class InputError(ValueError):
-    """Something that the user gave can not be used: the message names the value, the place and the remedy.
+    """Something that the user gave cannot be used: the message names the value, the place and the remedy.
 
     The command line prints the message alone and ends with exit code 2. It never holds a URL's password or
     signature, and has a few thousand characters at most, wherever it is printed, logged or stored.
@@ -17,11 +17,11 @@ class InputError(ValueError):
 
 
 class NodeError(InputError):
-    """One node can not be used (its storage, its GPU, its files); a worker elsewhere may do."""
+    """One node cannot be used (its storage, its GPU, its files); a worker elsewhere may do."""
 
 
 class ShardError(InputError):
-    """One shard can not be processed and trying again will not help (NaN, overflow, damaged tokens)."""
+    """One shard cannot be processed and trying again will not help (NaN, overflow, damaged tokens)."""
 
 
 class PassingError(InputError):

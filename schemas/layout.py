@@ -172,7 +172,7 @@ class Layout:
         return self.pass_folder(pass_name) / "events.jsonl"
 
     def event_parts(self, pass_name: str) -> StorePath:
-        """Folder of the same log in parts, where files can not be appended to."""
+        """Folder of the same log in parts, where files cannot be appended to."""
         return self.pass_folder(pass_name) / "events"
 
     def prediction(self, pass_name: str) -> StorePath:

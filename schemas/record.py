@@ -47,7 +47,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError(f"{where} is no {cls.__name__}: {_first_problem(error)}") from None
+            raise InputError(f"{where} is not a {cls.__name__}: {_first_problem(error)}") from None
 
 
 def parse_json(data: bytes) -> Any:

@@ -55,7 +55,7 @@ def storage_failure(
     A PassingError where the same may do later, so that a worker tries a shard again.
 
     `elsewhere` is what helps besides, where something is written. A file that is missing, or a folder in its
-    place, is no failure of this kind, for what it means depends on the file.
+    place, is not a failure of this kind, for what it means depends on the file.
     """
     number = system_error(error)
     if number is None:

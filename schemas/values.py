@@ -366,7 +366,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class Failure:
-    """A shard that was given up, the attempts it had, and the last error in words."""
+    """A shard that was quarantined, the attempts it had, and the last error in words."""
 
     shard: str
     attempts: int

@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ["RAY_AUTH_MODE"] = "disabled"  # a process can not change it once Ray was there
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a process cannot change it once Ray was there
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,7 +27,7 @@ LENGTHS = np.array([7, 4, 9])
 
 
 def likely_answers() -> np.ndarray:
-    """The two likeliest tokens behind the first two contexts; the third has one answer twice."""
+    """The two likeliest tokens after the first two contexts; the third has one answer twice."""
     tokens, module = shard_of("none").token_ids.astype(np.int64), tiny_lm().eval()
     pieces = np.split(tokens, np.cumsum(LENGTHS))[:2]
     with torch.no_grad():
@@ -71,7 +71,7 @@ CASES = [
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request, tmp_path_factory):
-    """A tiny model and an SAE behind its second layer; the SAE's folder; which rows it reads."""
+    """A tiny model and an SAE after its second layer; the SAE's folder; which rows it reads."""
     kind, stored = request.param
     folder = tmp_path_factory.mktemp(kind)
     how = kind if kind == "layer_norm" else "none"

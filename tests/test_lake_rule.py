@@ -71,7 +71,7 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
         run = run_of(tmp_path, bos="<|endoftext|>")
         assert notes(run, lake_of(tmp_path, tokenizer, bos="<|endoftext|>"), tokenizer) == []
         assert (
-            "separator '!' is no special token"
+            "separator '!' is not a special token"
             in notes(
                 run_of(tmp_path, bos="<|im_end|>", separator="!"),
                 lake_of(tmp_path, tokenizer, bos="<|im_end|>", separator="!"),
@@ -81,7 +81,7 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
         stored = lake_of(tmp_path, tokenizer, bos="<|endoftext|>", separator="!")
         appended = notes(run_of(tmp_path), lake_of(tmp_path, tokenizer, stored), tokenizer)
         assert [sentence.partition(" token of")[0] for sentence in appended] == [
-            "note: tokens.separator '!' is no special"
+            "note: tokens.separator '!' is not a special"
         ]
 
 
@@ -89,9 +89,12 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
     ("tokens", "told"),
     [
         ({}, r"has no BOS token, nor EOS: name a token that contexts begin with \(tokens.bos\)"),
-        ({"bos": "<|endoftxt|>"}, r"tokens.bos '<\|endoftxt\|>' is no token .*near it are '<\|endoftext\|>'"),
-        ({"bos": "two tokens"}, "tokens.bos 'two tokens' is no token of the tokenizer"),
-        ({"bos": "<|im_start|>", "separator": "EOS"}, "tokens.separator 'EOS' is no token"),
+        (
+            {"bos": "<|endoftxt|>"},
+            r"tokens.bos '<\|endoftxt\|>' is not a token .*near it are '<\|endoftext\|>'",
+        ),
+        ({"bos": "two tokens"}, "tokens.bos 'two tokens' is not a token of the tokenizer"),
+        ({"bos": "<|im_start|>", "separator": "EOS"}, "tokens.separator 'EOS' is not a token"),
         ({"bos": "<|im_start|>"}, "has no EOS token; set tokens.separator: none, or name a token"),
     ],
 )
@@ -146,7 +149,7 @@ def test_bos_of_id_0_is_one_and_numbers_have_none_but_by_name(tmp_path: Path) ->
     assert default_bos(chat(tmp_path, bos_token="<|endoftext|>")) == 0
     numbers = load_tokenizer("numbers:9")
     assert (default_bos(numbers), lake_of(tmp_path, numbers, bos="0", separator="none").bos_id) == (None, 0)
-    with pytest.raises(InputError, match=r"tokens\.bos '9' is no token of the tokenizer 'numbers:9'"):
+    with pytest.raises(InputError, match=r"tokens\.bos '9' is not a token of the tokenizer 'numbers:9'"):
         lake_of(tmp_path, numbers, bos="9", separator="none")
     assert lake_of(tmp_path, numbers, bos="0", separator="none").special_text == "literal"
 

@@ -41,7 +41,7 @@ def test_its_names_are_those_of_the_packages() -> None:
 def test_open_opens_a_store(tmp_path: Path) -> None:
     build(tmp_path / "store", shards=1)
     assert latentlake.open(str(tmp_path / "store")).sites == FeatureStore.open(tmp_path / "store").sites
-    with pytest.raises(InputError, match="is no store"):
+    with pytest.raises(InputError, match="is not a store"):
         latentlake.open(str(tmp_path))
 
 

@@ -164,7 +164,7 @@ def test_status_tells_of_a_pass_whose_first_worker_was_refused(tmp_path, capsys)
 def test_a_replaced_plan_takes_its_sites_weights_with_it(tmp_path, monkeypatch):
     other = write_sae(tmp_path / "other", "topk", d_sae=64, hook_name="layers.1", context_size=16, seed=5)
     monkeypatch.setattr(worker_module, "commit_under", lost_commit)
-    with pytest.raises(InputError, match="shards were given up"):
+    with pytest.raises(InputError, match="shards were quarantined"):
         extracted(run_file(tmp_path, sites=[{"name": "mid", "sae": str(other)}]))
     monkeypatch.undo()
     layout = Layout(tmp_path / "store")

@@ -346,7 +346,9 @@ def test_nan_in_the_activations_gives_up_the_shard_and_keeps_the_rest(tmp_path, 
     poisoned.with_columns(text=pl.Series(texts)).write_parquet(tmp_path / "corpus.parquet")
     from schemas.run.file import parse_run_file
 
-    with pytest.raises(InputError, match=r"1 of \d+ shards were given up.*shard \d+: x at layers.1 has NaN"):
+    with pytest.raises(
+        InputError, match=r"1 of \d+ shards were quarantined.*shard \d+: x at layers.1 has NaN"
+    ):
         run(parse_run_file(content, "run.yaml"))
     store = FeatureStore.open(tmp_path / "store")
     assert len(store.receipts("mid")) == len(store.shards) - 1

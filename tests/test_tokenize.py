@@ -378,7 +378,7 @@ def test_a_corpus_without_tokens_is_refused(lake: Lake, documents: list[str]) ->
     lake.write(documents)
     with pytest.raises(InputError, match=r"corpus\.jsonl' gives no token$"):
         lake.tokenize()
-    assert lake.files() == {"tokens/.lock": b""}  # the lock is no content
+    assert lake.files() == {"tokens/.lock": b""}  # the lock is not content
 
 
 def test_a_corpus_without_documents_is_refused(lake: Lake) -> None:

@@ -97,7 +97,7 @@ def commands() -> set[str]:
 
 
 def measure(name: str, arguments: Sequence[str], nnz: int, known: set[str]) -> Result:
-    """Run one command; what can not be run, or fails, says so."""
+    """Run one command; what cannot be run, or fails, says so."""
     if arguments[0] not in known:
         return Result(name, said="not there yet")
     try:

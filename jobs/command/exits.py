@@ -22,7 +22,7 @@ LONG_NUMBER = "Exceeds the limit"
 
 
 def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
-    """Run the command line; what the user can mend is one sentence on stderr and exit code 2.
+    """Run the command line; what the user can fix is one sentence on stderr and exit code 2.
 
     A fault of ours ends with its traceback and exit code 3; SIGINT and SIGTERM with 130 and 143, whatever
     libraries make of them; a pipe that is closed, as by `head`, with 141 and without a word.
@@ -73,7 +73,7 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
 
 
 def _refuse(message: str) -> int:
-    """Say what the user can mend."""
+    """Say what the user can fix."""
     from schemas.sentences import redacted, shorten, visible
 
     sys.stderr.write(f"latentlake: {visible(shorten(redacted(message)))}\n")
@@ -99,7 +99,7 @@ def _storage(error: OSError, arguments: list[str] | None = None) -> int:
 
 
 def _flushed() -> int:
-    """Write what is left for standard output: 0, or the exit code where that can not be done."""
+    """Write what is left for standard output: 0, or the exit code where that cannot be done."""
     try:
         sys.stdout.flush()
     except OSError as error:

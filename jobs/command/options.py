@@ -89,7 +89,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def input_error(message: str) -> Exception:
-    """What the user can mend; imported when it is raised."""
+    """What the user can fix; imported when it is raised."""
     from schemas.errors import InputError
 
     return InputError(message)

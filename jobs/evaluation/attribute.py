@@ -126,7 +126,7 @@ def _attributed(
     if prompts.is_empty():
         raise InputError(
             f"site {site!r}: the two answers of all {skipped:,} prompts begin with the same token, so there "
-            "is no gap to explain: give answers that differ from their first token on"
+            "is not a gap to explain: give answers that differ from their first token on"
         )
     table = finalize(combine([sums for _, sums in found]))
     store.write_table(site, "attribution_prompts", prompts)
@@ -166,7 +166,7 @@ def _run(
     done = {n: old for n, part in enumerate(parts) if (old := kept.read(part.name, frames)) is not None}
     rest = [part for n, part in enumerate(parts) if n not in done]
     if done:
-        say(f"{what}: goes on behind {len(done):,} of {len(parts):,} parts that an earlier run has left")
+        say(f"{what}: goes on after {len(done):,} of {len(parts):,} parts that an earlier run has left")
     found: list[Sequence[pl.DataFrame]] = []
     with counting(what, sum(part.stop - part.first for part in rest), "prompts") as advance:
         fresh = tasks.map(function, rest)
@@ -195,7 +195,7 @@ def _kept(store: FeatureStore, work: Work, chosen: pl.DataFrame | None = None) -
 def _work(
     store: FeatureStore, site: str, asked: Asked, labels: tuple[str, ...], answers: tuple[str, str]
 ) -> tuple[Work, list[Part]]:
-    """What all parts share, and the parts; InputError where it can not be done."""
+    """What all parts share, and the parts; InputError where it cannot be done."""
     from pipeline.evaluation.attribution import Part, Work
 
     if store.lake.contexts != "document":
@@ -205,7 +205,7 @@ def _work(
         )
     if store.lake.separator_id is not None and store.lake.special_tokens != "exclude":
         raise InputError(
-            "each prompt of this store ends with a counted EOS, behind which no answer stands: tokenize the "
+            "each prompt of this store ends with a counted EOS, after which no answer stands: tokenize the "
             "prompts anew with tokens.separator: none"
         )
     use = use_in(store, site, device=asked.device, model=asked.model, sae=asked.sae)

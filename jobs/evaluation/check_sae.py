@@ -153,10 +153,10 @@ def _model(asked: Asked, about: SaeMetadata) -> str:
     if not about.model_name:
         raise InputError(f"the files of SAE {asked.sae} name no model: give --model")
     name = about.model_name
-    if not PUBLISHED.fullmatch(name) or os.path.exists(name):  # noqa: PTH110 - false for what is no path
+    if not PUBLISHED.fullmatch(name) or os.path.exists(name):  # noqa: PTH110 - false for what is not a path
         raise InputError(
-            f"the files of SAE {asked.sae} name the model {name!r}, which is no published model's name or a "
-            "path here: give --model"
+            f"the files of SAE {asked.sae} name the model {name!r}, which is neither a published model's "
+            "name nor a path here: give --model"
         )
     say(f"The model is {escape(name)}, as the SAE's files say")
     return name

@@ -103,7 +103,7 @@ def fidelity(
 
 
 def _work(store: FeatureStore, site: str, asked: Asked) -> Work:
-    """What all shards share; InputError where it can not be done."""
+    """What all shards share; InputError where it cannot be done."""
     from pipeline.evaluation.fidelity import Work
 
     if store.lake.inputs is not None:

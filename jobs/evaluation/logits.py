@@ -62,7 +62,7 @@ LOGITS: Schema = {
     "suppressed_tokens": pl.List(pl.Int32()),
     "suppressed_effects": pl.List(pl.Float32()),
 }
-"""A row per feature. `top_*` and `bottom_*`: tokens of the highest and lowest logit behind the final norm,
+"""A row per feature. `top_*` and `bottom_*`: tokens of the highest and lowest logit after the final norm,
 `promoted_*` and `suppressed_*`: of the plain effect, null where the model has no one unembedding matrix.
 Entropy and probability are over the model's whole vocabulary, lists of tokens that the tokenizer knows."""
 

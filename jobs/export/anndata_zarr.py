@@ -240,7 +240,7 @@ class _Array:
         self._waiting: list[NDArray[Any]] = []
 
     def add(self, values: NDArray[Any]) -> None:
-        """Put values behind those that are there."""
+        """Put values after those that are there."""
         self._waiting.append(values)
         if (n := sum(map(len, self._waiting))) >= self._chunk:
             self._write(n // self._chunk * self._chunk)

@@ -79,7 +79,7 @@ def counts(shards: Sequence[ShardFiles], chosen: U32, d_sae: int) -> I64:
 def split_edges(n_active: I64, splits: int) -> list[int]:
     """First features of at most `splits` files, then d_sae: about as many activations in each, none empty.
 
-    delphi can not read a file without activations, and wants the files' ranges to follow on one another.
+    delphi cannot read a file without activations, and wants the files' ranges to follow on one another.
     """
     reached = np.cumsum(n_active)
     wanted = reached[-1] * np.arange(1, splits) // splits

@@ -214,7 +214,7 @@ Favoured = tuple[list[int], list[float], list[int], list[float]]
 def favoured(source: Source, features: range) -> dict[int, Favoured]:
     """Of each feature, as far as `latentlake logits` was run: the plain effect W_dec @ W_U of dashboards.
 
-    Of a model without one unembedding matrix it is the logits behind the final norm, b_dec included.
+    Of a model without one unembedding matrix it is the logits after the final norm, b_dec included.
     """
     if "logits" not in source.tables:
         return {}

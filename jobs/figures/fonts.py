@@ -137,7 +137,7 @@ def _make_known(path: str) -> None:
 
 @cache
 def _face(path: str) -> Face | None:
-    """A font file; None where it can not be read, has no outlines, or is a stand-in for all letters."""
+    """A font file; None where it cannot be read, has no outlines, or is a stand-in for all letters."""
     if Path(path).is_relative_to(get_data_path()):  # PLAIN is; the others are of formulas
         return None
     try:

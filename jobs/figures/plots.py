@@ -69,7 +69,7 @@ def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePat
 
 @contextmanager
 def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[None]:
-    """The style and the words of figures of a site; behind it, letters that no font here has are said.
+    """The style and the words of figures of a site; after it, letters that no font here has are said.
 
     InputError for a language that figures do not speak, or that no font of this machine can write.
     """

@@ -131,7 +131,7 @@ def _attribute(case: Case) -> str | None:
     if case.lake.contexts != "document":
         return "documents share contexts (tokens.contexts), so the end of a prompt is not that of a context"
     if case.lake.separator_id is not None and case.lake.special_tokens != "exclude":
-        return "each prompt ends with a counted EOS (tokens.separator), behind which no answer stands"
+        return "each prompt ends with a counted EOS (tokens.separator), after which no answer stands"
     if len(case.lake.label_columns) <= 2:
         return "the prompts have no label beside their answers (corpus.label_columns)"
     return _language_model(case)
@@ -139,7 +139,7 @@ def _attribute(case: Case) -> str | None:
 
 def _language_model(case: Case) -> str | None:
     if case.run.model.loader not in LANGUAGE_MODELS:
-        return f"model.loader: {case.run.model.loader} is no model of language"
+        return f"model.loader: {case.run.model.loader} is not a model of language"
     return None if case.lake.inputs is None else "the corpus holds vectors, not tokens"
 
 

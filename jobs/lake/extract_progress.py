@@ -49,7 +49,7 @@ class ExtractionProgress:
         if kind == "ready":
             self._workers.add(event["slot"])
             if not self._rows:
-                self._pace = Pace(self._clock)  # loading is no work
+                self._pace = Pace(self._clock)  # loading is not work
         elif kind == "worker_replaced":
             self._workers.discard(event["slot"])
         elif kind == "heartbeat":

@@ -150,7 +150,7 @@ def state_of(layout: Layout, name: str, now: float) -> str:
 
 
 def last_run(events: Iterable[Event]) -> LastRun:
-    """What the events say of the run that began last; shards given up before stay told of until committed."""
+    """What the events say of the run that began last; quarantined shards stay until they are committed."""
     found = LastRun()
     for event in events:
         if event.get("event") == "begin":

@@ -52,7 +52,7 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
 def _inside(path: Path, working_dir: Path) -> str:
     """The run file as the driver will find it, which sees a copy of the working directory alone."""
     if not working_dir.is_dir():
-        raise InputError(f"--working-dir {working_dir} is no folder")
+        raise InputError(f"--working-dir {working_dir} is not a folder")
     folder = working_dir.resolve()
     if not path.resolve().is_relative_to(folder):
         raise InputError(

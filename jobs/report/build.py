@@ -87,7 +87,7 @@ def report(
     Other sites of the store that are in the report already stay; what the report wrote of sites that the
     store has no more goes. `features` chooses which features get a page
     (`feature_selection.select_features`); pages of others go. `order`: the sites that come first. InputError
-    when the feature table or the examples are missing, or when `out` holds files and is no report, or that
+    when the feature table or the examples are missing, or when `out` holds files and is not a report, or that
     of another lake.
     """
     folder = out or store.layout.report
@@ -144,7 +144,7 @@ def _claim(folder: StorePath, store: FeatureStore) -> dict[str, Any]:
         return sites
     if any(not is_stray(path.name) for path in listed(folder)):
         raise InputError(
-            f"{folder} holds files and is no report of latentlake: give --out a new or an empty folder"
+            f"{folder} holds files and is not a report of latentlake: give --out a new or an empty folder"
         )
     make_folder(folder)
     write(folder / MARKER, b'{"sites": {}}\n')
@@ -200,7 +200,7 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 
 def _write_above(tables: Tables, work: Work) -> int:
-    """Write the pages above those of the features, and remove what is no part of the report any more."""
+    """Write the pages above those of the features, and remove what is not part of the report any more."""
     kinds, figures = kinds_of(tables, work), figures_of(tables.store, work.site)
     clusters = write_clusters(tables, work, kinds)
     make_folder(work.out / "figures")

@@ -16,7 +16,7 @@ _TOLD |= {ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
 
 
 def visible(text: str) -> str:
-    """The text with marks for line ends and tabs, and numbers of other characters that can not be seen."""
+    """The text with marks for line ends and tabs, and numbers of other characters that cannot be seen."""
     if text.isprintable() and text.isascii():
         return text
     return translated(text, _TOLD)

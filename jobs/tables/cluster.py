@@ -50,7 +50,7 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
     began = time.monotonic()
     if not store.committed(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    store.token_texts([])  # a vocabulary that can not be read is told of before the work, not after
+    store.token_texts([])  # a vocabulary that cannot be read is told of before the work, not after
     tasks = tasks or OneProcess()
     known = survey(store, site, MOST, config.seed, tasks)
     found = list(clusterings(store, site, known.n_active, config, tasks))
@@ -101,6 +101,6 @@ def _of_groups(
 
 
 def _tokens(store: FeatureStore, counts: sparse.csr_matrix, clusters: int) -> list[list[str]]:
-    """The tokens that name each cluster, as text; none of those behind the first MOST_NAMED."""
+    """The tokens that name each cluster, as text; none of those after the first MOST_NAMED."""
     named = [store.token_texts(ids.tolist()) for ids in naming_tokens(counts)]
     return [*named, *([] for _ in range(clusters - len(named)))]

@@ -72,7 +72,7 @@ def diff(
     """Compare, print the clearest changes, write the whole table to `out`; return it
     (`schemas.tables.tables.DIFF`).
 
-    A task looks at one shard. InputError where the two can not be compared.
+    A task looks at one shard. InputError where the two cannot be compared.
     """
     _check(a, b)
     require_file(out, "--out")
@@ -113,7 +113,7 @@ def _site(store: FeatureStore, name: str | None, option: str) -> str:
 
 
 def _check(a: Side, b: Side) -> None:
-    """What can not be compared is refused."""
+    """What cannot be compared is refused."""
     one, two = a.planned, b.planned
     if one.d_sae != two.d_sae:
         raise InputError(
@@ -207,7 +207,7 @@ def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[
         if one[name] != two[name]:
             yield f"{name} is {one[name]} in A, {two[name]} in B: some of the difference may come from that"
     if a.plan.model_digest != b.plan.model_digest and not is_paired:
-        yield "both the documents and the models differ: what a change comes from can not be told"
+        yield "both the documents and the models differ: what a change comes from cannot be told"
     for name, side in (("A", a), ("B", b)):
         if behind := len(side.store.shards) - len(side.shards):
             yield f"{behind} of {len(side.store.shards)} shards of {name} are not extracted"
@@ -215,7 +215,7 @@ def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[
         yield f"the {len(common)} shards that both have extracted are compared"
     if not is_paired and _shared(a, b):
         yield (
-            "some documents are in both, and can not be paired because the token shards differ: errors are "
+            "some documents are in both, and cannot be paired because the token shards differ: errors are "
             "overstated, for the sides are taken as independent; with one `tokens` section for both they "
             "would be paired"
         )

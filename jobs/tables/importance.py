@@ -225,7 +225,7 @@ def classes_of_rows(question: Question, files: ShardFiles, document: np.ndarray)
 def tables_of(
     question: Question, sums: ClassSums, w_dec: F32, *, known_x: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The tables IMPORTANCE and IMPORTANCE_CLASSES, all rows behind the classes."""
+    """The tables IMPORTANCE and IMPORTANCE_CLASSES, all rows after the classes."""
     classes = len(question.values)
     every = sums.together(range(classes + 1))
     parts = (every if place == classes else sums.together([place]) for place in range(classes + 1))

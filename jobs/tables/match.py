@@ -49,7 +49,7 @@ SAME = 0.7
 """Cosine above which two directions are said to be one feature's."""
 
 INNER_HOOK = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|pre|post|pattern|attn_scores)$")
-"""Hooks whose x is no vector of the residual stream."""
+"""Hooks whose x is not a vector of the residual stream."""
 
 Pairs = tuple[I64, I64]
 Found = TypeVar("Found")
@@ -63,7 +63,7 @@ def match(
     Of each feature of `a` it holds the `k` features of `b` of largest decoder cosine, the `k` of highest
     Jaccard index among those active in at least `support` rows in which it is active too, and the one that is
     assigned to it. Jaccard's index is over the rows of the shards that both have extracted. The assignment
-    goes by cosine, or by Jaccard's index where cosines can not be compared, which is said; a pair whose score
+    goes by cosine, or by Jaccard's index where cosines cannot be compared, which is said; a pair whose score
     is not positive is not assigned. InputError where the two have no row in common.
     """
     began, tasks = time.monotonic(), tasks or OneProcess()

@@ -40,7 +40,7 @@ def profile(
     """
     began = time.monotonic()
     if wrong := [threshold for threshold in thresholds if not threshold >= 0]:
-        raise InputError(f"--threshold {wrong[0]} is no threshold of |activation|: give 0 or more")
+        raise InputError(f"--threshold {wrong[0]} is not a threshold of |activation|: give 0 or more")
     if not store.receipts(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     tasks = tasks or OneProcess()

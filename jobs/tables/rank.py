@@ -96,7 +96,7 @@ def _told_support(features: pl.DataFrame, by: str, support: int) -> str | None:
     if not rare:
         return None
     return (
-        f"the {several(rare, 'feature')} with fewer than {support:,} active rows come last, behind the "
+        f"the {several(rare, 'feature')} with fewer than {support:,} active rows come last, after the "
         f"{several(features[by].count() - rare, 'other')} (--support 0: one order for all)"
     )
 
@@ -127,7 +127,7 @@ def _with_intervals(
     tasks: Tasks,
     drawing: Drawing,
 ) -> list[pl.DataFrame]:
-    """The rankings with `rank_low` and `rank_high` where they can be told; says where they can not."""
+    """The rankings with `rank_low` and `rank_high` where they can be told; says where they cannot."""
     by = [table["by"][0] for table in rankings if table.height]
     possible, shards = [name for name in by if can_resample(name)], len(store.receipts(site))
     if rest := [name for name in by if name not in possible]:
@@ -211,7 +211,7 @@ def _parsed(text: str, by: str) -> Ranks:
         return parse_ranks(text, "--window") or Ranks(by, 0, 0)
     if first.isascii() and first.isdigit() and last.isascii() and last.isdigit():
         return Ranks(by, int(first), int(last))
-    raise InputError(f"window {text!r} is no START:STOP, such as 2000:2050")
+    raise InputError(f"window {text!r} is not START:STOP, such as 2000:2050")
 
 
 def _show_window(store: FeatureStore, site: str, ranks: Ranks, *, descending: bool, support: int) -> None:

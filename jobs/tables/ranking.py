@@ -66,5 +66,5 @@ def column_of(features: Mapping[str, pl.DataType], by: str) -> str:
         return by
     near = difflib.get_close_matches(by, numbers, n=1, cutoff=0.3)
     remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(numbers)}"
-    what = "holds no numbers" if by in columns else "is no column of the feature table or `profile`"
-    raise InputError(f"can not rank by {by!r}, which {what}; {remedy}")
+    what = "holds no numbers" if by in columns else "is not a column of the feature table or `profile`"
+    raise InputError(f"cannot rank by {by!r}, which {what}; {remedy}")

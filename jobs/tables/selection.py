@@ -66,10 +66,10 @@ def parse_ranks(text: str, option: str) -> Ranks | None:
         return None
     if first == "top":
         if len(rest) > 2 or not _is_number(rest[0]) or not int(rest[0]) or "" in rest:
-            raise InputError(f"{option} {text!r} is no top:N:COLUMN; {_FORMS}")
+            raise InputError(f"{option} {text!r} is not top:N:COLUMN; {_FORMS}")
         return Ranks((rest[1:] or [DEFAULT_RANKING])[0], 0, int(rest[0]))
     if len(rest) != 2 or not all(map(_is_number, rest)):
-        raise InputError(f"{option} {text!r} is no COLUMN:START:STOP; {_FORMS}")
+        raise InputError(f"{option} {text!r} is not COLUMN:START:STOP; {_FORMS}")
     start, stop = map(int, rest)
     if start >= stop:
         raise InputError(f"{option} {text!r}: ranks {start} to {stop} are none, give START below STOP")

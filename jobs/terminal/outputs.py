@@ -15,13 +15,13 @@ def require_file(path: Path | None, option: str) -> None:
         return
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not nearest.is_dir():
-        raise InputError(f"{option} {path} can not be a file: give one that is no folder and lies in one")
+        raise InputError(f"{option} {path} cannot be a file: give one that is not a folder and lies in one")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise InputError(
-            f"{option} {path} can not be written ({error.strerror}): give {option} another place"
+            f"{option} {path} cannot be written ({error.strerror}): give {option} another place"
         ) from None
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.store import FeatureStore
 
 BEFORE, AFTER = 30, 2
-"""Tokens shown before and behind the firing one."""
+"""Tokens shown before and after the firing one."""
 
 BLUE, RED = (0, 114, 178), (213, 60, 0)
 """Of positive and of negative activations: two colours that colour-blind people tell apart."""
@@ -42,7 +42,7 @@ HIDDEN = (
 """Characters beside the ASCII controls that are not seen, or that turn the text around (bidirectional)."""
 _SEEN = {ord(" "): "·", ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
 MARKS: dict[int, str] = _CONTROLS | dict.fromkeys(HIDDEN, "\ufffd") | _SEEN
-"""What stands for characters that can not be seen, or that would steer a terminal or turn the text around."""
+"""What stands for characters that cannot be seen, or that would steer a terminal or turn the text around."""
 
 _EMOJI = "[\u203c-\u3299\ufe0f\U0001f000-\U0001faff]"
 _IN_EMOJI = re.compile(f"((?<={_EMOJI})[\u200d\ufe0f]|(?<=[0-9#*])\ufe0f(?=\u20e3))")

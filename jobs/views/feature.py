@@ -41,7 +41,7 @@ CLUSTERINGS = {
     "density_clusters": "by density of decoder directions",
 }
 ENDS = (("promoted", "effects"), ("suppressed", "effects"), ("top", "logits"), ("bottom", "logits"))
-"""Columns of the table `logits`: the plain effect on tokens, and the logits behind the final norm."""
+"""Columns of the table `logits`: the plain effect on tokens, and the logits after the final norm."""
 BAR = 40
 
 

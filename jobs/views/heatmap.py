@@ -54,7 +54,7 @@ FIGURES: dict[str, Callable[[pl.DataFrame, str, str], Figure]] = {
     "-sparsity": draw_matrix_sparsity,
     "-frequency": draw_frequencies,
 }
-"""By what stands behind the file's name."""
+"""By what stands after the file's name."""
 
 
 class Asked(NamedTuple):
@@ -74,7 +74,7 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
     """Write the table of the selection beside `out`, and its figures; print its numbers.
 
     Files: `out` (clustered; plain where there are too few contexts to cluster, which is said), and with
-    -plain, -sparsity, -frequency behind its name; the table has the name and .parquet. Raises InputError for
+    -plain, -sparsity, -frequency after its name; the table has the name and .parquet. Raises InputError for
     what is not there, or too much.
     """
     kind = out.suffix[1:]
@@ -151,7 +151,7 @@ def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
         if asked.ranking is not None:
             text, option = asked.ranking, "--ranking"
             if parse_ranks(text, option) is None:
-                raise InputError(f"--ranking {text!r} is no COLUMN:START:STOP, such as sigma_over_mu:0:50")
+                raise InputError(f"--ranking {text!r} is not COLUMN:START:STOP, such as sigma_over_mu:0:50")
         features = chosen_features(store, site, text, option)
     if len(features) > MOST_FEATURES:
         raise InputError(

@@ -82,7 +82,7 @@ def _split(store: FeatureStore, text: str) -> tuple[str, Any]:
     """Column and value; InputError where the store has no such column, or it holds no such kind of value."""
     column, separator, value = text.partition("=")
     if not separator:
-        raise InputError(f"--where {text!r} is no COLUMN=VALUE, such as party=Republican")
+        raise InputError(f"--where {text!r} is not COLUMN=VALUE, such as party=Republican")
     known = store.lake.label_columns
     if column not in known:
         near = nearest(column, known)

@@ -66,7 +66,7 @@ def rows_of_a_block(vocabulary: int) -> int:
 
 
 def vocabulary_of(use: PlannedUse, width: int) -> int:
-    """Tokens of the model, which is loaded; InputError where it can not unembed vectors [n, width]."""
+    """Tokens of the model, which is loaded; InputError where it cannot unembed vectors [n, width]."""
     return _model(use).unembed(torch.zeros(1, width)).shape[1]
 
 

@@ -250,7 +250,7 @@ def flipped_bos(lake: Lake, tokenizer: Tokenizer) -> Lake | None:
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    """Rows one behind another, at most ROWS of them."""
+    """Rows one after another, at most ROWS of them."""
     x = torch.cat([part.x for part in parts])
     same = all(part.x is part.target for part in parts)
     return Rows(x, x if same else torch.cat([part.target for part in parts])).thinned(ROWS)

@@ -80,7 +80,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     try:
         text.encode()
     except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
-        raise InputError(f"text {text!r} is no Unicode: type it in UTF-8") from None
+        raise InputError(f"text {text!r} is not Unicode: type it in UTF-8") from None
     rule = ContextRule.of(lake)
     ids = rule.laid_in(tokenizer.encode_batch([text], lake.special_text)[0], 0)
     if not len(ids):

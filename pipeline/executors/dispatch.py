@@ -25,7 +25,7 @@ _RECENT = 1000
 
 
 class WorkerLostError(Exception):
-    """A worker died or can not be reached; `preempted`: its node was taken away, which no shard pays for."""
+    """A worker died or cannot be reached; `preempted`: its node was taken away, which no shard pays for."""
 
     def __init__(self, why: str, *, preempted: bool = False) -> None:
         super().__init__(why)
@@ -33,7 +33,7 @@ class WorkerLostError(Exception):
 
 
 class CallFailedError(Exception):
-    """A call raised inside a worker that is still alive; `permanent` when trying again can not help."""
+    """A call raised inside a worker that is still alive; `permanent` when trying again cannot help."""
 
     def __init__(self, why: str, *, permanent: bool = False) -> None:
         super().__init__(why)
@@ -249,7 +249,7 @@ class Dispatcher:
         if self._load_failures == 1:
             raise InputError(why)
         raise InputError(
-            f"{self._load_failures} workers in a row died while loading, the last by: {why}; mend that "
+            f"{self._load_failures} workers in a row died while loading, the last by: {why}; fix that "
             "(is there memory for the model, does the node see the store?) and run again"
         )
 
@@ -316,7 +316,7 @@ class Dispatcher:
         limit = self._policy.no_worker_timeout_s
         if limit is not None and now - self._last_live > limit:
             raise InputError(
-                f"{why} (extract.no_worker_timeout_s: {limit:g}): {self._backend.resources()}; mend that "
+                f"{why} (extract.no_worker_timeout_s: {limit:g}): {self._backend.resources()}; fix that "
                 "and run again, what is committed stays"
             )
         if now - self._last_told > self._policy.no_worker_warning_s:

@@ -1,4 +1,4 @@
-"""The ledger of a run: which shards wait, run, are done or given up. It knows neither workers nor Ray."""
+"""The ledger of a run: which shards wait, run, are done or quarantined. It knows neither workers nor Ray."""
 
 from __future__ import annotations
 

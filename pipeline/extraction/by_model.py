@@ -285,7 +285,7 @@ class _Through:
 def _norms(features: SparseFeatures, rows: Bool, dtype: ActivationDtype) -> F32:
     """Norms of the features of some rows, rounded as they will be stored, float32 [n].
 
-    What `dtype` can not hold is infinite here, and told of when the shard is rounded.
+    What `dtype` cannot hold is infinite here, and told of when the shard is rounded.
     """
     kept = features.only(np.repeat(rows, np.diff(features.indptr)))
     with np.errstate(over="ignore"):

@@ -74,7 +74,7 @@ class Model(Protocol):
         """Hook name -> x float32 [sum(lengths), d] on the device: real tokens only, in (context, position)
         order; at the hooks it was loaded for, and at those in `also`.
 
-        The computation stops behind the last hook. A hook that does not exist or fire is an InputError.
+        The computation stops after the last hook. A hook that does not exist or fire is an InputError.
         """
 
     def losses(
@@ -106,7 +106,7 @@ class Model(Protocol):
         gradients: bool = False,
         begun: Begun | None = None,
     ) -> torch.Tensor:
-        """The logits of the token behind some rows, float32 [n, vocabulary], a context's last row among them.
+        """The logits of the token after some rows, float32 [n, vocabulary], a context's last row among them.
 
         `rows` int64 [n] are places among the sum(lengths) real tokens. With `gradients` the logits carry the
         gradients of what `replace` puts in; the weights have none. With `begun`, whose contexts the batch's
@@ -123,7 +123,7 @@ class Model(Protocol):
         """
 
     def unembed(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits float32 [N, vocabulary] of vectors x [N, d] in the residual stream behind the last block.
+        """Logits float32 [N, vocabulary] of vectors x [N, d] in the residual stream after the last block.
 
         By the model's own final norm, unembedding, scales and soft-cap, in its dtype. InputError for a model
         of which no unembedding is known (encoders, modules of `torch_module`).
@@ -213,7 +213,7 @@ def _processed(model: run_file.Model, digest: str) -> str:
 
 
 def max_context(model: run_file.Model) -> int | None:
-    """Longest context of a local model folder, from its config.json; None when that can not be known here."""
+    """Longest context of a local model folder, from its config.json; None when that cannot be known here."""
     limit: int | None = _loader(model).max_context(model.path)
     return limit
 

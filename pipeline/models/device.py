@@ -42,7 +42,7 @@ def device_here(device: str) -> str:
 
 
 def require_device(device: str) -> None:
-    """InputError where torch can not compute on `device` in this process."""
+    """InputError where torch cannot compute on `device` in this process."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -84,7 +84,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether this process can not use its GPU any more (illegal access, device-side assert).
+    """Whether this process cannot use its GPU any more (illegal access, device-side assert).
 
     CUDA gives the same error to every later call, so that only a new process helps. It is told by words, for
     such errors come as RuntimeError from many libraries, and torch need not be here.

@@ -1,6 +1,6 @@
 """What happened to a pass, for people: one JSON object a line, with its `time` in Unix seconds.
 
-A local store has one file, events.jsonl, to which lines are added. Object stores can not append: there lines
+A local store has one file, events.jsonl, to which lines are added. Object stores cannot append: there lines
 are gathered, and put as a new object of the folder events/ every ten seconds, and when the log is closed.
 """
 
@@ -165,7 +165,7 @@ class _Parts:
             warnings.warn(f"{len(self._lines)} events could not be put into {self._folder}", stacklevel=1)
 
     def _put(self) -> None:
-        """Put what was gathered; what can not be put is kept for the next time: no run ends for its log."""
+        """Put what was gathered; what cannot be put is kept for the next time: no run ends for its log."""
         with self._lock:
             lines, began, self._lines = self._lines, self._began, []
         if not lines:

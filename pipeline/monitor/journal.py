@@ -47,7 +47,7 @@ class Journal:
         self._on_event(**event)
 
     def outcome(self, outcome: Receipt | Failure) -> None:
-        """A shard was committed (that one was given up, the executor tells itself)."""
+        """A shard was committed (that one was quarantined, the executor tells itself)."""
         if isinstance(outcome, Receipt):
             self(
                 event="committed",

@@ -1,6 +1,6 @@
 """What an extraction will take: predicted from a few shards, kept in the store, compared with the fact.
 
-A prediction is no data: it may be wrong, may be made anew, and nothing is computed from it.
+A prediction is not data: it may be wrong, may be made anew, and nothing is computed from it.
 """
 
 from __future__ import annotations

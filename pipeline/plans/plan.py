@@ -34,7 +34,7 @@ LIBRARIES = (
 def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     """Fill the run file's gaps from the SAEs' metadata; return it with a sentence for each contradiction.
 
-    A sentence that begins with `sentences.NOTE` is no warning. Raises InputError where no choice is right.
+    A sentence that begins with `sentences.NOTE` is not a warning. Raises InputError where no choice is right.
     """
     run = _drawn(run)
     found = [_about(site) for site in run.sites]

@@ -80,7 +80,7 @@ def use_of(
     if plan.model_loader == "synthetic":
         raise InputError(
             f"site {name!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
-            "behind them: give a site of a model"
+            "after them: give a site of a model"
         )
     if plan.model_loader == "torch_module" and model is None:
         raise InputError(

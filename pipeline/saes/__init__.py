@@ -145,7 +145,7 @@ def _checked_block(block: tuple[int, int], d_sae: int, device: str) -> tuple[int
 
     rows, features = block
     if rows < 1 or features < 1:
-        raise InputError(f"block {rows} x {features} is no cut of a product: rows and features are from 1")
+        raise InputError(f"block {rows} x {features} is not a cut of a product: rows and features are from 1")
     if device != "cpu" and rows * d_sae >= 2**31:
         raise InputError(
             f"block of {rows} rows times {d_sae} features is too large for a GPU: take fewer rows"

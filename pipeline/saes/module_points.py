@@ -55,7 +55,7 @@ def points_of(files: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def by_module(files: Mapping[str, Any]) -> Places:
-    """The two points as paths of modules whose output they are; None where a point is no module's output."""
+    """The two points as paths of modules whose output they are; None where one is not a module's output."""
     return Places(*(_module(point) for point in points_of(files)))
 
 

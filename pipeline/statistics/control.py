@@ -119,7 +119,7 @@ def combine_l0(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:
-    """What can not be true of a shard's control beside its learnt features, in words.
+    """What cannot be true of a shard's control beside its learnt features, in words.
 
     Each row of a control has the norm of its learnt one, or is 0 where nothing of the control is above 0: so
     the control's sum of squares is at most the learnt one.

@@ -32,7 +32,7 @@ POWERS = {
 """Columns that can be computed of a draw, by the power of activations that they need."""
 
 FEWEST_SHARDS = 10
-"""Below this an interval of ranks is too narrow to trust: few shards can not show how shards differ."""
+"""Below this an interval of ranks is too narrow to trust: few shards cannot show how shards differ."""
 
 _AT_ONCE = 512
 """Features whose sums are added to together: they stay in the processor's caches."""

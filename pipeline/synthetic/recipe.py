@@ -56,6 +56,6 @@ def _wrong(part: str, key: str, known: list[str], twice: bool) -> str:
     if twice:
         return f"{key} stands there twice"
     if key in known:
-        return f"{part.strip()!r} is no {key}=VALUE"
+        return f"{part.strip()!r} is not {key}=VALUE"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")

@@ -20,7 +20,7 @@ from schemas.run.file import RunFile, SpecialText
 from schemas.sentences import NOTE
 
 WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}
-"""Kinds of corpus behind whose documents no EOS is put, unless that is asked for."""
+"""Kinds of corpus after whose documents no EOS is put, unless that is asked for."""
 
 RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
@@ -139,7 +139,7 @@ def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
     some = near or list(tokenizer.special_texts[:5])
     there = f"; {'near it are' if near else 'it has'} {', '.join(map(repr, some))}" if some else ""
     raise InputError(
-        f"{key} {token!r} is no token of the tokenizer {tokenizer.name!r}{there}: give one token as the "
+        f"{key} {token!r} is not a token of the tokenizer {tokenizer.name!r}{there}: give one token as the "
         "vocabulary spells it"
     )
 
@@ -161,7 +161,7 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
         if token_id is not None and token_id not in lake.special_ids:
             named = getattr(run_file.tokens, key) or tokenizer.pieces([token_id])[0]
             told.append(
-                f"{NOTE}tokens.{key} {named!r} is no special token of the tokenizer: "
+                f"{NOTE}tokens.{key} {named!r} is not a special token of the tokenizer: "
                 "it is counted as any other token, wherever it stands"
             )
     return told

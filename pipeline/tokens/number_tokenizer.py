@@ -28,7 +28,7 @@ class NumberTokenizer:
     special_texts: Final = ()
 
     def __init__(self, name: str) -> None:
-        """`name` is `numbers:<vocabulary>`; InputError when that is no number from 1 to MOST."""
+        """`name` is `numbers:<vocabulary>`; InputError when that is not a number from 1 to MOST."""
         size = name.removeprefix(PREFIX)
         if not (size.isascii() and size.isdigit() and len(size) < 9 and 1 <= int(size) <= MOST):
             raise InputError(

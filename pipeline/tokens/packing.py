@@ -103,7 +103,7 @@ class ContextRule:
     def laid_in(self, ids: I32, place: int) -> I32:
         """The tokens of a document at `place` of the stream, without each BOS that would follow on a BOS.
 
-        That is one at the start of a context's body, or of a document behind a separator that is BOS.
+        That is one at the start of a context's body, or of a document after a separator that is BOS.
         """
         if not self.may_spell_bos or self.bos_id is None:
             return ids
@@ -236,5 +236,5 @@ def _of_tokens(values: NDArray[Any] | None, tokens: int, inputs: Inputs) -> NDAr
     shape = "none" if values is None else f"{values.dtype} {list(values.shape)}"
     raise InputError(
         f"a document of {tokens} tokens has vectors {shape}, but {inputs.dtype} [{tokens}, {inputs.width}] "
-        "are wanted: mend the source of the corpus"
+        "are wanted: fix the source of the corpus"
     )

@@ -152,7 +152,7 @@ def _source_digest(source: Source, run_file: RunFile) -> str:
 
 
 def _check_shard_tokens(layout: Layout, link: CorpusLink, tokens: Tokens) -> None:
-    """Shards once cut stay: `auto` takes them as they are, another number can not be had."""
+    """Shards once cut stay: `auto` takes them as they are, another number cannot be had."""
     found = link.source["shard_tokens"]
     if tokens.shard_tokens not in ("auto", found):
         raise InputError(

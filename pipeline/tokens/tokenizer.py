@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
 
     @property
     def sep_id(self) -> int | None:
-        """Id of SEP, which encoders put behind a text."""
+        """Id of SEP, which encoders put after a text."""
 
     @property
     def special_ids(self) -> tuple[int, ...]:
@@ -177,14 +177,14 @@ class LakeTokenizer:
         return piece.encode()
 
     def _piece(self, token_id: int, anchor: str, text: str) -> str:
-        """Decoders drop the first token's leading space, so the token was decoded behind an anchor."""
+        """Decoders drop the first token's leading space, so the token was decoded after an anchor."""
         if text.startswith(anchor) and len(text) > len(anchor):
             return text[len(anchor) :]
         token: str | None = self._backend.id_to_token(token_id)
         return f"<{token_id}>" if token is None else token
 
     def _digest(self, content: dict[str, Any]) -> str:
-        # A library that learns a new option writes it as null for old tokenizers: that is no difference.
+        # A library that learns a new option writes it as null for old tokenizers: that is not difference.
         used = {key: value for key, value in content.items() if key not in _IRRELEVANT and value is not None}
         splits = [True] if self._splits else []
         return digest_of([used, self.bos_id, self.eos_id, self.special_ids, *splits])
@@ -236,7 +236,7 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
         reason = " ".join(str(error).split())[:300]
         missing = "" if folder.exists() else "there is no such folder here, so it was taken for a name; "
         raise InputError(
-            f"no tokenizer could be loaded from {path!r} ({missing}{reason}); mend the path or name of the "
+            f"no tokenizer could be loaded from {path!r} ({missing}{reason}); fix the path or name of the "
             "model, or set tokens.tokenizer"
         ) from None
 

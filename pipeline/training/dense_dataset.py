@@ -162,7 +162,7 @@ class DenseDataset(IterableDataset[Any]):
         self.position = Position(start.epoch + 1)
 
     def batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
-        """Each batch of the rest of an epoch, and where the next begins: behind the last, a new epoch."""
+        """Each batch of the rest of an epoch, and where the next begins: after the last, a new epoch."""
         found = self._batches(start, reader)
         last = next(found, None)
         for following in found:
@@ -173,7 +173,7 @@ class DenseDataset(IterableDataset[Any]):
             yield last[0], Position(start.epoch + 1)
 
     def _batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
-        """The same, with the place behind its rows for every full batch."""
+        """The same, with the place after its rows for every full batch."""
         parts, filled = list[tuple[F32, I64]](), 0
         for buffer in self._buffers(start, reader):
             place = start.row if buffer.number == start.buffer else 0
@@ -353,7 +353,7 @@ class DenseLoader:
 
 
 class _Part(IterableDataset[Any]):
-    """The batches of one reader from a position on, each with the position behind it."""
+    """The batches of one reader from a position on, each with the position after it."""
 
     def __init__(self, dataset: DenseDataset, start: Position, reader: Reader) -> None:
         super().__init__()

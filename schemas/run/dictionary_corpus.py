@@ -90,7 +90,7 @@ class Correlated(Section):
             raise ValueError(f"correlated: {list(self.features)} names a feature twice")
         if self.correlation <= least:
             raise ValueError(
-                f"correlated: {len(self.features)} features can not all have a correlation of "
+                f"correlated: {len(self.features)} features cannot all have a correlation of "
                 f"{self.correlation} with each other; it must be above {least:.3g}"
             )
         return self

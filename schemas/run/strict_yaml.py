@@ -62,7 +62,7 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """The one document of a text of YAML, as dict, list, str, int, float, bool and None.
 
-    InputError, with `where` and the line, for what it can not be.
+    InputError, with `where` and the line, for what it cannot be.
     """
     try:
         return _Document(text).content()

@@ -161,7 +161,7 @@ MATCHES: Schema = {
 cosines are not compared.
 
 `assigned`: the pair is one of the optimal one-to-one assignment; `cosine`: of the decoder rows, null where
-they can not be compared or one has no direction; `n_both`, `n_a`, `n_b`: rows of the shards that both have
+they cannot be compared or one has no direction; `n_both`, `n_a`, `n_b`: rows of the shards that both have
 in which both are active, the feature is, the match is; `jaccard`: n_both / (n_a + n_b - n_both), null where
 neither fires."""
 
@@ -299,7 +299,7 @@ fires), in closed form; `frequency` and `mean_active` measured, with 95 % over r
 encoder gives on average in the rows in which the true feature fires, null where the encoder is not linear.
 `n_drawn`: rows in which the true feature was drawn, `n_hits` those in which both fire, precision n_hits /
 n_active, recall n_hits / n_drawn; `n_nearest_…`: the same rows of `nearest_true_feature`. Null where what was
-drawn can not be drawn again.
+drawn cannot be drawn again.
 """
 
 TRUTH_SUMMARY: Schema = {
@@ -315,7 +315,7 @@ TRUTH_SUMMARY: Schema = {
 of |x| above 1e-6). `mcc`: the mean |cosine| of decoder directions assigned one to one, of min(features,
 true_features) pairs; `uniqueness`: true features that are nearest to some feature, per feature. `precision`,
 `recall`, `f1`, `accuracy`: each feature as a detector of its nearest true one, averaged over all features, 0
-where one has none. Null where the reconstruction is another, or what was drawn can not be drawn again.
+where one has none. Null where the reconstruction is another, or what was drawn cannot be drawn again.
 """
 
 TRUTH_PAIRS: Schema = {

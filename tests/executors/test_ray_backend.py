@@ -113,7 +113,7 @@ def test_a_shard_that_kills_its_process_is_given_up_and_the_rest_is_committed(se
         extract={"executor": "ray", "workers": 1, "max_attempts": 2},
         corpus={"path": str(deadly_corpus(tmp_path))},
     )
-    given_up = r"1 of \d+ shards were given up.*worker lost.*process has died.*2 attempts"
+    given_up = r"1 of \d+ shards were quarantined.*worker lost.*process has died.*2 attempts"
     with pytest.raises(InputError, match=given_up):
         extract(layout, run)
     shards = FeatureStore.open(layout.root).shards
@@ -129,7 +129,7 @@ def test_after_a_wrong_hook_and_a_poisoned_model_the_corrected_run_file_just_wor
     assert not layout.plan("mid").exists()
     poisoned = {"model": {"path": "tests.test_passes:poisoned_lm"}}
     run, _ = prepared(tmp_path, extract={"executor": "ray", "workers": 2}, **poisoned)
-    with pytest.raises(InputError, match="shards were given up"):
+    with pytest.raises(InputError, match="shards were quarantined"):
         extract(layout, run)
     assert layout.plan("mid").exists()
     run, _ = prepared(tmp_path, extract={"executor": "ray", "workers": 2})

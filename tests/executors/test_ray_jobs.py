@@ -68,6 +68,6 @@ def test_a_proxy_that_refuses_the_log_does_not_end_the_following(server):
 @pytest.mark.parametrize("address", ["", "nonsense", "127.0.0.1:8265", "ray://127.0.0.1:10001"])
 def test_an_address_that_is_no_dashboards_is_refused(address):
     with pytest.raises(
-        InputError, match=r"is no dashboard's address: give one such as http://127.0.0.1:8265"
+        InputError, match=r"is not a dashboard's address: give one such as http://127.0.0.1:8265"
     ):
         ray_jobs.JobServer(address)

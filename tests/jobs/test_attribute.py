@@ -1,4 +1,4 @@
-"""Attributions by label equal loops over prompts by hand, and select features; what can not be is told."""
+"""Attributions by label equal loops over prompts by hand, and select features; what cannot be is told."""
 
 from __future__ import annotations
 
@@ -270,11 +270,11 @@ def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypat
     ):
         capsys.readouterr()
         attribute(store, "last", other)
-        assert "goes on behind" not in capsys.readouterr().out
+        assert "goes on after" not in capsys.readouterr().out
     assert list(folder.glob(".attribute.*.tmp")) == left
     monkeypatch.setattr(attribution, killed_in, rest)
     attribute(store, "last", asked)
-    assert "goes on behind 2 of" in " ".join(capsys.readouterr().out.split())
+    assert "goes on after 2 of" in " ".join(capsys.readouterr().out.split())
     assert [store.layout.table("last", name).read_bytes() for name in names] == expected
     assert not list(folder.glob(".*"))
 

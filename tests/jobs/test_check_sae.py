@@ -199,7 +199,7 @@ def test_files_of_an_sae_choose_no_model_that_lies_here(capsys, tmp_path, monkey
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     sae = write_sae(tmp_path / "sae", hook_name="embed", model_name=name)
-    assert f"name the model {name!r}, which is no published model's name" in refused(capsys, sae)
+    assert f"name the model {name!r}, which is neither a published model's name" in refused(capsys, sae)
 
 
 def test_the_model_that_the_saes_files_choose_is_told(capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line as users meet it: one sentence and exit code 2 for what they can mend."""
+"""The command line as users meet it: one sentence and exit code 2 for what they can fix."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_plan_predicts_and_the_run_ends_by_comparing(capsys, tmp_path):
 
 def test_a_folder_that_is_no_store(capsys, tmp_path):
     code, line = call(capsys, "status", tmp_path)
-    assert (code, "is no store" in line) == (2, True)
+    assert (code, "is not a store" in line) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ def test_what_else_differs_is_said(folder, capsys):
         diff(side(folder, "first"), side(folder, f"cut-{number}"), top=0)
         told = " ".join(capsys.readouterr().out.split())
         assert "The documents differ." in told
-        assert "some documents are in both, and can not be paired" in told
+        assert "some documents are in both, and cannot be paired" in told
 
 
 def test_shards_that_one_side_lacks_are_left_out_and_named(folder, capsys):

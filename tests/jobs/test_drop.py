@@ -140,7 +140,7 @@ def test_a_drop_of_a_site_that_is_interrupted_anywhere_is_honoured_and_can_be_fi
 
 
 def interrupt(monkeypatch, at):
-    """Ctrl-C behind the removal of so many pieces."""
+    """Ctrl-C after the removal of so many pieces."""
     real, done = dropping.Piece.remove, []
 
     def remove(piece):

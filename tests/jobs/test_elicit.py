@@ -1,4 +1,4 @@
-"""The features of a typed text against a dense computation, and what can not be read in one sentence."""
+"""The features of a typed text against a dense computation, and what cannot be read in one sentence."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_positions_that_are_not_there_or_not_counted(store: FeatureStore) -> Non
         read(store, "nonsense")
     with pytest.raises(InputError, match="has no tokens"):
         read(store, " \n ")
-    with pytest.raises(InputError, match="is no Unicode"):
+    with pytest.raises(InputError, match="is not Unicode"):
         read(store, "w3 \udcff")
 
 

@@ -98,7 +98,7 @@ def test_help_and_errors_where_output_is_ascii():
     assert cli("--help", PYTHONIOENCODING="ascii").returncode == 0
     done = cli("status", "läge\udc80", PYTHONIOENCODING="ascii")
     assert done.returncode == 2
-    assert done.stderr.startswith(b"latentlake: l?ge\\udc80 is no store")
+    assert done.stderr.startswith(b"latentlake: l?ge\\udc80 is not a store")
 
 
 def test_a_pipe_that_nobody_reads_ends_without_a_word():
@@ -132,10 +132,10 @@ def test_a_full_device_is_one_sentence():
         (("gc", "x", "--older-than", "inf"), "latentlake: older-than is inf: give a finite number"),
         (("demo", "--tokens", "9" * 5000), "is neither a positive number nor 'all'"),
         (("rank", "x", "--window", "0:" + "9" * 5000), "latentlake: "),
-        (("stats", "[b]x"), "latentlake: [b]x is no store"),
-        (("stats", "[/nothing]"), "latentlake: [/nothing] is no store"),
+        (("stats", "[b]x"), "latentlake: [b]x is not a store"),
+        (("stats", "[/nothing]"), "latentlake: [/nothing] is not a store"),
         (("stats", "s3://user:sec ret@bucket/x"), "latentlake: store 's3://***@bucket/x' holds a user"),
-        (("stats", "x\x1b[31m"), "latentlake: x\\x1b[31m is no store"),
+        (("stats", "x\x1b[31m"), "latentlake: x\\x1b[31m is not a store"),
         (("stats", "x", "--bo\x1bgus"), "No such option: --bo\\x1bgus (see `latentlake stats --help`)"),
         (("n" * 100_000,), "…"),
     ],

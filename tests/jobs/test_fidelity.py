@@ -1,4 +1,4 @@
-"""Fidelity equals a dense computation by hand; what was measured is kept; what can not be done is refused."""
+"""Fidelity equals a dense computation by hand; what was measured is kept; what cannot be done is refused."""
 
 from __future__ import annotations
 

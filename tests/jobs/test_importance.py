@@ -257,9 +257,9 @@ def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
     ("command", "message"),
     [
         (["steer", "--site", "rho0.1", "--set", "24=1"], "its features are 0 to 23"),
-        (["steer", "--site", "rho0.1", "--set", "x"], "is no FEATURE=VALUE"),
+        (["steer", "--site", "rho0.1", "--set", "x"], "is not FEATURE=VALUE"),
         (["steer", "--site", "rho0.1", "--set", "1=1", "--row", "999"], "rows go from 0 to 159"),
-        (["steer", "--site", "rho0.1", "--set", "3=1e999"], "'1e999' is no finite number"),
+        (["steer", "--site", "rho0.1", "--set", "3=1e999"], "'1e999' is not a finite number"),
         (["steer", "--site", "rho0.1", "--set", "3=1e300", "--set", "3=*1e300"], "too large to be computed"),
         (["importance", "--label", "party"], "has the label columns class, not 'party'"),
         (["importance", "--rho", "1"], "lies between 0 and 1"),
@@ -282,8 +282,8 @@ def test_what_can_be_mended_is_told_in_a_sentence(store, capsys, command, messag
     [
         ("a.gif", "must end with .png or .svg"),
         ("folder", "must end with .png or .svg"),
-        ("folder.png", "can not be a file"),
-        ("file/a.png", "can not be a file"),
+        ("folder.png", "cannot be a file"),
+        ("file/a.png", "cannot be a file"),
     ],
 )
 def test_where_nothing_can_be_drawn_is_told_before_the_work(store, tmp_path, monkeypatch, out, message):

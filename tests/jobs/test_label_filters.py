@@ -1,4 +1,4 @@
-"""COLUMN=VALUE: what is misspelt is refused with what is nearest; what never fires is no mistake."""
+"""COLUMN=VALUE: what is misspelt is refused with what is nearest; what never fires is not a mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command writes where it is told: a place that can not be is named at once, by its option."""
+"""What a command writes where it is told: a place that cannot be is named at once, by its option."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_where_no_file_can_be_is_told_with_option_and_place(tmp_path: Path, plac
     (tmp_path / "a-file").touch()
     for check in (require_file, lambda path, option: write_file(path, b"", option)):
         with pytest.raises(
-            InputError, match=f"^--html {tmp_path / place} can not be a file: give one that is"
+            InputError, match=f"^--html {tmp_path / place} cannot be a file: give one that is"
         ):
             check(tmp_path / place, "--html")
 
@@ -67,12 +67,12 @@ def test_commands_refuse_a_folder_before_they_begin(
     done = CliRunner().invoke(app, [*words, option, str(tmp_path / name)])
     assert isinstance(done.exception, InputError)
     assert str(done.exception) == (
-        f"{option} {tmp_path / name} can not be a file: give one that is no folder and lies in one"
+        f"{option} {tmp_path / name} cannot be a file: give one that is not a folder and lies in one"
     )
 
 
 def test_a_place_where_nothing_can_be_written_is_told_before_the_work() -> None:
-    with pytest.raises(InputError, match=r"^--html /proc/page.html can not be written \(.*\): give --html"):
+    with pytest.raises(InputError, match=r"^--html /proc/page.html cannot be written \(.*\): give --html"):
         require_file(Path("/proc/page.html"), "--html")
 
 

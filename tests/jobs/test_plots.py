@@ -397,7 +397,7 @@ def test_the_map_shows_every_feature_and_names_the_largest_clusters():
     with rc_context(STYLE):
         figure = FIGURES["feature_map_clusters"].draw(places, "l9")
         shown = sum(len(points.get_offsets()) for points in figure.axes[0].collections)
-        render(figure, "png")  # a dollar or a letter that no font has is no warning
+        render(figure, "png")  # a dollar or a letter that no font has is not a warning
         density = FIGURES["feature_map_density"].draw(places, "l9").axes[0].collections[0]
     assert shown == places.height
     assert sorted(density.get_array().tolist()) == sorted(places["n_active"].to_list())

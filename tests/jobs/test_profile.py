@@ -61,7 +61,7 @@ def test_values_that_are_not_compared_are_said(built: Built, capsys: pytest.Capt
 
 @pytest.mark.parametrize("threshold", ["-0.5", "nan"])
 def test_a_threshold_that_is_none_is_refused(built: Built, threshold: str) -> None:
-    with pytest.raises(InputError, match=rf"--threshold {threshold} is no threshold"):
+    with pytest.raises(InputError, match=rf"--threshold {threshold} is not a threshold"):
         profile(FeatureStore.open(built.layout.root), "site", thresholds=[float(threshold)])
 
 

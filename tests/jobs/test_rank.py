@@ -181,10 +181,10 @@ def test_a_window_past_the_end_says_how_many_features_have_a_value(store):
     [
         (
             "sigma_ovr_mu",
-            "'sigma_ovr_mu', which is no column .* or `profile`; did you mean 'sigma_over_mu'",
+            "'sigma_ovr_mu', which is not a column .* or `profile`; did you mean 'sigma_over_mu'",
         ),
         ("histogram_bins", "'histogram_bins', which holds no numbers"),
-        ("qqqq", "'qqqq', which is no column .* there are feature, "),
+        ("qqqq", "'qqqq', which is not a column .* there are feature, "),
     ],
 )
 def test_an_unknown_column_is_refused_with_the_nearest(store, by, message):
@@ -272,5 +272,5 @@ def test_show_window_prints_ranks_and_refuses_what_is_no_window(store, capsys):
         for rank, feature in zip([3, 4], features, strict=True)
     )
     for text in ("2", "a:b", "2:", "-1:4", "²:3"):
-        with pytest.raises(InputError, match="is no START:STOP"):
+        with pytest.raises(InputError, match="is not START:STOP"):
             show_windows(store, "site", ["n_active"], [text])

@@ -54,7 +54,7 @@ def test_features_with_few_active_rows_come_last_in_every_ranking(store, capsys)
         assert found["rank"].to_list() == list(range(len(pairs)))
     few = [f for f, _ in by_hand(store, "sigma_over_mu") if often[f] < SUPPORTED]
     noun = "feature" if len(few) == 1 else "features"
-    assert f"the {len(few)} {noun} with fewer than 30 active rows come last, behind the" in printed
+    assert f"the {len(few)} {noun} with fewer than 30 active rows come last, after the" in printed
     assert "--support 0" in printed
 
 

@@ -299,7 +299,9 @@ def test_more_files_than_anybody_uploads_are_refused(tmp_path, monkeypatch):
 
 
 def test_the_password_of_a_dashboards_address_is_not_repeated(tmp_path):
-    with pytest.raises(InputError, match=r"--address 'http://\*\*\*@host:8265/x' is no dashboard's") as told:
+    with pytest.raises(
+        InputError, match=r"--address 'http://\*\*\*@host:8265/x' is not a dashboard's"
+    ) as told:
         submit(run_yaml(tmp_path), "http://me:secret@host:8265/x", tmp_path)
     assert "secret" not in str(told.value)
 

@@ -96,5 +96,5 @@ def test_errors_in_the_code_of_the_user_are_told_with_its_name(
     write_module(tmp_path, body)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "module_of_the_user", raising=False)
-    with pytest.raises(InputError, match=f"model module_of_the_user:build can not be .*{told}"):
+    with pytest.raises(InputError, match=f"model module_of_the_user:build cannot be .*{told}"):
         load_model(Model(loader="torch_module", path="module_of_the_user:build"), ["0"], "cpu", 1)

@@ -59,6 +59,6 @@ def test_an_architecture_that_transformer_lens_does_not_know_is_refused_in_a_sen
 
     config = DistilBertConfig(vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     DistilBertModel(config).save_pretrained(write_tiny_tokenizer(tmp_path))
-    with pytest.raises(InputError, match=r"can not be loaded by transformer_lens .*torch_module") as told:
+    with pytest.raises(InputError, match=r"cannot be loaded by transformer_lens .*torch_module") as told:
         load(tmp_path, HOOKS[0])
     assert len(str(told.value)) < 500

@@ -55,9 +55,9 @@ def test_what_a_module_raises_when_it_is_imported_or_built_is_a_sentence(
     model = put_module(tmp_path, monkeypatch, statement)
     with pytest.raises(InputError) as refused:
         load_model(model, ["0"], "cpu", 1)
-    assert str(refused.value) == f"model mine:build can not be imported: {RAISES[statement]}"
+    assert str(refused.value) == f"model mine:build cannot be imported: {RAISES[statement]}"
     model = put_module(tmp_path, monkeypatch, f"def build():\n    {statement}")
-    with pytest.raises(InputError, match="model mine:build can not be built without arguments: "):
+    with pytest.raises(InputError, match="model mine:build cannot be built without arguments: "):
         load_model(model, ["0"], "cpu", 1)
 
 
@@ -69,7 +69,7 @@ def test_what_a_module_raises_when_it_runs_is_a_sentence(
 ) -> None:
     body = f"class M(nn.Embedding):\n    def forward(self, ids):\n        {statement}\n"
     model = put_module(tmp_path, monkeypatch, f"{body}def build():\n    return nn.Sequential(M(9, 5))\n")
-    with pytest.raises(InputError, match=r"model mine:build can not be run by model\.loader: torch_module: "):
+    with pytest.raises(InputError, match=r"model mine:build cannot be run by model\.loader: torch_module: "):
         load_model(model, ["0"], "cpu", 1)
 
 
@@ -83,7 +83,7 @@ def test_a_command_whose_module_ends_the_process_ends_with_2(tmp_path: Path) -> 
             cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 2
-    assert "model mine:build can not be imported: SystemExit: 0" in done.stderr
+    assert "model mine:build cannot be imported: SystemExit: 0" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -118,7 +118,7 @@ def test_a_bridge_that_raises_at_its_first_use_is_a_sentence_with_the_remedy(
     module = model._run.__closure__[0].cell_contents.original_model.transformer.h[0]
     monkeypatch.setitem(vars(module), "forward", broken)
     told = (
-        r"can not be run by model\.loader: transformer_lens \(AttributeError: 'X' object has no attribute "
+        r"cannot be run by model\.loader: transformer_lens \(AttributeError: 'X' object has no attribute "
         r"'causal_conv1d_fn'\): give another model, or build this one .* model\.loader: torch_module$"
     )
     for use in (lambda: model.forward(make_batch()), lambda: model.losses(make_batch())):
@@ -225,5 +225,5 @@ def test_a_longest_context_that_is_no_number_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = "def build():\n    m = nn.Sequential(nn.Embedding(9, 5))\n    m.max_context = '8'\n    return m\n"
-    with pytest.raises(InputError, match="max_context '8', which is no whole number"):
+    with pytest.raises(InputError, match="max_context '8', which is not a whole number"):
         load_model(put_module(tmp_path, monkeypatch, body), ["0"], "cpu", 1)

@@ -1,4 +1,4 @@
-"""Logits behind any rows, and gradients of them with respect to what is put in."""
+"""Logits after any rows, and gradients of them with respect to what is put in."""
 
 from __future__ import annotations
 

@@ -153,9 +153,11 @@ def test_a_pass_that_was_begun_with_the_digest_of_a_name_goes_on(tmp_path: Path,
 
 
 def test_a_name_that_the_hub_does_not_give_is_a_sentence(cache: Path) -> None:
-    with pytest.raises(InputError, match=r"model no/such is no folder here, and the hub does not give it \("):
+    with pytest.raises(
+        InputError, match=r"model no/such is not a folder here, and the hub does not give it \("
+    ):
         model_digest(Model(path="no/such"))
-    with pytest.raises(InputError, match=r"model no/such is no folder here"):
+    with pytest.raises(InputError, match=r"model no/such is not a folder here"):
         load_model(Model(path="no/such"), [HOOK], "cpu", 1)
 
 

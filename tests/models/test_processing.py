@@ -131,7 +131,7 @@ def test_hooked_transformer_refuses_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no hook 'transformer\.h\.0'; near"):
         load(folder, "transformer.h.0", loader="hooked_transformer")
     with pytest.raises(
-        InputError, match=r"no/such is no folder here, and the hub does not give it \(.*\): check the name"
+        InputError, match=r"no/such is not a folder here, and the hub does not give it \(.*\): check the name"
     ):
         load(Path("no/such"), "blocks.0.hook_resid_post", loader="hooked_transformer")
 

@@ -194,7 +194,7 @@ def test_folders_that_hold_no_model_are_named(tmp_path: Path) -> None:
         load(tmp_path, "blocks.0.hook_resid_post")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(
-        InputError, match=r"can not be loaded by transformer_lens .*set model\.loader: torch_module$"
+        InputError, match=r"cannot be loaded by transformer_lens .*set model\.loader: torch_module$"
     ):
         load(tmp_path, "blocks.0.hook_resid_post")
     assert max_context(Model(path="org/name")) is None

@@ -67,7 +67,7 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damaged_weights_are_a_sentence_already_when_they_are_measured(tmp_path: Path, kind: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(DAMAGED[kind])
-    with pytest.raises(InputError, match=r"model\.safetensors is damaged, its header can not be read: copy"):
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged, its header cannot be read: copy"):
         needed(tmp_path)
 
 

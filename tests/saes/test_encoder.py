@@ -256,7 +256,7 @@ def test_a_row_whose_product_is_no_number_is_named(tmp_path: Path, how: str) -> 
     x = make_x()
     x[7] = 0 if how == "constant_norm_rescale" else 3e38
     for submit in (encoder.submit, on_device(encoder)):
-        with pytest.raises(ShardError, match=rf"can not be encoded in row 7: .*\({how}\)"):
+        with pytest.raises(ShardError, match=rf"cannot be encoded in row 7: .*\({how}\)"):
             submit(x).result()
 
 
@@ -267,7 +267,7 @@ def on_device(encoder: Any) -> Any:
 
 def test_a_product_that_overflows_is_named(tmp_path: Path) -> None:
     encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE)))
-    with pytest.raises(ShardError, match="can not be encoded in row 0: it overflows"):
+    with pytest.raises(ShardError, match="cannot be encoded in row 0: it overflows"):
         encoder.encode(torch.full((2, D_MODEL), 3e38))
 
 

@@ -207,7 +207,7 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "text": (lambda path: np.savez(path, W_enc=np.array(["x"])), "no numbers"),
     "complex numbers": (lambda path: np.savez(path, W_enc=np.ones(2, np.complex64)), "no numbers"),
-    "a header that is no dict": (
+    "a header that is not a dict": (
         lambda path: write_npz(path, npy((2, 3), b"").replace(b"{", b"[")),
         "damaged",
     ),
@@ -275,7 +275,7 @@ BAD_SAFETENSORS = {
     "a header of a terabyte": struct.pack("<Q", HUGE) + b"{}",
     "a header that is not JSON": struct.pack("<Q", 4) + b"nope" + bytes(24),
     "a shape of a terabyte": safetensors({"W_enc": entry([HUGE, 1], 24)}),
-    "offsets behind the end": safetensors({"W_enc": entry([HUGE], 4 * HUGE)}),
+    "offsets after the end": safetensors({"W_enc": entry([HUGE], 4 * HUGE)}),
     "data that nobody names": safetensors({"W_enc": entry([2], 8)}),
     "an unknown type": safetensors({"W_enc": entry([2, 3], 24, "Q9")}),
     "a pickle": pickle.dumps({"a": 1}),

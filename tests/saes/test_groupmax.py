@@ -85,5 +85,5 @@ def test_no_rows_give_no_features() -> None:
 
 
 def test_groups_of_uneven_size_are_refused() -> None:
-    with pytest.raises(InputError, match="64 features can not have k 7"):
+    with pytest.raises(InputError, match="64 features cannot have k 7"):
         rule_of(64, 7)

@@ -1,4 +1,4 @@
-"""What an SAE's files say about it: which of it moves numbers, and what can not be."""
+"""What an SAE's files say about it: which of it moves numbers, and what cannot be."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def test_a_temporal_sae_is_refused_with_the_reason(tmp_path: Path) -> None:
     module = importlib.import_module("sae_lens.saes.temporal_sae")
     config = module.TemporalSAEConfig(d_in=D_MODEL, d_sae=64, n_heads=1, bottleneck_factor=8, kval_topk=4)
     module.TemporalSAE(config).save_model(tmp_path)
-    with pytest.raises(InputError, match="temporal, which can not be used: it attends over the context"):
+    with pytest.raises(InputError, match="temporal, which cannot be used: it attends over the context"):
         load_sae(f"saelens:{tmp_path}")
     assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == "temporal"
 

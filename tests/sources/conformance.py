@@ -1,5 +1,5 @@
 """What every source must do. Inherit SourceConformance and say how a corpus of given documents is made, or
-StreamConformance where documents can not be given.
+StreamConformance where documents cannot be given.
 """
 
 from __future__ import annotations

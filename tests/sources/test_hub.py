@@ -55,7 +55,9 @@ def test_a_name_that_is_no_path_and_can_not_be_reached_says_both(monkeypatch: py
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr("pipeline.sources.text.hub.revision_of", offline)
-    with pytest.raises(InputError, match=r"'org/name' is no local path, and no Hugging Face .*: no network"):
+    with pytest.raises(
+        InputError, match=r"'org/name' is not a local path, and no Hugging Face .*: no network"
+    ):
         open_source(corpus())
 
 

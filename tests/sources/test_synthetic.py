@@ -58,4 +58,4 @@ def test_the_estimated_size_is_right(vocabulary: int, mean: int) -> None:
     size = sum(len(document.text) for document in source.documents())
     told = source.estimated_bytes()
     assert told is not None
-    assert abs(told - size) < (0.08 if mean > 10 else 0.3) * size  # the last word has no space behind it
+    assert abs(told - size) < (0.08 if mean > 10 else 0.3) * size  # the last word has no space after it

@@ -290,9 +290,9 @@ def test_a_marker_that_can_not_be_read_counts_as_none_and_is_told(tmp_path: Path
     marker.write_bytes(content)
     store, remedy = FeatureStore.open(tmp_path), f"delete {marker} and run `latentlake compact`"
     (problem,) = store.verify().problems
-    assert problem.startswith(f"compaction {marker} can not be read (")
+    assert problem.startswith(f"compaction {marker} cannot be read (")
     assert problem.endswith(remedy)
-    with pytest.warns(UserWarning, match="can not be read") as told:
+    with pytest.warns(UserWarning, match="cannot be read") as told:
         found = [store.compacted("site"), store.compacted("site")]
     assert found == [None, None]
     assert len(told) == 1

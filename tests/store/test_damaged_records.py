@@ -261,7 +261,7 @@ def test_numbers_at_their_limits_are_records_still() -> None:
     made = {"tokenizer": "t", "tokenizer_digest": "0", "bos_id": None, "separator_id": None}
     made |= {"special_ids": (), "special_tokens": "exclude", "label_columns": {}, "context_size": 1}
     assert Lake(**made).context_size == 1
-    with pytest.raises(InputError, match=r"lake\.json is no Lake: context_size: Input should be greater"):
+    with pytest.raises(InputError, match=r"lake\.json is not a Lake: context_size: Input should be greater"):
         Lake.from_json(json.dumps({**made, "context_size": 0}).encode(), "lake.json")
 
 

@@ -148,7 +148,7 @@ def test_torchs_own_loader_of_two_processes_reads_from_object_storage(lake, s3):
     url = "s3://lake/loader"
     copied(store.layout.root, url)
     dataset = DenseDataset(url, "low", batch_rows=50, numbers=True)
-    with pytest.raises(InputError, match="loader can not be read in a forked process: start it by spawn"):
+    with pytest.raises(InputError, match="loader cannot be read in a forked process: start it by spawn"):
         next(iter(DataLoader(dataset, batch_size=None, num_workers=2)))  # it would wait for ever
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
     x, rows = (np.concatenate(parts) for parts in zip(*loader, strict=True))

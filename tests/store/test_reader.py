@@ -291,7 +291,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def test_no_store_and_newer_formats_stop_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no store"):
+    with pytest.raises(InputError, match="is not a store"):
         FeatureStore.open(tmp_path / "nothing")
     for name in ("lake.json", "corpus/0.json", "passes/p/plan.json"):
         root = tmp_path / name.replace("/", "_")

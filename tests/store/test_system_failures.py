@@ -134,7 +134,7 @@ def test_what_may_not_be_read_is_called_so_and_neither_damaged_nor_empty(
     assert code == 2, text
     assert "Permission denied" in text
     assert "allow this user to" in text
-    for wrong in ("damaged", "0 bytes", "Traceback", "is missing", "is no store"):
+    for wrong in ("damaged", "0 bytes", "Traceback", "is missing", "is not a store"):
         assert wrong not in text
 
 

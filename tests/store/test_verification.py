@@ -144,7 +144,7 @@ def test_a_feature_table_that_is_not_that_of_the_activations_is_found(built: Bui
     assert verify(built).problems == [f"{path} differs from a recomputation in n_active"]
     path.write_bytes(b"PAR1 and no more")
     (problem,) = verify(built).problems
-    assert problem.startswith(f"{path} can not be compared: ")
+    assert problem.startswith(f"{path} cannot be compared: ")
 
 
 def test_a_stale_feature_table_is_said_and_is_no_problem(built: Built) -> None:

@@ -1,4 +1,4 @@
-// The search box of the feature table: its text becomes terms, and what can not be read a sentence.
+// The search box of the feature table: its text becomes terms, and what cannot be read a sentence.
 // A term is a word, a token in quotes, or a condition on a column; all must fit, `or` stands between choices.
 "use strict";
 function readSearch(text, columns) {

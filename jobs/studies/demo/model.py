@@ -102,7 +102,7 @@ def _name(config: Path) -> None:
 
 
 def _move_into_place(work: Path, folder: Path) -> None:
-    """Rename the finished folder to its final name; another process having been faster is no error."""
+    """Rename the finished folder to its final name; another process having been faster is not an error."""
     work.chmod(0o755)
     try:
         work.rename(folder)

@@ -1,4 +1,4 @@
-"""`latentlake steer STORE --set 12=3`: features set by hand, and the image and classes that come of it.
+"""`latentlake steer STORE --set 12=3`: features set manually, and the image and classes that come of it.
 
 One starts from nothing, or from the features of a row of the store; sets some; and sees x decoded, as an
 image, and what the classifier says of it. Needs no model but its last layer, which NumPy reads.
@@ -51,7 +51,7 @@ class Steered:
 
 def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
     """Print and draw what comes of the settings; InputError for features and rows that are not there, for
-    numbers that are too large, and for an `out` that can not be written.
+    numbers that are too large, and for an `out` that cannot be written.
     """
     kind = _kind(asked.out)
     pictured = pictured_of(store, site, asked.model)
@@ -98,7 +98,7 @@ def changed(activations: F64, settings: Sequence[str], site: str) -> F64:
     for setting in settings:
         found = _SETTING.fullmatch(setting)
         if not found:
-            raise InputError(f"--set {setting!r} is no FEATURE=VALUE, FEATURE=+VALUE or FEATURE=*VALUE")
+            raise InputError(f"--set {setting!r} is not FEATURE=VALUE, FEATURE=+VALUE or FEATURE=*VALUE")
         feature, how = int(found[1]), found[2]
         if feature >= len(new):
             raise InputError(
@@ -114,9 +114,9 @@ def _number(text: str, setting: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"--set {setting!r}: {text!r} is no number") from None
+        raise InputError(f"--set {setting!r}: {text!r} is not a number") from None
     if not np.isfinite(value):
-        raise InputError(f"--set {setting!r}: {text!r} is no finite number")
+        raise InputError(f"--set {setting!r}: {text!r} is not a finite number")
     return value
 
 

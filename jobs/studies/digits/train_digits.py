@@ -67,7 +67,7 @@ class Images:
 
 
 def train_digits(out: Path, asked: Asked | None = None) -> Path:
-    """Train and save; returns the run file. InputError for images that can not be read, and a bad `out`."""
+    """Train and save; returns the run file. InputError for images that cannot be read, and a bad `out`."""
     import torch
 
     began, asked = time.monotonic(), asked or Asked()

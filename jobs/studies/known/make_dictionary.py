@@ -23,7 +23,7 @@ TRUTH_FILE = "truth.npz"
 def make_dictionary(corpus: Corpus, out: Path, made: Sequence[MadeLike]) -> KnownTruth:
     """Write `truth.npz` and, for each way of making one, an SAE's folder (see `sae_name`) into `out`.
 
-    InputError where the corpus is no dictionary.
+    InputError where the corpus is not a dictionary.
     """
     if corpus.dictionary is None:
         raise InputError(

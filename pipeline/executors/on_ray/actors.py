@@ -33,7 +33,7 @@ from schemas.run.file import Extract
 from schemas.values import Hello
 
 BROKEN_EXIT_S = 2.0
-"""A process that can not use its GPU any more tells the driver, and ends by itself after this time."""
+"""A process that cannot use its GPU any more tells the driver, and ends by itself after this time."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _loopback() -> Iterator[None]:
 
 @contextmanager
 def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Variables of the environment inside the block; behind it they are what they were."""
+    """Variables of the environment inside the block; after it they are what they were."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

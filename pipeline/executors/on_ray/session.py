@@ -87,7 +87,7 @@ def _connect(address: str) -> None:
     """With a token where the cluster asks for one: a driver that speaks with it elsewhere gets no worker."""
     if address != "auto" and not re.fullmatch(r"[^\s/:]+:\d+|\[[^\s/]+\]:\d+", address):
         raise InputError(
-            f"the Ray address {address!r} is no HOST:PORT, such as 10.0.0.10:6379 (the head's, not the "
+            f"the Ray address {address!r} is not HOST:PORT, such as 10.0.0.10:6379 (the head's, not the "
             "dashboard's), nor auto"
         )
     if address != "auto" and _asks_for_token(address):

@@ -36,7 +36,7 @@ class JobServer:
         """InputError when that is no such address, and when nobody answers there, or not to us."""
         if not re.fullmatch(r"https?://[^/\s]+/?", address):
             raise InputError(
-                f"--address {address!r} is no dashboard's address: give one such as http://127.0.0.1:8265"
+                f"--address {address!r} is not a dashboard's address: give one such as http://127.0.0.1:8265"
             )
         self._address = address
         logging.getLogger("ray").setLevel(logging.ERROR)  # what it uploads and leaves out, file by file

@@ -17,7 +17,7 @@ from pipeline.models.device import is_broken, is_out_of_memory
 from schemas.errors import EndedBySignal, InputError
 
 BUILD = "give another model, or build this one in a function and set model.loader: torch_module"
-"""The remedy where a loader can not run a model."""
+"""The remedy where a loader cannot run a model."""
 
 FORBIDDEN = (
     ("transformers.dynamic_module_utils", "get_class_from_dynamic_module"),
@@ -58,7 +58,7 @@ def refuse_run(path: str, loader: str, error: BaseException) -> None:
     if isinstance(error, InputError | EndedBySignal) or is_out_of_memory(error) or is_broken(error):
         return
     remedy = "" if loader == "torch_module" else BUILD
-    refuse(f"model {path} can not be run by model.loader: {loader}", remedy, error)
+    refuse(f"model {path} cannot be run by model.loader: {loader}", remedy, error)
 
 
 @contextmanager

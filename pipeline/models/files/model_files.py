@@ -75,7 +75,7 @@ def require_folder(path: str) -> None:
 
 
 def folder_of(path: str) -> Path:
-    """The folder that is read for a path of the run file, absolute: it can not be taken for a name.
+    """The folder that is read for a path of the run file, absolute: it cannot be taken for a name.
 
     A name's files are downloaded where the hub's cache lacks them. InputError where there is no such model,
     and where a folder names files outside of it, which no digest would hold.
@@ -145,7 +145,7 @@ def _not_had(name: str, error: Exception) -> InputError:
     """The sentence about a model that the hub does not give."""
     reason = " ".join(str(error).split()).partition(". ")[0][:300]
     return InputError(
-        f"model {name} is no folder here, and the hub does not give it ({reason}): check the name and the "
+        f"model {name} is not a folder here, and the hub does not give it ({reason}): check the name and the "
         "network, or give a folder as saved by save_pretrained"
     )
 

@@ -110,7 +110,7 @@ def _safetensors(folder: Path) -> set[Path]:
 
 def _shapes(file: Path) -> Iterator[list[int]]:
     """Shapes of the tensors of a safetensors file: its header's length in 8 bytes, then the header."""
-    damaged = InputError(f"{file} is damaged, its header can not be read: copy the model again")
+    damaged = InputError(f"{file} is damaged, its header cannot be read: copy the model again")
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if length > min(MOST_HEADER, file.stat().st_size):

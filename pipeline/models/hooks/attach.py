@@ -17,7 +17,7 @@ Detach = Callable[[], None]
 
 Attach = Callable[[str, Take], Detach]
 """Call the Take at the hook of this name until the function returned is called; InputError for a name that
-is no hook."""
+is not a hook."""
 
 SETTINGS = {
     "hook_mlp_in": "use_hook_mlp_in",

@@ -43,7 +43,7 @@ mistaken for it."""
 
 
 class _AllTaken(Exception):  # noqa: N818 - it carries no error
-    """Ends a forward pass: nothing behind this point is wanted."""
+    """Ends a forward pass: nothing after this point is wanted."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class HookedModel:
         *,
         only: bool = False,
     ) -> Tensor:
-        """The same in the model's dtype; with `only` other rows do not go behind the blocks."""
+        """The same in the model's dtype; with `only` other rows do not go beyond the blocks."""
         with ExitStack() as around:
             if begun is not None and begun.calls is not None:
                 around.enter_context(replaying(begun, batch, self.device))
@@ -209,7 +209,7 @@ class HookedModel:
         rows = np.array([PROBE[1] - 1, 2, PROBE[1]])
         try:
             found = self._logits_at(batch, rows, {}, only=True)
-        except Exception:  # noqa: BLE001 - what is behind the last block may raise anything
+        except Exception:  # noqa: BLE001 - what is after the last block may raise anything
             return False
         return is_same(self._logits_at(batch, rows, {}), found)
 
@@ -256,7 +256,7 @@ class HookedModel:
     ) -> object:
         """What the model returns when x is replaced at some hooks.
 
-        With `only` int64 [n] that is _OfRows, of these rows alone, where nothing is replaced behind them.
+        With `only` int64 [n] that is _OfRows, of these rows alone, where nothing is replaced after them.
         """
         inputs = self._put(batch)
         fired: set[str] = set()

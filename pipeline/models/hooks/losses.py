@@ -44,7 +44,7 @@ def next_token_logits(output: object, batch: TokenBatch, device: torch.device) -
 
 
 def row_logits(output: object, batch: TokenBatch, rows: I64, device: torch.device) -> Tensor:
-    """The logits [n, V] of the token behind each of some real tokens, by their places among all N."""
+    """The logits [n, V] of the token after each of some real tokens, by their places among all N."""
     real = np.flatnonzero(np.arange(batch.token_ids.shape[1]) < batch.lengths[:, None])
     return _logits(output, batch).flatten(0, 1).index_select(0, to_device(real[rows], device))
 

@@ -1,6 +1,6 @@
 """A forward pass that begins at a hook: what modules gave before it is kept once, and given again.
 
-A call of a module that has ended when the pass comes to a hook can not depend on what is put there. So its
+A call of a module that has ended when the pass comes to a hook cannot depend on what is put there. So its
 output for a batch is kept, and passes over contexts of that batch, in any order and again and again, are
 given it without running the module: of a language model all blocks below the hook, and what the hook's own
 block did before it. Nothing of a model's structure is assumed but that its calls do not depend on the
@@ -33,7 +33,7 @@ from pipeline.models.device import to_device
 from schemas.values import I64, TokenBatch
 
 MOST_BYTES = 1 << 30
-"""Of what is kept of linear layers behind the hook; where that does not do, they run on all rows."""
+"""Of what is kept of linear layers after the hook; where that does not do, they run on all rows."""
 
 
 class Call(NamedTuple):
@@ -49,7 +49,7 @@ class Begun:
     """A batch that was run once, see `pipeline.models.Model.begin`; or some of its contexts, again and again.
 
     Of the batch `x`: hook name -> x float32 [N, D], `logits` float32 [n, V] of the rows asked for, and the
-    calls that are kept, by their ends; None where passes can not begin at a hook. Of each context that is
+    calls that are kept, by their ends; None where passes cannot begin at a hook. Of each context that is
     run int64 [C]: which of the batch it is, and the first position at which something else may be put.
     """
 
@@ -160,7 +160,7 @@ def _stand_in(module: nn.Module, calls: list[Call], some: _Some) -> Callable[[],
 
 def _changed(own: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, some: _Some) -> Tensor:
     """The output [C, T, ...] of a linear layer, which is run on those rows of x that may change."""
-    assert x.shape[:2] == some.shape, f"{list(x.shape)} is no batch of {list(some.shape)}"
+    assert x.shape[:2] == some.shape, f"{list(x.shape)} is not a batch of {list(some.shape)}"
     rows = own(x.flatten(0, 1).index_select(0, some.live))
     return output.flatten(0, 1).index_copy(0, some.live, rows).view(output.shape)
 

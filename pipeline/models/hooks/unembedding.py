@@ -1,7 +1,7 @@
-"""Vectors in the residual stream behind the last block, turned into logits by the model itself.
+"""Vectors in the residual stream after the last block, turned into logits by the model itself.
 
 Architectures end in many ways (layer or RMS norm, with or without gain folded in; tied, untied or biased
-unembedding; a projection before it, scales, a soft-cap behind it). None of that is written down here again:
+unembedding; a projection before it, scales, a soft-cap after it). None of that is written down here again:
 one token is run, what its last block gives is replaced by N vectors, and the model's own end, which treats
 every position alike, makes N rows of logits of them.
 
@@ -22,7 +22,7 @@ from schemas.values import TokenBatch
 
 STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_embed")
 WRITERS = ("hook_mlp_out", "hook_attn_out")
-"""Last parts of TransformerLens' hooks: x is the residual stream, or what is added to it (behind norms and
+"""Last parts of TransformerLens' hooks: x is the residual stream, or what is added to it (after norms and
 scales of the sublayer, where a model has any)."""
 
 BLOCK_OUTPUT = re.compile(r"(.*\.)?(blocks|layers|layer|h)\.\d+(\.hook_(in|out))?")
@@ -53,7 +53,7 @@ def standing_in(vectors: Tensor, output: object) -> object:
     """What a block gave for one token, with vectors [N, D] in the place of its [1, 1, D]."""
     first = output[0] if isinstance(output, tuple) else output
     assert isinstance(first, Tensor)
-    assert first.shape[:2] == (1, 1), f"{list(first.shape)} is no block's output of one token"
+    assert first.shape[:2] == (1, 1), f"{list(first.shape)} is not a block's output of one token"
     if vectors.shape[1] != first.shape[2]:
         raise InputError(
             f"vectors of {vectors.shape[1]} are none of the residual stream, which is {first.shape[2]} wide: "
@@ -68,7 +68,7 @@ def rows_of_logits(output: Any, n: int) -> Tensor:
     logits = getattr(output, "logits", output[0] if isinstance(output, tuple) and output else output)
     if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.numel() != n * logits.shape[-1]:
         raise InputError(
-            "the end of this model (final norm and unembedding) can not be run on its own: `latentlake "
+            "the end of this model (final norm and unembedding) cannot be run on its own: `latentlake "
             "logits` needs a causal language model with its head"
         )
     return logits.reshape(n, logits.shape[-1])
@@ -92,6 +92,6 @@ def require_same(own: Tensor, found: Tensor) -> None:
     """The model's logits of some tokens, and those made of what its last block gave for them."""
     if not is_same(own, found):
         raise InputError(
-            "what this model's last block gives does not decide its logits (something else enters behind "
-            "it), so features have no logits of their own: `latentlake logits` can not be used with it"
+            "what this model's last block gives does not decide its logits (something else enters after "
+            "it), so features have no logits of their own: `latentlake logits` cannot be used with it"
         )

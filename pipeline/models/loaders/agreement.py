@@ -96,7 +96,7 @@ def compare(
 ) -> Agreement:
     """Run the same tokens by `logits` with hooks attached, and compare.
 
-    `reference` of a hook is what `plain` has for it, None where nothing does. What can not be compared is
+    `reference` of a hook is what `plain` has for it, None where nothing does. What cannot be compared is
     named in the answer.
     """
     expected = {hook: x for hook in dict.fromkeys(hooks) if (x := reference(hook)) is not None}

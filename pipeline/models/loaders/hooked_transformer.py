@@ -56,7 +56,7 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
 
     _require_version()
     with (
-        refusing(f"model {model.path} can not be loaded by {LOADER}", BUILD),
+        refusing(f"model {model.path} cannot be loaded by {LOADER}", BUILD),
         without_foreign_code(),
         warnings.catch_warnings(),
     ):

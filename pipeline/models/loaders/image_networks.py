@@ -107,7 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         known = False
     if not known:
         raise InputError(
-            f"model {str(folder)!r} is no folder of an image classifier (a {CONFIG} with model_type {KIND}): "
-            "run `latentlake train-digits`, or set model.loader"
+            f"model {str(folder)!r} is not a folder of an image classifier (a {CONFIG} with model_type "
+            f"{KIND}): run `latentlake train-digits`, or set model.loader"
         )
     return dict(config)

@@ -53,7 +53,9 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
 
     limit = getattr(module, "max_context", None)
     if not (limit is None or type(limit) is int):
-        raise InputError(f"model {model.path} has max_context {limit!r}, which is no whole number of tokens")
+        raise InputError(
+            f"model {model.path} has max_context {limit!r}, which is not a whole number of tokens"
+        )
     refuse = partial(refuse_run, model.path, LOADER)
     by = by_context(module, model.path)
     return HookedModel(
@@ -80,7 +82,7 @@ def _spec(module: str) -> ModuleSpec | None:
         spec = next((found for found in specs if found is not None), None)
         if spec is None:
             return None
-        places = list(spec.submodule_search_locations or ())  # of a module that is no package: nowhere
+        places = list(spec.submodule_search_locations or ())  # of a module that is not a package: nowhere
     return spec
 
 
@@ -93,7 +95,7 @@ def _parts(path: str) -> tuple[str, str]:
     """Module and function of `package.module:function`."""
     module, _, function = path.partition(":")
     if not module or not function:
-        raise InputError(f"model path {path!r} is no package.module:function")
+        raise InputError(f"model path {path!r} is not package.module:function")
     return module, function
 
 
@@ -103,9 +105,9 @@ def _build(path: str, device: str, dtype: Any) -> nn.Module:
 
     name, function = _parts(path)
     _see_working_directory()
-    with refusing(f"model {path} can not be imported"):
+    with refusing(f"model {path} cannot be imported"):
         build: Any = getattr(importlib.import_module(name), function)
-    with refusing(f"model {path} can not be built without arguments"):
+    with refusing(f"model {path} cannot be built without arguments"):
         module = build()
         if not isinstance(module, nn.Module):
             raise InputError(

@@ -56,7 +56,7 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
 
     bridge, plain = _boot(model, hooks, device)
     rotary = by_context(bridge.original_model, model.path)
-    with refusing(f"model {model.path} can not be run by model.loader: {LOADER}", BUILD):
+    with refusing(f"model {model.path} cannot be run by model.loader: {LOADER}", BUILD):
         agreement = compare(plain, hooks, _reference(bridge, plain), _attacher(bridge), _runner(bridge, True))
     require_agreement(agreement, getattr(torch, model.dtype), model.path, LOADER)
     _process_weights(bridge, model)
@@ -85,7 +85,7 @@ def head_of(model: Any) -> Head | None:
         return None
     try:
         return Head(last, model.W_U.detach())
-    except Exception:  # noqa: BLE001 - an unembedding that is no single matrix
+    except Exception:  # noqa: BLE001 - an unembedding that is not a single matrix
         return Head(last, None)
 
 
@@ -123,7 +123,7 @@ def _boot(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, Pl
     check_size(folder, model.path)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     boot: Any = TransformerBridge.boot_transformers
-    with refusing(f"model {model.path} can not be loaded by {LOADER}", BUILD), without_foreign_code():
+    with refusing(f"model {model.path} cannot be loaded by {LOADER}", BUILD), without_foreign_code():
         bridge = boot(str(folder), device=device, dtype=getattr(torch, model.dtype), model_class=watched)
     assert watched.plain is not None
     return bridge.eval(), watched.plain

@@ -102,7 +102,7 @@ class Encoder(Protocol):
         """Reconstruct x, of a transcoder what is at `hook_name_out`: float32 [N, width_out], on the device.
 
         `like` is the x that was encoded; SAEs that normalise their input by its own norm, and transcoders
-        with a skip connection, can not do without it.
+        with a skip connection, cannot do without it.
         """
 
     def directions(self, features: I32) -> Tensor:
@@ -136,7 +136,7 @@ class RuleEncoder(Described):
     ) -> None:
         """`weights` lie on the device to compute on.
 
-        With `dtype` bfloat16 x (behind normalisation and b_dec) and W_enc are rounded to it, and their
+        With `dtype` bfloat16 x (after normalisation and b_dec) and W_enc are rounded to it, and their
         products are summed in float32; on the CPU by float32 arithmetic, which gives the same numbers and no
         speed.
         """
@@ -246,7 +246,7 @@ class RuleEncoder(Described):
         bad = (~product.isfinite()).any(dim=1).nonzero()
         if len(bad):
             raise ShardError(
-                f"x at {self.hook_name} can not be encoded in row {first + int(bad[0])}: it overflows or "
+                f"x at {self.hook_name} cannot be encoded in row {first + int(bad[0])}: it overflows or "
                 f"is 0 and to be normalised ({self.metadata.normalize_activations}); check hook and model"
             )
 

@@ -1,7 +1,7 @@
 """What a file of torch.save declares: names, shapes and plain values, without torch and without running it.
 
 Such a file is a pickle in which tensors point to storages by number, and the storages' bytes beside it: as
-members of a zip, or (before torch 1.6) behind the pickle. Here the pickle is followed with stand-ins for the
+members of a zip, or (before torch 1.6) after the pickle. Here the pickle is followed with stand-ins for the
 few things that a dict of tensors is made of; whatever else it asks for is refused by its name, and so is a
 tensor that is larger than what the file stores of it. So nothing is allocated that is not in the file.
 """
@@ -62,7 +62,7 @@ class _Tensor(NamedTuple):
     shape: Shape
 
 
-class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo or a length can not allocate
+class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo or a length cannot allocate
     """Follows a pickle of torch.save; `storages` are those that it speaks of."""
 
     stack: list[Any]
@@ -99,7 +99,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo
         pickle.ADDITEMS[0]: _add_items,
         pickle.FROZENSET[0]: _make_frozenset,
     }
-    """What follows each opcode; those above hash what is on the stack behind the last mark."""
+    """What follows each opcode; those above hash what is on the stack after the last mark."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for something that the pickle names."""
@@ -186,7 +186,7 @@ STAND_INS: dict[str, Any] = {
 
 
 def read_declared(path: Path) -> Declared:
-    """What the file holds; one of UNREADABLE where it is damaged, or is no dict of tensors."""
+    """What the file holds; one of UNREADABLE where it is damaged, or is not a dict of tensors."""
     content = _from_zip(path) if zipfile.is_zipfile(path) else _from_legacy(path)
     if not isinstance(content, Mapping):
         raise TypeError(f"it holds a {type(content).__name__}, no dict of tensors")

@@ -61,7 +61,7 @@ class TensorFile:
     ) -> dict[str, Tensor]:
         """Tensors by our name, float32, contiguous, on the CPU.
 
-        `names` maps ours to the file's; `.T` behind the file's name transposes. A tensor that is missing, one
+        `names` maps ours to the file's; `.T` after the file's name transposes. A tensor that is missing, one
         that nothing reads (unless in `ignore`) and a wrong shape are InputErrors, before anything is loaded.
         """
         stored = {ours: theirs.removesuffix(".T") for ours, theirs in names.items()}
@@ -211,7 +211,7 @@ def open_npz(path: Path) -> TensorFile:
 
 
 def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Shape:
-    """Shape of one array of an .npz, from its header; ValueError where the file can not hold that much."""
+    """Shape of one array of an .npz, from its header; ValueError where the file cannot hold that much."""
     if member.file_size > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
         raise ValueError(f"{member.filename} unpacks {member.compress_size} bytes to {member.file_size}")
     with archive.open(member) as whole:
@@ -258,7 +258,7 @@ def only_torch_file(path: Path) -> Path | None:
 def torch_names(path: Path) -> set[str]:
     """Names of the tensors in `only_torch_file(path)`; none where there is no such file.
 
-    A file in a folder may be of something else than an SAE: where it can not be read, it has no names. Of a
+    A file in a folder may be of something else than an SAE: where it cannot be read, it has no names. Of a
     file that was given itself it is said.
     """
     file = only_torch_file(path)

@@ -226,7 +226,7 @@ def _of_unit_norm(weights: Weights, path: Path) -> Weights:
         return weights
     if bool((norms == 0).any()):
         raise InputError(
-            f"{path} has a decoder vector of norm 0, which its own loader can not normalise either"
+            f"{path} has a decoder vector of norm 0, which its own loader cannot normalise either"
         )
     weights["W_enc"] = weights["W_enc"] * norms
     weights["b_enc"] = weights["b_enc"] * norms

@@ -98,7 +98,7 @@ def _widths(file: TensorFile) -> tuple[int, int, int]:
     if len(w_enc) == 2 and len(w_dec) == 3:
         raise InputError(
             f"{file.path} is a cross-layer transcoder: it writes to {w_dec[1]} layers at once, which a site "
-            "can not hold; choose a transcoder of one layer"
+            "cannot hold; choose a transcoder of one layer"
         )
     if len(w_enc) != 2 or len(w_dec) != 2:
         raise InputError(

@@ -91,7 +91,7 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
 
 
 def _activation(file: TensorFile) -> str:
-    """ReLU (also where the file names none) or TopK behind which a ReLU follows."""
+    """ReLU (also where the file names none) or TopK after which a ReLU follows."""
     name = file.values.get("activation", "ReLU")
     after = file.values.get("activation_state_dict.postact_fn", "ReLU")
     if name not in ("ReLU", "TopK") or after != "ReLU":

@@ -31,7 +31,7 @@ FORM = "saelens:RELEASE/ID, saelens:OWNER/REPOSITORY/ID or saelens:PATH"
 NOT_TOKEN_LOCAL = {
     "temporal": "it attends over the context, so a token's features depend on the tokens before it"
 }
-"""Architecture of the package -> why it can not be used."""
+"""Architecture of the package -> why it cannot be used."""
 
 FAILURES = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError)
 """What the package and the hub raise for a name, a network or a file that is not what it should be."""
@@ -111,7 +111,7 @@ def _open(spec: str, files: tuple[tuple[str, int, int], ...]) -> Opened:  # noqa
     why = NOT_TOKEN_LOCAL.get(sae.cfg.architecture())
     if why:
         raise InputError(
-            f"SAE {spec} is of architecture {sae.cfg.architecture()}, which can not be used: {why}"
+            f"SAE {spec} is of architecture {sae.cfg.architecture()}, which cannot be used: {why}"
         )
     sae.turn_off_forward_pass_hook_z_reshaping()  # x has one row for a token already
     metadata = _metadata(sae, spec, card, package.__version__)

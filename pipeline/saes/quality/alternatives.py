@@ -57,7 +57,7 @@ class Rows(NamedTuple):
 
 
 class Alternative(NamedTuple):
-    """One way to read the SAE; `change` says what to do about it, to be read behind a colon."""
+    """One way to read the SAE; `change` says what to do about it, to be read after a colon."""
 
     name: str
     change: str

@@ -69,7 +69,7 @@ class SaelensDictionary:
 
 
 def _check(recipe: Dictionary) -> None:
-    """InputError for what sae-lens means otherwise, or can not do."""
+    """InputError for what sae-lens means otherwise, or cannot do."""
     if recipe.correlated and recipe.features > MOST_CORRELATED:
         raise InputError(
             f"corpus.dictionary.correlated: sae-lens takes a matrix of {recipe.features:,} squared entries, "

@@ -43,7 +43,7 @@ class Labelled(NamedTuple):
 
 
 def read_images(path: str, asked: Images) -> Labelled:
-    """The images of a file; InputError that names the file for what can not be read."""
+    """The images of a file; InputError that names the file for what cannot be read."""
     if path == MNIST_5K:
         return _mnist_5k(_mnist_file())
     file = Path(path).expanduser()
@@ -170,7 +170,7 @@ def read_idx(content: bytes, file: Path) -> NDArray[Any]:
     After Y. LeCun's page of the MNIST database.
     """
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
-        raise InputError(f"{file} is no idx file: it begins with {content[:4].hex(' ')}")
+        raise InputError(f"{file} is not an idx file: it begins with {content[:4].hex(' ')}")
     dtype, axes = np.dtype(IDX_TYPES[content[2]]), content[3]
     start = 4 + 4 * axes
     shape = np.frombuffer(content[4:start], ">u4").tolist()

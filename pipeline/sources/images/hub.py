@@ -56,8 +56,8 @@ class HubImages(ImageSource):
 
     def _asked_of_hub(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         refusal = (
-            f"corpus.path {self._corpus.path!r} is no file of images, and no Hugging Face dataset could be "
-            "opened by that name"
+            f"corpus.path {self._corpus.path!r} is not a file of images, and no Hugging Face dataset could "
+            "be opened by that name"
         )
         return answered(refusal, ask, *args, **kwargs)
 
@@ -74,7 +74,7 @@ class SavedImages(ImageSource):
 
 
 def labelled(rows: Any, corpus: Corpus, asked: Images) -> Labelled:
-    """The images and classes of a dataset's rows; InputError for images that can not be read."""
+    """The images and classes of a dataset's rows; InputError for images that cannot be read."""
     check_columns((asked.image, asked.label), rows.features, corpus.path)
     images = list(_images(rows[asked.image], corpus.path))
     if len({image.shape for image in images}) > 1:
@@ -93,7 +93,7 @@ def _images(images: Iterable[Any], where: str) -> Iterator[NDArray[Any]]:
             array = None if image is None else np.asarray(image)
         except Exception as error:  # noqa: BLE001 - whatever Pillow raises, for a bomb too
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{where} holds an image that can not be read: {reason}") from None
+            raise InputError(f"{where} holds an image that cannot be read: {reason}") from None
         if array is None:
             return
         require_size(array.size, size := size + array.nbytes, where)

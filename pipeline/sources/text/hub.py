@@ -108,7 +108,7 @@ class HubSource(RowSource):
 
     def _asked(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         refusal = (
-            f"corpus.path {self._corpus.path!r} is no local path, and no Hugging Face dataset could be "
+            f"corpus.path {self._corpus.path!r} is not a local path, and no Hugging Face dataset could be "
             f"opened by that name (config {self._corpus.config}, split {self._corpus.split})"
         )
         return answered(refusal, ask, *args, **kwargs)

@@ -54,7 +54,7 @@ def saved_folder(corpus: Corpus) -> Path:
 
 
 def load_saved(folder: Path) -> Any:
-    """The dataset, its rows on disk; InputError where it can not be read."""
+    """The dataset, its rows on disk; InputError where it cannot be read."""
     import datasets
 
     try:

@@ -45,7 +45,7 @@ class NonFiring:
         places = self._by_context[slice(*bounds)]
         context = self._context[places] - first_context
         counted, ends = np.flatnonzero(shard.counted), _counted_before(shard)
-        has = ends[context + 1] > ends[context]  # a context of special tokens alone is no example
+        has = ends[context + 1] > ends[context]  # a context of special tokens alone is not an example
         places, context = places[has], context[has]
         n = (ends[context + 1] - ends[context]).astype(np.uint64)
         chosen = (row_hash(self._features[self._owner[places]], self._context[places]) % n).astype(np.int64)

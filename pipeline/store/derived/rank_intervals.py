@@ -77,7 +77,7 @@ def rank_intervals(
 
 
 def _ranks(values: F64, rare: Bool) -> I64:
-    """Ranks of values [d_sae], -1 for NaN; those of rare features begin behind the last of the others."""
+    """Ranks of values [d_sae], -1 for NaN; those of rare features begin after the last of the others."""
     others, last = (ranks(np.where(kept, values, np.nan)) for kept in (~rare, rare))
     return np.where(last >= 0, last + others.max(initial=-1) + 1, others)
 

@@ -38,7 +38,7 @@ AHEAD_BYTES = 1 << 26
 def round_dense(x: F32, dtype: DenseDtype) -> NDArray[Any]:
     """As stored: float16, float32, or float32 that hold bfloat16 values, rounded half to even.
 
-    A value that is not finite, or that `dtype` can not hold, is a ShardError.
+    A value that is not finite, or that `dtype` cannot hold, is a ShardError.
     """
     with np.errstate(over="ignore"):
         rounded = _to_bfloat16(x) if dtype == "bfloat16" else x.astype(dtype, copy=False)
@@ -180,7 +180,7 @@ def open_dense(path: StorePath) -> Any:
 
 
 def wrong_with_dense(array: Any, stored: Bool, dtype: DenseDtype) -> Iterator[str]:
-    """What can not be true of the array of a shard whose rows `stored`, bool [N], have an x; in words."""
+    """What cannot be true of the array of a shard whose rows `stored`, bool [N], have an x; in words."""
     kind = np.float16 if dtype == "float16" else np.float32
     if array.ndim != 2 or array.shape[0] != len(stored) or array.dtype != kind:
         yield f"x.zarr is {array.dtype} {list(array.shape)}, for {len(stored):,} rows of {dtype}"
@@ -192,5 +192,5 @@ def wrong_with_dense(array: Any, stored: Bool, dtype: DenseDtype) -> Iterator[st
             yield "a row that the special-token policy or the site's positions keep out has an x"
             return
         if not np.isfinite(x).all() or (dtype == "bfloat16" and (x.view(np.uint32) & 0xFFFF).any()):
-            yield f"an x in x.zarr is no finite {dtype}"
+            yield f"an x in x.zarr is not a finite {dtype}"
             return

@@ -189,13 +189,13 @@ def _checked_footer(file: BinaryIO) -> pq.FileMetaData:
 
 
 def _footer(file: BinaryIO) -> tuple[bytes, bytes]:
-    """A file's footer, and the 8 bytes behind it: its length, and Parquet's name."""
+    """A file's footer, and the 8 bytes after it: its length, and Parquet's name."""
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _FOOTER_GUESS))
     tail = file.read()
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1" or length > size:
-        raise ValueError("it is no Parquet file")
+        raise ValueError("it is not a Parquet file")
     if _SEAL_KEY in tail[:-length]:
         raise ValueError("its footer's length is not the one that was written")
     if length > len(tail):

@@ -18,7 +18,7 @@ def round_activations(features: SparseFeatures, dtype: ActivationDtype) -> tuple
     """Round to `dtype` (half to even) and back to float32; entries that become 0 are dropped.
 
     Returns the rounded features, how many activations underflowed to 0, and the largest
-    |rounded - value| / |value| among those kept. A value that is not finite, or that `dtype` can not hold, is
+    |rounded - value| / |value| among those kept. A value that is not finite, or that `dtype` cannot hold, is
     a ShardError.
     """
     value = features.data
@@ -63,7 +63,7 @@ def _loss(value: F32, rounded: F32) -> float:
 
 
 def _not_finite(features: SparseFeatures, rounded: F32, dtype: str) -> ShardError:
-    """The first value that can not be stored, in words."""
+    """The first value that cannot be stored, in words."""
     place = int(np.flatnonzero(~np.isfinite(rounded))[0])
     row = int(np.searchsorted(features.indptr, place, side="right")) - 1
     value, feature = float(features.data[place]), int(features.indices[place])

@@ -22,7 +22,7 @@ from schemas.errors import InputError
 from schemas.storage_failures import storage_failure
 
 STORE_REMEDY = "set store.root elsewhere"
-"""Of a disk that can not be written."""
+"""Of a disk that cannot be written."""
 TMPDIR_REMEDY = "set TMPDIR to a folder on a larger disk"
 
 
@@ -229,7 +229,7 @@ def fsync_tree(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk; file systems that can not are let be."""
+    """Bring a folder's list of names to the disk; file systems that cannot are let be."""
     try:
         _fsync(folder)
     except OSError as error:

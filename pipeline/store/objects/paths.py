@@ -175,7 +175,7 @@ def store_path(root: str | StorePath) -> StorePath:
     found = _URL.fullmatch(root)
     if found is None or {".", ".."} & set(found[3].split("/")):
         raise InputError(
-            f"store {root!r} is no URL of object storage: write {scheme}://BUCKET/PREFIX, the prefix of "
+            f"store {root!r} is not a URL of object storage: write {scheme}://BUCKET/PREFIX, the prefix of "
             "letters, digits and . _ + = ~ -"
         )
     return ObjectPath(root.rstrip("/"))
@@ -196,7 +196,7 @@ def client(url: str, *, retries: bool = True) -> Any:
     with _MAKING:  # two threads that come first must not get a memory each
         if _MADE_BY - {os.getpid()}:
             raise InputError(
-                f"{url} can not be read in a forked process: start it by spawn, in torch by DataLoader(..., "
+                f"{url} cannot be read in a forked process: start it by spawn, in torch by DataLoader(..., "
                 'multiprocessing_context="spawn")'
             )
         _MADE_BY.add(os.getpid())
@@ -228,7 +228,7 @@ def tries() -> Iterator[int]:
 
 @contextmanager
 def remote_errors(path: object) -> Iterator[None]:
-    """Turn what object storage says into InputError for what the user can mend, RemoteError for what passes.
+    """Turn what object storage says into InputError for what the user can fix, RemoteError for what passes.
 
     FileNotFoundError and FileExistsError are what they are.
     """
@@ -244,7 +244,7 @@ def remote_errors(path: object) -> Iterator[None]:
             "GOOGLE_*, AZURE_*), and what they may do there"
         ) from None
     except (AlreadyExistsError, PreconditionError) as error:
-        # Azure says 409 where the others say 412; a 409 of the others is no answer yet
+        # Azure says 409 where the others say 412; a 409 of the others is not answer yet
         if "status code: 409" in (text := str(error)) and "BlobAlreadyExists" not in text:
             raise ConflictError(errno.EIO, f"object storage failed ({_said(text)})", str(path)) from None
         raise FileExistsError(errno.EEXIST, "there is such an object", str(path)) from None

@@ -147,7 +147,7 @@ RESTORE = "run `latentlake verify`, and restore what it names from a copy of the
 
 @contextlib.contextmanager
 def readable(path: StorePath, remedy: str = RESTORE) -> Iterator[None]:
-    """Tell of a missing or damaged file in one sentence; what the system refuses is no damage."""
+    """Tell of a missing or damaged file in one sentence; what the system refuses is not damage."""
     try:
         yield
     except (InputError, RemoteError):

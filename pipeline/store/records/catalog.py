@@ -245,6 +245,6 @@ def _no_lake(layout: Layout) -> InputError:
     if unfinished := unfinished_tokens(layout, []):
         return InputError(f"there is no lake.json yet: {unfinished}")
     return InputError(
-        f"{layout.root} is no store (it has no lake.json): give the folder or URL that a run file calls "
+        f"{layout.root} is not a store (it has no lake.json): give the folder or URL that a run file calls "
         "store.root"
     )

@@ -49,7 +49,7 @@ class Compacted:
 
 
 def remedy(marker: StorePath) -> str:
-    """What helps where a compaction can not be read: without it the store is whole."""
+    """What helps where a compaction cannot be read: without it the store is whole."""
     return f"delete {marker} and run `latentlake compact`"
 
 
@@ -63,7 +63,7 @@ def read_compactions(
 ) -> tuple[list[Compacted], list[str]]:
     """The compactions of a pass whose shards are all committed as they were, by name; then what is wrong.
 
-    Of a marker that can not be read (damaged, or of a newer format) a sentence says so; its compaction counts
+    Of a marker that cannot be read (damaged, or of a newer format) a sentence says so; its compaction counts
     as none.
     """
     found, wrong, folder = list[Compacted](), list[str](), layout.compactions(pass_name)
@@ -76,7 +76,7 @@ def read_compactions(
         except FileNotFoundError:  # removed at this moment
             continue
         except (InputError, OSError) as error:
-            wrong.append(f"compaction {path} can not be read ({error}): {remedy(path)}")
+            wrong.append(f"compaction {path} cannot be read ({error}): {remedy(path)}")
             continue
         if _fits(record, receipts):
             found.append(compacted)

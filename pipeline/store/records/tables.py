@@ -45,7 +45,7 @@ class StaleTableWarning(UserWarning):
 
 
 def require_writable(layout: Layout, site: str) -> None:
-    """InputError, or the storage's error, where tables of the site can not be written; before the work."""
+    """InputError, or the storage's error, where tables of the site cannot be written; before the work."""
     probe = layout.table(site, "features").parent / ".writable"
     write_atomic(probe, b"")
     remove(probe)

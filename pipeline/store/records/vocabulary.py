@@ -88,7 +88,7 @@ def _belongs(letter: str, before: str) -> bool:
 
 
 def _is_part(letter: str) -> bool:
-    """Whether it stands for a byte that is no character."""
+    """Whether it stands for a byte that is not a character."""
     return "\udc80" <= letter <= "\udcff"
 
 

@@ -1,6 +1,6 @@
 """Compaction: the postings of all committed shards, one file per feature block, sorted by (feature, row).
 
-Postings are sorted within a shard and cut at feature blocks, so merging is no shuffle: where each shard's
+Postings are sorted within a shard and cut at feature blocks, so merging is not a shuffle: where each shard's
 rows of a feature go follows from the partials' counts. A task takes a range of blocks and puts in place as
 many features as fit into memory at a time; a feature that does not fit is written shard by shard.
 """
@@ -117,7 +117,7 @@ def _fitting(totals: I64, first: int) -> Iterator[range]:
 
 
 def _in_place(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece:
-    """Each shard's rows of a feature behind those of the shards before."""
+    """Each shard's rows of a feature after those of the shards before."""
     ends = np.cumsum(totals)
     free = ends - totals
     rows, values = np.empty(int(ends[-1]), np.uint64), np.empty(int(ends[-1]), _dtype(shards))

@@ -91,7 +91,7 @@ def remove_garbage(layout: Layout, garbage: list[Garbage]) -> Iterator[Garbage]:
         else:
             remove_tree(item.path)
         if item.path.exists():
-            raise InputError(f"{item.path} can not be removed: allow writing there, and run again")
+            raise InputError(f"{item.path} cannot be removed: allow writing there, and run again")
         yield item
 
 

@@ -308,7 +308,7 @@ def _of_rows(matrix: Any, chosen: Bool) -> SparseFeatures:
 
 
 def _wrong_with(block: Postings, tokens: TokenShard, columns: Any) -> str | None:
-    """What can not be true of some activations, in words."""
+    """What cannot be true of some activations, in words."""
     if columns is not None and not _same(block, columns):
         return "csr.zarr and postings.parquet do not hold the same activations"
     inside = bool((block.rows >= 0).all() and (block.rows < tokens.n_rows).all())

@@ -314,4 +314,4 @@ def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyR
 
 
 def _not_compared(path: StorePath, error: Exception) -> str:
-    return f"{path} can not be compared: {error}"
+    return f"{path} cannot be compared: {error}"

@@ -194,7 +194,7 @@ def read_truth(path: StorePath) -> KnownTruth:
     except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
         told = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{path} is no truth of a dictionary ({told}): write it by `latentlake make-dictionary`"
+            f"{path} is not a truth of a dictionary ({told}): write it by `latentlake make-dictionary`"
         ) from None
     shapes = truth.vectors.shape, truth.bias.shape, truth.first.shape[1:]
     if shapes != ((recipe.features, recipe.width), (recipe.width,), (recipe.width,)):

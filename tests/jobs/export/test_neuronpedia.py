@@ -196,7 +196,7 @@ def test_some_features_alone_and_what_is_wrong(made, tmp_path, capsys):
     main_ends(
         ["export", "neuronpedia", root, "--out", str(tmp_path / "no"), "--layer", "1", "--model", "../up"], 2
     )
-    assert "--model '../up' is no folder name" in capsys.readouterr().err
+    assert "--model '../up' is not a folder name" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

@@ -359,7 +359,7 @@ def test_stale_tables_are_said(tmp_path):
 
 def test_a_folder_that_is_no_report_is_left_alone(made, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match="holds files and is no report"):
+    with pytest.raises(InputError, match="holds files and is not a report"):
         report(made[1], ["site"], OneProcess(), out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

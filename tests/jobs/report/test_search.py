@@ -1,4 +1,4 @@
-"""The search box of the feature table: its syntax, and a sentence for whatever it can not read."""
+"""The search box of the feature table: its syntax, and a sentence for whatever it cannot read."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate, "is damaged"),
     "empty": (lambda file: file.write_bytes(b""), "is damaged"),
     "activation unknown": (spoil(activation="GELU"), "activation 'GELU'"),
-    "identity behind topk": (
+    "identity after topk": (
         after(k=8, postact_fn="Identity"),
         "then 'Identity'; known: ReLU, TopK then ReLU",
     ),
