@@ -69,7 +69,7 @@ def run(
     accept_environment: AcceptEnvironment = False,
     log_json: LogJson = None,
 ) -> None:
-    """Tokenize, extract, make tables, figures and the report, each only as far as it is not done."""
+    """Tokenize, extract, compute tables, figures and the report; skips what is already done."""
     from jobs.lake.run import run as job
 
     with logged(log_json):
@@ -110,7 +110,7 @@ def submit(
         Path, typer.Option(help="Folder that the cluster gets a copy of; the run file lies in it.")
     ] = Path(),
 ) -> None:
-    """Run RUN.yaml on a Ray cluster, follow its log, and end as it ends."""
+    """Run RUN.yaml on a Ray cluster, stream its log, and exit with the driver's exit code."""
     from jobs.lake.submit import submit as job
 
     raise typer.Exit(job(path, address, working_dir, options or ()))

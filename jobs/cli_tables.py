@@ -52,7 +52,7 @@ def profile(
     workers: Workers = None,
     address: Address = None,
 ) -> None:
-    """Intervals of frequencies, what features fire on, where labels differ, L0 at thresholds."""
+    """Intervals of frequencies, what features fire on, differences between label values, L0 thresholds."""
     from jobs.command.tasks import choose_tasks
     from jobs.tables.profile import THRESHOLDS
     from jobs.tables.profile import profile as job
@@ -139,7 +139,7 @@ def coactivation(
     workers: Workers = None,
     address: Address = None,
 ) -> None:
-    """The neighbours of each feature: those that fire on the same rows, and those of like direction."""
+    """Features active on the same tokens, and features with similar decoder directions."""
     from jobs.command.tasks import choose_tasks
     from jobs.tables.coactivation import coactivation as job
 
@@ -215,7 +215,7 @@ def logits(
     workers: ModelWorkers = None,
     address: Address = None,
 ) -> None:
-    """The tokens that each feature speaks for, by direct unembedding; runs the model's last part."""
+    """The tokens that each feature promotes (direct logit attribution); runs the model's last part."""
     from jobs.command.tasks import choose_model_tasks, device_for
     from jobs.evaluation.logits import Asked
     from jobs.evaluation.logits import logits as job
@@ -244,7 +244,7 @@ def fidelity(
     workers: ModelWorkers = None,
     address: Address = None,
 ) -> None:
-    """What the model loses with the SAE's reconstruction in the place of x; runs the model."""
+    """How the loss changes when x is replaced by the SAE's reconstruction; runs the model."""
     from jobs.command.tasks import choose_model_tasks, device_for
     from jobs.evaluation.fidelity import Asked
     from jobs.evaluation.fidelity import fidelity as job

@@ -1,4 +1,4 @@
-"""`latentlake logits STORE`: which tokens a feature speaks for, by direct unembedding. Needs the model.
+"""`latentlake logits STORE`: which tokens a feature promotes (direct logit attribution). Needs the model.
 
 Of each feature f the distribution softmax(unembed(ln_final(avg_norm * W_dec[f] + b_dec))), where avg_norm is
 the mean over counted rows (those without any activation included) of the Euclidean norm of the row's feature

@@ -208,7 +208,7 @@ def _activations(shard: ShardFiles, features: range) -> Iterator[tuple[I64, I64,
 
 
 Favoured = tuple[list[int], list[float], list[int], list[float]]
-"""Tokens that a feature speaks for and how much, the most first; then those that it speaks against."""
+"""Tokens that a feature promotes and how much, the most first; then those that it suppresses."""
 
 
 def favoured(source: Source, features: range) -> dict[int, Favoured]:

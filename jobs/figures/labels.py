@@ -1,4 +1,4 @@
-"""Labels side by side: the features that fire otherwise in documents with one value of a label."""
+"""Labels side by side: the features whose frequency differs between label values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     if shown.height < clear.height:
         facts.append(f"shown: the clearest, {OF_A_VALUE} to a value")
     names = [_name(*name) for name in shown.select("label", "value", "feature").iter_rows()]
-    figure, axes = canvas("Where features fire otherwise", site, *facts)
+    figure, axes = canvas("Features that differ by label", site, *facts)
     if shown.is_empty():
         few = "too few documents with and without each value to compare"
         nothing(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)

@@ -1,4 +1,4 @@
-"""`latentlake diff A B`: which features fire otherwise in one store than in another, document by document.
+"""`latentlake diff A B`: which features differ in frequency between two stores, by document.
 
 Two corpora under one model, or two models over one corpus: where the token shards are the same, documents are
 paired. One shard is in memory at a time, and some 150 bytes a feature.

@@ -1,4 +1,4 @@
-"""`latentlake profile STORE`: how sure a frequency is, what features fire on, where labels differ, L0.
+"""`latentlake profile STORE`: intervals of frequencies, what features fire on, label differences, L0.
 
 Tables: `profile`, `labels`, `label_trends`, `label_values` (by ranges of features,
 `pipeline.store.derived.profile`) and `l0_thresholds` (by shards).
@@ -68,7 +68,7 @@ def _told(made: dict[str, pl.DataFrame]) -> str:
             f"(over rows it would be {rows:.1e}, but rows of a document are not independent)"
         )
     single = fired.filter(pl.col("top_token_share") >= 0.9).height
-    told += f"; {single:,} fire nine times of ten on one token"
+    told += f"; {single:,} fire at least 90 % of the time on one token"
     tested = labels.drop_nulls("p")
     for (name,), some in tested.group_by("label", maintain_order=True):
         different = some.filter(pl.col("q") <= LEVEL)

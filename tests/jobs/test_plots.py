@@ -44,7 +44,7 @@ TITLES = {
     "density_and_mean": "Density against strength",
     "sigma_over_mu": "Features ranked by σ / μ",
     "l0_thresholds": "Active features per token, above thresholds",
-    "label_differences": "Where features fire otherwise",
+    "label_differences": "Features that differ by label",
     "sparsity": "How sparse features are",
     "logit_entropy": "How sharply features choose tokens",
     "logit_max_probability": "The token that a feature makes likeliest",
