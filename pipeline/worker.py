@@ -35,8 +35,8 @@ from pipeline.store.records.tokens import counted_for, read_links, read_token_sh
 from pipeline.store.writer import write_dense_site, write_site
 from schemas.errors import ShardError
 from schemas.layout import DENSE, Layout, StorePath
+from schemas.names import CheckSae
 from schemas.records import DataObject, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.run.file import CheckSae
 from schemas.values import (
     Agreement,
     ControlSums,

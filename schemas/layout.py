@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from schemas.run.file import check_name
+from schemas.names import check_name
 
 CSR, POSTINGS, PARTIALS, ROW_COUNTS = "csr.zarr", "postings.parquet", "partials.parquet", "row_counts.parquet"
 CONTROL, CONTROL_L0 = "control.parquet", "control_l0.parquet"

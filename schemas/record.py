@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from schemas.errors import InputError
-from schemas.run.file import NAME
+from schemas.names import NAME
 
 FORMAT_VERSION = 7
 

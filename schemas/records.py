@@ -8,6 +8,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from schemas.names import (
+    ActivationDtype,
+    ContextsOf,
+    Control,
+    DenseDtype,
+    EncodeDtype,
+    Loader,
+    ModelDtype,
+    Pooling,
+    SpecialText,
+    SpecialTokenPolicy,
+    StoreLayout,
+)
 from schemas.record import (
     FORMAT_VERSION,
     Amount,
@@ -23,19 +36,6 @@ from schemas.record import (
     digest_of,
     parse_json,
     refuse_newer,
-)
-from schemas.run.file import (
-    ActivationDtype,
-    ContextsOf,
-    Control,
-    DenseDtype,
-    EncodeDtype,
-    Loader,
-    ModelDtype,
-    Pooling,
-    SpecialText,
-    SpecialTokenPolicy,
-    StoreLayout,
 )
 from schemas.values import Reads
 

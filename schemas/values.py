@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.run.file import Pooling
+from schemas.names import Pooling
 
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]

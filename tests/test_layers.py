@@ -156,6 +156,14 @@ def test_only_the_rooms_of_the_model_import_torch():
     assert not {name for name in users if not is_in(name, MAY_IMPORT_TORCH + JOBS_WITH_THE_MODEL)}
 
 
+def test_values_and_paths_load_neither_pydantic_nor_yaml():
+    code = (
+        "import sys, schemas.values, schemas.layout; print(sorted({'pydantic', 'yaml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
 WITHOUT_TORCH = (
     "cli", "lake.run", "tables.stats", "tables.rank", "tables.cluster", "figures.plots", "lake.status",
     "lake.verify", "views.top", "lake.compact", "tables.diff", "tables.coactivation", "tables.match",

@@ -20,7 +20,7 @@ import yaml
 from jobs.lake.run import run
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.run.file import DerivedJob
+from schemas.names import DerivedJob
 from tests.kit import dense_activations, tiny_lm, write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 

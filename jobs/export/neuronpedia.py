@@ -39,8 +39,8 @@ from jobs.terminal.progress import track
 from pipeline.store import FeatureStore
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
+from schemas.names import check_name
 from schemas.records import digest_of
-from schemas.run.file import check_name
 from schemas.values import U32
 
 BATCH, FILE_CHARACTERS = 1024, 1 << 27

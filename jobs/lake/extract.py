@@ -22,8 +22,9 @@ from pipeline.store.upkeep.drop import leftovers
 from pipeline.tokens.lake_rule import check_rule
 from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.layout import DENSE, Layout
+from schemas.names import CheckSae
 from schemas.records import Receipt
-from schemas.run.file import CheckSae, RunFile
+from schemas.run.file import RunFile
 from schemas.values import Failure
 
 

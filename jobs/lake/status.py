@@ -14,7 +14,7 @@ from pipeline.store.objects.verbs import listed
 from pipeline.store.records.tables import RECEIPTS_KEY, job_of
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.layout import DENSE, StorePath
-from schemas.run.file import NAME
+from schemas.names import NAME
 
 AGAIN_S = 5.0
 

@@ -15,8 +15,9 @@ from pipeline.tokens.tokenize import BYTES_PER_TOKEN, REPEATED, SPECIAL_TEXTS
 from pipeline.tokens.tokenize import tokenize as tokenize_corpus
 from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.layout import Layout
+from schemas.names import SpecialText
 from schemas.records import CorpusLink, ShardRecord
-from schemas.run.file import RunFile, SpecialText
+from schemas.run.file import RunFile
 from schemas.sentences import NOTE
 
 

@@ -31,8 +31,8 @@ from pipeline.store.records.site import write_site_weights
 from pipeline.tokens.batches import batches
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
+from schemas.names import ActivationDtype, CheckSae
 from schemas.records import Plan, PlannedSite
-from schemas.run.file import ActivationDtype, CheckSae
 from schemas.values import (
     F32,
     Agreement,

@@ -22,8 +22,9 @@ from pipeline.tokens.number_tokenizer import PREFIX as NUMBERS
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.names import check_name
 from schemas.records import CHOSEN, Lake, Plan, PlannedSite
-from schemas.run.file import Corpus, Model, RunFile, Site, check_name
+from schemas.run.file import Corpus, Model, RunFile, Site
 
 LIBRARIES = (
     "torch", "transformers", "transformer-lens", "numpy", "scipy", "polars", "pyarrow", "zarr",

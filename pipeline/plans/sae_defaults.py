@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from pipeline.saes import SaeMetadata
 from pipeline.saes.module_points import by_module
 from schemas.errors import InputError
-from schemas.run.file import PROCESSING, Model, RunFile, Site
+from schemas.names import PROCESSING
+from schemas.run.file import Model, RunFile, Site
 from schemas.sentences import NOTE
 
 DEFAULT_CONTEXT_SIZE = 128

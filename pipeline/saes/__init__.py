@@ -29,8 +29,8 @@ from pipeline.saes.metadata import NO_SAE, SaeMetadata, checked
 from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.recipe import parse
 from schemas.errors import InputError
+from schemas.names import SYNTHETIC, EncodeDtype
 from schemas.records import digest_of
-from schemas.run.file import SYNTHETIC, EncodeDtype
 
 if TYPE_CHECKING:
     import torch

@@ -25,8 +25,8 @@ from pipeline.store.records.tokens import read_token_shard
 from pipeline.store.records.vocabulary import Vocabulary
 from schemas.errors import InputError
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
+from schemas.names import NAME
 from schemas.records import ShardRecord
-from schemas.run.file import NAME
 from schemas.tables.tables import Schema
 from schemas.values import F32, U64, Postings, TokenShard
 

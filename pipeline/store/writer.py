@@ -18,8 +18,8 @@ from pipeline.store.formats.parquet import write_frame, write_postings
 from pipeline.store.objects.local import storage_errors
 from pipeline.store.objects.verbs import measure
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS
+from schemas.names import ActivationDtype, StoreLayout
 from schemas.records import FORMAT_VERSION, DataObject, PlannedSite
-from schemas.run.file import ActivationDtype, StoreLayout
 from schemas.values import Postings, SparseFeatures
 
 

@@ -8,7 +8,7 @@ import math
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import InputError
-from schemas.run.file import SYNTHETIC
+from schemas.names import SYNTHETIC
 
 VERSION = 1
 """Of the generator: another one draws other features from the same recipe."""

@@ -15,8 +15,9 @@ from pipeline.store.records.tokens import read_lake
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.names import SpecialText
 from schemas.records import Inputs, Lake
-from schemas.run.file import RunFile, SpecialText
+from schemas.run.file import RunFile
 from schemas.sentences import NOTE
 
 WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}

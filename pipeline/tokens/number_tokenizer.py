@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from schemas.errors import InputError
+from schemas.names import SpecialText
 from schemas.records import digest_of
-from schemas.run.file import SpecialText
 from schemas.values import I32
 
 PREFIX = "numbers:"

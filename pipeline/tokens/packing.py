@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import InputError
+from schemas.names import ContextsOf
 from schemas.records import Inputs, Lake
-from schemas.run.file import ContextsOf
 from schemas.values import I32, I64, Bool, Packed
 
 

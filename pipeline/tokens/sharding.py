@@ -22,8 +22,8 @@ from pipeline.tokens.packing import ContextRule, laid_out, pack
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.names import SpecialText
 from schemas.records import Lake, ShardRecord
-from schemas.run.file import SpecialText
 from schemas.values import I32, Bool, Document, Packed
 
 _BATCH_SIZE = 2 << 20

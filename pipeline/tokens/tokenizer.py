@@ -14,8 +14,8 @@ from pipeline.tokens.number_tokenizer import PREFIX as NUMBERS
 from pipeline.tokens.number_tokenizer import NumberTokenizer
 from pipeline.tokens.tokenizer_folder import config_of, is_complete, is_of_plain_class, special_tokens
 from schemas.errors import InputError
+from schemas.names import SpecialText
 from schemas.records import digest_of
-from schemas.run.file import SpecialText
 from schemas.storage_failures import storage_failure
 from schemas.values import I32
 

@@ -6,23 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from schemas.names import DerivedJob
 from schemas.run.section import Section
-
-DerivedJob = Literal[
-    "stats",
-    "examples",
-    "profile",
-    "rank",
-    "coactivation",
-    "cluster",
-    "logits",
-    "fidelity",
-    "importance",
-    "images",
-    "attribute",
-    "plots",
-    "report",
-]
 
 
 class Rank(Section):

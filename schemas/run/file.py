@@ -2,75 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from schemas.errors import InputError
-from schemas.run.derive_sections import Cluster, Derive, DerivedJob, Rank
+from schemas.names import (
+    SYNTHETIC,
+)
+from schemas.run.derive_sections import Cluster, Derive, Rank
 from schemas.run.refusals import refusal
 from schemas.run.section import PathText, Section
-from schemas.run.sections import (
-    PROCESSING,
-    SYNTHETIC,
-    ActivationDtype,
-    CheckSae,
-    ContextsOf,
-    Control,
-    Corpus,
-    DenseDtype,
-    EncodeDtype,
-    Extract,
-    Loader,
-    Model,
-    ModelDtype,
-    Pooling,
-    Site,
-    SpecialText,
-    SpecialTokenPolicy,
-    Store,
-    StoreLayout,
-    Tokens,
-)
+from schemas.run.sections import Corpus, Extract, Model, Site, Store, Tokens
 from schemas.run.strict_yaml import read_yaml
 
 __all__ = [
-    "NAME",
-    "PROCESSING",
-    "SYNTHETIC",
-    "ActivationDtype",
-    "CheckSae",
     "Cluster",
-    "ContextsOf",
-    "Control",
     "Corpus",
-    "DenseDtype",
     "Derive",
-    "DerivedJob",
-    "EncodeDtype",
     "Extract",
-    "Loader",
     "Model",
-    "ModelDtype",
     "PathText",
-    "Pooling",
     "Rank",
     "RunFile",
     "Section",
     "Site",
-    "SpecialText",
-    "SpecialTokenPolicy",
     "Store",
-    "StoreLayout",
     "Tokens",
-    "check_name",
     "load_run_file",
     "parse_run_file",
 ]
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 class RunFile(Section):
@@ -123,15 +85,6 @@ class RunFile(Section):
         if "dense" in layouts and self.model.loader == "synthetic":
             raise ValueError("store.layouts: dense wants a model, model.loader: synthetic gives no x")
         return self
-
-
-def check_name(name: str, what: str) -> str:
-    """Return `name` when it is safe as a folder name, else raise InputError."""
-    if not NAME.fullmatch(name):
-        raise InputError(
-            f"{what} {name!r} is not a folder name: use letters, digits and . _ + - (at most 128)"
-        )
-    return name
 
 
 def load_run_file(path: str | Path) -> RunFile:

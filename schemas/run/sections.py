@@ -6,40 +6,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from schemas.names import (
+    PROCESSING,
+    SYNTHETIC,
+    ActivationDtype,
+    CheckSae,
+    ContextsOf,
+    Control,
+    DenseDtype,
+    EncodeDtype,
+    Loader,
+    ModelDtype,
+    Pooling,
+    SpecialText,
+    SpecialTokenPolicy,
+    StoreLayout,
+)
 from schemas.run.dictionary_corpus import Dictionary
 from schemas.run.images_corpus import Images
 from schemas.run.prompts_corpus import Prompts
 from schemas.run.section import PathText, Section
 
-SpecialTokenPolicy = Literal["exclude", "zero", "include", "zero_first"]
-SpecialText = Literal["parse", "literal"]
-ModelDtype = Literal["float32", "bfloat16", "float16"]
-ActivationDtype = Literal["float16", "float32"]
-ContextsOf = Literal["packed", "document"]
-Pooling = Literal["none", "last_token", "mean"]
-StoreLayout = Literal["token_major", "feature_major", "dense"]
-DenseDtype = Literal["float32", "float16", "bfloat16"]
-Loader = Literal[
-    "transformer_lens", "hooked_transformer", "torch_module", "image_classifier", "inputs", "synthetic"
-]
-
-PROCESSING = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
-"""Weight processing that TransformerLens knows."""
-EncodeDtype = Literal["float32", "bfloat16"]
-CheckSae = Literal["stop", "warn", "off"]
-Control = Literal["random_encoder", "shuffled_rows"]
-
 LONGEST_WAIT_S = 1e9
 """Thirty years: more than that clocks do not count."""
-
-SYNTHETIC = "synthetic:"
-"""What the `sae` of a site of a synthetic model begins with."""
 
 
 class Corpus(Section):

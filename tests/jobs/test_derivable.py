@@ -13,7 +13,7 @@ from jobs.lake.derive import STEPS
 from jobs.lake.run import run
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from schemas.run.file import DerivedJob
+from schemas.names import DerivedJob
 from tests.lakes import run_file
 
 JOBS = get_args(DerivedJob)

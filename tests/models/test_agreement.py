@@ -12,7 +12,7 @@ import torch
 from pipeline.models.loaders.agreement import BOUNDS, Plain, compare, require_agreement
 from pipeline.monitor.events import read_events
 from schemas.errors import InputError
-from schemas.run.file import Loader
+from schemas.names import Loader
 from schemas.values import Agreement
 from tests.kit import (
     D_MODEL,

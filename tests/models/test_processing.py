@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from schemas.errors import InputError
-from schemas.run.file import PROCESSING, Model
+from schemas.names import PROCESSING
+from schemas.run.file import Model
 from tests.kit import D_MODEL, write_tiny_gpt2, write_tiny_llama
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, load, losses_of, make_batch
 

@@ -12,7 +12,8 @@ import torch
 from pipeline.models import load_model
 from pipeline.models.loaders.rotary import by_context
 from schemas.errors import InputError
-from schemas.run.file import Loader, Model
+from schemas.names import Loader
+from schemas.run.file import Model
 from schemas.values import TokenBatch
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, load, losses_of, make_batch
 from tests.models.test_agreement import SHAPE, writer

@@ -12,7 +12,8 @@ import torch
 from pipeline.models import load_model
 from pipeline.models.hooks.unembedding import in_residual_stream
 from schemas.errors import InputError
-from schemas.run.file import PROCESSING, Model
+from schemas.names import PROCESSING
+from schemas.run.file import Model
 from tests.kit import (
     D_MODEL,
     WORDS_VOCAB,

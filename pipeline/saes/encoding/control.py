@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pipeline.saes.encoding.encoder import Encoder
-from schemas.run.file import Control
+from schemas.names import Control
 from schemas.values import F32, ControlSums
 
 DENSE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}

@@ -24,7 +24,7 @@ from pipeline.store.formats.zarr_files import absent_chunks, open_array
 from pipeline.store.objects.local import storage_errors
 from schemas.errors import ShardError
 from schemas.layout import StorePath
-from schemas.run.file import DenseDtype
+from schemas.names import DenseDtype
 from schemas.values import F32, Bool
 
 CHUNK_BYTES = 1 << 21

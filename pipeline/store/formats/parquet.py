@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.store.objects.paths import is_memory
 from pipeline.store.objects.verbs import open_input, staged
 from schemas.layout import StorePath
+from schemas.names import ActivationDtype
 from schemas.records import FORMAT_VERSION
-from schemas.run.file import ActivationDtype
 from schemas.tables.tables import Schema
 from schemas.values import U32, Postings
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from schemas.errors import ShardError
-from schemas.run.file import ActivationDtype
+from schemas.names import ActivationDtype
 from schemas.values import F32, I64, U32, Bool, Postings, SparseFeatures
 
 

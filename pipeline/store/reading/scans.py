@@ -13,8 +13,8 @@ from pipeline.store.objects.paths import is_memory
 from pipeline.store.reading.contexts import ContextIndex
 from pipeline.store.records.tokens import label_value
 from schemas.layout import Layout, StorePath
+from schemas.names import ActivationDtype
 from schemas.records import Lake, ShardRecord
-from schemas.run.file import ActivationDtype
 from schemas.tables.tables import postings_schema, tokens_schema
 
 

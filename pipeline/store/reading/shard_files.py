@@ -15,8 +15,8 @@ from pipeline.store.formats.parquet import as_frame, open_parquet
 from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.objects.verbs import readable
 from schemas.layout import StorePath
+from schemas.names import ActivationDtype
 from schemas.records import ShardRecord
-from schemas.run.file import ActivationDtype
 from schemas.tables.tables import CONTROL_STATE, ROW_COUNTS, Schema
 from schemas.values import I64, Postings, SparseFeatures
 

@@ -16,8 +16,8 @@ from pipeline.store.records.tokens import read_lake, read_links
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
+from schemas.names import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
 from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.run.file import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
 from schemas.values import Reads, Totals
 
 

@@ -11,8 +11,8 @@ from pipeline.store.formats.parquet import write_frame
 from pipeline.store.objects.verbs import listed, put_if_absent, read_bytes, read_many, remove_tree
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
+from schemas.names import NAME
 from schemas.records import Receipt, digest_of
-from schemas.run.file import NAME
 from schemas.tables.tables import MANIFEST
 
 ManifestRow = tuple[

@@ -12,8 +12,8 @@ from pipeline.store.objects.verbs import listed, read_bytes
 from pipeline.store.records.commits import receipts_digest
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath, below
+from schemas.names import NAME
 from schemas.records import Compaction, Receipt
-from schemas.run.file import NAME
 from schemas.values import F32, U64
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from schemas.run.file import SpecialTokenPolicy
+from schemas.names import SpecialTokenPolicy
 from schemas.values import I32, I64, U32, U64, Bool
 
 

@@ -10,8 +10,8 @@ import time
 from pipeline.store.objects.paths import ObjectPath
 from pipeline.store.objects.verbs import is_locked, walk
 from schemas.layout import Layout
+from schemas.names import NAME
 from schemas.records import CorpusLink
-from schemas.run.file import NAME
 
 
 def unfinished_tokens(layout: Layout, links: list[CorpusLink]) -> str | None:

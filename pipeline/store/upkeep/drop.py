@@ -17,8 +17,8 @@ from pipeline.store.records.dropped import dropped_sites, live_sites
 from pipeline.store.records.site import remove_site_weights
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
+from schemas.names import NAME
 from schemas.records import Compaction, Dropped
-from schemas.run.file import NAME
 
 _NO_ROOM = "cannot be removed: allow writing there, and run again"
 

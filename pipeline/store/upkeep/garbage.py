@@ -20,8 +20,8 @@ from pipeline.store.records.compacted import Compacted, read_compactions
 from pipeline.store.upkeep.drop import Piece, leftovers
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
+from schemas.names import NAME
 from schemas.records import Receipt
-from schemas.run.file import NAME
 
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
 _COMPACTION = re.compile(r"(passes/([^/]+)/compactions/[0-9a-f]{32})(\.json|/.+)")

@@ -34,8 +34,8 @@ from pipeline.store.upkeep.shard_check import EVERY_FEATURE, Committed, Pass, Pr
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
+from schemas.names import NAME
 from schemas.records import CompactedFile, Lake, PlannedSite, ShardRecord
-from schemas.run.file import NAME
 from schemas.tables.tables import OF_STATS, VOCABULARY, WITHOUT_TOKEN_BYTES
 from schemas.values import U64
 
