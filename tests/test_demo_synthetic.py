@@ -23,7 +23,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("synthetic") / "out"
-    done = run("demo-synthetic", "--out", str(out))
+    done = run("demo", "--synthetic", "--out", str(out))
     assert done.returncode == 0, done.stderr
     return " ".join(done.stdout.split()), out
 

@@ -21,10 +21,13 @@ from jobs.tables.profile import profile
 from jobs.tables.rank import rank
 from jobs.tables.stats import stats
 from jobs.lake.verify import verify
-from pipeline.statistics import tallies
-from pipeline.store import FeatureStore, compaction, postings, site_profile, site_tables
-site_tables._BATCH_BYTES, compaction.IN_MEMORY_NNZ, compaction.GROUP_NNZ = 1 << 19, 1 << 15, 1 << 13
-site_profile.RANGE_BYTES, tallies._WAITING, postings._RUN_NNZ = 1 << 21, 1 << 14, 1 << 15
+from pipeline.statistics.profile import tallies
+from pipeline.store import FeatureStore
+from pipeline.store.derived import features, profile as profiles
+from pipeline.store.formats import postings
+from pipeline.store.upkeep import compaction
+features._BATCH_BYTES, compaction.IN_MEMORY_NNZ, compaction.GROUP_NNZ = 1 << 19, 1 << 15, 1 << 13
+profiles.RANGE_BYTES, tallies._WAITING, postings._RUN_NNZ = 1 << 21, 1 << 14, 1 << 15
 store = FeatureStore.open(sys.argv[1])
 
 

@@ -63,7 +63,7 @@ FIDELITY_MEANS: Schema = {
 
 @dataclass(frozen=True)
 class Asked:
-    """The command's options, see `jobs.cli.fidelity`; `tokens` None means all."""
+    """The command's options, see `jobs.cli_tables.fidelity`; `tokens` None means all."""
 
     device: str = "cpu"
     model: str | None = None

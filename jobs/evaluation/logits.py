@@ -86,7 +86,7 @@ feature or random. A value on an edge is in the part above it, the last part hol
 
 @dataclass(frozen=True)
 class Asked:
-    """The command's options, see `jobs.cli.logits`."""
+    """The command's options, see `jobs.cli_tables.logits`."""
 
     device: str = "cpu"
     model: str | None = None

@@ -83,7 +83,7 @@ def test_every_job_over_a_small_lake_is_measured_or_told_of(tmp_path, monkeypatc
     some = {name: jobs.JOBS[name] for name in chosen}
     wrong = {"tomorrow's": ("divine", jobs.STORE), "wrong": ("top", jobs.STORE, "512")}
     monkeypatch.setattr(jobs, "JOBS", some | wrong)
-    section = jobs.lake.run(tmp_path, 1, nonzeros=20_000)
+    section = jobs.run(tmp_path, 1, nonzeros=20_000)
     results = {result["name"]: result for result in section.raw}
     assert list(results) == [*chosen, *wrong]
     for name in chosen:

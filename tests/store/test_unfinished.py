@@ -22,7 +22,7 @@ from tests.lakes import run_content, run_file, write_corpus
 
 SLOW_TOKENIZE = """
 import sys, time
-from pipeline import sharding
+from pipeline.tokens import sharding
 real = sharding._write_shard
 def slow(*arguments):
     time.sleep(0.3)
