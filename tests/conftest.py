@@ -30,6 +30,11 @@ def heap_of_earlier_files_frozen():
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Plugins that are imported last look for referrers of their objects, which frozen ones are not."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def short_folder():
     """A folder with a short path: Ray's sockets lie below it."""

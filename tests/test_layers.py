@@ -125,6 +125,7 @@ def test_each_file_of_a_walk_is_imported_by_one_before_it(walk):
     lines = re.findall(r"^\d+\. `(.+?)\.py`: ", text.partition("\n## ")[0], re.MULTILINE)
     names = [line.replace("/", ".").removesuffix(".__init__") for line in lines]
     edges = graph()
+    edges["jobs.lake.derive"] |= {name for name in edges if name.startswith("jobs.tables.")}  # by their names
     assert len(names) >= 10
     assert [
         n for i, n in enumerate(names) if i and not any(n in edges[earlier] for earlier in names[:i])

@@ -23,6 +23,7 @@ from pipeline.models.files.model_files import CONFIG, config_of, folder_of, long
 from pipeline.models.files.weight_files import check_size
 from pipeline.models.loaders import transformer_lens
 from schemas.errors import InputError
+from schemas.names import PROCESSING
 from schemas.run import file as run_file
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, 
     refuse_longrope(weights, model.path, LOADER)
     plain = run_plain(weights, hooks, longest_context(weights.config.to_dict()))
     converted = partial(_converted, weights, folder, repository, device, dtype)
-    hooked = _ready(converted(dict.fromkeys(run_file.PROCESSING, False)))
+    hooked = _ready(converted(dict.fromkeys(PROCESSING, False)))
     agreement = _compared(hooked, weights, plain, hooks)
     require_agreement(agreement, dtype, model.path, LOADER)
     longest = min([hooked.cfg.n_ctx, *_other_windows(hooked.cfg, weights.config.get_text_config())])
@@ -129,7 +130,7 @@ def _require_version() -> None:
 
 def _flags(model: run_file.Model) -> dict[str, bool]:
     """All processing that there is, on or off."""
-    return {name: name in model.weight_processing for name in run_file.PROCESSING}
+    return {name: name in model.weight_processing for name in PROCESSING}
 
 
 def _of_the_library(model: run_file.Model, device: str) -> Any:

@@ -21,6 +21,7 @@ from pipeline.models.files.foreign_code import BUILD, refuse_run, refusing, with
 from pipeline.models.files.model_files import folder_of, longest_context
 from pipeline.models.files.weight_files import check_size
 from schemas.errors import InputError
+from schemas.names import PROCESSING
 from schemas.run import file as run_file
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _process_weights(bridge: Any, model: run_file.Model) -> None:
     """Fold and centre as HookedTransformer would have."""
     if not model.weight_processing:
         return
-    flags = {name: name in model.weight_processing for name in run_file.PROCESSING}
+    flags = {name: name in model.weight_processing for name in PROCESSING}
     try:
         bridge.enable_compatibility_mode(disable_warnings=True, **flags)
     except (AssertionError, RuntimeError, ValueError) as error:
