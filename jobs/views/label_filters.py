@@ -103,6 +103,8 @@ def _typed(dtype: str, value: str) -> Any:
         return value
     if dtype == "Boolean":
         return TRUTHS[value.strip().lower()]
+    if "_" in value:
+        raise ValueError(value)  # Python reads 1_900
     try:
         return int(value)
     except ValueError:

@@ -59,6 +59,7 @@ REFUSED = [
     ("year=123456789012345678901234567890", "the nearest of 24 are 1923, 1922, 1921"),
     ("year=old", "'old' is not a number"),
     ("year=nan", "'nan' is not a number"),
+    ("year=1_900", "'1_900' is not a number"),
     ("score=0.26", "the nearest of 24 are 0.25, 0.5, 0"),
     ("won=false", "no document has that value of label won; the nearest is True"),
     ("won=maybe", "label won is Boolean, and 'maybe' is not true or false"),

@@ -54,6 +54,17 @@ def test_rows_labels_and_splits_are_read_in_order(saved: Path) -> None:
     assert [d.text for d in source(saved / "several", split="test").documents()] == ["c", "안녕"]
 
 
+def test_another_split_than_that_of_the_one_dataset_is_refused(saved: Path) -> None:
+    import datasets
+
+    train = saved / "named"
+    datasets.Dataset.from_dict(ROWS, split="train").save_to_disk(str(train))
+    assert len(list(source(train, split="train").documents())) == 3
+    assert len(list(source(train).documents())) == 3
+    with pytest.raises(InputError, match=r"holds the split 'train' alone: leave corpus\.split 'test' out"):
+        list(source(train, split="test").documents())
+
+
 def test_the_digest_is_of_the_rows_and_two_splits_are_two(saved: Path) -> None:
     digests = {source(saved / "several", split=split).digest() for split in ("train", "test")}
     assert len(digests) == 2
