@@ -160,7 +160,7 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
         (Asked(features="1,x"), "'x' is neither a number"),
         (Asked(features="5:5"), "an empty range"),
         (Asked(features=f"1:{D_SAE + 1}"), f"there are 0 to {D_SAE - 1}"),
-        (Asked(ranking="frequency"), "no COLUMN:START:STOP"),
+        (Asked(ranking="frequency"), "not COLUMN:START:STOP"),
         (Asked(ranking="frequencies:0:5"), "did you mean 'frequency'"),
         (Asked(features="1", contexts="100000"), "--contexts '100000'"),
         (Asked(features="1", where=["nation=x"]), "has no label 'nation'"),

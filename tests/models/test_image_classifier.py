@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
     refused(folder, "hidden", "reads images of 12 pixels, but the corpus holds vectors of 9", wide)
     refused(folder, "hidden", "but the corpus holds tokens", None)
     refused(folder, "hiden", "no hook 'hiden'; near: hidden")
-    refused(tmp_path, "hidden", "no folder of an image classifier")
+    refused(tmp_path, "hidden", "not a folder of an image classifier")
     with pytest.raises(InputError, match=r"has no model\.safetensors"):
         model_digest(model(tmp_path))
     with pytest.raises(InputError, match="holds no image decoder"):

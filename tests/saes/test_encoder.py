@@ -299,7 +299,7 @@ def test_paths_and_torch_dtypes_are_understood_and_others_named(tmp_path: Path) 
     with pytest.raises(InputError, match="encode dtype 'float16' is not possible"):
         load_sae(folder, "cpu", torch.float16)  # type: ignore[arg-type]
     for block in ((0, 5), (5, 0)):
-        with pytest.raises(InputError, match="no cut of a product"):
+        with pytest.raises(InputError, match="not a cut of a product"):
             load_sae(folder, block=block)
 
 
