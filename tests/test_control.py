@@ -26,6 +26,8 @@ from schemas.run.file import parse_run_file
 from tests.kit import dense_activations, draw_sae_weights, tiny_lm, write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
+pytestmark = pytest.mark.slow
+
 SEEDS = {"random": 0, "shuffled": 5}
 CONTROLS = {"random": "random_encoder", "shuffled": "shuffled_rows"}
 ARCHITECTURES = {"random": "standard", "shuffled": "jumprelu"}
@@ -246,7 +248,6 @@ def test_the_contexts_do_not_depend_on_the_batch(one, tmp_path, batch):
         assert a["counted_rows"].equals(b["counted_rows"])
 
 
-@pytest.mark.slow
 def test_tables_have_the_same_bits_for_any_number_of_workers(one, monkeypatch):
     import pipeline.store.derived.control as module
 

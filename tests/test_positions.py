@@ -22,6 +22,8 @@ from tests.kit import write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 from tests.test_run import brute_force
 
+pytestmark = pytest.mark.slow
+
 SLICES = {"odd": (1, 9, 2), "late": (-4, None), "one": (5, 6)}
 
 

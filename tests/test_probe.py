@@ -16,6 +16,8 @@ from pipeline.tokens.tokenizer import load_tokenizer
 from pipeline.worker import Worker
 from tests.lakes import extracted, run_file, write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     now = 0.0

@@ -20,6 +20,8 @@ from tests.kit import D_MODEL, dense_activations, write_sae, write_tiny_gpt2
 from tests.lakes import data_bytes, extracted, run_content, run_file
 from tests.test_run import brute_force
 
+pytestmark = pytest.mark.slow
+
 HEADS = 2
 HOOK = "blocks.1.attn.hook_z"
 

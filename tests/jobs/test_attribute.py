@@ -28,6 +28,8 @@ from schemas.run.file import parse_run_file
 from schemas.tables.attribution import ATTRIBUTION_PROMPTS, ATTRIBUTION_SELECTION, ATTRIBUTIONS
 from tests.kit import WORDS_VOCAB, dense_activations, mild_lm, write_sae, write_tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 MILD = "tests.kit:mild_lm"
 PROMPTS = 22
 D_SAE = 64
@@ -187,7 +189,6 @@ def test_the_union_has_every_values_first_features_and_the_command_prints_the_ma
     assert chosen["old"] == best
 
 
-@pytest.mark.slow
 def test_any_number_of_processes_gives_the_same_tables(store, monkeypatch):
     monkeypatch.setattr("jobs.evaluation.attribute.CONTEXTS", 5)
     names = ("attributions", "attribution_prompts", "attribution_selection")

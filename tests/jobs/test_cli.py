@@ -18,6 +18,8 @@ from schemas.errors import InputError
 from tests.kit import write_sae, write_tiny_gpt2
 from tests.lakes import run_content
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -35,6 +35,8 @@ from schemas.tables.importance import (
 from tests.jobs.digits import EACH, store_of
 from tests.store.build import build
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["across", "down", "scrambled", "square"]
 
 
@@ -140,7 +142,6 @@ def test_literal_importance_is_the_notebook_s_of_each_class_and_of_all(store, si
     assert told["literal_loss_change"].to_list() == told["loss_change"].to_list()
 
 
-@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bits(store):
     one = importance(store, "rho0.1")
     with Processes(2) as tasks:

@@ -24,6 +24,8 @@ from tests.kit import WORDS_VOCAB, write_sae, write_tiny_llama, write_tiny_token
 from tests.lakes import extracted, run_file, write_corpus
 from tests.models.reference import causal_model
 
+pytestmark = pytest.mark.slow
+
 HOOKS = {
     "stream": "blocks.1.hook_resid_post",
     "mlp": "blocks.0.hook_mlp_out",

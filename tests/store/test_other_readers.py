@@ -31,6 +31,8 @@ from tests.kit import write_sae
 from tests.lakes import extracted, run_content, run_file
 from tests.store.build import D_SAE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:

@@ -19,6 +19,8 @@ from jobs.figures.plots import render
 from jobs.figures.style import STYLE
 from tests.jobs.made_up import made_up, made_up_attribution, made_up_images
 
+pytestmark = pytest.mark.slow
+
 WORST = "$5 $x_i^{2}$ \\frac{ }{ \\$ _^ \x00\x1b[31m\x7f\x85\r\n\t \u202e\u2066\ufeff <b>&amp; ]]> %d {0} "
 SHOWN = (
     "$5 $x_i^{2}$ \\frac{ }{ \\$ _^ \ufffd\ufffd[31m\ufffd\ufffd↩↩→ \ufffd\ufffd\ufffd <b>&amp; ]]> %d {0} "

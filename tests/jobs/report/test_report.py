@@ -28,6 +28,8 @@ from schemas.errors import InputError
 from tests.jobs.report.kit import HARMFUL_LABEL, HOSTILE, make_report, make_store
 from tests.store.build import D_SAE, build
 
+pytestmark = pytest.mark.slow
+
 VOID = {"meta", "link", "img", "input", "rect", "line", "br", "wbr"}
 
 
@@ -276,7 +278,6 @@ def test_what_can_not_be_seen_is_written_out(text, shown):
     assert alone(text) == shown
 
 
-@pytest.mark.slow
 def test_making_it_again_or_with_processes_gives_the_same_bytes(made, tmp_path):
     _, store, _, folder = made
     before = pages(folder)
