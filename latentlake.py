@@ -40,8 +40,10 @@ def open(root: str) -> FeatureStore:  # noqa: A001 - read as latentlake.open
 
     Raises InputError where there is none, or where its records are damaged or of a newer format.
     """
-    store: type[FeatureStore] = __getattr__("FeatureStore")
-    return store.open(root)
+    _check_packages()
+    from pipeline.store import FeatureStore
+
+    return FeatureStore.open(root)
 
 
 def main() -> None:

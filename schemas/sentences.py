@@ -40,6 +40,11 @@ NO_SECRETS = (
 )
 
 
+def several(n: int, what: str) -> str:
+    """A count of things: 1 worker, 2 workers."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def visible(text: str) -> str:
     r"""The text with escapes, such as \x1b, for characters that would steer a terminal or are not seen.
 

@@ -47,6 +47,11 @@ _IN_TEXT = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 """How Rust (Polars, obstore) and Arrow give the number of a system's error."""
 
 
+def file_of(error: BaseException, otherwise: object) -> object:
+    """The file that the error itself names, else what it was about."""
+    return getattr(error, "filename", None) or otherwise
+
+
 def storage_failure(
     error: BaseException, path: object, verb: Literal["read", "written"], elsewhere: str = ""
 ) -> InputError | None:

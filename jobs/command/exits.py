@@ -128,12 +128,12 @@ def _write_nowhere() -> None:
 
 def _system_message(error: Exception, arguments: list[str] | None) -> str | None:
     """What the system refused, with the path, or else the command; None where it refused nothing."""
-    from schemas.storage_failures import storage_failure, system_error
+    from schemas.storage_failures import file_of, storage_failure, system_error
 
     if not isinstance(error, OSError) and system_error(error) is None:
         return None
     command = " ".join(["latentlake", *(sys.argv[1:] if arguments is None else arguments)[:1]])
-    path = getattr(error, "filename", None) or f"the output of `{command}`"
+    path = file_of(error, f"the output of `{command}`")
     own = isinstance(error, OSError) and error.strerror not in (None, os.strerror(error.errno or 0))
     failure = None if own else storage_failure(error, path, "read")
     if failure is not None:

@@ -30,7 +30,7 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
     not known. InputError for another table.
     """
     if not path.is_file() or path.suffix not in (".parquet", ".csv"):
-        raise InputError(f"--scores {str(path)!r} is not .parquet or .csv file")
+        raise InputError(f"--scores {str(path)!r} is not a .parquet or .csv file")
     try:
         frame = _frame(path)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError, ValueError) as error:

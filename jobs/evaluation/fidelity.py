@@ -34,7 +34,7 @@ import polars as pl
 from rich.table import Table
 
 from jobs.terminal.console import console, say
-from jobs.terminal.progress import counting, several
+from jobs.terminal.progress import counting
 from pipeline.plans.reopen import use_in
 from pipeline.statistics.evaluation.fidelity import FIDELITY_SHARDS, reasons, row_of, summary
 from pipeline.store import FeatureStore
@@ -42,6 +42,7 @@ from pipeline.store.records.tables import has_table, require_writable, scan_tabl
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.records import ShardRecord, digest_of
+from schemas.sentences import several
 from schemas.tables.tables import Schema
 
 if TYPE_CHECKING:

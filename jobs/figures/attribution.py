@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from jobs.figures.fonts import legible
 from jobs.figures.setting import bilingual
-from jobs.figures.style import INK, canvas, counted, name_some, nothing
+from jobs.figures.style import INK, canvas, name_some, nothing
+from schemas.sentences import several
 from schemas.values import F64
 
 SIZE = (9.0, 5.5)
@@ -76,7 +77,7 @@ def _grid(rows: pl.DataFrame, values: pl.DataFrame, features: list[int], column:
 
 def _facts(selection: pl.DataFrame, values: int, features: int) -> list[str]:
     total, union = selection.select("label", "value").n_unique(), selection["feature"].n_unique()
-    told = [f"{counted(total, 'label value')} × {counted(union, 'feature')}"]
+    told = [f"{several(total, 'label value')} × {several(union, 'feature')}"]
     if values < total or features < union:
         told.append(f"shown: the first {values:,} × the largest {features:,}")
     sizes = selection["prompts"].drop_nulls().to_numpy()

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jobs.figures.fonts import legible
-from jobs.figures.style import COLOUR_MAP, INK, canvas, counted, log_axis, nothing
+from jobs.figures.style import COLOUR_MAP, INK, canvas, log_axis, nothing
+from schemas.sentences import several
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of the largest clusters (Okabe and Ito 2008, without its yellow, which white drowns)."""
@@ -69,7 +70,7 @@ def _told(places: pl.DataFrame) -> list[str]:
         return ["0 features"]
     by = places["by"][0]
     what = "co-activation (NPMI of neighbours)" if by == "coactivation" else "decoder directions"
-    return [counted(places.height, "feature"), f"t-SNE by {what}, cosine"]
+    return [several(places.height, "feature"), f"t-SNE by {what}, cosine"]
 
 
 def _scatter(axes: Axes, places: pl.DataFrame, **colour: Any) -> PathCollection:

@@ -9,15 +9,8 @@ from matplotlib.figure import Figure
 
 from jobs.figures.bins import log_bars
 from jobs.figures.setting import setting
-from jobs.figures.style import (
-    BLUE,
-    VERMILION,
-    canvas,
-    counted,
-    log_axis,
-    nothing,
-    whole_numbers,
-)
+from jobs.figures.style import BLUE, VERMILION, canvas, log_axis, nothing, whole_numbers
+from schemas.sentences import several
 from schemas.values import F64
 
 COLOURS = {"learnt": BLUE, "control": VERMILION}
@@ -69,7 +62,7 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     thresholds = l0["threshold"].unique().sort().to_list()
     rows = int(l0.filter(of="learnt", threshold=thresholds[0])["rows"].sum()) if thresholds else 0
     title = f"Active features per {setting().row}: learnt and control"
-    figure, axes = canvas(title, site, counted(rows, "counted row"))
+    figure, axes = canvas(title, site, several(rows, "counted row"))
     if not rows:
         nothing(axes, "no row is counted in the control's contexts")
         return figure
@@ -95,8 +88,8 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     values = {of: features.filter(pl.col("of") == of)[column].abs().fill_null(0) for of in COLOURS}
     silent = [f"{(v == 0).sum():,} of {of}" for of, v in values.items()]
     rows = int(features["counted_rows"][0]) if features.height else 0
-    n = counted(len(values["learnt"]), "feature")
-    facts = [f"{n} each", counted(rows, "counted row"), f"not shown, at 0: {', '.join(silent)}"]
+    n = several(len(values["learnt"]), "feature")
+    facts = [f"{n} each", several(rows, "counted row"), f"not shown, at 0: {', '.join(silent)}"]
     figure, axes = canvas(title, site, *facts)
     shown = {of: v.filter(v > 0).to_numpy() for of, v in values.items()}
     every = np.concatenate(list(shown.values()))

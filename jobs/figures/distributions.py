@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from jobs.figures.bins import log_bars, whole_bars
 from jobs.figures.setting import setting
-from jobs.figures.style import BLUE, canvas, counted, decimal, log_axis, mark, nothing, share, whole_numbers
+from jobs.figures.style import BLUE, canvas, decimal, log_axis, mark, nothing, share, whole_numbers
+from schemas.sentences import several
 from schemas.values import F64
 
 BARS_PER_DECADE = (5, 10, 20, 50, 100)
@@ -25,7 +26,7 @@ def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
     figure, axes = canvas(
         "How often features fire",
         site,
-        f"{dead:,} of {counted(features.height, 'feature')} ({share(dead, features.height)}) never fired",
+        f"{dead:,} of {several(features.height, 'feature')} ({share(dead, features.height)}) never fired",
         _rows(features),
         *_bound_of_dead(features, dead),
     )
@@ -53,7 +54,7 @@ def draw_mean_activation(features: pl.DataFrame, site: str) -> Figure:
 def draw_max_activation(features: pl.DataFrame, site: str) -> Figure:
     """The largest |activation| of each feature that fired."""
     fired = features.filter(pl.col("n_active") > 0)
-    told = f"{fired.height:,} of {counted(features.height, 'feature')} fired"
+    told = f"{fired.height:,} of {several(features.height, 'feature')} fired"
     figure, axes = canvas("How strongly features fire at most", site, told, _rows(features))
     if fired.is_empty():
         nothing(axes, "no feature fired")
@@ -76,7 +77,7 @@ def extremes(fired: pl.DataFrame) -> F64:
 def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     """How many features are active in a row."""
     rows = int(l0["rows"].sum())
-    figure, axes = canvas(f"Active features per {setting().row}", site, counted(rows, "counted row"))
+    figure, axes = canvas(f"Active features per {setting().row}", site, several(rows, "counted row"))
     if not rows:
         nothing(axes, "no row is counted")
         return figure
@@ -101,7 +102,7 @@ def with_a_mean(features: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     """
     fired = features.filter(pl.col("n_active") > 0)
     shown = fired.filter(pl.col("mean_active") != 0)
-    facts = [f"{fired.height:,} of {counted(features.height, 'feature')} fired"]
+    facts = [f"{fired.height:,} of {several(features.height, 'feature')} fired"]
     if shown.height < fired.height:
         facts.append(f"{fired.height - shown.height:,} with mean 0 are not shown")
     return shown, facts
@@ -147,4 +148,4 @@ def _bound_of_dead(features: pl.DataFrame, dead: int) -> list[str]:
 
 
 def _rows(features: pl.DataFrame) -> str:
-    return counted(int(features["counted_rows"][0]) if features.height else 0, "counted row")
+    return several(int(features["counted_rows"][0]) if features.height else 0, "counted row")

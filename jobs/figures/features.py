@@ -15,12 +15,12 @@ from jobs.figures.style import (
     GREEN,
     VERMILION,
     canvas,
-    counted,
     log_axis,
     nothing,
     powers_of_ten,
     whole_numbers,
 )
+from schemas.sentences import several
 from schemas.values import F64
 
 WINDOW = 50
@@ -65,7 +65,7 @@ def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
     """Features by descending sigma / mu over all rows, two windows of the ranking marked."""
     ranked = rankings.filter(pl.col("by") == "sigma_over_mu").sort("rank")
     values, rare = _first_order(ranked["value"].to_numpy())
-    facts = [f"{counted(ranked.height, 'feature')} with a value"]
+    facts = [f"{several(ranked.height, 'feature')} with a value"]
     facts += [f"{rare:,} with few active rows rank last, not drawn"] if rare else []
     figure, axes = canvas("Features ranked by σ / μ", site, *facts)
     if ranked.is_empty():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.style import BLUE, INK, canvas, counted, nothing
+from jobs.figures.style import BLUE, INK, canvas, nothing
+from schemas.sentences import several
 
 LOSSES = {
     "clean_loss": "x as it is",
@@ -30,8 +31,8 @@ def draw_fidelity(fidelity: pl.DataFrame, site: str) -> Figure:
         for name, text in TOLD.items()
         if rows.get(name, {}).get("value") is not None
     ]
-    n = [counted(row["tokens"], "prediction") for row in losses[:1]]
-    n += [counted(row["documents"], "document") for row in losses[:1]]
+    n = [several(row["tokens"], "prediction") for row in losses[:1]]
+    n += [several(row["documents"], "document") for row in losses[:1]]
     figure, axes = canvas("What the reconstruction costs the model", site, *n, *facts)
     if not losses:
         nothing(axes, "no loss was measured")

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from jobs.figures.setting import bilingual
 from jobs.figures.sparsity import BARS, Sparsity, sparsity_figure
-from jobs.figures.style import BLUE, INK, SIZE, canvas, counted, name_some, nothing
+from jobs.figures.style import BLUE, INK, SIZE, canvas, name_some, nothing
+from schemas.sentences import several
 from schemas.values import F32
 
 SQUARE = (9.0, 7.5)
@@ -55,7 +56,7 @@ def draw_clustered(table: pl.DataFrame, site: str, pool: str) -> Figure:
 
 def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     matrix, features = matrix_of(table), features_of(table)
-    told = [f"{counted(len(matrix), 'context')} × {counted(len(features), 'feature')}", pool]
+    told = [f"{several(len(matrix), 'context')} × {several(len(features), 'feature')}", pool]
     figure, axes = canvas(title, site, *told, size=SQUARE)
     if not matrix.size:
         nothing(axes, "no context or no feature")
@@ -111,7 +112,7 @@ def draw_matrix_sparsity(table: pl.DataFrame, site: str, pool: str) -> Figure:
     """Share of zeros in the picture, feature by feature, and magnitudes of the rest."""
     sparse = sparsity_of(matrix_of(table))
     told = [
-        f"{counted(table.height, 'context')} × {counted(len(sparse.zeros), 'feature')}",
+        f"{several(table.height, 'context')} × {several(len(sparse.zeros), 'feature')}",
         pool,
         *sparse.told(),
     ]
@@ -131,7 +132,7 @@ def draw_frequencies(table: pl.DataFrame, site: str, pool: str) -> Figure:
     """The share of the contexts in which each feature is active, as bars; their mean dashed."""
     title = bilingual("How often these features are active", "선택된 특징의 빈도")
     active = (matrix_of(table) != 0).mean(axis=0) if table.height else np.zeros(0)
-    told = [counted(table.height, "context"), *([told_frequencies(active)] if len(active) else []), pool]
+    told = [several(table.height, "context"), *([told_frequencies(active)] if len(active) else []), pool]
     figure, axes = canvas(title, site, *told, size=(SQUARE[0], SIZE[1]))
     if not len(active):
         nothing(axes, "no context or no feature")

@@ -12,7 +12,8 @@ from matplotlib.patheffects import Normal, Stroke
 
 from jobs.figures.fonts import legible
 from jobs.figures.importance import MOST_CLASSES, left_out
-from jobs.figures.style import COLOUR_MAP, SOFT, counted, name_some, nothing, sheet
+from jobs.figures.style import COLOUR_MAP, SOFT, name_some, nothing, sheet
+from schemas.sentences import several
 from schemas.values import F64
 
 ACROSS = 9
@@ -64,7 +65,7 @@ def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
     shown = of_classes.head(MOST_FEATURES)
     greys = grey_range(shown)
     some = f"the first {shown.height} of " if shown.height < of_classes.height else ""
-    facts = [some + counted(of_classes.height, "feature")]
+    facts = [some + several(of_classes.height, "feature")]
     facts.append("each alone, mean over all rows, decoded; below: its classes")
     facts.append(f"black is {greys[0]:.2f}, white {greys[1]:.2f}")
     down = max(1, -(-shown.height // ACROSS))
@@ -88,7 +89,7 @@ def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
 def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
     """Both matrices of cosines, features in the order of their numbers."""
     features = table["feature"].unique().sort().to_list()
-    facts = [f"{counted(len(features), 'feature')}: each class's most important"]
+    facts = [f"{several(len(features), 'feature')}: each class's most important"]
     if table["agreement"].drop_nulls().len():
         facts.append(f"distances correlate by {table['agreement'][0]:.3f} (Pearson, diagonal included)")
     figure = sheet("How alike features are", site, *facts, size=(10.4, 5.5))
@@ -119,7 +120,7 @@ def draw_feature_places(table: pl.DataFrame, site: str) -> Figure:
     """t-SNE of the features with their images at their places, by values and by images."""
     shown = table.drop_nulls("x")
     facts = [
-        counted(shown.height, "feature"),
+        several(shown.height, "feature"),
         "t-SNE of the rows of the cosine distance matrix, perplexity 3",
     ]
     figure = sheet("Where features lie, as images", site, *facts, size=(12.4, 6.9))

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from jobs.figures.fonts import legible
-from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, counted, log_counts, nothing, sheet
+from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, log_counts, nothing, sheet
+from schemas.sentences import several
 
 BARS = 40
 COLUMNS = 4
@@ -25,7 +26,7 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
     names, parts = _parts(table)
     d_sae = table["feature"].n_unique()
     rows = -(-len(parts) // COLUMNS)
-    facts = [counted(d_sae, "feature"), f"label {_label(table)}", "importances of a class add up to 1"]
+    facts = [several(d_sae, "feature"), f"label {_label(table)}", "importances of a class add up to 1"]
     facts += left_out(table.drop_nulls("importance").drop_nulls("value")["value"].n_unique())
     figure = sheet("How importance is spread over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
     if not parts:

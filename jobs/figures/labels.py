@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.fonts import legible
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, log_axis, nothing
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, log_axis, nothing
+from schemas.sentences import several
 from schemas.values import F64
 
 LEVEL = 0.05
@@ -23,8 +24,8 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     """The clearest differences: a feature's frequency with a value of a label, and with any other value."""
     tested = labels.drop_nulls("p")
     clear = tested.filter(pl.col("q") <= LEVEL)
-    features = counted(tested["feature"].n_unique(), "feature")
-    facts = [f"{counted(tested.height, 'comparison')} by document of {features}, {clear.height:,} clear"]
+    features = several(tested["feature"].n_unique(), "feature")
+    facts = [f"{several(tested.height, 'comparison')} by document of {features}, {clear.height:,} clear"]
     facts.append(f"at q {LEVEL}, corrected for the features of a value")
     shown = _clearest(clear)
     if shown.height < clear.height:

@@ -7,7 +7,8 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.figures.style import BLUE, VERMILION, canvas, counted, log_axis, nothing
+from jobs.figures.style import BLUE, VERMILION, canvas, log_axis, nothing
+from schemas.sentences import several
 from schemas.values import F64
 
 NAMES = {"feature": ("features", BLUE), "random": ("random directions of the same norms", VERMILION)}
@@ -31,7 +32,7 @@ def draw_logit_max_probability(histogram: pl.DataFrame, site: str) -> Figure:
 
 def _canvas(title: str, histogram: pl.DataFrame, site: str, measure: str) -> tuple[Figure, Axes]:
     numbers = {of: int(_part(histogram, measure, of)["n"].sum()) for of in NAMES}
-    facts = counted(numbers["feature"], "feature"), counted(numbers["random"], "random direction")
+    facts = several(numbers["feature"], "feature"), several(numbers["random"], "random direction")
     return canvas(title, site, *facts)
 
 

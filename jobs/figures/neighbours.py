@@ -11,7 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 
-from jobs.figures.style import COLOUR_MAP, INK, VERMILION, canvas, counted
+from jobs.figures.style import COLOUR_MAP, INK, VERMILION, canvas
+from schemas.sentences import several
 
 LABELS = {
     "jaccard": "Jaccard index of rows",
@@ -33,9 +34,9 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     the feature, and those of its neighbours that lead to another of them. Lines are wide and dark where the
     value is high, dots large where a neighbour fires often; neighbours of neighbours lie side by side.
     """
-    facts = [counted(own.height, "neighbour")]
+    facts = [several(own.height, "neighbour")]
     if "n_a" in own.columns:
-        facts.append(f"active in {counted(own['n_a'][0], 'row')}")
+        facts.append(f"active in {several(own['n_a'][0], 'row')}")
         facts.append("larger dots fire in more rows")
     figure, axes = canvas(f"Neighbours of feature {feature}", site, *facts)
     axes.set_axis_off()

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from jobs.figures.bins import whole_bars
 from jobs.figures.setting import bilingual, setting
-from jobs.figures.style import BLUE, SOFT, canvas, counted, log_axis, log_counts, mark, nothing
+from jobs.figures.style import BLUE, SOFT, canvas, log_axis, log_counts, mark, nothing
+from schemas.sentences import several
 from schemas.values import F64
 
 BARS = 50
@@ -50,7 +51,7 @@ def draw_sparsity(features: pl.DataFrame, site: str) -> Figure:
     edges, counts = _magnitudes(features)
     overall = 1 - float(n_active.sum()) / max(rows * features.height, 1)
     sparse = Sparsity(zeros, rows, overall, edges, counts)
-    told = [f"{counted(rows, 'counted row')} × {counted(features.height, 'feature')}", *sparse.told()]
+    told = [f"{several(rows, 'counted row')} × {several(features.height, 'feature')}", *sparse.told()]
     return sparsity_figure("How sparse features are", site, told, sparse)
 
 

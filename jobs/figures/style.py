@@ -196,11 +196,6 @@ def whole_numbers(axis: XAxis | YAxis) -> None:
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def counted(n: int, noun: str) -> str:
-    """`1 feature`, `4,608 features`."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 def decimal(value: float) -> str:
     """A mean of counts: one decimal, or two digits where it is below 1."""
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from jobs.figures.distributions import MOST_BARS
 from jobs.figures.setting import setting
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, decimal, nothing, whole_numbers
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, decimal, nothing, whole_numbers
+from schemas.sentences import several
 from schemas.values import F64
 
 RIDGE = 0.85
@@ -23,7 +24,7 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
     figure, axes = canvas(
         f"Active features per {setting().row}, above thresholds",
         site,
-        counted(rows, "counted row"),
+        several(rows, "counted row"),
         "heights: share of the highest bar",
     )
     if not rows:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, counted, log_axis, nothing, share
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, log_axis, nothing, share
+from schemas.sentences import several
 from schemas.values import F32
 
 
@@ -43,8 +44,8 @@ def _ratios(
     y, low, high = (table[name].to_numpy() for name in ratios)
     holds = (low <= 1) & (high >= 1)
     told = f"{share(int(holds.sum()), len(holds))} of the 95 % intervals hold the truth"
-    facts = [counted(len(x), "matched feature"), told] if len(x) else []
-    facts += [counted(int(rows), "row") for rows in known["counted_rows"][:1]]
+    facts = [several(len(x), "matched feature"), told] if len(x) else []
+    facts += [several(int(rows), "row") for rows in known["counted_rows"][:1]]
     figure, axes = canvas(title, site, *facts)
     if not len(x):
         nothing(axes, "no feature was matched, or none fired")
@@ -67,7 +68,7 @@ def _ratios(
 def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
     """Cosines of encoder and decoder directions with the true ones, features in the literal order."""
     n, true = cosines["place"].n_unique(), cosines["true_feature"].n_unique()
-    facts = [f"{counted(n, 'feature')} × {counted(true, 'true feature')}", "features in the literal order"]
+    facts = [f"{several(n, 'feature')} × {several(true, 'true feature')}", "features in the literal order"]
     figure, axes = canvas("Cosine with the true features", site, *facts)
     if not cosines.height:
         nothing(axes, "the SAE has no feature")

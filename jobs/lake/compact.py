@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from jobs.terminal.console import say
-from jobs.terminal.progress import several
 from pipeline.store import FeatureStore
 from pipeline.store.upkeep.compaction import compact as write_compaction
 from pipeline.tasks import OneProcess, Tasks
+from schemas.sentences import several
 
 
 def compact(store: FeatureStore, site: str, tasks: Tasks | None = None) -> None:

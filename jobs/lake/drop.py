@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from jobs.terminal.console import say
-from jobs.terminal.progress import several, size
+from jobs.terminal.progress import size
 from pipeline.monitor.events import run_at_work
 from pipeline.store import FeatureStore
 from pipeline.store.objects.paths import store_path
@@ -31,6 +31,7 @@ from pipeline.store.upkeep.drop import (
 )
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.sentences import several
 
 
 def drop(

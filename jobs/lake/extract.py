@@ -10,7 +10,7 @@ from rich.markup import escape
 from jobs.lake.extract_progress import ExtractionProgress
 from jobs.lake.plan import show_comparison
 from jobs.terminal.console import say, warn
-from jobs.terminal.progress import several, size
+from jobs.terminal.progress import size
 from pipeline.monitor.prediction import Forecast
 from pipeline.plans.passes import by_pass
 from pipeline.plans.plan import resolve
@@ -25,6 +25,7 @@ from schemas.layout import DENSE, Layout
 from schemas.names import CheckSae
 from schemas.records import Receipt
 from schemas.run.file import RunFile
+from schemas.sentences import several
 from schemas.values import Failure
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from rich.markup import escape
 
 from jobs.terminal.console import say
-from jobs.terminal.progress import Clock, Meter, Pace, duration, several
+from jobs.terminal.progress import Clock, Meter, Pace, duration
 from pipeline.run import Extraction
 from schemas.records import Receipt
+from schemas.sentences import several
 from schemas.values import Failure
 
 TOLD = ("retry", "quarantined", "worker_replaced", "waiting", "twin")

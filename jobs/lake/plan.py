@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jobs.terminal.console import console, say, warn
-from jobs.terminal.progress import Meter, duration, several, size
+from jobs.terminal.progress import Meter, duration, size
 from pipeline.monitor.prediction import Prediction, Span, compared, write_prediction
 from pipeline.plans.passes import by_pass
 from pipeline.plans.plan import resolve
@@ -20,6 +20,7 @@ from pipeline.store.records.commits import read_commits
 from pipeline.store.records.tokens import read_links
 from schemas.layout import Layout
 from schemas.run.file import RunFile
+from schemas.sentences import several
 
 ASSUMED = (
     "every worker is as fast as this one was, here and now, and none waits for CPUs, disk or network that "

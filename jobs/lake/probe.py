@@ -29,6 +29,7 @@ from schemas.errors import InputError
 from schemas.layout import CONTROL, CONTROL_L0, PARTIALS, ROW_COUNTS, Layout
 from schemas.records import CorpusLink, Lake, Plan, Receipt
 from schemas.run.file import RunFile
+from schemas.sentences import several
 
 TEXT_BYTES = 1 << 21
 """Text that tells how many tokens a byte makes."""
@@ -94,7 +95,7 @@ class Probe:
         return predict(
             scaled,
             plan_hash=plan.hash,
-            source=f"a probe of {probed:,} tokens in {n} shard{'' if n == 1 else 's'}",
+            source=f"a probe of {probed:,} tokens in {several(n, 'shard')}",
             rows=corpus.rows,
             shard_rows=corpus.shard_rows,
             workers=self.run.extract.workers,

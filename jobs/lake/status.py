@@ -8,13 +8,14 @@ from rich.markup import escape
 
 from jobs.lake.pass_status import PassStatus, has_begun, read_status, state_of
 from jobs.terminal.console import console, say
-from jobs.terminal.progress import duration, several, size
+from jobs.terminal.progress import duration, size
 from pipeline.store import FeatureStore
 from pipeline.store.objects.verbs import listed
 from pipeline.store.records.tables import RECEIPTS_KEY, job_of
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.layout import DENSE, StorePath
 from schemas.names import NAME
+from schemas.sentences import several
 
 AGAIN_S = 5.0
 

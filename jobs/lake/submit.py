@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.markup import escape
 
 from jobs.terminal.console import say
-from jobs.terminal.progress import several, size
+from jobs.terminal.progress import size
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.run.file import RunFile, load_run_file
-from schemas.sentences import redacted, visible
+from schemas.sentences import redacted, several, visible
 
 INTERRUPTED = 130
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from jobs.terminal.console import say, warn
-from jobs.terminal.progress import counting, several
+from jobs.terminal.progress import counting
 from pipeline.plans.plan import resolve
 from pipeline.sources import open_source
 from pipeline.store.objects.paths import store_path
@@ -18,7 +18,7 @@ from schemas.layout import Layout
 from schemas.names import SpecialText
 from schemas.records import CorpusLink, ShardRecord
 from schemas.run.file import RunFile
-from schemas.sentences import NOTE
+from schemas.sentences import NOTE, several
 
 
 def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:

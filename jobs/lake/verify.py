@@ -7,10 +7,10 @@ import time
 from rich.markup import escape
 
 from jobs.terminal.console import console, say
-from jobs.terminal.progress import several
 from pipeline.store import FeatureStore
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
+from schemas.sentences import several
 
 
 def verify(store: FeatureStore, tasks: Tasks | None = None) -> None:

@@ -35,7 +35,7 @@ from jobs.report.tables import NEEDED, Tables, names_of
 from jobs.report.work import Work, path_of
 from jobs.tables.selection import select_features
 from jobs.terminal.console import say
-from jobs.terminal.progress import counting, several, size
+from jobs.terminal.progress import counting, size
 from pipeline.store import FeatureStore
 from pipeline.store.objects.local import local_scratch
 from pipeline.store.objects.verbs import listed, remove, walk
@@ -43,6 +43,7 @@ from pipeline.store.reading.windows import cut_windows, example_tokens, window_f
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath, is_stray
+from schemas.sentences import several
 from schemas.values import I64
 
 PART, MOST_PARTS, LARGEST_PART = 256, 64, 2048

@@ -11,12 +11,12 @@ import polars as pl
 from jobs.report.clusters import Kind
 from jobs.report.tables import Tables
 from jobs.report.work import Work
-from jobs.terminal.progress import several
 from jobs.terminal.units import unit_of_lake, unit_of_site
 from pipeline.store import FeatureStore
 from pipeline.store.records.tables import RECEIPTS_KEY
 from schemas import __version__
 from schemas.layout import StorePath
+from schemas.sentences import several
 
 TOP = 10
 """Features of a ranking on the overview."""

@@ -33,12 +33,13 @@ from jobs.tables.pairs.association import PairCounts, highest, jaccard
 from jobs.tables.pairs.directions import Directions, cosines, directions_of, nearest, pair_cosines
 from jobs.tables.pairs.pair_counts import INT32_ROWS, cut, mean_company, tallies
 from jobs.terminal.console import console, say
-from jobs.terminal.progress import several, track
+from jobs.terminal.progress import track
 from pipeline.store.reading.shard_files import ShardFiles, read_n_active
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.records import canonical_json
+from schemas.sentences import several
 from schemas.tables.tables import MATCHES
 from schemas.values import F32, I32, I64
 

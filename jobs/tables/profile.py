@@ -13,12 +13,13 @@ import polars as pl
 from rich.markup import escape
 
 from jobs.terminal.console import say
-from jobs.terminal.progress import counting, several
+from jobs.terminal.progress import counting
 from pipeline.statistics.documents.comparison import SUPPORT
 from pipeline.store import FeatureStore
 from pipeline.store.derived.profile import l0_thresholds, profile_tables
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
+from schemas.sentences import several
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 LEVEL = 0.05

@@ -16,7 +16,7 @@ from rich.table import Table
 from jobs.tables.ranking import RANKING_SUMMARY, RANKINGS, SUPPORT, ranking
 from jobs.tables.selection import Ranks, parse_ranks
 from jobs.terminal.console import console, say
-from jobs.terminal.progress import counting, several
+from jobs.terminal.progress import counting
 from pipeline.statistics.resampling import FEWEST_SHARDS, can_resample
 from pipeline.store import FeatureStore
 from pipeline.store.derived.rank_intervals import Drawing, rank_intervals
@@ -25,6 +25,7 @@ from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.run.file import Rank
+from schemas.sentences import several
 from schemas.tables.tables import PROFILE
 from schemas.values import I64
 

@@ -142,8 +142,3 @@ def size(n: float) -> str:
             return f"{n:.3g} {unit}" if n < 999.5 else f"{n:,.0f} {unit}"
         n /= 1000
     raise AssertionError
-
-
-def several(n: int, what: str) -> str:
-    """A count of things: 1 worker, 2 workers."""
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

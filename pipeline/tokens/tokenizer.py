@@ -16,7 +16,7 @@ from pipeline.tokens.tokenizer_folder import config_of, is_complete, is_of_plain
 from schemas.errors import InputError
 from schemas.names import SpecialText
 from schemas.records import digest_of
-from schemas.storage_failures import storage_failure
+from schemas.storage_failures import file_of, storage_failure
 from schemas.values import I32
 
 _IRRELEVANT = ("version", "truncation", "padding", "post_processor")
@@ -231,11 +231,9 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
                 f"the tokenizer of {path!r} is made by Python code of its own, which is never run: set "
                 "tokens.tokenizer to a folder with a tokenizer.json and a class of transformers"
             ) from None
-        if (failure := storage_failure(error, getattr(error, "filename", None) or path, "read")) is not None:
-            raise failure from None
         reason = " ".join(str(error).split())[:300]
         missing = "" if folder.exists() else "there is no such folder here, so it was taken for a name; "
-        raise InputError(
+        raise storage_failure(error, file_of(error, path), "read") or InputError(
             f"no tokenizer could be loaded from {path!r} ({missing}{reason}); fix the path or name of the "
             "model, or set tokens.tokenizer"
         ) from None

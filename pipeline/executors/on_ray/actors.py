@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
 from pipeline.executors.node_probe import ProbeFile, require_sight, storage_probe
 from pipeline.executors.on_ray.metrics import DriverMetrics, WorkerMetrics
-from pipeline.executors.on_ray.session import address_of, first_line
+from pipeline.executors.on_ray.session import address_of, one_line
 from pipeline.models.device import is_broken
 from pipeline.monitor import logs
 from pipeline.store.objects.paths import is_memory, store_path
@@ -150,7 +150,7 @@ class RayBackend:
         except RayError as error:
             preempted = isinstance(error, RayActorError) and bool(error.preempted)
             self._metrics.failed("preempted" if preempted else "lost")
-            raise WorkerLostError(first_line(error), preempted=preempted) from None
+            raise WorkerLostError(one_line(error), preempted=preempted) from None
 
     def _raised(self, cause: BaseException) -> Exception:
         """What the driver makes of an error inside a worker."""
@@ -209,7 +209,7 @@ def _ends_if_broken() -> Iterator[None]:
         ending = threading.Timer(BROKEN_EXIT_S, os._exit, (70,))
         ending.daemon = True
         ending.start()
-        raise WorkerLostError(f"its GPU is in an error state ({first_line(error)})") from None
+        raise WorkerLostError(f"its GPU is in an error state ({one_line(error)})") from None
 
 
 @contextmanager

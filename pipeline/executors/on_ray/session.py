@@ -101,10 +101,10 @@ def _connect(address: str) -> None:
             raise _other_version(address, error) from None
         if address == "auto" and isinstance(error, ConnectionError):
             raise InputError(
-                f"no Ray cluster runs on this machine ({first_line(error)}): give its head's HOST:PORT"
+                f"no Ray cluster runs on this machine ({one_line(error)}): give its head's HOST:PORT"
             ) from None
         raise InputError(
-            f"the Ray cluster at {address!r} does not let this driver in ({first_line(error)}): "
+            f"the Ray cluster at {address!r} does not let this driver in ({one_line(error)}): "
             f"{token_remedy()}"
         ) from None
 
@@ -163,7 +163,7 @@ def _our_handler() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line; of a dead actor also what Ray says last, the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
     cause = lines[1:][-2:] if isinstance(error, RayActorError) else []

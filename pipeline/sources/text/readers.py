@@ -218,7 +218,7 @@ class JsonLinesReader:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.where(line)} is not JSON: {_line(error)[:300]}") from None
         if not isinstance(content, dict):
-            raise InputError(f"{self.where(line)} is not JSON object but {type(content).__name__}")
+            raise InputError(f"{self.where(line)} is not a JSON object but {type(content).__name__}")
         return content
 
     @contextmanager

@@ -14,7 +14,7 @@ from pipeline.sources.values import check_columns
 from schemas.errors import InputError
 from schemas.records import digest_of
 from schemas.run.file import Corpus
-from schemas.storage_failures import storage_failure
+from schemas.storage_failures import file_of, storage_failure
 
 SPLITS, STATE = "dataset_dict.json", "state.json"
 """What lies in the folder of several splits, and in that of one dataset."""
@@ -75,7 +75,7 @@ def load_saved(folder: Path) -> Any:
     try:
         return datasets.load_from_disk(str(folder))
     except Exception as error:  # noqa: BLE001 - whatever the library raises for damaged files
-        raise storage_failure(error, getattr(error, "filename", None) or folder, "read") or InputError(
+        raise storage_failure(error, file_of(error, folder), "read") or InputError(
             f"corpus.path {str(folder)!r} cannot be read as a dataset of save_to_disk: "
             f"{' '.join(str(error).split())[:300]}"
         ) from None
