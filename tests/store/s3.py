@@ -32,6 +32,8 @@ class FaultyS3:
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    one_put: threading.Lock = field(default_factory=threading.Lock)
+    """Held by a conditional put: S3 looks and writes in one step, moto in two, between which another may come."""
 
     def fail(self, method: str, ending: str, *faults: Fault) -> None:
         """Let the next requests of this method on a path with this ending meet these faults."""
@@ -62,10 +64,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # noqa: N815
 
     def ask(self) -> tuple[int, list[tuple[str, str]], bytes]:
-        upstream = http.client.HTTPConnection(*self.faulty.upstream)
-        upstream.request(self.command, self.path, self.body, dict(self.headers))
-        response = upstream.getresponse()
-        return response.status, response.getheaders(), response.read()
+        is_conditional = self.command == "PUT" and "If-None-Match" in self.headers
+        with self.faulty.one_put if is_conditional else contextlib.nullcontext():
+            upstream = http.client.HTTPConnection(*self.faulty.upstream)
+            upstream.request(self.command, self.path, self.body, dict(self.headers))
+            response = upstream.getresponse()
+            return response.status, response.getheaders(), response.read()
 
     def answer(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
         self.send_response(status)
