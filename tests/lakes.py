@@ -80,12 +80,12 @@ def extracted(run: RunFile, tables: bool = True) -> FeatureStore:
 
 def data_bytes(root: Path) -> dict[str, bytes]:
     """Every committed data object's bytes and every derived table's, by a path that names no attempt."""
-    found: dict[str, bytes] = {}
+    result: dict[str, bytes] = {}
     attempts = {json.loads(path.read_bytes())["attempt"] for path in root.glob("passes/*/commits/[!.]*.json")}
     for path in sorted((root / "passes").glob("*/data/*/*/*/**/*")):
         parts = path.relative_to(root / "passes").parts
         if path.is_file() and parts[3] in attempts:
-            found["/".join(parts[:3] + parts[4:])] = path.read_bytes()
+            result["/".join(parts[:3] + parts[4:])] = path.read_bytes()
     for path in sorted((root / "tables").rglob("*.parquet")):
-        found[str(path.relative_to(root))] = path.read_bytes()
-    return found
+        result[str(path.relative_to(root))] = path.read_bytes()
+    return result

@@ -176,14 +176,14 @@ def relative(ours: Any, theirs: Any) -> float:
     return float((np.abs(a - b) / scale).max(initial=0))
 
 
-def compare(store: FeatureStore, ids: list[list[int]], found: Notebook) -> Iterator[Line]:
+def compare(store: FeatureStore, ids: list[list[int]], result: Notebook) -> Iterator[Line]:
     """Every number of the analysis, the store's beside the notebook's."""
     table = store.scan_features(SITE).collect()
-    acts = found.acts.double()
-    n, fired = len(acts), found.acts.any(dim=0).numpy()
+    acts = result.acts.double()
+    n, fired = len(acts), result.acts.any(dim=0).numpy()
     yield Line("rows, position 0 among them", abs(int(table["counted_rows"][0]) - n), 0, 1, "rows")
-    counts = (found.acts > 0).sum(dim=0).numpy()
-    beyond = np.abs(table["n_active"].to_numpy() - counts) - found.near.numpy()
+    counts = (result.acts > 0).sum(dim=0).numpy()
+    beyond = np.abs(table["n_active"].to_numpy() - counts) - result.near.numpy()
     yield Line("active rows, beyond near-ties at 0", max(beyond.max(), 0), 0, len(counts), "rows")
     yield Line("frequency", relative(table["frequency"], counts / n), 1e-3, len(counts))
     dead = float((counts == 0).mean())
@@ -200,9 +200,9 @@ def compare(store: FeatureStore, ids: list[list[int]], found: Notebook) -> Itera
     yield Line("features without sigma/mu", abs(np.isnan(ratio).sum() - (~fired).sum()), 0, 1, "features")
     yield Line("sigma_over_mu, with ddof 1", relative(ours[fired], ratio[fired]), 1e-4, int(fired.sum()))
     yield from compare_rankings(store, mean, ratio)
-    yield from compare_l0(store, found)
-    yield from compare_examples(store, ids, found, np.argsort(-mean)[:50:5])
-    yield from compare_control(store, found)
+    yield from compare_l0(store, result)
+    yield from compare_examples(store, ids, result, np.argsort(-mean)[:50:5])
+    yield from compare_control(store, result)
 
 
 def compare_rankings(store: FeatureStore, mean: Any, ratio: Any) -> Iterator[Line]:
@@ -217,19 +217,19 @@ def compare_rankings(store: FeatureStore, mean: Any, ratio: Any) -> Iterator[Lin
         yield Line(f"ranking by {by}", relative(values[ours], values[order]), 1e-4, len(order))
 
 
-def compare_l0(store: FeatureStore, found: Notebook) -> Iterator[Line]:
+def compare_l0(store: FeatureStore, result: Notebook) -> Iterator[Line]:
     """Active features of each row at each threshold: how many rows have another number."""
     stored = store.scan_activations(SITE).select("row", "activation").collect()
     for threshold in THRESHOLDS:
         rows = stored.filter(pl.col("activation") > threshold)["row"].to_numpy().astype(np.int64)
-        ours = np.bincount(rows, minlength=len(found.acts))
-        theirs = (found.acts > threshold).sum(dim=1).numpy()
+        ours = np.bincount(rows, minlength=len(result.acts))
+        theirs = (result.acts > threshold).sum(dim=1).numpy()
         differ = float((ours != theirs).mean())
         yield Line(f"rows with another L0 (> {threshold})", differ, 1e-3, len(theirs), "share")
 
 
 def compare_examples(
-    store: FeatureStore, ids: list[list[int]], found: Notebook, features: Any
+    store: FeatureStore, ids: list[list[int]], result: Notebook, features: Any
 ) -> Iterator[Line]:
     """The 30 strongest rows of some features: values, rows, and the tokens around them."""
     context = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
@@ -237,7 +237,7 @@ def compare_examples(
     values, other_rows, other_tokens = 0.0, 0, 0
     for feature in features.tolist():
         ours = store.contexts(SITE, feature, TOP, before=BEFORE, after=AFTER)
-        top = found.acts[:, feature].topk(TOP)
+        top = result.acts[:, feature].topk(TOP)
         assert ours.height == TOP
         values = max(values, relative(ours["activation"], top.values))
         other_rows += len(set(ours["row"].to_list()) - set(top.indices.tolist()))
@@ -251,16 +251,16 @@ def compare_examples(
     yield Line("their tokens, 30 before, 2 after", other_tokens, 0, TOP * len(features), "windows")
 
 
-def compare_control(store: FeatureStore, found: Notebook) -> Iterator[Line]:
+def compare_control(store: FeatureStore, result: Notebook) -> Iterator[Line]:
     """Learnt features and control on the first 10 contexts of each batch of 50."""
     table = store.scan_table(SITE, "control_features").collect()
     l0 = store.scan_table(SITE, "control_l0").collect()
-    for of, acts in (("learnt", found.learnt), ("control", found.control)):
+    for of, acts in (("learnt", result.learnt), ("control", result.control)):
         mine = table.filter(of=of)
         n, wide = len(acts), acts.double()
         yield Line(f"{of} rows of the control", abs(mine["counted_rows"][0] - n), 0, 1, "rows")
         counts = (acts > 0).sum(dim=0).numpy()
-        near = found.near.numpy() if of == "learnt" else 1e-4 * n
+        near = result.near.numpy() if of == "learnt" else 1e-4 * n
         beyond = np.abs(mine["n_active"].to_numpy() - counts) - near
         yield Line(f"{of}: active rows, beyond near-ties", max(beyond.max(), 0), 0, len(counts), "rows")
         yield Line(f"{of}: mean_all", relative(mine["mean_all"], wide.mean(dim=0)), 1e-4, len(counts))

@@ -122,8 +122,8 @@ class Arena:
 
     def check(self, root: Path) -> None:
         """The store is the calm one's, byte for byte, and agrees with itself."""
-        found = self.fingerprint(root)
-        differ = [name for name in self.expected | found if self.expected.get(name) != found.get(name)]
+        result = self.fingerprint(root)
+        differ = [name for name in self.expected | result if self.expected.get(name) != result.get(name)]
         assert not differ, f"{root} differs from a calm run in {differ[:5]}"
         problems = FeatureStore.open(root).verify().problems
         assert not problems, problems
@@ -188,7 +188,7 @@ def raced(root: Path) -> int:
     for event in read_events(layout, "made"):
         if event["event"] == "committed":
             runs[event["shard"]].add(event["run"])
-    return sum(len(told) > 1 for told in runs.values())
+    return sum(len(message) > 1 for message in runs.values())
 
 
 def node_killed(arena: Arena) -> None:
@@ -271,12 +271,12 @@ def until_some_are_done(arena: Arena, root: Path, driver: subprocess.Popen[str])
 
 def actors() -> list[psutil.Process]:
     """Workers on the nodes that this process has started."""
-    found = []
+    result = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if any("ExtractionActor" in part for part in process.cmdline()[:1]):
-                found.append(process)
-    return found
+                result.append(process)
+    return result
 
 
 WOUNDS = {
@@ -356,8 +356,8 @@ def main() -> None:
             name = min(names, key=partial(share, arena))
             SCENARIOS[name](arena)
             arena.rounds += 1
-            told = ", ".join(f"{n} {what}" for what, n in sorted(arena.wounds.items()))
-            print(f"{time.monotonic() - began:6.0f} s  {name}: same bytes; so far {told}", flush=True)
+            message = ", ".join(f"{n} {what}" for what, n in sorted(arena.wounds.items()))
+            print(f"{time.monotonic() - began:6.0f} s  {name}: same bytes; so far {message}", flush=True)
     print(f"{arena.rounds} runs, each with the bytes of the calm one")
 
 

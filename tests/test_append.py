@@ -117,8 +117,10 @@ def test_numbers_go_on_where_the_old_ones_end(grown):
         ends = [getattr(record, start) + getattr(record, size) for record in store.shards]
         assert [getattr(record, start) for record in store.shards] == [0, *ends[:-1]]
     texts = pl.read_parquet(grown[0] / "both.parquet")
-    found = store.scan_tokens().select(pl.col("segments").explode().struct.unnest()).unique(subset="document")
-    labels = found.sort("document").select("document", "year", "party").collect()
+    result = (
+        store.scan_tokens().select(pl.col("segments").explode().struct.unnest()).unique(subset="document")
+    )
+    labels = result.sort("document").select("document", "year", "party").collect()
     assert labels["document"].to_list() == list(range(OLD + NEW))
     assert labels["year"].to_list() == texts["year"].to_list()
     assert labels["party"].to_list() == texts["party"].to_list()
@@ -149,13 +151,13 @@ def test_what_was_made_before_is_seen_to_be_stale_and_run_makes_it_anew(folder, 
     run(of(folder, "first"))
     old = FeatureStore.open(folder / "store").scan_features("mid").collect()
     tokenize(of(folder, "second"), append=True)
-    assert f"{NEW} documents, " in told(capsys)
+    assert f"{NEW} documents, " in printed(capsys)
     status(folder / "store")
-    assert f"{OLD}/{OLD + NEW} shards committed" in told(capsys)
+    assert f"{OLD}/{OLD + NEW} shards committed" in printed(capsys)
     extract(of(folder, "second"))
     store = FeatureStore.open(folder / "store")
     status(folder / "store")
-    line = told(capsys)
+    line = printed(capsys)
     assert line.count("(stale: made from other shards") == len(store.tables("mid")) > 3
     assert line.count("(stale: drawn from other shards)") == len(
         list((folder / "store/figures/mid").iterdir())
@@ -164,12 +166,12 @@ def test_what_was_made_before_is_seen_to_be_stale_and_run_makes_it_anew(folder, 
         assert store.scan_features("mid").collect().equals(old)
     run(of(folder, "second"))
     status(folder / "store")
-    assert "stale" not in told(capsys)
+    assert "stale" not in printed(capsys)
     now = store.scan_features("mid").collect()
     assert now["counted_rows"][0] > old["counted_rows"][0]
 
 
-def told(capsys):
+def printed(capsys):
     return capsys.readouterr().out
 
 
@@ -179,7 +181,7 @@ def test_the_same_corpus_again_does_nothing_and_says_so(grown, capsys):
         before = everything(folder / "store")
         tokenize(of(folder, corpus), append=True)
         extract(of(folder, corpus))
-        lines = told(capsys)
+        lines = printed(capsys)
         assert f"nothing to do, the store holds this corpus (link {link}): " in lines
         assert "nothing to do, all shards are committed" in lines
         assert everything(folder / "store") == before
@@ -209,8 +211,8 @@ def test_nor_a_corpus_of_a_store_from_before_version_3_under_a_larger_limit(grow
         content = json.loads(link.read_bytes())
         del content["source"]["contents"]
         link.write_bytes(canonical_json(content) + b"\n")
-    asked = of(folder, "second", tmp_path / "store")
-    limited = asked.model_copy(update={"tokens": asked.tokens.model_copy(update={"limit": 10**6})})
+    requested = of(folder, "second", tmp_path / "store")
+    limited = requested.model_copy(update={"tokens": requested.tokens.model_copy(update={"limit": 10**6})})
     with pytest.raises(InputError, match=r"in the store already \(link 1, .*would count twice: let corpus"):
         tokenize(limited, append=True)
 
@@ -226,11 +228,11 @@ def test_nor_a_corpus_of_a_store_from_before_version_3_under_a_larger_limit(grow
 def test_another_rule_or_other_labels_do_not_fit(grown, section, change, message):
     folder, _ = grown
     write_corpus(folder / "third.parquet", 3, seed=2)
-    asked = of(folder, "third")
-    changed = getattr(asked, section).model_copy(update=change)
+    requested = of(folder, "third")
+    changed = getattr(requested, section).model_copy(update=change)
     before = everything(folder / "store")
     with pytest.raises(InputError, match=message):
-        run(asked.model_copy(update={section: changed}), append=True)
+        run(requested.model_copy(update={section: changed}), append=True)
     assert everything(folder / "store") == before
 
 
@@ -299,8 +301,8 @@ def is_as_if_calm(drawn, name):
     assert stores[0].links == stores[1].links
     assert stores[0].receipts_digest("mid") == stores[1].receipts_digest("mid")
     for kind in ("tables/", "figures/", "tokens/", "corpus/"):
-        found, calm = (of_kind(drawn / store, kind) for store in (name, "calm"))
-        assert found == calm
+        result, calm = (of_kind(drawn / store, kind) for store in (name, "calm"))
+        assert result == calm
 
 
 def of_kind(root, kind):
@@ -372,8 +374,8 @@ def test_of_two_appends_at_once_one_wins_and_the_other_gets_a_sentence(folder):
 def test_an_append_that_is_killed_resumes_to_the_same_bytes(drawn):
     shutil.copytree(drawn / "finished", drawn / "killed")
     path = drawn / "run.yaml"
-    asked = of(drawn, "second", "killed").model_dump(mode="json", by_alias=True)
-    path.write_text(yaml.safe_dump(asked))
+    requested = of(drawn, "second", "killed").model_dump(mode="json", by_alias=True)
+    path.write_text(yaml.safe_dump(requested))
     command = [sys.executable, "-m", "jobs", "run", str(path), "--append"]
     for seen in ("tokens/000013.parquet", "corpus/1.json", "passes/mid/commits/000014.json"):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)

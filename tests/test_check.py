@@ -37,13 +37,17 @@ def test_losses_are_those_of_the_same_rows_replaced_by_hand(tmp_path):
     ids[:, 0] = 0
     counted = (ids != 0).ravel()
     batch = TokenBatch(ids, np.full(3, 9))
-    found = check.losses(subject, [check.Piece(batch, counted)], lambda n: None)
+    result = check.losses(subject, [check.Piece(batch, counted)], lambda n: None)
     module = tiny_lm().eval()
     x = module.embed.weight[torch.from_numpy(ids)].detach()
     scale = torch.from_numpy(np.where(counted, 0.5, 1.0).reshape(3, 9, 1)).float()
-    for given, factor in ((found.clean, torch.ones(1)), (found.patched, scale), (found.zero, 2 * scale - 1)):
+    for given, factor in (
+        (result.clean, torch.ones(1)),
+        (result.patched, scale),
+        (result.zero, 2 * scale - 1),
+    ):
         assert given == pytest.approx(loss_by_hand(module, x * factor, ids), rel=1e-5)
-    assert found.n == 24
+    assert result.n == 24
 
 
 def test_of_zeros_that_do_no_harm_nothing_is_recovered():
@@ -77,9 +81,9 @@ def test_a_transcoder_is_put_where_its_target_is(tmp_path):
     rows = torch.from_numpy(np.flatnonzero(piece.counted))
     y[rows] = subject.encoder.decode(subject.encoder.encode(at["embed"][rows]))
     expected = subject.model.losses(piece.batch, {"layers.1": lambda x: y})
-    found = check.losses(subject, [piece], lambda n: None)
-    assert found.patched == pytest.approx(float(expected.double().mean()), rel=1e-6)
-    assert found.patched != pytest.approx(found.clean, rel=1e-3)
+    result = check.losses(subject, [piece], lambda n: None)
+    assert result.patched == pytest.approx(float(expected.double().mean()), rel=1e-6)
+    assert result.patched != pytest.approx(result.clean, rel=1e-3)
     measured = subject.rows(piece)
     assert measured.x.tolist() == at["embed"][rows].tolist()
     assert measured.target.tolist() == at["layers.1"][rows].tolist()
@@ -160,9 +164,9 @@ def test_a_sample_of_pieces_is_evenly_spaced():
 def test_a_sample_of_counted_tokens_takes_more_pieces_where_few_count():
     counted = np.arange(100) % 4 == 0
     batch = TokenBatch(np.zeros((2, 50), dtype=np.int64), np.full(2, 50))
-    found = [check.Piece(batch, counted)] * 10
-    assert len(check.sample(found, 100)) == 1
-    assert len(check.sample(found, 100, counted=True)) == 4
+    result = [check.Piece(batch, counted)] * 10
+    assert len(check.sample(result, 100)) == 1
+    assert len(check.sample(result, 100, counted=True)) == 4
     assert len(check.sample([check.Piece(batch, counted & False)], 100, counted=True)) == 1
 
 
@@ -171,7 +175,7 @@ def test_places_whose_vectors_are_of_another_width_are_passed_over(tmp_path):
     ids = np.random.default_rng(2).integers(3, F, (2, 6))
     piece = check.Piece(TokenBatch(ids, np.full(2, 6)), np.ones(12, bool))
     wide = check.Place("head", "head")
-    found = list(check.other_hooks(subject, [piece], wide, poor=False))
-    assert [there.name for there in found] == ["hook layers.0", "hook layers.2"]
+    result = list(check.other_hooks(subject, [piece], wide, poor=False))
+    assert [there.name for there in result] == ["hook layers.0", "hook layers.2"]
     with pytest.raises(InputError, match="gives vectors of 512, the SAE reconstructs 16"):
         subject.rows(piece, check.Place("embed", "head"), also=("embed", "head"))

@@ -139,9 +139,9 @@ def test_l0_at_every_threshold_is_that_of_the_dense_formulas(lake, name):
     for of, dense in dense_control(folder, store, name).items():
         for threshold in THRESHOLDS:
             l0 = (dense > threshold).sum(axis=1)
-            found = table.filter(of=of, threshold=threshold)
-            np.testing.assert_array_equal(found["l0"], np.unique(l0))
-            np.testing.assert_array_equal(found["rows"], np.bincount(l0)[np.unique(l0)])
+            result = table.filter(of=of, threshold=threshold)
+            np.testing.assert_array_equal(result["l0"], np.unique(l0))
+            np.testing.assert_array_equal(result["rows"], np.bincount(l0)[np.unique(l0)])
 
 
 def test_a_control_fires_in_about_half_of_its_features_and_has_the_learnt_norms(lake):
@@ -167,9 +167,9 @@ def test_files_of_activations_that_are_not_negative_have_the_columns_they_always
 def signed(tmp_path_factory):
     """A store of an AbsTopK site with a control."""
     folder = tmp_path_factory.mktemp("signed")
-    asked = run_content(folder, "abstopk")
-    asked["sites"][0]["control"] = "random_encoder"
-    return extracted(parse_run_file(asked, "run.yaml"))
+    requested = run_content(folder, "abstopk")
+    requested["sites"][0]["control"] = "random_encoder"
+    return extracted(parse_run_file(requested, "run.yaml"))
 
 
 class TestNegativeActivations:
@@ -273,15 +273,15 @@ def test_a_plan_without_control_hashes_as_before_and_one_with_it_does_not(one):
     assert not {"control", "control_seed"} & {key for site in old.recipe()["sites"] for key in site}
 
 
-def test_a_pass_that_was_begun_without_control_says_that_it_can_not_have_one(one):
+def test_a_pass_that_was_begun_without_control_says_that_it_cannot_have_one(one):
     folder, store = one
-    asked = content(folder)
-    asked["sites"][0]["control"] = "shuffled_rows"
-    resolved, told = resolve(parse_run_file(asked, "run.yaml"))
+    requested = content(folder)
+    requested["sites"][0]["control"] = "shuffled_rows"
+    resolved, notes = resolve(parse_run_file(requested, "run.yaml"))
     plan = make_plan(resolved, read_lake(store.layout))
     with pytest.raises(InputError, match="control was random_encoder, now shuffled_rows; give it another"):
         agree_on_plan(store.layout, plan)
-    assert [line for line in told if "control" in line] == [
+    assert [line for line in notes if "control" in line] == [
         "note: site 'shuffled': control shuffled_rows takes ReLU for the rule of the SAE, which is jumprelu"
     ]
 
@@ -331,7 +331,7 @@ class TestVerify:
         assert len(read) == len(CONTROLS) * len(store.shards)
 
     @pytest.mark.parametrize(
-        ("name", "of", "column", "told"),
+        ("name", "of", "column", "message"),
         [
             ("control.parquet", "learnt", "m2", "differs from a recomputation in m2"),
             ("control_l0.parquet", "learnt", "l0", "differs from a recomputation in l0"),
@@ -340,11 +340,11 @@ class TestVerify:
             ("control_l0.parquet", "control", "rows", "does not count the rows that the learnt features"),
         ],
     )
-    def test_what_can_not_be_is_found(self, place, name, of, column, told):
+    def test_what_cannot_be_is_found(self, place, name, of, column, message):
         _, change = place
         doubled = pl.when(pl.col("of") == of).then(pl.col(column) * 2).otherwise(pl.col(column))
         _, problems = change(name, doubled.alias(column))
-        assert any(told in problem for problem in problems), problems
+        assert any(message in problem for problem in problems), problems
 
 
 def test_this_is_a_version_of_the_format_that_knows_controls():

@@ -29,7 +29,7 @@ def demo(tmp_path_factory):
 
 
 def test_it_says_that_the_line_finds_the_truth(demo):
-    told, _ = demo
+    message, _ = demo
     for part in (
         "every feature fires in exactly its rows",
         "found from co-activation alone: 6 of 6, and no other",
@@ -37,8 +37,8 @@ def test_it_says_that_the_line_finds_the_truth(demo):
         "truth against measured",
         "Try next",
     ):
-        assert part in told
-    assert "warning" not in told
+        assert part in message
+    assert "warning" not in message
 
 
 def test_the_exact_site_is_exact_and_the_noisy_one_near(demo):

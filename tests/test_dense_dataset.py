@@ -89,12 +89,12 @@ def test_rows_are_well_mixed_and_each_epoch_has_its_own_order(lake, known):
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 3), (3, 1), (2, 2), (40, 2)])
 def test_ranks_and_workers_share_an_epoch_without_overlap(lake, known, ranks, workers):
-    found = []
+    result = []
     for rank in range(ranks):
         data = dataset(lake, rank=rank, world_size=ranks)
         for worker in range(workers):
-            found += numbers(batch for batch, _ in data.batches(data.position, data.reader(worker, workers)))
-    assert sorted(flat(found)) == sorted(known)
+            result += numbers(batch for batch, _ in data.batches(data.position, data.reader(worker, workers)))
+    assert sorted(flat(result)) == sorted(known)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 7, 25, 51, 60])
@@ -264,7 +264,7 @@ def test_a_state_of_other_settings_is_refused(lake, change, sentence):
 
 
 @pytest.mark.parametrize("change", [{"batch_rows": 0}, {"shards_at_once": 0}, {"rank": 2, "world_size": 2}])
-def test_settings_that_can_not_be_are_refused(lake, change):
+def test_settings_that_cannot_be_are_refused(lake, change):
     with pytest.raises(InputError):
         dataset(lake, **change)
 

@@ -58,7 +58,7 @@ def test_rays_launcher_refuses_what_it_does_not_know(place, value):
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_the_token_is_on_every_node_and_asked_for_in_every_start(name):
+def test_the_token_is_on_every_node_and_requested_in_every_start(name):
     config = read(name)
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
@@ -94,7 +94,7 @@ def test_the_rayjob_has_kuberays_fields():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda job: job["spec"].update(entryPoint="x"), "entryPoint"),
         (
@@ -104,10 +104,10 @@ def test_the_rayjob_has_kuberays_fields():
         (lambda job: pods(job)[1].update(terminationGracePeriod=1), "terminationGracePeriod"),
     ],
 )
-def test_a_field_that_kuberay_does_not_know_is_refused(change, told):
+def test_a_field_that_kuberay_does_not_know_is_refused(change, message):
     job = read(RAYJOB)
     change(job)
-    with pytest.raises(jsonschema.ValidationError, match=told):
+    with pytest.raises(jsonschema.ValidationError, match=message):
         jsonschema.validate(job, rayjob_schema())
 
 
@@ -117,10 +117,10 @@ def closed(schema):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: closed(value) for key, value in schema.items()}
-    if found.get("type") == "object" and "properties" in found:
-        found.setdefault("additionalProperties", found.get("x-kubernetes-preserve-unknown-fields", False))
-    return found
+    result = {key: closed(value) for key, value in schema.items()}
+    if result.get("type") == "object" and "properties" in result:
+        result.setdefault("additionalProperties", result.get("x-kubernetes-preserve-unknown-fields", False))
+    return result
 
 
 def crd_schema(text):

@@ -46,10 +46,10 @@ def run_with(folder, check, **options):
 
 def test_what_an_sae_explains_is_in_the_receipt_of_the_first_shard_alone(tmp_path, capsys):
     run_with(tmp_path, "stop")
-    found = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
-    assert len(found) > 2
-    assert found.pop("000000") == 1.0
-    assert set(found.values()) == {None}
+    result = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
+    assert len(result) > 2
+    assert result.pop("000000") == 1.0
+    assert set(result.values()) == {None}
     assert "mid explains 1.000 of the variance" in " ".join(capsys.readouterr().out.split())
 
 
@@ -86,13 +86,13 @@ def test_an_sae_worse_than_the_mean_ends_the_run_and_nothing_is_committed(tmp_pa
         run_with(tmp_path, "stop", scale=-3.0)
 
 
-def test_told_to_warn_the_run_ends_and_says_so(tmp_path, capsys):
+def test_reported_to_warn_the_run_ends_and_says_so(tmp_path, capsys):
     run_with(tmp_path, "warn", scale=-3.0)
     assert receipts(tmp_path)["000000"].sites["mid"].explained_variance < 0
     assert "less than the mean of x does" in " ".join(capsys.readouterr().out.split())
 
 
-def test_told_not_to_look_nobody_looks(tmp_path):
+def test_reported_not_to_look_nobody_looks(tmp_path):
     run_with(tmp_path, "off", scale=-3.0)
     assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
 
@@ -132,9 +132,9 @@ def test_a_look_that_fails_is_repeated(tmp_path, monkeypatch):
 def test_too_few_rows_in_the_first_shard_are_looked_at_in_a_later_one(tmp_path):
     content = {"sites": [site(tmp_path)["sites"][0]], "tokens": {"shard_tokens": 20}}
     run(run_file(tmp_path, extract={"check_sae": "stop"}, **content))
-    found = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
+    result = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
     rows = {name: receipt.rows for name, receipt in receipts(tmp_path).items()}
-    looked = [name for name, value in found.items() if value is not None]
+    looked = [name for name, value in result.items() if value is not None]
     assert len(looked) == 1
     assert looked[0] == min(name for name in rows if rows[name] >= 72)  # some of them are BOS and EOS
 
@@ -151,9 +151,9 @@ def test_a_pooled_site_is_looked_at_until_it_has_enough_rows(tmp_path, monkeypat
     monkeypatch.setattr(first_look, "ROWS", 64)
     content = {"tokens": {"shard_tokens": 1200}, "extract": {"check_sae": "stop"}}
     run(run_file(tmp_path, **content, **pooled(tmp_path)))
-    found = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
-    assert found.pop("000000") == 1.0
-    assert set(found.values()) <= {None}
+    result = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
+    assert result.pop("000000") == 1.0
+    assert set(result.values()) <= {None}
     with pytest.raises(InputError, match=r"site 'mid', shard 000000: .* on 64 rows"):
         run(run_file(tmp_path / "bad", **content, **pooled(tmp_path / "bad", scale=-3.0)))
 
@@ -170,7 +170,7 @@ def test_a_site_that_never_gives_enough_rows_is_not_looked_at_for_ever(tmp_path,
     assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
 
 
-def test_a_transcoder_whose_target_the_model_lacks_runs_and_is_told_of(tmp_path, capsys):
+def test_a_transcoder_whose_target_the_model_lacks_runs_and_is_reported(tmp_path, capsys):
     folder = good_sae(tmp_path / "sae", hook_name="layers.0", hook_name_out="layers.9")
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | {"architecture": "transcoder", "d_out": D_MODEL}))

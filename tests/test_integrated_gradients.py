@@ -90,9 +90,9 @@ def set_up(opened, stored):
 
 def begun(opened, prompts):
     """The same prompts, so that passes begin at the SAE's place."""
-    found = opened.model.begin(prompts.batch, prompts.ends, prompts.first)
-    assert found.calls is not None
-    return replace(prompts, begun=found)
+    result = opened.model.begin(prompts.batch, prompts.ends, prompts.first)
+    assert result.calls is not None
+    return replace(prompts, begun=result)
 
 
 def by_hand(opened, folder, tokens, stored, context, nodes=150):
@@ -133,28 +133,28 @@ def by_hand(opened, folder, tokens, stored, context, nodes=150):
 def test_attributions_are_those_of_a_dense_computation_by_hand(case):
     opened, folder, stored = case
     tokens, prompts, _, latents = set_up(opened, stored)
-    found = attribute(opened, prompts, latents, 32)
+    result = attribute(opened, prompts, latents, 32)
     for context in range(3):
         ig, ig2, _, gap, baseline = by_hand(opened, folder, tokens, stored, context)
-        mine = found.context == context
-        sums = [np.bincount(found.feature[mine], values[mine], 64) for values in (found.ig, found.ig2)]
+        mine = result.context == context
+        sums = [np.bincount(result.feature[mine], values[mine], 64) for values in (result.ig, result.ig2)]
         np.testing.assert_allclose(sums[0], ig, rtol=2e-3, atol=2e-6)
         np.testing.assert_allclose(sums[1], ig2, rtol=2e-3, atol=2e-6)
-        assert (found.gap[context], found.baseline[context]) == pytest.approx((gap, baseline), abs=1e-5)
-    assert np.abs(found.ig).sum() > 1e-3
-    assert not found.ig[found.context == 2].any()  # both answers begin with the same token
+        assert (result.gap[context], result.baseline[context]) == pytest.approx((gap, baseline), abs=1e-5)
+    assert np.abs(result.ig).sum() > 1e-3
+    assert not result.ig[result.context == 2].any()  # both answers begin with the same token
 
 
 def test_attributions_add_up_to_the_gap_minus_that_without_latents(case):
     opened, _, stored = case
     _, prompts, _, latents = set_up(opened, stored)
-    found = attribute(opened, prompts, latents, 32)
-    sums = [np.bincount(found.context, values, 3) for values in (found.ig, found.ig2)]
-    np.testing.assert_allclose(sums[0], found.gap - found.baseline, atol=2e-6)
-    np.testing.assert_allclose(sums[1], found.gap**2 - found.baseline**2, atol=2e-6)
-    assert found.complete(0.01).all()
-    np.testing.assert_allclose(found.missing, sums[0] - found.gap + found.baseline, atol=1e-12)
-    np.testing.assert_array_equal(gaps(opened, prompts).numpy(), found.gap.astype(np.float32))
+    result = attribute(opened, prompts, latents, 32)
+    sums = [np.bincount(result.context, values, 3) for values in (result.ig, result.ig2)]
+    np.testing.assert_allclose(sums[0], result.gap - result.baseline, atol=2e-6)
+    np.testing.assert_allclose(sums[1], result.gap**2 - result.baseline**2, atol=2e-6)
+    assert result.complete(0.01).all()
+    np.testing.assert_allclose(result.missing, sums[0] - result.gap + result.baseline, atol=1e-12)
+    np.testing.assert_array_equal(gaps(opened, prompts).numpy(), result.gap.astype(np.float32))
 
 
 def test_too_few_nodes_are_noticed(case):
@@ -168,9 +168,9 @@ def test_ablation_sets_one_latent_to_0_and_leaves_the_rest(case):
     tokens, prompts, _, latents = set_up(opened, stored)
     context = prompts.vector_context[latents.vector]
     pairs = np.unique(np.stack([context, latents.features.indices], axis=1), axis=0)[::2]
-    found = ablated_gaps(opened, prompts, latents, pairs)
+    result = ablated_gaps(opened, prompts, latents, pairs)
     expected = [by_hand(opened, folder, tokens, stored, c, nodes=1)[2] for c in range(3)]
-    np.testing.assert_allclose(found, [expected[c][f] for c, f in pairs], atol=1e-5)
+    np.testing.assert_allclose(result, [expected[c][f] for c, f in pairs], atol=1e-5)
 
 
 def test_passes_that_begin_at_the_hook_give_the_same_and_run_no_layer_below(case, monkeypatch):
@@ -183,10 +183,10 @@ def test_passes_that_begin_at_the_hook_give_the_same_and_run_no_layer_below(case
     monkeypatch.setattr(
         torch.nn.Linear, "forward", lambda self, x: calls.append(x[..., 0].numel()) or own(self, x)
     )
-    found = attribute(opened, short, latents, 8), ablated_gaps(opened, short, latents, pairs)
+    result = attribute(opened, short, latents, 8), ablated_gaps(opened, short, latents, pairs)
     for name, values in expected[0]._asdict().items():
-        np.testing.assert_allclose(getattr(found[0], name), values, rtol=1e-3, atol=5e-6)
-    np.testing.assert_allclose(found[1], expected[1], atol=5e-6)
+        np.testing.assert_allclose(getattr(result[0], name), values, rtol=1e-3, atol=5e-6)
+    np.testing.assert_allclose(result[1], expected[1], atol=5e-6)
     assert sum(calls) < 2 * (10 * 3 + 3) * 9  # at most the third block's rows, and the head's
 
 

@@ -65,9 +65,16 @@ def test_heartbeats_are_heard_at_once_and_kept_once_a_minute(tmp_path, plan, mon
     assert (heard.count("heartbeat"), kept.count("heartbeat")) == (5, 2)
 
 
-def test_a_commit_is_told_with_what_it_holds(tmp_path, plan):
+def test_a_commit_is_reported_with_what_it_holds(tmp_path, plan):
     with journal(Layout(tmp_path), plan[0], silent, Tally()) as log:
         log.outcome(receipt("000003"))
     event = list(read_events(Layout(tmp_path), "mid"))[1]
-    told = {name: event[name] for name in ("shard", "node", "rows", "nnz", "bytes", "seconds")}
-    assert told == {"shard": "000003", "node": "n0", "rows": 100, "nnz": 700, "bytes": 2800, "seconds": 2.0}
+    events_seen = {name: event[name] for name in ("shard", "node", "rows", "nnz", "bytes", "seconds")}
+    assert events_seen == {
+        "shard": "000003",
+        "node": "n0",
+        "rows": 100,
+        "nnz": 700,
+        "bytes": 2800,
+        "seconds": 2.0,
+    }

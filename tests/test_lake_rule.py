@@ -64,10 +64,10 @@ def test_the_first_token_and_the_separator(
 
 
 def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Path) -> None:
-    for named, told in ((QWEN, "'<|im_end|>', its EOS, as SAELens"), (BERT, "'<|im_start|>', its CLS")):
+    for named, message in ((QWEN, "'<|im_end|>', its EOS, as SAELens"), (BERT, "'<|im_start|>', its CLS")):
         tokenizer = chat(tmp_path, **named)
         (sentence,) = notes(run_of(tmp_path), lake_of(tmp_path, tokenizer), tokenizer)
-        assert told in sentence
+        assert message in sentence
         run = run_of(tmp_path, bos="<|endoftext|>")
         assert notes(run, lake_of(tmp_path, tokenizer, bos="<|endoftext|>"), tokenizer) == []
         assert (
@@ -86,7 +86,7 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("tokens", "told"),
+    ("tokens", "message"),
     [
         ({}, r"has no BOS token, nor EOS: name a token that contexts begin with \(tokens.bos\)"),
         (
@@ -98,8 +98,8 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
         ({"bos": "<|im_start|>"}, "has no EOS token; set tokens.separator: none, or name a token"),
     ],
 )
-def test_what_can_not_be_is_one_sentence(tmp_path: Path, tokens: dict[str, str], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_what_cannot_be_is_one_sentence(tmp_path: Path, tokens: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         lake_of(tmp_path, chat(tmp_path), **tokens)
 
 
@@ -114,7 +114,7 @@ def test_a_word_that_looks_like_a_keyword_is_no_token_unless_it_is_special(tmp_p
     assert lake_of(tmp_path, special, separator=word).separator_id == special.id_of(word)
 
 
-def test_a_named_first_token_begins_contexts_and_can_not_be_without_one(tmp_path: Path) -> None:
+def test_a_named_first_token_begins_contexts_and_cannot_be_without_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokens\.bos '<x>' begins every context"):
         prepend_bos(run_of(tmp_path, bos="<x>", prepend_bos=False), [], [])
     assert prepend_bos(run_of(tmp_path, bos="<x>"), [], []) is True
@@ -163,13 +163,13 @@ def contexts(
     (folder / "corpus.jsonl").write_text(rows)
     layout = Layout(folder / "store")
     tokenize(layout, run_of(folder, **tokens), size, True, tokenizer)
-    lake, found = read_lake(layout), []
+    lake, result = read_lake(layout), []
     assert lake is not None
     for record in (record for link in read_links(layout) for record in link.shards):
         shard = read_token_shard(layout, lake, record)
-        found += [part.tolist() for part in _cut(shard.token_ids, shard.context_ptr)]
+        result += [part.tolist() for part in _cut(shard.token_ids, shard.context_ptr)]
         assert shard.counted.tolist() == [i not in lake.special_ids for i in shard.token_ids]
-    return found
+    return result
 
 
 def _cut(ids: Any, pointers: Any) -> list[Any]:
@@ -186,8 +186,8 @@ def test_an_encoders_document_is_what_its_tokenizer_gives(tmp_path: Path) -> Non
         "<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", START), ("<|im_end|>", END)]
     )
     texts = ["abc", "<x> ok"]
-    found = contexts(tmp_path / "lake", tokenizer, texts, contexts="document")
-    assert found == [reference(text)["input_ids"] for text in texts]
+    result = contexts(tmp_path / "lake", tokenizer, texts, contexts="document")
+    assert result == [reference(text)["input_ids"] for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -199,9 +199,9 @@ def test_no_context_begins_with_two_bos(tmp_path: Path, size: int, tokens: dict[
     size = size + 8 if tokens.get("contexts") else size
     bos = "<|endoftext|>"
     texts = [f"{bos}ab", f"{bos}{bos}cd{bos}", f"ab{bos}cd", bos, f"e{bos}f{bos}g{bos}", "h"]
-    found = contexts(tmp_path / "lake", chat(tmp_path, **named), texts, size, **tokens)
-    assert all(context[0] == EOT and context[1] != EOT for context in found)
-    assert "".join(chr(i + 27) for context in found for i in context if i > 5) == "abcdabcdefgh"
+    result = contexts(tmp_path / "lake", chat(tmp_path, **named), texts, size, **tokens)
+    assert all(context[0] == EOT and context[1] != EOT for context in result)
+    assert "".join(chr(i + 27) for context in result for i in context if i > 5) == "abcdabcdefgh"
 
 
 def test_special_text_is_masked_by_its_id_and_literal_text_is_not(tmp_path: Path) -> None:

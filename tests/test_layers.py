@@ -83,14 +83,14 @@ def graph() -> dict[str, set[str]]:
             and node.test.id == "TYPE_CHECKING"
             for inner in ast.walk(node)
         }
-        found = set()
+        result = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
+                result |= {alias.name for alias in node.names}
             if isinstance(node, ast.ImportFrom) and node.module and id(node) not in only_types:
                 inside = {f"{node.module}.{alias.name}" for alias in node.names} & set(known)
-                found |= inside or {node.module}
-        edges[name] = found & set(known) - {name}
+                result |= inside or {node.module}
+        edges[name] = result & set(known) - {name}
     return edges
 
 

@@ -46,8 +46,8 @@ print("verify", peak())
 
 def peaks(root: Path, shards: int) -> dict[str, int]:
     """Peak resident memory after each job in one process, kB; of two runs the smaller (allocators vary)."""
-    found = [_peaks_of(root / name, shards) for name in ("a", "b")]
-    return {job: min(run[job] for run in found) for job in found[0]}
+    result = [_peaks_of(root / name, shards) for name in ("a", "b")]
+    return {job: min(run[job] for run in result) for job in result[0]}
 
 
 def _peaks_of(root: Path, shards: int) -> dict[str, int]:

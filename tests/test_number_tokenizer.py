@@ -45,10 +45,10 @@ def test_a_vocabulary_is_a_number(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("1 two", "holds 'two'"), ("1 -2", "holds '-'"), ("½", "holds '½'")]
+    ("text", "message"), [("1 two", "holds 'two'"), ("1 -2", "holds '-'"), ("½", "holds '½'")]
 )
-def test_other_text_is_refused(text: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_other_text_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         load_tokenizer("numbers:100").encode_batch(["3", text])
 
 

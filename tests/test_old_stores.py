@@ -77,8 +77,8 @@ def test_the_feature_table_reads_as_it_did(store):
 
 
 def test_queries_give_what_they_gave(store):
-    found = store.contexts("mid", 3, 2)
-    rows = found.select("row", "context", "position", "party").rows()
+    result = store.contexts("mid", 3, 2)
+    rows = result.select("row", "context", "position", "party").rows()
     assert rows == STRONGEST[store.layout.root.name]
     sites = [name for name, site in store.sites.items() if site.has_sae]
     stored = sum(store.scan_activations(s).select(pl.len()).collect().item() for s in sites)
@@ -100,12 +100,12 @@ def test_there_is_a_store_of_every_version():
 @pytest.mark.parametrize("name", ["store-v4", "store-v5", "store-v6", "store-v7"])
 def test_controls_read_as_they_did(name):
     store = FeatureStore.open(DATA / name)
-    found = {}
+    result = {}
     for site in CONTROLS:
         table = store.scan_table(site, "control_features").filter(feature=3)
         columns = ("of", "control", "counted_rows", "n_active", "mean_all")
-        found[site] = [(*row[:-1], round(row[-1], 6)) for row in table.select(*columns).collect().rows()]
-    assert found == CONTROLS
+        result[site] = [(*row[:-1], round(row[-1], 6)) for row in table.select(*columns).collect().rows()]
+    assert result == CONTROLS
 
 
 @pytest.mark.parametrize("name", ["store-v5", "store-v6", "store-v7"])

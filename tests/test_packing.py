@@ -69,20 +69,20 @@ def rows_document(packed: Packed) -> list[int]:
 
 def segments(packed: Packed) -> list[list[tuple[int, int, int]]]:
     """(document, start, offset) of every segment, by context."""
-    found = list(zip(packed.document.tolist(), packed.start.tolist(), packed.offset.tolist(), strict=True))
+    result = list(zip(packed.document.tolist(), packed.start.tolist(), packed.offset.tolist(), strict=True))
     pointers = packed.segment_ptr.tolist()
-    return [found[a:b] for a, b in pairwise(pointers)]
+    return [result[a:b] for a, b in pairwise(pointers)]
 
 
 def slow_segments(slow: Slow) -> list[list[tuple[int, int, int]]]:
-    found = []
+    result = []
     for context in slow.contexts:
         mine: list[tuple[int, int, int]] = []
         for position, (_, document, offset, is_bos) in enumerate(context):
             if not is_bos and (not mine or mine[-1][0] != document):
                 mine.append((document, position, offset))
-        found.append(mine)
-    return found
+        result.append(mine)
+    return result
 
 
 @given(DOCUMENTS, RULES, st.booleans())
@@ -103,17 +103,17 @@ def test_unpacking_the_segments_gives_every_document_back(
     documents: list[list[int]], rule: ContextRule
 ) -> None:
     packed = pack(arrays(documents), rule)
-    found: dict[int, list[int]] = {}
+    result: dict[int, list[int]] = {}
     for c, mine in enumerate(segments(packed)):
         context = packed.token_ids[packed.context_ptr[c] : packed.context_ptr[c + 1]].tolist()
         ends = [start for _, start, _ in mine[1:]] + [len(context)]
         for (document, start, offset), end in zip(mine, ends, strict=True):
-            assert len(found.setdefault(document, [])) == offset
-            found[document] += context[start:end]
+            assert len(result.setdefault(document, [])) == offset
+            result[document] += context[start:end]
     for i, tokens in enumerate(documents):
-        assert found.get(i, [])[: len(tokens)] == tokens
-        assert found.get(i, [])[len(tokens) :] in ([], [rule.separator_id])
-    assert set(found) == {i for i, tokens in enumerate(documents) if tokens}
+        assert result.get(i, [])[: len(tokens)] == tokens
+        assert result.get(i, [])[len(tokens) :] in ([], [rule.separator_id])
+    assert set(result) == {i for i, tokens in enumerate(documents) if tokens}
 
 
 @given(DOCUMENTS, RULES)
@@ -256,8 +256,8 @@ def test_each_document_may_have_a_context_of_its_own(documents, rule, is_cut):
     wanted = [before + tokens + after for tokens in full]
     if is_cut and wanted:
         wanted[-1] = before + full[-1]
-    found = [packed.token_ids[a:b].tolist() for a, b in pairwise(packed.context_ptr.tolist())]
-    assert found == wanted
+    result = [packed.token_ids[a:b].tolist() for a, b in pairwise(packed.context_ptr.tolist())]
+    assert result == wanted
     assert packed.document.tolist() == [i for i, tokens in enumerate(documents) if tokens]
     assert packed.start.tolist() == [rule.bos_tokens] * len(wanted)
     assert packed.offset.tolist() == [0] * len(wanted)
@@ -276,12 +276,12 @@ def test_vectors_lie_where_their_tokens_do(documents, rule):
         np.array([[t, i] for t in tokens], np.float32).reshape(-1, 2) for i, tokens in enumerate(documents)
     ]
     packed = pack(arrays(documents), rule)
-    found = laid_out(values, arrays(documents), packed, inputs)
+    result = laid_out(values, arrays(documents), packed, inputs)
     real = packed.token_ids >= 5  # the tokens of DOCUMENTS; special ids are below
-    np.testing.assert_array_equal(found[real, 0], packed.token_ids[real])
-    assert not found[~real].any()
+    np.testing.assert_array_equal(result[real, 0], packed.token_ids[real])
+    assert not result[~real].any()
     document = np.repeat(np.arange(len(documents)), [len(tokens) for tokens in documents])
-    np.testing.assert_array_equal(found[real, 1], document)
+    np.testing.assert_array_equal(result[real, 1], document)
 
 
 def test_vectors_that_do_not_fit_their_tokens_are_refused():

@@ -81,14 +81,16 @@ def test_a_second_site_under_sites_becomes_a_pass_of_its_own_and_an_append_exten
     before = data_bytes(tmp_path / "store")
     capsys.readouterr()
     run(two_sites(tmp_path))
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     store = FeatureStore.open(tmp_path / "store")
     shards = len(store.shards)
-    assert f"extract {shards} shards, {shards} were done, in passes low, mid" in told
+    assert f"extract {shards} shards, {shards} were done, in passes low, mid" in output
     assert {name: info.pass_name for name, info in store.sites.items()} == {"low": "low", "mid": "mid"}
     after = data_bytes(tmp_path / "store")
     assert {name: after[name] for name in before} == before
-    assert told.index("tables/low" if "tables/low" in told else "low") < told.index("tables of mid: nothing")
+    assert output.index("tables/low" if "tables/low" in output else "low") < output.index(
+        "tables of mid: nothing"
+    )
     write_corpus(tmp_path / "corpus.parquet", documents=9, seed=1)
     run(two_sites(tmp_path), append=True)
     store = FeatureStore.open(tmp_path / "store")

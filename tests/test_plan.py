@@ -32,7 +32,7 @@ def site(folder, name="mid", architecture="topk", **metadata):
     return {"name": name, "sae": str(sae)}
 
 
-def told(folder, *sites, **changes):
+def printed(folder, *sites, **changes):
     """The resolved run file, and what was told."""
     return resolve(run_file(folder, sites=list(sites), **changes))
 
@@ -45,20 +45,20 @@ def gpt2(folder, name="gpt2"):
     return {"model": {"path": str(path), "loader": "transformer_lens"}, "tokens": {"tokenizer": None}}
 
 
-def test_metadata_that_agree_are_the_defaults_and_nothing_is_told(tmp_path):
+def test_metadata_that_agree_are_the_defaults_and_nothing_is_reported(tmp_path):
     saes = [site(tmp_path, name, context_size=12, prepend_bos=False) for name in ("a", "b")]
-    resolved, sentences = told(tmp_path, *saes, tokens={"context_size": None})
+    resolved, sentences = printed(tmp_path, *saes, tokens={"context_size": None})
     assert (resolved.tokens.context_size, resolved.tokens.prepend_bos) == (12, False)
     assert [s.hook_name for s in resolved.sites] == ["layers.1", "layers.1"]
     assert sentences == []
 
 
-def test_what_the_run_file_says_otherwise_is_told_with_both_values_and_the_site(tmp_path):
+def test_what_the_run_file_says_otherwise_is_reported_with_both_values_and_the_site(tmp_path):
     saes = [
         site(tmp_path, "a") | {"hook_name": "layers.0"},
         site(tmp_path, "b", prepend_bos=False, context_size=32),
     ]
-    resolved, sentences = told(tmp_path, *saes, tokens={"context_size": 24, "prepend_bos": True})
+    resolved, sentences = printed(tmp_path, *saes, tokens={"context_size": 24, "prepend_bos": True})
     assert (resolved.tokens.context_size, resolved.tokens.prepend_bos) == (24, True)
     assert resolved.sites[0].hook_name == "layers.0"
     assert sorted(sentences) == [
@@ -68,9 +68,9 @@ def test_what_the_run_file_says_otherwise_is_told_with_both_values_and_the_site(
     ]
 
 
-def test_saes_of_different_context_sizes_share_the_smaller_one_and_it_is_told(tmp_path):
+def test_saes_of_different_context_sizes_share_the_smaller_one_and_it_is_reported(tmp_path):
     saes = [site(tmp_path, "a", context_size=32), site(tmp_path, "b", context_size=20)]
-    resolved, sentences = told(tmp_path, *saes, tokens={"context_size": None})
+    resolved, sentences = printed(tmp_path, *saes, tokens={"context_size": None})
     assert resolved.tokens.context_size == 20
     assert sentences == [
         "the SAEs were trained on contexts of 32 (site 'a') and 20 (site 'b'): tokens.context_size is 20"
@@ -80,21 +80,23 @@ def test_saes_of_different_context_sizes_share_the_smaller_one_and_it_is_told(tm
 def test_saes_that_disagree_on_bos_need_an_answer(tmp_path):
     saes = [site(tmp_path, "a", prepend_bos=True), site(tmp_path, "b", prepend_bos=False)]
     with pytest.raises(InputError, match=r"True \(site 'a'\) and False \(site 'b'\): set tokens.prepend_bos"):
-        told(tmp_path, *saes)
+        printed(tmp_path, *saes)
 
 
-def test_a_context_that_the_model_can_not_take_is_refused(tmp_path):
+def test_a_context_that_the_model_cannot_take_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"context_size is 65, the model .*gpt2 takes at most 64"):
-        told(tmp_path, site(tmp_path, context_size=65), **gpt2(tmp_path) | {"tokens": {"context_size": None}})
+        printed(
+            tmp_path, site(tmp_path, context_size=65), **gpt2(tmp_path) | {"tokens": {"context_size": None}}
+        )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "GPT2", "gpt2-small", "openai-community/gpt2", "x/GPT2-small"])
-def test_a_model_by_another_of_its_names_is_not_told(tmp_path, name):
-    assert told(tmp_path, site(tmp_path, model_name=name), **gpt2(tmp_path))[1] == []
+def test_a_model_by_another_of_its_names_is_not_reported(tmp_path, name):
+    assert printed(tmp_path, site(tmp_path, model_name=name), **gpt2(tmp_path))[1] == []
 
 
-def test_another_model_is_told_by_both_names(tmp_path):
-    sentences = told(tmp_path, site(tmp_path, model_name="pythia-70m"), **gpt2(tmp_path))[1]
+def test_another_model_is_reported_by_both_names(tmp_path):
+    sentences = printed(tmp_path, site(tmp_path, model_name="pythia-70m"), **gpt2(tmp_path))[1]
     assert sentences == [f"site 'mid': model.path is {tmp_path / 'gpt2'}, its SAE was trained on pythia-70m"]
 
 
@@ -111,18 +113,18 @@ def test_another_model_is_told_by_both_names(tmp_path):
     ],
 )
 def test_a_folder_is_cut_short_only_where_it_names_no_size(tmp_path, folder, trained, warns):
-    sentences = told(tmp_path, site(tmp_path, model_name=trained), **gpt2(tmp_path, folder))[1]
+    sentences = printed(tmp_path, site(tmp_path, model_name=trained), **gpt2(tmp_path, folder))[1]
     assert len(sentences) == warns
     assert all(f"its SAE was trained on {trained}" in sentence for sentence in sentences)
 
 
 def test_a_published_models_name_is_never_cut_short(tmp_path):
-    found = plan_module.trained_with.Trained(
+    result = plan_module.trained_with.Trained(
         None, read_metadata(site(tmp_path, model_name="a/bloom-x")["sae"])
     )
     for path, warns in (("a/bloom", True), ("b/bloom-x", False)):
         sentences = []
-        pair = found._replace(site=Site(name="mid", sae="s", hook_name="layers.1"))
+        pair = result._replace(site=Site(name="mid", sae="s", hook_name="layers.1"))
         plan_module.trained_with.check_model(Model(path=path, loader="transformer_lens"), pair, sentences)
         assert len(sentences) == warns
 
@@ -131,18 +133,18 @@ def test_a_local_copy_is_known_by_the_name_in_its_configuration(tmp_path):
     sections = gpt2(tmp_path, "copy")
     path = tmp_path / "copy" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_name_or_path": "EleutherAI/pythia-70m"}))
-    assert told(tmp_path, site(tmp_path, model_name="pythia-70m"), **sections)[1] == []
+    assert printed(tmp_path, site(tmp_path, model_name="pythia-70m"), **sections)[1] == []
 
 
-def test_a_hook_named_as_another_class_of_models_names_it_is_told(tmp_path):
+def test_a_hook_named_as_another_class_of_models_names_it_is_reported(tmp_path):
     named = site(tmp_path, model_class_name="AutoModelForCausalLM", hook_name="transformer.h.1")
-    assert told(tmp_path, named, **gpt2(tmp_path))[1] == []  # TransformerLens' bridge is given both
+    assert printed(tmp_path, named, **gpt2(tmp_path))[1] == []  # TransformerLens' bridge is given both
     sections = gpt2(tmp_path)
     sections["model"]["loader"] = "hooked_transformer"
-    (sentence,) = told(tmp_path, named, **sections)[1]
+    (sentence,) = printed(tmp_path, named, **sections)[1]
     assert sentence.startswith("site 'mid': hook_name is transformer.h.1, as in AutoModelForCausalLM")
     assert "hooked_transformer, which knows the names of HookedTransformer:" in sentence
-    again = told(tmp_path, named | {"hook_name": "blocks.1.hook_resid_post"}, **sections)[1]
+    again = printed(tmp_path, named | {"hook_name": "blocks.1.hook_resid_post"}, **sections)[1]
     assert again == [
         "site 'mid': hook_name is blocks.1.hook_resid_post, its SAE was trained at transformer.h.1"
     ]
@@ -150,18 +152,18 @@ def test_a_hook_named_as_another_class_of_models_names_it_is_told(tmp_path):
 
 def test_the_weight_processing_of_the_sae_becomes_that_of_the_model(tmp_path):
     asks = site(tmp_path, **{KWARGS: {"center_writing_weights": True, "fold_ln": False}})
-    resolved, sentences = told(tmp_path, asks, **gpt2(tmp_path))
+    resolved, sentences = printed(tmp_path, asks, **gpt2(tmp_path))
     assert resolved.model.processing == {"center_writing_weights": True}
     assert sentences == [
         "note: model.processing is center_writing_weights=True, as the SAE of site 'mid' was trained"
     ]
 
 
-def test_processing_that_the_run_file_says_otherwise_stays_and_is_told(tmp_path):
+def test_processing_that_the_run_file_says_otherwise_stays_and_is_reported(tmp_path):
     asks = site(tmp_path, **{KWARGS: {"fold_ln": True}})
     sections = gpt2(tmp_path)
     sections["model"]["processing"] = {"center_unembed": True}
-    resolved, sentences = told(tmp_path, asks, **sections)
+    resolved, sentences = printed(tmp_path, asks, **sections)
     assert resolved.model.processing == {"center_unembed": True}
     assert sentences == [
         "site 'mid': the model's weights are processed with center_unembed=True, its SAE was trained on "
@@ -172,49 +174,49 @@ def test_processing_that_the_run_file_says_otherwise_stays_and_is_told(tmp_path)
 def test_saes_that_want_different_weights_are_refused_by_name_until_the_run_file_decides(tmp_path):
     saes = [site(tmp_path, name, **{KWARGS: {"fold_ln": on}}) for name, on in (("a", True), ("b", False))]
     with pytest.raises(InputError, match=r"site 'a' was .*fold_ln=True, site 'b' with nothing"):
-        told(tmp_path, *saes, **gpt2(tmp_path))
+        printed(tmp_path, *saes, **gpt2(tmp_path))
     sections = gpt2(tmp_path)
     sections["model"]["processing"] = {}
-    resolved, sentences = told(tmp_path, *saes, **sections)
+    resolved, sentences = printed(tmp_path, *saes, **sections)
     assert resolved.model.processing == {}
     assert [line.split(":")[0] for line in sentences] == ["site 'a'"]
 
 
-def test_a_site_that_says_nothing_of_the_processing_it_gets_is_told(tmp_path):
+def test_a_site_that_says_nothing_of_the_processing_it_gets_is_reported(tmp_path):
     saes = [site(tmp_path, "a", **{KWARGS: {"fold_ln": True}}), site(tmp_path, "b")]
-    sentences = told(tmp_path, *saes, **gpt2(tmp_path))[1]
+    sentences = printed(tmp_path, *saes, **gpt2(tmp_path))[1]
     assert [line.split(";")[0] for line in sentences[1:]] == [
         "site 'b': its SAE does not say that the model's weights were processed"
     ]
 
 
-def test_options_without_influence_are_passed_over_and_others_told_by_name(tmp_path):
+def test_options_without_influence_are_passed_over_and_others_reported_by_name(tmp_path):
     silent = {"n_ctx": 512, "first_n_layers": 2, "device_map": "auto", "torch_dtype": "torch.float32"}
-    assert told(tmp_path, site(tmp_path, **{KWARGS: silent}), **gpt2(tmp_path))[1] == []
+    assert printed(tmp_path, site(tmp_path, **{KWARGS: silent}), **gpt2(tmp_path))[1] == []
     loud = {"dtype": "bfloat16", "checkpoint_index": 5, "revision": None}
-    assert told(tmp_path, site(tmp_path, **{KWARGS: loud}), **gpt2(tmp_path))[1] == [
+    assert printed(tmp_path, site(tmp_path, **{KWARGS: loud}), **gpt2(tmp_path))[1] == [
         "site 'mid': its SAE was trained with the model option checkpoint_index=5, not applied here",
         "site 'mid': model.dtype is float32, its SAE was trained with dtype=bfloat16",
     ]
 
 
-def test_notes_are_told_once_and_are_no_warnings(tmp_path, monkeypatch, capsys):
+def test_notes_are_reported_once_and_are_no_warnings(tmp_path, monkeypatch, capsys):
     def with_note(spec):
         return replace(read_metadata(spec), notes=("its threshold was folded.",))
 
     monkeypatch.setattr(plan_module, "read_metadata", with_note)
-    sentences = told(tmp_path, site(tmp_path))[1]
+    sentences = printed(tmp_path, site(tmp_path))[1]
     assert sentences == ["note: site 'mid': its threshold was folded."]
     warn([*sentences, "something"])
     assert capsys.readouterr().out == f"{sentences[0]}\nwarning: something\n"
 
 
-def test_a_transcoder_is_told_with_both_of_its_places(tmp_path, monkeypatch):
+def test_a_transcoder_is_reported_with_both_of_its_places(tmp_path, monkeypatch):
     def transcoder(spec):
         return replace(read_metadata(spec), transcoder=True, hook_name_out="layers.2")
 
     monkeypatch.setattr(plan_module, "read_metadata", transcoder)
-    (note,) = told(tmp_path, site(tmp_path))[1]
+    (note,) = printed(tmp_path, site(tmp_path))[1]
     assert note.startswith("note: site 'mid': a transcoder, it reads layers.1")
     assert note.endswith("reconstructs what is at layers.2")
 
@@ -293,7 +295,7 @@ def test_bfloat16_goes_into_the_plan_and_into_the_activations(tmp_path):
     assert 2**-12 < relative.mean() < 2**-6
 
 
-def test_a_context_size_that_nobody_asked_for_is_cut_to_what_the_model_takes(tmp_path):
+def test_a_context_size_that_nobody_requested_is_cut_to_what_the_model_takes(tmp_path):
     write_tiny_gpt2(tmp_path / "gpt2", n_positions=64)
     sae = write_sae(tmp_path / "sae-of-any-size", hook_name="blocks.1.hook_resid_post")
     content = run_content(
@@ -308,6 +310,6 @@ def test_a_context_size_that_nobody_asked_for_is_cut_to_what_the_model_takes(tmp
         resolve(parse_run_file(content, "run.yaml"))
 
 
-def test_one_head_of_a_hook_without_heads_is_told_of(tmp_path):
-    sentences = told(tmp_path, site(tmp_path, hook_head_index=1))[1]
+def test_one_head_of_a_hook_without_heads_is_reported(tmp_path):
+    sentences = printed(tmp_path, site(tmp_path, hook_head_index=1))[1]
     assert any("reads attention head 1, hook_name is layers.1" in sentence for sentence in sentences)

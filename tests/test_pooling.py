@@ -22,7 +22,7 @@ SITES = {
 
 def content(folder, **changes):
     sae = run_content(folder)["sites"][0]["sae"]
-    sites = [{"name": name, "sae": sae, **asked} for name, asked in SITES.items()]
+    sites = [{"name": name, "sae": sae, **requested} for name, requested in SITES.items()]
     return {"sites": [{"name": "mid", "sae": sae}, *sites], "store": {"pass": "all"}, **changes}
 
 
@@ -80,7 +80,7 @@ def test_the_store_verifies_and_the_site_says_what_it_reads(lake):
     assert store.site("last").reads == Reads(None, "last_token")
 
 
-def test_what_stands_for_a_whole_context_can_not_be_patched_at_a_token(lake):
+def test_what_stands_for_a_whole_context_cannot_be_patched_at_a_token(lake):
     from jobs.evaluation.fidelity import Asked, fidelity
 
     _, store = lake
@@ -95,10 +95,10 @@ def test_bytes_do_not_depend_on_the_batch_or_on_other_sites(lake, tmp_path):
     changes["store"] = {"root": str(tmp_path / "store"), "pass": "all"}
     extracted(run_file(folder, **changes), tables=False)
     kept = {path: data for path, data in data_bytes(store.layout.root).items() if "/mean/" in path}
-    found = data_bytes(tmp_path / "store")
+    result = data_bytes(tmp_path / "store")
     kept = {path: data for path, data in kept.items() if path.startswith("all/")}
     assert len(kept) > 5
-    assert {path: found[path] == data for path, data in kept.items()} == dict.fromkeys(kept, True)
+    assert {path: result[path] == data for path, data in kept.items()} == dict.fromkeys(kept, True)
 
 
 def test_a_context_in_which_nothing_may_be_stored_counts_its_last_counted_row():
@@ -115,7 +115,7 @@ def test_a_context_in_which_nothing_may_be_stored_counts_its_last_counted_row():
         document=np.zeros(6, np.uint64),
         **{name: np.array(mask) for name, mask in rows.items()},
     )
-    found = shard.at(Reads(None, "mean"), 3)
-    assert found.counted.tolist() == [False, True, False, False, False, True]
-    assert found.stored.tolist() == [False, True, False, False, False, False]
-    assert found.averaged.tolist() == rows["stored"]
+    result = shard.at(Reads(None, "mean"), 3)
+    assert result.counted.tolist() == [False, True, False, False, False, True]
+    assert result.stored.tolist() == [False, True, False, False, False, False]
+    assert result.averaged.tolist() == rows["stored"]

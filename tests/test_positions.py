@@ -86,15 +86,15 @@ def test_a_context_shorter_than_the_slice_has_no_row_in_it(lake):
     assert store.totals("late").contexts < store.totals("mid").contexts
 
 
-def test_a_site_beside_sliced_ones_keeps_its_bytes(lake, tmp_path):
+def test_a_site_next_to_sliced_ones_keeps_its_bytes(lake, tmp_path):
     folder, store = lake
     changes = {"store": {"root": str(tmp_path / "store")}, "extract": {"batch_contexts": 1}}
     extracted(run_file(folder, **changes), tables=False)
     alone = data_bytes(tmp_path / "store")
-    beside = {path.replace("all/", "mid/", 1): data for path, data in data_bytes(store.layout.root).items()}
+    others = {path.replace("all/", "mid/", 1): data for path, data in data_bytes(store.layout.root).items()}
     ours = {path for path in alone if not path.startswith("tables/")}
     assert ours
-    assert {path: beside[path] for path in ours} == {path: alone[path] for path in ours}
+    assert {path: others[path] for path in ours} == {path: alone[path] for path in ours}
 
 
 def test_only_sliced_sites_have_counts_of_their_own_in_the_receipts(lake):
@@ -135,14 +135,14 @@ def test_what_is_no_slice_is_refused_in_the_run_file(tmp_path, positions):
 def test_the_slice_of_the_sae_is_the_default_and_another_one_warns(tmp_path):
     sae = str(write_sae(tmp_path / "sae", "topk", seqpos_slice=[None, 8], context_size=16))
     given = {"name": "asked", "sae": sae, "positions": [2, 4]}
-    found, told = resolve(run_file(tmp_path, sites=[{"name": "silent", "sae": sae}, given]))
-    assert [site.positions for site in found.sites] == [(None, 8), (2, 4)]
-    assert told == ["site 'asked': positions is [2, 4], its SAE was trained on [None, 8]"]
+    result, notes = resolve(run_file(tmp_path, sites=[{"name": "silent", "sae": sae}, given]))
+    assert [site.positions for site in result.sites] == [(None, 8), (2, 4)]
+    assert notes == ["site 'asked': positions is [2, 4], its SAE was trained on [None, 8]"]
     other = {"name": "same", "sae": sae, "positions": [0, 8, 1]}
     assert resolve(run_file(tmp_path, sites=[other]))[1] == []
 
 
-def test_a_slice_of_the_sae_that_is_none_is_told(tmp_path):
+def test_a_slice_of_the_sae_that_is_none_is_reported(tmp_path):
     sae = str(write_sae(tmp_path / "sae", "topk", seqpos_slice=["a"], context_size=16))
     with pytest.raises(InputError, match=r"site 'x': its SAE's seqpos_slice is \['a'\], no slice"):
         resolve(run_file(tmp_path, sites=[{"name": "x", "sae": sae}]))

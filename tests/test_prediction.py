@@ -14,24 +14,24 @@ RECEIPTS = [receipt(rows=100, nnz=700, seconds=2.0), receipt(rows=300, nnz=1500,
 
 
 def made(**changes):
-    asked = {"rows": 10_000, "shard_rows": 1000, "workers": 2, "load_seconds": 5.0}
+    requested = {"rows": 10_000, "shard_rows": 1000, "workers": 2, "load_seconds": 5.0}
     return predict(
-        [sample(each) for each in RECEIPTS], plan_hash="plan", source="two shards", **(asked | changes)
+        [sample(each) for each in RECEIPTS], plan_hash="plan", source="two shards", **(requested | changes)
     )
 
 
 def test_rates_and_sizes_are_those_of_the_sums_with_the_range_over_shards():
-    found = made()
-    assert (found.tokens_per_second.value, found.tokens_per_second.low, found.tokens_per_second.high) == (
+    result = made()
+    assert (result.tokens_per_second.value, result.tokens_per_second.low, result.tokens_per_second.high) == (
         pytest.approx(400 / 6),
         50,
         75,
     )
-    assert found.nonzeros_per_token.value == 2200 / 400
-    assert (found.nonzeros_per_token.low, found.nonzeros_per_token.high) == (5, 7)
-    assert found.bytes_per_token.value == 8800 / 400
-    assert found.bytes_by_kind == {"csr.zarr": 6600 / 400, "partials.parquet": 2200 / 400}
-    assert found.objects_per_shard == 2
+    assert result.nonzeros_per_token.value == 2200 / 400
+    assert (result.nonzeros_per_token.low, result.nonzeros_per_token.high) == (5, 7)
+    assert result.bytes_per_token.value == 8800 / 400
+    assert result.bytes_by_kind == {"csr.zarr": 6600 / 400, "partials.parquet": 2200 / 400}
+    assert result.objects_per_shard == 2
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_the_time_is_that_of_the_worker_with_the_most_shards(rows, workers, long
 def test_it_is_kept_with_the_pass_and_read_back(tmp_path):
     assert read_prediction(Layout(tmp_path), "mid") is None
     write_prediction(Layout(tmp_path), "mid", made())
-    found = read_prediction(Layout(tmp_path), "mid")
-    assert found.model_copy(update={"made": 0}) == made().model_copy(update={"made": 0})
+    result = read_prediction(Layout(tmp_path), "mid")
+    assert result.model_copy(update={"made": 0}) == made().model_copy(update={"made": 0})
 
 
-def test_the_fact_beside_it():
+def test_the_fact_next_to_it():
     fresh = Tally()
     for each in RECEIPTS:
         fresh.add(each)
@@ -106,7 +106,7 @@ def test_the_stored_prediction_of_the_same_plan_is_taken_and_that_of_another_is_
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), InputError("the storage is away")])
-def test_a_prediction_that_can_not_be_written_ends_no_run(tmp_path, monkeypatch, error):
+def test_a_prediction_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch, error):
     def fail(path, data):
         raise error
 

@@ -36,10 +36,10 @@ def folder_with(tmp_path, documents):
 
 
 def tally(store):
-    found = Tally()
+    result = Tally()
     for receipt in read_commits(store.layout, "mid").values():
-        found.add(receipt)
-    return found
+        result.add(receipt)
+    return result
 
 
 @pytest.fixture
@@ -66,48 +66,48 @@ def test_rates_bytes_and_nonzeros_are_those_of_the_run_within_a_few_percent(tmp_
     folder = folder_with(tmp_path, 400)
     run, _ = resolve(run_file(folder, tokens={"shard_tokens": 3000}))
     probe = Probe(run, tmp_path / "scratch", 60.0, clock=timed)
-    found = probe.predict()
-    assert found.tokens_per_second.value == pytest.approx(100, rel=1e-6)
-    assert found.load_seconds == 1.0
+    result = probe.predict()
+    assert result.tokens_per_second.value == pytest.approx(100, rel=1e-6)
+    assert result.load_seconds == 1.0
     assert 60 <= timed.now <= 60 + 1 + 10 + 35  # the time asked for, loading, warming up, the last shard
-    assert sum(s.rows for s in probe.samples) < 0.4 * found.rows
+    assert sum(s.rows for s in probe.samples) < 0.4 * result.rows
     assert not (folder / "store").exists()
 
     store = extracted(run_file(folder, tokens={"shard_tokens": 3000}), tables=False)
     fact = tally(store)
-    assert found.rows == pytest.approx(fact.rows, rel=0.02)
-    assert found.nonzeros_per_token.value == pytest.approx(fact.nonzeros / fact.rows, rel=0.02)
-    for kind, each in found.bytes_by_kind.items():
+    assert result.rows == pytest.approx(fact.rows, rel=0.02)
+    assert result.nonzeros_per_token.value == pytest.approx(fact.nonzeros / fact.rows, rel=0.02)
+    for kind, each in result.bytes_by_kind.items():
         tolerance = 0.25 if kind in ("partials.parquet", "row_counts.parquet") else 0.1
         assert each == pytest.approx(fact.bytes[kind] / fact.rows, rel=tolerance), kind
-    assert found.plan_hash == store.plans["mid"].hash
+    assert result.plan_hash == store.plans["mid"].hash
 
 
 def test_partials_of_small_probe_shards_are_scaled_to_the_runs_large_ones(tmp_path, timed):
     folder = folder_with(tmp_path, 400)
     run, _ = resolve(run_file(folder, tokens={"shard_tokens": 12_000}))
-    found = Probe(run, tmp_path / "scratch", 60.0, clock=timed).predict()
-    assert any("to the power" in line for line in found.assumed)
+    result = Probe(run, tmp_path / "scratch", 60.0, clock=timed).predict()
+    assert any("to the power" in line for line in result.assumed)
     fact = tally(extracted(run_file(folder, tokens={"shard_tokens": 12_000}), tables=False))
     one = fact.bytes["partials.parquet"] / fact.rows
-    assert found.bytes_by_kind["partials.parquet"] == pytest.approx(one, rel=0.4)
+    assert result.bytes_by_kind["partials.parquet"] == pytest.approx(one, rel=0.4)
 
 
 def test_a_corpus_smaller_than_the_probe_is_run_whole(tmp_path):
     folder = folder_with(tmp_path, 3)
     run, _ = resolve(run_file(folder))
-    found = Probe(run, tmp_path / "scratch", 5.0).predict()
+    result = Probe(run, tmp_path / "scratch", 5.0).predict()
     store = extracted(run_file(folder), tables=False)
     fact = tally(store)
-    assert found.rows == fact.rows
-    assert found.nonzeros_per_token.value == pytest.approx(fact.nonzeros / fact.rows, rel=0.02)
+    assert result.rows == fact.rows
+    assert result.nonzeros_per_token.value == pytest.approx(fact.nonzeros / fact.rows, rel=0.02)
 
 
 def test_the_size_is_the_stores_own_where_tokens_are_there(tmp_path):
     run, _ = resolve(run_file(tmp_path / "lake"))
     store = extracted(run_file(tmp_path / "lake"), tables=False)
-    found = Probe(run, tmp_path / "scratch", 1.0).predict()
-    assert found.rows == sum(record.rows for record in store.shards)
+    result = Probe(run, tmp_path / "scratch", 1.0).predict()
+    assert result.rows == sum(record.rows for record in store.shards)
 
 
 def test_tokens_limit_bounds_the_size(tmp_path):
@@ -134,7 +134,7 @@ def test_a_probe_of_x_alone_predicts_its_bytes(tmp_path):
     sites = [{"name": "low", "hook_name": "layers.0"}]
     tokens = {"shard_tokens": 400}
     run, _ = resolve(run_file(folder, sites=sites, tokens=tokens, store={"layouts": ["dense"]}))
-    found = Probe(run, tmp_path / "scratch", 5.0).predict()
-    assert found.nonzeros_per_token.value == 0
-    assert set(found.bytes_by_kind) == {"x.zarr"}
-    assert 30 < found.bytes_per_token.value < 80
+    result = Probe(run, tmp_path / "scratch", 5.0).predict()
+    assert result.nonzeros_per_token.value == 0
+    assert set(result.bytes_by_kind) == {"x.zarr"}
+    assert 30 < result.bytes_per_token.value < 80

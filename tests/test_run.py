@@ -103,7 +103,7 @@ def test_a_second_run_has_nothing_to_do(lake, capsys):
 
 
 @pytest.mark.parametrize("damage", ["missing", "quarantined", "short", "damaged"])
-def test_with_nothing_to_do_a_manifest_that_is_behind_is_written_anew(tmp_path, damage):
+def test_with_nothing_to_do_a_manifest_that_is_after_is_written_anew(tmp_path, damage):
     from jobs.lake.extract import extract
 
     store = extracted(run_file(tmp_path), tables=False)
@@ -210,8 +210,8 @@ def test_all_that_may_be_derived_is_made_once_and_a_page_that_was_lost_again(tmp
     everything.remove("logits")  # a torch module has no unembedding
     for name in ("importance", "images", "attribute"):  # of images, and of prompts with answers
         everything.remove(name)
-    asked = run_file(tmp_path, derive={"jobs": everything})
-    run(asked)
+    requested = run_file(tmp_path, derive={"jobs": everything})
+    run(requested)
     store = FeatureStore.open(tmp_path / "store")
     made = {"features", "l0", "examples", "rankings", "profile", "labels", "l0_thresholds", "neighbours"}
     made |= {"decoder_neighbours", "feature_clusters", "document_clusters", "feature_map", "fidelity"}
@@ -220,10 +220,10 @@ def test_all_that_may_be_derived_is_made_once_and_a_page_that_was_lost_again(tmp
     page = store.layout.report / "sites" / "mid" / "index.html"
     before, tables = page.read_bytes(), data_bytes(tmp_path / "store")
     capsys.readouterr()
-    run(asked)
+    run(requested)
     assert "nothing to do, they are up to date" in capsys.readouterr().out
     page.unlink()
-    run(asked)
+    run(requested)
     assert page.read_bytes() == before
     assert data_bytes(tmp_path / "store") == tables
 
@@ -292,10 +292,10 @@ def test_contradictions_between_run_file_and_sae_warn_with_both_values(tmp_path)
         tokens={"context_size": 24, "prepend_bos": False},
     )
     resolved, warnings = resolve(content)
-    told = "\n".join(warnings)
+    message = "\n".join(warnings)
     assert resolved.sites[0].hook_name == "layers.0"
     for part in ("layers.0", "layers.1", "is 24", "of 16", "is False", "with True", "fold_ln=True"):
-        assert part in told
+        assert part in message
 
 
 @pytest.mark.parametrize(

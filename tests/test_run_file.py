@@ -37,7 +37,7 @@ def test_the_least_run_file_has_the_documented_defaults():
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "told"),
+    ("section", "key", "value", "message"),
     [
         ("corpus", "txt_column", "x", "unknown key 'txt_column' in corpus; did you mean 'text_column'?"),
         ("extract", "wrokers", 2, "unknown key 'wrokers' in extract; did you mean 'workers'?"),
@@ -48,15 +48,15 @@ def test_the_least_run_file_has_the_documented_defaults():
         ("store", "layouts", [], "store.layouts is []: must name token_major, feature_major, dense"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_place(section, key, value, told):
+def test_a_wrong_value_is_reported_with_its_place(section, key, value, message):
     content = {**LEAST, section: {**LEAST.get(section, {}), key: value}}
     with pytest.raises(InputError) as error:
         parse_run_file(content, "run.yaml")
     assert str(error.value).startswith("run.yaml: ")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_missing_section_and_an_unknown_one_are_told():
+def test_a_missing_section_and_an_unknown_one_are_reported():
     with pytest.raises(InputError, match=r"run\.yaml: model is missing"):
         parse_run_file({name: value for name, value in LEAST.items() if name != "model"}, "run.yaml")
     with pytest.raises(InputError, match="unknown key 'modle' in the run file; did you mean 'model'"):
@@ -84,7 +84,7 @@ def test_off_without_quotes_is_off(tmp_path):
         Extract.model_validate({"check_sae": True})
 
 
-def test_what_is_wrong_inside_a_site_is_told_once():
+def test_what_is_wrong_inside_a_site_is_reported_once():
     content = {**LEAST, "sites": [{"sae": "", "name": "a"}]}
     with pytest.raises(InputError) as error:
         parse_run_file(content, "run.yaml")
@@ -92,7 +92,7 @@ def test_what_is_wrong_inside_a_site_is_told_once():
 
 
 @pytest.mark.parametrize(
-    ("section", "text", "told"),
+    ("section", "text", "message"),
     [
         ("tokens", "context_size: yes", "tokens.context_size is 'yes': input should be a valid integer"),
         ("tokens", "shard_tokens: 1:30:00", "shard_tokens is '1:30:00': input should be a valid integer or"),
@@ -135,11 +135,11 @@ def test_what_is_wrong_inside_a_site_is_told_once():
         ),
     ],
 )
-def test_a_value_of_another_type_is_refused_and_never_converted(section, text, told):
+def test_a_value_of_another_type_is_refused_and_never_converted(section, text, message):
     content = {**LEAST, section: {**LEAST.get(section, {}), **parse_yaml(text, "run.yaml")}}
     with pytest.raises(InputError) as error:
         parse_run_file(content, "run.yaml")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_key_and_its_alias_are_not_both_taken():
@@ -148,7 +148,7 @@ def test_a_key_and_its_alias_are_not_both_taken():
         parse_run_file(content, "run.yaml")
 
 
-def test_of_many_errors_the_first_five_and_the_number_of_the_others_are_told():
+def test_of_many_errors_the_first_five_and_the_number_of_the_others_are_reported():
     content = {**LEAST, "sites": [{"sae": number} for number in range(1000)]}
     with pytest.raises(InputError) as error:
         parse_run_file(content, "run.yaml")

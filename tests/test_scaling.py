@@ -25,9 +25,9 @@ def test_a_shard_is_as_many_objects_as_the_formula_says(tmp_path, monkeypatch, l
     for record in store.shards:
         receipt = store.receipts("mid")[record.name]
         folder = store.layout.attempt("mid", record.name, receipt.attempt)
-        found = sum(path.is_file() for path in folder.rglob("*"))
+        result = sum(path.is_file() for path in folder.rglob("*"))
         chunks = 2 * -(-receipt.sites["mid"].nnz // chunk) - (-(record.rows + 1) // chunk)
-        assert found == 3 + (4 + chunks if "token_major" in layouts else 0)
+        assert result == 3 + (4 + chunks if "token_major" in layouts else 0)
 
 
 def test_the_constants_of_the_arithmetic_are_those_of_the_code():

@@ -62,8 +62,8 @@ def test_sigma_over_mu_keeps_the_sign_of_the_mean(lake):
     dense = stored[counted_rows(store)].astype(np.float64)[:, (stored != 0).any(axis=0)]
     expected = dense.std(axis=0) / dense.mean(axis=0)
     assert (expected < 0).any()
-    found = store.scan_features("mid").collect()["sigma_over_mu"].drop_nulls()
-    np.testing.assert_allclose(found, expected, rtol=1e-7)
+    result = store.scan_features("mid").collect()["sigma_over_mu"].drop_nulls()
+    np.testing.assert_allclose(result, expected, rtol=1e-7)
 
 
 def test_the_histogram_counts_negative_bins_and_quantiles_are_near(lake):
@@ -94,9 +94,9 @@ def test_top_examples_and_queries_go_by_magnitude_and_keep_the_sign(lake):
         rows = strongest_rows(stored, feature, 20)
         table = examples.filter(feature=feature).sort("rank")
         query = store.contexts("mid", feature, 20)
-        for found in (table, query):
-            np.testing.assert_array_equal(found["row"], rows)
-            np.testing.assert_array_equal(found["activation"], stored[rows, feature])
+        for result in (table, query):
+            np.testing.assert_array_equal(result["row"], rows)
+            np.testing.assert_array_equal(result["activation"], stored[rows, feature])
         signs |= set(np.sign(query["activation"][:1]))
     assert signs == {-1, 1}
 
@@ -104,8 +104,8 @@ def test_top_examples_and_queries_go_by_magnitude_and_keep_the_sign(lake):
 def test_a_scan_for_strong_activations_finds_both_signs(lake):
     _, store, stored = lake
     limit = float(np.quantile(np.abs(stored[stored != 0]), 0.9))
-    found = store.scan_activations("mid").filter(pl.col("activation").abs() > limit).collect()
-    assert found.height == (np.abs(stored) > limit).sum()
+    result = store.scan_activations("mid").filter(pl.col("activation").abs() > limit).collect()
+    assert result.height == (np.abs(stored) > limit).sum()
     below = store.scan_activations("mid").filter(pl.col("activation") < -limit).collect()
     assert 0 < below.height == (stored < -limit).sum()
 

@@ -49,7 +49,7 @@ def test_a_scalar_is_what_the_core_schema_says(text, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "a: 1\nb: 2\na: 3",
@@ -74,10 +74,10 @@ def test_a_scalar_is_what_the_core_schema_says(text, value):
         ("a: " + "{a: " * 300 + "}" * 300, "more than 256 lists and mappings inside each other"),
     ],
 )
-def test_what_means_something_else_to_others_is_refused_with_its_line(text, told):
+def test_what_means_something_else_to_others_is_refused_with_its_line(text, message):
     with pytest.raises(InputError) as error:
         parse_yaml(text, "run.yaml")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert len(str(error.value)) < 400
 
 

@@ -16,12 +16,18 @@ def tally(*receipts):
 
 
 def test_sums_over_shards():
-    found = tally(receipt("000000"), receipt("000001", rows=50, nnz=300, seconds=1.0))
-    assert (found.shards, found.rows, found.nonzeros, found.underflow, found.objects) == (2, 150, 1000, 2, 4)
-    assert dict(found.bytes) == {"csr.zarr": 3000, "partials.parquet": 1000}
-    assert found.size == 4000
-    assert found.rate == 50
-    assert found.devices == {"cpu"}
+    result = tally(receipt("000000"), receipt("000001", rows=50, nnz=300, seconds=1.0))
+    assert (result.shards, result.rows, result.nonzeros, result.underflow, result.objects) == (
+        2,
+        150,
+        1000,
+        2,
+        4,
+    )
+    assert dict(result.bytes) == {"csr.zarr": 3000, "partials.parquet": 1000}
+    assert result.size == 4000
+    assert result.rate == 50
+    assert result.devices == {"cpu"}
 
 
 def test_of_several_looks_at_an_sae_the_first_shards_counts_in_any_order():
@@ -30,10 +36,10 @@ def test_of_several_looks_at_an_sae_the_first_shards_counts_in_any_order():
 
 
 def test_its_memory_does_not_grow_with_shards():
-    found = tally(receipt())
+    result = tally(receipt())
     tracemalloc.start()
     for number in range(2000):
-        found.add(receipt(f"{number:06d}"))
+        result.add(receipt(f"{number:06d}"))
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert grown < 20_000

@@ -41,7 +41,7 @@ class Lake:
     def __init__(self, folder: Path, tokenizer: LakeTokenizer) -> None:
         self.folder, self.tokenizer = folder, tokenizer
         self.layout = Layout(folder / "store")
-        self.told: list[ShardRecord] = []
+        self.seen: list[ShardRecord] = []
 
     def write(self, documents: list[str], name: str = "corpus", **labels: list[Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class Lake:
     ) -> CorpusLink:
         run_file = self.run_file(name, **changes)
         return tokenize(
-            self.layout, run_file, context_size, bos, self.tokenizer, append=append, progress=self.told.append
+            self.layout, run_file, context_size, bos, self.tokenizer, append=append, progress=self.seen.append
         )
 
     def run_file(self, name: str, labels: tuple[str, ...] = (), workers: int = 1, **tokens: Any) -> RunFile:
@@ -104,14 +104,14 @@ def ids_of(text: str) -> list[int]:
 
 def documents_in(lake: Lake) -> dict[int, list[int]]:
     """Token ids by document, put together from the stored segments."""
-    found: dict[int, list[int]] = {}
+    result: dict[int, list[int]] = {}
     for ids, segments in lake.table().select("token_ids", "segments").iter_rows():
         ends = [segment["start"] for segment in segments[1:]] + [len(ids)]
         for segment, end in zip(segments, ends, strict=True):
-            tokens = found.setdefault(segment["document"], [])
+            tokens = result.setdefault(segment["document"], [])
             assert len(tokens) == segment["offset"]
             tokens += ids[segment["start"] : end]
-    return found
+    return result
 
 
 WORDS = st.sampled_from(["w0", "w1", "w59", "nowhere"])
@@ -246,9 +246,9 @@ def test_the_labels_of_segments_and_contexts_are_stored(lake: Lake) -> None:
     lake.write(["w0 w1 w2 w3", "w4", "w5 w6"], **labels)
     link = lake.tokenize(labels=tuple(labels), shard_tokens=99)
     table = lake.table()
-    found = read_lake(lake.layout)
-    assert found is not None
-    assert table.schema == pl.Schema(tokens_schema(found.label_columns))
+    result = read_lake(lake.layout)
+    assert result is not None
+    assert table.schema == pl.Schema(tokens_schema(result.label_columns))
     assert [[s["document"] for s in segments] for segments in table["segments"]] == [[0], [0, 1], [1, 2], [2]]
     assert [[s["year"] for s in segments] for segments in table["segments"]] == [[1], [1, 2], [2, 2], [2]]
     assert table["year"].to_list() == [1, None, 2, 2]
@@ -260,25 +260,25 @@ def test_the_labels_of_segments_and_contexts_are_stored(lake: Lake) -> None:
 
 def test_the_lake_tells_the_rule(lake: Lake) -> None:
     lake.tokenize(bos=False, separator="none")
-    found = read_lake(lake.layout)
-    assert found is not None
-    assert (found.context_size, found.bos_id, found.separator_id, found.special_ids) == (
+    result = read_lake(lake.layout)
+    assert result is not None
+    assert (result.context_size, result.bos_id, result.separator_id, result.special_ids) == (
         4,
         None,
         None,
         (0, 1, 2),
     )
-    assert (found.tokenizer, found.tokenizer_digest) == (lake.tokenizer.name, lake.tokenizer.digest)
+    assert (result.tokenizer, result.tokenizer_digest) == (lake.tokenizer.name, lake.tokenizer.digest)
 
 
-def test_progress_is_told_of_every_shard_in_order(lake: Lake) -> None:
-    assert lake.told == list(lake.tokenize().shards) == lake.records()
+def test_progress_is_reported_every_shard_in_order(lake: Lake) -> None:
+    assert lake.seen == list(lake.tokenize().shards) == lake.records()
 
 
 def test_a_second_call_does_nothing(lake: Lake) -> None:
     first = lake.tokenize()
     times = {path: path.stat().st_mtime_ns for path in lake.layout.root.rglob("*")}
-    lake.told.clear()
+    lake.seen.clear()
     assert (
         lake.tokenize()
         == lake.tokenize(append=True)
@@ -286,7 +286,7 @@ def test_a_second_call_does_nothing(lake: Lake) -> None:
         == first
     )
     assert {path: path.stat().st_mtime_ns for path in lake.layout.root.rglob("*")} == times
-    assert lake.told == []
+    assert lake.seen == []
 
 
 def test_the_same_corpus_gives_the_same_bytes_whatever_the_batches(
@@ -435,7 +435,7 @@ def test_label_columns_that_clash_are_refused(lake: Lake, labels: tuple[str, ...
         lake.tokenize(labels=labels)
 
 
-def test_a_context_that_can_not_hold_a_token_is_refused(lake: Lake) -> None:
+def test_a_context_that_cannot_hold_a_token_is_refused(lake: Lake) -> None:
     with pytest.raises(InputError, match=r"context_size is 1: too small"):
         lake.tokenize(context_size=1)
 

@@ -38,21 +38,21 @@ class Lake:
         run_file = run_file.model_copy(update={"tokens": tokens})
         tokenize(self.layout, run_file, 8, False, numbers, append=append)
 
-    def images(self, name: str, labels: list[Any], **asked: Any) -> dict[str, Any]:
+    def images(self, name: str, labels: list[Any], **requested: Any) -> dict[str, Any]:
         path = self.folder / name
         pixels = np.random.default_rng(len(name)).integers(0, 256, (len(labels), 4, 4), np.uint8)
         np.savez(path, image=pixels, label=np.array(labels))
-        return {"kind": "images", "path": str(path), "images": asked}
+        return {"kind": "images", "path": str(path), "images": requested}
 
-    def prompts(self, name: str, rows: int, **asked: Any) -> dict[str, Any]:
+    def prompts(self, name: str, rows: int, **requested: Any) -> dict[str, Any]:
         path = self.folder / name
         path.write_text('{"text": "1 2", "answer": "x", "other": "y"}\n' * rows)
-        return {"kind": "prompts", "path": str(path), "prompts": asked}
+        return {"kind": "prompts", "path": str(path), "prompts": requested}
 
 
 def dictionary(**recipe: Any) -> dict[str, Any]:
-    asked = {"features": 4, "width": 4, "documents": 3, "rows": 2, **recipe}
-    return {"kind": "dictionary", "dictionary": asked}
+    requested = {"features": 4, "width": 4, "documents": 3, "rows": 2, **recipe}
+    return {"kind": "dictionary", "dictionary": requested}
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def lake(tmp_path: Path) -> Lake:
 
 
 def test_another_corpus_of_any_kind_needs_append(lake: Lake) -> None:
-    for number, (first, second, told) in enumerate(
+    for number, (first, second, message) in enumerate(
         (
             (
                 lake.images("a.npz", [4, 5]),
@@ -87,7 +87,7 @@ def test_another_corpus_of_any_kind_needs_append(lake: Lake) -> None:
     ):
         lake.layout = Layout(lake.folder / str(number))
         lake.tokenize(**first)
-        with pytest.raises(InputError, match=f"holds another corpus .*{told}.*: add it with --append"):
+        with pytest.raises(InputError, match=f"holds another corpus .*{message}.*: add it with --append"):
             lake.tokenize(**second)
         lake.tokenize(append=True, **second)
         assert len(read_links(lake.layout)) == 2

@@ -38,8 +38,8 @@ def test_bos_may_have_id_0(words: LakeTokenizer) -> None:
 
 
 def test_a_tokenizer_may_have_neither_bos_nor_eos(tmp_path: Path) -> None:
-    found = load_tokenizer(str(write_tiny_tokenizer(tmp_path, bos=False, eos=False)))
-    assert (found.bos_id, found.eos_id, found.special_ids) == (None, None, (2,))
+    result = load_tokenizer(str(write_tiny_tokenizer(tmp_path, bos=False, eos=False)))
+    assert (result.bos_id, result.eos_id, result.special_ids) == (None, None, (2,))
 
 
 def test_text_that_spells_a_special_token_is_text(letters: LakeTokenizer) -> None:

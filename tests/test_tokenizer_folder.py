@@ -69,11 +69,11 @@ def test_ids_and_special_ids_are_those_of_transformers(tmp_path: Path, what: str
     from transformers import AutoTokenizer
 
     folder = folder_of(tmp_path, FILES[what])
-    reference, found = AutoTokenizer.from_pretrained(folder), load_tokenizer(str(folder))
+    reference, result = AutoTokenizer.from_pretrained(folder), load_tokenizer(str(folder))
     added = {i for i, token in reference.added_tokens_decoder.items() if token.special}
-    assert set(found.special_ids) == {*reference.all_special_ids, *added}
-    assert (found.bos_id, found.eos_id) == (reference.bos_token_id, reference.eos_token_id)
-    ids = [encoded.tolist() for encoded in found.encode_batch(TEXTS, "parse")]
+    assert set(result.special_ids) == {*reference.all_special_ids, *added}
+    assert (result.bos_id, result.eos_id) == (reference.bos_token_id, reference.eos_token_id)
+    ids = [encoded.tolist() for encoded in result.encode_batch(TEXTS, "parse")]
     assert ids == [reference(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
 
 
@@ -91,12 +91,12 @@ def test_a_tokenizer_s_own_code_never_runs_whatever_is_answered(
 
 
 def test_what_a_chat_template_writes_is_its_special_tokens_only_when_parsed(tmp_path: Path) -> None:
-    found = load_tokenizer(str(write_chat_tokenizer(tmp_path, eos_token="<|im_end|>")))
-    (parsed,), (literal,) = (found.encode_batch([CHAT], how) for how in ("parse", "literal"))
-    assert [int(i) for i in parsed if i in found.special_ids] == [1, 3, 4, 5, 2, 1, 2]
-    assert not set(literal.tolist()) & set(found.special_ids)
+    result = load_tokenizer(str(write_chat_tokenizer(tmp_path, eos_token="<|im_end|>")))
+    (parsed,), (literal,) = (result.encode_batch([CHAT], how) for how in ("parse", "literal"))
+    assert [int(i) for i in parsed if i in result.special_ids] == [1, 3, 4, 5, 2, 1, 2]
+    assert not set(literal.tolist()) & set(result.special_ids)
     assert len(parsed) < len(literal)
-    assert found.encode_batch([CHAT], "parse")[0].tolist() == parsed.tolist()
+    assert result.encode_batch([CHAT], "parse")[0].tolist() == parsed.tolist()
 
 
 def test_only_tokens_that_the_tokenizer_json_has_are_read_without_transformers(tmp_path: Path) -> None:

@@ -163,11 +163,11 @@ def test_rows_of_a_try_that_ran_out_of_memory_are_not_counted_again(lost_shard):
         return model.forward(batch)
 
     worker._features._model = SimpleNamespace(forward=forward)
-    told = []
-    worker._on_rows = lambda shard, rows: told.append(rows)
+    message = []
+    worker._on_rows = lambda shard, rows: message.append(rows)
     rows = worker.process("000001").rows
-    assert max(told) == worker.rows_done("000001") == rows
-    assert told[2] == 0, "the second try begins anew"
+    assert max(message) == worker.rows_done("000001") == rows
+    assert message[2] == 0, "the second try begins anew"
 
 
 def z_of(folder, store):
@@ -252,8 +252,8 @@ def test_the_processing_that_an_sae_asks_for_reaches_the_workers_model(tmp_path)
     from transformers import GPT2LMHeadModel
 
     write_tiny_gpt2(tmp_path / "gpt2")
-    asked = {"model_from_pretrained_kwargs": {"center_writing_weights": True}, "context_size": 16}
-    sae = write_sae(tmp_path / "sae-centred", hook_name="blocks.1.hook_resid_post", **asked)
+    requested = {"model_from_pretrained_kwargs": {"center_writing_weights": True}, "context_size": 16}
+    sae = write_sae(tmp_path / "sae-centred", hook_name="blocks.1.hook_resid_post", **requested)
     model = {"loader": "transformer_lens", "path": str(tmp_path / "gpt2")}
     changes = {"model": model, "sites": [{"name": "mid", "sae": str(sae)}], "store": {"pass": "mid"}}
     store = extracted(run_file(tmp_path, **changes), tables=False)

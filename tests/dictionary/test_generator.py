@@ -83,9 +83,9 @@ def test_values_have_the_mean_of_a_normal_number_cut_at_0(rows):
         truth.mean_active, stats.truncnorm.mean(-mean / std, np.inf, mean, std), rtol=1e-9
     )
     for feature in range(24):
-        found = values[:, [feature]].data
-        assert (found > 0).all()
-        assert abs(found.mean() - truth.mean_active[feature]) < 4.5 * found.std() / len(found) ** 0.5
+        result = values[:, [feature]].data
+        assert (result > 0).all()
+        assert abs(result.mean() - truth.mean_active[feature]) < 4.5 * result.std() / len(result) ** 0.5
 
 
 def test_a_vector_is_the_sum_of_values_times_directions_and_bias_and_noise(rows):
@@ -97,17 +97,17 @@ def test_a_vector_is_the_sum_of_values_times_directions_and_bias_and_noise(rows)
     assert abs(np.linalg.norm(made.bias) - 2.0) < 1e-5
 
 
-def test_the_mean_beside_a_feature_is_that_of_the_rows_in_which_it_fires(rows):
+def test_the_mean_next_to_a_feature_is_that_of_the_rows_in_which_it_fires(rows):
     _, truth, values, _ = rows
     for feature in (0, 3, 5, 10, 11, 13, 20):
-        beside = values[values[:, [feature]].nonzero()[0]].toarray()
-        error = beside.std(axis=0) / len(beside) ** 0.5
-        assert (np.abs(beside.mean(axis=0) - truth.means_beside(feature)) <= 5 * error + 1e-6).all()
+        others = values[values[:, [feature]].nonzero()[0]].toarray()
+        error = others.std(axis=0) / len(others) ** 0.5
+        assert (np.abs(others.mean(axis=0) - truth.means_beside(feature)) <= 5 * error + 1e-6).all()
 
 
 def test_a_document_depends_on_the_recipe_and_its_number_alone():
-    asked = {"rows": 300, "features": 700, "width": 8, "cosine": None, "correlated": [], "trees": []}
-    few, many = (NumpyDictionary(recipe(documents=n, **asked)) for n in (15, 31))
+    requested = {"rows": 300, "features": 700, "width": 8, "cosine": None, "correlated": [], "trees": []}
+    few, many = (NumpyDictionary(recipe(documents=n, **requested)) for n in (15, 31))
     assert documents_of_block(few.recipe) == 9
     values, x = drawn(few)
     more_values, more_x = drawn(many)
@@ -116,28 +116,28 @@ def test_a_document_depends_on_the_recipe_and_its_number_alone():
     assert (values != more_values[: len(x)]).nnz == 0
     block = many.block(1)
     np.testing.assert_array_equal(block.x, more_x[block.first : block.first + 9 * 300])
-    assert (drawn(NumpyDictionary(recipe(documents=15, seed=1, **asked)))[1] != x).any()
+    assert (drawn(NumpyDictionary(recipe(documents=15, seed=1, **requested)))[1] != x).any()
 
 
 @pytest.mark.parametrize(
     ("cosine", "cosines", "width"), [(0.0, [], 24), (0.3, [], 40), (None, [(0, 1, 0.9), (4, 2, -0.5)], 24)]
 )
-def test_directions_have_the_cosines_asked_for(cosine, cosines, width):
+def test_directions_have_the_cosines_requested(cosine, cosines, width):
     pairs = [{"features": [a, b], "cosine": c} for a, b, c in cosines]
-    asked = recipe(cosine=cosine, cosines=pairs, width=width)
-    vectors = NumpyDictionary(asked).vectors.astype(np.float64)
+    requested = recipe(cosine=cosine, cosines=pairs, width=width)
+    vectors = NumpyDictionary(requested).vectors.astype(np.float64)
     expected = np.full((24, 24), cosine or 0.0)
     np.fill_diagonal(expected, 1)
     for a, b, c in cosines:
         expected[a, b] = expected[b, a] = c
-    np.testing.assert_array_equal(gram(asked), expected)
+    np.testing.assert_array_equal(gram(requested), expected)
     np.testing.assert_allclose(vectors @ vectors.T, expected, atol=1e-6)
 
 
 def test_more_directions_than_entries_are_possible_where_their_cosines_allow_it():
-    asked = recipe(features=3, width=2, cosine=-0.5, correlated=[], trees=[])
-    vectors = NumpyDictionary(asked).vectors
-    np.testing.assert_allclose(vectors @ vectors.T, gram(asked), atol=1e-6)
+    requested = recipe(features=3, width=2, cosine=-0.5, correlated=[], trees=[])
+    vectors = NumpyDictionary(requested).vectors
+    np.testing.assert_allclose(vectors @ vectors.T, gram(requested), atol=1e-6)
 
 
 def test_directions_are_in_space_of_as_many_dimensions_as_their_cosines_need():
@@ -173,8 +173,8 @@ def test_another_machine_draws_the_same_dictionary(tmp_path):
         path = tmp_path / f"{kind}.npy"
         started[path] = subprocess.Popen([sys.executable, "-c", DRAW, str(path)], env=os.environ | env)
     assert [process.wait() for process in started.values()] == [0, 0]
-    found = [np.load(path) for path in started]
-    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    result = [np.load(path) for path in started]
+    np.testing.assert_allclose(result[0], result[1], atol=1e-6)
 
 
 def test_directions_at_right_angles_are_those_of_stores_made_before():
@@ -185,19 +185,19 @@ def test_directions_at_right_angles_are_those_of_stores_made_before():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"width": 23}, "24 directions of these cosines need 24 entries, width is 23"),
         ({"cosine": -0.5}, "no directions have all of these cosines"),
     ],
 )
-def test_cosines_that_no_directions_have_are_refused(changes, told):
-    with pytest.raises(InputError, match=told):
+def test_cosines_that_no_directions_have_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
         NumpyDictionary(recipe(**changes))
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"probability": [0.1, 0.2]}, "probability has 2 numbers for 24 features"),
         ({"probability": 1.0}, "must lie between 0 and 1"),
@@ -212,13 +212,13 @@ def test_cosines_that_no_directions_have_are_refused(changes, told):
         ({"cosines": [{"features": [3, 3], "cosine": 0.5}]}, "a feature and itself"),
     ],
 )
-def test_a_wrong_recipe_is_refused_in_a_sentence(changes, told):
-    with pytest.raises(ValidationError, match=told):
+def test_a_wrong_recipe_is_refused_in_a_sentence(changes, message):
+    with pytest.raises(ValidationError, match=message):
         recipe(**changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"features": 65536, "width": 16, "rows": 65536}, "rows is 65,536: a document would have more than"),
         ({"features": 2, "width": 65536, "rows": 4096}, "rows is 4,096: a document would have more than"),
@@ -238,8 +238,8 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(changes, told):
         ({"magnitude": 0}, "feature 0 has magnitude 0 and magnitude_std 0"),
     ],
 )
-def test_what_no_memory_holds_and_what_never_fires_is_refused_before_anything_is_drawn(changes, told):
-    with pytest.raises(ValidationError, match=told):
+def test_what_no_memory_holds_and_what_never_fires_is_refused_before_anything_is_drawn(changes, message):
+    with pytest.raises(ValidationError, match=message):
         plain(**changes)
 
 

@@ -33,10 +33,10 @@ def test_without_noise_it_finds_exactly_what_fires_and_its_values(tmp_path, made
     like = MadeLike(seed=3)
     write_dictionary_sae(tmp_path / "sae", truth_of(made), like)
     block = made.block(0)
-    found = dense(load_sae(str(tmp_path / "sae"), "cpu", "float32").encode(torch.from_numpy(block.x)), 24)
+    result = dense(load_sae(str(tmp_path / "sae"), "cpu", "float32").encode(torch.from_numpy(block.x)), 24)
     expected = block.values.toarray()[:, order_of(like, 24)]
-    np.testing.assert_array_equal(found > 0, expected > 0)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(result > 0, expected > 0)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_weights_are_those_that_sae_lens_makes_of_the_same_dictionary(made):
     np.testing.assert_array_equal(ours["W_dec"], sae.W_dec.detach().numpy())
 
 
-def test_noise_is_in_encoder_and_decoder_and_of_the_size_asked_for(made):
+def test_noise_is_in_encoder_and_decoder_and_of_the_size_requested(made):
     truth = truth_of(made)
     like = MadeLike(noise=0.1, shuffled=True, seed=1)
     weights = weights_of(truth, like)

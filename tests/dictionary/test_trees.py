@@ -66,26 +66,26 @@ def wishes(tree, would):
 def settle(tree, on, would, order, fires):
     if "feature" in tree:
         fires[tree["feature"]] = on
-    asked = list_of_ids(child for child in tree.get("children", []) if on and wishes(child, would))
-    if tree.get("exclusive") and asked:
-        asked = [min(asked, key=order.index)]
+    requested = list_of_ids(child for child in tree.get("children", []) if on and wishes(child, would))
+    if tree.get("exclusive") and requested:
+        requested = [min(requested, key=order.index)]
     for child in tree.get("children", []):
-        settle(child, id(child) in asked, would, order, fires)
+        settle(child, id(child) in requested, would, order, fires)
 
 
 def test_frequencies_alone_and_together_are_those_of_all_cases():
-    found = together(node(TREE), ALONE)
-    order = np.argsort(found.features)
-    np.testing.assert_allclose(found.frequency[np.ix_(order, order)], enumerated(TREE, ALONE), rtol=1e-12)
+    result = together(node(TREE), ALONE)
+    order = np.argsort(result.features)
+    np.testing.assert_allclose(result.frequency[np.ix_(order, order)], enumerated(TREE, ALONE), rtol=1e-12)
 
 
 def test_draws_fire_as_often_and_a_child_never_without_its_parent():
     rng = np.random.default_rng(0)
     would = rng.random((200_000, 10)) < ALONE
     fires = fire([node(TREE)], would, rng)
-    found = together(node(TREE), ALONE)
+    result = together(node(TREE), ALONE)
     expected = np.zeros((10, 10))
-    expected[np.ix_(found.features, found.features)] = found.frequency
+    expected[np.ix_(result.features, result.features)] = result.frequency
     measured = (fires.astype(float).T @ fires) / len(fires)
     error = np.sqrt(expected * (1 - expected) / len(fires))
     assert (np.abs(measured - expected) <= 5 * error).all()
@@ -97,13 +97,13 @@ def test_draws_fire_as_often_and_a_child_never_without_its_parent():
 
 
 def test_relations_name_the_nearest_feature_above_all_above_and_exclusive_pairs():
-    found = relations([node(TREE)])
-    assert found.parents.tolist() == [[1, 0], [2, 0], [3, 2], [4, 2], [5, 2], [6, 0], [7, 6], [8, 0], [9, 0]]
+    result = relations([node(TREE)])
+    assert result.parents.tolist() == [[1, 0], [2, 0], [3, 2], [4, 2], [5, 2], [6, 0], [7, 6], [8, 0], [9, 0]]
     parents, ancestors = (
-        {tuple(pair) for pair in some.tolist()} for some in (found.parents, found.ancestors)
+        {tuple(pair) for pair in some.tolist()} for some in (result.parents, result.ancestors)
     )
     assert ancestors - parents == {(3, 0), (4, 0), (5, 0), (7, 0)}
-    assert found.exclusive.tolist() == [[3, 4], [3, 5], [4, 5], [6, 8], [6, 9], [7, 8], [7, 9]]
+    assert result.exclusive.tolist() == [[3, 4], [3, 5], [4, 5], [6, 8], [6, 9], [7, 8], [7, 9]]
 
 
 def test_lots_do_not_depend_on_who_wishes_so_another_tree_changes_nothing_else():
@@ -118,7 +118,7 @@ def test_lots_do_not_depend_on_who_wishes_so_another_tree_changes_nothing_else()
 
 
 @pytest.mark.parametrize(
-    ("trees", "told"),
+    ("trees", "message"),
     [
         (
             [{"feature": 1, "children": [{"feature": 2, "children": [{"feature": 1}]}]}],
@@ -135,10 +135,10 @@ def test_lots_do_not_depend_on_who_wishes_so_another_tree_changes_nothing_else()
         ([{"feature": 8}], "feature 8 is in a correlated group and in a tree"),
     ],
 )
-def test_a_wrong_tree_is_refused_in_a_sentence(trees, told):
+def test_a_wrong_tree_is_refused_in_a_sentence(trees, message):
     from pydantic import ValidationError
 
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValidationError, match=message):
         Dictionary.model_validate(
             {
                 "features": 64,

@@ -50,7 +50,7 @@ def test_how_often_two_correlated_numbers_are_both_below_is_what_scipy_integrate
 def test_the_pairs_of_a_large_group_are_known_at_once():
     """A group of 1,000 has half a million pairs; SciPy's integral took a minute and a half for them."""
     group = {"features": list(range(1000)), "correlation": 0.4}
-    asked = Dictionary.model_validate(
+    requested = Dictionary.model_validate(
         {
             "features": 1000,
             "width": 2,
@@ -60,7 +60,7 @@ def test_the_pairs_of_a_large_group_are_known_at_once():
         }
     )
     began = time.process_time()
-    truth = KnownTruth(asked, np.zeros((1000, 2), np.float32), np.zeros(2, np.float32))
+    truth = KnownTruth(requested, np.zeros((1000, 2), np.float32), np.zeros(2, np.float32))
     assert truth.correlated.frequency.shape == (1000 * 999 // 2,)
     assert time.process_time() - began < 10
     np.testing.assert_array_equal(truth.correlated.features[[0, -1]], [[0, 1], [998, 999]])
@@ -96,8 +96,8 @@ def test_a_file_of_before_first_rows_were_kept_is_read(tmp_path):
     path = tmp_path / "truth.npz"
     truth = truth_of(NumpyDictionary(recipe()))
     write_truth(truth, path.write_bytes)
-    with np.load(path) as found:
-        np.savez(path, **{name: found[name] for name in found if name != "first"})
+    with np.load(path) as result:
+        np.savez(path, **{name: result[name] for name in result if name != "first"})
     again = read_truth(path)
     assert len(again.first) == 0
     np.testing.assert_array_equal(again.vectors, truth.vectors)

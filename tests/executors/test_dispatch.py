@@ -135,7 +135,7 @@ def test_every_shard_ends_exactly_once(script, workers, seed):
     assert not backend.alive, "a worker was left running"
 
 
-def test_a_shard_is_given_up_after_its_attempts_and_all_else_completes():
+def test_a_shard_is_quarantined_after_its_attempts_and_all_else_completes():
     backend = FakeBackend({"b": [CallFailedError("boom")] * 9})
     outcomes, events = run(["a", "b", "c"], backend, workers=2, max_attempts=3)
     assert [o for o in outcomes if isinstance(o, Failure)] == [Failure("b", 3, "boom")]
@@ -280,7 +280,7 @@ def test_a_run_with_no_call_in_flight_sleeps(monkeypatch):
     assert slept == [0.5]
 
 
-def test_loads_that_failed_beside_a_live_worker_do_not_count_once_it_is_lost():
+def test_loads_that_failed_next_to_a_live_worker_do_not_count_once_it_is_lost():
     dead = WorkerLostError("out of memory")
     backend = ScriptedBackend({"b": [WorkerLostError("killed")]})
     backend.left = [None, dead, dead, dead]
@@ -304,9 +304,9 @@ def test_a_run_without_a_worker_warns_again_and_again_and_goes_on_when_one_comes
     backend.room = 20
     outcomes, events = run(["a"], backend, no_worker_warning_s=0.0)
     assert [o.shard for o in outcomes] == ["a"]
-    told = [e["why"] for e in events if e["event"] == "waiting"]
-    assert len(told) > 10
-    assert told[0].endswith("the cluster has nothing")
+    events_seen = [e["why"] for e in events if e["event"] == "waiting"]
+    assert len(events_seen) > 10
+    assert events_seen[0].endswith("the cluster has nothing")
 
 
 def test_a_run_without_a_worker_stops_where_a_limit_is_set():
@@ -319,15 +319,15 @@ def test_a_run_without_a_worker_stops_where_a_limit_is_set():
     assert not backend.alive
 
 
-def test_all_workers_are_asked_for_at_once_and_never_more_than_there_are_shards():
+def test_all_workers_are_requested_at_once_and_never_more_than_there_are_shards():
     backend = EmptyBackend()
-    asked = []
+    requested = []
     backend.room = 1
     backend.wait = lambda tickets, timeout_s: (
-        asked.append(len(tickets)) or FakeBackend.wait(backend, tickets, timeout_s)
+        requested.append(len(tickets)) or FakeBackend.wait(backend, tickets, timeout_s)
     )
     run(["a", "b", "c"], backend, workers=7)
-    assert asked[0] == 3
+    assert requested[0] == 3
 
 
 class StuckBackend(FakeBackend):

@@ -43,10 +43,10 @@ def test_a_dispatcher_tells_the_rows_of_every_shard_in_flight(now):
 def test_of_twins_the_farther_one_counts(now):
     backend, events = FakeBackend(), []
     backend.rows_done = lambda worker, shard: {"w0": 5, "w1": 9}[worker]
-    told = Dispatcher([], backend, Policy(), on_event=lambda **e: events.append(e))
-    told._slots = {name: dispatch.Slot(name, 0.0, shard="a") for name in ("w1", "w0")}
+    events_seen = Dispatcher([], backend, Policy(), on_event=lambda **e: events.append(e))
+    events_seen._slots = {name: dispatch.Slot(name, 0.0, shard="a") for name in ("w1", "w0")}
     now[0] = 5.0
-    told._beat()
+    events_seen._beat()
     assert events == [{"event": "heartbeat", "in_flight": {"a": 9}}]
 
 

@@ -106,7 +106,7 @@ def test_x_has_the_same_bytes_from_two_workers_as_in_process(session, tmp_path):
         assert one.read().any()
 
 
-def test_a_shard_that_kills_its_process_is_given_up_and_the_rest_is_committed(session, tmp_path):
+def test_a_shard_that_kills_its_process_is_quarantined_and_the_rest_is_committed(session, tmp_path):
     run, layout = prepared(
         tmp_path,
         model={"path": "tests.executors.test_ray_backend:deadly_lm"},

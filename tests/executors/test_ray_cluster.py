@@ -203,5 +203,5 @@ def test_a_drained_node_costs_no_attempt_and_changes_no_byte(drained):
 def test_events_are_kept_with_the_store(drained):
     lines = drained.layout.events("mid").read_text().splitlines()
     kept = [json.loads(line)["event"] for line in lines]
-    told = [event["event"] for event in drained.events]  # heartbeats are kept once a minute
-    assert [each for each in kept if each != "heartbeat"] == [each for each in told if each != "heartbeat"]
+    kinds = [event["event"] for event in drained.events]  # heartbeats are kept once a minute
+    assert [each for each in kept if each != "heartbeat"] == [each for each in kinds if each != "heartbeat"]

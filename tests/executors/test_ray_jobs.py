@@ -47,13 +47,13 @@ def server(monkeypatch):
     return made
 
 
-def test_a_server_that_is_away_for_less_than_a_minute_is_asked_again(server):
+def test_a_server_that_is_away_for_less_than_a_minute_is_requested_again(server):
     server._client, written = Client(away=50), []
     assert server.follow("job-1", written.append) == 0
     assert "".join(written) == "one\ntwo\n"
 
 
-def test_one_that_stays_away_is_told_of(server):
+def test_one_that_stays_away_is_reported(server):
     server._client = Client(away=10**6)
     with pytest.raises(InputError, match="no Ray dashboard answers at http://head:8265"):
         server.follow("job-1", lambda text: None)

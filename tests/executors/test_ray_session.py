@@ -79,7 +79,7 @@ def listening(token):
     server.stop(None)
 
 
-def told(session, token="right"):
+def printed(session, token="right"):
     """What a driver is told that comes to a cluster with this token."""
     with listening(token) as address, pytest.raises(InputError) as caught:  # noqa: SIM117
         with session.ray_session(Extract(address=address)):
@@ -89,7 +89,7 @@ def told(session, token="right"):
 
 
 def test_a_missing_token_is_named_at_once_with_the_file_that_holds_it(session):
-    assert told(session) == (
+    assert printed(session) == (
         "the Ray cluster at 'HEAD' asks for a token: there is none here, copy ~/.ray/auth_token from its "
         "head node, or set RAY_AUTH_TOKEN"
     )
@@ -104,22 +104,22 @@ def test_a_token_that_is_there_is_used_and_named_when_it_is_wrong(session, tmp_p
         monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
     elif where == "variable":
         monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
-    assert told(session) == (
+    assert printed(session) == (
         "the Ray cluster at 'HEAD' does not let this driver in (ConnectionError: Failed to connect, mode "
         "token): $RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold "
         "the token of its head node"
     )
 
 
-def test_a_token_is_not_used_where_none_is_asked_for_or_no_worker_would_come(session, monkeypatch):
+def test_a_token_is_not_used_where_none_is_requested_or_no_worker_would_come(session, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
-    assert "mode None" in told(session, token=None)
+    assert "mode None" in printed(session, token=None)
 
 
 def test_a_mode_that_the_user_set_stays_and_is_named(session, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
-    assert told(session).endswith(
+    assert printed(session).endswith(
         "asks for a token: RAY_AUTH_MODE is 'disabled' here, set RAY_AUTH_MODE=token"
     )
 
@@ -142,7 +142,7 @@ def test_the_handler_of_sigterm_stays_when_ray_does_not_start(session, monkeypat
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_address_where_nobody_listens_is_told_at_once(session):
+def test_an_address_where_nobody_listens_is_reported_at_once(session):
     with (
         pytest.raises(InputError, match=r"^no Ray cluster answers at '127.0.0.1:1' \(unavailable\): check"),
         session.ray_session(Extract(address="127.0.0.1:1")),
@@ -181,7 +181,7 @@ def test_a_private_session_listens_on_the_loopback_alone():
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_driver_that_is_asked_to_end_ends_its_workers_and_says_143(tmp_path):
+def test_a_driver_that_is_requested_to_end_ends_its_workers_and_says_143(tmp_path):
     model = {"path": "tests.executors.test_ray_cluster:slow_lm"}
     changes = {"extract": {"executor": "ray", "workers": 1}, "tokens": {"shard_tokens": 60}, "model": model}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_content(tmp_path, **changes)))
@@ -235,7 +235,7 @@ def test_a_private_session_asks_for_a_token_of_its_own_in_any_environment(tmp_pa
 def test_a_proxy_of_the_environment_does_not_hide_a_cluster(session, monkeypatch):
     for name in PROXIES:
         monkeypatch.setenv(name, NOWHERE)
-    assert "asks for a token: there is none here" in told(session)
+    assert "asks for a token: there is none here" in printed(session)
 
 
 def test_another_version_on_the_head_is_one_sentence_with_both(session, monkeypatch):
@@ -246,7 +246,7 @@ def test_another_version_on_the_head_is_one_sentence_with_both(session, monkeypa
         )
 
     monkeypatch.setattr(session.ray, "init", refuse)
-    assert told(session, token=None) == (
+    assert printed(session, token=None) == (
         "the Ray cluster at 'HEAD' runs Ray 2.59.0 and Python 3.11.9, this driver Ray 2.60.0 and Python "
         "3.11.7: they must be the same, so install those of its head node here (one image for all nodes does "
         "that)"

@@ -57,7 +57,7 @@ class TestRayTasks(TaskConformance):
         with pytest.raises(InputError, match="died 3 times"):
             list(self.tasks.map(die, [0]))
 
-    def test_a_node_that_does_not_see_the_store_is_told_as_such(self, tmp_path: Path) -> None:
+    def test_a_node_that_does_not_see_the_store_is_reported_as_such(self, tmp_path: Path) -> None:
         from pipeline.executors.on_ray.tasks import RayTasks
 
         with RayTasks(root=tmp_path) as tasks:
@@ -67,7 +67,7 @@ class TestRayTasks(TaskConformance):
                 list(tasks.map(abs, [-1]))
 
     def test_jobs_give_the_same_bytes_as_in_one_process(self, tmp_path: Path) -> None:
-        found = {}
+        result = {}
         for name, tasks in {"one": OneProcess(), "ray": self.tasks}.items():
             built_store(tmp_path / name, shards=4)
             store = FeatureStore.open(tmp_path / name)
@@ -77,5 +77,5 @@ class TestRayTasks(TaskConformance):
             store = FeatureStore.open(tmp_path / name)
             cluster(store, "site", Cluster(features=4, contexts=3), tasks)
             assert store.verify(tasks).problems == []
-            found[name] = table_bytes(store), [f.sha256 for f in store.compacted("site").record.files]
-        assert found["one"] == found["ray"]
+            result[name] = table_bytes(store), [f.sha256 for f in store.compacted("site").record.files]
+        assert result["one"] == result["ray"]

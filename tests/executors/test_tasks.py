@@ -58,9 +58,9 @@ class TaskConformance:
         assert list(self.tasks.map(partial(scaled, shared), [7, 299_999])) == [7.0, 299_999.0]
 
     def test_what_the_user_can_mend_is_raised_as_it_was(self) -> None:
-        found = []
+        result = []
         with pytest.raises(ShardError, match="shard 3: no"):
-            found.extend(self.tasks.map(refuse, range(6)))
+            result.extend(self.tasks.map(refuse, range(6)))
 
     def test_few_items_are_taken_ahead(self) -> None:
         taken: list[int] = []
@@ -94,7 +94,7 @@ class TestProcesses(TaskConformance):
 
 
 @pytest.mark.slow
-def test_workers_end_with_the_process_that_asked_for_them(tmp_path):
+def test_workers_end_with_the_process_that_requested_them(tmp_path):
     code = (
         "import os\n"
         "from tests.executors.test_tasks import told_pid\n"

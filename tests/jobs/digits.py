@@ -30,8 +30,8 @@ def write_images(path: Path) -> Path:
 
 def trained(folder: Path, **settings: object) -> RunFile:
     """The run file of networks trained in a second or so, in three shards."""
-    asked = Asked(images=str(write_images(folder / "images.npz")), d_sae=24, **settings)  # type: ignore[arg-type]
-    content = yaml.safe_load(train_digits(folder / "out", asked).read_text())
+    requested = Asked(images=str(write_images(folder / "images.npz")), d_sae=24, **settings)  # type: ignore[arg-type]
+    content = yaml.safe_load(train_digits(folder / "out", requested).read_text())
     content["tokens"]["shard_tokens"] = 60
     content["extract"] |= {"cpus_per_worker": 1, "check_sae": "off"}
     return parse_run_file(content, "run.yaml")

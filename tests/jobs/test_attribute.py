@@ -93,7 +93,7 @@ def by_hand(store, site, nodes=150):
     weights = store.site_weights(site)[0]
     decoder = torch.from_numpy(weights["W_dec"]).double()
     known = {f"w{n}": n + 3 for n in range(WORDS_VOCAB - 3)}
-    found = []
+    result = []
     for row in prompt_rows()[:-1]:
         ids = torch.tensor([0, *(known[word] for word in row["text"].split())])
         answers = [known[row[name].split()[0]] for name in ("yes", "no")]
@@ -120,8 +120,8 @@ def by_hand(store, site, nodes=150):
         with torch.no_grad():
             without = gap(f * (1 - torch.eye(D_SAE))).numpy()
             ends = float(gap(f)), float(gap(0 * f))
-        found.append((row, *ends, ig.numpy(), ig2.numpy(), without, f[0].numpy()))
-    return found
+        result.append((row, *ends, ig.numpy(), ig2.numpy(), without, f[0].numpy()))
+    return result
 
 
 @pytest.mark.parametrize("site", ["last", "mean"])
@@ -206,12 +206,12 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     scores.with_columns(label=pl.lit("age")).write_csv(tmp_path / "scores.csv")
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.plans.reopen.use_of", None)  # the model is not asked for
-        found = attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=1))
-    assert found.drop_nulls("rank").select("value", "feature", "score").rows() == [
+        result = attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=1))
+    assert result.drop_nulls("rank").select("value", "feature", "score").rows() == [
         ("old", 5, -2.0),
         ("young", 5, 0.5),
     ]
-    assert found["holds"].null_count() == 2
+    assert result["holds"].null_count() == 2
     ablated = attribute(
         store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=2, ablate=True)
     )  # on the gap
@@ -234,15 +234,15 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("asked", "killed_in"),
+    ("options", "killed_in"),
     [(Asked(model=MILD, k=3), "attribute_part"), (Asked(model=MILD, k=3, by="ig"), "ablate_part")],
 )
-def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypatch, capsys, asked, killed_in):
+def test_a_killed_job_goes_on_after_the_parts_it_had_done(store, monkeypatch, capsys, options, killed_in):
     from pipeline.evaluation import attribution
 
     monkeypatch.setattr("jobs.evaluation.attribute.CONTEXTS", 5)
     names = ("attributions", "attribution_prompts", "attribution_selection")
-    attribute(store, "last", asked)
+    attribute(store, "last", options)
     expected = [store.layout.table("last", name).read_bytes() for name in names]
     folder, done, own = store.layout.table("last", "x").parent, [], getattr(attribution, killed_in)
     assert not list(folder.glob(".*"))
@@ -255,7 +255,7 @@ def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypat
 
     monkeypatch.setattr(attribution, killed_in, few)
     with pytest.raises(KeyboardInterrupt):
-        attribute(store, "last", asked)
+        attribute(store, "last", options)
     left = list(folder.glob(".attribute.*.tmp"))
     assert left
 
@@ -265,23 +265,23 @@ def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypat
 
     monkeypatch.setattr(attribution, killed_in, own)
     for other in (
-        replace(asked, tolerance=0.02),
-        replace(asked, labels=("age",)),
-        replace(asked, answers=("no", "yes")),
+        replace(options, tolerance=0.02),
+        replace(options, labels=("age",)),
+        replace(options, answers=("no", "yes")),
     ):
         capsys.readouterr()
         attribute(store, "last", other)
         assert "goes on after" not in capsys.readouterr().out
     assert list(folder.glob(".attribute.*.tmp")) == left
     monkeypatch.setattr(attribution, killed_in, rest)
-    attribute(store, "last", asked)
+    attribute(store, "last", options)
     assert "goes on after 2 of" in " ".join(capsys.readouterr().out.split())
     assert [store.layout.table("last", name).read_bytes() for name in names] == expected
     assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize(
-    ("columns", "ablate", "told"),
+    ("columns", "ablate", "message"),
     [
         ({"feature": [1.5], "score": [1.0]}, False, "features are whole numbers"),
         ({"feature": [1], "score": [1.0], "label": ["age"]}, True, "but one of the columns label and value"),
@@ -292,9 +292,9 @@ def test_a_killed_job_goes_on_behind_the_parts_that_it_had_done(store, monkeypat
         ),
     ],
 )
-def test_scores_of_no_feature_or_of_no_value_are_refused(store, tmp_path, columns, ablate, told):
+def test_scores_of_no_feature_or_of_no_value_are_refused(store, tmp_path, columns, ablate, message):
     pl.DataFrame(columns).write_parquet(tmp_path / "scores.parquet")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.parquet", k=1, ablate=ablate))
 
 
@@ -313,13 +313,13 @@ def test_the_map_has_a_dot_where_an_effect_holds():
     np.testing.assert_array_equal(axes.images[0].get_array(), [[0.0, 0.5], [-0.9, -0.1]])  # 9 first
     assert axes.collections[0].get_offsets().tolist() == [[1.0, 0.0], [0.0, 1.0]]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["age old", "age young"]
-    told = " ".join(" ".join(text.get_text() for text in figure.texts).split())
-    assert "2 label values × 2 features · n = 10 to 12 prompts a value" in told
+    output = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert "2 label values × 2 features · n = 10 to 12 prompts a value" in output
     assert not empty.axes[0].images
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({"feature": [1]}, "has no column 'score'"),
         ({"feature": [D_SAE], "score": [1.0]}, "a feature that is not there: there are 0 to 63"),
@@ -327,14 +327,14 @@ def test_the_map_has_a_dot_where_an_effect_holds():
         ({"feature": ["x"], "score": [1.0]}, "features are whole numbers"),
     ],
 )
-def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, told):
+def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, message):
     pl.DataFrame(columns).write_parquet(tmp_path / "scores.parquet")
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         read_scores(tmp_path / "scores.parquet", D_SAE)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("requested", "message"),
     [
         (Asked(model=MILD, by="ig3"), "--by 'ig3' is none of ig2, ig"),
         (Asked(model=MILD, labels=("age", "yes")), "--label 'yes' is a column of answers"),
@@ -346,9 +346,9 @@ def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, told):
         (Asked(model=MILD, answers=("job", "job")), "are not two columns"),
     ],
 )
-def test_what_can_not_be_asked_is_told(store, asked, told):
-    with pytest.raises(InputError, match=told):
-        attribute(store, "last", asked)
+def test_what_cannot_be_requested_is_reported(store, requested, message):
+    with pytest.raises(InputError, match=message):
+        attribute(store, "last", requested)
 
 
 def test_a_store_of_packed_documents_and_one_without_answers_are_refused(tmp_path, monkeypatch):

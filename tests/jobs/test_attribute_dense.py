@@ -160,32 +160,32 @@ def test_attributions_gaps_and_effects_are_those_of_dense_loops(store: FeatureSt
     np.testing.assert_allclose(ig2.sum(1), gap**2 - baseline**2, atol=2e-6)
     for by, numbers, power in (("ig", ig, 1), ("ig2", ig2, 2)):
         selection = attribute(store, site, Asked(k=K, by=by, tolerance=1e-4, model="tests.kit:mild_lm"))
-        told = store.scan_table(site, "attribution_prompts").collect()
-        assert told["complete"].all()
+        message = store.scan_table(site, "attribution_prompts").collect()
+        assert message["complete"].all()
         for name, expected in (
             ("gap", gap),
             ("baseline", baseline),
             ("ig_sum", ig.sum(1)),
             ("ig2_sum", ig2.sum(1)),
         ):
-            np.testing.assert_allclose(told[name], expected, atol=2e-6, err_msg=name)
+            np.testing.assert_allclose(message[name], expected, atol=2e-6, err_msg=name)
         effects = np.stack([one.effects(power) for one in dense])
         table = store.scan_table(site, "attributions").collect()
         assert sorted(table["value"].unique()) == ["cook", "judge", "nurse"]
         for value in ("cook", "judge", "nurse"):
             mine = np.array([row["job"] == value for row in rows])
-            found = table.filter(label="job", value=value)
-            assert found["feature"].to_list() == np.flatnonzero(active[mine].any(0)).tolist()
-            at = found["feature"].to_numpy()
-            assert found["active"].to_list() == active[mine].sum(0)[at].tolist()
-            assert set(found["prompts"]) == {int(mine.sum())}
+            result = table.filter(label="job", value=value)
+            assert result["feature"].to_list() == np.flatnonzero(active[mine].any(0)).tolist()
+            at = result["feature"].to_numpy()
+            assert result["active"].to_list() == active[mine].sum(0)[at].tolist()
+            assert set(result["prompts"]) == {int(mine.sum())}
             for name, each in (("ig", ig), ("ig2", ig2)):
-                np.testing.assert_allclose(found[name], each[mine].mean(0)[at], rtol=2e-3, atol=2e-7)
+                np.testing.assert_allclose(result[name], each[mine].mean(0)[at], rtol=2e-3, atol=2e-7)
             if value == "judge":
-                assert found["ig_se"].null_count() == found.height
+                assert result["ig_se"].null_count() == result.height
             else:
                 error = ig[mine].std(0, ddof=1)[at] / np.sqrt(mine.sum())
-                np.testing.assert_allclose(found["ig_se"], error, rtol=5e-3, atol=2e-7)
+                np.testing.assert_allclose(result["ig_se"], error, rtol=5e-3, atol=2e-7)
             chosen = selection.filter(pl.col("value") == value).drop_nulls("rank").sort("rank")
             mean = numbers[mine].mean(0)
             best = np.abs(mean)[chosen["feature"].to_numpy()]

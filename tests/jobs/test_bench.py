@@ -30,7 +30,7 @@ def test_a_small_shape_is_measured_over_all_its_tokens(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", encode.TARGETS)
-def test_an_encoder_is_measured_beside_saelens_with_the_same_result(tmp_path, architecture):
+def test_an_encoder_is_measured_next_to_saelens_with_the_same_result(tmp_path, architecture):
     result = encode.measure(architecture, tmp_path / "sae", d_model=64, d_sae=2_048, rows=256)
     expected = 32 if architecture == "topk" else 32 * 2_048 / 24_576
     assert result.mean_l0 == pytest.approx(expected, rel=0.3)
@@ -76,7 +76,7 @@ def test_many_shards_are_committed_by_actors_that_do_nothing_and_the_store_opens
 
 
 @pytest.mark.slow
-def test_every_job_over_a_small_lake_is_measured_or_told_of(tmp_path, monkeypatch):
+def test_every_job_over_a_small_lake_is_measured_or_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "D_SAE", 512)
     monkeypatch.setattr(scale, "L0", 16)
     chosen = ("stats", "export delphi")

@@ -94,11 +94,11 @@ def test_the_hook_of_the_saes_own_files_is_named(capsys, tmp_path, words):
     assert {"hook embed", "hook layers.0", "hook layers.2", "model run without BOS"} <= set(tried)
 
 
-def test_a_card_is_shown_beside_the_figures_and_a_special_token_that_dominates_is_told():
+def test_a_card_is_shown_next_to_the_figures_and_a_special_token_that_dominates_is_reported():
     report = stub_report(card={"l0": 10.0, "explained_variance": 0.8}, with_special=-3.0)
-    told = sentences(report)
-    assert "L0 is 1.0, its card says 10." in told
-    assert "Leave special tokens out: counted too, explained variance is -3.000." in told
+    message = sentences(report)
+    assert "L0 is 1.0, its card says 10." in message
+    assert "Leave special tokens out: counted too, explained variance is -3.000." in message
     assert sentences(stub_report(card={"l0": 0.7}, with_special=0.9)) == []
     assert as_json(report)["card"] == {"l0": 10.0, "explained_variance": 0.8}
 
@@ -148,10 +148,10 @@ def stub_report(card, with_special):
     from schemas.run.file import parse_run_file
     from schemas.values import SparseFeatures
 
-    found, x = Reconstruction(2), torch.arange(8.0).view(4, 2)
+    result, x = Reconstruction(2), torch.arange(8.0).view(4, 2)
     features = SparseFeatures(np.arange(5), np.zeros(4, np.int32), np.ones(4, np.float32))
-    found.add(x, x + 0.1, features)
-    finding = Finding("as loaded", "", 4, 1.0, found.explained_variance)
+    result.add(x, x + 0.1, features)
+    finding = Finding("as loaded", "", 4, 1.0, result.explained_variance)
     content = {
         "corpus": {"path": "c"},
         "model": {"path": "m"},
@@ -164,7 +164,7 @@ def stub_report(card, with_special):
         lake(4, 0),
         check.Place("h", "h"),
         SaeMetadata("standard", 2, 2, card=card),
-        found,
+        result,
         with_special,
         "no logits",
         Diagnosis(finding, (), None, "fine", True),
@@ -202,7 +202,7 @@ def test_files_of_an_sae_choose_no_model_that_lies_here(capsys, tmp_path, monkey
     assert f"name the model {name!r}, which is neither a published model's name" in refused(capsys, sae)
 
 
-def test_the_model_that_the_saes_files_choose_is_told(capsys, tmp_path):
+def test_the_model_that_the_saes_files_choose_is_reported(capsys, tmp_path):
     from jobs.evaluation.check_sae import Asked, _model
     from pipeline.saes import read_metadata
 

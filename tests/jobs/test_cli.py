@@ -163,7 +163,7 @@ def test_extract_before_tokenize(capsys, tmp_path):
     refused(capsys, tmp_path, "run `latentlake tokenize` first", command="extract")
 
 
-def test_a_root_that_can_not_be_written(capsys, tmp_path):
+def test_a_root_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("a file, not a folder")
     refused(capsys, tmp_path, str(tmp_path / "file"), store={"root": str(tmp_path / "file" / "store")})
 
@@ -205,7 +205,7 @@ def test_top_prints_the_strongest_contexts(capsys, finished):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["9999"], "9999"),
         (["1", "--where", "party"], "COLUMN=VALUE"),
@@ -214,9 +214,9 @@ def test_top_prints_the_strongest_contexts(capsys, finished):
         (["1", "--site", "low"], "no site 'low'; it has mid"),
     ],
 )
-def test_top_refuses_what_is_not_there(capsys, finished, arguments, told):
+def test_top_refuses_what_is_not_there(capsys, finished, arguments, message):
     code, line = call(capsys, "top", finished / "store", *arguments)
-    assert (code, told in line) == (2, True)
+    assert (code, message in line) == (2, True)
 
 
 def test_status_reads_the_store_alone(capsys, finished):
@@ -278,7 +278,7 @@ def test_a_damaged_file_of_the_store_is_one_sentence_for_every_command(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"store": {"root": ""}}, "store.root"),
         ({"tokens": {"context_size": 2**70}}, "tokens.context_size"),
@@ -288,8 +288,8 @@ def test_a_damaged_file_of_the_store_is_one_sentence_for_every_command(
         ({"extract": {"executor": "ray", "gpus_per_worker": 3}}, "this machine has 0 GPUs"),
     ],
 )
-def test_more_run_files_that_can_not_work(capsys, tmp_path, changes, told):
-    refused(capsys, tmp_path, told, **changes)
+def test_more_run_files_that_cannot_work(capsys, tmp_path, changes, message):
+    refused(capsys, tmp_path, message, **changes)
 
 
 def small_vocabulary():

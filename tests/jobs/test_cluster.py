@@ -117,10 +117,10 @@ def test_the_feature_summary_adds_up_its_members(clustered):
 def test_context_vectors_are_those_of_the_dense_computation(tmp_path):
     built, store = built_store(tmp_path / "store")
     sums, vectors = brute_context_vectors(built)
-    found = survey(store, "site", {"context": 1000, "document": 1000}, seed=0)
-    known = found.of["context"]
+    result = survey(store, "site", {"context": 1000, "document": 1000}, seed=0)
+    known = result.of["context"]
     np.testing.assert_allclose(known.sample.toarray(), sums, rtol=1e-6)
-    np.testing.assert_array_equal(found.n_active, (built.dense["site"] != 0).sum(axis=0))
+    np.testing.assert_array_equal(result.n_active, (built.dense["site"] != 0).sum(axis=0))
     np.testing.assert_array_equal(known.active, (sums != 0).sum(axis=0))
     np.testing.assert_allclose(unit_vectors(known.sample, known.weights()).toarray(), vectors, atol=1e-6)
     five = {"context": 5, "document": 4}
@@ -227,7 +227,7 @@ def test_equal_vectors_are_one_cluster():
     assert labels.tolist() == [0] * 6
 
 
-def test_fewer_than_asked_for_is_said(tmp_path, capsys):
+def test_fewer_than_requested_is_said(tmp_path, capsys):
     _, store = built_store(tmp_path / "store", shards=1, documents=1)
     cluster(store, "site", Cluster(features=500, contexts=400))
     printed = " ".join(capsys.readouterr().out.split())

@@ -76,22 +76,22 @@ def brute_force(active, k, support):
         }
     values["phi"][(n == total)[:, None] | (n == total)[None, :]] = np.nan
     values["npmi"][both == total] = np.nan
-    found = {}
+    result = {}
     for a in range(x.shape[1]):
         for by in MEASURES:
             others = [b for b in range(x.shape[1]) if b != a and both[a, b] >= support]
             known = [b for b in others if not np.isnan(values[by][a, b])]
-            found[a, by] = sorted(known, key=lambda b: (-round(values[by][a, b], 12), b))[:k]
-    return found, values, n, both
+            result[a, by] = sorted(known, key=lambda b: (-round(values[by][a, b], 12), b))[:k]
+    return result, values, n, both
 
 
 @pytest.mark.parametrize(("k", "support"), [(5, 1), (100, 1), (3, 12), (2, 10**6)])
 def test_neighbours_are_those_of_dense_counts(built, k, support):
     table, _ = tables(built.layout.root, k=k, support=support)
     counted = (built.tokens["token"] != 0).to_numpy()
-    found, values, n, both = brute_force(built.dense["site"][counted] != 0, k, support)
+    result, values, n, both = brute_force(built.dense["site"][counted] != 0, k, support)
     assert dict(table.schema) == NEIGHBOURS
-    expected = [(a, by, rank, b) for (a, by), others in found.items() for rank, b in enumerate(others)]
+    expected = [(a, by, rank, b) for (a, by), others in result.items() for rank, b in enumerate(others)]
     got = table.select("feature", "by", "rank", "neighbour").rows()
     ties = 1e-12
     assert [row[:3] for row in got] == [row[:3] for row in expected]
@@ -163,13 +163,13 @@ def test_no_value_depends_on_blocks_layouts_or_a_compaction(built, tmp_path, mon
 def test_no_byte_depends_on_the_number_of_workers(built, tmp_path, monkeypatch):
     monkeypatch.setattr(pair_counts, "BLOCK_BYTES", 5 * 4 * D_SAE)
     monkeypatch.setattr(directions, "BLOCK", 16)
-    found = []
+    result = []
     for workers in (1, 3):
         root = shutil.copytree(built.layout.root, tmp_path / str(workers))
         with Processes(workers) as tasks:
             paths = coactivation(FeatureStore.open(root), "site", tasks)
-        found.append([path.read_bytes() for path in paths])
-    assert found[0] == found[1]
+        result.append([path.read_bytes() for path in paths])
+    assert result[0] == result[1]
 
 
 @pytest.mark.slow

@@ -54,9 +54,9 @@ def test_a_character_that_steers_is_shown_as_an_escape_everywhere(printed, text,
     table.add_row(escape(f"cell {text}"))
     console.print(table)
     console.print(Text(f"strip {text}"))
-    told = read()
-    assert all(f"{what} {seen}" in told for what in ("label", "column", "title", "head", "cell"))
-    assert text not in told.replace("\x1b[33m", "").replace("\x1b[0m", "").replace("\x1b[3m", "")
+    message = read()
+    assert all(f"{what} {seen}" in message for what in ("label", "column", "title", "head", "cell"))
+    assert text not in message.replace("\x1b[33m", "").replace("\x1b[0m", "").replace("\x1b[3m", "")
 
 
 @pytest.mark.parametrize("text", HARMLESS)
@@ -99,7 +99,7 @@ def test_a_page_of_strips_shows_no_steering_characters():
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("s3://user:secret@bucket/x", "s3://***@bucket/x"),
         ("s3://AKIA:se/cr+et=@bucket/x", "s3://***@bucket/x"),
@@ -110,11 +110,11 @@ def test_a_page_of_strips_shows_no_steering_characters():
         ("redis://:secret@host:6379", "redis://***@host:6379"),
     ],
 )
-def test_a_secret_of_a_url_is_never_repeated(printed, url, told):
-    assert redacted(f"it is {url}") == f"it is {told}"
+def test_a_secret_of_a_url_is_never_repeated(printed, url, message):
+    assert redacted(f"it is {url}") == f"it is {message}"
     assert holds_secret(url)
-    assert shown(url) == repr(told)
-    assert str(InputError(f"no {url} here")) == f"no {told} here"
+    assert shown(url) == repr(message)
+    assert str(InputError(f"no {url} here")) == f"no {message} here"
     say(f"store {url}")
     assert "secret" not in printed[0]()
 

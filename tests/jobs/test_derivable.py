@@ -23,16 +23,16 @@ def test_every_subset_of_the_jobs_is_closed_and_in_an_order_in_which_none_waits_
     needs = needs_of(run_file(tmp_path, rank={"by": ["token_entropy_bits"]}))
     place = {name: number for number, name in enumerate(STEPS)}
     for jobs in chain.from_iterable(combinations(JOBS, n) for n in range(len(JOBS) + 1)):
-        found = closed(jobs, needs)
-        assert set(jobs) <= set(found)
-        assert found == sorted(found, key=place.__getitem__)
-        for job in found:
-            assert all(place[needed] < place[job] and needed in found for needed in needs.get(job, ()))
-        assert closed(found, needs) == found
+        result = closed(jobs, needs)
+        assert set(jobs) <= set(result)
+        assert result == sorted(result, key=place.__getitem__)
+        for job in result:
+            assert all(place[needed] < place[job] and needed in result for needed in needs.get(job, ()))
+        assert closed(result, needs) == result
         wanted = set(jobs)
         for _ in JOBS:
             wanted |= {needed for job in wanted for needed in needs.get(job, ())}
-        assert set(found) == wanted, "nothing more is added than is needed"
+        assert set(result) == wanted, "nothing more is added than is needed"
 
 
 def test_the_jobs_of_the_table_are_those_of_the_run_file():
@@ -54,8 +54,8 @@ def test_the_jobs_of_the_table_are_those_of_the_run_file():
 def test_what_is_added_is_said_in_one_line(tmp_path, capsys, changes, added):
     given = run_file(tmp_path, **changes)
     jobs = with_needed(given).derive.jobs
-    told = f"derive {added} too, which other jobs of derive.jobs need\n" if added else ""
-    assert capsys.readouterr().out == told
+    message = f"derive {added} too, which other jobs of derive.jobs need\n" if added else ""
+    assert capsys.readouterr().out == message
     assert set(jobs) == {*given.derive.jobs, *filter(None, added.split(", "))}
 
 

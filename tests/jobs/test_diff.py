@@ -88,17 +88,17 @@ def test_every_number_is_that_of_a_loop_over_documents(folder, other):
     tested = 0
     for name, x, y in zip(("frequency", "mean_all"), one, two, strict=True):
         for feature in range(64):
-            found = table.row(feature, named=True)
+            result = table.row(feature, named=True)
             hand = by_hand_apart if other == "second" else by_hand_paired
             counts = (
                 (x[:, feature], n, y[:, feature], m)
                 if other == "second"
                 else (x[:, feature], y[:, feature], n)
             )
-            if found[f"{name}_p"] is None:
+            if result[f"{name}_p"] is None:
                 continue
             for ending, value in zip(("a", "b", "difference", "se", "p"), hand(*counts), strict=True):
-                assert found[f"{name}_{ending}"] == pytest.approx(value, rel=1e-8)
+                assert result[f"{name}_{ending}"] == pytest.approx(value, rel=1e-8)
             tested += 1
     assert tested > 60
 
@@ -207,7 +207,7 @@ def test_the_clearest_changes_are_printed(folder, capsys):
     assert f"{(table['frequency_q'] <= 0.05).sum()} differ in frequency" in summary
 
 
-def test_what_can_not_be_compared_is_refused(folder):
+def test_what_cannot_be_compared_is_refused(folder):
     wide = write_sae(folder / "wide", "topk", d_sae=80, hook_name="layers.1", context_size=16)
     other = write_sae(folder / "other", "topk", d_sae=64, hook_name="layers.1", context_size=16, seed=3)
     some = write_sae(folder / "sae-topk", "topk", d_sae=64, hook_name="layers.1", context_size=16)
@@ -253,9 +253,10 @@ def test_what_else_differs_is_said(folder, capsys):
     stored = precise.store.model_copy(update={"activation_dtype": "float32"})
     extracted(precise.model_copy(update={"store": stored}), tables=False)
     diff(side(folder, "first"), side(folder, "precise"), top=0)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        "note: store.activation_dtype is float16 in A, float32 in B: some of the difference may come" in told
+        "note: store.activation_dtype is float16 in A, float32 in B: some of the difference may come"
+        in printed
     )
     checkpoint = {"path": "tests.jobs.test_diff:trained_lm"}
     extracted(of(folder, "second", "elsewhere", model=checkpoint), tables=False)
@@ -266,9 +267,9 @@ def test_what_else_differs_is_said(folder, capsys):
         extracted(of(folder, "first", f"cut-{number}", tokens=tokens), tables=False)
         capsys.readouterr()
         diff(side(folder, "first"), side(folder, f"cut-{number}"), top=0)
-        told = " ".join(capsys.readouterr().out.split())
-        assert "The documents differ." in told
-        assert "some documents are in both, and cannot be paired" in told
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "The documents differ." in printed
+        assert "some documents are in both, and cannot be paired" in printed
 
 
 def test_shards_that_one_side_lacks_are_left_out_and_named(folder, capsys):
@@ -277,8 +278,8 @@ def test_shards_that_one_side_lacks_are_left_out_and_named(folder, capsys):
     last = store.shards[-1].name
     store.layout.commit("mid", last).unlink()
     table = diff(side(folder, "first"), side(folder, "part"), top=0)
-    told = capsys.readouterr().out
-    assert f"1 of {len(store.shards)} shards of B are not extracted" in told
-    assert f"the {len(store.shards) - 1} shards that both have extracted are compared" in told
+    output = capsys.readouterr().out
+    assert f"1 of {len(store.shards)} shards of B are not extracted" in output
+    assert f"the {len(store.shards) - 1} shards that both have extracted are compared" in output
     whole = diff(side(folder, "first"), side(folder, "trained"), top=0)
     assert table["n_active_a"].sum() < whole["n_active_a"].sum()

@@ -53,33 +53,33 @@ def test_the_nearest_are_those_of_all_cosines(store, monkeypatch, block, k, pair
     if pair == "aa":
         np.fill_diagonal(cosine, np.nan)
     for features in own.blocks():
-        found = nearest(own, other, k, features)
-        assert (np.diff(found.feature) >= 0).all()
+        result = nearest(own, other, k, features)
+        assert (np.diff(result.feature) >= 0).all()
         for feature in features:
-            here = found.feature == feature
+            here = result.feature == feature
             values = np.sort(cosine[feature][~np.isnan(cosine[feature])])[::-1][:k]
-            assert found.rank[here].tolist() == list(range(len(values)))
-            assert np.allclose(found.cosine[here], values, atol=1e-6)
-            assert np.allclose(cosine[feature, found.other[here]], values, atol=1e-6)
-            assert (np.diff(found.cosine[here]) <= 0).all()
+            assert result.rank[here].tolist() == list(range(len(values)))
+            assert np.allclose(result.cosine[here], values, atol=1e-6)
+            assert np.allclose(cosine[feature, result.other[here]], values, atol=1e-6)
+            assert (np.diff(result.cosine[here]) <= 0).all()
 
 
 def test_equal_cosines_go_by_number(store):
     own = directions_of(store, "a")
-    found = nearest(own, own, 2, range(D_SAE))
+    result = nearest(own, own, 2, range(D_SAE))
     for twin in TWINS:
-        others = found.other[found.feature == twin].tolist()
+        others = result.other[result.feature == twin].tolist()
         assert others == [other for other in TWINS if other != twin]
-        assert found.cosine[found.feature == twin] == pytest.approx([1, 1], abs=1e-6)
-    assert not np.isin([ZERO, INFINITE], np.append(found.feature, found.other)).any()
+        assert result.cosine[result.feature == twin] == pytest.approx([1, 1], abs=1e-6)
+    assert not np.isin([ZERO, INFINITE], np.append(result.feature, result.other)).any()
 
 
 def test_cosines_of_given_pairs(store, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 9)
     feature, other = np.repeat(np.arange(3, 30), 4), np.tile([0, ZERO, 20, 39], 27)
-    found = pair_cosines(directions_of(store, "a"), directions_of(store, "b"), feature, other)
+    result = pair_cosines(directions_of(store, "a"), directions_of(store, "b"), feature, other)
     expected = brute_cosines(0, 1)[feature, other]
-    assert np.allclose(found, expected, atol=1e-7, equal_nan=True)
+    assert np.allclose(result, expected, atol=1e-7, equal_nan=True)
     empty = np.empty(0, np.int64)
     assert len(pair_cosines(directions_of(store, "a"), directions_of(store, "b"), empty, empty)) == 0
 

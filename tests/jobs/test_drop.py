@@ -83,10 +83,10 @@ PIECES = 8
 def test_a_dropped_site_is_gone_and_the_other_one_is_as_it_was(root, capsys):
     before = names(root)
     drop(str(root), site="a", yes=True)
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for kind in ("compactions", "data", "weights", "tables", "figures", "report"):
-        assert f"  {kind}: " in told
-    assert "drop site a of pass p: " in told
+        assert f"  {kind}: " in output
+    assert "drop site a of pass p: " in output
     after = names(root)
     marker = "passes/p/dropped/a.json"
     assert not any(map(of_site("a"), after))
@@ -98,16 +98,16 @@ def test_a_dropped_site_is_gone_and_the_other_one_is_as_it_was(root, capsys):
     store = FeatureStore.open(root)
     assert list(store.sites) == ["b"]
     assert not [table for table in store.tables("b") if store.is_stale("b", table)]
-    found = store.verify()
-    assert (found.problems, found.stale) == ([], [])
+    result = store.verify()
+    assert (result.problems, result.stale) == ([], [])
     page = (store.layout.report / "index.html").read_bytes()
     assert b"sites/b/index.html" in page
     assert b"sites/a/index.html" not in page
     assert gc(store, 24, dry_run=False) == []
     status(str(root))
-    told = capsys.readouterr().out
-    assert "site b" in told
-    assert "site a" not in told
+    output = capsys.readouterr().out
+    assert "site b" in output
+    assert "site a" not in output
     with pytest.raises(InputError, match="has no site 'a', it was dropped; it has b"):
         store.site("a")
     with pytest.raises(InputError, match=r"site .a. of .* was dropped before"):
@@ -126,9 +126,9 @@ def test_a_drop_of_a_site_that_is_interrupted_anywhere_is_honoured_and_can_be_fi
     monkeypatch.undo()
     store = FeatureStore.open(root)
     assert list(store.sites) == ["b"]
-    found = store.verify()
-    assert found.problems == []
-    (line,) = found.stale
+    result = store.verify()
+    assert result.problems == []
+    (line,) = result.stale
     assert line.startswith(f"{PIECES - at} pieces are left of the dropped site a: ")
     if finish == "gc":
         assert len(gc(store, 24, dry_run=False)) == PIECES - at
@@ -239,13 +239,13 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("typed", "goes"), [("y\n", True), ("n\n", False), ("\n", False)])
-def test_somebody_at_a_terminal_is_asked_with_what_goes(made, tmp_path, monkeypatch, capsys, typed, goes):
+def test_somebody_at_a_terminal_is_requested_with_what_goes(made, tmp_path, monkeypatch, capsys, typed, goes):
     root = shutil.copytree(made, tmp_path / "store")
     monkeypatch.setattr(sys, "stdin", Terminal(typed))
     drop(str(root), site="a", yes=False)
-    told = capsys.readouterr().out
-    assert "Remove site a of pass p (" in told
-    assert ("nothing was removed" in told) != goes
+    output = capsys.readouterr().out
+    assert "Remove site a of pass p (" in output
+    assert ("nothing was removed" in output) != goes
     assert list(FeatureStore.open(root).sites) == (["b"] if goes else ["a", "b"])
 
 
@@ -318,8 +318,8 @@ def test_a_store_with_a_site_in_two_passes_can_be_repaired(made, tmp_path):
 def test_a_dropped_site_can_be_extracted_again_and_its_old_pass_goes_on_without_it(tmp_path):
     low = write_sae(tmp_path / "sae-low", "standard", d_sae=48, hook_name="layers.0", context_size=16)
     both = [{"name": "low", "sae": str(low)}, *run_content(tmp_path)["sites"]]
-    asked = run_file(tmp_path, sites=both)
-    store = extracted(asked)
+    requested = run_file(tmp_path, sites=both)
+    store = extracted(requested)
     exact = [store.csr("low", record.name).toarray() for record in store.shards]
     drop(str(store.layout.root), site="low", yes=True)
     write_atomic(store.layout.figures("low") / "old.svg", b"left by an interrupted drop")
@@ -330,7 +330,7 @@ def test_a_dropped_site_can_be_extracted_again_and_its_old_pass_goes_on_without_
     last = store.shards[-1].name
     assert set(store.receipts("mid")[last].sites) == {"mid"}
     assert store.verify().problems == []
-    extract(asked)
+    extract(requested)
     store = store.again()
     assert {name: info.pass_name for name, info in store.sites.items()} == {"low": "low", "mid": "low+mid"}
     assert not store.layout.figures("low").exists()
@@ -342,14 +342,14 @@ def test_a_dropped_site_can_be_extracted_again_and_its_old_pass_goes_on_without_
 
 def test_a_pass_that_was_dropped_half_way_is_taken_up_again_whole(tmp_path, monkeypatch):
     low = write_sae(tmp_path / "sae-low", "standard", d_sae=48, hook_name="layers.0", context_size=16)
-    asked = run_file(tmp_path, sites=[{"name": "low", "sae": str(low)}, *run_content(tmp_path)["sites"]])
-    store = extracted(asked, tables=False)
+    requested = run_file(tmp_path, sites=[{"name": "low", "sae": str(low)}, *run_content(tmp_path)["sites"]])
+    store = extracted(requested, tables=False)
     drop(str(store.layout.root), site="low", yes=True)
     interrupt(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         drop(str(store.layout.root), pass_name="low+mid", yes=True)
     monkeypatch.undo()
-    store = extracted(asked, tables=False)
+    store = extracted(requested, tables=False)
     assert list(store.plans) == ["low+mid"]
     assert list(store.sites) == ["low", "mid"]
     assert all(len(store.receipts(site)) == len(store.shards) for site in store.sites)

@@ -71,10 +71,10 @@ def test_activations_are_those_of_a_dense_computation_without_bos(
     assert typed.token_ids.tolist() == ids
     assert typed.counted.tolist() == [i != 2 for i in ids]  # <unk> is special: excluded
     expected[~typed.counted] = 0
-    found = typed.activations.toarray()
-    assert ((found != 0) == (expected != 0)).all()
-    np.testing.assert_allclose(found, expected, rtol=2e-3)
-    np.testing.assert_array_equal(found, found.astype(np.float16))
+    result = typed.activations.toarray()
+    assert ((result != 0) == (expected != 0)).all()
+    np.testing.assert_allclose(result, expected, rtol=2e-3)
+    np.testing.assert_array_equal(result, result.astype(np.float16))
 
 
 @pytest.mark.parametrize("text", [SHORT, LONG])
@@ -83,15 +83,15 @@ def test_means_over_positions_and_single_positions(store: FeatureStore, text: st
     every = typed.activations.toarray().astype(np.float64)
     for position in (None, 0, 2, -1):
         rows = every[typed.counted] if position is None else every[[position]]
-        found = read(store, text, position)
-        assert dict(found.schema) == ELICITED
+        result = read(store, text, position)
+        assert dict(result.schema) == ELICITED
         fires = np.flatnonzero((rows != 0).any(0))
-        assert found["feature"].to_list() == fires.tolist()
-        np.testing.assert_allclose(found["activation"], rows.mean(0)[fires], rtol=1e-12)
-        for row in found.iter_rows(named=True):
+        assert result["feature"].to_list() == fires.tolist()
+        np.testing.assert_allclose(result["activation"], rows.mean(0)[fires], rtol=1e-12)
+        for row in result.iter_rows(named=True):
             assert abs(row["strongest"]) == np.abs(rows[:, row["feature"]]).max()
             assert every[row["position"], row["feature"]] == row["strongest"]
-        best = ranked(found, "activation")["activation"].abs()
+        best = ranked(result, "activation")["activation"].abs()
         assert best.to_list() == sorted(best.to_list(), reverse=True)
 
 
@@ -114,10 +114,10 @@ def test_surprise_is_that_of_a_count_over_all_stored_rows(store: FeatureStore) -
         assert low.max() <= row["surprise_bits"] <= high.max()
 
 
-@pytest.mark.parametrize("asked", [{"pooling": "mean"}, {"positions": [0, 4]}, {}])
-def test_a_text_longer_than_a_context_is_refused_where_a_document_has_one(tmp_path: Path, asked) -> None:
+@pytest.mark.parametrize("requested", [{"pooling": "mean"}, {"positions": [0, 4]}, {}])
+def test_a_text_longer_than_a_context_is_refused_where_a_document_has_one(tmp_path: Path, requested) -> None:
     content = run_content(tmp_path)
-    content["sites"][0] |= asked
+    content["sites"][0] |= requested
     tokens = {**content["tokens"], "contexts": "document", "context_size": 130}
     lake = extracted(parse_run_file(content | {"tokens": tokens}, "run.yaml"), tables=False)
     fits = " ".join(["w1"] * (130 - 2))
@@ -173,7 +173,7 @@ def test_the_command_ranks_by_both_and_shows_examples(store: FeatureStore) -> No
     (store.layout.root / "kept.parquet").rename(store.layout.table("mid", "examples"))
 
 
-def test_a_text_is_shaded_by_the_features_asked_for(store: FeatureStore, tmp_path: Path) -> None:
+def test_a_text_is_shaded_by_the_features_requested(store: FeatureStore, tmp_path: Path) -> None:
     typed = run_text(store, "mid", LONG, Places(model=TINY))
     fires = ranked(read(store, LONG, -1), "activation")["feature"].head(2).to_list()
     path = tmp_path / "text.html"
@@ -187,7 +187,7 @@ def test_a_text_is_shaded_by_the_features_asked_for(store: FeatureStore, tmp_pat
         said(store, LONG, "--feature", 64)
 
 
-def test_a_model_that_is_gone_is_told_before_a_tokenizer_is_looked_for(
+def test_a_model_that_is_gone_is_reported_before_a_tokenizer_is_looked_for(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -225,7 +225,7 @@ def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
     moved = shutil.copytree(folder / "sae-abstopk", tmp_path / "moved")
     other = write_sae(tmp_path / "other", "abstopk", d_sae=64, hook_name="layers.1", seed=5)
     words = write_tiny_tokenizer(tmp_path / "words", "bytes")
-    for places, told in (
+    for places, message in (
         (
             Places(model=TINY, sae=str(other)),
             f"what lies at {other} is not the SAE that the pass was made with",
@@ -236,7 +236,7 @@ def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
         (Places(model=TINY, tokenizer=str(words)), "is not the one that the lake was tokenized by"),
         (Places(model=TINY, device="tpu"), "give auto, cpu or cuda"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             run_text(store, "mid", SHORT, places)
     here = run_text(store, "mid", SHORT, Places(model=TINY)).activations
     there = run_text(
@@ -286,9 +286,9 @@ def test_real_weights_agree_with_dense_transformers_and_sae_lens(tmp_path: Path)
     with torch.inference_mode():
         hidden = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[10][0]
         expected = sae.encode(hidden).numpy()[1:]
-    found = typed.activations.toarray()
-    assert ((found != 0) == (expected != 0)).all()
-    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    result = typed.activations.toarray()
+    assert ((result != 0) == (expected != 0)).all()
+    np.testing.assert_allclose(result, expected, rtol=2e-3)
     for position, rows in ((None, slice(None)), (-2, slice(-2, -1))):
         mean = expected[rows].astype(np.float64).mean(0)
         table = elicited(store, "l9", typed, rows_asked(store, typed, position))

@@ -51,13 +51,13 @@ def test_what_stats_found_stays_and_the_table_is_sorted(made: tuple[pl.DataFrame
 def test_one_row_of_each_document_is_its_strongest(
     built: Built, made: tuple[pl.DataFrame, pl.DataFrame]
 ) -> None:
-    found = made[1].filter(kind="top_document")
+    result = made[1].filter(kind="top_document")
     for feature in range(D_SAE):
         values = built.dense["site"][:, feature]
         rows = built.tokens.with_columns(value=pl.Series(values)).filter(pl.col("value") != 0)
         best = rows.sort(pl.col("value").abs(), "row", descending=[True, False])
         best = best.unique("document", keep="first", maintain_order=True).head(3)
-        mine = found.filter(feature=feature)
+        mine = result.filter(feature=feature)
         assert mine["row"].to_list() == best["row"].to_list()
         assert mine["activation"].to_list() == best["value"].to_list()
         assert mine["rank"].to_list() == list(range(best.height))
@@ -66,9 +66,9 @@ def test_one_row_of_each_document_is_its_strongest(
 def test_samples_stand_in_the_tenth_that_sorting_all_active_rows_gives_them(
     built: Built, made: tuple[pl.DataFrame, pl.DataFrame]
 ) -> None:
-    found, moved = made[1].filter(kind="quantile"), 0
+    result, moved = made[1].filter(kind="quantile"), 0
     for feature in range(D_SAE):
-        values, mine = built.dense["site"][:, feature], found.filter(feature=feature)
+        values, mine = built.dense["site"][:, feature], result.filter(feature=feature)
         rows = np.flatnonzero(values)
         order = rows[np.lexsort((rows, values[rows]))].tolist()
         tenths = [int((order.index(row) + 0.5) * 10 / len(order)) for row in mine["row"].to_list()]

@@ -57,9 +57,9 @@ def test_a_signal_whose_exception_is_lost_ends_the_program_after_it_has_cleaned_
     process = started(SWALLOWS.replace("{kind}", kind) + "\nrun_app(app, [])")
     time.sleep(0.2)
     process.send_signal(number)
-    told, errors = process.communicate(timeout=15)
+    output, errors = process.communicate(timeout=15)
     assert process.returncode == 128 + number
-    assert told == "cleaned\n"
+    assert output == "cleaned\n"
     assert errors == ""
 
 
@@ -70,8 +70,8 @@ def test_a_signal_while_the_command_line_is_imported_ends_it_without_a_word(numb
     )
     process = started(code + "import time\ntime.sleep(20)")
     process.send_signal(number)
-    told, errors = process.communicate(timeout=15)
-    assert (process.returncode, told, errors) == (128 + number, "", "")
+    output, errors = process.communicate(timeout=15)
+    assert (process.returncode, output, errors) == (128 + number, "", "")
 
 
 def cli(*arguments, out=subprocess.PIPE, **environment):
@@ -124,7 +124,7 @@ def test_a_full_device_is_one_sentence():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("top", "x", "9" * 5000), "as an integer, exceeded maximum size (see `latentlake top --help`)"),
         (("top", "x", "9" * 40), "latentlake: feature is a number of 133 bits: give one of at most 64"),
@@ -140,13 +140,13 @@ def test_a_full_device_is_one_sentence():
         (("n" * 100_000,), "…"),
     ],
 )
-def test_an_argument_that_can_not_be_is_one_sentence(capsys, monkeypatch, arguments, told):
+def test_an_argument_that_cannot_be_is_one_sentence(capsys, monkeypatch, arguments, message):
     from jobs.cli import main
 
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     errors = capsys.readouterr().err
     assert stop.value.code == 2
-    assert told in errors
+    assert message in errors
     assert len(errors.splitlines()) == 1
     assert len(errors) < 4_100

@@ -29,9 +29,9 @@ def store(tmp_path_factory):
     ],
 )
 def test_numbers_and_ranges_name_each_feature_once_in_order(store, text, expected):
-    found = select_features(store, "site", text)
-    assert found.tolist() == expected
-    assert found.dtype == np.uint32
+    result = select_features(store, "site", text)
+    assert result.tolist() == expected
+    assert result.dtype == np.uint32
 
 
 def test_numbers_are_taken_once_and_in_their_order():

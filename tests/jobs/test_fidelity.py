@@ -63,17 +63,17 @@ def by_hand(store, sae):
     module, shards = tiny_lm().eval(), [r.name for r in store.committed("mid")]
     weights = store.site_weights("mid")[0]
     b_dec = torch.from_numpy(weights["b_dec"])
-    found = []
+    result = []
     with torch.no_grad():
         for shard in (store.token_shard("mid", name) for name in shards):
             for first, last in zip(shard.context_ptr[:-1], shard.context_ptr[1:], strict=True):
                 ids = torch.from_numpy(shard.token_ids[first:last].astype(np.int64))
                 x = module.layers[1](module.layers[0](module.embed(ids)[None]))[0]
                 counted = shard.counted[first:last]
-                found.append((ids, x, shard.stored[first:last], shard.document[first:last], counted))
-        mean = torch.cat([x[torch.from_numpy(kept)] for _, x, kept, _, _ in found]).double().mean(0)
+                result.append((ids, x, shard.stored[first:last], shard.document[first:last], counted))
+        mean = torch.cat([x[torch.from_numpy(kept)] for _, x, kept, _, _ in result]).double().mean(0)
         totals = {}
-        for ids, x, kept, documents, counted in found:
+        for ids, x, kept, documents, counted in result:
             active = dense_activations(sae, x.numpy())
             decoded = torch.from_numpy(active @ weights["W_dec"] + weights["b_dec"])
             where = torch.from_numpy(kept)[:, None]
@@ -182,18 +182,18 @@ def test_of_zeros_that_do_no_harm_nothing_is_recovered(plain):
 def test_what_was_measured_is_kept_and_what_is_missing_is_measured(plain, monkeypatch):
     first = fidelity(plain, "mid", ALL)
     shards = plain.scan_table("mid", "fidelity_shards").collect()
-    measure, asked = pipeline.evaluation.fidelity.measure, []
+    measure, requested = pipeline.evaluation.fidelity.measure, []
 
     def counted(work, mean, part):
-        asked.append(part.record.name)
+        requested.append(part.record.name)
         return measure(work, mean, part)
 
     monkeypatch.setattr(pipeline.evaluation.fidelity, "measure", counted)
     assert fidelity(plain, "mid", ALL).equals(first)
-    assert asked == []
+    assert requested == []
     plain.write_table("mid", "fidelity_shards", shards.filter(pl.col("shard") != "000001"))
     assert fidelity(plain, "mid", ALL).equals(first)
-    assert asked == ["000001"]
+    assert requested == ["000001"]
     assert plain.scan_table("mid", "fidelity_shards").collect().equals(shards)
 
 
@@ -263,8 +263,8 @@ def test_a_transcoder_is_compared_with_what_is_at_its_target(tmp_path):
                 active = np.maximum(x[0].numpy() @ weights["W_enc"] + weights["b_enc"], 0)
                 error = (active @ weights["W_dec"] + weights["b_dec"] - y)[shard.stored[first:last]]
                 sse, rows = sse + float((error.astype(np.float64) ** 2).sum()), rows + len(error)
-    found = table.filter(pl.col("measure") == "mse")["value"][0]
-    assert found == pytest.approx(sse / rows / 16, rel=1e-5)
+    result = table.filter(pl.col("measure") == "mse")["value"][0]
+    assert result == pytest.approx(sse / rows / 16, rel=1e-5)
 
 
 def refused(capsys, *arguments):

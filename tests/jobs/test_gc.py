@@ -82,10 +82,10 @@ def test_it_removes_old_attempts_without_a_receipt_and_old_temporary_files(
     ]
     store = FeatureStore.open(root)
     problems = store.verify().problems
-    found = gc(store, 24, dry_run=True)
+    result = gc(store, 24, dry_run=True)
     assert names(root) == before | {path.relative_to(root).as_posix() for path in gone + stays}
-    assert sum(item.bytes for item in found) == 800
-    assert gc(store, 24, dry_run=False) == found
+    assert sum(item.bytes for item in result) == 800
+    assert gc(store, 24, dry_run=False) == result
     assert names(root) == before | {path.relative_to(root).as_posix() for path in stays}
     said = " ".join(capsys.readouterr().out.split())
     assert "gc removed 7 of 7 attempts, compactions and temporary files older than 24 hours" in said
@@ -97,12 +97,12 @@ def test_an_attempt_that_is_committed_or_written_meanwhile_stays(root: Path) -> 
     layout = Layout(root)
     committed = put(layout.attempt("p", "000002", A) / "site" / "x", OLD)
     written = put(layout.attempt("p", "000002", B) / "site" / "x", OLD)
-    found = garbage.find_garbage(layout, 24 * 3600)
-    assert [item.attempt for item in found] == [("p", "000002", A), ("p", "000002", B)]
+    result = garbage.find_garbage(layout, 24 * 3600)
+    assert [item.attempt for item in result] == [("p", "000002", A), ("p", "000002", B)]
     receipt = read_commits(layout, "p")["000000"].model_copy(update={"shard": "000002", "attempt": A})
     write_atomic(layout.commit("p", "000002"), receipt.to_json())
     age(written, 0)
-    assert list(garbage.remove_garbage(layout, found)) == []
+    assert list(garbage.remove_garbage(layout, result)) == []
     assert committed.exists()
     assert written.exists()
 
@@ -168,16 +168,16 @@ def test_a_compaction_goes_once_an_old_and_whole_one_covers_more(root: Path) -> 
     assert before - names(root) == {name for name in before if first.stem in name or twin.stem in name}
 
 
-def test_a_compaction_that_is_published_meanwhile_or_can_not_be_read_stays(root: Path) -> None:
+def test_a_compaction_that_is_published_meanwhile_or_cannot_be_read_stays(root: Path) -> None:
     marker = compact(root, OLD)
     content = marker.read_bytes()
     marker.write_bytes(b"{")
     assert garbage.find_garbage(Layout(root), 24 * 3600) == []
     marker.unlink()
-    found = garbage.find_garbage(Layout(root), 24 * 3600)
-    assert [item.marker for item in found] == [marker]
+    result = garbage.find_garbage(Layout(root), 24 * 3600)
+    assert [item.marker for item in result] == [marker]
     marker.write_bytes(content)
-    assert list(garbage.remove_garbage(Layout(root), found)) == []
+    assert list(garbage.remove_garbage(Layout(root), result)) == []
     assert marker.with_suffix("").is_dir()
 
 

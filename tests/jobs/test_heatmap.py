@@ -61,17 +61,17 @@ def test_activations_are_pooled_over_the_counted_rows_of_a_context(made, pool):
     table = selected(store, "site", Asked(features="3,1,7:10"), pool)
     assert features_of(table) == ["3", "1", "7", "8", "9"]
     expected = brute(built, [3, 1, 7, 8, 9], pool)
-    found = matrix_of(table)
+    result = matrix_of(table)
     if pool == "max":  # of 1 and -1 either is the strongest
-        found, expected = np.abs(found), np.abs(expected)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+        result, expected = np.abs(result), np.abs(expected)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-7)
     assert table["context"].to_list() == list(range(len(expected)))
 
 
 def test_a_ranking_a_label_and_the_strongest_contexts_choose(made):
     built, store = made
-    asked = Asked(ranking="frequency:2:8", where=["party=red"], top=4, contexts="0:40")
-    table = selected(store, "site", asked, "sum")
+    requested = Asked(ranking="frequency:2:8", where=["party=red"], top=4, contexts="0:40")
+    table = selected(store, "site", requested, "sum")
     ranked = window(store, "site", "frequency", 2, 8)["feature"].to_list()
     assert features_of(table) == [str(feature) for feature in ranked]
     assert table["party"].to_list() == ["red"] * 4
@@ -118,7 +118,7 @@ def test_the_command_writes_its_table_and_figures_and_prints_its_numbers(made, t
         assert f"C{number}: {n} contexts" in printed
 
 
-def test_borders_stand_between_the_clusters_and_names_beside_them(made):
+def test_borders_stand_between_the_clusters_and_names_next_to_them(made):
     table = pl.DataFrame({"context": range(7), "cluster": [0, 0, 0, 1, 1, 2, 2], "5": np.arange(7.0)})
     with rc_context(STYLE):
         axes = draw_clustered(table, "l9", "max").axes[0]
@@ -141,8 +141,8 @@ def test_too_few_contexts_to_cluster_is_said_and_they_are_drawn(made, tmp_path, 
 def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
     _, store = made
     columns = [
-        selected(store, "site", asked, "max").columns
-        for asked in (
+        selected(store, "site", requested, "max").columns
+        for requested in (
             Asked(ranking="n_active:0:5"),
             Asked(ranking="top:5:n_active"),
             Asked(features="n_active:0:5"),
@@ -153,7 +153,7 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("requested", "message"),
     [
         (Asked(), "--features 1,2,3 or --ranking"),
         (Asked(features="1", ranking="frequency:0:5"), "not two of them"),
@@ -168,9 +168,9 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
         (Asked(features="1", where=["party=red", "party=blue"]), "no document has .* at once"),
     ],
 )
-def test_what_can_not_be_drawn_is_refused_in_a_sentence(made, tmp_path, asked, told):
-    with pytest.raises(InputError, match=told.replace("(", r"\(")):
-        heatmap(made[1], "site", asked, tmp_path / "h.png")
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(made, tmp_path, requested, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        heatmap(made[1], "site", requested, tmp_path / "h.png")
     assert not list(tmp_path.iterdir())
 
 

@@ -58,8 +58,8 @@ class Dense:
         hidden = np.tanh(self.pixels.astype(np.float32) @ w["encode.weight"].T + w["encode.bias"])
         self.x = np.maximum(hidden, 0)
         self.decoder = load_file(f"{self.model}/image_decoder.safetensors")
-        found = store.scan_tokens().select("class").collect()["class"]
-        self.classes = np.array(found.to_list())
+        result = store.scan_tokens().select("class").collect()["class"]
+        self.classes = np.array(result.to_list())
         weights, _ = store.site_weights(site)
         self.w_dec, self.b_dec = weights["W_dec"].astype(float), weights["b_dec"].astype(float)
 
@@ -76,11 +76,11 @@ class Dense:
 def test_importance_is_what_ablating_each_feature_over_each_class_finds(store, site, rho):
     assert len(store.committed(site)) >= 3
     table = importance(store, site)
-    told = store.scan_table(site, "importance_classes").collect()
-    assert (table.schema, told.schema) == (pl.Schema(IMPORTANCE), pl.Schema(IMPORTANCE_CLASSES))
-    assert told["value"].to_list() == [*CLASSES, None]
-    assert told["against"].unique().to_list() == ["x"]
-    assert told["rows"].to_list() == [EACH] * 4 + [4 * EACH]
+    message = store.scan_table(site, "importance_classes").collect()
+    assert (table.schema, message.schema) == (pl.Schema(IMPORTANCE), pl.Schema(IMPORTANCE_CLASSES))
+    assert message["value"].to_list() == [*CLASSES, None]
+    assert message["against"].unique().to_list() == ["x"]
+    assert message["rows"].to_list() == [EACH] * 4 + [4 * EACH]
     rows = Dense(store, site)
     for value in (*CLASSES, None):
         mine = slice(None) if value is None else rows.classes == value
@@ -102,7 +102,7 @@ def test_importance_is_what_ablating_each_feature_over_each_class_finds(store, s
         assert part["n_active"].to_list() == (activations != 0).sum(axis=0).tolist()
         order = np.argsort(-part["importance"], kind="stable").tolist()
         assert part.sort("rank")["feature"].to_list() == order
-        row = told.filter(pl.col("value").eq_missing(value)).row(0, named=True)
+        row = message.filter(pl.col("value").eq_missing(value)).row(0, named=True)
         assert row["loss"] == pytest.approx(whole, rel=1e-5)
         assert row["literal_loss"] == pytest.approx(literal, rel=1e-5)
 
@@ -138,8 +138,8 @@ def test_literal_importance_is_the_notebook_s_of_each_class_and_of_all(store, si
         np.testing.assert_allclose(part["literal_importance"], expected, rtol=1e-3, atol=1e-6)
     every = table.filter(pl.col("value").is_null())
     assert every["literal_importance"].equals(every["importance"].rename("literal_importance"))
-    told = store.scan_table(site, "importance_classes").collect().filter(pl.col("value").is_null())
-    assert told["literal_loss_change"].to_list() == told["loss_change"].to_list()
+    message = store.scan_table(site, "importance_classes").collect().filter(pl.col("value").is_null())
+    assert message["literal_loss_change"].to_list() == message["loss_change"].to_list()
 
 
 def test_any_number_of_workers_gives_the_same_bits(store):
@@ -150,8 +150,12 @@ def test_any_number_of_workers_gives_the_same_bits(store):
 
 def test_without_a_penalty_the_error_alone_counts(store):
     table = importance(store, "rho0.1", Asked(penalty=0.0))
-    told = store.scan_table("rho0.1", "importance_classes").collect()
-    assert told["loss"].to_list() == told["mean_squared_error"].to_list() == told["literal_loss"].to_list()
+    classes = store.scan_table("rho0.1", "importance_classes").collect()
+    assert (
+        classes["loss"].to_list()
+        == classes["mean_squared_error"].to_list()
+        == classes["literal_loss"].to_list()
+    )
     assert table["importance"].to_list() == table["literal_importance"].to_list()
     importance(store, "rho0.1")
 
@@ -162,8 +166,8 @@ def test_images_are_decoded_means_and_similarities_those_of_the_vectors(store):
     alone = images(store, site)
     together = store.scan_table(site, "class_images").collect()
     similar = store.scan_table(site, "feature_similarity").collect()
-    for found, schema in ((alone, FEATURE_IMAGES), (together, CLASS_IMAGES), (similar, FEATURE_SIMILARITY)):
-        assert found.schema == pl.Schema(schema)
+    for result, schema in ((alone, FEATURE_IMAGES), (together, CLASS_IMAGES), (similar, FEATURE_SIMILARITY)):
+        assert result.schema == pl.Schema(schema)
     best = top_features(table, 3)
     union = sorted({feature for value, some in best.items() if value is not None for feature in some})
     assert alone.filter(pl.col("classes").list.len() > 0)["feature"].to_list() == union
@@ -180,8 +184,8 @@ def test_images_are_decoded_means_and_similarities_those_of_the_vectors(store):
     distances = []
     for column, some in zip(("cosine", "image_cosine"), zip(*vectors, strict=True), strict=True):
         units = np.array(some) / np.linalg.norm(some, axis=1, keepdims=True)
-        found = similar[column].to_numpy().reshape(len(union), -1)
-        np.testing.assert_allclose(found, units @ units.T, atol=1e-6)
+        result = similar[column].to_numpy().reshape(len(union), -1)
+        np.testing.assert_allclose(result, units @ units.T, atol=1e-6)
         distances.append((1 - units @ units.T).ravel())
     assert similar["agreement"][0] == pytest.approx(pearsonr(*distances).statistic, abs=1e-6)
     for row in together.iter_rows(named=True):
@@ -229,23 +233,23 @@ def test_a_classifier_trained_anew_in_its_place_is_refused(store, tmp_path):
         (path / "config.json").write_text(json.dumps(config))
         with pytest.raises(InputError, match="is not the model that the pass was made with"):
             steer(store, site, Steered(["3=1"]))
-        found = steer(store, site, Steered(["3=1"], model=str(before)))
-        assert found.pixels[1].shape == (64,)
+        result = steer(store, site, Steered(["3=1"], model=str(before)))
+        assert result.pixels[1].shape == (64,)
     finally:
         shutil.copytree(before, path, dirs_exist_ok=True)
 
 
 def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
     site, rows = "rho0.1", Dense(store, "rho0.1")
-    found = steer(store, site, Steered(["3=2.5", "4=+1", "5=*0"], row=7, out=tmp_path / "a.png"))
+    result = steer(store, site, Steered(["3=2.5", "4=+1", "5=*0"], row=7, out=tmp_path / "a.png"))
     expected = rows.activations[7].copy()
     expected[3], expected[4], expected[5] = 2.5, expected[4] + 1, 0
-    np.testing.assert_allclose(found.activations[0], rows.activations[7])
-    np.testing.assert_allclose(found.activations[1], expected)
+    np.testing.assert_allclose(result.activations[0], rows.activations[7])
+    np.testing.assert_allclose(result.activations[1], expected)
     values = expected @ rows.w_dec + rows.b_dec
-    np.testing.assert_allclose(found.values[1], values, atol=1e-6)
-    np.testing.assert_allclose(found.pixels[1], rows.image(values), atol=1e-6)
-    assert found.probabilities[1].sum() == pytest.approx(1)
+    np.testing.assert_allclose(result.values[1], values, atol=1e-6)
+    np.testing.assert_allclose(result.pixels[1], rows.image(values), atol=1e-6)
+    assert result.probabilities[1].sum() == pytest.approx(1)
     assert (tmp_path / "a.png").stat().st_size > 5_000
     assert "before: " in capsys.readouterr().out
     alone = steer(store, site, Steered(["3=2.5"], row=7, only=True))
@@ -268,7 +272,7 @@ def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
         (["images", "--model", "nowhere"], "holds no image decoder"),
     ],
 )
-def test_what_can_be_mended_is_told_in_a_sentence(store, capsys, command, message):
+def test_what_can_be_fixed_is_reported_in_a_sentence(store, capsys, command, message):
     importance(store, "rho0.1")
     with pytest.raises(SystemExit) as stop:
         cli.main([command[0], str(store.layout.root), *command[1:]])
@@ -287,7 +291,7 @@ def test_what_can_be_mended_is_told_in_a_sentence(store, capsys, command, messag
         ("file/a.png", "cannot be a file"),
     ],
 )
-def test_where_nothing_can_be_drawn_is_told_before_the_work(store, tmp_path, monkeypatch, out, message):
+def test_where_nothing_can_be_drawn_is_reported_before_the_work(store, tmp_path, monkeypatch, out, message):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
     monkeypatch.setattr("jobs.studies.digits.steer.pictured_of", None)  # fails where it is called
@@ -309,15 +313,15 @@ def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_ther
     write_site_weights(built.layout, "p", built.plan.sites[0], weights, {})
     table = importance(opened, "site", Asked(label="party"))
     assert "has no x" in " ".join(capsys.readouterr().out.split())
-    told = opened.scan_table("site", "importance_classes").collect()
+    message = opened.scan_table("site", "importance_classes").collect()
     stored = built.tokens.filter(pl.col("token") != 0)
-    assert told["rows"][-1] == stored.height
+    assert message["rows"][-1] == stored.height
     expected = dict(stored.drop_nulls("party").group_by("party").len().iter_rows())
-    assert dict(told.drop_nulls("value").select("value", "rows").iter_rows()) == expected
+    assert dict(message.drop_nulls("value").select("value", "rows").iter_rows()) == expected
     dense, w_dec = built.dense["site"].astype(float), weights["W_dec"].astype(float)
     change = (dense**2).sum(axis=0) * (w_dec**2).sum(axis=1) / 4 / stored.height
-    found = table.filter(pl.col("value").is_null()).sort("feature")["loss_change"]
-    np.testing.assert_allclose(found, change, rtol=1e-9)
+    result = table.filter(pl.col("value").is_null()).sort("feature")["loss_change"]
+    np.testing.assert_allclose(result, change, rtol=1e-9)
     with pytest.raises(InputError, match="choose one with --label"):
         importance(opened, "site")
 

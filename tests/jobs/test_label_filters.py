@@ -121,8 +121,8 @@ def test_each_of_several_conditions_is_looked_at(
     for other in ("year=1901", "party=Federalist"):  # of a Federalist
         conditions[-1] = other
         code, text = says(capsys, "top", store.layout.root, feature, *conditions)
-        told = f"no document has --where 'party=Whig' and --where '{other}' at once, though some have each"
-        assert (code, told in text) == (2, True)
+        message = f"no document has --where 'party=Whig' and --where '{other}' at once, though some have each"
+        assert (code, message in text) == (2, True)
     conditions[-1] = "year=2001"
     code, text = says(capsys, "top", store.layout.root, feature, *conditions)
     assert (code, "the nearest of 24 are 1923" in text) == (2, True)

@@ -170,9 +170,9 @@ def test_without_comparable_decoders_features_are_assigned_by_jaccard(tmp_path, 
     if not fits:
         monkeypatch.setattr(assignment, "MATRIX_BYTES", 0)
     table = matched(built, k=3, support=2)
-    told = capsys.readouterr().out
-    assert "decoder rows have 24 entries in A, 4 in B" in told
-    assert f"by Jaccard index, over {'all pairs' if fits else 'the 3 highest of each feature of A'}" in told
+    output = capsys.readouterr().out
+    assert "decoder rows have 24 entries in A, 4 in B" in output
+    assert f"by Jaccard index, over {'all pairs' if fits else 'the 3 highest of each feature of A'}" in output
     assert table["cosine"].is_null().all()
     both, n_a, n_b = both_counts(built)
     with np.errstate(invalid="ignore"):
@@ -188,8 +188,8 @@ def test_without_comparable_decoders_features_are_assigned_by_jaccard(tmp_path, 
     ranks = table.filter(~pl.col("assigned")).group_by("feature").len()["len"].max()
     assert ranks <= 3
     fired = set(np.flatnonzero(n_a)) - set(LOST)
-    found = dict(pairs.select("feature", "match").iter_rows())
-    assert np.mean([found.get(feature) == SHUFFLE[feature] for feature in fired]) > 0.9
+    result = dict(pairs.select("feature", "match").iter_rows())
+    assert np.mean([result.get(feature) == SHUFFLE[feature] for feature in fired]) > 0.9
 
 
 def test_no_value_depends_on_blocks_or_on_where_the_other_site_lies(built, tmp_path, monkeypatch):
@@ -231,14 +231,14 @@ def test_a_site_matches_itself_feature_by_feature(built):
 
 def test_a_summary_without_cosines_tells_none(tmp_path, capsys):
     matched(built_lake(tmp_path, width_b=7, shards=2), support=1)
-    (told,) = [
+    (message,) = [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("Assigned one to one")
     ]
-    assert "pairs, mean Jaccard index 0." in told
-    assert "cosine" not in told
+    assert "pairs, mean Jaccard index 0." in message
+    assert "cosine" not in message
 
 
-def test_the_command_prints_a_summary_and_refuses_what_can_not_be_matched(built, tmp_path):
+def test_the_command_prints_a_summary_and_refuses_what_cannot_be_matched(built, tmp_path):
     root = str(built.layout.root)
     done = CliRunner().invoke(app, ["match", root, "a", "b", "-k", "3", "--top", "2"])
     assert done.exit_code == 0, done.output
@@ -304,10 +304,10 @@ def test_assignments_are_the_best_of_all(seed):
     best = max(padded[range(n), columns].sum() for columns in permutations(range(m + n), int(n)))
     row, column = np.nonzero(scores > -1)
     given = assign_candidates(row, column, scores[row, column].astype(np.float64), (int(n), int(m)))
-    for found in (assign_all(scores), given):
-        assert scores[found].sum() == pytest.approx(best, abs=1e-6)
-        assert (scores[found] > 0).all()
-        assert len(set(found[0].tolist())) == len(set(found[1].tolist())) == len(found[0])
+    for result in (assign_all(scores), given):
+        assert scores[result].sum() == pytest.approx(best, abs=1e-6)
+        assert (scores[result] > 0).all()
+        assert len(set(result[0].tolist())) == len(set(result[1].tolist())) == len(result[0])
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])

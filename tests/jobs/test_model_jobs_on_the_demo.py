@@ -79,7 +79,7 @@ def test_logits_are_transformers_own_on_the_demo(store, model):
 
 def test_fidelity_is_that_of_transformers_and_sae_lens(store, model):
     table = fidelity(store, "l9", Asked(tokens=None))
-    found = dict(table.select("measure", "value").iter_rows())
+    result = dict(table.select("measure", "value").iter_rows())
     sae = reference(DATA / "smollm2-135m-l9")
     assert table["tokens"].max() == sum(int(kept.sum()) for _, kept in contexts(store))
     put = {}
@@ -121,16 +121,16 @@ def test_fidelity_is_that_of_transformers_and_sae_lens(store, model):
         sums["kl"].append((clean[1].exp() * (clean[1] - patched[1])).sum(1))
     expected = {name: float(torch.cat(parts).mean()) for name, parts in sums.items()}
     for name in ("clean", "patched", "zero", "mean"):
-        assert found[f"{name}_loss"] == pytest.approx(expected[name], rel=1e-4), name
-    assert found["kl"] == pytest.approx(expected["kl"], rel=1e-3)
+        assert result[f"{name}_loss"] == pytest.approx(expected[name], rel=1e-4), name
+    assert result["kl"] == pytest.approx(expected["kl"], rel=1e-3)
     harm = expected["zero"] - expected["clean"]
-    assert found["recovered_share"] == pytest.approx(
+    assert result["recovered_share"] == pytest.approx(
         (expected["zero"] - expected["patched"]) / harm, abs=1e-4
     )
     sse, sst = (x - decoded).double().square().sum(), (x.double() - mean).square().sum()
-    assert found["explained_variance"] == pytest.approx(float(1 - sse / sst), abs=1e-5)
-    assert found["mse"] == pytest.approx(float(sse) / x.numel(), rel=1e-4)
+    assert result["explained_variance"] == pytest.approx(float(1 - sse / sst), abs=1e-5)
+    assert result["mse"] == pytest.approx(float(sse) / x.numel(), rel=1e-4)
     cosine = torch.cosine_similarity(x.double(), decoded.double()).mean()
-    assert found["cosine"] == pytest.approx(float(cosine), abs=1e-5)
-    assert found["l0"] == pytest.approx(float(active.mean()), rel=1e-3)
-    assert 0.9 < found["recovered_share"] < 1.01
+    assert result["cosine"] == pytest.approx(float(cosine), abs=1e-5)
+    assert result["l0"] == pytest.approx(float(active.mean()), rel=1e-3)
+    assert 0.9 < result["recovered_share"] < 1.01

@@ -109,7 +109,7 @@ def test_a_feature_without_neighbours_is_said_and_nothing_drawn(store, tmp_path,
         ({"figure": "graph"}, r"must end in \.png or \.svg"),
     ],
 )
-def test_what_can_not_be_shown_is_said_in_a_sentence(store, tmp_path, options, message):
+def test_what_cannot_be_shown_is_said_in_a_sentence(store, tmp_path, options, message):
     if "figure" in options:
         options["figure"] = tmp_path / options["figure"]
     with pytest.raises(InputError, match=message):

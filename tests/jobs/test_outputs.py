@@ -33,12 +33,12 @@ def test_a_file_is_replaced_whole_and_folders_on_the_way_are_made(tmp_path: Path
     assert [each.name for each in path.parent.iterdir()] == ["page.html"]
 
 
-def test_nothing_asked_for_is_nothing_refused() -> None:
+def test_nothing_requested_is_nothing_refused() -> None:
     require_file(None, "--html")
 
 
 @pytest.mark.parametrize("place", ["folder", "a-file/page.html"])
-def test_where_no_file_can_be_is_told_with_option_and_place(tmp_path: Path, place: str) -> None:
+def test_where_no_file_can_be_is_reported_with_option_and_place(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "a-file").touch()
     for check in (require_file, lambda path, option: write_file(path, b"", option)):
@@ -71,7 +71,7 @@ def test_commands_refuse_a_folder_before_they_begin(
     )
 
 
-def test_a_place_where_nothing_can_be_written_is_told_before_the_work() -> None:
+def test_a_place_where_nothing_can_be_written_is_reported_before_the_work() -> None:
     with pytest.raises(InputError, match=r"^--html /proc/page.html cannot be written \(.*\): give --html"):
         require_file(Path("/proc/page.html"), "--html")
 

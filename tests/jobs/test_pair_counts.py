@@ -89,6 +89,6 @@ def test_blocks_hold_what_memory_lets_them_and_cover_every_feature(monkeypatch):
 def test_every_block_reads_all_activations_so_their_number_does_not_make_more_blocks(monkeypatch):
     monkeypatch.setattr(pair_counts, "BLOCK_PAIRS", 1)
     monkeypatch.setattr(pair_counts, "BLOCK_BYTES", 1 << 60)
-    found = [len(cut(np.full(1000, n), 60.0, 1000)) for n in (100, 10**4, 10**6)]
-    assert max(found) <= 1 + 60 / pair_counts.PAIRS_FOR_READING
-    assert min(found) == max(found)
+    result = [len(cut(np.full(1000, n), 60.0, 1000)) for n in (100, 10**4, 10**6)]
+    assert max(result) <= 1 + 60 / pair_counts.PAIRS_FOR_READING
+    assert min(result) == max(result)

@@ -310,13 +310,13 @@ def test_of_each_value_the_clearest_features_are_shown_with_both_frequencies():
     assert "too few documents" in svg_of("label_differences", {"labels": pl.DataFrame(schema=LABELS)})
 
 
-def test_thresholds_between_which_nothing_lies_share_a_histogram_and_means_are_told():
+def test_thresholds_between_which_nothing_lies_share_a_histogram_and_means_are_reported():
     l0 = {"l0": [3, 4], "rows": [10, 30]}
     table = pl.concat(pl.DataFrame({"threshold": t, **l0}) for t in (0.0, 0.1, 0.5))
     table = pl.concat([table, pl.DataFrame({"threshold": 2.0, "l0": [0, 1], "rows": [20, 20]})])
     text = svg_of("l0_thresholds", {"l0_thresholds": table})
     assert all(
-        told in text for told in ("&gt; 0 to 0.5", "&gt; 2", "mean 3.8", "mean 0.5", "40 counted rows")
+        printed in text for printed in ("&gt; 0 to 0.5", "&gt; 2", "mean 3.8", "mean 0.5", "40 counted rows")
     )
 
 
@@ -346,16 +346,16 @@ def test_an_optional_figure_is_drawn_when_its_table_is_there_and_else_its_comman
     optional = Drawing("logits", lambda table, site: canvas(f"{table.height} rows", site)[0], optional=True)
     monkeypatch.setitem(FIGURES, "extra", optional)
     assert "extra.png" not in {path.name for path in plots(store, "site")}
-    assert "plots site: extra not drawn without the tables of `latentlake logits`" in told(capsys)
+    assert "plots site: extra not drawn without the tables of `latentlake logits`" in printed(capsys)
     store.write_table("site", "logits", pl.DataFrame({"feature": [1, 2]}))
     (svg,) = [path for path in plots(store, "site") if path.name == "extra.svg"]
     assert "2 rows" in svg.read_text(encoding="utf-8")
-    assert "not drawn" not in told(capsys)
+    assert "not drawn" not in printed(capsys)
     for path in (store.layout.table("site", "logits"), svg, svg.with_suffix(".png")):
         path.unlink()
 
 
-def told(capsys):
+def printed(capsys):
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -375,7 +375,7 @@ def test_dead_features_have_a_bound_by_the_rule_of_three():
     assert f"below {1 - 0.05 ** (1 / 7):.1e}" in svg_of("frequency", {"features": few})  # 3 / 7 is 0.43
 
 
-def test_the_strongest_activation_is_told_of_either_sign():
+def test_the_strongest_activation_is_reported_either_sign():
     tables = made_up(50, 5)
     text = svg_of("max_activation", tables)
     fired = tables["features"].filter(pl.col("n_active") > 0)
@@ -405,19 +405,19 @@ def test_the_map_shows_every_feature_and_names_the_largest_clusters():
     assert largest[0] == f"0  of 文 $x$ ({places.filter(cluster=0).height:,})"
 
 
-def test_of_many_classes_and_features_the_first_are_drawn_and_the_others_told():
+def test_of_many_classes_and_features_the_first_are_drawn_and_the_others_counted():
     tables = made_up_images(100, [f"class {number}" for number in range(30)])
     tables["feature_images"] = tables["feature_images"].with_columns(
         pl.lit([f"{number}" for number in range(30)]).alias("classes")
     )
-    for name, told, most in (
+    for name, printed, most in (
         ("class_images", "shown: the first 23 of 30 classes", (23, 4.2)),
         ("feature_images", "the first 72 of 100 features", (9.4, 11.4)),
     ):
         with rc_context(STYLE):
             figure = FIGURES[name].draw(tables[name], "l9")
         assert (figure.get_size_inches() <= most).all()
-        assert told in svg_of(name, tables)
+        assert printed in svg_of(name, tables)
     assert "6 +23" in svg_of("feature_images", tables)
     assert "shown" not in svg_of("class_images", made_up_images(5))
 

@@ -48,7 +48,7 @@ def test_tracked_items_pass_unchanged_and_quick_ones_say_nothing(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_steps_of_a_command_are_told_as_they_begin(capsys):
+def test_the_steps_of_a_command_are_reported_as_they_begin(capsys):
     with progress.Meter("check-sae") as meter:
         meter.begin("reading [the] corpus")
         meter.begin("losses")

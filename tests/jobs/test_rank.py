@@ -46,9 +46,9 @@ def test_the_largest_value_comes_first_and_equal_values_go_by_feature(store):
         assert (
             len({value for _, value in expected}) < len(expected) or by == "sigma_over_mu"
         )  # there are ties
-        found = table.filter(pl.col("by") == by)
-        assert found["rank"].to_list() == list(range(len(expected)))
-        assert list(found.select("feature", "value").iter_rows()) == expected
+        result = table.filter(pl.col("by") == by)
+        assert result["rank"].to_list() == list(range(len(expected)))
+        assert list(result.select("feature", "value").iter_rows()) == expected
 
 
 def test_features_without_a_value_have_no_rank_and_are_counted(store):
@@ -94,9 +94,9 @@ def test_the_interval_of_a_rank_is_that_of_shards_drawn_anew(many, capsys):
         drawn["mean_all"].append(dense.mean(0))
         drawn["n_active"].append((dense != 0).sum(0).astype(np.float64))
     for name in by:
-        found = table.filter(by=name).sort("feature")
+        result = table.filter(by=name).sort("feature")
         places = np.array([ranks(np.round(values, 12)) for values in drawn[name]])
-        for feature, low, high in found.select("feature", "rank_low", "rank_high").iter_rows():
+        for feature, low, high in result.select("feature", "rank_low", "rank_high").iter_rows():
             there = places[:, feature][places[:, feature] >= 0]
             assert [low, high] == np.quantile(there, [0.025, 0.975], method="inverted_cdf").tolist()
     frequent = table.filter(by="n_active").filter(pl.col("value") > 0)
@@ -149,15 +149,15 @@ def test_ranking_by_nothing_is_an_empty_table(store):
 
 @pytest.mark.parametrize("descending", [True, False])
 @pytest.mark.parametrize("by", ["frequency", "max_activation", "active_contexts", "feature"])
-def test_a_window_is_a_slice_of_the_ranking_with_the_statistics_beside_it(store, by, descending):
-    found = window(store, "site", by, 3, 9, descending, support=0)
+def test_a_window_is_a_slice_of_the_ranking_with_the_statistics_next_to_it(store, by, descending):
+    result = window(store, "site", by, 3, 9, descending, support=0)
     expected = by_hand(store, by, descending=descending)[3:9]
-    assert found["rank"].to_list() == [3, 4, 5, 6, 7, 8]
-    assert found["feature"].to_list() == [feature for feature, _ in expected]
-    assert found[by].to_list() == [value for _, value in expected]
-    assert found.columns == ["rank", *dict.fromkeys(["feature", by, *SHOWN])]
+    assert result["rank"].to_list() == [3, 4, 5, 6, 7, 8]
+    assert result["feature"].to_list() == [feature for feature, _ in expected]
+    assert result[by].to_list() == [value for _, value in expected]
+    assert result.columns == ["rank", *dict.fromkeys(["feature", by, *SHOWN])]
     table = store.scan_features("site").collect()
-    assert found["mean_all"].to_list() == table["mean_all"].gather(found["feature"]).to_list()
+    assert result["mean_all"].to_list() == table["mean_all"].gather(result["feature"]).to_list()
 
 
 def test_a_window_is_cut_at_the_last_rank(store):

@@ -49,9 +49,9 @@ def test_features_with_few_active_rows_come_last_in_every_ranking(store, capsys)
         enough = [pair for pair in pairs if often[pair[0]] >= SUPPORTED]
         few = [pair for pair in pairs if often[pair[0]] < SUPPORTED]
         assert few, "else the test tests nothing"
-        found = store.scan_table("site", "rankings").filter(by=name).sort("rank").collect()
-        assert list(found.select("feature", "value").iter_rows()) == enough + few
-        assert found["rank"].to_list() == list(range(len(pairs)))
+        result = store.scan_table("site", "rankings").filter(by=name).sort("rank").collect()
+        assert list(result.select("feature", "value").iter_rows()) == enough + few
+        assert result["rank"].to_list() == list(range(len(pairs)))
     few = [f for f, _ in by_hand(store, "sigma_over_mu") if often[f] < SUPPORTED]
     noun = "feature" if len(few) == 1 else "features"
     assert f"the {len(few)} {noun} with fewer than 30 active rows come last, after the" in printed
@@ -74,15 +74,15 @@ def test_intervals_of_ranks_have_features_with_few_rows_last_in_every_draw(many)
     rare = often < support
     assert 5 < rare.sum() < 35
     rank(store, "site", ["mean_all"], draws=draws, seed=4, support=support)
-    found = store.scan_table("site", "rankings").collect().sort("feature")
+    result = store.scan_table("site", "rankings").collect().sort("feature")
     places = []
     for weights in draw_weights(draws, 12, 4):
         dense = np.concatenate([shard for shard, w in zip(shards, weights, strict=True) for _ in range(w)])
         order = np.lexsort((np.arange(40), -np.round(dense.mean(0), 12), rare))
         places.append(np.argsort(order))
     low, high = np.quantile(places, [0.025, 0.975], axis=0, method="inverted_cdf")
-    assert found["rank_low"].to_list() == low.tolist()
-    assert found["rank_high"].to_list() == high.tolist()
+    assert result["rank_low"].to_list() == low.tolist()
+    assert result["rank_high"].to_list() == high.tolist()
 
 
 def printed_by(capsys, *arguments):
@@ -92,7 +92,7 @@ def printed_by(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_all_windows_that_are_asked_for_are_printed_and_the_first_rank_is_1(store, capsys):
+def test_all_windows_that_are_requested_are_printed_and_the_first_rank_is_1(store, capsys):
     by = ["--by", "n_active", "--by", "mean_all"]
     windows = ["--window", "0:2", "--window", "frequency:5:6"]
     printed = printed_by(capsys, "rank", str(store.layout.root), *by, *windows)
@@ -107,7 +107,7 @@ def test_all_windows_that_are_asked_for_are_printed_and_the_first_rank_is_1(stor
 
 
 @pytest.mark.parametrize(("support", "expected"), [(0, 0), (SUPPORTED, SUPPORTED), (None, 10)])
-def test_a_window_takes_the_support_that_is_asked_for(store, capsys, support, expected):
+def test_a_window_takes_the_support_that_is_requested(store, capsys, support, expected):
     option = [] if support is None else ["--support", str(support)]
     root = str(store.layout.root)
     printed = printed_by(capsys, "rank", root, "--by", "sigma_over_mu", "--window", "0:5", *option)

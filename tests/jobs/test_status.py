@@ -47,8 +47,9 @@ def at(seconds, **event):
 
 
 def test_a_finished_run(store):
-    found = read_status(store, "mid", time.time())
-    assert (found.state, found.is_finished, found.is_live, found.quarantined) == ("finished", True, False, {})
+    result = read_status(store, "mid", time.time())
+    state = (result.state, result.is_finished, result.is_live, result.quarantined)
+    assert state == ("finished", True, False, {})
 
 
 def test_a_run_at_work_has_a_rate_workers_and_time_left(store):
@@ -57,18 +58,18 @@ def test_a_run_at_work_has_a_rate_workers_and_time_left(store):
     events = list(read_events(store.layout, "mid"))
     events[-1]["run"] = events[0]["run"]
     write(store, events)
-    found = read_status(open_store, "mid", last + 10)
-    assert found.state == "running, last sign 10 s ago"
-    assert (found.is_live, found.workers, found.in_flight) == (True, 1, {"000002": 40})
+    result = read_status(open_store, "mid", last + 10)
+    assert result.state == "running, last sign 10 s ago"
+    assert (result.is_live, result.workers, result.in_flight) == (True, 1, {"000002": 40})
     rows = sum(record.rows for record in store.shards[:2]) + 40
-    assert found.rate == pytest.approx(rows / (last - events[0]["time"]))
-    assert found.left == sum(record.rows for record in store.shards) - rows
+    assert result.rate == pytest.approx(rows / (last - events[0]["time"]))
+    assert result.left == sum(record.rows for record in store.shards) - rows
 
 
 def test_a_run_that_has_said_nothing_for_long_is_taken_for_dead(store):
     open_store, last = interrupted(store, after=2)
-    found = read_status(open_store, "mid", last + 720)
-    assert (found.state, found.is_live) == ("no sign for 12 min: probably dead", False)
+    result = read_status(open_store, "mid", last + 720)
+    assert (result.state, result.is_live) == ("no sign for 12 min: probably dead", False)
     assert read_status(open_store, "mid", last + DEAD_AFTER_S - 1).is_live
 
 
@@ -80,12 +81,12 @@ def test_a_run_that_was_stopped_says_by_what(store):
     assert read_status(open_store, "mid", last + 4).state == "stopped 3 s ago by KeyboardInterrupt"
 
 
-def test_of_several_runs_the_last_counts_and_a_given_up_shard_is_told_of_until_it_is_committed():
+def test_of_several_runs_the_last_counts_and_a_quarantined_shard_is_reported_until_it_is_committed():
     begin, give_up = {"event": "begin"}, {"event": "quarantined", "shard": "000001", "why": "NaN"}
     first = [at(0, **begin), at(1, event="ready", slot="a"), at(2, event="retry"), at(3, **give_up)]
     second = [{**event, "run": "s"} for event in (at(10, **begin), at(11, event="ready", slot="b"))]
-    found = last_run([*first, *second])
-    assert (found.workers, found.retries, found.quarantined) == ({"b"}, 0, {"000001": "NaN"})
+    result = last_run([*first, *second])
+    assert (result.workers, result.retries, result.quarantined) == ({"b"}, 0, {"000001": "NaN"})
     done = {**at(12, event="committed", shard="000001", rows=5), "run": "s"}
     late = at(13, event="worker_replaced", slot="b")  # of the first run, which is no longer listened to
     assert last_run([*first, *second, done, late]).quarantined == {}
@@ -120,7 +121,7 @@ def test_a_run_that_has_fallen_silent_gets_slower():
     assert last_run([]).rate(5) == 0
 
 
-def test_a_shard_that_has_a_receipt_is_not_called_given_up(store):
+def test_a_shard_that_has_a_receipt_is_not_called_quarantined(store):
     """Its commit was not logged: the writer died, or another run made it."""
     gave_up = {**at(2, event="quarantined", shard="000001", why="NaN")}
     write(store, [at(0, event="begin"), gave_up, {**gave_up, "shard": "000099"}])
@@ -154,7 +155,7 @@ def test_a_writer_at_work_leaves_half_a_line(store):
 
 def test_what_is_printed(store, capsys):
     open_store, _ = interrupted(store, after=3)
-    found = predict(
+    result = predict(
         [sample(receipt())],
         plan_hash="p",
         source="a probe",
@@ -163,7 +164,7 @@ def test_what_is_printed(store, capsys):
         workers=1,
         load_seconds=0,
     )
-    write_prediction(open_store.layout, "mid", found)
+    write_prediction(open_store.layout, "mid", result)
     assert not status(str(store.layout.root))
     shown = capsys.readouterr().out
     assert f"pass mid: 3/{len(store.shards)} shards committed; running, last sign" in shown

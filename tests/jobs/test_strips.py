@@ -44,9 +44,9 @@ class Tokens(HTMLParser):
 
 
 def shade(span: dict[str, str | None]) -> tuple[tuple[int, ...], int]:
-    found = re.fullmatch(r"background:rgb\((\d+) (\d+) (\d+)/(\d+)%\)", span["style"] or "")
-    assert found
-    return tuple(map(int, found.groups()[:3])), int(found[4])
+    result = re.fullmatch(r"background:rgb\((\d+) (\d+) (\d+)/(\d+)%\)", span["style"] or "")
+    assert result
+    return tuple(map(int, result.groups()[:3])), int(result[4])
 
 
 def test_white_space_is_marked_and_the_firing_token_stands_between_bars() -> None:
@@ -66,14 +66,14 @@ def test_what_would_steer_a_terminal_or_turn_the_text_is_shown_instead() -> None
     assert shown("naïve 日本 🙂") == "naïve·日本·🙂"
 
 
-def test_a_corpus_can_not_write_markup_into_a_page() -> None:
+def test_a_corpus_cannot_write_markup_into_a_page() -> None:
     evil = ["</div><script>alert(1)</script>", '"onmouseover="x', "[bold]&amp;", "'"]
     strip = Strip(evil, np.float32([1, -1, 0, 1]), 1)
     page = Tokens(html_page(evil[0], evil[1], [(evil[0], strip, 1.0)]))
     assert "script" not in page.tags
-    found = Tokens(html_strip(strip.pieces, strip.values, 1.0, 1))
-    assert [text for _, text in found.spans] == [evil[0], f"|{evil[1]}|", *evil[2:]]
-    assert all(set(span) <= {"style", "title"} for span, _ in found.spans)
+    result = Tokens(html_strip(strip.pieces, strip.values, 1.0, 1))
+    assert [text for _, text in result.spans] == [evil[0], f"|{evil[1]}|", *evil[2:]]
+    assert all(set(span) <= {"style", "title"} for span, _ in result.spans)
     assert text_strip(strip, 1.0).plain == f"{evil[0]}|{evil[1]}|{evil[2]}{evil[3]}"
 
 

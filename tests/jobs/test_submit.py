@@ -177,10 +177,10 @@ def test_a_server_that_asks_for_a_token_has_its_sentence(head, tmp_path):
         "HOME": str(tmp_path / "empty")
     }
     process = start(tmp_path, address, without)
-    _, told = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert f"the Ray cluster at {address} wants a token" in told
-    assert "copy ~/.ray/auth_token from its head node" in told
+    assert f"the Ray cluster at {address} wants a token" in output
+    assert "copy ~/.ray/auth_token from its head node" in output
 
 
 @pytest.mark.parametrize(("code", "raised"), [(502, False), (404, True)])
@@ -237,17 +237,17 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs
     gate.touch()
     stop = ["ray", "job", "stop", "--no-wait", "--address", address, "run-1"]
     subprocess.run(stop, env=environment | {"RAY_AUTH_MODE": "token"}, check=True, capture_output=True)
-    told, errors = first.communicate(timeout=60)
+    output, errors = first.communicate(timeout=60)
     gate.unlink()
-    assert first.returncode == 130, told + errors
+    assert first.returncode == 130, output + errors
     committed = len(list(root.glob("passes/mid/commits/*.json")))
     assert 3 <= committed < len(FeatureStore.open(calm).shards)
 
     second = start(project, address, environment)
-    told, errors = second.communicate(timeout=120)
-    assert second.returncode == 0, told + errors
-    assert "submitted run-2: python -m jobs run run.yaml" in told
-    assert f"{committed} were done" in told
+    output, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, output + errors
+    assert "submitted run-2: python -m jobs run run.yaml" in output
+    assert f"{committed} were done" in output
     assert data_bytes(root) == data_bytes(calm)
 
 
@@ -258,10 +258,10 @@ def test_submit_ends_with_the_code_of_a_driver_that_could_not_run(head, project,
     root = tmp_path_factory.mktemp("nowhere")
     run_yaml(project, store={"root": str(root)}, corpus={"path": str(root / "no.parquet")})
     process = start(project, address, environment)
-    told, errors = process.communicate(timeout=120)
-    assert process.returncode == 2, told + errors
-    assert f"latentlake: corpus.path '{root / 'no.parquet'}'" in told
-    assert "ended with exit code 2" in told
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, output + errors
+    assert f"latentlake: corpus.path '{root / 'no.parquet'}'" in output
+    assert "ended with exit code 2" in output
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,9 @@ def test_submit_ends_with_the_code_of_a_driver_that_could_not_run(head, project,
 def test_a_working_directory_with_keys_is_refused_and_names_them(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("secret")
-    with pytest.raises(InputError, match="hold keys or passwords: move the run file into a folder") as told:
+    with pytest.raises(InputError, match="hold keys or passwords: move the run file into a folder") as e:
         submit(run_yaml(tmp_path), "http://127.0.0.1:1", tmp_path)
-    assert f"would be uploaded with {name[:4]}" in str(told.value)
+    assert f"would be uploaded with {name[:4]}" in str(e.value)
     (tmp_path / ".rayignore").write_text(f"{name}\n{name.split('/')[0]}\n")
     with pytest.raises(InputError, match="no Ray dashboard answers"):
         submit(tmp_path / "run.yaml", "http://127.0.0.1:1", tmp_path)
@@ -301,9 +301,9 @@ def test_more_files_than_anybody_uploads_are_refused(tmp_path, monkeypatch):
 def test_the_password_of_a_dashboards_address_is_not_repeated(tmp_path):
     with pytest.raises(
         InputError, match=r"--address 'http://\*\*\*@host:8265/x' is not a dashboard's"
-    ) as told:
+    ) as message:
         submit(run_yaml(tmp_path), "http://me:secret@host:8265/x", tmp_path)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(message.value)
 
 
 def test_a_proxy_of_the_environment_does_not_hide_the_dashboard(monkeypatch):

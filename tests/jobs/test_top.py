@@ -51,14 +51,16 @@ def window(store: FeatureStore, row: dict, before: int, after: int) -> str:
     return "".join(pieces[max(0, at - before) : at + after + 1])
 
 
-def test_windows_are_as_long_as_asked_and_reach_to_the_last_token(store: FeatureStore, feature: int) -> None:
-    found = store.contexts("mid", feature, 1000)
-    last = found.filter(pl.col("position") == pl.col("token_ids").list.len() - 1)
+def test_windows_are_as_long_as_requested_and_reach_to_the_last_token(
+    store: FeatureStore, feature: int
+) -> None:
+    result = store.contexts("mid", feature, 1000)
+    last = result.filter(pl.col("position") == pl.col("token_ids").list.len() - 1)
     assert last.height
     for before, after in ((30, 2), (3, 0), (0, 5)):
         lines = said(store, "top", feature, "-k", 1000, "--before", before, "--after", after).splitlines()
         strips = [line.strip() for line in lines[2::2]]
-        assert strips == [window(store, row, before, after) for row in found.iter_rows(named=True)]
+        assert strips == [window(store, row, before, after) for row in result.iter_rows(named=True)]
 
 
 def test_one_per_document_shows_each_document_once(store: FeatureStore, feature: int) -> None:
@@ -74,12 +76,12 @@ def test_a_page_shades_every_token_by_its_activation(
     shown = said(store, "top", feature, "-k", 3, "--strip", "--html", path, "--before", 50, "--after", 50)
     assert str(path) in shown.replace("\n", "")
     page = Tokens(path.read_text(encoding="utf-8"))
-    found = store.contexts("mid", feature, 3)
+    result = store.contexts("mid", feature, 3)
     rows, values = store.rows_of("mid", feature)
     dense = np.zeros(int(rows.max()) + 100, np.float32)
     dense[rows.astype(np.int64)] = values
     expected = []
-    for row in found.iter_rows(named=True):
+    for row in result.iter_rows(named=True):
         start = row["row"] - row["position"]
         expected += dense[start : start + len(row["token_ids"])].tolist()
     assert [float(span.get("title") or 0) for span, _ in page.spans] == pytest.approx(expected, rel=1e-5)

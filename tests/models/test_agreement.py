@@ -161,8 +161,8 @@ def a_plain(x: torch.Tensor) -> Plain:
     return Plain(ids, torch.ones_like(ids), torch.float32, logits=x.flatten(0, 1))
 
 
-def difference(found: torch.Tensor, plain: torch.Tensor) -> Agreement:
-    return compare(a_plain(plain), [], lambda hook: None, lambda name, take: lambda: None, lambda i, m: found)
+def difference(own: torch.Tensor, plain: torch.Tensor) -> Agreement:
+    return compare(a_plain(plain), [], lambda hook: None, lambda name, take: lambda: None, lambda i, m: own)
 
 
 def test_a_token_of_huge_norm_does_not_hide_the_others() -> None:

@@ -47,10 +47,10 @@ BROKEN = {
 def test_a_broken_folder_is_one_sentence(tmp_path: Path, kind: str) -> None:
     folder = write_tiny_gpt2(tmp_path / "model")
     BROKEN[kind](folder)
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as message:
         use(folder)
-    assert str(folder) in str(told.value)
-    assert "\n" not in str(told.value)
+    assert str(folder) in str(message.value)
+    assert "\n" not in str(message.value)
 
 
 def use(folder: Path) -> None:
@@ -83,18 +83,18 @@ def test_a_module_in_the_working_directory_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("def build(:", "imported: SyntaxError"),
         ("def build():\n    raise RuntimeError('no disk')\n", "without arguments: RuntimeError: no disk"),
         ("def build(size):\n    pass\n", "without arguments: TypeError"),
     ],
 )
-def test_errors_in_the_code_of_the_user_are_told_with_its_name(
-    tmp_path: Path, body: str, told: str, monkeypatch: pytest.MonkeyPatch
+def test_errors_in_the_code_of_the_user_are_reported_with_its_name(
+    tmp_path: Path, body: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_module(tmp_path, body)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "module_of_the_user", raising=False)
-    with pytest.raises(InputError, match=f"model module_of_the_user:build cannot be .*{told}"):
+    with pytest.raises(InputError, match=f"model module_of_the_user:build cannot be .*{message}"):
         load_model(Model(loader="torch_module", path="module_of_the_user:build"), ["0"], "cpu", 1)

@@ -86,7 +86,7 @@ def test_a_gpu_that_is_too_small_is_not_waited_for(monkeypatch: pytest.MonkeyPat
         (ValueError("CUDA error: no"), False, False),
     ],
 )
-def test_errors_of_the_gpu_are_told_apart(error: Exception, out_of_memory: bool, broken: bool) -> None:
+def test_errors_of_the_gpu_are_distinguished(error: Exception, out_of_memory: bool, broken: bool) -> None:
     assert device.is_out_of_memory(error) == out_of_memory
     assert device.is_broken(error) == broken
 

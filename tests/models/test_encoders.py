@@ -30,19 +30,19 @@ def hidden_states(folder: Path, layer: int) -> torch.Tensor:
 
 
 def test_an_encoder_without_a_head_gives_the_hidden_states_of_transformers(folder: Path) -> None:
-    found = load(folder, *HOOKS).forward(make_batch())
+    result = load(folder, *HOOKS).forward(make_batch())
     for layer, hook in enumerate(HOOKS, 1):
-        torch.testing.assert_close(found[hook], hidden_states(folder, layer), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result[hook], hidden_states(folder, layer), rtol=1e-4, atol=1e-5)
 
 
 def test_pads_are_not_attended_to_whatever_stands_there(folder: Path) -> None:
     model, batch = load(folder, HOOKS[2]), make_batch()
     real = np.arange(10) < batch.lengths[:, None]
     other = TokenBatch(np.where(real, batch.token_ids, 9), batch.lengths)
-    found = model.forward(batch)[HOOKS[2]]
-    assert torch.equal(model.forward(other)[HOOKS[2]], found)
+    result = model.forward(batch)[HOOKS[2]]
+    assert torch.equal(model.forward(other)[HOOKS[2]], result)
     alone = model.forward(TokenBatch(batch.token_ids[1:2, :7], np.array([7])))[HOOKS[2]]
-    torch.testing.assert_close(found[10:17], alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result[10:17], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_token_sees_what_follows_it(folder: Path) -> None:
@@ -59,6 +59,6 @@ def test_an_architecture_that_transformer_lens_does_not_know_is_refused_in_a_sen
 
     config = DistilBertConfig(vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     DistilBertModel(config).save_pretrained(write_tiny_tokenizer(tmp_path))
-    with pytest.raises(InputError, match=r"cannot be loaded by transformer_lens .*torch_module") as told:
+    with pytest.raises(InputError, match=r"cannot be loaded by transformer_lens .*torch_module") as message:
         load(tmp_path, HOOKS[0])
-    assert len(str(told.value)) < 500
+    assert len(str(message.value)) < 500

@@ -117,16 +117,16 @@ def test_a_bridge_that_raises_at_its_first_use_is_a_sentence_with_the_remedy(
 
     module = model._run.__closure__[0].cell_contents.original_model.transformer.h[0]
     monkeypatch.setitem(vars(module), "forward", broken)
-    told = (
+    message = (
         r"cannot be run by model\.loader: transformer_lens \(AttributeError: 'X' object has no attribute "
         r"'causal_conv1d_fn'\): give another model, or build this one .* model\.loader: torch_module$"
     )
     for use in (lambda: model.forward(make_batch()), lambda: model.losses(make_batch())):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             use()
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         model.logits_at(make_batch(), np.array([1]))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         model.begin(make_batch(), np.array([1]), np.zeros(3, np.int64))
 
 
@@ -166,8 +166,8 @@ def test_a_digest_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_store_s_module_is_imported_only_where_the_user_names_it(tmp_path: Path) -> None:
     store = extracted(run_file(tmp_path))
-    told = r"names 'tests\.kit:tiny_lm' as the model of site 'mid', .*give --model tests\.kit:tiny_lm"
-    with pytest.raises(InputError, match=told):
+    message = r"names 'tests\.kit:tiny_lm' as the model of site 'mid', .*give --model tests\.kit:tiny_lm"
+    with pytest.raises(InputError, match=message):
         use_in(store, "mid", device="cpu")
     assert use_in(store, "mid", device="cpu", model="tests.kit:tiny_lm").plan.model == "tests.kit:tiny_lm"
 

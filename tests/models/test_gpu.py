@@ -33,8 +33,8 @@ def test_x_and_losses_are_those_of_the_cpu(pair: tuple[Any, Any]) -> None:
         assert x.is_cuda
         torch.testing.assert_close(x.cpu(), expected[hook], rtol=1e-4, atol=1e-4)
     for replace in (None, {HOOKS[1]: torch.tanh}, {HOOKS[0]: torch.zeros_like}):
-        found = gpu.losses(make_batch(), replace)
-        torch.testing.assert_close(found.cpu(), cpu.losses(make_batch(), replace), rtol=1e-4, atol=1e-4)
+        result = gpu.losses(make_batch(), replace)
+        torch.testing.assert_close(result.cpu(), cpu.losses(make_batch(), replace), rtol=1e-4, atol=1e-4)
 
 
 def test_the_same_batch_gives_the_same_bits_again(pair: tuple[Any, Any]) -> None:

@@ -48,15 +48,15 @@ def output_of(model: Any, path: str) -> torch.Tensor:
 
 def test_x_is_what_the_module_gives_in_transformers(folder: Path) -> None:
     model, reference = load(folder, *PATHS), causal_model(folder)
-    found = model.forward(make_batch())
-    assert list(found) == PATHS
+    result = model.forward(make_batch())
+    assert list(result) == PATHS
     for path in PATHS:
-        torch.testing.assert_close(found[path], output_of(reference, path), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result[path], output_of(reference, path), rtol=1e-4, atol=1e-5)
 
 
 def test_both_kinds_of_names_share_a_pass(folder: Path) -> None:
-    found = load(folder, "model.layers.1", "blocks.1.hook_resid_post").forward(make_batch())
-    assert torch.equal(found["model.layers.1"], found["blocks.1.hook_resid_post"])
+    result = load(folder, "model.layers.1", "blocks.1.hook_resid_post").forward(make_batch())
+    assert torch.equal(result["model.layers.1"], result["blocks.1.hook_resid_post"])
 
 
 @pytest.mark.parametrize("path", ["model.layers.0.self_attn", "model.layers.1", "model.layers.1.mlp"])
@@ -66,8 +66,8 @@ def test_x_can_be_replaced_there(folder: Path, path: str) -> None:
 
     model, reference = load(folder, "model.layers.1"), causal_model(folder)
     reference.get_submodule(path).register_forward_hook(put)
-    found = model.losses(make_batch(), {path: torch.neg})
-    torch.testing.assert_close(found, losses_of(reference, make_batch()), rtol=1e-4, atol=1e-5)
+    result = model.losses(make_batch(), {path: torch.neg})
+    torch.testing.assert_close(result, losses_of(reference, make_batch()), rtol=1e-4, atol=1e-5)
 
 
 def test_a_path_that_is_near_one_is_helped(folder: Path) -> None:

@@ -39,14 +39,14 @@ def model(folder: Path) -> Model:
 def test_hidden_and_logits_are_the_formulas(folder: Path) -> None:
     x = np.random.default_rng(0).random((4, 2, PIXELS), dtype=np.float32)
     batch = TokenBatch(np.zeros((4, 2), np.int64), np.array([2, 1, 2, 2]), x)
-    found = load_model(model(folder), ["hidden", "logits"], "cpu", 1, INPUTS).forward(batch)
+    result = load_model(model(folder), ["hidden", "logits"], "cpu", 1, INPUTS).forward(batch)
     w = load_file(folder / "model.safetensors")
     real = np.delete(x.reshape(8, PIXELS), 3, axis=0)
     hidden = np.maximum(np.tanh(real @ w["encode.weight"].T + w["encode.bias"]), 0)
-    np.testing.assert_allclose(found["hidden"], hidden, atol=1e-6)
+    np.testing.assert_allclose(result["hidden"], hidden, atol=1e-6)
     assert 0.2 < (hidden == 0).mean() < 0.8
     logits = hidden @ w["logits.weight"].T + w["logits.bias"]
-    np.testing.assert_allclose(found["logits"], logits, atol=1e-6)
+    np.testing.assert_allclose(result["logits"], logits, atol=1e-6)
     reader = read_decoder(folder)
     np.testing.assert_allclose(
         reader.probabilities(hidden), np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), rtol=1e-5

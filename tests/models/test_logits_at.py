@@ -22,9 +22,9 @@ def test_logits_of_any_rows_are_those_of_the_model_itself_and_of_the_last_ones_t
     reference = causal_model(folder)
     expected = each_alone(batch, lambda ids: reference(ids).logits[0])
     rows = np.array([19, 0, 9, 9, 16])  # the last of each context among them
-    found = model.logits_at(batch, rows)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected[rows], rtol=1e-4, atol=1e-4)
+    result = model.logits_at(batch, rows)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected[rows], rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_of_what_is_put_in_are_those_of_finite_differences(folder):

@@ -62,8 +62,8 @@ def test_losses_are_those_of_transformers_padded_and_unpadded(folder: Path) -> N
 def test_a_context_of_one_token_has_no_loss(folder: Path) -> None:
     model = load(folder, HOOK)
     assert model.losses(TokenBatch(np.array([[5]]), np.array([1]))).shape == (0,)
-    beside = TokenBatch(np.array([[5, 0, 0], [7, 8, 9]]), np.array([1, 3]))
-    torch.testing.assert_close(model.losses(beside), losses_of(causal_model(folder), beside), **CLOSE)
+    others = TokenBatch(np.array([[5, 0, 0], [7, 8, 9]]), np.array([1, 3]))
+    torch.testing.assert_close(model.losses(others), losses_of(causal_model(folder), others), **CLOSE)
 
 
 def test_losses_do_not_depend_on_how_many_logits_are_made_float32_at_once(
@@ -91,18 +91,18 @@ def test_putting_x_in_its_own_place_changes_nothing(folder: Path, hook: str, dty
 def test_what_is_put_goes_on_through_the_model(folder: Path, hook: str, module: str) -> None:
     model, reference = load(folder, HOOK), causal_model(folder)
     change(reference, BLOCKS[folder.name] + module, lambda x: torch.tanh(3 * x) + 1)
-    found = model.losses(make_batch(), {hook: lambda x: torch.tanh(3 * x) + 1})
-    torch.testing.assert_close(found, losses_of(reference, make_batch()), **CLOSE)
+    result = model.losses(make_batch(), {hook: lambda x: torch.tanh(3 * x) + 1})
+    torch.testing.assert_close(result, losses_of(reference, make_batch()), **CLOSE)
 
 
 def test_all_hooks_named_are_replaced_in_the_same_pass(folder: Path) -> None:
     model, reference = load(folder, HOOK), causal_model(folder)
     for module in (".0", ".2.mlp"):
         change(reference, BLOCKS[folder.name] + module, nothing)
-    found = model.losses(
+    result = model.losses(
         make_batch(), {"blocks.2.hook_mlp_out": nothing, "blocks.0.hook_resid_post": nothing}
     )
-    torch.testing.assert_close(found, losses_of(reference, make_batch()), **CLOSE)
+    torch.testing.assert_close(result, losses_of(reference, make_batch()), **CLOSE)
 
 
 def test_heads_are_split_again_when_their_flattened_x_is_put_back(folder: Path) -> None:
@@ -110,8 +110,8 @@ def test_heads_are_split_again_when_their_flattened_x_is_put_back(folder: Path) 
     name = {"gpt2": "transformer.h.1.attn.c_proj", "llama": "model.layers.1.self_attn.o_proj"}[folder.name]
     kept = torch.arange(D_MODEL) >= D_MODEL // 2  # the first of the two heads is ablated
     reference.get_submodule(name).register_forward_pre_hook(lambda _m, inputs: (inputs[0] * kept,))
-    found = model.losses(make_batch(), {"blocks.1.attn.hook_z": lambda x: x * kept})
-    torch.testing.assert_close(found, losses_of(reference, make_batch()), **CLOSE)
+    result = model.losses(make_batch(), {"blocks.1.attn.hook_z": lambda x: x * kept})
+    torch.testing.assert_close(result, losses_of(reference, make_batch()), **CLOSE)
 
 
 def test_the_function_sees_x_of_real_tokens_and_pads_keep_theirs(folder: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_function_sees_x_of_real_tokens_and_pads_keep_theirs(folder: Path) -
     assert torch.equal(behind[1][~real], behind[0][~real])
 
 
-def test_where_the_bridge_would_replace_less_than_asked_it_is_refused(folder: Path) -> None:
+def test_where_the_bridge_would_replace_less_than_requested_it_is_refused(folder: Path) -> None:
     model = load(folder, "blocks.1.hook_resid_mid")
     with pytest.raises(InputError, match=r"blocks\.1\.hook_resid_mid can be read but not replaced"):
         model.losses(make_batch(), {"blocks.1.hook_resid_mid": nothing})
@@ -251,8 +251,8 @@ def test_of_a_tuple_the_first_is_replaced_and_the_rest_kept() -> None:
         x = by_hand.lm.embed(ids)
         logits = by_hand.lm.head(2 * x.abs() + (x < 0))[0]
         expected = nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
-    found = model.losses(make_batch(np.array([10]), 10), {"block": lambda x: 2 * x})
-    torch.testing.assert_close(found, expected)
+    result = model.losses(make_batch(np.array([10]), 10), {"block": lambda x: 2 * x})
+    torch.testing.assert_close(result, expected)
 
 
 def test_what_a_module_returns_must_be_logits() -> None:

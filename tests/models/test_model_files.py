@@ -194,7 +194,9 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
         load_model(Model(path=str(folder)), [HOOK], "cpu", 1)
 
 
-def test_a_folder_is_read_before_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_read_before_the_hub_is_requested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model_files, "pinned", None)
     folder = write_tiny_llama(tmp_path / "model")
     assert max_context(Model(path=str(folder))) == 64

@@ -58,11 +58,11 @@ def test_the_bridge_and_hooked_transformer_agree_at_every_kind_of_hook(
 def test_processing_leaves_the_losses_that_transformers_has(
     folder: Path, loader: str, processing: dict[str, bool]
 ) -> None:
-    found = load(folder, "blocks.1.hook_resid_post", processing=processing, loader=loader).losses(
+    result = load(folder, "blocks.1.hook_resid_post", processing=processing, loader=loader).losses(
         make_batch()
     )
     expected = losses_of(causal_model(folder), make_batch())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_centred_weights_write_a_residual_stream_of_mean_zero(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_a_folder_named_like_another_model_is_read_by_its_configuration(tmp_path
     folder = write_tiny_gpt2(tmp_path / "llama-bert-t5")
     hook = "blocks.1.hook_resid_post"
     expected = load(folder, hook).forward(make_batch())[hook]
-    found = load(folder, hook, loader="hooked_transformer")
-    assert found.max_context == 64
-    torch.testing.assert_close(found.forward(make_batch())[hook], expected, rtol=1e-4, atol=1e-5)
+    result = load(folder, hook, loader="hooked_transformer")
+    assert result.max_context == 64
+    torch.testing.assert_close(result.forward(make_batch())[hook], expected, rtol=1e-4, atol=1e-5)
 
 
 @old

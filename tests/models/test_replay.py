@@ -94,14 +94,14 @@ def test_so_it_is_where_lengths_differ_not_or_there_is_one_context(folder):
 def test_gradients_are_those_of_the_whole_model(folder):
     model, batch = load(folder, HOOKS[0]), make_batch()
     begun, (again, ends) = model.begin(batch, ENDS, FIRST["all"]), repeated(batch)
-    found = []
+    result = []
     for way in (None, begun.again(ORDER)):
         shift = torch.zeros(int(again.lengths.sum()), 16, requires_grad=True)
         replace = {HOOKS[0]: lambda x, shift=shift: x + shift}
         logits = model.logits_at(again, ends, replace, gradients=True, begun=way)
-        found.append(torch.autograd.grad(logits.square().sum(), shift)[0])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
-    assert found[0].abs().max() > 0.01
+        result.append(torch.autograd.grad(logits.square().sum(), shift)[0])
+    torch.testing.assert_close(result[1], result[0], rtol=1e-3, atol=1e-4)
+    assert result[0].abs().max() > 0.01
 
 
 class Biased(torch.nn.Module):

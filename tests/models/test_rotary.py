@@ -61,9 +61,9 @@ def in_batches(model: Any, batch: TokenBatch, size: int) -> torch.Tensor:
 def test_a_context_gives_in_any_batch_what_it_gives_alone(tmp_path: Path, family: str) -> None:
     folder, batch = write_longrope(tmp_path, family), make_batch()
     model = load(folder, *HOOKS)
-    found, expected = model.forward(batch), alone(folder, batch)
+    result, expected = model.forward(batch), alone(folder, batch)
     for hook, x in zip(HOOKS, expected, strict=False):
-        torch.testing.assert_close(found[hook], x, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result[hook], x, rtol=1e-4, atol=1e-5)
     for size in (1, 2, 3):
         torch.testing.assert_close(in_batches(model, batch, size), expected[1], rtol=1e-4, atol=1e-5)
 
@@ -71,11 +71,11 @@ def test_a_context_gives_in_any_batch_what_it_gives_alone(tmp_path: Path, family
 def test_the_border_is_a_context_s_own_length_and_pads_do_not_move_it(tmp_path: Path) -> None:
     folder = write_longrope(tmp_path)
     batch = make_batch(np.array([BORDER + 1, BORDER, 1]), 12)  # wider than any of its contexts
-    found = load(folder, *HOOKS).forward(batch)[HOOKS[1]]
-    torch.testing.assert_close(found, alone(folder, batch)[1], rtol=1e-4, atol=1e-5)
+    result = load(folder, *HOOKS).forward(batch)[HOOKS[1]]
+    torch.testing.assert_close(result, alone(folder, batch)[1], rtol=1e-4, atol=1e-5)
     short = make_batch(np.array([BORDER, 3]), 12)
-    found = load(folder, *HOOKS).forward(short)[HOOKS[1]]
-    torch.testing.assert_close(found, alone(folder, short)[1], rtol=1e-4, atol=1e-5)
+    result = load(folder, *HOOKS).forward(short)[HOOKS[1]]
+    torch.testing.assert_close(result, alone(folder, short)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_transformers_itself_mixes_them(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_a_module_of_the_user_with_these_positions_is_treated_alike(tmp_path: Pa
     folder, batch = write_longrope(tmp_path), make_batch()
     FOLDER[:] = [folder]
     module = Model(loader="torch_module", path="tests.models.test_rotary:build")
-    found = load_model(module, ["model.layers.1"], "cpu", 1).forward(batch)["model.layers.1"]
-    torch.testing.assert_close(found, alone(folder, batch)[1], rtol=1e-4, atol=1e-5)
+    result = load_model(module, ["model.layers.1"], "cpu", 1).forward(batch)["model.layers.1"]
+    torch.testing.assert_close(result, alone(folder, batch)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_with_dynamic_positions_a_context_of_another_scale_is_refused(tmp_path: Path) -> None:

@@ -80,30 +80,30 @@ def here(name: str) -> Model:
 
 def test_x_equals_the_module_run_by_hand() -> None:
     loaded = load_model(model(), ["embed", "layers.1"], "cpu", 1)
-    found = loaded.forward(TokenBatch(TOKEN_IDS, LENGTHS))
+    result = loaded.forward(TokenBatch(TOKEN_IDS, LENGTHS))
     by_hand = tiny_lm()
     with torch.no_grad():
         x = by_hand.embed(torch.from_numpy(TOKEN_IDS))
         deep = by_hand.layers[1](by_hand.layers[0](x))
     assert loaded.widths == {"embed": D_MODEL, "layers.1": D_MODEL}
-    torch.testing.assert_close(found["embed"], torch.cat([x[0], x[1, :2]]))
-    torch.testing.assert_close(found["layers.1"], torch.cat([deep[0], deep[1, :2]]))
+    torch.testing.assert_close(result["embed"], torch.cat([x[0], x[1, :2]]))
+    torch.testing.assert_close(result["layers.1"], torch.cat([deep[0], deep[1, :2]]))
 
 
-def test_x_is_what_the_hook_saw_even_if_the_module_works_in_place_behind_it() -> None:
+def test_x_is_what_the_hook_saw_even_if_the_module_works_in_place_after_it() -> None:
     loaded = load_model(here("in_place"), ["embed", "pair"], "cpu", 1)
-    found = loaded.forward(TokenBatch(TOKEN_IDS, LENGTHS))
-    torch.testing.assert_close(found["pair"], (found["embed"] + 100) * 2)
+    result = loaded.forward(TokenBatch(TOKEN_IDS, LENGTHS))
+    torch.testing.assert_close(result["pair"], (result["embed"] + 100) * 2)
 
 
 def test_a_module_called_twice_gives_what_it_gave_first() -> None:
-    found = load_model(here("twice"), ["shared", "last"], "cpu", 1).forward(TokenBatch(TOKEN_IDS, LENGTHS))
+    result = load_model(here("twice"), ["shared", "last"], "cpu", 1).forward(TokenBatch(TOKEN_IDS, LENGTHS))
     module = twice()
     with torch.no_grad():
         first = module.shared(module.embed(torch.from_numpy(TOKEN_IDS)))
         last = module.last(module.shared(first))
-    torch.testing.assert_close(found["shared"], torch.cat([first[0], first[1, :2]]))
-    torch.testing.assert_close(found["last"], torch.cat([last[0], last[1, :2]]))
+    torch.testing.assert_close(result["shared"], torch.cat([first[0], first[1, :2]]))
+    torch.testing.assert_close(result["last"], torch.cat([last[0], last[1, :2]]))
 
 
 def test_hooks_are_gone_after_a_forward() -> None:

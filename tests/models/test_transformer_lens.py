@@ -44,13 +44,13 @@ def hugging_face(folder: Path, batch: TokenBatch) -> list[torch.Tensor]:
 
 def test_hidden_states_equal_transformers_and_pads_are_dropped(folder: Path) -> None:
     hooks = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]
-    found = load(folder, *hooks).forward(make_batch())
+    result = load(folder, *hooks).forward(make_batch())
     expected = hugging_face(folder, make_batch())
-    assert list(found) == hooks
+    assert list(result) == hooks
     for hook, depth in zip(hooks, (0, 2, 3), strict=True):
-        assert found[hook].shape == (20, D_MODEL)
-        assert found[hook].dtype == torch.float32
-        torch.testing.assert_close(found[hook], expected[depth], rtol=1e-4, atol=1e-5)
+        assert result[hook].shape == (20, D_MODEL)
+        assert result[hook].dtype == torch.float32
+        torch.testing.assert_close(result[hook], expected[depth], rtol=1e-4, atol=1e-5)
 
 
 def test_an_unpadded_batch_gives_the_same_rows_as_a_padded_one(folder: Path) -> None:
@@ -77,7 +77,7 @@ def test_heads_are_flattened_once(folder: Path) -> None:
     assert model.forward(make_batch())["blocks.0.attn.hook_z"].shape == (20, D_MODEL)
 
 
-def test_nothing_behind_the_last_hook_is_computed(folder: Path) -> None:
+def test_nothing_after_the_last_hook_is_computed(folder: Path) -> None:
     model = load(folder, "blocks.0.hook_resid_post")
     seen: list[str] = []
     bridge = model._run.__closure__[0].cell_contents
@@ -104,13 +104,13 @@ def test_a_hook_that_never_fires_is_an_error_and_not_an_empty_result(folder: Pat
 
 
 def test_further_hooks_can_be_read_in_one_pass_and_only_in_that(folder: Path) -> None:
-    asked, further = "blocks.1.hook_resid_post", ["blocks.0.mlp.hook_out", "blocks.2.attn.hook_z"]
-    model = load(folder, asked)
-    found = model.forward(make_batch(), also=[*further, asked])
-    assert list(found) == [asked, *further]
-    for hook in found:
-        assert torch.equal(found[hook], load(folder, hook).forward(make_batch())[hook])
-    assert list(model.forward(make_batch())) == [asked]
+    requested, further = "blocks.1.hook_resid_post", ["blocks.0.mlp.hook_out", "blocks.2.attn.hook_z"]
+    model = load(folder, requested)
+    result = model.forward(make_batch(), also=[*further, requested])
+    assert list(result) == [requested, *further]
+    for hook in result:
+        assert torch.equal(result[hook], load(folder, hook).forward(make_batch())[hook])
+    assert list(model.forward(make_batch())) == [requested]
     with pytest.raises(InputError, match=r"no hook 'blocks\.9\.hook_resid_post'; near: blocks\."):
         model.forward(make_batch(), also=["blocks.9.hook_resid_post"])
 
@@ -123,8 +123,8 @@ def test_widths_may_differ_between_the_hooks_of_a_pass(folder: Path) -> None:
 
 def test_a_hook_that_needs_a_setting_of_transformer_lens_gets_it_while_it_is_read(folder: Path) -> None:
     model = load(folder, "blocks.1.hook_mlp_in", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
-    found = model.forward(make_batch())
-    assert torch.equal(found["blocks.1.hook_mlp_in"], found["blocks.1.hook_resid_mid"])
+    actual = model.forward(make_batch())
+    assert torch.equal(actual["blocks.1.hook_mlp_in"], actual["blocks.1.hook_resid_mid"])
     assert not model._run.__closure__[0].cell_contents.cfg.use_hook_mlp_in
     result = model.forward(make_batch(), also=["blocks.1.attn.hook_result"])["blocks.1.attn.hook_result"]
     assert result.shape == (20, 2 * D_MODEL)

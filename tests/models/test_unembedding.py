@@ -99,14 +99,14 @@ def vectors(n: int = 30) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_transformers_own_behind_norm_and_head(tmp_path: Path, family: str) -> None:
+def test_logits_are_transformers_own_after_norm_and_head(tmp_path: Path, family: str) -> None:
     write, after = FAMILIES[family]
     reference = causal_model(write(tmp_path))
     with torch.no_grad():
         expected = after(reference, vectors())
-    found = load(tmp_path).unembed(vectors())
-    assert (found.dtype, found.shape) == (torch.float32, (30, WORDS_VOCAB))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    result = load(tmp_path).unembed(vectors())
+    assert (result.dtype, result.shape) == (torch.float32, (30, WORDS_VOCAB))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loader", ["transformer_lens", pytest.param("hooked_transformer", marks=old)])
@@ -129,16 +129,16 @@ def test_effects_are_products_with_the_unembedding_about_their_mean(tmp_path: Pa
     reference = causal_model(FAMILIES[family][0](tmp_path))
     with torch.no_grad():
         effects = vectors() @ reference.get_output_embeddings().weight.T
-    found = load(tmp_path).logit_effects(vectors())
-    torch.testing.assert_close(found, effects - effects.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
+    result = load(tmp_path).logit_effects(vectors())
+    torch.testing.assert_close(result, effects - effects.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
 
 
 def test_with_a_folded_norm_its_gain_is_in_the_effects(tmp_path: Path) -> None:
     reference = causal_model(write_tiny_llama(tmp_path))
     with torch.no_grad():
         effects = (vectors() * reference.model.norm.weight) @ reference.lm_head.weight.T
-    found = load(tmp_path, processing={"fold_ln": True}).logit_effects(vectors())
-    torch.testing.assert_close(found, effects - effects.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
+    result = load(tmp_path, processing={"fold_ln": True}).logit_effects(vectors())
+    torch.testing.assert_close(result, effects - effects.mean(1, keepdim=True), rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_in_half_precision_unembeds_in_it(tmp_path: Path) -> None:

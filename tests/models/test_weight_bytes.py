@@ -30,7 +30,7 @@ def write(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("has_index", [True, False])
-def test_a_consolidated_copy_beside_the_shards_is_not_counted(tmp_path: Path, has_index: bool) -> None:
+def test_a_consolidated_copy_next_to_the_shards_is_not_counted(tmp_path: Path, has_index: bool) -> None:
     write(tmp_path, *SHARDS, "consolidated.safetensors")
     if has_index:
         write(tmp_path, "extra.safetensors")
@@ -100,8 +100,8 @@ def test_a_configuration_of_more_than_the_weights_hold_is_refused_before_it_is_b
     folder = write_tiny_gpt2(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
-    told = rf"({key}|depth) is ({re.escape(str(value))}|{10**9}) in its config\.json.*copy the model again"
-    with pytest.raises(InputError, match=told):
+    message = rf"({key}|depth) is ({re.escape(str(value))}|{10**9}) in its config\.json.*copy the model again"
+    with pytest.raises(InputError, match=message):
         load_model(Model(path=str(folder)), ["blocks.0.hook_resid_post"], "cpu", 1)
 
 

@@ -99,13 +99,13 @@ def results(commit: str, folder: Path, *, text: bool) -> dict[str, Any]:
         runner = Runner(tree, work)
         for command in COMMANDS:
             runner.run(command)
-        found: dict[str, Any] = {"code": json.loads(runner.python(str(FIXED / "describe_code.py")))}
-        found |= dict(stores(work))
+        result: dict[str, Any] = {"code": json.loads(runner.python(str(FIXED / "describe_code.py")))}
+        result |= dict(stores(work))
         if text:
-            found |= {f"help of {name}": runner.run((*name.split(), "--help")) for name in runner.commands()}
-            found |= {f"answer of {' '.join(q)}": DURATION.sub("TIME", runner.run(q)) for q in QUERIES}
-            found |= dict(pages(work))
-    return found
+            result |= {f"help of {name}": runner.run((*name.split(), "--help")) for name in runner.commands()}
+            result |= {f"answer of {' '.join(q)}": DURATION.sub("TIME", runner.run(q)) for q in QUERIES}
+            result |= dict(pages(work))
+    return result
 
 
 class checkout:  # noqa: N801 - used as a function

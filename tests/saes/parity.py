@@ -31,11 +31,11 @@ def assert_equals_module(
         skips = hasattr(sae, "W_skip")
         reconstruction = sae.forward(read(x)) if skips else sae.decode(expected)
     features = encoder.encode(x)
-    found = dense(features, expected.shape[1])
-    assert 0 < features.nnz < found.size
+    result = dense(features, expected.shape[1])
+    assert 0 < features.nnz < result.size
     assert (features.data != 0).all()
-    np.testing.assert_array_equal(found != 0, expected.numpy() != 0)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(result != 0, expected.numpy() != 0)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
     decoded = encoder.decode(features, like=x)
     assert decoded.dtype == torch.float32
     np.testing.assert_allclose(decoded, reconstruction, rtol=1e-4, atol=1e-4)

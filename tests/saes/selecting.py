@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.saes.encoding.device import DeviceSelection
-from pipeline.saes.encoding.rule import Rule, beside, candidates, keys_of
+from pipeline.saes.encoding.rule import Rule, candidates, hstack_csr, keys_of
 from schemas.values import SparseFeatures
 
 Dense = np.ndarray[Any, np.dtype[np.float32]]
@@ -22,7 +22,7 @@ def select(rule: Rule, product: Dense, block: int | None = None) -> SparseFeatur
         part = torch.from_numpy(np.ascontiguousarray(product[:, features]))
         keys = keys_of(part, features, signed=rule.signed)
         parts.append(candidates(part, keys, limits(keys), np.empty(part.shape, dtype=np.bool_)))
-    return rule.finish(beside(parts))
+    return rule.finish(hstack_csr(parts))
 
 
 def select_on_device(rule: Rule, product: Dense, capacity: int = 256) -> SparseFeatures:

@@ -31,9 +31,9 @@ def test_every_architecture_is_a_relu_of_its_own_biases(tmp_path, architecture, 
     }[kind]()
     bias = weights["b_mag" if architecture == "gated" else "b_enc"]
     expected = np.maximum((x.numpy() - weights["b_dec"]) @ w_enc + bias, 0)
-    found = torch.cat(list(ControlEncoder(encoder, kind, 7).blocks(x))).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert 0.05 < (found > 0).mean() < 0.95
+    result = torch.cat(list(ControlEncoder(encoder, kind, 7).blocks(x))).numpy()
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    assert 0.05 < (result > 0).mean() < 0.95
 
 
 def test_shuffled_rows_of_the_encoder_are_shuffled_entries_of_x(tmp_path):
@@ -43,19 +43,19 @@ def test_shuffled_rows_of_the_encoder_are_shuffled_entries_of_x(tmp_path):
     turned = np.empty_like(x)
     turned[:, order] = x - b_dec
     learnt = encoder.encode(torch.from_numpy(turned + b_dec))
-    found = torch.cat(list(ControlEncoder(encoder, "shuffled_rows", 7).blocks(torch.from_numpy(x)))).numpy()
+    result = torch.cat(list(ControlEncoder(encoder, "shuffled_rows", 7).blocks(torch.from_numpy(x)))).numpy()
     rows = np.repeat(np.arange(N), np.diff(learnt.indptr))
-    assert learnt.nnz == (found > 0).sum()
-    np.testing.assert_allclose(found[rows, learnt.indices], learnt.data, rtol=1e-4, atol=1e-5)
+    assert learnt.nnz == (result > 0).sum()
+    np.testing.assert_allclose(result[rows, learnt.indices], learnt.data, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
 def test_x_is_normalised_as_the_sae_does(tmp_path, how):
     encoder = load_sae(write_sae(tmp_path, "standard", D, F, normalize_activations=how))
-    found = [
+    result = [
         torch.cat(list(ControlEncoder(encoder, "random_encoder", 0).blocks(c * draw_x()))) for c in (1, 9)
     ]
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*result, rtol=1e-3, atol=1e-3)
 
 
 def test_an_sae_of_the_package_has_a_control_too(tmp_path):
@@ -65,8 +65,10 @@ def test_an_sae_of_the_package_has_a_control_too(tmp_path):
     folder = write_sae(tmp_path, "standard", D, F)
     ours = load_sae(folder)
     theirs = ReferenceEncoder(reference(folder), ours.metadata, 16)
-    found = [torch.cat(list(ControlEncoder(e, "random_encoder", 0).blocks(draw_x()))) for e in (ours, theirs)]
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    result = [
+        torch.cat(list(ControlEncoder(e, "random_encoder", 0).blocks(draw_x()))) for e in (ours, theirs)
+    ]
+    torch.testing.assert_close(*result, rtol=1e-5, atol=1e-5)
 
 
 def sums_of(encoder, x, norms, cut):
@@ -85,18 +87,18 @@ def test_sums_are_numpys_however_rows_and_features_are_cut(tmp_path, monkeypatch
     x, norms = draw_x(), torch.linspace(0, 5, N)
     dense = torch.cat(list(ControlEncoder(encoder, "random_encoder", 0).blocks(x))).double().numpy()
     dense *= (norms.double().numpy() / np.linalg.norm(dense, axis=1))[:, None]
-    found = sums_of(encoder, x, norms, cut)
-    np.testing.assert_array_equal(found.n_active, (dense > 0).sum(axis=0))
-    np.testing.assert_allclose(found.total, dense.sum(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(found.squares, (dense**2).sum(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(found.largest, dense.max(axis=0), rtol=1e-5)
-    for l0, threshold in zip(found.l0, (0.0, 0.5), strict=True):
+    result = sums_of(encoder, x, norms, cut)
+    np.testing.assert_array_equal(result.n_active, (dense > 0).sum(axis=0))
+    np.testing.assert_allclose(result.total, dense.sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(result.squares, (dense**2).sum(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(result.largest, dense.max(axis=0), rtol=1e-5)
+    for l0, threshold in zip(result.l0, (0.0, 0.5), strict=True):
         np.testing.assert_array_equal(l0, np.bincount((dense > threshold).sum(axis=1), minlength=F + 1))
-    assert found.l0[0, 0] == 1  # the row of norm 0
+    assert result.l0[0, 0] == 1  # the row of norm 0
 
 
 def test_a_row_in_which_nothing_of_the_control_fires_stays_zero(tmp_path):
     weights = {"b_enc": np.full(F, -1e4, np.float32)}
     encoder = load_sae(write_sae(tmp_path, "standard", D, F, weights=weights))
-    found = sums_of(encoder, draw_x(), torch.ones(N), 1)
-    assert (found.n_active.sum(), found.squares.sum(), found.l0[0, 0]) == (0, 0, N)
+    result = sums_of(encoder, draw_x(), torch.ones(N), 1)
+    assert (result.n_active.sum(), result.squares.sum(), result.l0[0, 0]) == (0, 0, N)

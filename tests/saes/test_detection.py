@@ -32,14 +32,14 @@ def test_an_unknown_folder_lists_what_was_looked_for_and_what_is_there(tmp_path:
     assert message.endswith("it holds model/, notes.txt")
 
 
-def test_of_a_full_folder_the_first_names_are_told(tmp_path: Path) -> None:
+def test_of_a_full_folder_the_first_names_are_reported(tmp_path: Path) -> None:
     for n in range(20):
         (tmp_path / f"{n:02}.txt").write_text("")
     with pytest.raises(InputError, match=r"it holds 00\.txt, .*, 11\.txt and 8 more$"):
         read_metadata(str(tmp_path))
 
 
-def test_an_empty_folder_and_an_unknown_file_are_told(tmp_path: Path) -> None:
+def test_an_empty_folder_and_an_unknown_file_are_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"it is empty$"):
         read_metadata(str(tmp_path))
     (tmp_path / "sae.bin").write_text("")

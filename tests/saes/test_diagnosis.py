@@ -30,9 +30,9 @@ def codes(active=None, n=N, seed=4):
     """Codes [n, F] with so many values in a row, one or two by default."""
     rng = np.random.default_rng(seed)
     active = rng.integers(1, 3, (n, 1)) if active is None else active
-    found = rng.uniform(10, 20, (n, F))
+    result = rng.uniform(10, 20, (n, F))
     rank = np.argsort(np.argsort(rng.random((n, F)), axis=1), axis=1)
-    return np.where(rank < active, found, 0).astype(np.float32)
+    return np.where(rank < active, result, 0).astype(np.float32)
 
 
 X = codes() @ DICTIONARY + MEAN
@@ -41,10 +41,10 @@ S = D**0.5 / np.linalg.norm(X, axis=1).mean()
 
 
 def weights(architecture="jumprelu", **changes):
-    found = {"W_enc": DICTIONARY.T, "W_dec": DICTIONARY, "b_dec": MEAN, "b_enc": np.zeros(F, np.float32)}
+    result = {"W_enc": DICTIONARY.T, "W_dec": DICTIONARY, "b_dec": MEAN, "b_enc": np.zeros(F, np.float32)}
     if architecture == "jumprelu":
-        found["threshold"] = np.full(F, THRESHOLD, np.float32)
-    return found | {name: np.asarray(array, np.float32) for name, array in changes.items()}
+        result["threshold"] = np.full(F, THRESHOLD, np.float32)
+    return result | {name: np.asarray(array, np.float32) for name, array in changes.items()}
 
 
 def load(folder, architecture="jumprelu", changes=None, **config):
@@ -57,37 +57,37 @@ def both(x, target=None):
     return Rows(x, x if target is None else torch.from_numpy(np.ascontiguousarray(target, np.float32)))
 
 
-def assert_named(found, name):
+def assert_named(result, name):
     """The mistake is named, with its own numbers, and the numbers say so."""
-    assert found.likely is not None, found.verdict
-    assert found.likely.name == name, found.verdict
-    assert not found.is_fine
-    assert found.likely.unexplained < CLEARLY * found.as_loaded.unexplained
-    assert found.likely.change in found.verdict
-    for finding in (found.as_loaded, found.likely):
-        assert f"L0 {finding.l0:.1f} on {finding.n:,} rows" in found.verdict
+    assert result.likely is not None, result.verdict
+    assert result.likely.name == name, result.verdict
+    assert not result.is_fine
+    assert result.likely.unexplained < CLEARLY * result.as_loaded.unexplained
+    assert result.likely.change in result.verdict
+    for finding in (result.as_loaded, result.likely):
+        assert f"L0 {finding.l0:.1f} on {finding.n:,} rows" in result.verdict
 
 
 def test_an_sae_without_mistakes_is_fine_as_loaded(tmp_path):
-    found = diagnose(load(tmp_path), both(X))
-    assert found.is_fine, found.verdict
-    assert found.likely is None
-    assert found.as_loaded.explained_variance > 0.9
-    assert found.as_loaded.l0 == pytest.approx(1.5, rel=0.1)
+    result = diagnose(load(tmp_path), both(X))
+    assert result.is_fine, result.verdict
+    assert result.likely is None
+    assert result.as_loaded.explained_variance > 0.9
+    assert result.as_loaded.l0 == pytest.approx(1.5, rel=0.1)
     assert re.fullmatch(
         r"As loaded the SAE explains the data: explained variance 0\.9\d+, L0 1\.\d on 1,500 rows; no other "
         r"reading explains clearly more\.",
-        found.verdict,
+        result.verdict,
     )
 
 
 @pytest.mark.parametrize("rows", [X[: FEW - 1], X[:1], X[:0], np.repeat(X[:1], 2 * FEW, axis=0)])
 def test_too_few_rows_and_rows_that_do_not_vary_accuse_nobody(tmp_path, rows):
-    found = diagnose(load(tmp_path, changes=MISTAKES["W_enc on another scale"]), both(rows))
-    assert not found.can_tell
-    assert found.likely is None
-    assert found.is_fine
-    assert re.match(r"These are too few tokens to tell \(.* rows\): give more --tokens\.$", found.verdict)
+    result = diagnose(load(tmp_path, changes=MISTAKES["W_enc on another scale"]), both(rows))
+    assert not result.can_tell
+    assert result.likely is None
+    assert result.is_fine
+    assert re.match(r"These are too few tokens to tell \(.* rows\): give more --tokens\.$", result.verdict)
 
 
 def test_enough_rows_tell_and_few_rows_from_elsewhere_accuse_nobody(tmp_path):
@@ -126,16 +126,16 @@ def test_a_factor_of_the_decoder_is_named_where_its_rows_have_no_length_1(tmp_pa
     }
     assert diagnose(load(tmp_path / "whole", changes=arrays), both(X)).is_fine
     broken = arrays | {"W_dec": arrays["W_dec"] * 0.4}
-    found = diagnose(load(tmp_path / "broken", changes=broken), both(X))
-    assert_named(found, "W_dec on another scale")
-    factor = re.search(r"W_dec must be multiplied by about ([0-9.]+)\. ", found.verdict)
+    result = diagnose(load(tmp_path / "broken", changes=broken), both(X))
+    assert_named(result, "W_dec on another scale")
+    factor = re.search(r"W_dec must be multiplied by about ([0-9.]+)\. ", result.verdict)
     assert float(factor[1]) == pytest.approx(2.5, rel=0.04)
 
 
 def test_b_dec_that_is_not_subtracted(tmp_path):
-    found = diagnose(load(tmp_path, apply_b_dec_to_input=False), both(X))
-    assert_named(found, "b_dec subtracted from x")
-    assert "apply_b_dec_to_input to true" in found.verdict
+    result = diagnose(load(tmp_path, apply_b_dec_to_input=False), both(X))
+    assert_named(result, "b_dec subtracted from x")
+    assert "apply_b_dec_to_input to true" in result.verdict
 
 
 def test_b_dec_that_is_subtracted_twice(tmp_path):
@@ -164,14 +164,14 @@ def test_a_layer_norm_that_is_missing_and_one_that_is_not_wanted(tmp_path):
 
 
 def test_topk_loaded_as_relu_takes_the_k_of_the_files(tmp_path):
-    found = diagnose(load(tmp_path, "standard", training_architecture_details={"k": 3}), both(THREE))
-    assert_named(found, "TopK, k 3")
-    assert found.likely.l0 == pytest.approx(3, abs=0.01)
+    result = diagnose(load(tmp_path, "standard", training_architecture_details={"k": 3}), both(THREE))
+    assert_named(result, "TopK, k 3")
+    assert result.likely.l0 == pytest.approx(3, abs=0.01)
 
 
 def test_topk_loaded_as_relu_finds_a_power_of_two_without_one(tmp_path):
-    found = diagnose(load(tmp_path, "standard"), both(codes(4) @ DICTIONARY + MEAN))
-    assert_named(found, "TopK, best k 4")
+    result = diagnose(load(tmp_path, "standard"), both(codes(4) @ DICTIONARY + MEAN))
+    assert_named(result, "TopK, best k 4")
 
 
 def test_relu_loaded_as_topk(tmp_path):
@@ -187,8 +187,8 @@ def test_a_topk_sae_whose_decoder_norms_were_to_be_folded_in(tmp_path):
     arrays = {"W_enc": DICTIONARY.T / NORMS, "W_dec": DICTIONARY * NORMS[:, None]}
     fine = load(tmp_path / "fine", "topk", arrays, k=3, rescale_acts_by_decoder_norm=True)
     assert diagnose(fine, both(THREE)).is_fine
-    found = diagnose(load(tmp_path / "not", "topk", arrays, k=3), both(THREE))
-    assert_named(found, "decoder norms folded in")
+    result = diagnose(load(tmp_path / "not", "topk", arrays, k=3), both(THREE))
+    assert_named(result, "decoder norms folded in")
 
 
 def test_a_threshold_that_was_bfloat16_in_training(tmp_path):
@@ -196,9 +196,9 @@ def test_a_threshold_that_was_bfloat16_in_training(tmp_path):
     x = 12.01 * np.eye(D)[np.random.default_rng(0).integers(0, D, N)]
     one = np.eye(D, F)
     arrays = {"W_enc": one, "W_dec": one.T, "b_dec": np.zeros(D), "threshold": np.full(F, 12.02)}
-    found = diagnose(load(tmp_path, changes=arrays), both(x))
-    assert found.as_loaded.l0 == 0
-    assert_named(found, "weights rounded to bfloat16")
+    result = diagnose(load(tmp_path, changes=arrays), both(x))
+    assert result.as_loaded.l0 == 0
+    assert_named(result, "weights rounded to bfloat16")
 
 
 def test_the_hook_is_another_layers(tmp_path):
@@ -207,9 +207,9 @@ def test_the_hook_is_another_layers(tmp_path):
         Elsewhere("blocks.1.hook", "read blocks.1.hook", both(other * 2)),
         Elsewhere("blocks.3.hook", "read blocks.3.hook", both(X)),
     ]
-    found = diagnose(load(tmp_path), both(other), places)
-    assert_named(found, "blocks.3.hook")
-    assert found.likely.change == "read blocks.3.hook"
+    result = diagnose(load(tmp_path), both(other), places)
+    assert_named(result, "blocks.3.hook")
+    assert result.likely.change == "read blocks.3.hook"
 
 
 def test_rows_of_bos_that_dominate_the_error(tmp_path):
@@ -223,11 +223,11 @@ def test_rows_of_bos_that_dominate_the_error(tmp_path):
 def test_an_sae_of_another_model_explains_nothing_whatever_is_changed(tmp_path):
     rng = np.random.default_rng(9)
     strange = {"W_enc": rng.standard_normal((D, F)), "W_dec": rng.standard_normal((F, D))}
-    found = diagnose(load(tmp_path, changes=strange), both(X))
-    assert found.likely is None
-    assert not found.is_fine
-    assert "no alternative explains the data" in found.verdict
-    assert all(finding.explained_variance < EXPLAINS for finding in found.tried)
+    result = diagnose(load(tmp_path, changes=strange), both(X))
+    assert result.likely is None
+    assert not result.is_fine
+    assert "no alternative explains the data" in result.verdict
+    assert all(finding.explained_variance < EXPLAINS for finding in result.tried)
 
 
 def test_a_transcoder_is_measured_against_its_target(tmp_path):
@@ -239,8 +239,8 @@ def test_a_transcoder_is_measured_against_its_target(tmp_path):
     missing = fine | {"W_enc": DICTIONARY.T / S, "W_dec": fine["W_dec"] * s_out}
     rows = both(X, target)
     assert diagnose(load_transcoder(tmp_path / "fine", fine), rows).is_fine
-    found = diagnose(load_transcoder(tmp_path / "missing", missing), rows)
-    assert_named(found, "normalisation missing")
+    result = diagnose(load_transcoder(tmp_path / "missing", missing), rows)
+    assert_named(result, "normalisation missing")
 
 
 def load_transcoder(folder, changes):
@@ -257,8 +257,8 @@ def test_every_architecture_can_be_diagnosed_and_stays_as_it_is(tmp_path, archit
     encoder = load_sae(str(write_sae(tmp_path, architecture, D, F)))
     before = {name: array.copy() for name, array in encoder.weights().items()}
     metadata = encoder.metadata
-    found = diagnose(encoder, both(X), observe=(seen := []).append)
-    assert tuple(seen) == found.tried
+    result = diagnose(encoder, both(X), observe=(seen := []).append)
+    assert tuple(seen) == result.tried
     assert encoder.metadata == metadata
     assert all((array == before[name]).all() for name, array in encoder.weights().items())
 
@@ -276,8 +276,8 @@ def test_the_factor_of_the_mean_norm():
 
 @pytest.mark.parametrize("best", [0.01, 0.3, 1.0, 1.04, 80.0])
 def test_the_best_factor_is_found_within_three_percent(best):
-    found = best_factor(lambda c: -abs(np.log(c / best)), wide=True)
-    assert abs(found / best - 1) < 0.03
+    result = best_factor(lambda c: -abs(np.log(c / best)), wide=True)
+    assert abs(result / best - 1) < 0.03
 
 
 def test_a_factor_of_a_flat_score_is_1():
@@ -302,10 +302,10 @@ def with_sinks(x, share=0.0056, factor=200):
 def test_a_good_sae_is_fine_though_a_few_massive_rows_are_most_of_the_variance(tmp_path):
     encoder, x = load(tmp_path), with_sinks(X)
     assert measured(encoder, both(x)).explained_variance < 0.5
-    found = diagnose(encoder, both(x))
-    assert found.is_fine, found.verdict
-    assert found.as_loaded.explained_variance > 0.9
-    assert found.as_loaded.n == measured(encoder, both(x)).rest.n < N
+    result = diagnose(encoder, both(x))
+    assert result.is_fine, result.verdict
+    assert result.as_loaded.explained_variance > 0.9
+    assert result.as_loaded.n == measured(encoder, both(x)).rest.n < N
 
 
 @pytest.mark.parametrize("name", MISTAKES)

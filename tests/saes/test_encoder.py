@@ -37,9 +37,9 @@ def dense(features: SparseFeatures, d_sae: int = D_SAE) -> np.ndarray[Any, Any]:
 def assert_equals_reference(folder: Path, x: torch.Tensor, features: SparseFeatures) -> None:
     with torch.no_grad():
         expected = reference(folder).encode(x).numpy()
-    found = dense(features, expected.shape[1])
-    np.testing.assert_array_equal(found != 0, expected != 0)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result = dense(features, expected.shape[1])
+    np.testing.assert_array_equal(result != 0, expected != 0)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def assert_well_formed(features: SparseFeatures, d_sae: int = D_SAE) -> None:
@@ -72,9 +72,9 @@ def test_features_equal_saelens_for_every_block_size(
 def test_features_equal_the_formulas(tmp_path: Path, architecture: str) -> None:
     folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE)
     expected = dense_activations(folder, make_x().numpy())
-    found = dense(load_sae(str(folder)).encode(make_x()))
-    np.testing.assert_array_equal(found != 0, expected != 0)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result = dense(load_sae(str(folder)).encode(make_x()))
+    np.testing.assert_array_equal(result != 0, expected != 0)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -125,9 +125,9 @@ def test_topk_rescaled_by_decoder_norms_equals_saelens(tmp_path: Path) -> None:
 def test_float16_weights_are_computed_in_float32(tmp_path: Path, architecture: str) -> None:
     folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE, weight_dtype="float16")
     features = load_sae(str(folder)).encode(make_x())
-    found, expected = dense(features), dense_activations(folder, make_x().numpy())
-    np.testing.assert_array_equal(found != 0, expected != 0)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result, expected = dense(features), dense_activations(folder, make_x().numpy())
+    np.testing.assert_array_equal(result != 0, expected != 0)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -137,9 +137,9 @@ def test_what_a_gpu_would_run_selects_the_same(tmp_path: Path, architecture: str
     product = (product if encoder._rule.bias is None else product + encoder._rule.bias).numpy()
     on_device, on_cpu = select_on_device(encoder._rule, product), select(encoder._rule, product)
     for name in ("indptr", "indices", "data"):
-        found, expected = getattr(on_device, name), getattr(on_cpu, name)
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
+        result, expected = getattr(on_device, name), getattr(on_cpu, name)
+        assert result.dtype == expected.dtype
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -180,7 +180,7 @@ def test_no_rows_give_no_features(tmp_path: Path, architecture: str) -> None:
     assert features.nnz == 0
 
 
-def test_rows_do_not_depend_on_the_rows_beside_them(tmp_path: Path) -> None:
+def test_rows_do_not_depend_on_the_rows_next_to_them(tmp_path: Path) -> None:
     encoder = load_sae(str(write_sae(tmp_path, "topk", D_MODEL, D_SAE)))
     order = np.random.default_rng(3).permutation(ROWS)
     alone, mixed = dense(encoder.encode(make_x())), dense(encoder.encode(make_x()[order]))
@@ -191,15 +191,15 @@ def test_threads_share_an_encoder(tmp_path: Path) -> None:
     encoder = load_sae(str(write_sae(tmp_path, "jumprelu", D_MODEL, D_SAE)), block=(16, 64))
     xs = [make_x(seed=seed) for seed in range(4)]
     expected = [encoder.encode(x) for x in xs]
-    found: dict[int, list[SparseFeatures]] = {}
+    actual: dict[int, list[SparseFeatures]] = {}
 
     def work(n: int) -> None:
-        found[n] = [encoder.encode(xs[n]) for _ in range(5)]
+        actual[n] = [encoder.encode(xs[n]) for _ in range(5)]
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    for n, results in found.items():
+    for n, results in actual.items():
         for result in results:
             np.testing.assert_array_equal(result.indices, expected[n].indices)
             np.testing.assert_array_equal(result.data, expected[n].data)
@@ -238,7 +238,7 @@ def test_a_block_on_a_gpu_keeps_to_a_gibibyte(d_sae: int, rows: int) -> None:
     assert choose_block(d_sae) == (1024, 1024)
 
 
-def test_block_and_shape_are_told(tmp_path: Path) -> None:
+def test_block_and_shape_are_reported(tmp_path: Path) -> None:
     encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE, "hook")), block=(33, 7))
     assert isinstance(encoder, RuleEncoder)
     assert (encoder.block, encoder.d_model, encoder.d_sae, encoder.hook_name) == (

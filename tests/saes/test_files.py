@@ -74,7 +74,7 @@ def test_a_file_of_many_tensors_is_listed_in_part() -> None:
         file_that_must_not_load(**many).take(NAMES, STANDARD)
 
 
-def test_tensors_are_taken_in_float32_contiguous_and_turned_where_asked() -> None:
+def test_tensors_are_taken_in_float32_contiguous_and_turned_where_requested() -> None:
     stored = tensors() | {"W_dec": tensors()["W_dec"].T, "b_enc": tensors()["b_enc"].to(torch.float16)}
     file = TensorFile(Path("x.pt"), {n: tuple(t.shape) for n, t in stored.items()}, stored.__getitem__)
     taken = file.take({**NAMES, "W_dec": "W_dec.T"}, STANDARD)
@@ -158,7 +158,9 @@ def test_the_only_torch_file_of_a_folder_is_found_where_there_are_no_other_weigh
     assert only_torch_file(tmp_path / "a.pth") == tmp_path / "a.pth"
 
 
-def test_an_unreadable_file_is_told_where_it_was_given_and_passed_over_in_a_folder(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_where_it_was_given_and_passed_over_in_a_folder(
+    tmp_path: Path,
+) -> None:
     torch.save(tensors(), tmp_path / "a.pt")
     assert torch_names(tmp_path) == torch_names(tmp_path / "a.pt") == set(NAMES)
     (tmp_path / "a.pt").write_bytes(b"noise")
@@ -249,7 +251,7 @@ def test_a_zip_bomb_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.Monke
         open_npz(path)
 
 
-def test_an_npz_whose_bytes_were_damaged_is_told_when_it_is_loaded(tmp_path: Path) -> None:
+def test_an_npz_whose_bytes_were_damaged_is_reported_when_it_is_loaded(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", W_enc=np.random.default_rng(0).random(1000))
     whole = bytearray((tmp_path / "a.npz").read_bytes())
     whole[3000] ^= 0xFF
@@ -283,7 +285,7 @@ BAD_SAFETENSORS = {
 
 
 @pytest.mark.parametrize("kind", BAD_SAFETENSORS)
-def test_a_bad_safetensors_file_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_bad_safetensors_file_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a.safetensors").write_bytes(BAD_SAFETENSORS[kind])
     with pytest.raises(InputError, match=r"a\.safetensors is damaged") as error:
         open_safetensors(tmp_path / "a.safetensors")

@@ -60,7 +60,7 @@ def test_the_device_selects_what_the_cpu_selects(tmp_path: Path, architecture: s
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_waits_for_the_device_before_a_result_is_asked_for(tmp_path: Path, architecture: str) -> None:
+def test_nothing_waits_for_the_device_before_a_result_is_requested(tmp_path: Path, architecture: str) -> None:
     encoder = load_sae(str(write_sae(tmp_path, architecture, 64, 1024, k=16)), "cuda", block=(128, 1024))
     x = draw_x().cuda()
     expected = encoder.encode(x)  # also warms up what allocates and waits once
@@ -88,11 +88,11 @@ def test_bfloat16_factors_give_what_the_cpu_gives_with_them(tmp_path: Path, arch
 def test_ties_of_topk_go_to_the_lowest_feature_on_the_device(tmp_path: Path) -> None:
     weights = {"W_enc": np.ones((4, 64), np.float32), "b_enc": np.zeros(64, np.float32)}
     folder = str(write_sae(tmp_path, "topk", 4, 64, k=5, weights=weights, apply_b_dec_to_input=False))
-    found = load_sae(folder, "cuda").encode(torch.ones(3, 4, device="cuda"))
-    np.testing.assert_array_equal(found.indices.reshape(3, 5), np.tile(np.arange(5), (3, 1)))
+    result = load_sae(folder, "cuda").encode(torch.ones(3, 4, device="cuda"))
+    np.testing.assert_array_equal(result.indices.reshape(3, 5), np.tile(np.arange(5), (3, 1)))
 
 
-def test_a_row_that_is_not_finite_is_named_when_the_result_is_asked_for(tmp_path: Path) -> None:
+def test_a_row_that_is_not_finite_is_named_when_the_result_is_requested(tmp_path: Path) -> None:
     x = draw_x()
     x[17, 5] = torch.nan
     pending = load_sae(str(write_sae(tmp_path, "standard", 64, 1024)), "cuda").submit(x.cuda())

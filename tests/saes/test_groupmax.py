@@ -32,10 +32,10 @@ def assert_selects_as_brute_force(dense: Dense, k: int) -> None:
     rule, expected = rule_of(dense.shape[1], k), brute_force(dense, k)
     ways = [select(rule, dense, block) for block in (None, 64, 7, 1)]
     ways += [select_on_device(rule, dense, capacity) for capacity in (256, 1)]
-    for found in ways:
-        assert chosen(found) == expected
-        rows = np.repeat(np.arange(len(dense)), np.diff(found.indptr))
-        np.testing.assert_array_equal(found.data, dense[rows, found.indices])
+    for result in ways:
+        assert chosen(result) == expected
+        rows = np.repeat(np.arange(len(dense)), np.diff(result.indptr))
+        np.testing.assert_array_equal(result.data, dense[rows, result.indices])
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,9 +79,9 @@ def test_one_group_and_groups_of_one_are_limits_that_hold(k: int) -> None:
 
 
 def test_no_rows_give_no_features() -> None:
-    found = select(rule_of(8, 2), np.empty((0, 8), np.float32))
-    assert found.indptr.tolist() == [0]
-    assert found.nnz == 0
+    result = select(rule_of(8, 2), np.empty((0, 8), np.float32))
+    assert result.indptr.tolist() == [0]
+    assert result.nnz == 0
 
 
 def test_groups_of_uneven_size_are_refused() -> None:

@@ -65,14 +65,14 @@ def test_only_the_saes_folder_is_downloaded_and_configurations_above_it(hub: Hub
     assert hub.downloaded() == {"saes/l1/cfg.json", "saes/l1/sae_weights.safetensors", "config.json"}
 
 
-def test_a_file_comes_with_the_configuration_beside_it(hub: Hub) -> None:
+def test_a_file_comes_with_the_configuration_next_to_it(hub: Hub) -> None:
     spec = "hf:me/mine/saes/l1/sae_weights.safetensors@v2"
     assert read_metadata(spec).architecture == "topk"
     assert hub.requests == [("me/mine", "v2")]
     assert hub.downloaded() == {"saes/l1/cfg.json", "saes/l1/sae_weights.safetensors"}
 
 
-def test_a_whole_repository_is_asked_for_with_a_dot(tmp_path: Path, hub: Hub) -> None:
+def test_a_whole_repository_is_requested_with_a_dot(tmp_path: Path, hub: Hub) -> None:
     hub.remote = write_sae(tmp_path / "other", "standard")
     assert read_metadata("hf:me/mine/.").architecture == "standard"
 
@@ -100,7 +100,7 @@ def test_specs_are_taken_apart(spec: str, expected: tuple[str, str, str | None])
     ["", "me", "me/mine", "me/mine/", "/mine/a", "me//a", "me/mine/../x", "me/mine/a/../../x", "me/mine//a",
      "me/mine/a/./b", "me/mine/a\\..\\b", "../mine/a", "me/mine/a@"],
 )  # fmt: skip
-def test_a_malformed_spec_is_refused_before_anything_is_asked(hub: Hub, name: str) -> None:
+def test_a_malformed_spec_is_refused_before_anything_is_requested(hub: Hub, name: str) -> None:
     with pytest.raises(InputError, match=r"is malformed: write hf:OWNER/REPOSITORY/PATH"):
         load_sae(f"hf:{name}")
     assert hub.requests == []

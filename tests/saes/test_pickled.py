@@ -271,7 +271,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_pt_file_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_pt_file_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     damage, message = DAMAGED[kind]
     damage(tmp_path / "a.pt")
     with pytest.raises(InputError, match=message):
@@ -305,7 +305,7 @@ def test_a_flipped_byte_never_ends_in_anything_but_a_sentence_or_the_tensors(tmp
     assert refused > 50
 
 
-def test_a_file_that_changed_since_it_was_opened_is_told(tmp_path: Path) -> None:
+def test_a_file_that_changed_since_it_was_opened_is_reported(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     file = open_torch(tmp_path / "a.pt")
     torch.save({"a": torch.ones(3)}, tmp_path / "a.pt")

@@ -67,11 +67,11 @@ def margins(architecture: str, x: torch.Tensor) -> Dense:
     return np.abs(pre - w.get("threshold", 0))
 
 
-def assert_equal_but_for_rounding(architecture: str, found: Dense, expected: Dense, x: torch.Tensor) -> None:
+def assert_equal_but_for_rounding(architecture: str, result: Dense, expected: Dense, x: torch.Tensor) -> None:
     """Values within rounding; the support differs at most where it hangs on rounding."""
     room = NEAR * (1 + x.abs().amax(dim=1, keepdim=True).numpy())
-    differs = (found != 0) != (expected != 0)
-    assert (np.abs(found - expected) <= room + 1e-5 * np.abs(expected))[~differs].all()
+    differs = (result != 0) != (expected != 0)
+    assert (np.abs(result - expected) <= room + 1e-5 * np.abs(expected))[~differs].all()
     assert (margins(architecture, x) <= room)[differs].all()
 
 
@@ -100,14 +100,14 @@ def test_a_split_batch_gives_the_same_rows(
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(ARCHITECTURES), SEEDS, ROWS, st.integers(1, 20), st.floats(-100, 100, width=32))
-def test_rows_put_beside_a_batch_change_nothing_in_it(
+def test_rows_put_next_to_a_batch_change_nothing_in_it(
     architecture: str, seed: int, rows: int, more: int, fill: float
 ) -> None:
     x = draw_x(seed, rows)
     padded = torch.cat([x, torch.full((more, D_MODEL), fill)])
     encoder = encoder_of(architecture)
-    found = dense(encoder.encode(padded), D_SAE)[:rows]
-    assert_equal_but_for_rounding(architecture, found, dense(encoder.encode(x), D_SAE), x)
+    result = dense(encoder.encode(padded), D_SAE)[:rows]
+    assert_equal_but_for_rounding(architecture, result, dense(encoder.encode(x), D_SAE), x)
 
 
 @settings(max_examples=25, deadline=None)

@@ -37,26 +37,26 @@ def activations(n=2000, d_sae=12, seed=1):
 
 
 def added(target, given, dense, sizes=BATCHES):
-    found, start = Reconstruction(dense.shape[1]), 0
+    result, start = Reconstruction(dense.shape[1]), 0
     for size in sizes:
         part = slice(start, start + size)
-        found.add(torch.from_numpy(target[part]), torch.from_numpy(given[part]), sparse(dense[part]))
+        result.add(torch.from_numpy(target[part]), torch.from_numpy(given[part]), sparse(dense[part]))
         start += size
     assert start == len(target)
-    return found
+    return result
 
 
 @pytest.mark.parametrize(("mean", "sigma"), [(0.0, 1.0), (1e4, 1e-2), (-3.0, 50.0)])
 def test_uneven_batches_give_the_global_figures(mean, sigma):
     target, given = rows(mean, sigma)
-    found = added(target, given, activations())
+    result = added(target, given, activations())
     t, g = target.astype(np.float64), given.astype(np.float64)
-    assert found.sst == pytest.approx(((t - t.mean(axis=0)) ** 2).sum(), rel=1e-9)
-    assert found.sse == pytest.approx(((t - g) ** 2).sum(), rel=1e-12)
-    assert found.explained_variance == pytest.approx(1 - found.sse / t.var(axis=0).sum() / len(t), rel=1e-8)
-    assert found.mse == pytest.approx(((t - g) ** 2).mean(), rel=1e-12)
+    assert result.sst == pytest.approx(((t - t.mean(axis=0)) ** 2).sum(), rel=1e-9)
+    assert result.sse == pytest.approx(((t - g) ** 2).sum(), rel=1e-12)
+    assert result.explained_variance == pytest.approx(1 - result.sse / t.var(axis=0).sum() / len(t), rel=1e-8)
+    assert result.mse == pytest.approx(((t - g) ** 2).mean(), rel=1e-12)
     cosines = (t * g).sum(axis=1) / np.linalg.norm(t, axis=1) / np.linalg.norm(g, axis=1)
-    assert found.cosine == pytest.approx(cosines.mean(), rel=1e-9)
+    assert result.cosine == pytest.approx(cosines.mean(), rel=1e-9)
 
 
 def test_the_mean_of_the_batches_explained_variances_is_another_number():
@@ -77,12 +77,12 @@ def test_the_mean_of_the_batches_explained_variances_is_another_number():
 def test_l0_and_dead_features(n):
     target, given = rows()
     dense = activations()[:n]
-    found = added(target[:n], given[:n], dense, [n - 100, 100])
+    result = added(target[:n], given[:n], dense, [n - 100, 100])
     l0 = (dense != 0).sum(axis=1)
-    assert found.l0_mean == pytest.approx(l0.mean(), rel=1e-15)
-    assert found.l0_median == np.median(l0)
-    assert found.active.tolist() == (dense != 0).sum(axis=0).tolist()
-    assert found.dead == 2
+    assert result.l0_mean == pytest.approx(l0.mean(), rel=1e-15)
+    assert result.l0_median == np.median(l0)
+    assert result.active.tolist() == (dense != 0).sum(axis=0).tolist()
+    assert result.dead == 2
 
 
 def test_the_median_of_an_even_number_of_rows_lies_between_the_middle_two():
@@ -114,13 +114,13 @@ def test_worse_than_the_mean_is_said_with_numbers():
 def test_an_sae_is_measured_against_its_own_decoder(tmp_path):
     encoder = load_sae(str(write_sae(tmp_path, "jumprelu")))
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
-    found = Reconstruction(encoder.d_sae)
-    features = reconstruct(encoder, x, target_of(encoder.metadata, x), found)
+    result = Reconstruction(encoder.d_sae)
+    features = reconstruct(encoder, x, target_of(encoder.metadata, x), result)
     w, dense = encoder.weights(), np.zeros((50, 64))
     dense[np.repeat(np.arange(50), np.diff(features.indptr)), features.indices] = features.data
     error = dense @ w["W_dec"] + w["b_dec"] - x.numpy()
-    assert found.sse == pytest.approx((error**2).sum(), rel=1e-5)
-    assert found.l0_mean == features.nnz / 50
+    assert result.sse == pytest.approx((error**2).sum(), rel=1e-5)
+    assert result.l0_mean == features.nnz / 50
 
 
 def test_the_target_of_one_heads_sae_is_that_head(tmp_path):
@@ -150,38 +150,38 @@ def with_massive_rows(share=0.0056, factor=300.0):
 
 
 @pytest.mark.parametrize("sizes", [BATCHES, (2000,), (1,) * 2000, (255, 1, 1, 1743), (256, 1744)])
-def test_massive_rows_are_told_apart_whatever_the_batches(sizes):
+def test_massive_rows_are_distinguished_whatever_the_batches(sizes):
     target, given, _ = with_massive_rows()
-    found = added(target, given, activations(), sizes)
+    result = added(target, given, activations(), sizes)
     norms = np.linalg.norm(target.astype(np.float64), axis=1)
     rest = norms <= 10 * np.median(norms[:256])
     assert np.array_equal(rest, norms <= 10 * np.median(norms))
-    assert found.massive == (~rest).sum() > 3
+    assert result.massive == (~rest).sum() > 3
     t, g = target[rest].astype(np.float64), given[rest].astype(np.float64)
     expected = 1 - ((t - g) ** 2).sum() / ((t - t.mean(axis=0)) ** 2).sum()
-    assert found.rest.explained_variance == pytest.approx(expected, rel=1e-9)
-    assert found.judged == found.rest.explained_variance > 0.9
-    assert found.explained_variance < 0.01
-    assert worse_than_mean(found) is None
+    assert result.rest.explained_variance == pytest.approx(expected, rel=1e-9)
+    assert result.judged == result.rest.explained_variance > 0.9
+    assert result.explained_variance < 0.01
+    assert worse_than_mean(result) is None
 
 
 def test_where_many_rows_are_massive_all_are_judged():
     target, given, _ = with_massive_rows(share=0.2)
-    found = added(target, given, activations())
-    assert found.massive > 0.1 * len(target)
-    assert found.judged == found.explained_variance
+    result = added(target, given, activations())
+    assert result.massive > 0.1 * len(target)
+    assert result.judged == result.explained_variance
 
 
 def test_a_reconstruction_that_is_bad_but_for_massive_rows_is_bad():
     target, _, massive = with_massive_rows()
-    found = added(target, np.where(massive[:, None], target, -target), activations())
-    assert found.explained_variance > 0.9
-    assert "explained variance -3" in worse_than_mean(found)
+    result = added(target, np.where(massive[:, None], target, -target), activations())
+    assert result.explained_variance > 0.9
+    assert "explained variance -3" in worse_than_mean(result)
 
 
 @pytest.mark.parametrize("n", [0, 1, 100])
 def test_of_fewer_rows_than_the_median_takes_they_are_all_it_has(n):
     target, given = rows(n=n)
-    found = added(target, given, activations(n), (n,))
-    assert (found.massive, found.rest.n, found.n) == (0, n, n)
-    assert found.explained.of_rest is None
+    result = added(target, given, activations(n), (n,))
+    assert (result.massive, result.rest.n, result.n) == (0, n, n)
+    assert result.explained.of_rest is None

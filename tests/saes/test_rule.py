@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.saes.encoding import rule
-from pipeline.saes.encoding.rule import GROUP, _in_few_groups, beside, candidates, group_maxima, keys_of
+from pipeline.saes.encoding.rule import GROUP, _in_few_groups, candidates, group_maxima, hstack_csr, keys_of
 from schemas.values import SparseFeatures
 
 Dense = np.ndarray[Any, np.dtype[np.float32]]
@@ -24,8 +24,8 @@ def chosen(dense: Dense, limit: Dense, first: int = 0, signed: bool = False) -> 
 
 
 def by_groups(dense: Dense, limit: Dense) -> list[int] | None:
-    found = _in_few_groups(keys_of(torch.from_numpy(dense), slice(0, dense.shape[1]), signed=False), limit)
-    return None if found is None else found.tolist()
+    result = _in_few_groups(keys_of(torch.from_numpy(dense), slice(0, dense.shape[1]), signed=False), limit)
+    return None if result is None else result.tolist()
 
 
 def sparse_block(seed: int, rows: int, groups: int) -> Dense:
@@ -42,11 +42,11 @@ def test_candidates_are_all_that_reach_the_limit(
     dense = sparse_block(seed, rows, groups)
     shape = (rows, 1) if by_row else (groups * GROUP,)
     limit = (np.random.default_rng(seed + 1).integers(128, 192, shape) / 64).astype(np.float32)
-    found = chosen(dense, limit, first=7, signed=signed)
+    result = chosen(dense, limit, first=7, signed=signed)
     expected = np.argwhere((np.abs(dense) if signed else dense) >= limit)
-    row_of = np.repeat(np.arange(rows), np.diff(found.indptr))
-    np.testing.assert_array_equal(np.stack([row_of, found.indices - 7], axis=1), expected)
-    np.testing.assert_array_equal(found.data, dense[tuple(expected.T)])
+    row_of = np.repeat(np.arange(rows), np.diff(result.indptr))
+    np.testing.assert_array_equal(np.stack([row_of, result.indices - 7], axis=1), expected)
+    np.testing.assert_array_equal(result.data, dense[tuple(expected.T)])
 
 
 @pytest.mark.parametrize("by_row", [True, False])
@@ -86,11 +86,11 @@ def test_limits_of_infinity_let_nothing_or_everything_through() -> None:
     assert chosen(dense, np.full(32, -np.inf, np.float32)).nnz == dense.size
 
 
-def test_neighbouring_blocks_are_put_beside_each_other_row_by_row() -> None:
+def test_neighbouring_blocks_are_put_next_to_each_other_row_by_row() -> None:
     dense = sparse_block(1, 30, 6)
     limit = np.full((30, 1), 1.5, np.float32)
     parts = [chosen(np.ascontiguousarray(dense[:, a:b]), limit, a) for a, b in ((0, 32), (32, 33), (33, 96))]
-    together, whole = beside(parts), chosen(dense, limit)
+    together, whole = hstack_csr(parts), chosen(dense, limit)
     for name in ("indptr", "indices", "data"):
         np.testing.assert_array_equal(getattr(together, name), getattr(whole, name))
         assert getattr(together, name).dtype == getattr(whole, name).dtype

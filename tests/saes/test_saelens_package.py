@@ -39,17 +39,17 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A hub in which every SAE is the one in tmp_path / "hub"; gives the repositories asked for."""
     sae_lens()
     loaders = importlib.import_module("sae_lens.loading.pretrained_sae_loaders")
-    asked: list[str] = []
+    requested: list[str] = []
 
     def serve(repo_id: str, filename: str, force_download: bool = False, subfolder: str = "") -> str:
-        asked.append(f"{repo_id}/{filename}")
+        requested.append(f"{repo_id}/{filename}")
         file = tmp_path / "hub" / ("checkpoints" if "checkpoints" in subfolder else "") / Path(filename).name
         if not file.is_file():
             raise loaders.EntryNotFoundError(f"no {filename}")
         return str(file)
 
     monkeypatch.setattr(loaders, "hf_hub_download", serve)
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
@@ -248,17 +248,17 @@ def test_threads_share_the_packages_module(tmp_path: Path) -> None:
     encoder = load_sae(spec, block=(8, 80))
     xs = [rows_of(D_MODEL, 60, seed) for seed in range(4)]
     expected = [encoder.decode(encoder.encode(x), like=x) for x in xs]
-    found: dict[int, torch.Tensor] = {}
+    result: dict[int, torch.Tensor] = {}
 
     def work(n: int) -> None:
         for _ in range(5):
-            found[n] = encoder.decode(encoder.encode(xs[n]), like=xs[n])
+            result[n] = encoder.decode(encoder.encode(xs[n]), like=xs[n])
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for n in range(4):
-        np.testing.assert_allclose(found[n], expected[n], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result[n], expected[n], rtol=1e-5, atol=1e-6)
 
 
 def test_its_weights_and_digest_are_those_of_the_package(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_its_weights_and_digest_are_those_of_the_package(tmp_path: Path) -> None
     assert sae_digest(spec) == sae_digest(same) != sae_digest(other)
 
 
-def test_what_it_can_not_encode_is_refused(tmp_path: Path) -> None:
+def test_what_it_cannot_encode_is_refused(tmp_path: Path) -> None:
     spec, _ = matching_pursuit(tmp_path)
     encoder = load_sae(spec)
     assert encoder.accepts(D_MODEL)
@@ -311,7 +311,7 @@ def test_a_temporal_sae_is_refused_with_the_reason(tmp_path: Path) -> None:
         (lambda x: x.view(1, 2, 3), "does not encode rows"),
     ],
 )
-def test_an_architecture_that_looks_beside_the_token_is_found_out(
+def test_an_architecture_that_looks_next_to_the_token_is_found_out(
     tmp_path: Path, encode: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, sae = matching_pursuit(tmp_path)

@@ -36,7 +36,7 @@ def test_an_activation_equal_to_the_threshold_is_off(tmp_path: Path) -> None:
     assert features.data.tolist() == [above[0], above[1], above[2], 2.0]
 
 
-def test_the_threshold_keeps_its_own_precision_beside_float16_weights(tmp_path: Path) -> None:
+def test_the_threshold_keeps_its_own_precision_next_to_float16_weights(tmp_path: Path) -> None:
     theta = np.array([0.1000123, 0.2000456], dtype=np.float32)
     weights = identity(2) | {"b_enc": np.zeros(2, np.float32), "threshold": theta}
     folder = write_sae(tmp_path, "jumprelu", 2, 2, weights=weights, weight_dtype="float16")
@@ -72,12 +72,12 @@ def test_the_floor_never_loses_what_the_exact_test_would_keep(scaled: bool) -> N
     limit = ((theta.astype(np.float64) - shift) / scale).astype(np.float32)
     product = limit + np.spacing(limit) * rng.integers(-4, 5, (8, width)).astype(np.float32)
     expected = product * scale + shift > theta
-    found = select(rule, product)
-    rows = np.repeat(np.arange(8), np.diff(found.indptr))
-    np.testing.assert_array_equal(np.argwhere(expected), np.stack([rows, found.indices], axis=1))
+    result = select(rule, product)
+    rows = np.repeat(np.arange(8), np.diff(result.indptr))
+    np.testing.assert_array_equal(np.argwhere(expected), np.stack([rows, result.indices], axis=1))
 
 
-def test_a_gate_of_no_scale_hides_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_gate_of_no_scale_hides_nothing_next_to_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     weights = {
         "W_enc": rng.standard_normal((8, 1024)).astype(np.float32),

@@ -33,10 +33,10 @@ def assert_selects_as_brute_force(dense: Dense, k: int) -> None:
         expected = brute_force(np.abs(dense) if signed else dense, k)
         ways = [select(rule, dense, block) for block in (None, 64, 7)]
         ways += [select_on_device(rule, dense, capacity) for capacity in (256, 1)]
-        for found in ways:
-            assert chosen(found) == expected
-            rows = np.repeat(np.arange(len(dense)), np.diff(found.indptr))
-            np.testing.assert_array_equal(found.data, dense[rows, found.indices])
+        for result in ways:
+            assert chosen(result) == expected
+            rows = np.repeat(np.arange(len(dense)), np.diff(result.indptr))
+            np.testing.assert_array_equal(result.data, dense[rows, result.indices])
 
 
 @settings(max_examples=60, deadline=None)

@@ -37,10 +37,10 @@ class StreamConformance:
         """Open a corpus below the folder, another one for another number."""
 
     def test_documents_are_texts_numbered_from_0(self, tmp_path: Path) -> None:
-        found = list(self.make_one(tmp_path, 0).documents())
-        assert [document.number for document in found] == list(range(len(found)))
-        assert len(found) > 1
-        assert all(isinstance(document.text, str) for document in found)
+        result = list(self.make_one(tmp_path, 0).documents())
+        assert [document.number for document in result] == list(range(len(result)))
+        assert len(result) > 1
+        assert all(isinstance(document.text, str) for document in result)
 
     def test_every_document_has_a_value_of_each_label(self, tmp_path: Path) -> None:
         source = self.make_one(tmp_path, 0)
@@ -60,9 +60,9 @@ class StreamConformance:
 
     def test_it_describes_itself_as_json(self, tmp_path: Path) -> None:
         source = self.make_one(tmp_path, 0)
-        found = source.describe()
-        assert json.loads(json.dumps(found)) == found
-        assert (found["kind"], found["label_columns"]) == (self.kind, list(source.label_dtypes()))
+        result = source.describe()
+        assert json.loads(json.dumps(result)) == result
+        assert (result["kind"], result["label_columns"]) == (self.kind, list(source.label_dtypes()))
 
     def test_a_document_has_a_vector_for_each_token_where_the_source_holds_vectors(
         self, tmp_path: Path
@@ -81,9 +81,9 @@ class StreamConformance:
 
     def test_its_size_is_about_the_bytes_of_its_texts(self, tmp_path: Path) -> None:
         source = self.make_one(tmp_path, 0)
-        told = source.estimated_bytes()
+        estimate = source.estimated_bytes()
         size = sum(len(document.text.encode()) for document in source.documents())
-        assert told is None or size / 4 <= told <= 4 * size + 4096
+        assert estimate is None or size / 4 <= estimate <= 4 * size + 4096
 
 
 class SourceConformance(StreamConformance):
@@ -108,19 +108,19 @@ class SourceConformance(StreamConformance):
         return self.make(folder, [*TEXTS[:-1], "another"] if number else TEXTS, self.labels)
 
     def test_documents_come_in_order_numbered_from_0_with_their_labels(self, tmp_path: Path) -> None:
-        found = list(self.make(tmp_path, TEXTS, self.labels).documents())
+        result = list(self.make(tmp_path, TEXTS, self.labels).documents())
         columns = list(zip(*self.labels.values(), strict=True)) if self.labels else [()] * len(TEXTS)
-        assert found == [
+        assert result == [
             Document(number, text, labels)
             for number, (text, labels) in enumerate(zip(TEXTS, columns, strict=True))
         ]
 
-    def test_label_types_are_told(self, tmp_path: Path) -> None:
-        found = self.make(tmp_path, TEXTS, self.labels).label_dtypes()
-        assert found == {name: DTYPES[name] for name in self.labels}
-        assert list(found) == list(self.labels)
+    def test_label_types_are_reported(self, tmp_path: Path) -> None:
+        result = self.make(tmp_path, TEXTS, self.labels).label_dtypes()
+        assert result == {name: DTYPES[name] for name in self.labels}
+        assert list(result) == list(self.labels)
 
-    def test_a_label_column_that_is_not_there_is_named_beside_those_that_are(self, tmp_path: Path) -> None:
+    def test_a_label_column_that_is_not_there_is_named_next_to_those_that_are(self, tmp_path: Path) -> None:
         source = self.make(tmp_path, TEXTS, self.labels, label_columns=("yaer",))
         with pytest.raises(InputError, match=r"no column 'yaer'; it has "):
             source.label_dtypes()
@@ -129,7 +129,7 @@ class SourceConformance(StreamConformance):
 class ColumnConformance(SourceConformance):
     """For sources whose documents are rows with a text column."""
 
-    def test_a_text_column_that_is_not_there_is_named_beside_those_that_are(self, tmp_path: Path) -> None:
+    def test_a_text_column_that_is_not_there_is_named_next_to_those_that_are(self, tmp_path: Path) -> None:
         source = self.make(tmp_path, TEXTS, self.labels, text_column="body")
         with pytest.raises(InputError, match=r"no column 'body'; it has .*text.*year"):
             list(source.documents())

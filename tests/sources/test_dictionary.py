@@ -76,7 +76,7 @@ CONTENT = {
 
 
 @pytest.mark.parametrize(
-    ("corpus", "told"),
+    ("corpus", "message"),
     [
         ({"kind": "dictionary"}, "corpus.dictionary is missing"),
         ({"path": "p"}, "corpus.path is for corpus.kind: text, not dictionary"),
@@ -100,13 +100,13 @@ CONTENT = {
         ),
     ],
 )
-def test_a_wrong_section_is_told_in_a_sentence(corpus, told):
+def test_a_wrong_section_is_reported_in_a_sentence(corpus, message):
     section = {"kind": "dictionary"} if "kind" in corpus and len(corpus) == 1 else CONTENT["corpus"] | corpus
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         parse_run_file(CONTENT | {"corpus": section}, "run.yaml")
 
 
-def test_without_the_package_of_sae_lens_its_name_is_told(monkeypatch):
+def test_without_the_package_of_sae_lens_its_name_is_reported(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pipeline.sources.generated.saelens_dictionary", None)
     with pytest.raises(InputError, match=r"latentlake\[saelens\]"):
         list(opened(generator="saelens").documents())

@@ -14,8 +14,8 @@ from schemas.run.file import Corpus
 from tests.sources.conformance import UntypedConformance
 
 
-def corpus(**asked: Any) -> Corpus:
-    return Corpus.model_validate({"path": "org/name", **asked})
+def corpus(**requested: Any) -> Corpus:
+    return Corpus.model_validate({"path": "org/name", **requested})
 
 
 class TestHub(UntypedConformance):
@@ -29,28 +29,30 @@ class TestHub(UntypedConformance):
         )
 
 
-def test_name_config_split_and_revision_are_asked_for() -> None:
-    asked: list[Any] = []
+def test_name_config_split_and_revision_are_requested() -> None:
+    requested: list[Any] = []
 
     def load(*args: Any, **kwargs: Any) -> list[dict[str, str]]:
-        asked.append((args, kwargs))
+        requested.append((args, kwargs))
         return [{"text": "a"}]
 
     source = HubSource(corpus(config="en", split="test"), load, lambda name: f"sha of {name}")
     assert [document.text for document in source.documents()] == ["a"]
     expected = {"name": "en", "split": "test", "revision": "sha of org/name", "streaming": True}
-    assert asked[-1] == (("org/name",), expected)
+    assert requested[-1] == (("org/name",), expected)
     assert source.describe()["revision"] == "sha of org/name"
     assert source.estimated_bytes() is None
 
 
 @pytest.mark.parametrize("change", [{"config": "en"}, {"split": "test"}, {"path": "org/other"}])
 def test_another_name_config_or_split_has_another_digest(change: dict[str, str]) -> None:
-    first, other = (HubSource(corpus(**asked), list, lambda name: "sha").digest() for asked in ({}, change))
+    first, other = (
+        HubSource(corpus(**requested), list, lambda name: "sha").digest() for requested in ({}, change)
+    )
     assert first != other
 
 
-def test_a_name_that_is_no_path_and_can_not_be_reached_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_no_path_and_cannot_be_reached_says_both(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(name: str) -> str:
         raise ConnectionError("no\nnetwork")
 
@@ -67,8 +69,8 @@ def test_the_real_loader_streams(tmp_path: Path) -> None:
 
     (tmp_path / "a.jsonl").write_text('{"text": "a", "year": 1}\n{"text": "b", "year": 2}\n')
 
-    def load(path: str, revision: str, **asked: Any) -> Any:
-        return load_dataset(str(tmp_path), **asked)
+    def load(path: str, revision: str, **requested: Any) -> Any:
+        return load_dataset(str(tmp_path), **requested)
 
     source = HubSource(corpus(label_columns=["year"]), load, lambda name: "sha")
     assert [(d.text, d.labels) for d in source.documents()] == [("a", (1,)), ("b", (2,))]

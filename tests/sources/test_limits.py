@@ -32,8 +32,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "MOST_LINE", 3 * LIMIT)
 
 
-def read(path: Path, **asked: Any) -> list[str]:
-    source = open_source(Corpus.model_validate({"path": str(path), **asked}))
+def read(path: Path, **requested: Any) -> list[str]:
+    source = open_source(Corpus.model_validate({"path": str(path), **requested}))
     return [document.text for document in source.documents()]
 
 
@@ -128,13 +128,13 @@ def test_images_that_unpack_to_too_much_are_refused_by_their_header(
 ) -> None:
     monkeypatch.setattr(image_files, "MOST_NUMBERS", 10_000)
     monkeypatch.setattr(image_files, "MOST_BYTES", 1 << 20)
-    asked = {"image": "images", "label": "labels"}
+    requested = {"image": "images", "label": "labels"}
     large = images(tmp_path / name, (1100, 32, 32))
     with pytest.raises(InputError, match=f"{name}.* unpacks to more than"):
-        read(large, kind="images", images=asked)
+        read(large, kind="images", images=requested)
     if not name.endswith(".gz"):
         with pytest.raises(InputError, match=f"{name}.* holds images of 1,000,000 numbers each"):
-            read(images(tmp_path / name, (1, 1000, 1000)), kind="images", images=asked)
+            read(images(tmp_path / name, (1, 1000, 1000)), kind="images", images=requested)
 
 
 CODE = """
@@ -177,6 +177,6 @@ def test_a_gigabyte_in_one_document_takes_no_more_memory_than_the_limit(
                 file.write(b"a" * (size // 64))
             file.write(b'"}\n')
     done = subprocess.run([sys.executable, "-c", CODE, str(path)], check=True, capture_output=True, text=True)
-    told, grown = done.stdout.splitlines()
-    assert "bytes" in told
+    output, grown = done.stdout.splitlines()
+    assert "bytes" in output
     assert int(grown) < most

@@ -16,8 +16,8 @@ from pipeline.sources.text.hub import HubSource
 from schemas.run.file import Corpus
 
 
-def files(path: Path, **asked: Any) -> dict[str, Any]:
-    return open_source(Corpus.model_validate({"path": str(path), **asked})).describe()
+def files(path: Path, **requested: Any) -> dict[str, Any]:
+    return open_source(Corpus.model_validate({"path": str(path), **requested})).describe()
 
 
 def old(path: Path) -> dict[str, Any]:
@@ -25,12 +25,12 @@ def old(path: Path) -> dict[str, Any]:
     return {key: value for key, value in files(path).items() if key != "contents"}
 
 
-def drawn(**asked: Any) -> dict[str, Any]:
-    return open_source(Corpus.model_validate({"kind": "synthetic", "documents": 5, **asked})).describe()
+def drawn(**requested: Any) -> dict[str, Any]:
+    return open_source(Corpus.model_validate({"kind": "synthetic", "documents": 5, **requested})).describe()
 
 
-def dataset(revision: str = "a", **asked: Any) -> dict[str, Any]:
-    corpus = Corpus.model_validate({"path": "org/name", **asked})
+def dataset(revision: str = "a", **requested: Any) -> dict[str, Any]:
+    corpus = Corpus.model_validate({"path": "org/name", **requested})
     return HubSource(corpus, list, lambda name: revision).describe()
 
 
@@ -105,9 +105,9 @@ def test_images_are_known_however_they_are_scrambled(tmp_path: Path, change: dic
     held = digits(write_digits(tmp_path / "a.npz"))
     shutil.copy(tmp_path / "a.npz", tmp_path / "copy.npz")
     for name in ("a.npz", "copy.npz"):
-        found = overlap(digits(tmp_path / name, **change), {**held, "limit": 3})
-        assert found is not None
-        assert found[0] == f"images of corpus.path '{tmp_path / name}' are"
+        result = overlap(digits(tmp_path / name, **change), {**held, "limit": 3})
+        assert result is not None
+        assert result[0] == f"images of corpus.path '{tmp_path / name}' are"
     assert overlap(digits(write_digits(tmp_path / "b.npz", 1), **change), held) is None
     assert overlap(digits(tmp_path / "a.npz", image="x_test", **change), held) is None
 
@@ -134,9 +134,9 @@ def test_a_dataset_of_images_is_known_by_its_name(tmp_path: Path) -> None:
         pixels = list(np.zeros((2, 4, 4), np.uint8))
         return Rows(image=pixels, other=pixels, label=[0, 1])
 
-    def pets(**asked: Any) -> dict[str, Any]:
-        corpus = Corpus.model_validate({"kind": "images", "path": "org/pets", **asked})
-        return HubImages(corpus, load, lambda name: str(asked)).describe()
+    def pets(**requested: Any) -> dict[str, Any]:
+        corpus = Corpus.model_validate({"kind": "images", "path": "org/pets", **requested})
+        return HubImages(corpus, load, lambda name: str(requested)).describe()
 
     assert overlap(pets(images={"scrambled": True}), pets())
     for other in ({"split": "test"}, {"config": "en"}, {"path": "org/more"}, {"images": {"image": "other"}}):
@@ -144,21 +144,21 @@ def test_a_dataset_of_images_is_known_by_its_name(tmp_path: Path) -> None:
 
 
 def vectors(**recipe: Any) -> dict[str, Any]:
-    asked = {"kind": "dictionary", "dictionary": {"features": 4, "width": 4, "documents": 3, **recipe}}
-    return open_source(Corpus.model_validate(asked)).describe()
+    requested = {"kind": "dictionary", "dictionary": {"features": 4, "width": 4, "documents": 3, **recipe}}
+    return open_source(Corpus.model_validate(requested)).describe()
 
 
 def test_a_dictionary_repeats_the_documents_of_its_recipe() -> None:
     for documents in (2, 3, 9):
-        found = overlap(vectors(documents=documents), vectors())
-        assert found is not None
-        assert found[1] == "set another corpus.dictionary.seed"
+        result = overlap(vectors(documents=documents), vectors())
+        assert result is not None
+        assert result[1] == "set another corpus.dictionary.seed"
     for change in ({"seed": 1}, {"features": 5}, {"rows": 2}, {"noise": 0.5}):
         assert overlap(vectors(**change), vectors()) is None
 
 
-def prompts(path: Any, **asked: Any) -> dict[str, Any]:
-    corpus = {"kind": "prompts", "path": str(path), "prompts": asked}
+def prompts(path: Any, **requested: Any) -> dict[str, Any]:
+    corpus = {"kind": "prompts", "path": str(path), "prompts": requested}
     return open_source(Corpus.model_validate(corpus)).describe()
 
 

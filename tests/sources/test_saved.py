@@ -19,8 +19,8 @@ from tests.sources.conformance import ColumnConformance
 ROWS = {"text": ["안녕", "b", "c"], "year": [1, None, 3], "other": [0.5, 1.0, 2.0]}
 
 
-def source(path: Path, **asked: Any) -> Source:
-    return open_source(Corpus.model_validate({"path": str(path), **asked}))
+def source(path: Path, **requested: Any) -> Source:
+    return open_source(Corpus.model_validate({"path": str(path), **requested}))
 
 
 class TestSaved(ColumnConformance):
@@ -76,21 +76,21 @@ def test_a_copy_under_another_name_is_known(saved: Path) -> None:
     import shutil
 
     shutil.copytree(saved / "one", saved / "copy")
-    asked, held = source(saved / "copy").describe(), source(saved / "one").describe()
-    assert "1 of the 1 files of corpus.path" in overlap(asked, held)[0]  # type: ignore[index]
+    requested, held = source(saved / "copy").describe(), source(saved / "one").describe()
+    assert "1 of the 1 files of corpus.path" in overlap(requested, held)[0]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("requested", "message"),
     [
         ({"split": "validation"}, "has no split 'validation': set corpus.split to test, train"),
         ({"config": "en"}, "has no configurations: leave corpus.config out"),
         ({"text_column": "body"}, "has no column 'body'; it has"),
     ],
 )
-def test_what_is_not_there_is_one_sentence(saved: Path, asked: dict[str, str], told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        source(saved / "several", **asked).label_dtypes()
+def test_what_is_not_there_is_one_sentence(saved: Path, requested: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        source(saved / "several", **requested).label_dtypes()
 
 
 @pytest.mark.parametrize(
@@ -127,14 +127,14 @@ def test_images_are_read_with_the_names_of_their_classes(tmp_path: Path) -> None
     )
     rows = datasets.Dataset.from_dict({"image": list(pixels), "label": [1, 0]}, features=features)
     rows.save_to_disk(str(tmp_path / "images"))
-    found = source(tmp_path / "images", kind="images", images={"scrambled": False})
-    assert found.describe()["classes"] == ["cat", "dog"]
-    documents = list(found.documents())
+    result = source(tmp_path / "images", kind="images", images={"scrambled": False})
+    assert result.describe()["classes"] == ["cat", "dog"]
+    documents = list(result.documents())
     assert [d.labels for d in documents] == [("dog",), ("cat",)]
     np.testing.assert_array_equal(documents[1].values, pixels[1].reshape(1, -1))
 
 
-def test_it_is_a_dataset_though_other_files_lie_beside_it(saved: Path) -> None:
+def test_it_is_a_dataset_though_other_files_lie_next_to_it(saved: Path) -> None:
     (saved / "one" / "notes.txt").write_text("no document")
     assert len(list(source(saved / "one").documents())) == 3
     assert json.loads((saved / "one" / "state.json").read_text())

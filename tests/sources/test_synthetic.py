@@ -13,8 +13,8 @@ from schemas.run.file import Corpus
 from tests.sources.conformance import StreamConformance
 
 
-def drawn(**asked: Any) -> Source:
-    return open_source(Corpus.model_validate({"kind": "synthetic", "documents": 50, **asked}))
+def drawn(**requested: Any) -> Source:
+    return open_source(Corpus.model_validate({"kind": "synthetic", "documents": 50, **requested}))
 
 
 def tokens_of(source: Source) -> list[list[int]]:
@@ -56,6 +56,6 @@ def test_a_document_depends_on_the_seed_and_its_number_alone() -> None:
 def test_the_estimated_size_is_right(vocabulary: int, mean: int) -> None:
     source = drawn(documents=4000, tokens_per_document=mean, vocabulary=vocabulary)
     size = sum(len(document.text) for document in source.documents())
-    told = source.estimated_bytes()
-    assert told is not None
-    assert abs(told - size) < (0.08 if mean > 10 else 0.3) * size  # the last word has no space after it
+    estimate = source.estimated_bytes()
+    assert estimate is not None
+    assert abs(estimate - size) < (0.08 if mean > 10 else 0.3) * size  # the last word has no space after it

@@ -18,8 +18,8 @@ from schemas.run.file import Corpus
 from tests.sources.conformance import ColumnConformance, SourceConformance, UntypedConformance
 
 
-def open_at(path: Path | str, **asked: Any) -> Source:
-    return open_source(Corpus.model_validate({"path": str(path), **asked}))
+def open_at(path: Path | str, **requested: Any) -> Source:
+    return open_source(Corpus.model_validate({"path": str(path), **requested}))
 
 
 def texts_of(source: Source) -> list[str]:
@@ -271,8 +271,8 @@ def test_the_bytes_of_text_are_estimated_from_any_format(tmp_path: Path) -> None
     pq.write_table(pa.table({"text": texts, "other": texts}), tmp_path / "a.parquet", compression="zstd")
     write(tmp_path / "b.jsonl", json_lines(texts, {}))
     for name in ("a.parquet", "b.jsonl"):
-        found = open_at(tmp_path / name).estimated_bytes()
-        assert found == pytest.approx(size, rel=0.05)
+        result = open_at(tmp_path / name).estimated_bytes()
+        assert result == pytest.approx(size, rel=0.05)
 
 
 def test_an_unknown_kind_lists_the_known_ones() -> None:

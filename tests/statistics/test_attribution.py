@@ -29,14 +29,14 @@ def made(prompts=40, entries=400, seed=0):
 
 def by_hand(values, context, feature, numbers):
     """(label, value, feature) -> the numbers of each prompt of the value, [2, prompts]; active ones."""
-    found = {}
+    result = {}
     for label in values.columns:
         for value in values[label].drop_nulls().unique():
             mine = np.flatnonzero((values[label] == value).fill_null(value=False).to_numpy())
             for f in np.unique(feature[np.isin(context, mine)]):
                 sums = [[n[(context == c) & (feature == f)].sum() for c in mine] for n in numbers]
-                found[label, value, int(f)] = np.array(sums), np.isin(mine, context[feature == f]).sum()
-    return found
+                result[label, value, int(f)] = np.array(sums), np.isin(mine, context[feature == f]).sum()
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_prompts_may_come_in_any_cut(table):
         mine = (context >= first) & (context < stop)
         some = tuple(number[mine] for number in numbers)
         parts.append(partial(values[first:stop], context[mine] - first, feature[mine], some, D_SAE))
-    found = finalize(combine(parts))
-    assert found.select("label", "value", "feature", "prompts", "active").equals(
+    result = finalize(combine(parts))
+    assert result.select("label", "value", "feature", "prompts", "active").equals(
         table.select("label", "value", "feature", "prompts", "active")
     )
     for name in ("ig", "ig_se", "ig2", "ig2_se"):
-        np.testing.assert_allclose(found[name], table[name], rtol=1e-10, atol=1e-15)
+        np.testing.assert_allclose(result[name], table[name], rtol=1e-10, atol=1e-15)
 
 
 def test_one_prompt_has_no_error_and_none_at_all_no_rows():
@@ -95,15 +95,15 @@ def test_a_values_first_features_are_those_of_largest_score_and_all_see_the_unio
     ]
     schema = ["label", "value", "feature", "prompts", "active", "ig"]
     scores = pl.DataFrame(rows, schema=schema, orient="row", schema_overrides={"feature": pl.UInt32})
-    found = select(scores, "ig", 2)
-    assert found.schema == pl.Schema(ATTRIBUTION_SELECTION)
-    assert found.select("value", "feature", "score", "rank", "prompts", "active").rows() == [
+    result = select(scores, "ig", 2)
+    assert result.schema == pl.Schema(ATTRIBUTION_SELECTION)
+    assert result.select("value", "feature", "score", "rank", "prompts", "active").rows() == [
         ("x", 1, 0.5, 1, 10, 5),  # of 1 and 3, equal, the lower number
         ("x", 2, -0.9, 0, 10, 5),
         ("y", 1, 0.1, 0, 20, 7),
         ("y", 2, 0.0, None, 20, 0),
     ]
-    assert found["holds"].null_count() == 4
+    assert result["holds"].null_count() == 4
 
 
 @pytest.mark.parametrize("squared", [False, True])
@@ -131,9 +131,9 @@ def test_an_effect_holds_where_its_interval_leaves_0_out_on_the_side_of_its_scor
         },
         schema_overrides={"feature": pl.UInt32},
     )
-    found = with_effects(select(scores, "ig", 5), combine([sums]), squared=squared)
-    assert found["holds"].to_list() == [True, False, False]  # 7: clear, but against its score
-    for row in found.iter_rows(named=True):
+    result = with_effects(select(scores, "ig", 5), combine([sums]), squared=squared)
+    assert result["holds"].to_list() == [True, False, False]  # 7: clear, but against its score
+    for row in result.iter_rows(named=True):
         mine = effects[row["feature"]]
         ends = stats.t.interval(0.95, 29, mine.mean(), stats.sem(mine))
         assert row["effect"] == pytest.approx(mine.mean())

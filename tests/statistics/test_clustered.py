@@ -50,14 +50,14 @@ def test_sums_are_those_of_a_loop_over_documents(signed: bool) -> None:
     sums = added(shards)
     for feature in range(D_SAE):
         n, active, total = (np.array(column) for column in by_document(shards, feature))
-        found = {name: column[feature] for name, column in sums.columns.items()}
-        assert found["documents"] == (active > 0).sum()
-        assert found["active"] == active.sum()
-        assert found["active_squared"] == (active**2).sum()
-        assert found["active_rows"] == (active * n).sum()
-        assert found["total"] == pytest.approx(total.sum(), rel=1e-12, abs=1e-12)
-        assert found["total_squared"] == pytest.approx((total**2).sum(), rel=1e-12)
-        assert found["total_rows"] == pytest.approx((total * n).sum(), rel=1e-12, abs=1e-12)
+        result = {name: column[feature] for name, column in sums.columns.items()}
+        assert result["documents"] == (active > 0).sum()
+        assert result["active"] == active.sum()
+        assert result["active_squared"] == (active**2).sum()
+        assert result["active_rows"] == (active * n).sum()
+        assert result["total"] == pytest.approx(total.sum(), rel=1e-12, abs=1e-12)
+        assert result["total_squared"] == pytest.approx((total**2).sum(), rel=1e-12)
+        assert result["total_rows"] == pytest.approx((total * n).sum(), rel=1e-12, abs=1e-12)
         assert sums.totals == DocumentTotals(len(n), int(n.sum()), int((n**2).sum()))
 
 
@@ -105,17 +105,17 @@ def test_shards_add_up_to_the_whole_and_blocks_change_no_bit(monkeypatch: pytest
     assert frame.schema == pl.Schema({"feature": pl.UInt32()} | SUMS)
 
 
-def test_a_document_is_told_apart_from_the_next_features() -> None:
+def test_a_document_is_distinguished_from_the_next_features() -> None:
     """Feature 0 ends in the document in which feature 1 begins."""
     dense = np.zeros((22, 2), np.float32)
     dense[[3, 12, 13], 0] = 2
     dense[[12, 21], 1] = 3
     made = Made(made_shards((22,))[0].tokens, dense)
     made.tokens.counted[:] = True
-    found = document_sums(made.postings, made.tokens)
-    assert found["documents"].to_list() == [2, 1]
-    assert found["active_squared"].to_list() == [1 + 4, 4]
-    assert found["total_squared"].to_list() == [4 + 16, 36]
+    result = document_sums(made.postings, made.tokens)
+    assert result["documents"].to_list() == [2, 1]
+    assert result["active_squared"].to_list() == [1 + 4, 4]
+    assert result["total_squared"].to_list() == [4 + 16, 36]
 
 
 def test_a_shard_without_activations_or_rows_adds_its_documents_alone() -> None:

@@ -133,9 +133,9 @@ def test_features_that_differ_are_found_and_few_others() -> None:
     a, b = draw(rng, 800, 0.1), draw(rng, 800, np.where(differs, 0.3, 0.1))
     table = compared(a, b)
     for name in ("frequency", "mean_all"):
-        found = (table[f"{name}_q"] <= 0.05).to_numpy()
-        assert found[differs].mean() > 0.8
-        assert found[~differs].sum() / found.sum() < 0.1
+        result = (table[f"{name}_q"] <= 0.05).to_numpy()
+        assert result[differs].mean() > 0.8
+        assert result[~differs].sum() / result.sum() < 0.1
     ratio = table.filter(differs)["frequency_log2_ratio"].median()
     assert ratio == pytest.approx(np.log2(3), abs=0.15)
 
@@ -209,9 +209,9 @@ def fires(documents: int, where: list[int], rows: int = 100, of: int = 10) -> Dr
 
 def test_a_feature_in_too_few_documents_has_no_p_rather_than_a_wrong_one() -> None:
     enough = 2 * SUPPORT
-    for found, in_b in ((None, range(enough - 1)), (True, range(enough))):
+    for result, in_b in ((None, range(enough - 1)), (True, range(enough))):
         row = compared(fires(40, []), fires(40, list(in_b))).row(0, named=True)
-        assert (row["frequency_p"] is not None) == (found is not None)
+        assert (row["frequency_p"] is not None) == (result is not None)
         assert row["frequency_b"] == len(in_b) * 10 / 4000
         assert row["frequency_se"] > 0
     assert compared(fires(400, list(range(60))), fires(20, [])).row(0, named=True)["frequency_p"] is None

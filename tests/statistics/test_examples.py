@@ -35,12 +35,12 @@ def strongest(shards: list[Made], k: int = 20, dtype: type = np.float16) -> pl.D
 def brute_force(shards: list[Made], k: int) -> list[tuple[int, int, int, float]]:
     """Feature, rank, row and activation of the strongest rows by a sort of everything."""
     dense = as_one(shards).dense
-    found = []
+    result = []
     for feature in range(dense.shape[1]):
         values = dense[:, feature]
         rows = sorted(np.flatnonzero(values), key=lambda row: (-abs(values[row]), row))[:k]
-        found += [(feature, rank, int(row), float(values[row])) for rank, row in enumerate(rows)]
-    return found
+        result += [(feature, rank, int(row), float(values[row])) for rank, row in enumerate(rows)]
+    return result
 
 
 @pytest.mark.parametrize("k", [1, 5, 1000])
@@ -48,10 +48,10 @@ def brute_force(shards: list[Made], k: int) -> list[tuple[int, int, int, float]]
 @pytest.mark.parametrize("signed", [False, True])
 def test_top_rows_equal_a_sort_of_everything(k: int, dtype: type, signed: bool) -> None:
     shards = made_shards((60, 0, 300, 2), signed=signed)
-    found = strongest(shards, k, dtype)
-    assert dict(found.schema) == EXAMPLES
-    assert found.select("feature", "rank", "row", "activation").rows() == brute_force(shards, k)
-    assert found.select(pl.col("kind", "interval").unique()).row(0) == ("top", 0)
+    result = strongest(shards, k, dtype)
+    assert dict(result.schema) == EXAMPLES
+    assert result.select("feature", "rank", "row", "activation").rows() == brute_force(shards, k)
+    assert result.select(pl.col("kind", "interval").unique()).row(0) == ("top", 0)
 
 
 @pytest.mark.parametrize("k", [1, 3, 1000])
@@ -77,9 +77,9 @@ def test_one_row_of_each_document_equals_a_sort_of_everything(
             best.setdefault(int(whole.tokens.document[row]), int(row))
         rows = list(best.values())[:k]
         expected += [(feature, rank, row, float(values[row])) for rank, row in enumerate(rows)]
-    found = looking.table()
-    assert set(found["kind"]) == {"top_document"}
-    assert found.select("feature", "rank", "row", "activation").rows() == expected
+    result = looking.table()
+    assert set(result["kind"]) == {"top_document"}
+    assert result.select("feature", "rank", "row", "activation").rows() == expected
 
 
 def test_ties_go_to_the_earlier_row_and_a_negative_activation_keeps_its_sign() -> None:
@@ -96,8 +96,8 @@ def test_a_feature_of_equal_activations_is_pruned_as_it_goes(
     shards = [shard_around(np.full((90, 1), values, np.float16).astype(np.float32), 90 * n) for n in range(5)]
     assert strongest(shards, 4)["row"].to_list() == [0, 1, 2, 3]
     mixed = made_shards((50,) * 9, seed=3, signed=True)
-    found = strongest(mixed, 3)
-    assert found.select("feature", "rank", "row", "activation").rows() == brute_force(mixed, 3)
+    result = strongest(mixed, 3)
+    assert result.select("feature", "rank", "row", "activation").rows() == brute_force(mixed, 3)
 
 
 @pytest.mark.parametrize("signed", [False, True])

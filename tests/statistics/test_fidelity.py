@@ -31,7 +31,7 @@ def test_the_recovered_share_compares_zeros_and_the_mean_with_clean_losses():
     assert rows["recovered_share"]["se"] == pytest.approx(se, rel=1e-6)
 
 
-def test_the_notebook_s_score_is_given_beside_ours_and_named_apart():
+def test_the_notebook_s_score_is_given_next_to_ours_and_named_apart():
     one = {"predictions": 10, "clean": 30, "patched": 32, "zero": 100, "mean": 50, "rows": 10, "sst": 1}
     one |= {"literal_predictions": 12, "literal_clean": 36, "literal_patched": 48, "literal_zero": 132}
     rows = {
@@ -83,7 +83,7 @@ ONE = {
 def test_a_value_that_is_missing_has_its_reason(changes, documents, measure, reason):
     shards = pl.DataFrame([shard_of("a", [ONE | changes] * documents)], schema=FIDELITY_SHARDS)
     table = summary(shards, 4)
-    told = reasons(table)
-    assert reason in told[measure]
+    message = reasons(table)
+    assert reason in message[measure]
     missing = table.filter(pl.col("value").is_null() | pl.col("low").is_null())["measure"].to_list()
-    assert list(told) == missing
+    assert list(message) == missing

@@ -22,9 +22,9 @@ class Held:
         self.x, self.longest = x, 0
 
     def read(self, start=0, stop=None):
-        found = self.x[start:stop]
-        self.longest = max(self.longest, len(found))
-        return found
+        result = self.x[start:stop]
+        self.longest = max(self.longest, len(result))
+        return result
 
 
 def importance(sums, w_dec, penalty):
@@ -73,16 +73,16 @@ def by_the_loop(activations, x, w_dec, b_dec, penalty):
 def test_it_is_what_the_loop_over_features_and_samples_finds(drawn, penalty):
     activations, x, of_row, w_dec, b_dec = drawn
     sums = class_sums(sparse.csr_matrix(activations), Held(x), of_row, CLASSES, w_dec, b_dec, penalty)
-    found = importance(sums, w_dec, penalty)
+    result = importance(sums, w_dec, penalty)
     for number in range(CLASSES):
         rows = of_row == number
         change, literal, whole, literal_whole = by_the_loop(activations[rows], x[rows], w_dec, b_dec, penalty)
-        np.testing.assert_allclose(found.change[number], change, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(found.literal_change[number], literal, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose([found.loss[number], found.literal_loss[number]], [whole, literal_whole])
-        np.testing.assert_allclose(found.importance[number], change / change.sum(), rtol=1e-8, atol=1e-11)
+        np.testing.assert_allclose(result.change[number], change, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(result.literal_change[number], literal, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose([result.loss[number], result.literal_loss[number]], [whole, literal_whole])
+        np.testing.assert_allclose(result.importance[number], change / change.sum(), rtol=1e-8, atol=1e-11)
         np.testing.assert_allclose(
-            found.literal_importance[number], literal / literal.sum(), rtol=1e-8, atol=1e-11
+            result.literal_importance[number], literal / literal.sum(), rtol=1e-8, atol=1e-11
         )
         assert sums.n_active[number].tolist() == (activations[rows] > 0).sum(axis=0).tolist()
 
@@ -91,8 +91,8 @@ def test_the_literal_loss_shifts_all_features_alike(drawn):
     activations, x, of_row, w_dec, b_dec = drawn
     penalty = Penalty(0.1, 0.5)
     sums = class_sums(sparse.csr_matrix(activations), Held(x), of_row, CLASSES, w_dec, b_dec, penalty)
-    found = importance(sums, w_dec, penalty)
-    shift = found.literal_change - found.change
+    result = importance(sums, w_dec, penalty)
+    shift = result.literal_change - result.change
     assert np.ptp(shift, axis=1).max() < 1e-12
     assert np.abs(shift).min() > 1e-3
 
@@ -101,10 +101,10 @@ def test_over_all_classes_the_literal_loss_is_that_of_the_batch(drawn):
     activations, x, _, w_dec, b_dec = drawn
     penalty, every = Penalty(0.1, 0.5), np.zeros(N, np.int64)
     sums = class_sums(sparse.csr_matrix(activations), Held(x), every, 1, w_dec, b_dec, penalty)
-    found = importance(sums, w_dec, penalty).of_the_batch()
+    result = importance(sums, w_dec, penalty).of_the_batch()
     change, _, whole, _ = by_the_loop(activations, x, w_dec, b_dec, penalty)
-    np.testing.assert_allclose(found.literal_importance[0], change / change.sum(), rtol=1e-8, atol=1e-11)
-    assert found.literal_loss[0] == pytest.approx(whole)
+    np.testing.assert_allclose(result.literal_importance[0], change / change.sum(), rtol=1e-8, atol=1e-11)
+    assert result.literal_loss[0] == pytest.approx(whole)
 
 
 def test_all_rows_are_the_classes_together(drawn):
@@ -166,10 +166,12 @@ def test_without_x_the_reconstruction_stands_for_it(drawn):
     activations, _, of_row, w_dec, b_dec = drawn
     penalty, matrix = Penalty(), sparse.csr_matrix(activations)
     own = (activations.astype(np.float64) @ w_dec.astype(np.float64) + b_dec).astype(np.float64)
-    told = importance(class_sums(matrix, Held(own), of_row, CLASSES, w_dec, b_dec, penalty), w_dec, penalty)
-    found = importance(class_sums(matrix, None, of_row, CLASSES, w_dec, b_dec, penalty), w_dec, penalty)
-    np.testing.assert_allclose(found.change, told.change, rtol=1e-9, atol=1e-12)
-    assert (found.error == 0).all()
+    message = importance(
+        class_sums(matrix, Held(own), of_row, CLASSES, w_dec, b_dec, penalty), w_dec, penalty
+    )
+    result = importance(class_sums(matrix, None, of_row, CLASSES, w_dec, b_dec, penalty), w_dec, penalty)
+    np.testing.assert_allclose(result.change, message.change, rtol=1e-9, atol=1e-12)
+    assert (result.error == 0).all()
 
 
 def test_a_class_without_rows_has_no_importance(drawn):
@@ -177,6 +179,6 @@ def test_a_class_without_rows_has_no_importance(drawn):
     sums = class_sums(
         sparse.csr_matrix(activations), Held(x), of_row * 0 + 1, 3, w_dec, b_dec, Penalty(0.1, 1e-4)
     )
-    found = importance(sums, w_dec, Penalty(0.1, 1e-4))
-    assert np.isnan(found.importance[[0, 2]]).all()
-    assert found.importance[1].sum() == pytest.approx(1)
+    result = importance(sums, w_dec, Penalty(0.1, 1e-4))
+    assert np.isnan(result.importance[[0, 2]]).all()
+    assert result.importance[1].sum() == pytest.approx(1)

@@ -26,7 +26,7 @@ def test_the_interval_is_korn_and_graubards_with_the_degrees_of_freedom_of_the_b
     rng = np.random.default_rng(0)
     n = rng.integers(20, 300, 60)
     x = rng.binomial(n[:, None], rng.random((60, 7)) ** 9 * (rng.random((60, 7)) < 0.6))
-    found = frequency_interval(estimate(n, x))
+    result = frequency_interval(estimate(n, x))
     for f in range(7):
         p = x[:, f].sum() / n.sum()
         variance = 60 / 59 * ((x[:, f] - p * n) ** 2).sum() / n.sum() ** 2
@@ -37,33 +37,33 @@ def test_the_interval_is_korn_and_graubards_with_the_degrees_of_freedom_of_the_b
             stats.beta.ppf(0.025, p * size, size - p * size + 1),
             stats.beta.ppf(0.975, p * size + 1, size - p * size),
         )
-        assert found.error[f] == pytest.approx(variance**0.5, rel=1e-9)
-        assert (found.low[f], found.high[f]) == pytest.approx(ends, rel=1e-6)
-        assert found.low[f] < p < found.high[f]
+        assert result.error[f] == pytest.approx(variance**0.5, rel=1e-9)
+        assert (result.low[f], result.high[f]) == pytest.approx(ends, rel=1e-6)
+        assert result.low[f] < p < result.high[f]
 
 
 def test_rows_drawn_one_by_one_have_nearly_the_interval_of_clopper_and_pearson() -> None:
     x = np.arange(2000) < 300
-    found = frequency_interval(estimate(np.ones(2000), x))
+    result = frequency_interval(estimate(np.ones(2000), x))
     exact = stats.binomtest(300, 2000).proportion_ci(method="exact")
-    assert (found.low[0], found.high[0]) == pytest.approx((exact.low, exact.high), rel=0.005)
+    assert (result.low[0], result.high[0]) == pytest.approx((exact.low, exact.high), rel=0.005)
 
 
 def test_what_fires_never_or_always_has_the_rule_of_three_over_documents_as_its_end() -> None:
     n = np.array([50, 50, 10, 90])
-    found = frequency_interval(estimate(n, np.stack([0 * n, n], axis=1)))
+    result = frequency_interval(estimate(n, np.stack([0 * n, n], axis=1)))
     bound = 1 - 0.05 ** (1 / (200**2 / (50**2 + 50**2 + 10**2 + 90**2)))
-    assert np.isnan(found.error).all()
-    assert (found.low[0], found.high[0]) == (0, pytest.approx(bound))
-    assert (found.low[1], found.high[1]) == (pytest.approx(1 - bound), 1)
+    assert np.isnan(result.error).all()
+    assert (result.low[0], result.high[0]) == (0, pytest.approx(bound))
+    assert (result.low[1], result.high[1]) == (pytest.approx(1 - bound), 1)
     assert rule_of_three(1000) == pytest.approx(stats.binomtest(0, 1000).proportion_ci(0.9).high)
     assert rule_of_three(1000) == pytest.approx(3 / 1000, rel=0.003)
 
 
 def test_one_document_tells_nothing_of_the_others_and_no_document_nothing() -> None:
-    found = frequency_interval(estimate([80], [[3, 0]]))
-    assert np.isnan([found.error[0], found.low[0], found.high[0]]).all()
-    assert (found.low[1], found.high[1]) == (0, pytest.approx(0.95))
+    result = frequency_interval(estimate([80], [[3, 0]]))
+    assert np.isnan([result.error[0], result.low[0], result.high[0]]).all()
+    assert (result.low[1], result.high[1]) == (0, pytest.approx(0.95))
     nothing = DocumentTotals()
     assert effective(nothing) == 0
     assert np.isnan(rule_of_three(0))
@@ -92,8 +92,8 @@ def test_nineteen_of_twenty_intervals_hold_the_frequency_of_a_feature_that_burst
     for _ in range(4):
         n, x = bursts(rng, documents, share, burst)
         fired, truth = x.sum(0) > 0, share * burst
-        found = frequency_interval(estimate(n, x))
-        held.append(((found.low <= truth) & (truth <= found.high))[fired].mean())
+        result = frequency_interval(estimate(n, x))
+        held.append(((result.low <= truth) & (truth <= result.high))[fired].mean())
         k, total = x.sum(0), n.sum()
         low = stats.beta.ppf(0.025, k, total - k + 1)
         high = stats.beta.ppf(0.975, k + 1, total - k)

@@ -22,14 +22,14 @@ def contexts_of(made: Made) -> np.ndarray:
 
 def silent_contexts(shards: list[Made], feature: int) -> list[tuple[int, int]]:
     """(shard, context) of every context with a counted row in which the feature never fires."""
-    found = []
+    result = []
     for number, made in enumerate(shards):
         context = contexts_of(made)
         for one in range(made.tokens.n_contexts):
             rows = context == one
             if not made.dense[rows, feature].any() and made.tokens.counted[rows].any():
-                found.append((number, one))
-    return found
+                result.append((number, one))
+    return result
 
 
 def drawn(shards: list[Made], n: int, features: np.ndarray, pieces: int = 1) -> pl.DataFrame:
@@ -64,13 +64,13 @@ def shards() -> list[Made]:
     return [Made(replace(first.tokens, counted=counted), dense), second]
 
 
-def test_all_silent_contexts_are_found_where_so_many_are_asked_for(shards: list[Made]) -> None:
-    found = drawn(shards, 1000, np.arange(FEATURES))
-    assert dict(found.schema) == EXAMPLES
-    assert set(found["kind"]) == {"random"}
-    assert not found["activation"].to_numpy().any()
+def test_all_silent_contexts_are_found_where_so_many_are_requested(shards: list[Made]) -> None:
+    result = drawn(shards, 1000, np.arange(FEATURES))
+    assert dict(result.schema) == EXAMPLES
+    assert set(result["kind"]) == {"random"}
+    assert not result["activation"].to_numpy().any()
     for feature in range(FEATURES):
-        mine = found.filter(feature=feature)
+        mine = result.filter(feature=feature)
         assert mine["rank"].to_list() == list(range(mine.height))
         expected = silent_contexts(shards, feature)
         starts = [made.tokens.row_start for made in shards]
@@ -79,7 +79,7 @@ def test_all_silent_contexts_are_found_where_so_many_are_asked_for(shards: list[
         places = [(int(s), int(row - starts[s])) for s, row in zip(shard, rows, strict=True)]
         assert sorted((s, int(contexts_of(shards[s])[row])) for s, row in places) == expected
         assert all(shards[s].tokens.counted[row] for s, row in places)
-    assert found.filter(feature=3).is_empty()
+    assert result.filter(feature=3).is_empty()
 
 
 def test_a_few_are_the_first_of_all_and_differ_between_features(shards: list[Made]) -> None:
@@ -104,7 +104,7 @@ def test_the_order_of_a_feature_goes_through_every_context_once(contexts: int) -
     assert (np.sort(order, axis=1) == np.arange(contexts)).all()
 
 
-def test_tries_are_enough_for_what_is_asked_and_bounded() -> None:
+def test_tries_are_enough_for_what_is_requested_and_bounded() -> None:
     tries = nonfiring._tries(np.array([0, 500, 999, 1000, 10**6]), 1000, 10)
     assert tries.tolist() == [36, 72, 1000, 0, 0]
     assert nonfiring._tries(np.array([10**9 - 1]), 10**9, 10).tolist() == [nonfiring.TRIED]

@@ -71,8 +71,8 @@ def test_nothing_active_gives_nothing(pooling):
     pooled = pool_rows(sparse.csr_matrix((4, 3), dtype=np.float32), np.zeros(4, int), 1, pooling)
     assert (pooled.shape, pooled.nnz) == ((1, 3), 0)
     none = np.empty(0, np.int64)
-    found = pool_entries(none, none, np.empty(0, np.float32), pooling, np.array([4]))
-    assert [len(part) for part in found] == [0, 0, 0]
+    result = pool_entries(none, none, np.empty(0, np.float32), pooling, np.array([4]))
+    assert [len(part) for part in result] == [0, 0, 0]
 
 
 def test_sums_are_those_of_float64():

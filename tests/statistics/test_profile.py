@@ -40,9 +40,9 @@ def profiler(made: Made, labels: list[str | None]) -> Profiler:
         )
     ]
     grouping = Grouping(document_totals(made.tokens), (Label("kind", ("a", "b"), tuple(totals)),))
-    found = Profiler(range(3), grouping)
-    found.add(made.postings, ShardRows.of(made.tokens, grouping, documents))
-    return found
+    result = Profiler(range(3), grouping)
+    result.add(made.postings, ShardRows.of(made.tokens, grouping, documents))
+    return result
 
 
 def test_a_feature_of_every_row_one_of_a_single_row_and_one_of_none(made: Made) -> None:
@@ -68,11 +68,11 @@ def test_a_feature_of_every_row_one_of_a_single_row_and_one_of_none(made: Made) 
 def test_values_without_a_group_are_elsewhere_and_documents_without_a_value_nowhere(made: Made) -> None:
     labels = profiler(made, ["a", "b", "a", "a", "x", None, "b", None]).labels()
     assert dict(labels.schema) == LABELS
-    found = {(row["feature"], row["value"]): row for row in labels.iter_rows(named=True)}
-    assert set(found) == {(EVERYWHERE, "a"), (EVERYWHERE, "b")}  # row 33 is of the document of kind x
-    assert found[EVERYWHERE, "a"]["rows"] == 16  # the third document is not counted
-    assert found[EVERYWHERE, "a"]["mean_all"] == -2
-    assert found[EVERYWHERE, "b"]["difference"] == 0
+    result = {(row["feature"], row["value"]): row for row in labels.iter_rows(named=True)}
+    assert set(result) == {(EVERYWHERE, "a"), (EVERYWHERE, "b")}  # row 33 is of the document of kind x
+    assert result[EVERYWHERE, "a"]["rows"] == 16  # the third document is not counted
+    assert result[EVERYWHERE, "a"]["mean_all"] == -2
+    assert result[EVERYWHERE, "b"]["difference"] == 0
 
 
 def test_a_value_that_all_documents_have_is_compared_with_nothing(made: Made) -> None:
@@ -97,10 +97,10 @@ def test_q_is_benjamini_and_hochbergs_of_each_value_ties_and_nulls_too() -> None
         {"feature": np.arange(400), "label": "kind", "value": value, "p": p, "q": None}, nan_to_null=True
     )
     rest = {name: pl.lit(None) for name in LABELS if name not in table.columns}
-    found = with_q(table.with_columns(**rest).select(*LABELS).cast(LABELS))  # type: ignore[arg-type]
-    assert found["feature"].to_list() == list(range(400))
+    result = with_q(table.with_columns(**rest).select(*LABELS).cast(LABELS))  # type: ignore[arg-type]
+    assert result["feature"].to_list() == list(range(400))
     for kind in "abc":
-        some = found.filter(value=kind).drop_nulls("p")
+        some = result.filter(value=kind).drop_nulls("p")
         expected = stats.false_discovery_control(some["p"].to_numpy())
         np.testing.assert_allclose(some["q"], expected, rtol=1e-12)
-    assert found.filter(pl.col("p").is_null())["q"].is_null().all()
+    assert result.filter(pl.col("p").is_null())["q"].is_null().all()

@@ -21,14 +21,14 @@ def drawn(documents, seed=0):
 
 def test_a_ratio_and_its_error_are_cochrans():
     totals = drawn(30)
-    found = ratio(moments(totals), ABOVE, BELOW)
+    result = ratio(moments(totals), ABOVE, BELOW)
     x, n = totals @ ABOVE, totals @ BELOW
     p = x.sum() / n.sum()
     variance = 30 / 29 * ((x - p * n) ** 2).sum() / n.sum() ** 2
-    assert found.value == pytest.approx(p, rel=1e-12)
-    assert found.se == pytest.approx(np.sqrt(variance), rel=1e-9)
+    assert result.value == pytest.approx(p, rel=1e-12)
+    assert result.se == pytest.approx(np.sqrt(variance), rel=1e-9)
     half = stats.t.ppf(0.975, 29) * np.sqrt(variance)
-    assert (found.low, found.high) == pytest.approx((p - half, p + half), rel=1e-9)
+    assert (result.low, result.high) == pytest.approx((p - half, p + half), rel=1e-9)
 
 
 def test_the_error_is_the_bootstraps_over_documents():
@@ -41,8 +41,8 @@ def test_the_error_is_the_bootstraps_over_documents():
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
     truth = 0.4  # rows and losses are drawn apart
-    found = [ratio(moments(drawn(25, seed)), ABOVE, BELOW) for seed in range(2, 602)]
-    assert 0.92 < np.mean([one.low < truth < one.high for one in found]) < 0.98
+    result = [ratio(moments(drawn(25, seed)), ABOVE, BELOW) for seed in range(2, 602)]
+    assert 0.92 < np.mean([one.low < truth < one.high for one in result]) < 0.98
 
 
 def test_moments_of_shards_add_to_those_of_all():

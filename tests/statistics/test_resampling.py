@@ -95,11 +95,11 @@ def test_a_draw_has_the_moments_of_the_shards_it_drew(shards: list[Made], shift:
         sums.add(partial["feature"].to_numpy().astype(np.int64), partial, weight)
     for draw in range(DRAWS):
         dense = drawn_anew(shards, weights[draw])
-        found, expected = sums.table(draw, len(dense)), by_hand(dense)
+        result, expected = sums.table(draw, len(dense)), by_hand(dense)
         for name, values in expected.items():
             if shift and name in ("skewness_all", "kurtosis_all"):
                 continue
-            column = found[name].cast(pl.Float64).fill_null(np.nan)
+            column = result[name].cast(pl.Float64).fill_null(np.nan)
             np.testing.assert_allclose(column, values, rtol=1e-6 if shift else 1e-9, atol=1e-9, err_msg=name)
     assert (weights[:, 0] == 0).any()  # and feature 3 then has no value
 
@@ -116,8 +116,8 @@ def test_intervals_are_quantiles_over_the_draws_in_which_a_feature_has_a_rank(dr
     every = rng.integers(0, 1000, (draws, 30))
     every[rng.random((draws, 30)) < np.linspace(0, 1, 30)] = ABSENT
     intervals = RankIntervals(30, draws)
-    for found in every:
-        intervals.add(found)
+    for result in every:
+        intervals.add(result)
     low, high = intervals.interval()
     for feature, column in enumerate(every.T):
         there = column[column != ABSENT]
@@ -127,7 +127,7 @@ def test_intervals_are_quantiles_over_the_draws_in_which_a_feature_has_a_rank(dr
         assert [low[feature], high[feature]] == expected
 
 
-def test_what_is_no_moment_can_not_be_resampled() -> None:
+def test_what_is_no_moment_cannot_be_resampled() -> None:
     assert can_resample("sigma_over_mu")
     assert not can_resample("max_activation")
     assert (highest_power(["frequency"]), highest_power(["mean_all", "sigma_over_mu"])) == (0, 2)

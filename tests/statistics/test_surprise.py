@@ -29,17 +29,17 @@ def values() -> np.ndarray:
 
 
 def test_a_count_errs_by_less_than_its_bin(values: np.ndarray) -> None:
-    asked = np.concatenate([values, values * np.float32(1.01)])
-    found = at_least(stored(values), asked)
-    for x, n in zip(asked, found, strict=True):
+    requested = np.concatenate([values, values * np.float32(1.01)])
+    result = at_least(stored(values), requested)
+    for x, n in zip(requested, result, strict=True):
         in_bin = (bins_of(values) == bins_of(np.array([x]))).sum()
         assert abs(n - as_large(values, x)) <= in_bin
 
 
 def test_a_count_is_exact_at_the_edges_of_bins(values: np.ndarray) -> None:
     edges = np.float32([0.5, 0.5625, 1, 4, -0.5, -2])
-    found = at_least(stored(values), edges)
-    np.testing.assert_allclose(found, [as_large(values, x) for x in edges], rtol=1e-15)
+    result = at_least(stored(values), edges)
+    np.testing.assert_allclose(result, [as_large(values, x) for x in edges], rtol=1e-15)
 
 
 def test_what_was_never_seen_has_log2_of_all_rows_and_the_strongest_one_row_more(values: np.ndarray) -> None:

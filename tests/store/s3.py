@@ -33,11 +33,11 @@ class FaultyS3:
     requests: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     one_put: threading.Lock = field(default_factory=threading.Lock)
-    """Held by a conditional put: S3 looks and writes in one step, moto in two, between which another may come."""
+    """Held by a conditional put: S3 looks and writes in one step, moto in two."""
 
     def fail(self, method: str, ending: str, *faults: Fault) -> None:
         """Let the next requests of this method on a path with this ending meet these faults."""
-        self.chosen = lambda asked, path: asked == method and path.partition("?")[0].endswith(ending)
+        self.chosen = lambda requested, path: requested == method and path.partition("?")[0].endswith(ending)
         self.faults = list(faults)
 
     def next_fault(self, method: str, path: str) -> Fault | None:

@@ -133,7 +133,7 @@ def test_the_digest_depends_on_the_data_and_on_nothing_else() -> None:
     assert digest != receipts_digest([receipt(sha256="9"), b])
 
 
-def test_the_manifest_lists_what_is_committed_and_what_was_given_up(tmp_path: Path) -> None:
+def test_the_manifest_lists_what_is_committed_and_what_was_quarantined(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     write_manifest(layout, "p", [manifest_row(receipt("000001"))], {"000000": "NaN at hook", "000001": "old"})
     frame = pl.read_parquet(layout.manifest("p"))

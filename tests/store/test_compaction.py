@@ -30,9 +30,9 @@ def compacted(root: Path, site: str = "site") -> FeatureStore:
 
 
 def digests(store: FeatureStore) -> list[str]:
-    found = store.compacted("site")
-    assert found is not None
-    return [file.sha256 for file in found.record.files]
+    result = store.compacted("site")
+    assert result is not None
+    return [file.sha256 for file in result.record.files]
 
 
 def sites(built: Built) -> None:
@@ -52,14 +52,18 @@ def commit_next(built: Built, number: int) -> None:
 def test_it_is_one_file_per_block_sorted_with_statistics_and_a_page_index(tmp_path: Path) -> None:
     built = build(tmp_path, shards=4)
     store = compacted(tmp_path)
-    found = store.compacted("site")
-    assert [path.name for path in found.paths] == ["00000000.parquet", "00000016.parquet", "00000032.parquet"]
+    result = store.compacted("site")
+    assert [path.name for path in result.paths] == [
+        "00000000.parquet",
+        "00000016.parquet",
+        "00000032.parquet",
+    ]
     feature, row = np.nonzero(built.dense["site"].T)
-    frame = pl.concat([pl.read_parquet(path) for path in found.paths])
+    frame = pl.concat([pl.read_parquet(path) for path in result.paths])
     assert frame["feature"].to_list() == feature.tolist()
     assert frame["row"].to_list() == row.tolist()
     assert frame["activation"].cast(pl.Float32).to_list() == built.dense["site"][row, feature].tolist()
-    column = pq.read_metadata(found.paths[1]).row_group(0).column(0)
+    column = pq.read_metadata(result.paths[1]).row_group(0).column(0)
     assert (column.statistics.min, column.statistics.max) == (16, 31)
     assert column.has_offset_index
     assert column.has_column_index
@@ -84,7 +88,7 @@ def test_no_activation_depends_on_groups_or_memory(
         for n in range(pq.read_metadata(path).num_row_groups)
     ]
     assert max(sizes) <= group
-    assert [found for found in store.verify().problems if "site.zarr" not in found] == []
+    assert [result for result in store.verify().problems if "site.zarr" not in result] == []
 
 
 def test_queries_give_what_they_gave_and_read_no_shard(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_queries_give_what_they_gave_and_read_no_shard(tmp_path: Path) -> None:
     store = compacted(tmp_path)
     for record in store.shards:
         store.object_path("site", record.name, "postings.parquet").unlink()
-    assert all(store.contexts("site", f, 5).equals(found) for f, found in enumerate(before))
+    assert all(store.contexts("site", f, 5).equals(result) for f, result in enumerate(before))
     assert store.scan_activations("site").collect().equals(scanned)
     only = store.scan_activations("site").filter(pl.col("feature") == 3).collect()
     assert only.equals(scanned.filter(pl.col("feature") == 3))
@@ -117,7 +121,7 @@ def test_after_an_append_the_rest_is_read_from_shards_until_it_is_compacted_agai
     new = compacted(tmp_path)
     assert new.uncompacted("site") == []
     assert new.compacted("site").marker != old.marker
-    assert [found.marker for found in new.compactions("site")] == sorted(
+    assert [result.marker for result in new.compactions("site")] == sorted(
         [old.marker, new.compacted("site").marker]
     )
     assert len(compacted(tmp_path / "fresh").compacted("site").record.files) == 3
@@ -178,9 +182,9 @@ def test_damage_and_other_content_are_found_by_verify(tmp_path: Path) -> None:
     report = store.verify()
     assert report.problems == []
     assert report.objects == 3 + 3 * 4 + 1 + 3 + 1
-    found = store.compacted("site")
-    path, remedy = found.paths[1], f"; delete {found.marker} and run `latentlake compact`"
-    whole, frame = path.read_bytes(), pl.read_parquet(found.paths[1])
+    result = store.compacted("site")
+    path, remedy = result.paths[1], f"; delete {result.marker} and run `latentlake compact`"
+    whole, frame = path.read_bytes(), pl.read_parquet(result.paths[1])
     path.write_bytes(whole[:-1] + b"x")
     (problem,) = FeatureStore.open(tmp_path).verify().problems
     assert problem.startswith(f"{path} is damaged: its sha256")
@@ -202,23 +206,23 @@ def recorded(store: FeatureStore, path: Path) -> None:
     """Make the marker agree with a changed file."""
     from pipeline.store.objects.verbs import measure
 
-    found = store.compacted("site")
+    result = store.compacted("site")
     size, sha256 = measure(path)
     files = [
         replace(file, bytes=size, sha256=sha256) if file.path.endswith(path.name) else file
-        for file in found.record.files
+        for file in result.record.files
     ]
-    found.marker.write_bytes(found.record.model_copy(update={"files": tuple(files)}).to_json())
+    result.marker.write_bytes(result.record.model_copy(update={"files": tuple(files)}).to_json())
 
 
 def test_a_block_that_is_left_out_is_found_by_verify(tmp_path: Path) -> None:
     built = build(tmp_path, shards=2)
     sites(built)
-    found = compacted(tmp_path).compacted("site")
-    record = found.record.model_copy(update={"files": found.record.files[1:]})
-    found.marker.write_bytes(record.to_json())
+    result = compacted(tmp_path).compacted("site")
+    record = result.record.model_copy(update={"files": result.record.files[1:]})
+    result.marker.write_bytes(record.to_json())
     store = FeatureStore.open(tmp_path)
-    assert store.verify().problems == [f"{found.marker} does not hold all activations of its shards"]
+    assert store.verify().problems == [f"{result.marker} does not hold all activations of its shards"]
     assert len(store.rows_of("site", 3)[0]) == 0
 
 
@@ -266,7 +270,7 @@ def test_no_byte_depends_on_the_number_of_workers(
     with Processes(workers) as tasks:
         compaction.compact(FeatureStore.open(tmp_path), "site", tasks)
         store = FeatureStore.open(tmp_path)
-        assert [[f.sha256 for f in found.record.files] for found in store.compactions("site")] == [one, one]
+        assert [[f.sha256 for f in result.record.files] for result in store.compactions("site")] == [one, one]
         assert store.verify(tasks).problems == []
 
 
@@ -284,7 +288,7 @@ def test_300_tiny_shards_make_the_same_files_as_one_block_at_a_time(
 
 
 @pytest.mark.parametrize("content", [b"{half", b'{"format_version": 99}', b"{}"])
-def test_a_marker_that_can_not_be_read_counts_as_none_and_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_marker_that_cannot_be_read_counts_as_none_and_is_reported(tmp_path: Path, content: bytes) -> None:
     sites(build(tmp_path, shards=2))
     marker = compacted(tmp_path).compacted("site").marker
     marker.write_bytes(content)
@@ -292,23 +296,23 @@ def test_a_marker_that_can_not_be_read_counts_as_none_and_is_told(tmp_path: Path
     (problem,) = store.verify().problems
     assert problem.startswith(f"compaction {marker} cannot be read (")
     assert problem.endswith(remedy)
-    with pytest.warns(UserWarning, match="cannot be read") as told:
-        found = [store.compacted("site"), store.compacted("site")]
-    assert found == [None, None]
-    assert len(told) == 1
+    with pytest.warns(UserWarning, match="cannot be read") as message:
+        result = [store.compacted("site"), store.compacted("site")]
+    assert result == [None, None]
+    assert len(message) == 1
     assert len(store.rows_of("site", 3)[0]) > 0
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     sites(build(tmp_path, shards=2))
-    found = compacted(tmp_path).compacted("site")
-    found.paths[0].unlink()
+    result = compacted(tmp_path).compacted("site")
+    result.paths[0].unlink()
     store = FeatureStore.open(tmp_path)
-    remedy = f"delete {found.marker} and run `latentlake compact`"
+    remedy = f"delete {result.marker} and run `latentlake compact`"
     for ask in (lambda: store.rows_of("site", 3), lambda: store.scan_activations("site")):
-        with pytest.raises(InputError, match=f"{found.paths[0]} is missing: .*{remedy}"):
+        with pytest.raises(InputError, match=f"{result.paths[0]} is missing: .*{remedy}"):
             ask()
-    assert store.verify().problems == [f"{found.paths[0]} is missing; {remedy}"]
+    assert store.verify().problems == [f"{result.paths[0]} is missing; {remedy}"]
 
 
 def test_verify_looks_at_the_compaction_in_use_alone(tmp_path: Path) -> None:

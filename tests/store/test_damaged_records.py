@@ -270,8 +270,8 @@ def test_what_is_not_known_of_a_shard_may_be_not_a_number() -> None:
     receipt = {"shard": "0", "attempt": "a", "plan_hash": "", "tokens_sha256": "", "rows": 1, "objects": []}
     receipt |= {"seconds": {}, "peak_rss_bytes": 0, "environment": {}}
     site = {"nnz": 0, "underflow": 0, "rounding": 0.0, "explained_variance": float("nan")}
-    found = Receipt.from_json(json.dumps({**receipt, "sites": {"s": site}}).encode(), "a.json")
-    assert found.sites["s"].explained_variance != found.sites["s"].explained_variance
+    result = Receipt.from_json(json.dumps({**receipt, "sites": {"s": site}}).encode(), "a.json")
+    assert result.sites["s"].explained_variance != result.sites["s"].explained_variance
 
 
 def test_json_with_a_key_in_two_objects_or_in_a_text_is_json() -> None:

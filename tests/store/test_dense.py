@@ -53,14 +53,14 @@ def literal_x(store, hook, shard):
     import torch
 
     model = tiny_lm()
-    found = []
+    result = []
     tokens = store.token_shard({"layers.1": "mid", "layers.0": "low"}[hook], shard)
     for first, last in zip(tokens.context_ptr[:-1], tokens.context_ptr[1:], strict=True):
         x = model.embed(torch.as_tensor(tokens.token_ids[first:last].astype(np.int64))[None])
         for layer in model.layers[: int(hook[-1]) + 1]:
             x = layer(x)
-        found.append(x[0].detach().numpy())
-    return np.concatenate(found) * tokens.stored[:, None]
+        result.append(x[0].detach().numpy())
+    return np.concatenate(result) * tokens.stored[:, None]
 
 
 @pytest.mark.parametrize(("site", "hook"), [("mid", "layers.1"), ("low", "layers.0")])
@@ -73,13 +73,13 @@ def test_a_shard_holds_x_of_each_stored_row_and_0_elsewhere(lake, site, hook):
     assert not store.dense("mid").stored(shard).all()
 
 
-def test_rows_of_the_lake_come_in_the_order_asked_for(lake):
+def test_rows_of_the_lake_come_in_the_order_requested(lake):
     store, _ = lake
     dense = store.dense("low")
     every = np.concatenate([shard.read() for shard in dense])
-    asked = np.random.default_rng(1).integers(0, len(every), 200).astype(np.uint64)
-    assert (dense.rows(asked) == every[asked]).all()
-    assert dense.rows(asked[:0]).shape == (0, dense.width)
+    requested = np.random.default_rng(1).integers(0, len(every), 200).astype(np.uint64)
+    assert (dense.rows(requested) == every[requested]).all()
+    assert dense.rows(requested[:0]).shape == (0, dense.width)
     with pytest.raises(InputError, match=f"row {len(every)} of site 'low' is in no committed shard"):
         dense.rows(np.array([0, len(every)]))
 
@@ -166,15 +166,15 @@ def test_a_pooled_site_holds_the_pooled_vectors_at_their_rows(tmp_path, pooling)
     run = parse_run_file(content, "run.yaml")
     tokenize(run)
     extract(run)
-    found = FeatureStore.open(run.store.root)
-    for whole, one in zip(found.dense("low"), found.dense("one"), strict=True):
-        x, tokens = whole.read(), found.token_shard("one", one.name)
-        expected, stored = np.zeros_like(x), found.dense("low").stored(whole)
+    result = FeatureStore.open(run.store.root)
+    for whole, one in zip(result.dense("low"), result.dense("one"), strict=True):
+        x, tokens = whole.read(), result.token_shard("one", one.name)
+        expected, stored = np.zeros_like(x), result.dense("low").stored(whole)
         for first, last in zip(tokens.context_ptr[:-1], tokens.context_ptr[1:], strict=True):
             rows = np.arange(first, last)[stored[first:last]]
             expected[rows[-1]] = x[rows].mean(0) if pooling == "mean" else x[rows[-1]]
         np.testing.assert_allclose(one.read(), expected, rtol=1e-5, atol=1e-6)
-    assert found.verify().problems == []
+    assert result.verify().problems == []
 
 
 def test_a_shard_that_ran_out_of_memory_holds_x_once(lake, tmp_path, monkeypatch):
@@ -196,8 +196,8 @@ def test_a_shard_that_ran_out_of_memory_holds_x_once(lake, tmp_path, monkeypatch
     again = run.model_copy(update={"store": run.store.model_copy(update={"root": str(tmp_path / "again")})})
     tokenize(again)
     extract(again)
-    found = FeatureStore.open(again.store.root)
-    for here, shard in zip(store.dense("mid"), found.dense("mid"), strict=True):
+    result = FeatureStore.open(again.store.root)
+    for here, shard in zip(store.dense("mid"), result.dense("mid"), strict=True):
         assert measure(here.path) == measure(shard.path)
 
 
@@ -212,9 +212,9 @@ def test_commands_about_features_say_that_there_are_none(lake, capsys, command):
     store, _ = lake
     with pytest.raises(SystemExit) as ended:
         main([command[0], str(store.layout.root), *command[1:], "--site", "low"])
-    told = " ".join(capsys.readouterr().err.split())
+    output = " ".join(capsys.readouterr().err.split())
     assert ended.value.code == 2
-    assert "site 'low' has no SAE, so it has no features" in told
+    assert "site 'low' has no SAE, so it has no features" in output
 
 
 def test_the_whole_line_leaves_tables_of_a_site_without_an_sae_out(lake, capsys):
@@ -232,7 +232,7 @@ def test_two_runs_write_equal_bytes(lake, tmp_path):
     again = run.model_copy(update={"store": run.store.model_copy(update={"root": str(tmp_path / "again")})})
     tokenize(again)
     extract(again)
-    found = [
+    result = [
         {
             (shard, item.path): item.sha256
             for shard, receipt in each.receipts("mid").items()
@@ -240,7 +240,7 @@ def test_two_runs_write_equal_bytes(lake, tmp_path):
         }
         for each in (store, FeatureStore.open(again.store.root))
     ]
-    assert found[0] == found[1]
+    assert result[0] == result[1]
 
 
 @pytest.mark.parametrize("damage", ["piece", "bits", "row"])
@@ -433,6 +433,6 @@ def test_bfloat16_rounds_as_torch_does_and_lies_in_half_the_room(tmp_path):
         (np.inf, "float32", "x is inf: the model overflows"),
     ],
 )
-def test_an_x_that_can_not_be_stored_is_told(value, dtype, sentence):
+def test_an_x_that_cannot_be_stored_is_reported(value, dtype, sentence):
     with pytest.raises(ShardError, match=sentence):
         round_dense(np.array([[1.0, value]], np.float32), dtype)

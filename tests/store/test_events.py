@@ -43,17 +43,17 @@ def test_a_pass_without_a_log_has_no_events(tmp_path: Path) -> None:
 
 
 def test_parts_in_an_object_store_are_fetched_together_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    layout, asked = Layout(store_path("memory://events")), list[int]()
+    layout, requested = Layout(store_path("memory://events")), list[int]()
     for number in (2, 0, 1):
         write_atomic(layout.event_parts("p") / f"{number}.jsonl", b'{"n": %d}\n' % number)
 
     def remember(paths):
-        asked.append(len(paths))
+        requested.append(len(paths))
         return read_many(paths)
 
     monkeypatch.setattr(module, "read_many", remember)
     assert [event["n"] for event in read_events(layout, "p")] == [0, 1, 2]
-    assert asked == [3]
+    assert requested == [3]
 
 
 def test_opening_a_long_log_does_not_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

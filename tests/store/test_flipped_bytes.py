@@ -45,8 +45,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tables(store: FeatureStore) -> list[pl.DataFrame]:
     check_sums(store, "site", OneProcess())
-    found = site_tables(store, "site", OneProcess()) | control_tables(store, "site", OneProcess())
-    return list(found.values())
+    result = site_tables(store, "site", OneProcess()) | control_tables(store, "site", OneProcess())
+    return list(result.values())
 
 
 def rows(store: FeatureStore) -> list[Any]:
@@ -54,8 +54,8 @@ def rows(store: FeatureStore) -> list[Any]:
 
 
 def postings(store: FeatureStore) -> list[Any]:
-    found = store.postings("site", "000001")
-    return [found.features, found.offsets, found.rows, found.values]
+    result = store.postings("site", "000001")
+    return [result.features, result.offsets, result.rows, result.values]
 
 
 def csr(store: FeatureStore) -> list[Any]:
@@ -140,17 +140,17 @@ def answer(ask: Question, root: Path) -> list[Any] | str:
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_an_answer_is_right_or_a_sentence_and_verify_names_what_is_damaged(root: Path, name: str) -> None:
-    path, asked = next(iter(sorted(root.glob(name)))), OBJECTS[name]
-    expected, refused = [ask(FeatureStore.open(root)) for ask in asked], 0
+    path, requested = next(iter(sorted(root.glob(name)))), OBJECTS[name]
+    expected, refused = [ask(FeatureStore.open(root)) for ask in requested], 0
     for _ in flipped(path, seed=len(name)):
-        found = [answer(ask, root) for ask in asked]
-        for one, right in zip(found, expected, strict=True):
+        result = [answer(ask, root) for ask in requested]
+        for one, right in zip(result, expected, strict=True):
             refused += isinstance(one, str)
             assert isinstance(one, str) or all(map(same, one, right))
-        assert not any("\n" in one for one in found if isinstance(one, str))
+        assert not any("\n" in one for one in result if isinstance(one, str))
         if not FeatureStore.open(root).verify().problems:  # as of Parquet's first bytes
             assert name in UNHASHED
-            assert not any(isinstance(one, str) for one in found)
+            assert not any(isinstance(one, str) for one in result)
     assert refused
     assert FeatureStore.open(root).verify().problems == []
 
@@ -180,8 +180,8 @@ def changed(path: Path, *keys: str | int, to: Callable[[Any], Any]) -> Iterator[
 @pytest.mark.parametrize("shard", [0, 1])
 def test_every_number_of_the_corpus_chain_is_looked_at(root: Path, key: str, shard: int) -> None:
     for _ in changed(root / "corpus/0.json", "shards", shard, key, to=lambda number: number - 1):
-        found = answer(lambda store: store.verify().problems, root)
-        assert found  # problems, or the sentence of a record that no shard can have
+        result = answer(lambda store: store.verify().problems, root)
+        assert result  # problems, or the sentence of a record that no shard can have
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,9 @@ def test_every_reader_of_labels_sees_them_missing(stores: tuple[FeatureStore, Fe
     scans = [store.scan_tokens().select(columns).collect() for store in stores]
     assert scans[0].equals(scans[1])
     for record in written.shards:
-        found = [read_document_labels(store.layout, record, ["score", "text_label"]) for store in stores]
-        assert found[0].equals(found[1])
-        assert {*found[0]["score"]} <= {"0.0", "7.5", None}
+        result = [read_document_labels(store.layout, record, ["score", "text_label"]) for store in stores]
+        assert result[0].equals(result[1])
+        assert {*result[0]["score"]} <= {"0.0", "7.5", None}
     for kind in ("context", "document"):
         frames = [labels_of(store, kind).sort(kind) for store in stores]
         assert frames[0].equals(frames[1])
@@ -86,14 +86,14 @@ def test_every_reader_of_labels_sees_them_missing(stores: tuple[FeatureStore, Fe
 
 
 def test_a_query_for_zero_finds_both_signs(stores: tuple[FeatureStore, FeatureStore]) -> None:
-    found = [store.contexts("mid", 3, 10_000, pl.col("score") == 0)["row"].to_list() for store in stores]
-    assert found[0] == found[1] != []
+    result = [store.contexts("mid", 3, 10_000, pl.col("score") == 0)["row"].to_list() for store in stores]
+    assert result[0] == result[1] != []
     assert stores[0].contexts("mid", 3, 10_000, pl.col("score").is_null()).height == (
         stores[1].contexts("mid", 3, 10_000, pl.col("score").is_null()).height
     )
 
 
-def test_files_outside_are_filtered_without_reading_what_is_not_asked(
+def test_files_outside_are_filtered_without_reading_what_is_not_requested(
     stores: tuple[FeatureStore, FeatureStore],
 ) -> None:
     plan = stores[0].scan_tokens().select("context", "score").explain()

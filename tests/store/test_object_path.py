@@ -143,9 +143,11 @@ def test_an_account_that_is_not_named_is_a_sentence(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("url", ["s3://user:secret@bucket/x", "s3://secret@bucket", "gs://a:se/cret@b/x"])
 def test_a_url_with_credentials_is_refused_and_they_are_not_repeated(url):
-    with pytest.raises(InputError, match=r"://\*\*\*@b.* holds a user, a password or a signature") as told:
+    with pytest.raises(InputError, match=r"://\*\*\*@b.* holds a user, a password or a signature") as message:
         store_path(url)
-    assert "cret" not in str(told.value)
-    with pytest.raises(InputError, match=r"store\.root is .*://\*\*\*@b.*: holds a user, a password") as told:
+    assert "cret" not in str(message.value)
+    with pytest.raises(
+        InputError, match=r"store\.root is .*://\*\*\*@b.*: holds a user, a password"
+    ) as message:
         parse_run_file({"store": {"root": url}, "corpus": {"path": "c"}}, "run.yaml")
-    assert "cret" not in str(told.value)
+    assert "cret" not in str(message.value)

@@ -55,15 +55,15 @@ def of_duckdb(path: Path) -> pl.DataFrame:
     import duckdb
 
     with duckdb.connect() as connection:
-        found = connection.sql("select * from read_parquet(?)", params=[str(path)]).to_arrow_table()
-    return _frame(pl.from_arrow(found))
+        result = connection.sql("select * from read_parquet(?)", params=[str(path)]).to_arrow_table()
+    return _frame(pl.from_arrow(result))
 
 
 def of_datafusion(path: Path) -> pl.DataFrame:
     import datafusion
 
-    found = datafusion.SessionContext().read_parquet(str(path)).to_arrow_table()
-    return _frame(pl.from_arrow(found))
+    result = datafusion.SessionContext().read_parquet(str(path)).to_arrow_table()
+    return _frame(pl.from_arrow(result))
 
 
 def of_pandas(path: Path) -> pl.DataFrame:
@@ -74,9 +74,9 @@ def of_pyarrow(path: Path) -> pl.DataFrame:
     return _frame(pl.from_arrow(pq.read_table(path)))
 
 
-def _frame(found: Any) -> pl.DataFrame:
-    assert isinstance(found, pl.DataFrame)
-    return found
+def _frame(result: Any) -> pl.DataFrame:
+    assert isinstance(result, pl.DataFrame)
+    return result
 
 
 READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
@@ -100,10 +100,10 @@ def test_every_parquet_file_gives_the_same_values(store: FeatureStore, reader: s
         "vocabulary.parquet",
     } <= kinds
     for path in files:
-        expected, found = pl.read_parquet(path), READERS[reader](path)
-        assert found.columns == expected.columns, path
+        expected, result = pl.read_parquet(path), READERS[reader](path)
+        assert result.columns == expected.columns, path
         # types that a reader has not (float16, fixed lists) come as the next larger one
-        assert_frame_equal(found.cast(dict(expected.schema)), expected, check_exact=True)
+        assert_frame_equal(result.cast(dict(expected.schema)), expected, check_exact=True)
 
 
 def test_every_zarr_array_gives_the_same_values(store: FeatureStore) -> None:
@@ -124,9 +124,9 @@ def test_anndata_reads_every_csr(store: FeatureStore) -> None:
     for site in ("mid", "signed"):
         for record in store.committed(site):
             group = zarr.open_group(store.object_path(site, record.name, "csr.zarr"), mode="r")
-            found, expected = anndata.io.read_elem(group), store.csr(site, record.name)
-            assert found.shape == expected.shape
-            assert (found != expected).nnz == 0
+            result, expected = anndata.io.read_elem(group), store.csr(site, record.name)
+            assert result.shape == expected.shape
+            assert (result != expected).nnz == 0
 
 
 def _postings(nnz: int) -> Postings:
@@ -156,7 +156,7 @@ def test_a_pass_keeps_the_encoding_of_its_version(
     write_postings(path, _postings(1000), format_version=version, **options)
     with open_parquet(path) as file:
         encodings = {file.metadata.row_group(0).column(n).encodings for n in (2,)}
-    assert all(encoding in found for found in encodings)
+    assert all(encoding in result for result in encodings)
     assert pl.read_parquet(path)["activation"].dtype == (pl.Float16 if dtype == "float16" else pl.Float32)
 
 

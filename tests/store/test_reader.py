@@ -122,11 +122,11 @@ def test_scanned_tokens_are_numbered_through_the_lake(store: FeatureStore, built
 @pytest.mark.parametrize("k", [1, 3, 1000])
 def test_the_strongest_contexts_equal_brute_force(store: FeatureStore, built: Built, k: int) -> None:
     for feature in range(D_SAE):
-        found = store.contexts("site", feature, k)
+        result = store.contexts("site", feature, k)
         expected = brute_force(built, "site", feature).head(k)
         names = ["row", "activation", "context", "position", "document", "document_offset", "year", "party"]
-        assert found.select(names).rows() == expected.select(names).rows()
-        for row in found.iter_rows(named=True):
+        assert result.select(names).rows() == expected.select(names).rows()
+        for row in result.iter_rows(named=True):
             context = built.tokens.filter(pl.col("context") == row["context"])
             assert row["token_ids"] == context["token"].to_list()
             assert row["first_position"] == 0
@@ -141,15 +141,15 @@ def test_one_row_of_each_document_is_its_strongest(
         every = brute_force(built, "site", feature)
         every = every if where is None else every.filter(where)
         expected = every.unique("document", keep="first", maintain_order=True).head(5)
-        found = store.contexts("site", feature, 5, where, one_per_document=True)
-        assert found["row"].to_list() == expected["row"].to_list()
-        assert found["activation"].to_list() == expected["activation"].to_list()
+        result = store.contexts("site", feature, 5, where, one_per_document=True)
+        assert result["row"].to_list() == expected["row"].to_list()
+        assert result["activation"].to_list() == expected["activation"].to_list()
 
 
 def test_any_rows_are_described_as_the_strongest_are(store: FeatureStore) -> None:
-    found = store.contexts("site", 3, 9, before=2, after=1)
-    described = store.describe_rows(found["row"].to_numpy(), before=2, after=1)
-    assert described.equals(found.drop("activation"))
+    result = store.contexts("site", 3, 9, before=2, after=1)
+    described = store.describe_rows(result["row"].to_numpy(), before=2, after=1)
+    assert described.equals(result.drop("activation"))
     assert store.describe_rows(np.empty(0, np.uint64)).schema == described.schema
 
 
@@ -161,9 +161,9 @@ def test_a_condition_on_labels_keeps_the_strongest_that_fulfil_it(store: Feature
 
 
 def test_windows_are_clipped_at_the_ends_of_the_context(store: FeatureStore, built: Built) -> None:
-    found = store.contexts("site", 3, 1000, before=2, after=1)
+    result = store.contexts("site", 3, 1000, before=2, after=1)
     seen = set()
-    for row in found.iter_rows(named=True):
+    for row in result.iter_rows(named=True):
         first = row["first_position"]
         assert first == max(0, row["position"] - 2)
         context = built.tokens.filter(pl.col("context") == row["context"])["token"].to_list()
@@ -172,7 +172,7 @@ def test_windows_are_clipped_at_the_ends_of_the_context(store: FeatureStore, bui
     assert seen == {(False, False), (True, False), (False, True)}
 
 
-def test_no_label_can_be_called_as_a_column_that_it_would_stand_beside(store: FeatureStore) -> None:
+def test_no_label_can_be_called_as_a_column_that_it_would_stand_next_to(store: FeatureStore) -> None:
     for frame in (store.scan_tokens().collect(), store.contexts("site", 3, 1)):
         own = set(frame.columns) - set(store.lake.label_columns)
         assert own > {"context", "shard", "token_ids"}
@@ -195,9 +195,9 @@ def test_features_that_are_not_there_and_unknown_names_are_sentences(store: Feat
 
 
 def test_a_feature_that_never_fires_has_no_contexts(store: FeatureStore) -> None:
-    found = store.contexts("site", 0)
-    assert found.height == 0
-    assert found.columns[:2] == ["row", "activation"]
+    result = store.contexts("site", 0)
+    assert result.height == 0
+    assert result.columns[:2] == ["row", "activation"]
 
 
 @pytest.mark.parametrize("layout", ["token_major", "feature_major"])
@@ -351,9 +351,9 @@ def test_site_weights_are_kept_once_with_their_metadata(tmp_path: Path) -> None:
         store.site_weights("site")
     write_site_weights(layout, "p", planned_site(), weights, {"hook_name": "hook", "k": 3})
     write_site_weights(layout, "p", planned_site(), {}, {})
-    found, metadata = store.site_weights("site")
+    result, metadata = store.site_weights("site")
     assert metadata == {"hook_name": "hook", "k": 3}
-    assert set(found) == set(weights)
+    assert set(result) == set(weights)
     for name, values in weights.items():
-        assert np.array_equal(found[name], values)
+        assert np.array_equal(result[name], values)
     assert [path.name for path in layout.site("p", "site").parent.iterdir()] == ["site.zarr"]

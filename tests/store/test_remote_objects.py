@@ -80,7 +80,7 @@ def test_a_put_wins_through_a_fault(root: StorePath, s3: FaultyS3, fault: object
     assert not objects.put_if_absent(root / "a", b"theirs")
 
 
-def test_a_lost_put_is_told_from_ones_own_whose_answer_was_lost(root: StorePath, s3: FaultyS3) -> None:
+def test_a_lost_put_is_reported_from_ones_own_whose_answer_was_lost(root: StorePath, s3: FaultyS3) -> None:
     objects.write_atomic(root / "a", b"theirs")
     for fault in (dropped_after, status(500), status(409)):
         s3.fail("PUT", "/a", fault)
@@ -89,7 +89,7 @@ def test_a_lost_put_is_told_from_ones_own_whose_answer_was_lost(root: StorePath,
     assert (root / "a").read_bytes() == b"theirs"
 
 
-def test_a_412_is_the_answer_and_is_not_asked_again(root: StorePath, s3: FaultyS3) -> None:
+def test_a_412_is_the_answer_and_is_not_requested_again(root: StorePath, s3: FaultyS3) -> None:
     s3.fail("PUT", "/a", status(412, "PreconditionFailed"))
     assert not objects.put_if_absent(root / "a", b"ours")
     assert s3.count("PUT", "/a") == 1

@@ -36,11 +36,11 @@ CHANGING = (
 def bytes_of(root: StorePath) -> dict[str, bytes]:
     """Everything a store holds but what says when and by whom, by a path that names no attempt."""
     names = sorted(name for name, _, _ in walk(root) if not any(part in name for part in CHANGING))
-    found = {}
+    result = {}
     for name, data in zip(names, read_many([root / name for name in names]), strict=True):
         parts = name.split("/")
-        found["/".join(parts[:4] + parts[5:] if "data" in parts[:3] else parts)] = data
-    return found
+        result["/".join(parts[:4] + parts[5:] if "data" in parts[:3] else parts)] = data
+    return result
 
 
 def digests(root: StorePath) -> dict[str, tuple[object, ...]]:
@@ -70,9 +70,9 @@ def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_folder(
     assert digests(there) == digests(here)
     assert not [name for name, _, _ in walk(there) if "/." in name]  # no lock, nothing temporary
 
-    asked = len(s3.requests)
+    requested = len(s3.requests)
     run(run_file(tmp_path, store={"root": url}, derive=DRAWN))  # nothing is left to do
-    assert not any(method == "PUT" for method, _ in s3.requests[asked:])
+    assert not any(method == "PUT" for method, _ in s3.requests[requested:])
     assert FeatureStore.open(url).verify().problems == []
     capsys.readouterr()
     for command in ("verify", "status", "top"):
@@ -107,8 +107,8 @@ def test_queries_on_object_storage_answer_as_on_a_folder(s3: FaultyS3, tmp_path:
         assert (store.csr("site", "000001") != local.csr("site", "000001")).nnz == 0
         assert store.tables("site") == local.tables("site")
         assert not store.is_stale("site", "features")
-        found = store.verify()
-        assert (found.objects, found.bytes, found.statistics) == (
+        result = store.verify()
+        assert (result.objects, result.bytes, result.statistics) == (
             expected.objects,
             expected.bytes,
             expected.statistics,
@@ -158,11 +158,11 @@ def test_workers_on_ray_write_to_s3_and_are_refused_memory(s3: FaultyS3, tmp_pat
 def test_the_storage_is_listed_once_for_all_commits(s3: FaultyS3, tmp_path: Path) -> None:
     build(tmp_path, shards=5)
     root = copied(tmp_path, "s3://lake/listed")
-    asked = len(s3.requests)
+    requested = len(s3.requests)
     assert len(read_commits(Layout(root), "p")) == 5
-    lists = [path for _, path in s3.requests[asked:] if "list-type" in path]
+    lists = [path for _, path in s3.requests[requested:] if "list-type" in path]
     assert len(lists) == 1
-    assert len(s3.requests) - asked == 1 + 5
+    assert len(s3.requests) - requested == 1 + 5
 
 
 def test_another_tokenize_is_refused_and_a_stale_lock_explained(s3: FaultyS3, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_events_come_back_from_parts(s3: FaultyS3) -> None:
     assert len(list(layout.event_parts("p").iterdir())) == 3
 
 
-def test_events_that_can_not_be_put_do_not_end_a_run(s3: FaultyS3) -> None:
+def test_events_that_cannot_be_put_do_not_end_a_run(s3: FaultyS3) -> None:
     layout = Layout(store_path("s3://lake/deaf"))
     s3.fail("PUT", ".jsonl", status(403))
     log = EventLog(layout, "p", part_seconds=0.05)

@@ -47,12 +47,12 @@ def counted(tokens: pl.DataFrame, dense: np.ndarray) -> tuple[pl.DataFrame, np.n
     return tokens.filter(kept), dense[kept]
 
 
-def check_profile(found: pl.DataFrame, rows: pl.DataFrame, dense: np.ndarray) -> None:
+def check_profile(result: pl.DataFrame, rows: pl.DataFrame, dense: np.ndarray) -> None:
     """Every column but the intervals, one feature at a time; `rows` are counted ones."""
-    assert dict(found.schema) == PROFILE
-    assert found["feature"].to_list() == list(range(dense.shape[1]))
+    assert dict(result.schema) == PROFILE
+    assert result["feature"].to_list() == list(range(dense.shape[1]))
     n = rows.group_by("document").len()["len"].to_numpy()
-    for feature, row in enumerate(found.iter_rows(named=True)):
+    for feature, row in enumerate(result.iter_rows(named=True)):
         active = rows.filter(pl.Series(dense[:, feature] != 0))
         if active.is_empty():
             of_documents = 1 - 0.05 ** ((n**2).sum() / n.sum() ** 2)
@@ -104,7 +104,7 @@ def by_label(rows: pl.DataFrame, dense: np.ndarray, label: str, value: Any) -> l
     known = rows[label].is_not_null().to_numpy()
     here = (rows[label] == value).fill_null(value=False).to_numpy()
     frame = pl.DataFrame({"document": rows["document"], "here": here})
-    found = []
+    result = []
     for feature in range(dense.shape[1]):
         x = (dense[:, feature] != 0).astype(np.int64)
         documents = frame.with_columns(x=pl.Series(x)).filter(pl.Series(known))
@@ -131,8 +131,8 @@ def by_label(rows: pl.DataFrame, dense: np.ndarray, label: str, value: Any) -> l
             )
             row |= {"z": difference / se, "p": p}
         if row["n_active"] or row["p"] is not None:
-            found.append(row)
-    return found
+            result.append(row)
+    return result
 
 
 def test_labels_are_compared_as_by_hand_and_documents_without_one_take_no_part(
@@ -149,11 +149,13 @@ def test_labels_are_compared_as_by_hand_and_documents_without_one_take_no_part(
     expected.sort(key=lambda row: row["feature"])  # stable
     assert table.height == len(expected)
     tested = 0
-    for found, row in zip(table.iter_rows(named=True), expected, strict=True):
+    for result, row in zip(table.iter_rows(named=True), expected, strict=True):
         names = {name: row.pop(name) for name in ("label", "value")}
-        assert {name: found[name] for name in names} == names
+        assert {name: result[name] for name in names} == names
         for name, value in row.items():
-            assert found[name] == (None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)), name
+            assert result[name] == (None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)), (
+                name
+            )
         tested += row["p"] is not None
     assert tested > 20
     for _, some in table.drop_nulls("p").group_by("label", "value"):
@@ -191,15 +193,15 @@ def test_trends_are_regressions_of_all_rows_clustered_by_document(
 
 def test_every_value_of_a_label_is_counted_none_too(built: Built, tables: dict[str, pl.DataFrame]) -> None:
     rows, _ = counted(built.tokens, built.dense["site"])
-    found = tables["label_values"]
-    assert dict(found.schema) == LABEL_VALUES
-    party = found.filter(label="party")
+    result = tables["label_values"]
+    assert dict(result.schema) == LABEL_VALUES
+    party = result.filter(label="party")
     assert party["value"].to_list() == ["blue", "red", None]
     assert party["compared"].to_list() == [True, True, False]
     for value, documents, n in party.select("value", "documents", "rows").iter_rows():
         of = rows.filter(pl.col("party").eq_missing(pl.lit(value)))
         assert (documents, n) == (of["document"].n_unique(), of.height)
-    years = found.filter(label="year")["value"].to_list()
+    years = result.filter(label="year")["value"].to_list()
     assert years == sorted(years, key=float)
 
 
@@ -220,9 +222,9 @@ def test_a_label_may_have_the_name_of_a_count(tmp_path: Path) -> None:
     pl.read_parquet(corpus).rename({"party": "rows", "year": "value"}).write_parquet(corpus)
     content["corpus"]["label_columns"] = ["rows", "value"]
     extracted(parse_run_file(content, "run.yaml"), tables=False)
-    found = tables_of(tmp_path / "store", "mid")["label_values"]
-    assert set(found.filter(label="rows")["value"]) == set(PARTIES)
-    years = found.filter(label="value")["value"].to_list()
+    result = tables_of(tmp_path / "store", "mid")["label_values"]
+    assert set(result.filter(label="rows")["value"]) == set(PARTIES)
+    years = result.filter(label="value")["value"].to_list()
     assert years == sorted(years)
     assert (years[0], years[-1]) == ("1900", "1923")
 
@@ -234,11 +236,11 @@ def test_a_site_that_counts_no_row_has_tables_of_nothing(tmp_path: Path) -> None
     content["sites"] = [{"name": "mid", "sae": str(tmp_path / "sae-topk"), "positions": [14, 16]}]
     store = extracted(parse_run_file(content, "run.yaml"), tables=False)
     assert store.totals("mid").counted_rows == 0
-    found = tables_of(tmp_path / "store", "mid")
-    profile = found["profile"]
+    result = tables_of(tmp_path / "store", "mid")
+    profile = result["profile"]
     assert profile["tokens"].to_list() == [0] * 64
     assert all(profile[name].null_count() == 64 for name in PROFILE if name not in ("feature", "tokens"))
-    assert found["labels"].is_empty()
+    assert result["labels"].is_empty()
     paths = coactivation(store, "mid", decoder=False)
     assert [pl.read_parquet(path).height for path in paths] == [0]
 
@@ -280,17 +282,17 @@ def test_rows_with_so_many_strong_activations_are_counted_by_magnitude(built: Bu
     store = FeatureStore.open(built.layout.root)
     values = built.dense["site"][(built.tokens["token"] != 0).to_numpy()].astype(np.float64)
     limits = (0.0, 0.1, 0.5, float(np.float32(1.001)), 100.0)
-    found = l0_thresholds(store, "site", limits, OneProcess(), nobody)
-    assert dict(found.schema) == L0_THRESHOLDS
+    result = l0_thresholds(store, "site", limits, OneProcess(), nobody)
+    assert dict(result.schema) == L0_THRESHOLDS
     expected = [
         (limit, int(l0), int(rows))
         for limit in limits
         for l0, rows in zip(*np.unique((np.abs(values) > limit).sum(1), return_counts=True), strict=True)
     ]
-    assert found.rows() == expected
+    assert result.rows() == expected
     assert (values < -0.5).any()
     l0 = store.fold_row_counts("site")
-    assert found.filter(threshold=0).drop("threshold").equals(l0)
+    assert result.filter(threshold=0).drop("threshold").equals(l0)
 
 
 def lake_rows(store: FeatureStore, positions: slice) -> pl.DataFrame:

@@ -47,11 +47,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_the_examples_are_those_of_a_sort_of_everything(built: Built) -> None:
     made(built.layout.root)
-    found = FeatureStore.open(built.layout.root).scan_table("site", "examples").filter(kind="top").collect()
+    result = FeatureStore.open(built.layout.root).scan_table("site", "examples").filter(kind="top").collect()
     for feature in range(D_SAE):
         values = built.dense["site"][:, feature]
         rows = sorted(np.flatnonzero(values), key=lambda row: (-abs(values[row]), row))[:20]
-        mine = found.filter(feature=feature)
+        mine = result.filter(feature=feature)
         assert mine["row"].to_list() == [int(row) for row in rows]
         assert mine["activation"].to_list() == values[rows].tolist()
 

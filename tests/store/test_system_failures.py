@@ -161,14 +161,14 @@ def test_every_kind_of_failure_has_its_remedy(
 
     monkeypatch.setattr(Path, "open", fail)
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as result:
         READS[what](store)
-    sentence = str(found.value)
+    sentence = str(result.value)
     assert sentence.startswith(str(shared))
     assert f"cannot be read ({os.strerror(number)})" in sentence
     assert KINDS[number] in sentence
     assert "damaged" not in sentence
-    assert isinstance(found.value, PassingError) is (number not in (errno.EACCES, errno.EPERM))
+    assert isinstance(result.value, PassingError) is (number not in (errno.EACCES, errno.EPERM))
 
 
 def corpus(path: Path) -> Any:
@@ -242,10 +242,10 @@ def test_an_error_of_polars_or_arrow_is_known_by_the_number_in_its_text() -> Non
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO])
 def test_what_cannot_be_written_has_the_remedy_of_its_kind(tmp_path: Path, number: int) -> None:
-    with pytest.raises(InputError) as found, local.storage_errors(tmp_path / "a", "go elsewhere"):
+    with pytest.raises(InputError) as result, local.storage_errors(tmp_path / "a", "go elsewhere"):
         raise OSError(number, os.strerror(number))
-    assert str(tmp_path / "a") in str(found.value)
-    assert ("go elsewhere" in str(found.value)) is (number != errno.EIO)
+    assert str(tmp_path / "a") in str(result.value)
+    assert ("go elsewhere" in str(result.value)) is (number != errno.EIO)
 
 
 def test_a_folder_that_may_not_be_listed_is_not_empty(tmp_path: Path, monkeypatch: Any) -> None:
@@ -375,14 +375,14 @@ def test_a_shard_is_tried_again_where_the_disk_failed_for_a_moment() -> None:
 
     events: list[Any] = []
     worker: Any = Worker()
-    found = run_in_process(
+    result = run_in_process(
         ["0"],
         worker,
         max_attempts=3,
         check=lambda _: None,
         on_event=lambda **event: events.append(event["event"]),
     )
-    assert list(found) == ["receipt of 0"]
+    assert list(result) == ["receipt of 0"]
     assert events == ["ready", "retry", "retry"]
 
 

@@ -72,7 +72,7 @@ def test_a_shard_is_read_back_as_it_was_packed(stored: tuple[Layout, ShardRecord
     assert kinds == [np.int32, np.int64, np.uint64, np.bool_]
 
 
-def test_plain_polars_reads_the_file_with_the_schema_told(stored: tuple[Layout, ShardRecord]) -> None:
+def test_plain_polars_reads_the_file_with_the_schema_reported(stored: tuple[Layout, ShardRecord]) -> None:
     table = pl.read_parquet(stored[0].tokens("000000"))
     assert table.schema == pl.Schema(tokens_schema(LABELS))
     assert table["party"].to_list() == ["a", None, None]

@@ -59,45 +59,45 @@ def killed_tokenize(folder: Path, *options: str) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_tokenize_is_told_and_the_next_one_mends_it(
+def test_a_killed_tokenize_is_reported_and_the_next_one_fixes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_content(tmp_path)))
     root = killed_tokenize(tmp_path)
-    code, told = said(["status", str(root)], capsys)
+    code, output = said(["status", str(root)], capsys)
     assert code == 2
-    assert "there is no lake.json yet" in told
-    assert "a tokenize was interrupted; run `latentlake tokenize RUN.yaml` again" in told
+    assert "there is no lake.json yet" in output
+    assert "a tokenize was interrupted; run `latentlake tokenize RUN.yaml` again" in output
     assert said(["tokenize", str(tmp_path / "run.yaml")], capsys)[0] == 0
-    code, told = said(["status", str(root)], capsys)
-    assert (code, "unfinished" in told) == (0, False)
+    code, output = said(["status", str(root)], capsys)
+    assert (code, "unfinished" in output) == (0, False)
 
     content = run_content(tmp_path, corpus={"path": str(write_corpus(tmp_path / "more.parquet", seed=1))})
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     killed_tokenize(tmp_path, "--append")
-    code, told = said(["status", str(root)], capsys)
+    code, output = said(["status", str(root)], capsys)
     assert code == 0
-    assert "unfinished: " in told
-    assert "run `latentlake tokenize RUN.yaml --append` again" in told
+    assert "unfinished: " in output
+    assert "run `latentlake tokenize RUN.yaml --append` again" in output
     assert said(["tokenize", str(tmp_path / "run.yaml"), "--append"], capsys)[0] == 0
     assert "unfinished" not in said(["status", str(root)], capsys)[1]
 
 
-def test_one_at_work_is_told_from_one_that_was_interrupted(tmp_path: Path) -> None:
+def test_one_at_work_is_reported_from_one_that_was_interrupted(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "store")
     assert unfinished_tokens(layout, []) is None
     with locked(layout.tokenize_lock, "x"):
-        told = unfinished_tokens(layout, [])
-        assert told is not None
-        assert told.endswith("a tokenize is at work; let it end")
+        message = unfinished_tokens(layout, [])
+        assert message is not None
+        assert message.endswith("a tokenize is at work; let it end")
         write_atomic(layout.tokens("000000"), b"x" * 2_000_000)
-        told = unfinished_tokens(layout, [])
-        assert told is not None
-        assert "holds 1 token shards (2.0 MB)" in told
-        assert told.endswith("a tokenize is at work; let it end")
-    told = unfinished_tokens(layout, [])
-    assert told is not None
-    assert "was interrupted; run `latentlake tokenize RUN.yaml` again" in told
+        message = unfinished_tokens(layout, [])
+        assert message is not None
+        assert "holds 1 token shards (2.0 MB)" in message
+        assert message.endswith("a tokenize is at work; let it end")
+    message = unfinished_tokens(layout, [])
+    assert message is not None
+    assert "was interrupted; run `latentlake tokenize RUN.yaml` again" in message
 
 
 def test_a_store_whose_link_was_not_put_is_unfinished_too(
@@ -108,8 +108,8 @@ def test_a_store_whose_link_was_not_put_is_unfinished_too(
     layout = Layout(tmp_path / "store")
     assert unfinished_tokens(layout, read_links(layout)) is None
     layout.corpus_link(0).unlink()
-    code, told = said(["status", str(layout.root)], capsys)
+    code, output = said(["status", str(layout.root)], capsys)
     assert code == 0
-    assert "0 documents" in told
-    assert "unfinished: " in told
-    assert "run `latentlake tokenize RUN.yaml` again" in told
+    assert "0 documents" in output
+    assert "unfinished: " in output
+    assert "run `latentlake tokenize RUN.yaml` again" in output

@@ -179,7 +179,7 @@ def test_a_receipt_under_another_shards_name_is_refused(built: Built) -> None:
         verify(built)
 
 
-def test_shards_that_are_not_extracted_are_told(built: Built) -> None:
+def test_shards_that_are_not_extracted_are_reported(built: Built) -> None:
     built.layout.commit("p", "000001").unlink()
     report = verify(built)
     assert report.stale[0] == "1 shards are not extracted in pass p: `latentlake extract`"

@@ -118,10 +118,10 @@ def test_a_strip_shows_the_strongest_activation_of_a_span_and_marks_the_firing_o
     korean = "세".encode()
     tokens = [korean[2:], b"a", korean[:1], korean[1:2], korean[2:], korean[:1]]
     spans = joined(tokens)
-    found = shown(spans, np.float32([0, 1, 0.5, -3, 0, 0]), 3)
-    assert (found.texts, found.values.tolist(), found.firing) == (["a", "세"], [1, -3], 1)
-    found = shown(spans, np.float32([2, 0, 0, 0, 0, 0]), 5)
-    assert (found.texts, found.firing) == (["a", "세", "\ufffd"], 2)
+    result = shown(spans, np.float32([0, 1, 0.5, -3, 0, 0]), 3)
+    assert (result.texts, result.values.tolist(), result.firing) == (["a", "세"], [1, -3], 1)
+    result = shown(spans, np.float32([2, 0, 0, 0, 0, 0]), 5)
+    assert (result.texts, result.firing) == (["a", "세", "\ufffd"], 2)
 
 
 def test_tokens_by_themselves_write_out_bytes_that_are_no_character(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_equal_input_gives_equal_bytes_and_the_objects_are_measured(
 @pytest.mark.parametrize(
     ("layout", "left_out"), [("token_major", "postings.parquet"), ("feature_major", "csr.zarr")]
 )
-def test_only_the_layouts_asked_for_are_written(
+def test_only_the_layouts_requested_are_written(
     tmp_path: Path, features: SparseFeatures, layout: str, left_out: str
 ) -> None:
     names = {item.path.partition("/")[2] for item in write(tmp_path, features, layouts=(layout,))}

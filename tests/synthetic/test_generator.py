@@ -33,19 +33,19 @@ def test_rows_ascend_without_duplicates_and_rows_that_are_not_stored_are_empty(
     l0 = min(l0, d_sae / 8)
     made = generator(f"d_sae={d_sae},l0={max(l0, 0.25)}", exponent=exponent, burst=burst, seed=seed)
     stored = np.random.default_rng(0).random(sum(lengths)) < 0.7
-    found = drawn(made, shard_of(lengths, counted=stored, row_start=row_start))
-    assert (found.indices.dtype, found.data.dtype, found.indptr.dtype) == (np.int32, np.float32, np.int64)
-    assert len(found.indptr) == len(stored) + 1
-    assert not np.diff(found.indptr)[~stored].any()
-    if found.nnz:
-        assert found.indices.min() >= 0
-        assert found.indices.max() < d_sae
-    rows = np.repeat(np.arange(len(stored)), np.diff(found.indptr))
-    assert (np.diff(rows.astype(np.int64) * d_sae + found.indices) > 0).all()
-    k = found.data * SCALE
+    result = drawn(made, shard_of(lengths, counted=stored, row_start=row_start))
+    assert (result.indices.dtype, result.data.dtype, result.indptr.dtype) == (np.int32, np.float32, np.int64)
+    assert len(result.indptr) == len(stored) + 1
+    assert not np.diff(result.indptr)[~stored].any()
+    if result.nnz:
+        assert result.indices.min() >= 0
+        assert result.indices.max() < d_sae
+    rows = np.repeat(np.arange(len(stored)), np.diff(result.indptr))
+    assert (np.diff(rows.astype(np.int64) * d_sae + result.indices) > 0).all()
+    k = result.data * SCALE
     assert (k >= 1).all()
     assert (k == np.rint(k)).all()
-    assert (found.data.astype(np.float16) == found.data).all()
+    assert (result.data.astype(np.float16) == result.data).all()
 
 
 @pytest.mark.parametrize("cuts", [(0, 1, 2, 3, 700, 9000), (0, 5000), tuple(range(0, 9000, 777))])
@@ -118,31 +118,31 @@ def test_l0_varies_by_row_about_its_mean():
 
 
 def test_values_are_skewed_and_features_have_scales_of_their_own():
-    found = drawn(generator(), SHARD)
-    mean = [found.data[found.indices % 8 == group].mean() for group in range(7)]
+    result = drawn(generator(), SHARD)
+    mean = [result.data[result.indices % 8 == group].mean() for group in range(7)]
     assert mean == pytest.approx([0.25 * (1 + group) for group in range(7)], rel=0.1)
-    assert np.median(found.data) < 0.8 * found.data.mean()
+    assert np.median(result.data) < 0.8 * result.data.mean()
 
 
 def test_planted_features_have_their_maxima_at_planted_rows():
     made = generator()
-    found = matrix(drawn(made, SHARD), 512)
+    result = matrix(drawn(made, SHARD), 512)
     assert made.planted.tolist() == list(range(504, 512))
     for feature in made.planted.tolist():
         rows, values = planted_rows(SHARD.n_rows, feature, made.planted)
-        column = found[:, feature].toarray().ravel()
+        column = result[:, feature].toarray().ravel()
         assert len(rows) > 5
         assert (values[0], values.min() >= 32) == (column.max(), True)
         np.testing.assert_array_equal(np.flatnonzero(column >= 32), np.sort(rows))
         np.testing.assert_array_equal(column[rows], values)
         assert len(set(values.tolist())) == len(values)
-    assert found[:, :504].max() < 9
+    assert result[:, :504].max() < 9
 
 
 @pytest.mark.parametrize(("mean", "least"), [(62.5, 15.6), (511, 0), (0.25, 0.06), (0, 0), (15, 0)])
 def test_skewed_numbers_have_their_mean_and_bounds(mean, least):
-    found = skewed(mean, least)
-    assert len(found) == LEVELS
-    assert abs(found.mean() - mean) <= 0.5 / LEVELS
-    assert found.min() >= int(least)
-    assert found.max() <= np.ceil(4 * mean)
+    result = skewed(mean, least)
+    assert len(result) == LEVELS
+    assert abs(result.mean() - mean) <= 0.5 / LEVELS
+    assert result.min() >= int(least)
+    assert result.max() <= np.ceil(4 * mean)

@@ -62,22 +62,22 @@ def stored(store: FeatureStore, site: str = "made"):
 
 def assert_table_is_the_truth(store: FeatureStore, site: str = "made") -> None:
     table = store.scan_features(site).collect()
-    found = truth(Generator(parse(store.site(site).sae)), shards_of(store, site))
-    assert set(table["counted_rows"]) == {found.counted_rows}
-    assert (set(table["contexts"]), set(table["documents"])) == ({found.contexts}, {found.documents})
+    result = truth(Generator(parse(store.site(site).sae)), shards_of(store, site))
+    assert set(table["counted_rows"]) == {result.counted_rows}
+    assert (set(table["contexts"]), set(table["documents"])) == ({result.contexts}, {result.documents})
     for name in ("n_active", "active_contexts", "active_documents"):
-        np.testing.assert_array_equal(table[name].to_numpy(), getattr(found, name))
+        np.testing.assert_array_equal(table[name].to_numpy(), getattr(result, name))
     largest = table["max_activation"].fill_null(0).to_numpy()
-    np.testing.assert_array_equal(largest, found.max_k / 64)
+    np.testing.assert_array_equal(largest, result.max_k / 64)
     for over in ("all", "active"):
-        mean, variance = found.moments(active=over == "active")
+        mean, variance = result.moments(active=over == "active")
         np.testing.assert_allclose(table[f"mean_{over}"].fill_null(np.nan), mean, rtol=1e-12)
-        told = table[f"var_{over}"].fill_null(np.nan).to_numpy()
-        several = found.n_active > 1 if over == "active" else np.ones(len(told), bool)
-        np.testing.assert_allclose(told[several], variance[several], rtol=1e-12)
+        message = table[f"var_{over}"].fill_null(np.nan).to_numpy()
+        several = result.n_active > 1 if over == "active" else np.ones(len(message), bool)
+        np.testing.assert_allclose(message[several], variance[several], rtol=1e-12)
     l0 = store.scan_table(site, "l0").collect()
     np.testing.assert_array_equal(
-        np.repeat(l0["l0"].to_numpy(), l0["rows"].to_numpy()), np.repeat(np.arange(len(found.l0)), found.l0)
+        np.repeat(l0["l0"].to_numpy(), l0["rows"].to_numpy()), np.repeat(np.arange(len(result.l0)), result.l0)
     )
 
 
@@ -230,16 +230,16 @@ def test_a_node_that_draws_otherwise_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_defaults_of_a_synthetic_run_file():
-    resolved, told = resolve(run_file(Path("nowhere"), tokens={}))
+    resolved, notes = resolve(run_file(Path("nowhere"), tokens={}))
     tokens = resolved.tokens
-    assert told == []
+    assert notes == []
     assert (tokens.tokenizer, tokens.prepend_bos, tokens.separator) == ("numbers:50", False, None)
     assert (tokens.context_size, resolved.extract.check_sae) == (128, "off")
     assert (resolved.sites[0].hook_name, resolved.sites[0].name) == ("synthetic", "made")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"corpus": {"path": "a.txt", "documents": 3}}, "corpus.documents is for corpus.kind: synthetic"),
         ({"corpus": {"kind": "synthetic", "path": "a.txt"}}, "corpus.path is for corpus.kind: text"),
@@ -260,10 +260,10 @@ def test_the_defaults_of_a_synthetic_run_file():
         ({"tokens": {"tokenizer": "numbers:9"}}, "beyond the vocabulary of 'numbers:9'"),
     ],
 )
-def test_what_does_not_fit_together_is_told_in_one_sentence(tmp_path, changes, told):
+def test_what_does_not_fit_together_is_reported_in_one_sentence(tmp_path, changes, message):
     with pytest.raises(InputError) as error:
         run(run_file(tmp_path, **changes))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 200
 

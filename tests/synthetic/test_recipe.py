@@ -20,7 +20,7 @@ def test_all_keys_and_their_defaults():
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("d_sae=64", "l0 is missing"),
         ("", "d_sae is missing"),
@@ -34,10 +34,10 @@ def test_all_keys_and_their_defaults():
         ("d_sae=64,l0=17", "l0=17 needs d_sae=128 at least"),
     ],
 )
-def test_a_wrong_spec_is_told_in_one_sentence(spec, told):
+def test_a_wrong_spec_is_reported_in_one_sentence(spec, message):
     with pytest.raises(InputError) as error:
         parse(f"synthetic:{spec}")
-    assert str(error.value).startswith(f"SAE synthetic:{spec}: {told}")
+    assert str(error.value).startswith(f"SAE synthetic:{spec}: {message}")
     assert "\n" not in str(error.value)
 
 

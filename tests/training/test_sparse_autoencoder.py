@@ -58,11 +58,11 @@ def test_it_begins_with_kaiming_uniform_weights_and_zero_biases() -> None:
 
 def test_training_reconstructs_and_a_stronger_penalty_comes_nearer_to_rho() -> None:
     x = rows()
-    found = {
+    result = {
         weight: train_sae(x, 24, Sparsity(0.05, weight), Steps(60, 64), ignore) for weight in (1e-4, 3e-2)
     }
     distance, error = {}, {}
-    for weight, sae in found.items():
+    for weight, sae in result.items():
         with torch.no_grad():
             activations = sae.encode(x)
             distance[weight] = float(penalty(activations, 0.05))
@@ -76,12 +76,12 @@ def test_the_same_seed_gives_the_same_bits_and_every_epoch_all_rows() -> None:
     one, two, other = (train_sae(x, 6, Sparsity(0.1), Steps(2, 32, seed), ignore) for seed in (1, 1, 2))
     assert torch.equal(one.W_enc, two.W_enc)
     assert not torch.equal(one.W_enc, other.W_enc)
-    told: list[int] = []
-    steps = list(batches(10, Steps(2, 4), told.append))
+    message: list[int] = []
+    steps = list(batches(10, Steps(2, 4), message.append))
     assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
     assert sorted(torch.cat(steps[:3]).tolist()) == list(range(10))
     assert torch.cat(steps[:3]).tolist() != torch.cat(steps[3:]).tolist()
-    assert told == [1, 1]
+    assert message == [1, 1]
 
 
 def test_its_folder_is_read_as_any_saes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.saes.encoding.device import DeviceSelection
 from pipeline.saes.encoding.normalization import denormalize, normalize
-from pipeline.saes.encoding.rule import Rule, beside, candidates, keys_of
+from pipeline.saes.encoding.rule import Rule, candidates, hstack_csr, keys_of
 from pipeline.saes.encoding.weights import Weights
 from pipeline.saes.metadata import Described, SaeMetadata
 from schemas.errors import InputError, ShardError
@@ -269,7 +269,7 @@ class RuleEncoder(Described):
             if not keys.finite:
                 self._refuse_product(product, first_row)
             parts.append(candidates(product, keys, limits(keys), mask))
-        return self._rule.finish(beside(parts))
+        return self._rule.finish(hstack_csr(parts))
 
     def _multiply(self, x: Tensor, features: slice, out: Tensor) -> None:
         """X @ W_enc + bias of some features, into `out` [n, f]."""

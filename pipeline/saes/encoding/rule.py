@@ -108,7 +108,7 @@ def _in_few_groups(keys: Keys, limit: F32) -> I64 | None:
     return np.sort(flat[reached])
 
 
-def beside(parts: list[SparseFeatures]) -> SparseFeatures:
+def hstack_csr(parts: list[SparseFeatures]) -> SparseFeatures:
     """The same rows of neighbouring blocks of features, from left to right, as one."""
     if len(parts) == 1:
         return parts[0]

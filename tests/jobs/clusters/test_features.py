@@ -60,13 +60,13 @@ def planted_rows(groups, size, rows, seed=0):
 def test_planted_groups_of_features_that_fire_together_are_found():
     active = planted_rows(6, 12, 4000).astype(np.int64)
     both, n = active.T @ active, active.sum(axis=0)
-    found = graph_of(pairs_of(both, n, 4000), 4000, 72)
-    members, cohesion, _ = communities(found, 1.0, seed=0)
+    result = graph_of(pairs_of(both, n, 4000), 4000, 72)
+    members, cohesion, _ = communities(result, 1.0, seed=0)
     truth = np.repeat(np.arange(6), 12)
     assert adjusted_rand_score(truth, members.labels) == 1
     assert members.sizes.tolist() == [12] * 6
     assert (cohesion > 0.9).all()
-    vectors = embedded(found, seed=0)
+    vectors = embedded(result, seed=0)
     cosine = vectors @ vectors.T
     assert cosine[truth[:, None] == truth].min() > cosine[truth[:, None] != truth].max()
 
@@ -77,11 +77,11 @@ def test_an_edge_weighs_npmi_and_chance_has_none():
     both[0, 1] = both[1, 0] = 90  # as often as chance has it
     both[0, 2] = both[2, 0] = 40
     both[2, 3] = both[3, 2] = 10
-    found = graph_of(pairs_of(both, n, rows), rows, 5).toarray()
+    result = graph_of(pairs_of(both, n, rows), rows, 5).toarray()
     p = 40 / rows
-    assert found[0, 2] == found[2, 0] == pytest.approx(np.log(p / (0.3 * 0.05)) / -np.log(p))
-    assert found[2, 3] == pytest.approx(np.log(0.01 / (0.05 * 0.01)) / -np.log(0.01))
-    assert np.count_nonzero(found) == 4
+    assert result[0, 2] == result[2, 0] == pytest.approx(np.log(p / (0.3 * 0.05)) / -np.log(p))
+    assert result[2, 3] == pytest.approx(np.log(0.01 / (0.05 * 0.01)) / -np.log(0.01))
+    assert np.count_nonzero(result) == 4
 
 
 def test_only_the_neighbours_by_jaccard_are_taken_where_the_table_has_several(monkeypatch):
@@ -98,10 +98,10 @@ def test_only_the_neighbours_by_jaccard_are_taken_where_the_table_has_several(mo
 
 def test_modularity_and_cohesion_are_those_of_networkx():
     active = planted_rows(3, 6, 1500, seed=1).astype(np.int64)
-    found = graph_of(pairs_of(active.T @ active, active.sum(axis=0), 1500), 1500, 19)
-    members, cohesion, quality = communities(found, 1.0, seed=3)
+    result = graph_of(pairs_of(active.T @ active, active.sum(axis=0), 1500), 1500, 19)
+    members, cohesion, quality = communities(result, 1.0, seed=3)
     assert members.labels[18] == NO_CLUSTER
-    network = networkx.from_scipy_sparse_array(found)
+    network = networkx.from_scipy_sparse_array(result)
     sets = [set(np.flatnonzero(members.labels == c).tolist()) for c in range(len(members.sizes))]
     network.remove_node(18)
     assert quality == pytest.approx(networkx.community.modularity(network, sets))
@@ -278,9 +278,9 @@ def test_near_features_lie_near_on_the_map_and_every_run_gives_the_same(made):
     clusters = table(store, "coactivation_clusters").drop_nulls("cluster")
     assert places.select("feature", "cluster").rows() == clusters.select("feature", "cluster").rows()
     units = planted_directions(4, 25, 0)
-    found = placing.placed(units)
-    np.testing.assert_array_equal(placing.placed(units), found)
-    distance = np.linalg.norm(found[:, None] - found, axis=2)
+    result = placing.placed(units)
+    np.testing.assert_array_equal(placing.placed(units), result)
+    distance = np.linalg.norm(result[:, None] - result, axis=2)
     np.fill_diagonal(distance, np.inf)
     assert (distance.argmin(axis=1) // 25 == np.arange(100) // 25).all()
 
@@ -303,7 +303,9 @@ def test_a_site_without_a_decoder_is_clustered_by_co_activation_alone(made, caps
 
 
 @pytest.mark.parametrize("most", [1 << 16, 90])
-def test_cosines_by_direction_are_those_with_the_mean_of_the_members_that_are_told(made, monkeypatch, most):
+def test_cosines_by_direction_are_those_with_the_mean_of_the_members_that_are_reported(
+    made, monkeypatch, most
+):
     _, store = made
     monkeypatch.setattr(features, "FIT_FEATURES", most)
     units = planted_directions(3, 20, 300, d=12)  # most lie between clusters, so every step moves some
@@ -312,17 +314,17 @@ def test_cosines_by_direction_are_those_with_the_mean_of_the_members_that_are_to
         replace(directions_of(store, "site"), d_sae=360), np.setdiff1d(np.arange(360), [0, 1, 60, 200])
     )
     monkeypatch.setattr(Directions, "_rows", 3 * units, raising=False)
-    found = features.by_direction("site", decoder, 7, seed=0)
+    result = features.by_direction("site", decoder, 7, seed=0)
     mine = units[decoder.features].astype(np.float64)
-    assert len(found.members.order) == 7
+    assert len(result.members.order) == 7
     for number in range(7):
-        own = found.members.labels == number
+        own = result.members.labels == number
         members = mine[own]
         centre = members.mean(axis=0) / np.linalg.norm(members.mean(axis=0))
         np.testing.assert_allclose(
-            found.members.closeness[found.members.labels == number], members @ centre, atol=1e-6
+            result.members.closeness[result.members.labels == number], members @ centre, atol=1e-6
         )
-        assert found.cohesion[number] == pytest.approx((members @ centre).mean(), abs=1e-6)
+        assert result.cohesion[number] == pytest.approx((members @ centre).mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("n", [40, 300])

@@ -112,7 +112,7 @@ def test_chosen_features_are_the_columns_and_postings_and_small_chunks_do(tmp_pa
 
 
 @pytest.mark.parametrize("rows", ["token", "document"])
-def test_labels_that_are_called_as_columns_of_obs_stand_beside_them(tmp_path, rows):
+def test_labels_that_are_called_as_columns_of_obs_stand_next_to_them(tmp_path, rows):
     content = run_content(tmp_path)
     corpus = tmp_path / "corpus.parquet"
     frame = pl.read_parquet(corpus).with_columns(token_id=pl.lit("a"), group=pl.lit("g"))

@@ -165,10 +165,10 @@ def test_the_viewers_own_code_reads_it_and_its_model_agrees(made):
         pytest.skip("the viewer's code needs node")
     _, _, folder = made
     assets = Path(models.__file__).parent / "assets"
-    asked = [[7, feature] for feature in (0, 1, 2, 17, 39)]
-    command = [node, "-e", VIEWER, str(assets), str(folder), json.dumps(asked)]
+    requested = [[7, feature] for feature in (0, 1, 2, 17, 39)]
+    command = [node, "-e", VIEWER, str(assets), str(folder), json.dumps(requested)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for (layer, feature), record in zip(asked, json.loads(done.stdout), strict=True):
+    for (layer, feature), record in zip(requested, json.loads(done.stdout), strict=True):
         del record["featureIndex"], record["scan"]
         assert record == record_of(folder, layer, feature)
         assert models.Model.model_validate(record, strict=False).index == feature

@@ -44,28 +44,28 @@ def dense_of(built):
 
 def read(folder):
     """Activations as the files hold them, dense, and the files' ranges."""
-    ranges, found, tokens = [], None, None
+    ranges, result, tokens = [], None, None
     for path in folder.glob("*.safetensors"):
         first, last = map(int, path.stem.split("_"))
         ranges.append((first, last))
         split = load_file(path)
         tokens = split["tokens"] if tokens is None else tokens
         np.testing.assert_array_equal(split["tokens"], tokens)
-        found = np.zeros((*tokens.shape, D_SAE), np.float32) if found is None else found
+        result = np.zeros((*tokens.shape, D_SAE), np.float32) if result is None else result
         where = split["locations"].astype(np.int64)
         assert len(where)
         assert (where[:, 2] <= last - first).all()
         place = (where[:, 0], where[:, 1], where[:, 2] + first)
-        assert not found[place].any()
-        found[place] = split["activations"]
-    return found, tokens, sorted(ranges)
+        assert not result[place].any()
+        result[place] = split["activations"]
+    return result, tokens, sorted(ranges)
 
 
 def test_the_files_hold_every_activation_once_and_the_tokens(made):
     built, latents = made
     dense, tokens = dense_of(built)
-    found, stored, ranges = read(latents / "layers.1")
-    np.testing.assert_array_equal(found, dense)
+    result, stored, ranges = read(latents / "layers.1")
+    np.testing.assert_array_equal(result, dense)
     np.testing.assert_array_equal(stored, tokens)
     assert ranges[0][0] == 0
     assert ranges[-1][1] == D_SAE - 1
@@ -93,12 +93,12 @@ def test_delphis_own_loader_gives_each_latent_its_activations(made):
     np.testing.assert_array_equal(data.tokens.numpy(), tokens)
     seen = set()
     for buffer in data.buffers:
-        for found in buffer:
-            latent = found.latent.latent_index
+        for result in buffer:
+            latent = result.latent.latent_index
             expected = np.argwhere(dense[:, :, latent])
-            np.testing.assert_array_equal(found.activation_data.locations[:, :2].numpy(), expected)
+            np.testing.assert_array_equal(result.activation_data.locations[:, :2].numpy(), expected)
             values = dense[expected[:, 0], expected[:, 1], latent]
-            np.testing.assert_array_equal(found.activation_data.activations.float().numpy(), values)
+            np.testing.assert_array_equal(result.activation_data.activations.float().numpy(), values)
             seen.add(latent)
     assert seen == set(np.flatnonzero(dense.any(axis=(0, 1))).tolist())
 
@@ -113,8 +113,8 @@ def test_delphis_own_loader_finds_chosen_latents_in_any_file(made):
     chosen = {"layers.1": torch.tensor(fired[[0, 5, -1]])}
     options = (config.SamplerConfig(), config.ConstructorConfig())
     data = loader.LatentDataset(latents, *options, tokenizer=object(), modules=["layers.1"], latents=chosen)
-    found = [item.latent.latent_index for buffer in data.buffers for item in buffer]
-    assert sorted(found) == fired[[0, 5, -1]].tolist()
+    result = [item.latent.latent_index for buffer in data.buffers for item in buffer]
+    assert sorted(result) == fired[[0, 5, -1]].tolist()
     assert data.tokens is not None
 
 
@@ -154,11 +154,11 @@ def test_chosen_features_alone_are_in_files_that_cover_the_sae(made, tmp_path):
     built, _ = made
     run([str(built.layout.root), "--out", str(tmp_path / "o"), "--features", "3,17:23,38"])
     dense, _ = dense_of(built)
-    found, _, ranges = read(tmp_path / "o" / "latents" / "hook")
+    result, _, ranges = read(tmp_path / "o" / "latents" / "hook")
     chosen = [3, *range(17, 23), 38]
     expected = np.zeros_like(dense)
     expected[:, :, chosen] = dense[:, :, chosen]
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
     assert (ranges[0][0], ranges[-1][1]) == (0, D_SAE - 1)
 
 

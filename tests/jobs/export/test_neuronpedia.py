@@ -144,9 +144,9 @@ def test_every_example_shows_its_whole_context_with_the_stores_values(made):
 
 def test_examples_of_an_interval_lie_in_its_bounds(made):
     _, _, folder = made
-    found = [row for row in imported(folder / "activations", ACTIVATION) if row["binContains"] == 0.1]
-    assert found
-    for row in found:
+    result = [row for row in imported(folder / "activations", ACTIVATION) if row["binContains"] == 0.1]
+    assert result
+    for row in result:
         value = row["values"][row["qualifyingTokenIndex"]]
         width = abs(value) / 8  # a bin of the store's histogram
         assert row["binMin"] - width <= value <= row["binMax"] + width
@@ -156,14 +156,14 @@ def test_top_examples_name_the_largest_activation_and_no_tenth_goes_beyond_it(ma
     _, store, folder = made
     columns = store.scan_features("site").select("feature", "min_activation", "max_activation").collect()
     ends = {str(feature): (low, high) for feature, low, high in columns.iter_rows()}
-    found = imported(folder / "activations", ACTIVATION)
-    for row in found:
+    result = imported(folder / "activations", ACTIVATION)
+    for row in result:
         low, high = ends[row["index"]]
         if row["binContains"] == -1:
             assert row["binMax"] == high
         else:
             assert low <= row["binMin"] <= row["binMax"] <= high
-    assert {row["binContains"] for row in found} == {-1, 0.1}
+    assert {row["binContains"] for row in result} == {-1, 0.1}
 
 
 def bytes_of(folder):

@@ -45,9 +45,9 @@ def test_histograms_count_every_activation_in_bins_of_equal_width(made):
     built, store = made
     chosen = select_features(store, "site", "1:5,17,20")
     about = source(store, "site", 8)
-    found = [read_block(about, chosen, features) for features in blocks(chosen, 16)]
-    assert [block.features["feature"].to_list() for block in found] == [[1, 2, 3, 4], [17, 20]]
-    for block in found:
+    result = [read_block(about, chosen, features) for features in blocks(chosen, 16)]
+    assert [block.features["feature"].to_list() for block in result] == [[1, 2, 3, 4], [17, 20]]
+    for block in result:
         for place, feature in enumerate(block.features["feature"].to_list()):
             values = built.dense["site"][:, feature]
             values = values[values != 0]

@@ -61,10 +61,10 @@ def test_the_mean_that_an_encoder_gives_counts_gain_leaks_and_biases_and_is_unkn
     truth = truth_of(NumpyDictionary(recipe()))
     rows = (2 * truth.vectors + 0.1 * np.random.default_rng(1).standard_normal((24, 32))).astype(np.float32)
     one = side(truth.vectors, rows)
-    found = expected_means(truth, one)
+    result = expected_means(truth, one)
     for feature, true in zip(one.match.feature, one.match.true_feature, strict=True):
         x = truth.means_beside(int(true)) @ truth.vectors + truth.bias
-        assert abs(found[feature] - (x @ rows[feature] + 0.1)) < 1e-4
+        assert abs(result[feature] - (x @ rows[feature] + 0.1)) < 1e-4
     assert np.isnan(expected_means(truth, side(truth.vectors, rows, "topk"))).all()
 
 

@@ -55,13 +55,13 @@ def test_the_assignment_is_the_best_of_all():
     rng = np.random.default_rng(4)
     for n, m in ((5, 5), (4, 6), (6, 4)):
         decoder = rng.uniform(-1, 1, (n, m)).astype(np.float32)
-        found = assigned(decoder)
-        total = np.abs(decoder)[found.feature, found.true_feature].sum()
+        result = assigned(decoder)
+        total = np.abs(decoder)[result.feature, result.true_feature].sum()
         small, large = sorted((n, m))
         scores = np.abs(decoder if n <= m else decoder.T)
         best = max(scores[np.arange(small), list(order)].sum() for order in permutations(range(large), small))
         assert abs(total - best) < 1e-5
-        assert len(set(found.feature.tolist())) == len(set(found.true_feature.tolist())) == small
+        assert len(set(result.feature.tolist())) == len(set(result.true_feature.tolist())) == small
 
 
 @pytest.mark.slow  # importing sae-lens
@@ -84,8 +84,8 @@ def test_orders_and_scores_are_those_of_sae_lens():
         order = literal_order(decoder)
         best = np.abs(decoder).argmax(axis=1)
         np.testing.assert_array_equal(best[order], best[theirs])  # torch.argsort may swap equal ones
-        found = assigned(decoder)
-        mean = np.abs(decoder)[found.feature, found.true_feature].mean()
+        result = assigned(decoder)
+        mean = np.abs(decoder)[result.feature, result.true_feature].mean()
         assert abs(mean - synthetic.mean_correlation_coefficient(nearest, torch.from_numpy(true))) < 1e-5
         assert uniqueness(decoder) == synthetic.feature_uniqueness(nearest, torch.from_numpy(true))
     best, order = best_order(decoders)

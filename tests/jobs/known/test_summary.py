@@ -27,24 +27,24 @@ def made():
     true = rng.standard_normal((F, D)).astype(np.float32)
     drawn = np.where(rng.random((ROWS, F)) < 0.3, rng.uniform(0.5, 2, (ROWS, F)), 0).astype(np.float32)
     decoder = (true[rng.integers(0, F, S)] + 0.4 * rng.standard_normal((S, D))).astype(np.float32)
-    found = np.where(rng.random((ROWS, S)) < 0.3, rng.normal(0, 1, (ROWS, S)), 0).astype(np.float32)
+    result = np.where(rng.random((ROWS, S)) < 0.3, rng.normal(0, 1, (ROWS, S)), 0).astype(np.float32)
     decoder[3] = 0
-    found[:, [3, 5]] = 0  # never fire
+    result[:, [3, 5]] = 0  # never fire
     drawn[:, np.abs(cosines_with(decoder, true))[7].argmax()] = 0
-    return true, drawn, decoder, found
+    return true, drawn, decoder, result
 
 
 def test_detection_of_nearest_true_features_is_that_of_sae_lens(made):
     import torch
 
-    true, drawn, decoder, found = made
+    true, drawn, decoder, result = made
     nearest = np.abs(cosines_with(decoder, true)).argmax(axis=1)
-    active, fires = found != 0, drawn[:, nearest] > 0
+    active, fires = result != 0, drawn[:, nearest] > 0
     ours = detection(active.sum(0), fires.sum(0), (active & fires).sum(0), ROWS)
-    theirs = evals().compute_classification_metrics(*map(torch.from_numpy, (found, drawn, decoder, true)))
+    theirs = evals().compute_classification_metrics(*map(torch.from_numpy, (result, drawn, decoder, true)))
     assert 0 < ours["f1"] < ours["accuracy"] < 1
-    for name, told in (("precision",) * 2, ("recall",) * 2, ("f1", "f1_score"), ("accuracy",) * 2):
-        assert abs(ours[name] - getattr(theirs, told)) < 1e-6
+    for name, message in (("precision",) * 2, ("recall",) * 2, ("f1", "f1_score"), ("accuracy",) * 2):
+        assert abs(ours[name] - getattr(theirs, message)) < 1e-6
 
 
 @pytest.mark.parametrize(

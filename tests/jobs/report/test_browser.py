@@ -18,7 +18,7 @@ from pipeline.tasks import OneProcess
 from tests.jobs.report.kit import make_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+BROWSER = next((result for name in BROWSERS if (result := shutil.which(name))), None)
 DRIVER = shutil.which("chromedriver")
 
 pytestmark = [
@@ -99,8 +99,8 @@ def errors(browser) -> list[str]:
 
 def rows(browser) -> list[int]:
     """Features of the rows in the page, in their order."""
-    found = browser.execute_script("return [...document.querySelectorAll('#rows a')].map(a => a.textContent)")
-    return [int(text) for text in found]
+    texts = browser.execute_script("return [...document.querySelectorAll('#rows a')].map(a => a.textContent)")
+    return [int(text) for text in texts]
 
 
 def status(browser) -> str:

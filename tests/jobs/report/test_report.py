@@ -71,7 +71,7 @@ def pages(folder):
 
 def test_there_is_a_page_for_every_feature_and_cluster_and_nothing_temporary(made):
     folder = made[3]
-    found = {
+    result = {
         path.relative_to(folder / "sites/site").as_posix() for path in (folder / "sites/site").rglob("*.html")
     }
     features = {f"features/0/{feature}.html" for feature in range(D_SAE)}
@@ -80,7 +80,7 @@ def test_there_is_a_page_for_every_feature_and_cluster_and_nothing_temporary(mad
         "clusters/context/0.html",
         *(f"clusters/feature/{n}.html" for n in range(3)),
     }
-    assert found == features | clusters | {"index.html", "features.html"}
+    assert result == features | clusters | {"index.html", "features.html"}
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
@@ -148,7 +148,7 @@ def test_every_strip_has_the_tokens_and_activations_of_its_window(made):
     examples, tokens = store.scan_table("site", "examples").collect(), built.tokens["token"].to_list()
     context = built.tokens["context"].to_numpy()
     for feature in range(D_SAE):
-        found = re.findall(
+        result = re.findall(
             r"<span class=value>(\S+?)</span><p class=strip dir=auto>(.*?)</p><span class=where>(.*?)</span>",
             page_of(folder, feature),
             re.S,
@@ -157,8 +157,8 @@ def test_every_strip_has_the_tokens_and_activations_of_its_window(made):
         top = mine.filter(kind="top").sort("rank")
         tenths = mine.filter(kind="quantile").sort("interval", "rank", descending=[True, False])
         order = [*top.iter_rows(named=True), *tenths.iter_rows(named=True)]
-        assert len(found) == len(order)
-        for (value, strip, where), row in zip(found, order, strict=True):
+        assert len(result) == len(order)
+        for (value, strip, where), row in zip(result, order, strict=True):
             inside = np.flatnonzero(context == context[row["row"]])
             window = inside[(inside >= row["row"] - BEFORE) & (inside <= row["row"] + AFTER)]
             values = built.dense["site"][window, feature]
@@ -274,7 +274,7 @@ def test_every_page_forbids_what_is_not_a_file_of_the_site(made):
         ("ا", "ا"),
     ],
 )
-def test_what_can_not_be_seen_is_written_out(text, shown):
+def test_what_cannot_be_seen_is_written_out(text, shown):
     assert alone(text) == shown
 
 
@@ -366,14 +366,14 @@ def test_a_folder_that_is_no_report_is_left_alone(made, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"sites": 3}', "{}"])
-def test_a_damaged_record_of_a_report_is_told_of(made, tmp_path, content):
+def test_a_damaged_record_of_a_report_is_reported(made, tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(InputError, match=r"report\.json is damaged"):
         report(made[1], ["site"], OneProcess(), out=tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "top:0", "top:5:colour", "40", "3:2", "1;2", "-1", "٣"])
-def test_a_selection_that_means_nothing_is_told(made, text):
+def test_a_selection_that_means_nothing_is_reported(made, text):
     with pytest.raises(InputError):
         report(made[1], ["site"], OneProcess(), features=text)
 

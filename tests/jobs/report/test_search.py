@@ -94,7 +94,7 @@ def test_a_number_equals_what_the_table_shows_of_it(browser, tokens, features): 
         ("tokens = 3", "tokens are words: type the word alone."),
     ],
 )
-def test_what_can_not_be_read_is_left_out_and_said(browser, tokens, query, sentence):  # noqa: F811
+def test_what_cannot_be_read_is_left_out_and_said(browser, tokens, query, sentence):  # noqa: F811
     type_in(browser, query)
     assert sentence in said(browser)
     assert "is left out" in said(browser)

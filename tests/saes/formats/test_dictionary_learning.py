@@ -140,7 +140,7 @@ def test_an_sae_of_what_goes_into_a_module_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["standard", "new", "gated", "matryoshka", "jumprelu"])
-def test_a_file_alone_is_told_by_its_tensors(tmp_path: Path, case: str) -> None:
+def test_a_file_alone_is_reported_by_its_tensors(tmp_path: Path, case: str) -> None:
     folder = copied(case, tmp_path)
     (folder / "config.json").unlink()
     metadata = assert_equals_golden(folder, str(folder / "ae.pt")).metadata
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_the_training_finds_the_configuration_above_it(tmp_path:
     assert metadata.hook_name == "blocks.8.hook_mlp_out"
 
 
-def test_batchtopk_rows_do_not_depend_on_the_rows_beside_them() -> None:
+def test_batchtopk_rows_do_not_depend_on_the_rows_next_to_them() -> None:
     encoder, x = load_sae(str(golden("batchtopk"))), x_of("batchtopk")
     together = encoder.encode(x)
     for row in range(0, len(x), 7):
@@ -338,7 +338,7 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_a_spoiled_sae_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_spoiled_sae_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     case, spoil, message = SPOILED[kind]
     folder = copied(case, tmp_path)
     spoil(folder)

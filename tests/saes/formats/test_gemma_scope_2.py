@@ -29,13 +29,13 @@ def write(root: Path, name: str = RES, config: dict[str, Any] | None = None, **t
     drawn = {
         key.lower(): torch.from_numpy(w) for key, w in draw_sae_weights("jumprelu", D_MODEL, D_SAE, 0).items()
     }
-    told = {
+    message = {
         "architecture": "jump_relu",
         "model_name": "gemma-v3-4b-pt",
         "hf_hook_point_in": "model.layers.17.output",
     }
     save_file(drawn | tensors, folder / "params.safetensors")
-    (folder / "config.json").write_text(json.dumps(told | (config or {})))
+    (folder / "config.json").write_text(json.dumps(message | (config or {})))
     return folder
 
 

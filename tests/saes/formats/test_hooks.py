@@ -144,8 +144,8 @@ def test_a_hook_is_the_place_that_its_format_means(
     way: str,
     change: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    found = load(folders[model], hook).forward(make_batch())[hook]
-    torch.testing.assert_close(found, change(at_module(folders[model], module, way)), rtol=1e-4, atol=1e-4)
+    result = load(folders[model], hook).forward(make_batch())[hook]
+    torch.testing.assert_close(result, change(at_module(folders[model], module, way)), rtol=1e-4, atol=1e-4)
 
 
 def write_exact_transcoder(folder: Path, x: torch.Tensor, target: torch.Tensor) -> Path:
@@ -198,16 +198,16 @@ def test_a_gemma_scope_2_transcoder_explains_all_where_its_file_says_that_it_rea
     about, model = encoder.metadata, Model(path="m:build" if loader == "torch_module" else "m", loader=loader)
     read = trained_with.default_hook(about, model)
     assert read == {"transformer_lens": "blocks.1.ln2.hook_out"}.get(loader, f"model.layers.1.pre_{FF}")
-    told: list[str] = []
-    trained_with.check_site(Site(name="s", sae=str(sae), hook_name=read), about, told)
-    assert all(sentence.startswith(NOTE) for sentence in told)
+    message: list[str] = []
+    trained_with.check_site(Site(name="s", sae=str(sae), hook_name=read), about, message)
+    assert all(sentence.startswith(NOTE) for sentence in message)
     place = Place(str(read), str(about.target_at(str(read))))
     loaded = by_paths if loader == "torch_module" else load(folders["gemma3"], *place)
-    found = Reconstruction(encoder.d_sae)
+    result = Reconstruction(encoder.d_sae)
     at = loaded.forward(BATCH)
-    reconstruct(encoder, at[place.read], at[place.target], found)
-    assert found.explained_variance == pytest.approx(1, abs=1e-6)
-    assert found.l0_mean == 1
+    reconstruct(encoder, at[place.read], at[place.target], result)
+    assert result.explained_variance == pytest.approx(1, abs=1e-6)
+    assert result.l0_mean == 1
 
 
 def test_before_the_norm_it_explains_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_before_the_norm_it_explains_nothing(folders: dict[str, Path], tmp_path:
     x, target = in_hugging_face(folders["gemma3"]).forward(BATCH).values()
     encoder = load_sae(str(write_exact_transcoder(tmp_path / "transcoder" / "layer_1", x, target)))
     hooks = ["blocks.1.hook_mlp_in", "blocks.1.hook_mlp_out"]
-    found = Reconstruction(encoder.d_sae)
-    reconstruct(encoder, *load(folders["gemma3"], *hooks).forward(BATCH).values(), found)
-    assert found.explained_variance < 0.5
+    result = Reconstruction(encoder.d_sae)
+    reconstruct(encoder, *load(folders["gemma3"], *hooks).forward(BATCH).values(), result)
+    assert result.explained_variance < 0.5
 
 
 def test_saelens_metadata_of_it_name_the_same_place() -> None:
@@ -248,12 +248,12 @@ def test_saes_of_a_module_s_own_output_read_it_before_a_norm_that_follows(
 ) -> None:
     about = SaeMetadata("topk", D_MODEL, 8, k=2, format=format_name, hook_name="blocks.1.hook_mlp_out")
     assert trained_with.default_hook(about, Model(path=str(folders[model]))) == hook
-    told: list[str] = []
-    trained_with.check_site(Site(name="s", sae="s", hook_name=hook), about, told)
-    assert told == []
+    message: list[str] = []
+    trained_with.check_site(Site(name="s", sae="s", hook_name=hook), about, message)
+    assert message == []
     if format_name != "gemma_scope":
-        found = load(folders[model], hook).forward(make_batch())[hook]
-        torch.testing.assert_close(found, at_module(folders[model], ".mlp", "output"), rtol=1e-4, atol=1e-4)
+        result = load(folders[model], hook).forward(make_batch())[hook]
+        torch.testing.assert_close(result, at_module(folders[model], ".mlp", "output"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(TRANSFORMER_LENS_4, reason="transformer-lens 4 has no HookedTransformer")
@@ -262,9 +262,9 @@ def test_hooked_transformer_knows_a_module_s_output_by_the_bridge_s_name(
     folders: dict[str, Path], hook: str, module: str
 ) -> None:
     name = f"blocks.1.{hook}"
-    found = load(folders["gpt2"], name, loader="hooked_transformer").forward(make_batch())[name]
+    result = load(folders["gpt2"], name, loader="hooked_transformer").forward(make_batch())[name]
     expected = at_module(folders["gpt2"], module, "output")
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_point_that_is_no_module_s_output_has_no_path() -> None:

@@ -70,10 +70,10 @@ def test_saes_equal_brute_force(tmp_path: Path, case: str, with_decoder_norm: bo
     activations, reconstruction = brute_force(folder, x)
     encoder = load_sae(str(folder))
     features = encoder.encode(torch.from_numpy(x))
-    found = dense(features, 48)
-    assert 0 < features.nnz < found.size
-    np.testing.assert_array_equal(found > 0, activations > 0)
-    np.testing.assert_allclose(found, activations, rtol=1e-5, atol=1e-6)
+    result = dense(features, 48)
+    assert 0 < features.nnz < result.size
+    np.testing.assert_array_equal(result > 0, activations > 0)
+    np.testing.assert_allclose(result, activations, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(encoder.decode(features), reconstruction, rtol=1e-4, atol=1e-5)
 
 

@@ -163,7 +163,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_a_spoiled_file_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_spoiled_file_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     damage, message = SPOILED[kind]
     file = copied(tmp_path)
     damage(file)

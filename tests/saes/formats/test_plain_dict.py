@@ -69,14 +69,14 @@ def test_without_a_configuration_it_is_read_all_the_same(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("nest", ["state_dict", "sae", "model"])
-def test_a_dict_in_a_dict_is_found_and_what_lies_beside_it_left_alone(tmp_path: Path, nest: str) -> None:
+def test_a_dict_in_a_dict_is_found_and_what_lies_next_to_it_left_alone(tmp_path: Path, nest: str) -> None:
     folder = copied(tmp_path)
-    beside = {
+    others = {
         "step": 9,
         "optimizer": {"exp_avg": torch.ones(3), "groups": [{"lr": 1}]},
         "loss": torch.ones(()),
     }
-    torch.save({nest: weights(), **beside}, folder / "25.pt")
+    torch.save({nest: weights(), **others}, folder / "25.pt")
     assert_equals_golden(folder.parent, str(folder))
 
 
@@ -88,9 +88,9 @@ def test_with_a_threshold_it_is_jumprelu(tmp_path: Path, subtracts: bool) -> Non
     pre = (x() - subtracts * w["b_dec"]) @ w["W_enc"] + w["b_enc"]
     expected = torch.where((pre > theta) & (pre > 0), pre, torch.zeros(())).numpy()
     encoder = load_sae(str(folder))
-    found = dense(encoder.encode(x()))
-    np.testing.assert_array_equal(found != 0, expected != 0)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result = dense(encoder.encode(x()))
+    np.testing.assert_array_equal(result != 0, expected != 0)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
     assert encoder.metadata.architecture == "jumprelu"
     assert encoder.metadata.apply_b_dec_to_input == subtracts
 
@@ -168,7 +168,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_a_spoiled_file_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_spoiled_file_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     damage, message = SPOILED[kind]
     folder = copied(tmp_path)
     damage(folder)
@@ -178,7 +178,7 @@ def test_a_spoiled_file_is_told_in_one_sentence(tmp_path: Path, kind: str) -> No
     assert not (folder / "mark").exists()
 
 
-def test_a_stray_pt_file_beside_other_weights_is_left_alone(tmp_path: Path) -> None:
+def test_a_stray_pt_file_next_to_other_weights_is_left_alone(tmp_path: Path) -> None:
     folder = copy_of("sparsify-topk", tmp_path) / "layers.12"
     (folder / "optimizer.pt").write_bytes(b"not even torch's")
     assert load_sae(str(folder)).metadata.format == "sparsify"

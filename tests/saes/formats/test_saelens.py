@@ -161,7 +161,7 @@ def test_a_norm_factor_that_nobody_tells_scales_nothing_as_in_saelens(tmp_path: 
         ({"d_sae": 65}, r"shape \[16, 64\]; its configuration says \[16, 65\]"),
     ],
 )
-def test_what_can_not_be_honoured_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_honoured_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = edit(write_sae(tmp_path), **changes)
     with pytest.raises(InputError, match=message):
         load_sae(str(folder))

@@ -203,7 +203,7 @@ def test_a_checkpoint_with_its_factor_of_x_equals_what_saelens_saves_in_the_end(
         ({"scaling_factor": "1"}, "scaling_factor '1'; it must be"),
     ],
 )
-def test_a_checkpoint_that_can_not_be_finished_is_refused(
+def test_a_checkpoint_that_cannot_be_finished_is_refused(
     tmp_path: Path, scaler: dict[str, Any], message: str
 ) -> None:
     folder = write_sae(tmp_path)
@@ -247,10 +247,10 @@ def test_thresholds_of_a_bfloat16_sae_keep_their_float32(tmp_path: Path) -> None
     expected = np.where(pre > threshold, pre, 0)
     rounded = pre > torch.from_numpy(threshold).bfloat16().float().numpy()
     assert (rounded != (expected > 0)).any()
-    found = np.zeros_like(expected)
+    result = np.zeros_like(expected)
     features = encoder.encode(x)
-    found[np.repeat(np.arange(len(x)), np.diff(features.indptr)), features.indices] = features.data
-    np.testing.assert_array_equal(found > 0, expected > 0)
+    result[np.repeat(np.arange(len(x)), np.diff(features.indptr)), features.indices] = features.data
+    np.testing.assert_array_equal(result > 0, expected > 0)
 
 
 OLD = {
@@ -274,14 +274,14 @@ def test_old_configurations_mean_what_saelens_takes_them_for(tmp_path: Path, nor
     old = OLD | {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8}, "device": "cpu"}
     old["normalize_activations"] = normalised
     (folder / "cfg.json").write_text(json.dumps(old))
-    expected, found = handle_config_defaulting(dict(old)), read_metadata(str(folder))
-    assert (found.architecture, found.k) == (expected["architecture"], expected["k"])
-    assert found.normalize_activations == expected["normalize_activations"]
-    assert found.apply_b_dec_to_input == expected["apply_b_dec_to_input"]
+    expected, result = handle_config_defaulting(dict(old)), read_metadata(str(folder))
+    assert (result.architecture, result.k) == (expected["architecture"], expected["k"])
+    assert result.normalize_activations == expected["normalize_activations"]
+    assert result.apply_b_dec_to_input == expected["apply_b_dec_to_input"]
     about = expected["metadata"]
-    assert (found.hook_name, found.prepend_bos) == (about["hook_name"], about["prepend_bos"])
-    assert (found.model_name, found.context_size) == (about["model_name"], about["context_size"])
-    assert found.extra["dataset_path"] == "some/corpus"
+    assert (result.hook_name, result.prepend_bos) == (about["hook_name"], about["prepend_bos"])
+    assert (result.model_name, result.context_size) == (about["model_name"], about["context_size"])
+    assert result.extra["dataset_path"] == "some/corpus"
 
 
 @pytest.mark.parametrize("about", [{}, {"sae_lens_version": "5.9.1"}])
@@ -292,9 +292,9 @@ def test_metadata_without_a_version_of_today_make_an_old_configuration(
     old = OLD | {"d_sae": D_SAE, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}
     old |= {"device": "cpu", "metadata": about}
     (folder / "cfg.json").write_text(json.dumps(old))
-    found = read_metadata(str(folder))
-    assert (found.architecture, found.k, found.prepend_bos) == ("topk", 5, True)
-    assert (found.hook_name, found.context_size) == ("blocks.0.attn.hook_z", 128)
+    result = read_metadata(str(folder))
+    assert (result.architecture, result.k, result.prepend_bos) == ("topk", 5, True)
+    assert (result.hook_name, result.context_size) == ("blocks.0.attn.hook_z", 128)
     sae = reference(folder)
     sae.turn_off_forward_pass_hook_z_reshaping()
     assert_equals_module(load_sae(str(folder)), sae, rows_of(D_MODEL))

@@ -144,15 +144,15 @@ def test_the_hooks_of_an_mlp_transcoder_are_the_input_and_output_of_the_module(
     seen: list[torch.Tensor] = []
     layers = model.base_model.h if write is write_tiny_gpt2 else model.base_model.layers
     layers[2].mlp.register_forward_hook(lambda module, args, output: seen.extend([args[0], output]))
-    found: dict[str, torch.Tensor] = {}
+    result: dict[str, torch.Tensor] = {}
     names = ("blocks.2.mlp.hook_in", "blocks.2.hook_mlp_out")
     for name in names:
-        bridge.hook_dict[name].add_hook(lambda value, hook, name=name: found.__setitem__(name, value))
+        bridge.hook_dict[name].add_hook(lambda value, hook, name=name: result.__setitem__(name, value))
     with torch.no_grad():
         model(torch.tensor([[0, 5, 9]]))
         bridge.eval().forward(torch.tensor([[0, 5, 9]]), return_type=None)
     for name, expected in zip(names, seen, strict=True):
-        torch.testing.assert_close(found[name], expected)
+        torch.testing.assert_close(result[name], expected)
 
 
 def test_num_latents_0_and_missing_keys_mean_what_sparsify_takes_for_them(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_a_spoiled_folder_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
+def test_a_spoiled_folder_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     spoil, message = SPOILED[kind]
     folder = topk(tmp_path)
     spoil(folder)
@@ -294,7 +294,7 @@ def test_a_spoiled_folder_is_told_in_one_sentence(tmp_path: Path, kind: str) -> 
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_of_two_formats_is_told_by_its_file(tmp_path: Path) -> None:
+def test_a_folder_of_two_formats_is_reported_by_its_file(tmp_path: Path) -> None:
     folder = topk(tmp_path)
     (folder / "ae.pt").write_bytes(b"")
     with pytest.raises(InputError, match=r"could be of several formats .*sparsify.*dictionary_learning"):

@@ -53,9 +53,11 @@ def assert_equals_golden(folder: Path, spec: str | None = None, device: str = "c
         features = encoder.encode(torch.from_numpy(x))
         assert (np.diff(features.indptr) >= 0).all()
         assert (features.data != 0).all()
-        found = sp.csr_matrix((features.data, features.indices, features.indptr), activations.shape).toarray()
-        np.testing.assert_array_equal((found != 0) & certain, (activations != 0) & certain)
-        np.testing.assert_allclose(found[certain], activations[certain], rtol=1e-5, atol=1e-6)
+        result = sp.csr_matrix(
+            (features.data, features.indices, features.indptr), activations.shape
+        ).toarray()
+        np.testing.assert_array_equal((result != 0) & certain, (activations != 0) & certain)
+        np.testing.assert_allclose(result[certain], activations[certain], rtol=1e-5, atol=1e-6)
         reconstruction = encoder.decode(features, like=torch.from_numpy(x)).cpu().numpy()
         assert reconstruction.dtype == np.float32
         np.testing.assert_allclose(reconstruction, golden["reconstruction"], rtol=1e-4, atol=1e-4)
