@@ -50,7 +50,7 @@ class Steered:
 
 
 def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
-    """Print and draw what comes of the settings; InputError for features and rows that are not there, for
+    """Print and draw the result of the settings; InputError for features and rows that are not there, for
     numbers that are too large, and for an `out` that cannot be written.
     """
     kind = _kind(asked.out)
@@ -60,12 +60,12 @@ def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
     if asked.only:
         kept = [int(setting.partition("=")[0]) for setting in asked.settings]
         after = np.where(np.isin(np.arange(len(after)), kept), after, 0.0)
-    found = steered(pictured, before, after)
-    _tell(site, asked, found, pictured)
+    result = steered(pictured, before, after)
+    _report(site, asked, result, pictured)
     if asked.out is not None:
-        write_file(asked.out, _drawn(store, kind, site, asked, found, pictured), "--out")
+        write_file(asked.out, _drawn(store, kind, site, asked, result, pictured), "--out")
         say(f"  {escape(str(asked.out))}")
-    return found
+    return result
 
 
 def _kind(out: Path | None) -> str:
@@ -84,8 +84,10 @@ def activations_at(store: FeatureStore, site: str, row: int | None) -> F64:
         return np.zeros(d_sae)
     for record in store.committed(site):
         if record.row_start <= row < record.row_start + record.rows:
-            found: F64 = store.csr(site, record.name)[row - record.row_start].toarray()[0].astype(np.float64)
-            return found
+            activations: F64 = (
+                store.csr(site, record.name)[row - record.row_start].toarray()[0].astype(np.float64)
+            )
+            return activations
     last = max((record.row_start + record.rows for record in store.committed(site)), default=0)
     raise InputError(f"--row {row} is in no committed shard of site {site!r}: rows go from 0 to {last - 1}")
 
@@ -96,16 +98,16 @@ def changed(activations: F64, settings: Sequence[str], site: str) -> F64:
         raise InputError("nothing is set: give --set FEATURE=VALUE, such as --set 12=3")
     new = activations.copy()
     for setting in settings:
-        found = _SETTING.fullmatch(setting)
-        if not found:
+        match = _SETTING.fullmatch(setting)
+        if not match:
             raise InputError(f"--set {setting!r} is not FEATURE=VALUE, FEATURE=+VALUE or FEATURE=*VALUE")
-        feature, how = int(found[1]), found[2]
+        feature, how = int(match[1]), match[2]
         if feature >= len(new):
             raise InputError(
                 f"feature {feature} is not in site {site!r}: its features are 0 to {len(new) - 1}"
             )
-        value = _number(found[3], setting)
-        with np.errstate(over="ignore"):  # `steered` tells
+        value = _number(match[3], setting)
+        with np.errstate(over="ignore"):  # `steered` reports it
             new[feature] = {"": value, "+": new[feature] + value, "*": new[feature] * value}[how]
     return new
 
@@ -131,7 +133,7 @@ def steered(pictured: Pictured, before: F64, after: F64) -> Steered:
     return Steered(*((part[0], part[1]) for part in (both, values, pixels, shares)))
 
 
-def told_classes(shares: F64, classes: Sequence[str]) -> str:
+def likeliest_classes(shares: F64, classes: Sequence[str]) -> str:
     """The likeliest classes, in words."""
     best = np.argsort(-shares, kind="stable")[:SHOWN].tolist()
     return ", ".join(f"{classes[place]} {shares[place]:.0%}" for place in best)
@@ -141,14 +143,14 @@ def _start(asked: Asked) -> str:
     return "all features at 0" if asked.row is None else f"row {asked.row}"
 
 
-def _tell(site: str, asked: Asked, found: Steered, pictured: Pictured) -> None:
+def _report(site: str, asked: Asked, result: Steered, pictured: Pictured) -> None:
     say(f"[bold]steer[/] {site}: {_start(asked)}; {escape(' '.join(asked.settings))}")
-    for when, shares in zip(("before", "after"), found.probabilities, strict=True):
-        say(f"  {when}: {escape(told_classes(shares, pictured.decoder.classes))}")
+    for when, shares in zip(("before", "after"), result.probabilities, strict=True):
+        say(f"  {when}: {escape(likeliest_classes(shares, pictured.decoder.classes))}")
 
 
 def _drawn(
-    store: FeatureStore, kind: str, site: str, asked: Asked, found: Steered, pictured: Pictured
+    store: FeatureStore, kind: str, site: str, asked: Asked, result: Steered, pictured: Pictured
 ) -> bytes:
     height, width = pictured.sides
     table = pl.DataFrame(
@@ -156,13 +158,16 @@ def _drawn(
             "when": ["before", "after", "after - before"],
             "image": [
                 pixels.reshape(height * width, -1).mean(axis=1).tolist()
-                for pixels in (*found.pixels, found.pixels[1] - found.pixels[0])
+                for pixels in (*result.pixels, result.pixels[1] - result.pixels[0])
             ],
-            "told": [*(told_classes(some, pictured.decoder.classes) for some in found.probabilities), ""],
+            "classes": [
+                *(likeliest_classes(shares, pictured.decoder.classes) for shares in result.probabilities),
+                "",
+            ],
             "height": [height] * 3,
             "width": [width] * 3,
         }
     )
-    told = f"{_start(asked)}; {' '.join(asked.settings)}"
+    settings = f"{_start(asked)}; {' '.join(asked.settings)}"
     with drawing(store, site):
-        return render(draw_steered(table, site, told), kind)
+        return render(draw_steered(table, site, settings), kind)
