@@ -95,14 +95,14 @@ def report(
     for site in sites:
         for name in NEEDED:
             Tables(store, site).scan(name)
-    there = _claim(folder, store)
+    recorded = _claim(folder, store)
     _forget_sites(folder, store.sites)
     _write_static(folder)
-    known = {name: there.get(name, {}) for name in (*order, *there, *sites) if name in store.sites}
+    known = {name: recorded.get(name, {}) for name in (*order, *recorded, *sites) if name in store.sites}
     for site in sites:
         made = _make_site(store, site, folder / "sites" / site, features, tasks)
         known[site] = site_facts(Tables(store, site))
-        _tell(site, made, known[site]["stale"])
+        _print_summary(site, made, known[site]["stale"])
     _write_index(store, folder, {name: facts for name, facts in known.items() if facts})
     return folder / "index.html"
 
@@ -250,7 +250,7 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _tell(site: str, made: Made, stale: Sequence[str]) -> None:
+def _print_summary(site: str, made: Made, stale: Sequence[str]) -> None:
     each = size(made.feature_bytes / made.features)
     rate = made.features / made.seconds
     say(

@@ -48,14 +48,14 @@ class Kind:
 
 def kinds_of(tables: Tables, work: Work) -> list[Kind]:
     """The kinds of clusters that the site has, each with the tokens that name its clusters."""
-    found = []
+    kinds = []
     for name, title in CLUSTERS.items():
         summary = tables.summary(name)
         if summary is None or f"{name}_clusters" not in tables.there:
             continue
         members = _members(tables, name) if name in OF_FEATURES else None
-        found.append(Kind(name, title, summary, members, _names(summary, work)))
-    return found
+        kinds.append(Kind(name, title, summary, members, _names(summary, work)))
+    return kinds
 
 
 def _members(tables: Tables, kind: str) -> pl.DataFrame:
@@ -121,7 +121,7 @@ def _listed(kind: Kind) -> list[dict[str, Any]]:
 
 
 def labels_of(kind: Kind) -> list[str]:
-    """The labels of which the summary tells the commonest value."""
+    """The labels of which the summary has the commonest value."""
     names = (name.removeprefix("majority_") for name in kind.summary.columns if name.startswith("majority_"))
     return [name for name in names if f"majority_{name}_share" in kind.summary.columns]
 
@@ -142,8 +142,8 @@ def _content(
     number = row["cluster"]
     members: list[dict[str, Any]] = []
     if kind.members is not None:
-        some = kind.members.filter(pl.col("cluster") == number).head(SHOWN_MEMBERS)
-        members = list(some.iter_rows(named=True))
+        rows = kind.members.filter(pl.col("cluster") == number).head(SHOWN_MEMBERS)
+        members = list(rows.iter_rows(named=True))
     typical = list[tuple[int, float | None]]()
     if not kind.of_features and row.get("features"):
         lifts = row.get("lifts") or [None] * len(row["features"])
@@ -171,13 +171,13 @@ def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup,
     store = tables.store
     rows = store.scan_tokens().filter(pl.col("context").is_in(wanted.implode()))
     labels = {name: pl.col(name) for name in store.lake.label_columns}
-    found = rows.select(
+    table = rows.select(
         "context", "token_ids", **{LABEL + name: each for name, each in labels.items()}
     ).collect()
     texts = dict[int, tuple[Markup, str]]()
-    for row in found.iter_rows(named=True):
+    for row in table.iter_rows(named=True):
         ids = row["token_ids"][:CONTEXT_TOKENS]
         text = Markup("".join(work.shown(ids, [0.0] * len(ids))[0]))  # noqa: S704 - escaped
-        told = " · ".join(str(row[LABEL + name]) for name in labels if row[LABEL + name] is not None)
-        texts[row["context"]] = (text, told)
+        label_text = " · ".join(str(row[LABEL + name]) for name in labels if row[LABEL + name] is not None)
+        texts[row["context"]] = (text, label_text)
     return texts

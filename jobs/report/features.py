@@ -82,10 +82,10 @@ def make_folder(path: StorePath) -> None:
 
 def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature) -> bytes:
     """The page of one feature."""
-    found = {name: table.of(feature) for name, table in tables.items()}
-    (row,) = found["features"]
+    rows_of = {name: table.of(feature) for name, table in tables.items()}
+    (row,) = rows_of["features"]
     place = int(np.searchsorted(work.chosen, feature))
-    profile = next(iter(found.get("profile", ())), None)
+    profile = next(iter(rows_of.get("profile", ())), None)
     return render(
         "feature.html",
         DEPTH,
@@ -98,15 +98,17 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         row=row,
         profile=profile,
         top_token=_top_token(work, profile),
-        ranks=found.get("rankings", []),
+        ranks=rows_of.get("rankings", []),
         histogram=histogram(row["histogram_bins"], row["histogram_counts"]) if row["n_active"] else None,
         examples=_examples(work, row, windows.of(feature)),
-        logits=_logits(work, found.get("logits", [])),
-        neighbours=_neighbours(work, found),
-        matches=[(name, some) for name, some in found.items() if name.startswith(MATCHES) and some],
-        clusters=_clusters(work, found),
-        labels=_labels(found.get("labels", [])),
-        trends=rows.joined(map(rows.trend, found.get("label_trends", []))),
+        logits=_logits(work, rows_of.get("logits", [])),
+        neighbours=_neighbours(work, rows_of),
+        matches=[
+            (name, matches) for name, matches in rows_of.items() if name.startswith(MATCHES) and matches
+        ],
+        clusters=_clusters(work, rows_of),
+        labels=_labels(rows_of.get("labels", [])),
+        trends=rows.joined(map(rows.trend, rows_of.get("label_trends", []))),
         missing=work.missing,
         measures=MEASURES,
     )
@@ -123,18 +125,20 @@ Rows = list[dict[str, Any]]
 def _examples(work: Work, row: Mapping[str, Any], windows: Rows) -> list[Folded]:
     """Examples by kind in the order of KINDS, quantiles from the highest tenth down."""
     most = max(abs(row["max_activation"] or 0), abs(row["min_activation"] or 0))
-    found = dict[tuple[str, int], list[str]]()
+    by_kind = dict[tuple[str, int], list[str]]()
     for window in windows:
-        found.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window, most))
+        by_kind.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window, most))
     order = {kind: place for place, kind in enumerate(KINDS)}
     return [
         Folded(
             kind,
             KINDS.get(kind, kind),
-            *rows.cut(found[kind, interval], SHOWN_EXAMPLES),
+            *rows.cut(by_kind[kind, interval], SHOWN_EXAMPLES),
             interval if kind == "quantile" else None,
         )
-        for kind, interval in sorted(found, key=lambda key: (order.get(key[0], len(order)), key[0], -key[1]))
+        for kind, interval in sorted(
+            by_kind, key=lambda key: (order.get(key[0], len(order)), key[0], -key[1])
+        )
     ]
 
 
@@ -153,26 +157,26 @@ def _logits(work: Work, table: Rows) -> dict[str, Any] | None:
 
 def _neighbours(work: Work, tables: Mapping[str, Rows]) -> list[tuple[str, Markup]]:
     """The nearest neighbours by each measure; a table without `by` has those by Jaccard index."""
-    found = [
+    lists = [
         (by, rows.joined(rows.neighbour(work, row, by) for row in islice(group, SHOWN_NEIGHBOURS)))
         for by, group in groupby(tables.get("neighbours", ()), key=lambda row: row.get("by", "jaccard"))
     ]
     if decoder := tables.get("decoder_neighbours"):
-        some = decoder[:SHOWN_NEIGHBOURS]
-        found.append(("cosine", rows.joined(rows.neighbour(work, row, "cosine") for row in some)))
-    return found
+        shown = decoder[:SHOWN_NEIGHBOURS]
+        lists.append(("cosine", rows.joined(rows.neighbour(work, row, "cosine") for row in shown)))
+    return lists
 
 
 def _clusters(work: Work, tables: Mapping[str, Rows]) -> Rows:
     """The clusters that the feature is in."""
-    found = []
+    clusters = []
     for kind, title in CLUSTERS.items():
         for row in tables.get(f"{kind}_clusters", ()):
             if (cluster := row["cluster"]) is not None:
                 names = work.cluster_names.get(kind, ())
                 name = names[cluster] if cluster < len(names) else ""
-                found.append({"kind": kind, "title": title, "cluster": cluster, "name": name})
-    return found
+                clusters.append({"kind": kind, "title": title, "cluster": cluster, "name": name})
+    return clusters
 
 
 def _labels(table: Rows) -> list[Folded]:
@@ -181,8 +185,10 @@ def _labels(table: Rows) -> list[Folded]:
     for row in table:
         by_label.setdefault(row["label"], []).append(row)
     return [
-        Folded(name, name, *rows.cut([rows.label(row) for row in sorted(some, key=_clearness)], SHOWN_LABELS))
-        for name, some in by_label.items()
+        Folded(
+            name, name, *rows.cut([rows.label(row) for row in sorted(group, key=_clearness)], SHOWN_LABELS)
+        )
+        for name, group in by_label.items()
     ]
 
 

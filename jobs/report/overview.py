@@ -95,8 +95,8 @@ def provenance(store: FeatureStore, site: str) -> list[tuple[str, str]]:
     plan = store.plans[info.pass_name]
     planned = next(each for each in plan.sites if each.name == site)
     receipts = list(store.receipts(site).values())
-    told = [receipt.environment for receipt in receipts] or [plan.environment]
-    versions = sorted({f"{name} {each[name]}" for each in told for name in each if name != "host"})
+    environments = [receipt.environment for receipt in receipts] or [plan.environment]
+    versions = sorted({f"{name} {each[name]}" for each in environments for name in each if name != "host"})
     return [
         ("model", f"{short(plan.model)} ({plan.model_loader}, {plan.model_dtype}), {plan.model_digest[:16]}"),
         ("processing", ", ".join(plan.model_processing or ()) or "none"),
@@ -123,15 +123,15 @@ def short(path: str) -> str:
 def _source(source: Mapping[str, Any]) -> str:
     """A corpus in a few words."""
     return ", ".join(
-        f"{key} {_told(value)}" for key, value in source.items() if value not in (None, [], {}, "")
+        f"{key} {_text(value)}" for key, value in source.items() if value not in (None, [], {}, "")
     )
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, str):
         return short(value)
     if isinstance(value, list):
-        return " ".join(_told(each) for each in value[:6]) + (" …" if len(value) > 6 else "")
+        return " ".join(_text(each) for each in value[:6]) + (" …" if len(value) > 6 else "")
     return str(value)
 
 
@@ -145,9 +145,9 @@ def best_of(tables: Tables) -> list[tuple[str, list[dict[str, Any]]]]:
     return [
         (
             str(by),
-            list(some.sort("rank").iter_rows(named=True)),
+            list(group.sort("rank").iter_rows(named=True)),
         )
-        for (by,), some in rankings.group_by("by", maintain_order=True)
+        for (by,), group in rankings.group_by("by", maintain_order=True)
     ]
 
 
@@ -162,7 +162,7 @@ def site_page(
         "facts": site_facts(tables),
         "lake": lake_facts(tables.store),
         "provenance": provenance(tables.store, work.site),
-        "figures": [(name, told, stale) for name, told, _, stale in figures],
+        "figures": [(name, description, stale) for name, description, _, stale in figures],
         "best": best_of(tables),
         "kinds": kinds,
         "states": tables.states,

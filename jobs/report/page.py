@@ -49,7 +49,7 @@ def _seen(value: Any) -> Any:
 
 @cache
 def environment() -> Environment:
-    """Templates, compiled once in a process; every value is escaped, and its hidden characters are told."""
+    """Templates, compiled once in a process; values are escaped, their hidden characters made visible."""
     made = Environment(
         loader=PackageLoader("jobs.report"),
         autoescape=True,
@@ -79,7 +79,7 @@ def script(variable: str, content: Any) -> bytes:
 
 
 def write(path: StorePath, data: bytes) -> int:
-    """Write or replace a file of the site, and say its bytes; a crash leaves the old one or the new, whole.
+    """Write or replace a file of the site, return its size; a crash leaves the old one or the new, whole.
 
     On a folder it is renamed into place but not synchronised: half a million pages can be made again.
     """

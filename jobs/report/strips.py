@@ -11,15 +11,15 @@ from jobs.terminal.strips import HIDDEN, translated
 LEVELS = 9
 """Shades of a strip: classes p1 to p9 of positive activations, n1 to n9 of negative ones."""
 
-_TOLD = {code: f"⟨U+{code:04X}⟩" for code in (*range(0x20), 0x7F, *HIDDEN)}
-_TOLD |= {ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
+_VISIBLE = {code: f"⟨U+{code:04X}⟩" for code in (*range(0x20), 0x7F, *HIDDEN)}
+_VISIBLE |= {ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
 
 
 def visible(text: str) -> str:
     """The text with marks for line ends and tabs, and numbers of other characters that cannot be seen."""
     if text.isprintable() and text.isascii():
         return text
-    return translated(text, _TOLD)
+    return translated(text, _VISIBLE)
 
 
 def alone(text: str) -> str:

@@ -80,7 +80,7 @@ class Tables:
         return frozenset(self.store.tables(self.site))
 
     def scan(self, name: str) -> pl.LazyFrame:
-        """One table; that it is stale the pages say, so nothing is warned of here."""
+        """One table; the pages say that it is stale, so no warning is given here."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", StaleTableWarning)
             return self.store.scan_table(self.site, name)

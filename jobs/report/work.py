@@ -42,14 +42,14 @@ class Work:
     @cached_property
     def chosen(self) -> I64:
         """Features with a page, ascending."""
-        found: I64 = np.load(self.scratch / "chosen.npy")
-        return found
+        features: I64 = np.load(self.scratch / "chosen.npy")
+        return features
 
     @cached_property
     def names(self) -> I32:
         """Tokens on which each feature fires, int32 [d_sae, n], see `tables.names_of`."""
-        found: I32 = np.load(self.scratch / "names.npy", mmap_mode="r")
-        return found
+        tokens: I32 = np.load(self.scratch / "names.npy", mmap_mode="r")
+        return tokens
 
     @cached_property
     def texts(self) -> list[str]:
@@ -66,8 +66,8 @@ class Work:
         if not self._vocabulary.is_split(ids):
             pieces = self._pieces
             return [pieces[token] for token in ids], values, firing
-        found = shown(self._vocabulary.spans(ids), np.asarray(values, np.float32), firing)
-        return [html_of(text) for text in found.texts], found.values.tolist(), found.firing
+        spans = shown(self._vocabulary.spans(ids), np.asarray(values, np.float32), firing)
+        return [html_of(text) for text in spans.texts], spans.values.tolist(), spans.firing
 
     @cached_property
     def _pieces(self) -> list[str]:
@@ -88,8 +88,8 @@ class Work:
 
     def tokens(self, numbers: Iterable[int]) -> Markup:
         """Tokens that stand by themselves, as HTML; -1 is none."""
-        found = (self._tokens[number] for number in numbers if 0 <= number < len(self._tokens))
-        return Markup("".join(found))  # noqa: S704 - made of escaped texts
+        pieces = (self._tokens[number] for number in numbers if 0 <= number < len(self._tokens))
+        return Markup("".join(pieces))  # noqa: S704 - made of escaped texts
 
     def fires_on(self, feature: int) -> Markup:
         """The tokens on which a feature fires, as HTML."""
