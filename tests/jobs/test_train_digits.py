@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_p
     assert load_file(tmp_path / "a/sae-rho0.2/sae_weights.safetensors")["W_enc"].shape == (49, 10)
     config = json.loads((tmp_path / "a/classifier/config.json").read_text())
     assert config["class_names"] == ["across", "down", "square", "scrambled"]
-    assert "of 16 held-out images told right" in " ".join(capsys.readouterr().out.split())
+    assert "of 16 held-out images classified correctly" in " ".join(capsys.readouterr().out.split())
     result = read(requested.corpus())
     assert (result.pixels.shape, result.pixels.dtype) == ((160, 64), np.float32)
     assert 0 <= result.pixels.min() < result.pixels.max() <= 1

@@ -20,7 +20,7 @@ from jobs.figures import FIGURES
 from jobs.figures.plots import draw, plots
 from jobs.lake.extract import extract
 from jobs.lake.tokenize import tokenize
-from jobs.studies.known.compare import found_hierarchy
+from jobs.studies.known.compare import detected_hierarchy
 from jobs.studies.known.drawn import draws_again
 from jobs.studies.known.make_dictionary import make_dictionary
 from jobs.studies.known.truth import _can_draw_again, _of_rows, truth
@@ -336,7 +336,7 @@ def test_co_activation_finds_correlated_pairs_first_and_children_only_with_paren
 def test_the_hierarchy_is_found_from_co_activation_alone(known_store):
     store, known = known_store
     own = {true: feature for feature, true in enumerate(order_of(MADE[0], 40).tolist())}
-    edges = found_hierarchy(
+    edges = detected_hierarchy(
         store.scan_table("exact", "neighbours").collect(), store.scan_features("exact").collect()
     )
     expected = {(own[child], own[above]) for child, above in known.relations.ancestors.tolist()}
@@ -348,7 +348,7 @@ def test_a_frequent_feature_that_fires_next_to_another_by_chance_is_no_parent():
     features = pl.DataFrame({"counted_rows": [10_000] * 2})
     for n_both, result in ((600, 0), (720, 1)):  # of 1,000 rows at 0.6: the mean, and 7.7 deviations above
         neighbours = pl.DataFrame([pair | {"n_both": n_both, "conditional": n_both / 1000}])
-        assert found_hierarchy(neighbours, features, least=0.5).height == result
+        assert detected_hierarchy(neighbours, features, least=0.5).height == result
 
 
 def test_figures_are_drawn_of_its_tables_and_the_cosines_of_the_heat_map_are_in_its_order(known_store):

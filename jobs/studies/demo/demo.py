@@ -45,7 +45,7 @@ def demo(tokens: str, out: Path) -> None:
 
 
 def write_run_file(tokens: str, out: Path) -> Path:
-    """The demo's run file, beside its store's data: everything in it may be changed and run again."""
+    """The demo's run file, next to its store's data: everything in it may be changed and run again."""
     limit = None if tokens == "all" else _positive(tokens)
     data = resources.files("jobs") / "demo_data"
     content = {
@@ -127,13 +127,13 @@ def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
     for column in ("feature", "sigma/mu", "frequency", "max", "strongest context"):
         table.add_column(column, justify="left" if "context" in column else "right", overflow="fold")
     for row in _best(features).iter_rows(named=True):
-        found = store.contexts(SITE, row["feature"], 1).row(0, named=True)
+        context = store.contexts(SITE, row["feature"], 1).row(0, named=True)
         table.add_row(
             str(row["feature"]),
             f"{row['sigma_over_mu']:.1f}",
             f"{row['frequency']:.2e}",
             f"{row['max_activation']:.1f}",
-            marked(store, found["token_ids"], found["position"]),
+            marked(store, context["token_ids"], context["position"]),
         )
     return table
 

@@ -1,7 +1,7 @@
 """`latentlake train-digits OUT`: a classifier of images, SAEs of its hidden values, and a decoder to images.
 
 OUT gets classifier/ (with the image decoder), an SAE's folder for each target of sparsity, and run.yaml, a
-run file over the same images. Every tenth image is held out, to tell how well the networks do on new ones.
+run file over the same images. Every tenth image is held out, to measure how well the networks do on new ones.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _train(out: Path, asked: Asked) -> Path:
     with storage_errors(out, ELSEWHERE):  # before the work
         out.mkdir(parents=True, exist_ok=True)
     held_out = np.random.default_rng(asked.seed).permutation(len(images.labels)) % HELD_OUT == 0
-    classifier, decoder, told = _networks(images, held_out, asked)
-    about = {"shape": list(images.shape), "class_names": list(images.names), **told}
+    classifier, decoder, scores = _networks(images, held_out, asked)
+    about = {"shape": list(images.shape), "class_names": list(images.names), **scores}
     with storage_errors(out, ELSEWHERE):
         save_networks(out / "classifier", classifier, decoder, about)
         hidden = hidden_of(classifier, torch.from_numpy(images.pixels))
@@ -152,8 +152,8 @@ def _networks(images: Images, held_out: NDArray[np.bool_], asked: Asked) -> tupl
     right = accuracy(classifier, x[new], labels[new])
     sizes = f"{images.pixels.shape[1]} - {hidden.shape[1]} - {len(images.names)}"
     say(
-        f"[bold]classifier[/] {sizes}: {right:.1%} of {int(held_out.sum()):,} held-out images told right; "
-        f"{1 - error:.1%} of the variance of their pixels explained by the image decoder"
+        f"[bold]classifier[/] {sizes}: {right:.1%} of {int(held_out.sum()):,} held-out images classified "
+        f"correctly; {1 - error:.1%} of the variance of their pixels explained by the image decoder"
     )
     return classifier, decoder, {"held_out_accuracy": right, "held_out_explained_pixels": 1 - error}
 

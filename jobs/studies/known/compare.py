@@ -80,7 +80,7 @@ def features_table(
         "n_hits": counts.hits,
     }
     measured = measured_columns(features, side.activation_dtype)
-    found = every.join(pl.DataFrame(of_truth), on="feature", how="left").join(
+    table = every.join(pl.DataFrame(of_truth), on="feature", how="left").join(
         measured, on="feature", how="left"
     )
     hits, matched = pl.col("n_hits"), pl.col("true_feature").is_not_null() & redrawn
@@ -92,7 +92,7 @@ def features_table(
         **{f"n_nearest_{name}": pl.when(redrawn).then(f"n_nearest_{name}") for name in ("drawn", "hits")},
     }
     return (
-        found.with_columns(**share).select(list(TRUTH)).fill_nan(None).cast(pl.Schema(TRUTH)).sort("feature")
+        table.with_columns(**share).select(list(TRUTH)).fill_nan(None).cast(pl.Schema(TRUTH)).sort("feature")
     )
 
 
@@ -102,21 +102,21 @@ def measured_columns(features: pl.DataFrame, activation_dtype: str) -> pl.DataFr
     low, high = share_interval(n, rows)
     mean, variance = (features[name].cast(pl.Float64).to_numpy() for name in ("mean_active", "var_active"))
     mean_low, mean_high = mean_interval(mean, variance, n, ROUNDED[activation_dtype])
-    told = {"frequency_low": low, "frequency_high": high, "mean_low": mean_low, "mean_high": mean_high}
+    intervals = {"frequency_low": low, "frequency_high": high, "mean_low": mean_low, "mean_high": mean_high}
     return features.select(
         "feature",
         "counted_rows",
         "n_active",
         "frequency",
         "mean_active",
-        **{k: pl.Series(v) for k, v in told.items()},
+        **{k: pl.Series(v) for k, v in intervals.items()},
     )
 
 
 def expected_means(truth: KnownTruth, side: Side) -> F64:
     """What the encoder gives on average where the true feature fires, float64 [n]; NaN: it is not linear.
 
-    w . (sum of the mean values beside it times their directions, bias minus b_dec) + b_enc.
+    w . (sum of the other features' mean values times their directions, bias minus b_dec) + b_enc.
     """
     own, true = side.match
     linear = side.metadata.get("architecture") in LINEAR and not any(
@@ -131,9 +131,11 @@ def expected_means(truth: KnownTruth, side: Side) -> F64:
     if side.metadata.get("apply_b_dec_to_input", True):
         centre = centre - weights["b_dec"]
     leaks = encoder @ truth.vectors.astype(np.float64).T
-    beside = np.array([leak @ truth.means_beside(f) for leak, f in zip(leaks, true.tolist(), strict=True)])
-    found: F64 = beside.reshape(len(own)) + encoder @ centre + weights["b_enc"][own]
-    return found
+    from_others = np.array(
+        [leak @ truth.means_beside(f) for leak, f in zip(leaks, true.tolist(), strict=True)]
+    )
+    means: F64 = from_others.reshape(len(own)) + encoder @ centre + weights["b_enc"][own]
+    return means
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,12 @@ def known_pairs(truth: KnownTruth, side: Side) -> KnownPairs:
         "exclusive": truth.relations.exclusive.tolist(),
     }
     own = side.feature_of
-    found = [(kind, a, b) for kind, pairs in groups.items() for a, b in pairs if a in own and b in own]
-    true = np.array([[a, b] for _, a, b in found], np.int64).reshape(-1, 2)
-    ours = np.array([[own[a], own[b]] for _, a, b in found], np.int64).reshape(-1, 2)
-    return KnownPairs([kind for kind, _, _ in found], true, ours)
+    matched_pairs = [
+        (kind, a, b) for kind, pairs in groups.items() for a, b in pairs if a in own and b in own
+    ]
+    true = np.array([[a, b] for _, a, b in matched_pairs], np.int64).reshape(-1, 2)
+    assigned = np.array([[own[a], own[b]] for _, a, b in matched_pairs], np.int64).reshape(-1, 2)
+    return KnownPairs([kind for kind, _, _ in matched_pairs], true, assigned)
 
 
 def pairs_table(
@@ -211,8 +215,10 @@ def _ranks(neighbours: pl.DataFrame | None, name: str) -> pl.DataFrame:
     schema = {"a": pl.UInt32, "b": pl.UInt32, f"rank_{name}": pl.UInt16}
     if neighbours is None:
         return pl.DataFrame(schema=schema)
-    some = neighbours.filter(pl.col("by") == name)
-    return some.select(a="feature", b="neighbour", **{f"rank_{name}": "rank"}).unique(["a", "b"]).cast(schema)  # type: ignore[arg-type]
+    ranks = neighbours.filter(pl.col("by") == name).select(
+        a="feature", b="neighbour", **{f"rank_{name}": "rank"}
+    )
+    return ranks.unique(["a", "b"]).cast(schema)  # type: ignore[arg-type]
 
 
 def cosines_table(side: Side) -> pl.DataFrame:
@@ -229,7 +235,7 @@ def cosines_table(side: Side) -> pl.DataFrame:
     return pl.DataFrame(columns).cast(pl.Schema(TRUTH_COSINES))
 
 
-def found_hierarchy(
+def detected_hierarchy(
     neighbours: pl.DataFrame, features: pl.DataFrame, least: float = 1.0, chance: float = 0.05
 ) -> pl.DataFrame:
     """Pairs (child, parent) that co-activation alone shows: the child does not fire without the parent.
@@ -239,12 +245,12 @@ def found_hierarchy(
     Columns child, parent, n_both, conditional; by both.
     """
     rows, tried = int(features["counted_rows"][0]), features.height * (features.height - 1)
-    some = neighbours.filter(
+    candidates = neighbours.filter(
         (pl.col("by") == "conditional") & (pl.col("conditional") >= least) & (pl.col("n_b") > pl.col("n_a"))
     )
-    both, child, parent = (some[name].to_numpy() for name in ("n_both", "n_a", "n_b"))
+    both, child, parent = (candidates[name].to_numpy() for name in ("n_both", "n_a", "n_b"))
     luck = binom.logsf(both - 1, child, parent / rows) < np.log(chance / max(tried, 1))
-    some = some.filter(luck)
-    return some.select(child="feature", parent="neighbour", n_both="n_both", conditional="conditional").sort(
-        "child", "parent"
-    )
+    candidates = candidates.filter(luck)
+    return candidates.select(
+        child="feature", parent="neighbour", n_both="n_both", conditional="conditional"
+    ).sort("child", "parent")

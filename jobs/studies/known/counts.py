@@ -90,10 +90,10 @@ class Counting:
     def _against_drawn(self, pattern: sparse.csr_matrix, shard: ShardFiles) -> Counts:
         counts = self.none()
         for low, true in self._drawn(shard.record.row_start, shard.record.rows):
-            ours = pattern[low : low + true.shape[0]]
+            measured = pattern[low : low + true.shape[0]]
             counts.drawn[:] += np.asarray(true.sum(axis=0, dtype=np.int64)).ravel()
-            counts.hits[:] += _both(true[:, self.true_feature], ours[:, self.feature])
-            counts.nearest_hits[:] += _both(true[:, self.nearest], ours)
+            counts.hits[:] += _both(true[:, self.true_feature], measured[:, self.feature])
+            counts.nearest_hits[:] += _both(true[:, self.nearest], measured)
         return counts
 
     def _drawn(self, first: int, rows: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
@@ -108,5 +108,5 @@ class Counting:
 
 def _both(a: sparse.csr_matrix, b: sparse.csr_matrix) -> I64:
     """Rows in which both of a pair of columns are active, int64 [columns]."""
-    found: I64 = np.asarray(a.multiply(b).sum(axis=0, dtype=np.int64)).ravel()
-    return found
+    rows: I64 = np.asarray(a.multiply(b).sum(axis=0, dtype=np.int64)).ravel()
+    return rows

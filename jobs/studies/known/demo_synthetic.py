@@ -60,7 +60,7 @@ def demo_synthetic(out: Path) -> None:
         Panel(
             f"{RECIPE['documents'] * RECIPE['rows']:,} vectors are sums of {RECIPE['features']} features: "
             "directions, frequencies, values, correlations and trees are known. Two SAEs made of them "
-            "read the vectors: one exact, one with noise. What the store tells is compared with the truth.",
+            "read the vectors: one exact, one with noise. What the store holds is compared with the truth.",
             title="latentlake demo --synthetic",
         )
     )
@@ -71,11 +71,11 @@ def demo_synthetic(out: Path) -> None:
     store = FeatureStore.open(run_file.store.root)
     truth(store, list(SITES), known)
     plots(store, "exact")
-    _tell_what_is_next(out, path, time.monotonic() - began)
+    _print_next_steps(out, path, time.monotonic() - began)
 
 
 def run_content(out: Path) -> dict[str, Any]:
-    """The run file: the SAEs lie beside the store."""
+    """The run file: the SAEs lie next to the store."""
     return {
         "corpus": {"kind": "dictionary", "dictionary": RECIPE},
         "tokens": {"context_size": 64, "shard_tokens": 10_000},
@@ -87,7 +87,7 @@ def run_content(out: Path) -> dict[str, Any]:
     }
 
 
-def _tell_what_is_next(out: Path, path: Path, seconds: float) -> None:
+def _print_next_steps(out: Path, path: Path, seconds: float) -> None:
     store, run_path = escape(str(out / "store")), escape(str(path))
     say(
         f"{seconds:.0f} s. The noise on the weights of `noisy` is its own error, which the rows that differ "

@@ -39,7 +39,7 @@ def make_dictionary(corpus: Corpus, out: Path, made: Sequence[MadeLike]) -> Know
         folder = out / sae_name(one)
         with storage_errors(folder, "give OUT another place"):
             write_dictionary_sae(folder, truth, one)
-        say(f"  SAE of noise {one.noise:g}, {_told(one)}: {escape(str(folder))}")
+        say(f"  SAE of noise {one.noise:g}, {_description(one)}: {escape(str(folder))}")
     return truth
 
 
@@ -48,6 +48,6 @@ def sae_name(made: MadeLike) -> str:
     return f"sae-{made.noise:g}"
 
 
-def _told(made: MadeLike) -> str:
+def _description(made: MadeLike) -> str:
     where = f"thresholds at {made.threshold:g} of mean values" if made.threshold else "ReLU"
     return f"{where}, {'in random order' if made.shuffled else 'in the order of the features'}"

@@ -51,8 +51,8 @@ def cosines_with(rows: F32, vectors: F32) -> F32:
         )
     with threadpool_limits(1):
         cosine = _units(rows) @ _units(vectors).T
-    found: F32 = np.clip(cosine, -1, 1).astype(np.float32)
-    return found
+    clipped: F32 = np.clip(cosine, -1, 1).astype(np.float32)
+    return clipped
 
 
 def _units(rows: F32) -> F32:
@@ -93,8 +93,8 @@ def mcc(decoder: F32, match: Assigned) -> float:
 
 def nearest(decoder: F32) -> I64:
     """The true feature of largest |cosine| of each feature, the first of equal ones, int64 [S]."""
-    found: I64 = np.abs(decoder).argmax(axis=1).astype(np.int64)
-    return found
+    true_feature: I64 = np.abs(decoder).argmax(axis=1).astype(np.int64)
+    return true_feature
 
 
 def uniqueness(decoder: F32) -> float:

@@ -69,19 +69,19 @@ class Decoder:
         activations, rows = shard.read_csr(), np.flatnonzero(tokens.stored)
         step, sums = max(1, ENTRIES // len(self.bias)), Reconstructed()
         for low in range(0, len(rows), step):
-            some = rows[low : low + step]
-            sums += self._sums(tokens.inputs[some].astype(np.float64), activations[some])
+            block = rows[low : low + step]
+            sums += self._sums(tokens.inputs[block].astype(np.float64), activations[block])
         return sums
 
     def _sums(self, x: F64, activations: Any) -> Reconstructed:
-        found = activations @ self.weight.astype(np.float64) + self.bias
+        reconstruction = activations @ self.weight.astype(np.float64) + self.bias
         norm, centred = np.linalg.norm(x, axis=1), x - self.centre
         longer = norm > LEAST_NORM
         return Reconstructed(
             rows=len(x),
-            error=float(((x - found) ** 2).sum()),
+            error=float(((x - reconstruction) ** 2).sum()),
             total=centred.sum(axis=0),
             squares=float((centred**2).sum()),
-            ratios=float((np.linalg.norm(found[longer], axis=1) / norm[longer]).sum()),
+            ratios=float((np.linalg.norm(reconstruction[longer], axis=1) / norm[longer]).sum()),
             longer=int(longer.sum()),
         )

@@ -21,7 +21,7 @@ SHOWN = 12
 
 
 SITES = 4
-"""Sites beside each other in 80 columns."""
+"""Sites side by side in 80 columns."""
 MEASURES = {
     "L0": "l0",
     "L0 of the truth, as drawn": "true_l0",
@@ -40,26 +40,26 @@ MEASURES = {
 
 
 def summaries(of_sites: Mapping[str, pl.DataFrame]) -> Iterator[Table]:
-    """The tables `truth_summary` of some sites beside each other."""
+    """The tables `truth_summary` of some sites side by side."""
     sites = list(of_sites)
     for first in range(0, len(sites), SITES):
-        some = sites[first : first + SITES]
-        shown = Table(
+        group = sites[first : first + SITES]
+        table = Table(
             title="the SAE as a whole",
             title_justify="left",
             box=SIMPLE_HEAD,
             pad_edge=False,
         )
-        shown.add_column("")
-        for site in some:
-            shown.add_column(escape(site), justify="right", overflow="fold")
-        for told, name in MEASURES.items():
-            values = [of_sites[site][name][0] for site in some]
-            shown.add_row(told, *(f"{v:,}" if isinstance(v, int) else _number(v, 4) for v in values))
-        yield shown
+        table.add_column("")
+        for site in group:
+            table.add_column(escape(site), justify="right", overflow="fold")
+        for title, name in MEASURES.items():
+            values = [of_sites[site][name][0] for site in group]
+            table.add_row(title, *(f"{v:,}" if isinstance(v, int) else _number(v, 4) for v in values))
+        yield table
 
 
-def tell(
+def print_report(
     site: str,
     truth: KnownTruth,
     side: Side,
@@ -150,8 +150,8 @@ def _of_pairs(pairs: pl.DataFrame) -> list[str]:
         lines.append(f"correlated pairs firing together: {held} of 95 % intervals hold the truth")
         partners = _partners(correlated)
         for name in ("phi", "jaccard", "npmi"):
-            found = (correlated[f"rank_{name}"] < partners).fill_null(value=False)
-            lines.append(f"  among the nearest by {name}, as many as the group has: {_share(found)}")
+            is_near = (correlated[f"rank_{name}"] < partners).fill_null(value=False)
+            lines.append(f"  among the nearest by {name}, as many as the group has: {_share(is_near)}")
     if (exclusive := pairs.filter(pl.col("kind") == "exclusive")).height:
         apart = exclusive["n_both"] == 0
         lines.append(f"exclusive pairs: {_share(apart)} never fire together")
@@ -169,26 +169,26 @@ def _of_hierarchy(pairs: pl.DataFrame, edges: pl.DataFrame | None) -> list[str]:
     if not known.height:
         return []
     least = known["conditional"].min()
-    told = f"conditional frequency at least {_number(least)}"
-    lines = [f"children and those above them: {known.height:,} pairs, {told}"]
+    summary = f"conditional frequency at least {_number(least)}"
+    lines = [f"children and those above them: {known.height:,} pairs, {summary}"]
     if edges is None:
         return [*lines, "  not searched for: run `latentlake coactivation` first"]
     true = known.select(child="a", parent="b").with_columns(known=True)
-    found = edges.join(true, on=["child", "parent"], how="left")
-    hits = found["known"].sum()
-    others = f"{found.height - hits:,} others" if found.height - hits else "no other"
+    compared = edges.join(true, on=["child", "parent"], how="left")
+    hits = compared["known"].sum()
+    others = f"{compared.height - hits:,} others" if compared.height - hits else "no other"
     return [*lines, f"  found from co-activation alone: {hits:,} of {known.height:,}, and {others}"]
 
 
 def _listed(matched: pl.DataFrame) -> Table:
-    shown = Table(title="truth against measured", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="truth against measured", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("true", "SAE", "frequency", "measured (95 %)", "mean", "measured (95 %)"):
-        shown.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     ordered = matched.sort("true_frequency", descending=True)
     places = np.unique(np.linspace(0, ordered.height - 1, min(SHOWN, ordered.height)).round().astype(int))
     for row in ordered[places].iter_rows(named=True):
         expected = row["true_mean"] if row["expected_mean"] is None else row["expected_mean"]
-        shown.add_row(
+        table.add_row(
             str(row["true_feature"]),
             str(row["feature"]),
             _number(row["true_frequency"], 4),
@@ -196,7 +196,7 @@ def _listed(matched: pl.DataFrame) -> Table:
             _number(expected),
             _within(row, "mean_active", "mean", 3),
         )
-    return shown
+    return table
 
 
 def _within(row: dict[str, Any], measured: str, ends: str, digits: int) -> str:

@@ -22,7 +22,7 @@ def summary_table(
 ) -> pl.DataFrame:
     """Schema TRUTH_SUMMARY; arguments as of `features_table`."""
     rows, n_active = int(features["counted_rows"][0]), features["n_active"].to_numpy()
-    told: dict[str, float | None] = {
+    measures: dict[str, float | None] = {
         "counted_rows": rows,
         "features": len(n_active),
         "true_features": len(truth.vectors),
@@ -36,23 +36,25 @@ def summary_table(
         "uniqueness": uniqueness(side.cosines.decoder),
     }
     if redrawn:
-        told |= detection(n_active, counts.drawn[side.nearest], counts.nearest_hits, rows)
-    table = pl.DataFrame({name: [told.get(name)] for name in TRUTH_SUMMARY}, schema=pl.Schema(TRUTH_SUMMARY))
+        measures |= detection(n_active, counts.drawn[side.nearest], counts.nearest_hits, rows)
+    table = pl.DataFrame(
+        {name: [measures.get(name)] for name in TRUTH_SUMMARY}, schema=pl.Schema(TRUTH_SUMMARY)
+    )
     return table.fill_nan(None)
 
 
 def detection(n_active: I64, drawn: I64, hits: I64, rows: int) -> dict[str, float]:
-    """How well features tell where true ones fire, averaged over features; what is not defined counts as 0.
+    """How well features detect where true ones fire, averaged over features; what is not defined counts as 0.
 
     int64 [S]: rows in which the feature is active, in which its true one fires, and both.
     """
     precision, recall = _ratio(hits, n_active), _ratio(hits, drawn)
     f1 = _ratio(2 * precision * recall, precision + recall)
     accuracy = (rows - n_active - drawn + 2 * hits) / rows
-    found = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy}
-    return {name: float(values.mean()) for name, values in found.items()}
+    measures = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy}
+    return {name: float(values.mean()) for name, values in measures.items()}
 
 
 def _ratio(part: I64 | F64, whole: I64 | F64) -> F64:
-    found: F64 = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
-    return found
+    ratio: F64 = np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+    return ratio

@@ -21,8 +21,8 @@ from jobs.figures.plots import draw, drawing
 from jobs.studies.known.compare import (
     Side,
     cosines_table,
+    detected_hierarchy,
     features_table,
-    found_hierarchy,
     known_pairs,
     pairs_table,
 )
@@ -30,7 +30,7 @@ from jobs.studies.known.counts import Counting, Counts
 from jobs.studies.known.drawn import draws_again, require_same_vectors
 from jobs.studies.known.matching import Cosines, assigned, best_order, cosines_with, literal_order
 from jobs.studies.known.reconstruction import Decoder
-from jobs.studies.known.report import summaries, tell
+from jobs.studies.known.report import print_report, summaries
 from jobs.studies.known.summary import summary_table
 from jobs.tables.importance import nonlinear
 from jobs.terminal.console import console, say
@@ -64,7 +64,7 @@ def truth(
     least: float = 1.0,
     figures: bool = True,
 ) -> list[StorePath]:
-    """Write the tables SCHEMAS of each site, tell, and draw their figures.
+    """Write the tables SCHEMAS of each site, print a summary, and draw their figures.
 
     The literal order is that of the best of the sites, where they have as many features. `least` is the
     conditional frequency from which a feature is found to be the child of another. InputError where the store
@@ -88,29 +88,30 @@ def truth(
 
 def require_drawn_from(store: FeatureStore, recipe: Dictionary) -> None:
     """InputError where the store's corpus is not the one that the recipe makes."""
-    root, asked = store.layout.root, recipe.model_dump(mode="json")
+    root, expected = store.layout.root, recipe.model_dump(mode="json")
     if len(store.links) != 1 or store.links[0].source.get("kind") != "dictionary":
         raise InputError(f"{root} does not hold one corpus of kind dictionary, which has a truth")
-    held: dict[str, Any] = store.links[0].source["dictionary"]
-    differing = [name for name in asked if asked[name] != held.get(name)]
+    stored: dict[str, Any] = store.links[0].source["dictionary"]
+    differing = [name for name in expected if expected[name] != stored.get(name)]
     if differing:
         name = differing[0]
         raise InputError(
-            f"{root} was drawn with {name} {_short(held.get(name))}, the truth is of {name} "
-            f"{_short(asked[name])}: give the truth that `latentlake make-dictionary` wrote for its run file"
+            f"{root} was drawn with {name} {_short(stored.get(name))}, the truth is of {name} "
+            f"{_short(expected[name])}: give the truth that `latentlake make-dictionary` wrote for its run "
+            "file"
         )
 
 
 def _of_rows(store: FeatureStore, sites: Sequence[str]) -> list[str]:
     """Those without pooling, and a note of the others; InputError if none is left. The truth is of rows."""
-    found = [site for site in sites if store.site(site).reads.pooling == "none"]
+    unpooled = [site for site in sites if store.site(site).reads.pooling == "none"]
     for site in sites:
-        told = f"site {site!r} pools the rows of a context, the truth is of single rows"
-        if not found:
-            raise InputError(f"{told}: give a site without pooling")
-        if site not in found:
-            say(f"[yellow]note[/] {escape(told)}: passed over")
-    return found
+        problem = f"site {site!r} pools the rows of a context, the truth is of single rows"
+        if not unpooled:
+            raise InputError(f"{problem}: give a site without pooling")
+        if site not in unpooled:
+            say(f"[yellow]note[/] {escape(problem)}: passed over")
+    return unpooled
 
 
 def _short(value: Any) -> str:
@@ -131,8 +132,8 @@ def _sides(store: FeatureStore, sites: Sequence[str], known: KnownTruth) -> dict
     same = len({decoder.shape for decoder in decoders}) == 1
     best, order = best_order(decoders)
     if len(sites) > 1:
-        told = f"that of {sites[best]}, whose mean cosine is highest" if same else "each site's own"
-        say(f"[bold]truth[/] literal order of features: {told}")
+        choice = f"that of {sites[best]}, whose mean cosine is highest" if same else "each site's own"
+        say(f"[bold]truth[/] literal order of features: {choice}")
     return {
         site: Side(
             *weights[site],
@@ -173,8 +174,8 @@ def _compare(
         "truth_cosines": cosines_table(side),
     }
     written = [store.write_table_parts(site, name, SCHEMAS[name], [tables[name]]) for name in tables]
-    edges = None if neighbours is None else found_hierarchy(neighbours, features, least)
-    tell(site, known, side, tables["truth"], tables["truth_pairs"], edges, _of_documents(store, site))
+    edges = None if neighbours is None else detected_hierarchy(neighbours, features, least)
+    print_report(site, known, side, tables["truth"], tables["truth_pairs"], edges, _of_documents(store, site))
     say(f"[bold]truth[/] {site}: tables in {escape(str(written[0].parent))}")
     return written
 
@@ -191,8 +192,8 @@ def _draw(store: FeatureStore, site: str) -> list[StorePath]:
 
 def _count(store: FeatureStore, site: str, counting: Counting, tasks: Tasks) -> Counts:
     shards = store.shard_files(site)
-    found = track(tasks.map(counting.of, shards), "rows against what was drawn", len(shards), "shards")
-    return reduce(add, found, counting.none())
+    parts = track(tasks.map(counting.of, shards), "rows against what was drawn", len(shards), "shards")
+    return reduce(add, parts, counting.none())
 
 
 def _decoder(store: FeatureStore, site: str, side: Side, known: KnownTruth) -> Decoder | None:

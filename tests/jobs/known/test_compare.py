@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from jobs.studies.known.compare import Side, expected_means, features_table, found_hierarchy, measured_columns
+from jobs.studies.known.compare import (
+    Side,
+    detected_hierarchy,
+    expected_means,
+    features_table,
+    measured_columns,
+)
 from jobs.studies.known.counts import Counts
 from jobs.studies.known.matching import Cosines, assigned, cosines_with, literal_order
 from jobs.studies.known.reconstruction import Reconstructed
@@ -86,5 +92,5 @@ def test_a_child_is_found_where_chance_does_not_explain_it():
         by=pl.lit("conditional"), conditional=pl.col("n_both") / pl.col("n_a")
     )
     features = feature_table([300, 40, 2, 40, 300], rows=1000)
-    assert found_hierarchy(neighbours, features).select("child", "parent").rows() == [(1, 0)]
-    assert found_hierarchy(neighbours, features, 0.9).select("child", "parent").rows() == [(1, 0), (3, 0)]
+    assert detected_hierarchy(neighbours, features).select("child", "parent").rows() == [(1, 0)]
+    assert detected_hierarchy(neighbours, features, 0.9).select("child", "parent").rows() == [(1, 0), (3, 0)]
