@@ -1,6 +1,6 @@
 """Which jobs of `derive.jobs` need which others, and what corpus, model and SAEs must be for them.
 
-Looked at before the first shard is extracted, so that nobody learns of it after hours.
+Checked before the first shard is extracted, so that no run fails on it after hours.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LANGUAGE_MODELS = ("transformer_lens", "hooked_transformer", "torch_module")
 
 
 def with_needed(run: RunFile) -> RunFile:
-    """The run file with the jobs that its jobs need, in the order of `STEPS`; says which were added."""
+    """The run file with the jobs that its jobs need, in the order of `STEPS`; reports which were added."""
     jobs = closed(run.derive.jobs, needs_of(run))
     if not (added := [job for job in jobs if job not in run.derive.jobs]):
         return run
@@ -45,13 +45,13 @@ def with_needed(run: RunFile) -> RunFile:
 
 def closed(jobs: Iterable[str], needs: Mapping[str, Iterable[str]]) -> list[str]:
     """The jobs and all that they need, each once, in the order of `STEPS`."""
-    found, waiting = set[str](), list(jobs)
+    needed, waiting = set[str](), list(jobs)
     while waiting:
         job = waiting.pop()
-        if job not in found:
-            found.add(job)
+        if job not in needed:
+            needed.add(job)
             waiting += needs.get(job, ())
-    return [job for job in STEPS if job in found]
+    return [job for job in STEPS if job in needed]
 
 
 def needs_of(run: RunFile) -> dict[str, tuple[str, ...]]:
@@ -158,7 +158,7 @@ def _images(case: Case) -> str | None:
 
 
 def _sentence(check: Callable[[], object]) -> str | None:
-    """What a check says that raises InputError."""
+    """The message of a check that raises InputError, else None."""
     try:
         check()
     except InputError as error:

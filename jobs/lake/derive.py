@@ -1,6 +1,6 @@
 """What `run` makes of a store: tables, figures and the report, in the order in which they need each other.
 
-Each step imports its job when it is its turn: the libraries behind them take seconds.
+Each step imports its job when it is its turn: the libraries that they need take seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`latentlake drop STORE`: remove a pass, a site or a derived table, after a look at what that is."""
+"""`latentlake drop STORE`: remove a pass, a site or a derived table, after showing what that is."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def drop(
 ) -> None:
     """Say what goes and how large it is, ask unless `yes`, and remove it.
 
-    InputError while a run is at work on the pass, and without `yes` where nobody can be asked.
+    InputError while a run is at work on the pass, and without `yes` where there is no terminal to ask on.
     """
     layout = Layout(store_path(root))
     require_lake(layout)
-    of = _Sites(layout, pass_name)
+    catalog = _Catalog(layout, pass_name)
     if pass_name is not None and site is None and table is None:
-        _drop_pass(of, pass_name, yes=yes)
+        _drop_pass(catalog, pass_name, yes=yes)
     elif table is not None and pass_name is None:
-        _drop_table(of, table, site, yes=yes)
+        _drop_table(catalog, table, site, yes=yes)
     elif site is not None and pass_name is None:
-        _drop_site(of, site, yes=yes)
+        _drop_site(catalog, site, yes=yes)
     else:
         raise InputError("give one of --pass, --site and --table (which --site may narrow)")
 
 
-class _Sites:
+class _Catalog:
     """The sites of a store by pass, of records alone: a store that does not open can be repaired so."""
 
     def __init__(self, layout: Layout, removed: str | None = None) -> None:
@@ -65,77 +65,79 @@ class _Sites:
         except InputError:
             self.plans, is_damaged = read_plans(layout, without=removed), True
         self.dropped = {name: dropped_sites(layout, name) for name in self.plans}
-        self.of = {
+        self.by_pass = {
             name: [site.name for site in live_sites(plan, self.dropped[name])]
             for name, plan in self.plans.items()
         }
         if is_damaged and removed is not None:
-            self.of[removed] = stored_sites(layout, removed)
+            self.by_pass[removed] = stored_sites(layout, removed)
 
     def passes(self, site: str) -> list[str]:
         """Those that have a site of this name."""
-        return [name for name, sites in self.of.items() if site in sites]
+        return [name for name, sites in self.by_pass.items() if site in sites]
 
     @property
     def names(self) -> list[str]:
         """Of all sites."""
-        return [site for sites in self.of.values() for site in sites]
+        return [site for sites in self.by_pass.values() for site in sites]
 
 
-def _drop_pass(of: _Sites, name: str, *, yes: bool) -> None:
-    if name not in of.of:
-        raise InputError(f"the store has no pass {name!r}; it has {', '.join(of.of) or 'none'}")
-    alone = [site for site in of.of[name] if of.passes(site) == [name]]
-    pieces = pieces_of_pass(of.layout, name, alone)
-    about = f"pass {name} with {several(len(of.of[name]), 'site')} ({', '.join(of.of[name])})"
-    _remove(of, [name], about, pieces, lambda: drop_pass(of.layout, name, pieces), yes=yes)
+def _drop_pass(catalog: _Catalog, name: str, *, yes: bool) -> None:
+    if name not in catalog.by_pass:
+        raise InputError(f"the store has no pass {name!r}; it has {', '.join(catalog.by_pass) or 'none'}")
+    alone = [site for site in catalog.by_pass[name] if catalog.passes(site) == [name]]
+    pieces = pieces_of_pass(catalog.layout, name, alone)
+    about = (
+        f"pass {name} with {several(len(catalog.by_pass[name]), 'site')} ({', '.join(catalog.by_pass[name])})"
+    )
+    _remove(catalog, [name], about, pieces, lambda: drop_pass(catalog.layout, name, pieces), yes=yes)
 
 
-def _drop_site(of: _Sites, site: str, *, yes: bool) -> None:
-    passes = of.passes(site)
+def _drop_site(catalog: _Catalog, site: str, *, yes: bool) -> None:
+    passes = catalog.passes(site)
     if not passes:
-        _finish(of, site)
+        _finish(catalog, site)
         return
     if len(passes) > 1:
         raise InputError(f"passes {', '.join(passes)} have a site {site!r}: drop one of them with --pass")
     (name,) = passes
-    if of.of[name] == [site]:
+    if catalog.by_pass[name] == [site]:
         say(f"{site} is the only site of pass {name}, which goes with it")
-        _drop_pass(of, name, yes=yes)
+        _drop_pass(catalog, name, yes=yes)
         return
-    if not has_commits(of.layout, name):
+    if not has_commits(catalog.layout, name):
         raise InputError(
             f"pass {name!r} has no committed shard yet, so its sites are not fixed: drop it with --pass, or "
             "run it without the site"
         )
-    pieces = pieces_of_site(of.layout, name, site) + derived_pieces(of.layout, site)
+    pieces = pieces_of_site(catalog.layout, name, site) + derived_pieces(catalog.layout, site)
     about = f"site {site} of pass {name}"
-    _remove(of, passes, about, pieces, lambda: drop_site(of.layout, name, site, pieces), yes=yes)
+    _remove(catalog, passes, about, pieces, lambda: drop_site(catalog.layout, name, site, pieces), yes=yes)
 
 
-def _finish(of: _Sites, site: str) -> None:
-    """End a drop that was interrupted: the site is gone already, so nobody need be asked."""
-    pieces = [piece for _, piece in leftovers(of.layout, site.__eq__)]
+def _finish(catalog: _Catalog, site: str) -> None:
+    """End a drop that was interrupted: the site is gone already, so no confirmation is needed."""
+    pieces = [piece for _, piece in leftovers(catalog.layout, site.__eq__)]
     if not pieces:
-        was = any(site in dropped for dropped in of.dropped.values())
-        why = "was dropped before" if was else f"is not there; it has {', '.join(of.names) or 'none'}"
-        raise InputError(f"site {site!r} of {of.layout.root} {why}")
+        was = any(site in dropped for dropped in catalog.dropped.values())
+        why = "was dropped before" if was else f"is not there; it has {', '.join(catalog.names) or 'none'}"
+        raise InputError(f"site {site!r} of {catalog.layout.root} {why}")
     _remove_all(pieces)
-    _forget(of.layout)
+    _forget(catalog.layout)
     say(f"[bold]drop[/] {several(len(pieces), 'piece')} that an interrupted drop of site {site} had left")
 
 
-def _drop_table(of: _Sites, table: str, site: str | None, *, yes: bool) -> None:
-    if site is not None and not of.passes(site):
-        raise InputError(f"the store has no site {site!r}; it has {', '.join(of.names) or 'none'}")
-    sites = of.names if site is None else [site]
-    found = [(name, table_piece(of.layout, name, table)) for name in dict.fromkeys(sites)]
-    pieces = [piece for _, piece in found if piece is not None]
+def _drop_table(catalog: _Catalog, table: str, site: str | None, *, yes: bool) -> None:
+    if site is not None and not catalog.passes(site):
+        raise InputError(f"the store has no site {site!r}; it has {', '.join(catalog.names) or 'none'}")
+    sites = catalog.names if site is None else [site]
+    candidates = [(name, table_piece(catalog.layout, name, table)) for name in dict.fromkeys(sites)]
+    pieces = [piece for _, piece in candidates if piece is not None]
     if not pieces:
         raise InputError(f"no site of {', '.join(sites) or 'the store'} has a table {table!r}")
-    about = f"table {table} of {', '.join(name for name, piece in found if piece is not None)}"
-    passes = [name for name in of.plans if set(of.of[name]) & set(sites)]
-    _remove(of, passes, about, pieces, lambda: _remove_all(pieces), yes=yes)
+    about = f"table {table} of {', '.join(name for name, piece in candidates if piece is not None)}"
+    passes = [name for name in catalog.plans if set(catalog.by_pass[name]) & set(sites)]
+    _remove(catalog, passes, about, pieces, lambda: _remove_all(pieces), yes=yes)
 
 
 def _remove_all(pieces: Iterable[Piece]) -> None:
@@ -144,7 +146,7 @@ def _remove_all(pieces: Iterable[Piece]) -> None:
 
 
 def _remove(
-    of: _Sites,
+    catalog: _Catalog,
     passes: Iterable[str],
     about: str,
     pieces: list[Piece],
@@ -152,8 +154,8 @@ def _remove(
     *,
     yes: bool,
 ) -> None:
-    """Look that nobody is at work, say what goes, ask, and do it."""
-    _require_quiet(of.layout, passes)
+    """Check that no run is at work, print what goes, ask, and do it."""
+    _require_quiet(catalog.layout, passes)
     for line in _lines_of(pieces):
         say(line)
     files, total = sum(piece.files for piece in pieces), sum(piece.bytes for piece in pieces)
@@ -164,9 +166,9 @@ def _remove(
         if not typer.confirm(f"Remove {about} ({weight}) for good?"):
             say("nothing was removed")
             return
-        _require_quiet(of.layout, passes)
+        _require_quiet(catalog.layout, passes)
     remove()
-    _forget(of.layout)
+    _forget(catalog.layout)
     say(f"[bold]drop[/] {escape(about)}: {weight}")
 
 
@@ -181,15 +183,15 @@ def _lines_of(pieces: Iterable[Piece]) -> Iterable[str]:
     kinds: dict[str, list[Piece]] = defaultdict(list)
     for piece in pieces:
         kinds[piece.what].append(piece)
-    for what, some in kinds.items():
-        files, total = sum(piece.files for piece in some), sum(piece.bytes for piece in some)
-        yield f"  {what}: {several(files, 'file')}, {size(total)}, {escape(str(some[0].path))}" + (
-            f" and {len(some) - 1:,} more" if len(some) > 1 else ""
+    for what, group in kinds.items():
+        files, total = sum(piece.files for piece in group), sum(piece.bytes for piece in group)
+        yield f"  {what}: {several(files, 'file')}, {size(total)}, {escape(str(group[0].path))}" + (
+            f" and {len(group) - 1:,} more" if len(group) > 1 else ""
         )
 
 
 def _forget(layout: Layout) -> None:
-    """The report names what is there; where store or report cannot be read, that is said."""
+    """The report names what is there; where store or report cannot be read, that is reported."""
     from jobs.report.build import forget_dropped
 
     try:

@@ -48,10 +48,10 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
     results = [
         _extract_pass(layout, part, accept_environment=accept_environment) for part in by_pass(run, layout)
     ]
-    _tell(results, time.monotonic() - began)
+    _report(results, time.monotonic() - began)
     for result in results:
-        _tell_loss(result)
-    _tell_quality(results, [site.name for site in run.sites], run.extract.check_sae)
+        _report_loss(result)
+    _report_quality(results, [site.name for site in run.sites], run.extract.check_sae)
     return results
 
 
@@ -73,7 +73,7 @@ def _extract_pass(layout: Layout, run: RunFile, *, accept_environment: bool) -> 
 
 
 class _Watched:
-    """What looks on while a run goes: progress, and the prediction that it will be compared with."""
+    """The observers of a run: progress, and the prediction that it will be compared with."""
 
     def __init__(self, layout: Layout) -> None:
         self.progress, self.forecast = ExtractionProgress(), Forecast(layout)
@@ -98,7 +98,7 @@ class _Watched:
         self.forecast.observe(outcome)
 
 
-def _tell(results: list[Extraction], seconds: float) -> None:
+def _report(results: list[Extraction], seconds: float) -> None:
     """One line over all passes, which are named where they are several."""
     fresh, skipped = (sum(n) for n in zip(*((r.fresh.shards, r.skipped) for r in results), strict=True))
     done = (
@@ -116,7 +116,7 @@ def _tell(results: list[Extraction], seconds: float) -> None:
     say(f"[bold]extract[/] {done}; {', '.join(stored)} ({seconds:.1f} s)")
 
 
-def _tell_loss(result: Extraction) -> None:
+def _report_loss(result: Extraction) -> None:
     """What rounding cost, where it cost something."""
     if lost := result.tally.underflow:
         dtype = result.plan.activation_dtype
@@ -126,19 +126,19 @@ def _tell_loss(result: Extraction) -> None:
         )
 
 
-def _tell_quality(results: list[Extraction], order: list[str], check: CheckSae) -> None:
-    """What the SAEs explain, where a worker looked; of several looks the first."""
-    looks = {name: explained for r in results for name, (_, explained) in r.tally.looks.items()}
+def _report_quality(results: list[Extraction], order: list[str], check: CheckSae) -> None:
+    """What the SAEs explain, where a worker checked; of several checks the first."""
+    quality = {name: explained for r in results for name, (_, explained) in r.tally.looks.items()}
     with_sae = {site.name for r in results if r.fresh.shards for site in r.plan.sites if site.has_sae}
-    unseen = [name for name in order if name in with_sae and name not in looks]
+    unseen = [name for name in order if name in with_sae and name not in quality]
     if unseen and check != "off":
         names = escape(", ".join(unseen))
-        say(f"{names}: nobody looked how well it reconstructs (its target is unknown, or rows are few)")
-    for name in (name for name in order if name in looks):
-        explained = looks[name]
+        say(f"{names}: its reconstruction was not checked (its target is unknown, or rows are few)")
+    for name in (name for name in order if name in quality):
+        explained = quality[name]
         is_worse = explained.judged < 0
         worse = ", less than the mean of x does: see `latentlake check-sae`" if is_worse else ""
         rest = explained.of_rest
         massive = "" if rest is None else f" ({rest:.3f} without a few rows above ten times the median norm)"
-        said = f"explains {explained.of_all:.3f} of the variance on the first rows{massive}{worse}"
-        say(f"[{'yellow' if is_worse else 'bold'}]{escape(name)}[/] {said}")
+        sentence = f"explains {explained.of_all:.3f} of the variance on the first rows{massive}{worse}"
+        say(f"[{'yellow' if is_worse else 'bold'}]{escape(name)}[/] {sentence}")

@@ -15,7 +15,7 @@ from schemas.records import Receipt
 from schemas.sentences import several
 from schemas.values import Failure
 
-TOLD = ("retry", "quarantined", "worker_replaced", "waiting", "twin")
+REPORTED = ("retry", "quarantined", "worker_replaced", "waiting", "twin")
 """Events that a person should know of."""
 
 
@@ -45,7 +45,7 @@ class ExtractionProgress:
         self._meter.begin("extract", self._total_rows)
 
     def on_event(self, **event: Any) -> None:
-        """Count workers and retries; tell what a person should know."""
+        """Count workers and retries; print what a person should know."""
         kind = event["event"]
         if kind == "ready":
             self._workers.add(event["slot"])
@@ -56,9 +56,9 @@ class ExtractionProgress:
         elif kind == "heartbeat":
             self._in_flight = event["in_flight"]
         self._retries += kind == "retry"
-        if kind in TOLD:
-            told = ", ".join(f"{key} {value}" for key, value in event.items() if key != "event")
-            say(f"[yellow]{kind.replace('_', ' ')}[/]: {escape(told)}")
+        if kind in REPORTED:
+            details = ", ".join(f"{key} {value}" for key, value in event.items() if key != "event")
+            say(f"[yellow]{kind.replace('_', ' ')}[/]: {escape(details)}")
         self._show()
 
     def observe(self, outcome: Receipt | Failure) -> None:

@@ -22,15 +22,15 @@ def gc(store: FeatureStore, older_than_hours: float, *, dry_run: bool, force: bo
             f"--older-than is {older_than_hours:g} hours, which may take what a run writes: say at least 1 "
             "or, where nothing writes into the store, add --force"
         )
-    found = find_garbage(store.layout, older_than_hours * 3600)
+    garbage = find_garbage(store.layout, older_than_hours * 3600)
     verb = "would remove" if dry_run else "removed"
     gone = []
-    for item in found if dry_run else remove_garbage(store.layout, found):
+    for item in garbage if dry_run else remove_garbage(store.layout, garbage):
         gone.append(item)
         say(f"{verb} {escape(str(item.path))}: {item.bytes:,} bytes, {_age(item)}")
     total = sum(item.bytes for item in gone)
     say(
-        f"[bold]gc[/] {verb} {len(gone)} of {len(found)} attempts, compactions and temporary files older "
+        f"[bold]gc[/] {verb} {len(gone)} of {len(garbage)} attempts, compactions and temporary files older "
         f"than {older_than_hours:g} hours, and pieces of dropped sites, {total / 1e6:,.1f} MB"
     )
     return gone

@@ -95,7 +95,7 @@ class PassStatus:
     tally: Tally
     state: str
     is_live: bool
-    """Whether a run is at work, as far as its events tell."""
+    """Whether a run is at work, as far as its events show."""
     rate: float
     workers: int
     retries: int
@@ -140,7 +140,7 @@ def read_status(store: FeatureStore, name: str, now: float) -> PassStatus:
 
 
 def has_begun(layout: Layout, name: str) -> bool:
-    """Whether a run has told anything of the pass."""
+    """Whether a run has logged any event of the pass."""
     return next(iter(read_events(layout, name)), None) is not None
 
 
@@ -151,14 +151,14 @@ def state_of(layout: Layout, name: str, now: float) -> str:
 
 def last_run(events: Iterable[Event]) -> LastRun:
     """What the events say of the run that began last; quarantined shards stay until they are committed."""
-    found = LastRun()
+    run = LastRun()
     for event in events:
         if event.get("event") == "begin":
-            found = LastRun(event["run"], event["time"], quarantined=found.quarantined)
-            found.done.append((found.began, 0))
-        if "event" in event and "time" in event and event.get("run", found.id) == found.id:
-            found.take(event)
-    return found
+            run = LastRun(event["run"], event["time"], quarantined=run.quarantined)
+            run.done.append((run.began, 0))
+        if "event" in event and "time" in event and event.get("run", run.id) == run.id:
+            run.take(event)
+    return run
 
 
 def _state(run: LastRun, now: float) -> str:

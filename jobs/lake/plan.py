@@ -1,4 +1,4 @@
-"""`latentlake plan RUN.yaml`: a probe of about a minute, and what it says the whole run will take."""
+"""`latentlake plan RUN.yaml`: a probe of about a minute, which predicts what the whole run takes."""
 
 from __future__ import annotations
 

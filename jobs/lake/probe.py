@@ -1,6 +1,6 @@
 """A short trial of a run: the beginning of the corpus through one worker, in a scratch store, to learn rates.
 
-Two small shards warm the worker up and only tell how large the next ones may be.
+Two small shards warm the worker up and only show how large the next ones may be.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schemas.run.file import RunFile
 from schemas.sentences import several
 
 TEXT_BYTES = 1 << 21
-"""Text that tells how many tokens a byte makes."""
+"""Text from which the tokens of a byte are estimated."""
 SHARDS = 4
 """Shards that the time is planned for; they are made no larger than the run's own."""
 
@@ -91,7 +91,7 @@ class Probe:
         receipts = self._measure(worker.process, receipts[-1], corpus) or receipts
         self.samples = [sample(receipt) for receipt in receipts if receipt.rows]
         probed, n = sum(s.rows for s in self.samples), len(self.samples)
-        scaled, told = self._as_large(plan, receipts, corpus.shard_rows)
+        scaled, assumptions = self._as_large(plan, receipts, corpus.shard_rows)
         return predict(
             scaled,
             plan_hash=plan.hash,
@@ -100,7 +100,7 @@ class Probe:
             shard_rows=corpus.shard_rows,
             workers=self.run.extract.workers,
             load_seconds=self.load_seconds,
-            assumed=(*corpus.assumed, *told),
+            assumed=(*corpus.assumed, *assumptions),
         )
 
     def _warm_up_rows(self) -> int:
@@ -115,8 +115,8 @@ class Probe:
         tokens = self.run.tokens
         assert tokens.context_size is not None
         assert tokens.prepend_bos is not None
-        asked = tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
-        run = self.run.model_copy(update={"tokens": asked})
+        beginning = tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
+        run = self.run.model_copy(update={"tokens": beginning})
         arguments = (self.layout, run, tokens.context_size, tokens.prepend_bos, self._tokenizer)
         return tokenize(*arguments, append=True, may_repeat=True)
 
@@ -191,9 +191,9 @@ class Probe:
         return size
 
 
-def _scaled(found: Sample, factors: dict[str, float]) -> Sample:
+def _scaled(measured: Sample, factors: dict[str, float]) -> Sample:
     """A sample with other bytes of some kinds."""
-    return replace(found, bytes={kind: n * factors.get(kind, 1.0) for kind, n in found.bytes.items()})
+    return replace(measured, bytes={kind: n * factors.get(kind, 1.0) for kind, n in measured.bytes.items()})
 
 
 def rows_of_text(source: Source, tokenizer: Tokenizer, lake: Lake) -> tuple[int, int, bool]:

@@ -1,4 +1,4 @@
-"""`latentlake run RUN.yaml`: the whole line; each step does only what is not done."""
+"""`latentlake run RUN.yaml`: the whole pipeline; each step skips what is already done."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:
 def _files(store: FeatureStore, site: str) -> list[str]:
     """Tables and figures of the site, and its first page of the report, as paths below the root."""
     figures = [path.name for path in listed(store.layout.figures(site))]
-    found = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
+    paths = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
     if (page := store.layout.report / "sites" / site / "index.html").is_file():
-        found.append(f"report/sites/{site}/{page.name}")
-    return found + [f"figures/{site}/{name}" for name in figures if re.match(r"[^.].*\.(png|svg)$", name)]
+        paths.append(f"report/sites/{site}/{page.name}")
+    return paths + [f"figures/{site}/{name}" for name in figures if re.match(r"[^.].*\.(png|svg)$", name)]

@@ -49,10 +49,10 @@ def _status(store: FeatureStore) -> bool:
     for site in store.sites:
         if store.compacted(site) is not None:
             covered, rest = len(store.committed(site)), len(store.uncompacted(site))
-            behind = (
+            note = (
                 f" [yellow](behind: {rest:,} shards came since; run `latentlake compact`)[/]" if rest else ""
             )
-            say(f"  compaction of {site}: {covered - rest:,} shards{behind}")
+            say(f"  compaction of {site}: {covered - rest:,} shards{note}")
         for name in store.tables(site):
             stale = f" [yellow](stale: made from other shards; run `latentlake {job_of(name)}`)[/]"
             say(f"  tables/{site}/{name}.parquet{stale if store.is_stale(site, name) else ''}")
@@ -86,10 +86,10 @@ def watch(root: str) -> None:
         store = store.again()
 
 
-def _show(store: FeatureStore, found: PassStatus) -> None:
+def _show(store: FeatureStore, current: PassStatus) -> None:
     """One pass, in some lines."""
-    tally, name = found.tally, found.name
-    say(f"[bold]pass {name}[/]: {tally.shards}/{found.shards} shards committed; {escape(found.state)}")
+    tally, name = current.tally, current.name
+    say(f"[bold]pass {name}[/]: {tally.shards}/{current.shards} shards committed; {escape(current.state)}")
     for site in store.pass_sites(name):
         sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "x alone, no SAE"
         say(f"  site {site.name} ({escape(site.hook_name)}, {sae})")
@@ -102,13 +102,13 @@ def _show(store: FeatureStore, found: PassStatus) -> None:
             f"  {tally.nonzeros:,} nonzeros of {sparse / tally.nonzeros:.2f} bytes, "
             f"{size(sparse)}; {tally.rate:,.0f} tokens/s of a worker"
         )
-    if found.is_live:
-        left = f", {duration(found.left / found.rate)} left" if found.rate else ""
+    if current.is_live:
+        left = f", {duration(current.left / current.rate)} left" if current.rate else ""
         say(
-            f"  {found.rate:,.0f} tokens/s over the last minutes{left}; {several(found.workers, 'worker')}, "
-            f"{found.retries} retries"
+            f"  {current.rate:,.0f} tokens/s over the last minutes{left}; "
+            f"{several(current.workers, 'worker')}, {current.retries} retries"
         )
-    if (predicted := found.prediction) is not None:
+    if (predicted := current.prediction) is not None:
         say(
             f"  predicted from {escape(predicted.source)}: "
             f"{predicted.tokens_per_second.told(',.0f')} tokens/s of a worker, "
@@ -117,5 +117,5 @@ def _show(store: FeatureStore, found: PassStatus) -> None:
             f"{duration(predicted.seconds(predicted.rows, predicted.workers).value)} "
             f"with {several(predicted.workers, 'worker')}"
         )
-    for shard, why in sorted(found.quarantined.items()):
+    for shard, why in sorted(current.quarantined.items()):
         say(f"  [red]quarantined[/] {shard}: {escape(why)}")

@@ -1,4 +1,7 @@
-"""`latentlake submit RUN.yaml --address …`: run on a Ray cluster, follow the log, end as the driver ends."""
+"""`latentlake submit RUN.yaml --address …`: run on a Ray cluster.
+
+It streams the log and exits with the driver's exit code.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,9 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
     try:
         code = server.follow(job, _write)
     except KeyboardInterrupt:
-        there = escape(f"{job} --address {address}")
-        say(f"\n{escape(job)} goes on: `ray job logs --follow {there}` follows it,")
-        say(f"`ray job stop {there}` stops it")
+        where = escape(f"{job} --address {address}")
+        say(f"\n{escape(job)} goes on: `ray job logs --follow {where}` follows it,")
+        say(f"`ray job stop {where}` stops it")
         return INTERRUPTED
     say(f"[bold]{escape(job)}[/] ended with exit code {code}")
     return code

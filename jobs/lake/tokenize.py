@@ -43,7 +43,7 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
 
         tokenizer = load_tokenizer(tokenizer_path, None if lake is None else lake.tokenizer_digest)
         link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)
-    say(f"[bold]tokenize[/] {_told(link, before)} ({time.monotonic() - began:.1f} s)")
+    say(f"[bold]tokenize[/] {_summary(link, before)} ({time.monotonic() - began:.1f} s)")
     lake = require_lake(layout)
     warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=link not in before)])
     return link
@@ -51,23 +51,23 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
 
 def _warnings(link: CorpusLink, special_text: SpecialText, *, is_new: bool) -> list[str]:
     """What the documents of a link hold that a reader should know of."""
-    told = []
+    lines = []
     documents = sum(shard.documents for shard in link.shards)
     if repeated := link.source.get(REPEATED):
-        told.append(
+        lines.append(
             f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} in the store "
             "already, by their text: they count twice"
         )
     if n := link.source.get(SPECIAL_TEXTS):
         became = "became these tokens" if special_text == "parse" else "was read as letters"
-        told.append(
+        lines.append(
             f"{NOTE}{n:,} of the {documents:,} documents hold the text of special tokens, which {became} "
             f"(tokens.special_text: {special_text})"
         )
-    return told
+    return lines
 
 
-def _told(link: CorpusLink, before: list[CorpusLink]) -> str:
+def _summary(link: CorpusLink, before: list[CorpusLink]) -> str:
     """What a link holds, and whether it was there."""
     rows = sum(shard.rows for shard in link.shards)
     documents = sum(shard.documents for shard in link.shards)
@@ -78,7 +78,7 @@ def _told(link: CorpusLink, before: list[CorpusLink]) -> str:
 
 
 def _about(run: RunFile) -> int | None:
-    """How many tokens there are to come, for the time left; None when nobody knows."""
+    """How many tokens there are to come, for the time left; None when it is not known."""
     size = open_source(run.corpus).estimated_bytes()
     known = [
         n for n in (run.tokens.limit, None if size is None else size // BYTES_PER_TOKEN) if n is not None
