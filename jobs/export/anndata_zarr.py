@@ -2,8 +2,8 @@
 
 Written as anndata 0.12 specifies its files (docs/fileformat-prose.md; encodings anndata 0.1.0, csr_matrix
 0.1.0, dataframe 0.2.0, categorical 0.2.0, nullable-integer 0.1.0, string-array 0.2.0, array 0.2.0; Zarr 3),
-shard by shard, so without anndata itself and with one shard's activations in memory. `obs` tells of each row
-where it stands and its labels; `var` is the feature table (and `profile`, where there is one) without lists.
+shard by shard, so without anndata itself and with one shard's activations in memory. `obs` holds each row's
+place and labels; `var` is the feature table (and `profile`, where there is one) without lists.
 Cost: one reading of the CSR; pooling sorts a shard's activations.
 """
 
@@ -74,7 +74,7 @@ def _units(record: ShardRecord, rows: Rows) -> int:
 
 
 def feature_table(store: FeatureStore, site: str, chosen: U32) -> pl.DataFrame:
-    """The rows of `features` about the chosen ones, and columns of `profile` beside them; no lists."""
+    """The rows of `features` about the chosen ones, and columns of `profile`; no lists."""
     table = store.scan_features(site)
     if store.has_table(site, "profile"):
         table = table.join(store.scan_table(site, "profile"), on="feature", how="left", suffix="_profile")
@@ -188,7 +188,7 @@ class _Target:
 _NEVER_NULL = {
     "row", "context", "document", "position", "token_id", "counted", "shard", "rows", "counted_rows",
 }  # fmt: skip
-"""Columns of obs beside the labels that always have a value."""
+"""Columns of obs besides the labels that always have a value."""
 
 
 class _Frame:
@@ -325,5 +325,5 @@ def _encoding(name: str) -> dict[str, Any]:
 
 
 def _numpy(dtype: pl.DataType) -> np.dtype[Any]:
-    found: np.dtype[Any] = pl.Series([], dtype=dtype).to_numpy().dtype
-    return found
+    converted: np.dtype[Any] = pl.Series([], dtype=dtype).to_numpy().dtype
+    return converted

@@ -36,7 +36,7 @@ _LEVEL = 6
 def export(
     store: FeatureStore, site: str, chosen: U32, out: Path, tasks: Tasks, *, layer: int, window: int
 ) -> dict[str, Any]:
-    """Write one site's layer_<layer>.bin into `out`; what the index says of it."""
+    """Write one site's layer_<layer>.bin into `out`; its entry of the index."""
     info = store.site(site)
     about = source(store, site, window, ("logits",))
     name = f"layer_{layer}.bin"
@@ -48,12 +48,12 @@ def export(
     write = partial(write_block, about, chosen, out, name)
     with (out / name).open("wb") as file:
         done = track(tasks.map(write, ranges), f"export circuit-tracer {site}", len(ranges), "blocks")
-        for features, found in zip(ranges, done, strict=True):
+        for features, block_lengths in zip(ranges, done, strict=True):
             part = _part(out, name, features)
             with part.open("rb") as written:
                 shutil.copyfileobj(written, file, 1 << 24)
             part.unlink()
-            lengths += found
+            lengths += block_lengths
     return {"filename": name, "offsets": [0, *accumulate(lengths)]}
 
 
@@ -64,7 +64,7 @@ def write_index(out: Path, layers: dict[int, dict[str, Any]]) -> None:
 
 
 def write_block(about: Source, chosen: U32, out: Path, name: str, features: range) -> list[int]:
-    """Write the records of a range of features beside the layer's file; the length of each."""
+    """Write the records of a range of features next to the layer's file; the length of each."""
     block = read_block(about, chosen, features)
     logits = _logits(about, features)
     places = {feature: place for place, feature in enumerate(block.features["feature"].to_list())}
@@ -115,17 +115,17 @@ def _fired(about: Source, block: Block, place: int, examples: range) -> dict[str
 
 def _quantiles(about: Source, block: Block, examples: range) -> list[dict[str, Any]]:
     """Examples under the names that circuit-tracer's own files give them, the strongest first."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_title: dict[str, list[dict[str, Any]]] = {}
     rows = block.examples.slice(examples.start, len(examples)).iter_rows(named=True)
     shown = set[int]()
     for place, row in zip(examples, rows, strict=True):
         title = "Top activations" if row["kind"] == "top" else f"Subsample interval {row['interval']}"
-        found.setdefault(title, []).append(_example(about, block, place, row, shown))
-    tail = [name for name in reversed(found) if name != "Top activations"]
+        by_title.setdefault(title, []).append(_example(about, block, place, row, shown))
+    tail = [name for name in reversed(by_title) if name != "Top activations"]
     return [
-        {"quantile_name": name, "examples": found[name]}
+        {"quantile_name": name, "examples": by_title[name]}
         for name in ["Top activations", *tail]
-        if name in found
+        if name in by_title
     ]
 
 

@@ -132,7 +132,7 @@ class _Split:
         size = store.lake.context_size
         self._location = np.dtype(np.uint16 if max(contexts, size, len(features)) <= 1 << 16 else np.uint32)
         self._activation = np.dtype(shards[0].activation_dtype)
-        self._at = self._begin(
+        self._offsets = self._begin(
             {
                 "locations": (self._location, (nnz, 3)),
                 "activations": (self._activation, (nnz,)),
@@ -163,25 +163,29 @@ class _Split:
                 locations[:, 0] = context + shard.record.context_start
                 locations[:, 1] = row - starts[context]
                 locations[:, 2] = feature
-                self._put("locations", done * 3 * self._location.itemsize, locations)
-                self._put("activations", done * self._activation.itemsize, value.astype(self._activation))
+                self._write_at("locations", done * 3 * self._location.itemsize, locations)
+                self._write_at(
+                    "activations", done * self._activation.itemsize, value.astype(self._activation)
+                )
                 done += len(row)
                 advance(len(row))
         assert done == self._nnz, f"{done} activations, {self._nnz} in partials"
-        self._file.seek(self._at["tokens"])
+        self._file.seek(self._offsets["tokens"])
         with tokens.open("rb") as file:
             shutil.copyfileobj(file, self._file, 1 << 24)
 
-    def _put(self, name: str, offset: int, values: NDArray[Any]) -> None:
-        self._file.seek(self._at[name] + offset)
+    def _write_at(self, name: str, offset: int, values: NDArray[Any]) -> None:
+        self._file.seek(self._offsets[name] + offset)
         self._file.write(values.tobytes())
 
     def _activations(self, shard: ShardFiles) -> Iterator[tuple[I64, I64, F32]]:
         """Latent (from the file's first), row of the shard, and activation, of what was chosen."""
-        for some in shard.postings_of(self._features):
-            latent = np.repeat(some.features.astype(np.int64) - self._features.start, np.diff(some.offsets))
+        for postings in shard.postings_of(self._features):
+            latent = np.repeat(
+                postings.features.astype(np.int64) - self._features.start, np.diff(postings.offsets)
+            )
             kept = np.flatnonzero(self._kept[latent])
-            yield latent[kept], some.rows[kept], some.values[kept]
+            yield latent[kept], postings.rows[kept], postings.values[kept]
 
 
 def _context_starts(store: FeatureStore, shard: ShardFiles) -> I64:

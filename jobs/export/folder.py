@@ -48,8 +48,8 @@ def _checked(out: str) -> Path:
         raise InputError(f"--out {out}: an export is written to a folder of this machine; copy it from there")
     path = Path(out).absolute()
     if path.is_dir():
-        there = {entry.name for entry in path.iterdir() if not is_stray(entry.name)}
-        if others := sorted(there - _exported(path)):
+        entries = {entry.name for entry in path.iterdir() if not is_stray(entry.name)}
+        if others := sorted(entries - _exported(path)):
             raise InputError(
                 f"--out {out} holds {others[0]!r}, which no former export wrote (its {RECORD} would say so): "
                 "give a new folder, or empty this one"

@@ -101,9 +101,9 @@ def names(
 
 def layer_of(hook_name: str) -> int:
     """The number in a hook's name (blocks.9.hook_resid_post, layers.9)."""
-    if (found := re.search(r"(?:^|\.)(\d+)(?:\.|$)", hook_name)) is None:
+    if (match := re.search(r"(?:^|\.)(\d+)(?:\.|$)", hook_name)) is None:
         raise InputError(f"hook {hook_name!r} has no number that could be its layer: give --layer")
-    return int(found[1])
+    return int(match[1])
 
 
 def export(
@@ -173,8 +173,8 @@ def records(store: FeatureStore, site: str, named: Names) -> dict[str, Json]:
 
 def _corpus(store: FeatureStore) -> str:
     """What the corpus chain calls its sources, without their folders."""
-    said = [str(link.source.get("path") or link.source.get("kind") or "") for link in store.links]
-    return ", ".join(dict.fromkeys(text if text.count("/") == 1 else Path(text).name for text in said))
+    sources = [str(link.source.get("path") or link.source.get("kind") or "") for link in store.links]
+    return ", ".join(dict.fromkeys(text if text.count("/") == 1 else Path(text).name for text in sources))
 
 
 def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: Path, features: range) -> int:
@@ -186,11 +186,11 @@ def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: P
     bounds = np.searchsorted(block.examples["feature"].to_numpy(), numbers)
     step = batch_features(about.window)
     for start in range(0, len(numbers), step):
-        some = range(start, min(start + step, len(numbers)))
+        places = range(start, min(start + step, len(numbers)))
         name = f"batch-{numbers[start]:08d}.jsonl.gz"
-        neurons = (_neuron(about, named, block, place, logits, nearest) for place in some)
+        neurons = (_neuron(about, named, block, place, logits, nearest) for place in places)
         _write(folder / "features" / name, neurons)
-        last = bounds[some.stop] if some.stop < len(numbers) else block.examples.height
+        last = bounds[places.stop] if places.stop < len(numbers) else block.examples.height
         activations = _activations(about, named, digest, block, range(int(bounds[start]), int(last)))
         _write(folder / "activations" / name, activations)
     return block.examples.height
@@ -250,8 +250,8 @@ def _histogram(block: Block, place: int) -> Json:
 def _activations(about: Source, named: Names, digest: str, block: Block, examples: range) -> Iterator[Json]:
     """Rows of the table Activation, one for each example."""
     edges = {row["feature"]: tenths(row) for row in block.features.select(*TENTHS).iter_rows(named=True)}
-    some = block.examples.slice(examples.start, len(examples))
-    for place, row in zip(examples, some.iter_rows(named=True), strict=True):
+    rows = block.examples.slice(examples.start, len(examples))
+    for place, row in zip(examples, rows.iter_rows(named=True), strict=True):
         n = int(block.lengths[place])
         values = block.values[place, :n]
         key = [digest, named.model, named.source, *(row[n] for n in ("feature", "kind", "interval", "rank"))]

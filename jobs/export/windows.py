@@ -78,7 +78,7 @@ def source(store: FeatureStore, site: str, window: int, optional: Sequence[str] 
     """What tasks need of a site; InputError where `latentlake stats` was not run."""
     needed = ["features", "examples"]
     for name in needed:
-        store.scan_table(site, name)  # says what is missing or stale
+        store.scan_table(site, name)  # raises where one is missing, warns where stale
     names = needed + [name for name in optional if store.has_table(site, name)]
     return Source(
         layout=store.layout,
@@ -104,10 +104,10 @@ def read_block(source: Source, chosen: U32, features: range) -> Block:
     order = pl.col("kind").replace_strict(
         dict(zip(KINDS, range(len(KINDS)), strict=True)), return_dtype=pl.UInt8
     )
-    found = _Gathered(source, table, examples.sort("feature", order, "interval", "rank"))
+    gathered = _Gathered(source, table, examples.sort("feature", order, "interval", "rank"))
     for number, shard in enumerate(source.shards):
-        found.read(number, shard)
-    return found.block()
+        gathered.read(number, shard)
+    return gathered.block()
 
 
 class _Gathered:
@@ -134,7 +134,7 @@ class _Gathered:
             self._place(mine, shard)
         if len(self._features):
             for feature, row, value in _activations(shard, range(self._features[0], self._features[-1] + 1)):
-                self._look_up(mine, feature, row, value)
+                self._fill_values(mine, feature, row, value)
                 self._count(feature, value)
 
     def _place(self, mine: I64, shard: ShardFiles) -> None:
@@ -155,7 +155,7 @@ class _Gathered:
         inside = columns < (stop - first)[:, None]
         self._token_ids[mine] = np.where(inside, ids[np.where(inside, first[:, None] + columns, 0)], 0)
 
-    def _look_up(self, mine: I64, feature: I64, row: I64, value: F32) -> None:
+    def _fill_values(self, mine: I64, feature: I64, row: I64, value: F32) -> None:
         """Put activations, sorted by (feature, row), where examples of their features show those rows."""
         if not len(mine) or not len(row):
             return
@@ -187,8 +187,8 @@ class _Gathered:
             position=pl.Series(self._position.astype(np.uint32)),
             place=pl.Series((self._rows - self._first).astype(np.uint32)),
         )
-        found = (self._token_ids, self._values, self._lengths, self._histogram, self._low, self._high)
-        return Block(self._table, examples, *found)
+        arrays = (self._token_ids, self._values, self._lengths, self._histogram, self._low, self._high)
+        return Block(self._table, examples, *arrays)
 
 
 def _window(row: I64, start: I64, end: I64, size: int) -> tuple[I64, I64]:
@@ -202,9 +202,9 @@ def _window(row: I64, start: I64, end: I64, size: int) -> tuple[I64, I64]:
 
 def _activations(shard: ShardFiles, features: range) -> Iterator[tuple[I64, I64, F32]]:
     """Feature, row (of the lake) and activation, sorted by (feature, row), in runs of whole features."""
-    for some in shard.postings_of(features):
-        feature = np.repeat(some.features, np.diff(some.offsets)).astype(np.int64)
-        yield feature, some.rows + shard.record.row_start, some.values
+    for postings in shard.postings_of(features):
+        feature = np.repeat(postings.features, np.diff(postings.offsets)).astype(np.int64)
+        yield feature, postings.rows + shard.record.row_start, postings.values
 
 
 Favoured = tuple[list[int], list[float], list[int], list[float]]
@@ -218,12 +218,12 @@ def favoured(source: Source, features: range) -> dict[int, Favoured]:
     """
     if "logits" not in source.tables:
         return {}
-    found: dict[int, Favoured] = {}
+    by_feature: dict[int, Favoured] = {}
     for row in source.table("logits", features).iter_rows(named=True):
         names = EFFECTS if row.get("promoted_tokens") is not None else LOGITS
         tokens, values, against, least = (row[name] for name in names)
-        found[int(row["feature"])] = tokens, values, against, least
-    return found
+        by_feature[int(row["feature"])] = tokens, values, against, least
+    return by_feature
 
 
 def tenths(row: dict[str, Any]) -> list[float]:
@@ -238,7 +238,7 @@ def tenths(row: dict[str, Any]) -> list[float]:
     counts = np.asarray(row["histogram_counts"], np.float64)
     below = np.append(0, np.cumsum(counts)) / counts.sum()
     places = np.linspace(0, 1, 11)
-    at = np.clip(np.searchsorted(below, places, side="left") - 1, 0, len(counts) - 1)
-    inside = (places - below[at]) / (counts[at] / counts.sum())
-    edges = left[at] + (right[at] - left[at]) * inside
+    bins = np.clip(np.searchsorted(below, places, side="left") - 1, 0, len(counts) - 1)
+    inside = (places - below[bins]) / (counts[bins] / counts.sum())
+    edges = left[bins] + (right[bins] - left[bins]) * inside
     return list(map(float, np.clip(edges, row["min_activation"], row["max_activation"])))
