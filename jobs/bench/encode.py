@@ -103,10 +103,10 @@ def in_blocks(x: Tensor, w_enc: Tensor) -> None:
 
     rows, features = CPU_BLOCK
     buffer = torch.empty(rows * features)
-    for some in torch.split(x, rows):
+    for part in torch.split(x, rows):
         for columns in torch.split(w_enc, features, dim=1):
-            shape = len(some), columns.shape[1]
-            torch.mm(some, columns, out=buffer[: shape[0] * shape[1]].view(shape))
+            shape = len(part), columns.shape[1]
+            torch.mm(part, columns, out=buffer[: shape[0] * shape[1]].view(shape))
 
 
 def saelens(folder: Path) -> Any:
@@ -121,11 +121,11 @@ def cells(r: Result) -> list[str]:
     rates = [f"{value:,.0f}" for value in (r.encoder, r.matmul, r.matmul_in_blocks, r.saelens)]
     target = "" if r.target is None else f"{r.target:.2f}"
     return [
-        r.architecture, f"{r.mean_l0:.1f}", *rates, spread(r.of_limit), f"{LIMIT_TARGET:.2f}",
-        spread(r.of_saelens), target,
+        r.architecture, f"{r.mean_l0:.1f}", *rates, ratio_text(r.of_limit), f"{LIMIT_TARGET:.2f}",
+        ratio_text(r.of_saelens), target,
     ]  # fmt: skip
 
 
-def spread(value: tuple[float, float, float]) -> str:
+def ratio_text(value: tuple[float, float, float]) -> str:
     """A ratio with its range."""
     return f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"

@@ -113,11 +113,11 @@ def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, 
 def query_times(root: StorePath, features: int = 50) -> tuple[float, float]:
     """Median milliseconds of the top 20 contexts, and of the top 1,000 of one label, after a first query."""
     store = FeatureStore.open(root)
-    asked = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, features).tolist()
+    drawn = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, features).tolist()
     label = pl.col("group") == "g1"
-    store.contexts("bench", asked[0], 20, where=label)
-    top_20 = [milliseconds(partial(store.contexts, "bench", f, 20)) for f in asked]
-    top_1000 = [milliseconds(partial(store.contexts, "bench", f, 1_000, where=label)) for f in asked]
+    store.contexts("bench", drawn[0], 20, where=label)
+    top_20 = [milliseconds(partial(store.contexts, "bench", f, 20)) for f in drawn]
+    top_1000 = [milliseconds(partial(store.contexts, "bench", f, 1_000, where=label)) for f in drawn]
     return statistics.median(top_20), statistics.median(top_1000)
 
 

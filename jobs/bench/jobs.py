@@ -2,7 +2,7 @@
 
 python -m jobs.bench jobs        # a lake of 100 million activations, made without a model
 
-A command that this latentlake does not have, or that fails, is told of in the table, and the next one runs.
+A command that this latentlake does not have, or that fails, is reported in the table, and the next one runs.
 To add a job, add a line to `JOBS`.
 """
 
@@ -97,7 +97,7 @@ def commands() -> set[str]:
 
 
 def measure(name: str, arguments: Sequence[str], nnz: int, known: set[str]) -> Result:
-    """Run one command; what cannot be run, or fails, says so."""
+    """Run one command; the result of one that cannot be run, or fails, holds the reason."""
     if arguments[0] not in known:
         return Result(name, said="not there yet")
     try:

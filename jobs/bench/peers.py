@@ -2,7 +2,7 @@
 
 delphi: `LatentCache.run` and `save_splits` of EleutherAI's delphi (`eai-delphi`, installed aside by `make
 bench`), which runs the model to its end and keeps dense features only for a batch; its SAE is a function that
-gives these, written as delphi's own `sae_dense_latents` does it. loop: what people write by hand,
+gives these, written as delphi's own `sae_dense_latents` does it. loop: what people write themselves,
 TransformerLens' run_with_cache to the hook, SAELens' encode, and sums for frequency, mean and variance,
 nothing stored. Ours writes both layouts, statistics, checksums and the commit.
 """
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.encode import saelens, spread
+from jobs.bench.encode import ratio_text, saelens
 from jobs.bench.inputs import Shape, write_inputs
 from jobs.bench.report import Section, rate, ratio
 from jobs.lake.tokenize import tokenize_resolved
@@ -59,8 +59,8 @@ def run(folder: Path, threads: int) -> Section:
     columns = ("", "tokens a second", "extraction / it", "target")
     rows = [
         ["extraction, stored", f"{result.extraction:,.0f}", "", ""],
-        ["delphi, stored", f"{result.delphi:,.0f}", spread(result.over_delphi), f"{TARGETS['delphi']}"],
-        ["loop, sums only", f"{result.loop:,.0f}", spread(result.over_loop), f"{TARGETS['loop']}"],
+        ["delphi, stored", f"{result.delphi:,.0f}", ratio_text(result.over_delphi), f"{TARGETS['delphi']}"],
+        ["loop, sums only", f"{result.loop:,.0f}", ratio_text(result.over_loop), f"{TARGETS['loop']}"],
     ]
     return Section("peers", title, columns, rows, [asdict(result)])
 
@@ -126,7 +126,7 @@ def delphi(shape: Shape, folder: Path, batch_contexts: int) -> Callable[[Tensor]
 
 
 def delphi_cache() -> Any:
-    """Delphi's LatentCache; its package is entered beside its __init__, which wants serving libraries."""
+    """Delphi's LatentCache; its package is imported without its __init__, which needs serving libraries."""
     try:
         package = importlib.import_module("delphi")
     except ImportError:

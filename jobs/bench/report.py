@@ -1,4 +1,4 @@
-"""What a benchmark found, for people and for machines."""
+"""The results of a benchmark, for people and for machines."""
 
 from __future__ import annotations
 

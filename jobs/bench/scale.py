@@ -89,7 +89,7 @@ def step(command: str, config: Path, nnz: int) -> Step:
 
 
 def truth_of(store: FeatureStore, made: Generator) -> Truth:
-    """What the generator says of the store's token shards."""
+    """The generator's truth about the store's token shards."""
     shards = (read_token_shard(store.layout, store.lake, record) for record in store.shards)
     return truth(made, shards)
 
@@ -120,10 +120,10 @@ def check_planted(store: FeatureStore, made: Generator, n_rows: int) -> None:
     examples = store.scan_table(SITE, "examples").filter(pl.col("kind") == "top").collect()
     for feature in made.planted.tolist():
         rows, values = planted_rows(n_rows, feature, made.planted)
-        found = examples.filter(pl.col("feature") == feature).sort("rank")
+        strongest = examples.filter(pl.col("feature") == feature).sort("rank")
         n = min(STRONGEST, len(rows))
-        assert found["row"].to_list()[:n] == rows[:n].tolist(), f"strongest rows of {feature}"
-        assert found["activation"].to_list()[:n] == values[:n].tolist(), f"strongest of {feature}"
+        assert strongest["row"].to_list()[:n] == rows[:n].tolist(), f"strongest rows of {feature}"
+        assert strongest["activation"].to_list()[:n] == values[:n].tolist(), f"strongest of {feature}"
 
 
 def queries(root: Path, made: Generator) -> list[float]:

@@ -2,7 +2,7 @@
 
 Real Ray actors, dispatch, commits, events and manifest; only the work is left out: an actor commits a receipt
 of invented objects at once. Its commit waits for the disk twice; so a second, shorter run with actors that
-answer without a commit tells what dispatch alone takes.
+answer without a commit shows what dispatch alone takes.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def tiny_model() -> Any:
 
 
 def _lengthen(layout: Layout, shards: int) -> None:
-    """Put a second link into the chain: shards like the first, whose token files nobody will read."""
+    """Put a second link into the chain: shards like the first, whose token files are never read."""
     (first,) = read_links(layout)
     record = first.shards[0]
     more = []

@@ -46,11 +46,11 @@ def watched(command: Sequence[str]) -> Watched:
 
 
 class _Peak:
-    """Looks at a tree of processes from a thread."""
+    """Measures a tree of processes from a thread."""
 
     def __init__(self, pid: int) -> None:
         self._root, self._bytes, self._done = psutil.Process(pid), 0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
     def stop(self) -> int:
@@ -59,7 +59,7 @@ class _Peak:
         self._thread.join()
         return self._bytes
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._done.wait(PERIOD_S):
             self._bytes = max(self._bytes, memory(self._root))
 

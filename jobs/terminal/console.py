@@ -37,7 +37,7 @@ class SafeConsole(Console):
             return Text(text)
 
     def on_broken_pipe(self) -> None:
-        """Nobody reads on: `exits` ends without a word."""
+        """The reader is gone: `exits` ends without a message."""
         raise BrokenPipeError(errno.EPIPE, "nobody reads standard output")
 
 

@@ -28,7 +28,7 @@ Clock = Callable[[], float]
 
 @contextmanager
 def counting(what: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Progress of one job while the block runs; the function given is told how many more units are done."""
+    """Progress of one job while the block runs; the function yielded takes how many more units are done."""
     with Meter() as meter:
         yield meter.begin(what, total, unit)
 
@@ -59,25 +59,25 @@ class Pace:
 
 
 class Meter:
-    """A line that is kept up to date on a terminal, or told again every ten seconds in a log.
+    """A line that is kept up to date on a terminal, or printed again every ten seconds in a log.
 
-    With the name of a `command` its steps are told as they begin, else what lasts for two seconds.
+    With the name of a `command` its steps are shown as they begin, else what lasts for two seconds.
     """
 
     def __init__(self, command: str = "", clock: Clock = time.monotonic) -> None:
         self._command, self._what, self._clock = command, "", clock
-        self._told = clock()
+        self._reported = clock()
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[progress_text]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=None, told="", visible=bool(command))
+        self._task = self._bar.add_task("", total=None, progress_text="", visible=bool(command))
         self._timer = threading.Timer(QUIET_S, self._appear)
         self._timer.daemon = True
 
@@ -93,33 +93,33 @@ class Meter:
         self._bar.stop()
 
     def begin(self, what: str, total: int | None = None, unit: str = "") -> Callable[[int], None]:
-        """Begin a step; the function returned is told how many more units are done."""
+        """Begin a step; the function returned takes how many more units are done."""
         done, pace = 0, Pace(self._clock)
-        self._what, self._told = what, self._clock()
-        self._bar.reset(self._task, description=escape(what), total=total, told="")
+        self._what, self._reported = what, self._clock()
+        self._bar.reset(self._task, description=escape(what), total=total, progress_text="")
         if self._command and not console.is_terminal:
             say(escape(f"{self._command}: {what}"))
 
         def advance(n: int) -> None:
             nonlocal done
             done += n
-            self.show(done, told(done, total, unit, pace.update(done)))
+            self.show(done, progress_text(done, total, unit, pace.update(done)))
 
         return advance
 
     def show(self, done: float, text: str) -> None:
         """How far the step is, in its units and in words."""
-        self._bar.update(self._task, completed=done, told=text)
+        self._bar.update(self._task, completed=done, progress_text=text)
         now = self._clock()
-        if not console.is_terminal and now - self._told > LOG_INTERVAL_S:
-            self._told = now
+        if not console.is_terminal and now - self._reported > LOG_INTERVAL_S:
+            self._reported = now
             say(escape(": ".join(part for part in (self._command, self._what, text) if part)))
 
     def _appear(self) -> None:
         self._bar.update(self._task, visible=True)
 
 
-def told(done: int, total: int | None, unit: str, rate: float) -> str:
+def progress_text(done: int, total: int | None, unit: str, rate: float) -> str:
     """A count, its rate, and the time left."""
     share = f"{done:,}/{total:,}" if total else f"{done:,}"
     left = f", {duration((total - done) / rate)} left" if total and rate and total > done else ""

@@ -29,7 +29,7 @@ BEFORE, AFTER = 30, 2
 """Tokens shown before and after the firing one."""
 
 BLUE, RED = (0, 114, 178), (213, 60, 0)
-"""Of positive and of negative activations: two colours that colour-blind people tell apart."""
+"""Of positive and of negative activations: two colours that colour-blind people can distinguish."""
 
 DEEPEST = 70
 """Percent of colour at the maximum: black on white and white on black stay readable on it."""
@@ -39,7 +39,7 @@ HIDDEN = (
     *(*range(0x80, 0xA0), 0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x2028, 0x202F)),
     *(*range(0x2060, 0x206A), *range(0xFE00, 0xFE10), 0xFEFF, *range(0xE0000, 0xE1000)),
 )
-"""Characters beside the ASCII controls that are not seen, or that turn the text around (bidirectional)."""
+"""Characters besides the ASCII controls that are not seen, or that turn the text around (bidirectional)."""
 _SEEN = {ord(" "): "·", ord("\n"): "↩", ord("\r"): "↩", ord("\t"): "→"}
 MARKS: dict[int, str] = _CONTROLS | dict.fromkeys(HIDDEN, "\ufffd") | _SEEN
 """What stands for characters that cannot be seen, or that would steer a terminal or turn the text around."""
@@ -76,14 +76,14 @@ def activations_in(rows: U64, values: F32, first: int, n: int) -> F32:
 
     `rows` uint64 [Z], ascending, and `values` [Z] are all it has (`FeatureStore.rows_of`).
     """
-    found = np.zeros(n, np.float32)
+    activations = np.zeros(n, np.float32)
     place = slice(*np.searchsorted(rows, np.array([first, first + n], np.uint64)))
-    found[(rows[place] - np.uint64(first)).astype(np.int64)] = values[place]
-    return found
+    activations[(rows[place] - np.uint64(first)).astype(np.int64)] = values[place]
+    return activations
 
 
 def strips_of(store: FeatureStore, described: pl.DataFrame, rows: U64, values: F32) -> list[Strip]:
-    """A strip of each of some rows, as `FeatureStore.contexts` or `describe_rows` tells of them.
+    """A strip of each of some rows, as `FeatureStore.contexts` or `describe_rows` returns them.
 
     `rows` and `values` are those of the feature, as in `activations_in`.
     """
@@ -101,8 +101,8 @@ def strip_of(store: FeatureStore, ids: Sequence[int], values: F32, firing: int |
 
 
 def strongest_in(values: Iterable[F32]) -> float:
-    """Largest |activation| of some strips or rows: what full shade stands for where nobody says."""
-    return max((float(np.abs(some).max(initial=0)) for some in values), default=0.0)
+    """Largest |activation| of some strips or rows: what full shade stands for by default."""
+    return max((float(np.abs(part).max(initial=0)) for part in values), default=0.0)
 
 
 def text_strip(strip: Strip, maximum: float, *, shaded: bool = True) -> Text:
