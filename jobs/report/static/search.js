@@ -14,16 +14,16 @@ function readSearch(text, columns) {
     if (!/^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?%?$/i.test(plain)) return NaN;
     return plain.endsWith("%") ? Number(plain.slice(0, -1)) / 100 : Number(plain);
   }
-  function condition(found) { // whether these letters are a condition; a sentence where one is meant that can't be read
-    const name = found[1].toLowerCase(), sign = SIGNS[found[2]] || found[2], limit = asNumber(found[3]);
-    const written = found[0].trim();
+  function condition(match) { // whether these letters are a condition; a sentence where one is meant that can't be read
+    const name = match[1].toLowerCase(), sign = SIGNS[match[2]] || match[2], limit = asNumber(match[3]);
+    const written = match[0].trim();
     if (names.indexOf(name) >= 0) {
       if (limit === limit) choices[choices.length - 1].push({ kind: "condition", column: name, sign: sign, limit: limit, written: written });
-      else say("“" + written + "” is left out: " + name + " " + sign + " needs a number" + (found[3] ? ", which " + found[3] + " is not" : "") + ".");
+      else say("“" + written + "” is left out: " + name + " " + sign + " needs a number" + (match[3] ? ", which " + match[3] + " is not" : "") + ".");
       return true;
     }
     if (limit !== limit) return false; // such as the token x=y
-    const why = name === "tokens" ? "tokens are words: type the word alone." : "no column is called " + found[1] + "; " + nearest(name, names) + " In quotes it would be a token.";
+    const why = name === "tokens" ? "tokens are words: type the word alone." : "no column is called " + match[1] + "; " + nearest(name, names) + " In quotes it would be a token.";
     say("“" + written + "” is left out: " + why);
     return true;
   }
@@ -38,8 +38,8 @@ function readSearch(text, columns) {
       continue;
     }
     NAME.lastIndex = at;
-    const found = NAME.exec(text);
-    if (found && condition(found)) { at = NAME.lastIndex; continue; }
+    const match = NAME.exec(text);
+    if (match && condition(match)) { at = NAME.lastIndex; continue; }
     const word = /^[^\s"]+/.exec(text.slice(at))[0], rest = text.slice(at + word.length);
     at += word.length;
     const isBetween = choices[choices.length - 1].length > 0 && /\S/.test(rest);

@@ -43,9 +43,9 @@
   // Whether a feature fits a term of the search (search.js).
   function compare(term) {
     const column = byName[term.column], values = column.values, limit = column.whole ? term.limit : Math.fround(term.limit);
-    const seen = told(limit, column.whole), same = column.whole
+    const seen = formatted(limit, column.whole), same = column.whole
       ? function (i) { return values[i] === limit; }
-      : function (i) { return values[i] === limit || told(values[i], false) === seen; }; // as the table shows it
+      : function (i) { return values[i] === limit || formatted(values[i], false) === seen; }; // as the table shows it
     switch (term.sign) {
       case "<": return function (i) { return values[i] < limit; };
       case ">": return function (i) { return values[i] > limit; };
@@ -94,15 +94,15 @@
 
   let sort = { name: "frequency", down: true }, shown = new Uint32Array(0);
   function choose() {
-    const asked = readSearch(search.value, byName), choices = asked.choices.map(function (terms) { return terms.map(test); });
+    const query = readSearch(search.value, byName), choices = query.choices.map(function (terms) { return terms.map(test); });
     const fits = function (i) { return !choices.length || choices.some(function (tests) { return fitsAll(tests, i); }); };
     const fired = byName.n_active.values, all = dead.checked, kept = new Uint32Array(n);
     let count = 0;
     for (let i = 0; i < n; i++) if ((all || fired[i] > 0) && fits(i)) kept[count++] = i;
     shown = order(kept.subarray(0, count));
     status.textContent = count.toLocaleString("en") + " of " + n.toLocaleString("en") + " features";
-    const none = count || !choices.length ? [] : whyNone(asked.choices, choices.flat(), fits);
-    said.textContent = asked.sentences.concat(none).join(" ");
+    const none = count || !choices.length ? [] : whyNone(query.choices, choices.flat(), fits);
+    said.textContent = query.sentences.concat(none).join(" ");
     view.querySelector("table").setAttribute("aria-rowcount", String(count + 1));
     view.scrollTop = 0;
     remember();
@@ -119,7 +119,7 @@
     return out;
   }
 
-  function told(value, whole) {
+  function formatted(value, whole) {
     if (value !== value) return "–";
     if (whole) return value.toLocaleString("en");
     if (value === 0) return "0";
@@ -129,7 +129,7 @@
   }
   function path(feature) { return "features/" + Math.floor(feature / 1000) + "/" + feature + ".html"; }
 
-  // Rows are made once, and told anew what they are; a table too tall for a browser is scrolled in proportion.
+  // Rows are made once, and filled anew; a table too tall for a browser is scrolled in proportion.
   const pool = [];
   function row(place) {
     if (!pool[place]) {
@@ -162,7 +162,7 @@
       token.textContent = text;
       tokens.appendChild(token);
     }
-    for (let c = 2; c < columns.length; c++) tr.children[c].textContent = told(columns[c].values[feature], columns[c].whole);
+    for (let c = 2; c < columns.length; c++) tr.children[c].textContent = formatted(columns[c].values[feature], columns[c].whole);
   }
   let first = -1;
   function inSight() { return Math.ceil(view.clientHeight / ROW); }
