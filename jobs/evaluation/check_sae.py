@@ -1,6 +1,6 @@
 """`latentlake check-sae SAE --model M`: does this SAE explain this model's activations, and if not, why not.
 
-About 20,000 tokens are run. Special tokens are left out of all figures but where it is said, as extraction
+About 20,000 tokens are run. Special tokens are left out of all figures unless stated otherwise, as extraction
 does.
 """
 

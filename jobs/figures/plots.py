@@ -75,7 +75,7 @@ def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[No
     """
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of families without a bold face
     with rc_context(), set_to(_setting_of(store, site, _known(language))) as chosen:
-        rcdefaults()  # not what a matplotlibrc of this machine says
+        rcdefaults()  # not the settings of a matplotlibrc of this machine
         rcParams.update(STYLE)
         yield
     if chosen.missing:

@@ -1,6 +1,6 @@
 """What holds for all figures of a command: the language of titles, what a row is, a study's target.
 
-A figure is a function of a table; what it says beyond the table's numbers is set around the drawing, as
+A figure is a function of a table; what it shows beyond the table's numbers is set around the drawing, as
 matplotlib's own style is.
 """
 

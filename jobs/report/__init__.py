@@ -1,6 +1,6 @@
 """`latentlake report STORE`: a static site of a store's features, made from the store alone.
 
-`build` says what is made in which order; `selection` which features get a page; `windows` cuts the token
+`build` states what is made in which order; `selection` which features get a page; `windows` cuts the token
 windows of their examples out of the shards; `tables` lays the stored tables out by feature; `features`,
 `clusters`, `table` and `overview` make the pages; `page` renders and writes one.
 

@@ -61,7 +61,7 @@ OURS = re.compile(
 """All files that the report of a site may have, by their path in its folder."""
 
 MARKER = "report.json"
-"""What says that a folder is a report, and of which sites."""
+"""The file that marks a folder as a report, and names its sites."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def provenance(store: FeatureStore, site: str) -> list[tuple[str, str]]:
 
 
 def short(path: str) -> str:
-    """The last two parts of a path: where it lies on somebody's disk is nobody's business."""
+    """The last two parts of a path: where it lies on somebody's disk is private."""
     if "://" in path or not path.startswith("/"):
         return path
     return "/".join(["…", *PurePosixPath(path).parts[-2:]])

@@ -42,10 +42,10 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
     """Write the tables of clusters of a site (`jobs.tables.clusters.tables`), and the map of its features.
 
     The numbers of clusters by direction, of contexts and of documents are those of `config`, or about
-    sqrt(n) / 2, at most 512; fewer where there is less to cluster, which is said. Clusters are numbered by
-    size, the largest 0. What the site has no decoder for, or no table `neighbours`, is said and left out. The
-    same store and seed give the same bytes for any number of threads and workers. Raises InputError when no
-    shard is committed.
+    sqrt(n) / 2, at most 512; fewer where there is less to cluster, which is reported. Clusters are numbered
+    by size, the largest 0. What the site has no decoder for, or no table `neighbours`, is reported and left
+    out. The same store and seed give the same bytes for any number of threads and workers. Raises InputError
+    when no shard is committed.
     """
     began = time.monotonic()
     if not store.committed(site):

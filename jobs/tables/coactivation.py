@@ -10,7 +10,7 @@ indices of all shards once for each block. At L0 64, 10^9 activations and 65,536
 microseconds of a core for an activation (15 minutes in all) on a machine busy with other work, two fifths of
 it reading, in 96 blocks of 680 features; there are 43 of 1,524 now, however many activations. At 10^6
 features there are some 320 blocks of 3,200: a feature has fewer pairs to hold. What decoder neighbours cost
-is said in `jobs.tables.pairs.directions`; `--no-decoder` leaves them out.
+is stated in `jobs.tables.pairs.directions`; `--no-decoder` leaves them out.
 """
 
 from __future__ import annotations

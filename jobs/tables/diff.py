@@ -105,7 +105,7 @@ def sides(a: FeatureStore, b: FeatureStore, site_a: str | None, site_b: str | No
 def _site(store: FeatureStore, name: str | None, option: str) -> str:
     names = [each for each, info in store.sites.items() if info.has_sae]
     if name is None and len(names) != 1:
-        if not names and store.sites:  # of x alone: this says what to do
+        if not names and store.sites:  # of x alone: the error names the remedy
             return store.require_features(next(iter(store.sites))).name
         known = ", ".join(names) or "none yet"
         raise InputError(f"{store.layout.root} has the sites {known}: choose one with {option}")

@@ -64,8 +64,8 @@ def match(
     Of each feature of `a` it holds the `k` features of `b` of largest decoder cosine, the `k` of highest
     Jaccard index among those active in at least `support` rows in which it is active too, and the one that is
     assigned to it. Jaccard's index is over the rows of the shards that both have extracted. The assignment
-    goes by cosine, or by Jaccard's index where cosines cannot be compared, which is said; a pair whose score
-    is not positive is not assigned. InputError where the two have no row in common.
+    goes by cosine, or by Jaccard's index where cosines cannot be compared, which is reported; a pair whose
+    score is not positive is not assigned. InputError where the two have no row in common.
     """
     began, tasks = time.monotonic(), tasks or OneProcess()
     shards = _shards(a, b)
@@ -105,7 +105,7 @@ def incomparable(a: Side, b: Side) -> str | None:
 
 
 def _shards(a: Side, b: Side) -> list[tuple[ShardFiles, ShardFiles]]:
-    """Shards of the same tokens that both have extracted; what is not matched is said."""
+    """Shards of the same tokens that both have extracted; what is not matched is reported."""
     if a.planned.reads != b.planned.reads:
         raise InputError(
             f"{a} reads {a.planned.reads}, {b} {b.planned.reads}: extract both with the same positions and "

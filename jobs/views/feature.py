@@ -67,7 +67,7 @@ class Page(NamedTuple):
 class Section(NamedTuple):
     """A part of the page, drawn where one of its tables is there; None where these hold nothing.
 
-    `tables` is empty where their names are not known before: then nothing is said of those not there.
+    `tables` is empty where their names are not known before: then missing ones are not reported.
     """
 
     title: str

@@ -73,7 +73,7 @@ class Asked(NamedTuple):
 def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Path]:
     """Write the table of the selection next to `out`, and its figures; print its numbers.
 
-    Files: `out` (clustered; plain where there are too few contexts to cluster, which is said), and with
+    Files: `out` (clustered; plain where there are too few contexts to cluster, which is reported), and with
     -plain, -sparsity, -frequency after its name; the table has the name and .parquet. Raises InputError for
     what is not there, or too much.
     """

@@ -1,7 +1,7 @@
 """`latentlake steer STORE --set 12=3`: features set manually, and the image and classes that come of it.
 
 One starts from nothing, or from the features of a row of the store; sets some; and sees x decoded, as an
-image, and what the classifier says of it. Needs no model but its last layer, which NumPy reads.
+image, and the classifier's probabilities for it. Needs no model but its last layer, which NumPy reads.
 """
 
 from __future__ import annotations

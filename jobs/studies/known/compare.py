@@ -55,7 +55,7 @@ class Side:
 def features_table(
     truth: KnownTruth, side: Side, features: pl.DataFrame, counts: Counts, *, redrawn: bool
 ) -> pl.DataFrame:
-    """Schema TRUTH; `features` is the feature table, `redrawn` says whether counts know what was drawn."""
+    """Schema TRUTH; `features` is the feature table, `redrawn`: whether counts include what was drawn."""
     own, true = side.match
     place = np.empty(len(side.order), np.int64)
     place[side.order] = np.arange(len(side.order))

@@ -74,7 +74,7 @@ class Clustering:
 def clusterings(
     store: FeatureStore, site: str, n_active: I64, config: Cluster, tasks: Tasks | None = None
 ) -> Iterator[Clustering]:
-    """All that can be made of the features with `n_active` int64 [F] > 0; what cannot is said."""
+    """All that can be made of the features with `n_active` int64 [F] > 0; what cannot is reported."""
     fired, directions = np.flatnonzero(n_active), directions_of(store, site)
     decoder = Decoder(directions, fired) if directions.width is not None else None
     if decoder is not None:

@@ -31,7 +31,7 @@ SKETCHED = 1024
 """Width at which sparse vectors are clustered first."""
 
 MOST_CLUSTERS = 512
-"""Of a default number of clusters: more than that nobody reads, and centres are dense."""
+"""Of a default number of clusters: nobody reads more, and centres are dense."""
 
 NO_CLUSTER = -1
 
