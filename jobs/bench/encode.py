@@ -64,18 +64,18 @@ def measure(
     import torch
 
     write_sae(folder, architecture, d_model, d_sae, L0)
-    encoder, theirs = load_sae(str(folder)), saelens(folder)
+    encoder, saelens_sae = load_sae(str(folder)), saelens(folder)
     w_enc = torch.from_numpy(encoder.weights()["W_enc"])
     x = torch.randn(rows, d_model, generator=torch.Generator().manual_seed(0))
     calls: dict[str, Callable[[], object]] = {
         "encoder": lambda: encoder.encode(x),
         "matmul": lambda: torch.mm(x, w_enc),
         "blocks": lambda: in_blocks(x, w_enc),
-        "saelens": lambda: sparse(theirs.encode(x)),
+        "saelens": lambda: sparse(saelens_sae.encode(x)),
     }
     with torch.inference_mode():
         nnz = encoder.encode(x).nnz
-        assert abs(nnz - len(sparse(theirs.encode(x))[1])) <= 2, "the two disagree on what fires"
+        assert abs(nnz - len(sparse(saelens_sae.encode(x))[1])) <= 2, "the two disagree on what fires"
         seconds = in_turn(calls, ROUNDS)
     limit = min(seconds["matmul"], seconds["blocks"], key=sum)
     return Result(

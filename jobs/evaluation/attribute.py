@@ -86,7 +86,7 @@ def attribute(
     """
     began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
     if asked.by not in MEASURES:
-        raise InputError(f"--by {asked.by!r} is none of {', '.join(MEASURES)}")
+        raise InputError(f"--by {asked.by!r} is not one of {', '.join(MEASURES)}")
     require_writable(store.layout, site)
     labels, answers = _columns(store, asked)
     saved: list[Parts] = []

@@ -69,11 +69,11 @@ def _exported(path: Path) -> set[str]:
 
 
 def _replace(path: Path, temporary: Path) -> None:
-    doomed = temporary_path(path)
+    former = temporary_path(path)
     if path.exists():
-        path.rename(doomed)
+        path.rename(former)
     temporary.rename(path)
-    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def safe_name(text: str) -> str:

@@ -129,15 +129,15 @@ class _Gathered:
 
     def read(self, number: int, shard: ShardFiles) -> None:
         """Take in one shard."""
-        mine = np.flatnonzero(self._shard == number)
-        if len(mine):
-            self._place(mine, shard)
+        in_shard = np.flatnonzero(self._shard == number)
+        if len(in_shard):
+            self._place(in_shard, shard)
         if len(self._features):
             for feature, row, value in _activations(shard, range(self._features[0], self._features[-1] + 1)):
-                self._fill_values(mine, feature, row, value)
+                self._fill_values(in_shard, feature, row, value)
                 self._count(feature, value)
 
-    def _place(self, mine: I64, shard: ShardFiles) -> None:
+    def _place(self, in_shard: I64, shard: ShardFiles) -> None:
         """Contexts, windows and tokens of the examples `mine`."""
         path = self._source.layout.tokens(shard.record.name)
         with readable(path):
@@ -145,29 +145,29 @@ class _Gathered:
         starts = frame["row_offset"].to_numpy().astype(np.int64)
         ids = frame["token_ids"].explode().to_numpy()
         ends = np.append(starts[1:], len(ids))
-        local = self._rows[mine] - shard.record.row_start
+        local = self._rows[in_shard] - shard.record.row_start
         context = np.searchsorted(starts, local, side="right") - 1
         first, stop = _window(local, starts[context], ends[context], self._source.window)
-        self._context[mine] = context + shard.record.context_start
-        self._position[mine] = local - starts[context]
-        self._first[mine], self._lengths[mine] = first + shard.record.row_start, stop - first
+        self._context[in_shard] = context + shard.record.context_start
+        self._position[in_shard] = local - starts[context]
+        self._first[in_shard], self._lengths[in_shard] = first + shard.record.row_start, stop - first
         columns = np.arange(self._source.window)
         inside = columns < (stop - first)[:, None]
-        self._token_ids[mine] = np.where(inside, ids[np.where(inside, first[:, None] + columns, 0)], 0)
+        self._token_ids[in_shard] = np.where(inside, ids[np.where(inside, first[:, None] + columns, 0)], 0)
 
-    def _fill_values(self, mine: I64, feature: I64, row: I64, value: F32) -> None:
+    def _fill_values(self, in_shard: I64, feature: I64, row: I64, value: F32) -> None:
         """Put activations, sorted by (feature, row), where examples of their features show those rows."""
-        if not len(mine) or not len(row):
+        if not len(in_shard) or not len(row):
             return
         base, span = int(row.min()), int(row.max()) - int(row.min()) + 2
         key = feature * span + (row - base)
-        first = np.clip(self._first[mine] - base, 0, span - 1)
-        stop = np.clip(self._first[mine] + self._lengths[mine] - base, 0, span - 1)
-        low = np.searchsorted(key, self._owner[mine] * span + first)
-        high = np.searchsorted(key, self._owner[mine] * span + stop)
+        first = np.clip(self._first[in_shard] - base, 0, span - 1)
+        stop = np.clip(self._first[in_shard] + self._lengths[in_shard] - base, 0, span - 1)
+        low = np.searchsorted(key, self._owner[in_shard] * span + first)
+        high = np.searchsorted(key, self._owner[in_shard] * span + stop)
         counts = high - low
         places = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        example = np.repeat(mine, counts)
+        example = np.repeat(in_shard, counts)
         self._values[example, row[places] - self._first[example]] = value[places]
 
     def _count(self, feature: I64, value: F32) -> None:

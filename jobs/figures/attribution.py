@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.fonts import legible
 from jobs.figures.setting import bilingual
-from jobs.figures.style import INK, canvas, name_some, nothing
+from jobs.figures.style import INK, canvas, empty_plot, name_some
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -39,7 +39,7 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     size = (SIZE[0], max(SIZE[1], 1.6 + 0.15 * values.height))
     figure, axes = canvas(title, site, *_facts(selection, values.height, len(features)), size=size)
     if not features:
-        nothing(axes, "no feature was selected")
+        empty_plot(axes, "no feature was selected")
         return figure
     scores = _grid(rows, values, features, "score")
     holds = _grid(rows, values, features, "holds")

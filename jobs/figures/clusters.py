@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jobs.figures.fonts import legible
-from jobs.figures.style import COLOUR_MAP, INK, canvas, log_axis, nothing
+from jobs.figures.style import COLOUR_MAP, INK, canvas, empty_plot, log_axis
 from schemas.sentences import several
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,16 +32,16 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place; the largest clusters in colour, all of them by number."""
     figure, axes = canvas("Features and their clusters", site, *_facts(places))
     if places.is_empty():
-        nothing(axes, "no feature has a place")
+        empty_plot(axes, "no feature has a place")
         return figure
     clusters = places["cluster"].fill_null(len(COLOURS)).to_numpy()
     _scatter(axes, places.filter(clusters >= len(COLOURS)), color=OTHERS)
     handles, shown = [], 0
     for number, colour in enumerate(COLOURS):
-        if not (mine := places.filter(pl.col("cluster") == number)).is_empty():
-            _scatter(axes, mine, color=colour)
-            shown += mine.height
-            handles.append(_handle(colour, f"{number}  {_name(mine)} ({mine.height:,})"))
+        if not (members := places.filter(pl.col("cluster") == number)).is_empty():
+            _scatter(axes, members, color=colour)
+            shown += members.height
+            handles.append(_handle(colour, f"{number}  {_name(members)} ({members.height:,})"))
     if shown < places.height:
         handles.append(_handle(OTHERS, "others"))
     _numbers(axes, places)
@@ -53,7 +53,7 @@ def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place, in the colour of its number of active rows."""
     figure, axes = canvas("Where dense and rare features lie", site, *_facts(places))
     if places.is_empty():
-        nothing(axes, "no feature has a place")
+        empty_plot(axes, "no feature has a place")
         return figure
     n_active = places["n_active"].to_numpy()
     low, high = float(n_active.min()), float(n_active.max())

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.bins import log_bars
 from jobs.figures.setting import setting
-from jobs.figures.style import BLUE, VERMILION, canvas, log_axis, nothing, whole_numbers
+from jobs.figures.style import BLUE, VERMILION, canvas, empty_plot, log_axis, whole_numbers
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -64,7 +64,7 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     title = f"Active features per {setting().row}: learnt and control"
     figure, axes = canvas(title, site, several(rows, "counted row"))
     if not rows:
-        nothing(axes, "no row is counted in the control's contexts")
+        empty_plot(axes, "no row is counted in the control's contexts")
         return figure
     grid = axes.get_subplotspec()
     assert grid is not None
@@ -94,7 +94,7 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     shown = {of: v.filter(v > 0).to_numpy() for of, v in values.items()}
     every = np.concatenate(list(shown.values()))
     if not len(every):
-        nothing(axes, "no feature fired in the control's contexts")
+        empty_plot(axes, "no feature fired in the control's contexts")
         return figure
     is_count = column == "frequency"
     edges = _edges_of_counts(every, rows) if is_count else _even_edges(every)
@@ -139,8 +139,8 @@ def _bars(axes: Axes, heights: F64, edges: F64, of: str) -> None:
 def _panel(axes: Axes, l0: pl.DataFrame, edges: F64, label: str) -> None:
     """Rows by L0 at one threshold: areas are rows, the tallest bar of either is 1."""
     for of in COLOURS:
-        mine = l0.filter(pl.col("of") == of)
-        rows = np.histogram(mine["l0"].to_numpy(), edges, weights=mine["rows"].to_numpy())[0]
+        counts = l0.filter(pl.col("of") == of)
+        rows = np.histogram(counts["l0"].to_numpy(), edges, weights=counts["rows"].to_numpy())[0]
         heights = rows / np.diff(_place(edges))
         _bars(axes, heights / max(heights.max(), 1e-300), _place(edges), of)
     axes.text(0.01, 0.85, label, transform=axes.transAxes, va="top", fontweight="bold", fontsize=10)

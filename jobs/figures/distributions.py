@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.bins import log_bars, whole_bars
 from jobs.figures.setting import setting
-from jobs.figures.style import BLUE, canvas, decimal, log_axis, mark, nothing, share, whole_numbers
+from jobs.figures.style import BLUE, canvas, decimal, empty_plot, log_axis, mark, share, whole_numbers
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -31,7 +31,7 @@ def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
         *_bound_of_dead(features, dead),
     )
     if fired.is_empty():
-        nothing(axes, "no feature fired")
+        empty_plot(axes, "no feature fired")
         return figure
     _log_histogram(axes, fired["frequency"].to_numpy(), "median {:.2g}", int(fired["counted_rows"][0]))
     axes.set_xlabel("frequency (active rows / counted rows, log scale)")
@@ -43,7 +43,7 @@ def draw_mean_activation(features: pl.DataFrame, site: str) -> Figure:
     shown, facts = with_a_mean(features)
     figure, axes = canvas("How strongly features fire", site, *facts, _rows(features))
     if shown.is_empty():
-        nothing(axes, "no feature fired")
+        empty_plot(axes, "no feature fired")
         return figure
     means = shown["mean_active"].to_numpy()
     _log_histogram(axes, np.abs(means), "median {:.3g}")
@@ -57,7 +57,7 @@ def draw_max_activation(features: pl.DataFrame, site: str) -> Figure:
     fact = f"{fired.height:,} of {several(features.height, 'feature')} fired"
     figure, axes = canvas("How strongly features fire at most", site, fact, _rows(features))
     if fired.is_empty():
-        nothing(axes, "no feature fired")
+        empty_plot(axes, "no feature fired")
         return figure
     strongest = extremes(fired)
     _log_histogram(axes, strongest, "median {:.3g}")
@@ -79,7 +79,7 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     rows = int(l0["rows"].sum())
     figure, axes = canvas(f"Active features per {setting().row}", site, several(rows, "counted row"))
     if not rows:
-        nothing(axes, "no row is counted")
+        empty_plot(axes, "no row is counted")
         return figure
     number, weight = l0["l0"].to_numpy().astype(np.float64), l0["rows"].to_numpy()
     edges = whole_bars(int(number[0]), int(number[-1]), MOST_BARS)

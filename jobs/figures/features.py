@@ -15,8 +15,8 @@ from jobs.figures.style import (
     GREEN,
     VERMILION,
     canvas,
+    empty_plot,
     log_axis,
-    nothing,
     powers_of_ten,
     whole_numbers,
 )
@@ -33,7 +33,7 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     fired, facts = with_a_mean(features)
     figure, axes = canvas("Density against strength", site, *facts)
     if fired.is_empty():
-        nothing(axes, "no feature fired")
+        empty_plot(axes, "no feature fired")
         return figure
     means = fired["mean_active"].to_numpy()
     extreme = extremes(fired)
@@ -69,7 +69,7 @@ def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
     facts += [f"{rare:,} with few active rows rank last, not drawn"] if rare else []
     figure, axes = canvas("Features ranked by σ / μ", site, *facts)
     if ranked.is_empty():
-        nothing(axes, "no feature is ranked by sigma_over_mu")
+        empty_plot(axes, "no feature is ranked by sigma_over_mu")
         return figure
     if values[-1] > 0:
         log_axis(axes.yaxis, values)

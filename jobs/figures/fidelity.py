@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.style import BLUE, INK, canvas, nothing
+from jobs.figures.style import BLUE, INK, canvas, empty_plot
 from schemas.sentences import several
 
 LOSSES = {
@@ -35,7 +35,7 @@ def draw_fidelity(fidelity: pl.DataFrame, site: str) -> Figure:
     n += [several(row["documents"], "document") for row in losses[:1]]
     figure, axes = canvas("What the reconstruction costs the model", site, *n, *facts)
     if not losses:
-        nothing(axes, "no loss was measured")
+        empty_plot(axes, "no loss was measured")
         return figure
     for place, row in enumerate(losses):
         ends = (row["low"], row["high"]) if row["low"] is not None else (row["value"],) * 2

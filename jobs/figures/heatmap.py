@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jobs.figures.setting import bilingual
 from jobs.figures.sparsity import BARS, Sparsity, sparsity_figure
-from jobs.figures.style import BLUE, INK, SIZE, canvas, name_some, nothing
+from jobs.figures.style import BLUE, INK, SIZE, canvas, empty_plot, name_some
 from schemas.sentences import several
 from schemas.values import F32
 
@@ -59,7 +59,7 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     facts = [f"{several(len(matrix), 'context')} × {several(len(features), 'feature')}", pool]
     figure, axes = canvas(title, site, *facts, size=SQUARE)
     if not matrix.size:
-        nothing(axes, "no context or no feature")
+        empty_plot(axes, "no context or no feature")
         return figure
     signed, limit = bool((matrix < 0).any()), _limit(matrix)
     image = axes.imshow(
@@ -135,7 +135,7 @@ def draw_frequencies(table: pl.DataFrame, site: str, pool: str) -> Figure:
     facts = [several(table.height, "context"), *([frequency_summary(active)] if len(active) else []), pool]
     figure, axes = canvas(title, site, *facts, size=(SQUARE[0], SIZE[1]))
     if not len(active):
-        nothing(axes, "no context or no feature")
+        empty_plot(axes, "no context or no feature")
         return figure
     axes.bar(range(len(active)), active, color=BLUE, width=0.85)
     axes.axhline(

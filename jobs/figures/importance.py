@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from jobs.figures.fonts import legible
-from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, log_counts, nothing, sheet
+from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, empty_plot, log_counts, sheet
 from schemas.sentences import several
 
 BARS = 40
@@ -30,7 +30,7 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
     facts += left_out(table.drop_nulls("importance").drop_nulls("value")["value"].n_unique())
     figure = sheet("How importance is spread over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
     if not parts:
-        nothing(figure.add_subplot(), "no class has an importance")
+        empty_plot(figure.add_subplot(), "no class has an importance")
         return figure
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, name, part in zip(grid, names, parts, strict=False):
@@ -69,7 +69,7 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
     size = (1.9 + 0.62 * max(len(parts), 6), 1.6 + 0.2 * k)
     figure, axes = canvas("The most important features of each class", site, *facts, size=size)
     if not parts:
-        nothing(axes, "no class has an importance")
+        empty_plot(axes, "no class has an importance")
         return figure
     best = [part.sort("rank").head(k) for part in parts]
     shares = np.array([part["importance"].fill_null(0.0).to_list() for part in best]).T

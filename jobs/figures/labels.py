@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.fonts import legible
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, log_axis, nothing
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, empty_plot, log_axis
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -34,7 +34,7 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     figure, axes = canvas("Features that differ by label", site, *facts)
     if shown.is_empty():
         few = "too few documents with and without each value to compare"
-        nothing(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)
+        empty_plot(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)
         return figure
     here = shown["frequency"].to_numpy()
     _dumbbells(axes, here, np.maximum(here - shown["difference"].to_numpy(), 0))

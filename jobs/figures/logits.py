@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.figures.style import BLUE, VERMILION, canvas, log_axis, nothing
+from jobs.figures.style import BLUE, VERMILION, canvas, empty_plot, log_axis
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -41,7 +41,7 @@ def _draw(axes: Axes, histogram: pl.DataFrame, measure: str, label: str) -> bool
     parts = {of: _part(histogram, measure, of) for of in NAMES}
     parts = {of: part for of, part in parts.items() if part["n"].sum()}
     if not parts:
-        nothing(axes, "no feature was unembedded")
+        empty_plot(axes, "no feature was unembedded")
         return False
     edges = _edges(next(iter(parts.values())))
     if measure == "max_probability":

@@ -85,7 +85,7 @@ def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[No
 def _known(language: str) -> Language:
     chosen = next((known for known in LANGUAGES if known == language), None)
     if chosen is None:
-        raise InputError(f"--language {language!r} is none of {', '.join(LANGUAGES)}")
+        raise InputError(f"--language {language!r} is not one of {', '.join(LANGUAGES)}")
     if chosen != "en" and families_for(HANGUL)[1]:
         raise InputError(
             f"--language {language} needs a font with Hangul, and this machine has none: install one, such "

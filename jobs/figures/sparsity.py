@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.bins import whole_bars
 from jobs.figures.setting import bilingual, setting
-from jobs.figures.style import BLUE, SOFT, canvas, log_axis, log_counts, mark, nothing
+from jobs.figures.style import BLUE, SOFT, canvas, empty_plot, log_axis, log_counts, mark
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -59,7 +59,7 @@ def sparsity_figure(title: str, site: str, facts: list[str], sparse: Sparsity) -
     """Two histograms side by side."""
     figure, axes = canvas(title, site, *facts)
     if not sparse.counts.sum():
-        nothing(axes, "no feature fired")
+        empty_plot(axes, "no feature fired")
         return figure
     axes.remove()
     left, right = figure.subplots(1, 2)

@@ -117,7 +117,7 @@ def _put_facts(figure: Figure, facts: list[str]) -> None:
     engine.set(rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * LINE_IN / figure.get_size_inches()[1]))
 
 
-def nothing(axes: Axes, text: str) -> None:
+def empty_plot(axes: Axes, text: str) -> None:
     """Write on an empty plot why it is empty."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", color=SOFT, transform=axes.transAxes, fontsize=12)

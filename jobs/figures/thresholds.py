@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.distributions import MOST_BARS
 from jobs.figures.setting import setting
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, decimal, nothing, whole_numbers
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, decimal, empty_plot, whole_numbers
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -28,7 +28,7 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
         "heights: share of the highest bar",
     )
     if not rows:
-        nothing(axes, "no row is counted")
+        empty_plot(axes, "no row is counted")
         return figure
     most, beyond = _widest(groups)
     width = max(1, -(-(most + 1) // MOST_BARS))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, log_axis, nothing, share
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, empty_plot, log_axis, share
 from schemas.sentences import several
 from schemas.values import F32
 
@@ -48,7 +48,7 @@ def _ratios(
     facts += [several(int(rows), "row") for rows in known["counted_rows"][:1]]
     figure, axes = canvas(title, site, *facts)
     if not len(x):
-        nothing(axes, "no feature was matched, or none fired")
+        empty_plot(axes, "no feature was matched, or none fired")
         return figure
     sides = ((holds, BLUE, "o", "the interval holds the truth"), (~holds, VERMILION, "D", "it does not"))
     for chosen, colour, marker, label in sides:
@@ -71,7 +71,7 @@ def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
     facts = [f"{several(n, 'feature')} × {several(true, 'true feature')}", "features in the literal order"]
     figure, axes = canvas("Cosine with the true features", site, *facts)
     if not cosines.height:
-        nothing(axes, "the SAE has no feature")
+        empty_plot(axes, "the SAE has no feature")
         return figure
     axes.remove()
     panels: Any = figure.subplots(1, 2, sharey=True)

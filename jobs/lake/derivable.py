@@ -86,14 +86,14 @@ def check_derivable(run: RunFile, layout: Layout) -> None:
             continue
         case = Case(run, lake, len(answers) == 1, site, read_metadata(site.sae))
         for job in run.derive.jobs:
-            if (why := REFUSED.get(job, _nothing)(case)) is not None:
+            if (why := REFUSED.get(job, _always_possible)(case)) is not None:
                 raise InputError(
                     f"derive.jobs: {job} cannot be done for site {site.name!r}: {why}; take {job} out of "
                     "derive.jobs"
                 )
 
 
-def _nothing(case: Case) -> str | None:  # noqa: ARG001
+def _always_possible(case: Case) -> str | None:  # noqa: ARG001
     return None
 
 

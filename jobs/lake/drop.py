@@ -85,8 +85,8 @@ class _Catalog:
 def _drop_pass(catalog: _Catalog, name: str, *, yes: bool) -> None:
     if name not in catalog.by_pass:
         raise InputError(f"the store has no pass {name!r}; it has {', '.join(catalog.by_pass) or 'none'}")
-    alone = [site for site in catalog.by_pass[name] if catalog.passes(site) == [name]]
-    pieces = pieces_of_pass(catalog.layout, name, alone)
+    only_here = [site for site in catalog.by_pass[name] if catalog.passes(site) == [name]]
+    pieces = pieces_of_pass(catalog.layout, name, only_here)
     about = (
         f"pass {name} with {several(len(catalog.by_pass[name]), 'site')} ({', '.join(catalog.by_pass[name])})"
     )

@@ -24,16 +24,16 @@ def gc(store: FeatureStore, older_than_hours: float, *, dry_run: bool, force: bo
         )
     garbage = find_garbage(store.layout, older_than_hours * 3600)
     verb = "would remove" if dry_run else "removed"
-    gone = []
+    removed = []
     for item in garbage if dry_run else remove_garbage(store.layout, garbage):
-        gone.append(item)
+        removed.append(item)
         say(f"{verb} {escape(str(item.path))}: {item.bytes:,} bytes, {_age(item)}")
-    total = sum(item.bytes for item in gone)
+    total = sum(item.bytes for item in removed)
     say(
-        f"[bold]gc[/] {verb} {len(gone)} of {len(garbage)} attempts, compactions and temporary files older "
-        f"than {older_than_hours:g} hours, and pieces of dropped sites, {total / 1e6:,.1f} MB"
+        f"[bold]gc[/] {verb} {len(removed)} of {len(garbage)} attempts, compactions and temporary files "
+        f"older than {older_than_hours:g} hours, and pieces of dropped sites, {total / 1e6:,.1f} MB"
     )
-    return gone
+    return removed
 
 
 def _age(item: Garbage) -> str:

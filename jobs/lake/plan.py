@@ -55,7 +55,7 @@ def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:
     assert run.store.pass_name is not None
     with tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder, Meter("plan") as meter:
         prediction = Probe(run, Path(folder), seconds).predict(lambda what: _begin(meter, what))
-    _show(prediction, run.store.pass_name)
+    _show_prediction(prediction, run.store.pass_name)
     write_prediction(layout, run.store.pass_name, prediction)
     return prediction
 
@@ -64,7 +64,7 @@ def _begin(meter: Meter, what: str) -> None:
     meter.begin(what)
 
 
-def _show(prediction: Prediction, pass_name: str) -> None:
+def _show_prediction(prediction: Prediction, pass_name: str) -> None:
     """The whole run in figures, and what they rest on."""
     rows, workers = prediction.rows, prediction.workers
     shards = -(-rows // prediction.shard_rows)

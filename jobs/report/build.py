@@ -219,10 +219,10 @@ def _write_above(tables: Tables, work: Work) -> int:
     return clusters
 
 
-def _forget_sites(folder: StorePath, there: Collection[str]) -> None:
+def _forget_sites(folder: StorePath, existing: Collection[str]) -> None:
     """Remove the pages of sites that are not `there` any more; files that are not of the report stay."""
     for path in listed(folder / "sites"):
-        if path.name in there or (isinstance(path, Path) and path.is_symlink()):
+        if path.name in existing or (isinstance(path, Path) and path.is_symlink()):
             continue
         if any((path / page).is_file() for page in PAGES):
             _forget(path, ())

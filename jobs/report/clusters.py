@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from jobs.report.features import make_folder
 from jobs.report.page import render, write
-from jobs.report.strips import alone
+from jobs.report.strips import standalone
 from jobs.report.tables import CLUSTERS, Tables
 from jobs.report.work import Work
 from pipeline.store.reading.windows import LABEL
@@ -51,7 +51,7 @@ def kinds_of(tables: Tables, work: Work) -> list[Kind]:
     kinds = []
     for name, title in CLUSTERS.items():
         summary = tables.summary(name)
-        if summary is None or f"{name}_clusters" not in tables.there:
+        if summary is None or f"{name}_clusters" not in tables.names:
             continue
         members = _members(tables, name) if name in OF_FEATURES else None
         kinds.append(Kind(name, title, summary, members, _names(summary, work)))
@@ -78,7 +78,8 @@ def _names(summary: pl.DataFrame, work: Work) -> list[str]:
     """What each cluster is called: the tokens of the summary, else those of its most central features."""
     if "tokens" in summary.columns:
         return [
-            " ".join(alone(token) for token in tokens[:SHOWN_NAMES]) for tokens in summary["tokens"].to_list()
+            " ".join(standalone(token) for token in tokens[:SHOWN_NAMES])
+            for tokens in summary["tokens"].to_list()
         ]
     if "features" not in summary.columns:
         return [""] * summary.height

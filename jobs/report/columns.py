@@ -47,7 +47,7 @@ COLUMNS = (
 
 def table_data(tables: Tables, work: Work) -> dict[str, Any]:
     """What `static/table.js` reads."""
-    columns = [_column(tables, work.d_sae, column) for column in COLUMNS if column.table in tables.there]
+    columns = [_column(tables, work.d_sae, column) for column in COLUMNS if column.table in tables.names]
     tokens, places = np.unique(work.names, return_inverse=True)
     return {
         "n": work.d_sae,

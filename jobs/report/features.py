@@ -28,7 +28,7 @@ SHOWN_EXAMPLES, SHOWN_NEIGHBOURS, SHOWN_LABELS = 10, 10, 12
 KINDS = {
     "top": "Strongest rows",
     "top_document": "Strongest row of each document",
-    "quantile": "Samples by tenths of the active rows",
+    "quantile": "By activation decile",
     "random": "Rows where it does not fire",
 }
 MEASURES = {
@@ -82,7 +82,7 @@ def make_folder(path: StorePath) -> None:
 
 def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature) -> bytes:
     """The page of one feature."""
-    rows_of = {name: table.of(feature) for name, table in tables.items()}
+    rows_of = {name: table.rows_of(feature) for name, table in tables.items()}
     (row,) = rows_of["features"]
     place = int(np.searchsorted(work.chosen, feature))
     profile = next(iter(rows_of.get("profile", ())), None)
@@ -100,7 +100,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         top_token=_top_token(work, profile),
         ranks=rows_of.get("rankings", []),
         histogram=histogram(row["histogram_bins"], row["histogram_counts"]) if row["n_active"] else None,
-        examples=_examples(work, row, windows.of(feature)),
+        examples=_examples(work, row, windows.rows_of(feature)),
         logits=_logits(work, rows_of.get("logits", [])),
         neighbours=_neighbours(work, rows_of),
         matches=[

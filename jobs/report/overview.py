@@ -35,9 +35,9 @@ FIGURES = {
 def figures_of(store: FeatureStore, site: str) -> list[tuple[str, str, bytes, bool]]:
     """Name, description, PNG and staleness of each figure of a site."""
     folder, now = store.layout.figures(site), store.receipts_digest(site).encode()
-    there = {path.stem: path for path in folder.iterdir() if path.suffix == ".png"} if folder.is_dir() else {}
-    names = [*(name for name in FIGURES if name in there), *sorted(there.keys() - FIGURES.keys() - {""})]
-    read = {name: there[name].read_bytes() for name in names if not name.startswith(".")}
+    pngs = {path.stem: path for path in folder.iterdir() if path.suffix == ".png"} if folder.is_dir() else {}
+    names = [*(name for name in FIGURES if name in pngs), *sorted(pngs.keys() - FIGURES.keys() - {""})]
+    read = {name: pngs[name].read_bytes() for name in names if not name.startswith(".")}
     return [
         (
             name,
@@ -138,7 +138,7 @@ def _text(value: Any) -> str:
 def best_of(tables: Tables) -> list[tuple[str, list[dict[str, Any]]]]:
     """The first features of every ranking."""
     rankings = (
-        tables.scan("rankings").filter(pl.col("rank") < TOP).collect() if "rankings" in tables.there else None
+        tables.scan("rankings").filter(pl.col("rank") < TOP).collect() if "rankings" in tables.names else None
     )
     if rankings is None:
         return []

@@ -22,7 +22,7 @@ def visible(text: str) -> str:
     return translated(text, _VISIBLE)
 
 
-def alone(text: str) -> str:
+def standalone(text: str) -> str:
     """A token that stands by itself: its spaces are seen too."""
     return visible(text).replace(" ", "·") or "⟨empty⟩"
 

@@ -62,7 +62,7 @@ class State:
     """How a table stands: there or not, fresh or stale, and the command that makes it."""
 
     name: str
-    there: bool
+    exists: bool
     stale: bool
     rows: int
     command: str
@@ -75,7 +75,7 @@ class Tables:
         self.store, self.site = store, site
 
     @cached_property
-    def there(self) -> frozenset[str]:
+    def names(self) -> frozenset[str]:
         """Names of the tables there are."""
         return frozenset(self.store.tables(self.site))
 
@@ -87,26 +87,26 @@ class Tables:
 
     def read(self, name: str) -> pl.DataFrame | None:
         """One table, whole; None where there is none."""
-        return self.scan(name).collect() if name in self.there else None
+        return self.scan(name).collect() if name in self.names else None
 
     def summary(self, kind: str) -> pl.DataFrame | None:
         """What sums up the clusters of a kind, a row each."""
         names = (f"{kind}_cluster_summary", f"{kind}_clusters_summary")
-        return next((self.read(name) for name in names if name in self.there), None)
+        return next((self.read(name) for name in names if name in self.names), None)
 
     @cached_property
     def states(self) -> list[State]:
         """All tables there are or could be."""
-        return [self._state(name) for name in (*KNOWN, *sorted(self.there - set(KNOWN)))]
+        return [self._state(name) for name in (*KNOWN, *sorted(self.names - set(KNOWN)))]
 
     def missing(self) -> dict[str, str]:
         """The command that makes each table of a feature's page that is not there."""
-        return {state.name: state.command for state in self.states if not state.there}
+        return {state.name: state.command for state in self.states if not state.exists}
 
     def _state(self, name: str) -> State:
         command = f"latentlake {job_of(name)}"
-        if name not in self.there:
-            return State(name, there=False, stale=False, rows=0, command=command)
+        if name not in self.names:
+            return State(name, exists=False, stale=False, rows=0, command=command)
         rows = self.scan(name).select(pl.len()).collect().item()
         return State(name, True, self.store.is_stale(self.site, name), rows, command)
 
@@ -117,7 +117,7 @@ class Tables:
         """
         (folder / LAID_OUT).mkdir()
         numbers = pl.Series("feature", chosen, pl.UInt32)
-        for name in sorted(self.there):
+        for name in sorted(self.names):
             if name not in OF_FEATURES and not name.startswith(MATCHES):
                 continue
             table = self.scan(name).filter(pl.col("feature").is_in(numbers.implode())).collect()
@@ -133,7 +133,7 @@ class ByFeature:
         self._features = frame["feature"].to_numpy()
         self._columns = [frame[name].to_list() for name in self._names]
 
-    def of(self, feature: int) -> list[dict[str, Any]]:
+    def rows_of(self, feature: int) -> list[dict[str, Any]]:
         """The rows of one feature, in the table's order."""
         first, last = np.searchsorted(self._features, np.array([feature, feature + 1], self._features.dtype))
         cells = (column[first:last] for column in self._columns)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from jobs.report.strips import alone, visible
+from jobs.report.strips import standalone, visible
 from pipeline.store.records.vocabulary import Vocabulary, shown
 from schemas.layout import StorePath
 from schemas.values import I32, I64
@@ -54,7 +54,7 @@ class Work:
     @cached_property
     def texts(self) -> list[str]:
         """Each token as it is written where it stands by itself, not escaped."""
-        return [alone(text) for text in self._vocabulary.texts]
+        return [standalone(text) for text in self._vocabulary.texts]
 
     def shown(
         self, ids: Sequence[int], values: Sequence[float], firing: int | None = None

@@ -33,19 +33,19 @@ OF_A_CLASS, COMPARED = 30, 3
 
 
 @dataclass(frozen=True)
-class Pictured:
+class ReconstructionDecoders:
     """What a site's features are turned into images with."""
 
     w_dec: F32
     b_dec: F32
-    decoder: ImageReader
+    image_decoder: ImageReader
 
-    def alone(self, features: list[int], mean: F64) -> F64:
+    def reconstruct_each(self, features: list[int], mean: F64) -> F64:
         """What each of some features alone reconstructs, the mean over rows, [n, D]."""
         chosen = self.w_dec[features].astype(np.float64)
         return np.asarray(mean[features][:, None] * chosen + self.b_dec, np.float64)
 
-    def together(self, features: list[int], mean: F64) -> F64:
+    def reconstruct_together(self, features: list[int], mean: F64) -> F64:
         """What they reconstruct with all others at 0, the mean over rows, [1, D]."""
         summed = mean[features] @ self.w_dec[features].astype(np.float64)
         return np.asarray(summed + self.b_dec, np.float64)[None]
@@ -53,7 +53,7 @@ class Pictured:
     @property
     def sides(self) -> tuple[int, int]:
         """Height and width of an image."""
-        height, width, *_ = (*self.decoder.shape, 1)
+        height, width, *_ = (*self.image_decoder.shape, 1)
         return height, width
 
 
@@ -65,21 +65,21 @@ def images(store: FeatureStore, site: str, model: str | None = None) -> pl.DataF
     """
     began = time.monotonic()
     table = store.scan_table(site, "importance").collect()
-    pictured = pictured_of(store, site, model)
+    decoders = decoders_of(store, site, model)
     best = top_features(table, COMPARED)
     compared = sorted(
         {feature for value, features in best.items() if value is not None for feature in features}
     )
-    alone, similar = feature_images(pictured, table, compared, best)
-    together = class_images(pictured, table, pixels_of(store, site, str(table["label"][0])))
+    images_table, similar = feature_images(decoders, table, compared, best)
+    together = class_images(decoders, table, pixels_of(store, site, str(table["label"][0])))
     store.write_table(site, "class_images", together)
     store.write_table(site, "feature_similarity", similar)
-    store.write_table(site, "feature_images", alone)
-    _report(site, alone, similar, compared, time.monotonic() - began)
-    return alone
+    store.write_table(site, "feature_images", images_table)
+    _report(site, images_table, similar, compared, time.monotonic() - began)
+    return images_table
 
 
-def pictured_of(store: FeatureStore, site: str, model: str | None) -> Pictured:
+def decoders_of(store: FeatureStore, site: str, model: str | None) -> ReconstructionDecoders:
     """Decoder of the SAE and of images; InputError where the latter is not the pass's, or does not fit."""
     weights, _ = linear_weights(store, site)
     plan = store.plans[store.site(site).pass_name]
@@ -96,17 +96,20 @@ def pictured_of(store: FeatureStore, site: str, model: str | None) -> Pictured:
             f"the image decoder makes images of the shape {list(decoder.shape)}, those of the store have "
             f"{list(shape)}: run `latentlake train-digits` on these, and another pass"
         )
-    return Pictured(weights["W_dec"], weights["b_dec"], decoder)
+    return ReconstructionDecoders(weights["W_dec"], weights["b_dec"], decoder)
 
 
 def feature_images(
-    pictured: Pictured, table: pl.DataFrame, compared: list[int], best: dict[str | None, list[int]]
+    decoders: ReconstructionDecoders,
+    table: pl.DataFrame,
+    compared: list[int],
+    best: dict[str | None, list[int]],
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """FEATURE_IMAGES, of the 30 most important features of each class and of all rows; FEATURE_SIMILARITY."""
     shown = sorted({feature for features in top_features(table, OF_A_CLASS).values() for feature in features})
     mean = mean_of(table, None)
-    values = pictured.alone(shown, mean)
-    pixels = pictured.decoder.images(values)
+    values = decoders.reconstruct_each(shown, mean)
+    pixels = decoders.image_decoder.images(values)
     indices = np.searchsorted(shown, compared)
     cosine, image_cosine = cosine_similarity(values[indices]), cosine_similarity(pixels[indices])
     coordinates = {"x": np.full((len(shown), 2), np.nan), "image_x": np.full((len(shown), 2), np.nan)}
@@ -118,14 +121,14 @@ def feature_images(
         "feature": shown,
         "mean_all": mean[shown],
         "classes": pl.Series(classes, dtype=pl.List(pl.String)),
-        **_pictures(pictured, values, pixels),
+        **_pictures(decoders, values, pixels),
         "x": coordinates["x"][:, 0],
         "y": coordinates["x"][:, 1],
         "image_x": coordinates["image_x"][:, 0],
         "image_y": coordinates["image_x"][:, 1],
     }
-    alone = pl.DataFrame(columns).with_columns(pl.col("x", "y", "image_x", "image_y").fill_nan(None))
-    return alone.select(pl.col(n).cast(d) for n, d in FEATURE_IMAGES.items()), _pairs(
+    images_table = pl.DataFrame(columns).with_columns(pl.col("x", "y", "image_x", "image_y").fill_nan(None))
+    return images_table.select(pl.col(n).cast(d) for n, d in FEATURE_IMAGES.items()), _pairs(
         compared, cosine, image_cosine
     )
 
@@ -142,9 +145,9 @@ def _pairs(features: list[int], cosine: F64, image_cosine: F64) -> pl.DataFrame:
     return frame.select(pl.col(name).cast(dtype) for name, dtype in FEATURE_SIMILARITY.items())
 
 
-def _pictures(pictured: Pictured, values: F64, pixels: F64) -> dict[str, pl.Series]:
+def _pictures(decoders: ReconstructionDecoders, values: F64, pixels: F64) -> dict[str, pl.Series]:
     """The columns of `values` [n, D] and `pixels` [n, P]; of colours the mean is taken."""
-    height, width = pictured.sides
+    height, width = decoders.sides
     grey = pixels.reshape(len(pixels), height * width, -1).mean(axis=2)
     return {
         "values": pl.Series(values.tolist(), dtype=pl.List(pl.Float32)),
@@ -154,7 +157,9 @@ def _pictures(pictured: Pictured, values: F64, pixels: F64) -> dict[str, pl.Seri
     }
 
 
-def class_images(pictured: Pictured, table: pl.DataFrame, pixels: dict[str, F64]) -> pl.DataFrame:
+def class_images(
+    decoders: ReconstructionDecoders, table: pl.DataFrame, pixels: dict[str, F64]
+) -> pl.DataFrame:
     """CLASS_IMAGES: each class from its 30 most important features, over all rows and over its own."""
     frames = [pl.DataFrame(schema=CLASS_IMAGES)]
     label = str(table["label"][0])
@@ -163,17 +168,19 @@ def class_images(pictured: Pictured, table: pl.DataFrame, pixels: dict[str, F64]
         if value is None:
             continue
         for of, whose in (("all_rows", None), ("own_rows", value)):
-            made = pictured.together(features, mean_of(table, whose))
+            made = decoders.reconstruct_together(features, mean_of(table, whose))
             keys = {"label": label, "value": value, "of": of, "features": features, "rows": rows[whose]}
-            frames.append(_class_row(pictured, keys, made, pictured.decoder.images(made)))
+            frames.append(_class_row(decoders, keys, made, decoders.image_decoder.images(made)))
         if value in pixels:
             keys = {"label": label, "value": value, "of": "pixels", "features": [], "rows": rows[value]}
-            frames.append(_class_row(pictured, keys, np.empty((1, 0)), pixels[value][None]))
+            frames.append(_class_row(decoders, keys, np.empty((1, 0)), pixels[value][None]))
     return pl.concat(frames)
 
 
-def _class_row(pictured: Pictured, keys: dict[str, object], values: F64, pixels: F64) -> pl.DataFrame:
-    columns = {name: [value] for name, value in keys.items()} | _pictures(pictured, values, pixels)
+def _class_row(
+    decoders: ReconstructionDecoders, keys: dict[str, object], values: F64, pixels: F64
+) -> pl.DataFrame:
+    columns = {name: [value] for name, value in keys.items()} | _pictures(decoders, values, pixels)
     return pl.DataFrame(columns, schema_overrides=CLASS_IMAGES).select(
         pl.col(name).cast(dtype) for name, dtype in CLASS_IMAGES.items()
     )
@@ -190,19 +197,19 @@ def pixels_of(store: FeatureStore, site: str, label: str) -> dict[str, F64]:
         scale = 255 if shard.inputs.dtype == np.uint8 else 1
         value_of = labels[label][np.searchsorted(labels["document"].to_numpy(), shard.document)]
         for value in value_of.drop_nulls().unique().to_list():
-            mine = shard.inputs[shard.stored & value_of.eq(value).fill_null(value=False).to_numpy()]
-            sums[value] = sums.get(value, 0) + mine.sum(axis=0, dtype=np.float64) / scale
-            rows[value] = rows.get(value, 0) + len(mine)
+            class_pixels = shard.inputs[shard.stored & value_of.eq(value).fill_null(value=False).to_numpy()]
+            sums[value] = sums.get(value, 0) + class_pixels.sum(axis=0, dtype=np.float64) / scale
+            rows[value] = rows.get(value, 0) + len(class_pixels)
     return {value: total / rows[value] for value, total in sums.items() if rows[value]}
 
 
 def _report(
-    site: str, alone: pl.DataFrame, similar: pl.DataFrame, compared: Iterable[int], seconds: float
+    site: str, images_table: pl.DataFrame, similar: pl.DataFrame, compared: Iterable[int], seconds: float
 ) -> None:
     agreed = similar["agreement"].drop_nulls()
     correlation = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
     say(
-        f"[bold]images[/] {site}: {alone.height} features drawn; {len(list(compared))} compared (each "
+        f"[bold]images[/] {site}: {images_table.height} features drawn; {len(list(compared))} compared (each "
         f"class's {COMPARED} most important): distances of values and of images correlate by "
         f"{escape(correlation)} ({seconds:.1f} s)"
     )

@@ -176,7 +176,7 @@ def window(
     features, _ = _features(store, site, [by])
     order = ranking(features, by, descending=descending, support=support)
     if not 0 <= start < stop:
-        raise InputError(f"ranks {start} to {stop} are no window: give START:STOP with 0 <= START < STOP")
+        raise InputError(f"ranks {start} to {stop} are not a window: give START:STOP with 0 <= START < STOP")
     if not order.height:
         raise InputError(f"no feature of site {site!r} has a {by}, so none has a rank: take another column")
     if start >= order.height:

@@ -72,7 +72,7 @@ def parse_ranks(text: str, option: str) -> Ranks | None:
         raise InputError(f"{option} {text!r} is not COLUMN:START:STOP; {_FORMS}")
     start, stop = map(int, rest)
     if start >= stop:
-        raise InputError(f"{option} {text!r}: ranks {start} to {stop} are none, give START below STOP")
+        raise InputError(f"{option} {text!r}: ranks {start} to {stop} are empty: give START below STOP")
     return Ranks(first, start, stop)
 
 

@@ -86,8 +86,8 @@ def show_feature(
         f"{escape(info.hook_name)}; {escape(str(store.layout.root))}[/]"
     )
     for section in SECTIONS:
-        is_there = not section.tables or any(map(page.has, section.tables))
-        if is_there and (drawn := section.draw(page)) is not None:
+        has_data = not section.tables or any(map(page.has, section.tables))
+        if has_data and (drawn := section.draw(page)) is not None:
             console.print(Rule(section.title, align="left", style="dim"))
             console.print(drawn, soft_wrap=isinstance(drawn, Text), highlight=False)
     _show_examples(page)
@@ -102,8 +102,10 @@ def _report_missing(page: Page) -> None:
         if not page.has(name):
             by_job.setdefault(job_of(name), []).append(name)
     if page.has("examples") and page.rows("features")["n_active"].sum():  # what never fires has none
-        there = page.store.scan_table(page.site, "examples").select(pl.col("kind").unique()).collect()["kind"]
-        for kind in sorted(KINDS.keys() - set(there)):
+        kinds_present = (
+            page.store.scan_table(page.site, "examples").select(pl.col("kind").unique()).collect()["kind"]
+        )
+        for kind in sorted(KINDS.keys() - set(kinds_present)):
             by_job.setdefault("examples", []).append(f"examples of kind {kind}")
     if by_job:
         console.print(Rule("not there yet", align="left", style="dim"))

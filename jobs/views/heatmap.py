@@ -82,7 +82,7 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
         raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
     require_file(out, "--out")
     if asked.pool not in POOLINGS:
-        raise InputError(f"--pool {asked.pool!r} is none of {', '.join(POOLINGS)}")
+        raise InputError(f"--pool {asked.pool!r} is not one of {', '.join(POOLINGS)}")
     pool = next(known for known in POOLINGS if known == asked.pool)
     with drawing(store, site, asked.language):
         table = selected(store, site, asked, pool)

@@ -336,7 +336,7 @@ def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, message
 @pytest.mark.parametrize(
     ("requested", "message"),
     [
-        (Asked(model=MILD, by="ig3"), "--by 'ig3' is none of ig2, ig"),
+        (Asked(model=MILD, by="ig3"), "--by 'ig3' is not one of ig2, ig"),
         (Asked(model=MILD, labels=("age", "yes")), "--label 'yes' is a column of answers"),
         (
             Asked(model=MILD, labels=("jobb",)),

@@ -99,7 +99,7 @@ def test_columns_of_the_profile_rank_too_and_before_there_is_one_its_command_is_
         ("frequency:0", "not COLUMN:START:STOP"),
         ("frequency:0:x", "not COLUMN:START:STOP"),
         ("frequency:0:3:4", "not COLUMN:START:STOP"),
-        ("frequency:3:3", "ranks 3 to 3 are none"),
+        ("frequency:3:3", "ranks 3 to 3 are empty"),
         ("frequency:99:120", "40 of 40 features have a value of frequency, and none has rank 99"),
     ],
 )

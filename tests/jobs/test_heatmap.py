@@ -216,7 +216,7 @@ def test_a_language_that_no_font_can_write_or_that_is_not_known_is_refused(made,
     monkeypatch.setattr(fonts, "font_files", list)
     with pytest.raises(InputError, match=r"--language ko needs a font with Hangul, .* fonts-nanum"):
         heatmap(made[1], "site", Asked(features="1,2", language="ko"), tmp_path / "h.svg")
-    with pytest.raises(InputError, match="--language 'kr' is none of en, ko, both"):
+    with pytest.raises(InputError, match="--language 'kr' is not one of en, ko, both"):
         heatmap(made[1], "site", Asked(features="1,2", language="kr"), tmp_path / "h.svg")
     assert not list(tmp_path.iterdir())
 

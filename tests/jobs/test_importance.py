@@ -19,7 +19,7 @@ from scipy.stats import pearsonr
 from jobs import cli
 from jobs.studies.digits.steer import Asked as Steered
 from jobs.studies.digits.steer import steer
-from jobs.tables.feature_images import images, pictured_of
+from jobs.tables.feature_images import decoders_of, images
 from jobs.tables.importance import Asked, importance, top_features
 from pipeline.models.loaders.image_decoder import read_decoder
 from pipeline.statistics.evaluation import importance as statistic
@@ -212,7 +212,7 @@ def test_a_classifier_that_is_not_the_pass_s_is_refused(store, tmp_path, monkeyp
     importance(store, "rho0.1")
     with pytest.raises(InputError, match=r"other is not the model that the pass was made with .* --model"):
         images(store, "rho0.1", str(other))
-    assert pictured_of(store, "rho0.1", str(shutil.copytree(path, tmp_path / "same"))).sides == (8, 8)
+    assert decoders_of(store, "rho0.1", str(shutil.copytree(path, tmp_path / "same"))).sides == (8, 8)
     whole = read_decoder(path)
     monkeypatch.setattr("jobs.tables.feature_images.read_decoder", lambda _: replace(whole, shape=(4, 16)))
     with pytest.raises(InputError, match=r"of the shape \[4, 16\], those of the store have \[8, 8\]"):
@@ -294,7 +294,7 @@ def test_what_can_be_fixed_is_reported_in_a_sentence(store, capsys, command, mes
 def test_where_nothing_can_be_drawn_is_reported_before_the_work(store, tmp_path, monkeypatch, out, message):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr("jobs.studies.digits.steer.pictured_of", None)  # fails where it is called
+    monkeypatch.setattr("jobs.studies.digits.steer.decoders_of", None)  # fails where it is called
     with pytest.raises(InputError, match=message):
         steer(store, "rho0.1", Steered(["3=1"], out=tmp_path / out))
 

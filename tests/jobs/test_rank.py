@@ -166,7 +166,7 @@ def test_a_window_is_cut_at_the_last_rank(store):
 
 @pytest.mark.parametrize(("start", "stop"), [(5, 5), (7, 3), (-1, 4)])
 def test_an_empty_window_is_refused(store, start, stop):
-    with pytest.raises(InputError, match=f"ranks {start} to {stop} are no window"):
+    with pytest.raises(InputError, match=f"ranks {start} to {stop} are not a window"):
         window(store, "site", "n_active", start, stop)
 
 

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from jobs.figures.images import draw_steered
 from jobs.figures.plots import METADATA, drawing, render
-from jobs.tables.feature_images import Pictured, pictured_of
+from jobs.tables.feature_images import ReconstructionDecoders, decoders_of
 from jobs.terminal.console import say
 from jobs.terminal.outputs import require_file, write_file
 from pipeline.store import FeatureStore
@@ -54,16 +54,16 @@ def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
     numbers that are too large, and for an `out` that cannot be written.
     """
     kind = _kind(asked.out)
-    pictured = pictured_of(store, site, asked.model)
+    decoders = decoders_of(store, site, asked.model)
     before = activations_at(store, site, asked.row)
     after = changed(before, asked.settings, site)
     if asked.only:
         kept = [int(setting.partition("=")[0]) for setting in asked.settings]
         after = np.where(np.isin(np.arange(len(after)), kept), after, 0.0)
-    result = steered(pictured, before, after)
-    _report(site, asked, result, pictured)
+    result = steered(decoders, before, after)
+    _report(site, asked, result, decoders)
     if asked.out is not None:
-        write_file(asked.out, _drawn(store, kind, site, asked, result, pictured), "--out")
+        write_file(asked.out, _drawn(store, kind, site, asked, result, decoders), "--out")
         say(f"  {escape(str(asked.out))}")
     return result
 
@@ -122,12 +122,12 @@ def _number(text: str, setting: str) -> float:
     return value
 
 
-def steered(pictured: Pictured, before: F64, after: F64) -> Steered:
+def steered(decoders: ReconstructionDecoders, before: F64, after: F64) -> Steered:
     """x, pixels and probabilities of both: x' = activations @ W_dec + b_dec."""
     both = np.stack([before, after])
     with np.errstate(over="ignore", invalid="ignore"):
-        values = both @ pictured.w_dec.astype(np.float64) + pictured.b_dec
-        pixels, shares = pictured.decoder.images(values), pictured.decoder.probabilities(values)
+        values = both @ decoders.w_dec.astype(np.float64) + decoders.b_dec
+        pixels, shares = decoders.image_decoder.images(values), decoders.image_decoder.probabilities(values)
     if not (np.isfinite(values).all() and np.isfinite(pixels).all() and np.isfinite(shares).all()):
         raise InputError("--set: what comes of these numbers is too large to be computed: give smaller ones")
     return Steered(*((part[0], part[1]) for part in (both, values, pixels, shares)))
@@ -143,16 +143,16 @@ def _start(asked: Asked) -> str:
     return "all features at 0" if asked.row is None else f"row {asked.row}"
 
 
-def _report(site: str, asked: Asked, result: Steered, pictured: Pictured) -> None:
+def _report(site: str, asked: Asked, result: Steered, decoders: ReconstructionDecoders) -> None:
     say(f"[bold]steer[/] {site}: {_start(asked)}; {escape(' '.join(asked.settings))}")
     for when, shares in zip(("before", "after"), result.probabilities, strict=True):
-        say(f"  {when}: {escape(likeliest_classes(shares, pictured.decoder.classes))}")
+        say(f"  {when}: {escape(likeliest_classes(shares, decoders.image_decoder.classes))}")
 
 
 def _drawn(
-    store: FeatureStore, kind: str, site: str, asked: Asked, result: Steered, pictured: Pictured
+    store: FeatureStore, kind: str, site: str, asked: Asked, result: Steered, decoders: ReconstructionDecoders
 ) -> bytes:
-    height, width = pictured.sides
+    height, width = decoders.sides
     table = pl.DataFrame(
         {
             "when": ["before", "after", "after - before"],
@@ -161,7 +161,10 @@ def _drawn(
                 for pixels in (*result.pixels, result.pixels[1] - result.pixels[0])
             ],
             "classes": [
-                *(likeliest_classes(shares, pictured.decoder.classes) for shares in result.probabilities),
+                *(
+                    likeliest_classes(shares, decoders.image_decoder.classes)
+                    for shares in result.probabilities
+                ),
                 "",
             ],
             "height": [height] * 3,

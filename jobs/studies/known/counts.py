@@ -70,13 +70,13 @@ class Counting:
         both, drawn, hits, nearest = (np.zeros(n, np.int64) for n in sizes)
         return Counts(both, drawn, hits, nearest, Reconstructed())
 
-    def of(self, shard: ShardFiles) -> Counts:
+    def count_shard(self, shard: ShardFiles) -> Counts:
         """The counts of a shard."""
         pattern, counts = shard.read_pattern(), self.none()
         if self.recipe is not None:
             counts += self._against_drawn(pattern, shard)
         if self.decoder is not None:
-            counts = counts._replace(reconstructed=self.decoder.of(shard))
+            counts = counts._replace(reconstructed=self.decoder.sums_of_shard(shard))
         return counts._replace(both=self._pairs_of(pattern))
 
     def _pairs_of(self, pattern: sparse.csr_matrix) -> I64:

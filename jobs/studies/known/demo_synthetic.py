@@ -1,4 +1,4 @@
-"""`latentlake demo --synthetic`: vectors of a known dictionary through the whole line, against their truth.
+"""`latentlake demo --synthetic`: vectors of a known dictionary through the pipeline, against their truth.
 
 No model is run and nothing is fetched; the SAEs are made of the dictionary, one exactly, one with noise.
 """

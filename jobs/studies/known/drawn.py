@@ -21,7 +21,7 @@ def require_same_vectors(store: FeatureStore, known: KnownTruth) -> None:
     if lake.bos_id is not None or lake.separator_id is not None or not shards:
         return
     first = read_token_shard(store.layout, lake, shards[0], verify=False, inputs=True).inputs
-    if first is not None and not alike(first, known.first):
+    if first is not None and not equal_rows(first, known.first):
         raise InputError(
             f"the vectors of {store.layout.root} are others than its recipe gave where the truth was made: "
             "its directions or random numbers were made by another version of latentlake, NumPy or sae-lens; "
@@ -31,10 +31,10 @@ def require_same_vectors(store: FeatureStore, known: KnownTruth) -> None:
 
 def draws_again(known: KnownTruth) -> bool:
     """Whether NumPy draws here what it drew where the truth was made."""
-    return not len(known.first) or alike(NumpyDictionary(known.recipe).block(0).x, known.first)
+    return not len(known.first) or equal_rows(NumpyDictionary(known.recipe).block(0).x, known.first)
 
 
-def alike(drawn: F32, first: F32) -> bool:
+def equal_rows(drawn: F32, first: F32) -> bool:
     """Whether rows are the same, as far as there are both, but for rounding."""
     rows = min(len(drawn), len(first))
     wrong = np.linalg.norm(drawn[:rows] - first[:rows]) if rows else 0.0

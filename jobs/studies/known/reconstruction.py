@@ -62,7 +62,7 @@ class Decoder:
     centre: F32
     """About what x has as its mean, float32 [D]."""
 
-    def of(self, shard: ShardFiles) -> Reconstructed:
+    def sums_of_shard(self, shard: ShardFiles) -> Reconstructed:
         """The sums of one shard, over the rows that may hold activations."""
         tokens = self.tokens.read(shard, inputs=True)
         assert tokens.inputs is not None

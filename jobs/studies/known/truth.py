@@ -192,7 +192,9 @@ def _draw(store: FeatureStore, site: str) -> list[StorePath]:
 
 def _count(store: FeatureStore, site: str, counting: Counting, tasks: Tasks) -> Counts:
     shards = store.shard_files(site)
-    parts = track(tasks.map(counting.of, shards), "rows against what was drawn", len(shards), "shards")
+    parts = track(
+        tasks.map(counting.count_shard, shards), "rows against what was drawn", len(shards), "shards"
+    )
     return reduce(add, parts, counting.none())
 
 

@@ -91,8 +91,8 @@ def _leaves(units: F32, min_cluster_size: int, seed: int) -> tuple[I64, F32]:
     near = sparse.vstack([sparse.csr_matrix(block > limit) for _, block in _cosine_blocks(units)])
     _, part = connected_components(near, directed=False)
     for number in np.flatnonzero(np.bincount(part) >= min_cluster_size):
-        mine = np.flatnonzero(part == number)
-        distance = 1 - (units[mine] @ units[mine].T).astype(np.float64)
+        in_part = np.flatnonzero(part == number)
+        distance = 1 - (units[in_part] @ units[in_part].T).astype(np.float64)
         distance[distance >= 1 - limit] = 2  # as far as can be
         distance = np.maximum(np.maximum(distance, distance.T), 0)
         np.fill_diagonal(distance, 0)
@@ -104,9 +104,9 @@ def _leaves(units: F32, min_cluster_size: int, seed: int) -> tuple[I64, F32]:
             copy=False,
         ).fit(distance)
         whole = tree.labels_.max() < 0
-        leaf, sure = (np.zeros(len(mine), np.int64), 1) if whole else (tree.labels_, tree.probabilities_)
-        labels[mine] = np.where(leaf >= 0, n_clusters + leaf, NO_CLUSTER)
-        probability[mine] = sure
+        leaf, sure = (np.zeros(len(in_part), np.int64), 1) if whole else (tree.labels_, tree.probabilities_)
+        labels[in_part] = np.where(leaf >= 0, n_clusters + leaf, NO_CLUSTER)
+        probability[in_part] = sure
         n_clusters += int(leaf.max()) + 1
     return labels, probability
 

@@ -16,7 +16,7 @@ import pytest
 
 from jobs.report.build import report
 from jobs.report.page import number, percent, write
-from jobs.report.strips import alone, visible
+from jobs.report.strips import standalone, visible
 from pipeline.statistics.features.histogram import bin_edges
 from pipeline.store import FeatureStore
 from pipeline.store.objects.paths import store_path
@@ -224,7 +224,7 @@ def test_the_table_has_every_feature_and_its_values(made):
         tokens = [made[0].tokens["token"][row] for row in rows]
         ranked = sorted(set(tokens), key=lambda token: (-tokens.count(token), tokens.index(token)))
         assert [data["tokens"][n] for n in names[feature] if data["tokens"][n]] == [
-            alone(HOSTILE.get(token, f" w{token}")) for token in ranked[:3]
+            standalone(HOSTILE.get(token, f" w{token}")) for token in ranked[:3]
         ]
 
 
@@ -275,7 +275,7 @@ def test_every_page_forbids_what_is_not_a_file_of_the_site(made):
     ],
 )
 def test_what_cannot_be_seen_is_written_out(text, shown):
-    assert alone(text) == shown
+    assert standalone(text) == shown
 
 
 def test_making_it_again_or_with_processes_gives_the_same_bytes(made, tmp_path):
