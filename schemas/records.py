@@ -37,7 +37,7 @@ from schemas.record import (
     parse_json,
     refuse_newer,
 )
-from schemas.values import Reads
+from schemas.values import RowSelection
 
 __all__ = ["FORMAT_VERSION", "Record", "canonical_json", "digest_of", "parse_json", "refuse_newer"]
 
@@ -167,9 +167,9 @@ class PlannedSite(Record):
         return self.d_sae > 0
 
     @property
-    def reads(self) -> Reads:
+    def selection(self) -> RowSelection:
         """What it reads of a context."""
-        return Reads(self.positions, self.pooling)
+        return RowSelection(self.positions, self.pooling)
 
 
 LATER_IN_LAKES = {"contexts", "inputs", "special_text"}

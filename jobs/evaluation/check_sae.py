@@ -36,7 +36,7 @@ from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake
 from schemas.run.file import RunFile, parse_run_file
-from schemas.values import Reads, TokenShard
+from schemas.values import RowSelection, TokenShard
 
 DEMO = resources.files("jobs") / "demo_data"
 DEMO_SAE = "smollm2-135m-l9"
@@ -177,7 +177,7 @@ def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
 def _shard(asked: Asked, run: RunFile, lake: Lake, tokenizer: Tokenizer) -> TokenShard:
     """The tokens, those outside the SAE's positions not counted."""
     shard = check.token_shard(open_source(run.corpus), lake, tokenizer, asked.tokens)
-    return shard.at(Reads(run.sites[0].positions), lake.context_size)
+    return shard.restrict(RowSelection(run.sites[0].positions), lake.context_size)
 
 
 def _subject(asked: Asked, run: RunFile, about: SaeMetadata) -> check.Subject:

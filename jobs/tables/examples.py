@@ -33,7 +33,7 @@ from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import POSTINGS, Layout
 from schemas.records import Lake
-from schemas.values import I64, Postings, Reads, TokenShard
+from schemas.values import I64, Postings, RowSelection, TokenShard
 
 RANDOM = 10
 """Rows in which a feature does not fire that are drawn for it."""
@@ -59,7 +59,7 @@ def examples(
     began = time.monotonic()
     before = _of_stats(store, site)
     info, shards = store.site(site), store.shard_files(site)
-    find = partial(_range_examples, store.layout, store.lake, info.reads, shards, k, random)
+    find = partial(_range_examples, store.layout, store.lake, info.selection, shards, k, random)
     ranges = _ranges(store, site)
     found = track((tasks or OneProcess()).map(find, ranges), f"examples {site}", len(ranges), "ranges")
     table = pl.concat([before, *found]).sort("feature", "kind", "interval", "rank")
@@ -92,7 +92,7 @@ def _ranges(store: FeatureStore, site: str) -> list[range]:
 def _range_examples(
     layout: Layout,
     lake: Lake,
-    reads: Reads,
+    selection: RowSelection,
     shards: Sequence[ShardFiles],
     k: int,
     random: int,
@@ -108,7 +108,9 @@ def _range_examples(
     silent = NonFiring(fired + features.start, active[fired], edges[-1], random)
     tenths = Tenths(_samples(shards, features))
     for shard, (first, _) in zip(shards, pairwise(edges), strict=True):
-        tokens = read_token_shard(layout, lake, shard.record, verify=False).at(reads, lake.context_size)
+        tokens = read_token_shard(layout, lake, shard.record, verify=False).restrict(
+            selection, lake.context_size
+        )
         silent.begin(tokens, first)
         contexts = tokens.context_of_row() - tokens.context_start
         for some in shard.postings_of(features):

@@ -24,7 +24,7 @@ from pipeline.evaluation.integrated_gradients import (
     gap_of,
     prompts_of,
 )
-from pipeline.plans.reopen import PlannedUse, kept, open_encoder, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_encoder, open_model
 from pipeline.statistics.evaluation.attribution import EVERY_PROMPT, partial
 from pipeline.store.records.tokens import read_document_labels, read_token_shard
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -207,7 +207,7 @@ def _batches(opened: Opened, asked: _Asked) -> Iterator[I64]:
 def _asked(work: Work, part: Part) -> _Asked:
     """The prompts of a part, their answers' first tokens and their labels."""
     whole = read_token_shard(work.layout, work.lake, part.record, inputs=True)
-    tokens = whole.at(work.use.site.reads, work.lake.context_size)
+    tokens = whole.restrict(work.use.site.selection, work.lake.context_size)
     contexts = np.arange(part.first, part.stop)
     table = read_document_labels(work.layout, part.record, (*work.labels, *work.answers))
     documents = tokens.document[tokens.context_ptr[contexts]]
@@ -229,7 +229,7 @@ def _first_tokens(tokenizer: Tokenizer, lake: Lake, values: pl.DataFrame, answer
 
 def _open(work: Work) -> _Opened:
     """Model, SAE and tokenizer, loaded once in a process."""
-    return kept(("attribution", *work.use.key, work.tokenizer), lambda: _load(work))
+    return cached_per_process(("attribution", *work.use.key, work.tokenizer), lambda: _load(work))
 
 
 def _load(work: Work) -> _Opened:

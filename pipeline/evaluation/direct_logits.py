@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models import Model
-from pipeline.plans.reopen import PlannedUse, kept, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_model
 from schemas.values import F32, F64, I32
 
 LOGITS = 1 << 25
@@ -114,4 +114,4 @@ def _at(values: Tensor, places: I32) -> F32:
 
 def _model(use: PlannedUse) -> Model:
     """The model, loaded once in a process."""
-    return kept(("logits", *use.key), lambda: open_model(use, []))
+    return cached_per_process(("logits", *use.key), lambda: open_model(use, []))

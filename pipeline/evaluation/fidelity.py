@@ -26,7 +26,7 @@ from pipeline.evaluation.patching import StandIn, patch
 from pipeline.models import Model
 from pipeline.models.device import to_device
 from pipeline.models.hooks.losses import divergences, is_followed, losses_of, next_tokens
-from pipeline.plans.reopen import PlannedUse, kept, open_encoder, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_encoder, open_model
 from pipeline.saes.encoding.encoder import Encoder
 from pipeline.saes.quality.reconstruction import target_of
 from pipeline.statistics.documents.clustered import document_rows
@@ -146,7 +146,7 @@ class _Batch:
             encoder = self._opened.encoder
             features = encoder.encode(x)
             kept = np.repeat(~zeroed, np.diff(features.indptr))
-            return encoder.decode(features.only(kept), like=x).to(target.device)
+            return encoder.decode(features.select(kept), like=x).to(target.device)
 
         puts = [None, *(self._literal_put(stand_in) for stand_in in (reconstruct, lambda *_: 0.0))]
         values = torch.stack([model.losses(batch, put) for put in puts]).double().cpu().numpy()
@@ -209,7 +209,7 @@ def _scatter(totals: F64, names: tuple[str, ...], document: I64, columns: F64) -
 def _tokens(work: Work, part: Part) -> TokenShard:
     """The shard as the site counts it."""
     shard = read_token_shard(work.layout, work.lake, part.record, inputs=True)
-    return shard.at(work.use.site.reads, work.lake.context_size)
+    return shard.restrict(work.use.site.selection, work.lake.context_size)
 
 
 def _batches(tokens: TokenShard, ranges: list[range], contexts: int) -> Iterator[tuple[TokenBatch, slice]]:
@@ -219,7 +219,7 @@ def _batches(tokens: TokenShard, ranges: list[range], contexts: int) -> Iterator
 
 def _open(work: Work) -> Opened:
     """Model and SAE, loaded once in a process."""
-    return kept(("fidelity", *work.use.key), lambda: _load(work))
+    return cached_per_process(("fidelity", *work.use.key), lambda: _load(work))
 
 
 def _load(work: Work) -> Opened:

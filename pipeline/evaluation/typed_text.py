@@ -101,7 +101,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
         stored=stored_mask(packed.token_ids, packed.context_ptr, lake.special_ids, lake.special_tokens),
         document=np.zeros(len(packed.token_ids), np.uint64),
     )
-    return shard.at(site.reads, lake.context_size)
+    return shard.restrict(site.selection, lake.context_size)
 
 
 def _features(use: PlannedUse, shard: TokenShard) -> SparseFeatures:
@@ -112,7 +112,7 @@ def _features(use: PlannedUse, shard: TokenShard) -> SparseFeatures:
         read = RowsRead.of(shard, rows, batch.lengths)
         if read.stored.any():
             encoded.append(encoder.encode(read.vectors(model.forward(batch)[site.hook_name])))
-    return SparseFeatures.concatenate(encoded).spread(shard.stored)
+    return SparseFeatures.concatenate(encoded).scatter_rows(shard.stored)
 
 
 def _device(plan: Plan, asked: str) -> str:

@@ -17,7 +17,7 @@ class Ledger:
         self._attempts: Counter[str] = Counter()
         self._copies: Counter[str] = Counter()
         self._ended: set[str] = set()
-        self._hopeless: dict[str, str] = {}
+        self._permanent_errors: dict[str, str] = {}
         """Permanent errors of shards of which a twin still runs."""
         self._max_attempts = max_attempts
 
@@ -32,7 +32,7 @@ class Ledger:
 
     def is_alone(self, shard: str) -> bool:
         """Whether one worker, and no twin, runs this shard."""
-        return self._copies[shard] == 1 and shard not in self._ended and shard not in self._hopeless
+        return self._copies[shard] == 1 and shard not in self._ended and shard not in self._permanent_errors
 
     def take(self) -> str | None:
         """The next shard for an idle worker, or None."""
@@ -67,11 +67,11 @@ class Ledger:
         if shard in self._ended:
             return False
         if permanent:
-            self._hopeless.setdefault(shard, why)
+            self._permanent_errors.setdefault(shard, why)
         if self._copies[shard]:
             return False
-        if shard in self._hopeless or self._attempts[shard] >= self._max_attempts:
+        if shard in self._permanent_errors or self._attempts[shard] >= self._max_attempts:
             self._ended.add(shard)
-            return Failure(shard, self._attempts[shard], self._hopeless.get(shard, why))
+            return Failure(shard, self._attempts[shard], self._permanent_errors.get(shard, why))
         self._waiting.append(shard)
         return True

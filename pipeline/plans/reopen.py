@@ -152,13 +152,13 @@ def open_encoder(site: PlannedSite, device: str) -> Encoder:
     return load_sae(site.sae, device, site.encode_dtype, block=block)
 
 
-_KEPT: dict[tuple[str, ...], Any] = {}
+_CACHED: dict[tuple[str, ...], Any] = {}
 
 
-def kept(key: tuple[str, ...], make: Callable[[], T]) -> T:
-    """What `make` gives, kept in this process until another key is asked for: tasks share what they load."""
-    if key not in _KEPT:
-        _KEPT.clear()
-        _KEPT[key] = make()
-    found: T = _KEPT[key]
-    return found
+def cached_per_process(key: tuple[str, ...], make: Callable[[], T]) -> T:
+    """What `make` gives, cached in this process until another key is requested, so that tasks share it."""
+    if key not in _CACHED:
+        _CACHED.clear()
+        _CACHED[key] = make()
+    value: T = _CACHED[key]
+    return value

@@ -93,7 +93,7 @@ class FeatureStore(Catalog):
     def token_shard(self, site: str, shard: str, inputs: bool = True) -> TokenShard:
         """A token shard as the site counts it, its vectors only with `inputs`; checks its sha256."""
         tokens = read_token_shard(self.layout, self.lake, self._record(shard), inputs=inputs)
-        return tokens.at(self.site(site).reads, self.lake.context_size)
+        return tokens.restrict(self.site(site).selection, self.lake.context_size)
 
     def postings(self, site: str, shard: str) -> Postings:
         """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
@@ -130,7 +130,7 @@ class FeatureStore(Catalog):
     def scan_tokens(self) -> pl.LazyFrame:
         """Contexts: shard, context and row_start (u64, lake-wide), token_ids, segments, counted, labels.
 
-        `counted` is that of the lake: a site with positions counts fewer rows (`TokenShard.at`).
+        `counted` is that of the lake: a site with positions counts fewer rows (`TokenShard.restrict`).
         """
         return scans.scan_tokens(self.layout, self.lake, self.shards)
 

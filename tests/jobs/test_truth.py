@@ -34,7 +34,7 @@ from pipeline.synthetic.dictionary.sae import MadeLike, order_of
 from pipeline.synthetic.dictionary.truth import KnownTruth, read_truth, write_truth
 from schemas.errors import InputError
 from schemas.run.file import parse_run_file
-from schemas.values import Reads
+from schemas.values import RowSelection
 from tests.saes.reference import sae_lens
 
 pytestmark = pytest.mark.slow
@@ -439,7 +439,7 @@ def test_where_numpy_draws_other_rows_than_the_store_holds_they_are_not_compared
 
 def test_a_pooled_site_is_passed_over_and_refused_where_it_is_the_only_one(known_store, monkeypatch, capsys):
     store, _ = known_store
-    pooled = SimpleNamespace(reads=Reads(pooling="mean"))
+    pooled = SimpleNamespace(selection=RowSelection(pooling="mean"))
     site = store.site
     monkeypatch.setattr(type(store), "site", lambda _, name: pooled if name == "noisy" else site(name))
     assert _of_rows(store, ["noisy", "exact"]) == ["exact"]

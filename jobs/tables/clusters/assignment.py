@@ -23,7 +23,7 @@ from pipeline.store.reading.shard_files import ShardFiles
 from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake
-from schemas.values import F32, F64, I64, Reads, TokenShard
+from schemas.values import F32, F64, I64, RowSelection, TokenShard
 
 EXAMPLES = 5
 """Central contexts of a cluster."""
@@ -113,7 +113,7 @@ class _Question:
 
     layout: Layout
     lake: Lake
-    reads: Reads
+    selection: RowSelection
     fitted: dict[Kind, Fitted]
     clusters: dict[str, I64]
 
@@ -124,7 +124,7 @@ def assign_all(
     """Read all committed shards, of which there is at least one."""
     shards, info = store.shard_files(site), store.site(site)
     named = {name: np.where(found < MOST_NAMED, found, NO_CLUSTER) for name, found in clusters.items()}
-    ask = partial(_assign_shard, _Question(store.layout, store.lake, info.reads, fitted, named))
+    ask = partial(_assign_shard, _Question(store.layout, store.lake, info.selection, fitted, named))
     placed: dict[Kind, list[Placed]] = {kind: [] for kind in fitted}
     counts: dict[Kind, Counts] = {}
     features: dict[str, Described] = {}
@@ -148,7 +148,7 @@ def _joined(parts: list[Placed]) -> Placed:
 
 def _assign_shard(ask: _Question, shard: ShardFiles) -> Assigned:
     activations, tokens = shard.read_csr(), read_tokens(ask.layout, ask.lake, shard)
-    tokens = tokens.at(ask.reads, ask.lake.context_size)
+    tokens = tokens.restrict(ask.selection, ask.lake.context_size)
     placed: dict[Kind, Placed] = {}
     counts: dict[Kind, Counts] = {}
     vectors: dict[Kind, sparse.csr_matrix] = {}

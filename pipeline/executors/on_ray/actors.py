@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
-from pipeline.executors.node_probe import ProbeFile, require_sight, storage_probe
+from pipeline.executors.node_probe import ProbeFile, require_shared_storage, storage_probe
 from pipeline.executors.on_ray.metrics import DriverMetrics, WorkerMetrics
 from pipeline.executors.on_ray.session import address_of, one_line
 from pipeline.models.device import is_broken
@@ -58,7 +58,7 @@ class ExtractionActor:
 
     def hello(self) -> Hello:
         """Load everything, and say what this node sees; the node goes by Ray's id, as draining ones do."""
-        require_sight(self._job.probe)
+        require_shared_storage(self._job.probe)
         job, gpus = self._job, tuple(str(gpu) for gpu in ray.get_gpu_ids())
         with _ends_if_broken():
             worker = Worker(

@@ -295,7 +295,7 @@ def decoder_factor(encoder: Encoder, rows: Rows) -> float:
     """The factor of activations @ W_dec with the least squared error; 1 where nothing fires."""
     features = encoder.encode(rows.x)
     y = encoder.decode(features, like=rows.x)
-    nothing = encoder.decode(features.only(features.data == 0), like=rows.x)
+    nothing = encoder.decode(features.select(features.data == 0), like=rows.x)
     sum_, rest = (y - nothing).double(), (rows.target.to(y.device) - nothing).double()
     power = float(sum_.square().sum())
     return float((sum_ * rest).sum()) / power if power else 1.0

@@ -37,7 +37,7 @@ from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake
 from schemas.tables.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE, Schema
-from schemas.values import Reads, TokenShard
+from schemas.values import RowSelection, TokenShard
 
 if TYPE_CHECKING:
     from pipeline.store.feature_store import FeatureStore
@@ -60,12 +60,12 @@ class Tokens:
 
     layout: Layout
     lake: Lake
-    reads: Reads
+    selection: RowSelection
 
     @classmethod
     def of(cls, store: FeatureStore, site: str) -> Tokens:
         """Of a site."""
-        return cls(store.layout, store.lake, store.site(site).reads)
+        return cls(store.layout, store.lake, store.site(site).selection)
 
     @property
     def labels(self) -> list[str]:
@@ -75,7 +75,7 @@ class Tokens:
     def read(self, shard: ShardFiles, inputs: bool = False) -> TokenShard:
         """One token shard as the site counts it; its checksum is for `verify` to look at."""
         tokens = read_token_shard(self.layout, self.lake, shard.record, verify=False, inputs=inputs)
-        return tokens.at(self.reads, self.lake.context_size)
+        return tokens.restrict(self.selection, self.lake.context_size)
 
     def read_labels(self, shard: ShardFiles, names: Sequence[str]) -> pl.DataFrame:
         """Labels of its documents."""

@@ -18,7 +18,7 @@ from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.names import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
 from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.values import Reads, Totals
+from schemas.values import RowSelection, Totals
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class SiteInfo:
         return self.d_sae > 0
 
     @property
-    def reads(self) -> Reads:
-        """What it reads of a context; `TokenShard.at` takes it."""
-        return Reads(self.positions, self.pooling)
+    def selection(self) -> RowSelection:
+        """What it reads of a context; `TokenShard.restrict` takes it."""
+        return RowSelection(self.positions, self.pooling)
 
 
 class Catalog:

@@ -22,7 +22,7 @@ from pipeline.store.records.token_rows import document_of_row, stored_mask
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Counted, Inputs, Lake, ShardRecord
-from schemas.values import I64, Bool, Packed, Reads, TokenShard
+from schemas.values import I64, Bool, Packed, RowSelection, TokenShard
 
 _ARROW = {"String": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), "Boolean": pa.bool_()}
 _READ = ["token_ids", "counted", "segments.list.element.document", "segments.list.element.start"]
@@ -208,9 +208,9 @@ def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[st
     return pl.DataFrame({"document": document[first]}).hstack(found)
 
 
-def counted_for(shard: TokenShard, reads: Reads) -> Counted | None:
+def counted_for(shard: TokenShard, selection: RowSelection) -> Counted | None:
     """What the receipt of a site says is counted of a shard already cut to what the site reads."""
-    if reads.all_rows:
+    if selection.all_rows:
         return None
     totals = shard.totals()
     return Counted(rows=totals.counted_rows, contexts=totals.contexts, documents=totals.documents)

@@ -190,7 +190,7 @@ class _SiteCheck:
     def run(self) -> Prints:
         """Compare the layouts with each other, and the statistics with those computed anew."""
         tokens = read_token_shard(self._of.layout, self._of.lake, self._files.record, verify=False)
-        tokens = tokens.at(self._site.reads, self._of.lake.context_size)
+        tokens = tokens.restrict(self._site.selection, self._of.lake.context_size)
         before = len(self._report.problems)
         if self._files.dense is not None:
             self._check_dense(tokens, self._files.dense)
@@ -265,7 +265,7 @@ class _SiteCheck:
                 f"the postings hold {in_postings:,} activations, the CSR "
                 f"{in_postings if in_csr is None else in_csr:,}, the receipt says {said:,}"
             )
-        if (counted := counted_for(tokens, self._site.reads)) != self._receipt.counted:
+        if (counted := counted_for(tokens, self._site.selection)) != self._receipt.counted:
             self._wrong(f"counted by the receipt: {self._receipt.counted}; by the token shard: {counted}")
 
     def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64, Prints]:
@@ -304,7 +304,7 @@ class _SiteCheck:
 def _of_rows(matrix: Any, chosen: Bool) -> SparseFeatures:
     """A CSR [N, d_sae] with the activations of the rows that are `chosen` [N]."""
     every = SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
-    return every.only(np.repeat(chosen, np.diff(every.indptr)))
+    return every.select(np.repeat(chosen, np.diff(every.indptr)))
 
 
 def _wrong_with(block: Postings, tokens: TokenShard, columns: Any) -> str | None:
