@@ -78,7 +78,7 @@ class Report(NamedTuple):
     @property
     def is_fine(self) -> bool:
         """Whether no mistake was found."""
-        worse = self.diagnosis.can_tell and worse_than_mean(self.figures) is not None
+        worse = self.diagnosis.is_measurable and worse_than_mean(self.figures) is not None
         return self.diagnosis.is_fine and not worse
 
 

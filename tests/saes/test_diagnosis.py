@@ -84,7 +84,7 @@ def test_an_sae_without_mistakes_is_fine_as_loaded(tmp_path):
 @pytest.mark.parametrize("rows", [X[: FEW - 1], X[:1], X[:0], np.repeat(X[:1], 2 * FEW, axis=0)])
 def test_too_few_rows_and_rows_that_do_not_vary_accuse_nobody(tmp_path, rows):
     result = diagnose(load(tmp_path, changes=MISTAKES["W_enc on another scale"]), both(rows))
-    assert not result.can_tell
+    assert not result.is_measurable
     assert result.likely is None
     assert result.is_fine
     assert re.match(r"These are too few tokens to tell \(.* rows\): give more --tokens\.$", result.verdict)

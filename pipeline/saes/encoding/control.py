@@ -37,7 +37,7 @@ from schemas.values import F32, ControlSums
 DENSE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}
 """Most memory for a dense block [n, F] of float32."""
 PIECE_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Of it, what is looked at together: on a CPU it stays in the caches."""
+"""Of it, what is processed together: on a CPU it stays in the caches."""
 
 
 @final

@@ -17,7 +17,7 @@ from pipeline.saes.quality.alternatives import SAMPLE, Alternative, Rows, altern
 from pipeline.saes.quality.reconstruction import FEW
 
 ROWS = 4096
-"""Rows that a mistake is looked for on."""
+"""Rows on which a mistake is searched for."""
 
 CLEARLY = 0.5
 GAIN = 0.05
@@ -73,9 +73,9 @@ class Diagnosis(NamedTuple):
     """Whether no mistake was found; true of too few rows, too."""
 
     @property
-    def can_tell(self) -> bool:
+    def is_measurable(self) -> bool:
         """Whether the rows are enough for a verdict."""
-        return _can_tell(self.as_loaded)
+        return _is_measurable(self.as_loaded)
 
 
 def diagnose(
@@ -84,7 +84,7 @@ def diagnose(
     elsewhere: Iterable[Elsewhere] = (),
     observe: Callable[[Finding], None] | None = None,
 ) -> Diagnosis:
-    """Try every alternative on the rows (thinned to ROWS); `observe` is told of each as it is done.
+    """Try every alternative on the rows (thinned to ROWS); `observe` is called with each as it is done.
 
     Alternatives that are no better, or no sparse code, on SAMPLE rows are left at that: a finding's n says on
     how many rows it was measured.
@@ -100,11 +100,11 @@ def diagnose(
         tried.append(finding)
         if observe is not None:
             observe(finding)
-    likely = _likely(loaded, tried, encoder) if _can_tell(loaded) else None
+    likely = _likely(loaded, tried, encoder) if _is_measurable(loaded) else None
     return Diagnosis(loaded, tuple(tried), likely, *_verdict(loaded, tried, likely, published_k(encoder)))
 
 
-def _can_tell(finding: Finding) -> bool:
+def _is_measurable(finding: Finding) -> bool:
     """Whether there are rows enough, and they vary."""
     return finding.n >= FEW and not math.isnan(finding.explained_variance)
 
@@ -115,9 +115,9 @@ def _elsewhere(encoder: Encoder, places: Iterable[Elsewhere]) -> Iterator[Altern
 
 
 def _finding(alternative: Alternative) -> Finding:
-    found = measured(alternative.encoder, alternative.rows)
+    reconstruction = measured(alternative.encoder, alternative.rows)
     name, change = alternative.name, alternative.change
-    return Finding(name, change, found.n, found.l0_mean, found.explained_variance)
+    return Finding(name, change, reconstruction.n, reconstruction.l0_mean, reconstruction.explained_variance)
 
 
 def _is_sparse(finding: Finding, loaded: Finding, encoder: Encoder) -> bool:
@@ -130,7 +130,7 @@ def _likely(loaded: Finding, tried: list[Finding], encoder: Encoder) -> Finding 
     good = [
         finding
         for finding in tried
-        if _can_tell(finding)
+        if _is_measurable(finding)
         and finding.unexplained < min(CLEARLY * loaded.unexplained, loaded.unexplained - GAIN)
         and finding.explained_variance >= EXPLAINS
         and _is_sparse(finding, loaded, encoder)
@@ -144,7 +144,7 @@ def _verdict(
     loaded: Finding, tried: list[Finding], likely: Finding | None, published: set[int]
 ) -> tuple[str, bool]:
     """One or two sentences, and whether all is well; `published` are L0s that the SAE's files name."""
-    if not _can_tell(loaded):
+    if not _is_measurable(loaded):
         return f"These are too few tokens to tell ({_figures(loaded)}): give more --tokens.", True
     if likely is not None:
         return (
