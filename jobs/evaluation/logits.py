@@ -42,7 +42,7 @@ from schemas.tables.tables import Schema
 from schemas.values import F32, F64
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.direct_logits import Extremes, Found
+    from pipeline.evaluation.direct_logits import Extremes, Unembedded
 
 LISTED = 10
 MOST_RANDOM = 10_000
@@ -142,10 +142,10 @@ def logits(
     n = len(w_dec) + len(norms)
     with counting(f"logits {site}", n, "directions") as advance:
 
-        def found(of: Iterator[object]) -> Iterator[Found]:
+        def found(of: Iterator[object]) -> Iterator[Unembedded]:
             for one in tasks.map(partial(read, reading), of):
                 yield one
-                advance(len(one.spread.entropy_bits))
+                advance(len(one.softmax.entropy_bits))
 
         table = _table(list(found(of_features(w_dec, b_dec, norm, block))))
         drawn = _random_table(list(found(of_random(norms, b_dec, block, asked.seed))))
@@ -197,7 +197,7 @@ def evenly(n: int, asked: int) -> list[int]:
     return [i * n // asked if asked <= n else i % n for i in range(asked)]
 
 
-def _table(found: Sequence[Found]) -> pl.DataFrame:
+def _table(found: Sequence[Unembedded]) -> pl.DataFrame:
     """The table LOGITS."""
     columns = _spread(found)
     frame = pl.DataFrame({"feature": np.arange(len(columns["entropy_bits"])), **columns})
@@ -221,17 +221,18 @@ def _lists(names: Sequence[str], parts: Sequence[Extremes | None]) -> list[pl.Se
     return [pl.Series(name, column).arr.to_list() for name, column in zip(names, columns, strict=True)]
 
 
-def _random_table(found: Sequence[Found]) -> pl.DataFrame:
+def _random_table(found: Sequence[Unembedded]) -> pl.DataFrame:
     columns = _spread(found)
     return pl.DataFrame(
         {"direction": np.arange(len(columns["entropy_bits"])), **columns}, schema=LOGITS_RANDOM
     )
 
 
-def _spread(found: Sequence[Found]) -> dict[str, F64]:
+def _spread(found: Sequence[Unembedded]) -> dict[str, F64]:
     names = ("entropy_bits", "max_probability")
     return {
-        name: np.concatenate([np.empty(0), *(getattr(part.spread, name) for part in found)]) for name in names
+        name: np.concatenate([np.empty(0), *(getattr(part.softmax, name) for part in found)])
+        for name in names
     }
 
 

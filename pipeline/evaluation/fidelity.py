@@ -165,17 +165,17 @@ class _Batch:
         return followed
 
     def _predictions(self) -> tuple[I64, F64]:
-        """The documents of the predictions at measured rows, and what PREDICTED says of them but for 1."""
+        """The documents of the predictions at measured rows, and PREDICTED's figures of them but for 1."""
         model, batch = self._opened.model, self._batch
         targets = to_device(next_tokens(batch), model.device)
         clean = model.next_token_logits(batch)
         patched = model.next_token_logits(batch, self._put(self._reconstruct))
-        found = [losses_of(clean, targets), losses_of(patched, targets)]
+        losses = [losses_of(clean, targets), losses_of(patched, targets)]
         divergence = divergences(clean, patched)
         del clean, patched
-        found.append(model.losses(batch, self._put(lambda *_: 0.0)))
-        found.append(model.losses(batch, self._put(lambda _, target: self._mean.expand(target.shape))))
-        values = torch.stack([*found, divergence]).double().cpu().numpy()
+        losses.append(model.losses(batch, self._put(lambda *_: 0.0)))
+        losses.append(model.losses(batch, self._put(lambda _, target: self._mean.expand(target.shape))))
+        values = torch.stack([*losses, divergence]).double().cpu().numpy()
         followed = self._followed()
         measured = self._stored[followed]
         return self._document[followed][measured], values[:, measured]
@@ -184,16 +184,16 @@ class _Batch:
         return patch(self._opened.encoder.metadata, self._place, self._stored, stand_in)
 
     def _reconstruct(self, x: Tensor, target: Tensor) -> Tensor:
-        """The reconstruction; what MEASURED says of each row is kept on the way."""
+        """The reconstruction; MEASURED's figures of each row are kept on the way."""
         encoder = self._opened.encoder
         features = encoder.encode(x)
         given = encoder.decode(features, like=x).to(target.device)
-        wanted, found = target.double(), given.double()
+        expected, decoded = target.double(), given.double()
         active = torch.from_numpy(np.diff(features.indptr)).to(target.device, torch.float64)
         self._rows = [
-            (wanted - found).square().sum(1),
-            (wanted - self._mean).square().sum(1),
-            torch.cosine_similarity(wanted, found, dim=1),
+            (expected - decoded).square().sum(1),
+            (expected - self._mean).square().sum(1),
+            torch.cosine_similarity(expected, decoded, dim=1),
             active,
         ]
         return given

@@ -115,15 +115,15 @@ def _features(use: PlannedUse, shard: TokenShard) -> SparseFeatures:
     return SparseFeatures.concatenate(encoded).scatter_rows(shard.stored)
 
 
-def _device(plan: Plan, asked: str) -> str:
-    """The device asked for; `auto` is the plan's where it is here, else the processor."""
-    if asked not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {asked!r} is not known: give auto, cpu or cuda")
-    device = plan.device if asked == "auto" else asked
+def _device(plan: Plan, requested: str) -> str:
+    """The device requested; `auto` is the plan's where it is here, else the processor."""
+    if requested not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {requested!r} is not known: give auto, cpu or cuda")
+    device = plan.device if requested == "auto" else requested
     try:
         require_device(device)
     except InputError:
-        if asked != "auto":
+        if requested != "auto":
             raise
         return "cpu"
     return device
