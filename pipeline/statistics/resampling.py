@@ -110,10 +110,10 @@ def _power_sums(n: F64, shift: F64, partials: pl.DataFrame) -> list[F64]:
 def ranks(values: F64) -> I64:
     """The place of each value [F] among those that are no NaN, the largest first, equal ones in order."""
     order = np.argsort(-values, kind="stable")  # NaN comes last
-    found = np.full(len(values), ABSENT, np.int64)
+    rank_of = np.full(len(values), ABSENT, np.int64)
     order = order[: len(values) - int(np.isnan(values).sum())]
-    found[order] = np.arange(len(order))
-    return found
+    rank_of[order] = np.arange(len(order))
+    return rank_of
 
 
 class RankIntervals:
@@ -127,14 +127,14 @@ class RankIntervals:
         self._small = np.full((_low_place(draws) + 1, n_features), np.iinfo(np.int32).max, np.int32)
         self._large = np.full((_high_place(draws) + 1, n_features), ABSENT, np.int32)
 
-    def add(self, found: I64) -> None:
+    def add(self, ranks: I64) -> None:
         """The ranks of one draw [F]."""
-        has = found != ABSENT
+        has = ranks != ABSENT
         self._drawn += has
-        new = np.where(has, found, np.iinfo(np.int32).max).astype(np.int32)
+        new = np.where(has, ranks, np.iinfo(np.int32).max).astype(np.int32)
         for kept in self._small:
             kept[:], new = np.minimum(kept, new), np.maximum(kept, new)
-        new = found.astype(np.int32)
+        new = ranks.astype(np.int32)
         for kept in self._large:
             kept[:], new = np.maximum(kept, new), np.minimum(kept, new)
 

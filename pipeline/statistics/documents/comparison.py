@@ -85,8 +85,8 @@ def _pooled(a: Estimate, b: Estimate) -> F64:
     d = a.totals.documents + b.totals.documents
     p = (a.x + b.x) / (a.totals.rows + b.totals.rows)
     squares = (a.squares(p) + b.squares(p)) / (a.totals.rows_squared + b.totals.rows_squared)
-    spread = sum(side.totals.rows_squared / float(side.totals.rows) ** 2 for side in (a, b))
-    variance: F64 = squares * (spread * d / (d - 1))
+    inverse_size = sum(side.totals.rows_squared / float(side.totals.rows) ** 2 for side in (a, b))
+    variance: F64 = squares * (inverse_size * d / (d - 1))
     return variance
 
 

@@ -78,8 +78,8 @@ class ClassSums:
 
     def __iadd__(self, other: ClassSums) -> ClassSums:
         """In place: a sum is as large as all features of all classes."""
-        for mine, theirs in zip(self.parts, other.parts, strict=True):
-            mine += theirs
+        for own, added in zip(self.parts, other.parts, strict=True):
+            own += added
         return self
 
     @property
@@ -122,8 +122,8 @@ def class_sums(
         piece, classes_of = activations[start:stop], of_row[start:stop]
         for rows in _blocks(piece.indptr, most):
             kept = classes_of[rows] >= 0
-            mine = None if read is None else read[rows][kept]
-            _add_block(sums, piece[rows][kept], mine, classes_of[rows][kept], w_dec, b_dec, penalty)
+            read_block = None if read is None else read[rows][kept]
+            _add_block(sums, piece[rows][kept], read_block, classes_of[rows][kept], w_dec, b_dec, penalty)
     return sums
 
 

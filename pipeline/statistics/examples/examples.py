@@ -71,16 +71,16 @@ class Strongest:
         feature's rows in one document must be shown at once.
         """
         places, values = self._place[features], values.astype(self._dtype, copy=False)
-        found = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
-        if not len(found):
+        candidates = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
+        if not len(candidates):
             return
-        owners = _owners(counts, found)
-        shown = rows()[found].astype(np.uint64, copy=False)
+        owners = _owners(counts, candidates)
+        shown = rows()[candidates].astype(np.uint64, copy=False)
         if documents is not None:
-            best = strongest_of_each(_bits(values[found]), owners, documents(shown))
-            found, owners, shown = found[best], owners[best], shown[best]
-        self._kept.append((places[owners], shown, values[found]))
-        self._n_kept += len(found)
+            best = strongest_of_each(_bits(values[candidates]), owners, documents(shown))
+            candidates, owners, shown = candidates[best], owners[best], shown[best]
+        self._kept.append((places[owners], shown, values[candidates]))
+        self._n_kept += len(candidates)
         if self._n_kept > _CANDIDATES + 2 * self._k * len(self._features):
             self._prune()
 
