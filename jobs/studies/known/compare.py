@@ -131,7 +131,9 @@ def expected_means(truth: KnownTruth, side: Side) -> F64:
     if side.metadata.get("apply_b_dec_to_input", True):
         centre = centre - weights["b_dec"]
     leaks = encoder @ truth.vectors.astype(np.float64).T
-    beside = np.array([leak @ truth.means_beside(f) for leak, f in zip(leaks, true.tolist(), strict=True)])
+    beside = np.array(
+        [leak @ truth.means_when_active(f) for leak, f in zip(leaks, true.tolist(), strict=True)]
+    )
     found: F64 = beside.reshape(len(own)) + encoder @ centre + weights["b_enc"][own]
     return found
 

@@ -42,17 +42,17 @@ def _settle(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) -> N
         fires[:, node.feature] = on
     if not node.children:
         return
-    wish = np.stack([would_fire(child, would) for child in node.children], axis=1) & on[:, None]
+    candidates = np.stack([would_fire(child, would) for child in node.children], axis=1) & on[:, None]
     if node.exclusive:
-        wish = _one_of(wish, rng)
-    for child, of_child in zip(node.children, wish.T, strict=True):
+        candidates = _one_of(candidates, rng)
+    for child, of_child in zip(node.children, candidates.T, strict=True):
         _settle(child, of_child, would, fires, rng)
 
 
-def _one_of(wish: Bool, rng: Generator) -> Bool:
+def _one_of(candidates: Bool, rng: Generator) -> Bool:
     """A random one of each row's, bool of its shape; draws as many numbers whatever the wishes are."""
-    lots = np.where(wish, rng.random(wish.shape), -1.0)
-    winner: Bool = wish & (np.arange(wish.shape[1]) == lots.argmax(axis=1)[:, None])
+    draws = np.where(candidates, rng.random(candidates.shape), -1.0)
+    winner: Bool = candidates & (np.arange(candidates.shape[1]) == draws.argmax(axis=1)[:, None])
     return winner
 
 
@@ -127,11 +127,11 @@ def relations(trees: Sequence[Node]) -> Relations:
             parents += [(feature, above[-1])] if above else []
             ancestors += [(feature, ancestor) for ancestor in above]
         exclusive += _exclusive(tree)
-    return Relations(*(_pairs(found) for found in (parents, ancestors, exclusive)))
+    return Relations(*(_pairs(pairs) for pairs in (parents, ancestors, exclusive)))
 
 
-def _pairs(found: list[tuple[int, int]]) -> NDArray[np.int64]:
-    return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
+def _pairs(pairs: list[tuple[int, int]]) -> NDArray[np.int64]:
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
 
 def _with_ancestors(node: Node, above: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -144,14 +144,14 @@ def _with_ancestors(node: Node, above: tuple[int, ...]) -> Iterator[tuple[int, t
 
 def _exclusive(node: Node) -> list[tuple[int, int]]:
     """Pairs that never fire together: what is below an exclusive child with what is below another."""
-    found = [pair for child in node.children for pair in _exclusive(child)]
+    pairs = [pair for child in node.children for pair in _exclusive(child)]
     if node.exclusive:
         groups = [list(features_below(child)) for child in node.children]
-        found += [
+        pairs += [
             (min(a, b), max(a, b))
             for place, group in enumerate(groups)
             for other in groups[place + 1 :]
             for a in group
             for b in other
         ]
-    return found
+    return pairs

@@ -38,8 +38,8 @@ def directions(recipe: Dictionary, rng: Generator) -> F32:
                 f"width is {recipe.width}: make it larger, or leave out cosine for random directions"
             )
         basis, _ = np.linalg.qr(rng.standard_normal((recipe.width, rank)))
-        found: F32 = (basis.T if root is None else root @ basis.T).astype(np.float32, order="C")
-    return found
+        vectors: F32 = (basis.T if root is None else root @ basis.T).astype(np.float32, order="C")
+    return vectors
 
 
 def gram(recipe: Dictionary) -> F64:
