@@ -197,10 +197,10 @@ class FeatureStore(Catalog):
         info = self.site(site)
         self.require_feature(site, feature)
         compacted, shards = self.compacted(site), self.uncompacted(site)
-        found = [compacted.rows_of(feature)] if compacted else []
-        found += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)
-        rows = np.concatenate([rows for rows, _ in found]) if found else np.empty(0, np.uint64)
-        values = np.concatenate([values for _, values in found]) if found else np.empty(0, np.float32)
+        parts = [compacted.rows_of(feature)] if compacted else []
+        parts += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)
+        rows = np.concatenate([rows for rows, _ in parts]) if parts else np.empty(0, np.uint64)
+        values = np.concatenate([values for _, values in parts]) if parts else np.empty(0, np.float32)
         if compacted and shards and not (rows[1:] > rows[:-1]).all():
             order = np.argsort(rows)
             return rows[order], values[order]
@@ -216,7 +216,7 @@ class FeatureStore(Catalog):
             self._compactions[name], wrong = read_compactions(self.layout, name, self.receipts(site))
             for sentence in wrong:
                 warnings.warn(sentence, stacklevel=2)
-        return [found for found in self._compactions[name] if found.record.site == site]
+        return [compaction for compaction in self._compactions[name] if compaction.record.site == site]
 
     def compacted(self, site: str) -> Compacted | None:
         """The compaction that queries read: the one of most shards."""
@@ -266,9 +266,9 @@ class FeatureStore(Catalog):
         """Each of some rows of the lake with its context: the columns of `contexts` but activation."""
         if min(before or 0, after or 0) < 0:
             raise InputError(f"before is {before}, after {after}: neither may be negative")
-        found = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
-        found = found.hstack(self._contexts.describe(rows, self._contexts.columns))
-        return found.hstack(self._windows(found, before, after))
+        table = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
+        table = table.hstack(self._contexts.describe(rows, self._contexts.columns))
+        return table.hstack(self._windows(table, before, after))
 
     def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
         """Described rows with windows that hold the whole character that the row is a part of."""
@@ -336,23 +336,25 @@ class FeatureStore(Catalog):
 
     def _matching(self, rows: U64, values: F32, where: pl.Expr) -> NDArray[np.bool_]:
         """Which rows the condition holds for (null: not)."""
-        asked = set(where.meta.root_names())
+        needed = set(where.meta.root_names())
         known = self._contexts.columns
-        if unknown := asked - {"row", "activation", *known}:
+        if unknown := needed - {"row", "activation", *known}:
             raise InputError(
                 f"where names {', '.join(sorted(unknown))}; there are row, activation, {', '.join(known)}"
             )
         frame = pl.DataFrame({"row": rows, "activation": values})
-        frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in asked]))
+        frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in needed]))
         try:
             kept = frame.with_columns(where.fill_null(value=False).cast(pl.Boolean).alias("kept"))["kept"]
         except pl.exceptions.PolarsError as error:
             raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
         return kept.to_numpy()
 
-    def _windows(self, found: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
+    def _windows(self, described: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
         firsts, windows = [], []
-        for context, position in zip(found["context"].to_list(), found["position"].to_list(), strict=True):
+        for context, position in zip(
+            described["context"].to_list(), described["position"].to_list(), strict=True
+        ):
             ids = self._contexts.token_ids(context)
             first = 0 if before is None else max(0, position - before)
             firsts.append(first)

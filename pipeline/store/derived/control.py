@@ -41,8 +41,8 @@ def control_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl
     l0 = control.combine_l0(tasks.map(_count, in_some(shards)))
     rows = int(l0.filter(of=control.LEARNT, threshold=0.0)["rows"].sum())
     ranges = site_ranges(store, site, CONTROL, _RANGE_BYTES)
-    found = list(tasks.map(partial(_range, shards, info, rows), ranges))
-    features = pl.concat(found).sort("of", "feature", descending=[True, False])
+    parts = list(tasks.map(partial(_range, shards, info, rows), ranges))
+    features = pl.concat(parts).sort("of", "feature", descending=[True, False])
     return {"control_features": features, "control_l0": l0}
 
 

@@ -50,12 +50,12 @@ def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.Da
     counts = combine_counts(tasks.map(_count_rows, in_some(shards)))
     one = "feature_major" not in info.layouts  # a CSR is read whole, so by one task
     ranges = [range(info.d_sae)] if one else partials_ranges(store, site)
-    found = list(tasks.map(partial(_range_tables, shards, totals), ranges))
-    statistics.check_counts(sum(part.active for part in found), totals, counts)
+    parts = list(tasks.map(partial(_range_tables, shards, totals), ranges))
+    statistics.check_counts(sum(part.active for part in parts), totals, counts)
     return {
-        "features": pl.concat([part.features for part in found]),
+        "features": pl.concat([part.features for part in parts]),
         "l0": counts,
-        "examples": pl.concat([part.examples for part in found]),
+        "examples": pl.concat([part.examples for part in parts]),
     }
 
 

@@ -218,8 +218,8 @@ def group(
         sums.append(DocumentTotals(*rest.select(pl.col(_SUMS).sum()).row(0)))
         labels.append(Label(name, tuple(kept["value"]), tuple(sums)))
         frames.append(of.select(*LABEL_VALUES))
-        if is_number and (found := _numeric(name, of.drop_nulls("value"))) is not None:
-            numeric.append(found)
+        if is_number and (numeric_label := _numeric(name, of.drop_nulls("value"))) is not None:
+            numeric.append(numeric_label)
     return Grouping(totals, tuple(labels), tuple(numeric)), pl.concat(frames)
 
 

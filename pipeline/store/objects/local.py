@@ -140,16 +140,16 @@ def temporary_path(path: Path) -> Path:
 
 def remove_tree(path: Path) -> None:
     """See `objects.remove_tree`: it goes at once, so that who still writes into it finds it gone."""
-    doomed = temporary_path(path)
+    trash = temporary_path(path)
     try:
-        path.rename(doomed)
+        path.rename(trash)
     except OSError:
         shutil.rmtree(path, ignore_errors=True)
         return
-    shutil.rmtree(doomed, ignore_errors=True)
-    if doomed.exists():
+    shutil.rmtree(trash, ignore_errors=True)
+    if trash.exists():
         with contextlib.suppress(OSError):
-            doomed.rename(path)
+            trash.rename(path)
 
 
 def walk(path: Path) -> Iterator[tuple[str, int, float]]:

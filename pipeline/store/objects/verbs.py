@@ -120,9 +120,9 @@ def measure(path: StorePath) -> tuple[int, str]:
     with system_readable(path):
         if path.is_file():
             return _size(path), sha256_file(path)
-        found = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
-    lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in found)
-    return sum(size for _, size in found), hashlib.sha256(lines.encode()).hexdigest()
+        files = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
+    lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in files)
+    return sum(size for _, size in files), hashlib.sha256(lines.encode()).hexdigest()
 
 
 def self_test(root: StorePath) -> None:

@@ -107,29 +107,29 @@ class ContextIndex:
 
     def describe(self, rows: NDArray[Any], columns: Sequence[str]) -> pl.DataFrame:
         """Those of `columns` that are asked for, of each row: [Q]. Only what they need is read."""
-        found: dict[str, pl.Series] = {}
+        described: dict[str, pl.Series] = {}
         if "shard" in columns:
             names = pl.Series([record.name for record in self._shards], dtype=pl.String)
-            found["shard"] = names[self._shard_of(rows)]
+            described["shard"] = names[self._shard_of(rows)]
         if "context" in columns:
-            found["context"] = pl.Series(self.context_of(rows).astype(np.uint64))
+            described["context"] = pl.Series(self.context_of(rows).astype(np.uint64))
         if "position" in columns:
-            found["position"] = pl.Series(self.position_of(rows).astype(np.uint32))
+            described["position"] = pl.Series(self.position_of(rows).astype(np.uint32))
         if {"document", "document_offset", *self._labels.values()} & set(columns):
-            found |= self._in_segments(rows, columns)
-        return pl.DataFrame({name: found[name] for name in columns})
+            described |= self._in_segments(rows, columns)
+        return pl.DataFrame({name: described[name] for name in columns})
 
     def _in_segments(self, rows: NDArray[Any], columns: Sequence[str]) -> dict[str, pl.Series]:
         """Document, offset and labels of each row, those asked for."""
         index = np.searchsorted(self._segments["row"].to_numpy(), rows.astype(np.int64), side="right") - 1
         wanted = [name for name in ("document", *self._labels.values()) if name in columns]
-        found = {name: self._segments[name][index] for name in wanted}
+        described = {name: self._segments[name][index] for name in wanted}
         if "document_offset" in columns:
             begin, offset = (self._segments[name].to_numpy()[index] for name in ("begin", "offset"))
             token = rows.astype(np.int64) - begin
             place = pl.Series((np.maximum(token, 0) + offset).astype(np.uint32))
-            found["document_offset"] = place.set(pl.Series(token < 0), None)
-        return found
+            described["document_offset"] = place.set(pl.Series(token < 0), None)
+        return described
 
     def token_ids(self, context: int) -> I32:
         """Token ids of one context."""

@@ -140,13 +140,13 @@ class Catalog:
 
     def site_receipts(self, site: str) -> dict[str, SiteReceipt]:
         """What the receipts say of the site, by shard; InputError where one says nothing."""
-        found = {}
+        receipts = {}
         for shard, receipt in self.receipts(site).items():
             if site not in receipt.sites:
                 marker = self.layout.commit(self.site(site).pass_name, shard)
                 raise InputError(f"{marker} says nothing of site {site}: restore it from a copy of the store")
-            found[shard] = receipt.sites[site]
-        return found
+            receipts[shard] = receipt.sites[site]
+        return receipts
 
     def receipts_digest(self, site: str) -> str:
         """What tables of the site carry when they are fresh."""

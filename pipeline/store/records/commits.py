@@ -134,8 +134,8 @@ def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
     may_differ = winner.batch_contexts != ours.batch_contexts or _software(winner) != _software(ours)
     if winner.plan_hash == ours.plan_hash and (may_differ or winner.same_bytes(ours)):
         return
-    theirs = {o.path: o.sha256 for o in winner.objects}
-    differ = sorted(o.path for o in ours.objects if theirs.get(o.path) != o.sha256)
+    winner_digests = {o.path: o.sha256 for o in winner.objects}
+    differ = sorted(o.path for o in ours.objects if winner_digests.get(o.path) != o.sha256)
     raise NondeterminismError(
         f"shard {ours.shard}: attempt {ours.attempt} wrote other bytes than the committed attempt "
         f"{winner.attempt} ({path}) in {', '.join(differ) or 'its set of objects or its plan'}; the "

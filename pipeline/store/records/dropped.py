@@ -12,15 +12,15 @@ from schemas.records import Dropped, Plan, PlannedSite, Receipt
 
 def dropped_sites(layout: Layout, pass_name: str) -> frozenset[str]:
     """Names of the sites of a pass that have a marker; a damaged marker is an InputError."""
-    found = set[str]()
+    sites = set[str]()
     for path in listed(layout.dropped(pass_name)):
         if path.suffix != ".json" or path.name.startswith("."):
             continue
         marker: Dropped = Dropped.from_json(read_bytes(path), str(path))
         if marker.site != path.stem:
             raise InputError(f"{path} is the marker of site {marker.site!r}: remove it, and run again")
-        found.add(marker.site)
-    return frozenset(found)
+        sites.add(marker.site)
+    return frozenset(sites)
 
 
 def live_sites(plan: Plan, dropped: Collection[str]) -> tuple[PlannedSite, ...]:

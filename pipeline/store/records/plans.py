@@ -42,8 +42,8 @@ def put_plan(layout: Layout, plan: Plan, unused: Iterable[Plan] = ()) -> None:
 
 def _remove_unused(layout: Layout, old: Plan) -> None:
     """Remove a plan and its sites' weights; a run that puts another one at this moment is left alone."""
-    found = read_plan(layout, old.pass_name)
-    if found is None or found.hash != old.hash:
+    stored = read_plan(layout, old.pass_name)
+    if stored is None or stored.hash != old.hash:
         return
     if not has_commits(layout, old.pass_name):
         remove(layout.plan(old.pass_name))
@@ -51,7 +51,7 @@ def _remove_unused(layout: Layout, old: Plan) -> None:
             for site in old.sites:
                 remove_site_weights(layout.site(old.pass_name, site.name))
             return
-        put_if_absent(layout.plan(old.pass_name), found.to_json())
+        put_if_absent(layout.plan(old.pass_name), stored.to_json())
     raise InputError(
         f"another run has just committed a shard of pass {old.pass_name!r} under another recipe: give this "
         "one another pass and other site names"
@@ -69,8 +69,8 @@ def require_plan(layout: Layout, plan: Plan) -> None:
 
 
 def _is_in_force(layout: Layout, plan: Plan) -> bool:
-    found = read_plan(layout, plan.pass_name)
-    return found is not None and found.hash == plan.hash
+    stored = read_plan(layout, plan.pass_name)
+    return stored is not None and stored.hash == plan.hash
 
 
 def commit_under(layout: Layout, plan: Plan, receipt: Receipt) -> Receipt:

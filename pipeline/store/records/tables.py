@@ -150,8 +150,8 @@ def job_of(table: str) -> str:
 def check_table(layout: Layout, site: str, name: str) -> None:
     """InputError where a table is not, to the bit, what latentlake wrote: footer, columns and pages."""
     path = _existing(layout, site, name)
-    version, found = _version(path, name), _metadata(path, name)
-    if version >= _SEALED_SINCE and SEAL_KEY not in found:
+    version, metadata = _version(path, name), _metadata(path, name)
+    if version >= _SEALED_SINCE and SEAL_KEY not in metadata:
         raise InputError(f"{path} was changed by something else than latentlake: {_replace(name)}")
     with readable(path, _replace(name)):
         _check_pages(path, _mark(path))
@@ -188,10 +188,10 @@ def _wrong_columns(name: str, columns: Schema) -> str | None:
 
 def _version(path: StorePath, name: str) -> int:
     """The format version in a table's metadata."""
-    said = _metadata(path, name).get(VERSION_KEY)
-    if said is None:
+    recorded = _metadata(path, name).get(VERSION_KEY)
+    if recorded is None:
         raise InputError(f"{path} has no format version, so latentlake has not written it: {_replace(name)}")
-    version = int(said) if re.fullmatch("[0-9]{1,9}", said, re.ASCII) else said
+    version = int(recorded) if re.fullmatch("[0-9]{1,9}", recorded, re.ASCII) else recorded
     refuse_newer(version, str(path))
     assert isinstance(version, int)
     return version

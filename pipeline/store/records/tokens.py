@@ -178,8 +178,8 @@ def _token_shard(columns: _Columns, lake: Lake, record: ShardRecord, vectors: In
 
 def _rows_of(vectors: pa.FixedSizeListArray, inputs: Inputs) -> NDArray[Any]:
     """Vectors as they are stored, [N, width]."""
-    found: NDArray[Any] = vectors.flatten().to_numpy().reshape(-1, inputs.width)
-    return found
+    rows: NDArray[Any] = vectors.flatten().to_numpy().reshape(-1, inputs.width)
+    return rows
 
 
 def label_value(label: pl.Expr, dtype: str) -> pl.Expr:
@@ -201,11 +201,11 @@ def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[st
     document = segments.field("document").to_numpy()
     first = np.flatnonzero(np.diff(document, prepend=document[:1] + np.uint64(1)))
     labels = {name: pl.Series(pl.from_arrow(segments.field(name)))[first] for name in names}
-    found = pl.DataFrame(labels).select(
+    labelled = pl.DataFrame(labels).select(
         label_value(pl.col(name), str(values.dtype)).alias(name).cast(pl.String)
         for name, values in labels.items()
     )
-    return pl.DataFrame({"document": document[first]}).hstack(found)
+    return pl.DataFrame({"document": document[first]}).hstack(labelled)
 
 
 def counted_for(shard: TokenShard, selection: RowSelection) -> Counted | None:
@@ -224,9 +224,9 @@ def _checked(layout: Layout, record: ShardRecord, verify: bool) -> bytes:
         data = read_bytes(path)
     except FileNotFoundError:
         raise ShardError(f"token shard {path} is missing; {remedy}") from None
-    found = hashlib.sha256(data).hexdigest() if verify else record.sha256
-    if found != record.sha256:
+    digest = hashlib.sha256(data).hexdigest() if verify else record.sha256
+    if digest != record.sha256:
         raise ShardError(
-            f"token shard {path} is damaged (its sha256 is {found}, recorded was {record.sha256}); {remedy}"
+            f"token shard {path} is damaged (its sha256 is {digest}, recorded was {record.sha256}); {remedy}"
         )
     return data

@@ -64,18 +64,18 @@ class Piece:
 
 def pieces_of_site(layout: Layout, pass_name: str, site: str) -> list[Piece]:
     """What a site of a pass has in the store, data first; of its tables and figures see `derived_pieces`."""
-    found: dict[str, Piece] = {}
+    pieces: dict[str, Piece] = {}
     root = layout.pass_folder(pass_name)
     compactions = _compactions_of(layout, pass_name, site)
     for name, size, modified in walk(root):
         if (place := _place(name, site, compactions)) is not None:
             path, what = place
-            piece = found.setdefault(path, Piece(root / path, what))
+            piece = pieces.setdefault(path, Piece(root / path, what))
             piece.count(size, modified)
             if what == "compactions":
                 piece.marker = layout.compaction_marker(pass_name, path.rpartition("/")[2])
     order = ("compactions", "data", "weights")
-    return sorted(found.values(), key=lambda piece: (order.index(piece.what), str(piece.path)))
+    return sorted(pieces.values(), key=lambda piece: (order.index(piece.what), str(piece.path)))
 
 
 def _place(name: str, site: str, compactions: set[str]) -> tuple[str, str] | None:
@@ -94,16 +94,16 @@ def _place(name: str, site: str, compactions: set[str]) -> tuple[str, str] | Non
 
 def _compactions_of(layout: Layout, pass_name: str, site: str) -> set[str]:
     """Names of the site's compactions, by their markers, or by their folders where there is none."""
-    found = set[str]()
+    names = set[str]()
     for path in listed(layout.compactions(pass_name)):
         if path.suffix != ".json":
             if (path / site).is_dir():
-                found.add(path.name)
+                names.add(path.name)
         elif not path.name.startswith("."):
             record: Compaction = Compaction.from_json(read_bytes(path), str(path))
             if record.site == site:
-                found.add(path.stem)
-    return found
+                names.add(path.stem)
+    return names
 
 
 def derived_pieces(layout: Layout, site: str) -> list[Piece]:
@@ -142,10 +142,10 @@ def pieces_of_pass(layout: Layout, pass_name: str, sites: Iterable[str]) -> list
         "compactions": layout.compactions(pass_name),
         "weights": layout.sites(pass_name),
     }
-    found = [_whole(path, what) for what, path in folders.items() if path.is_dir()]
+    pieces = [_whole(path, what) for what, path in folders.items() if path.is_dir()]
     for site in sites:
-        found += derived_pieces(layout, site)
-    return found
+        pieces += derived_pieces(layout, site)
+    return pieces
 
 
 def _whole(path: StorePath, what: str) -> Piece:

@@ -47,7 +47,7 @@ class Garbage:
 
 def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
     """Garbage whose newest file is older than that; the store is listed, and its receipts are read."""
-    now, found = time.time(), dict[str, Garbage]()
+    now, by_path = time.time(), dict[str, Garbage]()
     receipts = {name: read_commits(layout, name) for name in read_plans(layout)}
     committed = {
         (name, shard, receipt.attempt)
@@ -62,10 +62,14 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
         if item is None or item.attempt in committed:
             continue
         key = str(item.path)
-        item = found.setdefault(key, item)
+        item = by_path.setdefault(key, item)
         item.bytes += size
         item.newest = max(item.newest, modified)
-    old = [found[key] for key in sorted(found) if found[key].newest < now - _age(found[key], older_than_s)]
+    old = [
+        by_path[key]
+        for key in sorted(by_path)
+        if by_path[key].newest < now - _age(by_path[key], older_than_s)
+    ]
     return old + [_of_dropped(piece) for _, piece in leftovers(layout)]
 
 
@@ -103,11 +107,13 @@ def _published(
     That is so when one that is whole, and was published `before`, covers all its shards and more.
     """
     files = {name: modified for name, _, modified in walk(layout.compactions(pass_name))}
-    found, _ = read_compactions(layout, pass_name, receipts)
-    whole = [one for one in found if files.get(one.marker.name, before) < before and _is_whole(one, files)]
+    compactions, _ = read_compactions(layout, pass_name, receipts)
+    whole = [
+        one for one in compactions if files.get(one.marker.name, before) < before and _is_whole(one, files)
+    ]
     superseded = {
         one.marker.stem
-        for one in found
+        for one in compactions
         for other in whole
         if one.record.site == other.record.site and one.shards < other.shards
     }

@@ -67,18 +67,20 @@ class VerifyReport:
         try:
             with system_readable(path):
                 is_there = path.exists()
-            found_size, found_sha256 = measure(path) if is_there else (0, "")
+            actual_size, actual_sha256 = measure(path) if is_there else (0, "")
         except InputError as error:  # of the system, which says nothing of what the object holds
             self.problems.append(str(error))
             return False
         if not is_there:
             self.problems.append(f"{path} is missing")
             return False
-        self.bytes += found_size
-        if found_size != size:
-            self.problems.append(f"{path} has {found_size:,} bytes, its record says {size:,}")
-        elif found_sha256 != sha256:
-            self.problems.append(f"{path} is damaged: its sha256 is {found_sha256}, its record says {sha256}")
+        self.bytes += actual_size
+        if actual_size != size:
+            self.problems.append(f"{path} has {actual_size:,} bytes, its record says {size:,}")
+        elif actual_sha256 != sha256:
+            self.problems.append(
+                f"{path} is damaged: its sha256 is {actual_sha256}, its record says {sha256}"
+            )
         else:
             return True
         return False
@@ -259,11 +261,11 @@ class _SiteCheck:
         unknown = None if self._site.has_sae else 0
         in_csr = unknown if columns is None else int(columns.nnz)
         in_postings = in_csr if self._files.postings is None else PostingsFile(self._files.postings).nnz
-        said = self._receipt.nnz
-        if {in_postings, in_csr} - {None, said}:
+        recorded = self._receipt.nnz
+        if {in_postings, in_csr} - {None, recorded}:
             self._wrong(
                 f"the postings hold {in_postings:,} activations, the CSR "
-                f"{in_postings if in_csr is None else in_csr:,}, the receipt says {said:,}"
+                f"{in_postings if in_csr is None else in_csr:,}, the receipt says {recorded:,}"
             )
         if (counted := counted_for(tokens, self._site.selection)) != self._receipt.counted:
             self._wrong(f"counted by the receipt: {self._receipt.counted}; by the token shard: {counted}")
