@@ -31,7 +31,7 @@ from pipeline.saes.quality.alternatives import measured
 from pipeline.saes.quality.diagnosis import ROWS, Diagnosis, Elsewhere, diagnose
 from pipeline.saes.quality.reconstruction import Reconstruction, worse_than_mean
 from pipeline.sources import open_source
-from pipeline.tokens.lake_rule import asked_lake, notes
+from pipeline.tokens.lake_rule import notes, requested_lake
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake
@@ -169,7 +169,7 @@ def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
     assert prepend_bos is not None
     if tokenizer.eos_id is None and tokenizer.sep_id is None:
         run = run.model_copy(update={"tokens": run.tokens.model_copy(update={"separator": "none"})})
-    lake = asked_lake(run, size, prepend_bos, tokenizer, {})
+    lake = requested_lake(run, size, prepend_bos, tokenizer, {})
     warn(notes(run, lake, tokenizer))
     return lake
 

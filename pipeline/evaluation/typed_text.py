@@ -82,7 +82,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
         raise InputError(f"text {text!r} is not Unicode: type it in UTF-8") from None
     rule = ContextRule.of(lake)
-    ids = rule.laid_in(tokenizer.encode_batch([text], lake.special_text)[0], 0)
+    ids = rule.without_repeated_bos(tokenizer.encode_batch([text], lake.special_text)[0], 0)
     if not len(ids):
         raise InputError(f"text {text!r} has no tokens: type some")
     if rule.by_document and rule.context_of(len(ids)) > rule.context_size:

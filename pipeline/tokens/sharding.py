@@ -18,7 +18,7 @@ import polars as pl
 from pipeline.store.objects.verbs import write_atomic
 from pipeline.store.records.token_rows import counted_mask, document_of_row
 from pipeline.store.records.tokens import token_shard_bytes
-from pipeline.tokens.packing import ContextRule, laid_out, pack
+from pipeline.tokens.packing import ContextRule, pack, scatter_vectors
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -112,10 +112,10 @@ def encoded(
 
     def encode(batch: list[Document]) -> list[Encoded]:
         texts = [document.text for document in batch]
-        found = zip(
+        columns = zip(
             batch, tokenizer.encode_batch(texts, special_text), _spells(texts, tokenizer), strict=True
         )
-        return [Encoded(*each) for each in found]
+        return [Encoded(*each) for each in columns]
 
     for batch in _one_ahead(encode, _batches(documents)):
         yield from batch
@@ -125,10 +125,10 @@ def _spells(texts: list[str], tokenizer: Tokenizer) -> list[bool]:
     """Whether each text holds the text of a special token."""
     if not tokenizer.special_texts:
         return [False] * len(texts)
-    found: list[bool] = (
+    spelled: list[bool] = (
         pl.Series(texts, dtype=pl.String).str.contains_any([*tokenizer.special_texts]).to_list()
     )
-    return found
+    return spelled
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -155,11 +155,11 @@ def _groups(
     """
     group, left = _Group(), limit
     for taken in encoded:
-        document, ids = taken.document, rule.laid_in(taken.ids, group.place)
+        document, ids = taken.document, rule.without_repeated_bos(taken.ids, group.place)
         if len(ids) and rule.rows(group.place) >= target:
             yield group
             left = None if left is None else left - rule.rows(group.place)
-            group, ids = _Group(), rule.laid_in(taken.ids, 0)
+            group, ids = _Group(), rule.without_repeated_bos(taken.ids, 0)
         if rule.by_document:
             if left is not None and group.place + rule.context_of(len(ids)) > left:
                 break
@@ -201,7 +201,9 @@ def _write_shard(
     counted = counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens)
     documents = np.array(group.numbers, dtype=np.uint64) + np.uint64(first_document)
     labels = list(zip(*group.labels, strict=True)) if lake.label_columns else []
-    values = None if lake.inputs is None else laid_out(group.values, group.token_ids, packed, lake.inputs)
+    values = (
+        None if lake.inputs is None else scatter_vectors(group.values, group.token_ids, packed, lake.inputs)
+    )
     data = token_shard_bytes(packed, counted, documents, labels, lake.label_columns, values)
     name = layout.shard_name(len(before) + number)
     write_atomic(layout.tokens(name), data)

@@ -20,7 +20,7 @@ from pipeline.sources.overlap import overlap
 from pipeline.store.formats.parquet import write_frame
 from pipeline.store.objects.verbs import locked, put_if_absent, self_test
 from pipeline.store.records.tokens import read_lake, read_links
-from pipeline.tokens.lake_rule import asked_lake, require_rule
+from pipeline.tokens.lake_rule import requested_lake, require_rule
 from pipeline.tokens.repeated import KnownDocuments
 from pipeline.tokens.sharding import Encoded, encoded, write_shards
 from pipeline.tokens.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class _Tally:
         self.special_texts += taken.spells_special
         self.repeated += self.known is not None and self.known.holds(taken.ids)
 
-    def told(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         counts = {SPECIAL_TEXTS: self.special_texts, REPEATED: self.repeated}
         return {name: n for name, n in counts.items() if n}
 
@@ -83,7 +83,7 @@ def tokenize(
     _check_places(layout, run_file)
     source = open_source(run_file.corpus)
     labels, inputs, stored = source.label_dtypes(), source.inputs(), read_lake(layout)
-    lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, labels, inputs, stored)
+    lake = requested_lake(run_file, context_size, prepend_bos, tokenizer, labels, inputs, stored)
     require_rule(layout, lake)
     links, digest = read_links(layout), _source_digest(source, run_file)
     for link in links:
@@ -106,13 +106,13 @@ def tokenize(
                 progress(record)
         _check_counted(shards, run_file)
         _refuse_repeated(tally, run_file)
-        asked = {
+        description = {
             **source.describe(),
-            **tally.told(),
+            **tally.counts(),
             "limit": run_file.tokens.limit,
             "shard_tokens": target,
         }
-        link = CorpusLink(source=asked, source_digest=digest, shards=tuple(shards))
+        link = CorpusLink(source=description, source_digest=digest, shards=tuple(shards))
         _write_vocabulary(layout, tokenizer)
         _commit(layout, lake, link, len(links))
     return link
@@ -153,18 +153,18 @@ def _source_digest(source: Source, run_file: RunFile) -> str:
 
 def _check_shard_tokens(layout: Layout, link: CorpusLink, tokens: Tokens) -> None:
     """Shards once cut stay: `auto` takes them as they are, another number cannot be had."""
-    found = link.source["shard_tokens"]
-    if tokens.shard_tokens not in ("auto", found):
+    planned = link.source["shard_tokens"]
+    if tokens.shard_tokens not in ("auto", planned):
         raise InputError(
             f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {layout.root} was cut with "
-            f"{found}; set that or auto, or set another store.root"
+            f"{planned}; set that or auto, or set another store.root"
         )
 
 
 def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_file: RunFile) -> str:
-    found = links[-1].source
+    held = links[-1].source
     return (
-        f"the store {layout.root} holds another corpus ({_named(found, found['limit'])}) than the run file "
+        f"the store {layout.root} holds another corpus ({_named(held, held['limit'])}) than the run file "
         f"asks for ({_named(source.describe(), run_file.tokens.limit)}): add it with --append, "
         "or set another store.root"
     )
@@ -172,10 +172,10 @@ def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_f
 
 def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
     """What an earlier link read may not be read again: its documents would count twice."""
-    asked = source.describe()
+    described = source.describe()
     for number, link in enumerate(links):
-        if found := overlap(asked, link.source):
-            what, remedy = found
+        if repeated := overlap(described, link.source):
+            what, remedy = repeated
             place = f", from {link.source['path']}" if "path" in link.source else ""
             raise InputError(
                 f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
@@ -199,13 +199,13 @@ def _refuse_repeated(tally: _Tally, run_file: RunFile) -> None:
 
 def _refuse_other_classes(links: list[CorpusLink], source: Source) -> None:
     """The token of an image is its class's number in its own corpus: it must mean one class in all links."""
-    asked = source.describe() if links else {}
+    described = source.describe() if links else {}
     for number, link in enumerate(links):
-        pairs = enumerate(zip(asked.get("classes", ()), link.source.get("classes", ()), strict=False))
-        for token, (mine, theirs) in pairs:
-            if mine != theirs:
+        pairs = enumerate(zip(described.get("classes", ()), link.source.get("classes", ()), strict=False))
+        for token, (new, held) in pairs:
+            if new != held:
                 raise InputError(
-                    f"token {token} would be class {mine!r} of {asked['path']}, and is {theirs!r} in the "
+                    f"token {token} would be class {new!r} of {described['path']}, and is {held!r} in the "
                     f"store (link {number}, from {link.source['path']}): give both corpora the same classes, "
                     "or set another store.root"
                 )
