@@ -109,8 +109,8 @@ def compare(
             output = plain.rows(logits(plain.ids, plain.mask))
     if plain.logits is not None:
         expected[LOGITS], taken[LOGITS] = plain.logits, output
-    found = {name: _difference(taken.get(name), x) for name, x in expected.items()}
-    differences = {name: value for name, value in found.items() if value is not None}
+    by_hook = {name: _difference(taken.get(name), x) for name, x in expected.items()}
+    differences = {name: value for name, value in by_hook.items() if value is not None}
     unchecked = tuple(name for name in (*dict.fromkeys(hooks), LOGITS) if name not in differences)
     return Agreement(differences, unchecked, plain.why)
 

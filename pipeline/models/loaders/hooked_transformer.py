@@ -165,19 +165,19 @@ def _converted(
 
     with tempfile.TemporaryDirectory() as named:
         _write_config(folder, Path(named))
-        asked = {
+        options = {
             "hf_cfg": weights.config.to_dict(),
             "fold_ln": flags["fold_ln"],
             "device": device,
             "dtype": dtype,
         }
-        asked["n_ctx"] = max_context(str(folder))
+        options["n_ctx"] = max_context(str(folder))
         try:
-            config = loading_from_pretrained.get_pretrained_model_config(named, **asked)
+            config = loading_from_pretrained.get_pretrained_model_config(named, **options)
         except NotImplementedError:
             if repository is None or Path(repository).exists():
                 raise  # the library would look at what lies here
-            config = loading_from_pretrained.get_pretrained_model_config(repository, **asked)
+            config = loading_from_pretrained.get_pretrained_model_config(repository, **options)
         state = loading_from_pretrained.get_pretrained_state_dict(named, config, weights, dtype=dtype)
     config.tokenizer_name = None  # ids come ready
     hooked = HookedTransformer(config, move_to_device=False)

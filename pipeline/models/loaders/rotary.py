@@ -31,11 +31,11 @@ def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
     modules, batch = _rotary_modules(model), _Batch()
     for module in modules:
         if LONGROPE in _kinds(module):
-            _look_at_contexts(module, batch)
+            _switch_by_context(module, batch)
     borders = [m.original_max_seq_len for m in modules if any("dynamic" in kind for kind in _kinds(m))]
 
-    def telling(run: Run) -> Run:
-        def told(given: Tensor, mask: Tensor | None) -> object:
+    def wrap(run: Run) -> Run:
+        def wrapped(given: Tensor, mask: Tensor | None) -> object:
             width = given.shape[1]
             batch.lengths = given.new_full((len(given),), width).long() if mask is None else mask.sum(1)
             if borders and width > min(borders):
@@ -46,9 +46,9 @@ def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
                 )
             return run(given, mask)
 
-        return told
+        return wrapped
 
-    return telling if borders or batch.is_read else lambda run: run
+    return wrap if borders or batch.is_read else lambda run: run
 
 
 def refuse_longrope(model: nn.Module, path: str, loader: str) -> None:
@@ -81,7 +81,7 @@ def _kinds(module: Any) -> tuple[str, ...]:
     return tuple(map(str, kinds.values())) if isinstance(kinds, dict) else (str(kinds),)
 
 
-def _look_at_contexts(module: Any, batch: _Batch) -> None:
+def _switch_by_context(module: Any, batch: _Batch) -> None:
     """Let the module give [B, T, C], where a batch has contexts on both sides of the border."""
     own, batch.is_read = module.forward, True
 

@@ -79,7 +79,7 @@ def _spec(module: str) -> ModuleSpec | None:
     for part in module.split("."):
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
         specs = (find(part, places) for find in finders if find is not None)
-        spec = next((found for found in specs if found is not None), None)
+        spec = next((candidate for candidate in specs if candidate is not None), None)
         if spec is None:
             return None
         places = list(spec.submodule_search_locations or ())  # of a module that is not a package: nowhere
