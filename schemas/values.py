@@ -151,9 +151,9 @@ class TokenShard:
             for rows in (self.stored, self.counted)
         )
         chosen = np.where(stored > 0, stored, counted)
-        found = np.zeros(self.n_rows, dtype=np.bool_)
-        found[chosen[chosen > 0] - 1] = True
-        return found
+        mask = np.zeros(self.n_rows, dtype=np.bool_)
+        mask[chosen[chosen > 0] - 1] = True
+        return mask
 
     def totals(self) -> Totals:
         """Denominators over this shard alone."""

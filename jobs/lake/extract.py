@@ -128,7 +128,7 @@ def _tell_loss(result: Extraction) -> None:
 
 def _tell_quality(results: list[Extraction], order: list[str], check: CheckSae) -> None:
     """What the SAEs explain, where a worker looked; of several looks the first."""
-    looks = {name: explained for r in results for name, (_, explained) in r.tally.looks.items()}
+    looks = {name: explained for r in results for name, (_, explained) in r.tally.explained.items()}
     with_sae = {site.name for r in results if r.fresh.shards for site in r.plan.sites if site.has_sae}
     unseen = [name for name in order if name in with_sae and name not in looks]
     if unseen and check != "off":

@@ -37,7 +37,7 @@ BATCH_TOKENS, LOSS_TOKENS = 1024, 2048
 """Tokens of a forward pass, and of the losses, each of which is a pass through the whole model."""
 
 POOR = 0.5
-"""Below this explained variance every layer is tried in the place of the hook's, not just its neighbours."""
+"""Below this explained variance every layer is tried in place of the hook's, not just its neighbours."""
 
 LAYER = re.compile(r"(?<![^.])\d+(?![^.])")
 """The layer in a hook's name: the first part that is a number."""

@@ -18,7 +18,7 @@ class Ledger:
         self._copies: Counter[str] = Counter()
         self._ended: set[str] = set()
         self._permanent_errors: dict[str, str] = {}
-        """Permanent errors of shards of which a twin still runs."""
+        """Permanent errors of shards of which another copy still runs."""
         self._max_attempts = max_attempts
 
     @property
@@ -31,7 +31,7 @@ class Ledger:
         return self._attempts[shard]
 
     def is_alone(self, shard: str) -> bool:
-        """Whether one worker, and no twin, runs this shard."""
+        """Whether exactly one worker runs this shard."""
         return self._copies[shard] == 1 and shard not in self._ended and shard not in self._permanent_errors
 
     def take(self) -> str | None:
@@ -43,7 +43,7 @@ class Ledger:
         return shard
 
     def start(self, shard: str) -> None:
-        """Count an attempt at `shard` (a twin of a running one, or one just taken)."""
+        """Count an attempt at `shard` (a second copy of a running one, or one just taken)."""
         self._attempts[shard] += 1
         self._copies[shard] += 1
 
@@ -60,7 +60,7 @@ class Ledger:
     ) -> Failure | bool:
         """A copy of `shard` was lost or failed: its failure, else whether it waits for another try.
 
-        While a twin runs neither is so: the twin may still commit it, whatever the error of this copy.
+        While another copy runs neither is so: that one may still commit it, whatever the error of this copy.
         """
         self._copies[shard] -= 1
         self._attempts[shard] -= not charged

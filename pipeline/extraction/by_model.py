@@ -198,7 +198,7 @@ class ModelFeatures:
                 free_memory()
                 for writer in dense.values():
                     writer.restart()
-            logs.tell("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
+            logs.log_event("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
         raise full
 
     def _encode(

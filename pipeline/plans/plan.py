@@ -1,4 +1,4 @@
-"""The plan of a pass: a run file with every default filled in, and all that can move a bit of the data."""
+"""The plan of a pass: a run file with every default filled in, and everything that can change the data."""
 
 from __future__ import annotations
 

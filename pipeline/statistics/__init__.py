@@ -1,7 +1,7 @@
 """Statistics of stored activations: a partial per shard, merged in shard order, read off as a feature table.
 
-To add one: write a class as `statistic.Statistic` says, put it in `STATISTICS`, and inherit its test from
-`tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order, feature by
+To add one: write a class that follows `statistic.Statistic`, put it in `STATISTICS`, and inherit its test
+from `tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order, feature by
 feature: its bits depend on the shards alone, not on how many are merged at once, nor on how features are cut
 into blocks.
 """
@@ -30,7 +30,7 @@ STATISTICS = {
 DENOMINATORS: Schema = dict.fromkeys(("rows", "counted_rows", "contexts", "documents"), pl.Int64())
 
 BLOCK_NNZ = 1 << 21
-"""Activations looked at together: temporaries stay small, and no number depends on it."""
+"""Activations processed together: temporaries stay small, and no number depends on it."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A control beside the learnt features, over the same rows: those of the first 10 of every 50 contexts.
+"""A control next to the learnt features, over the same rows: those of the first 10 of every 50 contexts.
 
 Contexts are numbered over the lake, as in the GPT-2 notebook, which takes the first 10 of each batch of 50 on
 its way through the corpus; which rows these are does not depend on batches and workers here. Of the learnt
@@ -119,7 +119,7 @@ def combine_l0(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:
-    """What cannot be true of a shard's control beside its learnt features, in words.
+    """What cannot be true of a shard's control and its learnt features, in words.
 
     Each row of a control has the norm of its learnt one, or is 0 where nothing of the control is above 0: so
     the control's sum of squares is at most the learnt one.

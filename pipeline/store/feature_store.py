@@ -209,7 +209,7 @@ class FeatureStore(Catalog):
     def compactions(self, site: str) -> list[Compacted]:
         """The published compactions of a site of which every shard is committed as it was.
 
-        Of one whose marker cannot be read a warning tells, once.
+        One whose marker cannot be read is reported in a warning, once.
         """
         name = self.site(site).pass_name
         if name not in self._compactions:

@@ -21,7 +21,7 @@ from schemas.run.file import RunFile
 from schemas.sentences import NOTE
 
 WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}
-"""Kinds of corpus after whose documents no EOS is put, unless that is asked for."""
+"""Kinds of corpus after whose documents no EOS is put, unless that is requested."""
 
 RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
@@ -83,7 +83,7 @@ def requested_lake(
 
 
 def default_bos(tokenizer: Tokenizer) -> int | None:
-    """What a context begins with where nobody names a token; None: there is nothing to begin with."""
+    """What a context begins with where no token is named; None: there is nothing to begin with."""
     ids = (tokenizer.bos_id, tokenizer.cls_id, tokenizer.eos_id)
     return next((token_id for token_id in ids if token_id is not None), None)
 
@@ -169,7 +169,7 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
 
 
 def _check_labels(names: tuple[str, ...], labels: Iterable[str], has_vectors: bool) -> None:
-    """No label column is asked for twice, and none, asked for or of the corpus, is called as the store's."""
+    """No label column is named twice, and none, named or of the corpus, is called as the store's."""
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"corpus.label_columns names {twice[0]!r}, twice")
     reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
@@ -189,7 +189,7 @@ def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
 
 
 def require_rule(layout: Layout, requested: Lake) -> None:
-    """The store's rule, if it has one, must be the one asked for; wherever the tokenizer lies."""
+    """The store's rule, if it has one, must be the one requested; wherever the tokenizer lies."""
     stored = read_lake(layout)
     if stored is None:
         return

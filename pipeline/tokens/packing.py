@@ -143,7 +143,7 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
 
 
 def _without_repeated_bos(documents: Sequence[I32], rule: ContextRule) -> Sequence[I32]:
-    """The documents' tokens as they are laid into contexts, see `ContextRule.without_repeated_bos`."""
+    """The documents' tokens as they are packed into contexts, see `ContextRule.without_repeated_bos`."""
     if not rule.may_spell_bos:
         return documents
     place, cleaned = 0, []
@@ -230,7 +230,7 @@ def scatter_vectors(
 
 
 def _of_tokens(values: NDArray[Any] | None, tokens: int, inputs: Inputs) -> NDArray[Any]:
-    """The vectors of a document, which must be as many as its tokens, and as the corpus said."""
+    """The vectors of a document, which must be as many as its tokens, and as the corpus declared."""
     if values is not None and values.shape == (tokens, inputs.width) and values.dtype == inputs.dtype:
         return values
     shape = "none" if values is None else f"{values.dtype} {list(values.shape)}"

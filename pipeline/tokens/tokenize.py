@@ -1,6 +1,6 @@
 """Turn a corpus into token shards: read, encode, pack, write; each step works while the next one does.
 
-A run that dies leaves a few token shards behind that no record names; the next run replaces them. The two
+A run that dies leaves a few token shards that no record names; the next run replaces them. The two
 records, lake.json and the new link of the corpus chain, are put last; the vocabulary stands before them.
 """
 
@@ -75,9 +75,9 @@ def tokenize(
     """Tokenize the run file's corpus into the store: link 0 of its chain or, with `append`, the next one.
 
     A corpus that the store holds already (same content, columns and limit) is not read again: its link is
-    returned. `progress` is told of every shard, in order. InputError for a source that can't be read, a rule
-    that is not the store's, another corpus without `append`, files or texts all of an earlier link (unless
-    they `may_repeat`, as in a probe), a corpus without a counted token.
+    returned. `progress` is called with every shard, in order. InputError for a source that can't be read, a
+    rule that is not the store's, another corpus without `append`, files or texts all of an earlier link
+    (unless they `may_repeat`, as in a probe), a corpus without a counted token.
     """
     run_file = _labels_by_name(run_file)
     _check_places(layout, run_file)
@@ -126,7 +126,7 @@ def _check_places(layout: Layout, run_file: RunFile) -> None:
         raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
     if read_links(layout) and read_lake(layout) is None:
         raise InputError(
-            f"{layout.lake} is missing beside a corpus chain: restore it from a copy of the store"
+            f"{layout.lake} is missing next to a corpus chain: restore it from a copy of the store"
         )
 
 
@@ -212,7 +212,7 @@ def _refuse_other_classes(links: list[CorpusLink], source: Source) -> None:
 
 
 def _named(source: dict[str, Any], limit: int | None) -> str:
-    """Of what a source says of itself, as much as tells it from another of its kind."""
+    """Of what a source describes, as much as distinguishes it from another of its kind."""
     drawn = {**source, **source.get("dictionary", {})}
     parts = [str(source.get("path") or source["kind"])]
     parts += [f"{drawn[name]} {name}" for name in ("bytes", "documents", "prompts") if name in drawn]

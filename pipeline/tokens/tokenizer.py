@@ -240,7 +240,7 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
 
 
 def _from_json(folder: Path) -> LakeTokenizer | None:
-    """The tokenizer of a tokenizer.json that says it all, for to import transformers takes seconds."""
+    """The tokenizer of a tokenizer.json that is complete, for to import transformers takes seconds."""
     from tokenizers import Tokenizer
 
     if not is_of_plain_class(folder):

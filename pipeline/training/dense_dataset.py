@@ -146,7 +146,7 @@ class DenseDataset(IterableDataset[Any]):
         return max(1, rows // self.order.block)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin there; a DataLoader's workers do not tell where they are."""
+        """Begin there; a DataLoader's workers do not report where they are."""
         self.position = Position(epoch)
 
     def reader(self, worker: int = 0, workers: int = 1) -> Reader:

@@ -199,7 +199,7 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
     "not a zip": (lambda path: path.write_bytes(npy((2, 3), bytes(24))), "damaged"),
     "a shape of a terabyte": (
         lambda path: write_npz(path, npy((HUGE, 1), bytes(24))),
-        r"says shape \[1099511627776, 1\] and stores 24 bytes",
+        r"declares shape \[1099511627776, 1\] and stores 24 bytes",
     ),
     "a shape below what it stores": (lambda path: write_npz(path, npy((2, 3), bytes(28))), "stores 28 bytes"),
     "negative shapes": (lambda path: write_npz(path, npy((-2, -3), bytes(24))), "stores 24 bytes"),

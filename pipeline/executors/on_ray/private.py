@@ -57,7 +57,7 @@ def private_ray(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def own_token() -> Iterator[None]:
-    """Ray speaks with our token inside the block, in the place of a user's, who may have no home for one.
+    """Ray speaks with our token inside the block, in place of a user's, who may have no home for one.
 
     A mode that is set to something else, such as `disabled`, stays.
     """

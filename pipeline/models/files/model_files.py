@@ -23,7 +23,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
 CONTENT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
-"""Files that make the model what it is, beside config.json."""
+"""Files that make the model what it is, in addition to config.json."""
 
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length")
 """Where the configurations of different architectures keep the longest context."""
@@ -60,7 +60,7 @@ def digest_of_name(path: str) -> str | None:
 
 
 def max_context(path: str) -> int | None:
-    """See pipeline.models.max_context; the first to look at the path, so it says where nothing is there."""
+    """See pipeline.models.max_context; the first to read the path, so it reports where nothing is there."""
     require_folder(path)
     config = Path(path) / CONFIG
     return longest_context(config_of(config)) if config.is_file() else None

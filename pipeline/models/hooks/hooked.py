@@ -61,7 +61,7 @@ class _Inputs:
 
 
 class _OfRows(NamedTuple):
-    """What a model gave for the rows that were asked for alone, not for a batch."""
+    """What a model gave for the requested rows alone, not for a batch."""
 
     given: object
 

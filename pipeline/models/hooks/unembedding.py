@@ -50,7 +50,7 @@ def one_token() -> TokenBatch:
 
 
 def standing_in(vectors: Tensor, output: object) -> object:
-    """What a block gave for one token, with vectors [N, D] in the place of its [1, 1, D]."""
+    """What a block gave for one token, with vectors [N, D] in place of its [1, 1, D]."""
     first = output[0] if isinstance(output, tuple) else output
     assert isinstance(first, Tensor)
     assert first.shape[:2] == (1, 1), f"{list(first.shape)} is not a block's output of one token"

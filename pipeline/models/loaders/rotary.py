@@ -26,7 +26,7 @@ Run = Callable[[Tensor, Tensor | None], object]
 
 
 def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
-    """Make the rotary modules of a model look at each context; what is returned tells them of a batch."""
+    """Make the rotary modules of a model treat each context alone; the wrapper gives them the batch."""
     _refuse_capacity(model, path)
     modules, batch = _rotary_modules(model), _Batch()
     for module in modules:
@@ -63,7 +63,7 @@ def refuse_longrope(model: nn.Module, path: str, loader: str) -> None:
 class _Batch:
     """The batch that is run: `lengths` int64 [B], real tokens of each context; None before the first.
 
-    `is_read`: whether a module looks at it.
+    `is_read`: whether a module reads it.
     """
 
     lengths: Tensor | None = None
@@ -111,7 +111,7 @@ def _border(module: Any, layer_type: str | None) -> int | None:
 
 
 def _widened(angles: Tensor, width: int) -> Tensor:
-    """[1 or B, T, C] with zeros behind, for pads, whose numbers nobody reads."""
+    """[1 or B, T, C] with zeros after it, for pads, whose numbers nobody reads."""
     return nn.functional.pad(angles, (0, 0, 0, width - angles.shape[1]))
 
 

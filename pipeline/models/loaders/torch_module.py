@@ -74,7 +74,7 @@ def digest(path: str) -> str:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Where a module's file is: each part is looked for in the folders of the package before it."""
+    """Where a module's file is: each part is searched for in the folders of the package before it."""
     spec, places = None, None
     for part in module.split("."):
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
@@ -117,7 +117,7 @@ def _build(path: str, device: str, dtype: Any) -> nn.Module:
 
 
 def _see_working_directory() -> None:
-    """Modules are looked for there too, as `python -m` does."""
+    """Modules are searched for there too, as `python -m` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))
 

@@ -1,6 +1,6 @@
 """Loader of Hugging Face models through TransformerLens' TransformerBridge (versions 3.9 and 4).
 
-Weights stay as Hugging Face has them, unless model.processing asks for folding or centring (the bridge's
+Weights stay as Hugging Face has them, unless model.processing requests folding or centring (the bridge's
 compatibility mode, which gives HookedTransformer's values). Attention is eager. Hook names are
 TransformerLens', `blocks.9.hook_resid_post`, `blocks.3.attn.hook_z` (flattened to [heads * d_head]), ..., or
 paths of Hugging Face's own modules, `model.layers.9`: x is the module's output, of a tuple the first.

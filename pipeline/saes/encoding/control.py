@@ -1,4 +1,4 @@
-"""A control: another W_enc in the place of the learnt one, with the SAE's own biases and b_dec.
+"""A control: another W_enc in place of the learnt one, with the SAE's own biases and b_dec.
 
 About half of its activations are above 0, so it is never stored: a block of rows is dense for a moment, and
 goes into sums over features and counts over rows, which lie on the device until a shard is done. Nothing

@@ -148,7 +148,7 @@ class _Beginning:
 
 
 def _refuse_strange_keys(keys: list[Any]) -> None:
-    """ValueError unless they are text or numbers: to hash tuples of tuples can take for ever."""
+    """ValueError unless they are text or numbers: to hash tuples of tuples can take forever."""
     strange = next((key for key in keys if not isinstance(key, str | int)), None)
     if strange is not None:
         raise ValueError(f"it has a {type(strange).__name__} as a name")

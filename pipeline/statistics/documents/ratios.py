@@ -1,7 +1,7 @@
 """Ratios of sums over documents, with errors that respect documents, from sums that merge exactly.
 
 Document d brings totals v_d, one for each of m quantities (losses, predictions, squared errors, rows ...).
-What is told are ratios R = a.S / b.S of S = sum v_d, with weights a and b: a mean loss, an explained
+What is reported are ratios R = a.S / b.S of S = sum v_d, with weights a and b: a mean loss, an explained
 variance, a recovered share. Documents are what is drawn, so
 
     var(R) = D / (D - 1) * sum ((a - R b).v_d)^2 / (b.S)^2

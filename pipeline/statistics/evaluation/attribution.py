@@ -1,4 +1,4 @@
-"""Attributions of prompts, summed by label value and feature; which features they select; what ablation says.
+"""Attributions of prompts, summed by label value and feature; which features they select; ablation's effects.
 
 A prompt without a value of a label is left out of that label. Means are over all prompts of a value, those in
 which a feature is not active with 0. Intervals are Student's, over prompts: they are what is drawn. Sums are
@@ -105,7 +105,7 @@ def finalize(sums: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_features(sums: pl.DataFrame) -> pl.DataFrame:
-    """The sums of features, beside all `prompts` of their value; `active` are theirs."""
+    """The sums of features, with all `prompts` of their value; `active` are theirs."""
     features = sums.filter(pl.col("feature").is_not_null()).rename({"prompts": "active"})
     return features.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
 

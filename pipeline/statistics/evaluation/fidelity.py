@@ -1,4 +1,4 @@
-"""What the fidelity of a site is told by: totals of documents, and the measures that are ratios of them."""
+"""What a site's fidelity is computed from: totals of documents, and the measures that are ratios of them."""
 
 from __future__ import annotations
 
@@ -118,14 +118,14 @@ def _reason(name: str, rows: dict[str, dict[str, Any]]) -> str | None:
     row = rows[name]
     if row["value"] is not None:
         few = row["low"] is None
-        return "no interval: it is told by how documents differ, and this is one document" if few else None
+        return "no interval: it needs several documents, and this is one" if few else None
     if not row["tokens"]:
         return "no measured row has a next token in its context"
     if name in _HARM:
         what, put_in, clean = _HARM[name]
         losses = f"{rows[put_in]['value']:.4f} against {rows[clean]['value']:.4f} clean"
         verb = "do" if what == "zeros" else "does"
-        return f"{what} in the place of x {verb} no harm (loss {losses}), so there is nothing to recover"
+        return f"{what} in place of x {verb} no harm (loss {losses}), so there is nothing to recover"
     return "what is to be reconstructed is the same in all rows"
 
 

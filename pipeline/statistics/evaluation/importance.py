@@ -7,7 +7,7 @@ a class is (loss with it set to 0 - loss) over the rows of the class, divided by
 No forward pass is repeated. With x - x' = r the error of a row, a_f the activation and d_f the decoder row,
 the error without feature f is r + a_f d_f, whose square is |r|^2 + 2 a_f r.d_f + a_f^2 |d_f|^2; and the mean
 activation without f is 0 for f and what it was for all others. So sums over rows of a_f r.d_f, a_f^2 and a_f
-tell everything: they are exact, and those of shards add up.
+say everything: they are exact, and those of shards add up.
 
 The *literal* loss of the notebook that this comes from has another penalty where nothing is set to 0: the
 mean over rows of KL(rho || mean activation over the FEATURES of the row), one number and no sum. That is the
@@ -36,7 +36,7 @@ CLAMP = 1e-7
 """Mean activations are brought between this and 1 - this before their logarithms are taken."""
 
 _BLOCK_BYTES = 1 << 26
-"""Of the errors of activations that are looked at together."""
+"""Of the errors of activations that are processed together."""
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ class Strongest:
     """The `k` strongest rows of each feature of a state: |activation| descending, ties by row.
 
     Shards are shown one after another, in ascending rows. `state` is the merged state of all of them: its
-    histograms tell a bound that at least k activations of the feature reach, so that one comparison leaves
+    histograms give a bound that at least k activations of the feature reach, so that one comparison leaves
     few candidates to be ranked. Compared are the bits of |activation| as it is stored, which sort as it does.
 
-    Where `show` is told of documents it is the strongest row of each document that is ranked. How many
-    documents reach a bound no histogram tells, so that of such a `state` the column `feature` is enough.
+    Where `show` gets documents it is the strongest row of each document that is ranked. How many
+    documents reach a bound no histogram says, so that of such a `state` the column `feature` is enough.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Strongest:
         rows: Callable[[], NDArray[Any]],
         documents: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
     ) -> None:
-        """Look at `values` [Z] of `features` [F], `counts` [F] of each; `rows` gives [Z], if need be.
+        """Take `values` [Z] of `features` [F], `counts` [F] of each; `rows` gives [Z], if need be.
 
         `documents` gives the document of each of some rows; it must not descend as rows ascend, and all of a
         feature's rows in one document must be shown at once.

@@ -25,9 +25,9 @@ class Statistic(Protocol):
 
     name: str
     state: Schema
-    """Columns of the partial, and of every merge of partials, beside `feature`."""
+    """Columns of the partial, and of every merge of partials, in addition to `feature`."""
     table: Schema
-    """Columns of the feature table, beside `feature`."""
+    """Columns of the feature table, in addition to `feature`."""
 
     def partial(self, postings: Postings, shard: TokenShard) -> pl.DataFrame:
         """Statistic of one shard: a row per feature that fired, columns `feature` and `state`."""

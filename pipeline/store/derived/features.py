@@ -161,7 +161,7 @@ def _range_tables(shards: Sequence[ShardFiles], totals: Totals, features: range)
 
 
 def _show(shard: ShardFiles, features: range, activity: Activity, strongest: Strongest) -> None:
-    """Look for the strongest rows of one shard; of row groups that can hold none, nothing is read."""
+    """Search one shard for its strongest rows; of row groups that can hold none, nothing is read."""
     if shard.postings is None:
         postings = shard.read_postings()
         rows = postings.rows + shard.record.row_start

@@ -53,7 +53,7 @@ def rank_intervals(
 ) -> dict[str, tuple[I64, I64]]:
     """Of each column the lowest and highest rank (95 %) of every feature, int64 [d_sae], -1 for none.
 
-    `features` is the feature table of these shards; `advance` is told of features x draws that are done.
+    `features` is the feature table of these shards; `advance` counts the features x draws that are done.
     Which features come last is decided once, by the table, and not by a draw.
     """
     draws, seed, support = drawing

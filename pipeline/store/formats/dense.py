@@ -171,7 +171,7 @@ def chunk_rows(n_rows: int, width: int, itemsize: int) -> int:
 def open_dense(path: StorePath) -> Any:
     """The Zarr array to read in slices, on object storage by ranges; ValueError when a piece is missing.
 
-    Whole Zarr shards are looked for here, the chunks within one when it is read first.
+    Whole Zarr shards are searched for here, the chunks within one when it is read first.
     """
     array = open_array(path)
     if absent_chunks(array):

@@ -27,7 +27,7 @@ from schemas.layout import ZARR_METADATA, StorePath, is_zarr_name
 from schemas.records import parse_json
 
 CODECS = ("bytes", "blosc", "zstd", "crc32c", "sharding_indexed")
-"""What latentlake and AnnData write; none of them runs what a file says."""
+"""What latentlake and AnnData write; none of them runs code from a file."""
 _NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
 _CHUNK = re.compile(r"(?:(.*)/)?c((?:/\d+)*)")
 _ABSENT = 2**64 - 1

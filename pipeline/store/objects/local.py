@@ -1,7 +1,7 @@
 """The verbs of `objects` on POSIX file systems and NFS.
 
 A marker is put with `link(2)`, which exactly one of many racing writers wins. Names of temporary files start
-with a dot and end with `.tmp`; they lie beside their target, so that linking and renaming never cross a file
+with a dot and end with `.tmp`; they lie next to their target, so that linking and renaming never cross a file
 system.
 """
 
@@ -99,7 +99,7 @@ def _same_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """See `objects.scratch_folder`: here it lies beside `path`."""
+    """See `objects.scratch_folder`: here it lies next to `path`."""
     temporary = temporary_path(path)
     with storage_errors(path):
         temporary.mkdir(parents=True)
@@ -134,7 +134,7 @@ def publish_folder(temporary: Path, path: Path) -> bool:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name that nobody else uses, beside `path`."""
+    """A name that nobody else uses, next to `path`."""
     return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
 
 
@@ -210,7 +210,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _holder(path: Path) -> Path:
-    """Beside a lock, the file that stands for it where the file system has no locks."""
+    """Next to a lock, the file that stands for it where the file system has no locks."""
     return path.with_name(f"{path.name}.held")
 
 
@@ -239,7 +239,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
-    """Turn what the system says of a write to `path` into one sentence with the remedy for its kind."""
+    """Turn the system's error of a write to `path` into one sentence with the remedy for its kind."""
     try:
         yield
     except InputError:
@@ -268,7 +268,7 @@ def storage_errors(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary_file(path: Path, data: bytes) -> Iterator[Path]:
-    """A synchronised file beside `path` that holds `data`, removed at the end if still there."""
+    """A synchronised file next to `path` that holds `data`, removed at the end if still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:

@@ -190,7 +190,7 @@ def client(url: str, *, retries: bool = True) -> Any:
     """The obstore of a root; without `retries` it sends each request once. memory:// has one per URL.
 
     InputError in a process forked from one that has clients: obstore's threads are not there, and it would
-    wait for them for ever.
+    wait for them forever.
     """
     key = (url, retries or url.startswith("memory:"))
     with _MAKING:  # two threads that come first must not get a memory each
@@ -228,7 +228,7 @@ def tries() -> Iterator[int]:
 
 @contextmanager
 def remote_errors(path: object) -> Iterator[None]:
-    """Turn what object storage says into InputError for what the user can fix, RemoteError for what passes.
+    """Turn errors of object storage into InputError for what the user can fix, RemoteError for what passes.
 
     FileNotFoundError and FileExistsError are what they are.
     """
@@ -244,7 +244,7 @@ def remote_errors(path: object) -> Iterator[None]:
             "GOOGLE_*, AZURE_*), and what they may do there"
         ) from None
     except (AlreadyExistsError, PreconditionError) as error:
-        # Azure says 409 where the others say 412; a 409 of the others is not answer yet
+        # Azure answers 409 where the others answer 412; a 409 of the others is no answer yet
         if "status code: 409" in (text := str(error)) and "BlobAlreadyExists" not in text:
             raise ConflictError(errno.EIO, f"object storage failed ({_brief(text)})", str(path)) from None
         raise FileExistsError(errno.EEXIST, "there is such an object", str(path)) from None

@@ -126,7 +126,7 @@ def _cut(
 
 
 def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
-    """The matrix' values at pairs of row and feature, float32 [Q]; only the rows asked for are looked at.
+    """The matrix' values at pairs of row and feature, float32 [Q]; only these rows are read.
 
     In CSR a row's indices ascend, so (row, feature) as one number ascends too: one binary search for each.
     """

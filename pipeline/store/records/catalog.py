@@ -1,6 +1,6 @@
 """What a store records: the lake, the corpus chain, plans, sites and receipts, and where data objects lie.
 
-What is committed is looked up once per pass, when first asked for: open the store again to see newer shards.
+What is committed is looked up once per pass, when first needed: open the store again to see newer shards.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SiteInfo:
     feature_block: int
     """Features in a row group of the postings."""
     control: Control | None = None
-    """What is counted beside the learnt features on some contexts."""
+    """The control that is counted along with the learnt features on some contexts."""
     pooling: Pooling = "none"
     """What the SAE reads of a context."""
     dense_dtype: DenseDtype = "float32"
@@ -139,7 +139,7 @@ class Catalog:
         return self.pass_receipts(self.site(site).pass_name)
 
     def site_receipts(self, site: str) -> dict[str, SiteReceipt]:
-        """What the receipts say of the site, by shard; InputError where one says nothing."""
+        """The receipts of the site, by shard; InputError where a receipt lacks it."""
         receipts = {}
         for shard, receipt in self.receipts(site).items():
             if site not in receipt.sites:

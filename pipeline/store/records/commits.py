@@ -25,7 +25,7 @@ class NondeterminismError(InputError):
 
 
 def commit(layout: Layout, pass_name: str, receipt: Receipt) -> Receipt:
-    """Commit a shard whose data are on the disk; returns the receipt in force, ours or a quicker twin's.
+    """Commit a shard whose data are on the disk; returns the receipt in force, ours or that of a faster copy.
 
     The loser of a race removes its own attempt. When the winner's bytes differ, the attempt stays to be
     looked at, and NondeterminismError names both.
@@ -65,7 +65,7 @@ def read_commits(
 def scan_commits(
     layout: Layout, pass_name: str, seen: Mapping[str, Receipt] = MappingProxyType({})
 ) -> Iterator[Receipt]:
-    """The receipts of a pass in shard order; object storage is asked for several at once.
+    """The receipts of a pass in shard order; object storage gets several requests at once.
 
     Those that were `seen`, by shard, are not read again: a receipt never changes.
     """
@@ -101,7 +101,7 @@ def receipts_digest(receipts: Iterable[Receipt]) -> str:
 
 
 def manifest_row(receipt: Receipt) -> ManifestRow:
-    """What the manifest says of a committed shard."""
+    """The manifest's row of a committed shard."""
     measured = (receipt.rows, receipt.nnz, receipt.size, receipt.work_seconds)
     return (receipt.shard, "committed", receipt.attempt, *measured, None)
 

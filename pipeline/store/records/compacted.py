@@ -63,8 +63,8 @@ def read_compactions(
 ) -> tuple[list[Compacted], list[str]]:
     """The compactions of a pass whose shards are all committed as they were, by name; then what is wrong.
 
-    Of a marker that cannot be read (damaged, or of a newer format) a sentence says so; its compaction counts
-    as none.
+    A marker that cannot be read (damaged, or of a newer format) is reported in a sentence; its compaction
+    counts as none.
     """
     compactions, wrong, folder = list[Compacted](), list[str](), layout.compactions(pass_name)
     for path in sorted(listed(folder), key=lambda path: path.name):

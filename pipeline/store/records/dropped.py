@@ -29,7 +29,7 @@ def live_sites(plan: Plan, dropped: Collection[str]) -> tuple[PlannedSite, ...]:
 
 
 def live_part(receipt: Receipt, dropped: Collection[str]) -> Receipt:
-    """A receipt without what it says of dropped sites; not what digests are made of."""
+    """A receipt without its entries of dropped sites; not what digests are made of."""
     if not dropped:
         return receipt
     sites = {name: site for name, site in receipt.sites.items() if name not in dropped}

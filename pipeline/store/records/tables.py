@@ -67,7 +67,7 @@ def write_table_parts(
     receipts_digest: str,
     metadata: dict[str, str] | None = None,
 ) -> StorePath:
-    """The same of a table that comes in parts, and is never whole in memory; `metadata` is kept beside it."""
+    """The same of a table that comes in parts, and is never whole in memory; `metadata` is kept with it."""
     path = layout.table(site, name)
     known = {RECEIPTS_KEY: receipts_digest, VERSION_KEY: str(FORMAT_VERSION)}
     write_frames(path, schema, parts, (metadata or {}) | known)
@@ -97,8 +97,8 @@ def version_of(layout: Layout, site: str, name: str) -> int:
 def scan_table(layout: Layout, site: str, name: str, receipts_digest: str | None = None) -> pl.LazyFrame:
     """The table; InputError when it is absent, damaged or newer than this code, a warning when it is stale.
 
-    Every page's checksum is compared here, once a process, for Polars looks at none. `receipts_digest` is
-    what `commits.receipts_digest` says now; without it staleness is not looked at.
+    Every page's checksum is compared here, once a process, for Polars checks none. `receipts_digest` is
+    what `commits.receipts_digest` gives now; without it staleness is not checked.
     """
     path = _existing(layout, site, name)
     check_table(layout, site, name)
@@ -134,7 +134,7 @@ JOBS = {
     "truth": ("truth", "truth_summary", "truth_pairs", "truth_cosines"),
     "attribute": ("attributions", "attribution_prompts", "attribution_selection"),
 }
-"""The tables of each command, where no rule says it."""
+"""The tables of each command, where no rule gives them."""
 
 
 def job_of(table: str) -> str:

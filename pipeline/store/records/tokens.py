@@ -142,11 +142,11 @@ class _Columns:
 def read_token_shard(
     layout: Layout, lake: Lake, record: ShardRecord, verify: bool = True, inputs: bool = False
 ) -> TokenShard:
-    """Read a token shard; its first row and context are numbered as `record` says.
+    """Read a token shard; its first row and context are numbered by `record`.
 
-    The vectors of its rows, which are most of what such a lake holds, are read where `inputs` are asked for.
+    The vectors of its rows, which are most of what such a lake holds, are read where `inputs` is True.
     ShardError (an InputError) that names the file when it is missing, or when its sha256 is not the recorded
-    one (not looked at with `verify` False).
+    one (not checked with `verify` False).
     """
     data, vectors = _checked(layout, record, verify), lake.inputs if inputs else None
     with readable(layout.tokens(record.name)), pq.ParquetFile(pa.BufferReader(data)) as file:
@@ -209,7 +209,7 @@ def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[st
 
 
 def counted_for(shard: TokenShard, selection: RowSelection) -> Counted | None:
-    """What the receipt of a site says is counted of a shard already cut to what the site reads."""
+    """What a site's receipt records as counted of a shard already cut to what the site reads."""
     if selection.all_rows:
         return None
     totals = shard.totals()

@@ -1,6 +1,6 @@
 """What goes when a pass, or a site of one, is dropped, and in which order.
 
-A site goes by a marker, which readers honour at once, and then by what it leaves behind. A pass goes by its
+A site goes by a marker, which readers honour at once, and then by its leftovers. A pass goes by its
 receipts first and its plan last, so that in between it is one that was never finished.
 """
 
@@ -37,7 +37,7 @@ class Piece:
 
     @property
     def groups(self) -> list[StorePath]:
-        """Weights of sites that it holds, or is: they are there as long as their root says so."""
+        """Weights of sites that it holds, or is: they are there as long as their root is."""
         if self.what != "weights" or not self.path.is_dir():
             return []
         there = [self.path] if self.path.suffix == ".zarr" else listed(self.path)

@@ -1,9 +1,10 @@
-"""What nobody will ever read: attempts without a receipt, compactions that none reads, dead writers' files.
+"""What will never be read: attempts without a receipt, compactions that none reads, dead writers' files.
 
-A running attempt has no receipt either, and is told from garbage by its age alone: its newest file is younger
-than the limit, which must be longer than any shard takes. So it is with a compaction that has no marker yet.
-Before either is removed the receipt or marker is looked for once more. A published compaction goes when
-a whole one covers all its shards and more. What has any other name than latentlake gives is left alone.
+A running attempt has no receipt either, and is distinguished from garbage by its age alone: its newest file
+is younger than the limit, which must be longer than any shard takes. So it is with a compaction that has no
+marker yet. Before either is removed the receipt or marker is searched for once more. A published compaction
+goes when a whole one covers all its shards and more. What has any other name than latentlake gives is left
+alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether one shard is what its receipt, its token shard and its own statistics say.
 
 Row group by row group the postings are compared with the transposed CSR and go into the statistics, so no
-second copy of the shard is made. A shard whose bytes are damaged is named and not looked into further.
+second copy of the shard is made. A shard whose bytes are damaged is named and not checked further.
 Shapes: N rows, Z nonzeros.
 """
 
@@ -44,7 +44,7 @@ class VerifyReport:
 
     problems: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
-    """What is not wrong but behind: shards not extracted, tables made from other shards (not compared)."""
+    """What is out of date, not wrong: shards not extracted, tables made from other shards (not compared)."""
     objects: int = 0
     """Token shards and data objects whose checksum was compared."""
     bytes: int = 0
@@ -53,7 +53,7 @@ class VerifyReport:
     """Values of partials, row counts and tables that were computed anew."""
 
     def add(self, other: VerifyReport) -> None:
-        """Take in what somebody else found."""
+        """Add another report's findings."""
         self.problems += other.problems
         self.stale += other.stale
         self.objects += other.objects
@@ -68,7 +68,7 @@ class VerifyReport:
             with system_readable(path):
                 is_there = path.exists()
             actual_size, actual_sha256 = measure(path) if is_there else (0, "")
-        except InputError as error:  # of the system, which says nothing of what the object holds
+        except InputError as error:  # of the system, which says nothing about what the object holds
             self.problems.append(str(error))
             return False
         if not is_there:
@@ -271,7 +271,7 @@ class _SiteCheck:
             self._wrong(f"counted by the receipt: {self._receipt.counted}; by the token shard: {counted}")
 
     def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64, Prints]:
-        """Partials; the active features of each row where no CSR tells them, int64 [N]; fingerprints."""
+        """Partials; the active features of each row where no CSR holds them, int64 [N]; fingerprints."""
         parts, l0 = [statistics.empty_state()], np.zeros(tokens.n_rows, np.int64)
         prints = [NO_PRINTS]
         after = -1

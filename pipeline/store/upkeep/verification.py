@@ -3,7 +3,7 @@
 Each shard is a task; a compaction is compared by fingerprints that its shards' tasks give, and nothing is
 merged again. Partials that agree with a recomputation are as good as those computed anew, so the
 tables are then made from them as `stats` makes them, and compared. Tables of other jobs have their pages'
-checksums alone. What is for people (manifest, events, prediction, figures, report) is not looked at.
+checksums alone. What is for people (manifest, events, prediction, figures, report) is not checked.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _expected(sites: Sequence[PlannedSite], compactions: Sequence[Compacted]) ->
 
 
 def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyReport:
-    """Whether a token shard has its checksum, and what its record, from which denominators come, says."""
+    """Whether a token shard has its checksum, and the counts of its record, from which denominators come."""
     report, path = VerifyReport(), layout.tokens(record.name)
     if not report.compare_object(path, record.bytes, record.sha256):
         return report

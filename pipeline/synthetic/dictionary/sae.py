@@ -1,7 +1,7 @@
 """An SAE that is the dictionary: W_enc = features^T + noise, W_dec = W_enc^T, noise included.
 
 As `init_sae_to_match_feature_dict` of sae-lens 6.28, saved as sae-lens saves, so that any reader reads it.
-Beside that: the features may stand in a random order; `b_dec` is the bias of the dictionary; and a threshold
+Besides that: the features may stand in a random order; `b_dec` is the bias of the dictionary; and a threshold
 may take the place of ReLU's 0, without which noise and small cosines make features fire in half of the rows.
 """
 

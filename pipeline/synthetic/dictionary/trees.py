@@ -50,7 +50,7 @@ def _settle(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) -> N
 
 
 def _one_of(candidates: Bool, rng: Generator) -> Bool:
-    """A random one of each row's, bool of its shape; draws as many numbers whatever the wishes are."""
+    """A random one of each row's, bool of its shape; draws as many numbers whatever the candidates are."""
     draws = np.where(candidates, rng.random(candidates.shape), -1.0)
     winner: Bool = candidates & (np.arange(candidates.shape[1]) == draws.argmax(axis=1)[:, None])
     return winner
@@ -66,7 +66,7 @@ class Together(NamedTuple):
 def together(node: Node, would: F64) -> Together:
     """Those at and below a node, in rows in which it may fire, where features would fire so often alone.
 
-    Exactly: draws are independent, a child that would fire beside K exclusive siblings wins with
+    Exactly: draws are independent, a child that would fire next to K exclusive siblings wins with
     1 / (1 + K), and what lies below two children of a node is independent where it is not exclusive.
     """
     parts = [together(child, would) for child in node.children]

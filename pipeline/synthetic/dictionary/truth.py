@@ -102,7 +102,7 @@ class KnownTruth:
 
     @cached_property
     def _related(self) -> dict[int, tuple[list[int], F64]]:
-        """Of a feature in a group or a tree: who is there too, and how often both fire."""
+        """Of a feature in a group or a tree: the others there, and how often both fire."""
         of_trees = {
             f: (t.features, row) for t in self._trees for f, row in zip(t.features, t.frequency, strict=True)
         }

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-10
 
 
 def directions(recipe: Dictionary, rng: Generator) -> F32:
-    """Unit vectors float32 [F, D], random ones or of the cosines asked for.
+    """Unit vectors float32 [F, D], random ones or of the cosines requested.
 
     InputError where no vectors have these cosines, or need more entries than `width`.
     """
@@ -43,7 +43,7 @@ def directions(recipe: Dictionary, rng: Generator) -> F32:
 
 
 def gram(recipe: Dictionary) -> F64:
-    """The cosines asked for, float64 [F, F]."""
+    """The cosines requested, float64 [F, F]."""
     matrix = np.full((recipe.features, recipe.features), recipe.cosine or 0.0)
     np.fill_diagonal(matrix, 1.0)
     for pair in recipe.cosines:
