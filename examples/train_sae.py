@@ -127,8 +127,8 @@ def print_summary(store: FeatureStore) -> None:
     print(f"x: {size / sum(each.rows for each in receipts):,.0f} bytes a row")
     for what, shards in zip(("it was trained on", "held out"), split(store), strict=True):
         if shards:
-            found = explained_variance(store, "trained", shards)
-            print(f"explained variance over the {len(shards)} shards {what}: {found:.4f}")
+            value = explained_variance(store, "trained", shards)
+            print(f"explained variance over the {len(shards)} shards {what}: {value:.4f}")
 
 
 def main() -> None:

@@ -201,7 +201,7 @@ def _dispatch(
             plan,
             check_sae=run.extract.check_sae,
             oom_batch_contexts=run.extract.oom_batch_contexts,
-            on_rows=Heartbeat(on_event).one,
+            on_rows=Heartbeat(on_event).emit_one,
         )
         yield from run_in_process(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event

@@ -28,7 +28,7 @@ from pipeline.plans.plan import resolve
 from pipeline.plans.reopen import Place
 from pipeline.saes import SaeMetadata, load_sae, read_metadata
 from pipeline.saes.quality.alternatives import measured
-from pipeline.saes.quality.diagnosis import ROWS, Diagnosis, Elsewhere, diagnose
+from pipeline.saes.quality.diagnosis import ROWS, Diagnosis, OtherRows, diagnose
 from pipeline.saes.quality.reconstruction import Reconstruction, worse_than_mean
 from pipeline.sources import open_source
 from pipeline.tokens.lake_rule import notes, requested_lake
@@ -214,7 +214,7 @@ def _elsewhere(
     flipped: TokenShard | None,
     lake: Lake,
     figures: Reconstruction,
-) -> Iterator[Elsewhere]:
+) -> Iterator[OtherRows]:
     """Rows from other hooks, and from other choices of tokens."""
     named = _trained_at(about)
     poor = not figures.judged >= check.POOR

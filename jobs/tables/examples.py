@@ -116,7 +116,7 @@ def _range_examples(
         for some in shard.postings_of(features):
             _show(tokens, contexts, some, strongest, silent)
             rows = some.rows.astype(np.uint64) + np.uint64(tokens.row_start)
-            tenths.show(some.features, np.diff(some.offsets), some.values, rows)
+            tenths.update(some.features, np.diff(some.offsets), some.values, rows)
     return pl.concat([strongest.table(), silent.table(), tenths.table()])
 
 
@@ -142,7 +142,7 @@ def _active_contexts(shards: Sequence[ShardFiles], features: range) -> I64:
 def _show(tokens: TokenShard, contexts: I64, some: Postings, strongest: Strongest, silent: NonFiring) -> None:
     """Look at some activations of a shard; `contexts` int64 [N] is each row's, counted from its first."""
     counts = np.diff(some.offsets)
-    strongest.show(
+    strongest.update(
         some.features,
         counts,
         some.values,

@@ -148,14 +148,14 @@ class _Batch:
             kept = np.repeat(~zeroed, np.diff(features.indptr))
             return encoder.decode(features.select(kept), like=x).to(target.device)
 
-        puts = [None, *(self._literal_put(stand_in) for stand_in in (reconstruct, lambda *_: 0.0))]
+        puts = [None, *(self._literal_patches(stand_in) for stand_in in (reconstruct, lambda *_: 0.0))]
         values = torch.stack([model.losses(batch, put) for put in puts]).double().cpu().numpy()
         followed = self._followed()
         at = self._counted[followed]
         columns = np.concatenate([np.ones((1, int(at.sum()))), values[:, at]])
         _scatter(totals, LITERAL, self._document[followed][at], columns)
 
-    def _literal_put(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    def _literal_patches(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
         return patch(self._opened.encoder.metadata, self._place, self._counted, stand_in)
 
     def _followed(self) -> Bool:
@@ -169,18 +169,18 @@ class _Batch:
         model, batch = self._opened.model, self._batch
         targets = to_device(next_tokens(batch), model.device)
         clean = model.next_token_logits(batch)
-        patched = model.next_token_logits(batch, self._put(self._reconstruct))
+        patched = model.next_token_logits(batch, self._patches(self._reconstruct))
         losses = [losses_of(clean, targets), losses_of(patched, targets)]
         divergence = divergences(clean, patched)
         del clean, patched
-        losses.append(model.losses(batch, self._put(lambda *_: 0.0)))
-        losses.append(model.losses(batch, self._put(lambda _, target: self._mean.expand(target.shape))))
+        losses.append(model.losses(batch, self._patches(lambda *_: 0.0)))
+        losses.append(model.losses(batch, self._patches(lambda _, target: self._mean.expand(target.shape))))
         values = torch.stack([*losses, divergence]).double().cpu().numpy()
         followed = self._followed()
         measured = self._stored[followed]
         return self._document[followed][measured], values[:, measured]
 
-    def _put(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    def _patches(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
         return patch(self._opened.encoder.metadata, self._place, self._stored, stand_in)
 
     def _reconstruct(self, x: Tensor, target: Tensor) -> Tensor:

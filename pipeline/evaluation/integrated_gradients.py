@@ -221,7 +221,7 @@ def attribute(opened: Opened, prompts: Prompts, latents: Latents, nodes: int) ->
         mean += torch.einsum("s,svo->vo", weight, slope)
         per_vector = torch.from_numpy(2 * gap[:, prompts.vector_context]).to(slope.device)
         mean2 += torch.einsum("s,sv,svo->vo", weight, per_vector, slope)
-    return _shared_out(prompts, latents, gap_at[-1], gap_at[-2], (mean, mean2), nodes)
+    return _attributed(prompts, latents, gap_at[-1], gap_at[-2], (mean, mean2), nodes)
 
 
 def _slopes(opened: Opened, prompts: Prompts, total: Tensor, places: F64) -> tuple[F64, Tensor]:
@@ -236,7 +236,7 @@ def _slopes(opened: Opened, prompts: Prompts, total: Tensor, places: F64) -> tup
     return gap.detach().double().cpu().numpy().reshape(s, c), slope.double().view(s, *total.shape)
 
 
-def _shared_out(
+def _attributed(
     prompts: Prompts, latents: Latents, gap: F64, baseline: F64, means: tuple[Tensor, Tensor], nodes: int
 ) -> Attributed:
     """The mean gradients [V, O] shared out among the active features, and what is missing."""

@@ -18,7 +18,7 @@ from pipeline.models import Model, probe
 from pipeline.plans.reopen import Place
 from pipeline.saes.encoding.encoder import Encoder
 from pipeline.saes.quality.alternatives import Rows
-from pipeline.saes.quality.diagnosis import ROWS, Elsewhere
+from pipeline.saes.quality.diagnosis import ROWS, OtherRows
 from pipeline.saes.quality.reconstruction import Reconstruction, holds_target, reconstruct, target_of
 from pipeline.sources import Source
 from pipeline.store.records.token_rows import counted_mask
@@ -174,7 +174,7 @@ def loaded_rows(subject: Subject, pieces: list[Piece]) -> Rows:
 
 def other_hooks(
     subject: Subject, pieces: list[Piece], trained_at: Place | None, *, poor: bool
-) -> Iterator[Elsewhere]:
+) -> Iterator[OtherRows]:
     """Rows at the place that the SAE's files name, and at the same hooks of other layers.
 
     These are the next layers; all of them when the SAE as loaded does poorly, on fewer rows then.
@@ -192,7 +192,7 @@ def other_hooks(
     for place, rows in zip(places, gathered, strict=True):
         if rows:
             change = f"read x at {place.read}, not at {subject.place.read}"
-            yield Elsewhere(f"hook {place.read}", change, _joined(rows))
+            yield OtherRows(f"hook {place.read}", change, _joined(rows))
 
 
 def _other_layers(subject: Subject, piece: Piece, reach: int | None) -> Iterator[Place]:
@@ -217,16 +217,16 @@ def shifted(hook: str, layers: int) -> str | None:
 
 def other_tokens(
     subject: Subject, pieces: list[Piece], flipped: list[Piece], *, has_bos: bool
-) -> Iterator[Elsewhere]:
+) -> Iterator[OtherRows]:
     """Rows of the model run without BOS, or with it, and rows without those at position 0."""
     if flipped:
         rows = _joined([subject.rows(piece) for piece in flipped])
         name, to = ("model run without BOS", "false") if has_bos else ("model run with BOS", "true")
-        yield Elsewhere(name, f"set prepend_bos to {to}", rows)
+        yield OtherRows(name, f"set prepend_bos to {to}", rows)
     without = [_without_first(piece) for piece in pieces]
     if any((a.counted != b.counted).any() for a, b in zip(pieces, without, strict=True)):
         rows = _joined([subject.rows(piece) for piece in without])
-        yield Elsewhere("position 0 left out", "leave position 0 of each context out", rows)
+        yield OtherRows("position 0 left out", "leave position 0 of each context out", rows)
 
 
 def _without_first(piece: Piece) -> Piece:

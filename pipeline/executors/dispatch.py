@@ -128,9 +128,9 @@ class Dispatcher:
             while self._ledger.remaining:
                 self._poll_cluster()
                 self._fill()
-                outcomes = [outcome for ticket in self._wait(0.5) for outcome in self._settle(ticket)]
+                outcomes = [outcome for ticket in self._wait(0.5) for outcome in self._finish_call(ticket)]
                 outcomes += self._expire()
-                outcomes += self._feed()
+                outcomes += self._assign_shards()
                 yield from outcomes
         finally:
             for slot in self._slots.values():
@@ -165,7 +165,7 @@ class Dispatcher:
         slot.shard, slot.since = shard, time.monotonic()
         self._inflight[self._backend.process(slot.worker, shard)] = slot_id
 
-    def _settle(self, ticket: Hashable) -> list[Receipt | Failure]:
+    def _finish_call(self, ticket: Hashable) -> list[Receipt | Failure]:
         """Take in one finished call."""
         slot_id = self._inflight.pop(ticket, None)
         if slot_id is None:
@@ -259,7 +259,7 @@ class Dispatcher:
         overdue = [slot_id for slot_id, slot in self._slots.items() if slot.shard and slot.since < late]
         return [o for slot_id in overdue for o in self._replace(slot_id, "shard timeout")]
 
-    def _feed(self) -> list[Receipt | Failure]:
+    def _assign_shards(self) -> list[Receipt | Failure]:
         """Give each idle worker a shard, or a second copy of a straggler when none waits."""
         outcomes: list[Receipt | Failure] = []
         for slot_id, slot in list(self._slots.items()):

@@ -187,14 +187,14 @@ class ModelFeatures:
         sizes = [planned, planned, *([smaller] if smaller is not None and smaller < planned else [])]
         for size in sizes:
             self.batch_contexts = size if size != planned else None
-            through = _Through(timed)
+            counter = _RowCounter(timed)
             try:
-                return self._encode(tokens, by_site, through, size, dense)
+                return self._encode(tokens, by_site, counter, size, dense)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 full = error.with_traceback(None)  # the frames let go of their tensors
-            with timed("forward", -through.rows):  # the next try begins anew
+            with timed("forward", -counter.rows):  # the next try begins anew
                 free_memory()
                 for writer in dense.values():
                     writer.restart()
@@ -277,7 +277,7 @@ def _keep(batch: list[InFlightBatch], dense: DenseWriters) -> None:
             writer.add(x, in_flight.stored)
 
 
-class _Through:
+class _RowCounter:
     """`timed`, which counts the rows that went through."""
 
     def __init__(self, timed: Timed) -> None:

@@ -30,7 +30,7 @@ class Heartbeat:
         self._last = time.monotonic()
         self._on_event(event="heartbeat", in_flight=rows)
 
-    def one(self, shard: str, rows: int) -> None:
+    def emit_one(self, shard: str, rows: int) -> None:
         """The same for a worker in this process, which calls as often as it likes."""
         if self.is_due:
             self.emit({shard: rows})

@@ -87,12 +87,12 @@ def write_shards(
     rule = ContextRule.of(lake)
     write = partial(_write_shard, layout, lake, rule, before)
     last = before[-1] if before else None
-    for record in _one_ahead(write, enumerate(_groups(encoded, rule, target, limit, observe))):
-        last = record if last is None else _follow(record, last)
+    for record in _prefetched(write, enumerate(_groups(encoded, rule, target, limit, observe))):
+        last = record if last is None else _renumbered(record, last)
         yield last
 
 
-def _one_ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _prefetched(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Results of `work`, in order; a thread works on one item while the next is being made."""
     pending: Future[R] | None = None
     with ThreadPoolExecutor(1) as pool:
@@ -113,15 +113,15 @@ def encoded(
     def encode(batch: list[Document]) -> list[Encoded]:
         texts = [document.text for document in batch]
         columns = zip(
-            batch, tokenizer.encode_batch(texts, special_text), _spells(texts, tokenizer), strict=True
+            batch, tokenizer.encode_batch(texts, special_text), _spells_special(texts, tokenizer), strict=True
         )
         return [Encoded(*each) for each in columns]
 
-    for batch in _one_ahead(encode, _batches(documents)):
+    for batch in _prefetched(encode, _batches(documents)):
         yield from batch
 
 
-def _spells(texts: list[str], tokenizer: Tokenizer) -> list[bool]:
+def _spells_special(texts: list[str], tokenizer: Tokenizer) -> list[bool]:
     """Whether each text holds the text of a special token."""
     if not tokenizer.special_texts:
         return [False] * len(texts)
@@ -194,7 +194,7 @@ def _require_fit(document: Document, tokens: int, rule: ContextRule) -> None:
 def _write_shard(
     layout: Layout, lake: Lake, rule: ContextRule, before: list[ShardRecord], numbered: tuple[int, _Group]
 ) -> ShardRecord:
-    """Pack and write one shard; the starts of its record are filled in by `_follow`."""
+    """Pack and write one shard; the starts of its record are filled in by `_renumbered`."""
     number, group = numbered
     first_document = before[-1].document_start + before[-1].documents if before else 0
     packed = pack(group.token_ids, rule, last_is_cut=group.is_cut)
@@ -230,7 +230,7 @@ def _counted_documents(packed: Packed, counted: Bool) -> int:
     return len(np.unique(of_row[counted]))
 
 
-def _follow(record: ShardRecord, last: ShardRecord) -> ShardRecord:
+def _renumbered(record: ShardRecord, last: ShardRecord) -> ShardRecord:
     """The record, numbered on from the last one."""
     starts = {
         "row_start": last.row_start + last.rows,

@@ -99,7 +99,7 @@ def tokenize(
     before = [record for link in links for record in link.shards]
     shards, tally = [], _Tally(None if may_repeat else _known_documents(layout, links, run_file))
     stream = encoded(source.documents(), tokenizer, lake.special_text)
-    with _alone(layout, len(links)):
+    with _tokenize_lock(layout, len(links)):
         for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before, tally.take):
             shards.append(record)
             if progress is not None:
@@ -131,7 +131,7 @@ def _check_places(layout: Layout, run_file: RunFile) -> None:
 
 
 @contextmanager
-def _alone(layout: Layout, links: int) -> Iterator[None]:
+def _tokenize_lock(layout: Layout, links: int) -> Iterator[None]:
     """Hold the store's lock; its chain must still have `links` links."""
     self_test(layout.root)
     with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):

@@ -62,7 +62,7 @@ class Node(Section):
     )
 
     @model_validator(mode="after")
-    def _has_what_it_says(self) -> Node:
+    def _is_complete(self) -> Node:
         if self.exclusive and len(self.children) < 2:
             raise ValueError(f"node {self.label} is exclusive, which needs two children or more")
         if self.feature is None and not self.children:

@@ -239,7 +239,7 @@ class Site(Section):
 
     @field_validator("sae", mode="before")
     @classmethod
-    def _none_of_yaml(cls, value: object) -> object:
+    def _none_as_null(cls, value: object) -> object:
         return None if value == "none" else value
 
     @field_validator("positions")

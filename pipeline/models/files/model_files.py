@@ -105,7 +105,7 @@ def pinned(name: str) -> Pinned:
     try:
         config = hf_hub_download(repository, CONFIG)
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
-        raise _not_had(name, error) from None
+        raise _unavailable(name, error) from None
     return Pinned(repository, Path(config).parent.name)
 
 
@@ -137,11 +137,11 @@ def _snapshot(name: str, repository: str, commit: str) -> Path:
             if list(folder.glob(weights)):
                 break
     except (OSError, ValueError) as error:
-        raise _not_had(name, error) from None
+        raise _unavailable(name, error) from None
     return folder
 
 
-def _not_had(name: str, error: Exception) -> InputError:
+def _unavailable(name: str, error: Exception) -> InputError:
     """The sentence about a model that the hub does not give."""
     reason = " ".join(str(error).split()).partition(". ")[0][:300]
     return InputError(

@@ -24,10 +24,10 @@ from pipeline.models.hooks.unembedding import (
     Head,
     is_same,
     one_token,
+    replace_block_output,
     require_same,
     rows_of_logits,
     select_rows,
-    standing_in,
 )
 from schemas.errors import InputError
 from schemas.records import Inputs
@@ -60,7 +60,7 @@ class _Inputs:
     rows: Tensor
 
 
-class _OfRows(NamedTuple):
+class _RowsOutput(NamedTuple):
     """What a model gave for the requested rows alone, not for a batch."""
 
     given: object
@@ -198,7 +198,7 @@ class HookedModel:
                 around.enter_context(replaying(begun, batch, self.device))
             around.enter_context(torch.enable_grad() if gradients else torch.inference_mode())
             output = self._replaced(batch, replace, gradients, rows if rows_alone else None)
-            if isinstance(output, _OfRows):
+            if isinstance(output, _RowsOutput):
                 return rows_of_logits(output.given, len(rows))
             return row_logits(output, batch, rows, self.device)
 
@@ -222,7 +222,7 @@ class HookedModel:
             self._head_is_checked = True
             self._check_head(head)
         token = one_token()
-        takes: dict[str, Take] = {head.last: lambda output: standing_in(x, output)}
+        takes: dict[str, Take] = {head.last: lambda output: replace_block_output(x, output)}
         return rows_of_logits(self._pass(token, self._put(token), takes), len(x)).float()
 
     def logit_effects(self, directions: Tensor) -> Tensor | None:
@@ -258,7 +258,7 @@ class HookedModel:
     ) -> object:
         """What the model returns when x is replaced at some hooks.
 
-        With `head_rows` int64 [n] that is _OfRows, of these rows alone, where nothing is replaced after them.
+        With `head_rows` int64 [n] that is _RowsOutput of these rows, where nothing is replaced after them.
         """
         inputs = self._put(batch)
         fired: set[str] = set()
@@ -289,7 +289,7 @@ class HookedModel:
 
         output = self._pass(batch, inputs, takes | {last: take_last}, gradients)
         _refuse_silent(replace, fired)
-        return _OfRows(output) if cut else output
+        return _RowsOutput(output) if cut else output
 
     def _put(self, batch: TokenBatch) -> _Inputs:
         """The batch on the device, without waiting for it."""

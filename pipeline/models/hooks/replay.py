@@ -120,7 +120,7 @@ def replaying(begun: Begun, batch: TokenBatch, device: torch.device) -> Iterator
     at = np.arange(batch.token_ids.shape[1])
     live = np.flatnonzero((at >= begun.first[:, None]) & (at < batch.lengths[:, None]))
     contexts, places = to_device(begun.contexts, device), to_device(live, device)
-    some = _Some(contexts, places, batch.token_ids.shape)
+    some = _ContextSubset(contexts, places, batch.token_ids.shape)
     of_module = defaultdict[nn.Module, list[Call]](list)
     for call in begun.calls or ():
         of_module[call.module].append(call)
@@ -130,7 +130,7 @@ def replaying(begun: Begun, batch: TokenBatch, device: torch.device) -> Iterator
         yield
 
 
-class _Some(NamedTuple):
+class _ContextSubset(NamedTuple):
     """Contexts int64 [C] of what was begun; among their [C, T] = `shape` places those that may change."""
 
     contexts: Tensor
@@ -138,7 +138,7 @@ class _Some(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _stand_in(module: nn.Module, calls: list[Call], some: _Some) -> Callable[[], None]:
+def _stand_in(module: nn.Module, calls: list[Call], some: _ContextSubset) -> Callable[[], None]:
     """Give what is kept of the calls, one after another, in place of the module's; what ends that."""
     own, before, rest = module.forward, module.__dict__.get("forward"), iter(calls)
 
@@ -158,7 +158,7 @@ def _stand_in(module: nn.Module, calls: list[Call], some: _Some) -> Callable[[],
     return end
 
 
-def _changed(own: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, some: _Some) -> Tensor:
+def _changed(own: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, some: _ContextSubset) -> Tensor:
     """The output [C, T, ...] of a linear layer, which is run on those rows of x that may change."""
     assert x.shape[:2] == some.shape, f"{list(x.shape)} is not a batch of {list(some.shape)}"
     rows = own(x.flatten(0, 1).index_select(0, some.live))

@@ -49,7 +49,7 @@ def one_token() -> TokenBatch:
     return TokenBatch(np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64))
 
 
-def standing_in(vectors: Tensor, output: object) -> object:
+def replace_block_output(vectors: Tensor, output: object) -> object:
     """What a block gave for one token, with vectors [N, D] in place of its [1, 1, D]."""
     first = output[0] if isinstance(output, tuple) else output
     assert isinstance(first, Tensor)

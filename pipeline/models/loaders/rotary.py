@@ -93,7 +93,7 @@ def _switch_by_context(module: Any, batch: _Batch) -> None:
         is_long = (batch.lengths > border).to(x.device)
         if bool(is_long.all()):
             return own(x, positions, *args, **named)
-        short = tree_map(lambda one: _widened(one, width), own(x, positions[:, :border], *args, **named))
+        short = tree_map(lambda one: _padded_to(one, width), own(x, positions[:, :border], *args, **named))
         if not bool(is_long.any()):
             return short
         both = own(x, positions, *args, **named)
@@ -110,7 +110,7 @@ def _border(module: Any, layer_type: str | None) -> int | None:
     return int(rope["original_max_position_embeddings"]) if kind == LONGROPE else None
 
 
-def _widened(angles: Tensor, width: int) -> Tensor:
+def _padded_to(angles: Tensor, width: int) -> Tensor:
     """[1 or B, T, C] with zeros after it, for pads, whose numbers nobody reads."""
     return nn.functional.pad(angles, (0, 0, 0, width - angles.shape[1]))
 

@@ -66,7 +66,7 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
 def digest(path: str) -> str:
     """See pipeline.models.model_digest; nothing is imported, not even the packages that the module is in."""
     module, _ = _parts(path)
-    _see_working_directory()
+    _add_working_directory()
     spec = _spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise InputError(f"model {path}: there is no module {module!r} on the import path")
@@ -104,7 +104,7 @@ def _build(path: str, device: str, dtype: Any) -> nn.Module:
     from torch import nn
 
     name, function = _parts(path)
-    _see_working_directory()
+    _add_working_directory()
     with refusing(f"model {path} cannot be imported"):
         build: Any = getattr(importlib.import_module(name), function)
     with refusing(f"model {path} cannot be built without arguments"):
@@ -116,7 +116,7 @@ def _build(path: str, device: str, dtype: Any) -> nn.Module:
         return module.to(device, dtype).eval().requires_grad_(False)
 
 
-def _see_working_directory() -> None:
+def _add_working_directory() -> None:
     """Modules are searched for there too, as `python -m` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))

@@ -246,22 +246,22 @@ def open_torch(path: Path) -> TensorFile:
     return TensorFile(path, declared.shapes, load, declared.values)
 
 
-def only_torch_file(path: Path) -> Path | None:
+def single_torch_file(path: Path) -> Path | None:
     """`path` itself if it is a .pt or .pth file, or the only one in that folder and with no other weights."""
     if path.is_file():
         return path if path.suffix in TORCH_SUFFIXES else None
     there = (file for file in path.iterdir() if not file.name.startswith("."))
     files = [file for file in there if file.suffix in (*TORCH_SUFFIXES, ".safetensors", ".npz")]
-    return only_torch_file(files[0]) if len(files) == 1 and files[0].is_file() else None
+    return single_torch_file(files[0]) if len(files) == 1 and files[0].is_file() else None
 
 
 def torch_names(path: Path) -> set[str]:
-    """Names of the tensors in `only_torch_file(path)`; none where there is no such file.
+    """Names of the tensors in `single_torch_file(path)`; none where there is no such file.
 
     A file in a folder may be of something else than an SAE: where it cannot be read, it has no names. A
     file that was given itself is reported.
     """
-    file = only_torch_file(path)
+    file = single_torch_file(path)
     try:
         return set() if file is None else set(open_torch(file).shapes)
     except InputError:

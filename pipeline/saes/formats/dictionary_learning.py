@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.saes.files.tensors import (
     TensorFile,
-    only_torch_file,
     open_torch,
     optional_int,
     optional_text,
     positive_int,
     read_json,
     require,
+    single_torch_file,
     torch_names,
 )
 from pipeline.saes.metadata import SaeMetadata, finite
@@ -144,7 +144,7 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
 def _weights(path: Path) -> Path:
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
-    return only_torch_file(path) or path / WEIGHTS
+    return single_torch_file(path) or path / WEIGHTS
 
 
 def _config_file(path: Path) -> Path:

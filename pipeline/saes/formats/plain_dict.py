@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.saes.files.tensors import (
     TensorFile,
     flag,
-    only_torch_file,
     open_torch,
     optional_int,
     optional_text,
     read_json,
     require,
+    single_torch_file,
     torch_names,
 )
 from pipeline.saes.formats import dictionary_learning
@@ -84,7 +84,7 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
 
 
 def _file(path: Path) -> Path:
-    return only_torch_file(path) or path
+    return single_torch_file(path) or path
 
 
 def _nests(names: Iterable[str]) -> list[str]:

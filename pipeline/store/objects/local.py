@@ -154,7 +154,7 @@ def remove_tree(path: Path) -> None:
 
 def walk(path: Path) -> Iterator[tuple[str, int, float]]:
     """See `objects.walk`; files and folders that go away meanwhile are left out, others must be readable."""
-    for parent, _, names in os.walk(path, onerror=_unless_gone):
+    for parent, _, names in os.walk(path, onerror=_raise_unless_missing):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 file = Path(parent) / name
@@ -162,7 +162,7 @@ def walk(path: Path) -> Iterator[tuple[str, int, float]]:
                 yield file.relative_to(path).as_posix(), about.st_size, about.st_mtime
 
 
-def _unless_gone(error: OSError) -> None:
+def _raise_unless_missing(error: OSError) -> None:
     """A folder that cannot be listed is not an empty one."""
     if not isinstance(error, FileNotFoundError):
         raise error

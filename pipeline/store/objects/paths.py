@@ -82,17 +82,17 @@ class ObjectPath:
     @property
     def name(self) -> str:
         """The last part."""
-        return self._pure.name
+        return self._posix_path.name
 
     @property
     def stem(self) -> str:
         """The last part without its suffix."""
-        return self._pure.stem
+        return self._posix_path.stem
 
     @property
     def suffix(self) -> str:
         """What the last dot of the name begins, with it."""
-        return self._pure.suffix
+        return self._posix_path.suffix
 
     @property
     def parent(self) -> ObjectPath:
@@ -154,7 +154,7 @@ class ObjectPath:
             return bytes(obstore.get_range(self.client, self.key, start=start, end=end))
 
     @property
-    def _pure(self) -> PurePosixPath:
+    def _posix_path(self) -> PurePosixPath:
         return PurePosixPath(self.key or self.url.rpartition("/")[2])
 
 

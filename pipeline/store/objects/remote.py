@@ -199,7 +199,7 @@ def scratch_folder() -> Iterator[Path]:
 
     A full or forbidden disk there is an InputError that names it.
     """
-    _sweep()
+    _remove_stale_scratch()
     with storage_errors(Path(tempfile.gettempdir()), TMPDIR_REMEDY):
         folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
         try:
@@ -211,7 +211,7 @@ def scratch_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep() -> None:
+def _remove_stale_scratch() -> None:
     """Remove scratch folders whose lock, an hour old, nobody holds: a lock ends with its process."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):

@@ -70,13 +70,13 @@ def scan_commits(
     Those that were `seen`, by shard, are not read again: a receipt never changes.
     """
     paths = sorted((path for path in listed(layout.commits(pass_name)) if _is_marker(path)), key=str)
-    share = _Shared()
+    share = _SharedEnvironments()
     unread = iter(read_many([path for path in paths if path.stem not in seen]))
     for path in paths:
         yield seen[path.stem] if path.stem in seen else share(_of(path.stem, path, next(unread)))
 
 
-class _Shared:
+class _SharedEnvironments:
     """Lets receipts of one environment share its dict, which is a quarter of them."""
 
     def __init__(self) -> None:

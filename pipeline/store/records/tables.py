@@ -154,7 +154,7 @@ def check_table(layout: Layout, site: str, name: str) -> None:
     if version >= _SEALED_SINCE and SEAL_KEY not in metadata:
         raise InputError(f"{path} was changed by something else than latentlake: {_replace(name)}")
     with readable(path, _replace(name)):
-        _check_pages(path, _mark(path))
+        _check_pages(path, _file_version(path))
     wrong = _wrong_columns(name, read_schema(path))
     if wrong is not None:
         raise InputError(f"{path} {wrong}: {_replace(name)}")
@@ -166,7 +166,7 @@ def _check_pages(path: StorePath, mark: object) -> None:  # noqa: ARG001 - of th
     read_through(path)
 
 
-def _mark(path: StorePath) -> object:
+def _file_version(path: StorePath) -> object:
     """What another content of a file has other, as far as it is cheap to know."""
     if isinstance(path, Path):
         about = path.stat()

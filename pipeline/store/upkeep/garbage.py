@@ -87,7 +87,7 @@ def _age(item: Garbage, older_than_s: float) -> float:
 def remove_garbage(layout: Layout, garbage: list[Garbage]) -> Iterator[Garbage]:
     """Remove it, and yield each piece that went; what was committed or touched meanwhile stays."""
     for item in garbage:
-        if not _is_still(layout, item):
+        if not _is_still_garbage(layout, item):
             continue
         if item.marker is not None:
             remove(item.marker)
@@ -153,7 +153,7 @@ def _place(name: str, passes: set[str]) -> tuple[str, tuple[str, str, str] | Non
     return None
 
 
-def _is_still(layout: Layout, item: Garbage) -> bool:
+def _is_still_garbage(layout: Layout, item: Garbage) -> bool:
     """Whether it is garbage at this moment: not committed or published, and nothing was written to it."""
     if item.attempt is not None:
         pass_name, shard, attempt = item.attempt

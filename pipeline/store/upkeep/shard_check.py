@@ -17,7 +17,7 @@ import polars as pl
 from pipeline import statistics
 from pipeline.statistics import control
 from pipeline.statistics.l0 import l0_counts
-from pipeline.store.formats.dense import open_dense, wrong_with_dense
+from pipeline.store.formats.dense import dense_problem, open_dense
 from pipeline.store.formats.fingerprint import fingerprints
 from pipeline.store.formats.parquet import read_frame
 from pipeline.store.formats.postings import PostingsFile
@@ -218,7 +218,7 @@ class _SiteCheck:
     def _check_dense(self, tokens: TokenShard, path: StorePath) -> None:
         """What must hold of any x: it was made with the model, so none is computed anew."""
         with readable(path):
-            for wrong in wrong_with_dense(open_dense(path), tokens.stored, self._of.plan.dense_dtype):
+            for wrong in dense_problem(open_dense(path), tokens.stored, self._of.plan.dense_dtype):
                 self._wrong(wrong)
 
     def _check_control(self, tokens: TokenShard) -> None:
@@ -276,7 +276,7 @@ class _SiteCheck:
         prints = [NO_PRINTS]
         after = -1
         for block in self._blocks(columns):
-            wrong = _wrong_with(block, tokens, columns)
+            wrong = _postings_problem(block, tokens, columns)
             if columns is None:  # else the comparison with the CSR has seen it
                 wrong = wrong or _out_of_order(block, after, self._site.d_sae)
             if wrong:
@@ -309,7 +309,7 @@ def _of_rows(matrix: Any, chosen: Bool) -> SparseFeatures:
     return every.select(np.repeat(chosen, np.diff(every.indptr)))
 
 
-def _wrong_with(block: Postings, tokens: TokenShard, columns: Any) -> str | None:
+def _postings_problem(block: Postings, tokens: TokenShard, columns: Any) -> str | None:
     """What cannot be true of some activations, in words."""
     if columns is not None and not _same(block, columns):
         return "csr.zarr and postings.parquet do not hold the same activations"

@@ -23,7 +23,7 @@ def fire(trees: Sequence[Node], would: Bool, rng: Generator) -> Bool:
     """Which features fire, bool [N, F], given which would; features outside of trees do as they would."""
     fires = would.copy()
     for tree in trees:
-        _settle(tree, would_fire(tree, would), would, fires, rng)
+        _draw_below(tree, would_fire(tree, would), would, fires, rng)
     return fires
 
 
@@ -36,7 +36,7 @@ def would_fire(node: Node, would: Bool) -> Bool:
     return some
 
 
-def _settle(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) -> None:
+def _draw_below(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) -> None:
     """Write who fires at and below a node that is on in some rows, bool [N]."""
     if node.feature is not None:
         fires[:, node.feature] = on
@@ -46,7 +46,7 @@ def _settle(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) -> N
     if node.exclusive:
         candidates = _one_of(candidates, rng)
     for child, of_child in zip(node.children, candidates.T, strict=True):
-        _settle(child, of_child, would, fires, rng)
+        _draw_below(child, of_child, would, fires, rng)
 
 
 def _one_of(candidates: Bool, rng: Generator) -> Bool:
@@ -56,22 +56,22 @@ def _one_of(candidates: Bool, rng: Generator) -> Bool:
     return winner
 
 
-class Together(NamedTuple):
+class JointFrequencies(NamedTuple):
     """Features of a tree [n]; how often two of them fire together, float64 [n, n], one on the diagonal."""
 
     features: list[int]
     frequency: F64
 
 
-def together(node: Node, would: F64) -> Together:
+def joint_frequencies(node: Node, would: F64) -> JointFrequencies:
     """Those at and below a node, in rows in which it may fire, where features would fire so often alone.
 
     Exactly: draws are independent, a child that would fire next to K exclusive siblings wins with
     1 / (1 + K), and what lies below two children of a node is independent where it is not exclusive.
     """
-    parts = [together(child, would) for child in node.children]
+    parts = [joint_frequencies(child, would) for child in node.children]
     chances = np.array([_chance(child, would) for child in node.children])
-    wins = [_wins(np.delete(chances, n)) if node.exclusive else 1.0 for n in range(len(parts))]
+    wins = [_win_probability(np.delete(chances, n)) if node.exclusive else 1.0 for n in range(len(parts))]
     features = [feature for part in parts for feature in part.features]
     alone = np.concatenate(
         [np.empty(0), *(w * p.frequency.diagonal() for w, p in zip(wins, parts, strict=True))]
@@ -82,18 +82,18 @@ def together(node: Node, would: F64) -> Together:
         some = slice(start, start := start + len(part.features))
         both[some, some] = win * part.frequency
     return (
-        Together(features, both)
+        JointFrequencies(features, both)
         if node.feature is None
         else _below_feature(node.feature, features, both, would)
     )
 
 
-def _below_feature(feature: int, features: list[int], both: F64, would: F64) -> Together:
+def _below_feature(feature: int, features: list[int], both: F64, would: F64) -> JointFrequencies:
     """The same with the feature whose children these are."""
     matrix = np.ones((len(features) + 1, len(features) + 1))
     matrix[1:, 1:] = both
     matrix[0, 1:] = matrix[1:, 0] = both.diagonal()
-    return Together([feature, *features], would[feature] * matrix)
+    return JointFrequencies([feature, *features], would[feature] * matrix)
 
 
 def _chance(node: Node, would: F64) -> float:
@@ -103,7 +103,7 @@ def _chance(node: Node, would: F64) -> float:
     return 1 - float(np.prod([1 - _chance(child, would) for child in node.children]))
 
 
-def _wins(others: F64) -> float:
+def _win_probability(others: F64) -> float:
     """E[1 / (1 + K)], K of these events happening: coefficients of prod (1 - p + p z) are P(K = k)."""
     counts = np.ones(1)
     for p in others:

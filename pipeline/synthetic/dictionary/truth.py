@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.store.objects.verbs import read_bytes
 from pipeline.synthetic.dictionary.generator import DictionaryGenerator
 from pipeline.synthetic.dictionary.numbers import magnitudes, probabilities
-from pipeline.synthetic.dictionary.trees import Relations, Together, relations, together
+from pipeline.synthetic.dictionary.trees import JointFrequencies, Relations, joint_frequencies, relations
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.npy import check_npz
@@ -63,9 +63,9 @@ class KnownTruth:
         return above_zero(*magnitudes(self.recipe))
 
     @cached_property
-    def _trees(self) -> list[Together]:
+    def _trees(self) -> list[JointFrequencies]:
         would = probabilities(self.recipe) * self._above[0]
-        return [together(tree, would) for tree in self.recipe.trees]
+        return [joint_frequencies(tree, would) for tree in self.recipe.trees]
 
     @cached_property
     def frequency(self) -> F64:
