@@ -64,8 +64,8 @@ class Losses(NamedTuple):
     @property
     def recovered(self) -> float:
         """(zero - patched) / (zero - clean), NaN where zeros do no harm."""
-        harm = self.zero - self.clean
-        return (self.zero - self.patched) / harm if harm > 0 else float("nan")
+        increase = self.zero - self.clean
+        return (self.zero - self.patched) / increase if increase > 0 else float("nan")
 
 
 class Subject(NamedTuple):

@@ -152,8 +152,8 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
     if lake.bos_id is not None and tokenizer.bos_id is None and is_default:
         (text,) = tokenizer.pieces([lake.bos_id])
         is_cls = lake.bos_id == tokenizer.cls_id
-        as_whom = "EOS, as SAELens and TransformerLens run such models"
-        how = "CLS, as an encoder reads texts" if is_cls else as_whom
+        as_decoder = "EOS, as SAELens and TransformerLens run such models"
+        how = "CLS, as an encoder reads texts" if is_cls else as_decoder
         sentences.append(
             f"{NOTE}the tokenizer {tokenizer.name!r} has no BOS token: contexts begin with {text!r}, its "
             f"{how} (tokens.bos names another)"

@@ -108,13 +108,13 @@ def _loopback() -> Iterator[None]:
     with suppress(Exception):  # read when Ray was imported (private, so best effort)
         from ray._private import ray_constants as constants
 
-        constants.ENABLE_RAY_CLUSTER, was = False, constants.ENABLE_RAY_CLUSTER
+        constants.ENABLE_RAY_CLUSTER, previous = False, constants.ENABLE_RAY_CLUSTER
     try:
         with variables({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
             yield
     finally:
         if constants is not None:
-            constants.ENABLE_RAY_CLUSTER = was
+            constants.ENABLE_RAY_CLUSTER = previous
 
 
 @contextmanager

@@ -190,8 +190,8 @@ class Reconstruction:
         """Median number of features that fire in a row; of two middle rows the mean."""
         if not self.n:
             return float("nan")
-        upto = np.cumsum(self._rows_of_l0)
-        middle = np.searchsorted(upto, [(self.n - 1) // 2 + 1, self.n // 2 + 1])
+        cumulative = np.cumsum(self._rows_of_l0)
+        middle = np.searchsorted(cumulative, [(self.n - 1) // 2 + 1, self.n // 2 + 1])
         return float(middle.mean())
 
     @property

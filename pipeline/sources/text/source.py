@@ -64,8 +64,8 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
     known = [p for p in below if format_of(p) is not None]
     if not known:
         contents, formats = f"{len(below)} other files" if below else "nothing", ", ".join(FORMATS)
-        way_out = saved_around(below)
-        raise InputError(f"corpus.path {str(path)!r} holds {contents}, but no file of {formats}{way_out}")
+        remedy = saved_around(below)
+        raise InputError(f"corpus.path {str(path)!r} holds {contents}, but no file of {formats}{remedy}")
     return path, sorted(known, key=lambda p: p.relative_to(path).as_posix())
 
 

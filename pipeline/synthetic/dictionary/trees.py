@@ -50,7 +50,7 @@ def _draw_below(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) 
 
 
 def _one_of(candidates: Bool, rng: Generator) -> Bool:
-    """A random one of each row's, bool of its shape; draws as many numbers whatever the candidates are."""
+    """A random one of each row's, bool of its shape; the number of draws does not depend on them."""
     draws = np.where(candidates, rng.random(candidates.shape), -1.0)
     winner: Bool = candidates & (np.arange(candidates.shape[1]) == draws.argmax(axis=1)[:, None])
     return winner
