@@ -114,7 +114,7 @@ def explained_variance(store: FeatureStore, site: str, shards: Sequence[str]) ->
 
 
 def print_summary(store: FeatureStore) -> None:
-    """What it came to."""
+    """Print active features, bytes a row and explained variance."""
     features = store.scan_features("trained").select(
         features=pl.len(),
         dead=(pl.col("n_active") == 0).sum(),

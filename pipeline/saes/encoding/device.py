@@ -52,7 +52,7 @@ class DeviceSelection:
 
     def submit(
         self, x: Tensor, products: Products, explain: Explain, per_row: int | None = None
-    ) -> PendingFeatures:
+    ) -> InFlightFeatures:
         """Begin to encode x [N, D], with buffers of `per_row` candidates a row (default: what was learnt)."""
         fine, blocks, shapes = x.sum().isfinite(), [], []
         for product in products(x):
@@ -61,7 +61,7 @@ class DeviceSelection:
             blocks.append(self._packed(product, capacity))
             shapes.append((len(product), capacity))
         copy = _to_host(torch.cat([fine.to(torch.int32).view(1), *blocks]))
-        return PendingFeatures(self, x, products, explain, copy, shapes)
+        return InFlightFeatures(self, x, products, explain, copy, shapes)
 
     def learn(self, candidates: int, rows: int) -> None:
         """Fit the next buffers to the most candidates a row of late, with half as many spare."""
@@ -80,7 +80,7 @@ class DeviceSelection:
 
 
 @final
-class PendingFeatures:
+class InFlightFeatures:
     """Features still being computed; see `pipeline.saes.encoding.encoder.Pending`."""
 
     def __init__(
@@ -113,7 +113,7 @@ class PendingFeatures:
         parts = [self._block(c, packed[start + rows :], capacity) for c, start, (rows, capacity) in blocks]
         return SparseFeatures.concatenate(parts)
 
-    def _again(self, n_candidates: list[int]) -> PendingFeatures:
+    def _again(self, n_candidates: list[int]) -> InFlightFeatures:
         """The same batch with buffers that hold all candidates."""
         per_row = max(-(-n // rows) for n, (rows, _) in zip(n_candidates, self._shapes, strict=True))
         return self._selection.submit(self._x, self._products, self._explain, per_row)
