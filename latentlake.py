@@ -70,10 +70,10 @@ def _check_packages() -> None:
     for name in _PACKAGES:
         spec = find_spec(name)
         places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
-        found = next((Path(place) for place in places if place is not None), None)
-        if found is None or not found.is_relative_to(Path(__file__).parent / name):
+        path = next((Path(place) for place in places if place is not None), None)
+        if path is None or not path.is_relative_to(Path(__file__).parent / name):
             raise ImportError(
-                f"latentlake needs its own package {name!r}, and Python finds {found or 'none'}: start it in "
+                f"latentlake needs its own package {name!r}, and Python finds {path or 'none'}: start it in "
                 "another folder, take that one off PYTHONPATH, or rename it"
             )
 

@@ -26,14 +26,14 @@ SCHEMA = pa.schema(
 
 def read_addresses(tgz: Path) -> list[dict[str, Any]]:
     """Every address in the package, ordered by year and, within a year, by file name."""
-    found: dict[str, dict[str, Any]] = {}
+    addresses: dict[str, dict[str, Any]] = {}
     with tarfile.open(tgz) as archive:
         for member in archive:
             if member.name.startswith(FOLDER) and member.name.endswith(".json"):
                 stream = archive.extractfile(member)
                 if stream is not None:
-                    found[member.name] = json.load(stream)
-    return sorted((found[name] for name in sorted(found)), key=lambda row: int(row["year"]))
+                    addresses[member.name] = json.load(stream)
+    return sorted((addresses[name] for name in sorted(addresses)), key=lambda row: int(row["year"]))
 
 
 def build(tgz: Path, out: Path, since: int = SINCE) -> int:

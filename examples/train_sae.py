@@ -7,7 +7,7 @@ Run from the repository root, with the extra `saelens` and the demo's model inst
 1. A pass without an SAE stores x at layer 9 of SmolLM2-135M over State of the Union addresses (layout dense).
 2. sae-lens' own trainer takes shuffled batches of it from `pipeline.training.dense_dataset`; the model is not
    needed. The last shard, the latest addresses, is held out.
-3. `analyse.yaml` is written beside the store, and run as by `latentlake run`: a second pass over the same
+3. `analyse.yaml` is written next to the store, and run as by `latentlake run`: a second pass over the same
    tokens, with the SAE that came out, stores features; then tables, figures and report.
 4. How much of the variance of x the features explain is measured from the store alone, without model or SAE.
 
@@ -42,48 +42,48 @@ HOOK, CONTEXT = "blocks.9.hook_resid_post", 128
 CORPUS = Path(__file__).parents[1] / "jobs" / "demo_data" / "sotu.parquet"
 
 
-def content(asked: argparse.Namespace, site: dict[str, Any], layouts: list[str]) -> dict[str, Any]:
+def content(options: argparse.Namespace, site: dict[str, Any], layouts: list[str]) -> dict[str, Any]:
     """A run file of one pass over the addresses; both passes differ in site and layouts alone."""
     return {
         "corpus": {"path": str(CORPUS), "label_columns": ["year", "president", "party"]},
         "tokens": {
             "context_size": CONTEXT,
             "prepend_bos": True,
-            "limit": asked.tokens,
-            "shard_tokens": max(asked.tokens // 6, 1),
+            "limit": options.tokens,
+            "shard_tokens": max(options.tokens // 6, 1),
         },
         "model": {"path": str(ensure_demo_model())},
         "sites": [site],
-        "store": {"root": str(asked.out / "store"), "layouts": layouts},
+        "store": {"root": str(options.out / "store"), "layouts": layouts},
         "extract": {"executor": "in_process", "cpus_per_worker": 2},
     }
 
 
-def train(asked: argparse.Namespace, folder: Path) -> None:
+def train(args: argparse.Namespace, folder: Path) -> None:
     """A TopK SAE on x of site `x9`, saved in SAELens' inference format."""
-    torch.manual_seed(asked.seed)
-    shards, _ = split(FeatureStore.open(asked.out / "store"))
-    options = {"batch_rows": asked.batch, "seed": asked.seed, "shards": shards}
-    dataset = DenseDataset(str(asked.out / "store"), "x9", **options)
+    torch.manual_seed(args.seed)
+    shards, _ = split(FeatureStore.open(args.out / "store"))
+    options = {"batch_rows": args.batch, "seed": args.seed, "shards": shards}
+    dataset = DenseDataset(str(args.out / "store"), "x9", **options)
     model = ensure_demo_model().name
     metadata = SAEMetadata(model_name=model, hook_name=HOOK, context_size=CONTEXT, prepend_bos=True)
     sae = TopKTrainingSAE(
         TopKTrainingSAEConfig(
             d_in=dataset.dense.width,
-            d_sae=asked.features,
-            k=asked.k,
+            d_sae=args.features,
+            k=args.k,
             normalize_activations="expected_average_only_in",
             metadata=metadata,
         )
     )
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
-            total_training_samples=asked.samples,
-            train_batch_size_samples=asked.batch,
-            lr=asked.lr,
-            lr_end=asked.lr / 10,
+            total_training_samples=args.samples,
+            train_batch_size_samples=args.batch,
+            lr=args.lr,
+            lr_end=args.lr / 10,
             lr_warm_up_steps=50,
-            lr_decay_steps=asked.samples // asked.batch // 3,
+            lr_decay_steps=args.samples // args.batch // 3,
             dead_feature_window=100,
             n_batches_for_norm_estimate=8,
         ),
@@ -107,14 +107,14 @@ def explained_variance(store: FeatureStore, site: str, shards: Sequence[str]) ->
     for shard in dense:
         rows = dense.stored(shard)
         x = shard.read()[rows].astype(np.float64)
-        found = store.csr(site, shard.name)[rows] @ weights["W_dec"] + weights["b_dec"]
-        sse += float(((x - found) ** 2).sum())
+        reconstruction = store.csr(site, shard.name)[rows] @ weights["W_dec"] + weights["b_dec"]
+        sse += float(((x - reconstruction) ** 2).sum())
         n, total, squares = n + len(x), total + x.sum(0), squares + (x**2).sum(0)
     return float(1 - sse / (squares - total**2 / n).sum())
 
 
-def tell(store: FeatureStore) -> None:
-    """What it came to."""
+def print_summary(store: FeatureStore) -> None:
+    """Print active features, bytes a row and explained variance."""
     features = store.scan_features("trained").select(
         features=pl.len(),
         dead=(pl.col("n_active") == 0).sum(),
@@ -127,8 +127,8 @@ def tell(store: FeatureStore) -> None:
     print(f"x: {size / sum(each.rows for each in receipts):,.0f} bytes a row")
     for what, shards in zip(("it was trained on", "held out"), split(store), strict=True):
         if shards:
-            found = explained_variance(store, "trained", shards)
-            print(f"explained variance over the {len(shards)} shards {what}: {found:.4f}")
+            value = explained_variance(store, "trained", shards)
+            print(f"explained variance over the {len(shards)} shards {what}: {value:.4f}")
 
 
 def main() -> None:
@@ -142,17 +142,17 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32, help="features of a row")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    args = parser.parse_args()
 
-    cached = content(asked, {"name": "x9", "hook_name": HOOK}, ["dense"])
+    cached = content(args, {"name": "x9", "hook_name": HOOK}, ["dense"])
     run(parse_run_file(cached, "examples/train_sae.py"))
-    sae, path = asked.out / "sae", asked.out / "analyse.yaml"
+    sae, path = args.out / "sae", args.out / "analyse.yaml"
     if not (sae / "cfg.json").is_file():
-        train(asked, sae)
-    analysed = content(asked, {"name": "trained", "sae": str(sae)}, ["token_major", "feature_major"])
+        train(args, sae)
+    analysed = content(args, {"name": "trained", "sae": str(sae)}, ["token_major", "feature_major"])
     path.write_text(yaml.safe_dump(analysed, sort_keys=False), encoding="utf-8")
     run(parse_run_file(analysed, str(path)))
-    tell(FeatureStore.open(asked.out / "store"))
+    print_summary(FeatureStore.open(args.out / "store"))
 
 
 if __name__ == "__main__":

@@ -249,9 +249,9 @@ def make_dictionary(
 ) -> None:
     """Write the truth of the run file's corpus of kind dictionary, and SAEs that are made of it."""
     from jobs.studies.known.make_dictionary import make_dictionary as job
-    from pipeline.synthetic.dictionary.sae import MadeLike
+    from pipeline.synthetic.dictionary.sae import SaeOptions
 
-    made = [MadeLike(level, threshold, shuffle, seed) for level in noise or [0.0]]
+    made = [SaeOptions(level, threshold, shuffle, seed) for level in noise or [0.0]]
     job(read_run_file(path).corpus, out, made)
 
 

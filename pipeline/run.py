@@ -34,7 +34,7 @@ class Extraction:
     rows: int
     """Token rows of the store."""
     workers: int
-    """Asked for."""
+    """As requested."""
     tally: Tally = field(default_factory=Tally)
     """Of all that is committed."""
     fresh: Tally = field(default_factory=Tally)
@@ -68,7 +68,7 @@ def extract(
     agreed = find_plan(layout, made, accept_environment=accept_environment)
     plan = agreed.plan
     result = Extraction(plan, 0, 0, run.extract.workers if run.extract.executor == "ray" else 1)
-    todo, committed = _look(layout, result)
+    todo, committed = _pending(layout, result)
     if not committed:
         remove_tree(layout.dropped(plan.pass_name))  # of a pass that was dropped half-way, and begins anew
     begin(result)
@@ -77,8 +77,8 @@ def extract(
         return result
     self_test(layout.root)
     check = WorkerCheck(layout, agreed, result.tally.devices, accept_environment=accept_environment)
-    asked = {"shards": len(todo), "total": result.total, "workers": result.workers}
-    with journal(layout, plan, on_event, result.fresh, **asked) as log:
+    counts = {"shards": len(todo), "total": result.total, "workers": result.workers}
+    with journal(layout, plan, on_event, result.fresh, **counts) as log:
         for outcome in _dispatch(layout, run, plan, todo, check, log):
             _file(result, committed, outcome)
             log.outcome(outcome)
@@ -86,7 +86,7 @@ def extract(
         failed = {failure.shard: failure.error for failure in result.failures.values()}
         write_manifest(layout, plan.pass_name, committed, failed)
         if result.failures:
-            raise InputError(_told(result))
+            raise InputError(_quarantine_message(result))
     return result
 
 
@@ -106,7 +106,7 @@ def _complete(layout: Layout, agreed: Agreed, committed: list[ManifestRow]) -> N
         write_manifest(layout, plan.pass_name, committed, {})
 
 
-def _look(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestRow]]:
+def _pending(layout: Layout, result: Extraction) -> tuple[list[str], list[ManifestRow]]:
     """Shards that are to do, in order, and what the manifest says of the others, which are counted.
 
     What is committed must be of this plan and of these tokens.
@@ -150,7 +150,7 @@ def _file(result: Extraction, committed: list[ManifestRow], outcome: Receipt | F
     committed.append(manifest_row(outcome))
 
 
-def _told(result: Extraction) -> str:
+def _quarantine_message(result: Extraction) -> str:
     """The sentence about shards that were quarantined."""
     first = min(result.failures.values(), key=lambda failure: failure.shard)
     return (
@@ -174,12 +174,12 @@ class WorkerCheck:
 
     def __call__(self, hello: Hello) -> None:
         """Raise NodeError when `hello` does not fit, and InputError when another run has put another plan."""
-        found = differences(self._agreed.plan.environment, hello.environment)
+        changes = differences(self._agreed.plan.environment, hello.environment)
         if self._devices and hello.device_model not in self._devices:
-            found.append(f"device was {', '.join(sorted(self._devices))}, now {hello.device_model}")
-        if found and not self._accept:
+            changes.append(f"device was {', '.join(sorted(self._devices))}, now {hello.device_model}")
+        if changes and not self._accept:
             raise NodeError(
-                f"node {hello.node} differs from the pass's data ({'; '.join(found)}), so low bits may "
+                f"node {hello.node} differs from the pass's data ({'; '.join(changes)}), so low bits may "
                 "differ: use nodes that are alike, or say --accept-environment"
             )
         self._devices.add(hello.device_model)
@@ -201,7 +201,7 @@ def _dispatch(
             plan,
             check_sae=run.extract.check_sae,
             oom_batch_contexts=run.extract.oom_batch_contexts,
-            on_rows=Heartbeat(on_event).one,
+            on_rows=Heartbeat(on_event).emit_one,
         )
         yield from run_in_process(
             todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event

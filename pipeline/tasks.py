@@ -102,7 +102,7 @@ class Processes:
             return self._pool.submit(call, item)
         except (BrokenProcessPool, OSError) as error:  # OSError: of a pool that is just found to be broken
             broken: Future[Result] = Future()
-            broken.set_exception(BrokenProcessPool(str(error)))  # as told of those that were in flight
+            broken.set_exception(BrokenProcessPool(str(error)))  # as reported for those that were in flight
             return broken
 
     def _again(self, call: Callable[[Item], Result], item: Item, future: Future[Result]) -> Future[Result]:
@@ -128,7 +128,7 @@ class Processes:
 
 
 def _begin_worker() -> None:
-    """One thread; and the end of the process that asked for the work is this one's end too."""
+    """One thread; and the end of the process that submitted the work is this one's end too."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -153,7 +153,7 @@ class _Published:
 
 
 _KEPT: dict[str, Any] = {}
-"""The function that this worker was last asked for."""
+"""The function that this worker last ran."""
 
 
 @contextlib.contextmanager

@@ -74,8 +74,8 @@ class Features(Protocol):
     def keep_weights(self) -> None:
         """Keep the sites' weights in the store, where they are not there."""
 
-    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:
-        """Explained variance by site, where somebody looks; `at` as in `encode`."""
+    def check_saes(self, shard: str, by_site: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:
+        """Explained variance by site, where it is checked; `by_site` as in `encode`."""
 
     def width(self, site: str) -> int:
         """Numbers of x at a site's hook."""
@@ -83,21 +83,21 @@ class Features(Protocol):
     def encode(
         self,
         tokens: TokenShard,
-        at: dict[str, TokenShard],
+        by_site: dict[str, TokenShard],
         timed: Timed,
         dense: DenseWriters = NO_DENSE,
     ) -> Encoded:
         """Features of all rows of the shard, in order, in pieces; rows that a site does not store are empty.
 
-        `at` is the shard as each site counts it. What a site reads goes to its writer in `dense`, where there
-        is one. A site without an SAE has no pieces.
+        `by_site` is the shard restricted to what each site reads. What a site reads goes to its writer in
+        `dense`, where there is one. A site without an SAE has no pieces.
         """
 
 
 def make_features(
     layout: Layout, plan: Plan, check_sae: CheckSae, oom_batch_contexts: int | None
 ) -> Features:
-    """What the plan's loader asks for (torch is imported with a model)."""
+    """What the plan's loader needs (torch is imported with a model)."""
     if plan.model_loader == "synthetic":
         from pipeline.extraction.by_recipe import SyntheticFeatures
 
@@ -151,7 +151,7 @@ class Worker:
             self._has_begun = True
 
     def rows_done(self, shard: str) -> int:
-        """Rows of the shard that went through, while it is in flight; another thread may ask."""
+        """Rows of the shard that went through, while it is in flight; another thread may read it."""
         name, rows = self._in_flight
         return rows if name == shard else 0
 
@@ -183,8 +183,10 @@ class Worker:
         with self._timed("read"):
             link, record = self._record(shard)
             tokens = read_token_shard(self._layout, self._lake, record, inputs=True)
-        at = {site.name: tokens.at(site.reads, self._lake.context_size) for site in self._sites}
-        explained = self._features.look(shard, at, self._timed)
+        by_site = {
+            site.name: tokens.restrict(site.selection, self._lake.context_size) for site in self._sites
+        }
+        explained = self._features.check_saes(shard, by_site, self._timed)
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
@@ -193,11 +195,11 @@ class Worker:
             staging = stack.enter_context(staged_folder(folder))
             writers = self._dense_writers(staging, tokens.n_rows)
             dense = {name: stack.enter_context(writer) for name, writer in writers.items()}
-            encoded = self._features.encode(tokens, at, self._timed, dense)
+            encoded = self._features.encode(tokens, by_site, self._timed, dense)
             with self._timed("write"):
                 for site in self._sites:
                     parts, writer = encoded.pop(site.name), dense.get(site.name)
-                    about, written = self._write(staging, site, parts, at[site.name], writer)
+                    about, written = self._write(staging, site, parts, by_site[site.name], writer)
                     of_all, of_rest = explained.get(site.name, (None, None))
                     sites[site.name] = replace(
                         about, explained_variance=of_all, explained_variance_rest=of_rest
@@ -241,7 +243,7 @@ class Worker:
         dense: DenseWriter | None,
     ) -> tuple[SiteReceipt, list[DataObject]]:
         """Round, transpose, count and write one site of the shard, `tokens` cut to the site's positions."""
-        counted = counted_for(tokens, site.reads)
+        counted = counted_for(tokens, site.selection)
         if not site.has_sae:
             assert dense is not None
             nothing = SiteReceipt(nnz=0, underflow=0, rounding=0.0, counted=counted)
@@ -261,7 +263,7 @@ class Worker:
             row_start=tokens.row_start,
             layouts=self._plan.layouts,
             activation_dtype=self._plan.activation_dtype,
-            control=None if sums is None else _beside_control(features, sums, tokens, site),
+            control=None if sums is None else _control_tables(features, sums, tokens, site),
             dense=dense,
             format_version=self._plan.format_version,
         )
@@ -279,14 +281,14 @@ class Worker:
             self._on_rows(*self._in_flight)
 
 
-def _beside_control(
+def _control_tables(
     features: SparseFeatures, sums: ControlSums, tokens: TokenShard, site: PlannedSite
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """States, and counts over rows, of the learnt features and of the control over the control's contexts."""
     if not np.isfinite(sums.squares).all():
         raise ShardError(f"the control of site {site.name!r} overflows: leave out its key control")
     chosen = of_control.in_control(tokens)
-    kept = features.only(np.repeat(chosen, np.diff(features.indptr)))
+    kept = features.select(np.repeat(chosen, np.diff(features.indptr)))
     learnt = of_control.learnt_state(to_postings(kept, site.d_sae))
     empty_rows = int((tokens.counted & chosen & ~tokens.stored).sum())
     l0 = [

@@ -22,7 +22,7 @@ _NAMED_IN = {
 
 
 class StorePath(Protocol):
-    """What may be asked of a path of a store, wherever it lies; written by `pipeline.store.objects.verbs`
+    """What a path of a store offers, wherever it lies; written by `pipeline.store.objects.verbs`
     alone.
 
     A `pathlib.Path` is one; one on object storage is a `pipeline.store.objects.paths.ObjectPath`.
@@ -192,7 +192,7 @@ class Layout:
         return self.pass_folder(pass_name) / "dropped"
 
     def dropped_marker(self, pass_name: str, site: str) -> StorePath:
-        """What says that a site of the pass was dropped."""
+        """The marker that a site of the pass was dropped."""
         return self.dropped(pass_name) / f"{check_name(site, 'site')}.json"
 
     def data(self, pass_name: str) -> StorePath:

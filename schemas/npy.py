@@ -1,6 +1,6 @@
 """Arrays of .npy and .npz files, read only where the file holds what its header says.
 
-NumPy makes room for the shape of a header before it reads: a file of 128 bytes may ask for 10^13 numbers.
+NumPy makes room for the shape of a header before it reads: a file of 128 bytes may declare 10^13 numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_npz(file: Path | IO[bytes]) -> None:
 
 def check_header(begin: bytes, size: int, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type that an array's first bytes say; ValueError unless its `size` bytes hold just that."""
-    file = io.BytesIO(begin)  # a header that says to be longer ends here
+    file = io.BytesIO(begin)  # a header that claims to be longer ends here
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"{name} is an .npy of version {version}")
@@ -51,5 +51,5 @@ def check_header(begin: bytes, size: int, name: str) -> tuple[tuple[int, ...], n
     if dtype.hasobject:
         raise ValueError(f"{name} holds pickled objects, which are not read")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != stored:
-        raise ValueError(f"{name} says shape {list(shape)} and stores {stored} bytes")
+        raise ValueError(f"{name} declares shape {list(shape)} and stores {stored} bytes")
     return tuple(shape), dtype

@@ -37,7 +37,7 @@ from schemas.record import (
     parse_json,
     refuse_newer,
 )
-from schemas.values import Reads
+from schemas.values import RowSelection
 
 __all__ = ["FORMAT_VERSION", "Record", "canonical_json", "digest_of", "parse_json", "refuse_newer"]
 
@@ -54,7 +54,7 @@ class Inputs(Record):
     dtype: Literal["uint8", "float32"]
     """As they are stored; a model is given uint8 as float32, divided by 255."""
     shape: tuple[Positive, ...]
-    """How one is to be looked at, as (28, 28); its product is `width`."""
+    """The shape of one, as (28, 28); its product is `width`."""
 
     @model_validator(mode="after")
     def _has_its_width(self) -> Self:
@@ -79,7 +79,7 @@ class Lake(Record):
     contexts: ContextsOf = "packed"
     """Whether documents follow each other, or each has a context of its own."""
     inputs: Inputs | None = None
-    """What a model reads in the place of tokens; None: it reads tokens."""
+    """What a model reads in place of tokens; None: it reads tokens."""
     special_text: SpecialText = "literal"
     """Whether text that spells a special token was that token, or letters, as before version 7."""
 
@@ -151,7 +151,7 @@ class PlannedSite(Record):
     pooling: Pooling = "none"
     """What the SAE reads of a context: each row's x, or one vector."""
     control: Control | None = None
-    """What is counted beside the learnt features on some contexts; None: nothing."""
+    """The control that is counted along with the learnt features on some contexts; None: nothing."""
     control_seed: Count = 0
     """What the control is drawn from."""
 
@@ -167,9 +167,9 @@ class PlannedSite(Record):
         return self.d_sae > 0
 
     @property
-    def reads(self) -> Reads:
+    def selection(self) -> RowSelection:
         """What it reads of a context."""
-        return Reads(self.positions, self.pooling)
+        return RowSelection(self.positions, self.pooling)
 
 
 LATER_IN_LAKES = {"contexts", "inputs", "special_text"}
@@ -182,7 +182,7 @@ CHOSEN = ("encode_block", "encode_features", "feature_block")
 
 
 class Plan(Record):
-    """passes/<pass>/plan.json: everything that can move a bit of a pass's data."""
+    """passes/<pass>/plan.json: everything that can change a pass's data."""
 
     format_version: Version = FORMAT_VERSION
     pass_name: Name
@@ -202,7 +202,7 @@ class Plan(Record):
     model_processing: dict[str, bool] | None = None
     """Weight processing of the model that is on (fold_ln: true ...); None: none."""
     model_inputs: Inputs | None = None
-    """What the model reads in the place of tokens; None: it reads tokens."""
+    """What the model reads in place of tokens; None: it reads tokens."""
     dense_dtype: DenseDtype = "float32"
     """What x of layout dense is rounded to."""
 
@@ -269,7 +269,7 @@ class SiteReceipt:
     counted: Counted | None = None
     """What is counted where the site reads some positions only; None: what the shard's record says."""
     explained_variance: float | None = None
-    """1 - SSE / SST on the shard's first rows, where somebody looked (a worker's first shard)."""
+    """1 - SSE / SST on the shard's first rows, where it was measured (a worker's first shard)."""
     explained_variance_rest: float | None = None
     """The same without massive rows, which are above ten times the median norm; None where there are not a
     few of them."""

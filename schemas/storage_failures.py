@@ -1,4 +1,4 @@
-"""What the operating system says of a file or folder, in sentences: each kind of failure has its own remedy.
+"""The operating system's errors about files and folders, in sentences: each kind has its own remedy.
 
 No permission, a failing disk, a stale handle and too many open files are not damage, and are not called so.
 """
@@ -88,8 +88,8 @@ def system_error(error: BaseException) -> int | None:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         number = cause.errno if isinstance(cause, OSError) else None
-        if number is None and (found := _IN_TEXT.search(str(cause))):
-            number = int(found[1] or found[2])
+        if number is None and (match := _IN_TEXT.search(str(cause))):
+            number = int(match[1] or match[2])
         if number in known:
             return number
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

@@ -61,7 +61,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Reads:
+class RowSelection:
     """What a site reads of a context.
 
     `positions` are the arguments of Python's slice over the positions 0 .. context_size - 1, None: all.
@@ -125,22 +125,22 @@ class TokenShard:
         position: I64 = np.arange(self.n_rows, dtype=np.int64) - starts
         return position
 
-    def at(self, reads: Reads, context_size: int) -> TokenShard:
+    def restrict(self, selection: RowSelection, context_size: int) -> TokenShard:
         """The shard with rows that a site does not read neither counted nor stored.
 
         A context that is shorter has those of the positions that it reaches. Of a pooled context one row is
         left: the last that is stored, or, where none is, the last that is counted.
         """
-        if reads.all_rows:
+        if selection.all_rows:
             return self
         inside = np.zeros(context_size, dtype=np.bool_)
-        inside[slice(*(reads.positions or (None,)))] = True
+        inside[slice(*(selection.positions or (None,)))] = True
         kept = inside[self.position_of_row()]
         cut = replace(self, counted=self.counted & kept, stored=self.stored & kept)
-        if reads.pooling == "none":
+        if selection.pooling == "none":
             return cut
         one = cut.last_rows()
-        averaged = cut.stored if reads.pooling == "mean" else None
+        averaged = cut.stored if selection.pooling == "mean" else None
         return replace(cut, counted=cut.counted & one, stored=cut.stored & one, averaged=averaged)
 
     def last_rows(self) -> Bool:
@@ -151,9 +151,9 @@ class TokenShard:
             for rows in (self.stored, self.counted)
         )
         chosen = np.where(stored > 0, stored, counted)
-        found = np.zeros(self.n_rows, dtype=np.bool_)
-        found[chosen[chosen > 0] - 1] = True
-        return found
+        mask = np.zeros(self.n_rows, dtype=np.bool_)
+        mask[chosen[chosen > 0] - 1] = True
+        return mask
 
     def totals(self) -> Totals:
         """Denominators over this shard alone."""
@@ -199,14 +199,14 @@ class SparseFeatures:
         """Number of stored activations."""
         return len(self.indices)
 
-    def only(self, kept: Bool) -> SparseFeatures:
+    def select(self, kept: Bool) -> SparseFeatures:
         """The activations marked in `kept`, bool [Z]."""
         if kept.all():
             return self
         before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
         return SparseFeatures(before[self.indptr], self.indices[kept], self.data[kept])
 
-    def spread(self, stored: Bool) -> SparseFeatures:
+    def scatter_rows(self, stored: Bool) -> SparseFeatures:
         """These rows where `stored`, bool [N], is true, and empty ones where it is not."""
         lengths = np.zeros(len(stored), np.int64)
         lengths[stored] = np.diff(self.indptr)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.plans.sae_defaults import prepend_bos
 from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
-from pipeline.tokens.lake_rule import asked_lake, default_bos, notes, require_rule
+from pipeline.tokens.lake_rule import default_bos, notes, requested_lake, require_rule
 from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
@@ -41,7 +41,7 @@ def run_of(folder: Path, corpus: str = "corpus.jsonl", **tokens: Any) -> RunFile
 
 
 def lake_of(folder: Path, tokenizer: LakeTokenizer, stored: Lake | None = None, **tokens: Any) -> Lake:
-    return asked_lake(run_of(folder, **tokens), 16, True, tokenizer, {}, stored=stored)
+    return requested_lake(run_of(folder, **tokens), 16, True, tokenizer, {}, stored=stored)
 
 
 @pytest.mark.parametrize(

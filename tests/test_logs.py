@@ -22,8 +22,8 @@ def lines():
 
 def test_a_line_has_time_level_node_shard_and_event(lines):
     with logs.about(shard="000007"):
-        logs.tell("committed", rows=3)
-    logs.tell("ready", logging.WARNING)
+        logs.log_event("committed", rows=3)
+    logs.log_event("ready", logging.WARNING)
     first, second = lines()
     assert first.pop("time") > 1.7e9
     assert first == {"level": "info", "node": "n0", "shard": "000007", "rows": 3, "event": "committed"}
@@ -34,17 +34,17 @@ def test_an_error_is_one_line_with_its_traceback(lines):
     try:
         raise KeyError("x")
     except KeyError as error:
-        logs.tell("failed", logging.ERROR, error=error)
+        logs.log_event("failed", logging.ERROR, error=error)
     (line,) = lines()
     assert "Traceback" in line["error"]
     assert line["error"].endswith("KeyError: 'x'")
 
 
 def test_what_json_does_not_know_is_text(lines):
-    logs.tell("odd", value={1}, path=io)
+    logs.log_event("odd", value={1}, path=io)
     assert lines()[0]["value"] == "{1}"
 
 
 def test_nothing_is_written_before_a_process_starts_its_log(capsys):
-    logs.tell("quiet", logging.ERROR)
+    logs.log_event("quiet", logging.ERROR)
     assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.records.token_rows import counted_mask, document_of_row, stored_mask
-from pipeline.tokens.packing import ContextRule, laid_out, pack
+from pipeline.tokens.packing import ContextRule, pack, scatter_vectors
 from schemas.errors import InputError
 from schemas.records import Inputs
 from schemas.values import I32, Packed
@@ -276,7 +276,7 @@ def test_vectors_lie_where_their_tokens_do(documents, rule):
         np.array([[t, i] for t in tokens], np.float32).reshape(-1, 2) for i, tokens in enumerate(documents)
     ]
     packed = pack(arrays(documents), rule)
-    result = laid_out(values, arrays(documents), packed, inputs)
+    result = scatter_vectors(values, arrays(documents), packed, inputs)
     real = packed.token_ids >= 5  # the tokens of DOCUMENTS; special ids are below
     np.testing.assert_array_equal(result[real, 0], packed.token_ids[real])
     assert not result[~real].any()
@@ -297,4 +297,4 @@ def test_vectors_that_do_not_fit_their_tokens_are_refused():
         with pytest.raises(
             InputError, match=r"a document of 3 tokens has vectors .* uint8 \[3, 2\] are wanted"
         ):
-            laid_out([values], documents, packed, inputs)
+            scatter_vectors([values], documents, packed, inputs)

@@ -9,7 +9,7 @@ import torch
 from jobs.lake.verify import verify
 from pipeline.store.records.tokens import read_token_shard
 from schemas.errors import InputError
-from schemas.values import Reads, TokenShard, Totals
+from schemas.values import RowSelection, TokenShard, Totals
 from tests.kit import dense_activations, tiny_lm
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
@@ -76,8 +76,8 @@ def test_one_vector_of_each_context_is_read_and_counted(lake, site):
 def test_the_store_verifies_and_the_site_says_what_it_reads(lake):
     _, store = lake
     verify(store)
-    assert str(store.site("part").reads) == "positions [2, 9, 3], pooled by mean"
-    assert store.site("last").reads == Reads(None, "last_token")
+    assert str(store.site("part").selection) == "positions [2, 9, 3], pooled by mean"
+    assert store.site("last").selection == RowSelection(None, "last_token")
 
 
 def test_what_stands_for_a_whole_context_cannot_be_patched_at_a_token(lake):
@@ -115,7 +115,7 @@ def test_a_context_in_which_nothing_may_be_stored_counts_its_last_counted_row():
         document=np.zeros(6, np.uint64),
         **{name: np.array(mask) for name, mask in rows.items()},
     )
-    result = shard.at(Reads(None, "mean"), 3)
+    result = shard.restrict(RowSelection(None, "mean"), 3)
     assert result.counted.tolist() == [False, True, False, False, False, True]
     assert result.stored.tolist() == [False, True, False, False, False, False]
     assert result.averaged.tolist() == rows["stored"]

@@ -32,7 +32,7 @@ def test_sums_over_shards():
 
 def test_of_several_looks_at_an_sae_the_first_shards_counts_in_any_order():
     looks = [receipt("000002", explained=0.2), receipt("000001", explained=0.1), receipt("000000")]
-    assert tally(*looks).looks == tally(*reversed(looks)).looks == {"mid": ("000001", (0.1, None))}
+    assert tally(*looks).explained == tally(*reversed(looks)).explained == {"mid": ("000001", (0.1, None))}
 
 
 def test_its_memory_does_not_grow_with_shards():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
-from pipeline.tokens.lake_rule import RESERVED, asked_lake
+from pipeline.tokens.lake_rule import RESERVED, requested_lake
 from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
@@ -425,7 +425,7 @@ def test_a_label_that_is_called_inputs_clashes_in_a_corpus_of_vectors_alone(lake
     assert all(shard.inputs is None for shard in lake.shards())
     inputs, run_file = Inputs(width=2, dtype="float32", shape=(2,)), lake.run_file("corpus", ("inputs",))
     with pytest.raises(InputError, match="names 'inputs', a column of the store's own"):
-        asked_lake(run_file, 4, True, lake.tokenizer, {"inputs": "String"}, inputs)
+        requested_lake(run_file, 4, True, lake.tokenizer, {"inputs": "String"}, inputs)
 
 
 @pytest.mark.parametrize(("labels", "message"), [(("row",), "store's own"), (("a", "a"), "'a', twice")])

@@ -1,4 +1,4 @@
-"""How the demo's SAE was trained: corpora, activations, training, evaluation; no hub is asked."""
+"""How the demo's SAE was trained: corpora, activations, training, evaluation; no hub is needed."""
 
 import os
 

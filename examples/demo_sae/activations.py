@@ -55,7 +55,7 @@ class Model:
 
 
 def load_model() -> Model:
-    """The demo model on the CPU in float32, with the tokenizer beside it."""
+    """The demo model on the CPU in float32, with the tokenizer next to it."""
     folder = ensure_demo_model()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     bridge = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32)

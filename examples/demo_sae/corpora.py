@@ -50,14 +50,14 @@ def read_moby_dick(tgz: Path) -> list[str]:
 
 def _members(tgz: Path, prefix: str, suffix: str) -> list[bytes]:
     """The contents of the archive's files with this prefix and suffix, ordered by name."""
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     with tarfile.open(tgz) as archive:
         for member in archive:
             if member.name.startswith(prefix) and member.name.endswith(suffix):
                 stream = archive.extractfile(member)
                 if stream is not None:
-                    found[member.name] = stream.read()
-    return [found[name] for name in sorted(found)]
+                    members[member.name] = stream.read()
+    return [members[name] for name in sorted(members)]
 
 
 def read_gcide() -> list[str]:

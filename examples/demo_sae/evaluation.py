@@ -102,10 +102,10 @@ def losses(model: Model, sae: Any, contexts: torch.Tensor) -> dict[str, float]:
         for name, patch in patches.items():
             sums[name] += next_token_loss(model, tokens, patch)
     predictions = contexts.shape[0] * (CONTEXT - 1)
-    found = {f"loss_{name}": value / predictions for name, value in sums.items()}
-    gap = found["loss_zero"] - found["loss_clean"]
-    share = (found["loss_zero"] - found["loss_patched"]) / gap
-    return {**found, "loss_recovered": share, "loss_predictions": predictions}
+    mean_losses = {f"loss_{name}": value / predictions for name, value in sums.items()}
+    gap = mean_losses["loss_zero"] - mean_losses["loss_clean"]
+    share = (mean_losses["loss_zero"] - mean_losses["loss_patched"]) / gap
+    return {**mean_losses, "loss_recovered": share, "loss_predictions": predictions}
 
 
 def evaluation_contexts(model: Model, tgz: Path, tokens: int) -> dict[str, torch.Tensor]:

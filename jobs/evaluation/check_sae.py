@@ -28,15 +28,15 @@ from pipeline.plans.plan import resolve
 from pipeline.plans.reopen import Place
 from pipeline.saes import SaeMetadata, load_sae, read_metadata
 from pipeline.saes.quality.alternatives import measured
-from pipeline.saes.quality.diagnosis import ROWS, Diagnosis, Elsewhere, diagnose
+from pipeline.saes.quality.diagnosis import ROWS, Diagnosis, OtherRows, diagnose
 from pipeline.saes.quality.reconstruction import Reconstruction, worse_than_mean
 from pipeline.sources import open_source
-from pipeline.tokens.lake_rule import asked_lake, notes
+from pipeline.tokens.lake_rule import notes, requested_lake
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake
 from schemas.run.file import RunFile, parse_run_file
-from schemas.values import Reads, TokenShard
+from schemas.values import RowSelection, TokenShard
 
 DEMO = resources.files("jobs") / "demo_data"
 DEMO_SAE = "smollm2-135m-l9"
@@ -78,7 +78,7 @@ class Report(NamedTuple):
     @property
     def is_fine(self) -> bool:
         """Whether no mistake was found."""
-        worse = self.diagnosis.can_tell and worse_than_mean(self.figures) is not None
+        worse = self.diagnosis.is_measurable and worse_than_mean(self.figures) is not None
         return self.diagnosis.is_fine and not worse
 
 
@@ -169,7 +169,7 @@ def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
     assert prepend_bos is not None
     if tokenizer.eos_id is None and tokenizer.sep_id is None:
         run = run.model_copy(update={"tokens": run.tokens.model_copy(update={"separator": "none"})})
-    lake = asked_lake(run, size, prepend_bos, tokenizer, {})
+    lake = requested_lake(run, size, prepend_bos, tokenizer, {})
     warn(notes(run, lake, tokenizer))
     return lake
 
@@ -177,7 +177,7 @@ def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
 def _shard(asked: Asked, run: RunFile, lake: Lake, tokenizer: Tokenizer) -> TokenShard:
     """The tokens, those outside the SAE's positions not counted."""
     shard = check.token_shard(open_source(run.corpus), lake, tokenizer, asked.tokens)
-    return shard.at(Reads(run.sites[0].positions), lake.context_size)
+    return shard.restrict(RowSelection(run.sites[0].positions), lake.context_size)
 
 
 def _subject(asked: Asked, run: RunFile, about: SaeMetadata) -> check.Subject:
@@ -214,7 +214,7 @@ def _elsewhere(
     flipped: TokenShard | None,
     lake: Lake,
     figures: Reconstruction,
-) -> Iterator[Elsewhere]:
+) -> Iterator[OtherRows]:
     """Rows from other hooks, and from other choices of tokens."""
     named = _trained_at(about)
     poor = not figures.judged >= check.POOR

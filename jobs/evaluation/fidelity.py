@@ -114,8 +114,8 @@ def _work(store: FeatureStore, site: str, asked: Asked) -> Work:
     use = use_in(store, site, device=asked.device, model=asked.model, sae=asked.sae)
     if use.site.pooling != "none":
         raise InputError(
-            f"site {site!r} reads one vector of each context ({use.site.reads}): no reconstruction of it can "
-            "stand in for x at a token, and fidelity is of sites that read each row"
+            f"site {site!r} reads one vector of each context ({use.site.selection}): no reconstruction of it "
+            "can stand in for x at a token, and fidelity is of sites that read each row"
         )
     return Work(store.layout, store.lake, use, use.plan.batch_contexts)
 

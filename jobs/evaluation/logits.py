@@ -42,7 +42,7 @@ from schemas.tables.tables import Schema
 from schemas.values import F32, F64
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.direct_logits import Extremes, Found
+    from pipeline.evaluation.direct_logits import Extremes, Unembedded
 
 LISTED = 10
 MOST_RANDOM = 10_000
@@ -142,10 +142,10 @@ def logits(
     n = len(w_dec) + len(norms)
     with counting(f"logits {site}", n, "directions") as advance:
 
-        def results(directions: Iterator[object]) -> Iterator[Found]:
+        def results(directions: Iterator[object]) -> Iterator[Unembedded]:
             for result in tasks.map(partial(read, reading), directions):
                 yield result
-                advance(len(result.spread.entropy_bits))
+                advance(len(result.softmax.entropy_bits))
 
         table = _table(list(results(of_features(w_dec, b_dec, norm, block))))
         drawn = _random_table(list(results(of_random(norms, b_dec, block, asked.seed))))
@@ -197,7 +197,7 @@ def evenly(n: int, count: int) -> list[int]:
     return [i * n // count if count <= n else i % n for i in range(count)]
 
 
-def _table(results: Sequence[Found]) -> pl.DataFrame:
+def _table(results: Sequence[Unembedded]) -> pl.DataFrame:
     """The table LOGITS."""
     columns = _statistics(results)
     frame = pl.DataFrame({"feature": np.arange(len(columns["entropy_bits"])), **columns})
@@ -221,17 +221,17 @@ def _lists(names: Sequence[str], parts: Sequence[Extremes | None]) -> list[pl.Se
     return [pl.Series(name, column).arr.to_list() for name, column in zip(names, columns, strict=True)]
 
 
-def _random_table(results: Sequence[Found]) -> pl.DataFrame:
+def _random_table(results: Sequence[Unembedded]) -> pl.DataFrame:
     columns = _statistics(results)
     return pl.DataFrame(
         {"direction": np.arange(len(columns["entropy_bits"])), **columns}, schema=LOGITS_RANDOM
     )
 
 
-def _statistics(results: Sequence[Found]) -> dict[str, F64]:
+def _statistics(results: Sequence[Unembedded]) -> dict[str, F64]:
     names = ("entropy_bits", "max_probability")
     return {
-        name: np.concatenate([np.empty(0), *(getattr(part.spread, name) for part in results)])
+        name: np.concatenate([np.empty(0), *(getattr(part.softmax, name) for part in results)])
         for name in names
     }
 

@@ -128,7 +128,7 @@ def _report_loss(result: Extraction) -> None:
 
 def _report_quality(results: list[Extraction], order: list[str], check: CheckSae) -> None:
     """What the SAEs explain, where a worker checked; of several checks the first."""
-    quality = {name: explained for r in results for name, (_, explained) in r.tally.looks.items()}
+    quality = {name: explained for r in results for name, (_, explained) in r.tally.explained.items()}
     with_sae = {site.name for r in results if r.fresh.shards for site in r.plan.sites if site.has_sae}
     unseen = [name for name in order if name in with_sae and name not in quality]
     if unseen and check != "off":

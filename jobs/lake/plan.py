@@ -74,8 +74,8 @@ def _show_prediction(prediction: Prediction, pass_name: str) -> None:
     stored = _words(prediction.bytes_per_token.times(rows), size)
     table = Table(title=f"pass {pass_name}: {rows:,} tokens, {several(workers, 'worker')}", show_header=False)
     for name, value in {
-        "tokens/s of a worker": prediction.tokens_per_second.told(",.0f"),
-        "nonzeros per token": prediction.nonzeros_per_token.told(",.2f"),
+        "tokens/s of a worker": prediction.tokens_per_second.format(",.0f"),
+        "nonzeros per token": prediction.nonzeros_per_token.format(",.2f"),
         "nonzeros": _words(nonzeros, "{:,.0f}".format),
         "stored": f"{stored}: {kinds}",
         "data objects": f"{prediction.objects_per_shard * shards:,.0f} in {shards:,} shards",

@@ -111,7 +111,7 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
     if (predicted := current.prediction) is not None:
         say(
             f"  predicted from {escape(predicted.source)}: "
-            f"{predicted.tokens_per_second.told(',.0f')} tokens/s of a worker, "
+            f"{predicted.tokens_per_second.format(',.0f')} tokens/s of a worker, "
             f"{predicted.nonzeros_per_token.value:,.1f} nonzeros and "
             f"{predicted.bytes_per_token.value:,.0f} bytes a token, "
             f"{duration(predicted.seconds(predicted.rows, predicted.workers).value)} "

@@ -104,7 +104,7 @@ def provenance(store: FeatureStore, site: str) -> list[tuple[str, str]]:
         ("SAE", f"{short(info.sae)} ({info.architecture}), {planned.sae_digest[:16]}"),
         ("sizes", f"d_model {info.d_model:,}, d_sae {info.d_sae:,}"),
         ("activations", f"{info.activation_dtype}, encoded in {info.encode_dtype}"),
-        ("reads", str(info.reads)),
+        ("reads", str(info.selection)),
         ("pass", f"{info.pass_name}, plan {plan.hash[:16]}, format version {plan.format_version}"),
         ("device", plan.device),
         ("receipts", f"{len(receipts):,}, digest {store.receipts_digest(site)}"),

@@ -124,9 +124,10 @@ def _check(a: Side, b: Side) -> None:
             f"{a} and {b} are of two SAEs ({one.sae} and {two.sae}, whose weights differ): feature n of one "
             "is not feature n of the other; extract both with one SAE"
         )
-    if one.reads != two.reads:
+    if one.selection != two.selection:
         raise InputError(
-            f"{a} reads {one.reads}, {b} {two.reads}: extract both with the same positions and pooling"
+            f"{a} reads {one.selection}, {b} {two.selection}: extract both with the same positions "
+            "and pooling"
         )
     for side in (a, b):
         if not side.store.totals(side.site).counted_rows:

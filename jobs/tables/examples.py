@@ -33,7 +33,7 @@ from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import POSTINGS, Layout
 from schemas.records import Lake
-from schemas.values import I64, Postings, Reads, TokenShard
+from schemas.values import I64, Postings, RowSelection, TokenShard
 
 RANDOM = 10
 """Rows in which a feature does not fire that are drawn for it."""
@@ -59,7 +59,7 @@ def examples(
     began = time.monotonic()
     strongest = _examples_of_stats(store, site)
     info, shards = store.site(site), store.shard_files(site)
-    examples_of = partial(_range_examples, store.layout, store.lake, info.reads, shards, k, random)
+    examples_of = partial(_range_examples, store.layout, store.lake, info.selection, shards, k, random)
     ranges = _ranges(store, site)
     frames = track(
         (tasks or OneProcess()).map(examples_of, ranges), f"examples {site}", len(ranges), "ranges"
@@ -94,7 +94,7 @@ def _ranges(store: FeatureStore, site: str) -> list[range]:
 def _range_examples(
     layout: Layout,
     lake: Lake,
-    reads: Reads,
+    selection: RowSelection,
     shards: Sequence[ShardFiles],
     k: int,
     random: int,
@@ -110,13 +110,15 @@ def _range_examples(
     silent = NonFiring(fired + features.start, active[fired], edges[-1], random)
     tenths = Tenths(_samples(shards, features))
     for shard, (first, _) in zip(shards, pairwise(edges), strict=True):
-        tokens = read_token_shard(layout, lake, shard.record, verify=False).at(reads, lake.context_size)
+        tokens = read_token_shard(layout, lake, shard.record, verify=False).restrict(
+            selection, lake.context_size
+        )
         silent.begin(tokens, first)
         contexts = tokens.context_of_row() - tokens.context_start
         for postings in shard.postings_of(features):
             _add_postings(tokens, contexts, postings, strongest, silent)
             rows = postings.rows.astype(np.uint64) + np.uint64(tokens.row_start)
-            tenths.show(postings.features, np.diff(postings.offsets), postings.values, rows)
+            tenths.update(postings.features, np.diff(postings.offsets), postings.values, rows)
     return pl.concat([strongest.table(), silent.table(), tenths.table()])
 
 
@@ -144,7 +146,7 @@ def _add_postings(
 ) -> None:
     """Add some postings of a shard; `contexts` int64 [N] is each row's, counted from its first."""
     counts = np.diff(postings.offsets)
-    strongest.show(
+    strongest.update(
         postings.features,
         counts,
         postings.values,

@@ -106,10 +106,10 @@ def incomparable(a: Side, b: Side) -> str | None:
 
 def _shards(a: Side, b: Side) -> list[tuple[ShardFiles, ShardFiles]]:
     """Shards of the same tokens that both have extracted; what is not matched is reported."""
-    if a.planned.reads != b.planned.reads:
+    if a.planned.selection != b.planned.selection:
         raise InputError(
-            f"{a} reads {a.planned.reads}, {b} {b.planned.reads}: extract both with the same positions and "
-            "pooling"
+            f"{a} reads {a.planned.selection}, {b} {b.planned.selection}: extract both with the same "
+            "positions and pooling"
         )
     common = [name for name, sha256 in a.shards.items() if b.shards.get(name) == sha256]
     if not common:

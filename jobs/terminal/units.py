@@ -19,6 +19,6 @@ def unit_of_lake(store: FeatureStore) -> str:
 
 def unit_of_site(store: FeatureStore, site: str) -> str:
     """One row that a site counts: of pooled contexts there is one in each, a prompt's or another's."""
-    if store.lake.inputs is not None or store.site(site).reads.pooling == "none":
+    if store.lake.inputs is not None or store.site(site).selection.pooling == "none":
         return unit_of_lake(store)
     return "prompt" if kinds_of_corpus(store) == {"prompts"} else "context"

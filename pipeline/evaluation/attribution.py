@@ -24,7 +24,7 @@ from pipeline.evaluation.integrated_gradients import (
     gap_of,
     prompts_of,
 )
-from pipeline.plans.reopen import PlannedUse, kept, open_encoder, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_encoder, open_model
 from pipeline.statistics.evaluation.attribution import EVERY_PROMPT, partial
 from pipeline.store.records.tokens import read_document_labels, read_token_shard
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -73,7 +73,7 @@ class _Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PartPrompts:
     """The prompts of a part whose answers differ: `contexts` int64 [C] of the shard, `answers` int64 [C, 2].
 
     `counted` bool: rows of the shard that the lake counts; `values` a row for each prompt, labels as columns.
@@ -91,9 +91,11 @@ def attribute_part(work: Work, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
 
     ATTRIBUTION_PROMPTS, of those whose answers differ in their first tokens, and SUMS.
     """
-    opened, asked = _open(work).opened, _asked(work, part)
-    found = [_complete(opened, asked, some, work.tolerance) for some in _batches(opened, asked)]
-    batches = [each for batch in found for each in batch]
+    opened, prompts_of_part = _open(work).opened, _part_prompts(work, part)
+    completed = [
+        _complete(opened, prompts_of_part, some, work.tolerance) for some in _batches(opened, prompts_of_part)
+    ]
+    batches = [each for batch in completed for each in batch]
     d_sae = opened.encoder.d_sae
     context = np.concatenate([np.empty(0, np.int64), *(some[one.context] for some, one in batches)])
     feature = np.concatenate([np.empty(0, np.int64), *(one.feature for _, one in batches)])
@@ -101,8 +103,8 @@ def attribute_part(work: Work, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
         np.concatenate([np.empty(0), *(getattr(one, name) for _, one in batches)]) for name in ("ig", "ig2")
     )
     order = np.lexsort((feature, context))
-    sums = partial(asked.values, context[order], feature[order], (ig[order], ig2[order]), d_sae)
-    rows = [_prompts(asked, some, one, work.tolerance) for some, one in batches]
+    sums = partial(prompts_of_part.values, context[order], feature[order], (ig[order], ig2[order]), d_sae)
+    rows = [_prompts(prompts_of_part, some, one, work.tolerance) for some, one in batches]
     prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *rows]).sort("context")
     return prompts, sums
 
@@ -112,12 +114,12 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
 
     `chosen`: label, value, feature; it is ablated in the prompts with that value in which it is active.
     """
-    opened, asked = _open(work).opened, _asked(work, part)
+    opened, prompts_of_part = _open(work).opened, _part_prompts(work, part)
     context, feature = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     effect, effect2 = [np.empty(0)], [np.empty(0)]
-    features_of = _features_by_prompt(asked.values, chosen)
-    for some in _batches(opened, asked):
-        prompts, latents = _read(opened, asked, some)
+    features_of = _features_by_prompt(prompts_of_part.values, chosen)
+    for some in _batches(opened, prompts_of_part):
+        prompts, latents = _read(opened, prompts_of_part, some)
         of = prompts.vector_context[latents.vector]
         active = np.unique(np.stack([of, latents.features.indices], axis=1), axis=0)
         pairs = active[[f in features_of[some[c]] for c, f in active.tolist()]]
@@ -129,7 +131,7 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
         effect2.append(gap**2 - without**2)
     effects = (np.concatenate(effect), np.concatenate(effect2))
     entries = (np.concatenate(context), np.concatenate(feature))
-    sums = partial(asked.values, *entries, effects, opened.encoder.d_sae)
+    sums = partial(prompts_of_part.values, *entries, effects, opened.encoder.d_sae)
     wanted = [chosen, sums.filter(pl.col("feature").is_null()).select("label", "value", "feature")]
     on = ["label", "value", "feature"]
     return (sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left"),)
@@ -146,46 +148,55 @@ def _features_by_prompt(values: pl.DataFrame, chosen: pl.DataFrame) -> list[set[
     ]
 
 
-def _complete(opened: Opened, asked: _Asked, some: I64, tolerance: float) -> Iterator[tuple[I64, Attributed]]:
-    """Prompts `some` of those asked for, and their attributions; nodes are doubled where these lack some."""
+def _complete(
+    opened: Opened, prompts_of_part: _PartPrompts, some: I64, tolerance: float
+) -> Iterator[tuple[I64, Attributed]]:
+    """Prompts `some` of the part's, and their attributions; nodes are doubled where these lack some."""
     nodes = STARTING_NODES
     while len(some):
-        prompts, latents = _read(opened, asked, some)
-        found = attribute(opened, prompts, latents, nodes)
-        done = found.complete(tolerance) | (nodes >= MOST_NODES)
-        yield some[done], _only(found, done)
+        prompts, latents = _read(opened, prompts_of_part, some)
+        attributed = attribute(opened, prompts, latents, nodes)
+        done = attributed.complete(tolerance) | (nodes >= MOST_NODES)
+        yield some[done], _select_prompts(attributed, done)
         some, nodes = some[~done], 2 * nodes
 
 
-def _only(found: Attributed, kept: Bool) -> Attributed:
+def _select_prompts(attributed: Attributed, kept: Bool) -> Attributed:
     """Of some prompts alone, numbered anew."""
-    number, entries = np.cumsum(kept) - 1, kept[found.context]
-    of_entries = {name: getattr(found, name)[entries] for name in ("feature", "activation", "ig", "ig2")}
+    number, entries = np.cumsum(kept) - 1, kept[attributed.context]
+    of_entries = {name: getattr(attributed, name)[entries] for name in ("feature", "activation", "ig", "ig2")}
     of_prompts = {
-        name: getattr(found, name)[kept] for name in ("gap", "baseline", "nodes", "missing", "missing2")
+        name: getattr(attributed, name)[kept] for name in ("gap", "baseline", "nodes", "missing", "missing2")
     }
-    return Attributed(context=number[found.context[entries]], **of_entries, **of_prompts)
+    return Attributed(context=number[attributed.context[entries]], **of_entries, **of_prompts)
 
 
-def _prompts(asked: _Asked, some: I64, found: Attributed, tolerance: float) -> pl.DataFrame:
+def _prompts(
+    prompts_of_part: _PartPrompts, some: I64, attributed: Attributed, tolerance: float
+) -> pl.DataFrame:
     """Rows of ATTRIBUTION_PROMPTS."""
-    contexts, tokens = asked.contexts[some], asked.tokens
-    difference = (found.gap - found.baseline, found.gap**2 - found.baseline**2)
+    contexts, tokens = prompts_of_part.contexts[some], prompts_of_part.tokens
+    difference = (attributed.gap - attributed.baseline, attributed.gap**2 - attributed.baseline**2)
     columns = {
         "document": tokens.document[tokens.context_ptr[contexts]],
         "context": (tokens.context_start + contexts).astype(np.uint64),
-        "gap": found.gap,
-        "baseline": found.baseline,
-        "ig_sum": difference[0] + found.missing,
-        "ig2_sum": difference[1] + found.missing2,
-        "nodes": found.nodes,
-        "complete": found.complete(tolerance),
+        "gap": attributed.gap,
+        "baseline": attributed.baseline,
+        "ig_sum": difference[0] + attributed.missing,
+        "ig2_sum": difference[1] + attributed.missing2,
+        "nodes": attributed.nodes,
+        "complete": attributed.complete(tolerance),
     }
     return pl.DataFrame(columns, schema=ATTRIBUTION_PROMPTS)
 
 
-def _read(opened: Opened, asked: _Asked, some: I64) -> tuple[Prompts, Latents]:
-    prompts, read = prompts_of(asked.tokens, asked.contexts[some], asked.answers[some], asked.counted)
+def _read(opened: Opened, prompts_of_part: _PartPrompts, some: I64) -> tuple[Prompts, Latents]:
+    prompts, read = prompts_of(
+        prompts_of_part.tokens,
+        prompts_of_part.contexts[some],
+        prompts_of_part.answers[some],
+        prompts_of_part.counted,
+    )
     begun = opened.model.begin(prompts.batch, prompts.ends, prompts.first)
     prompts = replace(prompts, begun=begun)
     return prompts, Latents(opened, prompts, read.vectors(begun.x[opened.place.read]))
@@ -197,17 +208,20 @@ def _gaps(prompts: Prompts) -> F64:
     return gap_of(prompts.begun.logits, prompts.answers).double().cpu().numpy()
 
 
-def _batches(opened: Opened, asked: _Asked) -> Iterator[I64]:
-    """Places of the prompts asked for, so many at a time."""
-    places, lengths = np.arange(len(asked.contexts)), np.diff(asked.tokens.context_ptr)[asked.contexts]
+def _batches(opened: Opened, prompts_of_part: _PartPrompts) -> Iterator[I64]:
+    """Places of the part's prompts, so many at a time."""
+    places, lengths = (
+        np.arange(len(prompts_of_part.contexts)),
+        np.diff(prompts_of_part.tokens.context_ptr)[prompts_of_part.contexts],
+    )
     n = opened.contexts(int(lengths.max(initial=1)))
     return (places[first : first + n] for first in range(0, len(places), n))
 
 
-def _asked(work: Work, part: Part) -> _Asked:
+def _part_prompts(work: Work, part: Part) -> _PartPrompts:
     """The prompts of a part, their answers' first tokens and their labels."""
     whole = read_token_shard(work.layout, work.lake, part.record, inputs=True)
-    tokens = whole.at(work.use.site.reads, work.lake.context_size)
+    tokens = whole.restrict(work.use.site.selection, work.lake.context_size)
     contexts = np.arange(part.first, part.stop)
     table = read_document_labels(work.layout, part.record, (*work.labels, *work.answers))
     documents = tokens.document[tokens.context_ptr[contexts]]
@@ -217,19 +231,19 @@ def _asked(work: Work, part: Part) -> _Asked:
     label, value = EVERY_PROMPT
     named = work.labels or (pl.lit(value).alias(label),)
     values = values.filter(pl.Series(known)).with_columns(named).select(work.labels or label)
-    return _Asked(tokens, whole.counted, contexts[known], answers[known], values)
+    return _PartPrompts(tokens, whole.counted, contexts[known], answers[known], values)
 
 
 def _first_tokens(tokenizer: Tokenizer, lake: Lake, values: pl.DataFrame, answers: tuple[str, str]) -> I64:
     """The token that each of the two answers begins with, int64 [C, 2]; -1 for one that is empty."""
     texts = values.select(answers).fill_null("").to_numpy().ravel().tolist()
     ids = tokenizer.encode_batch(texts, lake.special_text)
-    return np.array([int(found[0]) if len(found) else -1 for found in ids], np.int64).reshape(-1, 2)
+    return np.array([int(tokens[0]) if len(tokens) else -1 for tokens in ids], np.int64).reshape(-1, 2)
 
 
 def _open(work: Work) -> _Opened:
     """Model, SAE and tokenizer, loaded once in a process."""
-    return kept(("attribution", *work.use.key, work.tokenizer), lambda: _load(work))
+    return cached_per_process(("attribution", *work.use.key, work.tokenizer), lambda: _load(work))
 
 
 def _load(work: Work) -> _Opened:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models import Model
-from pipeline.plans.reopen import PlannedUse, kept, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_model
 from schemas.values import F32, F64, I32
 
 LOGITS = 1 << 25
@@ -37,17 +37,17 @@ class Extremes(NamedTuple):
     bottom_values: F32
 
 
-class Spread(NamedTuple):
+class SoftmaxStats(NamedTuple):
     """Of each row's softmax, float64 [n]: the entropy in bits and the largest probability."""
 
     entropy_bits: F64
     max_probability: F64
 
 
-class Found(NamedTuple):
+class Unembedded(NamedTuple):
     """What a block gave: of the logits, and of the plain effects (None where they were not to be had)."""
 
-    spread: Spread
+    softmax: SoftmaxStats
     logits: Extremes | None
     effects: Extremes | None
 
@@ -70,25 +70,25 @@ def vocabulary_of(use: PlannedUse, width: int) -> int:
     return _model(use).unembed(torch.zeros(1, width)).shape[1]
 
 
-def read(reading: Reading, directions: Directions) -> Found:
+def read(reading: Reading, directions: Directions) -> Unembedded:
     """Unembed a block of directions."""
     model = _model(reading.use)
     logits = model.unembed(torch.from_numpy(directions.vectors))
-    spread = spread_of(logits)
+    softmax = softmax_stats(logits)
     if directions.effects is None:
-        return Found(spread, None, None)
+        return Unembedded(softmax, None, None)
     listed = extremes(logits[:, : reading.tokens], reading.k)
     del logits
     effects = model.logit_effects(torch.from_numpy(directions.effects))
     own = None if effects is None else extremes(effects[:, : reading.tokens], reading.k)
-    return Found(spread, listed, own)
+    return Unembedded(softmax, listed, own)
 
 
-def spread_of(logits: Tensor) -> Spread:
+def softmax_stats(logits: Tensor) -> SoftmaxStats:
     """Entropy and largest probability of softmax(logits), logits float32 [n, V]; sums are float64."""
     log_p = logits.log_softmax(1)
     entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1, dtype=torch.float64) / math.log(2)
-    return Spread(entropy.cpu().numpy(), log_p.amax(1).double().exp().cpu().numpy())
+    return SoftmaxStats(entropy.cpu().numpy(), log_p.amax(1).double().exp().cpu().numpy())
 
 
 def extremes(values: Tensor, k: int) -> Extremes:
@@ -100,18 +100,18 @@ def extremes(values: Tensor, k: int) -> Extremes:
 
 def _first(values: Tensor, k: int, *, largest: bool) -> I32:
     """Places of the largest, or smallest, k of each row."""
-    found = values.topk(k, dim=1, largest=largest)
-    place, size = found.indices.cpu().numpy(), found.values.cpu().numpy()
+    extremes = values.topk(k, dim=1, largest=largest)
+    place, size = extremes.indices.cpu().numpy(), extremes.values.cpu().numpy()
     order = np.lexsort((place, -size if largest else size), axis=1)
     return np.take_along_axis(place, order, axis=1).astype(np.int32)
 
 
 def _at(values: Tensor, places: I32) -> F32:
     at = values.gather(1, torch.from_numpy(places.astype(np.int64)).to(values.device))
-    found: F32 = at.cpu().numpy()
-    return found
+    values_at: F32 = at.cpu().numpy()
+    return values_at
 
 
 def _model(use: PlannedUse) -> Model:
     """The model, loaded once in a process."""
-    return kept(("logits", *use.key), lambda: open_model(use, []))
+    return cached_per_process(("logits", *use.key), lambda: open_model(use, []))

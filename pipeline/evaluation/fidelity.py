@@ -26,7 +26,7 @@ from pipeline.evaluation.patching import StandIn, patch
 from pipeline.models import Model
 from pipeline.models.device import to_device
 from pipeline.models.hooks.losses import divergences, is_followed, losses_of, next_tokens
-from pipeline.plans.reopen import PlannedUse, kept, open_encoder, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_encoder, open_model
 from pipeline.saes.encoding.encoder import Encoder
 from pipeline.saes.quality.reconstruction import target_of
 from pipeline.statistics.documents.clustered import document_rows
@@ -146,16 +146,16 @@ class _Batch:
             encoder = self._opened.encoder
             features = encoder.encode(x)
             kept = np.repeat(~zeroed, np.diff(features.indptr))
-            return encoder.decode(features.only(kept), like=x).to(target.device)
+            return encoder.decode(features.select(kept), like=x).to(target.device)
 
-        puts = [None, *(self._literal_put(stand_in) for stand_in in (reconstruct, lambda *_: 0.0))]
+        puts = [None, *(self._literal_patches(stand_in) for stand_in in (reconstruct, lambda *_: 0.0))]
         values = torch.stack([model.losses(batch, put) for put in puts]).double().cpu().numpy()
         followed = self._followed()
         at = self._counted[followed]
         columns = np.concatenate([np.ones((1, int(at.sum()))), values[:, at]])
         _scatter(totals, LITERAL, self._document[followed][at], columns)
 
-    def _literal_put(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    def _literal_patches(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
         return patch(self._opened.encoder.metadata, self._place, self._counted, stand_in)
 
     def _followed(self) -> Bool:
@@ -165,35 +165,35 @@ class _Batch:
         return followed
 
     def _predictions(self) -> tuple[I64, F64]:
-        """The documents of the predictions at measured rows, and what PREDICTED says of them but for 1."""
+        """The documents of the predictions at measured rows, and PREDICTED's figures of them but for 1."""
         model, batch = self._opened.model, self._batch
         targets = to_device(next_tokens(batch), model.device)
         clean = model.next_token_logits(batch)
-        patched = model.next_token_logits(batch, self._put(self._reconstruct))
-        found = [losses_of(clean, targets), losses_of(patched, targets)]
+        patched = model.next_token_logits(batch, self._patches(self._reconstruct))
+        losses = [losses_of(clean, targets), losses_of(patched, targets)]
         divergence = divergences(clean, patched)
         del clean, patched
-        found.append(model.losses(batch, self._put(lambda *_: 0.0)))
-        found.append(model.losses(batch, self._put(lambda _, target: self._mean.expand(target.shape))))
-        values = torch.stack([*found, divergence]).double().cpu().numpy()
+        losses.append(model.losses(batch, self._patches(lambda *_: 0.0)))
+        losses.append(model.losses(batch, self._patches(lambda _, target: self._mean.expand(target.shape))))
+        values = torch.stack([*losses, divergence]).double().cpu().numpy()
         followed = self._followed()
         measured = self._stored[followed]
         return self._document[followed][measured], values[:, measured]
 
-    def _put(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    def _patches(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
         return patch(self._opened.encoder.metadata, self._place, self._stored, stand_in)
 
     def _reconstruct(self, x: Tensor, target: Tensor) -> Tensor:
-        """The reconstruction; what MEASURED says of each row is kept on the way."""
+        """The reconstruction; MEASURED's figures of each row are kept on the way."""
         encoder = self._opened.encoder
         features = encoder.encode(x)
         given = encoder.decode(features, like=x).to(target.device)
-        wanted, found = target.double(), given.double()
+        expected, decoded = target.double(), given.double()
         active = torch.from_numpy(np.diff(features.indptr)).to(target.device, torch.float64)
         self._rows = [
-            (wanted - found).square().sum(1),
-            (wanted - self._mean).square().sum(1),
-            torch.cosine_similarity(wanted, found, dim=1),
+            (expected - decoded).square().sum(1),
+            (expected - self._mean).square().sum(1),
+            torch.cosine_similarity(expected, decoded, dim=1),
             active,
         ]
         return given
@@ -209,7 +209,7 @@ def _scatter(totals: F64, names: tuple[str, ...], document: I64, columns: F64) -
 def _tokens(work: Work, part: Part) -> TokenShard:
     """The shard as the site counts it."""
     shard = read_token_shard(work.layout, work.lake, part.record, inputs=True)
-    return shard.at(work.use.site.reads, work.lake.context_size)
+    return shard.restrict(work.use.site.selection, work.lake.context_size)
 
 
 def _batches(tokens: TokenShard, ranges: list[range], contexts: int) -> Iterator[tuple[TokenBatch, slice]]:
@@ -219,7 +219,7 @@ def _batches(tokens: TokenShard, ranges: list[range], contexts: int) -> Iterator
 
 def _open(work: Work) -> Opened:
     """Model and SAE, loaded once in a process."""
-    return kept(("fidelity", *work.use.key), lambda: _load(work))
+    return cached_per_process(("fidelity", *work.use.key), lambda: _load(work))
 
 
 def _load(work: Work) -> Opened:

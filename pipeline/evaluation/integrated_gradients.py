@@ -60,7 +60,7 @@ class Opened(NamedTuple):
 class Prompts:
     """Contexts of a shard, each a prompt, the rows of them that matter, and the two answers of each.
 
-    `last` int64 [C]: the row, counted from the context's first, at whose end the answers are asked for;
+    `last` int64 [C]: the row, counted from the context's first, at whose end the answers are compared;
     `answers` int64 [C, 2]: token ids; `owner` int64 [N]: for each row of the contexts the vector that moves
     it, -1 for none; `vector_context` int64 [V]: whose vector it is; `begun`: where passes over them begin
     at the SAE's place, None where they run the whole model.
@@ -80,16 +80,16 @@ class Prompts:
 
     @property
     def ends(self) -> I64:
-        """The rows at whose end the answers are asked for, among all N, int64 [C]."""
+        """The rows at whose end the answers are compared, among all N, int64 [C]."""
         return self.starts + self.last
 
     @property
     def first(self) -> I64:
         """The first position of each context that a vector moves, its length where there is none, [C]."""
         context = np.repeat(np.arange(len(self.last)), self.batch.lengths)[self.moved]
-        found = self.batch.lengths.copy()
-        np.minimum.at(found, context, np.flatnonzero(self.moved) - self.starts[context])
-        return found
+        positions = self.batch.lengths.copy()
+        np.minimum.at(positions, context, np.flatnonzero(self.moved) - self.starts[context])
+        return positions
 
     @property
     def moved(self) -> Bool:
@@ -116,7 +116,7 @@ class Prompts:
 
 
 class Attributed(NamedTuple):
-    """What was found for the prompts of a batch.
+    """The attributions of the prompts of a batch.
 
     `gap`, `baseline` float64 [C]: the gap as it is, and with every latent at 0; of each active feature of
     each vector, float64 [Z]: `ig` of the gap, `ig2` of its square; `context` and `feature` int64 [Z];
@@ -213,15 +213,15 @@ def attribute(opened: Opened, prompts: Prompts, latents: Latents, nodes: int) ->
     places, weights = np.append((places + 1) / 2, [0.0, 1.0]), np.append(weights / 2, [0.0, 0.0])
     total = latents.total()
     mean = torch.zeros_like(total, dtype=torch.float64)
-    mean2, found = torch.zeros_like(mean), np.empty((len(places), len(prompts.last)))
+    mean2, gap_at = torch.zeros_like(mean), np.empty((len(places), len(prompts.last)))
     for some in _portions(len(places), opened.contexts(prompts.batch.token_ids.size)):
         gap, slope = _slopes(opened, prompts, total, places[some])
-        found[some] = gap
+        gap_at[some] = gap
         weight = torch.from_numpy(weights[some]).to(slope.device)
         mean += torch.einsum("s,svo->vo", weight, slope)
         per_vector = torch.from_numpy(2 * gap[:, prompts.vector_context]).to(slope.device)
         mean2 += torch.einsum("s,sv,svo->vo", weight, per_vector, slope)
-    return _shared_out(prompts, latents, found[-1], found[-2], (mean, mean2), nodes)
+    return _attributed(prompts, latents, gap_at[-1], gap_at[-2], (mean, mean2), nodes)
 
 
 def _slopes(opened: Opened, prompts: Prompts, total: Tensor, places: F64) -> tuple[F64, Tensor]:
@@ -236,7 +236,7 @@ def _slopes(opened: Opened, prompts: Prompts, total: Tensor, places: F64) -> tup
     return gap.detach().double().cpu().numpy().reshape(s, c), slope.double().view(s, *total.shape)
 
 
-def _shared_out(
+def _attributed(
     prompts: Prompts, latents: Latents, gap: F64, baseline: F64, means: tuple[Tensor, Tensor], nodes: int
 ) -> Attributed:
     """The mean gradients [V, O] shared out among the active features, and what is missing."""
@@ -262,7 +262,7 @@ def _shared_out(
 def ablated_gaps(opened: Opened, prompts: Prompts, latents: Latents, pairs: I64) -> F64:
     """The gap of a context when a feature of it is set to 0, float64 [n], for pairs int64 [n, 2] of both."""
     context = prompts.vector_context[latents.vector]
-    found = [np.empty(0)]
+    ablated = [np.empty(0)]
     for some in _portions(len(pairs), opened.contexts(prompts.batch.token_ids.shape[1])):
         tiled, vectors = prompts.repeated(pairs[some, 0])
         shift = torch.zeros(len(vectors), latents.directions.shape[1], device=latents.directions.device)
@@ -271,8 +271,8 @@ def ablated_gaps(opened: Opened, prompts: Prompts, latents: Latents, pairs: I64)
             here = np.flatnonzero(tiled.vector_context == n)
             at = here[np.searchsorted(vectors[here], latents.vector[entries])]
             shift[at] = -latents.directions[entries]
-        found.append(gaps(opened, tiled, shift).double().cpu().numpy())
-    return np.concatenate(found)
+        ablated.append(gaps(opened, tiled, shift).double().cpu().numpy())
+    return np.concatenate(ablated)
 
 
 def prompts_of(tokens: TokenShard, contexts: I64, answers: I64, counted: Bool) -> tuple[Prompts, RowsRead]:
@@ -303,8 +303,8 @@ def prompts_of(tokens: TokenShard, contexts: I64, answers: I64, counted: Bool) -
 def _ranges(starts: I64, lengths: I64) -> I64:
     """start, start + 1 … of each of some ranges, one after another."""
     before = np.cumsum(lengths) - lengths
-    found: I64 = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-    return found
+    rows: I64 = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+    return rows
 
 
 def _portions(n: int, size: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""Putting something else in the place of x at some rows, while the rest of the model runs on.
+"""Putting something else in place of x at some rows, while the rest of the model runs on.
 
 N token rows of a batch, O width of the SAE's target.
 """

@@ -1,4 +1,4 @@
-"""One SAE and one model over some thousand tokens: figures, losses, and rows to look for a mistake on.
+"""One SAE and one model over some thousand tokens: figures, losses, and rows to search for a mistake.
 
 N token rows of a batch, D d_model, O width of the target.
 """
@@ -18,7 +18,7 @@ from pipeline.models import Model, probe
 from pipeline.plans.reopen import Place
 from pipeline.saes.encoding.encoder import Encoder
 from pipeline.saes.quality.alternatives import Rows
-from pipeline.saes.quality.diagnosis import ROWS, Elsewhere
+from pipeline.saes.quality.diagnosis import ROWS, OtherRows
 from pipeline.saes.quality.reconstruction import Reconstruction, holds_target, reconstruct, target_of
 from pipeline.sources import Source
 from pipeline.store.records.token_rows import counted_mask
@@ -37,13 +37,13 @@ BATCH_TOKENS, LOSS_TOKENS = 1024, 2048
 """Tokens of a forward pass, and of the losses, each of which is a pass through the whole model."""
 
 POOR = 0.5
-"""Below this explained variance every layer is tried in the place of the hook's, not just its neighbours."""
+"""Below this explained variance every layer is tried in place of the hook's, not just its neighbours."""
 
 LAYER = re.compile(r"(?<![^.])\d+(?![^.])")
 """The layer in a hook's name: the first part that is a number."""
 
 Observe = Callable[[int], None]
-"""Told how many tokens have just been done."""
+"""Called with the number of tokens that have just been done."""
 
 
 class Piece(NamedTuple):
@@ -64,8 +64,8 @@ class Losses(NamedTuple):
     @property
     def recovered(self) -> float:
         """(zero - patched) / (zero - clean), NaN where zeros do no harm."""
-        harm = self.zero - self.clean
-        return (self.zero - self.patched) / harm if harm > 0 else float("nan")
+        increase = self.zero - self.clean
+        return (self.zero - self.patched) / increase if increase > 0 else float("nan")
 
 
 class Subject(NamedTuple):
@@ -77,19 +77,19 @@ class Subject(NamedTuple):
 
     def rows(self, piece: Piece, place: Place | None = None, also: tuple[str, ...] = ()) -> Rows:
         """The counted rows of a piece, at the SAE's own place or another."""
-        at = self.model.forward(piece.batch, also=also)
-        return self.cut(at, place or self.place, piece.counted)
+        x_by_hook = self.model.forward(piece.batch, also=also)
+        return self.cut(x_by_hook, place or self.place, piece.counted)
 
-    def cut(self, at: dict[str, Tensor], place: Place, kept: Bool) -> Rows:
+    def cut(self, x_by_hook: dict[str, Tensor], place: Place, kept: Bool) -> Rows:
         """What the SAE reads and its target, in the rows marked in `kept`."""
-        index = torch.from_numpy(np.flatnonzero(kept)).to(at[place.read].device)
-        target = target_of(self.encoder.metadata, at[place.target])[index]
-        return Rows(target if place.read == place.target else at[place.read][index], target)
+        index = torch.from_numpy(np.flatnonzero(kept)).to(x_by_hook[place.read].device)
+        target = target_of(self.encoder.metadata, x_by_hook[place.target])[index]
+        return Rows(target if place.read == place.target else x_by_hook[place.read][index], target)
 
-    def fits(self, at: dict[str, Tensor], place: Place) -> bool:
+    def fits(self, x_by_hook: dict[str, Tensor], place: Place) -> bool:
         """Whether the SAE reads and reconstructs vectors as wide as those at the place."""
-        reads = self.encoder.accepts(at[place.read].shape[1])
-        return reads and holds_target(self.encoder.metadata, at[place.target].shape[1])
+        reads = self.encoder.accepts(x_by_hook[place.read].shape[1])
+        return reads and holds_target(self.encoder.metadata, x_by_hook[place.target].shape[1])
 
 
 def token_shard(source: Source, lake: Lake, tokenizer: Tokenizer, tokens: int) -> TokenShard:
@@ -108,16 +108,16 @@ def _beginnings(source: Source, tokenizer: Tokenizer, lake: Lake, tokens: int) -
     """Beginnings of equal length of many documents; longer ones where there are few."""
     share = max(tokens // DOCUMENTS, 1)
     while True:
-        found, is_cut = [], False
+        beginnings, is_cut = [], False
         for document in source.documents():
             text = document.text[: share * CHARACTERS]
             ids = tokenizer.encode_batch([text], lake.special_text)[0][:share]
             is_cut |= len(ids) == share or len(text) < len(document.text)
-            found.append(ids)
-            if sum(map(len, found)) >= tokens:
-                return found
+            beginnings.append(ids)
+            if sum(map(len, beginnings)) >= tokens:
+                return beginnings
         if not is_cut:
-            return found
+            return beginnings
         share *= 4
 
 
@@ -127,24 +127,24 @@ def pieces(shard: TokenShard, context_size: int) -> list[Piece]:
     return [Piece(batch, shard.counted[rows]) for batch, rows in batches(shard, contexts)]
 
 
-def sample(found: list[Piece], tokens: int, *, counted: bool = False) -> list[Piece]:
+def sample(pieces: list[Piece], tokens: int, *, counted: bool = False) -> list[Piece]:
     """Evenly spaced pieces with at least so many tokens together, `counted` ones only or any, or all."""
-    sizes = [int(piece.counted.sum() if counted else piece.batch.lengths.sum()) for piece in found]
-    n = min(-(-tokens // max(*sizes, 1)), len(found))
-    return [found[i * len(found) // n] for i in range(n)]
+    sizes = [int(piece.counted.sum() if counted else piece.batch.lengths.sum()) for piece in pieces]
+    n = min(-(-tokens // max(*sizes, 1)), len(pieces))
+    return [pieces[i * len(pieces) // n] for i in range(n)]
 
 
-def measure(subject: Subject, found: list[Piece], observe: Observe) -> Reconstruction:
+def measure(subject: Subject, pieces: list[Piece], observe: Observe) -> Reconstruction:
     """Figures over the counted rows of all pieces."""
     sums = Reconstruction(subject.encoder.d_sae)
-    for piece in found:
+    for piece in pieces:
         rows = subject.rows(piece)
         reconstruct(subject.encoder, rows.x, rows.target, sums)
         observe(int(piece.batch.lengths.sum()))
     return sums
 
 
-def losses(subject: Subject, found: list[Piece], observe: Observe) -> Losses:
+def losses(subject: Subject, pieces: list[Piece], observe: Observe) -> Losses:
     """Losses with the counted rows at the target's hook left, reconstructed and set to 0.
 
     InputError for a model that predicts no tokens, or a hook where nothing can be put.
@@ -154,7 +154,7 @@ def losses(subject: Subject, found: list[Piece], observe: Observe) -> Losses:
     def reconstructed(x: Tensor, _: Tensor) -> Tensor:
         return encoder.decode(encoder.encode(x), like=x)
 
-    for piece in found:
+    for piece in pieces:
         decoded, zero = (
             patch(encoder.metadata, subject.place, piece.counted, stand_in)
             for stand_in in (reconstructed, lambda *_: 0.0)
@@ -167,32 +167,32 @@ def losses(subject: Subject, found: list[Piece], observe: Observe) -> Losses:
     return Losses(clean, patched, zeroed, n)
 
 
-def loaded_rows(subject: Subject, found: list[Piece]) -> Rows:
+def loaded_rows(subject: Subject, pieces: list[Piece]) -> Rows:
     """Rows at the SAE's own place."""
-    return _joined([subject.rows(piece) for piece in found])
+    return _joined([subject.rows(piece) for piece in pieces])
 
 
 def other_hooks(
-    subject: Subject, found: list[Piece], trained_at: Place | None, *, poor: bool
-) -> Iterator[Elsewhere]:
+    subject: Subject, pieces: list[Piece], trained_at: Place | None, *, poor: bool
+) -> Iterator[OtherRows]:
     """Rows at the place that the SAE's files name, and at the same hooks of other layers.
 
     These are the next layers; all of them when the SAE as loaded does poorly, on fewer rows then.
     """
     places = [place for place in (trained_at,) if place is not None and place != subject.place]
-    places = [place for place in places if probe(subject.model, found[0].batch, place) is not None]
-    places += list(_other_layers(subject, found[0], reach=None if poor else 1))
+    places = [place for place in places if probe(subject.model, pieces[0].batch, place) is not None]
+    places += list(_other_layers(subject, pieces[0], reach=None if poor else 1))
     also = tuple(dict.fromkeys(hook for place in places for hook in place))
     gathered: list[list[Rows]] = [[] for _ in places]
-    for piece in found[: 1 if poor else len(found)] if also else []:
-        at = subject.model.forward(piece.batch, also=also)
+    for piece in pieces[: 1 if poor else len(pieces)] if also else []:
+        x_by_hook = subject.model.forward(piece.batch, also=also)
         for place, rows in zip(places, gathered, strict=True):
-            if subject.fits(at, place):
-                rows.append(subject.cut(at, place, piece.counted))
+            if subject.fits(x_by_hook, place):
+                rows.append(subject.cut(x_by_hook, place, piece.counted))
     for place, rows in zip(places, gathered, strict=True):
         if rows:
             change = f"read x at {place.read}, not at {subject.place.read}"
-            yield Elsewhere(f"hook {place.read}", change, _joined(rows))
+            yield OtherRows(f"hook {place.read}", change, _joined(rows))
 
 
 def _other_layers(subject: Subject, piece: Piece, reach: int | None) -> Iterator[Place]:
@@ -216,17 +216,17 @@ def shifted(hook: str, layers: int) -> str | None:
 
 
 def other_tokens(
-    subject: Subject, found: list[Piece], flipped: list[Piece], *, has_bos: bool
-) -> Iterator[Elsewhere]:
+    subject: Subject, pieces: list[Piece], flipped: list[Piece], *, has_bos: bool
+) -> Iterator[OtherRows]:
     """Rows of the model run without BOS, or with it, and rows without those at position 0."""
     if flipped:
         rows = _joined([subject.rows(piece) for piece in flipped])
         name, to = ("model run without BOS", "false") if has_bos else ("model run with BOS", "true")
-        yield Elsewhere(name, f"set prepend_bos to {to}", rows)
-    without = [_without_first(piece) for piece in found]
-    if any((a.counted != b.counted).any() for a, b in zip(found, without, strict=True)):
+        yield OtherRows(name, f"set prepend_bos to {to}", rows)
+    without = [_without_first(piece) for piece in pieces]
+    if any((a.counted != b.counted).any() for a, b in zip(pieces, without, strict=True)):
         rows = _joined([subject.rows(piece) for piece in without])
-        yield Elsewhere("position 0 left out", "leave position 0 of each context out", rows)
+        yield OtherRows("position 0 left out", "leave position 0 of each context out", rows)
 
 
 def _without_first(piece: Piece) -> Piece:
@@ -236,9 +236,9 @@ def _without_first(piece: Piece) -> Piece:
     return piece._replace(counted=counted)
 
 
-def with_special(found: list[Piece]) -> list[Piece]:
+def with_special(pieces: list[Piece]) -> list[Piece]:
     """The pieces with every token counted."""
-    return [piece._replace(counted=np.ones_like(piece.counted)) for piece in found]
+    return [piece._replace(counted=np.ones_like(piece.counted)) for piece in pieces]
 
 
 def flipped_bos(lake: Lake, tokenizer: Tokenizer) -> Lake | None:

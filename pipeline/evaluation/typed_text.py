@@ -82,7 +82,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
         raise InputError(f"text {text!r} is not Unicode: type it in UTF-8") from None
     rule = ContextRule.of(lake)
-    ids = rule.laid_in(tokenizer.encode_batch([text], lake.special_text)[0], 0)
+    ids = rule.without_repeated_bos(tokenizer.encode_batch([text], lake.special_text)[0], 0)
     if not len(ids):
         raise InputError(f"text {text!r} has no tokens: type some")
     if rule.by_document and rule.context_of(len(ids)) > rule.context_size:
@@ -101,7 +101,7 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
         stored=stored_mask(packed.token_ids, packed.context_ptr, lake.special_ids, lake.special_tokens),
         document=np.zeros(len(packed.token_ids), np.uint64),
     )
-    return shard.at(site.reads, lake.context_size)
+    return shard.restrict(site.selection, lake.context_size)
 
 
 def _features(use: PlannedUse, shard: TokenShard) -> SparseFeatures:
@@ -112,18 +112,18 @@ def _features(use: PlannedUse, shard: TokenShard) -> SparseFeatures:
         read = RowsRead.of(shard, rows, batch.lengths)
         if read.stored.any():
             encoded.append(encoder.encode(read.vectors(model.forward(batch)[site.hook_name])))
-    return SparseFeatures.concatenate(encoded).spread(shard.stored)
+    return SparseFeatures.concatenate(encoded).scatter_rows(shard.stored)
 
 
-def _device(plan: Plan, asked: str) -> str:
-    """The device asked for; `auto` is the plan's where it is here, else the processor."""
-    if asked not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device {asked!r} is not known: give auto, cpu or cuda")
-    device = plan.device if asked == "auto" else asked
+def _device(plan: Plan, requested: str) -> str:
+    """The device requested; `auto` is the plan's where it is here, else the processor."""
+    if requested not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {requested!r} is not known: give auto, cpu or cuda")
+    device = plan.device if requested == "auto" else requested
     try:
         require_device(device)
     except InputError:
-        if asked != "auto":
+        if requested != "auto":
             raise
         return "cpu"
     return device

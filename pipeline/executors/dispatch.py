@@ -21,7 +21,7 @@ from schemas.records import Receipt
 from schemas.values import Failure, Hello
 
 _RECENT = 1000
-"""Shards whose times say what a straggler is."""
+"""Shards whose times define what a straggler is."""
 
 
 class WorkerLostError(Exception):
@@ -65,12 +65,12 @@ class Backend(Protocol):
         """Nodes that are about to leave."""
 
     def resources(self) -> str:
-        """What there is, and what a worker asks for, in words."""
+        """What there is, and what a worker needs, in words."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """When a worker or an attempt is given up. Times in seconds."""
+    """When a worker or an attempt is abandoned. Times in seconds."""
 
     workers: int = 1
     max_attempts: int = 4
@@ -87,7 +87,7 @@ class Policy:
 
 @dataclass
 class Slot:
-    """A worker, what it said when ready, and the shard it runs."""
+    """A worker, its hello, and the shard it runs."""
 
     worker: Any
     since: float
@@ -96,7 +96,7 @@ class Slot:
     name: str = ""
 
     def place(self) -> dict[str, str | None]:
-        """What an event says of where something happened."""
+        """The fields of an event that say where something happened."""
         return {"slot": self.name, "node": self.hello.node if self.hello else None}
 
 
@@ -117,7 +117,7 @@ class Dispatcher:
         self._slots: dict[str, Slot] = {}
         self._inflight: dict[Hashable, str] = {}
         self._leaving: set[str] = set()
-        self._next_poll = self._spawn_after = self._last_live = self._last_told = time.monotonic()
+        self._next_poll = self._spawn_after = self._last_live = self._last_reported = time.monotonic()
         self._load_failures = 0
         self._took: deque[float] = deque(maxlen=_RECENT)
         self._heartbeat = Heartbeat(on_event)
@@ -126,11 +126,11 @@ class Dispatcher:
         """Yield each shard's receipt, or its failure, in the order in which they end."""
         try:
             while self._ledger.remaining:
-                self._look_around()
+                self._poll_cluster()
                 self._fill()
-                outcomes = [outcome for ticket in self._wait(0.5) for outcome in self._settle(ticket)]
+                outcomes = [outcome for ticket in self._wait(0.5) for outcome in self._finish_call(ticket)]
                 outcomes += self._expire()
-                outcomes += self._feed()
+                outcomes += self._assign_shards()
                 yield from outcomes
         finally:
             for slot in self._slots.values():
@@ -165,7 +165,7 @@ class Dispatcher:
         slot.shard, slot.since = shard, time.monotonic()
         self._inflight[self._backend.process(slot.worker, shard)] = slot_id
 
-    def _settle(self, ticket: Hashable) -> list[Receipt | Failure]:
+    def _finish_call(self, ticket: Hashable) -> list[Receipt | Failure]:
         """Take in one finished call."""
         slot_id = self._inflight.pop(ticket, None)
         if slot_id is None:
@@ -232,7 +232,7 @@ class Dispatcher:
         self._backend.kill(slot.worker)
         self._on_event(event="worker_replaced", slot=slot_id, why=why, was_ready=slot.hello is not None)
         if slot.hello is not None and not self._is_live:
-            self._load_failures = 0  # those beside workers that were ready say nothing of what is to come
+            self._load_failures = 0  # failures while other workers were ready predict nothing
         if slot.hello is None and charged:
             self._failed_to_load(why, refused=refused)
         return outcome
@@ -254,13 +254,13 @@ class Dispatcher:
         )
 
     def _expire(self) -> list[Receipt | Failure]:
-        """Give up calls that run for too long."""
+        """Abandon calls that run for too long."""
         late = time.monotonic() - self._policy.shard_timeout_s
         overdue = [slot_id for slot_id, slot in self._slots.items() if slot.shard and slot.since < late]
         return [o for slot_id in overdue for o in self._replace(slot_id, "shard timeout")]
 
-    def _feed(self) -> list[Receipt | Failure]:
-        """Give each idle worker a shard, or a twin of a straggler when none waits."""
+    def _assign_shards(self) -> list[Receipt | Failure]:
+        """Give each idle worker a shard, or a second copy of a straggler when none waits."""
         outcomes: list[Receipt | Failure] = []
         for slot_id, slot in list(self._slots.items()):
             if slot.hello is None or slot.shard:
@@ -272,7 +272,7 @@ class Dispatcher:
         return outcomes
 
     def _straggler(self) -> str | None:
-        """A shard that has run alone for far longer than the others took; it is started again, as a twin."""
+        """A shard that has run alone far longer than the others took; it also starts on a second worker."""
         if len(self._took) < 5:
             return None
         limit = max(
@@ -287,8 +287,8 @@ class Dispatcher:
         self._ledger.start(oldest.shard)
         return oldest.shard
 
-    def _look_around(self) -> None:
-        """Now and then: how far the shards are, which nodes are leaving, and is anybody there at all."""
+    def _poll_cluster(self) -> None:
+        """Now and then: how far the shards are, which nodes are draining, and whether any worker is alive."""
         self._beat()
         now = time.monotonic()
         if now < self._next_poll:
@@ -296,22 +296,22 @@ class Dispatcher:
         self._next_poll = now + self._policy.poll_s
         self._leaving = self._backend.draining_nodes()
         if self._is_live:
-            self._last_live = self._last_told = now
+            self._last_live = self._last_reported = now
         else:
             self._wait_for_workers(now)
 
     def _beat(self) -> None:
-        """Tell how far the shards in flight are; of twins, the farther one."""
+        """Report how far the shards in flight are; of two copies, the farther one."""
         if not self._heartbeat.is_due:
             return
         rows: dict[str, int] = {}
         for slot in self._slots.values():
             if (shard := slot.shard) is not None:
                 rows[shard] = max(self._backend.rows_done(slot.worker, shard), rows.get(shard, 0))
-        self._heartbeat.tell(rows)
+        self._heartbeat.emit(rows)
 
     def _wait_for_workers(self, now: float) -> None:
-        """Tell that nobody is there, and stop where the policy has a limit to that."""
+        """Report that no worker is alive, and stop where the policy has a limit to that."""
         why = f"no worker has been ready for {now - self._last_live:.0f} s"
         limit = self._policy.no_worker_timeout_s
         if limit is not None and now - self._last_live > limit:
@@ -319,12 +319,12 @@ class Dispatcher:
                 f"{why} (extract.no_worker_timeout_s: {limit:g}): {self._backend.resources()}; fix that "
                 "and run again, what is committed stays"
             )
-        if now - self._last_told > self._policy.no_worker_warning_s:
-            self._last_told = now
+        if now - self._last_reported > self._policy.no_worker_warning_s:
+            self._last_reported = now
             self._on_event(event="waiting", why=f"{why}: {self._backend.resources()}")
 
 
 def ready_event(hello: Hello) -> dict[str, Any]:
-    """What is told of a worker that is ready."""
+    """What is reported of a worker that is ready."""
     agrees = {} if hello.agreement is None else {"agreement": asdict(hello.agreement)}
     return {"node": hello.node, "pid": hello.pid, "gpus": hello.gpus, "device": hello.device_model, **agrees}

@@ -34,7 +34,7 @@ def run_in_process(
             if not isinstance(error, ShardError | PassingError):
                 raise
             released = ledger.release(shard, why := str(error), permanent=isinstance(error, ShardError))
-        except Exception as error:  # as on Ray: whatever it was, it is told and tried again
+        except Exception as error:  # as on Ray: whatever it was, it is reported and tried again
             if is_broken(error):
                 raise InputError(
                     f"the GPU is in an error state ({error}): run again, what is committed stays"

@@ -17,8 +17,8 @@ class Ledger:
         self._attempts: Counter[str] = Counter()
         self._copies: Counter[str] = Counter()
         self._ended: set[str] = set()
-        self._hopeless: dict[str, str] = {}
-        """Permanent errors of shards of which a twin still runs."""
+        self._permanent_errors: dict[str, str] = {}
+        """Permanent errors of shards of which another copy still runs."""
         self._max_attempts = max_attempts
 
     @property
@@ -31,8 +31,8 @@ class Ledger:
         return self._attempts[shard]
 
     def is_alone(self, shard: str) -> bool:
-        """Whether one worker, and no twin, runs this shard."""
-        return self._copies[shard] == 1 and shard not in self._ended and shard not in self._hopeless
+        """Whether exactly one worker runs this shard."""
+        return self._copies[shard] == 1 and shard not in self._ended and shard not in self._permanent_errors
 
     def take(self) -> str | None:
         """The next shard for an idle worker, or None."""
@@ -43,7 +43,7 @@ class Ledger:
         return shard
 
     def start(self, shard: str) -> None:
-        """Count an attempt at `shard` (a twin of a running one, or one just taken)."""
+        """Count an attempt at `shard` (a second copy of a running one, or one just taken)."""
         self._attempts[shard] += 1
         self._copies[shard] += 1
 
@@ -60,18 +60,18 @@ class Ledger:
     ) -> Failure | bool:
         """A copy of `shard` was lost or failed: its failure, else whether it waits for another try.
 
-        While a twin runs neither is so: the twin may still commit it, whatever the error of this copy.
+        While another copy runs neither is so: that one may still commit it, whatever the error of this copy.
         """
         self._copies[shard] -= 1
         self._attempts[shard] -= not charged
         if shard in self._ended:
             return False
         if permanent:
-            self._hopeless.setdefault(shard, why)
+            self._permanent_errors.setdefault(shard, why)
         if self._copies[shard]:
             return False
-        if shard in self._hopeless or self._attempts[shard] >= self._max_attempts:
+        if shard in self._permanent_errors or self._attempts[shard] >= self._max_attempts:
             self._ended.add(shard)
-            return Failure(shard, self._attempts[shard], self._hopeless.get(shard, why))
+            return Failure(shard, self._attempts[shard], self._permanent_errors.get(shard, why))
         self._waiting.append(shard)
         return True

@@ -40,7 +40,7 @@ def storage_probe(root: StorePath) -> Iterator[ProbeFile | None]:
         Path(probe.path).unlink(missing_ok=True)
 
 
-def require_sight(probe: ProbeFile | None) -> None:
+def require_shared_storage(probe: ProbeFile | None) -> None:
     """NodeError where this node does not see the file that the driver wrote."""
     if probe is None:
         return

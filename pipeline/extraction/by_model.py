@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.extraction.first_rows_check import first_look, most_rows
+from pipeline.extraction.first_rows_check import check_saes, most_rows
 from pipeline.models import load_model, weight_bytes
 from pipeline.models.device import describe_device, free_memory, is_out_of_memory, to_device, wait_for_memory
 from pipeline.models.hooks.pooling import RowsRead, take_rows
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pipeline.saes.encoding.encoder import Encoder, Pending
 
 
-class OnItsWay(NamedTuple):
+class InFlightBatch(NamedTuple):
     """A batch of one site.
 
     `pending`: the features of the rows that are `stored`, bool [N] of the batch, None where there are none;
@@ -85,8 +85,8 @@ class ModelFeatures:
         self._layout, self._plan, self._check_sae = layout, plan, check_sae
         self._oom_batch_contexts = oom_batch_contexts
         self.batch_contexts, self.controls = None, {}
-        self._to_look_at = {site.name for site in plan.sites if site.has_sae}
-        self._rows_looked_at = 0
+        self._unchecked = {site.name for site in plan.sites if site.has_sae}
+        self._rows_checked = 0
 
     @property
     def device_model(self) -> str:
@@ -149,30 +149,32 @@ class ModelFeatures:
         hook_name = next(each.hook_name for each in self._plan.sites if each.name == site)
         return self._model.widths[hook_name]
 
-    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:
-        """Explained variance by site, of the sites that this worker has not looked at in an earlier shard."""
-        if self._check_sae == "off" or not self._to_look_at:
+    def check_saes(self, shard: str, by_site: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:
+        """Explained variance by site, of the sites that this worker has not checked in an earlier shard."""
+        if self._check_sae == "off" or not self._unchecked:
             return {}
         with timed("check"):
-            sites = [site for site in self._plan.sites if site.name in self._to_look_at]
-            found, hopeless = first_look(self._model, self._encoders, sites, at, self._plan.batch_contexts)
-        for name, sums in found.items():
+            sites = [site for site in self._plan.sites if site.name in self._unchecked]
+            reconstructions, unusable = check_saes(
+                self._model, self._encoders, sites, by_site, self._plan.batch_contexts
+            )
+        for name, sums in reconstructions.items():
             if self._check_sae == "stop" and (sentence := worse_than_mean(sums)):
                 raise InputError(
                     f"site {name!r}, shard {shard}: {sentence}; extract.check_sae: warn runs all the same"
                 )
-        self._to_look_at -= found.keys() | hopeless
-        tokens = at[sites[0].name]
-        self._rows_looked_at += tokens.n_rows
-        if self._rows_looked_at >= most_rows(tokens):
-            self._to_look_at.clear()  # a site that is left gives hardly any rows
-        told = {name: sums.explained for name, sums in found.items()}
-        return {name: each.rounded() for name, each in told.items() if not math.isnan(each.of_all)}
+        self._unchecked -= reconstructions.keys() | unusable
+        tokens = by_site[sites[0].name]
+        self._rows_checked += tokens.n_rows
+        if self._rows_checked >= most_rows(tokens):
+            self._unchecked.clear()  # a site that is left gives hardly any rows
+        explained = {name: sums.explained for name, sums in reconstructions.items()}
+        return {name: each.rounded() for name, each in explained.items() if not math.isnan(each.of_all)}
 
     def encode(
         self,
         tokens: TokenShard,
-        at: dict[str, TokenShard],
+        by_site: dict[str, TokenShard],
         timed: Timed,
         dense: DenseWriters = NO_DENSE,
     ) -> Encoded:
@@ -185,24 +187,24 @@ class ModelFeatures:
         sizes = [planned, planned, *([smaller] if smaller is not None and smaller < planned else [])]
         for size in sizes:
             self.batch_contexts = size if size != planned else None
-            through = _Through(timed)
+            counter = _RowCounter(timed)
             try:
-                return self._encode(tokens, at, through, size, dense)
+                return self._encode(tokens, by_site, counter, size, dense)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 full = error.with_traceback(None)  # the frames let go of their tensors
-            with timed("forward", -through.rows):  # the next try begins anew
+            with timed("forward", -counter.rows):  # the next try begins anew
                 free_memory()
                 for writer in dense.values():
                     writer.restart()
-            logs.tell("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
+            logs.log_event("gpu_out_of_memory", logging.WARNING, batch_contexts=size, why=str(full))
         raise full
 
     def _encode(
         self,
         tokens: TokenShard,
-        at: dict[str, TokenShard],
+        by_site: dict[str, TokenShard],
         timed: Timed,
         contexts: int,
         dense: DenseWriters,
@@ -211,8 +213,8 @@ class ModelFeatures:
 
         The features of a batch are taken when the next one was submitted, so that a GPU always has work.
         """
-        encoded: Encoded = {name: [] for name in at}
-        submitted: list[OnItsWay] = []
+        encoded: Encoded = {name: [] for name in by_site}
+        submitted: list[InFlightBatch] = []
         chosen = control.in_control(tokens)
         tallies = {
             name: ControlTally(encoder, [at_most(t) for t in control.THRESHOLDS])
@@ -222,7 +224,7 @@ class ModelFeatures:
             with timed("forward", rows.stop - rows.start):
                 x = self._model.forward(batch)
             with timed("encode"):
-                read = {name: RowsRead.of(shard, rows, batch.lengths) for name, shard in at.items()}
+                read = {name: RowsRead.of(shard, rows, batch.lengths) for name, shard in by_site.items()}
                 before, submitted = submitted, list(self._submit(x, read, chosen[rows]))
                 self._take(before, encoded, tallies)
             with timed("write"):
@@ -236,7 +238,7 @@ class ModelFeatures:
 
     def _submit(
         self, x: dict[str, torch.Tensor], read: dict[str, RowsRead], chosen: Bool
-    ) -> Iterator[OnItsWay]:
+    ) -> Iterator[InFlightBatch]:
         """Begin to encode a batch for every site; rows in a control's contexts are kept for it."""
         for site in self._plan.sites:
             stored = read[site.name].stored
@@ -246,30 +248,36 @@ class ModelFeatures:
             kept = stored & chosen if site.control else np.zeros_like(stored)
             of_control = None if vectors is None or not kept.any() else take_rows(vectors, kept[stored])
             dense = vectors if "dense" in self._plan.layouts else None
-            yield OnItsWay(site, pending, stored, kept, of_control, dense)
+            yield InFlightBatch(site, pending, stored, kept, of_control, dense)
 
-    def _take(self, batch: list[OnItsWay], encoded: Encoded, tallies: Mapping[str, ControlTally]) -> None:
+    def _take(
+        self, batch: list[InFlightBatch], encoded: Encoded, tallies: Mapping[str, ControlTally]
+    ) -> None:
         """Wait for the features of a batch, and put empty rows where nothing is stored; then the controls."""
         for site, pending, stored, kept, x, _ in batch:
             if not site.has_sae:
                 continue
             some = pending.result() if pending else SparseFeatures.concatenate([])
-            features = some.spread(stored)
+            features = some.scatter_rows(stored)
             encoded[site.name].append(features)
             if x is not None:
                 norms = _norms(features, kept, self._plan.activation_dtype)
                 tallies[site.name].add(x, to_device(norms, x.device))
 
 
-def _keep(batch: list[OnItsWay], dense: DenseWriters) -> None:
+def _keep(batch: list[InFlightBatch], dense: DenseWriters) -> None:
     """Write x of the stored rows, one batch late, when the device has it."""
-    for one in batch:
-        if writer := dense.get(one.site.name):
-            x = np.empty((0, writer.width), np.float32) if one.dense is None else one.dense.cpu().numpy()
-            writer.add(x, one.stored)
+    for in_flight in batch:
+        if writer := dense.get(in_flight.site.name):
+            x = (
+                np.empty((0, writer.width), np.float32)
+                if in_flight.dense is None
+                else in_flight.dense.cpu().numpy()
+            )
+            writer.add(x, in_flight.stored)
 
 
-class _Through:
+class _RowCounter:
     """`timed`, which counts the rows that went through."""
 
     def __init__(self, timed: Timed) -> None:
@@ -285,9 +293,9 @@ class _Through:
 def _norms(features: SparseFeatures, rows: Bool, dtype: ActivationDtype) -> F32:
     """Norms of the features of some rows, rounded as they will be stored, float32 [n].
 
-    What `dtype` cannot hold is infinite here, and told of when the shard is rounded.
+    What `dtype` cannot hold is infinite here, and reported when the shard is rounded.
     """
-    kept = features.only(np.repeat(rows, np.diff(features.indptr)))
+    kept = features.select(np.repeat(rows, np.diff(features.indptr)))
     with np.errstate(over="ignore"):
         squares = kept.data.astype(dtype).astype(np.float64) ** 2
     of_row = np.repeat(np.arange(len(rows)), np.diff(kept.indptr))

@@ -50,7 +50,7 @@ class SyntheticFeatures:
             about = {"format": "synthetic", **recipe}
             write_site_weights(self._layout, self._plan.pass_name, site, dict, about)
 
-    def look(self, shard: str, at: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:  # noqa: ARG002
+    def check_saes(self, shard: str, by_site: dict[str, TokenShard], timed: Timed) -> dict[str, Explained]:  # noqa: ARG002
         """There is nothing to reconstruct."""
         return {}
 
@@ -61,10 +61,12 @@ class SyntheticFeatures:
     def encode(
         self,
         tokens: TokenShard,  # noqa: ARG002
-        at: dict[str, TokenShard],
+        by_site: dict[str, TokenShard],
         timed: Timed,
         dense: DenseWriters = NO_DENSE,  # noqa: ARG002
     ) -> Encoded:
         """The features of each site."""
         with timed("encode"):
-            return {name: list(generator.blocks(at[name])) for name, generator in self._generators.items()}
+            return {
+                name: list(generator.blocks(by_site[name])) for name, generator in self._generators.items()
+            }

@@ -86,7 +86,7 @@ class Model(Protocol):
         successor in its context, in (context, position) order.
 
         `replace`: hook name -> function of x, float32 [sum(lengths), d], whose answer of the same shape goes
-        on through the model in the place of x, in the model's precision; pads keep what they have.
+        on through the model in place of x, in the model's precision; pads keep what they have.
         InputError for a model that gives no logits of the next token.
         """
 
@@ -142,7 +142,7 @@ def load_model(
 ) -> Model:
     """Load `model` on `device` (cpu or cuda; see `device.choose_device`) to read x at `hooks`.
 
-    `inputs`: what the corpus holds in the place of tokens. Sets this process's torch threads. A hook that
+    `inputs`: what the corpus holds in place of tokens. Sets this process's torch threads. A hook that
     does not exist, or never fires, is an InputError that names near ones; a few tokens are run to find out.
     """
     import torch

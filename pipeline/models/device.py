@@ -86,8 +86,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_broken(error: BaseException) -> bool:
     """Whether this process cannot use its GPU any more (illegal access, device-side assert).
 
-    CUDA gives the same error to every later call, so that only a new process helps. It is told by words, for
-    such errors come as RuntimeError from many libraries, and torch need not be here.
+    CUDA gives the same error to every later call, so that only a new process helps. It is recognised by its
+    words, for such errors come as RuntimeError from many libraries, and torch need not be here.
     """
     names = {kind.__name__ for kind in type(error).__mro__}
     if "OutOfMemoryError" in names or not isinstance(error, RuntimeError):
@@ -114,7 +114,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def describe_device(device: str) -> str:
-    """Model name of the processor behind `cpu` or `cuda`: another one may give other last bits."""
+    """Model name of the processor that `cpu` or `cuda` means: another one may give other last bits."""
     if device == "cpu":
         return _cpu_name()
     import torch

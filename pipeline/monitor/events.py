@@ -26,7 +26,7 @@ from schemas.sentences import redacted
 
 _PART_SECONDS = 10.0
 DEAD_AFTER_S = 300.0
-"""A run tells of itself once a minute; after so much silence it is taken for dead."""
+"""A run logs an event once a minute; after so much silence it is taken for dead."""
 
 
 class EventLog:

@@ -1,6 +1,6 @@
 """Signs of life within a shard: every few seconds, how many rows of each shard in flight are done.
 
-Only told, never waited for: a worker that does not answer holds up nothing.
+Reported, never waited for: a worker that does not answer holds up nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HEARTBEAT_S = 5.0
 
 
 class Heartbeat:
-    """Tells of the shards in flight, as the event `heartbeat`, at most every few seconds."""
+    """Reports the shards in flight, as the event `heartbeat`, at most every few seconds."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event, self._last = on_event, time.monotonic()
@@ -25,12 +25,12 @@ class Heartbeat:
         """Whether the last sign is old enough."""
         return time.monotonic() - self._last >= HEARTBEAT_S
 
-    def tell(self, rows: dict[str, int]) -> None:
+    def emit(self, rows: dict[str, int]) -> None:
         """Rows done, by shard in flight."""
         self._last = time.monotonic()
         self._on_event(event="heartbeat", in_flight=rows)
 
-    def one(self, shard: str, rows: int) -> None:
+    def emit_one(self, shard: str, rows: int) -> None:
         """The same for a worker in this process, which calls as often as it likes."""
         if self.is_due:
-            self.tell({shard: rows})
+            self.emit({shard: rows})

@@ -1,4 +1,4 @@
-"""What happens to a run: kept in the pass's event log, told to whoever listens, logged by Python's logging.
+"""What happens to a run: kept in the pass's event log, passed to observers, logged by Python's logging.
 
 Events of one run carry its id in `run`. Heartbeats reach the listener at once, the log once a minute.
 """
@@ -47,7 +47,7 @@ class Journal:
         self._on_event(**event)
 
     def outcome(self, outcome: Receipt | Failure) -> None:
-        """A shard was committed (that one was quarantined, the executor tells itself)."""
+        """A shard was committed (the executor reports quarantined ones itself)."""
         if isinstance(outcome, Receipt):
             self(
                 event="committed",
@@ -65,25 +65,25 @@ class Journal:
             self._log.log(**event, run=self._run)
         level = logging.WARNING if event["event"] in WARNINGS else logging.INFO
         fields = {name: value for name, value in event.items() if name != "event"}
-        logs.tell(event["event"], level, run=self._run, **fields)
+        logs.log_event(event["event"], level, run=self._run, **fields)
 
 
 @contextmanager
 def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun: Any) -> Iterator[Journal]:
-    """A run's events, from `begin` with what is asked to `end` with what was done, or with the error."""
+    """A run's events, from `begin` with what is planned to `end` with what was done, or with the error."""
     began = time.monotonic()
     with EventLog(layout, plan.pass_name) as log:
-        told = Journal(log, on_event)
+        events = Journal(log, on_event)
         place = {"node": socket.gethostname(), "pid": os.getpid(), "version": __version__}
-        told(event="begin", plan=plan.hash, **place, **begun)
+        events(event="begin", plan=plan.hash, **place, **begun)
         error: BaseException | None = None
         try:
-            yield told
+            yield events
         except BaseException as caught:
             error = caught
             raise
         finally:
-            told(
+            events(
                 event="end",
                 shards=fresh.shards,
                 rows=fresh.rows,

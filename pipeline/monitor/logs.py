@@ -63,6 +63,8 @@ def about(**fields: Any) -> Iterator[None]:
         _ABOUT.reset(token)
 
 
-def tell(event: str, level: int = logging.INFO, *, error: BaseException | None = None, **fields: Any) -> None:
+def log_event(
+    event: str, level: int = logging.INFO, *, error: BaseException | None = None, **fields: Any
+) -> None:
     """Write one line; `event` is a name, such as `committed`, what varies goes into `fields`."""
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields})

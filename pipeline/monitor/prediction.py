@@ -32,7 +32,7 @@ WARM_SHARDS = 3
 
 @record(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Span:
-    """A figure, and the lowest and highest of it among the shards that were looked at."""
+    """A figure, and the lowest and highest of it among the sampled shards."""
 
     value: float
     low: float
@@ -42,7 +42,7 @@ class Span:
         """The figure in another unit."""
         return Span(self.value * factor, self.low * factor, self.high * factor)
 
-    def told(self, digits: str = ",.3g") -> str:
+    def format(self, digits: str = ",.3g") -> str:
         """In words."""
         value = f"{self.value:{digits}}"
         return value if self.low == self.high else f"{value} ({self.low:{digits}} to {self.high:{digits}})"
@@ -73,7 +73,7 @@ class Prediction(Record):
     shard_rows: int
     """Token rows of a shard, about."""
     workers: int
-    """Asked for when it was made."""
+    """The number of workers for which it was made."""
     load_seconds: float
     """Until a worker is ready."""
     tokens_per_second: Span
@@ -95,7 +95,7 @@ class Prediction(Record):
 
 
 def sample(receipt: Receipt) -> Sample:
-    """What a committed shard tells."""
+    """The sample that a committed shard gives."""
     tally = Tally()
     tally.add(receipt)
     return Sample(tally.rows, tally.seconds, tally.nonzeros, dict(tally.bytes), tally.objects)
@@ -144,11 +144,11 @@ def read_prediction(layout: Layout, pass_name: str) -> Prediction | None:
     if not path.exists():
         return None
     try:
-        found: Prediction = Prediction.from_json(path.read_bytes(), str(path))
+        prediction: Prediction = Prediction.from_json(path.read_bytes(), str(path))
     except (InputError, OSError) as error:
-        logs.tell("no_prediction", logging.WARNING, why=str(error))
+        logs.log_event("no_prediction", logging.WARNING, why=str(error))
         return None
-    return found
+    return prediction
 
 
 def write_prediction(layout: Layout, pass_name: str, prediction: Prediction) -> None:
@@ -182,9 +182,9 @@ class Forecast:
         """What is to do: rows and shards that are not committed yet."""
         self._plan_hash, self._pass, self._workers = plan_hash, pass_name, workers
         self._rows, self._shards = rows, shards
-        found = read_prediction(self._layout, pass_name)
-        if found is not None and found.plan_hash == plan_hash:
-            self.prediction = found
+        stored = read_prediction(self._layout, pass_name)
+        if stored is not None and stored.plan_hash == plan_hash:
+            self.prediction = stored
 
     def ready(self) -> None:
         """A worker has loaded everything."""
@@ -218,4 +218,4 @@ class Forecast:
         try:
             write_prediction(self._layout, self._pass, self.prediction)
         except (InputError, OSError) as error:  # a full disk ends a run by its shards, not by its prediction
-            logs.tell("no_prediction", logging.WARNING, why=str(error))
+            logs.log_event("no_prediction", logging.WARNING, why=str(error))

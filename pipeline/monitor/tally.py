@@ -1,4 +1,4 @@
-"""Sums over receipts: what is told of a run, in memory that does not grow with the number of shards."""
+"""Sums over receipts: what is reported of a run, in memory that does not grow with the number of shards."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Tally:
     """By site."""
     bytes: Counter[str] = field(default_factory=Counter)
     """By kind of object: csr.zarr, postings.parquet ..."""
-    looks: dict[str, tuple[str, Explained]] = field(default_factory=dict)
-    """By site the first shard on which somebody looked, and the explained variance there."""
+    explained: dict[str, tuple[str, Explained]] = field(default_factory=dict)
+    """By site the first shard on which its SAE was checked, and the explained variance there."""
     devices: set[str] = field(default_factory=set)
 
     def add(self, receipt: Receipt) -> None:
@@ -40,8 +40,10 @@ class Tally:
             self.nnz[name] += site.nnz
             self.underflow += site.underflow
             if site.explained_variance is not None:
-                look = (receipt.shard, Explained(site.explained_variance, site.explained_variance_rest))
-                self.looks[name] = min(look, self.looks.get(name, look), key=lambda pair: pair[0])
+                explained = (receipt.shard, Explained(site.explained_variance, site.explained_variance_rest))
+                self.explained[name] = min(
+                    explained, self.explained.get(name, explained), key=lambda pair: pair[0]
+                )
 
     @property
     def nonzeros(self) -> int:

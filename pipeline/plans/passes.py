@@ -23,8 +23,8 @@ def by_pass(run: RunFile, layout: Layout) -> list[RunFile]:
         for name, plan in read_plans(layout).items()
         if has_commits(layout, name)
     }
-    found = passes_of([site.name for site in run.sites], run.store.pass_name, stored)
-    return [_part(run, name, sites) for name, sites in found]
+    sites_by_pass = passes_of([site.name for site in run.sites], run.store.pass_name, stored)
+    return [_part(run, name, sites) for name, sites in sites_by_pass]
 
 
 def _part(run: RunFile, name: str, sites: Collection[str]) -> RunFile:
@@ -45,10 +45,10 @@ def passes_of(
     if given is not None:
         _check_given(given, sites, new, holder, stored)
     fresh = given or _free_name(new, stored)
-    found: dict[str, list[str]] = {}
+    by_pass: dict[str, list[str]] = {}
     for site in sites:
-        found.setdefault(holder.get(site, fresh), []).append(site)
-    return list(found.items())
+        by_pass.setdefault(holder.get(site, fresh), []).append(site)
+    return list(by_pass.items())
 
 
 def _check_given(

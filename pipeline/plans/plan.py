@@ -1,4 +1,4 @@
-"""The plan of a pass: a run file with every default filled in, and all that can move a bit of the data."""
+"""The plan of a pass: a run file with every default filled in, and everything that can change the data."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     A sentence that begins with `sentences.NOTE` is not a warning. Raises InputError where no choice is right.
     """
     run = _drawn(run)
-    found = [_about(site) for site in run.sites]
-    sites = [_named(*pair, run.model) for pair in zip(run.sites, found, strict=True)]
+    metadata = [_about(site) for site in run.sites]
+    sites = [_named(*pair, run.model) for pair in zip(run.sites, metadata, strict=True)]
     _refuse_equal_names(sites)
-    trained = [trained_with.Trained(*pair) for pair in zip(sites, found, strict=True)]
-    told: list[str] = []
+    trained = [trained_with.Trained(*pair) for pair in zip(sites, metadata, strict=True)]
+    notes: list[str] = []
     for pair in trained:
-        trained_with.check_site(*pair, told)
-        trained_with.check_model(run.model, pair, told)
-    size = _short_enough(run, trained, trained_with.context_size(run, trained, told))
+        trained_with.check_site(*pair, notes)
+        trained_with.check_model(run.model, pair, notes)
+    size = _short_enough(run, trained, trained_with.context_size(run, trained, notes))
     tokens = run.tokens.model_copy(
         update={
             "context_size": size,
-            "prepend_bos": trained_with.prepend_bos(run, trained, told),
+            "prepend_bos": trained_with.prepend_bos(run, trained, notes),
             "tokenizer": _tokenizer(run),
         }
     )
-    model = run.model.model_copy(update={"processing": trained_with.processing(run, trained, told)})
+    model = run.model.model_copy(update={"processing": trained_with.processing(run, trained, notes)})
     cut = tuple(
-        site.model_copy(update={"positions": trained_with.positions(site, about, size, told)})
+        site.model_copy(update={"positions": trained_with.positions(site, about, size, notes)})
         for site, about in trained
     )
     if run.store.pass_name is not None:
         check_name(run.store.pass_name, "pass")
     filled = {"sites": cut, "tokens": tokens, "model": model}
-    return run.model_copy(update=filled), list(dict.fromkeys(told))
+    return run.model_copy(update=filled), list(dict.fromkeys(notes))
 
 
 OF_KINDS: dict[str, dict[str, Any]] = {
@@ -102,10 +102,10 @@ def _numbers(corpus: Corpus) -> int | None:
 
 
 def _tokenizer(run: RunFile) -> str:
-    found = run.tokens.tokenizer or run.model.path
-    if not found:
+    tokenizer = run.tokens.tokenizer or run.model.path
+    if not tokenizer:
         raise InputError("model.loader: synthetic brings no tokenizer: set tokens.tokenizer")
-    return found
+    return tokenizer
 
 
 def _about(site: Site) -> SaeMetadata:
@@ -113,9 +113,9 @@ def _about(site: Site) -> SaeMetadata:
     return NO_SAE if site.sae is None else read_metadata(site.sae)
 
 
-def _named(site: Site, found: SaeMetadata, model: Model) -> Site:
+def _named(site: Site, about: SaeMetadata, model: Model) -> Site:
     """The site with its hook and its name."""
-    hook_name = site.hook_name or trained_with.default_hook(found, model)
+    hook_name = site.hook_name or trained_with.default_hook(about, model)
     if not hook_name and site.sae is None:
         raise InputError("sites: a site without an SAE needs a hook_name, the place where x is read")
     if not hook_name:
@@ -131,7 +131,7 @@ def _refuse_equal_names(sites: list[Site]) -> None:
 
 
 def _short_enough(run: RunFile, trained: list[trained_with.Trained], size: int) -> int:
-    """The context size, which the model must take; one that nobody asked for is cut to that."""
+    """The context size, which the model must take; one that nobody set is cut to that."""
     longest = max_context(run.model)
     if longest is None or size <= longest:
         return size
@@ -170,20 +170,20 @@ def make_plan(run: RunFile, lake: Lake) -> Plan:
 
 
 def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
-    found = _about(site)
-    rows, features = choose_block(found.d_sae, device)
+    about = _about(site)
+    rows, features = choose_block(about.d_sae, device)
     assert site.hook_name is not None
     return PlannedSite(
         name=site.name,
         hook_name=site.hook_name,
         sae=site.sae or "",
         sae_digest=sae_digest(site.sae) if site.sae is not None else "",
-        architecture=found.architecture,
-        d_model=found.d_model,
-        d_sae=found.d_sae,
+        architecture=about.architecture,
+        d_model=about.d_model,
+        d_sae=about.d_sae,
         encode_block=rows,
-        encode_features=min(features, found.d_sae),
-        feature_block=feature_block(found.d_sae),
+        encode_features=min(features, about.d_sae),
+        feature_block=feature_block(about.d_sae),
         encode_dtype=site.encode_dtype,
         positions=_positions(site.positions, context_size),
         pooling=site.pooling,
@@ -192,9 +192,9 @@ def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
     )
 
 
-def _positions(asked: tuple[int | None, ...] | None, context_size: int) -> tuple[int, ...] | None:
+def _positions(positions: tuple[int | None, ...] | None, context_size: int) -> tuple[int, ...] | None:
     """The positions as start, stop and a step other than 1, alike for equal ones; None: all there are."""
-    chosen = range(context_size)[slice(*(asked or (None,)))]
+    chosen = range(context_size)[slice(*(positions or (None,)))]
     if len(chosen) == context_size:
         return None
     if not chosen:
@@ -280,28 +280,30 @@ def _require_no_run(layout: Layout, pass_name: str) -> None:
 
 
 def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None, *, is_begun: bool) -> Plan:
-    """The plan in the old one's format, with what was chosen, not asked for, for sites of the same name.
+    """The plan in the old one's format, with what latentlake chose for sites of the same name.
 
     Positions that are equal over the lake's contexts are written as the old plan has them, and so is the
     digest of a model's name from before version 0.7. A pass that `is_begun` keeps its other sites as they
     are: it is extended as a whole.
     """
-    asked = {site.name: site for site in plan.sites}
+    unmatched = {site.name: site for site in plan.sites}
     sites = [
-        _with_choices(was, asked.pop(was.name), lake) if was.name in asked else was
-        for was in (old.sites if is_begun else ())
+        _with_choices(previous, unmatched.pop(previous.name), lake)
+        if previous.name in unmatched
+        else previous
+        for previous in (old.sites if is_begun else ())
     ]
     before = {site.name: site for site in old.sites}
-    sites += [_with_choices(before.get(name, site), site, lake) for name, site in asked.items()]
+    sites += [_with_choices(before.get(name, site), site, lake) for name, site in unmatched.items()]
     if plan.model_digest != old.model_digest and is_earlier_digest(model_of(plan), old.model_digest):
         plan = plan.model_copy(update={"model_digest": old.model_digest})
     return plan.model_copy(update={"sites": tuple(sites), "format_version": old.format_version})
 
 
-def _with_choices(was: PlannedSite, site: PlannedSite, lake: Lake | None) -> PlannedSite:
-    chosen = {name: getattr(was, name) for name in CHOSEN}
-    if lake is not None and _positions(was.positions, lake.context_size) == site.positions:
-        chosen["positions"] = was.positions
+def _with_choices(previous: PlannedSite, site: PlannedSite, lake: Lake | None) -> PlannedSite:
+    chosen = {name: getattr(previous, name) for name in CHOSEN}
+    if lake is not None and _positions(previous.positions, lake.context_size) == site.positions:
+        chosen["positions"] = previous.positions
     return site.model_copy(update=chosen)
 
 

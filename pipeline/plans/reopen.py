@@ -48,8 +48,8 @@ class PlannedUse(NamedTuple):
 
 def model_of(plan: Plan) -> Model:
     """The run file's `model` section that the plan was made from."""
-    asked: dict[str, Any] = {"path": plan.model} if plan.model else {}
-    return Model(loader=plan.model_loader, dtype=plan.model_dtype, processing=plan.model_processing, **asked)
+    where: dict[str, Any] = {"path": plan.model} if plan.model else {}
+    return Model(loader=plan.model_loader, dtype=plan.model_dtype, processing=plan.model_processing, **where)
 
 
 def differing(plan: Plan, sites: Iterable[PlannedSite]) -> Iterator[str]:
@@ -116,15 +116,15 @@ def _require_same(what: str, path: str, digest: Callable[[], str], planned: str)
     """Model and SAE must be those that the pass was made with; else their features mean something else."""
     remedy = f"give --{what.lower()} the path where the {what} of the pass lies now"
     try:
-        found = digest()
+        current = digest()
     except InputError as error:
         raise InputError(f"{error}; or {remedy}") from None
-    if found == planned:
+    if current == planned:
         return
     if not Path(path).exists():
         raise InputError(f"the {what} of the pass is gone from {path}: {remedy}")
     raise InputError(
-        f"what lies at {path} is not the {what} that the pass was made with (its digest is {found[:12]}…, "
+        f"what lies at {path} is not the {what} that the pass was made with (its digest is {current[:12]}…, "
         f"the plan has {planned[:12]}…): {remedy}"
     )
 
@@ -152,13 +152,13 @@ def open_encoder(site: PlannedSite, device: str) -> Encoder:
     return load_sae(site.sae, device, site.encode_dtype, block=block)
 
 
-_KEPT: dict[tuple[str, ...], Any] = {}
+_CACHED: dict[tuple[str, ...], Any] = {}
 
 
-def kept(key: tuple[str, ...], make: Callable[[], T]) -> T:
-    """What `make` gives, kept in this process until another key is asked for: tasks share what they load."""
-    if key not in _KEPT:
-        _KEPT.clear()
-        _KEPT[key] = make()
-    found: T = _KEPT[key]
-    return found
+def cached_per_process(key: tuple[str, ...], make: Callable[[], T]) -> T:
+    """What `make` gives, cached in this process until another key is requested, so that tasks share it."""
+    if key not in _CACHED:
+        _CACHED.clear()
+        _CACHED[key] = make()
+    value: T = _CACHED[key]
+    return value

@@ -1,7 +1,7 @@
 """What the SAEs of a run were trained with against what the run file asks for.
 
-Each function takes a run file's sites beside their SAEs' metadata, gives a default, or checks what was asked
-for, and adds to `told` a sentence for each contradiction. Sentences that begin with NOTE contradict nothing.
+Each function takes a run file's sites and their SAEs' metadata, gives a default, or checks the options that
+are set, and adds to `notes` a sentence for each contradiction. Those that begin with NOTE contradict nothing.
 """
 
 from __future__ import annotations
@@ -57,32 +57,32 @@ class Trained(NamedTuple):
     about: SaeMetadata
 
 
-def check_site(site: Site, about: SaeMetadata, told: list[str]) -> None:
+def check_site(site: Site, about: SaeMetadata, notes: list[str]) -> None:
     """Where the site reads, what kind of SAE it is, and what the SAE's reader had to decide."""
     where = f"site {site.name!r}"
     if about.hook_name and not about.reads_at(site.hook_name) and site.hook_name != _module_output(about):
-        told.append(f"{where}: hook_name is {site.hook_name}, its SAE was trained at {about.hook_name}")
+        notes.append(f"{where}: hook_name is {site.hook_name}, its SAE was trained at {about.hook_name}")
     if about.hook_head_index is not None and not HEADS.search(str(site.hook_name)):
-        told.append(
+        notes.append(
             f"{where}: its SAE reads attention head {about.hook_head_index}, hook_name is {site.hook_name}, "
             "which has no heads in TransformerLens"
         )
     if about.transcoder:
         target = about.target_at(str(site.hook_name)) or "a place that its files do not name"
-        told.append(
+        notes.append(
             f"{NOTE}{where}: a transcoder, it reads {site.hook_name} and reconstructs what is at {target}"
         )
     if site.control and about.architecture != "standard":
-        told.append(
+        notes.append(
             f"{NOTE}{where}: control {site.control} takes ReLU for the rule of the SAE, which is "
             f"{about.architecture}"
         )
     if about.normalize_activations == "expected_average_only_in":
-        told.append(
+        notes.append(
             f"{NOTE}{where}: its SAE says normalize_activations expected_average_only_in; nothing is scaled, "
             "the factor lies in the weights"
         )
-    told += [f"{NOTE}{where}: {sentence}" for sentence in about.notes]
+    notes += [f"{NOTE}{where}: {sentence}" for sentence in about.notes]
 
 
 def default_hook(about: SaeMetadata, model: Model) -> str | None:
@@ -94,7 +94,7 @@ def default_hook(about: SaeMetadata, model: Model) -> str | None:
 
 
 def _module_output(about: SaeMetadata) -> str | None:
-    """The output of the module itself, where the SAE was trained on that and is said to read what it adds."""
+    """The output of the module itself, where the SAE was trained on that and its files name what it adds."""
     block, _, sublayer = (about.hook_name or "").rpartition(".hook_")
     if about.format not in OF_MODULES or sublayer not in ("mlp_out", "attn_out"):
         return None
@@ -112,16 +112,18 @@ def has_norms_after(model: Model) -> bool:
     return re.match(NORMS_AFTER, _config(folder).get("model_type") or "") is not None
 
 
-def context_size(run: RunFile, trained: list[Trained], told: list[str]) -> int:
+def context_size(run: RunFile, trained: list[Trained], notes: list[str]) -> int:
     """The run file's, else the least that an SAE was trained on."""
     sizes = {pair.site.name: pair.about.context_size for pair in trained if pair.about.context_size}
     if run.tokens.context_size is None:
         size = min(sizes.values(), default=DEFAULT_CONTEXT_SIZE)
         if len(set(sizes.values())) > 1:
-            told.append(f"the SAEs were trained on contexts of {_each(sizes)}: tokens.context_size is {size}")
+            notes.append(
+                f"the SAEs were trained on contexts of {_each(sizes)}: tokens.context_size is {size}"
+            )
         return size
     size = run.tokens.context_size
-    told += [
+    notes += [
         f"site {name!r}: tokens.context_size is {size}, its SAE was trained on contexts of {known}"
         for name, known in sizes.items()
         if size > known
@@ -129,65 +131,65 @@ def context_size(run: RunFile, trained: list[Trained], told: list[str]) -> int:
     return size
 
 
-def prepend_bos(run: RunFile, trained: list[Trained], told: list[str]) -> bool:
+def prepend_bos(run: RunFile, trained: list[Trained], notes: list[str]) -> bool:
     """The run file's, which may name the token, else what all SAEs were trained with, else true."""
     known = {p.site.name: p.about.prepend_bos for p in trained if p.about.prepend_bos is not None}
-    asked, named = run.tokens.prepend_bos, run.tokens.bos
+    prepend, named = run.tokens.prepend_bos, run.tokens.bos
     if named is not None:
-        if asked is False:
+        if prepend is False:
             raise InputError(
                 f"tokens.bos {named!r} begins every context, tokens.prepend_bos is false: leave one out"
             )
-        asked = True
-    if asked is None:
+        prepend = True
+    if prepend is None:
         if len(set(known.values())) > 1:
             raise InputError(f"the SAEs were trained with prepend_bos {_each(known)}: set tokens.prepend_bos")
         return next(iter(known.values()), True)
-    told += [
-        f"site {name!r}: tokens.prepend_bos is {asked}, its SAE was trained with {value}"
+    notes += [
+        f"site {name!r}: tokens.prepend_bos is {prepend}, its SAE was trained with {value}"
         for name, value in known.items()
-        if value != asked
+        if value != prepend
     ]
-    return asked
+    return prepend
 
 
 def positions(
-    site: Site, about: SaeMetadata, context_size: int, told: list[str]
+    site: Site, about: SaeMetadata, context_size: int, notes: list[str]
 ) -> tuple[int | None, ...] | None:
     """The site's, else the SAE's slice of positions; some position must be in it."""
     where, known = f"site {site.name!r}", None
     if about.seqpos_slice is not None:
         known = _as_slice(about.seqpos_slice, f"{where}: its SAE's seqpos_slice")
-    asked = site.positions or known
-    if asked is None:
+    requested = site.positions or known
+    if requested is None:
         return None
-    chosen = range(context_size)[slice(*asked)]
+    chosen = range(context_size)[slice(*requested)]
     if not chosen:
         raise InputError(
-            f"{where}: positions {list(asked)} are none of the {context_size} of a context; change positions "
-            "or tokens.context_size"
+            f"{where}: positions {list(requested)} are none of the {context_size} of a context; change "
+            "positions or tokens.context_size"
         )
     if known is not None and set(chosen) != set(range(context_size)[slice(*known)]):
-        told.append(f"{where}: positions is {list(asked)}, its SAE was trained on {list(known)}")
-    return asked
+        notes.append(f"{where}: positions is {list(requested)}, its SAE was trained on {list(known)}")
+    return requested
 
 
-def processing(run: RunFile, trained: list[Trained], told: list[str]) -> dict[str, bool] | None:
+def processing(run: RunFile, trained: list[Trained], notes: list[str]) -> dict[str, bool] | None:
     """The run file's `model.processing`, else the weight processing that the SAEs were trained with.
 
     Raises InputError where two SAEs want different weights: no pass can serve both.
     """
     wanted = {p.site.name: _wanted(p.about) for p in trained if p.about.model_kwargs.keys() & PROCESSING}
-    asked = run.model.processing
-    if run.model.loader == "torch_module" or asked is not None:
+    configured = run.model.processing
+    if run.model.loader == "torch_module" or configured is not None:
         have = dict.fromkeys(run.model.weight_processing, True)
-        told += [
+        notes += [
             f"site {name!r}: the model's weights are processed with {_options(have)}, its SAE was trained on "
             f"weights processed with {_options(wants)}"
             for name, wants in wanted.items()
             if wants != have
         ]
-        return asked
+        return configured
     (first, wants), *others = wanted.items() or [("", {})]
     for name, differs in others:
         if differs != wants:
@@ -197,8 +199,8 @@ def processing(run: RunFile, trained: list[Trained], told: list[str]) -> dict[st
             )
     if not wants:
         return None
-    told.append(f"{NOTE}model.processing is {_options(wants)}, as the SAE of site {first!r} was trained")
-    told += [
+    notes.append(f"{NOTE}model.processing is {_options(wants)}, as the SAE of site {first!r} was trained")
+    notes += [
         f"site {p.site.name!r}: its SAE does not say that the model's weights were processed; here they are, "
         f"with {_options(wants)}, as site {first!r} wants it"
         for p in trained
@@ -207,23 +209,23 @@ def processing(run: RunFile, trained: list[Trained], told: list[str]) -> dict[st
     return wants
 
 
-def check_model(model: Model, pair: Trained, told: list[str]) -> None:
+def check_model(model: Model, pair: Trained, notes: list[str]) -> None:
     """Name and class of the model, and the options that it was loaded with when the SAE was trained."""
     site, about = pair
     where = f"site {site.name!r}"
     if about.model_name and not _may_be(about.model_name, model):
-        told.append(f"{where}: model.path is {model.path}, its SAE was trained on {about.model_name}")
+        notes.append(f"{where}: model.path is {model.path}, its SAE was trained on {about.model_name}")
     known = CLASSES.get(model.loader)
     if known and about.model_class_name not in (None, *known) and site.hook_name == about.hook_name:
-        told.append(
+        notes.append(
             f"{where}: hook_name is {site.hook_name}, as in {about.model_class_name}, model.loader is "
             f"{model.loader}, which knows the names of {' and '.join(known)}: set hook_name to that place's"
         )
     for name, value in sorted(about.model_kwargs.items()):
         if name in DTYPES and str(value).removeprefix("torch.") not in ("None", "auto", model.dtype):
-            told.append(f"{where}: model.dtype is {model.dtype}, its SAE was trained with {name}={value}")
+            notes.append(f"{where}: model.dtype is {model.dtype}, its SAE was trained with {name}={value}")
         elif value is not None and name not in WITHOUT_INFLUENCE and name not in (*PROCESSING, *DTYPES):
-            told.append(
+            notes.append(
                 f"{where}: its SAE was trained with the model option {name}={value!r}, not applied here"
             )
 
@@ -257,22 +259,22 @@ def _may_be(trained: str, model: Model) -> bool:
     if model.loader == "torch_module":
         return True
     wanted, given = _plain(trained), _plain(model.path)
-    return wanted in (given, _plain(_said(model.path))) or (
+    return wanted in (given, _plain(_name_in_config(model.path))) or (
         Path(model.path).is_dir() and _is_cut_short(given, wanted)
     )
 
 
-def _said(path: str) -> str:
+def _name_in_config(path: str) -> str:
     """What a folder's configuration says that the model is called."""
-    said = _config(Path(path)).get("_name_or_path")
-    return said if isinstance(said, str) else ""
+    name = _config(Path(path)).get("_name_or_path")
+    return name if isinstance(name, str) else ""
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """A model's configuration; nothing where there is none to read."""
-    with suppress(OSError, ValueError, RecursionError):  # a damaged file is told of when the model is loaded
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+    with suppress(OSError, ValueError, RecursionError):  # a damaged file is reported when the model is loaded
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
     return {}
 
 

@@ -166,11 +166,11 @@ def reader_of(spec: str) -> tuple[Any, Path]:
     if not path.exists():
         raise InputError(f"SAE {spec} does not exist: give the path of an SAE's folder or file")
     modules = {name: importlib.import_module(module) for name, module in FORMATS.items()}
-    found = {name: module for name, module in modules.items() if module.matches(path)}
-    if len(found) == 1:
-        return next(iter(found.values())), path
-    looked_for = "; ".join(f"{name}: {module.LOOKS_FOR}" for name, module in (found or modules).items())
-    if found:
+    readers = {name: module for name, module in modules.items() if module.matches(path)}
+    if len(readers) == 1:
+        return next(iter(readers.values())), path
+    looked_for = "; ".join(f"{name}: {module.LOOKS_FOR}" for name, module in (readers or modules).items())
+    if readers:
         raise InputError(
             f"SAE {spec} could be of several formats ({looked_for}): give the path of its weights' file"
         )
@@ -204,7 +204,7 @@ def _reference_encoder(
 
 @contextmanager
 def _named(spec: str) -> Iterator[None]:
-    """Tell of a key or tensor that the SAE's files lack in one sentence."""
+    """Report a key or tensor that the SAE's files lack in one sentence."""
     try:
         yield
     except KeyError as error:

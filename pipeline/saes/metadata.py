@@ -64,7 +64,7 @@ class SaeMetadata:
     notes: tuple[str, ...] = ()
     """What its reader had to decide or to fold, a sentence each."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else that the files tell."""
+    """Everything else that the files say."""
 
     def reads_at(self, hook: str | None) -> bool:
         """Whether its files say, in one way of naming, that it reads at this hook."""
@@ -80,7 +80,7 @@ class SaeMetadata:
         return self.d_out or self.d_model
 
     def recipe(self) -> dict[str, Any]:
-        """The part that moves numbers, JSON-able: goes into the SAE's digest beside the weights."""
+        """The part that changes numbers, JSON-able: goes into the SAE's digest along with the weights."""
         content = asdict(self)
         later = {
             name for name in IN_RECIPE_WHEN_SET if content[name] is not None and content[name] is not False
@@ -89,7 +89,7 @@ class SaeMetadata:
 
 
 class Described:
-    """What every encoder says of itself by its metadata."""
+    """What every encoder says about itself by its metadata."""
 
     metadata: SaeMetadata
 
@@ -136,7 +136,7 @@ def checked(metadata: SaeMetadata, spec: str) -> SaeMetadata:
 
 def finite(figures: Mapping[str, Any]) -> dict[str, float]:
     """For a card: those of the figures that are finite real numbers."""
-    found = {}
+    numbers = {}
     for name, value in figures.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
@@ -144,5 +144,5 @@ def finite(figures: Mapping[str, Any]) -> dict[str, float]:
             except OverflowError:
                 continue
             if math.isfinite(number):
-                found[name] = number
-    return found
+                numbers[name] = number
+    return numbers

@@ -41,9 +41,9 @@ class Places(NamedTuple):
 
 def hook_at(point: Any) -> str | None:
     """TransformerLens' name of a point; None of one that is not known."""
-    found = _POINT.fullmatch(point) if isinstance(point, str) else None
-    hook = None if found is None else HOOKS.get(found[2] or "")
-    return None if found is None or hook is None else f"blocks.{int(found[1])}.{hook}"
+    match = _POINT.fullmatch(point) if isinstance(point, str) else None
+    hook = None if match is None else HOOKS.get(match[2] or "")
+    return None if match is None or hook is None else f"blocks.{int(match[1])}.{hook}"
 
 
 def points_of(files: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -71,7 +71,7 @@ def target_at(about: Mapping[str, Any], read: str) -> str | None:
 
 
 def _module(point: Any) -> str | None:
-    found = _POINT.fullmatch(point) if isinstance(point, str) else None
-    if found is None or (found[2] or "").endswith("input"):
+    match = _POINT.fullmatch(point) if isinstance(point, str) else None
+    if match is None or (match[2] or "").endswith("input"):
         return None
     return str(point).removesuffix(".output")

@@ -25,7 +25,7 @@ class Source(Protocol):
     """Documents in a fixed order, read as a stream and as often as one likes."""
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, and its size, for people and as JSON; paths may differ between machines."""
+        """The corpus section, and its size, for people and as JSON; paths may differ between machines."""
         ...
 
     def digest(self) -> str:
@@ -50,7 +50,7 @@ class Source(Protocol):
 
 
 def open_source(corpus: Corpus) -> Source:
-    """The source that the run file's corpus section asks for; InputError when nothing lies there."""
+    """The source that the run file's corpus section names; InputError when nothing lies there."""
     if corpus.kind not in SOURCES:
         raise InputError(f"corpus.kind is {corpus.kind!r}; known kinds: {', '.join(SOURCES)}")
     module, function = SOURCES[corpus.kind].split(":")

@@ -1,4 +1,4 @@
-"""What a file holds, told by its size and its ends."""
+"""A fingerprint of what a file holds: its size and its ends."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def fingerprint(path: Path) -> tuple[int, str]:
 
 def contents(fingerprints: Iterable[tuple[int, str]]) -> list[str]:
     """A short name for what each file with content holds, sorted."""
-    return sorted({digest_of(found)[:16] for found in fingerprints if found[0]})
+    return sorted({digest_of(fingerprint)[:16] for fingerprint in fingerprints if fingerprint[0]})

@@ -21,13 +21,13 @@ MOST_TEXT, MOST_LINE = 64 << 20, 128 << 20
 JSON, in which a letter may take twice as many."""
 
 _LOOK_AHEAD = 1000
-"""Documents that are looked at for the first value of a label, where the format declares no types."""
+"""Documents that are searched for the first value of a label, where the format declares no types."""
 
 
-def check_columns(asked: Iterable[str], found: Iterable[str], where: str) -> None:
-    """InputError that names the first column asked for that is not among those found."""
-    known = list(found)
-    for name in asked:
+def check_columns(names: Iterable[str], columns: Iterable[str], where: str) -> None:
+    """InputError that names the first of `names` that is not among `columns`."""
+    known = list(columns)
+    for name in names:
         if name not in known:
             raise InputError(
                 f"{where} has no column {name!r}; it has {', '.join(known) or 'none'} "

@@ -1,7 +1,7 @@
 """Statistics of stored activations: a partial per shard, merged in shard order, read off as a feature table.
 
-To add one: write a class as `statistic.Statistic` says, put it in `STATISTICS`, and inherit its test from
-`tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order, feature by
+To add one: write a class that follows `statistic.Statistic`, put it in `STATISTICS`, and inherit its test
+from `tests.statistics.conformance.StatisticConformance`. Merging is a left fold in shard order, feature by
 feature: its bits depend on the shards alone, not on how many are merged at once, nor on how features are cut
 into blocks.
 """
@@ -30,7 +30,7 @@ STATISTICS = {
 DENOMINATORS: Schema = dict.fromkeys(("rows", "counted_rows", "contexts", "documents"), pl.Int64())
 
 BLOCK_NNZ = 1 << 21
-"""Activations looked at together: temporaries stay small, and no number depends on it."""
+"""Activations processed together: temporaries stay small, and no number depends on it."""
 
 
 @cache
@@ -64,7 +64,7 @@ def partials(postings: Postings, shard: TokenShard) -> pl.DataFrame:
     assert postings.values.all(), "a stored activation is 0"
     assert shard.counted[postings.rows].all(), "a row that is not counted has activations"
     blocks = [
-        _side_by_side([statistic.partial(block, shard) for statistic in _statistics()])
+        _join_horizontally([statistic.partial(block, shard) for statistic in _statistics()])
         for block in _blocks(postings)
     ]
     return pl.concat([empty_state(), *blocks])
@@ -72,7 +72,7 @@ def partials(postings: Postings, shard: TokenShard) -> pl.DataFrame:
 
 def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Merge states, those of earlier shards first (schema `partials_schema`)."""
-    return _side_by_side(
+    return _join_horizontally(
         [s.combine([state.select(*FEATURE, *s.state) for state in states]) for s in _statistics()]
     )
 
@@ -87,7 +87,7 @@ def finalize(state: pl.DataFrame, totals: Totals, features: range) -> pl.DataFra
     first, moved = pl.lit(features.start, pl.UInt32), state.with_columns(pl.col("feature") - features.start)
     columns = [s.finalize(moved.select(*FEATURE, *s.state), totals, len(features)) for s in _statistics()]
     denominators = {name: pl.lit(getattr(totals, name), pl.Int64) for name in DENOMINATORS}
-    table = _side_by_side(columns).with_columns(pl.col("feature") + first, **denominators)
+    table = _join_horizontally(columns).with_columns(pl.col("feature") + first, **denominators)
     return table.select(*feature_schema())
 
 
@@ -106,7 +106,7 @@ def _statistics() -> list[Statistic]:
     return [load_statistic(name) for name in STATISTICS]
 
 
-def _side_by_side(frames: list[pl.DataFrame]) -> pl.DataFrame:
+def _join_horizontally(frames: list[pl.DataFrame]) -> pl.DataFrame:
     """Frames over the same features as one."""
     assert all(frame["feature"].equals(frames[0]["feature"]) for frame in frames), "features differ"
     return pl.concat([frames[0], *(frame.drop("feature") for frame in frames[1:])], how="horizontal")

@@ -1,4 +1,4 @@
-"""A control beside the learnt features, over the same rows: those of the first 10 of every 50 contexts.
+"""A control next to the learnt features, over the same rows: those of the first 10 of every 50 contexts.
 
 Contexts are numbered over the lake, as in the GPT-2 notebook, which takes the first 10 of each batch of 50 on
 its way through the corpus; which rows these are does not depend on batches and workers here. Of the learnt
@@ -119,7 +119,7 @@ def combine_l0(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:
-    """What cannot be true of a shard's control beside its learnt features, in words.
+    """What cannot be true of a shard's control and its learnt features, in words.
 
     Each row of a control has the norm of its learnt one, or is 0 where nothing of the control is above 0: so
     the control's sum of squares is at most the learnt one.
@@ -129,9 +129,9 @@ def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:
     rows = l0.group_by("of", "threshold").agg(pl.col("rows").sum())["rows"]
     if rows.n_unique() > 1 or len(rows) != len(OF) * len(THRESHOLDS):
         return "does not count the rows that the learnt features count"
-    mine = state.filter(of=CONTROL)
+    of_control = state.filter(of=CONTROL)
     fired = l0.filter(of=CONTROL, threshold=0.0).select(pl.col("l0").cast(pl.Int64) * pl.col("rows"))
-    if mine["n_active"].sum() != fired["l0"].sum() or (mine["n_active"] > rows[0]).any():
+    if of_control["n_active"].sum() != fired["l0"].sum() or (of_control["n_active"] > rows[0]).any():
         return "counts other activations by feature than by row"
     power = {of: _power(state.filter(of=of)) for of in OF}
     if not power[CONTROL] <= power[LEARNT] * (1 + POWER_ROOM):
@@ -169,9 +169,9 @@ def finalize(
     moved = state.with_columns(pl.col("feature") - features.start)
     totals, tables = Totals(counted_rows, counted_rows, 0, 0), []
     for of, rule in ((LEARNT, architecture), (CONTROL, "standard")):
-        mine = moved.filter(of=of).drop("of")
-        table = Moments().finalize(_with_shape(mine), totals, len(features))
-        strongest = mine.select("feature", "max_activation", "strongest_activation")
+        states = moved.filter(of=of).drop("of")
+        table = Moments().finalize(_with_shape(states), totals, len(features))
+        strongest = states.select("feature", "max_activation", "strongest_activation")
         largest = every_feature(strongest, len(features))
         about = {"of": of, "control": control, "architecture": rule, "counted_rows": counted_rows}
         tables.append(

@@ -28,8 +28,8 @@ def pool_rows(
 
     `rows` int64 [n] says over how many rows the mean of each group is, where the matrix does not hold all.
     """
-    found, group = matrix.tocoo(), group.astype(np.int64)
-    row, column, value = found.row, found.col.astype(np.int64), found.data
+    entries, group = matrix.tocoo(), group.astype(np.int64)
+    row, column, value = entries.row, entries.col.astype(np.int64), entries.data
     if pooling == "last":
         last = np.full(n, -1)
         np.maximum.at(last, group, np.arange(len(group)))

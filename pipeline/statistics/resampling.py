@@ -110,10 +110,10 @@ def _power_sums(n: F64, shift: F64, partials: pl.DataFrame) -> list[F64]:
 def ranks(values: F64) -> I64:
     """The place of each value [F] among those that are no NaN, the largest first, equal ones in order."""
     order = np.argsort(-values, kind="stable")  # NaN comes last
-    found = np.full(len(values), ABSENT, np.int64)
+    rank_of = np.full(len(values), ABSENT, np.int64)
     order = order[: len(values) - int(np.isnan(values).sum())]
-    found[order] = np.arange(len(order))
-    return found
+    rank_of[order] = np.arange(len(order))
+    return rank_of
 
 
 class RankIntervals:
@@ -124,17 +124,17 @@ class RankIntervals:
 
     def __init__(self, n_features: int, draws: int) -> None:
         self._drawn = np.zeros(n_features, np.int64)
-        self._small = np.full((_low_place(draws) + 1, n_features), np.iinfo(np.int32).max, np.int32)
-        self._large = np.full((_high_place(draws) + 1, n_features), ABSENT, np.int32)
+        self._small = np.full((_lower_place(draws) + 1, n_features), np.iinfo(np.int32).max, np.int32)
+        self._large = np.full((_upper_place(draws) + 1, n_features), ABSENT, np.int32)
 
-    def add(self, found: I64) -> None:
+    def add(self, ranks: I64) -> None:
         """The ranks of one draw [F]."""
-        has = found != ABSENT
+        has = ranks != ABSENT
         self._drawn += has
-        new = np.where(has, found, np.iinfo(np.int32).max).astype(np.int32)
+        new = np.where(has, ranks, np.iinfo(np.int32).max).astype(np.int32)
         for kept in self._small:
             kept[:], new = np.minimum(kept, new), np.maximum(kept, new)
-        new = found.astype(np.int32)
+        new = ranks.astype(np.int32)
         for kept in self._large:
             kept[:], new = np.maximum(kept, new), np.minimum(kept, new)
 
@@ -142,16 +142,16 @@ class RankIntervals:
         """The 2.5 % and 97.5 % quantiles (NumPy's inverted_cdf) over draws with a rank; -1 without one."""
         features = np.arange(len(self._drawn))
         drawn = np.maximum(self._drawn, 1)
-        low = self._small[_low_place(drawn), features].astype(np.int64)
-        high = self._large[_high_place(drawn), features].astype(np.int64)
+        low = self._small[_lower_place(drawn), features].astype(np.int64)
+        high = self._large[_upper_place(drawn), features].astype(np.int64)
         return np.where(self._drawn > 0, low, ABSENT), np.where(self._drawn > 0, high, ABSENT)
 
 
-def _low_place(draws: I64 | int) -> I64 | int:
+def _lower_place(draws: I64 | int) -> I64 | int:
     """Where the 2.5 % quantile stands among so many draws, from the smallest: ceil(0.025 draws) - 1."""
     return -(-draws // 40) - 1
 
 
-def _high_place(draws: I64 | int) -> I64 | int:
+def _upper_place(draws: I64 | int) -> I64 | int:
     """Where the 97.5 % quantile stands, from the largest: draws - ceil(0.975 draws)."""
     return draws - -(-39 * draws // 40)

@@ -93,7 +93,7 @@ class FeatureStore(Catalog):
     def token_shard(self, site: str, shard: str, inputs: bool = True) -> TokenShard:
         """A token shard as the site counts it, its vectors only with `inputs`; checks its sha256."""
         tokens = read_token_shard(self.layout, self.lake, self._record(shard), inputs=inputs)
-        return tokens.at(self.site(site).reads, self.lake.context_size)
+        return tokens.restrict(self.site(site).selection, self.lake.context_size)
 
     def postings(self, site: str, shard: str) -> Postings:
         """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
@@ -130,7 +130,7 @@ class FeatureStore(Catalog):
     def scan_tokens(self) -> pl.LazyFrame:
         """Contexts: shard, context and row_start (u64, lake-wide), token_ids, segments, counted, labels.
 
-        `counted` is that of the lake: a site with positions counts fewer rows (`TokenShard.at`).
+        `counted` is that of the lake: a site with positions counts fewer rows (`TokenShard.restrict`).
         """
         return scans.scan_tokens(self.layout, self.lake, self.shards)
 
@@ -197,10 +197,10 @@ class FeatureStore(Catalog):
         info = self.site(site)
         self.require_feature(site, feature)
         compacted, shards = self.compacted(site), self.uncompacted(site)
-        found = [compacted.rows_of(feature)] if compacted else []
-        found += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)
-        rows = np.concatenate([rows for rows, _ in found]) if found else np.empty(0, np.uint64)
-        values = np.concatenate([values for _, values in found]) if found else np.empty(0, np.float32)
+        parts = [compacted.rows_of(feature)] if compacted else []
+        parts += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)
+        rows = np.concatenate([rows for rows, _ in parts]) if parts else np.empty(0, np.uint64)
+        values = np.concatenate([values for _, values in parts]) if parts else np.empty(0, np.float32)
         if compacted and shards and not (rows[1:] > rows[:-1]).all():
             order = np.argsort(rows)
             return rows[order], values[order]
@@ -209,14 +209,14 @@ class FeatureStore(Catalog):
     def compactions(self, site: str) -> list[Compacted]:
         """The published compactions of a site of which every shard is committed as it was.
 
-        Of one whose marker cannot be read a warning tells, once.
+        One whose marker cannot be read is reported in a warning, once.
         """
         name = self.site(site).pass_name
         if name not in self._compactions:
             self._compactions[name], wrong = read_compactions(self.layout, name, self.receipts(site))
             for sentence in wrong:
                 warnings.warn(sentence, stacklevel=2)
-        return [found for found in self._compactions[name] if found.record.site == site]
+        return [compaction for compaction in self._compactions[name] if compaction.record.site == site]
 
     def compacted(self, site: str) -> Compacted | None:
         """The compaction that queries read: the one of most shards."""
@@ -266,9 +266,9 @@ class FeatureStore(Catalog):
         """Each of some rows of the lake with its context: the columns of `contexts` but activation."""
         if min(before or 0, after or 0) < 0:
             raise InputError(f"before is {before}, after {after}: neither may be negative")
-        found = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
-        found = found.hstack(self._contexts.describe(rows, self._contexts.columns))
-        return found.hstack(self._windows(found, before, after))
+        table = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
+        table = table.hstack(self._contexts.describe(rows, self._contexts.columns))
+        return table.hstack(self._windows(table, before, after))
 
     def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
         """Described rows with windows that hold the whole character that the row is a part of."""
@@ -336,23 +336,25 @@ class FeatureStore(Catalog):
 
     def _matching(self, rows: U64, values: F32, where: pl.Expr) -> NDArray[np.bool_]:
         """Which rows the condition holds for (null: not)."""
-        asked = set(where.meta.root_names())
+        needed = set(where.meta.root_names())
         known = self._contexts.columns
-        if unknown := asked - {"row", "activation", *known}:
+        if unknown := needed - {"row", "activation", *known}:
             raise InputError(
                 f"where names {', '.join(sorted(unknown))}; there are row, activation, {', '.join(known)}"
             )
         frame = pl.DataFrame({"row": rows, "activation": values})
-        frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in asked]))
+        frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in needed]))
         try:
             kept = frame.with_columns(where.fill_null(value=False).cast(pl.Boolean).alias("kept"))["kept"]
         except pl.exceptions.PolarsError as error:
             raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
         return kept.to_numpy()
 
-    def _windows(self, found: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
+    def _windows(self, described: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
         firsts, windows = [], []
-        for context, position in zip(found["context"].to_list(), found["position"].to_list(), strict=True):
+        for context, position in zip(
+            described["context"].to_list(), described["position"].to_list(), strict=True
+        ):
             ids = self._contexts.token_ids(context)
             first = 0 if before is None else max(0, position - before)
             firsts.append(first)

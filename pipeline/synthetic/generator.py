@@ -108,8 +108,8 @@ class Generator:
         is_favourite = (bits >> _BURST_SHIFT & _BURST_MASK) < int(self.recipe.burst * (1 << 16))
         first = np.append(True, document[1:] != document[:-1])[: len(document)]
         of_document = (np.cumsum(first, dtype=np.int32) - 1)[row] * self.slots + slot
-        found: I32 = np.where(is_favourite, self._favourites(document[first])[of_document], own)
-        return found
+        features: I32 = np.where(is_favourite, self._favourites(document[first])[of_document], own)
+        return features
 
     def _favourites(self, documents: U64) -> I32:
         """The feature that each document prefers in each slot, int32 [D * S]."""

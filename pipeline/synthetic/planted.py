@@ -27,8 +27,8 @@ def planted_features(d_sae: int, slots: int) -> I64:
 
 def is_planted(rows: U64) -> Bool:
     """Whether each row of the lake has a planted activation."""
-    found: Bool = rows % np.uint64(EVERY) == EVERY - 1
-    return found
+    mask: Bool = rows % np.uint64(EVERY) == EVERY - 1
+    return mask
 
 
 def planted_at(rows: U64, features: I64) -> tuple[I64, F32]:
@@ -44,7 +44,7 @@ def planted_rows(n_rows: int, feature: int, features: I64) -> tuple[I64, F32]:
     Of equal values the one of the lower row comes first.
     """
     rows = np.arange(EVERY - 1, n_rows, EVERY, dtype=np.uint64)
-    found, values = planted_at(rows, features)
-    mine = found == feature
-    order = np.lexsort((rows[mine], -values[mine]))
-    return rows[mine][order].astype(np.int64), values[mine][order]
+    planted, values = planted_at(rows, features)
+    own = planted == feature
+    order = np.lexsort((rows[own], -values[own]))
+    return rows[own][order].astype(np.int64), values[own][order]

@@ -44,8 +44,8 @@ def parse(spec: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         given = first["input"]
-        told = "is missing" if first["type"] == "missing" else f"is {given!r}: {first['msg'].lower()}"
-        raise InputError(f"SAE {spec}: {first['loc'][0]} {told}") from None
+        problem = "is missing" if first["type"] == "missing" else f"is {given!r}: {first['msg'].lower()}"
+        raise InputError(f"SAE {spec}: {first['loc'][0]} {problem}") from None
     if recipe.slots > recipe.d_sae:
         raise InputError(f"SAE {spec}: l0={recipe.l0:g} needs d_sae={recipe.slots} at least")
     return recipe

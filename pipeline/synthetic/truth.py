@@ -63,7 +63,7 @@ def truth(generator: Generator, shards: Iterable[TokenShard]) -> Truth:
         for features in generator.blocks(shard):
             some = slice(low, low := low + len(features.indptr) - 1)
             count.add(features, context[some], shard.document[some].astype(np.int64), shard.counted[some])
-    return count.told()
+    return count.result()
 
 
 class _Count:
@@ -86,14 +86,14 @@ class _Count:
         fired = np.flatnonzero(n)
         starts = columns.indptr[fired]
         k = np.rint(columns.data.astype(np.float64) * SCALE).astype(np.int64)
-        found = self._by_feature
-        found["n_active"] += n
+        sums = self._by_feature
+        sums["n_active"] += n
         if len(fired):
-            found["sum_k"][fired] += np.add.reduceat(k, starts)
-            found["sum_k2"][fired] += np.add.reduceat(k * k, starts)
-            found["max_k"][fired] = np.maximum(found["max_k"][fired], np.maximum.reduceat(k, starts))
-            found["active_contexts"][fired] += self._contexts.new(context[columns.indices], fired, starts)
-            found["active_documents"][fired] += self._documents.new(document[columns.indices], fired, starts)
+            sums["sum_k"][fired] += np.add.reduceat(k, starts)
+            sums["sum_k2"][fired] += np.add.reduceat(k * k, starts)
+            sums["max_k"][fired] = np.maximum(sums["max_k"][fired], np.maximum.reduceat(k, starts))
+            sums["active_contexts"][fired] += self._contexts.new(context[columns.indices], fired, starts)
+            sums["active_documents"][fired] += self._documents.new(document[columns.indices], fired, starts)
         self._add_rows(np.diff(features.indptr)[counted], context[counted], document[counted])
 
     def _add_rows(self, lengths: I64, context: I64, document: I64) -> None:
@@ -103,11 +103,11 @@ class _Count:
         more = np.bincount(lengths, minlength=len(self._l0)).astype(np.int64)
         more[: len(self._l0)] += self._l0
         self._l0 = more
-        only = np.zeros(1, np.int64)
-        self._seen[0] += self._all_contexts.new(context, only, only)[0]
-        self._seen[1] += self._all_documents.new(document, only, only)[0]
+        zero = np.zeros(1, np.int64)
+        self._seen[0] += self._all_contexts.new(context, zero, zero)[0]
+        self._seen[1] += self._all_documents.new(document, zero, zero)[0]
 
-    def told(self) -> Truth:
+    def result(self) -> Truth:
         """All that was counted."""
         contexts, documents = self._seen.tolist()
         return Truth(int(self._l0.sum()), contexts, documents, **self._by_feature, l0=self._l0)

@@ -1,1 +1,1 @@
-"""Documents laid into contexts, and contexts into token shards."""
+"""Documents packed into contexts, and contexts into token shards."""

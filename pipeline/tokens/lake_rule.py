@@ -21,7 +21,7 @@ from schemas.run.file import RunFile
 from schemas.sentences import NOTE
 
 WITHOUT_SEPARATOR = {"synthetic", "dictionary", "images", "prompts"}
-"""Kinds of corpus after whose documents no EOS is put, unless that is asked for."""
+"""Kinds of corpus after whose documents no EOS is put, unless that is requested."""
 
 RESERVED = (
     *("document", "start", "offset", "row_offset", "token_ids", "segments", "counted"),
@@ -50,7 +50,7 @@ _KEYS = {
 """Field of lake.json -> the key of the run file that it comes from."""
 
 
-def asked_lake(
+def requested_lake(
     run_file: RunFile,
     context_size: int,
     prepend_bos: bool,
@@ -83,7 +83,7 @@ def asked_lake(
 
 
 def default_bos(tokenizer: Tokenizer) -> int | None:
-    """What a context begins with where nobody names a token; None: there is nothing to begin with."""
+    """What a context begins with where no token is named; None: there is nothing to begin with."""
     ids = (tokenizer.bos_id, tokenizer.cls_id, tokenizer.eos_id)
     return next((token_id for token_id in ids if token_id is not None), None)
 
@@ -101,15 +101,15 @@ def _bos(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> int:
 
 
 def _separator(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> int | None:
-    asked = run_file.tokens.separator
-    if asked is None and stored is not None:
+    separator = run_file.tokens.separator
+    if separator is None and stored is not None:
         return stored.separator_id
-    if asked is None:
-        asked = "none" if run_file.corpus.kind in WITHOUT_SEPARATOR else "eos"
-    if asked == "none":
+    if separator is None:
+        separator = "none" if run_file.corpus.kind in WITHOUT_SEPARATOR else "eos"
+    if separator == "none":
         return None
-    if asked != "eos":
-        return _named(asked, "tokens.separator", tokenizer)
+    if separator != "eos":
+        return _named(separator, "tokens.separator", tokenizer)
     known = tokenizer.sep_id if tokenizer.eos_id is None else tokenizer.eos_id
     if known is None:
         raise InputError(
@@ -147,34 +147,34 @@ def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
 
 def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
     """What the run file does not say of a context's first token, and what is special of named ones."""
-    told = []
+    sentences = []
     is_default = lake.bos_id == default_bos(tokenizer) and run_file.tokens.bos is None
     if lake.bos_id is not None and tokenizer.bos_id is None and is_default:
         (text,) = tokenizer.pieces([lake.bos_id])
         is_cls = lake.bos_id == tokenizer.cls_id
-        as_whom = "EOS, as SAELens and TransformerLens run such models"
-        how = "CLS, as an encoder reads texts" if is_cls else as_whom
-        told.append(
+        as_decoder = "EOS, as SAELens and TransformerLens run such models"
+        how = "CLS, as an encoder reads texts" if is_cls else as_decoder
+        sentences.append(
             f"{NOTE}the tokenizer {tokenizer.name!r} has no BOS token: contexts begin with {text!r}, its "
             f"{how} (tokens.bos names another)"
         )
     for key, token_id in (("bos", lake.bos_id), ("separator", lake.separator_id)):
         if token_id is not None and token_id not in lake.special_ids:
             named = getattr(run_file.tokens, key) or tokenizer.pieces([token_id])[0]
-            told.append(
+            sentences.append(
                 f"{NOTE}tokens.{key} {named!r} is not a special token of the tokenizer: "
                 "it is counted as any other token, wherever it stands"
             )
-    return told
+    return sentences
 
 
-def _check_labels(asked: tuple[str, ...], labels: Iterable[str], has_vectors: bool) -> None:
-    """No label column is asked for twice, and none, asked for or of the corpus, is called as the store's."""
-    if twice := [name for name in asked if asked.count(name) > 1]:
+def _check_labels(names: tuple[str, ...], labels: Iterable[str], has_vectors: bool) -> None:
+    """No label column is named twice, and none, named or of the corpus, is called as the store's."""
+    if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"corpus.label_columns names {twice[0]!r}, twice")
     reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
-    if taken := [name for name in (*asked, *labels) if name in reserved]:
-        where = "corpus.label_columns names" if taken[0] in asked else "the corpus has the label"
+    if taken := [name for name in (*names, *labels) if name in reserved]:
+        where = "corpus.label_columns names" if taken[0] in names else "the corpus has the label"
         raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
 
 
@@ -185,19 +185,19 @@ def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
         assert tokens.context_size is not None
         assert tokens.prepend_bos is not None
         size, bos, labels = tokens.context_size, tokens.prepend_bos, stored.label_columns
-        require_rule(layout, asked_lake(run_file, size, bos, tokenizer, labels, stored.inputs, stored))
+        require_rule(layout, requested_lake(run_file, size, bos, tokenizer, labels, stored.inputs, stored))
 
 
-def require_rule(layout: Layout, asked: Lake) -> None:
-    """The store's rule, if it has one, must be the one asked for; wherever the tokenizer lies."""
-    found = read_lake(layout)
-    if found is None:
+def require_rule(layout: Layout, requested: Lake) -> None:
+    """The store's rule, if it has one, must be the one requested; wherever the tokenizer lies."""
+    stored = read_lake(layout)
+    if stored is None:
         return
-    keys = _KEYS if None in (found.bos_id, asked.bos_id) else {**_KEYS, "bos_id": "tokens.bos"}
+    keys = _KEYS if None in (stored.bos_id, requested.bos_id) else {**_KEYS, "bos_id": "tokens.bos"}
     differ = [
-        f"{key} ({getattr(found, name)} in the store, {getattr(asked, name)} now)"
+        f"{key} ({getattr(stored, name)} in the store, {getattr(requested, name)} now)"
         for name, key in keys.items()
-        if getattr(found, name) != getattr(asked, name)
+        if getattr(stored, name) != getattr(requested, name)
     ]
     if differ:
         raise InputError(

@@ -94,13 +94,13 @@ class ContextRule:
         """Whether a separator follows each document, bool [M], for documents of these lengths (all > 0)."""
         if self.separator_id is None or self.separator_id != self.bos_id:
             return np.full(len(lengths), self.separator_id is not None)
-        place, found = 0, np.empty(len(lengths), dtype=np.bool_)
+        place, separated = 0, np.empty(len(lengths), dtype=np.bool_)
         for i, tokens in enumerate(lengths.tolist()):
             end, place = place + tokens, self.after(place, tokens)
-            found[i] = place > end
-        return found
+            separated[i] = place > end
+        return separated
 
-    def laid_in(self, ids: I32, place: int) -> I32:
+    def without_repeated_bos(self, ids: I32, place: int) -> I32:
         """The tokens of a document at `place` of the stream, without each BOS that would follow on a BOS.
 
         That is one at the start of a context's body, or of a document after a separator that is BOS.
@@ -127,7 +127,7 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     A document without tokens leaves no trace. `last_is_cut`: the last document goes on beyond what is given,
     so no separator follows it.
     """
-    documents = _laid_in(documents, rule)
+    documents = _without_repeated_bos(documents, rule)
     if rule.by_document:
         return _by_document(documents, rule, last_is_cut)
     with_tokens = [i for i, ids in enumerate(documents) if len(ids)]
@@ -142,15 +142,15 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     return _segments(token_ids, context_ptr, begins, np.array(with_tokens, dtype=np.int64), rule)
 
 
-def _laid_in(documents: Sequence[I32], rule: ContextRule) -> Sequence[I32]:
-    """The documents' tokens as they are laid into contexts, see `ContextRule.laid_in`."""
+def _without_repeated_bos(documents: Sequence[I32], rule: ContextRule) -> Sequence[I32]:
+    """The documents' tokens as they are packed into contexts, see `ContextRule.without_repeated_bos`."""
     if not rule.may_spell_bos:
         return documents
-    place, laid = 0, []
+    place, cleaned = 0, []
     for ids in documents:
-        laid.append(rule.laid_in(ids, place))
-        place = rule.after(place, len(laid[-1]))
-    return laid
+        cleaned.append(rule.without_repeated_bos(ids, place))
+        place = rule.after(place, len(cleaned[-1]))
+    return cleaned
 
 
 def _by_document(documents: Sequence[I32], rule: ContextRule, last_is_cut: bool) -> Packed:
@@ -211,7 +211,7 @@ def _segments(token_ids: I32, context_ptr: I64, begins: I64, with_tokens: I64, r
     )
 
 
-def laid_out(
+def scatter_vectors(
     values: Sequence[NDArray[Any] | None], documents: Sequence[I32], packed: Packed, inputs: Inputs
 ) -> NDArray[Any]:
     """The vector of each row of the packed documents, [N, width]; zeros for BOS and separators.
@@ -219,18 +219,18 @@ def laid_out(
     `values` has a vector for each token of each document, [tokens, width].
     """
     given = [_of_tokens(some, len(ids), inputs) for some, ids in zip(values, documents, strict=True)]
-    found = np.zeros((len(packed.token_ids), inputs.width), inputs.dtype)
+    vectors = np.zeros((len(packed.token_ids), inputs.width), inputs.dtype)
     contexts = np.repeat(np.arange(len(packed.context_ptr) - 1), np.diff(packed.segment_ptr))
     first, last = packed.context_ptr[contexts] + packed.start, packed.context_ptr[contexts + 1]
     columns = (packed.document.tolist(), packed.offset.tolist(), first.tolist(), last.tolist())
     for document, offset, row, end in zip(*columns, strict=True):
         some = given[document][offset : offset + end - row]
-        found[row : row + len(some)] = some
-    return found
+        vectors[row : row + len(some)] = some
+    return vectors
 
 
 def _of_tokens(values: NDArray[Any] | None, tokens: int, inputs: Inputs) -> NDArray[Any]:
-    """The vectors of a document, which must be as many as its tokens, and as the corpus said."""
+    """The vectors of a document, which must be as many as its tokens, and as the corpus declared."""
     if values is not None and values.shape == (tokens, inputs.width) and values.dtype == inputs.dtype:
         return values
     shape = "none" if values is None else f"{values.dtype} {list(values.shape)}"

@@ -22,7 +22,7 @@ class KnownDocuments:
 
     def __init__(self, layout: Layout, lake: Lake) -> None:
         """Read them; ShardError for a token shard that is missing or damaged."""
-        self._laid = np.array([i for i in (lake.bos_id, lake.separator_id) if i is not None], np.int32)
+        self._special_ids = np.array([i for i in (lake.bos_id, lake.separator_id) if i is not None], np.int32)
         records = [record for link in read_links(layout) for record in link.shards]
         shards = (read_token_shard(layout, lake, record, verify=False) for record in records)
         hashes = (each for shard in shards for each in self._of_shard(shard))
@@ -39,15 +39,15 @@ class KnownDocuments:
 
     def _of_shard(self, shard: TokenShard) -> Iterator[int]:
         """The hash of each document of a shard, which holds whole ones."""
-        kept: Bool = ~np.isin(shard.token_ids, self._laid)
-        ids, document = shard.token_ids[kept], shard.document[kept]
+        kept_rows: Bool = ~np.isin(shard.token_ids, self._special_ids)
+        ids, document = shard.token_ids[kept_rows], shard.document[kept_rows]
         cuts = np.flatnonzero(document[1:] != document[:-1]) + 1
         for own in np.split(ids, cuts):
             yield _hash(own)
 
     def _own(self, ids: I32) -> I32:
         """Tokens that are neither BOS nor a separator."""
-        return ids[~np.isin(ids, self._laid)]
+        return ids[~np.isin(ids, self._special_ids)]
 
 
 def _hash(ids: I32) -> int:

@@ -18,7 +18,7 @@ import polars as pl
 from pipeline.store.objects.verbs import write_atomic
 from pipeline.store.records.token_rows import counted_mask, document_of_row
 from pipeline.store.records.tokens import token_shard_bytes
-from pipeline.tokens.packing import ContextRule, laid_out, pack
+from pipeline.tokens.packing import ContextRule, pack, scatter_vectors
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -87,12 +87,12 @@ def write_shards(
     rule = ContextRule.of(lake)
     write = partial(_write_shard, layout, lake, rule, before)
     last = before[-1] if before else None
-    for record in _one_ahead(write, enumerate(_groups(encoded, rule, target, limit, observe))):
-        last = record if last is None else _follow(record, last)
+    for record in _prefetched(write, enumerate(_groups(encoded, rule, target, limit, observe))):
+        last = record if last is None else _renumbered(record, last)
         yield last
 
 
-def _one_ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _prefetched(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Results of `work`, in order; a thread works on one item while the next is being made."""
     pending: Future[R] | None = None
     with ThreadPoolExecutor(1) as pool:
@@ -112,23 +112,23 @@ def encoded(
 
     def encode(batch: list[Document]) -> list[Encoded]:
         texts = [document.text for document in batch]
-        found = zip(
-            batch, tokenizer.encode_batch(texts, special_text), _spells(texts, tokenizer), strict=True
+        columns = zip(
+            batch, tokenizer.encode_batch(texts, special_text), _spells_special(texts, tokenizer), strict=True
         )
-        return [Encoded(*each) for each in found]
+        return [Encoded(*each) for each in columns]
 
-    for batch in _one_ahead(encode, _batches(documents)):
+    for batch in _prefetched(encode, _batches(documents)):
         yield from batch
 
 
-def _spells(texts: list[str], tokenizer: Tokenizer) -> list[bool]:
+def _spells_special(texts: list[str], tokenizer: Tokenizer) -> list[bool]:
     """Whether each text holds the text of a special token."""
     if not tokenizer.special_texts:
         return [False] * len(texts)
-    found: list[bool] = (
+    spelled: list[bool] = (
         pl.Series(texts, dtype=pl.String).str.contains_any([*tokenizer.special_texts]).to_list()
     )
-    return found
+    return spelled
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -155,11 +155,11 @@ def _groups(
     """
     group, left = _Group(), limit
     for taken in encoded:
-        document, ids = taken.document, rule.laid_in(taken.ids, group.place)
+        document, ids = taken.document, rule.without_repeated_bos(taken.ids, group.place)
         if len(ids) and rule.rows(group.place) >= target:
             yield group
             left = None if left is None else left - rule.rows(group.place)
-            group, ids = _Group(), rule.laid_in(taken.ids, 0)
+            group, ids = _Group(), rule.without_repeated_bos(taken.ids, 0)
         if rule.by_document:
             if left is not None and group.place + rule.context_of(len(ids)) > left:
                 break
@@ -194,14 +194,16 @@ def _require_fit(document: Document, tokens: int, rule: ContextRule) -> None:
 def _write_shard(
     layout: Layout, lake: Lake, rule: ContextRule, before: list[ShardRecord], numbered: tuple[int, _Group]
 ) -> ShardRecord:
-    """Pack and write one shard; the starts of its record are filled in by `_follow`."""
+    """Pack and write one shard; the starts of its record are filled in by `_renumbered`."""
     number, group = numbered
     first_document = before[-1].document_start + before[-1].documents if before else 0
     packed = pack(group.token_ids, rule, last_is_cut=group.is_cut)
     counted = counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens)
     documents = np.array(group.numbers, dtype=np.uint64) + np.uint64(first_document)
     labels = list(zip(*group.labels, strict=True)) if lake.label_columns else []
-    values = None if lake.inputs is None else laid_out(group.values, group.token_ids, packed, lake.inputs)
+    values = (
+        None if lake.inputs is None else scatter_vectors(group.values, group.token_ids, packed, lake.inputs)
+    )
     data = token_shard_bytes(packed, counted, documents, labels, lake.label_columns, values)
     name = layout.shard_name(len(before) + number)
     write_atomic(layout.tokens(name), data)
@@ -228,7 +230,7 @@ def _counted_documents(packed: Packed, counted: Bool) -> int:
     return len(np.unique(of_row[counted]))
 
 
-def _follow(record: ShardRecord, last: ShardRecord) -> ShardRecord:
+def _renumbered(record: ShardRecord, last: ShardRecord) -> ShardRecord:
     """The record, numbered on from the last one."""
     starts = {
         "row_start": last.row_start + last.rows,

@@ -1,6 +1,6 @@
 """Turn a corpus into token shards: read, encode, pack, write; each step works while the next one does.
 
-A run that dies leaves a few token shards behind that no record names; the next run replaces them. The two
+A run that dies leaves a few token shards that no record names; the next run replaces them. The two
 records, lake.json and the new link of the corpus chain, are put last; the vocabulary stands before them.
 """
 
@@ -20,7 +20,7 @@ from pipeline.sources.overlap import overlap
 from pipeline.store.formats.parquet import write_frame
 from pipeline.store.objects.verbs import locked, put_if_absent, self_test
 from pipeline.store.records.tokens import read_lake, read_links
-from pipeline.tokens.lake_rule import asked_lake, require_rule
+from pipeline.tokens.lake_rule import requested_lake, require_rule
 from pipeline.tokens.repeated import KnownDocuments
 from pipeline.tokens.sharding import Encoded, encoded, write_shards
 from pipeline.tokens.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class _Tally:
         self.special_texts += taken.spells_special
         self.repeated += self.known is not None and self.known.holds(taken.ids)
 
-    def told(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         counts = {SPECIAL_TEXTS: self.special_texts, REPEATED: self.repeated}
         return {name: n for name, n in counts.items() if n}
 
@@ -75,15 +75,15 @@ def tokenize(
     """Tokenize the run file's corpus into the store: link 0 of its chain or, with `append`, the next one.
 
     A corpus that the store holds already (same content, columns and limit) is not read again: its link is
-    returned. `progress` is told of every shard, in order. InputError for a source that can't be read, a rule
-    that is not the store's, another corpus without `append`, files or texts all of an earlier link (unless
-    they `may_repeat`, as in a probe), a corpus without a counted token.
+    returned. `progress` is called with every shard, in order. InputError for a source that can't be read, a
+    rule that is not the store's, another corpus without `append`, files or texts all of an earlier link
+    (unless they `may_repeat`, as in a probe), a corpus without a counted token.
     """
     run_file = _labels_by_name(run_file)
     _check_places(layout, run_file)
     source = open_source(run_file.corpus)
     labels, inputs, stored = source.label_dtypes(), source.inputs(), read_lake(layout)
-    lake = asked_lake(run_file, context_size, prepend_bos, tokenizer, labels, inputs, stored)
+    lake = requested_lake(run_file, context_size, prepend_bos, tokenizer, labels, inputs, stored)
     require_rule(layout, lake)
     links, digest = read_links(layout), _source_digest(source, run_file)
     for link in links:
@@ -99,20 +99,20 @@ def tokenize(
     before = [record for link in links for record in link.shards]
     shards, tally = [], _Tally(None if may_repeat else _known_documents(layout, links, run_file))
     stream = encoded(source.documents(), tokenizer, lake.special_text)
-    with _alone(layout, len(links)):
+    with _tokenize_lock(layout, len(links)):
         for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before, tally.take):
             shards.append(record)
             if progress is not None:
                 progress(record)
         _check_counted(shards, run_file)
         _refuse_repeated(tally, run_file)
-        asked = {
+        description = {
             **source.describe(),
-            **tally.told(),
+            **tally.counts(),
             "limit": run_file.tokens.limit,
             "shard_tokens": target,
         }
-        link = CorpusLink(source=asked, source_digest=digest, shards=tuple(shards))
+        link = CorpusLink(source=description, source_digest=digest, shards=tuple(shards))
         _write_vocabulary(layout, tokenizer)
         _commit(layout, lake, link, len(links))
     return link
@@ -126,12 +126,12 @@ def _check_places(layout: Layout, run_file: RunFile) -> None:
         raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
     if read_links(layout) and read_lake(layout) is None:
         raise InputError(
-            f"{layout.lake} is missing beside a corpus chain: restore it from a copy of the store"
+            f"{layout.lake} is missing next to a corpus chain: restore it from a copy of the store"
         )
 
 
 @contextmanager
-def _alone(layout: Layout, links: int) -> Iterator[None]:
+def _tokenize_lock(layout: Layout, links: int) -> Iterator[None]:
     """Hold the store's lock; its chain must still have `links` links."""
     self_test(layout.root)
     with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):
@@ -153,18 +153,18 @@ def _source_digest(source: Source, run_file: RunFile) -> str:
 
 def _check_shard_tokens(layout: Layout, link: CorpusLink, tokens: Tokens) -> None:
     """Shards once cut stay: `auto` takes them as they are, another number cannot be had."""
-    found = link.source["shard_tokens"]
-    if tokens.shard_tokens not in ("auto", found):
+    planned = link.source["shard_tokens"]
+    if tokens.shard_tokens not in ("auto", planned):
         raise InputError(
             f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {layout.root} was cut with "
-            f"{found}; set that or auto, or set another store.root"
+            f"{planned}; set that or auto, or set another store.root"
         )
 
 
 def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_file: RunFile) -> str:
-    found = links[-1].source
+    held = links[-1].source
     return (
-        f"the store {layout.root} holds another corpus ({_named(found, found['limit'])}) than the run file "
+        f"the store {layout.root} holds another corpus ({_named(held, held['limit'])}) than the run file "
         f"asks for ({_named(source.describe(), run_file.tokens.limit)}): add it with --append, "
         "or set another store.root"
     )
@@ -172,10 +172,10 @@ def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_f
 
 def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
     """What an earlier link read may not be read again: its documents would count twice."""
-    asked = source.describe()
+    described = source.describe()
     for number, link in enumerate(links):
-        if found := overlap(asked, link.source):
-            what, remedy = found
+        if repeated := overlap(described, link.source):
+            what, remedy = repeated
             place = f", from {link.source['path']}" if "path" in link.source else ""
             raise InputError(
                 f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
@@ -199,20 +199,20 @@ def _refuse_repeated(tally: _Tally, run_file: RunFile) -> None:
 
 def _refuse_other_classes(links: list[CorpusLink], source: Source) -> None:
     """The token of an image is its class's number in its own corpus: it must mean one class in all links."""
-    asked = source.describe() if links else {}
+    described = source.describe() if links else {}
     for number, link in enumerate(links):
-        pairs = enumerate(zip(asked.get("classes", ()), link.source.get("classes", ()), strict=False))
-        for token, (mine, theirs) in pairs:
-            if mine != theirs:
+        pairs = enumerate(zip(described.get("classes", ()), link.source.get("classes", ()), strict=False))
+        for token, (new, held) in pairs:
+            if new != held:
                 raise InputError(
-                    f"token {token} would be class {mine!r} of {asked['path']}, and is {theirs!r} in the "
+                    f"token {token} would be class {new!r} of {described['path']}, and is {held!r} in the "
                     f"store (link {number}, from {link.source['path']}): give both corpora the same classes, "
                     "or set another store.root"
                 )
 
 
 def _named(source: dict[str, Any], limit: int | None) -> str:
-    """Of what a source says of itself, as much as tells it from another of its kind."""
+    """Of what a source describes, as much as distinguishes it from another of its kind."""
     drawn = {**source, **source.get("dictionary", {})}
     parts = [str(source.get("path") or source["kind"])]
     parts += [f"{drawn[name]} {name}" for name in ("bytes", "documents", "prompts") if name in drawn]

@@ -131,8 +131,8 @@ class LakeTokenizer:
         as_letters = special_text == "literal" or self._splits
         if self._backend.encode_special_tokens != as_letters:
             self._backend.encode_special_tokens = as_letters
-        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     @property
     def size(self) -> int:
@@ -218,11 +218,11 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
         return NumberTokenizer(path)
     folder = Path(path)
     try:
-        found = _from_json(folder) or _from_transformers(path)
-        if digest not in (None, found.digest) and is_of_plain_class(folder):
+        tokenizer = _from_json(folder) or _from_transformers(path)
+        if digest not in (None, tokenizer.digest) and is_of_plain_class(folder):
             before = _as_before_version_7(folder)
-            return before if before.digest == digest else found
-        return found
+            return before if before.digest == digest else tokenizer
+        return tokenizer
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise whatever their loaders raise
@@ -240,7 +240,7 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
 
 
 def _from_json(folder: Path) -> LakeTokenizer | None:
-    """The tokenizer of a tokenizer.json that says it all, for to import transformers takes seconds."""
+    """The tokenizer of a tokenizer.json that is complete, for to import transformers takes seconds."""
     from tokenizers import Tokenizer
 
     if not is_of_plain_class(folder):
@@ -279,17 +279,19 @@ def _as_before_version_7(folder: Path) -> LakeTokenizer:
 def _from_transformers(path: str) -> LakeTokenizer:
     from transformers import AutoTokenizer
 
-    found = AutoTokenizer.from_pretrained(path, local_files_only=Path(path).is_dir(), trust_remote_code=False)
-    backend = getattr(found, "backend_tokenizer", None)
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, local_files_only=Path(path).is_dir(), trust_remote_code=False
+    )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"the tokenizer of {path!r} has no fast form (tokenizer.json); set tokens.tokenizer")
     return LakeTokenizer(
         path,
         backend,
-        found.bos_token_id,
-        found.eos_token_id,
-        {i for i in found.all_special_ids if i is not None},
-        cls_id=found.cls_token_id,
-        sep_id=found.sep_token_id,
-        splits=bool(found.split_special_tokens),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        {i for i in tokenizer.all_special_ids if i is not None},
+        cls_id=tokenizer.cls_token_id,
+        sep_id=tokenizer.sep_token_id,
+        splits=bool(tokenizer.split_special_tokens),
     )

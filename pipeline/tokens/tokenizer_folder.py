@@ -47,12 +47,14 @@ def is_of_plain_class(folder: Path) -> bool:
 def special_tokens(folder: Path) -> SpecialTokens:
     """The special tokens that transformers would read from the folder's files."""
     config = config_of(folder)
-    said = dict(config)
+    merged = dict(config)
     if "added_tokens_decoder" not in config:
-        said |= _content(folder / "special_tokens_map.json")
-    named = {key: _text(value) for key, value in said.items() if key.endswith("_token") and _is_token(value)}
+        merged |= _content(folder / "special_tokens_map.json")
+    named = {
+        key: _text(value) for key, value in merged.items() if key.endswith("_token") and _is_token(value)
+    }
     extra: list[str] = []
-    for source in (config, said):
+    for source in (config, merged):
         for listed in (source.get(key) or () for key in _LISTS):
             if isinstance(listed, dict):
                 named |= {key: _text(value) for key, value in listed.items() if _is_token(value)}
@@ -66,8 +68,8 @@ def is_complete(folder: Path, content: dict[str, Any], special: SpecialTokens) -
     added = {token["content"]: token for token in content.get("added_tokens") or ()}
     decoder = config_of(folder).get("added_tokens_decoder") or {}
     is_listed = all(_is_same(added.get(_text(token)), token, int(key)) for key, token in decoder.items())
-    beside = _content(folder / "added_tokens.json")
-    has_ids = all(text in added and added[text]["id"] == key for text, key in beside.items())
+    extra_ids = _content(folder / "added_tokens.json")
+    has_ids = all(text in added and added[text]["id"] == key for text, key in extra_ids.items())
     return is_listed and has_ids and special.texts <= set(added)
 
 

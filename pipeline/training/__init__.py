@@ -1,1 +1,1 @@
-"""Training of small networks to look into: a classifier of images, SAEs, a decoder to images."""
+"""Training of small networks to inspect: a classifier of images, SAEs, a decoder to images."""

@@ -24,7 +24,7 @@ class Steps:
 
 
 def batches(n: int, steps: Steps, advance: Callable[[int], None]) -> Iterator[Tensor]:
-    """Numbers of the rows of each step, int64; `advance` is told of each epoch that is over."""
+    """Numbers of the rows of each step, int64; `advance` is called with each epoch that is over."""
     generator = torch.Generator().manual_seed(steps.seed)
     for _ in range(steps.epochs):
         yield from torch.split(torch.randperm(n, generator=generator), steps.batch)

@@ -146,7 +146,7 @@ class DenseDataset(IterableDataset[Any]):
         return max(1, rows // self.order.block)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin there; a DataLoader's workers do not tell where they are."""
+        """Begin there; a DataLoader's workers do not report where they are."""
         self.position = Position(epoch)
 
     def reader(self, worker: int = 0, workers: int = 1) -> Reader:
@@ -163,9 +163,9 @@ class DenseDataset(IterableDataset[Any]):
 
     def batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
         """Each batch of the rest of an epoch, and where the next begins: after the last, a new epoch."""
-        found = self._batches(start, reader)
-        last = next(found, None)
-        for following in found:
+        stream = self._batches(start, reader)
+        last = next(stream, None)
+        for following in stream:
             assert last is not None
             yield last
             last = following
@@ -252,15 +252,15 @@ class _Opened:
 
     def fill(self, x: F32, blocks: list[tuple[int, int]], block: int) -> I64:
         """Put the stored rows of some blocks into x, from its first row on; their numbers in the lake."""
-        found, filled = list[NDArray[np.int64]](), 0
+        rows, filled = list[NDArray[np.int64]](), 0
         for number, start in blocks:
             shard, stored = self._shard(number)
             places = np.flatnonzero(stored[start : start + block])
             read = shard.read(start, min(start + block, shard.n_rows))
             x[filled : filled + len(places)] = read[places]
             filled += len(places)
-            found.append(places + start + shard.record.row_start)
-        return np.concatenate(found)
+            rows.append(places + start + shard.record.row_start)
+        return np.concatenate(rows)
 
     def _shard(self, number: int) -> tuple[DenseShard, Bool]:
         if number not in self._open:
@@ -292,10 +292,10 @@ class DenseLoader:
             n, self._turn = self._turn, (self._turn + 1) % len(streams)
             if (stream := streams[n]) is None:
                 continue
-            if (found := next(stream, None)) is None:
+            if (item := next(stream, None)) is None:
                 streams[n], self._positions[n] = None, Position(epoch + 1)
                 continue
-            batch, position = found
+            batch, position = item
             self._positions[n] = Position(*position)
             yield batch
         self._turn = 0

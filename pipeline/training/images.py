@@ -50,6 +50,6 @@ def hidden_of(classifier: ImageClassifier, images: Tensor) -> Tensor:
 
 
 def accuracy(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> float:
-    """The share of images that are told right."""
+    """The share of images that are classified correctly."""
     with torch.inference_mode():
         return float((classifier(images).argmax(dim=1) == labels).float().mean())

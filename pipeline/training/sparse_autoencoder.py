@@ -3,7 +3,7 @@
 acts = relu((x - b_dec) @ W_enc + b_enc), reconstruction = acts @ W_dec + b_dec; the loss is the mean squared
 error + weight * KL(rho || mean activation), summed over features, the mean being over the batch and clamped
 to 1e-7 .. 1 - 1e-7. The penalty is that of A. Ng, "Sparse autoencoder" (CS294A, 2011), section 3, of sigmoid
-units there: of ReLU's it asks for a small mean, not for zeros.
+units there: of ReLU's it wants a small mean, not zeros.
 
 n rows, D d_model, F d_sae.
 """
@@ -28,7 +28,7 @@ CLAMP = 1e-7
 
 @dataclass(frozen=True)
 class Sparsity:
-    """The target: `rho` is the mean activation that is asked of each feature, `weight` how strongly."""
+    """The target: `rho` is the mean activation that each feature should have, `weight` how strongly."""
 
     rho: float
     weight: float = PENALTY

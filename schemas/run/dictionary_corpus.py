@@ -62,15 +62,15 @@ class Node(Section):
     )
 
     @model_validator(mode="after")
-    def _has_what_it_says(self) -> Node:
+    def _is_complete(self) -> Node:
         if self.exclusive and len(self.children) < 2:
-            raise ValueError(f"node {self.told} is exclusive, which needs two children or more")
+            raise ValueError(f"node {self.label} is exclusive, which needs two children or more")
         if self.feature is None and not self.children:
             raise ValueError("a node has neither a feature nor children: leave it out")
         return self
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """For sentences."""
         return "without a feature" if self.feature is None else str(self.feature)
 

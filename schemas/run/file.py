@@ -88,7 +88,7 @@ class RunFile(Section):
 
 
 def load_run_file(path: str | Path) -> RunFile:
-    """Read and check a run file; every problem is told in one sentence that names its place."""
+    """Read and check a run file; every problem is reported in one sentence that names its place."""
     path = Path(path)
     try:
         content = read_yaml(path)

@@ -8,14 +8,14 @@ from schemas.run.section import PathText, Section
 
 
 class Images(Section):
-    """What a corpus of images holds beside its path."""
+    """What a corpus of images has in addition to its path."""
 
     image: str = Field("image", description="Column of a dataset, or array of an .npz file, of the images.")
     label: str = Field("label", description="Column, or array of an .npz file, of each image's class.")
     labels: PathText | None = Field(
         None,
         description="File of the classes, .npy or idx, where `corpus.path` is a .npy or idx file. Default: "
-        "of idx files the one named labels in the place of images.",
+        "of idx files the one named labels instead of images.",
     )
     scrambled: bool = Field(
         False,

@@ -30,7 +30,7 @@ class Prompts(Section):
 
     @field_validator("answers")
     @classmethod
-    def _two_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _names_are_distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value) or not all(value):
             raise ValueError("must name two different columns")
         return value

@@ -19,8 +19,8 @@ def refusal(root: type[BaseModel], error: ValidationError) -> str:
     errors: Sequence[Any] = error.errors(include_url=False)
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]
     if unknown:
-        told = [_unknown_key(root, e["loc"]) for e in unknown[:MOST_ERRORS]]
-        return joined(told + [""] * (len(unknown) - len(told)))
+        sentences = [_unknown_key(root, e["loc"]) for e in unknown[:MOST_ERRORS]]
+        return joined(sentences + [""] * (len(unknown) - len(sentences)))
     return joined(list(_sentences(root, _innermost(errors))))
 
 
@@ -35,8 +35,8 @@ def _sentences(root: type[BaseModel], errors: Sequence[Any]) -> Iterator[str]:
     places: dict[Place, list[Any]] = {}
     for error in errors:
         places.setdefault(_place(root, error["loc"])[0], []).append(error)
-    for place, found in places.items():
-        yield _sentence(".".join(str(part) for part in place) or "run file", found)
+    for place, at_place in places.items():
+        yield _sentence(".".join(str(part) for part in place) or "run file", at_place)
 
 
 def _sentence(place: str, errors: Sequence[Any]) -> str:
@@ -81,7 +81,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     """The section that a field holds, or a list of which it holds."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+    return next((section for part in get_args(annotation) if (section := _section_in(part))), None)
 
 
 def _unknown_key(root: type[BaseModel], loc: Place) -> str:

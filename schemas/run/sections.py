@@ -66,13 +66,13 @@ class Corpus(Section):
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
-        mine, fields = KEYS[self.kind], type(self).model_fields
-        required = "path" if "path" in mine else "dictionary"
-        if required in mine and not getattr(self, required):
+        allowed, fields = KEYS[self.kind], type(self).model_fields
+        required = "path" if "path" in allowed else "dictionary"
+        if required in allowed and not getattr(self, required):
             raise ValueError(f"corpus.{required} is missing")
-        # at its default a key says nothing, and a run file may spell all
-        told = {name for name in fields if getattr(self, name) != fields[name].default} - {"kind"}
-        if wrong := sorted(told - mine):
+        # at its default a key says nothing, and a run file may list all
+        configured = {name for name in fields if getattr(self, name) != fields[name].default} - {"kind"}
+        if wrong := sorted(configured - allowed):
             other = next(kind for kind, keys in KEYS.items() if wrong[0] in keys)
             raise ValueError(f"corpus.{wrong[0]} is for corpus.kind: {other}, not {self.kind}: leave it out")
         return self
@@ -230,7 +230,7 @@ class Site(Section):
     )
     control: Control | None = Field(
         None,
-        description="Statistics of a control beside those of the learnt features, on the first 10 of every "
+        description="Statistics of a control next to those of the learnt features, on the first 10 of every "
         "50 contexts. random_encoder: W_enc of standard normal entries; shuffled_rows: W_enc with its rows, "
         "one for each entry of x, in a random order. Both with the SAE's biases and ReLU, each row's "
         "features rescaled to the norm of its learnt ones. Default: none.",
@@ -239,7 +239,7 @@ class Site(Section):
 
     @field_validator("sae", mode="before")
     @classmethod
-    def _none_of_yaml(cls, value: object) -> object:
+    def _none_as_null(cls, value: object) -> object:
         return None if value == "none" else value
 
     @field_validator("positions")
@@ -319,17 +319,17 @@ class Extract(Section):
         60.0,
         gt=0,
         le=LONGEST_WAIT_S,
-        description="Seconds without a worker that is ready after which that is told, again and again.",
+        description="Seconds without a worker that is ready after which that is reported, again and again.",
     )
     no_worker_timeout_s: float | None = Field(
         None,
         gt=0,
         le=LONGEST_WAIT_S,
         description="Seconds without a worker that is ready after which the run stops; what is committed "
-        "stays. Loading counts: set more than it takes. Default: wait for ever.",
+        "stays. Loading counts: set more than it takes. Default: wait forever.",
     )
     check_sae: CheckSae = Field(
         "stop",
-        description="Each worker looks how well the SAEs reconstruct on its first shard. stop: one that is "
-        "worse than the mean of x ends the run; warn: it is told of; off: nobody looks.",
+        description="Each worker checks how well the SAEs reconstruct on its first shard. stop: one that is "
+        "worse than the mean of x ends the run; warn: it is reported; off: no check.",
     )

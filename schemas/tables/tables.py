@@ -91,7 +91,7 @@ CONTROL_FEATURES: Schema = {
 
 `control` names the control, `architecture` is the SAE's, and `standard` of the control, which is a ReLU.
 The rest is as in the feature table; `strongest_activation` is that one of its `min_activation` and
-`max_activation` that is larger without its sign (the maximum, where an older shard does not tell it)."""
+`max_activation` that is larger without its sign (the maximum, where an older shard does not have it)."""
 
 MANIFEST: Schema = {
     "shard": pl.String(),
@@ -114,7 +114,7 @@ EXAMPLES: Schema = {
 }
 """`kind` is top (interval 0, rank 0 has the largest |activation|) or quantile (interval 0 to 9: tenths of
 the active rows, from the lowest activation, negative ones included, to the highest; `stats` estimates them
-from histograms, and some 1 in 50 stands beside its tenth). `latentlake examples` makes the tenths exact, and
+from histograms, and some 1 in 50 stands next to its tenth). `latentlake examples` makes the tenths exact, and
 adds top_document (as top, but each document's strongest row alone) and random (activation 0: a counted row of
 a context in which the feature never fires, rank by the order in which they were drawn)."""
 

@@ -102,7 +102,7 @@ def test_the_mean_next_to_a_feature_is_that_of_the_rows_in_which_it_fires(rows):
     for feature in (0, 3, 5, 10, 11, 13, 20):
         others = values[values[:, [feature]].nonzero()[0]].toarray()
         error = others.std(axis=0) / len(others) ** 0.5
-        assert (np.abs(others.mean(axis=0) - truth.means_beside(feature)) <= 5 * error + 1e-6).all()
+        assert (np.abs(others.mean(axis=0) - truth.means_when_active(feature)) <= 5 * error + 1e-6).all()
 
 
 def test_a_document_depends_on_the_recipe_and_its_number_alone():

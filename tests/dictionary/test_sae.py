@@ -8,7 +8,7 @@ import torch
 
 from pipeline.saes import load_sae
 from pipeline.synthetic.dictionary.generator import NumpyDictionary
-from pipeline.synthetic.dictionary.sae import MadeLike, order_of, weights_of, write_dictionary_sae
+from pipeline.synthetic.dictionary.sae import SaeOptions, order_of, weights_of, write_dictionary_sae
 from pipeline.synthetic.dictionary.truth import KnownTruth, truth_of
 from tests.dictionary.test_generator import recipe
 from tests.saes.parity import assert_equals_module, dense
@@ -23,14 +23,14 @@ def made():
 @pytest.mark.slow  # importing sae-lens
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_sae_lens_and_we_read_it_alike(tmp_path, made, threshold):
-    write_dictionary_sae(tmp_path / "sae", truth_of(made), MadeLike(noise=0.05, threshold=threshold))
+    write_dictionary_sae(tmp_path / "sae", truth_of(made), SaeOptions(noise=0.05, threshold=threshold))
     encoder = load_sae(str(tmp_path / "sae"), "cpu", "float32")
     assert encoder.metadata.hook_name == "input"
     assert_equals_module(encoder, reference(tmp_path / "sae"), torch.from_numpy(made.block(0).x[:200]))
 
 
 def test_without_noise_it_finds_exactly_what_fires_and_its_values(tmp_path, made):
-    like = MadeLike(seed=3)
+    like = SaeOptions(seed=3)
     write_dictionary_sae(tmp_path / "sae", truth_of(made), like)
     block = made.block(0)
     result = dense(load_sae(str(tmp_path / "sae"), "cpu", "float32").encode(torch.from_numpy(block.x)), 24)
@@ -54,14 +54,14 @@ def test_weights_are_those_that_sae_lens_makes_of_the_same_dictionary(made):
     sae, theirs = Sae(), FeatureDictionary(24, 32, initializer=None)
     theirs.feature_vectors.data = torch.from_numpy(truth.vectors)
     init_sae_to_match_feature_dict(sae, theirs)
-    ours = weights_of(truth, MadeLike(shuffled=False))
+    ours = weights_of(truth, SaeOptions(shuffled=False))
     np.testing.assert_array_equal(ours["W_enc"], sae.W_enc.detach().numpy())
     np.testing.assert_array_equal(ours["W_dec"], sae.W_dec.detach().numpy())
 
 
 def test_noise_is_in_encoder_and_decoder_and_of_the_size_requested(made):
     truth = truth_of(made)
-    like = MadeLike(noise=0.1, shuffled=True, seed=1)
+    like = SaeOptions(noise=0.1, shuffled=True, seed=1)
     weights = weights_of(truth, like)
     np.testing.assert_array_equal(weights["W_enc"], weights["W_dec"].T)
     noise = weights["W_dec"] - truth.vectors[order_of(like, 24)]
@@ -72,6 +72,6 @@ def test_noise_is_in_encoder_and_decoder_and_of_the_size_requested(made):
 
 def test_the_same_seed_makes_the_same_weights_and_another_others(made):
     truth: KnownTruth = truth_of(made)
-    first, same, other = (weights_of(truth, MadeLike(noise=0.1, seed=seed)) for seed in (0, 0, 1))
+    first, same, other = (weights_of(truth, SaeOptions(noise=0.1, seed=seed)) for seed in (0, 0, 1))
     assert (first["W_dec"] == same["W_dec"]).all()
     assert (first["W_dec"] != other["W_dec"]).any()

@@ -8,7 +8,7 @@ from math import factorial
 import numpy as np
 import pytest
 
-from pipeline.synthetic.dictionary.trees import fire, relations, together
+from pipeline.synthetic.dictionary.trees import fire, joint_frequencies, relations
 from schemas.run.dictionary_corpus import Dictionary, Node
 
 TREE = {
@@ -74,7 +74,7 @@ def settle(tree, on, would, order, fires):
 
 
 def test_frequencies_alone_and_together_are_those_of_all_cases():
-    result = together(node(TREE), ALONE)
+    result = joint_frequencies(node(TREE), ALONE)
     order = np.argsort(result.features)
     np.testing.assert_allclose(result.frequency[np.ix_(order, order)], enumerated(TREE, ALONE), rtol=1e-12)
 
@@ -83,7 +83,7 @@ def test_draws_fire_as_often_and_a_child_never_without_its_parent():
     rng = np.random.default_rng(0)
     would = rng.random((200_000, 10)) < ALONE
     fires = fire([node(TREE)], would, rng)
-    result = together(node(TREE), ALONE)
+    result = joint_frequencies(node(TREE), ALONE)
     expected = np.zeros((10, 10))
     expected[np.ix_(result.features, result.features)] = result.frequency
     measured = (fires.astype(float).T @ fires) / len(fires)

@@ -54,5 +54,5 @@ def test_a_worker_in_this_process_is_heard_every_five_seconds(now):
     events = []
     heart = heartbeat.Heartbeat(lambda **event: events.append(event))
     for now[0], rows in ((1.0, 10), (5.0, 20), (7.0, 30), (10.0, 40)):
-        heart.one("000000", rows)
+        heart.emit_one("000000", rows)
     assert [event["in_flight"] for event in events] == [{"000000": 20}, {"000000": 40}]

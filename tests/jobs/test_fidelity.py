@@ -170,7 +170,7 @@ def test_errors_are_those_of_ratios_over_documents(case):
 def test_the_reasons_are_printed_below_the_table(plain, capsys):
     fidelity(plain, "mid", ALL)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "recovered_share: zeros in the place of x do no harm (loss" in printed
+    assert "recovered_share: zeros in place of x do no harm (loss" in printed
 
 
 def test_of_zeros_that_do_no_harm_nothing_is_recovered(plain):

@@ -30,16 +30,16 @@ from jobs.tables.rank import rank
 from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
 from pipeline.synthetic.dictionary.generator import NumpyDictionary, all_blocks
-from pipeline.synthetic.dictionary.sae import MadeLike, order_of
+from pipeline.synthetic.dictionary.sae import SaeOptions, order_of
 from pipeline.synthetic.dictionary.truth import KnownTruth, read_truth, write_truth
 from schemas.errors import InputError
 from schemas.run.file import parse_run_file
-from schemas.values import Reads
+from schemas.values import RowSelection
 from tests.saes.reference import sae_lens
 
 pytestmark = pytest.mark.slow
 
-MADE = [MadeLike(noise=0.0, seed=2), MadeLike(noise=0.03, seed=5)]
+MADE = [SaeOptions(noise=0.0, seed=2), SaeOptions(noise=0.03, seed=5)]
 
 RECIPE = {
     "features": 40,
@@ -70,7 +70,7 @@ RECIPE = {
 }
 
 
-def content(folder: Path, recipe: dict[str, Any], made: list[MadeLike]) -> dict[str, Any]:
+def content(folder: Path, recipe: dict[str, Any], made: list[SaeOptions]) -> dict[str, Any]:
     return {
         "corpus": {"kind": "dictionary", "dictionary": recipe},
         "tokens": {"context_size": 64, "shard_tokens": 4000},
@@ -81,11 +81,11 @@ def content(folder: Path, recipe: dict[str, Any], made: list[MadeLike]) -> dict[
     }
 
 
-def named(made: list[MadeLike]) -> list[tuple[str, MadeLike]]:
+def named(made: list[SaeOptions]) -> list[tuple[str, SaeOptions]]:
     return list(zip(("exact", "noisy"), made, strict=False))
 
 
-def measured(folder: Path, recipe: dict[str, Any], made: list[MadeLike]) -> tuple[FeatureStore, KnownTruth]:
+def measured(folder: Path, recipe: dict[str, Any], made: list[SaeOptions]) -> tuple[FeatureStore, KnownTruth]:
     """A store of the recipe with the tables that the truth is compared with."""
     run_file = parse_run_file(content(folder, recipe, made), "run.yaml")
     known = make_dictionary(run_file.corpus, folder, made)
@@ -439,7 +439,7 @@ def test_where_numpy_draws_other_rows_than_the_store_holds_they_are_not_compared
 
 def test_a_pooled_site_is_passed_over_and_refused_where_it_is_the_only_one(known_store, monkeypatch, capsys):
     store, _ = known_store
-    pooled = SimpleNamespace(reads=Reads(pooling="mean"))
+    pooled = SimpleNamespace(selection=RowSelection(pooling="mean"))
     site = store.site
     monkeypatch.setattr(type(store), "site", lambda _, name: pooled if name == "noisy" else site(name))
     assert _of_rows(store, ["noisy", "exact"]) == ["exact"]

@@ -16,7 +16,7 @@ from scipy.linalg import hadamard
 
 from pipeline.saes import load_sae
 from pipeline.saes.quality.alternatives import Rows, best_factor, mean_norm_factor, measured
-from pipeline.saes.quality.diagnosis import CLEARLY, EXPLAINS, Elsewhere, Finding, _verdict, diagnose
+from pipeline.saes.quality.diagnosis import CLEARLY, EXPLAINS, Finding, OtherRows, _verdict, diagnose
 from pipeline.saes.quality.reconstruction import FEW
 from tests.kit import write_sae
 
@@ -84,7 +84,7 @@ def test_an_sae_without_mistakes_is_fine_as_loaded(tmp_path):
 @pytest.mark.parametrize("rows", [X[: FEW - 1], X[:1], X[:0], np.repeat(X[:1], 2 * FEW, axis=0)])
 def test_too_few_rows_and_rows_that_do_not_vary_accuse_nobody(tmp_path, rows):
     result = diagnose(load(tmp_path, changes=MISTAKES["W_enc on another scale"]), both(rows))
-    assert not result.can_tell
+    assert not result.is_measurable
     assert result.likely is None
     assert result.is_fine
     assert re.match(r"These are too few tokens to tell \(.* rows\): give more --tokens\.$", result.verdict)
@@ -94,7 +94,7 @@ def test_enough_rows_tell_and_few_rows_from_elsewhere_accuse_nobody(tmp_path):
     encoder = load(tmp_path, changes=MISTAKES["W_enc on another scale"])
     assert_named(diagnose(encoder, both(X[:FEW])), "W_enc on another scale")
     strange = np.random.default_rng(9).standard_normal((N, D))
-    elsewhere = [Elsewhere("there", "read there", both(X[: FEW - 1]))]
+    elsewhere = [OtherRows("there", "read there", both(X[: FEW - 1]))]
     assert diagnose(load(tmp_path / "fine"), both(strange), elsewhere).likely is None
 
 
@@ -204,8 +204,8 @@ def test_a_threshold_that_was_bfloat16_in_training(tmp_path):
 def test_the_hook_is_another_layers(tmp_path):
     other = codes(seed=7) @ np.linalg.qr(np.random.default_rng(8).standard_normal((D, D)))[0][:1].repeat(F, 0)
     places = [
-        Elsewhere("blocks.1.hook", "read blocks.1.hook", both(other * 2)),
-        Elsewhere("blocks.3.hook", "read blocks.3.hook", both(X)),
+        OtherRows("blocks.1.hook", "read blocks.1.hook", both(other * 2)),
+        OtherRows("blocks.3.hook", "read blocks.3.hook", both(X)),
     ]
     result = diagnose(load(tmp_path), both(other), places)
     assert_named(result, "blocks.3.hook")
@@ -216,7 +216,7 @@ def test_rows_of_bos_that_dominate_the_error(tmp_path):
     first = np.zeros(N, dtype=bool)
     first[::15] = True  # too many to be left out as massive rows
     x = np.where(first[:, None], 400 * np.ones(D), X)
-    places = [Elsewhere("position 0 left out", "leave position 0 out", both(x[~first]))]
+    places = [OtherRows("position 0 left out", "leave position 0 out", both(x[~first]))]
     assert_named(diagnose(load(tmp_path), both(x), places), "position 0 left out")
 
 
@@ -315,5 +315,5 @@ def test_a_mistake_is_named_on_the_rows_that_are_not_massive(tmp_path, name):
 
 def test_rows_from_elsewhere_are_without_their_massive_ones_too(tmp_path):
     strange = np.random.default_rng(9).standard_normal((N, D))
-    elsewhere = [Elsewhere("hook there", "read x there", both(with_sinks(X)))]
+    elsewhere = [OtherRows("hook there", "read x there", both(with_sinks(X)))]
     assert_named(diagnose(load(tmp_path), both(strange), elsewhere), "hook there")

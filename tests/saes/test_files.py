@@ -17,13 +17,13 @@ import torch
 from pipeline.saes.files.tensors import (
     TensorFile,
     flag,
-    only_torch_file,
     open_npz,
     open_safetensors,
     optional_int,
     optional_text,
     positive_int,
     read_json,
+    single_torch_file,
     torch_names,
 )
 from pipeline.saes.metadata import SaeMetadata
@@ -147,15 +147,15 @@ def test_a_configuration_that_is_a_folder_or_not_there_is_named(tmp_path: Path) 
 
 
 def test_the_only_torch_file_of_a_folder_is_found_where_there_are_no_other_weights(tmp_path: Path) -> None:
-    assert only_torch_file(tmp_path) is None
+    assert single_torch_file(tmp_path) is None
     torch.save({}, tmp_path / "a.pth")
     (tmp_path / "cfg.json").write_text("{}")
-    assert only_torch_file(tmp_path) == tmp_path / "a.pth"
-    assert only_torch_file(tmp_path / "a.pth") == tmp_path / "a.pth"
-    assert only_torch_file(tmp_path / "cfg.json") is None
+    assert single_torch_file(tmp_path) == tmp_path / "a.pth"
+    assert single_torch_file(tmp_path / "a.pth") == tmp_path / "a.pth"
+    assert single_torch_file(tmp_path / "cfg.json") is None
     (tmp_path / "x.safetensors").touch()
-    assert only_torch_file(tmp_path) is None
-    assert only_torch_file(tmp_path / "a.pth") == tmp_path / "a.pth"
+    assert single_torch_file(tmp_path) is None
+    assert single_torch_file(tmp_path / "a.pth") == tmp_path / "a.pth"
 
 
 def test_an_unreadable_file_is_reported_where_it_was_given_and_passed_over_in_a_folder(
@@ -199,7 +199,7 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
     "not a zip": (lambda path: path.write_bytes(npy((2, 3), bytes(24))), "damaged"),
     "a shape of a terabyte": (
         lambda path: write_npz(path, npy((HUGE, 1), bytes(24))),
-        r"says shape \[1099511627776, 1\] and stores 24 bytes",
+        r"declares shape \[1099511627776, 1\] and stores 24 bytes",
     ),
     "a shape below what it stores": (lambda path: write_npz(path, npy((2, 3), bytes(28))), "stores 28 bytes"),
     "negative shapes": (lambda path: write_npz(path, npy((-2, -3), bytes(24))), "stores 24 bytes"),

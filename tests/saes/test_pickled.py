@@ -309,5 +309,5 @@ def test_a_file_that_changed_since_it_was_opened_is_reported(tmp_path: Path) -> 
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     file = open_torch(tmp_path / "a.pt")
     torch.save({"a": torch.ones(3)}, tmp_path / "a.pt")
-    with pytest.raises(InputError, match="says two shapes of a"):
+    with pytest.raises(InputError, match="declares two shapes of a"):
         file.load("a")

@@ -28,7 +28,7 @@ def strongest(shards: list[Made], k: int = 20, dtype: type = np.float16) -> pl.D
         if len(p.features):
             low, high = (f.reduceat(p.values, p.offsets[:-1]) for f in (np.minimum, np.maximum))
             if looking.may_hold(p.features, low, high):
-                looking.show(p.features, np.diff(p.offsets), p.values, lambda rows=p.rows + start: rows)
+                looking.update(p.features, np.diff(p.offsets), p.values, lambda rows=p.rows + start: rows)
     return looking.table()
 
 
@@ -68,7 +68,7 @@ def test_one_row_of_each_document_equals_a_sort_of_everything(
     for made in shards:
         p, start = made.postings, made.tokens.row_start
         document = partial(lambda rows, made: made.tokens.document[rows - made.tokens.row_start], made=made)
-        looking.show(p.features, np.diff(p.offsets), p.values, lambda rows=p.rows + start: rows, document)
+        looking.update(p.features, np.diff(p.offsets), p.values, lambda rows=p.rows + start: rows, document)
     expected = []
     for feature in range(whole.dense.shape[1]):
         best: dict[int, int] = {}

@@ -61,9 +61,9 @@ ONE = {
             {"zero": 20},
             2,
             "recovered_share",
-            "zeros in the place of x do no harm (loss 2.0000 against 3.0000",
+            "zeros in place of x do no harm (loss 2.0000 against 3.0000",
         ),
-        ({"mean": 20}, 2, "recovered_share_of_mean", "the mean in the place of x does no harm (loss 2.0000"),
+        ({"mean": 20}, 2, "recovered_share_of_mean", "the mean in place of x does no harm (loss 2.0000"),
         ({}, 1, "patched_loss", "this is one document"),
         (
             dict.fromkeys(("predictions", "clean", "patched", "zero", "mean"), 0),

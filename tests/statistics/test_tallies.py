@@ -26,28 +26,28 @@ def test_counts_and_what_they_say_are_those_of_counting_one_by_one(
     assert list(zip(*(column.tolist() for column in tally.counts()), strict=True)) == [
         (*pair, count) for pair, count in sorted(pairs.items())
     ]
-    spread, below = tally.spread(12), tally.below(140_001, 12)
+    concentration, below = tally.concentration(12), tally.below(140_001, 12)
     for feature in range(12):
         counts = {token: count for (f, token), count in pairs.items() if f == feature}
-        assert spread.distinct[feature] == len(counts)
+        assert concentration.distinct[feature] == len(counts)
         assert below[feature] == sum(count for token, count in counts.items() if token < 140_001)
         if not counts:
-            assert (spread.top_count[feature], spread.entropy_bits[feature]) == (0, 0)
+            assert (concentration.top_count[feature], concentration.entropy_bits[feature]) == (0, 0)
             continue
         top = min(counts, key=lambda token: (-counts[token], token))
-        assert (spread.top[feature], spread.top_count[feature]) == (top, counts[top])
+        assert (concentration.top[feature], concentration.top_count[feature]) == (top, counts[top])
         expected = stats.entropy(list(counts.values()), base=2)
-        assert spread.entropy_bits[feature] == pytest.approx(expected, abs=1e-12)
+        assert concentration.entropy_bits[feature] == pytest.approx(expected, abs=1e-12)
 
 
 def test_of_equal_counts_the_lowest_token_is_named_and_one_token_has_no_entropy() -> None:
     tally = Tally()
     tally.add(np.array([0, 0, 0, 0, 1, 1]), np.array([9, 5, 9, 5, 3, 3]))
-    spread = tally.spread(2)
-    assert spread.top.tolist() == [5, 3]
-    assert spread.entropy_bits.tolist() == [1.0, 0.0]
-    assert not np.signbit(spread.entropy_bits).any()
+    concentration = tally.concentration(2)
+    assert concentration.top.tolist() == [5, 3]
+    assert concentration.entropy_bits.tolist() == [1.0, 0.0]
+    assert not np.signbit(concentration.entropy_bits).any()
 
 
 def test_a_tally_of_nothing() -> None:
-    assert Tally().spread(3).distinct.tolist() == [0, 0, 0]
+    assert Tally().concentration(3).distinct.tolist() == [0, 0, 0]

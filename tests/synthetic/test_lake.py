@@ -48,9 +48,9 @@ def run_file(folder: Path, **changes: object) -> RunFile:
 
 def shards_of(store: FeatureStore, site: str = "made"):
     """Token shards as the site counts them."""
-    reads = store.site(site).reads
+    selection = store.site(site).selection
     for record in store.shards:
-        yield read_token_shard(store.layout, store.lake, record).at(reads, store.lake.context_size)
+        yield read_token_shard(store.layout, store.lake, record).restrict(selection, store.lake.context_size)
 
 
 def stored(store: FeatureStore, site: str = "made"):

@@ -132,7 +132,7 @@ def expected_means(truth: KnownTruth, side: Side) -> F64:
         centre = centre - weights["b_dec"]
     leaks = encoder @ truth.vectors.astype(np.float64).T
     from_others = np.array(
-        [leak @ truth.means_beside(f) for leak, f in zip(leaks, true.tolist(), strict=True)]
+        [leak @ truth.means_when_active(f) for leak, f in zip(leaks, true.tolist(), strict=True)]
     )
     means: F64 = from_others.reshape(len(own)) + encoder @ centre + weights["b_enc"][own]
     return means

@@ -19,10 +19,10 @@ from jobs.studies.known.make_dictionary import TRUTH_FILE, make_dictionary, sae_
 from jobs.studies.known.truth import truth
 from jobs.terminal.console import console, say
 from pipeline.store import FeatureStore
-from pipeline.synthetic.dictionary.sae import MadeLike
+from pipeline.synthetic.dictionary.sae import SaeOptions
 from schemas.run.file import parse_run_file
 
-SITES = {"exact": MadeLike(noise=0.0), "noisy": MadeLike(noise=0.02)}
+SITES = {"exact": SaeOptions(noise=0.0), "noisy": SaeOptions(noise=0.02)}
 
 RECIPE: dict[str, Any] = {
     "features": 64,

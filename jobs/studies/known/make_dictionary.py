@@ -12,7 +12,7 @@ from jobs.terminal.console import say
 from pipeline.sources.generated.dictionary import open_dictionary
 from pipeline.store.objects.local import storage_errors
 from pipeline.store.objects.verbs import write_atomic
-from pipeline.synthetic.dictionary.sae import MadeLike, write_dictionary_sae
+from pipeline.synthetic.dictionary.sae import SaeOptions, write_dictionary_sae
 from pipeline.synthetic.dictionary.truth import KnownTruth, truth_of, write_truth
 from schemas.errors import InputError
 from schemas.run.file import Corpus
@@ -20,7 +20,7 @@ from schemas.run.file import Corpus
 TRUTH_FILE = "truth.npz"
 
 
-def make_dictionary(corpus: Corpus, out: Path, made: Sequence[MadeLike]) -> KnownTruth:
+def make_dictionary(corpus: Corpus, out: Path, made: Sequence[SaeOptions]) -> KnownTruth:
     """Write `truth.npz` and, for each way of making one, an SAE's folder (see `sae_name`) into `out`.
 
     InputError where the corpus is not a dictionary.
@@ -43,11 +43,11 @@ def make_dictionary(corpus: Corpus, out: Path, made: Sequence[MadeLike]) -> Know
     return truth
 
 
-def sae_name(made: MadeLike) -> str:
+def sae_name(made: SaeOptions) -> str:
     """`sae-<noise>`."""
     return f"sae-{made.noise:g}"
 
 
-def _description(made: MadeLike) -> str:
+def _description(made: SaeOptions) -> str:
     where = f"thresholds at {made.threshold:g} of mean values" if made.threshold else "ReLU"
     return f"{where}, {'in random order' if made.shuffled else 'in the order of the features'}"

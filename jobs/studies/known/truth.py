@@ -104,7 +104,7 @@ def require_drawn_from(store: FeatureStore, recipe: Dictionary) -> None:
 
 def _of_rows(store: FeatureStore, sites: Sequence[str]) -> list[str]:
     """Those without pooling, and a note of the others; InputError if none is left. The truth is of rows."""
-    unpooled = [site for site in sites if store.site(site).reads.pooling == "none"]
+    unpooled = [site for site in sites if store.site(site).selection.pooling == "none"]
     for site in sites:
         problem = f"site {site!r} pools the rows of a context, the truth is of single rows"
         if not unpooled:
@@ -212,10 +212,10 @@ def _decoder(store: FeatureStore, site: str, side: Side, known: KnownTruth) -> D
 
 def _can_draw_again(store: FeatureStore, site: str, known: KnownTruth) -> bool:
     """Whether the rows of the store are those of the corpus, one by one, and our generator draws them."""
-    lake, reads = store.lake, store.site(site).reads
+    lake, selection = store.lake, store.site(site).selection
     if known.recipe.generator == "saelens":
         why = "sae-lens drew them"
-    elif lake.bos_id is not None or lake.separator_id is not None or not reads.all_rows:
+    elif lake.bos_id is not None or lake.separator_id is not None or not selection.all_rows:
         why = "its rows are not those of the corpus"
     elif not draws_again(known):
         why = "this version of NumPy or latentlake draws others"

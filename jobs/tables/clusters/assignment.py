@@ -23,7 +23,7 @@ from pipeline.store.reading.shard_files import ShardFiles
 from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake
-from schemas.values import F32, F64, I64, Reads, TokenShard
+from schemas.values import F32, F64, I64, RowSelection, TokenShard
 
 EXAMPLES = 5
 """Central contexts of a cluster."""
@@ -113,7 +113,7 @@ class _AssignmentTask:
 
     layout: Layout
     lake: Lake
-    reads: Reads
+    selection: RowSelection
     fitted: dict[Kind, Fitted]
     clusters: dict[str, I64]
 
@@ -125,7 +125,7 @@ def assign_all(
     shards, info = store.shard_files(site), store.site(site)
     named = {name: np.where(labels < MOST_NAMED, labels, NO_CLUSTER) for name, labels in clusters.items()}
     assign_shard = partial(
-        _assign_shard, _AssignmentTask(store.layout, store.lake, info.reads, fitted, named)
+        _assign_shard, _AssignmentTask(store.layout, store.lake, info.selection, fitted, named)
     )
     placed: dict[Kind, list[Placed]] = {kind: [] for kind in fitted}
     counts: dict[Kind, Counts] = {}
@@ -150,7 +150,7 @@ def _joined(parts: list[Placed]) -> Placed:
 
 def _assign_shard(task: _AssignmentTask, shard: ShardFiles) -> Assigned:
     activations, tokens = shard.read_csr(), read_tokens(task.layout, task.lake, shard)
-    tokens = tokens.at(task.reads, task.lake.context_size)
+    tokens = tokens.restrict(task.selection, task.lake.context_size)
     placed: dict[Kind, Placed] = {}
     counts: dict[Kind, Counts] = {}
     vectors: dict[Kind, sparse.csr_matrix] = {}

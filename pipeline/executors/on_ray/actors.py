@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
-from pipeline.executors.node_probe import ProbeFile, require_sight, storage_probe
+from pipeline.executors.node_probe import ProbeFile, require_shared_storage, storage_probe
 from pipeline.executors.on_ray.metrics import DriverMetrics, WorkerMetrics
 from pipeline.executors.on_ray.session import address_of, one_line
 from pipeline.models.device import is_broken
@@ -33,12 +33,12 @@ from schemas.run.file import Extract
 from schemas.values import Hello
 
 BROKEN_EXIT_S = 2.0
-"""A process that cannot use its GPU any more tells the driver, and ends by itself after this time."""
+"""A process that cannot use its GPU any more reports to the driver, and ends by itself after this time."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a run is told."""
+    """What every worker of a run receives."""
 
     root: str
     plan: Plan
@@ -58,7 +58,7 @@ class ExtractionActor:
 
     def hello(self) -> Hello:
         """Load everything, and say what this node sees; the node goes by Ray's id, as draining ones do."""
-        require_sight(self._job.probe)
+        require_shared_storage(self._job.probe)
         job, gpus = self._job, tuple(str(gpu) for gpu in ray.get_gpu_ids())
         with _ends_if_broken():
             worker = Worker(
@@ -70,18 +70,18 @@ class ExtractionActor:
             )
             hello = replace(worker.setup(), node=self._node)
         self._worker = worker
-        logs.tell("ready", gpus=gpus, device=hello.device_model)
+        logs.log_event("ready", gpus=gpus, device=hello.device_model)
         return hello
 
     def process(self, shard: str) -> Receipt:
         """Write and commit one shard."""
         assert self._worker is not None, "hello comes first"
         began = time.monotonic()
-        with logs.about(shard=shard), _told(), _ends_if_broken():
+        with logs.about(shard=shard), _logged_failures(), _ends_if_broken():
             receipt: Receipt = self._worker.process(shard)
             seconds = time.monotonic() - began
             self._metrics.committed(receipt, seconds)
-            logs.tell("committed", rows=receipt.rows, seconds=round(seconds, 3))
+            logs.log_event("committed", rows=receipt.rows, seconds=round(seconds, 3))
         return receipt
 
     @ray.method(concurrency_group="watch")  # a thread of its own, that answers while another one works
@@ -100,10 +100,10 @@ class RayBackend:
                 "extract.executor: in_process, or another store.root"
             )
         _check_gpus(extract)
-        self._asked: dict[Any, tuple[str, Any, int]] = {}
+        self._progress: dict[Any, tuple[str, Any, int]] = {}
         self._job = Job(str(root.absolute()), plan, extract, probe)
         self._metrics = DriverMetrics(plan.pass_name)
-        # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it for ever
+        # num_cpus is always given: an actor with GPUs alone takes one CPU more, and may wait for it forever
         remote: Any = ray.remote  # its types know no concurrency groups
         self._actor = remote(
             num_cpus=extract.cpus_per_worker,
@@ -124,16 +124,16 @@ class RayBackend:
         return ticket
 
     def rows_done(self, worker: Any, shard: str) -> int:
-        """What the actor last answered of the shard; it is asked again once it has."""
-        asked, ticket, rows = self._asked.get(worker, (shard, None, 0))
-        if asked != shard:
+        """The rows that the actor last reported of the shard; the next call is sent once it has answered."""
+        last_shard, ticket, rows = self._progress.get(worker, (shard, None, 0))
+        if last_shard != shard:
             ticket, rows = None, 0
         if ticket is not None and ray.wait([ticket], timeout=0)[0]:
             try:
                 rows, ticket = ray.get(ticket), None
-            except RayError:  # it died, which its shard's ticket tells of
+            except RayError:  # it died, which its shard's ticket reports
                 return 0
-        self._asked[worker] = (shard, worker.rows_done.remote(shard) if ticket is None else ticket, rows)
+        self._progress[worker] = (shard, worker.rows_done.remote(shard) if ticket is None else ticket, rows)
         return rows
 
     def wait(self, tickets: Sequence[Hashable], timeout_s: float) -> list[Hashable]:
@@ -164,8 +164,8 @@ class RayBackend:
         return CallFailedError(f"{type(cause).__name__}: {cause}")
 
     def kill(self, worker: Any) -> None:
-        """End an actor, also a zombie behind an unreachable node."""
-        self._asked.pop(worker, None)
+        """End an actor, also a zombie on an unreachable node."""
+        self._progress.pop(worker, None)
         ray.kill(worker, no_restart=True)
 
     def draining_nodes(self) -> set[str]:
@@ -178,14 +178,16 @@ class RayBackend:
             return set()
 
     def resources(self) -> str:
-        """What the cluster has, and what was asked of it."""
+        """What the cluster has, and what was requested of it."""
         extract = self._job.extract
         there, free = _resources(), _resources(free=True)
-        found = ", ".join(f"{free.get(k, 0):g} of {there.get(k, 0):g} {k}s free" for k in ("GPU", "CPU"))
+        free_of_all = ", ".join(
+            f"{free.get(k, 0):g} of {there.get(k, 0):g} {k}s free" for k in ("GPU", "CPU")
+        )
         list_nodes: Any = ray.nodes
         alive = sum(bool(node["Alive"]) for node in list_nodes())
         return (
-            f"the cluster has {alive} nodes with {found}, each of {extract.workers} workers asks for "
+            f"the cluster has {alive} nodes with {free_of_all}, each of {extract.workers} workers asks for "
             f"{extract.gpus_per_worker:g} GPUs and {extract.cpus_per_worker} CPUs"
         )
 
@@ -199,13 +201,13 @@ def ray_backend(root: StorePath, plan: Plan, extract: Extract) -> Iterator[RayBa
 
 @contextmanager
 def _ends_if_broken() -> Iterator[None]:
-    """A process whose GPU is in an error state is lost: it tells why, and ends."""
+    """A process whose GPU is in an error state is lost: it logs why, and ends."""
     try:
         yield
     except Exception as error:
         if not is_broken(error):
             raise
-        logs.tell("gpu_broken", logging.CRITICAL, error=error)
+        logs.log_event("gpu_broken", logging.CRITICAL, error=error)
         ending = threading.Timer(BROKEN_EXIT_S, os._exit, (70,))
         ending.daemon = True
         ending.start()
@@ -213,20 +215,20 @@ def _ends_if_broken() -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _logged_failures() -> Iterator[None]:
     """An error inside is written to this process's log, with its traceback, before the driver hears of it."""
     try:
         yield
     except Exception as error:
-        logs.tell("failed", logging.ERROR, error=error)
+        logs.log_event("failed", logging.ERROR, error=error)
         raise
 
 
 def _resources(*, free: bool = False) -> dict[str, float]:
     """What the cluster has, in all or now."""
-    ask: Any = ray.available_resources if free else ray.cluster_resources
-    found: dict[str, float] = ask()
-    return found
+    read: Any = ray.available_resources if free else ray.cluster_resources
+    amounts: dict[str, float] = read()
+    return amounts
 
 
 def _check_gpus(extract: Extract) -> None:

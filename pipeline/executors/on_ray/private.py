@@ -57,7 +57,7 @@ def private_ray(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def own_token() -> Iterator[None]:
-    """Ray speaks with our token inside the block, in the place of a user's, who may have no home for one.
+    """Ray speaks with our token inside the block, in place of a user's, who may have no home for one.
 
     A mode that is set to something else, such as `disabled`, stays.
     """
@@ -108,13 +108,13 @@ def _loopback() -> Iterator[None]:
     with suppress(Exception):  # read when Ray was imported (private, so best effort)
         from ray._private import ray_constants as constants
 
-        constants.ENABLE_RAY_CLUSTER, was = False, constants.ENABLE_RAY_CLUSTER
+        constants.ENABLE_RAY_CLUSTER, previous = False, constants.ENABLE_RAY_CLUSTER
     try:
         with variables({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
             yield
     finally:
         if constants is not None:
-            constants.ENABLE_RAY_CLUSTER = was
+            constants.ENABLE_RAY_CLUSTER = previous
 
 
 @contextmanager

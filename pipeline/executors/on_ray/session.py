@@ -1,4 +1,4 @@
-"""The Ray that a driver works with: one that runs, the cluster it is told of, or a private one here."""
+"""The Ray that a driver works with: one that runs, the cluster that is named, or a private one here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from schemas.run.file import Extract
 
 CONNECT_S = 10.0
 NO_PROXY = (("grpc.enable_http_proxy", 0),)
-"""As Ray itself speaks: a proxy of the environment is for the outside, and does not see a cluster."""
+"""As in Ray itself: a proxy of the environment is for the outside, and does not see a cluster."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def use_token() -> None:
 
 
 def has_token() -> bool:
-    """Whether this user has a token, wherever Ray looks for one."""
+    """Whether this user has a token, wherever Ray searches for one."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named or "~/.ray/auth_token").expanduser().is_file()
 
@@ -84,13 +84,13 @@ def token_remedy() -> str:
 
 
 def _connect(address: str) -> None:
-    """With a token where the cluster asks for one: a driver that speaks with it elsewhere gets no worker."""
+    """With a token where the cluster asks for one: a driver that sends it elsewhere gets no worker."""
     if address != "auto" and not re.fullmatch(r"[^\s/:]+:\d+|\[[^\s/]+\]:\d+", address):
         raise InputError(
             f"the Ray address {address!r} is not HOST:PORT, such as 10.0.0.10:6379 (the head's, not the "
             "dashboard's), nor auto"
         )
-    if address != "auto" and _asks_for_token(address):
+    if address != "auto" and _requires_token(address):
         use_token()
         if os.environ.get(MODE) != "token" or not has_token():
             raise InputError(f"the Ray cluster at {address!r} asks for a token: {token_remedy()}")
@@ -111,11 +111,11 @@ def _connect(address: str) -> None:
 
 def _other_version(address: str, error: RuntimeError) -> Exception:
     """What to do about a head that has another Ray or Python; any other error as it is."""
-    found = re.findall(r"(Ray|Python): (\S+)", str(error))
-    if not str(error).startswith("Version mismatch") or len(found) != 4:
+    versions = re.findall(r"(Ray|Python): (\S+)", str(error))
+    if not str(error).startswith("Version mismatch") or len(versions) != 4:
         return error
     there, here = (
-        " and ".join(f"{name} {version}" for name, version in pair) for pair in (found[:2], found[2:])
+        " and ".join(f"{name} {version}" for name, version in pair) for pair in (versions[:2], versions[2:])
     )
     return InputError(
         f"the Ray cluster at {address!r} runs {there}, this driver {here}: they must be the same, so install "
@@ -123,7 +123,7 @@ def _other_version(address: str, error: RuntimeError) -> Exception:
     )
 
 
-def _asks_for_token(address: str) -> bool:
+def _requires_token(address: str) -> bool:
     """Whether a call without a token is refused at HOST:PORT.
 
     InputError where nobody answers, for Ray itself would try for two minutes. The call's definition is
@@ -153,12 +153,12 @@ def _our_handler() -> Iterator[None]:
     """Ray puts a handler for SIGTERM, which ends with code 15; the one that is there stays, all the time."""
     handler, utils = signal.getsignal(signal.SIGTERM), importlib.import_module("ray._private.utils")
     name = "set_sigterm_handler"  # private, so best effort
-    theirs = getattr(utils, name, None)
+    original = getattr(utils, name, None)
     setattr(utils, name, lambda handler: None)
     try:
         yield
     finally:
-        setattr(utils, name, theirs)
+        setattr(utils, name, original)
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 

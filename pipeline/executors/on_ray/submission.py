@@ -86,7 +86,7 @@ class JobServer:
                     write(text[len(text) - (place - written) :])
                     written = place
         except (ClientError, RuntimeError, OSError):
-            pass  # the connection; whether the job goes on is asked for next
+            pass  # the connection; whether the job goes on is queried next
         return written
 
     def _details(self, job: str) -> Any:
@@ -103,15 +103,15 @@ class JobServer:
 
     def _last_number(self, name: str) -> int:
         """The largest n of the jobs `<name>-<n>` that the cluster remembers; 0 without any."""
-        found = (
+        matches = (
             re.fullmatch(rf"{re.escape(name)}-(\d+)", job.submission_id or "")
             for job in self._client.list_jobs()
         )
-        return max((int(match[1]) for match in found if match), default=0)
+        return max((int(match[1]) for match in matches if match), default=0)
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
-        """Tell of a server that is not there, or refuses us, in one sentence."""
+        """Report a server that is not there, or refuses us, in one sentence."""
         try:
             yield
         except AuthenticationError as error:
@@ -138,7 +138,7 @@ def _without_proxy(address: str) -> None:
 
 
 def _exit_code(details: Any) -> int:
-    """The driver's, as a shell would tell it."""
+    """The driver's, as a shell would give it."""
     if details.status == JobStatus.STOPPED:
         return STOPPED_CODE
     if details.status == JobStatus.SUCCEEDED:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.executors.node_probe import ProbeFile, require_sight, storage_probe
+from pipeline.executors.node_probe import ProbeFile, require_shared_storage, storage_probe
 from pipeline.executors.on_ray.session import ray_session
 from pipeline.tasks import MAX_DEATHS, THREADS
 from schemas.errors import InputError
@@ -95,7 +95,7 @@ class RayTasks:
 
 
 def _call(probe: ProbeFile | None, function: Callable[[Any], Any], item: Any) -> Any:
-    require_sight(probe)
+    require_shared_storage(probe)
     return function(item)
 
 

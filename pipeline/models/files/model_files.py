@@ -23,7 +23,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
 CONTENT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
-"""Files that make the model what it is, beside config.json."""
+"""Files that make the model what it is, in addition to config.json."""
 
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length")
 """Where the configurations of different architectures keep the longest context."""
@@ -60,7 +60,7 @@ def digest_of_name(path: str) -> str | None:
 
 
 def max_context(path: str) -> int | None:
-    """See pipeline.models.max_context; the first to look at the path, so it says where nothing is there."""
+    """See pipeline.models.max_context; the first to read the path, so it reports where nothing is there."""
     require_folder(path)
     config = Path(path) / CONFIG
     return longest_context(config_of(config)) if config.is_file() else None
@@ -105,7 +105,7 @@ def pinned(name: str) -> Pinned:
     try:
         config = hf_hub_download(repository, CONFIG)
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
-        raise _not_had(name, error) from None
+        raise _unavailable(name, error) from None
     return Pinned(repository, Path(config).parent.name)
 
 
@@ -137,11 +137,11 @@ def _snapshot(name: str, repository: str, commit: str) -> Path:
             if list(folder.glob(weights)):
                 break
     except (OSError, ValueError) as error:
-        raise _not_had(name, error) from None
+        raise _unavailable(name, error) from None
     return folder
 
 
-def _not_had(name: str, error: Exception) -> InputError:
+def _unavailable(name: str, error: Exception) -> InputError:
     """The sentence about a model that the hub does not give."""
     reason = " ".join(str(error).split()).partition(". ")[0][:300]
     return InputError(

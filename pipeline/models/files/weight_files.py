@@ -34,7 +34,7 @@ SIZES = (
 
 
 def weight_bytes(model: run_file.Model) -> int:
-    """Bytes of the weights of a local model folder in the dtype asked for; 0 where no file tells.
+    """Bytes of the weights of a local model folder in the dtype requested; 0 where no file says so.
 
     From the headers of safetensors files; other files count as they are.
     """
@@ -49,7 +49,7 @@ def weight_bytes(model: run_file.Model) -> int:
 def check_size(folder: Path, path: str) -> None:
     """InputError where config.json names a model that is larger than its weights' files can hold.
 
-    A model of that size would be made, in memory or in objects, before its weights are looked at.
+    A model of that size would be made, in memory or in objects, before its weights are read.
     """
     most = PER_BYTE * sum(_sizes(folder, ("safetensors", *OTHERS)))
     tensors = sum(1 for file in _safetensors(folder) for _ in _shapes(file))

@@ -24,10 +24,10 @@ from pipeline.models.hooks.unembedding import (
     Head,
     is_same,
     one_token,
-    only_rows,
+    replace_block_output,
     require_same,
     rows_of_logits,
-    standing_in,
+    select_rows,
 )
 from schemas.errors import InputError
 from schemas.records import Inputs
@@ -60,8 +60,8 @@ class _Inputs:
     rows: Tensor
 
 
-class _OfRows(NamedTuple):
-    """What a model gave for the rows that were asked for alone, not for a batch."""
+class _RowsOutput(NamedTuple):
+    """What a model gave for the requested rows alone, not for a batch."""
 
     given: object
 
@@ -137,7 +137,9 @@ class HookedModel:
         begun: Begun | None = None,
     ) -> Tensor:
         """See `pipeline.models.Model`."""
-        return self._logits_at(batch, rows, replace or {}, gradients, begun, only=self._ends_by_rows).float()
+        return self._logits_at(
+            batch, rows, replace or {}, gradients, begun, rows_alone=self._ends_by_rows
+        ).float()
 
     def begin(self, batch: TokenBatch, rows: I64, first: I64) -> Begun:
         """See `pipeline.models.Model`."""
@@ -175,10 +177,10 @@ class HookedModel:
         more = torch.from_numpy(1 + 0.5 * (at >= np.repeat(again.first, turned.lengths))).float()
         put = {self.hooks[-1]: lambda x: x * more.to(x.device)[:, None]}
         try:
-            found = self._logits_at(turned, ends, put, begun=again, only=self._ends_by_rows)
+            resumed = self._logits_at(turned, ends, put, begun=again, rows_alone=self._ends_by_rows)
         except Exception:  # noqa: BLE001 - modules that get what they do not expect raise anything
             return False
-        return is_same(self._logits_at(turned, ends, put, only=self._ends_by_rows), found)
+        return is_same(self._logits_at(turned, ends, put, rows_alone=self._ends_by_rows), resumed)
 
     def _logits_at(
         self,
@@ -188,15 +190,15 @@ class HookedModel:
         gradients: bool = False,
         begun: Begun | None = None,
         *,
-        only: bool = False,
+        rows_alone: bool = False,
     ) -> Tensor:
-        """The same in the model's dtype; with `only` other rows do not go beyond the blocks."""
+        """The same in the model's dtype; with `rows_alone` other rows do not go beyond the blocks."""
         with ExitStack() as around:
             if begun is not None and begun.calls is not None:
                 around.enter_context(replaying(begun, batch, self.device))
             around.enter_context(torch.enable_grad() if gradients else torch.inference_mode())
-            output = self._replaced(batch, replace, gradients, rows if only else None)
-            if isinstance(output, _OfRows):
+            output = self._replaced(batch, replace, gradients, rows if rows_alone else None)
+            if isinstance(output, _RowsOutput):
                 return rows_of_logits(output.given, len(rows))
             return row_logits(output, batch, rows, self.device)
 
@@ -208,10 +210,10 @@ class HookedModel:
         batch = TokenBatch(np.arange(np.prod(PROBE)).reshape(PROBE), np.array([PROBE[1], PROBE[1] - 2]))
         rows = np.array([PROBE[1] - 1, 2, PROBE[1]])
         try:
-            found = self._logits_at(batch, rows, {}, only=True)
+            by_rows = self._logits_at(batch, rows, {}, rows_alone=True)
         except Exception:  # noqa: BLE001 - what is after the last block may raise anything
             return False
-        return is_same(self._logits_at(batch, rows, {}), found)
+        return is_same(self._logits_at(batch, rows, {}), by_rows)
 
     def unembed(self, x: Tensor) -> Tensor:
         """See `pipeline.models.Model`."""
@@ -220,7 +222,7 @@ class HookedModel:
             self._head_is_checked = True
             self._check_head(head)
         token = one_token()
-        takes: dict[str, Take] = {head.last: lambda output: standing_in(x, output)}
+        takes: dict[str, Take] = {head.last: lambda output: replace_block_output(x, output)}
         return rows_of_logits(self._pass(token, self._put(token), takes), len(x)).float()
 
     def logit_effects(self, directions: Tensor) -> Tensor | None:
@@ -252,11 +254,11 @@ class HookedModel:
         batch: TokenBatch,
         replace: Mapping[str, Replace],
         gradients: bool = False,
-        only: I64 | None = None,
+        head_rows: I64 | None = None,
     ) -> object:
         """What the model returns when x is replaced at some hooks.
 
-        With `only` int64 [n] that is _OfRows, of these rows alone, where nothing is replaced after them.
+        With `head_rows` int64 [n] that is _RowsOutput of these rows, where nothing is replaced after them.
         """
         inputs = self._put(batch)
         fired: set[str] = set()
@@ -271,7 +273,7 @@ class HookedModel:
         for hook in replace:
             self._check_replaceable(hook)
         takes = {hook: take_at(hook) for hook in replace}
-        if only is None or self._head is None:
+        if head_rows is None or self._head is None:
             output = self._pass(batch, inputs, takes, gradients)
             _refuse_silent(replace, fired)
             return output
@@ -283,11 +285,11 @@ class HookedModel:
             if len(fired) < len(replace):
                 return output
             cut.append(True)
-            return only_rows(output, inputs.rows[to_device(only, self.device)])
+            return select_rows(output, inputs.rows[to_device(head_rows, self.device)])
 
         output = self._pass(batch, inputs, takes | {last: take_last}, gradients)
         _refuse_silent(replace, fired)
-        return _OfRows(output) if cut else output
+        return _RowsOutput(output) if cut else output
 
     def _put(self, batch: TokenBatch) -> _Inputs:
         """The batch on the device, without waiting for it."""

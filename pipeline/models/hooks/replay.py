@@ -6,13 +6,13 @@ given it without running the module: of a language model all blocks below the ho
 block did before it. Nothing of a model's structure is assumed but that its calls do not depend on the
 contexts.
 
-Behind the hook, in a causal model, rows before the first at which something else is put stay as they were:
+After the hook, in a causal model, rows before the first at which something else is put stay as they were:
 linear layers are run on the rows from there on, and give what is kept for the others.
 
-Kept are outputs of a value for each token, [B, T, ...], beside which others [B, ...] may stand. All else, as
+Kept are outputs of a value for each token, [B, T, ...], next to which others [B, ...] may stand. All else, as
 rotary angles or what experts gave for the tokens sent to them, is computed anew, as is what no module does.
 Whether all this holds for a model (which may not be causal, or have a bias [heads, T, T] and as many heads as
-contexts) its logits tell: see `pipeline.models.Model.begin`.
+contexts) its logits decide: see `pipeline.models.Model.begin`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Call(NamedTuple):
 class Begun:
     """A batch that was run once, see `pipeline.models.Model.begin`; or some of its contexts, again and again.
 
-    Of the batch `x`: hook name -> x float32 [N, D], `logits` float32 [n, V] of the rows asked for, and the
+    Of the batch `x`: hook name -> x float32 [N, D], `logits` float32 [n, V] of the rows requested, and the
     calls that are kept, by their ends; None where passes cannot begin at a hook. Of each context that is
     run int64 [C]: which of the batch it is, and the first position at which something else may be put.
     """
@@ -120,7 +120,7 @@ def replaying(begun: Begun, batch: TokenBatch, device: torch.device) -> Iterator
     at = np.arange(batch.token_ids.shape[1])
     live = np.flatnonzero((at >= begun.first[:, None]) & (at < batch.lengths[:, None]))
     contexts, places = to_device(begun.contexts, device), to_device(live, device)
-    some = _Some(contexts, places, batch.token_ids.shape)
+    some = _ContextSubset(contexts, places, batch.token_ids.shape)
     of_module = defaultdict[nn.Module, list[Call]](list)
     for call in begun.calls or ():
         of_module[call.module].append(call)
@@ -130,7 +130,7 @@ def replaying(begun: Begun, batch: TokenBatch, device: torch.device) -> Iterator
         yield
 
 
-class _Some(NamedTuple):
+class _ContextSubset(NamedTuple):
     """Contexts int64 [C] of what was begun; among their [C, T] = `shape` places those that may change."""
 
     contexts: Tensor
@@ -138,8 +138,8 @@ class _Some(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _stand_in(module: nn.Module, calls: list[Call], some: _Some) -> Callable[[], None]:
-    """Give what is kept of the calls, one after another, in the place of the module's; what ends that."""
+def _stand_in(module: nn.Module, calls: list[Call], some: _ContextSubset) -> Callable[[], None]:
+    """Give what is kept of the calls, one after another, in place of the module's; what ends that."""
     own, before, rest = module.forward, module.__dict__.get("forward"), iter(calls)
 
     def forward(*inputs: Any, **named: Any) -> object:
@@ -158,7 +158,7 @@ def _stand_in(module: nn.Module, calls: list[Call], some: _Some) -> Callable[[],
     return end
 
 
-def _changed(own: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, some: _Some) -> Tensor:
+def _changed(own: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, some: _ContextSubset) -> Tensor:
     """The output [C, T, ...] of a linear layer, which is run on those rows of x that may change."""
     assert x.shape[:2] == some.shape, f"{list(x.shape)} is not a batch of {list(some.shape)}"
     rows = own(x.flatten(0, 1).index_select(0, some.live))
@@ -171,7 +171,7 @@ def _mapped(function: Callable[[Tensor], Tensor], output: object) -> Any:
 
 
 def _is_of_tokens(output: object, shape: torch.Size) -> bool:
-    """Whether a call gave a tensor [B, T, ...], and beside it nothing but tensors [B, ...] and None."""
+    """Whether a call gave a tensor [B, T, ...], and next to it nothing but tensors [B, ...] and None."""
     leaves = [leaf for leaf in tree_leaves(output) if leaf is not None]
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         return False

@@ -42,8 +42,8 @@ def _tensor_of(output: object, shape: torch.Size, hook: str) -> Tensor:
     """The tensor [B, T, ...] in what a hook gave."""
     x = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[:2] != shape:
-        found = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise InputError(
-            f"hook {hook} gives {found}, not one vector for each of the {list(shape)} tokens: choose another"
+            f"hook {hook} gives {given}, not one vector for each of the {list(shape)} tokens: choose another"
         )
     return x

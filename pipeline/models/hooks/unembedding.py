@@ -49,8 +49,8 @@ def one_token() -> TokenBatch:
     return TokenBatch(np.zeros((1, 1), dtype=np.int64), np.ones(1, dtype=np.int64))
 
 
-def standing_in(vectors: Tensor, output: object) -> object:
-    """What a block gave for one token, with vectors [N, D] in the place of its [1, 1, D]."""
+def replace_block_output(vectors: Tensor, output: object) -> object:
+    """What a block gave for one token, with vectors [N, D] in place of its [1, 1, D]."""
     first = output[0] if isinstance(output, tuple) else output
     assert isinstance(first, Tensor)
     assert first.shape[:2] == (1, 1), f"{list(first.shape)} is not a block's output of one token"
@@ -74,7 +74,7 @@ def rows_of_logits(output: Any, n: int) -> Tensor:
     return logits.reshape(n, logits.shape[-1])
 
 
-def only_rows(output: object, rows: Tensor) -> object:
+def select_rows(output: object, rows: Tensor) -> object:
     """What a block gave for a batch [B, T, D], as if for one context of some of its rows, int64 [n]."""
     first = output[0] if isinstance(output, tuple) else output
     assert isinstance(first, Tensor)
@@ -82,15 +82,15 @@ def only_rows(output: object, rows: Tensor) -> object:
     return (put, *output[1:]) if isinstance(output, tuple) else put
 
 
-def is_same(own: Tensor, found: Tensor) -> bool:
+def is_same(own: Tensor, other: Tensor) -> bool:
     """Whether logits made in another way are the model's own, but for rounding."""
     allowed = 1e-3 if own.dtype == torch.float32 else 0.1
-    return own.shape == found.shape and float((own - found).abs().max()) <= allowed * float(own.abs().max())
+    return own.shape == other.shape and float((own - other).abs().max()) <= allowed * float(own.abs().max())
 
 
-def require_same(own: Tensor, found: Tensor) -> None:
+def require_same(own: Tensor, other: Tensor) -> None:
     """The model's logits of some tokens, and those made of what its last block gave for them."""
-    if not is_same(own, found):
+    if not is_same(own, other):
         raise InputError(
             "what this model's last block gives does not decide its logits (something else enters after "
             "it), so features have no logits of their own: `latentlake logits` cannot be used with it"

@@ -75,7 +75,7 @@ def run_plain(model: Any, hooks: Iterable[str], longest: int | None) -> Plain:
     with ExitStack() as attached, torch.inference_mode():
         for path, module in model.named_modules():
             if path and (not (numbers := _layers(path)) or numbers & wanted):
-                keep = _keeper(plain, path)
+                keep = _recorder(plain, path)
                 attached.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         try:
             part = model.get_encoder() if model.config.is_encoder_decoder else model
@@ -104,13 +104,13 @@ def compare(
     output: Tensor | None = None
     with ExitStack() as attached, torch.inference_mode(), suppress(_AllTaken):
         for hook in expected:
-            attached.callback(attach(hook, _taker(plain, taken, hook, expected)))
+            attached.callback(attach(hook, _output_recorder(plain, taken, hook, expected)))
         if expected or plain.logits is not None:
             output = plain.rows(logits(plain.ids, plain.mask))
     if plain.logits is not None:
         expected[LOGITS], taken[LOGITS] = plain.logits, output
-    found = {name: _difference(taken.get(name), x) for name, x in expected.items()}
-    differences = {name: value for name, value in found.items() if value is not None}
+    by_hook = {name: _difference(taken.get(name), x) for name, x in expected.items()}
+    differences = {name: value for name, value in by_hook.items() if value is not None}
     unchecked = tuple(name for name in (*dict.fromkeys(hooks), LOGITS) if name not in differences)
     return Agreement(differences, unchecked, plain.why)
 
@@ -146,7 +146,7 @@ def _layers(path: str) -> set[int]:
     return {int(number) for number in re.findall(r"(?:^|\.)(\d{1,9})(?=\.|$)", path)}
 
 
-def _keeper(plain: Plain, path: str) -> Callable[..., None]:
+def _recorder(plain: Plain, path: str) -> Callable[..., None]:
     """Keep what a module is given and gives, the first time that it is called."""
 
     def keep(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: object) -> None:
@@ -160,7 +160,7 @@ def _keeper(plain: Plain, path: str) -> Callable[..., None]:
     return keep
 
 
-def _taker(
+def _output_recorder(
     plain: Plain, taken: dict[str, Tensor | None], hook: str, expected: Mapping[str, Tensor]
 ) -> Callable[[object], None]:
     def take(output: object) -> None:

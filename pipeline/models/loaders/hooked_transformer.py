@@ -44,7 +44,7 @@ FULL = ("full_attention", "global")
 """What configurations of transformers call a layer without an attention window."""
 
 LIBRARYS_OWN = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
-"""Repositories of models in a format of the library, behind which no model of transformers stands."""
+"""Repositories of models in a format of the library, for which transformers has no model."""
 
 digest, digest_of_name = model_files.digest, model_files.digest_of_name
 
@@ -165,19 +165,19 @@ def _converted(
 
     with tempfile.TemporaryDirectory() as named:
         _write_config(folder, Path(named))
-        asked = {
+        options = {
             "hf_cfg": weights.config.to_dict(),
             "fold_ln": flags["fold_ln"],
             "device": device,
             "dtype": dtype,
         }
-        asked["n_ctx"] = max_context(str(folder))
+        options["n_ctx"] = max_context(str(folder))
         try:
-            config = loading_from_pretrained.get_pretrained_model_config(named, **asked)
+            config = loading_from_pretrained.get_pretrained_model_config(named, **options)
         except NotImplementedError:
             if repository is None or Path(repository).exists():
-                raise  # the library would look at what lies here
-            config = loading_from_pretrained.get_pretrained_model_config(repository, **asked)
+                raise  # the library would read what lies here
+            config = loading_from_pretrained.get_pretrained_model_config(repository, **options)
         state = loading_from_pretrained.get_pretrained_state_dict(named, config, weights, dtype=dtype)
     config.tokenizer_name = None  # ids come ready
     hooked = HookedTransformer(config, move_to_device=False)
@@ -220,7 +220,7 @@ def _blocks(weights: Any, n: int) -> list[Any]:
 def _write_config(source: Path, folder: Path) -> None:
     """Write config.json into a folder whose name says nothing: the library guesses architectures from names.
 
-    GPT-2's configuration in transformers 5 has no n_ctx, which the library asks for.
+    GPT-2's configuration in transformers 5 has no n_ctx, which the library reads.
     """
     config = config_of(source / CONFIG)
     config.setdefault("n_ctx", config.get("n_positions"))

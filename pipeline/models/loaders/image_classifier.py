@@ -48,7 +48,7 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
 
 
 def digest(path: str) -> str:
-    """See pipeline.models.model_digest; config.json tells the sha256 of the image decoder."""
+    """See pipeline.models.model_digest; config.json holds the sha256 of the image decoder."""
     folder = Path(path).expanduser()
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:

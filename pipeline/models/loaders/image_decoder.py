@@ -49,13 +49,13 @@ class ImageReader:
         return pixels
 
     def probabilities(self, hidden: F64) -> F64:
-        """What the classifier says of hidden values [n, H]: the probability of each class [n, C]."""
+        """What the classifier gives for hidden values [n, H]: the probability of each class [n, C]."""
         shares: F64 = softmax(hidden @ self.head.T.astype(np.float64) + self.head_bias, axis=-1)
         return shares
 
 
 def read_decoder(folder: Path) -> ImageReader:
-    """The decoder of a folder; InputError where there is none, or another than its config.json tells."""
+    """The decoder of a folder; InputError where there is none, or another than its config.json names."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         content = (folder / DECODER).read_bytes()

@@ -26,16 +26,16 @@ Run = Callable[[Tensor, Tensor | None], object]
 
 
 def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
-    """Make the rotary modules of a model look at each context; what is returned tells them of a batch."""
+    """Make the rotary modules of a model treat each context alone; the wrapper gives them the batch."""
     _refuse_capacity(model, path)
     modules, batch = _rotary_modules(model), _Batch()
     for module in modules:
         if LONGROPE in _kinds(module):
-            _look_at_contexts(module, batch)
+            _switch_by_context(module, batch)
     borders = [m.original_max_seq_len for m in modules if any("dynamic" in kind for kind in _kinds(m))]
 
-    def telling(run: Run) -> Run:
-        def told(given: Tensor, mask: Tensor | None) -> object:
+    def wrap(run: Run) -> Run:
+        def wrapped(given: Tensor, mask: Tensor | None) -> object:
             width = given.shape[1]
             batch.lengths = given.new_full((len(given),), width).long() if mask is None else mask.sum(1)
             if borders and width > min(borders):
@@ -46,9 +46,9 @@ def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
                 )
             return run(given, mask)
 
-        return told
+        return wrapped
 
-    return telling if borders or batch.is_read else lambda run: run
+    return wrap if borders or batch.is_read else lambda run: run
 
 
 def refuse_longrope(model: nn.Module, path: str, loader: str) -> None:
@@ -63,7 +63,7 @@ def refuse_longrope(model: nn.Module, path: str, loader: str) -> None:
 class _Batch:
     """The batch that is run: `lengths` int64 [B], real tokens of each context; None before the first.
 
-    `is_read`: whether a module looks at it.
+    `is_read`: whether a module reads it.
     """
 
     lengths: Tensor | None = None
@@ -81,7 +81,7 @@ def _kinds(module: Any) -> tuple[str, ...]:
     return tuple(map(str, kinds.values())) if isinstance(kinds, dict) else (str(kinds),)
 
 
-def _look_at_contexts(module: Any, batch: _Batch) -> None:
+def _switch_by_context(module: Any, batch: _Batch) -> None:
     """Let the module give [B, T, C], where a batch has contexts on both sides of the border."""
     own, batch.is_read = module.forward, True
 
@@ -93,7 +93,7 @@ def _look_at_contexts(module: Any, batch: _Batch) -> None:
         is_long = (batch.lengths > border).to(x.device)
         if bool(is_long.all()):
             return own(x, positions, *args, **named)
-        short = tree_map(lambda one: _widened(one, width), own(x, positions[:, :border], *args, **named))
+        short = tree_map(lambda one: _padded_to(one, width), own(x, positions[:, :border], *args, **named))
         if not bool(is_long.any()):
             return short
         both = own(x, positions, *args, **named)
@@ -110,8 +110,8 @@ def _border(module: Any, layer_type: str | None) -> int | None:
     return int(rope["original_max_position_embeddings"]) if kind == LONGROPE else None
 
 
-def _widened(angles: Tensor, width: int) -> Tensor:
-    """[1 or B, T, C] with zeros behind, for pads, whose numbers nobody reads."""
+def _padded_to(angles: Tensor, width: int) -> Tensor:
+    """[1 or B, T, C] with zeros after it, for pads, whose numbers nobody reads."""
     return nn.functional.pad(angles, (0, 0, 0, width - angles.shape[1]))
 
 

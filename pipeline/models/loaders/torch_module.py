@@ -66,7 +66,7 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
 def digest(path: str) -> str:
     """See pipeline.models.model_digest; nothing is imported, not even the packages that the module is in."""
     module, _ = _parts(path)
-    _see_working_directory()
+    _add_working_directory()
     spec = _spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise InputError(f"model {path}: there is no module {module!r} on the import path")
@@ -74,12 +74,12 @@ def digest(path: str) -> str:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Where a module's file is: each part is looked for in the folders of the package before it."""
+    """Where a module's file is: each part is searched for in the folders of the package before it."""
     spec, places = None, None
     for part in module.split("."):
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
         specs = (find(part, places) for find in finders if find is not None)
-        spec = next((found for found in specs if found is not None), None)
+        spec = next((candidate for candidate in specs if candidate is not None), None)
         if spec is None:
             return None
         places = list(spec.submodule_search_locations or ())  # of a module that is not a package: nowhere
@@ -104,7 +104,7 @@ def _build(path: str, device: str, dtype: Any) -> nn.Module:
     from torch import nn
 
     name, function = _parts(path)
-    _see_working_directory()
+    _add_working_directory()
     with refusing(f"model {path} cannot be imported"):
         build: Any = getattr(importlib.import_module(name), function)
     with refusing(f"model {path} cannot be built without arguments"):
@@ -116,8 +116,8 @@ def _build(path: str, device: str, dtype: Any) -> nn.Module:
         return module.to(device, dtype).eval().requires_grad_(False)
 
 
-def _see_working_directory() -> None:
-    """Modules are looked for there too, as `python -m` does."""
+def _add_working_directory() -> None:
+    """Modules are searched for there too, as `python -m` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))
 

@@ -1,6 +1,6 @@
 """Loader of Hugging Face models through TransformerLens' TransformerBridge (versions 3.9 and 4).
 
-Weights stay as Hugging Face has them, unless model.processing asks for folding or centring (the bridge's
+Weights stay as Hugging Face has them, unless model.processing requests folding or centring (the bridge's
 compatibility mode, which gives HookedTransformer's values). Attention is eager. Hook names are
 TransformerLens', `blocks.9.hook_resid_post`, `blocks.3.attn.hook_z` (flattened to [heads * d_head]), ..., or
 paths of Hugging Face's own modules, `model.layers.9`: x is the module's output, of a tuple the first.
@@ -55,7 +55,7 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     from pipeline.models.loaders.agreement import compare, require_agreement
     from pipeline.models.loaders.rotary import by_context
 
-    bridge, plain = _boot(model, hooks, device)
+    bridge, plain = _load_bridge(model, hooks, device)
     rotary = by_context(bridge.original_model, model.path)
     with refusing(f"model {model.path} cannot be run by model.loader: {LOADER}", BUILD):
         agreement = compare(plain, hooks, _reference(bridge, plain), _attacher(bridge), _runner(bridge, True))
@@ -90,7 +90,7 @@ def head_of(model: Any) -> Head | None:
         return Head(last, None)
 
 
-class _Watched:
+class _LoaderProxy:
     """Stands in for the class of transformers by which the bridge loads a model, which is run before it is
     wrapped. It is loaded from the folder alone, and by no code but that of transformers.
     """
@@ -114,13 +114,13 @@ class _Watched:
         return loaded
 
 
-def _boot(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, Plain]:
+def _load_bridge(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, Plain]:
     """The bridge, in evaluation mode, and what the model gave before it was wrapped."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
     from transformers.utils.logging import disable_progress_bar
 
-    folder, watched = folder_of(model.path), _Watched(hooks, device)
+    folder, watched = folder_of(model.path), _LoaderProxy(hooks, device)
     check_size(folder, model.path)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     boot: Any = TransformerBridge.boot_transformers

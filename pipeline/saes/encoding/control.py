@@ -1,4 +1,4 @@
-"""A control: another W_enc in the place of the learnt one, with the SAE's own biases and b_dec.
+"""A control: another W_enc in place of the learnt one, with the SAE's own biases and b_dec.
 
 About half of its activations are above 0, so it is never stored: a block of rows is dense for a moment, and
 goes into sums over features and counts over rows, which lie on the device until a shard is done. Nothing
@@ -37,7 +37,7 @@ from schemas.values import F32, ControlSums
 DENSE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 28}
 """Most memory for a dense block [n, F] of float32."""
 PIECE_BYTES = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Of it, what is looked at together: on a CPU it stays in the caches."""
+"""Of it, what is processed together: on a CPU it stays in the caches."""
 
 
 @final

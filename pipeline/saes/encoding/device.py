@@ -52,7 +52,7 @@ class DeviceSelection:
 
     def submit(
         self, x: Tensor, products: Products, explain: Explain, per_row: int | None = None
-    ) -> PendingFeatures:
+    ) -> InFlightFeatures:
         """Begin to encode x [N, D], with buffers of `per_row` candidates a row (default: what was learnt)."""
         fine, blocks, shapes = x.sum().isfinite(), [], []
         for product in products(x):
@@ -61,7 +61,7 @@ class DeviceSelection:
             blocks.append(self._packed(product, capacity))
             shapes.append((len(product), capacity))
         copy = _to_host(torch.cat([fine.to(torch.int32).view(1), *blocks]))
-        return PendingFeatures(self, x, products, explain, copy, shapes)
+        return InFlightFeatures(self, x, products, explain, copy, shapes)
 
     def learn(self, candidates: int, rows: int) -> None:
         """Fit the next buffers to the most candidates a row of late, with half as many spare."""
@@ -80,8 +80,8 @@ class DeviceSelection:
 
 
 @final
-class PendingFeatures:
-    """Features on their way; see `pipeline.saes.encoding.encoder.Pending`."""
+class InFlightFeatures:
+    """Features still being computed; see `pipeline.saes.encoding.encoder.Pending`."""
 
     def __init__(
         self,
@@ -105,17 +105,17 @@ class PendingFeatures:
             self._explain(self._x)
         starts = np.cumsum([1, *(rows + 2 * capacity for rows, capacity in self._shapes)])
         counts = [packed[start:][:rows] for start, (rows, _) in zip(starts, self._shapes, strict=False)]
-        found = [int(c.sum(dtype=np.int64)) for c in counts]
-        self._selection.learn(sum(found), len(self._x))
-        if any(n > capacity for n, (_, capacity) in zip(found, self._shapes, strict=True)):
-            return self._again(found).result()
+        n_candidates = [int(c.sum(dtype=np.int64)) for c in counts]
+        self._selection.learn(sum(n_candidates), len(self._x))
+        if any(n > capacity for n, (_, capacity) in zip(n_candidates, self._shapes, strict=True)):
+            return self._again(n_candidates).result()
         blocks = zip(counts, starts, self._shapes, strict=False)
         parts = [self._block(c, packed[start + rows :], capacity) for c, start, (rows, capacity) in blocks]
         return SparseFeatures.concatenate(parts)
 
-    def _again(self, found: list[int]) -> PendingFeatures:
-        """The same batch with buffers that hold what was found."""
-        per_row = max(-(-n // rows) for n, (rows, _) in zip(found, self._shapes, strict=True))
+    def _again(self, n_candidates: list[int]) -> InFlightFeatures:
+        """The same batch with buffers that hold all candidates."""
+        per_row = max(-(-n // rows) for n, (rows, _) in zip(n_candidates, self._shapes, strict=True))
         return self._selection.submit(self._x, self._products, self._explain, per_row)
 
     def _block(self, counts: I32, rest: I32, capacity: int) -> SparseFeatures:

@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 class Pending(Protocol):
-    """Features on their way from a device."""
+    """Features that a device still computes or copies."""
 
     def result(self) -> SparseFeatures:
         """Wait for them."""

@@ -62,4 +62,4 @@ class GroupMaxRule:
         first[1:] = (np.diff(rows[order]) != 0) | (np.diff(group[order]) != 0)
         kept = np.zeros(len(order), dtype=np.bool_)
         kept[order[first]] = True
-        return candidates.only(kept)
+        return candidates.select(kept)

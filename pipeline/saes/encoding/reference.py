@@ -31,7 +31,7 @@ class ReferenceEncoder(Described):
     def __init__(self, sae: Any, metadata: SaeMetadata, rows: int) -> None:
         """`sae` is the package's module on the device to compute on, in float32.
 
-        InputError when what a row gives depends on the rows beside it: it looks at more than a token.
+        InputError when what a row gives depends on the rows next to it: it reads more than a token.
         """
         self.metadata = metadata
         self.block = Block(max(1, min(rows, DENSE_BYTES // (4 * metadata.d_sae))), metadata.d_sae)
@@ -87,12 +87,12 @@ class ReferenceEncoder(Described):
         if normalises and like is None:
             raise InputError(f"this SAE normalises x by {how}: decode(features, like=x) needs the x encoded")
         rows = len(features.indptr) - 1
-        likes = self._blocks(self._read(like)) if like is not None and normalises else None
+        x_blocks = self._blocks(self._read(like)) if like is not None and normalises else None
         decoded = []
         with self._lock, torch.no_grad():
             for n, first in enumerate(range(0, rows, self.block.rows)):
-                if likes is not None:
-                    self._sae.process_sae_in(likes[n])
+                if x_blocks is not None:
+                    self._sae.process_sae_in(x_blocks[n])
                 decoded.append(self._sae.decode(self._dense(features, first)))
         return torch.cat(decoded) if decoded else torch.empty(0, self.metadata.width_out, device=self.device)
 
@@ -148,7 +148,7 @@ class ReferenceEncoder(Described):
         )
         if not same:
             raise InputError(
-                f"{what} gives a token other features beside other tokens; a site needs an SAE that reads a "
+                f"{what} gives a token other features next to other tokens; a site needs an SAE that reads a "
                 "token alone"
             )
 

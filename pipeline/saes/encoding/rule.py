@@ -18,10 +18,10 @@ from torch import Tensor
 from schemas.values import F32, I64, Bool, SparseFeatures
 
 GROUP = 16
-"""Columns of a group whose maximum is looked at first: measured best of 8 to 64."""
+"""Columns of a group whose maximum is checked first: measured best of 8 to 64."""
 
 FEW = 1 / 32
-"""Up to this share of groups that may hold a candidate, only their columns are looked at."""
+"""Up to this share of groups that may hold a candidate, only their columns are checked."""
 
 
 class Keys(NamedTuple):
@@ -94,7 +94,7 @@ def candidates(product: Tensor, keys: Keys, limit: F32, mask: Bool) -> SparseFea
 
 
 def _in_few_groups(keys: Keys, limit: F32) -> I64 | None:
-    """Places of candidates in the flat block, ascending, by the groups' maxima; None: look everywhere."""
+    """Places of candidates in the flat block, ascending, by the groups' maxima; None: search everywhere."""
     (rows, width), groups = keys.values.shape, keys.maxima.shape[1]
     if not rows or groups * GROUP != width or (limit.ndim == 2 and limit.shape[1] > 1):
         return None

@@ -88,4 +88,4 @@ class ThresholdRule:
             values = values * self._scale[indices]
         values = values + self._shift[indices]
         exact = SparseFeatures(candidates.indptr, indices, values)
-        return exact.only(values > self._threshold[indices])
+        return exact.select(values > self._threshold[indices])

@@ -95,4 +95,4 @@ def trim(features: SparseFeatures, k: int) -> SparseFeatures:
     kth = np.partition(keys, width - k, axis=1)[:, width - k, None]
     above, tied = keys > kth, keys == kth
     room = k - above.sum(axis=1, keepdims=True)
-    return features.only((above | (tied & (tied.cumsum(axis=1) <= room)))[inside])
+    return features.select((above | (tied & (tied.cumsum(axis=1) <= room)))[inside])

@@ -19,7 +19,7 @@ FORM = "hf:OWNER/REPOSITORY/PATH/IN/IT[@REVISION], with . as the path of an SAE 
 WEIGHTS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 
 CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
-"""Configurations that some formats keep beside the weights' file or above the folder of an SAE."""
+"""Configurations that some formats keep next to the weights' file or above the folder of an SAE."""
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,9 +1,9 @@
 """What a file of torch.save declares: names, shapes and plain values, without torch and without running it.
 
-Such a file is a pickle in which tensors point to storages by number, and the storages' bytes beside it: as
-members of a zip, or (before torch 1.6) after the pickle. Here the pickle is followed with stand-ins for the
-few things that a dict of tensors is made of; whatever else it asks for is refused by its name, and so is a
-tensor that is larger than what the file stores of it. So nothing is allocated that is not in the file.
+Such a file is a pickle in which tensors point to storages by number, and the storages' bytes lie next to it:
+as members of a zip, or (before torch 1.6) after the pickle. Here the pickle is followed with stand-ins for
+the few things that a dict of tensors is made of; whatever else it asks for is refused by its name, and so is
+a tensor that is larger than what the file stores of it. So nothing is allocated that is not in the file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ITEM_SIZES = {
 
 
 class Declared(NamedTuple):
-    """The tensors of a file by name, and the plain values beside them; a dict in it puts `name.` before."""
+    """The tensors of a file by name, and the plain values next to them; a dict in it puts `name.` before."""
 
     shapes: dict[str, Shape]
     values: dict[str, str | int | float | bool | None]
@@ -63,7 +63,7 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo or a length cannot allocate
-    """Follows a pickle of torch.save; `storages` are those that it speaks of."""
+    """Follows a pickle of torch.save; `storages` are those that it refers to."""
 
     stack: list[Any]
 
@@ -119,10 +119,10 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo
             or not isinstance(numel, int)
             or not 0 <= numel <= LARGEST_NUMBER
         ):
-            raise ValueError("it speaks of a storage in an unknown way")
+            raise ValueError("it refers to a storage in an unknown way")
         storage = _Storage(key, item_size, numel)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise ValueError(f"it speaks of storage {key} in two ways")
+            raise ValueError(f"it refers to storage {key} in two ways")
         return storage
 
 
@@ -148,7 +148,7 @@ class _Beginning:
 
 
 def _refuse_strange_keys(keys: list[Any]) -> None:
-    """ValueError unless they are text or numbers: to hash tuples of tuples can take for ever."""
+    """ValueError unless they are text or numbers: to hash tuples of tuples can take forever."""
     strange = next((key for key in keys if not isinstance(key, str | int)), None)
     if strange is not None:
         raise ValueError(f"it has a {type(strange).__name__} as a name")
@@ -202,7 +202,7 @@ def read_declared(path: Path) -> Declared:
 
 
 def flattened(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Entries, those of dicts in it by their names behind that of the dict and a dot."""
+    """Entries, those of dicts in it with the name of the dict and a dot before theirs."""
     for name, value in content.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{inner}", entry) for inner, entry in value.items())

@@ -54,7 +54,7 @@ class TensorFile:
     shapes: Mapping[str, Shape]
     load: Callable[[str], Tensor]
     values: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers, text and truth values that stand beside the tensors."""
+    """Numbers, text and truth values that stand next to the tensors."""
 
     def take(
         self, names: Mapping[str, str], metadata: SaeMetadata, ignore: Iterable[str] = ()
@@ -64,12 +64,12 @@ class TensorFile:
         `names` maps ours to the file's; `.T` after the file's name transposes. A tensor that is missing, one
         that nothing reads (unless in `ignore`) and a wrong shape are InputErrors, before anything is loaded.
         """
-        stored = {ours: theirs.removesuffix(".T") for ours, theirs in names.items()}
+        stored = {ours: stored_name.removesuffix(".T") for ours, stored_name in names.items()}
         self._check_names(set(stored.values()), metadata, set(ignore))
         wanted = expected_shapes(metadata)
-        for ours, theirs in names.items():
-            self._check_shape(stored[ours], wanted[ours][:: -1 if theirs.endswith(".T") else 1])
-        return {ours: self._read(theirs) for ours, theirs in names.items()}
+        for ours, stored_name in names.items():
+            self._check_shape(stored[ours], wanted[ours][:: -1 if stored_name.endswith(".T") else 1])
+        return {ours: self._read(stored_name) for ours, stored_name in names.items()}
 
     def _check_names(self, wanted: set[str], metadata: SaeMetadata, ignored: set[str]) -> None:
         if self.shapes.keys() - ignored != wanted:
@@ -130,8 +130,8 @@ def positive_int(value: Any, name: str, path: Path) -> int:
     """A width or a count from a configuration."""
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole or not 1 <= value < 10**40:
-        told = repr(value)[:40]
-        raise InputError(f"{path} has {name} {told}; it must be a whole number from 1")
+        shown = repr(value)[:40]
+        raise InputError(f"{path} has {name} {shown}; it must be a whole number from 1")
     return int(value)
 
 
@@ -159,7 +159,7 @@ def flag(config: Mapping[str, Any], name: str, path: Path, default: bool = False
 def require(path: Path) -> Path:
     """The path of a file that must be there."""
     if not path.is_file():
-        raise InputError(f"SAE {path.parent} has no {path.name}: copy it there, beside the other files")
+        raise InputError(f"SAE {path.parent} has no {path.name}: copy it there, next to the other files")
     return path
 
 
@@ -240,28 +240,28 @@ def open_torch(path: Path) -> TensorFile:
         except UNREADABLE as error:
             raise _damaged(path, error) from None
         if tuple(tensor.shape) != declared.shapes[name]:
-            raise InputError(f"{path} says two shapes of {name}: copy it again, or save the SAE anew")
+            raise InputError(f"{path} declares two shapes of {name}: copy it again, or save the SAE anew")
         return tensor
 
     return TensorFile(path, declared.shapes, load, declared.values)
 
 
-def only_torch_file(path: Path) -> Path | None:
+def single_torch_file(path: Path) -> Path | None:
     """`path` itself if it is a .pt or .pth file, or the only one in that folder and with no other weights."""
     if path.is_file():
         return path if path.suffix in TORCH_SUFFIXES else None
     there = (file for file in path.iterdir() if not file.name.startswith("."))
     files = [file for file in there if file.suffix in (*TORCH_SUFFIXES, ".safetensors", ".npz")]
-    return only_torch_file(files[0]) if len(files) == 1 and files[0].is_file() else None
+    return single_torch_file(files[0]) if len(files) == 1 and files[0].is_file() else None
 
 
 def torch_names(path: Path) -> set[str]:
-    """Names of the tensors in `only_torch_file(path)`; none where there is no such file.
+    """Names of the tensors in `single_torch_file(path)`; none where there is no such file.
 
-    A file in a folder may be of something else than an SAE: where it cannot be read, it has no names. Of a
-    file that was given itself it is said.
+    A file in a folder may be of something else than an SAE: where it cannot be read, it has no names. A
+    file that was given itself is reported.
     """
-    file = only_torch_file(path)
+    file = single_torch_file(path)
     try:
         return set() if file is None else set(open_torch(file).shapes)
     except InputError:
@@ -272,9 +272,9 @@ def torch_names(path: Path) -> set[str]:
 
 def _damaged(path: Path, error: Exception) -> InputError:
     """The sentence about a file that cannot be opened."""
-    told = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200]
     return storage_failure(error, path, "read") or InputError(
-        f"{path} is damaged, or holds more than tensors ({told}): copy it again, or save the SAE anew"
+        f"{path} is damaged, or holds more than tensors ({reason}): copy it again, or save the SAE anew"
     )
 
 

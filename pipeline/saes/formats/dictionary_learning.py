@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.saes.files.tensors import (
     TensorFile,
-    only_torch_file,
     open_torch,
     optional_int,
     optional_text,
     positive_int,
     read_json,
     require,
+    single_torch_file,
     torch_names,
 )
 from pipeline.saes.metadata import SaeMetadata, finite
@@ -38,12 +38,12 @@ DIRECT = {"W_enc": "W_enc", "b_enc": "b_enc", "W_dec": "W_dec"}
 
 
 class Kind(NamedTuple):
-    """A class of dictionary_learning: our architecture, and its own names beside LINEAR or DIRECT."""
+    """A class of dictionary_learning: our architecture, and its own names in addition to LINEAR or DIRECT."""
 
     architecture: str
     apply_b_dec_to_input: bool
     names: dict[str, str]
-    beside: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
 
 
 BUFFERS = frozenset({"k", "threshold"})
@@ -129,7 +129,7 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
     names = {**(DIRECT if "W_enc" in file.shapes else LINEAR), **kind.names}
     if kind.architecture == "gated":
         names.pop("b_enc")
-    weights = file.take(names, metadata, kind.beside)
+    weights = file.take(names, metadata, kind.buffers)
     if name == "AutoEncoder":
         return _of_unit_norm(weights, file.path)
     if kind.architecture == "jumprelu" and "threshold" not in names:
@@ -144,11 +144,11 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
 def _weights(path: Path) -> Path:
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
-    return only_torch_file(path) or path / WEIGHTS
+    return single_torch_file(path) or path / WEIGHTS
 
 
 def _config_file(path: Path) -> Path:
-    """config.json lies beside ae.pt; of a checkpoint it lies one folder above."""
+    """config.json lies next to ae.pt; of a checkpoint it lies one folder above."""
     folder = _weights(path).parent
     return (folder.absolute().parent if folder.absolute().name == "checkpoints" else folder) / CONFIG
 
@@ -171,7 +171,7 @@ def _class(trainer: dict[str, Any], file: TensorFile, where: Path) -> str:
     fitting += [known for known, kind in KINDS.items() if _names(kind, direct=True) == file.shapes.keys()]
     if len(fitting) != 1:
         why = f"could be of {' or '.join(fitting)}" if fitting else "is of no class known to us"
-        raise InputError(f"{file.path} {why}: put its {CONFIG} beside it, which names trainer.dict_class")
+        raise InputError(f"{file.path} {why}: put its {CONFIG} next to it, which names trainer.dict_class")
     return fitting[0]
 
 
@@ -180,7 +180,7 @@ def _names(kind: Kind, direct: bool) -> set[str]:
     matrices = dict(DIRECT if direct else LINEAR)
     if kind.architecture == "gated":
         matrices.pop("b_enc")
-    return {name.removesuffix(".T") for name in (*matrices.values(), *kind.names.values())} | kind.beside
+    return {name.removesuffix(".T") for name in (*matrices.values(), *kind.names.values())} | kind.buffers
 
 
 def _widths(file: TensorFile, trainer: dict[str, Any], where: Path) -> tuple[int, int]:
@@ -200,13 +200,13 @@ def _widths(file: TensorFile, trainer: dict[str, Any], where: Path) -> tuple[int
 
 def _k(file: TensorFile, trainer: dict[str, Any], d_sae: int, where: Path) -> int:
     """The k of a TopK SAE, which stands in both files."""
-    said, k = optional_int(trainer, "k", where), optional_int(trainer, "k", where)
+    configured, k = optional_int(trainer, "k", where), optional_int(trainer, "k", where)
     if "k" in file.shapes:
         k = positive_int(_scalar(file, "k").item(), "k", file.path)
     if k is None:
         raise InputError(f"neither {where} nor {file.path} has the k of a TopK SAE: put trainer.k there")
-    if said not in (None, k) or k > d_sae:
-        limit = f"{where} has {said}" if said not in (None, k) else f"there are {d_sae} features"
+    if configured not in (None, k) or k > d_sae:
+        limit = f"{where} has {configured}" if configured not in (None, k) else f"there are {d_sae} features"
         raise InputError(f"{file.path} has k {k}, but {limit}: restore the k it was trained with")
     return k
 
@@ -239,18 +239,18 @@ def _hook(trainer: dict[str, Any], buffer: dict[str, Any], where: Path) -> tuple
     io, module = buffer.get("io") or "out", optional_text(trainer, "submodule_name", where)
     if io != "out":
         return None, (f"It reads the {io} of its submodule ({module}): name the hook in the run file.",)
-    found = SUBMODULE.fullmatch(module or "resid_post")
-    if found is None:
+    match = SUBMODULE.fullmatch(module or "resid_post")
+    if match is None:
         return None, (
             f"Its submodule {module} has no name in TransformerLens: name the hook in the run file.",
         )
-    layer = trainer.get("layer") if found[2] is None else int(found[2])
+    layer = trainer.get("layer") if match[2] is None else int(match[2])
     if layer is None:
         return None, ()
     if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
         raise InputError(f"{where} has layer {layer!r}; it must be a whole number from 0")
-    assumed = "No submodule is named: the residual stream behind the layer is assumed, the package's habit."
-    return f"blocks.{layer}.{HOOKS[found[1]]}", () if module else (assumed,)
+    assumed = "No submodule is named: the residual stream after the layer is assumed, the package's default."
+    return f"blocks.{layer}.{HOOKS[match[1]]}", () if module else (assumed,)
 
 
 def _notes(name: str, file: TensorFile) -> tuple[str, ...]:
@@ -270,7 +270,7 @@ def _notes(name: str, file: TensorFile) -> tuple[str, ...]:
 
 def _card(folder: Path) -> dict[str, float]:
     """Published figures, if eval_results.json is there."""
-    found = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
-    numbers = finite(found)
-    card = {ours: numbers[theirs] for theirs, ours in CARD.items() if theirs in numbers}
+    content = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
+    numbers = finite(content)
+    card = {ours: numbers[published] for published, ours in CARD.items() if published in numbers}
     return card | ({"dead": 1 - numbers["frac_alive"]} if "frac_alive" in numbers else {})

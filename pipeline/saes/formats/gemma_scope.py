@@ -2,7 +2,7 @@
 
 The file says nothing about itself. Where it lies does: `gemma-scope-2b-pt-res/layer_12/width_16k/
 average_l0_82/params.npz`, or the same below a folder of the hub's cache (`models--google--gemma-scope-...`).
-What the path does not tell is left open, and the run file must say it.
+What the path does not say is left open, and the run file must say it.
 
 Lieberum et al. 2024, arXiv:2408.05147; the hooks are those of SAELens' loader.
 """
@@ -37,7 +37,7 @@ CONTEXT_SIZE = 1024
 """Tokens of a context that all of them were trained on, with BOS first."""
 
 
-class Told(NamedTuple):
+class PathInfo(NamedTuple):
     """What a path says."""
 
     model_name: str | None
@@ -54,11 +54,11 @@ def matches(path: Path) -> bool:
 
 def read_metadata(path: Path) -> SaeMetadata:
     """From the shapes of the arrays, and the path."""
-    told = _told(path)
+    path_info = _path_info(path)
     file = open_npz(_file(path))
     d_model, d_sae, d_out = _widths(file)
-    transcoder = told.kind == "transcoders"
-    hook_in, hook_out = _hooks(told)
+    transcoder = path_info.kind == "transcoders"
+    hook_in, hook_out = _hooks(path_info)
     return SaeMetadata(
         architecture="jumprelu",
         d_model=d_model,
@@ -69,11 +69,11 @@ def read_metadata(path: Path) -> SaeMetadata:
         format="gemma_scope",
         hook_name=hook_in,
         hook_name_out=hook_out,
-        prepend_bos=True if told.model_name else None,
-        context_size=CONTEXT_SIZE if told.model_name else None,
-        model_name=told.model_name,
-        card=finite({"l0": told.l0}),
-        notes=tuple(_notes(told)),
+        prepend_bos=True if path_info.model_name else None,
+        context_size=CONTEXT_SIZE if path_info.model_name else None,
+        model_name=path_info.model_name,
+        card=finite({"l0": path_info.l0}),
+        notes=tuple(_notes(path_info)),
     )
 
 
@@ -83,8 +83,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """See pipeline.saes.formats: an SAE of embeddings is told by its path alone."""
-    return {"embedding": True} if _told(path).embedding else {}
+    """See pipeline.saes.formats: an SAE of embeddings is recognised by its path alone."""
+    return {"embedding": True} if _path_info(path).embedding else {}
 
 
 def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
@@ -93,7 +93,7 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
 
     file = open_npz(_file(path))
     weights = file.take(_names(file), metadata)
-    if _told(path).embedding:
+    if _path_info(path).embedding:
         return fold_input_scale(weights, metadata.d_model**-0.5)
     return weights
 
@@ -120,14 +120,14 @@ def _widths(file: TensorFile) -> tuple[int, int, int]:
     return w_enc[0], w_enc[1], w_dec[1]
 
 
-def _told(path: Path) -> Told:
+def _path_info(path: Path) -> PathInfo:
     """What the parts of the path say; symbolic links, as in the hub's cache, are not followed."""
     text = _file(path).absolute().as_posix()
     repository = re.findall(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)", text)
     size, tuned, kind = repository[-1] if repository else (None, None, None)
     layer = re.findall(r"/layer_(\d+)(?=/)", text)
     l0 = re.findall(r"/average_l0_(\d+)(?=/)", text)
-    return Told(
+    return PathInfo(
         model_name=f"gemma-2-{size}{'-it' if tuned == 'it' else ''}" if size else None,
         kind=kind,
         layer=int(layer[-1]) if layer else None,
@@ -136,20 +136,20 @@ def _told(path: Path) -> Told:
     )
 
 
-def _hooks(told: Told) -> tuple[str | None, str | None]:
+def _hooks(path_info: PathInfo) -> tuple[str | None, str | None]:
     """TransformerLens' names of where it reads and of what it reconstructs."""
-    if told.embedding:
+    if path_info.embedding:
         return "hook_embed", None
-    if told.kind is None or told.layer is None:
+    if path_info.kind is None or path_info.layer is None:
         return None, None
-    hook_in, hook_out = HOOKS[told.kind]
-    block = f"blocks.{told.layer}"
+    hook_in, hook_out = HOOKS[path_info.kind]
+    block = f"blocks.{path_info.layer}"
     return f"{block}.{hook_in}", f"{block}.{hook_out}" if hook_out else None
 
 
-def _notes(told: Told) -> list[str]:
+def _notes(path_info: PathInfo) -> list[str]:
     """What was decided, a sentence each."""
-    if not told.embedding:
+    if not path_info.embedding:
         return []
     return [
         "An SAE of embeddings before Gemma multiplies them by sqrt(d_model); that factor is folded into its "

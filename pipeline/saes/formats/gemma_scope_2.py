@@ -1,5 +1,5 @@
 """Gemma Scope 2: `params.safetensors` with w_enc [D, F], b_enc, w_dec, b_dec, threshold and perhaps
-affine_skip_connection [D, O], beside a `config.json`: JumpReLU SAEs and transcoders of Gemma 3.
+affine_skip_connection [D, O], next to a `config.json`: JumpReLU SAEs and transcoders of Gemma 3.
 
 Where it reads and writes is what `hf_hook_point_in` and `hf_hook_point_out` of its config.json say, by
 TransformerLens' names (`pipeline.saes.module_points`). Where they are missing, the folder's name says it
@@ -116,11 +116,11 @@ def _kind_and_layer(folder: Path) -> tuple[str | None, int | None]:
     return kind, int(layer[1]) if layer else None
 
 
-def _model_name(told: Any) -> str | None:
+def _model_name(configured: Any) -> str | None:
     """The model's name in the hub, as SAELens writes it."""
-    if not isinstance(told, str):
+    if not isinstance(configured, str):
         return None
-    name = told if "google" in told else f"google/{told}"
+    name = configured if "google" in configured else f"google/{configured}"
     name = name.replace("-v3", "-3")
     return name.replace("-pt", "") if "270m" in name else name
 

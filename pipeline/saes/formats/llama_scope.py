@@ -55,7 +55,7 @@ NOTE = (
 
 
 class Settings(NamedTuple):
-    """What moves numbers beside the weights."""
+    """What changes numbers in addition to the weights."""
 
     scale_in: float
     scale_out: float
@@ -112,13 +112,13 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
     """
     import torch
 
-    told = _settings(path)
+    scales = _settings(path)
     file = open_safetensors(_weights(path))
     weights = file.take(NAMES, metadata)
-    weights["b_enc"] = weights["b_enc"] / told.scale_in
-    weights["W_dec"] = weights["W_dec"] * (told.scale_in / told.scale_out)
-    weights["b_dec"] = weights["b_dec"] / told.scale_out
-    weights["threshold"] = torch.full((metadata.d_sae,), told.threshold)
+    weights["b_enc"] = weights["b_enc"] / scales.scale_in
+    weights["W_dec"] = weights["W_dec"] * (scales.scale_in / scales.scale_out)
+    weights["b_dec"] = weights["b_dec"] / scales.scale_out
+    weights["threshold"] = torch.full((metadata.d_sae,), scales.threshold)
     return weights
 
 

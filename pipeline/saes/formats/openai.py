@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from pipeline.saes.files.tensors import (
     TensorFile,
-    only_torch_file,
     open_torch,
     positive_int,
     require,
+    single_torch_file,
     torch_names,
 )
 from pipeline.saes.metadata import SaeMetadata
@@ -57,7 +57,7 @@ def matches(path: Path) -> bool:
 
 def read_metadata(path: Path) -> SaeMetadata:
     """Read names, shapes and plain values of the file, and its path."""
-    file = open_torch(only_torch_file(path) or path)
+    file = open_torch(single_torch_file(path) or path)
     top_k = _activation(file) == "TopK"
     (d_model,), (d_sae,) = _vector(file, "pre_bias"), _vector(file, "latent_bias")
     k = positive_int(file.values.get("activation_state_dict.k"), "k", file.path) if top_k else None
@@ -82,12 +82,12 @@ def read_metadata(path: Path) -> SaeMetadata:
 
 def weight_files(path: Path) -> list[Path]:
     """See pipeline.saes.formats."""
-    return [require(only_torch_file(path) or path)]
+    return [require(single_torch_file(path) or path)]
 
 
 def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
     """See pipeline.saes.formats."""
-    return open_torch(only_torch_file(path) or path).take(NAMES, metadata, STATISTICS)
+    return open_torch(single_torch_file(path) or path).take(NAMES, metadata, STATISTICS)
 
 
 def _activation(file: TensorFile) -> str:

@@ -2,7 +2,7 @@
 
 acts = relu((x - b_dec) @ W_enc + b_enc), reconstruction = acts @ W_dec + b_dec; with a `threshold` [d_sae]
 JumpReLU. So Neel Nanda's, Connor Kissane's and Robert Krzyzanowski's SAEs are published, with NAME_cfg.json
-beside NAME.pt (act_name, act_size, dict_size). The dict may lie in another, as {"state_dict": {...}}.
+next to NAME.pt (act_name, act_size, dict_size). The dict may lie in another, as {"state_dict": {...}}.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.saes.files.tensors import (
     TensorFile,
     flag,
-    only_torch_file,
     open_torch,
     optional_int,
     optional_text,
     read_json,
     require,
+    single_torch_file,
     torch_names,
 )
 from pipeline.saes.formats import dictionary_learning
@@ -46,7 +46,7 @@ def matches(path: Path) -> bool:
 
 
 def read_metadata(path: Path) -> SaeMetadata:
-    """Read names and shapes, and the .json beside the file, if there is one."""
+    """Read names and shapes, and the .json next to the file, if there is one."""
     file = open_torch(_file(path))
     (nest, *_), where = _nests(file.shapes), _config_file(file.path)
     config = {} if where is None else read_json(where)
@@ -75,16 +75,16 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
-    """See pipeline.saes.formats. Tensors beside the dict in which the SAE lies are left alone."""
+    """See pipeline.saes.formats. Tensors next to the dict in which the SAE lies are left alone."""
     file = open_torch(_file(path))
     nest, *_ = _nests(file.shapes)
     wanted = (*ARRAYS, *(("threshold",) if metadata.architecture == "jumprelu" else ()))
-    beside = {name for name in file.shapes if not name.startswith(nest)}
-    return file.take({name: nest + name for name in wanted}, metadata, beside)
+    ignored = {name for name in file.shapes if not name.startswith(nest)}
+    return file.take({name: nest + name for name in wanted}, metadata, ignored)
 
 
 def _file(path: Path) -> Path:
-    return only_torch_file(path) or path
+    return single_torch_file(path) or path
 
 
 def _nests(names: Iterable[str]) -> list[str]:
@@ -93,9 +93,9 @@ def _nests(names: Iterable[str]) -> list[str]:
 
 
 def _config_file(file: Path) -> Path | None:
-    """NAME_cfg.json or NAME.json beside NAME.pt."""
-    beside = (file.with_name(f"{file.stem}{ending}") for ending in ("_cfg.json", ".json"))
-    return next((found for found in beside if found.is_file()), None)
+    """NAME_cfg.json or NAME.json next to NAME.pt."""
+    candidates = (file.with_name(f"{file.stem}{ending}") for ending in ("_cfg.json", ".json"))
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def _widths(file: TensorFile, nest: str, config: dict[str, Any], where: Path) -> tuple[int, int]:

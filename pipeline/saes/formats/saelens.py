@@ -48,7 +48,7 @@ ELSEWHERE = {
 """Why an architecture is not among them, and what to do."""
 
 RESCALED = ("topk", "abstopk", *IN_TRAINING)
-"""Architectures for which SAELens looks at rescale_acts_by_decoder_norm."""
+"""Architectures for which SAELens reads rescale_acts_by_decoder_norm."""
 
 FACTORS = ("scaling_factor", "finetuning_scaling_factor")
 """Names of the factors of activations that finetuning found, float [F]; used in decode alone."""
@@ -211,13 +211,13 @@ def _unfolded_scale(folder: Path) -> float | None:
     """What a checkpoint's x was multiplied by in training, when that is not in its weights yet."""
     if not (folder / SCALER).is_file():
         return None
-    told = read_json(folder / SCALER)
-    if told.get("has_whitening"):
+    scaler = read_json(folder / SCALER)
+    if scaler.get("has_whitening"):
         raise InputError(
             f"SAE {folder} is a checkpoint of a training with whitening, which is folded into the weights "
             "when the training ends: give the folder saved then"
         )
-    scale = told.get("scaling_factor")
+    scale = scaler.get("scaling_factor")
     if scale is None:
         return None
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:

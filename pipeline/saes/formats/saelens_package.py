@@ -2,7 +2,7 @@
 SAEs, `saelens:OWNER/REPOSITORY/ID` of the hub, and `saelens:PATH` for a folder.
 
 The package reads the files; an architecture that we have a rule for is then encoded by our encoder, any other
-by the package's own class, if it looks at one token at a time.
+by the package's own class, if it reads one token at a time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Opened(NamedTuple):
         return {"format": "saelens_package", "weights": tensors, **self._settings(), **self.metadata.recipe()}
 
     def _settings(self) -> dict[str, Any]:
-        """What moves the numbers of an architecture without a rule, beside its tensors."""
+        """What changes the numbers of an architecture without a rule, in addition to its tensors."""
         if self.has_rule:
             return {}
         config = self.sae.cfg.to_dict()
@@ -88,7 +88,7 @@ def open_sae(spec: str) -> Opened:
 
 
 @functools.lru_cache(maxsize=2)
-def _open(spec: str, files: tuple[tuple[str, int, int], ...]) -> Opened:  # noqa: ARG001 - tells states apart
+def _open(spec: str, files: tuple[tuple[str, int, int], ...]) -> Opened:  # noqa: ARG001 - distinguishes states
     """Load the SAE of `spec`, whose folder, if it is one, holds `files` of these times and sizes."""
     from safetensors import SafetensorError
 
@@ -106,8 +106,8 @@ def _open(spec: str, files: tuple[tuple[str, int, int], ...]) -> Opened:  # noqa
     except InputError:
         raise
     except (*FAILURES, SafetensorError) as error:
-        told = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"SAE {spec} could not be loaded by the sae-lens package: {told}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"SAE {spec} could not be loaded by the sae-lens package: {reason}") from error
     why = NOT_TOKEN_LOCAL.get(sae.cfg.architecture())
     if why:
         raise InputError(
@@ -133,7 +133,7 @@ def _package() -> Any:
 
 
 def _published(package: Any, spec: str, name: str) -> tuple[Any, dict[str, float]]:
-    """An SAE of the directory or the hub, and what the directory says of its quality."""
+    """An SAE of the directory or the hub, and what the directory says about its quality."""
     directory = importlib.import_module("sae_lens.loading.pretrained_saes_directory")
     known = directory.get_pretrained_saes_directory()
     release, sae_id = split(spec, name, known)
@@ -147,7 +147,7 @@ def _published(package: Any, spec: str, name: str) -> tuple[Any, dict[str, float
 
 
 def split(spec: str, name: str, known: Any) -> tuple[str, str]:
-    """Release and ID of `name`; a release that the directory `known` has is looked for first."""
+    """Release and ID of `name`; a release that the directory `known` has is searched for first."""
     parts = name.split("/")
     for length in (1, 2):
         if "/".join(parts[:length]) in known and len(parts) > length:
@@ -179,12 +179,12 @@ def _metadata(sae: Any, spec: str, card: dict[str, float], version: str) -> SaeM
     config = sae.cfg.to_dict()
     architecture = sae.cfg.architecture()
     has_rule = architecture in saelens.ARCHITECTURES
-    told = saelens.metadata_of(config if has_rule else config | {"architecture": "standard"}, spec)
-    notes = (*told.notes, f"Read by the sae-lens package, version {version}.")
+    metadata = saelens.metadata_of(config if has_rule else config | {"architecture": "standard"}, spec)
+    notes = (*metadata.notes, f"Read by the sae-lens package, version {version}.")
     if not has_rule:
         notes = (*notes, f"Encoded by the package's own {type(sae).__name__}: dense in blocks, so slower.")
     return replace(
-        told, architecture=told.architecture if has_rule else architecture, card=card, notes=notes,
+        metadata, architecture=metadata.architecture if has_rule else architecture, card=card, notes=notes,
         format="saelens_package",
     )  # fmt: skip
 

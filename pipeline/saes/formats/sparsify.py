@@ -146,10 +146,10 @@ def _hooks(folder: Path, transcoder: bool) -> tuple[str | None, str | None]:
     name = _hook_folder(folder).name
     if name in EMBEDDINGS and not transcoder:
         return "hook_embed", None
-    found = LAYER.fullmatch(name)
-    if found is None or found[2] not in READS_AND_WRITES:
+    match = LAYER.fullmatch(name)
+    if match is None or match[2] not in READS_AND_WRITES:
         return None, None
-    reads, writes, adds = (f"blocks.{int(found[1])}.{hook}" for hook in READS_AND_WRITES[found[2]])
+    reads, writes, adds = (f"blocks.{int(match[1])}.{hook}" for hook in READS_AND_WRITES[match[2]])
     return (reads, writes) if transcoder else (adds, None)
 
 
@@ -176,7 +176,7 @@ def _notes(architecture: str, reads: str | None) -> tuple[str, ...]:
     if reads is not None and reads.endswith(("mlp_out", "attn_out")):
         exact = reads.replace("hook_", "").replace("_out", ".hook_out")
         notes.append(
-            "It was trained on the output of the module itself; in a model with a norm behind the module "
+            "It was trained on the output of the module itself; in a model with a norm after the module "
             f"(Gemma 2, OLMo 2) that is {exact}, not {reads}."
         )
     return tuple(notes)

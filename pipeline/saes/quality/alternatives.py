@@ -70,11 +70,11 @@ Way = Callable[[Encoder, Rows], Iterator[Alternative]]
 
 def measured(encoder: Encoder, rows: Rows) -> Reconstruction:
     """How well the encoder reconstructs the rows."""
-    found = Reconstruction(encoder.d_sae)
+    reconstruction = Reconstruction(encoder.d_sae)
     for first in range(0, len(rows.x), BLOCK):
         block = slice(first, first + BLOCK)
-        reconstruct(encoder, rows.x[block], rows.target[block], found)
-    return found
+        reconstruct(encoder, rows.x[block], rows.target[block], reconstruction)
+    return reconstruction
 
 
 def rebuilt(encoder: Encoder, weights: Weights | None = None, **metadata: Any) -> Encoder:
@@ -160,23 +160,23 @@ def thresholds(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
     """The threshold is in another form than the file's, or on another scale."""
     if encoder.metadata.architecture != "jumprelu":
         return
-    found, s = tensors_of(encoder)["threshold"], mean_norm_factor(rows.x)
+    learnt, s = tensors_of(encoder)["threshold"], mean_norm_factor(rows.x)
     for name, change, threshold in (
-        ("threshold is a logarithm", "take exp() of the threshold", found.exp()),
+        ("threshold is a logarithm", "take exp() of the threshold", learnt.exp()),
         (
             "exp() of the threshold was taken twice",
             "take the threshold as it was before its last exp()",
-            found.clamp(min=1e-30).log(),
+            learnt.clamp(min=1e-30).log(),
         ),
         (
             "threshold on the scale of normalised x",
             f"divide the threshold by sqrt(d_model) / mean norm of x, {s:.4g} here",
-            found / s,
+            learnt / s,
         ),
         (
             "threshold on the scale of raw x",
             f"multiply the threshold by sqrt(d_model) / mean norm of x, {s:.4g} here (Llama Scope)",
-            found * s,
+            learnt * s,
         ),
     ):
         yield Alternative(name, change, rebuilt(encoder, {"threshold": threshold}), rows)
@@ -202,10 +202,10 @@ def selection(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
 
 def published_k(encoder: Encoder) -> set[int]:
     """Numbers of active features that the SAE's files or its card name."""
-    found = set(_named_k(encoder.metadata.extra))
+    published = set(_named_k(encoder.metadata.extra))
     if "l0" in encoder.metadata.card:
-        found.add(round(encoder.metadata.card["l0"]))
-    return {k for k in found if 1 <= k <= encoder.d_sae}
+        published.add(round(encoder.metadata.card["l0"]))
+    return {k for k in published if 1 <= k <= encoder.d_sae}
 
 
 def _named_k(content: Mapping[str, Any]) -> Iterator[int]:
@@ -260,12 +260,12 @@ def any_scale(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
     if encoder.metadata.normalize_activations in OWN_SCALE:
         return
     sample = rows.thinned(SAMPLE)
-    hopeless = _score(encoder, sample) < HOPELESS
-    c = best_factor(lambda c: _score(scaled(encoder, c, c), sample), wide=hopeless)
+    is_poor = _score(encoder, sample) < POOR_FIT
+    c = best_factor(lambda c: _score(scaled(encoder, c, c), sample), wide=is_poor)
     if c != 1:
         change = f"x must be multiplied by about {c:.3g} to be encoded, and the reconstruction divided"
         yield Alternative("x on another scale", change, scaled(encoder, c, c), rows)
-    c = best_factor(lambda c: _score(scaled(encoder, c, 1), sample), wide=hopeless)
+    c = best_factor(lambda c: _score(scaled(encoder, c, 1), sample), wide=is_poor)
     if c != 1:
         change = f"W_enc must be multiplied by about {c:.3g}"
         yield Alternative("W_enc on another scale", change, scaled(encoder, c, 1), rows)
@@ -276,8 +276,8 @@ def any_scale(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
         yield Alternative("W_dec on another scale", change, rebuilt(encoder, weights), rows)
 
 
-HOPELESS = 0.5
-"""Below this explained variance a factor is looked for from 1/256 to 256, above it near 1."""
+POOR_FIT = 0.5
+"""Below this explained variance the search for a factor goes from 1/256 to 256, above it stays near 1."""
 
 
 def best_factor(score: Callable[[float], float], *, wide: bool) -> float:
@@ -295,7 +295,7 @@ def decoder_factor(encoder: Encoder, rows: Rows) -> float:
     """The factor of activations @ W_dec with the least squared error; 1 where nothing fires."""
     features = encoder.encode(rows.x)
     y = encoder.decode(features, like=rows.x)
-    nothing = encoder.decode(features.only(features.data == 0), like=rows.x)
+    nothing = encoder.decode(features.select(features.data == 0), like=rows.x)
     sum_, rest = (y - nothing).double(), (rows.target.to(y.device) - nothing).double()
     power = float(sum_.square().sum())
     return float((sum_ * rest).sum()) / power if power else 1.0
@@ -303,8 +303,8 @@ def decoder_factor(encoder: Encoder, rows: Rows) -> float:
 
 def _score(encoder: Encoder, rows: Rows) -> float:
     """Explained variance, of nothing the worst."""
-    found = measured(encoder, rows).explained_variance
-    return -math.inf if math.isnan(found) else found
+    explained = measured(encoder, rows).explained_variance
+    return -math.inf if math.isnan(explained) else explained
 
 
 WAYS: tuple[Way, ...] = (

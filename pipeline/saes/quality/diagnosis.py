@@ -17,7 +17,7 @@ from pipeline.saes.quality.alternatives import SAMPLE, Alternative, Rows, altern
 from pipeline.saes.quality.reconstruction import FEW
 
 ROWS = 4096
-"""Rows that a mistake is looked for on."""
+"""Rows on which a mistake is searched for."""
 
 CLEARLY = 0.5
 GAIN = 0.05
@@ -37,7 +37,7 @@ TOO_LONG = 1e4
 """Explained variances from here on are written with an exponent."""
 
 
-class Elsewhere(NamedTuple):
+class OtherRows(NamedTuple):
     """Rows from another hook, or of another choice of tokens, and what to change to get them."""
 
     name: str
@@ -73,18 +73,18 @@ class Diagnosis(NamedTuple):
     """Whether no mistake was found; true of too few rows, too."""
 
     @property
-    def can_tell(self) -> bool:
+    def is_measurable(self) -> bool:
         """Whether the rows are enough for a verdict."""
-        return _can_tell(self.as_loaded)
+        return _is_measurable(self.as_loaded)
 
 
 def diagnose(
     encoder: Encoder,
     rows: Rows,
-    elsewhere: Iterable[Elsewhere] = (),
+    others: Iterable[OtherRows] = (),
     observe: Callable[[Finding], None] | None = None,
 ) -> Diagnosis:
-    """Try every alternative on the rows (thinned to ROWS); `observe` is told of each as it is done.
+    """Try every alternative on the rows (thinned to ROWS); `observe` is called with each as it is done.
 
     Alternatives that are no better, or no sparse code, on SAMPLE rows are left at that: a finding's n says on
     how many rows it was measured.
@@ -93,31 +93,31 @@ def diagnose(
     loaded = _finding(Alternative("as loaded", "", encoder, rows))
     on_sample = _finding(Alternative("as loaded", "", encoder, rows.thinned(SAMPLE)))
     tried = []
-    for alternative in chain(_elsewhere(encoder, elsewhere), alternatives(encoder, rows)):
+    for alternative in chain(_from_other_rows(encoder, others), alternatives(encoder, rows)):
         finding = _finding(alternative._replace(rows=alternative.rows.thinned(SAMPLE)))
         if finding.unexplained < on_sample.unexplained and _is_sparse(finding, on_sample, encoder):
             finding = _finding(alternative)
         tried.append(finding)
         if observe is not None:
             observe(finding)
-    likely = _likely(loaded, tried, encoder) if _can_tell(loaded) else None
+    likely = _likely(loaded, tried, encoder) if _is_measurable(loaded) else None
     return Diagnosis(loaded, tuple(tried), likely, *_verdict(loaded, tried, likely, published_k(encoder)))
 
 
-def _can_tell(finding: Finding) -> bool:
+def _is_measurable(finding: Finding) -> bool:
     """Whether there are rows enough, and they vary."""
     return finding.n >= FEW and not math.isnan(finding.explained_variance)
 
 
-def _elsewhere(encoder: Encoder, places: Iterable[Elsewhere]) -> Iterator[Alternative]:
+def _from_other_rows(encoder: Encoder, places: Iterable[OtherRows]) -> Iterator[Alternative]:
     for name, change, rows in places:
         yield Alternative(name, change, encoder, rows.thinned(ROWS).ordinary())
 
 
 def _finding(alternative: Alternative) -> Finding:
-    found = measured(alternative.encoder, alternative.rows)
+    reconstruction = measured(alternative.encoder, alternative.rows)
     name, change = alternative.name, alternative.change
-    return Finding(name, change, found.n, found.l0_mean, found.explained_variance)
+    return Finding(name, change, reconstruction.n, reconstruction.l0_mean, reconstruction.explained_variance)
 
 
 def _is_sparse(finding: Finding, loaded: Finding, encoder: Encoder) -> bool:
@@ -130,7 +130,7 @@ def _likely(loaded: Finding, tried: list[Finding], encoder: Encoder) -> Finding 
     good = [
         finding
         for finding in tried
-        if _can_tell(finding)
+        if _is_measurable(finding)
         and finding.unexplained < min(CLEARLY * loaded.unexplained, loaded.unexplained - GAIN)
         and finding.explained_variance >= EXPLAINS
         and _is_sparse(finding, loaded, encoder)
@@ -144,7 +144,7 @@ def _verdict(
     loaded: Finding, tried: list[Finding], likely: Finding | None, published: set[int]
 ) -> tuple[str, bool]:
     """One or two sentences, and whether all is well; `published` are L0s that the SAE's files name."""
-    if not _can_tell(loaded):
+    if not _is_measurable(loaded):
         return f"These are too few tokens to tell ({_figures(loaded)}): give more --tokens.", True
     if likely is not None:
         return (

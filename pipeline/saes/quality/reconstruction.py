@@ -5,8 +5,8 @@ is another number. SST is merged by the pairwise formula of Chan, Golub and LeVe
 mean costs no precision.
 
 Some models have rows a hundred times as long as the others (attention sinks: the first token, a newline). A
-few of them can be nearly all of SST and of SSE, whatever the SAE does with the rest. So the same is told of
-the rows up to MASSIVE times the median norm of the first MEDIAN_ROWS rows, whatever batches they come in.
+few of them can be nearly all of SST and of SSE, whatever the SAE does with the rest. So the same is reported
+for the rows up to MASSIVE times the median norm of the first MEDIAN_ROWS rows, whatever batches they come in.
 
 N rows, D d_model, O width of the target, F d_sae.
 """
@@ -25,7 +25,7 @@ from schemas.errors import InputError
 from schemas.values import I64, Explained, SparseFeatures
 
 FEW = 64
-"""Fewer rows tell nothing of an SAE."""
+"""Fewer rows say nothing about an SAE."""
 
 MASSIVE = 10.0
 """Times the median norm of a row, above which it is massive."""
@@ -105,11 +105,11 @@ class Reconstruction:
             self._first.append((rows[:missing].clone(), errors[:missing].clone()))
             if len(rows) < missing:
                 return
-            self._close_first()
+            self._add_buffered()
             rows, errors = rows[missing:], errors[missing:]
         self._add_ordinary(rows, errors)
 
-    def _close_first(self) -> None:
+    def _add_buffered(self) -> None:
         """Take the median of the rows that there are, and add them."""
         rows, errors = (torch.cat(part) for part in zip(*self._first, strict=True))
         self._longest = MASSIVE * float(_norms(rows).quantile(0.5))
@@ -138,9 +138,9 @@ class Reconstruction:
 
     @property
     def rest(self) -> Spread:
-        """The same sums over the rows that are not massive. No row may be added once this was looked at."""
+        """The same sums over the rows that are not massive. No row may be added once this was read."""
         if self._longest is None and self._first:
-            self._close_first()
+            self._add_buffered()
         return self._rest
 
     @property
@@ -190,8 +190,8 @@ class Reconstruction:
         """Median number of features that fire in a row; of two middle rows the mean."""
         if not self.n:
             return float("nan")
-        upto = np.cumsum(self._rows_of_l0)
-        middle = np.searchsorted(upto, [(self.n - 1) // 2 + 1, self.n // 2 + 1])
+        cumulative = np.cumsum(self._rows_of_l0)
+        middle = np.searchsorted(cumulative, [(self.n - 1) // 2 + 1, self.n // 2 + 1])
         return float(middle.mean())
 
     @property
@@ -220,29 +220,29 @@ def target_of(metadata: SaeMetadata, at_hook_out: Tensor) -> Tensor:
 
     A view of one head, or all. InputError for another width.
     """
-    found, width = at_hook_out.shape[1], metadata.width_out
-    if found == width:
+    given, width = at_hook_out.shape[1], metadata.width_out
+    if given == width:
         return at_hook_out
-    if not holds_target(metadata, found):
+    if not holds_target(metadata, given):
         raise InputError(
-            f"{metadata.hook_name_out or metadata.hook_name} gives vectors of {found}, the SAE reconstructs "
+            f"{metadata.hook_name_out or metadata.hook_name} gives vectors of {given}, the SAE reconstructs "
             f"{width}: give the model and the hook that it was trained on"
         )
-    return at_hook_out.view(len(at_hook_out), found // width, width)[:, metadata.hook_head_index]
+    return at_hook_out.view(len(at_hook_out), given // width, width)[:, metadata.hook_head_index]
 
 
-def holds_target(metadata: SaeMetadata, found: int) -> bool:
-    """Whether vectors of the width `found` are what the SAE reconstructs, or hold it as one head of them."""
+def holds_target(metadata: SaeMetadata, given: int) -> bool:
+    """Whether vectors of the width `given` are what the SAE reconstructs, or hold it as one head of them."""
     head, width = metadata.hook_head_index, metadata.width_out
-    return found == width or (head is not None and found % width == 0 and found > head * width)
+    return given == width or (head is not None and given % width == 0 and given > head * width)
 
 
-def worse_than_mean(found: Reconstruction) -> str | None:
+def worse_than_mean(reconstruction: Reconstruction) -> str | None:
     """A sentence when the mean row would stand for the target better than the reconstruction does."""
-    if not found.judged < 0:
+    if not reconstruction.judged < 0:
         return None
     return (
-        f"the reconstruction is worse than the mean row: explained variance {found.judged:.3g}, "
-        f"L0 {found.l0_mean:.1f} on {found.n:,} rows; `latentlake check-sae` looks for the mistake "
-        "(model, hook, normalisation, ...)"
+        f"the reconstruction is worse than the mean row: explained variance {reconstruction.judged:.3g}, "
+        f"L0 {reconstruction.l0_mean:.1f} on {reconstruction.n:,} rows; `latentlake check-sae` looks for the "
+        "mistake (model, hook, normalisation, ...)"
     )

@@ -76,6 +76,6 @@ def open_dictionary(recipe: Dictionary) -> DictionaryGenerator:
 
 def strongest(values: sparse.csr_matrix) -> I64:
     """1 + the feature of largest value in each row, 0 where there is none; int64 [N]."""
-    found: I64 = np.asarray(values.argmax(axis=1)).ravel().astype(np.int64) + 1
-    found[np.diff(values.indptr) == 0] = 0
-    return found
+    numbers: I64 = np.asarray(values.argmax(axis=1)).ravel().astype(np.int64) + 1
+    numbers[np.diff(values.indptr) == 0] = 0
+    return numbers

@@ -34,10 +34,10 @@ class SyntheticSource:
 
     def describe(self) -> dict[str, Any]:
         """The parameters; a path and a text column there are none."""
-        asked = self._corpus.model_dump(
+        section = self._corpus.model_dump(
             mode="json", include={"kind", "documents", "tokens_per_document", "vocabulary", "seed"}
         )
-        return {**asked, "label_columns": []}
+        return {**section, "label_columns": []}
 
     def digest(self) -> str:
         """Of the parameters."""

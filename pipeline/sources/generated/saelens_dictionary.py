@@ -80,7 +80,7 @@ def _check(recipe: Dictionary) -> None:
         node = pending.pop()
         if node.exclusive and any(child.feature is None for child in node.children):
             raise InputError(
-                f"corpus.dictionary.trees: node {node.told} is exclusive and has a child without a feature, "
+                f"corpus.dictionary.trees: node {node.label} is exclusive and has a child without a feature, "
                 "which sae-lens leaves out of the exclusion: use generator: latentlake"
             )
         pending.extend(node.children)

@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
     """What they were read from, for messages."""
 
 
-def read_images(path: str, asked: Images) -> Labelled:
+def read_images(path: str, options: Images) -> Labelled:
     """The images of a file; InputError that names the file for what cannot be read."""
     if path == MNIST_5K:
         return _mnist_5k(_mnist_file())
@@ -53,21 +53,21 @@ def read_images(path: str, asked: Images) -> Labelled:
             f"corpus.path {path!r} holds no images that are known: give an .npz, .npy or idx file (…ubyte, "
             f"also .gz), {MNIST_5K}, or the name of a Hugging Face dataset"
         )
-    found = _told(file, lambda: read(file, asked))
-    images, labels = (len(np.atleast_1d(array)) for array in (found.images, found.labels))
+    labelled = _with_decoding_errors(file, lambda: read(file, options))
+    images, labels = (len(np.atleast_1d(array)) for array in (labelled.images, labelled.labels))
     if images != labels or not images:
         raise InputError(
-            f"{found.where} holds {images:,} images and {labels:,} classes: each image needs one"
+            f"{labelled.where} holds {images:,} images and {labels:,} classes: each image needs one"
         )
-    return found
+    return labelled
 
 
-def files_of(path: str, asked: Images) -> list[Path]:
+def files_of(path: str, options: Images) -> list[Path]:
     """The files that `read_images` reads."""
     if path == MNIST_5K:
         return [_mnist_file()]
     file = Path(path).expanduser()
-    return [file] if file.suffix.lower() == ".npz" else [file, _labels_file(file, asked)]
+    return [file] if file.suffix.lower() == ".npz" else [file, _labels_file(file, options)]
 
 
 def reader_of(file: Path) -> Callable[[Path, Images], Labelled] | None:
@@ -78,7 +78,7 @@ def reader_of(file: Path) -> Callable[[Path, Images], Labelled] | None:
     return {".npz": _npz, ".npy": _pair}.get(file.suffix.lower())
 
 
-def _told(file: Path, read: Callable[[], Labelled]) -> Labelled:
+def _with_decoding_errors(file: Path, read: Callable[[], Labelled]) -> Labelled:
     try:
         return read()
     except FileNotFoundError as error:
@@ -92,39 +92,39 @@ def _told(file: Path, read: Callable[[], Labelled]) -> Labelled:
         ) from None
 
 
-def _npz(file: Path, asked: Images) -> Labelled:
+def _npz(file: Path, options: Images) -> Labelled:
     check_npz(file)
     with np.load(file, allow_pickle=False) as arrays:
-        for name in (asked.image, asked.label):
+        for name in (options.image, options.label):
             if name not in arrays:
                 raise InputError(
                     f"{file} has no array {name!r}; it has {', '.join(arrays) or 'none'} rename "
                     "one of them, or set corpus.images.image and corpus.images.label in a run file"
                 )
-        for name in (asked.image, asked.label):
+        for name in (options.image, options.label):
             stored = f"{name}.npy" if f"{name}.npy" in arrays.zip.namelist() else name
             with arrays.zip.open(stored) as member:
                 _require_header(member, arrays.zip.getinfo(stored).file_size, f"{file} ({name})")
-        return Labelled(arrays[asked.image], arrays[asked.label], str(file))
+        return Labelled(arrays[options.image], arrays[options.label], str(file))
 
 
-def _pair(file: Path, asked: Images) -> Labelled:
+def _pair(file: Path, options: Images) -> Labelled:
     """Images and classes in a file each, both .npy or idx."""
-    return Labelled(_array(file), _array(_labels_file(file, asked)), str(file))
+    return Labelled(_array(file), _array(_labels_file(file, options)), str(file))
 
 
-def _labels_file(file: Path, asked: Images) -> Path:
-    if asked.labels is not None:
-        return Path(asked.labels)
+def _labels_file(file: Path, options: Images) -> Path:
+    if options.labels is not None:
+        return Path(options.labels)
     name = file.name.replace("images", "labels").replace("idx3", "idx1")
-    beside = file.with_name(name.replace("IMAGES", "LABELS").replace("IDX3", "IDX1"))
-    if beside.name == file.name:
+    sibling = file.with_name(name.replace("IMAGES", "LABELS").replace("IDX3", "IDX1"))
+    if sibling.name == file.name:
         raise InputError(
-            f"{file} holds images alone: put them and their classes into an .npz file as {asked.image!r} and "
-            f"{asked.label!r}, call the two files …images… and …labels…, or name the second as "
+            f"{file} holds images alone: put them and their classes into an .npz file as {options.image!r} "
+            f"and {options.label!r}, call the two files …images… and …labels…, or name the second as "
             "corpus.images.labels in a run file"
         )
-    return beside
+    return sibling
 
 
 def _array(file: Path) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.sources.images.files import Labelled, require_size
 from pipeline.sources.images.source import ImageSource
-from pipeline.sources.text.hub import answered, load_dataset, revision_of
+from pipeline.sources.text.hub import call_hub, load_dataset, revision_of
 from pipeline.sources.text.saved import files_of_saved, load_saved, saved_folder
 from pipeline.sources.values import check_columns
 from schemas.errors import InputError
@@ -31,18 +31,18 @@ class HubImages(ImageSource):
     ) -> None:
         """`load` and `revision` stand in for `datasets.load_dataset` and the hub's answer."""
         super().__init__(corpus)
-        self._load, self._ask_revision = load or load_dataset, revision or revision_of
+        self._load, self._get_revision = load or load_dataset, revision or revision_of
 
     @cached_property
     def _revision(self) -> str:
-        return str(self._asked_of_hub(self._ask_revision, self._corpus.path))
+        return str(self._call_hub(self._get_revision, self._corpus.path))
 
     def describe(self) -> dict[str, Any]:
         """The same, and the revision."""
         return {**super().describe(), "revision": self._revision}
 
     def _contents(self) -> dict[str, Any]:
-        """A dataset is told by its name."""
+        """A dataset is identified by its name."""
         return {}
 
     def digest(self) -> str:
@@ -52,44 +52,44 @@ class HubImages(ImageSource):
     def _read(self) -> Labelled:
         corpus = self._corpus
         settings = {"name": corpus.config, "split": corpus.split, "revision": self._revision}
-        return labelled(self._asked_of_hub(self._load, corpus.path, **settings), corpus, self._asked)
+        return labelled(self._call_hub(self._load, corpus.path, **settings), corpus, self._options)
 
-    def _asked_of_hub(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _call_hub(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         refusal = (
             f"corpus.path {self._corpus.path!r} is not a file of images, and no Hugging Face dataset could "
             "be opened by that name"
         )
-        return answered(refusal, ask, *args, **kwargs)
+        return call_hub(refusal, call, *args, **kwargs)
 
 
 class SavedImages(ImageSource):
     """One split of a dataset that `save_to_disk` wrote."""
 
     def _read(self) -> Labelled:
-        return labelled(load_saved(saved_folder(self._corpus)), self._corpus, self._asked)
+        return labelled(load_saved(saved_folder(self._corpus)), self._corpus, self._options)
 
     @property
     def _files(self) -> list[Path]:
         return files_of_saved(saved_folder(self._corpus))
 
 
-def labelled(rows: Any, corpus: Corpus, asked: Images) -> Labelled:
+def labelled(rows: Any, corpus: Corpus, options: Images) -> Labelled:
     """The images and classes of a dataset's rows; InputError for images that cannot be read."""
-    check_columns((asked.image, asked.label), rows.features, corpus.path)
-    images = list(_images(rows[asked.image], corpus.path))
+    check_columns((options.image, options.label), rows.features, corpus.path)
+    images = list(_images(rows[options.image], corpus.path))
     if len({image.shape for image in images}) > 1:
         raise InputError(f"{corpus.path} has images of several sizes: bring them to one")
-    labels, names = list(rows[asked.label]), getattr(rows.features[asked.label], "names", None)
+    labels, names = list(rows[options.label]), getattr(rows.features[options.label], "names", None)
     classes = _named(labels, names, corpus) if names else np.asarray(labels)
     return Labelled(np.stack(images), classes, corpus.path)
 
 
 def _images(images: Iterable[Any], where: str) -> Iterator[NDArray[Any]]:
     """Each image as an array, while they are not too large together."""
-    size, found = 0, iter(images)
+    size, stream = 0, iter(images)
     while True:
         try:
-            image = next(found, None)
+            image = next(stream, None)
             array = None if image is None else np.asarray(image)
         except Exception as error:  # noqa: BLE001 - whatever Pillow raises, for a bomb too
             reason = " ".join(str(error).split())[:200]

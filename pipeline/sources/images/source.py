@@ -32,28 +32,28 @@ class ImageSource:
     """Images of a file, in its order, those that are scrambled after them."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self._corpus, self._asked = corpus, corpus.images or Images.model_validate({})
+        self._corpus, self._options = corpus, corpus.images or Images.model_validate({})
 
     @cached_property
-    def _found(self) -> Labelled:
-        found = self._read()
-        return found._replace(images=as_pixels(found.images, found.where))
+    def _labelled(self) -> Labelled:
+        labelled = self._read()
+        return labelled._replace(images=as_pixels(labelled.images, labelled.where))
 
     def _read(self) -> Labelled:
-        return read_images(self._corpus.path, self._asked)
+        return read_images(self._corpus.path, self._options)
 
     @cached_property
     def classes(self) -> list[str]:
         """Names of the classes by number; that of scrambled images is the last."""
-        names = _class_names(self._found.labels, self._found.where)
-        return [*names, SCRAMBLED] if self._asked.scrambled else names
+        names = _class_names(self._labelled.labels, self._labelled.where)
+        return [*names, SCRAMBLED] if self._options.scrambled else names
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, how many images and which classes there are, and what the file holds."""
-        asked = self._corpus.model_dump(mode="json", include={"kind", "path", "split", "config"})
+        """The corpus section, how many images and which classes there are, and what the file holds."""
+        section = self._corpus.model_dump(mode="json", include={"kind", "path", "split", "config"})
         return {
-            **asked,
-            "images": self._asked.model_dump(mode="json"),
+            **section,
+            "images": self._options.model_dump(mode="json"),
             "label_columns": [COLUMN],
             "classes": self.classes,
             "documents": len(self._numbers) + len(self._chosen),
@@ -61,9 +61,9 @@ class ImageSource:
         }
 
     def _contents(self) -> dict[str, Any]:
-        """The images without their classes, told by their file's bytes and, of an .npz, by the array."""
+        """The images without their classes, by their file's bytes and, of an .npz, by the array."""
         path = self._corpus.path
-        array = self._asked.image if path.lower().endswith(".npz") else None
+        array = self._options.image if path.lower().endswith(".npz") else None
         return {"contents": [digest_of([self._hashes[0], array])[:16]]}
 
     @cached_property
@@ -73,15 +73,15 @@ class ImageSource:
 
     @property
     def _files(self) -> list[Path]:
-        return files_of(self._corpus.path, self._asked)
+        return files_of(self._corpus.path, self._options)
 
     def digest(self) -> str:
         """Of the files' bytes and of how they are read."""
         return self._digest(self._hashes)
 
     def _digest(self, content: list[Any]) -> str:
-        asked = self._asked.model_dump(mode="json", exclude={"labels"})
-        return digest_of({"content": content, "images": asked, "version": VERSION})
+        options = self._options.model_dump(mode="json", exclude={"labels"})
+        return digest_of({"content": content, "images": options, "version": VERSION})
 
     def label_dtypes(self) -> dict[str, str]:
         """The name of the class."""
@@ -90,7 +90,7 @@ class ImageSource:
 
     def inputs(self) -> Inputs:
         """Pixels: uint8, or float32 in 0 to 1."""
-        pixels = self._found.images
+        pixels = self._labelled.images
         shape = tuple(int(side) for side in pixels.shape[1:])
         return Inputs(width=int(np.prod(shape)), dtype=pixels.dtype.name, shape=shape)
 
@@ -101,12 +101,12 @@ class ImageSource:
     def documents(self) -> Iterator[Document]:
         """A document of one token for each image."""
         self.label_dtypes()
-        pixels, number = self._found.images, 0
+        pixels, number = self._labelled.images, 0
         for image, label in zip(pixels, self._numbers.tolist(), strict=True):
             yield self._document(number, image, label)
             number += 1
         for chosen in self._chosen.tolist():
-            image = scrambled(pixels[chosen], self._asked.block, (self._asked.seed, chosen))
+            image = scrambled(pixels[chosen], self._options.block, (self._options.seed, chosen))
             yield self._document(number, image, len(self.classes) - 1)
             number += 1
 
@@ -117,21 +117,21 @@ class ImageSource:
     def _numbers(self) -> NDArray[np.int64]:
         """The class of each image by number."""
         place = {name: number for number, name in enumerate(self.classes)}
-        return np.array([place[str(label)] for label in self._found.labels.tolist()], np.int64)
+        return np.array([place[str(label)] for label in self._labelled.labels.tolist()], np.int64)
 
     @cached_property
     def _chosen(self) -> NDArray[np.int64]:
         """Which images are scrambled, ascending: as many as the classes have on average."""
-        if not self._asked.scrambled:
+        if not self._options.scrambled:
             return np.empty(0, np.int64)
-        sides, block = self._found.images.shape[1:3], self._asked.block
+        sides, block = self._labelled.images.shape[1:3], self._options.block
         if any(side % block for side in sides):
             raise InputError(
                 f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give "
                 "a number that does, or do without scrambled images"
             )
-        n = len(self._found.images)
-        some = np.random.default_rng(self._asked.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
+        n = len(self._labelled.images)
+        some = np.random.default_rng(self._options.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
         return np.sort(some).astype(np.int64)
 
 

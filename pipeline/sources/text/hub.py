@@ -14,7 +14,7 @@ from schemas.records import digest_of
 from schemas.run.file import Corpus
 from schemas.values import Document
 
-_ASKED = ("kind", "path", "text_column", "split", "config")
+_DESCRIBED = ("kind", "path", "text_column", "split", "config")
 
 
 class RowSource(ABC):
@@ -25,7 +25,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What was asked for, and what tells its content."""
+        """The keys of the run file that are described, and what identifies the content."""
 
     @abstractmethod
     def digest(self) -> str:
@@ -45,8 +45,8 @@ class RowSource(ABC):
         for row in islice(self._rows(), 1):
             check_columns((self._corpus.text_column, *columns), row, where)
         labels = ([row.get(column) for column in columns] for row in self._rows())
-        found = infer_dtypes(labels, columns, where)
-        return {column: found.get(column, "String") for column in columns}
+        dtypes = infer_dtypes(labels, columns, where)
+        return {column: dtypes.get(column, "String") for column in columns}
 
     def inputs(self) -> None:  # noqa: B027 - none of them has vectors
         """There are no vectors."""
@@ -75,12 +75,12 @@ class HubSource(RowSource):
         """`load` and `revision` stand in for `datasets.load_dataset` and the hub's answer."""
         super().__init__(corpus)
         self._load = load or load_dataset
-        self._revision = self._asked(revision or revision_of, corpus.path)
+        self._revision = self._call_hub(revision or revision_of, corpus.path)
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, and the revision."""
+        """The corpus section, and the revision."""
         return {
-            **self._corpus.model_dump(mode="json", include=set(_ASKED)),
+            **self._corpus.model_dump(mode="json", include=set(_DESCRIBED)),
             "label_columns": list(self._corpus.label_columns),
             "revision": self._revision,
         }
@@ -90,12 +90,12 @@ class HubSource(RowSource):
         return digest_of([self._corpus.path, self._corpus.config, self._corpus.split, self._revision])
 
     def estimated_bytes(self) -> int | None:
-        """Unknown: the hub does not say it for every dataset."""
+        """Unknown: the hub does not publish it for every dataset."""
         return None
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        asked = {"name": self._corpus.config, "split": self._corpus.split, "revision": self._revision}
-        rows = self._asked(self._load, self._corpus.path, streaming=True, **asked)
+        options = {"name": self._corpus.config, "split": self._corpus.split, "revision": self._revision}
+        rows = self._call_hub(self._load, self._corpus.path, streaming=True, **options)
         try:
             yield from rows
         except Exception as error:
@@ -106,18 +106,18 @@ class HubSource(RowSource):
             del rows
             gc.collect()
 
-    def _asked(self, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _call_hub(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         refusal = (
             f"corpus.path {self._corpus.path!r} is not a local path, and no Hugging Face dataset could be "
             f"opened by that name (config {self._corpus.config}, split {self._corpus.split})"
         )
-        return answered(refusal, ask, *args, **kwargs)
+        return call_hub(refusal, call, *args, **kwargs)
 
 
-def answered(refusal: str, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def call_hub(refusal: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What the hub gives; its error is an InputError that begins with `refusal`."""
     try:
-        return ask(*args, **kwargs)
+        return call(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
         raise InputError(f"{refusal}: {' '.join(str(error).split())[:300]}") from None
 

@@ -42,7 +42,7 @@ class Reader(Protocol):
     """One file."""
 
     def label_dtypes(self) -> dict[str, str]:
-        """Types of the label columns, as far as the file tells; InputError when a column is not there."""
+        """Types of the label columns, as far as the file declares them; InputError for a missing column."""
         ...
 
     def text_bytes(self) -> int:
@@ -60,14 +60,14 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """A Parquet file; only the columns asked for are read, some rows at a time."""
+    """A Parquet file; only the columns that are needed are read, some rows at a time."""
 
     path: Path
     text_column: str
     label_columns: tuple[str, ...]
 
     def label_dtypes(self) -> dict[str, str]:
-        """The declared types; a column of type null tells nothing."""
+        """The declared types; a column of type null says nothing."""
         with self._open() as file:
             schema = file.schema_arrow
         check_columns((self.text_column, *self.label_columns), schema.names, str(self.path))
@@ -75,8 +75,8 @@ class ParquetReader:
             if schema.names.count(name) > 1:
                 raise InputError(f"{self.path} has several columns {name!r}: rename all but one")
         self._check_text_type(schema.field(self.text_column).type)
-        found = {name: self._dtype(name, schema.field(name).type) for name in self.label_columns}
-        return {name: dtype for name, dtype in found.items() if dtype is not None}
+        dtypes = {name: self._dtype(name, schema.field(name).type) for name in self.label_columns}
+        return {name: dtype for name, dtype in dtypes.items() if dtype is not None}
 
     def text_bytes(self) -> int:
         """Size of the text column before compression, from the file's footer."""
@@ -139,11 +139,11 @@ class ParquetReader:
         is_plain = known and pa.types.is_string(schema.field(self.text_column).type)
         return [self.text_column] if is_plain else []
 
-    def _check_text_type(self, found: pa.DataType) -> None:
-        if not (_is_string(found) or pa.types.is_null(found)):
-            raise InputError(f"{self.path}: column {self.text_column!r} holds {found}, not text")
+    def _check_text_type(self, dtype: pa.DataType) -> None:
+        if not (_is_string(dtype) or pa.types.is_null(dtype)):
+            raise InputError(f"{self.path}: column {self.text_column!r} holds {dtype}, not text")
 
-    def _dtype(self, column: str, found: pa.DataType) -> str | None:
+    def _dtype(self, column: str, arrow_type: pa.DataType) -> str | None:
         tests: list[tuple[Callable[[Any], bool], str]] = [
             (_is_string, "String"),
             (pa.types.is_integer, "Int64"),
@@ -151,12 +151,12 @@ class ParquetReader:
             (pa.types.is_boolean, "Boolean"),
         ]
         for is_kind, dtype in tests:
-            if is_kind(found):
+            if is_kind(arrow_type):
                 return dtype
-        if pa.types.is_null(found):
+        if pa.types.is_null(arrow_type):
             return None
         raise InputError(
-            f"{self.path}: label column {column!r} holds {found}; labels are strings, "
+            f"{self.path}: label column {column!r} holds {arrow_type}; labels are strings, "
             "numbers or true/false: write it as text"
         )
 
@@ -279,8 +279,8 @@ def format_of(path: Path) -> str | None:
     return next((end for end in FORMATS if path.name.lower().endswith(end)), None)
 
 
-def _is_string(found: pa.DataType) -> bool:
-    kind = found.value_type if pa.types.is_dictionary(found) else found
+def _is_string(dtype: pa.DataType) -> bool:
+    kind = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 

@@ -95,10 +95,10 @@ class SavedSource(RowSource):
         self._folder = saved_folder(corpus)
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, how many files and bytes that is, and what each file holds."""
-        asked = self._corpus.model_dump(mode="json", include={"kind", "path", "text_column", "split"})
+        """The corpus section, how many files and bytes that is, and what each file holds."""
+        section = self._corpus.model_dump(mode="json", include={"kind", "path", "text_column", "split"})
         return {
-            **asked,
+            **section,
             "label_columns": list(self._corpus.label_columns),
             "files": len(self._prints),
             "bytes": sum(size for _, size, _ in self._prints),
@@ -107,7 +107,7 @@ class SavedSource(RowSource):
 
     def digest(self) -> str:
         """Names, sizes and sha256 of the first and the last 8 MiB of every file."""
-        return digest_of([[*found] for found in self._prints])
+        return digest_of([[*fingerprint] for fingerprint in self._prints])
 
     def estimated_bytes(self) -> int | None:
         """Of the files with the rows."""

@@ -63,9 +63,9 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
     below = [p for p in _below(path) if p.is_file() and not _is_hidden(p.relative_to(path))]
     known = [p for p in below if format_of(p) is not None]
     if not known:
-        found, formats = f"{len(below)} other files" if below else "nothing", ", ".join(FORMATS)
-        way_out = saved_around(below)
-        raise InputError(f"corpus.path {str(path)!r} holds {found}, but no file of {formats}{way_out}")
+        contents, formats = f"{len(below)} other files" if below else "nothing", ", ".join(FORMATS)
+        remedy = saved_around(below)
+        raise InputError(f"corpus.path {str(path)!r} holds {contents}, but no file of {formats}{remedy}")
     return path, sorted(known, key=lambda p: p.relative_to(path).as_posix())
 
 
@@ -82,11 +82,11 @@ def _below(path: Path) -> Iterator[Path]:
 def _files_like(pattern: str) -> tuple[Path, list[Path]]:
     """The files that a glob finds; and the folder where the pattern starts."""
     # Path.glob takes no absolute pattern.
-    found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
-    if not found:
+    files = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
+    if not files:
         raise InputError(f"corpus.path {pattern!r} finds no file")
     fixed = Path(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
-    return fixed if fixed.is_dir() else fixed.parent, found
+    return fixed if fixed.is_dir() else fixed.parent, files
 
 
 def _is_hidden(path: Path) -> bool:
@@ -101,7 +101,7 @@ class FilesSource:
         self._readers = [self._reader(path) for path in files]
 
     def describe(self) -> dict[str, Any]:
-        """What was asked for, how many files and bytes that is, and what each file with content holds."""
+        """The corpus section, how many files and bytes that is, and what each file with content holds."""
         return {
             "kind": self._corpus.kind,
             "path": self._corpus.path,
@@ -115,7 +115,7 @@ class FilesSource:
     def digest(self) -> str:
         """Names below the base, sizes, and sha256 of the first and the last 8 MiB of every file."""
         named = zip(self._files, self._fingerprints, strict=True)
-        return digest_of([[self._name(path), *found] for path, found in named])
+        return digest_of([[self._name(path), *fingerprint] for path, fingerprint in named])
 
     @cached_property
     def _fingerprints(self) -> list[tuple[int, str]]:
@@ -154,11 +154,11 @@ class FilesSource:
         return path.relative_to(self._base).as_posix()
 
     def _reader(self, path: Path) -> Reader:
-        found = format_of(path)
-        if found is None:
+        name = format_of(path)
+        if name is None:
             formats = ", ".join(FORMATS)
             raise InputError(f"{path} is none of the known formats {formats}{saved_around([path])}")
-        return FORMATS[found](path, self._corpus.text_column, self._corpus.label_columns)
+        return FORMATS[name](path, self._corpus.text_column, self._corpus.label_columns)
 
 
 def _labels(values: tuple[Any, ...], dtypes: dict[str, str], where: str) -> tuple[Any, ...]:

@@ -191,7 +191,7 @@ class DocumentSums:
         return sums
 
     def add(self, shard: pl.DataFrame, totals: DocumentTotals) -> None:
-        """Add what `document_sums`, or `document_changes`, says of the next shard."""
+        """Add what `document_sums`, or `document_changes`, gives for the next shard."""
         features = shard["feature"].to_numpy()
         for name, column in self.columns.items():
             column[features] += shard[name].to_numpy()

@@ -52,7 +52,7 @@ def compare(a: DocumentSums, b: DocumentSums, changes: DocumentSums | None = Non
             f"n_active_{side}": sums.columns["active"],
         }
     for name, measure in MEASURES.items():
-        change = _apart(a, b, measure) if changes is None else _paired(a, b, changes, measure)
+        change = _independent_change(a, b, measure) if changes is None else _paired(a, b, changes, measure)
         columns |= _tested(name, a.estimate(measure).p, b.estimate(measure).p, change)
     return pl.DataFrame(columns, schema=DIFF, nan_to_null=True)
 
@@ -62,12 +62,12 @@ def frequency_difference(a: DocumentSums, b: DocumentSums) -> tuple[F64, F64, F6
     if not (a.totals.rows and b.totals.rows):
         nothing = np.full(len(a.columns["active"]), np.nan)
         return nothing, nothing, nothing
-    change = _apart(a, b, "active")
+    change = _independent_change(a, b, "active")
     _, z, p = judged(change)
     return change.difference, z, p
 
 
-def _apart(a: DocumentSums, b: DocumentSums, measure: str) -> Change:
+def _independent_change(a: DocumentSums, b: DocumentSums, measure: str) -> Change:
     """Two sets of documents that have nothing to do with each other."""
     first, second = a.estimate(measure), b.estimate(measure)
     one, two = first.variance(), second.variance()
@@ -85,8 +85,8 @@ def _pooled(a: Estimate, b: Estimate) -> F64:
     d = a.totals.documents + b.totals.documents
     p = (a.x + b.x) / (a.totals.rows + b.totals.rows)
     squares = (a.squares(p) + b.squares(p)) / (a.totals.rows_squared + b.totals.rows_squared)
-    spread = sum(side.totals.rows_squared / float(side.totals.rows) ** 2 for side in (a, b))
-    variance: F64 = squares * (spread * d / (d - 1))
+    inverse_size = sum(side.totals.rows_squared / float(side.totals.rows) ** 2 for side in (a, b))
+    variance: F64 = squares * (inverse_size * d / (d - 1))
     return variance
 
 

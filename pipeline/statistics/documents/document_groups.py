@@ -74,12 +74,12 @@ class Grouping:
 
     def groups(self, documents: pl.DataFrame) -> list[I64]:
         """For all documents and for each label the group of every document, -1 for none: int64 [M] each."""
-        found, first = [np.zeros(documents.height, np.int64)], 1
+        numbers, first = [np.zeros(documents.height, np.int64)], 1
         for label in self.labels:
             places = label.groups(documents[label.name])
-            found.append(np.where(places < 0, -1, places + first))
+            numbers.append(np.where(places < 0, -1, places + first))
             first += len(label.totals)
-        return found
+        return numbers
 
 
 class GroupSums:

@@ -8,10 +8,10 @@ the number of rows, and made smaller by (1.96 / t)^2, t being Student's quantile
 that var(p) has.
 
 Theirs are documents - 1. A variance that a few bursts make has fewer, and intervals of a feature that fires
-in three documents of 250 then hold the truth 76 times in 100. Here they are the effective number of documents
-that it fires in, e = (sum x)^2 / sum x^2 for x active rows of a document (F. E. Satterthwaite, 1946, in its
-simplest form), at most documents - 1 and at least 1. Over simulated bursts in 8 to 800 documents the coverage
-is 92 % to 100 %, and the interval of a feature seen in one document is as wide as that is worth
+in three documents of 250 then cover the true value 76 times in 100. Here they are the effective number of
+documents that it fires in, e = (sum x)^2 / sum x^2 for x active rows of a document (F. E. Satterthwaite,
+1946, in its simplest form), at most documents - 1 and at least 1. Over simulated bursts in 8 to 800 documents
+the coverage is 92 % to 100 %, and the interval of a feature seen in one document is as wide as that is worth
 (`tests/statistics/test_intervals.py`).
 """
 
@@ -25,11 +25,11 @@ from pipeline.statistics.documents.clustered import DocumentTotals, Estimate
 from schemas.values import F64
 
 LEVEL = 0.95
-"""Of every interval that is told, of frequencies and of `ratios`."""
+"""Of every interval that is reported, of frequencies and of `ratios`."""
 
 
 class Interval(NamedTuple):
-    """Standard error and ends of each interval, float64 [F]; NaN where nothing can be said."""
+    """Standard error and ends of each interval, float64 [F]; NaN where nothing can be estimated."""
 
     error: F64
     low: F64

@@ -1,7 +1,7 @@
 """Ratios of sums over documents, with errors that respect documents, from sums that merge exactly.
 
 Document d brings totals v_d, one for each of m quantities (losses, predictions, squared errors, rows ...).
-What is told are ratios R = a.S / b.S of S = sum v_d, with weights a and b: a mean loss, an explained
+What is reported are ratios R = a.S / b.S of S = sum v_d, with weights a and b: a mean loss, an explained
 variance, a recovered share. Documents are what is drawn, so
 
     var(R) = D / (D - 1) * sum ((a - R b).v_d)^2 / (b.S)^2
@@ -54,21 +54,21 @@ def moments(totals: F64) -> Moments:
     return Moments(len(totals), totals.sum(axis=0), np.einsum("di,dj->ij", totals, totals))
 
 
-def ratio(found: Moments, above: F64, below: F64) -> Estimated:
+def ratio(moments: Moments, above: F64, below: F64) -> Estimated:
     """above.S / below.S; its interval by Student's t with D - 1 degrees of freedom.
 
     All NaN where below.S is not positive: zeros that do no harm leave nothing to recover.
     """
     from scipy import stats
 
-    nan, size, d = float("nan"), float(below @ found.sums), found.documents
+    nan, size, d = float("nan"), float(below @ moments.sums), moments.documents
     if not size > 0:
         return Estimated(nan, nan, nan, nan)
-    value = float(above @ found.sums) / size
+    value = float(above @ moments.sums) / size
     if d < 2:
         return Estimated(value, nan, nan, nan)
     apart = above - value * below
-    squares = max(float(apart @ found.products @ apart), 0.0)  # rounding may not make it negative
+    squares = max(float(apart @ moments.products @ apart), 0.0)  # rounding may not make it negative
     se = float(np.sqrt(squares * d / (d - 1))) / size
     half = se * float(stats.t.ppf((1 + LEVEL) / 2, d - 1))
     return Estimated(value, se, value - half, value + half)

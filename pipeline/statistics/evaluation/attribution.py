@@ -1,4 +1,4 @@
-"""Attributions of prompts, summed by label value and feature; which features they select; what ablation says.
+"""Attributions of prompts, summed by label value and feature; which features they select; ablation's effects.
 
 A prompt without a value of a label is left out of that label. Means are over all prompts of a value, those in
 which a feature is not active with 0. Intervals are Student's, over prompts: they are what is drawn. Sums are
@@ -46,11 +46,11 @@ def partial(
     entries = pl.DataFrame({"feature": feature.astype(np.uint32), "one": each[0], "two": each[1]})
     parts = [pl.DataFrame(schema=SUMS)]
     for label in values.columns:
-        mine = values[label].cast(pl.String)
-        counts = mine.drop_nulls().value_counts(sort=False).rows()
+        label_values = values[label].cast(pl.String)
+        counts = label_values.drop_nulls().value_counts(sort=False).rows()
         there = [_row(label, value, None, n) for value, n in sorted(counts)]
         parts.append(pl.DataFrame(there, schema=SUMS, orient="row"))
-        known = entries.with_columns(value=mine.gather(context)).drop_nulls("value")
+        known = entries.with_columns(value=label_values.gather(context)).drop_nulls("value")
         parts.append(_summed(known, label))
     return pl.concat(parts)
 
@@ -105,7 +105,7 @@ def finalize(sums: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_features(sums: pl.DataFrame) -> pl.DataFrame:
-    """The sums of features, beside all `prompts` of their value; `active` are theirs."""
+    """The sums of features, with all `prompts` of their value; `active` are theirs."""
     features = sums.filter(pl.col("feature").is_not_null()).rename({"prompts": "active"})
     return features.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
 
@@ -154,18 +154,20 @@ def with_effects(selection: pl.DataFrame, sums: pl.DataFrame, *, squared: bool) 
     names = ("sum2", "squares2") if squared else ("sum", "squares")
     ablated = selection.filter(pl.col("rank").is_not_null()).select(*GROUP)
     features = sums.filter(pl.col("feature").is_not_null()).rename({"prompts": "active"})
-    found = ablated.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
-    found = found.join(features, on=GROUP, how="left", maintain_order="left")
-    found = found.with_columns(pl.col("active", *names).fill_null(0))
-    found = found.select(
+    effects = ablated.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
+    effects = effects.join(features, on=GROUP, how="left", maintain_order="left")
+    effects = effects.with_columns(pl.col("active", *names).fill_null(0))
+    effects = effects.select(
         *GROUP, "prompts", "active", effect=pl.col(names[0]) / pl.col("prompts"), se=_se(*names)
     )
-    n, mean, se = (found[name].to_numpy().astype(np.float64) for name in ("prompts", "effect", "se"))
+    n, mean, se = (effects[name].to_numpy().astype(np.float64) for name in ("prompts", "effect", "se"))
     half = se * stats.t.ppf((1 + LEVEL) / 2, np.maximum(n - 1, 1))
     ends = {"effect_low": mean - half, "effect_high": mean + half}
-    found = found.with_columns(**{name: pl.Series(values).fill_nan(None) for name, values in ends.items()})
-    told = selection.select(*GROUP, "score", "rank", "prompts", "active")
-    table = told.join(found, on=GROUP, how="left", maintain_order="left", suffix="_now")
+    effects = effects.with_columns(
+        **{name: pl.Series(values).fill_nan(None) for name, values in ends.items()}
+    )
+    selected = selection.select(*GROUP, "score", "rank", "prompts", "active")
+    table = selected.join(effects, on=GROUP, how="left", maintain_order="left", suffix="_now")
     same = pl.col("effect").sign() == pl.col("score").sign()
     beyond = (pl.col("effect_low") > 0) | (pl.col("effect_high") < 0)
     counted = {name: pl.coalesce(f"{name}_now", name) for name in ("prompts", "active")}

@@ -1,4 +1,4 @@
-"""What the fidelity of a site is told by: totals of documents, and the measures that are ratios of them."""
+"""What a site's fidelity is computed from: totals of documents, and the measures that are ratios of them."""
 
 from __future__ import annotations
 
@@ -78,39 +78,39 @@ _HARM = {
 """Share -> what is put in, and the losses between which it lies."""
 
 
-def row_of(found: Moments) -> dict[str, Any]:
+def row_of(moments: Moments) -> dict[str, Any]:
     """A row of FIDELITY_SHARDS but for the shard and what it was made from."""
-    sums = dict(zip(QUANTITIES, found.sums.tolist(), strict=True))
-    return {"documents": found.documents, **sums, "products": found.products.ravel().tolist()}
+    sums = dict(zip(QUANTITIES, moments.sums.tolist(), strict=True))
+    return {"documents": moments.documents, **sums, "products": moments.products.ravel().tolist()}
 
 
 def summary(shards: pl.DataFrame, width: int) -> pl.DataFrame:
     """The table FIDELITY from the sums of shards, added in their order; `width` is that of the target."""
     m = len(QUANTITIES)
-    found = Moments.none(m)
+    moments = Moments.none(m)
     for row in shards.iter_rows(named=True):
         sums = np.array([row[name] for name in QUANTITIES])
-        found = found.plus(Moments(row["documents"], sums, np.array(row["products"]).reshape(m, m)))
-    is_literal = found.sums[QUANTITIES.index("literal_predictions")] > 0
-    lines = [_line(name, found, width) for name in (*MEASURES, *(LITERAL_MEASURES if is_literal else ()))]
+        moments = moments.plus(Moments(row["documents"], sums, np.array(row["products"]).reshape(m, m)))
+    is_literal = moments.sums[QUANTITIES.index("literal_predictions")] > 0
+    lines = [_line(name, moments, width) for name in (*MEASURES, *(LITERAL_MEASURES if is_literal else ()))]
     return pl.DataFrame(lines, schema=FIDELITY, orient="row").fill_nan(None)
 
 
-def _line(name: str, found: Moments, width: int) -> tuple[Any, ...]:
+def _line(name: str, moments: Moments, width: int) -> tuple[Any, ...]:
     above, below = (_weights(weights) for weights in (MEASURES | LITERAL_MEASURES)[name])
     if name == "mse":
         below = below * width
     of_losses = name.endswith("_loss") or name == "kl" or "recovered" in name
     over = f"{'literal_' * name.startswith('literal')}predictions" if of_losses else "rows"
-    tokens = int(found.sums[QUANTITIES.index(over)])
-    return (name, *ratio(found, above, below), tokens, found.documents)
+    tokens = int(moments.sums[QUANTITIES.index(over)])
+    return (name, *ratio(moments, above, below), tokens, moments.documents)
 
 
 def reasons(table: pl.DataFrame) -> dict[str, str]:
     """Why a measure of the table FIDELITY has no value, or no interval, by its name."""
     rows = {row["measure"]: row for row in table.iter_rows(named=True)}
-    told = {name: _reason(name, rows) for name in rows}
-    return {name: reason for name, reason in told.items() if reason is not None}
+    by_measure = {name: _reason(name, rows) for name in rows}
+    return {name: reason for name, reason in by_measure.items() if reason is not None}
 
 
 def _reason(name: str, rows: dict[str, dict[str, Any]]) -> str | None:
@@ -118,14 +118,14 @@ def _reason(name: str, rows: dict[str, dict[str, Any]]) -> str | None:
     row = rows[name]
     if row["value"] is not None:
         few = row["low"] is None
-        return "no interval: it is told by how documents differ, and this is one document" if few else None
+        return "no interval: it needs several documents, and this is one" if few else None
     if not row["tokens"]:
         return "no measured row has a next token in its context"
     if name in _HARM:
         what, put_in, clean = _HARM[name]
         losses = f"{rows[put_in]['value']:.4f} against {rows[clean]['value']:.4f} clean"
         verb = "do" if what == "zeros" else "does"
-        return f"{what} in the place of x {verb} no harm (loss {losses}), so there is nothing to recover"
+        return f"{what} in place of x {verb} no harm (loss {losses}), so there is nothing to recover"
     return "what is to be reconstructed is the same in all rows"
 
 

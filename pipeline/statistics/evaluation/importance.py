@@ -7,7 +7,7 @@ a class is (loss with it set to 0 - loss) over the rows of the class, divided by
 No forward pass is repeated. With x - x' = r the error of a row, a_f the activation and d_f the decoder row,
 the error without feature f is r + a_f d_f, whose square is |r|^2 + 2 a_f r.d_f + a_f^2 |d_f|^2; and the mean
 activation without f is 0 for f and what it was for all others. So sums over rows of a_f r.d_f, a_f^2 and a_f
-tell everything: they are exact, and those of shards add up.
+say everything: they are exact, and those of shards add up.
 
 The *literal* loss of the notebook that this comes from has another penalty where nothing is set to 0: the
 mean over rows of KL(rho || mean activation over the FEATURES of the row), one number and no sum. That is the
@@ -36,7 +36,7 @@ CLAMP = 1e-7
 """Mean activations are brought between this and 1 - this before their logarithms are taken."""
 
 _BLOCK_BYTES = 1 << 26
-"""Of the errors of activations that are looked at together."""
+"""Of the errors of activations that are processed together."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class ClassSums:
 
     def __iadd__(self, other: ClassSums) -> ClassSums:
         """In place: a sum is as large as all features of all classes."""
-        for mine, theirs in zip(self.parts, other.parts, strict=True):
-            mine += theirs
+        for own, added in zip(self.parts, other.parts, strict=True):
+            own += added
         return self
 
     @property
@@ -122,8 +122,8 @@ def class_sums(
         piece, classes_of = activations[start:stop], of_row[start:stop]
         for rows in _blocks(piece.indptr, most):
             kept = classes_of[rows] >= 0
-            mine = None if read is None else read[rows][kept]
-            _add_block(sums, piece[rows][kept], mine, classes_of[rows][kept], w_dec, b_dec, penalty)
+            read_block = None if read is None else read[rows][kept]
+            _add_block(sums, piece[rows][kept], read_block, classes_of[rows][kept], w_dec, b_dec, penalty)
     return sums
 
 

@@ -1,7 +1,7 @@
 """How surprising an activation is, given how often a store holds one as large.
 
 Surprise in bits is -log2((1 + n) / (1 + N)): of N counted rows n have an activation at least as large, of the
-same sign, and the row that is asked about counts as one more, so that what was never seen has a finite
+same sign, and the row in question counts as one more, so that what was never seen has a finite
 answer, log2(1 + N). (1 + n) / (1 + N) is the p-value of B. Phipson and G. Smyth, "Permutation p-values should
 never be zero" (2010). A row in which the feature does not fire has 0 bits.
 

@@ -31,11 +31,11 @@ class Strongest:
     """The `k` strongest rows of each feature of a state: |activation| descending, ties by row.
 
     Shards are shown one after another, in ascending rows. `state` is the merged state of all of them: its
-    histograms tell a bound that at least k activations of the feature reach, so that one comparison leaves
+    histograms give a bound that at least k activations of the feature reach, so that one comparison leaves
     few candidates to be ranked. Compared are the bits of |activation| as it is stored, which sort as it does.
 
-    Where `show` is told of documents it is the strongest row of each document that is ranked. How many
-    documents reach a bound no histogram tells, so that of such a `state` the column `feature` is enough.
+    Where `update` gets documents it is the strongest row of each document that is ranked. How many
+    documents reach a bound no histogram says, so that of such a `state` the column `feature` is enough.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Strongest:
         most = _bits(np.maximum(np.abs(low), np.abs(high)).astype(self._dtype))
         return bool((most >= self._bounds[self._place[features]]).any())
 
-    def show(
+    def update(
         self,
         features: NDArray[Any],
         counts: I64,
@@ -65,22 +65,22 @@ class Strongest:
         rows: Callable[[], NDArray[Any]],
         documents: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
     ) -> None:
-        """Look at `values` [Z] of `features` [F], `counts` [F] of each; `rows` gives [Z], if need be.
+        """Take `values` [Z] of `features` [F], `counts` [F] of each; `rows` gives [Z], if need be.
 
         `documents` gives the document of each of some rows; it must not descend as rows ascend, and all of a
         feature's rows in one document must be shown at once.
         """
         places, values = self._place[features], values.astype(self._dtype, copy=False)
-        found = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
-        if not len(found):
+        candidates = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
+        if not len(candidates):
             return
-        owners = _owners(counts, found)
-        shown = rows()[found].astype(np.uint64, copy=False)
+        owners = _owners(counts, candidates)
+        shown = rows()[candidates].astype(np.uint64, copy=False)
         if documents is not None:
-            best = strongest_of_each(_bits(values[found]), owners, documents(shown))
-            found, owners, shown = found[best], owners[best], shown[best]
-        self._kept.append((places[owners], shown, values[found]))
-        self._n_kept += len(found)
+            best = strongest_of_each(_bits(values[candidates]), owners, documents(shown))
+            candidates, owners, shown = candidates[best], owners[best], shown[best]
+        self._kept.append((places[owners], shown, values[candidates]))
+        self._n_kept += len(candidates)
         if self._n_kept > _CANDIDATES + 2 * self._k * len(self._features):
             self._prune()
 

@@ -1,4 +1,4 @@
-"""Contexts in which a feature does not fire, drawn by hash: what its examples are to be told from.
+"""Contexts in which a feature does not fire, drawn by hash: what its examples are to be distinguished from.
 
 Of each feature contexts are tried in an order of its own, which goes through all C of them: a, a + b,
 a + 2 b … modulo C, where a and b are hashes of the feature and b shares no divisor with C. Those in which it

@@ -1,7 +1,7 @@
 """Examples of each tenth of a feature's active rows, by their exact place among them.
 
 `quantile_examples` (`examples`) takes a sample's place from the histogram, for that is all that partials
-tell: some 1 sample in 50 then stands in the tenth beside its own. Here all activations are counted.
+tell: some 1 sample in 50 then stands in the tenth next to its own. Here all activations are counted.
 Active rows are ordered by activation, negative ones first, equal ones by row; of n rows the one at place r,
 counted from 0, is of the tenth 10 (r + 1/2) / n, rounded down, so a single row is in the middle.
 
@@ -36,7 +36,7 @@ class Tenths:
         self._ties = np.zeros(len(self._keys), np.int64)
         self._n = np.zeros(len(self._features), np.int64)
 
-    def show(self, features: U32, counts: I64, values: F32, rows: U64) -> None:
+    def update(self, features: U32, counts: I64, values: F32, rows: U64) -> None:
         """Count activations: `counts` [F] of each of `features` [F], `values` and lake-wide `rows` [Z]."""
         places = np.searchsorted(self._features, features.astype(np.int64))
         keys = _keys(np.repeat(places, counts), values.astype(np.float32, copy=False))

@@ -1,4 +1,4 @@
-"""List columns as flat arrays: a list per feature, its elements told apart by a bin and in ascending bins."""
+"""List columns as flat arrays: a list per feature, its elements marked by a bin and in ascending bins."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ class Statistic(Protocol):
 
     name: str
     state: Schema
-    """Columns of the partial, and of every merge of partials, beside `feature`."""
+    """Columns of the partial, and of every merge of partials, in addition to `feature`."""
     table: Schema
-    """Columns of the feature table, beside `feature`."""
+    """Columns of the feature table, in addition to `feature`."""
 
     def partial(self, postings: Postings, shard: TokenShard) -> pl.DataFrame:
         """Statistic of one shard: a row per feature that fired, columns `feature` and `state`."""
@@ -44,12 +44,12 @@ class Statistic(Protocol):
 
 def feature_union(states: Sequence[pl.DataFrame]) -> tuple[U32, list[I64]]:
     """Features of any of the frames (uint32, ascending), and where those of each frame stand among them."""
-    found = [state["feature"].to_numpy().astype(np.int64) for state in states]
-    present = np.zeros(max((int(some[-1]) + 1 for some in found if len(some)), default=0), np.bool_)
-    for some in found:
+    ids_by_state = [state["feature"].to_numpy().astype(np.int64) for state in states]
+    present = np.zeros(max((int(some[-1]) + 1 for some in ids_by_state if len(some)), default=0), np.bool_)
+    for some in ids_by_state:
         present[some] = True
     place = np.cumsum(present) - 1
-    return np.flatnonzero(present).astype(np.uint32), [place[some] for some in found]
+    return np.flatnonzero(present).astype(np.uint32), [place[some] for some in ids_by_state]
 
 
 def every_feature(state: pl.DataFrame, d_sae: int) -> pl.DataFrame:

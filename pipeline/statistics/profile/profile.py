@@ -96,7 +96,7 @@ class Profiler:
         whole = self._sums.everywhere()
         active, totals = whole.columns["active"], whole.totals
         interval = frequency_interval(whole.estimate("active"))
-        tokens, positions = (tally.spread(n_features) for tally in (self._tokens, self._positions))
+        tokens, positions = (tally.concentration(n_features) for tally in (self._tokens, self._positions))
         first = self._positions.below(FIRST_POSITIONS, n_features)
         fired = active > 0
         never: dict[str, Any] = {
@@ -181,8 +181,8 @@ def with_q(labels: pl.DataFrame, family: Sequence[str] = ("label", "value")) -> 
         raised=p * pl.len().over(family) / (pl.len().over(family) - pl.int_range(pl.len()).over(family)),
     )
     q = ranked.select("place", q=pl.col("raised").cum_min().over(family).clip(upper_bound=1.0))
-    found = labels.drop("q").with_row_index("place").join(q, on="place", how="left", maintain_order="left")
-    return found.select(*labels.columns)
+    adjusted = labels.drop("q").with_row_index("place").join(q, on="place", how="left", maintain_order="left")
+    return adjusted.select(*labels.columns)
 
 
 def _where(condition: NDArray[np.bool_], values: NDArray[Any]) -> pl.Series:

@@ -21,7 +21,7 @@ PAIR_BYTES = 64
 _SHIFT = 32
 
 
-class Spread(NamedTuple):
+class Concentration(NamedTuple):
     """Of each feature, [F]: distinct columns, the most frequent one (the lowest of equals) and its count,
     all int64, and the entropy over columns in bits, float64; 0 where it never fired.
     """
@@ -67,27 +67,27 @@ class Tally:
     def below(self, column: int, n_features: int) -> I64:
         """Counts in columns before `column`, int64 [F]."""
         features, columns, counts = self.counts()
-        found = np.zeros(n_features, np.int64)
-        np.add.at(found, features[columns < column], counts[columns < column])
-        return found
+        n_below = np.zeros(n_features, np.int64)
+        np.add.at(n_below, features[columns < column], counts[columns < column])
+        return n_below
 
-    def spread(self, n_features: int) -> Spread:
+    def concentration(self, n_features: int) -> Concentration:
         """What the counts of each feature 0 .. n_features - 1 say.
 
         The entropy is C. E. Shannon's of the shares as they were counted: of few activations it is too low.
         """
         features, columns, counts = self.counts()
         zeros = np.zeros(n_features, np.int64)
-        spread = Spread(zeros, zeros.copy(), zeros.copy(), np.zeros(n_features))
+        concentration = Concentration(zeros, zeros.copy(), zeros.copy(), np.zeros(n_features))
         if not len(features):
-            return spread
+            return concentration
         starts = run_starts(features)
         fired, sizes = features[starts], np.diff(starts, append=len(features))
         most = np.maximum.reduceat(counts, starts)
         first = np.flatnonzero(counts == np.repeat(most, sizes))
         share = counts / np.repeat(np.add.reduceat(counts, starts), sizes)
-        spread.distinct[fired] = sizes
-        spread.top[fired] = columns[first[run_starts(features[first])]]
-        spread.top_count[fired] = most
-        spread.entropy_bits[fired] = np.abs(np.add.reduceat(share * np.log2(share), starts))
-        return spread
+        concentration.distinct[fired] = sizes
+        concentration.top[fired] = columns[first[run_starts(features[first])]]
+        concentration.top_count[fired] = most
+        concentration.entropy_bits[fired] = np.abs(np.add.reduceat(share * np.log2(share), starts))
+        return concentration

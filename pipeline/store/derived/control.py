@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from pipeline.statistics import control
-from pipeline.store.derived.features import in_some, site_ranges
+from pipeline.store.derived.features import in_batches, site_ranges
 from pipeline.store.formats.parquet import read_frame
 from pipeline.store.objects.verbs import readable
 from pipeline.store.reading.shard_files import ShardFiles
@@ -38,11 +38,11 @@ def control_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl
     if info.control is None:
         return {}
     shards = store.shard_files(site)
-    l0 = control.combine_l0(tasks.map(_count, in_some(shards)))
+    l0 = control.combine_l0(tasks.map(_count, in_batches(shards)))
     rows = int(l0.filter(of=control.LEARNT, threshold=0.0)["rows"].sum())
     ranges = site_ranges(store, site, CONTROL, _RANGE_BYTES)
-    found = list(tasks.map(partial(_range, shards, info, rows), ranges))
-    features = pl.concat(found).sort("of", "feature", descending=[True, False])
+    parts = list(tasks.map(partial(_range, shards, info, rows), ranges))
+    features = pl.concat(parts).sort("of", "feature", descending=[True, False])
     return {"control_features": features, "control_l0": l0}
 
 

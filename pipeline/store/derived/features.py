@@ -47,15 +47,15 @@ _WHOLE_RANGE = 1 << 18
 def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
     """The tables `features`, `l0` and `examples`."""
     info, shards, totals = store.site(site), store.shard_files(site), store.totals(site)
-    counts = combine_counts(tasks.map(_count_rows, in_some(shards)))
+    counts = combine_counts(tasks.map(_count_rows, in_batches(shards)))
     one = "feature_major" not in info.layouts  # a CSR is read whole, so by one task
     ranges = [range(info.d_sae)] if one else partials_ranges(store, site)
-    found = list(tasks.map(partial(_range_tables, shards, totals), ranges))
-    statistics.check_counts(sum(part.active for part in found), totals, counts)
+    parts = list(tasks.map(partial(_range_tables, shards, totals), ranges))
+    statistics.check_counts(sum(part.active for part in parts), totals, counts)
     return {
-        "features": pl.concat([part.features for part in found]),
+        "features": pl.concat([part.features for part in parts]),
         "l0": counts,
-        "examples": pl.concat([part.examples for part in found]),
+        "examples": pl.concat([part.examples for part in parts]),
     }
 
 
@@ -161,11 +161,11 @@ def _range_tables(shards: Sequence[ShardFiles], totals: Totals, features: range)
 
 
 def _show(shard: ShardFiles, features: range, activity: Activity, strongest: Strongest) -> None:
-    """Look for the strongest rows of one shard; of row groups that can hold none, nothing is read."""
+    """Search one shard for its strongest rows; of row groups that can hold none, nothing is read."""
     if shard.postings is None:
         postings = shard.read_postings()
         rows = postings.rows + shard.record.row_start
-        strongest.show(postings.features, np.diff(postings.offsets), postings.values, lambda: rows)
+        strongest.update(postings.features, np.diff(postings.offsets), postings.values, lambda: rows)
         return
     file, active = PostingsFile(shard.postings), activity.of(shard)
     for groups in file.runs_of(features):
@@ -179,14 +179,14 @@ def _show(shard: ShardFiles, features: range, activity: Activity, strongest: Str
             )
         if strongest.may_hold(fired, low, high):
             (values,) = file.read_groups(groups, ("activation",))
-            strongest.show(fired, counts, values, partial(_rows, file, groups))
+            strongest.update(fired, counts, values, partial(_rows, file, groups))
 
 
 def _rows(file: PostingsFile, groups: list[int]) -> NDArray[Any]:
     return np.asarray(file.read_groups(groups, ("row",))[0])
 
 
-def in_some(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:
+def in_batches(shards: Sequence[ShardFiles]) -> Iterator[Sequence[ShardFiles]]:
     """So many shards in a task as are worth one, where each has a small file to be read."""
     for start in range(0, len(shards), _COUNT_FILES):
         yield shards[start : start + _COUNT_FILES]

@@ -4,7 +4,7 @@ A first pass over the token shards learns the labels' values. Then a task takes 
 their activations and the tokens of every shard, in shard order; no bit depends on the ranges. They are cut so
 that what a task holds stays below RANGE_BYTES: 64 bytes for each token that each feature may fire on (at most
 its activations, or the vocabulary), 40 for each feature and value of a label, and 48 for each feature and
-numeric label. Beside that it holds the tokens of one shard, some 60 bytes a row, and a run of a million
+numeric label. Besides that it holds the tokens of one shard, some 60 bytes a row, and a run of a million
 activations.
 
 The cost is some 0.15 microseconds of one core for each activation, plus, for each range, 0.1 for each row of
@@ -37,7 +37,7 @@ from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake
 from schemas.tables.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE, Schema
-from schemas.values import Reads, TokenShard
+from schemas.values import RowSelection, TokenShard
 
 if TYPE_CHECKING:
     from pipeline.store.feature_store import FeatureStore
@@ -60,12 +60,12 @@ class Tokens:
 
     layout: Layout
     lake: Lake
-    reads: Reads
+    selection: RowSelection
 
     @classmethod
     def of(cls, store: FeatureStore, site: str) -> Tokens:
         """Of a site."""
-        return cls(store.layout, store.lake, store.site(site).reads)
+        return cls(store.layout, store.lake, store.site(site).selection)
 
     @property
     def labels(self) -> list[str]:
@@ -73,9 +73,9 @@ class Tokens:
         return list(self.lake.label_columns)
 
     def read(self, shard: ShardFiles, inputs: bool = False) -> TokenShard:
-        """One token shard as the site counts it; its checksum is for `verify` to look at."""
+        """One token shard as the site counts it; its checksum is for `verify` to check."""
         tokens = read_token_shard(self.layout, self.lake, shard.record, verify=False, inputs=inputs)
-        return tokens.at(self.reads, self.lake.context_size)
+        return tokens.restrict(self.selection, self.lake.context_size)
 
     def read_labels(self, shard: ShardFiles, names: Sequence[str]) -> pl.DataFrame:
         """Labels of its documents."""
@@ -87,8 +87,8 @@ def profile_tables(
 ) -> dict[str, pl.DataFrame]:
     """The tables `profile`, `labels`, `label_trends` and `label_values`.
 
-    `advance` is told of features that are done. `most`: values of a label column that are compared, those of
-    most rows; None: `most_values`.
+    `advance` is called with the number of features that are done. `most`: values of a label column that are
+    compared, those of most rows; None: `most_values`.
     """
     tokens, shards, d_sae = Tokens.of(store, site), store.shard_files(site), store.site(site).d_sae
     grouping, values = group(
@@ -107,7 +107,7 @@ def profile_tables(
 def l0_thresholds(
     store: FeatureStore, site: str, thresholds: Sequence[float], tasks: Tasks, advance: Advance
 ) -> pl.DataFrame:
-    """The table `l0_thresholds`; a task looks at one shard, and `advance` is told of shards that are done."""
+    """The table `l0_thresholds`; a task reads one shard, and `advance` counts the shards that are done."""
     counts = pl.DataFrame(schema=L0_THRESHOLDS)
     for some in tasks.map(partial(_count_above, thresholds), store.shard_files(site)):
         counts = pl.concat([counts, some]).group_by("threshold", "l0").agg(pl.col("rows").sum())
@@ -218,8 +218,8 @@ def group(
         sums.append(DocumentTotals(*rest.select(pl.col(_SUMS).sum()).row(0)))
         labels.append(Label(name, tuple(kept["value"]), tuple(sums)))
         frames.append(of.select(*LABEL_VALUES))
-        if is_number and (found := _numeric(name, of.drop_nulls("value"))) is not None:
-            numeric.append(found)
+        if is_number and (numeric_label := _numeric(name, of.drop_nulls("value"))) is not None:
+            numeric.append(numeric_label)
     return Grouping(totals, tuple(labels), tuple(numeric)), pl.concat(frames)
 
 

@@ -53,7 +53,7 @@ def rank_intervals(
 ) -> dict[str, tuple[I64, I64]]:
     """Of each column the lowest and highest rank (95 %) of every feature, int64 [d_sae], -1 for none.
 
-    `features` is the feature table of these shards; `advance` is told of features x draws that are done.
+    `features` is the feature table of these shards; `advance` counts the features x draws that are done.
     Which features come last is decided once, by the table, and not by a draw.
     """
     draws, seed, support = drawing
@@ -62,7 +62,7 @@ def rank_intervals(
     counted = np.array([int(shard.read_row_counts()["rows"].sum()) for shard in shards], np.int64)
     centre = features["mean_active"].fill_null(0.0).to_numpy()
     weights, power = draw_weights(draws, len(shards), seed), highest_power(by)
-    found = {name: RankIntervals(d_sae, draws) for name in by}
+    by_name = {name: RankIntervals(d_sae, draws) for name in by}
     ranges = _ranges(store, site)
     for some in _cut(draws, max(len(each) for each in ranges), power, d_sae * len(by)):
         values = np.empty((len(by), len(some), d_sae))
@@ -72,8 +72,8 @@ def rank_intervals(
             advance(len(place) * len(some))
         for draw in range(len(some)):
             for row, name in enumerate(by):
-                found[name].add(_ranks(values[row, draw], rare))
-    return {name: intervals.interval() for name, intervals in found.items()}
+                by_name[name].add(_ranks(values[row, draw], rare))
+    return {name: intervals.interval() for name, intervals in by_name.items()}
 
 
 def _ranks(values: F64, rare: Bool) -> I64:

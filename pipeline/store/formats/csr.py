@@ -26,13 +26,13 @@ ONE_INDEX_TYPE_SINCE = 5
 """Format version."""
 
 EVERY_CHUNK: Any = {"write_empty_chunks": True}
-"""Chunks of zeros are written too, so that a missing one can be told."""
+"""Chunks of zeros are written too, so that a missing one is noticed."""
 
 
 def checked_codecs(values: np.dtype[Any], level: int = _LEVEL, block: int = 0) -> list[Any]:
     """Of numbers of this type: Blosc's zstd, then a checksum, for a flipped bit would be a wrong number.
 
-    Stores written before have none there; each array's metadata says what it has.
+    Stores written before have none there; each array's metadata says which it has.
     """
     blosc = BloscCodec(
         cname="zstd", clevel=level, shuffle="shuffle", typesize=values.itemsize, blocksize=block
@@ -103,7 +103,7 @@ def _read(path: StorePath, *names: str) -> tuple[list[Any], tuple[int, int]]:
 
 
 def check_structure(indices: I32, indptr: I64, rows: int, d_sae: int) -> None:
-    """ValueError where SciPy, which looks at nothing, would read beyond its arrays."""
+    """ValueError where SciPy, which checks nothing, would read beyond its arrays."""
     if len(indptr) != rows + 1 or indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
         raise ValueError(f"its indptr is not that of {rows} rows and {len(indices)} activations")
     if len(indices) and not 0 <= indices.min() <= indices.max() < d_sae:

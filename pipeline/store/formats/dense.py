@@ -171,7 +171,7 @@ def chunk_rows(n_rows: int, width: int, itemsize: int) -> int:
 def open_dense(path: StorePath) -> Any:
     """The Zarr array to read in slices, on object storage by ranges; ValueError when a piece is missing.
 
-    Whole Zarr shards are looked for here, the chunks within one when it is read first.
+    Whole Zarr shards are searched for here, the chunks within one when it is read first.
     """
     array = open_array(path)
     if absent_chunks(array):
@@ -179,7 +179,7 @@ def open_dense(path: StorePath) -> Any:
     return array
 
 
-def wrong_with_dense(array: Any, stored: Bool, dtype: DenseDtype) -> Iterator[str]:
+def dense_problem(array: Any, stored: Bool, dtype: DenseDtype) -> Iterator[str]:
     """What cannot be true of the array of a shard whose rows `stored`, bool [N], have an x; in words."""
     kind = np.float16 if dtype == "float16" else np.float32
     if array.ndim != 2 or array.shape[0] != len(stored) or array.dtype != kind:

@@ -123,7 +123,7 @@ def scan_frame(path: StorePath) -> pl.LazyFrame:
 def scan_frames(source: Any, **options: Any) -> pl.LazyFrame:
     """What is `scannable`, one or several; with the environment's credentials, as obstore finds them.
 
-    Polars would else ask the clouds' own packages, where they are installed, which look elsewhere.
+    Polars would else ask the clouds' own packages, where they are installed, which search elsewhere.
     """
     return pl.scan_parquet(source, glob=False, credential_provider=None, **options)
 

@@ -29,7 +29,7 @@ def round_activations(features: SparseFeatures, dtype: ActivationDtype) -> tuple
     kept: Bool = rounded != 0
     if not kept.all():
         underflow = int(np.count_nonzero(value[~kept]))
-        kept_features = SparseFeatures(features.indptr, features.indices, rounded).only(kept)
+        kept_features = SparseFeatures(features.indptr, features.indices, rounded).select(kept)
         return kept_features, underflow, _loss(value[kept], kept_features.data)
     return SparseFeatures(features.indptr, features.indices, rounded), 0, _loss(value, rounded)
 

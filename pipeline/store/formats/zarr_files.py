@@ -27,7 +27,7 @@ from schemas.layout import ZARR_METADATA, StorePath, is_zarr_name
 from schemas.records import parse_json
 
 CODECS = ("bytes", "blosc", "zstd", "crc32c", "sharding_indexed")
-"""What latentlake and AnnData write; none of them runs what a file says."""
+"""What latentlake and AnnData write; none of them runs code from a file."""
 _NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)")
 _CHUNK = re.compile(r"(?:(.*)/)?c((?:/\d+)*)")
 _ABSENT = 2**64 - 1
@@ -67,13 +67,13 @@ def check_chunks(arrays: Mapping[str, Any]) -> None:
 
 def arrays_of(group: Any, names: Iterable[str]) -> dict[str, Any]:
     """Arrays of a group by name; ValueError where one of them is missing."""
-    found = {}
+    arrays = {}
     for name in names:
         array = group.get(name)
         if not isinstance(array, zarr.Array):
             raise ValueError(f"its array {name} is missing")
-        found[name] = array
-    return found
+        arrays[name] = array
+    return arrays
 
 
 def _store(path: StorePath, *, whole: bool) -> tuple[Store, str]:
@@ -88,8 +88,8 @@ def _store(path: StorePath, *, whole: bool) -> tuple[Store, str]:
     if not whole:
         return ObjectStore(path.client, read_only=True), path.key
     names = [name for name, _, _ in walk(path) if is_zarr_name(name)]
-    found = map(CpuBuffer.from_bytes, read_many([path / name for name in names]))
-    return MemoryStore(dict(zip(names, found, strict=True)), read_only=True), ""
+    buffers = map(CpuBuffer.from_bytes, read_many([path / name for name in names]))
+    return MemoryStore(dict(zip(names, buffers, strict=True)), read_only=True), ""
 
 
 class CheckedStore(WrapperStore[Store]):
@@ -111,18 +111,18 @@ class CheckedStore(WrapperStore[Store]):
         chunk = _CHUNK.fullmatch(key)
         if chunk is not None and not self._absent_is_zero:
             await self._check_shard(key, chunk, prototype)
-        found: Buffer | None = await super().get(key, prototype, byte_range)
-        if found is not None and key.rpartition("/")[2] == ZARR_METADATA:
-            sharding = check_metadata(found.to_bytes(), key)
+        buffer: Buffer | None = await super().get(key, prototype, byte_range)
+        if buffer is not None and key.rpartition("/")[2] == ZARR_METADATA:
+            sharding = check_metadata(buffer.to_bytes(), key)
             if sharding is not None:
                 self._shards[key.rpartition("/")[0]] = sharding
         if chunk is None or self._absent_is_zero:
-            return found
-        if found is None:
+            return buffer
+        if buffer is None:
             raise ValueError(f"its chunk {key} is missing")
-        if isinstance(byte_range, RangeByteRequest) and len(found) != byte_range.end - byte_range.start:
+        if isinstance(byte_range, RangeByteRequest) and len(buffer) != byte_range.end - byte_range.start:
             raise ValueError(f"its chunk {key} is cut off")
-        return found
+        return buffer
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

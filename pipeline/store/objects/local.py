@@ -1,7 +1,7 @@
 """The verbs of `objects` on POSIX file systems and NFS.
 
 A marker is put with `link(2)`, which exactly one of many racing writers wins. Names of temporary files start
-with a dot and end with `.tmp`; they lie beside their target, so that linking and renaming never cross a file
+with a dot and end with `.tmp`; they lie next to their target, so that linking and renaming never cross a file
 system.
 """
 
@@ -99,7 +99,7 @@ def _same_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """See `objects.scratch_folder`: here it lies beside `path`."""
+    """See `objects.scratch_folder`: here it lies next to `path`."""
     temporary = temporary_path(path)
     with storage_errors(path):
         temporary.mkdir(parents=True)
@@ -134,27 +134,27 @@ def publish_folder(temporary: Path, path: Path) -> bool:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name that nobody else uses, beside `path`."""
+    """A name that nobody else uses, next to `path`."""
     return path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
 
 
 def remove_tree(path: Path) -> None:
     """See `objects.remove_tree`: it goes at once, so that who still writes into it finds it gone."""
-    doomed = temporary_path(path)
+    trash = temporary_path(path)
     try:
-        path.rename(doomed)
+        path.rename(trash)
     except OSError:
         shutil.rmtree(path, ignore_errors=True)
         return
-    shutil.rmtree(doomed, ignore_errors=True)
-    if doomed.exists():
+    shutil.rmtree(trash, ignore_errors=True)
+    if trash.exists():
         with contextlib.suppress(OSError):
-            doomed.rename(path)
+            trash.rename(path)
 
 
 def walk(path: Path) -> Iterator[tuple[str, int, float]]:
     """See `objects.walk`; files and folders that go away meanwhile are left out, others must be readable."""
-    for parent, _, names in os.walk(path, onerror=_unless_gone):
+    for parent, _, names in os.walk(path, onerror=_raise_unless_missing):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 file = Path(parent) / name
@@ -162,7 +162,7 @@ def walk(path: Path) -> Iterator[tuple[str, int, float]]:
                 yield file.relative_to(path).as_posix(), about.st_size, about.st_mtime
 
 
-def _unless_gone(error: OSError) -> None:
+def _raise_unless_missing(error: OSError) -> None:
     """A folder that cannot be listed is not an empty one."""
     if not isinstance(error, FileNotFoundError):
         raise error
@@ -210,7 +210,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _holder(path: Path) -> Path:
-    """Beside a lock, the file that stands for it where the file system has no locks."""
+    """Next to a lock, the file that stands for it where the file system has no locks."""
     return path.with_name(f"{path.name}.held")
 
 
@@ -239,7 +239,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def storage_errors(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
-    """Turn what the system says of a write to `path` into one sentence with the remedy for its kind."""
+    """Turn the system's error of a write to `path` into one sentence with the remedy for its kind."""
     try:
         yield
     except InputError:
@@ -268,7 +268,7 @@ def storage_errors(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary_file(path: Path, data: bytes) -> Iterator[Path]:
-    """A synchronised file beside `path` that holds `data`, removed at the end if still there."""
+    """A synchronised file next to `path` that holds `data`, removed at the end if still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:

@@ -18,7 +18,7 @@ from schemas.errors import InputError
 from schemas.layout import StorePath
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
-"""What `flock` says where a file system has none: Lustre without its option, NFS without its lock service."""
+"""The errors of `flock` where there are no locks: Lustre without its option, NFS without its lock service."""
 PathT = TypeVar("PathT", bound=StorePath)
 
 
@@ -37,7 +37,7 @@ def flock(file: IO[bytes], operation: int) -> bool:
 def held_by_file(
     path: PathT, what: str, put: Callable[[PathT, bytes], bool], remove: Callable[[PathT], None]
 ) -> Iterator[None]:
-    """Hold a lock that is a file or object, which says by whom; a process that is killed leaves it behind."""
+    """Hold a lock that is a file or object naming its holder; a process that is killed leaves it behind."""
     who = f"{socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
     if not put(path, json.dumps({"who": who, "id": uuid.uuid4().hex}).encode()):
         who = "somebody"

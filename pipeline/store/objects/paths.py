@@ -82,17 +82,17 @@ class ObjectPath:
     @property
     def name(self) -> str:
         """The last part."""
-        return self._pure.name
+        return self._posix_path.name
 
     @property
     def stem(self) -> str:
         """The last part without its suffix."""
-        return self._pure.stem
+        return self._posix_path.stem
 
     @property
     def suffix(self) -> str:
         """What the last dot of the name begins, with it."""
-        return self._pure.suffix
+        return self._posix_path.suffix
 
     @property
     def parent(self) -> ObjectPath:
@@ -126,8 +126,8 @@ class ObjectPath:
     def iterdir(self) -> Iterator[ObjectPath]:
         """Objects and folders just below; none where there is nothing."""
         with remote_errors(self):
-            found = obstore.list_with_delimiter(self.client, prefix=self.key or None)
-        for key in [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]:
+            listing = obstore.list_with_delimiter(self.client, prefix=self.key or None)
+        for key in [*listing["common_prefixes"], *(entry["path"] for entry in listing["objects"])]:
             yield ObjectPath(self.url, key)
 
     def size(self) -> int | None:
@@ -141,9 +141,9 @@ class ObjectPath:
     def read_bytes(self) -> bytes:
         """The object, large ones by several requests at once; FileNotFoundError where there is none."""
         with remote_errors(self):
-            found = obstore.get(self.client, self.key)
-            if (size := found.meta["size"]) <= _ONE_READ:
-                return bytes(found.bytes())
+            response = obstore.get(self.client, self.key)
+            if (size := response.meta["size"]) <= _ONE_READ:
+                return bytes(response.bytes())
         starts = range(0, size, _ONE_READ)
         with ThreadPoolExecutor(_READS) as threads:  # obstore's get_ranges would make one request of them
             return b"".join(threads.map(lambda at: self.read_range(at, min(at + _ONE_READ, size)), starts))
@@ -154,7 +154,7 @@ class ObjectPath:
             return bytes(obstore.get_range(self.client, self.key, start=start, end=end))
 
     @property
-    def _pure(self) -> PurePosixPath:
+    def _posix_path(self) -> PurePosixPath:
         return PurePosixPath(self.key or self.url.rpartition("/")[2])
 
 
@@ -172,8 +172,8 @@ def store_path(root: str | StorePath) -> StorePath:
         raise InputError(f"store {shown(root)} {NO_SECRETS}")
     if scheme not in SCHEMES:
         raise InputError(f"store {root!r}: there is no {scheme}:// here; known are {', '.join(SCHEMES)}")
-    found = _URL.fullmatch(root)
-    if found is None or {".", ".."} & set(found[3].split("/")):
+    match = _URL.fullmatch(root)
+    if match is None or {".", ".."} & set(match[3].split("/")):
         raise InputError(
             f"store {root!r} is not a URL of object storage: write {scheme}://BUCKET/PREFIX, the prefix of "
             "letters, digits and . _ + = ~ -"
@@ -190,7 +190,7 @@ def client(url: str, *, retries: bool = True) -> Any:
     """The obstore of a root; without `retries` it sends each request once. memory:// has one per URL.
 
     InputError in a process forked from one that has clients: obstore's threads are not there, and it would
-    wait for them for ever.
+    wait for them forever.
     """
     key = (url, retries or url.startswith("memory:"))
     with _MAKING:  # two threads that come first must not get a memory each
@@ -228,7 +228,7 @@ def tries() -> Iterator[int]:
 
 @contextmanager
 def remote_errors(path: object) -> Iterator[None]:
-    """Turn what object storage says into InputError for what the user can fix, RemoteError for what passes.
+    """Turn errors of object storage into InputError for what the user can fix, RemoteError for what passes.
 
     FileNotFoundError and FileExistsError are what they are.
     """
@@ -240,17 +240,17 @@ def remote_errors(path: object) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, "there is no such object", str(path)) from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise InputError(
-            f"{path} is forbidden ({_said(str(error))}): check the credentials in the environment (AWS_*, "
+            f"{path} is forbidden ({_brief(str(error))}): check the credentials in the environment (AWS_*, "
             "GOOGLE_*, AZURE_*), and what they may do there"
         ) from None
     except (AlreadyExistsError, PreconditionError) as error:
-        # Azure says 409 where the others say 412; a 409 of the others is not answer yet
+        # Azure answers 409 where the others answer 412; a 409 of the others is no answer yet
         if "status code: 409" in (text := str(error)) and "BlobAlreadyExists" not in text:
-            raise ConflictError(errno.EIO, f"object storage failed ({_said(text)})", str(path)) from None
+            raise ConflictError(errno.EIO, f"object storage failed ({_brief(text)})", str(path)) from None
         raise FileExistsError(errno.EEXIST, "there is such an object", str(path)) from None
     except (NotSupportedError, NotImplementedError) as error:
         raise InputError(
-            f"{path}: this object storage does not know what is asked ({_said(str(error))}); commits need "
+            f"{path}: this object storage does not support the request ({_brief(str(error))}); commits need "
             "conditional puts (AWS_CONDITIONAL_PUT: etag)"
         ) from None
     except BaseError as error:
@@ -261,34 +261,36 @@ def remote_errors(path: object) -> Iterator[None]:
 
 def _no_bucket(path: object, text: str) -> InputError:
     return InputError(
-        f"{path} lies in a bucket that does not exist ({_said(text)}): create it, or set store.root elsewhere"
+        f"{path} lies in a bucket that does not exist ({_brief(text)}): create it, or set another store.root"
     )
 
 
 def _translated(path: object, text: str) -> Exception:
     """What an error of no class of its own means."""
-    said = text.partition("Debug source")[0]
-    wrong = f"object storage failed ({_said(text)})"
-    if re.search(r"169\.254\.|metadata\.google|token request|[Cc]redential|must be specified", said):
+    message = text.partition("Debug source")[0]
+    wrong = f"object storage failed ({_brief(text)})"
+    if re.search(r"169\.254\.|metadata\.google|token request|[Cc]redential|must be specified", message):
         wrong = (
-            f"no credentials were found ({_said(text)}): set AWS_*, GOOGLE_* or AZURE_* in the environment"
+            f"no credentials were found ({_brief(text)}): set AWS_*, GOOGLE_* or AZURE_* in the environment"
         )
-    elif not _is_passing(said):
+    elif not _is_transient(message):
         wrong = (
-            f"object storage refuses ({_said(text)}): check the URL, region and endpoint (AWS_REGION, "
+            f"object storage refuses ({_brief(text)}): check the URL, region and endpoint (AWS_REGION, "
             "AWS_ENDPOINT_URL …)"
         )
-    return RemoteError(errno.EIO, wrong, str(path)) if _is_passing(said) else InputError(f"{path}: {wrong}")
+    return (
+        RemoteError(errno.EIO, wrong, str(path)) if _is_transient(message) else InputError(f"{path}: {wrong}")
+    )
 
 
-def _is_passing(said: str) -> bool:
+def _is_transient(message: str) -> bool:
     """Whether the same request may do better later: no answer, or one that blames the server or the rush."""
-    if status := re.search(r"status code: (\d+)", said):
+    if status := re.search(r"status code: (\d+)", message):
         return int(status[1]) >= 500 or int(status[1]) in (408, 429)
-    return "HTTP error" in said
+    return "HTTP error" in message
 
 
-def _said(text: str) -> str:
+def _brief(text: str) -> str:
     """The storage's own words, short."""
     code = re.search(r"<Code>(.*?)</Code>", text)
     if code:

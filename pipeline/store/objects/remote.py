@@ -33,7 +33,7 @@ _ROOT_OF_ZARR = "zarr.json"
 
 
 def put_if_absent(path: ObjectPath, data: bytes) -> bool:
-    """See `objects.put_if_absent`. Of writers with equal bytes several may be told that they won.
+    """See `objects.put_if_absent`. Of writers with equal bytes several may learn that they won.
 
     That is so when an answer was lost (a timeout, a dropped connection, 5xx): then the object is read, and is
     ours when it holds our bytes. obstore may not repeat this request by itself: it would meet its own object.
@@ -169,7 +169,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _put(path: ObjectPath, data: bytes | Path) -> None:
-    """Put or replace; obstore repeats all but a 409, which S3 says to a write beside a conditional one."""
+    """Put or replace; obstore repeats all but a 409, S3's answer to a write during a conditional one."""
     error = None
     for _ in tries():
         try:
@@ -199,7 +199,7 @@ def scratch_folder() -> Iterator[Path]:
 
     A full or forbidden disk there is an InputError that names it.
     """
-    _sweep()
+    _remove_stale_scratch()
     with storage_errors(Path(tempfile.gettempdir()), TMPDIR_REMEDY):
         folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
         try:
@@ -211,7 +211,7 @@ def scratch_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep() -> None:
+def _remove_stale_scratch() -> None:
     """Remove scratch folders whose lock, an hour old, nobody holds: a lock ends with its process."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError):

@@ -71,7 +71,7 @@ def open_input(path: StorePath) -> BinaryIO:
 
 
 def read_many(paths: Sequence[StorePath]) -> Iterator[bytes]:
-    """The bytes of many small files, in order; object storage is asked for several at once."""
+    """The bytes of many small files, in order; object storage gets several requests at once."""
     if any(isinstance(path, Path) for path in paths):
         return (read_bytes(path) for path in paths)
     return remote.read_many([_of(path) for path in paths])
@@ -115,14 +115,14 @@ def measure(path: StorePath) -> tuple[int, str]:
     """Bytes and sha256 of a file, or of a folder hashed as one.
 
     That is the sha256 of the sorted lines `<relative path> <sha256 of the file>`, each ended by a newline, of
-    the files that Zarr has there: what a file manager or a file system leaves beside them does not count.
+    the files that Zarr has there: what a file manager or a file system leaves next to them does not count.
     """
     with system_readable(path):
         if path.is_file():
             return _size(path), sha256_file(path)
-        found = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
-    lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in found)
-    return sum(size for _, size in found), hashlib.sha256(lines.encode()).hexdigest()
+        files = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
+    lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in files)
+    return sum(size for _, size in files), hashlib.sha256(lines.encode()).hexdigest()
 
 
 def self_test(root: StorePath) -> None:
@@ -147,7 +147,7 @@ RESTORE = "run `latentlake verify`, and restore what it names from a copy of the
 
 @contextlib.contextmanager
 def readable(path: StorePath, remedy: str = RESTORE) -> Iterator[None]:
-    """Tell of a missing or damaged file in one sentence; what the system refuses is not damage."""
+    """Report a missing or damaged file in one sentence; what the system refuses is not damage."""
     try:
         yield
     except (InputError, RemoteError):

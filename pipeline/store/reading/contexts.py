@@ -1,6 +1,6 @@
 """Which context, segment and document a row of the lake lies in, and the tokens around it.
 
-Shapes: C contexts and S segments of the lake, Q rows that are asked for.
+Shapes: C contexts and S segments of the lake, Q rows that are requested.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS: Schema = {
     "document": pl.UInt64(),
     "document_offset": pl.UInt32(),
 }
-"""What is known of each row beside its labels; `document_offset` is null for a BOS put before a document."""
+"""What is known of each row besides its labels; `document_offset` is null for a BOS put before a document."""
 
 _TOKENS_KEPT = 1 << 25
 
@@ -40,7 +40,7 @@ def label_column(name: str) -> str:
 
 
 class ContextIndex:
-    """Reads the token shards when first asked: 8 bytes a context, and 28 bytes a segment plus its labels."""
+    """Reads the token shards when first used: 8 bytes a context, and 28 bytes a segment plus its labels."""
 
     def __init__(self, layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> None:
         self._layout, self._shards = layout, shards
@@ -52,7 +52,7 @@ class ContextIndex:
 
     @property
     def columns(self) -> list[str]:
-        """Names of all that `describe` can tell; labels are called as `label_column` says."""
+        """Names of all columns that `describe` gives; labels are named by `label_column`."""
         return [*COLUMNS, *self._labels.values()]
 
     @cached_property
@@ -106,30 +106,30 @@ class ContextIndex:
         return position
 
     def describe(self, rows: NDArray[Any], columns: Sequence[str]) -> pl.DataFrame:
-        """Those of `columns` that are asked for, of each row: [Q]. Only what they need is read."""
-        found: dict[str, pl.Series] = {}
+        """The requested `columns` of each row: [Q]. Only what they need is read."""
+        described: dict[str, pl.Series] = {}
         if "shard" in columns:
             names = pl.Series([record.name for record in self._shards], dtype=pl.String)
-            found["shard"] = names[self._shard_of(rows)]
+            described["shard"] = names[self._shard_of(rows)]
         if "context" in columns:
-            found["context"] = pl.Series(self.context_of(rows).astype(np.uint64))
+            described["context"] = pl.Series(self.context_of(rows).astype(np.uint64))
         if "position" in columns:
-            found["position"] = pl.Series(self.position_of(rows).astype(np.uint32))
+            described["position"] = pl.Series(self.position_of(rows).astype(np.uint32))
         if {"document", "document_offset", *self._labels.values()} & set(columns):
-            found |= self._in_segments(rows, columns)
-        return pl.DataFrame({name: found[name] for name in columns})
+            described |= self._in_segments(rows, columns)
+        return pl.DataFrame({name: described[name] for name in columns})
 
     def _in_segments(self, rows: NDArray[Any], columns: Sequence[str]) -> dict[str, pl.Series]:
-        """Document, offset and labels of each row, those asked for."""
+        """Document, offset and labels of each row, as far as requested."""
         index = np.searchsorted(self._segments["row"].to_numpy(), rows.astype(np.int64), side="right") - 1
         wanted = [name for name in ("document", *self._labels.values()) if name in columns]
-        found = {name: self._segments[name][index] for name in wanted}
+        described = {name: self._segments[name][index] for name in wanted}
         if "document_offset" in columns:
             begin, offset = (self._segments[name].to_numpy()[index] for name in ("begin", "offset"))
             token = rows.astype(np.int64) - begin
             place = pl.Series((np.maximum(token, 0) + offset).astype(np.uint32))
-            found["document_offset"] = place.set(pl.Series(token < 0), None)
-        return found
+            described["document_offset"] = place.set(pl.Series(token < 0), None)
+        return described
 
     def token_ids(self, context: int) -> I32:
         """Token ids of one context."""

@@ -59,8 +59,8 @@ class DenseShard:
         """Vectors float32 [Q, width] of some rows, counted from the shard's first, in any order."""
         places, back = np.unique(rows.astype(np.int64), return_inverse=True)
         with readable(self.path):
-            found = self.array.oindex[places] if len(places) else np.empty((0, self.array.shape[1]))
-        x: F32 = found.astype(np.float32, copy=False)[back]
+            stored = self.array.oindex[places] if len(places) else np.empty((0, self.array.shape[1]))
+        x: F32 = stored.astype(np.float32, copy=False)[back]
         return x
 
 
@@ -121,11 +121,11 @@ class DenseSite:
         of = np.searchsorted(self._starts, rows, side="right") - 1
         x = np.empty((len(rows), self.width), np.float32)
         for number in np.unique(of).tolist():
-            mine = of == number
+            in_shard = of == number
             shard = self.shards[max(number, 0)]
-            inside = rows[mine] - shard.record.row_start
+            inside = rows[in_shard] - shard.record.row_start
             if inside.min() < 0 or inside.max() >= shard.n_rows:
-                wrong = rows[mine][(inside < 0) | (inside >= shard.n_rows)][0]
+                wrong = rows[in_shard][(inside < 0) | (inside >= shard.n_rows)][0]
                 raise InputError(f"row {wrong} of site {self.site!r} is in no committed shard")
-            x[mine] = shard.at(inside)
+            x[in_shard] = shard.at(inside)
         return x

@@ -58,7 +58,7 @@ def _columns(lake: Lake) -> dict[str, pl.Expr]:
 
 
 def _concatenated(layout: Layout, columns: dict[str, pl.Expr], shards: Sequence[ShardRecord]) -> pl.LazyFrame:
-    """The same of a store in memory, whose files have no paths that Polars could tell."""
+    """The same of a store in memory, whose files have no paths that Polars could open."""
     parts = [
         scan_frame(layout.tokens(record.name)).select(
             shard=pl.lit(record.name),
@@ -74,7 +74,7 @@ def _concatenated(layout: Layout, columns: dict[str, pl.Expr], shards: Sequence[
 def scan_activations(
     paths: Sequence[StorePath], activation_dtype: ActivationDtype, contexts: ContextIndex
 ) -> pl.LazyFrame:
-    """Postings of several shards with each row's context and position, looked up only when asked for."""
+    """Postings of several shards with each row's context and position, looked up only when needed."""
     schema = postings_schema(activation_dtype)
     if not paths:
         return _with_places(pl.LazyFrame(schema=schema), contexts)

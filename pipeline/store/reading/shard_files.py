@@ -117,7 +117,7 @@ class ShardFiles:
         return sparse.csr_matrix(parts, shape=(len(features), self.record.rows))
 
     def read_partials(self, features: range, columns: list[str] | None = None) -> pl.DataFrame:
-        """Partials of some features: all columns, or those asked for, `feature` among them.
+        """Partials of some features: all columns, or those in `columns`, `feature` among them.
 
         Reads the row groups that may hold them; a store from before version 3 has one for all features.
         """

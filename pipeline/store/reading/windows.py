@@ -80,10 +80,10 @@ def read_windows(files: Sequence[Path], first: int, last: int) -> pl.DataFrame:
     """The windows of features first .. last, by feature, kind, interval and rank."""
     if not files:
         return pl.DataFrame(schema={"feature": pl.UInt32()})
-    found = (
+    windows = (
         pl.scan_parquet(list(files), glob=False).filter(pl.col("feature").is_between(first, last)).collect()
     )
-    return found.sort("feature", "kind", "interval", "rank")
+    return windows.sort("feature", "kind", "interval", "rank")
 
 
 def _cut_shard(cut: Cut, shard: ShardFiles) -> int:
@@ -96,9 +96,9 @@ def _cut_shard(cut: Cut, shard: ShardFiles) -> int:
     tokens = read_token_shard(cut.layout, cut.lake, record, verify=False)
     index, matrix = ContextIndex(cut.layout, cut.lake, [record]), shard.read_csr()
     for number, start in enumerate(range(0, examples.height, EXAMPLES_AT_ONCE)):
-        found = _cut(cut, tokens, index, matrix, examples.slice(start, EXAMPLES_AT_ONCE))
+        windows = _cut(cut, tokens, index, matrix, examples.slice(start, EXAMPLES_AT_ONCE))
         path = cut.out / f"windows-{record.name}-{number:05d}.parquet"
-        found.sort("feature", "kind", "interval", "rank").write_parquet(path, row_group_size=_GROUP)
+        windows.sort("feature", "kind", "interval", "rank").write_parquet(path, row_group_size=_GROUP)
     return examples.height
 
 
@@ -120,13 +120,13 @@ def _cut(
         "from_start": first == begin,
         "to_end": last == end,
     }
-    told = index.describe(examples["row"].to_numpy(), ["document", *cut.labels])
-    told = told.rename({name: LABEL + name for name in cut.labels})
-    return examples.hstack(told).hstack(pl.DataFrame(columns))
+    described = index.describe(examples["row"].to_numpy(), ["document", *cut.labels])
+    described = described.rename({name: LABEL + name for name in cut.labels})
+    return examples.hstack(described).hstack(pl.DataFrame(columns))
 
 
 def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
-    """The matrix' values at pairs of row and feature, float32 [Q]; only the rows asked for are looked at.
+    """The matrix' values at pairs of row and feature, float32 [Q]; only these rows are read.
 
     In CSR a row's indices ascend, so (row, feature) as one number ascends too: one binary search for each.
     """
@@ -134,12 +134,12 @@ def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
     some = matrix[needed]
     width = np.int64(matrix.shape[1])
     keys = np.repeat(np.arange(len(needed)), np.diff(some.indptr)) * width + some.indices
-    asked = place * width + features
-    found = np.searchsorted(keys, asked)
-    known = found < len(keys)
-    known[known] = keys[found[known]] == asked[known]
+    wanted = place * width + features
+    positions = np.searchsorted(keys, wanted)
+    known = positions < len(keys)
+    known[known] = keys[positions[known]] == wanted[known]
     values = np.zeros(len(rows), np.float32)
-    values[known] = some.data[found[known]]
+    values[known] = some.data[positions[known]]
     return values
 
 
@@ -151,8 +151,8 @@ def example_tokens(store: FeatureStore, site: str, examples: pl.DataFrame, tasks
         low, high = np.searchsorted(numbers, [record.row_start, record.row_start + record.rows])
         parts.append(rows.slice(int(low), int(high - low)))
         items.append((record, parts[-1]["row"]))
-    found = tasks.map(partial(_tokens_at, store.layout, store.lake), items)
-    return pl.concat(parts).with_columns(pl.concat([pl.Series("token_id", [], pl.Int32), *found]))
+    token_ids = tasks.map(partial(_tokens_at, store.layout, store.lake), items)
+    return pl.concat(parts).with_columns(pl.concat([pl.Series("token_id", [], pl.Int32), *token_ids]))
 
 
 def _tokens_at(layout: Layout, lake: Lake, item: tuple[ShardRecord, pl.Series]) -> pl.Series:

@@ -1,6 +1,6 @@
 """What a store records: the lake, the corpus chain, plans, sites and receipts, and where data objects lie.
 
-What is committed is looked up once per pass, when first asked for: open the store again to see newer shards.
+What is committed is looked up once per pass, when first needed: open the store again to see newer shards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.names import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
 from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.values import Reads, Totals
+from schemas.values import RowSelection, Totals
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SiteInfo:
     feature_block: int
     """Features in a row group of the postings."""
     control: Control | None = None
-    """What is counted beside the learnt features on some contexts."""
+    """The control that is counted along with the learnt features on some contexts."""
     pooling: Pooling = "none"
     """What the SAE reads of a context."""
     dense_dtype: DenseDtype = "float32"
@@ -52,9 +52,9 @@ class SiteInfo:
         return self.d_sae > 0
 
     @property
-    def reads(self) -> Reads:
-        """What it reads of a context; `TokenShard.at` takes it."""
-        return Reads(self.positions, self.pooling)
+    def selection(self) -> RowSelection:
+        """What it reads of a context; `TokenShard.restrict` takes it."""
+        return RowSelection(self.positions, self.pooling)
 
 
 class Catalog:
@@ -139,14 +139,14 @@ class Catalog:
         return self.pass_receipts(self.site(site).pass_name)
 
     def site_receipts(self, site: str) -> dict[str, SiteReceipt]:
-        """What the receipts say of the site, by shard; InputError where one says nothing."""
-        found = {}
+        """The receipts of the site, by shard; InputError where a receipt lacks it."""
+        receipts = {}
         for shard, receipt in self.receipts(site).items():
             if site not in receipt.sites:
                 marker = self.layout.commit(self.site(site).pass_name, shard)
                 raise InputError(f"{marker} says nothing of site {site}: restore it from a copy of the store")
-            found[shard] = receipt.sites[site]
-        return found
+            receipts[shard] = receipt.sites[site]
+        return receipts
 
     def receipts_digest(self, site: str) -> str:
         """What tables of the site carry when they are fresh."""

@@ -25,7 +25,7 @@ class NondeterminismError(InputError):
 
 
 def commit(layout: Layout, pass_name: str, receipt: Receipt) -> Receipt:
-    """Commit a shard whose data are on the disk; returns the receipt in force, ours or a quicker twin's.
+    """Commit a shard whose data are on the disk; returns the receipt in force, ours or that of a faster copy.
 
     The loser of a race removes its own attempt. When the winner's bytes differ, the attempt stays to be
     looked at, and NondeterminismError names both.
@@ -65,18 +65,18 @@ def read_commits(
 def scan_commits(
     layout: Layout, pass_name: str, seen: Mapping[str, Receipt] = MappingProxyType({})
 ) -> Iterator[Receipt]:
-    """The receipts of a pass in shard order; object storage is asked for several at once.
+    """The receipts of a pass in shard order; object storage gets several requests at once.
 
     Those that were `seen`, by shard, are not read again: a receipt never changes.
     """
     paths = sorted((path for path in listed(layout.commits(pass_name)) if _is_marker(path)), key=str)
-    share = _Shared()
+    share = _SharedEnvironments()
     unread = iter(read_many([path for path in paths if path.stem not in seen]))
     for path in paths:
         yield seen[path.stem] if path.stem in seen else share(_of(path.stem, path, next(unread)))
 
 
-class _Shared:
+class _SharedEnvironments:
     """Lets receipts of one environment share its dict, which is a quarter of them."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ def receipts_digest(receipts: Iterable[Receipt]) -> str:
 
 
 def manifest_row(receipt: Receipt) -> ManifestRow:
-    """What the manifest says of a committed shard."""
+    """The manifest's row of a committed shard."""
     measured = (receipt.rows, receipt.nnz, receipt.size, receipt.work_seconds)
     return (receipt.shard, "committed", receipt.attempt, *measured, None)
 
@@ -134,8 +134,8 @@ def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
     may_differ = winner.batch_contexts != ours.batch_contexts or _software(winner) != _software(ours)
     if winner.plan_hash == ours.plan_hash and (may_differ or winner.same_bytes(ours)):
         return
-    theirs = {o.path: o.sha256 for o in winner.objects}
-    differ = sorted(o.path for o in ours.objects if theirs.get(o.path) != o.sha256)
+    winner_digests = {o.path: o.sha256 for o in winner.objects}
+    differ = sorted(o.path for o in ours.objects if winner_digests.get(o.path) != o.sha256)
     raise NondeterminismError(
         f"shard {ours.shard}: attempt {ours.attempt} wrote other bytes than the committed attempt "
         f"{winner.attempt} ({path}) in {', '.join(differ) or 'its set of objects or its plan'}; the "

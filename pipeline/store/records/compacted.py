@@ -63,10 +63,10 @@ def read_compactions(
 ) -> tuple[list[Compacted], list[str]]:
     """The compactions of a pass whose shards are all committed as they were, by name; then what is wrong.
 
-    Of a marker that cannot be read (damaged, or of a newer format) a sentence says so; its compaction counts
-    as none.
+    A marker that cannot be read (damaged, or of a newer format) is reported in a sentence; its compaction
+    counts as none.
     """
-    found, wrong, folder = list[Compacted](), list[str](), layout.compactions(pass_name)
+    compactions, wrong, folder = list[Compacted](), list[str](), layout.compactions(pass_name)
     for path in sorted(listed(folder), key=lambda path: path.name):
         if path.suffix != ".json" or not NAME.fullmatch(path.stem):
             continue
@@ -79,8 +79,8 @@ def read_compactions(
             wrong.append(f"compaction {path} cannot be read ({error}): {remedy(path)}")
             continue
         if _fits(record, receipts):
-            found.append(compacted)
-    return found, wrong
+            compactions.append(compacted)
+    return compactions, wrong
 
 
 def _fits(record: Compaction, receipts: Mapping[str, Receipt]) -> bool:

@@ -12,15 +12,15 @@ from schemas.records import Dropped, Plan, PlannedSite, Receipt
 
 def dropped_sites(layout: Layout, pass_name: str) -> frozenset[str]:
     """Names of the sites of a pass that have a marker; a damaged marker is an InputError."""
-    found = set[str]()
+    sites = set[str]()
     for path in listed(layout.dropped(pass_name)):
         if path.suffix != ".json" or path.name.startswith("."):
             continue
         marker: Dropped = Dropped.from_json(read_bytes(path), str(path))
         if marker.site != path.stem:
             raise InputError(f"{path} is the marker of site {marker.site!r}: remove it, and run again")
-        found.add(marker.site)
-    return frozenset(found)
+        sites.add(marker.site)
+    return frozenset(sites)
 
 
 def live_sites(plan: Plan, dropped: Collection[str]) -> tuple[PlannedSite, ...]:
@@ -29,7 +29,7 @@ def live_sites(plan: Plan, dropped: Collection[str]) -> tuple[PlannedSite, ...]:
 
 
 def live_part(receipt: Receipt, dropped: Collection[str]) -> Receipt:
-    """A receipt without what it says of dropped sites; not what digests are made of."""
+    """A receipt without its entries of dropped sites; not what digests are made of."""
     if not dropped:
         return receipt
     sites = {name: site for name, site in receipt.sites.items() if name not in dropped}

@@ -1,9 +1,9 @@
-"""The plan of a pass: put when a worker is ready, replaced while no shard is committed, then fixed for ever.
+"""The plan of a pass: put when a worker is ready, replaced while no shard is committed, then fixed forever.
 
-Nothing locks it. Who replaces a plan looks for receipts on both sides of removing the old one, and a worker
-looks at the plan on both sides of putting its receipt, so that of a worker and a driver that disagree at
+Nothing locks it. Who replaces a plan searches for receipts on both sides of removing the old one, and a
+worker reads the plan on both sides of putting its receipt, so that of a worker and a driver that disagree at
 least one sees the other and gives up. What that cannot cover is a worker that is killed between its receipt
-and its second look: the next run then refuses the receipt by its plan's hash.
+and its second read: the next run then refuses the receipt by its plan's hash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def read_plan(layout: Layout, pass_name: str) -> Plan | None:
 
 
 def put_plan(layout: Layout, plan: Plan, unused: Iterable[Plan] = ()) -> None:
-    """Put the plan, in the place of `unused` ones, under which no shard is committed.
+    """Put the plan, in place of `unused` ones, under which no shard is committed.
 
     InputError where another run has put another plan meanwhile, or has committed a shard under an unused one.
     """
@@ -42,8 +42,8 @@ def put_plan(layout: Layout, plan: Plan, unused: Iterable[Plan] = ()) -> None:
 
 def _remove_unused(layout: Layout, old: Plan) -> None:
     """Remove a plan and its sites' weights; a run that puts another one at this moment is left alone."""
-    found = read_plan(layout, old.pass_name)
-    if found is None or found.hash != old.hash:
+    stored = read_plan(layout, old.pass_name)
+    if stored is None or stored.hash != old.hash:
         return
     if not has_commits(layout, old.pass_name):
         remove(layout.plan(old.pass_name))
@@ -51,7 +51,7 @@ def _remove_unused(layout: Layout, old: Plan) -> None:
             for site in old.sites:
                 remove_site_weights(layout.site(old.pass_name, site.name))
             return
-        put_if_absent(layout.plan(old.pass_name), found.to_json())
+        put_if_absent(layout.plan(old.pass_name), stored.to_json())
     raise InputError(
         f"another run has just committed a shard of pass {old.pass_name!r} under another recipe: give this "
         "one another pass and other site names"
@@ -59,7 +59,7 @@ def _remove_unused(layout: Layout, old: Plan) -> None:
 
 
 def require_plan(layout: Layout, plan: Plan) -> None:
-    """InputError where this plan is not, or not any more, that of its pass in the store."""
+    """InputError where this plan is not, or no longer, that of its pass in the store."""
     if not _is_in_force(layout, plan):
         raise InputError(
             f"{layout.plan(plan.pass_name)} is not the plan that this run began with: another run has "
@@ -69,8 +69,8 @@ def require_plan(layout: Layout, plan: Plan) -> None:
 
 
 def _is_in_force(layout: Layout, plan: Plan) -> bool:
-    found = read_plan(layout, plan.pass_name)
-    return found is not None and found.hash == plan.hash
+    stored = read_plan(layout, plan.pass_name)
+    return stored is not None and stored.hash == plan.hash
 
 
 def commit_under(layout: Layout, plan: Plan, receipt: Receipt) -> Receipt:

@@ -38,7 +38,7 @@ def write_site_weights(
 
     One of another site of this name, left by a plan that was replaced, is replaced too. `weights`, or what it
     gives when called, is what `Encoder.weights()` gives (W_enc [d_model, d_sae], W_dec [d_sae, width of the
-    output], b_enc …); `metadata` is any JSON object, kept as an attribute beside the planned site.
+    output], b_enc …); `metadata` is any JSON object, kept as an attribute next to the planned site.
     """
     path = layout.site(pass_name, site.name)
     if has_site_weights(layout, pass_name, site.name):
@@ -51,7 +51,7 @@ def write_site_weights(
 
 
 def remove_site_weights(path: StorePath) -> None:
-    """Remove a site's group as far as possible, first what says that it is whole."""
+    """Remove a site's group as far as possible, first the marker that it is whole."""
     remove(path / ZARR_METADATA)
     remove_tree(path)
 

@@ -67,7 +67,7 @@ def write_table_parts(
     receipts_digest: str,
     metadata: dict[str, str] | None = None,
 ) -> StorePath:
-    """The same of a table that comes in parts, and is never whole in memory; `metadata` is kept beside it."""
+    """The same of a table that comes in parts, and is never whole in memory; `metadata` is kept with it."""
     path = layout.table(site, name)
     known = {RECEIPTS_KEY: receipts_digest, VERSION_KEY: str(FORMAT_VERSION)}
     write_frames(path, schema, parts, (metadata or {}) | known)
@@ -97,8 +97,8 @@ def version_of(layout: Layout, site: str, name: str) -> int:
 def scan_table(layout: Layout, site: str, name: str, receipts_digest: str | None = None) -> pl.LazyFrame:
     """The table; InputError when it is absent, damaged or newer than this code, a warning when it is stale.
 
-    Every page's checksum is compared here, once a process, for Polars looks at none. `receipts_digest` is
-    what `commits.receipts_digest` says now; without it staleness is not looked at.
+    Every page's checksum is compared here, once a process, for Polars checks none. `receipts_digest` is
+    what `commits.receipts_digest` gives now; without it staleness is not checked.
     """
     path = _existing(layout, site, name)
     check_table(layout, site, name)
@@ -134,7 +134,7 @@ JOBS = {
     "truth": ("truth", "truth_summary", "truth_pairs", "truth_cosines"),
     "attribute": ("attributions", "attribution_prompts", "attribution_selection"),
 }
-"""The tables of each command, where no rule says it."""
+"""The tables of each command, where no rule gives them."""
 
 
 def job_of(table: str) -> str:
@@ -150,11 +150,11 @@ def job_of(table: str) -> str:
 def check_table(layout: Layout, site: str, name: str) -> None:
     """InputError where a table is not, to the bit, what latentlake wrote: footer, columns and pages."""
     path = _existing(layout, site, name)
-    version, found = _version(path, name), _metadata(path, name)
-    if version >= _SEALED_SINCE and SEAL_KEY not in found:
+    version, metadata = _version(path, name), _metadata(path, name)
+    if version >= _SEALED_SINCE and SEAL_KEY not in metadata:
         raise InputError(f"{path} was changed by something else than latentlake: {_replace(name)}")
     with readable(path, _replace(name)):
-        _check_pages(path, _mark(path))
+        _check_pages(path, _file_version(path))
     wrong = _wrong_columns(name, read_schema(path))
     if wrong is not None:
         raise InputError(f"{path} {wrong}: {_replace(name)}")
@@ -166,7 +166,7 @@ def _check_pages(path: StorePath, mark: object) -> None:  # noqa: ARG001 - of th
     read_through(path)
 
 
-def _mark(path: StorePath) -> object:
+def _file_version(path: StorePath) -> object:
     """What another content of a file has other, as far as it is cheap to know."""
     if isinstance(path, Path):
         about = path.stat()
@@ -188,10 +188,10 @@ def _wrong_columns(name: str, columns: Schema) -> str | None:
 
 def _version(path: StorePath, name: str) -> int:
     """The format version in a table's metadata."""
-    said = _metadata(path, name).get(VERSION_KEY)
-    if said is None:
+    recorded = _metadata(path, name).get(VERSION_KEY)
+    if recorded is None:
         raise InputError(f"{path} has no format version, so latentlake has not written it: {_replace(name)}")
-    version = int(said) if re.fullmatch("[0-9]{1,9}", said, re.ASCII) else said
+    version = int(recorded) if re.fullmatch("[0-9]{1,9}", recorded, re.ASCII) else recorded
     refuse_newer(version, str(path))
     assert isinstance(version, int)
     return version

@@ -22,7 +22,7 @@ from pipeline.store.records.token_rows import document_of_row, stored_mask
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
 from schemas.records import CorpusLink, Counted, Inputs, Lake, ShardRecord
-from schemas.values import I64, Bool, Packed, Reads, TokenShard
+from schemas.values import I64, Bool, Packed, RowSelection, TokenShard
 
 _ARROW = {"String": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), "Boolean": pa.bool_()}
 _READ = ["token_ids", "counted", "segments.list.element.document", "segments.list.element.start"]
@@ -142,11 +142,11 @@ class _Columns:
 def read_token_shard(
     layout: Layout, lake: Lake, record: ShardRecord, verify: bool = True, inputs: bool = False
 ) -> TokenShard:
-    """Read a token shard; its first row and context are numbered as `record` says.
+    """Read a token shard; its first row and context are numbered by `record`.
 
-    The vectors of its rows, which are most of what such a lake holds, are read where `inputs` are asked for.
+    The vectors of its rows, which are most of what such a lake holds, are read where `inputs` is True.
     ShardError (an InputError) that names the file when it is missing, or when its sha256 is not the recorded
-    one (not looked at with `verify` False).
+    one (not checked with `verify` False).
     """
     data, vectors = _checked(layout, record, verify), lake.inputs if inputs else None
     with readable(layout.tokens(record.name)), pq.ParquetFile(pa.BufferReader(data)) as file:
@@ -178,8 +178,8 @@ def _token_shard(columns: _Columns, lake: Lake, record: ShardRecord, vectors: In
 
 def _rows_of(vectors: pa.FixedSizeListArray, inputs: Inputs) -> NDArray[Any]:
     """Vectors as they are stored, [N, width]."""
-    found: NDArray[Any] = vectors.flatten().to_numpy().reshape(-1, inputs.width)
-    return found
+    rows: NDArray[Any] = vectors.flatten().to_numpy().reshape(-1, inputs.width)
+    return rows
 
 
 def label_value(label: pl.Expr, dtype: str) -> pl.Expr:
@@ -201,16 +201,16 @@ def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[st
     document = segments.field("document").to_numpy()
     first = np.flatnonzero(np.diff(document, prepend=document[:1] + np.uint64(1)))
     labels = {name: pl.Series(pl.from_arrow(segments.field(name)))[first] for name in names}
-    found = pl.DataFrame(labels).select(
+    labelled = pl.DataFrame(labels).select(
         label_value(pl.col(name), str(values.dtype)).alias(name).cast(pl.String)
         for name, values in labels.items()
     )
-    return pl.DataFrame({"document": document[first]}).hstack(found)
+    return pl.DataFrame({"document": document[first]}).hstack(labelled)
 
 
-def counted_for(shard: TokenShard, reads: Reads) -> Counted | None:
-    """What the receipt of a site says is counted of a shard already cut to what the site reads."""
-    if reads.all_rows:
+def counted_for(shard: TokenShard, selection: RowSelection) -> Counted | None:
+    """What a site's receipt records as counted of a shard already cut to what the site reads."""
+    if selection.all_rows:
         return None
     totals = shard.totals()
     return Counted(rows=totals.counted_rows, contexts=totals.contexts, documents=totals.documents)
@@ -224,9 +224,9 @@ def _checked(layout: Layout, record: ShardRecord, verify: bool) -> bytes:
         data = read_bytes(path)
     except FileNotFoundError:
         raise ShardError(f"token shard {path} is missing; {remedy}") from None
-    found = hashlib.sha256(data).hexdigest() if verify else record.sha256
-    if found != record.sha256:
+    digest = hashlib.sha256(data).hexdigest() if verify else record.sha256
+    if digest != record.sha256:
         raise ShardError(
-            f"token shard {path} is damaged (its sha256 is {found}, recorded was {record.sha256}); {remedy}"
+            f"token shard {path} is damaged (its sha256 is {digest}, recorded was {record.sha256}); {remedy}"
         )
     return data

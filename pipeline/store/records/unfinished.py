@@ -18,10 +18,10 @@ def unfinished_tokens(layout: Layout, links: list[CorpusLink]) -> str | None:
     """In a sentence, what is unfinished and what to do; None where the chain names all that is there."""
     named = {f"{record.name}.parquet" for link in links for record in link.shards}
     there = walk(layout.token_shards) if layout.token_shards.is_dir() else ()
-    found = [file for file in there if _is_token_shard(file[0]) or _is_ours(layout, file[0])]
-    stray = [(size, at) for name, size, at in found if _is_token_shard(name) and name not in named]
+    files = [file for file in there if _is_token_shard(file[0]) or _is_ours(layout, file[0])]
+    stray = [(size, at) for name, size, at in files if _is_token_shard(name) and name not in named]
     is_held = is_locked(layout.tokenize_lock)
-    if not (stray or is_held) and (links or not found):
+    if not (stray or is_held) and (links or not files):
         return None
     return f"{_left(layout, stray)}: {_remedy(layout, is_held=is_held, is_append=bool(links))}"
 

@@ -103,7 +103,7 @@ def merged(shards: Sequence[ShardFiles], features: range) -> Iterator[Piece]:
         if n.sum() > IN_MEMORY_NNZ:
             yield from _in_sequence(shards, some)
         elif n.any():
-            yield _in_place(shards, some, n)
+            yield _merged(shards, some, n)
 
 
 def _fitting(totals: I64, first: int) -> Iterator[range]:
@@ -116,7 +116,7 @@ def _fitting(totals: I64, first: int) -> Iterator[range]:
         start = stop
 
 
-def _in_place(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece:
+def _merged(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece:
     """Each shard's rows of a feature after those of the shards before."""
     ends = np.cumsum(totals)
     free = ends - totals

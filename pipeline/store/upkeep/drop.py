@@ -1,6 +1,6 @@
 """What goes when a pass, or a site of one, is dropped, and in which order.
 
-A site goes by a marker, which readers honour at once, and then by what it leaves behind. A pass goes by its
+A site goes by a marker, which readers honour at once, and then by its leftovers. A pass goes by its
 receipts first and its plan last, so that in between it is one that was never finished.
 """
 
@@ -37,7 +37,7 @@ class Piece:
 
     @property
     def groups(self) -> list[StorePath]:
-        """Weights of sites that it holds, or is: they are there as long as their root says so."""
+        """Weights of sites that it holds, or is: they are there as long as their root is."""
         if self.what != "weights" or not self.path.is_dir():
             return []
         there = [self.path] if self.path.suffix == ".zarr" else listed(self.path)
@@ -64,18 +64,18 @@ class Piece:
 
 def pieces_of_site(layout: Layout, pass_name: str, site: str) -> list[Piece]:
     """What a site of a pass has in the store, data first; of its tables and figures see `derived_pieces`."""
-    found: dict[str, Piece] = {}
+    pieces: dict[str, Piece] = {}
     root = layout.pass_folder(pass_name)
     compactions = _compactions_of(layout, pass_name, site)
     for name, size, modified in walk(root):
         if (place := _place(name, site, compactions)) is not None:
             path, what = place
-            piece = found.setdefault(path, Piece(root / path, what))
+            piece = pieces.setdefault(path, Piece(root / path, what))
             piece.count(size, modified)
             if what == "compactions":
                 piece.marker = layout.compaction_marker(pass_name, path.rpartition("/")[2])
     order = ("compactions", "data", "weights")
-    return sorted(found.values(), key=lambda piece: (order.index(piece.what), str(piece.path)))
+    return sorted(pieces.values(), key=lambda piece: (order.index(piece.what), str(piece.path)))
 
 
 def _place(name: str, site: str, compactions: set[str]) -> tuple[str, str] | None:
@@ -94,16 +94,16 @@ def _place(name: str, site: str, compactions: set[str]) -> tuple[str, str] | Non
 
 def _compactions_of(layout: Layout, pass_name: str, site: str) -> set[str]:
     """Names of the site's compactions, by their markers, or by their folders where there is none."""
-    found = set[str]()
+    names = set[str]()
     for path in listed(layout.compactions(pass_name)):
         if path.suffix != ".json":
             if (path / site).is_dir():
-                found.add(path.name)
+                names.add(path.name)
         elif not path.name.startswith("."):
             record: Compaction = Compaction.from_json(read_bytes(path), str(path))
             if record.site == site:
-                found.add(path.stem)
-    return found
+                names.add(path.stem)
+    return names
 
 
 def derived_pieces(layout: Layout, site: str) -> list[Piece]:
@@ -142,10 +142,10 @@ def pieces_of_pass(layout: Layout, pass_name: str, sites: Iterable[str]) -> list
         "compactions": layout.compactions(pass_name),
         "weights": layout.sites(pass_name),
     }
-    found = [_whole(path, what) for what, path in folders.items() if path.is_dir()]
+    pieces = [_whole(path, what) for what, path in folders.items() if path.is_dir()]
     for site in sites:
-        found += derived_pieces(layout, site)
-    return found
+        pieces += derived_pieces(layout, site)
+    return pieces
 
 
 def _whole(path: StorePath, what: str) -> Piece:

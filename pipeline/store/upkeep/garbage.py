@@ -1,9 +1,10 @@
-"""What nobody will ever read: attempts without a receipt, compactions that none reads, dead writers' files.
+"""What will never be read: attempts without a receipt, compactions that none reads, dead writers' files.
 
-A running attempt has no receipt either, and is told from garbage by its age alone: its newest file is younger
-than the limit, which must be longer than any shard takes. So it is with a compaction that has no marker yet.
-Before either is removed the receipt or marker is looked for once more. A published compaction goes when
-a whole one covers all its shards and more. What has any other name than latentlake gives is left alone.
+A running attempt has no receipt either, and is distinguished from garbage by its age alone: its newest file
+is younger than the limit, which must be longer than any shard takes. So it is with a compaction that has no
+marker yet. Before either is removed the receipt or marker is searched for once more. A published compaction
+goes when a whole one covers all its shards and more. What has any other name than latentlake gives is left
+alone.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Garbage:
 
 def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
     """Garbage whose newest file is older than that; the store is listed, and its receipts are read."""
-    now, found = time.time(), dict[str, Garbage]()
+    now, by_path = time.time(), dict[str, Garbage]()
     receipts = {name: read_commits(layout, name) for name in read_plans(layout)}
     committed = {
         (name, shard, receipt.attempt)
@@ -62,10 +63,14 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
         if item is None or item.attempt in committed:
             continue
         key = str(item.path)
-        item = found.setdefault(key, item)
+        item = by_path.setdefault(key, item)
         item.bytes += size
         item.newest = max(item.newest, modified)
-    old = [found[key] for key in sorted(found) if found[key].newest < now - _age(found[key], older_than_s)]
+    old = [
+        by_path[key]
+        for key in sorted(by_path)
+        if by_path[key].newest < now - _age(by_path[key], older_than_s)
+    ]
     return old + [_of_dropped(piece) for _, piece in leftovers(layout)]
 
 
@@ -82,7 +87,7 @@ def _age(item: Garbage, older_than_s: float) -> float:
 def remove_garbage(layout: Layout, garbage: list[Garbage]) -> Iterator[Garbage]:
     """Remove it, and yield each piece that went; what was committed or touched meanwhile stays."""
     for item in garbage:
-        if not _is_still(layout, item):
+        if not _is_still_garbage(layout, item):
             continue
         if item.marker is not None:
             remove(item.marker)
@@ -103,11 +108,13 @@ def _published(
     That is so when one that is whole, and was published `before`, covers all its shards and more.
     """
     files = {name: modified for name, _, modified in walk(layout.compactions(pass_name))}
-    found, _ = read_compactions(layout, pass_name, receipts)
-    whole = [one for one in found if files.get(one.marker.name, before) < before and _is_whole(one, files)]
+    compactions, _ = read_compactions(layout, pass_name, receipts)
+    whole = [
+        one for one in compactions if files.get(one.marker.name, before) < before and _is_whole(one, files)
+    ]
     superseded = {
         one.marker.stem
-        for one in found
+        for one in compactions
         for other in whole
         if one.record.site == other.record.site and one.shards < other.shards
     }
@@ -146,7 +153,7 @@ def _place(name: str, passes: set[str]) -> tuple[str, tuple[str, str, str] | Non
     return None
 
 
-def _is_still(layout: Layout, item: Garbage) -> bool:
+def _is_still_garbage(layout: Layout, item: Garbage) -> bool:
     """Whether it is garbage at this moment: not committed or published, and nothing was written to it."""
     if item.attempt is not None:
         pass_name, shard, attempt = item.attempt

@@ -1,7 +1,7 @@
 """Whether one shard is what its receipt, its token shard and its own statistics say.
 
 Row group by row group the postings are compared with the transposed CSR and go into the statistics, so no
-second copy of the shard is made. A shard whose bytes are damaged is named and not looked into further.
+second copy of the shard is made. A shard whose bytes are damaged is named and not checked further.
 Shapes: N rows, Z nonzeros.
 """
 
@@ -17,7 +17,7 @@ import polars as pl
 from pipeline import statistics
 from pipeline.statistics import control
 from pipeline.statistics.l0 import l0_counts
-from pipeline.store.formats.dense import open_dense, wrong_with_dense
+from pipeline.store.formats.dense import dense_problem, open_dense
 from pipeline.store.formats.fingerprint import fingerprints
 from pipeline.store.formats.parquet import read_frame
 from pipeline.store.formats.postings import PostingsFile
@@ -44,7 +44,7 @@ class VerifyReport:
 
     problems: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
-    """What is not wrong but behind: shards not extracted, tables made from other shards (not compared)."""
+    """What is out of date, not wrong: shards not extracted, tables made from other shards (not compared)."""
     objects: int = 0
     """Token shards and data objects whose checksum was compared."""
     bytes: int = 0
@@ -53,7 +53,7 @@ class VerifyReport:
     """Values of partials, row counts and tables that were computed anew."""
 
     def add(self, other: VerifyReport) -> None:
-        """Take in what somebody else found."""
+        """Add another report's findings."""
         self.problems += other.problems
         self.stale += other.stale
         self.objects += other.objects
@@ -67,18 +67,20 @@ class VerifyReport:
         try:
             with system_readable(path):
                 is_there = path.exists()
-            found_size, found_sha256 = measure(path) if is_there else (0, "")
-        except InputError as error:  # of the system, which says nothing of what the object holds
+            actual_size, actual_sha256 = measure(path) if is_there else (0, "")
+        except InputError as error:  # of the system, which says nothing about what the object holds
             self.problems.append(str(error))
             return False
         if not is_there:
             self.problems.append(f"{path} is missing")
             return False
-        self.bytes += found_size
-        if found_size != size:
-            self.problems.append(f"{path} has {found_size:,} bytes, its record says {size:,}")
-        elif found_sha256 != sha256:
-            self.problems.append(f"{path} is damaged: its sha256 is {found_sha256}, its record says {sha256}")
+        self.bytes += actual_size
+        if actual_size != size:
+            self.problems.append(f"{path} has {actual_size:,} bytes, its record says {size:,}")
+        elif actual_sha256 != sha256:
+            self.problems.append(
+                f"{path} is damaged: its sha256 is {actual_sha256}, its record says {sha256}"
+            )
         else:
             return True
         return False
@@ -190,7 +192,7 @@ class _SiteCheck:
     def run(self) -> Prints:
         """Compare the layouts with each other, and the statistics with those computed anew."""
         tokens = read_token_shard(self._of.layout, self._of.lake, self._files.record, verify=False)
-        tokens = tokens.at(self._site.reads, self._of.lake.context_size)
+        tokens = tokens.restrict(self._site.selection, self._of.lake.context_size)
         before = len(self._report.problems)
         if self._files.dense is not None:
             self._check_dense(tokens, self._files.dense)
@@ -216,7 +218,7 @@ class _SiteCheck:
     def _check_dense(self, tokens: TokenShard, path: StorePath) -> None:
         """What must hold of any x: it was made with the model, so none is computed anew."""
         with readable(path):
-            for wrong in wrong_with_dense(open_dense(path), tokens.stored, self._of.plan.dense_dtype):
+            for wrong in dense_problem(open_dense(path), tokens.stored, self._of.plan.dense_dtype):
                 self._wrong(wrong)
 
     def _check_control(self, tokens: TokenShard) -> None:
@@ -259,22 +261,22 @@ class _SiteCheck:
         unknown = None if self._site.has_sae else 0
         in_csr = unknown if columns is None else int(columns.nnz)
         in_postings = in_csr if self._files.postings is None else PostingsFile(self._files.postings).nnz
-        said = self._receipt.nnz
-        if {in_postings, in_csr} - {None, said}:
+        recorded = self._receipt.nnz
+        if {in_postings, in_csr} - {None, recorded}:
             self._wrong(
                 f"the postings hold {in_postings:,} activations, the CSR "
-                f"{in_postings if in_csr is None else in_csr:,}, the receipt says {said:,}"
+                f"{in_postings if in_csr is None else in_csr:,}, the receipt says {recorded:,}"
             )
-        if (counted := counted_for(tokens, self._site.reads)) != self._receipt.counted:
+        if (counted := counted_for(tokens, self._site.selection)) != self._receipt.counted:
             self._wrong(f"counted by the receipt: {self._receipt.counted}; by the token shard: {counted}")
 
     def _walk(self, tokens: TokenShard, columns: Any) -> tuple[pl.DataFrame, I64, Prints]:
-        """Partials; the active features of each row where no CSR tells them, int64 [N]; fingerprints."""
+        """Partials; the active features of each row where no CSR holds them, int64 [N]; fingerprints."""
         parts, l0 = [statistics.empty_state()], np.zeros(tokens.n_rows, np.int64)
         prints = [NO_PRINTS]
         after = -1
         for block in self._blocks(columns):
-            wrong = _wrong_with(block, tokens, columns)
+            wrong = _postings_problem(block, tokens, columns)
             if columns is None:  # else the comparison with the CSR has seen it
                 wrong = wrong or _out_of_order(block, after, self._site.d_sae)
             if wrong:
@@ -304,10 +306,10 @@ class _SiteCheck:
 def _of_rows(matrix: Any, chosen: Bool) -> SparseFeatures:
     """A CSR [N, d_sae] with the activations of the rows that are `chosen` [N]."""
     every = SparseFeatures(matrix.indptr.astype(np.int64), matrix.indices, matrix.data)
-    return every.only(np.repeat(chosen, np.diff(every.indptr)))
+    return every.select(np.repeat(chosen, np.diff(every.indptr)))
 
 
-def _wrong_with(block: Postings, tokens: TokenShard, columns: Any) -> str | None:
+def _postings_problem(block: Postings, tokens: TokenShard, columns: Any) -> str | None:
     """What cannot be true of some activations, in words."""
     if columns is not None and not _same(block, columns):
         return "csr.zarr and postings.parquet do not hold the same activations"

@@ -3,7 +3,7 @@
 Each shard is a task; a compaction is compared by fingerprints that its shards' tasks give, and nothing is
 merged again. Partials that agree with a recomputation are as good as those computed anew, so the
 tables are then made from them as `stats` makes them, and compared. Tables of other jobs have their pages'
-checksums alone. What is for people (manifest, events, prediction, figures, report) is not looked at.
+checksums alone. What is for people (manifest, events, prediction, figures, report) is not checked.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
     """Check everything that is committed, and the tables of `stats` that are fresh."""
     report = VerifyReport()
     tokens = set()
-    for record, found in zip(
+    for record, shard_report in zip(
         store.shards, tasks.map(partial(_check_tokens, store.layout, store.lake), store.shards), strict=True
     ):
-        report.add(found)
-        if not found.problems:
+        report.add(shard_report)
+        if not shard_report.problems:
             tokens.add(record.name)
     _verify_vocabulary(store, report)
     _verify_chain(store, report)
@@ -98,8 +98,8 @@ def _verify_pass(
     unsound = {site.name: len(receipts) for site in planned}
     of = Pass(store.layout, store.lake, plan, frozenset(expected), store.dropped[pass_name])
     checked = tasks.map(of.check, _committed(store, pass_name, tokens))
-    for shard, (found, sites) in zip(receipts, checked, strict=True):
-        report.add(found)
+    for shard, (shard_report, sites) in zip(receipts, checked, strict=True):
+        report.add(shard_report)
         for site, prints in sites.items():
             unsound[site] -= 1
             if site in expected:
@@ -120,25 +120,25 @@ class _Expected:
     compacted: Compacted
     prints: U64
 
-    def add(self, shard: str, found: Prints) -> None:
+    def add(self, shard: str, prints: Prints) -> None:
         """Take in one shard's."""
         if shard in self.compacted.shards:
-            features, sums = found
+            features, sums = prints
             self.prints[features] += sums
 
 
 def _expected(sites: Sequence[PlannedSite], compactions: Sequence[Compacted]) -> dict[str, _Expected]:
     """By site, where there is a compaction."""
-    found = {}
+    expected = {}
     for site in sites:
         compacted = in_use(each for each in compactions if each.record.site == site.name)
         if compacted is not None:
-            found[site.name] = _Expected(compacted, np.zeros(site.d_sae, np.uint64))
-    return found
+            expected[site.name] = _Expected(compacted, np.zeros(site.d_sae, np.uint64))
+    return expected
 
 
 def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyReport:
-    """Whether a token shard has its checksum, and what its record, from which denominators come, says."""
+    """Whether a token shard has its checksum, and the counts of its record, from which denominators come."""
     report, path = VerifyReport(), layout.tokens(record.name)
     if not report.compare_object(path, record.bytes, record.sha256):
         return report
@@ -148,18 +148,18 @@ def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyRepo
         report.problems.append(str(error))
         return report
     totals, contexts = tokens.totals(), len(tokens.context_ptr) - 1
-    found = totals.rows, totals.counted_rows, contexts, totals.contexts, totals.documents
-    said = (
+    counts = totals.rows, totals.counted_rows, contexts, totals.contexts, totals.documents
+    recorded = (
         record.rows,
         record.counted_rows,
         record.contexts,
         record.counted_contexts,
         record.counted_documents,
     )
-    if found != said:
+    if counts != recorded:
         report.problems.append(
-            f"the corpus chain's record of {record.name} says {said} rows, counted rows, contexts, counted "
-            f"contexts and counted documents; {path} holds {found}"
+            f"the corpus chain's record of {record.name} says {recorded} rows, counted rows, contexts, "
+            f"counted contexts and counted documents; {path} holds {counts}"
         )
     documents = tokens.document.astype(np.int64) - record.document_start
     if len(documents) and not 0 <= documents.min() <= documents.max() < record.documents:
@@ -191,12 +191,12 @@ def _verify_vocabulary(store: FeatureStore, report: VerifyReport) -> None:
         with readable(path), open_parquet(path) as file:
             has_bytes = "bytes" in file.schema_arrow.names
             schema = {name: dtype for name, dtype in VOCABULARY.items() if has_bytes or name != "bytes"}
-            found = as_frame(file.read(), schema)
+            vocabulary = as_frame(file.read(), schema)
     except InputError as error:
         report.problems.append(str(error))
         return
-    ids = pl.Series("token_id", range(found.height), VOCABULARY["token_id"])
-    if not found["token_id"].equals(ids) or any(found.null_count().row(0)):
+    ids = pl.Series("token_id", range(vocabulary.height), VOCABULARY["token_id"])
+    if not vocabulary["token_id"].equals(ids) or any(vocabulary.null_count().row(0)):
         report.problems.append(f"{path} does not hold a text for each token id from 0 on")
     elif not has_bytes and store.lake.format_version > WITHOUT_TOKEN_BYTES:
         report.problems.append(f"{path} does not hold the bytes of each token")
@@ -234,8 +234,8 @@ def _verify_compaction(
         (path, file, expected.prints[file.first_feature : file.first_feature + block])
         for path, file in zip(expected.compacted.paths, record.files, strict=True)
     )
-    for found in tasks.map(partial(_check_compacted, expected.compacted.marker), items):
-        report.add(found)
+    for part_report in tasks.map(partial(_check_compacted, expected.compacted.marker), items):
+        report.add(part_report)
     if sum(file.nnz for file in record.files) != sum(
         store.site_receipts(site)[shard].nnz for shard in record.shards
     ):
@@ -258,7 +258,7 @@ def _check_compacted(marker: StorePath, item: tuple[StorePath, CompactedFile, U6
 
 def _holds(file: PostingsFile, first: int, expected: U64) -> bool:
     """Whether a file is sorted by (feature, row) and has these fingerprints of features from `first` on."""
-    found, last = np.zeros(len(expected), np.uint64), (-1, -1)
+    prints, last = np.zeros(len(expected), np.uint64), (-1, -1)
     for groups in file.runs_of(EVERY_FEATURE):
         features, rows, values = file.read_groups(groups)
         place, row = features.astype(np.int64) - first, rows.astype(np.int64)
@@ -267,9 +267,9 @@ def _holds(file: PostingsFile, first: int, expected: U64) -> bool:
         if not ascends.all() or place[0] < 0 or place[-1] >= len(expected):
             return False
         starts = run_starts(place)
-        found[place[starts]] += fingerprints(np.append(starts, len(row)), rows, values.astype(np.float32))
+        prints[place[starts]] += fingerprints(np.append(starts, len(row)), rows, values.astype(np.float32))
         last = int(place[-1]), int(row[-1])
-    return np.array_equal(found, expected)
+    return np.array_equal(prints, expected)
 
 
 def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:

@@ -112,7 +112,7 @@ class NumpyDictionary:
 
 
 def bias_of(recipe: Dictionary, rng: Generator) -> F32:
-    """A random vector of the length asked for, float32 [D]."""
+    """A random vector of the length requested, float32 [D]."""
     drawn = rng.standard_normal(recipe.width)
     return (recipe.bias * drawn / np.linalg.norm(drawn)).astype(np.float32)
 

@@ -1,7 +1,7 @@
 """An SAE that is the dictionary: W_enc = features^T + noise, W_dec = W_enc^T, noise included.
 
 As `init_sae_to_match_feature_dict` of sae-lens 6.28, saved as sae-lens saves, so that any reader reads it.
-Beside that: the features may stand in a random order; `b_dec` is the bias of the dictionary; and a threshold
+Besides that: the features may stand in a random order; `b_dec` is the bias of the dictionary; and a threshold
 may take the place of ReLU's 0, without which noise and small cosines make features fire in half of the rows.
 """
 
@@ -19,7 +19,7 @@ from schemas.values import F32, I64
 HOOK = "input"
 
 
-class MadeLike(NamedTuple):
+class SaeOptions(NamedTuple):
     """How an SAE is made: standard deviation of noise, threshold as a share of a feature's mean, order."""
 
     noise: float = 0.0
@@ -28,14 +28,14 @@ class MadeLike(NamedTuple):
     seed: int = 0
 
 
-def order_of(made: MadeLike, features: int) -> I64:
+def order_of(made: SaeOptions, features: int) -> I64:
     """The true feature of each feature of the SAE, int64 [F]."""
     rng = np.random.default_rng((made.seed, 0))
     order: I64 = rng.permutation(features) if made.shuffled else np.arange(features)
     return order
 
 
-def weights_of(truth: KnownTruth, made: MadeLike) -> dict[str, F32]:
+def weights_of(truth: KnownTruth, made: SaeOptions) -> dict[str, F32]:
     """W_enc [D, F], W_dec [F, D], b_enc [F], b_dec [D], and threshold [F] where there is one; float32."""
     order = order_of(made, truth.recipe.features)
     rng = np.random.default_rng((made.seed, 1))
@@ -52,7 +52,7 @@ def weights_of(truth: KnownTruth, made: MadeLike) -> dict[str, F32]:
     return weights
 
 
-def config_of(truth: KnownTruth, made: MadeLike) -> dict[str, Any]:
+def config_of(truth: KnownTruth, made: SaeOptions) -> dict[str, Any]:
     """The cfg.json of sae-lens."""
     return {
         "architecture": "jumprelu" if made.threshold else "standard",
@@ -66,7 +66,7 @@ def config_of(truth: KnownTruth, made: MadeLike) -> dict[str, Any]:
     }
 
 
-def write_dictionary_sae(folder: Path, truth: KnownTruth, made: MadeLike) -> None:
+def write_dictionary_sae(folder: Path, truth: KnownTruth, made: SaeOptions) -> None:
     """Write `cfg.json` and `sae_weights.safetensors`; the folder is made."""
     from safetensors.numpy import save_file
 

@@ -23,7 +23,7 @@ def fire(trees: Sequence[Node], would: Bool, rng: Generator) -> Bool:
     """Which features fire, bool [N, F], given which would; features outside of trees do as they would."""
     fires = would.copy()
     for tree in trees:
-        _settle(tree, would_fire(tree, would), would, fires, rng)
+        _draw_below(tree, would_fire(tree, would), would, fires, rng)
     return fires
 
 
@@ -36,42 +36,42 @@ def would_fire(node: Node, would: Bool) -> Bool:
     return some
 
 
-def _settle(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) -> None:
+def _draw_below(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) -> None:
     """Write who fires at and below a node that is on in some rows, bool [N]."""
     if node.feature is not None:
         fires[:, node.feature] = on
     if not node.children:
         return
-    wish = np.stack([would_fire(child, would) for child in node.children], axis=1) & on[:, None]
+    candidates = np.stack([would_fire(child, would) for child in node.children], axis=1) & on[:, None]
     if node.exclusive:
-        wish = _one_of(wish, rng)
-    for child, of_child in zip(node.children, wish.T, strict=True):
-        _settle(child, of_child, would, fires, rng)
+        candidates = _one_of(candidates, rng)
+    for child, of_child in zip(node.children, candidates.T, strict=True):
+        _draw_below(child, of_child, would, fires, rng)
 
 
-def _one_of(wish: Bool, rng: Generator) -> Bool:
-    """A random one of each row's, bool of its shape; draws as many numbers whatever the wishes are."""
-    lots = np.where(wish, rng.random(wish.shape), -1.0)
-    winner: Bool = wish & (np.arange(wish.shape[1]) == lots.argmax(axis=1)[:, None])
+def _one_of(candidates: Bool, rng: Generator) -> Bool:
+    """A random one of each row's, bool of its shape; the number of draws does not depend on them."""
+    draws = np.where(candidates, rng.random(candidates.shape), -1.0)
+    winner: Bool = candidates & (np.arange(candidates.shape[1]) == draws.argmax(axis=1)[:, None])
     return winner
 
 
-class Together(NamedTuple):
+class JointFrequencies(NamedTuple):
     """Features of a tree [n]; how often two of them fire together, float64 [n, n], one on the diagonal."""
 
     features: list[int]
     frequency: F64
 
 
-def together(node: Node, would: F64) -> Together:
+def joint_frequencies(node: Node, would: F64) -> JointFrequencies:
     """Those at and below a node, in rows in which it may fire, where features would fire so often alone.
 
-    Exactly: draws are independent, a child that would fire beside K exclusive siblings wins with
+    Exactly: draws are independent, a child that would fire next to K exclusive siblings wins with
     1 / (1 + K), and what lies below two children of a node is independent where it is not exclusive.
     """
-    parts = [together(child, would) for child in node.children]
+    parts = [joint_frequencies(child, would) for child in node.children]
     chances = np.array([_chance(child, would) for child in node.children])
-    wins = [_wins(np.delete(chances, n)) if node.exclusive else 1.0 for n in range(len(parts))]
+    wins = [_win_probability(np.delete(chances, n)) if node.exclusive else 1.0 for n in range(len(parts))]
     features = [feature for part in parts for feature in part.features]
     alone = np.concatenate(
         [np.empty(0), *(w * p.frequency.diagonal() for w, p in zip(wins, parts, strict=True))]
@@ -82,18 +82,18 @@ def together(node: Node, would: F64) -> Together:
         some = slice(start, start := start + len(part.features))
         both[some, some] = win * part.frequency
     return (
-        Together(features, both)
+        JointFrequencies(features, both)
         if node.feature is None
         else _below_feature(node.feature, features, both, would)
     )
 
 
-def _below_feature(feature: int, features: list[int], both: F64, would: F64) -> Together:
+def _below_feature(feature: int, features: list[int], both: F64, would: F64) -> JointFrequencies:
     """The same with the feature whose children these are."""
     matrix = np.ones((len(features) + 1, len(features) + 1))
     matrix[1:, 1:] = both
     matrix[0, 1:] = matrix[1:, 0] = both.diagonal()
-    return Together([feature, *features], would[feature] * matrix)
+    return JointFrequencies([feature, *features], would[feature] * matrix)
 
 
 def _chance(node: Node, would: F64) -> float:
@@ -103,7 +103,7 @@ def _chance(node: Node, would: F64) -> float:
     return 1 - float(np.prod([1 - _chance(child, would) for child in node.children]))
 
 
-def _wins(others: F64) -> float:
+def _win_probability(others: F64) -> float:
     """E[1 / (1 + K)], K of these events happening: coefficients of prod (1 - p + p z) are P(K = k)."""
     counts = np.ones(1)
     for p in others:
@@ -127,11 +127,11 @@ def relations(trees: Sequence[Node]) -> Relations:
             parents += [(feature, above[-1])] if above else []
             ancestors += [(feature, ancestor) for ancestor in above]
         exclusive += _exclusive(tree)
-    return Relations(*(_pairs(found) for found in (parents, ancestors, exclusive)))
+    return Relations(*(_pairs(pairs) for pairs in (parents, ancestors, exclusive)))
 
 
-def _pairs(found: list[tuple[int, int]]) -> NDArray[np.int64]:
-    return np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
+def _pairs(pairs: list[tuple[int, int]]) -> NDArray[np.int64]:
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
 
 def _with_ancestors(node: Node, above: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -144,14 +144,14 @@ def _with_ancestors(node: Node, above: tuple[int, ...]) -> Iterator[tuple[int, t
 
 def _exclusive(node: Node) -> list[tuple[int, int]]:
     """Pairs that never fire together: what is below an exclusive child with what is below another."""
-    found = [pair for child in node.children for pair in _exclusive(child)]
+    pairs = [pair for child in node.children for pair in _exclusive(child)]
     if node.exclusive:
         groups = [list(features_below(child)) for child in node.children]
-        found += [
+        pairs += [
             (min(a, b), max(a, b))
             for place, group in enumerate(groups)
             for other in groups[place + 1 :]
             for a in group
             for b in other
         ]
-    return found
+    return pairs

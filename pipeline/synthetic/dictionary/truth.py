@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.store.objects.verbs import read_bytes
 from pipeline.synthetic.dictionary.generator import DictionaryGenerator
 from pipeline.synthetic.dictionary.numbers import magnitudes, probabilities
-from pipeline.synthetic.dictionary.trees import Relations, Together, relations, together
+from pipeline.synthetic.dictionary.trees import JointFrequencies, Relations, joint_frequencies, relations
 from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.npy import check_npz
@@ -63,17 +63,17 @@ class KnownTruth:
         return above_zero(*magnitudes(self.recipe))
 
     @cached_property
-    def _trees(self) -> list[Together]:
+    def _trees(self) -> list[JointFrequencies]:
         would = probabilities(self.recipe) * self._above[0]
-        return [together(tree, would) for tree in self.recipe.trees]
+        return [joint_frequencies(tree, would) for tree in self.recipe.trees]
 
     @cached_property
     def frequency(self) -> F64:
         """How often each feature fires, trees included, float64 [F]."""
-        found: F64 = probabilities(self.recipe) * self._above[0]
+        share: F64 = probabilities(self.recipe) * self._above[0]
         for tree in self._trees:
-            found[tree.features] = tree.frequency.diagonal()
-        return found
+            share[tree.features] = tree.frequency.diagonal()
+        return share
 
     @property
     def mean_active(self) -> F64:
@@ -87,13 +87,13 @@ class KnownTruth:
 
         p, (above, _) = probabilities(self.recipe), self._above
         quantiles = special.ndtri(p)
-        found, both = [np.empty((0, 2), np.int64)], [np.empty(0)]
+        features, both = [np.empty((0, 2), np.int64)], [np.empty(0)]
         for group in self.recipe.correlated:
             pairs = np.array(list(combinations(group.features, 2)), np.int64)
             share = both_below(quantiles[pairs[:, 0]], quantiles[pairs[:, 1]], group.correlation)
-            found.append(pairs)
+            features.append(pairs)
             both.append(share * above[pairs].prod(axis=1))
-        return Pairs(np.concatenate(found), np.concatenate(both))
+        return Pairs(np.concatenate(features), np.concatenate(both))
 
     @cached_property
     def relations(self) -> Relations:
@@ -101,26 +101,28 @@ class KnownTruth:
         return relations(self.recipe.trees)
 
     @cached_property
-    def _kin(self) -> dict[int, tuple[list[int], F64]]:
-        """Of a feature in a group or a tree: who is there too, and how often both fire."""
-        found = {
+    def _related(self) -> dict[int, tuple[list[int], F64]]:
+        """Of a feature in a group or a tree: the others there, and how often both fire."""
+        of_trees = {
             f: (t.features, row) for t in self._trees for f, row in zip(t.features, t.frequency, strict=True)
         }
         of_group: dict[int, dict[int, float]] = {}
         for (a, b), both in zip(self.correlated.features.tolist(), self.correlated.frequency, strict=True):
             of_group.setdefault(a, {})[b] = of_group.setdefault(b, {})[a] = float(both)
-        return found | {f: (list(kin), np.array(list(kin.values()))) for f, kin in of_group.items()}
+        return of_trees | {
+            f: (list(others), np.array(list(others.values()))) for f, others in of_group.items()
+        }
 
     def both(self, a: int, b: int) -> float:
         """How often two features fire in the same row, exactly."""
-        kin, frequency = self._kin.get(a, ([], np.empty(0)))
-        return float(frequency[kin.index(b)] if b in kin else self.frequency[a] * self.frequency[b])
+        others, frequency = self._related.get(a, ([], np.empty(0)))
+        return float(frequency[others.index(b)] if b in others else self.frequency[a] * self.frequency[b])
 
-    def means_beside(self, feature: int) -> F64:
+    def means_when_active(self, feature: int) -> F64:
         """The mean value, zeros included, of every feature in the rows in which one fires, float64 [F]."""
         share = self.frequency.copy()
-        kin, both = self._kin.get(feature, ([], np.empty(0)))
-        share[kin] = both / self.frequency[feature]
+        others, both = self._related.get(feature, ([], np.empty(0)))
+        share[others] = both / self.frequency[feature]
         share[feature] = 1.0
         return np.where(share > 0, share * self.mean_active, 0.0)
 
@@ -129,8 +131,8 @@ def above_zero(mean: F64, std: F64) -> tuple[F64, F64]:
     """P(Z > 0) and E[Z | Z > 0]; 0 and NaN where no value is above 0."""
     from scipy import special
 
-    spread = np.maximum(std, _LEAST_STD)
-    t = mean / spread
+    scale = np.maximum(std, _LEAST_STD)
+    t = mean / scale
     chance: F64 = np.where(std > 0, special.ndtr(t), (mean > 0).astype(np.float64))
     density = np.exp(-(t**2) / 2) / np.sqrt(2 * np.pi)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -149,8 +151,8 @@ def both_below(h: F64, k: F64, correlation: float) -> F64:
     root = np.sqrt(1 - correlation**2)
     halves = special.ndtr(h) / 2 + special.ndtr(k) / 2 - (h * k < 0) / 2
     corners = [special.owens_t(a, (b - correlation * a) / (a * root)) for a, b in ((h, k), (k, h))]
-    found: F64 = np.clip(halves - sum(corners), 0, 1)
-    return found
+    probability: F64 = np.clip(halves - sum(corners), 0, 1)
+    return probability
 
 
 def truth_of(generator: DictionaryGenerator) -> KnownTruth:
@@ -186,15 +188,15 @@ def read_truth(path: StorePath) -> KnownTruth:
         data = io.BytesIO(read_bytes(path))
         check_npz(data)
         data.seek(0)
-        with np.load(data, allow_pickle=False) as found:
-            recipe = Dictionary.model_validate_json(str(found["recipe"]))
-            vectors, bias = found["vectors"].astype(np.float32), found["bias"].astype(np.float32)
-            first = found["first"] if "first" in found else np.empty((0, recipe.width))
+        with np.load(data, allow_pickle=False) as arrays:
+            recipe = Dictionary.model_validate_json(str(arrays["recipe"]))
+            vectors, bias = arrays["vectors"].astype(np.float32), arrays["bias"].astype(np.float32)
+            first = arrays["first"] if "first" in arrays else np.empty((0, recipe.width))
             truth = KnownTruth(recipe, vectors, bias, first.astype(np.float32))
     except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
-        told = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{path} is not a truth of a dictionary ({told}): write it by `latentlake make-dictionary`"
+            f"{path} is not a truth of a dictionary ({reason}): write it by `latentlake make-dictionary`"
         ) from None
     shapes = truth.vectors.shape, truth.bias.shape, truth.first.shape[1:]
     if shapes != ((recipe.features, recipe.width), (recipe.width,), (recipe.width,)):

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-10
 
 
 def directions(recipe: Dictionary, rng: Generator) -> F32:
-    """Unit vectors float32 [F, D], random ones or of the cosines asked for.
+    """Unit vectors float32 [F, D], random ones or of the cosines requested.
 
     InputError where no vectors have these cosines, or need more entries than `width`.
     """
@@ -38,12 +38,12 @@ def directions(recipe: Dictionary, rng: Generator) -> F32:
                 f"width is {recipe.width}: make it larger, or leave out cosine for random directions"
             )
         basis, _ = np.linalg.qr(rng.standard_normal((recipe.width, rank)))
-        found: F32 = (basis.T if root is None else root @ basis.T).astype(np.float32, order="C")
-    return found
+        vectors: F32 = (basis.T if root is None else root @ basis.T).astype(np.float32, order="C")
+    return vectors
 
 
 def gram(recipe: Dictionary) -> F64:
-    """The cosines asked for, float64 [F, F]."""
+    """The cosines requested, float64 [F, F]."""
     matrix = np.full((recipe.features, recipe.features), recipe.cosine or 0.0)
     np.fill_diagonal(matrix, 1.0)
     for pair in recipe.cosines:

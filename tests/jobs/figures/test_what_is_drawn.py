@@ -15,7 +15,7 @@ from jobs.figures.plots import drawing, render
 from jobs.figures.setting import Setting, set_to, setting
 from jobs.figures.style import STYLE
 from jobs.terminal.units import unit_of_lake, unit_of_site
-from schemas.values import Reads
+from schemas.values import RowSelection
 from tests.jobs.made_up import made_up, made_up_attribution, made_up_control, made_up_images
 
 
@@ -23,7 +23,7 @@ def lake(kind: str, inputs: object = None, pooling: str = "none"):
     return SimpleNamespace(
         links=[SimpleNamespace(source={"kind": kind})],
         lake=SimpleNamespace(inputs=inputs),
-        site=lambda _: SimpleNamespace(reads=Reads(None, pooling)),
+        site=lambda _: SimpleNamespace(selection=RowSelection(None, pooling)),
     )
 
 

@@ -69,7 +69,7 @@ def test_the_mean_that_an_encoder_gives_counts_gain_leaks_and_biases_and_is_unkn
     one = side(truth.vectors, rows)
     result = expected_means(truth, one)
     for feature, true in zip(one.match.feature, one.match.true_feature, strict=True):
-        x = truth.means_beside(int(true)) @ truth.vectors + truth.bias
+        x = truth.means_when_active(int(true)) @ truth.vectors + truth.bias
         assert abs(result[feature] - (x @ rows[feature] + 0.1)) < 1e-4
     assert np.isnan(expected_means(truth, side(truth.vectors, rows, "topk"))).all()
 

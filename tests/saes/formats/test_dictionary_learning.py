@@ -152,7 +152,7 @@ def test_a_file_alone_is_reported_by_its_tensors(tmp_path: Path, case: str) -> N
 def test_a_topk_file_alone_could_be_two_classes(tmp_path: Path, case: str) -> None:
     folder = copied(case, tmp_path)
     (folder / "config.json").unlink()
-    with pytest.raises(InputError, match=r"AutoEncoderTopK or BatchTopKSAE: put its config\.json beside it"):
+    with pytest.raises(InputError, match=r"AutoEncoderTopK or BatchTopKSAE: put its config\.json next to it"):
         load_sae(str(folder))
 
 

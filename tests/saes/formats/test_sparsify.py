@@ -70,7 +70,7 @@ def test_metadata_tells_what_the_files_say() -> None:
     assert (metadata.hook_name, metadata.hook_name_out) == ("blocks.3.mlp.hook_in", "blocks.3.mlp.hook_out")
     assert (metadata.model_name, metadata.context_size) == ("org/model", 2048)
     assert "normalize_decoder" in metadata.extra
-    assert not any("norm behind the module" in note for note in metadata.notes)
+    assert not any("norm after the module" in note for note in metadata.notes)
 
 
 def test_metadata_and_digest_need_no_torch() -> None:
@@ -109,7 +109,7 @@ def test_the_name_of_the_folder_tells_the_hook(tmp_path: Path, name: str, hook: 
     folder.parent.mkdir(exist_ok=True, parents=True)
     topk(tmp_path).rename(folder)
     assert read_metadata(str(folder)).hook_name == hook
-    exact = any("norm behind the module" in note for note in read_metadata(str(folder)).notes)
+    exact = any("norm after the module" in note for note in read_metadata(str(folder)).notes)
     assert exact == (hook is not None and hook.endswith(("mlp_out", "attn_out")))
 
 

@@ -1,4 +1,4 @@
-"""A worker looks at its first shard: an SAE that explains less than the mean of x stops the run."""
+"""A worker checks the SAEs on its first shard: one that explains less than the mean of x stops the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from jobs.lake.run import run
 from pipeline.extraction import by_model as model_features
-from pipeline.extraction import first_rows_check as first_look
+from pipeline.extraction import first_rows_check
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from tests.kit import D_MODEL, tiny_lm, write_sae, write_tiny_tokenizer
@@ -86,22 +86,22 @@ def test_an_sae_worse_than_the_mean_ends_the_run_and_nothing_is_committed(tmp_pa
         run_with(tmp_path, "stop", scale=-3.0)
 
 
-def test_reported_to_warn_the_run_ends_and_says_so(tmp_path, capsys):
+def test_with_check_sae_warn_the_run_ends_and_says_so(tmp_path, capsys):
     run_with(tmp_path, "warn", scale=-3.0)
     assert receipts(tmp_path)["000000"].sites["mid"].explained_variance < 0
     assert "less than the mean of x does" in " ".join(capsys.readouterr().out.split())
 
 
-def test_reported_not_to_look_nobody_looks(tmp_path):
+def test_with_check_sae_off_nothing_is_checked(tmp_path):
     run_with(tmp_path, "off", scale=-3.0)
     assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
 
 
-def test_the_look_changes_no_data(tmp_path):
+def test_the_check_changes_no_data(tmp_path):
     run_with(tmp_path, "stop")
-    looked = data_bytes(tmp_path / "store")
+    checked = data_bytes(tmp_path / "store")
     run(run_file(tmp_path, store={"root": str(tmp_path / "other")}, **site(tmp_path)))
-    assert data_bytes(tmp_path / "other") == looked
+    assert data_bytes(tmp_path / "other") == checked
 
 
 def test_a_transcoder_is_measured_at_its_target(tmp_path):
@@ -114,29 +114,29 @@ def test_a_transcoder_is_measured_at_its_target(tmp_path):
     assert explained < 0.99
 
 
-def test_a_look_that_fails_is_repeated(tmp_path, monkeypatch):
-    looks, look = [], model_features.first_look
+def test_a_check_that_fails_is_repeated(tmp_path, monkeypatch):
+    calls, check_saes = [], model_features.check_saes
 
     def flaky(*arguments):
-        looks.append(1)
-        if len(looks) == 1:
+        calls.append(1)
+        if len(calls) == 1:
             raise MemoryError("out of memory")
-        return look(*arguments)
+        return check_saes(*arguments)
 
-    monkeypatch.setattr(model_features, "first_look", flaky)
+    monkeypatch.setattr(model_features, "check_saes", flaky)
     with pytest.raises(InputError, match="worse than the mean"):
         run_with(tmp_path, "stop", scale=-3.0)
-    assert len(looks) == 2
+    assert len(calls) == 2
 
 
-def test_too_few_rows_in_the_first_shard_are_looked_at_in_a_later_one(tmp_path):
+def test_too_few_rows_in_the_first_shard_are_checked_in_a_later_one(tmp_path):
     content = {"sites": [site(tmp_path)["sites"][0]], "tokens": {"shard_tokens": 20}}
     run(run_file(tmp_path, extract={"check_sae": "stop"}, **content))
     result = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
     rows = {name: receipt.rows for name, receipt in receipts(tmp_path).items()}
-    looked = [name for name, value in result.items() if value is not None]
-    assert len(looked) == 1
-    assert looked[0] == min(name for name in rows if rows[name] >= 72)  # some of them are BOS and EOS
+    checked = [name for name, value in result.items() if value is not None]
+    assert len(checked) == 1
+    assert checked[0] == min(name for name in rows if rows[name] >= 72)  # some of them are BOS and EOS
 
 
 def pooled(folder, **options):
@@ -146,9 +146,9 @@ def pooled(folder, **options):
     return content
 
 
-def test_a_pooled_site_is_looked_at_until_it_has_enough_rows(tmp_path, monkeypatch):
-    """A look at 64 token rows, which are four rows of the site, goes on to the 64th context."""
-    monkeypatch.setattr(first_look, "ROWS", 64)
+def test_a_pooled_site_is_checked_until_it_has_enough_rows(tmp_path, monkeypatch):
+    """A check of 64 token rows, which are four rows of the site, goes on to the 64th context."""
+    monkeypatch.setattr(first_rows_check, "ROWS", 64)
     content = {"tokens": {"shard_tokens": 1200}, "extract": {"check_sae": "stop"}}
     run(run_file(tmp_path, **content, **pooled(tmp_path)))
     result = {name: receipt.sites["mid"].explained_variance for name, receipt in receipts(tmp_path).items()}
@@ -158,15 +158,17 @@ def test_a_pooled_site_is_looked_at_until_it_has_enough_rows(tmp_path, monkeypat
         run(run_file(tmp_path / "bad", **content, **pooled(tmp_path / "bad", scale=-3.0)))
 
 
-def test_a_site_that_never_gives_enough_rows_is_not_looked_at_for_ever(tmp_path, monkeypatch):
-    looks, look = [], model_features.first_look
-    monkeypatch.setattr(first_look, "ROWS", 64)
-    monkeypatch.setattr(model_features, "first_look", lambda *a: looks.append(a[3]["mid"].n_rows) or look(*a))
+def test_a_site_that_never_gives_enough_rows_is_not_checked_for_ever(tmp_path, monkeypatch):
+    calls, check_saes = [], model_features.check_saes
+    monkeypatch.setattr(first_rows_check, "ROWS", 64)
+    monkeypatch.setattr(
+        model_features, "check_saes", lambda *a: calls.append(a[3]["mid"].n_rows) or check_saes(*a)
+    )
     write_corpus(tmp_path / "corpus.parquet", documents=60)
     write_tiny_tokenizer(tmp_path / "tokenizer")
     run(run_file(tmp_path, extract={"check_sae": "stop"}, **pooled(tmp_path)))
     rows = [receipt.rows for receipt in receipts(tmp_path).values()]
-    assert sum(looks[:-1]) < 2 * 64 * 16 <= sum(looks) < sum(rows)
+    assert sum(calls[:-1]) < 2 * 64 * 16 <= sum(calls) < sum(rows)
     assert {r.sites["mid"].explained_variance for r in receipts(tmp_path).values()} == {None}
 
 
@@ -197,7 +199,7 @@ def sinking_lm():
 
 @pytest.mark.parametrize("batch_contexts", [1, 4, 64])
 def test_a_few_massive_rows_stop_no_good_sae(tmp_path, capsys, batch_contexts):
-    model = {"path": "tests.test_first_look:sinking_lm"}
+    model = {"path": "tests.test_first_rows_check:sinking_lm"}
     sae = good_sae(tmp_path / "sae")
     weights = load_file(sae / "sae_weights.safetensors")
     # of the sink's place it gives the opposite, so that the sink is worse than the mean
