@@ -1,13 +1,13 @@
 """`latentlake attribute STORE`: which features make a model prefer one answer to the other, by label.
 
-Each document is a prompt with two answers (`corpus.kind: prompts`). The gap is p(answer) - p(other) behind
+Each document is a prompt with two answers (`corpus.kind: prompts`). The gap is p(answer) - p(other) after
 the prompt's last token, an answer being its first token; prompts whose answers begin alike are counted and
 left out. `pipeline.evaluation.integrated_gradients` says how the gap, and its square (IG2), are shared out
 among the latents, and what completeness is: the quadrature starts with 16 nodes, doubled up to 128 for
 prompts whose attributions do not add up to 1 % (--tolerance).
 
-Of every value of a label the k features with the largest |mean| are selected, by IG2 if nothing else is
-asked for; the union over the values is the selection. A value's features are then ablated, one at a time, in
+Of every value of a label the k features with the largest |mean| are selected, by IG2 unless --by says
+otherwise; the union over the values is the selection. A value's features are then ablated, one at a time, in
 its prompts in which they are active: an effect holds when its interval over prompts leaves 0 out and it has
 the sign of the attribution. --scores takes the selection from a table of another method, without running the
 model; with --ablate its features are ablated too, in all prompts where the table names no label and value.
@@ -16,8 +16,8 @@ No layer below the SAE's hook is run again for a prompt (`pipeline.models.hooks.
 quadrature and an ablation take a pass through the layers above it.
 
 Tables: `attributions`, `attribution_prompts`, `attribution_selection`. Parts of a shard are tasks, and are
-added up in shard order: equal bits for any number of workers. Each is kept as it ends, so a job that was
-killed, asked for the same of the same store, model and SAE again, goes on from there.
+added up in shard order: equal bits for any number of workers. Each is saved as it ends, so a job that was
+killed continues from there when it is run again with the same options on the same store, model and SAE.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ def attribute(
         raise InputError(f"--by {asked.by!r} is none of {', '.join(MEASURES)}")
     require_writable(store.layout, site)
     labels, answers = _columns(store, asked)
-    kept: list[Parts] = []
+    saved: list[Parts] = []
     if asked.scores is None:
         work, parts = _work(store, site, asked, labels, answers)
-        kept.append(_kept(store, work))
-        selection = select(_attributed(store, site, work, parts, tasks, kept[-1]), asked.by, asked.k)
+        saved.append(_saved_parts(store, work))
+        selection = select(_attributed(store, site, work, parts, tasks, saved[-1]), asked.by, asked.k)
     else:
         selection = select(read_scores(asked.scores, store.site(site).d_sae), "score", asked.k)
     if asked.ablate if asked.ablate is not None else asked.scores is None:
@@ -103,35 +103,35 @@ def attribute(
         else:
             work, parts = _work(store, site, asked, named, answers)
             require_values(store, parts, selection, named)
-        kept.append(_kept(store, work, _chosen(selection)))
+        saved.append(_saved_parts(store, work, _chosen(selection)))
         squared = asked.scores is None and asked.by == "ig2"
-        selection = _ablated(site, work, parts, selection, tasks, kept[-1], squared=squared)
+        selection = _ablated(site, work, parts, selection, tasks, saved[-1], squared=squared)
     store.write_table(site, "attribution_selection", selection)
-    for each in kept:
-        each.remove()
-    _tell(site, selection, time.monotonic() - began)
+    for parts_of_run in saved:
+        parts_of_run.remove()
+    _report(site, selection, time.monotonic() - began)
     return selection
 
 
 def _attributed(
-    store: FeatureStore, site: str, work: Work, parts: list[Part], tasks: Tasks, kept: Parts
+    store: FeatureStore, site: str, work: Work, parts: list[Part], tasks: Tasks, saved: Parts
 ) -> pl.DataFrame:
     """Write `attributions` and `attribution_prompts`; the first."""
     from pipeline.evaluation.attribution import attribute_part
 
     what = f"attribute {site}: integrated gradients"
-    found = _run(what, partial(attribute_part, work), 2, parts, tasks, kept)
-    prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *(of_part for of_part, _ in found)])
+    frames = _run(what, partial(attribute_part, work), 2, parts, tasks, saved)
+    prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *(of_part for of_part, _ in frames)])
     skipped = sum(part.stop - part.first for part in parts) - prompts.height
     if prompts.is_empty():
         raise InputError(
             f"site {site!r}: the two answers of all {skipped:,} prompts begin with the same token, so there "
             "is not a gap to explain: give answers that differ from their first token on"
         )
-    table = finalize(combine([sums for _, sums in found]))
+    table = finalize(combine([sums for _, sums in frames]))
     store.write_table(site, "attribution_prompts", prompts)
     store.write_table(site, "attributions", table)
-    _tell_prompts(site, prompts, skipped, work.tolerance)
+    _report_prompts(site, prompts, skipped, work.tolerance)
     return table
 
 
@@ -141,7 +141,7 @@ def _ablated(
     parts: list[Part],
     selection: pl.DataFrame,
     tasks: Tasks,
-    kept: Parts,
+    saved: Parts,
     *,
     squared: bool,
 ) -> pl.DataFrame:
@@ -149,8 +149,8 @@ def _ablated(
     from pipeline.evaluation.attribution import ablate_part
 
     function = partial(ablate_part, work, _chosen(selection))
-    found = _run(f"attribute {site}: ablation", function, 1, parts, tasks, kept)
-    sums = combine([pl.DataFrame(schema=SUMS), *(of_part for (of_part,) in found)])
+    frames = _run(f"attribute {site}: ablation", function, 1, parts, tasks, saved)
+    sums = combine([pl.DataFrame(schema=SUMS), *(of_part for (of_part,) in frames)])
     return with_effects(selection, sums, squared=squared)
 
 
@@ -160,26 +160,26 @@ def _chosen(selection: pl.DataFrame) -> pl.DataFrame:
 
 
 def _run(
-    what: str, function: Function, frames: int, parts: list[Part], tasks: Tasks, kept: Parts
+    what: str, function: Function, frames: int, parts: list[Part], tasks: Tasks, saved: Parts
 ) -> list[Sequence[pl.DataFrame]]:
-    """The frames of all parts, in order; those that are kept are not made again."""
-    done = {n: old for n, part in enumerate(parts) if (old := kept.read(part.name, frames)) is not None}
+    """The frames of all parts, in order; those that were saved are not computed again."""
+    done = {n: old for n, part in enumerate(parts) if (old := saved.read(part.name, frames)) is not None}
     rest = [part for n, part in enumerate(parts) if n not in done]
     if done:
         say(f"{what}: goes on after {len(done):,} of {len(parts):,} parts that an earlier run has left")
-    found: list[Sequence[pl.DataFrame]] = []
+    results: list[Sequence[pl.DataFrame]] = []
     with counting(what, sum(part.stop - part.first for part in rest), "prompts") as advance:
         fresh = tasks.map(function, rest)
         for n, part in enumerate(parts):
-            found.append(done[n] if n in done else next(fresh))
+            results.append(done[n] if n in done else next(fresh))
             if n not in done:
-                kept.write(part.name, found[n])
+                saved.write(part.name, results[n])
                 advance(part.stop - part.first)
-    return found
+    return results
 
 
-def _kept(store: FeatureStore, work: Work, chosen: pl.DataFrame | None = None) -> Parts:
-    """The parts that were left by a job that was asked for the same; `chosen` features: of an ablation."""
+def _saved_parts(store: FeatureStore, work: Work, chosen: pl.DataFrame | None = None) -> Parts:
+    """The parts saved by an earlier job with the same options; `chosen` features: of an ablation."""
     site = work.use.site.name
     about = {
         "what": None if chosen is None else chosen.rows(),
@@ -236,25 +236,25 @@ def _columns(store: FeatureStore, asked: Asked) -> tuple[tuple[str, ...], tuple[
     labels = tuple(dict.fromkeys(asked.labels)) or tuple(name for name in known if name not in answers)
     if not labels and asked.scores is None:
         raise InputError(
-            "the prompts have no label beside their answers, and attributions are means by label: tokenize "
+            "the prompts have no label besides their answers, and attributions are means by label: tokenize "
             "them with corpus.label_columns"
         )
     return labels, (answers[0], answers[1])
 
 
 def _answers_of(store: FeatureStore) -> tuple[str, ...]:
-    """The columns of the answers, as the links of the corpus chain tell."""
-    found = {tuple(link.source.get("answers", ())) for link in read_links(store.layout)} - {()}
-    if len(found) != 1:
-        several = "different ones" if found else "none"
+    """The columns of the answers, as recorded in the links of the corpus chain."""
+    answers = {tuple(link.source.get("answers", ())) for link in read_links(store.layout)} - {()}
+    if len(answers) != 1:
+        several = "different ones" if answers else "none"
         raise InputError(
             f"the corpus names two columns of answers for its prompts, but this store's has {several}: give "
             "--answers FIRST,OTHER, two label columns"
         )
-    return found.pop()
+    return answers.pop()
 
 
-def _tell_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:
+def _report_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:
     gap, baseline, nodes = (prompts[name].to_numpy() for name in ("gap", "baseline", "nodes"))
     error = np.abs(prompts["ig_sum"].to_numpy() - (gap - baseline)).max()
     lacking = prompts.height - int(prompts["complete"].sum())
@@ -270,7 +270,7 @@ def _tell_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: flo
     )
 
 
-def _tell(site: str, selection: pl.DataFrame, seconds: float) -> None:
+def _report(site: str, selection: pl.DataFrame, seconds: float) -> None:
     """The map label -> features; those whose effect holds have a star."""
     union = selection["feature"].n_unique()
     ranked = selection.filter(pl.col("rank").is_not_null()).sort("label", "value", "rank")
@@ -284,5 +284,5 @@ def _tell(site: str, selection: pl.DataFrame, seconds: float) -> None:
         table.add_row(escape(label), escape(value), "" if prompts is None else f"{prompts:,}", names)
     console.print(table)
     tested = ranked["holds"].drop_nulls()
-    told = f", {int(tested.sum()):,} of {len(tested):,} that were ablated hold" if len(tested) else ""
-    say(f"[bold]attribute[/] {site}: {union:,} features in the union{told} ({seconds:.1f} s)")
+    outcome = f", {int(tested.sum()):,} of {len(tested):,} that were ablated hold" if len(tested) else ""
+    say(f"[bold]attribute[/] {site}: {union:,} features in the union{outcome} ({seconds:.1f} s)")

@@ -34,34 +34,35 @@ def show(report: Report) -> None:
 
 
 def sentences(report: Report) -> list[str]:
-    """What stands beside the verdict: a card that differs, special tokens that dominate."""
-    told = [note for note in report.about.notes if note]
+    """Notes printed with the verdict: a card that differs, special tokens that dominate."""
+    lines = [note for note in report.about.notes if note]
     card, l0 = report.about.card.get("l0"), report.figures.l0_mean
     if card and not 1 / L0_FACTOR <= l0 / card <= L0_FACTOR:
-        told.append(f"L0 is {l0:.1f}, its card says {card:g}.")
+        lines.append(f"L0 is {l0:.1f}, its card says {card:g}.")
     if sentence := massive_rows(report.figures):
-        told.append(sentence)
+        lines.append(sentence)
     lost = report.diagnosis.as_loaded.explained_variance - report.with_special
     if report.is_fine and lost > 0.1:
-        told.append(
+        lines.append(
             f"Leave special tokens out: counted too, explained variance is {report.with_special:.3f}."
         )
-    return told
+    return lines
 
 
-def massive_rows(found: Reconstruction) -> str | None:
+def massive_rows(figures: Reconstruction) -> str | None:
     """A sentence where a few massive rows decide what the explained variance of all rows is."""
-    if not abs(found.explained_variance - found.judged) > DECIDE:
+    if not abs(figures.explained_variance - figures.judged) > DECIDE:
         return None
     return (
-        f"{found.massive:,} of {found.n:,} rows ({found.massive / found.n:.2%}) decide the explained "
+        f"{figures.massive:,} of {figures.n:,} rows ({figures.massive / figures.n:.2%}) decide the explained "
         f"variance: their norm is above {MASSIVE:g} times the median (attention sinks?). With them it is "
-        f"{found.explained_variance:.3f}, without them {found.judged:.3f}; the SAE is judged without them."
+        f"{figures.explained_variance:.3f}, without them {figures.judged:.3f}; the SAE is judged without "
+        "them."
     )
 
 
 def _table(report: Report) -> Table:
-    """Figures, beside the card's where there is one."""
+    """Figures, next to the card's where there is one."""
     card = report.about.card
     where = " -> ".join(dict.fromkeys(report.place))
     table = Table(title=f"{escape(report.asked.sae)} at {escape(where)}", title_justify="left")
@@ -75,21 +76,21 @@ def _table(report: Report) -> Table:
 
 def _figures(report: Report) -> list[tuple[str, str, str]]:
     """Name, value, and the name that a card gives it."""
-    found = report.figures
-    share = found.dead / len(found.active)
+    figures = report.figures
+    share = figures.dead / len(figures.active)
     rows = [
-        ("tokens counted", f"{found.n:,}", ""),
-        ("L0, mean", f"{found.l0_mean:.1f}", "l0"),
-        ("L0, median", f"{found.l0_median:g}", ""),
+        ("tokens counted", f"{figures.n:,}", ""),
+        ("L0, mean", f"{figures.l0_mean:.1f}", "l0"),
+        ("L0, median", f"{figures.l0_median:g}", ""),
         (
-            f"features that fired on none of {found.n:,} tokens",
-            f"{share:.2%} ({found.dead:,} of {len(found.active):,})",
+            f"features that fired on none of {figures.n:,} tokens",
+            f"{share:.2%} ({figures.dead:,} of {len(figures.active):,})",
             "dead",
         ),
-        ("explained variance", f"{found.explained_variance:.4f}", "explained_variance"),
-        *_without_massive(found),
-        ("squared error of an element", f"{found.mse:.4g}", "mse"),
-        ("cosine, mean", f"{found.cosine:.4f}", "cosine"),
+        ("explained variance", f"{figures.explained_variance:.4f}", "explained_variance"),
+        *_without_massive(figures),
+        ("squared error of an element", f"{figures.mse:.4g}", "mse"),
+        ("cosine, mean", f"{figures.cosine:.4f}", "cosine"),
         ("explained variance, special tokens too", f"{report.with_special:.4f}", ""),
     ]
     if isinstance(report.losses, Losses):
@@ -102,28 +103,28 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _without_massive(found: Reconstruction) -> list[tuple[str, str, str]]:
+def _without_massive(figures: Reconstruction) -> list[tuple[str, str, str]]:
     """The line of the explained variance without massive rows, where there are any."""
-    if not found.massive:
+    if not figures.massive:
         return []
-    name = f"explained variance without {found.massive:,} rows above {MASSIVE:g} times the median norm"
-    return [(name, f"{found.rest.explained_variance:.4f}", "")]
+    name = f"explained variance without {figures.massive:,} rows above {MASSIVE:g} times the median norm"
+    return [(name, f"{figures.rest.explained_variance:.4f}", "")]
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """All numbers; what is not a number is null."""
-    found, losses = report.figures, report.losses
+    reconstruction, losses = report.figures, report.losses
     figures = {
-        "tokens": found.n,
-        "l0_mean": found.l0_mean,
-        "l0_median": found.l0_median,
-        "dead": found.dead,
-        "dead_share": found.dead / len(found.active),
-        "explained_variance": found.explained_variance,
-        "massive_rows": found.massive,
-        "explained_variance_without_massive_rows": found.rest.explained_variance,
-        "mse": found.mse,
-        "cosine": found.cosine,
+        "tokens": reconstruction.n,
+        "l0_mean": reconstruction.l0_mean,
+        "l0_median": reconstruction.l0_median,
+        "dead": reconstruction.dead,
+        "dead_share": reconstruction.dead / len(reconstruction.active),
+        "explained_variance": reconstruction.explained_variance,
+        "massive_rows": reconstruction.massive,
+        "explained_variance_without_massive_rows": reconstruction.rest.explained_variance,
+        "mse": reconstruction.mse,
+        "cosine": reconstruction.cosine,
         "explained_variance_with_special_tokens": report.with_special,
     }
     measured = isinstance(losses, Losses)

@@ -61,7 +61,7 @@ class Asked(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that was found."""
+    """The result of a check."""
 
     asked: Asked
     run: RunFile
@@ -86,8 +86,8 @@ def check_sae(asked: Asked) -> bool:
     """Check, print, and write the JSON file; whether all is well."""
     require_file(asked.json_file, "--json")
     about = read_metadata(asked.sae)
-    run, told = resolve(_run_file(asked, about))
-    warn(told)
+    run, messages = resolve(_run_file(asked, about))
+    warn(messages)
     assert run.tokens.tokenizer is not None
     tokenizer = load_tokenizer(run.tokens.tokenizer)
     with Meter("check-sae") as steps:
@@ -109,18 +109,18 @@ def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: Tokenizer
     pieces = check.pieces(shard, lake.context_size)
     figures = check.measure(subject, pieces, steps.begin("reconstructing", shard.n_rows, "tokens"))
     if not figures.n:
-        at = run.sites[0].positions
-        raise InputError(f"no token is at the positions {at} that the SAE reads: give more --tokens")
-    some = check.sample(pieces, ROWS, counted=True)
+        positions = run.sites[0].positions
+        raise InputError(f"no token is at the positions {positions} that the SAE reads: give more --tokens")
+    sampled = check.sample(pieces, ROWS, counted=True)
     losses = _losses(subject, check.sample(pieces, check.LOSS_TOKENS), steps)
-    rows = check.loaded_rows(subject, some)
+    rows = check.loaded_rows(subject, sampled)
     steps.begin("running other hooks and tokens")
     other = check.flipped_bos(lake, tokenizer)
     flipped = _shard(asked, run, other, tokenizer) if other is not None else None
-    elsewhere = list(_elsewhere(subject, about, some, flipped, lake, figures))
+    elsewhere = list(_elsewhere(subject, about, sampled, flipped, lake, figures))
     done = steps.begin("trying alternatives", None, "alternatives")
     diagnosis = diagnose(subject.encoder, rows, elsewhere, lambda _: done(1))
-    special = measured(subject.encoder, check.loaded_rows(subject, check.with_special(some)))
+    special = measured(subject.encoder, check.loaded_rows(subject, check.with_special(sampled)))
     place = subject.place
     return Report(asked, run, lake, place, about, figures, special.explained_variance, losses, diagnosis)
 
@@ -140,9 +140,9 @@ def _run_file(asked: Asked, about: SaeMetadata) -> RunFile:
 
 
 def _model(asked: Asked, about: SaeMetadata) -> str:
-    """The model asked for, that of the demo's SAE, or the one that the SAE's files name, which is told.
+    """The model asked for, that of the demo's SAE, or the one that the SAE's files name, which is reported.
 
-    Files of unknown origin may name a published model, and nothing that lies here.
+    Files of unknown origin may name a published model, but no local file.
     """
     if asked.model:
         return asked.model

@@ -47,7 +47,7 @@ ELICITED: Schema = {
     "frequency": pl.Float64(),
     "max_activation": pl.Float32(),
 }
-"""A row per feature that fires at the positions asked about. `activation`: mean over them; `surprise_bits`:
+"""A row per feature that fires at the selected positions. `activation`: mean over them; `surprise_bits`:
 at the most surprising of them; `strongest`: the activation of largest magnitude, at `position`; then columns
 of the feature table, null where the feature never fires in the store."""
 
@@ -71,33 +71,38 @@ def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None =
     require_file(asked.html, "--html")
     for feature in asked.features:
         store.require_feature(site, feature)
-    store.scan_features(site)  # is it there? before the model is loaded
+    store.scan_features(site)  # raises if there is no feature table, before the model is loaded
     with counting("running the model and the SAE"):
         typed = run_text(store, site, asked.text, places or Places())
-    rows = rows_asked(store, typed, asked.position)
-    found = elicited(store, site, typed, rows)
+    rows = selected_rows(store, typed, asked.position)
+    firing_features = elicited(store, site, typed, rows)
     place = "" if asked.position is None else f" at position {rows[0]}"
     over = place or f", mean over {len(rows)} positions"
     body = store.lake.context_size - (store.lake.bos_id is not None)
     if (contexts := -(-len(typed.token_ids) // body)) > 1:
         over += f" of {contexts} contexts of the lake's {store.lake.context_size} tokens"
-    say(f"[bold]elicit[/] {site}: {len(typed.token_ids)} tokens{over}, {found.height} features fire")
+    say(
+        f"[bold]elicit[/] {site}: {len(typed.token_ids)} tokens{over}, {firing_features.height} features fire"
+    )
     firing = None if asked.position is None else int(rows[0])
     if asked.features:
-        _show_strips(store, site, typed, asked, firing, found)
+        _show_strips(store, site, typed, asked, firing, firing_features)
     else:
         for by in ("activation", "surprise_bits"):
-            _show_ranking(store, site, typed, ranked(found, by).head(asked.n), by)
+            _show_ranking(store, site, typed, ranked(firing_features, by).head(asked.n), by)
     if asked.html is not None:
-        chosen = asked.features or ranked(found, "activation").head(asked.n)["feature"].to_list()
-        strips = ((_told(found, f), *_strip(store, site, typed, f, asked.maximum, firing)) for f in chosen)
+        chosen = asked.features or ranked(firing_features, "activation").head(asked.n)["feature"].to_list()
+        strips = (
+            (_feature_summary(firing_features, f), *_strip(store, site, typed, f, asked.maximum, firing))
+            for f in chosen
+        )
         page = html_page(f"A text in {site}", asked.text, strips)
         write_file(asked.html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(asked.html))}[/]")
-    return found
+    return firing_features
 
 
-def rows_asked(store: FeatureStore, typed: TypedText, position: int | None) -> I64:
+def selected_rows(store: FeatureStore, typed: TypedText, position: int | None) -> I64:
     """The rows that activations are taken of: those counted, or the one at `position`: int64."""
     tokens, rows = len(typed.token_ids), np.flatnonzero(typed.counted)
     if position is None:
@@ -165,9 +170,9 @@ def _surprise(fires: pl.DataFrame, table: pl.DataFrame) -> F64:
     return np.concatenate(bits)
 
 
-def ranked(found: pl.DataFrame, by: str) -> pl.DataFrame:
+def ranked(table: pl.DataFrame, by: str) -> pl.DataFrame:
     """The largest of a column first (of activations: by magnitude); equal ones by feature."""
-    return found.sort(pl.col(by).abs(), "feature", descending=[True, False])
+    return table.sort(pl.col(by).abs(), "feature", descending=[True, False])
 
 
 def _show_ranking(store: FeatureStore, site: str, typed: TypedText, best: pl.DataFrame, by: str) -> None:
@@ -194,11 +199,11 @@ def _examples(store: FeatureStore, site: str, features: list[int]) -> dict[int, 
         best = store.scan_table(site, "examples").filter(is_strongest).collect()
         described = store.describe_rows(best["row"].to_numpy(), BEFORE, AFTER)
     else:
-        found = {f: store.contexts(site, f, 1, before=BEFORE, after=AFTER) for f in features}
-        found = {feature: frame for feature, frame in found.items() if frame.height}
-        if not found:
+        contexts = {f: store.contexts(site, f, 1, before=BEFORE, after=AFTER) for f in features}
+        contexts = {feature: frame for feature, frame in contexts.items() if frame.height}
+        if not contexts:
             return {}
-        best, described = pl.DataFrame({"feature": list(found)}), pl.concat(found.values())
+        best, described = pl.DataFrame({"feature": list(contexts)}), pl.concat(contexts.values())
     nothing = np.empty(0, np.uint64), np.empty(0, np.float32)
     strips = strips_of(store, described, *nothing)
     texts = (text_strip(strip, 1.0, shaded=False) for strip in strips)
@@ -208,7 +213,7 @@ def _examples(store: FeatureStore, site: str, features: list[int]) -> dict[int, 
 def _strip(
     store: FeatureStore, site: str, typed: TypedText, feature: int, maximum: float | None, firing: int | None
 ) -> tuple[Strip, float]:
-    """The text by one feature; full shade is, unless it is said, the strongest of the store or the text."""
+    """The text by one feature; full shade is `maximum`, or else the strongest of the store or the text."""
     values = typed.activations[:, [feature]].toarray()[:, 0]
     strip = strip_of(store, typed.token_ids.tolist(), values, firing)
     row = store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
@@ -216,20 +221,20 @@ def _strip(
     return strip, strongest_in([stored, values]) if maximum is None else maximum
 
 
-def _told(found: pl.DataFrame, feature: int) -> str:
-    some = found.filter(pl.col("feature") == feature)
-    if some.is_empty():
+def _feature_summary(table: pl.DataFrame, feature: int) -> str:
+    rows = table.filter(pl.col("feature") == feature)
+    if rows.is_empty():
         return f"feature {feature}: does not fire"
-    row = some.row(0, named=True)
+    row = rows.row(0, named=True)
     return f"feature {feature}: activation {row['activation']:.4g}, {row['surprise_bits']:.2f} bits"
 
 
 def _show_strips(
-    store: FeatureStore, site: str, typed: TypedText, asked: Asked, firing: int | None, found: pl.DataFrame
+    store: FeatureStore, site: str, typed: TypedText, asked: Asked, firing: int | None, table: pl.DataFrame
 ) -> None:
     for feature in asked.features:
         strip, maximum = _strip(store, site, typed, feature, asked.maximum, firing)
-        say(f"{_told(found, feature)} [dim](full shade: {maximum:.4g})[/]")
+        say(f"{_feature_summary(table, feature)} [dim](full shade: {maximum:.4g})[/]")
         console.print(Text("  ") + text_strip(strip, maximum), soft_wrap=True, highlight=False)
         values, ids = typed.activations[:, [feature]].toarray()[:, 0], typed.token_ids.tolist()
         strong = np.argsort(-np.abs(values), kind="stable")[:5]

@@ -49,17 +49,17 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
             pl.lit(text).alias(name) for name, text in zip(("label", "value"), EVERY_PROMPT, strict=True)
         )
     try:
-        found = frame.select(pl.col(name).cast(dtype) for name, dtype in SCORES.items())
-        if (found["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
+        scores = frame.select(pl.col(name).cast(dtype) for name, dtype in SCORES.items())
+        if (scores["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
             raise pl.exceptions.InvalidOperationError
     except pl.exceptions.PolarsError:
         raise InputError(f"--scores {path}: features are whole numbers, scores numbers") from None
-    if found["feature"].null_count() or (found["feature"] >= d_sae).any():
+    if scores["feature"].null_count() or (scores["feature"] >= d_sae).any():
         raise InputError(f"--scores {path} has a feature that is not there: there are 0 to {d_sae - 1:,}")
-    if found.select("label", "value", "feature").is_duplicated().any():
+    if scores.select("label", "value", "feature").is_duplicated().any():
         raise InputError(f"--scores {path} has a feature of a value twice: give each one score")
     unknown = pl.lit(None, pl.Int64)
-    return found.with_columns(score=pl.col("score").fill_nan(None), prompts=unknown, active=unknown)
+    return scores.with_columns(score=pl.col("score").fill_nan(None), prompts=unknown, active=unknown)
 
 
 def _frame(path: Path) -> pl.DataFrame:
@@ -96,5 +96,5 @@ def require_values(
         for value in selection.filter(pl.col("label") == name)["value"].unique(maintain_order=True):
             if value not in known:
                 near = nearest(str(value), (each for each in known if each is not None))
-                told = f"; the nearest is {near[0]!r}" if near else ""
-                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}{told}")
+                hint = f"; the nearest is {near[0]!r}" if near else ""
+                raise InputError(f"--scores: no prompt has the value {value!r} of label {name!r}{hint}")

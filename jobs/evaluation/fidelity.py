@@ -1,7 +1,7 @@
-"""`latentlake fidelity STORE`: what the model loses when an SAE's reconstruction stands in for x.
+"""`latentlake fidelity STORE`: what the model loses when x is replaced by an SAE's reconstruction.
 
 Of the rows that a site stores, and of the next-token predictions made at them, `pipeline.evaluation.fidelity`
-measures the loss clean, with the reconstruction in the place of those rows, with zeros and with their mean;
+measures the loss clean, and with those rows replaced by the reconstruction, by zeros and by their mean;
 KL of the clean distribution from the patched one; and how well x (of a transcoder: what it stands for) is
 reconstructed. The recovered share is (zero - patched) / (zero - clean), and the same with the mean's loss.
 Explained variance is 1 - SSE / SST about the mean over all measured rows, in float64, never a mean of
@@ -9,14 +9,14 @@ batches' values.
 
 Two passes over the same tokens: the mean of the target, which the second pass puts in, then the losses (a
 forward up to the hook, then four through the whole model). What a shard gives depends on plan, tokens, device
-and mean, not on workers, and is kept in the tables `fidelity_means` and `fidelity_shards`: who runs the
+and mean, not on workers, and is kept in the tables `fidelity_means` and `fidelity_shards`: running the
 command again after a kill measures only what is missing. Other tokens (an append, another sample) have
 another mean: then only the first pass is kept. Sums are float64, added in shard order. The intervals are
 those of ratios of sums over documents (`pipeline.statistics.documents.ratios`), of documents that are drawn,
 with the mean of the target taken as given: a sample of tokens widens them by itself.
 
-Without --tokens all a sample of batches, evenly spaced over the store's, is run: the intervals tell whether
-that does. The model runs in this process with all its threads; --workers and --address share shards out.
+Without --tokens all a sample of batches, evenly spaced over the store's, is run: the intervals show whether
+that is enough. The model runs in this process with all its threads; --workers and --address share shards out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.fidelity import Part, Total, Work
 
 TOKENS = 20_000
-"""Tokens run where nothing else is asked for."""
+"""Tokens run by default."""
 SAVE_S = 10.0
 """Seconds after which what has been measured is written down."""
 
@@ -87,7 +87,7 @@ def fidelity(
     work = _work(store, site, asked)
     parts = choose(_shards(store, site, asked.shards), work.step, asked.tokens)
     keys = [_key(store, site, work, part) for part in parts]
-    means = _Kept(store, site, "fidelity_means", FIDELITY_MEANS, _mean_row)
+    means = _SavedRows(store, site, "fidelity_means", FIDELITY_MEANS, _mean_row)
     totals = [row["total"] for row in means.complete(parts, keys, work, partial(total_of, work), tasks)]
     rows = sum(means.rows[key]["rows"] for key in keys)
     if not rows:
@@ -95,11 +95,11 @@ def fidelity(
     mean = sum((np.array(total) for total in totals), np.zeros(len(totals[0]))) / rows
     digest = hashlib.sha256(mean.tobytes()).hexdigest()
     keys = [digest_of([key, digest]) for key in keys]
-    kept = _Kept(store, site, "fidelity_shards", FIDELITY_SHARDS, row_of)
-    found = list(kept.complete(parts, keys, work, partial(measure, work, mean), tasks))
-    table = summary(pl.DataFrame(found, schema=FIDELITY_SHARDS), len(mean))
+    shard_rows = _SavedRows(store, site, "fidelity_shards", FIDELITY_SHARDS, row_of)
+    results = list(shard_rows.complete(parts, keys, work, partial(measure, work, mean), tasks))
+    table = summary(pl.DataFrame(results, schema=FIDELITY_SHARDS), len(mean))
     store.write_table(site, "fidelity", table)
-    _tell(site, table, len(parts), time.monotonic() - began)
+    _report(site, table, len(parts), time.monotonic() - began)
     return table
 
 
@@ -157,8 +157,8 @@ def _key(store: FeatureStore, site: str, work: Work, part: Part) -> str:
     return digest_of([receipt.plan_hash, work.use.plan.hash, receipt.tokens_sha256, work.step, groups])
 
 
-class _Kept:
-    """A table with a row for each part measured; rows of an earlier run with the same key are kept."""
+class _SavedRows:
+    """A table with a row for each part measured; rows of an earlier run with the same key are reused."""
 
     def __init__(
         self,
@@ -211,11 +211,11 @@ def size_of(part: Part, step: int) -> int:
     return part.record.rows * sum(map(len, part.ranges(step))) // max(part.record.contexts, 1)
 
 
-def _mean_row(found: Total) -> dict[str, Any]:
-    return {"rows": found.rows, "total": found.total.tolist()}
+def _mean_row(total: Total) -> dict[str, Any]:
+    return {"rows": total.rows, "total": total.total.tolist()}
 
 
-def _tell(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None:
+def _report(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None:
     tokens, documents = table.select("tokens", "documents").max().row(0)
     where = f"{tokens:,} tokens of {several(documents, 'document')} in {several(shards, 'shard')}"
     out = Table(title=f"fidelity of {site}: {where}")
@@ -238,7 +238,7 @@ def _tell(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None:
 
 def _by_reason(table: pl.DataFrame) -> dict[str, list[str]]:
     """Why values or intervals are missing -> the measures."""
-    found: dict[str, list[str]] = defaultdict(list)
+    by_reason: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons(table).items():
-        found[reason].append(name)
-    return found
+        by_reason[reason].append(name)
+    return by_reason

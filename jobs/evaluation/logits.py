@@ -3,7 +3,7 @@
 Of each feature f the distribution softmax(unembed(ln_final(avg_norm * W_dec[f] + b_dec))), where avg_norm is
 the mean over counted rows (those without any activation included) of the Euclidean norm of the row's feature
 vector, from the store: its entropy in bits, its largest probability, its highest and lowest tokens. Where
-b_dec is large (streams with a few huge dimensions) these are much the same for all features. Beside them
+b_dec is large (streams with a few huge dimensions) these are much the same for all features. For comparison
 random directions u of the same norm, softmax(unembed(ln_final(|avg_norm * W_dec[f]| * u + b_dec))); the
 notebook that this comes from added b_dec to those twice, which is not repeated. Named apart: the plain effect
 W_dec[f] @ W_U, about its mean over the vocabulary and without any norm, as dashboards show it.
@@ -142,17 +142,17 @@ def logits(
     n = len(w_dec) + len(norms)
     with counting(f"logits {site}", n, "directions") as advance:
 
-        def found(of: Iterator[object]) -> Iterator[Found]:
-            for one in tasks.map(partial(read, reading), of):
-                yield one
-                advance(len(one.spread.entropy_bits))
+        def results(directions: Iterator[object]) -> Iterator[Found]:
+            for result in tasks.map(partial(read, reading), directions):
+                yield result
+                advance(len(result.spread.entropy_bits))
 
-        table = _table(list(found(of_features(w_dec, b_dec, norm, block))))
-        drawn = _random_table(list(found(of_random(norms, b_dec, block, asked.seed))))
+        table = _table(list(results(of_features(w_dec, b_dec, norm, block))))
+        drawn = _random_table(list(results(of_random(norms, b_dec, block, asked.seed))))
     store.write_table(site, "logits_random", drawn)
     store.write_table(site, "logits_histogram", histograms(table, drawn))
     store.write_table(site, "logits", table)
-    _tell(store, site, table, drawn, norm, time.monotonic() - began)
+    _report(store, site, table, drawn, norm, time.monotonic() - began)
     return table
 
 
@@ -192,20 +192,20 @@ def of_random(norms: F32, b_dec: F32, block: int, seed: int) -> Iterator[object]
         yield Directions(wanted * drawn / np.linalg.norm(drawn, axis=1, keepdims=True) + b_dec)
 
 
-def evenly(n: int, asked: int) -> list[int]:
-    """`asked` of n places, evenly spaced (again and again, where more are asked for than there are)."""
-    return [i * n // asked if asked <= n else i % n for i in range(asked)]
+def evenly(n: int, count: int) -> list[int]:
+    """`count` of n places, evenly spaced (each of them several times where there are fewer)."""
+    return [i * n // count if count <= n else i % n for i in range(count)]
 
 
-def _table(found: Sequence[Found]) -> pl.DataFrame:
+def _table(results: Sequence[Found]) -> pl.DataFrame:
     """The table LOGITS."""
-    columns = _spread(found)
+    columns = _statistics(results)
     frame = pl.DataFrame({"feature": np.arange(len(columns["entropy_bits"])), **columns})
     for names, parts in (
-        (("top_tokens", "top_logits", "bottom_tokens", "bottom_logits"), [part.logits for part in found]),
+        (("top_tokens", "top_logits", "bottom_tokens", "bottom_logits"), [part.logits for part in results]),
         (
             ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects"),
-            [part.effects for part in found],
+            [part.effects for part in results],
         ),
     ):
         frame = frame.with_columns(_lists(names, parts))
@@ -214,24 +214,25 @@ def _table(found: Sequence[Found]) -> pl.DataFrame:
 
 def _lists(names: Sequence[str], parts: Sequence[Extremes | None]) -> list[pl.Series]:
     """The four columns of lists of `Extremes`; nulls where there are none."""
-    there = [part for part in parts if part is not None]
-    if not there:
+    present = [part for part in parts if part is not None]
+    if not present:
         return [pl.Series(name, [None], dtype=LOGITS[name]) for name in names]
-    columns = (np.concatenate(column) for column in zip(*there, strict=True))
+    columns = (np.concatenate(column) for column in zip(*present, strict=True))
     return [pl.Series(name, column).arr.to_list() for name, column in zip(names, columns, strict=True)]
 
 
-def _random_table(found: Sequence[Found]) -> pl.DataFrame:
-    columns = _spread(found)
+def _random_table(results: Sequence[Found]) -> pl.DataFrame:
+    columns = _statistics(results)
     return pl.DataFrame(
         {"direction": np.arange(len(columns["entropy_bits"])), **columns}, schema=LOGITS_RANDOM
     )
 
 
-def _spread(found: Sequence[Found]) -> dict[str, F64]:
+def _statistics(results: Sequence[Found]) -> dict[str, F64]:
     names = ("entropy_bits", "max_probability")
     return {
-        name: np.concatenate([np.empty(0), *(getattr(part.spread, name) for part in found)]) for name in names
+        name: np.concatenate([np.empty(0), *(getattr(part.spread, name) for part in results)])
+        for name in names
     }
 
 
@@ -241,7 +242,7 @@ def histograms(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
     for measure in ("entropy_bits", "max_probability"):
         values = {of: frame[measure].to_numpy() for of, frame in (("feature", table), ("random", drawn))}
         edges = _edges(np.concatenate(list(values.values())), is_log=measure == "max_probability")
-        parts += [_histogram(measure, of, some, edges) for of, some in values.items() if len(some)]
+        parts += [_histogram(measure, of, sample, edges) for of, sample in values.items() if len(sample)]
     return pl.concat(parts)
 
 
@@ -257,19 +258,19 @@ def _edges(values: F64, *, is_log: bool) -> F64:
 
 def _histogram(measure: str, of: str, values: F64, edges: F64) -> pl.DataFrame:
     columns = {"low": edges[:-1], "high": edges[1:], "n": np.histogram(values, bins=edges)[0]}
-    told = {"measure": measure, "of": of, "median": float(np.median(values))}
-    frame = pl.DataFrame(columns).with_columns(pl.lit(value).alias(name) for name, value in told.items())
+    constants = {"measure": measure, "of": of, "median": float(np.median(values))}
+    frame = pl.DataFrame(columns).with_columns(pl.lit(value).alias(name) for name, value in constants.items())
     return frame.select(pl.col(name).cast(dtype) for name, dtype in LOGITS_HISTOGRAM.items())
 
 
-def _tell(
+def _report(
     store: FeatureStore, site: str, table: pl.DataFrame, drawn: pl.DataFrame, norm: float, seconds: float
 ) -> None:
     medians = [frame["entropy_bits"].median() for frame in (table, drawn)]
-    told = " and ".join(f"{value:.2f}" for value in medians if isinstance(value, float))
+    entropies = " and ".join(f"{value:.2f}" for value in medians if isinstance(value, float))
     say(
         f"[bold]logits[/] {site}: {table.height:,} features, {drawn.height:,} random directions; median "
-        f"entropy {told} bits; mean norm of a row {norm:.2f} ({seconds:.1f} s)"
+        f"entropy {entropies} bits; mean norm of a row {norm:.2f} ({seconds:.1f} s)"
     )
     strongest = table.sort(pl.col("promoted_effects").list.first(), descending=True, nulls_last=True)
     for row in strongest.head(5).iter_rows(named=True):

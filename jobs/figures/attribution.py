@@ -66,27 +66,27 @@ def _features(rows: pl.DataFrame) -> list[int]:
 
 def _grid(rows: pl.DataFrame, values: pl.DataFrame, features: list[int], column: str) -> F64:
     """A column as float64 [values, features], 0 where it is null."""
-    found = np.zeros((values.height, len(features)))
+    grid = np.zeros((values.height, len(features)))
     row = {key: n for n, key in enumerate(values.rows())}
     place = {feature: n for n, feature in enumerate(features)}
     for label, value, feature, cell in rows.select("label", "value", "feature", column).iter_rows():
         if feature in place:
-            found[row[label, value], place[feature]] = cell or 0.0
-    return found
+            grid[row[label, value], place[feature]] = cell or 0.0
+    return grid
 
 
 def _facts(selection: pl.DataFrame, values: int, features: int) -> list[str]:
     total, union = selection.select("label", "value").n_unique(), selection["feature"].n_unique()
-    told = [f"{several(total, 'label value')} × {several(union, 'feature')}"]
+    facts = [f"{several(total, 'label value')} × {several(union, 'feature')}"]
     if values < total or features < union:
-        told.append(f"shown: the first {values:,} × the largest {features:,}")
+        facts.append(f"shown: the first {values:,} × the largest {features:,}")
     sizes = selection["prompts"].drop_nulls().to_numpy()
     if len(sizes):
         ends = dict.fromkeys(f"{n:,}" for n in (sizes.min(), sizes.max()))
-        told.append(f"n = {' to '.join(ends)} prompts a value")
+        facts.append(f"n = {' to '.join(ends)} prompts a value")
     if selection["holds"].null_count() < selection.height:
-        told.append("dot: holds under ablation")
-    return told
+        facts.append("dot: holds under ablation")
+    return facts
 
 
 def _name(label: str, value: str) -> str:

@@ -30,7 +30,7 @@ SMALL_POINTS = 2000
 
 def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place; the largest clusters in colour, all of them by number."""
-    figure, axes = canvas("Features and their clusters", site, *_told(places))
+    figure, axes = canvas("Features and their clusters", site, *_facts(places))
     if places.is_empty():
         nothing(axes, "no feature has a place")
         return figure
@@ -51,7 +51,7 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
 
 def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place, in the colour of its number of active rows."""
-    figure, axes = canvas("Where dense and rare features lie", site, *_told(places))
+    figure, axes = canvas("Where dense and rare features lie", site, *_facts(places))
     if places.is_empty():
         nothing(axes, "no feature has a place")
         return figure
@@ -65,7 +65,7 @@ def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     return figure
 
 
-def _told(places: pl.DataFrame) -> list[str]:
+def _facts(places: pl.DataFrame) -> list[str]:
     if places.is_empty():
         return ["0 features"]
     by = places["by"][0]

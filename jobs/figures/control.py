@@ -15,7 +15,7 @@ from schemas.values import F64
 
 COLOURS = {"learnt": BLUE, "control": VERMILION}
 LINES = {"learnt": "-", "control": (0, (4, 1.5))}
-"""Told apart in grey, too."""
+"""Distinguishable in grey, too."""
 BARS = 48
 TICKS = (0, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
 """Of L0."""
@@ -99,8 +99,8 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     is_count = column == "frequency"
     edges = _edges_of_counts(every, rows) if is_count else _even_edges(every)
     log_axis(axes.xaxis, edges)
-    for of, some in shown.items():
-        heights = np.histogram(some, edges)[0].astype(np.float64)
+    for of, values_shown in shown.items():
+        heights = np.histogram(values_shown, edges)[0].astype(np.float64)
         _bars(axes, heights / np.diff(np.log10(edges)) if is_count else heights, edges, of)
     axes.margins(y=0.12)
     _legend(axes, features)
@@ -156,10 +156,10 @@ def _legend(axes: Axes, features: pl.DataFrame | None) -> None:
     if features is not None:
         for of, control, rule in features.select("of", "control", "architecture").unique("of").iter_rows():
             names[of] = NAMES.get(control, control) if of == "control" else f"learnt ({rule})"
-    handles, found = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
     axes.legend(
         handles,
-        [names[of] for of in found],
+        [names[of] for of in labels],
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
         ncols=2,

@@ -20,7 +20,7 @@ NARROWEST = 0.3
 
 
 def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
-    """How often features fire, of those that fired; how many never did is said."""
+    """How often features fire, of those that fired; a fact says how many never did."""
     fired = features.filter(pl.col("n_active") > 0)
     dead = features.height - fired.height
     figure, axes = canvas(
@@ -54,8 +54,8 @@ def draw_mean_activation(features: pl.DataFrame, site: str) -> Figure:
 def draw_max_activation(features: pl.DataFrame, site: str) -> Figure:
     """The largest |activation| of each feature that fired."""
     fired = features.filter(pl.col("n_active") > 0)
-    told = f"{fired.height:,} of {several(features.height, 'feature')} fired"
-    figure, axes = canvas("How strongly features fire at most", site, told, _rows(features))
+    fact = f"{fired.height:,} of {several(features.height, 'feature')} fired"
+    figure, axes = canvas("How strongly features fire at most", site, fact, _rows(features))
     if fired.is_empty():
         nothing(axes, "no feature fired")
         return figure
@@ -96,7 +96,7 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
 
 
 def with_a_mean(features: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """The features whose mean activation a log axis can show, and what is said of the rest.
+    """The features whose mean activation a log axis can show, and the facts of the figure.
 
     Where negative activations fire, a mean can be 0.
     """

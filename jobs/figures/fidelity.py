@@ -1,4 +1,4 @@
-"""What the model loses with stand-ins for x."""
+"""What the model loses when x is replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOSSES = {
     "mean_loss": "the mean of x",
     "zero_loss": "zeros",
 }
-TOLD = {
+FACTS = {
     "recovered_share": "recovered {:.3f}",
     "explained_variance": "explained variance {:.3f}",
     "kl": "KL {:.3f} nats",
@@ -23,12 +23,12 @@ TOLD = {
 
 
 def draw_fidelity(fidelity: pl.DataFrame, site: str) -> Figure:
-    """Next-token loss with each stand-in, with its 95 % interval by document."""
+    """Next-token loss with each replacement of x, with its 95 % interval by document."""
     rows = {row["measure"]: row for row in fidelity.iter_rows(named=True)}
     losses = [rows[name] for name in LOSSES if rows.get(name, {}).get("value") is not None]
     facts = [
         text.format(rows[name]["value"])
-        for name, text in TOLD.items()
+        for name, text in FACTS.items()
         if rows.get(name, {}).get("value") is not None
     ]
     n = [several(row["tokens"], "prediction") for row in losses[:1]]
@@ -55,5 +55,5 @@ def draw_fidelity(fidelity: pl.DataFrame, site: str) -> Figure:
     axes.margins(x=0.12)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("mean next-token loss in nats, with its 95 % interval")
-    axes.set_ylabel("in the place of x")
+    axes.set_ylabel("x replaced by")
     return figure

@@ -79,7 +79,7 @@ def use_fonts(figure: Figure) -> set[str]:
     """Give every text of the figure fonts that have its letters; the letters that no font here has."""
     for axes in figure.get_axes():
         for axis in (axes.xaxis, axes.yaxis):
-            axis.get_ticklabels(which="both")  # their texts are made when asked for
+            axis.get_ticklabels(which="both")  # their texts are made on this call
     texts = figure.findobj(Text)
     letters = frozenset("".join(text.get_text() for text in texts)) - {"\n"}
     families, missing = families_for(letters)
@@ -113,24 +113,24 @@ def _chosen(letters: frozenset[str], files: tuple[str, ...]) -> list[Face]:
     faces = [face for path in files if (face := _face(path)) is not None]
     left, chosen = _codes(letters), list[Face]()
     while len(left):
-        best = min(faces, key=lambda face: (-len(face.covers(left)), *_liking(face)), default=None)
+        best = min(faces, key=lambda face: (-len(face.covers(left)), *_preference(face)), default=None)
         if best is None or not best.covers(left):
             break
         chosen.append(best)
         left = left[~np.isin(left, best.letters)]
     for face in faces:
         if any(face.family == best.family for best in chosen):  # its bold faces too
-            _make_known(face.path)
+            _register(face.path)
     return chosen
 
 
-def _liking(face: Face) -> tuple[int, bool, str]:
+def _preference(face: Face) -> tuple[int, bool, str]:
     """What decides between fonts that cover as much: the least."""
     place = next((n for n, name in enumerate(PREFERRED) if face.family.startswith(name)), len(PREFERRED))
     return place, not face.is_plain, face.path
 
 
-def _make_known(path: str) -> None:
+def _register(path: str) -> None:
     if all(entry.fname != path for entry in font_manager.fontManager.ttflist):
         font_manager.fontManager.addfont(path)
 
@@ -166,10 +166,10 @@ def _codes(letters: Collection[str]) -> U32:
 
 def scripts_of(letters: Collection[str]) -> dict[str, list[str]]:
     """Keys of SCRIPTS, or first words of characters' names, each with its letters."""
-    found: dict[str, list[str]] = {}
+    by_script: dict[str, list[str]] = {}
     for letter in sorted(letters):
-        found.setdefault(_script(letter), []).append(letter)
-    return found
+        by_script.setdefault(_script(letter), []).append(letter)
+    return by_script
 
 
 def name_of(script: str) -> str:
@@ -181,8 +181,8 @@ def missing_note(letters: Collection[str]) -> str:
     """Which letters no font here has, of which scripts, and packages that have them."""
     scripts = scripts_of(letters)
     named = [
-        f"{' '.join(some[:MOST_LETTERS])}{' …' if len(some) > MOST_LETTERS else ''} ({name_of(script)})"
-        for script, some in scripts.items()
+        f"{' '.join(chars[:MOST_LETTERS])}{' …' if len(chars) > MOST_LETTERS else ''} ({name_of(script)})"
+        for script, chars in scripts.items()
     ]
     packages = dict.fromkeys(SCRIPTS.get(script, ("", OTHERS))[1] for script in scripts)
     return (

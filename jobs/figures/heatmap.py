@@ -56,8 +56,8 @@ def draw_clustered(table: pl.DataFrame, site: str, pool: str) -> Figure:
 
 def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     matrix, features = matrix_of(table), features_of(table)
-    told = [f"{several(len(matrix), 'context')} × {several(len(features), 'feature')}", pool]
-    figure, axes = canvas(title, site, *told, size=SQUARE)
+    facts = [f"{several(len(matrix), 'context')} × {several(len(features), 'feature')}", pool]
+    figure, axes = canvas(title, site, *facts, size=SQUARE)
     if not matrix.size:
         nothing(axes, "no context or no feature")
         return figure
@@ -111,12 +111,12 @@ def _borders(axes: Axes, clusters: NDArray[Any]) -> None:
 def draw_matrix_sparsity(table: pl.DataFrame, site: str, pool: str) -> Figure:
     """Share of zeros in the picture, feature by feature, and magnitudes of the rest."""
     sparse = sparsity_of(matrix_of(table))
-    told = [
+    facts = [
         f"{several(table.height, 'context')} × {several(len(sparse.zeros), 'feature')}",
         pool,
-        *sparse.told(),
+        *sparse.lines(),
     ]
-    return sparsity_figure(bilingual("Sparsity", "희소성"), site, told, sparse)
+    return sparsity_figure(bilingual("Sparsity", "희소성"), site, facts, sparse)
 
 
 def sparsity_of(matrix: F32) -> Sparsity:
@@ -132,8 +132,8 @@ def draw_frequencies(table: pl.DataFrame, site: str, pool: str) -> Figure:
     """The share of the contexts in which each feature is active, as bars; their mean dashed."""
     title = bilingual("How often these features are active", "선택된 특징의 빈도")
     active = (matrix_of(table) != 0).mean(axis=0) if table.height else np.zeros(0)
-    told = [several(table.height, "context"), *([told_frequencies(active)] if len(active) else []), pool]
-    figure, axes = canvas(title, site, *told, size=(SQUARE[0], SIZE[1]))
+    facts = [several(table.height, "context"), *([frequency_summary(active)] if len(active) else []), pool]
+    figure, axes = canvas(title, site, *facts, size=(SQUARE[0], SIZE[1]))
     if not len(active):
         nothing(axes, "no context or no feature")
         return figure
@@ -149,7 +149,7 @@ def draw_frequencies(table: pl.DataFrame, site: str, pool: str) -> Figure:
     return figure
 
 
-def told_frequencies(active: NDArray[Any]) -> str:
+def frequency_summary(active: NDArray[Any]) -> str:
     """Mean, median, smallest and largest of the shares [F]."""
     numbers = {"mean": active.mean(), "median": np.median(active), "min": active.min(), "max": active.max()}
     return "active in: " + ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())

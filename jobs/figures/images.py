@@ -17,11 +17,11 @@ from schemas.sentences import several
 from schemas.values import F64
 
 ACROSS = 9
-"""Thumbnails beside each other."""
+"""Thumbnails in a row."""
 MOST_FEATURES = 8 * ACROSS
 """Thumbnails of single features."""
 NAMED = 40
-"""Features whose numbers stand at a matrix, at most."""
+"""Features whose numbers are written next to a matrix, at most."""
 LETTERS = 14
 """Of the names of classes at a thumbnail: of so many more its image had no room."""
 ROWS = {
@@ -49,8 +49,8 @@ def draw_class_images(table: pl.DataFrame, site: str) -> Figure:
     grid = figure.subplots(len(kinds), len(classes), squeeze=False)
     for across, value in enumerate(classes):
         for down, kind in enumerate(kinds):
-            found = table.filter(pl.col("value").eq(value) & pl.col("of").eq(kind))
-            show(grid[down, across], found, 0)
+            rows_of_kind = table.filter(pl.col("value").eq(value) & pl.col("of").eq(kind))
+            show(grid[down, across], rows_of_kind, 0)
         rows = table.filter(pl.col("value").eq(value) & pl.col("of").eq("own_rows"))["rows"][0]
         grid[0, across].set_title(f"{legible(value)}\nn = {rows:,}", fontsize=8.5)
     for down, kind in enumerate(kinds):
@@ -64,8 +64,8 @@ def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
     of_classes = table.filter(pl.col("classes").list.len() > 0).sort("feature")
     shown = of_classes.head(MOST_FEATURES)
     greys = grey_range(shown)
-    some = f"the first {shown.height} of " if shown.height < of_classes.height else ""
-    facts = [some + several(of_classes.height, "feature")]
+    prefix = f"the first {shown.height} of " if shown.height < of_classes.height else ""
+    facts = [prefix + several(of_classes.height, "feature")]
     facts.append("each alone, mean over all rows, decoded; below: its classes")
     facts.append(f"black is {greys[0]:.2f}, white {greys[1]:.2f}")
     down = max(1, -(-shown.height // ACROSS))
@@ -178,7 +178,7 @@ def draw_steered(table: pl.DataFrame, site: str, settings: str) -> Figure:
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         axes.set_title(table["when"][place], fontsize=11)
-        axes.set_xlabel(legible(table["told"][place]), fontsize=8.5)
+        axes.set_xlabel(legible(table["classes"][place]), fontsize=8.5)
         figure.colorbar(image, ax=axes, shrink=0.6, pad=0.03).outline.set_visible(False)
     return figure
 

@@ -77,12 +77,12 @@ def _dumbbells(axes: Axes, here: F64, elsewhere: F64) -> None:
     )
     for end, side in zip(ends, (here, elsewhere), strict=True):
         for place in np.flatnonzero(side == 0).tolist():
-            at = (float(end[place]), place)
-            axes.annotate("0", at, xytext=(-11, -3), textcoords="offset points", fontsize=8, color=SOFT)
+            point = (float(end[place]), place)
+            axes.annotate("0", point, xytext=(-11, -3), textcoords="offset points", fontsize=8, color=SOFT)
 
 
 def _name(label: str, value: str, feature: int) -> str:
-    """What stands beside a line."""
+    """The text next to a line."""
     text = f"{_cut(label, LONGEST // 2)} {_cut(value, LONGEST)}"
     return f"{legible(text)} · {feature}"
 

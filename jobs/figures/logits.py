@@ -50,8 +50,8 @@ def _draw(axes: Axes, histogram: pl.DataFrame, measure: str, label: str) -> bool
         name, colour = NAMES[of]
         filled = {"alpha": 0.55} if of == "feature" else {"histtype": "step", "linewidth": 2.2}
         weights = 100 * part["n"].to_numpy() / part["n"].sum()
-        told = f"{name}, median {label.format(part['median'][0])}"
-        axes.hist(edges[:-1], bins=edges.tolist(), weights=weights, color=colour, label=told, **filled)
+        legend = f"{name}, median {label.format(part['median'][0])}"
+        axes.hist(edges[:-1], bins=edges.tolist(), weights=weights, color=colour, label=legend, **filled)
     axes.margins(y=0.25)
     axes.legend(loc="upper left")
     axes.set_ylabel("share of each, %")

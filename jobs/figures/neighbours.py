@@ -42,7 +42,7 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     axes.set_axis_off()
     value = dict(own.select("neighbour", by).iter_rows())
     between = _between(links, by)
-    place = _places(_round(list(value), between))
+    place = _places(_ring_order(list(value), between))
     scale = Normalize(*_span([*value.values(), *between.values()]))
     for (a, b), strength in sorted(between.items(), key=lambda link: link[1]):
         axes.plot(*zip(place[a], place[b], strict=True), **_line(strength, scale, 0.45), zorder=1)
@@ -77,14 +77,14 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
 
 def _between(links: pl.DataFrame, by: str) -> dict[tuple[int, int], float]:
     """The stronger of the two directions of each pair."""
-    found: dict[tuple[int, int], float] = {}
+    strongest: dict[tuple[int, int], float] = {}
     for a, b, strength in links.select("feature", "neighbour", by).iter_rows():
         pair = min(a, b), max(a, b)
-        found[pair] = max(strength, found.get(pair, strength))
-    return found
+        strongest[pair] = max(strength, strongest.get(pair, strength))
+    return strongest
 
 
-def _round(others: list[int], between: dict[tuple[int, int], float]) -> list[int]:
+def _ring_order(others: list[int], between: dict[tuple[int, int], float]) -> list[int]:
     """Neighbours in an order in which each is followed by what it is most linked to; the first by rank."""
     order, left = others[:1], others[1:]
     while left:

@@ -52,7 +52,7 @@ def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePat
     """Draw the figures of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
     `language` is one of LANGUAGES. Optional ones are drawn when their table is there (that of labels: when
-    the lake has any); which are not, and the command that writes their tables, is said. Raises InputError
+    the lake has any); which are not, and the command that writes their tables, is reported. Raises InputError
     when the table of another one is missing, naming the command; then nothing is drawn.
     """
     missing = {
@@ -70,14 +70,14 @@ def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePat
         for name, figure in chosen.items():
             written += draw(store, site, name, tables[figure.table])
     for command, names_of in _by_command(store, site, missing).items():
-        told = f"not drawn without the tables of `latentlake {command}`"
-        say(f"[bold]plots[/] {site}: {', '.join(names_of)} {told}")
+        reason = f"not drawn without the tables of `latentlake {command}`"
+        say(f"[bold]plots[/] {site}: {', '.join(names_of)} {reason}")
     return written
 
 
 @contextmanager
 def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[None]:
-    """The style and the words of figures of a site; after it, letters that no font here has are said.
+    """The style and the words of figures of a site; after it, letters that no font here has are reported.
 
     InputError for a language that figures do not speak, or that no font of this machine can write.
     """
@@ -131,19 +131,19 @@ def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) 
         "images": "images" in kinds,
         "attribute": "prompts" in kinds,
     }
-    found: dict[str, list[str]] = {}
+    by_command: dict[str, list[str]] = {}
     for name, drawing in missing.items():
         command = job_of(drawing.table)
         if can.get(command, True) or not drawing.optional:
-            found.setdefault(command, []).append(name)
-    return found
+            by_command.setdefault(command, []).append(name)
+    return by_command
 
 
 def render(figure: Figure, kind: str, receipts: str = "") -> bytes:
     """The figure as the bytes of a `png` or `svg` file; equal figures of equal receipts give equal bytes."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    told = {RECEIPTS_FIELD[kind]: f"{RECEIPTS_KEY}:{receipts}"}
+    field = {RECEIPTS_FIELD[kind]: f"{RECEIPTS_KEY}:{receipts}"}
     missing = use_fonts(figure)
     if missing:
         add_fact(
@@ -151,6 +151,6 @@ def render(figure: Figure, kind: str, receipts: str = "") -> bytes:
         )
         setting().missing.update(missing)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # that is said
-        figure.savefig(buffer, format=kind, metadata=METADATA[kind] | told)
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # reported above
+        figure.savefig(buffer, format=kind, metadata=METADATA[kind] | field)
     return buffer.getvalue()

@@ -33,7 +33,7 @@ class Sparsity(NamedTuple):
     edges: F64
     counts: F64
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """The numbers in words."""
         if not len(self.zeros):
             return ["no feature"]
@@ -51,13 +51,13 @@ def draw_sparsity(features: pl.DataFrame, site: str) -> Figure:
     edges, counts = _magnitudes(features)
     overall = 1 - float(n_active.sum()) / max(rows * features.height, 1)
     sparse = Sparsity(zeros, rows, overall, edges, counts)
-    told = [f"{several(rows, 'counted row')} × {several(features.height, 'feature')}", *sparse.told()]
-    return sparsity_figure("How sparse features are", site, told, sparse)
+    facts = [f"{several(rows, 'counted row')} × {several(features.height, 'feature')}", *sparse.lines()]
+    return sparsity_figure("How sparse features are", site, facts, sparse)
 
 
-def sparsity_figure(title: str, site: str, told: list[str], sparse: Sparsity) -> Figure:
+def sparsity_figure(title: str, site: str, facts: list[str], sparse: Sparsity) -> Figure:
     """Two histograms side by side."""
-    figure, axes = canvas(title, site, *told)
+    figure, axes = canvas(title, site, *facts)
     if not sparse.counts.sum():
         nothing(axes, "no feature fired")
         return figure

@@ -73,7 +73,7 @@ class PowersOfTen(LogFormatterSciNotation):
     def __call__(self, x: float, pos: int | None = None) -> str:
         """The label at `x`, empty where there is none."""
         text = super().__call__(x, pos).removeprefix("$\\mathdefault{").removesuffix("}$")
-        power = re.sub(r"\^\{(-?\d+)\}", lambda found: found[1].translate(_RAISED), text)
+        power = re.sub(r"\^\{(-?\d+)\}", lambda match: match[1].translate(_RAISED), text)
         return power.replace("\\times", "×").replace("-", "−")
 
 
@@ -118,13 +118,13 @@ def _put_facts(figure: Figure, facts: list[str]) -> None:
 
 
 def nothing(axes: Axes, text: str) -> None:
-    """Say on an empty plot why it is empty."""
+    """Write on an empty plot why it is empty."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", color=SOFT, transform=axes.transAxes, fontsize=12)
 
 
 def mark(axes: Axes, x: float, label: str) -> None:
-    """A dashed vertical line at `x`, its label beside it in room made above the data."""
+    """A dashed vertical line at `x`, its label next to it in room made above the data."""
     axes.margins(y=0.16)
     axes.axvline(x, color=VERMILION, linestyle=(0, (5, 3)), linewidth=1.6)
     left = axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] < 0.6

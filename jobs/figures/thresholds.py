@@ -19,7 +19,7 @@ RIDGE = 0.85
 
 def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
     """How many features are active above each threshold in a row: a histogram each, one above another."""
-    groups = _alike(counts)
+    groups = _histograms(counts)
     rows = int(counts["rows"].sum()) // max(counts["threshold"].n_unique(), 1)
     figure, axes = canvas(
         f"Active features per {setting().row}, above thresholds",
@@ -55,17 +55,18 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
     return figure
 
 
-def _alike(counts: pl.DataFrame) -> list[tuple[str, F64, F64]]:
+def _histograms(counts: pl.DataFrame) -> list[tuple[str, F64, F64]]:
     """Name, l0 and rows of each histogram; thresholds between which nothing lies share one."""
-    found: list[tuple[list[float], F64, F64]] = []
-    for (threshold,), some in counts.sort("threshold", "l0").group_by("threshold", maintain_order=True):
-        l0, rows = (some[name].to_numpy().astype(np.float64) for name in ("l0", "rows"))
-        if found and np.array_equal(found[-1][1], l0) and np.array_equal(found[-1][2], rows):
-            found[-1][0].append(float(threshold))
+    groups: list[tuple[list[float], F64, F64]] = []
+    for (threshold,), group in counts.sort("threshold", "l0").group_by("threshold", maintain_order=True):
+        l0, rows = (group[name].to_numpy().astype(np.float64) for name in ("l0", "rows"))
+        if groups and np.array_equal(groups[-1][1], l0) and np.array_equal(groups[-1][2], rows):
+            groups[-1][0].append(float(threshold))
         else:
-            found.append(([float(threshold)], l0, rows))
+            groups.append(([float(threshold)], l0, rows))
     return [
-        (f"> {of[0]:g}" if len(of) == 1 else f"> {of[0]:g} to {of[-1]:g}", l0, rows) for of, l0, rows in found
+        (f"> {of[0]:g}" if len(of) == 1 else f"> {of[0]:g} to {of[-1]:g}", l0, rows)
+        for of, l0, rows in groups
     ]
 
 

@@ -43,18 +43,18 @@ def _ratios(
     x, table = known[true].to_numpy(), known.with_columns(**ratios)
     y, low, high = (table[name].to_numpy() for name in ratios)
     holds = (low <= 1) & (high >= 1)
-    told = f"{share(int(holds.sum()), len(holds))} of the 95 % intervals hold the truth"
-    facts = [several(len(x), "matched feature"), told] if len(x) else []
+    coverage = f"{share(int(holds.sum()), len(holds))} of the 95 % intervals hold the truth"
+    facts = [several(len(x), "matched feature"), coverage] if len(x) else []
     facts += [several(int(rows), "row") for rows in known["counted_rows"][:1]]
     figure, axes = canvas(title, site, *facts)
     if not len(x):
         nothing(axes, "no feature was matched, or none fired")
         return figure
     sides = ((holds, BLUE, "o", "the interval holds the truth"), (~holds, VERMILION, "D", "it does not"))
-    for some, colour, marker, label in sides:
-        if some.any():
-            axes.vlines(x[some], low[some], high[some], color=colour, alpha=0.45, linewidth=1.6)
-            axes.plot(x[some], y[some], marker, color=colour, markersize=3.5, label=label)
+    for chosen, colour, marker, label in sides:
+        if chosen.any():
+            axes.vlines(x[chosen], low[chosen], high[chosen], color=colour, alpha=0.45, linewidth=1.6)
+            axes.plot(x[chosen], y[chosen], marker, color=colour, markersize=3.5, label=label)
     axes.axhline(1, color=SOFT, linewidth=1, zorder=0)
     if x.max() > 4 * x.min():
         log_axis(axes.xaxis, x)

@@ -133,7 +133,7 @@ def _attribute(case: Case) -> str | None:
     if case.lake.separator_id is not None and case.lake.special_tokens != "exclude":
         return "each prompt ends with a counted EOS (tokens.separator), after which no answer stands"
     if len(case.lake.label_columns) <= 2:
-        return "the prompts have no label beside their answers (corpus.label_columns)"
+        return "the prompts have no label besides their answers (corpus.label_columns)"
     return _language_model(case)
 
 

@@ -18,7 +18,7 @@ from jobs.tables.clusters.assignment import Assigned, assign_all
 from jobs.tables.clusters.features import Clustering, clusterings, feature_tables
 from jobs.tables.clusters.groups import MOST, fit_groups, group_tables, labels_of
 from jobs.tables.clusters.kmeans import default_clusters
-from jobs.tables.clusters.members import Members, tell
+from jobs.tables.clusters.members import Members, report_clusters
 from jobs.tables.clusters.naming import naming_tokens
 from jobs.tables.clusters.placing import feature_map
 from jobs.tables.clusters.tables import FEATURE_MAP
@@ -50,51 +50,55 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
     began = time.monotonic()
     if not store.committed(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    store.token_texts([])  # a vocabulary that cannot be read is told of before the work, not after
+    store.token_texts([])  # a vocabulary that cannot be read is reported before the work, not after
     tasks = tasks or OneProcess()
-    known = survey(store, site, MOST, config.seed, tasks)
-    found = list(clusterings(store, site, known.n_active, config, tasks))
-    asked: dict[Kind, int] = {
-        kind: getattr(config, f"{kind}s") or default_clusters(known.of[kind].number) for kind in KINDS
+    surveyed = survey(store, site, MOST, config.seed, tasks)
+    feature_clusterings = list(clusterings(store, site, surveyed.n_active, config, tasks))
+    n_clusters: dict[Kind, int] = {
+        kind: getattr(config, f"{kind}s") or default_clusters(surveyed.of[kind].number) for kind in KINDS
     }
     with counting("cluster: contexts and documents"):
-        fitted = {kind: fit_groups(known.of[kind], asked[kind], config.seed) for kind in KINDS}
-    each = {clustering.name: clustering.of_each(len(known.n_active)) for clustering in found}
-    assigned = assign_all(store, site, fitted, each, tasks)
-    tables = _of_features(store, site, found, known.n_active, assigned, config.seed)
+        fitted = {kind: fit_groups(surveyed.of[kind], n_clusters[kind], config.seed) for kind in KINDS}
+    cluster_of_feature = {
+        clustering.name: clustering.by_feature(len(surveyed.n_active)) for clustering in feature_clusterings
+    }
+    assigned = assign_all(store, site, fitted, cluster_of_feature, tasks)
+    tables = _tables_of_features(store, site, feature_clusterings, surveyed.n_active, assigned, config.seed)
     for kind in KINDS:
-        tables |= _of_groups(store, site, kind, asked[kind], assigned)
+        tables |= _tables_of_groups(store, site, kind, n_clusters[kind], assigned)
     say(f"[bold]cluster[/] {site}: {time.monotonic() - began:.1f} s")
     return [store.write_table(site, name, table) for name, table in tables.items()]
 
 
-def _of_features(
+def _tables_of_features(
     store: FeatureStore,
     site: str,
-    found: list[Clustering],
+    feature_clusterings: list[Clustering],
     n_active: I64,
     assigned: Assigned,
     seed: int,
 ) -> dict[str, pl.DataFrame]:
     tables: dict[str, pl.DataFrame] = {}
     names: dict[str, list[list[str]]] = {}
-    for clustering in found:
+    for clustering in feature_clusterings:
         described = assigned.features[clustering.name]
         tokens = _tokens(store, described.tokens, len(clustering.members.order))
         tables |= feature_tables(clustering, n_active, described, tokens)
         names[clustering.name] = tokens
     tables["feature_map"] = pl.DataFrame(schema=FEATURE_MAP)  # where nothing fires, or has a direction
-    if mapped := next((c for name in MAPPED for c in found if c.name == name and len(c.members.order)), None):
+    if mapped := next(
+        (c for name in MAPPED for c in feature_clusterings if c.name == name and len(c.members.order)), None
+    ):
         tables["feature_map"] = feature_map(site, mapped, n_active, names[mapped.name], seed)
     return tables
 
 
-def _of_groups(
-    store: FeatureStore, site: str, kind: Kind, asked: int, assigned: Assigned
+def _tables_of_groups(
+    store: FeatureStore, site: str, kind: Kind, n_clusters: int, assigned: Assigned
 ) -> dict[str, pl.DataFrame]:
     placed, counts = assigned.placed[kind], assigned.counts[kind]
     members = Members.of(placed.label, placed.cosine, counts.active.shape[0])
-    tell(site, f"{kind}s", members, asked, "nothing active")
+    report_clusters(site, f"{kind}s", members, n_clusters, "nothing active")
     counted = counts.tokens[np.append(members.order, counts.tokens.shape[0] - 1)]
     tokens = _tokens(store, counted, len(members.order))
     return group_tables(kind, placed, members, counts, labels_of(store, kind), tokens)

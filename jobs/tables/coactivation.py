@@ -5,7 +5,7 @@ Tables `neighbours` (by Jaccard index, NPMI, phi and conditional frequency, see
 of features and written as these come: there is never a table of all pairs, and a process holds about 1 GB at
 most.
 
-The cost of neighbours goes with the pairs of features active in one row, rows x L0 x L0, beside reading the
+The cost of neighbours goes with the pairs of features active in one row, rows x L0 x L0, plus reading the
 indices of all shards once for each block. At L0 64, 10^9 activations and 65,536 features that was 0.9
 microseconds of a core for an activation (15 minutes in all) on a machine busy with other work, two fifths of
 it reading, in 96 blocks of 680 features; there are 43 of 1,524 now, however many activations. At 10^6
@@ -57,23 +57,23 @@ def coactivation(
     if not shards:
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     tasks = tasks or OneProcess()
-    began, told = time.monotonic(), _Told()
+    began, counter = time.monotonic(), _RowCounter()
     rows = store.totals(site).counted_rows
-    parts = told.of(_neighbours(shards, rows, tasks, k, support))
+    parts = counter.count(_neighbours(shards, rows, tasks, k, support))
     written = [store.write_table_parts(site, "neighbours", NEIGHBOURS, parts)]
     say(
-        f"[bold]coactivation[/] {site}: {told.rows:,} neighbours of {told.features:,} features that share "
-        f"{support:,} rows or more with one ({time.monotonic() - began:.1f} s)"
+        f"[bold]coactivation[/] {site}: {counter.rows:,} neighbours of {counter.features:,} features that "
+        f"share {support:,} rows or more with one ({time.monotonic() - began:.1f} s)"
     )
     return written + (_write_decoder_neighbours(store, site, tasks, k) if decoder else [])
 
 
-class _Told:
-    """Counts what goes by."""
+class _RowCounter:
+    """Counts the rows and features of a stream of tables."""
 
     rows, features = 0, 0
 
-    def of(self, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    def count(self, parts: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         for part in parts:
             self.rows += part.height
             self.features += part["feature"].n_unique()
@@ -95,11 +95,11 @@ def neighbours(
 ) -> pl.DataFrame:
     """The rows of the table `neighbours` of some features; `rows` are all counted rows of the shards."""
     pairs = [(shard, shard) for shard in shards]
-    found = [
+    by_feature = [
         _nearest(feature, *tally.at_least(support), n_active, rows, k)
         for feature, tally in tallies(pairs, n_active, len(n_active), features)
     ]
-    neighbour, n_both, lengths = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    neighbour, n_both, lengths = (np.concatenate(columns) for columns in zip(*by_feature, strict=True))
     measure = np.repeat(np.arange(len(lengths)) % len(MEASURES), lengths)
     feature = np.repeat(np.repeat(features, len(MEASURES)), lengths)
     counts = PairCounts(n_both, n_active[feature], n_active[neighbour], rows)
@@ -126,33 +126,33 @@ def _nearest(
     counts = PairCounts(n_both, int(n_active[feature]), n_active[others], rows)
     best = [highest(measure(counts), k) for measure in MEASURES.values()]
     places = np.concatenate(best)
-    return others[places], n_both[places], np.array([len(some) for some in best])
+    return others[places], n_both[places], np.array([len(indices) for indices in best])
 
 
 def _write_decoder_neighbours(store: FeatureStore, site: str, tasks: Tasks, k: int) -> list[StorePath]:
-    began, told = time.monotonic(), _Told()
+    began, counter = time.monotonic(), _RowCounter()
     directions = directions_of(store, site)
     if directions.width is None:
         say(f"[yellow]coactivation[/] {site}: a synthetic site has no decoder, so no decoder neighbours")
         return []
     blocks = directions.blocks()
-    found = tasks.map(partial(decoder_neighbours, directions, k), blocks)
-    parts = told.of(track(found, "decoder cosines", len(blocks), "blocks of features"))
+    tables = tasks.map(partial(decoder_neighbours, directions, k), blocks)
+    parts = counter.count(track(tables, "decoder cosines", len(blocks), "blocks of features"))
     written = store.write_table_parts(site, "decoder_neighbours", DECODER_NEIGHBOURS, parts)
     say(
-        f"[bold]coactivation[/] {site}: {told.rows:,} neighbours by decoder cosine of {told.features:,} "
-        f"features ({time.monotonic() - began:.1f} s)"
+        f"[bold]coactivation[/] {site}: {counter.rows:,} neighbours by decoder cosine of "
+        f"{counter.features:,} features ({time.monotonic() - began:.1f} s)"
     )
     return [written]
 
 
 def decoder_neighbours(directions: Directions, k: int, features: range) -> pl.DataFrame:
     """The rows of the table `decoder_neighbours` of some features."""
-    found = nearest(directions, directions, k, features)
+    pairs = nearest(directions, directions, k, features)
     columns = {
-        "feature": found.feature,
-        "neighbour": found.other,
-        "rank": found.rank,
-        "cosine": found.cosine,
+        "feature": pairs.feature,
+        "neighbour": pairs.other,
+        "rank": pairs.rank,
+        "cosine": pairs.cosine,
     }
     return pl.DataFrame(columns).cast(pl.Schema(DECODER_NEIGHBOURS))

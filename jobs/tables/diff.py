@@ -72,7 +72,7 @@ def diff(
     """Compare, print the clearest changes, write the whole table to `out`; return it
     (`schemas.tables.tables.DIFF`).
 
-    A task looks at one shard. InputError where the two cannot be compared.
+    A task reads one shard. InputError where the two cannot be compared.
     """
     _check(a, b)
     require_file(out, "--out")
@@ -80,11 +80,11 @@ def diff(
     is_paired = _is_paired(a, b, common)
     tasks = tasks or OneProcess()
     with console.status("diff"):
-        table, totals = _paired(a, b, common, tasks) if is_paired else _apart(a, b, tasks)
-    _say_what(a, b, totals, is_paired=is_paired)
+        table, totals = _paired(a, b, common, tasks) if is_paired else _unpaired(a, b, tasks)
+    _report_sides(a, b, totals, is_paired=is_paired)
     for line in _notes(a, b, common, is_paired=is_paired):
         say(f"[yellow]note[/]: {escape(line)}")
-    _say_changes(table, top, "changed" if is_paired else "fire")
+    _report_changes(table, top, "changed" if is_paired else "fire")
     if out is not None:
         about = {**_about(a, b, totals), "paired": is_paired, "support": SUPPORT, "latentlake": __version__}
         metadata = {DIFF_KEY: canonical_json(about).decode(), VERSION_KEY: str(FORMAT_VERSION)}
@@ -113,7 +113,7 @@ def _site(store: FeatureStore, name: str | None, option: str) -> str:
 
 
 def _check(a: Side, b: Side) -> None:
-    """What cannot be compared is refused."""
+    """Refuse what cannot be compared."""
     one, two = a.planned, b.planned
     if one.d_sae != two.d_sae:
         raise InputError(
@@ -146,25 +146,25 @@ def _paired(
     d_sae = a.planned.d_sae
     sums = DocumentSums(d_sae), DocumentSums(d_sae)
     changes = DocumentSums(d_sae, CHANGES)
-    for *found, changed, totals in tasks.map(partial(shard_changes, a, b), shards):
-        for side, frame in zip(sums, found, strict=True):
+    for *frames, changed, totals in tasks.map(partial(shard_changes, a, b), shards):
+        for side, frame in zip(sums, frames, strict=True):
             side.add(frame, totals)
         changes.add(changed, totals)
     return compare(*sums, changes), (sums[0].totals, sums[1].totals)
 
 
-def _apart(a: Side, b: Side, tasks: Tasks) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
+def _unpaired(a: Side, b: Side, tasks: Tasks) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
     """Two sets of documents."""
     sums = []
     for side in (a, b):
         sums.append(DocumentSums(side.planned.d_sae))
-        for found in tasks.map(partial(shard_sums, side), side.shards):
-            sums[-1].add(*found)
+        for part in tasks.map(partial(shard_sums, side), side.shards):
+            sums[-1].add(*part)
     return compare(*sums), (sums[0].totals, sums[1].totals)
 
 
 def shard_sums(side: Side, shard: str) -> tuple[pl.DataFrame, DocumentTotals]:
-    """What one shard says of one side."""
+    """Sums of one side over one shard, and its totals."""
     tokens = side.store.token_shard(side.site, shard, inputs=False)
     return document_sums(side.store.postings(side.site, shard), tokens), document_totals(tokens)
 
@@ -172,14 +172,16 @@ def shard_sums(side: Side, shard: str) -> tuple[pl.DataFrame, DocumentTotals]:
 def shard_changes(
     a: Side, b: Side, shard: str
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, DocumentTotals]:
-    """What one shard says of both sides, and of the changes between them."""
+    """Sums of both sides over one shard, of the changes between them, and its totals."""
     tokens = a.store.token_shard(a.site, shard, inputs=False)
     before, after = (side.store.postings(side.site, shard) for side in (a, b))
     sums = document_sums(before, tokens), document_sums(after, tokens)
     return *sums, document_changes(before, after, tokens), document_totals(tokens)
 
 
-def _say_what(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals], *, is_paired: bool) -> None:
+def _report_sides(
+    a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals], *, is_paired: bool
+) -> None:
     for name, side, total in (("A", a, totals[0]), ("B", b, totals[1])):
         size = f"{total.documents:,} documents, {total.rows:,} counted rows"
         model = side.plan.model or side.plan.model_loader
@@ -188,7 +190,7 @@ def _say_what(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals], *
 
 
 def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[str]:
-    """What else differs, or takes from the answer."""
+    """What else differs, or weakens the answer."""
     one, two = (
         {
             "store.activation_dtype": side.plan.activation_dtype,
@@ -207,10 +209,10 @@ def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[
         if one[name] != two[name]:
             yield f"{name} is {one[name]} in A, {two[name]} in B: some of the difference may come from that"
     if a.plan.model_digest != b.plan.model_digest and not is_paired:
-        yield "both the documents and the models differ: what a change comes from cannot be told"
+        yield "both the documents and the models differ: the cause of a change cannot be determined"
     for name, side in (("A", a), ("B", b)):
-        if behind := len(side.store.shards) - len(side.shards):
-            yield f"{behind} of {len(side.store.shards)} shards of {name} are not extracted"
+        if missing := len(side.store.shards) - len(side.shards):
+            yield f"{missing} of {len(side.store.shards)} shards of {name} are not extracted"
     if is_paired and len(common) < max(len(a.shards), len(b.shards)):
         yield f"the {len(common)} shards that both have extracted are compared"
     if not is_paired and _shared(a, b):
@@ -231,13 +233,13 @@ def _shared(a: Side, b: Side) -> bool:
 
 
 def _repeats(one: dict[str, Any], two: dict[str, Any]) -> bool:
-    """Whether two sources share documents, as far as can be told: before version 3 files said no contents."""
-    asked, held = (one, two) if "contents" in one else (two, one)
-    is_silent = asked["kind"] == "text" and not {"contents", "revision"} & set(asked)
-    return not is_silent and overlap(asked, held) is not None
+    """Whether two sources share documents, as far as is known: before version 3 files held no contents."""
+    newer, older = (one, two) if "contents" in one else (two, one)
+    is_silent = newer["kind"] == "text" and not {"contents", "revision"} & set(newer)
+    return not is_silent and overlap(newer, older) is not None
 
 
-def _say_changes(table: pl.DataFrame, top: int, verb: str) -> None:
+def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
     """The summary, and the clearest significant changes; `verb` is what a feature does in documents."""
     tested = table.filter(pl.col("frequency_p").is_not_null() | pl.col("mean_all_p").is_not_null())
     clear = {name: pl.col(f"{name}_q") <= LEVEL for name in ("frequency", "mean_all")}
@@ -250,24 +252,26 @@ def _say_changes(table: pl.DataFrame, top: int, verb: str) -> None:
         f"{vanished:,} in A alone"
     )
     size = pl.max_horizontal(pl.col("frequency_z", "mean_all_z").abs())
-    found = tested.filter(pl.any_horizontal(*clear.values())).sort(size, "feature", descending=[True, False])
-    if found.height and top:
-        console.print(_shown(found.head(top)))
+    changes = tested.filter(pl.any_horizontal(*clear.values())).sort(
+        size, "feature", descending=[True, False]
+    )
+    if changes.height and top:
+        console.print(_changes_table(changes.head(top)))
 
 
-def _shown(found: pl.DataFrame) -> Table:
-    title = f"The {found.height} clearest changes (largest |z|)"
-    shown = Table(title=title, title_justify="left", box=None, header_style="bold")
+def _changes_table(changes: pl.DataFrame) -> Table:
+    title = f"The {changes.height} clearest changes (largest |z|)"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for name in ("feature", "frequency A", "B", "B/A", "q", "mean_all A", "B", "B/A", "q"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in found.iter_rows(named=True):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in changes.iter_rows(named=True):
         cells = [str(row["feature"])]
         for name in ("frequency", "mean_all"):
             cells += [f"{row[f'{name}_{side}']:.3g}" for side in ("a", "b")]
             ratio, q = row[f"{name}_log2_ratio"], row[f"{name}_q"]
             cells += ["" if ratio is None else f"{2**ratio:.3g}", "" if q is None else f"{q:.0e}"]
-        shown.add_row(*cells)
-    return shown
+        table.add_row(*cells)
+    return table
 
 
 def _about(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals]) -> dict[str, Any]:

@@ -57,21 +57,23 @@ def examples(
     InputError where the table of `stats` is missing or stale.
     """
     began = time.monotonic()
-    before = _of_stats(store, site)
+    strongest = _examples_of_stats(store, site)
     info, shards = store.site(site), store.shard_files(site)
-    find = partial(_range_examples, store.layout, store.lake, info.reads, shards, k, random)
+    examples_of = partial(_range_examples, store.layout, store.lake, info.reads, shards, k, random)
     ranges = _ranges(store, site)
-    found = track((tasks or OneProcess()).map(find, ranges), f"examples {site}", len(ranges), "ranges")
-    table = pl.concat([before, *found]).sort("feature", "kind", "interval", "rank")
+    frames = track(
+        (tasks or OneProcess()).map(examples_of, ranges), f"examples {site}", len(ranges), "ranges"
+    )
+    table = pl.concat([strongest, *frames]).sort("feature", "kind", "interval", "rank")
     store.write_table(site, "examples", table)
     counts = {row[0]: row[1] for row in table.group_by("kind").len().iter_rows()}
-    told = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts)) or "none, for no feature fires"
-    say(f"[bold]examples[/] {site}: {told} ({time.monotonic() - began:.1f} s)")
+    summary = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts)) or "none, for no feature fires"
+    say(f"[bold]examples[/] {site}: {summary} ({time.monotonic() - began:.1f} s)")
     return table
 
 
-def _of_stats(store: FeatureStore, site: str) -> pl.DataFrame:
-    """The strongest rows, which `stats` found."""
+def _examples_of_stats(store: FeatureStore, site: str) -> pl.DataFrame:
+    """The strongest rows, from the table that `stats` wrote."""
     if store.has_table(site, "examples") and store.is_stale(site, "examples"):
         raise InputError(f"table 'examples' of site {site!r} is stale: run `latentlake stats` first")
     return store.scan_table(site, "examples").filter(kind="top").collect()
@@ -83,9 +85,9 @@ def _ranges(store: FeatureStore, site: str) -> list[range]:
         return [range(info.d_sae)]
     step = max(_RANGE_FEATURES // info.feature_block, 1) * info.feature_block
     return [
-        range(first, min(first + step, some.stop))
-        for some in site_ranges(store, site, POSTINGS, _RANGE_BYTES)
-        for first in range(some.start, some.stop, step)
+        range(first, min(first + step, part.stop))
+        for part in site_ranges(store, site, POSTINGS, _RANGE_BYTES)
+        for first in range(part.start, part.stop, step)
     ]
 
 
@@ -111,10 +113,10 @@ def _range_examples(
         tokens = read_token_shard(layout, lake, shard.record, verify=False).at(reads, lake.context_size)
         silent.begin(tokens, first)
         contexts = tokens.context_of_row() - tokens.context_start
-        for some in shard.postings_of(features):
-            _show(tokens, contexts, some, strongest, silent)
-            rows = some.rows.astype(np.uint64) + np.uint64(tokens.row_start)
-            tenths.show(some.features, np.diff(some.offsets), some.values, rows)
+        for postings in shard.postings_of(features):
+            _add_postings(tokens, contexts, postings, strongest, silent)
+            rows = postings.rows.astype(np.uint64) + np.uint64(tokens.row_start)
+            tenths.show(postings.features, np.diff(postings.offsets), postings.values, rows)
     return pl.concat([strongest.table(), silent.table(), tenths.table()])
 
 
@@ -123,8 +125,8 @@ def _samples(shards: Sequence[ShardFiles], features: range) -> pl.DataFrame:
     columns = ["feature", *Samples.state]
     state = pl.DataFrame(schema={name: partials_schema()[name] for name in columns})
     for start in range(0, len(shards), _SHARDS):
-        some = [shard.read_partials(features, columns) for shard in shards[start : start + _SHARDS]]
-        state = Samples().combine([state, *some])
+        parts = [shard.read_partials(features, columns) for shard in shards[start : start + _SHARDS]]
+        state = Samples().combine([state, *parts])
     return state
 
 
@@ -137,14 +139,16 @@ def _active_contexts(shards: Sequence[ShardFiles], features: range) -> I64:
     return contexts
 
 
-def _show(tokens: TokenShard, contexts: I64, some: Postings, strongest: Strongest, silent: NonFiring) -> None:
-    """Look at some activations of a shard; `contexts` int64 [N] is each row's, counted from its first."""
-    counts = np.diff(some.offsets)
+def _add_postings(
+    tokens: TokenShard, contexts: I64, postings: Postings, strongest: Strongest, silent: NonFiring
+) -> None:
+    """Add some postings of a shard; `contexts` int64 [N] is each row's, counted from its first."""
+    counts = np.diff(postings.offsets)
     strongest.show(
-        some.features,
+        postings.features,
         counts,
-        some.values,
-        lambda: some.rows + tokens.row_start,
+        postings.values,
+        lambda: postings.rows + tokens.row_start,
         lambda shown: tokens.document[shown.view(np.int64) - tokens.row_start],
     )
-    silent.strike(some.features, counts, contexts[some.rows])
+    silent.strike(postings.features, counts, contexts[postings.rows])

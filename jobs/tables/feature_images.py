@@ -1,7 +1,7 @@
 """`latentlake images STORE`: the images that features make, alone and together, and how alike they are.
 
 A decoder is linear, so the mean over rows of what a feature alone reconstructs is mean activation * W_dec +
-b_dec: no row is decoded. The image decoder that was trained beside the classifier makes a picture of it.
+b_dec: no row is decoded. The image decoder that was trained with the classifier makes a picture of it.
 
 F features, D values of x, P pixels.
 """
@@ -67,13 +67,15 @@ def images(store: FeatureStore, site: str, model: str | None = None) -> pl.DataF
     table = store.scan_table(site, "importance").collect()
     pictured = pictured_of(store, site, model)
     best = top_features(table, COMPARED)
-    compared = sorted({feature for value, some in best.items() if value is not None for feature in some})
+    compared = sorted(
+        {feature for value, features in best.items() if value is not None for feature in features}
+    )
     alone, similar = feature_images(pictured, table, compared, best)
     together = class_images(pictured, table, pixels_of(store, site, str(table["label"][0])))
     store.write_table(site, "class_images", together)
     store.write_table(site, "feature_similarity", similar)
     store.write_table(site, "feature_images", alone)
-    _tell(site, alone, similar, compared, time.monotonic() - began)
+    _report(site, alone, similar, compared, time.monotonic() - began)
     return alone
 
 
@@ -101,24 +103,26 @@ def feature_images(
     pictured: Pictured, table: pl.DataFrame, compared: list[int], best: dict[str | None, list[int]]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """FEATURE_IMAGES, of the 30 most important features of each class and of all rows; FEATURE_SIMILARITY."""
-    shown = sorted({feature for some in top_features(table, OF_A_CLASS).values() for feature in some})
+    shown = sorted({feature for features in top_features(table, OF_A_CLASS).values() for feature in features})
     mean = mean_of(table, None)
     values = pictured.alone(shown, mean)
     pixels = pictured.decoder.images(values)
-    at = np.searchsorted(shown, compared)
-    cosine, image_cosine = cosine_similarity(values[at]), cosine_similarity(pixels[at])
-    lies = {"x": np.full((len(shown), 2), np.nan), "image_x": np.full((len(shown), 2), np.nan)}
-    lies["x"][at], lies["image_x"][at] = places(cosine), places(image_cosine)
-    classes = [[value for value, some in best.items() if value is not None and f in some] for f in shown]
+    indices = np.searchsorted(shown, compared)
+    cosine, image_cosine = cosine_similarity(values[indices]), cosine_similarity(pixels[indices])
+    coordinates = {"x": np.full((len(shown), 2), np.nan), "image_x": np.full((len(shown), 2), np.nan)}
+    coordinates["x"][indices], coordinates["image_x"][indices] = places(cosine), places(image_cosine)
+    classes = [
+        [value for value, features in best.items() if value is not None and f in features] for f in shown
+    ]
     columns = {
         "feature": shown,
         "mean_all": mean[shown],
         "classes": pl.Series(classes, dtype=pl.List(pl.String)),
         **_pictures(pictured, values, pixels),
-        "x": lies["x"][:, 0],
-        "y": lies["x"][:, 1],
-        "image_x": lies["image_x"][:, 0],
-        "image_y": lies["image_x"][:, 1],
+        "x": coordinates["x"][:, 0],
+        "y": coordinates["x"][:, 1],
+        "image_x": coordinates["image_x"][:, 0],
+        "image_y": coordinates["image_x"][:, 1],
     }
     alone = pl.DataFrame(columns).with_columns(pl.col("x", "y", "image_x", "image_y").fill_nan(None))
     return alone.select(pl.col(n).cast(d) for n, d in FEATURE_IMAGES.items()), _pairs(
@@ -160,16 +164,16 @@ def class_images(pictured: Pictured, table: pl.DataFrame, pixels: dict[str, F64]
             continue
         for of, whose in (("all_rows", None), ("own_rows", value)):
             made = pictured.together(features, mean_of(table, whose))
-            told = {"label": label, "value": value, "of": of, "features": features, "rows": rows[whose]}
-            frames.append(_class_row(pictured, told, made, pictured.decoder.images(made)))
+            keys = {"label": label, "value": value, "of": of, "features": features, "rows": rows[whose]}
+            frames.append(_class_row(pictured, keys, made, pictured.decoder.images(made)))
         if value in pixels:
-            told = {"label": label, "value": value, "of": "pixels", "features": [], "rows": rows[value]}
-            frames.append(_class_row(pictured, told, np.empty((1, 0)), pixels[value][None]))
+            keys = {"label": label, "value": value, "of": "pixels", "features": [], "rows": rows[value]}
+            frames.append(_class_row(pictured, keys, np.empty((1, 0)), pixels[value][None]))
     return pl.concat(frames)
 
 
-def _class_row(pictured: Pictured, told: dict[str, object], values: F64, pixels: F64) -> pl.DataFrame:
-    columns = {name: [value] for name, value in told.items()} | _pictures(pictured, values, pixels)
+def _class_row(pictured: Pictured, keys: dict[str, object], values: F64, pixels: F64) -> pl.DataFrame:
+    columns = {name: [value] for name, value in keys.items()} | _pictures(pictured, values, pixels)
     return pl.DataFrame(columns, schema_overrides=CLASS_IMAGES).select(
         pl.col(name).cast(dtype) for name, dtype in CLASS_IMAGES.items()
     )
@@ -192,13 +196,13 @@ def pixels_of(store: FeatureStore, site: str, label: str) -> dict[str, F64]:
     return {value: total / rows[value] for value, total in sums.items() if rows[value]}
 
 
-def _tell(
+def _report(
     site: str, alone: pl.DataFrame, similar: pl.DataFrame, compared: Iterable[int], seconds: float
 ) -> None:
     agreed = similar["agreement"].drop_nulls()
-    told = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
+    correlation = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
     say(
         f"[bold]images[/] {site}: {alone.height} features drawn; {len(list(compared))} compared (each "
-        f"class's {COMPARED} most important): distances of values and of images correlate by {escape(told)} "
-        f"({seconds:.1f} s)"
+        f"class's {COMPARED} most important): distances of values and of images correlate by "
+        f"{escape(correlation)} ({seconds:.1f} s)"
     )

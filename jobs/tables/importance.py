@@ -62,8 +62,8 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is summed; handed to every task."""
+class SumsTask:
+    """Which sums to compute; handed to every task."""
 
     layout: Layout
     pass_name: str
@@ -90,18 +90,18 @@ def importance(
     values = values_of(tokens, [piece.files for piece in pieces], label, tasks)
     _check_size(len(values), len(weights["W_dec"]), label)
     penalty = penalty_of(about, asked)
-    question = Question(store.layout, store.site(site).pass_name, site, tokens, label, tuple(values), penalty)
+    task = SumsTask(store.layout, store.site(site).pass_name, site, tokens, label, tuple(values), penalty)
     with counting(f"importance {site}", len(pieces), "shards") as advance:
 
-        def told(sums: ClassSums) -> ClassSums:
+        def counted(sums: ClassSums) -> ClassSums:
             advance(1)
             return sums
 
-        sums = reduce(iadd, (told(some) for some in tasks.map(partial(shard_sums, question), pieces)))
-    table, classes = tables_of(question, sums, weights["W_dec"], known_x=pieces[0].x is not None)
+        sums = reduce(iadd, (counted(part) for part in tasks.map(partial(shard_sums, task), pieces)))
+    table, classes = tables_of(task, sums, weights["W_dec"], known_x=pieces[0].x is not None)
     store.write_table(site, "importance_classes", classes)
     store.write_table(site, "importance", table)
-    _tell(site, label, table, classes, time.monotonic() - began)
+    _report(site, label, table, classes, time.monotonic() - began)
     return table
 
 
@@ -137,25 +137,25 @@ def nonlinear(about: Mapping[str, Any]) -> str | None:
     return next((what for what in known if about.get(what) not in (None, False)), None)
 
 
-def choose_label(store: FeatureStore, asked: str | None) -> str:
+def choose_label(store: FeatureStore, requested: str | None) -> str:
     """The label column whose values are the classes."""
-    return one_label(list(store.lake.label_columns), asked)
+    return one_label(list(store.lake.label_columns), requested)
 
 
-def one_label(known: Sequence[str], asked: str | None) -> str:
+def one_label(known: Sequence[str], requested: str | None) -> str:
     """The same of these label columns."""
-    if asked in known:
-        return str(asked)
-    if asked is None and ("class" in known or len(known) == 1):
+    if requested in known:
+        return str(requested)
+    if requested is None and ("class" in known or len(known) == 1):
         return "class" if "class" in known else known[0]
-    wrong = "" if asked is None else f", not {asked!r}"
+    wrong = "" if requested is None else f", not {requested!r}"
     raise InputError(
         f"the store has the label columns {', '.join(known) or '(none)'}{wrong}: choose one with --label"
     )
 
 
 def penalty_of(about: dict[str, Any], asked: Asked) -> Penalty:
-    """The penalty that the SAE was trained with, as far as its files tell; else none."""
+    """The penalty that the SAE was trained with, as far as its files say; else none."""
     known = about.get("extra") or {}
     rho = known.get("sparsity_rho", 0.1) if asked.rho is None else asked.rho
     weight = known.get("sparsity_weight", 0.0) if asked.penalty is None else asked.penalty
@@ -168,13 +168,13 @@ def penalty_of(about: dict[str, Any], asked: Asked) -> Penalty:
 
 def values_of(tokens: Tokens, files: Sequence[ShardFiles], label: str, tasks: Tasks) -> list[str]:
     """The different values of a label, numbers in their order."""
-    found = set[str]()
-    for some in tasks.map(partial(_values, tokens, label), files):
-        found |= some
+    values = set[str]()
+    for shard_values in tasks.map(partial(_values, tokens, label), files):
+        values |= shard_values
     numbers = tokens.lake.label_columns[label] in ("Int64", "Float64")
-    if numbers or all(map(_is_number, found)):
-        return sorted(found, key=lambda value: (float(value), value))
-    return sorted(found)
+    if numbers or all(map(_is_number, values)):
+        return sorted(values, key=lambda value: (float(value), value))
+    return sorted(values)
 
 
 def _is_number(value: str) -> bool:
@@ -190,60 +190,60 @@ def _check_size(classes: int, features: int, label: str) -> None:
         raise InputError(f"no document has a value of label {label!r}: choose another with --label")
     if (classes + 1) * features > MOST_CELLS:
         raise InputError(
-            f"label {label!r} has {classes:,} values, too many beside {features:,} features: choose another "
+            f"label {label!r} has {classes:,} values, too many for {features:,} features: choose another "
             "with --label"
         )
 
 
-def shard_sums(question: Question, piece: Piece) -> ClassSums:
+def shard_sums(task: SumsTask, piece: Piece) -> ClassSums:
     """Sums of one shard: a class for each value, the last for rows whose document has none."""
-    weights, _ = read_site_weights(question.layout, question.pass_name, question.site, ("W_dec", "b_dec"))
-    tokens = question.tokens.read(piece.files)
-    of_row = classes_of_rows(question, piece.files, tokens.document)
+    weights, _ = read_site_weights(task.layout, task.pass_name, task.site, ("W_dec", "b_dec"))
+    tokens = task.tokens.read(piece.files)
+    of_row = classes_of_rows(task, piece.files, tokens.document)
     return class_sums(
         piece.files.read_csr(),
         piece.x,
         np.where(tokens.stored, of_row, -1),
-        len(question.values) + 1,
+        len(task.values) + 1,
         weights["W_dec"],
         weights["b_dec"],
-        question.penalty,
+        task.penalty,
     )
 
 
-def classes_of_rows(question: Question, files: ShardFiles, document: np.ndarray) -> np.ndarray:
+def classes_of_rows(task: SumsTask, files: ShardFiles, document: np.ndarray) -> np.ndarray:
     """The class of each row, int64 [N]; without a value the last."""
-    labels = question.tokens.read_labels(files, [question.label])
-    places = {value: place for place, value in enumerate(question.values)}
+    labels = task.tokens.read_labels(files, [task.label])
+    places = {value: place for place, value in enumerate(task.values)}
     other = len(places)
-    values = labels[question.label]
+    values = labels[task.label]
     codes = values.replace_strict(places, default=other, return_dtype=pl.Int64).fill_null(other).to_numpy()
-    found: np.ndarray = codes[np.searchsorted(labels["document"].to_numpy(), document)]
-    return found
+    classes: np.ndarray = codes[np.searchsorted(labels["document"].to_numpy(), document)]
+    return classes
 
 
 def tables_of(
-    question: Question, sums: ClassSums, w_dec: F32, *, known_x: bool
+    task: SumsTask, sums: ClassSums, w_dec: F32, *, known_x: bool
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The tables IMPORTANCE and IMPORTANCE_CLASSES, all rows after the classes."""
-    classes = len(question.values)
+    classes = len(task.values)
     every = sums.together(range(classes + 1))
     parts = (every if place == classes else sums.together([place]) for place in range(classes + 1))
     norms = squared_norms(w_dec)
-    names: list[str | None] = [*question.values, None]
-    tables, told = [pl.DataFrame(schema=IMPORTANCE)], [pl.DataFrame(schema=IMPORTANCE_CLASSES)]
+    names: list[str | None] = [*task.values, None]
+    tables, class_rows = [pl.DataFrame(schema=IMPORTANCE)], [pl.DataFrame(schema=IMPORTANCE_CLASSES)]
     for name, part in zip(names, parts, strict=True):
-        found = importance_of(part, norms, w_dec.shape[1], question.penalty)
-        found = found.of_the_batch() if name is None else found
-        tables.append(_table(question.label, name, part, found))
-        told.append(_class(question, name, part, found, known_x=known_x))
-    return pl.concat(tables), pl.concat(told)
+        result = importance_of(part, norms, w_dec.shape[1], task.penalty)
+        result = result.of_the_batch() if name is None else result
+        tables.append(_table(task.label, name, part, result))
+        class_rows.append(_class(task, name, part, result, known_x=known_x))
+    return pl.concat(tables), pl.concat(class_rows)
 
 
-def _table(label: str, value: str | None, sums: ClassSums, found: Importance) -> pl.DataFrame:
-    share, rows = found.importance[0], int(sums.rows[0])
+def _table(label: str, value: str | None, sums: ClassSums, result: Importance) -> pl.DataFrame:
+    share, rows = result.importance[0], int(sums.rows[0])
     # of shares the order would turn round where the changes add up to less than 0
-    order = np.argsort(-found.change[0], kind="stable")
+    order = np.argsort(-result.change[0], kind="stable")
     rank = np.empty(len(share), np.uint32)
     rank[order] = np.arange(len(share))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -256,28 +256,28 @@ def _table(label: str, value: str | None, sums: ClassSums, found: Importance) ->
         "rows": np.full(len(share), rows),
         "n_active": sums.n_active[0],
         "mean_all": mean,
-        "loss_change": found.change[0],
+        "loss_change": result.change[0],
         "importance": share,
-        "literal_importance": found.literal_importance[0],
+        "literal_importance": result.literal_importance[0],
     }
     frame = pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
     return frame.select(pl.col(name).cast(dtype) for name, dtype in IMPORTANCE.items())
 
 
 def _class(
-    question: Question, value: str | None, sums: ClassSums, found: Importance, *, known_x: bool
+    task: SumsTask, value: str | None, sums: ClassSums, result: Importance, *, known_x: bool
 ) -> pl.DataFrame:
     row = {
-        "label": question.label,
+        "label": task.label,
         "value": value,
         "rows": int(sums.rows[0]),
-        "mean_squared_error": float(found.error[0]),
-        "loss": float(found.loss[0]),
-        "literal_loss": float(found.literal_loss[0]),
-        "loss_change": float(found.change[0].sum()),
-        "literal_loss_change": float(found.literal_change[0].sum()),
-        "rho": question.penalty.rho,
-        "penalty_weight": question.penalty.weight,
+        "mean_squared_error": float(result.error[0]),
+        "loss": float(result.loss[0]),
+        "literal_loss": float(result.literal_loss[0]),
+        "loss_change": float(result.change[0].sum()),
+        "literal_loss_change": float(result.literal_change[0].sum()),
+        "rho": task.penalty.rho,
+        "penalty_weight": task.penalty.weight,
         "against": "x" if known_x else "reconstruction",
     }
     return pl.DataFrame([row], schema=IMPORTANCE_CLASSES).with_columns(pl.col(pl.Float64).fill_nan(None))
@@ -285,11 +285,11 @@ def _class(
 
 def top_features(table: pl.DataFrame, k: int) -> dict[str | None, list[int]]:
     """The `k` most important features of each class, the first first; null stands for all rows."""
-    found: dict[str | None, list[int]] = {}
+    features: dict[str | None, list[int]] = {}
     best = table.filter(pl.col("rank") < k).drop_nulls("importance").sort("rank", maintain_order=True)
     for value in table["value"].unique(maintain_order=True):
-        found[value] = best.filter(pl.col("value").eq_missing(value))["feature"].to_list()
-    return found
+        features[value] = best.filter(pl.col("value").eq_missing(value))["feature"].to_list()
+    return features
 
 
 def mean_of(table: pl.DataFrame, value: str | None) -> F64:
@@ -297,7 +297,7 @@ def mean_of(table: pl.DataFrame, value: str | None) -> F64:
     return table.filter(pl.col("value").eq_missing(value)).sort("feature")["mean_all"].to_numpy()
 
 
-def _tell(site: str, label: str, table: pl.DataFrame, classes: pl.DataFrame, seconds: float) -> None:
+def _report(site: str, label: str, table: pl.DataFrame, classes: pl.DataFrame, seconds: float) -> None:
     say(
         f"[bold]importance[/] {site}: {table['feature'].n_unique():,} features × {classes.height - 1:,} "
         f"values of {escape(label)}, {classes['rows'][-1]:,} rows ({seconds:.1f} s)"

@@ -1,13 +1,13 @@
 """`latentlake match STORE A B`: which features of one site are which of another, by direction and by firing.
 
 The sites lie in one store, or in two that have the same token shards. A pair is compared by the cosine of its
-decoder rows, where both write into the same space, and by the rows in which its features are active. Beside
-the best candidates of every feature stands the one-to-one assignment of highest total score.
+decoder rows, where both write into the same space, and by the rows in which its features are active. After
+the best candidates of every feature comes the one-to-one assignment of highest total score.
 
 Cost: cosines 2 F G D operations (`jobs.tables.pairs.directions`), pairs rows x L0 x L0
 (`jobs.tables.pairs.pair_counts`), F and G the features of the sites; then the assignment, seconds for 5,000
 features each way as for candidates of 65,536. The table is whole in memory, some 60 bytes for each of up to 2
-k + 1 pairs a feature; an assignment over all pairs takes 12 bytes a pair beside it, 0.8 GB for 8,192 features
+k + 1 pairs a feature; an assignment over all pairs takes 12 more bytes a pair, 0.8 GB for 8,192 features
 each way, the most (`jobs.tables.pairs.assignment`).
 """
 
@@ -53,7 +53,7 @@ INNER_HOOK = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|pre|post|pattern|attn_scores
 """Hooks whose x is not a vector of the residual stream."""
 
 Pairs = tuple[I64, I64]
-Found = TypeVar("Found")
+BlockResult = TypeVar("BlockResult")
 
 
 def match(
@@ -76,7 +76,7 @@ def match(
     about = {"a": _about(a), "b": _about(b), "k": k, "support": support, "assignment": how}
     metadata = {MATCH_KEY: canonical_json(about).decode()}
     path = a.store.write_table_parts(a.site, table_name(a, b), MATCHES, [table], metadata)
-    _say_summary(a, b, table, how, top)
+    _report_summary(a, b, table, how, top)
     say(f"{table.height:,} pairs: [bold]{escape(str(path))}[/] ({time.monotonic() - began:.1f} s)")
     return path
 
@@ -127,17 +127,20 @@ def _by_cosine(
     """The table, and how features were assigned."""
     own, other = (directions_of(side.store, side.site) for side in (a, b))
     blocks = own.blocks()
-    found = list(
+    parts = list(
         track(tasks.map(partial(nearest, own, other, k), blocks), "decoder cosines", len(blocks), "blocks")
     )
-    candidates = np.concatenate([f.feature for f in found]), np.concatenate([f.other for f in found])
+    candidates = (
+        np.concatenate([part.feature for part in parts]),
+        np.concatenate([part.other for part in parts]),
+    )
     shape = own.d_sae, other.d_sae
     if fits(*shape):
         matrix = np.concatenate(list(tasks.map(partial(_cosine_rows, own, other), blocks)))
         assigned, how = assign_all(matrix), "by cosine, over all pairs"
         del matrix
     else:
-        score = np.concatenate([f.cosine for f in found]).astype(np.float64)
+        score = np.concatenate([part.cosine for part in parts]).astype(np.float64)
         assigned = assign_candidates(*candidates, score, shape)
         how = f"by cosine, over the {k} largest of each feature of A"
     given = tuple(np.concatenate(both) for both in zip(candidates, assigned, strict=True))
@@ -172,12 +175,12 @@ def _by_jaccard(
 def _assigned_of_all(both: Sequence[I32], n_a: I64, n_b: I64) -> tuple[Pairs, I64]:
     """The best assignment by Jaccard index, and the rows shared; of counts by blocks [features of A, G]."""
     costs, first = np.zeros((len(n_a), len(n_b))), 0
-    for some in both:
-        own = slice(first, first + len(some))
-        row, column = np.nonzero(some)
-        counts = PairCounts(some[row, column].astype(np.int64), n_a[own][row], n_b[column], 0)
+    for shared in both:
+        own = slice(first, first + len(shared))
+        row, column = np.nonzero(shared)
+        counts = PairCounts(shared[row, column].astype(np.int64), n_a[own][row], n_b[column], 0)
         costs[first + row, column] = -jaccard(counts)
-        first += len(some)
+        first += len(shared)
     row, column = assign_costs(costs)
     starts = np.cumsum([0, *map(len, both)])
     block = np.searchsorted(starts, row, side="right") - 1
@@ -205,38 +208,40 @@ class Counting:
 
     def map(self, tasks: Tasks) -> list[pl.DataFrame]:
         """The table's rows, a frame for each block."""
-        return list(self._blocks(tasks, self.of))
+        return list(self._blocks(tasks, self.count_block))
 
     def map_with_all(self, tasks: Tasks) -> list[tuple[pl.DataFrame, I32]]:
         """The same, each with the rows shared by all pairs [features, G], 0 below the support."""
-        return list(self._blocks(tasks, self.of_with_all))
+        return list(self._blocks(tasks, self.count_block_with_all))
 
-    def _blocks(self, tasks: Tasks, of: Callable[[range], Found]) -> Iterator[Found]:
+    def _blocks(self, tasks: Tasks, count: Callable[[range], BlockResult]) -> Iterator[BlockResult]:
         blocks = cut(self.n_a, mean_company([b for _, b in self.shards]), len(self.n_b))
-        return track(tasks.map(of, blocks), "co-activation", len(blocks), "blocks of features")
+        return track(tasks.map(count, blocks), "co-activation", len(blocks), "blocks of features")
 
-    def of(self, features: range) -> pl.DataFrame:
+    def count_block(self, features: range) -> pl.DataFrame:
         """Schema MATCHES without `assigned`; by feature, by match."""
-        return self._of(features, None)
+        return self._count_block(features, None)
 
-    def of_with_all(self, features: range) -> tuple[pl.DataFrame, I32]:
+    def count_block_with_all(self, features: range) -> tuple[pl.DataFrame, I32]:
         """See `map_with_all`; a feature that is active in more rows than int32 counts has int64."""
         dtype = np.int32 if self.n_a.max(initial=0) <= INT32_ROWS else np.int64
         every = np.zeros((len(features), len(self.n_b)), dtype)
-        return self._of(features, every), every
+        return self._count_block(features, every), every
 
-    def _of(self, features: range, every: I32 | None) -> pl.DataFrame:
+    def _count_block(self, features: range, every: I32 | None) -> pl.DataFrame:
         given = _grouped(self.given, features)
-        found = []
+        by_feature = []
         for number, tally in tallies(self.shards, self.n_a, len(self.n_b), features):
             others, n_both = tally.at_least(1)
             place = number - features.start
-            found.append(self._chosen(number, others, n_both, given[place]))
+            by_feature.append(self._chosen(number, others, n_both, given[place]))
             if every is not None:
                 enough = n_both >= self.support
                 every[place, others[enough]] = n_both[enough]
-        matches, both = (np.concatenate(columns) for columns in zip(*found, strict=True))
-        feature = np.repeat(np.arange(features.start, features.stop), [len(chosen) for chosen, _ in found])
+        matches, both = (np.concatenate(columns) for columns in zip(*by_feature, strict=True))
+        feature = np.repeat(
+            np.arange(features.start, features.stop), [len(chosen) for chosen, _ in by_feature]
+        )
         return self.frame(feature, matches, both)
 
     def frame(self, feature: I64, matches: I64, both: I64) -> pl.DataFrame:
@@ -297,7 +302,7 @@ def _about(side: Side) -> dict[str, Any]:
     }
 
 
-def _say_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -> None:
+def _report_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -> None:
     say(f"[bold]match[/] A {escape(str(a))}: {a.planned.d_sae:,} features ({escape(a.planned.hook_name)})")
     say(f"[bold]match[/] B {escape(str(b))}: {b.planned.d_sae:,} features ({escape(b.planned.hook_name)})")
     best = table.group_by("feature").agg(pl.col("cosine", "jaccard").max())
@@ -314,8 +319,10 @@ def _say_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -> N
         )
     pairs = table.filter("assigned")
     means = {"cosine": pairs["cosine"].mean(), "Jaccard index": pairs["jaccard"].mean()}
-    told = "".join(f", mean {name} {_number(mean)}" for name, mean in means.items() if mean is not None)
-    say(f"Assigned one to one {how}: {several(pairs.height, 'pair')}{told}")
+    mean_scores = "".join(
+        f", mean {name} {_number(mean)}" for name, mean in means.items() if mean is not None
+    )
+    say(f"Assigned one to one {how}: {several(pairs.height, 'pair')}{mean_scores}")
     if top and pairs.height:
         console.print(_clearest(pairs, "jaccard" if pairs["cosine"].is_null().all() else "cosine", top))
 

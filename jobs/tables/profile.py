@@ -51,65 +51,67 @@ def profile(
         made["l0_thresholds"] = l0_thresholds(store, site, sorted(set(thresholds)), tasks, advance)
     for name, frame in made.items():
         store.write_table(site, name, frame)
-    say(f"[bold]profile[/] {site}: {_told(made)} ({time.monotonic() - began:.1f} s)")
+    say(f"[bold]profile[/] {site}: {_summary(made)} ({time.monotonic() - began:.1f} s)")
     for line in _left_out(store, made):
         say(f"[yellow]note[/]: {line}")
     return made["profile"]
 
 
-def _told(made: dict[str, pl.DataFrame]) -> str:
+def _summary(made: dict[str, pl.DataFrame]) -> str:
     """The summary: how wide intervals are, what a feature that never fired may be, how many differ."""
     table, labels = made["profile"], made["labels"]
     fired = table.filter(pl.col("top_token").is_not_null())
-    told = f"{fired.height:,} of {table.height:,} features fired"
+    summary = f"{fired.height:,} of {table.height:,} features fired"
     if (dead := table["dead_upper"].drop_nulls()).len():
         rows = table["dead_upper_rows"].drop_nulls()[0]
-        told += (
+        summary += (
             f", the frequency of the others is below {dead[0]:.1e} by the rule of three over documents "
             f"(over rows it would be {rows:.1e}, but rows of a document are not independent)"
         )
     single = fired.filter(pl.col("top_token_share") >= 0.9).height
-    told += f"; {single:,} fire at least 90 % of the time on one token"
+    summary += f"; {single:,} fire at least 90 % of the time on one token"
     tested = labels.drop_nulls("p")
-    for (name,), some in tested.group_by("label", maintain_order=True):
-        different = some.filter(pl.col("q") <= LEVEL)
-        told += f"; {different['feature'].n_unique():,} differ by {escape(str(name))} (q {LEVEL})"
-    for (name,), some in made["label_trends"].drop_nulls("p").group_by("label", maintain_order=True):
-        clear = some.filter(pl.col("q") <= LEVEL)
+    for (name,), group in tested.group_by("label", maintain_order=True):
+        different = group.filter(pl.col("q") <= LEVEL)
+        summary += f"; {different['feature'].n_unique():,} differ by {escape(str(name))} (q {LEVEL})"
+    for (name,), group in made["label_trends"].drop_nulls("p").group_by("label", maintain_order=True):
+        clear = group.filter(pl.col("q") <= LEVEL)
         rising = clear.filter(pl.col("slope") > 0).height
-        told += f"; {rising:,} rise and {clear.height - rising:,} fall with {escape(str(name))} (q {LEVEL})"
-    return told
+        summary += (
+            f"; {rising:,} rise and {clear.height - rising:,} fall with {escape(str(name))} (q {LEVEL})"
+        )
+    return summary
 
 
 def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
     """Label columns, and values, that were not compared."""
     values, labels, trends = made["label_values"], made["labels"], made["label_trends"]
-    found = [
+    notes = [
         f"label {escape(name)} has too many values to compare, or no document"
         for name in store.lake.label_columns
         if name not in values["label"]
     ]
     untested = values.filter(~pl.col("label").is_in(labels.drop_nulls("p")["label"].unique().implode()))
-    for (name,), some in untested.group_by("label", maintain_order=True):
-        most, total = _largest_smaller_set(some), int(some["documents"].sum())
-        found.append(
+    for (name,), group in untested.group_by("label", maintain_order=True):
+        most, total = _largest_smaller_set(group), int(group["documents"].sum())
+        notes.append(
             f"no value of label {escape(str(name))} has enough of the {several(total, 'document')} for a "
             "test: a feature is tested between the documents with a value and all others where chance alone "
             f"would have it fire in {SUPPORT} of the smaller set, which here has {most:,} at most: "
             "have more documents, or fewer values"
         )
-    for (name,), some in trends.group_by("label", maintain_order=True):
-        if some["p"].null_count() == some.height:
-            found.append(
+    for (name,), group in trends.group_by("label", maintain_order=True):
+        if group["p"].null_count() == group.height:
+            notes.append(
                 "no feature fires in enough documents to test its trend over label " + escape(str(name))
             )
     rest = values.filter(pl.col("value").is_not_null() & ~pl.col("compared"))
-    for (name,), some in rest.group_by("label", maintain_order=True):
-        found.append(
-            f"{some.height:,} values of label {escape(str(name))}, those of fewest rows, are not compared "
+    for (name,), group in rest.group_by("label", maintain_order=True):
+        notes.append(
+            f"{group.height:,} values of label {escape(str(name))}, those of fewest rows, are not compared "
             "(--values)"
         )
-    return found
+    return notes
 
 
 def _largest_smaller_set(values: pl.DataFrame) -> int:

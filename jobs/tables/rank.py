@@ -1,7 +1,7 @@
 """`latentlake rank STORE`: features ordered by columns of their tables, and windows of such an order.
 
-How stable a rank is, the bootstrap over shards says (`pipeline.store.derived.rank_intervals`, which states
-its cost).
+How stable a rank is follows from the bootstrap over shards (`pipeline.store.derived.rank_intervals`, which
+states its cost).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ SHOWN = (
     "std_active",
     "max_activation",
 )
-"""Statistics that stand beside each feature of a window."""
+"""Statistics shown next to each feature of a window."""
 
 PRINTED = ("n_active", "mean_all", "mean_active", "max_activation")
-"""Those of them that are printed: what fits 80 columns (`n_active` tells the frequency too)."""
+"""Those of them that are printed: what fits 80 columns (`n_active` gives the frequency too)."""
 
 
 DRAWS = 100
@@ -62,10 +62,10 @@ def rank(
     """Write the tables `rankings` and `ranking_summary` of a site, from its tables `features` and `profile`.
 
     `rankings`: by, rank (u32 from 0, the largest value first, equal values by feature), feature, value (f64).
-    Features with fewer than `support` active rows come after all others, in the same order, for what is told
-    of them is chance. Values go by their sign: features with a negative mean come last of those by
-    sigma_over_mu. A feature whose value is null, such as sigma_over_mu of one that never fires or whose mean
-    is 0, has no rank. `ranking_summary` says for each `by` how many are `ranked` and how many
+    Features with fewer than `support` active rows come after all others, in the same order, because
+    their statistics are mostly chance. Values go by their sign: features with a negative mean come last of
+    those by sigma_over_mu. A feature whose value is null, such as sigma_over_mu of one that never fires or
+    whose mean is 0, has no rank. `ranking_summary` says for each `by` how many are `ranked` and how many
     `without_value`. `rank_low` and `rank_high` (u32): where 95 % of the feature's ranks lie in `draws` draws
     of as many shards, those draws left out in which it has no value. They are null with one shard, with 0
     draws, from a stale feature table, and by columns that are no moments
@@ -83,15 +83,17 @@ def rank(
         {"by": names, "ranked": counts, "without_value": [features.height - n for n in counts]},
         schema=RANKING_SUMMARY,
     )
-    told = ", ".join(f"{name} ({_told(table)})" for name, table in zip(names, rankings, strict=True))
-    say(f"[bold]rank[/] {site}: by {told}")
-    if names and (last := _told_support(features, names[0], support)):
+    summaries = ", ".join(
+        f"{name} ({_ranking_summary(table)})" for name, table in zip(names, rankings, strict=True)
+    )
+    say(f"[bold]rank[/] {site}: by {summaries}")
+    if names and (last := _support_note(features, names[0], support)):
         say(f"  {last}")
     tables = {"rankings": pl.concat([pl.DataFrame(schema=RANKINGS), *rankings]), "ranking_summary": summary}
     return [write_table(store.layout, site, name, table, made_from) for name, table in tables.items()]
 
 
-def _told_support(features: pl.DataFrame, by: str, support: int) -> str | None:
+def _support_note(features: pl.DataFrame, by: str, support: int) -> str | None:
     """How many features come last, as they have too few active rows."""
     rare = features.filter(pl.col("n_active") < support, pl.col(by).is_not_null()).height
     if not rare:
@@ -102,10 +104,10 @@ def _told_support(features: pl.DataFrame, by: str, support: int) -> str | None:
     )
 
 
-def _told(table: pl.DataFrame) -> str:
+def _ranking_summary(table: pl.DataFrame) -> str:
     """How many features a ranking has, and how stable their ranks are."""
-    spread = (table["rank_high"].cast(pl.Int64) - table["rank_low"].cast(pl.Int64)).median()
-    stable = f", a 95 % interval of {spread:,.0f} places in the median" if isinstance(spread, float) else ""
+    width = (table["rank_high"].cast(pl.Int64) - table["rank_low"].cast(pl.Int64)).median()
+    stable = f", a 95 % interval of {width:,.0f} places in the median" if isinstance(width, float) else ""
     return f"{table.height:,} features{stable}"
 
 
@@ -128,7 +130,7 @@ def _with_intervals(
     tasks: Tasks,
     drawing: Drawing,
 ) -> list[pl.DataFrame]:
-    """The rankings with `rank_low` and `rank_high` where they can be told; says where they cannot."""
+    """The rankings with `rank_low` and `rank_high` where they can be computed; reports where not."""
     by = [table["by"][0] for table in rankings if table.height]
     possible, shards = [name for name in by if can_resample(name)], len(store.receipts(site))
     if rest := [name for name in by if name not in possible]:
@@ -142,11 +144,11 @@ def _with_intervals(
     if shards < 2 or not possible:
         return rankings
     with counting(f"rank {site}", drawing.draws * features.height, "features x draws") as advance:
-        found = rank_intervals(store, site, features, possible, tasks, drawing, advance)
-    return [_beside(table, found.get(table["by"][0] if table.height else "")) for table in rankings]
+        intervals = rank_intervals(store, site, features, possible, tasks, drawing, advance)
+    return [_add_interval(table, intervals.get(table["by"][0] if table.height else "")) for table in rankings]
 
 
-def _beside(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFrame:
+def _add_interval(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFrame:
     """A ranking with its interval; -1 is null."""
     if interval is None:
         return table
@@ -182,11 +184,11 @@ def window(
             f"ranks {start} to {stop} by {by}: {order.height} of {features.height} features have a value; "
             "start below that"
         )
-    beside = features.select(*dict.fromkeys(["feature", by, *SHOWN]))
+    statistics = features.select(*dict.fromkeys(["feature", by, *SHOWN]))
     return (
         order.slice(start, stop - start)
         .select("rank", "feature")
-        .join(beside, on="feature", how="left", maintain_order="left")
+        .join(statistics, on="feature", how="left", maintain_order="left")
     )
 
 
@@ -218,40 +220,40 @@ def _parsed(text: str, by: str) -> Ranks:
 def _show_window(store: FeatureStore, site: str, ranks: Ranks, *, descending: bool, support: int) -> None:
     """Print one window; for people the first rank is #1."""
     by, start, stop = ranks
-    found = window(store, site, by, start, stop, descending, support)
-    first, last = int(found["rank"][0]) + 1, int(found["rank"][-1]) + 1
-    found = found.select(*dict.fromkeys(["rank", "feature", by, *PRINTED]))
+    rows = window(store, site, by, start, stop, descending, support)
+    first, last = int(rows["rank"][0]) + 1, int(rows["rank"][-1]) + 1
+    rows = rows.select(*dict.fromkeys(["rank", "feature", by, *PRINTED]))
     if descending:
-        found = _with_stored_intervals(store, site, by, found)
+        rows = _with_stored_intervals(store, site, by, rows)
     order = "largest" if descending else "smallest"
     title = f"{site} by {by}, {order} first: #{first:,} to #{last:,}"
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    found = found.with_columns(pl.format("#{}", pl.col("rank") + 1).alias("rank"))
-    for column in found.columns:
+    rows = rows.with_columns(pl.format("#{}", pl.col("rank") + 1).alias("rank"))
+    for column in rows.columns:
         # names wrap where they may; a number that is cut would be another number
         table.add_column(column.replace("_", "_\n"), justify="right", overflow="fold")
-    for row in found.iter_rows():
-        told = zip(found.columns, row, strict=True)
-        table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in told))
+    for row in rows.iter_rows():
+        cells = zip(rows.columns, row, strict=True)
+        table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in cells))
     console.print(table)
     features = _features(store, site, [by])[0]
-    if last_ones := _told_support(features, by, support):
+    if last_ones := _support_note(features, by, support):
         say(escape(last_ones[0].upper() + last_ones[1:]))
     if without := features.height - ranking(features, by, support=0).height:
         say(f"{several(without, 'feature')} of {features.height:,} have no {escape(by)} and no rank")
 
 
-def _with_stored_intervals(store: FeatureStore, site: str, by: str, found: pl.DataFrame) -> pl.DataFrame:
+def _with_stored_intervals(store: FeatureStore, site: str, by: str, rows: pl.DataFrame) -> pl.DataFrame:
     """A window with the intervals of its ranks, where the stored ranking has them and is of this order."""
     if not store.has_table(site, "rankings"):
-        return found
+        return rows
     stored = store.scan_table(site, "rankings").filter(pl.col("by") == by).collect()
     if "rank_low" not in stored.columns or stored["rank_low"].null_count() == stored.height:
-        return found
+        return rows
     ends = stored.select("rank", "feature", "rank_low", "rank_high")
-    beside = found.join(ends, on=["rank", "feature"], how="left", maintain_order="left")
+    joined = rows.join(ends, on=["rank", "feature"], how="left", maintain_order="left")
     interval = pl.format("{}–{}", *(pl.col(end) + 1 for end in ("rank_low", "rank_high")))
-    return beside.select("rank", interval.alias("95 %"), *found.columns[1:])
+    return joined.select("rank", interval.alias("95 %"), *rows.columns[1:])
 
 
 def _cell(value: float | str | None) -> str:

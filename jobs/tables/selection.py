@@ -42,7 +42,7 @@ def chosen_features(store: FeatureStore, site: str, text: str, option: str = "--
     number first; features with few active rows last, as in `rank`); `top:N` goes by frequency.
     `COLUMN:START:STOP`: these ranks by a column, `top:N:COLUMN` being COLUMN:0:N. Fewer where the ranking
     ends before.
-    Raises InputError on anything else, on a feature that there is not, and where nothing is named.
+    Raises InputError on anything else, on a feature that does not exist, and where nothing is named.
     """
     d_sae = store.site(site).d_sae
     if text.strip() == ALL:
@@ -50,13 +50,13 @@ def chosen_features(store: FeatureStore, site: str, text: str, option: str = "--
     if (ranks := parse_ranks(text, option)) is None:
         return parse_numbers(text, option, d_sae)
     order = ranking(rankable(store, site, ranks.column), ranks.column)
-    found: list[int] = order[ranks.start : ranks.stop]["feature"].to_list()
-    if not found:
+    features: list[int] = order[ranks.start : ranks.stop]["feature"].to_list()
+    if not features:
         raise InputError(
             f"{option} {text!r}: {order.height} of {d_sae} features have a value of {ranks.column}, and none "
             f"has rank {ranks.start} or a later one"
         )
-    return found
+    return features
 
 
 def parse_ranks(text: str, option: str) -> Ranks | None:
@@ -89,12 +89,12 @@ def _range(part: str, what: str, end: int) -> range:
     first, colon, last = part.partition(":")
     if not _is_number(first) or (colon and not _is_number(last)):
         raise InputError(f"{what} is neither a number nor a range; {_FORMS}")
-    found = range(int(first), int(last) if colon else int(first) + 1)
-    if not found:
+    numbers = range(int(first), int(last) if colon else int(first) + 1)
+    if not numbers:
         raise InputError(f"{what} is an empty range; it goes from FIRST to END, without END")
-    if found.stop > end:
+    if numbers.stop > end:
         raise InputError(f"{what} is not there, or not all of it: there are 0 to {end - 1:,}")
-    return found
+    return numbers
 
 
 def _is_number(text: str) -> bool:

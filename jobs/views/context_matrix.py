@@ -68,10 +68,10 @@ def _counted_rows(store: FeatureStore, site: str) -> tuple[I64, I64]:
     return np.concatenate(counts), np.concatenate(last)
 
 
-def strongest_contexts(matrix: sparse.csr_matrix, among: I64, n: int) -> I64:
-    """Of the places `among`, ascending, the `n` in which |pooled| adds up to most over the features.
+def strongest_contexts(matrix: sparse.csr_matrix, candidates: I64, n: int) -> I64:
+    """Of the places `candidates`, ascending, the `n` in which |pooled| adds up to most over the features.
 
     Ascending; of equal sums the lower place is taken.
     """
-    sums = np.asarray(abs(matrix[among]).astype(np.float64).sum(axis=1)).ravel()
-    return np.sort(among[np.argsort(-sums, kind="stable")[:n]])
+    sums = np.asarray(abs(matrix[candidates]).astype(np.float64).sum(axis=1)).ravel()
+    return np.sort(candidates[np.argsort(-sums, kind="stable")[:n]])

@@ -1,6 +1,6 @@
-"""`latentlake feature STORE F`: all that the store's tables tell of one feature, on a page in the terminal.
+"""`latentlake feature STORE F`: all that the store's tables hold about one feature, in the terminal.
 
-Each section reads its rows of one or two tables and draws them; a table that is not there is told at the end,
+Each section reads its rows of one or two tables and draws them; a missing table is reported at the end,
 with the command that makes it. Only the examples' activations come from the postings.
 """
 
@@ -65,7 +65,7 @@ class Page(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page, drawn where one of its tables is there; None where these tell nothing.
+    """A part of the page, drawn where one of its tables is there; None where these hold nothing.
 
     `tables` is empty where their names are not known before: then nothing is said of those not there.
     """
@@ -91,10 +91,10 @@ def show_feature(
             console.print(Rule(section.title, align="left", style="dim"))
             console.print(drawn, soft_wrap=isinstance(drawn, Text), highlight=False)
     _show_examples(page)
-    _tell_missing(page)
+    _report_missing(page)
 
 
-def _tell_missing(page: Page) -> None:
+def _report_missing(page: Page) -> None:
     """Tables that are not there, by the command that makes them."""
     tables = [*(name for section in SECTIONS for name in section.tables), "examples"]
     by_job: dict[str, list[str]] = {}
@@ -148,10 +148,10 @@ def _statistics(page: Page) -> RenderableType | None:
 
 
 def _profile(page: Page) -> RenderableType | None:
-    found = page.rows("profile")
-    if found.is_empty():
+    rows = page.rows("profile")
+    if rows.is_empty():
         return None
-    row = found.row(0, named=True)
+    row = rows.row(0, named=True)
     pairs: list[tuple[str, str | None]] = []
     if row["frequency_low"] is not None:
         pairs.append(("frequency, 95 %", f"{row['frequency_low']:.4g} to {row['frequency_high']:.4g}"))
@@ -186,25 +186,25 @@ def _histogram(page: Page) -> RenderableType | None:
 
 
 def _rankings(page: Page) -> RenderableType | None:
-    found = page.rows("rankings").head(RANKS)
-    if found.is_empty():
+    rows = page.rows("rankings").head(RANKS)
+    if rows.is_empty():
         return None
     summary = page.store.scan_table(page.site, "rankings").group_by("by").len().collect()
     sizes = dict(summary.iter_rows())
-    stable = {"rank_low", "rank_high"} <= set(found.columns)
+    stable = {"rank_low", "rank_high"} <= set(rows.columns)
     pairs = []
-    for row in found.iter_rows(named=True):
+    for row in rows.iter_rows(named=True):
         has_interval = stable and row["rank_low"] is not None
-        spread = f" (#{row['rank_low'] + 1:,} to #{row['rank_high'] + 1:,})" if has_interval else ""
-        pairs.append((f"by {row['by']}", f"#{row['rank'] + 1:,} of {sizes.get(row['by'], 0):,}{spread}"))
+        interval = f" (#{row['rank_low'] + 1:,} to #{row['rank_high'] + 1:,})" if has_interval else ""
+        pairs.append((f"by {row['by']}", f"#{row['rank'] + 1:,} of {sizes.get(row['by'], 0):,}{interval}"))
     return _grid(pairs)
 
 
 def _labels(page: Page) -> RenderableType | None:
-    found = page.rows("labels").filter(pl.col("z").is_not_null())
-    if found.is_empty():
+    rows = page.rows("labels").filter(pl.col("z").is_not_null())
+    if rows.is_empty():
         return None
-    best = found.sort(pl.col("z").abs(), "label", "value", descending=[True, False, False]).head(LABELS)
+    best = rows.sort(pl.col("z").abs(), "label", "value", descending=[True, False, False]).head(LABELS)
     table = _table("label", "value", "rows", "frequency", "difference", "z", "q")
     for row in best.iter_rows(named=True):
         numbers = (_number(row[name]) or "" for name in ("frequency", "difference", "z", "q"))
@@ -213,11 +213,11 @@ def _labels(page: Page) -> RenderableType | None:
 
 
 def _trends(page: Page) -> RenderableType | None:
-    found = page.rows("label_trends")
-    if found.is_empty():
+    rows = page.rows("label_trends")
+    if rows.is_empty():
         return None
     table = _table("label", "documents", "slope", "se", "z", "q")
-    for row in found.iter_rows(named=True):
+    for row in rows.iter_rows(named=True):
         numbers = (_number(row[name]) or "" for name in ("slope", "se", "z", "q"))
         table.add_row(escape(row["label"]), f"{row['documents']:,}", *numbers)
     return table
@@ -234,24 +234,24 @@ def _table(*columns: str) -> Table:
 
 
 def _neighbours(page: Page) -> RenderableType | None:
-    found = page.rows("neighbours")
-    if found.is_empty():
+    rows = page.rows("neighbours")
+    if rows.is_empty():
         return None
-    if "by" not in found.columns:  # a table from before there was more than one measure
-        found = found.with_columns(by=pl.lit("jaccard"))
-    measures = [name for name in ("jaccard", "npmi", "phi", "conditional") if name in found.columns]
+    if "by" not in rows.columns:  # a table from before there was more than one measure
+        rows = rows.with_columns(by=pl.lit("jaccard"))
+    measures = [name for name in ("jaccard", "npmi", "phi", "conditional") if name in rows.columns]
     table = _table("by", "feature", "n_both", "n_b", *measures)
-    for row in found.filter(pl.col("rank") < NEIGHBOURS).sort("by", "rank").iter_rows(named=True):
+    for row in rows.filter(pl.col("rank") < NEIGHBOURS).sort("by", "rank").iter_rows(named=True):
         numbers = (_number(row[name]) or "" for name in measures)
         table.add_row(row["by"], str(row["neighbour"]), f"{row['n_both']:,}", f"{row['n_b']:,}", *numbers)
     return table
 
 
 def _decoder_neighbours(page: Page) -> RenderableType | None:
-    found = page.rows("decoder_neighbours").sort("rank").head(NEIGHBOURS)
-    if found.is_empty():
+    rows = page.rows("decoder_neighbours").sort("rank").head(NEIGHBOURS)
+    if rows.is_empty():
         return None
-    return Text(", ".join(f"{n} ({c:.3f})" for n, c in found.select("neighbour", "cosine").iter_rows()))
+    return Text(", ".join(f"{n} ({c:.3f})" for n, c in rows.select("neighbour", "cosine").iter_rows()))
 
 
 def _matches(page: Page) -> RenderableType | None:
@@ -264,13 +264,13 @@ def _matches(page: Page) -> RenderableType | None:
 def _partners(page: Page, table: str) -> list[str]:
     """The feature's matches in one table, its partner first; cosines are null where none can be compared."""
     order = ["assigned", "cosine", "jaccard"]
-    found = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
+    rows = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
     lines = []
-    for row in found.iter_rows(named=True):
-        told = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
-        told.append(f"{row['n_both']:,} rows in common")
-        told += ["its partner in the assignment"] if row["assigned"] else []
-        lines.append(f"{row['match']}: {', '.join(told)}")
+    for row in rows.iter_rows(named=True):
+        parts = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
+        parts.append(f"{row['n_both']:,} rows in common")
+        parts += ["its partner in the assignment"] if row["assigned"] else []
+        lines.append(f"{row['match']}: {', '.join(parts)}")
     return lines
 
 
@@ -281,15 +281,15 @@ def _clusters(page: Page) -> RenderableType | None:
 
 def _cluster(page: Page, name: str) -> list[str]:
     """The cluster that the feature is in, by one clustering."""
-    found = page.rows(name)
-    number = found["cluster"][0] if found.height else None
+    rows = page.rows(name)
+    number = rows["cluster"][0] if rows.height else None
     if number is None:
         return []
     line = f"{CLUSTERINGS[name]}: cluster {number}"
     summary = f"{name.removesuffix('s')}_summary"
     if page.has(summary):
-        about = page.store.scan_table(page.site, summary).filter(pl.col("cluster") == number).collect()
-        row: dict[str, Any] = about.row(0, named=True) if about.height else {}
+        clusters = page.store.scan_table(page.site, summary).filter(pl.col("cluster") == number).collect()
+        row: dict[str, Any] = clusters.row(0, named=True) if clusters.height else {}
         line += f", {row['size']:,} features" if row.get("size") else ""
         line += f", cohesion {row['cohesion']:.3f}" if row.get("cohesion") is not None else ""
         if row.get("tokens"):
@@ -300,10 +300,10 @@ def _cluster(page: Page, name: str) -> list[str]:
 
 
 def _logits(page: Page) -> RenderableType | None:
-    found = page.rows("logits")
-    if found.is_empty():
+    rows = page.rows("logits")
+    if rows.is_empty():
         return None
-    row = found.row(0, named=True)
+    row = rows.row(0, named=True)
     lines = [
         Text(f"entropy {row['entropy_bits']:.3f} bits, largest probability {row['max_probability']:.3g}")
     ]
@@ -312,8 +312,8 @@ def _logits(page: Page) -> RenderableType | None:
             continue
         values = row[f"{end}_{of}"][:LOGITS]
         pairs = zip(page.store.token_texts(tokens[:LOGITS]), values, strict=True)
-        told = (f"|{shown(piece)}| {value:.3g}" for piece, value in pairs)
-        lines.append(Text(f"{end:>10}: {', '.join(told)}"))
+        listed = (f"|{shown(piece)}| {value:.3g}" for piece, value in pairs)
+        lines.append(Text(f"{end:>10}: {', '.join(listed)}"))
     return Group(*lines)
 
 
@@ -326,16 +326,16 @@ def _show_examples(page: Page) -> None:
             best = page.store.contexts(page.site, page.feature, page.k, before=page.before, after=page.after)
             _show_kind(page, "top", best, rows, values, maximum)
         return
-    found = page.rows("examples")
+    examples = page.rows("examples")
     for kind in KINDS:
-        some = found.filter(pl.col("kind") == kind)
+        of_kind = examples.filter(pl.col("kind") == kind)
         if kind == "quantile":  # one of each tenth, from the strongest down
-            some = some.filter(pl.col("rank") == 0).sort("interval", descending=True)
+            of_kind = of_kind.filter(pl.col("rank") == 0).sort("interval", descending=True)
         else:
-            some = some.sort("rank").head(page.k)
-        if some.height:
-            described = page.store.describe_rows(some["row"].to_numpy(), page.before, page.after)
-            described = described.with_columns(some["activation"])
+            of_kind = of_kind.sort("rank").head(page.k)
+        if of_kind.height:
+            described = page.store.describe_rows(of_kind["row"].to_numpy(), page.before, page.after)
+            described = described.with_columns(of_kind["activation"])
             _show_kind(page, kind, described, rows, values, maximum)
 
 

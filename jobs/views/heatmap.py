@@ -23,9 +23,9 @@ from jobs.figures.heatmap import (
     draw_frequencies,
     draw_matrix_sparsity,
     draw_plain,
+    frequency_summary,
     matrix_of,
     sparsity_of,
-    told_frequencies,
 )
 from jobs.figures.plots import METADATA, drawing, render
 from jobs.tables.selection import chosen_features, parse_numbers, parse_ranks
@@ -54,7 +54,7 @@ FIGURES: dict[str, Callable[[pl.DataFrame, str, str], Figure]] = {
     "-sparsity": draw_matrix_sparsity,
     "-frequency": draw_frequencies,
 }
-"""By what stands after the file's name."""
+"""By the ending of the file's name."""
 
 
 class Asked(NamedTuple):
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
 
 
 def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Path]:
-    """Write the table of the selection beside `out`, and its figures; print its numbers.
+    """Write the table of the selection next to `out`, and its figures; print its numbers.
 
     Files: `out` (clustered; plain where there are too few contexts to cluster, which is said), and with
     -plain, -sparsity, -frequency after its name; the table has the name and .parquet. Raises InputError for
@@ -94,7 +94,7 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
             )
         else:
             table = table.with_columns(cluster=clusters).sort("cluster", "context")
-        _tell(site, table)
+        _report(site, table)
         return _write(table, site, pool, out, kind, clustered=clusters is not None)
 
 
@@ -106,24 +106,24 @@ def selected(store: FeatureStore, site: str, asked: Asked, pool: Pooling) -> pl.
     features = _features(store, site, asked)
     contexts = all_contexts(store, site)
     matrix = pooled(store, site, features, contexts, pool)
-    among = _contexts(store, contexts, asked)
+    chosen = _contexts(store, contexts, asked)
     if asked.top is not None:
-        among = strongest_contexts(matrix, among, asked.top)
-    if len(among) > MOST_CONTEXTS:
+        chosen = strongest_contexts(matrix, chosen, asked.top)
+    if len(chosen) > MOST_CONTEXTS:
         raise InputError(
-            f"{len(among):,} contexts are more than a picture shows ({MOST_CONTEXTS:,} at most): give "
+            f"{len(chosen):,} contexts are more than a picture shows ({MOST_CONTEXTS:,} at most): give "
             "--top N for the N with the most activation, or fewer by --contexts or --where"
         )
-    if not len(among):
+    if not len(chosen):
         raise InputError("no context is left to draw: widen --contexts or --where")
-    values = matrix[among].toarray()
+    values = matrix[chosen].toarray()
     columns = pl.DataFrame(values, schema=[str(feature) for feature in features], orient="row")
     cluster = pl.lit(None, pl.UInt32).alias("cluster")
     labels = [
         pl.col(name).alias(f"{name}_label" if name == "cluster" or name.isdigit() else name)
         for name in store.lake.label_columns
     ]
-    return contexts[among].select("context", cluster, *labels).hstack(columns)
+    return contexts[chosen].select("context", cluster, *labels).hstack(columns)
 
 
 def cluster_contexts(matrix: F32) -> I64 | None:
@@ -174,14 +174,14 @@ def _contexts(store: FeatureStore, contexts: pl.DataFrame, asked: Asked) -> I64:
     return places
 
 
-def _tell(site: str, table: pl.DataFrame) -> None:
+def _report(site: str, table: pl.DataFrame) -> None:
     matrix = matrix_of(table)
     say(f"[bold]heatmap[/] {site}: {len(matrix):,} contexts × {matrix.shape[1]:,} features")
     if not matrix.size:
         return
-    for line in sparsity_of(matrix).told():
+    for line in sparsity_of(matrix).lines():
         say(f"  {line}")
-    say(f"  {told_frequencies((matrix != 0).mean(axis=0))}")
+    say(f"  {frequency_summary((matrix != 0).mean(axis=0))}")
     for cluster, n in table.drop_nulls("cluster").group_by("cluster").len().sort("cluster").iter_rows():
         say(f"  C{cluster}: {n:,} contexts")
 

@@ -62,11 +62,11 @@ def _have_all(store: FeatureStore, conditions: Sequence[tuple[str, Any]]) -> boo
 def values_of(store: FeatureStore, column: str) -> set[Any]:
     """The values of a label column, of its type; a missing one is none."""
     dtype = store.lake.label_columns[column]
-    found: set[Any] = set()
+    distinct: set[Any] = set()
     for record in store.shards:
         values = read_document_labels(store.layout, record, [column])[column].unique().drop_nulls()
-        found.update(_typed(dtype, value) for value in values)
-    return found
+        distinct.update(_typed(dtype, value) for value in values)
+    return distinct
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -18,8 +18,8 @@ from pipeline.store import FeatureStore
 from schemas.errors import InputError
 
 COSINE = "cosine"
-WAYS = (*MEASURES, COSINE)
-"""What neighbours may go by: measures of co-activation, and the cosine of decoder rows."""
+ORDERS = (*MEASURES, COSINE)
+"""What neighbours may be ordered by: measures of co-activation, and the cosine of decoder rows."""
 
 KINDS = ("png", "svg")
 
@@ -33,16 +33,16 @@ def neighbours(
     k: int = 20,
     figure: Path | None = None,
 ) -> pl.DataFrame:
-    """Print the first `k` neighbours of a feature by one of WAYS; draw them to `figure`; return them.
+    """Print the first `k` neighbours of a feature by one of ORDERS; draw them to `figure`; return them.
 
     The rows are those of the table `neighbours`, or of `decoder_neighbours` by cosine. InputError where the
-    feature, the way, the table or the kind of figure does not exist.
+    feature, the order, the table or the kind of figure does not exist.
     """
     store.require_feature(site, feature)
-    if by not in WAYS:
-        near = difflib.get_close_matches(by, WAYS, n=1, cutoff=0.3)
-        told = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(WAYS)}"
-        raise InputError(f"no neighbours go by {by!r}; {told}")
+    if by not in ORDERS:
+        near = difflib.get_close_matches(by, ORDERS, n=1, cutoff=0.3)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(ORDERS)}"
+        raise InputError(f"no neighbours go by {by!r}; {remedy}")
     require_file(figure, "--figure")
     if figure is not None and figure.suffix[1:] not in KINDS:
         raise InputError(f"figure {figure} must end in {' or '.join(f'.{kind}' for kind in KINDS)}")
@@ -51,7 +51,7 @@ def neighbours(
     if own.is_empty():
         say(f"Feature {feature} of {escape(site)} has no neighbours by {by}: it shares too few rows with any")
         return own
-    console.print(_shown(own, f"Neighbours of feature {feature} of {site} by {by}"))
+    console.print(_neighbour_table(own, f"Neighbours of feature {feature} of {site} by {by}"))
     if figure is not None:
         _draw(store, site, feature, by, table, own, figure)
     return own
@@ -63,16 +63,16 @@ def _table(store: FeatureStore, site: str, by: str) -> pl.LazyFrame:
     return store.scan_table(site, "neighbours").filter(pl.col("by") == by).drop("by")
 
 
-def _shown(own: pl.DataFrame, title: str) -> Table:
-    shown = Table(
+def _neighbour_table(own: pl.DataFrame, title: str) -> Table:
+    table = Table(
         title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     names = [name for name in own.columns if name != "feature"]
     for name in names:  # a number that is cut would be another number
-        shown.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold")
     for row in own.select(names).iter_rows():
-        shown.add_row(*(_cell(value) for value in row))
-    return shown
+        table.add_row(*(_cell(value) for value in row))
+    return table
 
 
 def _cell(value: Any) -> str:

@@ -54,38 +54,44 @@ def top(
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     filters = [label_filter(store, text, label_column) for text in where]
     condition = pl.all_horizontal(filters) if filters else None
-    found = store.contexts(site, feature, k, condition, before, after, one_per_document=one_per_document)
-    if found.is_empty():
+    contexts = store.contexts(site, feature, k, condition, before, after, one_per_document=one_per_document)
+    if contexts.is_empty():
         require_values(store, where)
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
-    strips, maximum = _strips(store, site, feature, found, maximum, known=not shaded and html is None)
-    heads = [heading(store, row) for row in found.iter_rows(named=True)]
+    strips, maximum = _strips(store, site, feature, contexts, maximum, known=not shaded and html is None)
+    heads = [heading(store, row) for row in contexts.iter_rows(named=True)]
     each = ", one of a document" if one_per_document else ""
     title = f"feature {feature} of {site}"
-    say(f"[bold]{title}[/]: its {found.height} strongest rows{each}{_behind(store, site)}")
-    for activation, head, strip in zip(found["activation"], heads, strips, strict=True):
+    say(f"[bold]{title}[/]: its {contexts.height} strongest rows{each}{_compaction_note(store, site)}")
+    for activation, head, strip in zip(contexts["activation"], heads, strips, strict=True):
         show_strip(f"{activation:>8.2f}  [dim]{escape(head)}[/]", text_strip(strip, maximum, shaded=shaded))
     if html is not None:
-        above = [f"{value:.4g} · {head}" for value, head in zip(found["activation"], heads, strict=True)]
-        note = f"Its {found.height} strongest rows{each}; full shade: {maximum:.4g}. {store.layout.root}"
+        above = [f"{value:.4g} · {head}" for value, head in zip(contexts["activation"], heads, strict=True)]
+        note = f"Its {contexts.height} strongest rows{each}; full shade: {maximum:.4g}. {store.layout.root}"
         page = html_page(title, note, zip(above, strips, [maximum] * len(strips), strict=True))
         write_file(html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(html))}[/]")
 
 
 def _strips(
-    store: FeatureStore, site: str, feature: int, found: pl.DataFrame, maximum: float | None, *, known: bool
+    store: FeatureStore,
+    site: str,
+    feature: int,
+    contexts: pl.DataFrame,
+    maximum: float | None,
+    *,
+    known: bool,
 ) -> tuple[list[Strip], float]:
     """The strips, and what full shade stands for; `known`: activations of the firing rows alone will do."""
     rows: U64
     values: F32
     if known:
-        kept = found.sort("row")
-        rows, values = kept["row"].to_numpy(), kept["activation"].to_numpy()
+        by_row = contexts.sort("row")
+        rows, values = by_row["row"].to_numpy(), by_row["activation"].to_numpy()
     else:
         rows, values = store.rows_of(site, feature)
-    return strips_of(store, found, rows, values), strongest_in([values]) if maximum is None else maximum
+    return strips_of(store, contexts, rows, values), strongest_in([values]) if maximum is None else maximum
 
 
 def heading(store: FeatureStore, row: dict[str, Any]) -> str:
@@ -102,7 +108,7 @@ def show_strip(head: str, strip: Text) -> None:
     console.print(Text(" " * 10) + strip, soft_wrap=True, highlight=False)
 
 
-def _behind(store: FeatureStore, site: str) -> str:
+def _compaction_note(store: FeatureStore, site: str) -> str:
     """What to say where a compaction does not cover all shards."""
     if store.compacted(site) is None or not (rest := len(store.uncompacted(site))):
         return ""

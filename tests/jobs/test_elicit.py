@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.evaluation.elicit import ELICITED, Asked, elicit, elicited, ranked, rows_asked
+from jobs.evaluation.elicit import ELICITED, Asked, elicit, elicited, ranked, selected_rows
 from pipeline.evaluation.typed_text import Places, run_text
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -59,7 +59,7 @@ def store(folder: Path) -> FeatureStore:
 
 def read(store: FeatureStore, text: str, position: int | None = None) -> pl.DataFrame:
     typed = run_text(store, "mid", text, Places(model=TINY))
-    return elicited(store, "mid", typed, rows_asked(store, typed, position))
+    return elicited(store, "mid", typed, selected_rows(store, typed, position))
 
 
 @pytest.mark.parametrize("text", [SHORT, LONG])
@@ -291,7 +291,7 @@ def test_real_weights_agree_with_dense_transformers_and_sae_lens(tmp_path: Path)
     np.testing.assert_allclose(result, expected, rtol=2e-3)
     for position, rows in ((None, slice(None)), (-2, slice(-2, -1))):
         mean = expected[rows].astype(np.float64).mean(0)
-        table = elicited(store, "l9", typed, rows_asked(store, typed, position))
+        table = elicited(store, "l9", typed, selected_rows(store, typed, position))
         best = ranked(table, "activation").head(20)
         np.testing.assert_allclose(best["activation"], np.sort(mean)[::-1][:20], rtol=1e-3)
         np.testing.assert_allclose(best["activation"], mean[best["feature"].to_numpy()], rtol=1e-3)

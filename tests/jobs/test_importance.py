@@ -327,6 +327,6 @@ def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_ther
 
 def test_too_many_classes_are_refused(store, monkeypatch):
     monkeypatch.setattr("jobs.tables.importance.MOST_CELLS", 24 * 4)
-    with pytest.raises(InputError, match="label 'class' has 4 values, too many beside 24 features"):
+    with pytest.raises(InputError, match="label 'class' has 4 values, too many for 24 features"):
         importance(store, "rho0.1")
     assert statistic.CLAMP == 1e-7

@@ -97,8 +97,10 @@ def activations_at(store: FeatureStore, site: str, row: int | None) -> F64:
         return np.zeros(d_sae)
     for record in store.committed(site):
         if record.row_start <= row < record.row_start + record.rows:
-            found: F64 = store.csr(site, record.name)[row - record.row_start].toarray()[0].astype(np.float64)
-            return found
+            activations: F64 = (
+                store.csr(site, record.name)[row - record.row_start].toarray()[0].astype(np.float64)
+            )
+            return activations
     last = max((record.row_start + record.rows for record in store.committed(site)), default=0)
     raise InputError(f"--row {row} is in no committed shard of site {site!r}: rows go from 0 to {last - 1}")
 
@@ -109,16 +111,16 @@ def changed(activations: F64, settings: Sequence[str], site: str) -> F64:
         raise InputError("nothing is set: give --set FEATURE=VALUE, such as --set 12=3")
     new = activations.copy()
     for setting in settings:
-        found = _SETTING.fullmatch(setting)
-        if not found:
+        match = _SETTING.fullmatch(setting)
+        if not match:
             raise InputError(f"--set {setting!r} is not FEATURE=VALUE, FEATURE=+VALUE or FEATURE=*VALUE")
-        feature, how = int(found[1]), found[2]
+        feature, how = int(match[1]), match[2]
         if feature >= len(new):
             raise InputError(
                 f"feature {feature} is not in site {site!r}: its features are 0 to {len(new) - 1}"
             )
-        value = _number(found[3], setting)
-        with np.errstate(over="ignore"):  # `steered` tells
+        value = _number(match[3], setting)
+        with np.errstate(over="ignore"):  # `steered` reports it
             new[feature] = {"": value, "+": new[feature] + value, "*": new[feature] * value}[how]
     return new
 

@@ -1,4 +1,4 @@
-"""The second reading of all shards: each context and document gets its cluster, and clusters their tokens.
+"""The second pass over all shards: each context and document gets its cluster, and clusters their tokens.
 
 One task reads one shard, once, for all clusterings. What comes back is bounded by the clusters (at most
 MOST_NAMED of each clustering are described), not by the shards, and is added up in shard order.
@@ -57,7 +57,7 @@ class Central:
         pairs = ((getattr(self, name), getattr(other, name)) for name in ("cluster", "context", "score"))
         return Central(*map(np.concatenate, pairs)).best()
 
-    def of_each(self, clusters: int) -> list[list[int]]:
+    def by_cluster(self, clusters: int) -> list[list[int]]:
         """The contexts of each cluster 0 .. `clusters` - 1."""
         cuts = np.searchsorted(self.cluster, np.arange(1, clusters))
         return [part.tolist() for part in np.split(self.context, cuts)] if clusters else []
@@ -100,7 +100,7 @@ class Described:
 
 @dataclass(frozen=True)
 class Assigned:
-    """What the reading brings, by kind of group, and by name of the clustering of features."""
+    """The result of the pass, by kind of group, and by name of the clustering of features."""
 
     placed: dict[Kind, Placed]
     counts: dict[Kind, Counts]
@@ -108,7 +108,7 @@ class Assigned:
 
 
 @dataclass(frozen=True)
-class _Question:
+class _AssignmentTask:
     """What all tasks share; `clusters` holds each clustering's cluster of every feature, int64 [F]."""
 
     layout: Layout
@@ -123,16 +123,18 @@ def assign_all(
 ) -> Assigned:
     """Read all committed shards, of which there is at least one."""
     shards, info = store.shard_files(site), store.site(site)
-    named = {name: np.where(found < MOST_NAMED, found, NO_CLUSTER) for name, found in clusters.items()}
-    ask = partial(_assign_shard, _Question(store.layout, store.lake, info.reads, fitted, named))
+    named = {name: np.where(labels < MOST_NAMED, labels, NO_CLUSTER) for name, labels in clusters.items()}
+    assign_shard = partial(
+        _assign_shard, _AssignmentTask(store.layout, store.lake, info.reads, fitted, named)
+    )
     placed: dict[Kind, list[Placed]] = {kind: [] for kind in fitted}
     counts: dict[Kind, Counts] = {}
     features: dict[str, Described] = {}
-    for found in track(tasks.map(ask, shards), "cluster: what is in which", len(shards), "shards"):
-        for kind, some in found.placed.items():
-            placed[kind].append(some)
-        _add(counts, found.counts)
-        _add(features, found.features)
+    for part in track(tasks.map(assign_shard, shards), "cluster: what is in which", len(shards), "shards"):
+        for kind, placed_part in part.placed.items():
+            placed[kind].append(placed_part)
+        _add(counts, part.counts)
+        _add(features, part.features)
     return Assigned({kind: _joined(parts) for kind, parts in placed.items()}, counts, features)
 
 
@@ -146,13 +148,13 @@ def _joined(parts: list[Placed]) -> Placed:
     return Placed(*map(np.concatenate, columns))
 
 
-def _assign_shard(ask: _Question, shard: ShardFiles) -> Assigned:
-    activations, tokens = shard.read_csr(), read_tokens(ask.layout, ask.lake, shard)
-    tokens = tokens.at(ask.reads, ask.lake.context_size)
+def _assign_shard(task: _AssignmentTask, shard: ShardFiles) -> Assigned:
+    activations, tokens = shard.read_csr(), read_tokens(task.layout, task.lake, shard)
+    tokens = tokens.at(task.reads, task.lake.context_size)
     placed: dict[Kind, Placed] = {}
     counts: dict[Kind, Counts] = {}
     vectors: dict[Kind, sparse.csr_matrix] = {}
-    for kind, fitted in ask.fitted.items():
+    for kind, fitted in task.fitted.items():
         sums = sums_of(activations, tokens, shard.record, kind)
         vectors[kind] = unit_vectors(sums, fitted.weights)
         label, cosine = assign(vectors[kind], fitted.centres)
@@ -164,7 +166,7 @@ def _assign_shard(ask: _Question, shard: ShardFiles) -> Assigned:
             count_firing(tokens.token_ids, activations, cluster, _number(cluster)),
             _central(vectors["context"], cluster, shard.record.context_start),
         )
-        for name, cluster in ask.clusters.items()
+        for name, cluster in task.clusters.items()
     }
     return Assigned(placed, counts, features)
 

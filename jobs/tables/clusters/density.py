@@ -8,7 +8,7 @@ HDBSCAN, whose leaves are the clusters (its other choice, excess of mass, takes 
 does not split is one. What is in no cluster is noise: most features are, and all random ones. Directions of
 which a few groups hold most are no dense places by this rule: their covariance says as much.
 
-Cost and memory grow with the square of the features looked at, so of more than FIT_FEATURES a sample is,
+Cost and memory grow with the square of the features clustered, so of more than FIT_FEATURES a sample is,
 and the rest is read by blocks: each of it is joined to the cluster of its nearest clustered feature, where
 their cosine is no less than that of the cluster's loneliest member and its nearest member.
 """
@@ -48,14 +48,14 @@ def dense_groups(
     Closeness is the cosine with the mean direction of the cluster. The probability of a feature that was
     joined afterwards is NaN. The same for any number of threads and workers.
     """
-    looked_at = sample(rows, FIT_FEATURES, seed)
+    sample_rows = sample(rows, FIT_FEATURES, seed)
     labels, probability = np.full(len(rows), NO_CLUSTER, np.int64), np.zeros(len(rows), np.float32)
-    some = take(rows, looked_at)
+    sampled = take(rows, sample_rows)
     with threadpool_limits(1):
-        labels[looked_at], probability[looked_at] = _leaves(some, min_cluster_size, seed)
-    rest = np.setdiff1d(np.arange(len(rows)), looked_at)
+        labels[sample_rows], probability[sample_rows] = _leaves(sampled, min_cluster_size, seed)
+    rest = np.setdiff1d(np.arange(len(rows)), sample_rows)
     if len(rest):
-        labels[rest] = joined(rows, some, labels[looked_at], tasks)[rest]
+        labels[rest] = joined(rows, sampled, labels[sample_rows], tasks)[rest]
     probability[rest[labels[rest] != NO_CLUSTER]] = np.nan
     clusters = int(labels.max(initial=-1)) + 1
     return Members.of(labels, cosines_with_mean(rows, labels, clusters), clusters), probability
@@ -87,7 +87,7 @@ def _leaves(units: F32, min_cluster_size: int, seed: int) -> tuple[I64, F32]:
     labels, probability = np.full(len(units), NO_CLUSTER, np.int64), np.zeros(len(units), np.float32)
     if len(units) < min_cluster_size:
         return labels, probability
-    limit, found = chance_cosine(units, seed), 0
+    limit, n_clusters = chance_cosine(units, seed), 0
     near = sparse.vstack([sparse.csr_matrix(block > limit) for _, block in _cosine_blocks(units)])
     _, part = connected_components(near, directed=False)
     for number in np.flatnonzero(np.bincount(part) >= min_cluster_size):
@@ -105,22 +105,22 @@ def _leaves(units: F32, min_cluster_size: int, seed: int) -> tuple[I64, F32]:
         ).fit(distance)
         whole = tree.labels_.max() < 0
         leaf, sure = (np.zeros(len(mine), np.int64), 1) if whole else (tree.labels_, tree.probabilities_)
-        labels[mine] = np.where(leaf >= 0, found + leaf, NO_CLUSTER)
+        labels[mine] = np.where(leaf >= 0, n_clusters + leaf, NO_CLUSTER)
         probability[mine] = sure
-        found += int(leaf.max()) + 1
+        n_clusters += int(leaf.max()) + 1
     return labels, probability
 
 
-def joined(rows: Rows, looked_at: F32, labels: I64, tasks: Tasks | None = None) -> I64:
+def joined(rows: Rows, sampled: F32, labels: I64, tasks: Tasks | None = None) -> I64:
     """The cluster of each of `rows` [n], from those of the vectors `looked_at` [s, d]: see above."""
     members = np.flatnonzero(labels != NO_CLUSTER)
     if not len(members):
         return np.full(len(rows), NO_CLUSTER, np.int64)
-    nearest, cosine = assign_rows(rows, looked_at[members], tasks)
+    nearest, cosine = assign_rows(rows, sampled[members], tasks)
     reach = np.ones(labels.max() + 1)
     with threadpool_limits(1):
         for cluster in range(len(reach)):
-            among = looked_at[labels == cluster] @ looked_at[labels == cluster].T
+            among = sampled[labels == cluster] @ sampled[labels == cluster].T
             np.fill_diagonal(among, -2)
             reach[cluster] = among.max(axis=1).min()
     cluster_of = labels[members[nearest]]

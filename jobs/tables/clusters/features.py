@@ -12,9 +12,17 @@ from jobs.tables.clusters.assignment import Described
 from jobs.tables.clusters.density import dense_groups
 from jobs.tables.clusters.graph import communities, embedded, graph_of
 from jobs.tables.clusters.kmeans import NO_CLUSTER, default_clusters, fit
-from jobs.tables.clusters.members import Members, tell
+from jobs.tables.clusters.members import Members, report_clusters
 from jobs.tables.clusters.naming import MOST_NAMED
-from jobs.tables.clusters.rows import Decoder, Held, Rows, assign_rows, cosines_with_mean, sample, take
+from jobs.tables.clusters.rows import (
+    Decoder,
+    Rows,
+    VectorsInMemory,
+    assign_rows,
+    cosines_with_mean,
+    sample,
+    take,
+)
 from jobs.tables.clusters.tables import (
     COACTIVATION_CLUSTERS,
     DENSITY_CLUSTERS,
@@ -31,7 +39,7 @@ from schemas.tables.tables import Schema
 from schemas.values import F32, F64, I64
 
 FIT_FEATURES, FIT_BYTES = 1 << 16, 1 << 29
-"""Features that k-means looks at, at most, and the memory of their directions; the rest is assigned."""
+"""Features that k-means reads, at most, and the memory of their directions; the rest is assigned."""
 
 CENTRAL_FEATURES = 10
 
@@ -56,7 +64,7 @@ class Clustering:
     vectors: Rows | None = None
     """Unit vectors [n, any] whose cosines go by what was clustered, for a map."""
 
-    def of_each(self, d_sae: int) -> I64:
+    def by_feature(self, d_sae: int) -> I64:
         """The cluster of every feature, int64 [F]."""
         clusters = np.full(d_sae, NO_CLUSTER, np.int64)
         clusters[self.features] = self.members.labels
@@ -70,13 +78,13 @@ def clusterings(
     fired, directions = np.flatnonzero(n_active), directions_of(store, site)
     decoder = Decoder(directions, fired) if directions.width is not None else None
     if decoder is not None:
-        asked = config.features or default_clusters(len(n_active))
-        yield by_direction(site, decoder, asked, config.seed, tasks)
+        n_clusters = config.features or default_clusters(len(n_active))
+        yield by_direction(site, decoder, n_clusters, config.seed, tasks)
     else:
         what = "a synthetic site has no decoder, so its features are not clustered by direction"
         say(f"[yellow]cluster[/] {site}: {what}")
-    if found := by_coactivation(store, site, fired, config):
-        yield found
+    if coactivation := by_coactivation(store, site, fired, config):
+        yield coactivation
     if decoder is not None:
         yield by_density(site, decoder, config, tasks)
 
@@ -93,7 +101,7 @@ def by_direction(
         members = Members.of(labels, cosine, len(centres))
     if len(decoder) > most:
         say(f"[bold]cluster[/] {site}: centres by direction are those of {most:,} features, drawn at random")
-    tell(site, "features", members, clusters, WITHOUT_DIRECTION)
+    report_clusters(site, "features", members, clusters, WITHOUT_DIRECTION)
     features, cohesion = decoder.features, members.cohesion
     return Clustering("feature", FEATURE_CLUSTERS, "cosine", features, members, cohesion, vectors=decoder)
 
@@ -113,10 +121,16 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
         graph = graph[fired][:, fired]
         members, cohesion, modularity = communities(graph, config.resolution, config.seed)
         vectors = embedded(graph, config.seed)
-    tell(site, "features by co-activation", members, without="no neighbour")
+    report_clusters(site, "features by co-activation", members, without="no neighbour")
     say(f"[bold]cluster[/] {site}: modularity {modularity:.3f} at resolution {config.resolution:g}")
     return Clustering(
-        "coactivation", COACTIVATION_CLUSTERS, "strength", fired, members, cohesion, vectors=Held(vectors)
+        "coactivation",
+        COACTIVATION_CLUSTERS,
+        "strength",
+        fired,
+        members,
+        cohesion,
+        vectors=VectorsInMemory(vectors),
     )
 
 
@@ -124,32 +138,36 @@ def by_density(site: str, decoder: Decoder, config: Cluster, tasks: Tasks | None
     """HDBSCAN of decoder directions."""
     with counting("cluster: features by density"):
         members, probability = dense_groups(decoder, config.min_cluster_size, config.seed, tasks)
-    tell(site, "features by density", members, without="no dense place")
+    report_clusters(site, "features by density", members, without="no dense place")
     columns = {"probability": probability}
     features, cohesion = decoder.features, members.cohesion
     return Clustering("density", DENSITY_CLUSTERS, "cosine", features, members, cohesion, columns)
 
 
 def feature_tables(
-    found: Clustering, n_active: I64, described: Described, tokens: list[list[str]]
+    clustering: Clustering, n_active: I64, described: Described, tokens: list[list[str]]
 ) -> dict[str, pl.DataFrame]:
     """Tables `<name>_clusters` and `<name>_cluster_summary`, over the features with `n_active` > 0."""
-    members = found.members
-    columns = {"feature": found.features, found.closeness: members.closeness, "rank": members.ranks()}
-    rows = pl.DataFrame(columns | found.columns).fill_nan(None)
+    members = clustering.members
+    columns = {
+        "feature": clustering.features,
+        clustering.closeness: members.closeness,
+        "rank": members.ranks(),
+    }
+    rows = pl.DataFrame(columns | clustering.columns).fill_nan(None)
     rows = members.where_clustered(rows, *[name for name in rows.columns if name != "feature"])
     central, clusters = members.central(), len(members.order)
     named = min(clusters, MOST_NAMED)
     summary = {
         "cluster": np.arange(clusters),
         "size": members.sizes,
-        "cohesion": found.cohesion,
-        "share": members.add_up(n_active[found.features]) / max(n_active.sum(), 1),
-        "features": [found.features[some[:CENTRAL_FEATURES]].tolist() for some in central],
-        "contexts": [*described.central.of_each(named), *([] for _ in range(clusters - named))],
+        "cohesion": clustering.cohesion,
+        "share": members.add_up(n_active[clustering.features]) / max(n_active.sum(), 1),
+        "features": [clustering.features[features[:CENTRAL_FEATURES]].tolist() for features in central],
+        "contexts": [*described.central.by_cluster(named), *([] for _ in range(clusters - named))],
         "tokens": tokens,
     }
     return {
-        f"{found.name}_clusters": rows.select(*found.schema).cast(pl.Schema(found.schema)),
-        f"{found.name}_cluster_summary": pl.DataFrame(summary, schema=FEATURE_SUMMARY, strict=False),
+        f"{clustering.name}_clusters": rows.select(*clustering.schema).cast(pl.Schema(clustering.schema)),
+        f"{clustering.name}_cluster_summary": pl.DataFrame(summary, schema=FEATURE_SUMMARY, strict=False),
     }

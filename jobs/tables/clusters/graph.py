@@ -21,7 +21,7 @@ from jobs.tables.pairs.association import PairCounts, npmi
 from schemas.values import F32, F64, I64
 
 LARGEST_GRAPH = 1 << 24
-"""Rows of `neighbours` that are looked at: 16 of each of a million features (some 1 GB). Of more, those of
+"""Rows of `neighbours` that are read: 16 of each of a million features (some 1 GB). Of more, those of
 lowest rank."""
 
 DIMENSIONS = 64
@@ -43,7 +43,7 @@ def communities(graph: sparse.csr_matrix, resolution: float, seed: int) -> tuple
     labels, quality = np.full(graph.shape[0], NO_CLUSTER, np.int64), 0.0
     if len(linked):
         part = graph[linked][:, linked]
-        quality, found = graspologic_native.leiden_csr(
+        quality, cluster_of = graspologic_native.leiden_csr(
             part.indptr.astype(np.int64),
             part.indices.astype(np.int32),
             part.data.astype(np.float64),
@@ -52,7 +52,7 @@ def communities(graph: sparse.csr_matrix, resolution: float, seed: int) -> tuple
             iterations=ITERATIONS,
             seed=seed,
         )
-        labels[linked] = [found[node] for node in range(len(linked))]
+        labels[linked] = [cluster_of[node] for node in range(len(linked))]
     within, degree = _degrees(graph, labels)
     members = Members.of(labels, within.astype(np.float32), int(labels.max(initial=-1)) + 1)
     return members, members.add_up(within) / members.add_up(degree), quality
@@ -102,8 +102,8 @@ def embedded(graph: sparse.csr_matrix, seed: int) -> F32:
         part = graph[linked][:, linked] + sparse.identity(len(linked), format="csr")
         with threadpool_limits(1):
             svd = TruncatedSVD(n, n_iter=7, random_state=seed)
-            found = svd.fit_transform(part)
-        vectors[linked] = found / np.sqrt(np.maximum(svd.singular_values_, np.finfo(np.float32).tiny))
+            projected = svd.fit_transform(part)
+        vectors[linked] = projected / np.sqrt(np.maximum(svd.singular_values_, np.finfo(np.float32).tiny))
     return unit_rows(vectors)[0]
 
 

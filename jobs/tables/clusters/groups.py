@@ -1,6 +1,6 @@
 """Contexts, and documents, by the features that fire in them: spherical k-means of their vectors.
 
-k-means looks at a sample of at most MOST of them, and all are then assigned to the nearest centre, shard by
+k-means takes a sample of at most MOST of them, and all are then assigned to the nearest centre, shard by
 shard: memory does not grow with their number. Centres are dense, 4 bytes x clusters x d_sae: 0.13 GB for 512
 clusters of 65,536 features, 2 GB for those of a million.
 """
@@ -22,17 +22,17 @@ from pipeline.store import FeatureStore
 from schemas.values import I64
 
 MOST: Mapping[Kind, int] = {"context": 16_384, "document": 4_096}
-"""Looked at by k-means; a document has far more features than a context."""
+"""Sampled for k-means; a document has far more features than a context."""
 
 TYPICAL_FEATURES = 10
 TYPICAL_SHARE = 0.1
 """Share of a cluster's contexts in which a typical feature is active: lift alone favours rarities."""
 
 
-def fit_groups(known: Sampled, clusters: int, seed: int) -> Fitted:
+def fit_groups(sampled: Sampled, clusters: int, seed: int) -> Fitted:
     """Centres of at most `clusters` clusters of the sample."""
-    weights = known.weights()
-    sample = unit_vectors(known.sample, weights)
+    weights = sampled.weights()
+    sample = unit_vectors(sampled.sample, weights)
     return Fitted(fit(sample[np.diff(sample.indptr) > 0], clusters, seed), weights)
 
 
@@ -47,7 +47,7 @@ def group_tables(
     """Tables `context_clusters` and `context_cluster_summary`, or those of documents.
 
     `similarity` is the cosine of the vector (see `vectors`) and the cluster's centre, null, as `cluster` is,
-    where nothing is active; `labels` (see `labels_of`) stand beside it. In the summary `features` and
+    where nothing is active; `labels` (see `labels_of`) follow it. In the summary `features` and
     `lifts` are the typical ones, see `typical`, `examples` the most central contexts, and of every label the
     `majority`.
     """
@@ -63,7 +63,7 @@ def group_tables(
         "share": members.sizes / max(len(placed.number), 1),
         "features": features,
         "lifts": lifts,
-        "examples": [placed.number[some[:EXAMPLES]].tolist() for some in members.central()],
+        "examples": [placed.number[places[:EXAMPLES]].tolist() for places in members.central()],
         "tokens": tokens,
     }
     frame = pl.DataFrame(summary, schema=GROUP_SUMMARY, strict=False)

@@ -68,8 +68,8 @@ def fit(units: Vectors, clusters: int, seed: int) -> F32:
     with threadpool_limits(1):
         small = sketch(units, seed) if sparse.issparse(units) else units
         starts = range(RESTARTS if units.shape[0] <= FEW else 1)
-        tried = [_from_start(small, clusters, seed + start) for start in starts]
-        labels, _ = max(tried, key=lambda found: found[1])
+        runs = [_from_start(small, clusters, seed + start) for start in starts]
+        labels, _ = max(runs, key=lambda fitted: fitted[1])
         if small is not units:
             steps = max(SPARSE_STEPS, SPARSE_WORK // max(units.nnz * clusters, 1))
             labels, _ = lloyd(units, labels, min(STEPS, steps))

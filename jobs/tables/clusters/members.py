@@ -19,7 +19,7 @@ class Members:
     """Clusters 0 .. K - 1, largest first: each of n things' cluster (NO_CLUSTER: none) and closeness.
 
     `closeness` float32 [n] is larger for things nearer to the middle of their cluster: a cosine, or what the
-    clustering says instead.
+    clustering has instead.
     """
 
     labels: I64
@@ -59,23 +59,25 @@ class Members:
     def ranks(self) -> I64:
         """Place of each thing among its cluster's members, the most central 0; 0 without a cluster: [n]."""
         rank = np.zeros(len(self.labels), np.int64)
-        for some in self.central():
-            rank[some] = np.arange(len(some))
+        for places in self.central():
+            rank[places] = np.arange(len(places))
         return rank
 
     def where_clustered(self, rows: pl.DataFrame, *names: str) -> pl.DataFrame:
-        """Column `cluster` beside the rows; null in it and in `names` where there is no cluster."""
+        """The rows with a column `cluster`; null in it and in `names` where there is no cluster."""
         has = pl.col("cluster") != NO_CLUSTER
         rows = rows.with_columns(cluster=self.labels)
         return rows.with_columns(pl.when(has).then(pl.col(name)).alias(name) for name in ("cluster", *names))
 
 
-def tell(site: str, what: str, members: Members, asked: int | None = None, without: str = "") -> None:
-    """One line on what came; what is less than `asked` for, and how many are left out `without`, is said."""
-    found, has = len(members.order), int((members.labels != NO_CLUSTER).sum())
-    line = f"[bold]cluster[/] {site}: {has:,} {what} in {found:,} clusters"
-    if asked is not None and found < asked:
-        line += f" [yellow]({asked} asked for: there are no more that differ)[/]"
+def report_clusters(
+    site: str, what: str, members: Members, requested: int | None = None, without: str = ""
+) -> None:
+    """Print one line: how many clusters, whether fewer than `requested`, how many are left out `without`."""
+    n_clusters, has = len(members.order), int((members.labels != NO_CLUSTER).sum())
+    line = f"[bold]cluster[/] {site}: {has:,} {what} in {n_clusters:,} clusters"
+    if requested is not None and n_clusters < requested:
+        line += f" [yellow]({requested} asked for: there are no more that differ)[/]"
     if left_out := len(members.labels) - has:
         line += f" [yellow]({left_out:,} with {without} left out)[/]"
     say(line)

@@ -1,4 +1,4 @@
-"""The tokens that name a cluster: those that tell its firing rows from all others.
+"""The tokens that name a cluster: those that distinguish its firing rows from all others.
 
 Shapes: K clusters, V tokens.
 """
@@ -20,7 +20,7 @@ TOKENS = 8
 """Tokens that name a cluster, at most."""
 
 ANY_TOKEN = np.iinfo(np.int32).max
-"""Columns of a matrix of counts: it is sparse, and nobody need know the vocabulary's size."""
+"""Columns of a matrix of counts: it is sparse, and nothing needs to know the vocabulary's size."""
 
 _CHUNK = 1 << 24
 
@@ -42,9 +42,9 @@ def count_firing(
         parts = (np.ones(len(own), np.int32), own, pointers[first : last + 1] - pointers[first])
         firing = sparse.csr_matrix(parts, shape=(last - first, clusters + 1))
         tokens, place = np.unique(token_ids[first:last], return_inverse=True)
-        found = (rows_of(place, len(tokens), np.int32) @ firing).tocoo()
-        has = found.col < clusters
-        where = (tokens[found.row[has]], found.col[has], found.data[has].astype(np.int64))
+        product = (rows_of(place, len(tokens), np.int32) @ firing).tocoo()
+        has = product.col < clusters
+        where = (tokens[product.row[has]], product.col[has], product.data[has].astype(np.int64))
         counts = counts + counted(*where, clusters)
     return counts
 

@@ -39,33 +39,35 @@ NAMING = 3
 
 
 def feature_map(
-    site: str, found: Clustering, n_active: I64, tokens: list[list[str]], seed: int
+    site: str, clustering: Clustering, n_active: I64, tokens: list[list[str]], seed: int
 ) -> pl.DataFrame:
     """The table `feature_map` of a clustering that has vectors; empty, and said, where there are too few.
 
     `n_active` int64 [F] counts active rows, `tokens` name the clusters. Features whose vector is 0 are left
     out.
     """
-    assert found.vectors is not None
-    chosen = sample(found.vectors, MOST, seed)
-    vectors = take(found.vectors, chosen)
+    assert clustering.vectors is not None
+    chosen = sample(clustering.vectors, MOST, seed)
+    vectors = take(clustering.vectors, chosen)
     if len(np.unique(vectors[: 16 * FEWEST], axis=0)) < FEWEST or vectors.shape[1] < 2:
         say(f"[yellow]cluster[/] {site}: fewer than {FEWEST} features that differ, so there is no map")
         chosen, vectors = chosen[:0], vectors[:0]
     elif len(chosen) == MOST:
-        say(f"[bold]cluster[/] {site}: {MOST:,} of {len(found.features):,} features are on the map")
+        say(f"[bold]cluster[/] {site}: {MOST:,} of {len(clustering.features):,} features are on the map")
     with counting("cluster: map of features"):
         x, y = placed(vectors).T
-    names = [" ".join(token.strip() or token for token in some[:NAMING]) for some in tokens]
-    clusters = [label if label != NO_CLUSTER else None for label in found.members.labels[chosen].tolist()]
+    names = [" ".join(token.strip() or token for token in texts[:NAMING]) for texts in tokens]
+    clusters = [
+        label if label != NO_CLUSTER else None for label in clustering.members.labels[chosen].tolist()
+    ]
     columns = {
-        "feature": found.features[chosen],
+        "feature": clustering.features[chosen],
         "x": x,
         "y": y,
-        "n_active": n_active[found.features[chosen]],
+        "n_active": n_active[clustering.features[chosen]],
         "cluster": clusters,
         "name": [None if cluster is None else names[cluster] for cluster in clusters],
-        "by": [found.name] * len(chosen),
+        "by": [clustering.name] * len(chosen),
     }
     return pl.DataFrame(columns, schema=FEATURE_MAP, strict=False)
 

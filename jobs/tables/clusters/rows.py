@@ -1,6 +1,6 @@
 """Unit vectors that are read by blocks: W_dec of a million features of width 4,096 is 16 GB.
 
-Whatever looks at all of them does so block by block, in order; what has to look at many at once takes a
+Whatever reads all of them does so block by block, in order; what needs many at once takes a
 `sample`. Shapes: n vectors of width d, K clusters; a vector without direction is 0.
 """
 
@@ -24,7 +24,7 @@ from schemas.values import F32, F64, I64
 
 
 @dataclass(frozen=True)
-class Held:
+class VectorsInMemory:
     """Vectors in memory, [n, d]."""
 
     units: F32
@@ -75,7 +75,7 @@ class Decoder:
         return units if len(units) == len(features) else units[features - features[0]]
 
 
-Rows: TypeAlias = Held | Decoder
+Rows: TypeAlias = VectorsInMemory | Decoder
 
 
 def read_all(rows: Rows) -> Iterator[tuple[range, F32]]:
@@ -86,8 +86,8 @@ def read_all(rows: Rows) -> Iterator[tuple[range, F32]]:
 
 def have_direction(rows: Rows) -> NDArray[np.bool_]:
     """Which vectors are not 0, [n]."""
-    found = [np.empty(0, np.bool_), *(units.any(axis=1) for _, units in read_all(rows))]
-    return np.concatenate(found)
+    blocks = [np.empty(0, np.bool_), *(units.any(axis=1) for _, units in read_all(rows))]
+    return np.concatenate(blocks)
 
 
 def sample(rows: Rows, most: int, seed: int) -> I64:
@@ -109,9 +109,9 @@ def take(rows: Rows, chosen: I64) -> F32:
 
 def assign_rows(rows: Rows, centres: F32, tasks: Tasks | None = None) -> tuple[I64, F32]:
     """`kmeans.assign` of all vectors, a block a task."""
-    found = list((tasks or OneProcess()).map(partial(_assign, rows, centres), rows.blocks()))
-    labels = np.concatenate([np.empty(0, np.int64), *(labels for labels, _ in found)])
-    return labels, np.concatenate([np.empty(0, np.float32), *(cosine for _, cosine in found)])
+    assigned = list((tasks or OneProcess()).map(partial(_assign, rows, centres), rows.blocks()))
+    labels = np.concatenate([np.empty(0, np.int64), *(labels for labels, _ in assigned)])
+    return labels, np.concatenate([np.empty(0, np.float32), *(cosine for _, cosine in assigned)])
 
 
 def _assign(rows: Rows, centres: F32, places: range) -> tuple[I64, F32]:

@@ -84,6 +84,6 @@ def group_schema(kind: Kind) -> Schema:
     """Of `context_clusters` or `document_clusters`, without labels; null where nothing is active.
 
     `similarity`: cosine with the centre that contexts are assigned by, the nearest one: the mean direction of
-    its members at the last step of k-means, among the contexts that it looked at.
+    its members at the last step of k-means, among the contexts in its sample.
     """
     return {kind: pl.UInt64(), "cluster": pl.UInt32(), "similarity": pl.Float32()}

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from schemas.values import F32, F64, I64
 
 MATRIX_BYTES = 1 << 29
-"""Of a float64 matrix of all costs; scores of half its size lie beside it."""
+"""Of a float64 matrix of all costs; scores of half its size are in memory with it."""
 
 
 def fits(n: int, m: int) -> bool:
@@ -40,15 +40,15 @@ def assign_costs(costs: F64) -> tuple[I64, I64]:
 def assign_candidates(row: I64, column: I64, score: F64, shape: tuple[int, int]) -> tuple[I64, I64]:
     """The same over candidate pairs, each given once; scores up to 1."""
     positive = score > 0
-    some, own = np.unique(row[positive], return_inverse=True)
-    if not len(some):
+    rows, own = np.unique(row[positive], return_inverse=True)
+    if not len(rows):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     # A matching must use every row, and no cost may be 0: so each row has a column of its own, which costs
     # what a score of 0 does, and costs are 2 minus the score, which adds the same to every matching.
-    alone = np.arange(len(some))
-    costs = np.append(2 - score[positive], np.full(len(some), 2.0))
-    places = np.append(own, alone), np.append(column[positive], shape[1] + alone)
-    graph = sparse.csr_matrix((costs, places), shape=(len(some), shape[1] + len(some)))
-    found, match = min_weight_full_bipartite_matching(graph)
-    real = match < shape[1]
-    return some[found[real]].astype(np.int64), match[real].astype(np.int64)
+    own_column = np.arange(len(rows))
+    costs = np.append(2 - score[positive], np.full(len(rows), 2.0))
+    places = np.append(own, own_column), np.append(column[positive], shape[1] + own_column)
+    graph = sparse.csr_matrix((costs, places), shape=(len(rows), shape[1] + len(rows)))
+    matched_row, matched_column = min_weight_full_bipartite_matching(graph)
+    real = matched_column < shape[1]
+    return rows[matched_row[real]].astype(np.int64), matched_column[real].astype(np.int64)

@@ -35,32 +35,36 @@ class PairCounts(NamedTuple):
     rows: int
 
 
-def jaccard(of: PairCounts) -> F64:
+def jaccard(counts: PairCounts) -> F64:
     """Jaccard's index."""
-    index: F64 = of.n_both / (of.n_a + of.n_b - of.n_both)
+    index: F64 = counts.n_both / (counts.n_a + counts.n_b - counts.n_both)
     return index
 
 
-def npmi(of: PairCounts) -> F64:
+def npmi(counts: PairCounts) -> F64:
     """Normalised pointwise mutual information."""
-    p_both = of.n_both / of.rows
+    p_both = counts.n_both / counts.rows
     with np.errstate(invalid="ignore"):  # 0 / 0 where both are always active
-        information: F64 = np.log(p_both / ((of.n_a / of.rows) * (of.n_b / of.rows))) / -np.log(p_both)
+        information: F64 = np.log(
+            p_both / ((counts.n_a / counts.rows) * (counts.n_b / counts.rows))
+        ) / -np.log(p_both)
     return information
 
 
-def phi(of: PairCounts) -> F64:
+def phi(counts: PairCounts) -> F64:
     """Correlation."""
-    p_a, p_b = of.n_a / of.rows, of.n_b / of.rows
-    variances = (p_a * ((of.rows - of.n_a) / of.rows)) * (p_b * ((of.rows - of.n_b) / of.rows))
+    p_a, p_b = counts.n_a / counts.rows, counts.n_b / counts.rows
+    variances = (p_a * ((counts.rows - counts.n_a) / counts.rows)) * (
+        p_b * ((counts.rows - counts.n_b) / counts.rows)
+    )
     with np.errstate(invalid="ignore"):  # 0 / 0 where one is always active
-        correlation: F64 = (of.n_both / of.rows - p_a * p_b) / np.sqrt(variances)
+        correlation: F64 = (counts.n_both / counts.rows - p_a * p_b) / np.sqrt(variances)
     return correlation
 
 
-def conditional(of: PairCounts) -> F64:
+def conditional(counts: PairCounts) -> F64:
     """How often b is active where a is."""
-    share: F64 = of.n_both / of.n_a
+    share: F64 = counts.n_both / counts.n_a
     return share
 
 

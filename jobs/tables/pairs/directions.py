@@ -102,7 +102,7 @@ def nearest(a: Directions, b: Directions, k: int, features: range) -> Nearest:
         if a == b:
             own = np.arange(max(features.start, others.start), min(features.stop, others.stop))
             cosine[own - features.start, own - others.start] = -np.inf
-        best.show(cosine, others.start)
+        best.add(cosine, others.start)
     return best.sorted(features.start)
 
 
@@ -121,19 +121,19 @@ def cosines(a: Directions, b: Directions, features: range) -> Iterator[tuple[ran
 
 def pair_cosines(a: Directions, b: Directions, feature: I64, other: I64) -> NDArray[np.float64]:
     """Cosine of each of some pairs, NaN where one has no direction; `feature` ascends; float64 [n pairs]."""
-    found = np.full(len(feature), np.nan)
+    result = np.full(len(feature), np.nan)
     if not len(feature):
-        return found
+        return result
     own = range(int(feature[0]), int(feature[-1]) + 1)
     units, has = a.units(own)
     for others in b.blocks():
         other_units, other_has = b.units(others)
         here = np.flatnonzero((other >= others.start) & (other < others.stop))
-        for some in np.array_split(here, max(1, len(here) // BLOCK)):
-            x, y = feature[some] - own.start, other[some] - others.start
+        for part in np.array_split(here, max(1, len(here) // BLOCK)):
+            x, y = feature[part] - own.start, other[part] - others.start
             cosine = np.einsum("nd,nd->n", units[x], other_units[y], dtype=np.float64)
-            found[some] = np.where(has[x] & other_has[y], np.clip(cosine, -1, 1), np.nan)
-    return found
+            result[part] = np.where(has[x] & other_has[y], np.clip(cosine, -1, 1), np.nan)
+    return result
 
 
 class _Best:
@@ -145,7 +145,7 @@ class _Best:
         self._cosine = np.empty(0, np.float32)
         self._least = np.full(n, -np.inf, np.float32)
 
-    def show(self, cosine: F32, first: int) -> None:
+    def add(self, cosine: F32, first: int) -> None:
         """Cosines with the features from `first` on; -inf is none."""
         least = self._least
         if not len(self._row) and self._k < cosine.shape[1]:

@@ -9,7 +9,7 @@ wide as they are sparse. Tiles of 0 and 1 through BLAS, or bitmaps, pay only for
 fire in more than some 7 % of the rows; there are too few of them for two ways to the same number.
 
 A block reads every shard, so blocks are as large as memory lets them be: a feature holds the indices gathered
-so far, 4 bytes each, until they outnumber G, and from then on a row of counts beside them, 4 G bytes.
+so far, 4 bytes each, until they outnumber G, and from then on also a row of counts, 4 G bytes.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class Tally:
         if self._held or self._counts is None:
             self._fold()
         assert self._counts is not None
-        found: I64 = np.flatnonzero(self._counts >= support)
-        return found, self._counts[found].astype(np.int64)
+        indices: I64 = np.flatnonzero(self._counts >= support)
+        return indices, self._counts[indices].astype(np.int64)
 
     def _fold(self) -> None:
         counts = np.bincount(self._all(), minlength=self._width)
@@ -107,29 +107,29 @@ def tallies(
     pairs: Sequence[tuple[ShardFiles, ShardFiles]], n_active: I64, width: int, features: range
 ) -> Iterator[tuple[int, Tally]]:
     """Each feature with its tally; `pairs` are shards of the two sites that have the same rows."""
-    found = {feature: Tally(width, int(n_active[feature])) for feature in features}
+    tally_of = {feature: Tally(width, int(n_active[feature])) for feature in features}
     for a, b in pairs:
         others = b.read_pattern()
         own = a.read_pattern() if a.postings is None and a != b else others
         for place, met in gathered(a.read_pattern_of(features, own), others):
-            found[features[place]].add(met)
+            tally_of[features[place]].add(met)
     for feature in features:
-        yield feature, found.pop(feature)
+        yield feature, tally_of.pop(feature)
 
 
-def gathered(some: sparse.csr_matrix, others: sparse.csr_matrix) -> Iterator[tuple[int, I32]]:
+def gathered(block: sparse.csr_matrix, others: sparse.csr_matrix) -> Iterator[tuple[int, I32]]:
     """Place of a feature in `some` [features, N], and the indices of `others` [N, G] in rows where it is.
 
     A feature may come several times, with some of its rows each time.
     """
-    pairs = np.cumsum(np.diff(others.indptr).astype(np.int64)[some.indices])
+    pairs = np.cumsum(np.diff(others.indptr).astype(np.int64)[block.indices])
     total = int(pairs[-1]) if len(pairs) else 0
     cuts = np.searchsorted(pairs, np.arange(GATHERED, total, GATHERED), side="right")
-    for first, last in pairwise(np.unique([0, *cuts, some.nnz]).tolist()):
-        rows = others[some.indices[first:last]]
-        low = int(np.searchsorted(some.indptr, first, side="right")) - 1
-        high = int(np.searchsorted(some.indptr, last, side="left"))
-        ends = rows.indptr[np.clip(some.indptr[low : high + 1], first, last) - first].tolist()
+    for first, last in pairwise(np.unique([0, *cuts, block.nnz]).tolist()):
+        rows = others[block.indices[first:last]]
+        low = int(np.searchsorted(block.indptr, first, side="right")) - 1
+        high = int(np.searchsorted(block.indptr, last, side="left"))
+        ends = rows.indptr[np.clip(block.indptr[low : high + 1], first, last) - first].tolist()
         for place, (start, stop) in enumerate(pairwise(ends), low):
             if stop > start:
                 yield place, rows.indices[start:stop]

@@ -33,8 +33,8 @@ def places(similarity: F64) -> F64:
         return np.full((n, 2), np.nan)
     tsne = TSNE(n_components=2, init="pca", perplexity=PERPLEXITY, random_state=SEED)
     with threadpool_limits(1):
-        found: F64 = tsne.fit_transform(1 - similarity).astype(np.float64)
-    return found
+        coordinates: F64 = tsne.fit_transform(1 - similarity).astype(np.float64)
+    return coordinates
 
 
 def agreement(one: F64, other: F64) -> float:

@@ -18,7 +18,7 @@ from jobs.tables.clusters.assignment import EXAMPLES
 from jobs.tables.clusters.graph import communities, embedded, graph_of
 from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, fit, unit_rows
 from jobs.tables.clusters.naming import TOKENS, count_firing, naming_tokens
-from jobs.tables.clusters.rows import Decoder, Held
+from jobs.tables.clusters.rows import Decoder, VectorsInMemory
 from jobs.tables.coactivation import coactivation
 from jobs.tables.pairs import directions
 from jobs.tables.pairs.directions import Directions, directions_of
@@ -154,7 +154,7 @@ def planted_directions(groups, size, noise, d=96, seed=0):
 
 def test_planted_dense_directions_are_found_and_noise_is_left_out():
     units = planted_directions(20, 8, 800)
-    members, probability = density.dense_groups(Held(units), 5, seed=0)
+    members, probability = density.dense_groups(VectorsInMemory(units), 5, seed=0)
     has = members.labels[:160] != NO_CLUSTER
     assert has.mean() > 0.9  # of a group the outermost may be noise
     assert adjusted_rand_score(np.repeat(np.arange(20), 8)[has], members.labels[:160][has]) == 1
@@ -169,7 +169,7 @@ def test_planted_dense_directions_are_found_and_noise_is_left_out():
 def test_features_beyond_the_sample_join_the_dense_group_they_lie_in(monkeypatch):
     monkeypatch.setattr(density, "FIT_FEATURES", 600)
     units = planted_directions(20, 20, 800)
-    members, probability = density.dense_groups(Held(units), 5, seed=0)
+    members, probability = density.dense_groups(VectorsInMemory(units), 5, seed=0)
     joined = np.isnan(probability)
     truth = np.append(np.repeat(np.arange(20), 20), np.full(800, 99))
     assert 80 < joined.sum() <= 200
@@ -177,21 +177,21 @@ def test_features_beyond_the_sample_join_the_dense_group_they_lie_in(monkeypatch
     assert (members.labels[joined] != NO_CLUSTER).all()
     clustered = members.labels != NO_CLUSTER
     assert normalized_mutual_info_score(truth[clustered], members.labels[clustered]) > 0.95
-    again, _ = density.dense_groups(Held(units), 5, seed=0)
+    again, _ = density.dense_groups(VectorsInMemory(units), 5, seed=0)
     np.testing.assert_array_equal(again.labels, members.labels)
 
 
 def test_random_directions_are_noise_to_the_last():
     units = planted_directions(0, 0, 600)
-    members, _ = density.dense_groups(Held(units), 5, seed=0)
+    members, _ = density.dense_groups(VectorsInMemory(units), 5, seed=0)
     assert set(members.labels.tolist()) == {NO_CLUSTER}
     uneven = unit_rows((units * np.linspace(0.2, 3, 96)).astype(np.float32) + np.float32(0.05))[0]
-    assert set(density.dense_groups(Held(uneven), 5, seed=0)[0].labels.tolist()) == {NO_CLUSTER}
+    assert set(density.dense_groups(VectorsInMemory(uneven), 5, seed=0)[0].labels.tolist()) == {NO_CLUSTER}
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 4])
 def test_fewer_directions_than_make_a_cluster_are_noise(n):
-    members, _ = density.dense_groups(Held(np.eye(6, dtype=np.float32)[:n]), 5, seed=0)
+    members, _ = density.dense_groups(VectorsInMemory(np.eye(6, dtype=np.float32)[:n]), 5, seed=0)
     assert members.labels.tolist() == [NO_CLUSTER] * n
 
 

@@ -51,7 +51,7 @@ def figure_of(name: str, text: str):
     if name in HEATMAPS:
         return HEATMAPS[name](contexts, f"site {text}", f"by {text}")
     if name == "steered":
-        pictures = {"image": [[0.1, 0.9]] * 2, "height": 1, "width": 2, "told": [text, f"7 {text}"]}
+        pictures = {"image": [[0.1, 0.9]] * 2, "height": 1, "width": 2, "classes": [text, f"7 {text}"]}
         return draw_steered(pl.DataFrame({"when": ["before", "after"], **pictures}), f"site {text}", text)
     own = pl.DataFrame({"feature": 1, "neighbour": [2, 3], "jaccard": [0.5, 0.25]})
     return draw_neighbours(own, own.clear(), f"site {text}", 1, "jaccard")
