@@ -47,11 +47,27 @@ ModelWorkers = Annotated[
 ModelPath = Annotated[
     str | None, typer.Option("--model", help="Where the model's files lie now. Default: where they lay.")
 ]
+SaePath = Annotated[
+    str | None, typer.Option("--sae", help="Where the SAE's files lie now. Default: where they lay.")
+]
+TokenizerPath = Annotated[
+    str | None, typer.Option("--tokenizer", help="Where the lake's tokenizer lies now.")
+]
 DeviceName = Annotated[
     str,
     typer.Option(
         "--device", help="auto (a GPU if there is one; with --address what the pass used), cpu or cuda."
     ),
+]
+FeatureNumber = Annotated[int, typer.Argument(help="Number of the feature.")]
+Before = Annotated[int, typer.Option("--before", help="Tokens shown before the firing one.", min=0)]
+After = Annotated[int, typer.Option("--after", help="Tokens shown after the firing one.", min=0)]
+Maximum = Annotated[
+    float | None,
+    typer.Option("--maximum", help="Activation of full shade. Default: the feature's strongest.", min=0),
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the strips to a page, shaded.")
 ]
 FigureLanguage = Annotated[
     str,

@@ -13,7 +13,8 @@ A job is a function that `jobs.command.registry` names. A parameter that is anno
     tasks: Tasks | None       the command takes --workers and --address. Of a job with an option `device`
                               they run the model of the site's pass, and `device` is resolved for them
 
-So a job reads the same to a command, to `run` (`jobs.lake.derive`) and to a program that imports it.
+A job that returns False ends the command with exit code 1. So a job reads the same to a command, to `run`
+(`jobs.lake.derive`) and to a program that imports it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
+import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from jobs.command.options import (
@@ -73,7 +75,8 @@ def command_of(job: Callable[..., object]) -> Callable[..., None]:
 
     def command(**given: Any) -> None:
         _check_numbers(given)
-        _call(job, filled, given, runs_model=runs_model)
+        if _call(job, filled, given, runs_model=runs_model) is False:
+            raise typer.Exit(1)
 
     command.__signature__ = inspect.Signature(typed)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in typed}
@@ -91,26 +94,26 @@ def _option(name: str, annotation: Any, *, required: bool = False) -> inspect.Pa
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model: bool) -> None:
-    """Open what the job takes, and call it, for each site where it takes one."""
+def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model: bool) -> object:
+    """Open what the job takes and call it, for each site where it takes one; else the result."""
     if "store" not in filled:
         if "root" in filled:
             given["root"] = root_of(given.pop("store"))
         if "run_file" in filled:
             given["run_file"] = read_run_file(given.pop("path"))
-        job(**given)
-        return
+        return job(**given)
     store, run_file = open_store(given.pop("store"))
     given["store"] = store
     if "run_file" in filled:
         given["run_file"] = run_file
     if runs_model:
         _call_with_model(job, store, given)
-        return
+        return None
     chosen = _sites(store, filled, given)
     with _tasks(store, filled, given):
         for site in chosen:
             job(**given, **site)
+    return None
 
 
 def _sites(store: FeatureStore, filled: Given, given: Given) -> list[Given]:

@@ -54,7 +54,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("logits", "evaluation.logits:logits", "The tokens that each feature promotes (direct logit attribution); runs the model's last part."),
         Command("fidelity", "evaluation.fidelity:fidelity", "How the loss changes when x is replaced by the SAE's reconstruction; runs the model."),
         Command("attribute", "evaluation.attribute:attribute", "Features that make the model prefer one answer to another, by label of the prompts; runs the model."),
-        Command("check-sae", "evaluation.check_sae:command", "Whether an SAE explains a model's activations; names the likely mistake, and ends with 1, if not."),
+        Command("check-sae", "evaluation.check_sae:check_sae", "Whether an SAE explains a model's activations; names the likely mistake, and ends with 1, if not."),
     ),
     "Store": (
         Command("tokenize", "lake.tokenize:tokenize", "Cut the corpus into token shards, once."),
@@ -84,3 +84,8 @@ EXPORTS = (
     Command("anndata", "export.anndata_zarr:command", "AnnData: <site>.zarr, rows (or contexts, documents) by features, read by anndata.read_zarr."),
 )  # fmt: skip
 """The formats of `latentlake export`, which is in the group Look."""
+
+
+def find(name: str) -> Command:
+    """The command of that name."""
+    return next(command for group in GROUPS.values() for command in group if command.name == name)

@@ -19,7 +19,7 @@ from scipy.stats import pearsonr
 from jobs import cli
 from jobs.studies.digits.steer import steer
 from jobs.tables.feature_images import images, pictured_of
-from jobs.tables.importance import Asked, importance, top_features
+from jobs.tables.importance import importance, top_features
 from pipeline.models.loaders.image_decoder import read_decoder
 from pipeline.statistics.evaluation import importance as statistic
 from pipeline.tasks import Processes
@@ -148,7 +148,7 @@ def test_any_number_of_workers_gives_the_same_bits(store):
 
 
 def test_without_a_penalty_the_error_alone_counts(store):
-    table = importance(store, "rho0.1", Asked(penalty=0.0))
+    table = importance(store, "rho0.1", penalty=0.0)
     classes = store.scan_table("rho0.1", "importance_classes").collect()
     assert (
         classes["loss"].to_list()
@@ -310,7 +310,7 @@ def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_ther
         "b_dec": np.zeros(4, np.float32),
     }
     write_site_weights(built.layout, "p", built.plan.sites[0], weights, {})
-    table = importance(opened, "site", Asked(label="party"))
+    table = importance(opened, "site", label="party")
     assert "has no x" in " ".join(capsys.readouterr().out.split())
     message = opened.scan_table("site", "importance_classes").collect()
     stored = built.tokens.filter(pl.col("token") != 0)

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from jobs.figures.plots import plots
 from jobs.lake.run import run
 from jobs.studies.known.make_dictionary import TRUTH_FILE, make_dictionary, sae_name
-from jobs.studies.known.truth import compare_with_truth
+from jobs.studies.known.truth import truth
 from jobs.terminal.console import console, say
 from jobs.terminal.outputs import write_once
 from pipeline.store import FeatureStore
@@ -69,7 +69,7 @@ def demo_synthetic(out: Path) -> None:
     known = make_dictionary(run_file.corpus, out, list(SITES.values()))
     run(run_file)
     store = FeatureStore.open(run_file.store.root)
-    compare_with_truth(store, list(SITES), known)
+    truth(store, list(SITES), known)
     plots(store, "exact")
     _tell_what_is_next(out, path, time.monotonic() - began)
 

@@ -60,7 +60,7 @@ SCHEMAS = {
 def command(
     store: FeatureStore,
     sites: list[str],
-    truth: Annotated[
+    path: Annotated[
         str, typer.Option("--truth", metavar="FILE.npz", help="The truth, which `make-dictionary` writes.")
     ],
     least: Annotated[
@@ -70,10 +70,10 @@ def command(
     tasks: Tasks | None = None,
 ) -> None:
     """Compare the sites with the truth in a file."""
-    compare_with_truth(store, sites, read_truth(store_path(truth)), tasks, least=least)
+    truth(store, sites, read_truth(store_path(path)), tasks, least=least)
 
 
-def compare_with_truth(
+def truth(
     store: FeatureStore,
     sites: Sequence[str],
     known: KnownTruth,
