@@ -76,7 +76,7 @@ class TestHeatmap(CommandConformance):
 
 
 def test_each_command_that_walks_over_sites_is_held_to_it() -> None:
-    others = {
+    want_other_stores = {
         "attribute",
         "logits",
         "importance",
