@@ -81,11 +81,11 @@ def test_the_store_verifies_and_the_site_says_what_it_reads(lake):
 
 
 def test_what_stands_for_a_whole_context_cannot_be_patched_at_a_token(lake):
-    from jobs.evaluation.fidelity import Asked, fidelity
+    from jobs.evaluation.fidelity import fidelity
 
     _, store = lake
     with pytest.raises(InputError, match=r"'mean' reads one vector of each context \(all positions, pooled"):
-        fidelity(store, "mean", Asked(model="tests.kit:tiny_lm"))
+        fidelity(store, "mean", model="tests.kit:tiny_lm")
 
 
 def test_bytes_do_not_depend_on_the_batch_or_on_other_sites(lake, tmp_path):

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM end the program, whoever catches what the first one raises.
 
-A signal's handler raises in the midst of whatever runs. That is how commands clean up behind themselves; but
+A signal's handler raises in the midst of whatever runs. That is how commands clean up after themselves; but
 some code loses every exception: the callbacks of weak references and of the garbage collector, `__del__`, a
 bare `except` of a library that tries an import. So a thread looks, some times a second, and the handler
 raises anew where the program neither ends nor cleans up for it.
@@ -45,7 +45,7 @@ class Endings:
 
     @property
     def code(self) -> int | None:
-        """The exit code that the signal gives, as a shell tells it; None: none came."""
+        """The exit code that the signal gives, as a shell reports it; None: none came."""
         return None if self.number is None else 128 + self.number
 
     def catch(self) -> None:
@@ -117,8 +117,8 @@ ENDINGS = Endings()
 def _of_others(hook: Any) -> Any:
     """Nothing is printed of our own exceptions where they are lost; they come again."""
 
-    def told(lost: Any) -> None:
+    def report(lost: Any) -> None:
         if not isinstance(lost.exc_value, Interrupted | Terminated):
             hook(lost)
 
-    return told
+    return report

@@ -50,8 +50,8 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
     from schemas.errors import InputError
 
     try:
-        found = app(args=arguments, prog_name="latentlake", standalone_mode=False)
-        return found if isinstance(found, int) else 0
+        result = app(args=arguments, prog_name="latentlake", standalone_mode=False)
+        return result if isinstance(result, int) else 0
     except InputError as error:
         return _refuse(str(error))
     except OSError as error:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +18,8 @@ StoreText = Annotated[
     str, typer.Argument(metavar="STORE", help="Store folder or URL (s3://…), or the run file that names it.")
 ]
 SiteName = Annotated[str | None, typer.Option("--site", help="Site; may be left out where there is one.")]
+OneSite = Annotated[str, "the one that --site names, or that there is"]
+"""Of a job's parameter `site`: it is called for one site, not for each in turn."""
 AcceptEnvironment = Annotated[
     bool,
     typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
@@ -47,45 +47,37 @@ ModelWorkers = Annotated[
 ModelPath = Annotated[
     str | None, typer.Option("--model", help="Where the model's files lie now. Default: where they lay.")
 ]
+SaePath = Annotated[
+    str | None, typer.Option("--sae", help="Where the SAE's files lie now. Default: where they lay.")
+]
+TokenizerPath = Annotated[
+    str | None, typer.Option("--tokenizer", help="Where the lake's tokenizer lies now.")
+]
 DeviceName = Annotated[
     str,
     typer.Option(
         "--device", help="auto (a GPU if there is one; with --address what the pass used), cpu or cuda."
     ),
 ]
+FeatureNumber = Annotated[int, typer.Argument(help="Number of the feature.")]
+Before = Annotated[int, typer.Option("--before", help="Tokens shown before the firing one.", min=0)]
+After = Annotated[int, typer.Option("--after", help="Tokens shown after the firing one.", min=0)]
+Maximum = Annotated[
+    float | None,
+    typer.Option("--maximum", help="Activation of full shade. Default: the feature's strongest.", min=0),
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the strips to a page, shaded.")
+]
 FigureLanguage = Annotated[
     str,
     typer.Option("--language", help="Of titles and axes: en, ko, or both; what has no Korean is English."),
 ]
+ClassifierFolder = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder of the classifier and its image decoder. Default: the pass's."),
+]
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
-
-
-def check_numbers(app: typer.Typer) -> None:
-    """Of all commands: whole numbers have 64 bits, others are finite, whatever a command makes of them."""
-    for command in app.registered_commands:
-        if command.callback is not None:
-            command.callback = _with_numbers_checked(command.callback)
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            check_numbers(group.typer_instance)
-
-
-def _with_numbers_checked(command: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(command)
-    def checked(**given: Any) -> Any:
-        for name, value in given.items():
-            for one in value if isinstance(value, list | tuple) else (value,):
-                _check_number(name.replace("_", "-"), one)
-        return command(**given)
-
-    return checked
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise input_error(f"{name} is a number of {value.bit_length():,} bits: give one of at most 64")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise input_error(f"{name} is {value}: give a finite number")
 
 
 def input_error(message: str) -> Exception:
@@ -141,8 +133,8 @@ def sites_of(store: FeatureStore, site: str | None) -> list[str]:
         raise input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
     if site is not None:
         return [store.require_features(site).name]
-    found = [name for name, info in store.sites.items() if info.has_sae]
-    return found or [store.require_features(next(iter(store.sites))).name]
+    with_sae = [name for name, info in store.sites.items() if info.has_sae]
+    return with_sae or [store.require_features(next(iter(store.sites))).name]
 
 
 def one_site(store: FeatureStore, site: str | None) -> str:

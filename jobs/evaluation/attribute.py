@@ -24,16 +24,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import polars as pl
+import typer
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.command.options import DeviceName, ModelPath, SaePath, TokenizerPath
 from jobs.evaluation.external_scores import labels_of, read_scores, require_values
 from jobs.terminal.console import console, say
 from jobs.terminal.progress import counting
@@ -59,52 +61,68 @@ Function = Callable[["Part"], tuple[pl.DataFrame, ...]]
 """Frames of a part."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The command's options, see `jobs.cli_tables.attribute`; `ablate` None: yes, but not with `scores`."""
-
-    device: str = "cpu"
-    labels: tuple[str, ...] = ()
-    by: str = "ig2"
-    k: int = 10
-    tolerance: float = 0.01
-    scores: Path | None = None
-    ablate: bool | None = None
-    answers: tuple[str, ...] = ()
-    model: str | None = None
-    sae: str | None = None
-    tokenizer: str | None = None
-
-
 def attribute(
-    store: FeatureStore, site: str, asked: Asked | None = None, tasks: Tasks | None = None
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", help="Label column; may be repeated. Default: all but the answers."),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="Select by ig2, of the squared gap between answers, or ig, of the gap.")
+    ] = "ig2",
+    k: Annotated[int, typer.Option("-k", help="Features selected of each value.", min=1)] = 10,
+    tolerance: Annotated[
+        float, typer.Option(help="Share of the gap that attributions may lack.", min=0)
+    ] = 0.01,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="Select from this table (.parquet, .csv) of feature, score, label, value instead."),
+    ] = None,
+    ablate: Annotated[
+        bool | None,
+        typer.Option("--ablate/--no-ablate", help="Ablate what is selected. Default: not with --scores."),
+    ] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="Label columns of the two answers. Default: what the corpus says.")
+    ] = None,
+    model: ModelPath = None,
+    sae: SaePath = None,
+    tokenizer: TokenizerPath = None,
+    device: DeviceName = "auto",
 ) -> pl.DataFrame:
     """Write the tables of a site; return `attribution_selection`.
 
     InputError where the lake holds no prompts with answers, where model, SAE or tokenizer are gone or
     changed, and for a table of scores that names features or values that are not there.
     """
-    began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
-    if asked.by not in MEASURES:
-        raise InputError(f"--by {asked.by!r} is not one of {', '.join(MEASURES)}")
+    began, tasks = time.monotonic(), tasks or OneProcess()
+    if by not in MEASURES:
+        raise InputError(f"--by {by!r} is not one of {', '.join(MEASURES)}")
     require_writable(store.layout, site)
-    labels, answers = _columns(store, asked)
+    columns = _answer_columns(store, answers)
+    names = _label_columns(store, labels or (), columns, required=scores is None)
+    opened = partial(
+        _work, store, site, columns, tolerance, device=device, model=model, sae=sae, tokenizer=tokenizer
+    )
     saved: list[Parts] = []
-    if asked.scores is None:
-        work, parts = _work(store, site, asked, labels, answers)
+    if scores is None:
+        work, parts = opened(names)
         saved.append(_saved_parts(store, work))
-        selection = select(_attributed(store, site, work, parts, tasks, saved[-1]), asked.by, asked.k)
+        selection = select(_attributed(store, site, work, parts, tasks, saved[-1]), by, k)
     else:
-        selection = select(read_scores(asked.scores, store.site(site).d_sae), "score", asked.k)
-    if asked.ablate if asked.ablate is not None else asked.scores is None:
-        named = labels_of(selection, labels)
-        if asked.scores is None:
+        selection = select(read_scores(scores, store.site(site).d_sae), "score", k)
+    if ablate if ablate is not None else scores is None:
+        named = labels_of(selection, names)
+        if scores is None:
             work = replace(work, labels=named)
         else:
-            work, parts = _work(store, site, asked, named, answers)
+            work, parts = opened(named)
             require_values(store, parts, selection, named)
         saved.append(_saved_parts(store, work, _chosen(selection)))
-        squared = asked.scores is None and asked.by == "ig2"
+        squared = scores is None and by == "ig2"
         selection = _ablated(site, work, parts, selection, tasks, saved[-1], squared=squared)
     store.write_table(site, "attribution_selection", selection)
     for parts_of_run in saved:
@@ -193,7 +211,16 @@ def _saved_parts(store: FeatureStore, work: Work, chosen: pl.DataFrame | None = 
 
 
 def _work(
-    store: FeatureStore, site: str, asked: Asked, labels: tuple[str, ...], answers: tuple[str, str]
+    store: FeatureStore,
+    site: str,
+    answers: tuple[str, str],
+    tolerance: float,
+    labels: tuple[str, ...],
+    *,
+    device: str,
+    model: str | None,
+    sae: str | None,
+    tokenizer: str | None,
 ) -> tuple[Work, list[Part]]:
     """What all parts share, and the parts; InputError where it cannot be done."""
     from pipeline.evaluation.attribution import Part, Work
@@ -208,9 +235,8 @@ def _work(
             "each prompt of this store ends with a counted EOS, after which no answer stands: tokenize the "
             "prompts anew with tokens.separator: none"
         )
-    use = use_in(store, site, device=asked.device, model=asked.model, sae=asked.sae)
-    tokenizer = asked.tokenizer or store.lake.tokenizer
-    work = Work(store.layout, store.lake, use, labels, answers, tokenizer, asked.tolerance)
+    use = use_in(store, site, device=device, model=model, sae=sae)
+    work = Work(store.layout, store.lake, use, labels, answers, tokenizer or store.lake.tokenizer, tolerance)
     parts = [
         Part(record, first, min(first + CONTEXTS, record.contexts))
         for record in store.committed(site)
@@ -221,25 +247,36 @@ def _work(
     return work, parts
 
 
-def _columns(store: FeatureStore, asked: Asked) -> tuple[tuple[str, ...], tuple[str, str]]:
-    """The labels asked for (default: all but the answers), and the columns of the answers."""
-    known = store.lake.label_columns
-    answers = asked.answers or _answers_of(store)
-    for option, names in (("--answers", answers), ("--label", asked.labels)):
-        for name in names:
-            if name not in known:
-                raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
-    if taken := [name for name in asked.labels if name in answers]:
-        raise InputError(f"--label {taken[0]!r} is a column of answers: name one of the prompts' labels")
+def _answer_columns(store: FeatureStore, text: str | None) -> tuple[str, str]:
+    """The columns of the two answers: those of --answers, or those that the corpus names."""
+    answers = tuple(text.split(",")) if text else _answers_of(store)
+    _require_labels(store, "--answers", answers)
     if len(set(answers)) != 2:
         raise InputError(f"--answers {','.join(answers)!r} are not two columns: give two, as answer,other")
-    labels = tuple(dict.fromkeys(asked.labels)) or tuple(name for name in known if name not in answers)
-    if not labels and asked.scores is None:
+    return answers[0], answers[1]
+
+
+def _label_columns(
+    store: FeatureStore, labels: Sequence[str], answers: tuple[str, str], *, required: bool
+) -> tuple[str, ...]:
+    """The labels of --label, or all but the answers."""
+    _require_labels(store, "--label", labels)
+    if taken := [name for name in labels if name in answers]:
+        raise InputError(f"--label {taken[0]!r} is a column of answers: name one of the prompts' labels")
+    names = tuple(dict.fromkeys(labels)) or tuple(n for n in store.lake.label_columns if n not in answers)
+    if not names and required:
         raise InputError(
             "the prompts have no label besides their answers, and attributions are means by label: tokenize "
             "them with corpus.label_columns"
         )
-    return labels, (answers[0], answers[1])
+    return names
+
+
+def _require_labels(store: FeatureStore, option: str, names: Sequence[str]) -> None:
+    known = store.lake.label_columns
+    for name in names:
+        if name not in known:
+            raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
 
 
 def _answers_of(store: FeatureStore) -> tuple[str, ...]:

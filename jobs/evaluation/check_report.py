@@ -65,7 +65,7 @@ def _table(report: Report) -> Table:
     """Figures, next to the card's where there is one."""
     card = report.about.card
     where = " -> ".join(dict.fromkeys(report.place))
-    table = Table(title=f"{escape(report.asked.sae)} at {escape(where)}", title_justify="left")
+    table = Table(title=f"{escape(str(report.run.sites[0].sae))} at {escape(where)}", title_justify="left")
     for column in ("figure", "measured", *(("its card",) if card else ())):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for name, value, in_card in _figures(report):
@@ -129,7 +129,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
     measured = isinstance(losses, Losses)
     content = {
-        "sae": report.asked.sae,
+        "sae": report.run.sites[0].sae,
         "model": report.run.model.path,
         "hook_name": report.place.read,
         "hook_name_out": report.place.target,

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
+import typer
 from rich.markup import escape
 
 from jobs.evaluation.check_report import as_json, show
@@ -45,25 +46,9 @@ PUBLISHED = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 """A model's name as SAEs' files may choose it."""
 
 
-class Asked(NamedTuple):
-    """The command's options, see `jobs.cli.check_sae`."""
-
-    sae: str
-    model: str | None = None
-    corpus: str | None = None
-    text_column: str = "text"
-    tokens: int = 20_000
-    hook_name: str | None = None
-    loader: str = "transformer_lens"
-    tokenizer: str | None = None
-    device: str = "auto"
-    json_file: Path | None = None
-
-
 class Report(NamedTuple):
     """The result of a check."""
 
-    asked: Asked
     run: RunFile
     lake: Lake
     place: Place
@@ -82,30 +67,59 @@ class Report(NamedTuple):
         return self.diagnosis.is_fine and not worse
 
 
-def check_sae(asked: Asked) -> bool:
+def check_sae(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="SAE: a folder, the file of its weights, hf:...")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or name. Default: what the SAE's files say.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="File, folder, glob or dataset. Default: the demo's speeches.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column or key of the corpus' text.")] = "text",
+    tokens: Annotated[int, typer.Option(help="Tokens to run.", min=1)] = 20_000,
+    hook_name: Annotated[
+        str | None, typer.Option(help="Where x is read. Default: what the SAE's files say.")
+    ] = None,
+    loader: Annotated[str, typer.Option(help="The run file's model.loader.")] = "transformer_lens",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer folder or name. Default: the model's.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
+) -> bool:
     """Check, print, and write the JSON file; whether all is well."""
-    require_file(asked.json_file, "--json")
-    about = read_metadata(asked.sae)
-    run, messages = resolve(_run_file(asked, about))
+    require_file(json_file, "--json")
+    about = read_metadata(sae)
+    content = {
+        "corpus": {
+            "path": corpus or str(DEMO / "sotu.parquet"),
+            "text_column": text_column if corpus else "text",
+        },
+        "tokens": {"tokenizer": tokenizer},
+        "model": {"loader": loader, "path": model or _model(sae, about), "device": device_here(device)},
+        "sites": [{"name": "sae", "sae": sae, "hook_name": hook_name}],
+        "store": {"root": "nowhere"},
+    }
+    run, messages = resolve(parse_run_file(content, "check-sae"))  # as an extraction would have it
     warn(messages)
-    assert run.tokens.tokenizer is not None
-    tokenizer = load_tokenizer(run.tokens.tokenizer)
     with Meter("check-sae") as steps:
-        report = _report(asked, run, about, tokenizer, steps)
+        report = _report(run, about, tokens, steps)
     show(report)
-    if asked.json_file is not None:
-        write_file(asked.json_file, json.dumps(as_json(report), indent=1).encode() + b"\n", "--json")
-        say(f"All numbers: [bold]{escape(str(asked.json_file))}[/]")
+    if json_file is not None:
+        write_file(json_file, json.dumps(as_json(report), indent=1).encode() + b"\n", "--json")
+        say(f"All numbers: [bold]{escape(str(json_file))}[/]")
     return report.is_fine
 
 
-def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: Tokenizer, steps: Meter) -> Report:
+def _report(run: RunFile, about: SaeMetadata, tokens: int, steps: Meter) -> Report:
     """Everything that takes time."""
+    assert run.tokens.tokenizer is not None
+    tokenizer = load_tokenizer(run.tokens.tokenizer)
     steps.begin("reading the corpus")
     lake = _lake(run, tokenizer)
-    shard = _shard(asked, run, lake, tokenizer)
+    shard = _shard(run, lake, tokenizer, tokens)
     steps.begin("loading the SAE and the model")
-    subject = _subject(asked, run, about)
+    subject = _subject(run, about)
     pieces = check.pieces(shard, lake.context_size)
     figures = check.measure(subject, pieces, steps.begin("reconstructing", shard.n_rows, "tokens"))
     if not figures.n:
@@ -116,46 +130,30 @@ def _report(asked: Asked, run: RunFile, about: SaeMetadata, tokenizer: Tokenizer
     rows = check.loaded_rows(subject, sampled)
     steps.begin("running other hooks and tokens")
     other = check.flipped_bos(lake, tokenizer)
-    flipped = _shard(asked, run, other, tokenizer) if other is not None else None
+    flipped = _shard(run, other, tokenizer, tokens) if other is not None else None
     elsewhere = list(_elsewhere(subject, about, sampled, flipped, lake, figures))
     done = steps.begin("trying alternatives", None, "alternatives")
     diagnosis = diagnose(subject.encoder, rows, elsewhere, lambda _: done(1))
     special = measured(subject.encoder, check.loaded_rows(subject, check.with_special(sampled)))
     place = subject.place
-    return Report(asked, run, lake, place, about, figures, special.explained_variance, losses, diagnosis)
+    return Report(run, lake, place, about, figures, special.explained_variance, losses, diagnosis)
 
 
-def _run_file(asked: Asked, about: SaeMetadata) -> RunFile:
-    """The run file that an extraction with these options would have."""
-    corpus = asked.corpus or str(DEMO / "sotu.parquet")
-    model = {"loader": asked.loader, "path": _model(asked, about), "device": device_here(asked.device)}
-    content: dict[str, Any] = {
-        "corpus": {"path": corpus, "text_column": asked.text_column if asked.corpus else "text"},
-        "tokens": {"tokenizer": asked.tokenizer},
-        "model": model,
-        "sites": [{"name": "sae", "sae": asked.sae, "hook_name": asked.hook_name}],
-        "store": {"root": "nowhere"},
-    }
-    return parse_run_file(content, "check-sae")
-
-
-def _model(asked: Asked, about: SaeMetadata) -> str:
-    """The model asked for, that of the demo's SAE, or the one that the SAE's files name, which is reported.
+def _model(sae: str, about: SaeMetadata) -> str:
+    """The model of the demo's SAE, or the one that the SAE's files name, which is reported.
 
     Files of unknown origin may name a published model, but no local file.
     """
-    if asked.model:
-        return asked.model
     demo = cache_root() / FOLDER_NAME
-    if Path(asked.sae).resolve() == Path(str(DEMO / DEMO_SAE)).resolve() and demo.is_dir():
+    if Path(sae).resolve() == Path(str(DEMO / DEMO_SAE)).resolve() and demo.is_dir():
         say(f"The model is the demo's, {escape(str(demo))}")
         return str(demo)
     if not about.model_name:
-        raise InputError(f"the files of SAE {asked.sae} name no model: give --model")
+        raise InputError(f"the files of SAE {sae} name no model: give --model")
     name = about.model_name
     if not PUBLISHED.fullmatch(name) or os.path.exists(name):  # noqa: PTH110 - false for what is not a path
         raise InputError(
-            f"the files of SAE {asked.sae} name the model {name!r}, which is neither a published model's "
+            f"the files of SAE {sae} name the model {name!r}, which is neither a published model's "
             "name nor a path here: give --model"
         )
     say(f"The model is {escape(name)}, as the SAE's files say")
@@ -174,25 +172,25 @@ def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
     return lake
 
 
-def _shard(asked: Asked, run: RunFile, lake: Lake, tokenizer: Tokenizer) -> TokenShard:
+def _shard(run: RunFile, lake: Lake, tokenizer: Tokenizer, tokens: int) -> TokenShard:
     """The tokens, those outside the SAE's positions not counted."""
-    shard = check.token_shard(open_source(run.corpus), lake, tokenizer, asked.tokens)
+    shard = check.token_shard(open_source(run.corpus), lake, tokenizer, tokens)
     return shard.restrict(RowSelection(run.sites[0].positions), lake.context_size)
 
 
-def _subject(asked: Asked, run: RunFile, about: SaeMetadata) -> check.Subject:
+def _subject(run: RunFile, about: SaeMetadata) -> check.Subject:
     """SAE and model, which must fit."""
-    read = run.sites[0].hook_name
+    read, sae = run.sites[0].hook_name, str(run.sites[0].sae)
     assert read is not None
     target = about.target_at(read) if about.transcoder else read
     if target is None:
-        raise InputError(f"the files of transcoder {asked.sae} do not name the hook that it reconstructs")
+        raise InputError(f"the files of transcoder {sae} do not name the hook that it reconstructs")
     place = Place(read, target)
-    encoder = load_sae(asked.sae, run.model.device)
+    encoder = load_sae(sae, run.model.device)
     model = load_model(run.model, list(place), run.model.device, len(os.sched_getaffinity(0)))
     if not encoder.accepts(model.widths[read]):
         raise InputError(
-            f"{read} gives vectors of {model.widths[read]}, the SAE {asked.sae} reads {encoder.d_model}: "
+            f"{read} gives vectors of {model.widths[read]}, the SAE {sae} reads {encoder.d_model}: "
             "give the --hook-name and the --model that it was trained on"
         )
     return check.Subject(model, encoder, place)

@@ -9,14 +9,15 @@ of the text.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+import typer
 from rich.markup import escape
 from rich.text import Text
 
+from jobs.command.options import Html, Maximum, ModelPath, OneSite, SaePath, TokenizerPath
 from jobs.terminal.console import console, say
 from jobs.terminal.outputs import require_file, write_file
 from jobs.terminal.progress import counting
@@ -52,31 +53,42 @@ at the most surprising of them; `strongest`: the activation of largest magnitude
 of the feature table, null where the feature never fires in the store."""
 
 
-class Asked(NamedTuple):
-    """The command's options, see `jobs.cli_views.elicit`."""
-
-    text: str
-    position: int | None = None
-    n: int = 10
-    features: tuple[int, ...] = ()
-    maximum: float | None = None
-    html: Path | None = None
-
-
-def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None = None) -> pl.DataFrame:
+def elicit(
+    store: FeatureStore,
+    site: OneSite,
+    text: Annotated[str, typer.Argument(help="The text that the model reads.")],
+    *,
+    position: Annotated[
+        int | None,
+        typer.Option(
+            help="One position: 0 is the first token after BOS, -1 the last. Default: the mean over all."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Features shown of each ranking.", min=1)] = 10,
+    features: Annotated[
+        list[int] | None,
+        typer.Option("--feature", help="Show the text shaded by this feature instead; may be repeated."),
+    ] = None,
+    maximum: Maximum = None,
+    html: Html = None,
+    model: ModelPath = None,
+    sae: SaePath = None,
+    tokenizer: TokenizerPath = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> pl.DataFrame:
     """Print the features of a text, or the text shaded by some features; all that fires (schema ELICITED).
 
     InputError as `run_text`; for a position or a feature that is not there; before `latentlake stats`.
     """
-    require_file(asked.html, "--html")
-    for feature in asked.features:
+    require_file(html, "--html")
+    for feature in features or ():
         store.require_feature(site, feature)
     store.scan_features(site)  # raises if there is no feature table, before the model is loaded
     with counting("running the model and the SAE"):
-        typed = run_text(store, site, asked.text, places or Places())
-    rows = selected_rows(store, typed, asked.position)
+        typed = run_text(store, site, text, Places(model, sae, tokenizer, device))
+    rows = selected_rows(store, typed, position)
     firing_features = elicited(store, site, typed, rows)
-    place = "" if asked.position is None else f" at position {rows[0]}"
+    place = "" if position is None else f" at position {rows[0]}"
     over = place or f", mean over {len(rows)} positions"
     body = store.lake.context_size - (store.lake.bos_id is not None)
     if (contexts := -(-len(typed.token_ids) // body)) > 1:
@@ -84,21 +96,23 @@ def elicit(store: FeatureStore, site: str, asked: Asked, places: Places | None =
     say(
         f"[bold]elicit[/] {site}: {len(typed.token_ids)} tokens{over}, {firing_features.height} features fire"
     )
-    firing = None if asked.position is None else int(rows[0])
-    if asked.features:
-        _show_strips(store, site, typed, asked, firing, firing_features)
+    firing = None if position is None else int(rows[0])
+    if features:
+        for feature in features:
+            strip = _strip(store, site, typed, feature, maximum, firing)
+            _show_strip(store, typed, feature, strip, _feature_summary(firing_features, feature))
     else:
         for by in ("activation", "surprise_bits"):
-            _show_ranking(store, site, typed, ranked(firing_features, by).head(asked.n), by)
-    if asked.html is not None:
-        chosen = asked.features or ranked(firing_features, "activation").head(asked.n)["feature"].to_list()
+            _show_ranking(store, site, typed, ranked(firing_features, by).head(n), by)
+    if html is not None:
+        chosen = features or ranked(firing_features, "activation").head(n)["feature"].to_list()
         strips = (
-            (_feature_summary(firing_features, f), *_strip(store, site, typed, f, asked.maximum, firing))
+            (_feature_summary(firing_features, f), *_strip(store, site, typed, f, maximum, firing))
             for f in chosen
         )
-        page = html_page(f"A text in {site}", asked.text, strips)
-        write_file(asked.html, page.encode(), "--html")
-        say(f"HTML: [bold]{escape(str(asked.html))}[/]")
+        page = html_page(f"A text in {site}", text, strips)
+        write_file(html, page.encode(), "--html")
+        say(f"HTML: [bold]{escape(str(html))}[/]")
     return firing_features
 
 
@@ -229,14 +243,12 @@ def _feature_summary(table: pl.DataFrame, feature: int) -> str:
     return f"feature {feature}: activation {row['activation']:.4g}, {row['surprise_bits']:.2f} bits"
 
 
-def _show_strips(
-    store: FeatureStore, site: str, typed: TypedText, asked: Asked, firing: int | None, table: pl.DataFrame
+def _show_strip(
+    store: FeatureStore, typed: TypedText, feature: int, strip: tuple[Strip, float], summary: str
 ) -> None:
-    for feature in asked.features:
-        strip, maximum = _strip(store, site, typed, feature, asked.maximum, firing)
-        say(f"{_feature_summary(table, feature)} [dim](full shade: {maximum:.4g})[/]")
-        console.print(Text("  ") + text_strip(strip, maximum), soft_wrap=True, highlight=False)
-        values, ids = typed.activations[:, [feature]].toarray()[:, 0], typed.token_ids.tolist()
-        strong = np.argsort(-np.abs(values), kind="stable")[:5]
-        fires = ((values[p], p, escape(shown(store.vocabulary.at(ids, p)))) for p in strong if values[p])
-        say(f"  [dim]{', '.join(f'{value:.4g} at {p} |{piece}|' for value, p, piece in fires)}[/]")
+    say(f"{summary} [dim](full shade: {strip[1]:.4g})[/]")
+    console.print(Text("  ") + text_strip(*strip), soft_wrap=True, highlight=False)
+    values, ids = typed.activations[:, [feature]].toarray()[:, 0], typed.token_ids.tolist()
+    strong = np.argsort(-np.abs(values), kind="stable")[:5]
+    fires = ((values[p], p, escape(shown(store.vocabulary.at(ids, p)))) for p in strong if values[p])
+    say(f"  [dim]{', '.join(f'{value:.4g} at {p} |{piece}|' for value, p, piece in fires)}[/]")

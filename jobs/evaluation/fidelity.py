@@ -25,17 +25,18 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import polars as pl
+import typer
 from rich.table import Table
 
+from jobs.command.options import DeviceName, ModelPath, SaePath
 from jobs.terminal.console import console, say
 from jobs.terminal.progress import counting
-from pipeline.plans.reopen import use_in
+from pipeline.plans.reopen import PlannedUse, use_in
 from pipeline.statistics.evaluation.fidelity import FIDELITY_SHARDS, reasons, row_of, summary
 from pipeline.store import FeatureStore
 from pipeline.store.records.tables import has_table, require_writable, scan_table
@@ -62,19 +63,18 @@ FIDELITY_MEANS: Schema = {
 """Measured rows of (a sample of) a shard, and the sum of the target over them."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The command's options, see `jobs.cli_tables.fidelity`; `tokens` None means all."""
-
-    device: str = "cpu"
-    model: str | None = None
-    sae: str | None = None
-    tokens: int | None = TOKENS
-    shards: tuple[str, ...] = ()
-
-
 def fidelity(
-    store: FeatureStore, site: str, asked: Asked | None = None, tasks: Tasks | None = None
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = str(TOKENS),
+    shards: Annotated[
+        list[str] | None, typer.Option("--shard", help="Only this shard; may be repeated.")
+    ] = None,
+    model: ModelPath = None,
+    sae: SaePath = None,
+    device: DeviceName = "auto",
 ) -> pl.DataFrame:
     """Write the tables `fidelity`, `fidelity_shards` and `fidelity_means` of a site; return the first.
 
@@ -82,10 +82,14 @@ def fidelity(
     """
     from pipeline.evaluation.fidelity import measure, total_of
 
-    began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    if tokens != "all" and not (tokens.isdecimal() and int(tokens)):
+        raise InputError(f"--tokens {tokens}: give a whole number from 1, or all")
+    began, tasks = time.monotonic(), tasks or OneProcess()
     require_writable(store.layout, site)
-    work = _work(store, site, asked)
-    parts = choose(_shards(store, site, asked.shards), work.step, asked.tokens)
+    require_losses(store)
+    work = _work(store, use_in(store, site, device=device, model=model, sae=sae))
+    n_tokens = None if tokens == "all" else int(tokens)
+    parts = choose(_shards(store, site, shards or ()), work.step, n_tokens)
     keys = [_key(store, site, work, part) for part in parts]
     means = _SavedRows(store, site, "fidelity_means", FIDELITY_MEANS, _mean_row)
     totals = [row["total"] for row in means.complete(parts, keys, work, partial(total_of, work), tasks)]
@@ -103,19 +107,22 @@ def fidelity(
     return table
 
 
-def _work(store: FeatureStore, site: str, asked: Asked) -> Work:
-    """What all shards share; InputError where it cannot be done."""
-    from pipeline.evaluation.fidelity import Work
-
+def require_losses(store: FeatureStore) -> None:
+    """InputError where the lake has no next tokens."""
     if store.lake.inputs is not None:
         raise InputError(
             "the lake holds vectors, not tokens: a loss of next tokens is measured on text alone"
         )
-    use = use_in(store, site, device=asked.device, model=asked.model, sae=asked.sae)
+
+
+def _work(store: FeatureStore, use: PlannedUse) -> Work:
+    """What all shards share; InputError where it cannot be done."""
+    from pipeline.evaluation.fidelity import Work
+
     if use.site.pooling != "none":
         raise InputError(
-            f"site {site!r} reads one vector of each context ({use.site.selection}): no reconstruction of it "
-            "can stand in for x at a token, and fidelity is of sites that read each row"
+            f"site {use.site.name!r} reads one vector of each context ({use.site.selection}): no "
+            "reconstruction of it can stand in for x at a token, and fidelity is of sites that read each row"
         )
     return Work(store.layout, store.lake, use, use.plan.batch_contexts)
 

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import polars as pl
+import typer
 
+from jobs.command.options import DeviceName, ModelPath
 from jobs.terminal.console import say
 from jobs.terminal.progress import counting
 from pipeline.plans.reopen import PlannedUse, model_of, use_of
@@ -44,7 +45,7 @@ from schemas.values import F32, F64
 if TYPE_CHECKING:
     from pipeline.evaluation.direct_logits import Extremes, Unembedded
 
-LISTED = 10
+LISTED, SEED = 10, 0
 MOST_RANDOM = 10_000
 """Random directions at most, where there are more features."""
 BINS = 40
@@ -84,18 +85,7 @@ LOGITS_HISTOGRAM: Schema = {
 feature or random. A value on an edge is in the part above it, the last part holds both its edges."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The command's options, see `jobs.cli_tables.logits`."""
-
-    device: str = "cpu"
-    model: str | None = None
-    k: int = LISTED
-    random: int | None = None
-    seed: int = 0
-
-
-def use_for_logits(store: FeatureStore, site: str, asked: Asked) -> PlannedUse:
+def use_for_logits(store: FeatureStore, site: str, device: str, model: str | None = None) -> PlannedUse:
     """The model to run; InputError where the site's features have no logits."""
     from pipeline.models.hooks.unembedding import STREAM, WRITERS, in_residual_stream
 
@@ -104,7 +94,7 @@ def use_for_logits(store: FeatureStore, site: str, asked: Asked) -> PlannedUse:
     if plan.model_loader == "synthetic":
         raise InputError(f"site {site!r} is synthetic, its features were drawn: there is no unembedding")
     _, about = store.site_weights(site, ())
-    use = use_of(plan, site, about, device=asked.device, model=asked.model, needs_sae=False)
+    use = use_of(plan, site, about, device=device, model=model, needs_sae=False)
     if not (in_residual_stream(use.place.target) or _is_added(use)):
         raise InputError(
             f"the decoder of site {site!r} writes at {use.place.target}, which is not the residual stream: "
@@ -120,7 +110,16 @@ def _is_added(use: PlannedUse) -> bool:
 
 
 def logits(
-    store: FeatureStore, site: str, asked: Asked | None = None, tasks: Tasks | None = None
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    k: Annotated[int, typer.Option("-k", help="Tokens listed at each end.", min=1)] = LISTED,
+    random: Annotated[
+        int | None, typer.Option(help="Random directions. Default: one per feature, at most 10,000.", min=1)
+    ] = None,
+    model: ModelPath = None,
+    device: DeviceName = "auto",
 ) -> pl.DataFrame:
     """Write the tables `logits`, `logits_random` and `logits_histogram` of a site; return the first.
 
@@ -128,17 +127,17 @@ def logits(
     """
     from pipeline.evaluation.direct_logits import Reading, read, rows_of_a_block, vocabulary_of
 
-    began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    began, tasks = time.monotonic(), tasks or OneProcess()
     require_writable(store.layout, site)
-    use = use_for_logits(store, site, asked)
+    use = use_for_logits(store, site, device, model)
     weights, _ = store.site_weights(site, ("W_dec", "b_dec"))
     w_dec, b_dec = weights["W_dec"], weights["b_dec"]
     vocabulary = vocabulary_of(use, w_dec.shape[1])
     norm = average_norm(store, site, tasks)
-    reading = Reading(use, asked.k, min(vocabulary, store.vocabulary_size))
+    reading = Reading(use, k, min(vocabulary, store.vocabulary_size))
     block = rows_of_a_block(vocabulary)
     norms = np.float32(norm) * np.linalg.norm(w_dec, axis=1)
-    norms = norms[evenly(len(norms), min(len(norms), MOST_RANDOM) if asked.random is None else asked.random)]
+    norms = norms[evenly(len(norms), min(len(norms), MOST_RANDOM) if random is None else random)]
     n = len(w_dec) + len(norms)
     with counting(f"logits {site}", n, "directions") as advance:
 
@@ -148,7 +147,7 @@ def logits(
                 advance(len(result.softmax.entropy_bits))
 
         table = _table(list(results(of_features(w_dec, b_dec, norm, block))))
-        drawn = _random_table(list(results(of_random(norms, b_dec, block, asked.seed))))
+        drawn = _random_table(list(results(of_random(norms, b_dec, block))))
     store.write_table(site, "logits_random", drawn)
     store.write_table(site, "logits_histogram", histograms(table, drawn))
     store.write_table(site, "logits", table)
@@ -181,11 +180,11 @@ def of_features(w_dec: F32, b_dec: F32, norm: float, block: int) -> Iterator[obj
         yield Directions(np.float32(norm) * rows + b_dec, rows)
 
 
-def of_random(norms: F32, b_dec: F32, block: int, seed: int) -> Iterator[object]:
+def of_random(norms: F32, b_dec: F32, block: int) -> Iterator[object]:
     """As many random directions as there are `norms`, each of its norm, b_dec added once."""
     from pipeline.evaluation.direct_logits import Directions
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     for first in range(0, len(norms), block):
         wanted = norms[first : first + block, None]
         drawn = random.standard_normal((len(wanted), len(b_dec)), dtype=np.float32)

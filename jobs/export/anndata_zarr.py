@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import polars as pl
+import typer
 import zarr
 from numpy.typing import NDArray
 from scipy import sparse
 from zarr.codecs import BloscCodec
 
+from jobs.export.folder import Features, Out, exporting
 from jobs.terminal.progress import counting
 from pipeline.statistics.pooling import pool_rows
 from pipeline.store import FeatureStore
 from pipeline.store.formats.csr import index_dtype
 from pipeline.store.reading.contexts import COLUMNS, ContextIndex
+from schemas.errors import InputError
 from schemas.records import ShardRecord
 from schemas.values import U32, TokenShard
 
@@ -33,6 +36,29 @@ Pool = Literal["sum", "mean_all", "max", "last"]
 
 _CHUNK, _TEXT_CHUNK = 1 << 19, 1 << 16
 """Elements of a chunk of numbers, and of texts; of each column so many wait in memory."""
+
+
+def command(
+    store: FeatureStore,
+    sites: list[str],
+    out: Out,
+    features: Features = "all",
+    rows: Annotated[str, typer.Option(help="What a row of X is: token, context or document.")] = "token",
+    pool: Annotated[
+        str,
+        typer.Option(
+            help="Of a context or document: sum, mean_all (zeros counted), max (the strongest) or last (row)."
+        ),
+    ] = "sum",
+) -> None:
+    """Export the chosen features of the sites, a folder <site>.zarr for each."""
+    for option, value, known in (("--rows", rows, get_args(Rows)), ("--pool", pool, get_args(Pool))):
+        if value not in known:
+            raise InputError(f"{option} {value!r} is not one of {', '.join(known)}")
+    with exporting(store, sites, out, "anndata", features) as new:
+        for site, chosen in new.chosen.items():
+            n = export(store, site, chosen, new.folder, rows=rows, pool=pool)  # type: ignore[arg-type]
+            new.reports[site] = f"{n:,} {rows}s x {len(chosen):,} features as {site}.zarr"
 
 
 def export(store: FeatureStore, site: str, chosen: U32, out: Path, *, rows: Rows, pool: Pool) -> int:

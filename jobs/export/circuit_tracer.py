@@ -23,14 +23,45 @@ from typing import Any
 
 import numpy as np
 
+from jobs.command.options import Workers
+from jobs.command.tasks import choose_tasks
+from jobs.export.folder import Features, Layer, Out, Window, exporting
+from jobs.export.neuronpedia import layer_of
 from jobs.export.windows import Block, Source, favoured, read_block, source
 from jobs.terminal.progress import track
 from pipeline.statistics.features.histogram import PERCENTS
 from pipeline.store import FeatureStore
 from pipeline.tasks import Tasks
+from schemas.errors import InputError
 from schemas.values import U32
 
 _LEVEL = 6
+
+
+def command(
+    store: FeatureStore,
+    sites: list[str],
+    out: Out,
+    features: Features = "all",
+    layer: Layer = None,
+    window: Window = 128,
+    workers: Workers = None,
+) -> None:
+    """Export the chosen features of the sites, a layer for each."""
+    with (
+        exporting(store, sites, out, "circuit-tracer", features) as new,
+        choose_tasks(store, workers) as tasks,
+    ):
+        layers: dict[int, dict[str, Any]] = {}
+        folder = new.folder / "features"
+        folder.mkdir()
+        for site, chosen in new.chosen.items():
+            number = layer if layer is not None else layer_of(store.site(site).hook_name)
+            if number in layers:
+                raise InputError(f"two sites would be layer {number}: export one --site at a time")
+            layers[number] = export(store, site, chosen, folder, tasks, layer=number, window=window)
+            new.reports[site] = f"{layers[number]['offsets'][-1]:,} bytes as layer {number}"
+        write_index(folder, layers)
 
 
 def export(

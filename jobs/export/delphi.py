@@ -16,11 +16,13 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
+from jobs.export.folder import Features, Out, distinct_names, exporting, safe_name
 from jobs.terminal.progress import counting
 from pipeline.store import FeatureStore
 from pipeline.store.formats.parquet import read_frame
@@ -37,6 +39,35 @@ SPLIT_NNZ = 1 << 25
 """Activations of a file at most, where features allow it: delphi holds some 40 bytes of each in memory."""
 
 _SAFETENSORS = {"uint16": "U16", "uint32": "U32", "int32": "I32", "float16": "F16", "float32": "F32"}
+
+
+def command(
+    store: FeatureStore,
+    sites: list[str],
+    out: Out,
+    features: Features = "all",
+    hookpoint: Annotated[
+        str | None, typer.Option(help="delphi's name of the hook (layers.9). Default: the site's hook.")
+    ] = None,
+    splits: Annotated[
+        int | None, typer.Option(help="Files at most. Default: 5, or more of 2^25 activations.", min=1)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer delphi loads. Default: the plan's.")
+    ] = None,
+) -> None:
+    """Export the chosen features of the sites, a folder for each hookpoint."""
+    with exporting(store, sites, out, "delphi", features) as new:
+        folders = distinct_names([store.site(site).hook_name for site in sites], sites)
+        if hookpoint is not None:
+            if len(sites) > 1:
+                raise InputError(f"--hookpoint names one site, the store has {', '.join(sites)}: give --site")
+            folders = [safe_name(hookpoint)]
+        for site, folder in zip(sites, folders, strict=True):
+            plan = store.plans[store.site(site).pass_name]
+            to = new.folder / "latents" / folder
+            n = export(store, site, new.chosen[site], to, splits=splits, model=model or plan.model)
+            new.reports[site] = f"{n:,} activations as latents/{folder}"
 
 
 def export(

@@ -5,15 +5,68 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from rich.markup import escape
+
+from jobs.tables.selection import select_features
+from jobs.terminal.console import say
 from pipeline.store import FeatureStore
 from pipeline.store.objects.local import fsync_tree, storage_errors, temporary_path
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import is_stray
+from schemas.values import U32
+
+Out = Annotated[
+    str,
+    typer.Option("--out", metavar="DIR", help="New folder, or that of a former export, which is replaced."),
+]
+Features = Annotated[
+    str,
+    typer.Option(
+        "--features", help="all, numbers and ranges (1,5,10:20), top:N:COLUMN, or ranks COLUMN:START:STOP."
+    ),
+]
+Window = Annotated[
+    int, typer.Option(help="Tokens shown of an example at most; of shorter contexts all.", min=2, max=4096)
+]
+Layer = Annotated[
+    int | None, typer.Option(help="Layer of the site. Default: the number in its hook's name.", min=0)
+]
+
+
+@dataclass
+class Export:
+    """The features chosen of each site, the folder to fill, and what is reported of each site at the end."""
+
+    chosen: dict[str, U32]
+    folder: Path
+    reports: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def exporting(
+    store: FeatureStore, sites: Sequence[str], out: str, kind: str, features: str
+) -> Iterator[Export]:
+    """Choose the features and make the folder; report what was written at the end."""
+    began = time.monotonic()
+    for site in sites:
+        if not store.committed(site):
+            raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    chosen = {site: select_features(store, site, features) for site in sites}
+    with new_export(out, store, {"format": kind, "sites": list(sites), "features": features}) as folder:
+        export = Export(chosen, folder)
+        yield export
+    for site, report in export.reports.items():
+        say(f"[bold]export[/] {kind} {site}: {len(chosen[site]):,} features, {report}")
+    say(f"written to {escape(out)} ({time.monotonic() - began:.1f} s)")
+
 
 RECORD = "export.json"
 """Says what an export was made from; a folder that holds one may be replaced by another export."""

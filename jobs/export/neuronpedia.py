@@ -18,11 +18,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+import typer
 
+from jobs.command.options import Workers
+from jobs.command.tasks import choose_tasks
+from jobs.export.folder import Features, Layer, Out, Window, exporting
 from jobs.export.windows import (
     BINS,
     TENTHS,
@@ -104,6 +108,29 @@ def layer_of(hook_name: str) -> int:
     if (match := re.search(r"(?:^|\.)(\d+)(?:\.|$)", hook_name)) is None:
         raise InputError(f"hook {hook_name!r} has no number that could be its layer: give --layer")
     return int(match[1])
+
+
+def command(
+    store: FeatureStore,
+    sites: list[str],
+    out: Out,
+    features: Features = "all",
+    model: Annotated[str | None, typer.Option(help="Neuronpedia's id of the model (gpt2-small).")] = None,
+    source_set: Annotated[str | None, typer.Option(help="Source set (res-jb). Default: the site.")] = None,
+    layer: Layer = None,
+    creator: Annotated[
+        str,
+        typer.Option(help="Neuronpedia's id of the user whose rows these are.", envvar="DEFAULT_CREATOR_ID"),
+    ] = "clkht01d40000jv08hvalcvly",
+    window: Window = 128,
+    workers: Workers = None,
+) -> None:
+    """Export the chosen features of the sites."""
+    with exporting(store, sites, out, "neuronpedia", features) as new, choose_tasks(store, workers) as tasks:
+        for site, chosen in new.chosen.items():
+            named = names(store, site, model, source_set, layer, creator)
+            n = export(store, site, chosen, new.folder, tasks, named=named, window=window)
+            new.reports[site] = f"{n:,} examples as {named.model}/{named.source}"
 
 
 def export(

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import polars as pl
+import typer
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.markup import escape
 
+from jobs.command.options import FigureLanguage
 from jobs.figures import FIGURES, Drawing
 from jobs.figures.fonts import families_for, missing_note, name_of, scripts_of, use_fonts
 from jobs.figures.setting import LANGUAGES, Language, Setting, set_to, setting
@@ -38,6 +40,12 @@ HANGUL = "한글특징"
 
 PROMPT_TARGET = (0.95, 0.99)
 """Share of zeros at which the study of prompts aims."""
+
+
+def command(store: FeatureStore, site: str, language: FigureLanguage = "en") -> None:
+    """Draw the figures, and print the path of each file."""
+    for path in plots(store, site, language):
+        typer.echo(path)
 
 
 def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePath]:

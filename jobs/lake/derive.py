@@ -6,10 +6,11 @@ Each step imports its job when it is its turn: the libraries that they need take
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
+from inspect import signature
 
 from rich.markup import escape
 
+from jobs.command.registry import find
 from jobs.command.tasks import choose_model_tasks, choose_tasks, device_for
 from jobs.terminal.console import say
 from pipeline.store import FeatureStore
@@ -29,51 +30,27 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
                 step(store, site, run_file, tasks)
 
 
-def _plain(name: str) -> Step:
-    """The job `jobs.tables.<name>`, which needs the store alone."""
+def _job(name: str) -> Step:
+    """The command of that name, as the command line runs it without options."""
 
-    def step(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-        getattr(import_module(f"jobs.tables.{name}"), name)(store, site, tasks)
+    def step(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
+        job = find(name).load()
+        given = {"tasks": tasks, "run_file": run_file}
+        job(store, site, **{key: value for key, value in given.items() if key in signature(job).parameters})
 
     return step
 
 
 def _with_model(name: str) -> Step:
-    """The job `jobs.evaluation.<name>`, which runs the run file's model, with its defaults."""
+    """The same of a command that runs the model, where the run file says that it lies."""
 
     def step(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-        job = import_module(f"jobs.evaluation.{name}")
         plan = store.plans[store.site(site).pass_name]
         device = device_for(plan, "auto", None)
         with choose_model_tasks(store, plan, device) as model_tasks:
-            asked = job.Asked(device, model=run_file.model.path or None)
-            getattr(job, name)(store, site, asked, model_tasks)
+            find(name).load()(store, site, model_tasks, device=device, model=run_file.model.path or None)
 
     return step
-
-
-def _importance(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.tables.importance import importance
-
-    importance(store, site, tasks=tasks)
-
-
-def _images(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
-    from jobs.tables.feature_images import images
-
-    images(store, site)
-
-
-def _rank(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
-    from jobs.tables.rank import rank
-
-    rank(store, site, run_file.rank.by, tasks, support=run_file.rank.support)
-
-
-def _cluster(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
-    from jobs.tables.cluster import cluster
-
-    cluster(store, site, run_file.cluster, tasks)
 
 
 def _plots(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:  # noqa: ARG001
@@ -93,16 +70,16 @@ def _report(store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> 
 
 
 STEPS: dict[str, Step] = {
-    "stats": _plain("stats"),
-    "examples": _plain("examples"),
-    "profile": _plain("profile"),
-    "rank": _rank,
-    "coactivation": _plain("coactivation"),
-    "cluster": _cluster,
+    "stats": _job("stats"),
+    "examples": _job("examples"),
+    "profile": _job("profile"),
+    "rank": _job("rank"),
+    "coactivation": _job("coactivation"),
+    "cluster": _job("cluster"),
     "logits": _with_model("logits"),
     "fidelity": _with_model("fidelity"),
-    "importance": _importance,
-    "images": _images,
+    "importance": _job("importance"),
+    "images": _job("images"),
     "attribute": _with_model("attribute"),
     "plots": _plots,
     "report": _report,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -35,7 +36,18 @@ from schemas.sentences import several
 
 
 def drop(
-    root: str, *, pass_name: str | None = None, site: str | None = None, table: str | None = None, yes: bool
+    root: str,
+    *,
+    pass_name: Annotated[
+        str | None, typer.Option("--pass", help="A pass, with its sites, their tables and figures.")
+    ] = None,
+    site: Annotated[
+        str | None, typer.Option("--site", help="A site; with --table, the site whose table goes.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option("--table", help="A derived table, of one site or of all.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Say what goes and how large it is, ask unless `yes`, and remove it.
 

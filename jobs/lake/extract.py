@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from jobs.command.options import AcceptEnvironment, LogJson, logged
 from jobs.lake.extract_progress import ExtractionProgress
 from jobs.lake.plan import show_comparison
 from jobs.terminal.console import say, warn
@@ -29,11 +30,14 @@ from schemas.sentences import several
 from schemas.values import Failure
 
 
-def extract(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:
+def extract(
+    run_file: RunFile, *, accept_environment: AcceptEnvironment = False, log_json: LogJson = None
+) -> list[Extraction]:
     """Commit every shard that is not committed yet, of each pass that the run file is about."""
-    resolved, warnings = resolve(run)
-    warn(warnings)
-    return extract_resolved(resolved, accept_environment=accept_environment)
+    with logged(log_json):
+        resolved, warnings = resolve(run_file)
+        warn(warnings)
+        return extract_resolved(resolved, accept_environment=accept_environment)
 
 
 def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[Extraction]:

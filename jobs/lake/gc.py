@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 
 from jobs.terminal.console import say
@@ -12,17 +14,32 @@ from pipeline.store.upkeep.garbage import Garbage, find_garbage, remove_garbage
 from schemas.errors import InputError
 
 
-def gc(store: FeatureStore, older_than_hours: float, *, dry_run: bool, force: bool = False) -> list[Garbage]:
+def gc(
+    store: FeatureStore,
+    older_than: Annotated[
+        float,
+        typer.Option(
+            metavar="HOURS",
+            help="In hours since its last file was written; longer than a shard takes.",
+            min=0,
+        ),
+    ] = 24,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Allow less than 1 hour, while nothing writes into the store.")
+    ] = False,
+) -> list[Garbage]:
     """Say what goes and how much it weighs, and, but for a dry run, remove it.
 
     Less than an hour would take what a run is writing, so it must be forced.
     """
-    if older_than_hours < 1 and not (force or dry_run):
+    if older_than < 1 and not (force or dry_run):
         raise InputError(
-            f"--older-than is {older_than_hours:g} hours, which may take what a run writes: say at least 1 "
+            f"--older-than is {older_than:g} hours, which may take what a run writes: say at least 1 "
             "or, where nothing writes into the store, add --force"
         )
-    garbage = find_garbage(store.layout, older_than_hours * 3600)
+    garbage = find_garbage(store.layout, older_than * 3600)
     verb = "would remove" if dry_run else "removed"
     removed = []
     for item in garbage if dry_run else remove_garbage(store.layout, garbage):
@@ -31,7 +48,7 @@ def gc(store: FeatureStore, older_than_hours: float, *, dry_run: bool, force: bo
     total = sum(item.bytes for item in removed)
     say(
         f"[bold]gc[/] {verb} {len(removed)} of {len(garbage)} attempts, compactions and temporary files "
-        f"older than {older_than_hours:g} hours, and pieces of dropped sites, {total / 1e6:,.1f} MB"
+        f"older than {older_than:g} hours, and pieces of dropped sites, {total / 1e6:,.1f} MB"
     )
     return removed
 

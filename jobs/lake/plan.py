@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
@@ -29,9 +31,13 @@ ASSUMED = (
 )
 
 
-def plan(run: RunFile, workers: int | None, seconds: float) -> list[Prediction]:
+def plan(
+    run_file: RunFile,
+    workers: Annotated[int | None, typer.Option(help="Workers. Default: the run file's.", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1)] = 60.0,
+) -> list[Prediction]:
     """Probe each pass in a scratch folder, print its prediction, and keep it where the run will find it."""
-    resolved, warnings = resolve(run)
+    resolved, warnings = resolve(run_file)
     warn(warnings)
     if workers is not None:
         extract = resolved.extract.model_copy(update={"workers": workers})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from jobs.command.options import AcceptEnvironment, Append, LogJson, logged
 from jobs.lake.derivable import check_derivable, with_needed
 from jobs.lake.derive import derive
 from jobs.lake.extract import extract_resolved
@@ -21,8 +22,19 @@ from schemas.records import canonical_json
 from schemas.run.file import RunFile
 
 
-def run(run_file: RunFile, *, append: bool = False, accept_environment: bool = False) -> list[Extraction]:
+def run(
+    run_file: RunFile,
+    *,
+    append: Append = False,
+    accept_environment: AcceptEnvironment = False,
+    log_json: LogJson = None,
+) -> list[Extraction]:
     """Tokenize, extract each pass, derive each site."""
+    with logged(log_json):
+        return _run(run_file, append=append, accept_environment=accept_environment)
+
+
+def _run(run_file: RunFile, *, append: bool, accept_environment: bool) -> list[Extraction]:
     resolved, warnings = resolve(run_file)
     warn(warnings)
     resolved = with_needed(resolved)

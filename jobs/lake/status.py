@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 
 from jobs.lake.pass_status import PassStatus, has_begun, read_status, state_of
@@ -18,6 +20,14 @@ from schemas.names import NAME
 from schemas.sentences import several
 
 AGAIN_S = 5.0
+
+
+def command(
+    root: str,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every five seconds.")] = False,
+) -> None:
+    """`status` once, or again and again until every pass is finished."""
+    (watch_passes if watch else status)(root)
 
 
 def status(root: str) -> bool:
@@ -74,7 +84,7 @@ def _stale_figures(store: FeatureStore, site: str) -> list[StorePath]:
     return [path for path, data in read.items() if RECEIPTS_KEY.encode() in data and now not in data]
 
 
-def watch(root: str) -> None:
+def watch_passes(root: str) -> None:
     """The same again and again, until every pass is finished; figures are not read for it."""
     store = FeatureStore.open(root)
     while True:

@@ -9,9 +9,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 
+from jobs.command.options import RunPath
 from jobs.terminal.console import say
 from jobs.terminal.progress import size
 from schemas import __version__
@@ -20,6 +23,26 @@ from schemas.run.file import RunFile, load_run_file
 from schemas.sentences import redacted, several, visible
 
 INTERRUPTED = 130
+
+
+def command(
+    path: RunPath,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of `latentlake run` there.")
+    ] = None,
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The URL of the cluster's dashboard, http://host:8265 (no Ray address).",
+        ),
+    ] = "http://127.0.0.1:8265",
+    working_dir: Annotated[
+        Path, typer.Option(help="Folder that the cluster gets a copy of; the run file lies in it.")
+    ] = Path(),
+) -> None:
+    """Submit, and end with the driver's exit code."""
+    raise typer.Exit(submit(path, address, working_dir, options or ()))
 
 
 def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequence[str] = ()) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from jobs.command.options import Append
 from jobs.terminal.console import say, warn
 from jobs.terminal.progress import counting
 from pipeline.plans.plan import resolve
@@ -21,9 +22,9 @@ from schemas.run.file import RunFile
 from schemas.sentences import NOTE, several
 
 
-def tokenize(run: RunFile, *, append: bool = False) -> CorpusLink:
+def tokenize(run_file: RunFile, *, append: Append = False) -> CorpusLink:
     """Write the token shards of the run file's corpus; say how many, or that it was done."""
-    resolved, warnings = resolve(run)
+    resolved, warnings = resolve(run_file)
     warn(warnings)
     return tokenize_resolved(resolved, append=append)
 

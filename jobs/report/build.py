@@ -18,13 +18,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+import typer
 from numpy.typing import NDArray
 from rich.markup import escape
 
+from jobs.command.options import Workers
 from jobs.command.tasks import choose_tasks
 from jobs.report.clusters import kinds_of, write_clusters
 from jobs.report.columns import VARIABLE, names_of_columns, table_data
@@ -38,6 +40,7 @@ from jobs.terminal.console import say
 from jobs.terminal.progress import counting, size
 from pipeline.store import FeatureStore
 from pipeline.store.objects.local import local_scratch
+from pipeline.store.objects.paths import store_path
 from pipeline.store.objects.verbs import listed, remove, walk
 from pipeline.store.reading.windows import cut_windows, example_tokens, window_files
 from pipeline.tasks import Tasks
@@ -72,6 +75,25 @@ class Made:
     feature_bytes: int
     cluster_bytes: int
     seconds: float
+
+
+def command(
+    store: FeatureStore,
+    sites: list[str],
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Features that get a page: all, top:N[:COLUMN], COLUMN:START:STOP (ranks), or 5,100:200."
+        ),
+    ] = "all",
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the report. Default: STORE/report.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Write the report, and print the path of its first page."""
+    with tasks_for(store, workers) as tasks:
+        typer.echo(report(store, sites, tasks, out=store_path(out) if out else None, features=features))
 
 
 def report(

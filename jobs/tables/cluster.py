@@ -29,13 +29,20 @@ from pipeline.store import FeatureStore
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath
-from schemas.run.file import Cluster
+from schemas.run.file import Cluster, RunFile
 from schemas.values import I64
 
 MAPPED = ("coactivation", "feature")
 """The clustering that the map shows, the first there is: directions are nearly orthogonal, and of their map a
 tenth of the structure is left (of a feature's 10 nearest on the demo's, 14 % are in its cluster; of those by
 co-activation 71 %)."""
+
+
+def command(
+    store: FeatureStore, site: str, tasks: Tasks | None = None, run_file: RunFile | None = None
+) -> None:
+    """Cluster as the run file's section says."""
+    cluster(store, site, run_file.cluster if run_file else Cluster.model_validate({}), tasks)
 
 
 def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None = None) -> list[StorePath]:

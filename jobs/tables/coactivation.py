@@ -18,9 +18,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+import typer
 
 from jobs.tables.pairs.association import MEASURES, PairCounts, highest
 from jobs.tables.pairs.directions import Directions, directions_of, nearest
@@ -41,9 +43,11 @@ def coactivation(
     site: str,
     tasks: Tasks | None = None,
     *,
-    k: int = 20,
-    support: int = 10,
-    decoder: bool = True,
+    k: Annotated[int, typer.Option("-k", help="Neighbours of each feature.", min=1)] = 20,
+    support: Annotated[int, typer.Option(help="Rows that a pair must share.", min=1)] = 10,
+    decoder: Annotated[
+        bool, typer.Option("--decoder/--no-decoder", help="Neighbours by decoder cosine too (hours at 10^6).")
+    ] = True,
 ) -> list[StorePath]:
     """Write the tables `neighbours` and, with `decoder`, `decoder_neighbours` of a site.
 

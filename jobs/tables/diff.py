@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import polars as pl
+import typer
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.command.options import SiteName, StoreText, open_store
 from jobs.terminal.console import console, say
 from jobs.terminal.outputs import require_file
 from pipeline.sources.overlap import overlap
@@ -64,6 +66,21 @@ class Side(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.store.layout.root} {self.site}"
+
+
+def command(
+    store: FeatureStore,
+    b: StoreText,
+    site: SiteName = None,
+    site_b: Annotated[str | None, typer.Option("--site-b", help="Site of B. Default: that of A.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the whole table.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="How many of the clearest changes to print.", min=0)] = 20,
+    tasks: Tasks | None = None,
+) -> None:
+    """Compare a site of one store with that of another."""
+    diff(*sides(store, open_store(b)[0], site, site_b), tasks, out=out, top=top)
 
 
 def diff(

@@ -14,9 +14,11 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+import typer
 
 from jobs.terminal.console import say
 from jobs.terminal.progress import track
@@ -48,7 +50,14 @@ Positions = tuple[int | None, ...] | None
 
 
 def examples(
-    store: FeatureStore, site: str, tasks: Tasks | None = None, *, k: int = TOP, random: int = RANDOM
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    k: Annotated[int, typer.Option("-k", help="Documents of each feature.", min=1, max=65535)] = TOP,
+    random: Annotated[
+        int, typer.Option(help="Contexts of each feature in which it does not fire.", min=0, max=65535)
+    ] = RANDOM,
 ) -> pl.DataFrame:
     """Write the table `examples` of a site with all four kinds (schema `EXAMPLES`); return it.
 

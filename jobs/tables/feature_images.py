@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from rich.markup import escape
 
+from jobs.command.options import ClassifierFolder
 from jobs.tables.importance import linear_weights, mean_of, top_features
 from jobs.tables.pairs.structure import agreement, cosine_similarity, places
 from jobs.terminal.console import say
@@ -57,7 +58,7 @@ class ReconstructionDecoders:
         return height, width
 
 
-def images(store: FeatureStore, site: str, model: str | None = None) -> pl.DataFrame:
+def images(store: FeatureStore, site: str, model: ClassifierFolder = None) -> pl.DataFrame:
     """Write the tables `feature_images`, `class_images`, `feature_similarity`; return the first.
 
     `model`: where the pass's classifier lies now, with its image decoder. Raises InputError before

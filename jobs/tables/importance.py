@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import iadd
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import typer
 from rich.markup import escape
 
 from jobs.terminal.console import say
@@ -45,15 +46,6 @@ MOST_CELLS = 1 << 24
 SHOWN = 10
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The command's options; None: what there is, or what the SAE's files say."""
-
-    label: str | None = None
-    rho: float | None = None
-    penalty: float | None = None
-
-
 class Piece(NamedTuple):
     """What a task reads."""
 
@@ -75,22 +67,36 @@ class SumsTask:
 
 
 def importance(
-    store: FeatureStore, site: str, asked: Asked | None = None, tasks: Tasks | None = None
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    *,
+    label: Annotated[
+        str | None,
+        typer.Option(help="Label column whose values are classes. Default: class, or the one."),
+    ] = None,
+    rho: Annotated[
+        float | None, typer.Option(help="Mean activation of the penalty. Default: what the SAE's files say.")
+    ] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="Weight of the penalty; 0: none. Default: what the SAE's files say.")
+    ] = None,
 ) -> pl.DataFrame:
     """Write the tables `importance` and `importance_classes` of a site; return the first.
 
     Raises InputError where no shard is committed, the label column is not there or has too many values, or
     the SAE's decoder is not linear.
     """
-    began, asked, tasks = time.monotonic(), asked or Asked(), tasks or OneProcess()
+    began, tasks = time.monotonic(), tasks or OneProcess()
     pieces = pieces_of(store, site)
     tokens = Tokens.of(store, site)
     weights, about = linear_weights(store, site)
-    label = choose_label(store, asked.label)
+    label = choose_label(store, label)
     values = values_of(tokens, [piece.files for piece in pieces], label, tasks)
     _check_size(len(values), len(weights["W_dec"]), label)
-    penalty = penalty_of(about, asked)
-    task = SumsTask(store.layout, store.site(site).pass_name, site, tokens, label, tuple(values), penalty)
+    trained_with = penalty_of(about, rho, penalty)
+    pass_name = store.site(site).pass_name
+    task = SumsTask(store.layout, pass_name, site, tokens, label, tuple(values), trained_with)
     with counting(f"importance {site}", len(pieces), "shards") as advance:
 
         def counted(sums: ClassSums) -> ClassSums:
@@ -154,13 +160,13 @@ def one_label(known: Sequence[str], requested: str | None) -> str:
     )
 
 
-def penalty_of(about: dict[str, Any], asked: Asked) -> Penalty:
-    """The penalty that the SAE was trained with, as far as its files say; else none."""
+def penalty_of(about: dict[str, Any], rho: float | None, weight: float | None) -> Penalty:
+    """The penalty that is given, or that the SAE was trained with, as far as its files say; else none."""
     known = about.get("extra") or {}
-    rho = known.get("sparsity_rho", 0.1) if asked.rho is None else asked.rho
-    weight = known.get("sparsity_weight", 0.0) if asked.penalty is None else asked.penalty
+    rho = known.get("sparsity_rho", 0.1) if rho is None else rho
+    weight = known.get("sparsity_weight", 0.0) if weight is None else weight
     if not (isinstance(rho, float | int) and 0 < rho < 1):
-        raise InputError(f"--rho {rho}: the mean activation that is asked for lies between 0 and 1")
+        raise InputError(f"--rho {rho}: the requested mean activation lies between 0 and 1")
     if not (isinstance(weight, float | int) and 0 <= weight < np.inf):
         raise InputError(f"--penalty {weight}: give 0 or more")
     return Penalty(float(rho), float(weight))

@@ -19,14 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import polars as pl
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.command.options import open_store
 from jobs.tables.diff import Side
 from jobs.tables.pairs.assignment import assign_all, assign_candidates, assign_costs, fits
 from jobs.tables.pairs.association import PairCounts, highest, jaccard
@@ -34,6 +36,7 @@ from jobs.tables.pairs.directions import Directions, cosines, directions_of, nea
 from jobs.tables.pairs.pair_counts import INT32_ROWS, cut, mean_company, tallies
 from jobs.terminal.console import console, say
 from jobs.terminal.progress import track
+from pipeline.store import FeatureStore
 from pipeline.store.reading.shard_files import ShardFiles, read_n_active
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
@@ -54,6 +57,25 @@ INNER_HOOK = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|pre|post|pattern|attn_scores
 
 Pairs = tuple[I64, I64]
 BlockResult = TypeVar("BlockResult")
+
+
+def command(
+    store: FeatureStore,
+    site_a: Annotated[str, typer.Argument(metavar="SITE_A", help="Site whose features are matched.")],
+    site_b: Annotated[str, typer.Argument(metavar="SITE_B", help="Site whose features they may be.")],
+    store_b: Annotated[
+        str | None,
+        typer.Option("--store-b", metavar="STORE", help="Store of SITE_B, if another, over the same tokens."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Candidates by cosine, and by Jaccard index.", min=1)] = 10,
+    support: Annotated[int, typer.Option(help="Rows that a candidate by Jaccard shares.", min=1)] = 10,
+    top: Annotated[int, typer.Option("--top", help="How many of the clearest pairs to print.", min=0)] = 10,
+    tasks: Tasks | None = None,
+) -> None:
+    """Match two sites by their names."""
+    second = open_store(store_b)[0] if store_b else store
+    sides = Side(store, store.site(site_a).name), Side(second, second.site(site_b).name)
+    match(*sides, tasks, k=k, support=support, top=top)
 
 
 def match(

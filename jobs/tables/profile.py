@@ -7,9 +7,10 @@ Tables: `profile`, `labels`, `label_trends`, `label_values` (by ranges of featur
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from typing import Annotated
 
 import polars as pl
+import typer
 from rich.markup import escape
 
 from jobs.terminal.console import say
@@ -30,8 +31,15 @@ def profile(
     site: str,
     tasks: Tasks | None = None,
     *,
-    thresholds: Sequence[float] = THRESHOLDS,
-    values: int | None = None,
+    thresholds: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--threshold", help="Count features with |activation| above this in each row; may be repeated."
+        ),
+    ] = None,
+    values: Annotated[
+        int | None, typer.Option(help="Values of a label to compare, of most rows. Default: 256.", min=2)
+    ] = None,
 ) -> pl.DataFrame:
     """Write the tables of a site that the head of this file names; return `profile`.
 
@@ -39,7 +47,7 @@ def profile(
     compared, those of most rows (None: 256, fewer for a wide SAE). Raises InputError when no shard is
     committed, or a threshold is negative or no number.
     """
-    began = time.monotonic()
+    began, thresholds = time.monotonic(), thresholds or list(THRESHOLDS)
     if wrong := [threshold for threshold in thresholds if not threshold >= 0]:
         raise InputError(f"--threshold {wrong[0]} is not a threshold of |activation|: give 0 or more")
     if not store.receipts(site):

@@ -7,8 +7,10 @@ states its cost).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import polars as pl
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
@@ -24,7 +26,7 @@ from pipeline.store.records.tables import write_table
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath
-from schemas.run.file import Rank
+from schemas.run.file import Rank, RunFile
 from schemas.sentences import several
 from schemas.tables.tables import PROFILE
 from schemas.values import I64
@@ -47,6 +49,46 @@ PRINTED = ("n_active", "mean_all", "mean_active", "max_activation")
 
 
 DRAWS = 100
+
+
+def command(
+    store: FeatureStore,
+    site: str,
+    tasks: Tasks | None = None,
+    run_file: RunFile | None = None,
+    *,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Column of the tables features, profile; may be repeated.")
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Print these ranks by each --by: START:STOP, or COLUMN:START:STOP; may be repeated. As in "
+            "the tables they count from 0, without STOP: 0:20 are #1 to #20, 2000:2050 #2,001 to #2,050."
+        ),
+    ] = None,
+    support: Annotated[
+        int | None,
+        typer.Option(
+            help="Features with fewer active rows come last; 0: one order for all. Default: rank.support of "
+            "the run file, or 10.",
+            min=0,
+        ),
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
+    draws: Annotated[
+        int, typer.Option(help="Draws of shards that say how stable ranks are; 0: none.", min=0)
+    ] = DRAWS,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+) -> None:
+    """Rank by the columns given and those of the run file, or print windows of the ranks."""
+    section = run_file.rank if run_file else Rank.model_validate({})
+    columns = tuple(dict.fromkeys([*(by or ()), *section.by]))
+    floor = section.support if support is None else support
+    if window:
+        show_windows(store, site, by or columns[:1], window, descending=not ascending, support=floor)
+    else:
+        rank(store, site, columns, tasks, draws=draws, seed=seed, support=floor)
 
 
 def rank(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pipeline.store.objects import local
 from schemas.errors import InputError
+from schemas.run.strict_yaml import dump_yaml
 
 
 def require_file(path: Path | None, option: str) -> None:
@@ -29,3 +31,16 @@ def write_file(path: Path, data: bytes, option: str) -> None:
     """Write or replace a file whole; folders on the way are made. InputError names path and option."""
     require_file(path, option)
     local.write_atomic(path, data, f"give {option} another place")
+
+
+def write_once(out: Path, content: dict[str, Any]) -> Path:
+    """A demo's run file as `run.yaml` in the folder; InputError where another one lies there."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "run.yaml", dump_yaml(content)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise InputError(
+            f"{path} is another demo's, or was changed: run it by `latentlake run {path}`, or give --out "
+            "another folder"
+        )
+    local.write_atomic(path, text.encode())
+    return path

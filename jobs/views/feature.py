@@ -7,10 +7,11 @@ with the command that makes it. Only the examples' activations come from the pos
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -18,6 +19,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from jobs.command.options import After, Before, FeatureNumber, OneSite
 from jobs.terminal.console import console, say
 from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, text_strip
 from jobs.views.top import heading
@@ -76,7 +78,13 @@ class Section(NamedTuple):
 
 
 def show_feature(
-    store: FeatureStore, site: str, feature: int, *, k: int = 5, before: int = BEFORE, after: int = AFTER
+    store: FeatureStore,
+    site: OneSite,
+    feature: FeatureNumber,
+    *,
+    k: Annotated[int, typer.Option("-k", help="Examples of each kind.", min=1)] = 5,
+    before: Before = BEFORE,
+    after: After = AFTER,
 ) -> None:
     """Print the page; `k` examples of each kind. InputError where the site has no such feature."""
     page, info = Page(store, site, feature, k, before, after), store.site(site)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+import typer
 from matplotlib.figure import Figure
 from rich.markup import escape
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from jobs.command.options import FigureLanguage, OneSite
 from jobs.figures.heatmap import (
     draw_clustered,
     draw_frequencies,
@@ -57,20 +59,43 @@ FIGURES: dict[str, Callable[[pl.DataFrame, str, str], Figure]] = {
 """By the ending of the file's name."""
 
 
-class Asked(NamedTuple):
-    """What the command was given; see its help."""
-
-    features: str | None = None
-    ranking: str | None = None
-    contexts: str | None = None
-    where: Sequence[str] = ()
-    top: int | None = None
-    pool: str = "max"
-    selection: bool = False
-    language: str = "en"
-
-
-def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Path]:
+def heatmap(
+    store: FeatureStore,
+    site: OneSite,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE.png", help="Picture, .png or .svg; others lie next to it."),
+    ],
+    *,
+    features: Annotated[
+        str | None,
+        typer.Option(help="Features, as 1,2,3 or 10:20, top:N:COLUMN, or as --ranking.", metavar="FEATURES"),
+    ] = None,
+    ranking: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead: ranks by a column, as sigma_over_mu:0:50, or top:N:COLUMN.",
+            metavar="COLUMN:START:STOP",
+        ),
+    ] = None,
+    selection: Annotated[
+        bool, typer.Option("--selection", help="Instead: the features that `attribute` selected.")
+    ] = False,
+    contexts: Annotated[
+        str | None, typer.Option(help="Contexts, as 1,2,3 or 10:20. Default: all.", metavar="NUMBERS")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep contexts with this label, as COLUMN=VALUE; may be repeated."),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="Of those, the N with the most activation of the features.", min=1)
+    ] = None,
+    pool: Annotated[
+        str, typer.Option(help="Over a context's counted rows: max, mean or sum; last: the last of them.")
+    ] = "max",
+    language: FigureLanguage = "en",
+) -> list[Path]:
     """Write the table of the selection next to `out`, and its figures; print its numbers.
 
     Files: `out` (clustered; plain where there are too few contexts to cluster, which is reported), and with
@@ -81,11 +106,21 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
     if kind not in METADATA:
         raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
     require_file(out, "--out")
-    if asked.pool not in POOLINGS:
-        raise InputError(f"--pool {asked.pool!r} is not one of {', '.join(POOLINGS)}")
-    pool = next(known for known in POOLINGS if known == asked.pool)
-    with drawing(store, site, asked.language):
-        table = selected(store, site, asked, pool)
+    if pool not in POOLINGS:
+        raise InputError(f"--pool {pool!r} is not one of {', '.join(POOLINGS)}")
+    pooling = next(known for known in POOLINGS if known == pool)
+    with drawing(store, site, language):
+        table = selected(
+            store,
+            site,
+            pooling,
+            features=features,
+            ranking=ranking,
+            selection=selection,
+            contexts=contexts,
+            where=where or (),
+            top=top,
+        )
         clusters = cluster_contexts(matrix_of(table))
         if clusters is None:
             say(
@@ -95,20 +130,31 @@ def heatmap(store: FeatureStore, site: str, asked: Asked, out: Path) -> list[Pat
         else:
             table = table.with_columns(cluster=clusters).sort("cluster", "context")
         _report(site, table)
-        return _write(table, site, pool, out, kind, clustered=clusters is not None)
+        return _write(table, site, pooling, out, kind, clustered=clusters is not None)
 
 
-def selected(store: FeatureStore, site: str, asked: Asked, pool: Pooling) -> pl.DataFrame:
+def selected(
+    store: FeatureStore,
+    site: str,
+    pool: Pooling,
+    *,
+    features: str | None = None,
+    ranking: str | None = None,
+    selection: bool = False,
+    contexts: str | None = None,
+    where: Sequence[str] = (),
+    top: int | None = None,
+) -> pl.DataFrame:
     """The table of the selection, by context: context u64, cluster (null), labels, a column per feature.
 
     A label that is called as another column of it may be, `cluster` or a number, ends with `_label`.
     """
-    features = _features(store, site, asked)
-    contexts = all_contexts(store, site)
-    matrix = pooled(store, site, features, contexts, pool)
-    chosen = _contexts(store, contexts, asked)
-    if asked.top is not None:
-        chosen = strongest_contexts(matrix, chosen, asked.top)
+    numbers = _features(store, site, features, ranking, selection=selection)
+    table = all_contexts(store, site)
+    matrix = pooled(store, site, numbers, table, pool)
+    chosen = _contexts(store, table, contexts, where)
+    if top is not None:
+        chosen = strongest_contexts(matrix, chosen, top)
     if len(chosen) > MOST_CONTEXTS:
         raise InputError(
             f"{len(chosen):,} contexts are more than a picture shows ({MOST_CONTEXTS:,} at most): give "
@@ -117,13 +163,13 @@ def selected(store: FeatureStore, site: str, asked: Asked, pool: Pooling) -> pl.
     if not len(chosen):
         raise InputError("no context is left to draw: widen --contexts or --where")
     values = matrix[chosen].toarray()
-    columns = pl.DataFrame(values, schema=[str(feature) for feature in features], orient="row")
+    columns = pl.DataFrame(values, schema=[str(number) for number in numbers], orient="row")
     cluster = pl.lit(None, pl.UInt32).alias("cluster")
     labels = [
         pl.col(name).alias(f"{name}_label" if name == "cluster" or name.isdigit() else name)
         for name in store.lake.label_columns
     ]
-    return contexts[chosen].select("context", cluster, *labels).hstack(columns)
+    return table[chosen].select("context", cluster, *labels).hstack(columns)
 
 
 def cluster_contexts(matrix: F32) -> I64 | None:
@@ -138,21 +184,23 @@ def cluster_contexts(matrix: F32) -> I64 | None:
     return labels
 
 
-def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
-    if (asked.features is not None) + (asked.ranking is not None) + asked.selection != 1:
+def _features(
+    store: FeatureStore, site: str, text: str | None, ranking: str | None, *, selection: bool
+) -> list[int]:
+    if (text is not None) + (ranking is not None) + selection != 1:
         raise InputError(
             "give --features 1,2,3 or --ranking COLUMN:START:STOP or --selection, and not two of them"
         )
-    if asked.selection:
+    if selection:
         table = store.scan_table(site, "attribution_selection")
         features: list[int] = table.select(pl.col("feature").unique().sort()).collect().to_series().to_list()
     else:
-        text, option = asked.features or "", "--features"
-        if asked.ranking is not None:
-            text, option = asked.ranking, "--ranking"
+        option = "--features"
+        if ranking is not None:
+            text, option = ranking, "--ranking"
             if parse_ranks(text, option) is None:
                 raise InputError(f"--ranking {text!r} is not COLUMN:START:STOP, such as sigma_over_mu:0:50")
-        features = chosen_features(store, site, text, option)
+        features = chosen_features(store, site, text or "", option)
     if len(features) > MOST_FEATURES:
         raise InputError(
             f"{len(features):,} features are more than a picture shows: {MOST_FEATURES:,} at most"
@@ -160,16 +208,16 @@ def _features(store: FeatureStore, site: str, asked: Asked) -> list[int]:
     return features
 
 
-def _contexts(store: FeatureStore, contexts: pl.DataFrame, asked: Asked) -> I64:
-    """Places in `contexts` that --contexts and --where leave, ascending."""
-    kept = pl.Series([True]).new_from_index(0, contexts.height)
-    if asked.contexts is not None:
-        last = int(contexts["context"][-1]) + 1
-        kept &= contexts["context"].is_in(parse_numbers(asked.contexts, "--contexts", last))
-    for text in asked.where:
-        kept &= contexts.select(label_filter(store, text).fill_null(value=False)).to_series()
+def _contexts(store: FeatureStore, table: pl.DataFrame, numbers: str | None, where: Sequence[str]) -> I64:
+    """Places in `table` that --contexts and --where leave, ascending."""
+    kept = pl.Series([True]).new_from_index(0, table.height)
+    if numbers is not None:
+        last = int(table["context"][-1]) + 1
+        kept &= table["context"].is_in(parse_numbers(numbers, "--contexts", last))
+    for text in where:
+        kept &= table.select(label_filter(store, text).fill_null(value=False)).to_series()
     if not kept.any():
-        require_values(store, asked.where)
+        require_values(store, where)
     places: I64 = np.flatnonzero(kept.to_numpy()).astype(np.int64)
     return places
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
+import typer
 from rich.markup import escape
 from rich.text import Text
 
+from jobs.command.options import After, Before, FeatureNumber, Html, Maximum, OneSite
 from jobs.terminal.console import console, say
 from jobs.terminal.outputs import require_file, write_file
 from jobs.terminal.strips import (
@@ -32,17 +33,21 @@ from schemas.values import F32, U64
 
 def top(
     store: FeatureStore,
-    site: str,
-    feature: int,
+    site: OneSite,
+    feature: FeatureNumber,
     *,
-    k: int = 20,
-    where: Sequence[str] = (),
-    before: int = BEFORE,
-    after: int = AFTER,
-    one_per_document: bool = False,
-    shaded: bool = False,
-    maximum: float | None = None,
-    html: Path | None = None,
+    k: Annotated[int, typer.Option("-k", help="How many rows.", min=1)] = 20,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Keep rows with this label, as COLUMN=VALUE; may be repeated.")
+    ] = None,
+    before: Before = BEFORE,
+    after: After = AFTER,
+    one_per_document: Annotated[
+        bool, typer.Option("--one-per-document", help="Only the strongest row of each document.")
+    ] = False,
+    shaded: Annotated[bool, typer.Option("--strip", help="Shade every token by its activation.")] = False,
+    maximum: Maximum = None,
+    html: Html = None,
 ) -> None:
     """Print the `k` strongest rows of a feature, each with tokens before and after; `where`: COLUMN=VALUE.
 
@@ -52,11 +57,11 @@ def top(
     require_file(html, "--html")
     if not store.committed(site):
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
-    filters = [label_filter(store, text, label_column) for text in where]
+    filters = [label_filter(store, text, label_column) for text in where or ()]
     condition = pl.all_horizontal(filters) if filters else None
     contexts = store.contexts(site, feature, k, condition, before, after, one_per_document=one_per_document)
     if contexts.is_empty():
-        require_values(store, where)
+        require_values(store, where or ())
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
     strips, maximum = _strips(store, site, feature, contexts, maximum, known=not shaded and html is None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pipeline.models import digest_as_planned, load_model
+from pipeline.models.device import device_here
 from pipeline.saes import choose_block, load_sae, sae_digest
 from pipeline.saes.module_points import target_at
 from schemas.errors import InputError
@@ -71,7 +72,9 @@ def use_of(
     sae: str | None = None,
     needs_sae: bool = True,
 ) -> PlannedUse:
-    """How to open the model, and the SAE, of a site on `device`; `model` and `sae` say where they lie now.
+    """How to open the model, and the SAE, of a site on `device` (`auto`: a GPU where torch sees one).
+
+    `model` and `sae` say where they lie now.
 
     `about` is the SAE's metadata as the store has it; None where only the place where it reads matters.
     InputError where the plan has no model, where the files are gone or are not those of the plan, and where
@@ -91,6 +94,7 @@ def use_of(
     if not site.has_sae:
         raise InputError(f"site {name!r} has no SAE, it stores x alone: give a site with an SAE")
     site = site.model_copy(update={"sae": sae or site.sae})
+    device = device_here(device)
     if device != plan.device:
         rows, features = choose_block(site.d_sae, device)
         site = site.model_copy(update={"encode_block": rows, "encode_features": min(features, site.d_sae)})

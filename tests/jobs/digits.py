@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from jobs.studies.digits.train_digits import Asked, train_digits
+from jobs.studies.digits.train_digits import train_digits
 from pipeline.store import FeatureStore
 from schemas.run.file import RunFile, parse_run_file
 from tests.lakes import extracted
@@ -30,8 +30,9 @@ def write_images(path: Path) -> Path:
 
 def trained(folder: Path, **settings: object) -> RunFile:
     """The run file of networks trained in a second or so, in three shards."""
-    requested = Asked(images=str(write_images(folder / "images.npz")), d_sae=24, **settings)  # type: ignore[arg-type]
-    content = yaml.safe_load(train_digits(folder / "out", requested).read_text())
+    images = str(write_images(folder / "images.npz"))
+    run_file = train_digits(folder / "out", images, features=24, **settings)  # type: ignore[arg-type]
+    content = yaml.safe_load(run_file.read_text())
     content["tokens"]["shard_tokens"] = 60
     content["extract"] |= {"cpus_per_worker": 1, "check_sae": "off"}
     return parse_run_file(content, "run.yaml")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from matplotlib import rc_context
 from scipy import stats
 
 from jobs import cli
-from jobs.evaluation.attribute import Asked, attribute
+from jobs.evaluation.attribute import attribute
 from jobs.evaluation.external_scores import read_scores
 from jobs.figures.attribution import draw_attribution_map
 from jobs.figures.style import STYLE
@@ -126,7 +125,7 @@ def by_hand(store, site, nodes=150):
 
 @pytest.mark.parametrize("site", ["last", "mean"])
 def test_attributions_and_ablations_are_those_of_loops_over_prompts(store, site):
-    selection = attribute(store, site, Asked(model=MILD, k=4, by="ig"))
+    selection = attribute(store, site, model=MILD, k=4, by="ig")
     prompts, hand = store.scan_table(site, "attribution_prompts").collect(), by_hand(store, site)
     assert prompts.schema == pl.Schema(ATTRIBUTION_PROMPTS)
     assert prompts["document"].to_list() == list(range(PROMPTS - 1))
@@ -192,10 +191,10 @@ def test_the_union_has_every_values_first_features_and_the_command_prints_the_ma
 def test_any_number_of_processes_gives_the_same_tables(store, monkeypatch):
     monkeypatch.setattr("jobs.evaluation.attribute.CONTEXTS", 5)
     names = ("attributions", "attribution_prompts", "attribution_selection")
-    attribute(store, "mean", Asked(model=MILD, k=2))
+    attribute(store, "mean", model=MILD, k=2)
     one = [store.scan_table("mean", name).collect() for name in names]
     with Processes(2) as tasks:
-        attribute(store, "mean", Asked(model=MILD, k=2), tasks)
+        attribute(store, "mean", tasks, model=MILD, k=2)
     assert all(
         store.scan_table("mean", name).collect().equals(table) for name, table in zip(names, one, strict=True)
     )
@@ -206,14 +205,14 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     scores.with_columns(label=pl.lit("age")).write_csv(tmp_path / "scores.csv")
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.plans.reopen.use_of", None)  # the model is not asked for
-        result = attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=1))
+        result = attribute(store, "last", model=MILD, scores=tmp_path / "scores.csv", k=1)
     assert result.drop_nulls("rank").select("value", "feature", "score").rows() == [
         ("old", 5, -2.0),
         ("young", 5, 0.5),
     ]
     assert result["holds"].null_count() == 2
     ablated = attribute(
-        store, "last", Asked(model=MILD, scores=tmp_path / "scores.csv", k=2, ablate=True)
+        store, "last", model=MILD, scores=tmp_path / "scores.csv", k=2, ablate=True
     )  # on the gap
     assert ablated.drop_nulls("rank").drop_nulls("effect").height == 3
     hand = [one for one in by_hand(store, "last", nodes=1) if one[0]["age"] == "old"]
@@ -225,7 +224,7 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
     assert read_scores(tmp_path / "plain.parquet", D_SAE).select("label", "value").unique().rows() == [
         ("scores", "all")
     ]
-    every = attribute(store, "last", Asked(model=MILD, scores=tmp_path / "plain.parquet", ablate=True))
+    every = attribute(store, "last", model=MILD, scores=tmp_path / "plain.parquet", ablate=True)
     hand = by_hand(store, "last", nodes=1)
     for feature in (5, 9):  # in all prompts, those without a value of a label too
         effects = [one[1] - one[5][feature] for one in hand]
@@ -235,14 +234,14 @@ def test_scores_of_another_method_select_and_may_be_ablated(store, tmp_path, mon
 
 @pytest.mark.parametrize(
     ("options", "killed_in"),
-    [(Asked(model=MILD, k=3), "attribute_part"), (Asked(model=MILD, k=3, by="ig"), "ablate_part")],
+    [({"model": MILD, "k": 3}, "attribute_part"), ({"model": MILD, "k": 3, "by": "ig"}, "ablate_part")],
 )
 def test_a_killed_job_goes_on_after_the_parts_it_had_done(store, monkeypatch, capsys, options, killed_in):
     from pipeline.evaluation import attribution
 
     monkeypatch.setattr("jobs.evaluation.attribute.CONTEXTS", 5)
     names = ("attributions", "attribution_prompts", "attribution_selection")
-    attribute(store, "last", options)
+    attribute(store, "last", **options)
     expected = [store.layout.table("last", name).read_bytes() for name in names]
     folder, done, own = store.layout.table("last", "x").parent, [], getattr(attribution, killed_in)
     assert not list(folder.glob(".*"))
@@ -255,7 +254,7 @@ def test_a_killed_job_goes_on_after_the_parts_it_had_done(store, monkeypatch, ca
 
     monkeypatch.setattr(attribution, killed_in, few)
     with pytest.raises(KeyboardInterrupt):
-        attribute(store, "last", options)
+        attribute(store, "last", **options)
     left = list(folder.glob(".attribute.*.tmp"))
     assert left
 
@@ -265,16 +264,16 @@ def test_a_killed_job_goes_on_after_the_parts_it_had_done(store, monkeypatch, ca
 
     monkeypatch.setattr(attribution, killed_in, own)
     for other in (
-        replace(options, tolerance=0.02),
-        replace(options, labels=("age",)),
-        replace(options, answers=("no", "yes")),
+        dict(options, tolerance=0.02),
+        dict(options, labels=("age",)),
+        dict(options, answers="no,yes"),
     ):
         capsys.readouterr()
-        attribute(store, "last", other)
+        attribute(store, "last", **other)
         assert "goes on after" not in capsys.readouterr().out
     assert list(folder.glob(".attribute.*.tmp")) == left
     monkeypatch.setattr(attribution, killed_in, rest)
-    attribute(store, "last", options)
+    attribute(store, "last", **options)
     assert "goes on after 2 of" in " ".join(capsys.readouterr().out.split())
     assert [store.layout.table("last", name).read_bytes() for name in names] == expected
     assert not list(folder.glob(".*"))
@@ -295,7 +294,7 @@ def test_a_killed_job_goes_on_after_the_parts_it_had_done(store, monkeypatch, ca
 def test_scores_of_no_feature_or_of_no_value_are_refused(store, tmp_path, columns, ablate, message):
     pl.DataFrame(columns).write_parquet(tmp_path / "scores.parquet")
     with pytest.raises(InputError, match=message):
-        attribute(store, "last", Asked(model=MILD, scores=tmp_path / "scores.parquet", k=1, ablate=ablate))
+        attribute(store, "last", model=MILD, scores=tmp_path / "scores.parquet", k=1, ablate=ablate)
 
 
 def test_the_map_has_a_dot_where_an_effect_holds():
@@ -336,19 +335,19 @@ def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, message
 @pytest.mark.parametrize(
     ("requested", "message"),
     [
-        (Asked(model=MILD, by="ig3"), "--by 'ig3' is not one of ig2, ig"),
-        (Asked(model=MILD, labels=("age", "yes")), "--label 'yes' is a column of answers"),
+        ({"model": MILD, "by": "ig3"}, "--by 'ig3' is not one of ig2, ig"),
+        ({"model": MILD, "labels": ("age", "yes")}, "--label 'yes' is a column of answers"),
         (
-            Asked(model=MILD, labels=("jobb",)),
+            {"model": MILD, "labels": ("jobb",)},
             "--label 'jobb': the lake has no such label; it has age, job, no, yes",
         ),
-        (Asked(model=MILD, answers=("yes",)), "are not two columns"),
-        (Asked(model=MILD, answers=("job", "job")), "are not two columns"),
+        ({"model": MILD, "answers": "yes"}, "are not two columns"),
+        ({"model": MILD, "answers": "job,job"}, "are not two columns"),
     ],
 )
 def test_what_cannot_be_requested_is_reported(store, requested, message):
     with pytest.raises(InputError, match=message):
-        attribute(store, "last", requested)
+        attribute(store, "last", **requested)
 
 
 def test_a_store_of_packed_documents_and_one_without_answers_are_refused(tmp_path, monkeypatch):
@@ -362,7 +361,7 @@ def test_a_store_of_packed_documents_and_one_without_answers_are_refused(tmp_pat
 
 def test_the_heat_map_shows_the_selection(store, tmp_path):
     stats_job(store, "last")
-    selection = attribute(store, "last", Asked(model=MILD, k=3, ablate=False))
+    selection = attribute(store, "last", model=MILD, k=3, ablate=False)
     out = tmp_path / "h.png"
     with pytest.raises(SystemExit) as stop:
         cli.main(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.evaluation.attribute import Asked, attribute
+from jobs.evaluation.attribute import attribute
 from jobs.lake.extract import extract
 from jobs.lake.tokenize import tokenize
 from pipeline.store import FeatureStore
@@ -159,7 +159,7 @@ def test_attributions_gaps_and_effects_are_those_of_dense_loops(store: FeatureSt
     np.testing.assert_allclose(ig.sum(1), gap - baseline, atol=2e-6)
     np.testing.assert_allclose(ig2.sum(1), gap**2 - baseline**2, atol=2e-6)
     for by, numbers, power in (("ig", ig, 1), ("ig2", ig2, 2)):
-        selection = attribute(store, site, Asked(k=K, by=by, tolerance=1e-4, model="tests.kit:mild_lm"))
+        selection = attribute(store, site, k=K, by=by, tolerance=1e-4, model="tests.kit:mild_lm")
         message = store.scan_table(site, "attribution_prompts").collect()
         assert message["complete"].all()
         for name, expected in (

@@ -141,7 +141,7 @@ def test_what_is_not_a_number_is_null_in_json():
 
 def stub_report(card, with_special):
     """A report of four rows that are reconstructed well."""
-    from jobs.evaluation.check_sae import Asked, Report
+    from jobs.evaluation.check_sae import Report
     from pipeline.saes import SaeMetadata
     from pipeline.saes.quality.diagnosis import Diagnosis, Finding
     from pipeline.saes.quality.reconstruction import Reconstruction
@@ -159,7 +159,6 @@ def stub_report(card, with_special):
         "store": {"root": "r"},
     }
     return Report(
-        Asked("s"),
         parse_run_file(content, "test"),
         lake(4, 0),
         check.Place("h", "h"),
@@ -203,14 +202,12 @@ def test_files_of_an_sae_choose_no_model_that_lies_here(capsys, tmp_path, monkey
 
 
 def test_the_model_that_the_saes_files_choose_is_reported(capsys, tmp_path):
-    from jobs.evaluation.check_sae import Asked, _model
+    from jobs.evaluation.check_sae import _model
     from pipeline.saes import read_metadata
 
     sae = str(write_sae(tmp_path / "sae", hook_name="embed", model_name="org/tiny-1.5_b"))
-    assert _model(Asked(sae), read_metadata(sae)) == "org/tiny-1.5_b"
+    assert _model(sae, read_metadata(sae)) == "org/tiny-1.5_b"
     assert "The model is org/tiny-1.5_b, as the SAE's files say" in capsys.readouterr().out
-    assert _model(Asked(sae, "mine"), read_metadata(sae)) == "mine"
-    assert capsys.readouterr().out == ""
 
 
 def test_a_context_size_that_holds_no_token_is_the_saes_fault(capsys, tmp_path, words):

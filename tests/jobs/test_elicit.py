@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.evaluation.elicit import ELICITED, Asked, elicit, elicited, ranked, selected_rows
+from jobs.evaluation.elicit import ELICITED, elicit, elicited, ranked, selected_rows
 from pipeline.evaluation.typed_text import Places, run_text
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -262,7 +262,7 @@ def test_a_synthetic_site_reads_no_text(tmp_path: Path) -> None:
 def test_before_stats_it_says_so(tmp_path: Path) -> None:
     store = extracted(run_file(tmp_path, "topk"), tables=False)
     with pytest.raises(InputError, match="run `latentlake stats`"):
-        elicit(store, "mid", Asked(SHORT))
+        elicit(store, "mid", SHORT)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from scipy import stats
 import pipeline.evaluation.fidelity
 from jobs import cli
 from jobs.command.tasks import choose_model_tasks, device_for
-from jobs.evaluation.fidelity import Asked, choose, fidelity, size_of
+from jobs.evaluation.fidelity import choose, fidelity, size_of
 from pipeline.statistics.evaluation.fidelity import LITERAL_MEASURES, MEASURES, QUANTITIES
 from schemas.records import ShardRecord
 from schemas.run.file import parse_run_file
@@ -23,7 +23,7 @@ from tests.kit import dense_activations, tiny_lm, write_sae, write_tiny_tokenize
 from tests.lakes import extracted, run_file, write_corpus
 
 TINY = "tests.kit:tiny_lm"
-ALL = Asked(tokens=None, model=TINY)
+ALL = {"tokens": "all", "model": TINY}
 CLEAN_TO_ZERO = ("clean", "patched", "zero")
 CASES = {
     "zeroed": {"tokens": {"special_tokens": "zero_first"}},
@@ -115,7 +115,7 @@ def nats_of(module, ids, x):
 
 def test_every_measure_is_that_of_a_dense_computation_by_hand(case):
     store, sae = case
-    table = fidelity(store, "mid", ALL)
+    table = fidelity(store, "mid", **ALL)
     totals = by_hand(store, sae)
     sums = dict(zip(QUANTITIES, totals.sum(axis=0), strict=True))
     rows = {row["measure"]: row for row in table.iter_rows(named=True)}
@@ -151,7 +151,7 @@ def test_every_measure_is_that_of_a_dense_computation_by_hand(case):
 
 def test_errors_are_those_of_ratios_over_documents(case):
     store, sae = case
-    table = fidelity(store, "mid", ALL)
+    table = fidelity(store, "mid", **ALL)
     totals = dict(zip(QUANTITIES, by_hand(store, sae).T, strict=True))
     d = len(totals["rows"])
     for name, above, below in (
@@ -168,19 +168,19 @@ def test_errors_are_those_of_ratios_over_documents(case):
 
 
 def test_the_reasons_are_printed_below_the_table(plain, capsys):
-    fidelity(plain, "mid", ALL)
+    fidelity(plain, "mid", **ALL)
     printed = " ".join(capsys.readouterr().out.split())
     assert "recovered_share: zeros in place of x do no harm (loss" in printed
 
 
 def test_of_zeros_that_do_no_harm_nothing_is_recovered(plain):
-    value = dict(fidelity(plain, "mid", ALL).select("measure", "value").iter_rows())
+    value = dict(fidelity(plain, "mid", **ALL).select("measure", "value").iter_rows())
     assert value["zero_loss"] < value["clean_loss"]  # they do a random model good
     assert value["recovered_share"] is None
 
 
 def test_what_was_measured_is_kept_and_what_is_missing_is_measured(plain, monkeypatch):
-    first = fidelity(plain, "mid", ALL)
+    first = fidelity(plain, "mid", **ALL)
     shards = plain.scan_table("mid", "fidelity_shards").collect()
     measure, requested = pipeline.evaluation.fidelity.measure, []
 
@@ -189,16 +189,16 @@ def test_what_was_measured_is_kept_and_what_is_missing_is_measured(plain, monkey
         return measure(work, mean, part)
 
     monkeypatch.setattr(pipeline.evaluation.fidelity, "measure", counted)
-    assert fidelity(plain, "mid", ALL).equals(first)
+    assert fidelity(plain, "mid", **ALL).equals(first)
     assert requested == []
     plain.write_table("mid", "fidelity_shards", shards.filter(pl.col("shard") != "000001"))
-    assert fidelity(plain, "mid", ALL).equals(first)
+    assert fidelity(plain, "mid", **ALL).equals(first)
     assert requested == ["000001"]
     assert plain.scan_table("mid", "fidelity_shards").collect().equals(shards)
 
 
 def test_a_run_that_dies_leaves_what_it_measured(plain, monkeypatch):
-    fidelity(plain, "mid", ALL)
+    fidelity(plain, "mid", **ALL)
     plain.write_table("mid", "fidelity_shards", plain.scan_table("mid", "fidelity_shards").collect().head(0))
     measure = pipeline.evaluation.fidelity.measure
 
@@ -209,18 +209,18 @@ def test_a_run_that_dies_leaves_what_it_measured(plain, monkeypatch):
 
     monkeypatch.setattr(pipeline.evaluation.fidelity, "measure", dying)
     with pytest.raises(KeyboardInterrupt):
-        fidelity(plain, "mid", ALL)
+        fidelity(plain, "mid", **ALL)
     assert plain.scan_table("mid", "fidelity_shards").collect()["shard"].to_list() == ["000000"]
 
 
 def test_a_sample_runs_fewer_tokens_and_its_interval_holds_the_whole(plain):
-    whole = fidelity(plain, "mid", ALL)
-    some = fidelity(plain, "mid", Asked(tokens=300, model=TINY))
+    whole = fidelity(plain, "mid", **ALL)
+    some = fidelity(plain, "mid", tokens="300", model=TINY)
     value = whole.filter(pl.col("measure") == "l0")["value"][0]
     row = some.row(by_predicate=pl.col("measure") == "l0", named=True)
     assert 200 < row["tokens"] < 450 < whole["tokens"].max()
     assert row["low"] < value < row["high"]
-    one = fidelity(plain, "mid", Asked(tokens=None, model=TINY, shards=("000001",)))
+    one = fidelity(plain, "mid", tokens="all", model=TINY, shards=("000001",))
     assert one["tokens"].max() == plain.token_shard("mid", "000001").stored.sum()
 
 
@@ -250,7 +250,7 @@ def test_a_transcoder_is_compared_with_what_is_at_its_target(tmp_path):
     config.pop("apply_b_dec_to_input", None)
     path.write_text(json.dumps(config))
     store = extracted(run)
-    table = fidelity(store, "mid", ALL)
+    table = fidelity(store, "mid", **ALL)
     module, weights = tiny_lm().eval(), store.site_weights("mid")[0]
     sse = rows = 0
     with torch.no_grad():
@@ -288,7 +288,7 @@ def test_files_that_are_gone_or_changed_are_refused(capsys, tmp_path, plain):
     assert "--tokens 0" in refused(capsys, root, "--model", TINY, "--tokens", "0")
     assert "no committed shard 'x'" in refused(capsys, root, "--model", TINY, "--shard", "x")
     moved = shutil.copytree(sae, tmp_path / "moved")
-    assert fidelity(plain, "mid", Asked(tokens=100, model=TINY, sae=str(moved))).height == len(MEASURES)
+    assert fidelity(plain, "mid", tokens="100", model=TINY, sae=str(moved)).height == len(MEASURES)
 
 
 def test_a_synthetic_site_is_refused(capsys, tmp_path):
@@ -322,10 +322,10 @@ def test_a_job_takes_the_gpu_that_there_is_and_on_a_cluster_the_passs_device(pla
 
 def with_tasks(store, tasks):
     """The bytes of the shards' sums, measured anew with these tasks."""
-    fidelity(store, "mid", ALL)
+    fidelity(store, "mid", **ALL)
     for name in ("fidelity_shards", "fidelity_means"):
         store.write_table("mid", name, store.scan_table("mid", name).collect().head(0))
-    fidelity(store, "mid", ALL, tasks)
+    fidelity(store, "mid", tasks, **ALL)
     return store.layout.table("mid", "fidelity_shards").read_bytes()
 
 

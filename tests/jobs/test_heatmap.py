@@ -25,7 +25,7 @@ from jobs.figures.style import STYLE
 from jobs.tables.rank import window
 from jobs.tables.stats import stats
 from jobs.views import context_matrix
-from jobs.views.heatmap import Asked, cluster_contexts, heatmap, selected
+from jobs.views.heatmap import cluster_contexts, heatmap, selected
 from pipeline.statistics.pooling import POOLINGS
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -58,7 +58,7 @@ def brute(built, features, pool):
 @pytest.mark.parametrize("pool", POOLINGS)
 def test_activations_are_pooled_over_the_counted_rows_of_a_context(made, pool):
     built, store = made
-    table = selected(store, "site", Asked(features="3,1,7:10"), pool)
+    table = selected(store, "site", pool, features="3,1,7:10")
     assert features_of(table) == ["3", "1", "7", "8", "9"]
     expected = brute(built, [3, 1, 7, 8, 9], pool)
     result = matrix_of(table)
@@ -70,8 +70,8 @@ def test_activations_are_pooled_over_the_counted_rows_of_a_context(made, pool):
 
 def test_a_ranking_a_label_and_the_strongest_contexts_choose(made):
     built, store = made
-    requested = Asked(ranking="frequency:2:8", where=["party=red"], top=4, contexts="0:40")
-    table = selected(store, "site", requested, "sum")
+    requested = {"ranking": "frequency:2:8", "where": ["party=red"], "top": 4, "contexts": "0:40"}
+    table = selected(store, "site", "sum", **requested)
     ranked = window(store, "site", "frequency", 2, 8)["feature"].to_list()
     assert features_of(table) == [str(feature) for feature in ranked]
     assert table["party"].to_list() == ["red"] * 4
@@ -133,7 +133,7 @@ def test_borders_stand_between_the_clusters_and_names_next_to_them(made):
 def test_too_few_contexts_to_cluster_is_said_and_they_are_drawn(made, tmp_path, capsys, monkeypatch):
     _, store = made
     monkeypatch.setattr("jobs.views.heatmap.FIGURES", {"": draw_clustered, "-plain": draw_plain})
-    heatmap(store, "site", Asked(features="1,2", contexts="0:4"), tmp_path / "few.svg")
+    heatmap(store, "site", tmp_path / "few.svg", features="1,2", contexts="0:4")
     assert "4 contexts are too few to cluster" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "few.svg").read_text() == (tmp_path / "few-plain.svg").read_text()
 
@@ -141,12 +141,12 @@ def test_too_few_contexts_to_cluster_is_said_and_they_are_drawn(made, tmp_path, 
 def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
     _, store = made
     columns = [
-        selected(store, "site", requested, "max").columns
+        selected(store, "site", "max", **requested).columns
         for requested in (
-            Asked(ranking="n_active:0:5"),
-            Asked(ranking="top:5:n_active"),
-            Asked(features="n_active:0:5"),
-            Asked(features="top:5:n_active"),
+            {"ranking": "n_active:0:5"},
+            {"ranking": "top:5:n_active"},
+            {"features": "n_active:0:5"},
+            {"features": "top:5:n_active"},
         )
     ]
     assert columns[1:] == columns[:1] * 3
@@ -155,22 +155,22 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
 @pytest.mark.parametrize(
     ("requested", "message"),
     [
-        (Asked(), "--features 1,2,3 or --ranking"),
-        (Asked(features="1", ranking="frequency:0:5"), "not two of them"),
-        (Asked(features="1,x"), "'x' is neither a number"),
-        (Asked(features="5:5"), "an empty range"),
-        (Asked(features=f"1:{D_SAE + 1}"), f"there are 0 to {D_SAE - 1}"),
-        (Asked(ranking="frequency"), "not COLUMN:START:STOP"),
-        (Asked(ranking="frequencies:0:5"), "did you mean 'frequency'"),
-        (Asked(features="1", contexts="100000"), "--contexts '100000'"),
-        (Asked(features="1", where=["nation=x"]), "has no label 'nation'"),
-        (Asked(features="1", pool="median"), "last, mean, max, sum"),
-        (Asked(features="1", where=["party=red", "party=blue"]), "no document has .* at once"),
+        ({}, "--features 1,2,3 or --ranking"),
+        ({"features": "1", "ranking": "frequency:0:5"}, "not two of them"),
+        ({"features": "1,x"}, "'x' is neither a number"),
+        ({"features": "5:5"}, "an empty range"),
+        ({"features": f"1:{D_SAE + 1}"}, f"there are 0 to {D_SAE - 1}"),
+        ({"ranking": "frequency"}, "not COLUMN:START:STOP"),
+        ({"ranking": "frequencies:0:5"}, "did you mean 'frequency'"),
+        ({"features": "1", "contexts": "100000"}, "--contexts '100000'"),
+        ({"features": "1", "where": ["nation=x"]}, "has no label 'nation'"),
+        ({"features": "1", "pool": "median"}, "last, mean, max, sum"),
+        ({"features": "1", "where": ["party=red", "party=blue"]}, "no document has .* at once"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(made, tmp_path, requested, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        heatmap(made[1], "site", requested, tmp_path / "h.png")
+        heatmap(made[1], "site", tmp_path / "h.png", **requested)
     assert not list(tmp_path.iterdir())
 
 
@@ -178,11 +178,11 @@ def test_more_contexts_or_features_than_a_picture_shows_are_refused(made, tmp_pa
     monkeypatch.setattr("jobs.views.heatmap.MOST_CONTEXTS", 10)
     monkeypatch.setattr("jobs.views.heatmap.MOST_FEATURES", 5)
     with pytest.raises(InputError, match="give --top N"):
-        heatmap(made[1], "site", Asked(features="1"), tmp_path / "h.png")
+        heatmap(made[1], "site", tmp_path / "h.png", features="1")
     with pytest.raises(InputError, match="5 at most"):
-        heatmap(made[1], "site", Asked(features="0:6"), tmp_path / "h.png")
+        heatmap(made[1], "site", tmp_path / "h.png", features="0:6")
     with pytest.raises(InputError, match=r"must end with \.png or \.svg"):
-        heatmap(made[1], "site", Asked(features="0:6"), tmp_path / "h.pdf")
+        heatmap(made[1], "site", tmp_path / "h.pdf", features="0:6")
 
 
 def test_sparsity_of_nothing_is_all_zeros():
@@ -208,16 +208,16 @@ def test_the_figures_speak_the_language_that_is_chosen_whatever_fonts_are_there(
     made, tmp_path, monkeypatch, one_figure, language, title
 ):
     monkeypatch.setattr(fonts, "font_files", lambda: [str(hangul_font(tmp_path))])
-    heatmap(made[1], "site", Asked(features="1,2", language=language), tmp_path / "h.svg")
+    heatmap(made[1], "site", tmp_path / "h.svg", features="1,2", language=language)
     assert f">{title}<" in (tmp_path / "h.svg").read_text(encoding="utf-8")
 
 
 def test_a_language_that_no_font_can_write_or_that_is_not_known_is_refused(made, tmp_path, monkeypatch):
     monkeypatch.setattr(fonts, "font_files", list)
     with pytest.raises(InputError, match=r"--language ko needs a font with Hangul, .* fonts-nanum"):
-        heatmap(made[1], "site", Asked(features="1,2", language="ko"), tmp_path / "h.svg")
+        heatmap(made[1], "site", tmp_path / "h.svg", features="1,2", language="ko")
     with pytest.raises(InputError, match="--language 'kr' is not one of en, ko, both"):
-        heatmap(made[1], "site", Asked(features="1,2", language="kr"), tmp_path / "h.svg")
+        heatmap(made[1], "site", tmp_path / "h.svg", features="1,2", language="kr")
     assert not list(tmp_path.iterdir())
 
 
@@ -235,6 +235,6 @@ def test_a_label_may_be_called_cluster_or_a_number(made, monkeypatch):
     monkeypatch.setattr("jobs.views.heatmap.all_contexts", lambda *_: contexts)
     labels = {"3": "Int64", "cluster": "String"}
     monkeypatch.setattr(store, "lake", store.lake.model_copy(update={"label_columns": labels}))
-    table = selected(store, "site", Asked(features="3,1"), "max")
+    table = selected(store, "site", "max", features="3,1")
     assert features_of(table) == ["3", "1"]
     assert table["cluster_label"].to_list() == contexts["cluster"].to_list()

@@ -17,10 +17,9 @@ from scipy.special import expit
 from scipy.stats import pearsonr
 
 from jobs import cli
-from jobs.studies.digits.steer import Asked as Steered
 from jobs.studies.digits.steer import steer
 from jobs.tables.feature_images import decoders_of, images
-from jobs.tables.importance import Asked, importance, top_features
+from jobs.tables.importance import importance, top_features
 from pipeline.models.loaders.image_decoder import read_decoder
 from pipeline.statistics.evaluation import importance as statistic
 from pipeline.tasks import Processes
@@ -149,7 +148,7 @@ def test_any_number_of_workers_gives_the_same_bits(store):
 
 
 def test_without_a_penalty_the_error_alone_counts(store):
-    table = importance(store, "rho0.1", Asked(penalty=0.0))
+    table = importance(store, "rho0.1", penalty=0.0)
     classes = store.scan_table("rho0.1", "importance_classes").collect()
     assert (
         classes["loss"].to_list()
@@ -227,13 +226,13 @@ def test_a_classifier_trained_anew_in_its_place_is_refused(store, tmp_path):
     try:
         save_file({name: array + 1 for name, array in weights.items()}, path / "image_decoder.safetensors")
         with pytest.raises(InputError, match="is not the one that config"):
-            steer(store, site, Steered(["3=1"]))
+            steer(store, site, ["3=1"])
         config = json.loads((path / "config.json").read_text())
         config["image_decoder_sha256"] = sha256((path / "image_decoder.safetensors").read_bytes()).hexdigest()
         (path / "config.json").write_text(json.dumps(config))
         with pytest.raises(InputError, match="is not the model that the pass was made with"):
-            steer(store, site, Steered(["3=1"]))
-        result = steer(store, site, Steered(["3=1"], model=str(before)))
+            steer(store, site, ["3=1"])
+        result = steer(store, site, ["3=1"], model=str(before))
         assert result.pixels[1].shape == (64,)
     finally:
         shutil.copytree(before, path, dirs_exist_ok=True)
@@ -241,7 +240,7 @@ def test_a_classifier_trained_anew_in_its_place_is_refused(store, tmp_path):
 
 def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
     site, rows = "rho0.1", Dense(store, "rho0.1")
-    result = steer(store, site, Steered(["3=2.5", "4=+1", "5=*0"], row=7, out=tmp_path / "a.png"))
+    result = steer(store, site, ["3=2.5", "4=+1", "5=*0"], row=7, out=tmp_path / "a.png")
     expected = rows.activations[7].copy()
     expected[3], expected[4], expected[5] = 2.5, expected[4] + 1, 0
     np.testing.assert_allclose(result.activations[0], rows.activations[7])
@@ -252,9 +251,9 @@ def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
     assert result.probabilities[1].sum() == pytest.approx(1)
     assert (tmp_path / "a.png").stat().st_size > 5_000
     assert "before: " in capsys.readouterr().out
-    alone = steer(store, site, Steered(["3=2.5"], row=7, only=True))
+    alone = steer(store, site, ["3=2.5"], row=7, only=True)
     assert np.flatnonzero(alone.activations[1]).tolist() == [3]
-    nothing = steer(store, site, Steered(["3=0"]))
+    nothing = steer(store, site, ["3=0"])
     np.testing.assert_allclose(nothing.values[1], rows.b_dec)
 
 
@@ -296,7 +295,7 @@ def test_where_nothing_can_be_drawn_is_reported_before_the_work(store, tmp_path,
     (tmp_path / "folder.png").mkdir()
     monkeypatch.setattr("jobs.studies.digits.steer.decoders_of", None)  # fails where it is called
     with pytest.raises(InputError, match=message):
-        steer(store, "rho0.1", Steered(["3=1"], out=tmp_path / out))
+        steer(store, "rho0.1", ["3=1"], out=tmp_path / out)
 
 
 def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_there(tmp_path, capsys):
@@ -311,7 +310,7 @@ def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_ther
         "b_dec": np.zeros(4, np.float32),
     }
     write_site_weights(built.layout, "p", built.plan.sites[0], weights, {})
-    table = importance(opened, "site", Asked(label="party"))
+    table = importance(opened, "site", label="party")
     assert "has no x" in " ".join(capsys.readouterr().out.split())
     message = opened.scan_table("site", "importance_classes").collect()
     stored = built.tokens.filter(pl.col("token") != 0)

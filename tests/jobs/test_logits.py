@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from scipy.special import log_softmax
 
 from jobs import cli
-from jobs.evaluation.logits import LOGITS, LOGITS_HISTOGRAM, Asked, evenly, logits, of_random
+from jobs.evaluation.logits import LOGITS, LOGITS_HISTOGRAM, evenly, logits, of_random
 from jobs.figures.fidelity import draw_fidelity
 from jobs.figures.logits import draw_logit_entropy, draw_logit_max_probability
 from jobs.figures.plots import render
@@ -68,7 +68,7 @@ def by_hand(store, folder, site):
 @pytest.mark.parametrize("site", ["stream", "mlp", "module"])
 def test_entropy_probability_and_tokens_are_those_of_the_formula(lake, site):
     store, folder = lake
-    table = logits(store, site, Asked(k=7))
+    table = logits(store, site, k=7)
     values, effects = by_hand(store, folder, site)
     assert values.std(axis=0).mean() > 0.1  # features differ, b_dec is not all there is
     log_p = log_softmax(values, axis=1)
@@ -128,7 +128,7 @@ def test_random_directions_are_spread_over_the_features():
 
 def test_histograms_count_every_feature_and_direction(lake):
     store, _ = lake
-    table = logits(store, "stream", Asked(random=30))
+    table = logits(store, "stream", random=30)
     drawn = store.scan_table("stream", "logits_random").collect()
     histogram = store.scan_table("stream", "logits_histogram").collect()
     assert drawn["direction"].to_list() == list(range(30))
@@ -171,7 +171,7 @@ def test_what_has_no_logits_is_refused(capsys, lake, tmp_path):
     line = refused(capsys, plain.layout.root, "--model", "tests.kit:tiny_lm")
     assert "the model has no unembedding that could be found" in line
     moved = shutil.copytree(folder / "model", tmp_path / "moved")
-    assert logits(store, "stream", Asked(model=str(moved))).height == 40
+    assert logits(store, "stream", model=str(moved)).height == 40
 
 
 def test_vectors_of_another_width_are_refused(lake):
@@ -179,7 +179,7 @@ def test_vectors_of_another_width_are_refused(lake):
     from jobs.evaluation.logits import use_for_logits
 
     with pytest.raises(InputError, match="vectors of 5 are none of the residual stream, which is 16 wide"):
-        direct_logits.vocabulary_of(use_for_logits(store, "stream", Asked()), 5)
+        direct_logits.vocabulary_of(use_for_logits(store, "stream", "cpu"), 5)
 
 
 def svg(figure):
@@ -188,7 +188,7 @@ def svg(figure):
 
 def test_figures_say_what_they_show(lake):
     store, _ = lake
-    logits(store, "stream", Asked(random=30))
+    logits(store, "stream", random=30)
     histogram = store.scan_table("stream", "logits_histogram").collect()
     with rc_context(STYLE):
         for draw in (draw_logit_entropy, draw_logit_max_probability):

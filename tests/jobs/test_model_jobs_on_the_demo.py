@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.evaluation.fidelity import Asked, fidelity
-from jobs.evaluation.logits import Asked as AskedLogits
+from jobs.evaluation.fidelity import fidelity
 from jobs.evaluation.logits import logits
 from jobs.studies.demo.model import FOLDER_NAME, cache_root
 from schemas.run.file import parse_run_file
@@ -60,7 +59,7 @@ def contexts(store):
 
 
 def test_logits_are_transformers_own_on_the_demo(store, model):
-    table = logits(store, "l9", AskedLogits(random=64))
+    table = logits(store, "l9", random=64)
     features = np.arange(0, table.height, 97)
     weights = store.site_weights("l9")[0]
     dense = np.concatenate([store.csr("l9", r.name).toarray() for r in store.committed("l9")])
@@ -78,7 +77,7 @@ def test_logits_are_transformers_own_on_the_demo(store, model):
 
 
 def test_fidelity_is_that_of_transformers_and_sae_lens(store, model):
-    table = fidelity(store, "l9", Asked(tokens=None))
+    table = fidelity(store, "l9", tokens="all")
     result = dict(table.select("measure", "value").iter_rows())
     sae = reference(DATA / "smollm2-135m-l9")
     assert table["tokens"].max() == sum(int(kept.sum()) for _, kept in contexts(store))

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.lake import status as module
 from jobs.lake.pass_status import DEAD_AFTER_S, last_run, read_status
-from jobs.lake.status import status, watch
+from jobs.lake.status import status, watch_passes
 from pipeline.monitor.events import read_events
 from pipeline.monitor.prediction import predict, sample, write_prediction
 from pipeline.store import FeatureStore
@@ -180,7 +180,7 @@ def test_watching_ends_when_all_is_committed(store, capsys, monkeypatch):
     kept = {name: open_store.layout.commit("mid", name) for name in [r.name for r in store.shards[3:]]}
     receipts = store.pass_receipts("mid") if store._receipts else {}
     monkeypatch.setattr(module.time, "sleep", lambda seconds: commit_all(store, kept, receipts))
-    watch(str(store.layout.root))
+    watch_passes(str(store.layout.root))
     assert capsys.readouterr().out.count("pass mid:") == 2
 
 

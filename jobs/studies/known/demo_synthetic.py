@@ -14,10 +14,10 @@ from rich.panel import Panel
 
 from jobs.figures.plots import plots
 from jobs.lake.run import run
-from jobs.studies.demo.demo import write_once
 from jobs.studies.known.make_dictionary import TRUTH_FILE, make_dictionary, sae_name
 from jobs.studies.known.truth import truth
 from jobs.terminal.console import console, say
+from jobs.terminal.outputs import write_once
 from pipeline.store import FeatureStore
 from pipeline.synthetic.dictionary.sae import SaeOptions
 from schemas.run.file import parse_run_file

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 
 from jobs.terminal.console import say
@@ -15,9 +17,30 @@ from pipeline.store.objects.verbs import write_atomic
 from pipeline.synthetic.dictionary.sae import SaeOptions, write_dictionary_sae
 from pipeline.synthetic.dictionary.truth import KnownTruth, truth_of, write_truth
 from schemas.errors import InputError
-from schemas.run.file import Corpus
+from schemas.run.file import Corpus, RunFile
 
 TRUTH_FILE = "truth.npz"
+
+
+def command(
+    run_file: RunFile,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the truth and the SAEs.")],
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(help="Standard deviation of noise on an SAE's weights; may be repeated.", min=0),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="SAEs' thresholds, as a share of each feature's mean; 0: ReLU.", min=0)
+    ] = 0.5,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle/--no-shuffle", help="Put an SAE's features in a random order.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of noise and order.", min=0)] = 0,
+) -> None:
+    """Make the dictionary of the run file's corpus, with an SAE for each level of noise."""
+    make_dictionary(
+        run_file.corpus, out, [SaeOptions(level, threshold, shuffle, seed) for level in noise or [0.0]]
+    )
 
 
 def make_dictionary(corpus: Corpus, out: Path, made: Sequence[SaeOptions]) -> KnownTruth:

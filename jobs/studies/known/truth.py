@@ -11,9 +11,10 @@ import time
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
+import typer
 from rich.markup import escape
 
 from jobs.figures import FIGURES
@@ -37,7 +38,8 @@ from jobs.terminal.console import console, say
 from jobs.terminal.progress import track
 from pipeline.store import FeatureStore
 from pipeline.store.derived.profile import Tokens
-from pipeline.synthetic.dictionary.truth import KnownTruth
+from pipeline.store.objects.paths import store_path
+from pipeline.synthetic.dictionary.truth import KnownTruth, read_truth
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath
@@ -53,6 +55,22 @@ SCHEMAS = {
     "truth_cosines": TRUTH_COSINES,
 }
 """The tables that are written."""
+
+
+def command(
+    store: FeatureStore,
+    sites: list[str],
+    path: Annotated[
+        str, typer.Option("--truth", metavar="FILE.npz", help="The truth, which `make-dictionary` writes.")
+    ],
+    least: Annotated[
+        float,
+        typer.Option(help="Share of its rows in which a feature's parent must be active to be found."),
+    ] = 1.0,
+    tasks: Tasks | None = None,
+) -> None:
+    """Compare the sites with the truth in a file."""
+    truth(store, sites, read_truth(store_path(path)), tasks, least=least)
 
 
 def truth(

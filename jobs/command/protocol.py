@@ -1,0 +1,164 @@
+"""How a job becomes a command: its parameters are the options, and some of them are filled here.
+
+A job is a function that `jobs.command.registry` names. A parameter that is annotated with a `typer.Option` or
+`typer.Argument` is an option or argument of the command, declared nowhere else. These are filled:
+
+    store: FeatureStore       opened; the command takes STORE
+    root: str                 the store's folder or URL, not opened; the command takes STORE
+    run_file: RunFile         of a job without a store: read; the command takes RUN.yaml. With a store: the
+                              run file that was given as STORE, or None
+    site: str                 each site in turn; the command takes --site
+    site: OneSite             the one site that --site names, or that there is
+    sites: list[str]          all of them at once
+    tasks: Tasks | None       the command takes --workers and --address. Of a job with an option `device`
+                              they run the model of the site's pass, and `device` is resolved for them
+
+A job that returns False ends the command with exit code 1. So a job reads the same to a command, to `run`
+(`jobs.lake.derive`) and to a program that imports it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+from typer.models import ArgumentInfo, OptionInfo
+
+from jobs.command.options import (
+    Address,
+    ModelWorkers,
+    OneSite,
+    RunPath,
+    SiteName,
+    StoreText,
+    Workers,
+    input_error,
+    one_site,
+    open_store,
+    read_run_file,
+    root_of,
+    sites_of,
+)
+
+if TYPE_CHECKING:
+    from pipeline.store import FeatureStore
+
+Given = dict[str, Any]
+
+
+def command_of(job: Callable[..., object]) -> Callable[..., None]:
+    """The function that typer calls, with the job's options and what stands for its filled parameters."""
+    hints = get_type_hints(job, include_extras=True)
+    parameters = inspect.signature(job).parameters
+    kinds = {name: _typer_kind(hints[name]) for name in parameters}
+    own = [
+        inspect.Parameter(p.name, p.KEYWORD_ONLY, default=p.default, annotation=hints[p.name])
+        for p in parameters.values()
+        if kinds[p.name]
+    ]
+    filled = {name: hints[name] for name, kind in kinds.items() if kind is None}
+    runs_model = "device" in parameters and "tasks" in filled
+    reads_run_file = "run_file" in filled and "store" not in filled
+    typed = [
+        *([_option("store", StoreText, required=True)] if filled.keys() & {"store", "root"} else []),
+        *([_option("path", RunPath, required=True)] if reads_run_file else []),
+        *(p for p in own if kinds[p.name] is ArgumentInfo),
+        *([_option("site", SiteName)] if filled.keys() & {"site", "sites"} else []),
+        *(p for p in own if kinds[p.name] is OptionInfo),
+        *([_option("workers", ModelWorkers if runs_model else Workers)] if "tasks" in filled else []),
+        *([_option("address", Address)] if "tasks" in filled else []),
+    ]
+
+    def command(**given: Any) -> None:
+        _check_numbers(given)
+        if _call(job, filled, given, runs_model=runs_model) is False:
+            raise typer.Exit(1)
+
+    command.__signature__ = inspect.Signature(typed)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in typed}
+    return command
+
+
+def _typer_kind(annotation: Any) -> type | None:
+    """ArgumentInfo or OptionInfo; None of a parameter that is none of the command's."""
+    marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((type(mark) for mark in marks if isinstance(mark, ArgumentInfo | OptionInfo)), None)
+
+
+def _option(name: str, annotation: Any, *, required: bool = False) -> inspect.Parameter:
+    default = inspect.Parameter.empty if required else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model: bool) -> object:
+    """Open what the job takes and call it, for each site where it takes one; else the result."""
+    if "store" not in filled:
+        if "root" in filled:
+            given["root"] = root_of(given.pop("store"))
+        if "run_file" in filled:
+            given["run_file"] = read_run_file(given.pop("path"))
+        return job(**given)
+    store, run_file = open_store(given.pop("store"))
+    given["store"] = store
+    if "run_file" in filled:
+        given["run_file"] = run_file
+    if runs_model:
+        _call_with_model(job, store, given)
+        return None
+    chosen = _sites(store, filled, given)
+    with _tasks(store, filled, given):
+        for site in chosen:
+            job(**given, **site)
+    return None
+
+
+def _sites(store: FeatureStore, filled: Given, given: Given) -> list[Given]:
+    """What each call is given for the option --site."""
+    if filled.get("site") == OneSite:
+        return [{"site": one_site(store, given.pop("site"))}]
+    if "site" in filled:
+        return [{"site": name} for name in sites_of(store, given.pop("site"))]
+    if "sites" in filled:
+        return [{"sites": sites_of(store, given.pop("site"))}]
+    return [{}]
+
+
+@contextmanager
+def _tasks(store: FeatureStore, filled: Given, given: Given) -> Iterator[None]:
+    """The tasks of all calls."""
+    if "tasks" not in filled:
+        yield
+        return
+    from jobs.command.tasks import choose_tasks
+
+    with choose_tasks(store, given.pop("workers"), given.pop("address")) as given["tasks"]:
+        yield
+
+
+def _call_with_model(job: Callable[..., object], store: FeatureStore, given: Given) -> None:
+    """Call the job for each site, in tasks that run the model of its pass."""
+    from jobs.command.tasks import choose_model_tasks, device_for
+
+    workers, address, device = given.pop("workers"), given.pop("address"), given.pop("device")
+    for site in sites_of(store, given.pop("site")):
+        plan = store.plans[store.site(site).pass_name]
+        on = device_for(plan, device, address)
+        with choose_model_tasks(store, plan, on, workers, address) as tasks:
+            job(**given, site=site, tasks=tasks, device=on)
+
+
+def _check_numbers(given: Given) -> None:
+    """Whole numbers have 64 bits, others are finite, whatever a job makes of them."""
+    for name, value in given.items():
+        for number in value if isinstance(value, list | tuple) else (value,):
+            option = name.replace("_", "-")
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise input_error(
+                    f"{option} is a number of {number.bit_length():,} bits: give one of at most 64"
+                )
+            if isinstance(number, float) and not math.isfinite(number):
+                raise input_error(f"{option} is {number}: give a finite number")
