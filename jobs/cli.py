@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
 from jobs.command.exits import run_app
-from jobs.command.options import SiteName, StoreText, one_site, open_store
 from jobs.command.protocol import command_of
 from jobs.command.registry import EXPORTS, GROUPS, Command
 
@@ -47,24 +45,6 @@ _add(exports, EXPORTS)
 for group, commands in GROUPS.items():
     _add(app, commands, group)
 app.add_typer(exports, name="export", rich_help_panel="Look")
-
-
-@app.command(rich_help_panel="Look")
-def neighbours(
-    store: StoreText,
-    feature: Annotated[int, typer.Argument(help="Number of the feature.")],
-    site: SiteName = None,
-    by: Annotated[str, typer.Option(help="jaccard, npmi, phi, conditional or cosine.")] = "jaccard",
-    k: Annotated[int, typer.Option("-k", help="How many, as far as the table goes.", min=1)] = 20,
-    figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw them as a graph: .png or .svg.")
-    ] = None,
-) -> None:
-    """The neighbours of one feature, from the stored table, and their graph."""
-    from jobs.views.neighbours import neighbours as job
-
-    opened, _ = open_store(store)
-    job(opened, one_site(opened, site), feature, by=by, k=k, figure=figure)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.command.options import FeatureNumber, OneSite
 from jobs.tables.pairs.association import MEASURES
 from jobs.terminal.console import console, say
 from jobs.terminal.outputs import require_file, write_file
@@ -26,12 +28,14 @@ KINDS = ("png", "svg")
 
 def neighbours(
     store: FeatureStore,
-    site: str,
-    feature: int,
+    site: OneSite,
+    feature: FeatureNumber,
     *,
-    by: str = "jaccard",
-    k: int = 20,
-    figure: Path | None = None,
+    by: Annotated[str, typer.Option(help="jaccard, npmi, phi, conditional or cosine.")] = "jaccard",
+    k: Annotated[int, typer.Option("-k", help="How many, as far as the table goes.", min=1)] = 20,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw them as a graph: .png or .svg.")
+    ] = None,
 ) -> pl.DataFrame:
     """Print the first `k` neighbours of a feature by one of ORDERS; draw them to `figure`; return them.
 

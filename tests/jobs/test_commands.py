@@ -43,6 +43,10 @@ class TestFeature(CommandConformance):
     command, arguments = "feature", ("3",)
 
 
+class TestNeighbours(CommandConformance):
+    command, arguments = "neighbours", ("3",)
+
+
 class TestPlots(CommandConformance):
     command = "plots"
 
