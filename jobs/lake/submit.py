@@ -46,23 +46,28 @@ def command(
 
 
 def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequence[str] = ()) -> int:
-    """Submit `python -m jobs run RUN.yaml OPTIONS…` with `working_dir` as its folder; the driver's exit code.
+    """Submit `latentlake run RUN.yaml OPTIONS…` with `working_dir` as its folder; the driver's exit code.
 
+    A folder that holds latentlake's packages, as a checkout does, runs those: `python -m jobs run …`.
     An interrupt leaves the job running. Raises InputError for a run file that the cluster could not use, and
     for a cluster that does not answer.
     """
     run, inside = load_run_file(path), _inside(path, working_dir)
     _check_root(run)
-    from pipeline.executors.on_ray.package import check_package
+    from pipeline.executors.on_ray.package import check_package, has_own_jobs, hiding_packages
     from pipeline.executors.on_ray.submission import JobServer
 
     folder = working_dir.resolve()
-    files, n_bytes = check_package(folder)
+    left_out = hiding_packages(folder)
+    for package in left_out:
+        say(f"[yellow]note[/]: {package}/ is not uploaded, for it would hide latentlake's own package there")
+    files, n_bytes = check_package(folder, left_out)
     server = JobServer(address)
-    entrypoint = shlex.join(["python", "-m", "jobs", "run", inside, *options])
+    program = ["python", "-m", "jobs"] if has_own_jobs(folder) else ["latentlake"]
+    entrypoint = shlex.join([*program, "run", inside, *options])
     metadata = {"latentlake": __version__, "run_file": inside, "store": run.store.root}
     say(f"uploading {several(files, 'file')} of {escape(str(folder))}, {size(n_bytes)} before compression")
-    job = server.submit(entrypoint, folder, _name(run, path), metadata)
+    job = server.submit(entrypoint, folder, left_out, _name(run, path), metadata)
     say(f"[bold]submitted[/] {escape(job)}: {escape(entrypoint)}")
     try:
         code = server.follow(job, _write)

@@ -19,7 +19,7 @@ import yaml
 
 from jobs.lake.run import run
 from jobs.lake.submit import submit
-from pipeline.executors.on_ray.package import check_package
+from pipeline.executors.on_ray.package import check_package, hiding_packages
 from pipeline.executors.on_ray.submission import JobServer
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -288,6 +288,36 @@ def test_a_link_to_keys_is_refused_and_examples_are_not(tmp_path):
     (project / "keys").symlink_to(keys)
     with pytest.raises(InputError, match=r"would be uploaded with keys, which hold keys or passwords"):
         check_package(project)
+
+
+def test_packages_that_would_hide_ours_are_not_uploaded(tmp_path, capsys):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/__init__.py").write_text("raise SystemExit(7)")
+    (tmp_path / "pipeline").mkdir()  # without Python it hides nothing
+    (tmp_path / "pipeline/notes.txt").touch()
+    run_yaml(tmp_path)
+    assert hiding_packages(tmp_path) == ["jobs"]
+    assert check_package(tmp_path, ["jobs"])[0] == check_package(tmp_path)[0] - 1
+    assert hiding_packages(ROOT) == []
+    with pytest.raises(InputError, match="no Ray dashboard answers"):
+        submit(tmp_path / "run.yaml", "http://127.0.0.1:1", tmp_path)
+    assert "note: jobs/ is not uploaded" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_submit_works_from_a_folder_with_packages_of_our_names(head, tmp_path, tmp_path_factory):
+    address, environment = head
+    for name in ("jobs", "pipeline", "schemas"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit(7)")
+    root = tmp_path_factory.mktemp("nowhere")
+    run_yaml(tmp_path, store={"root": str(root)}, corpus={"path": str(root / "no.parquet")})
+    process = start(tmp_path, address, environment)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, output + errors
+    assert ": latentlake run run.yaml" in output
+    assert f"latentlake: corpus.path '{root / 'no.parquet'}'" in output
 
 
 def test_more_files_than_anybody_uploads_are_refused(tmp_path, monkeypatch):

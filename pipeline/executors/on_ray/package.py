@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ray._private import ray_constants
@@ -28,15 +29,34 @@ SECRET = re.compile(
 TOKENS_OF = re.compile(r"(^|/)\.?(cache/)?huggingface/(token|stored_tokens)$")
 
 
-def check_package(folder: Path) -> tuple[int, int]:
-    """How many files would go up, and their bytes.
+OURS = {"jobs": "command/registry.py", "pipeline": "worker.py", "schemas": "records.py"}
+"""Our packages, each with a module that no other package of that name has."""
+
+
+def hiding_packages(folder: Path) -> list[str]:
+    """Packages of the folder that would hide latentlake's own on the cluster: it comes first there."""
+    return [
+        name
+        for name, module in OURS.items()
+        if (folder / name / "__init__.py").is_file() and not (folder / name / module).is_file()
+    ]
+
+
+def has_own_jobs(folder: Path) -> bool:
+    """Whether the folder holds latentlake's packages, of this or another version."""
+    return (folder / "jobs" / OURS["jobs"]).is_file()
+
+
+def check_package(folder: Path, left_out: Sequence[str] = ()) -> tuple[int, int]:
+    """How many files would go up, and their bytes, without the packages `left_out`.
 
     Raises InputError, naming them, where some hold keys or passwords by their names, or the names of what
     they are links to; and where there are more files or bytes than anybody wants to upload.
     """
     files = _Files(folder)
     ignores = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    packaging._dir_travel(folder, [], files.see, include_gitignore=ignores)  # noqa: SLF001 - as Ray does
+    excludes = [lambda path: path in {folder / name for name in left_out}]
+    packaging._dir_travel(folder, excludes, files.see, include_gitignore=ignores)  # noqa: SLF001 - as Ray does
     if files.secret:
         raise InputError(_refusal(folder, files.secret))
     return files.number, files.size

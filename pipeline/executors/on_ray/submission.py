@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,14 @@ class JobServer:
         with self._answers():
             self._client = JobSubmissionClient(address)
 
-    def submit(self, entrypoint: str, working_dir: Path, name: str, metadata: dict[str, str]) -> str:
-        """Upload `working_dir`, start `entrypoint` in it, as job `<name>-<n>`, n one more than the last."""
+    def submit(
+        self, entrypoint: str, working_dir: Path, left_out: Sequence[str], name: str, metadata: dict[str, str]
+    ) -> str:
+        """Upload `working_dir`, start `entrypoint` in it, as job `<name>-<n>`, n one more than the last.
+
+        `left_out`: folders of `working_dir` that are not uploaded.
+        """
+        excludes = [f"/{folder}" for folder in left_out]
         for attempt in range(TRIES):
             with self._answers():
                 job = f"{name}-{self._last_number(name) + 1 + attempt}"
@@ -54,7 +60,7 @@ class JobServer:
                     return self._client.submit_job(
                         entrypoint=entrypoint,
                         submission_id=job,
-                        runtime_env={"working_dir": str(working_dir)},
+                        runtime_env={"working_dir": str(working_dir), "excludes": excludes},
                         metadata=metadata,
                     )
                 except RuntimeError as error:  # somebody was quicker
