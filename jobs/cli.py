@@ -13,7 +13,7 @@ from jobs.command.protocol import command_of
 from jobs.command.registry import EXPORTS, GROUPS, Command
 
 
-class LateCommand(TyperCommand):
+class LazyCommand(TyperCommand):
     """A line of the help, which becomes the command itself when that is called."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -32,11 +32,11 @@ def _app(help_text: str | None = None) -> typer.Typer:
 def _add(to: typer.Typer, commands: Iterable[Command], group: str | None = None) -> None:
     for command in commands:
 
-        def late() -> None:
+        def stub() -> None:
             """Stands for a function that is not imported yet."""
 
-        late.command = command  # type: ignore[attr-defined]
-        to.command(command.name, cls=LateCommand, help=command.help, rich_help_panel=group)(late)
+        stub.command = command  # type: ignore[attr-defined]
+        to.command(command.name, cls=LazyCommand, help=command.help, rich_help_panel=group)(stub)
 
 
 app = _app("The feature lake for sparse autoencoders.")
