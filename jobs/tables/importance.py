@@ -148,9 +148,14 @@ def one_label(known: Sequence[str], asked: str | None) -> str:
         return str(asked)
     if asked is None and ("class" in known or len(known) == 1):
         return "class" if "class" in known else known[0]
+    if not known:
+        raise InputError(
+            "the store has no label columns: classes are the values of one (corpus.label_columns)"
+        )
     wrong = "" if asked is None else f", not {asked!r}"
     raise InputError(
-        f"the store has the label columns {', '.join(known) or '(none)'}{wrong}: choose one with --label"
+        f"the store has the label columns {', '.join(known)}{wrong}: choose one by `latentlake importance "
+        "--label COLUMN`"
     )
 
 
