@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from schemas.errors import InputError, PassingError
@@ -50,6 +52,23 @@ _IN_TEXT = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
 def file_of(error: BaseException, otherwise: object) -> object:
     """The file that the error itself names, else what it was about."""
     return getattr(error, "filename", None) or otherwise
+
+
+def forbidden(error: BaseException, folders: Iterable[Path]) -> InputError | None:
+    """The sentence where no permission is the cause of an error, or keeps us from listing one of the folders.
+
+    Libraries take a folder of their cache that they may not look into for one that has nothing.
+    """
+    if system_error(error) in FORBIDDEN:
+        return storage_failure(error, file_of(error, next(iter(folders))), "read")
+    for folder in folders:
+        try:
+            next(folder.iterdir(), None)
+        except PermissionError as refused:
+            return storage_failure(refused, folder, "read")
+        except OSError:
+            continue
+    return None
 
 
 def storage_failure(

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from jobs.lake.verify import verify
+from jobs.report.build import report
+from jobs.tables.profile import profile
+from jobs.views.top import top
 from pipeline.store.records.tokens import read_token_shard
+from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from schemas.values import RowSelection, TokenShard, Totals
 from tests.kit import dense_activations, tiny_lm
@@ -78,6 +82,21 @@ def test_the_store_verifies_and_the_site_says_what_it_reads(lake):
     verify(store)
     assert str(store.site("part").selection) == "positions [2, 9, 3], pooled by mean"
     assert store.site("last").selection == RowSelection(None, "last_token")
+
+
+def test_no_token_of_an_averaged_context_is_shown_as_the_one_that_fires(lake, tmp_path, capsys):
+    _, store = lake
+    shown = {}
+    for site in ("mean", "last"):
+        profile(store, site)
+        assert ("on one token" in capsys.readouterr().out) is (site == "last")
+        feature = store.scan_features(site).sort("n_active").last().collect()["feature"][0]
+        top(store, site, feature, k=3)
+        report(store, [site], OneProcess(), out=tmp_path / site, features=str(feature))
+        page = (tmp_path / site / f"sites/{site}/features/0/{feature}.html").read_text()
+        shown[site] = [capsys.readouterr().out.partition("report")[0], page]
+    for site, texts in shown.items():
+        assert ["position " in texts[0], "|" in texts[0], "<mark" in texts[1]] == [site == "last"] * 3
 
 
 def test_what_stands_for_a_whole_context_cannot_be_patched_at_a_token(lake):

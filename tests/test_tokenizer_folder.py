@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_a_tokenizer_s_own_code_never_runs_whatever_is_answered(
     with pytest.raises(InputError, match="is made by Python code of its own, which is never run"):
         load_tokenizer(str(folder))
     assert not (tmp_path / "was_run").exists()
+
+
+def test_a_file_that_a_tokenizer_names_is_never_opened(tmp_path: Path) -> None:
+    config = {"tokenizer_class": "LlamaTokenizerFast", "gguf_file": str(tmp_path / "any.gguf")}
+    folder = folder_of(tmp_path / "tokenizer", {CONFIG: config})
+    os.mkfifo(tmp_path / "any.gguf")  # who opens it waits
+    with pytest.raises(InputError, match="names a gguf_file, which may lie anywhere and is never opened"):
+        load_tokenizer(str(folder))
 
 
 def test_what_a_chat_template_writes_is_its_special_tokens_only_when_parsed(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
     libraries make of them; a pipe that is closed, as by `head`, with 141 and without a word.
     """
     warnings.showwarning = _warn
+    os.environ["MPLBACKEND"] = "agg"  # no screen is drawn on; a notebook names one that may be missing
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal's encoding lacks becomes a question mark
             stream.reconfigure(errors="replace")

@@ -30,7 +30,8 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
     not known. InputError for another table.
     """
     if not path.is_file() or path.suffix not in (".parquet", ".csv"):
-        raise InputError(f"--scores {str(path)!r} is not a .parquet or .csv file")
+        problem = "is not" if path.exists() else "does not exist: give"
+        raise InputError(f"--scores {path} {problem} a .parquet or .csv file")
     try:
         frame = _frame(path)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError, ValueError) as error:
@@ -65,10 +66,13 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
 def _frame(path: Path) -> pl.DataFrame:
     """The columns that are wanted of a file, as they are; ValueError where it has one of them twice."""
     if path.suffix == ".csv":
-        return pl.read_csv(path)
-    names = pq.read_schema(path).names
+        names = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False).row(0)
+    else:
+        names = pq.read_schema(path).names
     if twice := [name for name in SCORES if names.count(name) > 1]:
         raise ValueError(f"it has several columns {twice[0]!r}; rename all but one")
+    if path.suffix == ".csv":
+        return pl.read_csv(path)
     return pl.DataFrame(pq.read_table(path, columns=[name for name in names if names.count(name) == 1]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -16,6 +18,8 @@ LEVEL = 0.05
 SHOWN = 12
 OF_A_VALUE = 2
 """Features shown of one value, so that one that stands out does not fill the figure."""
+LEFT_TO_RIGHT = "\u200e"
+"""Without it a number would stand to the left of the Arabic or Hebrew before it."""
 LONGEST = 26
 """Characters of a value."""
 
@@ -84,7 +88,8 @@ def _dumbbells(axes: Axes, here: F64, elsewhere: F64) -> None:
 def _name(label: str, value: str, feature: int) -> str:
     """The text next to a line."""
     text = f"{_cut(label, LONGEST // 2)} {_cut(value, LONGEST)}"
-    return f"{legible(text)} · {feature}"
+    is_right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
+    return f"{legible(text)}{LEFT_TO_RIGHT if is_right_to_left else ''} · {feature}"
 
 
 def _cut(text: str, longest: int) -> str:

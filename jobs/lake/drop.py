@@ -15,10 +15,10 @@ from jobs.terminal.progress import size
 from pipeline.monitor.events import run_at_work
 from pipeline.store import FeatureStore
 from pipeline.store.objects.paths import store_path
-from pipeline.store.records.catalog import read_plans
+from pipeline.store.records.catalog import no_lake, read_plans
 from pipeline.store.records.commits import has_commits
 from pipeline.store.records.dropped import dropped_sites, live_sites
-from pipeline.store.records.tokens import require_lake
+from pipeline.store.records.tokens import read_lake
 from pipeline.store.upkeep.drop import (
     Piece,
     derived_pieces,
@@ -54,7 +54,8 @@ def drop(
     InputError while a run is at work on the pass, and without `yes` where there is no terminal to ask on.
     """
     layout = Layout(store_path(root))
-    require_lake(layout)
+    if read_lake(layout) is None:
+        raise no_lake(layout)
     catalog = _Catalog(layout, pass_name)
     if pass_name is not None and site is None and table is None:
         _drop_pass(catalog, pass_name, yes=yes)

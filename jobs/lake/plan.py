@@ -17,6 +17,7 @@ from pipeline.monitor.prediction import Prediction, Span, compared, write_predic
 from pipeline.plans.passes import by_pass
 from pipeline.plans.plan import resolve
 from pipeline.run import Extraction
+from pipeline.store.objects.local import TMPDIR_REMEDY, remedy_for_writes
 from pipeline.store.objects.paths import store_path
 from pipeline.store.records.commits import read_commits
 from pipeline.store.records.tokens import read_links
@@ -59,7 +60,11 @@ def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:
     from jobs.lake.probe import Probe
 
     assert run.store.pass_name is not None
-    with tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder, Meter("plan") as meter:
+    with (
+        tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder,
+        remedy_for_writes(TMPDIR_REMEDY),
+        Meter("plan") as meter,
+    ):
         prediction = Probe(run, Path(folder), seconds).predict(lambda what: _begin(meter, what))
     _show_prediction(prediction, run.store.pass_name)
     write_prediction(layout, run.store.pass_name, prediction)

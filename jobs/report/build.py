@@ -208,8 +208,9 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
     with counting(f"report {site}: contexts", wanted.height, "examples") as advance:
         for n in cut_windows(store, site, wanted, scratch, tasks):
             advance(n)
+    windows, averaged = tuple(window_files(scratch)), store.site(site).selection.pooling == "mean"
     work = Work(
-        scratch, tuple(window_files(scratch)), out, site, store.layout.vocabulary, d_sae, tables.missing(), {}
+        scratch, windows, out, site, store.layout.vocabulary, d_sae, tables.missing(), {}, averaged=averaged
     )
     names = {kind.name: kind.names for kind in kinds_of(tables, work)}
     return replace(work, cluster_names=names)

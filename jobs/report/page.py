@@ -87,7 +87,7 @@ def write(path: StorePath, data: bytes) -> int:
         write_atomic(path, data)
         return len(data)
     temporary = temporary_path(path)
-    with storage_errors(path):
+    with storage_errors(path, "give --out another place"):
         try:
             temporary.write_bytes(data)
             temporary.replace(path)

@@ -19,9 +19,13 @@ from pipeline.store.reading.windows import LABEL
 
 def example(work: Work, window: Mapping[str, Any], most: float) -> str:
     """One example: its activation, its strip, and where it stands."""
-    tokens = strip(*work.shown(window["token_ids"], window["values"], window["firing"]), most)
+    values, firing = window["values"], window["firing"]
+    if work.averaged:
+        values, firing = [0.0] * len(values), None
+    tokens = strip(*work.shown(window["token_ids"], values, firing), most)
     labels = [str(window[name]) for name in window if name.startswith(LABEL) and window[name] is not None]
-    where = f"context {window['context']}, position {window['position']}"
+    where = f"context {window['context']}"
+    where += "" if work.averaged else f", position {window['position']}"
     return (
         f"<li><span class=value>{number(window['activation'])}</span><p class=strip dir=auto>"
         f"{'' if window['from_start'] else '…'}{tokens}{'' if window['to_end'] else '…'}</p>"

@@ -35,6 +35,8 @@ class Work:
     """Tables that are not there, and the commands that make them."""
     cluster_names: Mapping[str, Sequence[str]]
     """Of each kind of feature clusters, what each cluster is called."""
+    averaged: bool = False
+    """Whether a row is the mean of a context, in which no token fires."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

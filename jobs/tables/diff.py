@@ -32,6 +32,7 @@ from pipeline.statistics.documents.clustered import (
 from pipeline.statistics.documents.comparison import SUPPORT, compare
 from pipeline.store import FeatureStore
 from pipeline.store.formats.parquet import write_frame
+from pipeline.store.objects.local import storage_errors
 from pipeline.store.records.tables import VERSION_KEY
 from pipeline.tasks import OneProcess, Tasks
 from schemas import __version__
@@ -105,7 +106,8 @@ def diff(
     if out is not None:
         about = {**_about(a, b, totals), "paired": is_paired, "support": SUPPORT, "latentlake": __version__}
         metadata = {DIFF_KEY: canonical_json(about).decode(), VERSION_KEY: str(FORMAT_VERSION)}
-        write_frame(out, table, metadata)
+        with storage_errors(out, "give --out another place"):
+            write_frame(out, table, metadata)
         say(f"All {table.height:,} features: [bold]{escape(str(out))}[/]")
     return table
 

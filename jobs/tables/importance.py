@@ -154,9 +154,14 @@ def one_label(known: Sequence[str], requested: str | None) -> str:
         return str(requested)
     if requested is None and ("class" in known or len(known) == 1):
         return "class" if "class" in known else known[0]
+    if not known:
+        raise InputError(
+            "the store has no label columns: classes are the values of one (corpus.label_columns)"
+        )
     wrong = "" if requested is None else f", not {requested!r}"
     raise InputError(
-        f"the store has the label columns {', '.join(known) or '(none)'}{wrong}: choose one with --label"
+        f"the store has the label columns {', '.join(known)}{wrong}: choose one by `latentlake importance "
+        "--label COLUMN`"
     )
 
 

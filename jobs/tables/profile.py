@@ -59,14 +59,18 @@ def profile(
         made["l0_thresholds"] = l0_thresholds(store, site, sorted(set(thresholds)), tasks, advance)
     for name, frame in made.items():
         store.write_table(site, name, frame)
-    say(f"[bold]profile[/] {site}: {_summary(made)} ({time.monotonic() - began:.1f} s)")
+    on_tokens = store.lake.inputs is None and store.site(site).selection.pooling != "mean"
+    say(f"[bold]profile[/] {site}: {_summary(made, on_tokens=on_tokens)} ({time.monotonic() - began:.1f} s)")
     for line in _left_out(store, made):
         say(f"[yellow]note[/]: {line}")
     return made["profile"]
 
 
-def _summary(made: dict[str, pl.DataFrame]) -> str:
-    """The summary: how wide intervals are, what a feature that never fired may be, how many differ."""
+def _summary(made: dict[str, pl.DataFrame], *, on_tokens: bool) -> str:
+    """The summary: how wide intervals are, what a feature that never fired may be, how many differ.
+
+    `on_tokens`: a row is that of a token, and not of an image, a vector or a whole context.
+    """
     table, labels = made["profile"], made["labels"]
     fired = table.filter(pl.col("top_token").is_not_null())
     summary = f"{fired.height:,} of {table.height:,} features fired"
@@ -76,8 +80,9 @@ def _summary(made: dict[str, pl.DataFrame]) -> str:
             f", the frequency of the others is below {dead[0]:.1e} by the rule of three over documents "
             f"(over rows it would be {rows:.1e}, but rows of a document are not independent)"
         )
-    single = fired.filter(pl.col("top_token_share") >= 0.9).height
-    summary += f"; {single:,} fire at least 90 % of the time on one token"
+    if on_tokens:
+        single = fired.filter(pl.col("top_token_share") >= 0.9).height
+        summary += f"; {single:,} fire at least 90 % of the time on one token"
     tested = labels.drop_nulls("p")
     for (name,), group in tested.group_by("label", maintain_order=True):
         different = group.filter(pl.col("q") <= LEVEL)

@@ -82,16 +82,20 @@ def activations_in(rows: U64, values: F32, first: int, n: int) -> F32:
     return activations
 
 
-def strips_of(store: FeatureStore, described: pl.DataFrame, rows: U64, values: F32) -> list[Strip]:
+def strips_of(
+    store: FeatureStore, described: pl.DataFrame, rows: U64, values: F32, *, averaged: bool = False
+) -> list[Strip]:
     """A strip of each of some rows, as `FeatureStore.contexts` or `describe_rows` returns them.
 
-    `rows` and `values` are those of the feature, as in `activations_in`.
+    `rows` and `values` are those of the feature, as in `activations_in`. `averaged`: the feature reads the
+    mean of a context, so it fires on none of its tokens.
     """
     columns = ("row", "position", "first_position", "token_ids")
     strips = []
     for row, position, first, ids in store.whole_characters(described).select(columns).iter_rows():
         near = activations_in(rows, values, row - position + first, len(ids))
-        strips.append(strip_of(store, ids, near, position - first))
+        firing = None if averaged else position - first
+        strips.append(strip_of(store, ids, np.zeros_like(near) if averaged else near, firing))
     return strips
 
 

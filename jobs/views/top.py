@@ -65,8 +65,9 @@ def top(
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
     strips, maximum = _strips(store, site, feature, contexts, maximum, known=not shaded and html is None)
-    heads = [heading(store, row) for row in contexts.iter_rows(named=True)]
+    heads = [heading(store, row, site) for row in contexts.iter_rows(named=True)]
     each = ", one of a document" if one_per_document else ""
+    each += ", each the mean of a context" if is_averaged(store, site) else ""
     title = f"feature {feature} of {site}"
     say(f"[bold]{title}[/]: its {contexts.height} strongest rows{each}{_compaction_note(store, site)}")
     for activation, head, strip in zip(contexts["activation"], heads, strips, strict=True):
@@ -96,14 +97,21 @@ def _strips(
         rows, values = by_row["row"].to_numpy(), by_row["activation"].to_numpy()
     else:
         rows, values = store.rows_of(site, feature)
-    return strips_of(store, contexts, rows, values), strongest_in([values]) if maximum is None else maximum
+    strips = strips_of(store, contexts, rows, values, averaged=is_averaged(store, site))
+    return strips, strongest_in([values]) if maximum is None else maximum
 
 
-def heading(store: FeatureStore, row: dict[str, Any]) -> str:
-    """Where a described row is: its labels, context and position."""
+def is_averaged(store: FeatureStore, site: str) -> bool:
+    """Whether the site's rows are means of contexts, which have no position."""
+    return store.site(site).selection.pooling == "mean"
+
+
+def heading(store: FeatureStore, row: dict[str, Any], site: str) -> str:
+    """Where a described row of a site is: its labels, context and position."""
     names = map(label_column, store.lake.label_columns)
     labels = [str(row[name]) for name in names if row.get(name) is not None]
-    place = f"context {row['context']}, position {row['position']}"
+    place = f"context {row['context']}"
+    place += "" if is_averaged(store, site) else f", position {row['position']}"
     return f"{', '.join(labels)} · {place}" if labels else place
 
 

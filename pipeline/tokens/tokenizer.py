@@ -278,10 +278,15 @@ def _as_before_version_7(folder: Path) -> LakeTokenizer:
 
 def _from_transformers(path: str) -> LakeTokenizer:
     from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, local_files_only=Path(path).is_dir(), trust_remote_code=False
-    )
+    is_local = Path(path).is_dir()
+    if get_tokenizer_config(path, local_files_only=is_local).get("gguf_file"):
+        raise InputError(
+            f"the tokenizer_config.json of {path!r} names a gguf_file, which may lie anywhere and is never "
+            "opened: set tokens.tokenizer to a folder with a tokenizer.json"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=is_local, trust_remote_code=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InputError(f"the tokenizer of {path!r} has no fast form (tokenizer.json); set tokens.tokenizer")

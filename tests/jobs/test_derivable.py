@@ -79,7 +79,7 @@ def test_plots_and_report_without_a_ranking_are_made_to_the_end(tmp_path, capsys
             "model.loader: torch_module has no image decoder",
         ),
         (["importance"], {}, r"the store has the label columns party, year: choose one"),
-        (["importance"], {"corpus": {"label_columns": []}}, r"the store has the label columns \(none\)"),
+        (["importance"], {"corpus": {"label_columns": []}}, r"the store has no label columns"),
         (["rank"], {"rank": {"by": ["sigma_over_my"]}}, "did you mean 'sigma_over_mu'"),
         (["report"], {"derive": {"report": "top:9:frequenzy"}}, "did you mean 'frequency'"),
         (["report"], {"derive": {"report": "1,64"}}, "there are 0 to 63"),

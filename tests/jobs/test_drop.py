@@ -354,3 +354,11 @@ def test_a_pass_that_was_dropped_half_way_is_taken_up_again_whole(tmp_path, monk
     assert list(store.sites) == ["low", "mid"]
     assert all(len(store.receipts(site)) == len(store.shards) for site in store.sites)
     assert store.verify().problems == []
+
+
+@pytest.mark.parametrize("name", ["nowhere", "folder"])
+@pytest.mark.parametrize("what", ["pass_name", "site", "table"])
+def test_what_is_not_a_store_is_called_so(tmp_path, name, what):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=rf"{name} is not a store \(it has no lake\.json\)"):
+        drop(str(tmp_path / name), **{what: "mid"}, yes=True)

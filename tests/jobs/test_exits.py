@@ -114,6 +114,12 @@ def test_a_pipe_that_nobody_reads_ends_without_a_word():
     assert process.wait(20) == 141
 
 
+def test_a_notebook_that_names_a_backend_of_its_own_stops_no_figure():
+    code = "from jobs.command.exits import run_app; run_app(lambda **_: __import__('jobs.figures') and 0, [])"
+    environment = os.environ | {"MPLBACKEND": "no backend of matplotlib"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+
+
 def test_a_full_device_is_one_sentence():
     with Path("/dev/full").open("wb") as full:
         done = cli("--help", out=full)

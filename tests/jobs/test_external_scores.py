@@ -16,6 +16,11 @@ def test_scores_with_a_column_twice_or_that_may_not_be_read_are_a_sentence(tmp_p
     pq.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(InputError, match="has several columns 'score'"):
         read_scores(tmp_path / "twice.parquet", 4)
+    (tmp_path / "twice.csv").write_text("feature,score,score\n0,0.5,0.25\n")
+    with pytest.raises(InputError, match="has several columns 'score'"):
+        read_scores(tmp_path / "twice.csv", 4)
+    with pytest.raises(InputError, match=r"--scores .*/none\.csv does not exist"):
+        read_scores(tmp_path / "none.csv", 4)
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"damaged\.parquet cannot be read"):
         read_scores(tmp_path / "damaged.parquet", 4)

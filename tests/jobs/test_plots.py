@@ -292,6 +292,8 @@ def test_labels_are_readable_whatever_their_letters_and_length():
     assert "a party of a very long na…" in text
     assert "$5 &amp; &lt;b&gt;" in text
     assert "민주당" in text
+    arabic = svg_of("label_differences", {"labels": named.with_columns(value=pl.lit("العربية"))})
+    assert "العربية\u200e · " in arabic  # so that the number is drawn to its right
 
 
 def test_of_each_value_the_clearest_features_are_shown_with_both_frequencies():

@@ -267,7 +267,8 @@ def test_submit_ends_with_the_code_of_a_driver_that_could_not_run(head, project,
 @pytest.mark.parametrize(
     "name",
     [".ssh/id_ed25519", ".aws/credentials", ".env", "conf/.env.local", "server.pem", ".config/gcloud/x.db",
-     ".netrc", ".cache/huggingface/token", ".ray/auth_token", ".kube/config", ".git-credentials"],
+     ".netrc", ".cache/huggingface/token", ".ray/auth_token", ".kube/config", ".git-credentials", ".envrc",
+     "prod.env", ".vault-token", ".Renviron", "conf/rclone.conf", ".kaggle/kaggle.json"],
 )  # fmt: skip
 def test_a_working_directory_with_keys_is_refused_and_names_them(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

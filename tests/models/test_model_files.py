@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,6 +162,29 @@ def test_a_name_that_the_hub_does_not_give_is_a_sentence(cache: Path) -> None:
         model_digest(Model(path="no/such"))
     with pytest.raises(InputError, match=r"model no/such is not a folder here"):
         load_model(Model(path="no/such"), [HOOK], "cpu", 1)
+
+
+@pytest.mark.parametrize("closed", [".", "models--org--model", "models--org--model/snapshots"])
+def test_a_cache_that_may_not_be_read_is_not_called_a_hub_that_gives_nothing(
+    cache: Path, closed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_into_cache(cache, "org/model", seed=1)
+    from pipeline.saes.files.hub import snapshot
+
+    listed = Path.iterdir
+
+    def list_folder(path: Path) -> Iterator[Path]:
+        if path == cache / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", list_folder)
+    shutil.rmtree(cache / "models--org--model/refs")  # as if it could not be seen
+    for read in (lambda: model_digest(Model(path="org/model")), lambda: snapshot("hf:org/model/sae")):
+        with pytest.raises(
+            InputError, match=rf"{cache / closed} cannot be read \(Permission denied\): allow"
+        ):
+            read()
 
 
 def test_an_alias_is_found_however_it_is_written() -> None:

@@ -282,6 +282,7 @@ WRITING = (
     ("cluster", "{root}"),
     ("top", "{root}", "3", "--html", "{out}/top.html"),
     ("export", "anndata", "{root}", "--out", "{out}/export"),
+    ("diff", "{root}", "{root}", "--out", "{out}/diff.parquet"),
 )
 
 
@@ -302,11 +303,23 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
     error = capsys.readouterr().err.splitlines()
     assert code == 2
     assert "no space left to write" in error[-1]
+    if any("{out}" in part for part in job):
+        assert "store.root" not in error[-1]  # the store is not what was written
     assert not any("Traceback" in line for line in error)
     assert list(scratch.iterdir()) == []
     after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert before.items() <= after.items()
     assert not [path for path in (*root.rglob("*"), *out.rglob("*")) if path.name.endswith(".tmp")]
+
+
+def test_a_write_within_a_block_has_the_remedy_of_the_block(tmp_path: Path) -> None:
+    for around, remedy in {
+        local.storage_errors(tmp_path, "give --out another place"): "give --out another place",
+        local.remedy_for_writes("set TMPDIR"): "set TMPDIR",
+        contextlib.nullcontext(): local.STORE_REMEDY,
+    }.items():
+        with pytest.raises(InputError, match=remedy), around, small_disk(0):
+            write_atomic(tmp_path / "a", b"a")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)

@@ -21,15 +21,16 @@
       return { name: column.name, title: column.title, help: column.help, whole: column.whole,
         values: column.wide ? new Float64Array(buffer) : new Float32Array(buffer) };
     }));
-  const byName = {};
+  const byName = Object.create(null); // a column may have any name
   for (const column of columns) byName[column.name] = column;
   const names = new Uint32Array(bytes(data.names)), width = data.width;
   const pages = data.pages === null ? null : new Uint8Array(n);
   if (pages) for (const feature of new Uint32Array(bytes(data.pages))) pages[feature] = 1;
-  const plain = data.tokens.map(function (text) { return text.toLowerCase(); });
+  const plain = data.tokens.map(plainly);
   byName.tokens.values = ranks();
   view.querySelector("table").style.setProperty("--numbers", String(columns.length - 2));
 
+  function plainly(text) { return text.normalize("NFC").toLowerCase(); } // ü typed as u and two dots is ü
   function ranks() { // each feature's place in the order of its first token
     const order = data.tokens.map(function (_, i) { return i; });
     const key = plain.map(function (text) { return text.replace(/^·+/, ""); });
@@ -57,7 +58,7 @@
   }
   function test(term) {
     if (term.kind === "condition") return compare(term);
-    const word = term.text.toLowerCase(), token = word.replace(/ /g, "·"), hit = new Uint8Array(plain.length);
+    const word = plainly(term.text), token = word.replace(/ /g, "·"), hit = new Uint8Array(plain.length);
     const spaces = /^·|·$/.test(token); // then they are part of what is looked for
     plain.forEach(function (text, i) {
       const fits = term.kind === "word" ? text.indexOf(word) >= 0 : (spaces ? text : text.replace(/^·+|·+$/g, "")) === token;
@@ -82,9 +83,9 @@
   function whyNone(choices, tests, fits) { // what there is instead, where no feature fits
     const sentences = [], terms = choices.flat();
     if (terms.length > 1) {
-      const each = terms.map(function (term, t) { return "“" + term.written + "” fits " + number_of(tests[t]).toLocaleString("en"); });
+      const each = terms.slice(0, 5).map(function (term, t) { return "“" + term.written + "” fits " + number_of(tests[t]).toLocaleString("en"); });
       const all = "all of this (a feature has " + width + " tokens at most; put or between choices)";
-      sentences.push("No feature fits " + (choices.length > 1 ? "any of the choices" : all) + ": " + each.join(", ") + ".");
+      sentences.push("No feature fits " + (choices.length > 1 ? "any of the choices" : all) + ": " + each.join(", ") + (terms.length > 5 ? ", and " + (terms.length - 5).toLocaleString("en") + " more." : "."));
     } else sentences.push("No feature fits “" + terms[0].written + "”.");
     let silent = 0;
     if (!dead.checked) for (let i = 0; i < n; i++) if (!(byName.n_active.values[i] > 0) && fits(i)) silent++;

@@ -53,14 +53,14 @@ def make_dictionary(corpus: Corpus, out: Path, made: Sequence[SaeOptions]) -> Kn
             f"corpus.kind is {corpus.kind}: a truth and SAEs are made of corpus.kind: dictionary alone"
         )
     truth = truth_of(open_dictionary(corpus.dictionary))
-    with storage_errors(out, "give OUT another place"):
+    with storage_errors(out, "give --out another place"):
         out.mkdir(parents=True, exist_ok=True)
         write_truth(truth, partial(write_atomic, out / TRUTH_FILE))
     shape = f"{truth.recipe.features:,} features of width {truth.recipe.width:,}"
     say(f"[bold]make-dictionary[/] {shape}: {escape(str(out / TRUTH_FILE))}")
     for one in made:
         folder = out / sae_name(one)
-        with storage_errors(folder, "give OUT another place"):
+        with storage_errors(folder, "give --out another place"):
             write_dictionary_sae(folder, truth, one)
         say(f"  SAE of noise {one.noise:g}, {_description(one)}: {escape(str(folder))}")
     return truth

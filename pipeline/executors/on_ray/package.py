@@ -19,10 +19,11 @@ MOST_BYTES = 4 << 30
 
 SECRET = re.compile(
     r"\.(ssh|aws|azure|kube|gnupg|netrc|pgpass|pypirc|npmrc|git-credentials|password-store|boto|s3cfg)"
-    r"|\.env(\.(?!example$|sample$|template$).*)?|\.?[^.]*_?netrc|auth_token|gcloud|\.docker"
+    r"|\.env(\.(?!example$|sample$|template$).*)?|(?!example|sample|template).*\.env|\.envrc|\.Renviron"
+    r"|\.?[^.]*_?netrc|auth_token|gcloud|\.docker(cfg)?|\.vault-token|\.my\.cnf|\.databrickscfg|\.modal\.toml"
     r"|id_(rsa|dsa|ecdsa|ed25519)(_sk)?|.*\.(pem|key|p12|pfx|ppk|kdbx|keystore|jks)"
     r"|(application_default_)?credentials(\.(json|csv|db))?|service[-_]account.*\.json|secrets?\.(ya?ml|json|toml|env)"
-    r"|\.(bash|zsh|python)_history|kubeconfig",
+    r"|\.(bash|zsh|python)_history|kubeconfig|kaggle\.json|rclone\.conf|credentials\.tfrc\.json",
     re.IGNORECASE,
 )
 """Names of files and folders that hold keys and passwords."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from schemas.errors import InputError
 from schemas.records import digest_of
+from schemas.storage_failures import forbidden
 
 CONFIG = "config.json"
 
@@ -142,7 +143,14 @@ def _snapshot(name: str, repository: str, commit: str) -> Path:
 
 
 def _unavailable(name: str, error: Exception) -> InputError:
-    """The sentence about a model that the hub does not give."""
+    """The sentence about a model that the hub does not give, or whose files in its cache may not be read."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    cache = Path(constants.HF_HUB_CACHE)
+    own = cache / repo_folder_name(repo_id=repository_of(name), repo_type="model")
+    if (refused := forbidden(error, (cache, own, own / "refs", own / "snapshots"))) is not None:
+        return refused
     reason = " ".join(str(error).split()).partition(". ")[0][:300]
     return InputError(
         f"model {name} is not a folder here, and the hub does not give it ({reason}): check the name and the "

@@ -11,6 +11,7 @@ import glob
 from pathlib import Path, PurePosixPath
 
 from schemas.errors import InputError
+from schemas.storage_failures import forbidden
 
 PREFIX = "hf:"
 
@@ -28,13 +29,16 @@ def snapshot(spec: str) -> Path:
 
     InputError for a malformed spec, and for whatever keeps the hub from giving the files.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.file_download import repo_folder_name
 
     repository, inside, revision = parse(spec)
     try:
         root = snapshot_download(repository, revision=revision, allow_patterns=_patterns(inside))
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
-        raise InputError(
+        cache = Path(constants.HF_HUB_CACHE)
+        own = cache / repo_folder_name(repo_id=repository, repo_type="model")
+        raise forbidden(error, (cache, own, own / "refs", own / "snapshots")) or InputError(
             f"SAE {spec} could not be had from the hub ({_first_sentence(error)}): check its name and the "
             "network, or download it where there is one and copy the hub's cache"
         ) from error

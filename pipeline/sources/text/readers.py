@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -212,13 +213,26 @@ class JsonLinesReader:
     def _object(self, line: int, data: bytes) -> dict[str, Any]:
         try:
             # A byte order mark can only stand in the first line; Windows editors put it there.
-            content = json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))
+            text = data.decode("utf-8-sig" if line == 1 else "utf-8")
+            content = json.loads(text, object_pairs_hook=partial(self._unique, line))
+        except InputError:
+            raise
         except UnicodeDecodeError as error:
             raise InputError(f"{self.where(line)} is not UTF-8: {_line(error)}") from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.where(line)} is not JSON: {_line(error)[:300]}") from None
         if not isinstance(content, dict):
             raise InputError(f"{self.where(line)} is not a JSON object but {type(content).__name__}")
+        return content
+
+    def _unique(self, line: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object of keys and values; InputError where it has a column twice."""
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            for name in (self.text_column, *self.label_columns):
+                if keys.count(name) > 1:
+                    raise InputError(f"{self.where(line)} has the key {name!r} twice: keep one of them")
         return content
 
     @contextmanager

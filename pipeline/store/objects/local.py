@@ -8,6 +8,7 @@ system.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import fcntl
 import os
@@ -24,6 +25,17 @@ from schemas.storage_failures import storage_failure
 STORE_REMEDY = "set store.root elsewhere"
 """Of a disk that cannot be written."""
 TMPDIR_REMEDY = "set TMPDIR to a folder on a larger disk"
+_REMEDY = contextvars.ContextVar("remedy", default=STORE_REMEDY)
+
+
+@contextlib.contextmanager
+def remedy_for_writes(remedy: str) -> Iterator[None]:
+    """What a write within the block names as its remedy where it fails and has none of its own."""
+    outer = _REMEDY.set(remedy)
+    try:
+        yield
+    finally:
+        _REMEDY.reset(outer)
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:
@@ -41,7 +53,7 @@ def put_if_absent(path: Path, data: bytes) -> bool:
         return won
 
 
-def write_atomic(path: Path, data: bytes, remedy: str = STORE_REMEDY) -> None:
+def write_atomic(path: Path, data: bytes, remedy: str | None = None) -> None:
     """Write or replace `path` whole: a reader sees the old bytes or the new. Errors as `put_if_absent`."""
     with storage_errors(path, remedy), _temporary_file(path, data) as temporary:
         temporary.replace(path)
@@ -193,7 +205,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"another {what}: wait for it, and run again") from None
         except OSError as error:
-            raise storage_failure(error, path, "written", STORE_REMEDY) or error from None
+            raise storage_failure(error, path, "written", _REMEDY.get()) or error from None
         with held:
             yield
 
@@ -238,10 +250,16 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, remedy: str = STORE_REMEDY) -> Iterator[None]:
-    """Turn the system's error of a write to `path` into one sentence with the remedy for its kind."""
+def storage_errors(path: Path, remedy: str | None = None) -> Iterator[None]:
+    """Turn the system's error of a write to `path` into one sentence with the remedy for its kind.
+
+    `remedy` holds for the writes within, too; by default it is that of the block around.
+    """
+    own = contextlib.nullcontext() if remedy is None else remedy_for_writes(remedy)
+    remedy = remedy or _REMEDY.get()
     try:
-        yield
+        with own:
+            yield
     except InputError:
         raise
     except OSError as error:

@@ -92,7 +92,7 @@ class Catalog:
         layout = Layout(store_path(root))
         lake = read_lake(layout)
         if lake is None:
-            raise _no_lake(layout)
+            raise no_lake(layout)
         return cls(layout, lake, read_links(layout), read_plans(layout), seen)
 
     def require_feature(self, site: str, feature: int) -> None:
@@ -240,7 +240,7 @@ def _sites(planned: dict[str, tuple[PlannedSite, ...]], plans: dict[str, Plan]) 
     return sites
 
 
-def _no_lake(layout: Layout) -> InputError:
+def no_lake(layout: Layout) -> InputError:
     """What to say of a root without a record: `tokenize` puts it last, after the token shards."""
     if unfinished := unfinished_tokens(layout, []):
         return InputError(f"there is no lake.json yet: {unfinished}")

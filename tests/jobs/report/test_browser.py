@@ -67,8 +67,8 @@ def large(made, tmp_path_factory):
     return folder
 
 
-def put_features(folder: Path, n: int) -> None:
-    """Data of so many features."""
+def put_features(folder: Path, n: int, tokens: list[str] | None = None) -> None:
+    """Data of so many features, each with three tokens, or one of these."""
     rng = np.random.default_rng(0)
     columns = [
         {"name": name, "title": name, "help": name, "whole": name == "n_active", "wide": False,
@@ -76,13 +76,14 @@ def put_features(folder: Path, n: int) -> None:
         for name in ("n_active", "frequency", "mean_active", "max_activation", "sigma_over_mu")
     ]  # fmt: skip
     names = rng.integers(0, 20_000, (n, 3)).astype(np.uint32)
-    tokens = [f"·word{n}" for n in range(20_000)]
+    if tokens is not None:
+        names = np.arange(n, dtype=np.uint32)[:, None]
     data = {
         "n": n,
         "columns": columns,
-        "tokens": tokens,
+        "tokens": tokens or [f"·word{n}" for n in range(20_000)],
         "names": packed(names),
-        "width": 3,
+        "width": names.shape[1],
         "pages": None,
     }
     (folder / "sites/site/features.js").write_bytes(script(VARIABLE, data))

@@ -12,6 +12,7 @@ from tests.jobs.report.test_browser import (  # noqa: F401 - fixtures
     browser,
     errors,
     made,
+    put_features,
     pytestmark,
     rows,
     said,
@@ -51,6 +52,8 @@ READ = {
     "feature<= 3 or feature ==9": lambda f, words: f <= 3 or f == 9,
     "feature != 3 w44": lambda f, words: f != 3 and "·w44" in words,
     "x=y": lambda f, words: any("x=y" in w for w in words),
+    "feature =< 3": lambda f, words: f <= 3,
+    "feature => 3": lambda f, words: f >= 3,
 }
 
 
@@ -92,6 +95,8 @@ def test_a_number_equals_what_the_table_shows_of_it(browser, tokens, features): 
         ("n_active > many", "n_active > needs a number, which many is not."),
         ("n_active > 1.2.3", "n_active > needs a number, which 1.2.3 is not."),
         ("tokens = 3", "tokens are words: type the word alone."),
+        ("tokens=war", "tokens are words: type the word alone."),
+        ("z" * 5000 + " > 1", "“" + "z" * 80 + "…” is left out: no column is called"),
     ],
 )
 def test_what_cannot_be_read_is_left_out_and_said(browser, tokens, query, sentence):  # noqa: F811
@@ -111,6 +116,8 @@ def test_what_cannot_be_read_is_left_out_and_said(browser, tokens, query, senten
         ("zebra or lion", "No feature fits any of the choices: “zebra” fits 0, “lion” fits 0."),
         ('"zebra', 'A quote is not closed: “"zebra” is read as "zebra". No feature fits “"zebra"”.'),
         ("n_active = 0", "that never fired would fit: tick the box."),
+        ("q" * 5000, "No feature fits “" + "q" * 80 + "…”."),
+        ("qq " * 50, "“qq” fits 0, and 45 more."),
     ],
 )
 def test_no_feature_is_not_said_in_silence(browser, tokens, query, sentence):  # noqa: F811
@@ -119,6 +126,22 @@ def test_no_feature_is_not_said_in_silence(browser, tokens, query, sentence):  #
     assert sentence in said(browser)
     type_in(browser, "")
     assert said(browser) == ""
+
+
+def test_letters_are_the_same_however_they_are_composed(browser, made, tmp_path):  # noqa: F811
+    report(made[1], ["site"], OneProcess(), out=tmp_path, features="0")
+    put_features(tmp_path, 2, ["·\u00fcber", "caf\u0065\u0301"])
+    visit(browser, tmp_path / "sites/site/features.html", "#dead=1")
+    for query, row in {"U\u0308BER": 0, '"u\u0308ber"': 0, "\u00e9": 1, "e\u0301": 1}.items():
+        type_in(browser, query)
+        assert rows(browser) == [row]
+
+
+@pytest.mark.parametrize("name", ["__proto__", "-constructor", "nosuch"])
+def test_a_link_that_sorts_by_no_column_sorts_by_frequency(browser, made, name):  # noqa: F811
+    visit(browser, made[3] / "sites/site/features.html", f"#sort={name}")
+    assert "of 40 features" in status(browser)
+    assert errors(browser) == []
 
 
 def test_every_link_of_the_table_leads_somewhere(browser, made, tmp_path):  # noqa: F811
