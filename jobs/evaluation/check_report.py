@@ -50,14 +50,16 @@ def sentences(report: Report) -> list[str]:
 
 
 def massive_rows(figures: Reconstruction) -> str | None:
-    """A sentence where a few massive rows decide what the explained variance of all rows is."""
-    if not abs(figures.explained_variance - figures.judged) > DECIDE:
+    """A sentence where massive rows decide what the explained variance of all rows is."""
+    without = figures.rest.explained_variance
+    if not abs(figures.explained_variance - without) > DECIDE:
         return None
+    are_few = figures.judged == without
+    verdict = "the SAE is judged without them" if are_few else "they are too many to leave out"
     return (
         f"{figures.massive:,} of {figures.n:,} rows ({figures.massive / figures.n:.2%}) decide the explained "
         f"variance: their norm is above {MASSIVE:g} times the median (attention sinks?). With them it is "
-        f"{figures.explained_variance:.3f}, without them {figures.judged:.3f}; the SAE is judged without "
-        "them."
+        f"{figures.explained_variance:.3f}, without them {without:.3f}; {verdict}."
     )
 
 
