@@ -21,9 +21,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pipeline.store import FeatureStore
 from pipeline.store.reading.contexts import COLUMNS, ContextIndex
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records.tokens import read_token_shard
 from pipeline.tasks import Tasks
 from schemas.layout import Layout
@@ -56,7 +56,7 @@ class Cut:
 
 
 def cut_windows(
-    store: FeatureStore, site: str, examples: pl.DataFrame, folder: Path, tasks: Tasks
+    store: SiteAccess, site: str, examples: pl.DataFrame, folder: Path, tasks: Tasks
 ) -> Iterator[int]:
     """Write the windows of `examples` (rows of that table) into `folder`; yields how many, by shard.
 
@@ -143,7 +143,7 @@ def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
     return values
 
 
-def example_tokens(store: FeatureStore, site: str, examples: pl.DataFrame, tasks: Tasks) -> pl.DataFrame:
+def example_tokens(store: SiteAccess, site: str, examples: pl.DataFrame, tasks: Tasks) -> pl.DataFrame:
     """The rows of `examples` with the token at each: column `token_id` i32; those of no shard are lost."""
     rows = examples.sort("row")
     numbers, parts, items = rows["row"].to_numpy(), [examples.clear()], []
