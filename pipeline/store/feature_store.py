@@ -16,6 +16,7 @@ from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.reading import scans
 from pipeline.store.reading.contexts import ContextIndex
 from pipeline.store.reading.site_access import SiteAccess
+from pipeline.store.reading.windows import Windows
 from pipeline.store.records.catalog import SiteInfo
 from pipeline.store.records.vocabulary import Vocabulary
 from schemas.errors import InputError
@@ -136,7 +137,7 @@ class FeatureStore(SiteAccess):
             raise InputError(f"before is {before}, after {after}: neither may be negative")
         table = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
         table = table.hstack(self._contexts.describe(rows, self._contexts.columns))
-        return table.hstack(self._windows(table, before, after))
+        return table.hstack(self._windows(rows, before, after))
 
     def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
         """Described rows with windows that hold the whole character that the row is a part of."""
@@ -218,17 +219,13 @@ class FeatureStore(SiteAccess):
             raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
         return kept.to_numpy()
 
-    def _windows(self, described: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
-        firsts, windows = [], []
-        for context, position in zip(
-            described["context"].to_list(), described["position"].to_list(), strict=True
-        ):
-            ids = self._contexts.token_ids(context)
-            first = 0 if before is None else max(0, position - before)
-            firsts.append(first)
-            windows.append(ids[first:] if after is None else ids[first : position + after + 1])
+    def _windows(self, rows: U64, before: int | None, after: int | None) -> pl.DataFrame:
+        windows = Windows.around(rows.astype(np.int64), self._contexts.row_starts, before, after)
+        firsts = windows.first - windows.begin
+        places = zip(windows.context.tolist(), firsts.tolist(), windows.lengths.tolist(), strict=True)
+        ids = [self._contexts.token_ids(context)[first : first + n] for context, first, n in places]
         schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
-        return pl.DataFrame({"token_ids": windows, "first_position": firsts}, schema=schema)
+        return pl.DataFrame({"token_ids": ids, "first_position": firsts.tolist()}, schema=schema)
 
 
 def strongest(values: F32, k: int) -> NDArray[np.intp]:
