@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import BinaryIO, Literal, Protocol, Self
 
 from schemas.names import check_name
 
@@ -65,6 +65,15 @@ class StorePath(Protocol):
 
     def read_bytes(self) -> bytes:
         """The whole file or object; FileNotFoundError where there is none."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO:
+        """The file or object opened for reading at any place; close it when done."""
+
+    def unlink(self, *, missing_ok: Literal[True]) -> None:
+        """Remove the file or object, if it is there."""
+
+    def mkdir(self, *, parents: Literal[True], exist_ok: Literal[True]) -> None:
+        """Make the folder, where there are such things."""
 
 
 def is_stray(name: str) -> bool:

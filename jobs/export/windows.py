@@ -19,6 +19,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.formats.parquet import read_frame, scan_frame
 from pipeline.store.objects.verbs import readable
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.windows import Windows, concatenated_ranges
 from pipeline.store.records.vocabulary import Vocabulary
 from schemas.layout import Layout, StorePath
 from schemas.values import F32, I32, I64, U32
@@ -142,18 +143,17 @@ class _Gathered:
         path = self._source.layout.tokens(shard.record.name)
         with readable(path):
             frame = read_frame(path, ["row_offset", "token_ids"])
-        starts = frame["row_offset"].to_numpy().astype(np.int64)
         ids = frame["token_ids"].explode().to_numpy()
-        ends = np.append(starts[1:], len(ids))
+        context_ptr = np.append(frame["row_offset"].to_numpy().astype(np.int64), len(ids))
         local = self._rows[in_shard] - shard.record.row_start
-        context = np.searchsorted(starts, local, side="right") - 1
-        first, stop = _window(local, starts[context], ends[context], self._source.window)
-        self._context[in_shard] = context + shard.record.context_start
-        self._position[in_shard] = local - starts[context]
-        self._first[in_shard], self._lengths[in_shard] = first + shard.record.row_start, stop - first
-        columns = np.arange(self._source.window)
-        inside = columns < (stop - first)[:, None]
-        self._token_ids[in_shard] = np.where(inside, ids[np.where(inside, first[:, None] + columns, 0)], 0)
+        windows = Windows.of_size(local, context_ptr, self._source.window)
+        lengths = windows.lengths
+        self._context[in_shard] = windows.context + shard.record.context_start
+        self._position[in_shard] = local - windows.begin
+        self._first[in_shard], self._lengths[in_shard] = windows.first + shard.record.row_start, lengths
+        places = concatenated_ranges(windows.first, windows.stop)
+        column = places - np.repeat(windows.first, lengths)
+        self._token_ids[np.repeat(in_shard, lengths), column] = ids[places]
 
     def _fill_values(self, in_shard: I64, feature: I64, row: I64, value: F32) -> None:
         """Put activations, sorted by (feature, row), where examples of their features show those rows."""
@@ -165,9 +165,7 @@ class _Gathered:
         stop = np.clip(self._first[in_shard] + self._lengths[in_shard] - base, 0, span - 1)
         low = np.searchsorted(key, self._owner[in_shard] * span + first)
         high = np.searchsorted(key, self._owner[in_shard] * span + stop)
-        counts = high - low
-        places = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        example = np.repeat(in_shard, counts)
+        places, example = concatenated_ranges(low, high), np.repeat(in_shard, high - low)
         self._values[example, row[places] - self._first[example]] = value[places]
 
     def _count(self, feature: I64, value: F32) -> None:
@@ -189,15 +187,6 @@ class _Gathered:
         )
         arrays = (self._token_ids, self._values, self._lengths, self._histogram, self._low, self._high)
         return Block(self._table, examples, *arrays)
-
-
-def _window(row: I64, start: I64, end: I64, size: int) -> tuple[I64, I64]:
-    """First row of each window and the row after its last: the whole context, or `size` tokens of it.
-
-    Three quarters of a window that is shorter than its context stand before the row, where there are so many.
-    """
-    first = np.minimum(np.maximum(row - size * 3 // 4, start), np.maximum(end - size, start))
-    return first, np.minimum(first + size, end)
 
 
 def _activations(shard: ShardFiles, features: range) -> Iterator[tuple[I64, I64, F32]]:

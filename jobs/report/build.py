@@ -30,7 +30,7 @@ from jobs.command.options import Workers
 from jobs.command.tasks import choose_tasks
 from jobs.report.clusters import kinds_of, write_clusters
 from jobs.report.columns import VARIABLE, names_of_columns, table_data
-from jobs.report.features import make_folder, parts_of, write_features
+from jobs.report.features import parts_of, write_features
 from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
 from jobs.report.tables import NEEDED, Tables, names_of
@@ -169,13 +169,13 @@ def _claim(folder: StorePath, store: FeatureStore) -> dict[str, Any]:
         raise InputError(
             f"{folder} holds files and is not a report of latentlake: give --out a new or an empty folder"
         )
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write(folder / MARKER, b'{"sites": {}}\n')
     return {}
 
 
 def _write_static(folder: StorePath) -> None:
-    make_folder(folder / "static")
+    (folder / "static").mkdir(parents=True, exist_ok=True)
     for name in ("report.css", "search.js", "table.js", "page.js"):
         write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
 
@@ -227,7 +227,7 @@ def _write_above(tables: Tables, work: Work) -> int:
     """Write the pages above those of the features, and remove what is not part of the report any more."""
     kinds, figures = kinds_of(tables, work), figures_of(tables.store, work.site)
     clusters = write_clusters(tables, work, kinds)
-    make_folder(work.out / "figures")
+    (work.out / "figures").mkdir(parents=True, exist_ok=True)
     for name, _, data, _ in figures:
         write(figure_path(work, name), data)
     table = table_data(tables, work)

@@ -12,7 +12,6 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from jobs.report.features import make_folder
 from jobs.report.page import render, write
 from jobs.report.strips import standalone
 from jobs.report.tables import CLUSTERS, Tables
@@ -97,13 +96,13 @@ def _texts(work: Work, feature: int) -> list[str]:
 def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
     """Write the pages of all clusters; their bytes."""
     folder = work.out / "clusters"
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     page = partial(render, site=work.site, missing=tables.missing())
     size = write(
         folder / "index.html", page("clusters.html", 3, kinds=kinds, listed=_listed, labels_of=labels_of)
     )
     for kind in kinds:
-        make_folder(folder / kind.name)
+        (folder / kind.name).mkdir(parents=True, exist_ok=True)
         contexts = _contexts(tables, work, kind)
         for row in kind.summary.iter_rows(named=True):
             size += write(

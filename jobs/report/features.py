@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,15 +68,9 @@ def write_features(work: Work, part: range) -> tuple[int, int]:
         number = feature // FOLDER_SIZE
         if number not in folders:
             folders[number] = work.out / "features" / str(number)
-            make_folder(folders[number])
+            folders[number].mkdir(parents=True, exist_ok=True)
         written += write(folders[number] / f"{feature}.html", feature_page(work, feature, tables, windows))
     return len(chosen), written
-
-
-def make_folder(path: StorePath) -> None:
-    """Make a folder, where there are such things."""
-    if isinstance(path, Path):
-        path.mkdir(parents=True, exist_ok=True)
 
 
 def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature) -> bytes:

@@ -170,26 +170,22 @@ def make_plan(run: RunFile, lake: Lake) -> Plan:
 
 
 def _planned_site(site: Site, device: str, context_size: int) -> PlannedSite:
+    """The site of the run file, each key as it is there or, below, as it is resolved."""
     about = _about(site)
     rows, features = choose_block(about.d_sae, device)
-    assert site.hook_name is not None
-    return PlannedSite(
-        name=site.name,
-        hook_name=site.hook_name,
-        sae=site.sae or "",
-        sae_digest=sae_digest(site.sae) if site.sae is not None else "",
-        architecture=about.architecture,
-        d_model=about.d_model,
-        d_sae=about.d_sae,
-        encode_block=rows,
-        encode_features=min(features, about.d_sae),
-        feature_block=feature_block(about.d_sae),
-        encode_dtype=site.encode_dtype,
-        positions=_positions(site.positions, context_size),
-        pooling=site.pooling,
-        control=site.control,
-        control_seed=site.control_seed if site.control else 0,
-    )
+    resolved = {
+        "sae": site.sae or "",
+        "sae_digest": sae_digest(site.sae) if site.sae is not None else "",
+        "architecture": about.architecture,
+        "d_model": about.d_model,
+        "d_sae": about.d_sae,
+        "encode_block": rows,
+        "encode_features": min(features, about.d_sae),
+        "feature_block": feature_block(about.d_sae),
+        "positions": _positions(site.positions, context_size),
+        "control_seed": site.control_seed if site.control else 0,
+    }
+    return PlannedSite(**dict(site) | resolved)
 
 
 def _positions(positions: tuple[int | None, ...] | None, context_size: int) -> tuple[int, ...] | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -14,98 +13,38 @@ from numpy.typing import NDArray
 
 from pipeline.statistics.examples.examples import strongest_of_each
 from pipeline.store.formats.postings import PostingsFile
-from pipeline.store.objects.verbs import listed
 from pipeline.store.reading import scans
 from pipeline.store.reading.contexts import ContextIndex
-from pipeline.store.reading.shard_files import ShardFiles
-from pipeline.store.records import tables
-from pipeline.store.records.catalog import Catalog, SiteInfo
-from pipeline.store.records.compacted import Compacted, in_use, read_compactions
-from pipeline.store.records.tokens import read_token_shard
+from pipeline.store.reading.site_access import SiteAccess
+from pipeline.store.reading.windows import Windows
+from pipeline.store.records.catalog import SiteInfo
 from pipeline.store.records.vocabulary import Vocabulary
 from schemas.errors import InputError
-from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
-from schemas.names import NAME
+from schemas.layout import POSTINGS, StorePath
 from schemas.records import ShardRecord
-from schemas.tables.tables import Schema
-from schemas.values import F32, U64, Postings, TokenShard
+from schemas.values import F32, U64
 
 _READERS = 8
 """Files read at once by a query: opening and decoding them leaves the GIL alone."""
 
 if TYPE_CHECKING:
-    from scipy import sparse
-
     from pipeline.store.reading.dense_site import DenseSite
     from pipeline.store.upkeep.verification import VerifyReport
     from pipeline.tasks import Tasks
 
 
-class FeatureStore(Catalog):
+class FeatureStore(SiteAccess):
     """A store opened for reading (`FeatureStore.open(root)`); only derived tables are ever written."""
-
-    @cached_property
-    def _compactions(self) -> dict[str, list[Compacted]]:
-        return {}
 
     @cached_property
     def _files(self) -> dict[StorePath, PostingsFile]:
         return {}
-
-    def files(self, site: str, shard: str) -> ShardFiles:
-        """Where the site's objects of one shard lie; jobs hand these to tasks. InputError without an SAE."""
-        self.require_features(site)
-        return self.all_files(site, shard)
-
-    def all_files(self, site: str, shard: str) -> ShardFiles:
-        """The same of any site."""
-        info, record = self.site(site), self._record(shard)
-        path = partial(self.object_path, site, shard)
-        folder = path(PARTIALS if info.has_sae else DENSE).parent
-        return ShardFiles(
-            record=record,
-            d_sae=info.d_sae,
-            activation_dtype=info.activation_dtype,
-            partials=folder / PARTIALS,
-            row_counts=path(ROW_COUNTS) if info.has_sae else folder / ROW_COUNTS,
-            postings=path(POSTINGS) if "feature_major" in info.layouts else None,
-            csr=path(CSR) if "token_major" in info.layouts else None,
-            control=path(CONTROL) if info.control else None,
-            control_l0=path(CONTROL_L0) if info.control else None,
-            dense=path(DENSE) if "dense" in info.layouts else None,
-        )
-
-    def shard_files(self, site: str) -> list[ShardFiles]:
-        """Those of all committed shards, in shard order."""
-        self.require_features(site)
-        return [self.files(site, record.name) for record in self.committed(site)]
-
-    def csr(self, site: str, shard: str) -> sparse.csr_matrix:
-        """Token-major activations, float32 [rows, d_sae]; made from the postings where there is no CSR."""
-        return self.files(site, shard).read_csr()
 
     def dense(self, site: str) -> DenseSite:
         """Vectors x at the hook, shard by shard or by rows; InputError without layout dense."""
         from pipeline.store.reading.dense_site import DenseSite
 
         return DenseSite(self, site)
-
-    def token_shard(self, site: str, shard: str, inputs: bool = True) -> TokenShard:
-        """A token shard as the site counts it, its vectors only with `inputs`; checks its sha256."""
-        tokens = read_token_shard(self.layout, self.lake, self._record(shard), inputs=inputs)
-        return tokens.restrict(self.site(site).selection, self.lake.context_size)
-
-    def postings(self, site: str, shard: str) -> Postings:
-        """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
-        return self.files(site, shard).read_postings()
-
-    def partials(self, site: str, shard: str) -> pl.DataFrame:
-        """Statistics of one shard (`pipeline.statistics.partials_schema`)."""
-        return self.files(site, shard).read_partials(range(self.site(site).d_sae))
-
-    def row_counts(self, site: str, shard: str) -> pl.DataFrame:
-        """L0 counts of one shard (`schemas.tables.tables.ROW_COUNTS`)."""
-        return self.files(site, shard).read_row_counts()
 
     def fold_partials(self, site: str) -> pl.DataFrame:
         """Partials of all committed shards, combined in shard order."""
@@ -118,14 +57,6 @@ class FeatureStore(Catalog):
         from pipeline.statistics.l0 import combine_counts
 
         return combine_counts(self.row_counts(site, record.name) for record in self.committed(site))
-
-    def site_weights(
-        self, site: str, names: Collection[str] | None = None
-    ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The SAE's weights (all, or those of these names) and metadata, see `site.write_site_weights`."""
-        from pipeline.store.records.site import read_site_weights
-
-        return read_site_weights(self.layout, self.site(site).pass_name, site, names)
 
     def scan_tokens(self) -> pl.LazyFrame:
         """Contexts: shard, context and row_start (u64, lake-wide), token_ids, segments, counted, labels.
@@ -152,46 +83,6 @@ class FeatureStore(Catalog):
         """The feature table, a row each; InputError before `latentlake stats`, a warning when stale."""
         return self.scan_table(site, "features")
 
-    def scan_table(self, site: str, name: str) -> pl.LazyFrame:
-        """One derived table; InputError when it is absent, StaleTableWarning when shards came since."""
-        return tables.scan_table(
-            self.layout, self.require_features(site).name, name, self.receipts_digest(site)
-        )
-
-    def write_table(self, site: str, name: str, frame: pl.DataFrame) -> StorePath:
-        """Write or replace a derived table, marked as made from what is committed."""
-        return tables.write_table(self.layout, self.site(site).name, name, frame, self.receipts_digest(site))
-
-    def write_table_parts(
-        self,
-        site: str,
-        name: str,
-        schema: Schema,
-        parts: Iterable[pl.DataFrame],
-        metadata: dict[str, str] | None = None,
-    ) -> StorePath:
-        """The same of a table that comes in parts, and is never whole in memory."""
-        digest, site = self.receipts_digest(site), self.site(site).name
-        return tables.write_table_parts(self.layout, site, name, schema, parts, digest, metadata)
-
-    def tables(self, site: str) -> list[str]:
-        """Names of the derived tables there are."""
-        folder = self.layout.table(self.site(site).name, "features").parent
-        files = (path for path in listed(folder) if path.suffix == ".parquet")
-        return sorted(path.stem for path in files if NAME.fullmatch(path.stem))
-
-    def has_table(self, site: str, name: str) -> bool:
-        """Whether the table is there, fresh or stale."""
-        return tables.has_table(self.layout, self.site(site).name, name)
-
-    def is_stale(self, site: str, name: str) -> bool:
-        """Whether shards were committed after the table was made."""
-        return tables.is_stale(self.layout, self.site(site).name, name, self.receipts_digest(site))
-
-    def made_from(self, site: str, name: str) -> str:
-        """The digest of the receipts that the table was made from (compare `receipts_digest`)."""
-        return tables.made_from(self.layout, self.site(site).name, name)
-
     def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
         """All rows (of the lake, ascending) and activations of one feature."""
         info = self.site(site)
@@ -205,28 +96,6 @@ class FeatureStore(Catalog):
             order = np.argsort(rows)
             return rows[order], values[order]
         return rows, values
-
-    def compactions(self, site: str) -> list[Compacted]:
-        """The published compactions of a site of which every shard is committed as it was.
-
-        One whose marker cannot be read is reported in a warning, once.
-        """
-        name = self.site(site).pass_name
-        if name not in self._compactions:
-            self._compactions[name], wrong = read_compactions(self.layout, name, self.receipts(site))
-            for sentence in wrong:
-                warnings.warn(sentence, stacklevel=2)
-        return [compaction for compaction in self._compactions[name] if compaction.record.site == site]
-
-    def compacted(self, site: str) -> Compacted | None:
-        """The compaction that queries read: the one of most shards."""
-        return in_use(self.compactions(site))
-
-    def uncompacted(self, site: str) -> list[ShardRecord]:
-        """Committed shards that it does not cover, whose own files are read."""
-        compacted = self.compacted(site)
-        covered = compacted.shards if compacted else frozenset()
-        return [record for record in self.committed(site) if record.name not in covered]
 
     def contexts(
         self,
@@ -268,7 +137,7 @@ class FeatureStore(Catalog):
             raise InputError(f"before is {before}, after {after}: neither may be negative")
         table = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
         table = table.hstack(self._contexts.describe(rows, self._contexts.columns))
-        return table.hstack(self._windows(table, before, after))
+        return table.hstack(self._windows(rows, before, after))
 
     def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
         """Described rows with windows that hold the whole character that the row is a part of."""
@@ -350,17 +219,13 @@ class FeatureStore(Catalog):
             raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
         return kept.to_numpy()
 
-    def _windows(self, described: pl.DataFrame, before: int | None, after: int | None) -> pl.DataFrame:
-        firsts, windows = [], []
-        for context, position in zip(
-            described["context"].to_list(), described["position"].to_list(), strict=True
-        ):
-            ids = self._contexts.token_ids(context)
-            first = 0 if before is None else max(0, position - before)
-            firsts.append(first)
-            windows.append(ids[first:] if after is None else ids[first : position + after + 1])
+    def _windows(self, rows: U64, before: int | None, after: int | None) -> pl.DataFrame:
+        windows = Windows.around(rows.astype(np.int64), self._contexts.row_starts, before, after)
+        firsts = windows.first - windows.begin
+        places = zip(windows.context.tolist(), firsts.tolist(), windows.lengths.tolist(), strict=True)
+        ids = [self._contexts.token_ids(context)[first : first + n] for context, first, n in places]
         schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
-        return pl.DataFrame({"token_ids": windows, "first_position": firsts}, schema=schema)
+        return pl.DataFrame({"token_ids": ids, "first_position": firsts.tolist()}, schema=schema)
 
 
 def strongest(values: F32, k: int) -> NDArray[np.intp]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -17,12 +16,10 @@ from pipeline.store.derived.features import in_batches, site_ranges
 from pipeline.store.formats.parquet import read_frame
 from pipeline.store.objects.verbs import readable
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import SiteAccess
+from pipeline.store.records.catalog import SiteInfo
 from pipeline.tasks import Tasks
 from schemas.layout import CONTROL
-
-if TYPE_CHECKING:
-    from pipeline.store.feature_store import FeatureStore
-    from pipeline.store.records.catalog import SiteInfo
 
 CONTROL_TABLES = ("control_features", "control_l0")
 
@@ -32,7 +29,7 @@ _SHARDS = 16
 """States in memory before they are merged."""
 
 
-def control_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
+def control_tables(store: SiteAccess, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
     """The tables by name; none of a site without a control."""
     info = store.site(site)
     if info.control is None:

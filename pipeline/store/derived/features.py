@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,14 +23,12 @@ from pipeline.statistics.l0 import combine_counts
 from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.objects.verbs import sha256_file
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import CONTROL, CONTROL_L0, PARTIALS, ROW_COUNTS, StorePath
 from schemas.records import DataObject
 from schemas.values import Totals
-
-if TYPE_CHECKING:
-    from pipeline.store.feature_store import FeatureStore
 
 _BATCH_BYTES = 64 << 20
 """Partials in memory before they are merged."""
@@ -44,7 +42,7 @@ _WHOLE_RANGE = 1 << 18
 """Features in a range of such partials: 1 to 3 kB each in memory."""
 
 
-def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
+def site_tables(store: SiteAccess, site: str, tasks: Tasks) -> dict[str, pl.DataFrame]:
     """The tables `features`, `l0` and `examples`."""
     info, shards, totals = store.site(site), store.shard_files(site), store.totals(site)
     counts = combine_counts(tasks.map(_count_rows, in_batches(shards)))
@@ -59,7 +57,7 @@ def site_tables(store: FeatureStore, site: str, tasks: Tasks) -> dict[str, pl.Da
     }
 
 
-def check_sums(store: FeatureStore, site: str, tasks: Tasks) -> None:
+def check_sums(store: SiteAccess, site: str, tasks: Tasks) -> None:
     """Compare what the tables are summed from with its checksums; InputError that names a damaged file.
 
     A flipped bit would else be a wrong number, or one shard less. Some 1 GB of partials for 10^9 activations.
@@ -86,7 +84,7 @@ def _problem(item: tuple[StorePath, DataObject]) -> str | None:
     return None if sha256_file(path) == record.sha256 else f"{path} is damaged: its sha256 is another"
 
 
-def partials_ranges(store: FeatureStore, site: str) -> list[range]:
+def partials_ranges(store: SiteAccess, site: str) -> list[range]:
     """All features in ranges of which a task reads the partials of every shard."""
     info = store.site(site)
     if store.plans[info.pass_name].format_version >= _ROW_GROUPS_SINCE:
@@ -95,7 +93,7 @@ def partials_ranges(store: FeatureStore, site: str) -> list[range]:
     return [range(first, min(first + step, info.d_sae)) for first in range(0, info.d_sae, step)]
 
 
-def site_ranges(store: FeatureStore, site: str, name: str, range_bytes: int) -> list[range]:
+def site_ranges(store: SiteAccess, site: str, name: str, range_bytes: int) -> list[range]:
     """All features in ranges of whole blocks, with some `range_bytes` of an average shard's object each."""
     info, path = store.site(site), f"{site}/{name}"
     sizes = [o.bytes for receipt in store.receipts(site).values() for o in receipt.objects if o.path == path]

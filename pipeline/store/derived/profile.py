@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -32,15 +31,13 @@ from pipeline.statistics.profile.profile import Profiler, ShardRows, with_q
 from pipeline.statistics.profile.tallies import PAIR_BYTES
 from pipeline.store.formats.parquet import scan_frame
 from pipeline.store.reading.shard_files import ShardFiles, read_n_active
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records.tokens import read_document_labels, read_token_shard
 from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake
 from schemas.tables.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE, Schema
 from schemas.values import RowSelection, TokenShard
-
-if TYPE_CHECKING:
-    from pipeline.store.feature_store import FeatureStore
 
 RANGE_BYTES = 1 << 28
 MOST_VALUES, MOST_LABEL_ROWS = 256, 1 << 23
@@ -63,7 +60,7 @@ class Tokens:
     selection: RowSelection
 
     @classmethod
-    def of(cls, store: FeatureStore, site: str) -> Tokens:
+    def of(cls, store: SiteAccess, site: str) -> Tokens:
         """Of a site."""
         return cls(store.layout, store.lake, store.site(site).selection)
 
@@ -83,7 +80,7 @@ class Tokens:
 
 
 def profile_tables(
-    store: FeatureStore, site: str, tasks: Tasks, advance: Advance, most: int | None = None
+    store: SiteAccess, site: str, tasks: Tasks, advance: Advance, most: int | None = None
 ) -> dict[str, pl.DataFrame]:
     """The tables `profile`, `labels`, `label_trends` and `label_values`.
 
@@ -105,7 +102,7 @@ def profile_tables(
 
 
 def l0_thresholds(
-    store: FeatureStore, site: str, thresholds: Sequence[float], tasks: Tasks, advance: Advance
+    store: SiteAccess, site: str, thresholds: Sequence[float], tasks: Tasks, advance: Advance
 ) -> pl.DataFrame:
     """The table `l0_thresholds`; a task reads one shard, and `advance` counts the shards that are done."""
     counts = pl.DataFrame(schema=L0_THRESHOLDS)
@@ -125,7 +122,7 @@ def most_values(d_sae: int) -> int:
     return max(8, min(MOST_VALUES, MOST_LABEL_ROWS // d_sae))
 
 
-def feature_ranges(store: FeatureStore, site: str, of_documents: int) -> list[range]:
+def feature_ranges(store: SiteAccess, site: str, of_documents: int) -> list[range]:
     """All features, in order, in ranges of which a task holds some RANGE_BYTES.
 
     `of_documents`: bytes that the sums over documents take of each feature.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,11 +20,9 @@ import polars as pl
 from pipeline.statistics.resampling import RankIntervals, Resampled, draw_weights, highest_power, ranks
 from pipeline.store.derived.features import partials_ranges
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.tasks import Tasks
 from schemas.values import F64, I64, Bool
-
-if TYPE_CHECKING:
-    from pipeline.store.feature_store import FeatureStore
 
 VALUES_BYTES = 1 << 28
 SUMS_BYTES = 1 << 28
@@ -43,7 +41,7 @@ class Drawing(NamedTuple):
 
 
 def rank_intervals(
-    store: FeatureStore,
+    store: SiteAccess,
     site: str,
     features: pl.DataFrame,
     by: Sequence[str],
@@ -82,7 +80,7 @@ def _ranks(values: F64, rare: Bool) -> I64:
     return np.where(last >= 0, last + others.max(initial=-1) + 1, others)
 
 
-def _ranges(store: FeatureStore, site: str) -> list[range]:
+def _ranges(store: SiteAccess, site: str) -> list[range]:
     """All features in ranges of whole blocks, of RANGE features at the most where blocks are smaller."""
     block = store.site(site).feature_block
     step = max(RANGE // block, 1) * block

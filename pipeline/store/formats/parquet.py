@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.store.objects.paths import is_memory
-from pipeline.store.objects.verbs import open_input, staged
+from pipeline.store.objects.verbs import staged
 from schemas.layout import StorePath
 from schemas.names import ActivationDtype
 from schemas.records import FORMAT_VERSION
@@ -128,10 +128,8 @@ def scan_frames(source: Any, **options: Any) -> pl.LazyFrame:
     return pl.scan_parquet(source, glob=False, credential_provider=None, **options)
 
 
-def scannable(path: StorePath) -> str | Path | io.BytesIO:
-    """What Polars scans: a URL it knows itself; bytes of what lies in this process's memory."""
-    if isinstance(path, Path):
-        return path
+def scannable(path: StorePath) -> str | io.BytesIO:
+    """What Polars scans: a path or URL it knows itself; bytes of what lies in this process's memory."""
     return io.BytesIO(path.read_bytes()) if is_memory(path) else str(path)
 
 
@@ -171,7 +169,7 @@ def open_parquet(path: StorePath, metadata: pq.FileMetaData | None = None) -> It
         with pq.ParquetFile(path, metadata=metadata, **checked) as file:
             yield file
     else:
-        with open_input(path) as source:
+        with path.open("rb") as source:
             metadata = _checked_footer(source) if metadata is None else metadata
             with pq.ParquetFile(source, metadata=metadata, pre_buffer=True, **checked) as file:
                 yield file

@@ -1,4 +1,4 @@
-"""The verbs of `objects` on POSIX file systems and NFS.
+"""The verbs that POSIX file systems and NFS do in their own way.
 
 A marker is put with `link(2)`, which exactly one of many racing writers wins. Names of temporary files start
 with a dot and end with `.tmp`; they lie next to their target, so that linking and renaming never cross a file
@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.store.objects.locks import flock, held_by_file
@@ -180,6 +180,11 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
+def map_paths(read: Callable[[Path], bytes], paths: Sequence[Path]) -> Iterator[bytes]:
+    """See `objects.read_many`: one after another."""
+    return map(read, paths)
+
+
 def listed(folder: Path) -> list[Path]:
     """See `objects.listed`."""
     try:
@@ -201,7 +206,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         try:
             held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                held = held_by_file(_holder(path), what, put_if_absent, _unlink)
+                held = held_by_file(_holder(path), what, put_if_absent)
         except BlockingIOError:
             raise InputError(f"another {what}: wait for it, and run again") from None
         except OSError as error:
@@ -224,10 +229,6 @@ def is_locked(path: Path) -> bool:
 def _holder(path: Path) -> Path:
     """Next to a lock, the file that stands for it where the file system has no locks."""
     return path.with_name(f"{path.name}.held")
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def fsync_tree(path: Path) -> None:

@@ -34,9 +34,7 @@ def flock(file: IO[bytes], operation: int) -> bool:
 
 
 @contextlib.contextmanager
-def held_by_file(
-    path: PathT, what: str, put: Callable[[PathT, bytes], bool], remove: Callable[[PathT], None]
-) -> Iterator[None]:
+def held_by_file(path: PathT, what: str, put: Callable[[PathT, bytes], bool]) -> Iterator[None]:
     """Hold a lock that is a file or object naming its holder; a process that is killed leaves it behind."""
     who = f"{socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
     if not put(path, json.dumps({"who": who, "id": uuid.uuid4().hex}).encode()):
@@ -50,4 +48,4 @@ def held_by_file(
     try:
         yield
     finally:
-        remove(path)
+        path.unlink(missing_ok=True)

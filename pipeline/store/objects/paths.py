@@ -8,6 +8,7 @@ as `_RETRIES` says; the others by `tries`.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import re
@@ -15,11 +16,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import obstore
 from obstore.exceptions import (
@@ -52,6 +53,7 @@ _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|bucket does not exist")
 _ONE_READ = 1 << 23
 """Bytes of one request: a request has 30 s (AWS_TIMEOUT …), whatever it carries."""
 _READS = 8
+_READ_AHEAD = 1 << 18
 _CLIENTS: dict[tuple[str, bool], Any] = {}
 _MADE_BY: set[int] = set()
 """The process that made the first client: this one, unless it was forked."""
@@ -153,9 +155,54 @@ class ObjectPath:
         with remote_errors(self):
             return bytes(obstore.get_range(self.client, self.key, start=start, end=end))
 
+    def open(self, _: Literal["rb"], /) -> io.BufferedReader:
+        """The object opened for reading at any place, at least `_READ_AHEAD` bytes at once."""
+        return io.BufferedReader(_Ranges(self), _READ_AHEAD)
+
+    def unlink(self, *, missing_ok: Literal[True]) -> None:  # noqa: ARG002 - S3 does not say what was there
+        """Remove the object, if it is there."""
+        with suppress(FileNotFoundError), remote_errors(self):
+            obstore.delete(self.client, self.key)
+
+    def mkdir(self, *, parents: Literal[True], exist_ok: Literal[True]) -> None:
+        """Nothing: names of objects have no folders."""
+
     @property
     def _posix_path(self) -> PurePosixPath:
         return PurePosixPath(self.key or self.url.rpartition("/")[2])
+
+
+class _Ranges(io.RawIOBase):
+    """An object as a raw file."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        size = path.size()
+        if size is None:
+            raise FileNotFoundError(2, "there is no such object", str(path))
+        self._path, self._size, self._place = path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        end = min(self._place + len(buffer), self._size)
+        if end <= self._place:
+            return 0
+        data = self._path.read_range(self._place, end)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
 
 
 def store_path(root: str | StorePath) -> StorePath:

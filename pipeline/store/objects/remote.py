@@ -1,4 +1,6 @@
-"""The verbs of `objects` on object storage, over obstore. Folders are made here, in scratch, then uploaded.
+"""The verbs that object storage does in its own way, over obstore.
+
+Folders are made here, in scratch, then uploaded.
 
 An object is there whole or not at all. A marker is put with the condition that nothing has its name (HTTP:
 `If-None-Match: *`, or what Google and Azure call it), which one of many racing writers wins.
@@ -8,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +28,6 @@ _PART = 1 << 23
 """Bytes of one part of an upload: 10,000 parts are S3's most, 78 GiB an object."""
 _UPLOADS, _PARTS_AT_ONCE, _DOWNLOADS = 4, 4, 32
 """Objects, and parts of each, on their way at once: 128 MiB at most, for which a request has 30 s."""
-_READ_AHEAD = 1 << 18
 _SCRATCH = "latentlake-scratch-"
 _ROOT_OF_ZARR = "zarr.json"
 
@@ -68,7 +68,7 @@ def write_atomic(path: ObjectPath, data: bytes) -> None:
 @contextlib.contextmanager
 def staged(path: ObjectPath) -> Iterator[Path]:
     """See `objects.staged`."""
-    with scratch_folder() as folder:
+    with scratch_folder(path) as folder:
         yield folder / path.name
         _put(path, folder / path.name)
 
@@ -76,7 +76,7 @@ def staged(path: ObjectPath) -> Iterator[Path]:
 @contextlib.contextmanager
 def staged_folder(path: ObjectPath) -> Iterator[Path]:
     """See `objects.staged_folder`."""
-    with scratch_folder() as folder:
+    with scratch_folder(path) as folder:
         yield folder
         try:
             _upload(folder, path, _files(folder))
@@ -94,15 +94,10 @@ def publish_folder(folder: Path, path: ObjectPath) -> bool:
     return put_if_absent(marker, (folder / _ROOT_OF_ZARR).read_bytes())
 
 
-def open_input(path: ObjectPath) -> io.BufferedReader:
-    """See `objects.open_input`: reads ranges, at least `_READ_AHEAD` bytes at once."""
-    return io.BufferedReader(_Ranges(path), _READ_AHEAD)
-
-
-def read_many(paths: Sequence[ObjectPath]) -> Iterator[bytes]:
-    """See `objects.read_many`."""
+def map_paths(read: Callable[[ObjectPath], bytes], paths: Sequence[ObjectPath]) -> Iterator[bytes]:
+    """See `objects.read_many`: several at once."""
     with ThreadPoolExecutor(_DOWNLOADS) as threads:
-        yield from threads.map(ObjectPath.read_bytes, paths)
+        yield from threads.map(read, paths)
 
 
 def walk(path: ObjectPath) -> Iterator[tuple[str, int, float]]:
@@ -114,10 +109,9 @@ def walk(path: ObjectPath) -> Iterator[tuple[str, int, float]]:
                 yield entry["path"][below:], entry["size"], entry["last_modified"].timestamp()
 
 
-def remove(path: ObjectPath) -> None:
-    """See `objects.remove`."""
-    with contextlib.suppress(FileNotFoundError), remote_errors(path):
-        obstore.delete(path.client, path.key)
+def listed(folder: ObjectPath) -> list[ObjectPath]:
+    """See `objects.listed`."""
+    return list(folder.iterdir())
 
 
 def remove_tree(path: ObjectPath) -> None:
@@ -131,41 +125,13 @@ def remove_tree(path: ObjectPath) -> None:
 @contextlib.contextmanager
 def locked(path: ObjectPath, what: str) -> Iterator[None]:
     """See `objects.locked`: here an object, which a process that is killed leaves behind."""
-    with held_by_file(path, what, put_if_absent, remove):
+    with held_by_file(path, what, put_if_absent):
         yield
 
 
-class _Ranges(io.RawIOBase):
-    """An object as a raw file."""
-
-    def __init__(self, path: ObjectPath) -> None:
-        size = path.size()
-        if size is None:
-            raise FileNotFoundError(2, "there is no such object", str(path))
-        self._path, self._size, self._place = path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = start + offset
-        return self._place
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        end = min(self._place + len(buffer), self._size)
-        if end <= self._place:
-            return 0
-        data = self._path.read_range(self._place, end)
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+def is_locked(path: ObjectPath) -> bool:
+    """See `objects.is_locked`."""
+    return path.is_file()
 
 
 def _put(path: ObjectPath, data: bytes | Path) -> None:
@@ -194,7 +160,7 @@ def _files(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
+def scratch_folder(_: ObjectPath) -> Iterator[Path]:
     """A folder of this machine ($TMPDIR) of one's own; those of processes that were killed are removed.
 
     A full or forbidden disk there is an InputError that names it.

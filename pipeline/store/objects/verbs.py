@@ -1,6 +1,7 @@
 """What is done to files and objects of a store: they appear whole or not at all, wherever the store lies.
 
-The one module of verbs: `local` has them for folders (POSIX, NFS), `remote` for object storage.
+The one module of verbs. Those that folders (POSIX, NFS) and object storage do each in their own way are in
+`local` and `remote`; both modules are a `_Storage`, and `_storage` alone chooses between them.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import contextlib
 import hashlib
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol, TypeVar, cast
 
 from pipeline.store.objects import local, remote
 from pipeline.store.objects.paths import ObjectPath, RemoteError
@@ -22,6 +23,33 @@ from schemas.storage_failures import storage_failure
 
 _SELF_TEST_ROUNDS = 3
 _HASHED_AT_ONCE = 1 << 24
+PathT = TypeVar("PathT")
+
+
+class _Storage(Protocol[PathT]):
+    """The verbs of one kind of storage, on paths of that kind; the functions below say what each does."""
+
+    def put_if_absent(self, path: PathT, data: bytes, /) -> bool: ...
+    def write_atomic(self, path: PathT, data: bytes, /) -> None: ...
+    def staged(self, path: PathT, /) -> AbstractContextManager[Path]: ...
+    def staged_folder(self, path: PathT, /) -> AbstractContextManager[Path]: ...
+    def scratch_folder(self, path: PathT, /) -> AbstractContextManager[Path]: ...
+    def publish_folder(self, temporary: Path, path: PathT, /) -> bool: ...
+    def map_paths(self, read: Callable[[PathT], bytes], paths: Sequence[PathT], /) -> Iterator[bytes]: ...
+    def walk(self, path: PathT, /) -> Iterator[tuple[str, int, float]]: ...
+    def listed(self, folder: PathT, /) -> list[PathT]: ...
+    def remove_tree(self, path: PathT, /) -> None: ...
+    def locked(self, path: PathT, what: str, /) -> AbstractContextManager[None]: ...
+    def is_locked(self, path: PathT, /) -> bool: ...
+
+
+_LOCAL: _Storage[Path] = local
+_REMOTE: _Storage[ObjectPath] = remote
+
+
+def _storage(path: PathT) -> _Storage[PathT]:
+    """The storage in which a path lies."""
+    return cast("_Storage[PathT]", _LOCAL if isinstance(path, Path) else _REMOTE)
 
 
 def put_if_absent(path: StorePath, data: bytes) -> bool:
@@ -30,19 +58,17 @@ def put_if_absent(path: StorePath, data: bytes) -> bool:
     The data and the folder are on the disk when this returns. A full, read-only or forbidden place is an
     InputError that names `path`; storage that does not answer, after several tries, an OSError.
     """
-    return (
-        local.put_if_absent(path, data) if isinstance(path, Path) else remote.put_if_absent(_of(path), data)
-    )
+    return _storage(path).put_if_absent(path, data)
 
 
 def write_atomic(path: StorePath, data: bytes) -> None:
     """Write or replace `path` whole: a reader sees the old bytes or the new. Errors as `put_if_absent`."""
-    local.write_atomic(path, data) if isinstance(path, Path) else remote.write_atomic(_of(path), data)
+    _storage(path).write_atomic(path, data)
 
 
 def staged(path: StorePath) -> AbstractContextManager[Path]:
     """A place to write one large file, which becomes `path` when the block ends well; else nothing stays."""
-    return local.staged(path) if isinstance(path, Path) else remote.staged(_of(path))
+    return _storage(path).staged(path)
 
 
 def staged_folder(path: StorePath) -> AbstractContextManager[Path]:
@@ -50,65 +76,52 @@ def staged_folder(path: StorePath) -> AbstractContextManager[Path]:
 
     They lie below `path`, for good, when the block ends well; else nothing is left.
     """
-    return local.staged_folder(path) if isinstance(path, Path) else remote.staged_folder(_of(path))
+    return _storage(path).staged_folder(path)
 
 
 def scratch_folder(path: StorePath) -> AbstractContextManager[Path]:
     """A folder to make what `publish_folder` then gives the name `path`; gone at the end of the block."""
-    return local.scratch_folder(path) if isinstance(path, Path) else remote.scratch_folder()
+    return _storage(path).scratch_folder(path)
 
 
 def publish_folder(temporary: Path, path: StorePath) -> bool:
     """Give a finished Zarr group its name; False (and the folder is left) when that is taken."""
-    if isinstance(path, Path):
-        return local.publish_folder(temporary, path)
-    return remote.publish_folder(temporary, _of(path))
-
-
-def open_input(path: StorePath) -> BinaryIO:
-    """The file opened for reading at any place, for PyArrow; close it when done."""
-    return path.open("rb") if isinstance(path, Path) else remote.open_input(_of(path))
+    return _storage(path).publish_folder(temporary, path)
 
 
 def read_many(paths: Sequence[StorePath]) -> Iterator[bytes]:
     """The bytes of many small files, in order; object storage gets several requests at once."""
-    if any(isinstance(path, Path) for path in paths):
-        return (read_bytes(path) for path in paths)
-    return remote.read_many([_of(path) for path in paths])
+    return _storage(paths[0]).map_paths(read_bytes, paths) if paths else iter(())
 
 
 def walk(path: StorePath) -> Iterator[tuple[str, int, float]]:
     """Every file below: its path from here, its bytes, and when it was last written (Unix seconds)."""
-    return local.walk(path) if isinstance(path, Path) else remote.walk(_of(path))
+    return _storage(path).walk(path)
 
 
 def remove(path: StorePath) -> None:
     """Remove a file, if it is there."""
-    path.unlink(missing_ok=True) if isinstance(path, Path) else remote.remove(_of(path))
+    path.unlink(missing_ok=True)
 
 
 def remove_tree(path: StorePath) -> None:
     """Remove a folder as far as possible; what stays is for `latentlake gc`."""
-    local.remove_tree(path) if isinstance(path, Path) else remote.remove_tree(_of(path))
+    _storage(path).remove_tree(path)
 
 
 def locked(path: StorePath, what: str) -> AbstractContextManager[None]:
     """Hold a lock while the block runs; InputError "another {what} …" when somebody else holds it."""
-    return local.locked(path, what) if isinstance(path, Path) else remote.locked(_of(path), what)
+    return _storage(path).locked(path, what)
 
 
 def is_locked(path: StorePath) -> bool:
     """Whether somebody holds the lock; on object storage it may be one who was killed."""
-    return local.is_locked(path) if isinstance(path, Path) else path.is_file()
+    return _storage(path).is_locked(path)
 
 
 def sha256_file(path: StorePath) -> str:
     """sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with system_readable(path), open_input(path) as file:
-        while data := file.read(_HASHED_AT_ONCE):
-            digest.update(data)
-    return digest.hexdigest()
+    return _measure_file(path)[1]
 
 
 def measure(path: StorePath) -> tuple[int, str]:
@@ -119,10 +132,19 @@ def measure(path: StorePath) -> tuple[int, str]:
     """
     with system_readable(path):
         if path.is_file():
-            return _size(path), sha256_file(path)
+            return _measure_file(path)
         files = sorted((name, size) for name, size, _ in walk(path) if is_zarr_name(name, path.name))
     lines = "".join(f"{name} {sha256_file(path / name)}\n" for name, _ in files)
     return sum(size for _, size in files), hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _measure_file(path: StorePath) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with system_readable(path), path.open("rb") as file:
+        while data := file.read(_HASHED_AT_ONCE):
+            digest.update(data)
+            size += len(data)
+    return size, digest.hexdigest()
 
 
 def self_test(root: StorePath) -> None:
@@ -183,20 +205,11 @@ def listed(folder: StorePath) -> list[StorePath]:
     One that may not be listed is an InputError: it is not empty.
     """
     with system_readable(folder):
-        return list(local.listed(folder) if isinstance(folder, Path) else folder.iterdir())
+        return _storage(folder).listed(folder)
 
 
 def _damaged(path: StorePath, error: Exception, remedy: str) -> InputError:
     return InputError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): {remedy}")
-
-
-def _of(path: StorePath) -> ObjectPath:
-    assert isinstance(path, ObjectPath)
-    return path
-
-
-def _size(path: StorePath) -> int:
-    return path.stat().st_size if isinstance(path, Path) else _of(path).size() or 0
 
 
 def _race(path: StorePath) -> list[bytes]:

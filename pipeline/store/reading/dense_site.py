@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.store.formats.dense import open_dense
 from pipeline.store.objects.verbs import readable
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records.commits import receipts_digest
 from schemas.errors import InputError
 from schemas.layout import DENSE, StorePath
 from schemas.records import ShardRecord
 from schemas.values import F32, Bool
-
-if TYPE_CHECKING:
-    from pipeline.store.feature_store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class DenseSite:
     With `shards` over those alone; InputError for one that is not committed.
     """
 
-    def __init__(self, store: FeatureStore, site: str, shards: Sequence[str] | None = None) -> None:
+    def __init__(self, store: SiteAccess, site: str, shards: Sequence[str] | None = None) -> None:
         info = store.site(site)
         if "dense" not in info.layouts:
             raise InputError(

@@ -1,8 +1,10 @@
-"""The tokens around each example of the chosen features, and the feature's activation at every one of them.
+"""Windows of tokens around rows; those of examples with the feature's activation at every token.
 
-One pass over the shards, a task each: examples go by row, so a shard's are neighbours; their contexts are cut
-out of the token shard, and the activations out of the CSR, by some ten thousand examples at a time. What is
-found lies in Parquet files in a scratch folder, each sorted by feature, for the pages are made by feature.
+`Windows` says which rows a window has, for all that shows tokens: queries, exports, and `cut_windows`, which
+writes those of a report. That is one pass over the shards, a task each: examples go by row, so a shard's are
+neighbours; their contexts are cut out of the token shard, and the activations out of the CSR, by some ten
+thousand examples at a time. The windows lie in Parquet files in a scratch folder, each sorted by feature, for
+the pages are made by feature.
 
 Cost: each shard's CSR and tokens are read once; an example takes some 150 bytes of the scratch folder.
 """
@@ -10,25 +12,27 @@ Cost: each shard's CSR and tokens are read once; an example takes some 150 bytes
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy import sparse
 
-from pipeline.store import FeatureStore
 from pipeline.store.reading.contexts import COLUMNS, ContextIndex
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records.tokens import read_token_shard
 from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.values import F32, I64, TokenShard
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 BEFORE, AFTER = 24, 8
 """Tokens of the context before and after the example's row."""
@@ -39,6 +43,44 @@ LABEL = "label:"
 
 _GROUP = 1 << 10
 """Rows in a row group of what is found, so that a range of features is read from few of them."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A window around each of Q rows, within its context; all arrays int64 [Q].
+
+    `context` is the context's number, `begin` and `end` are its first row and the row after its last, `first`
+    and `stop` those of the window. Rows are counted as in `context_ptr` [C + 1]: from a shard's first or from
+    the lake's.
+    """
+
+    context: I64
+    begin: I64
+    end: I64
+    first: I64
+    stop: I64
+
+    @classmethod
+    def around(cls, rows: I64, context_ptr: I64, before: int | None, after: int | None) -> Windows:
+        """So many rows before and after each, fewer at the context's ends; None: all that there are."""
+        context = np.searchsorted(context_ptr, rows, side="right") - 1
+        begin, end = context_ptr[context], context_ptr[context + 1]
+        first = begin if before is None else np.maximum(begin, rows - before)
+        stop = end if after is None else np.minimum(end, rows + after + 1)
+        return cls(context, begin, end, first, stop)
+
+    @classmethod
+    def of_size(cls, rows: I64, context_ptr: I64, size: int) -> Windows:
+        """`size` rows, three quarters of them before the row if it has so many; or the whole context."""
+        wide = cls.around(rows, context_ptr, size * 3 // 4, None)
+        # a window that would pass the context's end starts so much earlier, but not before the context
+        first = np.minimum(wide.first, np.maximum(wide.end - size, wide.begin))
+        return replace(wide, first=first, stop=np.minimum(first + size, wide.end))
+
+    @property
+    def lengths(self) -> I64:
+        """Rows of each window."""
+        return self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -56,7 +98,7 @@ class Cut:
 
 
 def cut_windows(
-    store: FeatureStore, site: str, examples: pl.DataFrame, folder: Path, tasks: Tasks
+    store: SiteAccess, site: str, examples: pl.DataFrame, folder: Path, tasks: Tasks
 ) -> Iterator[int]:
     """Write the windows of `examples` (rows of that table) into `folder`; yields how many, by shard.
 
@@ -106,19 +148,17 @@ def _cut(
     cut: Cut, tokens: TokenShard, index: ContextIndex, matrix: sparse.csr_matrix, examples: pl.DataFrame
 ) -> pl.DataFrame:
     rows = examples["row"].to_numpy().astype(np.int64) - tokens.row_start
-    context = np.searchsorted(tokens.context_ptr, rows, side="right") - 1
-    begin, end = tokens.context_ptr[context], tokens.context_ptr[context + 1]
-    first, last = np.maximum(begin, rows - BEFORE), np.minimum(end, rows + AFTER + 1)
-    places = _ranges(first, last)
-    features = np.repeat(examples["feature"].to_numpy(), last - first)
+    windows = Windows.around(rows, tokens.context_ptr, BEFORE, AFTER)
+    places = concatenated_ranges(windows.first, windows.stop)
+    features = np.repeat(examples["feature"].to_numpy(), windows.lengths)
     columns = {
-        "context": (context + tokens.context_start).astype(np.uint64),
-        "position": (rows - begin).astype(np.uint32),
-        "token_ids": _lists(tokens.token_ids[places], last - first),
-        "values": _lists(activations(matrix, places, features), last - first),
-        "firing": (rows - first).astype(np.uint32),
-        "from_start": first == begin,
-        "to_end": last == end,
+        "context": (windows.context + tokens.context_start).astype(np.uint64),
+        "position": (rows - windows.begin).astype(np.uint32),
+        "token_ids": _lists(tokens.token_ids[places], windows.lengths),
+        "values": _lists(activations(matrix, places, features), windows.lengths),
+        "firing": (rows - windows.first).astype(np.uint32),
+        "from_start": windows.first == windows.begin,
+        "to_end": windows.stop == windows.end,
     }
     described = index.describe(examples["row"].to_numpy(), ["document", *cut.labels])
     described = described.rename({name: LABEL + name for name in cut.labels})
@@ -143,7 +183,7 @@ def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
     return values
 
 
-def example_tokens(store: FeatureStore, site: str, examples: pl.DataFrame, tasks: Tasks) -> pl.DataFrame:
+def example_tokens(store: SiteAccess, site: str, examples: pl.DataFrame, tasks: Tasks) -> pl.DataFrame:
     """The rows of `examples` with the token at each: column `token_id` i32; those of no shard are lost."""
     rows = examples.sort("row")
     numbers, parts, items = rows["row"].to_numpy(), [examples.clear()], []
@@ -161,9 +201,10 @@ def _tokens_at(layout: Layout, lake: Lake, item: tuple[ShardRecord, pl.Series]) 
     return pl.Series("token_id", tokens.token_ids[rows.to_numpy().astype(np.int64) - record.row_start])
 
 
-def _ranges(first: I64, last: I64) -> I64:
-    """first[0] .. last[0] - 1, first[1] .. last[1] - 1, and so on."""
-    lengths = last - first
+def concatenated_ranges(first: I64, stop: I64) -> I64:
+    """first[0] .. stop[0] - 1, first[1] .. stop[1] - 1, and so on: int64 [sum of stop - first]."""
+    lengths = stop - first
+    # each range starts at first, less what np.arange has counted in the ranges before it
     starts = np.repeat(first - np.append(0, np.cumsum(lengths)[:-1]), lengths)
     places: I64 = starts + np.arange(int(lengths.sum()))
     return places

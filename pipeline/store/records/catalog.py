@@ -5,7 +5,6 @@ What is committed is looked up once per pass, when first needed: open the store 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self
 
 from pipeline.store.objects.paths import store_path
@@ -16,45 +15,19 @@ from pipeline.store.records.tokens import read_lake, read_links
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.names import NAME, ActivationDtype, Control, DenseDtype, EncodeDtype, Pooling, StoreLayout
+from schemas.names import NAME, ActivationDtype, DenseDtype, StoreLayout
 from schemas.records import CorpusLink, Lake, Plan, PlannedSite, Receipt, ShardRecord, SiteReceipt
-from schemas.values import RowSelection, Totals
+from schemas.values import Totals
 
 
-@dataclass(frozen=True)
-class SiteInfo:
-    """One site of the store, as its pass's plan has it."""
+class SiteInfo(PlannedSite):
+    """One site of the store: what its pass's plan says of it, and of all sites of the pass."""
 
-    name: str
     pass_name: str
-    hook_name: str
-    sae: str
-    architecture: str
-    d_model: int
-    d_sae: int
     activation_dtype: ActivationDtype
     layouts: tuple[StoreLayout, ...]
-    encode_dtype: EncodeDtype
-    positions: tuple[int | None, ...] | None
-    """See `schemas.records.PlannedSite`."""
-    feature_block: int
-    """Features in a row group of the postings."""
-    control: Control | None = None
-    """The control that is counted along with the learnt features on some contexts."""
-    pooling: Pooling = "none"
-    """What the SAE reads of a context."""
-    dense_dtype: DenseDtype = "float32"
+    dense_dtype: DenseDtype
     """What x of layout dense is rounded to."""
-
-    @property
-    def has_sae(self) -> bool:
-        """Whether there are features; a site without has x alone."""
-        return self.d_sae > 0
-
-    @property
-    def selection(self) -> RowSelection:
-        """What it reads of a context; `TokenShard.restrict` takes it."""
-        return RowSelection(self.positions, self.pooling)
 
 
 class Catalog:
@@ -221,21 +194,11 @@ def _sites(planned: dict[str, tuple[PlannedSite, ...]], plans: dict[str, Plan]) 
                     f"{site.name!r}: tables go by site, so drop one of the passes (`latentlake drop`)"
                 )
             sites[site.name] = SiteInfo(
-                name=site.name,
+                **dict(site),
                 pass_name=pass_name,
-                hook_name=site.hook_name,
-                sae=site.sae,
-                architecture=site.architecture,
-                d_model=site.d_model,
-                d_sae=site.d_sae,
                 activation_dtype=plan.activation_dtype,
                 layouts=plan.layouts if site.has_sae else ("dense",),
                 dense_dtype=plan.dense_dtype,
-                encode_dtype=site.encode_dtype,
-                positions=site.positions,
-                pooling=site.pooling,
-                feature_block=site.feature_block,
-                control=site.control,
             )
     return sites
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +22,12 @@ from pipeline.store.formats.parquet import MAX_GROUP, postings_arrow_schema, pos
 from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.objects.verbs import measure, put_if_absent, staged
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import POSTINGS, StorePath
 from schemas.records import CompactedFile, Compaction
 from schemas.values import I64, U64
-
-if TYPE_CHECKING:
-    from pipeline.store.feature_store import FeatureStore
 
 GROUP_NNZ = 1 << 18
 """Activations in a row group: a feature is found by decoding one or two of them."""
@@ -63,7 +61,7 @@ class Piece:
         return np.repeat(features, self.counts), self.rows, self.values
 
 
-def compact(store: FeatureStore, site: str, tasks: Tasks) -> Compaction:
+def compact(store: SiteAccess, site: str, tasks: Tasks) -> Compaction:
     """Write and publish a compaction of all that is committed; InputError where there are no postings."""
     info, shards = store.site(site), store.shard_files(site)
     if not shards:

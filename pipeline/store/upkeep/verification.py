@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -25,6 +24,7 @@ from pipeline.store.formats.parquet import as_frame, open_parquet
 from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.objects.verbs import listed, readable
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records import tables
 from pipeline.store.records.commits import has_commits
 from pipeline.store.records.compacted import Compacted, in_use, read_compactions, remedy
@@ -39,16 +39,13 @@ from schemas.records import CompactedFile, Lake, PlannedSite, ShardRecord
 from schemas.tables.tables import OF_STATS, VOCABULARY, WITHOUT_TOKEN_BYTES
 from schemas.values import U64
 
-if TYPE_CHECKING:
-    from pipeline.store.feature_store import FeatureStore
-
 __all__ = ["VerifyReport", "verify"]
 
 OLD_TOLERANCE = 1e-6
 """Relative, for tables from before version 3: mean_all of a rare feature had lost digits there."""
 
 
-def verify(store: FeatureStore, tasks: Tasks) -> VerifyReport:
+def verify(store: SiteAccess, tasks: Tasks) -> VerifyReport:
     """Check everything that is committed, and the tables of `stats` that are fresh."""
     report = VerifyReport()
     tokens = set()
@@ -81,7 +78,7 @@ def _verify_removed(layout: Layout, passes: Collection[str], report: VerifyRepor
 
 
 def _verify_pass(
-    store: FeatureStore, pass_name: str, tokens: set[str], tasks: Tasks, report: VerifyReport
+    store: SiteAccess, pass_name: str, tokens: set[str], tasks: Tasks, report: VerifyReport
 ) -> None:
     """Every shard of a pass; then of each site in which nothing is wrong the compaction and the tables."""
     plan, receipts = store.plans[pass_name], store.pass_receipts(pass_name)
@@ -167,7 +164,7 @@ def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyRepo
     return report
 
 
-def _verify_chain(store: FeatureStore, report: VerifyReport) -> None:
+def _verify_chain(store: SiteAccess, report: VerifyReport) -> None:
     """Whether each shard's numbers begin where those of the shard before end."""
     rows = contexts = documents = 0
     for shard in store.shards:
@@ -183,7 +180,7 @@ def _verify_chain(store: FeatureStore, report: VerifyReport) -> None:
         )
 
 
-def _verify_vocabulary(store: FeatureStore, report: VerifyReport) -> None:
+def _verify_vocabulary(store: SiteAccess, report: VerifyReport) -> None:
     """The text of every token: its pages' checksums (version 4 on), and that no id is left out."""
     path = store.layout.vocabulary
     report.objects += 1
@@ -202,7 +199,7 @@ def _verify_vocabulary(store: FeatureStore, report: VerifyReport) -> None:
         report.problems.append(f"{path} does not hold the bytes of each token")
 
 
-def _committed(store: FeatureStore, pass_name: str, tokens: set[str]) -> Iterator[Committed]:
+def _committed(store: SiteAccess, pass_name: str, tokens: set[str]) -> Iterator[Committed]:
     """What each shard's task needs to know."""
     known = {record.name for record in store.shards}
     for shard, receipt in store.pass_receipts(pass_name).items():
@@ -216,7 +213,7 @@ def _committed(store: FeatureStore, pass_name: str, tokens: set[str]) -> Iterato
         yield Committed(receipt, link, files, shard in tokens, problem)
 
 
-def _verify_weights(store: FeatureStore, site: str, report: VerifyReport) -> None:
+def _verify_weights(store: SiteAccess, site: str, report: VerifyReport) -> None:
     """Compare the weights that a site keeps with their own checksums."""
     report.objects += 1
     try:
@@ -226,7 +223,7 @@ def _verify_weights(store: FeatureStore, site: str, report: VerifyReport) -> Non
 
 
 def _verify_compaction(
-    store: FeatureStore, site: str, expected: _Expected, tasks: Tasks, report: VerifyReport
+    store: SiteAccess, site: str, expected: _Expected, tasks: Tasks, report: VerifyReport
 ) -> None:
     """Compare the files of the compaction in use with their checksums, and with what its shards hold."""
     record, block = expected.compacted.record, store.site(site).feature_block
@@ -272,7 +269,7 @@ def _holds(file: PostingsFile, first: int, expected: U64) -> bool:
     return np.array_equal(prints, expected)
 
 
-def _verify_tables(store: FeatureStore, site: str, tasks: Tasks, report: VerifyReport) -> None:
+def _verify_tables(store: SiteAccess, site: str, tasks: Tasks, report: VerifyReport) -> None:
     """Compare the tables of `stats` that are there and fresh with those that partials and postings give.
 
     Of all tables the pages' checksums are compared, where they have any (version 4 on).
