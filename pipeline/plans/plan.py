@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.models import check_inputs, is_earlier_digest, max_context, model_digest
 from pipeline.models.device import choose_device
-from pipeline.monitor.events import run_at_work
+from pipeline.monitor.run_state import run_at_work
 from pipeline.plans import sae_defaults as trained_with
 from pipeline.plans.reopen import model_of
 from pipeline.saes import NO_SAE, SaeMetadata, choose_block, read_metadata, sae_digest
