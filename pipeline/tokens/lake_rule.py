@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from pipeline.store.records.tokens import read_lake
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -178,19 +177,18 @@ def _check_labels(names: tuple[str, ...], labels: Iterable[str], has_vectors: bo
         raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
 
 
-def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
+def check_rule(layout: Layout, stored: Lake, run_file: RunFile, tokenizer: Tokenizer) -> None:
     """InputError where the store's tokens were made by another rule than a resolved run file's."""
-    stored, tokens = read_lake(layout), run_file.tokens
-    if stored is not None:
-        assert tokens.context_size is not None
-        assert tokens.prepend_bos is not None
-        size, bos, labels = tokens.context_size, tokens.prepend_bos, stored.label_columns
-        require_rule(layout, requested_lake(run_file, size, bos, tokenizer, labels, stored.inputs, stored))
+    tokens, labels = run_file.tokens, stored.label_columns
+    size, bos = tokens.context_size, tokens.prepend_bos
+    assert size is not None
+    assert bos is not None
+    requested = requested_lake(run_file, size, bos, tokenizer, labels, stored.inputs, stored)
+    require_rule(layout, stored, requested)
 
 
-def require_rule(layout: Layout, requested: Lake) -> None:
+def require_rule(layout: Layout, stored: Lake | None, requested: Lake) -> None:
     """The store's rule, if it has one, must be the one requested; wherever the tokenizer lies."""
-    stored = read_lake(layout)
     if stored is None:
         return
     keys = _KEYS if None in (stored.bos_id, requested.bos_id) else {**_KEYS, "bos_id": "tokens.bos"}
