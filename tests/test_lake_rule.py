@@ -32,7 +32,7 @@ def chat(folder: Path, **named: str) -> LakeTokenizer:
 def run_of(folder: Path, corpus: str = "corpus.jsonl", **tokens: Any) -> RunFile:
     content = {
         "corpus": {"path": str(folder / corpus)},
-        "tokens": {"shard_tokens": 64, **tokens},
+        "tokens": {"shard_tokens": 64, "context_size": 16, "prepend_bos": True, **tokens},
         "model": {"path": "unused"},
         "sites": [{"sae": "unused"}],
         "store": {"root": str(folder / "store")},
@@ -41,7 +41,7 @@ def run_of(folder: Path, corpus: str = "corpus.jsonl", **tokens: Any) -> RunFile
 
 
 def lake_of(folder: Path, tokenizer: LakeTokenizer, stored: Lake | None = None, **tokens: Any) -> Lake:
-    return requested_lake(run_of(folder, **tokens), 16, True, tokenizer, {}, stored=stored)
+    return requested_lake(run_of(folder, **tokens), tokenizer, {}, stored=stored)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def contexts(
     rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (folder / "corpus.jsonl").write_text(rows)
     layout = Layout(folder / "store")
-    tokenize(layout, read_stored_tokens(layout), run_of(folder, **tokens), size, True, tokenizer)
+    tokenize(layout, read_stored_tokens(layout), run_of(folder, context_size=size, **tokens), tokenizer)
     lake, result = read_lake(layout), []
     assert lake is not None
     for record in (record for link in read_links(layout) for record in link.shards):

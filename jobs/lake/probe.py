@@ -112,13 +112,9 @@ class Probe:
 
     def _tokenize(self, limit: int, shard_rows: int) -> CorpusLink:
         """The beginning of the corpus as a new link of the scratch store."""
-        tokens = self.run.tokens
-        assert tokens.context_size is not None
-        assert tokens.prepend_bos is not None
-        beginning = tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
-        run = self.run.model_copy(update={"tokens": beginning})
-        stored, size, bos = read_stored_tokens(self.layout), tokens.context_size, tokens.prepend_bos
-        return tokenize(self.layout, stored, run, size, bos, self._tokenizer, append=True, may_repeat=True)
+        beginning = self.run.tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
+        run, stored = self.run.model_copy(update={"tokens": beginning}), read_stored_tokens(self.layout)
+        return tokenize(self.layout, stored, run, self._tokenizer, append=True, may_repeat=True)
 
     def _measure(self, process: Callable[[str], Receipt], warm: Receipt, corpus: Corpus) -> list[Receipt]:
         """Shards as large as the run's, or as the time allows, until it is over; at least one."""

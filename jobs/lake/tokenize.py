@@ -32,10 +32,7 @@ def tokenize(run_file: RunFile, *, append: Append = False) -> CorpusLink:
 def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     """The same for a run file that has every default filled in."""
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
-    size, bos, tokenizer_path = run.tokens.context_size, run.tokens.prepend_bos, run.tokens.tokenizer
-    assert size is not None
-    assert bos is not None
-    assert tokenizer_path is not None
+    assert run.tokens.tokenizer is not None
     stored = read_stored_tokens(layout)
     with counting("tokenize", _about(run), "tokens") as advance:
 
@@ -43,8 +40,8 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
             advance(record.rows)
 
         digest = None if stored.lake is None else stored.lake.tokenizer_digest
-        tokenizer = load_tokenizer(tokenizer_path, digest)
-        link = tokenize_corpus(layout, stored, run, size, bos, tokenizer, append=append, progress=progress)
+        tokenizer = load_tokenizer(run.tokens.tokenizer, digest)
+        link = tokenize_corpus(layout, stored, run, tokenizer, append=append, progress=progress)
     say(f"[bold]tokenize[/] {_summary(link, stored.links)} ({time.monotonic() - began:.1f} s)")
     lake, is_new = stored.lake or require_lake(layout), link not in stored.links
     warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=is_new)])

@@ -51,18 +51,19 @@ _KEYS = {
 
 def requested_lake(
     run_file: RunFile,
-    context_size: int,
-    prepend_bos: bool,
     tokenizer: Tokenizer,
     label_dtypes: dict[str, str],
     inputs: Inputs | None = None,
     stored: Lake | None = None,
 ) -> Lake:
-    """The lake's record as this run would write it; `stored`: the one that is there.
+    """The lake's record as this run, with every default filled in, would write it; `stored`: the one there.
 
     InputError where tokenizer and run file don't fit.
     """
     tokens = run_file.tokens
+    context_size, prepend_bos = tokens.context_size, tokens.prepend_bos
+    assert context_size is not None
+    assert prepend_bos is not None
     _check_labels(run_file.corpus.label_columns, label_dtypes, inputs is not None)
     if context_size < 1 + prepend_bos:
         raise InputError(f"tokens.context_size is {context_size}: too small to hold a token; set at least 2")
@@ -179,11 +180,7 @@ def _check_labels(names: tuple[str, ...], labels: Iterable[str], has_vectors: bo
 
 def check_rule(layout: Layout, stored: Lake, run_file: RunFile, tokenizer: Tokenizer) -> None:
     """InputError where the store's tokens were made by another rule than a resolved run file's."""
-    tokens, labels = run_file.tokens, stored.label_columns
-    size, bos = tokens.context_size, tokens.prepend_bos
-    assert size is not None
-    assert bos is not None
-    requested = requested_lake(run_file, size, bos, tokenizer, labels, stored.inputs, stored)
+    requested = requested_lake(run_file, tokenizer, stored.label_columns, stored.inputs, stored)
     require_rule(layout, stored, requested)
 
 

@@ -65,14 +65,12 @@ def tokenize(
     layout: Layout,
     stored: StoredTokens,
     run_file: RunFile,
-    context_size: int,
-    prepend_bos: bool,
     tokenizer: Tokenizer,
     append: bool = False,
     progress: Callable[[ShardRecord], None] | None = None,
     may_repeat: bool = False,
 ) -> CorpusLink:
-    """Tokenize the run file's corpus into the store: link 0 of its chain or, with `append`, the next one.
+    """Tokenize a resolved run file's corpus into the store: its link 0 or, with `append`, the next one.
 
     `stored` is what the store records now. A corpus that the store holds already (same content, columns and
     limit) is not read again: its link is returned. `progress` is called with every shard, in order.
@@ -84,7 +82,7 @@ def tokenize(
     _check_places(layout, stored, run_file)
     source = open_source(run_file.corpus)
     labels, inputs = source.label_dtypes(), source.inputs()
-    lake = requested_lake(run_file, context_size, prepend_bos, tokenizer, labels, inputs, stored.lake)
+    lake = requested_lake(run_file, tokenizer, labels, inputs, stored.lake)
     require_rule(layout, stored.lake, lake)
     digest = _source_digest(source, run_file)
     for link in links:
