@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.executors.dispatch import Dispatcher, Policy
 from pipeline.monitor.heartbeat import Heartbeat, OnEvent
 from pipeline.monitor.journal import journal
+from pipeline.monitor.prediction import Forecast, Prediction
+from pipeline.monitor.run_state import RunState
 from pipeline.monitor.tally import Tally
 from pipeline.plans.plan import Agreed, differences, find_plan, make_plan
 from pipeline.store.formats.parquet import read_frame
@@ -40,14 +43,15 @@ class Extraction:
     fresh: Tally = field(default_factory=Tally)
     """Of what this run committed."""
     failures: dict[str, Failure] = field(default_factory=dict)
+    state: RunState = field(default_factory=RunState)
+    """What this run's events say so far."""
+    prediction: Prediction | None = None
+    """What was predicted of the pass, from a probe or from this run's first shards."""
 
     @property
     def skipped(self) -> int:
         """Shards that were committed before."""
         return self.tally.shards - self.fresh.shards
-
-
-Observer = Callable[[Receipt | Failure], None]
 
 
 def extract(
@@ -56,14 +60,15 @@ def extract(
     *,
     accept_environment: bool = False,
     begin: Callable[[Extraction], None] = lambda extraction: None,
-    observe: Observer = lambda outcome: None,
     on_event: OnEvent = lambda **event: None,
 ) -> Extraction:
     """Commit every shard of the store's tokens under the resolved run file; what was committed stays.
 
     Raises InputError when the recipe differs from the pass's plan, when the storage is unfit, and, after all
-    other shards were committed, when some shard had to be quarantined.
+    other shards were committed, when some shard had to be quarantined. `begin` is called with what is to do,
+    `on_event` with each event, which the extraction's `state` holds by then.
     """
+    forecast = Forecast(layout)
     made = make_plan(run, require_lake(layout))
     agreed = find_plan(layout, made, accept_environment=accept_environment)
     plan = agreed.plan
@@ -72,21 +77,35 @@ def extract(
     if not committed:
         remove_tree(layout.dropped(plan.pass_name))  # of a pass that was dropped half-way, and begins anew
     begin(result)
+    rows = result.rows - result.tally.rows
+    forecast.begin(plan.hash, plan.pass_name, rows, len(todo), result.workers)
     if not todo:
         _complete(layout, agreed, committed)
         return result
     self_test(layout.root)
     check = WorkerCheck(layout, agreed, result.tally.devices, accept_environment=accept_environment)
     counts = {"shards": len(todo), "total": result.total, "workers": result.workers}
-    with journal(layout, plan, on_event, result.fresh, **counts) as log:
+
+    def observe(**event: Any) -> None:
+        if event["event"] == "ready":
+            forecast.ready()
+        on_event(**event)
+
+    with journal(layout, plan, observe, result.state, **counts) as log:
         for outcome in _dispatch(layout, run, plan, todo, check, log):
-            _file(result, committed, outcome)
-            log.outcome(outcome)
-            observe(outcome)
+            if isinstance(outcome, Failure):
+                result.failures[outcome.shard] = outcome
+                continue
+            result.tally.add(outcome)
+            result.fresh.add(outcome)
+            committed.append(manifest_row(outcome))
+            log.committed(outcome)
+            forecast.observe(outcome)
         failed = {failure.shard: failure.error for failure in result.failures.values()}
         write_manifest(layout, plan.pass_name, committed, failed)
         if result.failures:
             raise InputError(_quarantine_message(result))
+    result.prediction = forecast.prediction
     return result
 
 
@@ -139,15 +158,6 @@ def _names(layout: Layout, pass_name: str) -> set[str]:
     except (OSError, InputError):
         return set()
     return set(manifest.filter(manifest["state"] == "committed")["shard"])
-
-
-def _file(result: Extraction, committed: list[ManifestRow], outcome: Receipt | Failure) -> None:
-    if isinstance(outcome, Failure):
-        result.failures[outcome.shard] = outcome
-        return
-    result.tally.add(outcome)
-    result.fresh.add(outcome)
-    committed.append(manifest_row(outcome))
 
 
 def _quarantine_message(result: Extraction) -> str:

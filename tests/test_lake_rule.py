@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.plans.sae_defaults import prepend_bos
-from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
+from pipeline.store.records.tokens import read_lake, read_links, read_stored_tokens, read_token_shard
 from pipeline.tokens.lake_rule import default_bos, notes, requested_lake, require_rule
 from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
@@ -32,7 +32,7 @@ def chat(folder: Path, **named: str) -> LakeTokenizer:
 def run_of(folder: Path, corpus: str = "corpus.jsonl", **tokens: Any) -> RunFile:
     content = {
         "corpus": {"path": str(folder / corpus)},
-        "tokens": {"shard_tokens": 64, **tokens},
+        "tokens": {"shard_tokens": 64, "context_size": 16, "prepend_bos": True, **tokens},
         "model": {"path": "unused"},
         "sites": [{"sae": "unused"}],
         "store": {"root": str(folder / "store")},
@@ -41,7 +41,7 @@ def run_of(folder: Path, corpus: str = "corpus.jsonl", **tokens: Any) -> RunFile
 
 
 def lake_of(folder: Path, tokenizer: LakeTokenizer, stored: Lake | None = None, **tokens: Any) -> Lake:
-    return requested_lake(run_of(folder, **tokens), 16, True, tokenizer, {}, stored=stored)
+    return requested_lake(run_of(folder, **tokens), tokenizer, {}, stored=stored)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,13 @@ def test_what_a_run_file_does_not_say_is_as_in_the_store(tmp_path: Path) -> None
     again = lake_of(tmp_path, tokenizer, stored)
     assert (again, again.digest) == (stored, stored.digest)
     layout = Layout(tmp_path / "store")
-    layout.root.mkdir()
-    layout.lake.write_bytes(stored.to_json())
     for key, value, field in (
         ("bos", "<mask>", "tokens.bos"),
         ("separator", "none", "tokens.separator"),
         ("special_text", "parse", "tokens.special_text"),
     ):
         with pytest.raises(InputError, match=rf"another rule: {field} \("):
-            require_rule(layout, lake_of(tmp_path, tokenizer, stored, **{key: value}))
+            require_rule(layout, stored, lake_of(tmp_path, tokenizer, stored, **{key: value}))
 
 
 def test_a_lake_of_literal_text_has_the_digest_that_it_had(tmp_path: Path) -> None:
@@ -162,7 +160,7 @@ def contexts(
     rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (folder / "corpus.jsonl").write_text(rows)
     layout = Layout(folder / "store")
-    tokenize(layout, run_of(folder, **tokens), size, True, tokenizer)
+    tokenize(layout, read_stored_tokens(layout), run_of(folder, context_size=size, **tokens), tokenizer)
     lake, result = read_lake(layout), []
     assert lake is not None
     for record in (record for link in read_links(layout) for record in link.shards):

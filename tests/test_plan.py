@@ -11,6 +11,7 @@ import pytest
 
 from jobs.terminal.console import warn
 from pipeline.plans import plan as plan_module
+from pipeline.plans import sae_defaults
 from pipeline.plans.plan import agree_on_plan, make_plan, resolve
 from pipeline.saes import choose_block, read_metadata
 from pipeline.store import FeatureStore
@@ -119,13 +120,11 @@ def test_a_folder_is_cut_short_only_where_it_names_no_size(tmp_path, folder, tra
 
 
 def test_a_published_models_name_is_never_cut_short(tmp_path):
-    result = plan_module.trained_with.Trained(
-        None, read_metadata(site(tmp_path, model_name="a/bloom-x")["sae"])
-    )
+    result = sae_defaults.Trained(None, read_metadata(site(tmp_path, model_name="a/bloom-x")["sae"]))
     for path, warns in (("a/bloom", True), ("b/bloom-x", False)):
         sentences = []
         pair = result._replace(site=Site(name="mid", sae="s", hook_name="layers.1"))
-        plan_module.trained_with.check_model(Model(path=path, loader="transformer_lens"), pair, sentences)
+        sae_defaults.check_model(Model(path=path, loader="transformer_lens"), pair, sentences)
         assert len(sentences) == warns
 
 

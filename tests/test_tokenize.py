@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
+from pipeline.store.records.tokens import (
+    StoredTokens,
+    read_lake,
+    read_links,
+    read_stored_tokens,
+    read_token_shard,
+)
 from pipeline.tokens.lake_rule import RESERVED, requested_lake
 from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
@@ -26,6 +32,7 @@ from schemas.values import TokenShard
 from tests.kit import write_tiny_tokenizer
 
 BOS, EOS, UNKNOWN = 0, 1, 2
+NOTHING = StoredTokens(None, [])
 DOCUMENTS = ["w0 w1 w2", "w3 w4 w5 w6 w7 w8 w9", "", "w10", "w11 nowhere w12", ""]
 """Token ids: word n has id n + 3; `nowhere` is unknown, a special id."""
 
@@ -54,20 +61,20 @@ class Lake:
     def tokenize(
         self,
         name: str = "corpus",
-        context_size: int = 4,
-        bos: bool = True,
         append: bool = False,
         **changes: Any,
     ) -> CorpusLink:
-        run_file = self.run_file(name, **changes)
+        run_file, stored = self.run_file(name, **changes), read_stored_tokens(self.layout)
         return tokenize(
-            self.layout, run_file, context_size, bos, self.tokenizer, append=append, progress=self.seen.append
+            self.layout, stored, run_file, self.tokenizer, append=append, progress=self.seen.append
         )
 
-    def run_file(self, name: str, labels: tuple[str, ...] = (), workers: int = 1, **tokens: Any) -> RunFile:
+    def run_file(
+        self, name: str, labels: tuple[str, ...] = (), workers: int = 1, bos: bool = True, **tokens: Any
+    ) -> RunFile:
         content = {
             "corpus": {"path": str(self.folder / f"{name}.jsonl"), "label_columns": labels},
-            "tokens": {"shard_tokens": 8, **tokens},
+            "tokens": {"shard_tokens": 8, "context_size": 4, "prepend_bos": bos, **tokens},
             "model": {"path": "unused"},
             "sites": [{"sae": "unused"}],
             "store": {"root": str(self.layout.root)},
@@ -309,7 +316,7 @@ def test_a_run_that_died_leaves_nothing_that_counts(lake: Lake) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tokenize(lake.layout, lake.run_file("corpus"), 4, True, lake.tokenizer, progress=die)
+        tokenize(lake.layout, NOTHING, lake.run_file("corpus"), lake.tokenizer, progress=die)
     assert (read_lake(lake.layout), read_links(lake.layout)) == (None, [])
     lake.tokenize()
     assert lake.files() == whole.files()
@@ -425,7 +432,7 @@ def test_a_label_that_is_called_inputs_clashes_in_a_corpus_of_vectors_alone(lake
     assert all(shard.inputs is None for shard in lake.shards())
     inputs, run_file = Inputs(width=2, dtype="float32", shape=(2,)), lake.run_file("corpus", ("inputs",))
     with pytest.raises(InputError, match="names 'inputs', a column of the store's own"):
-        requested_lake(run_file, 4, True, lake.tokenizer, {"inputs": "String"}, inputs)
+        requested_lake(run_file, lake.tokenizer, {"inputs": "String"}, inputs)
 
 
 @pytest.mark.parametrize(("labels", "message"), [(("row",), "store's own"), (("a", "a"), "'a', twice")])
@@ -447,7 +454,7 @@ def test_two_tokenize_at_once_of_two_corpora_do_not_both_win(lake: Lake) -> None
         lake.layout.corpus_link(0).write_bytes(rival.to_json())
 
     with pytest.raises(InputError, match=r"another tokenize wrote .*0\.json meanwhile"):
-        tokenize(lake.layout, lake.run_file("corpus"), 4, True, lake.tokenizer, progress=other)
+        tokenize(lake.layout, NOTHING, lake.run_file("corpus"), lake.tokenizer, progress=other)
 
 
 @pytest.mark.parametrize(

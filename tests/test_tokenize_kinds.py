@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.store.records.tokens import read_links
+from pipeline.store.records.tokens import read_links, read_stored_tokens
 from pipeline.tokens.number_tokenizer import NumberTokenizer
 from pipeline.tokens.sharding import _batches
 from pipeline.tokens.tokenize import shard_target, tokenize
@@ -28,7 +28,7 @@ class Lake:
     def tokenize(self, append: bool = False, **corpus: Any) -> None:
         content = {
             "corpus": corpus,
-            "tokens": {"shard_tokens": 8},
+            "tokens": {"shard_tokens": 8, "context_size": 8, "prepend_bos": False},
             "model": {"path": "unused"},
             "sites": [{"sae": "unused"}],
             "store": {"root": str(self.layout.root)},
@@ -36,7 +36,7 @@ class Lake:
         run_file, numbers = parse_run_file(content, "run.yaml"), NumberTokenizer("numbers:9")
         tokens = run_file.tokens.model_copy(update={"separator": "none"})
         run_file = run_file.model_copy(update={"tokens": tokens})
-        tokenize(self.layout, run_file, 8, False, numbers, append=append)
+        tokenize(self.layout, read_stored_tokens(self.layout), run_file, numbers, append=append)
 
     def images(self, name: str, labels: list[Any], **requested: Any) -> dict[str, Any]:
         path = self.folder / name

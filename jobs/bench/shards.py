@@ -36,7 +36,7 @@ from pipeline.store.records.tokens import read_links
 from schemas.layout import CSR, PARTIALS, POSTINGS, ROW_COUNTS, Layout
 from schemas.records import CorpusLink, DataObject, Receipt, SiteReceipt
 from schemas.run.file import RunFile, parse_run_file
-from schemas.values import Failure, Hello
+from schemas.values import Hello
 
 SHARDS, WORKERS = 20_000, 2
 TARGET_MS, TARGET_MB, TARGET_RESUME_S = 5.0, 100.0, 10.0
@@ -128,8 +128,10 @@ class Watch:
     cpu: list[float] = field(default_factory=list)
     resident_mb: list[float] = field(default_factory=list)
 
-    def __call__(self, _: Receipt | Failure) -> None:
-        """One shard more."""
+    def __call__(self, **event: Any) -> None:
+        """One shard more, where the event says so."""
+        if event["event"] not in ("committed", "quarantined"):
+            return
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
         self.resident_mb.append(kilobytes("VmRSS") / 1e3)
@@ -139,7 +141,7 @@ def dispatched(run_file: RunFile, actor: type[IdleActor]) -> Watch:
     """A run with such workers."""
     watch = Watch()
     with patch("pipeline.executors.on_ray.actors.ExtractionActor", actor):
-        extract(Layout(Path(run_file.store.root)), run_file, observe=watch)
+        extract(Layout(Path(run_file.store.root)), run_file, on_event=watch)
     return watch
 
 

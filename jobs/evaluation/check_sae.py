@@ -162,12 +162,9 @@ def _model(sae: str, about: SaeMetadata) -> str:
 
 def _lake(run: RunFile, tokenizer: Tokenizer) -> Lake:
     """The rule that tokens are laid out by; no separator where the tokenizer has none."""
-    size, prepend_bos = run.tokens.context_size, run.tokens.prepend_bos
-    assert size is not None
-    assert prepend_bos is not None
     if tokenizer.eos_id is None and tokenizer.sep_id is None:
         run = run.model_copy(update={"tokens": run.tokens.model_copy(update={"separator": "none"})})
-    lake = requested_lake(run, size, prepend_bos, tokenizer, {})
+    lake = requested_lake(run, tokenizer, {})
     warn(notes(run, lake, tokenizer))
     return lake
 

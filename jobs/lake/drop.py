@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from jobs.terminal.console import say
 from jobs.terminal.progress import size
-from pipeline.monitor.events import run_at_work
+from pipeline.monitor.run_state import run_at_work
 from pipeline.store import FeatureStore
 from pipeline.store.objects.paths import store_path
 from pipeline.store.records.catalog import no_lake, read_plans

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from rich.markup import escape
 
@@ -12,7 +11,6 @@ from jobs.lake.extract_progress import ExtractionProgress
 from jobs.lake.plan import show_comparison
 from jobs.terminal.console import say, warn
 from jobs.terminal.progress import size
-from pipeline.monitor.prediction import Forecast
 from pipeline.plans.passes import by_pass
 from pipeline.plans.plan import resolve
 from pipeline.run import Extraction
@@ -24,10 +22,8 @@ from pipeline.tokens.lake_rule import check_rule
 from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.layout import DENSE, Layout
 from schemas.names import CheckSae
-from schemas.records import Receipt
 from schemas.run.file import RunFile
 from schemas.sentences import several
-from schemas.values import Failure
 
 
 def extract(
@@ -45,7 +41,7 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
     lake = require_lake(layout)
     assert run.tokens.tokenizer is not None
-    check_rule(layout, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
+    check_rule(layout, lake, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
     for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
         say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
         piece.remove()
@@ -61,45 +57,18 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
 
 def _extract_pass(layout: Layout, run: RunFile, *, accept_environment: bool) -> Extraction:
     """One pass, and how its prediction did."""
-    watched, began = _Watched(layout), time.monotonic()
-    with watched.progress:
+    progress, began = ExtractionProgress(), time.monotonic()
+    with progress:
         result = run_extraction(
             layout,
             run,
             accept_environment=accept_environment,
-            begin=watched.begin,
-            observe=watched.observe,
-            on_event=watched.on_event,
+            begin=progress.begin,
+            on_event=progress.on_event,
         )
-    if watched.forecast.prediction is not None and result.fresh.shards:
-        show_comparison(watched.forecast.prediction, result, time.monotonic() - began)
+    if result.prediction is not None and result.fresh.shards:
+        show_comparison(result.prediction, result, time.monotonic() - began)
     return result
-
-
-class _Watched:
-    """The observers of a run: progress, and the prediction that it will be compared with."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.progress, self.forecast = ExtractionProgress(), Forecast(layout)
-
-    def begin(self, extraction: Extraction) -> None:
-        self.progress.begin(extraction)
-        self.forecast.begin(
-            extraction.plan.hash,
-            extraction.plan.pass_name,
-            extraction.rows - extraction.tally.rows,
-            extraction.total - extraction.tally.shards,
-            extraction.workers,
-        )
-
-    def on_event(self, **event: Any) -> None:
-        self.progress.on_event(**event)
-        if event["event"] == "ready":
-            self.forecast.ready()
-
-    def observe(self, outcome: Receipt | Failure) -> None:
-        self.progress.observe(outcome)
-        self.forecast.observe(outcome)
 
 
 def _report(results: list[Extraction], seconds: float) -> None:

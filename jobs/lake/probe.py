@@ -19,7 +19,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.formats.parquet import write_frame
 from pipeline.store.objects.paths import store_path
 from pipeline.store.objects.verbs import put_if_absent
-from pipeline.store.records.tokens import read_lake, read_links
+from pipeline.store.records.tokens import read_lake, read_links, read_stored_tokens
 from pipeline.tokens.lake_rule import check_rule
 from pipeline.tokens.packing import ContextRule
 from pipeline.tokens.tokenize import shard_target, tokenize
@@ -67,8 +67,8 @@ class Probe:
         self._tokenizer = load_tokenizer(
             self.run.tokens.tokenizer, None if lake is None else lake.tokenizer_digest
         )
-        check_rule(stored, self.run, self._tokenizer)
         if lake is not None:  # what the run file does not say is as it is there
+            check_rule(stored, lake, self.run, self._tokenizer)
             put_if_absent(self.layout.lake, lake.to_json())
         self._source = open_source(self.run.corpus)
 
@@ -112,13 +112,9 @@ class Probe:
 
     def _tokenize(self, limit: int, shard_rows: int) -> CorpusLink:
         """The beginning of the corpus as a new link of the scratch store."""
-        tokens = self.run.tokens
-        assert tokens.context_size is not None
-        assert tokens.prepend_bos is not None
-        beginning = tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
-        run = self.run.model_copy(update={"tokens": beginning})
-        arguments = (self.layout, run, tokens.context_size, tokens.prepend_bos, self._tokenizer)
-        return tokenize(*arguments, append=True, may_repeat=True)
+        beginning = self.run.tokens.model_copy(update={"limit": limit, "shard_tokens": shard_rows})
+        run, stored = self.run.model_copy(update={"tokens": beginning}), read_stored_tokens(self.layout)
+        return tokenize(self.layout, stored, run, self._tokenizer, append=True, may_repeat=True)
 
     def _measure(self, process: Callable[[str], Receipt], warm: Receipt, corpus: Corpus) -> list[Receipt]:
         """Shards as large as the run's, or as the time allows, until it is over; at least one."""

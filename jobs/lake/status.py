@@ -113,10 +113,11 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
             f"{size(sparse)}; {tally.rate:,.0f} tokens/s of a worker"
         )
     if current.is_live:
-        left = f", {duration(current.left / current.rate)} left" if current.rate else ""
+        rate, run = current.run.rate(current.now), current.run
+        left = f", {duration(current.left / rate)} left" if rate else ""
         say(
-            f"  {current.rate:,.0f} tokens/s over the last minutes{left}; "
-            f"{several(current.workers, 'worker')}, {current.retries} retries"
+            f"  {rate:,.0f} tokens/s over the last minutes{left}; "
+            f"{several(len(run.workers), 'worker')}, {run.retries} retries"
         )
     if (predicted := current.prediction) is not None:
         say(

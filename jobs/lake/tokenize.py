@@ -10,7 +10,7 @@ from jobs.terminal.progress import counting
 from pipeline.plans.plan import resolve
 from pipeline.sources import open_source
 from pipeline.store.objects.paths import store_path
-from pipeline.store.records.tokens import read_lake, read_links, require_lake
+from pipeline.store.records.tokens import read_stored_tokens, require_lake
 from pipeline.tokens.lake_rule import notes
 from pipeline.tokens.tokenize import BYTES_PER_TOKEN, REPEATED, SPECIAL_TEXTS
 from pipeline.tokens.tokenize import tokenize as tokenize_corpus
@@ -32,21 +32,19 @@ def tokenize(run_file: RunFile, *, append: Append = False) -> CorpusLink:
 def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     """The same for a run file that has every default filled in."""
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
-    size, bos, tokenizer_path = run.tokens.context_size, run.tokens.prepend_bos, run.tokens.tokenizer
-    assert size is not None
-    assert bos is not None
-    assert tokenizer_path is not None
-    before, lake = read_links(layout), read_lake(layout)
+    assert run.tokens.tokenizer is not None
+    stored = read_stored_tokens(layout)
     with counting("tokenize", _about(run), "tokens") as advance:
 
         def progress(record: ShardRecord) -> None:
             advance(record.rows)
 
-        tokenizer = load_tokenizer(tokenizer_path, None if lake is None else lake.tokenizer_digest)
-        link = tokenize_corpus(layout, run, size, bos, tokenizer, append=append, progress=progress)
-    say(f"[bold]tokenize[/] {_summary(link, before)} ({time.monotonic() - began:.1f} s)")
-    lake = require_lake(layout)
-    warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=link not in before)])
+        digest = None if stored.lake is None else stored.lake.tokenizer_digest
+        tokenizer = load_tokenizer(run.tokens.tokenizer, digest)
+        link = tokenize_corpus(layout, stored, run, tokenizer, append=append, progress=progress)
+    say(f"[bold]tokenize[/] {_summary(link, stored.links)} ({time.monotonic() - began:.1f} s)")
+    lake, is_new = stored.lake or require_lake(layout), link not in stored.links
+    warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=is_new)])
     return link
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,8 +23,6 @@ from schemas.layout import Layout, StorePath
 from schemas.sentences import redacted
 
 _PART_SECONDS = 10.0
-DEAD_AFTER_S = 300.0
-"""A run logs an event once a minute; after so much silence it is taken for dead."""
 
 
 class EventLog:
@@ -76,46 +72,6 @@ def read_events(layout: Layout, pass_name: str) -> Iterator[dict[str, Any]]:
 
 def _is_part(path: StorePath) -> bool:
     return path.suffix == ".jsonl" and not path.name.startswith(".")
-
-
-def run_at_work(layout: Layout, pass_name: str) -> str | None:
-    """In words, a run over the pass that has not ended; None where there is none.
-
-    One whose process is gone from this machine is dead at once, any other after `DEAD_AFTER_S` of silence.
-    """
-    begun, last = dict[str, dict[str, Any]](), dict[str, float]()
-    for event in read_events(layout, pass_name):
-        run, time_of = str(event.get("run")), event.get("time")
-        if event.get("event") == "begin":
-            begun[run] = event
-        elif event.get("event") == "end":
-            begun.pop(run, None)
-        if isinstance(time_of, int | float):
-            last[run] = max(time_of, last.get(run, 0.0))
-    for run, event in begun.items():
-        silent = time.time() - last.get(run, 0.0)
-        if silent < DEAD_AFTER_S and not _is_gone(event):
-            return (
-                f"a run ({event.get('node')}, process {event.get('pid')}, last sign {max(0.0, silent):,.0f} "
-                "s ago) is at work on it"
-            )
-    return None
-
-
-def _is_gone(begun: dict[str, Any]) -> bool:
-    """Whether the process that began a run was on this machine, and is no more (or waits to be reaped)."""
-    pid = begun.get("pid")
-    if begun.get("node") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 1 << 31:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return False
 
 
 class _File:

@@ -12,6 +12,8 @@ OnEvent = Callable[..., None]
 """Is called with the fields of each event of a run."""
 
 HEARTBEAT_S = 5.0
+HEARTBEAT_LOGGED_S = 60.0
+"""Heartbeats reach the log of the pass less often."""
 
 
 class Heartbeat:

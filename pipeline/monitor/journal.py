@@ -1,4 +1,4 @@
-"""What happens to a run: kept in the pass's event log, passed to observers, logged by Python's logging.
+"""What happens to a run: folded into its state, kept in the pass's event log, passed to an observer, logged.
 
 Events of one run carry its id in `run`. Heartbeats reach the listener at once, the log once a minute.
 """
@@ -17,15 +17,13 @@ from typing import Any
 
 from pipeline.monitor import logs
 from pipeline.monitor.events import EventLog
-from pipeline.monitor.heartbeat import OnEvent
-from pipeline.monitor.tally import Tally
+from pipeline.monitor.heartbeat import HEARTBEAT_LOGGED_S, OnEvent
+from pipeline.monitor.run_state import RunState
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Plan, Receipt
-from schemas.values import Failure
 
-HEARTBEAT_LOGGED_S = 60.0
 SIGNAL_CODES = 128
 WARNINGS = {"retry", "quarantined", "worker_replaced", "waiting", "oom"}
 
@@ -33,47 +31,50 @@ WARNINGS = {"retry", "quarantined", "worker_replaced", "waiting", "oom"}
 class Journal:
     """Takes in the events of one run."""
 
-    def __init__(self, log: EventLog, on_event: OnEvent) -> None:
-        self._log, self._on_event = log, on_event
+    def __init__(self, log: EventLog, on_event: OnEvent, state: RunState) -> None:
+        self._log, self._on_event, self._state = log, on_event, state
         self._run, self._beat = uuid.uuid4().hex[:12], float("-inf")
 
     def __call__(self, **event: Any) -> None:
         """One thing that happened; `event` says what."""
+        kept = {"time": round(time.time(), 3), **event, "run": self._run}
+        self._state.take(kept)
         if event["event"] != "heartbeat":
-            self._keep(event)
+            self._keep(kept)
         elif time.monotonic() - self._beat >= HEARTBEAT_LOGGED_S:
             self._beat = time.monotonic()
-            self._keep(event)
+            self._keep(kept)
         self._on_event(**event)
 
-    def outcome(self, outcome: Receipt | Failure) -> None:
-        """A shard was committed (the executor reports quarantined ones itself)."""
-        if isinstance(outcome, Receipt):
-            self(
-                event="committed",
-                shard=outcome.shard,
-                node=outcome.environment.get("host"),
-                attempt=outcome.attempt,
-                rows=outcome.rows,
-                nnz=outcome.nnz,
-                bytes=outcome.size,
-                seconds=round(outcome.work_seconds, 3),
-            )
+    def committed(self, receipt: Receipt) -> None:
+        """A shard was committed."""
+        self(
+            event="committed",
+            shard=receipt.shard,
+            node=receipt.environment.get("host"),
+            attempt=receipt.attempt,
+            rows=receipt.rows,
+            nnz=receipt.nnz,
+            bytes=receipt.size,
+            seconds=round(receipt.work_seconds, 3),
+        )
 
     def _keep(self, event: dict[str, Any]) -> None:
         with suppress(OSError, InputError):  # a full disk ends a run by its shards, not by its log
-            self._log.log(**event, run=self._run)
+            self._log.log(**event)
         level = logging.WARNING if event["event"] in WARNINGS else logging.INFO
-        fields = {name: value for name, value in event.items() if name != "event"}
+        fields = {name: value for name, value in event.items() if name not in ("event", "time", "run")}
         logs.log_event(event["event"], level, run=self._run, **fields)
 
 
 @contextmanager
-def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun: Any) -> Iterator[Journal]:
+def journal(
+    layout: Layout, plan: Plan, on_event: OnEvent, state: RunState, **begun: Any
+) -> Iterator[Journal]:
     """A run's events, from `begin` with what is planned to `end` with what was done, or with the error."""
     began = time.monotonic()
     with EventLog(layout, plan.pass_name) as log:
-        events = Journal(log, on_event)
+        events = Journal(log, on_event, state)
         place = {"node": socket.gethostname(), "pid": os.getpid(), "version": __version__}
         events(event="begin", plan=plan.hash, **place, **begun)
         error: BaseException | None = None
@@ -85,10 +86,10 @@ def journal(layout: Layout, plan: Plan, on_event: OnEvent, fresh: Tally, **begun
         finally:
             events(
                 event="end",
-                shards=fresh.shards,
-                rows=fresh.rows,
-                nnz=fresh.nonzeros,
-                bytes=fresh.size,
+                shards=state.shards,
+                rows=state.rows,
+                nnz=state.nnz,
+                bytes=state.bytes,
                 seconds=round(time.monotonic() - began, 3),
                 why=_why(error),
             )

@@ -20,7 +20,6 @@ from pipeline.store.objects.verbs import write_atomic
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION, Receipt, Record
-from schemas.values import Failure
 
 AFTER_S = 60.0
 """A run without a prediction makes one from what it committed in its first minute,"""
@@ -190,11 +189,11 @@ class Forecast:
         """A worker has loaded everything."""
         self._load_seconds = self._load_seconds or self._clock() - self._began
 
-    def observe(self, outcome: Receipt | Failure) -> None:
+    def observe(self, receipt: Receipt) -> None:
         """Learn from a shard, while nothing is predicted."""
-        if self.prediction is not None or isinstance(outcome, Failure) or not outcome.rows:
+        if self.prediction is not None or not receipt.rows:
             return
-        self._samples.append(sample(outcome))
+        self._samples.append(sample(receipt))
         enough = len(self._samples) * AFTER_SHARE >= self._shards and len(self._warm) >= WARM_SHARDS
         if enough or (len(self._samples) > 1 and self._clock() - self._began >= AFTER_S):
             self._predict()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from pipeline.models import check_inputs, is_earlier_digest, max_context, model_digest
+from pipeline.models import check_inputs, is_earlier_digest, model_digest
 from pipeline.models.device import choose_device
-from pipeline.monitor.events import run_at_work
-from pipeline.plans import sae_defaults as trained_with
+from pipeline.monitor.run_state import run_at_work
+from pipeline.plans import sae_defaults
 from pipeline.plans.reopen import model_of
 from pipeline.saes import NO_SAE, SaeMetadata, choose_block, read_metadata, sae_digest
 from pipeline.store.records.catalog import read_plans
@@ -24,7 +24,7 @@ from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.names import check_name
 from schemas.records import CHOSEN, Lake, Plan, PlannedSite
-from schemas.run.file import Corpus, Model, RunFile, Site
+from schemas.run.file import Corpus, RunFile, Site
 
 LIBRARIES = (
     "torch", "transformers", "transformer-lens", "numpy", "scipy", "polars", "pyarrow", "zarr",
@@ -37,32 +37,10 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
 
     A sentence that begins with `sentences.NOTE` is not a warning. Raises InputError where no choice is right.
     """
-    run = _drawn(run)
-    metadata = [_about(site) for site in run.sites]
-    sites = [_named(*pair, run.model) for pair in zip(run.sites, metadata, strict=True)]
-    _refuse_equal_names(sites)
-    trained = [trained_with.Trained(*pair) for pair in zip(sites, metadata, strict=True)]
-    notes: list[str] = []
-    for pair in trained:
-        trained_with.check_site(*pair, notes)
-        trained_with.check_model(run.model, pair, notes)
-    size = _short_enough(run, trained, trained_with.context_size(run, trained, notes))
-    tokens = run.tokens.model_copy(
-        update={
-            "context_size": size,
-            "prepend_bos": trained_with.prepend_bos(run, trained, notes),
-            "tokenizer": _tokenizer(run),
-        }
-    )
-    model = run.model.model_copy(update={"processing": trained_with.processing(run, trained, notes)})
-    cut = tuple(
-        site.model_copy(update={"positions": trained_with.positions(site, about, size, notes)})
-        for site, about in trained
-    )
     if run.store.pass_name is not None:
         check_name(run.store.pass_name, "pass")
-    filled = {"sites": cut, "tokens": tokens, "model": model}
-    return run.model_copy(update=filled), list(dict.fromkeys(notes))
+    run = _drawn(run)
+    return sae_defaults.filled(run, [_about(site) for site in run.sites])
 
 
 OF_KINDS: dict[str, dict[str, Any]] = {
@@ -82,8 +60,12 @@ def _drawn(run: RunFile) -> RunFile:
         for key, value in OF_KINDS.get(run.corpus.kind, {}).items()
         if getattr(run.tokens, key) is None
     }
-    if (vocabulary := _numbers(run.corpus)) is not None:
-        tokens["tokenizer"] = run.tokens.tokenizer or f"{NUMBERS}{vocabulary}"
+    vocabulary = _numbers(run.corpus)
+    default = run.model.path if vocabulary is None else f"{NUMBERS}{vocabulary}"
+    tokens["tokenizer"] = run.tokens.tokenizer or default
+    if not tokens["tokenizer"]:
+        raise InputError("model.loader: synthetic brings no tokenizer: set tokens.tokenizer")
+    if vocabulary is not None:
         named = run.tokens.bos is not None
         tokens["prepend_bos"] = named if run.tokens.prepend_bos is None else run.tokens.prepend_bos
     filled: dict[str, Any] = {"tokens": run.tokens.model_copy(update=tokens)}
@@ -101,43 +83,9 @@ def _numbers(corpus: Corpus) -> int | None:
     return corpus.vocabulary if corpus.kind == "synthetic" else None
 
 
-def _tokenizer(run: RunFile) -> str:
-    tokenizer = run.tokens.tokenizer or run.model.path
-    if not tokenizer:
-        raise InputError("model.loader: synthetic brings no tokenizer: set tokens.tokenizer")
-    return tokenizer
-
-
 def _about(site: Site) -> SaeMetadata:
     """What the SAE's files say; of a site without one, nothing."""
     return NO_SAE if site.sae is None else read_metadata(site.sae)
-
-
-def _named(site: Site, about: SaeMetadata, model: Model) -> Site:
-    """The site with its hook and its name."""
-    hook_name = site.hook_name or trained_with.default_hook(about, model)
-    if not hook_name and site.sae is None:
-        raise InputError("sites: a site without an SAE needs a hook_name, the place where x is read")
-    if not hook_name:
-        raise InputError(f"the SAE {site.sae} does not say where it reads: give its site a hook_name")
-    name = check_name(site.name or hook_name, "site")
-    return site.model_copy(update={"hook_name": hook_name, "name": name})
-
-
-def _refuse_equal_names(sites: list[Site]) -> None:
-    names = [site.name for site in sites]
-    if len(set(names)) < len(names):
-        raise InputError(f"sites: two sites share a name among {names}; give each its own name")
-
-
-def _short_enough(run: RunFile, trained: list[trained_with.Trained], size: int) -> int:
-    """The context size, which the model must take; one that nobody set is cut to that."""
-    longest = max_context(run.model)
-    if longest is None or size <= longest:
-        return size
-    if run.tokens.context_size is None and not any(pair.about.context_size for pair in trained):
-        return longest
-    raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
 
 
 def default_pass_name(sites: Sequence[str]) -> str:

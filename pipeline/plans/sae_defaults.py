@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.models import max_context
 from pipeline.saes import SaeMetadata
 from pipeline.saes.module_points import by_module
 from schemas.errors import InputError
-from schemas.names import PROCESSING
+from schemas.names import PROCESSING, check_name
 from schemas.run.file import Model, RunFile, Site
 from schemas.sentences import NOTE
 
@@ -55,6 +56,43 @@ class Trained(NamedTuple):
 
     site: Site
     about: SaeMetadata
+
+
+def filled(run: RunFile, metadata: list[SaeMetadata]) -> tuple[RunFile, list[str]]:
+    """The run file with what its SAEs, and the model, say where it says nothing; and the notes.
+
+    `metadata` is that of each site's SAE, in the order of the sites.
+    """
+    trained = [
+        Trained(_named(site, about, run.model), about)
+        for site, about in zip(run.sites, metadata, strict=True)
+    ]
+    names = [pair.site.name for pair in trained]
+    if len(set(names)) < len(names):
+        raise InputError(f"sites: two sites share a name among {names}; give each its own name")
+    notes: list[str] = []
+    for pair in trained:
+        check_site(*pair, notes)
+        check_model(run.model, pair, notes)
+    size, bos = context_size(run, trained, notes), prepend_bos(run, trained, notes)
+    tokens = run.tokens.model_copy(update={"context_size": size, "prepend_bos": bos})
+    model = run.model.model_copy(update={"processing": processing(run, trained, notes)})
+    sites = tuple(
+        site.model_copy(update={"positions": positions(site, about, size, notes)}) for site, about in trained
+    )
+    changes = {"sites": sites, "tokens": tokens, "model": model}
+    return run.model_copy(update=changes), list(dict.fromkeys(notes))
+
+
+def _named(site: Site, about: SaeMetadata, model: Model) -> Site:
+    """The site with its hook and its name."""
+    hook_name = site.hook_name or default_hook(about, model)
+    if not hook_name and site.sae is None:
+        raise InputError("sites: a site without an SAE needs a hook_name, the place where x is read")
+    if not hook_name:
+        raise InputError(f"the SAE {site.sae} does not say where it reads: give its site a hook_name")
+    name = check_name(site.name or hook_name, "site")
+    return site.model_copy(update={"hook_name": hook_name, "name": name})
 
 
 def check_site(site: Site, about: SaeMetadata, notes: list[str]) -> None:
@@ -113,21 +151,24 @@ def has_norms_after(model: Model) -> bool:
 
 
 def context_size(run: RunFile, trained: list[Trained], notes: list[str]) -> int:
-    """The run file's, else the least that an SAE was trained on."""
+    """The run file's, else the least that an SAE was trained on, else what the model takes at most."""
     sizes = {pair.site.name: pair.about.context_size for pair in trained if pair.about.context_size}
-    if run.tokens.context_size is None:
-        size = min(sizes.values(), default=DEFAULT_CONTEXT_SIZE)
+    size, longest = run.tokens.context_size, max_context(run.model)
+    if size is None and not sizes:
+        return DEFAULT_CONTEXT_SIZE if longest is None else min(DEFAULT_CONTEXT_SIZE, longest)
+    if size is None:
+        size = min(sizes.values())
         if len(set(sizes.values())) > 1:
             notes.append(
                 f"the SAEs were trained on contexts of {_each(sizes)}: tokens.context_size is {size}"
             )
-        return size
-    size = run.tokens.context_size
     notes += [
         f"site {name!r}: tokens.context_size is {size}, its SAE was trained on contexts of {known}"
         for name, known in sizes.items()
         if size > known
     ]
+    if longest is not None and size > longest:
+        raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
     return size
 
 

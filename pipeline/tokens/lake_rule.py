@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from pipeline.store.records.tokens import read_lake
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
@@ -52,18 +51,19 @@ _KEYS = {
 
 def requested_lake(
     run_file: RunFile,
-    context_size: int,
-    prepend_bos: bool,
     tokenizer: Tokenizer,
     label_dtypes: dict[str, str],
     inputs: Inputs | None = None,
     stored: Lake | None = None,
 ) -> Lake:
-    """The lake's record as this run would write it; `stored`: the one that is there.
+    """The lake's record as this run, with every default filled in, would write it; `stored`: the one there.
 
     InputError where tokenizer and run file don't fit.
     """
     tokens = run_file.tokens
+    context_size, prepend_bos = tokens.context_size, tokens.prepend_bos
+    assert context_size is not None
+    assert prepend_bos is not None
     _check_labels(run_file.corpus.label_columns, label_dtypes, inputs is not None)
     if context_size < 1 + prepend_bos:
         raise InputError(f"tokens.context_size is {context_size}: too small to hold a token; set at least 2")
@@ -178,19 +178,14 @@ def _check_labels(names: tuple[str, ...], labels: Iterable[str], has_vectors: bo
         raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
 
 
-def check_rule(layout: Layout, run_file: RunFile, tokenizer: Tokenizer) -> None:
+def check_rule(layout: Layout, stored: Lake, run_file: RunFile, tokenizer: Tokenizer) -> None:
     """InputError where the store's tokens were made by another rule than a resolved run file's."""
-    stored, tokens = read_lake(layout), run_file.tokens
-    if stored is not None:
-        assert tokens.context_size is not None
-        assert tokens.prepend_bos is not None
-        size, bos, labels = tokens.context_size, tokens.prepend_bos, stored.label_columns
-        require_rule(layout, requested_lake(run_file, size, bos, tokenizer, labels, stored.inputs, stored))
+    requested = requested_lake(run_file, tokenizer, stored.label_columns, stored.inputs, stored)
+    require_rule(layout, stored, requested)
 
 
-def require_rule(layout: Layout, requested: Lake) -> None:
+def require_rule(layout: Layout, stored: Lake | None, requested: Lake) -> None:
     """The store's rule, if it has one, must be the one requested; wherever the tokenizer lies."""
-    stored = read_lake(layout)
     if stored is None:
         return
     keys = _KEYS if None in (stored.bos_id, requested.bos_id) else {**_KEYS, "bos_id": "tokens.bos"}

@@ -6,24 +6,23 @@ stands. The token shards are read once, one after another. M documents.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 import numpy as np
 
-from pipeline.store.records.tokens import read_links, read_token_shard
+from pipeline.store.records.tokens import read_token_shard
 from schemas.layout import Layout
-from schemas.records import Lake
+from schemas.records import Lake, ShardRecord
 from schemas.values import I32, U64, Bool, TokenShard
 
 
 class KnownDocuments:
     """The documents of a lake."""
 
-    def __init__(self, layout: Layout, lake: Lake) -> None:
+    def __init__(self, layout: Layout, lake: Lake, records: Iterable[ShardRecord]) -> None:
         """Read them; ShardError for a token shard that is missing or damaged."""
         self._special_ids = np.array([i for i in (lake.bos_id, lake.separator_id) if i is not None], np.int32)
-        records = [record for link in read_links(layout) for record in link.shards]
         shards = (read_token_shard(layout, lake, record, verify=False) for record in records)
         hashes = (each for shard in shards for each in self._of_shard(shard))
         self._hashes: U64 = np.unique(np.fromiter(hashes, np.uint64))

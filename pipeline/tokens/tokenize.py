@@ -6,8 +6,7 @@ records, lake.json and the new link of the corpus chain, are put last; the vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pipeline.sources import Source, open_source
 from pipeline.sources.overlap import overlap
 from pipeline.store.formats.parquet import write_frame
 from pipeline.store.objects.verbs import locked, put_if_absent, self_test
-from pipeline.store.records.tokens import read_lake, read_links
+from pipeline.store.records.tokens import StoredTokens, read_lake, read_links
 from pipeline.tokens.lake_rule import requested_lake, require_rule
 from pipeline.tokens.repeated import KnownDocuments
 from pipeline.tokens.sharding import Encoded, encoded, write_shards
@@ -64,28 +63,28 @@ class _Tally:
 
 def tokenize(
     layout: Layout,
+    stored: StoredTokens,
     run_file: RunFile,
-    context_size: int,
-    prepend_bos: bool,
     tokenizer: Tokenizer,
     append: bool = False,
     progress: Callable[[ShardRecord], None] | None = None,
     may_repeat: bool = False,
 ) -> CorpusLink:
-    """Tokenize the run file's corpus into the store: link 0 of its chain or, with `append`, the next one.
+    """Tokenize a resolved run file's corpus into the store: its link 0 or, with `append`, the next one.
 
-    A corpus that the store holds already (same content, columns and limit) is not read again: its link is
-    returned. `progress` is called with every shard, in order. InputError for a source that can't be read, a
-    rule that is not the store's, another corpus without `append`, files or texts all of an earlier link
-    (unless they `may_repeat`, as in a probe), a corpus without a counted token.
+    `stored` is what the store records now. A corpus that the store holds already (same content, columns and
+    limit) is not read again: its link is returned. `progress` is called with every shard, in order.
+    InputError for a source that can't be read, a rule that is not the store's, another corpus without
+    `append`, files or texts all of an earlier link (unless they `may_repeat`, as in a probe), a corpus
+    without a counted token.
     """
-    run_file = _labels_by_name(run_file)
-    _check_places(layout, run_file)
+    run_file, links = _labels_by_name(run_file), stored.links
+    _check_places(layout, stored, run_file)
     source = open_source(run_file.corpus)
-    labels, inputs, stored = source.label_dtypes(), source.inputs(), read_lake(layout)
-    lake = requested_lake(run_file, context_size, prepend_bos, tokenizer, labels, inputs, stored)
-    require_rule(layout, lake)
-    links, digest = read_links(layout), _source_digest(source, run_file)
+    labels, inputs = source.label_dtypes(), source.inputs()
+    lake = requested_lake(run_file, tokenizer, labels, inputs, stored.lake)
+    require_rule(layout, stored.lake, lake)
+    digest = _source_digest(source, run_file)
     for link in links:
         if link.source_digest == digest:
             _check_shard_tokens(layout, link, run_file.tokens)
@@ -96,48 +95,39 @@ def tokenize(
         _refuse_known_documents(links, source)
     _refuse_other_classes(links, source)
     target = shard_target(source, run_file.tokens)
-    before = [record for link in links for record in link.shards]
-    shards, tally = [], _Tally(None if may_repeat else _known_documents(layout, links, run_file))
-    stream = encoded(source.documents(), tokenizer, lake.special_text)
-    with _tokenize_lock(layout, len(links)):
-        for record in write_shards(layout, lake, stream, target, run_file.tokens.limit, before, tally.take):
+    tally = _Tally(None)
+    # Documents of other kinds are known by their recipe, or by their vectors.
+    if stored.lake is not None and links and not may_repeat and run_file.corpus.kind in ("text", "prompts"):
+        tally.known = KnownDocuments(layout, stored.lake, stored.shards)
+    shards, stream = list[ShardRecord](), encoded(source.documents(), tokenizer, lake.special_text)
+    self_test(layout.root)
+    with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):
+        if len(read_links(layout)) != len(links):
+            raise InputError(f"another tokenize has just written into {layout.root}: run again")
+        limit = run_file.tokens.limit
+        for record in write_shards(layout, lake, stream, target, limit, stored.shards, tally.take):
             shards.append(record)
             if progress is not None:
                 progress(record)
         _check_counted(shards, run_file)
         _refuse_repeated(tally, run_file)
-        description = {
-            **source.describe(),
-            **tally.counts(),
-            "limit": run_file.tokens.limit,
-            "shard_tokens": target,
-        }
+        description = {**source.describe(), **tally.counts(), "limit": limit, "shard_tokens": target}
         link = CorpusLink(source=description, source_digest=digest, shards=tuple(shards))
         _write_vocabulary(layout, tokenizer)
         _commit(layout, lake, link, len(links))
     return link
 
 
-def _check_places(layout: Layout, run_file: RunFile) -> None:
+def _check_places(layout: Layout, stored: StoredTokens, run_file: RunFile) -> None:
     """The store may not lie in the corpus folder, which would be read as corpus; its record must be there."""
     corpus = Path(run_file.corpus.path)
     root, is_folder = layout.root, bool(run_file.corpus.path) and corpus.is_dir()
     if isinstance(root, Path) and is_folder and root.resolve().is_relative_to(corpus.resolve()):
         raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
-    if read_links(layout) and read_lake(layout) is None:
+    if stored.links and stored.lake is None:
         raise InputError(
             f"{layout.lake} is missing next to a corpus chain: restore it from a copy of the store"
         )
-
-
-@contextmanager
-def _tokenize_lock(layout: Layout, links: int) -> Iterator[None]:
-    """Hold the store's lock; its chain must still have `links` links."""
-    self_test(layout.root)
-    with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):
-        if len(read_links(layout)) != links:
-            raise InputError(f"another tokenize has just written into {layout.root}: run again")
-        yield
 
 
 def _labels_by_name(run_file: RunFile) -> RunFile:
@@ -180,12 +170,6 @@ def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
             raise InputError(
                 f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
             )
-
-
-def _known_documents(layout: Layout, links: list[CorpusLink], run_file: RunFile) -> KnownDocuments | None:
-    """The texts that the store holds; None where documents are known by their recipe or by their vectors."""
-    lake = read_lake(layout) if links and run_file.corpus.kind in ("text", "prompts") else None
-    return None if lake is None else KnownDocuments(layout, lake)
 
 
 def _refuse_repeated(tally: _Tally, run_file: RunFile) -> None:
@@ -265,8 +249,8 @@ def _write_vocabulary(layout: Layout, tokenizer: Tokenizer) -> None:
 
 def _commit(layout: Layout, lake: Lake, link: CorpusLink, number: int) -> None:
     """Put the records, the link last; who comes second must have written the same."""
-    put_if_absent(layout.lake, lake.to_json())
-    require_rule(layout, lake)
+    if not put_if_absent(layout.lake, lake.to_json()):
+        require_rule(layout, read_lake(layout), lake)
     path = layout.corpus_link(number)
     if not put_if_absent(path, link.to_json()) and path.read_bytes() != link.to_json():
         raise InputError(

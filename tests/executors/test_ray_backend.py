@@ -67,14 +67,17 @@ def test_a_worker_killed_at_any_commit_costs_at_most_the_shard_in_flight(session
     run, layout = prepared(tmp_path / "calm", **changes)
     events, received, killed = [], [], set()
 
-    def observe(outcome):
-        received.append(outcome.shard)
+    def observe(**event):
+        events.append(event)
+        if event["event"] not in ("committed", "quarantined"):
+            return
+        received.append(event["shard"])
         alive = [e["pid"] for e in events if e["event"] == "ready" and e["pid"] not in killed]
         if len(received) in (1, 3) and alive:
             killed.add(alive[-1])
             os.kill(alive[-1], signal.SIGKILL)
 
-    result = extract(layout, run, observe=observe, on_event=lambda **event: events.append(event))
+    result = extract(layout, run, on_event=observe)
     assert not result.failures
     assert sorted(received) == commits(layout) == commits(calm)
     assert killed

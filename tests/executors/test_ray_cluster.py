@@ -133,12 +133,13 @@ class Run:
         run, self.layout = prepared(folder, folder / name, executor="ray", cpus_per_worker=1, **extraction)
         self.events, self.ended = [], 0
 
-        def observe(outcome):
-            self.ended += 1
-            if self.ended == after:
+        def observe(**event):
+            self.events.append(event)
+            self.ended += event["event"] in ("committed", "quarantined")
+            if self.ended == after and event["event"] in ("committed", "quarantined"):
                 action(self)
 
-        self.result = extract(self.layout, run, observe=observe, on_event=lambda **e: self.events.append(e))
+        self.result = extract(self.layout, run, on_event=observe)
         self.bytes = finished(self.layout)
 
     def named(self, name):

@@ -8,10 +8,11 @@ import time
 import pytest
 
 from jobs.lake import status as module
-from jobs.lake.pass_status import DEAD_AFTER_S, last_run, read_status
+from jobs.lake.pass_status import read_status
 from jobs.lake.status import status, watch_passes
 from pipeline.monitor.events import read_events
 from pipeline.monitor.prediction import predict, sample, write_prediction
+from pipeline.monitor.run_state import DEAD_AFTER_S
 from pipeline.store import FeatureStore
 from tests.lakes import extracted, run_file
 from tests.receipts import receipt
@@ -60,9 +61,9 @@ def test_a_run_at_work_has_a_rate_workers_and_time_left(store):
     write(store, events)
     result = read_status(open_store, "mid", last + 10)
     assert result.state == "running, last sign 10 s ago"
-    assert (result.is_live, result.workers, result.in_flight) == (True, 1, {"000002": 40})
+    assert (result.is_live, len(result.run.workers), result.run.in_flight) == (True, 1, {"000002": 40})
     rows = sum(record.rows for record in store.shards[:2]) + 40
-    assert result.rate == pytest.approx(rows / (last - events[0]["time"]))
+    assert result.run.rate(last + 10) == pytest.approx(rows / (last - events[0]["time"]))
     assert result.left == sum(record.rows for record in store.shards) - rows
 
 
@@ -79,46 +80,6 @@ def test_a_run_that_was_stopped_says_by_what(store):
     end = {**at(last + 1, event="end", shards=1, why="KeyboardInterrupt"), "run": run}
     write(store, [*read_events(store.layout, "mid"), end])
     assert read_status(open_store, "mid", last + 4).state == "stopped 3 s ago by KeyboardInterrupt"
-
-
-def test_of_several_runs_the_last_counts_and_a_quarantined_shard_is_reported_until_it_is_committed():
-    begin, give_up = {"event": "begin"}, {"event": "quarantined", "shard": "000001", "why": "NaN"}
-    first = [at(0, **begin), at(1, event="ready", slot="a"), at(2, event="retry"), at(3, **give_up)]
-    second = [{**event, "run": "s"} for event in (at(10, **begin), at(11, event="ready", slot="b"))]
-    result = last_run([*first, *second])
-    assert (result.workers, result.retries, result.quarantined) == ({"b"}, 0, {"000001": "NaN"})
-    done = {**at(12, event="committed", shard="000001", rows=5), "run": "s"}
-    late = at(13, event="worker_replaced", slot="b")  # of the first run, which is no longer listened to
-    assert last_run([*first, *second, done, late]).quarantined == {}
-    assert last_run([*first, *second, done, late]).workers == {"b"}
-
-
-@pytest.mark.parametrize(("workers", "shard_s"), [(1, 600), (4, 600), (3, 20)])
-@pytest.mark.parametrize("now", [130, 3000, 3590])
-def test_the_rate_is_that_of_the_last_minutes_however_long_a_shard_takes(workers, shard_s, now):
-    """870 tokens/s, of workers that begin their shards one after another and beat once a minute."""
-    speed, events = 870 / workers, [at(0, event="begin")]
-    for time_s in range(1, now):
-        ages = {worker: time_s + worker * shard_s / workers for worker in range(workers)}
-        for worker, age in ages.items():
-            if age >= shard_s and age % shard_s < 1:
-                rows = min(time_s, shard_s) * speed
-                events.append(
-                    at(time_s, event="committed", shard=f"{worker}-{age // shard_s - 1}", rows=rows)
-                )
-        if time_s % 60 == 5:
-            in_flight = {
-                f"{w}-{age // shard_s}": min(time_s, age % shard_s) * speed for w, age in ages.items()
-            }
-            events.append(at(time_s, event="heartbeat", in_flight=in_flight))
-    assert last_run(events).rate(now) == pytest.approx(870, rel=0.1)
-
-
-def test_a_run_that_has_fallen_silent_gets_slower():
-    events = [at(0, event="begin"), at(100, event="committed", shard="0", rows=1000)]
-    assert last_run(events).rate(150) == 10
-    assert last_run(events).rate(260) == 5
-    assert last_run([]).rate(5) == 0
 
 
 def test_a_shard_that_has_a_receipt_is_not_called_quarantined(store):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -55,6 +55,23 @@ def read_links(layout: Layout) -> list[CorpusLink]:
         except (FileNotFoundError, NotADirectoryError):
             return links
         links.append(CorpusLink.from_json(data, str(path)))
+
+
+class StoredTokens(NamedTuple):
+    """What a store records of its tokens: the lake (None where nothing was tokenized), the corpus chain."""
+
+    lake: Lake | None
+    links: list[CorpusLink]
+
+    @property
+    def shards(self) -> list[ShardRecord]:
+        """Of all links, in order."""
+        return [record for link in self.links for record in link.shards]
+
+
+def read_stored_tokens(layout: Layout) -> StoredTokens:
+    """The records as they are now."""
+    return StoredTokens(read_lake(layout), read_links(layout))
 
 
 def token_shard_bytes(
