@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pipeline.store.feature_store import FeatureStore
     from pipeline.store.records.catalog import SiteInfo
 
-CONTROL_TABLES = ("control_features", "control_l0")
-
 _RANGE_BYTES = 1 << 20
 """Of an average shard's object in one range."""
 _SHARDS = 16
