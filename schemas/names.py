@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from schemas.errors import InputError
 
@@ -44,6 +44,8 @@ DerivedJob = Literal[
     "plots",
     "report",
 ]
+DERIVED_JOBS: tuple[DerivedJob, ...] = get_args(DerivedJob)
+"""In the order in which they need each other."""
 SYNTHETIC = "synthetic:"
 """What the `sae` of a site of a synthetic model begins with."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")

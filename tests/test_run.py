@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -19,8 +18,9 @@ import yaml
 
 from jobs.lake.run import run
 from pipeline.store import FeatureStore
+from pipeline.store.records.registry import TABLES, find_table
 from schemas.errors import InputError
-from schemas.names import DerivedJob
+from schemas.names import DERIVED_JOBS
 from tests.kit import dense_activations, tiny_lm, write_sae
 from tests.lakes import data_bytes, extracted, run_content, run_file
 
@@ -206,7 +206,7 @@ def test_a_new_pass_on_the_same_tokens_just_works(tmp_path):
 
 
 def test_all_that_may_be_derived_is_made_once_and_a_page_that_was_lost_again(tmp_path, capsys):
-    everything = list(get_args(DerivedJob))
+    everything = list(DERIVED_JOBS)
     everything.remove("logits")  # a torch module has no unembedding
     for name in ("importance", "images", "attribute"):  # of images, and of prompts with answers
         everything.remove(name)
@@ -216,6 +216,7 @@ def test_all_that_may_be_derived_is_made_once_and_a_page_that_was_lost_again(tmp
     made = {"features", "l0", "examples", "rankings", "profile", "labels", "l0_thresholds", "neighbours"}
     made |= {"decoder_neighbours", "feature_clusters", "document_clusters", "feature_map", "fidelity"}
     assert made <= set(store.tables("mid"))
+    assert {find_table(name) for name in store.tables("mid")} <= set(TABLES)
     assert not [name for name in store.tables("mid") if store.is_stale("mid", name)]
     page = store.layout.report / "sites" / "mid" / "index.html"
     before, tables = page.read_bytes(), data_bytes(tmp_path / "store")

@@ -41,8 +41,6 @@ class Drawing(NamedTuple):
 
     table: str
     draw: Callable[[pl.DataFrame, str], Figure]
-    optional: bool = False
-    """Drawn when its table is there; without the table of any other figure nothing is drawn."""
 
 
 FIGURES = {
@@ -52,26 +50,26 @@ FIGURES = {
     "l0": Drawing("l0", draw_l0),
     "density_and_mean": Drawing("features", draw_density_and_mean),
     "sigma_over_mu": Drawing("rankings", draw_sigma_over_mu),
-    "l0_thresholds": Drawing("l0_thresholds", draw_l0_thresholds, optional=True),
-    "label_differences": Drawing("labels", draw_label_differences, optional=True),
+    "l0_thresholds": Drawing("l0_thresholds", draw_l0_thresholds),
+    "label_differences": Drawing("labels", draw_label_differences),
     "sparsity": Drawing("features", draw_sparsity),
-    "feature_map_clusters": Drawing("feature_map", draw_map_by_cluster, optional=True),
-    "feature_map_density": Drawing("feature_map", draw_map_by_density, optional=True),
-    "logit_entropy": Drawing("logits_histogram", draw_logit_entropy, optional=True),
-    "logit_max_probability": Drawing("logits_histogram", draw_logit_max_probability, optional=True),
-    "fidelity": Drawing("fidelity", draw_fidelity, optional=True),
-    "importance": Drawing("importance", draw_importance, optional=True),
-    "importance_top": Drawing("importance", draw_top_importance, optional=True),
-    "class_images": Drawing("class_images", draw_class_images, optional=True),
-    "feature_images": Drawing("feature_images", draw_feature_images, optional=True),
-    "feature_places": Drawing("feature_images", draw_feature_places, optional=True),
-    "feature_similarity": Drawing("feature_similarity", draw_feature_similarity, optional=True),
-    "attribution_map": Drawing("attribution_selection", draw_attribution_map, optional=True),
-    "control_frequency": Drawing("control_features", draw_control_frequency, optional=True),
-    "control_mean": Drawing("control_features", draw_control_mean, optional=True),
-    "control_max": Drawing("control_features", draw_control_max, optional=True),
-    "control_l0": Drawing("control_l0", draw_control_l0, optional=True),
-    "truth_frequency": Drawing("truth", draw_truth_frequency, optional=True),
-    "truth_mean": Drawing("truth", draw_truth_mean, optional=True),
-    "truth_cosines": Drawing("truth_cosines", draw_truth_cosines, optional=True),
+    "feature_map_clusters": Drawing("feature_map", draw_map_by_cluster),
+    "feature_map_density": Drawing("feature_map", draw_map_by_density),
+    "logit_entropy": Drawing("logits_histogram", draw_logit_entropy),
+    "logit_max_probability": Drawing("logits_histogram", draw_logit_max_probability),
+    "fidelity": Drawing("fidelity", draw_fidelity),
+    "importance": Drawing("importance", draw_importance),
+    "importance_top": Drawing("importance", draw_top_importance),
+    "class_images": Drawing("class_images", draw_class_images),
+    "feature_images": Drawing("feature_images", draw_feature_images),
+    "feature_places": Drawing("feature_images", draw_feature_places),
+    "feature_similarity": Drawing("feature_similarity", draw_feature_similarity),
+    "attribution_map": Drawing("attribution_selection", draw_attribution_map),
+    "control_frequency": Drawing("control_features", draw_control_frequency),
+    "control_mean": Drawing("control_features", draw_control_mean),
+    "control_max": Drawing("control_features", draw_control_max),
+    "control_l0": Drawing("control_l0", draw_control_l0),
+    "truth_frequency": Drawing("truth", draw_truth_frequency),
+    "truth_mean": Drawing("truth", draw_truth_mean),
+    "truth_cosines": Drawing("truth_cosines", draw_truth_cosines),
 }

@@ -24,7 +24,8 @@ from jobs.terminal.console import say
 from jobs.terminal.units import kinds_of_corpus, unit_of_site
 from pipeline.store import FeatureStore
 from pipeline.store.objects.verbs import write_atomic
-from pipeline.store.records.tables import RECEIPTS_KEY, job_of
+from pipeline.store.records.registry import NEEDS, job_of
+from pipeline.store.records.tables import RECEIPTS_KEY
 from schemas.errors import InputError
 from schemas.layout import StorePath
 
@@ -51,14 +52,14 @@ def command(store: FeatureStore, site: str, language: FigureLanguage = "en") -> 
 def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePath]:
     """Draw the figures of `jobs.figures.FIGURES` as PNG and SVG into the site's figures folder.
 
-    `language` is one of LANGUAGES. Optional ones are drawn when their table is there (that of labels: when
-    the lake has any); which are not, and the command that writes their tables, is reported. Raises InputError
-    when the table of another one is missing, naming the command; then nothing is drawn.
+    `language` is one of LANGUAGES. Raises InputError when a table of `NEEDS` is missing, naming the command;
+    then nothing is drawn. Figures of other tables are drawn when their table is there (that of labels: when
+    the lake has any); which are not, and the command that writes their tables, is reported.
     """
     missing = {
         name: figure
         for name, figure in FIGURES.items()
-        if figure.optional and not store.has_table(site, figure.table)
+        if figure.table not in NEEDS["plots"] and not store.has_table(site, figure.table)
     }
     if not store.lake.label_columns:
         missing |= {name: figure for name, figure in FIGURES.items() if figure.table == "labels"}
@@ -119,7 +120,7 @@ def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list
 
 def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
     """The figures that a command would make possible with such a corpus and such a site."""
-    kinds = {str(link.source.get("kind")) for link in store.links}
+    kinds = kinds_of_corpus(store)
     has_text = not kinds <= {"images", "dictionary", "synthetic"}
     can = {
         "profile": bool(store.lake.label_columns) or not store.has_table(site, "profile"),
@@ -134,7 +135,7 @@ def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) 
     by_command: dict[str, list[str]] = {}
     for name, drawing in missing.items():
         command = job_of(drawing.table)
-        if can.get(command, True) or not drawing.optional:
+        if can.get(command, True):
             by_command.setdefault(command, []).append(name)
     return by_command
 

@@ -8,34 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-from jobs.lake.derive import STEPS
 from jobs.tables.importance import nonlinear, one_label
 from jobs.tables.ranking import column_of
 from jobs.tables.selection import ALL, parse_numbers, parse_ranks
 from jobs.terminal.console import say
 from pipeline.saes import SaeMetadata, read_metadata
 from pipeline.statistics import feature_schema
+from pipeline.store.records.registry import NEEDS, job_of
 from pipeline.store.records.tokens import read_lake, read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
+from schemas.names import DERIVED_JOBS
 from schemas.records import Lake
 from schemas.run.file import RunFile, Site
 from schemas.tables.tables import PROFILE
-
-NEEDS: dict[str, tuple[str, ...]] = {
-    "examples": ("stats",),
-    "rank": ("stats",),
-    "images": ("importance",),
-    "plots": ("stats", "rank"),
-    "report": ("stats",),
-}
-"""Job -> the jobs whose tables it cannot be without; those of its columns see `needs_of`."""
 
 LANGUAGE_MODELS = ("transformer_lens", "hooked_transformer", "torch_module")
 
 
 def with_needed(run: RunFile) -> RunFile:
-    """The run file with the jobs that its jobs need, in the order of `STEPS`; reports which were added."""
+    """The run file with the jobs that its jobs need, in their order; reports which were added."""
     jobs = closed(run.derive.jobs, needs_of(run))
     if not (added := [job for job in jobs if job not in run.derive.jobs]):
         return run
@@ -44,24 +36,28 @@ def with_needed(run: RunFile) -> RunFile:
 
 
 def closed(jobs: Iterable[str], needs: Mapping[str, Iterable[str]]) -> list[str]:
-    """The jobs and all that they need, each once, in the order of `STEPS`."""
+    """The jobs and all that they need, each once, in the order of `DERIVED_JOBS`."""
     needed, waiting = set[str](), list(jobs)
     while waiting:
         job = waiting.pop()
         if job not in needed:
             needed.add(job)
             waiting += needs.get(job, ())
-    return [job for job in STEPS if job in needed]
+    return [job for job in DERIVED_JOBS if job in needed]
 
 
-def needs_of(run: RunFile) -> dict[str, tuple[str, ...]]:
-    """`NEEDS`, and `profile` where a ranking or the choice of the report's features is by a column of it."""
+def needs_of(run: RunFile) -> dict[str, set[str]]:
+    """Job -> the jobs whose tables it cannot be without.
+
+    `profile` is among them where a ranking or the choice of the report's features is by a column of it.
+    """
+    needs = {job: set(map(job_of, tables)) for job, tables in NEEDS.items()}
     ranks = parse_ranks(run.derive.report, "derive.report")
     by = {"rank": run.rank.by, "report": () if ranks is None else (ranks.column,)}
-    of_profile = {
-        job for job, columns in by.items() if set(columns) & (PROFILE.keys() - feature_schema().keys())
-    }
-    return NEEDS | {job: (*NEEDS[job], "profile") for job in of_profile}
+    for job, columns in by.items():
+        if set(columns) & (PROFILE.keys() - feature_schema().keys()):
+            needs[job].add("profile")
+    return needs
 
 
 @dataclass(frozen=True)

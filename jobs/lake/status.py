@@ -13,7 +13,8 @@ from jobs.terminal.console import console, say
 from jobs.terminal.progress import duration, size
 from pipeline.store import FeatureStore
 from pipeline.store.objects.verbs import listed
-from pipeline.store.records.tables import RECEIPTS_KEY, job_of
+from pipeline.store.records.registry import job_of
+from pipeline.store.records.tables import RECEIPTS_KEY
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.layout import DENSE, StorePath
 from schemas.names import NAME

@@ -33,7 +33,7 @@ from jobs.report.columns import VARIABLE, names_of_columns, table_data
 from jobs.report.features import parts_of, write_features
 from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
-from jobs.report.tables import NEEDED, Tables, names_of
+from jobs.report.tables import Tables, names_of
 from jobs.report.work import Work, path_of
 from jobs.tables.selection import select_features
 from jobs.terminal.console import say
@@ -43,6 +43,7 @@ from pipeline.store.objects.local import local_scratch
 from pipeline.store.objects.paths import store_path
 from pipeline.store.objects.verbs import listed, remove, walk
 from pipeline.store.reading.windows import cut_windows, example_tokens, window_files
+from pipeline.store.records.registry import NEEDS
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath, is_stray
@@ -115,7 +116,7 @@ def report(
     """
     folder = out or store.layout.report
     for site in sites:
-        for name in NEEDED:
+        for name in NEEDS["report"]:
             Tables(store, site).scan(name)
     recorded = _claim(folder, store)
     _forget_sites(folder, store.sites)

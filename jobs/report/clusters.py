@@ -17,8 +17,8 @@ from jobs.report.strips import standalone
 from jobs.report.tables import CLUSTERS, Tables
 from jobs.report.work import Work
 from pipeline.store.reading.windows import LABEL
+from pipeline.store.records.registry import find_table
 
-OF_FEATURES = ("feature", "coactivation", "density")
 SHOWN_MEMBERS = 300
 SHOWN_NAMES = 4
 CENTRAL = {"context": "examples"}
@@ -42,7 +42,7 @@ class Kind:
     @property
     def of_features(self) -> bool:
         """Whether features are clustered, not contexts or documents."""
-        return self.name in OF_FEATURES
+        return self.members is not None
 
 
 def kinds_of(tables: Tables, work: Work) -> list[Kind]:
@@ -52,7 +52,7 @@ def kinds_of(tables: Tables, work: Work) -> list[Kind]:
         summary = tables.summary(name)
         if summary is None or f"{name}_clusters" not in tables.names:
             continue
-        members = _members(tables, name) if name in OF_FEATURES else None
+        members = _members(tables, name) if find_table(f"{name}_clusters").page == "feature" else None
         kinds.append(Kind(name, title, summary, members, _names(summary, work)))
     return kinds
 

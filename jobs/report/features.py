@@ -13,9 +13,10 @@ from markupsafe import Markup
 from jobs.report import rows
 from jobs.report.histogram import histogram
 from jobs.report.page import render, write
-from jobs.report.tables import CLUSTERS, MATCHES, ByFeature, read_range
+from jobs.report.tables import CLUSTERS, ByFeature, read_range
 from jobs.report.work import FOLDER_SIZE, Work, path_of
 from pipeline.store.reading.windows import read_windows
+from pipeline.store.records.registry import job_of
 from schemas.layout import StorePath
 
 DEPTH = 4
@@ -96,9 +97,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         examples=_examples(work, row, windows.rows_of(feature)),
         logits=_logits(work, rows_of.get("logits", [])),
         neighbours=_neighbours(work, rows_of),
-        matches=[
-            (name, matches) for name, matches in rows_of.items() if name.startswith(MATCHES) and matches
-        ],
+        matches=[(name, matches) for name, matches in rows_of.items() if job_of(name) == "match" and matches],
         clusters=_clusters(work, rows_of),
         labels=_labels(rows_of.get("labels", [])),
         trends=rows.joined(map(rows.trend, rows_of.get("label_trends", []))),

@@ -13,25 +13,9 @@ import numpy as np
 import polars as pl
 
 from pipeline.store import FeatureStore
-from pipeline.store.records.tables import StaleTableWarning, job_of
+from pipeline.store.records.registry import TABLES, find_table, job_of
+from pipeline.store.records.tables import StaleTableWarning
 from schemas.values import I64
-
-OF_FEATURES = (
-    "features",
-    "rankings",
-    "profile",
-    "labels",
-    "label_trends",
-    "neighbours",
-    "decoder_neighbours",
-    "logits",
-    "feature_clusters",
-    "coactivation_clusters",
-    "density_clusters",
-)
-"""Tables of which the page of a feature shows its rows; so it does of every one that begins with MATCHES."""
-
-MATCHES = "matches"
 
 CLUSTERS = {
     "feature": "Decoder directions",
@@ -42,19 +26,12 @@ CLUSTERS = {
 }
 """Kinds of clusters: their tables are `<kind>_clusters` and `<kind>_cluster(s)_summary`."""
 
-KNOWN = (
-    *OF_FEATURES,
-    *("examples", "l0", "l0_thresholds", "ranking_summary", "logits_random", "fidelity", "feature_map"),
-    *("context_clusters", "document_clusters"),
-)
+KNOWN = tuple(table.name for table in TABLES if table.page and "*" not in table.name)
 """Tables that a report has a place for."""
 
 LAID_OUT = "tables"
 _GROUP = 1 << 12
 """Rows in a row group of what is laid out."""
-
-NEEDED = ("features", "examples")
-"""Without these there is no report."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +95,7 @@ class Tables:
         (folder / LAID_OUT).mkdir()
         numbers = pl.Series("feature", chosen, pl.UInt32)
         for name in sorted(self.names):
-            if name not in OF_FEATURES and not name.startswith(MATCHES):
+            if find_table(name).page != "feature":
                 continue
             table = self.scan(name).filter(pl.col("feature").is_in(numbers.implode())).collect()
             table = table.sort("feature", maintain_order=True)

@@ -25,7 +25,7 @@ from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, 
 from jobs.views.top import heading, is_averaged
 from pipeline.statistics.features.histogram import FRACTION_BITS, bin_edges
 from pipeline.store import FeatureStore
-from pipeline.store.records.tables import job_of
+from pipeline.store.records.registry import job_of
 from schemas.values import F32, U64
 
 NEIGHBOURS, RANKS, LABELS, LOGITS, CENTRAL = 8, 12, 12, 10, 8

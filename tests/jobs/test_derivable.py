@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from itertools import chain, combinations
-from typing import get_args
 
 import pytest
 
 from jobs.lake import derivable
 from jobs.lake.derivable import closed, needs_of, with_needed
-from jobs.lake.derive import STEPS
+from jobs.lake.derive import PAGES
 from jobs.lake.run import run
 from pipeline.store import FeatureStore
+from pipeline.store.records.registry import NEEDS, TABLES
 from schemas.errors import InputError
-from schemas.names import DerivedJob
+from schemas.names import DERIVED_JOBS as JOBS
 from tests.lakes import run_file
-
-JOBS = get_args(DerivedJob)
 
 
 def test_every_subset_of_the_jobs_is_closed_and_in_an_order_in_which_none_waits_for_a_later_one(tmp_path):
     needs = needs_of(run_file(tmp_path, rank={"by": ["token_entropy_bits"]}))
-    place = {name: number for number, name in enumerate(STEPS)}
+    place = {name: number for number, name in enumerate(JOBS)}
     for jobs in chain.from_iterable(combinations(JOBS, n) for n in range(len(JOBS) + 1)):
         result = closed(jobs, needs)
         assert set(jobs) <= set(result)
@@ -35,9 +33,9 @@ def test_every_subset_of_the_jobs_is_closed_and_in_an_order_in_which_none_waits_
         assert set(result) == wanted, "nothing more is added than is needed"
 
 
-def test_the_jobs_of_the_table_are_those_of_the_run_file():
-    assert set(STEPS) == set(JOBS)
-    assert {*derivable.NEEDS, *derivable.REFUSED} <= set(JOBS)
+def test_the_jobs_of_the_registry_are_those_of_the_run_file():
+    assert {table.job for table in TABLES} - {"match", "truth"} == {*JOBS} - {"examples"} - PAGES.keys()
+    assert {*NEEDS, *derivable.REFUSED} <= set(JOBS)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,6 @@ from pipeline.store.records.catalog import SiteInfo
 from pipeline.tasks import Tasks
 from schemas.layout import CONTROL
 
-CONTROL_TABLES = ("control_features", "control_l0")
-
 _RANGE_BYTES = 1 << 20
 """Of an average shard's object in one range."""
 _SHARDS = 16

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import polars as pl
 
-from pipeline.statistics import feature_schema
 from pipeline.store.formats.parquet import (
     SEAL_KEY,
     read_metadata,
@@ -22,19 +21,12 @@ from pipeline.store.formats.parquet import (
 )
 from pipeline.store.objects.paths import ObjectPath
 from pipeline.store.objects.verbs import readable, remove, write_atomic
+from pipeline.store.records.registry import find_table, job_of
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.records import FORMAT_VERSION, refuse_newer
-from schemas.tables.tables import CONTROL_FEATURES, EXAMPLES, Schema
+from schemas.tables.tables import Schema
 
-SCHEMAS: dict[str, Callable[[], Schema]] = {
-    "features": feature_schema,
-    "examples": lambda: EXAMPLES,
-    "control_features": lambda: CONTROL_FEATURES,
-}
-"""Columns of the tables that most commands read."""
-ADDED = {"control_features": {"strongest_activation"}}
-"""Columns that tables of one format version may lack: these came later."""
 _SEALED_SINCE = 6
 """Format version."""
 RECEIPTS_KEY, VERSION_KEY = "latentlake.receipts", "latentlake.format_version"
@@ -122,31 +114,6 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
     return path
 
 
-JOBS = {
-    "profile": ("profile", "labels", "label_trends", "label_values", "l0_thresholds"),
-    "rank": ("rankings", "ranking_summary"),
-    "coactivation": ("neighbours", "decoder_neighbours"),
-    "cluster": ("feature_map",),
-    "logits": ("logits", "logits_random", "logits_histogram"),
-    "importance": ("importance", "importance_classes"),
-    "images": ("feature_images", "class_images", "feature_similarity"),
-    "fidelity": ("fidelity", "fidelity_shards", "fidelity_means"),
-    "truth": ("truth", "truth_summary", "truth_pairs", "truth_cosines"),
-    "attribute": ("attributions", "attribution_prompts", "attribution_selection"),
-}
-"""The tables of each command, where no rule gives them."""
-
-
-def job_of(table: str) -> str:
-    """The command that writes a table."""
-    for command, tables in JOBS.items():
-        if table in tables:
-            return command
-    if table.startswith("matches"):
-        return "match"
-    return "cluster" if "cluster" in table else "stats"
-
-
 def check_table(layout: Layout, site: str, name: str) -> None:
     """InputError where a table is not, to the bit, what latentlake wrote: footer, columns and pages."""
     path = _existing(layout, site, name)
@@ -175,10 +142,11 @@ def _file_version(path: StorePath) -> object:
 
 
 def _wrong_columns(name: str, columns: Schema) -> str | None:
-    """In words, what a table of `stats` lacks, or has of another type."""
-    for column, dtype in SCHEMAS.get(name, dict)().items():
+    """In words, what a table lacks of its registered columns, or has of another type."""
+    table = find_table(name)
+    for column, dtype in (table.schema() if table.schema else {}).items():
         if column not in columns:
-            if column in ADDED.get(name, ()):
+            if column in table.added:
                 continue
             return f"has no column {column!r}"
         if columns[column] != dtype:

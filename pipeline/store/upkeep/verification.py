@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.statistics.features.ragged import run_starts
-from pipeline.store.derived.control import CONTROL_TABLES, control_tables
+from pipeline.store.derived.control import control_tables
 from pipeline.store.derived.features import site_tables
 from pipeline.store.formats.fingerprint import fingerprints
 from pipeline.store.formats.parquet import as_frame, open_parquet
@@ -28,6 +28,7 @@ from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records import tables
 from pipeline.store.records.commits import has_commits
 from pipeline.store.records.compacted import Compacted, in_use, read_compactions, remedy
+from pipeline.store.records.registry import TABLES, find_table
 from pipeline.store.records.tokens import read_token_shard
 from pipeline.store.upkeep.drop import leftovers
 from pipeline.store.upkeep.shard_check import EVERY_FEATURE, Committed, Pass, Prints, VerifyReport
@@ -275,6 +276,7 @@ def _verify_tables(store: SiteAccess, site: str, tasks: Tasks, report: VerifyRep
     Of all tables the pages' checksums are compared, where they have any (version 4 on).
     """
     stored: dict[str, pl.DataFrame] = {}
+    recomputed = {table.name for table in TABLES if table.job == "stats"}
     for name in store.tables(site):
         path = store.layout.table(site, name)
         report.objects += 1
@@ -283,7 +285,7 @@ def _verify_tables(store: SiteAccess, site: str, tasks: Tasks, report: VerifyRep
         except InputError as error:
             report.problems.append(_not_compared(path, error))
             continue
-        if name not in ("features", "l0", "examples", *CONTROL_TABLES):
+        if name not in recomputed:
             continue
         try:
             if store.is_stale(site, name):
@@ -306,7 +308,7 @@ def _verify_tables(store: SiteAccess, site: str, tasks: Tasks, report: VerifyRep
                 # other kinds are of `latentlake examples`, which also puts samples into their exact tenths
                 table = table.filter(pl.col("kind").is_in(kinds))
                 fresh[name] = fresh[name].filter(pl.col("kind").is_in(kinds))
-            lacks = tables.ADDED.get(name, set()) - set(table.columns)
+            lacks = find_table(name).added - set(table.columns)
             report.compare_frame(fresh[name].drop(lacks), table, store.layout.table(site, name), tolerance)
 
 
