@@ -18,18 +18,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.statistics.documents import clustered
 from pipeline.statistics.documents.clustered import DocumentSums, DocumentTotals, Pairs
 from pipeline.statistics.documents.trends import TREND_BYTES, NumericLabel
 from schemas.tables.tables import Schema
 from schemas.values import F64, I64
 
-SUMS: Schema = {
-    "documents": pl.Int64(),
-    "active": pl.Int64(),
-    "active_squared": pl.Int64(),
-    "active_rows": pl.Int64(),
-    "total": pl.Float64(),
-}
+SUMS: Schema = {name: clustered.SUMS[name] for name in list(clustered.SUMS)[:5]}
+"""Up to `total`: of the mean activation no error is estimated by group."""
 _WHOLE = [name for name, dtype in SUMS.items() if dtype.is_integer()]
 GROUP_BYTES = 8 * len(SUMS)
 """Memory for each feature and group."""
@@ -106,6 +102,7 @@ class GroupSums:
         for group_of in groups:
             group = group_of[pairs.document]
             inside = group >= 0
+            # add.at adds one by one in order, so a sum does not depend on where blocks were cut
             cells = (pairs.feature * self._shape[1] + group)[inside]
             for name, column in columns.items():
                 np.add.at(self._sums[name], cells, column[inside])

@@ -56,6 +56,7 @@ def frequency_interval(active: Estimate) -> Interval:
     error = np.sqrt(variance)
     if not totals.rows:
         return Interval(error, low, high)
+    # at 0 and 1 the variance is 0 as well, which is no knowledge: the rule of three takes its place
     never, always, bound = active.x == 0, active.x == totals.rows, rule_of_three(effective(totals))
     error[never | always] = np.nan
     low[never], high[never] = 0, bound

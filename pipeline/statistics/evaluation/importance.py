@@ -149,7 +149,9 @@ def _add_block(
     (n, features), values = activations.shape, activations.data.astype(np.float64)
     row, feature = np.repeat(np.arange(n), np.diff(activations.indptr)), activations.indices
     error = np.zeros((n, w_dec.shape[1])) if x is None else x - _decode(activations, w_dec, b_dec)
+    # r.d_f of every activation, in float64 although both may be float32
     rays = np.einsum("zd,zd->z", error[row], w_dec[feature], dtype=np.float64)
+    # the literal loss takes the mean over all features of a row, those that are 0 included
     means = np.bincount(row, values, minlength=n) / features
     _add(
         of_row, (sums.rows, None), (sums.error, (error**2).sum(axis=1)), (sums.row_penalty, penalty.of(means))
@@ -175,6 +177,7 @@ def _add(places: I64, *parts: tuple[NDArray[Any], F64 | None]) -> None:
 
 def _decode(activations: sparse.csr_matrix, w_dec: F32, b_dec: F32) -> F64:
     """X' [N, D], float64 of the decoder rows of the features that are active alone."""
+    # float64 of the whole decoder would take twice its memory again
     active, back = np.unique(activations.indices, return_inverse=True)
     shape, own = (activations.shape[0], len(active)), (activations.data.astype(np.float64), back)
     compact = type(activations)((*own, activations.indptr), shape=shape)
