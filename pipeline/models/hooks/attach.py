@@ -50,7 +50,13 @@ def attach_to_point(model: Any, name: str, take: Take) -> Detach:
     setting = SETTINGS.get(name.rpartition(".")[2])
     before = bool(setting and getattr(model.cfg, setting, False))
     if setting:
-        _switch_on(model, setting, name)
+        try:
+            getattr(model, f"set_{setting}")(True)
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            raise InputError(
+                f"hook {name} fires only with TransformerLens' setting {setting}, which this model does not "
+                f"take ({' '.join(str(error).split())}): choose another hook"
+            ) from error
 
     def hook_function(value: Tensor, hook: Any) -> object | None:  # noqa: ARG001 - passed by name
         return take(value)
@@ -65,17 +71,6 @@ def attach_to_point(model: Any, name: str, take: Take) -> Detach:
             getattr(model, f"set_{setting}")(before)
 
     return detach
-
-
-def _switch_on(model: Any, setting: str, name: str) -> None:
-    """Let the hooks of this setting fire."""
-    try:
-        getattr(model, f"set_{setting}")(True)
-    except (AssertionError, NotImplementedError, ValueError) as error:
-        raise InputError(
-            f"hook {name} fires only with TransformerLens' setting {setting}, which this model does not take "
-            f"({' '.join(str(error).split())}): choose another hook"
-        ) from error
 
 
 def refuse_hook(hook: str, known: Iterable[str]) -> NoReturn:
