@@ -147,6 +147,7 @@ def both_below(h: F64, k: F64, correlation: float) -> F64:
     """
     from scipy import special
 
+    # Owen: (Phi(h) + Phi(k)) / 2 - T(h, a_h) - T(k, a_k), and 1/2 less where h and k differ in sign
     h, k = (np.where(quantile == 0, 1e-100, quantile) for quantile in (h, k))  # the limit, without 0 / 0
     root = np.sqrt(1 - correlation**2)
     halves = special.ndtr(h) / 2 + special.ndtr(k) / 2 - (h * k < 0) / 2

@@ -37,6 +37,7 @@ def directions(recipe: Dictionary, rng: Generator) -> F32:
                 f"corpus.dictionary: {recipe.features} directions of these cosines need {rank} entries, "
                 f"width is {recipe.width}: make it larger, or leave out cosine for random directions"
             )
+        # with one thread: the sums of a factorisation are cut by the threads, and bits with them
         basis, _ = np.linalg.qr(rng.standard_normal((recipe.width, rank)))
         vectors: F32 = (basis.T if root is None else root @ basis.T).astype(np.float32, order="C")
     return vectors
