@@ -61,16 +61,14 @@ class Order:
         rng = np.random.default_rng([self.seed, epoch])
         shards, before = rng.permutation(len(self.rows)), 0
         for some in np.array_split(shards, -(-len(shards) // self.shards_at_once)):
-            every = self._of(some)
+            # all blocks of these shards, [n, 2]: the shard, and 0, block, 2 block, ... in each
+            counts = -(-self.rows[some] // self.block)
+            first = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            every = np.stack([np.repeat(some, counts), first * self.block], axis=1)
             every = every[rng.permutation(len(every))]
+            # every n-th block of the epoch, not of these shards: the readers' shares stay equal
             yield from map(tuple, every[(reader.number - before) % reader.of :: reader.of].tolist())
             before += len(every)
-
-    def _of(self, shards: I64) -> I64:
-        """All blocks of some shards, int64 [n, 2]."""
-        counts = -(-self.rows[shards] // self.block)
-        first = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.stack([np.repeat(shards, counts), first * self.block], axis=1)
 
     def shuffled(self, n: int, epoch: int, buffer: int, reader: Reader) -> I64:
         """Places of the n rows of one buffer in the order in which they are given."""
@@ -110,14 +108,20 @@ class DenseDataset(IterableDataset[Any]):
                 raise InputError(f"{name} is {value}: it must be positive")
         if (rank is None) != (world_size is None):
             raise InputError(f"rank is {rank} and world_size {world_size}: give both, or neither")
-        here = _distributed() if rank is None or world_size is None else (rank, world_size)
-        self.rank, self.world_size = here
+        if rank is None or world_size is None:
+            group = torch.distributed
+            is_member = group.is_available() and group.is_initialized()
+            rank, world_size = (group.get_rank(), group.get_world_size()) if is_member else (0, 1)
+        self.rank, self.world_size = rank, world_size
         if not 0 <= self.rank < self.world_size:
             raise InputError(f"rank is {self.rank} of {self.world_size}: it must be from 0 to one less")
         self.position = Position()
         dense = DenseSite(FeatureStore.open(self.root), site, shards)
         self.shards, self.receipts = tuple(shard.name for shard in dense), dense.receipts_digest()
-        self.width, self.order = dense.width, self._order(dense)
+        # blocks are the chunks on disk: a chunk is read and unpacked whole in any case
+        block = chunk_rows(1 << 40, dense.width, dense.shards[0].array.dtype.itemsize)
+        rows = np.array([shard.n_rows for shard in dense], np.int64)
+        self.width, self.order = dense.width, Order(rows, block, shards_at_once, seed)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what each process opens for itself; shards and order are those of the first."""
@@ -132,12 +136,6 @@ class DenseDataset(IterableDataset[Any]):
                 f"shards of site {self.site!r} are others than when the dataset was made: make it anew"
             )
         return dense
-
-    def _order(self, dense: DenseSite) -> Order:
-        """Blocks are the chunks on disk."""
-        block = chunk_rows(1 << 40, dense.width, dense.shards[0].array.dtype.itemsize)
-        rows = np.array([shard.n_rows for shard in dense], np.int64)
-        return Order(rows, block, self.shards_at_once, self.seed)
 
     @property
     def buffer_blocks(self) -> int:
@@ -196,6 +194,7 @@ class DenseDataset(IterableDataset[Any]):
         opened, blocks = _Opened(self.dense, self.shards_at_once), self.order.blocks(start.epoch, reader)
         size, number = self.buffer_blocks, start.buffer
         x = np.empty((size * self.order.block, self.width), np.float32)
+        # blocks of buffers that were given before are passed over, not read
         for _ in range(start.buffer * size):
             next(blocks, None)
         while some := [block for _, block in zip(range(size), blocks, strict=False)]:
@@ -320,25 +319,16 @@ class DenseLoader:
         part = _Part(self.dataset, self._positions[worker], reader)
         if not self.workers:
             return iter(part)
-        return iter(
-            DataLoader(
-                part,
-                batch_size=None,
-                num_workers=1,
-                prefetch_factor=self._ahead,
-                multiprocessing_context="spawn",
-            )
+        spawned: DataLoader[Any] = DataLoader(
+            part, batch_size=None, num_workers=1, prefetch_factor=self._ahead, multiprocessing_context="spawn"
         )
+        return iter(spawned)
 
     def state_dict(self) -> dict[str, Any]:
         """Where each worker's next batch begins, and whose turn it is."""
         positions = [list(position) for position in self._positions]
-        return {
-            **self.dataset.settings(),
-            "workers": self.workers,
-            "positions": positions,
-            "turn": self._turn,
-        }
+        state = {"workers": self.workers, "positions": positions, "turn": self._turn}
+        return self.dataset.settings() | state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; InputError where the batches would be others."""
@@ -363,10 +353,3 @@ class _Part(IterableDataset[Any]):
         dataset, start, reader = self._of
         for batch, position in dataset.batches(start, reader):
             yield batch, tuple(position)
-
-
-def _distributed() -> tuple[int, int]:
-    """Rank and world size of torch.distributed, where that runs."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

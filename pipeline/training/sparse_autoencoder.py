@@ -39,10 +39,8 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, d_model: int, d_sae: int) -> None:
         super().__init__()
-        self.W_enc, self.W_dec = (
-            nn.Parameter(torch.empty(d_model, d_sae)),
-            nn.Parameter(torch.empty(d_sae, d_model)),
-        )
+        self.W_enc = nn.Parameter(torch.empty(d_model, d_sae))
+        self.W_dec = nn.Parameter(torch.empty(d_sae, d_model))
         self.b_enc, self.b_dec = nn.Parameter(torch.zeros(d_sae)), nn.Parameter(torch.zeros(d_model))
         for weight in (self.W_enc, self.W_dec):  # stored as [in, out], torch's initialiser reads [out, in]
             nn.init.kaiming_uniform_(weight.data.T)
