@@ -122,6 +122,23 @@ class _Scratch(threading.local):
     mask = np.empty(0, dtype=np.bool_)
 
 
+def as_read(x: Tensor, d_model: int, hook: str | None) -> Tensor:
+    """X without its gradients; InputError where it is not [N, D]."""
+    if x.ndim != 2 or x.shape[1] != d_model:
+        raise InputError(
+            f"x at {hook} has shape {list(x.shape)}, the SAE reads [rows, {d_model}]: choose the hook_name "
+            "that the SAE was trained on"
+        )
+    return x.detach()
+
+
+def refuse_not_finite(x: Tensor, hook: str | None) -> None:
+    """Name the first row of x [N, D] that is not finite, if one is."""
+    bad = (~x.isfinite()).any(dim=1).nonzero()
+    if len(bad):
+        raise ShardError(f"x at {hook} has NaN or infinity in row {int(bad[0])}: check the model's dtype")
+
+
 @final
 class RuleEncoder(Described):
     """An Encoder by the rule of its architecture; a thread has its own buffers."""
@@ -161,7 +178,7 @@ class RuleEncoder(Described):
         with torch.inference_mode():
             if self._on_device is None:
                 if not math.isfinite(float(x.sum())):  # a quarter of the price of isfinite
-                    self._refuse_x(x)
+                    refuse_not_finite(x, self.hook_name)
                 blocks = [
                     self._encode_rows(rows, n * self.block.rows) for n, rows in enumerate(self._row_blocks(x))
                 ]
@@ -217,12 +234,7 @@ class RuleEncoder(Described):
         if x.ndim == 2 and self._reads_one_head_of(x.shape[1]):
             heads = x.reshape(len(x), x.shape[1] // self.d_model, self.d_model)
             x = heads[:, self.metadata.hook_head_index]
-        if x.ndim != 2 or x.shape[1] != self.d_model:
-            raise InputError(
-                f"x at {self.hook_name} has shape {list(x.shape)}, the SAE reads [rows, {self.d_model}]: "
-                "choose the hook_name that the SAE was trained on"
-            )
-        return x.detach().to(self.device, torch.float32)
+        return as_read(x, self.d_model, self.hook_name).to(self.device, torch.float32)
 
     def accepts(self, width: int) -> bool:
         """See Encoder."""
@@ -234,19 +246,11 @@ class RuleEncoder(Described):
 
     def _refuse_not_finite(self, x: Tensor) -> None:
         """Name the first row of x [N, D] that is not finite, or whose products are not, if one is."""
-        self._refuse_x(x)
+        refuse_not_finite(x, self.hook_name)
         first = 0
         for product in self._products(x):
             self._refuse_product(product, first)
             first += len(product)
-
-    def _refuse_x(self, x: Tensor) -> None:
-        """Name the first row of x [N, D] that is not finite, if one is."""
-        bad = (~x.isfinite()).any(dim=1).nonzero()
-        if len(bad):
-            raise ShardError(
-                f"x at {self.hook_name} has NaN or infinity in row {int(bad[0])}: check the model's dtype"
-            )
 
     def _refuse_product(self, product: Tensor, first: int) -> None:
         """Name the first row of a product [n, f] that is not finite, if one is, counted from row `first`."""

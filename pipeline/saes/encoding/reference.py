@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.saes.encoding.encoder import Block, Done
+from pipeline.saes.encoding.encoder import Block, Done, as_read, refuse_not_finite
 from pipeline.saes.metadata import Described, SaeMetadata
-from schemas.errors import InputError, ShardError
+from schemas.errors import InputError
 from schemas.values import I32, SparseFeatures
 
 DENSE_BYTES = 64 << 20
@@ -61,11 +61,7 @@ class ReferenceEncoder(Described):
         Raises InputError for a wrong width, ShardError for NaN or infinity in x.
         """
         x = self._read(x)
-        bad = (~x.isfinite()).any(dim=1).nonzero()
-        if len(bad):
-            raise ShardError(
-                f"x at {self.hook_name} has NaN or infinity in row {int(bad[0])}: check the model's dtype"
-            )
+        refuse_not_finite(x, self.hook_name)
         with self._lock, torch.no_grad():
             parts = []
             for block in self._blocks(x):
@@ -116,12 +112,7 @@ class ReferenceEncoder(Described):
 
     def _read(self, x: Tensor) -> Tensor:
         """X as the SAE reads it, float32 [N, D] on its device."""
-        if x.ndim != 2 or x.shape[1] != self.d_model:
-            raise InputError(
-                f"x at {self.hook_name} has shape {list(x.shape)}, the SAE reads [rows, {self.d_model}]: "
-                "choose the hook_name that the SAE was trained on"
-            )
-        return x.detach().to(self.device, torch.float32)
+        return as_read(x, self.d_model, self.hook_name).to(self.device, torch.float32)
 
     def _blocks(self, x: Tensor) -> list[Tensor]:
         """X [N, D] in blocks of rows; one empty block of no rows."""

@@ -72,6 +72,14 @@ class TensorFile:
                 )
         return {ours: self._read(stored_name) for ours, stored_name in names.items()}
 
+    def length_of(self, name: str) -> int:
+        """Of a vector that must be one."""
+        shape = self.shapes[name]
+        if len(shape) != 1 or shape[0] < 1:
+            ours = name.rpartition(".")[2]
+            raise InputError(f"{ours} in {self.path} has shape {list(shape)}; it must be a vector")
+        return shape[0]
+
     def _read(self, name: str) -> Tensor:
         tensor = self.load(name.removesuffix(".T"))
         if not tensor.is_floating_point():

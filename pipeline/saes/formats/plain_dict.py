@@ -99,12 +99,9 @@ def _widths(file: TensorFile, nest: str, config: dict[str, Any], where: Path) ->
     """d_model and d_sae: of the biases, and as the configuration has them."""
     widths = []
     for name, key in (("b_dec", "act_size"), ("b_enc", "dict_size")):
-        shape = file.shapes[nest + name]
-        if len(shape) != 1 or shape[0] < 1:
-            raise InputError(f"{name} in {file.path} has shape {list(shape)}; it must be a vector")
-        if optional_int(config, key, where) not in (None, shape[0]):
-            raise InputError(f"{where} has {key} {config[key]}, {file.path} {shape[0]}: they are of two SAEs")
-        widths.append(shape[0])
+        widths.append(width := file.length_of(nest + name))
+        if optional_int(config, key, where) not in (None, width):
+            raise InputError(f"{where} has {key} {config[key]}, {file.path} {width}: they are of two SAEs")
     return widths[0], widths[1]
 
 

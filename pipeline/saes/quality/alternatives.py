@@ -41,6 +41,7 @@ class Rows(NamedTuple):
         """At most n of the rows, evenly spaced."""
         if len(self.x) <= n:
             return self
+        # in whole numbers, so that the last row is never passed
         kept = torch.arange(n, device=self.x.device) * len(self.x) // n
         return Rows(self.x[kept], self.target[kept])
 
@@ -221,6 +222,7 @@ def decoder_norms(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
     """Activations are meant for decoder rows of length 1."""
     weights = tensors_of(encoder)
     norm = torch.linalg.vector_norm(weights["W_dec"], dim=1).clamp(min=1e-30)
+    # rows of length 1 already: norms cannot be the mistake
     if bool(((norm - 1).abs() < 0.01).all()):
         return
     unit = {"W_dec": weights["W_dec"] / norm[:, None]}
@@ -286,6 +288,7 @@ def best_factor(score: Callable[[float], float], *, wide: bool) -> float:
     reach = 8 if wide else 1
     scores = {2.0**n: score(2.0**n) for n in range(-reach, reach + 1)}
     best = max(scores, key=lambda c: (scores[c], c == 1))
+    # steps that halve around the best power of two, as if the score had one maximum there
     for step in (2**0.5, 2**0.25, 2**0.125, 2**0.0625):
         scores |= {c: score(c) for c in (best * step, best / step)}
         # the best so far comes first: of equal scores the simpler factor stays

@@ -53,6 +53,7 @@ class Spread:
         """Merge float64 rows [N, O] and their squared errors [N] into those before them."""
         if not len(rows):
             return
+        # of these rows alone first: squares about their own mean lose no digits
         mean = rows.mean(dim=0)
         self.sst += float((rows - mean).square().sum())
         self.sse += float(errors.sum())
@@ -105,6 +106,7 @@ class Reconstruction:
     def _add_to_rest(self, rows: Tensor, errors: Tensor) -> None:
         """Add the rows that are not massive, once the median is known; those that wait for it are copied."""
         if self._longest is None:
+            # a batch may hold the last of them and more: those after them are judged at once
             missing = MEDIAN_ROWS - sum(len(kept) for kept, _ in self._first)
             self._first.append((rows[:missing].clone(), errors[:missing].clone()))
             if len(rows) < missing:
