@@ -109,10 +109,7 @@ def _ready(hooked: Any) -> Any:
 
 
 def _runner(hooked: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
-    def run(token_ids: Tensor, mask: Tensor | None) -> Any:
-        return hooked(token_ids, return_type="logits", attention_mask=mask)
-
-    return run
+    return lambda token_ids, mask: hooked(token_ids, return_type="logits", attention_mask=mask)
 
 
 def max_context(path: str) -> int | None:
