@@ -73,6 +73,7 @@ class Grouping:
         numbers, first = [np.zeros(documents.height, np.int64)], 1
         for label in self.labels:
             places = label.groups(documents[label.name])
+            # a document without a value stays -1, however many groups come before
             numbers.append(np.where(places < 0, -1, places + first))
             first += len(label.totals)
         return numbers
@@ -115,6 +116,7 @@ class GroupSums:
         """Sums over the documents of each group of a label."""
         names = [each.name for each in self._grouping.labels]
         before = self._grouping.labels[: names.index(label.name)]
+        # group 0 is of all documents; then come the groups of each label in the labels' order
         first = 1 + sum(len(each.totals) for each in before)
         return [self._of(first + place, totals) for place, totals in enumerate(label.totals)]
 

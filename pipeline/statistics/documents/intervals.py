@@ -50,6 +50,7 @@ def frequency_interval(active: Estimate) -> Interval:
         freedom = np.clip(active.x**2 / active.x_squared, 1, max(totals.documents - 1, 1))
         independent = np.minimum(p * (1 - p) / variance, totals.rows)
         n = independent * (stats.norm.ppf((1 + LEVEL) / 2) / stats.t.ppf((1 + LEVEL) / 2, freedom)) ** 2
+        # Clopper and Pearson as quantiles of beta distributions, at a number of rows that is not whole
         x, tail = p * n, (1 - LEVEL) / 2
         low = special.betaincinv(x, n - x + 1, tail)
         high = special.betaincinv(x + 1, n - x, 1 - tail)

@@ -115,6 +115,7 @@ def class_sums(
     feature, and some blocks of _BLOCK_BYTES.
     """
     sums, width = ClassSums.zero(classes, activations.shape[1]), w_dec.shape[1]
+    # `most` activations, whose errors are float64, at once, out of `together` rows read as float32
     most, together = (max(1, _BLOCK_BYTES // (size * width)) for size in (8, 4))
     for start in range(0, len(of_row), together):
         stop = min(start + together, len(of_row))
@@ -222,12 +223,14 @@ def importance(sums: ClassSums, norms: F64, width: int, penalty: Penalty) -> Imp
     """From sums over all rows, `squared_norms` and D; of a class without rows everything is NaN."""
     with np.errstate(invalid="ignore"):
         rows = np.where(sums.rows, sums.rows, np.nan)
+        # the error is of an element of x, the penalty of a row's features
         numbers = rows * width
         error = sums.error / numbers
         means = sums.total / rows[:, None]
         each = penalty.of(means)
         loss = error + penalty.weight * each.sum(axis=1)
         literal = error + penalty.weight * sums.row_penalty / rows
+        # |r + a d|^2 - |r|^2, summed over the rows in which the feature fires
         change = (2 * sums.along + sums.squares * norms) / numbers[:, None]
         change = change + penalty.weight * (penalty.of(np.zeros(1)) - each)
     return Importance(error, loss, literal, change, change + (loss - literal)[:, None])
