@@ -21,10 +21,10 @@ import numpy as np
 
 from pipeline.statistics.splitmix import GOLDEN, mixed
 from pipeline.synthetic.hashing import LEVELS, hashes, skewed, stream
-from pipeline.synthetic.planted import EVERY, is_planted, planted_at, planted_features
+from pipeline.synthetic.planted import is_planted, planted_at, planted_features
 from pipeline.synthetic.recipe import VERSION, Recipe
 from schemas.records import digest_of
-from schemas.values import F32, F64, I32, I64, U64, Bool, SparseFeatures, TokenShard
+from schemas.values import F32, I32, I64, U64, Bool, SparseFeatures, TokenShard
 
 SCALE = 64
 """Values are whole numbers divided by this."""
@@ -65,13 +65,6 @@ class Generator:
         """sha256 of the recipe and of the tables that this machine's arithmetic made of it."""
         tables = [self._cells.tolist(), self._levels.tolist(), (self._values * SCALE).tolist()]
         return digest_of({"synthetic": VERSION, **self.recipe.model_dump(), "tables": digest_of(tables)})
-
-    def expected_frequency(self) -> F64:
-        """Probability that a feature is active in a stored row, over all rows and seeds, float64 [F]."""
-        frequency: F64 = self._cells * (self._levels.mean() / self.slots / (1 << self._bits))
-        frequency[self._starts[-2] :] *= 1 - 1 / EVERY
-        frequency[self.planted] += 1 / EVERY / len(self.planted)
-        return frequency
 
     def blocks(self, shard: TokenShard) -> Iterator[SparseFeatures]:
         """Features of all rows of a shard, in order, in pieces; rows that are not `stored` are empty."""
