@@ -8,10 +8,10 @@ from there reads one buffer anew. Rows that hold no x (special tokens, other pos
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,36 +172,30 @@ class DenseDataset(IterableDataset[Any]):
 
     def _batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
         """The same, with the place after its rows for every full batch."""
+        opened, size = _Opened(self.dense, self.shards_at_once), self.buffer_blocks
+        # blocks of buffers that were given before are passed over, not read
+        blocks = islice(self.order.blocks(start.epoch, reader), start.buffer * size, None)
+        x = np.empty((size * self.order.block, self.width), np.float32)  # every buffer is filled in here
         parts, filled = list[tuple[F32, I64]](), 0
-        for buffer in self._buffers(start, reader):
-            place = start.row if buffer.number == start.buffer else 0
-            while place < len(buffer.chosen):
-                some = buffer.chosen[place : place + self.batch_rows - filled]
-                parts.append((buffer.x[some], buffer.rows[some]))
-                place, filled = place + len(some), filled + len(some)
+        _, number, place = start
+        while some := list(islice(blocks, size)):
+            rows = opened.fill(x, some, self.order.block)
+            chosen = self.order.shuffled(len(rows), start.epoch, number, reader)
+            while place < len(chosen):
+                # what is missing of a batch, or what is left of the buffer: a batch may be of two buffers
+                given = chosen[place : place + self.batch_rows - filled]
+                parts.append((x[given], rows[given]))
+                place, filled = place + len(given), filled + len(given)
                 if filled == self.batch_rows:
-                    yield self._batch(parts), Position(start.epoch, buffer.number, place)
+                    yield self._batch(parts), Position(start.epoch, number, place)
                     parts, filled = [], 0
+            number, place = number + 1, 0
         if parts:
             yield self._batch(parts), Position(start.epoch + 1)
 
     def _batch(self, parts: list[tuple[F32, I64]]) -> Any:
         x = torch.from_numpy(np.concatenate([x for x, _ in parts]))
         return (x, torch.from_numpy(np.concatenate([rows for _, rows in parts]))) if self.numbers else x
-
-    def _buffers(self, start: Position, reader: Reader) -> Iterator[_Buffer]:
-        """The buffers from there to the end of the epoch; each is filled where the one before it was."""
-        opened, blocks = _Opened(self.dense, self.shards_at_once), self.order.blocks(start.epoch, reader)
-        size, number = self.buffer_blocks, start.buffer
-        x = np.empty((size * self.order.block, self.width), np.float32)
-        # blocks of buffers that were given before are passed over, not read
-        for _ in range(start.buffer * size):
-            next(blocks, None)
-        while some := [block for _, block in zip(range(size), blocks, strict=False)]:
-            rows = opened.fill(x, some, self.order.block)
-            chosen = self.order.shuffled(len(rows), start.epoch, number, reader)
-            yield _Buffer(number, x, rows, chosen)
-            number += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins, for `load_state_dict` of a dataset of the same settings."""
@@ -233,21 +227,11 @@ class DenseDataset(IterableDataset[Any]):
                 raise InputError(f"{saved}, here it is {value!r}: go on with the same, or begin anew")
 
 
-class _Buffer(NamedTuple):
-    """Vectors `x` float32 [at least n, width], their `rows` in the lake [n], and the order `chosen` [n]."""
-
-    number: int
-    x: F32
-    rows: I64
-    chosen: I64
-
-
 class _Opened:
     """Reads blocks; the shards used last stay open."""
 
     def __init__(self, dense: DenseSite, most: int) -> None:
-        self._dense, self._most = dense, most
-        self._open: OrderedDict[int, tuple[DenseShard, Bool]] = OrderedDict()
+        self._dense, self._shard = dense, lru_cache(most)(self._open)
 
     def fill(self, x: F32, blocks: list[tuple[int, int]], block: int) -> I64:
         """Put the stored rows of some blocks into x, from its first row on; their numbers in the lake."""
@@ -261,14 +245,9 @@ class _Opened:
             rows.append(places + start + shard.record.row_start)
         return np.concatenate(rows)
 
-    def _shard(self, number: int) -> tuple[DenseShard, Bool]:
-        if number not in self._open:
-            shard = self._dense.shards[number]
-            self._open[number] = DenseShard(shard.record, shard.path), self._dense.stored(shard)
-        self._open.move_to_end(number)
-        if len(self._open) > self._most:
-            self._open.popitem(last=False)
-        return self._open[number]
+    def _open(self, number: int) -> tuple[DenseShard, Bool]:
+        shard = self._dense.shards[number]
+        return DenseShard(shard.record, shard.path), self._dense.stored(shard)
 
 
 class DenseLoader:

@@ -56,6 +56,7 @@ class SparseAutoencoder(nn.Module):
 
 def penalty(activations: Tensor, rho: float) -> Tensor:
     """KL(rho || mean activation) of each feature over the rows [n, F], summed over the features."""
+    # a mean of 0 or above 1, which ReLU gives, has no logarithm: clamped it has no gradient either
     mean = activations.mean(dim=0).clamp(CLAMP, 1 - CLAMP)
     return (rho * torch.log(rho / mean) + (1 - rho) * torch.log((1 - rho) / (1 - mean))).sum()
 
