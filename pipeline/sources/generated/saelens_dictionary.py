@@ -54,6 +54,7 @@ class SaelensDictionary:
         mean, std = magnitudes(recipe)
         trees, correlations = [_node(tree) for tree in recipe.trees], None
         if recipe.correlated:
+            # sae-lens takes all features at once; those of no group stay uncorrelated
             correlations = torch.eye(recipe.features)
             for group in recipe.correlated:
                 for a, b in permutations(group.features, 2):
@@ -70,6 +71,7 @@ class SaelensDictionary:
     def block(self, number: int) -> Block:
         """See `pipeline.synthetic.dictionary.generator.DictionaryGenerator`."""
         rng, rows = rng_of(self.recipe, ROWS, number), rows_of_block(self.recipe)
+        # sae-lens draws from the global generator, which is put back as it was
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**63)))
             values = sparse.csr_matrix(self._generator.sample(rows).numpy())

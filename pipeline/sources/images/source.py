@@ -138,6 +138,7 @@ class ImageSource:
                 f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give "
                 "a number that does, or do without scrambled images"
             )
+        # of all images, whatever their class: a class of scrambled ones is as mixed as the whole
         n = len(self._labelled.images)
         some = np.random.default_rng(self._options.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
         return np.sort(some).astype(np.int64)
