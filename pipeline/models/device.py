@@ -116,16 +116,11 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 def describe_device(device: str) -> str:
     """Model name of the processor that `cpu` or `cuda` means: another one may give other last bits."""
     if device == "cpu":
-        return _cpu_name()
+        lines = CPU_INFO.read_text("utf-8", "replace").splitlines() if CPU_INFO.is_file() else []
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+        return platform.processor() or platform.machine()
     import torch
 
     return str(torch.cuda.get_device_name(torch.device(device)))
-
-
-def _cpu_name() -> str:
-    """The kernel's model name, else the platform's."""
-    if CPU_INFO.is_file():
-        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -77,7 +77,9 @@ def load_sae(
     from pipeline.saes.encoding.encoder import Block, RuleEncoder
     from pipeline.saes.encoding.weights import finished, rule_of
 
-    spec, kind = str(spec), _encode_dtype(dtype)
+    spec, kind = str(spec), str(dtype or "float32").removeprefix("torch.")
+    if kind not in ("float32", "bfloat16"):
+        raise InputError(f"encode dtype {kind!r} is not possible: take float32 or bfloat16")
     with _named(spec):
         if spec.startswith(SAELENS):
             opened = open_sae(spec)
@@ -90,9 +92,8 @@ def load_sae(
             raw = module.read_weights(path, metadata)
         stored: dict[str, torch.Tensor] = finished(raw, metadata, spec)
     weights = {name: tensor.to(device) for name, tensor in stored.items()}
-    rule = rule_of(metadata, weights)
     cut = Block(*_checked_block(block or choose_block(metadata.d_sae, device), metadata.d_sae, device))
-    return RuleEncoder(metadata, weights, rule, cut, getattr(torch, kind))
+    return RuleEncoder(metadata, weights, rule_of(metadata, weights), cut, getattr(torch, kind))
 
 
 def read_metadata(spec: str | Path) -> SaeMetadata:
@@ -119,6 +120,7 @@ def sae_digest(spec: str | Path) -> str:
         metadata: SaeMetadata = module.read_metadata(path)
         weights = [_sha256(file) for file in module.weight_files(path)]
         settings = module.settings(path) if hasattr(module, "settings") else {}
+    # one file's digest stands without a list: the digests in stores are made so
     content: Any = weights[0] if len(weights) == 1 else weights
     return digest_of({"format": metadata.format, "weights": content, **settings, **metadata.recipe()})
 
@@ -131,14 +133,6 @@ def choose_block(d_sae: int, device: str = "cpu") -> tuple[int, int]:
     return min(1 << (rows.bit_length() - 1), 8192), d_sae
 
 
-def _encode_dtype(dtype: EncodeDtype | torch.dtype | None) -> EncodeDtype:
-    """The name of the dtype asked for, float32 where none is."""
-    name = str(dtype or "float32").removeprefix("torch.")
-    if name == "float32" or name == "bfloat16":
-        return name  # type: ignore[return-value]
-    raise InputError(f"encode dtype {name!r} is not possible: take float32 or bfloat16")
-
-
 def _checked_block(block: tuple[int, int], d_sae: int, device: str) -> tuple[int, int]:
     """The block, when a product can be cut so; on a GPU only where float32 products are exact."""
     import torch
@@ -146,6 +140,7 @@ def _checked_block(block: tuple[int, int], d_sae: int, device: str) -> tuple[int
     rows, features = block
     if rows < 1 or features < 1:
         raise InputError(f"block {rows} x {features} is not a cut of a product: rows and features are from 1")
+    # the selection calls nonzero, which on a GPU takes fewer than 2**31 elements
     if device != "cpu" and rows * d_sae >= 2**31:
         raise InputError(
             f"block of {rows} rows times {d_sae} features is too large for a GPU: take fewer rows"
@@ -186,20 +181,18 @@ def _what_is_there(path: Path) -> str:
     return f"it holds {', '.join(names[:12])}{more}" if names else "it is empty"
 
 
-def _reference_encoder(
-    opened: Opened, device: str, dtype: EncodeDtype | None, block: tuple[int, int] | None
-) -> Encoder:
+def _reference_encoder(opened: Opened, device: str, dtype: str, block: tuple[int, int] | None) -> Encoder:
     """For an architecture that has no rule here."""
     from pipeline.saes.encoding.reference import ReferenceEncoder
 
-    if dtype not in (None, "float32"):
+    if dtype != "float32":
         raise InputError(
             f"an SAE of architecture {opened.metadata.architecture} is encoded by the sae-lens package in "
             f"float32; encode_dtype {dtype} is not possible"
         )
     rows, _ = block or choose_block(opened.metadata.d_sae, device)
-    sae = copy.deepcopy(opened.sae)  # open_sae keeps its own
-    return ReferenceEncoder(sae.to(device), opened.metadata, rows)
+    # a copy, for open_sae keeps its module for the next caller, and to() moves in place
+    return ReferenceEncoder(copy.deepcopy(opened.sae).to(device), opened.metadata, rows)
 
 
 @contextmanager

@@ -29,15 +29,18 @@ def overlap(new: dict[str, Any], held: dict[str, Any]) -> tuple[str, str] | None
             f"the first documents of the synthetic corpus of seed {new['seed']} are",
             "set another corpus.seed",
         )
-    if kinds == ("images", "images") and _same_images(new, held):
+    # of the same place and the same array or column there, or of the same content wherever it lies
+    if kinds == ("images", "images") and (
+        (_same(new, held, _IMAGES) and new["images"]["image"] == held["images"]["image"])
+        or {*new.get("contents", ())} & {*held.get("contents", ())}
+    ):
         return (
             f"images of corpus.path {new['path']!r} are",
             "let corpus.path name new images alone, by another path, or tokenize all into another store.root",
         )
     if kinds == ("dictionary", "dictionary") and _drawing(new) == _drawing(held):
-        seed = new["dictionary"]["seed"]
         return (
-            f"the first documents of the dictionary of seed {seed} are",
+            f"the first documents of the dictionary of seed {new['dictionary']['seed']} are",
             "set another corpus.dictionary.seed",
         )
     if kinds == ("set", "set") and new["path"] == held["path"]:
@@ -60,12 +63,6 @@ def _kind(source: dict[str, Any]) -> str:
 
 def _same(new: dict[str, Any], held: dict[str, Any], names: tuple[str, ...]) -> bool:
     return all(new[name] == held.get(name) for name in names)
-
-
-def _same_images(new: dict[str, Any], held: dict[str, Any]) -> bool:
-    """Of the same place and the same array or column there, or of the same content wherever it lies."""
-    is_one_place = _same(new, held, _IMAGES) and new["images"]["image"] == held["images"]["image"]
-    return is_one_place or bool({*new.get("contents", ())} & {*held.get("contents", ())})
 
 
 def _drawing(source: dict[str, Any]) -> dict[str, Any]:

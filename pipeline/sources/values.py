@@ -9,12 +9,7 @@ from typing import Any
 
 from schemas.errors import InputError
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "String": (str,),
-    "Int64": (int,),
-    "Float64": (float, int),
-    "Boolean": (bool,),
-}
+_TYPES = {"String": (str,), "Int64": (int,), "Float64": (float, int), "Boolean": (bool,)}
 _DTYPES: dict[type, str] = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
 MOST_TEXT, MOST_LINE = 64 << 20, 128 << 20
 """Bytes of UTF-8 of a document, for to tokenize one takes 25 to 130 times as much memory; and of a line of
@@ -42,6 +37,7 @@ def check_text(text: Any, column: str, where: str) -> str:
         raise InputError(
             f"{where}: {column!r} is {kind}, not text; remove the document or make it an empty string"
         )
+    # letters first: a text that is far too long is not encoded to learn that
     require_text_size(len(text), where)
     require_text_size(len(_unicode(text, column, where).encode()), where)
     return text

@@ -84,6 +84,7 @@ def finalize(state: pl.DataFrame, totals: Totals, features: range) -> pl.DataFra
         raise InputError(
             f"partials hold feature {last}, the SAE has {features.stop}: run `latentlake verify`"
         )
+    # statistics number features from 0: those of a range are moved there and back
     first, moved = pl.lit(features.start, pl.UInt32), state.with_columns(pl.col("feature") - features.start)
     columns = [s.finalize(moved.select(*FEATURE, *s.state), totals, len(features)) for s in _statistics()]
     denominators = {name: pl.lit(getattr(totals, name), pl.Int64) for name in DENOMINATORS}
@@ -116,6 +117,7 @@ def _blocks(postings: Postings) -> Iterator[Postings]:
     """The postings in runs of whole features of about BLOCK_NNZ activations, at least one feature each."""
     start = 0
     while start < len(postings.features):
+        # whole features alone: one larger than a block makes a block of its own
         end = int(np.searchsorted(postings.offsets, postings.offsets[start] + BLOCK_NNZ, side="right")) - 1
         end = max(end, start + 1)
         low, high = postings.offsets[start], postings.offsets[end]

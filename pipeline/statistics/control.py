@@ -39,6 +39,7 @@ def in_control(tokens: TokenShard) -> Bool:
 
 def learnt_state(postings: Postings) -> pl.DataFrame:
     """State (schema `CONTROL_STATE`) of stored activations in the control's contexts."""
+    # reduceat refuses an empty array, and a shard may have no activation
     starts, values = postings.offsets[:-1], postings.values
     sums = moments(values.astype(np.float64), postings.offsets)
     high, low = (f.reduceat(values, starts) if len(starts) else values[:0] for f in (np.maximum, np.minimum))
@@ -79,13 +80,6 @@ def partial(learnt: pl.DataFrame, control: pl.DataFrame) -> pl.DataFrame:
     both = pl.concat([control, learnt]).sort("feature", "of")
     signed = not both["strongest_activation"].equals(both["max_activation"])
     return both if signed else both.drop("strongest_activation")
-
-
-def _with_strongest(state: pl.DataFrame) -> pl.DataFrame:
-    """What a shard keeps, with the column that it may leave out."""
-    if "strongest_activation" in state.columns:
-        return state
-    return state.with_columns(strongest_activation=pl.col("max_activation"))
 
 
 def learnt_l0(features: SparseFeatures, counted_rows: int) -> pl.DataFrame:
@@ -133,20 +127,22 @@ def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:
     fired = l0.filter(of=CONTROL, threshold=0.0).select(pl.col("l0").cast(pl.Int64) * pl.col("rows"))
     if of_control["n_active"].sum() != fired["l0"].sum() or (of_control["n_active"] > rows[0]).any():
         return "counts other activations by feature than by row"
-    power = {of: _power(state.filter(of=of)) for of in OF}
+    squares = pl.col("m2") + pl.col("n_active") * pl.col("mean") ** 2
+    power = {of: float(state.filter(of=of).select(squares).to_series().sum()) for of in OF}
     if not power[CONTROL] <= power[LEARNT] * (1 + POWER_ROOM):
         return "is stronger than the learnt features"
     return None
 
 
-def _power(state: pl.DataFrame) -> float:
-    """Sum of squared activations."""
-    return float(state.select(pl.col("m2") + pl.col("n_active") * pl.col("mean") ** 2).to_series().sum())
-
-
 def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Merge states of both kinds, those of earlier shards first; by `of`, then feature."""
-    whole = [_with_strongest(state) for state in states]
+    # where nothing is negative a shard leaves out the strongest: it is the largest
+    whole = [
+        state
+        if "strongest_activation" in state.columns
+        else state.with_columns(strongest_activation=pl.col("max_activation"))
+        for state in states
+    ]
     return pl.concat([_combine([state.filter(of=of) for state in whole], of) for of in OF])
 
 

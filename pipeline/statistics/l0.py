@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from schemas.tables.tables import L0_THRESHOLDS, ROW_COUNTS, Schema
 from schemas.values import F32, I64, Bool
@@ -44,6 +43,7 @@ def l0_above(indptr: I64, values: F32, counted_rows: int, thresholds: Sequence[f
     for threshold in thresholds:
         above = np.append(0, np.cumsum(size > np.float32(at_most(threshold)), dtype=np.int64))
         rows = np.bincount(np.diff(above[indptr]), minlength=1)
+        # empty rows that are not counted look like counted rows without an activation
         rows[0] -= len(indptr) - 1 - counted_rows
         l0 = np.flatnonzero(rows)
         columns = {"threshold": np.full(len(l0), threshold, np.float64), "l0": l0, "rows": rows[l0]}
@@ -72,11 +72,9 @@ def l0_summary(counts: pl.DataFrame) -> pl.DataFrame:
     n, nnz = int(rows.sum()), int(l0 @ rows)
     figures: dict[str, Any] = {"counted_rows": n, "nnz": nnz}
     if n:
-        figures |= {"mean": nnz / n, "var": float(rows @ (l0 - nnz / n) ** 2) / n} | _quantiles(l0, rows)
+        figures |= {"mean": nnz / n, "var": float(rows @ (l0 - nnz / n) ** 2) / n}
+        cumulative = np.cumsum(rows)
+        for percent in PERCENTS:
+            rank = max(1, -(n * -percent // 100))  # in integers: float64 misses it beyond 2**50
+            figures[f"q{percent:02d}"] = int(l0[np.searchsorted(cumulative, rank)])
     return pl.DataFrame([figures], schema=SUMMARY)
-
-
-def _quantiles(l0: NDArray[Any], rows: I64) -> dict[str, int]:
-    cumulative = np.cumsum(rows)
-    ranks = {percent: max(1, -(int(cumulative[-1]) * -percent // 100)) for percent in PERCENTS}
-    return {f"q{percent:02d}": int(l0[np.searchsorted(cumulative, rank)]) for percent, rank in ranks.items()}

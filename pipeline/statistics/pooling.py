@@ -37,6 +37,7 @@ def pool_rows(
         row, column, value = row[kept], column[kept], value[kept]
     elif pooling == "mean" and rows is None:
         rows = np.bincount(group, minlength=n)
+    # stable: in a pair of group and column the order of the rows stays, and with it that of the sums
     order = np.argsort(group[row] * matrix.shape[1] + column, kind="stable")
     where, column, pooled = pool_entries(group[row[order]], column[order], value[order], pooling, rows)
     return sparse.csr_matrix((pooled, (where, column)), shape=(n, matrix.shape[1]))

@@ -54,6 +54,7 @@ def highest_power(columns: Sequence[str]) -> int:
 def draw_weights(draws: int, shards: int, seed: int) -> I64:
     """How often each shard is in each draw, int64 [B, S]; each row adds up to S."""
     chosen = np.random.default_rng(seed).integers(0, shards, (draws, shards))
+    # draws side by side: one count over draws * shards instead of one for each draw
     chosen += np.arange(draws)[:, None] * shards
     return np.bincount(chosen.ravel(), minlength=draws * shards).reshape(draws, shards)
 
@@ -78,6 +79,7 @@ class Resampled:
         """Columns of the feature table (`moments.TABLE`) of one draw of so many counted rows: [F]."""
         n, *powers = (sums[:, draw] for sums in self._sums)
         fired = np.flatnonzero(n)
+        # powers that no column needs are 0, and so are the moments made of them
         first, second, third, fourth = ([*powers, *([np.zeros(len(n))] * 4)])[:4]
         count = n[fired]
         d, s2, s3, s4 = first[fired] / count, second[fired], third[fired], fourth[fired]
@@ -131,6 +133,7 @@ class RankIntervals:
         """The ranks of one draw [F]."""
         has = ranks != ABSENT
         self._drawn += has
+        # insertion into sorted rows: what a place gives up goes on to the next one
         new = np.where(has, ranks, np.iinfo(np.int32).max).astype(np.int32)
         for kept in self._small:
             kept[:], new = np.minimum(kept, new), np.maximum(kept, new)

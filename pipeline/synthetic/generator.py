@@ -21,10 +21,10 @@ import numpy as np
 
 from pipeline.statistics.splitmix import GOLDEN, mixed
 from pipeline.synthetic.hashing import LEVELS, hashes, skewed, stream
-from pipeline.synthetic.planted import EVERY, is_planted, planted_at, planted_features
+from pipeline.synthetic.planted import is_planted, planted_at, planted_features
 from pipeline.synthetic.recipe import VERSION, Recipe
 from schemas.records import digest_of
-from schemas.values import F32, F64, I32, I64, U64, Bool, SparseFeatures, TokenShard
+from schemas.values import F32, I32, I64, U64, Bool, SparseFeatures, TokenShard
 
 SCALE = 64
 """Values are whole numbers divided by this."""
@@ -66,13 +66,6 @@ class Generator:
         tables = [self._cells.tolist(), self._levels.tolist(), (self._values * SCALE).tolist()]
         return digest_of({"synthetic": VERSION, **self.recipe.model_dump(), "tables": digest_of(tables)})
 
-    def expected_frequency(self) -> F64:
-        """Probability that a feature is active in a stored row, over all rows and seeds, float64 [F]."""
-        frequency: F64 = self._cells * (self._levels.mean() / self.slots / (1 << self._bits))
-        frequency[self._starts[-2] :] *= 1 - 1 / EVERY
-        frequency[self.planted] += 1 / EVERY / len(self.planted)
-        return frequency
-
     def blocks(self, shard: TokenShard) -> Iterator[SparseFeatures]:
         """Features of all rows of a shard, in order, in pieces; rows that are not `stored` are empty."""
         step = max(int(_BLOCK / self.recipe.l0), 1)
@@ -83,41 +76,45 @@ class Generator:
     def draw(self, row_start: int, document: U64, stored: Bool) -> SparseFeatures:
         """Features of N rows from row `row_start` of the lake on; rows of a document stand together."""
         rows = row_start + np.arange(len(stored), dtype=np.uint64)
+        # one hash a row says how many features are active, and where the systematic sample of slots begins
         key = hashes(rows, stream(self.recipe.seed, _ROWS))
         level = np.where(stored, self._levels[key & np.uint64(LEVELS - 1)], np.int32(0))
         phase = ((key >> _LEVEL_BITS) & np.uint64(self.slots - 1)).astype(np.int32)
+        # a planted activation takes the last slot: a row that has drawn that one already gets none more
         planted = np.flatnonzero(stored & is_planted(rows))
         last = ((level[planted] - 1) * self.slots + phase[planted]) // np.maximum(level[planted], 1)
         lengths = level.copy()
         lengths[planted] += (level[planted] == 0) | (last < self.slots - 1)
         indptr = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum(lengths, out=indptr[1:])
+        # the n-th activation of a row has the slot floor((n S + phase) / L), so slots ascend in a row
         row = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)
         place = np.arange(indptr[-1], dtype=np.int32) - indptr[:-1].astype(np.int32)[row]
         slot = np.minimum((place * self.slots + phase[row]) // np.maximum(level, 1)[row], self.slots - 1)
+        # 64 bits for each activation, by row and place in the row: whatever block it is drawn in
         bits = mixed(key[row] + place.astype(np.uint64) * np.uint64(GOLDEN))
         indices = self._features_at(slot, bits, row, document)
         data = self._values[(indices & _GROUPS - 1) * LEVELS + (bits >> _VALUE_SHIFT).astype(np.int32)]
+        # the last place of a planted row is that of the last slot, drawn or added
         ends = indptr[1:][planted] - 1
         indices[ends], data[ends] = planted_at(rows[planted], self.planted)
         return SparseFeatures(indptr, indices, data)
 
     def _features_at(self, slot: I32, bits: U64, row: I32, document: U64) -> I32:
         """The features int32 [Z] that fire in these slots: the rows' own draws, or their documents'."""
+        # the cells of all slots lie one after another, 1 << bits of each
         own = self._feature[(slot << self._bits) + (bits & np.uint64((1 << self._bits) - 1)).astype(np.int32)]
         is_favourite = (bits >> _BURST_SHIFT & _BURST_MASK) < int(self.recipe.burst * (1 << 16))
+        # each document of the block once, with a favourite in each slot, [D, S]
         first = np.append(True, document[1:] != document[:-1])[: len(document)]
-        of_document = (np.cumsum(first, dtype=np.int32) - 1)[row] * self.slots + slot
-        features: I32 = np.where(is_favourite, self._favourites(document[first])[of_document], own)
-        return features
-
-    def _favourites(self, documents: U64) -> I32:
-        """The feature that each document prefers in each slot, int32 [D * S]."""
-        key = hashes(documents, stream(self.recipe.seed, _DOCUMENTS))
+        key = hashes(document[first], stream(self.recipe.seed, _DOCUMENTS))
         slots = np.arange(self.slots, dtype=np.uint64)
-        bits = hashes(key[:, None] + slots, stream(self.recipe.seed, _DOCUMENTS))
-        cell = (slots << np.uint64(self._bits)) + (bits & np.uint64((1 << self._bits) - 1))
-        return self._feature[cell].ravel()
+        drawn = hashes(key[:, None] + slots, stream(self.recipe.seed, _DOCUMENTS))
+        cell = (slots << np.uint64(self._bits)) + (drawn & np.uint64((1 << self._bits) - 1))
+        favourites = self._feature[cell].ravel()
+        of_document = (np.cumsum(first, dtype=np.int32) - 1)[row] * self.slots + slot
+        features: I32 = np.where(is_favourite, favourites[of_document], own)
+        return features
 
     def _shares(self) -> I64:
         """Cells of each feature, int64 [F], at least one; they add up to C in every slot.
@@ -131,13 +128,16 @@ class Generator:
         sizes = np.diff(self._starts)
         slot = np.repeat(np.arange(self.slots), sizes)
         place = np.arange(self.recipe.d_sae) - self._starts[slot]
+        # in each slot the features in a drawn order, the slots in turns in another: a rank over all
         turn = np.empty_like(place)
         turn[np.lexsort((draw, slot))] = place
         first = np.argsort(np.argsort(hashes(features[: self.slots], stream(self.recipe.seed, _SLOTS))))
         rank = turn * self.slots + first[slot]
         weight = (rank + max(self.slots / 16, 1)) ** -self.recipe.exponent
+        # the weights before and with each feature, as a share of its slot's: where its cells end
         within = np.cumsum(weight) - np.repeat(np.append(0, np.cumsum(weight))[self._starts[:-1]], sizes)
         share = within / np.repeat(np.add.reduceat(weight, self._starts[:-1]), sizes)
+        # a cell for each feature first, the spare ones by weight: none has no cell, and all add up to C
         spare = (1 << self._bits) - np.repeat(sizes, sizes)
         ends = np.rint(np.minimum(share, 1) * spare).astype(np.int64) + place + 1
         ends[self._starts[1:] - 1] = 1 << self._bits

@@ -29,6 +29,7 @@ def skewed(mean: float, least: float) -> I64:
 
     None is above 4 * mean, or below `least` rounded down.
     """
+    # rounding the running sum, and not the quantiles, keeps the mean of the whole numbers
     quantile = -np.log1p(-(np.arange(LEVELS) + 0.5) / LEVELS)
     curve = np.minimum(least + (mean - least) * quantile, 3.9 * mean)
     rounded = np.rint(np.cumsum(curve * (mean / max(curve.mean(), 1e-300))))

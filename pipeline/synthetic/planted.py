@@ -34,6 +34,7 @@ def is_planted(rows: U64) -> Bool:
 def planted_at(rows: U64, features: I64) -> tuple[I64, F32]:
     """Feature and value of planted rows."""
     turn, number = np.divmod(rows.astype(np.int64) // EVERY, len(features))
+    # whole steps of a float16 above 32: an odd factor goes through all 4096 before one comes again
     bits = _LOWEST + (turn * 2389 + number * 977) % _VALUES
     return features[number], bits.astype(np.uint16).view(np.float16).astype(np.float32)
 

@@ -28,6 +28,7 @@ class Recipe(BaseModel):
     @property
     def slots(self) -> int:
         """Parts that the features fall into, a power of two: a row has at most one active feature of each."""
+        # four times the mean, which no row exceeds; a power of two makes a row's phase a few of its bits
         return 1 << (math.ceil(4 * self.l0) - 1).bit_length()
 
 

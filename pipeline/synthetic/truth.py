@@ -45,14 +45,13 @@ class Truth:
         """
         rows = self.n_active if active else np.full_like(self.n_active, self.counted_rows)
         columns = zip(rows.tolist(), self.sum_k.tolist(), self.sum_k2.tolist(), strict=True)
-        pairs = [_moments(*column) for column in columns]
+        nothing = (float("nan"), float("nan"))
+        # the variance as a fraction of whole numbers, of which one quotient alone is rounded
+        pairs = [
+            (k / (n * SCALE), float(Fraction(n * k2 - k**2, (n * SCALE) ** 2))) if n else nothing
+            for n, k, k2 in columns
+        ]
         return np.array([mean for mean, _ in pairs]), np.array([variance for _, variance in pairs])
-
-
-def _moments(n: int, sum_k: int, sum_k2: int) -> tuple[float, float]:
-    if not n:
-        return float("nan"), float("nan")
-    return sum_k / (n * SCALE), float(Fraction(n * sum_k2 - sum_k**2, (n * SCALE) ** 2))
 
 
 def truth(generator: Generator, shards: Iterable[TokenShard]) -> Truth:
@@ -94,18 +93,12 @@ class _Count:
             sums["max_k"][fired] = np.maximum(sums["max_k"][fired], np.maximum.reduceat(k, starts))
             sums["active_contexts"][fired] += self._contexts.new(context[columns.indices], fired, starts)
             sums["active_documents"][fired] += self._documents.new(document[columns.indices], fired, starts)
-        self._add_rows(np.diff(features.indptr)[counted], context[counted], document[counted])
-
-    def _add_rows(self, lengths: I64, context: I64, document: I64) -> None:
-        """Count the counted rows of a block, with so many active features each."""
-        if not len(lengths):
-            return
-        more = np.bincount(lengths, minlength=len(self._l0)).astype(np.int64)
-        more[: len(self._l0)] += self._l0
-        self._l0 = more
-        zero = np.zeros(1, np.int64)
-        self._seen[0] += self._all_contexts.new(context, zero, zero)[0]
-        self._seen[1] += self._all_documents.new(document, zero, zero)[0]
+        if counted.any():
+            more = np.bincount(np.diff(features.indptr)[counted], minlength=len(self._l0)).astype(np.int64)
+            more[: len(self._l0)] += self._l0
+            self._l0, zero = more, np.zeros(1, np.int64)
+            self._seen[0] += self._all_contexts.new(context[counted], zero, zero)[0]
+            self._seen[1] += self._all_documents.new(document[counted], zero, zero)[0]
 
     def result(self) -> Truth:
         """All that was counted."""
@@ -121,6 +114,7 @@ class _Distinct:
 
     def new(self, numbers: I64, groups: I64, starts: I64) -> I64:
         """How many of `numbers` [Z], cut at `starts` into some `groups`, their groups had not before."""
+        # at a group's start the comparison is with what the group had last, in an earlier block
         changed = np.append(True, numbers[1:] != numbers[:-1])
         changed[starts] = numbers[starts] != self._last[groups]
         self._last[groups] = numbers[np.append(starts[1:], len(numbers)) - 1]

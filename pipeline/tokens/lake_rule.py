@@ -67,6 +67,10 @@ def requested_lake(
     _check_labels(run_file.corpus.label_columns, label_dtypes, inputs is not None)
     if context_size < 1 + prepend_bos:
         raise InputError(f"tokens.context_size is {context_size}: too small to hold a token; set at least 2")
+    # of a tokenizer whose texts spell no special token parse and literal are the same
+    special_text: SpecialText = "parse" if tokenizer.special_texts else "literal"
+    if stored is not None:
+        special_text = stored.special_text
     return Lake(
         tokenizer=tokenizer.name,
         tokenizer_digest=tokenizer.digest,
@@ -78,7 +82,7 @@ def requested_lake(
         label_columns=label_dtypes,
         contexts=tokens.contexts or "packed",
         inputs=inputs,
-        special_text=tokens.special_text or _special_text(tokenizer, stored),
+        special_text=tokens.special_text or special_text,
     )
 
 
@@ -116,13 +120,6 @@ def _separator(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> 
             f"the tokenizer {tokenizer.name!r} has no EOS token; set tokens.separator: none, or name a token"
         )
     return known
-
-
-def _special_text(tokenizer: Tokenizer, stored: Lake | None) -> SpecialText:
-    """Of a tokenizer whose texts spell no special token both are the same."""
-    if stored is not None:
-        return stored.special_text
-    return "parse" if tokenizer.special_texts else "literal"
 
 
 def _named(token: str, key: str, tokenizer: Tokenizer) -> int:

@@ -69,7 +69,8 @@ class ContextRule:
         end = place + tokens
         if not tokens or self.separator_id is None:
             return end
-        return end if self._bos_separates(end) else end + 1
+        # a separator that is BOS is left out where it would repeat the BOS that a context begins with
+        return end if self.separator_id == self.bos_id and end % self.body == 0 else end + 1
 
     def context_of(self, tokens: int) -> int:
         """Token rows of the context of its own of a document of so many tokens; an empty one has none."""
@@ -94,6 +95,7 @@ class ContextRule:
         """Whether a separator follows each document, bool [M], for documents of these lengths (all > 0)."""
         if self.separator_id is None or self.separator_id != self.bos_id:
             return np.full(len(lengths), self.separator_id is not None)
+        # one by one, for whether a separator is left out moves every later document
         place, separated = 0, np.empty(len(lengths), dtype=np.bool_)
         for i, tokens in enumerate(lengths.tolist()):
             end, place = place + tokens, self.after(place, tokens)
@@ -108,6 +110,7 @@ class ContextRule:
         if not self.may_spell_bos or self.bos_id is None:
             return ids
         repeated: list[int] = []
+        # places as they are without the BOS that were left out so far: a run of them repeats one
         for at in np.flatnonzero(ids == self.bos_id).tolist():
             opens, spot = at == len(repeated), place + at - len(repeated)
             if (opens and (self.by_document or self.separator_id == self.bos_id)) or (
@@ -116,10 +119,6 @@ class ContextRule:
                 repeated.append(at)
         return np.delete(ids, repeated) if repeated else ids
 
-    def _bos_separates(self, place: int) -> bool:
-        """Whether a separator at `place` would repeat the BOS before it (same id): it is left out then."""
-        return self.separator_id == self.bos_id and place % self.body == 0
-
 
 def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = False) -> Packed:
     """Lay documents, token ids int32 [.] each, into contexts.
@@ -127,7 +126,13 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     A document without tokens leaves no trace. `last_is_cut`: the last document goes on beyond what is given,
     so no separator follows it.
     """
-    documents = _without_repeated_bos(documents, rule)
+    if rule.may_spell_bos:
+        # which BOS repeats one depends on the place in the stream, and that on what was left out before
+        place, cleaned = 0, list[I32]()
+        for ids in documents:
+            cleaned.append(rule.without_repeated_bos(ids, place))
+            place = rule.after(place, len(cleaned[-1]))
+        documents = cleaned
     if rule.by_document:
         return _by_document(documents, rule, last_is_cut)
     with_tokens = [i for i, ids in enumerate(documents) if len(ids)]
@@ -137,20 +142,13 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
         separated[-1] = False
     begins = np.zeros(len(lengths), dtype=np.int64)
     np.cumsum((lengths + separated)[:-1], out=begins[1:])
-    stream = _stream([documents[i] for i in with_tokens], separated, rule.separator_id)
+    separator = np.array([] if rule.separator_id is None else [rule.separator_id], dtype=np.int32)
+    pieces = [
+        p for i, n in zip(with_tokens, separated.tolist(), strict=True) for p in (documents[i], separator[:n])
+    ]
+    stream = np.concatenate(pieces, dtype=np.int32) if pieces else np.empty(0, np.int32)
     token_ids, context_ptr = _contexts(stream, rule)
     return _segments(token_ids, context_ptr, begins, np.array(with_tokens, dtype=np.int64), rule)
-
-
-def _without_repeated_bos(documents: Sequence[I32], rule: ContextRule) -> Sequence[I32]:
-    """The documents' tokens as they are packed into contexts, see `ContextRule.without_repeated_bos`."""
-    if not rule.may_spell_bos:
-        return documents
-    place, cleaned = 0, []
-    for ids in documents:
-        cleaned.append(rule.without_repeated_bos(ids, place))
-        place = rule.after(place, len(cleaned[-1]))
-    return cleaned
 
 
 def _by_document(documents: Sequence[I32], rule: ContextRule, last_is_cut: bool) -> Packed:
@@ -173,20 +171,13 @@ def _by_document(documents: Sequence[I32], rule: ContextRule, last_is_cut: bool)
     )
 
 
-def _stream(documents: list[I32], separated: Bool, separator_id: int | None) -> I32:
-    """All documents one after another, with their separators."""
-    separator = np.array([separator_id] if separator_id is not None else [], dtype=np.int32)
-    ends = [separator[:n] for n in separated.astype(int).tolist()]
-    pieces = [piece for pair in zip(documents, ends, strict=True) for piece in pair]
-    return np.concatenate(pieces, dtype=np.int32) if pieces else np.empty(0, np.int32)
-
-
 def _contexts(stream: I32, rule: ContextRule) -> tuple[I32, I64]:
     """Cut the stream into contexts and put BOS in front of each: token ids [N], context_ptr [C + 1]."""
     n_contexts, n_rows = rule.contexts(len(stream)), rule.rows(len(stream))
     context_ptr = np.minimum(np.arange(n_contexts + 1, dtype=np.int64) * rule.context_size, n_rows)
     if rule.bos_id is None:
         return stream, context_ptr
+    # a context a line, BOS in the first column; of the last one the rest is cut off again
     padded = np.empty((n_contexts, rule.context_size), dtype=np.int32)
     padded[:, 0] = rule.bos_id
     full, rest = divmod(len(stream), rule.body)
@@ -198,6 +189,7 @@ def _contexts(stream: I32, rule: ContextRule) -> tuple[I32, I64]:
 
 def _segments(token_ids: I32, context_ptr: I64, begins: I64, with_tokens: I64, rule: ContextRule) -> Packed:
     """Cut the stream at every start of a document (`begins` [M]) and of a context."""
+    # in places of the stream, where context c begins at c * body: BOS rows are not in it
     context_begins = np.arange(len(context_ptr), dtype=np.int64) * rule.body
     cuts = np.union1d(begins, context_begins[:-1])
     document = np.searchsorted(begins, cuts, side="right") - 1
@@ -218,23 +210,22 @@ def scatter_vectors(
 
     `values` has a vector for each token of each document, [tokens, width].
     """
-    given = [_of_tokens(some, len(ids), inputs) for some, ids in zip(values, documents, strict=True)]
+    given = list[NDArray[Any]]()
+    for some, ids in zip(values, documents, strict=True):
+        wanted = (len(ids), inputs.width)
+        if some is None or some.shape != wanted or some.dtype != inputs.dtype:
+            shape = "none" if some is None else f"{some.dtype} {list(some.shape)}"
+            raise InputError(
+                f"a document of {len(ids)} tokens has vectors {shape}, but {inputs.dtype} {list(wanted)} "
+                "are wanted: fix the source of the corpus"
+            )
+        given.append(some)
     vectors = np.zeros((len(packed.token_ids), inputs.width), inputs.dtype)
     contexts = np.repeat(np.arange(len(packed.context_ptr) - 1), np.diff(packed.segment_ptr))
     first, last = packed.context_ptr[contexts] + packed.start, packed.context_ptr[contexts + 1]
     columns = (packed.document.tolist(), packed.offset.tolist(), first.tolist(), last.tolist())
     for document, offset, row, end in zip(*columns, strict=True):
-        some = given[document][offset : offset + end - row]
-        vectors[row : row + len(some)] = some
+        # a separator after the document is a row without a vector: the slice ends where vectors do
+        inside = given[document][offset : offset + end - row]
+        vectors[row : row + len(inside)] = inside
     return vectors
-
-
-def _of_tokens(values: NDArray[Any] | None, tokens: int, inputs: Inputs) -> NDArray[Any]:
-    """The vectors of a document, which must be as many as its tokens, and as the corpus declared."""
-    if values is not None and values.shape == (tokens, inputs.width) and values.dtype == inputs.dtype:
-        return values
-    shape = "none" if values is None else f"{values.dtype} {list(values.shape)}"
-    raise InputError(
-        f"a document of {tokens} tokens has vectors {shape}, but {inputs.dtype} [{tokens}, {inputs.width}] "
-        "are wanted: fix the source of the corpus"
-    )

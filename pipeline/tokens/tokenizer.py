@@ -121,7 +121,10 @@ class LakeTokenizer:
         self._backend, self._splits = backend, splits
         content = json.loads(backend.to_str())
         self._decoders = set(_decoders(content.get("decoder")))
-        self.digest: Final = self._digest(content)
+        # a library that learns a new option writes it as null for old tokenizers: that is not difference
+        used = {key: value for key, value in content.items() if key not in _IRRELEVANT and value is not None}
+        extra = [True] if splits else []
+        self.digest: Final = digest_of([used, bos_id, eos_id, self.special_ids, *extra])
         """sha256 of all that decides which ids a text has and which of them are special."""
         backend.no_truncation()
         backend.no_padding()
@@ -183,21 +186,12 @@ class LakeTokenizer:
         token: str | None = self._backend.id_to_token(token_id)
         return f"<{token_id}>" if token is None else token
 
-    def _digest(self, content: dict[str, Any]) -> str:
-        # A library that learns a new option writes it as null for old tokenizers: that is not difference.
-        used = {key: value for key, value in content.items() if key not in _IRRELEVANT and value is not None}
-        splits = [True] if self._splits else []
-        return digest_of([used, self.bos_id, self.eos_id, self.special_ids, *splits])
 
-
-def _byte_letters() -> dict[str, int]:
-    """The letter for each byte in byte-level vocabularies (GPT-2's): printable ones stand for themselves."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
-
-
-BYTE_OF_LETTER: Final = _byte_letters()
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+BYTE_OF_LETTER: Final = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + n): byte for n, byte in enumerate(byte for byte in range(0x100) if byte not in _PRINTABLE)
+}
+"""The letter for each byte in byte-level vocabularies (GPT-2's): printable ones stand for themselves."""
 
 
 def _decoders(decoder: dict[str, Any] | None) -> Iterator[str]:

@@ -8,10 +8,10 @@ from there reads one buffer anew. Rows that hold no x (special tokens, other pos
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,16 +61,14 @@ class Order:
         rng = np.random.default_rng([self.seed, epoch])
         shards, before = rng.permutation(len(self.rows)), 0
         for some in np.array_split(shards, -(-len(shards) // self.shards_at_once)):
-            every = self._of(some)
+            # all blocks of these shards, [n, 2]: the shard, and 0, block, 2 block, ... in each
+            counts = -(-self.rows[some] // self.block)
+            first = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            every = np.stack([np.repeat(some, counts), first * self.block], axis=1)
             every = every[rng.permutation(len(every))]
+            # every n-th block of the epoch, not of these shards: the readers' shares stay equal
             yield from map(tuple, every[(reader.number - before) % reader.of :: reader.of].tolist())
             before += len(every)
-
-    def _of(self, shards: I64) -> I64:
-        """All blocks of some shards, int64 [n, 2]."""
-        counts = -(-self.rows[shards] // self.block)
-        first = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.stack([np.repeat(shards, counts), first * self.block], axis=1)
 
     def shuffled(self, n: int, epoch: int, buffer: int, reader: Reader) -> I64:
         """Places of the n rows of one buffer in the order in which they are given."""
@@ -110,14 +108,20 @@ class DenseDataset(IterableDataset[Any]):
                 raise InputError(f"{name} is {value}: it must be positive")
         if (rank is None) != (world_size is None):
             raise InputError(f"rank is {rank} and world_size {world_size}: give both, or neither")
-        here = _distributed() if rank is None or world_size is None else (rank, world_size)
-        self.rank, self.world_size = here
+        if rank is None or world_size is None:
+            group = torch.distributed
+            is_member = group.is_available() and group.is_initialized()
+            rank, world_size = (group.get_rank(), group.get_world_size()) if is_member else (0, 1)
+        self.rank, self.world_size = rank, world_size
         if not 0 <= self.rank < self.world_size:
             raise InputError(f"rank is {self.rank} of {self.world_size}: it must be from 0 to one less")
         self.position = Position()
         dense = DenseSite(FeatureStore.open(self.root), site, shards)
         self.shards, self.receipts = tuple(shard.name for shard in dense), dense.receipts_digest()
-        self.width, self.order = dense.width, self._order(dense)
+        # blocks are the chunks on disk: a chunk is read and unpacked whole in any case
+        block = chunk_rows(1 << 40, dense.width, dense.shards[0].array.dtype.itemsize)
+        rows = np.array([shard.n_rows for shard in dense], np.int64)
+        self.width, self.order = dense.width, Order(rows, block, shards_at_once, seed)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what each process opens for itself; shards and order are those of the first."""
@@ -132,12 +136,6 @@ class DenseDataset(IterableDataset[Any]):
                 f"shards of site {self.site!r} are others than when the dataset was made: make it anew"
             )
         return dense
-
-    def _order(self, dense: DenseSite) -> Order:
-        """Blocks are the chunks on disk."""
-        block = chunk_rows(1 << 40, dense.width, dense.shards[0].array.dtype.itemsize)
-        rows = np.array([shard.n_rows for shard in dense], np.int64)
-        return Order(rows, block, self.shards_at_once, self.seed)
 
     @property
     def buffer_blocks(self) -> int:
@@ -174,35 +172,30 @@ class DenseDataset(IterableDataset[Any]):
 
     def _batches(self, start: Position, reader: Reader) -> Iterator[tuple[Any, Position]]:
         """The same, with the place after its rows for every full batch."""
+        opened, size = _Opened(self.dense, self.shards_at_once), self.buffer_blocks
+        # blocks of buffers that were given before are passed over, not read
+        blocks = islice(self.order.blocks(start.epoch, reader), start.buffer * size, None)
+        x = np.empty((size * self.order.block, self.width), np.float32)  # every buffer is filled in here
         parts, filled = list[tuple[F32, I64]](), 0
-        for buffer in self._buffers(start, reader):
-            place = start.row if buffer.number == start.buffer else 0
-            while place < len(buffer.chosen):
-                some = buffer.chosen[place : place + self.batch_rows - filled]
-                parts.append((buffer.x[some], buffer.rows[some]))
-                place, filled = place + len(some), filled + len(some)
+        _, number, place = start
+        while some := list(islice(blocks, size)):
+            rows = opened.fill(x, some, self.order.block)
+            chosen = self.order.shuffled(len(rows), start.epoch, number, reader)
+            while place < len(chosen):
+                # what is missing of a batch, or what is left of the buffer: a batch may be of two buffers
+                given = chosen[place : place + self.batch_rows - filled]
+                parts.append((x[given], rows[given]))
+                place, filled = place + len(given), filled + len(given)
                 if filled == self.batch_rows:
-                    yield self._batch(parts), Position(start.epoch, buffer.number, place)
+                    yield self._batch(parts), Position(start.epoch, number, place)
                     parts, filled = [], 0
+            number, place = number + 1, 0
         if parts:
             yield self._batch(parts), Position(start.epoch + 1)
 
     def _batch(self, parts: list[tuple[F32, I64]]) -> Any:
         x = torch.from_numpy(np.concatenate([x for x, _ in parts]))
         return (x, torch.from_numpy(np.concatenate([rows for _, rows in parts]))) if self.numbers else x
-
-    def _buffers(self, start: Position, reader: Reader) -> Iterator[_Buffer]:
-        """The buffers from there to the end of the epoch; each is filled where the one before it was."""
-        opened, blocks = _Opened(self.dense, self.shards_at_once), self.order.blocks(start.epoch, reader)
-        size, number = self.buffer_blocks, start.buffer
-        x = np.empty((size * self.order.block, self.width), np.float32)
-        for _ in range(start.buffer * size):
-            next(blocks, None)
-        while some := [block for _, block in zip(range(size), blocks, strict=False)]:
-            rows = opened.fill(x, some, self.order.block)
-            chosen = self.order.shuffled(len(rows), start.epoch, number, reader)
-            yield _Buffer(number, x, rows, chosen)
-            number += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch begins, for `load_state_dict` of a dataset of the same settings."""
@@ -234,21 +227,11 @@ class DenseDataset(IterableDataset[Any]):
                 raise InputError(f"{saved}, here it is {value!r}: go on with the same, or begin anew")
 
 
-class _Buffer(NamedTuple):
-    """Vectors `x` float32 [at least n, width], their `rows` in the lake [n], and the order `chosen` [n]."""
-
-    number: int
-    x: F32
-    rows: I64
-    chosen: I64
-
-
 class _Opened:
     """Reads blocks; the shards used last stay open."""
 
     def __init__(self, dense: DenseSite, most: int) -> None:
-        self._dense, self._most = dense, most
-        self._open: OrderedDict[int, tuple[DenseShard, Bool]] = OrderedDict()
+        self._dense, self._shard = dense, lru_cache(most)(self._open)
 
     def fill(self, x: F32, blocks: list[tuple[int, int]], block: int) -> I64:
         """Put the stored rows of some blocks into x, from its first row on; their numbers in the lake."""
@@ -262,14 +245,9 @@ class _Opened:
             rows.append(places + start + shard.record.row_start)
         return np.concatenate(rows)
 
-    def _shard(self, number: int) -> tuple[DenseShard, Bool]:
-        if number not in self._open:
-            shard = self._dense.shards[number]
-            self._open[number] = DenseShard(shard.record, shard.path), self._dense.stored(shard)
-        self._open.move_to_end(number)
-        if len(self._open) > self._most:
-            self._open.popitem(last=False)
-        return self._open[number]
+    def _open(self, number: int) -> tuple[DenseShard, Bool]:
+        shard = self._dense.shards[number]
+        return DenseShard(shard.record, shard.path), self._dense.stored(shard)
 
 
 class DenseLoader:
@@ -320,25 +298,16 @@ class DenseLoader:
         part = _Part(self.dataset, self._positions[worker], reader)
         if not self.workers:
             return iter(part)
-        return iter(
-            DataLoader(
-                part,
-                batch_size=None,
-                num_workers=1,
-                prefetch_factor=self._ahead,
-                multiprocessing_context="spawn",
-            )
+        spawned: DataLoader[Any] = DataLoader(
+            part, batch_size=None, num_workers=1, prefetch_factor=self._ahead, multiprocessing_context="spawn"
         )
+        return iter(spawned)
 
     def state_dict(self) -> dict[str, Any]:
         """Where each worker's next batch begins, and whose turn it is."""
         positions = [list(position) for position in self._positions]
-        return {
-            **self.dataset.settings(),
-            "workers": self.workers,
-            "positions": positions,
-            "turn": self._turn,
-        }
+        state = {"workers": self.workers, "positions": positions, "turn": self._turn}
+        return self.dataset.settings() | state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; InputError where the batches would be others."""
@@ -363,10 +332,3 @@ class _Part(IterableDataset[Any]):
         dataset, start, reader = self._of
         for batch, position in dataset.batches(start, reader):
             yield batch, tuple(position)
-
-
-def _distributed() -> tuple[int, int]:
-    """Rank and world size of torch.distributed, where that runs."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -39,10 +39,8 @@ class SparseAutoencoder(nn.Module):
 
     def __init__(self, d_model: int, d_sae: int) -> None:
         super().__init__()
-        self.W_enc, self.W_dec = (
-            nn.Parameter(torch.empty(d_model, d_sae)),
-            nn.Parameter(torch.empty(d_sae, d_model)),
-        )
+        self.W_enc = nn.Parameter(torch.empty(d_model, d_sae))
+        self.W_dec = nn.Parameter(torch.empty(d_sae, d_model))
         self.b_enc, self.b_dec = nn.Parameter(torch.zeros(d_sae)), nn.Parameter(torch.zeros(d_model))
         for weight in (self.W_enc, self.W_dec):  # stored as [in, out], torch's initialiser reads [out, in]
             nn.init.kaiming_uniform_(weight.data.T)
@@ -58,6 +56,7 @@ class SparseAutoencoder(nn.Module):
 
 def penalty(activations: Tensor, rho: float) -> Tensor:
     """KL(rho || mean activation) of each feature over the rows [n, F], summed over the features."""
+    # a mean of 0 or above 1, which ReLU gives, has no logarithm: clamped it has no gradient either
     mean = activations.mean(dim=0).clamp(CLAMP, 1 - CLAMP)
     return (rho * torch.log(rho / mean) + (1 - rho) * torch.log((1 - rho) / (1 - mean))).sum()
 

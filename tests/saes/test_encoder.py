@@ -275,15 +275,15 @@ def test_buffers_follow_the_batches_of_late_and_not_one_odd_row(tmp_path: Path) 
     encoder = load_sae(str(write_sae(tmp_path, "standard", D_MODEL, D_SAE)))
     submit = on_device(encoder)
     submit(make_x()).result()
-    usual = len(submit(make_x())._copy.packed)
+    usual = len(submit(make_x()).packed)
     odd = 50 * make_x(1)
     assert submit(odd).result().nnz > 50
-    assert len(submit(make_x())._copy.packed) == usual
+    assert len(submit(make_x()).packed) == usual
     assert submit(50 * make_x()).result().nnz > 50 * ROWS
-    assert len(submit(make_x())._copy.packed) > usual
+    assert len(submit(make_x()).packed) > usual
     for _ in range(60):
         submit(make_x()).result()
-    assert len(submit(make_x())._copy.packed) == usual
+    assert len(submit(make_x()).packed) == usual
 
 
 def test_an_x_for_decode_must_have_the_rows_of_the_features(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,12 +87,16 @@ def folder_of(path: str) -> Path:
             f"model folder {path} holds an adapter, whose base model is named in a file: merge the two and "
             "give the folder that merge_and_unload and save_pretrained write"
         )
-    for name in _indexed(folder):
-        if Path(name).name != name:
-            raise InputError(
-                f"the index of the weights in {path} names {name!r}, which lies outside of that folder: "
-                "give a folder that holds all of its weights"
-            )
+    for index in sorted(folder.glob("[!.]*.index.json")):
+        named = config_of(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise InputError(f"{index} has no weight_map of file names: copy the model again")
+        for name in sorted(set(named.values())):
+            if Path(name).name != name:
+                raise InputError(
+                    f"the index of the weights in {path} names {name!r}, which lies outside of that folder: "
+                    "give a folder that holds all of its weights"
+                )
     return folder
 
 
@@ -127,15 +130,14 @@ def _snapshot(name: str, repository: str, commit: str) -> Path:
     disable_progress_bars()
     try:
         for weights in _WEIGHTS:
+            wanted = [*_SMALL_FILES, weights]
             folder = Path(
                 snapshot_download(
-                    repository,
-                    revision=commit,
-                    allow_patterns=[*_SMALL_FILES, weights],
-                    ignore_patterns=list(_BELOW),
+                    repository, revision=commit, allow_patterns=wanted, ignore_patterns=list(_BELOW)
                 )
             )
-            if list(folder.glob(weights)):
+            # most repositories have both kinds: the second is a second copy of the same weights
+            if any(folder.glob(weights)):
                 break
     except (OSError, ValueError) as error:
         raise _unavailable(name, error) from None
@@ -169,25 +171,11 @@ def config_of(path: Path) -> dict[str, Any]:
     return config
 
 
-def text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """A Hugging Face configuration, of a multimodal model that of its text part."""
-    text = config.get("text_config")
-    return text if isinstance(text, dict) and text else config
-
-
 def longest_context(config: dict[str, Any]) -> int | None:
     """Longest context by a Hugging Face configuration (of a multimodal model: of its text part)."""
-    config = text_part(config)
+    text = config.get("text_config")
+    config = text if isinstance(text, dict) and text else config
     return next((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
-
-
-def _indexed(folder: Path) -> Iterator[str]:
-    """Names of the files that the indexes of a folder's weights name, each once."""
-    for index in sorted(folder.glob("[!.]*.index.json")):
-        named = config_of(index).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-            raise InputError(f"{index} has no weight_map of file names: copy the model again")
-        yield from sorted(set(named.values()))
 
 
 def _sha256(path: Path) -> str:

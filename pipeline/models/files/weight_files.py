@@ -53,7 +53,10 @@ def check_size(folder: Path, path: str) -> None:
     """
     most = PER_BYTE * sum(_sizes(folder, ("safetensors", *OTHERS)))
     tensors = sum(1 for file in _safetensors(folder) for _ in _shapes(file))
-    for part in _parts(config_of(folder / CONFIG)):
+    config = config_of(folder / CONFIG)
+    # the parts of a multimodal model have configurations of their own: text_config, vision_config ...
+    inner = (part for name, part in config.items() if name.endswith("_config") and isinstance(part, dict))
+    for part in (config, *inner):
         width = next((value for _, value in _ints(part, WIDTHS)), 1)
         for name, value in (*_ints(part, (*WIDTHS, *LAYERS, *SIZES)), *_listed(part)):
             if value * (width if name in (*LAYERS, *SIZES) else 1) > most:
@@ -67,12 +70,6 @@ def check_size(folder: Path, path: str) -> None:
 
 def _too_large(path: str, name: str, value: int, why: str) -> InputError:
     return InputError(f"model {path}: {name} is {value} in its {CONFIG}, {why}: copy the model again")
-
-
-def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A configuration, and those of its parts (text_config, vision_config ...)."""
-    yield config
-    yield from (part for name, part in config.items() if name.endswith("_config") and isinstance(part, dict))
 
 
 def _listed(config: dict[str, Any]) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from torch import Tensor, nn
+from torch import nn
 
 from schemas.errors import InputError
 
@@ -32,11 +32,7 @@ SETTINGS = {
 
 def attach_to_module(module: nn.Module, take: Take) -> Detach:
     """At the output of `module`."""
-
-    def hook(_module: nn.Module, _inputs: Any, output: object) -> object | None:
-        return take(output)
-
-    handle: Detach = module.register_forward_hook(hook).remove
+    handle: Detach = module.register_forward_hook(lambda _module, _inputs, output: take(output)).remove
     return handle
 
 
@@ -50,12 +46,16 @@ def attach_to_point(model: Any, name: str, take: Take) -> Detach:
     setting = SETTINGS.get(name.rpartition(".")[2])
     before = bool(setting and getattr(model.cfg, setting, False))
     if setting:
-        _switch_on(model, setting, name)
+        try:
+            getattr(model, f"set_{setting}")(True)
+        except (AssertionError, NotImplementedError, ValueError) as error:
+            raise InputError(
+                f"hook {name} fires only with TransformerLens' setting {setting}, which this model does not "
+                f"take ({' '.join(str(error).split())}): choose another hook"
+            ) from error
 
-    def hook_function(value: Tensor, hook: Any) -> object | None:  # noqa: ARG001 - passed by name
-        return take(value)
-
-    point.add_hook(hook_function)
+    # add_hook returns nothing: the handle is the last of the point's list, and is taken out of it again
+    point.add_hook(lambda value, hook: take(value))
     handle = point.fwd_hooks[-1]
 
     def detach() -> None:
@@ -65,17 +65,6 @@ def attach_to_point(model: Any, name: str, take: Take) -> Detach:
             getattr(model, f"set_{setting}")(before)
 
     return detach
-
-
-def _switch_on(model: Any, setting: str, name: str) -> None:
-    """Let the hooks of this setting fire."""
-    try:
-        getattr(model, f"set_{setting}")(True)
-    except (AssertionError, NotImplementedError, ValueError) as error:
-        raise InputError(
-            f"hook {name} fires only with TransformerLens' setting {setting}, which this model does not take "
-            f"({' '.join(str(error).split())}): choose another hook"
-        ) from error
 
 
 def refuse_hook(hook: str, known: Iterable[str]) -> NoReturn:

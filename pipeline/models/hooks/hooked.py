@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, final
 
 import numpy as np
@@ -103,17 +103,14 @@ class HookedModel:
         inputs = self._put(batch)
         taken: dict[str, Tensor] = {}
 
-        def take_at(hook: str) -> Take:
-            def take(output: object) -> None:
-                if hook not in taken:  # a module that is called twice gives what it gave first
-                    taken[hook] = rows_of(output, inputs.ids.shape, inputs.rows, hook)
-                if len(taken) == len(hooks):
-                    raise _AllTaken
-
-            return take
+        def take(hook: str, output: object) -> None:
+            if hook not in taken:  # a module that is called twice gives what it gave first
+                taken[hook] = rows_of(output, inputs.ids.shape, inputs.rows, hook)
+            if len(taken) == len(hooks):
+                raise _AllTaken
 
         with suppress(_AllTaken):
-            self._pass(batch, inputs, {hook: take_at(hook) for hook in hooks})
+            self._pass(batch, inputs, {hook: partial(take, hook) for hook in hooks})
         _refuse_silent(hooks, taken)
         return {hook: taken[hook] for hook in hooks}
 
@@ -146,18 +143,15 @@ class HookedModel:
         inputs, x = self._put(batch), dict[str, Tensor]()
         with recording(inputs.ids.shape) as recorder:
 
-            def take_at(hook: str) -> Take:
-                def take(output: object) -> None:
-                    if hook in self.hooks:
-                        recorder.stop()
-                        x.setdefault(hook, rows_of(output, inputs.ids.shape, inputs.rows, hook))
-                    if self._head is not None and hook == self._head.last:
-                        recorder.close()
-
-                return take
+            def take(hook: str, output: object) -> None:
+                if hook in self.hooks:
+                    recorder.stop()
+                    x.setdefault(hook, rows_of(output, inputs.ids.shape, inputs.rows, hook))
+                if self._head is not None and hook == self._head.last:
+                    recorder.close()
 
             ends = [] if self._head is None else [self._head.last]
-            output = self._pass(batch, inputs, {hook: take_at(hook) for hook in [*self.hooks, *ends]})
+            output = self._pass(batch, inputs, {hook: partial(take, hook) for hook in [*self.hooks, *ends]})
         _refuse_silent(self.hooks, x)
         with torch.inference_mode():
             logits = row_logits(output, batch, rows, self.device).float()
@@ -170,8 +164,10 @@ class HookedModel:
         Tried at the last row of each context, for the contexts turned round and one of them twice, with x
         half as large again at the last hook.
         """
+        # another order and a context twice, as later passes have them: a bias by context would show
         order = np.append(np.arange(len(batch.lengths))[::-1], 0)
         turned, again = TokenBatch(batch.token_ids[order], batch.lengths[order]), begun.again(order)
+        # each row's position in its context, and 1.5 from the first on at which something else may be put
         ends = np.cumsum(turned.lengths) - 1
         at = np.arange(ends[-1] + 1) - np.repeat(ends + 1 - turned.lengths, turned.lengths)
         more = torch.from_numpy(1 + 0.5 * (at >= np.repeat(again.first, turned.lengths))).float()
@@ -207,6 +203,7 @@ class HookedModel:
         """Whether rows of what the last block gives have the logits that they have among all rows."""
         if self._head is None:
             return False
+        # a padded context and rows out of order: an end that looks at its neighbours gives other logits
         batch = TokenBatch(np.arange(np.prod(PROBE)).reshape(PROBE), np.array([PROBE[1], PROBE[1] - 2]))
         rows = np.array([PROBE[1] - 1, 2, PROBE[1]])
         try:
@@ -219,8 +216,11 @@ class HookedModel:
         """See `pipeline.models.Model`."""
         head = self._require_head()
         if not self._head_is_checked:
-            self._head_is_checked = True
-            self._check_head(head)
+            self._head_is_checked = True  # before the check, which comes here again
+            # a few tokens' logits must come from what the last block gives for them
+            batch = TokenBatch(np.arange(PROBE[1], dtype=np.int64)[None], np.array([PROBE[1]]))
+            last = self.forward(batch, also=[head.last])[head.last]
+            require_same(self.next_token_logits(batch).float(), self.unembed(last[:-1]))
         token = one_token()
         takes: dict[str, Take] = {head.last: lambda output: replace_block_output(x, output)}
         return rows_of_logits(self._pass(token, self._put(token), takes), len(x)).float()
@@ -242,13 +242,6 @@ class HookedModel:
             )
         return self._head
 
-    def _check_head(self, head: Head) -> None:
-        """A few tokens' logits must come from what the last block gives for them."""
-        ids = np.arange(PROBE[1], dtype=np.int64)[None]
-        batch = TokenBatch(ids, np.array([PROBE[1]]))
-        last = self.forward(batch, also=[head.last])[head.last]
-        require_same(self.next_token_logits(batch).float(), self.unembed(last[:-1]))
-
     def _replaced(
         self,
         batch: TokenBatch,
@@ -263,16 +256,13 @@ class HookedModel:
         inputs = self._put(batch)
         fired: set[str] = set()
 
-        def take_at(hook: str) -> Take:
-            def take(output: object) -> object:
-                fired.add(hook)
-                return put_rows(output, inputs.ids.shape, inputs.rows, hook, replace[hook])
-
-            return take
+        def take(hook: str, output: object) -> object:
+            fired.add(hook)
+            return put_rows(output, inputs.ids.shape, inputs.rows, hook, replace[hook])
 
         for hook in replace:
             self._check_replaceable(hook)
-        takes = {hook: take_at(hook) for hook in replace}
+        takes: dict[str, Take] = {hook: partial(take, hook) for hook in replace}
         if head_rows is None or self._head is None:
             output = self._pass(batch, inputs, takes, gradients)
             _refuse_silent(replace, fired)
@@ -282,7 +272,7 @@ class HookedModel:
 
         def take_last(output: object) -> object:
             output = output if put is None else put(output)
-            if len(fired) < len(replace):
+            if len(fired) < len(replace):  # something is put after the last block: all rows must go on
                 return output
             cut.append(True)
             return select_rows(output, inputs.rows[to_device(head_rows, self.device)])

@@ -28,13 +28,14 @@ def next_token_losses(output: object, batch: TokenBatch, device: torch.device) -
     logits = _logits(output, batch).flatten(0, 1)
     rows = np.flatnonzero(is_followed(batch))
     targets = to_device(next_tokens(batch), device)
-    parts = [
-        cross_entropy(logits.index_select(0, place).float(), target, reduction="none")
-        for place, target in zip(
-            _blocks(to_device(rows, device), logits), _blocks(targets, logits), strict=True
-        )
-    ]
-    return torch.cat(parts)
+    pairs = zip(_blocks(to_device(rows, device), logits), _blocks(targets, logits), strict=True)
+    # rows are chosen block by block: all at once would be the logits a second time
+    return torch.cat(
+        [
+            cross_entropy(logits.index_select(0, place).float(), target, reduction="none")
+            for place, target in pairs
+        ]
+    )
 
 
 def next_token_logits(output: object, batch: TokenBatch, device: torch.device) -> Tensor:
@@ -58,7 +59,12 @@ def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
 def divergences(clean: Tensor, other: Tensor) -> Tensor:
     """KL(clean || other) in nats, float32 [N'], of two models' logits [N', V] of the same tokens."""
     pairs = zip(_blocks(clean, clean), _blocks(other, clean), strict=True)
-    return torch.cat([_divergence(log_softmax(a.float(), 1), log_softmax(b.float(), 1)) for a, b in pairs])
+    parts = []
+    for a, b in pairs:
+        p, q = log_softmax(a.float(), 1), log_softmax(b.float(), 1)
+        # a token of probability 0 adds nothing, where 0 * -inf would be NaN
+        parts.append(torch.where(p.isneginf(), 0, p.exp() * (p - q)).sum(1))
+    return torch.cat(parts)
 
 
 def is_followed(batch: TokenBatch) -> Bool:
@@ -73,11 +79,6 @@ def next_tokens(batch: TokenBatch) -> I64:
     """The tokens that follow them, int64 [N']."""
     following: I64 = batch.token_ids.ravel()[np.flatnonzero(is_followed(batch)) + 1]
     return following
-
-
-def _divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Of log probabilities [n, V]; a token of probability 0 adds nothing."""
-    return torch.where(p.isneginf(), 0, p.exp() * (p - q)).sum(1)
 
 
 def _blocks(values: Tensor, logits: Tensor) -> Iterator[Tensor]:

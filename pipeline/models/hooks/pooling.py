@@ -40,6 +40,7 @@ class RowsRead:
             return take_rows(x, self.stored)
         import torch
 
+        # lengths are counted on the host, from masks that lie there: the device is not waited for
         starts = np.cumsum(self.lengths) - self.lengths
         counts = np.add.reduceat(self.averaged, starts, dtype=np.int64)
         lengths = to_device(counts[counts > 0], x.device)

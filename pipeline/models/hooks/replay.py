@@ -95,7 +95,7 @@ class Recorder:
         kept = _mapped(Tensor.clone, output) if _is_of_tokens(output, self._shape) else None
         if not self._stopped:
             first = self._begun.pop()
-            if kept is not None:
+            if kept is not None:  # calls inside of this one are never made again
                 del self._calls[first:]
             # copies, as later modules may work in place on what was given
             self._calls.append(Call(module, kept, before=True))
@@ -117,6 +117,7 @@ def recording(shape: torch.Size) -> Iterator[Recorder]:
 @contextmanager
 def replaying(begun: Begun, batch: TokenBatch, device: torch.device) -> Iterator[None]:
     """Modules give what is kept of them, for the contexts `batch` of what was begun, while the block runs."""
+    # places of a [C, T] batch that are real and not before the first at which something else may be put
     at = np.arange(batch.token_ids.shape[1])
     live = np.flatnonzero((at >= begun.first[:, None]) & (at < batch.lengths[:, None]))
     contexts, places = to_device(begun.contexts, device), to_device(live, device)
@@ -147,7 +148,13 @@ def _stand_in(module: nn.Module, calls: list[Call], some: _ContextSubset) -> Cal
         if call is None or call.output is None:
             return own(*inputs, **named)
         output = _mapped(lambda one: one.index_select(0, some.contexts), call.output)
-        return output if call.before else _changed(own, inputs[0], output, some)
+        if call.before:
+            return output
+        # a linear layer treats every row alone: it is run on those of x [C, T, ...] that may change
+        x = inputs[0]
+        assert x.shape[:2] == some.shape, f"{list(x.shape)} is not a batch of {list(some.shape)}"
+        rows = own(x.flatten(0, 1).index_select(0, some.live))
+        return output.flatten(0, 1).index_copy(0, some.live, rows).view(output.shape)
 
     def end() -> None:
         del module.__dict__["forward"]
@@ -156,13 +163,6 @@ def _stand_in(module: nn.Module, calls: list[Call], some: _ContextSubset) -> Cal
 
     module.__dict__["forward"] = forward  # not by setattr, which bridges hand on to what they wrap
     return end
-
-
-def _changed(own: Callable[[Tensor], Tensor], x: Tensor, output: Tensor, some: _ContextSubset) -> Tensor:
-    """The output [C, T, ...] of a linear layer, which is run on those rows of x that may change."""
-    assert x.shape[:2] == some.shape, f"{list(x.shape)} is not a batch of {list(some.shape)}"
-    rows = own(x.flatten(0, 1).index_select(0, some.live))
-    return output.flatten(0, 1).index_copy(0, some.live, rows).view(output.shape)
 
 
 def _mapped(function: Callable[[Tensor], Tensor], output: object) -> Any:

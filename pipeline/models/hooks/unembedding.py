@@ -59,6 +59,7 @@ def replace_block_output(vectors: Tensor, output: object) -> object:
             f"vectors of {vectors.shape[1]} are none of the residual stream, which is {first.shape[2]} wide: "
             "only an SAE that writes into it has logits"
         )
+    # one context of N positions: final norm and unembedding treat each alone, and no block comes after
     put = vectors.to(first.device, first.dtype)[None]
     return (put, *output[1:]) if isinstance(output, tuple) else put
 
@@ -71,6 +72,7 @@ def rows_of_logits(output: Any, n: int) -> Tensor:
             "the end of this model (final norm and unembedding) cannot be run on its own: `latentlake "
             "logits` needs a causal language model with its head"
         )
+    # the axes before the vocabulary may be [1, N] or [N]: together they count the vectors
     return logits.reshape(n, logits.shape[-1])
 
 
@@ -84,6 +86,7 @@ def select_rows(output: object, rows: Tensor) -> object:
 
 def is_same(own: Tensor, other: Tensor) -> bool:
     """Whether logits made in another way are the model's own, but for rounding."""
+    # of the largest logit: small ones are differences of large sums, and may lose all of their digits
     allowed = 1e-3 if own.dtype == torch.float32 else 0.1
     return own.shape == other.shape and float((own - other).abs().max()) <= allowed * float(own.abs().max())
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -72,11 +73,23 @@ def run_plain(model: Any, hooks: Iterable[str], longest: int | None) -> Plain:
     ids, mask = _tokens(model, longest)
     plain = Plain(ids, mask, next(p.dtype for p in model.parameters() if p.is_floating_point()))
     wanted = {number for hook in hooks for number in _layers(hook)}
+
+    def keep(
+        path: str, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: object
+    ) -> None:
+        x = args[0] if args else next((named[name] for name in INPUTS if name in named), None)
+        for kept, value in ((plain.inputs, x), (plain.outputs, output)):
+            # of a module that is called several times the first call counts, as at hooks
+            if module not in kept and (rows := plain.rows(value)) is not None:
+                kept[module] = rows
+        if module in plain.outputs:
+            plain.at.setdefault(path, plain.outputs[module])
+
     with ExitStack() as attached, torch.inference_mode():
         for path, module in model.named_modules():
             if path and (not (numbers := _layers(path)) or numbers & wanted):
-                keep = _recorder(plain, path)
-                attached.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
+                hook = module.register_forward_hook(partial(keep, path), with_kwargs=True)
+                attached.callback(hook.remove)
         try:
             part = model.get_encoder() if model.config.is_encoder_decoder else model
             output = part(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -102,9 +115,15 @@ def compare(
     expected = {hook: x for hook in dict.fromkeys(hooks) if (x := reference(hook)) is not None}
     taken: dict[str, Tensor | None] = {}
     output: Tensor | None = None
+
+    def take(hook: str, output: object) -> None:
+        taken.setdefault(hook, plain.rows(output))
+        if plain.logits is None and len(taken) == len(expected):
+            raise _AllTaken
+
     with ExitStack() as attached, torch.inference_mode(), suppress(_AllTaken):
         for hook in expected:
-            attached.callback(attach(hook, _output_recorder(plain, taken, hook, expected)))
+            attached.callback(attach(hook, partial(take, hook)))
         if expected or plain.logits is not None:
             output = plain.rows(logits(plain.ids, plain.mask))
     if plain.logits is not None:
@@ -135,6 +154,7 @@ def _tokens(model: Any, longest: int | None) -> tuple[Tensor, Tensor]:
     config = model.config.get_text_config()
     width = min(LENGTHS[0], longest or LENGTHS[0])
     lengths = torch.tensor(LENGTHS).clamp(max=width)
+    # a prime step spreads ids over the whole vocabulary, and none comes twice before it is used up
     ids = (torch.arange(len(LENGTHS) * width) * 7919 + 3) % config.vocab_size
     mask = (torch.arange(width) < lengths[:, None]).long()
     ids = torch.where(mask.bool(), ids.view(-1, width), 0)
@@ -144,31 +164,6 @@ def _tokens(model: Any, longest: int | None) -> tuple[Tensor, Tensor]:
 def _layers(path: str) -> set[int]:
     """Numbers in a module's path, or in a hook's name."""
     return {int(number) for number in re.findall(r"(?:^|\.)(\d{1,9})(?=\.|$)", path)}
-
-
-def _recorder(plain: Plain, path: str) -> Callable[..., None]:
-    """Keep what a module is given and gives, the first time that it is called."""
-
-    def keep(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: object) -> None:
-        x = args[0] if args else next((named[name] for name in INPUTS if name in named), None)
-        for kept, value in ((plain.inputs, x), (plain.outputs, output)):
-            if module not in kept and (rows := plain.rows(value)) is not None:
-                kept[module] = rows
-        if module in plain.outputs:
-            plain.at.setdefault(path, plain.outputs[module])
-
-    return keep
-
-
-def _output_recorder(
-    plain: Plain, taken: dict[str, Tensor | None], hook: str, expected: Mapping[str, Tensor]
-) -> Callable[[object], None]:
-    def take(output: object) -> None:
-        taken.setdefault(hook, plain.rows(output))
-        if plain.logits is None and len(taken) == len(expected):
-            raise _AllTaken
-
-    return take
 
 
 def _difference(x: Tensor | None, plain: Tensor) -> float | None:

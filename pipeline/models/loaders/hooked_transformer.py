@@ -86,7 +86,10 @@ def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, 
 
     repository = None if Path(model.path).is_dir() else model_files.pinned(model.path).repository
     if repository is not None and repository.startswith(LIBRARYS_OWN):
-        own = _ready(_of_the_library(model, device))
+        from transformer_lens import HookedTransformer
+
+        at = {"device": device, "dtype": model.dtype, "revision": model_files.pinned(model.path).commit}
+        own = _ready(HookedTransformer.from_pretrained_no_processing(repository, **at, **_flags(model)))
         return own, None, own.cfg.n_ctx
     folder, dtype = folder_of(model.path), getattr(torch, model.dtype)
     check_size(folder, model.path)
@@ -106,10 +109,7 @@ def _ready(hooked: Any) -> Any:
 
 
 def _runner(hooked: Any) -> Callable[[Tensor, Tensor | None], Tensor]:
-    def run(token_ids: Tensor, mask: Tensor | None) -> Any:
-        return hooked(token_ids, return_type="logits", attention_mask=mask)
-
-    return run
+    return lambda token_ids, mask: hooked(token_ids, return_type="logits", attention_mask=mask)
 
 
 def max_context(path: str) -> int | None:
@@ -133,16 +133,6 @@ def _flags(model: run_file.Model) -> dict[str, bool]:
     return {name: name in model.weight_processing for name in PROCESSING}
 
 
-def _of_the_library(model: run_file.Model, device: str) -> Any:
-    """A model of LIBRARYS_OWN, at its commit."""
-    from transformer_lens import HookedTransformer
-
-    repository, commit = model_files.pinned(model.path)
-    return HookedTransformer.from_pretrained_no_processing(
-        repository, device=device, dtype=model.dtype, revision=commit, **_flags(model)
-    )
-
-
 def _weights(folder: Path, dtype: torch.dtype, device: str) -> Any:
     """The model of transformers, with the attention that is also written out in HookedTransformer."""
     from transformers import AutoModelForCausalLM
@@ -164,14 +154,13 @@ def _converted(
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
     with tempfile.TemporaryDirectory() as named:
-        _write_config(folder, Path(named))
-        options = {
-            "hf_cfg": weights.config.to_dict(),
-            "fold_ln": flags["fold_ln"],
-            "device": device,
-            "dtype": dtype,
-        }
-        options["n_ctx"] = max_context(str(folder))
+        # in a folder whose name says nothing, for the library guesses architectures from names; it reads
+        # n_ctx, which GPT-2's configuration in transformers 5 has not
+        content = config_of(folder / CONFIG)
+        content.setdefault("n_ctx", content.get("n_positions"))
+        (Path(named) / CONFIG).write_text(json.dumps(content), encoding="utf-8")
+        options = {"hf_cfg": weights.config.to_dict(), "fold_ln": flags["fold_ln"], "device": device}
+        options |= {"dtype": dtype, "n_ctx": max_context(str(folder))}
         try:
             config = loading_from_pretrained.get_pretrained_model_config(named, **options)
         except NotImplementedError:
@@ -188,9 +177,13 @@ def _converted(
 
 def _compared(hooked: Any, weights: Any, plain: Plain, hooks: list[str]) -> Agreement:
     """By what its blocks are given and give."""
+    from torch import nn
+
     from pipeline.models.loaders.agreement import compare
 
-    blocks = _blocks(weights, hooked.cfg.n_layers)
+    # architectures name their blocks in many ways: they are the first list of as many modules as layers
+    lists = (part for part in weights.modules() if isinstance(part, nn.ModuleList))
+    blocks = next((blocks for blocks in lists if len(blocks) == hooked.cfg.n_layers), ())
     places = {f"blocks.{n}.hook_resid_pre": plain.inputs.get(block) for n, block in enumerate(blocks)}
     places |= {f"blocks.{n}.hook_resid_post": plain.outputs.get(block) for n, block in enumerate(blocks)}
     return compare(plain, hooks, places.get, _attacher(hooked), _runner(hooked))
@@ -207,24 +200,6 @@ def _other_windows(hooked: Any, config: Any) -> Iterator[int]:
         pair = {hooked.window_size if here == "local" else None, None if there in FULL else window}
         if len(pair) > 1:
             yield min(size for size in pair if size is not None)
-
-
-def _blocks(weights: Any, n: int) -> list[Any]:
-    """The blocks of a model of transformers: its first list of so many modules."""
-    from torch import nn
-
-    lists = (part for part in weights.modules() if isinstance(part, nn.ModuleList) and len(part) == n)
-    return list(next(lists, ()))
-
-
-def _write_config(source: Path, folder: Path) -> None:
-    """Write config.json into a folder whose name says nothing: the library guesses architectures from names.
-
-    GPT-2's configuration in transformers 5 has no n_ctx, which the library reads.
-    """
-    config = config_of(source / CONFIG)
-    config.setdefault("n_ctx", config.get("n_positions"))
-    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
 
 def _attacher(hooked: Any) -> Attach:

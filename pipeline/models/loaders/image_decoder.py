@@ -45,6 +45,7 @@ class ImageReader:
 
     def images(self, hidden: F64) -> F64:
         """Pixels [n, P], 0 to 1, of hidden values [n, H]: sigmoid(W h + b), in float64."""
+        # expit does not overflow, whatever the hidden values are
         pixels: F64 = expit(hidden @ self.weight.T.astype(np.float64) + self.bias)
         return pixels
 

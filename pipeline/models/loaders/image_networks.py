@@ -72,6 +72,7 @@ def save_networks(
     }
     save_file(classifier.state_dict(), folder / WEIGHTS)
     save_file(decoder.state_dict(), folder / DECODER)
+    # config.json holds the decoder's digest, and is in that of the model: so the decoder is too
     digest = hashlib.sha256((folder / DECODER).read_bytes()).hexdigest()
     config = {"model_type": KIND, **sizes, DECODER_SHA256: digest, **about}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

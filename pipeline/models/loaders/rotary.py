@@ -93,7 +93,11 @@ def _switch_by_context(module: Any, batch: _Batch) -> None:
         is_long = (batch.lengths > border).to(x.device)
         if bool(is_long.all()):
             return own(x, positions, *args, **named)
-        short = tree_map(lambda one: _padded_to(one, width), own(x, positions[:, :border], *args, **named))
+        # own chooses by the width it sees: up to the border the short set, and zeros for the pads after it
+        short = tree_map(
+            lambda one: nn.functional.pad(one, (0, 0, 0, width - one.shape[1])),
+            own(x, positions[:, :border], *args, **named),
+        )
         if not bool(is_long.any()):
             return short
         both = own(x, positions, *args, **named)
@@ -108,11 +112,6 @@ def _border(module: Any, layer_type: str | None) -> int | None:
     if isinstance(kind, dict):
         kind, rope = kind.get(layer_type), rope[layer_type]
     return int(rope["original_max_position_embeddings"]) if kind == LONGROPE else None
-
-
-def _padded_to(angles: Tensor, width: int) -> Tensor:
-    """[1 or B, T, C] with zeros after it, for pads, whose numbers nobody reads."""
-    return nn.functional.pad(angles, (0, 0, 0, width - angles.shape[1]))
 
 
 def _refuse_capacity(model: Any, path: str) -> None:

@@ -34,11 +34,8 @@ if TYPE_CHECKING:
 
 LOADER = "transformer_lens"
 
-digest, digest_of_name, max_context = (
-    model_files.digest,
-    model_files.digest_of_name,
-    model_files.max_context,
-)
+digest, digest_of_name = model_files.digest, model_files.digest_of_name
+max_context = model_files.max_context
 
 HEADS = ("CausalLM", "LMHead", "ConditionalGeneration")
 """In the names of architectures whose folders hold weights of a head."""
@@ -169,7 +166,12 @@ def _attacher(bridge: Any) -> Attach:
     from pipeline.models.hooks.attach import attach_to_module, attach_to_point, refuse_hook
 
     points = bridge.hook_dict
-    modules = _hugging_face_modules(bridge.original_model)
+    # the bridge has wrapped some modules: a wrapper stands at the path of what it wraps, which the bridge
+    # may run or replace by its own arithmetic
+    wrapped, modules = "._original_component", dict[str, Any]()
+    for path, module in bridge.original_model.named_modules():
+        if path and not path.endswith(wrapped) and not path.rpartition(".")[2].startswith("hook_"):
+            modules.setdefault(path.replace(wrapped, ""), module)
 
     def attach(name: str, take: Take) -> Detach:
         if name in points:
@@ -179,19 +181,6 @@ def _attacher(bridge: Any) -> Attach:
         return attach_to_module(modules[name], take)
 
     return attach
-
-
-def _hugging_face_modules(model: Any) -> dict[str, Any]:
-    """Hugging Face's module paths -> modules, of a model in which the bridge has wrapped some of them.
-
-    A wrapper stands at the path of what it wraps, which the bridge may run or replace by its own arithmetic.
-    """
-    wrapped = "._original_component"
-    modules: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        if path and not path.endswith(wrapped) and not path.rpartition(".")[2].startswith("hook_"):
-            modules.setdefault(path.replace(wrapped, ""), module)
-    return modules
 
 
 def _runner(bridge: Any, predicts: bool) -> Run:

@@ -49,8 +49,14 @@ class ControlEncoder:
         zeros = np.zeros(encoder.d_sae, np.float32)
         # gated SAEs have a bias for what fires and one for how strongly, which is what ReLU gives here
         bias = weights.get("b_enc", weights.get("b_mag", zeros))
+        learnt, rng = weights["W_enc"], np.random.default_rng(seed)
+        w_enc: F32 = (
+            rng.standard_normal(learnt.shape, dtype=np.float32)
+            if kind == "random_encoder"
+            else learnt[rng.permutation(len(learnt))]
+        )
         self.encoder, self.d_sae, self.device = encoder, encoder.d_sae, encoder.device
-        self._w_enc = torch.from_numpy(control_w_enc(weights["W_enc"], kind, seed)).to(self.device)
+        self._w_enc = torch.from_numpy(w_enc).to(self.device)
         self._bias = torch.from_numpy(bias).to(self.device)
         self._rows = max(1, DENSE_BYTES[self.device.type] // (4 * self.d_sae))
 
@@ -59,15 +65,6 @@ class ControlEncoder:
         for inputs in self.encoder.inputs(x):
             for rows in torch.split(inputs.float(), self._rows):
                 yield torch.addmm(self._bias, rows, self._w_enc).relu_()
-
-
-def control_w_enc(learnt: F32, kind: Control, seed: int) -> F32:
-    """The control's W_enc, float32 [D, F]."""
-    rng = np.random.default_rng(seed)
-    if kind == "random_encoder":
-        return rng.standard_normal(learnt.shape, dtype=np.float32)
-    shuffled: F32 = learnt[rng.permutation(len(learnt))]
-    return shuffled
 
 
 @final
@@ -93,17 +90,16 @@ class ControlTally:
             for dense in self._control.blocks(x):
                 wanted = norms[first : first + len(dense)]
                 first += len(dense)
-                self._add_block(dense, wanted)
-
-    def _add_block(self, dense: Tensor, norms: Tensor) -> None:
-        own = torch.linalg.vector_norm(dense, dim=1)
-        factor = torch.where(own > 0, norms / own, 0)[:, None]
-        l0 = torch.zeros(len(self._thresholds), len(dense), dtype=torch.int64, device=dense.device)
-        width = max(1, PIECE_BYTES[dense.device.type] // (4 * len(dense)))
-        for start in range(0, dense.shape[1], width):
-            features = slice(start, start + width)
-            self._add_piece(dense[:, features] * factor, features, l0)
-        self._l0.scatter_add_(1, l0, torch.ones_like(l0))
+                own = torch.linalg.vector_norm(dense, dim=1)
+                factor = torch.where(own > 0, wanted / own, 0)[:, None]
+                l0 = torch.zeros(len(self._thresholds), len(dense), dtype=torch.int64, device=dense.device)
+                # by pieces of features, for the rescaled block would take as much memory again
+                width = max(1, PIECE_BYTES[dense.device.type] // (4 * len(dense)))
+                for start in range(0, dense.shape[1], width):
+                    features = slice(start, start + width)
+                    self._add_piece(dense[:, features] * factor, features, l0)
+                # a row's L0 is known only after all pieces: now it is counted, without a copy to the host
+                self._l0.scatter_add_(1, l0, torch.ones_like(l0))
 
     def _add_piece(self, values: Tensor, features: slice, l0: Tensor) -> None:
         """Values [n, f] of some features; `l0` int64 [T, n] is added to."""
@@ -113,6 +109,7 @@ class ControlTally:
         for counts, threshold in zip(l0, self._thresholds, strict=True):
             counts += torch.gt(values, threshold, out=above).sum(dim=1).long()
         self._largest[features] = torch.maximum(self._largest[features], values.amax(dim=0))
+        # squares of float32 are exact in float64, so only the order of the sums rounds
         wide = values.double()
         self._total[features] += wide.sum(dim=0)
         self._squares[features] += wide.square_().sum(dim=0)

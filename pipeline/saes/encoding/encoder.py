@@ -122,6 +122,23 @@ class _Scratch(threading.local):
     mask = np.empty(0, dtype=np.bool_)
 
 
+def as_read(x: Tensor, d_model: int, hook: str | None) -> Tensor:
+    """X without its gradients; InputError where it is not [N, D]."""
+    if x.ndim != 2 or x.shape[1] != d_model:
+        raise InputError(
+            f"x at {hook} has shape {list(x.shape)}, the SAE reads [rows, {d_model}]: choose the hook_name "
+            "that the SAE was trained on"
+        )
+    return x.detach()
+
+
+def refuse_not_finite(x: Tensor, hook: str | None) -> None:
+    """Name the first row of x [N, D] that is not finite, if one is."""
+    bad = (~x.isfinite()).any(dim=1).nonzero()
+    if len(bad):
+        raise ShardError(f"x at {hook} has NaN or infinity in row {int(bad[0])}: check the model's dtype")
+
+
 @final
 class RuleEncoder(Described):
     """An Encoder by the rule of its architecture; a thread has its own buffers."""
@@ -140,9 +157,7 @@ class RuleEncoder(Described):
         products are summed in float32; on the CPU by float32 arithmetic, which gives the same numbers and no
         speed.
         """
-        self.metadata = metadata
-        self.block = block
-        self.dtype = dtype
+        self.metadata, self.block, self.dtype = metadata, block, dtype
         self._weights = weights | {"W_enc": self._rounded(weights["W_enc"])}
         self._rule = rule
         self._scratch = _Scratch()
@@ -163,7 +178,7 @@ class RuleEncoder(Described):
         with torch.inference_mode():
             if self._on_device is None:
                 if not math.isfinite(float(x.sum())):  # a quarter of the price of isfinite
-                    self._refuse_x(x)
+                    refuse_not_finite(x, self.hook_name)
                 blocks = [
                     self._encode_rows(rows, n * self.block.rows) for n, rows in enumerate(self._row_blocks(x))
                 ]
@@ -178,7 +193,15 @@ class RuleEncoder(Described):
         """See Encoder."""
         how = self.metadata.normalize_activations
         with torch.no_grad():
-            y = self._sum_of_directions(features) + self._weights["b_dec"]
+            # activations @ W_dec from the nonzeros alone: no dense [N, F]
+            y = self._weights["b_dec"] + torch.nn.functional.embedding_bag(
+                torch.from_numpy(features.indices).to(self.device, torch.int64),
+                self._weights["W_dec"],
+                torch.from_numpy(features.indptr).to(self.device),
+                mode="sum",
+                per_sample_weights=torch.from_numpy(features.data).to(self.device),
+                include_last_offset=True,
+            )
             scaled_back = how not in ("none", "expected_average_only_in") and not self.metadata.transcoder
             if not scaled_back and not self.metadata.skip:
                 return y
@@ -207,15 +230,11 @@ class RuleEncoder(Described):
 
     def _read(self, x: Tensor) -> Tensor:
         """What the SAE reads of x [N, width]: float32 [N, D] on its device."""
+        # hook_z comes flattened, [rows, heads * d_head]: an SAE of one head takes its columns
         if x.ndim == 2 and self._reads_one_head_of(x.shape[1]):
             heads = x.reshape(len(x), x.shape[1] // self.d_model, self.d_model)
             x = heads[:, self.metadata.hook_head_index]
-        if x.ndim != 2 or x.shape[1] != self.d_model:
-            raise InputError(
-                f"x at {self.hook_name} has shape {list(x.shape)}, the SAE reads [rows, {self.d_model}]: "
-                "choose the hook_name that the SAE was trained on"
-            )
-        return x.detach().to(self.device, torch.float32)
+        return as_read(x, self.d_model, self.hook_name).to(self.device, torch.float32)
 
     def accepts(self, width: int) -> bool:
         """See Encoder."""
@@ -227,19 +246,11 @@ class RuleEncoder(Described):
 
     def _refuse_not_finite(self, x: Tensor) -> None:
         """Name the first row of x [N, D] that is not finite, or whose products are not, if one is."""
-        self._refuse_x(x)
+        refuse_not_finite(x, self.hook_name)
         first = 0
         for product in self._products(x):
             self._refuse_product(product, first)
             first += len(product)
-
-    def _refuse_x(self, x: Tensor) -> None:
-        """Name the first row of x [N, D] that is not finite, if one is."""
-        bad = (~x.isfinite()).any(dim=1).nonzero()
-        if len(bad):
-            raise ShardError(
-                f"x at {self.hook_name} has NaN or infinity in row {int(bad[0])}: check the model's dtype"
-            )
 
     def _refuse_product(self, product: Tensor, first: int) -> None:
         """Name the first row of a product [n, f] that is not finite, if one is, counted from row `first`."""
@@ -260,24 +271,21 @@ class RuleEncoder(Described):
 
     def _encode_rows(self, x: Tensor, first_row: int) -> SparseFeatures:
         """Encode x [n, D] on the CPU, n <= block.rows; its first row is `first_row` of all."""
+        # one set of limits for all blocks of these rows: those of TopK tighten as blocks go by
         limits, parts = self._rule.limits(), []
         for first in range(0, self.d_sae, self.block.features):
             features = slice(first, min(first + self.block.features, self.d_sae))
             product, mask = self._buffers(len(x), features.stop - first)
-            self._multiply(x, features, product)
+            w_enc = self._weights["W_enc"][:, features]
+            if self._rule.bias is None:
+                torch.mm(x, w_enc, out=product)
+            else:
+                torch.addmm(self._rule.bias[features], x, w_enc, out=product)
             keys = keys_of(product, features, signed=self._rule.signed)
             if not keys.finite:
                 self._refuse_product(product, first_row)
             parts.append(candidates(product, keys, limits(keys), mask))
         return self._rule.finish(hstack_csr(parts))
-
-    def _multiply(self, x: Tensor, features: slice, out: Tensor) -> None:
-        """X @ W_enc + bias of some features, into `out` [n, f]."""
-        w_enc = self._weights["W_enc"][:, features]
-        if self._rule.bias is None:
-            torch.mm(x, w_enc, out=out)
-        else:
-            torch.addmm(self._rule.bias[features], x, w_enc, out=out)
 
     def _products(self, x: Tensor) -> Iterator[Tensor]:
         """Blocks x @ W_enc + bias, float32 [n, F], on a GPU."""
@@ -291,17 +299,7 @@ class RuleEncoder(Described):
         """Buffers [rows, width] of the calling thread; allocated at their full size once."""
         scratch, size = self._scratch, rows * width
         if len(scratch.product) < size:
+            # the full size at once, so that a short first block does not make the next one allocate again
             full = max(size, self.block.rows * min(self.block.features, self.d_sae))
             scratch.product, scratch.mask = torch.empty(full), np.empty(full, dtype=np.bool_)
         return scratch.product[:size].view(rows, width), scratch.mask[:size].reshape(rows, width)
-
-    def _sum_of_directions(self, features: SparseFeatures) -> Tensor:
-        """Activations @ W_dec, float32 [N, width_out], from the nonzeros alone."""
-        return torch.nn.functional.embedding_bag(
-            torch.from_numpy(features.indices).to(self.device, torch.int64),
-            self._weights["W_dec"],
-            torch.from_numpy(features.indptr).to(self.device),
-            mode="sum",
-            per_sample_weights=torch.from_numpy(features.data).to(self.device),
-            include_last_offset=True,
-        )

@@ -40,6 +40,7 @@ class GroupMaxRule:
         """See Rule. A group that lies in two blocks has two limits, each of them reached by what fires."""
 
         def limits(keys: Keys) -> F32:
+            # a block need not begin with a group: reduceat cuts where the number of the group changes
             group = np.arange(keys.features.start, keys.features.stop) // self.size
             starts = np.flatnonzero(np.diff(group, prepend=-1))
             maxima = np.maximum.reduceat(keys.values.numpy(), starts, axis=1)
@@ -57,9 +58,11 @@ class GroupMaxRule:
         """See Rule."""
         rows = np.repeat(np.arange(len(candidates.indptr) - 1), np.diff(candidates.indptr))
         group = candidates.indices // self.size
+        # by row and group, in these the largest first and of equal ones the lowest feature
         order = np.lexsort((candidates.indices, -candidates.data, group, rows))
         first = np.ones(len(order), dtype=np.bool_)
         first[1:] = (np.diff(rows[order]) != 0) | (np.diff(group[order]) != 0)
+        # a mask, since candidates stay in the order in which they stand
         kept = np.zeros(len(order), dtype=np.bool_)
         kept[order[first]] = True
         return candidates.select(kept)

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.saes.encoding.encoder import Block, Done
+from pipeline.saes.encoding.encoder import Block, Done, as_read, refuse_not_finite
 from pipeline.saes.metadata import Described, SaeMetadata
-from schemas.errors import InputError, ShardError
+from schemas.errors import InputError
 from schemas.values import I32, SparseFeatures
 
 DENSE_BYTES = 64 << 20
@@ -61,13 +61,16 @@ class ReferenceEncoder(Described):
         Raises InputError for a wrong width, ShardError for NaN or infinity in x.
         """
         x = self._read(x)
-        bad = (~x.isfinite()).any(dim=1).nonzero()
-        if len(bad):
-            raise ShardError(
-                f"x at {self.hook_name} has NaN or infinity in row {int(bad[0])}: check the model's dtype"
-            )
+        refuse_not_finite(x, self.hook_name)
         with self._lock, torch.no_grad():
-            return SparseFeatures.concatenate([_sparse(self._sae.encode(rows)) for rows in self._blocks(x)])
+            parts = []
+            for block in self._blocks(x):
+                dense: NDArray[np.float32] = self._sae.encode(block).float().cpu().numpy()
+                rows, indices = np.nonzero(dense)
+                # rows ascend, so row n begins where the first place of n, or of a later row, stands
+                indptr = np.searchsorted(rows, np.arange(len(dense) + 1)).astype(np.int64)
+                parts.append(SparseFeatures(indptr, indices.astype(np.int32), dense[rows, indices]))
+        return SparseFeatures.concatenate(parts)
 
     def submit(self, x: Tensor) -> Done:
         """Encode x, as `encode` does, and wait for it."""
@@ -92,6 +95,7 @@ class ReferenceEncoder(Described):
         with self._lock, torch.no_grad():
             for n, first in enumerate(range(0, rows, self.block.rows)):
                 if x_blocks is not None:
+                    # the package scales back by the norm of the x that it read last
                     self._sae.process_sae_in(x_blocks[n])
                 decoded.append(self._sae.decode(self._dense(features, first)))
         return torch.cat(decoded) if decoded else torch.empty(0, self.metadata.width_out, device=self.device)
@@ -108,12 +112,7 @@ class ReferenceEncoder(Described):
 
     def _read(self, x: Tensor) -> Tensor:
         """X as the SAE reads it, float32 [N, D] on its device."""
-        if x.ndim != 2 or x.shape[1] != self.d_model:
-            raise InputError(
-                f"x at {self.hook_name} has shape {list(x.shape)}, the SAE reads [rows, {self.d_model}]: "
-                "choose the hook_name that the SAE was trained on"
-            )
-        return x.detach().to(self.device, torch.float32)
+        return as_read(x, self.d_model, self.hook_name).to(self.device, torch.float32)
 
     def _blocks(self, x: Tensor) -> list[Tensor]:
         """X [N, D] in blocks of rows; one empty block of no rows."""
@@ -121,6 +120,7 @@ class ReferenceEncoder(Described):
 
     def _dense(self, features: SparseFeatures, first: int) -> Tensor:
         """Rows of a block from `first` on, float32 [n, F]."""
+        # one pointer more than rows, which is where the last row ends; a slice past the end is cut
         indptr = features.indptr[first : first + self.block.rows + 1]
         dense = torch.zeros(len(indptr) - 1, self.d_sae)
         row = np.repeat(np.arange(len(dense)), np.diff(indptr))
@@ -151,11 +151,3 @@ class ReferenceEncoder(Described):
                 f"{what} gives a token other features next to other tokens; a site needs an SAE that reads a "
                 "token alone"
             )
-
-
-def _sparse(dense: Tensor) -> SparseFeatures:
-    """What is not 0 in [n, F]."""
-    on_host: NDArray[np.float32] = dense.float().cpu().numpy()
-    rows, indices = np.nonzero(on_host)
-    indptr = np.searchsorted(rows, np.arange(len(on_host) + 1)).astype(np.int64)
-    return SparseFeatures(indptr, indices.astype(np.int32), on_host[rows, indices])

@@ -87,6 +87,7 @@ def candidates(product: Tensor, keys: Keys, limit: F32, mask: Bool) -> SparseFea
     flat = _in_few_groups(keys, limit)
     if flat is None:
         flat = np.flatnonzero(np.greater_equal(keys.values.numpy(), limit, out=mask))
+    # places in the flat block ascend, so a row's candidates lie between the row's two ends
     starts = np.arange(rows + 1, dtype=np.int64) * width
     indptr = np.searchsorted(flat, starts).astype(np.int64, copy=False)
     indices = (flat - np.repeat(starts[:-1] - keys.features.start, np.diff(indptr))).astype(np.int32)
@@ -95,13 +96,16 @@ def candidates(product: Tensor, keys: Keys, limit: F32, mask: Bool) -> SparseFea
 
 def _in_few_groups(keys: Keys, limit: F32) -> I64 | None:
     """Places of candidates in the flat block, ascending, by the groups' maxima; None: search everywhere."""
+    # columns that are in no group, and limits of each value, leave nothing to compare maxima with
     (rows, width), groups = keys.values.shape, keys.maxima.shape[1]
     if not rows or groups * GROUP != width or (limit.ndim == 2 and limit.shape[1] > 1):
         return None
+    # column c is in group c % g, so a limit [f] as [GROUP, g] has the limits of a group in one column
     by_group = limit.reshape(GROUP, groups).T if limit.ndim == 1 else None
     hits = np.flatnonzero(keys.maxima >= (limit if by_group is None else by_group.min(axis=1)))
     if len(hits) > FEW * keys.maxima.size:
         return None
+    # of a group that may hold a candidate every column is compared: group, group + g, group + 2 g, ...
     row, group = np.divmod(hits, groups)
     flat = (row * width + group)[:, None] + np.arange(0, width, groups)
     reached = keys.values.numpy().reshape(-1)[flat] >= (limit[row] if by_group is None else by_group[group])
@@ -112,11 +116,13 @@ def hstack_csr(parts: list[SparseFeatures]) -> SparseFeatures:
     """The same rows of neighbouring blocks of features, from left to right, as one."""
     if len(parts) == 1:
         return parts[0]
+    # a row of the result is its rows of the parts one after another: ends[r, n] is where part n's ends
     lengths = np.stack([np.diff(part.indptr) for part in parts], axis=1)
     ends = np.cumsum(lengths.reshape(-1)).reshape(lengths.shape)
     indices = np.empty(ends[-1, -1] if ends.size else 0, dtype=np.int32)
     data = np.empty(len(indices), dtype=np.float32)
     for n, part in enumerate(parts):
+        # a part's row keeps its order, so one shift moves the whole row to its place
         shift = ends[:, n] - lengths[:, n] - part.indptr[:-1]
         place = np.arange(part.nnz) + np.repeat(shift, lengths[:, n])
         indices[place], data[place] = part.indices, part.data

@@ -56,6 +56,7 @@ class ThresholdRule:
         self, shift: Tensor, threshold: Tensor, scale: Tensor | None = None, gate: Tensor | None = None
     ) -> None:
         """With `gate` a feature fires only where g + gate > 0, too."""
+        # a floor below the true limit costs a few more candidates; one above it would lose activations
         limit = threshold.double() - shift.double()
         room = ROUNDING * (threshold.double().abs() + shift.double().abs())
         floor = ((limit - room) / (1 if scale is None else scale.double())).float()
@@ -84,6 +85,7 @@ class ThresholdRule:
     def finish(self, candidates: SparseFeatures) -> SparseFeatures:
         """See Rule."""
         values, indices = candidates.data, candidates.indices
+        # in float32 and in this order, as the reference does it: equal to the threshold is off
         if self._scale is not None:
             values = values * self._scale[indices]
         values = values + self._shift[indices]

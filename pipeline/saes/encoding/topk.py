@@ -37,15 +37,15 @@ class TopKRule:
 
     def __init__(self, bias: Tensor, k: int, *, signed: bool = False) -> None:
         self.bias: Tensor | None = bias
-        self.k = k
-        self.signed = signed
+        self.k, self.signed = k, signed
 
     def limits(self) -> Limits:
         """See Rule."""
         return RunningBound(self.k)
 
     def limit_on_device(self, key: Tensor) -> Tensor:
-        """See Rule. torch.topk leaves open which of equal values it takes, so only the k-th value is used."""
+        """See Rule."""
+        # torch.topk leaves open which of equal values it takes, so only the k-th value is used
         maxima = maxima_for(key, self.k)
         if maxima.shape[1] < self.k:
             return maxima.new_full((len(key), 1), float(SMALLEST))
@@ -53,7 +53,19 @@ class TopKRule:
 
     def finish(self, candidates: SparseFeatures) -> SparseFeatures:
         """See Rule."""
-        return trim(candidates, self.k)
+        counts = np.diff(candidates.indptr)
+        width = int(counts.max(initial=0))
+        if width <= self.k:
+            return candidates
+        # rows as a matrix, as wide as the longest: the empty places at their ends are below everything
+        inside = np.arange(width) < counts[:, None]
+        keys = np.full(inside.shape, -np.inf, dtype=np.float32)
+        keys[inside] = np.abs(candidates.data)
+        kth = np.partition(keys, width - self.k, axis=1)[:, width - self.k, None]
+        # several may equal the k-th: columns ascend by feature, so the first of them fill the room left
+        above, tied = keys > kth, keys == kth
+        room = self.k - above.sum(axis=1, keepdims=True)
+        return candidates.select((above | (tied & (tied.cumsum(axis=1) <= room)))[inside])
 
 
 class RunningBound:
@@ -70,6 +82,7 @@ class RunningBound:
         )
         # copies in any case: keys may be a buffer that the next block overwrites
         best = np.concatenate([maxima[:, :0] if self._best is None else self._best, maxima], axis=1)
+        # k columns are enough: what is below k values already cannot be the k-th any more
         best.sort(axis=1)  # faster than a partition: so few columns
         self._best = best[:, -self._k :]
         if best.shape[1] < self._k:
@@ -81,18 +94,3 @@ def maxima_for(values: Tensor, k: int) -> Tensor:
     """Maxima of groups of columns of values [n, f], [n, g]; g at least 2 k where columns are enough."""
     size = max(1, min(GROUP, values.shape[1] // (2 * k)))
     return values if size == 1 else group_maxima(values, size)
-
-
-def trim(features: SparseFeatures, k: int) -> SparseFeatures:
-    """The k largest magnitudes of each row (all, where there are fewer), equal ones by lowest index."""
-    counts = np.diff(features.indptr)
-    width = int(counts.max(initial=0))
-    if width <= k:
-        return features
-    inside = np.arange(width) < counts[:, None]
-    keys = np.full(inside.shape, -np.inf, dtype=np.float32)
-    keys[inside] = np.abs(features.data)
-    kth = np.partition(keys, width - k, axis=1)[:, width - k, None]
-    above, tied = keys > kth, keys == kth
-    room = k - above.sum(axis=1, keepdims=True)
-    return features.select((above | (tied & (tied.cumsum(axis=1) <= room)))[inside])

@@ -33,6 +33,7 @@ def finished(weights: Weights, metadata: SaeMetadata, spec: str) -> Weights:
                 f"{name} of SAE {spec} has NaN or infinity: the SAE's training failed, or the file is damaged"
             )
     if metadata.rescale_acts_by_decoder_norm:
+        # (a n) @ (W_dec / n) = a @ W_dec: the reconstruction stays, and what fires is decided by a n
         norm = weights["W_dec"].norm(dim=1)
         weights["W_enc"] = weights["W_enc"] * norm
         weights["b_enc"] = weights["b_enc"] * norm

@@ -62,42 +62,31 @@ class _Tensor(NamedTuple):
     shape: Shape
 
 
+def _checking(load: str, keys: slice) -> Callable[[Any], None]:
+    """A method of the unpickler, called after the keys that it will hash, on the stack, are checked."""
+    method = getattr(pickle._Unpickler, load)  # noqa: SLF001
+
+    def checked(unpickler: Any) -> None:
+        _refuse_strange_keys(unpickler.stack[keys])
+        method(unpickler)
+
+    return checked
+
+
 class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo or a length cannot allocate
     """Follows a pickle of torch.save; `storages` are those that it refers to."""
-
-    stack: list[Any]
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
 
-    def _set_item(self) -> None:
-        _refuse_strange_keys(self.stack[-2:-1])
-        pickle._Unpickler.load_setitem(self)  # type: ignore[attr-defined]  # noqa: SLF001
-
-    def _set_items(self) -> None:
-        _refuse_strange_keys(self.stack[::2])
-        pickle._Unpickler.load_setitems(self)  # type: ignore[attr-defined]  # noqa: SLF001
-
-    def _make_dict(self) -> None:
-        _refuse_strange_keys(self.stack[::2])
-        pickle._Unpickler.load_dict(self)  # type: ignore[attr-defined]  # noqa: SLF001
-
-    def _add_items(self) -> None:
-        _refuse_strange_keys(self.stack)
-        pickle._Unpickler.load_additems(self)  # type: ignore[attr-defined]  # noqa: SLF001
-
-    def _make_frozenset(self) -> None:
-        _refuse_strange_keys(self.stack)
-        pickle._Unpickler.load_frozenset(self)  # type: ignore[attr-defined]  # noqa: SLF001
-
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,  # noqa: SLF001
-        pickle.SETITEM[0]: _set_item,
-        pickle.SETITEMS[0]: _set_items,
-        pickle.DICT[0]: _make_dict,
-        pickle.ADDITEMS[0]: _add_items,
-        pickle.FROZENSET[0]: _make_frozenset,
+        pickle.SETITEM[0]: _checking("load_setitem", slice(-2, -1)),
+        pickle.SETITEMS[0]: _checking("load_setitems", slice(None, None, 2)),
+        pickle.DICT[0]: _checking("load_dict", slice(None, None, 2)),
+        pickle.ADDITEMS[0]: _checking("load_additems", slice(None)),
+        pickle.FROZENSET[0]: _checking("load_frozenset", slice(None)),
     }
     """What follows each opcode; those above hash what is on the stack after the last mark."""
 
@@ -170,6 +159,7 @@ def _tensor(storage: _Storage, offset: int, size: Shape, stride: Shape, *_: Any)
         or not all(isinstance(number, int) and 0 <= number <= LARGEST_NUMBER for number in numbers)
     ):
         raise ValueError("a tensor has a size that is none")
+    # a stride of 0 repeats elements: the last one may be inside while there are too many of them
     elements = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if elements and (elements > storage.numel or last >= storage.numel):
@@ -244,6 +234,7 @@ def _from_legacy(path: Path) -> Any:
             _Unpickler(file).load()
         unpickler = _Unpickler(file)
         content = unpickler.load()
+    # the storages follow the pickle; that they are there is checked before torch allocates them
     needed = sum(storage.numel * storage.item_size for storage in unpickler.storages.values())
     if needed > path.stat().st_size:
         raise ValueError(f"its tensors have {needed} bytes, the file {path.stat().st_size}")

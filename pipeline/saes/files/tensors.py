@@ -28,19 +28,11 @@ if TYPE_CHECKING:
 TORCH_SUFFIXES = (".pt", ".pth")
 
 BROKEN_NPZ = (
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    TypeError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    KeyError,
-)
+    zipfile.BadZipFile, zlib.error, ValueError, TypeError, OSError, EOFError, RuntimeError, KeyError,
+)  # fmt: skip
 
 BOMB_BYTES, BOMB_RATIO = 16 << 20, 100
 """An array larger than this, and that many times what it takes in its .npz, holds no trained weights."""
-
 
 LONGEST_JSON = 16 << 20
 """Bytes of a configuration; that of an SAE has some thousand."""
@@ -65,25 +57,28 @@ class TensorFile:
         that nothing reads (unless in `ignore`) and a wrong shape are InputErrors, before anything is loaded.
         """
         stored = {ours: stored_name.removesuffix(".T") for ours, stored_name in names.items()}
-        self._check_names(set(stored.values()), metadata, set(ignore))
-        wanted = expected_shapes(metadata)
-        for ours, stored_name in names.items():
-            self._check_shape(stored[ours], wanted[ours][:: -1 if stored_name.endswith(".T") else 1])
-        return {ours: self._read(stored_name) for ours, stored_name in names.items()}
-
-    def _check_names(self, wanted: set[str], metadata: SaeMetadata, ignored: set[str]) -> None:
-        if self.shapes.keys() - ignored != wanted:
+        if self.shapes.keys() - set(ignore) != set(stored.values()):
             raise InputError(
                 f"{self.path} holds {_listed(self.shapes)}; a {metadata.architecture} SAE of format "
-                f"{metadata.format} has {_listed(wanted)}"
+                f"{metadata.format} has {_listed(set(stored.values()))}"
             )
+        expected = expected_shapes(metadata)
+        for ours, name in stored.items():
+            wanted = expected[ours][:: -1 if names[ours].endswith(".T") else 1]
+            if tuple(self.shapes[name]) != wanted:
+                raise InputError(
+                    f"{name} in {self.path} has shape {list(self.shapes[name])}; its configuration says "
+                    f"{list(wanted)}"
+                )
+        return {ours: self._read(stored_name) for ours, stored_name in names.items()}
 
-    def _check_shape(self, name: str, wanted: Shape) -> None:
-        if tuple(self.shapes[name]) != wanted:
-            raise InputError(
-                f"{name} in {self.path} has shape {list(self.shapes[name])}; its configuration says "
-                f"{list(wanted)}"
-            )
+    def length_of(self, name: str) -> int:
+        """Of a vector that must be one."""
+        shape = self.shapes[name]
+        if len(shape) != 1 or shape[0] < 1:
+            ours = name.rpartition(".")[2]
+            raise InputError(f"{ours} in {self.path} has shape {list(shape)}; it must be a vector")
+        return shape[0]
 
     def _read(self, name: str) -> Tensor:
         tensor = self.load(name.removesuffix(".T"))

@@ -91,12 +91,18 @@ def matches(path: Path) -> bool:
 
 def read_metadata(path: Path) -> SaeMetadata:
     """Read the names and shapes of ae.pt, and config.json."""
-    file, where = open_torch(_weights(path)), _config_file(path)
+    file = open_torch(_weights(path))
+    # config.json lies next to ae.pt; of a checkpoint it lies one folder above
+    folder = file.path.parent.absolute()
+    where = (folder.parent if folder.name == "checkpoints" else file.path.parent) / CONFIG
     config = read_json(where) if where.is_file() else {}
     trainer, buffer = _part(config, "trainer", where), _part(config, "buffer", where)
     name = _class(trainer, file, where)
     d_model, d_sae = _widths(file, trainer, where)
     hook_name, about_hook = _hook(trainer, buffer, where)
+    evaluation = file.path.with_name(EVALUATION)
+    numbers = finite(read_json(evaluation) if evaluation.is_file() else {})
+    card = {ours: numbers[published] for published, ours in CARD.items() if published in numbers}
     return SaeMetadata(
         architecture=KINDS[name].architecture,
         d_model=d_model,
@@ -108,7 +114,7 @@ def read_metadata(path: Path) -> SaeMetadata:
         hook_name=hook_name,
         context_size=optional_int(buffer, "ctx_len", where),
         model_name=optional_text(trainer, "lm_name", where),
-        card=_card(file.path.parent),
+        card=card | ({"dead": 1 - numbers["frac_alive"]} if "frac_alive" in numbers else {}),
         notes=(*_notes(name, file), *about_hook),
         extra={"dict_class": name, "trainer": trainer, "buffer": buffer},
     )
@@ -147,12 +153,6 @@ def _weights(path: Path) -> Path:
     return single_torch_file(path) or path / WEIGHTS
 
 
-def _config_file(path: Path) -> Path:
-    """config.json lies next to ae.pt; of a checkpoint it lies one folder above."""
-    folder = _weights(path).parent
-    return (folder.absolute().parent if folder.absolute().name == "checkpoints" else folder) / CONFIG
-
-
 def _part(config: dict[str, Any], name: str, where: Path) -> dict[str, Any]:
     part = config.get(name) or {}
     if not isinstance(part, dict):
@@ -167,8 +167,8 @@ def _class(trainer: dict[str, Any], file: TensorFile, where: Path) -> str:
         return name
     if name is not None:
         raise InputError(f"{where} has dict_class {name!r}; known: {', '.join(KINDS)}")
-    fitting = [known for known, kind in KINDS.items() if _names(kind, direct=False) == file.shapes.keys()]
-    fitting += [known for known, kind in KINDS.items() if _names(kind, direct=True) == file.shapes.keys()]
+    layouts = [(known, kind, direct) for direct in (False, True) for known, kind in KINDS.items()]
+    fitting = [known for known, kind, direct in layouts if _names(kind, direct) == file.shapes.keys()]
     if len(fitting) != 1:
         why = f"could be of {' or '.join(fitting)}" if fitting else "is of no class known to us"
         raise InputError(f"{file.path} {why}: put its {CONFIG} next to it, which names trainer.dict_class")
@@ -200,7 +200,7 @@ def _widths(file: TensorFile, trainer: dict[str, Any], where: Path) -> tuple[int
 
 def _k(file: TensorFile, trainer: dict[str, Any], d_sae: int, where: Path) -> int:
     """The k of a TopK SAE, which stands in both files."""
-    configured, k = optional_int(trainer, "k", where), optional_int(trainer, "k", where)
+    configured = k = optional_int(trainer, "k", where)
     if "k" in file.shapes:
         k = positive_int(_scalar(file, "k").item(), "k", file.path)
     if k is None:
@@ -266,11 +266,3 @@ def _notes(name: str, file: TensorFile) -> tuple[str, ...]:
             )
         return ("Its learnt threshold decides what fires, not the k largest of a batch.",)
     return ()
-
-
-def _card(folder: Path) -> dict[str, float]:
-    """Published figures, if eval_results.json is there."""
-    content = read_json(folder / EVALUATION) if (folder / EVALUATION).is_file() else {}
-    numbers = finite(content)
-    card = {ours: numbers[published] for published, ours in CARD.items() if published in numbers}
-    return card | ({"dead": 1 - numbers["frac_alive"]} if "frac_alive" in numbers else {})

@@ -36,6 +36,12 @@ HOOKS = {
 CONTEXT_SIZE = 1024
 """Tokens of a context that all of them were trained on, with BOS first."""
 
+EMBEDDING_NOTE = (
+    "An SAE of embeddings before Gemma multiplies them by sqrt(d_model); that factor is folded into its "
+    "weights, so it reads hook_embed of a HookedTransformer, which has it. SAELens leaves b_dec as it "
+    "is, here it is scaled too: features are the same, reconstructions differ."
+)
+
 
 class PathInfo(NamedTuple):
     """What a path says."""
@@ -73,7 +79,7 @@ def read_metadata(path: Path) -> SaeMetadata:
         context_size=CONTEXT_SIZE if path_info.model_name else None,
         model_name=path_info.model_name,
         card=finite({"l0": path_info.l0}),
-        notes=tuple(_notes(path_info)),
+        notes=(EMBEDDING_NOTE,) if path_info.embedding else (),
     )
 
 
@@ -145,14 +151,3 @@ def _hooks(path_info: PathInfo) -> tuple[str | None, str | None]:
     hook_in, hook_out = HOOKS[path_info.kind]
     block = f"blocks.{path_info.layer}"
     return f"{block}.{hook_in}", f"{block}.{hook_out}" if hook_out else None
-
-
-def _notes(path_info: PathInfo) -> list[str]:
-    """What was decided, a sentence each."""
-    if not path_info.embedding:
-        return []
-    return [
-        "An SAE of embeddings before Gemma multiplies them by sqrt(d_model); that factor is folded into its "
-        "weights, so it reads hook_embed of a HookedTransformer, which has it. SAELens leaves b_dec as it "
-        "is, here it is scaled too: features are the same, reconstructions differ."
-    ]

@@ -55,9 +55,12 @@ def read_metadata(path: Path) -> SaeMetadata:
         )
     file = open_safetensors(folder / WEIGHTS)
     d_model, d_sae, d_out = _widths(file)
-    kind, layer = _kind_and_layer(folder)
+    # the last two parts of the path say kind and layer; links are not followed
+    parts = folder.absolute().parts[-2:]
+    kind = next((kind for kind in HOOKS if kind in "/".join(parts)), None)
+    layer = re.search(r"layer_(\d+)", folder.absolute().name)
     transcoder = kind == "transcoder" or SKIP in file.shapes or "hf_hook_point_out" in config
-    hook_in, hook_out = _hooks(config, kind, layer)
+    hook_in, hook_out = _hooks(config, kind, int(layer[1]) if layer else None)
     return SaeMetadata(
         architecture="jumprelu",
         d_model=d_model,
@@ -106,14 +109,6 @@ def _widths(file: TensorFile) -> tuple[int, int, int]:
             "with two dimensions"
         )
     return w_enc[0], w_enc[1], w_dec[1]
-
-
-def _kind_and_layer(folder: Path) -> tuple[str | None, int | None]:
-    """From the last two parts of the path: its kind and its layer. Links are not followed."""
-    parts = "/".join(folder.absolute().parts[-2:])
-    kind = next((kind for kind in HOOKS if kind in parts), None)
-    layer = re.search(r"layer_(\d+)", folder.absolute().name)
-    return kind, int(layer[1]) if layer else None
 
 
 def _model_name(configured: Any) -> str | None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pipeline.saes.files.tensors import open_safetensors, positive_int, read_json, require
 from pipeline.saes.metadata import SaeMetadata
@@ -52,14 +52,6 @@ NOTE = (
     "the norm n of the feature's decoder column: its activation is ours times s_out / n, and its threshold, "
     "in ours, n s_in / s_out times as high; so other features fire where n differs from 1."
 )
-
-
-class Settings(NamedTuple):
-    """What changes numbers in addition to the weights."""
-
-    scale_in: float
-    scale_out: float
-    threshold: float
 
 
 def matches(path: Path) -> bool:
@@ -101,39 +93,8 @@ def weight_files(path: Path) -> list[Path]:
     return [require(_weights(path))]
 
 
-def settings(path: Path) -> dict[str, Any]:
-    """See pipeline.saes.formats."""
-    return _settings(path)._asdict()
-
-
-def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
-    """See pipeline.saes.formats. The decoder's norms are folded in by
-    `pipeline.saes.encoding.weights.finished`.
-    """
-    import torch
-
-    scales = _settings(path)
-    file = open_safetensors(_weights(path))
-    weights = file.take(NAMES, metadata)
-    weights["b_enc"] = weights["b_enc"] / scales.scale_in
-    weights["W_dec"] = weights["W_dec"] * (scales.scale_in / scales.scale_out)
-    weights["b_dec"] = weights["b_dec"] / scales.scale_out
-    weights["threshold"] = torch.full((metadata.d_sae,), scales.threshold)
-    return weights
-
-
-def _folder(path: Path) -> Path:
-    if path.name != WEIGHTS:
-        return path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
-def _weights(path: Path) -> Path:
-    return path if path.name == WEIGHTS else path / "checkpoints" / WEIGHTS
-
-
-def _settings(path: Path) -> Settings:
-    """The factors of x and of its reconstruction, and the threshold."""
+def settings(path: Path) -> dict[str, float]:
+    """See pipeline.saes.formats: the factors of x and of its reconstruction, and the threshold."""
     where = _folder(path) / CONFIG
     config = read_json(where)
     scale_in, scale_out = 1.0, 1.0
@@ -145,9 +106,34 @@ def _settings(path: Path) -> Settings:
             length / _positive(norms.get(side), f"dataset_average_activation_norm.{side}", where)
             for side in ("in", "out")
         )
-    return Settings(
-        scale_in, scale_out, _positive(config.get("jump_relu_threshold"), "jump_relu_threshold", where)
-    )
+    threshold = _positive(config.get("jump_relu_threshold"), "jump_relu_threshold", where)
+    return {"scale_in": scale_in, "scale_out": scale_out, "threshold": threshold}
+
+
+def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
+    """See pipeline.saes.formats. The decoder's norms are folded in by
+    `pipeline.saes.encoding.weights.finished`.
+    """
+    import torch
+
+    scale_in, scale_out, threshold = settings(path).values()
+    weights = open_safetensors(_weights(path)).take(NAMES, metadata)
+    # the formula above, divided by s_in where that leaves W_enc as it is
+    weights["b_enc"] = weights["b_enc"] / scale_in
+    weights["W_dec"] = weights["W_dec"] * (scale_in / scale_out)
+    weights["b_dec"] = weights["b_dec"] / scale_out
+    weights["threshold"] = torch.full((metadata.d_sae,), threshold)
+    return weights
+
+
+def _folder(path: Path) -> Path:
+    if path.name != WEIGHTS:
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def _weights(path: Path) -> Path:
+    return path if path.name == WEIGHTS else path / "checkpoints" / WEIGHTS
 
 
 def _positive(value: Any, name: str, where: Path) -> float:

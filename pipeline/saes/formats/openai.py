@@ -59,7 +59,7 @@ def read_metadata(path: Path) -> SaeMetadata:
     """Read names, shapes and plain values of the file, and its path."""
     file = open_torch(single_torch_file(path) or path)
     top_k = _activation(file) == "TopK"
-    (d_model,), (d_sae,) = _vector(file, "pre_bias"), _vector(file, "latent_bias")
+    d_model, d_sae = file.length_of("pre_bias"), file.length_of("latent_bias")
     k = positive_int(file.values.get("activation_state_dict.k"), "k", file.path) if top_k else None
     if k is not None and k > d_sae:
         raise InputError(f"{file.path} has k {k}, but {d_sae} features: restore the k it was trained with")
@@ -97,10 +97,3 @@ def _activation(file: TensorFile) -> str:
     if name not in ("ReLU", "TopK") or after != "ReLU":
         raise InputError(f"{file.path} has activation {name!r}, then {after!r}; known: ReLU, TopK then ReLU")
     return str(name)
-
-
-def _vector(file: TensorFile, name: str) -> tuple[int]:
-    shape = file.shapes[name]
-    if len(shape) != 1 or shape[0] < 1:
-        raise InputError(f"{name} in {file.path} has shape {list(shape)}; it must be a vector")
-    return (shape[0],)

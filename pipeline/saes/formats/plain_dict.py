@@ -48,12 +48,15 @@ def matches(path: Path) -> bool:
 def read_metadata(path: Path) -> SaeMetadata:
     """Read names and shapes, and the .json next to the file, if there is one."""
     file = open_torch(_file(path))
-    (nest, *_), where = _nests(file.shapes), _config_file(file.path)
+    nest, *_ = _nests(file.shapes)
+    candidates = (file.path.with_name(f"{file.path.stem}{ending}") for ending in ("_cfg.json", ".json"))
+    where = next((candidate for candidate in candidates if candidate.is_file()), None)
     config = {} if where is None else read_json(where)
     d_model, d_sae = _widths(file, nest, config, where or file.path)
     jumps = f"{nest}threshold" in file.shapes
     subtracts = flag(config, "apply_b_dec_to_input", where or file.path, True)
-    hook_name = _first(config, HOOK_KEYS, where or file.path)
+    hook_names = (optional_text(config, key, where or file.path) for key in HOOK_KEYS)
+    hook_name = next(filter(None, hook_names), None)
     context = next((key for key in CONTEXT_KEYS if config.get(key) is not None), "")
     return SaeMetadata(
         architecture="jumprelu" if jumps else "standard",
@@ -92,27 +95,14 @@ def _nests(names: Iterable[str]) -> list[str]:
     return [nest for nest in NESTS if {nest + array for array in ARRAYS} <= set(names)]
 
 
-def _config_file(file: Path) -> Path | None:
-    """NAME_cfg.json or NAME.json next to NAME.pt."""
-    candidates = (file.with_name(f"{file.stem}{ending}") for ending in ("_cfg.json", ".json"))
-    return next((file for file in candidates if file.is_file()), None)
-
-
 def _widths(file: TensorFile, nest: str, config: dict[str, Any], where: Path) -> tuple[int, int]:
     """d_model and d_sae: of the biases, and as the configuration has them."""
     widths = []
     for name, key in (("b_dec", "act_size"), ("b_enc", "dict_size")):
-        shape = file.shapes[nest + name]
-        if len(shape) != 1 or shape[0] < 1:
-            raise InputError(f"{name} in {file.path} has shape {list(shape)}; it must be a vector")
-        if optional_int(config, key, where) not in (None, shape[0]):
-            raise InputError(f"{where} has {key} {config[key]}, {file.path} {shape[0]}: they are of two SAEs")
-        widths.append(shape[0])
+        widths.append(width := file.length_of(nest + name))
+        if optional_int(config, key, where) not in (None, width):
+            raise InputError(f"{where} has {key} {config[key]}, {file.path} {width}: they are of two SAEs")
     return widths[0], widths[1]
-
-
-def _first(config: dict[str, Any], keys: tuple[str, ...], where: Path) -> str | None:
-    return next((text for key in keys if (text := optional_text(config, key, where))), None)
 
 
 def _notes(subtracts: bool, jumps: bool, hook_name: str | None) -> tuple[str, ...]:

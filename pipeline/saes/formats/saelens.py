@@ -111,22 +111,27 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
     config = _checked(config, where)
     about: dict[str, Any] = config["metadata"]
     architecture, transcoder, skip = ARCHITECTURES[config["architecture"]]
-    top_k = architecture in ("topk", "abstopk")
-    hook_in, hook_out = _hooks(about)
+    # a module of Hugging Face's that is named counts before SAELens' own name of the hook
+    point_in, point_out = points_of(about)
     return SaeMetadata(
         architecture=architecture,
         d_model=positive_int(config["d_in"], "d_in", Path(where)),
         d_sae=positive_int(config["d_sae"], "d_sae", Path(where)),
         apply_b_dec_to_input=_apply_b_dec_to_input(config, transcoder, where),
         normalize_activations=config.get("normalize_activations") or "none",
-        k=_k(config, where) if top_k else None,
+        # the k of an old TopK SAE stands in activation_fn_kwargs alone
+        k=positive_int(
+            _activation_options(config).get("k") if config.get("k") is None else config["k"], "k", Path(where)
+        )
+        if architecture in ("topk", "abstopk")
+        else None,
         rescale_acts_by_decoder_norm=config["architecture"] in RESCALED
         and flag(config, "rescale_acts_by_decoder_norm", Path(where)),
         transcoder=transcoder,
         d_out=positive_int(config["d_out"], "d_out", Path(where)) if transcoder else None,
         skip=skip,
-        hook_name=hook_in,
-        hook_name_out=hook_out,
+        hook_name=hook_at(point_in) or about.get("hook_name"),
+        hook_name_out=hook_at(point_out) or about.get("hook_name_out"),
         hook_head_index=_head(about.get("hook_head_index"), where),
         prepend_bos=about.get("prepend_bos"),
         context_size=about.get("context_size"),
@@ -134,7 +139,7 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
         model_name=about.get("model_name"),
         model_class_name=about.get("model_class_name"),
         model_kwargs=about.get("model_from_pretrained_kwargs") or {},
-        notes=(*_notes(config), *_hook_notes(about)),
+        notes=tuple(_notes(config)),
         extra={name: value for name, value in about.items() if name not in UNDERSTOOD},
     )
 
@@ -147,12 +152,6 @@ def _apply_b_dec_to_input(config: dict[str, Any], transcoder: bool, where: Path 
             f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: say false there"
         )
     return applied
-
-
-def _k(config: dict[str, Any], where: Path | str) -> int:
-    """The k of a TopK SAE, which may stand in activation_fn_kwargs alone."""
-    given = config.get("k")
-    return positive_int(_activation_options(config).get("k") if given is None else given, "k", Path(where))
 
 
 def _activation_options(config: dict[str, Any]) -> dict[str, Any]:
@@ -296,21 +295,10 @@ def _notes(config: dict[str, Any]) -> list[str]:
             f"SAELens rounds the thresholds to {dtype} when it loads them; here they are as stored, so a "
             "feature within that rounding of its threshold may differ."
         )
+    named, (point, _) = config["metadata"].get("hook_name"), points_of(config["metadata"])
+    if (hook := hook_at(point)) not in (None, named):
+        notes.append(f"It reads {hook}, which is {point}; its hook_name is {named}, another place.")
     return notes
-
-
-def _hooks(about: dict[str, Any]) -> tuple[Any, Any]:
-    """Where it reads and what it reconstructs; a module of Hugging Face's that is named counts before it."""
-    point_in, point_out = points_of(about)
-    return hook_at(point_in) or about.get("hook_name"), hook_at(point_out) or about.get("hook_name_out")
-
-
-def _hook_notes(about: dict[str, Any]) -> list[str]:
-    """A sentence where SAELens' name of the hook is another place than the module that is named."""
-    hook, (point, _) = hook_at(points_of(about)[0]), points_of(about)
-    if hook is None or hook == about.get("hook_name"):
-        return []
-    return [f"It reads {hook}, which is {point}; its hook_name is {about.get('hook_name')}, another place."]
 
 
 def _head(value: Any, where: Path | str) -> int | None:

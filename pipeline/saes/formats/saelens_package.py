@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,16 +64,18 @@ class Opened(NamedTuple):
 
     def digest(self) -> dict[str, Any]:
         """What the SAE's digest is made of: every tensor, and the recipe."""
-        tensors = {name: _sha256(tensor) for name, tensor in sorted(self.weights().items())}
-        return {"format": "saelens_package", "weights": tensors, **self._settings(), **self.metadata.recipe()}
-
-    def _settings(self) -> dict[str, Any]:
-        """What changes the numbers of an architecture without a rule, in addition to its tensors."""
-        if self.has_rule:
-            return {}
-        config = self.sae.cfg.to_dict()
-        settings = {name: config[name] for name in config.keys() - {"metadata", "device", "dtype"}}
-        return {"settings": settings, "sae_lens": _package().__version__}
+        tensors = {}
+        for name, tensor in sorted(self.weights().items()):
+            digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.float().cpu().contiguous().numpy().data)
+            tensors[name] = digest.hexdigest()
+        content = {"format": "saelens_package", "weights": tensors}
+        if not self.has_rule:
+            # the package encodes it: its version and its settings move numbers too
+            config = self.sae.cfg.to_dict()
+            settings = {name: config[name] for name in config.keys() - {"metadata", "device", "dtype"}}
+            content |= {"settings": settings, "sae_lens": _package().__version__}
+        return content | self.metadata.recipe()
 
 
 def open_sae(spec: str) -> Opened:
@@ -143,7 +146,11 @@ def _published(package: Any, spec: str, name: str) -> tuple[Any, dict[str, float
             f"SAE {spec}: release {release} has no {sae_id!r}; {_closest(sae_id, list(entry.saes_map))}"
         )
     sae = package.SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
-    return sae, {} if entry is None else _card(entry, sae_id)
+    if entry is None:
+        return sae, {}
+    # the directory has 0 and 1 where it has no figure
+    l0, explained = entry.expected_l0.get(sae_id), entry.expected_var_explained.get(sae_id)
+    return sae, finite({"l0": l0 or None, "explained_variance": explained if explained != 1 else None})
 
 
 def split(spec: str, name: str, known: Any) -> tuple[str, str]:
@@ -166,16 +173,8 @@ def _closest(name: str, names: list[str]) -> str:
     return f"the nearest of {len(names)} are {', '.join(near)}" if near else "it has none"
 
 
-def _card(entry: Any, sae_id: str) -> dict[str, float]:
-    """Published figures; the directory has 0 and 1 where it has none."""
-    l0, explained = entry.expected_l0.get(sae_id), entry.expected_var_explained.get(sae_id)
-    return finite({"l0": l0 or None, "explained_variance": explained if explained != 1 else None})
-
-
 def _metadata(sae: Any, spec: str, card: dict[str, float], version: str) -> SaeMetadata:
     """From the package's configuration."""
-    from dataclasses import replace
-
     config = sae.cfg.to_dict()
     architecture = sae.cfg.architecture()
     has_rule = architecture in saelens.ARCHITECTURES
@@ -187,10 +186,3 @@ def _metadata(sae: Any, spec: str, card: dict[str, float], version: str) -> SaeM
         metadata, architecture=metadata.architecture if has_rule else architecture, card=card, notes=notes,
         format="saelens_package",
     )  # fmt: skip
-
-
-def _sha256(tensor: Any) -> str:
-    """Of the values and the shape."""
-    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
-    digest.update(tensor.float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()

@@ -59,6 +59,11 @@ READS_AND_WRITES = {
 """Module of a block -> what goes into it, what comes out of it, and what it adds to the residual stream, by
 TransformerLens' names. The last two are the same but in models with a norm after the module (Gemma 2)."""
 
+NOTES = {
+    "topk": "sparsify takes relu before the k largest, so a row with few positives has fewer than k.",
+    "abstopk": "signed: the k largest magnitudes fire, as in the early versions of sparsify that train so.",
+}
+
 
 def matches(path: Path) -> bool:
     """Whether this reader is the one for `path`."""
@@ -70,7 +75,8 @@ def read_metadata(path: Path) -> SaeMetadata:
     folder = _folder(path)
     where, config, run = folder / CONFIG, read_json(folder / CONFIG), _run(folder)
     d_model = positive_int(config.get("d_in"), "d_in", where)
-    architecture, d_sae, k = _architecture(config, where), _d_sae(config, d_model, where), _k(config, where)
+    architecture, d_sae = _architecture(config, where), _d_sae(config, d_model, where)
+    k = positive_int(config.get("k", DEFAULT_K), "k", where)
     if k > d_sae or (architecture == "groupmax" and d_sae % k):
         why = "groups are of one size" if k <= d_sae else "there are not as many"
         raise InputError(f"{where} has k {k} for {d_sae} features: {why}; restore the k it was trained with")
@@ -131,10 +137,6 @@ def _d_sae(config: dict[str, Any], d_model: int, where: Path) -> int:
     return d_model * positive_int(factor, "expansion_factor", where)
 
 
-def _k(config: dict[str, Any], where: Path) -> int:
-    return positive_int(config.get("k", DEFAULT_K), "k", where)
-
-
 def _hook_folder(folder: Path) -> Path:
     """The folder that is named after the hook; runs with several seeds have one folder more per seed."""
     folder = folder.absolute()
@@ -164,15 +166,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _notes(architecture: str, reads: str | None) -> tuple[str, ...]:
-    notes = []
-    if architecture == "topk":
-        notes.append(
-            "sparsify takes relu before the k largest, so a row with few positives has fewer than k."
-        )
-    if architecture == "abstopk":
-        notes.append(
-            "signed: the k largest magnitudes fire, as in the early versions of sparsify that train so."
-        )
+    notes = [NOTES[architecture]] if architecture in NOTES else []
     if reads is not None and reads.endswith(("mlp_out", "attn_out")):
         exact = reads.replace("hook_", "").replace("_out", ".hook_out")
         notes.append(

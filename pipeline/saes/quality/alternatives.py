@@ -41,6 +41,7 @@ class Rows(NamedTuple):
         """At most n of the rows, evenly spaced."""
         if len(self.x) <= n:
             return self
+        # in whole numbers, so that the last row is never passed
         kept = torch.arange(n, device=self.x.device) * len(self.x) // n
         return Rows(self.x[kept], self.target[kept])
 
@@ -52,6 +53,7 @@ class Rows(NamedTuple):
         kept = norms <= MASSIVE * norms.quantile(0.5)
         if not 0 < int((~kept).sum()) <= MASSIVE_SHARE * len(norms):
             return self
+        # a plain SAE's target is x itself, and stays one tensor with it
         x = self.x[kept]
         return Rows(x, x if self.target is self.x else self.target[kept])
 
@@ -92,8 +94,7 @@ def tensors_of(encoder: Encoder) -> Weights:
 
 def scaled(encoder: Encoder, scale_in: float, scale_out: float) -> Encoder:
     """The encoder for x * scale_in and target * scale_out, with both factors folded in."""
-    weights = fold_input_scale(tensors_of(encoder), scale_in, scale_out)
-    return rebuilt(encoder, weights)
+    return rebuilt(encoder, fold_input_scale(tensors_of(encoder), scale_in, scale_out))
 
 
 def mean_norm_factor(x: Tensor) -> float:
@@ -221,6 +222,7 @@ def decoder_norms(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
     """Activations are meant for decoder rows of length 1."""
     weights = tensors_of(encoder)
     norm = torch.linalg.vector_norm(weights["W_dec"], dim=1).clamp(min=1e-30)
+    # rows of length 1 already: norms cannot be the mistake
     if bool(((norm - 1).abs() < 0.01).all()):
         return
     unit = {"W_dec": weights["W_dec"] / norm[:, None]}
@@ -248,6 +250,7 @@ def any_k(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
         return
     topk = partial(rebuilt, encoder, architecture="topk")
     sample = rows.thinned(SAMPLE)
+    # more than half as many features as dimensions explain anything, so k ends there
     powers = (1 << n for n in range(min(encoder.d_model // 2, encoder.d_sae).bit_length()))
     k = max(powers, key=lambda k: _score(topk(k=k), sample))
     if (encoder.metadata.architecture, encoder.metadata.k) != ("topk", k):
@@ -285,8 +288,10 @@ def best_factor(score: Callable[[float], float], *, wide: bool) -> float:
     reach = 8 if wide else 1
     scores = {2.0**n: score(2.0**n) for n in range(-reach, reach + 1)}
     best = max(scores, key=lambda c: (scores[c], c == 1))
+    # steps that halve around the best power of two, as if the score had one maximum there
     for step in (2**0.5, 2**0.25, 2**0.125, 2**0.0625):
         scores |= {c: score(c) for c in (best * step, best / step)}
+        # the best so far comes first: of equal scores the simpler factor stays
         best = max((best, best * step, best / step), key=lambda c: scores[c])
     return best
 
@@ -295,6 +300,7 @@ def decoder_factor(encoder: Encoder, rows: Rows) -> float:
     """The factor of activations @ W_dec with the least squared error; 1 where nothing fires."""
     features = encoder.encode(rows.x)
     y = encoder.decode(features, like=rows.x)
+    # without activations only the bias is left: least squares of the rest on the sum of directions
     nothing = encoder.decode(features.select(features.data == 0), like=rows.x)
     sum_, rest = (y - nothing).double(), (rows.target.to(y.device) - nothing).double()
     power = float(sum_.square().sum())

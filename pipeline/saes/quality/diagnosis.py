@@ -8,7 +8,7 @@ tell nothing. A few massive rows are left out (`Rows.ordinary`), for they would 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import NamedTuple
 
@@ -60,6 +60,11 @@ class Finding(NamedTuple):
         left = 1 - self.explained_variance
         return math.inf if math.isnan(left) else left
 
+    @property
+    def is_measurable(self) -> bool:
+        """Whether there are rows enough, and they vary."""
+        return self.n >= FEW and not math.isnan(self.explained_variance)
+
 
 class Diagnosis(NamedTuple):
     """What was tried and what it says."""
@@ -75,7 +80,7 @@ class Diagnosis(NamedTuple):
     @property
     def is_measurable(self) -> bool:
         """Whether the rows are enough for a verdict."""
-        return _is_measurable(self.as_loaded)
+        return self.as_loaded.is_measurable
 
 
 def diagnose(
@@ -93,25 +98,19 @@ def diagnose(
     loaded = _finding(Alternative("as loaded", "", encoder, rows))
     on_sample = _finding(Alternative("as loaded", "", encoder, rows.thinned(SAMPLE)))
     tried = []
-    for alternative in chain(_from_other_rows(encoder, others), alternatives(encoder, rows)):
+    elsewhere = (
+        Alternative(name, change, encoder, there.thinned(ROWS).ordinary()) for name, change, there in others
+    )
+    for alternative in chain(elsewhere, alternatives(encoder, rows)):
+        # a sample first: most alternatives are far worse, and need not be measured on all rows
         finding = _finding(alternative._replace(rows=alternative.rows.thinned(SAMPLE)))
         if finding.unexplained < on_sample.unexplained and _is_sparse(finding, on_sample, encoder):
             finding = _finding(alternative)
         tried.append(finding)
         if observe is not None:
             observe(finding)
-    likely = _likely(loaded, tried, encoder) if _is_measurable(loaded) else None
+    likely = _likely(loaded, tried, encoder) if loaded.is_measurable else None
     return Diagnosis(loaded, tuple(tried), likely, *_verdict(loaded, tried, likely, published_k(encoder)))
-
-
-def _is_measurable(finding: Finding) -> bool:
-    """Whether there are rows enough, and they vary."""
-    return finding.n >= FEW and not math.isnan(finding.explained_variance)
-
-
-def _from_other_rows(encoder: Encoder, places: Iterable[OtherRows]) -> Iterator[Alternative]:
-    for name, change, rows in places:
-        yield Alternative(name, change, encoder, rows.thinned(ROWS).ordinary())
 
 
 def _finding(alternative: Alternative) -> Finding:
@@ -130,11 +129,12 @@ def _likely(loaded: Finding, tried: list[Finding], encoder: Encoder) -> Finding 
     good = [
         finding
         for finding in tried
-        if _is_measurable(finding)
+        if finding.is_measurable
         and finding.unexplained < min(CLEARLY * loaded.unexplained, loaded.unexplained - GAIN)
         and finding.explained_variance >= EXPLAINS
         and _is_sparse(finding, loaded, encoder)
     ]
+    # alternatives come the special before the general, and a general one always explains a little more
     least = min((finding.unexplained for finding in good), default=0.0)
     factor, share = ALIKE
     return next((finding for finding in good if finding.unexplained <= factor * least + share), None)
@@ -144,7 +144,7 @@ def _verdict(
     loaded: Finding, tried: list[Finding], likely: Finding | None, published: set[int]
 ) -> tuple[str, bool]:
     """One or two sentences, and whether all is well; `published` are L0s that the SAE's files name."""
-    if not _is_measurable(loaded):
+    if not loaded.is_measurable:
         return f"These are too few tokens to tell ({_figures(loaded)}): give more --tokens.", True
     if likely is not None:
         return (

@@ -53,12 +53,14 @@ class Spread:
         """Merge float64 rows [N, O] and their squared errors [N] into those before them."""
         if not len(rows):
             return
+        # of these rows alone first: squares about their own mean lose no digits
         mean = rows.mean(dim=0)
         self.sst += float((rows - mean).square().sum())
         self.sse += float(errors.sum())
         if self._mean is None:
             self.n, self._mean = len(rows), mean
             return
+        # Chan, Golub and LeVeque: SST of both = SST + SST + step^2 n m / (n + m)
         step, share = mean - self._mean, len(rows) / (self.n + len(rows))
         self.sst += float(step.square().sum()) * self.n * share
         self._mean = self._mean + step * share
@@ -96,11 +98,15 @@ class Reconstruction:
         self._width = wanted.shape[1]
         self._cosines += float(torch.cosine_similarity(wanted, given, dim=1).sum())
         self.active += np.bincount(features.indices, minlength=len(self.active))
-        self._add_l0(np.diff(features.indptr))
+        # rows by their L0; the histogram grows where a row has more features than any before
+        fresh = np.bincount(np.diff(features.indptr), minlength=len(self._rows_of_l0))
+        fresh[: len(self._rows_of_l0)] += self._rows_of_l0
+        self._rows_of_l0 = fresh
 
     def _add_to_rest(self, rows: Tensor, errors: Tensor) -> None:
         """Add the rows that are not massive, once the median is known; those that wait for it are copied."""
         if self._longest is None:
+            # a batch may hold the last of them and more: those after them are judged at once
             missing = MEDIAN_ROWS - sum(len(kept) for kept, _ in self._first)
             self._first.append((rows[:missing].clone(), errors[:missing].clone()))
             if len(rows) < missing:
@@ -112,13 +118,13 @@ class Reconstruction:
     def _add_buffered(self) -> None:
         """Take the median of the rows that there are, and add them."""
         rows, errors = (torch.cat(part) for part in zip(*self._first, strict=True))
-        self._longest = MASSIVE * float(_norms(rows).quantile(0.5))
+        self._longest = MASSIVE * float(torch.linalg.vector_norm(rows, dim=1).quantile(0.5))
         self._first.clear()
         self._add_ordinary(rows, errors)
 
     def _add_ordinary(self, rows: Tensor, errors: Tensor) -> None:
         assert self._longest is not None
-        kept = _norms(rows) <= self._longest
+        kept = torch.linalg.vector_norm(rows, dim=1) <= self._longest
         self._rest.add(rows[kept], errors[kept])
 
     @property
@@ -159,12 +165,6 @@ class Reconstruction:
         """The one of the two that an SAE is judged by."""
         return self.explained.judged
 
-    def _add_l0(self, l0: I64) -> None:
-        """Count rows by the number of features that fire in them."""
-        fresh = np.bincount(l0, minlength=len(self._rows_of_l0))
-        fresh[: len(self._rows_of_l0)] += self._rows_of_l0
-        self._rows_of_l0 = fresh
-
     @property
     def explained_variance(self) -> float:
         """1 - SSE / SST; NaN for a target that does not vary."""
@@ -190,6 +190,7 @@ class Reconstruction:
         """Median number of features that fire in a row; of two middle rows the mean."""
         if not self.n:
             return float("nan")
+        # the first L0 at which as many rows as the middle one's number have been counted
         cumulative = np.cumsum(self._rows_of_l0)
         middle = np.searchsorted(cumulative, [(self.n - 1) // 2 + 1, self.n // 2 + 1])
         return float(middle.mean())
@@ -208,11 +209,6 @@ def reconstruct(encoder: Encoder, x: Tensor, target: Tensor, into: Reconstructio
     features = encoder.encode(x)
     into.add(target, encoder.decode(features, like=x), features)
     return features
-
-
-def _norms(rows: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norms
 
 
 def target_of(metadata: SaeMetadata, at_hook_out: Tensor) -> Tensor:

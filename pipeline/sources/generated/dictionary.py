@@ -77,5 +77,6 @@ def open_dictionary(recipe: Dictionary) -> DictionaryGenerator:
 def strongest(values: sparse.csr_matrix) -> I64:
     """1 + the feature of largest value in each row, 0 where there is none; int64 [N]."""
     numbers: I64 = np.asarray(values.argmax(axis=1)).ravel().astype(np.int64) + 1
+    # argmax of a row without values is 0, which would be the first feature
     numbers[np.diff(values.indptr) == 0] = 0
     return numbers

@@ -76,9 +76,11 @@ class SyntheticSource:
         draw = hashes(numbers, stream(self._corpus.seed, _LENGTHS))
         lengths: I64 = self._levels[draw & np.uint64(LEVELS - 1)]
         starts = np.cumsum(lengths) - lengths
+        # a token is drawn by its place in its document, so that documents can be drawn in any pieces
         place = np.arange(lengths.sum()) - np.repeat(starts, lengths)
         key = np.repeat(hashes(numbers, stream(self._corpus.seed, _TOKENS)), lengths)
         bits = hashes(place.astype(np.uint64), np.uint64(0)) ^ key
         half, vocabulary = mixed(bits) >> np.uint64(32), np.uint64(self._corpus.vocabulary)
+        # the square of an even draw has the distribution function sqrt; in integers, for all machines
         squared = half * half >> np.uint64(32)
         return lengths, (squared * vocabulary >> np.uint64(32)).tolist()

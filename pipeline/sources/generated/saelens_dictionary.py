@@ -8,8 +8,7 @@ back as it was.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -46,24 +45,35 @@ class SaelensDictionary:
         self.recipe = recipe
         rng = rng_of(recipe, DICTIONARY)
         if recipe.cosine is None and not recipe.cosines:
-            self.vectors: F32 = _orthogonalized(recipe)
+            seed = int(rng_of(recipe, DICTIONARY, 1).integers(2**63))
+            made = synthetic.FeatureDictionary(recipe.features, recipe.width, seed=seed)
+            self.vectors: F32 = made.feature_vectors.detach().numpy().astype(np.float32)
         else:
             self.vectors = directions(recipe, rng)
         self.bias: F32 = bias_of(recipe, rng)
         mean, std = magnitudes(recipe)
+        trees, correlations = [_node(tree) for tree in recipe.trees], None
+        if recipe.correlated:
+            # sae-lens takes all features at once; those of no group stay uncorrelated
+            correlations = torch.eye(recipe.features)
+            for group in recipe.correlated:
+                for a, b in permutations(group.features, 2):
+                    correlations[a, b] = group.correlation
         self._generator = synthetic.ActivationGenerator(
             recipe.features,
             _tensor(probabilities(recipe)),
             std_firing_magnitudes=_tensor(std),
             mean_firing_magnitudes=_tensor(mean),
-            modify_activations=_modifier(recipe),
-            correlation_matrix=_correlations(recipe),
+            modify_activations=synthetic.hierarchy_modifier(trees) if trees else None,
+            correlation_matrix=correlations,
         )
 
     def block(self, number: int) -> Block:
         """See `pipeline.synthetic.dictionary.generator.DictionaryGenerator`."""
         rng, rows = rng_of(self.recipe, ROWS, number), rows_of_block(self.recipe)
-        with _seeded(int(rng.integers(2**63))):
+        # sae-lens draws from the global generator, which is put back as it was
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
             values = sparse.csr_matrix(self._generator.sample(rows).numpy())
         return Block(number * rows, values, to_x(values, self.vectors, self.bias, self.recipe.noise, rng))
 
@@ -86,17 +96,6 @@ def _check(recipe: Dictionary) -> None:
         pending.extend(node.children)
 
 
-def _orthogonalized(recipe: Dictionary) -> F32:
-    seed = int(rng_of(recipe, DICTIONARY, 1).integers(2**63))
-    made = synthetic.FeatureDictionary(recipe.features, recipe.width, seed=seed)
-    vectors: F32 = made.feature_vectors.detach().numpy().astype(np.float32)
-    return vectors
-
-
-def _modifier(recipe: Dictionary) -> object | None:
-    return synthetic.hierarchy_modifier([_node(tree) for tree in recipe.trees]) if recipe.trees else None
-
-
 def _node(node: Node) -> synthetic.HierarchyNode:
     return synthetic.HierarchyNode(
         feature_index=node.feature,
@@ -105,23 +104,5 @@ def _node(node: Node) -> synthetic.HierarchyNode:
     )
 
 
-def _correlations(recipe: Dictionary) -> torch.Tensor | None:
-    if not recipe.correlated:
-        return None
-    matrix = torch.eye(recipe.features)
-    for group in recipe.correlated:
-        for a in group.features:
-            for b in group.features:
-                matrix[a, b] = 1.0 if a == b else group.correlation
-    return matrix
-
-
 def _tensor(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

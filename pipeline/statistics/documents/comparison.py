@@ -47,10 +47,8 @@ def compare(a: DocumentSums, b: DocumentSums, changes: DocumentSums | None = Non
     """
     columns: dict[str, object] = {"feature": np.arange(len(a.columns["active"]), dtype=np.uint32)}
     for side, sums in (("a", a), ("b", b)):
-        columns |= {
-            f"documents_{side}": sums.columns["documents"],
-            f"n_active_{side}": sums.columns["active"],
-        }
+        columns[f"documents_{side}"] = sums.columns["documents"]
+        columns[f"n_active_{side}"] = sums.columns["active"]
     for name, measure in MEASURES.items():
         change = _independent_change(a, b, measure) if changes is None else _paired(a, b, changes, measure)
         columns |= _tested(name, a.estimate(measure).p, b.estimate(measure).p, change)
@@ -74,9 +72,13 @@ def _independent_change(a: DocumentSums, b: DocumentSums, measure: str) -> Chang
     d = (a.totals.documents, b.totals.documents)
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = (one + two) ** 2 / (one**2 / (d[0] - 1) + two**2 / (d[1] - 1))
+    # 0 / 0 where the feature fires alike in all documents: then the freedom of a pooled variance
     freedom = np.where(one + two > 0, freedom, sum(d) - 2)
     variance = np.maximum(one + two, _pooled(first, second))
-    expected = (a.columns["documents"] + b.columns["documents"]) * _smaller_share(a, b)
+    # the share of the smaller set: of documents or of rows, whichever is less
+    rows = (a.totals.rows, b.totals.rows)
+    smaller_share = min(min(d) / sum(d), min(rows) / sum(rows))
+    expected = (a.columns["documents"] + b.columns["documents"]) * smaller_share
     return Change(second.p - first.p, variance, freedom, expected >= SUPPORT)
 
 
@@ -90,18 +92,12 @@ def _pooled(a: Estimate, b: Estimate) -> F64:
     return variance
 
 
-def _smaller_share(a: DocumentSums, b: DocumentSums) -> float:
-    """The share of the smaller set: of documents or of rows, whichever is less."""
-    documents = a.totals.documents, b.totals.documents
-    rows = a.totals.rows, b.totals.rows
-    return min(min(documents) / sum(documents), min(rows) / sum(rows))
-
-
 def _paired(a: DocumentSums, b: DocumentSums, changes: DocumentSums, measure: str) -> Change:
     """The same documents, with the same counted rows."""
     assert a.totals == b.totals == changes.totals
     first, second = a.estimate(measure), b.estimate(measure)
     squared = changes.columns[f"{measure}_change_squared"].astype(np.float64)
+    # the ratio estimate of x_b - x_a: its square is summed by document, its product with n is linear
     change = Estimate(second.x - first.x, squared, second.x_rows - first.x_rows, changes.totals)
     freedom = np.full(len(squared), changes.totals.documents - 1.0)
     supported = changes.columns[f"{measure}_changed"] >= 2 * SUPPORT
@@ -115,6 +111,7 @@ def _tested(name: str, a: F64, b: F64, change: Change) -> dict[str, F64]:
     error, z, p = judged(change)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(a * b > 0, np.log2(np.abs(b)) - np.log2(np.abs(a)), np.nan)
+    # features that were not tested are no part of the family that q corrects for
     q = np.full(len(z), np.nan)
     tested = ~np.isnan(p)
     q[tested] = stats.false_discovery_control(p[tested])

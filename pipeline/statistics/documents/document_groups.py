@@ -18,18 +18,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from pipeline.statistics.documents import clustered
 from pipeline.statistics.documents.clustered import DocumentSums, DocumentTotals, Pairs
 from pipeline.statistics.documents.trends import TREND_BYTES, NumericLabel
 from schemas.tables.tables import Schema
 from schemas.values import F64, I64
 
-SUMS: Schema = {
-    "documents": pl.Int64(),
-    "active": pl.Int64(),
-    "active_squared": pl.Int64(),
-    "active_rows": pl.Int64(),
-    "total": pl.Float64(),
-}
+SUMS: Schema = {name: clustered.SUMS[name] for name in list(clustered.SUMS)[:5]}
+"""Up to `total`: of the mean activation no error is estimated by group."""
 _WHOLE = [name for name, dtype in SUMS.items() if dtype.is_integer()]
 GROUP_BYTES = 8 * len(SUMS)
 """Memory for each feature and group."""
@@ -77,6 +73,7 @@ class Grouping:
         numbers, first = [np.zeros(documents.height, np.int64)], 1
         for label in self.labels:
             places = label.groups(documents[label.name])
+            # a document without a value stays -1, however many groups come before
             numbers.append(np.where(places < 0, -1, places + first))
             first += len(label.totals)
         return numbers
@@ -106,6 +103,7 @@ class GroupSums:
         for group_of in groups:
             group = group_of[pairs.document]
             inside = group >= 0
+            # add.at adds one by one in order, so a sum does not depend on where blocks were cut
             cells = (pairs.feature * self._shape[1] + group)[inside]
             for name, column in columns.items():
                 np.add.at(self._sums[name], cells, column[inside])
@@ -118,6 +116,7 @@ class GroupSums:
         """Sums over the documents of each group of a label."""
         names = [each.name for each in self._grouping.labels]
         before = self._grouping.labels[: names.index(label.name)]
+        # group 0 is of all documents; then come the groups of each label in the labels' order
         first = 1 + sum(len(each.totals) for each in before)
         return [self._of(first + place, totals) for place, totals in enumerate(label.totals)]
 

@@ -50,12 +50,14 @@ def frequency_interval(active: Estimate) -> Interval:
         freedom = np.clip(active.x**2 / active.x_squared, 1, max(totals.documents - 1, 1))
         independent = np.minimum(p * (1 - p) / variance, totals.rows)
         n = independent * (stats.norm.ppf((1 + LEVEL) / 2) / stats.t.ppf((1 + LEVEL) / 2, freedom)) ** 2
+        # Clopper and Pearson as quantiles of beta distributions, at a number of rows that is not whole
         x, tail = p * n, (1 - LEVEL) / 2
         low = special.betaincinv(x, n - x + 1, tail)
         high = special.betaincinv(x + 1, n - x, 1 - tail)
     error = np.sqrt(variance)
     if not totals.rows:
         return Interval(error, low, high)
+    # at 0 and 1 the variance is 0 as well, which is no knowledge: the rule of three takes its place
     never, always, bound = active.x == 0, active.x == totals.rows, rule_of_three(effective(totals))
     error[never | always] = np.nan
     low[never], high[never] = 0, bound

@@ -67,6 +67,7 @@ def ratio(moments: Moments, above: F64, below: F64) -> Estimated:
     value = float(above @ moments.sums) / size
     if d < 2:
         return Estimated(value, nan, nan, nan)
+    # the residual of each document is (a - R b).v, so its square needs the products alone
     apart = above - value * below
     squares = max(float(apart @ moments.products @ apart), 0.0)  # rounding may not make it negative
     se = float(np.sqrt(squares * d / (d - 1))) / size

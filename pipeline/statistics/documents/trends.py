@@ -74,7 +74,12 @@ class NumericLabel:
             return None
         centre = float(np.average(values, weights=n))
         scale = float(np.sqrt(np.average((values - centre) ** 2, weights=n)))
+        # t has mean 0 and mean square 1, so that high powers of years and the like keep their digits
         powers = [((values - centre) / scale) ** k for k in range(5)]
+        # the kurtosis of documents, whose mean is another one than that of rows
+        each = documents[known].astype(np.float64)
+        apart = values - np.average(values, weights=each)
+        kurtosis = np.average(apart**4, weights=each) / np.average(apart**2, weights=each) ** 2
         return cls(
             name,
             centre,
@@ -82,7 +87,7 @@ class NumericLabel:
             int(documents[known].sum()),
             tuple(float((n * power).sum()) for power in powers),
             tuple(float((squared * power).sum()) for power in powers),
-            _kurtosis(values, documents[known].astype(np.float64)),
+            float(kurtosis),
         )
 
     def standardised(self, values: pl.Series) -> F64:
@@ -99,12 +104,6 @@ class NumericLabel:
         of_rows = self.moments[4] * self.moments[0] / self.moments[2] ** 2
         kurtosis = max(of_rows, self.kurtosis, 1.0)
         return float((1 - np.sqrt(1 - 4 / (kurtosis + 3))) / 2)
-
-
-def _kurtosis(values: F64, weights: F64) -> float:
-    """The fourth central moment over the square of the second."""
-    apart = values - np.average(values, weights=weights)
-    return float(np.average(apart**4, weights=weights) / np.average(apart**2, weights=weights) ** 2)
 
 
 class TrendSums:
@@ -127,6 +126,7 @@ class TrendSums:
         for sums, of_documents in zip(self._sums, numbers, strict=True):
             t = of_documents[pairs.document]
             known = ~np.isnan(t)
+            # documents without a value add 0, so that all labels share the runs of features
             t, x = np.where(known, t, 0), np.where(known, pairs.active, 0).astype(np.float64)
             tx = t * x
             columns = {"documents": known.astype(np.int64), "active": x, "tx": tx}
@@ -166,6 +166,7 @@ def _change(label: NumericLabel, sums: dict[str, NDArray[Any]]) -> Change:
     b = (sums["tx"] - p * label.moments[1]) / ntt
     common = sums["ttxx"] - 2 * p * sums["ttxn"] + p**2 * nntt
     fitted = common - 2 * b * sums["tttxn"] + 2 * p * b * nnttt + b**2 * nntttt
+    # the larger of the score test's variance about p and the sandwich about the line
     squares = np.maximum(common * (d / (d - 1)), fitted * (d / (d - 2)))
     variance = np.maximum(squares, 0) / ntt**2  # rounding may not make it negative
     supported = sums["documents"] * label.smaller_side() >= SUPPORT

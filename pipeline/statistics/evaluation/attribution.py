@@ -48,15 +48,12 @@ def partial(
     for label in values.columns:
         label_values = values[label].cast(pl.String)
         counts = label_values.drop_nulls().value_counts(sort=False).rows()
-        there = [_row(label, value, None, n) for value, n in sorted(counts)]
+        # a null feature has how many prompts there are, those in which nothing is active included
+        there = [(label, value, None, n, 0.0, 0.0, 0.0, 0.0) for value, n in sorted(counts)]
         parts.append(pl.DataFrame(there, schema=SUMS, orient="row"))
         known = entries.with_columns(value=label_values.gather(context)).drop_nulls("value")
         parts.append(_summed(known, label))
     return pl.concat(parts)
-
-
-def _row(label: str, value: str, feature: int | None, prompts: int) -> tuple[object, ...]:
-    return (label, value, feature, prompts, 0.0, 0.0, 0.0, 0.0)
 
 
 def _summed(entries: pl.DataFrame, label: str) -> pl.DataFrame:
@@ -81,6 +78,7 @@ def combine(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     if rows.is_empty():
         return rows
     rows = rows.sort(GROUP, maintain_order=True)
+    # reduceat adds in the order of the rows, which group_by does not promise
     keys = rows.select(pl.struct(GROUP).rle_id()).to_series().to_numpy()
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     added = {name: np.add.reduceat(rows[name].to_numpy(), first) for name in list(SUMS)[3:]}
@@ -90,11 +88,10 @@ def combine(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
 def finalize(sums: pl.DataFrame) -> pl.DataFrame:
     """ATTRIBUTIONS of SUMS."""
     n = pl.col("prompts")
-    features = _of_features(sums)
+    features = sums.filter(pl.col("feature").is_not_null()).rename({"prompts": "active"})
+    features = features.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
     return features.select(
-        "label",
-        "value",
-        "feature",
+        *GROUP,
         "prompts",
         "active",
         ig=pl.col("sum") / n,
@@ -102,12 +99,6 @@ def finalize(sums: pl.DataFrame) -> pl.DataFrame:
         ig2=pl.col("sum2") / n,
         ig2_se=_se("sum2", "squares2"),
     ).cast(pl.Schema(ATTRIBUTIONS))
-
-
-def _of_features(sums: pl.DataFrame) -> pl.DataFrame:
-    """The sums of features, with all `prompts` of their value; `active` are theirs."""
-    features = sums.filter(pl.col("feature").is_not_null()).rename({"prompts": "active"})
-    return features.join(_totals(sums), on=["label", "value"], how="left", maintain_order="left")
 
 
 def _totals(sums: pl.DataFrame) -> pl.DataFrame:
@@ -168,6 +159,7 @@ def with_effects(selection: pl.DataFrame, sums: pl.DataFrame, *, squared: bool) 
     )
     selected = selection.select(*GROUP, "score", "rank", "prompts", "active")
     table = selected.join(effects, on=GROUP, how="left", maintain_order="left", suffix="_now")
+    # an effect holds where its interval does not reach 0 and it has the sign that the score predicted
     same = pl.col("effect").sign() == pl.col("score").sign()
     beyond = (pl.col("effect_low") > 0) | (pl.col("effect_high") < 0)
     counted = {name: pl.coalesce(f"{name}_now", name) for name in ("prompts", "active")}

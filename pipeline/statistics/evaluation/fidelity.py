@@ -9,7 +9,6 @@ import polars as pl
 
 from pipeline.statistics.documents.ratios import Moments, ratio
 from schemas.tables.tables import Schema
-from schemas.values import F64
 
 PREDICTED = ("predictions", "clean", "patched", "zero", "mean", "kl")
 MEASURED = ("rows", "sse", "sst", "cosine", "active")
@@ -97,8 +96,11 @@ def summary(shards: pl.DataFrame, width: int) -> pl.DataFrame:
 
 
 def _line(name: str, moments: Moments, width: int) -> tuple[Any, ...]:
-    above, below = (_weights(weights) for weights in (MEASURES | LITERAL_MEASURES)[name])
-    if name == "mse":
+    above, below = (
+        np.array([weights.get(quantity, 0) for quantity in QUANTITIES], dtype=np.float64)
+        for weights in (MEASURES | LITERAL_MEASURES)[name]
+    )
+    if name == "mse":  # of an element, not of a row
         below = below * width
     of_losses = name.endswith("_loss") or name == "kl" or "recovered" in name
     over = f"{'literal_' * name.startswith('literal')}predictions" if of_losses else "rows"
@@ -127,7 +129,3 @@ def _reason(name: str, rows: dict[str, dict[str, Any]]) -> str | None:
         verb = "do" if what == "zeros" else "does"
         return f"{what} in place of x {verb} no harm (loss {losses}), so there is nothing to recover"
     return "what is to be reconstructed is the same in all rows"
-
-
-def _weights(of: dict[str, int]) -> F64:
-    return np.array([of.get(name, 0) for name in QUANTITIES], dtype=np.float64)

@@ -115,6 +115,7 @@ def class_sums(
     feature, and some blocks of _BLOCK_BYTES.
     """
     sums, width = ClassSums.zero(classes, activations.shape[1]), w_dec.shape[1]
+    # `most` activations, whose errors are float64, at once, out of `together` rows read as float32
     most, together = (max(1, _BLOCK_BYTES // (size * width)) for size in (8, 4))
     for start in range(0, len(of_row), together):
         stop = min(start + together, len(of_row))
@@ -149,7 +150,9 @@ def _add_block(
     (n, features), values = activations.shape, activations.data.astype(np.float64)
     row, feature = np.repeat(np.arange(n), np.diff(activations.indptr)), activations.indices
     error = np.zeros((n, w_dec.shape[1])) if x is None else x - _decode(activations, w_dec, b_dec)
+    # r.d_f of every activation, in float64 although both may be float32
     rays = np.einsum("zd,zd->z", error[row], w_dec[feature], dtype=np.float64)
+    # the literal loss takes the mean over all features of a row, those that are 0 included
     means = np.bincount(row, values, minlength=n) / features
     _add(
         of_row, (sums.rows, None), (sums.error, (error**2).sum(axis=1)), (sums.row_penalty, penalty.of(means))
@@ -175,6 +178,7 @@ def _add(places: I64, *parts: tuple[NDArray[Any], F64 | None]) -> None:
 
 def _decode(activations: sparse.csr_matrix, w_dec: F32, b_dec: F32) -> F64:
     """X' [N, D], float64 of the decoder rows of the features that are active alone."""
+    # float64 of the whole decoder would take twice its memory again
     active, back = np.unique(activations.indices, return_inverse=True)
     shape, own = (activations.shape[0], len(active)), (activations.data.astype(np.float64), back)
     compact = type(activations)((*own, activations.indptr), shape=shape)
@@ -219,12 +223,14 @@ def importance(sums: ClassSums, norms: F64, width: int, penalty: Penalty) -> Imp
     """From sums over all rows, `squared_norms` and D; of a class without rows everything is NaN."""
     with np.errstate(invalid="ignore"):
         rows = np.where(sums.rows, sums.rows, np.nan)
+        # the error is of an element of x, the penalty of a row's features
         numbers = rows * width
         error = sums.error / numbers
         means = sums.total / rows[:, None]
         each = penalty.of(means)
         loss = error + penalty.weight * each.sum(axis=1)
         literal = error + penalty.weight * sums.row_penalty / rows
+        # |r + a d|^2 - |r|^2, summed over the rows in which the feature fires
         change = (2 * sums.along + sums.squares * norms) / numbers[:, None]
         change = change + penalty.weight * (penalty.of(np.zeros(1)) - each)
     return Importance(error, loss, literal, change, change + (loss - literal)[:, None])

@@ -32,7 +32,14 @@ class Stored(NamedTuple):
 
 def at_least(stored: Stored, values: F32) -> F64:
     """Estimated rows with an activation at least as large as each of `values` [Q], none 0: float64 [Q]."""
-    beyond = np.where(values > 0, _above(stored, values), _below(stored, values))
+    bins = bins_of(values)
+    left, right = bin_edges(bins)
+    # rows in lower bins, in the value's own and in higher ones; of its own the part beyond the value
+    before = np.append(0, np.cumsum(stored.counts))
+    first, last = (before[np.searchsorted(stored.bins, bins, side=side)] for side in ("left", "right"))
+    above = before[-1] - last + (last - first) * (right - values) / (right - left)
+    below = first + (last - first) * (values - left) / (right - left)
+    beyond = np.where(values > 0, above, below)
     seen = np.where(values > 0, values <= stored.highest, values >= stored.lowest)
     return np.where(seen, np.maximum(beyond, 1.0), 0.0)
 
@@ -41,34 +48,3 @@ def surprise_bits(stored: Stored, values: F32, counted_rows: int) -> F64:
     """Bits of each of `values` [Q], none 0, where the store has so many counted rows: float64 [Q]."""
     bits: F64 = np.log2((1 + counted_rows) / (1 + at_least(stored, values)))
     return bits
-
-
-class _Place(NamedTuple):
-    """Where each value lies: rows below, in and above its bin, and the bin's edges, [Q]."""
-
-    below: I64
-    inside: I64
-    above: I64
-    left: F64
-    right: F64
-
-
-def _place(stored: Stored, values: F32) -> _Place:
-    bins = bins_of(values)
-    before = np.append(0, np.cumsum(stored.counts))
-    first, last = (before[np.searchsorted(stored.bins, bins, side=side)] for side in ("left", "right"))
-    return _Place(first, last - first, before[-1] - last, *bin_edges(bins))
-
-
-def _above(stored: Stored, values: F32) -> F64:
-    """Rows with an activation >= each value."""
-    at = _place(stored, values)
-    above: F64 = at.above + at.inside * (at.right - values) / (at.right - at.left)
-    return above
-
-
-def _below(stored: Stored, values: F32) -> F64:
-    """Rows with an activation <= each value."""
-    at = _place(stored, values)
-    below: F64 = at.below + at.inside * (values - at.left) / (at.right - at.left)
-    return below

@@ -74,7 +74,11 @@ class Strongest:
         candidates = np.flatnonzero(_bits(values) >= np.repeat(self._bounds[places], counts))
         if not len(candidates):
             return
-        owners = _owners(counts, candidates)
+        # which feature each candidate is of: with many, counting through is quicker than looking up
+        if 8 * len(candidates) > len(values):
+            owners = np.repeat(np.arange(len(counts)), counts)[candidates]
+        else:
+            owners = np.searchsorted(np.cumsum(counts), candidates, side="right")
         shown = rows()[candidates].astype(np.uint64, copy=False)
         if documents is not None:
             best = strongest_of_each(_bits(values[candidates]), owners, documents(shown))
@@ -103,6 +107,7 @@ class Strongest:
         """Place, row, activation and rank of the strongest, in this order; equally strong ones by row."""
         empty = (np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, self._dtype))
         places, rows, values = (np.concatenate(some) for some in zip(empty, *self._kept, strict=True))
+        # one sort by (place, weakness): the bits of |activation| take at most 32 of the key's
         weakness = (1 << 32) - _bits(values).astype(np.int64)
         order = np.argsort((places << 33) + weakness, kind="stable")  # equal ones were shown by row
         rank = rank_in_runs(places[order])
@@ -110,16 +115,9 @@ class Strongest:
         return places[order], rows[order], values[order], rank
 
 
-def _owners(counts: I64, places: I64) -> I64:
-    """Which of the groups of `counts` [F] elements each of some ascending `places` lies in, int64."""
-    ends = np.cumsum(counts)
-    if 8 * len(places) > ends[-1]:  # then counting through is quicker than looking up
-        return np.repeat(np.arange(len(counts)), counts)[places]
-    return np.searchsorted(ends, places, side="right")
-
-
 def strongest_of_each(sizes: NDArray[Any], *keys: NDArray[Any]) -> I64:
     """Place of the first largest of `sizes` [Z] in each run of rows with equal `keys` [Z], int64."""
+    # a run ends where any of the keys changes
     new = np.ones(len(sizes), np.bool_)
     new[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
     starts = np.flatnonzero(new)
@@ -159,6 +157,7 @@ def smallest_hashes(hashes: U64, keys: I64, k: int) -> tuple[I64, I64]:
         if not len(starts):
             break
         runs = np.diff(np.append(starts, len(left)))
+        # the smallest hash of every key at once, k times: k is small, and nothing is sorted by hash
         first = hashes[left] == np.repeat(np.minimum.reduceat(hashes[left], starts), runs)
         kept.append(left[first])
         ranks.append(np.full(len(starts), rank))
@@ -210,10 +209,12 @@ def _share_below(state: pl.DataFrame, features: I64, values: F32) -> F64:
     cumulative = np.append(0, np.cumsum(counts))
     bounds = np.append(0, np.cumsum(state["bins"].list.len().to_numpy().astype(np.int64)))
     feature = np.searchsorted(state["feature"].to_numpy(), features)
+    # of each feature the rows before its first bin, to be taken away, and its rows
     first, n = cumulative[bounds[:-1]], np.diff(cumulative[bounds])
     sample_bins = bins_of(values)
     place = np.searchsorted(key_of(element_features(state, "bins"), bins), key_of(features, sample_bins))
     left, right = bin_edges(sample_bins)
+    # rows of a bin stand evenly in it, the first and the last half a place from its edges
     inside = 0.5 + (values - left) / (right - left) * (counts[place] - 1)
     share: F64 = (cumulative[place] - first[feature] + inside) / n[feature]
     return share

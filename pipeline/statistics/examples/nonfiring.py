@@ -44,7 +44,9 @@ class NonFiring:
         bounds = np.searchsorted(self._sorted, [first_context, first_context + shard.n_contexts])
         places = self._by_context[slice(*bounds)]
         context = self._context[places] - first_context
-        counted, ends = np.flatnonzero(shard.counted), _counted_before(shard)
+        # counted rows before each context, and all of them: a draw below n is a place among its own
+        counted = np.flatnonzero(shard.counted)
+        ends = np.append(0, np.cumsum(shard.counted, dtype=np.int64))[shard.context_ptr]
         has = ends[context + 1] > ends[context]  # a context of special tokens alone is not an example
         places, context = places[has], context[has]
         n = (ends[context + 1] - ends[context]).astype(np.uint64)
@@ -64,6 +66,7 @@ class NonFiring:
         places, tried = self._tried
         owner = np.searchsorted(self._features, features.astype(np.int64))
         fired = np.repeat(owner * self._width, counts) + contexts
+        # both ascend by (feature, context), so a try has fired where it is found among the fired
         if len(fired) and len(tried):
             at = np.minimum(np.searchsorted(fired, tried), len(fired) - 1)
             self._alive[places[fired[at] == tried]] = False
@@ -93,16 +96,11 @@ def _sequence(features: I64, tries: I64, contexts: int) -> I64:
     """The first `tries` [F] contexts of each feature's order, int64 [T]."""
     start = mixed(features.astype(np.uint64) * np.uint64(2)) % np.uint64(max(contexts, 1))
     step = mixed(features.astype(np.uint64) * np.uint64(2) + np.uint64(1)) % np.uint64(max(contexts, 1))
+    # a step that shares no divisor with C passes through all of them before one comes again
     while (shared := np.gcd(step, np.uint64(contexts)) != 1).any():
         step[shared] += np.uint64(1)
+    # turn 0, 1, ... of each feature: the place among all tries less where the feature's own begin
     turn = np.arange(tries.sum()) - np.repeat(np.cumsum(tries) - tries, tries)
     place = np.repeat(start.astype(np.int64), tries) + turn * np.repeat(step.astype(np.int64), tries)
     sequence: I64 = place % max(contexts, 1)
     return sequence
-
-
-def _counted_before(shard: TokenShard) -> I64:
-    """Counted rows before each context, and all of them: int64 [C + 1]."""
-    before = np.append(0, np.cumsum(shard.counted, dtype=np.int64))
-    counts: I64 = before[shard.context_ptr]
-    return counts

@@ -41,6 +41,7 @@ class Tenths:
         places = np.searchsorted(self._features, features.astype(np.int64))
         keys = _keys(np.repeat(places, counts), values.astype(np.float32, copy=False))
         self._n[places] += counts
+        # each activation is counted at the first sample that stands after it; table() adds them up
         later = np.searchsorted(self._keys, keys, side="right")
         self._reached += np.bincount(later, minlength=len(self._reached))
         same = np.flatnonzero((later > 0) & (self._keys[later - 1] == keys))
@@ -54,6 +55,7 @@ class Tenths:
         place = np.searchsorted(self._features, self._feature)
         of_features_before = np.append(0, np.cumsum(self._n))[place]
         before = np.cumsum(self._reached[:-1]) - of_features_before + self._ties
+        # 10 (r + 1/2) / n in whole numbers, for float64 would round at the borders
         interval = ((2 * before + 1) * INTERVALS // (2 * np.maximum(self._n[place], 1))).astype(np.uint8)
         kept, rank = smallest_hashes(
             row_hash(self._feature, self._rows), key_of(self._feature, interval), self._per_interval
@@ -65,5 +67,6 @@ class Tenths:
 def _keys(places: NDArray[np.int64], values: F32) -> I64:
     """Numbers that sort as (place, value) do, int64."""
     bits = values.view(np.int32)
+    # the bits of a negative float ascend with its magnitude: flipped they ascend with its value
     ordered = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
     return (places << 32) + ordered + (1 << 31)

@@ -30,6 +30,7 @@ def distinct(labels: NDArray[Any], offsets: I64) -> I64:
 
     Labels must not descend inside a group, nor may a group be empty.
     """
+    # a group begins anew even where its first label is that of the last row before it
     new = np.ones(len(labels), np.int64)
     new[1:] = labels[1:] != labels[:-1]
     new[offsets[:-1]] = 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.statistics.features.ragged import Cells, bin_of, elements, key_of, list_frame, run_starts
 from pipeline.statistics.features.statistic import FEATURE, every_feature, feature_union
 from schemas.tables.tables import Schema
-from schemas.values import F32, F64, I64, Postings, TokenShard, Totals
+from schemas.values import F32, F64, Postings, TokenShard, Totals
 
 FRACTION_BITS = 3
 PERCENTS = (1, 10, 25, 50, 75, 90, 99)
@@ -60,6 +60,7 @@ def quantiles(state: pl.DataFrame) -> dict[str, F64]:
     is the bin's midpoint, held between the smallest and the largest activation, hence within 1/16 of the
     true value (float32's subnormals, below 2**-126, excepted).
     """
+    # one running total over all features, and what it was before each: no loop over features
     lengths = state["bins"].list.len().to_numpy().astype(np.int64)
     ends = np.cumsum(lengths)
     cumulative = np.cumsum(elements(state, "bin_counts"))
@@ -88,6 +89,7 @@ def reached(state: pl.DataFrame, k: int) -> F32:
         magnitude, counts = magnitude[order], counts[order]
     ends = np.cumsum(lengths)
     before = np.append(0, np.cumsum(counts))
+    # rows in a bin and those above it: at least k in the first bins of a feature, fewer in the rest
     enough = np.repeat(before[ends], lengths) - before[:-1] >= k
     n_enough = np.bincount(feature[enough], minlength=len(lengths))
     highest = magnitude[np.maximum(ends - lengths + n_enough - 1, 0)] if len(bins) else magnitude
@@ -110,7 +112,10 @@ class Histogram:
         starts = postings.offsets[:-1]
         group = np.repeat(np.arange(len(starts)), np.diff(postings.offsets))
         keys = np.sort(key_of(postings.features[group], bins_of(postings.values)))
-        bins = _histogram(keys, np.ones(len(keys), np.int64))
+        # equal keys stand together once sorted: the length of a run is the count of its bin
+        first = run_starts(keys)
+        counts, keys = np.diff(first, append=len(keys)), keys[first]
+        bins = list_frame(keys, bins=bin_of(keys).astype(np.int16), bin_counts=counts)
         return bins.with_columns(
             min_activation=np.minimum.reduceat(postings.values, starts),
             max_activation=np.maximum.reduceat(postings.values, starts),
@@ -130,7 +135,11 @@ class Histogram:
             sums.append(table[filled])
         key, total = np.concatenate(keys), np.concatenate(sums)
         bins = list_frame(key, bins=bin_of(key).astype(np.int16), bin_counts=total)
-        low, high = (_extreme(states, name) for name in ("min_activation", "max_activation"))
+        features, places = feature_union(states)
+        low, high = (np.full(len(features), fill, np.float32) for fill in (np.inf, -np.inf))
+        for state, at in zip(states, places, strict=True):
+            low[at] = np.minimum(low[at], state["min_activation"].to_numpy())
+            high[at] = np.maximum(high[at], state["max_activation"].to_numpy())
         return bins.with_columns(min_activation=low, max_activation=high).select(*FEATURE, *STATE)
 
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:  # noqa: ARG002
@@ -140,20 +149,3 @@ class Histogram:
         )
         lists = pl.col("histogram_bins", "histogram_counts")
         return every_feature(state.select(*FEATURE, *TABLE), d_sae).with_columns(lists.fill_null([]))
-
-
-def _histogram(keys: I64, counts: I64) -> pl.DataFrame:
-    """Columns feature, bins, bin_counts from ascending keys, equal ones added up."""
-    starts = run_starts(keys)
-    keys = keys[starts]
-    return list_frame(keys, bins=bin_of(keys).astype(np.int16), bin_counts=np.add.reduceat(counts, starts))
-
-
-def _extreme(states: Sequence[pl.DataFrame], name: str) -> F32:
-    """The smallest (or, for the largest activation, largest) of the states' values, float32 [F]."""
-    features, places = feature_union(states)
-    fill, choose = (np.inf, np.minimum) if name == "min_activation" else (-np.inf, np.maximum)
-    best = np.full(len(features), fill, np.float32)
-    for state, at in zip(states, places, strict=True):
-        best[at] = choose(best[at], state[name].to_numpy())
-    return best

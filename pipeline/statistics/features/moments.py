@@ -53,6 +53,7 @@ def moments(values: F64, offsets: I64) -> Sums:
     d = values - np.repeat(mean, n)
     d2 = d * d
     s1, s2, s3, s4 = (np.add.reduceat(power, starts) for power in (d, d2, d2 * d, d2 * d2))
+    # in exact arithmetic s1 is 0; the sums are moved from the rounded mean to mean + rest
     rest = s1 / n
     return Sums(
         n,

@@ -19,6 +19,7 @@ BIN_BITS = 16
 
 def key_of(features: NDArray[Any], bins: NDArray[Any]) -> I64:
     """One int64 that sorts by (feature, bin)."""
+    # bins are moved to 0 .. 2^16 - 1, so that negative ones sort before positive ones
     return (features.astype(np.int64) << BIN_BITS) + (bins.astype(np.int64) + (1 << BIN_BITS - 1))
 
 
@@ -123,6 +124,7 @@ class Cells:
         present = np.zeros(1 << BIN_BITS, np.bool_)
         for bins in self._bins:
             present[bins.view(np.uint16)] = True
+        # bins that occur anywhere get consecutive codes: a table has no columns for the others
         occur = np.sort(np.flatnonzero(present).astype(np.uint16).view(np.int16))
         self._occur = occur.astype(np.int64)
         self._code = np.zeros(1 << BIN_BITS, np.int64)

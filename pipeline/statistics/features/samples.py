@@ -56,7 +56,13 @@ class Samples:
         """The smallest hash of each bin in this shard; rows are numbered in the lake."""
         features = np.repeat(postings.features, np.diff(postings.offsets)).astype(np.int64)
         rows = (postings.rows + shard.row_start).astype(np.uint64)
-        return _smallest(features, rows, postings.values)
+        keys = key_of(features, bins_of(postings.values, FRACTION_BITS))
+        order = np.argsort(keys)  # need not be stable: of a key one row is kept, by its hash
+        starts = run_starts(keys[order])
+        hashes = row_hash(features, rows)[order]
+        smallest = np.repeat(np.minimum.reduceat(hashes, starts), np.diff(starts, append=len(keys)))
+        kept = order[hashes == smallest]
+        return list_frame(keys[kept], sample_rows=rows[kept], sample_values=postings.values[kept])
 
     def combine(self, states: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """The smallest hash where several have a bin."""
@@ -78,6 +84,7 @@ class Samples:
                 chosen = cell[smaller]
                 best[chosen], row[chosen] = hashes[smaller], new[smaller]
                 value[chosen] = values[part.state][part.slice][smaller]
+            # no stored value is 0, so a 0 is a cell without a sample
             filled = np.flatnonzero(value)
             kept.append((block.keys(filled), row[filled], value[filled]))
         key, row, value = (np.concatenate(some) for some in zip(*kept, strict=True))
@@ -86,14 +93,3 @@ class Samples:
     def finalize(self, state: pl.DataFrame, totals: Totals, d_sae: int) -> pl.DataFrame:  # noqa: ARG002
         """No column; see `examples.quantile_examples`."""
         return every_feature(state.select("feature"), d_sae)
-
-
-def _smallest(features: I64, rows: U64, values: F32) -> pl.DataFrame:
-    """Of each (feature, bin) the row with the smallest hash, bins ascending in a feature."""
-    keys = key_of(features, bins_of(values, FRACTION_BITS))
-    order = np.argsort(keys)  # need not be stable: of a key one row is kept, by its hash
-    starts = run_starts(keys[order])
-    hashes = row_hash(features, rows)[order]
-    smallest = np.repeat(np.minimum.reduceat(hashes, starts), np.diff(np.append(starts, len(keys))))
-    kept = order[hashes == smallest]
-    return list_frame(keys[kept], sample_rows=rows[kept], sample_values=values[kept])

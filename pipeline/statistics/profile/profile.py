@@ -7,7 +7,7 @@ the order of documents and shards, so the tables have the same bits for any rang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.statistics.documents.clustered import DocumentSums, document_pairs, document_rows
 from pipeline.statistics.documents.comparison import frequency_difference
-from pipeline.statistics.documents.document_groups import Grouping, GroupSums, Label, together, without
+from pipeline.statistics.documents.document_groups import Grouping, GroupSums, together, without
 from pipeline.statistics.documents.intervals import effective, frequency_interval, rule_of_three
 from pipeline.statistics.documents.trends import TrendSums
 from pipeline.statistics.features.ragged import run_starts
@@ -86,6 +86,7 @@ class Profiler:
         pairs = document_pairs(moved, rows.document)
         self._sums.add(pairs, rows.groups, rows.counted)
         self._trends.add(pairs, rows.numbers, rows.counted)
+        # rows ascend in a feature, and shards come in order: the first is kept, the last replaced
         first, last = postings.rows[postings.offsets[:-1]], postings.rows[postings.offsets[1:] - 1]
         self._first[fired] = np.where(self._first[fired] < 0, rows.context[first], self._first[fired])
         self._last[fired] = rows.context[last]
@@ -129,19 +130,18 @@ class Profiler:
 
         Features that never fire where a label has a value, and of which that says nothing, have none.
         """
-        frames = [frame for label in self._grouping.labels for frame in self._values(label)]
-        return pl.concat([pl.DataFrame(schema=LABELS), *frames]).sort("feature", maintain_order=True)
+        frames = [pl.DataFrame(schema=LABELS)]
+        for label in self._grouping.labels:
+            groups = self._sums.of(label)
+            whole = together(groups)
+            for value, group in zip(label.values, groups, strict=False):  # the last group: other values
+                if group.totals.rows:
+                    frames.append(self._value(label.name, value, group, without(whole, group)))
+        return pl.concat(frames).sort("feature", maintain_order=True)
 
     def trends(self) -> pl.DataFrame:
         """The rows of the table `label_trends`, q left out, by feature, then label."""
         return self._trends.table(self._features.start)
-
-    def _values(self, label: Label) -> Iterator[pl.DataFrame]:
-        groups = self._sums.of(label)
-        whole = together(groups)
-        for value, group in zip(label.values, groups, strict=False):  # the last group is that of other values
-            if group.totals.rows:
-                yield self._value(label.name, value, group, without(whole, group))
 
     def _value(self, label: str, value: str, here: DocumentSums, elsewhere: DocumentSums) -> pl.DataFrame:
         """One value of one label: the documents that have it against those that have another."""
@@ -175,6 +175,7 @@ def with_q(labels: pl.DataFrame, family: Sequence[str] = ("label", "value")) -> 
     """
     p = pl.col("p")
     tested = labels.with_row_index("place").filter(p.is_not_null())
+    # from the largest p down: p n / rank, and the smallest of those so far
     ranked = tested.sort("p", descending=True, maintain_order=True).select(
         "place",
         *family,

@@ -84,6 +84,7 @@ class Tally:
         starts = run_starts(features)
         fired, sizes = features[starts], np.diff(starts, append=len(features))
         most = np.maximum.reduceat(counts, starts)
+        # of the columns with the most the first of a feature's run, which is the lowest
         first = np.flatnonzero(counts == np.repeat(most, sizes))
         share = counts / np.repeat(np.add.reduceat(counts, starts), sizes)
         concentration.distinct[fired] = sizes

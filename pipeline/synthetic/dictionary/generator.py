@@ -16,7 +16,7 @@ from pipeline.synthetic.dictionary.numbers import magnitudes, probabilities
 from pipeline.synthetic.dictionary.trees import fire
 from pipeline.synthetic.dictionary.vectors import directions
 from schemas.run.dictionary_corpus import Dictionary
-from schemas.values import F32, Bool
+from schemas.values import F32, F64, Bool
 
 VERSION = 1
 """Of what is drawn from the same recipe."""
@@ -83,7 +83,12 @@ class NumpyDictionary:
         self.bias: F32 = bias_of(recipe, rng)
         self._p = probabilities(recipe)
         self._mean, self._std = magnitudes(recipe)
-        self._roots = [_root_of_group(len(g.features), g.correlation) for g in recipe.correlated]
+        self._roots = list[F64]()
+        for group in recipe.correlated:
+            # the Cholesky factor L: L z of independent normal numbers z has the group's correlations
+            correlations = np.full([len(group.features)] * 2, group.correlation)
+            np.fill_diagonal(correlations, 1.0)
+            self._roots.append(np.linalg.cholesky(correlations))
 
     def block(self, number: int) -> Block:
         """See `DictionaryGenerator`."""
@@ -92,7 +97,13 @@ class NumpyDictionary:
         return Block(number * rows, values, to_x(values, self.vectors, self.bias, self.recipe.noise, rng))
 
     def _values(self, rng: Generator, rows: int) -> sparse.csr_matrix:
-        would = self._would_fire(rng, rows)
+        would: Bool = rng.random((rows, self.recipe.features)) < self._p
+        for group, root in zip(self.recipe.correlated, self._roots, strict=True):
+            # a normal number above its quantile has the wanted probability, whatever it is correlated with
+            features = list(group.features)
+            normal = rng.standard_normal((rows, len(features))) @ root.T
+            would[:, features] = normal > -special.ndtri(self._p[features])
+        # values come before trees: a value that is not above 0 is none, and nothing fires below it
         row, feature = np.nonzero(would)
         drawn = self._mean[feature] + self._std[feature] * rng.standard_normal(len(feature))
         would[row, feature] = drawn.astype(np.float32) > 0
@@ -101,14 +112,6 @@ class NumpyDictionary:
         values = sparse.csr_matrix((drawn, (row, feature)), shape=would.shape)
         values.eliminate_zeros()
         return values
-
-    def _would_fire(self, rng: Generator, rows: int) -> Bool:
-        would: Bool = rng.random((rows, self.recipe.features)) < self._p
-        for group, root in zip(self.recipe.correlated, self._roots, strict=True):
-            features = list(group.features)
-            normal = rng.standard_normal((rows, len(features))) @ root.T
-            would[:, features] = normal > -special.ndtri(self._p[features])
-        return would
 
 
 def bias_of(recipe: Dictionary, rng: Generator) -> F32:
@@ -123,13 +126,6 @@ def to_x(values: sparse.csr_matrix, vectors: F32, bias: F32, noise: float, rng: 
     if noise:
         x += np.float32(noise) * rng.standard_normal(x.shape, dtype=np.float32)
     return x
-
-
-def _root_of_group(n: int, correlation: float) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """The Cholesky factor of n normal numbers' correlations."""
-    matrix = np.full((n, n), correlation)
-    np.fill_diagonal(matrix, 1.0)
-    return np.linalg.cholesky(matrix)
 
 
 def all_blocks(generator: DictionaryGenerator) -> Iterator[Block]:

@@ -38,6 +38,7 @@ def order_of(made: SaeOptions, features: int) -> I64:
 def weights_of(truth: KnownTruth, made: SaeOptions) -> dict[str, F32]:
     """W_enc [D, F], W_dec [F, D], b_enc [F], b_dec [D], and threshold [F] where there is one; float32."""
     order = order_of(made, truth.recipe.features)
+    # a generator of its own: the noise of a seed is the same, whether features are shuffled or not
     rng = np.random.default_rng((made.seed, 1))
     noise = made.noise * rng.standard_normal(truth.vectors.shape)
     rows = (truth.vectors[order] + noise).astype(np.float32)

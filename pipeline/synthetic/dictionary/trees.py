@@ -9,6 +9,7 @@ takes no part in an exclusion.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -44,16 +45,11 @@ def _draw_below(node: Node, on: Bool, would: Bool, fires: Bool, rng: Generator) 
         return
     candidates = np.stack([would_fire(child, would) for child in node.children], axis=1) & on[:, None]
     if node.exclusive:
-        candidates = _one_of(candidates, rng)
+        # a random one of each row's; all columns draw, so that the number of draws depends on no row
+        draws = np.where(candidates, rng.random(candidates.shape), -1.0)
+        candidates &= np.arange(candidates.shape[1]) == draws.argmax(axis=1)[:, None]
     for child, of_child in zip(node.children, candidates.T, strict=True):
         _draw_below(child, of_child, would, fires, rng)
-
-
-def _one_of(candidates: Bool, rng: Generator) -> Bool:
-    """A random one of each row's, bool of its shape; the number of draws does not depend on them."""
-    draws = np.where(candidates, rng.random(candidates.shape), -1.0)
-    winner: Bool = candidates & (np.arange(candidates.shape[1]) == draws.argmax(axis=1)[:, None])
-    return winner
 
 
 class JointFrequencies(NamedTuple):
@@ -77,23 +73,18 @@ def joint_frequencies(node: Node, would: F64) -> JointFrequencies:
         [np.empty(0), *(w * p.frequency.diagonal() for w, p in zip(wins, parts, strict=True))]
     )
     both = np.zeros((len(features), len(features))) if node.exclusive else np.outer(alone, alone)
+    # inside of one child's part the pairs are what they are there, in the rows in which the child wins
     start = 0
     for win, part in zip(wins, parts, strict=True):
         some = slice(start, start := start + len(part.features))
         both[some, some] = win * part.frequency
-    return (
-        JointFrequencies(features, both)
-        if node.feature is None
-        else _below_feature(node.feature, features, both, would)
-    )
-
-
-def _below_feature(feature: int, features: list[int], both: F64, would: F64) -> JointFrequencies:
-    """The same with the feature whose children these are."""
+    if node.feature is None:
+        return JointFrequencies(features, both)
+    # with the feature above them: none fires without it, so both fire as often as the one below does
     matrix = np.ones((len(features) + 1, len(features) + 1))
     matrix[1:, 1:] = both
     matrix[0, 1:] = matrix[1:, 0] = both.diagonal()
-    return JointFrequencies([feature, *features], would[feature] * matrix)
+    return JointFrequencies([node.feature, *features], would[node.feature] * matrix)
 
 
 def _chance(node: Node, would: F64) -> float:
@@ -127,11 +118,8 @@ def relations(trees: Sequence[Node]) -> Relations:
             parents += [(feature, above[-1])] if above else []
             ancestors += [(feature, ancestor) for ancestor in above]
         exclusive += _exclusive(tree)
-    return Relations(*(_pairs(pairs) for pairs in (parents, ancestors, exclusive)))
-
-
-def _pairs(pairs: list[tuple[int, int]]) -> NDArray[np.int64]:
-    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+    lists = (parents, ancestors, exclusive)
+    return Relations(*(np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2) for pairs in lists))
 
 
 def _with_ancestors(node: Node, above: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -147,11 +135,6 @@ def _exclusive(node: Node) -> list[tuple[int, int]]:
     pairs = [pair for child in node.children for pair in _exclusive(child)]
     if node.exclusive:
         groups = [list(features_below(child)) for child in node.children]
-        pairs += [
-            (min(a, b), max(a, b))
-            for place, group in enumerate(groups)
-            for other in groups[place + 1 :]
-            for a in group
-            for b in other
-        ]
+        for group, other in combinations(groups, 2):
+            pairs += [(min(a, b), max(a, b)) for a, b in product(group, other)]
     return pairs

@@ -70,6 +70,7 @@ class KnownTruth:
     @cached_property
     def frequency(self) -> F64:
         """How often each feature fires, trees included, float64 [F]."""
+        # a feature in a tree fires where its parents do too; all others as they would alone
         share: F64 = probabilities(self.recipe) * self._above[0]
         for tree in self._trees:
             share[tree.features] = tree.frequency.diagonal()
@@ -89,6 +90,7 @@ class KnownTruth:
         quantiles = special.ndtri(p)
         features, both = [np.empty((0, 2), np.int64)], [np.empty(0)]
         for group in self.recipe.correlated:
+            # how often both would fire, times the chances that their values, drawn apart, are above 0
             pairs = np.array(list(combinations(group.features, 2)), np.int64)
             share = both_below(quantiles[pairs[:, 0]], quantiles[pairs[:, 1]], group.correlation)
             features.append(pairs)
@@ -131,6 +133,7 @@ def above_zero(mean: F64, std: F64) -> tuple[F64, F64]:
     """P(Z > 0) and E[Z | Z > 0]; 0 and NaN where no value is above 0."""
     from scipy import special
 
+    # a standard deviation of 0 is a value that is always its mean, and t would be infinite
     scale = np.maximum(std, _LEAST_STD)
     t = mean / scale
     chance: F64 = np.where(std > 0, special.ndtr(t), (mean > 0).astype(np.float64))
@@ -147,6 +150,7 @@ def both_below(h: F64, k: F64, correlation: float) -> F64:
     """
     from scipy import special
 
+    # Owen: (Phi(h) + Phi(k)) / 2 - T(h, a_h) - T(k, a_k), and 1/2 less where h and k differ in sign
     h, k = (np.where(quantile == 0, 1e-100, quantile) for quantile in (h, k))  # the limit, without 0 / 0
     root = np.sqrt(1 - correlation**2)
     halves = special.ndtr(h) / 2 + special.ndtr(k) / 2 - (h * k < 0) / 2

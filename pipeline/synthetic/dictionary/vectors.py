@@ -37,6 +37,7 @@ def directions(recipe: Dictionary, rng: Generator) -> F32:
                 f"corpus.dictionary: {recipe.features} directions of these cosines need {rank} entries, "
                 f"width is {recipe.width}: make it larger, or leave out cosine for random directions"
             )
+        # with one thread: the sums of a factorisation are cut by the threads, and bits with them
         basis, _ = np.linalg.qr(rng.standard_normal((recipe.width, rank)))
         vectors: F32 = (basis.T if root is None else root @ basis.T).astype(np.float32, order="C")
     return vectors
@@ -67,6 +68,7 @@ def _root_of_singular(matrix: F64) -> F64:
     """Cholesky's, column by column, without the columns that would be 0. No pivots: equal ones are a tie."""
     root, rank = np.zeros_like(matrix), 0
     for row in range(len(matrix)):
+        # what is left of this column of G after the columns of L so far; its first entry is a square
         rest = matrix[row:, row] - root[row:, :rank] @ root[row, :rank]
         if rest[0] > _TOLERANCE:
             root[row:, rank] = rest / np.sqrt(rest[0])
