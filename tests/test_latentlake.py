@@ -17,7 +17,7 @@ from pipeline.store import FeatureStore
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.run.file import load_run_file
-from tests.store.build import build
+from tests.fixtures.store import build
 
 ROOT = Path(__file__).parents[1]
 

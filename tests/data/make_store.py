@@ -14,8 +14,8 @@ from pipeline.executors.tasks import OneProcess
 from schemas.run_file import parse_run_file
 
 from schemas.records import FORMAT_VERSION
+from tests.fixtures.runs import extracted, run_content, write_corpus
 from tests.kit import write_sae, write_tiny_tokenizer
-from tests.lakes import extracted, run_content, write_corpus
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from pipeline.run import extract
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.layout import Layout
+from tests.fixtures.runs import run_content, run_file
 from tests.kit import tiny_lm
-from tests.lakes import run_content, run_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -130,7 +130,7 @@ def test_after_a_wrong_hook_and_a_poisoned_model_the_corrected_run_file_just_wor
     with pytest.raises(InputError, match=r"layers\.7"):
         extract(layout, run)
     assert not layout.plan("mid").exists()
-    poisoned = {"model": {"path": "tests.test_passes:poisoned_lm"}}
+    poisoned = {"model": {"path": "tests.plans.test_passes:poisoned_lm"}}
     run, _ = prepared(tmp_path, extract={"executor": "ray", "workers": 2}, **poisoned)
     with pytest.raises(InputError, match="shards were quarantined"):
         extract(layout, run)
@@ -159,7 +159,7 @@ def deadly_corpus(folder):
     """The corpus with the token w60 in one document."""
     import polars as pl
 
-    from tests.lakes import write_corpus
+    from tests.fixtures.runs import write_corpus
 
     folder.mkdir(exist_ok=True)
     corpus = pl.read_parquet(write_corpus(folder / "deadly.parquet"))

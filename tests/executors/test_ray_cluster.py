@@ -16,7 +16,7 @@ from pipeline.plans.plan import resolve
 from pipeline.run import extract
 from pipeline.store import FeatureStore
 from schemas.layout import Layout
-from tests.lakes import data_bytes, run_file, write_corpus
+from tests.fixtures.runs import data_bytes, run_file, write_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -20,7 +20,7 @@ import yaml
 from jobs.lake.tokenize import tokenize
 from schemas.errors import InputError
 from schemas.run.file import Extract, load_run_file
-from tests.lakes import run_content
+from tests.fixtures.runs import run_content
 
 ROOT = Path(__file__).parents[2]
 TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")

@@ -19,7 +19,7 @@ from jobs.command.registry import find
 from jobs.tables.coactivation import coactivation
 from jobs.tables.profile import profile
 from jobs.tables.rank import rank
-from tests.lakes import extracted, run_file
+from tests.fixtures.runs import extracted, run_file
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ from jobs.evaluation.check_report import as_json, sentences
 from jobs.studies.demo.model import FOLDER_NAME, cache_root
 from pipeline.evaluation import sae_check as check
 from schemas.run.file import Corpus
+from tests.evaluation.test_check import MODEL, embedding_sae, lake
 from tests.kit import write_sae, write_tiny_tokenizer
-from tests.test_check import MODEL, embedding_sae, lake
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import yaml
 from jobs import cli
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
+from tests.fixtures.runs import run_content
 from tests.kit import write_sae, write_tiny_gpt2
-from tests.lakes import run_content
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from pipeline.store.records.site import write_site_weights
 from pipeline.tasks import Processes
 from schemas.errors import InputError
 from schemas.run.file import Cluster
-from tests.store.build import D_SAE, build, planned_site
+from tests.fixtures.store import D_SAE, build, planned_site
 
 ROOT = Path(__file__).parents[2]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -237,7 +237,7 @@ def test_fewer_than_requested_is_said(tmp_path, capsys):
 
 
 def test_a_store_in_which_nothing_fires_gives_empty_clusters(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tests.store.build.random_features", _nothing)
+    monkeypatch.setattr("tests.fixtures.store.random_features", _nothing)
     _, store = built_store(tmp_path / "store", shards=1)
     coactivation(store, "site")
     cluster(store, "site", Cluster())

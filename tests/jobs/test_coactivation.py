@@ -22,9 +22,9 @@ from pipeline.store.records.site import write_site_weights
 from pipeline.tasks import Processes
 from schemas.errors import InputError
 from schemas.tables.tables import DECODER_NEIGHBOURS, NEIGHBOURS
-from tests.lakes import extracted, run_content, run_file
-from tests.store import build as building
-from tests.store.build import D_SAE, build, planned_site
+from tests.fixtures import store as building
+from tests.fixtures.runs import extracted, run_content, run_file
+from tests.fixtures.store import D_SAE, build, planned_site
 from tests.store.test_remote_run import copied
 
 ALWAYS, TWIN_OF_ALWAYS, RARE, TWINS = 1, 2, 3, (6, 7)

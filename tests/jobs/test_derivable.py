@@ -14,7 +14,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.records.registry import NEEDS, TABLES
 from schemas.errors import InputError
 from schemas.names import DERIVED_JOBS as JOBS
-from tests.lakes import run_file
+from tests.fixtures.runs import run_file
 
 
 def test_every_subset_of_the_jobs_is_closed_and_in_an_order_in_which_none_waits_for_a_later_one(tmp_path):

@@ -17,8 +17,8 @@ from pipeline.store import FeatureStore
 from pipeline.tasks import OneProcess, Processes
 from schemas.errors import InputError
 from schemas.tables.tables import DIFF
+from tests.fixtures.runs import extracted, run_content, run_file, write_corpus
 from tests.kit import tiny_lm, write_sae
-from tests.lakes import extracted, run_content, run_file, write_corpus
 from tests.statistics.test_comparison import by_hand_apart, by_hand_paired
 
 

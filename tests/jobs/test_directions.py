@@ -12,7 +12,7 @@ from jobs.tables.pairs.directions import directions_of, nearest, pair_cosines
 from pipeline.store import FeatureStore
 from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
-from tests.store.build import D_SAE, build, planned_site
+from tests.fixtures.store import D_SAE, build, planned_site
 
 ZERO, INFINITE, TWINS = 4, 9, (11, 12, 30)
 

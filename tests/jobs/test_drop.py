@@ -29,9 +29,9 @@ from pipeline.store.upkeep.drop import leftovers
 from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from schemas.records import Dropped
+from tests.fixtures.runs import extracted, run_content, run_file, write_corpus
+from tests.fixtures.store import build
 from tests.kit import write_sae
-from tests.lakes import extracted, run_content, run_file, write_corpus
-from tests.store.build import build
 from tests.store.test_remote_run import copied
 
 pytestmark = pytest.mark.slow

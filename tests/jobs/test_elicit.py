@@ -17,9 +17,9 @@ from pipeline.evaluation.typed_text import Places, run_text
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run.file import parse_run_file
+from tests.fixtures.runs import extracted, run_content, run_file
 from tests.jobs.test_strips import Tokens
 from tests.kit import D_MODEL, dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
-from tests.lakes import extracted, run_content, run_file
 
 SHORT = "w3 w5 w9 nonsense w60"
 LONG = " ".join(f"w{n * 7 % 60}" for n in range(40))

@@ -19,7 +19,7 @@ from pipeline.tasks import Processes
 from schemas.errors import InputError
 from schemas.tables.tables import EXAMPLES
 from schemas.values import SparseFeatures
-from tests.store.build import D_SAE, Built, build
+from tests.fixtures.store import D_SAE, Built, build
 
 SHARDS = 4
 
@@ -145,7 +145,7 @@ def test_that_nothing_fires_is_said(
         empty = np.zeros(0, np.int32)
         return SparseFeatures(np.zeros(len(stored) + 1, np.int64), empty, empty.astype(np.float32))
 
-    monkeypatch.setattr("tests.store.build.random_features", nothing)
+    monkeypatch.setattr("tests.fixtures.store.random_features", nothing)
     store = FeatureStore.open(build(tmp_path, shards=1).layout.root)
     stats(store, "site")
     assert examples(store, "site").is_empty()

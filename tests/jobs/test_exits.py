@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.lakes import run_content
+from tests.fixtures.runs import run_content
 
 ROOT = Path(__file__).parents[2]
 SWALLOWS = """

@@ -9,7 +9,7 @@ import pytest
 from jobs.lake.extract_progress import ExtractionProgress
 from pipeline.monitor.run_state import RunState
 from pipeline.monitor.tally import Tally
-from tests.receipts import receipt
+from tests.fixtures.receipts import receipt
 
 
 class Clock:

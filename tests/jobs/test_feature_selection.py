@@ -10,7 +10,7 @@ from jobs.tables.profile import profile
 from jobs.tables.rank import window
 from jobs.tables.selection import chosen_features, parse_numbers, parse_ranks, select_features
 from schemas.errors import InputError
-from tests.jobs.export.kit import built_store
+from tests.fixtures.exports import built_store
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from jobs.evaluation.fidelity import choose, fidelity, size_of
 from pipeline.statistics.evaluation.fidelity import LITERAL_MEASURES, MEASURES, QUANTITIES
 from schemas.records import ShardRecord
 from schemas.run.file import parse_run_file
+from tests.fixtures.runs import extracted, run_file, write_corpus
 from tests.kit import dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
-from tests.lakes import extracted, run_file, write_corpus
 
 TINY = "tests.kit:tiny_lm"
 ALL = {"tokens": "all", "model": TINY}
@@ -283,8 +283,8 @@ def test_files_that_are_gone_or_changed_are_refused(capsys, tmp_path, plain):
     line = refused(capsys, root, "--model", TINY, "--sae", other)
     assert f"what lies at {other} is not the SAE that the pass was made with (its digest is " in line
     assert "give --sae the path where the SAE of the pass lies now" in line
-    line = refused(capsys, root, "--model", "tests.lakes:run_file")
-    assert "the model of the pass is gone from tests.lakes:run_file: give --model the path" in line
+    line = refused(capsys, root, "--model", "tests.fixtures.runs:run_file")
+    assert "the model of the pass is gone from tests.fixtures.runs:run_file: give --model the path" in line
     assert "--tokens 0" in refused(capsys, root, "--model", TINY, "--tokens", "0")
     assert "no committed shard 'x'" in refused(capsys, root, "--model", TINY, "--shard", "x")
     moved = shutil.copytree(sae, tmp_path / "moved")

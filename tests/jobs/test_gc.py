@@ -18,7 +18,7 @@ from pipeline.store.upkeep import compaction, garbage
 from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from schemas.layout import Layout
-from tests.store.build import build
+from tests.fixtures.store import build
 
 OLD, YOUNG = 30.0, 20.0
 A, B, C = "a" * 32, "b" * 32, "c" * 32

@@ -29,8 +29,8 @@ from jobs.views.heatmap import cluster_contexts, heatmap, selected
 from pipeline.statistics.pooling import POOLINGS
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
-from tests.jobs.figures.kit import hangul_font
-from tests.store.build import D_SAE, build
+from tests.fixtures.figures import hangul_font
+from tests.fixtures.store import D_SAE, build
 
 
 @pytest.fixture(scope="module")

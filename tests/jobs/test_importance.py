@@ -31,8 +31,8 @@ from schemas.tables.importance import (
     IMPORTANCE,
     IMPORTANCE_CLASSES,
 )
-from tests.jobs.digits import EACH, store_of
-from tests.store.build import build
+from tests.fixtures.digits import EACH, store_of
+from tests.fixtures.store import build
 
 pytestmark = pytest.mark.slow
 

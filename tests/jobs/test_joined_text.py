@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.terminal.strips import shown, strips_of
 from pipeline.store import FeatureStore
+from tests.fixtures.runs import extracted, run_content, run_file
 from tests.kit import write_tiny_tokenizer
-from tests.lakes import extracted, run_content, run_file
 
 TEXTS = [
     "안녕하세요 세계는 넓고 할 일은 많다 " * 2,

@@ -12,8 +12,8 @@ import pytest
 from jobs import cli
 from jobs.views.label_filters import nearest
 from pipeline.store import FeatureStore
+from tests.fixtures.runs import extracted, run_file, write_corpus
 from tests.kit import write_tiny_tokenizer
-from tests.lakes import extracted, run_file, write_corpus
 
 
 @pytest.fixture(scope="module")

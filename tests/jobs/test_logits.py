@@ -20,8 +20,8 @@ from jobs.figures.style import STYLE
 from pipeline.evaluation import direct_logits
 from pipeline.statistics.evaluation.fidelity import FIDELITY, MEASURES
 from schemas.errors import InputError
+from tests.fixtures.runs import extracted, run_file, write_corpus
 from tests.kit import WORDS_VOCAB, write_sae, write_tiny_llama, write_tiny_tokenizer
-from tests.lakes import extracted, run_file, write_corpus
 from tests.models.reference import causal_model
 
 pytestmark = pytest.mark.slow

@@ -24,8 +24,8 @@ from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.tables.tables import MATCHES
-from tests.store import build as building
-from tests.store.build import D_SAE, build, commit_shard, from_dense, make_plan, planned_site, to_dense
+from tests.fixtures import store as building
+from tests.fixtures.store import D_SAE, build, commit_shard, from_dense, make_plan, planned_site, to_dense
 
 SHUFFLE = np.random.default_rng(9).permutation(D_SAE)
 """Feature f of `a` is SHUFFLE[f] of `b`, but for those of LOST, which have nothing to do with each other."""

@@ -12,7 +12,7 @@ from jobs.evaluation.fidelity import fidelity
 from jobs.evaluation.logits import logits
 from jobs.studies.demo.model import FOLDER_NAME, cache_root
 from schemas.run.file import parse_run_file
-from tests.lakes import extracted
+from tests.fixtures.runs import extracted
 from tests.saes.reference import reference
 
 ROOT = Path(__file__).parents[2]

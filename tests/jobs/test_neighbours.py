@@ -21,7 +21,7 @@ from jobs.views.neighbours import neighbours
 from pipeline.store import FeatureStore
 from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
-from tests.store.build import D_SAE, build, planned_site
+from tests.fixtures.store import D_SAE, build, planned_site
 
 FEATURE = 7
 

@@ -14,7 +14,7 @@ from jobs.terminal.outputs import require_file, write_file
 from pipeline.store import FeatureStore
 from pipeline.store.records.tables import require_writable
 from schemas.errors import InputError
-from tests.store.build import build
+from tests.fixtures.store import build
 
 
 @pytest.fixture(scope="module")

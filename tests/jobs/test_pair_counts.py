@@ -10,7 +10,7 @@ from jobs.tables.pairs import pair_counts
 from jobs.tables.pairs.pair_counts import Tally, cut, gathered, mean_company, tallies
 from pipeline.store import FeatureStore
 from pipeline.store.reading.shard_files import read_n_active
-from tests.store.build import D_SAE, build
+from tests.fixtures.store import D_SAE, build
 
 
 @pytest.fixture(scope="module")

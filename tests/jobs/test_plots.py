@@ -22,7 +22,8 @@ from jobs.tables.stats import stats
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.tables.tables import L0_THRESHOLDS, LABELS
-from tests.jobs.made_up import (
+from tests.fixtures.store import build
+from tests.fixtures.texts import (
     made_up,
     made_up_attribution,
     made_up_control,
@@ -31,7 +32,6 @@ from tests.jobs.made_up import (
     made_up_of_the_model,
     made_up_truth,
 )
-from tests.store.build import build
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from jobs.tables.profile import THRESHOLDS, profile
 from pipeline.store import FeatureStore
 from pipeline.store.records.tables import StaleTableWarning
 from schemas.errors import InputError
-from tests.store.build import Built, build
+from tests.fixtures.store import Built, build
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pipeline.store.derived import features as site_tables
 from pipeline.store.derived import rank_intervals
 from pipeline.store.records.tables import StaleTableWarning
 from schemas.errors import InputError
-from tests.store.build import build
+from tests.fixtures.store import build
 
 
 @pytest.fixture(scope="module")

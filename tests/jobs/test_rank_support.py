@@ -13,8 +13,8 @@ from jobs.tables.rank import rank, window
 from jobs.tables.stats import stats
 from pipeline.statistics.resampling import draw_weights
 from pipeline.store import FeatureStore
+from tests.fixtures.store import build
 from tests.jobs.test_rank import by_hand
-from tests.store.build import build
 
 SUPPORTED = 30
 """Active rows; some features have fewer."""

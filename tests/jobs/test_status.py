@@ -14,8 +14,8 @@ from pipeline.monitor.events import read_events
 from pipeline.monitor.prediction import predict, sample, write_prediction
 from pipeline.monitor.run_state import DEAD_AFTER_S
 from pipeline.store import FeatureStore
-from tests.lakes import extracted, run_file
-from tests.receipts import receipt
+from tests.fixtures.receipts import receipt
+from tests.fixtures.runs import extracted, run_file
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pipeline.executors.on_ray.submission import JobServer
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run.file import load_run_file
-from tests.lakes import data_bytes, run_content
+from tests.fixtures.runs import data_bytes, run_content
 
 ROOT = Path(__file__).parents[2]
 GATED_MODEL = """

@@ -20,8 +20,8 @@ from jobs.views.top import top
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run.file import Cluster
+from tests.fixtures.runs import extracted, run_file
 from tests.jobs.test_strips import Tokens
-from tests.lakes import extracted, run_file
 
 
 @pytest.fixture(scope="module")

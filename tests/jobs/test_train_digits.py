@@ -14,7 +14,7 @@ from jobs import cli
 from jobs.studies.digits.train_digits import read, train_digits
 from schemas.errors import InputError
 from schemas.run.file import load_run_file
-from tests.jobs.digits import write_images
+from tests.fixtures.digits import write_images
 
 
 def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_path, capsys):

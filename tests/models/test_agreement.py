@@ -14,6 +14,7 @@ from pipeline.monitor.events import read_events
 from schemas.errors import InputError
 from schemas.names import Loader
 from schemas.values import Agreement
+from tests.fixtures.runs import extracted, run_file
 from tests.kit import (
     D_MODEL,
     WORDS_VOCAB,
@@ -23,7 +24,6 @@ from tests.kit import (
     write_tiny_gpt2,
     write_tiny_llama,
 )
-from tests.lakes import extracted, run_file
 from tests.models.reference import TRANSFORMER_LENS_4, load, make_batch
 from tests.models.test_model_files import write_tiny_neox
 

@@ -20,8 +20,8 @@ from pipeline.plans.reopen import use_in
 from pipeline.store import FeatureStore
 from schemas.errors import EndedBySignal, InputError
 from schemas.run.file import Model
+from tests.fixtures.runs import extracted, run_content, run_file
 from tests.kit import write_tiny_gpt2, write_tiny_llama
-from tests.lakes import extracted, run_content, run_file
 from tests.models.reference import load, make_batch
 from tests.models.test_model_files import LOADERS
 

@@ -24,8 +24,8 @@ from schemas.layout import Layout
 from schemas.names import Loader
 from schemas.records import digest_of
 from schemas.run.file import Model
+from tests.fixtures.runs import run_file
 from tests.kit import D_MODEL, WORDS_VOCAB, _write_model, write_sae, write_tiny_gpt2, write_tiny_llama
-from tests.lakes import run_file
 from tests.models.reference import TRANSFORMER_LENS_4, causal_model, each_alone, make_batch
 
 COMMITS = ("a" * 40, "b" * 40)

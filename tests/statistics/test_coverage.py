@@ -4,8 +4,8 @@ import numpy as np
 
 from pipeline.statistics.features.coverage import Coverage, distinct
 from schemas.values import Totals
+from tests.fixtures.shards import as_one, fold, made_shards, shard_around, totals_of
 from tests.statistics.conformance import StatisticConformance
-from tests.statistics.made import as_one, fold, made_shards, shard_around, totals_of
 
 COVERAGE = Coverage()
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.statistics.features.histogram import PERCENTS, Histogram, bin_edges, bins_of, quantiles
+from tests.fixtures.shards import counted_values, fold, made_shards, totals_of
 from tests.statistics.conformance import StatisticConformance
-from tests.statistics.made import counted_values, fold, made_shards, totals_of
 
 HISTOGRAM = Histogram()
 QUANTILES = [f"q{percent:02d}_active" for percent in PERCENTS]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.statistics.features.moments import STATE, Moments
 from schemas.values import Totals
+from tests.fixtures.shards import Made, counted_values, fold, made_shards, shard_around, totals_of
 from tests.statistics.conformance import SIZES, StatisticConformance
-from tests.statistics.made import Made, counted_values, fold, made_shards, shard_around, totals_of
 
 MOMENTS = Moments()
 NULLS = ("sigma_over_mu", "skewness_all", "kurtosis_all", "mean_active", "var_active", "std_active")

@@ -4,8 +4,8 @@ import numpy as np
 
 from pipeline.statistics.features.histogram import bins_of
 from pipeline.statistics.features.samples import FRACTION_BITS, Samples, row_hash
+from tests.fixtures.shards import as_one, fold, made_shards, same_frame, shard_around
 from tests.statistics.conformance import StatisticConformance
-from tests.statistics.made import as_one, fold, made_shards, same_frame, shard_around
 
 SAMPLES = Samples()
 MASK = 2**64 - 1

@@ -9,8 +9,8 @@ import pipeline.statistics as statistics
 from schemas.errors import InputError
 from schemas.tables.tables import ROW_COUNTS
 from schemas.values import Postings, Totals
+from tests.fixtures.shards import as_one, feature_table, made_shards, same_frame, table_of, totals_of
 from tests.statistics.conformance import SIZES
-from tests.statistics.made import as_one, feature_table, made_shards, same_frame, table_of, totals_of
 
 
 def test_the_table_has_every_feature_every_column_and_its_denominators() -> None:

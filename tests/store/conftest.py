@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.store.objects.paths import forget_clients
-from tests.store.s3 import FaultyS3, running_moto, running_proxy, use
+from tests.fixtures.s3 import FaultyS3, running_moto, running_proxy, use
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from pipeline.store.objects import remote
 from pipeline.store.objects import verbs as objects
 from pipeline.store.objects.paths import forget_clients, store_path
 from schemas.errors import InputError
-from tests.lakes import extracted, run_file
-from tests.store.clouds import AZURITE, running_azurite, running_google, use_azurite
+from tests.fixtures.clouds import AZURITE, running_azurite, running_google, use_azurite
+from tests.fixtures.runs import extracted, run_file
 from tests.store.test_object_path import check_reading
 from tests.store.test_remote_objects import race
 from tests.store.test_remote_run import bytes_of, digests

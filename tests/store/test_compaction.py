@@ -20,7 +20,7 @@ from pipeline.store.upkeep import compaction
 from pipeline.tasks import OneProcess, Processes
 from schemas.errors import InputError
 from schemas.records import Compaction
-from tests.store.build import D_SAE, Built, build, commit_shard, random_features
+from tests.fixtures.store import D_SAE, Built, build, commit_shard, random_features
 
 
 def compacted(root: Path, site: str = "site") -> FeatureStore:

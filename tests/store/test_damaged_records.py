@@ -21,7 +21,7 @@ from pipeline.store.formats.parquet import write_frame
 from pipeline.store.records.tables import VERSION_KEY
 from schemas.errors import InputError
 from schemas.records import Lake, Receipt, parse_json, refuse_newer
-from tests.store.build import build
+from tests.fixtures.store import build
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from pipeline.store.objects.paths import store_path
 from pipeline.store.objects.verbs import measure, remove, walk, write_atomic
 from schemas.errors import InputError, ShardError
 from schemas.run.file import parse_run_file
+from tests.fixtures.runs import run_content, run_file
 from tests.kit import tiny_lm
-from tests.lakes import run_content, run_file
 
 BOTH = ["token_major", "feature_major", "dense"]
 X = np.random.default_rng(0).standard_normal((700, 16)).astype(np.float32)
@@ -314,7 +314,7 @@ def test_a_site_with_neither_sae_nor_hook_is_refused(tmp_path):
 
 
 def test_plans_without_dense_keep_their_hash(lake, tmp_path):
-    from tests.store.build import make_plan, planned_site
+    from tests.fixtures.store import make_plan, planned_site
 
     plan = make_plan([planned_site()], ["token_major"], "float16")
     assert "dense_dtype" not in plan.recipe()

@@ -21,7 +21,7 @@ from pipeline.store.records.site import write_site_weights
 from pipeline.store.upkeep.compaction import compact
 from pipeline.tasks import OneProcess
 from schemas.errors import InputError
-from tests.store.build import D_SAE, build
+from tests.fixtures.store import D_SAE, build
 
 pytestmark = pytest.mark.slow
 

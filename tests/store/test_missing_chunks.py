@@ -20,7 +20,7 @@ from pipeline.store.objects.verbs import write_atomic
 from pipeline.store.records.site import open_site_rows, read_site_weights, write_site_weights
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from tests.store.build import D_SAE, build, planned_site
+from tests.fixtures.store import D_SAE, build, planned_site
 
 OLD = Path(__file__).parents[1] / "data" / "store-v6"
 

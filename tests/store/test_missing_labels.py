@@ -15,8 +15,8 @@ from pipeline.store import FeatureStore
 from pipeline.store.derived.profile import Tokens
 from pipeline.store.records.tokens import read_document_labels
 from pipeline.tasks import OneProcess
+from tests.fixtures.runs import extracted, run_file, write_corpus
 from tests.kit import write_tiny_tokenizer
-from tests.lakes import extracted, run_file, write_corpus
 
 DOCUMENTS = 60
 WRITTEN = {0: float("nan"), 1: 0.0, 2: float("inf"), 3: -0.0, 4: float("-inf"), 5: 7.5, 6: None, 7: 0.0}

@@ -12,7 +12,7 @@ from pipeline.store.objects.paths import ObjectPath, RemoteError, forget_clients
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.run.file import parse_run_file
-from tests.store.s3 import FaultyS3, status
+from tests.fixtures.s3 import FaultyS3, status
 
 
 def test_a_folder_is_a_path_and_a_url_an_object_path() -> None:

@@ -27,9 +27,9 @@ from pipeline.store.formats.parquet import open_parquet, write_postings
 from pipeline.tasks import OneProcess
 from schemas.run.file import Cluster
 from schemas.values import Postings
+from tests.fixtures.runs import extracted, run_content, run_file
+from tests.fixtures.store import D_SAE
 from tests.kit import write_sae
-from tests.lakes import extracted, run_content, run_file
-from tests.store.build import D_SAE
 
 pytestmark = pytest.mark.slow
 

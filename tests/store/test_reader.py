@@ -22,8 +22,8 @@ from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION
 from schemas.values import Totals
-from tests.statistics.made import feature_table
-from tests.store.build import (
+from tests.fixtures.shards import feature_table
+from tests.fixtures.store import (
     CONTEXT_SIZE,
     D_SAE,
     Built,

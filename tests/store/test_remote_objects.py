@@ -16,7 +16,7 @@ from pipeline.store.objects import verbs as objects
 from pipeline.store.objects.paths import RemoteError, forget_clients, store_path
 from schemas.errors import InputError
 from schemas.layout import StorePath
-from tests.store.s3 import FaultyS3, cut_short, dropped, dropped_after, failed_after, slow, status, use
+from tests.fixtures.s3 import FaultyS3, cut_short, dropped, dropped_after, failed_after, slow, status, use
 
 
 @pytest.fixture

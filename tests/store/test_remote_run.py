@@ -20,9 +20,9 @@ from pipeline.store.objects.verbs import locked, read_many, walk, write_atomic
 from pipeline.store.records.commits import read_commits
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from tests.lakes import DRAWN, extracted, run_file
-from tests.store.build import build
-from tests.store.s3 import FaultyS3, dropped, dropped_after, failed_after, status
+from tests.fixtures.runs import DRAWN, extracted, run_file
+from tests.fixtures.s3 import FaultyS3, dropped, dropped_after, failed_after, status
+from tests.fixtures.store import build
 
 pytestmark = pytest.mark.slow
 

@@ -17,10 +17,10 @@ from pipeline.store.derived.profile import feature_ranges, l0_thresholds, profil
 from pipeline.tasks import OneProcess, Processes
 from schemas.run.file import parse_run_file
 from schemas.tables.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE
-from tests.lakes import PARTIES, extracted, run_content, run_file
+from tests.fixtures.runs import PARTIES, extracted, run_content, run_file
+from tests.fixtures.store import D_SAE, Built, build
 from tests.statistics.test_comparison import by_hand_apart
 from tests.statistics.test_trends import by_regression
-from tests.store.build import D_SAE, Built, build
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pipeline.store.objects.verbs import measure
 from pipeline.store.reading.shard_files import ShardFiles
 from pipeline.tasks import OneProcess, Processes, Tasks
 from schemas.errors import InputError
-from tests.store.build import D_SAE, Built, build
+from tests.fixtures.store import D_SAE, Built, build
 from tests.store.test_verification import recommit
 
 NAMES = ("features", "l0", "examples")

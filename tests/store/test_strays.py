@@ -21,7 +21,7 @@ from pipeline.store.upkeep.compaction import compact
 from pipeline.store.upkeep.garbage import find_garbage
 from pipeline.tasks import OneProcess
 from schemas.layout import Layout
-from tests.store.build import D_SAE, build, planned_site
+from tests.fixtures.store import D_SAE, build, planned_site
 
 STRAYS = (
     *(".DS_Store", "._000000.json", "._features.parquet", "._000000.parquet", "Thumbs.db", "desktop.ini"),

@@ -39,8 +39,8 @@ from schemas.run.file import Corpus
 from schemas.run.images_corpus import Images
 from schemas.storage_failures import storage_failure, system_error
 from schemas.values import Hello
+from tests.fixtures.store import D_SAE, build, planned_site
 from tests.kit import write_tiny_tokenizer
-from tests.store.build import D_SAE, build, planned_site
 
 NOBODY = 65534
 KINDS = {

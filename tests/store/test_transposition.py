@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.store.formats.transposition import round_activations, to_features, to_postings
 from schemas.errors import ShardError
 from schemas.values import SparseFeatures
-from tests.store.build import random_features, to_dense
+from tests.fixtures.store import random_features, to_dense
 
 
 def features(rows: list[dict[int, float]]) -> SparseFeatures:

@@ -18,7 +18,7 @@ from pipeline.store.objects.verbs import locked, write_atomic
 from pipeline.store.records.tokens import read_links
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.layout import Layout
-from tests.lakes import run_content, run_file, write_corpus
+from tests.fixtures.runs import run_content, run_file, write_corpus
 
 SLOW_TOKENIZE = """
 import sys, time

@@ -20,7 +20,7 @@ from schemas.errors import InputError
 from schemas.records import DataObject
 from schemas.tables.tables import ROW_COUNTS, postings_schema
 from schemas.values import SparseFeatures
-from tests.store.build import D_SAE, planned_site, random_features, to_dense
+from tests.fixtures.store import D_SAE, planned_site, random_features, to_dense
 
 ROW_START = 2**33
 

@@ -21,7 +21,7 @@ from pipeline.store.objects.verbs import readable
 from pipeline.store.records.site import open_site_rows, write_site_weights
 from schemas.errors import InputError
 from schemas.layout import Layout
-from tests.store.build import D_SAE, build, planned_site
+from tests.fixtures.store import D_SAE, build, planned_site
 
 
 class Canary:

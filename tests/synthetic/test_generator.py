@@ -11,7 +11,7 @@ from pipeline.synthetic import generator as room
 from pipeline.synthetic.generator import SCALE
 from pipeline.synthetic.hashing import LEVELS, skewed
 from pipeline.synthetic.planted import EVERY, planted_rows
-from tests.synthetic.kit import drawn, generator, matrix, rows_of, shard_of
+from tests.fixtures.synthetic import drawn, generator, matrix, rows_of, shard_of
 
 DOCUMENTS = np.random.default_rng(0).geometric(1 / 60, 600)
 SHARD = shard_of(DOCUMENTS)

@@ -22,8 +22,8 @@ from pipeline.synthetic.recipe import parse
 from pipeline.synthetic.truth import truth
 from schemas.errors import InputError
 from schemas.run.file import RunFile, load_run_file, parse_run_file
+from tests.fixtures.runs import data_bytes, extracted, write_corpus
 from tests.kit import write_tiny_tokenizer
-from tests.lakes import data_bytes, extracted, write_corpus
 
 ROOT = Path(__file__).parents[2]
 SPEC = "synthetic:d_sae=256,l0=6"

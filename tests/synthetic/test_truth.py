@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.synthetic import generator as room
 from pipeline.synthetic.truth import truth
-from tests.synthetic.kit import drawn, generator, matrix, rows_of, shard_of
+from tests.fixtures.synthetic import drawn, generator, matrix, rows_of, shard_of
 
 D_SAE = 64
 

@@ -14,9 +14,9 @@ from jobs.export import anndata_zarr
 from jobs.export.anndata_zarr import export
 from pipeline.store.formats.csr import index_dtype
 from schemas.run.file import parse_run_file
-from tests.jobs.export.kit import built_store
-from tests.lakes import PARTIES, extracted, run_content
-from tests.store.build import D_SAE
+from tests.fixtures.exports import built_store
+from tests.fixtures.runs import PARTIES, extracted, run_content
+from tests.fixtures.store import D_SAE
 
 
 def run(arguments, code=0):

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from jobs.cli import main
-from tests.jobs.export.kit import built_store, consumer, context_of
+from tests.fixtures.exports import built_store, consumer, context_of
 
 VIEWER = """
 const fs = require('fs'), vm = require('vm'), zlib = require('zlib');

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from jobs.cli import main
 from jobs.export.delphi import split_edges
 from pipeline.store import FeatureStore
-from tests.jobs.export.kit import built_store, consumer
-from tests.store.build import CONTEXT_SIZE, D_SAE
+from tests.fixtures.exports import built_store, consumer
+from tests.fixtures.store import CONTEXT_SIZE, D_SAE
 
 
 def run(arguments, code=0):

@@ -10,7 +10,7 @@ from jobs.cli import app
 from jobs.command.exits import run_app
 from jobs.export.folder import distinct_names, new_export, safe_name
 from schemas.errors import InputError
-from tests.jobs.export.kit import built_store
+from tests.fixtures.exports import built_store
 
 ABOUT = {"format": "made", "sites": ["site"], "features": "all"}
 

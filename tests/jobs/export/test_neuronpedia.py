@@ -21,7 +21,7 @@ from jobs.evaluation.logits import LOGITS
 from jobs.export.neuronpedia import batch_features, check_files
 from jobs.export.windows import blocks
 from schemas.errors import InputError
-from tests.jobs.export.kit import built_store, context_of
+from tests.fixtures.exports import built_store, context_of
 
 NEURON = {
     "modelId": str, "layer": str, "index": str, "creatorId": str, "sourceSetName": str, "maxActApprox": float,

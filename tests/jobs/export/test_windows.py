@@ -9,8 +9,8 @@ import pytest
 from jobs.export.windows import BINS, blocks, read_block, source, tenths
 from jobs.tables.selection import select_features
 from schemas.errors import InputError
-from tests.jobs.export.kit import built_store, context_of
-from tests.store.build import build
+from tests.fixtures.exports import built_store, context_of
+from tests.fixtures.store import build
 
 
 @pytest.fixture(scope="module", params=["both", "token_major", "feature_major"])

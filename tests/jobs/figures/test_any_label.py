@@ -17,7 +17,7 @@ from jobs.figures.images import draw_steered
 from jobs.figures.neighbours import draw_neighbours
 from jobs.figures.plots import render
 from jobs.figures.style import STYLE
-from tests.jobs.made_up import made_up, made_up_attribution, made_up_images
+from tests.fixtures.texts import made_up, made_up_attribution, made_up_images
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from jobs.figures.plots import plots, render
 from jobs.figures.setting import Setting, set_to
 from jobs.figures.style import STYLE, canvas
 from pipeline.store import FeatureStore
-from tests.jobs.figures.kit import hangul_font, write_font
-from tests.jobs.made_up import made_up
-from tests.store.build import build
+from tests.fixtures.figures import hangul_font, write_font
+from tests.fixtures.store import build
+from tests.fixtures.texts import made_up
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from jobs.figures.setting import Setting, set_to, setting
 from jobs.figures.style import STYLE
 from jobs.terminal.units import unit_of_lake, unit_of_site
 from schemas.values import RowSelection
-from tests.jobs.made_up import made_up, made_up_attribution, made_up_control, made_up_images
+from tests.fixtures.texts import made_up, made_up_attribution, made_up_control, made_up_images
 
 
 def lake(kind: str, inputs: object = None, pooling: str = "none"):

@@ -15,7 +15,7 @@ from jobs.report.build import report
 from jobs.report.columns import VARIABLE, packed
 from jobs.report.page import script
 from pipeline.tasks import OneProcess
-from tests.jobs.report.kit import make_report
+from tests.fixtures.report import make_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((result for name in BROWSERS if (result := shutil.which(name))), None)

@@ -25,8 +25,8 @@ from pipeline.store.reading.windows import AFTER, BEFORE
 from pipeline.store.records.tables import write_table
 from pipeline.tasks import OneProcess, Processes
 from schemas.errors import InputError
-from tests.jobs.report.kit import HARMFUL_LABEL, HOSTILE, make_report, make_store
-from tests.store.build import D_SAE, build
+from tests.fixtures.report import HARMFUL_LABEL, HOSTILE, make_report, make_store
+from tests.fixtures.store import D_SAE, build
 
 pytestmark = pytest.mark.slow
 
