@@ -46,8 +46,6 @@ _RANGE_FEATURES = 1 << 16
 _SHARDS = 16
 """Samples in memory before they are merged."""
 
-Positions = tuple[int | None, ...] | None
-
 
 def examples(
     store: FeatureStore,
@@ -66,7 +64,9 @@ def examples(
     InputError where the table of `stats` is missing or stale.
     """
     began = time.monotonic()
-    strongest = _examples_of_stats(store, site)
+    if store.has_table(site, "examples") and store.is_stale(site, "examples"):
+        raise InputError(f"table 'examples' of site {site!r} is stale: run `latentlake stats` first")
+    strongest = store.scan_table(site, "examples").filter(kind="top").collect()
     info, shards = store.site(site), store.shard_files(site)
     examples_of = partial(_range_examples, store.layout, store.lake, info.selection, shards, k, random)
     ranges = _ranges(store, site)
@@ -79,13 +79,6 @@ def examples(
     summary = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts)) or "none, for no feature fires"
     say(f"[bold]examples[/] {site}: {summary} ({time.monotonic() - began:.1f} s)")
     return table
-
-
-def _examples_of_stats(store: FeatureStore, site: str) -> pl.DataFrame:
-    """The strongest rows, from the table that `stats` wrote."""
-    if store.has_table(site, "examples") and store.is_stale(site, "examples"):
-        raise InputError(f"table 'examples' of site {site!r} is stale: run `latentlake stats` first")
-    return store.scan_table(site, "examples").filter(kind="top").collect()
 
 
 def _ranges(store: FeatureStore, site: str) -> list[range]:
@@ -110,7 +103,10 @@ def _range_examples(
     features: range,
 ) -> pl.DataFrame:
     """Examples of kinds top_document, random and quantile of some features."""
-    active = _active_contexts(shards, features)
+    active = np.zeros(len(features), np.int64)  # contexts in which each feature fires
+    for shard in shards:
+        part = shard.read_partials(features, ["feature", "active_contexts"])
+        active[part["feature"].to_numpy() - features.start] += part["active_contexts"].to_numpy()
     fired = np.flatnonzero(active)
     half = bool(shards) and shards[0].activation_dtype == "float16"
     state = pl.DataFrame({"feature": (fired + features.start).astype(np.uint32)})
@@ -139,15 +135,6 @@ def _samples(shards: Sequence[ShardFiles], features: range) -> pl.DataFrame:
         parts = [shard.read_partials(features, columns) for shard in shards[start : start + _SHARDS]]
         state = Samples().combine([state, *parts])
     return state
-
-
-def _active_contexts(shards: Sequence[ShardFiles], features: range) -> I64:
-    """Contexts in which each feature fires, int64 [features]."""
-    contexts = np.zeros(len(features), np.int64)
-    for shard in shards:
-        part = shard.read_partials(features, ["feature", "active_contexts"])
-        contexts[part["feature"].to_numpy() - features.start] += part["active_contexts"].to_numpy()
-    return contexts
 
 
 def _add_postings(

@@ -9,13 +9,11 @@ F features, D values of x, P pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from rich.markup import escape
 
 from jobs.command.options import ClassifierFolder
 from jobs.tables.importance import linear_weights, mean_of, top_features
@@ -76,7 +74,13 @@ def images(store: FeatureStore, site: str, model: ClassifierFolder = None) -> pl
     store.write_table(site, "class_images", together)
     store.write_table(site, "feature_similarity", similar)
     store.write_table(site, "feature_images", images_table)
-    _report(site, images_table, similar, compared, time.monotonic() - began)
+    agreed = similar["agreement"].drop_nulls()
+    correlation = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
+    say(
+        f"[bold]images[/] {site}: {images_table.height} features drawn; {len(compared)} compared (each "
+        f"class's {COMPARED} most important): distances of values and of images correlate by "
+        f"{correlation} ({time.monotonic() - began:.1f} s)"
+    )
     return images_table
 
 
@@ -111,6 +115,7 @@ def feature_images(
     mean = mean_of(table, None)
     values = decoders.reconstruct_each(shown, mean)
     pixels = decoders.image_decoder.images(values)
+    # `compared` are among `shown`, and both ascend
     indices = np.searchsorted(shown, compared)
     cosine, image_cosine = cosine_similarity(values[indices]), cosine_similarity(pixels[indices])
     coordinates = {"x": np.full((len(shown), 2), np.nan), "image_x": np.full((len(shown), 2), np.nan)}
@@ -202,15 +207,3 @@ def pixels_of(store: FeatureStore, site: str, label: str) -> dict[str, F64]:
             sums[value] = sums.get(value, 0) + class_pixels.sum(axis=0, dtype=np.float64) / scale
             rows[value] = rows.get(value, 0) + len(class_pixels)
     return {value: total / rows[value] for value, total in sums.items() if rows[value]}
-
-
-def _report(
-    site: str, images_table: pl.DataFrame, similar: pl.DataFrame, compared: Iterable[int], seconds: float
-) -> None:
-    agreed = similar["agreement"].drop_nulls()
-    correlation = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
-    say(
-        f"[bold]images[/] {site}: {images_table.height} features drawn; {len(list(compared))} compared (each "
-        f"class's {COMPARED} most important): distances of values and of images correlate by "
-        f"{escape(correlation)} ({seconds:.1f} s)"
-    )

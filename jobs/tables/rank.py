@@ -29,7 +29,6 @@ from schemas.layout import StorePath
 from schemas.run.file import Rank, RunFile
 from schemas.sentences import several
 from schemas.tables.tables import PROFILE
-from schemas.values import I64
 
 DEFAULT_BY = Rank.model_validate({}).by
 SHOWN = (
@@ -187,16 +186,15 @@ def _with_intervals(
         return rankings
     with counting(f"rank {site}", drawing.draws * features.height, "features x draws") as advance:
         intervals = rank_intervals(store, site, features, possible, tasks, drawing, advance)
-    return [_add_interval(table, intervals.get(table["by"][0] if table.height else "")) for table in rankings]
-
-
-def _add_interval(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFrame:
-    """A ranking with its interval; -1 is null."""
-    if interval is None:
-        return table
-    ends = [pl.Series(end[table["feature"].to_numpy()]) for end in interval]
-    low, high = (end.set(end < 0, None).cast(pl.UInt32) for end in ends)
-    return table.with_columns(rank_low=low, rank_high=high)
+    with_intervals = []
+    for table in rankings:
+        if interval := intervals.get(table["by"][0] if table.height else ""):
+            # an interval has an entry for each feature, -1 where there is none
+            ends = [pl.Series(end[table["feature"].to_numpy()]) for end in interval]
+            low, high = (end.set(end < 0, None).cast(pl.UInt32) for end in ends)
+            table = table.with_columns(rank_low=low, rank_high=high)
+        with_intervals.append(table)
+    return with_intervals
 
 
 def window(
@@ -244,8 +242,7 @@ def show_windows(
     support: int = SUPPORT,
 ) -> None:
     """Print the windows that `texts` name, each by every column of `by`, or by its own column."""
-    windows = dict.fromkeys(_parsed(text, column) for text in texts for column in by)
-    for ranks in windows:
+    for ranks in dict.fromkeys(_parsed(text, column) for text in texts for column in by):
         _show_window(store, site, ranks, descending=descending, support=support)
 
 

@@ -43,8 +43,6 @@ FIT_FEATURES, FIT_BYTES = 1 << 16, 1 << 29
 
 CENTRAL_FEATURES = 10
 
-WITHOUT_DIRECTION = "a decoder row without direction"
-
 
 @dataclass(frozen=True)
 class Clustering:
@@ -95,13 +93,14 @@ def by_direction(
     """Spherical k-means of decoder directions; one that is 0 or not finite has no cluster."""
     with counting("cluster: features by decoder direction"):
         most = max(clusters, min(FIT_FEATURES, FIT_BYTES // (4 * decoder.width)))
+        # k-means needs its vectors at once; the others are read by blocks, when they are assigned
         centres = fit(take(decoder, sample(decoder, most, seed)), clusters, seed)
         labels, _ = assign_rows(decoder, centres, tasks)
         cosine = cosines_with_mean(decoder, labels, len(centres))
         members = Members.of(labels, cosine, len(centres))
     if len(decoder) > most:
         say(f"[bold]cluster[/] {site}: centres by direction are those of {most:,} features, drawn at random")
-    report_clusters(site, "features", members, clusters, WITHOUT_DIRECTION)
+    report_clusters(site, "features", members, clusters, "a decoder row without direction")
     features, cohesion = decoder.features, members.cohesion
     return Clustering("feature", FEATURE_CLUSTERS, "cosine", features, members, cohesion, vectors=decoder)
 

@@ -124,6 +124,7 @@ def pair_cosines(a: Directions, b: Directions, feature: I64, other: I64) -> NDAr
     result = np.full(len(feature), np.nan)
     if not len(feature):
         return result
+    # the rows of `a` between the first and the last feature are read once, those of `b` block by block
     own = range(int(feature[0]), int(feature[-1]) + 1)
     units, has = a.units(own)
     for others in b.blocks():
@@ -148,6 +149,7 @@ class _Best:
     def add(self, cosine: F32, first: int) -> None:
         """Cosines with the features from `first` on; -inf is none."""
         least = self._least
+        # nothing is held yet: the k-th of this first block itself bounds what has to be sorted
         if not len(self._row) and self._k < cosine.shape[1]:
             place = cosine.shape[1] - self._k
             least = np.partition(cosine, place, axis=1)[:, place]
@@ -155,13 +157,11 @@ class _Best:
         self._row = np.append(self._row, row)
         self._other = np.append(self._other, other + first)
         self._cosine = np.append(self._cosine, cosine[row, other])
-        self._keep()
-
-    def _keep(self) -> None:
         order = np.lexsort((self._other, -self._cosine, self._row))
         row = self._row[order]
         kept = order[_ranks(row) < self._k]
         self._row, self._other, self._cosine = self._row[kept], self._other[kept], self._cosine[kept]
+        # a row that has k entries only takes what is no less than the last of them
         last = np.flatnonzero(_ranks(self._row) == self._k - 1)
         self._least[self._row[last]] = self._cosine[last]
 
