@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.fonts import legible
+from jobs.figures.fonts import cut, legible
 from jobs.figures.setting import bilingual
 from jobs.figures.style import INK, canvas, empty_plot, name_some
 from schemas.sentences import several
@@ -43,6 +43,7 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
         return figure
     scores = _grid(rows, values, features, "score")
     holds = _grid(rows, values, features, "holds")
+    # one far score must not make all others pale
     ends = np.percentile(np.abs(scores[scores != 0]), BRIGHTEST, method="higher") if scores.any() else 1.0
     image = axes.imshow(scores, aspect="auto", cmap="PuOr_r", vmin=-ends, vmax=ends, interpolation="nearest")
     place = np.argwhere(holds > 0)
@@ -50,7 +51,8 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     axes.grid(visible=False)
     numbers = [str(feature) for feature in features]
     name_some(axes.xaxis, numbers, NAMED, bilingual("feature", "특징"), rotation=90, fontsize=7)
-    axes.set_yticks(range(values.height), [_name(*row) for row in values.rows()], fontsize=8)
+    names = [legible(cut(" ".join(row), LONGEST)) for row in values.rows()]
+    axes.set_yticks(range(values.height), names, fontsize=8)
     beyond = "neither" if np.abs(scores).max() <= ends else "both"
     bar = figure.colorbar(image, ax=axes, pad=0.02, extend=beyond, label=label)
     bar.outline.set_visible(False)
@@ -87,8 +89,3 @@ def _facts(selection: pl.DataFrame, values: int, features: int) -> list[str]:
     if selection["holds"].null_count() < selection.height:
         facts.append("dot: holds under ablation")
     return facts
-
-
-def _name(label: str, value: str) -> str:
-    text = f"{label} {value}"
-    return legible(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jobs.figures.fonts import legible
+from jobs.figures.fonts import cut, legible
 from jobs.figures.style import COLOUR_MAP, INK, canvas, empty_plot, log_axis
 from schemas.sentences import several
 
@@ -41,7 +41,8 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
         if not (members := places.filter(pl.col("cluster") == number)).is_empty():
             _scatter(axes, members, color=colour)
             shown += members.height
-            handles.append(_handle(colour, f"{number}  {_name(members)} ({members.height:,})"))
+            name = cut(legible(members["name"][0] or ""), NAME_LENGTH)
+            handles.append(_handle(colour, f"{number}  {name} ({members.height:,})"))
     if shown < places.height:
         handles.append(_handle(OTHERS, "others"))
     _numbers(axes, places)
@@ -106,8 +107,3 @@ def _numbers(axes: Axes, places: pl.DataFrame) -> None:
 
 def _handle(colour: str, label: str) -> Line2D:
     return Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=label)
-
-
-def _name(features: pl.DataFrame) -> str:
-    name = legible(features["name"][0] or "")
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"

@@ -61,7 +61,9 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     if not matrix.size:
         empty_plot(axes, "no context or no feature")
         return figure
-    signed, limit = bool((matrix < 0).any()), _limit(matrix)
+    # colours end below the largest: one far activation must not make all others pale
+    values, signed = np.abs(matrix[matrix != 0]), bool((matrix < 0).any())
+    limit = float(np.percentile(values, BRIGHTEST, method="higher")) if len(values) else 1.0
     image = axes.imshow(
         matrix,
         aspect="auto",
@@ -82,12 +84,6 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     )
     bar.outline.set_visible(False)
     return figure
-
-
-def _limit(matrix: F32) -> float:
-    """Where colours end: one far activation must not make all others pale."""
-    values = np.abs(matrix[matrix != 0])
-    return float(np.percentile(values, BRIGHTEST, method="higher")) if len(values) else 1.0
 
 
 def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: bool) -> None:

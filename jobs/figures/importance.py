@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from jobs.figures.fonts import legible
+from jobs.figures.fonts import cut, legible
 from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, empty_plot, log_counts, sheet
 from schemas.sentences import several
 
@@ -94,7 +94,7 @@ def _parts(table: pl.DataFrame) -> tuple[list[str], list[pl.DataFrame]]:
     values = table.drop_nulls("importance")["value"].unique(maintain_order=True).to_list()
     classes = [value for value in values if value is not None]
     shown = [*classes[:MOST_CLASSES], *([None] if None in values else [])]
-    names = ["all" if value is None else legible(_cut(value)) for value in shown]
+    names = ["all" if value is None else legible(cut(value, LONGEST)) for value in shown]
     return names, [table.filter(pl.col("value").eq_missing(value)) for value in shown]
 
 
@@ -105,7 +105,3 @@ def left_out(classes: int) -> list[str]:
 
 def _label(table: pl.DataFrame) -> str:
     return legible(str(table["label"][0])) if table.height else ""
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -63,7 +63,6 @@ STYLE: Any = {
     "svg.hashsalt": "latentlake",  # ids in the file do not change from run to run
 }
 
-
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -99,7 +98,9 @@ def sheet(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) 
     figure.text(0.015, 0.975, legible(title), ha="left", va="top", fontsize=14, fontweight="bold")
     figure.text(0.015, below, "", ha="left", va="top", fontsize=10, color=SOFT)
     figure.set_layout_engine("constrained", w_pad=0.1)
-    _put_facts(figure, [_shortened(legible(part)) for part in (site, *facts)])
+    half, parts = LINE_LENGTH // 2 - 1, [legible(part) for part in (site, *facts)]
+    # what is longer than a line loses its middle: names of models and paths differ at their ends
+    _put_facts(figure, [p if len(p) <= LINE_LENGTH else f"{p[:half]}…{p[-half:]}" for p in parts])
     return figure
 
 
@@ -110,8 +111,12 @@ def add_fact(figure: Figure, fact: str) -> None:
 
 
 def _put_facts(figure: Figure, facts: list[str]) -> None:
-    """Facts below the title, and the plots below them."""
-    lines, engine = _lines(facts), figure.get_layout_engine()
+    """Facts below the title, joined by dots into lines, and the plots below them."""
+    lines = facts[:1]
+    for fact in facts[1:]:
+        longer = f"{lines[-1]} · {fact}"
+        lines = [*lines[:-1], longer] if len(longer) <= LINE_LENGTH else [*lines, fact]
+    engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine), "`sheet` sets it"
     figure.texts[1].set_text("\n".join(lines))
     engine.set(rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * LINE_IN / figure.get_size_inches()[1]))
@@ -140,21 +145,6 @@ def mark(axes: Axes, x: float, label: str) -> None:
         fontweight="bold",
         fontsize=10.5,
     )
-
-
-def _lines(parts: list[str]) -> list[str]:
-    """Parts joined by dots into lines of at most LINE_LENGTH characters."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        longer = f"{lines[-1]} · {part}"
-        lines = [*lines[:-1], longer] if len(longer) <= LINE_LENGTH else [*lines, part]
-    return lines
-
-
-def _shortened(name: str) -> str:
-    """A long name without its middle."""
-    half = LINE_LENGTH // 2 - 1
-    return name if len(name) <= LINE_LENGTH else f"{name[:half]}…{name[-half:]}"
 
 
 def powers_of_ten(axis: XAxis | YAxis) -> None:

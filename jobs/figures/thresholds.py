@@ -30,7 +30,9 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
     if not rows:
         empty_plot(axes, "no row is counted")
         return figure
-    most, beyond = _widest(groups)
+    # the axis ends where 99.9 % of the rows of each threshold are below: a few would stretch it
+    ends = [l0[np.searchsorted(np.cumsum(rows), 0.999 * rows.sum())] for _, l0, rows in groups]
+    most, beyond = int(max(ends)), int(max(l0[-1] for _, l0, _ in groups))
     width = max(1, -(-(most + 1) // MOST_BARS))
     for place, (_, l0, weight) in enumerate(groups):
         _ridge(axes, place, l0, weight, width, most)
@@ -68,12 +70,6 @@ def _histograms(counts: pl.DataFrame) -> list[tuple[str, F64, F64]]:
         (f"> {of[0]:g}" if len(of) == 1 else f"> {of[0]:g} to {of[-1]:g}", l0, rows)
         for of, l0, rows in groups
     ]
-
-
-def _widest(groups: list[tuple[str, F64, F64]]) -> tuple[int, int]:
-    """The L0 at which the axis ends, 99.9 % of the rows of each threshold being below; and the largest L0."""
-    ends = [l0[np.searchsorted(np.cumsum(rows), 0.999 * rows.sum())] for _, l0, rows in groups]
-    return int(max(ends)), int(max(l0[-1] for _, l0, _ in groups))
 
 
 def _ridge(axes: Axes, place: int, l0: F64, rows: F64, width: int, most: int) -> None:
