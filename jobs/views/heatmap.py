@@ -175,9 +175,9 @@ def selected(
 def cluster_contexts(matrix: F32) -> I64 | None:
     """k-means of the contexts [n] on the selected columns, min(5, n // 10) clusters; None: too few."""
     clusters = min(MOST_CLUSTERS, len(matrix) // CONTEXTS_OF_A_CLUSTER)
-    different = len(np.unique(matrix, axis=0)) if clusters else 0
     if not clusters:
         return None
+    different = len(np.unique(matrix, axis=0))  # k-means makes no more clusters than there are
     kmeans = KMeans(min(clusters, different), n_init=STARTS, random_state=SEED)
     with threadpool_limits(1):
         labels: I64 = kmeans.fit(matrix).labels_.astype(np.int64)
