@@ -113,6 +113,7 @@ def split_edges(n_active: I64, splits: int) -> list[int]:
     delphi cannot read a file without activations, and wants the files' ranges to follow on one another.
     """
     reached = np.cumsum(n_active)
+    # each file ends with the feature that reaches its share, where it is not empty and leaves some
     wanted = reached[-1] * np.arange(1, splits) // splits
     inner = np.searchsorted(reached, np.maximum(wanted, 1)) + 1
     edges = [0]
@@ -139,6 +140,7 @@ def write_tokens(store: FeatureStore, path: Path) -> int:
             shard = read_token_shard(store.layout, lake, record, verify=False)
             lengths = np.diff(shard.context_ptr)
             padded = np.full((len(lengths), size), pad_id(lake), np.int32)
+            # a mask fills row by row, in the order of the tokens
             padded[np.arange(size) < lengths[:, None]] = shard.token_ids
             file.write(padded.tobytes())
     return sum(record.contexts for record in store.shards)
@@ -179,7 +181,7 @@ class _Split:
             start, end = end, end + dtype.itemsize * int(np.prod(shape))
             header[name] = {"dtype": _SAFETENSORS[str(dtype)], "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
         self._file.write(struct.pack("<Q", len(text)) + text)
         return {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
 
@@ -187,7 +189,9 @@ class _Split:
         """Write the tensors, locations and activations together."""
         done = 0
         for shard in self._shards:
-            starts = _context_starts(self._store, shard)
+            path = self._store.layout.tokens(shard.record.name)
+            with readable(path):  # where contexts begin, counted from the shard's first row
+                starts = read_frame(path, ["row_offset"])["row_offset"].to_numpy().astype(np.int64)
             for feature, row, value in self._activations(shard):
                 context = np.searchsorted(starts, row, side="right") - 1
                 locations = np.empty((len(row), 3), self._location)
@@ -217,14 +221,6 @@ class _Split:
             )
             kept = np.flatnonzero(self._kept[latent])
             yield latent[kept], postings.rows[kept], postings.values[kept]
-
-
-def _context_starts(store: FeatureStore, shard: ShardFiles) -> I64:
-    """First rows of a shard's contexts, counted from its own first row."""
-    path = store.layout.tokens(shard.record.name)
-    with readable(path):
-        starts: I64 = read_frame(path, ["row_offset"])["row_offset"].to_numpy().astype(np.int64)
-    return starts
 
 
 def cache_config(store: FeatureStore, site: str, model: str, splits: int) -> dict[str, Any]:
