@@ -95,7 +95,10 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
         console.print(
             f"  {shape.name}: shard {record.name}, {seconds['bare'][-1] / seconds['extraction'][-1]:.3f}"
         )
-    return result_of(shape, seconds, size / nnz, *query_times(layout.root))
+    slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
+    rates = 1 / statistics.mean(fast), 1 / statistics.mean(slow)
+    measured = (*rates, *ratio(fast, slow), size / nnz, *query_times(layout.root))
+    return Result(shape.name, shape.tokens, *measured, target=shape.target)
 
 
 def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, batch_contexts: int) -> None:
@@ -128,31 +131,6 @@ def milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def result_of(
-    shape: Shape,
-    seconds: dict[str, list[float]],
-    bytes_per_nonzero: float,
-    top_20_ms: float,
-    top_1000_by_label_ms: float,
-) -> Result:
-    """Rates over all shards but the first."""
-    slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
-    of_sums, lowest, highest = ratio(fast, slow)
-    return Result(
-        name=shape.name,
-        tokens=shape.tokens,
-        bare=1 / statistics.mean(fast),
-        extraction=1 / statistics.mean(slow),
-        ratio=of_sums,
-        lowest=lowest,
-        highest=highest,
-        bytes_per_nonzero=bytes_per_nonzero,
-        top_20_ms=top_20_ms,
-        top_1000_by_label_ms=top_1000_by_label_ms,
-        target=shape.target,
-    )
-
-
 COLUMNS = (
     "shape",
     "tokens",
@@ -166,20 +144,13 @@ COLUMNS = (
 )
 
 
-def cells(r: Result) -> list[str]:
-    """One result as text, by COLUMNS."""
-    ratio = f"{r.ratio:.3f} ({r.lowest:.3f} to {r.highest:.3f})"
-    rates = [f"{r.tokens:,}", f"{r.bare:,.0f}", f"{r.extraction:,.0f}", ratio, f"{r.target:.2f}"]
-    return [
-        r.name,
-        *rates,
-        f"{r.bytes_per_nonzero:.2f}",
-        f"{r.top_20_ms:.1f}",
-        f"{r.top_1000_by_label_ms:.1f}",
-    ]
-
-
 def section_of(results: list[Result]) -> Section:
     """The results as a table."""
     title = "extraction / bare (forward to the hook and one matmul, nothing kept)"
-    return Section("extraction", title, COLUMNS, [cells(r) for r in results], [asdict(r) for r in results])
+    rows = []
+    for r in results:
+        rates = [r.name, f"{r.tokens:,}", f"{r.bare:,.0f}", f"{r.extraction:,.0f}"]
+        rates += [f"{r.ratio:.3f} ({r.lowest:.3f} to {r.highest:.3f})", f"{r.target:.2f}"]
+        times = [f"{milliseconds:.1f}" for milliseconds in (r.top_20_ms, r.top_1000_by_label_ms)]
+        rows.append([*rates, f"{r.bytes_per_nonzero:.2f}", *times])
+    return Section("extraction", title, COLUMNS, rows, [asdict(r) for r in results])

@@ -92,11 +92,7 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
             seconds[name].append((time.perf_counter() - began) / shard.n_rows)
         rates = ", ".join(f"{name} {1 / values[-1]:,.0f}" for name, values in seconds.items())
         console.print(f"  shard {record.name}: {rates}")
-    return result_of(shape, {name: values[1:] for name, values in seconds.items()})
-
-
-def result_of(shape: Shape, seconds: dict[str, list[float]]) -> Result:
-    """Rates and ratios from seconds a token, by shard."""
+    seconds = {name: values[1:] for name, values in seconds.items()}
     return Result(
         shape.name,
         extraction=rate(1, seconds["extraction"]),
