@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import polars as pl
 import typer
@@ -58,6 +58,17 @@ class Side(NamedTuple):
     def planned(self) -> PlannedSite:
         """The site in its plan."""
         return next(site for site in self.plan.sites if site.name == self.site)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a table's metadata say of the side: where it lies, and what its rows were made by."""
+        return {
+            "root": str(self.store.layout.root),
+            "site": self.site,
+            "plan": self.plan.hash,
+            "receipts": self.store.receipts_digest(self.site),
+            "sae_digest": self.planned.sae_digest,
+        }
 
     @property
     def shards(self) -> dict[str, str]:
@@ -109,7 +120,16 @@ def diff(
         say(f"[yellow]note[/]: {escape(line)}")
     _report_changes(table, top, "changed" if is_paired else "fire")
     if out is not None:
-        about = {**_about(a, b, totals), "paired": is_paired, "support": SUPPORT, "latentlake": __version__}
+        about = {"paired": is_paired, "support": SUPPORT, "latentlake": __version__} | {
+            name: {
+                **side.identity,
+                "model": side.plan.model,
+                "model_digest": side.plan.model_digest,
+                "documents": total.documents,
+                "counted_rows": total.rows,
+            }
+            for name, side, total in (("a", a, totals[0]), ("b", b, totals[1]))
+        }
         metadata = {DIFF_KEY: canonical_json(about).decode(), VERSION_KEY: str(FORMAT_VERSION)}
         write_frame(out, table, metadata)
         say(f"All {table.height:,} features: [bold]{escape(str(out))}[/]")
@@ -277,21 +297,3 @@ def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
             cells += ["" if ratio is None else f"{2**ratio:.3g}", "" if q is None else f"{q:.0e}"]
         printed.add_row(*cells)
     console.print(printed)
-
-
-def _about(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals]) -> dict[str, Any]:
-    """Which two were compared."""
-    return {
-        name: {
-            "root": str(side.store.layout.root),
-            "site": side.site,
-            "plan": side.plan.hash,
-            "receipts": side.store.receipts_digest(side.site),
-            "model": side.plan.model,
-            "model_digest": side.plan.model_digest,
-            "sae_digest": side.planned.sae_digest,
-            "documents": total.documents,
-            "counted_rows": total.rows,
-        }
-        for name, side, total in (("a", a, totals[0]), ("b", b, totals[1]))
-    }

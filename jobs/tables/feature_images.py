@@ -39,16 +39,6 @@ class ReconstructionDecoders:
     b_dec: F32
     image_decoder: ImageReader
 
-    def reconstruct_each(self, features: list[int], mean: F64) -> F64:
-        """What each of some features alone reconstructs, the mean over rows, [n, D]."""
-        chosen = self.w_dec[features].astype(np.float64)
-        return np.asarray(mean[features][:, None] * chosen + self.b_dec, np.float64)
-
-    def reconstruct_together(self, features: list[int], mean: F64) -> F64:
-        """What they reconstruct with all others at 0, the mean over rows, [1, D]."""
-        summed = mean[features] @ self.w_dec[features].astype(np.float64)
-        return np.asarray(summed + self.b_dec, np.float64)[None]
-
     @property
     def sides(self) -> tuple[int, int]:
         """Height and width of an image."""
@@ -113,7 +103,8 @@ def feature_images(
     """FEATURE_IMAGES, of the 30 most important features of each class and of all rows; FEATURE_SIMILARITY."""
     shown = sorted({feature for features in top_features(table, OF_A_CLASS).values() for feature in features})
     mean = mean_of(table, None)
-    values = decoders.reconstruct_each(shown, mean)
+    # what each alone reconstructs, the mean over rows: a decoder is linear, so b_dec is added to each
+    values = mean[shown][:, None] * decoders.w_dec[shown].astype(np.float64) + decoders.b_dec
     pixels = decoders.image_decoder.images(values)
     # `compared` are among `shown`, and both ascend
     indices = np.searchsorted(shown, compared)
@@ -174,7 +165,8 @@ def class_images(
         if value is None:
             continue
         for of, whose in (("all_rows", None), ("own_rows", value)):
-            made = decoders.reconstruct_together(features, mean_of(table, whose))
+            summed = mean_of(table, whose)[features] @ decoders.w_dec[features].astype(np.float64)
+            made = (summed + decoders.b_dec)[None]  # all others at 0
             keys = {"label": label, "value": value, "of": of, "features": features, "rows": rows[whose]}
             frames.append(_class_row(decoders, keys, made, decoders.image_decoder.images(made)))
         if value in pixels:

@@ -94,7 +94,7 @@ def match(
     if why:
         say(f"[yellow]note[/]: cosines are left out, {escape(why)}; features are assigned by Jaccard index")
     table, how = (_by_jaccard if why else _by_cosine)(a, b, shards, tasks, k, support)
-    about = {"a": _about(a), "b": _about(b), "k": k, "support": support, "assignment": how}
+    about = {"a": a.identity, "b": b.identity, "k": k, "support": support, "assignment": how}
     metadata = {MATCH_KEY: canonical_json(about).decode()}
     path = a.store.write_table_parts(a.site, table_name(a, b), MATCHES, [table], metadata)
     _report_summary(a, b, table, how, top)
@@ -297,16 +297,6 @@ def _finished(table: pl.DataFrame, assigned: Pairs, by: str) -> pl.DataFrame:
     )
     order = ["feature", by, "match"]
     return marked.sort(order, descending=[False, True, False], nulls_last=True).select(list(MATCHES))
-
-
-def _about(side: Side) -> dict[str, Any]:
-    return {
-        "root": str(side.store.layout.root),
-        "site": side.site,
-        "plan": side.plan.hash,
-        "receipts": side.store.receipts_digest(side.site),
-        "sae_digest": side.planned.sae_digest,
-    }
 
 
 def _report_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -> None:

@@ -23,9 +23,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import HDBSCAN
 from threadpoolctl import threadpool_limits
 
-from jobs.tables.clusters.kmeans import NO_CLUSTER, unit_rows
+from jobs.tables.clusters.kmeans import NO_CLUSTER
 from jobs.tables.clusters.members import Members
 from jobs.tables.clusters.rows import Rows, assign_rows, cosines_with_mean, sample, take
+from jobs.tables.pairs.directions import unit_rows
 from pipeline.tasks import Tasks
 from schemas.values import F32, I64
 

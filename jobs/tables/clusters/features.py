@@ -84,7 +84,11 @@ def clusterings(
     if coactivation := by_coactivation(store, site, fired, config):
         yield coactivation
     if decoder is not None:
-        yield by_density(site, decoder, config, tasks)
+        with counting("cluster: features by density"):
+            members, probability = dense_groups(decoder, config.min_cluster_size, config.seed, tasks)
+        report_clusters(site, "features by density", members, without="no dense place")
+        columns, cohesion = {"probability": probability}, members.cohesion
+        yield Clustering("density", DENSITY_CLUSTERS, "cosine", fired, members, cohesion, columns)
 
 
 def by_direction(
@@ -131,16 +135,6 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
         cohesion,
         vectors=VectorsInMemory(vectors),
     )
-
-
-def by_density(site: str, decoder: Decoder, config: Cluster, tasks: Tasks | None = None) -> Clustering:
-    """HDBSCAN of decoder directions."""
-    with counting("cluster: features by density"):
-        members, probability = dense_groups(decoder, config.min_cluster_size, config.seed, tasks)
-    report_clusters(site, "features by density", members, without="no dense place")
-    columns = {"probability": probability}
-    features, cohesion = decoder.features, members.cohesion
-    return Clustering("density", DENSITY_CLUSTERS, "cosine", features, members, cohesion, columns)
 
 
 def feature_tables(

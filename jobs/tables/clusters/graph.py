@@ -15,9 +15,10 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
-from jobs.tables.clusters.kmeans import NO_CLUSTER, unit_rows
+from jobs.tables.clusters.kmeans import NO_CLUSTER
 from jobs.tables.clusters.members import Members
 from jobs.tables.pairs.association import PairCounts, npmi
+from jobs.tables.pairs.directions import unit_rows
 from schemas.values import F32, F64
 
 LARGEST_GRAPH = 1 << 24

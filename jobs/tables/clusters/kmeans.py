@@ -9,12 +9,12 @@ import math
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.cluster import kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
-from schemas.values import F32, F64, I64
+from jobs.tables.pairs.directions import unit_rows
+from schemas.values import F32, I64
 
 RESTARTS, FEW = 3, 8192
 """Starts of k-means (k-means++ each), of which the one with the largest sum of cosines is kept. More vectors
@@ -44,15 +44,6 @@ Vectors: TypeAlias = Any
 def default_clusters(n: int) -> int:
     """sqrt(n) / 2 rounded, at least 2 and at most MOST_CLUSTERS."""
     return min(max(round(math.sqrt(n) / 2), 2), MOST_CLUSTERS)
-
-
-def unit_rows(vectors: F32 | F64) -> tuple[F32, NDArray[np.bool_]]:
-    """Dense rows divided by their norm [n, d], and which have a direction [n]; a row without one is 0."""
-    norm = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    has = (norm > 0) & np.isfinite(norm)
-    units = np.zeros_like(vectors, dtype=np.float32)
-    units[has] = vectors[has] / norm[has, None]
-    return units, has
 
 
 def fit(units: Vectors, clusters: int, seed: int) -> F32:

@@ -16,8 +16,8 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, unit_rows
-from jobs.tables.pairs.directions import BLOCK, Directions
+from jobs.tables.clusters.kmeans import NO_CLUSTER, assign
+from jobs.tables.pairs.directions import BLOCK, Directions, unit_rows
 from pipeline.tasks import OneProcess, Tasks
 from schemas.values import F32, F64, I64
 

@@ -23,10 +23,19 @@ from pipeline.store.objects.verbs import readable
 from pipeline.store.records.site import open_site_rows
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.values import F32, I64
+from schemas.values import F32, F64, I64
 
 BLOCK = 4096
 """Features whose cosines with as many others are in memory at once."""
+
+
+def unit_rows(vectors: F32 | F64) -> tuple[F32, NDArray[np.bool_]]:
+    """Rows divided by their norm [n, d], and which have a direction [n]; a row without one is 0."""
+    norm = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    has = (norm > 0) & np.isfinite(norm)
+    units = np.zeros_like(vectors, dtype=np.float32)
+    units[has] = vectors[has] / norm[has, None]
+    return units, has
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,7 @@ class Directions:
         assert self._rows is not None
         with readable(self._path):
             rows = np.asarray(self._rows[features.start : features.stop]).astype(np.float32)
-        norm = np.linalg.norm(rows.astype(np.float64), axis=1)
-        has: NDArray[np.bool_] = (norm > 0) & np.isfinite(norm)
-        units = np.zeros_like(rows)
-        units[has] = rows[has] / norm[has, None]
-        return units, has
+        return unit_rows(rows)
 
     def blocks(self) -> list[range]:
         """All features, BLOCK at a time."""
