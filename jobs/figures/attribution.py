@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from jobs.figures.fonts import cut, legible
 from jobs.figures.setting import bilingual
-from jobs.figures.style import INK, canvas, empty_plot, name_some
+from jobs.figures.style import INK, canvas, colour_bar, empty_plot, name_some
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -39,8 +39,7 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     size = (SIZE[0], max(SIZE[1], 1.6 + 0.15 * values.height))
     figure, axes = canvas(title, site, *_facts(selection, values.height, len(features)), size=size)
     if not features:
-        empty_plot(axes, "no feature was selected")
-        return figure
+        return empty_plot(axes, "no feature was selected")
     scores = _grid(rows, values, features, "score")
     holds = _grid(rows, values, features, "holds")
     # one far score must not make all others pale
@@ -54,8 +53,7 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     names = [legible(cut(" ".join(row), LONGEST)) for row in values.rows()]
     axes.set_yticks(range(values.height), names, fontsize=8)
     beyond = "neither" if np.abs(scores).max() <= ends else "both"
-    bar = figure.colorbar(image, ax=axes, pad=0.02, extend=beyond, label=label)
-    bar.outline.set_visible(False)
+    colour_bar(figure, image, ax=axes, pad=0.02, extend=beyond, label=label)
     return figure
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from jobs.figures.fonts import cut, legible
-from jobs.figures.style import COLOUR_MAP, INK, canvas, empty_plot, log_axis
+from jobs.figures.style import COLOUR_MAP, INK, canvas, colour_bar, empty_plot, log_axis
 from schemas.sentences import several
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,8 +32,7 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place; the largest clusters in colour, all of them by number."""
     figure, axes = canvas("Features and their clusters", site, *_facts(places))
     if places.is_empty():
-        empty_plot(axes, "no feature has a place")
-        return figure
+        return empty_plot(axes, "no feature has a place")
     clusters = places["cluster"].fill_null(len(COLOURS)).to_numpy()
     _scatter(axes, places.filter(clusters >= len(COLOURS)), color=OTHERS)
     handles, shown = [], 0
@@ -54,15 +53,13 @@ def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place, in the colour of its number of active rows."""
     figure, axes = canvas("Where dense and rare features lie", site, *_facts(places))
     if places.is_empty():
-        empty_plot(axes, "no feature has a place")
-        return figure
+        return empty_plot(axes, "no feature has a place")
     n_active = places["n_active"].to_numpy()
     low, high = float(n_active.min()), float(n_active.max())
     norm = LogNorm(low, high if high > low else 2 * low)
     points = _scatter(axes, places.sort("n_active"), c=np.sort(n_active), cmap=COLOUR_MAP, norm=norm)
-    bar = figure.colorbar(points, ax=axes, label="active rows (log scale)", pad=0.02, shrink=0.92)
+    bar = colour_bar(figure, points, ax=axes, label="active rows (log scale)", pad=0.02, shrink=0.92)
     log_axis(bar.ax.yaxis, np.array([norm.vmin, norm.vmax]))
-    bar.outline.set_visible(False)
     return figure
 
 

@@ -64,8 +64,7 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     title = f"Active features per {setting().row}: learnt and control"
     figure, axes = canvas(title, site, several(rows, "counted row"))
     if not rows:
-        empty_plot(axes, "no row is counted in the control's contexts")
-        return figure
+        return empty_plot(axes, "no row is counted in the control's contexts")
     grid = axes.get_subplotspec()
     assert grid is not None
     axes.remove()
@@ -94,8 +93,7 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     shown = {of: v.filter(v > 0).to_numpy() for of, v in values.items()}
     every = np.concatenate(list(shown.values()))
     if not len(every):
-        empty_plot(axes, "no feature fired in the control's contexts")
-        return figure
+        return empty_plot(axes, "no feature fired in the control's contexts")
     is_count = column == "frequency"
     if is_count:  # shares of so many rows: bars that each hold whole numbers of active rows
         fewest, most = (round(end * rows) for end in (every.min(), every.max()))

@@ -14,6 +14,7 @@ from jobs.figures.style import (
     GREEN,
     VERMILION,
     canvas,
+    colour_bar,
     empty_plot,
     log_axis,
     powers_of_ten,
@@ -32,8 +33,7 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     fired, facts = with_a_mean(features)
     figure, axes = canvas("Density against strength", site, *facts)
     if fired.is_empty():
-        empty_plot(axes, "no feature fired")
-        return figure
+        return empty_plot(axes, "no feature fired")
     means = fired["mean_active"].to_numpy()
     extreme = extremes(fired)
     frequency = fired["frequency"].to_numpy()
@@ -52,9 +52,8 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     )
     signed = bool((fired["min_activation"] < 0).any())
     label = "strongest |activation|" if signed else "strongest activation"
-    bar = figure.colorbar(points, ax=axes, label=label, pad=0.02)
+    bar = colour_bar(figure, points, ax=axes, label=label, pad=0.02)
     log_axis(bar.ax.yaxis, np.array(_span(extreme)))
-    bar.outline.set_visible(False)
     axes.set_xlabel("frequency (active rows / counted rows)")
     axes.set_ylabel(magnitude(means))
     return figure
@@ -72,8 +71,7 @@ def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
     facts += [f"{rare:,} with few active rows rank last, not drawn"] if rare else []
     figure, axes = canvas("Features ranked by σ / μ", site, *facts)
     if ranked.is_empty():
-        empty_plot(axes, "no feature is ranked by sigma_over_mu")
-        return figure
+        return empty_plot(axes, "no feature is ranked by sigma_over_mu")
     if values[-1] > 0:
         log_axis(axes.yaxis, values)
     elif values.any():  # of signed activations: logarithms on both sides of 0, nothing is left out

@@ -10,7 +10,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from jobs.figures.fonts import cut, legible
-from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, empty_plot, log_counts, sheet
+from jobs.figures.style import (
+    BLUE,
+    COLOUR_MAP,
+    SOFT,
+    VERMILION,
+    canvas,
+    colour_bar,
+    empty_plot,
+    log_counts,
+    sheet,
+)
 from schemas.sentences import several
 
 BARS = 40
@@ -30,8 +40,7 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
     facts += left_out(table.drop_nulls("importance").drop_nulls("value")["value"].n_unique())
     figure = sheet("How importance is spread over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
     if not parts:
-        empty_plot(figure.add_subplot(), "no class has an importance")
-        return figure
+        return empty_plot(figure.add_subplot(), "no class has an importance")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, name, part in zip(grid, names, parts, strict=False):
         _histogram(axes, part["importance"].drop_nulls().to_numpy(), d_sae)
@@ -69,8 +78,7 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
     size = (1.9 + 0.62 * max(len(parts), 6), 1.6 + 0.2 * k)
     figure, axes = canvas("The most important features of each class", site, *facts, size=size)
     if not parts:
-        empty_plot(axes, "no class has an importance")
-        return figure
+        return empty_plot(axes, "no class has an importance")
     best = [part.sort("rank").head(k) for part in parts]
     shares = np.array([part["importance"].fill_null(0.0).to_list() for part in best]).T
     image = axes.imshow(shares, aspect="auto", cmap=COLOUR_MAP)
@@ -84,8 +92,7 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
     axes.set_yticks(range(k), [str(place + 1) for place in range(k)], fontsize=8)
     axes.set_ylabel("rank", color=SOFT)
     axes.set_xlabel("class")
-    bar = figure.colorbar(image, ax=axes, label="importance", pad=0.02)
-    bar.outline.set_visible(False)
+    colour_bar(figure, image, ax=axes, label="importance", pad=0.02)
     return figure
 
 

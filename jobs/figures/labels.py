@@ -40,8 +40,7 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     figure, axes = canvas("Features that differ by label", site, *facts)
     if shown.is_empty():
         few = "too few documents with and without each value to compare"
-        empty_plot(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)
-        return figure
+        return empty_plot(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)
     here = shown["frequency"].to_numpy()
     _dumbbells(axes, here, np.maximum(here - shown["difference"].to_numpy(), 0))
     axes.set_yticks(range(shown.height), names, fontsize=9)

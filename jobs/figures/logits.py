@@ -33,8 +33,7 @@ def _draw(histogram: pl.DataFrame, site: str, measure: str, label: str, title: s
     figure, axes = canvas(title, site, *facts)
     parts = {of: part for of, part in parts.items() if numbers[of]}
     if not parts:
-        empty_plot(axes, "no feature was unembedded")
-        return figure
+        return empty_plot(axes, "no feature was unembedded")
     first = next(iter(parts.values()))  # both have the same bars
     edges = np.append(first["low"].to_numpy(), first["high"].to_numpy()[-1:])
     if measure == "max_probability":

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 
-from jobs.figures.style import COLOUR_MAP, INK, VERMILION, canvas
+from jobs.figures.style import COLOUR_MAP, INK, VERMILION, canvas, colour_bar
 from schemas.sentences import several
 
 LABELS = {
@@ -71,10 +71,7 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     )
     axes.set_xlim(-WIDTH * 1.35, WIDTH * 1.35)
     axes.set_ylim(-1.22, 1.22)
-    bar = figure.colorbar(
-        ScalarMappable(scale, DARK_IS_HIGH), ax=axes, label=LABELS[by], pad=0.01, shrink=0.85
-    )
-    bar.outline.set_visible(False)
+    colour_bar(figure, ScalarMappable(scale, DARK_IS_HIGH), ax=axes, label=LABELS[by], pad=0.01, shrink=0.85)
     return figure
 
 

@@ -61,8 +61,7 @@ def sparsity_figure(title: str, site: str, facts: list[str], sparse: Sparsity) -
     """Two histograms side by side."""
     figure, axes = canvas(title, site, *facts)
     if not sparse.counts.sum():
-        empty_plot(axes, "no feature fired")
-        return figure
+        return empty_plot(axes, "no feature fired")
     axes.remove()
     left, right = figure.subplots(1, 2)
     _draw_zeros(left, sparse)

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import (
@@ -122,10 +123,20 @@ def _put_facts(figure: Figure, facts: list[str]) -> None:
     engine.set(rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * LINE_IN / figure.get_size_inches()[1]))
 
 
-def empty_plot(axes: Axes, text: str) -> None:
-    """Write on an empty plot why it is empty."""
+def empty_plot(axes: Axes, text: str) -> Figure:
+    """Write on an empty plot why it is empty; its figure."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", color=SOFT, transform=axes.transAxes, fontsize=12)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure), "`canvas` and `sheet` make no others"
+    return figure
+
+
+def colour_bar(figure: Figure, shown: Any, **options: Any) -> Colorbar:
+    """What the colours of `shown` stand for, without a frame."""
+    bar = figure.colorbar(shown, **options)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def mark(axes: Axes, x: float, label: str) -> None:

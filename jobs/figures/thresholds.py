@@ -28,8 +28,7 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
         "heights: share of the highest bar",
     )
     if not rows:
-        empty_plot(axes, "no row is counted")
-        return figure
+        return empty_plot(axes, "no row is counted")
     # the axis ends where 99.9 % of the rows of each threshold are below: a few would stretch it
     ends = [l0[np.searchsorted(np.cumsum(rows), 0.999 * rows.sum())] for _, l0, rows in groups]
     most, beyond = int(max(ends)), int(max(l0[-1] for _, l0, _ in groups))

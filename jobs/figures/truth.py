@@ -8,7 +8,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, empty_plot, log_axis, share
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, colour_bar, empty_plot, log_axis, share
 from schemas.sentences import several
 
 
@@ -45,8 +45,7 @@ def _ratios(
     facts += [several(int(rows), "row") for rows in known["counted_rows"][:1]]
     figure, axes = canvas(title, site, *facts)
     if not len(x):
-        empty_plot(axes, "no feature was matched, or none fired")
-        return figure
+        return empty_plot(axes, "no feature was matched, or none fired")
     sides = ((holds, BLUE, "o", "the interval holds the truth"), (~holds, VERMILION, "D", "it does not"))
     for chosen, colour, marker, label in sides:
         if chosen.any():
@@ -68,8 +67,7 @@ def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
     facts = [f"{several(n, 'feature')} × {several(true, 'true feature')}", "features in the literal order"]
     figure, axes = canvas("Cosine with the true features", site, *facts)
     if not cosines.height:
-        empty_plot(axes, "the SAE has no feature")
-        return figure
+        return empty_plot(axes, "the SAE has no feature")
     axes.remove()
     panels: Any = figure.subplots(1, 2, sharey=True)
     ordered = cosines.sort("place", "true_feature")
@@ -84,6 +82,5 @@ def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(8, integer=True))
     panels[0].set_ylabel("feature of the SAE, by place in the order")
-    bar = figure.colorbar(image, ax=list(panels), label="cosine", pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.outline.set_visible(False)
+    colour_bar(figure, image, ax=list(panels), label="cosine", pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
     return figure
