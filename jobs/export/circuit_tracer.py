@@ -106,7 +106,15 @@ def write_block(about: Source, chosen: U32, out: Path, name: str, features: rang
             record = {"transcoder_id": about.site, "index": feature, **_EMPTY} | logits.get(feature, {})
             record["activation_frequency"] = frequency[feature]
             if feature in places:
-                record |= _fired(about, block, places[feature], examples)
+                place = places[feature]
+                row, counts = block.features.row(place, named=True), block.histogram[place]
+                record |= {  # the scale of colours, act_min to act_max, holds 0
+                    "act_min": min(0.0, float(block.low[place])),
+                    "act_max": max(0.0, float(block.high[place])),
+                    "quantile_values": [row[f"q{p:02d}_active"] for p in PERCENTS] if row["n_active"] else [],
+                    "histogram": counts.tolist() if counts.any() else [],
+                    "examples_quantiles": _quantiles(about, block, examples),
+                }
             data = gzip.compress(json.dumps(record, separators=(",", ":")).encode(), _LEVEL, mtime=0)
             lengths.append(file.write(struct.pack("<I", len(data)) + data))
     return lengths
@@ -121,19 +129,6 @@ _EMPTY: dict[str, Any] = {
     "quantile_values": [],
     "histogram": [],
 }
-
-
-def _fired(about: Source, block: Block, place: int, examples: range) -> dict[str, Any]:
-    """What is known of a chosen feature; the scale of colours, act_min to act_max, holds 0."""
-    row = block.features.row(place, named=True)
-    counts = block.histogram[place]
-    return {
-        "act_min": min(0.0, float(block.low[place])),
-        "act_max": max(0.0, float(block.high[place])),
-        "quantile_values": [row[f"q{p:02d}_active"] for p in PERCENTS] if row["n_active"] else [],
-        "histogram": counts.tolist() if counts.any() else [],
-        "examples_quantiles": _quantiles(about, block, examples),
-    }
 
 
 def _quantiles(about: Source, block: Block, examples: range) -> list[dict[str, Any]]:
