@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +17,11 @@ import numpy as np
 import polars as pl
 
 from jobs.bench.inputs import Shape, write_inputs
-from jobs.bench.report import Section, ratio
-from jobs.lake.tokenize import tokenize_resolved
+from jobs.bench.report import Section, ratio, seconds_of
 from jobs.terminal.console import console
-from pipeline.plans.plan import agree_on_plan, make_plan
 from pipeline.store import FeatureStore
-from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
-from schemas.layout import Layout, StorePath
+from pipeline.store.records.tokens import read_links, read_token_shard
+from schemas.layout import StorePath
 from schemas.values import TokenShard
 
 SHARDS = 8
@@ -68,14 +65,9 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
     from pipeline.saes import load_sae
     from pipeline.worker import Worker
 
-    run = write_inputs(shape, folder, threads, shards)
-    layout = Layout(Path(run.store.root))
-    tokenize_resolved(run)
-    lake = read_lake(layout)
-    assert lake is not None
-    plan = agree_on_plan(layout, make_plan(run, lake))
+    run_file, layout, lake, plan = write_inputs(shape, folder, threads, shards)
     hook = plan.sites[0].hook_name
-    model = load_model(run.model, [hook], device="cpu", threads=threads)
+    model = load_model(run_file.model, [hook], device="cpu", threads=threads)
     w_enc = load_sae(plan.sites[0].sae).weights()["W_enc"]
     worker = Worker(layout.root, plan)
     worker.setup()
@@ -95,6 +87,7 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
         console.print(
             f"  {shape.name}: shard {record.name}, {seconds['bare'][-1] / seconds['extraction'][-1]:.3f}"
         )
+    # the first shard warmed both up
     slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
     rates = 1 / statistics.mean(fast), 1 / statistics.mean(slow)
     measured = (*rates, *ratio(fast, slow), size / nnz, *query_times(layout.root))
@@ -119,16 +112,9 @@ def query_times(root: StorePath, features: int = 50) -> tuple[float, float]:
     drawn = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, features).tolist()
     label = pl.col("group") == "g1"
     store.contexts("bench", drawn[0], 20, where=label)
-    top_20 = [milliseconds(partial(store.contexts, "bench", f, 20)) for f in drawn]
-    top_1000 = [milliseconds(partial(store.contexts, "bench", f, 1_000, where=label)) for f in drawn]
-    return statistics.median(top_20), statistics.median(top_1000)
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    began = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - began)
+    top_20 = [seconds_of(partial(store.contexts, "bench", f, 20)) for f in drawn]
+    top_1000 = [seconds_of(partial(store.contexts, "bench", f, 1_000, where=label)) for f in drawn]
+    return 1e3 * statistics.median(top_20), 1e3 * statistics.median(top_1000)
 
 
 COLUMNS = (

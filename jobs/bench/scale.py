@@ -6,16 +6,16 @@ python -m jobs.bench scale        # some 15 minutes and 20 GB of disk
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import yaml
 
-from jobs.bench.report import Section
+from jobs.bench.report import Section, seconds_of
 from jobs.bench.watched import Watched, watched
 from pipeline.store import FeatureStore
 from pipeline.store.records.tokens import read_token_shard
@@ -131,12 +131,7 @@ def queries(root: Path, made: Generator) -> list[float]:
     drawn = np.random.default_rng(0).choice(made.recipe.d_sae, QUERIES - len(made.planted), replace=False)
     features = [*drawn.tolist(), *made.planted.tolist()]
     store.contexts(SITE, features[0], STRONGEST)
-    seconds = []
-    for feature in features:
-        began = time.perf_counter()
-        store.contexts(SITE, feature, STRONGEST)
-        seconds.append(time.perf_counter() - began)
-    return seconds
+    return [seconds_of(partial(store.contexts, SITE, feature, STRONGEST)) for feature in features]
 
 
 def section(
