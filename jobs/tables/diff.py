@@ -269,6 +269,7 @@ def _shared(a: Side, b: Side) -> bool:
 def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
     """The summary, and the clearest significant changes; `verb` is what a feature does in documents."""
     tested = table.filter(pl.col("frequency_p").is_not_null() | pl.col("mean_all_p").is_not_null())
+    # significant after the correction for all features that were tested
     clear = {name: pl.col(f"{name}_q") <= LEVEL for name in ("frequency", "mean_all")}
     appeared = table.filter(n_active_a=0).filter(pl.col("n_active_b") > 0).height
     vanished = table.filter(n_active_b=0).filter(pl.col("n_active_a") > 0).height

@@ -85,6 +85,7 @@ def _ranges(store: FeatureStore, site: str) -> list[range]:
     info = store.site(site)
     if "feature_major" not in info.layouts:  # a CSR is read whole, so by one task
         return [range(info.d_sae)]
+    # whole blocks of features, for a part of one is read like all of it
     step = max(_RANGE_FEATURES // info.feature_block, 1) * info.feature_block
     return [
         range(first, min(first + step, part.stop))
@@ -111,6 +112,7 @@ def _range_examples(
     half = bool(shards) and shards[0].activation_dtype == "float16"
     state = pl.DataFrame({"feature": (fired + features.start).astype(np.uint32)})
     strongest = Strongest(state, np.float16 if half else np.float32, k, per_document=True)
+    # contexts of the extracted shards are counted through, though others may lie between them
     edges = np.cumsum([0, *(shard.record.contexts for shard in shards)]).tolist()
     silent = NonFiring(fired + features.start, active[fired], edges[-1], random)
     tenths = Tenths(_samples(shards, features))

@@ -172,6 +172,7 @@ def values_of(tokens: Tokens, files: Sequence[ShardFiles], label: str, tasks: Ta
     values = set[str]()
     for shard_values in tasks.map(partial(_values, tokens, label), files):
         values |= shard_values
+    # values are texts here, whatever the type of the column: numbers must not sort as texts
     numbers = tokens.lake.label_columns[label] in ("Int64", "Float64")
     if numbers or all(value.isdecimal() for value in values):
         return sorted(values, key=lambda value: (float(value), value))
@@ -203,6 +204,7 @@ def shard_sums(task: SumsTask, piece: Piece) -> ClassSums:
     # a line of `labels` for each document, of which a shard has all that its rows are from, ascending
     of_document = codes.fill_null(other).to_numpy()
     of_row = of_document[np.searchsorted(labels["document"].to_numpy(), tokens.document)]
+    # -1: a row that holds no activations is of no class
     return class_sums(
         piece.files.read_csr(),
         piece.x,
@@ -220,6 +222,7 @@ def tables_of(
     """The tables IMPORTANCE and IMPORTANCE_CLASSES, all rows after the classes."""
     classes = len(task.values)
     every = sums.together(range(classes + 1))
+    # rows without a value, the last class, are not shown: all rows stand in their place
     parts = (every if place == classes else sums.together([place]) for place in range(classes + 1))
     norms = squared_norms(w_dec)
     names: list[str | None] = [*task.values, None]

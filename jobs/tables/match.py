@@ -321,19 +321,16 @@ def _report_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -
     )
     say(f"Assigned one to one {how}: {several(pairs.height, 'pair')}{mean_scores}")
     if top and pairs.height:
-        console.print(_clearest(pairs, "jaccard" if pairs["cosine"].is_null().all() else "cosine", top))
-
-
-def _clearest(pairs: pl.DataFrame, by: str, top: int) -> Table:
-    shown = Table(title="The clearest pairs", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("feature", "match", "cosine", "jaccard", "n_both", "n_a", "n_b"):
-        shown.add_column(name, justify="right")
-    clearest = pairs.sort(by, "feature", descending=[True, False], nulls_last=True).head(top)
-    for row in clearest.iter_rows(named=True):
-        numbers = [str(row[name]) for name in ("feature", "match")]
-        values = [_number(row[name]) for name in ("cosine", "jaccard")]
-        shown.add_row(*numbers, *values, *(f"{row[name]:,}" for name in ("n_both", "n_a", "n_b")))
-    return shown
+        by = "jaccard" if pairs["cosine"].is_null().all() else "cosine"
+        shown = Table(title="The clearest pairs", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("feature", "match", "cosine", "jaccard", "n_both", "n_a", "n_b"):
+            shown.add_column(name, justify="right")
+        clearest = pairs.sort(by, "feature", descending=[True, False], nulls_last=True).head(top)
+        for row in clearest.iter_rows(named=True):
+            numbers = [str(row[name]) for name in ("feature", "match")]
+            values = [_number(row[name]) for name in ("cosine", "jaccard")]
+            shown.add_row(*numbers, *values, *(f"{row[name]:,}" for name in ("n_both", "n_a", "n_b")))
+        console.print(shown)
 
 
 def _middle(values: pl.Series) -> str:

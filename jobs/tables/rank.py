@@ -116,6 +116,7 @@ def rank(
     names = list(dict.fromkeys(by))
     features, made_from = _features(store, site, names)
     rankings = [ranking(features, name, support=support) for name in names]
+    # a draw takes the shards that there are, which are not those of a stale table
     if names and draws and made_from == store.receipts_digest(site):
         drawing = Drawing(draws, seed, support)
         rankings = _with_intervals(store, site, features, rankings, tasks or OneProcess(), drawing)
@@ -159,6 +160,7 @@ def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.Dat
         profile = store.scan_table(site, "profile").collect()
         features = features.join(profile, on="feature", how="left", maintain_order="left")
         digests.append(store.made_from(site, "profile"))
+    # of two tables the one that is not of all receipts decides: what is made of both is as old
     stale = [digest for digest in digests if digest != store.receipts_digest(site)]
     return features, (stale or digests)[0]
 
@@ -289,6 +291,7 @@ def _with_stored_intervals(store: FeatureStore, site: str, by: str, rows: pl.Dat
     stored = store.scan_table(site, "rankings").filter(pl.col("by") == by).collect()
     if "rank_low" not in stored.columns or stored["rank_low"].null_count() == stored.height:
         return rows
+    # of another --support a feature has another rank, and the interval is not of that: join by both
     ends = stored.select("rank", "feature", "rank_low", "rank_high")
     joined = rows.join(ends, on=["rank", "feature"], how="left", maintain_order="left")
     interval = pl.format("{}–{}", *(pl.col(end) + 1 for end in ("rank_low", "rank_high")))

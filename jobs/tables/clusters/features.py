@@ -121,6 +121,7 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
     with counting("cluster: features by co-activation"):
         neighbours = store.scan_table(site, "neighbours").collect()
         graph = graph_of(neighbours, store.totals(site).counted_rows, store.site(site).d_sae)
+        # clusterings number the features that fired, in their order
         graph = graph[fired][:, fired]
         members, cohesion, modularity = communities(graph, config.resolution, config.seed)
         vectors = embedded(graph, config.seed)
@@ -150,6 +151,7 @@ def feature_tables(
     rows = pl.DataFrame(columns | clustering.columns).fill_nan(None)
     rows = members.where_clustered(rows, *[name for name in rows.columns if name != "feature"])
     central, clusters = members.central(), len(members.order)
+    # only the largest clusters were given tokens and contexts: the lists of the others are empty
     named = min(clusters, MOST_NAMED)
     summary = {
         "cluster": np.arange(clusters),

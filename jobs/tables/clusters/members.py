@@ -53,6 +53,7 @@ class Members:
         """Members of each cluster, the most central first; equally central ones in their order."""
         has = np.flatnonzero(self.labels != NO_CLUSTER)
         members = has[np.lexsort((has, -self.closeness[has], self.labels[has]))]
+        # sorted by cluster, so the sizes say where each begins
         return np.split(members, np.cumsum(self.sizes)[:-1]) if len(self.order) else []
 
     def ranks(self) -> I64:
