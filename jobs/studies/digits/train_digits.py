@@ -115,6 +115,7 @@ def _train(out: Path, recipe: Recipe) -> Path:
     images = read(recipe.corpus())
     with storage_errors(out, ELSEWHERE):  # before the work
         out.mkdir(parents=True, exist_ok=True)
+    # a permutation, so that one of ten is held out whatever the order of the classes
     held_out = np.random.default_rng(recipe.seed).permutation(len(images.labels)) % HELD_OUT == 0
     classifier, decoder, quality = _networks(images, held_out, recipe)
     about = {"shape": list(images.shape), "class_names": list(images.names), **quality}

@@ -73,6 +73,7 @@ class Decoder:
             block = rows[low : low + step]
             x = tokens.inputs[block].astype(np.float64)
             reconstruction = activations[block] @ weight + self.bias
+            # about the centre, so that the variance is no small difference of large sums
             norm, centred = np.linalg.norm(x, axis=1), x - self.centre
             longer = norm > LEAST_NORM
             sums += Reconstructed(

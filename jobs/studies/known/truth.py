@@ -173,6 +173,7 @@ def _compare(
         store.scan_table(site, "neighbours").collect() if store.has_table(site, "neighbours") else None
     )
     pairs = known_pairs(known, side)
+    # without a recipe nothing is drawn again, and what needs the draws is null
     recipe = known.recipe if _can_draw_again(store, site, known) else None
     decoder = _decoder(store, site, side, known)
     counting = Counting(
