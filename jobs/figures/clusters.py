@@ -33,6 +33,7 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
     figure, axes = canvas("Features and their clusters", site, *_facts(places))
     if places.is_empty():
         return empty_plot(axes, "no feature has a place")
+    # clusters are numbered by size: from the number of colours on they are grey, as without one
     clusters = places["cluster"].fill_null(len(COLOURS)).to_numpy()
     _scatter(axes, places.filter(clusters >= len(COLOURS)), color=OTHERS)
     handles, shown = [], 0

@@ -94,6 +94,7 @@ def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: b
 
 def _borders(axes: Axes, clusters: NDArray[Any]) -> None:
     """A red line at each border, C0, C1 … and their sizes on the left."""
+    # a cluster begins where its number is another than that of the context above
     starts = np.flatnonzero(np.append(True, clusters[1:] != clusters[:-1]))
     ends = np.append(starts[1:], len(clusters))
     for start in starts[1:]:

@@ -99,6 +99,7 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
         ("values of the reconstruction", "images"),
         strict=True,
     ):
+        # the table has a line for every pair, so the sorted column is the matrix row by row
         cosines = table.sort("feature", "other")[name].to_numpy().reshape(len(features), -1)
         image = axes.imshow(
             cosines, cmap=COLOUR_MAP, vmin=float(cosines.min()), vmax=1
@@ -207,6 +208,7 @@ def picture(table: pl.DataFrame, place: int) -> F64:
 
 def _classes(names: list[str]) -> str:
     """As many as a thumbnail has room for, and how many more there are."""
+    # how long the text is with each name and the blank after it
     ends = np.cumsum([len(_short(name)) + 1 for name in names])
     shown = max(1, int((ends <= LETTERS).sum()))
     more = [f"+{len(names) - shown}"] if len(names) > shown else []

@@ -82,6 +82,7 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
     best = [part.sort("rank").head(k) for part in parts]
     shares = np.array([part["importance"].fill_null(0.0).to_list() for part in best]).T
     image = axes.imshow(shares, aspect="auto", cmap=COLOUR_MAP)
+    # ink that can be read on the colour below it
     middle = (shares.max() + shares.min()) / 2
     for column, part in enumerate(best):
         for place, feature in enumerate(part["feature"].to_list()):

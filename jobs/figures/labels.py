@@ -64,6 +64,7 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
 def _dumbbells(axes: Axes, here: F64, elsewhere: F64) -> None:
     """Two points on each line; 0, which a log axis has not, stands at its left end."""
     positive = np.concatenate([here[here > 0], elsewhere[elsewhere > 0]])
+    # where some are 0 there is room left of the least that is not
     floor = positive.min() / (3 if (elsewhere == 0).any() or (here == 0).any() else 1)
     places, ends = np.arange(len(here)), [np.where(side > 0, side, floor) for side in (here, elsewhere)]
     log_axis(axes.xaxis, np.append(positive, floor))

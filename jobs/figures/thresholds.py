@@ -74,6 +74,7 @@ def _histograms(counts: pl.DataFrame) -> list[tuple[str, F64, F64]]:
 def _ridge(axes: Axes, place: int, l0: F64, rows: F64, width: int, most: int) -> None:
     """One histogram that stands on the line y = `place`."""
     near = l0 <= most
+    # each bar adds up `width` values of L0, weighed by their rows
     bars = np.bincount(l0[near].astype(np.int64) // width, weights=rows[near], minlength=most // width + 1)
     left = np.arange(len(bars)) * width - 0.5
     axes.bar(left, RIDGE * bars / bars.max(), width=0.9 * width, bottom=place, align="edge", color=BLUE)

@@ -126,6 +126,7 @@ def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:
     kept = [(name, value) for name, value in pairs if value is not None]
     half = -(-len(kept) // 2)
     table = Table.grid(padding=(0, 2))
+    # blanks fill the right side, so that an odd number of pairs is shown to the last
     for left, right in zip(kept, [*kept[half:], *[("", "")] * half], strict=False):
         if len(table.rows) < half:
             table.add_row(f"[dim]{left[0]}[/]", escape(left[1]), f"[dim]{right[0]}[/]", escape(right[1]))
