@@ -54,7 +54,12 @@ def run(folder: Path, threads: int) -> Section:
         "architecture", "mean L0", "encoder", "x @ W_enc", "the same in blocks", "SAELens + nonzero",
         "encoder / limit", "target", "encoder / SAELens", "target",
     )  # fmt: skip
-    return Section("encode", title, columns, [cells(r) for r in results], [asdict(r) for r in results])
+    rows = []
+    for r in results:
+        rates = [f"{value:,.0f}" for value in (r.encoder, r.matmul, r.matmul_in_blocks, r.saelens)]
+        row = [r.architecture, f"{r.mean_l0:.1f}", *rates, ratio_text(r.of_limit), f"{LIMIT_TARGET:.2f}"]
+        rows.append([*row, ratio_text(r.of_saelens), "" if r.target is None else f"{r.target:.2f}"])
+    return Section("encode", title, columns, rows, [asdict(r) for r in results])
 
 
 def measure(
@@ -114,16 +119,6 @@ def saelens(folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("sae_lens").SAE.load_from_disk(folder)
-
-
-def cells(r: Result) -> list[str]:
-    """One result as text."""
-    rates = [f"{value:,.0f}" for value in (r.encoder, r.matmul, r.matmul_in_blocks, r.saelens)]
-    target = "" if r.target is None else f"{r.target:.2f}"
-    return [
-        r.architecture, f"{r.mean_l0:.1f}", *rates, ratio_text(r.of_limit), f"{LIMIT_TARGET:.2f}",
-        ratio_text(r.of_saelens), target,
-    ]  # fmt: skip
 
 
 def ratio_text(value: tuple[float, float, float]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +17,11 @@ import numpy as np
 import polars as pl
 
 from jobs.bench.inputs import Shape, write_inputs
-from jobs.bench.report import Section, ratio
-from jobs.lake.tokenize import tokenize_resolved
+from jobs.bench.report import Section, ratio, seconds_of
 from jobs.terminal.console import console
-from pipeline.plans.plan import agree_on_plan, make_plan
 from pipeline.store import FeatureStore
-from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
-from schemas.layout import Layout, StorePath
+from pipeline.store.records.tokens import read_links, read_token_shard
+from schemas.layout import StorePath
 from schemas.values import TokenShard
 
 SHARDS = 8
@@ -68,14 +65,9 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
     from pipeline.saes import load_sae
     from pipeline.worker import Worker
 
-    run = write_inputs(shape, folder, threads, shards)
-    layout = Layout(Path(run.store.root))
-    tokenize_resolved(run)
-    lake = read_lake(layout)
-    assert lake is not None
-    plan = agree_on_plan(layout, make_plan(run, lake))
+    run_file, layout, lake, plan = write_inputs(shape, folder, threads, shards)
     hook = plan.sites[0].hook_name
-    model = load_model(run.model, [hook], device="cpu", threads=threads)
+    model = load_model(run_file.model, [hook], device="cpu", threads=threads)
     w_enc = load_sae(plan.sites[0].sae).weights()["W_enc"]
     worker = Worker(layout.root, plan)
     worker.setup()
@@ -95,7 +87,11 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
         console.print(
             f"  {shape.name}: shard {record.name}, {seconds['bare'][-1] / seconds['extraction'][-1]:.3f}"
         )
-    return result_of(shape, seconds, size / nnz, *query_times(layout.root))
+    # the first shard warmed both up
+    slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
+    rates = 1 / statistics.mean(fast), 1 / statistics.mean(slow)
+    measured = (*rates, *ratio(fast, slow), size / nnz, *query_times(layout.root))
+    return Result(shape.name, shape.tokens, *measured, target=shape.target)
 
 
 def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, batch_contexts: int) -> None:
@@ -116,41 +112,9 @@ def query_times(root: StorePath, features: int = 50) -> tuple[float, float]:
     drawn = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, features).tolist()
     label = pl.col("group") == "g1"
     store.contexts("bench", drawn[0], 20, where=label)
-    top_20 = [milliseconds(partial(store.contexts, "bench", f, 20)) for f in drawn]
-    top_1000 = [milliseconds(partial(store.contexts, "bench", f, 1_000, where=label)) for f in drawn]
-    return statistics.median(top_20), statistics.median(top_1000)
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
-    began = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - began)
-
-
-def result_of(
-    shape: Shape,
-    seconds: dict[str, list[float]],
-    bytes_per_nonzero: float,
-    top_20_ms: float,
-    top_1000_by_label_ms: float,
-) -> Result:
-    """Rates over all shards but the first."""
-    slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
-    of_sums, lowest, highest = ratio(fast, slow)
-    return Result(
-        name=shape.name,
-        tokens=shape.tokens,
-        bare=1 / statistics.mean(fast),
-        extraction=1 / statistics.mean(slow),
-        ratio=of_sums,
-        lowest=lowest,
-        highest=highest,
-        bytes_per_nonzero=bytes_per_nonzero,
-        top_20_ms=top_20_ms,
-        top_1000_by_label_ms=top_1000_by_label_ms,
-        target=shape.target,
-    )
+    top_20 = [seconds_of(partial(store.contexts, "bench", f, 20)) for f in drawn]
+    top_1000 = [seconds_of(partial(store.contexts, "bench", f, 1_000, where=label)) for f in drawn]
+    return 1e3 * statistics.median(top_20), 1e3 * statistics.median(top_1000)
 
 
 COLUMNS = (
@@ -166,20 +130,13 @@ COLUMNS = (
 )
 
 
-def cells(r: Result) -> list[str]:
-    """One result as text, by COLUMNS."""
-    ratio = f"{r.ratio:.3f} ({r.lowest:.3f} to {r.highest:.3f})"
-    rates = [f"{r.tokens:,}", f"{r.bare:,.0f}", f"{r.extraction:,.0f}", ratio, f"{r.target:.2f}"]
-    return [
-        r.name,
-        *rates,
-        f"{r.bytes_per_nonzero:.2f}",
-        f"{r.top_20_ms:.1f}",
-        f"{r.top_1000_by_label_ms:.1f}",
-    ]
-
-
 def section_of(results: list[Result]) -> Section:
     """The results as a table."""
     title = "extraction / bare (forward to the hook and one matmul, nothing kept)"
-    return Section("extraction", title, COLUMNS, [cells(r) for r in results], [asdict(r) for r in results])
+    rows = []
+    for r in results:
+        rates = [r.name, f"{r.tokens:,}", f"{r.bare:,.0f}", f"{r.extraction:,.0f}"]
+        rates += [f"{r.ratio:.3f} ({r.lowest:.3f} to {r.highest:.3f})", f"{r.target:.2f}"]
+        times = [f"{milliseconds:.1f}" for milliseconds in (r.top_20_ms, r.top_1000_by_label_ms)]
+        rows.append([*rates, f"{r.bytes_per_nonzero:.2f}", *times])
+    return Section("extraction", title, COLUMNS, rows, [asdict(r) for r in results])

@@ -11,7 +11,11 @@ import numpy as np
 import polars as pl
 from safetensors.numpy import save_file
 
-from pipeline.plans.plan import resolve
+from jobs.lake.tokenize import tokenize_resolved
+from pipeline.plans.plan import agree_on_plan, make_plan, resolve
+from pipeline.store.records.tokens import read_lake
+from schemas.layout import Layout
+from schemas.records import Lake, Plan
 from schemas.run.file import RunFile, parse_run_file
 
 VOCABULARY = 5_000
@@ -42,8 +46,8 @@ class Shape:
         return f"blocks.{self.hook_layer}.hook_resid_post"
 
 
-def write_inputs(shape: Shape, folder: Path, threads: int, shards: int) -> RunFile:
-    """A random corpus, tokenizer, model and SAE of this shape, and the run file over them."""
+def write_inputs(shape: Shape, folder: Path, threads: int, shards: int) -> tuple[RunFile, Layout, Lake, Plan]:
+    """A random corpus, tokenizer, model and SAE of this shape; the run file over them, and a lake of it."""
     rng = np.random.default_rng(0)
     words = rng.integers(0, VOCABULARY - 3, (shape.tokens // CONTEXT, CONTEXT - 2))
     documents = [" ".join(f"w{word}" for word in row) for row in words]
@@ -65,7 +69,12 @@ def write_inputs(shape: Shape, folder: Path, threads: int, shards: int) -> RunFi
             "check_sae": "off",
         },
     }
-    return resolve(parse_run_file(content, "bench"))[0]
+    run_file = resolve(parse_run_file(content, "bench"))[0]
+    tokenize_resolved(run_file)
+    layout = Layout(Path(run_file.store.root))
+    lake = read_lake(layout)
+    assert lake is not None, "it was just made"
+    return run_file, layout, lake, agree_on_plan(layout, make_plan(run_file, lake))
 
 
 def write_tokenizer(folder: Path) -> None:

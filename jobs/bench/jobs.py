@@ -65,8 +65,13 @@ class Result:
 
 
 def run(folder: Path, threads: int, nonzeros: float = 1e8) -> Section:  # noqa: ARG001 - jobs take what pays
-    """Make the lake, then measure every job."""
-    store = make_lake(folder, nonzeros)
+    """Make the lake, by the commands of its users and in one process, then measure every job."""
+    config = scale.write_run_file(folder, nonzeros, workers=1)
+    here = {"extract": {"executor": "in_process", "cpus_per_worker": 1}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | here))
+    for command in ("tokenize", "extract"):
+        watched(["jobs", command, str(config)])
+    store = FeatureStore.open(folder / "store")
     nnz = sum(receipt.nnz for receipt in store.receipts(scale.SITE).values())
     known, results = commands(), list[Result]()
     for number, (name, arguments) in enumerate(JOBS.items()):
@@ -74,16 +79,6 @@ def run(folder: Path, threads: int, nonzeros: float = 1e8) -> Section:  # noqa: 
         results.append(measure(name, given, nnz, known))
         console.print(f"  {name}: {results[-1].said or f'{results[-1].seconds:,.1f} s'}")
     return section(store, nnz, results)
-
-
-def make_lake(folder: Path, nonzeros: float) -> FeatureStore:
-    """A lake of about so many activations, by the commands of its users, in one process."""
-    config = scale.write_run_file(folder, nonzeros, workers=1)
-    here = {"extract": {"executor": "in_process", "cpus_per_worker": 1}}
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | here))
-    for command in ("tokenize", "extract"):
-        watched(["jobs", command, str(config)])
-    return FeatureStore.open(folder / "store")
 
 
 def commands() -> set[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import time
 import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,13 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.bench.encode import ratio_text, saelens
 from jobs.bench.inputs import Shape, write_inputs
-from jobs.bench.report import Section, rate, ratio
-from jobs.lake.tokenize import tokenize_resolved
+from jobs.bench.report import Section, rate, ratio, seconds_of
 from jobs.terminal.console import console
-from pipeline.plans.plan import agree_on_plan, make_plan
-from pipeline.store.records.tokens import read_lake, read_links, read_token_shard
+from pipeline.store.records.tokens import read_links, read_token_shard
 from schemas.errors import InputError
-from schemas.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,12 +67,7 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
 
     from pipeline.worker import Worker
 
-    config = write_inputs(shape, folder, threads, shards)
-    layout = Layout(Path(config.store.root))
-    tokenize_resolved(config)
-    lake = read_lake(layout)
-    assert lake is not None
-    plan = agree_on_plan(layout, make_plan(config, lake))
+    _, layout, lake, plan = write_inputs(shape, folder, threads, shards)
     worker = Worker(layout.root, plan)
     worker.setup()
     others = {name: make(shape, folder, plan.batch_contexts) for name, make in OTHERS.items()}
@@ -87,16 +78,11 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
         calls: dict[str, Callable[[], object]] = {"extraction": partial(worker.process, record.name)}
         calls |= {name: partial(work, tokens) for name, work in others.items()}
         for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            seconds[name].append((time.perf_counter() - began) / shard.n_rows)
+            seconds[name].append(seconds_of(call) / shard.n_rows)
         rates = ", ".join(f"{name} {1 / values[-1]:,.0f}" for name, values in seconds.items())
         console.print(f"  shard {record.name}: {rates}")
-    return result_of(shape, {name: values[1:] for name, values in seconds.items()})
-
-
-def result_of(shape: Shape, seconds: dict[str, list[float]]) -> Result:
-    """Rates and ratios from seconds a token, by shard."""
+    # the first shard warmed all of them up
+    seconds = {name: values[1:] for name, values in seconds.items()}
     return Result(
         shape.name,
         extraction=rate(1, seconds["extraction"]),
@@ -133,6 +119,7 @@ def delphi_cache() -> Any:
         raise InputError(
             "the benchmark against delphi needs eai-delphi: run it by `make bench`, which installs that aside"
         ) from None
+    # an empty module in its place keeps the __init__ of delphi.latents from running
     latents = types.ModuleType("delphi.latents")
     latents.__path__ = [str(Path(package.__path__[0]) / "latents")]
     sys.modules["delphi.latents"] = latents

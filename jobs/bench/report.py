@@ -44,15 +44,21 @@ class Section:
         (out / f"{self.name}.md").write_text(self.markdown())
 
 
+def seconds_of(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
 def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call by name, `rounds` of them after one that is not kept; every round calls all."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            began = time.perf_counter()
-            call()
+            took = seconds_of(call)
             if turn:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(took)
     return seconds
 
 

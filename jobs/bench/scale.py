@@ -6,16 +6,16 @@ python -m jobs.bench scale        # some 15 minutes and 20 GB of disk
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import yaml
 
-from jobs.bench.report import Section
+from jobs.bench.report import Section, seconds_of
 from jobs.bench.watched import Watched, watched
 from pipeline.store import FeatureStore
 from pipeline.store.records.tokens import read_token_shard
@@ -50,7 +50,8 @@ def run(folder: Path, threads: int, nonzeros: float = 1e9) -> Section:
     steps[1] = Step("extract", steps[1].seconds, nnz / steps[1].seconds, steps[1].peak_gb)
     steps.append(step("stats", config, nnz))
     made = Generator(parse(store.site(SITE).sae))
-    check(store, made, truth_of(store, made))
+    tokens = (read_token_shard(store.layout, store.lake, record) for record in store.shards)
+    check(store, made, truth(made, tokens))
     steps.append(step("verify", config, nnz))
     before = queries(folder / "store", made)
     steps.append(step("compact", config, nnz))
@@ -86,12 +87,6 @@ def step(command: str, config: Path, nnz: int) -> Step:
     os.sync()
     done: Watched = watched(["jobs", command, str(config)])
     return Step(command, done.seconds, nnz / done.seconds, done.peak_gb)
-
-
-def truth_of(store: FeatureStore, made: Generator) -> Truth:
-    """The generator's truth about the store's token shards."""
-    shards = (read_token_shard(store.layout, store.lake, record) for record in store.shards)
-    return truth(made, shards)
 
 
 def check(store: FeatureStore, made: Generator, true: Truth) -> None:
@@ -136,20 +131,18 @@ def queries(root: Path, made: Generator) -> list[float]:
     drawn = np.random.default_rng(0).choice(made.recipe.d_sae, QUERIES - len(made.planted), replace=False)
     features = [*drawn.tolist(), *made.planted.tolist()]
     store.contexts(SITE, features[0], STRONGEST)
-    return [_seconds(store, feature) for feature in features]
-
-
-def _seconds(store: FeatureStore, feature: int) -> float:
-    began = time.perf_counter()
-    store.contexts(SITE, feature, STRONGEST)
-    return time.perf_counter() - began
+    return [seconds_of(partial(store.contexts, SITE, feature, STRONGEST)) for feature in features]
 
 
 def section(
     store: FeatureStore, nnz: int, steps: Sequence[Step], before: list[float], after: list[float]
 ) -> Section:
     """All that was measured."""
-    size = {name: _bytes(store, name) / nnz for name in (CSR, POSTINGS, PARTIALS)}
+    objects = [o for receipt in store.receipts(SITE).values() for o in receipt.objects]
+    size = {
+        name: sum(o.bytes for o in objects if o.path == f"{SITE}/{name}") / nnz
+        for name in (CSR, POSTINGS, PARTIALS)
+    }
     medians = {"shards": float(np.median(before)), "compacted": float(np.median(after))}
     rows = [[s.name, f"{s.seconds:,.1f}", f"{s.rate / 1e6:,.1f}", f"{s.peak_gb:.2f}"] for s in steps]
     rows += [
@@ -168,8 +161,3 @@ def section(
     )
     raw = [asdict(s) for s in steps] + [{"nnz": nnz, "bytes": size, "before": before, "after": after}]
     return Section("scale", title, ("step", "seconds", "M activations/s", "peak GB"), rows, raw)
-
-
-def _bytes(store: FeatureStore, name: str) -> int:
-    receipts = store.receipts(SITE).values()
-    return sum(o.bytes for receipt in receipts for o in receipt.objects if o.path == f"{SITE}/{name}")

@@ -217,6 +217,7 @@ def _lengthen(layout: Layout, shards: int) -> None:
     record = first.shards[0]
     more = []
     for number in range(1, shards):
+        # rows, contexts and documents are numbered on, as in a real chain
         starts = {
             "row_start": number * record.rows,
             "context_start": number * record.contexts,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,31 +36,17 @@ def watched(command: Sequence[str]) -> Watched:
         text=True,
         cwd=ROOT,
     )
-    peak = _Peak(process.pid)
-    output, _ = process.communicate()
+    root, peak = psutil.Process(process.pid), 0
+    while True:
+        try:
+            output, _ = process.communicate(timeout=PERIOD_S)
+            break
+        except subprocess.TimeoutExpired:  # it goes on; what it printed is kept
+            peak = max(peak, memory(root))
     seconds = time.perf_counter() - began
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output[-4000:]}")
-    return Watched(seconds, peak.stop() / 1e9, output)
-
-
-class _Peak:
-    """Measures a tree of processes from a thread."""
-
-    def __init__(self, pid: int) -> None:
-        self._root, self._bytes, self._done = psutil.Process(pid), 0, threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        """The largest sum that was seen, in bytes."""
-        self._done.set()
-        self._thread.join()
-        return self._bytes
-
-    def _poll(self) -> None:
-        while not self._done.wait(PERIOD_S):
-            self._bytes = max(self._bytes, memory(self._root))
+    return Watched(seconds, peak / 1e9, output)
 
 
 def memory(root: psutil.Process) -> int:

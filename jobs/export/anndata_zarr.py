@@ -137,8 +137,12 @@ def _pooled(
     numbers, group = np.unique(owner, return_inverse=True)
     counted = np.bincount(group[tokens.counted], minlength=len(numbers))
     frame = _obs_of_rows(store, record, tokens).with_columns(_group=pl.Series(group), _owner=pl.Series(owner))
-    labels = _label_columns(store, record)
-    shared = [pl.col(name).first() if rows == "document" else _shared(name) for name in labels]
+    known = ContextIndex(store.layout, store.lake, [record]).columns
+    labels = [pl.col(_label(name)) for name in known if name not in COLUMNS]
+    if rows == "document":
+        shared = [label.first() for label in labels]
+    else:  # null where the documents of a context differ
+        shared = [pl.when(label.n_unique() == 1).then(label.first()) for label in labels]
     obs = frame.group_by("_group", maintain_order=True).agg(
         pl.col("_owner").first().cast(pl.UInt64).alias(rows),
         pl.col("shard").first(),
@@ -150,19 +154,9 @@ def _pooled(
     return pool_rows(matrix[kept], group[kept], len(numbers), pooling, counted), obs
 
 
-def _label_columns(store: FeatureStore, record: ShardRecord) -> list[str]:
-    known = ContextIndex(store.layout, store.lake, [record]).columns
-    return [_label(name) for name in known if name not in COLUMNS]
-
-
 def _label(name: str) -> str:
     """A label's column in obs: one that is called as a column of obs ends with _label."""
     return f"{name}_label" if name in _NEVER_NULL else name
-
-
-def _shared(name: str) -> pl.Expr:
-    """The label that all rows share, null where they differ."""
-    return pl.when(pl.col(name).n_unique() == 1).then(pl.col(name).first()).otherwise(None).alias(name)
 
 
 class _Target:
@@ -184,6 +178,7 @@ class _Target:
         matrix.sort_indices()
         self._data.add(matrix.data.astype(np.float32))
         self._indices.add(matrix.indices.astype(self._index))
+        # a shard's pointers count from its first activation, those of the whole from the first of all
         self._indptr.add((matrix.indptr[1:].astype(np.int64) + self._nnz).astype(self._index))
         self._nnz += matrix.nnz
         if self._obs is None:
@@ -328,7 +323,8 @@ class _Categories:
     def add(self, values: pl.Series) -> None:
         for text in values.drop_nulls().unique(maintain_order=True).to_list():
             self._known.setdefault(text, len(self._known))
-        known = pl.DataFrame({"text": list(self._known), "code": list(self._known.values())}, schema=_KNOWN)
+        schema = {"text": pl.String(), "code": pl.Int32()}
+        known = pl.DataFrame({"text": list(self._known), "code": list(self._known.values())}, schema=schema)
         codes = values.rename("text").to_frame().join(known, on="text", how="left", maintain_order="left")
         self._codes.add(codes["code"].fill_null(-1).to_numpy())
 
@@ -338,7 +334,6 @@ class _Categories:
         texts.add(np.array(list(self._known), object))
 
 
-_KNOWN = {"text": pl.String(), "code": pl.Int32()}
 _VERSIONS = {
     "anndata": "0.1.0", "csr_matrix": "0.1.0", "dict": "0.1.0", "nullable-integer": "0.1.0",
     "nullable-boolean": "0.1.0",

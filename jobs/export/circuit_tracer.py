@@ -61,7 +61,8 @@ def command(
                 raise InputError(f"two sites would be layer {number}: export one --site at a time")
             layers[number] = export(store, site, chosen, folder, tasks, layer=number, window=window)
             new.reports[site] = f"{layers[number]['offsets'][-1]:,} bytes as layer {number}"
-        write_index(folder, layers)
+        index = json.dumps({str(n): layers[n] for n in sorted(layers)}, separators=(",", ":"))
+        (folder / "index.json.gz").write_bytes(gzip.compress(index.encode(), _LEVEL, mtime=0))
 
 
 def export(
@@ -88,17 +89,12 @@ def export(
     return {"filename": name, "offsets": [0, *accumulate(lengths)]}
 
 
-def write_index(out: Path, layers: dict[int, dict[str, Any]]) -> None:
-    """Write the index of all layers."""
-    data = json.dumps({str(layer): entry for layer, entry in sorted(layers.items())}, separators=(",", ":"))
-    (out / "index.json.gz").write_bytes(gzip.compress(data.encode(), _LEVEL, mtime=0))
-
-
 def write_block(about: Source, chosen: U32, out: Path, name: str, features: range) -> list[int]:
     """Write the records of a range of features next to the layer's file; the length of each."""
     block = read_block(about, chosen, features)
     logits = _logits(about, features)
     places = {feature: place for place, feature in enumerate(block.features["feature"].to_list())}
+    # examples are sorted by feature: those of one lie between two bounds
     bounds = np.searchsorted(
         block.examples["feature"].to_numpy(), np.arange(features.start, features.stop + 1)
     )
@@ -110,8 +106,17 @@ def write_block(about: Source, chosen: U32, out: Path, name: str, features: rang
             record = {"transcoder_id": about.site, "index": feature, **_EMPTY} | logits.get(feature, {})
             record["activation_frequency"] = frequency[feature]
             if feature in places:
-                record |= _fired(about, block, places[feature], examples)
-            lengths.append(file.write(_packed(record)))
+                place = places[feature]
+                row, counts = block.features.row(place, named=True), block.histogram[place]
+                record |= {  # the scale of colours, act_min to act_max, holds 0
+                    "act_min": min(0.0, float(block.low[place])),
+                    "act_max": max(0.0, float(block.high[place])),
+                    "quantile_values": [row[f"q{p:02d}_active"] for p in PERCENTS] if row["n_active"] else [],
+                    "histogram": counts.tolist() if counts.any() else [],
+                    "examples_quantiles": _quantiles(about, block, examples),
+                }
+            data = gzip.compress(json.dumps(record, separators=(",", ":")).encode(), _LEVEL, mtime=0)
+            lengths.append(file.write(struct.pack("<I", len(data)) + data))
     return lengths
 
 
@@ -126,24 +131,6 @@ _EMPTY: dict[str, Any] = {
 }
 
 
-def _packed(record: dict[str, Any]) -> bytes:
-    data = gzip.compress(json.dumps(record, separators=(",", ":")).encode(), _LEVEL, mtime=0)
-    return struct.pack("<I", len(data)) + data
-
-
-def _fired(about: Source, block: Block, place: int, examples: range) -> dict[str, Any]:
-    """What is known of a chosen feature; the scale of colours, act_min to act_max, holds 0."""
-    row = block.features.row(place, named=True)
-    counts = block.histogram[place]
-    return {
-        "act_min": min(0.0, float(block.low[place])),
-        "act_max": max(0.0, float(block.high[place])),
-        "quantile_values": [row[f"q{p:02d}_active"] for p in PERCENTS] if row["n_active"] else [],
-        "histogram": counts.tolist() if counts.any() else [],
-        "examples_quantiles": _quantiles(about, block, examples),
-    }
-
-
 def _quantiles(about: Source, block: Block, examples: range) -> list[dict[str, Any]]:
     """Examples under the names that circuit-tracer's own files give them, the strongest first."""
     by_title: dict[str, list[dict[str, Any]]] = {}
@@ -151,26 +138,21 @@ def _quantiles(about: Source, block: Block, examples: range) -> list[dict[str, A
     shown = set[int]()
     for place, row in zip(examples, rows, strict=True):
         title = "Top activations" if row["kind"] == "top" else f"Subsample interval {row['interval']}"
-        by_title.setdefault(title, []).append(_example(about, block, place, row, shown))
+        n = int(block.lengths[place])
+        example = {
+            "tokens": about.vocabulary.pieces(block.token_ids[place, :n].tolist()),
+            "tokens_acts_list": block.values[place, :n].tolist(),
+            "train_token_ind": row["place"],
+            "is_repeated_datapoint": row["row"] in shown,  # an example before it shows the same row
+        }
+        shown.add(row["row"])
+        by_title.setdefault(title, []).append(example)
     tail = [name for name in reversed(by_title) if name != "Top activations"]
     return [
         {"quantile_name": name, "examples": by_title[name]}
         for name in ["Top activations", *tail]
         if name in by_title
     ]
-
-
-def _example(about: Source, block: Block, place: int, row: dict[str, Any], shown: set[int]) -> dict[str, Any]:
-    """`is_repeated_datapoint`: another example shows the same row, and was before it."""
-    n = int(block.lengths[place])
-    repeated = row["row"] in shown
-    shown.add(row["row"])
-    return {
-        "tokens": about.vocabulary.pieces(block.token_ids[place, :n].tolist()),
-        "tokens_acts_list": block.values[place, :n].tolist(),
-        "train_token_ind": row["place"],
-        "is_repeated_datapoint": repeated,
-    }
 
 
 def _logits(about: Source, features: range) -> dict[int, dict[str, Any]]:

@@ -16,11 +16,10 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from jobs.export.folder import Features, Out, distinct_names, exporting, safe_name
 from jobs.terminal.progress import counting
@@ -79,32 +78,23 @@ def export(
     """
     folder.mkdir(parents=True)
     shards = store.shard_files(site)
-    n_active = counts(shards, chosen, store.site(site).d_sae)
+    kept = np.zeros(store.site(site).d_sae, np.bool_)
+    kept[chosen] = True
+    n_active = np.where(kept, read_n_active(shards, len(kept)), 0)
     total = int(n_active.sum())
     if not total:
         raise InputError(f"site {site!r}: none of the chosen features fires, and delphi reads no empty file")
     edges = split_edges(n_active, splits or max(SPLITS, -(-total // SPLIT_NNZ)))
     tokens = folder / ".tokens"
-    contexts = write_tokens(store, tokens)
+    write_tokens(store, tokens)
     with counting(f"export delphi {site}", total, "activations") as advance:
         for first, end in pairwise(edges):
-            features = range(first, end)
-            with (folder / f"{first}_{end - 1}.safetensors").open("wb") as file:
-                split = _Split(
-                    file, store, shards, features, chosen, int(n_active[first:end].sum()), contexts
-                )
-                split.write(tokens, advance)
+            path, nnz = folder / f"{first}_{end - 1}.safetensors", int(n_active[first:end].sum())
+            write_split(path, store, shards, kept, nnz, range(first, end), tokens, advance)
     tokens.unlink()
     config = cache_config(store, site, model, len(edges) - 1)
     (folder / "config.json").write_text(json.dumps(config, indent=4))
     return total
-
-
-def counts(shards: Sequence[ShardFiles], chosen: U32, d_sae: int) -> I64:
-    """Activations of each feature over all shards, int64 [d_sae]; 0 of those that were not chosen."""
-    kept = np.zeros(d_sae, np.bool_)
-    kept[chosen] = True
-    return np.where(kept, read_n_active(shards, d_sae), 0)
 
 
 def split_edges(n_active: I64, splits: int) -> list[int]:
@@ -113,6 +103,7 @@ def split_edges(n_active: I64, splits: int) -> list[int]:
     delphi cannot read a file without activations, and wants the files' ranges to follow on one another.
     """
     reached = np.cumsum(n_active)
+    # each file ends with the feature that reaches its share, where it is not empty and leaves some
     wanted = reached[-1] * np.arange(1, splits) // splits
     inner = np.searchsorted(reached, np.maximum(wanted, 1)) + 1
     edges = [0]
@@ -128,8 +119,8 @@ def pad_id(lake: Lake) -> int:
     return next((token for token in (lake.separator_id, lake.bos_id) if token is not None), 0)
 
 
-def write_tokens(store: FeatureStore, path: Path) -> int:
-    """Write all contexts of the lake, int32 [contexts, ctx], and return how many there are.
+def write_tokens(store: FeatureStore, path: Path) -> None:
+    """Write all contexts of the lake, int32 [contexts, ctx].
 
     Those of shards that are not committed are there too, so that a sequence is the context of that number.
     """
@@ -139,92 +130,81 @@ def write_tokens(store: FeatureStore, path: Path) -> int:
             shard = read_token_shard(store.layout, lake, record, verify=False)
             lengths = np.diff(shard.context_ptr)
             padded = np.full((len(lengths), size), pad_id(lake), np.int32)
+            # a mask fills row by row, in the order of the tokens
             padded[np.arange(size) < lengths[:, None]] = shard.token_ids
             file.write(padded.tobytes())
-    return sum(record.contexts for record in store.shards)
 
 
-class _Split:
-    """One safetensors file: eight bytes of its header's length, the header, then the tensors' bytes."""
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        store: FeatureStore,
-        shards: Sequence[ShardFiles],
-        features: range,
-        chosen: U32,
-        nnz: int,
-        contexts: int,
-    ) -> None:
-        self._file, self._store, self._shards, self._features = file, store, shards, features
-        self._kept: Bool = np.zeros(len(features), np.bool_)
-        self._kept[chosen[(chosen >= features.start) & (chosen < features.stop)] - features.start] = True
-        size = store.lake.context_size
-        self._location = np.dtype(np.uint16 if max(contexts, size, len(features)) <= 1 << 16 else np.uint32)
-        self._activation = np.dtype(shards[0].activation_dtype)
-        self._offsets = self._begin(
-            {
-                "locations": (self._location, (nnz, 3)),
-                "activations": (self._activation, (nnz,)),
-                "tokens": (np.dtype(np.int32), (contexts, size)),
-            }
-        )
-        self._nnz = nnz
-
-    def _begin(self, tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> dict[str, int]:
-        """Write the header; where each tensor begins."""
-        header, end = dict[str, Any](), 0
-        for name, (dtype, shape) in tensors.items():
-            start, end = end, end + dtype.itemsize * int(np.prod(shape))
-            header[name] = {"dtype": _SAFETENSORS[str(dtype)], "shape": shape, "data_offsets": [start, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        return {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
-
-    def write(self, tokens: Path, advance: Callable[[int], None]) -> None:
-        """Write the tensors, locations and activations together."""
-        done = 0
-        for shard in self._shards:
-            starts = _context_starts(self._store, shard)
-            for feature, row, value in self._activations(shard):
-                context = np.searchsorted(starts, row, side="right") - 1
-                locations = np.empty((len(row), 3), self._location)
-                locations[:, 0] = context + shard.record.context_start
-                locations[:, 1] = row - starts[context]
-                locations[:, 2] = feature
-                self._write_at("locations", done * 3 * self._location.itemsize, locations)
-                self._write_at(
-                    "activations", done * self._activation.itemsize, value.astype(self._activation)
-                )
-                done += len(row)
-                advance(len(row))
-        assert done == self._nnz, f"{done} activations, {self._nnz} in partials"
-        self._file.seek(self._offsets["tokens"])
-        with tokens.open("rb") as file:
-            shutil.copyfileobj(file, self._file, 1 << 24)
-
-    def _write_at(self, name: str, offset: int, values: NDArray[Any]) -> None:
-        self._file.seek(self._offsets[name] + offset)
-        self._file.write(values.tobytes())
-
-    def _activations(self, shard: ShardFiles) -> Iterator[tuple[I64, I64, F32]]:
-        """Latent (from the file's first), row of the shard, and activation, of what was chosen."""
-        for postings in shard.postings_of(self._features):
-            latent = np.repeat(
-                postings.features.astype(np.int64) - self._features.start, np.diff(postings.offsets)
-            )
-            kept = np.flatnonzero(self._kept[latent])
-            yield latent[kept], postings.rows[kept], postings.values[kept]
+def write_split(
+    path: Path,
+    store: FeatureStore,
+    shards: Sequence[ShardFiles],
+    kept: Bool,
+    nnz: int,
+    features: range,
+    tokens: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """One safetensors file, locations and activations together; `kept` bool [d_sae]: what was chosen."""
+    size, contexts = store.lake.context_size, sum(record.contexts for record in store.shards)
+    location = location_dtype(contexts, size, len(features))
+    activation = np.dtype(shards[0].activation_dtype)
+    header, starts = _header(
+        {
+            "locations": (location, (nnz, 3)),
+            "activations": (activation, (nnz,)),
+            "tokens": (np.dtype(np.int32), (contexts, size)),
+        }
+    )
+    done = 0
+    with path.open("wb") as file:
+        file.write(header)
+        for context, position, latent, value in _activations(store, shards, features, kept):
+            locations = np.column_stack((context, position, latent)).astype(location)
+            file.seek(starts["locations"] + done * 3 * location.itemsize)
+            file.write(locations.tobytes())
+            file.seek(starts["activations"] + done * activation.itemsize)
+            file.write(value.astype(activation).tobytes())
+            done += len(value)
+            advance(len(value))
+        assert done == nnz, f"{done} activations, {nnz} in partials"
+        file.seek(starts["tokens"])
+        with tokens.open("rb") as all_tokens:
+            shutil.copyfileobj(all_tokens, file, 1 << 24)
 
 
-def _context_starts(store: FeatureStore, shard: ShardFiles) -> I64:
-    """First rows of a shard's contexts, counted from its own first row."""
-    path = store.layout.tokens(shard.record.name)
-    with readable(path):
-        starts: I64 = read_frame(path, ["row_offset"])["row_offset"].to_numpy().astype(np.int64)
-    return starts
+def location_dtype(contexts: int, context_size: int, features: int) -> np.dtype[Any]:
+    """The narrower of delphi's types that holds every sequence, position and latent of a file."""
+    return np.dtype(np.uint16 if max(contexts, context_size, features) <= 1 << 16 else np.uint32)
+
+
+def _header(tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
+    """Eight bytes of the header's length, and the header; where in the file each tensor begins."""
+    header, end = dict[str, Any](), 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + dtype.itemsize * int(np.prod(shape))
+        header[name] = {"dtype": _SAFETENSORS[str(dtype)], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    starts = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
+    return struct.pack("<Q", len(text)) + text, starts
+
+
+def _activations(
+    store: FeatureStore, shards: Sequence[ShardFiles], features: range, kept: Bool
+) -> Iterator[tuple[I64, I64, I64, F32]]:
+    """Sequence, position, latent (from the file's first) and activation, of what was chosen."""
+    for shard in shards:
+        path = store.layout.tokens(shard.record.name)
+        with readable(path):  # where contexts begin, counted from the shard's first row
+            starts = read_frame(path, ["row_offset"])["row_offset"].to_numpy().astype(np.int64)
+        for postings in shard.postings_of(features):
+            feature = np.repeat(postings.features.astype(np.int64), np.diff(postings.offsets))
+            chosen = np.flatnonzero(kept[feature])
+            row = postings.rows[chosen]
+            context = np.searchsorted(starts, row, side="right") - 1
+            sequence, latent = context + shard.record.context_start, feature[chosen] - features.start
+            yield sequence, row - starts[context], latent, postings.values[chosen]
 
 
 def cache_config(store: FeatureStore, site: str, model: str, splits: int) -> dict[str, Any]:

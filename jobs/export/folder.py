@@ -91,7 +91,11 @@ def new_export(out: str, store: FeatureStore, about: dict[str, Any]) -> Iterator
             record = {"latentlake": __version__, **about, "receipts": digests, "holds": holds}
             (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             fsync_tree(temporary)
-            _replace(path, temporary)
+            former = temporary_path(path)
+            if path.exists():
+                path.rename(former)
+            temporary.rename(path)
+            shutil.rmtree(former, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -102,7 +106,10 @@ def _checked(out: str) -> Path:
     path = Path(out).absolute()
     if path.is_dir():
         entries = {entry.name for entry in path.iterdir() if not is_stray(entry.name)}
-        if others := sorted(entries - _exported(path)):
+        former = set[str]()  # names that a former export says it wrote
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            former = {RECORD, *map(str, json.loads((path / RECORD).read_bytes())["holds"])}
+        if others := sorted(entries - former):
             raise InputError(
                 f"--out {out} holds {others[0]!r}, which no former export wrote (its {RECORD} would say so): "
                 "give a new folder, or empty this one"
@@ -110,23 +117,6 @@ def _checked(out: str) -> Path:
     elif path.exists() or path.is_symlink():
         raise InputError(f"--out {out} is a file: give a folder")
     return path
-
-
-def _exported(path: Path) -> set[str]:
-    """Names in a folder that a former export says it wrote."""
-    try:
-        record = json.loads((path / RECORD).read_bytes())
-        return {RECORD, *map(str, record["holds"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-
-
-def _replace(path: Path, temporary: Path) -> None:
-    former = temporary_path(path)
-    if path.exists():
-        path.rename(former)
-    temporary.rename(path)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def safe_name(text: str) -> str:

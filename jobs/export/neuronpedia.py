@@ -80,6 +80,7 @@ def batch_features(window: int) -> int:
 
 def check_files(chosen: U32, todo: Sequence[range], window: int) -> None:
     """InputError where there would be more files than the import sees."""
+    # each block fills files of its own, the last of which may be short
     counts = np.histogram(chosen, [features.start for features in todo] + [todo[-1].stop])[0]
     n = int((-(-counts // batch_features(window))).sum())
     if n > MAX_FILES:
@@ -94,6 +95,7 @@ def names(
 ) -> Names:
     """Names of a site; defaults come from the model's name, the site's, and the number in its hook's."""
     info = store.site(site)
+    # a default is made to fit; a name that was typed is taken as it is, or refused
     given = model or Path(store.plans[info.pass_name].model).name.lower()
     return Names(
         model=check_name(re.sub(r"[^A-Za-z0-9_-]", "-", given) if model is None else given, "--model"),
@@ -210,6 +212,7 @@ def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: P
     logits = favoured(about, features)
     nearest = _nearest(about, features)
     numbers = block.features["feature"].to_numpy()
+    # examples are sorted by feature: those of a file lie between two bounds
     bounds = np.searchsorted(block.examples["feature"].to_numpy(), numbers)
     step = batch_features(about.window)
     for start in range(0, len(numbers), step):
@@ -225,6 +228,7 @@ def write_block(about: Source, named: Names, digest: str, chosen: U32, folder: P
 
 def _write(path: Path, rows: Iterator[Json]) -> None:
     """A file of JSON lines, the same bytes for the same rows; none where there is no row."""
+    # drawn before the file is made, for where there is no row there is no file
     if (first := next(rows, None)) is None:
         return
     with path.open("wb") as file, gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed:

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from jobs.figures.fonts import legible
+from jobs.figures.fonts import cut, legible
 from jobs.figures.setting import bilingual
-from jobs.figures.style import INK, canvas, empty_plot, name_some
+from jobs.figures.style import INK, canvas, colour_bar, empty_plot, name_some
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -39,10 +39,10 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     size = (SIZE[0], max(SIZE[1], 1.6 + 0.15 * values.height))
     figure, axes = canvas(title, site, *_facts(selection, values.height, len(features)), size=size)
     if not features:
-        empty_plot(axes, "no feature was selected")
-        return figure
+        return empty_plot(axes, "no feature was selected")
     scores = _grid(rows, values, features, "score")
     holds = _grid(rows, values, features, "holds")
+    # one far score must not make all others pale
     ends = np.percentile(np.abs(scores[scores != 0]), BRIGHTEST, method="higher") if scores.any() else 1.0
     image = axes.imshow(scores, aspect="auto", cmap="PuOr_r", vmin=-ends, vmax=ends, interpolation="nearest")
     place = np.argwhere(holds > 0)
@@ -50,10 +50,10 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     axes.grid(visible=False)
     numbers = [str(feature) for feature in features]
     name_some(axes.xaxis, numbers, NAMED, bilingual("feature", "특징"), rotation=90, fontsize=7)
-    axes.set_yticks(range(values.height), [_name(*row) for row in values.rows()], fontsize=8)
+    names = [legible(cut(" ".join(row), LONGEST)) for row in values.rows()]
+    axes.set_yticks(range(values.height), names, fontsize=8)
     beyond = "neither" if np.abs(scores).max() <= ends else "both"
-    bar = figure.colorbar(image, ax=axes, pad=0.02, extend=beyond, label=label)
-    bar.outline.set_visible(False)
+    colour_bar(figure, image, ax=axes, pad=0.02, extend=beyond, label=label)
     return figure
 
 
@@ -87,8 +87,3 @@ def _facts(selection: pl.DataFrame, values: int, features: int) -> list[str]:
     if selection["holds"].null_count() < selection.height:
         facts.append("dot: holds under ablation")
     return facts
-
-
-def _name(label: str, value: str) -> str:
-    text = f"{label} {value}"
-    return legible(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…")

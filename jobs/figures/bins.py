@@ -9,6 +9,7 @@ from schemas.values import F64
 
 def whole_bars(low: int, high: int, most: int) -> F64:
     """Edges of at most `most` bars of one width that hold low .. high, halfway between whole numbers."""
+    # rounded up, so that the last bar holds `high`
     width = max(1, -(-(high - low + 1) // most))
     return np.arange(low, high + width + 1, width).astype(np.float64) - 0.5
 

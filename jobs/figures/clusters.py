@@ -12,8 +12,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jobs.figures.fonts import legible
-from jobs.figures.style import COLOUR_MAP, INK, canvas, empty_plot, log_axis
+from jobs.figures.fonts import cut, legible
+from jobs.figures.style import COLOUR_MAP, INK, canvas, colour_bar, empty_plot, log_axis
 from schemas.sentences import several
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -32,8 +32,8 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place; the largest clusters in colour, all of them by number."""
     figure, axes = canvas("Features and their clusters", site, *_facts(places))
     if places.is_empty():
-        empty_plot(axes, "no feature has a place")
-        return figure
+        return empty_plot(axes, "no feature has a place")
+    # clusters are numbered by size: from the number of colours on they are grey, as without one
     clusters = places["cluster"].fill_null(len(COLOURS)).to_numpy()
     _scatter(axes, places.filter(clusters >= len(COLOURS)), color=OTHERS)
     handles, shown = [], 0
@@ -41,7 +41,8 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
         if not (members := places.filter(pl.col("cluster") == number)).is_empty():
             _scatter(axes, members, color=colour)
             shown += members.height
-            handles.append(_handle(colour, f"{number}  {_name(members)} ({members.height:,})"))
+            name = cut(legible(members["name"][0] or ""), NAME_LENGTH)
+            handles.append(_handle(colour, f"{number}  {name} ({members.height:,})"))
     if shown < places.height:
         handles.append(_handle(OTHERS, "others"))
     _numbers(axes, places)
@@ -53,15 +54,13 @@ def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place, in the colour of its number of active rows."""
     figure, axes = canvas("Where dense and rare features lie", site, *_facts(places))
     if places.is_empty():
-        empty_plot(axes, "no feature has a place")
-        return figure
+        return empty_plot(axes, "no feature has a place")
     n_active = places["n_active"].to_numpy()
     low, high = float(n_active.min()), float(n_active.max())
     norm = LogNorm(low, high if high > low else 2 * low)
     points = _scatter(axes, places.sort("n_active"), c=np.sort(n_active), cmap=COLOUR_MAP, norm=norm)
-    bar = figure.colorbar(points, ax=axes, label="active rows (log scale)", pad=0.02, shrink=0.92)
+    bar = colour_bar(figure, points, ax=axes, label="active rows (log scale)", pad=0.02, shrink=0.92)
     log_axis(bar.ax.yaxis, np.array([norm.vmin, norm.vmax]))
-    bar.outline.set_visible(False)
     return figure
 
 
@@ -106,8 +105,3 @@ def _numbers(axes: Axes, places: pl.DataFrame) -> None:
 
 def _handle(colour: str, label: str) -> Line2D:
     return Line2D([], [], color=colour, marker="o", linestyle="", markersize=5, label=label)
-
-
-def _name(features: pl.DataFrame) -> str:
-    name = legible(features["name"][0] or "")
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"

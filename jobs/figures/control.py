@@ -64,8 +64,7 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     title = f"Active features per {setting().row}: learnt and control"
     figure, axes = canvas(title, site, several(rows, "counted row"))
     if not rows:
-        empty_plot(axes, "no row is counted in the control's contexts")
-        return figure
+        return empty_plot(axes, "no row is counted in the control's contexts")
     grid = axes.get_subplotspec()
     assert grid is not None
     axes.remove()
@@ -94,10 +93,14 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     shown = {of: v.filter(v > 0).to_numpy() for of, v in values.items()}
     every = np.concatenate(list(shown.values()))
     if not len(every):
-        empty_plot(axes, "no feature fired in the control's contexts")
-        return figure
+        return empty_plot(axes, "no feature fired in the control's contexts")
     is_count = column == "frequency"
-    edges = _edges_of_counts(every, rows) if is_count else _even_edges(every)
+    if is_count:  # shares of so many rows: bars that each hold whole numbers of active rows
+        fewest, most = (round(end * rows) for end in (every.min(), every.max()))
+        edges = log_bars(fewest, most, (most / fewest) ** (1 / BARS)) / rows
+    else:  # bars that are even parts of the log axis
+        low, high = np.log10(every.min()), np.log10(every.max())
+        edges = np.logspace(low - 0.02, max(high, low + 0.3) + 0.02, BARS + 1)
     log_axis(axes.xaxis, edges)
     for of, values_shown in shown.items():
         heights = np.histogram(values_shown, edges)[0].astype(np.float64)
@@ -108,18 +111,6 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     axes.set_xlabel(label)
     axes.set_ylabel("features per decade (a bar's area)" if is_count else "features")
     return figure
-
-
-def _even_edges(values: F64) -> F64:
-    """Of bars that are even parts of a log axis."""
-    low, high = np.log10(values.min()), np.log10(values.max())
-    return np.logspace(low - 0.02, max(high, low + 0.3) + 0.02, BARS + 1)
-
-
-def _edges_of_counts(frequencies: F64, rows: int) -> F64:
-    """Of bars that each hold whole numbers of active rows."""
-    low, high = (round(end * rows) for end in (frequencies.min(), frequencies.max()))
-    return log_bars(low, high, (high / low) ** (1 / BARS)) / rows
 
 
 def _place(l0: F64) -> F64:

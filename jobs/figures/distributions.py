@@ -23,16 +23,15 @@ def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
     """How often features fire, of those that fired; a fact says how many never did."""
     fired = features.filter(pl.col("n_active") > 0)
     dead = features.height - fired.height
-    figure, axes = canvas(
-        "How often features fire",
-        site,
-        f"{dead:,} of {several(features.height, 'feature')} ({share(dead, features.height)}) never fired",
-        _rows(features),
-        *_bound_of_dead(features, dead),
-    )
+    never = f"{dead:,} of {several(features.height, 'feature')} ({share(dead, features.height)}) never fired"
+    facts = [never, _rows(features)]
+    if dead and (rows := int(features["counted_rows"][0])):
+        # the rule of three (Hanley and Lippman-Hand 1983): below 1 - 0.05^(1 / n), some 3 / n
+        bound = -np.expm1(np.log(0.05) / rows)
+        facts.append(f"never fired: frequency below {bound:.1e} at 95 %, were rows independent")
+    figure, axes = canvas("How often features fire", site, *facts)
     if fired.is_empty():
-        empty_plot(axes, "no feature fired")
-        return figure
+        return empty_plot(axes, "no feature fired")
     _log_histogram(axes, fired["frequency"].to_numpy(), "median {:.2g}", int(fired["counted_rows"][0]))
     axes.set_xlabel("frequency (active rows / counted rows, log scale)")
     return figure
@@ -43,8 +42,7 @@ def draw_mean_activation(features: pl.DataFrame, site: str) -> Figure:
     shown, facts = with_a_mean(features)
     figure, axes = canvas("How strongly features fire", site, *facts, _rows(features))
     if shown.is_empty():
-        empty_plot(axes, "no feature fired")
-        return figure
+        return empty_plot(axes, "no feature fired")
     means = shown["mean_active"].to_numpy()
     _log_histogram(axes, np.abs(means), "median {:.3g}")
     axes.set_xlabel(f"{magnitude(means)} (log scale, units of the SAE)")
@@ -57,8 +55,7 @@ def draw_max_activation(features: pl.DataFrame, site: str) -> Figure:
     fact = f"{fired.height:,} of {several(features.height, 'feature')} fired"
     figure, axes = canvas("How strongly features fire at most", site, fact, _rows(features))
     if fired.is_empty():
-        empty_plot(axes, "no feature fired")
-        return figure
+        return empty_plot(axes, "no feature fired")
     strongest = extremes(fired)
     _log_histogram(axes, strongest, "median {:.3g}")
     signed = bool((fired["min_activation"] < 0).any())
@@ -79,8 +76,7 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     rows = int(l0["rows"].sum())
     figure, axes = canvas(f"Active features per {setting().row}", site, several(rows, "counted row"))
     if not rows:
-        empty_plot(axes, "no row is counted")
-        return figure
+        return empty_plot(axes, "no row is counted")
     number, weight = l0["l0"].to_numpy().astype(np.float64), l0["rows"].to_numpy()
     edges = whole_bars(int(number[0]), int(number[-1]), MOST_BARS)
     width = int(edges[1] - edges[0])
@@ -135,16 +131,6 @@ def _log_histogram(axes: Axes, values: F64, label: str, rows: int | None = None)
     mark(axes, median, label.format(median))
     whole_numbers(axes.yaxis)
     axes.set_ylabel("features" if rows is None else "features per decade (a bar's area)")
-
-
-def _bound_of_dead(features: pl.DataFrame, dead: int) -> list[str]:
-    """The rule of three (Hanley and Lippman-Hand 1983): below 1 - 0.05^(1 / n), some 3 / n."""
-    rows = int(features["counted_rows"][0]) if features.height else 0
-    if not dead or not rows:
-        return []
-    return [
-        f"never fired: frequency below {-np.expm1(np.log(0.05) / rows):.1e} at 95 %, were rows independent"
-    ]
 
 
 def _rows(features: pl.DataFrame) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
@@ -15,6 +14,7 @@ from jobs.figures.style import (
     GREEN,
     VERMILION,
     canvas,
+    colour_bar,
     empty_plot,
     log_axis,
     powers_of_ten,
@@ -33,8 +33,7 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     fired, facts = with_a_mean(features)
     figure, axes = canvas("Density against strength", site, *facts)
     if fired.is_empty():
-        empty_plot(axes, "no feature fired")
-        return figure
+        return empty_plot(axes, "no feature fired")
     means = fired["mean_active"].to_numpy()
     extreme = extremes(fired)
     frequency = fired["frequency"].to_numpy()
@@ -53,9 +52,8 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     )
     signed = bool((fired["min_activation"] < 0).any())
     label = "strongest |activation|" if signed else "strongest activation"
-    bar = figure.colorbar(points, ax=axes, label=label, pad=0.02)
+    bar = colour_bar(figure, points, ax=axes, label=label, pad=0.02)
     log_axis(bar.ax.yaxis, np.array(_span(extreme)))
-    bar.outline.set_visible(False)
     axes.set_xlabel("frequency (active rows / counted rows)")
     axes.set_ylabel(magnitude(means))
     return figure
@@ -64,13 +62,16 @@ def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
 def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
     """Features by descending sigma / mu over all rows, two windows of the ranking marked."""
     ranked = rankings.filter(pl.col("by") == "sigma_over_mu").sort("rank")
-    values, rare = _first_order(ranked["value"].to_numpy())
+    values = ranked["value"].to_numpy()
+    # features with few active rows follow the others in an order of their own: they begin where values rise
+    rises = np.flatnonzero(np.diff(values) > 0)
+    end = int(rises[0]) + 1 if len(rises) else len(values)
+    values, rare = values[:end], len(values) - end
     facts = [f"{several(ranked.height, 'feature')} with a value"]
     facts += [f"{rare:,} with few active rows rank last, not drawn"] if rare else []
     figure, axes = canvas("Features ranked by σ / μ", site, *facts)
     if ranked.is_empty():
-        empty_plot(axes, "no feature is ranked by sigma_over_mu")
-        return figure
+        return empty_plot(axes, "no feature is ranked by sigma_over_mu")
     if values[-1] > 0:
         log_axis(axes.yaxis, values)
     elif values.any():  # of signed activations: logarithms on both sides of 0, nothing is left out
@@ -78,20 +79,17 @@ def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
         powers_of_ten(axes.yaxis)
     axes.plot(np.arange(1, len(values) + 1), values, color=BLUE, linewidth=2.2, solid_capstyle="round")
     for start, colour in zip(windows(len(values)), (VERMILION, GREEN), strict=False):
-        _mark_window(axes, start, values, colour)
+        stop = min(start + WINDOW, len(values))
+        label = f"#{start + 1:,} to #{stop:,}: {values[start]:.3g} to {values[stop - 1]:.3g}"
+        ranks = np.arange(start, stop) + 1
+        line = axes.plot(ranks, values[start:stop], color=colour, zorder=3, label=label)[0]
+        line.set(linewidth=5, solid_capstyle="round", marker="o", markersize=4, markeredgewidth=0)
     axes.margins(x=0.03, y=0.22)  # the curve falls, and above it there is room for the legend
     axes.legend(loc="upper right")
     whole_numbers(axes.xaxis)
     axes.set_xlabel("rank (#1 has the largest σ / μ)")
     axes.set_ylabel("σ / μ over all counted rows")
     return figure
-
-
-def _first_order(values: F64) -> tuple[F64, int]:
-    """Values of a ranking as far as they fall, and how many come after: features with few active rows."""
-    rises = np.flatnonzero(np.diff(values) > 0)
-    end = int(rises[0]) + 1 if len(rises) else len(values)
-    return values[:end], len(values) - end
 
 
 def windows(n: int) -> list[int]:
@@ -105,11 +103,3 @@ def _span(values: F64) -> tuple[float, float]:
     """Ends of a log colour scale, apart even where all values are equal."""
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low / 2, high * 2)
-
-
-def _mark_window(axes: Axes, start: int, values: F64, colour: str) -> None:
-    """A stretch of the curve drawn over, its ranks and values for the legend."""
-    stop = min(start + WINDOW, len(values))
-    label = f"#{start + 1:,} to #{stop:,}: {values[start]:.3g} to {values[stop - 1]:.3g}"
-    line = axes.plot(np.arange(start, stop) + 1, values[start:stop], color=colour, zorder=3, label=label)[0]
-    line.set(linewidth=5, solid_capstyle="round", marker="o", markersize=4, markeredgewidth=0)

@@ -35,8 +35,7 @@ def draw_fidelity(fidelity: pl.DataFrame, site: str) -> Figure:
     n += [several(row["documents"], "document") for row in losses[:1]]
     figure, axes = canvas("What the reconstruction costs the model", site, *n, *facts)
     if not losses:
-        empty_plot(axes, "no loss was measured")
-        return figure
+        return empty_plot(axes, "no loss was measured")
     for place, row in enumerate(losses):
         ends = (row["low"], row["high"]) if row["low"] is not None else (row["value"],) * 2
         axes.plot(ends, (place, place), color=BLUE, linewidth=5, alpha=0.35, solid_capstyle="butt")

@@ -75,6 +75,11 @@ def legible(text: str) -> str:
     return unicodedata.normalize("NFC", text).translate(_MARKS)
 
 
+def cut(text: str, longest: int) -> str:
+    """A text of at most `longest` characters, an ellipsis in the place of what is too much."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def use_fonts(figure: Figure) -> set[str]:
     """Give every text of the figure fonts that have its letters; the letters that no font here has."""
     for axes in figure.get_axes():
@@ -118,9 +123,10 @@ def _chosen(letters: frozenset[str], files: tuple[str, ...]) -> list[Face]:
             break
         chosen.append(best)
         left = left[~np.isin(left, best.letters)]
+    known = {entry.fname for entry in font_manager.fontManager.ttflist}
     for face in faces:
-        if any(face.family == best.family for best in chosen):  # its bold faces too
-            _register(face.path)
+        if face.path not in known and any(face.family == best.family for best in chosen):  # bold faces too
+            font_manager.fontManager.addfont(face.path)
     return chosen
 
 
@@ -128,11 +134,6 @@ def _preference(face: Face) -> tuple[int, bool, str]:
     """What decides between fonts that cover as much: the least."""
     place = next((n for n, name in enumerate(PREFERRED) if face.family.startswith(name)), len(PREFERRED))
     return place, not face.is_plain, face.path
-
-
-def _register(path: str) -> None:
-    if all(entry.fname != path for entry in font_manager.fontManager.ttflist):
-        font_manager.fontManager.addfont(path)
 
 
 @cache
@@ -168,7 +169,12 @@ def scripts_of(letters: Collection[str]) -> dict[str, list[str]]:
     """Keys of SCRIPTS, or first words of characters' names, each with its letters."""
     by_script: dict[str, list[str]] = {}
     for letter in sorted(letters):
-        by_script.setdefault(_script(letter), []).append(letter)
+        category, script = unicodedata.category(letter), unicodedata.name(letter, "symbol").split()[0]
+        if category == "Co":
+            script = "private"
+        elif script not in SCRIPTS and category[0] not in "LMN":  # no letter, mark or number
+            script = "symbols"
+        by_script.setdefault(script, []).append(letter)
     return by_script
 
 
@@ -189,10 +195,3 @@ def missing_note(letters: Collection[str]) -> str:
         f"no font of this machine has {', '.join(named)}, so .png files show boxes there: install one that "
         f"has, such as {', '.join(packages)} (packages of Debian and Ubuntu), and draw again"
     )
-
-
-def _script(letter: str) -> str:
-    if unicodedata.category(letter) == "Co":
-        return "private"
-    word = unicodedata.name(letter, "symbol").split()[0]
-    return word if word in SCRIPTS or unicodedata.category(letter)[0] in "LMN" else "symbols"

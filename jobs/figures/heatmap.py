@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jobs.figures.setting import bilingual
 from jobs.figures.sparsity import BARS, Sparsity, sparsity_figure
-from jobs.figures.style import BLUE, INK, SIZE, canvas, empty_plot, name_some
+from jobs.figures.style import BLUE, INK, SIZE, canvas, colour_bar, empty_plot, name_some
 from schemas.sentences import several
 from schemas.values import F32
 
@@ -59,9 +59,10 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     facts = [f"{several(len(matrix), 'context')} × {several(len(features), 'feature')}", pool]
     figure, axes = canvas(title, site, *facts, size=SQUARE)
     if not matrix.size:
-        empty_plot(axes, "no context or no feature")
-        return figure
-    signed, limit = bool((matrix < 0).any()), _limit(matrix)
+        return empty_plot(axes, "no context or no feature")
+    # colours end below the largest: one far activation must not make all others pale
+    values, signed = np.abs(matrix[matrix != 0]), bool((matrix < 0).any())
+    limit = float(np.percentile(values, BRIGHTEST, method="higher")) if len(values) else 1.0
     image = axes.imshow(
         matrix,
         aspect="auto",
@@ -77,17 +78,10 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
         _borders(axes, table["cluster"].to_numpy())
     where = f"{BRIGHTEST}th percentile of what is not 0" if np.abs(matrix).max() > limit else "the largest"
     label = bilingual(f"activation (colours end at the {where})", "활성값")
-    bar = figure.colorbar(
-        image, ax=axes, label=label, pad=0.02, extend="max" if where[0].isdigit() else "neither"
+    colour_bar(
+        figure, image, ax=axes, label=label, pad=0.02, extend="max" if where[0].isdigit() else "neither"
     )
-    bar.outline.set_visible(False)
     return figure
-
-
-def _limit(matrix: F32) -> float:
-    """Where colours end: one far activation must not make all others pale."""
-    values = np.abs(matrix[matrix != 0])
-    return float(np.percentile(values, BRIGHTEST, method="higher")) if len(values) else 1.0
 
 
 def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: bool) -> None:
@@ -100,6 +94,7 @@ def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: b
 
 def _borders(axes: Axes, clusters: NDArray[Any]) -> None:
     """A red line at each border, C0, C1 … and their sizes on the left."""
+    # a cluster begins where its number is another than that of the context above
     starts = np.flatnonzero(np.append(True, clusters[1:] != clusters[:-1]))
     ends = np.append(starts[1:], len(clusters))
     for start in starts[1:]:
@@ -135,8 +130,7 @@ def draw_frequencies(table: pl.DataFrame, site: str, pool: str) -> Figure:
     facts = [several(table.height, "context"), *([frequency_summary(active)] if len(active) else []), pool]
     figure, axes = canvas(title, site, *facts, size=(SQUARE[0], SIZE[1]))
     if not len(active):
-        empty_plot(axes, "no context or no feature")
-        return figure
+        return empty_plot(axes, "no context or no feature")
     axes.bar(range(len(active)), active, color=BLUE, width=0.85)
     axes.axhline(
         active.mean(), color=RED, linestyle=(0, (5, 3)), linewidth=1.6, label=f"mean {active.mean():.3g}"

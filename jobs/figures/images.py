@@ -12,7 +12,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from jobs.figures.fonts import legible
 from jobs.figures.importance import MOST_CLASSES, left_out
-from jobs.figures.style import COLOUR_MAP, SOFT, empty_plot, name_some, sheet
+from jobs.figures.style import COLOUR_MAP, SOFT, colour_bar, empty_plot, name_some, sheet
 from schemas.sentences import several
 from schemas.values import F64
 
@@ -44,8 +44,7 @@ def draw_class_images(table: pl.DataFrame, site: str) -> Figure:
     size = (2.0 + 0.85 * max(len(classes), 6), 1.35 + 0.95 * max(len(kinds), 1))
     figure = sheet("Classes from their features", site, *facts, size=size)
     if not classes:
-        empty_plot(figure.add_subplot(), "no class")
-        return figure
+        return empty_plot(figure.add_subplot(), "no class")
     grid = figure.subplots(len(kinds), len(classes), squeeze=False)
     for across, value in enumerate(classes):
         for down, kind in enumerate(kinds):
@@ -71,8 +70,7 @@ def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
     down = max(1, -(-shown.height // ACROSS))
     figure = sheet("Features as images", site, *facts, size=(9.4, 1.3 + 1.25 * down))
     if shown.is_empty():
-        empty_plot(figure.add_subplot(), "no feature is important for a class")
-        return figure
+        return empty_plot(figure.add_subplot(), "no feature is important for a class")
     grid = figure.subplots(down, ACROSS, squeeze=False).ravel()
     for place, axes in enumerate(grid):
         axes.set_axis_off()
@@ -94,14 +92,14 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
         facts.append(f"distances correlate by {table['agreement'][0]:.3f} (Pearson, diagonal included)")
     figure = sheet("How alike features are", site, *facts, size=(10.4, 5.5))
     if not features:
-        empty_plot(figure.add_subplot(), "no feature is important for a class")
-        return figure
+        return empty_plot(figure.add_subplot(), "no feature is important for a class")
     for axes, name, title in zip(
         figure.subplots(1, 2),
         ("cosine", "image_cosine"),
         ("values of the reconstruction", "images"),
         strict=True,
     ):
+        # the table has a line for every pair, so the sorted column is the matrix row by row
         cosines = table.sort("feature", "other")[name].to_numpy().reshape(len(features), -1)
         image = axes.imshow(
             cosines, cmap=COLOUR_MAP, vmin=float(cosines.min()), vmax=1
@@ -111,8 +109,7 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
         name_some(axes.xaxis, numbers, NAMED, "feature", rotation=90, fontsize=7)
         name_some(axes.yaxis, numbers, NAMED, "feature", fontsize=7)
         axes.grid(visible=False)
-        bar = figure.colorbar(image, ax=axes, label="cosine", shrink=0.75, pad=0.02)
-        bar.outline.set_visible(False)
+        colour_bar(figure, image, ax=axes, label="cosine", shrink=0.75, pad=0.02)
     return figure
 
 
@@ -125,8 +122,7 @@ def draw_feature_places(table: pl.DataFrame, site: str) -> Figure:
     ]
     figure = sheet("Where features lie, as images", site, *facts, size=(12.4, 6.9))
     if shown.is_empty():
-        empty_plot(figure.add_subplot(), "too few features for a map")
-        return figure
+        return empty_plot(figure.add_subplot(), "too few features for a map")
     for axes, x, y, title in zip(
         figure.subplots(1, 2),
         ("x", "image_x"),
@@ -212,6 +208,7 @@ def picture(table: pl.DataFrame, place: int) -> F64:
 
 def _classes(names: list[str]) -> str:
     """As many as a thumbnail has room for, and how many more there are."""
+    # how long the text is with each name and the blank after it
     ends = np.cumsum([len(_short(name)) + 1 for name in names])
     shown = max(1, int((ends <= LETTERS).sum()))
     more = [f"+{len(names) - shown}"] if len(names) > shown else []

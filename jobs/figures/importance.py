@@ -9,8 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from jobs.figures.fonts import legible
-from jobs.figures.style import BLUE, COLOUR_MAP, SOFT, VERMILION, canvas, empty_plot, log_counts, sheet
+from jobs.figures.fonts import cut, legible
+from jobs.figures.style import (
+    BLUE,
+    COLOUR_MAP,
+    SOFT,
+    VERMILION,
+    canvas,
+    colour_bar,
+    empty_plot,
+    log_counts,
+    sheet,
+)
 from schemas.sentences import several
 
 BARS = 40
@@ -30,8 +40,7 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
     facts += left_out(table.drop_nulls("importance").drop_nulls("value")["value"].n_unique())
     figure = sheet("How importance is spread over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
     if not parts:
-        empty_plot(figure.add_subplot(), "no class has an importance")
-        return figure
+        return empty_plot(figure.add_subplot(), "no class has an importance")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, name, part in zip(grid, names, parts, strict=False):
         _histogram(axes, part["importance"].drop_nulls().to_numpy(), d_sae)
@@ -69,11 +78,11 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
     size = (1.9 + 0.62 * max(len(parts), 6), 1.6 + 0.2 * k)
     figure, axes = canvas("The most important features of each class", site, *facts, size=size)
     if not parts:
-        empty_plot(axes, "no class has an importance")
-        return figure
+        return empty_plot(axes, "no class has an importance")
     best = [part.sort("rank").head(k) for part in parts]
     shares = np.array([part["importance"].fill_null(0.0).to_list() for part in best]).T
     image = axes.imshow(shares, aspect="auto", cmap=COLOUR_MAP)
+    # ink that can be read on the colour below it
     middle = (shares.max() + shares.min()) / 2
     for column, part in enumerate(best):
         for place, feature in enumerate(part["feature"].to_list()):
@@ -84,8 +93,7 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
     axes.set_yticks(range(k), [str(place + 1) for place in range(k)], fontsize=8)
     axes.set_ylabel("rank", color=SOFT)
     axes.set_xlabel("class")
-    bar = figure.colorbar(image, ax=axes, label="importance", pad=0.02)
-    bar.outline.set_visible(False)
+    colour_bar(figure, image, ax=axes, label="importance", pad=0.02)
     return figure
 
 
@@ -94,7 +102,7 @@ def _parts(table: pl.DataFrame) -> tuple[list[str], list[pl.DataFrame]]:
     values = table.drop_nulls("importance")["value"].unique(maintain_order=True).to_list()
     classes = [value for value in values if value is not None]
     shown = [*classes[:MOST_CLASSES], *([None] if None in values else [])]
-    names = ["all" if value is None else legible(_cut(value)) for value in shown]
+    names = ["all" if value is None else legible(cut(value, LONGEST)) for value in shown]
     return names, [table.filter(pl.col("value").eq_missing(value)) for value in shown]
 
 
@@ -105,7 +113,3 @@ def left_out(classes: int) -> list[str]:
 
 def _label(table: pl.DataFrame) -> str:
     return legible(str(table["label"][0])) if table.height else ""
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

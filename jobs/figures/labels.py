@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.figures.fonts import legible
+from jobs.figures.fonts import cut, legible
 from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, empty_plot, log_axis
 from schemas.sentences import several
 from schemas.values import F64
@@ -31,15 +31,20 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     features = several(tested["feature"].n_unique(), "feature")
     facts = [f"{several(tested.height, 'comparison')} by document of {features}, {clear.height:,} clear"]
     facts.append(f"at q {LEVEL}, corrected for the features of a value")
-    shown = _clearest(clear)
+    # the largest |z|, but a few of each value; what is shown stands by label and value
+    order = clear.sort(pl.col("z").abs(), "feature", descending=[True, False])
+    few_of_each = order.filter(pl.int_range(pl.len()).over("label", "value") < OF_A_VALUE)
+    shown = few_of_each.head(SHOWN).sort("label", "value", maintain_order=True)
     if shown.height < clear.height:
         facts.append(f"shown: the clearest, {OF_A_VALUE} to a value")
-    names = [_name(*name) for name in shown.select("label", "value", "feature").iter_rows()]
+    names = [
+        f"{_left_to_right(f'{cut(label, LONGEST // 2)} {cut(value, LONGEST)}')} · {feature}"
+        for label, value, feature in shown.select("label", "value", "feature").iter_rows()
+    ]
     figure, axes = canvas("Features that differ by label", site, *facts)
     if shown.is_empty():
         few = "too few documents with and without each value to compare"
-        empty_plot(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)
-        return figure
+        return empty_plot(axes, f"no value of a label differs at q {LEVEL}" if tested.height else few)
     here = shown["frequency"].to_numpy()
     _dumbbells(axes, here, np.maximum(here - shown["difference"].to_numpy(), 0))
     axes.set_yticks(range(shown.height), names, fontsize=9)
@@ -60,16 +65,16 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     return figure
 
 
-def _clearest(clear: pl.DataFrame) -> pl.DataFrame:
-    """Rows by |z|, a few of each value; those shown, by label and value."""
-    order = clear.sort(pl.col("z").abs(), "feature", descending=[True, False])
-    place = pl.int_range(pl.len()).over("label", "value")
-    return order.filter(place < OF_A_VALUE).head(SHOWN).sort("label", "value", maintain_order=True)
+def _left_to_right(text: str) -> str:
+    """The text as a font can write it, ended so that what follows stands on its right."""
+    is_right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
+    return f"{legible(text)}{LEFT_TO_RIGHT if is_right_to_left else ''}"
 
 
 def _dumbbells(axes: Axes, here: F64, elsewhere: F64) -> None:
     """Two points on each line; 0, which a log axis has not, stands at its left end."""
     positive = np.concatenate([here[here > 0], elsewhere[elsewhere > 0]])
+    # where some are 0 there is room left of the least that is not
     floor = positive.min() / (3 if (elsewhere == 0).any() or (here == 0).any() else 1)
     places, ends = np.arange(len(here)), [np.where(side > 0, side, floor) for side in (here, elsewhere)]
     log_axis(axes.xaxis, np.append(positive, floor))
@@ -83,14 +88,3 @@ def _dumbbells(axes: Axes, here: F64, elsewhere: F64) -> None:
         for place in np.flatnonzero(side == 0).tolist():
             point = (float(end[place]), place)
             axes.annotate("0", point, xytext=(-11, -3), textcoords="offset points", fontsize=8, color=SOFT)
-
-
-def _name(label: str, value: str, feature: int) -> str:
-    """The text next to a line."""
-    text = f"{_cut(label, LONGEST // 2)} {_cut(value, LONGEST)}"
-    is_right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
-    return f"{legible(text)}{LEFT_TO_RIGHT if is_right_to_left else ''} · {feature}"
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"

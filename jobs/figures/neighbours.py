@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 
-from jobs.figures.style import COLOUR_MAP, INK, VERMILION, canvas
+from jobs.figures.style import COLOUR_MAP, INK, VERMILION, canvas, colour_bar
 from schemas.sentences import several
 
 LABELS = {
@@ -42,7 +42,10 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     axes.set_axis_off()
     value = dict(own.select("neighbour", by).iter_rows())
     between = _between(links, by)
-    place = _places(_ring_order(list(value), between))
+    # on an ellipse, from the top, clockwise
+    order = _ring_order(list(value), between)
+    angles = (pi / 2 - 2 * pi * n / len(order) for n in range(len(order)))
+    place = {other: (WIDTH * cos(angle), sin(angle)) for other, angle in zip(order, angles, strict=True)}
     scale = Normalize(*_span([*value.values(), *between.values()]))
     for (a, b), strength in sorted(between.items(), key=lambda link: link[1]):
         axes.plot(*zip(place[a], place[b], strict=True), **_line(strength, scale, 0.45), zorder=1)
@@ -68,10 +71,7 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     )
     axes.set_xlim(-WIDTH * 1.35, WIDTH * 1.35)
     axes.set_ylim(-1.22, 1.22)
-    bar = figure.colorbar(
-        ScalarMappable(scale, DARK_IS_HIGH), ax=axes, label=LABELS[by], pad=0.01, shrink=0.85
-    )
-    bar.outline.set_visible(False)
+    colour_bar(figure, ScalarMappable(scale, DARK_IS_HIGH), ax=axes, label=LABELS[by], pad=0.01, shrink=0.85)
     return figure
 
 
@@ -94,12 +94,6 @@ def _ring_order(others: list[int], between: dict[tuple[int, int], float]) -> lis
     return order
 
 
-def _places(order: list[int]) -> dict[int, tuple[float, float]]:
-    """On an ellipse, from the top, clockwise."""
-    angles = (pi / 2 - 2 * pi * n / len(order) for n in range(len(order)))
-    return {other: (WIDTH * cos(angle), sin(angle)) for other, angle in zip(order, angles, strict=True)}
-
-
 def _span(values: list[float]) -> tuple[float, float]:
     """Ends of the colour scale, apart even where all values are equal."""
     low, high = min(values), max(values)
@@ -117,6 +111,4 @@ def _sizes(own: pl.DataFrame) -> dict[int, float]:
         return dict.fromkeys(own["neighbour"].to_list(), 50.0)
     rows = own["n_b"].log(10)
     low, high = _span(rows.to_list())
-    return dict(
-        zip(own["neighbour"].to_list(), (20 + 90 * (rows - low) / (high - low)).to_list(), strict=True)
-    )
+    return dict(zip(own["neighbour"], 20 + 90 * (rows - low) / (high - low), strict=True))

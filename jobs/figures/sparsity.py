@@ -37,8 +37,10 @@ class Sparsity(NamedTuple):
         """The numbers in words."""
         if not len(self.zeros):
             return ["no feature"]
+        target = setting().target
+        aim = f" (target {target[0]:.0%} to {target[1]:.0%})" if target else ""
         return [
-            f"{self.overall:.2%} zeros{_target()}",
+            f"{self.overall:.2%} zeros{aim}",
             f"per feature: mean {self.zeros.mean():.2%}, median {np.median(self.zeros):.2%}",
         ]
 
@@ -59,19 +61,12 @@ def sparsity_figure(title: str, site: str, facts: list[str], sparse: Sparsity) -
     """Two histograms side by side."""
     figure, axes = canvas(title, site, *facts)
     if not sparse.counts.sum():
-        empty_plot(axes, "no feature fired")
-        return figure
+        return empty_plot(axes, "no feature fired")
     axes.remove()
     left, right = figure.subplots(1, 2)
     _draw_zeros(left, sparse)
     _draw_magnitudes(right, sparse)
     return figure
-
-
-def _target() -> str:
-    """The share of zeros at which the study of this corpus aims, in brackets; nothing of other corpora."""
-    target = setting().target
-    return f" (target {target[0]:.0%} to {target[1]:.0%})" if target else ""
 
 
 def _draw_zeros(axes: Axes, sparse: Sparsity) -> None:
@@ -105,14 +100,14 @@ def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
 
 def _magnitudes(features: pl.DataFrame) -> tuple[F64, F64]:
     """All features' histograms added up, as they are, an octave in 8: edges [B + 1], counts [B]."""
-    cells = features.select("histogram_bins", "histogram_counts").explode(
-        "histogram_bins", "histogram_counts"
-    )
-    cells = cells.drop_nulls()
+    columns = ["histogram_bins", "histogram_counts"]
+    cells = features.select(columns).explode(columns).drop_nulls()
     if cells.is_empty():
         return np.array([0.0, 1.0]), np.zeros(1)
     bins = cells["histogram_bins"].to_numpy().astype(np.int64)
+    # a bin of negative values is numbered -1 less that of their magnitudes
     magnitude = np.where(bins < 0, -1 - bins, bins)
     counts = np.bincount(magnitude - magnitude.min(), weights=cells["histogram_counts"].to_numpy())
+    # a bin's lower edge is the float32 whose upper bits its number is
     edges = np.arange(magnitude.min(), magnitude.max() + 2).astype(np.uint32) << np.uint32(BIN_SHIFT)
     return edges.view(np.float32).astype(np.float64), counts.astype(np.float64)

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import (
@@ -63,7 +64,6 @@ STYLE: Any = {
     "svg.hashsalt": "latentlake",  # ids in the file do not change from run to run
 }
 
-
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -99,7 +99,9 @@ def sheet(title: str, site: str, *facts: str, size: tuple[float, float] = SIZE) 
     figure.text(0.015, 0.975, legible(title), ha="left", va="top", fontsize=14, fontweight="bold")
     figure.text(0.015, below, "", ha="left", va="top", fontsize=10, color=SOFT)
     figure.set_layout_engine("constrained", w_pad=0.1)
-    _put_facts(figure, [_shortened(legible(part)) for part in (site, *facts)])
+    half, parts = LINE_LENGTH // 2 - 1, [legible(part) for part in (site, *facts)]
+    # what is longer than a line loses its middle: names of models and paths differ at their ends
+    _put_facts(figure, [p if len(p) <= LINE_LENGTH else f"{p[:half]}…{p[-half:]}" for p in parts])
     return figure
 
 
@@ -110,17 +112,31 @@ def add_fact(figure: Figure, fact: str) -> None:
 
 
 def _put_facts(figure: Figure, facts: list[str]) -> None:
-    """Facts below the title, and the plots below them."""
-    lines, engine = _lines(facts), figure.get_layout_engine()
+    """Facts below the title, joined by dots into lines, and the plots below them."""
+    lines = facts[:1]
+    for fact in facts[1:]:
+        longer = f"{lines[-1]} · {fact}"
+        lines = [*lines[:-1], longer] if len(longer) <= LINE_LENGTH else [*lines, fact]
+    engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine), "`sheet` sets it"
     figure.texts[1].set_text("\n".join(lines))
     engine.set(rect=(0, 0, 1, 0.96 - (1.45 + len(lines)) * LINE_IN / figure.get_size_inches()[1]))
 
 
-def empty_plot(axes: Axes, text: str) -> None:
-    """Write on an empty plot why it is empty."""
+def empty_plot(axes: Axes, text: str) -> Figure:
+    """Write on an empty plot why it is empty; its figure."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", color=SOFT, transform=axes.transAxes, fontsize=12)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure), "`canvas` and `sheet` make no others"
+    return figure
+
+
+def colour_bar(figure: Figure, shown: Any, **options: Any) -> Colorbar:
+    """What the colours of `shown` stand for, without a frame."""
+    bar = figure.colorbar(shown, **options)
+    bar.outline.set_visible(False)
+    return bar
 
 
 def mark(axes: Axes, x: float, label: str) -> None:
@@ -140,21 +156,6 @@ def mark(axes: Axes, x: float, label: str) -> None:
         fontweight="bold",
         fontsize=10.5,
     )
-
-
-def _lines(parts: list[str]) -> list[str]:
-    """Parts joined by dots into lines of at most LINE_LENGTH characters."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        longer = f"{lines[-1]} · {part}"
-        lines = [*lines[:-1], longer] if len(longer) <= LINE_LENGTH else [*lines, part]
-    return lines
-
-
-def _shortened(name: str) -> str:
-    """A long name without its middle."""
-    half = LINE_LENGTH // 2 - 1
-    return name if len(name) <= LINE_LENGTH else f"{name[:half]}…{name[-half:]}"
 
 
 def powers_of_ten(axis: XAxis | YAxis) -> None:

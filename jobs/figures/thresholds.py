@@ -28,9 +28,10 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
         "heights: share of the highest bar",
     )
     if not rows:
-        empty_plot(axes, "no row is counted")
-        return figure
-    most, beyond = _widest(groups)
+        return empty_plot(axes, "no row is counted")
+    # the axis ends where 99.9 % of the rows of each threshold are below: a few would stretch it
+    ends = [l0[np.searchsorted(np.cumsum(rows), 0.999 * rows.sum())] for _, l0, rows in groups]
+    most, beyond = int(max(ends)), int(max(l0[-1] for _, l0, _ in groups))
     width = max(1, -(-(most + 1) // MOST_BARS))
     for place, (_, l0, weight) in enumerate(groups):
         _ridge(axes, place, l0, weight, width, most)
@@ -70,15 +71,10 @@ def _histograms(counts: pl.DataFrame) -> list[tuple[str, F64, F64]]:
     ]
 
 
-def _widest(groups: list[tuple[str, F64, F64]]) -> tuple[int, int]:
-    """The L0 at which the axis ends, 99.9 % of the rows of each threshold being below; and the largest L0."""
-    ends = [l0[np.searchsorted(np.cumsum(rows), 0.999 * rows.sum())] for _, l0, rows in groups]
-    return int(max(ends)), int(max(l0[-1] for _, l0, _ in groups))
-
-
 def _ridge(axes: Axes, place: int, l0: F64, rows: F64, width: int, most: int) -> None:
     """One histogram that stands on the line y = `place`."""
     near = l0 <= most
+    # each bar adds up `width` values of L0, weighed by their rows
     bars = np.bincount(l0[near].astype(np.int64) // width, weights=rows[near], minlength=most // width + 1)
     left = np.arange(len(bars)) * width - 0.5
     axes.bar(left, RIDGE * bars / bars.max(), width=0.9 * width, bottom=place, align="edge", color=BLUE)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, empty_plot, log_axis, share
+from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, colour_bar, empty_plot, log_axis, share
 from schemas.sentences import several
-from schemas.values import F32
 
 
 def draw_truth_frequency(truth: pl.DataFrame, site: str) -> Figure:
@@ -48,8 +45,7 @@ def _ratios(
     facts += [several(int(rows), "row") for rows in known["counted_rows"][:1]]
     figure, axes = canvas(title, site, *facts)
     if not len(x):
-        empty_plot(axes, "no feature was matched, or none fired")
-        return figure
+        return empty_plot(axes, "no feature was matched, or none fired")
     sides = ((holds, BLUE, "o", "the interval holds the truth"), (~holds, VERMILION, "D", "it does not"))
     for chosen, colour, marker, label in sides:
         if chosen.any():
@@ -71,28 +67,20 @@ def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
     facts = [f"{several(n, 'feature')} × {several(true, 'true feature')}", "features in the literal order"]
     figure, axes = canvas("Cosine with the true features", site, *facts)
     if not cosines.height:
-        empty_plot(axes, "the SAE has no feature")
-        return figure
+        return empty_plot(axes, "the SAE has no feature")
     axes.remove()
     panels: Any = figure.subplots(1, 2, sharey=True)
     ordered = cosines.sort("place", "true_feature")
-    for place, name in enumerate(("encoder", "decoder")):
-        image = _heat(panels[place], ordered[name].to_numpy().reshape(n, true), f"SAE's {name}")
+    for axes, name in zip(panels, ("encoder", "decoder"), strict=True):
+        matrix: Any = ordered[name].to_numpy().reshape(n, true)
+        image = axes.imshow(  # orange is positive, purple negative (PuOr, colour-blind safe)
+            matrix, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest", rasterized=True
+        )
+        axes.set_title(f"SAE's {name}", fontsize=11)
+        axes.grid(visible=False)
+        axes.set_xlabel("true feature")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(8, integer=True))
     panels[0].set_ylabel("feature of the SAE, by place in the order")
-    bar = figure.colorbar(image, ax=list(panels), label="cosine", pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.outline.set_visible(False)
+    colour_bar(figure, image, ax=list(panels), label="cosine", pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
     return figure
-
-
-def _heat(axes: Axes, matrix: F32, title: str) -> Any:
-    """One panel; orange is positive, purple negative (PuOr, colour-blind safe)."""
-    shown: NDArray[Any] = matrix
-    image = axes.imshow(
-        shown, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest", rasterized=True
-    )
-    axes.set_title(title, fontsize=11)
-    axes.grid(visible=False)
-    axes.set_xlabel("true feature")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(8, integer=True))
-    return image

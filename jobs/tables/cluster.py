@@ -72,7 +72,13 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
     assigned = assign_all(store, site, fitted, cluster_of_feature, tasks)
     tables = _tables_of_features(store, site, feature_clusterings, surveyed.n_active, assigned, config.seed)
     for kind in KINDS:
-        tables |= _tables_of_groups(store, site, kind, n_clusters[kind], assigned)
+        placed, counts = assigned.placed[kind], assigned.counts[kind]
+        members = Members.of(placed.label, placed.cosine, counts.active.shape[0])
+        report_clusters(site, f"{kind}s", members, n_clusters[kind], "nothing active")
+        # the counts of clusters in their new order, and after them the last row, which is that of all tokens
+        counted = counts.tokens[np.append(members.order, counts.tokens.shape[0] - 1)]
+        tokens = _tokens(store, counted, len(members.order))
+        tables |= group_tables(kind, placed, members, counts, labels_of(store, kind), tokens)
     say(f"[bold]cluster[/] {site}: {time.monotonic() - began:.1f} s")
     return [store.write_table(site, name, table) for name, table in tables.items()]
 
@@ -98,17 +104,6 @@ def _tables_of_features(
     ):
         tables["feature_map"] = feature_map(site, mapped, n_active, names[mapped.name], seed)
     return tables
-
-
-def _tables_of_groups(
-    store: FeatureStore, site: str, kind: Kind, n_clusters: int, assigned: Assigned
-) -> dict[str, pl.DataFrame]:
-    placed, counts = assigned.placed[kind], assigned.counts[kind]
-    members = Members.of(placed.label, placed.cosine, counts.active.shape[0])
-    report_clusters(site, f"{kind}s", members, n_clusters, "nothing active")
-    counted = counts.tokens[np.append(members.order, counts.tokens.shape[0] - 1)]
-    tokens = _tokens(store, counted, len(members.order))
-    return group_tables(kind, placed, members, counts, labels_of(store, kind), tokens)
 
 
 def _tokens(store: FeatureStore, counts: sparse.csr_matrix, clusters: int) -> list[list[str]]:

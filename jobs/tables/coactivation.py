@@ -62,8 +62,11 @@ def coactivation(
         raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
     tasks = tasks or OneProcess()
     began, counter = time.monotonic(), _RowCounter()
-    rows = store.totals(site).counted_rows
-    parts = counter.count(_neighbours(shards, rows, tasks, k, support))
+    n_active = read_n_active(shards, shards[0].d_sae)
+    blocks = cut(n_active, mean_company(shards), shards[0].d_sae)
+    of_block = partial(neighbours, shards, n_active, store.totals(site).counted_rows, k, support)
+    tables = tasks.map(of_block, blocks)
+    parts = counter.count(track(tables, "coactivation", len(blocks), "blocks of features"))
     written = [store.write_table_parts(site, "neighbours", NEIGHBOURS, parts)]
     say(
         f"[bold]coactivation[/] {site}: {counter.rows:,} neighbours of {counter.features:,} features that "
@@ -84,16 +87,6 @@ class _RowCounter:
             yield part
 
 
-def _neighbours(
-    shards: Sequence[ShardFiles], rows: int, tasks: Tasks, k: int, support: int
-) -> Iterator[pl.DataFrame]:
-    d_sae = shards[0].d_sae
-    n_active = read_n_active(shards, d_sae)
-    blocks = cut(n_active, mean_company(shards), d_sae)
-    find = partial(neighbours, shards, n_active, rows, k, support)
-    return track(tasks.map(find, blocks), "coactivation", len(blocks), "blocks of features")
-
-
 def neighbours(
     shards: Sequence[ShardFiles], n_active: I64, rows: int, k: int, support: int, features: range
 ) -> pl.DataFrame:
@@ -104,6 +97,7 @@ def neighbours(
         for feature, tally in tallies(pairs, n_active, len(n_active), features)
     ]
     neighbour, n_both, lengths = (np.concatenate(columns) for columns in zip(*by_feature, strict=True))
+    # `lengths` has an entry for each feature and measure, a feature's measures one after another
     measure = np.repeat(np.arange(len(lengths)) % len(MEASURES), lengths)
     feature = np.repeat(np.repeat(features, len(MEASURES)), lengths)
     counts = PairCounts(n_both, n_active[feature], n_active[neighbour], rows)
@@ -111,6 +105,7 @@ def neighbours(
         "feature": feature,
         "neighbour": neighbour,
         "by": pl.Series(list(MEASURES)).gather(measure),
+        # the place in the whole less the place where the feature's measure begins
         "rank": np.arange(len(feature)) - np.repeat(np.cumsum(lengths) - lengths, lengths),
         **counts._asdict(),
         **{name: value(counts) for name, value in MEASURES.items()},

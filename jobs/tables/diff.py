@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import polars as pl
 import typer
@@ -61,6 +61,17 @@ class Side(NamedTuple):
         return next(site for site in self.plan.sites if site.name == self.site)
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What a table's metadata say of the side: where it lies, and what its rows were made by."""
+        return {
+            "root": str(self.store.layout.root),
+            "site": self.site,
+            "plan": self.plan.hash,
+            "receipts": self.store.receipts_digest(self.site),
+            "sae_digest": self.planned.sae_digest,
+        }
+
+    @property
     def shards(self) -> dict[str, str]:
         """sha256 of each committed shard's tokens, by name, in shard order."""
         return {record.name: record.sha256 for record in self.store.committed(self.site)}
@@ -95,16 +106,31 @@ def diff(
     _check(a, b)
     require_file(out, "--out")
     common = [name for name, sha256 in a.shards.items() if b.shards.get(name) == sha256]
-    is_paired = _is_paired(a, b, common)
+    # paired are stores of the same token shards, though some may not be extracted yet
+    chains = [[record.sha256 for record in side.store.shards] for side in (a, b)]
+    is_paired = chains[0] == chains[1] and bool(common)
     tasks = tasks or OneProcess()
     with console.status("diff"):
         table, totals = _paired(a, b, common, tasks) if is_paired else _unpaired(a, b, tasks)
-    _report_sides(a, b, totals, is_paired=is_paired)
+    for name, side, total in (("A", a, totals[0]), ("B", b, totals[1])):
+        size = f"{total.documents:,} documents, {total.rows:,} counted rows"
+        model = side.plan.model or side.plan.model_loader
+        say(f"[bold]{name}[/] {escape(str(side))}: {size}, model {escape(model)}")
+    say("The documents are the same: each is compared with itself." if is_paired else "The documents differ.")
     for line in _notes(a, b, common, is_paired=is_paired):
         say(f"[yellow]note[/]: {escape(line)}")
     _report_changes(table, top, "changed" if is_paired else "fire")
     if out is not None:
-        about = {**_about(a, b, totals), "paired": is_paired, "support": SUPPORT, "latentlake": __version__}
+        about = {"paired": is_paired, "support": SUPPORT, "latentlake": __version__} | {
+            name: {
+                **side.identity,
+                "model": side.plan.model,
+                "model_digest": side.plan.model_digest,
+                "documents": total.documents,
+                "counted_rows": total.rows,
+            }
+            for name, side, total in (("a", a, totals[0]), ("b", b, totals[1]))
+        }
         metadata = {DIFF_KEY: canonical_json(about).decode(), VERSION_KEY: str(FORMAT_VERSION)}
         with storage_errors(out, "give --out another place"):
             write_frame(out, table, metadata)
@@ -153,12 +179,6 @@ def _check(a: Side, b: Side) -> None:
             raise InputError(f"{side} has no committed shard with a counted row: run `latentlake extract`")
 
 
-def _is_paired(a: Side, b: Side, common: list[str]) -> bool:
-    """Whether the two are of the same token shards; some of them may not be extracted yet."""
-    chains = [[record.sha256 for record in side.store.shards] for side in (a, b)]
-    return chains[0] == chains[1] and bool(common)
-
-
 def _paired(
     a: Side, b: Side, shards: list[str], tasks: Tasks
 ) -> tuple[pl.DataFrame, tuple[DocumentTotals, DocumentTotals]]:
@@ -197,16 +217,6 @@ def shard_changes(
     before, after = (side.store.postings(side.site, shard) for side in (a, b))
     sums = document_sums(before, tokens), document_sums(after, tokens)
     return *sums, document_changes(before, after, tokens), document_totals(tokens)
-
-
-def _report_sides(
-    a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals], *, is_paired: bool
-) -> None:
-    for name, side, total in (("A", a, totals[0]), ("B", b, totals[1])):
-        size = f"{total.documents:,} documents, {total.rows:,} counted rows"
-        model = side.plan.model or side.plan.model_loader
-        say(f"[bold]{name}[/] {escape(str(side))}: {size}, model {escape(model)}")
-    say("The documents are the same: each is compared with itself." if is_paired else "The documents differ.")
 
 
 def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[str]:
@@ -249,19 +259,19 @@ def _shared(a: Side, b: Side) -> bool:
     sources = [{link.source_digest for link in side.store.links} for side in (a, b)]
     if shards[0] & shards[1] or sources[0] & sources[1]:
         return True
-    return any(_repeats(one.source, two.source) for one, two in product(a.store.links, b.store.links))
-
-
-def _repeats(one: dict[str, Any], two: dict[str, Any]) -> bool:
-    """Whether two sources share documents, as far as is known: before version 3 files held no contents."""
-    newer, older = (one, two) if "contents" in one else (two, one)
-    is_silent = newer["kind"] == "text" and not {"contents", "revision"} & set(newer)
-    return not is_silent and overlap(newer, older) is not None
+    for one, two in product(a.store.links, b.store.links):
+        # before version 3 files held no contents: of two that do not say, nothing is known
+        newer, older = (one.source, two.source) if "contents" in one.source else (two.source, one.source)
+        is_silent = newer["kind"] == "text" and not {"contents", "revision"} & set(newer)
+        if not is_silent and overlap(newer, older) is not None:
+            return True
+    return False
 
 
 def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
     """The summary, and the clearest significant changes; `verb` is what a feature does in documents."""
     tested = table.filter(pl.col("frequency_p").is_not_null() | pl.col("mean_all_p").is_not_null())
+    # significant after the correction for all features that were tested
     clear = {name: pl.col(f"{name}_q") <= LEVEL for name in ("frequency", "mean_all")}
     appeared = table.filter(n_active_a=0).filter(pl.col("n_active_b") > 0).height
     vanished = table.filter(n_active_b=0).filter(pl.col("n_active_a") > 0).height
@@ -275,38 +285,18 @@ def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
     changes = tested.filter(pl.any_horizontal(*clear.values())).sort(
         size, "feature", descending=[True, False]
     )
-    if changes.height and top:
-        console.print(_changes_table(changes.head(top)))
-
-
-def _changes_table(changes: pl.DataFrame) -> Table:
+    if not (changes.height and top):
+        return
+    changes = changes.head(top)
     title = f"The {changes.height} clearest changes (largest |z|)"
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    printed = Table(title=title, title_justify="left", box=None, header_style="bold")
     for name in ("feature", "frequency A", "B", "B/A", "q", "mean_all A", "B", "B/A", "q"):
-        table.add_column(name, justify="right", no_wrap=True)
+        printed.add_column(name, justify="right", no_wrap=True)
     for row in changes.iter_rows(named=True):
         cells = [str(row["feature"])]
         for name in ("frequency", "mean_all"):
             cells += [f"{row[f'{name}_{side}']:.3g}" for side in ("a", "b")]
             ratio, q = row[f"{name}_log2_ratio"], row[f"{name}_q"]
             cells += ["" if ratio is None else f"{2**ratio:.3g}", "" if q is None else f"{q:.0e}"]
-        table.add_row(*cells)
-    return table
-
-
-def _about(a: Side, b: Side, totals: tuple[DocumentTotals, DocumentTotals]) -> dict[str, Any]:
-    """Which two were compared."""
-    return {
-        name: {
-            "root": str(side.store.layout.root),
-            "site": side.site,
-            "plan": side.plan.hash,
-            "receipts": side.store.receipts_digest(side.site),
-            "model": side.plan.model,
-            "model_digest": side.plan.model_digest,
-            "sae_digest": side.planned.sae_digest,
-            "documents": total.documents,
-            "counted_rows": total.rows,
-        }
-        for name, side, total in (("a", a, totals[0]), ("b", b, totals[1]))
-    }
+        printed.add_row(*cells)
+    console.print(printed)

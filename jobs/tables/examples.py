@@ -46,8 +46,6 @@ _RANGE_FEATURES = 1 << 16
 _SHARDS = 16
 """Samples in memory before they are merged."""
 
-Positions = tuple[int | None, ...] | None
-
 
 def examples(
     store: FeatureStore,
@@ -66,7 +64,9 @@ def examples(
     InputError where the table of `stats` is missing or stale.
     """
     began = time.monotonic()
-    strongest = _examples_of_stats(store, site)
+    if store.has_table(site, "examples") and store.is_stale(site, "examples"):
+        raise InputError(f"table 'examples' of site {site!r} is stale: run `latentlake stats` first")
+    strongest = store.scan_table(site, "examples").filter(kind="top").collect()
     info, shards = store.site(site), store.shard_files(site)
     examples_of = partial(_range_examples, store.layout, store.lake, info.selection, shards, k, random)
     ranges = _ranges(store, site)
@@ -81,17 +81,11 @@ def examples(
     return table
 
 
-def _examples_of_stats(store: FeatureStore, site: str) -> pl.DataFrame:
-    """The strongest rows, from the table that `stats` wrote."""
-    if store.has_table(site, "examples") and store.is_stale(site, "examples"):
-        raise InputError(f"table 'examples' of site {site!r} is stale: run `latentlake stats` first")
-    return store.scan_table(site, "examples").filter(kind="top").collect()
-
-
 def _ranges(store: FeatureStore, site: str) -> list[range]:
     info = store.site(site)
     if "feature_major" not in info.layouts:  # a CSR is read whole, so by one task
         return [range(info.d_sae)]
+    # whole blocks of features, for a part of one is read like all of it
     step = max(_RANGE_FEATURES // info.feature_block, 1) * info.feature_block
     return [
         range(first, min(first + step, part.stop))
@@ -110,11 +104,15 @@ def _range_examples(
     features: range,
 ) -> pl.DataFrame:
     """Examples of kinds top_document, random and quantile of some features."""
-    active = _active_contexts(shards, features)
+    active = np.zeros(len(features), np.int64)  # contexts in which each feature fires
+    for shard in shards:
+        part = shard.read_partials(features, ["feature", "active_contexts"])
+        active[part["feature"].to_numpy() - features.start] += part["active_contexts"].to_numpy()
     fired = np.flatnonzero(active)
     half = bool(shards) and shards[0].activation_dtype == "float16"
     state = pl.DataFrame({"feature": (fired + features.start).astype(np.uint32)})
     strongest = Strongest(state, np.float16 if half else np.float32, k, per_document=True)
+    # contexts of the extracted shards are counted through, though others may lie between them
     edges = np.cumsum([0, *(shard.record.contexts for shard in shards)]).tolist()
     silent = NonFiring(fired + features.start, active[fired], edges[-1], random)
     tenths = Tenths(_samples(shards, features))
@@ -139,15 +137,6 @@ def _samples(shards: Sequence[ShardFiles], features: range) -> pl.DataFrame:
         parts = [shard.read_partials(features, columns) for shard in shards[start : start + _SHARDS]]
         state = Samples().combine([state, *parts])
     return state
-
-
-def _active_contexts(shards: Sequence[ShardFiles], features: range) -> I64:
-    """Contexts in which each feature fires, int64 [features]."""
-    contexts = np.zeros(len(features), np.int64)
-    for shard in shards:
-        part = shard.read_partials(features, ["feature", "active_contexts"])
-        contexts[part["feature"].to_numpy() - features.start] += part["active_contexts"].to_numpy()
-    return contexts
 
 
 def _add_postings(

@@ -9,13 +9,11 @@ F features, D values of x, P pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from rich.markup import escape
 
 from jobs.command.options import ClassifierFolder
 from jobs.tables.importance import linear_weights, mean_of, top_features
@@ -40,16 +38,6 @@ class ReconstructionDecoders:
     w_dec: F32
     b_dec: F32
     image_decoder: ImageReader
-
-    def reconstruct_each(self, features: list[int], mean: F64) -> F64:
-        """What each of some features alone reconstructs, the mean over rows, [n, D]."""
-        chosen = self.w_dec[features].astype(np.float64)
-        return np.asarray(mean[features][:, None] * chosen + self.b_dec, np.float64)
-
-    def reconstruct_together(self, features: list[int], mean: F64) -> F64:
-        """What they reconstruct with all others at 0, the mean over rows, [1, D]."""
-        summed = mean[features] @ self.w_dec[features].astype(np.float64)
-        return np.asarray(summed + self.b_dec, np.float64)[None]
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -76,7 +64,13 @@ def images(store: FeatureStore, site: str, model: ClassifierFolder = None) -> pl
     store.write_table(site, "class_images", together)
     store.write_table(site, "feature_similarity", similar)
     store.write_table(site, "feature_images", images_table)
-    _report(site, images_table, similar, compared, time.monotonic() - began)
+    agreed = similar["agreement"].drop_nulls()
+    correlation = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
+    say(
+        f"[bold]images[/] {site}: {images_table.height} features drawn; {len(compared)} compared (each "
+        f"class's {COMPARED} most important): distances of values and of images correlate by "
+        f"{correlation} ({time.monotonic() - began:.1f} s)"
+    )
     return images_table
 
 
@@ -109,8 +103,10 @@ def feature_images(
     """FEATURE_IMAGES, of the 30 most important features of each class and of all rows; FEATURE_SIMILARITY."""
     shown = sorted({feature for features in top_features(table, OF_A_CLASS).values() for feature in features})
     mean = mean_of(table, None)
-    values = decoders.reconstruct_each(shown, mean)
+    # what each alone reconstructs, the mean over rows: a decoder is linear, so b_dec is added to each
+    values = mean[shown][:, None] * decoders.w_dec[shown].astype(np.float64) + decoders.b_dec
     pixels = decoders.image_decoder.images(values)
+    # `compared` are among `shown`, and both ascend
     indices = np.searchsorted(shown, compared)
     cosine, image_cosine = cosine_similarity(values[indices]), cosine_similarity(pixels[indices])
     coordinates = {"x": np.full((len(shown), 2), np.nan), "image_x": np.full((len(shown), 2), np.nan)}
@@ -169,7 +165,8 @@ def class_images(
         if value is None:
             continue
         for of, whose in (("all_rows", None), ("own_rows", value)):
-            made = decoders.reconstruct_together(features, mean_of(table, whose))
+            summed = mean_of(table, whose)[features] @ decoders.w_dec[features].astype(np.float64)
+            made = (summed + decoders.b_dec)[None]  # all others at 0
             keys = {"label": label, "value": value, "of": of, "features": features, "rows": rows[whose]}
             frames.append(_class_row(decoders, keys, made, decoders.image_decoder.images(made)))
         if value in pixels:
@@ -202,15 +199,3 @@ def pixels_of(store: FeatureStore, site: str, label: str) -> dict[str, F64]:
             sums[value] = sums.get(value, 0) + class_pixels.sum(axis=0, dtype=np.float64) / scale
             rows[value] = rows.get(value, 0) + len(class_pixels)
     return {value: total / rows[value] for value, total in sums.items() if rows[value]}
-
-
-def _report(
-    site: str, images_table: pl.DataFrame, similar: pl.DataFrame, compared: Iterable[int], seconds: float
-) -> None:
-    agreed = similar["agreement"].drop_nulls()
-    correlation = f"{agreed[0]:.3f}" if len(agreed) else "undefined"
-    say(
-        f"[bold]images[/] {site}: {images_table.height} features drawn; {len(list(compared))} compared (each "
-        f"class's {COMPARED} most important): distances of values and of images correlate by "
-        f"{escape(correlation)} ({seconds:.1f} s)"
-    )

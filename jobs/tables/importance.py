@@ -91,7 +91,7 @@ def importance(
     pieces = pieces_of(store, site)
     tokens = Tokens.of(store, site)
     weights, about = linear_weights(store, site)
-    label = choose_label(store, label)
+    label = one_label(list(store.lake.label_columns), label)
     values = values_of(tokens, [piece.files for piece in pieces], label, tasks)
     _check_size(len(values), len(weights["W_dec"]), label)
     trained_with = penalty_of(about, rho, penalty)
@@ -143,13 +143,8 @@ def nonlinear(about: Mapping[str, Any]) -> str | None:
     return next((what for what in known if about.get(what) not in (None, False)), None)
 
 
-def choose_label(store: FeatureStore, requested: str | None) -> str:
-    """The label column whose values are the classes."""
-    return one_label(list(store.lake.label_columns), requested)
-
-
 def one_label(known: Sequence[str], requested: str | None) -> str:
-    """The same of these label columns."""
+    """Which of the label columns `known` has the classes as its values."""
     if requested in known:
         return str(requested)
     if requested is None and ("class" in known or len(known) == 1):
@@ -182,14 +177,11 @@ def values_of(tokens: Tokens, files: Sequence[ShardFiles], label: str, tasks: Ta
     values = set[str]()
     for shard_values in tasks.map(partial(_values, tokens, label), files):
         values |= shard_values
+    # values are texts here, whatever the type of the column: numbers must not sort as texts
     numbers = tokens.lake.label_columns[label] in ("Int64", "Float64")
-    if numbers or all(map(_is_number, values)):
+    if numbers or all(value.isdecimal() for value in values):
         return sorted(values, key=lambda value: (float(value), value))
     return sorted(values)
-
-
-def _is_number(value: str) -> bool:
-    return value.isdecimal()
 
 
 def _values(tokens: Tokens, label: str, files: ShardFiles) -> set[str]:
@@ -210,27 +202,23 @@ def shard_sums(task: SumsTask, piece: Piece) -> ClassSums:
     """Sums of one shard: a class for each value, the last for rows whose document has none."""
     weights, _ = read_site_weights(task.layout, task.pass_name, task.site, ("W_dec", "b_dec"))
     tokens = task.tokens.read(piece.files)
-    of_row = classes_of_rows(task, piece.files, tokens.document)
+    labels = task.tokens.read_labels(piece.files, [task.label])
+    places = {value: place for place, value in enumerate(task.values)}
+    other = len(places)
+    codes = labels[task.label].replace_strict(places, default=other, return_dtype=pl.Int64)
+    # a line of `labels` for each document, of which a shard has all that its rows are from, ascending
+    of_document = codes.fill_null(other).to_numpy()
+    of_row = of_document[np.searchsorted(labels["document"].to_numpy(), tokens.document)]
+    # -1: a row that holds no activations is of no class
     return class_sums(
         piece.files.read_csr(),
         piece.x,
         np.where(tokens.stored, of_row, -1),
-        len(task.values) + 1,
+        other + 1,
         weights["W_dec"],
         weights["b_dec"],
         task.penalty,
     )
-
-
-def classes_of_rows(task: SumsTask, files: ShardFiles, document: np.ndarray) -> np.ndarray:
-    """The class of each row, int64 [N]; without a value the last."""
-    labels = task.tokens.read_labels(files, [task.label])
-    places = {value: place for place, value in enumerate(task.values)}
-    other = len(places)
-    values = labels[task.label]
-    codes = values.replace_strict(places, default=other, return_dtype=pl.Int64).fill_null(other).to_numpy()
-    classes: np.ndarray = codes[np.searchsorted(labels["document"].to_numpy(), document)]
-    return classes
 
 
 def tables_of(
@@ -239,6 +227,7 @@ def tables_of(
     """The tables IMPORTANCE and IMPORTANCE_CLASSES, all rows after the classes."""
     classes = len(task.values)
     every = sums.together(range(classes + 1))
+    # rows without a value, the last class, are not shown: all rows stand in their place
     parts = (every if place == classes else sums.together([place]) for place in range(classes + 1))
     norms = squared_norms(w_dec)
     names: list[str | None] = [*task.values, None]

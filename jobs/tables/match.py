@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -56,7 +56,6 @@ INNER_HOOK = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|pre|post|pattern|attn_scores
 """Hooks whose x is not a vector of the residual stream."""
 
 Pairs = tuple[I64, I64]
-BlockResult = TypeVar("BlockResult")
 
 
 def command(
@@ -95,7 +94,7 @@ def match(
     if why:
         say(f"[yellow]note[/]: cosines are left out, {escape(why)}; features are assigned by Jaccard index")
     table, how = (_by_jaccard if why else _by_cosine)(a, b, shards, tasks, k, support)
-    about = {"a": _about(a), "b": _about(b), "k": k, "support": support, "assignment": how}
+    about = {"a": a.identity, "b": b.identity, "k": k, "support": support, "assignment": how}
     metadata = {MATCH_KEY: canonical_json(about).decode()}
     path = a.store.write_table_parts(a.site, table_name(a, b), MATCHES, [table], metadata)
     _report_summary(a, b, table, how, top)
@@ -152,22 +151,21 @@ def _by_cosine(
     parts = list(
         track(tasks.map(partial(nearest, own, other, k), blocks), "decoder cosines", len(blocks), "blocks")
     )
-    candidates = (
-        np.concatenate([part.feature for part in parts]),
-        np.concatenate([part.other for part in parts]),
+    feature, other_feature, score = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("feature", "other", "cosine")
     )
+    candidates = feature, other_feature
     shape = own.d_sae, other.d_sae
     if fits(*shape):
         matrix = np.concatenate(list(tasks.map(partial(_cosine_rows, own, other), blocks)))
         assigned, how = assign_all(matrix), "by cosine, over all pairs"
-        del matrix
+        del matrix  # as large as all that is counted below
     else:
-        score = np.concatenate([part.cosine for part in parts]).astype(np.float64)
-        assigned = assign_candidates(*candidates, score, shape)
+        assigned = assign_candidates(*candidates, score.astype(np.float64), shape)
         how = f"by cosine, over the {k} largest of each feature of A"
     given = tuple(np.concatenate(both) for both in zip(candidates, assigned, strict=True))
     count = Counting(shards, *_n_active(shards), k, support, (own, other), (given[0], given[1]))
-    table = pl.concat(count.map(tasks))
+    table = pl.concat([frame for frame, _ in count.map(tasks)])
     return _finished(table, assigned, "cosine"), how
 
 
@@ -182,12 +180,12 @@ def _by_jaccard(
     none = np.empty(0, np.int64)
     count = Counting(shards, *n_active, k, support, None, (none, none))
     if fits(*shape):
-        tables, both = zip(*count.map_with_all(tasks), strict=True)
+        tables, both = zip(*count.map(tasks, with_all=True), strict=True)
         assigned, n_both = _assigned_of_all(both, *n_active)
         table = pl.concat([*tables, count.frame(*assigned, n_both)])
         table = table.unique(["feature", "match"], keep="first", maintain_order=True)
         return _finished(table, assigned, "jaccard"), "by Jaccard index, over all pairs"
-    table = pl.concat(count.map(tasks))
+    table = pl.concat([frame for frame, _ in count.map(tasks)])
     pairs = table["feature"].to_numpy().astype(np.int64), table["match"].to_numpy().astype(np.int64)
     assigned = assign_candidates(*pairs, table["jaccard"].to_numpy(), shape)
     table = _finished(table, assigned, "jaccard")
@@ -204,6 +202,7 @@ def _assigned_of_all(both: Sequence[I32], n_a: I64, n_b: I64) -> tuple[Pairs, I6
         costs[first + row, column] = -jaccard(counts)
         first += len(shared)
     row, column = assign_costs(costs)
+    # counts lie in blocks of rows: the assigned pair's block, and its row in there
     starts = np.cumsum([0, *map(len, both)])
     block = np.searchsorted(starts, row, side="right") - 1
     n_both = [both[i][r - starts[i], c] for i, r, c in zip(block, row, column, strict=True)]
@@ -228,43 +227,37 @@ class Counting:
     given: Pairs
     """Pairs that are counted in any case, each perhaps more than once."""
 
-    def map(self, tasks: Tasks) -> list[pl.DataFrame]:
-        """The table's rows, a frame for each block."""
-        return list(self._blocks(tasks, self.count_block))
+    def map(self, tasks: Tasks, *, with_all: bool = False) -> list[tuple[pl.DataFrame, I32]]:
+        """The table's rows, a frame for each block.
 
-    def map_with_all(self, tasks: Tasks) -> list[tuple[pl.DataFrame, I32]]:
-        """The same, each with the rows shared by all pairs [features, G], 0 below the support."""
-        return list(self._blocks(tasks, self.count_block_with_all))
-
-    def _blocks(self, tasks: Tasks, count: Callable[[range], BlockResult]) -> Iterator[BlockResult]:
+        `with_all`, each with the rows shared by all pairs [features, G], 0 below the support; else empty.
+        """
         blocks = cut(self.n_a, mean_company([b for _, b in self.shards]), len(self.n_b))
-        return track(tasks.map(count, blocks), "co-activation", len(blocks), "blocks of features")
+        counted = tasks.map(partial(self.count_block, with_all=with_all), blocks)
+        return list(track(counted, "co-activation", len(blocks), "blocks of features"))
 
-    def count_block(self, features: range) -> pl.DataFrame:
-        """Schema MATCHES without `assigned`; by feature, by match."""
-        return self._count_block(features, None)
-
-    def count_block_with_all(self, features: range) -> tuple[pl.DataFrame, I32]:
-        """See `map_with_all`; a feature that is active in more rows than int32 counts has int64."""
+    def count_block(self, features: range, *, with_all: bool) -> tuple[pl.DataFrame, I32]:
+        """See `map`: schema MATCHES without `assigned`; by feature, by match."""
+        # a feature that is active in more rows than int32 counts needs int64
         dtype = np.int32 if self.n_a.max(initial=0) <= INT32_ROWS else np.int64
-        every = np.zeros((len(features), len(self.n_b)), dtype)
-        return self._count_block(features, every), every
-
-    def _count_block(self, features: range, every: I32 | None) -> pl.DataFrame:
-        given = _grouped(self.given, features)
+        every = np.zeros((len(features) if with_all else 0, len(self.n_b)), dtype)
+        # the given pairs by their first feature: sorted, those of one lie between two cuts
+        order = np.argsort(self.given[0], kind="stable")
+        cuts = np.searchsorted(self.given[0][order], np.arange(features.start, features.stop + 1))
+        given = [self.given[1][order[low:high]] for low, high in pairwise(cuts)]
         by_feature = []
         for number, tally in tallies(self.shards, self.n_a, len(self.n_b), features):
             others, n_both = tally.at_least(1)
             place = number - features.start
             by_feature.append(self._chosen(number, others, n_both, given[place]))
-            if every is not None:
+            if with_all:
                 enough = n_both >= self.support
                 every[place, others[enough]] = n_both[enough]
         matches, both = (np.concatenate(columns) for columns in zip(*by_feature, strict=True))
         feature = np.repeat(
             np.arange(features.start, features.stop), [len(chosen) for chosen, _ in by_feature]
         )
-        return self.frame(feature, matches, both)
+        return self.frame(feature, matches, both), every
 
     def frame(self, feature: I64, matches: I64, both: I64) -> pl.DataFrame:
         """Rows of the table for some pairs; `feature` ascends."""
@@ -295,14 +288,6 @@ class Counting:
         return PairCounts(n_both, self.n_a[feature], self.n_b[others], 0)
 
 
-def _grouped(pairs: Pairs, features: range) -> list[I64]:
-    """The second of each pair, by its first, of some features."""
-    order = np.argsort(pairs[0], kind="stable")
-    first = pairs[0][order]
-    cuts = np.searchsorted(first, np.arange(features.start, features.stop + 1))
-    return [pairs[1][order[low:high]] for low, high in pairwise(cuts)]
-
-
 def _finished(table: pl.DataFrame, assigned: Pairs, by: str) -> pl.DataFrame:
     """The assigned pairs marked, the best match of each feature first."""
     chosen = pl.DataFrame({"feature": assigned[0], "match": assigned[1], "assigned": True})
@@ -312,16 +297,6 @@ def _finished(table: pl.DataFrame, assigned: Pairs, by: str) -> pl.DataFrame:
     )
     order = ["feature", by, "match"]
     return marked.sort(order, descending=[False, True, False], nulls_last=True).select(list(MATCHES))
-
-
-def _about(side: Side) -> dict[str, Any]:
-    return {
-        "root": str(side.store.layout.root),
-        "site": side.site,
-        "plan": side.plan.hash,
-        "receipts": side.store.receipts_digest(side.site),
-        "sae_digest": side.planned.sae_digest,
-    }
 
 
 def _report_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -> None:
@@ -346,19 +321,16 @@ def _report_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -
     )
     say(f"Assigned one to one {how}: {several(pairs.height, 'pair')}{mean_scores}")
     if top and pairs.height:
-        console.print(_clearest(pairs, "jaccard" if pairs["cosine"].is_null().all() else "cosine", top))
-
-
-def _clearest(pairs: pl.DataFrame, by: str, top: int) -> Table:
-    shown = Table(title="The clearest pairs", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("feature", "match", "cosine", "jaccard", "n_both", "n_a", "n_b"):
-        shown.add_column(name, justify="right")
-    clearest = pairs.sort(by, "feature", descending=[True, False], nulls_last=True).head(top)
-    for row in clearest.iter_rows(named=True):
-        numbers = [str(row[name]) for name in ("feature", "match")]
-        values = [_number(row[name]) for name in ("cosine", "jaccard")]
-        shown.add_row(*numbers, *values, *(f"{row[name]:,}" for name in ("n_both", "n_a", "n_b")))
-    return shown
+        by = "jaccard" if pairs["cosine"].is_null().all() else "cosine"
+        shown = Table(title="The clearest pairs", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("feature", "match", "cosine", "jaccard", "n_both", "n_a", "n_b"):
+            shown.add_column(name, justify="right")
+        clearest = pairs.sort(by, "feature", descending=[True, False], nulls_last=True).head(top)
+        for row in clearest.iter_rows(named=True):
+            numbers = [str(row[name]) for name in ("feature", "match")]
+            values = [_number(row[name]) for name in ("cosine", "jaccard")]
+            shown.add_row(*numbers, *values, *(f"{row[name]:,}" for name in ("n_both", "n_a", "n_b")))
+        console.print(shown)
 
 
 def _middle(values: pl.Series) -> str:

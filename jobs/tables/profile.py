@@ -106,7 +106,10 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
     ]
     untested = values.filter(~pl.col("label").is_in(labels.drop_nulls("p")["label"].unique().implode()))
     for (name,), group in untested.group_by("label", maintain_order=True):
-        most, total = _largest_smaller_set(group), int(group["documents"].sum())
+        total = int(group["documents"].sum())
+        with_value = group.filter(pl.col("value").is_not_null())["documents"]
+        # the smaller of the documents with a value and of the rest, for the value where it is largest
+        most = max((min(n, total - n) for n in with_value), default=0)
         notes.append(
             f"no value of label {escape(str(name))} has enough of the {several(total, 'document')} for a "
             "test: a feature is tested between the documents with a value and all others where chance alone "
@@ -125,11 +128,3 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
             "(--values)"
         )
     return notes
-
-
-def _largest_smaller_set(values: pl.DataFrame) -> int:
-    """Documents of the smaller set, value or rest, for the value of a label where it is largest."""
-    documents = values.filter(pl.col("value").is_not_null())["documents"]
-    smaller = pl.DataFrame({"with": documents, "without": values["documents"].sum() - documents})
-    largest: int | None = smaller.select(pl.min_horizontal("with", "without").max()).item()
-    return largest or 0

@@ -29,7 +29,6 @@ from schemas.layout import StorePath
 from schemas.run.file import Rank, RunFile
 from schemas.sentences import several
 from schemas.tables.tables import PROFILE
-from schemas.values import I64
 
 DEFAULT_BY = Rank.model_validate({}).by
 SHOWN = (
@@ -117,6 +116,7 @@ def rank(
     names = list(dict.fromkeys(by))
     features, made_from = _features(store, site, names)
     rankings = [ranking(features, name, support=support) for name in names]
+    # a draw takes the shards that there are, which are not those of a stale table
     if names and draws and made_from == store.receipts_digest(site):
         drawing = Drawing(draws, seed, support)
         rankings = _with_intervals(store, site, features, rankings, tasks or OneProcess(), drawing)
@@ -160,6 +160,7 @@ def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.Dat
         profile = store.scan_table(site, "profile").collect()
         features = features.join(profile, on="feature", how="left", maintain_order="left")
         digests.append(store.made_from(site, "profile"))
+    # of two tables the one that is not of all receipts decides: what is made of both is as old
     stale = [digest for digest in digests if digest != store.receipts_digest(site)]
     return features, (stale or digests)[0]
 
@@ -187,16 +188,15 @@ def _with_intervals(
         return rankings
     with counting(f"rank {site}", drawing.draws * features.height, "features x draws") as advance:
         intervals = rank_intervals(store, site, features, possible, tasks, drawing, advance)
-    return [_add_interval(table, intervals.get(table["by"][0] if table.height else "")) for table in rankings]
-
-
-def _add_interval(table: pl.DataFrame, interval: tuple[I64, I64] | None) -> pl.DataFrame:
-    """A ranking with its interval; -1 is null."""
-    if interval is None:
-        return table
-    ends = [pl.Series(end[table["feature"].to_numpy()]) for end in interval]
-    low, high = (end.set(end < 0, None).cast(pl.UInt32) for end in ends)
-    return table.with_columns(rank_low=low, rank_high=high)
+    with_intervals = []
+    for table in rankings:
+        if interval := intervals.get(table["by"][0] if table.height else ""):
+            # an interval has an entry for each feature, -1 where there is none
+            ends = [pl.Series(end[table["feature"].to_numpy()]) for end in interval]
+            low, high = (end.set(end < 0, None).cast(pl.UInt32) for end in ends)
+            table = table.with_columns(rank_low=low, rank_high=high)
+        with_intervals.append(table)
+    return with_intervals
 
 
 def window(
@@ -244,8 +244,7 @@ def show_windows(
     support: int = SUPPORT,
 ) -> None:
     """Print the windows that `texts` name, each by every column of `by`, or by its own column."""
-    windows = dict.fromkeys(_parsed(text, column) for text in texts for column in by)
-    for ranks in windows:
+    for ranks in dict.fromkeys(_parsed(text, column) for text in texts for column in by):
         _show_window(store, site, ranks, descending=descending, support=support)
 
 
@@ -292,6 +291,7 @@ def _with_stored_intervals(store: FeatureStore, site: str, by: str, rows: pl.Dat
     stored = store.scan_table(site, "rankings").filter(pl.col("by") == by).collect()
     if "rank_low" not in stored.columns or stored["rank_low"].null_count() == stored.height:
         return rows
+    # of another --support a feature has another rank, and the interval is not of that: join by both
     ends = stored.select("rank", "feature", "rank_low", "rank_high")
     joined = rows.join(ends, on=["rank", "feature"], how="left", maintain_order="left")
     interval = pl.format("{}–{}", *(pl.col(end) + 1 for end in ("rank_low", "rank_high")))

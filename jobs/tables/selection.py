@@ -62,6 +62,7 @@ def chosen_features(store: FeatureStore, site: str, text: str, option: str = "--
 def parse_ranks(text: str, option: str) -> Ranks | None:
     """`top:N`, `top:N:COLUMN` and `COLUMN:START:STOP`; None where it is a list of numbers, or none at all."""
     first, *rest = text.strip().split(":")
+    # a list of numbers has a number or a comma before its first colon, as 10:20 and 1,5:7
     if not rest or _is_number(first) or "," in first or not first:
         return None
     if first == "top":
@@ -78,6 +79,7 @@ def parse_ranks(text: str, option: str) -> Ranks | None:
 
 def parse_numbers(text: str, option: str, end: int) -> list[int]:
     """The numbers of `1,5,10:20` (10 to 19), each below `end`, each once, in their order."""
+    # a dict, unlike a set, keeps the order in which they are given
     numbers: dict[int, None] = {}
     for part in text.split(","):
         numbers |= dict.fromkeys(_range(part.strip(), f"{option} {text!r}: {part.strip()!r}", end))

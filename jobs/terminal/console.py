@@ -57,6 +57,7 @@ def say(text: str) -> None:
     """
     line = console.render_str(redacted(text), markup=True, highlight=False)
     if len(line) > LONGEST_SENTENCE:
+        # the beginning says what it is about, the end what to do
         head = LONGEST_SENTENCE * 3 // 4
         line = line[:head] + "…" + line[len(line) - (LONGEST_SENTENCE - 1 - head) :]
     console.print(line, highlight=False, soft_wrap=True)

@@ -78,7 +78,7 @@ class Meter:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=None, progress_text="", visible=bool(command))
-        self._timer = threading.Timer(QUIET_S, self._appear)
+        self._timer = threading.Timer(QUIET_S, self._bar.update, (self._task,), {"visible": True})
         self._timer.daemon = True
 
     def __enter__(self) -> Meter:
@@ -114,9 +114,6 @@ class Meter:
         if not console.is_terminal and now - self._reported > LOG_INTERVAL_S:
             self._reported = now
             say(escape(": ".join(part for part in (self._command, self._what, text) if part)))
-
-    def _appear(self) -> None:
-        self._bar.update(self._task, visible=True)
 
 
 def progress_text(done: int, total: int | None, unit: str, rate: float) -> str:

@@ -67,6 +67,7 @@ def shown(piece: str) -> str:
 
 def translated(text: str, marks: Mapping[int, str]) -> str:
     """The text with marks for some characters, but for those that join emoji, or choose their look."""
+    # split keeps what it splits at, at odd places: the joiners, which stay as they are
     parts = _IN_EMOJI.split(text)
     return "".join(part if n % 2 else part.translate(marks) for n, part in enumerate(parts))
 
@@ -77,6 +78,7 @@ def activations_in(rows: U64, values: F32, first: int, n: int) -> F32:
     `rows` uint64 [Z], ascending, and `values` [Z] are all it has (`FeatureStore.rows_of`).
     """
     activations = np.zeros(n, np.float32)
+    # rows ascend, so those of the stretch lie between two places
     place = slice(*np.searchsorted(rows, np.array([first, first + n], np.uint64)))
     activations[(rows[place] - np.uint64(first)).astype(np.int64)] = values[place]
     return activations

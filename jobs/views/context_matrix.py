@@ -43,12 +43,14 @@ def pooled(
     columns = []
     for feature in track(features, "heatmap: activations", len(features), "features"):
         rows, values = store.rows_of(site, feature)
+        # the last context that begins at or before the row
         context = np.searchsorted(starts, rows.astype(np.int64), side="right") - 1
         if pooling == "last" and last is not None:
             kept = rows.astype(np.int64) == last[context]
             context, values = context[kept], values[kept]
         columns.append(pool_entries(context, np.zeros_like(context), values, pooling, counted))
     indptr = np.cumsum([0, *(len(context) for context, _, _ in columns)])
+    # one feature after another is CSC; contexts are wanted, so CSR
     parts = [np.concatenate([column[i] for column in columns]) if columns else np.empty(0) for i in (2, 0)]
     return sparse.csc_matrix((*parts, indptr), shape=(len(starts), len(columns))).tocsr()
 
@@ -62,7 +64,7 @@ def _counted_rows(store: FeatureStore, site: str) -> tuple[I64, I64]:
     for record in store.committed(site):
         tokens = store.token_shard(site, record.name, inputs=False)
         rows = np.arange(record.row_start, record.row_start + record.rows)
-        starts = tokens.context_ptr[:-1]
+        starts = tokens.context_ptr[:-1]  # reduceat takes each stretch up to the next start: a context
         counts.append(np.add.reduceat(tokens.counted.astype(np.int64), starts))
         last.append(np.maximum.reduceat(np.where(tokens.counted, rows, -1), starts))
     return np.concatenate(counts), np.concatenate(last)

@@ -22,7 +22,7 @@ from rich.text import Text
 from jobs.command.options import After, Before, FeatureNumber, OneSite
 from jobs.terminal.console import console, say
 from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, text_strip
-from jobs.views.top import heading, is_averaged
+from jobs.views.top import heading, is_averaged, show_strip
 from pipeline.statistics.features.histogram import FRACTION_BITS, bin_edges
 from pipeline.store import FeatureStore
 from pipeline.store.records.registry import job_of
@@ -126,6 +126,7 @@ def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:
     kept = [(name, value) for name, value in pairs if value is not None]
     half = -(-len(kept) // 2)
     table = Table.grid(padding=(0, 2))
+    # blanks fill the right side, so that an odd number of pairs is shown to the last
     for left, right in zip(kept, [*kept[half:], *[("", "")] * half], strict=False):
         if len(table.rows) < half:
             table.add_row(f"[dim]{left[0]}[/]", escape(left[1]), f"[dim]{right[0]}[/]", escape(right[1]))
@@ -186,6 +187,7 @@ def _histogram(page: Page) -> RenderableType | None:
     row = page.rows("features").row(0, named=True)
     if not row["n_active"]:
         return None
+    # a bin is the sign, exponent and first bits of the fraction of a float: without these bits, its octave
     octave = np.array(row["histogram_bins"], np.int16) >> FRACTION_BITS
     octaves, place = np.unique(octave, return_inverse=True)
     rows = np.bincount(place, weights=row["histogram_counts"])
@@ -266,22 +268,16 @@ def _decoder_neighbours(page: Page) -> RenderableType | None:
 
 def _matches(page: Page) -> RenderableType | None:
     """From every table that `latentlake match` made of this site, one for each other site."""
-    tables = [name for name in page.store.tables(page.site) if job_of(name) == "match"]
-    lines = [f"{name.removeprefix('matches_')} {line}" for name in tables for line in _partners(page, name)]
+    # its partner first; cosines are null where none can be compared
+    order, lines = ["assigned", "cosine", "jaccard"], []
+    for table in (name for name in page.store.tables(page.site) if job_of(name) == "match"):
+        rows = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
+        for row in rows.iter_rows(named=True):
+            parts = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
+            parts.append(f"{row['n_both']:,} rows in common")
+            parts += ["its partner in the assignment"] if row["assigned"] else []
+            lines.append(f"{table.removeprefix('matches_')} {row['match']}: {', '.join(parts)}")
     return Text("\n".join(lines)) if lines else None
-
-
-def _partners(page: Page, table: str) -> list[str]:
-    """The feature's matches in one table, its partner first; cosines are null where none can be compared."""
-    order = ["assigned", "cosine", "jaccard"]
-    rows = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
-    lines = []
-    for row in rows.iter_rows(named=True):
-        parts = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
-        parts.append(f"{row['n_both']:,} rows in common")
-        parts += ["its partner in the assignment"] if row["assigned"] else []
-        lines.append(f"{row['match']}: {', '.join(parts)}")
-    return lines
 
 
 def _clusters(page: Page) -> RenderableType | None:
@@ -356,9 +352,8 @@ def _show_kind(
     averaged = is_averaged(page.store, page.site)
     strips = strips_of(page.store, described, rows, values, averaged=averaged)
     for row, strip in zip(described.iter_rows(named=True), strips, strict=True):
-        say(f"{row['activation']:>8.2f}  [dim]{escape(heading(page.store, row, page.site))}[/]")
-        text = Text(" " * 10) + text_strip(strip, maximum)
-        console.print(text, soft_wrap=True, highlight=False)
+        head = f"{row['activation']:>8.2f}  [dim]{escape(heading(page.store, row, page.site))}[/]"
+        show_strip(head, text_strip(strip, maximum))
 
 
 SECTIONS = (

@@ -175,9 +175,9 @@ def selected(
 def cluster_contexts(matrix: F32) -> I64 | None:
     """k-means of the contexts [n] on the selected columns, min(5, n // 10) clusters; None: too few."""
     clusters = min(MOST_CLUSTERS, len(matrix) // CONTEXTS_OF_A_CLUSTER)
-    different = len(np.unique(matrix, axis=0)) if clusters else 0
     if not clusters:
         return None
+    different = len(np.unique(matrix, axis=0))  # k-means makes no more clusters than there are
     kmeans = KMeans(min(clusters, different), n_init=STARTS, random_state=SEED)
     with threadpool_limits(1):
         labels: I64 = kmeans.fit(matrix).labels_.astype(np.int64)
@@ -210,16 +210,15 @@ def _features(
 
 def _contexts(store: FeatureStore, table: pl.DataFrame, numbers: str | None, where: Sequence[str]) -> I64:
     """Places in `table` that --contexts and --where leave, ascending."""
-    kept = pl.Series([True]).new_from_index(0, table.height)
+    kept = np.ones(table.height, np.bool_)
     if numbers is not None:
         last = int(table["context"][-1]) + 1
-        kept &= table["context"].is_in(parse_numbers(numbers, "--contexts", last))
+        kept &= table["context"].is_in(parse_numbers(numbers, "--contexts", last)).to_numpy()
     for text in where:
-        kept &= table.select(label_filter(store, text).fill_null(value=False)).to_series()
+        kept &= table.select(label_filter(store, text).fill_null(value=False)).to_series().to_numpy()
     if not kept.any():
         require_values(store, where)
-    places: I64 = np.flatnonzero(kept.to_numpy()).astype(np.int64)
-    return places
+    return np.flatnonzero(kept)
 
 
 def _report(site: str, table: pl.DataFrame) -> None:

@@ -72,6 +72,7 @@ def values_of(store: FeatureStore, column: str) -> set[Any]:
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The few of some names that are most alike, in whichever case they are written."""
     of_length = sorted(known, key=lambda each: (abs(len(each) - len(name)), each))[:_MOST_COMPARED]
+    # reversed, so that of names that differ in case alone the most alike in length stays
     by_folded = {each.casefold(): each for each in reversed(of_length)}
     return [
         by_folded[each] for each in difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6)

@@ -50,7 +50,9 @@ def neighbours(
     require_file(figure, "--figure")
     if figure is not None and figure.suffix[1:] not in KINDS:
         raise InputError(f"figure {figure} must end in {' or '.join(f'.{kind}' for kind in KINDS)}")
-    table = _table(store, site, by)
+    table = store.scan_table(site, "decoder_neighbours" if by == COSINE else "neighbours")
+    if by != COSINE:
+        table = table.filter(pl.col("by") == by).drop("by")
     own = table.filter(pl.col("feature") == feature, pl.col("rank") < k).collect()
     if own.is_empty():
         say(f"Feature {feature} of {escape(site)} has no neighbours by {by}: it shares too few rows with any")
@@ -59,12 +61,6 @@ def neighbours(
     if figure is not None:
         _draw(store, site, feature, by, table, own, figure)
     return own
-
-
-def _table(store: FeatureStore, site: str, by: str) -> pl.LazyFrame:
-    if by == COSINE:
-        return store.scan_table(site, "decoder_neighbours")
-    return store.scan_table(site, "neighbours").filter(pl.col("by") == by).drop("by")
 
 
 def _neighbour_table(own: pl.DataFrame, title: str) -> Table:

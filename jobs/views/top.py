@@ -17,7 +17,6 @@ from jobs.terminal.outputs import require_file, write_file
 from jobs.terminal.strips import (
     AFTER,
     BEFORE,
-    Strip,
     html_page,
     strip_of,
     strips_of,
@@ -28,7 +27,6 @@ from jobs.views.label_filters import label_filter, require_values
 from pipeline.store import FeatureStore
 from pipeline.store.reading.contexts import label_column
 from schemas.errors import InputError
-from schemas.values import F32, U64
 
 
 def top(
@@ -64,7 +62,13 @@ def top(
         require_values(store, where or ())
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
         return
-    strips, maximum = _strips(store, site, feature, contexts, maximum, known=not shaded and html is None)
+    if shaded or html is not None:
+        rows, values = store.rows_of(site, feature)
+    else:  # only the firing tokens stand out, and their activations are known
+        by_row = contexts.sort("row")
+        rows, values = by_row["row"].to_numpy(), by_row["activation"].to_numpy()
+    strips = strips_of(store, contexts, rows, values, averaged=is_averaged(store, site))
+    maximum = strongest_in([values]) if maximum is None else maximum
     heads = [heading(store, row, site) for row in contexts.iter_rows(named=True)]
     each = ", one of a document" if one_per_document else ""
     each += ", each the mean of a context" if is_averaged(store, site) else ""
@@ -78,27 +82,6 @@ def top(
         page = html_page(title, note, zip(above, strips, [maximum] * len(strips), strict=True))
         write_file(html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(html))}[/]")
-
-
-def _strips(
-    store: FeatureStore,
-    site: str,
-    feature: int,
-    contexts: pl.DataFrame,
-    maximum: float | None,
-    *,
-    known: bool,
-) -> tuple[list[Strip], float]:
-    """The strips, and what full shade stands for; `known`: activations of the firing rows alone will do."""
-    rows: U64
-    values: F32
-    if known:
-        by_row = contexts.sort("row")
-        rows, values = by_row["row"].to_numpy(), by_row["activation"].to_numpy()
-    else:
-        rows, values = store.rows_of(site, feature)
-    strips = strips_of(store, contexts, rows, values, averaged=is_averaged(store, site))
-    return strips, strongest_in([values]) if maximum is None else maximum
 
 
 def is_averaged(store: FeatureStore, site: str) -> bool:

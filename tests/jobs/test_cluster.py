@@ -14,9 +14,10 @@ from scipy import sparse
 
 from jobs.tables.cluster import cluster
 from jobs.tables.clusters.groups import TYPICAL_SHARE, majority, typical
-from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel, unit_rows
+from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, default_clusters, fit, relabel
 from jobs.tables.clusters.vectors import survey, unit_vectors
 from jobs.tables.coactivation import coactivation
+from jobs.tables.pairs.directions import unit_rows
 from pipeline.store import FeatureStore
 from pipeline.store.records.site import write_site_weights
 from pipeline.tasks import Processes

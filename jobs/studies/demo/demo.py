@@ -63,8 +63,9 @@ def demo(tokens: str, out: Path) -> None:
 
 def write_run_file(tokens: str, out: Path) -> Path:
     """The demo's run file, next to its store's data: everything in it may be changed and run again."""
-    limit = None if tokens == "all" else _positive(tokens)
-    data = resources.files("jobs") / "demo_data"
+    if tokens != "all" and (not tokens.isdecimal() or len(tokens) > 18 or int(tokens) == 0):
+        raise InputError(f"--tokens {tokens!r} is neither a positive number nor 'all'")
+    limit, data = None if tokens == "all" else int(tokens), resources.files("jobs") / "demo_data"
     content = {
         "corpus": {
             "kind": "text",
@@ -82,19 +83,14 @@ def write_run_file(tokens: str, out: Path) -> Path:
     return write_once(out, content)
 
 
-def _positive(tokens: str) -> int:
-    if not tokens.isdecimal() or len(tokens) > 18 or int(tokens) == 0:
-        raise InputError(f"--tokens {tokens!r} is neither a positive number nor 'all'")
-    return int(tokens)
-
-
 def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path) -> None:
     """What a person wants to know first, and what to try next."""
     features = store.scan_features(SITE).collect()
     console.print(_figures_of_merit(store, result, features, seconds))
-    console.print(_ranked(store, features))
-    shown = _best(features)["feature"]
-    feature, root = shown[0] if len(shown) else 0, escape(str(store.layout.root))
+    often = features.filter(pl.col("n_active") >= SUPPORT)
+    best = often.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(SHOWN)
+    console.print(_ranked(store, best))
+    feature, root = best["feature"][0] if best.height else 0, escape(str(store.layout.root))
     say(
         f"Figures: [bold]{escape(str(store.layout.figures(SITE)))}[/]\n"
         f"Report: [bold]{escape(str(store.layout.report / 'index.html'))}[/], for a browser\n\n"
@@ -125,12 +121,12 @@ def _figures_of_merit(
     return table
 
 
-def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
+def _ranked(store: FeatureStore, best: pl.DataFrame) -> Table:
     """The features of largest sigma/mu, each with its strongest context."""
     table = Table(title=f"features by sigma/mu, of those active in at least {SUPPORT} rows")
     for column in ("feature", "sigma/mu", "frequency", "max", "strongest context"):
         table.add_column(column, justify="left" if "context" in column else "right", overflow="fold")
-    for row in _best(features).iter_rows(named=True):
+    for row in best.iter_rows(named=True):
         context = store.contexts(SITE, row["feature"], 1).row(0, named=True)
         table.add_row(
             str(row["feature"]),
@@ -140,9 +136,3 @@ def _ranked(store: FeatureStore, features: pl.DataFrame) -> Table:
             marked(store, context["token_ids"], context["position"]),
         )
     return table
-
-
-def _best(features: pl.DataFrame) -> pl.DataFrame:
-    """The features to show, the largest sigma/mu first (equal ones by feature)."""
-    often = features.filter(pl.col("n_active") >= SUPPORT)
-    return often.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(SHOWN)

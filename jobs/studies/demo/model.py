@@ -45,7 +45,12 @@ def ensure_demo_model(cache: Path | None = None) -> Path:
     work = Path(tempfile.mkdtemp(prefix=f".{FOLDER_NAME}-", dir=folder.parent))
     try:
         _convert(gguf, work)
-        _move_into_place(work, folder)
+        work.chmod(0o755)
+        try:
+            work.rename(folder)
+        except OSError:  # another process may have been faster, which is not an error
+            if not _is_complete(folder):
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -67,17 +72,12 @@ def _gguf_file() -> Path:
     return path
 
 
-def _require_converters() -> None:
-    """Refuse early, in one sentence, when a package that only the conversion needs is missing."""
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        names = " and ".join(missing)
-        raise InputError(f"converting the demo model needs {names}: run `make setup`, or pip install {names}")
-
-
 def _convert(gguf: Path, out: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder of float16 weights with its tokenizer."""
-    _require_converters()
+    # refused early, in one sentence, when a package that only the conversion needs is missing
+    if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+        names = " and ".join(missing)
+        raise InputError(f"converting the demo model needs {names}: run `make setup`, or pip install {names}")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -91,24 +91,11 @@ def _convert(gguf: Path, out: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.half().save_pretrained(out)
-    _name(out / "config.json")
-    tokenizer.save_pretrained(out)
-
-
-def _name(config: Path) -> None:
-    """Write into a configuration which model it is of: save_pretrained leaves that out."""
+    # save_pretrained leaves out which model it is
+    config = out / "config.json"
     content = json.loads(config.read_text(encoding="utf-8")) | {"_name_or_path": MODEL_NAME}
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _move_into_place(work: Path, folder: Path) -> None:
-    """Rename the finished folder to its final name; another process having been faster is not an error."""
-    work.chmod(0o755)
-    try:
-        work.rename(folder)
-    except OSError:
-        if not _is_complete(folder):
-            raise
+    tokenizer.save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,10 @@ def steer(
     """Print and draw what comes of the settings; InputError for features and rows that are not there, for
     numbers that are too large, and for an `out` that cannot be written.
     """
-    kind = _kind(out)
+    kind = "png" if out is None else out.suffix[1:]
+    if kind not in METADATA:
+        raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
+    require_file(out, "--out")
     decoders = decoders_of(store, site, model)
     before = activations_at(store, site, row)
     after = changed(before, settings, site)
@@ -81,15 +84,6 @@ def steer(
     return result
 
 
-def _kind(out: Path | None) -> str:
-    """What is drawn, png or svg."""
-    kind = "png" if out is None else out.suffix[1:]
-    if kind not in METADATA:
-        raise InputError(f"--out {str(out)!r} must end with {' or '.join(f'.{known}' for known in METADATA)}")
-    require_file(out, "--out")
-    return kind
-
-
 def activations_at(store: FeatureStore, site: str, row: int | None) -> F64:
     """The features [F] of a row of the lake; all 0 where none is named."""
     d_sae = store.site(site).d_sae
@@ -97,10 +91,8 @@ def activations_at(store: FeatureStore, site: str, row: int | None) -> F64:
         return np.zeros(d_sae)
     for record in store.committed(site):
         if record.row_start <= row < record.row_start + record.rows:
-            activations: F64 = (
-                store.csr(site, record.name)[row - record.row_start].toarray()[0].astype(np.float64)
-            )
-            return activations
+            own = store.csr(site, record.name)[row - record.row_start].toarray()[0]
+            return np.asarray(own, np.float64)
     last = max((record.row_start + record.rows for record in store.committed(site)), default=0)
     raise InputError(f"--row {row} is in no committed shard of site {site!r}: rows go from 0 to {last - 1}")
 
@@ -119,20 +111,15 @@ def changed(activations: F64, settings: Sequence[str], site: str) -> F64:
             raise InputError(
                 f"feature {feature} is not in site {site!r}: its features are 0 to {len(new) - 1}"
             )
-        value = _number(match[3], setting)
+        try:
+            value = float(match[3])
+        except ValueError:  # such as 1.2.3
+            raise InputError(f"--set {setting!r}: {match[3]!r} is not a number") from None
+        if not np.isfinite(value):
+            raise InputError(f"--set {setting!r}: {match[3]!r} is not a finite number")
         with np.errstate(over="ignore"):  # `steered` reports it
             new[feature] = {"": value, "+": new[feature] + value, "*": new[feature] * value}[how]
     return new
-
-
-def _number(text: str, setting: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise InputError(f"--set {setting!r}: {text!r} is not a number") from None
-    if not np.isfinite(value):
-        raise InputError(f"--set {setting!r}: {text!r} is not a finite number")
-    return value
 
 
 def steered(decoders: ReconstructionDecoders, before: F64, after: F64) -> Steered:

@@ -90,7 +90,10 @@ def train_digits(
 
     began = time.monotonic()
     recipe = Recipe(images, scrambled, features, RHO if rho is None else tuple(rho), epochs, seed)
-    _check(recipe)
+    if wrong := [target for target in recipe.rho if not 0 < target < 1]:
+        raise InputError(f"--rho {wrong[0]}: the mean activation that is asked for lies between 0 and 1")
+    if not recipe.rho or len(set(recipe.rho)) < len(recipe.rho):
+        raise InputError("--rho: give each target of sparsity once")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of so small matrices more threads are slower, and change low bits
     try:
@@ -112,6 +115,7 @@ def _train(out: Path, recipe: Recipe) -> Path:
     images = read(recipe.corpus())
     with storage_errors(out, ELSEWHERE):  # before the work
         out.mkdir(parents=True, exist_ok=True)
+    # a permutation, so that one of ten is held out whatever the order of the classes
     held_out = np.random.default_rng(recipe.seed).permutation(len(images.labels)) % HELD_OUT == 0
     classifier, decoder, quality = _networks(images, held_out, recipe)
     about = {"shape": list(images.shape), "class_names": list(images.names), **quality}
@@ -119,7 +123,26 @@ def _train(out: Path, recipe: Recipe) -> Path:
         save_networks(out / "classifier", classifier, decoder, about)
         hidden = hidden_of(classifier, torch.from_numpy(images.pixels))
         sites = [_sae(out, rho, hidden, held_out, recipe) for rho in recipe.rho]
-    return _write_run_file(out, recipe, sites, len(images.names))
+    content = {
+        "corpus": recipe.corpus(),
+        "tokens": {
+            "context_size": 1,
+            "contexts": "document",
+            "tokenizer": f"numbers:{len(images.names)}",
+        },
+        "model": {"loader": "image_classifier", "path": str(out / "classifier")},
+        "sites": sites,
+        "store": {
+            "root": str(out / "store"),
+            "activation_dtype": "float32",
+            "layouts": ["token_major", "feature_major", "dense"],
+        },
+        "extract": {"executor": "in_process", "batch_contexts": 512},
+        "derive": {"jobs": list(JOBS)},
+    }
+    path = out / "run.yaml"
+    write_atomic(path, dump_yaml(content, flow=None).encode(), ELSEWHERE)
+    return path
 
 
 def read(corpus: dict[str, Any]) -> Images:
@@ -137,13 +160,6 @@ def read(corpus: dict[str, Any]) -> Images:
     scaled = stacked / np.float32(255) if stacked.dtype == np.uint8 else stacked
     ordered = tuple(names[number] for number in sorted(names))
     return Images(scaled.astype(np.float32), np.array(labels, np.int64), ordered, tuple(inputs.shape))
-
-
-def _check(recipe: Recipe) -> None:
-    if wrong := [rho for rho in recipe.rho if not 0 < rho < 1]:
-        raise InputError(f"--rho {wrong[0]}: the mean activation that is asked for lies between 0 and 1")
-    if not recipe.rho or len(set(recipe.rho)) < len(recipe.rho):
-        raise InputError("--rho: give each target of sparsity once")
 
 
 def _steps(what: str, recipe: Recipe) -> Steps:
@@ -201,22 +217,3 @@ def _sae(out: Path, rho: float, hidden: Any, held_out: NDArray[np.bool_], recipe
     )
     folder = save_sae(out / f"sae-rho{rho}", sae, HOOK, sparsity)
     return {"name": f"rho{rho}", "hook_name": HOOK, "sae": str(folder)}
-
-
-def _write_run_file(out: Path, recipe: Recipe, sites: list[dict[str, str]], classes: int) -> Path:
-    content = {
-        "corpus": recipe.corpus(),
-        "tokens": {"context_size": 1, "contexts": "document", "tokenizer": f"numbers:{classes}"},
-        "model": {"loader": "image_classifier", "path": str(out / "classifier")},
-        "sites": sites,
-        "store": {
-            "root": str(out / "store"),
-            "activation_dtype": "float32",
-            "layouts": ["token_major", "feature_major", "dense"],
-        },
-        "extract": {"executor": "in_process", "batch_contexts": 512},
-        "derive": {"jobs": list(JOBS)},
-    }
-    path = out / "run.yaml"
-    write_atomic(path, dump_yaml(content, flow=None).encode(), ELSEWHERE)
-    return path

@@ -57,6 +57,7 @@ def features_table(
 ) -> pl.DataFrame:
     """Schema TRUTH; `features` is the feature table, `redrawn`: whether counts include what was drawn."""
     own, true = side.match
+    # the inverse of the order: the place of each feature
     place = np.empty(len(side.order), np.int64)
     place[side.order] = np.arange(len(side.order))
     every = pl.DataFrame(
@@ -149,6 +150,7 @@ class KnownPairs:
 
 def known_pairs(truth: KnownTruth, side: Side) -> KnownPairs:
     """All pairs that know each other and of which both have an assigned feature."""
+    # ancestors hold the parents too, which have a kind of their own
     parents = {tuple(pair) for pair in truth.relations.parents.tolist()}
     ancestors = [pair for pair in truth.relations.ancestors.tolist() if tuple(pair) not in parents]
     groups = {
@@ -249,6 +251,7 @@ def detected_hierarchy(
         (pl.col("by") == "conditional") & (pl.col("conditional") >= least) & (pl.col("n_b") > pl.col("n_a"))
     )
     both, child, parent = (candidates[name].to_numpy() for name in ("n_both", "n_a", "n_b"))
+    # the chance of so many rows or more with both, were the parent independent of the child
     luck = binom.logsf(both - 1, child, parent / rows) < np.log(chance / max(tried, 1))
     candidates = candidates.filter(luck)
     return candidates.select(

@@ -73,31 +73,23 @@ class Counting:
     def count_shard(self, shard: ShardFiles) -> Counts:
         """The counts of a shard."""
         pattern, counts = shard.read_pattern(), self.none()
+        for low in range(0, pattern.shape[0], BLOCK) if len(self.pairs) else ():
+            columns = pattern[low : low + BLOCK].tocsc()  # columns are chosen, which CSR is slow at
+            a, b = (columns[:, self.pairs[:, place]] for place in (0, 1))
+            counts.both[:] += _both(a, b)
         if self.recipe is not None:
-            counts += self._against_drawn(pattern, shard)
+            for low, true in self._drawn(shard.record.row_start, shard.record.rows):
+                measured = pattern[low : low + true.shape[0]]
+                counts.drawn[:] += np.asarray(true.sum(axis=0, dtype=np.int64)).ravel()
+                counts.hits[:] += _both(true[:, self.true_feature], measured[:, self.feature])
+                counts.nearest_hits[:] += _both(true[:, self.nearest], measured)
         if self.decoder is not None:
             counts = counts._replace(reconstructed=self.decoder.sums_of_shard(shard))
-        return counts._replace(both=self._pairs_of(pattern))
-
-    def _pairs_of(self, pattern: sparse.csr_matrix) -> I64:
-        both = np.zeros(len(self.pairs), np.int64)
-        for low in range(0, pattern.shape[0], BLOCK) if len(both) else ():
-            columns = pattern[low : low + BLOCK].tocsc()
-            a, b = (columns[:, self.pairs[:, place]] for place in (0, 1))
-            both += _both(a, b)
-        return both
-
-    def _against_drawn(self, pattern: sparse.csr_matrix, shard: ShardFiles) -> Counts:
-        counts = self.none()
-        for low, true in self._drawn(shard.record.row_start, shard.record.rows):
-            measured = pattern[low : low + true.shape[0]]
-            counts.drawn[:] += np.asarray(true.sum(axis=0, dtype=np.int64)).ravel()
-            counts.hits[:] += _both(true[:, self.true_feature], measured[:, self.feature])
-            counts.nearest_hits[:] += _both(true[:, self.nearest], measured)
         return counts
 
     def _drawn(self, first: int, rows: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """What fires in rows first .. first + rows - 1 of the corpus: int8 ones, and where they begin."""
+        # the generator draws whole blocks; those at the ends may reach into other shards
         size = rows_of_block(self._generator.recipe)
         for number in range(first // size, -(-(first + rows) // size)):
             block = self._generator.block(number)

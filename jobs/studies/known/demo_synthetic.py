@@ -71,7 +71,18 @@ def demo_synthetic(out: Path) -> None:
     store = FeatureStore.open(run_file.store.root)
     truth(store, list(SITES), known)
     plots(store, "exact")
-    _print_next_steps(out, path, time.monotonic() - began)
+    at = escape(str(out / "store"))
+    say(
+        f"{time.monotonic() - began:.0f} s. The noise on the weights of `noisy` is its own error, which the "
+        "rows that differ measure: `exact` shows what the line itself adds.\n\n"
+        "Try next:\n"
+        f"  latentlake truth {at} --truth {escape(str(out / TRUTH_FILE))} --site noisy\n"
+        f"  latentlake top {at} 0 --site exact\n"
+        f"  latentlake match {at} exact noisy\n"
+        f"  latentlake verify {at}\n\n"
+        f"The run file is {escape(str(path))}: change a copy, then `latentlake make-dictionary`, `run`, "
+        "`truth`."
+    )
 
 
 def run_content(out: Path) -> dict[str, Any]:
@@ -85,17 +96,3 @@ def run_content(out: Path) -> dict[str, Any]:
         "extract": {"executor": "in_process", "cpus_per_worker": 1, "batch_contexts": 32},
         "derive": {"jobs": ["stats", "profile", "rank", "coactivation"]},
     }
-
-
-def _print_next_steps(out: Path, path: Path, seconds: float) -> None:
-    store, run_path = escape(str(out / "store")), escape(str(path))
-    say(
-        f"{seconds:.0f} s. The noise on the weights of `noisy` is its own error, which the rows that differ "
-        f"measure: `exact` shows what the line itself adds.\n\n"
-        "Try next:\n"
-        f"  latentlake truth {store} --truth {escape(str(out / TRUTH_FILE))} --site noisy\n"
-        f"  latentlake top {store} 0 --site exact\n"
-        f"  latentlake match {store} exact noisy\n"
-        f"  latentlake verify {store}\n\n"
-        f"The run file is {run_path}: change a copy, then `latentlake make-dictionary`, `run`, `truth`."
-    )

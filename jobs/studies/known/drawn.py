@@ -18,6 +18,7 @@ TOLERANCE = 1e-3
 def require_same_vectors(store: FeatureStore, known: KnownTruth) -> None:
     """InputError where the lake's first vectors are others than those drawn with the truth."""
     lake, shards = store.lake, store.links[0].shards
+    # with a BOS or a separator rows of the lake are not, one by one, those of the corpus
     if lake.bos_id is not None or lake.separator_id is not None or not shards:
         return
     first = read_token_shard(store.layout, lake, shards[0], verify=False, inputs=True).inputs

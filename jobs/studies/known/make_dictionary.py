@@ -62,15 +62,12 @@ def make_dictionary(corpus: Corpus, out: Path, made: Sequence[SaeOptions]) -> Kn
         folder = out / sae_name(one)
         with storage_errors(folder, "give --out another place"):
             write_dictionary_sae(folder, truth, one)
-        say(f"  SAE of noise {one.noise:g}, {_description(one)}: {escape(str(folder))}")
+        where = f"thresholds at {one.threshold:g} of mean values" if one.threshold else "ReLU"
+        order = "in random order" if one.shuffled else "in the order of the features"
+        say(f"  SAE of noise {one.noise:g}, {where}, {order}: {escape(str(folder))}")
     return truth
 
 
 def sae_name(made: SaeOptions) -> str:
     """`sae-<noise>`."""
     return f"sae-{made.noise:g}"
-
-
-def _description(made: SaeOptions) -> str:
-    where = f"thresholds at {made.threshold:g} of mean values" if made.threshold else "ReLU"
-    return f"{where}, {'in random order' if made.shuffled else 'in the order of the features'}"

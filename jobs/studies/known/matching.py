@@ -49,6 +49,7 @@ def cosines_with(rows: F32, vectors: F32) -> F32:
             f"{len(rows):,} features and {len(vectors):,} true ones have more cosines than fit in memory "
             "(8,192 x 8,192 do)"
         )
+    # on one thread, so that the bits do not depend on how many there are
     with threadpool_limits(1):
         cosine = _units(rows) @ _units(vectors).T
     clipped: F32 = np.clip(cosine, -1, 1).astype(np.float32)

@@ -68,20 +68,20 @@ class Decoder:
         assert tokens.inputs is not None
         activations, rows = shard.read_csr(), np.flatnonzero(tokens.stored)
         step, sums = max(1, ENTRIES // len(self.bias)), Reconstructed()
+        weight = self.weight.astype(np.float64)
         for low in range(0, len(rows), step):
             block = rows[low : low + step]
-            sums += self._sums(tokens.inputs[block].astype(np.float64), activations[block])
+            x = tokens.inputs[block].astype(np.float64)
+            reconstruction = activations[block] @ weight + self.bias
+            # about the centre, so that the variance is no small difference of large sums
+            norm, centred = np.linalg.norm(x, axis=1), x - self.centre
+            longer = norm > LEAST_NORM
+            sums += Reconstructed(
+                rows=len(x),
+                error=float(((x - reconstruction) ** 2).sum()),
+                total=centred.sum(axis=0),
+                squares=float((centred**2).sum()),
+                ratios=float((np.linalg.norm(reconstruction[longer], axis=1) / norm[longer]).sum()),
+                longer=int(longer.sum()),
+            )
         return sums
-
-    def _sums(self, x: F64, activations: Any) -> Reconstructed:
-        reconstruction = activations @ self.weight.astype(np.float64) + self.bias
-        norm, centred = np.linalg.norm(x, axis=1), x - self.centre
-        longer = norm > LEAST_NORM
-        return Reconstructed(
-            rows=len(x),
-            error=float(((x - reconstruction) ** 2).sum()),
-            total=centred.sum(axis=0),
-            squares=float((centred**2).sum()),
-            ratios=float((np.linalg.norm(reconstruction[longer], axis=1) / norm[longer]).sum()),
-            longer=int(longer.sum()),
-        )

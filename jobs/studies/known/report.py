@@ -19,7 +19,6 @@ from pipeline.synthetic.dictionary.truth import KnownTruth
 SHOWN = 12
 """Features that are listed, spread over their true frequencies."""
 
-
 SITES = 4
 """Sites side by side in 80 columns."""
 MEASURES = {
@@ -44,12 +43,7 @@ def summaries(of_sites: Mapping[str, pl.DataFrame]) -> Iterator[Table]:
     sites = list(of_sites)
     for first in range(0, len(sites), SITES):
         group = sites[first : first + SITES]
-        table = Table(
-            title="the SAE as a whole",
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        table = Table(title="the SAE as a whole", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("")
         for site in group:
             table.add_column(escape(site), justify="right", overflow="fold")
@@ -71,8 +65,14 @@ def print_report(
     """All of it, for one site."""
     matched = features.drop_nulls("true_feature")
     say(f"[bold]truth[/] {site}: {matched.height:,} features against {truth.recipe.features:,} true ones")
+    decoder, encoder = matched["decoder_cosine"].abs(), matched["encoder_cosine"].abs()
+    agree = (matched["true_feature"] == matched["nearest_true_feature"]).sum()
+    score = literal_score(side.cosines.decoder, side.order)
     for line in [
-        *_of_matching(side, features, matched),
+        f"matched one to one: mean |cosine| {_number(decoder.mean())} (decoder), {_number(encoder.mean())} "
+        f"(encoder), smallest {_number(decoder.min())}",
+        f"literal order: mean cosine {score:.3f}; {agree:,} of {features.height:,} features are nearest to "
+        f"the true feature assigned to them, uniqueness {uniqueness(side.cosines.decoder):.3f}",
         *_of_intervals(matched, of_documents),
         *_of_rows(matched),
         *_of_pairs(pairs),
@@ -83,24 +83,15 @@ def print_report(
         console.print(_listed(matched))
 
 
-def _of_matching(side: Side, features: pl.DataFrame, matched: pl.DataFrame) -> list[str]:
-    decoder, encoder = matched["decoder_cosine"].abs(), matched["encoder_cosine"].abs()
-    agree = (matched["true_feature"] == matched["nearest_true_feature"]).sum()
-    score = literal_score(side.cosines.decoder, side.order)
-    return [
-        f"matched one to one: mean |cosine| {_mean(decoder)} (decoder), {_mean(encoder)} (encoder), smallest "
-        f"{_number(decoder.min())}",
-        f"literal order: mean cosine {score:.3f}; {agree:,} of {features.height:,} features are nearest to "
-        f"the true feature assigned to them, uniqueness {uniqueness(side.cosines.decoder):.3f}",
-    ]
-
-
 def _of_intervals(matched: pl.DataFrame, of_documents: pl.DataFrame | None) -> list[str]:
     held = [
         ("frequency", "true_frequency", "frequency"),
         ("mean where active, the generator's", "true_mean", "mean"),
     ]
-    if not _equal(matched["true_mean"], matched["expected_mean"]):
+    # the encoder's mean is a line of its own where it is known, and another than the generator's
+    true, expected = (matched[name].to_numpy() for name in ("true_mean", "expected_mean"))
+    is_known = not np.isnan(expected.astype(float)).all()
+    if is_known and not np.allclose(true, expected, rtol=1e-5, equal_nan=True):
         held.append(("mean where active, as this encoder gives it", "expected_mean", "mean"))
     lines = [
         f"{what}: {_share(_held(matched, true, ends))} of 95 % intervals hold the truth"
@@ -111,12 +102,6 @@ def _of_intervals(matched: pl.DataFrame, of_documents: pl.DataFrame | None) -> l
         share = _share(_held(joined, "true_frequency", "frequency"))
         lines.append(f"frequency, by document (`profile`): {share} of 95 % intervals hold the truth")
     return lines
-
-
-def _equal(a: pl.Series, b: pl.Series) -> bool:
-    """Whether two truths are the same but for rounding, or one is not known."""
-    x, y = a.to_numpy(), b.to_numpy()
-    return bool(np.isnan(y.astype(float)).all() or np.allclose(x, y, rtol=1e-5, equal_nan=True))
 
 
 def _held(table: pl.DataFrame, true: str, ends: str) -> pl.Series:
@@ -148,7 +133,9 @@ def _of_pairs(pairs: pl.DataFrame) -> list[str]:
     if correlated.height:
         held = _share(_held(pairs.filter(pl.col("kind") == "correlated"), "true_frequency", "frequency"))
         lines.append(f"correlated pairs firing together: {held} of 95 % intervals hold the truth")
-        partners = _partners(correlated)
+        # a feature of a group of three has two partners, which are its nearest where its ranks are below 2
+        ends = pl.concat([correlated["a"], correlated["b"]]).value_counts()
+        partners = correlated.join(ends, on="a", how="left", maintain_order="left")["count"]
         for name in ("phi", "jaccard", "npmi"):
             is_near = (correlated[f"rank_{name}"] < partners).fill_null(value=False)
             lines.append(f"  among the nearest by {name}, as many as the group has: {_share(is_near)}")
@@ -158,26 +145,19 @@ def _of_pairs(pairs: pl.DataFrame) -> list[str]:
     return lines
 
 
-def _partners(correlated: pl.DataFrame) -> pl.Series:
-    """Of each pair, how many partners its first feature has."""
-    ends = pl.concat([correlated["a"], correlated["b"]]).value_counts()
-    return correlated.join(ends, on="a", how="left", maintain_order="left")["count"]
-
-
 def _of_hierarchy(pairs: pl.DataFrame, edges: pl.DataFrame | None) -> list[str]:
     known = pairs.filter(pl.col("kind").is_in(["parent", "ancestor"]))
     if not known.height:
         return []
-    least = known["conditional"].min()
-    summary = f"conditional frequency at least {_number(least)}"
-    lines = [f"children and those above them: {known.height:,} pairs, {summary}"]
+    least = _number(known["conditional"].min())
+    line = f"children and those above them: {known.height:,} pairs, conditional frequency at least {least}"
     if edges is None:
-        return [*lines, "  not searched for: run `latentlake coactivation` first"]
+        return [line, "  not searched for: run `latentlake coactivation` first"]
     true = known.select(child="a", parent="b").with_columns(known=True)
     compared = edges.join(true, on=["child", "parent"], how="left")
     hits = compared["known"].sum()
     others = f"{compared.height - hits:,} others" if compared.height - hits else "no other"
-    return [*lines, f"  found from co-activation alone: {hits:,} of {known.height:,}, and {others}"]
+    return [line, f"  found from co-activation alone: {hits:,} of {known.height:,}, and {others}"]
 
 
 def _listed(matched: pl.DataFrame) -> Table:
@@ -212,10 +192,6 @@ def _share(held: pl.Series) -> str:
 
 def _ratio(part: int, whole: int) -> str:
     return f"{part / whole:.4f}" if whole else "-"
-
-
-def _mean(values: pl.Series) -> str:
-    return _number(values.mean())
 
 
 def _number(value: object, digits: int = 3) -> str:

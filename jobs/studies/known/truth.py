@@ -13,7 +13,6 @@ from functools import reduce
 from operator import add
 from typing import Annotated, Any
 
-import polars as pl
 import typer
 from rich.markup import escape
 
@@ -27,7 +26,7 @@ from jobs.studies.known.compare import (
     known_pairs,
     pairs_table,
 )
-from jobs.studies.known.counts import Counting, Counts
+from jobs.studies.known.counts import Counting
 from jobs.studies.known.drawn import draws_again, require_same_vectors
 from jobs.studies.known.matching import Cosines, assigned, best_order, cosines_with, literal_order
 from jobs.studies.known.reconstruction import Decoder
@@ -110,8 +109,7 @@ def require_drawn_from(store: FeatureStore, recipe: Dictionary) -> None:
     if len(store.links) != 1 or store.links[0].source.get("kind") != "dictionary":
         raise InputError(f"{root} does not hold one corpus of kind dictionary, which has a truth")
     stored: dict[str, Any] = store.links[0].source["dictionary"]
-    differing = [name for name in expected if expected[name] != stored.get(name)]
-    if differing:
+    if differing := [name for name in expected if expected[name] != stored.get(name)]:
         name = differing[0]
         raise InputError(
             f"{root} was drawn with {name} {_short(stored.get(name))}, the truth is of {name} "
@@ -139,7 +137,10 @@ def _short(value: Any) -> str:
 
 def _sides(store: FeatureStore, sites: Sequence[str], known: KnownTruth) -> dict[str, Side]:
     """Each site with its cosines; the order of the best one goes for all that have as many features."""
-    weights = {site: _weights(store, site) for site in sites}
+    weights = {site: store.site_weights(site, WEIGHTS) for site in sites}
+    for site, (arrays, _) in weights.items():
+        if missing := {"W_enc", "W_dec"} - set(arrays):
+            raise InputError(f"site {site!r} has no {min(missing)}: it has no directions to compare")
     cosines = {
         site: Cosines(
             cosines_with(arrays["W_enc"].T, known.vectors), cosines_with(arrays["W_dec"], known.vectors)
@@ -164,13 +165,6 @@ def _sides(store: FeatureStore, sites: Sequence[str], known: KnownTruth) -> dict
     }
 
 
-def _weights(store: FeatureStore, site: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    arrays, metadata = store.site_weights(site, WEIGHTS)
-    if missing := {"W_enc", "W_dec"} - set(arrays):
-        raise InputError(f"site {site!r} has no {min(missing)}: it has no directions to compare")
-    return arrays, metadata
-
-
 def _compare(
     store: FeatureStore, site: str, side: Side, known: KnownTruth, tasks: Tasks, least: float
 ) -> list[StorePath]:
@@ -179,12 +173,17 @@ def _compare(
         store.scan_table(site, "neighbours").collect() if store.has_table(site, "neighbours") else None
     )
     pairs = known_pairs(known, side)
+    # without a recipe nothing is drawn again, and what needs the draws is null
     recipe = known.recipe if _can_draw_again(store, site, known) else None
     decoder = _decoder(store, site, side, known)
     counting = Counting(
         recipe, len(known.vectors), *side.match, nearest=side.nearest, pairs=pairs.own, decoder=decoder
     )
-    counts = _count(store, site, counting, tasks)
+    shards = store.shard_files(site)
+    parts = track(
+        tasks.map(counting.count_shard, shards), "rows against what was drawn", len(shards), "shards"
+    )
+    counts = reduce(add, parts, counting.none())
     tables = {
         "truth": features_table(known, side, features, counts, redrawn=recipe is not None),
         "truth_summary": summary_table(known, side, features, counts, redrawn=recipe is not None),
@@ -193,7 +192,11 @@ def _compare(
     }
     written = [store.write_table_parts(site, name, SCHEMAS[name], [tables[name]]) for name in tables]
     edges = None if neighbours is None else detected_hierarchy(neighbours, features, least)
-    print_report(site, known, side, tables["truth"], tables["truth_pairs"], edges, _of_documents(store, site))
+    of_documents = None
+    if store.has_table(site, "profile"):
+        profile = store.scan_table(site, "profile")
+        of_documents = profile.select("feature", "frequency_low", "frequency_high").collect()
+    print_report(site, known, side, tables["truth"], tables["truth_pairs"], edges, of_documents)
     say(f"[bold]truth[/] {site}: tables in {escape(str(written[0].parent))}")
     return written
 
@@ -206,14 +209,6 @@ def _draw(store: FeatureStore, site: str) -> list[StorePath]:
         ]
     say(f"[bold]truth[/] {site}: figures in {escape(str(store.layout.figures(site)))}")
     return [path for paths in drawn for path in paths]
-
-
-def _count(store: FeatureStore, site: str, counting: Counting, tasks: Tasks) -> Counts:
-    shards = store.shard_files(site)
-    parts = track(
-        tasks.map(counting.count_shard, shards), "rows against what was drawn", len(shards), "shards"
-    )
-    return reduce(add, parts, counting.none())
 
 
 def _decoder(store: FeatureStore, site: str, side: Side, known: KnownTruth) -> Decoder | None:
@@ -241,10 +236,3 @@ def _can_draw_again(store: FeatureStore, site: str, known: KnownTruth) -> bool:
         return True
     say(f"[yellow]note[/] {site}: rows are not compared one by one, {why}")
     return False
-
-
-def _of_documents(store: FeatureStore, site: str) -> pl.DataFrame | None:
-    """Intervals of frequencies by document, where `latentlake profile` made them."""
-    if not store.has_table(site, "profile"):
-        return None
-    return store.scan_table(site, "profile").select("feature", "frequency_low", "frequency_high").collect()

@@ -49,6 +49,7 @@ class Central:
         """At most EXAMPLES of each cluster; equally near contexts by number."""
         order = np.lexsort((self.context, -self.score, self.cluster))
         cluster = self.cluster[order]
+        # `cluster` ascends, so a search from the left finds where the cluster of each entry begins
         rank = np.arange(len(order)) - np.searchsorted(cluster, cluster)
         kept = order[rank < EXAMPLES]
         return Central(self.cluster[kept], self.context[kept], self.score[kept])
@@ -107,26 +108,16 @@ class Assigned:
     features: dict[str, Described]
 
 
-@dataclass(frozen=True)
-class _AssignmentTask:
-    """What all tasks share; `clusters` holds each clustering's cluster of every feature, int64 [F]."""
-
-    layout: Layout
-    lake: Lake
-    selection: RowSelection
-    fitted: dict[Kind, Fitted]
-    clusters: dict[str, I64]
-
-
 def assign_all(
     store: FeatureStore, site: str, fitted: dict[Kind, Fitted], clusters: dict[str, I64], tasks: Tasks
 ) -> Assigned:
-    """Read all committed shards, of which there is at least one."""
+    """Read all committed shards, of which there is at least one.
+
+    `clusters` holds each clustering's cluster of every feature, int64 [F].
+    """
     shards, info = store.shard_files(site), store.site(site)
     named = {name: np.where(labels < MOST_NAMED, labels, NO_CLUSTER) for name, labels in clusters.items()}
-    assign_shard = partial(
-        _assign_shard, _AssignmentTask(store.layout, store.lake, info.selection, fitted, named)
-    )
+    assign_shard = partial(_assign_shard, store.layout, store.lake, info.selection, fitted, named)
     placed: dict[Kind, list[Placed]] = {kind: [] for kind in fitted}
     counts: dict[Kind, Counts] = {}
     features: dict[str, Described] = {}
@@ -135,7 +126,12 @@ def assign_all(
             placed[kind].append(placed_part)
         _add(counts, part.counts)
         _add(features, part.features)
-    return Assigned({kind: _joined(parts) for kind, parts in placed.items()}, counts, features)
+    names = ("number", "label", "cosine")
+    all_placed = {
+        kind: Placed(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        for kind, parts in placed.items()
+    }
+    return Assigned(all_placed, counts, features)
 
 
 def _add(total: dict[Any, Any], new: dict[Any, Any]) -> None:
@@ -143,18 +139,20 @@ def _add(total: dict[Any, Any], new: dict[Any, Any]) -> None:
         total[name] = total[name] + value if name in total else value
 
 
-def _joined(parts: list[Placed]) -> Placed:
-    columns = ([getattr(part, name) for part in parts] for name in ("number", "label", "cosine"))
-    return Placed(*map(np.concatenate, columns))
-
-
-def _assign_shard(task: _AssignmentTask, shard: ShardFiles) -> Assigned:
-    activations, tokens = shard.read_csr(), read_tokens(task.layout, task.lake, shard)
-    tokens = tokens.restrict(task.selection, task.lake.context_size)
+def _assign_shard(
+    layout: Layout,
+    lake: Lake,
+    selection: RowSelection,
+    fitted_by_kind: dict[Kind, Fitted],
+    clusters: dict[str, I64],
+    shard: ShardFiles,
+) -> Assigned:
+    activations = shard.read_csr()
+    tokens = read_tokens(layout, lake, shard).restrict(selection, lake.context_size)
     placed: dict[Kind, Placed] = {}
     counts: dict[Kind, Counts] = {}
     vectors: dict[Kind, sparse.csr_matrix] = {}
-    for kind, fitted in task.fitted.items():
+    for kind, fitted in fitted_by_kind.items():
         sums = sums_of(activations, tokens, shard.record, kind)
         vectors[kind] = unit_vectors(sums, fitted.weights)
         label, cosine = assign(vectors[kind], fitted.centres)
@@ -166,12 +164,13 @@ def _assign_shard(task: _AssignmentTask, shard: ShardFiles) -> Assigned:
             count_firing(tokens.token_ids, activations, cluster, _number(cluster)),
             _central(vectors["context"], cluster, shard.record.context_start),
         )
-        for name, cluster in task.clusters.items()
+        for name, cluster in clusters.items()
     }
     return Assigned(placed, counts, features)
 
 
 def _count(sums: sparse.csr_matrix, label: I64, tokens: TokenShard, place: I64, clusters: int) -> Counts:
+    # clusters x contexts times contexts x features, both of ones: contexts of a cluster that have a feature
     has = np.flatnonzero(label != NO_CLUSTER)
     indicator = sparse.csr_matrix((np.ones(len(has), np.int64), (label[has], has)), (clusters, len(label)))
     present = sparse.csr_matrix((np.ones(sums.nnz, np.int64), sums.indices, sums.indptr), shape=sums.shape)
@@ -183,6 +182,7 @@ def _central(contexts: sparse.csr_matrix, cluster: I64, first: int) -> Central:
     """Contexts by the cosine of their vector, all signs dropped, and the sum of the cluster's features."""
     has = np.flatnonzero(cluster != NO_CLUSTER)
     sizes = np.bincount(cluster[has], minlength=_number(cluster))
+    # each column is scaled to length 1, so that a score is a cosine and large clusters have no advantage
     parts = ((1 / np.sqrt(sizes[cluster[has]])).astype(np.float32), (has, cluster[has]))
     score = (abs(contexts) @ sparse.csr_matrix(parts, (len(cluster), len(sizes)))).tocoo()
     return Central(score.col.astype(np.int64), score.row.astype(np.int64) + first, score.data).best()

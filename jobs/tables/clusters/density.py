@@ -23,9 +23,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import HDBSCAN
 from threadpoolctl import threadpool_limits
 
-from jobs.tables.clusters.kmeans import NO_CLUSTER, unit_rows
+from jobs.tables.clusters.kmeans import NO_CLUSTER
 from jobs.tables.clusters.members import Members
 from jobs.tables.clusters.rows import Rows, assign_rows, cosines_with_mean, sample, take
+from jobs.tables.pairs.directions import unit_rows
 from pipeline.tasks import Tasks
 from schemas.values import F32, I64
 
@@ -68,6 +69,7 @@ def chance_cosine(units: F32, seed: int) -> float:
         rng.standard_normal((min(_ROWS, n - first), n), np.float32) @ (units - mean) / np.sqrt(n) + mean
         for first in range(0, n, _ROWS)
     ]
+    # each draw is a random mix of the directions themselves, which has their mean and covariance
     random, _ = unit_rows(np.concatenate(blocks))
     nearest = np.concatenate([block.max(axis=1) for _, block in _cosine_blocks(random)])
     return float(np.quantile(nearest, CHANCE))
@@ -93,7 +95,7 @@ def _leaves(units: F32, min_cluster_size: int, seed: int) -> tuple[I64, F32]:
     for number in np.flatnonzero(np.bincount(part) >= min_cluster_size):
         in_part = np.flatnonzero(part == number)
         distance = 1 - (units[in_part] @ units[in_part].T).astype(np.float64)
-        distance[distance >= 1 - limit] = 2  # as far as can be
+        distance[distance >= 1 - limit] = 2  # a pair that chance has too is as far apart as can be
         distance = np.maximum(np.maximum(distance, distance.T), 0)
         np.fill_diagonal(distance, 0)
         tree = HDBSCAN(
@@ -112,11 +114,12 @@ def _leaves(units: F32, min_cluster_size: int, seed: int) -> tuple[I64, F32]:
 
 
 def joined(rows: Rows, sampled: F32, labels: I64, tasks: Tasks | None = None) -> I64:
-    """The cluster of each of `rows` [n], from those of the vectors `looked_at` [s, d]: see above."""
+    """The cluster of each of `rows` [n], from those of the vectors `sampled` [s, d]: see above."""
     members = np.flatnonzero(labels != NO_CLUSTER)
     if not len(members):
         return np.full(len(rows), NO_CLUSTER, np.int64)
     nearest, cosine = assign_rows(rows, sampled[members], tasks)
+    # what joins a cluster is at least as near to it as its loneliest member is to another member
     reach = np.ones(labels.max() + 1)
     with threadpool_limits(1):
         for cluster in range(len(reach)):

@@ -43,8 +43,6 @@ FIT_FEATURES, FIT_BYTES = 1 << 16, 1 << 29
 
 CENTRAL_FEATURES = 10
 
-WITHOUT_DIRECTION = "a decoder row without direction"
-
 
 @dataclass(frozen=True)
 class Clustering:
@@ -86,7 +84,11 @@ def clusterings(
     if coactivation := by_coactivation(store, site, fired, config):
         yield coactivation
     if decoder is not None:
-        yield by_density(site, decoder, config, tasks)
+        with counting("cluster: features by density"):
+            members, probability = dense_groups(decoder, config.min_cluster_size, config.seed, tasks)
+        report_clusters(site, "features by density", members, without="no dense place")
+        columns, cohesion = {"probability": probability}, members.cohesion
+        yield Clustering("density", DENSITY_CLUSTERS, "cosine", fired, members, cohesion, columns)
 
 
 def by_direction(
@@ -95,13 +97,14 @@ def by_direction(
     """Spherical k-means of decoder directions; one that is 0 or not finite has no cluster."""
     with counting("cluster: features by decoder direction"):
         most = max(clusters, min(FIT_FEATURES, FIT_BYTES // (4 * decoder.width)))
+        # k-means needs its vectors at once; the others are read by blocks, when they are assigned
         centres = fit(take(decoder, sample(decoder, most, seed)), clusters, seed)
         labels, _ = assign_rows(decoder, centres, tasks)
         cosine = cosines_with_mean(decoder, labels, len(centres))
         members = Members.of(labels, cosine, len(centres))
     if len(decoder) > most:
         say(f"[bold]cluster[/] {site}: centres by direction are those of {most:,} features, drawn at random")
-    report_clusters(site, "features", members, clusters, WITHOUT_DIRECTION)
+    report_clusters(site, "features", members, clusters, "a decoder row without direction")
     features, cohesion = decoder.features, members.cohesion
     return Clustering("feature", FEATURE_CLUSTERS, "cosine", features, members, cohesion, vectors=decoder)
 
@@ -118,6 +121,7 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
     with counting("cluster: features by co-activation"):
         neighbours = store.scan_table(site, "neighbours").collect()
         graph = graph_of(neighbours, store.totals(site).counted_rows, store.site(site).d_sae)
+        # clusterings number the features that fired, in their order
         graph = graph[fired][:, fired]
         members, cohesion, modularity = communities(graph, config.resolution, config.seed)
         vectors = embedded(graph, config.seed)
@@ -134,16 +138,6 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
     )
 
 
-def by_density(site: str, decoder: Decoder, config: Cluster, tasks: Tasks | None = None) -> Clustering:
-    """HDBSCAN of decoder directions."""
-    with counting("cluster: features by density"):
-        members, probability = dense_groups(decoder, config.min_cluster_size, config.seed, tasks)
-    report_clusters(site, "features by density", members, without="no dense place")
-    columns = {"probability": probability}
-    features, cohesion = decoder.features, members.cohesion
-    return Clustering("density", DENSITY_CLUSTERS, "cosine", features, members, cohesion, columns)
-
-
 def feature_tables(
     clustering: Clustering, n_active: I64, described: Described, tokens: list[list[str]]
 ) -> dict[str, pl.DataFrame]:
@@ -157,6 +151,7 @@ def feature_tables(
     rows = pl.DataFrame(columns | clustering.columns).fill_nan(None)
     rows = members.where_clustered(rows, *[name for name in rows.columns if name != "feature"])
     central, clusters = members.central(), len(members.order)
+    # only the largest clusters were given tokens and contexts: the lists of the others are empty
     named = min(clusters, MOST_NAMED)
     summary = {
         "cluster": np.arange(clusters),

@@ -15,10 +15,11 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from threadpoolctl import threadpool_limits
 
-from jobs.tables.clusters.kmeans import NO_CLUSTER, unit_rows
+from jobs.tables.clusters.kmeans import NO_CLUSTER
 from jobs.tables.clusters.members import Members
 from jobs.tables.pairs.association import PairCounts, npmi
-from schemas.values import F32, F64, I64
+from jobs.tables.pairs.directions import unit_rows
+from schemas.values import F32, F64
 
 LARGEST_GRAPH = 1 << 24
 """Rows of `neighbours` that are read: 16 of each of a million features (some 1 GB). Of more, those of
@@ -42,6 +43,7 @@ def communities(graph: sparse.csr_matrix, resolution: float, seed: int) -> tuple
     linked = np.flatnonzero(np.diff(graph.indptr))
     labels, quality = np.full(graph.shape[0], NO_CLUSTER, np.int64), 0.0
     if len(linked):
+        # Leiden would make a cluster of every feature without an edge
         part = graph[linked][:, linked]
         quality, cluster_of = graspologic_native.leiden_csr(
             part.indptr.astype(np.int64),
@@ -53,32 +55,29 @@ def communities(graph: sparse.csr_matrix, resolution: float, seed: int) -> tuple
             seed=seed,
         )
         labels[linked] = [cluster_of[node] for node in range(len(linked))]
-    within, degree = _degrees(graph, labels)
+    row = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+    inside = labels[row] == labels[graph.indices]
+    within, degree = (  # of no edge at all, bincount makes integers
+        np.bincount(row, weights=weights, minlength=len(labels)).astype(np.float64)
+        for weights in (graph.data * inside, graph.data)
+    )
     members = Members.of(labels, within.astype(np.float32), int(labels.max(initial=-1)) + 1)
     return members, members.add_up(within) / members.add_up(degree), quality
 
 
-def _degrees(graph: sparse.csr_matrix, labels: I64) -> tuple[F64, F64]:
-    """Weighted degree of each feature within its cluster, and all of it: float64 [F]."""
-    row = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
-    inside = labels[row] == labels[graph.indices]
-    weights = (graph.data * inside, graph.data)
-    within, degree = (
-        np.bincount(row, weights=w, minlength=graph.shape[0]).astype(np.float64) for w in weights
-    )
-    return within, degree
-
-
 def graph_of(neighbours: pl.DataFrame, counted_rows: int, d_sae: int) -> sparse.csr_matrix:
     """The graph of the table `neighbours`, float64 [F, F], symmetric: who is whose neighbour is not kept."""
-    if "by" in neighbours.columns:
+    if "by" in neighbours.columns:  # tables from before `by` hold the neighbours by Jaccard's index alone
         neighbours = neighbours.filter(pl.col("by") == "jaccard")
     kept = neighbours.filter(pl.col("rank") < max(1, LARGEST_GRAPH // max(d_sae, 1)))
+    both, n_a, n_b = (kept[name].to_numpy() for name in ("n_both", "n_a", "n_b"))
+    # a pair that is active in every row has no NPMI, but never fires apart, which is what 1 stands for
+    npmi_or_one = np.nan_to_num(npmi(PairCounts(both, n_a, n_b, counted_rows)), nan=1.0)
     edges = (
         kept.select(
             pl.min_horizontal("feature", "neighbour").alias("a"),
             pl.max_horizontal("feature", "neighbour").alias("b"),
-            pl.Series("weight", npmi_of(kept, counted_rows)),
+            pl.Series("weight", npmi_or_one),
         )
         .filter(pl.col("weight") > 0)
         .unique(["a", "b"], keep="first")
@@ -105,9 +104,3 @@ def embedded(graph: sparse.csr_matrix, seed: int) -> F32:
             projected = svd.fit_transform(part)
         vectors[linked] = projected / np.sqrt(np.maximum(svd.singular_values_, np.finfo(np.float32).tiny))
     return unit_rows(vectors)[0]
-
-
-def npmi_of(kept: pl.DataFrame, counted_rows: int) -> F64:
-    """NPMI of each line, 1 where both are active in every row; tables from before `by` do not have it."""
-    both, a, b = (kept[name].to_numpy() for name in ("n_both", "n_a", "n_b"))
-    return np.nan_to_num(npmi(PairCounts(both, a, b, counted_rows)), nan=1.0)

@@ -55,6 +55,7 @@ def group_tables(
     schema = group_schema(kind)
     rows = members.where_clustered(rows, "similarity").select(*schema).cast(pl.Schema(schema))
     rows = rows.join(labels, on=kind, how="left", maintain_order="left")
+    # counts go by the numbers that clusters had, members by their size
     features, lifts = typical(counts.active[members.order], members.sizes)
     summary = {
         "cluster": np.arange(len(members.order)),
@@ -77,6 +78,7 @@ def labels_of(store: FeatureStore, kind: Kind) -> pl.DataFrame:
     labels = list(store.lake.label_columns)
     if kind == "context":
         return store.scan_tokens().select("context", *labels).collect()
+    # a document that goes on in the next context has a segment in both
     segments = store.scan_tokens().select(pl.col("segments").explode()).unnest("segments")
     return segments.select("document", *labels).unique("document", keep="any").collect()
 
@@ -90,6 +92,7 @@ def typical(active: sparse.csr_matrix | I64, sizes: I64) -> tuple[list[list[int]
     count.
     """
     active = sparse.csr_matrix(active)
+    # a feature that is active nowhere has no share; at least 1 keeps the division from it
     overall = np.maximum(np.asarray(active.sum(axis=0)).ravel(), 1) / max(sizes.sum(), 1)
     features, lifts = [], []
     for cluster, size in enumerate(sizes):
@@ -109,6 +112,7 @@ def majority(rows: pl.DataFrame, label: str) -> pl.DataFrame:
     """
     has = rows.filter(pl.col("cluster").is_not_null(), pl.col(label).is_not_null())
     counts = has.group_by("cluster", pl.col(label).alias("value")).len()
+    # the commonest first, of equally common ones the least: what `first` takes below
     best = counts.sort("cluster", "len", "value", descending=[False, True, False])
     return best.group_by("cluster", maintain_order=True).agg(
         pl.col("value").first().alias(f"majority_{label}"),

@@ -9,12 +9,12 @@ import math
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.cluster import kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
-from schemas.values import F32, F64, I64
+from jobs.tables.pairs.directions import unit_rows
+from schemas.values import F32, I64
 
 RESTARTS, FEW = 3, 8192
 """Starts of k-means (k-means++ each), of which the one with the largest sum of cosines is kept. More vectors
@@ -46,15 +46,6 @@ def default_clusters(n: int) -> int:
     return min(max(round(math.sqrt(n) / 2), 2), MOST_CLUSTERS)
 
 
-def unit_rows(vectors: F32 | F64) -> tuple[F32, NDArray[np.bool_]]:
-    """Dense rows divided by their norm [n, d], and which have a direction [n]; a row without one is 0."""
-    norm = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    has = (norm > 0) & np.isfinite(norm)
-    units = np.zeros_like(vectors, dtype=np.float32)
-    units[has] = vectors[has] / norm[has, None]
-    return units, has
-
-
 def fit(units: Vectors, clusters: int, seed: int) -> F32:
     """Unit centres [K, d] of unit vectors, K = `clusters`, or less where fewer differ.
 
@@ -67,8 +58,10 @@ def fit(units: Vectors, clusters: int, seed: int) -> F32:
         return np.zeros((0, units.shape[1]), np.float32)
     with threadpool_limits(1):
         small = sketch(units, seed) if sparse.issparse(units) else units
-        starts = range(RESTARTS if units.shape[0] <= FEW else 1)
-        runs = [_from_start(small, clusters, seed + start) for start in starts]
+        runs = []
+        for start in range(RESTARTS if units.shape[0] <= FEW else 1):
+            centres, _ = kmeans_plusplus(small, clusters, random_state=(seed + start) % 2**32)
+            runs.append(lloyd(small, np.maximum(assign(small, centres)[0], 0)))  # -1: a vector of zeros
         labels, _ = max(runs, key=lambda fitted: fitted[1])
         if small is not units:
             steps = max(SPARSE_STEPS, SPARSE_WORK // max(units.nnz * clusters, 1))
@@ -91,11 +84,6 @@ def sketch(units: sparse.csr_matrix, seed: int) -> F32:
     return unit_rows(np.asarray((units @ hashing).toarray()))[0]
 
 
-def _from_start(units: F32, clusters: int, seed: int) -> tuple[I64, float]:
-    centres, _ = kmeans_plusplus(units, clusters, random_state=seed % 2**32)
-    return lloyd(units, np.maximum(assign(units, centres)[0], 0))  # -1: a vector of zeros
-
-
 def lloyd(units: Vectors, labels: I64, steps: int = STEPS) -> tuple[I64, float]:
     """Lloyd's steps from given clusters [n] on: clusters [n], without gaps, and the sum of all cosines.
 
@@ -112,6 +100,7 @@ def lloyd(units: Vectors, labels: I64, steps: int = STEPS) -> tuple[I64, float]:
         total = float(cosine[rows, labels].sum(dtype=np.float64))
         if not moved.any():
             break
+        # only the centres that lost or won a vector move, so only their cosines are made anew
         changed = np.unique(np.append(labels[moved], nearest[moved]))
         labels = np.where(moved, nearest, labels)
         number = np.full(len(centres), NO_CLUSTER)
@@ -119,7 +108,7 @@ def lloyd(units: Vectors, labels: I64, steps: int = STEPS) -> tuple[I64, float]:
         of_changed = mean_directions(units, number[labels], len(changed))
         cosine[:, changed] = _cosines(units, of_changed)
         gone = ~of_changed.any(axis=1)
-        cosine[:, changed[gone]] = -2
+        cosine[:, changed[gone]] = -2  # below any cosine, so that nothing goes back to an empty cluster
     return np.unique(labels, return_inverse=True)[1].astype(np.int64), total
 
 
@@ -127,6 +116,7 @@ def mean_directions(units: Vectors, labels: I64, clusters: int | None = None) ->
     """Sums of each cluster's members at length 1, float32 [K, d]; 0 where there is none, or they cancel."""
     has = np.flatnonzero(labels != NO_CLUSTER)
     n = int(labels.max(initial=NO_CLUSTER)) + 1 if clusters is None else clusters
+    # summing is a product with a sparse matrix of ones [K, n]: in the order of the vectors, in float64
     parts = (np.ones(len(has), np.float64), (labels[has], has))
     sums = sparse.csr_matrix(parts, shape=(n, len(labels))) @ units
     return unit_rows(np.asarray(sums.toarray() if sparse.issparse(sums) else sums))[0]
@@ -154,7 +144,8 @@ def assign(units: Vectors, centres: F32) -> tuple[I64, F32]:
                 block = np.asarray(units[start : start + _ROWS] @ across)
                 labels[start : start + _ROWS] = block.argmax(axis=1)
                 cosine[start : start + _ROWS] = block.max(axis=1)
-    labels[~_has_direction(units)] = NO_CLUSTER
+    has_direction = np.diff(units.indptr) > 0 if sparse.issparse(units) else units.any(axis=1)
+    labels[~has_direction] = NO_CLUSTER
     cosine[labels == NO_CLUSTER] = 0
     return labels, np.clip(cosine, -1, 1)
 
@@ -172,8 +163,3 @@ def relabel(labels: I64, clusters: int) -> tuple[I64, I64]:
     number = np.full(clusters + 1, NO_CLUSTER)  # the last one is where NO_CLUSTER, -1, points to
     number[order] = np.arange(len(order))
     return number[labels], order
-
-
-def _has_direction(units: Vectors) -> NDArray[np.bool_]:
-    has: NDArray[np.bool_] = np.diff(units.indptr) > 0 if sparse.issparse(units) else units.any(axis=1)
-    return has

@@ -46,14 +46,14 @@ class Members:
     def add_up(self, values: NDArray[Any]) -> F64:
         """Sum of `values` [n] over each cluster's members, in their order: float64 [K]."""
         has = self.labels != NO_CLUSTER
-        return np.bincount(self.labels[has], weights=values[has], minlength=len(self.order)).astype(
-            np.float64
-        )
+        sums = np.bincount(self.labels[has], weights=values[has], minlength=len(self.order))
+        return sums.astype(np.float64)  # of nothing, bincount makes integers
 
     def central(self) -> list[I64]:
         """Members of each cluster, the most central first; equally central ones in their order."""
         has = np.flatnonzero(self.labels != NO_CLUSTER)
         members = has[np.lexsort((has, -self.closeness[has], self.labels[has]))]
+        # sorted by cluster, so the sizes say where each begins
         return np.split(members, np.cumsum(self.sizes)[:-1]) if len(self.order) else []
 
     def ranks(self) -> I64:

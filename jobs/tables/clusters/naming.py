@@ -36,11 +36,13 @@ def count_firing(
     pointers = activations.indptr
     column = np.where(cluster < 0, clusters, cluster).astype(np.int32)  # the last one: without a cluster
     counts = counted(token_ids, np.full(len(token_ids), clusters), np.diff(pointers), clusters)
+    # whole rows of at most about _CHUNK activations at once, whose column indices are held a second time
     cuts = np.searchsorted(pointers, np.arange(0, activations.nnz, _CHUNK))
     for first, last in pairwise(np.unique(np.append(cuts, len(token_ids)))):
         own = column[activations.indices[pointers[first] : pointers[last]]]
         parts = (np.ones(len(own), np.int32), own, pointers[first : last + 1] - pointers[first])
         firing = sparse.csr_matrix(parts, shape=(last - first, clusters + 1))
+        # the product has a line for each token that occurs here, not for each of the vocabulary
         tokens, place = np.unique(token_ids[first:last], return_inverse=True)
         product = (rows_of(place, len(tokens), np.int32) @ firing).tocoo()
         has = product.col < clusters
@@ -76,6 +78,7 @@ def naming_tokens(counts: sparse.csr_matrix) -> list[I64]:
     for cluster in range(counts.shape[0] - 1):
         row = counts[cluster]
         p = row.data / max(row.data.sum(), 1)
+        # every token of a cluster is among all tokens, so the search finds itself
         score: F64 = p * np.log(p / p_all[np.searchsorted(overall.indices, row.indices)])
         best = np.lexsort((row.indices, -score))[:TOKENS]
         named.append(row.indices[best[score[best] > 0]].astype(np.int64))

@@ -49,6 +49,7 @@ def feature_map(
     assert clustering.vectors is not None
     chosen = sample(clustering.vectors, MOST, seed)
     vectors = take(clustering.vectors, chosen)
+    # so many alike directions have no neighbourhoods to show; a part is enough to see that some differ
     if len(np.unique(vectors[: 16 * FEWEST], axis=0)) < FEWEST or vectors.shape[1] < 2:
         say(f"[yellow]cluster[/] {site}: fewer than {FEWEST} features that differ, so there is no map")
         chosen, vectors = chosen[:0], vectors[:0]

@@ -13,12 +13,11 @@ from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, unit_rows
-from jobs.tables.pairs.directions import BLOCK, Directions
+from jobs.tables.clusters.kmeans import NO_CLUSTER, assign
+from jobs.tables.pairs.directions import BLOCK, Directions, unit_rows
 from pipeline.tasks import OneProcess, Tasks
 from schemas.values import F32, F64, I64
 
@@ -63,13 +62,14 @@ class Decoder:
         return self.directions.width
 
     def blocks(self) -> list[range]:
-        """As of `Held`; each lies in one block of the site's features."""
+        """As of `VectorsInMemory`; each lies in one block of the site's features."""
         starts = [block.start for block in self.directions.blocks()]
         cuts = np.unique([*np.searchsorted(self.features, starts), len(self)]).tolist()
         return [range(*ends) for ends in pairwise(cuts)]
 
     def read(self, places: range) -> F32:
-        """As of `Held`."""
+        """As of `VectorsInMemory`."""
+        # the store reads whole ranges: one from the first feature to the last, of which some may be dropped
         features = self.features[places.start : places.stop]
         units, _ = self.directions.units(range(int(features[0]), int(features[-1]) + 1))
         return units if len(units) == len(features) else units[features - features[0]]
@@ -84,15 +84,10 @@ def read_all(rows: Rows) -> Iterator[tuple[range, F32]]:
         yield places, rows.read(places)
 
 
-def have_direction(rows: Rows) -> NDArray[np.bool_]:
-    """Which vectors are not 0, [n]."""
-    blocks = [np.empty(0, np.bool_), *(units.any(axis=1) for _, units in read_all(rows))]
-    return np.concatenate(blocks)
-
-
 def sample(rows: Rows, most: int, seed: int) -> I64:
     """Places of the vectors that have a direction, or of `most` of them drawn at random, ascending."""
-    has = np.flatnonzero(have_direction(rows))
+    not_zero = [np.empty(0, np.bool_), *(units.any(axis=1) for _, units in read_all(rows))]
+    has = np.flatnonzero(np.concatenate(not_zero))
     if len(has) <= most:
         return has
     return np.sort(np.random.default_rng(seed).choice(has, most, replace=False))
@@ -128,6 +123,7 @@ def cosines_with_mean(rows: Rows, labels: I64, clusters: int) -> F32:
             has = np.flatnonzero(own != NO_CLUSTER)
             sums += sparse.csr_matrix((np.ones(len(has)), (own[has], has)), (clusters, len(own))) @ units
         centres, _ = unit_rows(sums)
+        # a second reading: no cosine is known before every member is in its cluster's mean
         for places, units in read_all(rows):
             own = labels[places.start : places.stop]
             has = np.flatnonzero(own != NO_CLUSTER)

@@ -130,6 +130,7 @@ def sums_of(
 
 def rows_of(group: I64, n: int, dtype: type) -> sparse.csr_matrix:
     """Ones [n, N] where row i of N is of group[i], in the rows' order; to add up a matrix [N, any]."""
+    # sorted by group, the rows of one lie side by side, which is what the indices of a CSR row are
     order = np.argsort(group, kind="stable")
     pointers = np.searchsorted(group[order], np.arange(n + 1))
     return sparse.csr_matrix((np.ones(len(order), dtype), order, pointers), shape=(n, len(group)))
@@ -138,6 +139,7 @@ def rows_of(group: I64, n: int, dtype: type) -> sparse.csr_matrix:
 def unit_vectors(sums: sparse.csr_matrix, weights: F64) -> sparse.csr_matrix:
     """The vectors of contexts, float32 [C, F]; one in which nothing is active stays empty."""
     values = np.empty(sums.nnz, np.float32)
+    # by blocks, since lengths are float64 of every value, and only the quotient is float32
     for first in range(0, sums.shape[0], _CONTEXTS):
         pointers = sums.indptr[first : first + _CONTEXTS + 1]
         part = slice(int(pointers[0]), int(pointers[-1]))
@@ -155,6 +157,7 @@ def _draw(shards: list[ShardFiles], kind: Kind, total: int, most: int, seed: int
     if total > most:
         chosen = np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
     drawn, first = [], 0
+    # drawn from the whole lake, then handed out: the sample does not depend on how shards were cut
     for shard in shards:
         last = first + span(shard.record, kind)[1]
         low, high = np.searchsorted(chosen, [first, last])

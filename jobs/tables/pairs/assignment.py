@@ -25,8 +25,7 @@ def fits(n: int, m: int) -> bool:
 
 def assign_all(scores: F32) -> tuple[I64, I64]:
     """Pairs (row, column) of the best assignment over a matrix [n, m], those with a positive score."""
-    row, column = assign_costs(np.negative(scores, dtype=np.float64))
-    return row, column
+    return assign_costs(np.negative(scores, dtype=np.float64))
 
 
 def assign_costs(costs: F64) -> tuple[I64, I64]:

@@ -80,6 +80,7 @@ def highest(values: F64, k: int) -> NDArray[np.intp]:
     """Places of the `k` highest values, the highest first, equal ones in order; NaN has no place."""
     places = np.flatnonzero(~np.isnan(values))
     if k < len(places):
+        # all that are no less than the k-th, for equal ones are decided by their order
         least = np.partition(values[places], len(places) - k)[len(places) - k]
         places = np.flatnonzero(values >= least)
     return places[np.argsort(-values[places], kind="stable")][:k]

@@ -23,10 +23,19 @@ from pipeline.store.objects.verbs import readable
 from pipeline.store.records.site import open_site_rows
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
-from schemas.values import F32, I64
+from schemas.values import F32, F64, I64
 
 BLOCK = 4096
 """Features whose cosines with as many others are in memory at once."""
+
+
+def unit_rows(vectors: F32 | F64) -> tuple[F32, NDArray[np.bool_]]:
+    """Rows divided by their norm [n, d], and which have a direction [n]; a row without one is 0."""
+    norm = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    has = (norm > 0) & np.isfinite(norm)
+    units = np.zeros_like(vectors, dtype=np.float32)
+    units[has] = vectors[has] / norm[has, None]
+    return units, has
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,7 @@ class Directions:
         assert self._rows is not None
         with readable(self._path):
             rows = np.asarray(self._rows[features.start : features.stop]).astype(np.float32)
-        norm = np.linalg.norm(rows.astype(np.float64), axis=1)
-        has: NDArray[np.bool_] = (norm > 0) & np.isfinite(norm)
-        units = np.zeros_like(rows)
-        units[has] = rows[has] / norm[has, None]
-        return units, has
+        return unit_rows(rows)
 
     def blocks(self) -> list[range]:
         """All features, BLOCK at a time."""
@@ -124,6 +129,7 @@ def pair_cosines(a: Directions, b: Directions, feature: I64, other: I64) -> NDAr
     result = np.full(len(feature), np.nan)
     if not len(feature):
         return result
+    # the rows of `a` between the first and the last feature are read once, those of `b` block by block
     own = range(int(feature[0]), int(feature[-1]) + 1)
     units, has = a.units(own)
     for others in b.blocks():
@@ -148,6 +154,7 @@ class _Best:
     def add(self, cosine: F32, first: int) -> None:
         """Cosines with the features from `first` on; -inf is none."""
         least = self._least
+        # nothing is held yet: the k-th of this first block itself bounds what has to be sorted
         if not len(self._row) and self._k < cosine.shape[1]:
             place = cosine.shape[1] - self._k
             least = np.partition(cosine, place, axis=1)[:, place]
@@ -155,13 +162,11 @@ class _Best:
         self._row = np.append(self._row, row)
         self._other = np.append(self._other, other + first)
         self._cosine = np.append(self._cosine, cosine[row, other])
-        self._keep()
-
-    def _keep(self) -> None:
         order = np.lexsort((self._other, -self._cosine, self._row))
         row = self._row[order]
         kept = order[_ranks(row) < self._k]
         self._row, self._other, self._cosine = self._row[kept], self._other[kept], self._cosine[kept]
+        # a row that has k entries only takes what is no less than the last of them
         last = np.flatnonzero(_ranks(self._row) == self._k - 1)
         self._least[self._row[last]] = self._cosine[last]
 

@@ -57,6 +57,7 @@ def cut(n_active: I64, company: float, width: int) -> list[range]:
     bytes_held = 4 * np.minimum(pairs, 2 * width)
     most_pairs = max(BLOCK_PAIRS, PAIRS_FOR_READING * int(n_active.sum()))
     share = np.maximum(pairs / most_pairs, bytes_held / BLOCK_BYTES)
+    # shares of a block's budget add up: a block ends where their sum passes a whole number
     number = np.cumsum(share).astype(np.int64)
     edges = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(pairs)]
     return [range(first, last) for first, last in pairwise(edges)]
@@ -81,6 +82,7 @@ class Tally:
 
     def at_least(self, support: int) -> tuple[I64, I64]:
         """The others that were met so often, ascending, and how often; int64 [n] both."""
+        # sorting few indices is quicker than a table of all others, and takes less memory
         if self._counts is None and self._size * SPARSE < self._width:
             others, counts = np.unique(self._all(), return_counts=True)
             enough = counts >= support
@@ -124,9 +126,11 @@ def gathered(block: sparse.csr_matrix, others: sparse.csr_matrix) -> Iterator[tu
     """
     pairs = np.cumsum(np.diff(others.indptr).astype(np.int64)[block.indices])
     total = int(pairs[-1]) if len(pairs) else 0
+    # the block's entries, cut where about GATHERED pairs are reached; `pairs` counts those up to each entry
     cuts = np.searchsorted(pairs, np.arange(GATHERED, total, GATHERED), side="right")
     for first, last in pairwise(np.unique([0, *cuts, block.nnz]).tolist()):
         rows = others[block.indices[first:last]]
+        # the features that have entries first .. last, the first and last of them perhaps only in part
         low = int(np.searchsorted(block.indptr, first, side="right")) - 1
         high = int(np.searchsorted(block.indptr, last, side="left"))
         ends = rows.indptr[np.clip(block.indptr[low : high + 1], first, last) - first].tolist()

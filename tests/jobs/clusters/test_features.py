@@ -16,12 +16,12 @@ from jobs.tables.cluster import cluster
 from jobs.tables.clusters import density, features, graph, kmeans, placing
 from jobs.tables.clusters.assignment import EXAMPLES
 from jobs.tables.clusters.graph import communities, embedded, graph_of
-from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, fit, unit_rows
+from jobs.tables.clusters.kmeans import NO_CLUSTER, assign, fit
 from jobs.tables.clusters.naming import TOKENS, count_firing, naming_tokens
 from jobs.tables.clusters.rows import Decoder, VectorsInMemory
 from jobs.tables.coactivation import coactivation
 from jobs.tables.pairs import directions
-from jobs.tables.pairs.directions import Directions, directions_of
+from jobs.tables.pairs.directions import Directions, directions_of, unit_rows
 from pipeline.store import FeatureStore
 from schemas.run.file import Cluster
 from tests.jobs.test_cluster import CONFIG, brute_context_vectors, built_store, rows_of_contexts

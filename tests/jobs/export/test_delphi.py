@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jobs.cli import main
-from jobs.export.delphi import split_edges
+from jobs.export.delphi import location_dtype, split_edges
 from pipeline.store import FeatureStore
 from tests.fixtures.exports import built_store, consumer
 from tests.fixtures.store import CONTEXT_SIZE, D_SAE
@@ -187,20 +187,7 @@ def test_edges_leave_no_file_empty_however_uneven_the_features_are():
     assert split_edges(np.full(100, 7), 4) == [0, 25, 50, 75, 100]
 
 
-def test_wide_rows_positions_or_files_take_four_bytes(tmp_path, monkeypatch):
-    from jobs.export import delphi
-
-    built, _ = built_store(tmp_path / "store", shards=1)
-    store = FeatureStore.open(built.layout.root)
-    shards = store.shard_files("site")
-
-    def location(features, contexts):
-        with (tmp_path / "file").open("wb") as file:
-            chosen = np.arange(3, dtype=np.uint32)
-            return delphi._Split(file, store, shards, features, chosen, 0, contexts)._location
-
-    assert location(range(1 << 16), 1 << 16) == np.uint16
-    assert location(range((1 << 16) + 1), 10) == np.uint32
-    assert location(range(40), (1 << 16) + 1) == np.uint32
-    monkeypatch.setattr(store, "lake", store.lake.model_copy(update={"context_size": 1 << 17}))
-    assert location(range(40), 10) == np.uint32
+@pytest.mark.parametrize("sizes", [((1 << 16) + 1, 1, 1), (1, 1 << 17, 1), (1, 1, (1 << 16) + 1)])
+def test_wide_rows_positions_or_files_take_four_bytes(sizes):
+    assert location_dtype(1 << 16, 1 << 16, 1 << 16) == np.uint16
+    assert location_dtype(*sizes) == np.uint32
