@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 
 from jobs.cli import main
 from jobs.export.delphi import location_dtype, split_edges
-from pipeline.store import FeatureStore
 from tests.fixtures.exports import built_store, consumer
 from tests.fixtures.store import CONTEXT_SIZE, D_SAE
 
