@@ -49,7 +49,7 @@ test-light: setup
 	    (cd $(VENV)/light && bin/latentlake $$command) || exit; done
 	test ! -e $(VENV)/light/lib/python3*/site-packages/torch
 
-# TransformerLens 4 lies beside the environment's own version and comes first on the path, for tests of models.
+# TransformerLens 4 lies next to the version of the environment and comes first on the path, for tests of models.
 test-transformer-lens-4: $(TRANSFORMER_LENS_4)/.installed
 	PYTHONPATH=$(TRANSFORMER_LENS_4) $(PYTEST) tests/models
 
@@ -63,7 +63,7 @@ lock: setup
 	$(BIN)/python deploy/lock.py
 
 docs: setup
-	$(BIN)/mkdocs build --quiet --strict --site-dir out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir out/site
 
 lint: setup
 	$(BIN)/ruff check .
