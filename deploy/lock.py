@@ -2,9 +2,10 @@
 
     python deploy/lock.py           # or `make lock`: after constraints.txt or pyproject.toml changed
 
-The packages are those that this environment (`make setup`) has for the package's dependencies and theirs, at
-the versions of constraints.txt; pip says which files it would install for CPython 3.11 on Linux, x86_64 and
-aarch64. torch is left out: its builds differ by hardware, and hashes would allow one of them alone.
+The packages are those that this environment (`make setup`) has for the package's dependencies, those of its
+extras `run` and `ray`, and theirs, at the versions of constraints.txt; pip says which files it would install
+for CPython 3.11 on Linux, x86_64 and aarch64. torch is left out: its builds differ by hardware, and hashes
+would allow one of them alone.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def needed() -> set[str]:
     """Names of the package's dependencies and of theirs, on either machine; without torch and its own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found: set[tuple[str, str]] = set()
-    rest = list(_applying(project["dependencies"], ""))
+    extras = project["optional-dependencies"]
+    rest = list(_applying([*project["dependencies"], *extras["run"], *extras["ray"]], ""))
     while rest:
         name, extra = rest.pop()
         if (name, extra) not in found and not name.startswith(OF_TORCH):

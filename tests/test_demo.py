@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from pipeline.store import FeatureStore
 from tests.saes.reference import reference
+from tests.test_docs import WITH_COMMANDS, commands_in, run_python_of
 
 ROOT = Path(__file__).parents[1]
 SAE = ROOT / "jobs" / "demo_data" / "smollm2-135m-l9"
@@ -64,10 +67,56 @@ def test_the_python_of_the_pages_runs(demo, page, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "demo").symlink_to(demo[1].layout.root)
     monkeypatch.chdir(tmp_path)
-    names = {}
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(code, page, "exec"), names)
+    names = run_python_of(page)
     assert names["lake"].sites.keys() == {"l9"}
+
+
+def in_folder(folder, command):
+    """A command of a page, as it stands there."""
+    arguments = [sys.executable, "-m", "jobs", *shlex.split(command)[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.mark.timeout(900)  # some twelve commands, of which two run the model
+def test_each_command_of_the_pages_on_the_demo_runs(demo, tmp_path):
+    shutil.copytree(demo[1].layout.root, tmp_path / "out" / "demo")
+    commands = dict.fromkeys(
+        command
+        for page in WITH_COMMANDS
+        for command in commands_in(page)
+        if command.split()[2:3] == ["out/demo"]
+    )
+    assert len(commands) > 7
+    for command in commands:
+        done = in_folder(tmp_path, command)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+@pytest.mark.timeout(900)  # several runs of a model
+def test_the_page_of_your_own_data_can_be_followed(tmp_path, monkeypatch):
+    from jobs.studies.demo.model import ensure_demo_model
+
+    page = (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
+    for name in ("corpus", "models", "saes"):
+        (tmp_path / name).mkdir()
+    documents = pl.read_parquet(SAE.parent / "sotu.parquet").filter(pl.col("party") == "Republican").head(2)
+    documents.with_columns(pl.col("text").str.head(8_000)).write_parquet(tmp_path / "corpus" / "a.parquet")
+    (tmp_path / "models" / "smollm2").symlink_to(ensure_demo_model())
+    (tmp_path / "saes" / "smollm2-l9").symlink_to(SAE)
+    (run_file,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "run.yaml").write_text(run_file)
+    written = commands_in("docs/own-data.md")
+    commands = [each for each in written if "more.yaml" not in each and each != "latentlake demo"]
+    assert len(commands) == 7
+    for command in commands:
+        done = in_folder(tmp_path, command)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    monkeypatch.chdir(tmp_path)
+    names = run_python_of("docs/saes.md")
+    assert names["encoder"].metadata.d_sae == 4608
 
 
 def test_labels_are_those_of_the_corpus(demo):

@@ -189,7 +189,7 @@ def test_the_image_installs_all_but_torch_by_hashes():
     assert (
         "pip install --no-cache-dir --no-deps --require-hashes --requirement requirements.txt" in dockerfile()
     )
-    assert "pip install --no-cache-dir --no-deps . && pip check" in dockerfile()
+    assert 'pip install --no-cache-dir --no-deps ".[run,ray]" && pip check' in dockerfile()
     assert "constraint constraints.txt ${TORCH_ARGS} torch" in dockerfile()
 
 

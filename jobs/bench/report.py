@@ -38,9 +38,10 @@ class Section:
         return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def write(self, out: Path) -> None:
-        """NAME.json and NAME.md in the folder `out`."""
+        """NAME.json (as in docs/measurements, and `raw`) and NAME.md in the folder `out`."""
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{self.name}.json").write_text(json.dumps(list(self.raw), indent=1))
+        content = {"caption": self.title, "columns": self.columns, "rows": self.rows, "raw": self.raw}
+        (out / f"{self.name}.json").write_text(json.dumps(content, indent=1))
         (out / f"{self.name}.md").write_text(self.markdown())
 
 

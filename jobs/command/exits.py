@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 
 CLOSED_PIPE = 141
 """Where nobody reads on, as a shell tells SIGPIPE."""
+EXTRAS = {
+    **dict.fromkeys(
+        (
+            "torch",
+            "transformers",
+            "transformer_lens",
+            "datasets",
+            "tokenizers",
+            "safetensors",
+            "huggingface_hub",
+        ),
+        "run",
+    ),
+    "ray": "ray",
+    "sae_lens": "saelens",
+}
+"""Package that `pip install latentlake` leaves out -> the extra that brings it."""
 LONG_NUMBER = "Exceeds the limit"
 """What Python says of a number of more than 4,300 digits."""
 
@@ -62,15 +79,29 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
     except Exception as error:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
         if hasattr(error, "format_message"):  # of click, whichever typer brings along
             return _usage(error)
-        if isinstance(error, ValueError) and str(error).startswith(LONG_NUMBER):
-            return _refuse("a number that was given has thousands of digits: give one of 64 bits")
-        if type(error).__name__ == "Abort":
-            return _refuse("stopped: nothing was answered")
-        if (message := _system_message(error, arguments)) is not None:
+        if (message := _missing_extra(error) or _other_message(error, arguments)) is not None:
             return _refuse(message)
         if ENDINGS.code is None:  # else a library made it of the signal
             traceback.print_exc()
         return 3
+
+
+def _other_message(error: Exception, arguments: list[str] | None) -> str | None:
+    """What else the user can fix; None of a fault of ours."""
+    if isinstance(error, ValueError) and str(error).startswith(LONG_NUMBER):
+        return "a number that was given has thousands of digits: give one of 64 bits"
+    if type(error).__name__ == "Abort":
+        return "stopped: nothing was answered"
+    return _system_message(error, arguments)
+
+
+def _missing_extra(error: Exception) -> str | None:
+    """Which extra of latentlake brings a package that is not installed; None of any other error."""
+    package = str(getattr(error, "name", None)).partition(".")[0].replace("-", "_")
+    if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
+        return None
+    remedy = f'pip install "latentlake[{EXTRAS[package]}]"'
+    return f"this needs the package {package}, which is not installed: {remedy}"
 
 
 def _refuse(message: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -211,6 +212,7 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
     if path.startswith(NUMBERS):
         return NumberTokenizer(path)
     folder = Path(path)
+    import_module("tokenizers")  # where it is missing, that is not the fault of the path
     try:
         tokenizer = _from_json(folder) or _from_transformers(path)
         if digest not in (None, tokenizer.digest) and is_of_plain_class(folder):

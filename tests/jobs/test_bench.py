@@ -109,4 +109,4 @@ def test_a_ratio_is_that_of_the_sums_with_its_range():
 def test_a_section_is_written_for_people_and_for_machines(tmp_path):
     Section("name", "Title", ["a", "b"], [["x", "1"]], [{"b": 1}]).write(tmp_path / "out")
     assert (tmp_path / "out" / "name.md").read_text() == "Title\n\n| a | b |\n| --- | --- |\n| x | 1 |\n"
-    assert json.loads((tmp_path / "out" / "name.json").read_text()) == [{"b": 1}]
+    assert json.loads((tmp_path / "out" / "name.json").read_text())["raw"] == [{"b": 1}]

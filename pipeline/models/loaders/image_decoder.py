@@ -12,10 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, load_file
 from scipy.special import expit, softmax
 
+from pipeline.store.formats.safetensors import load_tensors
 from schemas.errors import InputError
 from schemas.storage_failures import file_of, storage_failure
 from schemas.values import F32, F64
@@ -60,7 +59,8 @@ def read_decoder(folder: Path) -> ImageReader:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         content = (folder / DECODER).read_bytes()
-        weights, head = load(content), load_file(folder / "model.safetensors")
+        weights = load_tensors(content)
+        head = load_tensors((folder / "model.safetensors").read_bytes())
         shape = tuple(config["shape"])
         if config.get(DECODER_SHA256) not in (None, sha256(content).hexdigest()):  # None: of older folders
             raise ValueError(f"{DECODER} is not the one that config.json was written with")
@@ -74,7 +74,7 @@ def read_decoder(folder: Path) -> ImageReader:
             shape,
             tuple(config["class_names"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise storage_failure(error, file_of(error, folder), "read") or InputError(
             f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "

@@ -106,7 +106,9 @@ def call_hub(refusal: str, call: Callable[..., Any], *args: Any, **kwargs: Any) 
     """What the hub gives; its error is an InputError that begins with `refusal`."""
     try:
         return call(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - whatever the network and two libraries raise
+    except Exception as error:  # whatever the network and two libraries raise
+        if isinstance(error, ModuleNotFoundError) and error.name in ("datasets", "huggingface_hub"):
+            raise  # they belong to an extra of latentlake
         raise InputError(f"{refusal}: {' '.join(str(error).split())[:300]}") from None
 
 

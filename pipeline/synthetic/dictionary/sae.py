@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.store.formats.safetensors import save_tensors
 from pipeline.synthetic.dictionary.truth import KnownTruth
 from schemas.values import F32, I64
 
@@ -69,8 +70,6 @@ def config_of(truth: KnownTruth, made: SaeOptions) -> dict[str, Any]:
 
 def write_dictionary_sae(folder: Path, truth: KnownTruth, made: SaeOptions) -> None:
     """Write `cfg.json` and `sae_weights.safetensors`; the folder is made."""
-    from safetensors.numpy import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights_of(truth, made), folder / "sae_weights.safetensors")
+    save_tensors(folder / "sae_weights.safetensors", weights_of(truth, made))
     (folder / "cfg.json").write_text(json.dumps(config_of(truth, made), indent=1), encoding="utf-8")
