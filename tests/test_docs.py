@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from jobs.cli import app
 from jobs.command.registry import EXPORTS, GROUPS
 from schemas.run.file import RunFile
-from tests.lakes import extracted, run_content
+from tests.fixtures.runs import extracted, run_content
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -15,8 +15,8 @@ from jobs.command.exits import EXTRAS
 from jobs.lake.extract import extract
 from jobs.lake.tokenize import tokenize
 from schemas.run.file import parse_run_file
-from tests.jobs.digits import store_of
-from tests.lakes import extracted, run_file
+from tests.fixtures.digits import store_of
+from tests.fixtures.runs import extracted, run_file
 from tests.test_layers import modules
 
 ROOT = Path(__file__).parents[1]
