@@ -124,17 +124,13 @@ def _report_missing(page: Page) -> None:
 def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:
     """Names and values in two pairs of columns; None is left out."""
     kept = [(name, value) for name, value in pairs if value is not None]
+    # Down the left pair of columns, then down the right; of an odd number the last place is empty.
     half = -(-len(kept) // 2)
     table = Table.grid(padding=(0, 2))
     for left, right in zip(kept, [*kept[half:], *[("", "")] * half], strict=False):
         if len(table.rows) < half:
             table.add_row(f"[dim]{left[0]}[/]", escape(left[1]), f"[dim]{right[0]}[/]", escape(right[1]))
     return table
-
-
-def _name(number: int | None) -> str | None:
-    """Numbers of contexts and features are names."""
-    return None if number is None else str(number)
 
 
 def _number(value: float | None) -> str | None:
@@ -175,10 +171,10 @@ def _profile(page: Page) -> RenderableType | None:
         ("entropy over tokens, bits", _number(row["token_entropy_bits"])),
         ("entropy over positions, bits", _number(row["position_entropy_bits"])),
         ("share at positions 0 and 1", _number(row["first_positions_share"])),
-        ("first context", _name(row["first_context"])),
-        ("last context", _name(row["last_context"])),
     ]
-    return _grid(pairs)
+    # The number of a context is a name, so it is written without commas.
+    contexts = ((end, row[f"{end}_context"]) for end in ("first", "last"))
+    return _grid([*pairs, *((f"{end} context", None if n is None else str(n)) for end, n in contexts)])
 
 
 def _histogram(page: Page) -> RenderableType | None:
@@ -186,6 +182,7 @@ def _histogram(page: Page) -> RenderableType | None:
     row = page.rows("features").row(0, named=True)
     if not row["n_active"]:
         return None
+    # Shifting the fraction's bits out leaves sign and exponent: bins of one octave fall together.
     octave = np.array(row["histogram_bins"], np.int16) >> FRACTION_BITS
     octaves, place = np.unique(octave, return_inverse=True)
     rows = np.bincount(place, weights=row["histogram_counts"])
@@ -265,48 +262,39 @@ def _decoder_neighbours(page: Page) -> RenderableType | None:
 
 
 def _matches(page: Page) -> RenderableType | None:
-    """From every table that `latentlake match` made of this site, one for each other site."""
-    tables = [name for name in page.store.tables(page.site) if job_of(name) == "match"]
-    lines = [f"{name.removeprefix('matches_')} {line}" for name in tables for line in _partners(page, name)]
+    """From every table that `latentlake match` made of this site, one for each other site: partner first."""
+    order, lines = ["assigned", "cosine", "jaccard"], []
+    for table in (name for name in page.store.tables(page.site) if job_of(name) == "match"):
+        rows = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
+        for row in rows.iter_rows(named=True):
+            # Cosines are null where the two sites' directions cannot be compared.
+            parts = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
+            parts.append(f"{row['n_both']:,} rows in common")
+            parts += ["its partner in the assignment"] if row["assigned"] else []
+            lines.append(f"{table.removeprefix('matches_')} {row['match']}: {', '.join(parts)}")
     return Text("\n".join(lines)) if lines else None
-
-
-def _partners(page: Page, table: str) -> list[str]:
-    """The feature's matches in one table, its partner first; cosines are null where none can be compared."""
-    order = ["assigned", "cosine", "jaccard"]
-    rows = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
-    lines = []
-    for row in rows.iter_rows(named=True):
-        parts = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
-        parts.append(f"{row['n_both']:,} rows in common")
-        parts += ["its partner in the assignment"] if row["assigned"] else []
-        lines.append(f"{row['match']}: {', '.join(parts)}")
-    return lines
 
 
 def _clusters(page: Page) -> RenderableType | None:
-    lines = [line for name in CLUSTERINGS if page.has(name) for line in _cluster(page, name)]
-    return Text("\n".join(lines)) if lines else None
-
-
-def _cluster(page: Page, name: str) -> list[str]:
-    """The cluster that the feature is in, by one clustering."""
-    rows = page.rows(name)
-    number = rows["cluster"][0] if rows.height else None
-    if number is None:
-        return []
-    line = f"{CLUSTERINGS[name]}: cluster {number}"
-    summary = f"{name.removesuffix('s')}_summary"
-    if page.has(summary):
-        clusters = page.store.scan_table(page.site, summary).filter(pl.col("cluster") == number).collect()
-        row: dict[str, Any] = clusters.row(0, named=True) if clusters.height else {}
+    """The cluster that the feature is in, by each clustering that puts it into one."""
+    lines = []
+    for name in filter(page.has, CLUSTERINGS):
+        rows = page.rows(name)
+        number = rows["cluster"][0] if rows.height else None
+        if number is None:
+            continue
+        line, row = f"{CLUSTERINGS[name]}: cluster {number}", dict[str, Any]()
+        if page.has(summary := f"{name.removesuffix('s')}_summary"):
+            clusters = page.store.scan_table(page.site, summary).filter(pl.col("cluster") == number).collect()
+            row = clusters.row(0, named=True) if clusters.height else {}
         line += f", {row['size']:,} features" if row.get("size") else ""
         line += f", cohesion {row['cohesion']:.3f}" if row.get("cohesion") is not None else ""
         if row.get("tokens"):
             line += f"; tokens {' '.join(shown(piece) for piece in row['tokens'])}"
         if row.get("features"):
             line += f"; central {', '.join(map(str, row['features'][:CENTRAL]))}"
-    return [line]
+        lines.append(line)
+    return Text("\n".join(lines)) if lines else None
 
 
 def _logits(page: Page) -> RenderableType | None:
@@ -330,6 +318,7 @@ def _logits(page: Page) -> RenderableType | None:
 def _show_examples(page: Page) -> None:
     """Strips of each kind of example, shaded; without a table those of the strongest rows."""
     rows, values = page.store.rows_of(page.site, page.feature)
+    # One full shade for all strips, the feature's strongest activation anywhere.
     maximum = strongest_in([values])
     if not page.has("examples"):
         if len(rows):
