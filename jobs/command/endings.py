@@ -32,6 +32,9 @@ class Terminated(EndedBySignal):
     """SIGTERM."""
 
 
+OURS = (Interrupted, Terminated)
+
+
 class Endings:
     """The two signals of this process: which came, and whether the program ends for it."""
 
@@ -71,14 +74,18 @@ class Endings:
 
     def _come(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - what a handler is given
         is_again, self._is_again = self._is_again, False
+        # Before a run nothing waits to be cleaned up; a second look may come when all is over.
         if not self._runs:
             os._exit(128 + number)
         if is_again and self._is_over:
             return
         if self.number is None:
             self.number = number
-            sys.unraisablehook = _of_others(sys.unraisablehook)
+            # Nothing is printed of our own exceptions where they are lost, for they come again.
+            hook = sys.unraisablehook
+            sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, OURS) else hook(lost)
             _thread.start_new_thread(self._look_again, (os.getpid(), threading.get_ident()))
+        # Held weakly: the exception lives only while someone handles it or unwinds for it.
         error = Interrupted() if self.number == signal.SIGINT else Terminated(self.code)
         self._raised, self._since = weakref.ref(error), time.monotonic()
         try:
@@ -112,13 +119,3 @@ class Endings:
 
 
 ENDINGS = Endings()
-
-
-def _of_others(hook: Any) -> Any:
-    """Nothing is printed of our own exceptions where they are lost; they come again."""
-
-    def report(lost: Any) -> None:
-        if not isinstance(lost.exc_value, Interrupted | Terminated):
-            hook(lost)
-
-    return report

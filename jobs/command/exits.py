@@ -53,7 +53,11 @@ def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
     code: int | None = 3
     try:
         code = _command(app, arguments)
-        code = _flushed() or code
+        try:  # here, for what the interpreter's own flush finds would end with a traceback
+            sys.stdout.flush()
+        except OSError as error:
+            code = _storage(error)
+            _write_nowhere()
     except SystemExit as stop:  # of typer, and of signals
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -130,17 +134,6 @@ def _storage(error: OSError, arguments: list[str] | None = None) -> int:
     return _refuse(_system_message(error, arguments) or str(error))
 
 
-def _flushed() -> int:
-    """Write what is left for standard output: 0, or the exit code where that cannot be done."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        code = _storage(error)
-        _write_nowhere()
-        return code
-    return 0
-
-
 def _is_closed() -> bool:
     """Whether standard output is a pipe that nobody reads."""
     import select
@@ -166,6 +159,7 @@ def _system_message(error: Exception, arguments: list[str] | None) -> str | None
         return None
     command = " ".join(["latentlake", *(sys.argv[1:] if arguments is None else arguments)[:1]])
     path = file_of(error, f"the output of `{command}`")
+    # A sentence of our own stands as it is; what the system says is put in words that name a remedy.
     own = isinstance(error, OSError) and error.strerror not in (None, os.strerror(error.errno or 0))
     failure = None if own else storage_failure(error, path, "read")
     if failure is not None:

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo, OptionInfo
@@ -54,7 +54,10 @@ def command_of(job: Callable[..., object]) -> Callable[..., None]:
     """The function that typer calls, with the job's options and what stands for its filled parameters."""
     hints = get_type_hints(job, include_extras=True)
     parameters = inspect.signature(job).parameters
-    kinds = {name: _typer_kind(hints[name]) for name in parameters}
+    kinds: dict[str, type | None] = {}  # None: no option or argument, so it is filled here
+    for name in parameters:
+        marks = getattr(hints[name], "__metadata__", ())
+        kinds[name] = next((type(m) for m in marks if isinstance(m, ArgumentInfo | OptionInfo)), None)
     own = [
         inspect.Parameter(p.name, p.KEYWORD_ONLY, default=p.default, annotation=hints[p.name])
         for p in parameters.values()
@@ -63,6 +66,7 @@ def command_of(job: Callable[..., object]) -> Callable[..., None]:
     filled = {name: hints[name] for name, kind in kinds.items() if kind is None}
     runs_model = "device" in parameters and "tasks" in filled
     reads_run_file = "run_file" in filled and "store" not in filled
+    # In the order of a usage line: the store or run file, arguments, --site, options, how it runs.
     typed = [
         *([_option("store", StoreText, required=True)] if filled.keys() & {"store", "root"} else []),
         *([_option("path", RunPath, required=True)] if reads_run_file else []),
@@ -81,12 +85,6 @@ def command_of(job: Callable[..., object]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(typed)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in typed}
     return command
-
-
-def _typer_kind(annotation: Any) -> type | None:
-    """ArgumentInfo or OptionInfo; None of a parameter that is none of the command's."""
-    marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return next((type(mark) for mark in marks if isinstance(mark, ArgumentInfo | OptionInfo)), None)
 
 
 def _option(name: str, annotation: Any, *, required: bool = False) -> inspect.Parameter:
@@ -110,7 +108,12 @@ def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model
         _call_with_model(job, store, given)
         return None
     chosen = _sites(store, filled, given)
-    with _tasks(store, filled, given):
+    with ExitStack() as stack:
+        if "tasks" in filled:
+            from jobs.command.tasks import choose_tasks
+
+            tasks = choose_tasks(store, given.pop("workers"), given.pop("address"))
+            given["tasks"] = stack.enter_context(tasks)
         for site in chosen:
             job(**given, **site)
     return None
@@ -125,18 +128,6 @@ def _sites(store: FeatureStore, filled: Given, given: Given) -> list[Given]:
     if "sites" in filled:
         return [{"sites": sites_of(store, given.pop("site"))}]
     return [{}]
-
-
-@contextmanager
-def _tasks(store: FeatureStore, filled: Given, given: Given) -> Iterator[None]:
-    """The tasks of all calls."""
-    if "tasks" not in filled:
-        yield
-        return
-    from jobs.command.tasks import choose_tasks
-
-    with choose_tasks(store, given.pop("workers"), given.pop("address")) as given["tasks"]:
-        yield
 
 
 def _call_with_model(job: Callable[..., object], store: FeatureStore, given: Given) -> None:

@@ -21,8 +21,13 @@ def choose_tasks(store: FeatureStore, workers: int | None = None, address: str |
         from pipeline.executors.on_ray.tasks import RayTasks
 
         return RayTasks(address, most=workers, root=store.layout.root)
-    n = workers or _worth(store)
-    return Processes(n) if n > 1 else OneProcess()
+    if workers is None:
+        receipts = (receipt for name in store.plans for receipt in store.pass_receipts(name).values())
+        workers = 1
+        if sum(receipt.nnz for receipt in receipts) >= WORTH_NNZ:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            workers = min(len(os.sched_getaffinity(0)), free // MEMORY_OF_A_WORKER)
+    return Processes(workers) if workers > 1 else OneProcess()
 
 
 def choose_model_tasks(
@@ -48,11 +53,3 @@ def device_for(plan: Plan, device: str, address: str | None) -> str:
     from pipeline.models.device import device_here
 
     return device_here(device)
-
-
-def _worth(store: FeatureStore) -> int:
-    receipts = [receipt for name in store.plans for receipt in store.pass_receipts(name).values()]
-    if sum(receipt.nnz for receipt in receipts) < WORTH_NNZ:
-        return 1
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(os.sched_getaffinity(0)), free // MEMORY_OF_A_WORKER))

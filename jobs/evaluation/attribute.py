@@ -41,7 +41,7 @@ from jobs.terminal.console import console, say
 from jobs.terminal.progress import counting
 from pipeline.plans.plan import environment
 from pipeline.plans.reopen import use_in
-from pipeline.statistics.evaluation.attribution import SUMS, combine, finalize, select, with_effects
+from pipeline.statistics.evaluation.attribution import combine, finalize, select, with_effects
 from pipeline.store import FeatureStore
 from pipeline.store.records.parts import Parts
 from pipeline.store.records.tables import require_writable
@@ -121,10 +121,12 @@ def attribute(
         else:
             work, parts = opened(named)
             require_values(store, parts, selection, named)
-        saved.append(_saved_parts(store, work, _chosen(selection)))
-        squared = scores is None and by == "ig2"
-        selection = _ablated(site, work, parts, selection, tasks, saved[-1], squared=squared)
+        chosen = selection.filter(pl.col("rank").is_not_null()).select("label", "value", "feature")
+        saved.append(_saved_parts(store, work, chosen))
+        sums = _ablated(site, work, parts, chosen, tasks, saved[-1])
+        selection = with_effects(selection, sums, squared=scores is None and by == "ig2")
     store.write_table(site, "attribution_selection", selection)
+    # Only now: until the last table is written, a job that was killed goes on from these.
     for parts_of_run in saved:
         parts_of_run.remove()
     _report(site, selection, time.monotonic() - began)
@@ -154,27 +156,14 @@ def _attributed(
 
 
 def _ablated(
-    site: str,
-    work: Work,
-    parts: list[Part],
-    selection: pl.DataFrame,
-    tasks: Tasks,
-    saved: Parts,
-    *,
-    squared: bool,
+    site: str, work: Work, parts: list[Part], chosen: pl.DataFrame, tasks: Tasks, saved: Parts
 ) -> pl.DataFrame:
-    """The selection, each of its features ablated in the prompts of the values that it was selected for."""
+    """Sums of the effects of each chosen feature in the prompts of the values that it was selected for."""
     from pipeline.evaluation.attribution import ablate_part
 
-    function = partial(ablate_part, work, _chosen(selection))
+    function = partial(ablate_part, work, chosen)
     frames = _run(f"attribute {site}: ablation", function, 1, parts, tasks, saved)
-    sums = combine([pl.DataFrame(schema=SUMS), *(of_part for (of_part,) in frames)])
-    return with_effects(selection, sums, squared=squared)
-
-
-def _chosen(selection: pl.DataFrame) -> pl.DataFrame:
-    """Label, value and feature of what is ablated."""
-    return selection.filter(pl.col("rank").is_not_null()).select("label", "value", "feature")
+    return combine([sums for (sums,) in frames])
 
 
 def _run(
@@ -189,6 +178,7 @@ def _run(
     with counting(what, sum(part.stop - part.first for part in rest), "prompts") as advance:
         fresh = tasks.map(function, rest)
         for n, part in enumerate(parts):
+            # Results of tasks come in the order of `rest`, so the next fresh one is that of this part.
             results.append(done[n] if n in done else next(fresh))
             if n not in done:
                 saved.write(part.name, results[n])
@@ -199,6 +189,7 @@ def _run(
 def _saved_parts(store: FeatureStore, work: Work, chosen: pl.DataFrame | None = None) -> Parts:
     """The parts saved by an earlier job with the same options; `chosen` features: of an ablation."""
     site = work.use.site.name
+    # Everything that can change a result: other options find other parts, or none.
     about = {
         "what": None if chosen is None else chosen.rows(),
         "receipts": store.receipts_digest(site),
@@ -249,7 +240,17 @@ def _work(
 
 def _answer_columns(store: FeatureStore, text: str | None) -> tuple[str, str]:
     """The columns of the two answers: those of --answers, or those that the corpus names."""
-    answers = tuple(text.split(",")) if text else _answers_of(store)
+    if text:
+        answers = tuple(text.split(","))
+    else:
+        recorded = {tuple(link.source.get("answers", ())) for link in read_links(store.layout)} - {()}
+        if len(recorded) != 1:
+            several = "different ones" if recorded else "none"
+            raise InputError(
+                "the corpus names two columns of answers for its prompts, but this store's has "
+                f"{several}: give --answers FIRST,OTHER, two label columns"
+            )
+        answers = recorded.pop()
     _require_labels(store, "--answers", answers)
     if len(set(answers)) != 2:
         raise InputError(f"--answers {','.join(answers)!r} are not two columns: give two, as answer,other")
@@ -277,18 +278,6 @@ def _require_labels(store: FeatureStore, option: str, names: Sequence[str]) -> N
     for name in names:
         if name not in known:
             raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
-
-
-def _answers_of(store: FeatureStore) -> tuple[str, ...]:
-    """The columns of the answers, as recorded in the links of the corpus chain."""
-    answers = {tuple(link.source.get("answers", ())) for link in read_links(store.layout)} - {()}
-    if len(answers) != 1:
-        several = "different ones" if answers else "none"
-        raise InputError(
-            f"the corpus names two columns of answers for its prompts, but this store's has {several}: give "
-            "--answers FIRST,OTHER, two label columns"
-        )
-    return answers.pop()
 
 
 def _report_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:

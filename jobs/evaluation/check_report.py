@@ -52,6 +52,7 @@ def sentences(report: Report) -> list[str]:
 def massive_rows(figures: Reconstruction) -> str | None:
     """A sentence where massive rows decide what the explained variance of all rows is."""
     without = figures.rest.explained_variance
+    # Not `<=`: where either is NaN nothing is said.
     if not abs(figures.explained_variance - without) > DECIDE:
         return None
     are_few = figures.judged == without
@@ -80,6 +81,7 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
     """Name, value, and the name that a card gives it."""
     figures = report.figures
     share = figures.dead / len(figures.active)
+    without = f"explained variance without {figures.massive:,} rows above {MASSIVE:g} times the median norm"
     rows = [
         ("tokens counted", f"{figures.n:,}", ""),
         ("L0, mean", f"{figures.l0_mean:.1f}", "l0"),
@@ -90,7 +92,7 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
             "dead",
         ),
         ("explained variance", f"{figures.explained_variance:.4f}", "explained_variance"),
-        *_without_massive(figures),
+        *([(without, f"{figures.rest.explained_variance:.4f}", "")] if figures.massive else []),
         ("squared error of an element", f"{figures.mse:.4g}", "mse"),
         ("cosine, mean", f"{figures.cosine:.4f}", "cosine"),
         ("explained variance, special tokens too", f"{report.with_special:.4f}", ""),
@@ -103,14 +105,6 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
             ("loss recovered", f"{report.losses.recovered:.4f}", "loss_recovered"),
         ]
     return rows
-
-
-def _without_massive(figures: Reconstruction) -> list[tuple[str, str, str]]:
-    """The line of the explained variance without massive rows, where there are any."""
-    if not figures.massive:
-        return []
-    name = f"explained variance without {figures.massive:,} rows above {MASSIVE:g} times the median norm"
-    return [(name, f"{figures.rest.explained_variance:.4f}", "")]
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -129,7 +123,6 @@ def as_json(report: Report) -> dict[str, Any]:
         "cosine": reconstruction.cosine,
         "explained_variance_with_special_tokens": report.with_special,
     }
-    measured = isinstance(losses, Losses)
     content = {
         "sae": report.run.sites[0].sae,
         "model": report.run.model.path,
@@ -140,7 +133,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "prepend_bos": report.lake.bos_id is not None,
         "figures": figures,
         "losses": losses._asdict() | {"recovered": losses.recovered} if isinstance(losses, Losses) else None,
-        "no_losses": None if measured else losses,
+        "no_losses": None if isinstance(losses, Losses) else losses,
         "card": dict(report.about.card),
         "as_loaded": report.diagnosis.as_loaded._asdict(),
         "alternatives": [finding._asdict() for finding in report.diagnosis.tried],

@@ -125,6 +125,7 @@ def _report(run: RunFile, about: SaeMetadata, tokens: int, steps: Meter) -> Repo
     if not figures.n:
         positions = run.sites[0].positions
         raise InputError(f"no token is at the positions {positions} that the SAE reads: give more --tokens")
+    # The figures are of all rows, but alternatives are many and are tried on a sample.
     sampled = check.sample(pieces, ROWS, counted=True)
     losses = _losses(subject, check.sample(pieces, check.LOSS_TOKENS), steps)
     rows = check.loaded_rows(subject, sampled)
@@ -211,17 +212,12 @@ def _elsewhere(
     figures: Reconstruction,
 ) -> Iterator[OtherRows]:
     """Rows from other hooks, and from other choices of tokens."""
-    named = _trained_at(about)
+    read, wrote = about.hook_name, about.hook_name_out or about.hook_name
+    named = Place(read, wrote) if read is not None and wrote is not None else None
+    # Not `<`: a figure that is NaN is poor too.
     poor = not figures.judged >= check.POOR
     yield from check.other_hooks(subject, pieces, named, poor=poor)
     other: Sequence[check.Piece] = ()
     if flipped is not None:
         other = check.sample(check.pieces(flipped, lake.context_size), ROWS, counted=True)
     yield from check.other_tokens(subject, pieces, list(other), has_bos=lake.bos_id is not None)
-
-
-def _trained_at(about: SaeMetadata) -> Place | None:
-    """The place that the SAE's files name."""
-    if about.hook_name is None:
-        return None
-    return Place(about.hook_name, about.hook_name_out or about.hook_name)

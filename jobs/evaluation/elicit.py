@@ -90,6 +90,7 @@ def elicit(
     firing_features = elicited(store, site, typed, rows)
     place = "" if position is None else f" at position {rows[0]}"
     over = place or f", mean over {len(rows)} positions"
+    # BOS takes one place of each context, so the text is cut into pieces shorter by one.
     body = store.lake.context_size - (store.lake.bos_id is not None)
     if (contexts := -(-len(typed.token_ids) // body)) > 1:
         over += f" of {contexts} contexts of the lake's {store.lake.context_size} tokens"
@@ -138,6 +139,7 @@ def selected_rows(store: FeatureStore, typed: TypedText, position: int | None) -
 def elicited(store: FeatureStore, site: str, typed: TypedText, rows: I64) -> pl.DataFrame:
     """All features that fire at the rows, by feature (schema ELICITED)."""
     matrix = typed.activations[rows].tocoo()
+    # By feature, then by position: of equal activations the first position is the strongest.
     order = np.lexsort((matrix.row, matrix.col))
     fires = pl.DataFrame(
         {
@@ -173,6 +175,7 @@ def _surprise(fires: pl.DataFrame, table: pl.DataFrame) -> F64:
     groups = fires.partition_by("feature", maintain_order=True)
     bits = [np.empty(0)]
     for group, row in zip(groups, table.iter_rows(named=True), strict=True):
+        # A feature that never fires in the store has no range: every value lies outside of it.
         never = row["max_activation"] is None
         stored = Stored(
             np.array(row["histogram_bins"], np.int16),

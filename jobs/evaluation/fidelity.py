@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +47,7 @@ from schemas.sentences import several
 from schemas.tables.tables import Schema
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.fidelity import Part, Total, Work
+    from pipeline.evaluation.fidelity import Part, Work
 
 TOKENS = 20_000
 """Tokens run by default."""
@@ -86,33 +86,31 @@ def fidelity(
         raise InputError(f"--tokens {tokens}: give a whole number from 1, or all")
     began, tasks = time.monotonic(), tasks or OneProcess()
     require_writable(store.layout, site)
-    require_losses(store)
+    if store.lake.inputs is not None:
+        raise InputError(
+            "the lake holds vectors, not tokens: a loss of next tokens is measured on text alone"
+        )
     work = _work(store, use_in(store, site, device=device, model=model, sae=sae))
     n_tokens = None if tokens == "all" else int(tokens)
     parts = choose(_shards(store, site, shards or ()), work.step, n_tokens)
     keys = [_key(store, site, work, part) for part in parts]
-    means = _SavedRows(store, site, "fidelity_means", FIDELITY_MEANS, _mean_row)
+    means = _SavedRows(
+        store, site, "fidelity_means", FIDELITY_MEANS, lambda t: {"rows": t.rows, "total": t.total.tolist()}
+    )
     totals = [row["total"] for row in means.complete(parts, keys, work, partial(total_of, work), tasks)]
     rows = sum(means.rows[key]["rows"] for key in keys)
     if not rows:
         raise InputError(f"site {site!r}: no row of the tokens chosen is stored: give more --tokens")
     mean = sum((np.array(total) for total in totals), np.zeros(len(totals[0]))) / rows
+    # The mean is put in for x: losses that were measured with another mean do not count.
     digest = hashlib.sha256(mean.tobytes()).hexdigest()
     keys = [digest_of([key, digest]) for key in keys]
     shard_rows = _SavedRows(store, site, "fidelity_shards", FIDELITY_SHARDS, row_of)
-    results = list(shard_rows.complete(parts, keys, work, partial(measure, work, mean), tasks))
+    results = shard_rows.complete(parts, keys, work, partial(measure, work, mean), tasks)
     table = summary(pl.DataFrame(results, schema=FIDELITY_SHARDS), len(mean))
     store.write_table(site, "fidelity", table)
     _report(site, table, len(parts), time.monotonic() - began)
     return table
-
-
-def require_losses(store: FeatureStore) -> None:
-    """InputError where the lake has no next tokens."""
-    if store.lake.inputs is not None:
-        raise InputError(
-            "the lake holds vectors, not tokens: a loss of next tokens is measured on text alone"
-        )
 
 
 def _work(store: FeatureStore, use: PlannedUse) -> Work:
@@ -148,6 +146,7 @@ def choose(records: Sequence[ShardRecord], step: int, tokens: int | None) -> lis
     total = sum(sizes)
     if tokens is None or tokens >= rows:
         return [Part(record, None) for record in records]
+    # So many of all groups as tokens of all rows, rounded up; group i of them stands at i / wanted of all.
     wanted = -(-tokens * total // rows)
     groups: dict[int, list[int]] = defaultdict(list)
     firsts = np.cumsum([0, *sizes])
@@ -179,6 +178,7 @@ class _SavedRows:
         self.rows: dict[str, dict[str, Any]] = {}
         if has_table(store.layout, site, name):
             frame = scan_table(store.layout, site, name).collect()
+            # A table of another version is measured anew.
             if frame.schema == pl.Schema(schema):
                 self.rows = {row["made_from"]: row for row in frame.iter_rows(named=True)}
 
@@ -189,7 +189,7 @@ class _SavedRows:
         work: Work,
         measured: Callable[[Part], Any],
         tasks: Tasks,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> list[dict[str, Any]]:
         """The rows of all parts, in order; what is missing is measured, and written down on the way."""
         self.rows = {key: self.rows[key] for key in keys if key in self.rows}
         missing = [(part, key) for part, key in zip(parts, keys, strict=True) if key not in self.rows]
@@ -206,7 +206,7 @@ class _SavedRows:
                         saved = time.monotonic()
             finally:
                 self._save(keys)
-        return iter([self.rows[key] for key in keys])
+        return [self.rows[key] for key in keys]
 
     def _save(self, keys: Sequence[str]) -> None:
         rows = [self.rows[key] for key in keys if key in self.rows]
@@ -216,10 +216,6 @@ class _SavedRows:
 def size_of(part: Part, step: int) -> int:
     """About how many tokens a part has."""
     return part.record.rows * sum(map(len, part.ranges(step))) // max(part.record.contexts, 1)
-
-
-def _mean_row(total: Total) -> dict[str, Any]:
-    return {"rows": total.rows, "total": total.total.tolist()}
 
 
 def _report(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None:
@@ -233,7 +229,10 @@ def _report(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None
         ends = "-" if row["low"] is None else f"{row['low']:.4f} to {row['high']:.4f}"
         out.add_row(row["measure"], value, ends)
     console.print(out)
-    for reason, names in _by_reason(table).items():
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons(table).items():
+        by_reason[reason].append(name)
+    for reason, names in by_reason.items():
         say(f"{', '.join(names)}: {reason}")
     if (table["measure"] == "literal_recovered_share").any():
         say(
@@ -241,11 +240,3 @@ def _report(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None
             "features are 0) and counted; the others leave position 0 as it is, and out"
         )
     say(f"[bold]fidelity[/] {site}: done ({seconds:.1f} s)")
-
-
-def _by_reason(table: pl.DataFrame) -> dict[str, list[str]]:
-    """Why values or intervals are missing -> the measures."""
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for name, reason in reasons(table).items():
-        by_reason[reason].append(name)
-    return by_reason

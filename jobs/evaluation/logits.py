@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import polars as pl
 import typer
+from rich.markup import escape
 
 from jobs.command.options import DeviceName, ModelPath
 from jobs.terminal.console import say
@@ -95,18 +96,15 @@ def use_for_logits(store: FeatureStore, site: str, device: str, model: str | Non
         raise InputError(f"site {site!r} is synthetic, its features were drawn: there is no unembedding")
     _, about = store.site_weights(site, ())
     use = use_of(plan, site, about, device=device, model=model, needs_sae=False)
-    if not (in_residual_stream(use.place.target) or _is_added(use)):
+    # What a sublayer gives is added to the stream as it is, unless a norm follows.
+    sublayer = use.place.target.endswith((".mlp.hook_out", ".attn.hook_out"))
+    is_added = in_residual_stream(use.place.target) or (sublayer and not has_norms_after(model_of(use.plan)))
+    if not is_added:
         raise InputError(
             f"the decoder of site {site!r} writes at {use.place.target}, which is not the residual stream: "
             f"its features have no logits; they have at {', '.join((*STREAM, *WRITERS))} and whole blocks"
         )
     return use
-
-
-def _is_added(use: PlannedUse) -> bool:
-    """Whether what a sublayer gives is added to the residual stream as it is, as no norm follows."""
-    own = use.place.target.endswith((".mlp.hook_out", ".attn.hook_out"))
-    return own and not has_norms_after(model_of(use.plan))
 
 
 def logits(
@@ -136,6 +134,7 @@ def logits(
     norm = average_norm(store, site, tasks)
     reading = Reading(use, k, min(vocabulary, store.vocabulary_size))
     block = rows_of_a_block(vocabulary)
+    # Random directions are compared with features of the same norms, a sample of them where there are many.
     norms = np.float32(norm) * np.linalg.norm(w_dec, axis=1)
     norms = norms[evenly(len(norms), min(len(norms), MOST_RANDOM) if random is None else random)]
     n = len(w_dec) + len(norms)
@@ -147,7 +146,8 @@ def logits(
                 advance(len(result.softmax.entropy_bits))
 
         table = _table(list(results(of_features(w_dec, b_dec, norm, block))))
-        drawn = _random_table(list(results(of_random(norms, b_dec, block))))
+        columns = _statistics(list(results(of_random(norms, b_dec, block))))
+    drawn = pl.DataFrame({"direction": np.arange(len(norms)), **columns}, schema=LOGITS_RANDOM)
     store.write_table(site, "logits_random", drawn)
     store.write_table(site, "logits_histogram", histograms(table, drawn))
     store.write_table(site, "logits", table)
@@ -167,6 +167,7 @@ def sum_of_norms(shard: ShardFiles) -> float:
     """The sum over a shard's rows of the norm of their feature vectors; rows not counted hold nothing."""
     matrix = shard.read_csr()
     squares = matrix.data.astype(np.float64) ** 2
+    # reduceat gives an empty row the next one's first square, so empty rows are left out: they add 0.
     starts = matrix.indptr[:-1][np.diff(matrix.indptr) > 0]
     return float(np.sqrt(np.add.reduceat(squares, starts)).sum()) if len(starts) else 0.0
 
@@ -199,15 +200,12 @@ def evenly(n: int, count: int) -> list[int]:
 def _table(results: Sequence[Unembedded]) -> pl.DataFrame:
     """The table LOGITS."""
     columns = _statistics(results)
-    frame = pl.DataFrame({"feature": np.arange(len(columns["entropy_bits"])), **columns})
-    for names, parts in (
-        (("top_tokens", "top_logits", "bottom_tokens", "bottom_logits"), [part.logits for part in results]),
-        (
-            ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects"),
-            [part.effects for part in results],
-        ),
-    ):
-        frame = frame.with_columns(_lists(names, parts))
+    logits = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
+    effects = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "suppressed_effects")
+    frame = pl.DataFrame({"feature": np.arange(len(columns["entropy_bits"])), **columns}).with_columns(
+        *_lists(logits, [part.logits for part in results]),
+        *_lists(effects, [part.effects for part in results]),
+    )
     return frame.select(pl.col(name).cast(dtype) for name, dtype in LOGITS.items())
 
 
@@ -218,13 +216,6 @@ def _lists(names: Sequence[str], parts: Sequence[Extremes | None]) -> list[pl.Se
         return [pl.Series(name, [None], dtype=LOGITS[name]) for name in names]
     columns = (np.concatenate(column) for column in zip(*present, strict=True))
     return [pl.Series(name, column).arr.to_list() for name, column in zip(names, columns, strict=True)]
-
-
-def _random_table(results: Sequence[Unembedded]) -> pl.DataFrame:
-    columns = _statistics(results)
-    return pl.DataFrame(
-        {"direction": np.arange(len(columns["entropy_bits"])), **columns}, schema=LOGITS_RANDOM
-    )
 
 
 def _statistics(results: Sequence[Unembedded]) -> dict[str, F64]:
@@ -248,9 +239,11 @@ def histograms(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
 def _edges(values: F64, *, is_log: bool) -> F64:
     """Edges of BINS even parts from the least value to the largest, of their logarithms if asked for."""
     low, high = (np.log10(values) if is_log else values)[[values.argmin(), values.argmax()]]
+    # Where all values are equal the parts still need some width.
     edges: F64 = np.linspace(low, max(high, low + 1e-6), BINS + 1)
     if is_log:
         edges = 10**edges
+    # 10 ** log10(x) may miss x by a bit, and the outer values would fall out.
     edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())
     return edges
 
@@ -275,10 +268,4 @@ def _report(
     for row in strongest.head(5).iter_rows(named=True):
         promoted = row["promoted_tokens"] or row["top_tokens"]
         tokens = " ".join(repr(text) for text in store.token_texts(promoted[:5]))
-        say(_escaped(f"  {row['feature']}: {row['entropy_bits']:.2f} bits, promotes {tokens}"))
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        say(escape(f"  {row['feature']}: {row['entropy_bits']:.2f} bits, promotes {tokens}"))

@@ -102,9 +102,7 @@ def read_block(source: Source, chosen: U32, features: range) -> Block:
     inside = pl.col("feature").is_in(chosen[(chosen >= features.start) & (chosen < features.stop)].tolist())
     table = source.table("features", features).filter(inside).sort("feature")
     examples = source.table("examples", features).filter(inside & pl.col("kind").is_in(list(KINDS)))
-    order = pl.col("kind").replace_strict(
-        dict(zip(KINDS, range(len(KINDS)), strict=True)), return_dtype=pl.UInt8
-    )
+    order = pl.col("kind").replace_strict(list(KINDS), list(range(len(KINDS))), return_dtype=pl.UInt8)
     gathered = _Gathered(source, table, examples.sort("feature", order, "interval", "rank"))
     for number, shard in enumerate(source.shards):
         gathered.read(number, shard)
@@ -119,6 +117,7 @@ class _Gathered:
         self._features: I64 = table["feature"].to_numpy().astype(np.int64)
         self._owner: I64 = examples["feature"].to_numpy().astype(np.int64)
         self._rows: I64 = examples["row"].to_numpy().astype(np.int64)
+        # The shard of a row is the last one that starts at or before it.
         starts = np.array([shard.record.row_start for shard in source.shards], np.int64)
         self._shard = np.searchsorted(starts, self._rows, side="right") - 1
         n, width = len(self._rows), source.window
@@ -134,23 +133,26 @@ class _Gathered:
         if len(in_shard):
             self._place(in_shard, shard)
         if len(self._features):
+            # Postings come in runs of the features between: a run may hold features that were not chosen.
             for feature, row, value in _activations(shard, range(self._features[0], self._features[-1] + 1)):
                 self._fill_values(in_shard, feature, row, value)
                 self._count(feature, value)
 
     def _place(self, in_shard: I64, shard: ShardFiles) -> None:
-        """Contexts, windows and tokens of the examples `mine`."""
+        """Contexts, windows and tokens of the examples of a shard."""
         path = self._source.layout.tokens(shard.record.name)
         with readable(path):
             frame = read_frame(path, ["row_offset", "token_ids"])
         ids = frame["token_ids"].explode().to_numpy()
         context_ptr = np.append(frame["row_offset"].to_numpy().astype(np.int64), len(ids))
+        # Rows are numbered through the lake, contexts' offsets in a shard: count from the shard's first row.
         local = self._rows[in_shard] - shard.record.row_start
         windows = Windows.of_size(local, context_ptr, self._source.window)
         lengths = windows.lengths
         self._context[in_shard] = windows.context + shard.record.context_start
         self._position[in_shard] = local - windows.begin
         self._first[in_shard], self._lengths[in_shard] = windows.first + shard.record.row_start, lengths
+        # Windows at a context's ends are shorter than T: fill each from column 0, zeros are left after it.
         places = concatenated_ranges(windows.first, windows.stop)
         column = places - np.repeat(windows.first, lengths)
         self._token_ids[np.repeat(in_shard, lengths), column] = ids[places]
@@ -159,8 +161,10 @@ class _Gathered:
         """Put activations, sorted by (feature, row), where examples of their features show those rows."""
         if not len(in_shard) or not len(row):
             return
+        # One ascending key of (feature, row): a window's activations lie between two places of it.
         base, span = int(row.min()), int(row.max()) - int(row.min()) + 2
         key = feature * span + (row - base)
+        # Windows reach beyond the run's rows: held inside the span, else they would find other features'.
         first = np.clip(self._first[in_shard] - base, 0, span - 1)
         stop = np.clip(self._first[in_shard] + self._lengths[in_shard] - base, 0, span - 1)
         low = np.searchsorted(key, self._owner[in_shard] * span + first)
@@ -170,12 +174,15 @@ class _Gathered:
 
     def _count(self, feature: I64, value: F32) -> None:
         """Add the activations of chosen features to their histograms."""
+        # Beyond the last chosen feature searchsorted gives a place that is not there.
         place = np.minimum(np.searchsorted(self._features, feature), len(self._features) - 1)
         kept = self._features[place] == feature
         place, value = place[kept], value[kept]
         low, width = self._low[place].astype(np.float64), (self._high - self._low).astype(np.float64)[place]
+        # A feature of one value has no width: all of it is in bin 0. The largest value is in the last bin.
         share = np.divide(value - low, width, out=np.zeros(len(value)), where=width > 0)
         bins = np.clip((share * BINS).astype(np.int64), 0, BINS - 1)
+        # Histograms of all features in one count, feature-major.
         counts = np.bincount(place * BINS + bins, minlength=self._histogram.size)
         self._histogram += counts.reshape(self._histogram.shape)
 
@@ -225,6 +232,7 @@ def tenths(row: dict[str, Any]) -> list[float]:
         return []
     left, right = bin_edges(np.asarray(row["histogram_bins"], np.int16))
     counts = np.asarray(row["histogram_counts"], np.float64)
+    # `below`: the share of activations left of each bin; each edge lies in the bin that crosses its share.
     below = np.append(0, np.cumsum(counts)) / counts.sum()
     places = np.linspace(0, 1, 11)
     bins = np.clip(np.searchsorted(below, places, side="left") - 1, 0, len(counts) - 1)

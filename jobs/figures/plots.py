@@ -35,7 +35,6 @@ METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date
 RECEIPTS_FIELD = {"png": RECEIPTS_KEY, "svg": "Identifier"}
 """Where a figure says which receipts its table was made from (a key of PNG's text, a term of SVG's)."""
 
-
 HANGUL = "한글특징"
 """What a font has that can write Korean."""
 
@@ -65,6 +64,7 @@ def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePat
         missing |= {name: figure for name, figure in FIGURES.items() if figure.table == "labels"}
     chosen = {name: figure for name, figure in FIGURES.items() if name not in missing}
     names = {figure.table for figure in chosen.values()}
+    # All tables are read, and one that is needed refused, before the first figure is written.
     tables = {name: store.scan_table(site, name).collect() for name in sorted(names)}
     written = []
     with drawing(store, site, language):
@@ -83,7 +83,9 @@ def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[No
     InputError for a language that figures do not speak, or that no font of this machine can write.
     """
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of families without a bold face
-    with rc_context(), set_to(_setting_of(store, site, _known(language))) as chosen:
+    target = PROMPT_TARGET if kinds_of_corpus(store) == {"prompts"} else None
+    words = Setting(_known(language), unit_of_site(store, site), target)
+    with rc_context(), set_to(words) as chosen:
         rcdefaults()  # not the settings of a matplotlibrc of this machine
         rcParams.update(STYLE)
         yield
@@ -103,11 +105,6 @@ def _known(language: str) -> Language:
     return chosen
 
 
-def _setting_of(store: FeatureStore, site: str, language: Language) -> Setting:
-    target = PROMPT_TARGET if kinds_of_corpus(store) == {"prompts"} else None
-    return Setting(language, unit_of_site(store, site), target)
-
-
 def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list[StorePath]:
     """Draw one of FIGURES from its table, as PNG and SVG."""
     figure = FIGURES[name].draw(table, site)
@@ -120,6 +117,7 @@ def draw(store: FeatureStore, site: str, name: str, table: pl.DataFrame) -> list
 
 def _by_command(store: FeatureStore, site: str, missing: Mapping[str, Drawing]) -> dict[str, list[str]]:
     """The figures that a command would make possible with such a corpus and such a site."""
+    # A table that this corpus or site can never have is no news: its figures are not named.
     kinds = kinds_of_corpus(store)
     has_text = not kinds <= {"images", "dictionary", "synthetic"}
     can = {
@@ -145,11 +143,10 @@ def render(figure: Figure, kind: str, receipts: str = "") -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     field = {RECEIPTS_FIELD[kind]: f"{RECEIPTS_KEY}:{receipts}"}
-    missing = use_fonts(figure)
-    if missing:
-        add_fact(
-            figure, f"no font for {' and '.join(map(name_of, scripts_of(missing)))} where this was drawn"
-        )
+    if missing := use_fonts(figure):
+        # Reported once for all figures, and on each, for it travels without the report.
+        scripts = " and ".join(map(name_of, scripts_of(missing)))
+        add_fact(figure, f"no font for {scripts} where this was drawn")
         setting().missing.update(missing)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)  # reported above

@@ -76,25 +76,18 @@ def check_derivable(run: RunFile, layout: Layout) -> None:
     """InputError where a job could not be done after the extraction; the tokens must be there."""
     lake = read_lake(layout)
     assert lake is not None
+    # Links that name no answers do not contradict the others, links with other ones do.
     answers = {tuple(link.source.get("answers", ())) for link in read_links(layout)} - {()}
     for site in run.sites:
         if site.sae is None:
             continue
         case = Case(run, lake, len(answers) == 1, site, read_metadata(site.sae))
         for job in run.derive.jobs:
-            if (why := REFUSED.get(job, _always_possible)(case)) is not None:
+            if job in REFUSED and (why := REFUSED[job](case)) is not None:
                 raise InputError(
                     f"derive.jobs: {job} cannot be done for site {site.name!r}: {why}; take {job} out of "
                     "derive.jobs"
                 )
-
-
-def _always_possible(case: Case) -> str | None:  # noqa: ARG001
-    return None
-
-
-def _rank(case: Case) -> str | None:
-    return _sentence(lambda: [column_of(feature_schema(), by) for by in case.run.rank.by])
 
 
 def _report(case: Case) -> str | None:
@@ -163,7 +156,7 @@ def _sentence(check: Callable[[], object]) -> str | None:
 
 
 REFUSED: dict[str, Callable[[Case], str | None]] = {
-    "rank": _rank,
+    "rank": lambda case: _sentence(lambda: [column_of(feature_schema(), by) for by in case.run.rank.by]),
     "report": _report,
     "logits": _logits,
     "fidelity": _fidelity,

@@ -14,7 +14,6 @@ from jobs.command.tasks import choose_model_tasks, choose_tasks, device_for
 from jobs.terminal.console import say
 from pipeline.store import FeatureStore
 from pipeline.store.records.tables import require_writable
-from pipeline.tasks import Tasks
 from schemas.names import DERIVED_JOBS
 from schemas.run.file import RunFile
 
@@ -28,22 +27,18 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
                 continue
             if name in PAGES:
                 PAGES[name](store, site, run_file)
+                continue
+            # As the command line calls it without options, but that the model is where the run file says.
+            job = find(name).load()
+            parameters = signature(job).parameters
+            if "device" in parameters:
+                plan = store.plans[store.site(site).pass_name]
+                device = device_for(plan, "auto", None)
+                with choose_model_tasks(store, plan, device) as model_tasks:
+                    job(store, site, model_tasks, device=device, model=run_file.model.path or None)
             else:
-                _tables(name, store, site, run_file, tasks)
-
-
-def _tables(name: str, store: FeatureStore, site: str, run_file: RunFile, tasks: Tasks) -> None:
-    """Those of a command, as the command line makes them without options; its model is the run file's."""
-    job = find(name).load()
-    parameters = signature(job).parameters
-    if "device" in parameters:
-        plan = store.plans[store.site(site).pass_name]
-        device = device_for(plan, "auto", None)
-        with choose_model_tasks(store, plan, device) as model_tasks:
-            job(store, site, model_tasks, device=device, model=run_file.model.path or None)
-    else:
-        given = {"tasks": tasks, "run_file": run_file}
-        job(store, site, **{key: value for key, value in given.items() if key in parameters})
+                given = {"tasks": tasks, "run_file": run_file}
+                job(store, site, **{key: value for key, value in given.items() if key in parameters})
 
 
 def _plots(store: FeatureStore, site: str, run_file: RunFile) -> None:

@@ -98,6 +98,7 @@ class _Catalog:
 def _drop_pass(catalog: _Catalog, name: str, *, yes: bool) -> None:
     if name not in catalog.by_pass:
         raise InputError(f"the store has no pass {name!r}; it has {', '.join(catalog.by_pass) or 'none'}")
+    # Tables and figures lie below the site's name: they stay where another pass has a site of it.
     only_here = [site for site in catalog.by_pass[name] if catalog.passes(site) == [name]]
     pieces = pieces_of_pass(catalog.layout, name, only_here)
     about = (
@@ -169,16 +170,20 @@ def _remove(
 ) -> None:
     """Check that no run is at work, print what goes, ask, and do it."""
     _require_quiet(catalog.layout, passes)
-    for line in _lines_of(pieces):
-        say(line)
-    files, total = sum(piece.files for piece in pieces), sum(piece.bytes for piece in pieces)
-    weight = f"{several(files, 'file')}, {size(total)}"
+    kinds: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        kinds[piece.what].append(piece)
+    for what, group in kinds.items():
+        more = f" and {len(group) - 1:,} more" if len(group) > 1 else ""
+        say(f"  {what}: {_weight(group)}, {escape(str(group[0].path))}{more}")
+    weight = _weight(pieces)
     if not yes:
         if not sys.stdin.isatty():
             raise InputError(f"drop would remove {about} ({weight}): say --yes, nobody can be asked here")
         if not typer.confirm(f"Remove {about} ({weight}) for good?"):
             say("nothing was removed")
             return
+        # The answer may have taken long enough for a run to begin.
         _require_quiet(catalog.layout, passes)
     remove()
     _forget(catalog.layout)
@@ -191,16 +196,9 @@ def _require_quiet(layout: Layout, passes: Iterable[str]) -> None:
             raise InputError(f"pass {name!r}: {running}: stop it, or wait for its end, and drop again")
 
 
-def _lines_of(pieces: Iterable[Piece]) -> Iterable[str]:
-    """A line for each kind of piece."""
-    kinds: dict[str, list[Piece]] = defaultdict(list)
-    for piece in pieces:
-        kinds[piece.what].append(piece)
-    for what, group in kinds.items():
-        files, total = sum(piece.files for piece in group), sum(piece.bytes for piece in group)
-        yield f"  {what}: {several(files, 'file')}, {size(total)}, {escape(str(group[0].path))}" + (
-            f" and {len(group) - 1:,} more" if len(group) > 1 else ""
-        )
+def _weight(pieces: list[Piece]) -> str:
+    files, total = sum(piece.files for piece in pieces), sum(piece.bytes for piece in pieces)
+    return f"{several(files, 'file')}, {size(total)}"
 
 
 def _forget(layout: Layout) -> None:

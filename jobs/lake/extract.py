@@ -45,34 +45,27 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
     for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
         say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
         piece.remove()
-    results = [
-        _extract_pass(layout, part, accept_environment=accept_environment) for part in by_pass(run, layout)
-    ]
+    results = []
+    for part in by_pass(run, layout):
+        pass_began = time.monotonic()
+        with ExtractionProgress() as progress:
+            result = run_extraction(
+                layout,
+                part,
+                accept_environment=accept_environment,
+                begin=progress.begin,
+                on_event=progress.on_event,
+            )
+        if result.prediction is not None and result.fresh.shards:
+            show_comparison(result.prediction, result, time.monotonic() - pass_began)
+        results.append(result)
     _report(results, time.monotonic() - began)
-    for result in results:
-        _report_loss(result)
     _report_quality(results, [site.name for site in run.sites], run.extract.check_sae)
     return results
 
 
-def _extract_pass(layout: Layout, run: RunFile, *, accept_environment: bool) -> Extraction:
-    """One pass, and how its prediction did."""
-    progress, began = ExtractionProgress(), time.monotonic()
-    with progress:
-        result = run_extraction(
-            layout,
-            run,
-            accept_environment=accept_environment,
-            begin=progress.begin,
-            on_event=progress.on_event,
-        )
-    if result.prediction is not None and result.fresh.shards:
-        show_comparison(result.prediction, result, time.monotonic() - began)
-    return result
-
-
 def _report(results: list[Extraction], seconds: float) -> None:
-    """One line over all passes, which are named where they are several."""
+    """One line over all passes, which are named where they are several; then what rounding cost."""
     fresh, skipped = (sum(n) for n in zip(*((r.fresh.shards, r.skipped) for r in results), strict=True))
     done = (
         f"{several(fresh, 'shard')}, {skipped:,} were done"
@@ -87,16 +80,12 @@ def _report(results: list[Extraction], seconds: float) -> None:
     if dense := sum(result.tally.bytes[DENSE] for result in results):
         stored.append(f"{size(dense)} of x in {results[0].plan.dense_dtype}")
     say(f"[bold]extract[/] {done}; {', '.join(stored)} ({seconds:.1f} s)")
-
-
-def _report_loss(result: Extraction) -> None:
-    """What rounding cost, where it cost something."""
-    if lost := result.tally.underflow:
-        dtype = result.plan.activation_dtype
-        say(
-            f"[yellow]{lost:,} activations[/] rounded to 0 in {dtype} and are not stored; "
-            "`activation_dtype: float32` keeps them"
-        )
+    for result in results:
+        if lost := result.tally.underflow:
+            say(
+                f"[yellow]{lost:,} activations[/] rounded to 0 in {result.plan.activation_dtype} and are not "
+                "stored; `activation_dtype: float32` keeps them"
+            )
 
 
 def _report_quality(results: list[Extraction], order: list[str], check: CheckSae) -> None:

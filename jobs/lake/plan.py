@@ -45,15 +45,10 @@ def plan(
         resolved = resolved.model_copy(update={"extract": extract})
     layout = Layout(store_path(resolved.store.root))
     parts = by_pass(resolved, layout)
-    unfinished = [part for part in parts if _has_work(layout, part)]
-    return [_plan_pass(layout, part, seconds) for part in unfinished or parts]
-
-
-def _has_work(layout: Layout, run: RunFile) -> bool:
-    """Whether shards are left in the pass, as far as the store has any."""
-    assert run.store.pass_name is not None
+    # A finished pass takes no time; where all are, or no tokens are there yet, each is predicted.
     shards = sum(len(link.shards) for link in read_links(layout))
-    return len(read_commits(layout, run.store.pass_name)) < shards
+    unfinished = [p for p in parts if len(read_commits(layout, str(p.store.pass_name))) < shards]
+    return [_plan_pass(layout, part, seconds) for part in unfinished or parts]
 
 
 def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:
@@ -65,14 +60,10 @@ def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:
         remedy_for_writes(TMPDIR_REMEDY),
         Meter("plan") as meter,
     ):
-        prediction = Probe(run, Path(folder), seconds).predict(lambda what: _begin(meter, what))
+        prediction = Probe(run, Path(folder), seconds).predict(meter.begin)
     _show_prediction(prediction, run.store.pass_name)
     write_prediction(layout, run.store.pass_name, prediction)
     return prediction
-
-
-def _begin(meter: Meter, what: str) -> None:
-    meter.begin(what)
 
 
 def _show_prediction(prediction: Prediction, pass_name: str) -> None:

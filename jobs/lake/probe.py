@@ -36,7 +36,7 @@ TEXT_BYTES = 1 << 21
 SHARDS = 4
 """Shards that the time is planned for; they are made no larger than the run's own."""
 
-Begin = Callable[[str], None]
+Begin = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class Probe:
         """Shards as large as the run's, or as the time allows, until it is over; at least one."""
         rate = warm.rows / max(warm.work_seconds, 1e-9)
         rows = max(min(corpus.shard_rows, int(rate * self.seconds / SHARDS)), warm.rows)
+        # Half as many again, for the worker gets faster once it is warm; the clock ends it anyway.
         limit = min(max(int(1.5 * rate * self.seconds), rows), corpus.rows)
         if limit <= self._warm_up_rows():
             return []
@@ -137,26 +138,23 @@ class Probe:
         if records := [record for link in read_links(stored) for record in link.shards]:
             rows = sum(record.rows for record in records)
             return Corpus(rows, math.ceil(rows / len(records)), ())
-        rows, assumed = self._estimated_rows(lake)
-        return Corpus(rows, min(shard_target(self._source, self.run.tokens), rows), assumed)
-
-    def _estimated_rows(self, lake: Lake) -> tuple[int, tuple[str, ...]]:
         limit, size = self.run.tokens.limit, self._source.estimated_bytes()
         if size is None and limit is None:
             raise InputError(
                 f"nobody knows how large {self.run.corpus.path} is: set tokens.limit, or tokenize it first"
             )
         rows, read, is_all = rows_of_text(self._source, self._tokenizer, lake)
+        assumed: tuple[str, ...] = ()
         if is_all:
-            return min(rows, limit or rows), ()
-        estimated = None if size is None else int(size * rows / read)
-        if estimated is None or (limit is not None and limit <= estimated):
+            total = min(rows, limit or rows)
+        elif size is None or (limit is not None and limit <= int(size * rows / read)):
             assert limit is not None
-            return limit, ()
-        return estimated, (
-            f"the corpus is {estimated:,} tokens: {size:,} bytes at {read / rows:.2f} bytes a token, as in "
-            f"its first {read:,} bytes",
-        )
+            total = limit
+        else:
+            total = int(size * rows / read)
+            text = f"{size:,} bytes at {read / rows:.2f} bytes a token, as in its first {read:,} bytes"
+            assumed = (f"the corpus is {total:,} tokens: {text}",)
+        return Corpus(total, min(shard_target(self._source, self.run.tokens), total), assumed)
 
     def _as_large(
         self, plan: Plan, receipts: list[Receipt], shard_rows: int
@@ -167,29 +165,25 @@ class Probe:
             return self.samples, ()
         if len(receipts) < 2:
             return self.samples, ("partials are as large a token as in the one shard of the probe",)
+        # What the partials would weigh of a shard that holds all shards of the probe tells how they grow.
+        store, path, combined = FeatureStore.open(self.folder), self.folder / "combined.parquet", 0
+        for site in (site for site in plan.sites if site.has_sae):
+            frames = (store.partials(site.name, receipt.shard) for receipt in receipts)
+            write_frame(path, statistics.combine(list(frames)))
+            combined += path.stat().st_size
         one = sum(s.bytes[PARTIALS] for s in self.samples) / len(self.samples)
-        exponent = math.log(self._combined_bytes(plan, receipts) / one) / math.log(len(receipts))
+        exponent = math.log(combined / one) / math.log(len(receipts))
         factor = (shard_rows / mean) ** (min(max(exponent, 0.0), 1.0) - 1)
-        fixed = dict.fromkeys((ROW_COUNTS, CONTROL, CONTROL_L0), mean / shard_rows)
-        scaled = [_scaled(s, {PARTIALS: factor, **fixed}) for s in self.samples]
+        # These have one size whatever the shard's: by token they shrink as it grows.
+        factors = {PARTIALS: factor, **dict.fromkeys((ROW_COUNTS, CONTROL, CONTROL_L0), mean / shard_rows)}
+        scaled = [
+            replace(s, bytes={kind: n * factors.get(kind, 1.0) for kind, n in s.bytes.items()})
+            for s in self.samples
+        ]
         return scaled, (
             f"a shard's partials grow with its tokens to the power {exponent:.2f}, as from {mean:,.0f} "
             f"to {mean * len(receipts):,.0f} tokens",
         )
-
-    def _combined_bytes(self, plan: Plan, receipts: list[Receipt]) -> int:
-        """What the partials of a shard would weigh that holds all shards of the probe."""
-        store, path, size = FeatureStore.open(self.folder), self.folder / "combined.parquet", 0
-        for site in (site for site in plan.sites if site.has_sae):
-            frames = (store.partials(site.name, receipt.shard) for receipt in receipts)
-            write_frame(path, statistics.combine(list(frames)))
-            size += path.stat().st_size
-        return size
-
-
-def _scaled(measured: Sample, factors: dict[str, float]) -> Sample:
-    """A sample with other bytes of some kinds."""
-    return replace(measured, bytes={kind: n * factors.get(kind, 1.0) for kind, n in measured.bytes.items()})
 
 
 def rows_of_text(source: Source, tokenizer: Tokenizer, lake: Lake) -> tuple[int, int, bool]:

@@ -31,26 +31,25 @@ def run(
 ) -> list[Extraction]:
     """Tokenize, extract each pass, derive each site."""
     with logged(log_json):
-        return _run(run_file, append=append, accept_environment=accept_environment)
-
-
-def _run(run_file: RunFile, *, append: bool, accept_environment: bool) -> list[Extraction]:
-    resolved, warnings = resolve(run_file)
-    warn(warnings)
-    resolved = with_needed(resolved)
-    tokenize_resolved(resolved, append=append)
-    check_derivable(resolved, Layout(store_path(resolved.store.root)))
-    results = extract_resolved(resolved, accept_environment=accept_environment)
-    store = FeatureStore.open(resolved.store.root)
-    for site in (store.site(str(site.name)) for site in resolved.sites):
-        if not site.has_sae:
-            say(f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored")
-        elif not is_fresh(store, site.name, resolved):
-            derive(store, site.name, resolved)
-            write_atomic(store.layout.derived(site.name), _made_from(store, site.name, resolved))
-        else:
-            say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
-    return results
+        resolved, warnings = resolve(run_file)
+        warn(warnings)
+        resolved = with_needed(resolved)
+        tokenize_resolved(resolved, append=append)
+        check_derivable(resolved, Layout(store_path(resolved.store.root)))
+        results = extract_resolved(resolved, accept_environment=accept_environment)
+        store = FeatureStore.open(resolved.store.root)
+        for site in (store.site(str(site.name)) for site in resolved.sites):
+            if not site.has_sae:
+                say(
+                    f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored"
+                )
+            elif not is_fresh(store, site.name, resolved):
+                derive(store, site.name, resolved)
+                # Written last: a run that was killed in the midst derives anew.
+                write_atomic(store.layout.derived(site.name), _made_from(store, site.name, resolved))
+            else:
+                say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
+        return results
 
 
 def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:
@@ -62,22 +61,18 @@ def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:
 
 
 def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:
-    """The record that stands for one state of a site's tables and figures."""
+    """The record that stands for one state of a site's tables and figures, and its page of the report."""
+    files = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
+    if (page := store.layout.report / "sites" / site / "index.html").is_file():
+        files.append(f"report/sites/{site}/{page.name}")
+    figures = [path.name for path in listed(store.layout.figures(site))]
+    files += [f"figures/{site}/{name}" for name in figures if re.match(r"[^.].*\.(png|svg)$", name)]
     content = {
         "latentlake": __version__,
         "receipts": store.receipts_digest(site),
         "rank": run_file.rank.model_dump(mode="json"),
         "cluster": run_file.cluster.model_dump(mode="json"),
         "derive": run_file.derive.model_dump(mode="json"),
-        "files": sorted(_files(store, site)),
+        "files": sorted(files),
     }
     return canonical_json(content) + b"\n"
-
-
-def _files(store: FeatureStore, site: str) -> list[str]:
-    """Tables and figures of the site, and its first page of the report, as paths below the root."""
-    figures = [path.name for path in listed(store.layout.figures(site))]
-    paths = [f"tables/{site}/{name}.parquet" for name in store.tables(site)]
-    if (page := store.layout.report / "sites" / site / "index.html").is_file():
-        paths.append(f"report/sites/{site}/{page.name}")
-    return paths + [f"figures/{site}/{name}" for name in figures if re.match(r"[^.].*\.(png|svg)$", name)]

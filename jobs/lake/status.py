@@ -16,7 +16,7 @@ from pipeline.store.objects.verbs import listed
 from pipeline.store.records.registry import job_of
 from pipeline.store.records.tables import RECEIPTS_KEY
 from pipeline.store.records.unfinished import unfinished_tokens
-from schemas.layout import DENSE, StorePath
+from schemas.layout import DENSE
 from schemas.names import NAME
 from schemas.sentences import several
 
@@ -36,8 +36,12 @@ def status(root: str) -> bool:
     store = FeatureStore.open(root)
     is_finished = _status(store)
     for site in store.sites:
-        for path in _stale_figures(store, site):
-            say(f"  figures/{site}/{escape(path.name)} [yellow](stale: drawn from other shards)[/]")
+        # A figure names the receipts of its table; those of version 0.2 name none.
+        now = store.receipts_digest(site).encode()
+        for path in sorted(listed(store.layout.figures(site)), key=str):
+            data = path.read_bytes() if path.suffix in (".png", ".svg") else b""
+            if RECEIPTS_KEY.encode() in data and now not in data:
+                say(f"  figures/{site}/{escape(path.name)} [yellow](stale: drawn from other shards)[/]")
     return is_finished
 
 
@@ -75,14 +79,6 @@ def _beginning(store: FeatureStore) -> list[str]:
     folders = listed(store.layout.passes)
     names = sorted(folder.name for folder in folders if NAME.fullmatch(folder.name))
     return [name for name in names if name not in store.plans and has_begun(store.layout, name)]
-
-
-def _stale_figures(store: FeatureStore, site: str) -> list[StorePath]:
-    """Figures that name other receipts than there are now (those of version 0.2 name none)."""
-    now = store.receipts_digest(site).encode()
-    figures = sorted(listed(store.layout.figures(site)), key=str)
-    read = {path: path.read_bytes() for path in figures if path.suffix in (".png", ".svg")}
-    return [path for path, data in read.items() if RECEIPTS_KEY.encode() in data and now not in data]
 
 
 def watch_passes(root: str) -> None:

@@ -67,7 +67,7 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
     entrypoint = shlex.join([*program, "run", inside, *options])
     metadata = {"latentlake": __version__, "run_file": inside, "store": run.store.root}
     say(f"uploading {several(files, 'file')} of {escape(str(folder))}, {size(n_bytes)} before compression")
-    job = server.submit(entrypoint, folder, left_out, _name(run, path), metadata)
+    job = server.submit(entrypoint, folder, left_out, run.store.pass_name or path.stem, metadata)
     say(f"[bold]submitted[/] {escape(job)}: {escape(entrypoint)}")
     try:
         code = server.follow(job, _write)
@@ -106,11 +106,6 @@ def _check_root(run: RunFile) -> None:
             f"store.root {root!r} is relative, which on a cluster is inside the job's temporary copy of the "
             "working directory: give an absolute path that all nodes share, or an object store (s3://…)"
         )
-
-
-def _name(run: RunFile, path: Path) -> str:
-    """What the job is called, before its number."""
-    return run.store.pass_name or path.stem
 
 
 def _write(text: str) -> None:

@@ -17,7 +17,7 @@ from pipeline.tokens.tokenize import tokenize as tokenize_corpus
 from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.layout import Layout
 from schemas.names import SpecialText
-from schemas.records import CorpusLink, ShardRecord
+from schemas.records import CorpusLink
 from schemas.run.file import RunFile
 from schemas.sentences import NOTE, several
 
@@ -35,13 +35,11 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     assert run.tokens.tokenizer is not None
     stored = read_stored_tokens(layout)
     with counting("tokenize", _about(run), "tokens") as advance:
-
-        def progress(record: ShardRecord) -> None:
-            advance(record.rows)
-
         digest = None if stored.lake is None else stored.lake.tokenizer_digest
         tokenizer = load_tokenizer(run.tokens.tokenizer, digest)
-        link = tokenize_corpus(layout, stored, run, tokenizer, append=append, progress=progress)
+        link = tokenize_corpus(
+            layout, stored, run, tokenizer, append=append, progress=lambda record: advance(record.rows)
+        )
     say(f"[bold]tokenize[/] {_summary(link, stored.links)} ({time.monotonic() - began:.1f} s)")
     lake, is_new = stored.lake or require_lake(layout), link not in stored.links
     warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=is_new)])

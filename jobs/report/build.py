@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -29,8 +29,8 @@ from rich.markup import escape
 from jobs.command.options import Workers
 from jobs.command.tasks import choose_tasks
 from jobs.report.clusters import kinds_of, write_clusters
-from jobs.report.columns import VARIABLE, names_of_columns, table_data
-from jobs.report.features import parts_of, write_features
+from jobs.report.columns import VARIABLE, table_data
+from jobs.report.features import write_features
 from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
 from jobs.report.tables import Tables, names_of
@@ -66,16 +66,6 @@ OURS = re.compile(
 
 MARKER = "report.json"
 """The file that marks a folder as a report, and names its sites."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What was made of one site."""
-
-    features: int
-    feature_bytes: int
-    cluster_bytes: int
-    seconds: float
 
 
 def command(
@@ -120,12 +110,13 @@ def report(
             Tables(store, site).scan(name)
     recorded = _claim(folder, store)
     _forget_sites(folder, store.sites)
-    _write_static(folder)
+    (folder / "static").mkdir(parents=True, exist_ok=True)
+    for name in ("report.css", "search.js", "table.js", "page.js"):
+        write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
+    # Sites of earlier reports stay where they stood, and new ones come last, unless `order` says otherwise.
     known = {name: recorded.get(name, {}) for name in (*order, *recorded, *sites) if name in store.sites}
     for site in sites:
-        made = _make_site(store, site, folder / "sites" / site, features, tasks)
-        known[site] = site_facts(Tables(store, site))
-        _print_summary(site, made, known[site]["stale"])
+        known[site] = _make_site(store, site, folder / "sites" / site, features, tasks)
     _write_index(store, folder, {name: facts for name, facts in known.items() if facts})
     return folder / "index.html"
 
@@ -175,31 +166,36 @@ def _claim(folder: StorePath, store: FeatureStore) -> dict[str, Any]:
     return {}
 
 
-def _write_static(folder: StorePath) -> None:
-    (folder / "static").mkdir(parents=True, exist_ok=True)
-    for name in ("report.css", "search.js", "table.js", "page.js"):
-        write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
-
-
-def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, tasks: Tasks) -> Made:
+def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, tasks: Tasks) -> dict[str, Any]:
+    """Write the pages of a site, and say what was made; its facts for the first page."""
     began, tables = time.monotonic(), Tables(store, site)
     chosen = select_features(store, site, features).astype(np.int64)
+    n, written = len(chosen), 0
+    # A part reads its rows of every table anew: small parts share the work out, large ones read less.
+    step = min(max(PART, n // MOST_PARTS), LARGEST_PART)
+    parts = [range(first, min(first + step, n)) for first in range(0, n, step)]
     with local_scratch("latentlake-report-") as scratch:
         work = _prepare(tables, chosen, scratch, out, tasks)
-        written = 0
-        with counting(f"report {site}", len(chosen), "pages") as advance:
-            parts = parts_of(len(chosen), min(max(PART, len(chosen) // MOST_PARTS), LARGEST_PART))
+        with counting(f"report {site}", n, "pages") as advance:
             for pages, n_bytes in tasks.map(partial(write_features, work), parts):
                 written += n_bytes
                 advance(pages)
         clusters = _write_above(tables, work)
-    return Made(len(chosen), written, clusters, time.monotonic() - began)
+    seconds, facts = time.monotonic() - began, site_facts(tables)
+    say(
+        f"[bold]report[/] {escape(site)}: {several(n, 'page')} of features, {size(written / n)} each, and "
+        f"{size(clusters)} of clusters ({seconds:.1f} s, {n / seconds:,.0f} pages a second)"
+    )
+    if stale := facts["stale"]:
+        say(f"[yellow]report[/] {escape(site)}: made from stale tables, which it says: {', '.join(stale)}")
+    return facts
 
 
 def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: Tasks) -> Work:
     """Everything that the pages are made from, laid out by feature in the scratch folder."""
     store, site = tables.store, tables.site
     examples = tables.scan("examples")
+    # A feature is called by the tokens of its strongest rows, whether it gets a page or not.
     strongest = examples.filter(pl.col("kind") == "top").select("feature", "rank", "row").collect()
     d_sae = store.site(site).d_sae
     _save(scratch / "names.npy", names_of(example_tokens(store, site, strongest, tasks), d_sae))
@@ -233,7 +229,11 @@ def _write_above(tables: Tables, work: Work) -> int:
         write(figure_path(work, name), data)
     table = table_data(tables, work)
     write(work.out / "features.js", script(VARIABLE, table))
-    shown = {"columns": names_of_columns(table), "chosen": len(work.chosen), "n": work.d_sae}
+    shown = {
+        "columns": [column["name"] for column in table["columns"]],
+        "chosen": len(work.chosen),
+        "n": work.d_sae,
+    }
     write(work.out / "features.html", render("features.html", 2, site=work.site, **shown))
     write(work.out / "index.html", render("site.html", 2, **site_page(tables, work, kinds, figures)))
     kept = {f"features/{path_of(n)}" for n in work.chosen.tolist()}
@@ -258,28 +258,12 @@ def _forget(folder: StorePath, kept: Collection[str]) -> None:
     """Remove files of a site's report that are not `kept`, and then folders that are empty."""
     for name, _, _ in list(walk(folder)) if folder.is_dir() else ():
         if OURS.fullmatch(name) and name not in kept:
-            path = folder
+            path = folder  # step by step, for a URL's path joins one name at a time
             for part in name.split("/"):
                 path = path / part
             remove(path)
     if isinstance(folder, Path) and folder.is_dir():
-        for path in sorted((each for each in folder.rglob("*") if each.is_dir()), reverse=True):
-            _remove_empty(path)
-        _remove_empty(folder)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Where a folder holds something, it stays."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _print_summary(site: str, made: Made, stale: Sequence[str]) -> None:
-    each = size(made.feature_bytes / made.features)
-    rate = made.features / made.seconds
-    say(
-        f"[bold]report[/] {escape(site)}: {several(made.features, 'page')} of features, {each} each, and "
-        f"{size(made.cluster_bytes)} of clusters ({made.seconds:.1f} s, {rate:,.0f} pages a second)"
-    )
-    if stale:
-        say(f"[yellow]report[/] {escape(site)}: made from stale tables, which it says: {', '.join(stale)}")
+        # Inner folders come before the outer ones that hold them; one that holds anything refuses, and stays.
+        for path in sorted((folder, *(each for each in folder.rglob("*") if each.is_dir())), reverse=True):
+            with contextlib.suppress(OSError):
+                path.rmdir()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,6 +23,11 @@ SHOWN_MEMBERS = 300
 SHOWN_NAMES = 4
 CENTRAL = {"context": "examples"}
 """The column of a summary that has the central contexts, where it is not `contexts`."""
+
+SCORES = ("strength", "cosine", "probability")
+"""Columns that say how central a member is, of which a table has one."""
+COUNTS = ("feature", "n_active", "frequency", "mean_active")
+"""What is shown of a member, from the feature table."""
 
 CONTEXT_TOKENS = 160
 """Tokens of an example context that are shown."""
@@ -52,25 +57,20 @@ def kinds_of(tables: Tables, work: Work) -> list[Kind]:
         summary = tables.summary(name)
         if summary is None or f"{name}_clusters" not in tables.names:
             continue
-        members = _members(tables, name) if find_table(f"{name}_clusters").page == "feature" else None
+        members = None
+        if find_table(f"{name}_clusters").page == "feature":
+            table = tables.scan(f"{name}_clusters")
+            columns = table.collect_schema().names()
+            scores = [pl.col(column) for column in SCORES if column in columns]
+            members = (
+                table.filter(pl.col("cluster").is_not_null())
+                .sort("cluster", *(["rank"] if "rank" in columns else []), "feature")
+                .select("feature", "cluster", score=scores[0] if scores else pl.lit(None, pl.Float64))
+                .join(tables.scan("features").select(*COUNTS), "feature", how="left", maintain_order="left")
+                .collect()
+            )
         kinds.append(Kind(name, title, summary, members, _names(summary, work)))
     return kinds
-
-
-def _members(tables: Tables, kind: str) -> pl.DataFrame:
-    """The features of each cluster, the most central first."""
-    table = tables.scan(f"{kind}_clusters")
-    columns = table.collect_schema().names()
-    by = [name for name in ("rank",) if name in columns]
-    scores = [name for name in ("strength", "cosine", "probability") if name in columns]
-    counts = tables.scan("features").select("feature", "n_active", "frequency", "mean_active")
-    return (
-        table.filter(pl.col("cluster").is_not_null())
-        .sort("cluster", *by, "feature")
-        .select("feature", "cluster", score=pl.col(scores[0]) if scores else pl.lit(None, pl.Float64))
-        .join(counts, on="feature", how="left", maintain_order="left")
-        .collect()
-    )
 
 
 def _names(summary: pl.DataFrame, work: Work) -> list[str]:
@@ -84,13 +84,10 @@ def _names(summary: pl.DataFrame, work: Work) -> list[str]:
         return [""] * summary.height
     names = []
     for features in summary["features"].to_list():
-        tokens = Counter(chain.from_iterable(_texts(work, feature) for feature in features))
+        ids = chain.from_iterable(work.names[feature].tolist() for feature in features)
+        tokens = Counter(work.texts[token] for token in ids if token >= 0)
         names.append(" ".join(token for token, _ in tokens.most_common(SHOWN_NAMES)))
     return names
-
-
-def _texts(work: Work, feature: int) -> list[str]:
-    return [work.texts[token] for token in work.names[feature].tolist() if token >= 0]
 
 
 def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
@@ -120,19 +117,18 @@ def _listed(kind: Kind) -> list[dict[str, Any]]:
     ]
 
 
-def labels_of(kind: Kind) -> list[str]:
-    """The labels of which the summary has the commonest value."""
-    names = (name.removeprefix("majority_") for name in kind.summary.columns if name.startswith("majority_"))
-    return [name for name in names if f"majority_{name}_share" in kind.summary.columns]
+def labels_of(columns: Collection[str]) -> list[str]:
+    """The labels of which a summary has the commonest value, from the names of its columns."""
+    majorities = (name for name in columns if name.startswith("majority_") and f"{name}_share" in columns)
+    return [name.removeprefix("majority_") for name in majorities]
 
 
 def majority(row: dict[str, Any]) -> list[tuple[str, str, float | None]]:
     """Of each label its commonest value in the cluster, and that value's share."""
-    ends = [name for name in row if name.startswith("majority_") and f"{name}_share" in row]
     return [
-        (name.removeprefix("majority_"), str(row[name]), row[f"{name}_share"])
-        for name in ends
-        if row[name] is not None
+        (label, str(row[f"majority_{label}"]), row[f"majority_{label}_share"])
+        for label in labels_of(row)
+        if row[f"majority_{label}"] is not None
     ]
 
 
@@ -167,6 +163,7 @@ def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup,
     column = CENTRAL.get(kind.name, "contexts")
     if kind.name == "document" or column not in kind.summary.columns:
         return {}
+    # One scan for all clusters: a context lies in a row group that many others share.
     wanted = pl.Series("context", sorted(set(chain.from_iterable(kind.summary[column].to_list()))), pl.UInt64)
     store = tables.store
     rows = store.scan_tokens().filter(pl.col("context").is_in(wanted.implode()))

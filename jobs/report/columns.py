@@ -6,7 +6,6 @@ Some 60 bytes a feature: a hundred thousand features are 6 MB, which a browser r
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +47,7 @@ COLUMNS = (
 def table_data(tables: Tables, work: Work) -> dict[str, Any]:
     """What `static/table.js` reads."""
     columns = [_column(tables, work.d_sae, column) for column in COLUMNS if column.table in tables.names]
+    # Features share their tokens: each text is sent once, and named by its place.
     tokens, places = np.unique(work.names, return_inverse=True)
     return {
         "n": work.d_sae,
@@ -65,6 +65,7 @@ def _column(tables: Tables, d_sae: int, column: Column) -> dict[str, Any]:
     values = np.full(d_sae, np.nan)
     values[frame["feature"].to_numpy()] = frame["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     whole = frame["value"].dtype.is_integer()
+    # float32 holds whole numbers below 2^24 exactly; larger counts take twice the bytes.
     exact = whole and np.nanmax(values, initial=0) >= 1 << 24
     name = column.name if column.table != "coactivation_clusters" else "cocluster"
     return {
@@ -82,8 +83,3 @@ def packed(values: NDArray[Any]) -> str:
     return base64.b64encode(
         np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes()
     ).decode()
-
-
-def names_of_columns(data: dict[str, Any]) -> Sequence[str]:
-    """The columns' names, as conditions in the search box use them."""
-    return [column["name"] for column in data["columns"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -80,6 +80,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
     (row,) = rows_of["features"]
     place = int(np.searchsorted(work.chosen, feature))
     profile = next(iter(rows_of.get("profile", ())), None)
+    top_token = profile["top_token"] if profile else None
     return render(
         "feature.html",
         DEPTH,
@@ -91,7 +92,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
         path_of=path_of,
         row=row,
         profile=profile,
-        top_token=_top_token(work, profile),
+        top_token=None if top_token is None else work.texts[top_token],
         ranks=rows_of.get("rankings", []),
         histogram=histogram(row["histogram_bins"], row["histogram_counts"]) if row["n_active"] else None,
         examples=_examples(work, row, windows.rows_of(feature)),
@@ -106,16 +107,12 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
     )
 
 
-def _top_token(work: Work, profile: Mapping[str, Any] | None) -> str | None:
-    token = profile["top_token"] if profile else None
-    return None if token is None else work.texts[token]
-
-
 Rows = list[dict[str, Any]]
 
 
 def _examples(work: Work, row: Mapping[str, Any], windows: Rows) -> list[Folded]:
     """Examples by kind in the order of KINDS, quantiles from the highest tenth down."""
+    # All strips of a page share one scale, so that shades compare across kinds of examples.
     most = max(abs(row["max_activation"] or 0), abs(row["min_activation"] or 0))
     by_kind = dict[tuple[str, int], list[str]]()
     for window in windows:
@@ -176,18 +173,9 @@ def _labels(table: Rows) -> list[Folded]:
     by_label = dict[str, Rows]()
     for row in table:
         by_label.setdefault(row["label"], []).append(row)
+    for group in by_label.values():
+        group.sort(key=lambda row: (-abs(row["z"] or 0), str(row["value"])))
     return [
-        Folded(
-            name, name, *rows.cut([rows.label(row) for row in sorted(group, key=_clearness)], SHOWN_LABELS)
-        )
+        Folded(name, name, *rows.cut(list(map(rows.label, group)), SHOWN_LABELS))
         for name, group in by_label.items()
     ]
-
-
-def _clearness(row: Mapping[str, Any]) -> tuple[float, str]:
-    return (-abs(row["z"] or 0), str(row["value"]))
-
-
-def parts_of(n: int, size: int) -> Iterable[range]:
-    """0 .. n - 1 in ranges of `size`."""
-    return (range(first, min(first + size, n)) for first in range(0, n, size))

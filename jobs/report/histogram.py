@@ -24,9 +24,11 @@ def histogram(bins: Sequence[int], counts: Sequence[int]) -> Markup:
     `bins` and `counts` are those of the feature table (`pipeline.statistics.features.histogram`).
     """
     left, right = bin_edges(np.array(bins, np.int16))
+    # On a scale of octaves 0 is infinitely far: the edge nearest to it stands for it.
     near = float(min(np.abs(left).min(), np.abs(right).min()))
     low, high = _place(left, near), _place(right, near)
     scale = WIDTH / max(float(high.max() - low.min()), 0.5)
+    # Bins part an octave evenly, so their logarithms are uneven: counts per width make areas compare.
     height = np.array(counts) / (high - low)
     tops = BASE - (BASE - 6) * height / height.max()
     x = (low - low.min()) * scale
@@ -53,6 +55,7 @@ def _place(edges: F64, near: float) -> F64:
 def _ticks(left: F64, right: F64, near: float, origin: float, scale: float) -> str:
     """Round values along the axis, those that leave room for each other."""
     most = float(max(np.abs(left).max(), np.abs(right).max()))
+    # Candidates are 1, 2, ..., 9 times each power of ten, on both sides of 0.
     decades = np.arange(np.floor(np.log10(near)), np.ceil(np.log10(most)) + 1)
     sizes = np.unique(np.outer(10.0**decades, np.arange(1, 10)).ravel())
     values = np.concatenate([-sizes[::-1], sizes])
@@ -60,6 +63,7 @@ def _ticks(left: F64, right: F64, near: float, origin: float, scale: float) -> s
         (values >= left.min() * 0.999) & (values <= right.max() * 1.001) & (np.abs(values) >= near)
     ]
     places = (_place(values, near) - origin) * scale
+    # From the left each one that is far enough from the last one kept.
     kept = [0] if len(values) else []
     for number_, (_, place) in enumerate(pairwise(places), start=1):
         if place - places[kept[-1]] >= WIDTH / TICKS:

@@ -38,6 +38,7 @@ def figures_of(store: FeatureStore, site: str) -> list[tuple[str, str, bytes, bo
     pngs = {path.stem: path for path in folder.iterdir() if path.suffix == ".png"} if folder.is_dir() else {}
     names = [*(name for name in FIGURES if name in pngs), *sorted(pngs.keys() - FIGURES.keys() - {""})]
     read = {name: pngs[name].read_bytes() for name in names if not name.startswith(".")}
+    # Figures of version 0.2 name no receipts: whether they are stale is not known.
     return [
         (
             name,
@@ -137,16 +138,11 @@ def _text(value: Any) -> str:
 
 def best_of(tables: Tables) -> list[tuple[str, list[dict[str, Any]]]]:
     """The first features of every ranking."""
-    rankings = (
-        tables.scan("rankings").filter(pl.col("rank") < TOP).collect() if "rankings" in tables.names else None
-    )
-    if rankings is None:
+    if "rankings" not in tables.names:
         return []
+    rankings = tables.scan("rankings").filter(pl.col("rank") < TOP).collect()
     return [
-        (
-            str(by),
-            list(group.sort("rank").iter_rows(named=True)),
-        )
+        (str(by), group.sort("rank").to_dicts())
         for (by,), group in rankings.group_by("by", maintain_order=True)
     ]
 

@@ -28,6 +28,7 @@ def number(value: float | None) -> str:
     if value == 0:
         return "0"
     size = abs(value)
+    # From here on three digits would be 1.00e+03.
     if size >= 999.5:
         return f"{value:,.0f}" if size < 1e9 else f"{value:.3g}"
     return f"{value:#.3g}".rstrip(".") if size >= 1e-4 else f"{value:.1e}"
@@ -43,10 +44,6 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{number(100 * value)}\u00a0%"
 
 
-def _seen(value: Any) -> Any:
-    return visible(value) if type(value) is str else value
-
-
 @cache
 def environment() -> Environment:
     """Templates, compiled once in a process; values are escaped, their hidden characters made visible."""
@@ -55,7 +52,7 @@ def environment() -> Environment:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_seen,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # no Markup, which is done
         undefined=StrictUndefined,
         auto_reload=False,
     )

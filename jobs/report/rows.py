@@ -42,25 +42,20 @@ def neighbour(work: Work, row: Mapping[str, Any], by: str) -> str:
 
 def label(row: Mapping[str, Any]) -> str:
     """One value of a label; where the difference is clear at 5 % it stands out."""
-    clear = row["q"] is not None and row["q"] < 0.05
-    cells = (
-        whole(row["rows"]),
-        whole(row["n_active"]),
-        percent(row["frequency"]),
-        percent(row["difference"]),
-        number(row["z"]),
-        number(row["q"]),
-    )
-    html = "".join(f"<td class=n>{cell}" for cell in cells)
-    return f"<tr{' class=clear' if clear else ''}><td><bdi>{escape(visible(row['value']))}</bdi>{html}"
+    counts, shares = map(whole, (row["rows"], row["n_active"])), (row["frequency"], row["difference"])
+    return _tested(row, row["value"], *counts, *map(percent, shares), number(row["z"]), number(row["q"]))
 
 
 def trend(row: Mapping[str, Any]) -> str:
     """The trend over one numeric label; where it is clear at 5 % it stands out."""
+    numbers = (number(row[name]) for name in ("slope", "se", "z", "q"))
+    return _tested(row, row["label"], whole(row["documents"]), *numbers)
+
+
+def _tested(row: Mapping[str, Any], name: str, *cells: str) -> str:
     clear = row["q"] is not None and row["q"] < 0.05
-    cells = (whole(row["documents"]), *(number(row[name]) for name in ("slope", "se", "z", "q")))
     html = "".join(f"<td class=n>{cell}" for cell in cells)
-    return f"<tr{' class=clear' if clear else ''}><td><bdi>{escape(visible(row['label']))}</bdi>{html}"
+    return f"<tr{' class=clear' if clear else ''}><td><bdi>{escape(visible(name))}</bdi>{html}"
 
 
 def logit(work: Work, token: int, value: float) -> str:

@@ -36,11 +36,8 @@ def strip(pieces: Sequence[str], values: Sequence[float], firing: int | None, mo
     parts = list(pieces)
     for place, value in enumerate(values):
         if value or place == firing:
-            tag = "mark" if place == firing else "b"
-            parts[place] = f'<{tag} class="{_shade(value, most)}" title="{value:.4g}">{parts[place]}</{tag}>'
+            # Even the weakest activation gets a shade; 0 is left to the firing token of a random row.
+            level = min(LEVELS, max(1, round(LEVELS * abs(value) / most))) if value and most else 0
+            tag, shade = "mark" if place == firing else "b", f"{'n' if value < 0 else 'p'}{level}"
+            parts[place] = f'<{tag} class="{shade}" title="{value:.4g}">{parts[place]}</{tag}>'
     return Markup("".join(parts))  # noqa: S704 - made of escaped pieces
-
-
-def _shade(value: float, most: float) -> str:
-    level = min(LEVELS, max(1, round(LEVELS * abs(value) / most))) if value and most else 0
-    return f"{'n' if value < 0 else 'p'}{level}"

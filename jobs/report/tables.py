@@ -74,18 +74,17 @@ class Tables:
     @cached_property
     def states(self) -> list[State]:
         """All tables there are or could be."""
-        return [self._state(name) for name in (*KNOWN, *sorted(self.names - set(KNOWN)))]
+        states = []
+        for name in (*KNOWN, *sorted(self.names - set(KNOWN))):
+            exists = name in self.names
+            stale = exists and self.store.is_stale(self.site, name)
+            rows = self.scan(name).select(pl.len()).collect().item() if exists else 0
+            states.append(State(name, exists, stale, rows, f"latentlake {job_of(name)}"))
+        return states
 
     def missing(self) -> dict[str, str]:
         """The command that makes each table of a feature's page that is not there."""
         return {state.name: state.command for state in self.states if not state.exists}
-
-    def _state(self, name: str) -> State:
-        command = f"latentlake {job_of(name)}"
-        if name not in self.names:
-            return State(name, exists=False, stale=False, rows=0, command=command)
-        rows = self.scan(name).select(pl.len()).collect().item()
-        return State(name, True, self.store.is_stale(self.site, name), rows, command)
 
     def lay_out(self, chosen: I64, folder: Path) -> None:
         """Copy the rows of the chosen features into `folder`, by feature, so that a range is read quickly.
@@ -94,9 +93,7 @@ class Tables:
         """
         (folder / LAID_OUT).mkdir()
         numbers = pl.Series("feature", chosen, pl.UInt32)
-        for name in sorted(self.names):
-            if find_table(name).page != "feature":
-                continue
+        for name in sorted(name for name in self.names if find_table(name).page == "feature"):
             table = self.scan(name).filter(pl.col("feature").is_in(numbers.implode())).collect()
             table = table.sort("feature", maintain_order=True)
             table.write_parquet(folder / LAID_OUT / f"{name}.parquet", row_group_size=_GROUP)
@@ -112,6 +109,7 @@ class ByFeature:
 
     def rows_of(self, feature: int) -> list[dict[str, Any]]:
         """The rows of one feature, in the table's order."""
+        # Keys of the column's own type: others would make searchsorted convert the whole column each time.
         first, last = np.searchsorted(self._features, np.array([feature, feature + 1], self._features.dtype))
         cells = (column[first:last] for column in self._columns)
         return [dict(zip(self._names, row, strict=True)) for row in zip(*cells, strict=True)]

@@ -38,6 +38,7 @@ class Work:
     averaged: bool = False
     """Whether a row is the mean of a context, in which no token fires."""
 
+    # Cached properties lie in __dict__ too: a task would be sent the whole vocabulary with its range.
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 

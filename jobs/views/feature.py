@@ -133,11 +133,6 @@ def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:
     return table
 
 
-def _name(number: int | None) -> str | None:
-    """Numbers of contexts and features are names."""
-    return None if number is None else str(number)
-
-
 def _number(value: float | None) -> str | None:
     if value is None:
         return None
@@ -176,10 +171,10 @@ def _profile(page: Page) -> RenderableType | None:
         ("entropy over tokens, bits", _number(row["token_entropy_bits"])),
         ("entropy over positions, bits", _number(row["position_entropy_bits"])),
         ("share at positions 0 and 1", _number(row["first_positions_share"])),
-        ("first context", _name(row["first_context"])),
-        ("last context", _name(row["last_context"])),
     ]
-    return _grid(pairs)
+    # The number of a context is a name, so it is written without commas.
+    contexts = ((end, row[f"{end}_context"]) for end in ("first", "last"))
+    return _grid([*pairs, *((f"{end} context", None if n is None else str(n)) for end, n in contexts)])
 
 
 def _histogram(page: Page) -> RenderableType | None:
@@ -281,28 +276,25 @@ def _matches(page: Page) -> RenderableType | None:
 
 
 def _clusters(page: Page) -> RenderableType | None:
-    lines = [line for name in CLUSTERINGS if page.has(name) for line in _cluster(page, name)]
-    return Text("\n".join(lines)) if lines else None
-
-
-def _cluster(page: Page, name: str) -> list[str]:
-    """The cluster that the feature is in, by one clustering."""
-    rows = page.rows(name)
-    number = rows["cluster"][0] if rows.height else None
-    if number is None:
-        return []
-    line = f"{CLUSTERINGS[name]}: cluster {number}"
-    summary = f"{name.removesuffix('s')}_summary"
-    if page.has(summary):
-        clusters = page.store.scan_table(page.site, summary).filter(pl.col("cluster") == number).collect()
-        row: dict[str, Any] = clusters.row(0, named=True) if clusters.height else {}
+    """The cluster that the feature is in, by each clustering that puts it into one."""
+    lines = []
+    for name in filter(page.has, CLUSTERINGS):
+        rows = page.rows(name)
+        number = rows["cluster"][0] if rows.height else None
+        if number is None:
+            continue
+        line, row = f"{CLUSTERINGS[name]}: cluster {number}", dict[str, Any]()
+        if page.has(summary := f"{name.removesuffix('s')}_summary"):
+            clusters = page.store.scan_table(page.site, summary).filter(pl.col("cluster") == number).collect()
+            row = clusters.row(0, named=True) if clusters.height else {}
         line += f", {row['size']:,} features" if row.get("size") else ""
         line += f", cohesion {row['cohesion']:.3f}" if row.get("cohesion") is not None else ""
         if row.get("tokens"):
             line += f"; tokens {' '.join(shown(piece) for piece in row['tokens'])}"
         if row.get("features"):
             line += f"; central {', '.join(map(str, row['features'][:CENTRAL]))}"
-    return [line]
+        lines.append(line)
+    return Text("\n".join(lines)) if lines else None
 
 
 def _logits(page: Page) -> RenderableType | None:
@@ -326,6 +318,7 @@ def _logits(page: Page) -> RenderableType | None:
 def _show_examples(page: Page) -> None:
     """Strips of each kind of example, shaded; without a table those of the strongest rows."""
     rows, values = page.store.rows_of(page.site, page.feature)
+    # One full shade for all strips, the feature's strongest activation anywhere.
     maximum = strongest_in([values])
     if not page.has("examples"):
         if len(rows):
