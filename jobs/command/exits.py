@@ -11,6 +11,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from jobs.command.endings import ENDINGS
+from schemas.errors import InputError
+from schemas.sentences import redacted, shorten, visible
 
 if TYPE_CHECKING:
     import typer
@@ -52,8 +54,6 @@ def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
 
 def _command(app: typer.Typer, arguments: list[str] | None) -> int:
     """The exit code."""
-    from schemas.errors import InputError
-
     try:
         result = app(args=arguments, prog_name="latentlake", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -79,8 +79,6 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
 
 def _refuse(message: str) -> int:
     """Say what the user can fix."""
-    from schemas.sentences import redacted, shorten, visible
-
     sys.stderr.write(f"latentlake: {visible(shorten(redacted(message)))}\n")
     return 2
 
@@ -139,6 +137,4 @@ def _system_message(error: Exception, arguments: list[str] | None) -> str | None
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as a line, without the place in the code."""
-    from schemas.sentences import redacted, shorten, visible
-
     sys.stderr.write(f"warning: {visible(shorten(redacted(str(message))))}\n")

@@ -19,9 +19,6 @@ from pipeline.store.reading.windows import read_windows
 from pipeline.store.records.registry import job_of
 from schemas.layout import StorePath
 
-DEPTH = 4
-"""Folders from a feature's page up to the report's."""
-
 SHOWN_EXAMPLES, SHOWN_NEIGHBOURS, SHOWN_LABELS = 10, 10, 12
 """Of a kind, by each measure, of a label: the other examples and labels are folded away."""
 
@@ -83,7 +80,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
     top_token = profile["top_token"] if profile else None
     return render(
         "feature.html",
-        DEPTH,
+        4,
         site=work.site,
         feature=feature,
         fires_on=work.fires_on(feature),
