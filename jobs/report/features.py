@@ -58,6 +58,7 @@ class Folded:
 
 def write_features(work: Work, part: range) -> tuple[int, int]:
     """Write the pages of chosen[part]; how many, and their bytes."""
+    # Rows lie by feature, so that a range of features is one stretch of each table.
     chosen = work.chosen[part.start : part.stop].tolist()
     tables = read_range(work.scratch, chosen[0], chosen[-1])
     windows = ByFeature(read_windows(work.windows, chosen[0], chosen[-1]))
@@ -114,6 +115,7 @@ def _examples(work: Work, row: Mapping[str, Any], windows: Rows) -> list[Folded]
     by_kind = dict[tuple[str, int], list[str]]()
     for window in windows:
         by_kind.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window, most))
+    # Kinds that this version does not know come last, by name.
     order = {kind: place for place, kind in enumerate(KINDS)}
     return [
         Folded(

@@ -95,6 +95,7 @@ def provenance(store: FeatureStore, site: str) -> list[tuple[str, str]]:
     plan = store.plans[info.pass_name]
     planned = next(each for each in plan.sites if each.name == site)
     receipts = list(store.receipts(site).values())
+    # Workers may have had other versions than the plan was made with: all of them are named.
     environments = [receipt.environment for receipt in receipts] or [plan.environment]
     versions = sorted({f"{name} {each[name]}" for each in environments for name in each if name != "host"})
     return [
