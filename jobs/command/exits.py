@@ -11,6 +11,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from jobs.command.endings import ENDINGS
+from schemas.errors import InputError
+from schemas.sentences import redacted, shorten, visible
 
 if TYPE_CHECKING:
     import typer
@@ -69,8 +71,6 @@ def run_app(app: typer.Typer, arguments: list[str] | None) -> None:
 
 def _command(app: typer.Typer, arguments: list[str] | None) -> int:
     """The exit code."""
-    from schemas.errors import InputError
-
     try:
         result = app(args=arguments, prog_name="latentlake", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -110,8 +110,6 @@ def _missing_extra(error: Exception) -> str | None:
 
 def _refuse(message: str) -> int:
     """Say what the user can fix."""
-    from schemas.sentences import redacted, shorten, visible
-
     sys.stderr.write(f"latentlake: {visible(shorten(redacted(message)))}\n")
     return 2
 
@@ -170,6 +168,4 @@ def _system_message(error: Exception, arguments: list[str] | None) -> str | None
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as a line, without the place in the code."""
-    from schemas.sentences import redacted, shorten, visible
-
     sys.stderr.write(f"warning: {visible(shorten(redacted(str(message))))}\n")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from schemas.errors import InputError
+
 if TYPE_CHECKING:
     from pipeline.store import FeatureStore
     from schemas.run.file import RunFile
@@ -80,13 +82,6 @@ ClassifierFolder = Annotated[
 Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
 
 
-def input_error(message: str) -> Exception:
-    """What the user can fix; imported when it is raised."""
-    from schemas.errors import InputError
-
-    return InputError(message)
-
-
 @contextmanager
 def logged(path: Path | None) -> Iterator[None]:
     """Events of this process go to the end of a file, where one is asked for."""
@@ -128,9 +123,9 @@ def open_store(store: str) -> tuple[FeatureStore, RunFile | None]:
 def sites_of(store: FeatureStore, site: str | None) -> list[str]:
     """The sites that a command about features is about: the one named, or all that have features."""
     if site is not None and site not in store.sites:
-        raise input_error(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
+        raise InputError(f"the store has no site {site!r}; it has {', '.join(store.sites) or 'none yet'}")
     if not store.sites:
-        raise input_error(f"{store.layout.root} has no site yet: run `latentlake extract` first")
+        raise InputError(f"{store.layout.root} has no site yet: run `latentlake extract` first")
     if site is not None:
         return [store.require_features(site).name]
     with_sae = [name for name, info in store.sites.items() if info.has_sae]
@@ -141,5 +136,5 @@ def one_site(store: FeatureStore, site: str | None) -> str:
     """The site that a command about one feature means."""
     names = sites_of(store, site)
     if len(names) > 1:
-        raise input_error(f"the store has several sites ({', '.join(names)}): choose one with --site")
+        raise InputError(f"the store has several sites ({', '.join(names)}): choose one with --site")
     return names[0]

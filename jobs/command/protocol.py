@@ -36,13 +36,13 @@ from jobs.command.options import (
     SiteName,
     StoreText,
     Workers,
-    input_error,
     one_site,
     open_store,
     read_run_file,
     root_of,
     sites_of,
 )
+from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.store import FeatureStore
@@ -148,8 +148,8 @@ def _check_numbers(given: Given) -> None:
         for number in value if isinstance(value, list | tuple) else (value,):
             option = name.replace("_", "-")
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
-                raise input_error(
+                raise InputError(
                     f"{option} is a number of {number.bit_length():,} bits: give one of at most 64"
                 )
             if isinstance(number, float) and not math.isfinite(number):
-                raise input_error(f"{option} is {number}: give a finite number")
+                raise InputError(f"{option} is {number}: give a finite number")

@@ -142,6 +142,7 @@ def _attributed(
     what = f"attribute {site}: integrated gradients"
     frames = _run(what, partial(attribute_part, work), 2, parts, tasks, saved)
     prompts = pl.concat([pl.DataFrame(schema=ATTRIBUTION_PROMPTS), *(of_part for of_part, _ in frames)])
+    # A part leaves prompts out whose answers begin alike, so what is missing was skipped.
     skipped = sum(part.stop - part.first for part in parts) - prompts.height
     if prompts.is_empty():
         raise InputError(
@@ -282,6 +283,7 @@ def _require_labels(store: FeatureStore, option: str, names: Sequence[str]) -> N
 
 def _report_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:
     gap, baseline, nodes = (prompts[name].to_numpy() for name in ("gap", "baseline", "nodes"))
+    # Attributions of a prompt should add up to its gap, less the gap with no latent active.
     error = np.abs(prompts["ig_sum"].to_numpy() - (gap - baseline)).max()
     lacking = prompts.height - int(prompts["complete"].sum())
     say(

@@ -130,6 +130,7 @@ def _report(run: RunFile, about: SaeMetadata, tokens: int, steps: Meter) -> Repo
     losses = _losses(subject, check.sample(pieces, check.LOSS_TOKENS), steps)
     rows = check.loaded_rows(subject, sampled)
     steps.begin("running other hooks and tokens")
+    # A tokenizer without BOS has nothing to flip.
     other = check.flipped_bos(lake, tokenizer)
     flipped = _shard(run, other, tokenizer, tokens) if other is not None else None
     elsewhere = list(_elsewhere(subject, about, sampled, flipped, lake, figures))

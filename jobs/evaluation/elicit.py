@@ -156,6 +156,7 @@ def elicited(store: FeatureStore, site: str, typed: TypedText, rows: I64) -> pl.
         .collect()
     )
     fires = fires.with_columns(bits=pl.Series(_surprise(fires, table), dtype=pl.Float64))
+    # The mean is over all selected rows, those without the feature too, where it counts as 0.
     strongest = pl.col("value").abs().arg_max()
     return (
         fires.group_by("feature", maintain_order=True)
@@ -234,6 +235,7 @@ def _strip(
     values = typed.activations[:, [feature]].toarray()[:, 0]
     strip = strip_of(store, typed.token_ids.tolist(), values, firing)
     row = store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
+    # A feature that never fires in the store has neither, and is shaded by the text alone.
     stored = np.array([row["min_activation"] or 0, row["max_activation"] or 0], np.float32)
     return strip, strongest_in([stored, values]) if maximum is None else maximum
 
@@ -252,6 +254,7 @@ def _show_strip(
     say(f"{summary} [dim](full shade: {strip[1]:.4g})[/]")
     console.print(Text("  ") + text_strip(*strip), soft_wrap=True, highlight=False)
     values, ids = typed.activations[:, [feature]].toarray()[:, 0], typed.token_ids.tolist()
+    # The five strongest tokens, equal ones from left to right; what does not fire is not listed.
     strong = np.argsort(-np.abs(values), kind="stable")[:5]
     fires = ((values[p], p, escape(shown(store.vocabulary.at(ids, p)))) for p in strong if values[p])
     say(f"  [dim]{', '.join(f'{value:.4g} at {p} |{piece}|' for value, p, piece in fires)}[/]")

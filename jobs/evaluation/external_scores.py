@@ -51,6 +51,7 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
         )
     try:
         scores = frame.select(pl.col(name).cast(dtype) for name, dtype in SCORES.items())
+        # A cast to whole numbers would silently cut 3.7 to 3.
         if (scores["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
             raise pl.exceptions.InvalidOperationError
     except pl.exceptions.PolarsError:
@@ -69,6 +70,7 @@ def _frame(path: Path) -> pl.DataFrame:
         names = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False).row(0)
     else:
         names = pq.read_schema(path).names
+    # polars would rename the second one, and pyarrow refuse it without saying which.
     if twice := [name for name in SCORES if names.count(name) > 1]:
         raise ValueError(f"it has several columns {twice[0]!r}; rename all but one")
     if path.suffix == ".csv":
@@ -78,6 +80,7 @@ def _frame(path: Path) -> pl.DataFrame:
 
 def labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ...]:
     """The labels of a selection, none where it is of every prompt; InputError where the lake lacks one."""
+    # Scores without label and value are of EVERY_PROMPT, unless the lake has a label of that very name.
     names = selection["label"].unique(maintain_order=True).to_list()
     if names == [EVERY_PROMPT[0]] and EVERY_PROMPT[0] not in known:
         return ()

@@ -149,6 +149,7 @@ def choose(records: Sequence[ShardRecord], step: int, tokens: int | None) -> lis
     # So many of all groups as tokens of all rows, rounded up; group i of them stands at i / wanted of all.
     wanted = -(-tokens * total // rows)
     groups: dict[int, list[int]] = defaultdict(list)
+    # The shard of a group is the last one whose first group is at or before it.
     firsts = np.cumsum([0, *sizes])
     for place in (i * total // wanted for i in range(wanted)):
         shard = int(np.searchsorted(firsts, place, side="right")) - 1
@@ -192,6 +193,7 @@ class _SavedRows:
     ) -> list[dict[str, Any]]:
         """The rows of all parts, in order; what is missing is measured, and written down on the way."""
         self.rows = {key: self.rows[key] for key in keys if key in self.rows}
+        # Rows of other keys are forgotten: the table holds what its figures are of, and does not grow.
         missing = [(part, key) for part, key in zip(parts, keys, strict=True) if key not in self.rows]
         tokens = sum(size_of(part, work.step) for part, _ in missing)
         saved = time.monotonic()

@@ -188,6 +188,7 @@ def of_random(norms: F32, b_dec: F32, block: int) -> Iterator[object]:
     random = np.random.default_rng(SEED)
     for first in range(0, len(norms), block):
         wanted = norms[first : first + block, None]
+        # Directions of normal draws are uniform on the sphere; the stream of draws is the same for any block.
         drawn = random.standard_normal((len(wanted), len(b_dec)), dtype=np.float32)
         yield Directions(wanted * drawn / np.linalg.norm(drawn, axis=1, keepdims=True) + b_dec)
 
@@ -231,6 +232,7 @@ def histograms(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
     parts = [pl.DataFrame(schema=LOGITS_HISTOGRAM)]
     for measure in ("entropy_bits", "max_probability"):
         values = {of: frame[measure].to_numpy() for of, frame in (("feature", table), ("random", drawn))}
+        # One set of edges for both, so that their histograms compare.
         edges = _edges(np.concatenate(list(values.values())), is_log=measure == "max_probability")
         parts += [_histogram(measure, of, sample, edges) for of, sample in values.items() if len(sample)]
     return pl.concat(parts)

@@ -109,8 +109,17 @@ def _drop_pass(catalog: _Catalog, name: str, *, yes: bool) -> None:
 
 def _drop_site(catalog: _Catalog, site: str, *, yes: bool) -> None:
     passes = catalog.passes(site)
-    if not passes:
-        _finish(catalog, site)
+    if not passes:  # gone already, but for what an interrupted drop left: that needs no confirmation
+        pieces = [piece for _, piece in leftovers(catalog.layout, site.__eq__)]
+        if not pieces:
+            was = any(site in dropped for dropped in catalog.dropped.values())
+            why = (
+                "was dropped before" if was else f"is not there; it has {', '.join(catalog.names) or 'none'}"
+            )
+            raise InputError(f"site {site!r} of {catalog.layout.root} {why}")
+        _remove_all(pieces)
+        _forget(catalog.layout)
+        say(f"[bold]drop[/] {several(len(pieces), 'piece')} that an interrupted drop of site {site} had left")
         return
     if len(passes) > 1:
         raise InputError(f"passes {', '.join(passes)} have a site {site!r}: drop one of them with --pass")
@@ -127,18 +136,6 @@ def _drop_site(catalog: _Catalog, site: str, *, yes: bool) -> None:
     pieces = pieces_of_site(catalog.layout, name, site) + derived_pieces(catalog.layout, site)
     about = f"site {site} of pass {name}"
     _remove(catalog, passes, about, pieces, lambda: drop_site(catalog.layout, name, site, pieces), yes=yes)
-
-
-def _finish(catalog: _Catalog, site: str) -> None:
-    """End a drop that was interrupted: the site is gone already, so no confirmation is needed."""
-    pieces = [piece for _, piece in leftovers(catalog.layout, site.__eq__)]
-    if not pieces:
-        was = any(site in dropped for dropped in catalog.dropped.values())
-        why = "was dropped before" if was else f"is not there; it has {', '.join(catalog.names) or 'none'}"
-        raise InputError(f"site {site!r} of {catalog.layout.root} {why}")
-    _remove_all(pieces)
-    _forget(catalog.layout)
-    say(f"[bold]drop[/] {several(len(pieces), 'piece')} that an interrupted drop of site {site} had left")
 
 
 def _drop_table(catalog: _Catalog, table: str, site: str | None, *, yes: bool) -> None:

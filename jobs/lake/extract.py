@@ -47,8 +47,8 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
         piece.remove()
     results = []
     for part in by_pass(run, layout):
-        pass_began = time.monotonic()
-        with ExtractionProgress() as progress:
+        progress, pass_began = ExtractionProgress(), time.monotonic()
+        with progress.meter:
             result = run_extraction(
                 layout,
                 part,

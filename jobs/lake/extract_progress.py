@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.markup import escape
@@ -18,25 +17,16 @@ REPORTED = ("retry", "quarantined", "worker_replaced", "waiting", "twin")
 
 
 class ExtractionProgress:
-    """Shows the state of a run after each event; rows of shards in flight count as they are done."""
+    """Shows a run's state on `meter` after each event; rows of shards in flight count as they are done."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock, self._meter, self._pace = clock, Meter(clock=clock), Pace(clock)
-
-    def __enter__(self) -> ExtractionProgress:
-        self._meter.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._meter.__exit__(kind, error, trace)
+        self._clock, self.meter, self._pace = clock, Meter(clock=clock), Pace(clock)
 
     def begin(self, extraction: Extraction) -> None:
         """Shards that were committed before are done from the start."""
         self._extraction, self._state = extraction, extraction.state
         self._total_rows = extraction.rows - extraction.tally.rows
-        self._meter.begin("extract", self._total_rows)
+        self.meter.begin("extract", self._total_rows)
 
     def on_event(self, **event: Any) -> None:
         """Print what a person should know; the extraction's state holds the event already."""
@@ -47,7 +37,7 @@ class ExtractionProgress:
             details = ", ".join(f"{key} {value}" for key, value in event.items() if key != "event")
             say(f"[yellow]{kind.replace('_', ' ')}[/]: {escape(details)}")
         shards = self._extraction.skipped + self._state.shards
-        self._meter.show(self._state.rows_done, f"{shards}/{self._extraction.total} shards, {self._rates()}")
+        self.meter.show(self._state.rows_done, f"{shards}/{self._extraction.total} shards, {self._rates()}")
 
     def _rates(self) -> str:
         """Rates over the last minutes, and the time left at that rate."""
@@ -55,6 +45,7 @@ class ExtractionProgress:
         workers = several(len(state.workers), "worker")
         if not done:
             return f"{workers} ready" if state.workers else "starting the model"
+        # Tokens are paced; nonzeros are those of the shards done, at the same pace.
         rate = self._pace.update(done)
         parts = [f"{rate:,.0f} tokens/s"]
         if state.nnz:

@@ -38,6 +38,8 @@ def plan(
     seconds: Annotated[float, typer.Option(help="How long to measure.", min=1)] = 60.0,
 ) -> list[Prediction]:
     """Probe each pass in a scratch folder, print its prediction, and keep it where the run will find it."""
+    from jobs.lake.probe import Probe
+
     resolved, warnings = resolve(run_file)
     warn(warnings)
     if workers is not None:
@@ -48,22 +50,18 @@ def plan(
     # A finished pass takes no time; where all are, or no tokens are there yet, each is predicted.
     shards = sum(len(link.shards) for link in read_links(layout))
     unfinished = [p for p in parts if len(read_commits(layout, str(p.store.pass_name))) < shards]
-    return [_plan_pass(layout, part, seconds) for part in unfinished or parts]
-
-
-def _plan_pass(layout: Layout, run: RunFile, seconds: float) -> Prediction:
-    from jobs.lake.probe import Probe
-
-    assert run.store.pass_name is not None
-    with (
-        tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder,
-        remedy_for_writes(TMPDIR_REMEDY),
-        Meter("plan") as meter,
-    ):
-        prediction = Probe(run, Path(folder), seconds).predict(meter.begin)
-    _show_prediction(prediction, run.store.pass_name)
-    write_prediction(layout, run.store.pass_name, prediction)
-    return prediction
+    predictions = []
+    for part in unfinished or parts:
+        with (
+            tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder,
+            remedy_for_writes(TMPDIR_REMEDY),
+            Meter("plan") as meter,
+        ):
+            prediction = Probe(part, Path(folder), seconds).predict(meter.begin)
+        _show_prediction(prediction, str(part.store.pass_name))
+        write_prediction(layout, str(part.store.pass_name), prediction)
+        predictions.append(prediction)
+    return predictions
 
 
 def _show_prediction(prediction: Prediction, pass_name: str) -> None:

@@ -31,7 +31,7 @@ from jobs.command.tasks import choose_tasks
 from jobs.report.clusters import kinds_of, write_clusters
 from jobs.report.columns import VARIABLE, table_data
 from jobs.report.features import write_features
-from jobs.report.overview import figure_path, figures_of, lake_facts, site_facts, site_page
+from jobs.report.overview import figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
 from jobs.report.tables import Tables, names_of
 from jobs.report.work import Work, path_of
@@ -226,7 +226,7 @@ def _write_above(tables: Tables, work: Work) -> int:
     clusters = write_clusters(tables, work, kinds)
     (work.out / "figures").mkdir(parents=True, exist_ok=True)
     for name, _, data, _ in figures:
-        write(figure_path(work, name), data)
+        write(work.out / "figures" / f"{name}.png", data)
     table = table_data(tables, work)
     write(work.out / "features.js", script(VARIABLE, table))
     shown = {

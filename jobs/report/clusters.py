@@ -140,6 +140,7 @@ def _content(
     if kind.members is not None:
         rows = kind.members.filter(pl.col("cluster") == number).head(SHOWN_MEMBERS)
         members = list(rows.iter_rows(named=True))
+    # Of contexts and documents: the features that mark the cluster, with their lifts where there are any.
     typical = list[tuple[int, float | None]]()
     if not kind.of_features and row.get("features"):
         lifts = row.get("lifts") or [None] * len(row["features"])

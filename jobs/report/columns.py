@@ -46,7 +46,25 @@ COLUMNS = (
 
 def table_data(tables: Tables, work: Work) -> dict[str, Any]:
     """What `static/table.js` reads."""
-    columns = [_column(tables, work.d_sae, column) for column in COLUMNS if column.table in tables.names]
+    columns = []
+    for column in (column for column in COLUMNS if column.table in tables.names):
+        frame = tables.scan(column.table).select("feature", value=pl.col(column.name)).collect()
+        # What is null, and features that the table has not, are NaN.
+        values = np.full(work.d_sae, np.nan)
+        values[frame["feature"].to_numpy()] = frame["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        whole = frame["value"].dtype.is_integer()
+        # float32 holds whole numbers below 2^24 exactly; larger counts take twice the bytes.
+        exact = bool(whole and np.nanmax(values, initial=0) >= 1 << 24)
+        columns.append(
+            {
+                "name": column.name if column.table != "coactivation_clusters" else "cocluster",
+                "title": column.title,
+                "help": column.help,
+                "whole": whole,
+                "wide": exact,
+                "data": packed(values.astype(np.float64 if exact else np.float32)),
+            }
+        )
     # Features share their tokens: each text is sent once, and named by its place.
     tokens, places = np.unique(work.names, return_inverse=True)
     return {
@@ -56,25 +74,6 @@ def table_data(tables: Tables, work: Work) -> dict[str, Any]:
         "names": packed(places.reshape(work.names.shape).astype(np.uint32)),
         "width": work.names.shape[1],
         "pages": None if len(work.chosen) == work.d_sae else packed(work.chosen.astype(np.uint32)),
-    }
-
-
-def _column(tables: Tables, d_sae: int, column: Column) -> dict[str, Any]:
-    """One column over all features; what is null, and features that the table has not, are NaN."""
-    frame = tables.scan(column.table).select("feature", pl.col(column.name).alias("value")).collect()
-    values = np.full(d_sae, np.nan)
-    values[frame["feature"].to_numpy()] = frame["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    whole = frame["value"].dtype.is_integer()
-    # float32 holds whole numbers below 2^24 exactly; larger counts take twice the bytes.
-    exact = whole and np.nanmax(values, initial=0) >= 1 << 24
-    name = column.name if column.table != "coactivation_clusters" else "cocluster"
-    return {
-        "name": name,
-        "title": column.title,
-        "help": column.help,
-        "whole": whole,
-        "wide": bool(exact),
-        "data": packed(values.astype(np.float64 if exact else np.float32)),
     }
 
 

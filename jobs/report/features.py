@@ -19,9 +19,6 @@ from pipeline.store.reading.windows import read_windows
 from pipeline.store.records.registry import job_of
 from schemas.layout import StorePath
 
-DEPTH = 4
-"""Folders from a feature's page up to the report's."""
-
 SHOWN_EXAMPLES, SHOWN_NEIGHBOURS, SHOWN_LABELS = 10, 10, 12
 """Of a kind, by each measure, of a label: the other examples and labels are folded away."""
 
@@ -61,6 +58,7 @@ class Folded:
 
 def write_features(work: Work, part: range) -> tuple[int, int]:
     """Write the pages of chosen[part]; how many, and their bytes."""
+    # Rows lie by feature, so that a range of features is one stretch of each table.
     chosen = work.chosen[part.start : part.stop].tolist()
     tables = read_range(work.scratch, chosen[0], chosen[-1])
     windows = ByFeature(read_windows(work.windows, chosen[0], chosen[-1]))
@@ -83,7 +81,7 @@ def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], wind
     top_token = profile["top_token"] if profile else None
     return render(
         "feature.html",
-        DEPTH,
+        4,
         site=work.site,
         feature=feature,
         fires_on=work.fires_on(feature),
@@ -117,6 +115,7 @@ def _examples(work: Work, row: Mapping[str, Any], windows: Rows) -> list[Folded]
     by_kind = dict[tuple[str, int], list[str]]()
     for window in windows:
         by_kind.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window, most))
+    # Kinds that this version does not know come last, by name.
     order = {kind: place for place, kind in enumerate(KINDS)}
     return [
         Folded(

@@ -15,7 +15,6 @@ from jobs.terminal.units import unit_of_lake, unit_of_site
 from pipeline.store import FeatureStore
 from pipeline.store.records.tables import RECEIPTS_KEY
 from schemas import __version__
-from schemas.layout import StorePath
 from schemas.sentences import several
 
 TOP = 10
@@ -96,6 +95,7 @@ def provenance(store: FeatureStore, site: str) -> list[tuple[str, str]]:
     plan = store.plans[info.pass_name]
     planned = next(each for each in plan.sites if each.name == site)
     receipts = list(store.receipts(site).values())
+    # Workers may have had other versions than the plan was made with: all of them are named.
     environments = [receipt.environment for receipt in receipts] or [plan.environment]
     versions = sorted({f"{name} {each[name]}" for each in environments for name in each if name != "host"})
     return [
@@ -136,22 +136,15 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def best_of(tables: Tables) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The first features of every ranking."""
-    if "rankings" not in tables.names:
-        return []
-    rankings = tables.scan("rankings").filter(pl.col("rank") < TOP).collect()
-    return [
-        (str(by), group.sort("rank").to_dicts())
-        for (by,), group in rankings.group_by("by", maintain_order=True)
-    ]
-
-
 def site_page(
     tables: Tables, work: Work, kinds: Sequence[Kind], figures: Sequence[tuple[str, str, bytes, bool]]
 ) -> dict[str, Any]:
     """What the template of a site's page is given."""
-    fidelity = tables.read("fidelity")
+    fidelity, best = tables.read("fidelity"), []
+    if "rankings" in tables.names:
+        first = tables.scan("rankings").filter(pl.col("rank") < TOP).collect()
+        rankings = first.group_by("by", maintain_order=True)
+        best = [(str(by), group.sort("rank").to_dicts()) for (by,), group in rankings]
     return {
         "work": work,
         "site": work.site,
@@ -159,14 +152,9 @@ def site_page(
         "lake": lake_facts(tables.store),
         "provenance": provenance(tables.store, work.site),
         "figures": [(name, description, stale) for name, description, _, stale in figures],
-        "best": best_of(tables),
+        "best": best,
         "kinds": kinds,
         "states": tables.states,
-        "fidelity": list(fidelity.iter_rows(named=True)) if fidelity is not None else [],
+        "fidelity": fidelity.to_dicts() if fidelity is not None else [],
         "chosen": len(work.chosen),
     }
-
-
-def figure_path(work: Work, name: str) -> StorePath:
-    """Where a figure lies in the report."""
-    return work.out / "figures" / f"{name}.png"

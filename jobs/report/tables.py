@@ -130,6 +130,7 @@ def names_of(examples: pl.DataFrame, d_sae: int, n: int = 3) -> np.ndarray[Any, 
     `examples` are the rows `feature`, `rank`, `token_id` of its strongest rows; equally frequent tokens in
     the order of their best rank.
     """
+    # A token's best rank breaks ties, its number the rest: names do not hang on the order of groups.
     counts = (
         examples.group_by("feature", "token_id")
         .agg(pl.len().alias("times"), pl.col("rank").min())
