@@ -32,7 +32,7 @@ from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.tables.attribution import ATTRIBUTION_PROMPTS
-from schemas.values import F64, I64, Bool, TokenShard
+from schemas.values import I64, Bool, TokenShard
 
 LOGITS_BYTES = 1 << 27
 """Of the logits of a batch in float32; with their gradients there are some four times as many at once."""
@@ -67,11 +67,6 @@ class Part(NamedTuple):
         return f"{self.record.name}-{self.first}"
 
 
-class _Opened(NamedTuple):
-    opened: Opened
-    tokenizer: Tokenizer
-
-
 @dataclass(frozen=True)
 class _PartPrompts:
     """The prompts of a part whose answers differ: `contexts` int64 [C] of the shard, `answers` int64 [C, 2].
@@ -91,7 +86,7 @@ def attribute_part(work: Work, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
 
     ATTRIBUTION_PROMPTS, of those whose answers differ in their first tokens, and SUMS.
     """
-    opened, prompts_of_part = _open(work).opened, _part_prompts(work, part)
+    opened, prompts_of_part = _open(work)[0], _part_prompts(work, part)
     completed = [
         _complete(opened, prompts_of_part, some, work.tolerance) for some in _batches(opened, prompts_of_part)
     ]
@@ -102,6 +97,7 @@ def attribute_part(work: Work, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
     ig, ig2 = (
         np.concatenate([np.empty(0), *(getattr(one, name) for _, one in batches)]) for name in ("ig", "ig2")
     )
+    # prompts came as their quadratures ended; sums of floats must not depend on that order
     order = np.lexsort((feature, context))
     sums = partial(prompts_of_part.values, context[order], feature[order], (ig[order], ig2[order]), d_sae)
     rows = [_prompts(prompts_of_part, some, one, work.tolerance) for some, one in batches]
@@ -114,16 +110,18 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
 
     `chosen`: label, value, feature; it is ablated in the prompts with that value in which it is active.
     """
-    opened, prompts_of_part = _open(work).opened, _part_prompts(work, part)
+    opened, prompts_of_part = _open(work)[0], _part_prompts(work, part)
     context, feature = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     effect, effect2 = [np.empty(0)], [np.empty(0)]
     features_of = _features_by_prompt(prompts_of_part.values, chosen)
     for some in _batches(opened, prompts_of_part):
         prompts, latents = _read(opened, prompts_of_part, some)
+        # a feature is active in several vectors of a prompt; it is set to 0 in all of them at once
         of = prompts.vector_context[latents.vector]
         active = np.unique(np.stack([of, latents.features.indices], axis=1), axis=0)
         pairs = active[[f in features_of[some[c]] for c, f in active.tolist()]]
-        gap = _gaps(prompts)[pairs[:, 0]]
+        assert prompts.begun is not None
+        gap = gap_of(prompts.begun.logits, prompts.answers).double().cpu().numpy()[pairs[:, 0]]
         without = ablated_gaps(opened, prompts, latents, pairs)
         context.append(some[pairs[:, 0]])
         feature.append(pairs[:, 1])
@@ -157,18 +155,18 @@ def _complete(
         prompts, latents = _read(opened, prompts_of_part, some)
         attributed = attribute(opened, prompts, latents, nodes)
         done = attributed.complete(tolerance) | (nodes >= MOST_NODES)
-        yield some[done], _select_prompts(attributed, done)
+        # entries say whose they are by the prompt's place, so those that stay are numbered anew
+        number, entries = np.cumsum(done) - 1, done[attributed.context]
+        of_entries = {
+            name: getattr(attributed, name)[entries] for name in ("feature", "activation", "ig", "ig2")
+        }
+        of_prompts = {
+            name: getattr(attributed, name)[done]
+            for name in ("gap", "baseline", "nodes", "missing", "missing2")
+        }
+        context = number[attributed.context[entries]]
+        yield some[done], Attributed(context=context, **of_entries, **of_prompts)
         some, nodes = some[~done], 2 * nodes
-
-
-def _select_prompts(attributed: Attributed, kept: Bool) -> Attributed:
-    """Of some prompts alone, numbered anew."""
-    number, entries = np.cumsum(kept) - 1, kept[attributed.context]
-    of_entries = {name: getattr(attributed, name)[entries] for name in ("feature", "activation", "ig", "ig2")}
-    of_prompts = {
-        name: getattr(attributed, name)[kept] for name in ("gap", "baseline", "nodes", "missing", "missing2")
-    }
-    return Attributed(context=number[attributed.context[entries]], **of_entries, **of_prompts)
 
 
 def _prompts(
@@ -202,19 +200,13 @@ def _read(opened: Opened, prompts_of_part: _PartPrompts, some: I64) -> tuple[Pro
     return prompts, Latents(opened, prompts, read.vectors(begun.x[opened.place.read]))
 
 
-def _gaps(prompts: Prompts) -> F64:
-    """The gaps of prompts that were read, as they are, float64 [C]."""
-    assert prompts.begun is not None
-    return gap_of(prompts.begun.logits, prompts.answers).double().cpu().numpy()
-
-
 def _batches(opened: Opened, prompts_of_part: _PartPrompts) -> Iterator[I64]:
     """Places of the part's prompts, so many at a time."""
-    places, lengths = (
-        np.arange(len(prompts_of_part.contexts)),
-        np.diff(prompts_of_part.tokens.context_ptr)[prompts_of_part.contexts],
+    places = np.arange(len(prompts_of_part.contexts))
+    # every batch holds as many as fit if all are as long as the longest, for shorter ones are padded
+    n = opened.contexts(
+        int(np.diff(prompts_of_part.tokens.context_ptr)[prompts_of_part.contexts].max(initial=1))
     )
-    n = opened.contexts(int(lengths.max(initial=1)))
     return (places[first : first + n] for first in range(0, len(places), n))
 
 
@@ -226,7 +218,10 @@ def _part_prompts(work: Work, part: Part) -> _PartPrompts:
     table = read_document_labels(work.layout, part.record, (*work.labels, *work.answers))
     documents = tokens.document[tokens.context_ptr[contexts]]
     values = table[np.searchsorted(table["document"].to_numpy(), documents)]
-    answers = _first_tokens(_open(work).tokenizer, work.lake, values, work.answers)
+    # an answer is known by its first token, -1 where it is empty: one position's logits compare them
+    texts = values.select(work.answers).fill_null("").to_numpy().ravel().tolist()
+    ids = _open(work)[1].encode_batch(texts, work.lake.special_text)
+    answers = np.array([int(first[0]) if len(first) else -1 for first in ids], np.int64).reshape(-1, 2)
     known = (answers[:, 0] != answers[:, 1]) & (answers >= 0).all(axis=1)
     label, value = EVERY_PROMPT
     named = work.labels or (pl.lit(value).alias(label),)
@@ -234,19 +229,12 @@ def _part_prompts(work: Work, part: Part) -> _PartPrompts:
     return _PartPrompts(tokens, whole.counted, contexts[known], answers[known], values)
 
 
-def _first_tokens(tokenizer: Tokenizer, lake: Lake, values: pl.DataFrame, answers: tuple[str, str]) -> I64:
-    """The token that each of the two answers begins with, int64 [C, 2]; -1 for one that is empty."""
-    texts = values.select(answers).fill_null("").to_numpy().ravel().tolist()
-    ids = tokenizer.encode_batch(texts, lake.special_text)
-    return np.array([int(tokens[0]) if len(tokens) else -1 for tokens in ids], np.int64).reshape(-1, 2)
-
-
-def _open(work: Work) -> _Opened:
+def _open(work: Work) -> tuple[Opened, Tokenizer]:
     """Model, SAE and tokenizer, loaded once in a process."""
     return cached_per_process(("attribution", *work.use.key, work.tokenizer), lambda: _load(work))
 
 
-def _load(work: Work) -> _Opened:
+def _load(work: Work) -> tuple[Opened, Tokenizer]:
     """Model, SAE and tokenizer; InputError where they do not fit."""
     use = work.use
     model = open_model(use, dict.fromkeys(use.place))
@@ -260,4 +248,4 @@ def _load(work: Work) -> _Opened:
             "--tokenizer the place of that one"
         )
     rows = min(use.plan.batch_contexts * work.lake.context_size, LOGITS_BYTES // (4 * tokenizer.size))
-    return _Opened(Opened(model, encoder, use.place, rows), tokenizer)
+    return Opened(model, encoder, use.place, rows), tokenizer

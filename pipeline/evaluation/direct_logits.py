@@ -87,6 +87,7 @@ def read(reading: Reading, directions: Directions) -> Unembedded:
 def softmax_stats(logits: Tensor) -> SoftmaxStats:
     """Entropy and largest probability of softmax(logits), logits float32 [n, V]; sums are float64."""
     log_p = logits.log_softmax(1)
+    # p is 0 where log p is -inf, and 0 * -inf would be NaN
     entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(1, dtype=torch.float64) / math.log(2)
     return SoftmaxStats(entropy.cpu().numpy(), log_p.amax(1).double().exp().cpu().numpy())
 
@@ -94,22 +95,19 @@ def softmax_stats(logits: Tensor) -> SoftmaxStats:
 def extremes(values: Tensor, k: int) -> Extremes:
     """The highest (highest first) and lowest (lowest first) of each row, equal ones by their number."""
     k = min(k, values.shape[1])
-    top, bottom = _first(values, k, largest=True), _first(values, k, largest=False)
-    return Extremes(top, _at(values, top), bottom, _at(values, bottom))
+    return Extremes(*_first(values, k, largest=True), *_first(values, k, largest=False))
 
 
-def _first(values: Tensor, k: int, *, largest: bool) -> I32:
-    """Places of the largest, or smallest, k of each row."""
+def _first(values: Tensor, k: int, *, largest: bool) -> tuple[I32, F32]:
+    """Places and values of the largest, or smallest, k of each row."""
     extremes = values.topk(k, dim=1, largest=largest)
     place, size = extremes.indices.cpu().numpy(), extremes.values.cpu().numpy()
+    # devices order equal values differently: here the lower number comes first
     order = np.lexsort((place, -size if largest else size), axis=1)
-    return np.take_along_axis(place, order, axis=1).astype(np.int32)
-
-
-def _at(values: Tensor, places: I32) -> F32:
-    at = values.gather(1, torch.from_numpy(places.astype(np.int64)).to(values.device))
-    values_at: F32 = at.cpu().numpy()
-    return values_at
+    return (
+        np.take_along_axis(place, order, axis=1).astype(np.int32),
+        np.take_along_axis(size, order, axis=1),
+    )
 
 
 def _model(use: PlannedUse) -> Model:

@@ -130,9 +130,24 @@ class _Batch:
 
     def add_to(self, totals: F64) -> None:
         """Add what it finds to the documents' totals float64 [m, M]."""
-        at, predicted = self._predictions()
-        columns = np.concatenate([np.ones((1, predicted.shape[1])), predicted])
-        _scatter(totals, PREDICTED, at, columns)
+        model, batch = self._opened.model, self._batch
+        targets = to_device(next_tokens(batch), model.device)
+        clean = model.next_token_logits(batch)
+        patched = model.next_token_logits(batch, self._patches(self._stored, self._reconstruct))
+        losses = [losses_of(clean, targets), losses_of(patched, targets)]
+        divergence = divergences(clean, patched)
+        # two batches' logits are what fits: they go before the model runs again
+        del clean, patched
+        losses.append(model.losses(batch, self._patches(self._stored, lambda *_: 0.0)))
+        mean = self._patches(self._stored, lambda _, target: self._mean.expand(target.shape))
+        losses.append(model.losses(batch, mean))
+        # the last token of a context predicts nothing, so predictions are fewer than rows
+        followed = self._followed()
+        measured = self._stored[followed]
+        values = torch.stack([*losses, divergence]).double().cpu().numpy()[:, measured]
+        columns = np.concatenate([np.ones((1, values.shape[1])), values])
+        _scatter(totals, PREDICTED, self._document[followed][measured], columns)
+        # rows are those that `_reconstruct` has seen on the way
         rows = torch.stack(self._rows).cpu().numpy()
         columns = np.concatenate([np.ones((1, rows.shape[1])), rows])
         _scatter(totals, MEASURED, self._document[self._stored], columns)
@@ -140,23 +155,23 @@ class _Batch:
     def add_literal_to(self, totals: F64) -> None:
         """Add the notebook's losses: all counted rows replaced, position 0 by what nothing decodes to."""
         model, batch = self._opened.model, self._batch
+        # x has the counted rows alone, so the mask is cut to them as well
         zeroed = ~self._stored[self._counted]
 
         def reconstruct(x: Tensor, target: Tensor) -> Tensor:
             encoder = self._opened.encoder
             features = encoder.encode(x)
+            # of no features at position 0 the SAE decodes b_dec, as the notebook's mask makes it do
             kept = np.repeat(~zeroed, np.diff(features.indptr))
             return encoder.decode(features.select(kept), like=x).to(target.device)
 
-        puts = [None, *(self._literal_patches(stand_in) for stand_in in (reconstruct, lambda *_: 0.0))]
+        stand_ins: tuple[StandIn, ...] = (reconstruct, lambda *_: 0.0)
+        puts = [None, *(self._patches(self._counted, stand_in) for stand_in in stand_ins)]
         values = torch.stack([model.losses(batch, put) for put in puts]).double().cpu().numpy()
         followed = self._followed()
         at = self._counted[followed]
         columns = np.concatenate([np.ones((1, int(at.sum()))), values[:, at]])
         _scatter(totals, LITERAL, self._document[followed][at], columns)
-
-    def _literal_patches(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        return patch(self._opened.encoder.metadata, self._place, self._counted, stand_in)
 
     def _followed(self) -> Bool:
         """Which real tokens have a next one in their context, bool [N]."""
@@ -164,24 +179,8 @@ class _Batch:
         followed: Bool = is_followed(self._batch)[real.ravel()]
         return followed
 
-    def _predictions(self) -> tuple[I64, F64]:
-        """The documents of the predictions at measured rows, and PREDICTED's figures of them but for 1."""
-        model, batch = self._opened.model, self._batch
-        targets = to_device(next_tokens(batch), model.device)
-        clean = model.next_token_logits(batch)
-        patched = model.next_token_logits(batch, self._patches(self._reconstruct))
-        losses = [losses_of(clean, targets), losses_of(patched, targets)]
-        divergence = divergences(clean, patched)
-        del clean, patched
-        losses.append(model.losses(batch, self._patches(lambda *_: 0.0)))
-        losses.append(model.losses(batch, self._patches(lambda _, target: self._mean.expand(target.shape))))
-        values = torch.stack([*losses, divergence]).double().cpu().numpy()
-        followed = self._followed()
-        measured = self._stored[followed]
-        return self._document[followed][measured], values[:, measured]
-
-    def _patches(self, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        return patch(self._opened.encoder.metadata, self._place, self._stored, stand_in)
+    def _patches(self, rows: Bool, stand_in: StandIn) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return patch(self._opened.encoder.metadata, self._place, rows, stand_in)
 
     def _reconstruct(self, x: Tensor, target: Tensor) -> Tensor:
         """The reconstruction; MEASURED's figures of each row are kept on the way."""
@@ -229,6 +228,7 @@ def _load(work: Work) -> Opened:
     encoder = open_encoder(use.site, use.plan.device)
     if not encoder.accepts(model.widths[use.place.read]):
         raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+    # what a model gives says how wide its vocabulary is; two tokens are the fewest that predict one
     two = TokenBatch(np.zeros((1, 2), dtype=np.int64), np.array([2]))
     vocabulary = model.next_token_logits(two).shape[1]
     fit = max(1, LOGITS_BYTES // (4 * vocabulary * work.lake.context_size))

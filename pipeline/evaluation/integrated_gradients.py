@@ -38,6 +38,7 @@ from pipeline.models.hooks.replay import Begun
 from pipeline.plans.reopen import Place
 from pipeline.saes.encoding.encoder import Encoder
 from pipeline.saes.encoding.normalization import scale_back
+from pipeline.store.reading.windows import concatenated_ranges
 from schemas.values import F64, I64, Bool, SparseFeatures, TokenBatch, TokenShard
 
 STARTING_NODES, MOST_NODES = 16, 128
@@ -99,7 +100,8 @@ class Prompts:
     def repeated(self, contexts: I64) -> tuple[Prompts, I64]:
         """Some of the contexts, again and again as `contexts` names them; and which vector each has, [V']."""
         lengths = self.batch.lengths[contexts]
-        owner = self.owner[_ranges(self.starts[contexts], lengths)]
+        owner = self.owner[concatenated_ranges(self.starts[contexts], self.starts[contexts] + lengths)]
+        # vectors are numbered context by context: a copy's start where the copy before it ends
         sizes = np.bincount(self.vector_context, minlength=len(self.last))
         firsts, sizes = (np.cumsum(sizes) - sizes)[contexts], sizes[contexts]
         shift = np.repeat(np.cumsum(sizes) - sizes - firsts, lengths)
@@ -112,7 +114,7 @@ class Prompts:
             np.repeat(np.arange(len(contexts)), sizes),
             begun,
         )
-        return again, _ranges(firsts, sizes)
+        return again, concatenated_ranges(firsts, firsts + sizes)
 
 
 class Attributed(NamedTuple):
@@ -158,6 +160,7 @@ class Latents:
         self.features: SparseFeatures = opened.encoder.encode(x)
         metadata = opened.encoder.metadata
         how = "none" if metadata.transcoder else metadata.normalize_activations
+        # an SAE of one attention head normalizes by the norm of its own part of x
         if x.shape[1] != metadata.d_model:
             x = x.view(len(x), -1, metadata.d_model)[:, metadata.hook_head_index]
         self._scale = scale_back(x, how)
@@ -210,30 +213,29 @@ def gap_of(logits: Tensor, answers: I64) -> Tensor:
 def attribute(opened: Opened, prompts: Prompts, latents: Latents, nodes: int) -> Attributed:
     """Attributions by a quadrature of so many nodes."""
     places, weights = np.polynomial.legendre.leggauss(nodes)
+    # moved from [-1, 1] to [0, 1]; the path's two ends have no weight, but their gaps are needed
     places, weights = np.append((places + 1) / 2, [0.0, 1.0]), np.append(weights / 2, [0.0, 0.0])
-    total = latents.total()
+    total, c = latents.total(), len(prompts.last)
     mean = torch.zeros_like(total, dtype=torch.float64)
-    mean2, gap_at = torch.zeros_like(mean), np.empty((len(places), len(prompts.last)))
+    mean2, gap_at = torch.zeros_like(mean), np.empty((len(places), c))
     for some in _portions(len(places), opened.contexts(prompts.batch.token_ids.size)):
-        gap, slope = _slopes(opened, prompts, total, places[some])
-        gap_at[some] = gap
+        # nodes s of a portion go through the model as so many copies of the prompts, each moved its own way
+        s = len(places[some])
+        tiled, vectors = prompts.repeated(np.tile(np.arange(c), s))
+        index = to_device(vectors, total.device)
+        place = torch.from_numpy(np.repeat(places[some] - 1, len(vectors) // s).astype(np.float32))
+        shift = (place.to(total.device)[:, None] * total[index]).detach().clone().requires_grad_(True)
+        gaps_of_copies = gaps(opened, tiled, shift, gradients=True)
+        # prompts do not see each other, so one backward pass of the sum gives the gradient of each
+        (slope,) = torch.autograd.grad(gaps_of_copies.sum(), shift)
+        slope = slope.double().view(s, *total.shape)
+        gap = gap_at[some] = gaps_of_copies.detach().double().cpu().numpy().reshape(s, c)
         weight = torch.from_numpy(weights[some]).to(slope.device)
         mean += torch.einsum("s,svo->vo", weight, slope)
+        # d gap^2 = 2 gap d gap
         per_vector = torch.from_numpy(2 * gap[:, prompts.vector_context]).to(slope.device)
         mean2 += torch.einsum("s,sv,svo->vo", weight, per_vector, slope)
     return _attributed(prompts, latents, gap_at[-1], gap_at[-2], (mean, mean2), nodes)
-
-
-def _slopes(opened: Opened, prompts: Prompts, total: Tensor, places: F64) -> tuple[F64, Tensor]:
-    """Gaps float64 [S, C] and their gradients float64 [S, V, O] at some places of the path."""
-    s, c = len(places), len(prompts.last)
-    tiled, vectors = prompts.repeated(np.tile(np.arange(c), s))
-    index = to_device(vectors, total.device)
-    place = torch.from_numpy(np.repeat(places - 1, len(vectors) // s).astype(np.float32)).to(total.device)
-    shift = (place[:, None] * total[index]).detach().clone().requires_grad_(True)
-    gap = gaps(opened, tiled, shift, gradients=True)
-    (slope,) = torch.autograd.grad(gap.sum(), shift)
-    return gap.detach().double().cpu().numpy().reshape(s, c), slope.double().view(s, *total.shape)
 
 
 def _attributed(
@@ -267,6 +269,7 @@ def ablated_gaps(opened: Opened, prompts: Prompts, latents: Latents, pairs: I64)
         tiled, vectors = prompts.repeated(pairs[some, 0])
         shift = torch.zeros(len(vectors), latents.directions.shape[1], device=latents.directions.device)
         for n, (of, feature) in enumerate(pairs[some].tolist()):
+            # the feature's entries in this prompt, and where the copy keeps the vectors that they are of
             entries = np.flatnonzero((context == of) & (latents.features.indices == feature))
             here = np.flatnonzero(tiled.vector_context == n)
             at = here[np.searchsorted(vectors[here], latents.vector[entries])]
@@ -282,13 +285,15 @@ def prompts_of(tokens: TokenShard, contexts: I64, answers: I64, counted: Bool) -
     all rows of the shard, in the lake.
     """
     starts, lengths = tokens.context_ptr[contexts], np.diff(tokens.context_ptr)[contexts]
-    rows = _ranges(starts, lengths)
+    rows = concatenated_ranges(starts, starts + lengths)
     padded = np.zeros((len(contexts), int(lengths.max())), np.int64)
     padded[np.arange(padded.shape[1]) < lengths[:, None]] = tokens.token_ids[rows]
+    # the last counted row of each context, by its place there: rows ascend, so the largest
     context = np.repeat(np.arange(len(contexts)), lengths)
     last = np.zeros(len(contexts), np.int64)
     ends = counted[rows]
     np.maximum.at(last, context[ends], (rows - np.repeat(starts, lengths))[ends])
+    # pooled: a context has one vector, which moves every row it is the mean of; else each stored row its own
     averaged = None if tokens.averaged is None else tokens.averaged[rows]
     stored = tokens.stored[rows]
     vector_context = context[stored]
@@ -298,13 +303,6 @@ def prompts_of(tokens: TokenShard, contexts: I64, answers: I64, counted: Bool) -
     owner = alone if averaged is None else np.where(averaged, vector_of[context], -1)
     prompts = Prompts(TokenBatch(padded, lengths), last, answers, owner, vector_context)
     return prompts, RowsRead(stored, averaged, lengths)
-
-
-def _ranges(starts: I64, lengths: I64) -> I64:
-    """start, start + 1 … of each of some ranges, one after another."""
-    before = np.cumsum(lengths) - lengths
-    rows: I64 = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-    return rows
 
 
 def _portions(n: int, size: int) -> Iterator[slice]:

@@ -36,7 +36,7 @@ def patch(
 
     def replaced(there: Tensor) -> Tensor:
         index = torch.from_numpy(np.flatnonzero(rows)).to(there.device)
-        there = there.clone()
+        there = there.clone()  # the model may still hold it elsewhere, as the residual stream does
         target = target_of(metadata, there)  # a view of one head, or all
         old = target[index]
         x = old if read == put else seen["x"][index]

@@ -96,6 +96,7 @@ def token_shard(source: Source, lake: Lake, tokenizer: Tokenizer, tokens: int) -
     """About so many tokens from the beginnings of documents, laid out by the lake's rule."""
     rule = ContextRule.of(lake)
     packed = pack(_beginnings(source, tokenizer, lake, tokens), rule, last_is_cut=True)
+    # whole contexts alone: the first so many that hold about the tokens wanted
     ptr = packed.context_ptr[: max(tokens // lake.context_size, 1) + 1]
     ids = packed.token_ids[: ptr[-1]]
     counted = counted_mask(ids, lake.special_ids, lake.special_tokens)
@@ -118,7 +119,7 @@ def _beginnings(source: Source, tokenizer: Tokenizer, lake: Lake, tokens: int) -
                 return beginnings
         if not is_cut:
             return beginnings
-        share *= 4
+        share *= 4  # every document was too short, or cut: read further into each
 
 
 def pieces(shard: TokenShard, context_size: int) -> list[Piece]:
@@ -130,6 +131,7 @@ def pieces(shard: TokenShard, context_size: int) -> list[Piece]:
 def sample(pieces: list[Piece], tokens: int, *, counted: bool = False) -> list[Piece]:
     """Evenly spaced pieces with at least so many tokens together, `counted` ones only or any, or all."""
     sizes = [int(piece.counted.sum() if counted else piece.batch.lengths.sum()) for piece in pieces]
+    # as many as hold enough tokens if each is as large as the largest, rounded up
     n = min(-(-tokens // max(*sizes, 1)), len(pieces))
     return [pieces[i * len(pieces) // n] for i in range(n)]
 
@@ -182,6 +184,7 @@ def other_hooks(
     places = [place for place in (trained_at,) if place is not None and place != subject.place]
     places = [place for place in places if probe(subject.model, pieces[0].batch, place) is not None]
     places += list(_other_layers(subject, pieces[0], reach=None if poor else 1))
+    # one forward pass serves every place; a hook is named once, however many places share it
     also = tuple(dict.fromkeys(hook for place in places for hook in place))
     gathered: list[list[Rows]] = [[] for _ in places]
     for piece in pieces[: 1 if poor else len(pieces)] if also else []:
@@ -223,17 +226,15 @@ def other_tokens(
         rows = _joined([subject.rows(piece) for piece in flipped])
         name, to = ("model run without BOS", "false") if has_bos else ("model run with BOS", "true")
         yield OtherRows(name, f"set prepend_bos to {to}", rows)
-    without = [_without_first(piece) for piece in pieces]
+    without = []
+    for piece in pieces:
+        # rows lie context after context: the first of each comes after those of all contexts before
+        counted = piece.counted.copy()
+        counted[np.cumsum(piece.batch.lengths) - piece.batch.lengths] = False
+        without.append(piece._replace(counted=counted))
     if any((a.counted != b.counted).any() for a, b in zip(pieces, without, strict=True)):
         rows = _joined([subject.rows(piece) for piece in without])
         yield OtherRows("position 0 left out", "leave position 0 of each context out", rows)
-
-
-def _without_first(piece: Piece) -> Piece:
-    """The piece with position 0 of each context not counted."""
-    counted = piece.counted.copy()
-    counted[np.cumsum(piece.batch.lengths) - piece.batch.lengths] = False
-    return piece._replace(counted=counted)
 
 
 def with_special(pieces: list[Piece]) -> list[Piece]:

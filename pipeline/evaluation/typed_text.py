@@ -64,6 +64,7 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
     rounded, _, _ = round_activations(features, plan.activation_dtype)
     parts = (rounded.data, rounded.indices, rounded.indptr)
     matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, use.site.d_sae))
+    # BOS, which the lake's rule puts before the text, is not of the text
     is_text = shard.position_of_row() >= int(store.lake.bos_id is not None)
     return TypedText(shard.token_ids[is_text], shard.counted[is_text], matrix[np.flatnonzero(is_text)])
 
@@ -123,7 +124,7 @@ def _device(plan: Plan, requested: str) -> str:
     try:
         require_device(device)
     except InputError:
-        if requested != "auto":
+        if requested != "auto":  # only a choice of our own may be given up
             raise
         return "cpu"
     return device

@@ -8,7 +8,6 @@ concatenated, so the answer has the same bits for any ranges and any number of w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -48,13 +47,9 @@ def site_tables(store: SiteAccess, site: str, tasks: Tasks) -> dict[str, pl.Data
     counts = combine_counts(tasks.map(_count_rows, in_batches(shards)))
     one = "feature_major" not in info.layouts  # a CSR is read whole, so by one task
     ranges = [range(info.d_sae)] if one else partials_ranges(store, site)
-    parts = list(tasks.map(partial(_range_tables, shards, totals), ranges))
-    statistics.check_counts(sum(part.active for part in parts), totals, counts)
-    return {
-        "features": pl.concat([part.features for part in parts]),
-        "l0": counts,
-        "examples": pl.concat([part.examples for part in parts]),
-    }
+    features, examples, active = zip(*tasks.map(partial(_range_tables, shards, totals), ranges), strict=True)
+    statistics.check_counts(sum(active), totals, counts)
+    return {"features": pl.concat(features), "l0": counts, "examples": pl.concat(examples)}
 
 
 def check_sums(store: SiteAccess, site: str, tasks: Tasks) -> None:
@@ -97,6 +92,7 @@ def site_ranges(store: SiteAccess, site: str, name: str, range_bytes: int) -> li
     """All features in ranges of whole blocks, with some `range_bytes` of an average shard's object each."""
     info, path = store.site(site), f"{site}/{name}"
     sizes = [o.bytes for receipt in store.receipts(site).values() for o in receipt.objects if o.path == path]
+    # edges are block numbers, evenly spaced, so that no range shares a row group with another
     blocks = -(-info.d_sae // info.feature_block)
     n = min(max(round(sum(sizes) / max(len(sizes), 1) / range_bytes), 1), blocks)
     edges = [min(blocks * i // n * info.feature_block, info.d_sae) for i in range(n + 1)]
@@ -140,14 +136,10 @@ class Activity:
         return [kept[name].to_numpy() for name in self.COLUMNS]
 
 
-@dataclass(frozen=True)
-class _RangeTables:
-    features: pl.DataFrame
-    examples: pl.DataFrame
-    active: int
-
-
-def _range_tables(shards: Sequence[ShardFiles], totals: Totals, features: range) -> _RangeTables:
+def _range_tables(
+    shards: Sequence[ShardFiles], totals: Totals, features: range
+) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """The rows of `features` and of `examples` of some features, and how often they fire."""
     activity = Activity(features)
     state = fold(shards, features, activity)
     table = statistics.finalize(state, totals, features)
@@ -155,7 +147,7 @@ def _range_tables(shards: Sequence[ShardFiles], totals: Totals, features: range)
     strongest = Strongest(state, np.float16 if half else np.float32)
     for shard in shards:
         _show(shard, features, activity, strongest)
-    return _RangeTables(table, example_table(strongest, state), int(state["n_active"].sum()))
+    return table, example_table(strongest, state), int(state["n_active"].sum())
 
 
 def _show(shard: ShardFiles, features: range, activity: Activity, strongest: Strongest) -> None:
@@ -168,6 +160,7 @@ def _show(shard: ShardFiles, features: range, activity: Activity, strongest: Str
     file, active = PostingsFile(shard.postings), activity.of(shard)
     for groups in file.runs_of(features):
         first, last = file.first[groups[0]], file.last[groups[-1]]
+        # partials are of the same features in the same order: a run of postings is a run of these
         place = slice(*np.searchsorted(active[0], [first, last + 1]))
         fired, counts, low, high = (column[place] for column in active)
         if counts.sum() != file.nnz_of(groups):

@@ -132,6 +132,7 @@ def feature_ranges(store: SiteAccess, site: str, of_documents: int) -> list[rang
     vocabulary = store.layout.vocabulary
     tokens = scan_frame(vocabulary).select(pl.len()).collect().item() if vocabulary.is_file() else np.inf
     pairs = np.minimum(n_active, tokens) + np.minimum(n_active, store.lake.context_size)
+    # a range ends where the bytes of its features reach RANGE_BYTES; one feature always makes a range
     sizes = np.cumsum(PAIR_BYTES * pairs + of_documents)
     edges = [0]
     while edges[-1] < d_sae:
@@ -215,12 +216,10 @@ def group(
         sums.append(DocumentTotals(*rest.select(pl.col(_SUMS).sum()).row(0)))
         labels.append(Label(name, tuple(kept["value"]), tuple(sums)))
         frames.append(of.select(*LABEL_VALUES))
-        if is_number and (numeric_label := _numeric(name, of.drop_nulls("value"))) is not None:
-            numeric.append(numeric_label)
-    return Grouping(totals, tuple(labels), tuple(numeric)), pl.concat(frames)
-
-
-def _numeric(name: str, of: pl.DataFrame) -> NumericLabel | None:
-    """A numeric label, by its values in their order (columns _VALUES); None where it has no slope."""
-    sums = (of[column].to_numpy() for column in _SUMS)
-    return NumericLabel.of(name, of["value"].cast(pl.Float64).to_numpy(), *sums)
+        if is_number:
+            # a trend takes all values in, not those alone that are compared; None: it has no slope
+            known = of.drop_nulls("value")
+            of_values = (known[column].to_numpy() for column in _SUMS)
+            numeric.append(NumericLabel.of(name, known["value"].cast(pl.Float64).to_numpy(), *of_values))
+    slopes = tuple(label for label in numeric if label is not None)
+    return Grouping(totals, tuple(labels), slopes), pl.concat(frames)

@@ -61,11 +61,7 @@ def write_csr(path: Path, features: SparseFeatures, d_sae: int, format_version: 
     if format_version >= ONE_INDEX_TYPE_SINCE:
         one = index_dtype(features.nnz)
         indptr, indices = indptr.astype(one), indices.astype(one)
-    for name, values in (
-        ("indptr", indptr),
-        ("indices", indices),
-        ("data", features.data),
-    ):
+    for name, values in (("indptr", indptr), ("indices", indices), ("data", features.data)):
         array = group.create_array(
             name,
             shape=values.shape,

@@ -52,6 +52,7 @@ def round_dense(x: F32, dtype: DenseDtype) -> NDArray[Any]:
 
 def _to_bfloat16(x: F32) -> F32:
     """float32 whose lower 16 bits are 0; they compress away."""
+    # half of the cut-off bits is added, less 1 where the kept ones are even: a tie goes to the even neighbour
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     even = (bits >> np.uint32(16)) & np.uint32(1)
     rounded: F32 = ((bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)).view(np.float32)
@@ -132,6 +133,7 @@ class DenseWriter:
         self._ahead = 0
 
     def _add(self, x: F32, stored: Bool) -> None:
+        # `place` goes over all rows, `taken` over the stored ones; a piece is a Zarr shard, full or the last
         rounded, place, taken = round_dense(x, self._dtype), 0, 0
         while place < len(stored):
             mask = stored[place : place + len(self._piece) - self._filled]

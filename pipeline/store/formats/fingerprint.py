@@ -20,6 +20,7 @@ def fingerprints(offsets: I64, rows: U64, values: F32) -> U64:
     """
     if not len(rows):
         return np.empty(0, np.uint64)
+    # rows are spread over 64 bits first, so that a value's 32 cannot stand in for another row's
     mix = rows * np.uint64(GOLDEN)
     mix += values.view(np.uint32)
     return np.add.reduceat(mixed(mix), offsets[:-1])

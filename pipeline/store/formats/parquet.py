@@ -67,9 +67,9 @@ def postings_writer(
         compression_level=_POSTINGS_LEVEL,
         use_dictionary=False,
         column_encoding={
-            "feature": "DELTA_BINARY_PACKED",
-            "row": "DELTA_BINARY_PACKED",
-            "activation": "PLAIN" if plain else "BYTE_STREAM_SPLIT",
+            "feature": _INTEGER,
+            "row": _INTEGER,
+            "activation": "PLAIN" if plain else _NUMBER,
         },
         write_statistics=["feature", "row"],
         **options,
@@ -191,10 +191,11 @@ def _footer(file: BinaryIO) -> tuple[bytes, bytes]:
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _FOOTER_GUESS))
     tail = file.read()
+    # a Parquet file ends in its footer, the footer's length in 4 bytes, and the format's name
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1" or length > size:
         raise ValueError("it is not a Parquet file")
-    if _SEAL_KEY in tail[:-length]:
+    if _SEAL_KEY in tail[:-length]:  # a seal before what is said to be the footer: the length is damaged
         raise ValueError("its footer's length is not the one that was written")
     if length > len(tail):
         file.seek(size - length)
@@ -225,6 +226,7 @@ def _sealed_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq
     with path.open("r+b") as file:
         footer, end = _footer(file)
         place = _place_of_seal(footer)
+        # ParquetWriter has written zeros there, so that the seal changes no length
         assert place is not None
         file.seek(place - len(footer) - len(end), io.SEEK_END)
         file.write(_seal_of(footer))
@@ -254,21 +256,22 @@ def write_frames(
 
     Row groups hold up to _ROWS rows of one part, so that a filter on an ascending column reads few of them.
     """
-    parts = (part.to_arrow(compat_level=pl.CompatLevel.oldest()) for part in _slices(frames))
+    slices = (part for frame in frames for part in frame.iter_slices(_ROWS))
+    parts = (part.to_arrow(compat_level=pl.CompatLevel.oldest()) for part in slices)
     empty = pl.DataFrame(schema=schema).to_arrow(compat_level=pl.CompatLevel.oldest())
     _write(path, empty, parts, metadata)
-
-
-def _slices(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
-    for frame in frames:
-        yield from frame.iter_slices(_ROWS)
 
 
 def _write(
     path: StorePath, empty: pa.Table, parts: Iterable[pa.Table], metadata: dict[str, str] | None
 ) -> None:
     """Each part becomes a row group."""
-    encodings = _encodings(empty)
+    sink = pa.BufferOutputStream()
+    pq.write_table(empty, sink)  # an empty file knows the leaves' paths and physical types
+    schema = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    leaves = [schema.column(number) for number in range(len(schema))]
+    # a leaf of no known encoding, a string or boolean, gets a dictionary
+    encodings = {leaf.path: _ENCODINGS.get(leaf.physical_type) for leaf in leaves}
     with (
         staged(path) as temporary,
         _sealed_writer(
@@ -301,18 +304,10 @@ def _groups(frame: pl.DataFrame, table: pa.Table, feature_block: int | None) -> 
 
 def _whole_blocks(features: U32, feature_block: int) -> list[tuple[int, int]]:
     """Begin and end of each block's run in ascending features."""
+    # prepended is a block other than the first, so that a run starts there as well
     blocks = features // np.uint32(feature_block)
     starts = np.flatnonzero(np.diff(blocks, prepend=blocks[:1] + np.uint32(1))).tolist()
     return list(pairwise([*starts, len(blocks)]))
-
-
-def _encodings(table: pa.Table) -> dict[str, str | None]:
-    """How each leaf column is encoded; None is a dictionary, for strings and booleans."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.slice(0, 0), sink)  # an empty file knows the leaves' paths and physical types
-    schema = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
-    leaves = [schema.column(number) for number in range(len(schema))]
-    return {leaf.path: _ENCODINGS.get(leaf.physical_type) for leaf in leaves}
 
 
 def _table(postings: Postings, first: int, last: int, row_start: int, schema: pa.Schema) -> pa.Table:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.statistics.features.ragged import run_starts
 from pipeline.store.formats.parquet import open_parquet, postings_arrow_schema
 from pipeline.store.objects.verbs import readable
 from schemas.layout import StorePath
@@ -63,6 +64,7 @@ class PostingsFile:
         if not groups:
             return np.empty(0, np.uint64), np.empty(0, np.float32)
         features, rows, values = self.read_groups(groups)
+        # of the feature's own type, or NumPy would make another array of `features` to compare
         place = slice(*np.searchsorted(features, np.array([feature, feature + 1], dtype=np.uint32)))
         return rows[place], values[place].astype(np.float32)
 
@@ -70,7 +72,7 @@ class PostingsFile:
         """The whole shard, or some row groups of it, its rows counted from `row_start`."""
         chosen = list(range(self._metadata.num_row_groups)) if groups is None else groups
         features, rows, values = self.read_groups(chosen)
-        starts: I64 = np.flatnonzero(np.diff(features, prepend=features[:1] + np.uint32(1))).astype(np.int64)
+        starts = run_starts(features)
         offsets = np.append(starts, len(features))
         return Postings(
             features[starts], offsets, rows.astype(np.int64) - row_start, values.astype(np.float32)
@@ -80,10 +82,7 @@ class PostingsFile:
         self, groups: list[int], columns: tuple[str, ...] = ("feature", "row", "activation")
     ) -> list[Any]:
         """Columns of some row groups as they are stored: feature uint32, row uint64, activation."""
-        with (
-            readable(self._path),
-            open_parquet(self._path, self._metadata) as file,
-        ):
+        with readable(self._path), open_parquet(self._path, self._metadata) as file:
             table = file.read_row_groups(groups, columns=list(columns), use_threads=False)
             # as `to_numpy`, which would import pandas: half a second in every process
             return [np.from_dlpack(table[name].combine_chunks()) for name in columns]

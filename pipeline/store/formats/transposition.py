@@ -25,7 +25,19 @@ def round_activations(features: SparseFeatures, dtype: ActivationDtype) -> tuple
     with np.errstate(over="ignore"):
         rounded = value.astype(np.dtype(dtype)).astype(np.float32)
     if not np.isfinite(rounded).all():
-        raise _not_finite(features, rounded, dtype)
+        # activations lie row after row: the row of one is the last that begins at or before it
+        place = int(np.flatnonzero(~np.isfinite(rounded))[0])
+        row = int(np.searchsorted(features.indptr, place, side="right")) - 1
+        where = f"feature {features.indices[place]} (row {row} of the shard)"
+        if np.isfinite(value[place]):
+            raise ShardError(
+                f"activation {value[place]:g} of {where} does not fit {dtype}: set "
+                "store.activation_dtype: float32"
+            )
+        raise ShardError(
+            f"activation of {where} is {value[place]}: the SAE or the model overflows; set "
+            "model.dtype: float32, or check the SAE's weights"
+        )
     kept: Bool = rounded != 0
     if not kept.all():
         underflow = int(np.count_nonzero(value[~kept]))
@@ -40,6 +52,7 @@ def to_postings(features: SparseFeatures, d_sae: int) -> Postings:
     matrix = sparse.csr_matrix(
         (features.data, features.indices, features.indptr), shape=(n_rows, d_sae)
     ).tocsc()
+    # of all features' pointers those of features that fired, and the end
     fired: U32 = np.flatnonzero(np.diff(matrix.indptr)).astype(np.uint32)
     offsets: I64 = np.append(matrix.indptr[fired], matrix.indptr[-1]).astype(np.int64)
     return Postings(fired, offsets, matrix.indices.astype(np.int64), matrix.data)
@@ -60,19 +73,3 @@ def _loss(value: F32, rounded: F32) -> float:
         return 0.0
     change: NDArray[np.float32] = np.abs((rounded - value) / value)
     return float(change.max())
-
-
-def _not_finite(features: SparseFeatures, rounded: F32, dtype: str) -> ShardError:
-    """The first value that cannot be stored, in words."""
-    place = int(np.flatnonzero(~np.isfinite(rounded))[0])
-    row = int(np.searchsorted(features.indptr, place, side="right")) - 1
-    value, feature = float(features.data[place]), int(features.indices[place])
-    if np.isfinite(value):
-        return ShardError(
-            f"activation {value:g} of feature {feature} (row {row} of the shard) does not fit {dtype}: set "
-            "store.activation_dtype: float32"
-        )
-    return ShardError(
-        f"activation of feature {feature} (row {row} of the shard) is {value}: the SAE or the model "
-        "overflows; set model.dtype: float32, or check the SAE's weights"
-    )

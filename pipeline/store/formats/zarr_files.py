@@ -167,10 +167,12 @@ class _Sharding:
         """How many chunks a shard lacks of those that lie within the array."""
         if len(index) != self.index_bytes or len(place) != len(self.shape):
             raise ValueError("a Zarr shard has no index")
+        # offset and length of each chunk; a checksum, where there is one, stands after them
         numbers = np.frombuffer(index, "<u8", 2 * math.prod(self._inner)).reshape(*self._inner, 2)
         lacks = (numbers == _ABSENT).any(axis=-1)
         inside = np.ones(self._inner, np.bool_)
         for axis, size in enumerate(self.shape):
+            # chunks that begin beyond the array's end pad its last shard, and are never written
             starts = place[axis] * self.shard[axis] + np.arange(self._inner[axis]) * self.chunk[axis]
             inside &= (starts < size).reshape([-1 if n == axis else 1 for n in range(len(self.shape))])
         return int((lacks & inside).sum())

@@ -74,15 +74,14 @@ class ContextIndex:
         return pl.concat([self._segments_of(record) for record in self._shards], rechunk=True)
 
     def _segments_of(self, record: ShardRecord) -> pl.DataFrame:
+        # the first segment of a context takes in its BOS, and so begins at the context's first row
         context = pl.col("row_offset").cast(pl.Int64) + record.row_start
         segment = pl.col("segments").struct
         return (
             self._read(record, "row_offset", "segments")
             .explode("segments")
             .select(
-                row=pl.when(pl.col("row_offset") != pl.col("row_offset").shift(1))
-                .then(context)
-                .when(pl.int_range(pl.len()) == 0)
+                row=pl.when(pl.col("row_offset").ne_missing(pl.col("row_offset").shift(1)))
                 .then(context)
                 .otherwise(context + segment.field("start")),
                 begin=context + segment.field("start"),
@@ -115,38 +114,32 @@ class ContextIndex:
             described["context"] = pl.Series(self.context_of(rows).astype(np.uint64))
         if "position" in columns:
             described["position"] = pl.Series(self.position_of(rows).astype(np.uint32))
-        if {"document", "document_offset", *self._labels.values()} & set(columns):
-            described |= self._in_segments(rows, columns)
-        return pl.DataFrame({name: described[name] for name in columns})
-
-    def _in_segments(self, rows: NDArray[Any], columns: Sequence[str]) -> dict[str, pl.Series]:
-        """Document, offset and labels of each row, as far as requested."""
-        index = np.searchsorted(self._segments["row"].to_numpy(), rows.astype(np.int64), side="right") - 1
-        wanted = [name for name in ("document", *self._labels.values()) if name in columns]
-        described = {name: self._segments[name][index] for name in wanted}
+        of_segments = [name for name in ("document", *self._labels.values()) if name in columns]
+        if of_segments or "document_offset" in columns:
+            # segments ascend by their first row: a row lies in the last one that does not begin after it
+            index = np.searchsorted(self._segments["row"].to_numpy(), rows.astype(np.int64), side="right") - 1
+            described |= {name: self._segments[name][index] for name in of_segments}
         if "document_offset" in columns:
             begin, offset = (self._segments[name].to_numpy()[index] for name in ("begin", "offset"))
             token = rows.astype(np.int64) - begin
             place = pl.Series((np.maximum(token, 0) + offset).astype(np.uint32))
+            # BOS is before the segment's first token, and no token of its document
             described["document_offset"] = place.set(pl.Series(token < 0), None)
-        return described
+        return pl.DataFrame({name: described[name] for name in columns})
 
     def token_ids(self, context: int) -> I32:
         """Token ids of one context."""
         shard = int(self._shard_of(self.row_starts[context : context + 1])[0])
-        ids: I32 = self._tokens_of(shard)[context - self._shards[shard].context_start].to_numpy()
-        return ids
-
-    def _tokens_of(self, shard: int) -> pl.Series:
-        """Token ids of a shard's contexts; the shards used last are kept, up to some 128 MiB of them."""
         if shard in self._tokens:
             self._tokens.move_to_end(shard)
         else:
             self._tokens[shard] = self._read(self._shards[shard], "token_ids")["token_ids"]
+            # the shards used last stay, up to some 128 MiB of them, for queries go on where they were
             kept = sum(self._shards[number].rows for number in self._tokens)
             while kept > _TOKENS_KEPT and len(self._tokens) > 1:
                 kept -= self._shards[self._tokens.popitem(last=False)[0]].rows
-        return self._tokens[shard]
+        ids: I32 = self._tokens[shard][context - self._shards[shard].context_start].to_numpy()
+        return ids
 
     def _shard_of(self, rows: NDArray[Any]) -> I64:
         shard: I64 = np.searchsorted(self._shard_rows, rows.astype(np.int64), side="right") - 1

@@ -55,6 +55,7 @@ class DenseShard:
 
     def at(self, rows: NDArray[Any]) -> F32:
         """Vectors float32 [Q, width] of some rows, counted from the shard's first, in any order."""
+        # Zarr decodes a chunk once where rows ascend and none comes twice; `back` puts them as requested
         places, back = np.unique(rows.astype(np.int64), return_inverse=True)
         with readable(self.path):
             stored = self.array.oindex[places] if len(places) else np.empty((0, self.array.shape[1]))
@@ -116,6 +117,7 @@ class DenseSite:
     def rows(self, rows: NDArray[Any]) -> F32:
         """Vectors float32 [Q, width] of rows of the lake, in any order; InputError for one not committed."""
         rows = np.asarray(rows).astype(np.int64)
+        # the last shard that begins at or before a row; -1 before the first, which the check below refuses
         of = np.searchsorted(self._starts, rows, side="right") - 1
         x = np.empty((len(rows), self.width), np.float32)
         for number in np.unique(of).tolist():

@@ -28,7 +28,18 @@ def scan_tokens(layout: Layout, lake: Lake, shards: Sequence[ShardRecord]) -> pl
     if not shards:
         return pl.LazyFrame(schema={"shard": pl.String(), "context": pl.UInt64(), "row_start": pl.UInt64()})
     if is_memory(layout.root):
-        return _concatenated(layout, columns, shards)
+        # files in memory have no paths that Polars could open together
+        parts = [
+            scan_frame(layout.tokens(record.name)).select(
+                shard=pl.lit(record.name),
+                context=pl.int_range(pl.len(), dtype=pl.UInt64) + record.context_start,
+                row_start=pl.col("row_offset") + record.row_start,
+                **columns,
+            )
+            for record in shards
+        ]
+        return pl.concat(parts)
+    # one scan of all files, which counts contexts on over them; which shard a line is of is in its path
     paths = [str(layout.tokens(record.name)) for record in shards]
     lake_wide = scan_frames(paths, row_index_name="context", include_file_paths="__path__")
     starts = pl.col("__path__").replace_strict(
@@ -57,32 +68,13 @@ def _columns(lake: Lake) -> dict[str, pl.Expr]:
     return columns | {name: label_value(pl.col(name), "Float64") for name in numbers} | {"segments": segments}
 
 
-def _concatenated(layout: Layout, columns: dict[str, pl.Expr], shards: Sequence[ShardRecord]) -> pl.LazyFrame:
-    """The same of a store in memory, whose files have no paths that Polars could open."""
-    parts = [
-        scan_frame(layout.tokens(record.name)).select(
-            shard=pl.lit(record.name),
-            context=pl.int_range(pl.len(), dtype=pl.UInt64) + record.context_start,
-            row_start=pl.col("row_offset") + record.row_start,
-            **columns,
-        )
-        for record in shards
-    ]
-    return pl.concat(parts)
-
-
 def scan_activations(
     paths: Sequence[StorePath], activation_dtype: ActivationDtype, contexts: ContextIndex
 ) -> pl.LazyFrame:
     """Postings of several shards with each row's context and position, looked up only when needed."""
     schema = postings_schema(activation_dtype)
-    if not paths:
-        return _with_places(pl.LazyFrame(schema=schema), contexts)
     sources: Any = [scannable(path) for path in paths]
-    return _with_places(scan_frames(sources, schema=schema), contexts)
-
-
-def _with_places(postings: pl.LazyFrame, contexts: ContextIndex) -> pl.LazyFrame:
+    postings = scan_frames(sources, schema=schema) if paths else pl.LazyFrame(schema=schema)
     return postings.select(
         "feature",
         "row",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 
 from pipeline.statistics import partials_schema
 from pipeline.store.formats.parquet import as_frame, open_parquet
@@ -105,15 +104,11 @@ class ShardFiles:
             return pattern[:, features.start : features.stop].T.tocsr()
         file = PostingsFile(self.postings)
         feature, rows = file.read_groups(file.groups_of(features.start, features.stop), ("feature", "row"))
+        # row groups hold whole blocks: of the first and the last some features are not of the range
         place = slice(*np.searchsorted(feature, np.array([features.start, features.stop], np.uint32)))
-        indptr = np.append(
-            0, np.cumsum(np.bincount(feature[place] - features.start, minlength=len(features)))
-        )
-        parts = (
-            np.ones(len(rows[place]), np.int8),
-            rows[place].astype(np.int64) - self.record.row_start,
-            indptr,
-        )
+        counts, rows = np.bincount(feature[place] - features.start, minlength=len(features)), rows[place]
+        indptr = np.append(0, np.cumsum(counts))
+        parts = (np.ones(len(rows), np.int8), rows.astype(np.int64) - self.record.row_start, indptr)
         return sparse.csr_matrix(parts, shape=(len(features), self.record.rows))
 
     def read_partials(self, features: range, columns: list[str] | None = None) -> pl.DataFrame:
@@ -143,23 +138,18 @@ def _read_features(
     """The lines of some features of a file that is sorted by its first column `feature`."""
     with readable(path), open_parquet(path) as parquet:
         metadata = parquet.metadata
-        groups = [
-            group
-            for group in range(metadata.num_row_groups)
-            if _overlap(metadata.row_group(group).column(0).statistics, features)
-        ]
+        groups = []
+        for group in range(metadata.num_row_groups):
+            bounds = metadata.row_group(group).column(0).statistics
+            # without statistics any feature may be there
+            is_bounded = bounds is not None and bounds.has_min_max
+            if not is_bounded or (bounds.min < features.stop and bounds.max >= features.start):
+                groups.append(group)
         table = parquet.read_row_groups(groups, columns=columns, use_threads=False)
         expected = [name for name in columns or known if name != may_lack or name in table.column_names]
         frame = as_frame(table, {name: known[name] for name in expected})
     first, last = np.searchsorted(frame["feature"].to_numpy(), [features.start, features.stop])
     return frame.slice(int(first), int(last - first))
-
-
-def _overlap(statistics: pq.Statistics | None, features: range) -> bool:
-    """Whether a row group may hold some of the features; without statistics it may."""
-    if statistics is None or not statistics.has_min_max:
-        return True
-    return bool(statistics.min < features.stop and statistics.max >= features.start)
 
 
 def read_n_active(shards: Sequence[ShardFiles], d_sae: int) -> I64:

@@ -122,16 +122,13 @@ def read_windows(files: Sequence[Path], first: int, last: int) -> pl.DataFrame:
     """The windows of features first .. last, by feature, kind, interval and rank."""
     if not files:
         return pl.DataFrame(schema={"feature": pl.UInt32()})
-    windows = (
-        pl.scan_parquet(list(files), glob=False).filter(pl.col("feature").is_between(first, last)).collect()
-    )
-    return windows.sort("feature", "kind", "interval", "rank")
+    windows = pl.scan_parquet(list(files), glob=False).filter(pl.col("feature").is_between(first, last))
+    return windows.collect().sort("feature", "kind", "interval", "rank")
 
 
 def _cut_shard(cut: Cut, shard: ShardFiles) -> int:
     record = shard.record
-    end = record.row_start + record.rows
-    inside = (pl.col("row") >= record.row_start) & (pl.col("row") < end)
+    inside = pl.col("row").is_between(record.row_start, record.row_start + record.rows, closed="left")
     examples = pl.scan_parquet(cut.examples).filter(inside).collect()
     if examples.is_empty():
         return 0
@@ -170,11 +167,13 @@ def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
 
     In CSR a row's indices ascend, so (row, feature) as one number ascends too: one binary search for each.
     """
+    # windows overlap, so a row is looked up once however often it is requested
     needed, place = np.unique(rows, return_inverse=True)
     some = matrix[needed]
     width = np.int64(matrix.shape[1])
     keys = np.repeat(np.arange(len(needed)), np.diff(some.indptr)) * width + some.indices
     wanted = place * width + features
+    # a search ends at the next larger key where the feature is silent, or behind the last one
     positions = np.searchsorted(keys, wanted)
     known = positions < len(keys)
     known[known] = keys[positions[known]] == wanted[known]
@@ -187,6 +186,7 @@ def example_tokens(store: SiteAccess, site: str, examples: pl.DataFrame, tasks: 
     """The rows of `examples` with the token at each: column `token_id` i32; those of no shard are lost."""
     rows = examples.sort("row")
     numbers, parts, items = rows["row"].to_numpy(), [examples.clear()], []
+    # rows ascend, and so do shards: those of one lie together
     for record in store.committed(site):
         low, high = np.searchsorted(numbers, [record.row_start, record.row_start + record.rows])
         parts.append(rows.slice(int(low), int(high - low)))

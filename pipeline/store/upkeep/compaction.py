@@ -108,6 +108,7 @@ def _fitting(totals: I64, first: int) -> Iterator[range]:
     """Runs of features, from `first` on, of at most IN_MEMORY_NNZ activations, or of one feature."""
     ends, start = np.cumsum(totals), 0
     while start < len(totals):
+        # as many more features as end within the limit, and one at least
         before = ends[start] - totals[start]
         stop = max(int(np.searchsorted(ends, before + IN_MEMORY_NNZ, side="right")), start + 1)
         yield range(first + start, first + stop)
@@ -116,14 +117,16 @@ def _fitting(totals: I64, first: int) -> Iterator[range]:
 
 def _merged(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece:
     """Each shard's rows of a feature after those of the shards before."""
+    # `free`: where the next row of each feature goes, as the shards before have filled its place
     ends = np.cumsum(totals)
     free = ends - totals
-    rows, values = np.empty(int(ends[-1]), np.uint64), np.empty(int(ends[-1]), _dtype(shards))
+    rows, values = np.empty(int(ends[-1]), np.uint64), np.empty(int(ends[-1]), shards[0].activation_dtype)
     for shard in shards:
         for part in _parts(shard, features):
             begin = np.cumsum(part.counts) - part.counts
             if (free + part.counts > ends).any():
                 raise _disagree(shard, features)
+            # a row's number in the part, moved from where the part has its feature to where that goes
             place = np.arange(len(part.rows)) + np.repeat(free - begin, part.counts)
             rows[place], values[place] = part.rows, part.values
             free += part.counts
@@ -140,6 +143,7 @@ def _in_sequence(shards: Sequence[ShardFiles], feature: range) -> Iterator[Piece
             rows.append(part.rows)
             values.append(part.values)
             n += len(part.rows)
+        # whole row groups go on, for each piece begins a new one, and too small ones are slow to read
         if n >= 4 * GROUP_NNZ or (n and number == len(shards)):
             yield Piece(feature, np.array([n]), np.concatenate(rows), np.concatenate(values))
             rows, values, n = [], [], 0
@@ -160,17 +164,17 @@ def _write_range(
     shards: Sequence[ShardFiles], folder: StorePath, block: int, features: range
 ) -> list[CompactedFile]:
     """Write the files of a range of whole blocks."""
-    pieces = (part for piece in merged(shards, features) for part in _in_blocks(piece, block))
-    by_block = groupby(pieces, key=lambda piece: piece.features.start // block * block)
+
+    def pieces() -> Iterator[Piece]:
+        # a piece is as large as fits into memory, a file is a block: cut where a block begins
+        for piece in merged(shards, features):
+            some = piece.features
+            edges = [some.start, *range((some.start // block + 1) * block, some.stop, block), some.stop]
+            parts = (piece.part(first, last) for first, last in pairwise(edges))
+            yield from (part for part in parts if len(part.rows))
+
+    by_block = groupby(pieces(), key=lambda piece: piece.features.start // block * block)
     return [_write_block(folder, first, some, shards) for first, some in by_block]
-
-
-def _in_blocks(piece: Piece, block: int) -> Iterator[Piece]:
-    """A piece cut at the boundaries of blocks, without those in which nothing fired."""
-    some = piece.features
-    edges = [some.start, *range((some.start // block + 1) * block, some.stop, block), some.stop]
-    parts = (piece.part(first, last) for first, last in pairwise(edges))
-    return (part for part in parts if len(part.rows))
 
 
 def _write_block(
@@ -204,10 +208,6 @@ def _row_groups(piece: Piece) -> Iterator[Piece]:
             whole = len(rows) == len(part.rows)
             yield Piece(part.features, part.counts if whole else np.array([len(rows)]), rows, values)
         start = stop
-
-
-def _dtype(shards: Sequence[ShardFiles]) -> np.dtype[Any]:
-    return np.dtype(shards[0].activation_dtype)
 
 
 def _disagree(shard: ShardFiles, features: range) -> InputError:

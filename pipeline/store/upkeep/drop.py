@@ -122,7 +122,7 @@ def table_piece(layout: Layout, site: str, table: str) -> Piece | None:
     if not path.is_file():
         return None
     piece = Piece(path, "tables")
-    for name, size, modified in walk(path.parent):
+    for name, size, modified in walk(path.parent):  # a walk is what knows size and age on object storage too
         if name == path.name:
             piece.count(size, modified)
     return piece

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pipeline.store.objects.verbs import remove, remove_tree, walk
 from pipeline.store.records.catalog import read_plans
 from pipeline.store.records.commits import read_commit, read_commits
-from pipeline.store.records.compacted import Compacted, read_compactions
-from pipeline.store.upkeep.drop import Piece, leftovers
+from pipeline.store.records.compacted import read_compactions
+from pipeline.store.upkeep.drop import leftovers
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.names import NAME
@@ -59,7 +59,9 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
     for name, of_pass in receipts.items():
         compactions |= _published(layout, name, of_pass, now - older_than_s)
     for name, size, modified in walk(layout.root):
-        item = _compaction(layout, name, set(receipts), compactions) or _other(layout, name, set(receipts))
+        item = _compaction(layout, name, set(receipts), compactions)
+        if item is None and (place := _place(name, set(receipts))) is not None:
+            item = Garbage(layout.root / place[0], place[1])
         if item is None or item.attempt in committed:
             continue
         key = str(item.path)
@@ -71,12 +73,11 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
         for key in sorted(by_path)
         if by_path[key].newest < now - _age(by_path[key], older_than_s)
     ]
-    return old + [_of_dropped(piece) for _, piece in leftovers(layout)]
-
-
-def _of_dropped(piece: Piece) -> Garbage:
-    """What is left of a dropped site, of any age: nobody reads it, and nobody writes it any more."""
-    return Garbage(piece.path, None, piece.marker, superseded=True, bytes=piece.bytes, newest=piece.newest)
+    # what is left of a dropped site goes at any age: nobody reads it, and nobody writes it any more
+    return old + [
+        Garbage(piece.path, None, piece.marker, superseded=True, bytes=piece.bytes, newest=piece.newest)
+        for _, piece in leftovers(layout)
+    ]
 
 
 def _age(item: Garbage, older_than_s: float) -> float:
@@ -110,7 +111,10 @@ def _published(
     files = {name: modified for name, _, modified in walk(layout.compactions(pass_name))}
     compactions, _ = read_compactions(layout, pass_name, receipts)
     whole = [
-        one for one in compactions if files.get(one.marker.name, before) < before and _is_whole(one, files)
+        one
+        for one in compactions
+        if files.get(one.marker.name, before) < before
+        and all(f"{one.marker.stem}/{file.path}" in files for file in one.record.files)
     ]
     superseded = {
         one.marker.stem
@@ -122,10 +126,6 @@ def _published(
     return {f"passes/{pass_name}/compactions/{stem}": stem in superseded for stem in stems}
 
 
-def _is_whole(compacted: Compacted, files: Mapping[str, float]) -> bool:
-    return all(f"{compacted.marker.stem}/{file.path}" in files for file in compacted.record.files)
-
-
 def _compaction(layout: Layout, name: str, passes: set[str], published: Mapping[str, bool]) -> Garbage | None:
     """The compaction that a file belongs to, if it may go: without a marker, or superseded."""
     match = _COMPACTION.fullmatch(name)
@@ -133,12 +133,6 @@ def _compaction(layout: Layout, name: str, passes: set[str], published: Mapping[
         return None
     folder = layout.root / match[1]
     return Garbage(folder, None, folder.parent / f"{folder.name}.json", superseded=match[1] in published)
-
-
-def _other(layout: Layout, name: str, passes: set[str]) -> Garbage | None:
-    """The attempt or temporary thing that a file belongs to."""
-    place = _place(name, passes)
-    return None if place is None else Garbage(layout.root / place[0], place[1])
 
 
 def _place(name: str, passes: set[str]) -> tuple[str, tuple[str, str, str] | None] | None:

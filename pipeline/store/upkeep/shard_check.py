@@ -93,16 +93,17 @@ class VerifyReport:
         if fresh.schema != stored.schema or fresh.height != stored.height:
             self.problems.append(f"{path} has other columns or rows than a recomputation gives")
             return
-        differ = [name for name in fresh.columns if not _agree(fresh[name], stored[name], tolerance)]
+        differ = []
+        for a in fresh:
+            b = stored[a.name]
+            if tolerance and a.dtype.is_float():  # null is NaN in NumPy
+                agree = np.allclose(a.to_numpy(), b.to_numpy(), rtol=tolerance, atol=0, equal_nan=True)
+            else:
+                agree = a.equals(b, null_equal=True)
+            if not agree:
+                differ.append(a.name)
         if differ:
             self.problems.append(f"{path} differs from a recomputation in {', '.join(differ)}")
-
-
-def _agree(fresh: pl.Series, stored: pl.Series, tolerance: float) -> bool:
-    if tolerance and fresh.dtype.is_float():
-        a, b = fresh.to_numpy(), stored.to_numpy()  # null is NaN there
-        return np.allclose(a, b, rtol=tolerance, atol=0, equal_nan=True)
-    return fresh.equals(stored, null_equal=True)
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,11 @@ class _SiteCheck:
         tokens = tokens.restrict(self._site.selection, self._of.lake.context_size)
         before = len(self._report.problems)
         if self._files.dense is not None:
-            self._check_dense(tokens, self._files.dense)
+            # x was made with the model, so none is computed anew: what must hold of any
+            with readable(self._files.dense):
+                array, dtype = open_dense(self._files.dense), self._of.plan.dense_dtype
+                for wrong in dense_problem(array, tokens.stored, dtype):
+                    self._wrong(wrong)
         if not self._site.has_sae:
             self._check_counts(tokens, None)
             return NO_PRINTS
@@ -214,12 +219,6 @@ class _SiteCheck:
             del columns
             self._check_control(tokens)
         return prints
-
-    def _check_dense(self, tokens: TokenShard, path: StorePath) -> None:
-        """What must hold of any x: it was made with the model, so none is computed anew."""
-        with readable(path):
-            for wrong in dense_problem(open_dense(path), tokens.stored, self._of.plan.dense_dtype):
-                self._wrong(wrong)
 
     def _check_control(self, tokens: TokenShard) -> None:
         """The learnt side computed anew; of the control, which needs the model, what must hold of any."""
@@ -282,6 +281,7 @@ class _SiteCheck:
             if wrong:
                 self._wrong(wrong)
                 break
+            # the next block must begin beyond this one's last feature
             after = int(block.features[-1]) if len(block.features) else after
             parts.append(statistics.partials(block, tokens))
             if self._site.name in self._of.compacted:
@@ -326,6 +326,7 @@ def _out_of_order(block: Postings, after: int, d_sae: int) -> str | None:
     features = block.features.astype(np.int64)
     if len(features) and features.max() >= d_sae:
         return "postings.parquet holds features that the SAE has not"
+    # rows ascend within a feature: a step from one feature's last row to the next one's first may fall
     same_feature = np.ones(max(len(block.rows) - 1, 0), bool)
     same_feature[block.offsets[1:-1] - 1] = False
     ascends = (np.diff(features, prepend=after) > 0).all() and (np.diff(block.rows)[same_feature] > 0).all()
@@ -343,6 +344,7 @@ def _same(block: Postings, columns: Any) -> bool:
 
 def _cut(columns: Any, first: int, last: int) -> Postings:
     """Features first .. last - 1 of a CSC."""
+    # offsets are those of features that fired, counted from the first of the cut
     pointers = columns.indptr[first : last + 1].astype(np.int64)
     fired = np.flatnonzero(np.diff(pointers))
     place = slice(int(pointers[0]), int(pointers[-1]))

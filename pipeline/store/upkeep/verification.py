@@ -9,7 +9,7 @@ checksums alone. What is for people (manifest, events, prediction, figures, repo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,7 +36,7 @@ from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.names import NAME
-from schemas.records import CompactedFile, Lake, PlannedSite, ShardRecord
+from schemas.records import CompactedFile, Lake, ShardRecord
 from schemas.tables.tables import OF_STATS, VOCABULARY, WITHOUT_TOKEN_BYTES
 from schemas.values import U64
 
@@ -92,7 +92,11 @@ def _verify_pass(
     compactions, wrong = read_compactions(store.layout, pass_name, receipts)
     report.problems += wrong
     planned = store.pass_sites(pass_name)
-    expected = _expected(planned, compactions)
+    expected = {
+        site.name: _Expected(compacted, np.zeros(site.d_sae, np.uint64))
+        for site in planned
+        if (compacted := in_use(each for each in compactions if each.record.site == site.name)) is not None
+    }
     unsound = {site.name: len(receipts) for site in planned}
     of = Pass(store.layout, store.lake, plan, frozenset(expected), store.dropped[pass_name])
     checked = tasks.map(of.check, _committed(store, pass_name, tokens))
@@ -125,16 +129,6 @@ class _Expected:
             self.prints[features] += sums
 
 
-def _expected(sites: Sequence[PlannedSite], compactions: Sequence[Compacted]) -> dict[str, _Expected]:
-    """By site, where there is a compaction."""
-    expected = {}
-    for site in sites:
-        compacted = in_use(each for each in compactions if each.record.site == site.name)
-        if compacted is not None:
-            expected[site.name] = _Expected(compacted, np.zeros(site.d_sae, np.uint64))
-    return expected
-
-
 def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyReport:
     """Whether a token shard has its checksum, and the counts of its record, from which denominators come."""
     report, path = VerifyReport(), layout.tokens(record.name)
@@ -147,13 +141,8 @@ def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyRepo
         return report
     totals, contexts = tokens.totals(), len(tokens.context_ptr) - 1
     counts = totals.rows, totals.counted_rows, contexts, totals.contexts, totals.documents
-    recorded = (
-        record.rows,
-        record.counted_rows,
-        record.contexts,
-        record.counted_contexts,
-        record.counted_documents,
-    )
+    counted = record.counted_contexts, record.counted_documents
+    recorded = record.rows, record.counted_rows, record.contexts, *counted
     if counts != recorded:
         report.problems.append(
             f"the corpus chain's record of {record.name} says {recorded} rows, counted rows, contexts, "
@@ -174,11 +163,8 @@ def _verify_chain(store: SiteAccess, report: VerifyReport) -> None:
                 f"the corpus chain in {store.layout.corpus_link(0).parent} has a gap before {shard.name}"
             )
             return
-        rows, contexts, documents = (
-            rows + shard.rows,
-            contexts + shard.contexts,
-            documents + shard.documents,
-        )
+        rows, contexts = rows + shard.rows, contexts + shard.contexts
+        documents += shard.documents
 
 
 def _verify_vocabulary(store: SiteAccess, report: VerifyReport) -> None:
@@ -260,6 +246,7 @@ def _holds(file: PostingsFile, first: int, expected: U64) -> bool:
     for groups in file.runs_of(EVERY_FEATURE):
         features, rows, values = file.read_groups(groups)
         place, row = features.astype(np.int64) - first, rows.astype(np.int64)
+        # a run goes on where the one before ended, so that is what its first row is compared with
         ascends = np.diff(place, prepend=last[0]) > 0
         ascends |= (np.diff(place, prepend=last[0]) == 0) & (np.diff(row, prepend=last[1]) > 0)
         if not ascends.all() or place[0] < 0 or place[-1] >= len(expected):
