@@ -9,11 +9,10 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from jobs.compact import compact
-from pipeline.executors.tasks import OneProcess
-from schemas.run_file import parse_run_file
-
+from jobs.lake.compact import compact
+from pipeline.tasks import OneProcess
 from schemas.records import FORMAT_VERSION
+from schemas.run.file import parse_run_file
 from tests.fixtures.runs import extracted, run_content, write_corpus
 from tests.kit import write_sae, write_tiny_tokenizer
 

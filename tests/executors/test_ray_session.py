@@ -200,7 +200,7 @@ def test_a_driver_that_is_requested_to_end_ends_its_workers_and_says_143(tmp_pat
 
 PRIVATE = """
 import os, ray
-from pipeline.executors.on_ray.session import _asks_for_token, ray_session
+from pipeline.executors.on_ray.session import _requires_token, ray_session
 from schemas.run.file import Extract
 class Worker:
     def answer(self): return 7
@@ -208,7 +208,7 @@ for _ in range(2):  # a second one in the same process too
     with ray_session(Extract(cpus_per_worker=1)):
         worker = ray.remote(num_cpus=1)(Worker).remote()
         assert ray.get(worker.answer.remote()) == 7
-        assert _asks_for_token(ray.get_runtime_context().gcs_address)
+        assert _requires_token(ray.get_runtime_context().gcs_address)
 assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(os.environ)
 """
 NOWHERE = "http://127.0.0.1:9"
