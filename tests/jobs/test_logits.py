@@ -110,13 +110,13 @@ def test_blocks_do_not_change_what_is_found(lake, monkeypatch):
 
 def test_random_directions_have_the_features_norms_and_the_bias_once():
     norms, b_dec = np.linspace(1, 9, 25, dtype=np.float32), np.arange(16, dtype=np.float32)
-    parts = list(of_random(norms, b_dec, 10, seed=3))
+    parts = list(of_random(norms, b_dec, 10))
     assert [len(part.vectors) for part in parts] == [10, 10, 5]
     directions = np.concatenate([part.vectors for part in parts]) - b_dec
     np.testing.assert_allclose(np.linalg.norm(directions, axis=1), norms, rtol=1e-4)
     unit = directions / norms[:, None]
     assert np.abs(unit @ unit.T - np.eye(25)).max() < 0.9  # all of them differ
-    again = np.concatenate([part.vectors for part in of_random(norms, b_dec, 10, seed=3)])
+    again = np.concatenate([part.vectors for part in of_random(norms, b_dec, 10)])
     np.testing.assert_array_equal(again - b_dec, directions)
 
 
