@@ -155,13 +155,14 @@ def test_a_pass_that_was_begun_with_the_digest_of_a_name_goes_on(tmp_path: Path,
     assert agreed.hash == old.hash != made.hash
 
 
-def test_a_name_that_the_hub_does_not_give_is_a_sentence(cache: Path) -> None:
+@pytest.mark.parametrize("name", ["no/such", "a b", "pickle:loads", "a//b", "-x", "a/b/c"])
+def test_a_name_that_the_hub_does_not_give_is_a_sentence(cache: Path, name: str) -> None:
     with pytest.raises(
-        InputError, match=r"model no/such is not a folder here, and the hub does not give it \("
+        InputError, match=rf"model {name} is not a folder here, and the hub does not give it \("
     ):
-        model_digest(Model(path="no/such"))
-    with pytest.raises(InputError, match=r"model no/such is not a folder here"):
-        load_model(Model(path="no/such"), [HOOK], "cpu", 1)
+        model_digest(Model(path=name))
+    with pytest.raises(InputError, match=rf"model {name} is not a folder here"):
+        load_model(Model(path=name), [HOOK], "cpu", 1)
 
 
 @pytest.mark.parametrize("closed", [".", "models--org--model", "models--org--model/snapshots"])

@@ -147,10 +147,9 @@ def _snapshot(name: str, repository: str, commit: str) -> Path:
 def _unavailable(name: str, error: Exception) -> InputError:
     """The sentence about a model that the hub does not give, or whose files in its cache may not be read."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
     cache = Path(constants.HF_HUB_CACHE)
-    own = cache / repo_folder_name(repo_id=repository_of(name), repo_type="model")
+    own = cache / f"models--{repository_of(name).replace('/', '--')}"  # of any name: the hub's function checks it
     if (refused := forbidden(error, (cache, own, own / "refs", own / "snapshots"))) is not None:
         return refused
     reason = " ".join(str(error).split()).partition(". ")[0][:300]

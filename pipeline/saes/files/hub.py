@@ -30,14 +30,13 @@ def snapshot(spec: str) -> Path:
     InputError for a malformed spec, and for whatever keeps the hub from giving the files.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.file_download import repo_folder_name
 
     repository, inside, revision = parse(spec)
     try:
         root = snapshot_download(repository, revision=revision, allow_patterns=_patterns(inside))
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
         cache = Path(constants.HF_HUB_CACHE)
-        own = cache / repo_folder_name(repo_id=repository, repo_type="model")
+        own = cache / f"models--{repository.replace('/', '--')}"  # of any name: the hub's function checks it
         raise forbidden(error, (cache, own, own / "refs", own / "snapshots")) or InputError(
             f"SAE {spec} could not be had from the hub ({_first_sentence(error)}): check its name and the "
             "network, or download it where there is one and copy the hub's cache"
