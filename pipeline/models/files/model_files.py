@@ -149,7 +149,7 @@ def _unavailable(name: str, error: Exception) -> InputError:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    own = cache / f"models--{repository_of(name).replace('/', '--')}"  # of any name: the hub's function checks it
+    own = cache / f"models--{repository_of(name).replace('/', '--')}"
     if (refused := forbidden(error, (cache, own, own / "refs", own / "snapshots"))) is not None:
         return refused
     reason = " ".join(str(error).split()).partition(". ")[0][:300]

@@ -36,7 +36,7 @@ def snapshot(spec: str) -> Path:
         root = snapshot_download(repository, revision=revision, allow_patterns=_patterns(inside))
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
         cache = Path(constants.HF_HUB_CACHE)
-        own = cache / f"models--{repository.replace('/', '--')}"  # of any name: the hub's function checks it
+        own = cache / f"models--{repository.replace('/', '--')}"
         raise forbidden(error, (cache, own, own / "refs", own / "snapshots")) or InputError(
             f"SAE {spec} could not be had from the hub ({_first_sentence(error)}): check its name and the "
             "network, or download it where there is one and copy the hub's cache"
