@@ -43,6 +43,7 @@ from pipeline.plans.plan import environment
 from pipeline.plans.reopen import use_in
 from pipeline.statistics.evaluation.attribution import combine, finalize, select, with_effects
 from pipeline.store import FeatureStore
+from pipeline.store.reading.site_access import require_committed
 from pipeline.store.records.parts import Parts
 from pipeline.store.records.tables import require_writable
 from pipeline.store.records.tokens import read_links
@@ -234,8 +235,7 @@ def _work(
         for record in store.committed(site)
         for first in range(0, record.contexts, CONTEXTS)
     ]
-    if not parts:
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     return work, parts
 
 

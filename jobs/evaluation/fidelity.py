@@ -39,6 +39,7 @@ from jobs.terminal.progress import counting
 from pipeline.plans.reopen import PlannedUse, use_in
 from pipeline.statistics.evaluation.fidelity import FIDELITY_SHARDS, reasons, row_of, summary
 from pipeline.store import FeatureStore
+from pipeline.store.reading.site_access import require_committed
 from pipeline.store.records.tables import has_table, require_writable, scan_table
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
@@ -128,8 +129,7 @@ def _work(store: FeatureStore, use: PlannedUse) -> Work:
 def _shards(store: FeatureStore, site: str, names: Sequence[str]) -> list[ShardRecord]:
     """The committed shards, or those of them asked for, in shard order."""
     committed = store.committed(site)
-    if not committed:
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     if unknown := set(names) - {record.name for record in committed}:
         raise InputError(f"site {site!r} has no committed shard {min(unknown)!r}: see `latentlake status`")
     return [record for record in committed if not names or record.name in names]

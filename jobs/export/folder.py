@@ -18,6 +18,7 @@ from jobs.tables.selection import select_features
 from jobs.terminal.console import say
 from pipeline.store import FeatureStore
 from pipeline.store.objects.local import fsync_tree, storage_errors, temporary_path
+from pipeline.store.reading.site_access import require_committed
 from schemas import __version__
 from schemas.errors import InputError
 from schemas.layout import is_stray
@@ -57,8 +58,7 @@ def exporting(
     """Choose the features and make the folder; report what was written at the end."""
     began = time.monotonic()
     for site in sites:
-        if not store.committed(site):
-            raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+        require_committed(store, site)
     chosen = {site: select_features(store, site, features) for site in sites}
     with new_export(out, store, {"format": kind, "sites": list(sites), "features": features}) as folder:
         export = Export(chosen, folder)

@@ -26,8 +26,8 @@ from jobs.tables.clusters.vectors import KINDS, Kind, survey
 from jobs.terminal.console import say
 from jobs.terminal.progress import counting
 from pipeline.store import FeatureStore
+from pipeline.store.reading.site_access import require_committed
 from pipeline.tasks import OneProcess, Tasks
-from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.run.file import Cluster, RunFile
 from schemas.values import I64
@@ -55,8 +55,7 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
     when no shard is committed.
     """
     began = time.monotonic()
-    if not store.committed(site):
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     store.token_texts([])  # a vocabulary that cannot be read is reported before the work, not after
     tasks = tasks or OneProcess()
     surveyed = survey(store, site, MOST, config.seed, tasks)

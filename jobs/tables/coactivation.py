@@ -31,8 +31,8 @@ from jobs.terminal.console import say
 from jobs.terminal.progress import track
 from pipeline.store import FeatureStore
 from pipeline.store.reading.shard_files import ShardFiles, read_n_active
+from pipeline.store.reading.site_access import require_committed
 from pipeline.tasks import OneProcess, Tasks
-from schemas.errors import InputError
 from schemas.layout import StorePath
 from schemas.tables.tables import DECODER_NEIGHBOURS, NEIGHBOURS
 from schemas.values import I64
@@ -58,8 +58,7 @@ def coactivation(
     when no shard is committed.
     """
     shards = store.shard_files(site)
-    if not shards:
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     tasks = tasks or OneProcess()
     began, counter = time.monotonic(), _RowCounter()
     n_active = read_n_active(shards, shards[0].d_sae)

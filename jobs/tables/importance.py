@@ -34,6 +34,7 @@ from pipeline.statistics.evaluation.importance import importance as importance_o
 from pipeline.store import FeatureStore
 from pipeline.store.derived.profile import Tokens
 from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.site_access import require_committed
 from pipeline.store.records.site import read_site_weights
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
@@ -114,8 +115,7 @@ def importance(
 def pieces_of(store: FeatureStore, site: str) -> list[Piece]:
     """Every committed shard; x is None where the pass has no layout dense."""
     files = store.shard_files(site)
-    if not files:
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     dense: Sequence[Rows | None] = [None] * len(files)
     if "dense" in store.site(site).layouts:
         dense = list(store.dense(site))

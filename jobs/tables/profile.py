@@ -18,6 +18,7 @@ from jobs.terminal.progress import counting
 from pipeline.statistics.documents.comparison import SUPPORT
 from pipeline.store import FeatureStore
 from pipeline.store.derived.profile import l0_thresholds, profile_tables
+from pipeline.store.reading.site_access import require_committed
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.sentences import several
@@ -50,8 +51,7 @@ def profile(
     began, thresholds = time.monotonic(), thresholds or list(THRESHOLDS)
     if wrong := [threshold for threshold in thresholds if not threshold >= 0]:
         raise InputError(f"--threshold {wrong[0]} is not a threshold of |activation|: give 0 or more")
-    if not store.receipts(site):
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     tasks = tasks or OneProcess()
     with counting(f"profile {site}", store.site(site).d_sae, "features") as advance:
         made = profile_tables(store, site, tasks, advance, values)

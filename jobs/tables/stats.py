@@ -14,8 +14,8 @@ from pipeline.statistics import l0 as row_statistics
 from pipeline.store import FeatureStore
 from pipeline.store.derived.control import control_tables
 from pipeline.store.derived.features import check_sums, site_tables
+from pipeline.store.reading.site_access import require_committed
 from pipeline.tasks import OneProcess, Tasks
-from schemas.errors import InputError
 
 
 def stats(store: FeatureStore, site: str, tasks: Tasks | None = None) -> pl.DataFrame:
@@ -26,8 +26,7 @@ def stats(store: FeatureStore, site: str, tasks: Tasks | None = None) -> pl.Data
     Raises InputError when no shard of the site is committed, and for a damaged file that they are made from.
     """
     began = time.monotonic()
-    if not store.receipts(site):
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     tasks = tasks or OneProcess()
     check_sums(store, site, tasks)
     tables = site_tables(store, site, tasks) | control_tables(store, site, tasks)

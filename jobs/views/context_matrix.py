@@ -15,7 +15,7 @@ from scipy import sparse
 from jobs.terminal.progress import track
 from pipeline.statistics.pooling import Pooling, pool_entries
 from pipeline.store import FeatureStore
-from schemas.errors import InputError
+from pipeline.store.reading.site_access import require_committed
 from schemas.values import I64
 
 MOST_CONTEXTS, MOST_FEATURES = 20_000, 1_000
@@ -25,8 +25,7 @@ MOST_CONTEXTS, MOST_FEATURES = 20_000, 1_000
 def all_contexts(store: FeatureStore, site: str) -> pl.DataFrame:
     """Contexts of the committed shards, in order: context, row_start (u64), and the labels."""
     shards = [record.name for record in store.committed(site)]
-    if not shards:
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     tokens = store.scan_tokens().filter(pl.col("shard").is_in(shards))
     return tokens.select("context", "row_start", *store.lake.label_columns).collect()
 

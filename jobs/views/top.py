@@ -26,7 +26,7 @@ from jobs.terminal.strips import (
 from jobs.views.label_filters import label_filter, require_values
 from pipeline.store import FeatureStore
 from pipeline.store.reading.contexts import label_column
-from schemas.errors import InputError
+from pipeline.store.reading.site_access import require_committed
 
 
 def top(
@@ -53,8 +53,7 @@ def top(
     strongest activation). With `html` the same, shaded, goes into that file.
     """
     require_file(html, "--html")
-    if not store.committed(site):
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     filters = [label_filter(store, text, label_column) for text in where or ()]
     condition = pl.all_horizontal(filters) if filters else None
     contexts = store.contexts(site, feature, k, condition, before, after, one_per_document=one_per_document)

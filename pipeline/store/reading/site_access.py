@@ -16,6 +16,7 @@ from pipeline.store.records import tables
 from pipeline.store.records.catalog import Catalog
 from pipeline.store.records.compacted import Compacted, in_use, read_compactions
 from pipeline.store.records.tokens import read_token_shard
+from schemas.errors import InputError
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS, StorePath
 from schemas.names import NAME
 from schemas.records import ShardRecord
@@ -151,3 +152,9 @@ class SiteAccess(Catalog):
     def made_from(self, site: str, name: str) -> str:
         """The digest of the receipts that the table was made from (compare `receipts_digest`)."""
         return tables.made_from(self.layout, self.site(site).name, name)
+
+
+def require_committed(store: SiteAccess, site: str) -> None:
+    """InputError where no shard of the site is committed yet."""
+    if not store.committed(site):
+        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")

@@ -22,7 +22,7 @@ from pipeline.store.formats.parquet import MAX_GROUP, postings_arrow_schema, pos
 from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.objects.verbs import measure, put_if_absent, staged
 from pipeline.store.reading.shard_files import ShardFiles
-from pipeline.store.reading.site_access import SiteAccess
+from pipeline.store.reading.site_access import SiteAccess, require_committed
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import POSTINGS, StorePath
@@ -64,8 +64,7 @@ class Piece:
 def compact(store: SiteAccess, site: str, tasks: Tasks) -> Compaction:
     """Write and publish a compaction of all that is committed; InputError where there are no postings."""
     info, shards = store.site(site), store.shard_files(site)
-    if not shards:
-        raise InputError(f"site {site!r} has no committed shard: run `latentlake extract` first")
+    require_committed(store, site)
     if "feature_major" not in info.layouts:
         raise InputError(
             f"site {site!r} has no postings to compact: the pass was made with store.layouts "
