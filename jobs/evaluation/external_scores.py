@@ -70,7 +70,7 @@ def _frame(path: Path) -> pl.DataFrame:
         names = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False).row(0)
     else:
         names = pq.read_schema(path).names
-    # polars would rename the second one, and pyarrow refuse it without saying which.
+    # polars would rename the second one of a CSV file, and take the first without a word.
     if twice := [name for name in SCORES if names.count(name) > 1]:
         raise ValueError(f"it has several columns {twice[0]!r}; rename all but one")
     if path.suffix == ".csv":

@@ -24,7 +24,7 @@ def begun():
     clock, before = Clock(), Tally()
     before.add(receipt())
     progress = ExtractionProgress(clock)
-    with progress:
+    with progress.meter:
         state = RunState()
         progress.begin(SimpleNamespace(skipped=1, total=11, rows=1100, tally=before, state=state))
 
