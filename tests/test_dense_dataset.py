@@ -14,6 +14,7 @@ from jobs.lake.extract import extract
 from jobs.lake.tokenize import tokenize
 from pipeline.store import FeatureStore
 from pipeline.store.formats import dense as dense_module
+from pipeline.training import dense_dataset
 from pipeline.training.dense_dataset import DenseDataset, DenseLoader, Order, Reader
 from schemas.errors import InputError
 from tests.lakes import run_file, write_corpus
@@ -275,11 +276,18 @@ def test_a_rank_without_a_world_size_is_refused(lake, given):
         dataset(lake, **given)
 
 
-def test_memory_is_one_buffer_whatever_the_store_holds(lake):
-    data = dataset(lake, buffer_rows=64)
-    sizes = [buffer.x.shape for buffer in data._buffers(data.position, data.reader())]
-    assert len(sizes) > 20
-    assert set(sizes) == {(64, 16)}
+def test_memory_is_one_buffer_whatever_the_store_holds(lake, monkeypatch):
+    buffers, fill = [], dense_dataset._Opened.fill
+
+    def noted(opened, x, blocks, block):
+        buffers.append((x.shape, x.ctypes.data))
+        return fill(opened, x, blocks, block)
+
+    monkeypatch.setattr(dense_dataset._Opened, "fill", noted)
+    assert list(dataset(lake, buffer_rows=64))
+    assert len(buffers) > 20
+    assert len(set(buffers)) == 1
+    assert buffers[0][0] == (64, 16)
 
 
 def test_the_order_of_a_large_store_has_every_block_once_for_any_readers():
