@@ -1,4 +1,4 @@
-"""Shared fixtures. Torch runs on one thread, so that tests are quick beside each other."""
+"""Shared fixtures. Torch runs on one thread, so that tests that run at the same time stay quick."""
 
 from __future__ import annotations
 

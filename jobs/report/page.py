@@ -83,7 +83,7 @@ def write(path: StorePath, data: bytes) -> int:
     if not isinstance(path, Path):
         write_atomic(path, data)
         return len(data)
-    # Beside its target, for only within one file system is a rename whole or not at all.
+    # Next to its target: only within one file system does a rename happen whole or not at all.
     temporary = temporary_path(path)
     with storage_errors(path, "give --out another place"):
         try:

@@ -1,4 +1,4 @@
-"""Files that a command is asked to write next to the store: `--html`, `--figure`, `--out`, `--json`."""
+"""Files that a command writes outside the store: `--html`, `--figure`, `--out`, `--json`."""
 
 from __future__ import annotations
 

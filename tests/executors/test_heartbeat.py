@@ -1,4 +1,4 @@
-"""Shards in flight are told of every few seconds, by a dispatcher and by a worker in this process."""
+"""Shards in flight are reported every few seconds, by a dispatcher and by a worker in this process."""
 
 from __future__ import annotations
 

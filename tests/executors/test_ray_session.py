@@ -1,4 +1,4 @@
-"""Which Ray a driver works with, and what it is told when that does not let it in."""
+"""Which Ray a driver works with, and what is reported when that does not let it in."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def listening(token):
 
 
 def printed(session, token="right"):
-    """What a driver is told that comes to a cluster with this token."""
+    """The sentence for a driver that comes to a cluster with this token."""
     with listening(token) as address, pytest.raises(InputError) as caught:  # noqa: SIM117
         with session.ray_session(Extract(address=address)):
             pass

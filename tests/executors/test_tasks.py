@@ -1,4 +1,4 @@
-"""Tasks give what a loop gives, in its order; errors and dead workers are told, not lost."""
+"""Tasks give what a loop gives, in its order; errors and dead workers are reported, not lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A control beside the learnt features: end to end against NumPy, dense, on the control's contexts alone."""
+"""A control next to the learnt features: end to end against NumPy, dense, on the control's contexts alone."""
 
 from __future__ import annotations
 

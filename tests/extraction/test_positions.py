@@ -1,4 +1,4 @@
-"""Sites that read some positions of each context only, beside one that reads all, in one pass."""
+"""Sites that read some positions of each context only, with one that reads all, in one pass."""
 
 from __future__ import annotations
 
@@ -134,10 +134,10 @@ def test_what_is_no_slice_is_refused_in_the_run_file(tmp_path, positions):
 
 def test_the_slice_of_the_sae_is_the_default_and_another_one_warns(tmp_path):
     sae = str(write_sae(tmp_path / "sae", "topk", seqpos_slice=[None, 8], context_size=16))
-    given = {"name": "asked", "sae": sae, "positions": [2, 4]}
+    given = {"name": "chosen", "sae": sae, "positions": [2, 4]}
     result, notes = resolve(run_file(tmp_path, sites=[{"name": "silent", "sae": sae}, given]))
     assert [site.positions for site in result.sites] == [(None, 8), (2, 4)]
-    assert notes == ["site 'asked': positions is [2, 4], its SAE was trained on [None, 8]"]
+    assert notes == ["site 'chosen': positions is [2, 4], its SAE was trained on [None, 8]"]
     other = {"name": "same", "sae": sae, "positions": [0, 8, 1]}
     assert resolve(run_file(tmp_path, sites=[other]))[1] == []
 

@@ -26,7 +26,7 @@ HEADS = 2
 HOOK = "blocks.1.attn.hook_z"
 
 
-class Told:
+class Recorded:
     """An encoder that writes down what is asked of it, in order."""
 
     def __init__(self, encoder, log):
@@ -66,7 +66,7 @@ def test_a_batch_is_submitted_before_the_one_before_it_is_waited_for(tmp_path):
     before = data_bytes(root)
     (root / "passes/mid/commits/000000.json").unlink()
     worker, log = worker_of(tmp_path, root), []
-    worker._features._encoders = {"mid": Told(worker._features._encoders["mid"], log)}
+    worker._features._encoders = {"mid": Recorded(worker._features._encoders["mid"], log)}
     worker.process("000000")
     batches = max(batch for _, batch in log)
     assert batches > 2
@@ -89,7 +89,7 @@ def test_a_batch_without_a_row_to_encode_is_not_submitted(tmp_path):
     short = sum(length < 16 for length in lengths)
     assert short
     worker, log = worker_of(tmp_path, root, **late), []
-    worker._features._encoders = {"late": Told(worker._features._encoders["late"], log)}
+    worker._features._encoders = {"late": Recorded(worker._features._encoders["late"], log)}
     for record in store.shards:
         (root / f"passes/late/commits/{record.name}.json").unlink()
         worker.process(record.name)

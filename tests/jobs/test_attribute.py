@@ -1,4 +1,4 @@
-"""Attributions by label equal loops over prompts by hand, and select features; what cannot be is told."""
+"""Attributions by label equal loops over prompts by hand, and select features; what cannot be is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Direct unembedding equals the dense formula on transformers' own modules, beside random directions."""
+"""Direct unembedding equals the dense formula on transformers' modules, as do random directions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command writes where it is told: a place that cannot be is named at once, by its option."""
+"""What a command writes to a given place: a place that cannot be is named at once, by its option."""
 
 from __future__ import annotations
 

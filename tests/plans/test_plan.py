@@ -1,4 +1,4 @@
-"""An SAE's metadata fills the run file's gaps, what contradicts it is told, and plans keep their hashes."""
+"""SAE metadata fill the run file's gaps, what contradicts them is reported, and plans keep their hashes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def site(folder, name="mid", architecture="topk", **metadata):
 
 
 def printed(folder, *sites, **changes):
-    """The resolved run file, and what was told."""
+    """The resolved run file, and the notes."""
     return resolve(run_file(folder, sites=list(sites), **changes))
 
 

@@ -177,7 +177,7 @@ def relative(ours: Any, theirs: Any) -> float:
 
 
 def compare(store: FeatureStore, ids: list[list[int]], result: Notebook) -> Iterator[Line]:
-    """Every number of the analysis, the store's beside the notebook's."""
+    """Every number of the analysis, the store's next to the notebook's."""
     table = store.scan_features(SITE).collect()
     acts = result.acts.double()
     n, fired = len(acts), result.acts.any(dim=0).numpy()
@@ -301,7 +301,7 @@ def _rows(model: Model, texts: list[str], setting: Setting) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The notebook's numbers beside a store's.")
+    parser = argparse.ArgumentParser(description="The notebook's numbers next to a store's.")
     for name, default in (("contexts", 2000), ("context-size", 128), ("layer", 9), ("d-sae", 1024)):
         parser.add_argument(f"--{name}", type=int, default=default)
     setting = Setting(**vars(parser.parse_args()))

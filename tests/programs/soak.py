@@ -166,7 +166,7 @@ def drivers_killed(arena: Arena, kills: int = 6) -> None:
         if driver.poll() is None:
             kill = arena.random.random() < 0.75
             driver.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-            arena.wounds["driver killed" if kill else "driver told to end"] += 1
+            arena.wounds["driver killed" if kill else "driver terminated"] += 1
         driver.communicate(timeout=PATIENCE_S)
     finish(arena.driver(root))
     arena.check(root)
@@ -202,7 +202,7 @@ def node_killed(arena: Arena) -> None:
 
 
 def node_drained(arena: Arena) -> None:
-    """A node is told that it will be taken away, as a spot market does; no attempt is lost."""
+    """A node is drained, as in a spot market; no attempt is lost."""
     root, driver, node = midway(arena)
     drain = ["drain-node", "--address", arena.cluster.address, "--node-id", node.node_id]
     drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "soak"]

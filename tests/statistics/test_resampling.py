@@ -80,7 +80,7 @@ def test_every_draw_weighs_as_many_shards_as_there_are_and_the_seed_fixes_it() -
 
 @pytest.mark.parametrize("shift", [0.0, 1e4])
 def test_a_draw_has_the_moments_of_the_shards_it_drew(shards: list[Made], shift: float) -> None:
-    if shift:  # a mean that is large beside the spread eats the digits of plain sums of squares
+    if shift:  # a mean that is large next to the spread eats the digits of plain sums of squares
         shards = [
             Made(made.tokens, np.where(made.dense != 0, made.dense + np.float32(shift), 0)) for made in shards
         ]

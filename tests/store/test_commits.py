@@ -1,4 +1,4 @@
-"""A shard is committed once; a twin that wrote the same bytes gives way, one that wrote others is told of."""
+"""A shard is committed once; a twin that wrote the same bytes gives way, another is reported."""
 
 from __future__ import annotations
 

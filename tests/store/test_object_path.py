@@ -1,4 +1,4 @@
-"""A path on object storage is told from a folder, and answers as pathlib's would."""
+"""A path on object storage is distinguished from a folder, and answers as pathlib's would."""
 
 from __future__ import annotations
 

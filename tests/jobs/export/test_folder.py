@@ -49,7 +49,7 @@ def test_a_folder_that_holds_anything_else_is_refused_and_stays(store, tmp_path)
     with pytest.raises(InputError, match=r"thesis\.tex.*which no former export wrote"):
         write(store, tmp_path / "mine", "a")
     write(store, tmp_path / "out", "a")
-    (tmp_path / "out" / "scores").mkdir()  # what a consumer wrote beside it
+    (tmp_path / "out" / "scores").mkdir()  # what a consumer wrote next to it
     with pytest.raises(InputError, match="holds 'scores'"):
         write(store, tmp_path / "out", "a")
     (tmp_path / "fake").mkdir()

@@ -123,8 +123,8 @@ const named = b => b.title.includes('(' + arguments[0] + ')');
 """
 TOKENS = """
 const words = row => [...row.querySelectorAll('i')].map(word => word.textContent);
-const told = row => [row.querySelector('a').textContent, words(row)];
-return [...document.querySelectorAll('#rows tr')].map(told);
+const shown = row => [row.querySelector('a').textContent, words(row)];
+return [...document.querySelectorAll('#rows tr')].map(shown);
 """
 SCROLL = "const view = document.getElementById('view'); view.scrollTop = view.scrollHeight * arguments[0]"
 FRAMES = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"

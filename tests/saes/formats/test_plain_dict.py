@@ -1,4 +1,4 @@
-"""A bare dict of four tensors: the formula, JumpReLU, what a .json beside it says, every way to be wrong."""
+"""A bare dict of four tensors: the formula, JumpReLU, what a .json next to it says, every way to be wrong."""
 
 from __future__ import annotations
 

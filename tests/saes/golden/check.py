@@ -1,6 +1,6 @@
 """An encoder against numbers that the reference implementation of its format gave (expected.npz).
 
-Scripts beside this file made them. expected.npz holds x [N, d_model], activations [N, d_sae] and
+Scripts next to this file made them. expected.npz holds x [N, d_model], activations [N, d_sae] and
 reconstruction [N, width_out], all float32; perhaps near [N, d_sae], bool: pre-activations within 1e-6 of
 their threshold, whose feature may fire in one implementation and not in the other.
 """
