@@ -76,6 +76,11 @@ class RowSelection:
         """Whether each row is read."""
         return self.positions is None and self.pooling == "none"
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether a row is the mean of a context, which has no position."""
+        return self.pooling == "mean"
+
     def __str__(self) -> str:
         where = "all positions" if self.positions is None else f"positions {list(self.positions)}"
         return where if self.pooling == "none" else f"{where}, pooled by {self.pooling}"
@@ -140,7 +145,7 @@ class TokenShard:
         if selection.pooling == "none":
             return cut
         one = cut.last_rows()
-        averaged = cut.stored if selection.pooling == "mean" else None
+        averaged = cut.stored if selection.is_averaged else None
         return replace(cut, counted=cut.counted & one, stored=cut.stored & one, averaged=averaged)
 
     def last_rows(self) -> Bool:

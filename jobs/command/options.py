@@ -61,6 +61,7 @@ DeviceName = Annotated[
         "--device", help="auto (a GPU if there is one; with --address what the pass used), cpu or cuda."
     ),
 ]
+LocalDevice = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 FeatureNumber = Annotated[int, typer.Argument(help="Number of the feature.")]
 Before = Annotated[int, typer.Option("--before", help="Tokens shown before the firing one.", min=0)]
 After = Annotated[int, typer.Option("--after", help="Tokens shown after the firing one.", min=0)]

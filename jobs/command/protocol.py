@@ -13,8 +13,8 @@ A job is a function that `jobs.command.registry` names. A parameter that is anno
     tasks: Tasks | None       the command takes --workers and --address. Of a job with an option `device`
                               they run the model of the site's pass, and `device` is resolved for them
 
-A job that returns False ends the command with exit code 1. So a job reads the same to a command, to `run`
-(`jobs.lake.derive`) and to a program that imports it.
+A job without a store that returns False ends the command with exit code 1. So a job reads the same to a
+command, to `run` (`jobs.lake.derive`) and to a program that imports it.
 """
 
 from __future__ import annotations
@@ -77,8 +77,10 @@ def command_of(job: Callable[..., object]) -> Callable[..., None]:
         *([_option("address", Address)] if "tasks" in filled else []),
     ]
 
+    shown = {p.name: _shown_name(p) for p in typed}
+
     def command(**given: Any) -> None:
-        _check_numbers(given)
+        _check_numbers({shown[name]: value for name, value in given.items()})
         if _call(job, filled, given, runs_model=runs_model) is False:
             raise typer.Exit(1)
 
@@ -92,8 +94,16 @@ def _option(name: str, annotation: Any, *, required: bool = False) -> inspect.Pa
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _shown_name(parameter: inspect.Parameter) -> str:
+    """What an option or argument is called on the command line, without dashes before it."""
+    marks = parameter.annotation.__metadata__
+    declared = [name for mark in marks for name in (mark.default, *(mark.param_decls or ()))]
+    long = (name for name in declared if isinstance(name, str) and name.startswith("--"))
+    return next(long, parameter.name).partition("/")[0].lstrip("-").replace("_", "-")
+
+
 def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model: bool) -> object:
-    """Open what the job takes and call it, for each site where it takes one; else the result."""
+    """Open what the job takes and call it, for each site where it takes one; without a store its result."""
     if "store" not in filled:
         if "root" in filled:
             given["root"] = root_of(given.pop("store"))
@@ -144,9 +154,8 @@ def _call_with_model(job: Callable[..., object], store: FeatureStore, given: Giv
 
 def _check_numbers(given: Given) -> None:
     """Whole numbers have 64 bits, others are finite, whatever a job makes of them."""
-    for name, value in given.items():
+    for option, value in given.items():
         for number in value if isinstance(value, list | tuple) else (value,):
-            option = name.replace("_", "-")
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
                 raise InputError(
                     f"{option} is a number of {number.bit_length():,} bits: give one of at most 64"

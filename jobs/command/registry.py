@@ -35,7 +35,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Look": (
         Command("top", "views.top:top", "The strongest contexts of a feature, the firing token marked."),
-        Command("feature", "views.feature:show_feature", "Everything about one feature that the store's tables tell, on a page."),
+        Command("feature", "views.feature:show_feature", "Everything that the store's tables hold about one feature, on a page."),
         Command("neighbours", "views.neighbours:neighbours", "The neighbours of one feature, from the stored table, and their graph."),
         Command("elicit", "evaluation.elicit:elicit", "The features of a typed text, by activation and by surprise; runs the store's model and SAE."),
         Command("heatmap", "views.heatmap:heatmap", "Contexts × features as a picture, plain and clustered; how sparse they are, how often active."),

@@ -55,7 +55,7 @@ def massive_rows(figures: Reconstruction) -> str | None:
     # Not `<=`: where either is NaN nothing is said.
     if not abs(figures.explained_variance - without) > DECIDE:
         return None
-    are_few = figures.judged == without
+    are_few = figures.explained.of_rest is not None
     verdict = "the SAE is judged without them" if are_few else "they are too many to leave out"
     return (
         f"{figures.massive:,} of {figures.n:,} rows ({figures.massive / figures.n:.2%}) decide the explained "

@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.markup import escape
 
+from jobs.command.options import LocalDevice
 from jobs.evaluation.check_report import as_json, show
 from jobs.studies.demo.model import FOLDER_NAME, cache_root
 from jobs.terminal.console import say, warn
@@ -84,7 +85,7 @@ def check_sae(
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer folder or name. Default: the model's.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: LocalDevice = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")] = None,
 ) -> bool:
     """Check, print, and write the JSON file; whether all is well."""

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from jobs.command.options import Html, Maximum, ModelPath, OneSite, SaePath, TokenizerPath
+from jobs.command.options import Html, LocalDevice, Maximum, ModelPath, OneSite, SaePath, TokenizerPath
 from jobs.terminal.console import console, say
 from jobs.terminal.outputs import require_file, write_file
 from jobs.terminal.progress import counting
@@ -74,7 +74,7 @@ def elicit(
     model: ModelPath = None,
     sae: SaePath = None,
     tokenizer: TokenizerPath = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: LocalDevice = "auto",
 ) -> pl.DataFrame:
     """Print the features of a text, or the text shaded by some features; all that fires (schema ELICITED).
 

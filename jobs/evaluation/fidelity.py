@@ -127,7 +127,7 @@ def _work(store: FeatureStore, use: PlannedUse) -> Work:
 
 
 def _shards(store: FeatureStore, site: str, names: Sequence[str]) -> list[ShardRecord]:
-    """The committed shards, or those of them asked for, in shard order."""
+    """The committed shards, or those of them named, in shard order."""
     committed = store.committed(site)
     require_committed(store, site)
     if unknown := set(names) - {record.name for record in committed}:

@@ -205,7 +205,7 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
     with counting(f"report {site}: contexts", wanted.height, "examples") as advance:
         for n in cut_windows(store, site, wanted, scratch, tasks):
             advance(n)
-    windows, averaged = tuple(window_files(scratch)), store.site(site).selection.pooling == "mean"
+    windows, averaged = tuple(window_files(scratch)), store.site(site).selection.is_averaged
     work = Work(
         scratch, windows, out, site, store.layout.vocabulary, d_sae, tables.missing(), {}, averaged=averaged
     )

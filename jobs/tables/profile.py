@@ -59,7 +59,7 @@ def profile(
         made["l0_thresholds"] = l0_thresholds(store, site, sorted(set(thresholds)), tasks, advance)
     for name, frame in made.items():
         store.write_table(site, name, frame)
-    on_tokens = store.lake.inputs is None and store.site(site).selection.pooling != "mean"
+    on_tokens = store.lake.inputs is None and not store.site(site).selection.is_averaged
     say(f"[bold]profile[/] {site}: {_summary(made, on_tokens=on_tokens)} ({time.monotonic() - began:.1f} s)")
     for line in _left_out(store, made):
         say(f"[yellow]note[/]: {line}")

@@ -22,7 +22,7 @@ from rich.text import Text
 from jobs.command.options import After, Before, FeatureNumber, OneSite
 from jobs.terminal.console import console, say
 from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, text_strip
-from jobs.views.top import heading, is_averaged, show_strip
+from jobs.views.top import heading, show_strip
 from pipeline.statistics.features.histogram import FRACTION_BITS, bin_edges
 from pipeline.store import FeatureStore
 from pipeline.store.records.registry import job_of
@@ -342,7 +342,7 @@ def _show_kind(
     page: Page, kind: str, described: pl.DataFrame, rows: U64, values: F32, maximum: float
 ) -> None:
     console.print(Rule(KINDS[kind], align="left", style="dim"))
-    averaged = is_averaged(page.store, page.site)
+    averaged = page.store.site(page.site).selection.is_averaged
     strips = strips_of(page.store, described, rows, values, averaged=averaged)
     for row, strip in zip(described.iter_rows(named=True), strips, strict=True):
         head = f"{row['activation']:>8.2f}  [dim]{escape(heading(page.store, row, page.site))}[/]"

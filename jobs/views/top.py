@@ -66,11 +66,12 @@ def top(
     else:  # only the firing tokens stand out, and their activations are known
         by_row = contexts.sort("row")
         rows, values = by_row["row"].to_numpy(), by_row["activation"].to_numpy()
-    strips = strips_of(store, contexts, rows, values, averaged=is_averaged(store, site))
+    averaged = store.site(site).selection.is_averaged
+    strips = strips_of(store, contexts, rows, values, averaged=averaged)
     maximum = strongest_in([values]) if maximum is None else maximum
     heads = [heading(store, row, site) for row in contexts.iter_rows(named=True)]
     each = ", one of a document" if one_per_document else ""
-    each += ", each the mean of a context" if is_averaged(store, site) else ""
+    each += ", each the mean of a context" if averaged else ""
     title = f"feature {feature} of {site}"
     say(f"[bold]{title}[/]: its {contexts.height} strongest rows{each}{_compaction_note(store, site)}")
     for activation, head, strip in zip(contexts["activation"], heads, strips, strict=True):
@@ -83,17 +84,12 @@ def top(
         say(f"HTML: [bold]{escape(str(html))}[/]")
 
 
-def is_averaged(store: FeatureStore, site: str) -> bool:
-    """Whether the site's rows are means of contexts, which have no position."""
-    return store.site(site).selection.pooling == "mean"
-
-
 def heading(store: FeatureStore, row: dict[str, Any], site: str) -> str:
     """Where a described row of a site is: its labels, context and position."""
     names = map(label_column, store.lake.label_columns)
     labels = [str(row[name]) for name in names if row.get(name) is not None]
     place = f"context {row['context']}"
-    place += "" if is_averaged(store, site) else f", position {row['position']}"
+    place += "" if store.site(site).selection.is_averaged else f", position {row['position']}"
     return f"{', '.join(labels)} · {place}" if labels else place
 
 

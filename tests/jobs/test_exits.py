@@ -135,6 +135,8 @@ def test_a_full_device_is_one_sentence():
         (("top", "x", "9" * 5000), "as an integer, exceeded maximum size (see `latentlake top --help`)"),
         (("top", "x", "9" * 40), "latentlake: feature is a number of 133 bits: give one of at most 64"),
         (("top", "x", "1", "-k", "9" * 40), "latentlake: k is a number of 133 bits"),
+        (("profile", "x", "--threshold", "nan"), "latentlake: threshold is nan: give a finite number"),
+        (("elicit", "x", "y", "--feature", "9" * 40), "latentlake: feature is a number of 133 bits"),
         (("gc", "x", "--older-than", "inf"), "latentlake: older-than is inf: give a finite number"),
         (("demo", "--tokens", "9" * 5000), "is neither a positive number nor 'all'"),
         (("rank", "x", "--window", "0:" + "9" * 5000), "latentlake: "),

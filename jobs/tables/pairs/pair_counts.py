@@ -120,7 +120,7 @@ def tallies(
 
 
 def gathered(block: sparse.csr_matrix, others: sparse.csr_matrix) -> Iterator[tuple[int, I32]]:
-    """Place of a feature in `some` [features, N], and the indices of `others` [N, G] in rows where it is.
+    """Place of a feature in `block` [features, N], and the indices of `others` [N, G] in rows where it is.
 
     A feature may come several times, with some of its rows each time.
     """
