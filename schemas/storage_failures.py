@@ -71,6 +71,15 @@ def forbidden(error: BaseException, folders: Iterable[Path]) -> InputError | Non
     return None
 
 
+def forbidden_in_hub_cache(error: BaseException, repository: str) -> InputError | None:
+    """`forbidden`, of the folders of the hub's cache in which the files of a repository of models lie."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    own = cache / f"models--{repository.replace('/', '--')}"
+    return forbidden(error, (cache, own, own / "refs", own / "snapshots"))
+
+
 def storage_failure(
     error: BaseException, path: object, verb: Literal["read", "written"], elsewhere: str = ""
 ) -> InputError | None:

@@ -86,7 +86,7 @@ def attribute_part(work: Work, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
 
     ATTRIBUTION_PROMPTS, of those whose answers differ in their first tokens, and SUMS.
     """
-    opened, prompts_of_part = _open(work)[0], _part_prompts(work, part)
+    (opened, _), prompts_of_part = _open(work), _part_prompts(work, part)
     completed = [
         _complete(opened, prompts_of_part, some, work.tolerance) for some in _batches(opened, prompts_of_part)
     ]
@@ -110,7 +110,7 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
 
     `chosen`: label, value, feature; it is ablated in the prompts with that value in which it is active.
     """
-    opened, prompts_of_part = _open(work)[0], _part_prompts(work, part)
+    (opened, _), prompts_of_part = _open(work), _part_prompts(work, part)
     context, feature = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     effect, effect2 = [np.empty(0)], [np.empty(0)]
     features_of = _features_by_prompt(prompts_of_part.values, chosen)
@@ -220,7 +220,8 @@ def _part_prompts(work: Work, part: Part) -> _PartPrompts:
     values = table[np.searchsorted(table["document"].to_numpy(), documents)]
     # an answer is known by its first token, -1 where it is empty: one position's logits compare them
     texts = values.select(work.answers).fill_null("").to_numpy().ravel().tolist()
-    ids = _open(work)[1].encode_batch(texts, work.lake.special_text)
+    _, tokenizer = _open(work)
+    ids = tokenizer.encode_batch(texts, work.lake.special_text)
     answers = np.array([int(first[0]) if len(first) else -1 for first in ids], np.int64).reshape(-1, 2)
     known = (answers[:, 0] != answers[:, 1]) & (answers >= 0).all(axis=1)
     label, value = EVERY_PROMPT

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -231,7 +231,7 @@ class _Opened:
     """Reads blocks; the shards used last stay open."""
 
     def __init__(self, dense: DenseSite, most: int) -> None:
-        self._dense, self._shard = dense, lru_cache(most)(self._open)
+        self._shard = lru_cache(most)(partial(_open_shard, dense))
 
     def fill(self, x: F32, blocks: list[tuple[int, int]], block: int) -> I64:
         """Put the stored rows of some blocks into x, from its first row on; their numbers in the lake."""
@@ -245,9 +245,11 @@ class _Opened:
             rows.append(places + start + shard.record.row_start)
         return np.concatenate(rows)
 
-    def _open(self, number: int) -> tuple[DenseShard, Bool]:
-        shard = self._dense.shards[number]
-        return DenseShard(shard.record, shard.path), self._dense.stored(shard)
+
+def _open_shard(dense: DenseSite, number: int) -> tuple[DenseShard, Bool]:
+    """A shard's rows, and which of them are stored."""
+    shard = dense.shards[number]
+    return DenseShard(shard.record, shard.path), dense.stored(shard)
 
 
 class DenseLoader:

@@ -11,7 +11,8 @@ from pipeline.synthetic.dictionary.generator import NumpyDictionary
 from pipeline.synthetic.dictionary.sae import SaeOptions, order_of, weights_of, write_dictionary_sae
 from pipeline.synthetic.dictionary.truth import KnownTruth, truth_of
 from tests.dictionary.test_generator import recipe
-from tests.saes.parity import assert_equals_module, dense
+from tests.fixtures.store import to_dense
+from tests.saes.parity import assert_equals_module
 from tests.saes.reference import reference, sae_lens
 
 
@@ -33,7 +34,7 @@ def test_without_noise_it_finds_exactly_what_fires_and_its_values(tmp_path, made
     like = SaeOptions(seed=3)
     write_dictionary_sae(tmp_path / "sae", truth_of(made), like)
     block = made.block(0)
-    result = dense(load_sae(str(tmp_path / "sae"), "cpu", "float32").encode(torch.from_numpy(block.x)), 24)
+    result = to_dense(load_sae(str(tmp_path / "sae"), "cpu", "float32").encode(torch.from_numpy(block.x)), 24)
     expected = block.values.toarray()[:, order_of(like, 24)]
     np.testing.assert_array_equal(result > 0, expected > 0)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)

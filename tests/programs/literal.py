@@ -79,7 +79,7 @@ class Model:
         raise _Stopped
 
     def resid_pre(self, batch: list[list[int]]) -> Tensor:
-        """x [B, T, D]; contexts that are shorter are filled up behind, which no token before it sees."""
+        """x [B, T, D]; contexts that are shorter are padded at their end, which no token before it sees."""
         longest = max(map(len, batch))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch])
         with torch.inference_mode(), suppress(_Stopped):

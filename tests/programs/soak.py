@@ -188,7 +188,7 @@ def raced(root: Path) -> int:
     for event in read_events(layout, "made"):
         if event["event"] == "committed":
             runs[event["shard"]].add(event["run"])
-    return sum(len(message) > 1 for message in runs.values())
+    return sum(len(of_shard) > 1 for of_shard in runs.values())
 
 
 def node_killed(arena: Arena) -> None:

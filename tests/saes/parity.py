@@ -6,20 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from schemas.values import SparseFeatures
+from tests.fixtures.store import to_dense
 
 
 def rows_of(width: int, rows: int = 200, seed: int = 1, scale: float = 1.0) -> torch.Tensor:
     """Seeded x, float32 [rows, width]."""
     return scale * torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
-
-
-def dense(features: SparseFeatures, d_sae: int) -> np.ndarray[Any, Any]:
-    shape = (len(features.indptr) - 1, d_sae)
-    return sp.csr_matrix((features.data, features.indices, features.indptr), shape=shape).toarray()
 
 
 def assert_equals_module(
@@ -31,7 +26,7 @@ def assert_equals_module(
         skips = hasattr(sae, "W_skip")
         reconstruction = sae.forward(read(x)) if skips else sae.decode(expected)
     features = encoder.encode(x)
-    result = dense(features, expected.shape[1])
+    result = to_dense(features, expected.shape[1])
     assert 0 < features.nnz < result.size
     assert (features.data != 0).all()
     np.testing.assert_array_equal(result != 0, expected.numpy() != 0)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 from pipeline.saes import choose_block, load_sae
@@ -17,6 +16,7 @@ from pipeline.saes.encoding.device import DeviceSelection
 from pipeline.saes.encoding.encoder import RuleEncoder
 from schemas.errors import InputError, ShardError
 from schemas.values import SparseFeatures
+from tests.fixtures.store import to_dense
 from tests.kit import dense_activations, write_sae
 from tests.saes.reference import reference
 from tests.saes.selecting import select, select_on_device
@@ -29,15 +29,10 @@ def make_x(rows: int = ROWS, d_model: int = D_MODEL, seed: int = 1) -> torch.Ten
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, d_model)).astype(np.float32))
 
 
-def dense(features: SparseFeatures, d_sae: int = D_SAE) -> np.ndarray[Any, Any]:
-    shape = (len(features.indptr) - 1, d_sae)
-    return sp.csr_matrix((features.data, features.indices, features.indptr), shape=shape).toarray()
-
-
 def assert_equals_reference(folder: Path, x: torch.Tensor, features: SparseFeatures) -> None:
     with torch.no_grad():
         expected = reference(folder).encode(x).numpy()
-    result = dense(features, expected.shape[1])
+    result = to_dense(features, expected.shape[1])
     np.testing.assert_array_equal(result != 0, expected != 0)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
@@ -72,7 +67,7 @@ def test_features_equal_saelens_for_every_block_size(
 def test_features_equal_the_formulas(tmp_path: Path, architecture: str) -> None:
     folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE)
     expected = dense_activations(folder, make_x().numpy())
-    result = dense(load_sae(str(folder)).encode(make_x()))
+    result = to_dense(load_sae(str(folder)).encode(make_x()), D_SAE)
     np.testing.assert_array_equal(result != 0, expected != 0)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
@@ -117,7 +112,7 @@ def test_topk_rescaled_by_decoder_norms_equals_saelens(tmp_path: Path) -> None:
     np.testing.assert_allclose(encoder.decode(features), expected, rtol=1e-4, atol=1e-5)
     weights = encoder.weights()
     np.testing.assert_allclose(
-        dense(features) @ weights["W_dec"] + weights["b_dec"], expected, rtol=1e-4, atol=1e-5
+        to_dense(features, D_SAE) @ weights["W_dec"] + weights["b_dec"], expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -125,7 +120,7 @@ def test_topk_rescaled_by_decoder_norms_equals_saelens(tmp_path: Path) -> None:
 def test_float16_weights_are_computed_in_float32(tmp_path: Path, architecture: str) -> None:
     folder = write_sae(tmp_path, architecture, D_MODEL, D_SAE, weight_dtype="float16")
     features = load_sae(str(folder)).encode(make_x())
-    result, expected = dense(features), dense_activations(folder, make_x().numpy())
+    result, expected = to_dense(features, D_SAE), dense_activations(folder, make_x().numpy())
     np.testing.assert_array_equal(result != 0, expected != 0)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
@@ -168,7 +163,10 @@ def test_bfloat16_rounds_the_factors_and_sums_in_float32(tmp_path: Path, archite
     assert_equals_reference(again, x, encoder.encode(make_x()))
     np.testing.assert_array_equal(encoder.weights()["W_enc"], w_enc)
     assert (encoder.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
-    assert not np.array_equal(dense(encoder.encode(make_x())), dense(exact.encode(make_x())))
+    rounded, precise = (to_dense(each.encode(make_x()), D_SAE) for each in (encoder, exact))
+    assert not np.array_equal(rounded, precise)
+        to_dense(encoder.encode(make_x()), D_SAE), to_dense(exact.encode(make_x()), D_SAE)
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -183,7 +181,7 @@ def test_no_rows_give_no_features(tmp_path: Path, architecture: str) -> None:
 def test_rows_do_not_depend_on_the_rows_next_to_them(tmp_path: Path) -> None:
     encoder = load_sae(str(write_sae(tmp_path, "topk", D_MODEL, D_SAE)))
     order = np.random.default_rng(3).permutation(ROWS)
-    alone, mixed = dense(encoder.encode(make_x())), dense(encoder.encode(make_x()[order]))
+    alone, mixed = to_dense(encoder.encode(make_x()), D_SAE), to_dense(encoder.encode(make_x()[order]), D_SAE)
     np.testing.assert_allclose(mixed, alone[order], rtol=1e-5, atol=1e-6)
 
 

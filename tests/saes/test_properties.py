@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline.saes import load_sae
 from pipeline.saes.encoding.encoder import Encoder
+from tests.fixtures.store import to_dense
 from tests.kit import write_sae
 from tests.saes.reference import reference
-from tests.saes.test_encoder import dense
 
 ARCHITECTURES = ("standard", "topk", "jumprelu", "gated", "abstopk")
 D_MODEL, D_SAE, K = 20, 150, 6
@@ -83,7 +83,7 @@ SEEDS, ROWS = st.integers(0, 2**32 - 1), st.integers(1, 70)
 def test_a_permuted_batch_gives_permuted_rows(architecture: str, seed: int, rows: int) -> None:
     x, order = draw_x(seed, rows), np.random.default_rng(seed).permutation(rows)
     encoder = encoder_of(architecture)
-    alone, mixed = (dense(encoder.encode(part), D_SAE) for part in (x, x[order]))
+    alone, mixed = (to_dense(encoder.encode(part), D_SAE) for part in (x, x[order]))
     assert_equal_but_for_rounding(architecture, mixed, alone[order], x[order])
 
 
@@ -94,8 +94,8 @@ def test_a_split_batch_gives_the_same_rows(
 ) -> None:
     x, cut = draw_x(seed, rows), data.draw(st.integers(1, rows - 1))
     encoder = encoder_of(architecture)
-    parts = [dense(encoder.encode(part), D_SAE) for part in (x[:cut], x[cut:])]
-    assert_equal_but_for_rounding(architecture, np.concatenate(parts), dense(encoder.encode(x), D_SAE), x)
+    parts = [to_dense(encoder.encode(part), D_SAE) for part in (x[:cut], x[cut:])]
+    assert_equal_but_for_rounding(architecture, np.concatenate(parts), to_dense(encoder.encode(x), D_SAE), x)
 
 
 @settings(max_examples=25, deadline=None)
@@ -106,8 +106,8 @@ def test_rows_put_next_to_a_batch_change_nothing_in_it(
     x = draw_x(seed, rows)
     padded = torch.cat([x, torch.full((more, D_MODEL), fill)])
     encoder = encoder_of(architecture)
-    result = dense(encoder.encode(padded), D_SAE)[:rows]
-    assert_equal_but_for_rounding(architecture, result, dense(encoder.encode(x), D_SAE), x)
+    result = to_dense(encoder.encode(padded), D_SAE)[:rows]
+    assert_equal_but_for_rounding(architecture, result, to_dense(encoder.encode(x), D_SAE), x)
 
 
 @settings(max_examples=25, deadline=None)
@@ -117,8 +117,8 @@ def test_every_cut_into_blocks_gives_the_same_rows(
 ) -> None:
     x = draw_x(seed, rows)
     cut = load_sae(str(folder_of(architecture)), block=(block_rows, block_features))
-    expected = dense(encoder_of(architecture).encode(x), D_SAE)
-    assert_equal_but_for_rounding(architecture, dense(cut.encode(x), D_SAE), expected, x)
+    expected = to_dense(encoder_of(architecture).encode(x), D_SAE)
+    assert_equal_but_for_rounding(architecture, to_dense(cut.encode(x), D_SAE), expected, x)
 
 
 @settings(max_examples=25, deadline=None)

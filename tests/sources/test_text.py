@@ -151,6 +151,7 @@ def test_a_file_of_unknown_format_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2 is not JSON"),
+        (b'{"text": {"a": 1}, "text": "c"}\n', r"a\.jsonl:1 has the key 'text' twice: keep"),
         (b'{"text": "a"}\n{"text": "b", "text": "c"}\n', r"a\.jsonl:2 has the key 'text' twice: keep"),
         (b'{"text": "a"}\n[1]\n', r"a\.jsonl:2 is not a JSON object but list"),
         (b'{"text": "a"}\n\n{"text": "\xff"}\n', r"a\.jsonl:3 is not UTF-8"),

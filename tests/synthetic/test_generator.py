@@ -11,7 +11,8 @@ from pipeline.synthetic import generator as room
 from pipeline.synthetic.generator import SCALE
 from pipeline.synthetic.hashing import LEVELS, skewed
 from pipeline.synthetic.planted import EVERY, planted_rows
-from tests.fixtures.synthetic import drawn, generator, matrix, rows_of, shard_of
+from tests.fixtures.store import to_csr
+from tests.fixtures.synthetic import drawn, generator, rows_of, shard_of
 
 DOCUMENTS = np.random.default_rng(0).geometric(1 / 60, 600)
 SHARD = shard_of(DOCUMENTS)
@@ -59,10 +60,10 @@ def test_rows_ascend_without_duplicates_and_rows_that_are_not_stored_are_empty(
 @pytest.mark.parametrize("cuts", [(0, 1, 2, 3, 700, 9000), (0, 5000), tuple(range(0, 9000, 777))])
 def test_it_does_not_matter_where_rows_are_cut(cuts, monkeypatch):
     made, shard = generator(), rows_of(SHARD, 0, 9000)
-    whole = matrix(drawn(made, shard), 512)
+    whole = to_csr(drawn(made, shard), 512)
     monkeypatch.setattr(room, "_BLOCK", 3000)
     pieces = [
-        matrix(drawn(generator(), rows_of(shard, low, high)), 512)
+        to_csr(drawn(generator(), rows_of(shard, low, high)), 512)
         for low, high in zip(cuts, [*cuts[1:], 9000], strict=True)
     ]
     low = 0
@@ -73,7 +74,7 @@ def test_it_does_not_matter_where_rows_are_cut(cuts, monkeypatch):
 
 
 def test_another_seed_draws_other_features():
-    first, second = (matrix(drawn(generator(seed=seed), SHARD), 512) for seed in (0, 1))
+    first, second = (to_csr(drawn(generator(seed=seed), SHARD), 512) for seed in (0, 1))
     common = (first != 0).multiply(second != 0).nnz
     assert common < 0.1 * first.nnz
 
@@ -82,7 +83,7 @@ def test_another_seed_draws_other_features():
 @pytest.mark.parametrize("burst", [0.0, 0.5, 1.0])
 def test_measured_frequencies_are_those_expected_within_5_standard_errors(exponent, burst):
     made = generator(exponent=exponent, burst=burst, seed=3)
-    active = matrix(drawn(made, SHARD), 512) != 0
+    active = to_csr(drawn(made, SHARD), 512) != 0
     n, expected = SHARD.n_rows, expected_frequency(made)
     mean_square = (DOCUMENTS.astype(float) ** 2).sum() - n
     # The variance of a count: binomial, and pairs of rows of one document that both take its favourite.
@@ -109,7 +110,7 @@ def test_documents_have_favourites_so_that_counts_vary_far_more_than_binomial_on
     ratio = {}
     for burst in (0.0, 0.5):
         made = generator("d_sae=512,l0=12", burst=burst)
-        active = (matrix(drawn(made, shard_of([100] * 300)), 512) != 0).astype(np.int64)
+        active = (to_csr(drawn(made, shard_of([100] * 300)), 512) != 0).astype(np.int64)
         counts = np.add.reduceat(active.toarray(), np.arange(0, 30000, 100), axis=0)
         mean = counts.mean(axis=0)
         some = (mean > 0.5) & (mean < 10)
@@ -134,7 +135,7 @@ def test_values_are_skewed_and_features_have_scales_of_their_own():
 
 def test_planted_features_have_their_maxima_at_planted_rows():
     made = generator()
-    result = matrix(drawn(made, SHARD), 512)
+    result = to_csr(drawn(made, SHARD), 512)
     assert made.planted.tolist() == list(range(504, 512))
     for feature in made.planted.tolist():
         rows, values = planted_rows(SHARD.n_rows, feature, made.planted)

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.synthetic import generator as room
 from pipeline.synthetic.truth import truth
-from tests.fixtures.synthetic import drawn, generator, matrix, rows_of, shard_of
+from tests.fixtures.store import to_csr
+from tests.fixtures.synthetic import drawn, generator, rows_of, shard_of
 
 D_SAE = 64
 
@@ -21,7 +22,7 @@ def test_it_agrees_with_a_dense_count(block, monkeypatch):
     made, lengths = generator(f"d_sae={D_SAE},l0=3"), rng.integers(1, 90, 30)
     counted = (rng.random(lengths.sum()) < 0.8) & (np.arange(lengths.sum()) > 40)
     shard = shard_of(lengths, counted=counted)
-    result, dense = truth(made, [shard]), matrix(drawn(made, shard), D_SAE).toarray().astype(np.float64)
+    result, dense = truth(made, [shard]), to_csr(drawn(made, shard), D_SAE).toarray().astype(np.float64)
     k = dense * 64
     assert result.counted_rows == counted.sum()
     for name, array in (("n_active", dense != 0), ("sum_k", k), ("sum_k2", k * k)):

@@ -41,7 +41,7 @@ NAMING = 3
 def feature_map(
     site: str, clustering: Clustering, n_active: I64, tokens: list[list[str]], seed: int
 ) -> pl.DataFrame:
-    """The table `feature_map` of a clustering that has vectors; empty, with a message, where they are too few.
+    """The table `feature_map` of a clustering that has vectors; empty, with a note, where they are too few.
 
     `n_active` int64 [F] counts active rows, `tokens` name the clusters. Features whose vector is 0 are left
     out.

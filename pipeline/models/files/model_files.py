@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from schemas.errors import InputError
 from schemas.records import digest_of
-from schemas.storage_failures import forbidden
+from schemas.storage_failures import forbidden_in_hub_cache
 
 CONFIG = "config.json"
 
@@ -146,14 +146,8 @@ def _snapshot(name: str, repository: str, commit: str) -> Path:
 
 def _unavailable(name: str, error: Exception) -> InputError:
     """The sentence about a model that the hub does not give, or whose files in its cache may not be read."""
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    own = cache / f"models--{repository_of(name).replace('/', '--')}"
-    if (refused := forbidden(error, (cache, own, own / "refs", own / "snapshots"))) is not None:
-        return refused
     reason = " ".join(str(error).split()).partition(". ")[0][:300]
-    return InputError(
+    return forbidden_in_hub_cache(error, repository_of(name)) or InputError(
         f"model {name} is not a folder here, and the hub does not give it ({reason}): check the name and the "
         "network, or give a folder as saved by save_pretrained"
     )

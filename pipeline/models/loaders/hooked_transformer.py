@@ -84,12 +84,13 @@ def _loaded(model: run_file.Model, hooks: list[str], device: str) -> tuple[Any, 
     from pipeline.models.loaders.agreement import require_agreement, run_plain
     from pipeline.models.loaders.rotary import refuse_longrope
 
-    repository = None if Path(model.path).is_dir() else model_files.pinned(model.path).repository
-    if repository is not None and repository.startswith(LIBRARYS_OWN):
+    pinned = None if Path(model.path).is_dir() else model_files.pinned(model.path)
+    repository = None if pinned is None else pinned.repository
+    if pinned is not None and pinned.repository.startswith(LIBRARYS_OWN):
         from transformer_lens import HookedTransformer
 
-        at = {"device": device, "dtype": model.dtype, "revision": model_files.pinned(model.path).commit}
-        own = _ready(HookedTransformer.from_pretrained_no_processing(repository, **at, **_flags(model)))
+        options = {"device": device, "dtype": model.dtype, "revision": pinned.commit, **_flags(model)}
+        own = _ready(HookedTransformer.from_pretrained_no_processing(pinned.repository, **options))
         return own, None, own.cfg.n_ctx
     folder, dtype = folder_of(model.path), getattr(torch, model.dtype)
     check_size(folder, model.path)

@@ -11,7 +11,7 @@ import glob
 from pathlib import Path, PurePosixPath
 
 from schemas.errors import InputError
-from schemas.storage_failures import forbidden
+from schemas.storage_failures import forbidden_in_hub_cache
 
 PREFIX = "hf:"
 
@@ -29,15 +29,13 @@ def snapshot(spec: str) -> Path:
 
     InputError for a malformed spec, and for whatever keeps the hub from giving the files.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
     repository, inside, revision = parse(spec)
     try:
         root = snapshot_download(repository, revision=revision, allow_patterns=_patterns(inside))
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
-        cache = Path(constants.HF_HUB_CACHE)
-        own = cache / f"models--{repository.replace('/', '--')}"
-        raise forbidden(error, (cache, own, own / "refs", own / "snapshots")) or InputError(
+        raise forbidden_in_hub_cache(error, repository) or InputError(
             f"SAE {spec} could not be had from the hub ({_first_sentence(error)}): check its name and the "
             "network, or download it where there is one and copy the hub's cache"
         ) from error

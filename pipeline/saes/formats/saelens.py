@@ -120,11 +120,7 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
         apply_b_dec_to_input=_apply_b_dec_to_input(config, transcoder, where),
         normalize_activations=config.get("normalize_activations") or "none",
         # the k of an old TopK SAE stands in activation_fn_kwargs alone
-        k=positive_int(
-            _activation_options(config).get("k") if config.get("k") is None else config["k"], "k", Path(where)
-        )
-        if architecture in ("topk", "abstopk")
-        else None,
+        k=_k(config, Path(where)) if architecture in ("topk", "abstopk") else None,
         rescale_acts_by_decoder_norm=config["architecture"] in RESCALED
         and flag(config, "rescale_acts_by_decoder_norm", Path(where)),
         transcoder=transcoder,
@@ -152,6 +148,12 @@ def _apply_b_dec_to_input(config: dict[str, Any], transcoder: bool, where: Path 
             f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: say false there"
         )
     return applied
+
+
+def _k(config: dict[str, Any], where: Path) -> int:
+    """The k of a TopK SAE, which may stand in activation_fn_kwargs alone."""
+    given = config.get("k")
+    return positive_int(_activation_options(config).get("k") if given is None else given, "k", where)
 
 
 def _activation_options(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -195,23 +194,22 @@ class JsonLinesReader:
                     yield line, self._object(line, data)
 
     def _object(self, line: int, data: bytes) -> dict[str, Any]:
+        pairs: list[tuple[str, Any]] = []
+
+        def keep(some: list[tuple[str, Any]]) -> dict[str, Any]:
+            pairs[:] = some  # the outermost object ends last, and has the columns
+            return dict(some)
+
         try:
             # A byte order mark can only stand in the first line; Windows editors put it there.
             text = data.decode("utf-8-sig" if line == 1 else "utf-8")
-            content = json.loads(text, object_pairs_hook=partial(self._unique, line))
-        except InputError:
-            raise
+            content = json.loads(text, object_pairs_hook=keep)
         except UnicodeDecodeError as error:
             raise InputError(f"{self.where(line)} is not UTF-8: {_line(error)}") from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.where(line)} is not JSON: {_line(error)[:300]}") from None
         if not isinstance(content, dict):
             raise InputError(f"{self.where(line)} is not a JSON object but {type(content).__name__}")
-        return content
-
-    def _unique(self, line: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """The object of keys and values; InputError where it has a column twice."""
-        content = dict(pairs)
         if len(content) < len(pairs):
             keys = [key for key, _ in pairs]
             for name in (self.text_column, *self.label_columns):

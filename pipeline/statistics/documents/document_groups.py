@@ -24,8 +24,8 @@ from pipeline.statistics.documents.trends import TREND_BYTES, NumericLabel
 from schemas.tables.tables import Schema
 from schemas.values import F64, I64
 
-SUMS: Schema = {name: clustered.SUMS[name] for name in list(clustered.SUMS)[:5]}
-"""Up to `total`: of the mean activation no error is estimated by group."""
+SUMS: Schema = {name: dtype for name, dtype in clustered.SUMS.items() if not name.startswith("total_")}
+"""Without squares and products of `total`: of the mean activation no error is estimated by group."""
 _WHOLE = [name for name, dtype in SUMS.items() if dtype.is_integer()]
 GROUP_BYTES = 8 * len(SUMS)
 """Memory for each feature and group."""

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from jobs.cli import main
-from tests.fixtures.exports import built_store, consumer, context_of
+from tests.fixtures.exports import built_store, consumer, context_of, put_logits
 
 VIEWER = """
 const fs = require('fs'), vm = require('vm'), zlib = require('zlib');
@@ -55,13 +55,7 @@ const viewer = window.initFeatureExamples({containerSel: chain, showLogits: fals
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     built, store = built_store(tmp_path_factory.mktemp("store"))
-    logits = {
-        "top_tokens": [[3, 4]],
-        "top_logits": [[2.5, 1.5]],
-        "bottom_tokens": [[5]],
-        "bottom_logits": [[-1.0]],
-    }
-    store.write_table("site", "logits", pl.DataFrame({"feature": pl.Series([2], dtype=pl.UInt32), **logits}))
+    put_logits(store)
     out = tmp_path_factory.mktemp("out") / "export"
     run(["circuit-tracer", str(built.layout.root), "--out", str(out), "--layer", "7"])
     return built, store, out / "features"

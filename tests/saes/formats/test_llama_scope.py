@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from pipeline.saes import load_sae, read_metadata, sae_digest
 from schemas.errors import InputError
+from tests.fixtures.store import to_dense
 from tests.saes.golden.check import DATA, assert_equals_golden
-from tests.saes.parity import dense
 from tests.saes.reference import sae_lens
 
 CASES = ("res", "transcoder")
@@ -70,7 +70,7 @@ def test_saes_equal_brute_force(tmp_path: Path, case: str, with_decoder_norm: bo
     activations, reconstruction = brute_force(folder, x)
     encoder = load_sae(str(folder))
     features = encoder.encode(torch.from_numpy(x))
-    result = dense(features, 48)
+    result = to_dense(features, 48)
     assert 0 < features.nnz < result.size
     np.testing.assert_array_equal(result > 0, activations > 0)
     np.testing.assert_allclose(result, activations, rtol=1e-5, atol=1e-6)
@@ -102,7 +102,7 @@ def test_saelens_differs_as_the_note_says(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.no_grad():
         theirs = sae.encode(x).numpy()
     norms = load_file(folder / "checkpoints" / "final.safetensors")["decoder.weight"].float().norm(dim=0)
-    ours = dense(load_sae(str(folder)).encode(x), 48)
+    ours = to_dense(load_sae(str(folder)).encode(x), 48)
     both = (ours > 0) & (theirs > 0)
     in_their_units = ours * scale / norms.numpy()
     np.testing.assert_allclose(in_their_units[both], theirs[both], rtol=1e-5)

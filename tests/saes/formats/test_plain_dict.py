@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 from pipeline.saes import load_sae, read_metadata, sae_digest
 from schemas.errors import InputError
-from schemas.values import SparseFeatures
+from tests.fixtures.store import to_dense
 from tests.saes.golden.check import DATA, assert_equals_golden, copy_of
 
 GOLDEN = DATA / "plain_dict-relu"
@@ -43,10 +42,6 @@ def edit_config(folder: Path, **changes: Any) -> Path:
 def x() -> torch.Tensor:
     with np.load(GOLDEN / "expected.npz") as expected:
         return torch.from_numpy(expected["x"])
-
-
-def dense(features: SparseFeatures) -> np.ndarray[Any, Any]:
-    return sp.csr_matrix((features.data, features.indices, features.indptr), (len(x()), 64)).toarray()
 
 
 @pytest.mark.parametrize("spec", ["sae", "sae/25.pt"])
@@ -88,7 +83,7 @@ def test_with_a_threshold_it_is_jumprelu(tmp_path: Path, subtracts: bool) -> Non
     pre = (x() - subtracts * w["b_dec"]) @ w["W_enc"] + w["b_enc"]
     expected = torch.where((pre > theta) & (pre > 0), pre, torch.zeros(())).numpy()
     encoder = load_sae(str(folder))
-    result = dense(encoder.encode(x()))
+    result = to_dense(encoder.encode(x()), 64)
     np.testing.assert_array_equal(result != 0, expected != 0)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
     assert encoder.metadata.architecture == "jumprelu"
