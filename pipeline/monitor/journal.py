@@ -1,6 +1,6 @@
 """What happens to a run: folded into its state, kept in the pass's event log, passed to an observer, logged.
 
-Events of one run carry its id in `run`. Heartbeats reach the listener at once, the log once a minute.
+Events of one run carry its id in `run`. Heartbeats reach the observer at once, the log once a minute.
 """
 
 from __future__ import annotations

@@ -82,8 +82,9 @@ class RunState:
         self.rows += event["rows"]
         self.nnz += event.get("nnz", 0)
         self.bytes += event.get("bytes", 0)
+        # later only heartbeats are noted: in a log the rows in flight may be a minute old at a commit
         if not self.beats or event["time"] < self.began + RATE_OVER_S:
-            self._note(event["time"])  # later only heartbeats are: those in flight are a minute old here
+            self._note(event["time"])
 
     def _note(self, time: float) -> None:
         self.done.append((time, self.rows_done))
@@ -125,7 +126,8 @@ def runs_of(events: Iterable[Event]) -> list[RunState]:
         if event["event"] == "begin":
             latest = runs[run_id] = RunState(latest.quarantined)
         if run_id in runs:
-            runs[run_id].take(event)
+            with suppress(KeyError, TypeError, ValueError):  # a line that is not one of ours
+                runs[run_id].take(event)
     return list(runs.values())
 
 

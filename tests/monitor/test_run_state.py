@@ -55,6 +55,15 @@ def test_a_run_that_has_fallen_silent_gets_slower():
     assert runs_of([])[-1].rate(5) == 0
 
 
+@pytest.mark.parametrize(
+    "event", ["ready", "quarantined", "heartbeat", "committed", "worker_replaced", "other"]
+)
+def test_a_line_that_lacks_what_ours_have_counts_as_a_sign_of_life_alone(event):
+    result = runs_of([at(0, event="begin"), at(7, event=event), at(9, event="ready", slot="a")])[-1]
+    assert (result.last, result.workers, result.rows, result.quarantined) == (9.0, {"a"}, 0, {})
+    assert runs_of([at(0, event="begin"), at(7, event=event)])[-1].last == 7.0
+
+
 def test_events_from_before_runs_had_an_id_belong_to_no_run():
     """As in stores of format 2; what they say of shards counts all the same."""
     old = [{**at(1, event="quarantined", shard="000001", why="NaN")}, at(2, event="ready", slot="a")]
