@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -15,7 +14,7 @@ import polars as pl
 from pipeline.store.formats.csr import write_csr
 from pipeline.store.formats.dense import DenseWriter
 from pipeline.store.formats.parquet import write_frame, write_postings
-from pipeline.store.objects.local import storage_errors
+from pipeline.store.objects.local import storage_errors, writing_threads
 from pipeline.store.objects.verbs import measure
 from schemas.layout import CONTROL, CONTROL_L0, CSR, DENSE, PARTIALS, POSTINGS, ROW_COUNTS
 from schemas.names import ActivationDtype, StoreLayout
@@ -75,7 +74,7 @@ def _write_all(folder: Path, objects: Mapping[str, Callable[[Path], None]]) -> l
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with ThreadPoolExecutor(len(objects)) as threads:
+            with writing_threads(len(objects)) as threads:
                 written = list(
                     threads.map(lambda name: _write(objects[name], folder / name), sorted(objects))
                 )

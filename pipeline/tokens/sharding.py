@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import polars as pl
 
+from pipeline.store.objects.local import writing_threads
 from pipeline.store.objects.verbs import write_atomic
 from pipeline.store.records.token_rows import counted_mask, document_of_row
 from pipeline.store.records.tokens import token_shard_bytes
@@ -95,7 +96,7 @@ def write_shards(
 def _prefetched(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Results of `work`, in order; a thread works on one item while the next is being made."""
     pending: Future[R] | None = None
-    with ThreadPoolExecutor(1) as pool:
+    with writing_threads(1) as pool:
         for item in items:
             submitted = pool.submit(work, item)
             if pending is not None:

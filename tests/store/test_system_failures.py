@@ -318,8 +318,10 @@ def test_a_write_within_a_block_has_the_remedy_of_the_block(tmp_path: Path) -> N
         local.remedy_for_writes("set TMPDIR"): "set TMPDIR",
         contextlib.nullcontext(): local.STORE_REMEDY,
     }.items():
-        with pytest.raises(InputError, match=remedy), around, small_disk(0):
-            write_atomic(tmp_path / "a", b"a")
+        with around, small_disk(0), local.writing_threads(1) as thread:
+            for write in (write_atomic, lambda *given: thread.submit(write_atomic, *given).result()):
+                with pytest.raises(InputError, match=remedy):
+                    write(tmp_path / "a", b"a")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)

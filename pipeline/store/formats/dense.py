@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.store.formats.csr import EVERY_CHUNK, checked_codecs
 from pipeline.store.formats.zarr_files import absent_chunks, open_array
-from pipeline.store.objects.local import storage_errors
+from pipeline.store.objects.local import storage_errors, writing_threads
 from schemas.errors import ShardError
 from schemas.layout import StorePath
 from schemas.names import DenseDtype
@@ -72,7 +72,7 @@ class DenseWriter:
         self._chunk = chunk_rows(n_rows, width, kind.itemsize)
         rows = self._chunk * min(CHUNKS, -(-n_rows // self._chunk) or 1)
         self._shape, self._piece = (n_rows, width), np.zeros((rows, width), kind)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="latentlake-dense")
+        self._thread = writing_threads(1, "latentlake-dense")
         self._waiting = deque[tuple[Future[None], int]]()
         self._ahead = 0
         self.restart()
@@ -181,7 +181,7 @@ def open_dense(path: StorePath) -> Any:
     return array
 
 
-def dense_problem(array: Any, stored: Bool, dtype: DenseDtype) -> Iterator[str]:
+def dense_problems(array: Any, stored: Bool, dtype: DenseDtype) -> Iterator[str]:
     """What cannot be true of the array of a shard whose rows `stored`, bool [N], have an x; in words."""
     kind = np.float16 if dtype == "float16" else np.float32
     if array.ndim != 2 or array.shape[0] != len(stored) or array.dtype != kind:

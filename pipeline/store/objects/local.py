@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.store.objects.locks import flock, held_by_file
@@ -36,6 +37,11 @@ def remedy_for_writes(remedy: str) -> Iterator[None]:
         yield
     finally:
         _REMEDY.reset(outer)
+
+
+def writing_threads(n: int, name: str = "") -> ThreadPoolExecutor:
+    """Threads whose writes have the remedy of the block in which they are made."""
+    return ThreadPoolExecutor(n, name, initializer=_REMEDY.set, initargs=(_REMEDY.get(),))
 
 
 def put_if_absent(path: Path, data: bytes) -> bool:

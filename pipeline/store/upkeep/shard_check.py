@@ -17,7 +17,7 @@ import polars as pl
 from pipeline import statistics
 from pipeline.statistics import control
 from pipeline.statistics.l0 import l0_counts
-from pipeline.store.formats.dense import dense_problem, open_dense
+from pipeline.store.formats.dense import dense_problems, open_dense
 from pipeline.store.formats.fingerprint import fingerprints
 from pipeline.store.formats.parquet import read_frame
 from pipeline.store.formats.postings import PostingsFile
@@ -199,7 +199,7 @@ class _SiteCheck:
             # x was made with the model, so none is computed anew: what must hold of any
             with readable(self._files.dense):
                 array, dtype = open_dense(self._files.dense), self._of.plan.dense_dtype
-                for wrong in dense_problem(array, tokens.stored, dtype):
+                for wrong in dense_problems(array, tokens.stored, dtype):
                     self._wrong(wrong)
         if not self._site.has_sae:
             self._check_counts(tokens, None)
