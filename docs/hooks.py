@@ -96,19 +96,16 @@ def _command(command: Any, name: str) -> Iterator[str]:
     yield ""
 
 
+NAMES = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "FILE"}
+
+
 def _kind(annotation: Any) -> str:
     """What stands for a value of a type."""
-    names = {int: "NUMBER", float: "NUMBER", str: "TEXT", Path: "FILE"}
-    inner = [annotation, *get_args(annotation)]
-    if (
-        name := next((names[each] for each in inner if isinstance(each, type) and each in names), None)
-    ) is None:
-        return next(_kind(each) for each in get_args(annotation))
-    return name
+    return NAMES.get(annotation) or next(_kind(each) for each in get_args(annotation))
 
 
 def _default(value: Any) -> str:
-    if value in (None, False, "") or callable(value):
+    if value is None or value is False or value == "" or callable(value):
         return ""
     return f"`{' '.join(map(str, value)) if isinstance(value, list | tuple) else value}`"
 
@@ -149,11 +146,12 @@ def _sections(annotation: Any) -> list[Any]:
 
 
 def _value(value: Any) -> str:
-    text = (
-        {None: "", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else str(value)
-    )
     if isinstance(value, tuple | list):
         text = f"[{', '.join(map(str, value))}]"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    else:
+        text = "" if value is None else str(value)
     return f"`{text}`" if text else ""
 
 

@@ -40,27 +40,6 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A piece of a document inside a context.
-
-    `start` is its first position in the context, `offset` the place of that token in its document.
-    """
-
-    document: int
-    start: int
-    offset: int
-    labels: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Context:
-    """One context: token ids int32 [T], and the segments that lie in it (at least one, by `start`)."""
-
-    token_ids: I32
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True)
 class RowSelection:
     """What a site reads of a context.
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from jobs.lake.tokenize import tokenize_resolved
 from pipeline.plans.plan import agree_on_plan, make_plan, resolve
-from pipeline.store.records.tokens import read_lake
+from pipeline.store.records.tokens import require_lake
 from schemas.layout import Layout
 from schemas.records import Lake, Plan
 from schemas.run.file import RunFile, parse_run_file
@@ -72,8 +72,7 @@ def write_inputs(shape: Shape, folder: Path, threads: int, shards: int) -> tuple
     run_file = resolve(parse_run_file(content, "bench"))[0]
     tokenize_resolved(run_file)
     layout = Layout(Path(run_file.store.root))
-    lake = read_lake(layout)
-    assert lake is not None, "it was just made"
+    lake = require_lake(layout)
     return run_file, layout, lake, agree_on_plan(layout, make_plan(run_file, lake))
 
 

@@ -142,13 +142,11 @@ def _sites(store: FeatureStore, filled: Given, given: Given) -> list[Given]:
 
 def _call_with_model(job: Callable[..., object], store: FeatureStore, given: Given) -> None:
     """Call the job for each site, in tasks that run the model of its pass."""
-    from jobs.command.tasks import choose_model_tasks, device_for
+    from jobs.command.tasks import model_tasks
 
     workers, address, device = given.pop("workers"), given.pop("address"), given.pop("device")
     for site in sites_of(store, given.pop("site")):
-        plan = store.plans[store.site(site).pass_name]
-        on = device_for(plan, device, address)
-        with choose_model_tasks(store, plan, on, workers, address) as tasks:
+        with model_tasks(store, site, device, workers, address) as (tasks, on):
             job(**given, site=site, tasks=tasks, device=on)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pipeline.store import FeatureStore
 from pipeline.tasks import OneProcess, Processes, Tasks
@@ -53,3 +55,18 @@ def device_for(plan: Plan, device: str, address: str | None) -> str:
     from pipeline.models.device import device_here
 
     return device_here(device)
+
+
+@contextmanager
+def model_tasks(
+    store: FeatureStore,
+    site: str,
+    device: str = "auto",
+    workers: int | None = None,
+    address: str | None = None,
+) -> Iterator[tuple[Tasks, str]]:
+    """Tasks that run the model of the site's pass, and the device that they run it on."""
+    plan = store.plans[store.site(site).pass_name]
+    on = device_for(plan, device, address)
+    with choose_model_tasks(store, plan, on, workers, address) as tasks:
+        yield tasks, on

@@ -175,7 +175,7 @@ def draw_steered(table: pl.DataFrame, site: str, settings: str) -> Figure:
         axes.grid(visible=False)
         axes.set_title(table["when"][place], fontsize=11)
         axes.set_xlabel(legible(table["classes"][place]), fontsize=8.5)
-        figure.colorbar(image, ax=axes, shrink=0.6, pad=0.03).outline.set_visible(False)
+        colour_bar(figure, image, ax=axes, shrink=0.6, pad=0.03)
     return figure
 
 

@@ -10,7 +10,7 @@ from inspect import signature
 from rich.markup import escape
 
 from jobs.command.registry import find
-from jobs.command.tasks import choose_model_tasks, choose_tasks, device_for
+from jobs.command.tasks import choose_tasks, model_tasks
 from jobs.terminal.console import say
 from pipeline.store import FeatureStore
 from pipeline.store.records.tables import require_writable
@@ -32,10 +32,8 @@ def derive(store: FeatureStore, site: str, run_file: RunFile) -> None:
             job = find(name).load()
             parameters = signature(job).parameters
             if "device" in parameters:
-                plan = store.plans[store.site(site).pass_name]
-                device = device_for(plan, "auto", None)
-                with choose_model_tasks(store, plan, device) as model_tasks:
-                    job(store, site, model_tasks, device=device, model=run_file.model.path or None)
+                with model_tasks(store, site) as (on_model, device):
+                    job(store, site, on_model, device=device, model=run_file.model.path or None)
             else:
                 given = {"tasks": tasks, "run_file": run_file}
                 job(store, site, **{key: value for key, value in given.items() if key in parameters})

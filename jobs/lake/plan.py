@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +15,7 @@ from pipeline.monitor.prediction import Prediction, Span, compared, write_predic
 from pipeline.plans.passes import by_pass
 from pipeline.plans.plan import resolve
 from pipeline.run import Extraction
-from pipeline.store.objects.local import TMPDIR_REMEDY, remedy_for_writes
+from pipeline.store.objects.local import local_scratch
 from pipeline.store.objects.paths import store_path
 from pipeline.store.records.commits import read_commits
 from pipeline.store.records.tokens import read_links
@@ -52,12 +50,8 @@ def plan(
     unfinished = [p for p in parts if len(read_commits(layout, str(p.store.pass_name))) < shards]
     predictions = []
     for part in unfinished or parts:
-        with (
-            tempfile.TemporaryDirectory(prefix="latentlake-plan-") as folder,
-            remedy_for_writes(TMPDIR_REMEDY),
-            Meter("plan") as meter,
-        ):
-            prediction = Probe(part, Path(folder), seconds).predict(meter.begin)
+        with local_scratch("latentlake-plan-") as folder, Meter("plan") as meter:
+            prediction = Probe(part, folder, seconds).predict(meter.begin)
         _show_prediction(prediction, str(part.store.pass_name))
         write_prediction(layout, str(part.store.pass_name), prediction)
         predictions.append(prediction)

@@ -244,7 +244,7 @@ def _write_above(tables: Tables, work: Work) -> int:
 
 
 def _forget_sites(folder: StorePath, existing: Collection[str]) -> None:
-    """Remove the pages of sites that are not `there` any more; files that are not of the report stay."""
+    """Remove the pages of sites that are not among the `existing`; files that are not of the report stay."""
     for path in listed(folder / "sites"):
         if path.name in existing or (isinstance(path, Path) and path.is_symlink()):
             continue

@@ -54,7 +54,10 @@ MOST_CLASSES = 256
 
 
 def _drawn(run: RunFile) -> RunFile:
-    """The run file with the defaults of its kind of corpus, and of a model that is none."""
+    """The run file with its tokenizer and the defaults of its kind of corpus, and of a run without a model.
+
+    InputError without a tokenizer.
+    """
     tokens: dict[str, Any] = {
         key: value
         for key, value in OF_KINDS.get(run.corpus.kind, {}).items()

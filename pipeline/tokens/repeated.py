@@ -22,7 +22,9 @@ class KnownDocuments:
 
     def __init__(self, layout: Layout, lake: Lake, records: Iterable[ShardRecord]) -> None:
         """Read them; ShardError for a token shard that is missing or damaged."""
-        self._special_ids = np.array([i for i in (lake.bos_id, lake.separator_id) if i is not None], np.int32)
+        self._bos_and_separator = np.array(
+            [i for i in (lake.bos_id, lake.separator_id) if i is not None], np.int32
+        )
         shards = (read_token_shard(layout, lake, record, verify=False) for record in records)
         hashes = (each for shard in shards for each in self._of_shard(shard))
         self._hashes: U64 = np.unique(np.fromiter(hashes, np.uint64))
@@ -38,15 +40,15 @@ class KnownDocuments:
 
     def _of_shard(self, shard: TokenShard) -> Iterator[int]:
         """The hash of each document of a shard, which holds whole ones."""
-        kept_rows: Bool = ~np.isin(shard.token_ids, self._special_ids)
-        ids, document = shard.token_ids[kept_rows], shard.document[kept_rows]
+        own_rows: Bool = ~np.isin(shard.token_ids, self._bos_and_separator)
+        ids, document = shard.token_ids[own_rows], shard.document[own_rows]
         cuts = np.flatnonzero(document[1:] != document[:-1]) + 1
         for own in np.split(ids, cuts):
             yield _hash(own)
 
     def _own(self, ids: I32) -> I32:
         """Tokens that are neither BOS nor a separator."""
-        return ids[~np.isin(ids, self._special_ids)]
+        return ids[~np.isin(ids, self._bos_and_separator)]
 
 
 def _hash(ids: I32) -> int:

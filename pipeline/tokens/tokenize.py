@@ -95,10 +95,10 @@ def tokenize(
         _refuse_known_documents(links, source)
     _refuse_other_classes(links, source)
     target = shard_target(source, run_file.tokens)
-    tally = _Tally(None)
     # Documents of other kinds are known by their recipe, or by their vectors.
-    if stored.lake is not None and links and not may_repeat and run_file.corpus.kind in ("text", "prompts"):
-        tally.known = KnownDocuments(layout, stored.lake, stored.shards)
+    has_texts = links and not may_repeat and run_file.corpus.kind in ("text", "prompts")
+    known = KnownDocuments(layout, stored.lake, stored.shards) if has_texts and stored.lake else None
+    tally = _Tally(known)
     shards, stream = list[ShardRecord](), encoded(source.documents(), tokenizer, lake.special_text)
     self_test(layout.root)
     with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):

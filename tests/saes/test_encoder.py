@@ -165,8 +165,6 @@ def test_bfloat16_rounds_the_factors_and_sums_in_float32(tmp_path: Path, archite
     assert (encoder.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
     rounded, precise = (to_dense(each.encode(make_x()), D_SAE) for each in (encoder, exact))
     assert not np.array_equal(rounded, precise)
-        to_dense(encoder.encode(make_x()), D_SAE), to_dense(exact.encode(make_x()), D_SAE)
-    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

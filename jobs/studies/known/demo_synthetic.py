@@ -71,15 +71,15 @@ def demo_synthetic(out: Path) -> None:
     store = FeatureStore.open(run_file.store.root)
     truth(store, list(SITES), known)
     plots(store, "exact")
-    at = escape(str(out / "store"))
+    root = escape(str(out / "store"))
     say(
         f"{time.monotonic() - began:.0f} s. The noise on the weights of `noisy` is its own error, which the "
-        "rows that differ measure: `exact` shows what the line itself adds.\n\n"
+        "rows that differ measure: `exact` shows what the pipeline itself adds.\n\n"
         "Try next:\n"
-        f"  latentlake truth {at} --truth {escape(str(out / TRUTH_FILE))} --site noisy\n"
-        f"  latentlake top {at} 0 --site exact\n"
-        f"  latentlake match {at} exact noisy\n"
-        f"  latentlake verify {at}\n\n"
+        f"  latentlake truth {root} --truth {escape(str(out / TRUTH_FILE))} --site noisy\n"
+        f"  latentlake top {root} 0 --site exact\n"
+        f"  latentlake match {root} exact noisy\n"
+        f"  latentlake verify {root}\n\n"
         f"The run file is {escape(str(path))}: change a copy, then `latentlake make-dictionary`, `run`, "
         "`truth`."
     )

@@ -56,7 +56,7 @@ def check_package(folder: Path, left_out: Sequence[str] = ()) -> tuple[int, int]
     """
     files = _Files(folder)
     ignores = os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    excludes = [lambda path: path in {folder / name for name in left_out}]
+    excludes = [{folder / name for name in left_out}.__contains__]
     packaging._dir_travel(folder, excludes, files.see, include_gitignore=ignores)  # noqa: SLF001 - as Ray does
     if files.secret:
         raise InputError(_refusal(folder, files.secret))

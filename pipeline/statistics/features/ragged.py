@@ -33,7 +33,7 @@ def bin_of(keys: I64) -> I64:
     return (keys & ((1 << BIN_BITS) - 1)) - (1 << BIN_BITS - 1)
 
 
-def run_starts(keys: I64) -> I64:
+def run_starts(keys: NDArray[np.integer[Any]]) -> I64:
     """Where each run of equal keys starts, int64."""
     first: Bool = np.ones(len(keys), np.bool_)
     first[1:] = keys[1:] != keys[:-1]

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.statistics.features.ragged import run_starts
 from pipeline.store.objects.paths import is_memory
 from pipeline.store.objects.verbs import staged
 from schemas.layout import StorePath
@@ -304,10 +305,8 @@ def _groups(frame: pl.DataFrame, table: pa.Table, feature_block: int | None) -> 
 
 def _whole_blocks(features: U32, feature_block: int) -> list[tuple[int, int]]:
     """Begin and end of each block's run in ascending features."""
-    # prepended is a block other than the first, so that a run starts there as well
     blocks = features // np.uint32(feature_block)
-    starts = np.flatnonzero(np.diff(blocks, prepend=blocks[:1] + np.uint32(1))).tolist()
-    return list(pairwise([*starts, len(blocks)]))
+    return list(pairwise([*run_starts(blocks).tolist(), len(blocks)]))
 
 
 def _table(postings: Postings, first: int, last: int, row_start: int, schema: pa.Schema) -> pa.Table:

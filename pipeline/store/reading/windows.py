@@ -173,7 +173,7 @@ def activations(matrix: sparse.csr_matrix, rows: I64, features: I64) -> F32:
     width = np.int64(matrix.shape[1])
     keys = np.repeat(np.arange(len(needed)), np.diff(some.indptr)) * width + some.indices
     wanted = place * width + features
-    # a search ends at the next larger key where the feature is silent, or behind the last one
+    # a search ends at the next larger key where the feature is silent, or after the last one
     positions = np.searchsorted(keys, wanted)
     known = positions < len(keys)
     known[known] = keys[positions[known]] == wanted[known]

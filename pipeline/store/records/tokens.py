@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.statistics.features.ragged import run_starts
 from pipeline.store.formats.parquet import open_parquet
 from pipeline.store.objects.verbs import read_bytes, readable
 from pipeline.store.records.token_rows import document_of_row, stored_mask
@@ -216,7 +217,7 @@ def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[st
         columns = _Columns(file.read(columns=[segment + name for name in ("document", *names)]))
     segments = columns.flat("segments")
     document = segments.field("document").to_numpy()
-    first = np.flatnonzero(np.diff(document, prepend=document[:1] + np.uint64(1)))
+    first = run_starts(document)
     labels = {name: pl.Series(pl.from_arrow(segments.field(name)))[first] for name in names}
     labelled = pl.DataFrame(labels).select(
         label_value(pl.col(name), str(values.dtype)).alias(name).cast(pl.String)

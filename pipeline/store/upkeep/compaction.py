@@ -23,6 +23,7 @@ from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.objects.verbs import measure, put_if_absent, staged
 from pipeline.store.reading.shard_files import ShardFiles
 from pipeline.store.reading.site_access import SiteAccess, require_committed
+from pipeline.store.reading.windows import concatenated_ranges
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import POSTINGS, StorePath
@@ -100,7 +101,7 @@ def merged(shards: Sequence[ShardFiles], features: range) -> Iterator[Piece]:
         if n.sum() > IN_MEMORY_NNZ:
             yield from _in_sequence(shards, some)
         elif n.any():
-            yield _merged(shards, some, n)
+            yield _in_memory(shards, some, n)
 
 
 def _fitting(totals: I64, first: int) -> Iterator[range]:
@@ -114,7 +115,7 @@ def _fitting(totals: I64, first: int) -> Iterator[range]:
         start = stop
 
 
-def _merged(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece:
+def _in_memory(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece:
     """Each shard's rows of a feature after those of the shards before."""
     # `free`: where the next row of each feature goes, as the shards before have filled its place
     ends = np.cumsum(totals)
@@ -122,11 +123,9 @@ def _merged(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece
     rows, values = np.empty(int(ends[-1]), np.uint64), np.empty(int(ends[-1]), shards[0].activation_dtype)
     for shard in shards:
         for part in _parts(shard, features):
-            begin = np.cumsum(part.counts) - part.counts
             if (free + part.counts > ends).any():
                 raise _disagree(shard, features)
-            # a row's number in the part, moved from where the part has its feature to where that goes
-            place = np.arange(len(part.rows)) + np.repeat(free - begin, part.counts)
+            place = concatenated_ranges(free, free + part.counts)
             rows[place], values[place] = part.rows, part.values
             free += part.counts
     if (free != ends).any():

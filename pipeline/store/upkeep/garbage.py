@@ -58,9 +58,10 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
     compactions: dict[str, bool] = {}
     for name, of_pass in receipts.items():
         compactions |= _published(layout, name, of_pass, now - older_than_s)
+    passes = set(receipts)
     for name, size, modified in walk(layout.root):
-        item = _compaction(layout, name, set(receipts), compactions)
-        if item is None and (place := _place(name, set(receipts))) is not None:
+        item = _compaction(layout, name, passes, compactions)
+        if item is None and (place := _place(name, passes)) is not None:
             item = Garbage(layout.root / place[0], place[1])
         if item is None or item.attempt in committed:
             continue
@@ -68,11 +69,7 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
         item = by_path.setdefault(key, item)
         item.bytes += size
         item.newest = max(item.newest, modified)
-    old = [
-        by_path[key]
-        for key in sorted(by_path)
-        if by_path[key].newest < now - _age(by_path[key], older_than_s)
-    ]
+    old = [item for _, item in sorted(by_path.items()) if item.newest < now - _age(item, older_than_s)]
     # what is left of a dropped site goes at any age: nobody reads it, and nobody writes it any more
     return old + [
         Garbage(piece.path, None, piece.marker, superseded=True, bytes=piece.bytes, newest=piece.newest)
