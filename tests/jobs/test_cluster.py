@@ -252,7 +252,7 @@ def test_a_store_in_which_nothing_fires_gives_empty_clusters(tmp_path, capsys, m
     assert f"{contexts.height} with nothing active left out" in " ".join(capsys.readouterr().out.split())
 
 
-def _nothing(rng, stored, d_sae=D_SAE):
+def _nothing(rng, stored):
     from schemas.values import SparseFeatures
 
     return SparseFeatures(np.zeros(len(stored) + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))

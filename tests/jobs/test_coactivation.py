@@ -33,9 +33,9 @@ DECODER = np.random.default_rng(5).normal(size=(D_SAE, 4)).astype(np.float32)
 plain_features = building.random_features
 
 
-def features_with_traps(rng, stored, d_sae=D_SAE):
+def features_with_traps(rng, stored):
     """Random ones, two that are always active, one that seldom is, and two that are alike."""
-    made = plain_features(rng, stored, d_sae)
+    made = plain_features(rng, stored)
     dense = building.to_dense(made)
     dense[:, [ALWAYS, TWIN_OF_ALWAYS]] = stored[:, None] * [2.0, -0.5]
     dense[:, RARE] = np.where(np.cumsum(stored) <= 2, 1, 0) * stored
@@ -225,8 +225,8 @@ def test_a_site_without_a_shard_has_no_neighbours_to_find(tmp_path):
 
 
 def test_a_site_in_which_nothing_fires_gets_empty_tables(tmp_path, monkeypatch):
-    def nothing(rng, stored, d_sae=D_SAE):
-        return building.from_dense(np.zeros((len(stored), d_sae)))
+    def nothing(rng, stored):
+        return building.from_dense(np.zeros((len(stored), D_SAE)))
 
     monkeypatch.setattr(building, "random_features", nothing)
     built = build(tmp_path, shards=2)

@@ -141,7 +141,7 @@ def test_positions_that_the_site_does_not_read_are_no_examples(tmp_path: Path) -
 def test_that_nothing_fires_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def nothing(rng: np.random.Generator, stored: np.ndarray, d_sae: int = D_SAE) -> SparseFeatures:
+    def nothing(rng: np.random.Generator, stored: np.ndarray) -> SparseFeatures:
         empty = np.zeros(0, np.int32)
         return SparseFeatures(np.zeros(len(stored) + 1, np.int64), empty, empty.astype(np.float32))
 
