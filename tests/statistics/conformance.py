@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.statistics import STATISTICS, load_statistic
 from pipeline.statistics.features.statistic import FEATURE, Statistic
 from schemas.values import Totals
-from tests.fixtures.shards import (
+from tests.fixtures.tokens import (
     as_one,
     close_frame,
     fold,

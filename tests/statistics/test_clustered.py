@@ -17,7 +17,7 @@ from pipeline.statistics.documents.clustered import (
     document_sums,
     document_totals,
 )
-from tests.fixtures.shards import Made, as_one, made_shards, postings_of
+from tests.fixtures.tokens import Made, as_one, made_shards, postings_of
 
 D_SAE = 12
 SIZES = (60, 3, 200, 91)

@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.statistics.features.coverage import Coverage, distinct
 from schemas.values import Totals
-from tests.fixtures.shards import as_one, fold, made_shards, shard_around, totals_of
+from tests.fixtures.tokens import as_one, fold, made_shards, shard_around, totals_of
 from tests.statistics.conformance import StatisticConformance
 
 COVERAGE = Coverage()

@@ -9,7 +9,7 @@ from pipeline.statistics.examples import examples as module
 from pipeline.statistics.examples.examples import Strongest, quantile_examples
 from pipeline.statistics.features.histogram import bins_of, reached
 from schemas.tables.tables import EXAMPLES
-from tests.fixtures.shards import Made, as_one, made_shards, shard_around
+from tests.fixtures.tokens import Made, as_one, made_shards, shard_around
 
 
 def state_of(shards: list[Made]) -> pl.DataFrame:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.statistics.features.histogram import PERCENTS, Histogram, bin_edges, bins_of, quantiles
-from tests.fixtures.shards import counted_values, fold, made_shards, totals_of
+from tests.fixtures.tokens import counted_values, fold, made_shards, totals_of
 from tests.statistics.conformance import StatisticConformance
 
 HISTOGRAM = Histogram()

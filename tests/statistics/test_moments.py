@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.statistics.features.moments import STATE, Moments
 from schemas.values import Totals
-from tests.fixtures.shards import Made, counted_values, fold, made_shards, shard_around, totals_of
+from tests.fixtures.tokens import Made, counted_values, fold, made_shards, shard_around, totals_of
 from tests.statistics.conformance import SIZES, StatisticConformance
 
 MOMENTS = Moments()

@@ -11,7 +11,7 @@ import pytest
 from pipeline.statistics.examples import nonfiring
 from pipeline.statistics.examples.nonfiring import NonFiring
 from schemas.tables.tables import EXAMPLES
-from tests.fixtures.shards import Made, made_shards
+from tests.fixtures.tokens import Made, made_shards
 
 FEATURES = 7
 

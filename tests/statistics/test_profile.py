@@ -13,7 +13,7 @@ from pipeline.statistics.documents.clustered import DocumentTotals, document_row
 from pipeline.statistics.documents.document_groups import Grouping, Label
 from pipeline.statistics.profile.profile import Profiler, ShardRows, with_q
 from schemas.tables.tables import LABELS
-from tests.fixtures.shards import Made, shard_around
+from tests.fixtures.tokens import Made, shard_around
 
 ROWS, EVERYWHERE, ONCE, NEVER = 64, 0, 1, 2
 

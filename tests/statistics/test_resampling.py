@@ -18,7 +18,7 @@ from pipeline.statistics.resampling import (
     highest_power,
     ranks,
 )
-from tests.fixtures.shards import Made, made_shards
+from tests.fixtures.tokens import Made, made_shards
 
 D_SAE, SHARDS, DRAWS = 12, 9, 6
 COLUMNS = [name for names in POWERS.values() for name in names]

@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.statistics.features.histogram import bins_of
 from pipeline.statistics.features.samples import FRACTION_BITS, Samples, row_hash
-from tests.fixtures.shards import as_one, fold, made_shards, same_frame, shard_around
+from tests.fixtures.tokens import as_one, fold, made_shards, same_frame, shard_around
 from tests.statistics.conformance import StatisticConformance
 
 SAMPLES = Samples()

@@ -9,7 +9,7 @@ import pipeline.statistics as statistics
 from schemas.errors import InputError
 from schemas.tables.tables import ROW_COUNTS
 from schemas.values import Postings, Totals
-from tests.fixtures.shards import as_one, feature_table, made_shards, same_frame, table_of, totals_of
+from tests.fixtures.tokens import as_one, feature_table, made_shards, same_frame, table_of, totals_of
 from tests.statistics.conformance import SIZES
 
 

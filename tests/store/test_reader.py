@@ -22,9 +22,7 @@ from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import FORMAT_VERSION
 from schemas.values import Totals
-from tests.fixtures.shards import feature_table
 from tests.fixtures.store import (
-    CONTEXT_SIZE,
     D_SAE,
     Built,
     build,
@@ -33,6 +31,7 @@ from tests.fixtures.store import (
     planned_site,
     random_features,
 )
+from tests.fixtures.tokens import CONTEXT_SIZE, feature_table
 
 
 @pytest.fixture(scope="module")

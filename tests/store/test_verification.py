@@ -16,8 +16,8 @@ from pipeline.store.records.site import write_site_weights
 from pipeline.store.records.tables import RECEIPTS_KEY, VERSION_KEY
 from pipeline.store.upkeep.verification import VerifyReport
 from schemas.errors import InputError
-from tests.fixtures.shards import feature_table
 from tests.fixtures.store import D_SAE, Built, build
+from tests.fixtures.tokens import feature_table
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pipeline.synthetic.generator import SCALE
 from pipeline.synthetic.hashing import LEVELS, skewed
 from pipeline.synthetic.planted import EVERY, planted_rows
 from tests.fixtures.store import to_csr
-from tests.fixtures.synthetic import drawn, generator, rows_of, shard_of
+from tests.fixtures.synthetic import drawn, generator
+from tests.fixtures.tokens import rows_of, shard_of
 
 DOCUMENTS = np.random.default_rng(0).geometric(1 / 60, 600)
 SHARD = shard_of(DOCUMENTS)

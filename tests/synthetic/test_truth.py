@@ -10,7 +10,8 @@ import pytest
 from pipeline.synthetic import generator as room
 from pipeline.synthetic.truth import truth
 from tests.fixtures.store import to_csr
-from tests.fixtures.synthetic import drawn, generator, rows_of, shard_of
+from tests.fixtures.synthetic import drawn, generator
+from tests.fixtures.tokens import rows_of, shard_of
 
 D_SAE = 64
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from jobs.cli import main
 from jobs.export.delphi import location_dtype, split_edges
 from tests.fixtures.exports import built_store, consumer
-from tests.fixtures.store import CONTEXT_SIZE, D_SAE
+from tests.fixtures.store import D_SAE
+from tests.fixtures.tokens import CONTEXT_SIZE
 
 
 def run(arguments, code=0):
