@@ -29,6 +29,7 @@ class Compacted:
 
     def rows_of(self, feature: int) -> tuple[U64, F32]:
         """Rows (of the lake, ascending) and activations of one feature over its shards."""
+        # files ascend by their first feature: the last one that does not begin after this feature
         number = bisect_right(self._first, feature) - 1
         if number < 0:
             return np.empty(0, np.uint64), np.empty(0, np.float32)
@@ -71,7 +72,7 @@ def read_compactions(
         if path.suffix != ".json" or not NAME.fullmatch(path.stem):
             continue
         try:
-            record: Compaction = Compaction.from_json(read_bytes(path), str(path))
+            record = Compaction.from_json(read_bytes(path), str(path))
             compacted = Compacted(layout.compaction(pass_name, path.stem), path, record)
         except FileNotFoundError:  # removed at this moment
             continue
