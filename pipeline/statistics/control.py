@@ -33,8 +33,7 @@ POWER_ROOM = 1e-3
 
 def in_control(tokens: TokenShard) -> Bool:
     """Which rows are in the control's contexts, bool [N]."""
-    chosen: Bool = tokens.context_of_row() % EVERY < FIRST
-    return chosen
+    return tokens.context_of_row() % EVERY < FIRST
 
 
 def learnt_state(postings: Postings) -> pl.DataFrame:
@@ -143,19 +142,18 @@ def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
         else state.with_columns(strongest_activation=pl.col("max_activation"))
         for state in states
     ]
-    return pl.concat([_combine([state.filter(of=of) for state in whole], of) for of in OF])
-
-
-def _combine(states: Sequence[pl.DataFrame], of: str) -> pl.DataFrame:
-    merged = Moments().combine([_with_shape(state) for state in states])
-    every = pl.concat([pl.DataFrame(schema=CONTROL_STATE), *states])
+    every = pl.concat([pl.DataFrame(schema=CONTROL_STATE), *whole])
     high, low = pl.col("strongest_activation").max(), pl.col("strongest_activation").min()
-    largest = every.group_by("feature").agg(
+    largest = every.group_by("of", "feature").agg(
         pl.col("max_activation").max(),
         strongest_activation=pl.when(high >= -low).then(high).otherwise(low),
     )
-    joined = merged.join(largest, on="feature", how="left", maintain_order="left")
-    return joined.with_columns(of=pl.lit(of)).select(*CONTROL_STATE)
+    merged = [
+        Moments().combine([_with_shape(state.filter(of=of)) for state in whole]).with_columns(of=pl.lit(of))
+        for of in OF
+    ]
+    both = pl.concat(merged).join(largest, on=["of", "feature"], how="left", maintain_order="left")
+    return both.select(*CONTROL_STATE)
 
 
 def finalize(

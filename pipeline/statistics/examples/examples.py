@@ -183,8 +183,7 @@ def _bits(values: NDArray[Any]) -> NDArray[Any]:
 def rank_in_runs(keys: NDArray[Any]) -> I64:
     """Place of each element in its run of equal keys."""
     starts = run_starts(keys)
-    rank: I64 = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
-    return rank
+    return np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
 
 
 def example_frame(
