@@ -32,8 +32,7 @@ SETTINGS = {
 
 def attach_to_module(module: nn.Module, take: Take) -> Detach:
     """At the output of `module`."""
-    handle: Detach = module.register_forward_hook(lambda _module, _inputs, output: take(output)).remove
-    return handle
+    return module.register_forward_hook(lambda _module, _inputs, output: take(output)).remove
 
 
 def attach_to_point(model: Any, name: str, take: Take) -> Detach:

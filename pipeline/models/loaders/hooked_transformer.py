@@ -55,7 +55,12 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
 
     from pipeline.models.hooks.hooked import HookedModel
 
-    _require_version()
+    version = importlib.metadata.version("transformer-lens")
+    if int(version.partition(".")[0]) >= 4:  # which has no such class
+        raise InputError(
+            f"model.loader: hooked_transformer needs transformer-lens 3 and {version} is installed: set "
+            "model.loader: transformer_lens, which gives the same x with the same model.processing"
+        )
     with (
         refusing(f"model {model.path} cannot be loaded by {LOADER}", BUILD),
         without_foreign_code(),
@@ -117,16 +122,6 @@ def max_context(path: str) -> int | None:
     """See pipeline.models.max_context."""
     longest = transformer_lens.max_context(path)
     return longest and min(longest, N_CTX)
-
-
-def _require_version() -> None:
-    """Stop where the class is not there."""
-    version = importlib.metadata.version("transformer-lens")
-    if int(version.partition(".")[0]) >= 4:
-        raise InputError(
-            f"model.loader: hooked_transformer needs transformer-lens 3 and {version} is installed: set "
-            "model.loader: transformer_lens, which gives the same x with the same model.processing"
-        )
 
 
 def _flags(model: run_file.Model) -> dict[str, bool]:

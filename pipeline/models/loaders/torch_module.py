@@ -10,17 +10,15 @@ returns the logits [B, T, V] of the next token, alone, first in a tuple, or as `
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import sys
 from functools import partial
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.files.foreign_code import refuse_run, refusing
 from schemas.errors import InputError
-from schemas.records import Inputs, digest_of
+from schemas.records import Inputs, digest_of, digest_of_file
 from schemas.run import file as run_file
 
 if TYPE_CHECKING:
@@ -67,23 +65,18 @@ def digest(path: str) -> str:
     """See pipeline.models.model_digest; nothing is imported, not even the packages that the module is in."""
     module, _ = _parts(path)
     _add_working_directory()
-    spec = _spec(module)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise InputError(f"model {path}: there is no module {module!r} on the import path")
-    return digest_of({"path": path, "source": hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()})
-
-
-def _spec(module: str) -> ModuleSpec | None:
-    """Where a module's file is: each part is searched for in the folders of the package before it."""
+    # each part is searched for in the folders of the package before it
     spec, places = None, None
     for part in module.split("."):
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
         specs = (find(part, places) for find in finders if find is not None)
         spec = next((candidate for candidate in specs if candidate is not None), None)
         if spec is None:
-            return None
+            break
         places = list(spec.submodule_search_locations or ())  # of a module that is not a package: nowhere
-    return spec
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise InputError(f"model {path}: there is no module {module!r} on the import path")
+    return digest_of({"path": path, "source": digest_of_file(Path(spec.origin))})
 
 
 def max_context(path: str) -> int | None:  # noqa: ARG001 - only the built module can tell

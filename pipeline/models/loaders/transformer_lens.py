@@ -57,7 +57,16 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     with refusing(f"model {model.path} cannot be run by model.loader: {LOADER}", BUILD):
         agreement = compare(plain, hooks, _reference(bridge, plain), _attacher(bridge), _runner(bridge, True))
     require_agreement(agreement, getattr(torch, model.dtype), model.path, LOADER)
-    _process_weights(bridge, model)
+    if model.weight_processing:
+        # fold and centre as HookedTransformer would have
+        flags = {name: name in model.weight_processing for name in PROCESSING}
+        try:
+            bridge.enable_compatibility_mode(disable_warnings=True, **flags)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"model.processing ({', '.join(model.weight_processing)}) is not possible with model "
+                f"{model.path} ({' '.join(str(error).split())}): set model.processing: {{}}"
+            ) from error
     bridge.original_model.requires_grad_(False)  # gradients are of what is put in, never of weights
     predicts = _predicts_next_token(bridge)
     read_only = {name for name in bridge.hook_dict if name.endswith(RESIDUAL_MIDDLE)}
@@ -145,20 +154,6 @@ def _reference(bridge: Any, plain: Plain) -> Callable[[str], Tensor | None]:
         return kept.get(module)
 
     return reference
-
-
-def _process_weights(bridge: Any, model: run_file.Model) -> None:
-    """Fold and centre as HookedTransformer would have."""
-    if not model.weight_processing:
-        return
-    flags = {name: name in model.weight_processing for name in PROCESSING}
-    try:
-        bridge.enable_compatibility_mode(disable_warnings=True, **flags)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"model.processing ({', '.join(model.weight_processing)}) is not possible with model "
-            f"{model.path} ({' '.join(str(error).split())}): set model.processing: {{}}"
-        ) from error
 
 
 def _attacher(bridge: Any) -> Attach:
