@@ -122,23 +122,17 @@ class TokenShard:
         cut = replace(self, counted=self.counted & kept, stored=self.stored & kept)
         if selection.pooling == "none":
             return cut
-        # of what is left after the positions: a pooled context counts as one row
-        one = cut.last_rows()
-        averaged = cut.stored if selection.is_averaged else None
-        return replace(cut, counted=cut.counted & one, stored=cut.stored & one, averaged=averaged)
-
-    def last_rows(self) -> Bool:
-        """In each context the last row that is stored, without one the last that is counted, bool [N]."""
-        # places count from 1, so that 0 says that a context has no such row
-        place = np.arange(1, self.n_rows + 1)
+        # of what is left a pooled context counts as one row: the last that is stored, else the last counted
+        place = np.arange(1, self.n_rows + 1)  # from 1, so that 0 says that a context has no such row
         stored, counted = (
             np.maximum.reduceat(np.where(rows, place, 0), self.context_ptr[:-1])
-            for rows in (self.stored, self.counted)
+            for rows in (cut.stored, cut.counted)
         )
         chosen = np.where(stored > 0, stored, counted)
-        mask = np.zeros(self.n_rows, dtype=np.bool_)
-        mask[chosen[chosen > 0] - 1] = True
-        return mask
+        one = np.zeros(self.n_rows, dtype=np.bool_)
+        one[chosen[chosen > 0] - 1] = True
+        averaged = cut.stored if selection.is_averaged else None
+        return replace(cut, counted=cut.counted & one, stored=cut.stored & one, averaged=averaged)
 
     def totals(self) -> Totals:
         """Denominators over this shard alone."""
