@@ -293,12 +293,7 @@ class Totals:
     documents: int
 
     def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            self.rows + other.rows,
-            self.counted_rows + other.counted_rows,
-            self.contexts + other.contexts,
-            self.documents + other.documents,
-        )
+        return Totals(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import polars as pl
 
 from pipeline.statistics.features.moments import Moments, moments
 from pipeline.statistics.features.statistic import every_feature
-from pipeline.statistics.l0 import l0_above
+from pipeline.statistics.l0 import add_rows, l0_above
 from schemas.tables.tables import CONTROL_FEATURES, CONTROL_L0, CONTROL_STATE, L0_THRESHOLDS
 from schemas.values import Bool, ControlSums, Postings, SparseFeatures, TokenShard, Totals
 
@@ -106,9 +106,7 @@ def control_l0(sums: ControlSums, empty_rows: int) -> pl.DataFrame:
 
 def combine_l0(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Adds frames of schema `CONTROL_L0`."""
-    every = pl.concat([pl.DataFrame(schema=CONTROL_L0), *counts])
-    keys = ["of", "threshold", "l0"]
-    return every.group_by(keys).agg(pl.col("rows").sum()).sort(keys)
+    return add_rows(counts, CONTROL_L0)
 
 
 def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,8 +41,8 @@ class FeatureStore(SiteAccess):
     """A store opened for reading (`FeatureStore.open(root)`); only derived tables are ever written."""
 
     @cached_property
-    def _files(self) -> dict[StorePath, PostingsFile]:
-        return {}
+    def _postings_file(self) -> Callable[[StorePath], PostingsFile]:
+        return cache(PostingsFile)
 
     def dense(self, site: str) -> DenseSite:
         """Vectors x at the hook, shard by shard or by rows; InputError without layout dense."""
@@ -92,10 +92,10 @@ class FeatureStore(SiteAccess):
         info = self.site(site)
         self.require_feature(site, feature)
         compacted, shards = self.compacted(site), self.uncompacted(site)
-        parts = [compacted.rows_of(feature)] if compacted else []
+        parts = [(np.empty(0, np.uint64), np.empty(0, np.float32))]
+        parts += [compacted.rows_of(feature)] if compacted else []
         parts += self._readers.map(partial(self._rows_in_shard, info, feature), shards)
-        rows = np.concatenate([rows for rows, _ in parts]) if parts else np.empty(0, np.uint64)
-        values = np.concatenate([values for _, values in parts]) if parts else np.empty(0, np.float32)
+        rows, values = (np.concatenate(part) for part in zip(*parts, strict=True))
         if compacted and shards and not (rows[1:] > rows[:-1]).all():
             order = np.argsort(rows)
             return rows[order], values[order]
@@ -201,10 +201,7 @@ class FeatureStore(SiteAccess):
 
     def _rows_in_shard(self, info: SiteInfo, feature: int, record: ShardRecord) -> tuple[U64, F32]:
         if "feature_major" in info.layouts:
-            path = self.object_path(info.name, record.name, POSTINGS)
-            if path not in self._files:
-                self._files[path] = PostingsFile(path)
-            return self._files[path].rows_of(feature)
+            return self._postings_file(self.object_path(info.name, record.name, POSTINGS)).rows_of(feature)
         column = self.csr(info.name, record.name).getcol(feature).tocoo()
         return column.row.astype(np.uint64) + np.uint64(record.row_start), column.data
 

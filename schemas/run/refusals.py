@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.sentences import MOST_ERRORS, joined, shorten, shown
 
-LONGEST_KEY = 100
 Place = tuple[str | int, ...]
 
 
@@ -80,7 +79,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 def _unknown_key(root: type[BaseModel], loc: Place) -> str:
     """Name the key that is not known, and the nearest one that is."""
     above, section = _place(root, loc[:-1])
-    key = shorten(str(loc[-1]), LONGEST_KEY)
+    key = shorten(str(loc[-1]), 100)
     known = [field.alias or name for name, field in section.model_fields.items()]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     place = ".".join(str(part) for part in above) or "the run file"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pipeline.models.hooks.attach import Attach, Detach, Take
+    from pipeline.models.hooks.attach import Attach
     from pipeline.models.hooks.hooked import HookedModel
     from pipeline.models.loaders.agreement import Plain
     from schemas.values import Agreement
@@ -200,15 +200,10 @@ def _other_windows(hooked: Any, config: Any) -> Iterator[int]:
 
 def _attacher(hooked: Any) -> Attach:
     """Attach at its hook points."""
-    from pipeline.models.hooks.attach import attach_to_point, refuse_hook
+    from pipeline.models.hooks.attach import attacher
 
-    def attach(name: str, take: Take) -> Detach:
-        name = _module_output(hooked, name)
-        if name not in hooked.hook_dict:
-            refuse_hook(name, hooked.hook_dict)
-        return attach_to_point(hooked, name, take)
-
-    return attach
+    attach = attacher({}, hooked)
+    return lambda name, take: attach(_module_output(hooked, name), take)
 
 
 def _module_output(hooked: Any, name: str) -> str:

@@ -24,7 +24,7 @@ from schemas.run import file as run_file
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.models.hooks.attach import Attach, Detach, Take
+    from pipeline.models.hooks.attach import Attach
     from pipeline.models.hooks.hooked import HookedModel
 
 
@@ -117,13 +117,6 @@ def _add_working_directory() -> None:
 
 def attacher(module: nn.Module) -> Attach:
     """Attach by module path."""
-    from pipeline.models.hooks.attach import attach_to_module, refuse_hook
+    from pipeline.models.hooks import attach
 
-    modules = {name: part for name, part in module.named_modules() if name}
-
-    def attach(name: str, take: Take) -> Detach:
-        if name not in modules:
-            refuse_hook(name, modules)
-        return attach_to_module(modules[name], take)
-
-    return attach
+    return attach.attacher({name: part for name, part in module.named_modules() if name})

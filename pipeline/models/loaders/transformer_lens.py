@@ -27,7 +27,7 @@ from schemas.run import file as run_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.models.hooks.attach import Attach, Detach, Take
+    from pipeline.models.hooks.attach import Attach
     from pipeline.models.hooks.hooked import HookedModel, Run
     from pipeline.models.hooks.unembedding import Head
     from pipeline.models.loaders.agreement import Plain
@@ -158,24 +158,15 @@ def _reference(bridge: Any, plain: Plain) -> Callable[[str], Tensor | None]:
 
 def _attacher(bridge: Any) -> Attach:
     """Attach through TransformerLens; at a Hugging Face module where the name is none of its hooks."""
-    from pipeline.models.hooks.attach import attach_to_module, attach_to_point, refuse_hook
+    from pipeline.models.hooks.attach import attacher
 
-    points = bridge.hook_dict
     # the bridge has wrapped some modules: a wrapper stands at the path of what it wraps, which the bridge
     # may run or replace by its own arithmetic
     wrapped, modules = "._original_component", dict[str, Any]()
     for path, module in bridge.original_model.named_modules():
         if path and not path.endswith(wrapped) and not path.rpartition(".")[2].startswith("hook_"):
             modules.setdefault(path.replace(wrapped, ""), module)
-
-    def attach(name: str, take: Take) -> Detach:
-        if name in points:
-            return attach_to_point(bridge, name, take)
-        if name not in modules:
-            refuse_hook(name, [*points, *modules])
-        return attach_to_module(modules[name], take)
-
-    return attach
+    return attacher(modules, bridge)
 
 
 def _runner(bridge: Any, predicts: bool) -> Run:

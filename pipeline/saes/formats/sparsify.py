@@ -47,8 +47,6 @@ UNDERSTOOD = {
 LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)[._](\d+)(?:\.(\w+))?")
 """A block, or a module of a block, by its Hugging Face name, which is the name of the folder."""
 
-EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
-
 READS_AND_WRITES = {
     None: ("hook_resid_pre", "hook_resid_post", "hook_resid_post"),
     "mlp": ("mlp.hook_in", "mlp.hook_out", "hook_mlp_out"),
@@ -139,7 +137,7 @@ def _hook_folder(folder: Path) -> Path:
 def _hooks(folder: Path, transcoder: bool) -> tuple[str | None, str | None]:
     """Where it reads, and where a transcoder writes, by TransformerLens' names."""
     name = _hook_folder(folder).name
-    if name in EMBEDDINGS and not transcoder:
+    if name in ("embed_tokens", "embed_in", "wte") and not transcoder:
         return "hook_embed", None
     match = LAYER.fullmatch(name)
     if match is None or match[2] not in READS_AND_WRITES:

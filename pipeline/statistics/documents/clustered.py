@@ -64,14 +64,10 @@ class DocumentTotals:
     rows_squared: int = 0
 
     def __add__(self, other: DocumentTotals) -> DocumentTotals:
-        return DocumentTotals(
-            self.documents + other.documents, self.rows + other.rows, self.rows_squared + other.rows_squared
-        )
+        return DocumentTotals(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
     def __sub__(self, other: DocumentTotals) -> DocumentTotals:
-        return DocumentTotals(
-            self.documents - other.documents, self.rows - other.rows, self.rows_squared - other.rows_squared
-        )
+        return DocumentTotals(**{name: n - getattr(other, name) for name, n in vars(self).items()})
 
 
 class Pairs(NamedTuple):

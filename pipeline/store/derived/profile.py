@@ -27,7 +27,7 @@ from pipeline.statistics.documents.clustered import DocumentTotals, document_row
 from pipeline.statistics.documents.document_groups import Grouping, Label
 from pipeline.statistics.documents.trends import NumericLabel
 from pipeline.statistics.features.ragged import runs_within
-from pipeline.statistics.l0 import l0_above
+from pipeline.statistics.l0 import add_rows, l0_above
 from pipeline.statistics.profile.profile import Profiler, ShardRows, with_q
 from pipeline.statistics.profile.tallies import PAIR_BYTES
 from pipeline.store.formats.parquet import scan_frame
@@ -108,9 +108,9 @@ def l0_thresholds(
     """The table `l0_thresholds`; a task reads one shard, and `advance` counts the shards that are done."""
     counts = pl.DataFrame(schema=L0_THRESHOLDS)
     for some in tasks.map(partial(_count_above, thresholds), store.shard_files(site)):
-        counts = pl.concat([counts, some]).group_by("threshold", "l0").agg(pl.col("rows").sum())
+        counts = add_rows([counts, some], L0_THRESHOLDS)
         advance(1)
-    return counts.sort("threshold", "l0")
+    return counts
 
 
 def _count_above(thresholds: Sequence[float], shard: ShardFiles) -> pl.DataFrame:
