@@ -98,7 +98,7 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
 
     folder = _folder(path)
     weights, factor = _stored(open_safetensors(folder / WEIGHTS), metadata)
-    if factor is not None and bool((factor - 1).abs().max() > 1e-5):  # as SAELens' allclose
+    if factor is not None and not bool((factor - 1).abs().max() <= 1e-5):  # as SAELens' allclose
         wanted = flag(read_json(folder / CONFIG), "finetuning_scaling_factor", folder / CONFIG)
         if not wanted or metadata.rescale_acts_by_decoder_norm:
             raise InputError(
