@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Self
 
 from pipeline.store.objects.paths import store_path
-from pipeline.store.objects.verbs import listed
+from pipeline.store.objects.verbs import listed, read_record
 from pipeline.store.records.commits import read_commits, receipts_digest
 from pipeline.store.records.dropped import dropped_sites, live_sites
-from pipeline.store.records.plans import read_plan
 from pipeline.store.records.tokens import read_lake, read_links
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.errors import InputError
@@ -174,7 +173,7 @@ def read_plans(layout: Layout, without: str | None = None) -> dict[str, Plan]:
     plans = {}
     for name in sorted(folder.name for folder in listed(layout.passes) if NAME.fullmatch(folder.name)):
         try:
-            plan = read_plan(layout, name) if name != without else None
+            plan = read_record(Plan, layout.plan(name)) if name != without else None
         except InputError as error:
             raise InputError(f"{error}, or remove that pass: `latentlake drop STORE --pass {name}`") from None
         if plan is not None:
