@@ -32,10 +32,7 @@ FIDELITY_SHARDS: Schema = {
 
 FIDELITY: Schema = {
     "measure": pl.String(),
-    "value": pl.Float64(),
-    "se": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
+    **dict.fromkeys(("value", "se", "low", "high"), pl.Float64()),
     "tokens": pl.Int64(),
     "documents": pl.Int64(),
 }
