@@ -122,10 +122,10 @@ def _open(path: StorePath, names: Collection[str] | None) -> _Weights:
     group = open_group(path, absent_is_zero=True)
     version = group.attrs["format_version"]
     refuse_newer(version, str(path))
-    # before that version absent chunks stand for zeros; from it on each must be there, so it is opened anew
     written = {
         name: sha256 for name, sha256 in group.attrs["sha256"].items() if names is None or name in names
     }
+    # older groups may lack chunks of zeros; of the others an absent chunk is damage, so they are opened anew
     if version >= _EVERY_CHUNK_SINCE:
         group = open_group(path)
     arrays = arrays_of(group, sorted(written))

@@ -116,7 +116,7 @@ def _lists(pointers: I64, values: pa.Array) -> pa.ListArray:
 
 def _shared(values: pa.Array, packed: Packed) -> pa.Array:
     """The label [M] that all segments of a context share, null where they differ: [C]."""
-    # a label is one number of its value, null being -1: all are the same where least and most are
+    # a number for each label, -1 for null: those of a context are all the same where least and largest are
     codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)[packed.document]
     firsts = packed.segment_ptr[:-1]
     differs = np.minimum.reduceat(codes, firsts) != np.maximum.reduceat(codes, firsts)
