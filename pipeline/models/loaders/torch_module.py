@@ -34,6 +34,7 @@ LOADER = "torch_module"
 def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | None = None) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch
+    from torch import nn
 
     from pipeline.models.hooks.hooked import HookedModel
     from pipeline.models.loaders.rotary import by_context
@@ -44,7 +45,17 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
             "with model.loader: torch_module: set model.processing: {}"
         )
     dtype = getattr(torch, model.dtype)
-    module = _build(model.path, device, dtype)
+    name, function = _parts(model.path)
+    _add_working_directory()
+    with refusing(f"model {model.path} cannot be imported"):
+        build: Any = getattr(importlib.import_module(name), function)
+    with refusing(f"model {model.path} cannot be built without arguments"):
+        module = build()
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"model {model.path} builds a {type(module).__name__}; it must build a torch.nn.Module"
+            )
+        module = module.to(device, dtype).eval().requires_grad_(False)
 
     def run(given: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
         return module(given.to(dtype) if given.is_floating_point() else given)
@@ -90,23 +101,6 @@ def _parts(path: str) -> tuple[str, str]:
     if not module or not function:
         raise InputError(f"model path {path!r} is not package.module:function")
     return module, function
-
-
-def _build(path: str, device: str, dtype: Any) -> nn.Module:
-    """Call the function that builds the module, and make it ready; what its code raises is an InputError."""
-    from torch import nn
-
-    name, function = _parts(path)
-    _add_working_directory()
-    with refusing(f"model {path} cannot be imported"):
-        build: Any = getattr(importlib.import_module(name), function)
-    with refusing(f"model {path} cannot be built without arguments"):
-        module = build()
-        if not isinstance(module, nn.Module):
-            raise InputError(
-                f"model {path} builds a {type(module).__name__}; it must build a torch.nn.Module"
-            )
-        return module.to(device, dtype).eval().requires_grad_(False)
 
 
 def _add_working_directory() -> None:
