@@ -210,11 +210,11 @@ class Layout:
 
     def table(self, site: str, name: str) -> StorePath:
         """One derived table of a site."""
-        return self.root / "tables" / check_name(site, "site") / f"{check_name(name, 'table')}.parquet"
+        return self.tables(site) / f"{check_name(name, 'table')}.parquet"
 
     def parts(self, site: str, job: str, key: str) -> StorePath:
         """Folder of what a job has found of its parts until it ends; `key` is 32 hexadecimal digits."""
-        return self.root / "tables" / check_name(site, "site") / f".{check_name(job, 'job')}.{key}.tmp"
+        return self.tables(site) / f".{check_name(job, 'job')}.{key}.tmp"
 
     def tables(self, site: str) -> StorePath:
         """Folder of a site's derived tables."""
@@ -222,7 +222,7 @@ class Layout:
 
     def derived(self, site: str) -> StorePath:
         """What the tables and figures of a site were made from, written after all of them."""
-        return self.root / "tables" / check_name(site, "site") / "derived.json"
+        return self.tables(site) / "derived.json"
 
     def figures(self, site: str) -> StorePath:
         """Folder of a site's figures."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -37,7 +38,7 @@ class Record(BaseModel):
         return canonical_json(self.model_dump(mode="json")) + b"\n"
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Any:
+    def from_json(cls, data: bytes, where: str) -> Self:
         """Read a record; a newer format, or damage, is one sentence that names the file."""
         try:
             content = parse_json(data)
@@ -53,9 +54,8 @@ class Record(BaseModel):
 def parse_json(data: bytes) -> Any:
     """JSON; ValueError where it is none, nested deeper than any record is, or has a key twice."""
     content = from_json(data)
-    if len(_KEY_ENDS.findall(data)) != _keys(
-        content
-    ):  # else no key can be there twice, for each has its colon
+    # each key has its colon: where there are no more colons than keys, no key can be there twice
+    if len(_KEY_ENDS.findall(data)) != _keys(content):
         try:
             json.loads(data, object_pairs_hook=_unique)
         except RecursionError:
@@ -109,3 +109,9 @@ def canonical_json(content: Any) -> bytes:
 def digest_of(content: Any) -> str:
     """sha256 of the canonical JSON of `content`, in hex."""
     return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex; errors are the system's."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -34,12 +34,21 @@ from schemas.record import (
     Version,
     canonical_json,
     digest_of,
+    digest_of_file,
     parse_json,
     refuse_newer,
 )
 from schemas.values import RowSelection
 
-__all__ = ["FORMAT_VERSION", "Record", "canonical_json", "digest_of", "parse_json", "refuse_newer"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Record",
+    "canonical_json",
+    "digest_of",
+    "digest_of_file",
+    "parse_json",
+    "refuse_newer",
+]
 
 MOST_FEATURES = 1 << 26
 """Of a site; SAEs have 2^24 at most, and several numbers of each are in memory."""
@@ -348,7 +357,3 @@ class Receipt(Record):
     def work_seconds(self) -> float:
         """Wall seconds of all stages; to the bit the same in any order of them."""
         return math.fsum(self.seconds.values())
-
-    def same_bytes(self, other: Receipt) -> bool:
-        """Whether two attempts wrote the same data."""
-        return {o.path: o.sha256 for o in self.objects} == {o.path: o.sha256 for o in other.objects}

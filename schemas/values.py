@@ -106,8 +106,7 @@ class TokenShard:
     def position_of_row(self) -> I64:
         """The place of each row in its context, int64 [N]."""
         starts = np.repeat(self.context_ptr[:-1], np.diff(self.context_ptr))
-        position: I64 = np.arange(self.n_rows, dtype=np.int64) - starts
-        return position
+        return np.arange(self.n_rows, dtype=np.int64) - starts
 
     def restrict(self, selection: RowSelection, context_size: int) -> TokenShard:
         """The shard with rows that a site does not read neither counted nor stored.
@@ -123,21 +122,17 @@ class TokenShard:
         cut = replace(self, counted=self.counted & kept, stored=self.stored & kept)
         if selection.pooling == "none":
             return cut
-        one = cut.last_rows()
-        averaged = cut.stored if selection.is_averaged else None
-        return replace(cut, counted=cut.counted & one, stored=cut.stored & one, averaged=averaged)
-
-    def last_rows(self) -> Bool:
-        """In each context the last row that is stored, without one the last that is counted, bool [N]."""
-        place = np.arange(1, self.n_rows + 1)
+        # of what is left a pooled context counts as one row: the last that is stored, else the last counted
+        place = np.arange(1, self.n_rows + 1)  # from 1, so that 0 says that a context has no such row
         stored, counted = (
             np.maximum.reduceat(np.where(rows, place, 0), self.context_ptr[:-1])
-            for rows in (self.stored, self.counted)
+            for rows in (cut.stored, cut.counted)
         )
         chosen = np.where(stored > 0, stored, counted)
-        mask = np.zeros(self.n_rows, dtype=np.bool_)
-        mask[chosen[chosen > 0] - 1] = True
-        return mask
+        one = np.zeros(self.n_rows, dtype=np.bool_)
+        one[chosen[chosen > 0] - 1] = True
+        averaged = cut.stored if selection.is_averaged else None
+        return replace(cut, counted=cut.counted & one, stored=cut.stored & one, averaged=averaged)
 
     def totals(self) -> Totals:
         """Denominators over this shard alone."""
@@ -187,6 +182,7 @@ class SparseFeatures:
         """The activations marked in `kept`, bool [Z]."""
         if kept.all():
             return self
+        # how many are kept before each activation: a row's ends, counted in what is kept
         before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
         return SparseFeatures(before[self.indptr], self.indices[kept], self.data[kept])
 
@@ -258,7 +254,10 @@ class Postings:
 
     def between(self, low: int, high: int) -> Postings:
         """Those of features low .. high - 1."""
-        first, last = np.searchsorted(self.features, np.array([low, high], dtype=np.uint64)).tolist()
+        return self.part(*np.searchsorted(self.features, np.array([low, high], dtype=np.uint64)).tolist())
+
+    def part(self, first: int, last: int) -> Postings:
+        """The features at places first .. last - 1."""
         offsets = self.offsets[first : last + 1]
         place = slice(int(offsets[0]), int(offsets[-1]))
         return Postings(self.features[first:last], offsets - offsets[0], self.rows[place], self.values[place])
@@ -294,12 +293,7 @@ class Totals:
     documents: int
 
     def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            self.rows + other.rows,
-            self.counted_rows + other.counted_rows,
-            self.contexts + other.contexts,
-            self.documents + other.documents,
-        )
+        return Totals(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def export(
     shards = store.shard_files(site)
     kept = np.zeros(store.site(site).d_sae, np.bool_)
     kept[chosen] = True
-    n_active = np.where(kept, read_n_active(shards, len(kept)), 0)
+    n_active = np.where(kept, read_n_active(shards, range(len(kept))), 0)
     total = int(n_active.sum())
     if not total:
         raise InputError(f"site {site!r}: none of the chosen features fires, and delphi reads no empty file")

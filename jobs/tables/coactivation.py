@@ -61,7 +61,7 @@ def coactivation(
     require_committed(store, site)
     tasks = tasks or OneProcess()
     began, counter = time.monotonic(), _RowCounter()
-    n_active = read_n_active(shards, shards[0].d_sae)
+    n_active = read_n_active(shards, range(shards[0].d_sae))
     blocks = cut(n_active, mean_company(shards), shards[0].d_sae)
     of_block = partial(neighbours, shards, n_active, store.totals(site).counted_rows, k, support)
     tables = tasks.map(of_block, blocks)

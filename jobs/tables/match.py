@@ -211,7 +211,7 @@ def _assigned_of_all(both: Sequence[I32], n_a: I64, n_b: I64) -> tuple[Pairs, I6
 
 def _n_active(shards: Sequence[tuple[ShardFiles, ShardFiles]]) -> tuple[I64, I64]:
     a, b = zip(*shards, strict=True)
-    return read_n_active(a, a[0].d_sae), read_n_active(b, b[0].d_sae)
+    return read_n_active(a, range(a[0].d_sae)), read_n_active(b, range(b[0].d_sae))
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def read_prediction(layout: Layout, pass_name: str) -> Prediction | None:
     if not path.exists():
         return None
     try:
-        prediction: Prediction = Prediction.from_json(path.read_bytes(), str(path))
+        prediction = Prediction.from_json(path.read_bytes(), str(path))
     except (InputError, OSError) as error:
         logs.log_event("no_prediction", logging.WARNING, why=str(error))
         return None

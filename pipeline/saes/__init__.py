@@ -13,7 +13,6 @@ no weights).
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import os
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from pipeline.synthetic.generator import Generator
 from pipeline.synthetic.recipe import parse
 from schemas.errors import InputError
 from schemas.names import SYNTHETIC, EncodeDtype
-from schemas.records import digest_of
+from schemas.records import digest_of, digest_of_file
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +117,7 @@ def sae_digest(spec: str | Path) -> str:
             return digest_of(open_sae(spec).digest())
         module, path = reader_of(spec)
         metadata: SaeMetadata = module.read_metadata(path)
-        weights = [_sha256(file) for file in module.weight_files(path)]
+        weights = [digest_of_file(file) for file in module.weight_files(path)]
         settings = module.settings(path) if hasattr(module, "settings") else {}
     # one file's digest stands without a list: the digests in stores are made so
     content: Any = weights[0] if len(weights) == 1 else weights
@@ -202,8 +201,3 @@ def _named(spec: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise InputError(f"SAE {spec} lacks {error}: is it complete, and of the format it seems?") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

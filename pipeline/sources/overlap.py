@@ -6,32 +6,28 @@ from typing import Any
 
 from pipeline.sources.text.source import contents_at
 
-_DATASET = ("path", "config", "split", "text_column")
-_DRAWN = ("seed", "vocabulary", "tokens_per_document")
-"""What a synthetic document depends on, besides its number."""
-
-_IMAGES = ("path", "config", "split")
-
 
 def overlap(new: dict[str, Any], held: dict[str, Any]) -> tuple[str, str] | None:
     """What of `new` is in `held` too ("… are"), and the remedy; both as `Source.describe` gives them."""
     kinds = _kind(new), _kind(held)
     if kinds == ("files", "files"):
         return _files(new, held)
-    if kinds == ("dataset", "dataset") and _same(new, held, _DATASET):
+    if kinds == ("dataset", "dataset") and _same(new, held, "path", "config", "split", "text_column"):
         config = f", config {new['config']}" if new["config"] else ""
         return (
             f"documents of the dataset {new['path']!r} (split {new['split']}{config}) are",
             "name another config or split, or tokenize all of it into another store.root",
         )
-    if kinds == ("synthetic", "synthetic") and _same(new, held, _DRAWN):
+    # all that a synthetic document depends on, besides its number
+    drawn = ("seed", "vocabulary", "tokens_per_document")
+    if kinds == ("synthetic", "synthetic") and _same(new, held, *drawn):
         return (
             f"the first documents of the synthetic corpus of seed {new['seed']} are",
             "set another corpus.seed",
         )
     # of the same place and the same array or column there, or of the same content wherever it lies
     if kinds == ("images", "images") and (
-        (_same(new, held, _IMAGES) and new["images"]["image"] == held["images"]["image"])
+        (_same(new, held, "path", "config", "split") and new["images"]["image"] == held["images"]["image"])
         or {*new.get("contents", ())} & {*held.get("contents", ())}
     ):
         return (
@@ -61,7 +57,7 @@ def _kind(source: dict[str, Any]) -> str:
     return "files" if kind == "text" or "bytes" in source else "set"
 
 
-def _same(new: dict[str, Any], held: dict[str, Any], names: tuple[str, ...]) -> bool:
+def _same(new: dict[str, Any], held: dict[str, Any], *names: str) -> bool:
     return all(new[name] == held.get(name) for name in names)
 
 

@@ -8,13 +8,14 @@ into blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 
 import numpy as np
 import polars as pl
 
+from pipeline.statistics.features.ragged import runs_within
 from pipeline.statistics.features.statistic import FEATURE, Statistic
 from schemas.errors import InputError
 from schemas.tables.tables import Schema
@@ -63,10 +64,9 @@ def partials(postings: Postings, shard: TokenShard) -> pl.DataFrame:
     assert np.isfinite(postings.values).all(), "an activation is not finite"
     assert postings.values.all(), "a stored activation is 0"
     assert shard.counted[postings.rows].all(), "a row that is not counted has activations"
-    blocks = [
-        _join_horizontally([statistic.partial(block, shard) for statistic in _statistics()])
-        for block in _blocks(postings)
-    ]
+    # in runs of whole features of about BLOCK_NNZ activations
+    parts = (postings.part(run.start, run.stop) for run in runs_within(postings.offsets, BLOCK_NNZ))
+    blocks = [_join_horizontally([s.partial(part, shard) for s in _statistics()]) for part in parts]
     return pl.concat([empty_state(), *blocks])
 
 
@@ -111,20 +111,3 @@ def _join_horizontally(frames: list[pl.DataFrame]) -> pl.DataFrame:
     """Frames over the same features as one."""
     assert all(frame["feature"].equals(frames[0]["feature"]) for frame in frames), "features differ"
     return pl.concat([frames[0], *(frame.drop("feature") for frame in frames[1:])], how="horizontal")
-
-
-def _blocks(postings: Postings) -> Iterator[Postings]:
-    """The postings in runs of whole features of about BLOCK_NNZ activations, at least one feature each."""
-    start = 0
-    while start < len(postings.features):
-        # whole features alone: one larger than a block makes a block of its own
-        end = int(np.searchsorted(postings.offsets, postings.offsets[start] + BLOCK_NNZ, side="right")) - 1
-        end = max(end, start + 1)
-        low, high = postings.offsets[start], postings.offsets[end]
-        yield Postings(
-            postings.features[start:end],
-            postings.offsets[start : end + 1] - low,
-            postings.rows[low:high],
-            postings.values[low:high],
-        )
-        start = end

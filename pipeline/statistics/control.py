@@ -18,7 +18,7 @@ import polars as pl
 
 from pipeline.statistics.features.moments import Moments, moments
 from pipeline.statistics.features.statistic import every_feature
-from pipeline.statistics.l0 import l0_above
+from pipeline.statistics.l0 import add_rows, l0_above
 from schemas.tables.tables import CONTROL_FEATURES, CONTROL_L0, CONTROL_STATE, L0_THRESHOLDS
 from schemas.values import Bool, ControlSums, Postings, SparseFeatures, TokenShard, Totals
 
@@ -33,8 +33,7 @@ POWER_ROOM = 1e-3
 
 def in_control(tokens: TokenShard) -> Bool:
     """Which rows are in the control's contexts, bool [N]."""
-    chosen: Bool = tokens.context_of_row() % EVERY < FIRST
-    return chosen
+    return tokens.context_of_row() % EVERY < FIRST
 
 
 def learnt_state(postings: Postings) -> pl.DataFrame:
@@ -107,9 +106,7 @@ def control_l0(sums: ControlSums, empty_rows: int) -> pl.DataFrame:
 
 def combine_l0(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Adds frames of schema `CONTROL_L0`."""
-    every = pl.concat([pl.DataFrame(schema=CONTROL_L0), *counts])
-    keys = ["of", "threshold", "l0"]
-    return every.group_by(keys).agg(pl.col("rows").sum()).sort(keys)
+    return add_rows(counts, CONTROL_L0)
 
 
 def impossible(state: pl.DataFrame, l0: pl.DataFrame) -> str | None:
@@ -143,19 +140,18 @@ def combine(states: Sequence[pl.DataFrame]) -> pl.DataFrame:
         else state.with_columns(strongest_activation=pl.col("max_activation"))
         for state in states
     ]
-    return pl.concat([_combine([state.filter(of=of) for state in whole], of) for of in OF])
-
-
-def _combine(states: Sequence[pl.DataFrame], of: str) -> pl.DataFrame:
-    merged = Moments().combine([_with_shape(state) for state in states])
-    every = pl.concat([pl.DataFrame(schema=CONTROL_STATE), *states])
+    every = pl.concat([pl.DataFrame(schema=CONTROL_STATE), *whole])
     high, low = pl.col("strongest_activation").max(), pl.col("strongest_activation").min()
-    largest = every.group_by("feature").agg(
+    largest = every.group_by("of", "feature").agg(
         pl.col("max_activation").max(),
         strongest_activation=pl.when(high >= -low).then(high).otherwise(low),
     )
-    joined = merged.join(largest, on="feature", how="left", maintain_order="left")
-    return joined.with_columns(of=pl.lit(of)).select(*CONTROL_STATE)
+    merged = [
+        Moments().combine([_with_shape(state.filter(of=of)) for state in whole]).with_columns(of=pl.lit(of))
+        for of in OF
+    ]
+    both = pl.concat(merged).join(largest, on=["of", "feature"], how="left", maintain_order="left")
+    return both.select(*CONTROL_STATE)
 
 
 def finalize(

@@ -59,8 +59,14 @@ def at_most(threshold: float) -> float:
 
 def combine_counts(counts: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """Adds the counts of frames of `l0_counts`."""
-    every = pl.concat([pl.DataFrame(schema=ROW_COUNTS), *counts])
-    return every.group_by("l0").agg(pl.col("rows").sum()).sort("l0")
+    return add_rows(counts, ROW_COUNTS)
+
+
+def add_rows(counts: Iterable[pl.DataFrame], schema: Schema) -> pl.DataFrame:
+    """The column `rows` of frames of this schema, added by the other columns; sorted by these."""
+    keys = [name for name in schema if name != "rows"]
+    every = pl.concat([pl.DataFrame(schema=schema), *counts])
+    return every.group_by(keys).agg(pl.col("rows").sum()).sort(keys)
 
 
 def l0_summary(counts: pl.DataFrame) -> pl.DataFrame:

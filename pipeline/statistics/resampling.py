@@ -70,7 +70,17 @@ class Resampled:
         """Add a shard: features [f] counted from the first, their moments, how often each draw has it [B]."""
         n = partials["n_active"].to_numpy().astype(np.float64)
         shift = partials["mean"].to_numpy() - self._centre[features]
-        for sums, powers in zip(self._sums, _power_sums(n, shift, partials), strict=False):
+        # sums of (activation - c)^p, p = 0 .. 4, from the central sums, as far as there are any
+        powers_of = [n, n * shift]
+        central = [partials[name].to_numpy() for name in ("m2", "m3", "m4") if name in partials.columns]
+        if central:
+            powers_of.append(central[0] + n * shift**2)
+        if len(central) > 1:
+            powers_of.append(central[1] + 3 * shift * central[0] + n * shift**3)
+        if len(central) > 2:
+            fourth = central[2] + 4 * shift * central[1] + 6 * shift**2 * central[0] + n * shift**4
+            powers_of.append(fourth)
+        for sums, powers in zip(self._sums, powers_of, strict=False):
             for first in range(0, len(features), _AT_ONCE):
                 some = slice(first, first + _AT_ONCE)
                 sums[features[some]] += powers[some, None] * weights[None, :]
@@ -94,19 +104,6 @@ class Resampled:
         schema = {"feature": pl.UInt32(), **moments.STATE}
         totals = Totals(rows=0, counted_rows=counted_rows, contexts=0, documents=0)
         return Moments().finalize(pl.DataFrame(state).cast(schema), totals, len(n))  # type: ignore[arg-type]
-
-
-def _power_sums(n: F64, shift: F64, partials: pl.DataFrame) -> list[F64]:
-    """Sums of (activation - c)^p, p = 0 .. 4, from central sums as far as there are; mean - c is `shift`."""
-    central = [partials[name].to_numpy() for name in ("m2", "m3", "m4") if name in partials.columns]
-    sums = [n, n * shift]
-    if central:
-        sums.append(central[0] + n * shift**2)
-    if len(central) > 1:
-        sums.append(central[1] + 3 * shift * central[0] + n * shift**3)
-    if len(central) > 2:
-        sums.append(central[2] + 4 * shift * central[1] + 6 * shift**2 * central[0] + n * shift**4)
-    return sums
 
 
 def ranks(values: F64) -> I64:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,10 +22,14 @@ from pipeline.store.records.vocabulary import Vocabulary
 from schemas.errors import InputError
 from schemas.layout import POSTINGS, StorePath
 from schemas.records import ShardRecord
+from schemas.tables.tables import Schema
 from schemas.values import F32, U64
 
 _READERS = 8
 """Files read at once by a query: opening and decoding them leaves the GIL alone."""
+
+_WINDOW: Schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
+"""Columns of the tokens around a row."""
 
 if TYPE_CHECKING:
     from pipeline.store.reading.dense_site import DenseSite
@@ -37,8 +41,8 @@ class FeatureStore(SiteAccess):
     """A store opened for reading (`FeatureStore.open(root)`); only derived tables are ever written."""
 
     @cached_property
-    def _files(self) -> dict[StorePath, PostingsFile]:
-        return {}
+    def _postings_file(self) -> Callable[[StorePath], PostingsFile]:
+        return cache(PostingsFile)
 
     def dense(self, site: str) -> DenseSite:
         """Vectors x at the hook, shard by shard or by rows; InputError without layout dense."""
@@ -88,10 +92,10 @@ class FeatureStore(SiteAccess):
         info = self.site(site)
         self.require_feature(site, feature)
         compacted, shards = self.compacted(site), self.uncompacted(site)
-        parts = [compacted.rows_of(feature)] if compacted else []
-        parts += self._readers.map(lambda record: self._rows_in_shard(info, record, feature), shards)
-        rows = np.concatenate([rows for rows, _ in parts]) if parts else np.empty(0, np.uint64)
-        values = np.concatenate([values for _, values in parts]) if parts else np.empty(0, np.float32)
+        parts = [(np.empty(0, np.uint64), np.empty(0, np.float32))]
+        parts += [compacted.rows_of(feature)] if compacted else []
+        parts += self._readers.map(partial(self._rows_in_shard, info, feature), shards)
+        rows, values = (np.concatenate(part) for part in zip(*parts, strict=True))
         if compacted and shards and not (rows[1:] > rows[:-1]).all():
             order = np.argsort(rows)
             return rows[order], values[order]
@@ -137,7 +141,13 @@ class FeatureStore(SiteAccess):
             raise InputError(f"before is {before}, after {after}: neither may be negative")
         table = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
         table = table.hstack(self._contexts.describe(rows, self._contexts.columns))
-        return table.hstack(self._windows(rows, before, after))
+        # the tokens around each row, clipped at its context's ends
+        windows = Windows.around(rows.astype(np.int64), self._contexts.row_starts, before, after)
+        firsts = windows.first - windows.begin
+        places = zip(windows.context.tolist(), firsts.tolist(), windows.lengths.tolist(), strict=True)
+        ids = [self._contexts.token_ids(context)[first : first + n] for context, first, n in places]
+        columns = {"token_ids": ids, "first_position": firsts.tolist()}
+        return table.hstack(pl.DataFrame(columns, schema=_WINDOW))
 
     def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
         """Described rows with windows that hold the whole character that the row is a part of."""
@@ -153,10 +163,8 @@ class FeatureStore(SiteAccess):
                 ids = ids[start:stop]
             windows.append(ids)
             firsts.append(start)
-        schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
-        return described.with_columns(
-            pl.DataFrame({"token_ids": windows, "first_position": firsts}, schema=schema)
-        )
+        columns = {"token_ids": windows, "first_position": firsts}
+        return described.with_columns(pl.DataFrame(columns, schema=_WINDOW))
 
     @property
     def vocabulary_size(self) -> int:
@@ -191,15 +199,9 @@ class FeatureStore(SiteAccess):
         """What tokens put into a text."""
         return Vocabulary.read(self.layout.vocabulary)
 
-    def _postings_file(self, site: str, shard: str) -> PostingsFile:
-        path = self.object_path(site, shard, POSTINGS)
-        if path not in self._files:
-            self._files[path] = PostingsFile(path)
-        return self._files[path]
-
-    def _rows_in_shard(self, info: SiteInfo, record: ShardRecord, feature: int) -> tuple[U64, F32]:
+    def _rows_in_shard(self, info: SiteInfo, feature: int, record: ShardRecord) -> tuple[U64, F32]:
         if "feature_major" in info.layouts:
-            return self._postings_file(info.name, record.name).rows_of(feature)
+            return self._postings_file(self.object_path(info.name, record.name, POSTINGS)).rows_of(feature)
         column = self.csr(info.name, record.name).getcol(feature).tocoo()
         return column.row.astype(np.uint64) + np.uint64(record.row_start), column.data
 
@@ -218,14 +220,6 @@ class FeatureStore(SiteAccess):
         except pl.exceptions.PolarsError as error:
             raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
         return kept.to_numpy()
-
-    def _windows(self, rows: U64, before: int | None, after: int | None) -> pl.DataFrame:
-        windows = Windows.around(rows.astype(np.int64), self._contexts.row_starts, before, after)
-        firsts = windows.first - windows.begin
-        places = zip(windows.context.tolist(), firsts.tolist(), windows.lengths.tolist(), strict=True)
-        ids = [self._contexts.token_ids(context)[first : first + n] for context, first, n in places]
-        schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32()}
-        return pl.DataFrame({"token_ids": ids, "first_position": firsts.tolist()}, schema=schema)
 
 
 def strongest(values: F32, k: int) -> NDArray[np.intp]:

@@ -7,15 +7,13 @@ import numpy as np
 from pipeline.statistics.splitmix import GOLDEN, mixed
 from schemas.values import I64, U64
 
-_MASK = (1 << 64) - 1
-
 LEVELS = 1024
 """Quantiles in the tables of `skewed`."""
 
 
 def stream(seed: int, number: int) -> np.uint64:
     """The key of one of a seed's streams."""
-    key: np.uint64 = mixed(np.array([(seed * GOLDEN + number + 1) & _MASK], dtype=np.uint64))[0]
+    key: np.uint64 = mixed(np.array([(seed * GOLDEN + number + 1) % (1 << 64)], dtype=np.uint64))[0]
     return key
 
 

@@ -118,5 +118,4 @@ class _Distinct:
         changed = np.append(True, numbers[1:] != numbers[:-1])
         changed[starts] = numbers[starts] != self._last[groups]
         self._last[groups] = numbers[np.append(starts[1:], len(numbers)) - 1]
-        count: I64 = np.add.reduceat(changed, starts, dtype=np.int64)
-        return count
+        return np.add.reduceat(changed, starts, dtype=np.int64)

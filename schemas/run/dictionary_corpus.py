@@ -188,7 +188,17 @@ class Dictionary(Section):
 
     def _check_features(self) -> None:
         """Every feature that is named exists, and has one place in groups and trees."""
-        check_trees(self.trees)
+        seen: dict[int, int] = {}
+        for number, tree in enumerate(self.trees):
+            for feature, above in with_ancestors(tree):
+                where = f"corpus.dictionary.trees: feature {feature}"
+                if feature in above:
+                    raise ValueError(f"{where} stands below itself, a loop")
+                if seen.get(feature) == number:
+                    raise ValueError(f"{where} stands in two places of a tree: it may have one parent")
+                if feature in seen:
+                    raise ValueError(f"{where} is in several trees")
+                seen[feature] = number
         in_groups = [f for group in self.correlated for f in group.features]
         in_trees = [f for tree in self.trees for f in features_below(tree)]
         named = in_groups + in_trees + [f for pair in self.cosines for f in pair.features]
@@ -219,32 +229,15 @@ def _each(value: Any, features: int) -> Sequence[float]:
     return value if isinstance(value, tuple) else [given(value)[0]] * features
 
 
-def features_below(node: Node) -> Iterator[int]:
-    """The features of a tree, parents first."""
+def with_ancestors(node: Node, above: tuple[int, ...] = ()) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The features of a tree, parents first, each with those above it."""
     if node.feature is not None:
-        yield node.feature
+        yield node.feature, above
+        above = (*above, node.feature)
     for child in node.children:
-        yield from features_below(child)
+        yield from with_ancestors(child, above)
 
 
-def check_trees(trees: Sequence[Node]) -> None:
-    """ValueError for a loop, a feature with several parents, or one in several trees."""
-    seen: dict[int, int] = {}
-    for number, tree in enumerate(trees):
-        _check_tree(tree, number, (), seen)
-
-
-def _check_tree(node: Node, number: int, above: tuple[int, ...], seen: dict[int, int]) -> None:
-    feature = node.feature
-    if feature is not None:
-        where = f"corpus.dictionary.trees: feature {feature}"
-        if feature in above:
-            raise ValueError(f"{where} stands below itself, a loop")
-        if seen.get(feature) == number:
-            raise ValueError(f"{where} stands in two places of a tree: it may have one parent")
-        if feature in seen:
-            raise ValueError(f"{where} is in several trees")
-        seen[feature] = number
-        above = (*above, feature)
-    for child in node.children:
-        _check_tree(child, number, above, seen)
+def features_below(node: Node) -> list[int]:
+    """The features of a tree, parents first."""
+    return [feature for feature, _ in with_ancestors(node)]

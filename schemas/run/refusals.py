@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from schemas.sentences import MOST_ERRORS, joined, shorten, shown
 
-LONGEST_KEY = 100
 Place = tuple[str | int, ...]
 
 
@@ -21,22 +20,14 @@ def refusal(root: type[BaseModel], error: ValidationError) -> str:
     if unknown:
         sentences = [_unknown_key(root, e["loc"]) for e in unknown[:MOST_ERRORS]]
         return joined(sentences + [""] * (len(unknown) - len(sentences)))
-    return joined(list(_sentences(root, _innermost(errors))))
-
-
-def _innermost(errors: Sequence[Any]) -> list[Any]:
-    """Without those that only follow from another one further in, as that a list has too few valid items."""
+    # without those that only follow from another one further in, as that a list has too few valid items
     above = {e["loc"][:n] for e in errors for n in range(len(e["loc"]))}
-    return [e for e in errors if e["loc"] not in above]
-
-
-def _sentences(root: type[BaseModel], errors: Sequence[Any]) -> Iterator[str]:
-    """A sentence for each place; of a value of several types all that it may be."""
     places: dict[Place, list[Any]] = {}
-    for error in errors:
-        places.setdefault(_place(root, error["loc"])[0], []).append(error)
-    for place, at_place in places.items():
-        yield _sentence(".".join(str(part) for part in place) or "run file", at_place)
+    for error_at in errors:
+        if error_at["loc"] not in above:
+            places.setdefault(_place(root, error_at["loc"])[0], []).append(error_at)
+    # a sentence for each place; of a value of several types all that it may be
+    return joined([_sentence(".".join(map(str, place)) or "run file", at) for place, at in places.items()])
 
 
 def _sentence(place: str, errors: Sequence[Any]) -> str:
@@ -67,6 +58,7 @@ def _remedy(error: Any) -> str:
 def _place(root: type[BaseModel], loc: Place) -> tuple[Place, type[BaseModel]]:
     """A place in the file, without pydantic's names of types, and the section that it lies in."""
     section, has_names, place = root, False, []
+    # keys of ours and of dictionaries, and numbers in lists, stand in the file; all else pydantic adds
     for part in loc:
         field = next((f for n, f in section.model_fields.items() if part in (n, f.alias)), None)
         if field is not None or has_names or isinstance(part, int):
@@ -87,7 +79,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 def _unknown_key(root: type[BaseModel], loc: Place) -> str:
     """Name the key that is not known, and the nearest one that is."""
     above, section = _place(root, loc[:-1])
-    key = shorten(str(loc[-1]), LONGEST_KEY)
+    key = shorten(str(loc[-1]), 100)
     known = [field.alias or name for name, field in section.model_fields.items()]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     place = ".".join(str(part) for part in above) or "the run file"

@@ -127,26 +127,20 @@ class _Document:
         if level > MOST_LEVELS:
             raise _Refused(f"more than {MOST_LEVELS} lists and mappings inside each other", event)
         if event.anchor is not None:
-            self._anchors[event.anchor] = None
+            self._anchors[event.anchor] = None  # until it is complete an alias to it would lie in itself
         before = self._nodes
         self._count(1, event)
-        value = self._composed(event, level)
+        if isinstance(event, yaml.ScalarEvent):
+            value = _scalar(event) if event.implicit[0] else event.value
+        elif isinstance(event, yaml.MappingStartEvent):
+            value = self._mapping(level)
+        else:
+            value = []
+            while not isinstance(inner := next(self._events), yaml.SequenceEndEvent):
+                value.append(self._value(inner, level + 1))
         if event.anchor is not None:
             self._anchors[event.anchor] = value, self._nodes - before
         return value
-
-    def _composed(self, event: Any, level: int) -> Any:
-        if isinstance(event, yaml.ScalarEvent):
-            return _scalar(event) if event.implicit[0] else event.value
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self._list(level)
-        return self._mapping(level)
-
-    def _list(self, level: int) -> list[Any]:
-        values: list[Any] = []
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            values.append(self._value(event, level + 1))
-        return values
 
     def _mapping(self, level: int) -> dict[Any, Any]:
         values: dict[Any, Any] = {}

@@ -36,9 +36,7 @@ ATTRIBUTION_SELECTION: Schema = {
     "value": pl.String(),
     "feature": pl.UInt32(),
     "score": pl.Float64(),
-    "rank": pl.Int64(),
-    "prompts": pl.Int64(),
-    "active": pl.Int64(),
+    **dict.fromkeys(("rank", "prompts", "active"), pl.Int64()),
     **{name: pl.Float64() for name in ("effect", "effect_low", "effect_high")},
     "holds": pl.Boolean(),
 }

@@ -13,10 +13,7 @@ IMPORTANCE: Schema = {
     "rank": pl.UInt32(),
     "rows": pl.Int64(),
     "n_active": pl.Int64(),
-    "mean_all": pl.Float64(),
-    "loss_change": pl.Float64(),
-    "importance": pl.Float64(),
-    "literal_importance": pl.Float64(),
+    **dict.fromkeys(("mean_all", "loss_change", "importance", "literal_importance"), pl.Float64()),
 }
 """A row per value of a label column and feature, and per feature with value null: all rows.
 
@@ -31,13 +28,8 @@ IMPORTANCE_CLASSES: Schema = {
     "label": pl.String(),
     "value": pl.String(),
     "rows": pl.Int64(),
-    "mean_squared_error": pl.Float64(),
-    "loss": pl.Float64(),
-    "literal_loss": pl.Float64(),
-    "loss_change": pl.Float64(),
-    "literal_loss_change": pl.Float64(),
-    "rho": pl.Float64(),
-    "penalty_weight": pl.Float64(),
+    **dict.fromkeys(("mean_squared_error", "loss", "literal_loss", "loss_change"), pl.Float64()),
+    **dict.fromkeys(("literal_loss_change", "rho", "penalty_weight"), pl.Float64()),
     "against": pl.String(),
 }
 """What the importance of a class is made from: its loss, and the sums of changes that divide them.
@@ -53,10 +45,7 @@ FEATURE_IMAGES: Schema = {
     "image": pl.List(pl.Float32()),
     "height": pl.UInt32(),
     "width": pl.UInt32(),
-    "x": pl.Float64(),
-    "y": pl.Float64(),
-    "image_x": pl.Float64(),
-    "image_y": pl.Float64(),
+    **dict.fromkeys(("x", "y", "image_x", "image_y"), pl.Float64()),
 }
 """What a feature alone reconstructs: all other activations set to 0, decoded, the mean over all rows.
 
@@ -67,9 +56,7 @@ those of `image`; null for features that are in no class's three.
 """
 
 CLASS_IMAGES: Schema = {
-    "label": pl.String(),
-    "value": pl.String(),
-    "of": pl.String(),
+    **dict.fromkeys(("label", "value", "of"), pl.String()),
     "features": pl.List(pl.UInt32()),
     "rows": pl.Int64(),
     "values": pl.List(pl.Float32()),
@@ -85,9 +72,7 @@ images themselves (values empty), where the store has them.
 FEATURE_SIMILARITY: Schema = {
     "feature": pl.UInt32(),
     "other": pl.UInt32(),
-    "cosine": pl.Float64(),
-    "image_cosine": pl.Float64(),
-    "agreement": pl.Float64(),
+    **dict.fromkeys(("cosine", "image_cosine", "agreement"), pl.Float64()),
 }
 """Cosines of each pair of features of `feature_images` with classes, of their values and of their images.
 

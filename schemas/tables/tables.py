@@ -77,9 +77,7 @@ CONTROL_L0: Schema = {"of": pl.String(), "threshold": pl.Float64(), **ROW_COUNTS
 
 CONTROL_FEATURES: Schema = {
     "feature": pl.UInt32(),
-    "of": pl.String(),
-    "control": pl.String(),
-    "architecture": pl.String(),
+    **dict.fromkeys(("of", "control", "architecture"), pl.String()),
     "counted_rows": pl.Int64(),
     "n_active": pl.Int64(),
     **dict.fromkeys(("frequency", "mean_all", "var_all", "std_all", "sigma_over_mu"), pl.Float64()),
@@ -94,12 +92,8 @@ The rest is as in the feature table; `strongest_activation` is that one of its `
 `max_activation` that is larger without its sign (the maximum, where an older shard does not have it)."""
 
 MANIFEST: Schema = {
-    "shard": pl.String(),
-    "state": pl.String(),
-    "attempt": pl.String(),
-    "rows": pl.Int64(),
-    "nnz": pl.Int64(),
-    "bytes": pl.Int64(),
+    **dict.fromkeys(("shard", "state", "attempt"), pl.String()),
+    **dict.fromkeys(("rows", "nnz", "bytes"), pl.Int64()),
     "seconds": pl.Float64(),
     "error": pl.String(),
 }
@@ -126,13 +120,8 @@ NEIGHBOURS: Schema = {
     "neighbour": pl.UInt32(),
     "by": pl.String(),
     "rank": pl.UInt16(),
-    "n_both": pl.Int64(),
-    "n_a": pl.Int64(),
-    "n_b": pl.Int64(),
-    "jaccard": pl.Float64(),
-    "npmi": pl.Float64(),
-    "phi": pl.Float64(),
-    "conditional": pl.Float64(),
+    **dict.fromkeys(("n_both", "n_a", "n_b"), pl.Int64()),
+    **dict.fromkeys(("jaccard", "npmi", "phi", "conditional"), pl.Float64()),
 }
 """By feature, by `by` (jaccard, npmi, phi, conditional, in this order), by rank, 0 the highest value.
 
@@ -152,9 +141,7 @@ MATCHES: Schema = {
     "match": pl.UInt32(),
     "assigned": pl.Boolean(),
     "cosine": pl.Float32(),
-    "n_both": pl.Int64(),
-    "n_a": pl.Int64(),
-    "n_b": pl.Int64(),
+    **dict.fromkeys(("n_both", "n_a", "n_b"), pl.Int64()),
     "jaccard": pl.Float64(),
 }
 """By feature of site A, the best `match`, a feature of site B, first: by cosine, or by Jaccard index where
@@ -173,10 +160,7 @@ def _compared(name: str) -> Schema:
 
 DIFF: Schema = {
     "feature": pl.UInt32(),
-    "documents_a": pl.Int64(),
-    "documents_b": pl.Int64(),
-    "n_active_a": pl.Int64(),
-    "n_active_b": pl.Int64(),
+    **dict.fromkeys(("documents_a", "documents_b", "n_active_a", "n_active_b"), pl.Int64()),
     **_compared("frequency"),
     **_compared("mean_all"),
 }
@@ -191,17 +175,12 @@ Benjamini and Hochberg's, over the features with a p. z, p and q are null where 
 
 PROFILE: Schema = {
     "feature": pl.UInt32(),
-    "frequency_se": pl.Float64(),
-    "frequency_low": pl.Float64(),
-    "frequency_high": pl.Float64(),
-    "dead_upper": pl.Float64(),
-    "dead_upper_rows": pl.Float64(),
+    **dict.fromkeys(("frequency_se", "frequency_low", "frequency_high"), pl.Float64()),
+    **dict.fromkeys(("dead_upper", "dead_upper_rows"), pl.Float64()),
     "tokens": pl.UInt32(),
     "top_token": pl.Int32(),
-    "top_token_share": pl.Float64(),
-    "token_entropy_bits": pl.Float64(),
-    "position_entropy_bits": pl.Float64(),
-    "first_positions_share": pl.Float64(),
+    **dict.fromkeys(("top_token_share", "token_entropy_bits"), pl.Float64()),
+    **dict.fromkeys(("position_entropy_bits", "first_positions_share"), pl.Float64()),
     "first_context": pl.UInt64(),
     "last_context": pl.UInt64(),
 }
@@ -224,12 +203,7 @@ LABELS: Schema = {
     "value": pl.String(),
     "rows": pl.Int64(),
     "n_active": pl.Int64(),
-    "frequency": pl.Float64(),
-    "mean_all": pl.Float64(),
-    "difference": pl.Float64(),
-    "z": pl.Float64(),
-    "p": pl.Float64(),
-    "q": pl.Float64(),
+    **dict.fromkeys(("frequency", "mean_all", "difference", "z", "p", "q"), pl.Float64()),
 }
 """A row per feature, label column and value of it with an active row there, or with a p.
 
@@ -255,11 +229,7 @@ LABEL_TRENDS: Schema = {
     "feature": pl.UInt32(),
     "label": pl.String(),
     "documents": pl.Int64(),
-    "slope": pl.Float64(),
-    "se": pl.Float64(),
-    "z": pl.Float64(),
-    "p": pl.Float64(),
-    "q": pl.Float64(),
+    **dict.fromkeys(("slope", "se", "z", "p", "q"), pl.Float64()),
 }
 """A row per numeric label column and feature that fires in a document with a value of it.
 
@@ -273,10 +243,7 @@ L0_THRESHOLDS: Schema = {"threshold": pl.Float64(), "l0": pl.UInt32(), "rows": p
 """How many counted rows have so many features with |activation| above the threshold."""
 
 TRUTH: Schema = {
-    "feature": pl.UInt32(),
-    "true_feature": pl.UInt32(),
-    "nearest_true_feature": pl.UInt32(),
-    "place": pl.UInt32(),
+    **dict.fromkeys(("feature", "true_feature", "nearest_true_feature", "place"), pl.UInt32()),
     "encoder_cosine": pl.Float32(),
     "decoder_cosine": pl.Float32(),
     "counted_rows": pl.Int64(),
@@ -320,10 +287,7 @@ where one has none. Null where the reconstruction is another, or what was drawn 
 
 TRUTH_PAIRS: Schema = {
     "kind": pl.String(),
-    "true_a": pl.UInt32(),
-    "true_b": pl.UInt32(),
-    "a": pl.UInt32(),
-    "b": pl.UInt32(),
+    **dict.fromkeys(("true_a", "true_b", "a", "b"), pl.UInt32()),
     "counted_rows": pl.Int64(),
     **dict.fromkeys(("n_a", "n_b", "n_both"), pl.Int64()),
     **dict.fromkeys(("true_frequency", "frequency", "frequency_low", "frequency_high"), pl.Float64()),
@@ -339,9 +303,7 @@ where it is not among them, or the table is not there.
 """
 
 TRUTH_COSINES: Schema = {
-    "place": pl.UInt32(),
-    "feature": pl.UInt32(),
-    "true_feature": pl.UInt32(),
+    **dict.fromkeys(("place", "feature", "true_feature"), pl.UInt32()),
     "encoder": pl.Float32(),
     "decoder": pl.Float32(),
 }

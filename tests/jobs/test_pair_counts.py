@@ -39,7 +39,9 @@ def test_counts_across_two_sites_are_those_of_dense_matrices(built, features):
     a, b = store.shard_files("a"), store.shard_files("b")
     x, y = ((built.dense[site] != 0).astype(int) for site in ("a", "b"))
     both = x.T @ y
-    for feature, tally in tallies(list(zip(a, b, strict=True)), read_n_active(a, D_SAE), D_SAE, features):
+    for feature, tally in tallies(
+        list(zip(a, b, strict=True)), read_n_active(a, range(D_SAE)), D_SAE, features
+    ):
         others, counts = tally.at_least(1)
         assert others.tolist() == np.flatnonzero(both[feature]).tolist()
         assert counts.tolist() == both[feature][others].tolist()

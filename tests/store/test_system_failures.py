@@ -22,7 +22,7 @@ from jobs.command.exits import run_app
 from jobs.evaluation.external_scores import read_scores
 from jobs.tables.stats import stats
 from pipeline.executors.in_process import run_in_process
-from pipeline.models.loaders.image_networks import read_config
+from pipeline.models.loaders.image_networks import load_classifier
 from pipeline.saes.files.tensors import open_npz, open_safetensors, read_json
 from pipeline.sources import open_source
 from pipeline.sources.images.files import read_images
@@ -181,7 +181,7 @@ INPUTS: dict[str, Callable[[Path], Any]] = {
     "a.jsonl.gz": corpus,
     "a.txt": corpus,
     "tokenizer/tokenizer.json": lambda path: load_tokenizer(str(path.parent)),
-    "model/config.json": lambda path: read_config(path.parent),
+    "model/config.json": lambda path: load_classifier(path.parent),
     "sae/cfg.json": read_json,
     "sae/weights.safetensors": open_safetensors,
     "sae/weights.npz": open_npz,

@@ -8,14 +8,13 @@ without a network, that the hub's cache has; a process looks that up once. Impor
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from schemas.errors import InputError
-from schemas.records import digest_of
+from schemas.records import digest_of, digest_of_file
 from schemas.storage_failures import forbidden_in_hub_cache
 
 CONFIG = "config.json"
@@ -51,7 +50,7 @@ def digest(path: str) -> str:
     if not Path(path).is_dir():
         return digest_of({"hugging_face": path, "commit": pinned(path).commit})
     files = sorted(f for f in Path(path).glob("[!.]*") if f.suffix in CONTENT or f.name == CONFIG)
-    return digest_of({file.name: _sha256(file) for file in files})
+    return digest_of({file.name: digest_of_file(file) for file in files})
 
 
 def digest_of_name(path: str) -> str | None:
@@ -169,9 +168,3 @@ def longest_context(config: dict[str, Any]) -> int | None:
     text = config.get("text_config")
     config = text if isinstance(text, dict) and text else config
     return next((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
-
-
-def _sha256(path: Path) -> str:
-    """sha256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

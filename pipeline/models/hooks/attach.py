@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -28,12 +28,6 @@ SETTINGS = {
     "hook_result": "use_attn_result",
 }
 """Last part of a hook's name -> the setting of TransformerLens without which it never fires."""
-
-
-def attach_to_module(module: nn.Module, take: Take) -> Detach:
-    """At the output of `module`."""
-    handle: Detach = module.register_forward_hook(lambda _module, _inputs, output: take(output)).remove
-    return handle
 
 
 def attach_to_point(model: Any, name: str, take: Take) -> Detach:
@@ -67,8 +61,21 @@ def attach_to_point(model: Any, name: str, take: Take) -> Detach:
     return detach
 
 
-def refuse_hook(hook: str, known: Iterable[str]) -> NoReturn:
-    """InputError that names the nearest of the hooks that there are."""
-    names = sorted(known)
-    near = difflib.get_close_matches(hook, names, n=3, cutoff=0.5) or names[:8]
-    raise InputError(f"the model has no hook {hook!r}; near: {', '.join(near)}")
+def attacher(modules: Mapping[str, nn.Module], model: Any = None) -> Attach:
+    """Attach at the hook points of a `model` of TransformerLens, and where it has none, at `modules`.
+
+    InputError, for a name of neither, names the nearest of those that there are.
+    """
+    points = {} if model is None else model.hook_dict
+
+    def attach(name: str, take: Take) -> Detach:
+        if name in points:
+            return attach_to_point(model, name, take)
+        if name not in modules:
+            names = sorted([*points, *modules])
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:8]
+            raise InputError(f"the model has no hook {name!r}; near: {', '.join(near)}")
+        handle = modules[name].register_forward_hook(lambda _module, _inputs, output: take(output))
+        return handle.remove
+
+    return attach

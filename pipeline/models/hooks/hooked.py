@@ -261,23 +261,26 @@ class HookedModel:
             return put_rows(output, inputs.ids.shape, inputs.rows, hook, replace[hook])
 
         for hook in replace:
-            self._check_replaceable(hook)
+            if hook in self._read_only:
+                raise InputError(
+                    f"x at hook {hook} can be read but not replaced with this loader, as what is put there "
+                    "reaches only the next sublayer and not the residual stream: use model.loader: "
+                    "hooked_transformer, or another hook"
+                )
         takes: dict[str, Take] = {hook: partial(take, hook) for hook in replace}
-        if head_rows is None or self._head is None:
-            output = self._pass(batch, inputs, takes, gradients)
-            _refuse_silent(replace, fired)
-            return output
-        last, cut = self._head.last, list[bool]()
-        put = takes.get(last)
+        put = None if self._head is None else takes.get(self._head.last)
+        cut = list[bool]()
 
         def take_last(output: object) -> object:
             output = output if put is None else put(output)
-            if len(fired) < len(replace):  # something is put after the last block: all rows must go on
-                return output
+            if head_rows is None or len(fired) < len(replace):
+                return output  # something is put after the last block: all rows must go on
             cut.append(True)
             return select_rows(output, inputs.rows[to_device(head_rows, self.device)])
 
-        output = self._pass(batch, inputs, takes | {last: take_last}, gradients)
+        if self._head is not None and head_rows is not None:
+            takes[self._head.last] = take_last
+        output = self._pass(batch, inputs, takes, gradients)
         _refuse_silent(replace, fired)
         return _RowsOutput(output) if cut else output
 
@@ -315,15 +318,6 @@ class HookedModel:
             except (Exception, SystemExit) as error:
                 self._refuse(error)
                 raise
-
-    def _check_replaceable(self, hook: str) -> None:
-        """Stop where replacing x would silently do something else."""
-        if hook in self._read_only:
-            raise InputError(
-                f"x at hook {hook} can be read but not replaced with this loader, as what is put there "
-                "reaches only the next sublayer and not the residual stream: use model.loader: "
-                "hooked_transformer, or another hook"
-            )
 
 
 def _refuse_silent(hooks: Iterable[str], fired: Collection[str]) -> None:

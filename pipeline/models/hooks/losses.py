@@ -77,8 +77,7 @@ def is_followed(batch: TokenBatch) -> Bool:
 
 def next_tokens(batch: TokenBatch) -> I64:
     """The tokens that follow them, int64 [N']."""
-    following: I64 = batch.token_ids.ravel()[np.flatnonzero(is_followed(batch)) + 1]
-    return following
+    return batch.token_ids.ravel()[np.flatnonzero(is_followed(batch)) + 1]
 
 
 def _blocks(values: Tensor, logits: Tensor) -> Iterator[Tensor]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pipeline.models.hooks.attach import Attach, Detach, Take
+    from pipeline.models.hooks.attach import Attach
     from pipeline.models.hooks.hooked import HookedModel
     from pipeline.models.loaders.agreement import Plain
     from schemas.values import Agreement
@@ -55,7 +55,12 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
 
     from pipeline.models.hooks.hooked import HookedModel
 
-    _require_version()
+    version = importlib.metadata.version("transformer-lens")
+    if int(version.partition(".")[0]) >= 4:  # which has no such class
+        raise InputError(
+            f"model.loader: hooked_transformer needs transformer-lens 3 and {version} is installed: set "
+            "model.loader: transformer_lens, which gives the same x with the same model.processing"
+        )
     with (
         refusing(f"model {model.path} cannot be loaded by {LOADER}", BUILD),
         without_foreign_code(),
@@ -117,16 +122,6 @@ def max_context(path: str) -> int | None:
     """See pipeline.models.max_context."""
     longest = transformer_lens.max_context(path)
     return longest and min(longest, N_CTX)
-
-
-def _require_version() -> None:
-    """Stop where the class is not there."""
-    version = importlib.metadata.version("transformer-lens")
-    if int(version.partition(".")[0]) >= 4:
-        raise InputError(
-            f"model.loader: hooked_transformer needs transformer-lens 3 and {version} is installed: set "
-            "model.loader: transformer_lens, which gives the same x with the same model.processing"
-        )
 
 
 def _flags(model: run_file.Model) -> dict[str, bool]:
@@ -205,15 +200,10 @@ def _other_windows(hooked: Any, config: Any) -> Iterator[int]:
 
 def _attacher(hooked: Any) -> Attach:
     """Attach at its hook points."""
-    from pipeline.models.hooks.attach import attach_to_point, refuse_hook
+    from pipeline.models.hooks.attach import attacher
 
-    def attach(name: str, take: Take) -> Detach:
-        name = _module_output(hooked, name)
-        if name not in hooked.hook_dict:
-            refuse_hook(name, hooked.hook_dict)
-        return attach_to_point(hooked, name, take)
-
-    return attach
+    attach = attacher({}, hooked)
+    return lambda name, take: attach(_module_output(hooked, name), take)
 
 
 def _module_output(hooked: Any, name: str) -> str:

@@ -5,12 +5,11 @@ Hooks: `encode` (before relu(tanh(.))), `hidden`, `logits`.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.errors import InputError
-from schemas.records import Inputs, digest_of
+from schemas.records import Inputs, digest_of, digest_of_file
 from schemas.run import file as run_file
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def digest(path: str) -> str:
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(f"model {path!r} has no {missing[0]}: run `latentlake train-digits`")
-    return digest_of([hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES])
+    return digest_of([digest_of_file(folder / name) for name in FILES])
 
 
 def max_context(path: str) -> None:

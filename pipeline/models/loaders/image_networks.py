@@ -9,7 +9,6 @@ B contexts, T positions, P pixels, H hidden values, C classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.models.loaders.image_decoder import DECODER, DECODER_SHA256
 from schemas.errors import InputError
+from schemas.records import digest_of_file
 from schemas.storage_failures import storage_failure
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -73,28 +73,14 @@ def save_networks(
     save_file(classifier.state_dict(), folder / WEIGHTS)
     save_file(decoder.state_dict(), folder / DECODER)
     # config.json holds the decoder's digest, and is in that of the model: so the decoder is too
-    digest = hashlib.sha256((folder / DECODER).read_bytes()).hexdigest()
-    config = {"model_type": KIND, **sizes, DECODER_SHA256: digest, **about}
+    decoder_sha256 = digest_of_file(folder / DECODER)
+    config = {"model_type": KIND, **sizes, DECODER_SHA256: decoder_sha256, **about}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
 def load_classifier(folder: Path) -> ImageClassifier:
     """The classifier of a folder; InputError where it holds none."""
-    config = read_config(folder)
-    classifier = ImageClassifier(config["pixels"], config["hidden"], config["classes"])
-    try:
-        classifier.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise storage_failure(error, folder / WEIGHTS, "read") or InputError(
-            f"{folder / WEIGHTS} does not hold the classifier of its {CONFIG}: {reason}"
-        ) from None
-    return classifier
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of such a folder."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         known = config["model_type"] == KIND and all(
@@ -109,4 +95,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"model {str(folder)!r} is not a folder of an image classifier (a {CONFIG} with model_type "
             f"{KIND}): run `latentlake train-digits`, or set model.loader"
         )
-    return dict(config)
+    classifier = ImageClassifier(config["pixels"], config["hidden"], config["classes"])
+    try:
+        classifier.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise storage_failure(error, folder / WEIGHTS, "read") or InputError(
+            f"{folder / WEIGHTS} does not hold the classifier of its {CONFIG}: {reason}"
+        ) from None
+    return classifier

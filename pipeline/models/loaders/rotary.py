@@ -10,6 +10,7 @@ B contexts, T positions, C numbers of a position.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,13 @@ Run = Callable[[Tensor, Tensor | None], object]
 
 def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
     """Make the rotary modules of a model treat each context alone; the wrapper gives them the batch."""
-    _refuse_capacity(model, path)
+    # experts with room for so many tokens drop some, and which ones is decided by all of a batch
+    capacity = getattr(getattr(model, "config", None), "expert_capacity", None)
+    if capacity is not None:
+        raise InputError(
+            f"model {path} has experts with room for {capacity} tokens of a batch, so a token's x depends "
+            "on the other contexts: choose a model that routes each token alone"
+        )
     modules, batch = _rotary_modules(model), _Batch()
     for module in modules:
         if LONGROPE in _kinds(module):
@@ -86,9 +93,14 @@ def _switch_by_context(module: Any, batch: _Batch) -> None:
     own, batch.is_read = module.forward, True
 
     def forward(x: Tensor, position_ids: Tensor, *args: Any, **named: Any) -> object:
-        border = _border(module, args[0] if args else named.get("layer_type"))
+        kind, rope = module.rope_type, module.config.rope_parameters
+        if isinstance(kind, dict):  # one by type of layer
+            layer_type = args[0] if args else named.get("layer_type")
+            kind, rope = kind.get(layer_type), rope[layer_type]
+        # the longest context that has the short frequencies, where the layer has two sets
+        border = int(rope["original_max_position_embeddings"]) if kind == LONGROPE else sys.maxsize
         positions, width = position_ids, position_ids.shape[-1]
-        if batch.lengths is None or border is None or width <= border:
+        if batch.lengths is None or width <= border:
             return own(x, positions, *args, **named)
         is_long = (batch.lengths > border).to(x.device)
         if bool(is_long.all()):
@@ -104,22 +116,3 @@ def _switch_by_context(module: Any, batch: _Batch) -> None:
         return tree_map(lambda long, one: torch.where(is_long[:, None, None], long, one), both, short)
 
     module.__dict__["forward"] = forward
-
-
-def _border(module: Any, layer_type: str | None) -> int | None:
-    """The longest context that has the short frequencies; None where the module has one set."""
-    kind, rope = module.rope_type, module.config.rope_parameters
-    if isinstance(kind, dict):
-        kind, rope = kind.get(layer_type), rope[layer_type]
-    return int(rope["original_max_position_embeddings"]) if kind == LONGROPE else None
-
-
-def _refuse_capacity(model: Any, path: str) -> None:
-    """Experts with room for so many tokens drop some, and which ones is decided by all of a batch."""
-    config = getattr(model, "config", None)
-    capacity = getattr(config, "expert_capacity", None)
-    if capacity is not None:
-        raise InputError(
-            f"model {path} has experts with room for {capacity} tokens of a batch, so a token's x depends "
-            "on the other contexts: choose a model that routes each token alone"
-        )

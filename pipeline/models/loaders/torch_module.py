@@ -10,23 +10,21 @@ returns the logits [B, T, V] of the next token, alone, first in a tuple, or as `
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import sys
 from functools import partial
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.models.files.foreign_code import refuse_run, refusing
 from schemas.errors import InputError
-from schemas.records import Inputs, digest_of
+from schemas.records import Inputs, digest_of, digest_of_file
 from schemas.run import file as run_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.models.hooks.attach import Attach, Detach, Take
+    from pipeline.models.hooks.attach import Attach
     from pipeline.models.hooks.hooked import HookedModel
 
 
@@ -36,6 +34,7 @@ LOADER = "torch_module"
 def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | None = None) -> HookedModel:
     """See pipeline.models.load_model."""
     import torch
+    from torch import nn
 
     from pipeline.models.hooks.hooked import HookedModel
     from pipeline.models.loaders.rotary import by_context
@@ -46,7 +45,17 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
             "with model.loader: torch_module: set model.processing: {}"
         )
     dtype = getattr(torch, model.dtype)
-    module = _build(model.path, device, dtype)
+    name, function = _parts(model.path)
+    _add_working_directory()
+    with refusing(f"model {model.path} cannot be imported"):
+        build: Any = getattr(importlib.import_module(name), function)
+    with refusing(f"model {model.path} cannot be built without arguments"):
+        module = build()
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"model {model.path} builds a {type(module).__name__}; it must build a torch.nn.Module"
+            )
+        module = module.to(device, dtype).eval().requires_grad_(False)
 
     def run(given: Tensor, mask: Tensor | None) -> object:  # noqa: ARG001 - see the top of this file
         return module(given.to(dtype) if given.is_floating_point() else given)
@@ -67,23 +76,18 @@ def digest(path: str) -> str:
     """See pipeline.models.model_digest; nothing is imported, not even the packages that the module is in."""
     module, _ = _parts(path)
     _add_working_directory()
-    spec = _spec(module)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise InputError(f"model {path}: there is no module {module!r} on the import path")
-    return digest_of({"path": path, "source": hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()})
-
-
-def _spec(module: str) -> ModuleSpec | None:
-    """Where a module's file is: each part is searched for in the folders of the package before it."""
+    # each part is searched for in the folders of the package before it
     spec, places = None, None
     for part in module.split("."):
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
         specs = (find(part, places) for find in finders if find is not None)
         spec = next((candidate for candidate in specs if candidate is not None), None)
         if spec is None:
-            return None
+            break
         places = list(spec.submodule_search_locations or ())  # of a module that is not a package: nowhere
-    return spec
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise InputError(f"model {path}: there is no module {module!r} on the import path")
+    return digest_of({"path": path, "source": digest_of_file(Path(spec.origin))})
 
 
 def max_context(path: str) -> int | None:  # noqa: ARG001 - only the built module can tell
@@ -99,23 +103,6 @@ def _parts(path: str) -> tuple[str, str]:
     return module, function
 
 
-def _build(path: str, device: str, dtype: Any) -> nn.Module:
-    """Call the function that builds the module, and make it ready; what its code raises is an InputError."""
-    from torch import nn
-
-    name, function = _parts(path)
-    _add_working_directory()
-    with refusing(f"model {path} cannot be imported"):
-        build: Any = getattr(importlib.import_module(name), function)
-    with refusing(f"model {path} cannot be built without arguments"):
-        module = build()
-        if not isinstance(module, nn.Module):
-            raise InputError(
-                f"model {path} builds a {type(module).__name__}; it must build a torch.nn.Module"
-            )
-        return module.to(device, dtype).eval().requires_grad_(False)
-
-
 def _add_working_directory() -> None:
     """Modules are searched for there too, as `python -m` does."""
     if not {"", str(Path.cwd())} & set(sys.path):
@@ -124,13 +111,6 @@ def _add_working_directory() -> None:
 
 def attacher(module: nn.Module) -> Attach:
     """Attach by module path."""
-    from pipeline.models.hooks.attach import attach_to_module, refuse_hook
+    from pipeline.models.hooks import attach
 
-    modules = {name: part for name, part in module.named_modules() if name}
-
-    def attach(name: str, take: Take) -> Detach:
-        if name not in modules:
-            refuse_hook(name, modules)
-        return attach_to_module(modules[name], take)
-
-    return attach
+    return attach.attacher({name: part for name, part in module.named_modules() if name})

@@ -27,7 +27,7 @@ from schemas.run import file as run_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.models.hooks.attach import Attach, Detach, Take
+    from pipeline.models.hooks.attach import Attach
     from pipeline.models.hooks.hooked import HookedModel, Run
     from pipeline.models.hooks.unembedding import Head
     from pipeline.models.loaders.agreement import Plain
@@ -57,7 +57,16 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     with refusing(f"model {model.path} cannot be run by model.loader: {LOADER}", BUILD):
         agreement = compare(plain, hooks, _reference(bridge, plain), _attacher(bridge), _runner(bridge, True))
     require_agreement(agreement, getattr(torch, model.dtype), model.path, LOADER)
-    _process_weights(bridge, model)
+    if model.weight_processing:
+        # fold and centre as HookedTransformer would have
+        flags = {name: name in model.weight_processing for name in PROCESSING}
+        try:
+            bridge.enable_compatibility_mode(disable_warnings=True, **flags)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"model.processing ({', '.join(model.weight_processing)}) is not possible with model "
+                f"{model.path} ({' '.join(str(error).split())}): set model.processing: {{}}"
+            ) from error
     bridge.original_model.requires_grad_(False)  # gradients are of what is put in, never of weights
     predicts = _predicts_next_token(bridge)
     read_only = {name for name in bridge.hook_dict if name.endswith(RESIDUAL_MIDDLE)}
@@ -147,40 +156,17 @@ def _reference(bridge: Any, plain: Plain) -> Callable[[str], Tensor | None]:
     return reference
 
 
-def _process_weights(bridge: Any, model: run_file.Model) -> None:
-    """Fold and centre as HookedTransformer would have."""
-    if not model.weight_processing:
-        return
-    flags = {name: name in model.weight_processing for name in PROCESSING}
-    try:
-        bridge.enable_compatibility_mode(disable_warnings=True, **flags)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"model.processing ({', '.join(model.weight_processing)}) is not possible with model "
-            f"{model.path} ({' '.join(str(error).split())}): set model.processing: {{}}"
-        ) from error
-
-
 def _attacher(bridge: Any) -> Attach:
     """Attach through TransformerLens; at a Hugging Face module where the name is none of its hooks."""
-    from pipeline.models.hooks.attach import attach_to_module, attach_to_point, refuse_hook
+    from pipeline.models.hooks.attach import attacher
 
-    points = bridge.hook_dict
     # the bridge has wrapped some modules: a wrapper stands at the path of what it wraps, which the bridge
     # may run or replace by its own arithmetic
     wrapped, modules = "._original_component", dict[str, Any]()
     for path, module in bridge.original_model.named_modules():
         if path and not path.endswith(wrapped) and not path.rpartition(".")[2].startswith("hook_"):
             modules.setdefault(path.replace(wrapped, ""), module)
-
-    def attach(name: str, take: Take) -> Detach:
-        if name in points:
-            return attach_to_point(bridge, name, take)
-        if name not in modules:
-            refuse_hook(name, [*points, *modules])
-        return attach_to_module(modules[name], take)
-
-    return attach
+    return attacher(modules, bridge)
 
 
 def _runner(bridge: Any, predicts: bool) -> Run:

@@ -271,11 +271,17 @@ class RuleEncoder(Described):
 
     def _encode_rows(self, x: Tensor, first_row: int) -> SparseFeatures:
         """Encode x [n, D] on the CPU, n <= block.rows; its first row is `first_row` of all."""
+        # a full block's size at once, so that a short first one does not make the next allocate again
+        scratch, size = self._scratch, self.block.rows * min(self.block.features, self.d_sae)
+        if len(scratch.product) < size:
+            scratch.product, scratch.mask = torch.empty(size), np.empty(size, dtype=np.bool_)
         # one set of limits for all blocks of these rows: those of TopK tighten as blocks go by
         limits, parts = self._rule.limits(), []
         for first in range(0, self.d_sae, self.block.features):
             features = slice(first, min(first + self.block.features, self.d_sae))
-            product, mask = self._buffers(len(x), features.stop - first)
+            shape = len(x), features.stop - first
+            product = scratch.product[: math.prod(shape)].view(shape)
+            mask = scratch.mask[: math.prod(shape)].reshape(shape)
             w_enc = self._weights["W_enc"][:, features]
             if self._rule.bias is None:
                 torch.mm(x, w_enc, out=product)
@@ -294,12 +300,3 @@ class RuleEncoder(Described):
             # the third argument says that sums of bfloat16 products are left in float32
             product = rows @ w_enc if w_enc.dtype == torch.float32 else torch.mm(rows, w_enc, torch.float32)
             yield product if bias is None else product.add_(bias)
-
-    def _buffers(self, rows: int, width: int) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Buffers [rows, width] of the calling thread; allocated at their full size once."""
-        scratch, size = self._scratch, rows * width
-        if len(scratch.product) < size:
-            # the full size at once, so that a short first block does not make the next one allocate again
-            full = max(size, self.block.rows * min(self.block.features, self.d_sae))
-            scratch.product, scratch.mask = torch.empty(full), np.empty(full, dtype=np.bool_)
-        return scratch.product[:size].view(rows, width), scratch.mask[:size].reshape(rows, width)

@@ -21,8 +21,7 @@ def normalize(x: Tensor, how: str) -> Tensor:
     if how == "constant_norm_rescale":
         return x * norm_factor(x)
     centred = x - x.mean(dim=1, keepdim=True)
-    normalised: Tensor = centred / (centred.std(dim=1, keepdim=True) + LAYER_NORM_EPS)
-    return normalised
+    return centred / (centred.std(dim=1, keepdim=True) + LAYER_NORM_EPS)
 
 
 def denormalize(y: Tensor, like: Tensor, how: str) -> Tensor:

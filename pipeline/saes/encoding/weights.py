@@ -33,11 +33,16 @@ def finished(weights: Weights, metadata: SaeMetadata, spec: str) -> Weights:
                 f"{name} of SAE {spec} has NaN or infinity: the SAE's training failed, or the file is damaged"
             )
     if metadata.rescale_acts_by_decoder_norm:
-        # (a n) @ (W_dec / n) = a @ W_dec: the reconstruction stays, and what fires is decided by a n
-        norm = weights["W_dec"].norm(dim=1)
-        weights["W_enc"] = weights["W_enc"] * norm
-        weights["b_enc"] = weights["b_enc"] * norm
-        weights["W_dec"] = weights["W_dec"] / norm.where(norm > 0, 1)[:, None]
+        return fold_decoder_norms(weights, weights["W_dec"].norm(dim=1))
+    return weights
+
+
+def fold_decoder_norms(weights: Weights, norm: Tensor) -> Weights:
+    """Activations times `norm` [F], the norms of W_dec's rows, which are divided by it where it is not 0."""
+    # (a n) @ (W_dec / n) = a @ W_dec: the reconstruction stays, and what fires is decided by a n
+    weights["W_enc"] = weights["W_enc"] * norm
+    weights["b_enc"] = weights["b_enc"] * norm
+    weights["W_dec"] = weights["W_dec"] / norm.where(norm > 0, 1)[:, None]
     return weights
 
 

@@ -32,8 +32,16 @@ def snapshot(spec: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, inside, revision = parse(spec)
+    patterns = None
+    if inside != ".":
+        # the folder, or the file, and the configurations above it; by name, for to the hub `*` means any
+        # number of folders, too; a pattern that ends in / means all that is below
+        folder = PurePosixPath(inside).parent
+        above = [str(place / name) for place in dict.fromkeys((folder, folder.parent)) for name in CONFIGS]
+        own = inside if inside.endswith(WEIGHTS_SUFFIXES) else f"{inside}/"
+        patterns = [glob.escape(name) for name in (own, *above)]
     try:
-        root = snapshot_download(repository, revision=revision, allow_patterns=_patterns(inside))
+        root = snapshot_download(repository, revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
         raise forbidden_in_hub_cache(error, repository) or InputError(
             f"SAE {spec} could not be had from the hub ({_first_sentence(error)}): check its name and the "
@@ -56,18 +64,6 @@ def parse(spec: str) -> tuple[str, str, str | None]:
     if not owner or not repository or strange or owner.startswith(".") or (at and not revision):
         raise InputError(f"SAE {spec} is malformed: write {FORM}")
     return f"{owner}/{repository}", inside, revision or None
-
-
-def _patterns(inside: str) -> list[str] | None:
-    """What to download: the folder, or the file, and the configurations above it; None for everything."""
-    if inside == ".":
-        return None
-    folder = PurePosixPath(inside).parent
-    # by name: to the hub `*` means any number of folders, too
-    above = [str(place / name) for place in dict.fromkeys((folder, folder.parent)) for name in CONFIGS]
-    own = inside if inside.endswith(WEIGHTS_SUFFIXES) else f"{inside}/"
-    # a pattern that ends in / means all that is below
-    return [glob.escape(name) for name in (own, *above)]
 
 
 def _first_sentence(error: Exception) -> str:

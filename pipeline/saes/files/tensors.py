@@ -62,7 +62,14 @@ class TensorFile:
                 f"{self.path} holds {_listed(self.shapes)}; a {metadata.architecture} SAE of format "
                 f"{metadata.format} has {_listed(set(stored.values()))}"
             )
-        expected = expected_shapes(metadata)
+        d_model, d_sae, d_out = metadata.d_model, metadata.d_sae, metadata.width_out
+        expected: dict[str, Shape] = {
+            **dict.fromkeys(("b_enc", "threshold", "b_gate", "b_mag", "r_mag"), (d_sae,)),
+            "W_enc": (d_model, d_sae),
+            "W_dec": (d_sae, d_out),
+            "b_dec": (d_out,),
+            "W_skip": (d_out, d_model),
+        }
         for ours, name in stored.items():
             wanted = expected[ours][:: -1 if names[ours].endswith(".T") else 1]
             if tuple(self.shapes[name]) != wanted:
@@ -86,19 +93,6 @@ class TensorFile:
             raise InputError(f"{name} in {self.path} is of type {tensor.dtype}; weights are floating point")
         tensor = tensor.float()
         return (tensor.T if name.endswith(".T") else tensor).contiguous()
-
-
-def expected_shapes(metadata: SaeMetadata) -> dict[str, Shape]:
-    """Shape of each array by SAELens' name, for every array that the SAE could have."""
-    d_model, d_sae, d_out = metadata.d_model, metadata.d_sae, metadata.width_out
-    per_feature = ("b_enc", "threshold", "b_gate", "b_mag", "r_mag")
-    return {
-        "W_enc": (d_model, d_sae),
-        "W_dec": (d_sae, d_out),
-        "b_dec": (d_out,),
-        "W_skip": (d_out, d_model),
-        **dict.fromkeys(per_feature, (d_sae,)),
-    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,13 +177,21 @@ def open_safetensors(path: Path) -> TensorFile:
 
 def open_npz(path: Path) -> TensorFile:
     """A NumPy .npz file without pickled objects."""
+    shapes = dict[str, Shape]()
     try:
         with zipfile.ZipFile(require(path)) as archive:
-            shapes = {
-                member.filename.removesuffix(".npy"): _npy_shape(archive, member)
-                for member in archive.infolist()
-                if member.filename.endswith(".npy")
-            }
+            for member in archive.infolist():
+                name, size = member.filename, member.file_size
+                if not name.endswith(".npy"):
+                    continue
+                if size > BOMB_BYTES and size > BOMB_RATIO * member.compress_size:
+                    raise ValueError(f"{name} unpacks {member.compress_size} bytes to {size}")
+                # the shape by the header alone, where the file holds as much as that says
+                with archive.open(member) as whole:
+                    shape, dtype = check_header(whole.read(LONGEST_HEADER), size, name)
+                if dtype.kind not in "fiub":
+                    raise ValueError(f"{name} holds {dtype}, no numbers")
+                shapes[name.removesuffix(".npy")] = shape
     except BROKEN_NPZ as error:
         raise _damaged(path, error) from None
 
@@ -203,17 +205,6 @@ def open_npz(path: Path) -> TensorFile:
             raise _damaged(path, error) from None
 
     return TensorFile(path, shapes, load)
-
-
-def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Shape:
-    """Shape of one array of an .npz, from its header; ValueError where the file cannot hold that much."""
-    if member.file_size > BOMB_BYTES and member.file_size > BOMB_RATIO * member.compress_size:
-        raise ValueError(f"{member.filename} unpacks {member.compress_size} bytes to {member.file_size}")
-    with archive.open(member) as whole:
-        shape, dtype = check_header(whole.read(LONGEST_HEADER), member.file_size, member.filename)
-    if dtype.kind not in "fiub":
-        raise ValueError(f"{member.filename} holds {dtype}, no numbers")
-    return shape
 
 
 def open_torch(path: Path) -> TensorFile:

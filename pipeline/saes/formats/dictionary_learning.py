@@ -129,6 +129,8 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
     """See pipeline.saes.formats. Decoder norms of an AutoEncoder are folded in, as its loader does."""
     import torch
 
+    from pipeline.saes.encoding.weights import fold_decoder_norms
+
     file = open_torch(_weights(path))
     name = metadata.extra["dict_class"]
     kind = KINDS[name]
@@ -137,7 +139,15 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
         names.pop("b_enc")
     weights = file.take(names, metadata, kind.buffers)
     if name == "AutoEncoder":
-        return _of_unit_norm(weights, file.path)
+        # rows of W_dec of norm 1, activations that many times larger, as by AutoEncoder.normalize_decoder
+        norms = weights["W_dec"].norm(dim=1)
+        if bool((norms == 0).any()):
+            raise InputError(
+                f"{file.path} has a decoder vector of norm 0, which its own loader cannot normalise either"
+            )
+        return (
+            weights if torch.allclose(norms, torch.ones_like(norms)) else fold_decoder_norms(weights, norms)
+        )
     if kind.architecture == "jumprelu" and "threshold" not in names:
         weights["threshold"] = torch.full((metadata.d_sae,), float(_scalar(file, "threshold")))
     if "group_sizes" in file.shapes and int(file.load("group_sizes").sum()) != metadata.d_sae:
@@ -215,23 +225,6 @@ def _scalar(file: TensorFile, name: str) -> Tensor:
     if file.shapes[name] != ():
         raise InputError(f"{name} in {file.path} has shape {list(file.shapes[name])}; it must be one number")
     return file.load(name)
-
-
-def _of_unit_norm(weights: Weights, path: Path) -> Weights:
-    """Rows of W_dec of norm 1, activations that many times larger, as by AutoEncoder.normalize_decoder."""
-    import torch
-
-    norms = weights["W_dec"].norm(dim=1)
-    if torch.allclose(norms, torch.ones_like(norms)):
-        return weights
-    if bool((norms == 0).any()):
-        raise InputError(
-            f"{path} has a decoder vector of norm 0, which its own loader cannot normalise either"
-        )
-    weights["W_enc"] = weights["W_enc"] * norms
-    weights["b_enc"] = weights["b_enc"] * norms
-    weights["W_dec"] = weights["W_dec"] / norms[:, None]
-    return weights
 
 
 def _hook(trainer: dict[str, Any], buffer: dict[str, Any], where: Path) -> tuple[str | None, tuple[str, ...]]:

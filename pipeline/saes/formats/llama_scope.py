@@ -63,7 +63,18 @@ def read_metadata(path: Path) -> SaeMetadata:
     """Read hyperparams.json."""
     where = _folder(path) / CONFIG
     config = read_json(where)
-    _refuse_unknown(config, where)
+    # what no published SAE of this format has is refused, rather than guessed at; a TopK SAE with a threshold
+    # is made a JumpReLU SAE by its publishers' loader
+    if config.get("act_fn") not in ("jumprelu", "topk"):
+        raise InputError(
+            f"{where} has act_fn {config.get('act_fn')!r}; known: jumprelu, topk with a threshold"
+        )
+    how = config.get("norm_activation", "dataset-wise")
+    if how not in ("dataset-wise", "inference", "none"):
+        raise InputError(f"{where} has norm_activation {how!r}; known: dataset-wise, inference, none")
+    for name, known in REFUSED.items():
+        if bool(config.get(name, known)) != known:
+            raise InputError(f"{where} has {name} {config[name]!r}; only {known} is known of this format")
     d_model = positive_int(config.get("d_model"), "d_model", where)
     hook_in = config.get("hook_point_in")
     hook_out = config.get("hook_point_out") or hook_in
@@ -140,18 +151,3 @@ def _positive(value: Any, name: str, where: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 < value < 1e30:
         raise InputError(f"{where} has {name} {str(value)[:40]}; it must be a number between 1e-30 and 1e30")
     return float(value)
-
-
-def _refuse_unknown(config: Mapping[str, Any], where: Path) -> None:
-    """Refuse what no published SAE of this format has, rather than to guess at it."""
-    # a TopK SAE with a threshold is made a JumpReLU SAE by its publishers' loader
-    if config.get("act_fn") not in ("jumprelu", "topk"):
-        raise InputError(
-            f"{where} has act_fn {config.get('act_fn')!r}; known: jumprelu, topk with a threshold"
-        )
-    how = config.get("norm_activation", "dataset-wise")
-    if how not in ("dataset-wise", "inference", "none"):
-        raise InputError(f"{where} has norm_activation {how!r}; known: dataset-wise, inference, none")
-    for name, known in REFUSED.items():
-        if bool(config.get(name, known)) != known:
-            raise InputError(f"{where} has {name} {config[name]!r}; only {known} is known of this format")

@@ -18,6 +18,8 @@ from pipeline.saes.module_points import hook_at, points_of
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.saes.encoding.weights import Weights
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -95,8 +97,16 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
     from pipeline.saes.encoding.weights import fold_input_scale
 
     folder = _folder(path)
-    weights = _stored(open_safetensors(folder / WEIGHTS), metadata)
-    _use_in_decode(weights, metadata, folder)
+    weights, factor = _stored(open_safetensors(folder / WEIGHTS), metadata)
+    if factor is not None and not bool((factor - 1).abs().max() <= 1e-5):  # as SAELens' allclose
+        wanted = flag(read_json(folder / CONFIG), "finetuning_scaling_factor", folder / CONFIG)
+        if not wanted or metadata.rescale_acts_by_decoder_norm:
+            raise InputError(
+                f"{folder / WEIGHTS} has a scaling_factor other than 1, and its configuration does not say "
+                "finetuning_scaling_factor: fold it into W_dec, or say so there"
+            )
+        # it scales reconstructions, not features
+        weights["W_dec"] = weights["W_dec"] * factor[:, None]
     scale = _unfolded_scale(folder)
     if scale is None:
         return weights
@@ -110,14 +120,22 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
     """From the contents of a cfg.json; `where` it stands, for sentences."""
     config = _checked(config, where)
     about: dict[str, Any] = config["metadata"]
+    positions = about.get("seqpos_slice")
+    if not isinstance(positions, list | tuple) or all(part is None for part in positions):
+        positions = None  # it takes them all
     architecture, transcoder, skip = ARCHITECTURES[config["architecture"]]
+    subtracts = flag(config, "apply_b_dec_to_input", Path(where), default=not transcoder)
+    if subtracts and transcoder:
+        raise InputError(
+            f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: say false there"
+        )
     # a module of Hugging Face's that is named counts before SAELens' own name of the hook
     point_in, point_out = points_of(about)
     return SaeMetadata(
         architecture=architecture,
         d_model=positive_int(config["d_in"], "d_in", Path(where)),
         d_sae=positive_int(config["d_sae"], "d_sae", Path(where)),
-        apply_b_dec_to_input=_apply_b_dec_to_input(config, transcoder, where),
+        apply_b_dec_to_input=subtracts,
         normalize_activations=config.get("normalize_activations") or "none",
         # the k of an old TopK SAE stands in activation_fn_kwargs alone
         k=_k(config, Path(where)) if architecture in ("topk", "abstopk") else None,
@@ -131,23 +149,13 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
         hook_head_index=_head(about.get("hook_head_index"), where),
         prepend_bos=about.get("prepend_bos"),
         context_size=about.get("context_size"),
-        seqpos_slice=_slice(about.get("seqpos_slice")),
+        seqpos_slice=None if positions is None else tuple(positions),
         model_name=about.get("model_name"),
         model_class_name=about.get("model_class_name"),
         model_kwargs=about.get("model_from_pretrained_kwargs") or {},
         notes=tuple(_notes(config)),
         extra={name: value for name, value in about.items() if name not in UNDERSTOOD},
     )
-
-
-def _apply_b_dec_to_input(config: dict[str, Any], transcoder: bool, where: Path | str) -> bool:
-    """Whether b_dec is taken from x, which no transcoder of SAELens does."""
-    applied = flag(config, "apply_b_dec_to_input", Path(where), default=not transcoder)
-    if applied and transcoder:
-        raise InputError(
-            f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: say false there"
-        )
-    return applied
 
 
 def _k(config: dict[str, Any], where: Path) -> int:
@@ -165,9 +173,8 @@ def _folder(path: Path) -> Path:
     return path.parent if path.name == WEIGHTS else path
 
 
-def _stored(file: TensorFile, metadata: SaeMetadata) -> Weights:
-    """The weights in the file, a threshold in whichever form it has, and finetuning's factor as `factor`."""
-    factor = next((name for name in FACTORS if name in file.shapes), None)
+def _stored(file: TensorFile, metadata: SaeMetadata) -> tuple[Weights, Tensor | None]:
+    """The weights in the file, a threshold in whichever form it has; and finetuning's factor, if any."""
     names = {name: name for name in array_names(metadata.architecture, skip=metadata.skip)}
     one_for_all = "topk_threshold" in file.shapes and metadata.architecture == "jumprelu"
     if one_for_all:
@@ -180,32 +187,17 @@ def _stored(file: TensorFile, metadata: SaeMetadata) -> Weights:
         weights["threshold"] = _everywhere(file, "topk_threshold", metadata.d_sae)
     elif "log_threshold" in file.shapes:
         weights["threshold"] = weights["threshold"].exp()
-    if factor is not None:
-        weights["factor"] = _everywhere(file, factor, metadata.d_sae)
-    return weights
+    factor = next((name for name in FACTORS if name in file.shapes), None)
+    return weights, None if factor is None else _everywhere(file, factor, metadata.d_sae)
 
 
-def _everywhere(file: TensorFile, name: str, d_sae: int) -> Any:
+def _everywhere(file: TensorFile, name: str, d_sae: int) -> Tensor:
     """One number, or one for each feature, as float32 [F]."""
     if tuple(file.shapes[name]) not in ((), (1,), (d_sae,)):
         raise InputError(
             f"{name} in {file.path} has shape {list(file.shapes[name])}; it must be one number or {d_sae}"
         )
     return file.load(name).float().expand(d_sae).contiguous()
-
-
-def _use_in_decode(weights: Weights, metadata: SaeMetadata, folder: Path) -> None:
-    """Fold finetuning's factor of the activations into W_dec: it scales reconstructions, not features."""
-    factor = weights.pop("factor", None)
-    if factor is None or bool((factor - 1).abs().max() <= 1e-5):  # as SAELens' allclose
-        return
-    wanted = flag(read_json(folder / CONFIG), "finetuning_scaling_factor", folder / CONFIG)
-    if not wanted or metadata.rescale_acts_by_decoder_norm:
-        raise InputError(
-            f"{folder / WEIGHTS} has a scaling_factor other than 1, and its configuration does not say "
-            "finetuning_scaling_factor: fold it into W_dec, or say so there"
-        )
-    weights["W_dec"] = weights["W_dec"] * factor[:, None]
 
 
 def _unfolded_scale(folder: Path) -> float | None:
@@ -308,10 +300,3 @@ def _head(value: Any, where: Path | str) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise InputError(f"{where} has hook_head_index {value!r}; it must be the number of a head, from 0")
     return value
-
-
-def _slice(value: Any) -> tuple[int | None, ...] | None:
-    """A slice of positions, None when it takes them all."""
-    if not isinstance(value, list | tuple) or all(part is None for part in value):
-        return None
-    return tuple(value)

@@ -47,8 +47,6 @@ UNDERSTOOD = {
 LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)[._](\d+)(?:\.(\w+))?")
 """A block, or a module of a block, by its Hugging Face name, which is the name of the folder."""
 
-EMBEDDINGS = ("embed_tokens", "embed_in", "wte")
-
 READS_AND_WRITES = {
     None: ("hook_resid_pre", "hook_resid_post", "hook_resid_post"),
     "mlp": ("mlp.hook_in", "mlp.hook_out", "hook_mlp_out"),
@@ -75,7 +73,17 @@ def read_metadata(path: Path) -> SaeMetadata:
     folder = _folder(path)
     where, config, run = folder / CONFIG, read_json(folder / CONFIG), _run(folder)
     d_model = positive_int(config.get("d_in"), "d_in", where)
-    architecture, d_sae = _architecture(config, where), _d_sae(config, d_model, where)
+    activation, signed = config.get("activation", "topk"), flag(config, "signed", where)
+    if activation not in ("topk", "groupmax"):
+        raise InputError(f"{where} has activation {activation!r}; known: topk, groupmax")
+    architecture = "abstopk" if signed and activation == "topk" else str(activation)
+    # 0 latents stand for d_in * expansion_factor
+    given = config.get("num_latents", 0)
+    if given or isinstance(given, bool):
+        d_sae = positive_int(given, "num_latents", where)
+    else:
+        factor = config.get("expansion_factor", DEFAULT_EXPANSION)
+        d_sae = d_model * positive_int(factor, "expansion_factor", where)
     k = positive_int(config.get("k", DEFAULT_K), "k", where)
     if k > d_sae or (architecture == "groupmax" and d_sae % k):
         why = "groups are of one size" if k <= d_sae else "there are not as many"
@@ -120,23 +128,6 @@ def _folder(path: Path) -> Path:
     return path.parent if path.name == WEIGHTS else path
 
 
-def _architecture(config: dict[str, Any], where: Path) -> str:
-    activation = config.get("activation", "topk")
-    if activation not in ("topk", "groupmax"):
-        raise InputError(f"{where} has activation {activation!r}; known: topk, groupmax")
-    signed = flag(config, "signed", where)
-    return "abstopk" if signed and activation == "topk" else str(activation)
-
-
-def _d_sae(config: dict[str, Any], d_model: int, where: Path) -> int:
-    """`num_latents`, where 0 stands for d_in * expansion_factor."""
-    given = config.get("num_latents", 0)
-    if given or isinstance(given, bool):
-        return positive_int(given, "num_latents", where)
-    factor = config.get("expansion_factor", DEFAULT_EXPANSION)
-    return d_model * positive_int(factor, "expansion_factor", where)
-
-
 def _hook_folder(folder: Path) -> Path:
     """The folder that is named after the hook; runs with several seeds have one folder more per seed."""
     folder = folder.absolute()
@@ -146,7 +137,7 @@ def _hook_folder(folder: Path) -> Path:
 def _hooks(folder: Path, transcoder: bool) -> tuple[str | None, str | None]:
     """Where it reads, and where a transcoder writes, by TransformerLens' names."""
     name = _hook_folder(folder).name
-    if name in EMBEDDINGS and not transcoder:
+    if name in ("embed_tokens", "embed_in", "wte") and not transcoder:
         return "hook_embed", None
     match = LAYER.fullmatch(name)
     if match is None or match[2] not in READS_AND_WRITES:

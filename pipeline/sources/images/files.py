@@ -132,7 +132,18 @@ def _array(file: Path) -> NDArray[Any]:
         with file.open("rb") as stream:
             _require_header(stream, file.stat().st_size, str(file))
         return read_npy(file)
-    return read_idx(_content(file), file)
+    # idx, after Y. LeCun's page of the MNIST database: two zero bytes, the type, the number of axes, their
+    # lengths (u32), the numbers
+    content = _content(file)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
+        raise InputError(f"{file} is not an idx file: it begins with {content[:4].hex(' ')}")
+    dtype, axes = np.dtype(IDX_TYPES[content[2]]), content[3]
+    start = 4 + 4 * axes
+    shape = np.frombuffer(content[4:start], ">u4").tolist()
+    wanted = start + math.prod(shape) * dtype.itemsize
+    if len(shape) != axes or len(content) != wanted:
+        raise InputError(f"{file} has {len(content):,} bytes, its header asks for {wanted:,}: is it whole?")
+    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _content(file: Path) -> bytes:
@@ -161,22 +172,6 @@ def require_size(numbers: int, size: int, where: str) -> None:
             f"{where} unpacks to more than {MOST_BYTES >> 30} GiB, and images are held in memory: give "
             "fewer, or smaller ones"
         )
-
-
-def read_idx(content: bytes, file: Path) -> NDArray[Any]:
-    """An array in the idx format: two zero bytes, type, number of axes, their lengths (u32), the numbers.
-
-    After Y. LeCun's page of the MNIST database.
-    """
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
-        raise InputError(f"{file} is not an idx file: it begins with {content[:4].hex(' ')}")
-    dtype, axes = np.dtype(IDX_TYPES[content[2]]), content[3]
-    start = 4 + 4 * axes
-    shape = np.frombuffer(content[4:start], ">u4").tolist()
-    wanted = start + math.prod(shape) * dtype.itemsize
-    if len(shape) != axes or len(content) != wanted:
-        raise InputError(f"{file} has {len(content):,} bytes, its header asks for {wanted:,}: is it whole?")
-    return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 def _mnist_file() -> Path:

@@ -6,7 +6,6 @@ the pixels of digits and nothing of their form.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.sources.images.files import Labelled, files_of, read_images
 from pipeline.sources.values import check_columns
 from schemas.errors import InputError
-from schemas.records import Inputs, digest_of
+from schemas.records import Inputs, digest_of, digest_of_file
 from schemas.run.file import Corpus
 from schemas.run.images_corpus import Images
 from schemas.values import Document
@@ -77,7 +76,7 @@ class ImageSource:
     @cached_property
     def _hashes(self) -> list[str]:
         """Sha256 of each file, that of the images first."""
-        return [_sha256(file) for file in self._files]
+        return [digest_of_file(file) for file in self._files]
 
     @property
     def _files(self) -> list[Path]:
@@ -142,11 +141,6 @@ class ImageSource:
         n = len(self._labelled.images)
         some = np.random.default_rng(self._options.seed).permutation(n)[: round(n / (len(self.classes) - 1))]
         return np.sort(some).astype(np.int64)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def as_pixels(images: NDArray[Any], where: str) -> NDArray[Any]:

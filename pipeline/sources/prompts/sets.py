@@ -56,6 +56,7 @@ def minimal_pair(one: str, other: str) -> tuple[str, tuple[str, str]] | None:
     give `The nurse said`, and ` he` and ` she`.
     """
     a, b = one.split(), other.split()
+    # the first word in which they differ; where one text is the beginning of the other there is none
     same = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     if not same or same == min(len(a), len(b)):
         return None
@@ -151,7 +152,20 @@ def from_templates(path: Path) -> PromptSet:
     template that lacks a slot is not repeated for it, and has no such label.
     """
     slots, templates = _templates(path)
-    _require_few(path, slots, templates)
+    # how many combinations there are, and how long together, before any is made
+    made = size = 0
+    for template in templates:
+        text = template["text"]
+        counts = {name: text.count(f"{{{name}}}") for name in slots}
+        combinations = math.prod(len(slots[name]) for name, n in counts.items() if n)
+        longest = sum(n * max(map(len, slots[name].values()), default=0) for name, n in counts.items())
+        made += combinations
+        size += combinations * (len(text) + longest)
+    if made > MOST_PROMPTS or size > MOST_CHARACTERS:
+        raise InputError(
+            f"{path} makes {made:,} prompts of up to {size:,} characters together, at most "
+            f"{MOST_PROMPTS:,} of {MOST_CHARACTERS:,} are made: give it fewer slots, labels or templates"
+        )
     prompts = []
     for number, template in enumerate(templates):
         used = [name for name in slots if f"{{{name}}}" in template["text"]]
@@ -163,23 +177,6 @@ def from_templates(path: Path) -> PromptSet:
             first, other = template["answers"]
             prompts.append(Prompt(text, labels | {"template": str(number)}, (first, other)))
     return PromptSet((*slots, "template"), prompts, 0)
-
-
-def _require_few(path: Path, slots: Mapping[str, Mapping[str, str]], templates: list[dict[str, Any]]) -> None:
-    """InputError where the combinations are too many, or too long together, before any is made."""
-    prompts = size = 0
-    for template in templates:
-        text = template["text"]
-        counts = {name: text.count(f"{{{name}}}") for name in slots}
-        combinations = math.prod(len(slots[name]) for name, n in counts.items() if n)
-        longest = sum(n * max(map(len, slots[name].values()), default=0) for name, n in counts.items())
-        prompts += combinations
-        size += combinations * (len(text) + longest)
-    if prompts > MOST_PROMPTS or size > MOST_CHARACTERS:
-        raise InputError(
-            f"{path} makes {prompts:,} prompts of up to {size:,} characters together, at most "
-            f"{MOST_PROMPTS:,} of {MOST_CHARACTERS:,} are made: give it fewer slots, labels or templates"
-        )
 
 
 def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[str, Any]]]:

@@ -14,8 +14,6 @@ from schemas.records import digest_of
 from schemas.run.file import Corpus
 from schemas.values import Document
 
-_DESCRIBED = ("kind", "path", "text_column", "split", "config")
-
 
 class RowSource(ABC):
     """Rows of a dataset that are dictionaries, as documents."""
@@ -67,8 +65,9 @@ class HubSource(RowSource):
 
     def describe(self) -> dict[str, Any]:
         """The corpus section, and the revision."""
+        keys = {"kind", "path", "text_column", "split", "config"}
         return {
-            **self._corpus.model_dump(mode="json", include=set(_DESCRIBED)),
+            **self._corpus.model_dump(mode="json", include=keys),
             "label_columns": list(self._corpus.label_columns),
             "revision": self._revision,
         }

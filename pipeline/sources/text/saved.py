@@ -44,7 +44,15 @@ def saved_folder(corpus: Corpus) -> Path:
             "corpus.config out"
         )
     if (path / STATE).is_file():
-        _require_split(corpus, path)
+        try:
+            stored = json.loads((path / STATE).read_bytes()).get("_split")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            stored = None  # whoever loads the dataset refuses it
+        if "split" in corpus.model_fields_set and stored not in (None, corpus.split):
+            raise InputError(
+                f"corpus.path {corpus.path!r} holds the split {stored!r} alone: leave corpus.split "
+                f"{corpus.split!r} out, or give the folder of that one"
+            )
         return path
     known = sorted(folder.name for folder in path.iterdir() if (folder / STATE).is_file())
     if corpus.split not in known:
@@ -53,19 +61,6 @@ def saved_folder(corpus: Corpus) -> Path:
             f"{', '.join(known) or 'one that is there'}"
         )
     return path / corpus.split
-
-
-def _require_split(corpus: Corpus, path: Path) -> None:
-    """InputError where the run file names another split than the one dataset says it is."""
-    try:
-        stored = json.loads((path / STATE).read_bytes()).get("_split")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return  # whoever loads the dataset refuses it
-    if "split" in corpus.model_fields_set and stored is not None and stored != corpus.split:
-        raise InputError(
-            f"corpus.path {corpus.path!r} holds the split {stored!r} alone: leave corpus.split "
-            f"{corpus.split!r} out, or give the folder of that one"
-        )
 
 
 def load_saved(folder: Path) -> Any:

@@ -60,24 +60,22 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
     """The file, or the files below the folder that we know how to read; and the folder they lie in."""
     if path.is_file():
         return path.parent, [path]
-    files = (p for p in _below(path) if p.is_file())
-    below = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+
+    def fail(error: OSError) -> None:  # a folder that may not be listed may hold documents
+        raise InputError(f"corpus.path: {error.filename} cannot be listed ({error.strerror}): allow it")
+
+    files = [Path(parent) / name for parent, _, names in os.walk(path, onerror=fail) for name in names]
+    below = [
+        p
+        for p in files
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
+    ]
     known = [p for p in below if format_of(p) is not None]
     if not known:
         contents, formats = f"{len(below)} other files" if below else "nothing", ", ".join(FORMATS)
         remedy = saved_around(below)
         raise InputError(f"corpus.path {str(path)!r} holds {contents}, but no file of {formats}{remedy}")
     return path, sorted(known, key=lambda p: p.relative_to(path).as_posix())
-
-
-def _below(path: Path) -> Iterator[Path]:
-    """What lies below a folder; one that may not be listed is an InputError, for it may hold documents."""
-
-    def fail(error: OSError) -> None:
-        raise InputError(f"corpus.path: {error.filename} cannot be listed ({error.strerror}): allow it")
-
-    for parent, _, names in os.walk(path, onerror=fail):
-        yield from (Path(parent) / name for name in names)
 
 
 def _files_like(pattern: str) -> tuple[Path, list[Path]]:
@@ -95,7 +93,13 @@ class FilesSource:
 
     def __init__(self, corpus: Corpus, base: Path, files: list[Path]) -> None:
         self._corpus, self._base, self._files = corpus, base, files
-        self._readers = [self._reader(path) for path in files]
+        self._readers = list[Reader]()
+        for path in files:
+            name = format_of(path)
+            if name is None:
+                formats = ", ".join(FORMATS)
+                raise InputError(f"{path} is none of the known formats {formats}{saved_around([path])}")
+            self._readers.append(FORMATS[name](path, corpus.text_column, corpus.label_columns))
 
     def describe(self) -> dict[str, Any]:
         """The corpus section, how many files and bytes that is, and what each file with content holds."""
@@ -149,10 +153,3 @@ class FilesSource:
                 checked = tuple(check_label(value, dtype, column, where) for value, (column, dtype) in pairs)
                 yield Document(number, check_text(text, self._corpus.text_column, where), checked)
                 number += 1
-
-    def _reader(self, path: Path) -> Reader:
-        name = format_of(path)
-        if name is None:
-            formats = ", ".join(FORMATS)
-            raise InputError(f"{path} is none of the known formats {formats}{saved_around([path])}")
-        return FORMATS[name](path, self._corpus.text_column, self._corpus.label_columns)

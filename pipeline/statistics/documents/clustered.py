@@ -32,21 +32,14 @@ from schemas.tables.tables import Schema
 from schemas.values import F64, I64, Postings, TokenShard
 
 SUMS: Schema = {
-    "documents": pl.Int64(),
-    "active": pl.Int64(),
-    "active_squared": pl.Int64(),
-    "active_rows": pl.Int64(),
-    "total": pl.Float64(),
-    "total_squared": pl.Float64(),
-    "total_rows": pl.Float64(),
+    **dict.fromkeys(("documents", "active", "active_squared", "active_rows"), pl.Int64()),
+    **dict.fromkeys(("total", "total_squared", "total_rows"), pl.Float64()),
 }
 """`documents` in which a feature fires; over these the sums of x, x^2 and x n, where x is the number of
 active rows (`active`) or the sum of activations (`total`)."""
 
 CHANGES: Schema = {
-    "active_changed": pl.Int64(),
-    "active_change_squared": pl.Int64(),
-    "total_changed": pl.Int64(),
+    **dict.fromkeys(("active_changed", "active_change_squared", "total_changed"), pl.Int64()),
     "total_change_squared": pl.Float64(),
 }
 """Between two sets of activations over the same documents: in how many x differs, and the sum over them of
@@ -64,14 +57,10 @@ class DocumentTotals:
     rows_squared: int = 0
 
     def __add__(self, other: DocumentTotals) -> DocumentTotals:
-        return DocumentTotals(
-            self.documents + other.documents, self.rows + other.rows, self.rows_squared + other.rows_squared
-        )
+        return DocumentTotals(**{name: n + getattr(other, name) for name, n in vars(self).items()})
 
     def __sub__(self, other: DocumentTotals) -> DocumentTotals:
-        return DocumentTotals(
-            self.documents - other.documents, self.rows - other.rows, self.rows_squared - other.rows_squared
-        )
+        return DocumentTotals(**{name: n - getattr(other, name) for name, n in vars(self).items()})
 
 
 class Pairs(NamedTuple):

@@ -88,8 +88,7 @@ def _pooled(a: Estimate, b: Estimate) -> F64:
     p = (a.x + b.x) / (a.totals.rows + b.totals.rows)
     squares = (a.squares(p) + b.squares(p)) / (a.totals.rows_squared + b.totals.rows_squared)
     inverse_size = sum(side.totals.rows_squared / float(side.totals.rows) ** 2 for side in (a, b))
-    variance: F64 = squares * (inverse_size * d / (d - 1))
-    return variance
+    return squares * (inverse_size * d / (d - 1))
 
 
 def _paired(a: DocumentSums, b: DocumentSums, changes: DocumentSums, measure: str) -> Change:

@@ -93,8 +93,7 @@ class NumericLabel:
     def standardised(self, values: pl.Series) -> F64:
         """T of each document's value, NaN where it has none: float64 [M]."""
         y = values.cast(pl.Float64).to_numpy()
-        t: F64 = np.where(np.isfinite(y), (y - self.centre) / self.scale, np.nan)
-        return t
+        return np.where(np.isfinite(y), (y - self.centre) / self.scale, np.nan)
 
     def smaller_side(self) -> float:
         """Share of the rarer of two values of this kurtosis k: s (1 - s) = 1 / (k + 3).
@@ -144,7 +143,17 @@ class TrendSums:
         return every.filter(pl.col("documents") > 0).sort("feature", maintain_order=True)
 
     def _of(self, label: NumericLabel, sums: dict[str, NDArray[Any]], first: int) -> pl.DataFrame:
-        change = _change(label, sums)
+        """Of one label; p and b in units of t are those of the formulas above."""
+        d, (n, _, ntt, _, _), (_, _, nntt, nnttt, nntttt) = label.documents, label.moments, label.squares
+        p = sums["active"] / n
+        b = (sums["tx"] - p * label.moments[1]) / ntt
+        common = sums["ttxx"] - 2 * p * sums["ttxn"] + p**2 * nntt
+        fitted = common - 2 * b * sums["tttxn"] + 2 * p * b * nnttt + b**2 * nntttt
+        # the larger of the score test's variance about p and the sandwich about the line
+        squares = np.maximum(common * (d / (d - 1)), fitted * (d / (d - 2)))
+        variance = np.maximum(squares, 0) / ntt**2  # rounding may not make it negative
+        supported = sums["documents"] * label.smaller_side() >= SUPPORT
+        change = Change(b, variance, np.full(len(b), d - 2.0), supported)
         error, z, p = judged(change)
         columns = {
             "feature": np.arange(first, first + self._n_features, dtype=np.uint32),
@@ -157,17 +166,3 @@ class TrendSums:
             "q": np.full(self._n_features, np.nan),
         }
         return pl.DataFrame(columns, schema=LABEL_TRENDS, nan_to_null=True)
-
-
-def _change(label: NumericLabel, sums: dict[str, NDArray[Any]]) -> Change:
-    """The slope in units of t, with its variance, degrees of freedom and support: [F]."""
-    d, (n, _, ntt, _, _), (_, _, nntt, nnttt, nntttt) = label.documents, label.moments, label.squares
-    p = sums["active"] / n
-    b = (sums["tx"] - p * label.moments[1]) / ntt
-    common = sums["ttxx"] - 2 * p * sums["ttxn"] + p**2 * nntt
-    fitted = common - 2 * b * sums["tttxn"] + 2 * p * b * nnttt + b**2 * nntttt
-    # the larger of the score test's variance about p and the sandwich about the line
-    squares = np.maximum(common * (d / (d - 1)), fitted * (d / (d - 2)))
-    variance = np.maximum(squares, 0) / ntt**2  # rounding may not make it negative
-    supported = sums["documents"] * label.smaller_side() >= SUPPORT
-    return Change(b, variance, np.full(len(b), d - 2.0), supported)

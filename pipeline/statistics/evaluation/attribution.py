@@ -51,25 +51,13 @@ def partial(
         # a null feature has how many prompts there are, those in which nothing is active included
         there = [(label, value, None, n, 0.0, 0.0, 0.0, 0.0) for value, n in sorted(counts)]
         parts.append(pl.DataFrame(there, schema=SUMS, orient="row"))
+        # each entry is of another prompt or feature, so it is the sum of one
         known = entries.with_columns(value=label_values.gather(context)).drop_nulls("value")
-        parts.append(_summed(known, label))
+        one, two = pl.col("one"), pl.col("two")
+        sums = {"sum": one, "squares": one * one, "sum2": two, "squares2": two * two}
+        first = pl.lit(label).alias("label"), "value", "feature", pl.lit(1, pl.Int64).alias("prompts")
+        parts.append(combine([known.select(*first, **sums)]))
     return pl.concat(parts)
-
-
-def _summed(entries: pl.DataFrame, label: str) -> pl.DataFrame:
-    """SUMS of entries `value`, `feature`, `one`, `two`, each of another prompt or feature."""
-    one, two = pl.col("one"), pl.col("two")
-    rows = entries.select(
-        pl.lit(label).alias("label"),
-        "value",
-        "feature",
-        pl.lit(1, pl.Int64).alias("prompts"),
-        sum=one,
-        squares=one * one,
-        sum2=two,
-        squares2=two * two,
-    )
-    return combine([rows])
 
 
 def combine(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:

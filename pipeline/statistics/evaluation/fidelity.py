@@ -32,10 +32,7 @@ FIDELITY_SHARDS: Schema = {
 
 FIDELITY: Schema = {
     "measure": pl.String(),
-    "value": pl.Float64(),
-    "se": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
+    **dict.fromkeys(("value", "se", "low", "high"), pl.Float64()),
     "tokens": pl.Int64(),
     "documents": pl.Int64(),
 }
@@ -110,22 +107,20 @@ def _line(name: str, moments: Moments, width: int) -> tuple[Any, ...]:
 
 def reasons(table: pl.DataFrame) -> dict[str, str]:
     """Why a measure of the table FIDELITY has no value, or no interval, by its name."""
-    rows = {row["measure"]: row for row in table.iter_rows(named=True)}
-    by_measure = {name: _reason(name, rows) for name in rows}
-    return {name: reason for name, reason in by_measure.items() if reason is not None}
-
-
-def _reason(name: str, rows: dict[str, dict[str, Any]]) -> str | None:
-    """Why a measure is null, or its interval is; None where both are there."""
-    row = rows[name]
-    if row["value"] is not None:
-        few = row["low"] is None
-        return "no interval: it needs several documents, and this is one" if few else None
-    if not row["tokens"]:
-        return "no measured row has a next token in its context"
-    if name in _HARM:
-        what, put_in, clean = _HARM[name]
-        losses = f"{rows[put_in]['value']:.4f} against {rows[clean]['value']:.4f} clean"
-        verb = "do" if what == "zeros" else "does"
-        return f"{what} in place of x {verb} no harm (loss {losses}), so there is nothing to recover"
-    return "what is to be reconstructed is the same in all rows"
+    rows, reasons = {row["measure"]: row for row in table.iter_rows(named=True)}, dict[str, str]()
+    for name, row in rows.items():
+        if row["value"] is not None:
+            if row["low"] is None:
+                reasons[name] = "no interval: it needs several documents, and this is one"
+        elif not row["tokens"]:
+            reasons[name] = "no measured row has a next token in its context"
+        elif name in _HARM:
+            what, put_in, clean = _HARM[name]
+            losses = f"{rows[put_in]['value']:.4f} against {rows[clean]['value']:.4f} clean"
+            verb = "do" if what == "zeros" else "does"
+            reasons[name] = (
+                f"{what} in place of x {verb} no harm (loss {losses}), so there is nothing to recover"
+            )
+        else:
+            reasons[name] = "what is to be reconstructed is the same in all rows"
+    return reasons

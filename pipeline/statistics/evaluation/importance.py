@@ -149,7 +149,12 @@ def _add_block(
 ) -> None:
     (n, features), values = activations.shape, activations.data.astype(np.float64)
     row, feature = np.repeat(np.arange(n), np.diff(activations.indptr)), activations.indices
-    error = np.zeros((n, w_dec.shape[1])) if x is None else x - _decode(activations, w_dec, b_dec)
+    error = np.zeros((n, w_dec.shape[1]))
+    if x is not None:
+        # the decoder rows of the features that are active: float64 of all would take twice their memory again
+        active, back = np.unique(feature, return_inverse=True)
+        compact = type(activations)((values, back, activations.indptr), shape=(n, len(active)))
+        error = x - (compact @ w_dec[active].astype(np.float64) + b_dec)
     # r.d_f of every activation, in float64 although both may be float32
     rays = np.einsum("zd,zd->z", error[row], w_dec[feature], dtype=np.float64)
     # the literal loss takes the mean over all features of a row, those that are 0 included
@@ -174,16 +179,6 @@ def _add(places: I64, *parts: tuple[NDArray[Any], F64 | None]) -> None:
     touched, back = np.unique(places, return_inverse=True)
     for array, weights in parts:
         array.reshape(-1)[touched] += np.bincount(back, weights, minlength=len(touched))
-
-
-def _decode(activations: sparse.csr_matrix, w_dec: F32, b_dec: F32) -> F64:
-    """X' [N, D], float64 of the decoder rows of the features that are active alone."""
-    # float64 of the whole decoder would take twice its memory again
-    active, back = np.unique(activations.indices, return_inverse=True)
-    shape, own = (activations.shape[0], len(active)), (activations.data.astype(np.float64), back)
-    compact = type(activations)((*own, activations.indptr), shape=shape)
-    decoded: F64 = compact @ w_dec[active].astype(np.float64) + b_dec
-    return decoded
 
 
 @dataclass(frozen=True)

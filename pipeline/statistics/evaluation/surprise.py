@@ -46,5 +46,4 @@ def at_least(stored: Stored, values: F32) -> F64:
 
 def surprise_bits(stored: Stored, values: F32, counted_rows: int) -> F64:
     """Bits of each of `values` [Q], none 0, where the store has so many counted rows: float64 [Q]."""
-    bits: F64 = np.log2((1 + counted_rows) / (1 + at_least(stored, values)))
-    return bits
+    return np.log2((1 + counted_rows) / (1 + at_least(stored, values)))

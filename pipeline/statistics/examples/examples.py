@@ -86,7 +86,11 @@ class Strongest:
         self._kept.append((places[owners], shown, values[candidates]))
         self._n_kept += len(candidates)
         if self._n_kept > _CANDIDATES + 2 * self._k * len(self._features):
-            self._prune()
+            # drop what is not among the strongest; what comes later must be stronger than the last of them
+            places, shown, values, rank = self._ranked()
+            full = rank == self._k - 1
+            self._bounds[places[full]] = _bits(values[full]) + 1
+            self._kept, self._n_kept = [(places, shown, values)], len(shown)
 
     def table(self) -> pl.DataFrame:
         """The strongest rows, rank 0 first; a feature that fires less often has fewer."""
@@ -95,13 +99,6 @@ class Strongest:
         return example_frame(
             self._kind, self._features[places], interval, rank, rows, values.astype(np.float32)
         )
-
-    def _prune(self) -> None:
-        """Drop what is not among the strongest; what comes later must be stronger than the last of them."""
-        places, rows, values, rank = self._ranked()
-        full = rank == self._k - 1
-        self._bounds[places[full]] = _bits(values[full]) + 1
-        self._kept, self._n_kept = [(places, rows, values)], len(rows)
 
     def _ranked(self) -> tuple[I64, U64, NDArray[Any], I64]:
         """Place, row, activation and rank of the strongest, in this order; equally strong ones by row."""
@@ -183,8 +180,7 @@ def _bits(values: NDArray[Any]) -> NDArray[Any]:
 def rank_in_runs(keys: NDArray[Any]) -> I64:
     """Place of each element in its run of equal keys."""
     starts = run_starts(keys)
-    rank: I64 = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
-    return rank
+    return np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
 
 
 def example_frame(

@@ -32,10 +32,7 @@ class Sums(NamedTuple):
 
 STATE: Schema = {
     "n_active": pl.Int64(),
-    "mean": pl.Float64(),
-    "m2": pl.Float64(),
-    "m3": pl.Float64(),
-    "m4": pl.Float64(),
+    **dict.fromkeys(("mean", "m2", "m3", "m4"), pl.Float64()),
 }
 OVER_ALL = ("frequency", "mean_all", "var_all", "std_all", "sigma_over_mu", "skewness_all", "kurtosis_all")
 OVER_ACTIVE = ("mean_active", "var_active", "std_active", "skewness_active", "kurtosis_active")

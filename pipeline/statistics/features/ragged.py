@@ -40,6 +40,19 @@ def run_starts(keys: NDArray[np.integer[Any]]) -> I64:
     return np.flatnonzero(first)
 
 
+def runs_within(ends: NDArray[Any], most: int) -> Iterator[range]:
+    """Items, in order, in runs whose sizes add up to `most` at most; a larger item is a run of its own.
+
+    `ends` [n + 1] has 0, or where the first item begins, and then where each of the n items ends.
+    """
+    start = 0
+    while start < len(ends) - 1:
+        # the last end within the limit; one item at least, or the walk would stand still
+        stop = max(int(np.searchsorted(ends, ends[start] + most, side="right")) - 1, start + 1)
+        yield range(start, stop)
+        start = stop
+
+
 def element_features(frame: pl.DataFrame, column: str) -> I64:
     """The feature of each element of a list column, int64 [L]."""
     return np.repeat(frame["feature"].to_numpy().astype(np.int64), frame[column].list.len().to_numpy())

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -26,7 +26,8 @@ import polars as pl
 from pipeline.statistics.documents.clustered import DocumentTotals, document_rows, document_totals
 from pipeline.statistics.documents.document_groups import Grouping, Label
 from pipeline.statistics.documents.trends import NumericLabel
-from pipeline.statistics.l0 import l0_above
+from pipeline.statistics.features.ragged import runs_within
+from pipeline.statistics.l0 import add_rows, l0_above
 from pipeline.statistics.profile.profile import Profiler, ShardRows, with_q
 from pipeline.statistics.profile.tallies import PAIR_BYTES
 from pipeline.store.formats.parquet import scan_frame
@@ -107,9 +108,9 @@ def l0_thresholds(
     """The table `l0_thresholds`; a task reads one shard, and `advance` counts the shards that are done."""
     counts = pl.DataFrame(schema=L0_THRESHOLDS)
     for some in tasks.map(partial(_count_above, thresholds), store.shard_files(site)):
-        counts = pl.concat([counts, some]).group_by("threshold", "l0").agg(pl.col("rows").sum())
+        counts = add_rows([counts, some], L0_THRESHOLDS)
         advance(1)
-    return counts.sort("threshold", "l0")
+    return counts
 
 
 def _count_above(thresholds: Sequence[float], shard: ShardFiles) -> pl.DataFrame:
@@ -128,18 +129,12 @@ def feature_ranges(store: SiteAccess, site: str, of_documents: int) -> list[rang
     `of_documents`: bytes that the sums over documents take of each feature.
     """
     d_sae = store.site(site).d_sae
-    n_active = read_n_active(store.shard_files(site), d_sae)
+    n_active = read_n_active(store.shard_files(site), range(d_sae))
     vocabulary = store.layout.vocabulary
     tokens = scan_frame(vocabulary).select(pl.len()).collect().item() if vocabulary.is_file() else np.inf
     pairs = np.minimum(n_active, tokens) + np.minimum(n_active, store.lake.context_size)
-    # a range ends where the bytes of its features reach RANGE_BYTES; one feature always makes a range
-    sizes = np.cumsum(PAIR_BYTES * pairs + of_documents)
-    edges = [0]
-    while edges[-1] < d_sae:
-        before = int(sizes[edges[-1] - 1]) if edges[-1] else 0
-        end = int(np.searchsorted(sizes, before + RANGE_BYTES, side="right"))
-        edges.append(min(max(end, edges[-1] + 1), d_sae))
-    return [range(first, last) for first, last in pairwise(edges)]
+    ends = np.append(0, np.cumsum(PAIR_BYTES * pairs + of_documents))
+    return list(runs_within(ends, RANGE_BYTES))
 
 
 def profile_range(
@@ -149,6 +144,7 @@ def profile_range(
     profiler = Profiler(features, grouping)
     names = [label.name for label in grouping.labels]
     for shard in shards:
+        # the tokens, which take longest to read, only of shards in which one of the features fires
         runs = shard.postings_of(features)
         if (first := next(runs, None)) is None:
             continue

@@ -110,6 +110,7 @@ def resample(
     """Values of the columns `by` of some features in each draw, float64 [len(by), B, F], NaN for none."""
     sums = Resampled(centre[features.start : features.stop], len(weights), power)
     for shard, weight in zip(shards, weights.T, strict=True):
+        # feature, count and mean, then the central sums m2 .. m<power>
         partials = shard.read_partials(features, list(COLUMNS[: 3 + max(power - 1, 0)]))
         sums.add(partials["feature"].to_numpy().astype(np.int64) - features.start, partials, weight)
     values = np.empty((len(by), len(weights), len(features)))

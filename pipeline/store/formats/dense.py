@@ -40,23 +40,23 @@ def round_dense(x: F32, dtype: DenseDtype) -> NDArray[Any]:
 
     A value that is not finite, or that `dtype` cannot hold, is a ShardError.
     """
-    with np.errstate(over="ignore"):
-        rounded = _to_bfloat16(x) if dtype == "bfloat16" else x.astype(dtype, copy=False)
+    rounded: NDArray[Any]
+    if dtype == "bfloat16":
+        # float32 whose lower 16 bits are 0, which compress away: half of what is cut off is added before,
+        # less 1 where the kept bits are even, so that a tie goes to the even neighbour
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        even = (bits >> np.uint32(16)) & np.uint32(1)
+        rounded = ((bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)).view(np.float32)
+        rounded = np.where(np.isfinite(x), rounded, x)  # NaN must not carry into the sign
+    else:
+        with np.errstate(over="ignore"):
+            rounded = x.astype(dtype, copy=False)
     if not np.isfinite(rounded).all():
         wrong = x[~np.isfinite(rounded)][0]
         if np.isfinite(wrong):
             raise ShardError(f"x of {wrong:g} does not fit {dtype}: set store.dense_dtype: float32")
         raise ShardError(f"x is {wrong}: the model overflows; set model.dtype: float32")
     return rounded
-
-
-def _to_bfloat16(x: F32) -> F32:
-    """float32 whose lower 16 bits are 0; they compress away."""
-    # half of the cut-off bits is added, less 1 where the kept ones are even: a tie goes to the even neighbour
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    even = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded: F32 = ((bits + np.uint32(0x7FFF) + even) & np.uint32(0xFFFF0000)).view(np.float32)
-    return np.where(np.isfinite(x), rounded, x)  # NaN must not carry into the sign
 
 
 class DenseWriter:

@@ -311,11 +311,10 @@ def _whole_blocks(features: U32, feature_block: int) -> list[tuple[int, int]]:
 
 def _table(postings: Postings, first: int, last: int, row_start: int, schema: pa.Schema) -> pa.Table:
     """The postings of features[first:last] as an Arrow table."""
-    offsets = postings.offsets[first : last + 1]
-    place = slice(offsets[0], offsets[-1])
+    part = postings.part(first, last)
     columns = [
-        np.repeat(postings.features[first:last], np.diff(offsets)),
-        postings.rows[place].astype(np.uint64) + np.uint64(row_start),
-        postings.values[place].astype(schema.field("activation").type.to_pandas_dtype()),
+        np.repeat(part.features, np.diff(part.offsets)),
+        part.rows.astype(np.uint64) + np.uint64(row_start),
+        part.values.astype(schema.field("activation").type.to_pandas_dtype()),
     ]
     return pa.Table.from_arrays([pa.array(column) for column in columns], schema=schema)

@@ -39,8 +39,7 @@ class PostingsFile:
 
     def groups_of(self, first: int, last: int) -> list[int]:
         """The row groups that may hold features first .. last - 1."""
-        groups: list[int] = np.flatnonzero((self.first < last) & (self.last >= first)).tolist()
-        return groups
+        return np.flatnonzero((self.first < last) & (self.last >= first)).tolist()
 
     def runs_of(self, features: range) -> Iterator[list[int]]:
         """Row groups that may hold some features; small ones together, for each reading has its price."""

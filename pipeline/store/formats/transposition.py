@@ -11,7 +11,7 @@ from scipy import sparse
 
 from schemas.errors import ShardError
 from schemas.names import ActivationDtype
-from schemas.values import F32, I64, U32, Bool, Postings, SparseFeatures
+from schemas.values import F32, I64, Bool, Postings, SparseFeatures
 
 
 def round_activations(features: SparseFeatures, dtype: ActivationDtype) -> tuple[SparseFeatures, int, float]:
@@ -52,10 +52,21 @@ def to_postings(features: SparseFeatures, d_sae: int) -> Postings:
     matrix = sparse.csr_matrix(
         (features.data, features.indices, features.indptr), shape=(n_rows, d_sae)
     ).tocsc()
-    # of all features' pointers those of features that fired, and the end
-    fired: U32 = np.flatnonzero(np.diff(matrix.indptr)).astype(np.uint32)
-    offsets: I64 = np.append(matrix.indptr[fired], matrix.indptr[-1]).astype(np.int64)
-    return Postings(fired, offsets, matrix.indices.astype(np.int64), matrix.data)
+    return cut_columns(matrix, 0, d_sae)
+
+
+def cut_columns(columns: sparse.csc_matrix, first: int, last: int) -> Postings:
+    """Features first .. last - 1 of a CSC [N, F]."""
+    # of all pointers those of features that fired, and the end, counted from the first of the cut
+    pointers = columns.indptr[first : last + 1].astype(np.int64)
+    fired = np.flatnonzero(np.diff(pointers))
+    place = slice(int(pointers[0]), int(pointers[-1]))
+    return Postings(
+        (fired + first).astype(np.uint32),
+        np.append(pointers[fired], pointers[-1]) - pointers[0],
+        columns.indices[place].astype(np.int64),
+        columns.data[place],
+    )
 
 
 def to_features(postings: Postings, n_rows: int, d_sae: int) -> SparseFeatures:

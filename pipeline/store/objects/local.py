@@ -66,14 +66,6 @@ def write_atomic(path: Path, data: bytes, remedy: str | None = None) -> None:
         fsync_folder(path.parent)
 
 
-def publish_file(temporary: Path, path: Path) -> None:
-    """Replace `path` by a finished file that lies in the same folder."""
-    with storage_errors(path):
-        _fsync(temporary)
-        temporary.replace(path)
-        fsync_folder(path.parent)
-
-
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """See `objects.staged`."""
@@ -82,7 +74,9 @@ def staged(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            publish_file(temporary, path)
+            _fsync(temporary)
+            temporary.replace(path)
+            fsync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -239,7 +239,8 @@ def client(url: str, *, retries: bool = True) -> Any:
     InputError in a process forked from one that has clients: obstore's threads are not there, and it would
     wait for them forever.
     """
-    key = (url, retries or url.startswith("memory:"))
+    is_memory = url.startswith("memory:")
+    key = (url, retries or is_memory)
     with _MAKING:  # two threads that come first must not get a memory each
         if _MADE_BY - {os.getpid()}:
             raise InputError(
@@ -247,8 +248,12 @@ def client(url: str, *, retries: bool = True) -> Any:
                 'multiprocessing_context="spawn")'
             )
         _MADE_BY.add(os.getpid())
-        if key not in _CLIENTS:
-            _CLIENTS[key] = _made(*key)
+        if key not in _CLIENTS and is_memory:
+            _CLIENTS[key] = MemoryStore()
+        elif key not in _CLIENTS:
+            options: Any = _RETRIES if retries else {"max_retries": 0}
+            with remote_errors(url):
+                _CLIENTS[key] = from_url(url, retry_config=options)
         return _CLIENTS[key]
 
 
@@ -256,13 +261,6 @@ def forget_clients() -> None:
     """Make clients anew, as the environment is now; what lay in memory is gone."""
     with _MAKING:
         _CLIENTS.clear()
-
-
-def _made(url: str, retries: bool) -> Any:
-    if url.startswith("memory:"):
-        return MemoryStore()
-    with remote_errors(url):
-        return from_url(url, retry_config=_RETRIES if retries else {"max_retries": 0})  # type: ignore[call-overload]
 
 
 def tries() -> Iterator[int]:
@@ -325,9 +323,9 @@ def _translated(path: object, text: str) -> Exception:
             f"object storage refuses ({_brief(text)}): check the URL, region and endpoint (AWS_REGION, "
             "AWS_ENDPOINT_URL …)"
         )
-    return (
-        RemoteError(errno.EIO, wrong, str(path)) if _is_transient(message) else InputError(f"{path}: {wrong}")
-    )
+    if _is_transient(message):
+        return RemoteError(errno.EIO, wrong, str(path))
+    return InputError(f"{path}: {wrong}")
 
 
 def _is_transient(message: str) -> bool:

@@ -23,13 +23,13 @@ from pipeline.store.objects.local import TMPDIR_REMEDY, storage_errors
 from pipeline.store.objects.locks import flock, held_by_file
 from pipeline.store.objects.paths import ConflictError, ObjectPath, RemoteError, client, remote_errors, tries
 from schemas.errors import InputError
+from schemas.layout import ZARR_METADATA
 
 _PART = 1 << 23
 """Bytes of one part of an upload: 10,000 parts are S3's most, 78 GiB an object."""
 _UPLOADS, _PARTS_AT_ONCE, _DOWNLOADS = 4, 4, 32
 """Objects, and parts of each, on their way at once: 128 MiB at most, for which a request has 30 s."""
 _SCRATCH = "latentlake-scratch-"
-_ROOT_OF_ZARR = "zarr.json"
 
 
 def put_if_absent(path: ObjectPath, data: bytes) -> bool:
@@ -87,11 +87,11 @@ def staged_folder(path: ObjectPath) -> Iterator[Path]:
 
 def publish_folder(folder: Path, path: ObjectPath) -> bool:
     """See `objects.publish_folder`: a Zarr group, which is there once its zarr.json is, put last."""
-    marker = path / _ROOT_OF_ZARR
+    marker = path / ZARR_METADATA
     if marker.is_file():
         return False
-    _upload(folder, path, [name for name in _files(folder) if name != _ROOT_OF_ZARR])
-    return put_if_absent(marker, (folder / _ROOT_OF_ZARR).read_bytes())
+    _upload(folder, path, [name for name in _files(folder) if name != ZARR_METADATA])
+    return put_if_absent(marker, (folder / ZARR_METADATA).read_bytes())
 
 
 def map_paths(read: Callable[[ObjectPath], bytes], paths: Sequence[ObjectPath]) -> Iterator[bytes]:

@@ -19,11 +19,13 @@ from pipeline.store.objects import local, remote
 from pipeline.store.objects.paths import ObjectPath, RemoteError
 from schemas.errors import InputError
 from schemas.layout import StorePath, is_zarr_name
+from schemas.records import Record
 from schemas.storage_failures import storage_failure
 
 _SELF_TEST_ROUNDS = 3
 _HASHED_AT_ONCE = 1 << 24
 PathT = TypeVar("PathT")
+RecordT = TypeVar("RecordT", bound=Record)
 
 
 class _Storage(Protocol[PathT]):
@@ -197,6 +199,14 @@ def read_bytes(path: StorePath) -> bytes:
     """A small file whole; FileNotFoundError or NotADirectoryError where there is none."""
     with system_readable(path):
         return path.read_bytes()
+
+
+def read_record(record: type[RecordT], path: StorePath) -> RecordT | None:
+    """The JSON record at `path`; None where there is none, InputError for one that is damaged or newer."""
+    try:
+        return record.from_json(read_bytes(path), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def listed(folder: StorePath) -> list[StorePath]:

@@ -96,13 +96,11 @@ class ContextIndex:
 
     def context_of(self, rows: NDArray[Any]) -> I64:
         """Number of the context of each row, int64 [Q]."""
-        context: I64 = np.searchsorted(self.row_starts, rows.astype(np.int64), side="right") - 1
-        return context
+        return np.searchsorted(self.row_starts, rows.astype(np.int64), side="right") - 1
 
     def position_of(self, rows: NDArray[Any]) -> I64:
         """Place of each row in its context, int64 [Q]."""
-        position: I64 = rows.astype(np.int64) - self.row_starts[self.context_of(rows)]
-        return position
+        return rows.astype(np.int64) - self.row_starts[self.context_of(rows)]
 
     def describe(self, rows: NDArray[Any], columns: Sequence[str]) -> pl.DataFrame:
         """The requested `columns` of each row: [Q]. Only what they need is read."""
@@ -142,8 +140,7 @@ class ContextIndex:
         return ids
 
     def _shard_of(self, rows: NDArray[Any]) -> I64:
-        shard: I64 = np.searchsorted(self._shard_rows, rows.astype(np.int64), side="right") - 1
-        return shard
+        return np.searchsorted(self._shard_rows, rows.astype(np.int64), side="right") - 1
 
     def _read(self, record: ShardRecord, *columns: str) -> pl.DataFrame:
         path = self._layout.tokens(record.name)

@@ -59,8 +59,7 @@ class DenseShard:
         places, back = np.unique(rows.astype(np.int64), return_inverse=True)
         with readable(self.path):
             stored = self.array.oindex[places] if len(places) else np.empty((0, self.array.shape[1]))
-        x: F32 = stored.astype(np.float32, copy=False)[back]
-        return x
+        return stored.astype(np.float32, copy=False)[back]
 
 
 class DenseSite:

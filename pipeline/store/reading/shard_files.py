@@ -152,10 +152,12 @@ def _read_features(
     return frame.slice(int(first), int(last - first))
 
 
-def read_n_active(shards: Sequence[ShardFiles], d_sae: int) -> I64:
-    """Rows in which each feature is active, int64 [d_sae], from the partials."""
-    n_active = np.zeros(d_sae, np.int64)
+def read_n_active(shards: Sequence[ShardFiles], features: range) -> I64:
+    """Rows in which each of some features is active, int64 [F], from the partials."""
+    n_active = np.zeros(len(features), np.int64)
     for shard in shards:
-        active = shard.read_partials(range(d_sae), ["feature", "n_active"])
-        n_active[active["feature"].to_numpy()] += active["n_active"].to_numpy()
+        active = shard.read_partials(features, ["feature", "n_active"])
+        n_active[active["feature"].to_numpy().astype(np.int64) - features.start] += active[
+            "n_active"
+        ].to_numpy()
     return n_active

@@ -206,8 +206,7 @@ def concatenated_ranges(first: I64, stop: I64) -> I64:
     lengths = stop - first
     # each range starts at first, less what np.arange has counted in the ranges before it
     starts = np.repeat(first - np.append(0, np.cumsum(lengths)[:-1]), lengths)
-    places: I64 = starts + np.arange(int(lengths.sum()))
-    return places
+    return starts + np.arange(int(lengths.sum()))
 
 
 def _lists(values: NDArray[Any], lengths: I64) -> pl.Series:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Self
 
 from pipeline.store.objects.paths import store_path
-from pipeline.store.objects.verbs import listed, read_bytes
+from pipeline.store.objects.verbs import listed, read_record
 from pipeline.store.records.commits import read_commits, receipts_digest
 from pipeline.store.records.dropped import dropped_sites, live_sites
 from pipeline.store.records.tokens import read_lake, read_links
@@ -172,15 +172,12 @@ def read_plans(layout: Layout, without: str | None = None) -> dict[str, Plan]:
     """Every pass's plan by name, but for that of the pass `without`."""
     plans = {}
     for name in sorted(folder.name for folder in listed(layout.passes) if NAME.fullmatch(folder.name)):
-        if name == without:
-            continue
-        path = layout.passes / name / "plan.json"
         try:
-            plans[name] = Plan.from_json(read_bytes(path), str(path))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+            plan = read_record(Plan, layout.plan(name)) if name != without else None
         except InputError as error:
             raise InputError(f"{error}, or remove that pass: `latentlake drop STORE --pass {name}`") from None
+        if plan is not None:
+            plans[name] = plan
     return plans
 
 

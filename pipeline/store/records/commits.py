@@ -8,7 +8,14 @@ from types import MappingProxyType
 import polars as pl
 
 from pipeline.store.formats.parquet import write_frame
-from pipeline.store.objects.verbs import listed, put_if_absent, read_bytes, read_many, remove_tree
+from pipeline.store.objects.verbs import (
+    listed,
+    put_if_absent,
+    read_bytes,
+    read_many,
+    read_record,
+    remove_tree,
+)
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
 from schemas.names import NAME
@@ -33,7 +40,7 @@ def commit(layout: Layout, pass_name: str, receipt: Receipt) -> Receipt:
     path = layout.commit(pass_name, receipt.shard)
     if put_if_absent(path, receipt.to_json()):
         return receipt
-    winner = _read(path)
+    winner = Receipt.from_json(read_bytes(path), str(path))
     if winner.attempt == receipt.attempt:  # our own put, whose answer was lost
         return winner
     _compare(winner, receipt, path)
@@ -43,11 +50,7 @@ def commit(layout: Layout, pass_name: str, receipt: Receipt) -> Receipt:
 
 def read_commit(layout: Layout, pass_name: str, shard: str) -> Receipt | None:
     """The receipt of one shard, None while it is not committed."""
-    path = layout.commit(pass_name, shard)
-    try:
-        return _read(path)
-    except FileNotFoundError:
-        return None
+    return read_record(Receipt, layout.commit(pass_name, shard))
 
 
 def has_commits(layout: Layout, pass_name: str) -> bool:
@@ -70,29 +73,18 @@ def scan_commits(
     Those that were `seen`, by shard, are not read again: a receipt never changes.
     """
     paths = sorted((path for path in listed(layout.commits(pass_name)) if _is_marker(path)), key=str)
-    share = _SharedEnvironments()
     unread = iter(read_many([path for path in paths if path.stem not in seen]))
+    environments: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for path in paths:
-        yield seen[path.stem] if path.stem in seen else share(_of(path.stem, path, next(unread)))
-
-
-class _SharedEnvironments:
-    """Lets receipts of one environment share its dict, which is a quarter of them."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
-
-    def __call__(self, receipt: Receipt) -> Receipt:
+        if path.stem in seen:
+            yield seen[path.stem]
+            continue
+        receipt = Receipt.from_json(next(unread), str(path))
+        if receipt.shard != path.stem:
+            raise InputError(f"{path} is the receipt of shard {receipt.shard}: remove it, and run again")
+        # receipts of one environment share its dict, which is a quarter of them
         key = tuple(receipt.environment.items())
-        return receipt.model_copy(update={"environment": self._seen.setdefault(key, receipt.environment)})
-
-
-def _of(shard: str, path: StorePath, data: bytes) -> Receipt:
-    """The receipt at `path`, which must be this shard's."""
-    receipt: Receipt = Receipt.from_json(data, str(path))
-    if receipt.shard != shard:
-        raise InputError(f"{path} is the receipt of shard {receipt.shard}: remove it, and run again")
-    return receipt
+        yield receipt.model_copy(update={"environment": environments.setdefault(key, receipt.environment)})
 
 
 def receipts_digest(receipts: Iterable[Receipt]) -> str:
@@ -125,17 +117,12 @@ def _is_marker(path: StorePath) -> bool:
     return path.suffix == ".json" and NAME.fullmatch(path.stem) is not None
 
 
-def _read(path: StorePath) -> Receipt:
-    receipt: Receipt = Receipt.from_json(read_bytes(path), str(path))
-    return receipt
-
-
 def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
     may_differ = winner.batch_contexts != ours.batch_contexts or _software(winner) != _software(ours)
-    if winner.plan_hash == ours.plan_hash and (may_differ or winner.same_bytes(ours)):
+    stored, made = ({o.path: o.sha256 for o in receipt.objects} for receipt in (winner, ours))
+    if winner.plan_hash == ours.plan_hash and (may_differ or stored == made):
         return
-    winner_digests = {o.path: o.sha256 for o in winner.objects}
-    differ = sorted(o.path for o in ours.objects if winner_digests.get(o.path) != o.sha256)
+    differ = sorted(path for path, sha256 in made.items() if stored.get(path) != sha256)
     raise NondeterminismError(
         f"shard {ours.shard}: attempt {ours.attempt} wrote other bytes than the committed attempt "
         f"{winner.attempt} ({path}) in {', '.join(differ) or 'its set of objects or its plan'}; the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 import numpy as np
 
@@ -25,18 +26,17 @@ class Compacted:
         self.paths = [below(folder, file.path, "compacted file") for file in compaction.files]
         self.shards = frozenset(compaction.shards)
         self._first = [file.first_feature for file in compaction.files]
-        self._files: dict[StorePath, PostingsFile] = {}
+        self._open = cache(PostingsFile)
 
     def rows_of(self, feature: int) -> tuple[U64, F32]:
         """Rows (of the lake, ascending) and activations of one feature over its shards."""
+        # files ascend by their first feature: the last one that does not begin after this feature
         number = bisect_right(self._first, feature) - 1
         if number < 0:
             return np.empty(0, np.uint64), np.empty(0, np.float32)
         path = self.paths[number]
         try:
-            if path not in self._files:
-                self._files[path] = PostingsFile(path)
-            return self._files[path].rows_of(feature)
+            return self._open(path).rows_of(feature)
         except InputError as error:
             raise InputError(f"{error}, or {remedy(self.marker)}") from None
 
@@ -71,7 +71,7 @@ def read_compactions(
         if path.suffix != ".json" or not NAME.fullmatch(path.stem):
             continue
         try:
-            record: Compaction = Compaction.from_json(read_bytes(path), str(path))
+            record = Compaction.from_json(read_bytes(path), str(path))
             compacted = Compacted(layout.compaction(pass_name, path.stem), path, record)
         except FileNotFoundError:  # removed at this moment
             continue

@@ -16,7 +16,7 @@ def dropped_sites(layout: Layout, pass_name: str) -> frozenset[str]:
     for path in listed(layout.dropped(pass_name)):
         if path.suffix != ".json" or path.name.startswith("."):
             continue
-        marker: Dropped = Dropped.from_json(read_bytes(path), str(path))
+        marker = Dropped.from_json(read_bytes(path), str(path))
         if marker.site != path.stem:
             raise InputError(f"{path} is the marker of site {marker.site!r}: remove it, and run again")
         sites.add(marker.site)

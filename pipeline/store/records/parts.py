@@ -33,6 +33,7 @@ class Parts:
 
     def write(self, name: str, frames: Sequence[pl.DataFrame]) -> None:
         """Keep a part."""
+        # in their order, so that where the last one is there all are, whenever this is killed
         for n, frame in enumerate(frames):
             write_frame(self._folder / _file(name, n), frame)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.store.objects.verbs import put_if_absent, read_bytes, remove
+from pipeline.store.objects.verbs import put_if_absent, read_record, remove
 from pipeline.store.records.commits import commit, has_commits
 from pipeline.store.records.site import remove_site_weights
 from schemas.errors import InputError
@@ -20,12 +20,7 @@ from schemas.records import Plan, Receipt
 
 def read_plan(layout: Layout, pass_name: str) -> Plan | None:
     """The plan of one pass; None where there is none."""
-    path = layout.plan(pass_name)
-    try:
-        plan: Plan = Plan.from_json(read_bytes(path), str(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return plan
+    return read_record(Plan, layout.plan(pass_name))
 
 
 def put_plan(layout: Layout, plan: Plan, unused: Iterable[Plan] = ()) -> None:
@@ -47,6 +42,7 @@ def _remove_unused(layout: Layout, old: Plan) -> None:
         return
     if not has_commits(layout, old.pass_name):
         remove(layout.plan(old.pass_name))
+        # a receipt put before the plan was gone is seen now; who puts one later finds the plan gone
         if not has_commits(layout, old.pass_name):
             for site in old.sites:
                 remove_site_weights(layout.site(old.pass_name, site.name))
@@ -77,6 +73,7 @@ def commit_under(layout: Layout, plan: Plan, receipt: Receipt) -> Receipt:
     """`commits.commit` under the plan of the pass; a receipt under a plan that was replaced does not stay."""
     require_plan(layout, plan)
     kept = commit(layout, plan.pass_name, receipt)
+    # the plan may have been replaced between the first check and the receipt
     if kept.attempt == receipt.attempt and not _is_in_force(layout, plan):
         remove(layout.commit(plan.pass_name, receipt.shard))
     require_plan(layout, plan)

@@ -125,6 +125,7 @@ def _open(path: StorePath, names: Collection[str] | None) -> _Weights:
     written = {
         name: sha256 for name, sha256 in group.attrs["sha256"].items() if names is None or name in names
     }
+    # older groups may lack chunks of zeros; of the others an absent chunk is damage, so they are opened anew
     if version >= _EVERY_CHUNK_SINCE:
         group = open_group(path)
     arrays = arrays_of(group, sorted(written))
@@ -165,21 +166,17 @@ def _write(
         }
     )
     for name, values in sorted(weights.items()):
+        # cut along the features alone, so that a block of features is read from few chunks
+        chunks = [max(1, size) for size in values.shape]
+        if site.d_sae in values.shape:
+            features = _CHUNK_BYTES * site.d_sae // max(1, values.nbytes)
+            chunks[values.shape.index(site.d_sae)] = max(1, min(site.d_sae, features))
         array = group.create_array(
             name,
             shape=values.shape,
             dtype=values.dtype,
-            chunks=_chunks(values, site.d_sae),
+            chunks=tuple(chunks),
             compressors=checked_codecs(values.dtype),
             config=EVERY_CHUNK,
         )
         array[...] = values
-
-
-def _chunks(values: NDArray[Any], d_sae: int) -> tuple[int, ...]:
-    """Cut along the features only, so that a block of features is read from few chunks."""
-    if not values.ndim or d_sae not in values.shape:
-        return tuple(max(1, size) for size in values.shape)
-    axis = values.shape.index(d_sae)
-    features = max(1, min(d_sae, _CHUNK_BYTES * d_sae // max(1, values.nbytes)))
-    return tuple(features if i == axis else max(1, size) for i, size in enumerate(values.shape))

@@ -121,37 +121,25 @@ def check_table(layout: Layout, site: str, name: str) -> None:
     if version >= _SEALED_SINCE and SEAL_KEY not in metadata:
         raise InputError(f"{path} was changed by something else than latentlake: {_replace(name)}")
     with readable(path, _replace(name)):
-        _check_pages(path, _file_version(path))
-    wrong = _wrong_columns(name, read_schema(path))
-    if wrong is not None:
-        raise InputError(f"{path} {wrong}: {_replace(name)}")
+        if isinstance(path, Path):
+            about = path.stat()
+            _check_pages(path, (about.st_size, about.st_mtime_ns, about.st_ino))
+        else:
+            _check_pages(path, path.size() if isinstance(path, ObjectPath) else None)
+    table, columns = find_table(name), read_schema(path)
+    for column, dtype in (table.schema() if table.schema else {}).items():
+        if column not in columns and column not in table.added:
+            raise InputError(f"{path} has no column {column!r}: {_replace(name)}")
+        if columns.get(column, dtype) != dtype:
+            raise InputError(
+                f"{path} has a column {column!r} of {columns[column]}, which is of {dtype}: {_replace(name)}"
+            )
 
 
 @lru_cache(maxsize=1024)
 def _check_pages(path: StorePath, mark: object) -> None:  # noqa: ARG001 - of the cache
-    """Read every page, a column of a row group in memory."""
+    """Read every page; `mark` is what another content of the file has other, if that is cheap to know."""
     read_through(path)
-
-
-def _file_version(path: StorePath) -> object:
-    """What another content of a file has other, as far as it is cheap to know."""
-    if isinstance(path, Path):
-        about = path.stat()
-        return about.st_size, about.st_mtime_ns, about.st_ino
-    return path.size() if isinstance(path, ObjectPath) else None
-
-
-def _wrong_columns(name: str, columns: Schema) -> str | None:
-    """In words, what a table lacks of its registered columns, or has of another type."""
-    table = find_table(name)
-    for column, dtype in (table.schema() if table.schema else {}).items():
-        if column not in columns:
-            if column in table.added:
-                continue
-            return f"has no column {column!r}"
-        if columns[column] != dtype:
-            return f"has a column {column!r} of {columns[column]}, which is of {dtype}"
-    return None
 
 
 def _version(path: StorePath, name: str) -> int:

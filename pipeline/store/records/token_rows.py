@@ -20,6 +20,7 @@ def document_of_row(document: U64, start: U32, segment_ptr: I64, context_ptr: I6
     """
     segments = np.diff(segment_ptr)
     begins = np.repeat(context_ptr[:-1], segments) + start.astype(np.int64)
+    # a context's first segment takes in the BOS before it: it begins at the context's first row
     begins[segment_ptr[:-1]] = context_ptr[:-1]
     lengths = np.diff(begins, append=context_ptr[-1:])
     return np.repeat(document, lengths).astype(np.uint64, copy=False)

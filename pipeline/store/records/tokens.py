@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.statistics.features.ragged import run_starts
 from pipeline.store.formats.parquet import open_parquet
-from pipeline.store.objects.verbs import read_bytes, readable
+from pipeline.store.objects.verbs import read_bytes, read_record, readable
 from pipeline.store.records.token_rows import document_of_row, stored_mask
 from schemas.errors import InputError, ShardError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Counted, Inputs, Lake, ShardRecord
+from schemas.records import CorpusLink, Counted, Lake, ShardRecord
 from schemas.values import I64, Bool, Packed, RowSelection, TokenShard
 
 _ARROW = {"String": pa.string(), "Int64": pa.int64(), "Float64": pa.float64(), "Boolean": pa.bool_()}
@@ -31,12 +31,7 @@ _READ = ["token_ids", "counted", "segments.list.element.document", "segments.lis
 
 def read_lake(layout: Layout) -> Lake | None:
     """The lake's record; None where nothing was tokenized yet."""
-    try:
-        data = read_bytes(layout.lake)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    lake: Lake = Lake.from_json(data, str(layout.lake))
-    return lake
+    return read_record(Lake, layout.lake)
 
 
 def require_lake(layout: Layout) -> Lake:
@@ -49,13 +44,9 @@ def require_lake(layout: Layout) -> Lake:
 def read_links(layout: Layout) -> list[CorpusLink]:
     """The corpus chain, from link 0 up to the last one."""
     links: list[CorpusLink] = []
-    while True:
-        path = layout.corpus_link(len(links))
-        try:
-            data = read_bytes(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return links
-        links.append(CorpusLink.from_json(data, str(path)))
+    while (link := read_record(CorpusLink, layout.corpus_link(len(links)))) is not None:
+        links.append(link)
+    return links
 
 
 class StoredTokens(NamedTuple):
@@ -98,17 +89,23 @@ def token_shard_bytes(
         "offset": pa.array(packed.offset),
         **{name: values.take(pa.array(packed.document)) for name, values in columns.items()},
     }
+    vectors = {}
+    if inputs is not None:
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(inputs.reshape(-1)), inputs.shape[1])
+        vectors["inputs"] = _lists(packed.context_ptr, flat)
     table = pa.table(
         {
             "row_offset": pa.array(packed.context_ptr[:-1].astype(np.uint64)),
             "token_ids": _lists(packed.context_ptr, pa.array(packed.token_ids)),
             "segments": _lists(packed.segment_ptr, pa.StructArray.from_arrays(segments.values(), segments)),
             "counted": _lists(packed.context_ptr, pa.array(counted)),
-            **({} if inputs is None else {"inputs": _vectors(packed.context_ptr, inputs)}),
+            **vectors,
             **{name: _shared(values, packed) for name, values in columns.items()},
         }
     )
-    return _parquet(table)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
 
 
 def _lists(pointers: I64, values: pa.Array) -> pa.ListArray:
@@ -117,25 +114,13 @@ def _lists(pointers: I64, values: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(pointers.astype(np.int32)), values)
 
 
-def _vectors(pointers: I64, inputs: NDArray[Any]) -> pa.ListArray:
-    """The vectors [N, width] of each context: a list of lists of `width` values."""
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(inputs.reshape(-1)), inputs.shape[1])
-    return pa.ListArray.from_arrays(pa.array(pointers.astype(np.int32)), flat)
-
-
 def _shared(values: pa.Array, packed: Packed) -> pa.Array:
     """The label [M] that all segments of a context share, null where they differ: [C]."""
+    # a number for each label, -1 for null: those of a context are all the same where least and largest are
     codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)[packed.document]
     firsts = packed.segment_ptr[:-1]
     differs = np.minimum.reduceat(codes, firsts) != np.maximum.reduceat(codes, firsts)
     return values.take(pa.array(packed.document[firsts], mask=differs))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
 
 
 @dataclass(frozen=True)
@@ -169,35 +154,26 @@ def read_token_shard(
     data, vectors = _checked(layout, record, verify), lake.inputs if inputs else None
     with readable(layout.tokens(record.name)), pq.ParquetFile(pa.BufferReader(data)) as file:
         columns = _Columns(file.read(columns=[*_READ, *([] if vectors is None else ["inputs"])]))
-        return _token_shard(columns, lake, record, vectors)
-
-
-def _token_shard(columns: _Columns, lake: Lake, record: ShardRecord, vectors: Inputs | None) -> TokenShard:
-    """What the columns of its file say."""
-    context_ptr, segments = columns.pointers("token_ids"), columns.flat("segments")
-    token_ids = columns.flat("token_ids").to_numpy()
-    return TokenShard(
-        name=record.name,
-        row_start=record.row_start,
-        context_start=record.context_start,
-        token_ids=token_ids,
-        context_ptr=context_ptr,
-        counted=columns.flat("counted").to_numpy(zero_copy_only=False),
-        stored=stored_mask(token_ids, context_ptr, lake.special_ids, lake.special_tokens),
-        document=document_of_row(
-            segments.field("document").to_numpy(),
-            segments.field("start").to_numpy(),
-            columns.pointers("segments"),
-            context_ptr,
-        ),
-        inputs=None if vectors is None else _rows_of(columns.flat("inputs"), vectors),
-    )
-
-
-def _rows_of(vectors: pa.FixedSizeListArray, inputs: Inputs) -> NDArray[Any]:
-    """Vectors as they are stored, [N, width]."""
-    rows: NDArray[Any] = vectors.flatten().to_numpy().reshape(-1, inputs.width)
-    return rows
+        context_ptr, segments = columns.pointers("token_ids"), columns.flat("segments")
+        token_ids, x = columns.flat("token_ids").to_numpy(), None
+        if vectors is not None:
+            x = columns.flat("inputs").flatten().to_numpy().reshape(-1, vectors.width)
+        return TokenShard(
+            name=record.name,
+            row_start=record.row_start,
+            context_start=record.context_start,
+            token_ids=token_ids,
+            context_ptr=context_ptr,
+            counted=columns.flat("counted").to_numpy(zero_copy_only=False),
+            stored=stored_mask(token_ids, context_ptr, lake.special_ids, lake.special_tokens),
+            document=document_of_row(
+                segments.field("document").to_numpy(),
+                segments.field("start").to_numpy(),
+                columns.pointers("segments"),
+                context_ptr,
+            ),
+            inputs=x,
+        )
 
 
 def label_value(label: pl.Expr, dtype: str) -> pl.Expr:
@@ -217,6 +193,7 @@ def read_document_labels(layout: Layout, record: ShardRecord, names: Sequence[st
         columns = _Columns(file.read(columns=[segment + name for name in ("document", *names)]))
     segments = columns.flat("segments")
     document = segments.field("document").to_numpy()
+    # documents of a shard ascend, and all segments of one bear its labels: its first segment will do
     first = run_starts(document)
     labels = {name: pl.Series(pl.from_arrow(segments.field(name)))[first] for name in names}
     labelled = pl.DataFrame(labels).select(

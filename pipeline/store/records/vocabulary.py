@@ -74,17 +74,13 @@ def _edges(data: bytes) -> set[int]:
     """Where characters begin and end, in bytes; parts of one stay together."""
     place, before, edges = 0, "", {0}
     for letter in data.decode("utf-8", "surrogateescape"):
-        if not _belongs(letter, before):
+        # parts of one character stay together, and so does what joins emoji or chooses their look
+        is_inside = (_is_part(letter) and _is_part(before)) or letter in _EXTENDS or before == JOINER
+        if not (before and is_inside):
             edges.add(place)
         place += 1 if _is_part(letter) else len(letter.encode())
         before = letter
     return edges | {place}
-
-
-def _belongs(letter: str, before: str) -> bool:
-    if _is_part(letter) and before and _is_part(before):
-        return True
-    return bool(before) and (letter in _EXTENDS or before == JOINER)
 
 
 def _is_part(letter: str) -> bool:
@@ -101,18 +97,14 @@ def _span(start: int, stop: int, data: bytes) -> Span:
 def shown(spans: Sequence[Span], values: F32, firing: int | None) -> Shown:
     """Spans with the activations [T] of their tokens; those that are cut are left out, but the firing one."""
     kept = [span for span in spans if not span.is_cut or _holds(span, firing)]
-    strongest = [_strongest(values[span.start : span.stop]) for span in kept]
+    parts = [values[span.start : span.stop] for span in kept]
+    strongest = [part[np.abs(part).argmax()] for part in parts]
     place = next((n for n, span in enumerate(kept) if _holds(span, firing)), None)
     return Shown([span.text for span in kept], np.array(strongest, np.float32), place)
 
 
 def _holds(span: Span, place: int | None) -> bool:
     return place is not None and span.start <= place < span.stop
-
-
-def _strongest(values: F32) -> float:
-    """The value of largest magnitude."""
-    return float(values[np.abs(values).argmax()])
 
 
 class Vocabulary:
@@ -142,7 +134,13 @@ class Vocabulary:
     @cached_property
     def _parts(self) -> frozenset[int]:
         """Tokens that may share a character with their neighbours."""
-        return frozenset(i for i, data in enumerate(self._data or ()) if _is_open(data))
+        texts = [data.decode("utf-8", "surrogateescape") for data in self._data or ()]
+        # those that begin or end within a character
+        return frozenset(
+            i
+            for i, text in enumerate(texts)
+            if text and (any(map(_is_part, text)) or text[0] in _EXTENDS or text[-1] == JOINER)
+        )
 
     def is_split(self, ids: Sequence[int]) -> bool:
         """Whether some of the tokens may share a character."""
@@ -178,9 +176,3 @@ class Vocabulary:
     def at(self, ids: Sequence[int], place: int) -> str:
         """The text of the span that the token at `place` is in."""
         return next(span.text for span in self.spans(ids) if _holds(span, place))
-
-
-def _is_open(data: bytes) -> bool:
-    """Whether a token begins or ends within a character."""
-    text = data.decode("utf-8", "surrogateescape")
-    return bool(text) and (any(map(_is_part, text)) or text[0] in _EXTENDS or text[-1] == JOINER)

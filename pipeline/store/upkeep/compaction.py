@@ -10,18 +10,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.statistics.features.ragged import runs_within
 from pipeline.store.derived.features import site_ranges
-from pipeline.store.formats.parquet import MAX_GROUP, postings_arrow_schema, postings_writer
+from pipeline.store.formats.parquet import postings_arrow_schema, postings_writer
 from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.objects.verbs import measure, put_if_absent, staged
-from pipeline.store.reading.shard_files import ShardFiles
+from pipeline.store.reading.shard_files import ShardFiles, read_n_active
 from pipeline.store.reading.site_access import SiteAccess, require_committed
 from pipeline.store.reading.windows import concatenated_ranges
 from pipeline.tasks import Tasks
@@ -49,11 +50,15 @@ class Piece:
     rows: U64
     values: Any
 
+    @cached_property
+    def offsets(self) -> I64:
+        """Where each feature's activations begin, and where the last one's end, [F + 1]."""
+        return np.append(0, np.cumsum(self.counts))
+
     def part(self, first: int, last: int) -> Piece:
         """Features first .. last - 1 of it."""
         some = slice(first - self.features.start, last - self.features.start)
-        offsets = np.append(0, np.cumsum(self.counts))
-        place = slice(int(offsets[some.start]), int(offsets[some.stop]))
+        place = slice(int(self.offsets[some.start]), int(self.offsets[some.stop]))
         return Piece(range(first, last), self.counts[some], self.rows[place], self.values[place])
 
     def columns(self) -> tuple[Any, U64, Any]:
@@ -81,6 +86,7 @@ def compact(store: SiteAccess, site: str, tasks: Tasks) -> Compaction:
         receipts=store.receipts_digest(site),
         files=tuple(file for files in written for file in files),
     )
+    # the marker after all files: it is what publishes them
     put_if_absent(store.layout.compaction_marker(info.pass_name, name), compaction.to_json())
     return compaction
 
@@ -90,29 +96,13 @@ def merged(shards: Sequence[ShardFiles], features: range) -> Iterator[Piece]:
 
     A feature that does not fit comes in several pieces, its rows ascending; no other does.
     """
-    totals = np.zeros(len(features), np.int64)
-    for shard in shards:
-        active = shard.read_partials(features, ["feature", "n_active"])
-        totals[active["feature"].to_numpy().astype(np.int64) - features.start] += active[
-            "n_active"
-        ].to_numpy()
-    for some in _fitting(totals, features.start):
-        n = totals[some.start - features.start : some.stop - features.start]
+    totals = read_n_active(shards, features)
+    for run in runs_within(np.append(0, np.cumsum(totals)), IN_MEMORY_NNZ):
+        some, n = features[run.start : run.stop], totals[run.start : run.stop]
         if n.sum() > IN_MEMORY_NNZ:
             yield from _in_sequence(shards, some)
         elif n.any():
             yield _in_memory(shards, some, n)
-
-
-def _fitting(totals: I64, first: int) -> Iterator[range]:
-    """Runs of features, from `first` on, of at most IN_MEMORY_NNZ activations, or of one feature."""
-    ends, start = np.cumsum(totals), 0
-    while start < len(totals):
-        # as many more features as end within the limit, and one at least
-        before = ends[start] - totals[start]
-        stop = max(int(np.searchsorted(ends, before + IN_MEMORY_NNZ, side="right")), start + 1)
-        yield range(first + start, first + stop)
-        start = stop
 
 
 def _in_memory(shards: Sequence[ShardFiles], features: range, totals: I64) -> Piece:
@@ -184,28 +174,16 @@ def _write_block(
     with staged(path) as temporary:
         with postings_writer(temporary, dtype, write_page_index=True) as writer:
             for piece in pieces:
-                for group in _row_groups(piece):
-                    columns = [pa.array(column) for column in group.columns()]
-                    table = pa.Table.from_arrays(columns, schema=schema)
-                    writer.write_table(table, row_group_size=MAX_GROUP)
+                # whole features up to a row group together; a larger feature is cut by `row_group_size`
+                for run in runs_within(piece.offsets, GROUP_NNZ):
+                    part = piece.part(piece.features[run.start], piece.features[run.stop - 1] + 1)
+                    if len(part.rows):
+                        table = pa.Table.from_arrays(list(map(pa.array, part.columns())), schema=schema)
+                        writer.write_table(table, row_group_size=GROUP_NNZ)
                 nnz += len(piece.rows)
         size, sha256 = measure(temporary)  # here, for object storage would send it all back
     name = f"{folder.name}/{path.name}"
     return CompactedFile(path=name, bytes=size, sha256=sha256, first_feature=first, nnz=nnz)
-
-
-def _row_groups(piece: Piece) -> Iterator[Piece]:
-    """A piece in runs of whole features of about GROUP_NNZ activations; a larger feature is cut."""
-    ends, start = np.cumsum(piece.counts), 0
-    while start < len(ends):
-        before = int(ends[start] - piece.counts[start])
-        stop = max(int(np.searchsorted(ends, before + GROUP_NNZ, side="right")), start + 1)
-        part = piece.part(piece.features.start + start, piece.features.start + stop)
-        for at in range(0, len(part.rows), GROUP_NNZ):
-            rows, values = part.rows[at : at + GROUP_NNZ], part.values[at : at + GROUP_NNZ]
-            whole = len(rows) == len(part.rows)
-            yield Piece(part.features, part.counts if whole else np.array([len(rows)]), rows, values)
-        start = stop
 
 
 def _disagree(shard: ShardFiles, features: range) -> InputError:

@@ -54,26 +54,39 @@ class Piece:
             remove(self.marker)
         for group in self.groups:
             remove_site_weights(group)
-        if self.path.is_file():
-            remove(self.path)
-        else:
-            remove_tree(self.path)
-        if self.path.exists():
-            raise InputError(f"{self.path} {_NO_ROOM}")
+        remove_whole(self.path)
+
+
+def remove_whole(path: StorePath) -> None:
+    """Remove a file or folder; InputError where it is still there."""
+    if path.is_file():
+        remove(path)
+    else:
+        remove_tree(path)
+    if path.exists():
+        raise InputError(f"{path} {_NO_ROOM}")
 
 
 def pieces_of_site(layout: Layout, pass_name: str, site: str) -> list[Piece]:
     """What a site of a pass has in the store, data first; of its tables and figures see `derived_pieces`."""
     pieces: dict[str, Piece] = {}
     root = layout.pass_folder(pass_name)
-    compactions = _compactions_of(layout, pass_name, site)
+    # its compactions by their markers, or by their folders where there is no marker
+    compactions = set[str]()
+    for path in listed(layout.compactions(pass_name)):
+        if path.suffix != ".json":
+            is_own = (path / site).is_dir()
+        else:
+            is_own = path.name[0] != "." and Compaction.from_json(read_bytes(path), str(path)).site == site
+        if is_own:
+            compactions.add(path.name.removesuffix(".json"))
     for name, size, modified in walk(root):
         if (place := _place(name, site, compactions)) is not None:
-            path, what = place
-            piece = pieces.setdefault(path, Piece(root / path, what))
+            key, what = place
+            piece = pieces.setdefault(key, Piece(root / key, what))
             piece.count(size, modified)
             if what == "compactions":
-                piece.marker = layout.compaction_marker(pass_name, path.rpartition("/")[2])
+                piece.marker = layout.compaction_marker(pass_name, piece.path.name)
     order = ("compactions", "data", "weights")
     return sorted(pieces.values(), key=lambda piece: (order.index(piece.what), str(piece.path)))
 
@@ -90,20 +103,6 @@ def _place(name: str, site: str, compactions: set[str]) -> tuple[str, str] | Non
     if parts[:2] == ["sites", f"{site}.zarr"]:
         return "/".join(parts[:2]), "weights"
     return None
-
-
-def _compactions_of(layout: Layout, pass_name: str, site: str) -> set[str]:
-    """Names of the site's compactions, by their markers, or by their folders where there is none."""
-    names = set[str]()
-    for path in listed(layout.compactions(pass_name)):
-        if path.suffix != ".json":
-            if (path / site).is_dir():
-                names.add(path.name)
-        elif not path.name.startswith("."):
-            record: Compaction = Compaction.from_json(read_bytes(path), str(path))
-            if record.site == site:
-                names.add(path.stem)
-    return names
 
 
 def derived_pieces(layout: Layout, site: str) -> list[Piece]:
@@ -159,6 +158,7 @@ def drop_pass(layout: Layout, pass_name: str, pieces: Iterable[Piece]) -> None:
     """Remove the pieces in their order, and last the plan with what else lies in the pass's folder."""
     for piece in pieces:
         piece.remove()
+    # the plan after all data: until then a pass without receipts is one that can be dropped again
     remove_tree(layout.dropped(pass_name))
     remove(layout.plan(pass_name))
     remove_tree(layout.pass_folder(pass_name))
@@ -169,6 +169,7 @@ def drop_pass(layout: Layout, pass_name: str, pieces: Iterable[Piece]) -> None:
 def drop_site(layout: Layout, pass_name: str, site: str, pieces: Iterable[Piece]) -> None:
     """Put the marker, then remove the pieces."""
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    # the marker first: from here on nobody reads the site, however far the removal comes
     put_if_absent(layout.dropped_marker(pass_name, site), Dropped(site=site, at=at).to_json())
     for piece in pieces:
         piece.remove()

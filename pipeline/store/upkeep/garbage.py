@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pipeline.store.objects.verbs import remove, remove_tree, walk
+from pipeline.store.objects.verbs import remove, walk
 from pipeline.store.records.catalog import read_plans
 from pipeline.store.records.commits import read_commit, read_commits
 from pipeline.store.records.compacted import read_compactions
-from pipeline.store.upkeep.drop import leftovers
-from schemas.errors import InputError
+from pipeline.store.upkeep.drop import leftovers, remove_whole
 from schemas.layout import Layout, StorePath
 from schemas.names import NAME
 from schemas.records import Receipt
@@ -55,31 +54,35 @@ def find_garbage(layout: Layout, older_than_s: float) -> list[Garbage]:
         for name, of_pass in receipts.items()
         for shard, receipt in of_pass.items()
     }
-    compactions: dict[str, bool] = {}
+    published: dict[str, bool] = {}
     for name, of_pass in receipts.items():
-        compactions |= _published(layout, name, of_pass, now - older_than_s)
+        published |= _published(layout, name, of_pass, now - older_than_s)
     passes = set(receipts)
     for name, size, modified in walk(layout.root):
-        item = _compaction(layout, name, passes, compactions)
-        if item is None and (place := _place(name, passes)) is not None:
+        if (match := _COMPACTION.fullmatch(name)) and match[2] in passes and published.get(match[1], True):
+            # a compaction without a marker, or one that is superseded
+            folder = layout.root / match[1]
+            marker = folder.parent / f"{folder.name}.json"
+            item = Garbage(folder, None, marker, superseded=match[1] in published)
+        elif (place := _place(name, passes)) is not None:
             item = Garbage(layout.root / place[0], place[1])
-        if item is None or item.attempt in committed:
+        else:
             continue
-        key = str(item.path)
-        item = by_path.setdefault(key, item)
+        if item.attempt in committed:
+            continue
+        item = by_path.setdefault(str(item.path), item)
         item.bytes += size
         item.newest = max(item.newest, modified)
-    old = [item for _, item in sorted(by_path.items()) if item.newest < now - _age(item, older_than_s)]
+    old = []
+    for _, item in sorted(by_path.items()):
+        is_probe = _PROBE.fullmatch(item.path.name) is not None
+        if item.newest < now - (max(older_than_s, _PROBE_S) if is_probe else older_than_s):
+            old.append(item)
     # what is left of a dropped site goes at any age: nobody reads it, and nobody writes it any more
     return old + [
         Garbage(piece.path, None, piece.marker, superseded=True, bytes=piece.bytes, newest=piece.newest)
         for _, piece in leftovers(layout)
     ]
-
-
-def _age(item: Garbage, older_than_s: float) -> float:
-    """Seconds for which something must have been left alone."""
-    return max(older_than_s, _PROBE_S) if _PROBE.fullmatch(item.path.name) else older_than_s
 
 
 def remove_garbage(layout: Layout, garbage: list[Garbage]) -> Iterator[Garbage]:
@@ -89,12 +92,7 @@ def remove_garbage(layout: Layout, garbage: list[Garbage]) -> Iterator[Garbage]:
             continue
         if item.marker is not None:
             remove(item.marker)
-        if item.path.is_file():
-            remove(item.path)
-        else:
-            remove_tree(item.path)
-        if item.path.exists():
-            raise InputError(f"{item.path} cannot be removed: allow writing there, and run again")
+        remove_whole(item.path)
         yield item
 
 
@@ -121,15 +119,6 @@ def _published(
     }
     stems = [name.removesuffix(".json") for name in files if "/" not in name and name.endswith(".json")]
     return {f"passes/{pass_name}/compactions/{stem}": stem in superseded for stem in stems}
-
-
-def _compaction(layout: Layout, name: str, passes: set[str], published: Mapping[str, bool]) -> Garbage | None:
-    """The compaction that a file belongs to, if it may go: without a marker, or superseded."""
-    match = _COMPACTION.fullmatch(name)
-    if match is None or match[2] not in passes or not published.get(match[1], True):
-        return None
-    folder = layout.root / match[1]
-    return Garbage(folder, None, folder.parent / f"{folder.name}.json", superseded=match[1] in published)
 
 
 def _place(name: str, passes: set[str]) -> tuple[str, tuple[str, str, str] | None] | None:

@@ -8,6 +8,7 @@ Shapes: N rows, Z nonzeros.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.store.formats.dense import dense_problems, open_dense
 from pipeline.store.formats.fingerprint import fingerprints
 from pipeline.store.formats.parquet import read_frame
 from pipeline.store.formats.postings import PostingsFile
-from pipeline.store.formats.transposition import to_postings
+from pipeline.store.formats.transposition import cut_columns, to_postings
 from pipeline.store.objects.verbs import measure, readable, system_readable
 from pipeline.store.reading.shard_files import ShardFiles
 from pipeline.store.records.dropped import live_part, live_sites
@@ -54,36 +55,35 @@ class VerifyReport:
 
     def add(self, other: VerifyReport) -> None:
         """Add another report's findings."""
-        self.problems += other.problems
-        self.stale += other.stale
-        self.objects += other.objects
-        self.bytes += other.bytes
-        self.nonzeros += other.nonzeros
-        self.statistics += other.statistics
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """An InputError of the block ends it, and is a problem."""
+        try:
+            yield
+        except InputError as error:
+            self.problems.append(str(error))
 
     def compare_object(self, path: StorePath, size: int, sha256: str) -> bool:
         """Compare a file, or a folder hashed as one, with what its record says."""
         self.objects += 1
-        try:
+        before = len(self.problems)
+        with self.reporting():  # the system's refusals too, which say nothing about what the object holds
             with system_readable(path):
                 is_there = path.exists()
-            actual_size, actual_sha256 = measure(path) if is_there else (0, "")
-        except InputError as error:  # of the system, which says nothing about what the object holds
-            self.problems.append(str(error))
-            return False
-        if not is_there:
-            self.problems.append(f"{path} is missing")
-            return False
-        self.bytes += actual_size
-        if actual_size != size:
-            self.problems.append(f"{path} has {actual_size:,} bytes, its record says {size:,}")
-        elif actual_sha256 != sha256:
-            self.problems.append(
-                f"{path} is damaged: its sha256 is {actual_sha256}, its record says {sha256}"
-            )
-        else:
-            return True
-        return False
+            if not is_there:
+                raise InputError(f"{path} is missing")
+            actual_size, actual_sha256 = measure(path)
+            self.bytes += actual_size
+            if actual_size != size:
+                raise InputError(f"{path} has {actual_size:,} bytes, its record says {size:,}")
+            if actual_sha256 != sha256:
+                raise InputError(
+                    f"{path} is damaged: its sha256 is {actual_sha256}, its record says {sha256}"
+                )
+        return len(self.problems) == before
 
     def compare_frame(
         self, fresh: pl.DataFrame, stored: pl.DataFrame, path: StorePath, tolerance: float = 0.0
@@ -140,10 +140,8 @@ class Pass:
         sound = dict[str, Prints]()
         for site in live_sites(self.plan, self.dropped):
             before = len(report.problems)
-            try:
+            with report.reporting():
                 prints = _SiteCheck(self, site, shard, report).run()
-            except InputError as error:
-                report.problems.append(str(error))
             if len(report.problems) == before:
                 sound[site.name] = prints
         return report, sound
@@ -170,11 +168,9 @@ class Pass:
         folder = self.layout.attempt(name, receipt.shard, receipt.attempt)
         for item in live_part(receipt, self.dropped).objects:
             try:
-                path = below(folder, item.path, "object")
+                report.compare_object(below(folder, item.path, "object"), item.bytes, item.sha256)
             except InputError as error:
                 report.problems.append(f"{marker} names a file outside its attempt: {error}")
-                continue
-            report.compare_object(path, item.bytes, item.sha256)
         for site in live_sites(self.plan, self.dropped):
             if site.name not in receipt.sites:
                 report.problems.append(f"{marker} says nothing of site {site.name}")
@@ -300,7 +296,7 @@ class _SiteCheck:
                 yield file.read(self._files.record.row_start, groups)
         else:
             for first in range(0, self._site.d_sae, self._site.feature_block):
-                yield _cut(columns, first, min(first + self._site.feature_block, self._site.d_sae))
+                yield cut_columns(columns, first, min(first + self._site.feature_block, self._site.d_sae))
 
 
 def _of_rows(matrix: Any, chosen: Bool) -> SparseFeatures:
@@ -337,20 +333,6 @@ def _same(block: Postings, columns: Any) -> bool:
     """Whether the CSC holds the same activations for the features from the block's first to its last."""
     if not len(block.features) or block.features[-1] >= columns.shape[1]:
         return not len(block.features)
-    other = _cut(columns, int(block.features[0]), int(block.features[-1]) + 1)
+    other = cut_columns(columns, int(block.features[0]), int(block.features[-1]) + 1)
     names = ("features", "offsets", "rows", "values")
     return all(np.array_equal(getattr(block, name), getattr(other, name)) for name in names)
-
-
-def _cut(columns: Any, first: int, last: int) -> Postings:
-    """Features first .. last - 1 of a CSC."""
-    # offsets are those of features that fired, counted from the first of the cut
-    pointers = columns.indptr[first : last + 1].astype(np.int64)
-    fired = np.flatnonzero(np.diff(pointers))
-    place = slice(int(pointers[0]), int(pointers[-1]))
-    return Postings(
-        (fired + first).astype(np.uint32),
-        np.append(pointers[fired], pointers[-1]) - pointers[0],
-        columns.indices[place].astype(np.int64),
-        columns.data[place],
-    )

@@ -9,9 +9,9 @@ checksums alone. What is for people (manifest, events, prediction, figures, repo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -31,7 +31,7 @@ from pipeline.store.records.compacted import Compacted, in_use, read_compactions
 from pipeline.store.records.registry import TABLES, find_table
 from pipeline.store.records.tokens import read_token_shard
 from pipeline.store.upkeep.drop import leftovers
-from pipeline.store.upkeep.shard_check import EVERY_FEATURE, Committed, Pass, Prints, VerifyReport
+from pipeline.store.upkeep.shard_check import EVERY_FEATURE, Committed, Pass, VerifyReport
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath
@@ -57,25 +57,30 @@ def verify(store: SiteAccess, tasks: Tasks) -> VerifyReport:
         if not shard_report.problems:
             tokens.add(record.name)
     _verify_vocabulary(store, report)
-    _verify_chain(store, report)
+    # each shard's numbers begin where those of the shard before end
+    expected: tuple[int, ...] = (0, 0, 0)
+    for shard in store.shards:
+        if (shard.row_start, shard.context_start, shard.document_start) != expected:
+            report.problems.append(
+                f"the corpus chain in {store.layout.corpus_link(0).parent} has a gap before {shard.name}"
+            )
+            break
+        more = shard.rows, shard.contexts, shard.documents
+        expected = tuple(start + n for start, n in zip(expected, more, strict=True))
     for pass_name in store.plans:
         _verify_pass(store, pass_name, tokens, tasks, report)
-    _verify_removed(store.layout, store.plans.keys(), report)
-    return report
-
-
-def _verify_removed(layout: Layout, passes: Collection[str], report: VerifyReport) -> None:
-    """What is left of dropped sites, and of passes whose plan was removed by other hands."""
-    left = Counter(site for site, _ in leftovers(layout))
+    # what is left of dropped sites, and of passes whose plan was removed by other hands
+    left = Counter(site for site, _ in leftovers(store.layout))
     for site, pieces in sorted(left.items()):
         report.stale.append(f"{pieces} pieces are left of the dropped site {site}: run `latentlake gc`")
-    for folder in listed(layout.passes):
+    for folder in listed(store.layout.passes):
         name = folder.name
-        if NAME.fullmatch(name) and name not in passes and has_commits(layout, name):
+        if NAME.fullmatch(name) and name not in store.plans and has_commits(store.layout, name):
             report.problems.append(
-                f"{layout.plan(name)} is missing, and shards are committed under it: restore it from a copy "
-                f"of the store, or remove {folder}"
+                f"{store.layout.plan(name)} is missing, and shards are committed under it: restore it from a "
+                f"copy of the store, or remove {folder}"
             )
+    return report
 
 
 def _verify_pass(
@@ -104,29 +109,26 @@ def _verify_pass(
         report.add(shard_report)
         for site, prints in sites.items():
             unsound[site] -= 1
-            if site in expected:
-                expected[site].add(shard, prints)
+            if site in expected and shard in expected[site].compacted.shards:
+                features, sums = prints
+                expected[site].prints[features] += sums
     for name, shards in unsound.items():
         if receipts:
-            _verify_weights(store, name, report)
+            # the weights that the site keeps have checksums of their own
+            report.objects += 1
+            with report.reporting():
+                store.site_weights(name)
         if not shards:
             if name in expected:
                 _verify_compaction(store, name, expected[name], tasks, report)
             _verify_tables(store, name, tasks, report)
 
 
-@dataclass
-class _Expected:
+class _Expected(NamedTuple):
     """The compaction in use of a site, and the fingerprints that its shards give its features, [d_sae]."""
 
     compacted: Compacted
     prints: U64
-
-    def add(self, shard: str, prints: Prints) -> None:
-        """Take in one shard's."""
-        if shard in self.compacted.shards:
-            features, sums = prints
-            self.prints[features] += sums
 
 
 def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyReport:
@@ -134,56 +136,37 @@ def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyRepo
     report, path = VerifyReport(), layout.tokens(record.name)
     if not report.compare_object(path, record.bytes, record.sha256):
         return report
-    try:
+    with report.reporting():
         tokens = read_token_shard(layout, lake, record, verify=False)
-    except InputError as error:
-        report.problems.append(str(error))
-        return report
-    totals, contexts = tokens.totals(), len(tokens.context_ptr) - 1
-    counts = totals.rows, totals.counted_rows, contexts, totals.contexts, totals.documents
-    counted = record.counted_contexts, record.counted_documents
-    recorded = record.rows, record.counted_rows, record.contexts, *counted
-    if counts != recorded:
-        report.problems.append(
-            f"the corpus chain's record of {record.name} says {recorded} rows, counted rows, contexts, "
-            f"counted contexts and counted documents; {path} holds {counts}"
-        )
-    documents = tokens.document.astype(np.int64) - record.document_start
-    if len(documents) and not 0 <= documents.min() <= documents.max() < record.documents:
-        report.problems.append(f"{path} holds documents that the corpus chain's record of it does not")
-    return report
-
-
-def _verify_chain(store: SiteAccess, report: VerifyReport) -> None:
-    """Whether each shard's numbers begin where those of the shard before end."""
-    rows = contexts = documents = 0
-    for shard in store.shards:
-        if (shard.row_start, shard.context_start, shard.document_start) != (rows, contexts, documents):
+        totals = tokens.totals()
+        counts = totals.rows, totals.counted_rows, tokens.n_contexts, totals.contexts, totals.documents
+        counted = record.counted_contexts, record.counted_documents
+        recorded = record.rows, record.counted_rows, record.contexts, *counted
+        if counts != recorded:
             report.problems.append(
-                f"the corpus chain in {store.layout.corpus_link(0).parent} has a gap before {shard.name}"
+                f"the corpus chain's record of {record.name} says {recorded} rows, counted rows, contexts, "
+                f"counted contexts and counted documents; {path} holds {counts}"
             )
-            return
-        rows, contexts = rows + shard.rows, contexts + shard.contexts
-        documents += shard.documents
+        documents = tokens.document.astype(np.int64) - record.document_start
+        if len(documents) and not 0 <= documents.min() <= documents.max() < record.documents:
+            report.problems.append(f"{path} holds documents that the corpus chain's record of it does not")
+    return report
 
 
 def _verify_vocabulary(store: SiteAccess, report: VerifyReport) -> None:
     """The text of every token: its pages' checksums (version 4 on), and that no id is left out."""
     path = store.layout.vocabulary
     report.objects += 1
-    try:
+    with report.reporting():
         with readable(path), open_parquet(path) as file:
             has_bytes = "bytes" in file.schema_arrow.names
             schema = {name: dtype for name, dtype in VOCABULARY.items() if has_bytes or name != "bytes"}
             vocabulary = as_frame(file.read(), schema)
-    except InputError as error:
-        report.problems.append(str(error))
-        return
-    ids = pl.Series("token_id", range(vocabulary.height), VOCABULARY["token_id"])
-    if not vocabulary["token_id"].equals(ids) or any(vocabulary.null_count().row(0)):
-        report.problems.append(f"{path} does not hold a text for each token id from 0 on")
-    elif not has_bytes and store.lake.format_version > WITHOUT_TOKEN_BYTES:
-        report.problems.append(f"{path} does not hold the bytes of each token")
+        ids = pl.Series("token_id", range(vocabulary.height), VOCABULARY["token_id"])
+        if not vocabulary["token_id"].equals(ids) or any(vocabulary.null_count().row(0)):
+            raise InputError(f"{path} does not hold a text for each token id from 0 on")
+        if not has_bytes and store.lake.format_version > WITHOUT_TOKEN_BYTES:
+            raise InputError(f"{path} does not hold the bytes of each token")
 
 
 def _committed(store: SiteAccess, pass_name: str, tokens: set[str]) -> Iterator[Committed]:
@@ -198,15 +181,6 @@ def _committed(store: SiteAccess, pass_name: str, tokens: set[str]) -> Iterator[
             problem = f"{store.layout.commit(pass_name, shard)} is incomplete: {error}"
         link = store.link_of(shard) if shard in known else None
         yield Committed(receipt, link, files, shard in tokens, problem)
-
-
-def _verify_weights(store: SiteAccess, site: str, report: VerifyReport) -> None:
-    """Compare the weights that a site keeps with their own checksums."""
-    report.objects += 1
-    try:
-        store.site_weights(site)
-    except InputError as error:
-        report.problems.append(str(error))
 
 
 def _verify_compaction(
@@ -229,13 +203,11 @@ def _verify_compaction(
 def _check_compacted(marker: StorePath, item: tuple[StorePath, CompactedFile, U64]) -> VerifyReport:
     """Whether one file of a compaction has its checksum, and what its shards hold, sorted."""
     report, (path, record, expected) = VerifyReport(), item
-    try:
+    with report.reporting():
         if report.compare_object(path, record.bytes, record.sha256) and not _holds(
             PostingsFile(path), record.first_feature, expected
         ):
-            report.problems.append(f"{path} does not hold the activations of its shards")
-    except InputError as error:
-        report.problems.append(str(error))
+            raise InputError(f"{path} does not hold the activations of its shards")
     report.problems = [f"{problem}; {remedy(marker)}" for problem in report.problems]
     return report
 
@@ -268,16 +240,10 @@ def _verify_tables(store: SiteAccess, site: str, tasks: Tasks, report: VerifyRep
         path = store.layout.table(site, name)
         report.objects += 1
         try:
-            tables.check_table(store.layout, store.site(site).name, name)
-        except InputError as error:
-            report.problems.append(_not_compared(path, error))
-            continue
-        if name not in recomputed:
-            continue
-        try:
-            if store.is_stale(site, name):
+            tables.check_table(store.layout, site, name)
+            if name in recomputed and store.is_stale(site, name):
                 report.stale.append(f"{path} is stale: run `latentlake stats`")
-            else:
+            elif name in recomputed:
                 stored[name] = store.scan_table(site, name).collect()
         except (InputError, pl.exceptions.PolarsError, OSError) as error:
             report.problems.append(_not_compared(path, error))
@@ -288,8 +254,7 @@ def _verify_tables(store: SiteAccess, site: str, tasks: Tasks, report: VerifyRep
             report.problems.append(_not_compared(store.layout.table(site, "features"), error))
             return
         for name, table in stored.items():
-            before_3 = tables.version_of(store.layout, site, name) < 3
-            tolerance = OLD_TOLERANCE if before_3 else 0.0
+            tolerance = OLD_TOLERANCE if tables.version_of(store.layout, site, name) < 3 else 0.0
             if name == "examples":
                 kinds = ("top",) if "top_document" in table["kind"] else OF_STATS
                 # other kinds are of `latentlake examples`, which also puts samples into their exact tenths

@@ -32,8 +32,7 @@ class SaeOptions(NamedTuple):
 def order_of(made: SaeOptions, features: int) -> I64:
     """The true feature of each feature of the SAE, int64 [F]."""
     rng = np.random.default_rng((made.seed, 0))
-    order: I64 = rng.permutation(features) if made.shuffled else np.arange(features)
-    return order
+    return rng.permutation(features) if made.shuffled else np.arange(features)
 
 
 def weights_of(truth: KnownTruth, made: SaeOptions) -> dict[str, F32]:

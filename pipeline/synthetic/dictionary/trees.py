@@ -8,7 +8,7 @@ takes no part in an exclusion.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations, product
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from schemas.run.dictionary_corpus import Node, features_below
+from schemas.run.dictionary_corpus import Node, features_below, with_ancestors
 from schemas.values import F64, Bool
 
 
@@ -31,8 +31,7 @@ def fire(trees: Sequence[Node], would: Bool, rng: Generator) -> Bool:
 def would_fire(node: Node, would: Bool) -> Bool:
     """Bool [N]."""
     if node.feature is not None:
-        own: Bool = would[:, node.feature]
-        return own
+        return would[:, node.feature]
     some: Bool = np.logical_or.reduce([would_fire(child, would) for child in node.children])
     return some
 
@@ -114,7 +113,7 @@ def relations(trees: Sequence[Node]) -> Relations:
     """What trees say about pairs; the parent of a feature is the nearest one above it."""
     parents, ancestors, exclusive = list[tuple[int, int]](), list[tuple[int, int]](), list[tuple[int, int]]()
     for tree in trees:
-        for feature, above in _with_ancestors(tree, ()):
+        for feature, above in with_ancestors(tree):
             parents += [(feature, above[-1])] if above else []
             ancestors += [(feature, ancestor) for ancestor in above]
         exclusive += _exclusive(tree)
@@ -122,19 +121,11 @@ def relations(trees: Sequence[Node]) -> Relations:
     return Relations(*(np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2) for pairs in lists))
 
 
-def _with_ancestors(node: Node, above: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    if node.feature is not None:
-        yield node.feature, above
-        above = (*above, node.feature)
-    for child in node.children:
-        yield from _with_ancestors(child, above)
-
-
 def _exclusive(node: Node) -> list[tuple[int, int]]:
     """Pairs that never fire together: what is below an exclusive child with what is below another."""
     pairs = [pair for child in node.children for pair in _exclusive(child)]
     if node.exclusive:
-        groups = [list(features_below(child)) for child in node.children]
+        groups = [features_below(child) for child in node.children]
         for group, other in combinations(groups, 2):
             pairs += [(min(a, b), max(a, b)) for a, b in product(group, other)]
     return pairs

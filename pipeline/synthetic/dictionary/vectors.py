@@ -7,6 +7,8 @@ more dimensions. L is Cholesky's, for that is unique (G. Golub, C. Van Loan, Mat
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 from numpy.random import Generator
 from threadpoolctl import threadpool_limits
@@ -55,17 +57,11 @@ def gram(recipe: Dictionary) -> F64:
 
 def _root(matrix: F64) -> F64:
     """L [F, rank], lower triangular, with L L^T = G; InputError where there is none."""
-    try:
-        root: F64 = np.asarray(np.linalg.cholesky(matrix), np.float64)
-        if root.diagonal().min() ** 2 > _TOLERANCE:
-            return root
-    except np.linalg.LinAlgError:
-        pass
-    return _root_of_singular(matrix)
-
-
-def _root_of_singular(matrix: F64) -> F64:
-    """Cholesky's, column by column, without the columns that would be 0. No pivots: equal ones are a tie."""
+    with suppress(np.linalg.LinAlgError):
+        whole: F64 = np.asarray(np.linalg.cholesky(matrix), np.float64)
+        if whole.diagonal().min() ** 2 > _TOLERANCE:
+            return whole
+    # column by column, without the columns that would be 0; no pivots, for equal ones are a tie
     root, rank = np.zeros_like(matrix), 0
     for row in range(len(matrix)):
         # what is left of this column of G after the columns of L so far; its first entry is a square
