@@ -94,19 +94,6 @@ class Features(Protocol):
         """
 
 
-def make_features(
-    layout: Layout, plan: Plan, check_sae: CheckSae, oom_batch_contexts: int | None
-) -> Features:
-    """What the plan's loader needs (torch is imported with a model)."""
-    if plan.model_loader == "synthetic":
-        from pipeline.extraction.by_recipe import SyntheticFeatures
-
-        return SyntheticFeatures(layout, plan)
-    from pipeline.extraction.by_model import ModelFeatures
-
-    return ModelFeatures(layout, plan, check_sae, oom_batch_contexts)
-
-
 class Worker:
     """Turns a token shard into a receipt."""
 
@@ -123,7 +110,15 @@ class Worker:
         self._plan, self._gpus = plan, gpus
         self._sites = live_sites(plan, dropped_sites(self._layout, plan.pass_name))
         live = plan.model_copy(update={"sites": self._sites})
-        self._features = make_features(self._layout, live, check_sae, oom_batch_contexts)
+        self._features: Features
+        if plan.model_loader == "synthetic":
+            from pipeline.extraction.by_recipe import SyntheticFeatures
+
+            self._features = SyntheticFeatures(self._layout, live)
+        else:  # torch is imported with a model
+            from pipeline.extraction.by_model import ModelFeatures
+
+            self._features = ModelFeatures(self._layout, live, check_sae, oom_batch_contexts)
         self._lake = require_lake(self._layout)
         self._records: dict[str, tuple[int, ShardRecord]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
@@ -191,10 +186,17 @@ class Worker:
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
         sites: dict[str, SiteReceipt] = {}
-        with ExitStack() as stack:  # x is written while the shard is encoded
+        # x is written while the shard is encoded. All objects are stored for good once the stack is closed,
+        # and only then may a receipt name them.
+        with ExitStack() as stack:
             staging = stack.enter_context(staged_folder(folder))
-            writers = self._dense_writers(staging, tokens.n_rows)
-            dense = {name: stack.enter_context(writer) for name, writer in writers.items()}
+            names, width = by_site if "dense" in self._plan.layouts else (), self._features.width
+            dense = {
+                name: stack.enter_context(
+                    DenseWriter(staging / name / DENSE, tokens.n_rows, width(name), self._plan.dense_dtype)
+                )
+                for name in names
+            }
             encoded = self._features.encode(tokens, by_site, self._timed, dense)
             with self._timed("write"):
                 for site in self._sites:
@@ -225,14 +227,6 @@ class Worker:
             link=link,
         )
         return commit_under(self._layout, self._plan, receipt)
-
-    def _dense_writers(self, folder: Path, n_rows: int) -> dict[str, DenseWriter]:
-        """By site, where the plan has layout dense."""
-        if "dense" not in self._plan.layouts:
-            return {}
-        names, dtype = [site.name for site in self._sites], self._plan.dense_dtype
-        width = self._features.width
-        return {name: DenseWriter(folder / name / DENSE, n_rows, width(name), dtype) for name in names}
 
     def _write(
         self,

@@ -68,7 +68,7 @@ class Probe:
             self.run.tokens.tokenizer, None if lake is None else lake.tokenizer_digest
         )
         if lake is not None:  # what the run file does not say is as it is there
-            check_rule(stored, lake, self.run, self._tokenizer)
+            check_rule(stored.root, lake, self.run, self._tokenizer)
             put_if_absent(self.layout.lake, lake.to_json())
         self._source = open_source(self.run.corpus)
 

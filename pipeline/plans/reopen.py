@@ -103,8 +103,12 @@ def use_of(
     _require_same("model", plan.model, lambda: digest_as_planned(opened, planned), planned)
     if needs_sae:
         _require_same("SAE", site.sae, lambda: sae_digest(site.sae), site.sae_digest)
-    place = Place(site.hook_name, site.hook_name) if about is None else place_of(site, about)
-    return PlannedUse(plan, site, place)
+    target: str | None = site.hook_name
+    if about is not None and about["transcoder"]:
+        target = target_at(about, site.hook_name)
+    if target is None:
+        raise InputError(f"the files of transcoder {site.sae} do not name the hook that it reconstructs")
+    return PlannedUse(plan, site, Place(site.hook_name, target))
 
 
 def use_in(
@@ -131,16 +135,6 @@ def _require_same(what: str, path: str, digest: Callable[[], str], planned: str)
         f"what lies at {path} is not the {what} that the pass was made with (its digest is {current[:12]}…, "
         f"the plan has {planned[:12]}…): {remedy}"
     )
-
-
-def place_of(site: PlannedSite, about: Mapping[str, Any]) -> Place:
-    """Where a site's SAE reads and what it reconstructs, by its metadata."""
-    if not about["transcoder"]:
-        return Place(site.hook_name, site.hook_name)
-    target = target_at(about, site.hook_name)
-    if target is None:
-        raise InputError(f"the files of transcoder {site.sae} do not name the hook that it reconstructs")
-    return Place(site.hook_name, target)
 
 
 def open_model(use: PlannedUse, hooks: Iterable[str]) -> LoadedModel:

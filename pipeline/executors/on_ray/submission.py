@@ -41,7 +41,11 @@ class JobServer:
         self._address = address
         logging.getLogger("ray").setLevel(logging.ERROR)  # what it uploads and leaves out, file by file
         use_token()
-        _without_proxy(address)
+        # A proxy of the environment is for the outside: the dashboard is spoken to directly, as its log is.
+        host = urlsplit(address).hostname or ""
+        for name in ("NO_PROXY", "no_proxy"):
+            known = [part for part in os.environ.get(name, "").split(",") if part]
+            os.environ[name] = ",".join([*known, host])
         with self._answers():
             self._client = JobSubmissionClient(address)
 
@@ -133,14 +137,6 @@ class JobServer:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the Ray cluster at {self._address} refused: {one_line(error)}") from None
-
-
-def _without_proxy(address: str) -> None:
-    """A proxy of the environment is for the outside: the dashboard is spoken to directly, as its log is."""
-    host = urlsplit(address).hostname or ""
-    for name in ("NO_PROXY", "no_proxy"):
-        known = [part for part in os.environ.get(name, "").split(",") if part]
-        os.environ[name] = ",".join([*known, host])
 
 
 def _exit_code(details: Any) -> int:
