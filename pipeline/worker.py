@@ -208,6 +208,7 @@ class Worker:
                     )
                     objects += written
                 stack.close()
+        place = {"device_model": self._features.device_model, "host": socket.gethostname()}
         receipt = Receipt(
             shard=shard,
             attempt=attempt,
@@ -218,11 +219,7 @@ class Worker:
             objects=tuple(objects),
             seconds={name: round(seconds, 4) for name, seconds in self._seconds.items()},
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            environment={
-                "device_model": self._features.device_model,
-                "host": socket.gethostname(),
-                **environment(),
-            },
+            environment=place | environment(),
             batch_contexts=self._features.batch_contexts,
             link=link,
         )

@@ -107,11 +107,8 @@ def check(store: FeatureStore, made: Generator, true: Truth) -> None:
             column = table[f"{name}_{kind}"].to_numpy()
             has = np.isfinite(column)
             np.testing.assert_allclose(column[has], expected[has], rtol=1e-12, err_msg=f"{name}_{kind}")
-    check_planted(store, made, table["rows"][0])
-
-
-def check_planted(store: FeatureStore, made: Generator, n_rows: int) -> None:
-    """The strongest rows of the planted features are where they were put."""
+    # the strongest rows of the planted features are where they were put
+    n_rows = table["rows"][0]
     examples = store.scan_table(SITE, "examples").filter(pl.col("kind") == "top").collect()
     for feature in made.planted.tolist():
         rows, values = planted_rows(n_rows, feature, made.planted)

@@ -113,7 +113,14 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
     (opened, _), prompts_of_part = _open(work), _part_prompts(work, part)
     context, feature = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     effect, effect2 = [np.empty(0)], [np.empty(0)]
-    features_of = _features_by_prompt(prompts_of_part.values, chosen)
+    # the features to ablate in each prompt: those chosen for any of its values
+    wanted_of: dict[tuple[str, str], set[int]] = {}
+    for label, value, number in chosen.iter_rows():
+        wanted_of.setdefault((label, value), set()).add(number)
+    features_of = [
+        set().union(*(wanted_of.get(pair, set()) for pair in row.items()))
+        for row in prompts_of_part.values.iter_rows(named=True)
+    ]
     for some in _batches(opened, prompts_of_part):
         prompts, latents = _read(opened, prompts_of_part, some)
         # a feature is active in several vectors of a prompt; it is set to 0 in all of them at once
@@ -133,17 +140,6 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
     wanted = [chosen, sums.filter(pl.col("feature").is_null()).select("label", "value", "feature")]
     on = ["label", "value", "feature"]
     return (sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left"),)
-
-
-def _features_by_prompt(values: pl.DataFrame, chosen: pl.DataFrame) -> list[set[int]]:
-    """The features to ablate in each prompt."""
-    wanted: dict[tuple[str, str], set[int]] = {}
-    for label, value, feature in chosen.iter_rows():
-        wanted.setdefault((label, value), set()).add(feature)
-    return [
-        set().union(*(wanted.get((label, value), set()) for label, value in row.items()))
-        for row in values.iter_rows(named=True)
-    ]
 
 
 def _complete(

@@ -215,7 +215,7 @@ class Dispatcher:
         self, slot_id: str, why: str, *, charged: bool = True, refused: bool = False
     ) -> list[Receipt | Failure]:
         """End a worker; `_fill` starts another in its place."""
-        # Its tickets go with it: a call that ends all the same finds no slot, and its shard is not ended twice.
+        # Its tickets go with it: a call that ends all the same is not taken in, nor its shard ended twice.
         slot = self._slots.pop(slot_id)
         outcome = self._release(slot, why, charged=charged)
         self._inflight = {ticket: owner for ticket, owner in self._inflight.items() if owner != slot_id}
@@ -223,25 +223,22 @@ class Dispatcher:
         self._on_event(event="worker_replaced", slot=slot_id, why=why, was_ready=slot.hello is not None)
         if slot.hello is not None and not self._is_live:
             self._load_failures = 0  # failures while other workers were ready predict nothing
-        if slot.hello is None and charged:
-            self._failed_to_load(why, refused=refused)
-        return outcome
-
-    def _failed_to_load(self, why: str, *, refused: bool) -> None:
-        """Try later while others work; stop when nobody does and it goes on like this."""
+        if slot.hello is not None or not charged:
+            return outcome
+        # It failed to load: the next tries later while others work; when nobody does and it goes on like
+        # this, the run stops. A node that is refused stays so, so it has fewer tries.
         self._load_failures += 1
+        most = self._policy.max_spawn_failures
         if self._is_live:
             self._spawn_after = time.monotonic() + self._policy.respawn_s
-            return
-        most = self._policy.max_spawn_failures
-        if self._load_failures <= (min(most, self._policy.workers - 1) if refused else most):
-            return
-        if self._load_failures == 1:
-            raise InputError(why)
-        raise InputError(
-            f"{self._load_failures} workers in a row died while loading, the last by: {why}; fix that "
-            "(is there memory for the model, does the node see the store?) and run again"
-        )
+        elif self._load_failures > (min(most, self._policy.workers - 1) if refused else most):
+            if self._load_failures == 1:
+                raise InputError(why)
+            raise InputError(
+                f"{self._load_failures} workers in a row died while loading, the last by: {why}; fix that "
+                "(is there memory for the model, does the node see the store?) and run again"
+            )
+        return outcome
 
     def _assign_shards(self) -> list[Receipt | Failure]:
         """Give each idle worker a shard, or a second copy of a straggler when none waits."""

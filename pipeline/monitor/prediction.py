@@ -194,18 +194,13 @@ class Forecast:
         if self.prediction is not None or not receipt.rows:
             return
         self._samples.append(sample(receipt))
-        enough = len(self._samples) * AFTER_SHARE >= self._shards and len(self._warm) >= WARM_SHARDS
-        if enough or (len(self._samples) > 1 and self._clock() - self._began >= AFTER_S):
-            self._predict()
-
-    @property
-    def _warm(self) -> list[Sample]:
-        """All but each worker's first shard, in which it warms up, where others are left."""
-        return self._samples[min(self._workers, len(self._samples) // 2) :]
-
-    def _predict(self) -> None:
+        # All but each worker's first shard, in which it warms up, where others are left.
+        warm = self._samples[min(self._workers, len(self._samples) // 2) :]
+        enough = len(self._samples) * AFTER_SHARE >= self._shards and len(warm) >= WARM_SHARDS
+        if not enough and (len(self._samples) < 2 or self._clock() - self._began < AFTER_S):
+            return
         self.prediction = predict(
-            self._warm,
+            warm,
             plan_hash=self._plan_hash,
             source=f"the run's own first {len(self._samples)} shards",
             rows=self._rows,

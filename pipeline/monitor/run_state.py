@@ -71,22 +71,20 @@ class RunState:
             self.in_flight, self.beats = dict(event["in_flight"]), self.beats + 1
             self._note(event["time"])
         elif kind == "committed":
-            self._committed(event)
+            self.quarantined.pop(event["shard"], None)
+            self.in_flight.pop(event["shard"], None)
+            self.shards += 1
+            self.rows += event["rows"]
+            self.nnz += event.get("nnz", 0)
+            self.bytes += event.get("bytes", 0)
+            # later only heartbeats are noted: in a log the rows in flight may be a minute old at a commit
+            if not self.beats or event["time"] < self.began + RATE_OVER_S:
+                self._note(event["time"])
         elif kind == "end":
             self.ended, self.why = True, event.get("why")
 
-    def _committed(self, event: Event) -> None:
-        self.quarantined.pop(event["shard"], None)
-        self.in_flight.pop(event["shard"], None)
-        self.shards += 1
-        self.rows += event["rows"]
-        self.nnz += event.get("nnz", 0)
-        self.bytes += event.get("bytes", 0)
-        # later only heartbeats are noted: in a log the rows in flight may be a minute old at a commit
-        if not self.beats or event["time"] < self.began + RATE_OVER_S:
-            self._note(event["time"])
-
     def _note(self, time: float) -> None:
+        # one entry from before the last minutes stays, for a rate over all of them to begin at
         self.done.append((time, self.rows_done))
         while len(self.done) > 1 and self.done[1][0] <= time - RATE_OVER_S:
             self.done.popleft()

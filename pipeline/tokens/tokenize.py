@@ -67,7 +67,7 @@ def tokenize(
     run_file: RunFile,
     tokenizer: Tokenizer,
     append: bool = False,
-    progress: Callable[[ShardRecord], None] | None = None,
+    progress: Callable[[ShardRecord], None] = lambda record: None,
     may_repeat: bool = False,
 ) -> CorpusLink:
     """Tokenize a resolved run file's corpus into the store: its link 0 or, with `append`, the next one.
@@ -114,8 +114,7 @@ def tokenize(
             raise InputError(f"another tokenize has just written into {root}: run again")
         for record in write_shards(layout, lake, stream, target, tokens.limit, stored.shards, tally.take):
             shards.append(record)
-            if progress is not None:
-                progress(record)
+            progress(record)
         _check_written(shards, tally, run_file)
         description = {**source.describe(), **tally.counts(), "limit": tokens.limit, "shard_tokens": target}
         link = CorpusLink(source=description, source_digest=digest, shards=tuple(shards))
