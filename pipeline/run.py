@@ -102,6 +102,7 @@ def extract(
             committed.append(manifest_row(outcome))
             log.committed(outcome)
             forecast.observe(outcome)
+        # The manifest repeats what receipts say, so it is written once, also of a run with failures.
         failed = {failure.shard: failure.error for failure in result.failures.values()}
         write_manifest(layout, plan.pass_name, committed, failed)
         if result.failures:
@@ -141,6 +142,7 @@ def _pending(layout: Layout, result: Extraction) -> tuple[list[str], list[Manife
     dropped = dropped_sites(layout, plan.pass_name)
     records = {record.name: record for link in read_links(layout) for record in link.shards}
     result.total, result.rows = len(records), sum(record.rows for record in records.values())
+    # Of the shards of the corpus those that have a receipt are taken out: what is left is to do.
     committed = []
     for receipt in scan_commits(layout, plan.pass_name):
         record = records.pop(receipt.shard, None)

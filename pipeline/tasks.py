@@ -76,10 +76,12 @@ class Processes:
             deaths = 0
             try:
                 while True:
+                    # Twice as many as there are workers, so that none waits while a result is handed out.
                     for item in islice(rest, 2 * self._n - len(flight)):
                         flight.append((item, self._submit(call, item)))
                     if not flight:
                         return
+                    # The oldest is waited for: results come in the order of the items.
                     try:
                         result = flight[0][1].result()
                     except BrokenProcessPool:

@@ -182,6 +182,7 @@ class Worker:
             site.name: tokens.restrict(site.selection, self._lake.context_size) for site in self._sites
         }
         explained = self._features.check_saes(shard, by_site, self._timed)
+        # Every attempt has a folder of its own: two at once, or one after a dead one, never share a file.
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
@@ -240,7 +241,7 @@ class Worker:
             nothing = SiteReceipt(nnz=0, underflow=0, rounding=0.0, counted=counted)
             return nothing, write_dense_site(folder, site, dense)
         exact = SparseFeatures.concatenate(parts)
-        parts.clear()
+        parts.clear()  # freed before the copy that is sorted by feature is made
         features, underflow, rounding = round_activations(exact, self._plan.activation_dtype)
         postings = to_postings(features, site.d_sae)
         sums = self._features.controls.get(site.name)
@@ -267,6 +268,7 @@ class Worker:
         yield
         self._seconds[stage] += time.perf_counter() - start
         if rows:
+            # Name and rows are replaced as one, for another thread reads both.
             shard, done = self._in_flight
             self._in_flight = (shard, done + rows)
             self._on_rows(*self._in_flight)

@@ -24,11 +24,10 @@ from pipeline.evaluation.integrated_gradients import (
     gap_of,
     prompts_of,
 )
-from pipeline.plans.reopen import PlannedUse, cached_per_process, open_encoder, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_both
 from pipeline.statistics.evaluation.attribution import EVERY_PROMPT, partial
 from pipeline.store.records.tokens import read_document_labels, read_token_shard
-from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
-from schemas.errors import InputError
+from pipeline.tokens.tokenizer import Tokenizer, tokenizer_of
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.tables.attribution import ATTRIBUTION_PROMPTS
@@ -234,15 +233,7 @@ def _open(work: Work) -> tuple[Opened, Tokenizer]:
 def _load(work: Work) -> tuple[Opened, Tokenizer]:
     """Model, SAE and tokenizer; InputError where they do not fit."""
     use = work.use
-    model = open_model(use, dict.fromkeys(use.place))
-    encoder = open_encoder(use.site, use.plan.device)
-    if not encoder.accepts(model.widths[use.place.read]):
-        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
-    tokenizer = load_tokenizer(work.tokenizer, work.lake.tokenizer_digest)
-    if tokenizer.digest != work.lake.tokenizer_digest:
-        raise InputError(
-            f"the tokenizer at {work.tokenizer} is not the one that the lake was tokenized by: give "
-            "--tokenizer the place of that one"
-        )
+    model, encoder = open_both(use)
+    tokenizer = tokenizer_of(work.lake, work.tokenizer)
     rows = min(use.plan.batch_contexts * work.lake.context_size, LOGITS_BYTES // (4 * tokenizer.size))
     return Opened(model, encoder, use.place, rows), tokenizer

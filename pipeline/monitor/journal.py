@@ -37,6 +37,7 @@ class Journal:
 
     def __call__(self, **event: Any) -> None:
         """One thing that happened; `event` says what."""
+        # The state comes first and the observer last: what the observer prints is read from the state.
         kept = {"time": round(time.time(), 3), **event, "run": self._run}
         self._state.take(kept)
         if event["event"] != "heartbeat":

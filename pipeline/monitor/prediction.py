@@ -86,9 +86,11 @@ class Prediction(Record):
 
     def seconds(self, rows: int, workers: int) -> Span:
         """Wall time of so many rows, all workers at once; the last round of shards may not keep all busy."""
+        # The worker with most shards ends last: it has one of each round, ceil(shards / workers) of them.
         shards = max(1, math.ceil(rows / self.shard_rows))
         longest = min(rows, math.ceil(shards / workers) * self.shard_rows)
         rate = self.tokens_per_second
+        # The highest rate gives the lowest time, so the ends change places.
         of = [self.load_seconds + longest / each for each in (rate.value, rate.high, rate.low)]
         return Span(*of)
 

@@ -106,6 +106,7 @@ class RunState:
         if not self.done:
             return 0.0
         (began, before), (last, rows) = self.done[0], self.done[-1]
+        # A sign is due every HEARTBEAT_LOGGED_S: only what is missing beyond that is silence.
         silence = max(0.0, now - last - HEARTBEAT_LOGGED_S)
         return max(0, rows - before) / max(last - began + silence, 1e-9)  # a lost worker's rows are undone
 
@@ -147,7 +148,7 @@ def _is_gone(run: RunState) -> bool:
     if run.node != socket.gethostname() or not isinstance(run.pid, int) or not 0 < run.pid < 1 << 31:
         return False
     try:
-        os.kill(run.pid, 0)
+        os.kill(run.pid, 0)  # sends nothing, and fails where there is no such process
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -221,6 +221,8 @@ def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None, *, is_begun: bool
     digest of a model's name from before version 0.7. A pass that `is_begun` keeps its other sites as they
     are: it is extended as a whole.
     """
+    # Of a pass that is begun all old sites come first, in their order, with or without a new one of the name;
+    # then the new ones that are left.
     unmatched = {site.name: site for site in plan.sites}
     sites = [
         _with_choices(previous, unmatched.pop(previous.name), lake)

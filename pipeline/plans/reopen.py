@@ -95,6 +95,7 @@ def use_of(
         raise InputError(f"site {name!r} has no SAE, it stores x alone: give a site with an SAE")
     site = site.model_copy(update={"sae": sae or site.sae})
     device = device_here(device)
+    # Blocks are chosen for a device; on the plan's own they stay, for the bits of a sum depend on them.
     if device != plan.device:
         rows, features = choose_block(site.d_sae, device)
         site = site.model_copy(update={"encode_block": rows, "encode_features": min(features, site.d_sae)})
@@ -148,6 +149,14 @@ def open_encoder(site: PlannedSite, device: str) -> Encoder:
     """The SAE, cut into the plan's blocks."""
     block = (site.encode_block, site.encode_features or site.d_sae)
     return load_sae(site.sae, device, site.encode_dtype, block=block)
+
+
+def open_both(use: PlannedUse) -> tuple[LoadedModel, Encoder]:
+    """Model and SAE, x read where the SAE reads and where its target is; InputError where they do not fit."""
+    model, encoder = open_model(use, dict.fromkeys(use.place)), open_encoder(use.site, use.plan.device)
+    if not encoder.accepts(model.widths[use.place.read]):
+        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+    return model, encoder
 
 
 _CACHED: dict[tuple[str, ...], Any] = {}

@@ -88,6 +88,8 @@ class JobServer:
 
     async def _tail(self, job: str, write: Callable[[str], None], written: int) -> int:
         """Write the log from character `written` on; where it got to."""
+        # The server sends the log from its beginning each time: of the piece in which the place is reached
+        # that was written up to, only the rest is new.
         place = 0
         try:
             async for text in self._client.tail_job_logs(job):
