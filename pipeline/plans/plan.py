@@ -204,7 +204,7 @@ def find_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -
             )
         else:
             others.append(old)
-    # A pass without a shard may still have a run that loads its model, and would commit under the old plan.
+    # A pass without a shard may still have a run, whose model loads: its plan is not replaced under it.
     for name in (other.pass_name for other in others):
         if running := run_at_work(layout, name):
             raise InputError(
