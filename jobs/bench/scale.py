@@ -111,11 +111,11 @@ def check(store: FeatureStore, made: Generator, true: Truth) -> None:
     n_rows = table["rows"][0]
     examples = store.scan_table(SITE, "examples").filter(pl.col("kind") == "top").collect()
     for feature in made.planted.tolist():
-        rows, values = planted_rows(n_rows, feature, made.planted)
+        rows, activations = planted_rows(n_rows, feature, made.planted)
         strongest = examples.filter(pl.col("feature") == feature).sort("rank")
         n = min(STRONGEST, len(rows))
         assert strongest["row"].to_list()[:n] == rows[:n].tolist(), f"strongest rows of {feature}"
-        assert strongest["activation"].to_list()[:n] == values[:n].tolist(), f"strongest of {feature}"
+        assert strongest["activation"].to_list()[:n] == activations[:n].tolist(), f"strongest of {feature}"
 
 
 def queries(root: Path, made: Generator) -> list[float]:

@@ -118,10 +118,10 @@ def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model
         from jobs.command.tasks import model_tasks
 
         workers, address, device = given.pop("workers"), given.pop("address"), given.pop("device")
-        for site in sites_of(store, given.pop("site")):
+        for name in sites_of(store, given.pop("site")):
             # Sites may be of passes with other models, so each has tasks of its own.
-            with model_tasks(store, site, device, workers, address) as (tasks_of_model, on):
-                job(**given, site=site, tasks=tasks_of_model, device=on)
+            with model_tasks(store, name, device, workers, address) as (tasks_of_model, on):
+                job(**given, site=name, tasks=tasks_of_model, device=on)
         return None
     chosen = _sites(store, filled, given)
     with ExitStack() as stack:

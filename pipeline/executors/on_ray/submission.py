@@ -82,9 +82,14 @@ class JobServer:
             with self._answers():
                 written = asyncio.run(self._tail(job, write, written))
                 details = self._details(job)
-            if details.status.is_terminal():
-                return _exit_code(details)
-            time.sleep(1)
+            if not details.status.is_terminal():
+                time.sleep(1)
+                continue
+            if details.status in (JobStatus.STOPPED, JobStatus.SUCCEEDED):
+                return STOPPED_CODE if details.status == JobStatus.STOPPED else 0
+            # The driver's, as a shell would give it: of one that a signal ended 128 and its number.
+            code: int = details.driver_exit_code or 1
+            return code if code > 0 else 128 - code
 
     async def _tail(self, job: str, write: Callable[[str], None], written: int) -> int:
         """Write the log from character `written` on; where it got to."""
@@ -139,15 +144,3 @@ class JobServer:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the Ray cluster at {self._address} refused: {one_line(error)}") from None
-
-
-def _exit_code(details: Any) -> int:
-    """The driver's, as a shell would give it."""
-    if details.status == JobStatus.STOPPED:
-        return STOPPED_CODE
-    if details.status == JobStatus.SUCCEEDED:
-        return 0
-    code: int | None = details.driver_exit_code
-    if code is None or code == 0:
-        return 1
-    return code if code > 0 else 128 - code
