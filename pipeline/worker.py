@@ -1,7 +1,7 @@
 """The worker: one shard at a time, from token ids to committed data. It knows no Ray.
 
-What fires is made by a `Features`: a model with its SAEs (`model_features`), or none (`synthetic_features`).
-Legend: N token rows.
+What fires is made by a `Features`: a model with its SAEs (`extraction.by_model`), or none
+(`extraction.by_recipe`). Legend: N token rows.
 """
 
 from __future__ import annotations

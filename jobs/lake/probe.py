@@ -88,6 +88,7 @@ class Probe:
         self.load_seconds = self.clock() - loading
         begin("probing")
         receipts = [worker.process(record.name) for record in warm_up.shards]
+        # The warm-up counts only where there is nothing else, in a corpus no larger than that.
         receipts = self._measure(worker.process, receipts[-1], corpus) or receipts
         self.samples = [sample(receipt) for receipt in receipts if receipt.rows]
         probed, n = sum(s.rows for s in self.samples), len(self.samples)
