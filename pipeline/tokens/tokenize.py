@@ -109,7 +109,7 @@ def tokenize(
     shards, stream = list[ShardRecord](), encoded(source.documents(), tokenizer, lake.special_text)
     self_test(root)
     with locked(layout.tokenize_lock, f"tokenize writes into {root}"):
-        # Checked again inside of the lock: what was read before may be older than the last one to hold it.
+        # Checked again inside of the lock: whoever held it last may have written after `stored` was read.
         if len(read_links(layout)) != len(links):
             raise InputError(f"another tokenize has just written into {root}: run again")
         for record in write_shards(layout, lake, stream, target, tokens.limit, stored.shards, tally.take):
