@@ -23,7 +23,7 @@ from pipeline.store.records.tokens import read_links, require_lake
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
 from schemas.records import Plan, Receipt
-from schemas.run.file import RunFile
+from schemas.run.file import Extract, RunFile
 from schemas.values import Failure, Hello
 
 
@@ -82,6 +82,7 @@ def extract(
     if not todo:
         _complete(layout, agreed, committed)
         return result
+    # Before any worker starts: where two racing writers both win, a shard could be committed twice.
     self_test(layout.root)
     check = WorkerCheck(layout, agreed, result.tally.devices, accept_environment=accept_environment)
     counts = {"shards": len(todo), "total": result.total, "workers": result.workers}
@@ -92,7 +93,7 @@ def extract(
         on_event(**event)
 
     with journal(layout, plan, observe, result.state, **counts) as log:
-        for outcome in _dispatch(layout, run, plan, todo, check, log):
+        for outcome in _dispatch(layout, run.extract, plan, todo, check, log):
             if isinstance(outcome, Failure):
                 result.failures[outcome.shard] = outcome
                 continue
@@ -101,10 +102,16 @@ def extract(
             committed.append(manifest_row(outcome))
             log.committed(outcome)
             forecast.observe(outcome)
+        # The manifest repeats what receipts say, so it is written once, also of a run with failures.
         failed = {failure.shard: failure.error for failure in result.failures.values()}
         write_manifest(layout, plan.pass_name, committed, failed)
         if result.failures:
-            raise InputError(_quarantine_message(result))
+            first = min(result.failures.values(), key=lambda failure: failure.shard)
+            raise InputError(
+                f"{len(result.failures)} of {result.total} shards were quarantined, {result.tally.shards} "
+                f"are committed; the first: {first.error} (shard {first.shard}, {first.attempts} attempts); "
+                "fix it and run again"
+            )
     result.prediction = forecast.prediction
     return result
 
@@ -116,6 +123,7 @@ def _complete(layout: Layout, agreed: Agreed, committed: list[ManifestRow]) -> N
     if not all(has_site_weights(layout, plan.pass_name, site.name) for site in sites):
         from pipeline.worker import Worker
 
+        # In the order of a run: what loads is proven first, and no weights are kept without their plan.
         worker = Worker(layout.root, plan)
         worker.setup()
         put_plan(layout, *agreed)
@@ -134,6 +142,7 @@ def _pending(layout: Layout, result: Extraction) -> tuple[list[str], list[Manife
     dropped = dropped_sites(layout, plan.pass_name)
     records = {record.name: record for link in read_links(layout) for record in link.shards}
     result.total, result.rows = len(records), sum(record.rows for record in records.values())
+    # Of the shards of the corpus those that have a receipt are taken out: what is left is to do.
     committed = []
     for receipt in scan_commits(layout, plan.pass_name):
         record = records.pop(receipt.shard, None)
@@ -158,16 +167,6 @@ def _names(layout: Layout, pass_name: str) -> set[str]:
     except (OSError, InputError):
         return set()
     return set(manifest.filter(manifest["state"] == "committed")["shard"])
-
-
-def _quarantine_message(result: Extraction) -> str:
-    """The sentence about shards that were quarantined."""
-    first = min(result.failures.values(), key=lambda failure: failure.shard)
-    return (
-        f"{len(result.failures)} of {result.total} shards were quarantined, {result.tally.shards} are "
-        f"committed; the first: {first.error} (shard {first.shard}, {first.attempts} attempts); fix it and "
-        "run again"
-    )
 
 
 class WorkerCheck:
@@ -199,33 +198,33 @@ class WorkerCheck:
 
 
 def _dispatch(
-    layout: Layout, run: RunFile, plan: Plan, todo: list[str], check: WorkerCheck, on_event: OnEvent
+    layout: Layout, settings: Extract, plan: Plan, todo: list[str], check: WorkerCheck, on_event: OnEvent
 ) -> Iterator[Receipt | Failure]:
     """Run the shards on the executor that the run file names (imported when chosen: torch is heavy)."""
-    if run.extract.executor == "in_process":
+    if settings.executor == "in_process":
         from pipeline.executors.in_process import run_in_process
         from pipeline.worker import Worker
 
         worker = Worker(
             layout.root,
             plan,
-            check_sae=run.extract.check_sae,
-            oom_batch_contexts=run.extract.oom_batch_contexts,
+            check_sae=settings.check_sae,
+            oom_batch_contexts=settings.oom_batch_contexts,
             on_rows=Heartbeat(on_event).emit_one,
         )
         yield from run_in_process(
-            todo, worker, max_attempts=run.extract.max_attempts, check=check, on_event=on_event
+            todo, worker, max_attempts=settings.max_attempts, check=check, on_event=on_event
         )
         return
     from pipeline.executors.on_ray.actors import ray_backend
     from pipeline.executors.on_ray.session import ray_session
 
     policy = Policy(
-        workers=run.extract.workers,
-        max_attempts=run.extract.max_attempts,
-        shard_timeout_s=run.extract.shard_timeout_s,
-        no_worker_warning_s=run.extract.no_worker_warning_s,
-        no_worker_timeout_s=run.extract.no_worker_timeout_s,
+        workers=settings.workers,
+        max_attempts=settings.max_attempts,
+        shard_timeout_s=settings.shard_timeout_s,
+        no_worker_warning_s=settings.no_worker_warning_s,
+        no_worker_timeout_s=settings.no_worker_timeout_s,
     )
-    with ray_session(run.extract), ray_backend(layout.root, plan, run.extract) as backend:
+    with ray_session(settings), ray_backend(layout.root, plan, settings) as backend:
         yield from Dispatcher(todo, backend, policy, check=check, on_event=on_event).run()

@@ -76,15 +76,22 @@ class Processes:
             deaths = 0
             try:
                 while True:
+                    # Twice as many as there are workers, so that none waits while a result is handed out.
                     for item in islice(rest, 2 * self._n - len(flight)):
                         flight.append((item, self._submit(call, item)))
                     if not flight:
                         return
+                    # The oldest is waited for: results come in the order of the items.
                     try:
                         result = flight[0][1].result()
                     except BrokenProcessPool:
                         deaths += 1
-                        self._restart(deaths)
+                        self.__exit__()
+                        if deaths >= MAX_DEATHS:
+                            raise InputError(
+                                f"worker processes died {deaths} times over the same piece of work (out of "
+                                "memory?): give fewer --workers"
+                            ) from None
                         flight = deque((item, self._again(call, item, future)) for item, future in flight)
                         continue
                     deaths = 0
@@ -110,14 +117,6 @@ class Processes:
         died = not future.done() or future.cancelled() or isinstance(future.exception(), BrokenProcessPool)
         return self._submit(call, item) if died else future
 
-    def _restart(self, deaths: int) -> None:
-        self.__exit__()
-        if deaths >= MAX_DEATHS:
-            raise InputError(
-                f"worker processes died {deaths} times over the same piece of work (out of memory?): give "
-                "fewer --workers"
-            )
-
     def __enter__(self) -> Self:
         return self
 
@@ -130,14 +129,14 @@ class Processes:
 def _begin_worker() -> None:
     """One thread; and the end of the process that submitted the work is this one's end too."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class _Published:

@@ -1,7 +1,7 @@
 """The worker: one shard at a time, from token ids to committed data. It knows no Ray.
 
-What fires is made by a `Features`: a model with its SAEs (`model_features`), or none (`synthetic_features`).
-Legend: N token rows.
+What fires is made by a `Features`: a model with its SAEs (`extraction.by_model`), or none
+(`extraction.by_recipe`). Legend: N token rows.
 """
 
 from __future__ import annotations
@@ -94,19 +94,6 @@ class Features(Protocol):
         """
 
 
-def make_features(
-    layout: Layout, plan: Plan, check_sae: CheckSae, oom_batch_contexts: int | None
-) -> Features:
-    """What the plan's loader needs (torch is imported with a model)."""
-    if plan.model_loader == "synthetic":
-        from pipeline.extraction.by_recipe import SyntheticFeatures
-
-        return SyntheticFeatures(layout, plan)
-    from pipeline.extraction.by_model import ModelFeatures
-
-    return ModelFeatures(layout, plan, check_sae, oom_batch_contexts)
-
-
 class Worker:
     """Turns a token shard into a receipt."""
 
@@ -123,7 +110,15 @@ class Worker:
         self._plan, self._gpus = plan, gpus
         self._sites = live_sites(plan, dropped_sites(self._layout, plan.pass_name))
         live = plan.model_copy(update={"sites": self._sites})
-        self._features = make_features(self._layout, live, check_sae, oom_batch_contexts)
+        self._features: Features
+        if plan.model_loader == "synthetic":
+            from pipeline.extraction.by_recipe import SyntheticFeatures
+
+            self._features = SyntheticFeatures(self._layout, live)
+        else:  # torch is imported with a model
+            from pipeline.extraction.by_model import ModelFeatures
+
+            self._features = ModelFeatures(self._layout, live, check_sae, oom_batch_contexts)
         self._lake = require_lake(self._layout)
         self._records: dict[str, tuple[int, ShardRecord]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
@@ -187,14 +182,22 @@ class Worker:
             site.name: tokens.restrict(site.selection, self._lake.context_size) for site in self._sites
         }
         explained = self._features.check_saes(shard, by_site, self._timed)
+        # Every attempt has a folder of its own: two at once, or one after a dead one, never share a file.
         attempt = uuid.uuid4().hex
         folder = self._layout.attempt(self._plan.pass_name, shard, attempt)
         objects: list[DataObject] = []
         sites: dict[str, SiteReceipt] = {}
-        with ExitStack() as stack:  # x is written while the shard is encoded
+        # x is written while the shard is encoded. All objects are stored for good once the stack is closed,
+        # and only then may a receipt name them.
+        with ExitStack() as stack:
             staging = stack.enter_context(staged_folder(folder))
-            writers = self._dense_writers(staging, tokens.n_rows)
-            dense = {name: stack.enter_context(writer) for name, writer in writers.items()}
+            names, width = by_site if "dense" in self._plan.layouts else (), self._features.width
+            dense = {
+                name: stack.enter_context(
+                    DenseWriter(staging / name / DENSE, tokens.n_rows, width(name), self._plan.dense_dtype)
+                )
+                for name in names
+            }
             encoded = self._features.encode(tokens, by_site, self._timed, dense)
             with self._timed("write"):
                 for site in self._sites:
@@ -206,6 +209,7 @@ class Worker:
                     )
                     objects += written
                 stack.close()
+        place = {"device_model": self._features.device_model, "host": socket.gethostname()}
         receipt = Receipt(
             shard=shard,
             attempt=attempt,
@@ -216,23 +220,11 @@ class Worker:
             objects=tuple(objects),
             seconds={name: round(seconds, 4) for name, seconds in self._seconds.items()},
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            environment={
-                "device_model": self._features.device_model,
-                "host": socket.gethostname(),
-                **environment(),
-            },
+            environment=place | environment(),
             batch_contexts=self._features.batch_contexts,
             link=link,
         )
         return commit_under(self._layout, self._plan, receipt)
-
-    def _dense_writers(self, folder: Path, n_rows: int) -> dict[str, DenseWriter]:
-        """By site, where the plan has layout dense."""
-        if "dense" not in self._plan.layouts:
-            return {}
-        names, dtype = [site.name for site in self._sites], self._plan.dense_dtype
-        width = self._features.width
-        return {name: DenseWriter(folder / name / DENSE, n_rows, width(name), dtype) for name in names}
 
     def _write(
         self,
@@ -249,7 +241,7 @@ class Worker:
             nothing = SiteReceipt(nnz=0, underflow=0, rounding=0.0, counted=counted)
             return nothing, write_dense_site(folder, site, dense)
         exact = SparseFeatures.concatenate(parts)
-        parts.clear()
+        parts.clear()  # freed before the copy that is sorted by feature is made
         features, underflow, rounding = round_activations(exact, self._plan.activation_dtype)
         postings = to_postings(features, site.d_sae)
         sums = self._features.controls.get(site.name)
@@ -276,6 +268,7 @@ class Worker:
         yield
         self._seconds[stage] += time.perf_counter() - start
         if rows:
+            # Name and rows are replaced as one, for another thread reads both.
             shard, done = self._in_flight
             self._in_flight = (shard, done + rows)
             self._on_rows(*self._in_flight)

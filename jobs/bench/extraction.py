@@ -21,10 +21,10 @@ from jobs.bench.report import Section, ratio, seconds_of
 from jobs.terminal.console import console
 from pipeline.store import FeatureStore
 from pipeline.store.records.tokens import read_links, read_token_shard
-from schemas.layout import StorePath
 from schemas.values import TokenShard
 
-SHARDS = 8
+SHARDS, QUERIED = 8, 50
+"""Shards of each shape, and features whose contexts are asked for."""
 
 SHAPES = (
     Shape("GPT-2 small, d_sae 24,576, k 32", 12, 768, 12, 7, 24_576, 32, 32_768, 0.95, 50_257),
@@ -90,7 +90,14 @@ def measure(shape: Shape, folder: Path, threads: int, shards: int) -> Result:
     # the first shard warmed both up
     slow, fast = seconds["extraction"][1:], seconds["bare"][1:]
     rates = 1 / statistics.mean(fast), 1 / statistics.mean(slow)
-    measured = (*rates, *ratio(fast, slow), size / nnz, *query_times(layout.root))
+    # median milliseconds of the top 20 contexts, and of the top 1,000 of one label, after a first query
+    store, label = FeatureStore.open(layout.root), pl.col("group") == "g1"
+    drawn = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, QUERIED).tolist()
+    store.contexts("bench", drawn[0], 20, where=label)
+    top_20 = [seconds_of(partial(store.contexts, "bench", f, 20)) for f in drawn]
+    top_1000 = [seconds_of(partial(store.contexts, "bench", f, 1_000, where=label)) for f in drawn]
+    times = 1e3 * statistics.median(top_20), 1e3 * statistics.median(top_1000)
+    measured = (*rates, *ratio(fast, slow), size / nnz, *times)
     return Result(shape.name, shape.tokens, *measured, target=shape.target)
 
 
@@ -104,17 +111,6 @@ def bare(model: Any, hook: str, w_enc: np.ndarray[Any, Any], shard: TokenShard, 
     with torch.inference_mode():
         for batch, _ in batches(shard, batch_contexts):
             model.forward(batch)[hook] @ weight
-
-
-def query_times(root: StorePath, features: int = 50) -> tuple[float, float]:
-    """Median milliseconds of the top 20 contexts, and of the top 1,000 of one label, after a first query."""
-    store = FeatureStore.open(root)
-    drawn = np.random.default_rng(0).integers(0, store.sites["bench"].d_sae, features).tolist()
-    label = pl.col("group") == "g1"
-    store.contexts("bench", drawn[0], 20, where=label)
-    top_20 = [seconds_of(partial(store.contexts, "bench", f, 20)) for f in drawn]
-    top_1000 = [seconds_of(partial(store.contexts, "bench", f, 1_000, where=label)) for f in drawn]
-    return 1e3 * statistics.median(top_20), 1e3 * statistics.median(top_1000)
 
 
 COLUMNS = (

@@ -48,13 +48,24 @@ class Shape:
 
 def write_inputs(shape: Shape, folder: Path, threads: int, shards: int) -> tuple[RunFile, Layout, Lake, Plan]:
     """A random corpus, tokenizer, model and SAE of this shape; the run file over them, and a lake of it."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     rng = np.random.default_rng(0)
     words = rng.integers(0, VOCABULARY - 3, (shape.tokens // CONTEXT, CONTEXT - 2))
     documents = [" ".join(f"w{word}" for word in row) for row in words]
     groups = [f"g{n % 4}" for n in range(len(documents))]
     pl.DataFrame({"text": documents, "group": groups}).write_parquet(folder / "corpus.parquet")
     write_tokenizer(folder / "model")
-    write_model(shape, folder / "model")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=shape.vocabulary,
+        n_embd=shape.d_model,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        n_positions=CONTEXT,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
     write_sae(folder / "sae", "topk", shape.d_model, shape.d_sae, shape.k, shape.hook)
     content = {
         "corpus": {"path": str(folder / "corpus.parquet"), "label_columns": ["group"]},
@@ -87,22 +98,6 @@ def write_tokenizer(folder: Path) -> None:
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
     fast: Any = PreTrainedTokenizerFast
     fast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-
-
-def write_model(shape: Shape, folder: Path) -> None:
-    """A random GPT-2 of this shape."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=shape.vocabulary,
-        n_embd=shape.d_model,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        n_positions=CONTEXT,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
 
 
 def write_sae(

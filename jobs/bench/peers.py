@@ -98,7 +98,18 @@ def delphi(shape: Shape, folder: Path, batch_contexts: int) -> Callable[[Tensor]
     import torch
     from transformers import AutoModelForCausalLM
 
-    cache_of = delphi_cache()
+    try:
+        package = importlib.import_module("delphi")
+    except ImportError:
+        raise InputError(
+            "the benchmark against delphi needs eai-delphi: run it by `make bench`, which installs that aside"
+        ) from None
+    # an empty module in its place keeps the __init__ of delphi.latents, which needs serving libraries, from
+    # running
+    latents = types.ModuleType("delphi.latents")
+    latents.__path__ = [str(Path(package.__path__[0]) / "latents")]
+    sys.modules["delphi.latents"] = latents
+    cache_of = importlib.import_module("delphi.latents.cache").LatentCache
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     hook = f"transformer.h.{shape.hook_layer}"
     encode = dense_topk(folder / "sae", shape.k)
@@ -109,21 +120,6 @@ def delphi(shape: Shape, folder: Path, batch_contexts: int) -> Callable[[Tensor]
         cache.save_splits(SPLITS, folder / "delphi")
 
     return work
-
-
-def delphi_cache() -> Any:
-    """Delphi's LatentCache; its package is imported without its __init__, which needs serving libraries."""
-    try:
-        package = importlib.import_module("delphi")
-    except ImportError:
-        raise InputError(
-            "the benchmark against delphi needs eai-delphi: run it by `make bench`, which installs that aside"
-        ) from None
-    # an empty module in its place keeps the __init__ of delphi.latents from running
-    latents = types.ModuleType("delphi.latents")
-    latents.__path__ = [str(Path(package.__path__[0]) / "latents")]
-    sys.modules["delphi.latents"] = latents
-    return importlib.import_module("delphi.latents.cache").LatentCache
 
 
 def dense_topk(folder: Path, k: int) -> Callable[[Tensor], Tensor]:

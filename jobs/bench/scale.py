@@ -107,18 +107,15 @@ def check(store: FeatureStore, made: Generator, true: Truth) -> None:
             column = table[f"{name}_{kind}"].to_numpy()
             has = np.isfinite(column)
             np.testing.assert_allclose(column[has], expected[has], rtol=1e-12, err_msg=f"{name}_{kind}")
-    check_planted(store, made, table["rows"][0])
-
-
-def check_planted(store: FeatureStore, made: Generator, n_rows: int) -> None:
-    """The strongest rows of the planted features are where they were put."""
+    # the strongest rows of the planted features are where they were put
+    n_rows = table["rows"][0]
     examples = store.scan_table(SITE, "examples").filter(pl.col("kind") == "top").collect()
     for feature in made.planted.tolist():
-        rows, values = planted_rows(n_rows, feature, made.planted)
+        rows, activations = planted_rows(n_rows, feature, made.planted)
         strongest = examples.filter(pl.col("feature") == feature).sort("rank")
         n = min(STRONGEST, len(rows))
         assert strongest["row"].to_list()[:n] == rows[:n].tolist(), f"strongest rows of {feature}"
-        assert strongest["activation"].to_list()[:n] == values[:n].tolist(), f"strongest of {feature}"
+        assert strongest["activation"].to_list()[:n] == activations[:n].tolist(), f"strongest of {feature}"
 
 
 def queries(root: Path, made: Generator) -> list[float]:

@@ -197,7 +197,20 @@ def prepare(folder: Path, shards: int) -> tuple[RunFile, Path]:
     one = resolve(parse_run_file(content, "bench"))[0]
     tokenize_resolved(one)
     extract(Layout(Path(one.store.root)), one)
-    _lengthen(Layout(Path(one.store.root)), shards)
+    # a second link of the chain: shards like the first, whose token files are never read; rows, contexts
+    # and documents are numbered on, as in a real chain
+    layout, more = Layout(Path(one.store.root)), []
+    (first,) = read_links(layout)
+    record = first.shards[0]
+    for number in range(1, shards):
+        starts = {
+            "row_start": number * record.rows,
+            "context_start": number * record.contexts,
+            "document_start": number * record.documents,
+        }
+        more.append(record.model_copy(update={"name": layout.shard_name(number), **starts}))
+    link = CorpusLink(source={**first.source, "path": "more"}, source_digest="more", shards=tuple(more))
+    put_if_absent(layout.corpus_link(1), link.to_json())
     content["extract"] |= {"executor": "ray", "workers": WORKERS}
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -209,23 +222,6 @@ def tiny_model() -> Any:
     import torch
 
     return torch.nn.Sequential(torch.nn.Embedding(5_000, 8))
-
-
-def _lengthen(layout: Layout, shards: int) -> None:
-    """Put a second link into the chain: shards like the first, whose token files are never read."""
-    (first,) = read_links(layout)
-    record = first.shards[0]
-    more = []
-    for number in range(1, shards):
-        # rows, contexts and documents are numbered on, as in a real chain
-        starts = {
-            "row_start": number * record.rows,
-            "context_start": number * record.contexts,
-            "document_start": number * record.documents,
-        }
-        more.append(record.model_copy(update={"name": layout.shard_name(number), **starts}))
-    link = CorpusLink(source={**first.source, "path": "more"}, source_digest="more", shards=tuple(more))
-    put_if_absent(layout.corpus_link(1), link.to_json())
 
 
 def resumed(path: Path) -> float:

@@ -81,17 +81,25 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
     except OverflowError as error:
         return _refuse(f"a number that was given is too large ({error}): give a smaller one")
     except Exception as error:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
+        if type(error).__name__ == "NoArgsIsHelpError":  # click has printed the help of the group
+            return 2
         if hasattr(error, "format_message"):  # of click, whichever typer brings along
-            return _usage(error)
-        if (message := _missing_extra(error) or _other_message(error, arguments)) is not None:
-            return _refuse(message)
+            context, message = getattr(error, "ctx", None), " ".join(error.format_message().split())
+            where = f" (see `{context.command_path} --help`)" if context is not None else ""
+            return _refuse(f"{message.rstrip('.')}{where}")
+        if (refused := _message(error, arguments)) is not None:
+            return _refuse(refused)
         if ENDINGS.code is None:  # else a library made it of the signal
             traceback.print_exc()
         return 3
 
 
-def _other_message(error: Exception, arguments: list[str] | None) -> str | None:
+def _message(error: Exception, arguments: list[str] | None) -> str | None:
     """What else the user can fix; None of a fault of ours."""
+    package = str(getattr(error, "name", None)).partition(".")[0].replace("-", "_")
+    if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
+        remedy = f'pip install "latentlake[{EXTRAS[package]}]"'
+        return f"this needs the package {package}, which is not installed: {remedy}"
     if isinstance(error, ValueError) and str(error).startswith(LONG_NUMBER):
         return "a number that was given has thousands of digits: give one of 64 bits"
     if type(error).__name__ == "Abort":
@@ -99,29 +107,10 @@ def _other_message(error: Exception, arguments: list[str] | None) -> str | None:
     return _system_message(error, arguments)
 
 
-def _missing_extra(error: Exception) -> str | None:
-    """Which extra of latentlake brings a package that is not installed; None of any other error."""
-    package = str(getattr(error, "name", None)).partition(".")[0].replace("-", "_")
-    if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
-        return None
-    remedy = f'pip install "latentlake[{EXTRAS[package]}]"'
-    return f"this needs the package {package}, which is not installed: {remedy}"
-
-
 def _refuse(message: str) -> int:
     """Say what the user can fix."""
     sys.stderr.write(f"latentlake: {visible(shorten(redacted(message)))}\n")
     return 2
-
-
-def _usage(error: Exception) -> int:
-    """What click finds wrong with options and arguments; of a group without a command it has printed help."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return 2
-    context = getattr(error, "ctx", None)
-    message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
-    where = f" (see `{context.command_path} --help`)" if context is not None else ""
-    return _refuse(f"{message.rstrip('.')}{where}")
 
 
 def _storage(error: OSError, arguments: list[str] | None = None) -> int:

@@ -115,7 +115,13 @@ def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model
     if "run_file" in filled:
         given["run_file"] = run_file
     if runs_model:
-        _call_with_model(job, store, given)
+        from jobs.command.tasks import model_tasks
+
+        workers, address, device = given.pop("workers"), given.pop("address"), given.pop("device")
+        for name in sites_of(store, given.pop("site")):
+            # Sites may be of passes with other models, so each has tasks of its own.
+            with model_tasks(store, name, device, workers, address) as (tasks_of_model, on):
+                job(**given, site=name, tasks=tasks_of_model, device=on)
         return None
     chosen = _sites(store, filled, given)
     with ExitStack() as stack:
@@ -138,16 +144,6 @@ def _sites(store: FeatureStore, filled: Given, given: Given) -> list[Given]:
     if "sites" in filled:
         return [{"sites": sites_of(store, given.pop("site"))}]
     return [{}]
-
-
-def _call_with_model(job: Callable[..., object], store: FeatureStore, given: Given) -> None:
-    """Call the job for each site, in tasks that run the model of its pass."""
-    from jobs.command.tasks import model_tasks
-
-    workers, address, device = given.pop("workers"), given.pop("address"), given.pop("device")
-    for site in sites_of(store, given.pop("site")):
-        with model_tasks(store, site, device, workers, address) as (tasks, on):
-            job(**given, site=site, tasks=tasks, device=on)
 
 
 def _check_numbers(given: Given) -> None:

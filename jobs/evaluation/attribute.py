@@ -124,7 +124,12 @@ def attribute(
             require_values(store, parts, selection, named)
         chosen = selection.filter(pl.col("rank").is_not_null()).select("label", "value", "feature")
         saved.append(_saved_parts(store, work, chosen))
-        sums = _ablated(site, work, parts, chosen, tasks, saved[-1])
+        from pipeline.evaluation.attribution import ablate_part
+
+        # Each chosen feature, in the prompts of the values that it was selected for.
+        function = partial(ablate_part, work, chosen)
+        frames = _run(f"attribute {site}: ablation", function, 1, parts, tasks, saved[-1])
+        sums = combine([sums_of_part for (sums_of_part,) in frames])
         selection = with_effects(selection, sums, squared=scores is None and by == "ig2")
     store.write_table(site, "attribution_selection", selection)
     # Only now: until the last table is written, a job that was killed goes on from these.
@@ -153,19 +158,21 @@ def _attributed(
     table = finalize(combine([sums for _, sums in frames]))
     store.write_table(site, "attribution_prompts", prompts)
     store.write_table(site, "attributions", table)
-    _report_prompts(site, prompts, skipped, work.tolerance)
+    gap, baseline, nodes = (prompts[name].to_numpy() for name in ("gap", "baseline", "nodes"))
+    # Attributions of a prompt should add up to its gap, less the gap with no latent active.
+    error = np.abs(prompts["ig_sum"].to_numpy() - (gap - baseline)).max()
+    lacking = prompts.height - int(prompts["complete"].sum())
+    say(
+        f"[bold]attribute[/] {site}: {prompts.height:,} prompts, mean |gap| {np.abs(gap).mean():.4g}, with "
+        f"no latent active {np.abs(baseline).mean():.4g}"
+    )
+    if skipped:
+        say(f"  left out: {skipped:,} prompts whose answers begin with the same token")
+    say(
+        f"  completeness: largest error {error:.2g} of a gap, {nodes.min()} to {nodes.max()} nodes; "
+        f"{lacking:,} prompts beyond the tolerance of {work.tolerance:.2g}"
+    )
     return table
-
-
-def _ablated(
-    site: str, work: Work, parts: list[Part], chosen: pl.DataFrame, tasks: Tasks, saved: Parts
-) -> pl.DataFrame:
-    """Sums of the effects of each chosen feature in the prompts of the values that it was selected for."""
-    from pipeline.evaluation.attribution import ablate_part
-
-    function = partial(ablate_part, work, chosen)
-    frames = _run(f"attribute {site}: ablation", function, 1, parts, tasks, saved)
-    return combine([sums for (sums,) in frames])
 
 
 def _run(
@@ -279,23 +286,6 @@ def _require_labels(store: FeatureStore, option: str, names: Sequence[str]) -> N
     for name in names:
         if name not in known:
             raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
-
-
-def _report_prompts(site: str, prompts: pl.DataFrame, skipped: int, tolerance: float) -> None:
-    gap, baseline, nodes = (prompts[name].to_numpy() for name in ("gap", "baseline", "nodes"))
-    # Attributions of a prompt should add up to its gap, less the gap with no latent active.
-    error = np.abs(prompts["ig_sum"].to_numpy() - (gap - baseline)).max()
-    lacking = prompts.height - int(prompts["complete"].sum())
-    say(
-        f"[bold]attribute[/] {site}: {prompts.height:,} prompts, mean |gap| {np.abs(gap).mean():.4g}, with "
-        f"no latent active {np.abs(baseline).mean():.4g}"
-    )
-    if skipped:
-        say(f"  left out: {skipped:,} prompts whose answers begin with the same token")
-    say(
-        f"  completeness: largest error {error:.2g} of a gap, {nodes.min()} to {nodes.max()} nodes; "
-        f"{lacking:,} prompts beyond the tolerance of {tolerance:.2g}"
-    )
 
 
 def _report(site: str, selection: pl.DataFrame, seconds: float) -> None:

@@ -33,7 +33,7 @@ from pipeline.saes.quality.alternatives import measured
 from pipeline.saes.quality.diagnosis import ROWS, Diagnosis, OtherRows, diagnose
 from pipeline.saes.quality.reconstruction import Reconstruction, worse_than_mean
 from pipeline.sources import open_source
-from pipeline.tokens.lake_rule import notes, requested_lake
+from pipeline.tokens.lake_rule import default_bos, notes, requested_lake
 from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.records import Lake
@@ -128,12 +128,20 @@ def _report(run: RunFile, about: SaeMetadata, tokens: int, steps: Meter) -> Repo
         raise InputError(f"no token is at the positions {positions} that the SAE reads: give more --tokens")
     # The figures are of all rows, but alternatives are many and are tried on a sample.
     sampled = check.sample(pieces, ROWS, counted=True)
-    losses = _losses(subject, check.sample(pieces, check.LOSS_TOKENS), steps)
+    some = check.sample(pieces, check.LOSS_TOKENS)
+    observe = steps.begin("losses", sum(int(piece.batch.lengths.sum()) for piece in some), "tokens")
+    losses: check.Losses | str
+    try:
+        losses = check.losses(subject, some, observe)
+    except InputError as error:  # of a model that predicts no tokens: the rest is checked all the same
+        losses = str(error)
     rows = check.loaded_rows(subject, sampled)
     steps.begin("running other hooks and tokens")
-    # A tokenizer without BOS has nothing to flip.
-    other = check.flipped_bos(lake, tokenizer)
-    flipped = _shard(run, other, tokenizer, tokens) if other is not None else None
+    # With BOS where the rule had none, and without where it had one; without a BOS token neither can be.
+    flipped, bos = None, default_bos(tokenizer)
+    if bos is not None:
+        other = lake.model_copy(update={"bos_id": bos if lake.bos_id is None else None})
+        flipped = _shard(run, other, tokenizer, tokens)
     elsewhere = list(_elsewhere(subject, about, sampled, flipped, lake, figures))
     done = steps.begin("trying alternatives", None, "alternatives")
     diagnosis = diagnose(subject.encoder, rows, elsewhere, lambda _: done(1))
@@ -194,15 +202,6 @@ def _subject(run: RunFile, about: SaeMetadata) -> check.Subject:
             "give the --hook-name and the --model that it was trained on"
         )
     return check.Subject(model, encoder, place)
-
-
-def _losses(subject: check.Subject, pieces: list[check.Piece], steps: Meter) -> check.Losses | str:
-    """Losses, or why there are none."""
-    tokens = sum(int(piece.batch.lengths.sum()) for piece in pieces)
-    try:
-        return check.losses(subject, pieces, steps.begin("losses", tokens, "tokens"))
-    except InputError as error:
-        return str(error)
 
 
 def _elsewhere(

@@ -37,7 +37,7 @@ from pipeline.statistics.evaluation.surprise import Stored, surprise_bits
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.tables.tables import Schema
-from schemas.values import F64, I64
+from schemas.values import I64
 
 ELICITED: Schema = {
     "feature": pl.UInt32(),
@@ -155,7 +155,20 @@ def elicited(store: FeatureStore, site: str, typed: TypedText, rows: I64) -> pl.
         .select(*columns, "histogram_bins", "histogram_counts")
         .collect()
     )
-    fires = fires.with_columns(bits=pl.Series(_surprise(fires, table), dtype=pl.Float64))
+    # Both frames are sorted by feature, and have the same ones: their groups go together.
+    bits = [np.empty(0)]
+    groups = fires.partition_by("feature", maintain_order=True)
+    for group, row in zip(groups, table.iter_rows(named=True), strict=True):
+        # A feature that never fires in the store has no range: every value lies outside of it.
+        never = row["max_activation"] is None
+        stored = Stored(
+            np.array(row["histogram_bins"], np.int16),
+            np.array(row["histogram_counts"], np.int64),
+            np.inf if never else row["min_activation"],
+            -np.inf if never else row["max_activation"],
+        )
+        bits.append(surprise_bits(stored, group["value"].to_numpy(), row["counted_rows"]))
+    fires = fires.with_columns(bits=pl.Series(np.concatenate(bits), dtype=pl.Float64))
     # The mean is over all selected rows, those without the feature too, where it counts as 0.
     strongest = pl.col("value").abs().arg_max()
     return (
@@ -169,23 +182,6 @@ def elicited(store: FeatureStore, site: str, typed: TypedText, rows: I64) -> pl.
         .join(table, on="feature", how="left", maintain_order="left")
         .select(*ELICITED)
     )
-
-
-def _surprise(fires: pl.DataFrame, table: pl.DataFrame) -> F64:
-    """Bits of each firing, in their order; both frames are sorted by feature, and have the same ones."""
-    groups = fires.partition_by("feature", maintain_order=True)
-    bits = [np.empty(0)]
-    for group, row in zip(groups, table.iter_rows(named=True), strict=True):
-        # A feature that never fires in the store has no range: every value lies outside of it.
-        never = row["max_activation"] is None
-        stored = Stored(
-            np.array(row["histogram_bins"], np.int16),
-            np.array(row["histogram_counts"], np.int64),
-            np.inf if never else row["min_activation"],
-            -np.inf if never else row["max_activation"],
-        )
-        bits.append(surprise_bits(stored, group["value"].to_numpy(), row["counted_rows"]))
-    return np.concatenate(bits)
 
 
 def ranked(table: pl.DataFrame, by: str) -> pl.DataFrame:

@@ -131,7 +131,11 @@ def logits(
     weights, _ = store.site_weights(site, ("W_dec", "b_dec"))
     w_dec, b_dec = weights["W_dec"], weights["b_dec"]
     vocabulary = vocabulary_of(use, w_dec.shape[1])
-    norm = average_norm(store, site, tasks)
+    rows = store.totals(site).counted_rows
+    if not rows:
+        raise InputError(f"site {site!r} has no counted row yet: run `latentlake extract` first")
+    # The mean over counted rows: those without any activation have the norm 0, and count too.
+    norm = sum(tasks.map(sum_of_norms, store.shard_files(site)), 0.0) / rows
     reading = Reading(use, k, min(vocabulary, store.vocabulary_size))
     block = rows_of_a_block(vocabulary)
     # Random directions are compared with features of the same norms, a sample of them where there are many.
@@ -153,14 +157,6 @@ def logits(
     store.write_table(site, "logits", table)
     _report(store, site, table, drawn, norm, time.monotonic() - began)
     return table
-
-
-def average_norm(store: FeatureStore, site: str, tasks: Tasks) -> float:
-    """The mean over counted rows of the norm of the row's feature vector, float64; shard after shard."""
-    rows = store.totals(site).counted_rows
-    if not rows:
-        raise InputError(f"site {site!r} has no counted row yet: run `latentlake extract` first")
-    return sum(tasks.map(sum_of_norms, store.shard_files(site)), 0.0) / rows
 
 
 def sum_of_norms(shard: ShardFiles) -> float:

@@ -149,16 +149,21 @@ def write_split(
     size, contexts = store.lake.context_size, sum(record.contexts for record in store.shards)
     location = location_dtype(contexts, size, len(features))
     activation = np.dtype(shards[0].activation_dtype)
-    header, starts = _header(
-        {
-            "locations": (location, (nnz, 3)),
-            "activations": (activation, (nnz,)),
-            "tokens": (np.dtype(np.int32), (contexts, size)),
-        }
-    )
-    done = 0
+    tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "locations": (location, (nnz, 3)),
+        "activations": (activation, (nnz,)),
+        "tokens": (np.dtype(np.int32), (contexts, size)),
+    }
+    # The header has each tensor's place counted from its own end; before it stand eight bytes of its length.
+    header, end, done = dict[str, Any](), 0, 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + dtype.itemsize * int(np.prod(shape))
+        header[name] = {"dtype": _SAFETENSORS[str(dtype)], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    starts = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
     with path.open("wb") as file:
-        file.write(header)
+        file.write(struct.pack("<Q", len(text)) + text)
         for context, position, latent, value in _activations(store, shards, features, kept):
             locations = np.column_stack((context, position, latent)).astype(location)
             file.seek(starts["locations"] + done * 3 * location.itemsize)
@@ -176,18 +181,6 @@ def write_split(
 def location_dtype(contexts: int, context_size: int, features: int) -> np.dtype[Any]:
     """The narrower of delphi's types that holds every sequence, position and latent of a file."""
     return np.dtype(np.uint16 if max(contexts, context_size, features) <= 1 << 16 else np.uint32)
-
-
-def _header(tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> tuple[bytes, dict[str, int]]:
-    """Eight bytes of the header's length, and the header; where in the file each tensor begins."""
-    header, end = dict[str, Any](), 0
-    for name, (dtype, shape) in tensors.items():
-        start, end = end, end + dtype.itemsize * int(np.prod(shape))
-        header[name] = {"dtype": _SAFETENSORS[str(dtype)], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    starts = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
-    return struct.pack("<Q", len(text)) + text, starts
 
 
 def _activations(

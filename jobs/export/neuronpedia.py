@@ -284,7 +284,11 @@ def _activations(about: Source, named: Names, digest: str, block: Block, example
     rows = block.examples.slice(examples.start, len(examples))
     for place, row in zip(examples, rows.iter_rows(named=True), strict=True):
         n = int(block.lengths[place])
-        values = block.values[place, :n]
+        values, bounds = block.values[place, :n], edges[row["feature"]]
+        # SAEDashboard's marks: -1, the maximum and -1 of top examples; bounds and share of an interval.
+        low, high, share = -1.0, bounds[-1], -1.0
+        if row["kind"] != "top":
+            low, high, share = bounds[row["interval"]], bounds[row["interval"] + 1], 0.1
         key = [digest, named.model, named.source, *(row[n] for n in ("feature", "kind", "interval", "rank"))]
         yield {
             "id": "l" + digest_of(key)[:24],
@@ -299,16 +303,10 @@ def _activations(about: Source, named: Names, digest: str, block: Block, example
             "maxValueTokenIndex": int(values.argmax()),
             "minValue": float(values.min()),
             "qualifyingTokenIndex": row["place"],
-            **_interval(row, edges[row["feature"]]),
+            "binMin": low,
+            "binMax": high,
+            "binContains": share,
         }
-
-
-def _interval(row: Json, edges: list[float]) -> Json:
-    """SAEDashboard's marks: -1, the maximum and -1 of top examples; bounds and share of an interval."""
-    if row["kind"] == "top":
-        return {"binMin": -1.0, "binMax": edges[-1], "binContains": -1.0}
-    tenth = row["interval"]
-    return {"binMin": edges[tenth], "binMax": edges[tenth + 1], "binContains": 0.1}
 
 
 def _nearest(about: Source, features: range) -> dict[int, Json]:

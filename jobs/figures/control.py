@@ -72,7 +72,18 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     most = int(l0["l0"].to_numpy().max())
     edges = log_bars(0, most, (most + 2) ** (1 / BARS))
     for panel, threshold in zip(panels, thresholds, strict=True):
-        _panel(panel, l0.filter(threshold=threshold), edges, f"> {threshold:g}")
+        # areas are rows, the tallest bar of either is 1
+        for of in COLOURS:
+            counts = l0.filter(of=of, threshold=threshold)
+            n = np.histogram(counts["l0"].to_numpy(), edges, weights=counts["rows"].to_numpy())[0]
+            heights = n / np.diff(_place(edges))
+            _bars(panel, heights / max(heights.max(), 1e-300), _place(edges), of)
+        label = {"va": "top", "fontweight": "bold", "fontsize": 10}
+        panel.text(0.01, 0.85, f"> {threshold:g}", transform=panel.transAxes, **label)
+        panel.set_yticks([])
+        panel.margins(y=0.25)
+        panel.spines["left"].set_visible(False)
+        panel.set_ylim(bottom=0)
     last = panels[-1]
     ticks = [n for n in TICKS if n < edges[-1]]
     last.set_xticks(_place(np.array(ticks)), [f"{n:,}" for n in ticks])
@@ -125,20 +136,6 @@ def _bars(axes: Axes, heights: F64, edges: F64, of: str) -> None:
     place = (heights[first:last], edges[first : last + 1])
     axes.stairs(*place, fill=True, color=COLOURS[of], alpha=0.3)
     axes.stairs(*place, color=COLOURS[of], linewidth=1.6, linestyle=LINES[of], label=of)
-
-
-def _panel(axes: Axes, l0: pl.DataFrame, edges: F64, label: str) -> None:
-    """Rows by L0 at one threshold: areas are rows, the tallest bar of either is 1."""
-    for of in COLOURS:
-        counts = l0.filter(pl.col("of") == of)
-        rows = np.histogram(counts["l0"].to_numpy(), edges, weights=counts["rows"].to_numpy())[0]
-        heights = rows / np.diff(_place(edges))
-        _bars(axes, heights / max(heights.max(), 1e-300), _place(edges), of)
-    axes.text(0.01, 0.85, label, transform=axes.transAxes, va="top", fontweight="bold", fontsize=10)
-    axes.set_yticks([])
-    axes.margins(y=0.25)
-    axes.spines["left"].set_visible(False)
-    axes.set_ylim(bottom=0)
 
 
 def _legend(axes: Axes, features: pl.DataFrame | None) -> None:

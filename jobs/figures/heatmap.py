@@ -75,7 +75,14 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     axes.grid(visible=False)
     _ticks(axes, features, table["context"].to_list(), clustered=table["cluster"].dtype != pl.Null)
     if table["cluster"].dtype != pl.Null:
-        _borders(axes, table["cluster"].to_numpy())
+        # a red line at each border: a cluster begins where its number is another than that of the row above
+        clusters = table["cluster"].to_numpy()
+        starts = np.flatnonzero(np.append(True, clusters[1:] != clusters[:-1]))
+        ends = np.append(starts[1:], len(clusters))
+        for start in starts[1:]:
+            axes.axhline(start - 0.5, color=RED, linewidth=1.4)
+        names = [f"C{clusters[start]} (n={end - start:,})" for start, end in zip(starts, ends, strict=True)]
+        axes.set_yticks((starts + ends - 1) / 2, names, fontsize=10, color=INK)
     where = f"{BRIGHTEST}th percentile of what is not 0" if np.abs(matrix).max() > limit else "the largest"
     label = bilingual(f"activation (colours end at the {where})", "활성값")
     colour_bar(
@@ -90,17 +97,6 @@ def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: b
         axes.set_yticks([])
         return
     name_some(axes.yaxis, [str(n) for n in contexts], TICKS, bilingual("context", "문맥"), fontsize=7)
-
-
-def _borders(axes: Axes, clusters: NDArray[Any]) -> None:
-    """A red line at each border, C0, C1 … and their sizes on the left."""
-    # a cluster begins where its number is another than that of the context above
-    starts = np.flatnonzero(np.append(True, clusters[1:] != clusters[:-1]))
-    ends = np.append(starts[1:], len(clusters))
-    for start in starts[1:]:
-        axes.axhline(start - 0.5, color=RED, linewidth=1.4)
-    names = [f"C{clusters[start]} (n={end - start:,})" for start, end in zip(starts, ends, strict=True)]
-    axes.set_yticks((starts + ends - 1) / 2, names, fontsize=10, color=INK)
 
 
 def draw_matrix_sparsity(table: pl.DataFrame, site: str, pool: str) -> Figure:

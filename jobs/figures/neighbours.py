@@ -41,7 +41,11 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     figure, axes = canvas(f"Neighbours of feature {feature}", site, *facts)
     axes.set_axis_off()
     value = dict(own.select("neighbour", by).iter_rows())
-    between = _between(links, by)
+    # of the two directions of a pair the stronger one
+    between: dict[tuple[int, int], float] = {}
+    for a, b, strength in links.select("feature", "neighbour", by).iter_rows():
+        pair = min(a, b), max(a, b)
+        between[pair] = max(strength, between.get(pair, strength))
     # on an ellipse, from the top, clockwise
     order = _ring_order(list(value), between)
     angles = (pi / 2 - 2 * pi * n / len(order) for n in range(len(order)))
@@ -73,15 +77,6 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     axes.set_ylim(-1.22, 1.22)
     colour_bar(figure, ScalarMappable(scale, DARK_IS_HIGH), ax=axes, label=LABELS[by], pad=0.01, shrink=0.85)
     return figure
-
-
-def _between(links: pl.DataFrame, by: str) -> dict[tuple[int, int], float]:
-    """The stronger of the two directions of each pair."""
-    strongest: dict[tuple[int, int], float] = {}
-    for a, b, strength in links.select("feature", "neighbour", by).iter_rows():
-        pair = min(a, b), max(a, b)
-        strongest[pair] = max(strength, strongest.get(pair, strength))
-    return strongest
 
 
 def _ring_order(others: list[int], between: dict[tuple[int, int], float]) -> list[int]:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.bins import whole_bars
@@ -64,38 +63,31 @@ def sparsity_figure(title: str, site: str, facts: list[str], sparse: Sparsity) -
         return empty_plot(axes, "no feature fired")
     axes.remove()
     left, right = figure.subplots(1, 2)
-    _draw_zeros(left, sparse)
-    _draw_magnitudes(right, sparse)
-    return figure
-
-
-def _draw_zeros(axes: Axes, sparse: Sparsity) -> None:
+    # the share of zeros of each feature
     zeros = np.rint(sparse.zeros * sparse.rows).astype(np.int64)
     low = int(zeros.min())
     if target := setting().target:
-        axes.axvspan(*target, color="#F0E442", alpha=0.35, linewidth=0)
-        title = f"shaded: target {target[0]:.0%} to {target[1]:.0%}"
-        axes.set_title(title, fontsize=10, color=SOFT, loc="left")
+        left.axvspan(*target, color="#F0E442", alpha=0.35, linewidth=0)
+        shaded = f"shaded: target {target[0]:.0%} to {target[1]:.0%}"
+        left.set_title(shaded, fontsize=10, color=SOFT, loc="left")
         low = min(low, int(target[0] * sparse.rows))
     edges = -whole_bars(-sparse.rows, -low, BARS)[::-1]  # the last bar ends with all rows
-    axes.hist(zeros / sparse.rows, bins=(edges / sparse.rows).tolist(), color=BLUE)
-    log_counts(axes.yaxis)
-    mark(axes, sparse.overall, f"overall {sparse.overall:.2%}")
-    axes.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율", "\n"), fontsize=10)
-    axes.set_ylabel(bilingual("features (log scale)", "특징 수 (로그)", "\n"))
-
-
-def _draw_magnitudes(axes: Axes, sparse: Sparsity) -> None:
-    widths = np.diff(sparse.edges)
+    left.hist(zeros / sparse.rows, bins=(edges / sparse.rows).tolist(), color=BLUE)
+    log_counts(left.yaxis)
+    mark(left, sparse.overall, f"overall {sparse.overall:.2%}")
+    left.set_xlabel(bilingual("share of zeros of a feature", "특징의 0 비율", "\n"), fontsize=10)
+    left.set_ylabel(bilingual("features (log scale)", "특징 수 (로그)", "\n"))
+    # the magnitudes of all others, in bars that are even on a log axis unless one begins at 0
     of_bits = sparse.edges[0] > 0
     heights = sparse.counts / np.diff(np.log2(sparse.edges)) if of_bits else sparse.counts
-    axes.bar(sparse.edges[:-1], heights, width=widths, align="edge", color=BLUE)
-    log_counts(axes.yaxis)
+    right.bar(sparse.edges[:-1], heights, width=np.diff(sparse.edges), align="edge", color=BLUE)
+    log_counts(right.yaxis)
     if of_bits:
-        log_axis(axes.xaxis, sparse.edges)
-    axes.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값", "\n"), fontsize=10)
+        log_axis(right.xaxis, sparse.edges)
+    right.set_xlabel(bilingual("|activation|, where not 0", "0이 아닌 활성값", "\n"), fontsize=10)
     what, korean = ("activations per doubling", "두 배 구간당 개수") if of_bits else ("activations", "개수")
-    axes.set_ylabel(bilingual(f"{what} (log scale)", f"{korean} (로그)", "\n"))
+    right.set_ylabel(bilingual(f"{what} (log scale)", f"{korean} (로그)", "\n"))
+    return figure
 
 
 def _magnitudes(features: pl.DataFrame) -> tuple[F64, F64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.distributions import MOST_BARS
@@ -34,7 +33,14 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
     most, beyond = int(max(ends)), int(max(l0[-1] for _, l0, _ in groups))
     width = max(1, -(-(most + 1) // MOST_BARS))
     for place, (_, l0, weight) in enumerate(groups):
-        _ridge(axes, place, l0, weight, width, most)
+        # each bar adds up `width` values of L0, weighed by their rows, and stands on the line y = `place`
+        near = l0 <= most
+        last = most // width
+        bars = np.bincount(l0[near].astype(np.int64) // width, weights=weight[near], minlength=last + 1)
+        sides = np.arange(len(bars)) * width - 0.5
+        heights = RIDGE * bars / bars.max()
+        axes.bar(sides, heights, width=0.9 * width, bottom=place, align="edge", color=BLUE)
+        axes.axhline(place, color=SOFT, linewidth=0.8)
         mean = float(np.average(l0, weights=weight))
         axes.plot([mean, mean], [place, place + RIDGE], color=VERMILION, linewidth=1.6, linestyle=(0, (5, 3)))
         axes.annotate(
@@ -69,13 +75,3 @@ def _histograms(counts: pl.DataFrame) -> list[tuple[str, F64, F64]]:
         (f"> {of[0]:g}" if len(of) == 1 else f"> {of[0]:g} to {of[-1]:g}", l0, rows)
         for of, l0, rows in groups
     ]
-
-
-def _ridge(axes: Axes, place: int, l0: F64, rows: F64, width: int, most: int) -> None:
-    """One histogram that stands on the line y = `place`."""
-    near = l0 <= most
-    # each bar adds up `width` values of L0, weighed by their rows
-    bars = np.bincount(l0[near].astype(np.int64) // width, weights=rows[near], minlength=most // width + 1)
-    left = np.arange(len(bars)) * width - 0.5
-    axes.bar(left, RIDGE * bars / bars.max(), width=0.9 * width, bottom=place, align="edge", color=BLUE)
-    axes.axhline(place, color=SOFT, linewidth=0.8)

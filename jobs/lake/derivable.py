@@ -37,6 +37,7 @@ def with_needed(run: RunFile) -> RunFile:
 
 def closed(jobs: Iterable[str], needs: Mapping[str, Iterable[str]]) -> list[str]:
     """The jobs and all that they need, each once, in the order of `DERIVED_JOBS`."""
+    # jobs are followed to what they need until nothing new comes; then put into the order of a run
     needed, waiting = set[str](), list(jobs)
     while waiting:
         job = waiting.pop()

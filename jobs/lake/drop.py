@@ -142,6 +142,7 @@ def _drop_table(catalog: _Catalog, table: str, site: str | None, *, yes: bool) -
     if site is not None and not catalog.passes(site):
         raise InputError(f"the store has no site {site!r}; it has {', '.join(catalog.names) or 'none'}")
     sites = catalog.names if site is None else [site]
+    # a site of several passes has its tables once: its name counts once
     candidates = [(name, table_piece(catalog.layout, name, table)) for name in dict.fromkeys(sites)]
     pieces = [piece for _, piece in candidates if piece is not None]
     if not pieces:

@@ -41,7 +41,8 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
     lake = require_lake(layout)
     assert run.tokens.tokenizer is not None
-    check_rule(layout, lake, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
+    check_rule(layout.root, lake, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
+    # A dropped site may come again under its name: what its drop left must not lie among its new files.
     for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
         say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
         piece.remove()

@@ -68,7 +68,7 @@ class Probe:
             self.run.tokens.tokenizer, None if lake is None else lake.tokenizer_digest
         )
         if lake is not None:  # what the run file does not say is as it is there
-            check_rule(stored, lake, self.run, self._tokenizer)
+            check_rule(stored.root, lake, self.run, self._tokenizer)
             put_if_absent(self.layout.lake, lake.to_json())
         self._source = open_source(self.run.corpus)
 
@@ -88,6 +88,7 @@ class Probe:
         self.load_seconds = self.clock() - loading
         begin("probing")
         receipts = [worker.process(record.name) for record in warm_up.shards]
+        # The warm-up counts only where there is nothing else, in a corpus no larger than that.
         receipts = self._measure(worker.process, receipts[-1], corpus) or receipts
         self.samples = [sample(receipt) for receipt in receipts if receipt.rows]
         probed, n = sum(s.rows for s in self.samples), len(self.samples)

@@ -43,21 +43,17 @@ def run(
                 say(
                     f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored"
                 )
-            elif not is_fresh(store, site.name, resolved):
-                derive(store, site.name, resolved)
-                # Written last: a run that was killed in the midst derives anew.
-                write_atomic(store.layout.derived(site.name), _made_from(store, site.name, resolved))
-            else:
+                continue
+            # All tables and figures were made, from these receipts and these sections of the run file.
+            path = store.layout.derived(site.name)
+            made_from = path.read_bytes() if path.exists() else b""
+            if made_from == _made_from(store, site.name, resolved) and json.loads(made_from)["files"]:
                 say(f"[bold]tables[/] of {site.name}: nothing to do, they are up to date")
+                continue
+            derive(store, site.name, resolved)
+            # Written last: a run that was killed in the midst derives anew.
+            write_atomic(path, _made_from(store, site.name, resolved))
         return results
-
-
-def is_fresh(store: FeatureStore, site: str, run_file: RunFile) -> bool:
-    """Whether all tables and figures of the site were made, from these receipts and these sections."""
-    path = store.layout.derived(site)
-    if not path.exists() or path.read_bytes() != _made_from(store, site, run_file):
-        return False
-    return bool(json.loads(path.read_bytes())["files"])
 
 
 def _made_from(store: FeatureStore, site: str, run_file: RunFile) -> bytes:

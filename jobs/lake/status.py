@@ -109,6 +109,7 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
             f"  {tally.nonzeros:,} nonzeros of {sparse / tally.nonzeros:.2f} bytes, "
             f"{size(sparse)}; {tally.rate:,.0f} tokens/s of a worker"
         )
+    # the run's own rate, which counts all its workers and what is in flight; the tally's is of one worker
     if current.is_live:
         rate, run = current.run.rate(current.now), current.run
         left = f", {duration(current.left / rate)} left" if rate else ""

@@ -19,7 +19,7 @@ from jobs.terminal.console import say
 from jobs.terminal.progress import size
 from schemas import __version__
 from schemas.errors import InputError
-from schemas.run.file import RunFile, load_run_file
+from schemas.run.file import load_run_file
 from schemas.sentences import redacted, several, visible
 
 INTERRUPTED = 130
@@ -53,7 +53,18 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
     for a cluster that does not answer.
     """
     run, inside = load_run_file(path), _inside(path, working_dir)
-    _check_root(run)
+    # What is written into the job's copy of the working directory is lost with it.
+    root = run.store.root
+    if root.startswith("memory://"):
+        raise InputError(
+            f"store.root {root!r} lies in the memory of one process and ends with it: give an absolute path "
+            "that all nodes share, or an object store (s3://…)"
+        )
+    if "://" not in root and not Path(root).is_absolute():
+        raise InputError(
+            f"store.root {root!r} is relative, which on a cluster is inside the job's temporary copy of the "
+            "working directory: give an absolute path that all nodes share, or an object store (s3://…)"
+        )
     from pipeline.executors.on_ray.package import check_package, has_own_jobs, hiding_packages
     from pipeline.executors.on_ray.submission import JobServer
 
@@ -65,7 +76,7 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
     server = JobServer(address)
     program = ["python", "-m", "jobs"] if has_own_jobs(folder) else ["latentlake"]
     entrypoint = shlex.join([*program, "run", inside, *options])
-    metadata = {"latentlake": __version__, "run_file": inside, "store": run.store.root}
+    metadata = {"latentlake": __version__, "run_file": inside, "store": root}
     say(f"uploading {several(files, 'file')} of {escape(str(folder))}, {size(n_bytes)} before compression")
     job = server.submit(entrypoint, folder, left_out, run.store.pass_name or path.stem, metadata)
     say(f"[bold]submitted[/] {escape(job)}: {escape(entrypoint)}")
@@ -91,21 +102,6 @@ def _inside(path: Path, working_dir: Path) -> str:
             "by --working-dir"
         )
     return path.resolve().relative_to(folder).as_posix()
-
-
-def _check_root(run: RunFile) -> None:
-    """What is written into the job's copy of the working directory is lost with it."""
-    root = run.store.root
-    if root.startswith("memory://"):
-        raise InputError(
-            f"store.root {root!r} lies in the memory of one process and ends with it: give an absolute path "
-            "that all nodes share, or an object store (s3://…)"
-        )
-    if "://" not in root and not Path(root).is_absolute():
-        raise InputError(
-            f"store.root {root!r} is relative, which on a cluster is inside the job's temporary copy of the "
-            "working directory: give an absolute path that all nodes share, or an object store (s3://…)"
-        )
 
 
 def _write(text: str) -> None:

@@ -16,7 +16,6 @@ from pipeline.tokens.tokenize import BYTES_PER_TOKEN, REPEATED, SPECIAL_TEXTS
 from pipeline.tokens.tokenize import tokenize as tokenize_corpus
 from pipeline.tokens.tokenizer import load_tokenizer
 from schemas.layout import Layout
-from schemas.names import SpecialText
 from schemas.records import CorpusLink
 from schemas.run.file import RunFile
 from schemas.sentences import NOTE, several
@@ -34,7 +33,11 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     layout, began = Layout(store_path(run.store.root)), time.monotonic()
     assert run.tokens.tokenizer is not None
     stored = read_stored_tokens(layout)
-    with counting("tokenize", _about(run), "tokens") as advance:
+    # How many tokens are to come, for the time left; None when neither limit nor size is known.
+    size = open_source(run.corpus).estimated_bytes()
+    known = [run.tokens.limit, None if size is None else size // BYTES_PER_TOKEN]
+    expected = min((n for n in known if n is not None), default=None)
+    with counting("tokenize", expected, "tokens") as advance:
         digest = None if stored.lake is None else stored.lake.tokenizer_digest
         tokenizer = load_tokenizer(run.tokens.tokenizer, digest)
         link = tokenize_corpus(
@@ -42,26 +45,20 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
         )
     say(f"[bold]tokenize[/] {_summary(link, stored.links)} ({time.monotonic() - began:.1f} s)")
     lake, is_new = stored.lake or require_lake(layout), link not in stored.links
-    warn([*notes(run, lake, tokenizer), *_warnings(link, lake.special_text, is_new=is_new)])
-    return link
-
-
-def _warnings(link: CorpusLink, special_text: SpecialText, *, is_new: bool) -> list[str]:
-    """What the documents of a link hold that a reader should know of."""
-    lines = []
-    documents = sum(shard.documents for shard in link.shards)
+    sentences, documents = notes(run, lake, tokenizer), sum(shard.documents for shard in link.shards)
     if repeated := link.source.get(REPEATED):
-        lines.append(
+        sentences.append(
             f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} in the store "
             "already, by their text: they count twice"
         )
     if n := link.source.get(SPECIAL_TEXTS):
-        became = "became these tokens" if special_text == "parse" else "was read as letters"
-        lines.append(
+        became = "became these tokens" if lake.special_text == "parse" else "was read as letters"
+        sentences.append(
             f"{NOTE}{n:,} of the {documents:,} documents hold the text of special tokens, which {became} "
-            f"(tokens.special_text: {special_text})"
+            f"(tokens.special_text: {lake.special_text})"
         )
-    return lines
+    warn(sentences)
+    return link
 
 
 def _summary(link: CorpusLink, before: list[CorpusLink]) -> str:
@@ -72,12 +69,3 @@ def _summary(link: CorpusLink, before: list[CorpusLink]) -> str:
     if link in before:
         return f"nothing to do, the store holds this corpus (link {before.index(link)}): {size}"
     return f"{size}, link {len(before)} of the store's corpus" if before else size
-
-
-def _about(run: RunFile) -> int | None:
-    """How many tokens there are to come, for the time left; None when it is not known."""
-    size = open_source(run.corpus).estimated_bytes()
-    known = [
-        n for n in (run.tokens.limit, None if size is None else size // BYTES_PER_TOKEN) if n is not None
-    ]
-    return min(known, default=None)

@@ -109,7 +109,13 @@ def report(
         for name in NEEDS["report"]:
             Tables(store, site).scan(name)
     recorded = _claim(folder, store)
-    _forget_sites(folder, store.sites)
+    # Pages of sites that are gone are removed; files that are not of the report stay.
+    for path in listed(folder / "sites"):
+        is_kept = path.name in store.sites or (isinstance(path, Path) and path.is_symlink())
+        if not is_kept and any((path / page).is_file() for page in PAGES):
+            _forget(path, ())
+            if isinstance(path, Path) and path.is_dir():
+                say(f"[yellow]report[/]: {escape(str(path))} stays, it has files that no report wrote")
     (folder / "static").mkdir(parents=True, exist_ok=True)
     for name in ("report.css", "search.js", "table.js", "page.js"):
         write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
@@ -241,17 +247,6 @@ def _write_above(tables: Tables, work: Work) -> int:
     kept |= {f"figures/{name}.png" for name, _, _, _ in figures}
     _forget(work.out, {*kept, *PAGES})
     return clusters
-
-
-def _forget_sites(folder: StorePath, existing: Collection[str]) -> None:
-    """Remove the pages of sites that are not among the `existing`; files that are not of the report stay."""
-    for path in listed(folder / "sites"):
-        if path.name in existing or (isinstance(path, Path) and path.is_symlink()):
-            continue
-        if any((path / page).is_file() for page in PAGES):
-            _forget(path, ())
-            if isinstance(path, Path) and path.is_dir():
-                say(f"[yellow]report[/]: {escape(str(path))} stays, it has files that no report wrote")
 
 
 def _forget(folder: StorePath, kept: Collection[str]) -> None:

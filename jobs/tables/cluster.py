@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
-from jobs.tables.clusters.assignment import Assigned, assign_all
-from jobs.tables.clusters.features import Clustering, clusterings, feature_tables
+from jobs.tables.clusters.assignment import assign_all
+from jobs.tables.clusters.features import clusterings, feature_tables
 from jobs.tables.clusters.groups import MOST, fit_groups, group_tables, labels_of
 from jobs.tables.clusters.kmeans import default_clusters
 from jobs.tables.clusters.members import Members, report_clusters
@@ -30,7 +30,6 @@ from pipeline.store.reading.site_access import require_committed
 from pipeline.tasks import OneProcess, Tasks
 from schemas.layout import StorePath
 from schemas.run.file import Cluster, RunFile
-from schemas.values import I64
 
 MAPPED = ("coactivation", "feature")
 """The clustering that the map shows, the first there is: directions are nearly orthogonal, and of their map a
@@ -69,7 +68,18 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
         clustering.name: clustering.by_feature(len(surveyed.n_active)) for clustering in feature_clusterings
     }
     assigned = assign_all(store, site, fitted, cluster_of_feature, tasks)
-    tables = _tables_of_features(store, site, feature_clusterings, surveyed.n_active, assigned, config.seed)
+    # where nothing fires, or has a direction, the map is empty
+    tables = {"feature_map": pl.DataFrame(schema=FEATURE_MAP)}
+    names: dict[str, list[list[str]]] = {}
+    for clustering in feature_clusterings:
+        described = assigned.features[clustering.name]
+        names[clustering.name] = _tokens(store, described.tokens, len(clustering.members.order))
+        tables |= feature_tables(clustering, surveyed.n_active, described, names[clustering.name])
+    if mapped := next(
+        (c for name in MAPPED for c in feature_clusterings if c.name == name and len(c.members.order)), None
+    ):
+        of_map = feature_map(site, mapped, surveyed.n_active, names[mapped.name], config.seed)
+        tables["feature_map"] = of_map
     for kind in KINDS:
         placed, counts = assigned.placed[kind], assigned.counts[kind]
         members = Members.of(placed.label, placed.cosine, counts.active.shape[0])
@@ -80,29 +90,6 @@ def cluster(store: FeatureStore, site: str, config: Cluster, tasks: Tasks | None
         tables |= group_tables(kind, placed, members, counts, labels_of(store, kind), tokens)
     say(f"[bold]cluster[/] {site}: {time.monotonic() - began:.1f} s")
     return [store.write_table(site, name, table) for name, table in tables.items()]
-
-
-def _tables_of_features(
-    store: FeatureStore,
-    site: str,
-    feature_clusterings: list[Clustering],
-    n_active: I64,
-    assigned: Assigned,
-    seed: int,
-) -> dict[str, pl.DataFrame]:
-    tables: dict[str, pl.DataFrame] = {}
-    names: dict[str, list[list[str]]] = {}
-    for clustering in feature_clusterings:
-        described = assigned.features[clustering.name]
-        tokens = _tokens(store, described.tokens, len(clustering.members.order))
-        tables |= feature_tables(clustering, n_active, described, tokens)
-        names[clustering.name] = tokens
-    tables["feature_map"] = pl.DataFrame(schema=FEATURE_MAP)  # where nothing fires, or has a direction
-    if mapped := next(
-        (c for name in MAPPED for c in feature_clusterings if c.name == name and len(c.members.order)), None
-    ):
-        tables["feature_map"] = feature_map(site, mapped, n_active, names[mapped.name], seed)
-    return tables
 
 
 def _tokens(store: FeatureStore, counts: sparse.csr_matrix, clusters: int) -> list[list[str]]:

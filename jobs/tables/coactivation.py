@@ -71,7 +71,21 @@ def coactivation(
         f"[bold]coactivation[/] {site}: {counter.rows:,} neighbours of {counter.features:,} features that "
         f"share {support:,} rows or more with one ({time.monotonic() - began:.1f} s)"
     )
-    return written + (_write_decoder_neighbours(store, site, tasks, k) if decoder else [])
+    if not decoder:
+        return written
+    directions = directions_of(store, site)
+    if directions.width is None:
+        say(f"[yellow]coactivation[/] {site}: a synthetic site has no decoder, so no decoder neighbours")
+        return written
+    began, counter, blocks = time.monotonic(), _RowCounter(), directions.blocks()
+    tables = tasks.map(partial(decoder_neighbours, directions, k), blocks)
+    parts = counter.count(track(tables, "decoder cosines", len(blocks), "blocks of features"))
+    written.append(store.write_table_parts(site, "decoder_neighbours", DECODER_NEIGHBOURS, parts))
+    say(
+        f"[bold]coactivation[/] {site}: {counter.rows:,} neighbours by decoder cosine of "
+        f"{counter.features:,} features ({time.monotonic() - began:.1f} s)"
+    )
+    return written
 
 
 class _RowCounter:
@@ -125,23 +139,6 @@ def _nearest(
     best = [highest(measure(counts), k) for measure in MEASURES.values()]
     places = np.concatenate(best)
     return others[places], n_both[places], np.array([len(indices) for indices in best])
-
-
-def _write_decoder_neighbours(store: FeatureStore, site: str, tasks: Tasks, k: int) -> list[StorePath]:
-    began, counter = time.monotonic(), _RowCounter()
-    directions = directions_of(store, site)
-    if directions.width is None:
-        say(f"[yellow]coactivation[/] {site}: a synthetic site has no decoder, so no decoder neighbours")
-        return []
-    blocks = directions.blocks()
-    tables = tasks.map(partial(decoder_neighbours, directions, k), blocks)
-    parts = counter.count(track(tables, "decoder cosines", len(blocks), "blocks of features"))
-    written = store.write_table_parts(site, "decoder_neighbours", DECODER_NEIGHBOURS, parts)
-    say(
-        f"[bold]coactivation[/] {site}: {counter.rows:,} neighbours by decoder cosine of "
-        f"{counter.features:,} features ({time.monotonic() - began:.1f} s)"
-    )
-    return [written]
 
 
 def decoder_neighbours(directions: Directions, k: int, features: range) -> pl.DataFrame:

@@ -52,6 +52,7 @@ class Piece(NamedTuple):
 
     files: ShardFiles
     x: Rows | None
+    """None where the pass has no layout dense."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,23 @@ def importance(
     the SAE's decoder is not linear.
     """
     began, tasks = time.monotonic(), tasks or OneProcess()
-    pieces = pieces_of(store, site)
+    files = store.shard_files(site)
+    require_committed(store, site)
+    dense: Sequence[Rows | None] = [None] * len(files)
+    if "dense" in store.site(site).layouts:
+        dense = list(store.dense(site))
+    pieces = [Piece(*pair) for pair in zip(files, dense, strict=True)]
     tokens = Tokens.of(store, site)
     weights, about = linear_weights(store, site)
     label = one_label(list(store.lake.label_columns), label)
-    values = values_of(tokens, [piece.files for piece in pieces], label, tasks)
-    _check_size(len(values), len(weights["W_dec"]), label)
+    values, features = values_of(tokens, files, label, tasks), len(weights["W_dec"])
+    if not values:
+        raise InputError(f"no document has a value of label {label!r}: choose another with --label")
+    if (len(values) + 1) * features > MOST_CELLS:
+        raise InputError(
+            f"label {label!r} has {len(values):,} values, too many for {features:,} features: choose another "
+            "with --label"
+        )
     trained_with = penalty_of(about, rho, penalty)
     pass_name = store.site(site).pass_name
     task = SumsTask(store.layout, pass_name, site, tokens, label, tuple(values), trained_with)
@@ -110,16 +122,6 @@ def importance(
     store.write_table(site, "importance", table)
     _report(site, label, table, classes, time.monotonic() - began)
     return table
-
-
-def pieces_of(store: FeatureStore, site: str) -> list[Piece]:
-    """Every committed shard; x is None where the pass has no layout dense."""
-    files = store.shard_files(site)
-    require_committed(store, site)
-    dense: Sequence[Rows | None] = [None] * len(files)
-    if "dense" in store.site(site).layouts:
-        dense = list(store.dense(site))
-    return [Piece(*pair) for pair in zip(files, dense, strict=True)]
 
 
 def linear_weights(store: FeatureStore, site: str) -> tuple[dict[str, F32], dict[str, Any]]:
@@ -186,16 +188,6 @@ def values_of(tokens: Tokens, files: Sequence[ShardFiles], label: str, tasks: Ta
 
 def _values(tokens: Tokens, label: str, files: ShardFiles) -> set[str]:
     return set(tokens.read_labels(files, [label])[label].drop_nulls())
-
-
-def _check_size(classes: int, features: int, label: str) -> None:
-    if not classes:
-        raise InputError(f"no document has a value of label {label!r}: choose another with --label")
-    if (classes + 1) * features > MOST_CELLS:
-        raise InputError(
-            f"label {label!r} has {classes:,} values, too many for {features:,} features: choose another "
-            "with --label"
-        )
 
 
 def shard_sums(task: SumsTask, piece: Piece) -> ClassSums:

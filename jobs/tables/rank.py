@@ -244,8 +244,29 @@ def show_windows(
     support: int = SUPPORT,
 ) -> None:
     """Print the windows that `texts` name, each by every column of `by`, or by its own column."""
-    for ranks in dict.fromkeys(_parsed(text, column) for text in texts for column in by):
-        _show_window(store, site, ranks, descending=descending, support=support)
+    order = "largest" if descending else "smallest"
+    for column, start, stop in dict.fromkeys(_parsed(text, column) for text in texts for column in by):
+        rows = window(store, site, column, start, stop, descending, support)
+        # ranks count from 0; for people the first is #1
+        first, last = int(rows["rank"][0]) + 1, int(rows["rank"][-1]) + 1
+        rows = rows.select(*dict.fromkeys(["rank", "feature", column, *PRINTED]))
+        if descending:
+            rows = _with_stored_intervals(store, site, column, rows)
+        title = f"{site} by {column}, {order} first: #{first:,} to #{last:,}"
+        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+        rows = rows.with_columns(pl.format("#{}", pl.col("rank") + 1).alias("rank"))
+        for name in rows.columns:
+            # names wrap where they may; a number that is cut would be another number
+            table.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
+        for row in rows.iter_rows():
+            cells = zip(rows.columns, row, strict=True)
+            table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in cells))
+        console.print(table)
+        features = _features(store, site, [column])[0]
+        if last_ones := _support_note(features, column, support):
+            say(escape(last_ones[0].upper() + last_ones[1:]))
+        if without := features.height - ranking(features, column, support=0).height:
+            say(f"{several(without, 'feature')} of {features.height:,} have no {escape(column)} and no rank")
 
 
 def _parsed(text: str, by: str) -> Ranks:
@@ -256,32 +277,6 @@ def _parsed(text: str, by: str) -> Ranks:
     if first.isascii() and first.isdigit() and last.isascii() and last.isdigit():
         return Ranks(by, int(first), int(last))
     raise InputError(f"window {text!r} is not START:STOP, such as 2000:2050")
-
-
-def _show_window(store: FeatureStore, site: str, ranks: Ranks, *, descending: bool, support: int) -> None:
-    """Print one window; for people the first rank is #1."""
-    by, start, stop = ranks
-    rows = window(store, site, by, start, stop, descending, support)
-    first, last = int(rows["rank"][0]) + 1, int(rows["rank"][-1]) + 1
-    rows = rows.select(*dict.fromkeys(["rank", "feature", by, *PRINTED]))
-    if descending:
-        rows = _with_stored_intervals(store, site, by, rows)
-    order = "largest" if descending else "smallest"
-    title = f"{site} by {by}, {order} first: #{first:,} to #{last:,}"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    rows = rows.with_columns(pl.format("#{}", pl.col("rank") + 1).alias("rank"))
-    for column in rows.columns:
-        # names wrap where they may; a number that is cut would be another number
-        table.add_column(column.replace("_", "_\n"), justify="right", overflow="fold")
-    for row in rows.iter_rows():
-        cells = zip(rows.columns, row, strict=True)
-        table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in cells))
-    console.print(table)
-    features = _features(store, site, [by])[0]
-    if last_ones := _support_note(features, by, support):
-        say(escape(last_ones[0].upper() + last_ones[1:]))
-    if without := features.height - ranking(features, by, support=0).height:
-        say(f"{several(without, 'feature')} of {features.height:,} have no {escape(by)} and no rank")
 
 
 def _with_stored_intervals(store: FeatureStore, site: str, by: str, rows: pl.DataFrame) -> pl.DataFrame:

@@ -115,7 +115,13 @@ def text_strip(strip: Strip, maximum: float, *, shaded: bool = True) -> Text:
     """The strip for a terminal; without `shaded` only the firing token stands out."""
     text = Text()
     for place, (piece, value) in enumerate(zip(strip.pieces, strip.values.tolist(), strict=True)):
-        style = _terminal_style(value, maximum) if shaded else Style()
+        style = Style()
+        if shaded and value:
+            # A terminal has no see-through colours and may be light or dark: shades lie on white, with ink.
+            share = 0.2 + 0.8 * _share(value, maximum)
+            red, green, blue = (round(255 + (part - 255) * share) for part in (BLUE if value > 0 else RED))
+            ink = "white" if share > 0.6 else "black"
+            style = Style(color=ink, bgcolor=f"#{red:02x}{green:02x}{blue:02x}")
         if place == strip.firing:
             mark = Style(bold=True, underline=True) if shaded else Style(bold=True, reverse=True)
             text.append(f"|{shown(piece)}|", style + mark)
@@ -127,16 +133,6 @@ def text_strip(strip: Strip, maximum: float, *, shaded: bool = True) -> Text:
 def _share(value: float, maximum: float) -> float:
     """How much of the shade an activation has, 0 to 1."""
     return min(abs(value) / maximum, 1.0) if maximum > 0 else float(value != 0)
-
-
-def _terminal_style(value: float, maximum: float) -> Style:
-    """A terminal has no see-through colours and may be light or dark: shades are laid on white, with ink."""
-    if not value:
-        return Style()
-    share = 0.2 + 0.8 * _share(value, maximum)
-    red, green, blue = (round(255 + (part - 255) * share) for part in (BLUE if value > 0 else RED))
-    ink = "white" if share > 0.6 else "black"
-    return Style(color=ink, bgcolor=f"#{red:02x}{green:02x}{blue:02x}")
 
 
 def html_strip(

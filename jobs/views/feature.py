@@ -99,11 +99,7 @@ def show_feature(
             console.print(Rule(section.title, align="left", style="dim"))
             console.print(drawn, soft_wrap=isinstance(drawn, Text), highlight=False)
     _show_examples(page)
-    _report_missing(page)
-
-
-def _report_missing(page: Page) -> None:
-    """Tables that are not there, by the command that makes them."""
+    # Tables that are not there, by the command that makes them.
     tables = [*(name for section in SECTIONS for name in section.tables), "examples"]
     by_job: dict[str, list[str]] = {}
     for name in dict.fromkeys(tables):

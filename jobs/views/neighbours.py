@@ -57,22 +57,17 @@ def neighbours(
     if own.is_empty():
         say(f"Feature {feature} of {escape(site)} has no neighbours by {by}: it shares too few rows with any")
         return own
-    console.print(_neighbour_table(own, f"Neighbours of feature {feature} of {site} by {by}"))
+    title = escape(f"Neighbours of feature {feature} of {site} by {by}")
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    names = [name for name in own.columns if name != "feature"]
+    for name in names:  # a number that is cut would be another number
+        shown.add_column(name, justify="right", overflow="fold")
+    for row in own.select(names).iter_rows():
+        shown.add_row(*(_cell(value) for value in row))
+    console.print(shown)
     if figure is not None:
         _draw(store, site, feature, by, table, own, figure)
     return own
-
-
-def _neighbour_table(own: pl.DataFrame, title: str) -> Table:
-    table = Table(
-        title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    names = [name for name in own.columns if name != "feature"]
-    for name in names:  # a number that is cut would be another number
-        table.add_column(name, justify="right", overflow="fold")
-    for row in own.select(names).iter_rows():
-        table.add_row(*(_cell(value) for value in row))
-    return table
 
 
 def _cell(value: Any) -> str:

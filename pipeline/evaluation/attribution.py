@@ -24,11 +24,10 @@ from pipeline.evaluation.integrated_gradients import (
     gap_of,
     prompts_of,
 )
-from pipeline.plans.reopen import PlannedUse, cached_per_process, open_encoder, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_both
 from pipeline.statistics.evaluation.attribution import EVERY_PROMPT, partial
 from pipeline.store.records.tokens import read_document_labels, read_token_shard
-from pipeline.tokens.tokenizer import Tokenizer, load_tokenizer
-from schemas.errors import InputError
+from pipeline.tokens.tokenizer import Tokenizer, tokenizer_of
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.tables.attribution import ATTRIBUTION_PROMPTS
@@ -113,7 +112,14 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
     (opened, _), prompts_of_part = _open(work), _part_prompts(work, part)
     context, feature = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     effect, effect2 = [np.empty(0)], [np.empty(0)]
-    features_of = _features_by_prompt(prompts_of_part.values, chosen)
+    # the features to ablate in each prompt: those chosen for any of its values
+    wanted_of: dict[tuple[str, str], set[int]] = {}
+    for label, value, number in chosen.iter_rows():
+        wanted_of.setdefault((label, value), set()).add(number)
+    features_of = [
+        set().union(*(wanted_of.get(pair, set()) for pair in row.items()))
+        for row in prompts_of_part.values.iter_rows(named=True)
+    ]
     for some in _batches(opened, prompts_of_part):
         prompts, latents = _read(opened, prompts_of_part, some)
         # a feature is active in several vectors of a prompt; it is set to 0 in all of them at once
@@ -133,17 +139,6 @@ def ablate_part(work: Work, chosen: pl.DataFrame, part: Part) -> tuple[pl.DataFr
     wanted = [chosen, sums.filter(pl.col("feature").is_null()).select("label", "value", "feature")]
     on = ["label", "value", "feature"]
     return (sums.join(pl.concat(wanted), on=on, how="semi", nulls_equal=True, maintain_order="left"),)
-
-
-def _features_by_prompt(values: pl.DataFrame, chosen: pl.DataFrame) -> list[set[int]]:
-    """The features to ablate in each prompt."""
-    wanted: dict[tuple[str, str], set[int]] = {}
-    for label, value, feature in chosen.iter_rows():
-        wanted.setdefault((label, value), set()).add(feature)
-    return [
-        set().union(*(wanted.get((label, value), set()) for label, value in row.items()))
-        for row in values.iter_rows(named=True)
-    ]
 
 
 def _complete(
@@ -238,15 +233,7 @@ def _open(work: Work) -> tuple[Opened, Tokenizer]:
 def _load(work: Work) -> tuple[Opened, Tokenizer]:
     """Model, SAE and tokenizer; InputError where they do not fit."""
     use = work.use
-    model = open_model(use, dict.fromkeys(use.place))
-    encoder = open_encoder(use.site, use.plan.device)
-    if not encoder.accepts(model.widths[use.place.read]):
-        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
-    tokenizer = load_tokenizer(work.tokenizer, work.lake.tokenizer_digest)
-    if tokenizer.digest != work.lake.tokenizer_digest:
-        raise InputError(
-            f"the tokenizer at {work.tokenizer} is not the one that the lake was tokenized by: give "
-            "--tokenizer the place of that one"
-        )
+    model, encoder = open_both(use)
+    tokenizer = tokenizer_of(work.lake, work.tokenizer)
     rows = min(use.plan.batch_contexts * work.lake.context_size, LOGITS_BYTES // (4 * tokenizer.size))
     return Opened(model, encoder, use.place, rows), tokenizer

@@ -26,7 +26,7 @@ from pipeline.evaluation.patching import StandIn, patch
 from pipeline.models import Model
 from pipeline.models.device import to_device
 from pipeline.models.hooks.losses import divergences, is_followed, losses_of, next_tokens
-from pipeline.plans.reopen import PlannedUse, cached_per_process, open_encoder, open_model
+from pipeline.plans.reopen import PlannedUse, cached_per_process, open_both
 from pipeline.saes.encoding.encoder import Encoder
 from pipeline.saes.quality.reconstruction import target_of
 from pipeline.statistics.documents.clustered import document_rows
@@ -34,7 +34,6 @@ from pipeline.statistics.documents.ratios import Moments, moments
 from pipeline.statistics.evaluation.fidelity import LITERAL, MEASURED, PREDICTED, QUANTITIES
 from pipeline.store.records.tokens import read_token_shard
 from pipeline.tokens.batches import batches
-from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
 from schemas.values import F64, I64, Bool, TokenBatch, TokenShard
@@ -223,13 +222,9 @@ def _open(work: Work) -> Opened:
 
 def _load(work: Work) -> Opened:
     """Model and SAE; InputError where they do not fit, or the model predicts nothing."""
-    use = work.use
-    model = open_model(use, dict.fromkeys(use.place))
-    encoder = open_encoder(use.site, use.plan.device)
-    if not encoder.accepts(model.widths[use.place.read]):
-        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+    model, encoder = open_both(work.use)
     # what a model gives says how wide its vocabulary is; two tokens are the fewest that predict one
     two = TokenBatch(np.zeros((1, 2), dtype=np.int64), np.array([2]))
     vocabulary = model.next_token_logits(two).shape[1]
     fit = max(1, LOGITS_BYTES // (4 * vocabulary * work.lake.context_size))
-    return Opened(model, encoder, min(use.plan.batch_contexts, fit))
+    return Opened(model, encoder, min(work.use.plan.batch_contexts, fit))

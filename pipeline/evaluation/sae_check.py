@@ -23,7 +23,6 @@ from pipeline.saes.quality.reconstruction import Reconstruction, holds_target, r
 from pipeline.sources import Source
 from pipeline.store.records.token_rows import counted_mask
 from pipeline.tokens.batches import batches
-from pipeline.tokens.lake_rule import default_bos
 from pipeline.tokens.packing import ContextRule, pack
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
@@ -240,14 +239,6 @@ def other_tokens(
 def with_special(pieces: list[Piece]) -> list[Piece]:
     """The pieces with every token counted."""
     return [piece._replace(counted=np.ones_like(piece.counted)) for piece in pieces]
-
-
-def flipped_bos(lake: Lake, tokenizer: Tokenizer) -> Lake | None:
-    """The lake's rule with BOS where it had none and without where it had one; None without a BOS token."""
-    known = default_bos(tokenizer)
-    if known is None:
-        return None
-    return lake.model_copy(update={"bos_id": known if lake.bos_id is None else None})
 
 
 def _joined(parts: list[Rows]) -> Rows:

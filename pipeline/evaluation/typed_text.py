@@ -20,7 +20,7 @@ from pipeline.store.records.catalog import Catalog
 from pipeline.store.records.token_rows import counted_mask, stored_mask
 from pipeline.tokens.batches import batches
 from pipeline.tokens.packing import ContextRule, pack
-from pipeline.tokens.tokenizer import load_tokenizer
+from pipeline.tokens.tokenizer import tokenizer_of
 from schemas.errors import InputError
 from schemas.records import Lake, Plan, PlannedSite
 from schemas.values import I32, Bool, SparseFeatures, TokenShard
@@ -71,13 +71,7 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
 
 def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenShard:
     """The text as a shard of one document, counted as the site counts."""
-    where = places.tokenizer or lake.tokenizer
-    tokenizer = load_tokenizer(where, lake.tokenizer_digest)
-    if tokenizer.digest != lake.tokenizer_digest:
-        raise InputError(
-            f"the tokenizer at {where} is not the one that the lake was tokenized by: give --tokenizer the "
-            "place of that one"
-        )
+    tokenizer = tokenizer_of(lake, places.tokenizer or lake.tokenizer)
     try:
         text.encode()
     except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text

@@ -129,7 +129,10 @@ class Dispatcher:
                 self._poll_cluster()
                 self._fill()
                 outcomes = [outcome for ticket in self._wait(0.5) for outcome in self._finish_call(ticket)]
-                outcomes += self._expire()
+                late = time.monotonic() - self._policy.shard_timeout_s
+                overdue = [name for name, slot in self._slots.items() if slot.shard and slot.since < late]
+                outcomes += [o for name in overdue for o in self._replace(name, "shard timeout")]
+                # Idle workers are fed before outcomes are handed out: whoever takes these may be slow.
                 outcomes += self._assign_shards()
                 yield from outcomes
         finally:
@@ -153,26 +156,22 @@ class Dispatcher:
         while len(self._slots) < min(self._policy.workers, self._ledger.remaining):
             if self._is_live and time.monotonic() < self._spawn_after:
                 return
-            self._spawn()
-
-    def _spawn(self) -> None:
-        worker, ticket = self._backend.spawn()
-        slot_id = uuid.uuid4().hex[:8]
-        self._slots[slot_id] = Slot(worker, time.monotonic(), name=slot_id)
-        self._inflight[ticket] = slot_id
-
-    def _send(self, slot: Slot, slot_id: str, shard: str) -> None:
-        slot.shard, slot.since = shard, time.monotonic()
-        self._inflight[self._backend.process(slot.worker, shard)] = slot_id
+            worker, ticket = self._backend.spawn()
+            slot_id = uuid.uuid4().hex[:8]
+            self._slots[slot_id] = Slot(worker, time.monotonic(), name=slot_id)
+            self._inflight[ticket] = slot_id
 
     def _finish_call(self, ticket: Hashable) -> list[Receipt | Failure]:
-        """Take in one finished call."""
+        """Take in one finished call: a hello, which is checked, or a receipt."""
+        # A ticket that is not in flight any more is of a worker that was replaced since `wait` gave it.
         slot_id = self._inflight.pop(ticket, None)
         if slot_id is None:
             return []
         slot = self._slots[slot_id]
         try:
             value = self._backend.result(ticket)
+            if slot.hello is None:
+                self._check(value)
         except WorkerLostError as error:
             taken_away = error.preempted or (slot.hello is not None and slot.hello.node in self._leaving)
             return self._replace(slot_id, f"worker lost: {error}", charged=not taken_away)
@@ -183,25 +182,15 @@ class Dispatcher:
                 return self._replace(slot_id, str(error))
             return self._release(slot, str(error), permanent=error.permanent)
         if slot.hello is None:
-            return self._welcome(slot_id, slot, value)
-        return self._complete(slot, value)
-
-    def _welcome(self, slot_id: str, slot: Slot, hello: Hello) -> list[Receipt | Failure]:
-        try:
-            self._check(hello)
-        except NodeError as error:
-            return self._replace(slot_id, str(error), refused=True)
-        slot.hello, self._load_failures = hello, 0
-        self._on_event(event="ready", slot=slot_id, **ready_event(hello))
-        return []
-
-    def _complete(self, slot: Slot, receipt: Receipt) -> list[Receipt | Failure]:
+            slot.hello, self._load_failures = value, 0
+            self._on_event(event="ready", slot=slot_id, **ready_event(value))
+            return []
         shard, slot.shard = slot.shard, None
         assert shard is not None
-        if not self._ledger.complete(shard):
+        if not self._ledger.complete(shard):  # the other of two copies was quicker
             return []
         self._took.append(time.monotonic() - slot.since)
-        return [receipt]
+        return [value]
 
     def _release(
         self, slot: Slot, why: str, *, permanent: bool = False, charged: bool = True
@@ -226,6 +215,7 @@ class Dispatcher:
         self, slot_id: str, why: str, *, charged: bool = True, refused: bool = False
     ) -> list[Receipt | Failure]:
         """End a worker; `_fill` starts another in its place."""
+        # Its tickets go with it: a call that ends all the same is not taken in, nor its shard ended twice.
         slot = self._slots.pop(slot_id)
         outcome = self._release(slot, why, charged=charged)
         self._inflight = {ticket: owner for ticket, owner in self._inflight.items() if owner != slot_id}
@@ -233,31 +223,22 @@ class Dispatcher:
         self._on_event(event="worker_replaced", slot=slot_id, why=why, was_ready=slot.hello is not None)
         if slot.hello is not None and not self._is_live:
             self._load_failures = 0  # failures while other workers were ready predict nothing
-        if slot.hello is None and charged:
-            self._failed_to_load(why, refused=refused)
-        return outcome
-
-    def _failed_to_load(self, why: str, *, refused: bool) -> None:
-        """Try later while others work; stop when nobody does and it goes on like this."""
+        if slot.hello is not None or not charged:
+            return outcome
+        # It failed to load: the next tries later while others work; when nobody does and it goes on like
+        # this, the run stops. A node that is refused stays so, so it has fewer tries.
         self._load_failures += 1
+        most = self._policy.max_spawn_failures
         if self._is_live:
             self._spawn_after = time.monotonic() + self._policy.respawn_s
-            return
-        most = self._policy.max_spawn_failures
-        if self._load_failures <= (min(most, self._policy.workers - 1) if refused else most):
-            return
-        if self._load_failures == 1:
-            raise InputError(why)
-        raise InputError(
-            f"{self._load_failures} workers in a row died while loading, the last by: {why}; fix that "
-            "(is there memory for the model, does the node see the store?) and run again"
-        )
-
-    def _expire(self) -> list[Receipt | Failure]:
-        """Abandon calls that run for too long."""
-        late = time.monotonic() - self._policy.shard_timeout_s
-        overdue = [slot_id for slot_id, slot in self._slots.items() if slot.shard and slot.since < late]
-        return [o for slot_id in overdue for o in self._replace(slot_id, "shard timeout")]
+        elif self._load_failures > (min(most, self._policy.workers - 1) if refused else most):
+            if self._load_failures == 1:
+                raise InputError(why)
+            raise InputError(
+                f"{self._load_failures} workers in a row died while loading, the last by: {why}; fix that "
+                "(is there memory for the model, does the node see the store?) and run again"
+            )
+        return outcome
 
     def _assign_shards(self) -> list[Receipt | Failure]:
         """Give each idle worker a shard, or a second copy of a straggler when none waits."""
@@ -268,13 +249,15 @@ class Dispatcher:
             if slot.hello.node in self._leaving:
                 outcomes += self._replace(slot_id, "its node is draining")
             elif (shard := self._ledger.take() or self._straggler()) is not None:
-                self._send(slot, slot_id, shard)
+                slot.shard, slot.since = shard, time.monotonic()
+                self._inflight[self._backend.process(slot.worker, shard)] = slot_id
         return outcomes
 
     def _straggler(self) -> str | None:
         """A shard that has run alone far longer than the others took; it also starts on a second worker."""
         if len(self._took) < 5:
             return None
+        # The median, for a few slow shards must not raise the limit by which they are called slow.
         limit = max(
             self._policy.straggler_min_s, self._policy.straggler_factor * statistics.median(self._took)
         )
@@ -288,8 +271,16 @@ class Dispatcher:
         return oldest.shard
 
     def _poll_cluster(self) -> None:
-        """Now and then: how far the shards are, which nodes are draining, and whether any worker is alive."""
-        self._beat()
+        """Now and then: how far the shards are, which nodes are draining, and whether any worker is alive.
+
+        InputError where none was ready for longer than the policy allows.
+        """
+        if self._heartbeat.is_due:
+            rows: dict[str, int] = {}
+            for slot in self._slots.values():
+                if (shard := slot.shard) is not None:  # of two copies the farther one counts
+                    rows[shard] = max(self._backend.rows_done(slot.worker, shard), rows.get(shard, 0))
+            self._heartbeat.emit(rows)
         now = time.monotonic()
         if now < self._next_poll:
             return
@@ -297,21 +288,7 @@ class Dispatcher:
         self._leaving = self._backend.draining_nodes()
         if self._is_live:
             self._last_live = self._last_reported = now
-        else:
-            self._wait_for_workers(now)
-
-    def _beat(self) -> None:
-        """Report how far the shards in flight are; of two copies, the farther one."""
-        if not self._heartbeat.is_due:
             return
-        rows: dict[str, int] = {}
-        for slot in self._slots.values():
-            if (shard := slot.shard) is not None:
-                rows[shard] = max(self._backend.rows_done(slot.worker, shard), rows.get(shard, 0))
-        self._heartbeat.emit(rows)
-
-    def _wait_for_workers(self, now: float) -> None:
-        """Report that no worker is alive, and stop where the policy has a limit to that."""
         why = f"no worker has been ready for {now - self._last_live:.0f} s"
         limit = self._policy.no_worker_timeout_s
         if limit is not None and now - self._last_live > limit:

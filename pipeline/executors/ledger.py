@@ -62,6 +62,7 @@ class Ledger:
 
         While another copy runs neither is so: that one may still commit it, whatever the error of this copy.
         """
+        # The copy is given back before anything is decided: whether another one runs is what decides it.
         self._copies[shard] -= 1
         self._attempts[shard] -= not charged
         if shard in self._ended:

@@ -31,10 +31,9 @@ from pipeline.store.records.site import write_site_weights
 from pipeline.tokens.batches import batches
 from schemas.errors import InputError, NodeError
 from schemas.layout import Layout
-from schemas.names import ActivationDtype, CheckSae
+from schemas.names import CheckSae
 from schemas.records import Plan, PlannedSite
 from schemas.values import (
-    F32,
     Agreement,
     Bool,
     ControlSums,
@@ -114,17 +113,20 @@ class ModelFeatures:
         wait_for_memory(plan.device, needed)
         hooks = list(dict.fromkeys(site.hook_name for site in plan.sites))
         self._model = load_model(model, hooks, plan.device, plan.threads, plan.model_inputs)
-        self._encoders = {site.name: self._load_encoder(site) for site in plan.sites if site.has_sae}
+        self._encoders: dict[str, Encoder] = {}
+        for site in (site for site in plan.sites if site.has_sae):
+            encoder, width = open_encoder(site, plan.device), self._model.widths[site.hook_name]
+            if not encoder.accepts(width):
+                raise InputError(
+                    f"site {site.name!r}: {site.hook_name} gives vectors of {width}, the SAE {site.sae} "
+                    f"reads {encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
+                )
+            self._encoders[site.name] = encoder
         self._control_encoders = {
             site.name: ControlEncoder(self._encoders[site.name], site.control, site.control_seed)
             for site in plan.sites
             if site.control is not None
         }
-
-    def _load_encoder(self, site: PlannedSite) -> Encoder:
-        encoder = open_encoder(site, self._plan.device)
-        self._check_width(site, encoder)
-        return encoder
 
     def keep_weights(self) -> None:
         """Keep the SAEs' weights and metadata; of a site without an SAE the width of x alone."""
@@ -134,15 +136,6 @@ class ModelFeatures:
             else:
                 weights, about = dict, asdict(NO_SAE) | {"d_model": self.width(site.name)}
             write_site_weights(self._layout, self._plan.pass_name, site, weights, about)
-
-    def _check_width(self, site: PlannedSite, encoder: Encoder) -> None:
-        """The SAE must read vectors as wide as the model gives at its hook."""
-        width = self._model.widths[site.hook_name]
-        if not encoder.accepts(width):
-            raise InputError(
-                f"site {site.name!r}: {site.hook_name} gives vectors of {width}, the SAE {site.sae} reads "
-                f"{encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
-            )
 
     def width(self, site: str) -> int:
         """Numbers of x at a site's hook."""
@@ -260,9 +253,16 @@ class ModelFeatures:
             some = pending.result() if pending else SparseFeatures.concatenate([])
             features = some.scatter_rows(stored)
             encoded[site.name].append(features)
-            if x is not None:
-                norms = _norms(features, kept, self._plan.activation_dtype)
-                tallies[site.name].add(x, to_device(norms, x.device))
+            if x is None:
+                continue
+            # Norms of the features of the control's rows, rounded as they will be stored; what the dtype
+            # cannot hold is infinite here, and reported when the shard is rounded.
+            some = features.select(np.repeat(kept, np.diff(features.indptr)))
+            with np.errstate(over="ignore"):
+                squares = some.data.astype(self._plan.activation_dtype).astype(np.float64) ** 2
+            of_row = np.repeat(np.arange(len(kept)), np.diff(some.indptr))
+            norms = np.sqrt(np.bincount(of_row, weights=squares, minlength=len(kept)))[kept]
+            tallies[site.name].add(x, to_device(norms.astype(np.float32), x.device))
 
 
 def _keep(batch: list[InFlightBatch], dense: DenseWriters) -> None:
@@ -288,19 +288,6 @@ class _RowCounter:
         with self._timed(stage, rows):
             yield
         self.rows += rows
-
-
-def _norms(features: SparseFeatures, rows: Bool, dtype: ActivationDtype) -> F32:
-    """Norms of the features of some rows, rounded as they will be stored, float32 [n].
-
-    What `dtype` cannot hold is infinite here, and reported when the shard is rounded.
-    """
-    kept = features.select(np.repeat(rows, np.diff(features.indptr)))
-    with np.errstate(over="ignore"):
-        squares = kept.data.astype(dtype).astype(np.float64) ** 2
-    of_row = np.repeat(np.arange(len(rows)), np.diff(kept.indptr))
-    norms = np.sqrt(np.bincount(of_row, weights=squares, minlength=len(rows)))
-    return norms[rows].astype(np.float32)
 
 
 def _weights(site: PlannedSite) -> int:

@@ -122,6 +122,8 @@ class _Parts:
 
     def _put(self) -> None:
         """Put what was gathered; what cannot be put is kept for the next time: no run ends for its log."""
+        # The lock is not held while the storage is waited for, so that no writer of events waits for it.
+        # Lines that come meanwhile are later ones: they stand behind those that have to be put again.
         with self._lock:
             lines, began, self._lines = self._lines, self._began, []
         if not lines:

@@ -37,6 +37,7 @@ class Journal:
 
     def __call__(self, **event: Any) -> None:
         """One thing that happened; `event` says what."""
+        # The state comes first and the observer last: what the observer prints is read from the state.
         kept = {"time": round(time.time(), 3), **event, "run": self._run}
         self._state.take(kept)
         if event["event"] != "heartbeat":
@@ -77,11 +78,15 @@ def journal(
         events = Journal(log, on_event, state)
         place = {"node": socket.gethostname(), "pid": os.getpid(), "version": __version__}
         events(event="begin", plan=plan.hash, **place, **begun)
-        error: BaseException | None = None
+        why: str | None = None
         try:
             yield events
-        except BaseException as caught:
-            error = caught
+        except BaseException as error:
+            why = f"{type(error).__name__}: {error}".rstrip(": ")
+            # The commands end by SystemExit(128 + n) when they are sent signal n.
+            code = error.code if isinstance(error, SystemExit) else None
+            if isinstance(code, int) and code > SIGNAL_CODES:
+                why = signal.Signals(code - SIGNAL_CODES).name
             raise
         finally:
             events(
@@ -91,14 +96,5 @@ def journal(
                 nnz=state.nnz,
                 bytes=state.bytes,
                 seconds=round(time.monotonic() - began, 3),
-                why=_why(error),
+                why=why,
             )
-
-
-def _why(error: BaseException | None) -> str | None:
-    """What ended a run, in words: the commands end by SystemExit(128 + n) when they are sent signal n."""
-    if error is None:
-        return None
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > SIGNAL_CODES:
-        return signal.Signals(error.code - SIGNAL_CODES).name
-    return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -86,9 +86,11 @@ class Prediction(Record):
 
     def seconds(self, rows: int, workers: int) -> Span:
         """Wall time of so many rows, all workers at once; the last round of shards may not keep all busy."""
+        # The worker with most shards ends last: it has one of each round, ceil(shards / workers) of them.
         shards = max(1, math.ceil(rows / self.shard_rows))
         longest = min(rows, math.ceil(shards / workers) * self.shard_rows)
         rate = self.tokens_per_second
+        # The highest rate gives the lowest time, so the ends change places.
         of = [self.load_seconds + longest / each for each in (rate.value, rate.high, rate.low)]
         return Span(*of)
 
@@ -194,18 +196,13 @@ class Forecast:
         if self.prediction is not None or not receipt.rows:
             return
         self._samples.append(sample(receipt))
-        enough = len(self._samples) * AFTER_SHARE >= self._shards and len(self._warm) >= WARM_SHARDS
-        if enough or (len(self._samples) > 1 and self._clock() - self._began >= AFTER_S):
-            self._predict()
-
-    @property
-    def _warm(self) -> list[Sample]:
-        """All but each worker's first shard, in which it warms up, where others are left."""
-        return self._samples[min(self._workers, len(self._samples) // 2) :]
-
-    def _predict(self) -> None:
+        # All but each worker's first shard, in which it warms up, where others are left.
+        warm = self._samples[min(self._workers, len(self._samples) // 2) :]
+        enough = len(self._samples) * AFTER_SHARE >= self._shards and len(warm) >= WARM_SHARDS
+        if not enough and (len(self._samples) < 2 or self._clock() - self._began < AFTER_S):
+            return
         self.prediction = predict(
-            self._warm,
+            warm,
             plan_hash=self._plan_hash,
             source=f"the run's own first {len(self._samples)} shards",
             rows=self._rows,

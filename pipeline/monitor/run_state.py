@@ -71,22 +71,20 @@ class RunState:
             self.in_flight, self.beats = dict(event["in_flight"]), self.beats + 1
             self._note(event["time"])
         elif kind == "committed":
-            self._committed(event)
+            self.quarantined.pop(event["shard"], None)
+            self.in_flight.pop(event["shard"], None)
+            self.shards += 1
+            self.rows += event["rows"]
+            self.nnz += event.get("nnz", 0)
+            self.bytes += event.get("bytes", 0)
+            # later only heartbeats are noted: in a log the rows in flight may be a minute old at a commit
+            if not self.beats or event["time"] < self.began + RATE_OVER_S:
+                self._note(event["time"])
         elif kind == "end":
             self.ended, self.why = True, event.get("why")
 
-    def _committed(self, event: Event) -> None:
-        self.quarantined.pop(event["shard"], None)
-        self.in_flight.pop(event["shard"], None)
-        self.shards += 1
-        self.rows += event["rows"]
-        self.nnz += event.get("nnz", 0)
-        self.bytes += event.get("bytes", 0)
-        # later only heartbeats are noted: in a log the rows in flight may be a minute old at a commit
-        if not self.beats or event["time"] < self.began + RATE_OVER_S:
-            self._note(event["time"])
-
     def _note(self, time: float) -> None:
+        # one entry from before the last minutes stays, for a rate over all of them to begin at
         self.done.append((time, self.rows_done))
         while len(self.done) > 1 and self.done[1][0] <= time - RATE_OVER_S:
             self.done.popleft()
@@ -108,6 +106,7 @@ class RunState:
         if not self.done:
             return 0.0
         (began, before), (last, rows) = self.done[0], self.done[-1]
+        # A sign is due every HEARTBEAT_LOGGED_S: only what is missing beyond that is silence.
         silence = max(0.0, now - last - HEARTBEAT_LOGGED_S)
         return max(0, rows - before) / max(last - began + silence, 1e-9)  # a lost worker's rows are undone
 
@@ -149,7 +148,7 @@ def _is_gone(run: RunState) -> bool:
     if run.node != socket.gethostname() or not isinstance(run.pid, int) or not 0 < run.pid < 1 << 31:
         return False
     try:
-        os.kill(run.pid, 0)
+        os.kill(run.pid, 0)  # sends nothing, and fails where there is no such process
     except ProcessLookupError:
         return True
     except PermissionError:

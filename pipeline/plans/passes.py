@@ -23,14 +23,12 @@ def by_pass(run: RunFile, layout: Layout) -> list[RunFile]:
         for name, plan in read_plans(layout).items()
         if has_commits(layout, name)
     }
-    sites_by_pass = passes_of([site.name for site in run.sites], run.store.pass_name, stored)
-    return [_part(run, name, sites) for name, sites in sites_by_pass]
-
-
-def _part(run: RunFile, name: str, sites: Collection[str]) -> RunFile:
-    kept = tuple(site for site in run.sites if site.name in sites)
-    store = run.store.model_copy(update={"pass_name": name})
-    return run.model_copy(update={"sites": kept, "store": store})
+    parts = []
+    for name, names in passes_of([site.name for site in run.sites], run.store.pass_name, stored):
+        sites = tuple(site for site in run.sites if site.name in names)
+        store = run.store.model_copy(update={"pass_name": name})
+        parts.append(run.model_copy(update={"sites": sites, "store": store}))
+    return parts
 
 
 def passes_of(
@@ -42,40 +40,23 @@ def passes_of(
     """
     holder = {site: name for name, held in stored.items() for site in held}
     new = [site for site in sites if site not in holder]
-    if given is not None:
-        _check_given(given, sites, new, holder, stored)
-    fresh = given or _free_name(new, stored)
-    by_pass: dict[str, list[str]] = {}
-    for site in sites:
-        by_pass.setdefault(holder.get(site, fresh), []).append(site)
-    return list(by_pass.items())
-
-
-def _check_given(
-    given: str,
-    sites: Sequence[str],
-    new: Sequence[str],
-    holder: Mapping[str, str],
-    stored: Mapping[str, Collection[str]],
-) -> None:
-    """InputError where the pass that a run file names has other sites."""
-    if new and given in stored:
+    if given is not None and new and given in stored:
         raise InputError(
             f"store.pass: pass {given!r} was begun with {', '.join(stored[given]) or 'no site'} and takes no "
             f"other site, such as {new[0]!r}: leave store.pass out, so that new sites form a pass of their "
             "own, or name another one"
         )
-    if not new and given not in {holder[site] for site in sites}:
+    if given is not None and not new and given not in {holder[site] for site in sites}:
         raise InputError(
             f"site {sites[0]!r} of pass {given!r} has the name of a site of pass {holder[sites[0]]!r}: give "
             "it another name, or leave store.pass out"
         )
-
-
-def _free_name(sites: Sequence[str], taken: Collection[str]) -> str:
-    """The sites' names joined, with a number where that is the name of another pass."""
-    name = default_pass_name(sites)
-    if name not in taken:
-        return name
-    numbered = (f"{name[:120]}-{number}" for number in range(2, len(taken) + 3))
-    return next(each for each in numbered if each not in taken)
+    # The new sites' names joined, with a number where another pass is called that; one is free, for there are
+    # more of these names than passes. It is cut before the number, for a name has at most 128 characters.
+    name = default_pass_name(new)
+    names = (name, *(f"{name[:120]}-{number}" for number in range(2, len(stored) + 3)))
+    fresh = given or next(each for each in names if each not in stored)
+    by_pass: dict[str, list[str]] = {}
+    for site in sites:
+        by_pass.setdefault(holder.get(site, fresh), []).append(site)
+    return list(by_pass.items())

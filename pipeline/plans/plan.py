@@ -33,31 +33,13 @@ LIBRARIES = (
 
 
 def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
-    """Fill the run file's gaps from the SAEs' metadata; return it with a sentence for each contradiction.
+    """Fill the run file's gaps; return it with a sentence for each contradiction.
 
-    A sentence that begins with `sentences.NOTE` is not a warning. Raises InputError where no choice is right.
+    First its tokenizer and the defaults of its kind of corpus, then what the metadata of the SAEs says. A
+    sentence that begins with `sentences.NOTE` is not a warning. Raises InputError where no choice is right.
     """
     if run.store.pass_name is not None:
         check_name(run.store.pass_name, "pass")
-    run = _drawn(run)
-    return sae_defaults.filled(run, [_about(site) for site in run.sites])
-
-
-OF_KINDS: dict[str, dict[str, Any]] = {
-    "images": {"contexts": "document", "context_size": 1},
-    "prompts": {"contexts": "document"},
-}
-"""Kind of corpus -> values of the tokens section where the run file says nothing."""
-
-MOST_CLASSES = 256
-"""Of a corpus of images, whose tokens are the numbers of their classes, unless tokens.tokenizer says more."""
-
-
-def _drawn(run: RunFile) -> RunFile:
-    """The run file with its tokenizer and the defaults of its kind of corpus, and of a run without a model.
-
-    InputError without a tokenizer.
-    """
     tokens: dict[str, Any] = {
         key: value
         for key, value in OF_KINDS.get(run.corpus.kind, {}).items()
@@ -68,13 +50,23 @@ def _drawn(run: RunFile) -> RunFile:
     tokens["tokenizer"] = run.tokens.tokenizer or default
     if not tokens["tokenizer"]:
         raise InputError("model.loader: synthetic brings no tokenizer: set tokens.tokenizer")
-    if vocabulary is not None:
+    if vocabulary is not None:  # a tokenizer of numbers has no BOS of its own
         named = run.tokens.bos is not None
         tokens["prepend_bos"] = named if run.tokens.prepend_bos is None else run.tokens.prepend_bos
-    filled: dict[str, Any] = {"tokens": run.tokens.model_copy(update=tokens)}
-    if run.model.loader == "synthetic":
-        filled["extract"] = run.extract.model_copy(update={"check_sae": "off"})
-    return run.model_copy(update=filled)
+    sections: dict[str, Any] = {"tokens": run.tokens.model_copy(update=tokens)}
+    if run.model.loader == "synthetic":  # without a model there is nothing to check an SAE by
+        sections["extract"] = run.extract.model_copy(update={"check_sae": "off"})
+    return sae_defaults.filled(run.model_copy(update=sections), [_about(site) for site in run.sites])
+
+
+OF_KINDS: dict[str, dict[str, Any]] = {
+    "images": {"contexts": "document", "context_size": 1},
+    "prompts": {"contexts": "document"},
+}
+"""Kind of corpus -> values of the tokens section where the run file says nothing."""
+
+MOST_CLASSES = 256
+"""Of a corpus of images, whose tokens are the numbers of their classes, unless tokens.tokenizer says more."""
 
 
 def _numbers(corpus: Corpus) -> int | None:
@@ -147,6 +139,7 @@ def _positions(positions: tuple[int | None, ...] | None, context_size: int) -> t
     if not chosen:
         return (0, 0)
     start, stop = min(chosen), max(chosen) + 1
+    # A range of one place has any step; a descending range has the same places as one that ascends.
     step = abs(chosen.step) if len(chosen) > 1 else 1
     return (start, stop) if step == 1 else (start, stop, step)
 
@@ -189,8 +182,11 @@ def find_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -
     others = [other for other in plans.values() if _shared_site(layout, plan, other)]
     for other in others:
         if has_commits(layout, other.pass_name):
-            raise _taken(layout, plan, other)
-    changed: list[str] = []
+            # Tables go by site, so two passes of a store may not share a site's name.
+            raise InputError(
+                f"site {_shared_site(layout, plan, other)!r} of pass {plan.pass_name!r} has the name of a "
+                f"site of pass {other.pass_name!r}: give it another name"
+            )
     if old is not None:
         is_begun = has_commits(layout, old.pass_name)
         resumed = _with_choices_of(old, plan, read_lake(layout), is_begun=is_begun)
@@ -200,30 +196,22 @@ def find_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -
         if not changed:
             plan = resumed.model_copy(update={"environment": old.environment})
         elif is_begun:
-            raise _another_recipe(plan, changed)
+            remedy = "give it another pass or site name to keep both"
+            if all(line.startswith("environment.") for line in changed):
+                remedy += ", or join the old data knowingly with --accept-environment"
+            raise InputError(
+                f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
+            )
         else:
             others.append(old)
-    for other in others:
-        _require_no_run(layout, other.pass_name)
+    # A pass without a shard may still have a run, whose model loads: its plan is not replaced under it.
+    for name in (other.pass_name for other in others):
+        if running := run_at_work(layout, name):
+            raise InputError(
+                f"pass {name!r} has no committed shard yet, but {running} with another recipe: stop it, or "
+                "wait for its end, and run again"
+            )
     return Agreed(plan, tuple(others))
-
-
-def _another_recipe(plan: Plan, changed: list[str]) -> InputError:
-    remedy = "give it another pass or site name to keep both"
-    if all(line.startswith("environment.") for line in changed):
-        remedy += ", or join the old data knowingly with --accept-environment"
-    return InputError(
-        f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
-    )
-
-
-def _require_no_run(layout: Layout, pass_name: str) -> None:
-    """InputError while a run is at work on a pass whose plan another one would replace."""
-    if running := run_at_work(layout, pass_name):
-        raise InputError(
-            f"pass {pass_name!r} has no committed shard yet, but {running} with another recipe: stop it, or "
-            "wait for its end, and run again"
-        )
 
 
 def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None, *, is_begun: bool) -> Plan:
@@ -233,6 +221,8 @@ def _with_choices_of(old: Plan, plan: Plan, lake: Lake | None, *, is_begun: bool
     digest of a model's name from before version 0.7. A pass that `is_begun` keeps its other sites as they
     are: it is extended as a whole.
     """
+    # Of a pass that is begun all old sites come first, in their order, with or without a new one of the name;
+    # then the new ones that are left.
     unmatched = {site.name: site for site in plan.sites}
     sites = [
         _with_choices(previous, unmatched.pop(previous.name), lake)
@@ -258,14 +248,6 @@ def _shared_site(layout: Layout, plan: Plan, other: Plan) -> str | None:
     """A site of the plan that is one of another pass too, and was not dropped there."""
     names = {site.name for site in live_sites(other, dropped_sites(layout, other.pass_name))}
     return next((site.name for site in plan.sites if site.name in names), None)
-
-
-def _taken(layout: Layout, plan: Plan, other: Plan) -> InputError:
-    """Tables go by site, so two passes of a store may not share a site's name."""
-    return InputError(
-        f"site {_shared_site(layout, plan, other)!r} of pass {plan.pass_name!r} has the name of a site of "
-        f"pass {other.pass_name!r}: give it another name"
-    )
 
 
 def differences(old: Any, new: Any, place: str = "") -> list[str]:

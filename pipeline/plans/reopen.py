@@ -95,6 +95,7 @@ def use_of(
         raise InputError(f"site {name!r} has no SAE, it stores x alone: give a site with an SAE")
     site = site.model_copy(update={"sae": sae or site.sae})
     device = device_here(device)
+    # Blocks are chosen for a device; on the plan's own they stay, for the bits of a sum depend on them.
     if device != plan.device:
         rows, features = choose_block(site.d_sae, device)
         site = site.model_copy(update={"encode_block": rows, "encode_features": min(features, site.d_sae)})
@@ -103,8 +104,12 @@ def use_of(
     _require_same("model", plan.model, lambda: digest_as_planned(opened, planned), planned)
     if needs_sae:
         _require_same("SAE", site.sae, lambda: sae_digest(site.sae), site.sae_digest)
-    place = Place(site.hook_name, site.hook_name) if about is None else place_of(site, about)
-    return PlannedUse(plan, site, place)
+    target: str | None = site.hook_name
+    if about is not None and about["transcoder"]:
+        target = target_at(about, site.hook_name)
+    if target is None:
+        raise InputError(f"the files of transcoder {site.sae} do not name the hook that it reconstructs")
+    return PlannedUse(plan, site, Place(site.hook_name, target))
 
 
 def use_in(
@@ -133,16 +138,6 @@ def _require_same(what: str, path: str, digest: Callable[[], str], planned: str)
     )
 
 
-def place_of(site: PlannedSite, about: Mapping[str, Any]) -> Place:
-    """Where a site's SAE reads and what it reconstructs, by its metadata."""
-    if not about["transcoder"]:
-        return Place(site.hook_name, site.hook_name)
-    target = target_at(about, site.hook_name)
-    if target is None:
-        raise InputError(f"the files of transcoder {site.sae} do not name the hook that it reconstructs")
-    return Place(site.hook_name, target)
-
-
 def open_model(use: PlannedUse, hooks: Iterable[str]) -> LoadedModel:
     """The model, to read x at `hooks`."""
     return load_model(
@@ -154,6 +149,14 @@ def open_encoder(site: PlannedSite, device: str) -> Encoder:
     """The SAE, cut into the plan's blocks."""
     block = (site.encode_block, site.encode_features or site.d_sae)
     return load_sae(site.sae, device, site.encode_dtype, block=block)
+
+
+def open_both(use: PlannedUse) -> tuple[LoadedModel, Encoder]:
+    """Model and SAE, x read where the SAE reads and where its target is; InputError where they do not fit."""
+    model, encoder = open_model(use, dict.fromkeys(use.place)), open_encoder(use.site, use.plan.device)
+    if not encoder.accepts(model.widths[use.place.read]):
+        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+    return model, encoder
 
 
 _CACHED: dict[tuple[str, ...], Any] = {}

@@ -17,7 +17,7 @@ from pipeline.saes import SaeMetadata
 from pipeline.saes.module_points import by_module
 from schemas.errors import InputError
 from schemas.names import PROCESSING, check_name
-from schemas.run.file import Model, RunFile, Site
+from schemas.run.file import Model, RunFile, Site, Tokens
 from schemas.sentences import NOTE
 
 DEFAULT_CONTEXT_SIZE = 128
@@ -74,9 +74,9 @@ def filled(run: RunFile, metadata: list[SaeMetadata]) -> tuple[RunFile, list[str
     for pair in trained:
         check_site(*pair, notes)
         check_model(run.model, pair, notes)
-    size, bos = context_size(run, trained, notes), prepend_bos(run, trained, notes)
+    size, bos = context_size(run.tokens, run.model, trained, notes), prepend_bos(run.tokens, trained, notes)
     tokens = run.tokens.model_copy(update={"context_size": size, "prepend_bos": bos})
-    model = run.model.model_copy(update={"processing": processing(run, trained, notes)})
+    model = run.model.model_copy(update={"processing": processing(run.model, trained, notes)})
     sites = tuple(
         site.model_copy(update={"positions": positions(site, about, size, notes)}) for site, about in trained
     )
@@ -150,10 +150,10 @@ def has_norms_after(model: Model) -> bool:
     return re.match(NORMS_AFTER, _config(folder).get("model_type") or "") is not None
 
 
-def context_size(run: RunFile, trained: list[Trained], notes: list[str]) -> int:
+def context_size(tokens: Tokens, model: Model, trained: list[Trained], notes: list[str]) -> int:
     """The run file's, else the least that an SAE was trained on, else what the model takes at most."""
     sizes = {pair.site.name: pair.about.context_size for pair in trained if pair.about.context_size}
-    size, longest = run.tokens.context_size, max_context(run.model)
+    size, longest = tokens.context_size, max_context(model)
     if size is None and not sizes:
         return DEFAULT_CONTEXT_SIZE if longest is None else min(DEFAULT_CONTEXT_SIZE, longest)
     if size is None:
@@ -168,14 +168,14 @@ def context_size(run: RunFile, trained: list[Trained], notes: list[str]) -> int:
         if size > known
     ]
     if longest is not None and size > longest:
-        raise InputError(f"tokens.context_size is {size}, the model {run.model.path} takes at most {longest}")
+        raise InputError(f"tokens.context_size is {size}, the model {model.path} takes at most {longest}")
     return size
 
 
-def prepend_bos(run: RunFile, trained: list[Trained], notes: list[str]) -> bool:
+def prepend_bos(tokens: Tokens, trained: list[Trained], notes: list[str]) -> bool:
     """The run file's, which may name the token, else what all SAEs were trained with, else true."""
     known = {p.site.name: p.about.prepend_bos for p in trained if p.about.prepend_bos is not None}
-    prepend, named = run.tokens.prepend_bos, run.tokens.bos
+    prepend, named = tokens.prepend_bos, tokens.bos
     if named is not None:
         if prepend is False:
             raise InputError(
@@ -198,9 +198,17 @@ def positions(
     site: Site, about: SaeMetadata, context_size: int, notes: list[str]
 ) -> tuple[int | None, ...] | None:
     """The site's, else the SAE's slice of positions; some position must be in it."""
-    where, known = f"site {site.name!r}", None
+    where = f"site {site.name!r}"
+    known: tuple[int | None, ...] | None = None
     if about.seqpos_slice is not None:
-        known = _as_slice(about.seqpos_slice, f"{where}: its SAE's seqpos_slice")
+        # The arguments of slice(), of which the files may name one, two or three.
+        value, what = about.seqpos_slice, f"{where}: its SAE's seqpos_slice"
+        if not 1 <= len(value) <= 3 or any(not (part is None or isinstance(part, int)) for part in value):
+            raise InputError(f"{what} is {list(value)}, no slice: set the site's positions")
+        cut = slice(*value)
+        if cut.step == 0:
+            raise InputError(f"{what} is {list(value)}, a slice with step 0: set the site's positions")
+        known = (cut.start, cut.stop) if cut.step is None else (cut.start, cut.stop, cut.step)
     requested = site.positions or known
     if requested is None:
         return None
@@ -215,22 +223,25 @@ def positions(
     return requested
 
 
-def processing(run: RunFile, trained: list[Trained], notes: list[str]) -> dict[str, bool] | None:
+def processing(model: Model, trained: list[Trained], notes: list[str]) -> dict[str, bool] | None:
     """The run file's `model.processing`, else the weight processing that the SAEs were trained with.
 
     Raises InputError where two SAEs want different weights: no pass can serve both.
     """
-    wanted = {p.site.name: _wanted(p.about) for p in trained if p.about.model_kwargs.keys() & PROCESSING}
-    configured = run.model.processing
-    if run.model.loader == "torch_module" or configured is not None:
-        have = dict.fromkeys(run.model.weight_processing, True)
+    wanted = {
+        site.name: {name: True for name in PROCESSING if about.model_kwargs.get(name)}
+        for site, about in trained
+        if about.model_kwargs.keys() & PROCESSING
+    }
+    if model.loader == "torch_module" or model.processing is not None:
+        have = dict.fromkeys(model.weight_processing, True)
         notes += [
             f"site {name!r}: the model's weights are processed with {_options(have)}, its SAE was trained on "
             f"weights processed with {_options(wants)}"
             for name, wants in wanted.items()
             if wants != have
         ]
-        return configured
+        return model.processing
     (first, wants), *others = wanted.items() or [("", {})]
     for name, differs in others:
         if differs != wants:
@@ -271,11 +282,6 @@ def check_model(model: Model, pair: Trained, notes: list[str]) -> None:
             )
 
 
-def _wanted(about: SaeMetadata) -> dict[str, bool]:
-    """The weight processing that the SAE's model had, by name."""
-    return {name: True for name in PROCESSING if about.model_kwargs.get(name)}
-
-
 def _options(options: dict[str, bool]) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items()) or "nothing"
 
@@ -285,30 +291,21 @@ def _each(values: dict[str, Any]) -> str:
     return " and ".join(f"{value} (site {name!r})" for name, value in values.items())
 
 
-def _as_slice(value: tuple[Any, ...], what: str) -> tuple[int | None, ...]:
-    """The arguments of slice() as start, stop and perhaps step."""
-    if not 1 <= len(value) <= 3 or any(not (part is None or isinstance(part, int)) for part in value):
-        raise InputError(f"{what} is {list(value)}, no slice: set the site's positions")
-    cut = slice(*value)
-    if cut.step == 0:
-        raise InputError(f"{what} is {list(value)}, a slice with step 0: set the site's positions")
-    return (cut.start, cut.stop) if cut.step is None else (cut.start, cut.stop, cut.step)
-
-
 def _may_be(trained: str, model: Model) -> bool:
     """Whether the model may be the one of this name; nothing is known of one that a function builds."""
     if model.loader == "torch_module":
         return True
-    wanted, given = _plain(trained), _plain(model.path)
-    return wanted in (given, _plain(_name_in_config(model.path))) or (
-        Path(model.path).is_dir() and _is_cut_short(given, wanted)
+    wanted, given, called = (
+        _plain(trained),
+        _plain(model.path),
+        _config(Path(model.path)).get("_name_or_path"),
     )
-
-
-def _name_in_config(path: str) -> str:
-    """What a folder's configuration says that the model is called."""
-    name = _config(Path(path)).get("_name_or_path")
-    return name if isinstance(name, str) else ""
+    if wanted in (given, _plain(called if isinstance(called, str) else "")):
+        return True
+    # A folder's name may be the beginning of the model's; but `gemma-2-2b` is another model than
+    # `gemma-2-2b-it`: one with a number in it is a model's own.
+    is_cut_short = len(given) > 4 and not re.search(r"\d", given) and wanted.startswith(f"{given}-")
+    return is_cut_short and Path(model.path).is_dir()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -317,14 +314,6 @@ def _config(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     return {}
-
-
-def _is_cut_short(folder: str, trained: str) -> bool:
-    """Whether a folder's name is the beginning of a model's; one with a number in it is a model's own.
-
-    `gemma-2-2b` is another model than `gemma-2-2b-it`.
-    """
-    return len(folder) > 4 and not re.search(r"\d", folder) and trained.startswith(f"{folder}-")
 
 
 def _plain(name: str) -> str:

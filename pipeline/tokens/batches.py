@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from schemas.values import F32, Bool, TokenBatch, TokenShard
+from schemas.values import F32, TokenBatch, TokenShard
 
 
 def batches(
@@ -19,18 +17,15 @@ def batches(
     for first in range(contexts.start, contexts.stop, batch_contexts):
         ptr = tokens.context_ptr[first : min(first + batch_contexts, contexts.stop) + 1]
         lengths = np.diff(ptr)
+        # A mask [B, T] that is filled row by row, as rows lie: context after context, without the padding.
         padded = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)
         real = np.arange(padded.shape[1]) < lengths[:, None]
-        padded[real] = tokens.token_ids[ptr[0] : ptr[-1]]
         rows = slice(int(ptr[0]), int(ptr[-1]))
-        inputs = None if tokens.inputs is None else _padded(tokens.inputs[rows], real)
+        padded[real] = tokens.token_ids[rows]
+        inputs: F32 | None = None
+        if tokens.inputs is not None:  # vectors [N, width]; uint8 becomes 0 to 1
+            inputs = np.zeros((*real.shape, tokens.inputs.shape[1]), dtype=np.float32)
+            inputs[real] = tokens.inputs[rows]
+            if tokens.inputs.dtype == np.uint8:
+                inputs /= 255
         yield TokenBatch(padded, lengths, inputs), rows
-
-
-def _padded(inputs: NDArray[Any], real: Bool) -> F32:
-    """Vectors [N, width] at the places of `real` [B, T], float32 [B, T, width]; uint8 becomes 0 to 1."""
-    padded = np.zeros((*real.shape, inputs.shape[1]), dtype=np.float32)
-    padded[real] = inputs
-    if inputs.dtype == np.uint8:
-        padded /= 255
-    return padded

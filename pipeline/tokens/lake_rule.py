@@ -9,11 +9,10 @@ encoder.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
-from schemas.layout import Layout
+from schemas.layout import StorePath
 from schemas.names import SpecialText
 from schemas.records import Inputs, Lake
 from schemas.run.file import RunFile
@@ -64,7 +63,13 @@ def requested_lake(
     context_size, prepend_bos = tokens.context_size, tokens.prepend_bos
     assert context_size is not None
     assert prepend_bos is not None
-    _check_labels(run_file.corpus.label_columns, label_dtypes, inputs is not None)
+    names = run_file.corpus.label_columns
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"corpus.label_columns names {twice[0]!r}, twice")
+    reserved = (*RESERVED, *(() if inputs is None else (INPUTS,)))
+    if taken := [name for name in (*names, *label_dtypes) if name in reserved]:
+        where = "corpus.label_columns names" if taken[0] in names else "the corpus has the label"
+        raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
     if context_size < 1 + prepend_bos:
         raise InputError(f"tokens.context_size is {context_size}: too small to hold a token; set at least 2")
     # of a tokenizer whose texts spell no special token parse and literal are the same
@@ -75,8 +80,8 @@ def requested_lake(
         tokenizer=tokenizer.name,
         tokenizer_digest=tokenizer.digest,
         context_size=context_size,
-        bos_id=_bos(run_file, tokenizer, stored) if prepend_bos else None,
-        separator_id=_separator(run_file, tokenizer, stored),
+        bos_id=_bos(tokens.bos, tokenizer, stored) if prepend_bos else None,
+        separator_id=_separator(tokens.separator, run_file.corpus.kind, tokenizer, stored),
         special_ids=tokenizer.special_ids,
         special_tokens=tokens.special_tokens,
         label_columns=label_dtypes,
@@ -92,9 +97,9 @@ def default_bos(tokenizer: Tokenizer) -> int | None:
     return next((token_id for token_id in ids if token_id is not None), None)
 
 
-def _bos(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> int:
-    if run_file.tokens.bos is not None:
-        return _named(run_file.tokens.bos, "tokens.bos", tokenizer)
+def _bos(named: str | None, tokenizer: Tokenizer, stored: Lake | None) -> int:
+    if named is not None:
+        return _named(named, "tokens.bos", tokenizer)
     known = default_bos(tokenizer) if stored is None or stored.bos_id is None else stored.bos_id
     if known is None:
         raise InputError(
@@ -104,12 +109,11 @@ def _bos(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> int:
     return known
 
 
-def _separator(run_file: RunFile, tokenizer: Tokenizer, stored: Lake | None) -> int | None:
-    separator = run_file.tokens.separator
+def _separator(separator: str | None, kind: str, tokenizer: Tokenizer, stored: Lake | None) -> int | None:
     if separator is None and stored is not None:
         return stored.separator_id
     if separator is None:
-        separator = "none" if run_file.corpus.kind in WITHOUT_SEPARATOR else "eos"
+        separator = "none" if kind in WITHOUT_SEPARATOR else "eos"
     if separator == "none":
         return None
     if separator != "eos":
@@ -165,23 +169,13 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
     return sentences
 
 
-def _check_labels(names: tuple[str, ...], labels: Iterable[str], has_vectors: bool) -> None:
-    """No label column is named twice, and none, named or of the corpus, is called as the store's."""
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"corpus.label_columns names {twice[0]!r}, twice")
-    reserved = (*RESERVED, INPUTS) if has_vectors else RESERVED
-    if taken := [name for name in (*names, *labels) if name in reserved]:
-        where = "corpus.label_columns names" if taken[0] in names else "the corpus has the label"
-        raise InputError(f"{where} {taken[0]!r}, a column of the store's own; rename it in the corpus")
-
-
-def check_rule(layout: Layout, stored: Lake, run_file: RunFile, tokenizer: Tokenizer) -> None:
+def check_rule(root: StorePath, stored: Lake, run_file: RunFile, tokenizer: Tokenizer) -> None:
     """InputError where the store's tokens were made by another rule than a resolved run file's."""
     requested = requested_lake(run_file, tokenizer, stored.label_columns, stored.inputs, stored)
-    require_rule(layout, stored, requested)
+    require_rule(root, stored, requested)
 
 
-def require_rule(layout: Layout, stored: Lake | None, requested: Lake) -> None:
+def require_rule(root: StorePath, stored: Lake | None, requested: Lake) -> None:
     """The store's rule, if it has one, must be the one requested; wherever the tokenizer lies."""
     if stored is None:
         return
@@ -193,6 +187,6 @@ def require_rule(layout: Layout, stored: Lake | None, requested: Lake) -> None:
     ]
     if differ:
         raise InputError(
-            f"the store {layout.root} was tokenized by another rule: {'; '.join(differ)}. Restore the old "
+            f"the store {root} was tokenized by another rule: {'; '.join(differ)}. Restore the old "
             "value, or set another store.root"
         )

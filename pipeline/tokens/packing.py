@@ -140,6 +140,7 @@ def pack(documents: Sequence[I32], rule: ContextRule, *, last_is_cut: bool = Fal
     separated = rule.separators(lengths)
     if last_is_cut and with_tokens:
         separated[-1] = False
+    # Where each document begins in the stream: after all tokens, and separators, of those before it.
     begins = np.zeros(len(lengths), dtype=np.int64)
     np.cumsum((lengths + separated)[:-1], out=begins[1:])
     separator = np.array([] if rule.separator_id is None else [rule.separator_id], dtype=np.int32)
@@ -220,6 +221,8 @@ def scatter_vectors(
                 "are wanted: fix the source of the corpus"
             )
         given.append(some)
+    # Segment by segment: its first row, and the end of its context, beyond which the document goes on in
+    # the next one.
     vectors = np.zeros((len(packed.token_ids), inputs.width), inputs.dtype)
     contexts = np.repeat(np.arange(len(packed.context_ptr) - 1), np.diff(packed.segment_ptr))
     first, last = packed.context_ptr[contexts] + packed.start, packed.context_ptr[contexts + 1]

@@ -34,6 +34,7 @@ class KnownDocuments:
         own = self._own(ids)
         if not len(own) or not len(self._hashes):
             return False
+        # The sorted hashes are searched; a place beyond the last is not a place, and holds another hash.
         wanted = np.uint64(_hash(own))
         place = min(int(np.searchsorted(self._hashes, wanted)), len(self._hashes) - 1)
         return bool(self._hashes[place] == wanted)
@@ -42,6 +43,7 @@ class KnownDocuments:
         """The hash of each document of a shard, which holds whole ones."""
         own_rows: Bool = ~np.isin(shard.token_ids, self._bos_and_separator)
         ids, document = shard.token_ids[own_rows], shard.document[own_rows]
+        # A shard's rows lie document after document: a change of the number begins the next one.
         cuts = np.flatnonzero(document[1:] != document[:-1]) + 1
         for own in np.split(ids, cuts):
             yield _hash(own)

@@ -25,7 +25,7 @@ from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.names import SpecialText
 from schemas.records import Lake, ShardRecord
-from schemas.values import I32, Bool, Document, Packed
+from schemas.values import I32, Document
 
 _BATCH_SIZE = 2 << 20
 """Characters, and bytes of vectors, of the documents that are encoded at once."""
@@ -95,6 +95,7 @@ def write_shards(
 
 def _prefetched(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Results of `work`, in order; a thread works on one item while the next is being made."""
+    # The result before is taken only after the next item is submitted: two items are in memory, no more.
     pending: Future[R] | None = None
     with writing_threads(1) as pool:
         for item in items:
@@ -113,23 +114,14 @@ def encoded(
 
     def encode(batch: list[Document]) -> list[Encoded]:
         texts = [document.text for document in batch]
-        columns = zip(
-            batch, tokenizer.encode_batch(texts, special_text), _spells_special(texts, tokenizer), strict=True
-        )
-        return [Encoded(*each) for each in columns]
+        ids = tokenizer.encode_batch(texts, special_text)
+        special, spells = [*tokenizer.special_texts], [False] * len(texts)
+        if special:
+            spells = pl.Series(texts, dtype=pl.String).str.contains_any(special).to_list()
+        return [Encoded(*each) for each in zip(batch, ids, spells, strict=True)]
 
     for batch in _prefetched(encode, _batches(documents)):
         yield from batch
-
-
-def _spells_special(texts: list[str], tokenizer: Tokenizer) -> list[bool]:
-    """Whether each text holds the text of a special token."""
-    if not tokenizer.special_texts:
-        return [False] * len(texts)
-    spelled: list[bool] = (
-        pl.Series(texts, dtype=pl.String).str.contains_any([*tokenizer.special_texts]).to_list()
-    )
-    return spelled
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -159,16 +151,23 @@ def _groups(
         document, ids = taken.document, rule.without_repeated_bos(taken.ids, group.place)
         if len(ids) and rule.rows(group.place) >= target:
             yield group
+            # A shard's stream begins anew, so which BOS repeats one is asked again at place 0.
             left = None if left is None else left - rule.rows(group.place)
             group, ids = _Group(), rule.without_repeated_bos(taken.ids, 0)
         if rule.by_document:
             if left is not None and group.place + rule.context_of(len(ids)) > left:
                 break
-            _require_fit(document, len(ids), rule)
+            if rule.context_of(len(ids)) > rule.context_size:
+                raise InputError(
+                    f"document {document.number} ({document.text[:40]!r}) takes {rule.context_of(len(ids))} "
+                    f"tokens, more than tokens.context_size {rule.context_size}: raise that, or set "
+                    "tokens.contexts: packed"
+                )
         room = None if left is None or rule.by_document else rule.stream_within(left) - group.place
         if room is not None and len(ids) >= room:
             if room:
-                group.add(_cut(document, room), ids[:room], group.place + room)
+                values = None if document.values is None else document.values[:room]
+                group.add(replace(document, values=values), ids[:room], group.place + room)
                 group.is_cut = True
                 observe(taken)
             break
@@ -178,25 +177,12 @@ def _groups(
         yield group
 
 
-def _cut(document: Document, tokens: int) -> Document:
-    """The document with the vectors of its first tokens, where it has some."""
-    return document if document.values is None else replace(document, values=document.values[:tokens])
-
-
-def _require_fit(document: Document, tokens: int, rule: ContextRule) -> None:
-    """A document must fit into its context."""
-    if rule.context_of(tokens) > rule.context_size:
-        raise InputError(
-            f"document {document.number} ({document.text[:40]!r}) takes {rule.context_of(tokens)} tokens, "
-            f"more than tokens.context_size {rule.context_size}: raise that, or set tokens.contexts: packed"
-        )
-
-
 def _write_shard(
     layout: Layout, lake: Lake, rule: ContextRule, before: list[ShardRecord], numbered: tuple[int, _Group]
 ) -> ShardRecord:
     """Pack and write one shard; the starts of its record are filled in by `_renumbered`."""
     number, group = numbered
+    # A group numbers its documents within its corpus, the store through all links.
     first_document = before[-1].document_start + before[-1].documents if before else 0
     packed = pack(group.token_ids, rule, last_is_cut=group.is_cut)
     counted = counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens)
@@ -204,6 +190,9 @@ def _write_shard(
     labels = list(zip(*group.labels, strict=True)) if lake.label_columns else []
     values = (
         None if lake.inputs is None else scatter_vectors(group.values, group.token_ids, packed, lake.inputs)
+    )
+    of_row = document_of_row(
+        packed.document.astype(np.uint64), packed.start, packed.segment_ptr, packed.context_ptr
     )
     data = token_shard_bytes(packed, counted, documents, labels, lake.label_columns, values)
     name = layout.shard_name(len(before) + number)
@@ -220,15 +209,8 @@ def _write_shard(
         counted_contexts=int(np.logical_or.reduceat(counted, packed.context_ptr[:-1]).sum()),
         document_start=0,
         documents=group.documents,
-        counted_documents=_counted_documents(packed, counted),
+        counted_documents=len(np.unique(of_row[counted])),
     )
-
-
-def _counted_documents(packed: Packed, counted: Bool) -> int:
-    """Documents with at least one counted row."""
-    document = packed.document.astype(np.uint64)
-    of_row = document_of_row(document, packed.start, packed.segment_ptr, packed.context_ptr)
-    return len(np.unique(of_row[counted]))
 
 
 def _renumbered(record: ShardRecord, last: ShardRecord) -> ShardRecord:

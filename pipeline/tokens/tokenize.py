@@ -24,7 +24,7 @@ from pipeline.tokens.repeated import KnownDocuments
 from pipeline.tokens.sharding import Encoded, encoded, write_shards
 from pipeline.tokens.tokenizer import Tokenizer
 from schemas.errors import InputError
-from schemas.layout import Layout
+from schemas.layout import Layout, StorePath
 from schemas.records import CorpusLink, Lake, ShardRecord, digest_of
 from schemas.run.file import RunFile, Tokens
 from schemas.tables.tables import VOCABULARY
@@ -67,7 +67,7 @@ def tokenize(
     run_file: RunFile,
     tokenizer: Tokenizer,
     append: bool = False,
-    progress: Callable[[ShardRecord], None] | None = None,
+    progress: Callable[[ShardRecord], None] = lambda record: None,
     may_repeat: bool = False,
 ) -> CorpusLink:
     """Tokenize a resolved run file's corpus into the store: its link 0 or, with `append`, the next one.
@@ -78,113 +78,85 @@ def tokenize(
     `append`, files or texts all of an earlier link (unless they `may_repeat`, as in a probe), a corpus
     without a counted token.
     """
-    run_file, links = _labels_by_name(run_file), stored.links
-    _check_places(layout, stored, run_file)
-    source = open_source(run_file.corpus)
-    labels, inputs = source.label_dtypes(), source.inputs()
-    lake = requested_lake(run_file, tokenizer, labels, inputs, stored.lake)
-    require_rule(layout, stored.lake, lake)
-    digest = _source_digest(source, run_file)
-    for link in links:
-        if link.source_digest == digest:
-            _check_shard_tokens(layout, link, run_file.tokens)
-            return link
-    if links and not append:
-        raise InputError(_other_corpus(layout, links, source, run_file))
-    if not may_repeat:
-        _refuse_known_documents(links, source)
-    _refuse_other_classes(links, source)
-    target = shard_target(source, run_file.tokens)
-    # Documents of other kinds are known by their recipe, or by their vectors.
-    has_texts = links and not may_repeat and run_file.corpus.kind in ("text", "prompts")
-    known = KnownDocuments(layout, stored.lake, stored.shards) if has_texts and stored.lake else None
-    tally = _Tally(known)
-    shards, stream = list[ShardRecord](), encoded(source.documents(), tokenizer, lake.special_text)
-    self_test(layout.root)
-    with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):
-        if len(read_links(layout)) != len(links):
-            raise InputError(f"another tokenize has just written into {layout.root}: run again")
-        limit = run_file.tokens.limit
-        for record in write_shards(layout, lake, stream, target, limit, stored.shards, tally.take):
-            shards.append(record)
-            if progress is not None:
-                progress(record)
-        _check_counted(shards, run_file)
-        _refuse_repeated(tally, run_file)
-        description = {**source.describe(), **tally.counts(), "limit": limit, "shard_tokens": target}
-        link = CorpusLink(source=description, source_digest=digest, shards=tuple(shards))
-        _write_vocabulary(layout, tokenizer)
-        _commit(layout, lake, link, len(links))
-    return link
-
-
-def _check_places(layout: Layout, stored: StoredTokens, run_file: RunFile) -> None:
-    """The store may not lie in the corpus folder, which would be read as corpus; its record must be there."""
-    corpus = Path(run_file.corpus.path)
-    root, is_folder = layout.root, bool(run_file.corpus.path) and corpus.is_dir()
-    if isinstance(root, Path) and is_folder and root.resolve().is_relative_to(corpus.resolve()):
-        raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
-    if stored.links and stored.lake is None:
+    links, tokens, root = stored.links, run_file.tokens, layout.root
+    # Label columns are sorted, as lake.json's canonical JSON sorts them; their order means nothing.
+    columns = {"label_columns": tuple(sorted(run_file.corpus.label_columns))}
+    corpus = run_file.corpus.model_copy(update=columns)
+    run_file = run_file.model_copy(update={"corpus": corpus})
+    _check_places(root, corpus.path)
+    if links and stored.lake is None:
         raise InputError(
             f"{layout.lake} is missing next to a corpus chain: restore it from a copy of the store"
         )
+    source = open_source(corpus)
+    lake = requested_lake(run_file, tokenizer, source.label_dtypes(), source.inputs(), stored.lake)
+    require_rule(root, stored.lake, lake)
+    digest = digest_of([source.digest(), corpus.text_column, tokens.limit])
+    if (link := next((link for link in links if link.source_digest == digest), None)) is not None:
+        # Shards once cut stay: `auto` takes them as they are, another number cannot be had.
+        if tokens.shard_tokens not in ("auto", planned := link.source["shard_tokens"]):
+            raise InputError(
+                f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {root} was cut with "
+                f"{planned}; set that or auto, or set another store.root"
+            )
+        return link
+    _check_addition(root, links, source, tokens.limit, append=append, may_repeat=may_repeat)
+    target = shard_target(source, tokens)
+    # Documents of other kinds are known by their recipe, or by their vectors.
+    has_texts = links and not may_repeat and corpus.kind in ("text", "prompts")
+    known = KnownDocuments(layout, stored.lake, stored.shards) if has_texts and stored.lake else None
+    tally = _Tally(known)
+    shards, stream = list[ShardRecord](), encoded(source.documents(), tokenizer, lake.special_text)
+    self_test(root)
+    with locked(layout.tokenize_lock, f"tokenize writes into {root}"):
+        # Checked again inside of the lock: whoever held it last may have written after `stored` was read.
+        if len(read_links(layout)) != len(links):
+            raise InputError(f"another tokenize has just written into {root}: run again")
+        for record in write_shards(layout, lake, stream, target, tokens.limit, stored.shards, tally.take):
+            shards.append(record)
+            progress(record)
+        _check_written(shards, tally, run_file)
+        description = {**source.describe(), **tally.counts(), "limit": tokens.limit, "shard_tokens": target}
+        link = CorpusLink(source=description, source_digest=digest, shards=tuple(shards))
+        _commit(layout, lake, tokenizer, link, len(links))
+    return link
 
 
-def _labels_by_name(run_file: RunFile) -> RunFile:
-    """Sort the label columns, as lake.json's canonical JSON does; their order means nothing."""
-    columns = tuple(sorted(run_file.corpus.label_columns))
-    corpus = run_file.corpus.model_copy(update={"label_columns": columns})
-    return run_file.model_copy(update={"corpus": corpus})
+def _check_places(root: StorePath, path: str) -> None:
+    """The store may not lie in the corpus folder, which would be read as corpus."""
+    corpus = Path(path)
+    is_folder = bool(path) and corpus.is_dir()
+    if isinstance(root, Path) and is_folder and root.resolve().is_relative_to(corpus.resolve()):
+        raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
 
 
-def _source_digest(source: Source, run_file: RunFile) -> str:
-    return digest_of([source.digest(), run_file.corpus.text_column, run_file.tokens.limit])
-
-
-def _check_shard_tokens(layout: Layout, link: CorpusLink, tokens: Tokens) -> None:
-    """Shards once cut stay: `auto` takes them as they are, another number cannot be had."""
-    planned = link.source["shard_tokens"]
-    if tokens.shard_tokens not in ("auto", planned):
+def _check_addition(
+    root: StorePath,
+    links: list[CorpusLink],
+    source: Source,
+    limit: int | None,
+    *,
+    append: bool,
+    may_repeat: bool,
+) -> None:
+    """InputError where a corpus that the store does not hold may not be added to those that it holds."""
+    described = source.describe() if links else {}
+    if links and not append:
+        held = links[-1].source
         raise InputError(
-            f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {layout.root} was cut with "
-            f"{planned}; set that or auto, or set another store.root"
+            f"the store {root} holds another corpus ({_named(held, held['limit'])}) than the run file "
+            f"asks for ({_named(described, limit)}): add it with --append, or set another store.root"
         )
-
-
-def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_file: RunFile) -> str:
-    held = links[-1].source
-    return (
-        f"the store {layout.root} holds another corpus ({_named(held, held['limit'])}) than the run file "
-        f"asks for ({_named(source.describe(), run_file.tokens.limit)}): add it with --append, "
-        "or set another store.root"
-    )
-
-
-def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
-    """What an earlier link read may not be read again: its documents would count twice."""
-    described = source.describe()
     for number, link in enumerate(links):
-        if repeated := overlap(described, link.source):
+        # What an earlier link read may not be read again: its documents would count twice.
+        if not may_repeat and (repeated := overlap(described, link.source)):
             what, remedy = repeated
             place = f", from {link.source['path']}" if "path" in link.source else ""
             raise InputError(
                 f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
             )
-
-
-def _refuse_repeated(tally: _Tally, run_file: RunFile) -> None:
-    """A corpus of which every text is there adds nothing; prompts may have other answers."""
-    if run_file.corpus.kind == "text" and 0 < tally.repeated == tally.documents:
-        raise InputError(
-            f"all {tally.documents:,} documents of corpus.path {run_file.corpus.path!r} are in the store "
-            "already, by their text, and would count twice: let corpus.path name new ones"
-        )
-
-
-def _refuse_other_classes(links: list[CorpusLink], source: Source) -> None:
-    """The token of an image is its class's number in its own corpus: it must mean one class in all links."""
-    described = source.describe() if links else {}
     for number, link in enumerate(links):
+        # The token of an image is its class's number in its own corpus: it must mean one class in all links.
         pairs = enumerate(zip(described.get("classes", ()), link.source.get("classes", ()), strict=False))
         for token, (new, held) in pairs:
             if new != held:
@@ -211,7 +183,10 @@ def shard_target(source: Source, tokens: Tokens) -> int:
     """Tokens aimed at in a shard; `auto` makes a few shards of a small corpus, whoever will work on them."""
     if tokens.shard_tokens != "auto":
         return tokens.shard_tokens
-    smallest, largest = (min(most, _most_vectors(source)) for most in _SHARD_TOKENS)
+    inputs = source.inputs()
+    each = 0 if inputs is None else inputs.width * np.dtype(inputs.dtype).itemsize
+    most_vectors = max(_SHARD_BYTES // max(each, 1), 1)
+    smallest, largest = (min(most, most_vectors) for most in _SHARD_TOKENS)
     size = source.estimated_bytes()
     estimates = [tokens.limit, None if size is None else size // BYTES_PER_TOKEN]
     known = [estimate for estimate in estimates if estimate is not None]
@@ -220,37 +195,36 @@ def shard_target(source: Source, tokens: Tokens) -> int:
     return min(max(min(known) // _SHARDS, smallest), largest)
 
 
-def _most_vectors(source: Source) -> int:
-    """Rows whose vectors a shard may hold, at least one."""
-    inputs = source.inputs()
-    each = 0 if inputs is None else inputs.width * np.dtype(inputs.dtype).itemsize
-    return max(_SHARD_BYTES // max(each, 1), 1)
-
-
-def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:
-    limit = f" within tokens.limit {run_file.tokens.limit}" if run_file.tokens.limit else ""
+def _check_written(shards: list[ShardRecord], tally: _Tally, run_file: RunFile) -> None:
+    """InputError for a corpus that adds nothing to the store; its shards are named by no record then."""
+    path, most = run_file.corpus.path, run_file.tokens.limit
+    limit = f" within tokens.limit {most}" if most else ""
     if not shards:
-        raise InputError(f"corpus.path {run_file.corpus.path!r} gives no token{limit}")
+        raise InputError(f"corpus.path {path!r} gives no token{limit}")
     if not any(record.counted_rows for record in shards):
         raise InputError(
-            f"corpus.path {run_file.corpus.path!r} gives special tokens only{limit}, and "
-            "tokens.special_tokens excludes them: nothing would be counted"
+            f"corpus.path {path!r} gives special tokens only{limit}, and tokens.special_tokens excludes "
+            "them: nothing would be counted"
+        )
+    # Every text is there; prompts may have other answers.
+    if run_file.corpus.kind == "text" and 0 < tally.repeated == tally.documents:
+        raise InputError(
+            f"all {tally.documents:,} documents of corpus.path {path!r} are in the store already, by their "
+            "text, and would count twice: let corpus.path name new ones"
         )
 
 
-def _write_vocabulary(layout: Layout, tokenizer: Tokenizer) -> None:
-    """Keep the text of every token, so that a reader needs no tokenizer; it belongs to the lake's record."""
+def _commit(layout: Layout, lake: Lake, tokenizer: Tokenizer, link: CorpusLink, number: int) -> None:
+    """Put the records, the link last; who comes second must have written the same."""
+    # The vocabulary, so that a reader needs no tokenizer, belongs to the lake's record and so precedes it:
+    # a run that dies in between leaves no record without it.
     if not layout.lake.exists():
         ids = range(tokenizer.size)
         columns = {"token_id": ids, "text": tokenizer.pieces(ids), "bytes": tokenizer.piece_bytes(ids)}
-        frame = pl.DataFrame(columns, schema=VOCABULARY)
-        write_frame(layout.vocabulary, frame)
-
-
-def _commit(layout: Layout, lake: Lake, link: CorpusLink, number: int) -> None:
-    """Put the records, the link last; who comes second must have written the same."""
+        write_frame(layout.vocabulary, pl.DataFrame(columns, schema=VOCABULARY))
     if not put_if_absent(layout.lake, lake.to_json()):
-        require_rule(layout, read_lake(layout), lake)
+        require_rule(layout.root, read_lake(layout), lake)
+    # Only the link makes the shards part of the corpus: all that it names is in the store by now.
     path = layout.corpus_link(number)
     if not put_if_absent(path, link.to_json()) and path.read_bytes() != link.to_json():
         raise InputError(

@@ -16,7 +16,7 @@ from pipeline.tokens.number_tokenizer import NumberTokenizer
 from pipeline.tokens.tokenizer_folder import config_of, is_complete, is_of_plain_class, special_tokens
 from schemas.errors import InputError
 from schemas.names import SpecialText
-from schemas.records import digest_of
+from schemas.records import Lake, digest_of
 from schemas.storage_failures import file_of, storage_failure
 from schemas.values import I32
 
@@ -233,6 +233,17 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
             f"no tokenizer could be loaded from {path!r} ({missing}{reason}); fix the path or name of the "
             "model, or set tokens.tokenizer"
         ) from None
+
+
+def tokenizer_of(lake: Lake, path: str) -> Tokenizer:
+    """The tokenizer that made the lake's tokens, which lies at `path` now; InputError for another one."""
+    tokenizer = load_tokenizer(path, lake.tokenizer_digest)
+    if tokenizer.digest != lake.tokenizer_digest:
+        raise InputError(
+            f"the tokenizer at {path} is not the one that the lake was tokenized by: give --tokenizer the "
+            "place of that one"
+        )
+    return tokenizer
 
 
 def _from_json(folder: Path) -> LakeTokenizer | None:

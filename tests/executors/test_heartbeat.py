@@ -46,7 +46,7 @@ def test_of_twins_the_farther_one_counts(now):
     events_seen = Dispatcher([], backend, Policy(), on_event=lambda **e: events.append(e))
     events_seen._slots = {name: dispatch.Slot(name, 0.0, shard="a") for name in ("w1", "w0")}
     now[0] = 5.0
-    events_seen._beat()
+    events_seen._poll_cluster()
     assert events == [{"event": "heartbeat", "in_flight": {"a": 9}}]
 
 

@@ -191,7 +191,7 @@ def test_a_model_that_is_gone_is_reported_before_a_tokenizer_is_looked_for(
     store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pipeline.evaluation.typed_text.load_tokenizer", lambda where: pytest.fail(f"asked for {where}")
+        "pipeline.evaluation.typed_text.tokenizer_of", lambda lake, path: pytest.fail(f"asked for {path}")
     )
     with pytest.raises(InputError, match="give --model"):
         run_text(store, "mid", SHORT, Places(model="no.such:module"))

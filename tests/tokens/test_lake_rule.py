@@ -116,8 +116,8 @@ def test_a_word_that_looks_like_a_keyword_is_no_token_unless_it_is_special(tmp_p
 
 def test_a_named_first_token_begins_contexts_and_cannot_be_without_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokens\.bos '<x>' begins every context"):
-        prepend_bos(run_of(tmp_path, bos="<x>", prepend_bos=False), [], [])
-    assert prepend_bos(run_of(tmp_path, bos="<x>"), [], []) is True
+        prepend_bos(run_of(tmp_path, bos="<x>", prepend_bos=False).tokens, [], [])
+    assert prepend_bos(run_of(tmp_path, bos="<x>").tokens, [], []) is True
 
 
 def test_what_a_run_file_does_not_say_is_as_in_the_store(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_what_a_run_file_does_not_say_is_as_in_the_store(tmp_path: Path) -> None
         ("special_text", "parse", "tokens.special_text"),
     ):
         with pytest.raises(InputError, match=rf"another rule: {field} \("):
-            require_rule(layout, stored, lake_of(tmp_path, tokenizer, stored, **{key: value}))
+            require_rule(layout.root, stored, lake_of(tmp_path, tokenizer, stored, **{key: value}))
 
 
 def test_a_lake_of_literal_text_has_the_digest_that_it_had(tmp_path: Path) -> None:

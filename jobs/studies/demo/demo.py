@@ -86,7 +86,17 @@ def write_run_file(tokens: str, out: Path) -> Path:
 def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path) -> None:
     """What a person wants to know first, and what to try next."""
     features = store.scan_features(SITE).collect()
-    console.print(_figures_of_merit(store, result, features, seconds))
+    tally, nnz, counted = result.tally, result.tally.nonzeros, store.totals(SITE).counted_rows
+    dead = features.filter(pl.col("n_active") == 0).height
+    table = Table(title=f"{tally.rows:,} tokens in {seconds:.0f} s", show_header=False)
+    for name, value in {
+        "extraction": f"{tally.rate:,.0f} tokens/s",
+        "nonzeros": f"{nnz:,} ({nnz / counted:.1f} on each of {counted:,} counted rows)",
+        "stored": f"{tally.size / nnz:.2f} bytes per nonzero, both layouts and statistics",
+        "dead features": f"{dead / features.height:.2%} ({dead:,} of {features.height:,} never fired)",
+    }.items():
+        table.add_row(name, value)
+    console.print(table)
     often = features.filter(pl.col("n_active") >= SUPPORT)
     best = often.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(SHOWN)
     console.print(_ranked(store, best))
@@ -102,23 +112,6 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
         f"  latentlake verify {root}\n\n"
         f"The run file is {escape(str(path))}: change it, and `latentlake run {escape(str(path))}`."
     )
-
-
-def _figures_of_merit(
-    store: FeatureStore, result: Extraction, features: pl.DataFrame, seconds: float
-) -> Table:
-    """Speed, size and sparsity of the run."""
-    tally, nnz, counted = result.tally, result.tally.nonzeros, store.totals(SITE).counted_rows
-    dead = features.filter(pl.col("n_active") == 0).height
-    table = Table(title=f"{tally.rows:,} tokens in {seconds:.0f} s", show_header=False)
-    for name, value in {
-        "extraction": f"{tally.rate:,.0f} tokens/s",
-        "nonzeros": f"{nnz:,} ({nnz / counted:.1f} on each of {counted:,} counted rows)",
-        "stored": f"{tally.size / nnz:.2f} bytes per nonzero, both layouts and statistics",
-        "dead features": f"{dead / features.height:.2%} ({dead:,} of {features.height:,} never fired)",
-    }.items():
-        table.add_row(name, value)
-    return table
 
 
 def _ranked(store: FeatureStore, best: pl.DataFrame) -> Table:

@@ -40,7 +40,13 @@ def ensure_demo_model(cache: Path | None = None) -> Path:
     folder = cache_root(cache) / FOLDER_NAME
     if _is_complete(folder):
         return folder
-    gguf = _gguf_file()
+    spec = importlib.util.find_spec(PACKAGE)  # the package's file is wanted, so it is not imported
+    if spec is None or spec.origin is None:
+        raise InputError(f"the demo model's package {PACKAGE} is not installed: {REMEDY}")
+    gguf = Path(spec.origin).parent / GGUF_NAME
+    if not gguf.is_file():
+        raise InputError(f"the package {PACKAGE} does not hold {GGUF_NAME}: {REMEDY}")
+    # Converted in a folder of its own and then renamed: whoever sees the folder sees it whole.
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{FOLDER_NAME}-", dir=folder.parent))
     try:
@@ -59,17 +65,6 @@ def ensure_demo_model(cache: Path | None = None) -> Path:
 def _is_complete(folder: Path) -> bool:
     """Whether a converted model lies in the folder (it only ever appears there whole)."""
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
-
-
-def _gguf_file() -> Path:
-    """The GGUF file inside the installed package, found without importing the package."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise InputError(f"the demo model's package {PACKAGE} is not installed: {REMEDY}")
-    path = Path(spec.origin).parent / GGUF_NAME
-    if not path.is_file():
-        raise InputError(f"the package {PACKAGE} does not hold {GGUF_NAME}: {REMEDY}")
-    return path
 
 
 def _convert(gguf: Path, out: Path) -> None:

@@ -131,6 +131,7 @@ def expected_means(truth: KnownTruth, side: Side) -> F64:
     centre = truth.bias.astype(np.float64)
     if side.metadata.get("apply_b_dec_to_input", True):
         centre = centre - weights["b_dec"]
+    # [n, F]: what a true feature of value 1 adds to the pre-activation of each feature of the SAE
     leaks = encoder @ truth.vectors.astype(np.float64).T
     from_others = np.array(
         [leak @ truth.means_when_active(f) for leak, f in zip(leaks, true.tolist(), strict=True)]

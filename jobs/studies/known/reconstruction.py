@@ -41,6 +41,7 @@ class Reconstructed(NamedTuple):
     @property
     def explained_variance(self) -> float:
         """1 - SSE / SST; NaN where x does not vary, or there is no row."""
+        # squares about the centre, less what the distance of the mean from the centre makes of them
         variance = self.squares - float((self.total**2).sum()) / max(self.rows, 1)
         return 1 - self.error / variance if variance > 0 else float("nan")
 

@@ -42,7 +42,6 @@ from pipeline.synthetic.dictionary.truth import KnownTruth, read_truth
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.layout import StorePath
-from schemas.run.dictionary_corpus import Dictionary
 from schemas.tables.tables import TRUTH, TRUTH_COSINES, TRUTH_PAIRS, TRUTH_SUMMARY
 
 WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -88,7 +87,16 @@ def truth(
     was not drawn from the truth's recipe, or its tables are missing.
     """
     began = time.monotonic()
-    require_drawn_from(store, known.recipe)
+    root, expected = store.layout.root, known.recipe.model_dump(mode="json")
+    if len(store.links) != 1 or store.links[0].source.get("kind") != "dictionary":
+        raise InputError(f"{root} does not hold one corpus of kind dictionary, which has a truth")
+    stored: dict[str, Any] = store.links[0].source["dictionary"]
+    if name := next((name for name in expected if expected[name] != stored.get(name)), None):
+        raise InputError(
+            f"{root} was drawn with {name} {_short(stored.get(name))}, the truth is of {name} "
+            f"{_short(expected[name])}: give the truth that `latentlake make-dictionary` wrote for its run "
+            "file"
+        )
     require_same_vectors(store, known)
     sites = _of_rows(store, sites)
     sides = _sides(store, sites, known)
@@ -101,21 +109,6 @@ def truth(
         console.print(shown)
     say(f"[bold]truth[/] done ({time.monotonic() - began:.1f} s)")
     return written
-
-
-def require_drawn_from(store: FeatureStore, recipe: Dictionary) -> None:
-    """InputError where the store's corpus is not the one that the recipe makes."""
-    root, expected = store.layout.root, recipe.model_dump(mode="json")
-    if len(store.links) != 1 or store.links[0].source.get("kind") != "dictionary":
-        raise InputError(f"{root} does not hold one corpus of kind dictionary, which has a truth")
-    stored: dict[str, Any] = store.links[0].source["dictionary"]
-    if differing := [name for name in expected if expected[name] != stored.get(name)]:
-        name = differing[0]
-        raise InputError(
-            f"{root} was drawn with {name} {_short(stored.get(name))}, the truth is of {name} "
-            f"{_short(expected[name])}: give the truth that `latentlake make-dictionary` wrote for its run "
-            "file"
-        )
 
 
 def _of_rows(store: FeatureStore, sites: Sequence[str]) -> list[str]:
@@ -175,7 +168,15 @@ def _compare(
     pairs = known_pairs(known, side)
     # without a recipe nothing is drawn again, and what needs the draws is null
     recipe = known.recipe if _can_draw_again(store, site, known) else None
-    decoder = _decoder(store, site, side, known)
+    # what reconstructs x; None where that takes more than a decoder, or x is not what the lake holds
+    loader, decoder = store.plans[store.site(site).pass_name].model_loader, None
+    other = nonlinear(side.metadata) or (None if loader == "inputs" else f"model.loader {loader}")
+    if other is not None or "b_dec" not in side.weights:
+        why = f"it has {other}" if other else "the SAE has no b_dec"
+        say(f"[yellow]note[/] {site}: explained variance and shrinkage are not known, {why}")
+    else:
+        weights = side.weights["W_dec"], side.weights["b_dec"]
+        decoder = Decoder(Tokens.of(store, site), *weights, known.bias)
     counting = Counting(
         recipe, len(known.vectors), *side.match, nearest=side.nearest, pairs=pairs.own, decoder=decoder
     )
@@ -209,18 +210,6 @@ def _draw(store: FeatureStore, site: str) -> list[StorePath]:
         ]
     say(f"[bold]truth[/] {site}: figures in {escape(str(store.layout.figures(site)))}")
     return [path for paths in drawn for path in paths]
-
-
-def _decoder(store: FeatureStore, site: str, side: Side, known: KnownTruth) -> Decoder | None:
-    """What reconstructs x; None, and a note, where that takes more, or x is not what the lake holds."""
-    info = store.site(site)
-    loader = store.plans[info.pass_name].model_loader
-    other = nonlinear(side.metadata) or (None if loader == "inputs" else f"model.loader {loader}")
-    if other is not None or "b_dec" not in side.weights:
-        why = f"it has {other}" if other else "the SAE has no b_dec"
-        say(f"[yellow]note[/] {site}: explained variance and shrinkage are not known, {why}")
-        return None
-    return Decoder(Tokens.of(store, site), side.weights["W_dec"], side.weights["b_dec"], known.bias)
 
 
 def _can_draw_again(store: FeatureStore, site: str, known: KnownTruth) -> bool:

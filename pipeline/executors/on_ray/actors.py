@@ -99,7 +99,13 @@ class RayBackend:
                 f"store.root {root} lies in the memory of this process, which Ray's workers do not see: set "
                 "extract.executor: in_process, or another store.root"
             )
-        _check_gpus(extract)
+        # Where all nodes are here nothing can scale, so a worker must fit on the GPUs there are.
+        there = _resources().get("GPU", 0)
+        if address_of(extract) == "local" and extract.gpus_per_worker > there:
+            raise InputError(
+                f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, this machine has {there:g} GPUs: "
+                "set 0, or name a cluster in extract.address"
+            )
         self._progress: dict[Any, tuple[str, Any, int]] = {}
         self._job = Job(str(root.absolute()), plan, extract, probe)
         self._metrics = DriverMetrics(plan.pass_name)
@@ -229,13 +235,3 @@ def _resources(*, free: bool = False) -> dict[str, float]:
     read: Any = ray.available_resources if free else ray.cluster_resources
     amounts: dict[str, float] = read()
     return amounts
-
-
-def _check_gpus(extract: Extract) -> None:
-    """Where all nodes are here (nothing can scale), a worker must fit on the GPUs there are."""
-    there = _resources().get("GPU", 0)
-    if address_of(extract) == "local" and extract.gpus_per_worker > there:
-        raise InputError(
-            f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, this machine has {there:g} GPUs: "
-            "set 0, or name a cluster in extract.address"
-        )

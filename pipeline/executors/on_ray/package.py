@@ -59,7 +59,12 @@ def check_package(folder: Path, left_out: Sequence[str] = ()) -> tuple[int, int]
     excludes = [{folder / name for name in left_out}.__contains__]
     packaging._dir_travel(folder, excludes, files.see, include_gitignore=ignores)  # noqa: SLF001 - as Ray does
     if files.secret:
-        raise InputError(_refusal(folder, files.secret))
+        names = ", ".join(sorted(files.secret)[:MOST_ERRORS])
+        more = f" and {len(files.secret) - MOST_ERRORS:,} more" if len(files.secret) > MOST_ERRORS else ""
+        raise InputError(
+            f"{folder} would be uploaded with {names}{more}, which hold keys or passwords: move the run file "
+            "into a folder of its own and name that by --working-dir, or list them in its .rayignore"
+        )
     return files.number, files.size
 
 
@@ -74,8 +79,10 @@ class _Files:
         """One file or folder."""
         inside = path.relative_to(self._folder)
         parts = (*inside.parts, *(path.resolve().parts if path.is_symlink() else ()))
-        if any(SECRET.fullmatch(part) for part in parts) or TOKENS_OF.search(str(inside)):
-            self._add(str(inside))
+        is_secret = any(SECRET.fullmatch(part) for part in parts) or TOKENS_OF.search(str(inside))
+        # A secret folder, which is come to first, stands for all that is in it.
+        if is_secret and not any(str(inside).startswith(f"{known}/") for known in self.secret):
+            self.secret.append(str(inside))
         if path.is_file():
             self.number, self.size = self.number + 1, self.size + path.stat().st_size
         if self.number > MOST_FILES or self.size > MOST_BYTES:
@@ -84,17 +91,3 @@ class _Files:
                 "would all be uploaded: list what the run does not need in its .rayignore, or give another "
                 "--working-dir"
             )
-
-    def _add(self, inside: str) -> None:
-        """A secret folder stands for all that is in it."""
-        if not any(inside.startswith(f"{known}/") for known in self.secret):
-            self.secret.append(inside)
-
-
-def _refusal(folder: Path, secret: list[str]) -> str:
-    names = ", ".join(sorted(secret)[:MOST_ERRORS])
-    more = f" and {len(secret) - MOST_ERRORS:,} more" if len(secret) > MOST_ERRORS else ""
-    return (
-        f"{folder} would be uploaded with {names}{more}, which hold keys or passwords: move the run file "
-        "into a folder of its own and name that by --working-dir, or list them in its .rayignore"
-    )

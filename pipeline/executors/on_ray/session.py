@@ -98,7 +98,18 @@ def _connect(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not isinstance(error, AuthenticationError):
-            raise _other_version(address, error) from None
+            # A head that has another Ray or Python says both versions of both; all else is no user's fault.
+            versions = re.findall(r"(Ray|Python): (\S+)", str(error))
+            if not str(error).startswith("Version mismatch") or len(versions) != 4:
+                raise
+            there, here = (
+                " and ".join(f"{name} {version}" for name, version in pair)
+                for pair in (versions[:2], versions[2:])
+            )
+            raise InputError(
+                f"the Ray cluster at {address!r} runs {there}, this driver {here}: they must be the same, so "
+                "install those of its head node here (one image for all nodes does that)"
+            ) from None
         if address == "auto" and isinstance(error, ConnectionError):
             raise InputError(
                 f"no Ray cluster runs on this machine ({one_line(error)}): give its head's HOST:PORT"
@@ -107,20 +118,6 @@ def _connect(address: str) -> None:
             f"the Ray cluster at {address!r} does not let this driver in ({one_line(error)}): "
             f"{token_remedy()}"
         ) from None
-
-
-def _other_version(address: str, error: RuntimeError) -> Exception:
-    """What to do about a head that has another Ray or Python; any other error as it is."""
-    versions = re.findall(r"(Ray|Python): (\S+)", str(error))
-    if not str(error).startswith("Version mismatch") or len(versions) != 4:
-        return error
-    there, here = (
-        " and ".join(f"{name} {version}" for name, version in pair) for pair in (versions[:2], versions[2:])
-    )
-    return InputError(
-        f"the Ray cluster at {address!r} runs {there}, this driver {here}: they must be the same, so install "
-        "those of its head node here (one image for all nodes does that)"
-    )
 
 
 def _requires_token(address: str) -> bool:

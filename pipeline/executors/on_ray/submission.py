@@ -41,7 +41,11 @@ class JobServer:
         self._address = address
         logging.getLogger("ray").setLevel(logging.ERROR)  # what it uploads and leaves out, file by file
         use_token()
-        _without_proxy(address)
+        # A proxy of the environment is for the outside: the dashboard is spoken to directly, as its log is.
+        host = urlsplit(address).hostname or ""
+        for name in ("NO_PROXY", "no_proxy"):
+            known = [part for part in os.environ.get(name, "").split(",") if part]
+            os.environ[name] = ",".join([*known, host])
         with self._answers():
             self._client = JobSubmissionClient(address)
 
@@ -78,12 +82,19 @@ class JobServer:
             with self._answers():
                 written = asyncio.run(self._tail(job, write, written))
                 details = self._details(job)
-            if details.status.is_terminal():
-                return _exit_code(details)
-            time.sleep(1)
+            if not details.status.is_terminal():
+                time.sleep(1)
+                continue
+            if details.status in (JobStatus.STOPPED, JobStatus.SUCCEEDED):
+                return STOPPED_CODE if details.status == JobStatus.STOPPED else 0
+            # The driver's, as a shell would give it: of one that a signal ended 128 and its number.
+            code: int = details.driver_exit_code or 1
+            return code if code > 0 else 128 - code
 
     async def _tail(self, job: str, write: Callable[[str], None], written: int) -> int:
         """Write the log from character `written` on; where it got to."""
+        # The server sends the log from its beginning each time: of the piece in which the place is reached
+        # that was written up to, only the rest is new.
         place = 0
         try:
             async for text in self._client.tail_job_logs(job):
@@ -133,23 +144,3 @@ class JobServer:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"the Ray cluster at {self._address} refused: {one_line(error)}") from None
-
-
-def _without_proxy(address: str) -> None:
-    """A proxy of the environment is for the outside: the dashboard is spoken to directly, as its log is."""
-    host = urlsplit(address).hostname or ""
-    for name in ("NO_PROXY", "no_proxy"):
-        known = [part for part in os.environ.get(name, "").split(",") if part]
-        os.environ[name] = ",".join([*known, host])
-
-
-def _exit_code(details: Any) -> int:
-    """The driver's, as a shell would give it."""
-    if details.status == JobStatus.STOPPED:
-        return STOPPED_CODE
-    if details.status == JobStatus.SUCCEEDED:
-        return 0
-    code: int | None = details.driver_exit_code
-    if code is None or code == 0:
-        return 1
-    return code if code > 0 else 128 - code

@@ -51,7 +51,10 @@ class RayTasks:
         shared, rest, flight = ray.put(function), iter(items), deque[tuple[Item, Any]]()
         resources: Any = ray.cluster_resources
         most = self._most or max(2, 2 * int(resources().get("CPU", 1)) // self._cpus)
-        remote = partial(self._remote().remote, self._probe)
+        threads = dict.fromkeys(THREADS, str(self._cpus))  # set before any library is imported there
+        options: Any = {"num_cpus": self._cpus, "num_gpus": self._gpus}
+        task = ray.remote(**options, max_retries=0, runtime_env={"env_vars": threads})(_call)
+        remote = partial(task.remote, self._probe)
         try:
             while True:
                 flight.extend((item, remote(shared, item)) for item in islice(rest, most - len(flight)))
@@ -63,7 +66,8 @@ class RayTasks:
                         result = ray.get(ticket)
                         break
                     except RayTaskError as error:
-                        raise _cause(error) from None
+                        cause = error.cause  # what the function raised
+                        raise cause if isinstance(cause, BaseException) else error from None
                     except RayError as error:
                         if deaths == MAX_DEATHS:
                             raise InputError(
@@ -75,11 +79,6 @@ class RayTasks:
         finally:
             for _, ticket in flight:
                 ray.cancel(ticket, force=True)
-
-    def _remote(self) -> Any:
-        threads = dict.fromkeys(THREADS, str(self._cpus))  # set before any library is imported there
-        resources: Any = {"num_cpus": self._cpus, "num_gpus": self._gpus}
-        return ray.remote(**resources, max_retries=0, runtime_env={"env_vars": threads})(_call)
 
     def __enter__(self) -> Self:
         workers = {"workers": self._most or os.cpu_count(), "cpus_per_worker": self._cpus}
@@ -97,9 +96,3 @@ class RayTasks:
 def _call(probe: ProbeFile | None, function: Callable[[Any], Any], item: Any) -> Any:
     require_shared_storage(probe)
     return function(item)
-
-
-def _cause(error: RayTaskError) -> BaseException:
-    """What the function raised."""
-    cause = error.cause
-    return cause if isinstance(cause, BaseException) else error
