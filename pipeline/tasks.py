@@ -114,7 +114,7 @@ class Processes:
         self.__exit__()
         if deaths >= MAX_DEATHS:
             raise InputError(
-                f"worker processes died {deaths} times over the same piece of work (out of memory?): give "
+                f"worker processes died {deaths} times on the same piece of work (out of memory?): use "
                 "fewer --workers"
             )
 

@@ -31,8 +31,8 @@ def demo(tmp_path_factory):
 def test_it_says_that_the_line_finds_the_truth(demo):
     message, _ = demo
     for part in (
-        "every feature fires in exactly its rows",
-        "found from co-activation alone: 6 of 6, and no other",
+        "every feature fires in exactly the right rows",
+        "recovered from co-activation alone: 6 of 6, and no other",
         "correlated pairs firing together",
         "truth against measured",
         "Try next",

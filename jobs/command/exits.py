@@ -79,7 +79,7 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
     except OSError as error:
         return _storage(error, arguments)
     except OverflowError as error:
-        return _refuse(f"a number that was given is too large ({error}): give a smaller one")
+        return _refuse(f"a number is too large ({error}): give a smaller one")
     except Exception as error:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
         if hasattr(error, "format_message"):  # of click, whichever typer brings along
             return _usage(error)
@@ -93,7 +93,7 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
 def _other_message(error: Exception, arguments: list[str] | None) -> str | None:
     """What else the user can fix; None of a fault of ours."""
     if isinstance(error, ValueError) and str(error).startswith(LONG_NUMBER):
-        return "a number that was given has thousands of digits: give one of 64 bits"
+        return "a number has thousands of digits: give one of at most 64 bits"
     if type(error).__name__ == "Abort":
         return "stopped: nothing was answered"
     return _system_message(error, arguments)

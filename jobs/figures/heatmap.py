@@ -76,7 +76,7 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
     _ticks(axes, features, table["context"].to_list(), clustered=table["cluster"].dtype != pl.Null)
     if table["cluster"].dtype != pl.Null:
         _borders(axes, table["cluster"].to_numpy())
-    where = f"{BRIGHTEST}th percentile of what is not 0" if np.abs(matrix).max() > limit else "the largest"
+    where = f"{BRIGHTEST}th percentile of nonzero values" if np.abs(matrix).max() > limit else "the largest"
     label = bilingual(f"activation (colours end at the {where})", "활성값")
     colour_bar(
         figure, image, ax=axes, label=label, pad=0.02, extend="max" if where[0].isdigit() else "neither"

@@ -43,7 +43,7 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
     assert run.tokens.tokenizer is not None
     check_rule(layout, lake, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
     for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
-        say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
+        say(f"removed {escape(str(piece.path))}, remains of dropped site {site}")
         piece.remove()
     results = []
     for part in by_pass(run, layout):
@@ -95,11 +95,11 @@ def _report_quality(results: list[Extraction], order: list[str], check: CheckSae
     unseen = [name for name in order if name in with_sae and name not in quality]
     if unseen and check != "off":
         names = escape(", ".join(unseen))
-        say(f"{names}: its reconstruction was not checked (its target is unknown, or rows are few)")
+        say(f"{names}: its reconstruction was not checked (its target is unknown, or there are too few rows)")
     for name in (name for name in order if name in quality):
         explained = quality[name]
         is_worse = explained.judged < 0
-        worse = ", less than the mean of x does: see `latentlake check-sae`" if is_worse else ""
+        worse = ", less than the mean of x: see `latentlake check-sae`" if is_worse else ""
         rest = explained.of_rest
         massive = "" if rest is None else f" ({rest:.3f} without a few rows above ten times the median norm)"
         sentence = f"explains {explained.of_all:.3f} of the variance on the first rows{massive}{worse}"

@@ -26,14 +26,16 @@ from schemas.sentences import several
 ASSUMED = (
     "every worker is as fast as this one was, here and now, and none waits for CPUs, disk or network that "
     "this one had for itself",
-    "the rest of the corpus is like its beginning",
+    "the rest of the corpus resembles its beginning",
 )
 
 
 def plan(
     run_file: RunFile,
-    workers: Annotated[int | None, typer.Option(help="Workers. Default: the run file's.", min=1)] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1)] = 60.0,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of workers. Default: that of the run file.", min=1)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How many seconds to measure.", min=1)] = 60.0,
 ) -> list[Prediction]:
     """Probe each pass in a scratch folder, print its prediction, and keep it where the run will find it."""
     from jobs.lake.probe import Probe

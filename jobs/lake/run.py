@@ -41,7 +41,8 @@ def run(
         for site in (store.site(str(site.name)) for site in resolved.sites):
             if not site.has_sae:
                 say(
-                    f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored"
+                    f"[bold]tables[/] of {site.name}: none, because it has no SAE and so no features; its x "
+                    "is stored"
                 )
             elif not is_fresh(store, site.name, resolved):
                 derive(store, site.name, resolved)

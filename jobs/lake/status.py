@@ -25,7 +25,7 @@ AGAIN_S = 5.0
 
 def command(
     root: str,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every five seconds.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every five seconds.")] = False,
 ) -> None:
     """`status` once, or again and again until every pass is finished."""
     (watch_passes if watch else status)(root)
@@ -64,9 +64,7 @@ def _status(store: FeatureStore) -> bool:
     for site in store.sites:
         if store.compacted(site) is not None:
             covered, rest = len(store.committed(site)), len(store.uncompacted(site))
-            note = (
-                f" [yellow](behind: {rest:,} shards came since; run `latentlake compact`)[/]" if rest else ""
-            )
+            note = f" [yellow]({rest:,} shards were added since; run `latentlake compact`)[/]" if rest else ""
             say(f"  compaction of {site}: {covered - rest:,} shards{note}")
         for name in store.tables(site):
             stale = f" [yellow](stale: made from other shards; run `latentlake {job_of(name)}`)[/]"
@@ -98,7 +96,7 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
     tally, name = current.tally, current.name
     say(f"[bold]pass {name}[/]: {tally.shards}/{current.shards} shards committed; {escape(current.state)}")
     for site in store.pass_sites(name):
-        sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "x alone, no SAE"
+        sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "only x, no SAE"
         say(f"  site {site.name} ({escape(site.hook_name)}, {sae})")
     if stored := tally.bytes[DENSE]:
         dtype = store.plans[name].dense_dtype

@@ -52,13 +52,13 @@ def _warnings(link: CorpusLink, special_text: SpecialText, *, is_new: bool) -> l
     documents = sum(shard.documents for shard in link.shards)
     if repeated := link.source.get(REPEATED):
         lines.append(
-            f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} in the store "
-            "already, by their text: they count twice"
+            f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} already in "
+            "the store, judged by their text: they count twice"
         )
     if n := link.source.get(SPECIAL_TEXTS):
-        became = "became these tokens" if special_text == "parse" else "was read as letters"
+        became = "became these tokens" if special_text == "parse" else "was read as ordinary text"
         lines.append(
-            f"{NOTE}{n:,} of the {documents:,} documents hold the text of special tokens, which {became} "
+            f"{NOTE}{n:,} of the {documents:,} documents contain the text of special tokens, which {became} "
             f"(tokens.special_text: {special_text})"
         )
     return lines

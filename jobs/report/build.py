@@ -155,7 +155,7 @@ def _claim(folder: StorePath, store: FeatureStore) -> dict[str, Any]:
                 f"{folder / MARKER} is damaged: remove the folder, or give another --out"
             ) from None
         if lake != store.lake.digest:
-            raise InputError(f"{folder} is the report of another lake: remove it, or give another --out")
+            raise InputError(f"{folder} is the report of a different lake: remove it, or give another --out")
         return sites
     if any(not is_stray(path.name) for path in listed(folder)):
         raise InputError(
@@ -187,7 +187,10 @@ def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, ta
         f"{size(clusters)} of clusters ({seconds:.1f} s, {n / seconds:,.0f} pages a second)"
     )
     if stale := facts["stale"]:
-        say(f"[yellow]report[/] {escape(site)}: made from stale tables, which it says: {', '.join(stale)}")
+        say(
+            f"[yellow]report[/] {escape(site)}: made from stale tables, which the report mentions: "
+            f"{', '.join(stale)}"
+        )
     return facts
 
 
@@ -251,7 +254,10 @@ def _forget_sites(folder: StorePath, existing: Collection[str]) -> None:
         if any((path / page).is_file() for page in PAGES):
             _forget(path, ())
             if isinstance(path, Path) and path.is_dir():
-                say(f"[yellow]report[/]: {escape(str(path))} stays, it has files that no report wrote")
+                say(
+                    f"[yellow]report[/]: {escape(str(path))} is kept, because it has files that no report "
+                    "wrote"
+                )
 
 
 def _forget(folder: StorePath, kept: Collection[str]) -> None:

@@ -241,12 +241,12 @@ def _load(work: Work) -> tuple[Opened, Tokenizer]:
     model = open_model(use, dict.fromkeys(use.place))
     encoder = open_encoder(use.site, use.plan.device)
     if not encoder.accepts(model.widths[use.place.read]):
-        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its original files")
     tokenizer = load_tokenizer(work.tokenizer, work.lake.tokenizer_digest)
     if tokenizer.digest != work.lake.tokenizer_digest:
         raise InputError(
-            f"the tokenizer at {work.tokenizer} is not the one that the lake was tokenized by: give "
-            "--tokenizer the place of that one"
+            f"the tokenizer at {work.tokenizer} is not the one that the lake was tokenized with: give "
+            "the location of that one as --tokenizer"
         )
     rows = min(use.plan.batch_contexts * work.lake.context_size, LOGITS_BYTES // (4 * tokenizer.size))
     return Opened(model, encoder, use.place, rows), tokenizer

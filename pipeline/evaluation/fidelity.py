@@ -227,7 +227,7 @@ def _load(work: Work) -> Opened:
     model = open_model(use, dict.fromkeys(use.place))
     encoder = open_encoder(use.site, use.plan.device)
     if not encoder.accepts(model.widths[use.place.read]):
-        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its original files")
     # what a model gives says how wide its vocabulary is; two tokens are the fewest that predict one
     two = TokenBatch(np.zeros((1, 2), dtype=np.int64), np.array([2]))
     vocabulary = model.next_token_logits(two).shape[1]

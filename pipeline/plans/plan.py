@@ -67,7 +67,7 @@ def _drawn(run: RunFile) -> RunFile:
     default = run.model.path if vocabulary is None else f"{NUMBERS}{vocabulary}"
     tokens["tokenizer"] = run.tokens.tokenizer or default
     if not tokens["tokenizer"]:
-        raise InputError("model.loader: synthetic brings no tokenizer: set tokens.tokenizer")
+        raise InputError("model.loader: synthetic has no tokenizer: set tokens.tokenizer")
     if vocabulary is not None:
         named = run.tokens.bos is not None
         tokens["prepend_bos"] = named if run.tokens.prepend_bos is None else run.tokens.prepend_bos
@@ -211,7 +211,7 @@ def find_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -
 def _another_recipe(plan: Plan, changed: list[str]) -> InputError:
     remedy = "give it another pass or site name to keep both"
     if all(line.startswith("environment.") for line in changed):
-        remedy += ", or join the old data knowingly with --accept-environment"
+        remedy += ", or use --accept-environment to join the old data deliberately"
     return InputError(
         f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
     )
@@ -222,7 +222,7 @@ def _require_no_run(layout: Layout, pass_name: str) -> None:
     if running := run_at_work(layout, pass_name):
         raise InputError(
             f"pass {pass_name!r} has no committed shard yet, but {running} with another recipe: stop it, or "
-            "wait for its end, and run again"
+            "wait until it ends, and run again"
         )
 
 

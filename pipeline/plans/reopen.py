@@ -82,17 +82,17 @@ def use_of(
     """
     if plan.model_loader == "synthetic":
         raise InputError(
-            f"site {name!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
-            "after them: give a site of a model"
+            f"site {name!r} is synthetic: its features were generated from a recipe, without a model or an "
+            "SAE: give a site with a model"
         )
     if plan.model_loader == "torch_module" and model is None:
         raise InputError(
             f"the store names {plan.model!r} as the model of site {name!r}, which would be imported and run: "
-            f"where you trust that code, give --model {plan.model}, or the package.module:function to use"
+            f"if you trust that code, give --model {plan.model}, or the package.module:function to use"
         )
     site = next(site for site in plan.sites if site.name == name)
     if not site.has_sae:
-        raise InputError(f"site {name!r} has no SAE, it stores x alone: give a site with an SAE")
+        raise InputError(f"site {name!r} has no SAE, it stores only x: give a site with an SAE")
     site = site.model_copy(update={"sae": sae or site.sae})
     device = device_here(device)
     if device != plan.device:
@@ -118,7 +118,7 @@ def use_in(
 
 def _require_same(what: str, path: str, digest: Callable[[], str], planned: str) -> None:
     """Model and SAE must be those that the pass was made with; else their features mean something else."""
-    remedy = f"give --{what.lower()} the path where the {what} of the pass lies now"
+    remedy = f"give --{what.lower()} the current path of the pass's {what}"
     try:
         current = digest()
     except InputError as error:
@@ -128,7 +128,7 @@ def _require_same(what: str, path: str, digest: Callable[[], str], planned: str)
     if not Path(path).exists():
         raise InputError(f"the {what} of the pass is gone from {path}: {remedy}")
     raise InputError(
-        f"what lies at {path} is not the {what} that the pass was made with (its digest is {current[:12]}…, "
+        f"{path} is not the {what} that the pass was made with (its digest is {current[:12]}…, "
         f"the plan has {planned[:12]}…): {remedy}"
     )
 

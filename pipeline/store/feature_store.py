@@ -209,14 +209,16 @@ class FeatureStore(SiteAccess):
         known = self._contexts.columns
         if unknown := needed - {"row", "activation", *known}:
             raise InputError(
-                f"where names {', '.join(sorted(unknown))}; there are row, activation, {', '.join(known)}"
+                f"where names {', '.join(sorted(unknown))}; known: row, activation, {', '.join(known)}"
             )
         frame = pl.DataFrame({"row": rows, "activation": values})
         frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in needed]))
         try:
             kept = frame.with_columns(where.fill_null(value=False).cast(pl.Boolean).alias("kept"))["kept"]
         except pl.exceptions.PolarsError as error:
-            raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
+            raise InputError(
+                f"where is not a condition on rows: {' '.join(str(error).split())[:200]}"
+            ) from None
         return kept.to_numpy()
 
     def _windows(self, rows: U64, before: int | None, after: int | None) -> pl.DataFrame:

@@ -217,7 +217,7 @@ def scatter_vectors(
             shape = "none" if some is None else f"{some.dtype} {list(some.shape)}"
             raise InputError(
                 f"a document of {len(ids)} tokens has vectors {shape}, but {inputs.dtype} {list(wanted)} "
-                "are wanted: fix the source of the corpus"
+                "are required: fix the source of the corpus"
             )
         given.append(some)
     vectors = np.zeros((len(packed.token_ids), inputs.width), inputs.dtype)

@@ -103,7 +103,7 @@ def tokenize(
     self_test(layout.root)
     with locked(layout.tokenize_lock, f"tokenize writes into {layout.root}"):
         if len(read_links(layout)) != len(links):
-            raise InputError(f"another tokenize has just written into {layout.root}: run again")
+            raise InputError(f"another tokenize has just written to {layout.root}: run again")
         limit = run_file.tokens.limit
         for record in write_shards(layout, lake, stream, target, limit, stored.shards, tally.take):
             shards.append(record)
@@ -146,8 +146,8 @@ def _check_shard_tokens(layout: Layout, link: CorpusLink, tokens: Tokens) -> Non
     planned = link.source["shard_tokens"]
     if tokens.shard_tokens not in ("auto", planned):
         raise InputError(
-            f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {layout.root} was cut with "
-            f"{planned}; set that or auto, or set another store.root"
+            f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {layout.root} was tokenized "
+            f"with {planned}; set that or auto, or set another store.root"
         )
 
 
@@ -155,7 +155,7 @@ def _other_corpus(layout: Layout, links: list[CorpusLink], source: Source, run_f
     held = links[-1].source
     return (
         f"the store {layout.root} holds another corpus ({_named(held, held['limit'])}) than the run file "
-        f"asks for ({_named(source.describe(), run_file.tokens.limit)}): add it with --append, "
+        f"names ({_named(source.describe(), run_file.tokens.limit)}): add it with --append, "
         "or set another store.root"
     )
 
@@ -168,7 +168,7 @@ def _refuse_known_documents(links: list[CorpusLink], source: Source) -> None:
             what, remedy = repeated
             place = f", from {link.source['path']}" if "path" in link.source else ""
             raise InputError(
-                f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
+                f"{what} already in the store (link {number}{place}), and would count twice: {remedy}"
             )
 
 
@@ -176,8 +176,8 @@ def _refuse_repeated(tally: _Tally, run_file: RunFile) -> None:
     """A corpus of which every text is there adds nothing; prompts may have other answers."""
     if run_file.corpus.kind == "text" and 0 < tally.repeated == tally.documents:
         raise InputError(
-            f"all {tally.documents:,} documents of corpus.path {run_file.corpus.path!r} are in the store "
-            "already, by their text, and would count twice: let corpus.path name new ones"
+            f"all {tally.documents:,} documents of corpus.path {run_file.corpus.path!r} are already in "
+            "the store, judged by their text, and would count twice: let corpus.path name new ones"
         )
 
 
@@ -230,10 +230,10 @@ def _most_vectors(source: Source) -> int:
 def _check_counted(shards: list[ShardRecord], run_file: RunFile) -> None:
     limit = f" within tokens.limit {run_file.tokens.limit}" if run_file.tokens.limit else ""
     if not shards:
-        raise InputError(f"corpus.path {run_file.corpus.path!r} gives no token{limit}")
+        raise InputError(f"corpus.path {run_file.corpus.path!r} yields no tokens{limit}")
     if not any(record.counted_rows for record in shards):
         raise InputError(
-            f"corpus.path {run_file.corpus.path!r} gives special tokens only{limit}, and "
+            f"corpus.path {run_file.corpus.path!r} yields only special tokens{limit}, and "
             "tokens.special_tokens excludes them: nothing would be counted"
         )
 
@@ -254,6 +254,6 @@ def _commit(layout: Layout, lake: Lake, link: CorpusLink, number: int) -> None:
     path = layout.corpus_link(number)
     if not put_if_absent(path, link.to_json()) and path.read_bytes() != link.to_json():
         raise InputError(
-            f"another tokenize wrote {path} meanwhile, with another corpus; tokenize into one store from one "
-            "place at a time, and start again in a new store.root"
+            f"another tokenize wrote {path} meanwhile, with a different corpus; run only one tokenize per "
+            "store at a time, and start again in a new store.root"
         )

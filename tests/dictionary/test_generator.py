@@ -224,11 +224,11 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(changes, message):
         ({"features": 2, "width": 65536, "rows": 4096}, "rows is 4,096: a document would have more than"),
         (
             {"features": 8193, "width": 9000, "cosine": 0.1},
-            "has 8,193 features, and cosines for at most 8,192",
+            "has 8,193 features, but cosines can be set for at most 8,192",
         ),
         (
             {"features": 8193, "width": 9000, "cosines": [{"features": [0, 1], "cosine": 0.1}]},
-            "has 8,193 features, and cosines for at most 8,192",
+            "has 8,193 features, but cosines can be set for at most 8,192",
         ),
         (
             {"features": 3000, "correlated": [{"features": list(range(3000)), "correlation": 0.1}]},

@@ -134,7 +134,7 @@ def test_one_long_document_gives_all_the_tokens():
 
 
 def test_a_corpus_of_special_tokens_is_refused():
-    with pytest.raises(InputError, match="no token that counts"):
+    with pytest.raises(InputError, match="no token that is counted"):
         check.token_shard(Lines("1 2 1"), lake(8, 0), Spaces(), 100)
 
 

@@ -144,7 +144,9 @@ def test_the_slice_of_the_sae_is_the_default_and_another_one_warns(tmp_path):
 
 def test_a_slice_of_the_sae_that_is_none_is_reported(tmp_path):
     sae = str(write_sae(tmp_path / "sae", "topk", seqpos_slice=["a"], context_size=16))
-    with pytest.raises(InputError, match=r"site 'x': its SAE's seqpos_slice is \['a'\], no slice"):
+    with pytest.raises(
+        InputError, match=r"site 'x': its SAE's seqpos_slice is \['a'\], which is not a slice"
+    ):
         resolve(run_file(tmp_path, sites=[{"name": "x", "sae": sae}]))
 
 

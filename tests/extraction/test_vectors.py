@@ -144,5 +144,5 @@ def test_a_model_of_tokens_is_refused(tmp_path, monkeypatch):
 def test_vectors_are_requested_of_a_corpus_that_has_them(tmp_path):
     content = run_content(tmp_path) | {"model": {"loader": "inputs"}}
     content["sites"][0]["hook_name"] = "input"
-    with pytest.raises(InputError, match="inputs reads the vectors of a corpus, and this one holds tokens"):
+    with pytest.raises(InputError, match="inputs reads the vectors of a corpus, but this one holds tokens"):
         extracted(parse_run_file(content, "run.yaml"))

@@ -321,8 +321,8 @@ def test_the_map_has_a_dot_where_an_effect_holds():
     ("columns", "message"),
     [
         ({"feature": [1]}, "has no column 'score'"),
-        ({"feature": [D_SAE], "score": [1.0]}, "a feature that is not there: there are 0 to 63"),
-        ({"feature": [1, 1], "score": [1.0, 2.0]}, "a feature of a value twice"),
+        ({"feature": [D_SAE], "score": [1.0]}, "a feature that does not exist: features are 0 to 63"),
+        ({"feature": [1, 1], "score": [1.0, 2.0]}, "a feature twice for one value"),
         ({"feature": ["x"], "score": [1.0]}, "features are whole numbers"),
     ],
 )
@@ -355,7 +355,7 @@ def test_a_store_of_packed_documents_and_one_without_answers_are_refused(tmp_pat
     with pytest.raises(InputError, match=r"share contexts.*tokens\.contexts: document"):
         attribute(packed, "last")
     monkeypatch.setattr("jobs.evaluation.attribute.read_links", lambda _: [])
-    with pytest.raises(InputError, match="this store's has none: give --answers FIRST,OTHER"):
+    with pytest.raises(InputError, match="the corpus of this store has none: give --answers FIRST,OTHER"):
         attribute(packed, "last")
 
 

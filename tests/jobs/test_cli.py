@@ -148,7 +148,8 @@ def test_a_model_that_is_not_there(capsys, tmp_path):
     assert code == 2
     assert (
         line
-        == "latentlake: model /no/model does not exist: give a model's folder, or its name at Hugging Face"
+        == "latentlake: model /no/model does not exist: give a model's folder, or its name on the Hugging "
+        "Face Hub"
     )
 
 

@@ -321,7 +321,7 @@ def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_ther
     change = (dense**2).sum(axis=0) * (w_dec**2).sum(axis=1) / 4 / stored.height
     result = table.filter(pl.col("value").is_null()).sort("feature")["loss_change"]
     np.testing.assert_allclose(result, change, rtol=1e-9)
-    with pytest.raises(InputError, match="choose one by `latentlake importance --label COLUMN`"):
+    with pytest.raises(InputError, match="choose one with `latentlake importance --label COLUMN`"):
         importance(opened, "site")
 
 

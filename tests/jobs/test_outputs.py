@@ -67,7 +67,8 @@ def test_commands_refuse_a_folder_before_they_begin(
     done = CliRunner().invoke(app, [*words, option, str(tmp_path / name)])
     assert isinstance(done.exception, InputError)
     assert str(done.exception) == (
-        f"{option} {tmp_path / name} cannot be a file: give one that is not a folder and lies in one"
+        f"{option} {tmp_path / name} cannot be a file: give a path that is not a folder, inside an existing "
+        "folder"
     )
 
 

@@ -54,7 +54,7 @@ def run_yaml(folder, **changes):
 
 def test_a_run_file_that_the_cluster_would_not_get_is_refused(tmp_path):
     path = run_yaml(tmp_path)
-    with pytest.raises(InputError, match=rf"{path} is not in {ROOT}, which is what the cluster gets"):
+    with pytest.raises(InputError, match=rf"{path} is not in {ROOT}, which is copied to the cluster"):
         submit(path, "http://127.0.0.1:1", ROOT)
 
 
@@ -103,7 +103,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory, short_folder):
-    """A single-node Ray with a dashboard that asks for a token: the dashboard's address, our environment."""
+    """A single-node Ray with a dashboard that requires a token: the dashboard's address, our environment."""
     folder, token = short_folder, tmp_path_factory.mktemp("token") / "token"
     token.write_text("0123456789abcdef" * 4)
     port, dashboard, agent = free_port(), free_port(), free_port()

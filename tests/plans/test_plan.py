@@ -63,7 +63,7 @@ def test_what_the_run_file_says_otherwise_is_reported_with_both_values_and_the_s
     assert (resolved.tokens.context_size, resolved.tokens.prepend_bos) == (24, True)
     assert resolved.sites[0].hook_name == "layers.0"
     assert sorted(sentences) == [
-        "site 'a': hook_name is layers.0, its SAE was trained at layers.1",
+        "site 'a': hook_name is layers.0, but its SAE was trained at layers.1",
         "site 'a': tokens.context_size is 24, its SAE was trained on contexts of 16",
         "site 'b': tokens.prepend_bos is True, its SAE was trained with False",
     ]
@@ -142,10 +142,10 @@ def test_a_hook_named_as_another_class_of_models_names_it_is_reported(tmp_path):
     sections["model"]["loader"] = "hooked_transformer"
     (sentence,) = printed(tmp_path, named, **sections)[1]
     assert sentence.startswith("site 'mid': hook_name is transformer.h.1, as in AutoModelForCausalLM")
-    assert "hooked_transformer, which knows the names of HookedTransformer:" in sentence
+    assert "hooked_transformer, which knows the hook names of HookedTransformer:" in sentence
     again = printed(tmp_path, named | {"hook_name": "blocks.1.hook_resid_post"}, **sections)[1]
     assert again == [
-        "site 'mid': hook_name is blocks.1.hook_resid_post, its SAE was trained at transformer.h.1"
+        "site 'mid': hook_name is blocks.1.hook_resid_post, but its SAE was trained at transformer.h.1"
     ]
 
 
@@ -165,8 +165,8 @@ def test_processing_that_the_run_file_says_otherwise_stays_and_is_reported(tmp_p
     resolved, sentences = printed(tmp_path, asks, **sections)
     assert resolved.model.processing == {"center_unembed": True}
     assert sentences == [
-        "site 'mid': the model's weights are processed with center_unembed=True, its SAE was trained on "
-        "weights processed with fold_ln=True"
+        "site 'mid': the model's weights are processed with center_unembed=True, but its SAE was trained "
+        "on weights processed with fold_ln=True"
     ]
 
 

@@ -120,8 +120,8 @@ def test_what_a_configuration_may_leave_out_is_none_and_else_of_its_type() -> No
         (b"\xff\x00", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
-        (b"[]", "no JSON object"),
-        (b"null", "no JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"null", "not a JSON object"),
     ],
 )
 def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

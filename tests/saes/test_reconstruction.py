@@ -171,7 +171,10 @@ def test_where_many_rows_are_massive_all_are_judged():
     target, given, _ = with_massive_rows(share=0.2)
     result = added(target, given, activations())
     sentence = massive_rows(result)
-    assert f"without them {result.rest.explained_variance:.3f}; they are too many to leave out" in sentence
+    assert (
+        f"without them {result.rest.explained_variance:.3f}; there are too many of them to leave out"
+        in sentence
+    )
     assert result.massive > 0.1 * len(target)
     assert result.judged == result.explained_variance
 

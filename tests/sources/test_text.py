@@ -130,7 +130,7 @@ def test_a_path_that_is_not_there_is_named(name: str) -> None:
 
 
 def test_a_glob_that_finds_nothing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\*\.parquet' finds no file"):
+    with pytest.raises(InputError, match=r"\*\.parquet' matches no file"):
         open_at(tmp_path / "*.parquet")
 
 

@@ -88,7 +88,7 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ({}, r"has no BOS token, nor EOS: name a token that contexts begin with \(tokens.bos\)"),
+        ({}, r"has neither a BOS nor an EOS token: name a token that contexts begin with \(tokens.bos\)"),
         (
             {"bos": "<|endoftxt|>"},
             r"tokens.bos '<\|endoftxt\|>' is not a token .*near it are '<\|endoftext\|>'",

@@ -330,7 +330,7 @@ def test_a_run_that_died_leaves_nothing_that_counts(lake: Lake) -> None:
         ({"separator": "none"}, r"tokens\.separator \(1 in the store, None now\)"),
         ({"special_tokens": "zero"}, r"tokens\.special_tokens \(exclude in the store, zero now\)"),
         ({"labels": ("year",)}, r"corpus\.label_columns \(\{\} in the store, \{'year': 'Int64'\} now\)"),
-        ({"shard_tokens": 9}, r"shard_tokens is 9, but the store .* was cut with 8"),
+        ({"shard_tokens": 9}, r"shard_tokens is 9, but the store .* was tokenized with 8"),
     ],
 )
 @pytest.mark.parametrize("append", [False, True])

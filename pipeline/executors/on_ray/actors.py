@@ -187,7 +187,7 @@ class RayBackend:
         list_nodes: Any = ray.nodes
         alive = sum(bool(node["Alive"]) for node in list_nodes())
         return (
-            f"the cluster has {alive} nodes with {free_of_all}, each of {extract.workers} workers asks for "
+            f"the cluster has {alive} nodes with {free_of_all}, each of {extract.workers} workers requests "
             f"{extract.gpus_per_worker:g} GPUs and {extract.cpus_per_worker} CPUs"
         )
 
@@ -236,6 +236,6 @@ def _check_gpus(extract: Extract) -> None:
     there = _resources().get("GPU", 0)
     if address_of(extract) == "local" and extract.gpus_per_worker > there:
         raise InputError(
-            f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, this machine has {there:g} GPUs: "
+            f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, but this machine has {there:g} GPUs: "
             "set 0, or name a cluster in extract.address"
         )

@@ -96,5 +96,5 @@ def _refusal(folder: Path, secret: list[str]) -> str:
     more = f" and {len(secret) - MOST_ERRORS:,} more" if len(secret) > MOST_ERRORS else ""
     return (
         f"{folder} would be uploaded with {names}{more}, which hold keys or passwords: move the run file "
-        "into a folder of its own and name that by --working-dir, or list them in its .rayignore"
+        "into a folder of its own and give that as --working-dir, or list them in its .rayignore"
     )

@@ -141,7 +141,7 @@ def require_agreement(agreement: Agreement, dtype: torch.dtype, path: str, loade
     if wrong:
         numbers = ", ".join(f"{value:.2g} at {name}" for name, value in wrong.items())
         raise InputError(
-            f"model {path} computes something else under model.loader: {loader} (transformer-lens "
+            f"model {path} computes something different under model.loader: {loader} (transformer-lens "
             f"{version('transformer-lens')}) than under transformers: on a few tokens the relative "
             f"difference is {numbers}, where {bound:.0e} is allowed in "
             f"{str(dtype).removeprefix('torch.')}: build the model in a function and set model.loader: "

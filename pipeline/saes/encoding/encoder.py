@@ -126,8 +126,8 @@ def as_read(x: Tensor, d_model: int, hook: str | None) -> Tensor:
     """X without its gradients; InputError where it is not [N, D]."""
     if x.ndim != 2 or x.shape[1] != d_model:
         raise InputError(
-            f"x at {hook} has shape {list(x.shape)}, the SAE reads [rows, {d_model}]: choose the hook_name "
-            "that the SAE was trained on"
+            f"x at {hook} has shape {list(x.shape)}, but the SAE reads [rows, {d_model}]: choose the "
+            "hook_name that the SAE was trained on"
         )
     return x.detach()
 
@@ -207,10 +207,12 @@ class RuleEncoder(Described):
                 return y
             if like is None:
                 why = f"normalises x by {how}" if scaled_back else "adds W_skip @ x"
-                raise InputError(f"this SAE {why}: decode(features, like=x) needs the x encoded")
+                raise InputError(f"this SAE {why}: decode(features, like=x) needs the x that was encoded")
             like = self._read(like)
             if len(like) != len(y):
-                raise InputError(f"like has {len(like)} rows, the features have {len(y)}: give the x encoded")
+                raise InputError(
+                    f"like has {len(like)} rows, but the features have {len(y)}: give the x that was encoded"
+                )
             if self.metadata.skip:
                 return y + like @ self._weights["W_skip"].T
             return denormalize(y, like, how)
@@ -257,8 +259,8 @@ class RuleEncoder(Described):
         bad = (~product.isfinite()).any(dim=1).nonzero()
         if len(bad):
             raise ShardError(
-                f"x at {self.hook_name} cannot be encoded in row {first + int(bad[0])}: it overflows or "
-                f"is 0 and to be normalised ({self.metadata.normalize_activations}); check hook and model"
+                f"x at {self.hook_name} cannot be encoded in row {first + int(bad[0])}: it overflows, or "
+                f"is 0 and should be normalised ({self.metadata.normalize_activations}); check hook and model"
             )
 
     def _row_blocks(self, x: Tensor) -> Iterator[Tensor]:

@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > LONGEST_JSON:
         raise InputError(f"{path} has {size} bytes: is it the configuration of an SAE?")
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object: is it the configuration of an SAE?")
+        raise InputError(f"{path} is not a JSON object: is it the configuration of an SAE?")
     return content
 
 
@@ -212,7 +212,7 @@ def _npy_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Shape:
     with archive.open(member) as whole:
         shape, dtype = check_header(whole.read(LONGEST_HEADER), member.file_size, member.filename)
     if dtype.kind not in "fiub":
-        raise ValueError(f"{member.filename} holds {dtype}, no numbers")
+        raise ValueError(f"{member.filename} holds {dtype}, not numbers")
     return shape
 
 
@@ -235,7 +235,7 @@ def open_torch(path: Path) -> TensorFile:
         except UNREADABLE as error:
             raise _damaged(path, error) from None
         if tuple(tensor.shape) != declared.shapes[name]:
-            raise InputError(f"{path} declares two shapes of {name}: copy it again, or save the SAE anew")
+            raise InputError(f"{path} declares two shapes of {name}: copy it again, or save the SAE again")
         return tensor
 
     return TensorFile(path, declared.shapes, load, declared.values)
@@ -269,7 +269,7 @@ def _damaged(path: Path, error: Exception) -> InputError:
     """The sentence about a file that cannot be opened."""
     reason = " ".join(str(error).split())[:200]
     return storage_failure(error, path, "read") or InputError(
-        f"{path} is damaged, or holds more than tensors ({reason}): copy it again, or save the SAE anew"
+        f"{path} is damaged, or holds more than tensors ({reason}): copy it again, or save the SAE again"
     )
 
 

@@ -154,4 +154,4 @@ def _refuse_unknown(config: Mapping[str, Any], where: Path) -> None:
         raise InputError(f"{where} has norm_activation {how!r}; known: dataset-wise, inference, none")
     for name, known in REFUSED.items():
         if bool(config.get(name, known)) != known:
-            raise InputError(f"{where} has {name} {config[name]!r}; only {known} is known of this format")
+            raise InputError(f"{where} has {name} {config[name]!r}; only {known} is known for this format")

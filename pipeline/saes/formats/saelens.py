@@ -43,7 +43,7 @@ IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 
 ELSEWHERE = {
     "matching_pursuit": "; saelens:PATH reads it through the sae-lens package",
-    "temporal": "; a temporal SAE attends over its context, so its features are not those of a token alone",
+    "temporal": "; a temporal SAE attends over its context, so its features do not depend on one token alone",
 }
 """Why an architecture is not among them, and what to do."""
 
@@ -145,7 +145,7 @@ def _apply_b_dec_to_input(config: dict[str, Any], transcoder: bool, where: Path 
     applied = flag(config, "apply_b_dec_to_input", Path(where), default=not transcoder)
     if applied and transcoder:
         raise InputError(
-            f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: say false there"
+            f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: set it to false"
         )
     return applied
 
@@ -202,8 +202,8 @@ def _use_in_decode(weights: Weights, metadata: SaeMetadata, folder: Path) -> Non
     wanted = flag(read_json(folder / CONFIG), "finetuning_scaling_factor", folder / CONFIG)
     if not wanted or metadata.rescale_acts_by_decoder_norm:
         raise InputError(
-            f"{folder / WEIGHTS} has a scaling_factor other than 1, and its configuration does not say "
-            "finetuning_scaling_factor: fold it into W_dec, or say so there"
+            f"{folder / WEIGHTS} has a scaling_factor other than 1, but its configuration does not have "
+            "finetuning_scaling_factor: fold it into W_dec, or set that key"
         )
     weights["W_dec"] = weights["W_dec"] * factor[:, None]
 
@@ -231,7 +231,7 @@ def _checked(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
     if not {"d_in", "d_sae"} <= config.keys():
         of_sparsify = " (of sparsify, whose sae.safetensors is missing?)" if "num_latents" in config else ""
         raise InputError(
-            f"{where} names no d_in and d_sae{of_sparsify}: is it the configuration of an SAE of SAELens?"
+            f"{where} names no d_in and d_sae{of_sparsify}: is it the configuration of a SAELens SAE?"
         )
     config = _modernised(config) if _is_old(config) else config
     architecture = str(config.get("architecture"))

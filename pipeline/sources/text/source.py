@@ -74,7 +74,9 @@ def _below(path: Path) -> Iterator[Path]:
     """What lies below a folder; one that may not be listed is an InputError, for it may hold documents."""
 
     def fail(error: OSError) -> None:
-        raise InputError(f"corpus.path: {error.filename} cannot be listed ({error.strerror}): allow it")
+        raise InputError(
+            f"corpus.path: {error.filename} cannot be listed ({error.strerror}): grant permission"
+        )
 
     for parent, _, names in os.walk(path, onerror=fail):
         yield from (Path(parent) / name for name in names)
@@ -85,7 +87,7 @@ def _files_like(pattern: str) -> tuple[Path, list[Path]]:
     # Path.glob takes no absolute pattern.
     files = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
     if not files:
-        raise InputError(f"corpus.path {pattern!r} finds no file")
+        raise InputError(f"corpus.path {pattern!r} matches no file")
     fixed = Path(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
     return fixed if fixed.is_dir() else fixed.parent, files
 
@@ -127,8 +129,8 @@ class FilesSource:
             for column, dtype in reader.label_dtypes().items():
                 if dtypes.setdefault(column, dtype) != dtype:
                     raise InputError(
-                        f"{path}: label column {column!r} is {dtype}, but {dtypes[column]} in a file "
-                        "before; make it one type in all files"
+                        f"{path}: label column {column!r} is {dtype}, but {dtypes[column]} in an "
+                        "earlier file; use one type in all files"
                     )
         return {column: dtypes.get(column, "String") for column in self._corpus.label_columns}
 

@@ -120,7 +120,7 @@ def _reason(name: str, rows: dict[str, dict[str, Any]]) -> str | None:
     row = rows[name]
     if row["value"] is not None:
         few = row["low"] is None
-        return "no interval: it needs several documents, and this is one" if few else None
+        return "no interval: it needs several documents, and there is only one" if few else None
     if not row["tokens"]:
         return "no measured row has a next token in its context"
     if name in _HARM:

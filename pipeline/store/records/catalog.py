@@ -79,8 +79,8 @@ class Catalog:
         info = self.site(site)
         if not info.has_sae:
             raise InputError(
-                f"site {site!r} has no SAE, so it has no features, but x at {info.hook_name} alone: read "
-                "that with FeatureStore.dense, or extract a site with an SAE in another pass"
+                f"site {site!r} has no SAE, so it has no features, only x at {info.hook_name}: read that "
+                "with FeatureStore.dense, or extract a site with an SAE in another pass"
             )
         return info
 
@@ -117,7 +117,9 @@ class Catalog:
         for shard, receipt in self.receipts(site).items():
             if site not in receipt.sites:
                 marker = self.layout.commit(self.site(site).pass_name, shard)
-                raise InputError(f"{marker} says nothing of site {site}: restore it from a copy of the store")
+                raise InputError(
+                    f"{marker} does not mention site {site}: restore it from a copy of the store"
+                )
             receipts[shard] = receipt.sites[site]
         return receipts
 
@@ -191,7 +193,7 @@ def _sites(planned: dict[str, tuple[PlannedSite, ...]], plans: dict[str, Plan]) 
             if site.name in sites:
                 raise InputError(
                     f"passes {sites[site.name].pass_name!r} and {pass_name!r} both have a site "
-                    f"{site.name!r}: tables go by site, so drop one of the passes (`latentlake drop`)"
+                    f"{site.name!r}: tables are filed by site, so drop one of the passes (`latentlake drop`)"
                 )
             sites[site.name] = SiteInfo(
                 **dict(site),

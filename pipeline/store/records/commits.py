@@ -137,9 +137,9 @@ def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
     winner_digests = {o.path: o.sha256 for o in winner.objects}
     differ = sorted(o.path for o in ours.objects if winner_digests.get(o.path) != o.sha256)
     raise NondeterminismError(
-        f"shard {ours.shard}: attempt {ours.attempt} wrote other bytes than the committed attempt "
+        f"shard {ours.shard}: attempt {ours.attempt} wrote different bytes than the committed attempt "
         f"{winner.attempt} ({path}) in {', '.join(differ) or 'its set of objects or its plan'}; the "
-        "committed one counts, compare what wrote them"
+        "committed attempt counts; compare the machines that wrote them"
     )
 
 

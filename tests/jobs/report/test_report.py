@@ -324,7 +324,7 @@ def test_a_site_and_figures_that_the_store_has_no_more_leave_the_report_but_no_f
     assert json.loads((out / "report.json").read_text())["sites"].keys() == {"site"}
     assert "gone" not in (out / "index.html").read_text(encoding="utf-8")
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{out / 'sites/half'} stays, it has files that no report wrote" in said
+    assert f"{out / 'sites/half'} is kept, because it has files that no report wrote" in said
 
 
 def test_the_report_of_another_lake_is_left_alone(made, tmp_path):
@@ -332,7 +332,9 @@ def test_the_report_of_another_lake_is_left_alone(made, tmp_path):
     before = pages(tmp_path)
     marker = json.loads(before["report.json"]) | {"lake": "another"}
     (tmp_path / "report.json").write_text(json.dumps(marker))
-    with pytest.raises(InputError, match="is the report of another lake: remove it, or give another --out"):
+    with pytest.raises(
+        InputError, match="is the report of a different lake: remove it, or give another --out"
+    ):
         report(made[1], ["site"], OneProcess(), out=tmp_path)
     assert pages(tmp_path).keys() == before.keys()
 

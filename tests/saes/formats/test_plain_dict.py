@@ -154,7 +154,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "code": (lambda folder: edit(folder, evil=Evil(folder / "mark")), "asks for "),
     "an object": (lambda folder: edit(folder, cfg=np.float64(3)), "asks for numpy"),
     "configuration not JSON": (lambda folder: (folder / "25_cfg.json").write_text("{"), "is not JSON"),
-    "act_size another": (spoil_config(act_size=17), "act_size 17, .* 16: they are of two SAEs"),
+    "act_size another": (spoil_config(act_size=17), "act_size 17, .* 16: they belong to two SAEs"),
     "dict_size text": (spoil_config(dict_size="64"), "dict_size '64'; it must be a whole number"),
     "act_name a number": (spoil_config(act_name=5), "act_name 5; it must be text"),
     "seq_len zero": (spoil_config(seq_len=0), "seq_len 0; it must be"),

@@ -240,7 +240,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda folder: (folder / "cfg.json").unlink(), r"has no cfg\.json"),
     "configuration not JSON": (overwrite("cfg.json", b"{"), "is not JSON"),
     "configuration not text": (overwrite("cfg.json", b"\xff\xfe\x00"), "is not JSON"),
-    "configuration a list": (overwrite("cfg.json", b"[1]"), "no JSON object"),
+    "configuration a list": (overwrite("cfg.json", b"[1]"), "not a JSON object"),
     "configuration empty": (overwrite("cfg.json", b"{}"), "has d_in None"),
     "run not JSON": (
         lambda folder: (folder.parent / "config.json").write_text("{"),
@@ -263,7 +263,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "k true": (spoil_config(k=True), "k True; it must be a whole number"),
     "uneven groups": (
         spoil_config(activation="groupmax", k=7),
-        "k 7 for 64 features: groups are of one size",
+        "k 7 for 64 features: all groups have the same size",
     ),
     "num_latents 0 without its factor": (spoil_config(num_latents=0), r"shape \[64, 16\].*\[512, 16\]"),
     "num_latents negative": (spoil_config(num_latents=-64), "num_latents -64"),
