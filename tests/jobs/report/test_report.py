@@ -357,7 +357,7 @@ def test_stale_tables_are_said(tmp_path):
     write_table(store.layout, "site", "features", write, "other receipts")
     report(store, ["site"], OneProcess(), features="0")
     text = (tmp_path / "store/report/sites/site/index.html").read_text(encoding="utf-8")
-    assert "Stale, made before the newest shards came: features." in text
+    assert "Stale, made before the newest shards were committed: features." in text
 
 
 def test_a_folder_that_is_no_report_is_left_alone(made, tmp_path):
