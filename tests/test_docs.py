@@ -146,7 +146,9 @@ MEASURED = {
 }
 QUOTED: dict[str, list[str]] = json.loads(text_of("docs/quoted.json"))
 """Page -> sentences of it that hold measured numbers, as `{file[row or value]}`."""
-QUANTITY = re.compile(r"\d[\d.,]*\s(?:(?:tokens|rows)/s|[mµn]?s|seconds|minutes|min|hours|[kMG]B)\b|\b0\.\d{3,}")
+QUANTITY = re.compile(
+    r"\d[\d.,]*\s(?:(?:tokens|rows)/s|[mµn]?s|seconds|minutes|min|hours|[kMG]B)\b|\b0\.\d{3,}"
+)
 """Numbers that have most likely been measured."""
 NOT_MEASURED = {
     "docs/benchmarks.md": ["The targets are 50 M activations/s and 3 GB", "6 M/s and 3 GB for `verify`"],

@@ -193,6 +193,6 @@ def require_rule(layout: Layout, stored: Lake | None, requested: Lake) -> None:
     ]
     if differ:
         raise InputError(
-            f"the store {layout.root} was tokenized with other settings: {'; '.join(differ)}. restore the "
+            f"the store {layout.root} was tokenized with other settings: {'; '.join(differ)}. Restore the "
             "old values, or set another store.root"
         )

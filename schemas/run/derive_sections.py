@@ -59,7 +59,7 @@ class Cluster(Section):
 
 
 class Derive(Section):
-    """What `run` makes of a store when all is extracted."""
+    """What `run` derives from a store after extraction."""
 
     jobs: tuple[DerivedJob, ...] = Field(
         ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),

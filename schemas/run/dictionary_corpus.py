@@ -29,10 +29,10 @@ MOST_PAIRS = 1 << 21
 
 
 class Spread(Section):
-    """A number for each feature, from the first's to the last's by equal factors."""
+    """A number for each feature, in a geometric progression from the first to the last."""
 
-    first: float = Field(gt=0, description="Of feature 0.")
-    last: float = Field(gt=0, description="Of the last feature.")
+    first: float = Field(gt=0, description="Value of feature 0.")
+    last: float = Field(gt=0, description="Value of the last feature.")
 
 
 def _kind(value: Any) -> str:
@@ -51,7 +51,7 @@ Numbers = Annotated[
 
 
 class Node(Section):
-    """A node of a tree: a feature, or without one a node that only organises those below it."""
+    """A node of a tree: a feature, or a node without one that only groups its children."""
 
     feature: int | None = Field(
         None, ge=0, description="The feature; default: none, and the node only groups its children."
@@ -59,8 +59,8 @@ class Node(Section):
     children: tuple[Node, ...] = Field((), description="Nodes that fire only where this node does.")
     exclusive: bool = Field(
         False,
-        description="If several children would fire in a row, a random one of them does. A child without "
-        "a feature would fire where a node below it would.",
+        description="Whether the children exclude each other: of several that would fire in a row, a random "
+        "one does. A child without a feature would fire where a node below it would.",
     )
 
     @model_validator(mode="after")
@@ -78,7 +78,7 @@ class Node(Section):
 
 
 class Correlated(Section):
-    """Features whose firing is correlated, each pair of them alike."""
+    """Features whose firing is correlated, equally for each pair."""
 
     features: tuple[int, ...] = Field(min_length=2, description="Two or more features.")
     correlation: float = Field(
@@ -105,20 +105,20 @@ class Cosine(Section):
     """The cosine of two features' directions."""
 
     features: tuple[int, int] = Field(description="Two features.")
-    cosine: float = Field(gt=-1, lt=1, description="Of their directions.")
+    cosine: float = Field(gt=-1, lt=1, description="Cosine of their directions.")
 
 
 class Dictionary(Section):
-    """What the vectors of a corpus are made of."""
+    """The recipe of a corpus of vectors."""
 
     generator: Literal["latentlake", "saelens"] = Field(
         "latentlake",
         description="latentlake: drawn by NumPy; saelens: by the package's ActivationGenerator, "
         "hierarchy_modifier and FeatureDictionary (extra `saelens`).",
     )
-    features: int = Field(ge=2, le=MOST_FEATURES, description="Features.")
+    features: int = Field(ge=2, le=MOST_FEATURES, description="Number of features.")
     width: int = Field(ge=2, le=1 << 16, description="Length of a vector.")
-    documents: int = Field(1024, ge=1, le=2**32, description="Documents.")
+    documents: int = Field(1024, ge=1, le=2**32, description="Number of documents.")
     rows: int = Field(16, ge=1, le=2**16, description="Vectors per document.")
     seed: int = Field(
         0, ge=0, lt=2**63, description="A different seed gives a different dictionary and different rows."

@@ -8,7 +8,7 @@ from schemas.run.section import PathText, Section
 
 
 class Images(Section):
-    """What a corpus of images has in addition to its path."""
+    """Settings of a corpus of images."""
 
     image: str = Field("image", description="Column of a dataset, or array of an .npz file, with the images.")
     label: str = Field("label", description="Column, or array of an .npz file, with the class of each image.")

@@ -174,7 +174,7 @@ class Model(Section):
         "corpus's own vectors; synthetic: no model, the features of all sites are generated.",
     )
     path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")
-    dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
+    dtype: ModelDtype = Field("float32", description="Type of the weights and of the arithmetic.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="auto: the GPU that is assigned to the worker (gpus_per_worker > 0), or else the CPU.",
@@ -305,7 +305,7 @@ class Store(Section):
 
 
 class Extract(Section):
-    """How the work is spread."""
+    """How the work is distributed."""
 
     executor: Literal["ray", "in_process"] = Field(
         "ray", description="Where workers run: as Ray actors, or in this process."

@@ -208,7 +208,10 @@ def test_cosines_that_no_directions_have_are_refused(changes, message):
             {"correlated": [{"features": [0, n], "correlation": 0.5} for n in (1, 2)]},
             "0 is in several groups",
         ),
-        ({"correlated": [{"features": [0, 24], "correlation": 0.5}]}, "names feature 24; there are 0 to 23"),
+        (
+            {"correlated": [{"features": [0, 24], "correlation": 0.5}]},
+            "names feature 24; features are numbered 0 to 23",
+        ),
         ({"cosines": [{"features": [3, 3], "cosine": 0.5}]}, "a feature and itself"),
     ],
 )

@@ -136,7 +136,7 @@ def test_a_model_in_half_precision_reads_vectors_too(tmp_path, monkeypatch, dtyp
 def test_a_model_of_tokens_is_refused(tmp_path, monkeypatch):
     content = vectors_run(tmp_path, monkeypatch) | {"model": {"loader": "transformer_lens", "path": "gpt2"}}
     with pytest.raises(
-        InputError, match=r"the corpus holds vectors of 16, and model\.loader: transformer_lens"
+        InputError, match=r"the corpus holds vectors of width 16, but model\.loader: transformer_lens"
     ):
         extracted(parse_run_file(content, "run.yaml"))
 

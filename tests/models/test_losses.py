@@ -156,7 +156,7 @@ def test_models_without_a_trained_head_have_no_losses(tmp_path: Path, kind: str)
         causal_model(write_tiny_llama(tmp_path)).model.save_pretrained(tmp_path)
     model = load(tmp_path, HOOK)
     with pytest.raises(
-        InputError, match="gives no logits for the next token, which losses need: use a causal"
+        InputError, match="returns no logits for the next token, which losses need: use a causal"
     ):
         model.losses(make_batch())
 
@@ -258,9 +258,9 @@ def test_of_a_tuple_the_first_is_replaced_and_the_rest_kept() -> None:
 def test_what_a_module_returns_must_be_logits() -> None:
     expected = module("tests.kit:tiny_lm", "layers.1").losses
     assert here("in_tuple").losses(make_batch()).shape == expected(make_batch()).shape
-    with pytest.raises(InputError, match=r"gives \[3, 10, 5\] and not logits \[3, 10, more than 5\d\]"):
+    with pytest.raises(InputError, match=r"returns \[3, 10, 5\] and not logits \[3, 10, more than 5\d\]"):
         here("narrow").losses(make_batch())
-    with pytest.raises(InputError, match=r"gives \[30, 64\] and not logits"):
+    with pytest.raises(InputError, match=r"returns \[30, 64\] and not logits"):
         here("flat").losses(make_batch())
-    with pytest.raises(InputError, match="gives no logits for the next token"):
+    with pytest.raises(InputError, match="returns no logits for the next token"):
         here("dictionary").losses(make_batch())

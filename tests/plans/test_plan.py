@@ -85,7 +85,7 @@ def test_saes_that_disagree_on_bos_need_an_answer(tmp_path):
 
 
 def test_a_context_that_the_model_cannot_take_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"context_size is 65, the model .*gpt2 takes at most 64"):
+    with pytest.raises(InputError, match=r"context_size is 65, but the model .*gpt2 allows at most 64"):
         printed(
             tmp_path, site(tmp_path, context_size=65), **gpt2(tmp_path) | {"tokens": {"context_size": None}}
         )
@@ -217,7 +217,7 @@ def test_a_transcoder_is_reported_with_both_of_its_places(tmp_path, monkeypatch)
     monkeypatch.setattr(plan_module, "read_metadata", transcoder)
     (note,) = printed(tmp_path, site(tmp_path))[1]
     assert note.startswith("note: site 'mid': a transcoder, it reads layers.1")
-    assert note.endswith("reconstructs what is at layers.2")
+    assert note.endswith("reconstructs x at layers.2")
 
 
 def test_a_plan_of_the_first_stores_has_the_hash_that_its_receipts_name():
@@ -305,7 +305,7 @@ def test_a_context_size_that_nobody_requested_is_cut_to_what_the_model_takes(tmp
     del content["tokens"]["context_size"]
     assert resolve(parse_run_file(content, "run.yaml"))[0].tokens.context_size == 64
     content["tokens"]["context_size"] = 65
-    with pytest.raises(InputError, match=r"context_size is 65, the model .* takes at most 64"):
+    with pytest.raises(InputError, match=r"context_size is 65, but the model .* allows at most 64"):
         resolve(parse_run_file(content, "run.yaml"))
 
 

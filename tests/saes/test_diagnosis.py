@@ -87,7 +87,7 @@ def test_too_few_rows_and_rows_that_do_not_vary_accuse_nobody(tmp_path, rows):
     assert not result.is_measurable
     assert result.likely is None
     assert result.is_fine
-    assert re.match(r"These are too few tokens to tell \(.* rows\): give more --tokens\.$", result.verdict)
+    assert re.match(r"There are too few tokens to tell \(.* rows\): give more --tokens\.$", result.verdict)
 
 
 def test_enough_rows_tell_and_few_rows_from_elsewhere_accuse_nobody(tmp_path):

@@ -207,8 +207,8 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: np.savez(path, W_enc=np.array([{}], dtype=object)),
         "holds pickled objects",
     ),
-    "text": (lambda path: np.savez(path, W_enc=np.array(["x"])), "no numbers"),
-    "complex numbers": (lambda path: np.savez(path, W_enc=np.ones(2, np.complex64)), "no numbers"),
+    "text": (lambda path: np.savez(path, W_enc=np.array(["x"])), "not numbers"),
+    "complex numbers": (lambda path: np.savez(path, W_enc=np.ones(2, np.complex64)), "not numbers"),
     "a header that is not a dict": (
         lambda path: write_npz(path, npy((2, 3), b"").replace(b"{", b"[")),
         "damaged",

@@ -145,7 +145,7 @@ def nested_pickle(before: bytes, behind: bytes) -> bytes:
     return b"\x80\x02" + before + pickle.dumps(nested(), 2)[2:-1] + behind + b"."
 
 
-STRANGE_NAME = "it has a tuple as a name"
+STRANGE_NAME = "it has a tuple where a name should be"
 
 HOSTILE: dict[str, tuple[Any, str]] = {
     "a name of tuples": (nested_pickle(b"}", b"Ns"), STRANGE_NAME),
@@ -191,8 +191,8 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a storage of no type": ({"a": tensor(of=storage(kind="float"))}, "a storage in an unknown way"),
     "another reference": ({"a": tensor(of=storage(word="module"))}, "a storage in an unknown way"),
     "a tensor changed afterwards": ({"a": tensor(state={"shape": (1,)})}, "damaged"),
-    "a call": ({"a": _Call(os.system, ("echo ran",))}, "asks for (posix|os).system"),
-    "a class": ({"a": torch.nn.ReLU}, "asks for torch.nn.modules.activation.ReLU"),
+    "a call": ({"a": _Call(os.system, ("echo ran",))}, "would import (posix|os).system"),
+    "a class": ({"a": torch.nn.ReLU}, "would import torch.nn.modules.activation.ReLU"),
     "a list": ([tensor()], "holds a list, not a dict of tensors"),
     "a tensor alone": (tensor(), "holds a _Tensor, not a dict"),
     "a length beyond the end": (b"\x80\x04\x8e" + struct.pack("<Q", HUGE) + b".", "damaged"),

@@ -63,7 +63,7 @@ def test_a_scalar_is_what_the_core_schema_says(text, value):
         ("a: !mine 3", "the tag !mine is not read"),
         ("a: &x {k: 1}\nb: {<<: *x}", "line 2: '<<' does not merge in YAML 1.2: write the keys out"),
         ("a: &x [*x]", "the alias *x refers to a value that contains it"),
-        ("a: *x", "the alias *x stands for nothing"),
+        ("a: *x", "the alias *x refers to nothing"),
         ("? [1]\n: 2", "a key is a list or a mapping"),
         ("a: 1\n---\nb: 2", "a second document begins"),
         ("%YAML 1.1\n---\na: yes", "it is read as YAML 1.2"),

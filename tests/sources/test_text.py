@@ -257,7 +257,9 @@ def test_a_packed_parquet_text_column_is_read(tmp_path: Path) -> None:
 def test_files_whose_labels_have_different_types_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "year": [1900]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a"], "year": ["1900"]}), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet: label column 'year' is String, but Int64 in a file"):
+    with pytest.raises(
+        InputError, match=r"b\.parquet: label column 'year' is String, but Int64 in an earlier file"
+    ):
         open_at(tmp_path, label_columns=["year"]).label_dtypes()
 
 

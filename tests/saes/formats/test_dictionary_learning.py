@@ -331,9 +331,9 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a module": (
         "topk",
         lambda f: torch.save(torch.nn.Linear(2, 2), f / "ae.pt"),
-        "asks for torch.nn.modules",
+        "would import torch.nn.modules",
     ),
-    "code": ("topk", lambda f: edit_weights(f, evil=Evil(f / "mark")), "asks for "),
+    "code": ("topk", lambda f: edit_weights(f, evil=Evil(f / "mark")), "would import "),
 }
 
 

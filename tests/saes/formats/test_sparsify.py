@@ -263,7 +263,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "k true": (spoil_config(k=True), "k True; it must be a whole number"),
     "uneven groups": (
         spoil_config(activation="groupmax", k=7),
-        "k 7 for 64 features: all groups have the same size",
+        "k 7 for 64 features: groups are of one size",
     ),
     "num_latents 0 without its factor": (spoil_config(num_latents=0), r"shape \[64, 16\].*\[512, 16\]"),
     "num_latents negative": (spoil_config(num_latents=-64), "num_latents -64"),
