@@ -95,7 +95,7 @@ def _other_message(error: Exception, arguments: list[str] | None) -> str | None:
     if isinstance(error, ValueError) and str(error).startswith(LONG_NUMBER):
         return "a number has thousands of digits: give one of at most 64 bits"
     if type(error).__name__ == "Abort":
-        return "stopped: nothing was answered"
+        return "stopped: no answer was given"
     return _system_message(error, arguments)
 
 

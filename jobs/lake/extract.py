@@ -68,7 +68,7 @@ def _report(results: list[Extraction], seconds: float) -> None:
     """One line over all passes, which are named where they are several; then what rounding cost."""
     fresh, skipped = (sum(n) for n in zip(*((r.fresh.shards, r.skipped) for r in results), strict=True))
     done = (
-        f"{several(fresh, 'shard')}, {skipped:,} were done"
+        f"{several(fresh, 'shard')}, {skipped:,} were already done"
         if fresh
         else "nothing to do, all shards are committed"
     )
@@ -83,8 +83,8 @@ def _report(results: list[Extraction], seconds: float) -> None:
     for result in results:
         if lost := result.tally.underflow:
             say(
-                f"[yellow]{lost:,} activations[/] rounded to 0 in {result.plan.activation_dtype} and are not "
-                "stored; `activation_dtype: float32` keeps them"
+                f"[yellow]{lost:,} activations[/] were rounded to 0 in {result.plan.activation_dtype} and "
+                "are not stored; `activation_dtype: float32` keeps them"
             )
 
 

@@ -152,7 +152,7 @@ class Probe:
             total = limit
         else:
             total = int(size * rows / read)
-            text = f"{size:,} bytes at {read / rows:.2f} bytes a token, as in its first {read:,} bytes"
+            text = f"{size:,} bytes at {read / rows:.2f} bytes per token, as in its first {read:,} bytes"
             assumed = (f"the corpus is {total:,} tokens: {text}",)
         return Corpus(total, min(shard_target(self._source, self.run.tokens), total), assumed)
 

@@ -100,12 +100,12 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
         say(f"  site {site.name} ({escape(site.hook_name)}, {sae})")
     if stored := tally.bytes[DENSE]:
         dtype = store.plans[name].dense_dtype
-        say(f"  x of {stored / max(tally.rows, 1):,.0f} bytes a token in {dtype}, {size(stored)}")
+        say(f"  x of {stored / max(tally.rows, 1):,.0f} bytes per token in {dtype}, {size(stored)}")
     sparse = tally.size - tally.bytes[DENSE]
     if tally.nonzeros:
         say(
             f"  {tally.nonzeros:,} nonzeros of {sparse / tally.nonzeros:.2f} bytes, "
-            f"{size(sparse)}; {tally.rate:,.0f} tokens/s of a worker"
+            f"{size(sparse)}; {tally.rate:,.0f} tokens/s per worker"
         )
     if current.is_live:
         rate, run = current.run.rate(current.now), current.run
@@ -117,9 +117,9 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
     if (predicted := current.prediction) is not None:
         say(
             f"  predicted from {escape(predicted.source)}: "
-            f"{predicted.tokens_per_second.format(',.0f')} tokens/s of a worker, "
+            f"{predicted.tokens_per_second.format(',.0f')} tokens/s per worker, "
             f"{predicted.nonzeros_per_token.value:,.1f} nonzeros and "
-            f"{predicted.bytes_per_token.value:,.0f} bytes a token, "
+            f"{predicted.bytes_per_token.value:,.0f} bytes per token, "
             f"{duration(predicted.seconds(predicted.rows, predicted.workers).value)} "
             f"with {several(predicted.workers, 'worker')}"
         )

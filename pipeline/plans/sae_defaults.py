@@ -207,8 +207,8 @@ def positions(
     chosen = range(context_size)[slice(*requested)]
     if not chosen:
         raise InputError(
-            f"{where}: positions {list(requested)} lie outside the {context_size} of a context; change "
-            "positions or tokens.context_size"
+            f"{where}: positions {list(requested)} lie outside the {context_size} positions of a context; "
+            "change positions or tokens.context_size"
         )
     if known is not None and set(chosen) != set(range(context_size)[slice(*known)]):
         notes.append(f"{where}: positions is {list(requested)}, its SAE was trained on {list(known)}")
@@ -243,7 +243,7 @@ def processing(run: RunFile, trained: list[Trained], notes: list[str]) -> dict[s
     notes.append(f"{NOTE}model.processing is {_options(wants)}, as the SAE of site {first!r} was trained")
     notes += [
         f"site {p.site.name!r}: its SAE does not say that the model's weights were processed; here they are, "
-        f"with {_options(wants)}, as site {first!r} wants it"
+        f"with {_options(wants)}, as site {first!r} requires"
         for p in trained
         if p.site.name not in wanted
     ]

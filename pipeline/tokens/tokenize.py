@@ -123,7 +123,7 @@ def _check_places(layout: Layout, stored: StoredTokens, run_file: RunFile) -> No
     corpus = Path(run_file.corpus.path)
     root, is_folder = layout.root, bool(run_file.corpus.path) and corpus.is_dir()
     if isinstance(root, Path) and is_folder and root.resolve().is_relative_to(corpus.resolve()):
-        raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
+        raise InputError(f"store.root {root} is inside corpus.path {corpus}: put it elsewhere")
     if stored.links and stored.lake is None:
         raise InputError(
             f"{layout.lake} is missing next to a corpus chain: restore it from a copy of the store"

@@ -90,7 +90,7 @@ def printed(session, token="right"):
 
 def test_a_missing_token_is_named_at_once_with_the_file_that_holds_it(session):
     assert printed(session) == (
-        "the Ray cluster at 'HEAD' requires a token: there is none here, copy ~/.ray/auth_token from its "
+        "the Ray cluster at 'HEAD' requires a token: there is none here; copy ~/.ray/auth_token from its "
         "head node, or set RAY_AUTH_TOKEN"
     )
 

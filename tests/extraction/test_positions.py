@@ -121,7 +121,7 @@ def test_verify_agrees_and_finds_a_receipt_that_miscounts(lake, tmp_path):
 
 
 def test_an_empty_slice_is_refused_with_the_context_size(tmp_path):
-    with pytest.raises(InputError, match=r"site 'far': positions \[16, None\] are none of the 16"):
+    with pytest.raises(InputError, match=r"site 'far': positions \[16, None\] lie outside the 16"):
         resolve(run_file(tmp_path, sites=sites(tmp_path, far=(16, None))))
 
 

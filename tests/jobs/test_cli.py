@@ -303,7 +303,7 @@ def small_vocabulary():
 def test_a_store_inside_its_corpus_folder_is_refused(capsys, tmp_path):
     content = run_content(tmp_path, corpus={"path": str(tmp_path), "label_columns": []})
     code, line = call(capsys, "run", write(tmp_path, content))
-    assert (code, "lies inside corpus.path" in line) == (2, True)
+    assert (code, "is inside corpus.path" in line) == (2, True)
 
 
 def test_paths_are_printed_as_they_are(capsys, tmp_path):

@@ -247,7 +247,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs
     output, errors = second.communicate(timeout=120)
     assert second.returncode == 0, output + errors
     assert "submitted run-2: python -m jobs run run.yaml" in output
-    assert f"{committed} were done" in output
+    assert f"{committed} were already done" in output
     assert data_bytes(root) == data_bytes(calm)
 
 

@@ -143,7 +143,7 @@ def test_a_folder_without_a_known_file_tells_what_it_holds(tmp_path: Path) -> No
 
 
 def test_a_file_of_unknown_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.csv is none of the known formats \.parquet"):
+    with pytest.raises(InputError, match=r"a\.csv is in none of the known formats \.parquet"):
         open_at(write(tmp_path / "a.csv", "x"))
 
 

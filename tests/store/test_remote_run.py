@@ -211,7 +211,7 @@ def test_events_that_cannot_be_put_do_not_end_a_run(s3: FaultyS3) -> None:
 def test_a_store_that_is_not_there_is_a_sentence(s3: FaultyS3, capsys: pytest.CaptureFixture[str]) -> None:
     for url, said in (
         ("s3://lake/nothing", "s3://lake/nothing is not a store"),
-        ("s3://nowhere/x", "lies in a bucket that does not exist"),
+        ("s3://nowhere/x", "is in a bucket that does not exist"),
         ("ftp://lake/x", "ftp:// is not supported; known: s3"),
     ):
         with pytest.raises(SystemExit) as ended:

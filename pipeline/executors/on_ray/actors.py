@@ -96,7 +96,7 @@ class RayBackend:
     def __init__(self, root: StorePath, plan: Plan, extract: Extract, probe: ProbeFile | None = None) -> None:
         if is_memory(root):
             raise InputError(
-                f"store.root {root} lies in the memory of this process, which Ray's workers do not see: set "
+                f"store.root {root} is in the memory of this process, which Ray's workers cannot see: set "
                 "extract.executor: in_process, or another store.root"
             )
         _check_gpus(extract)

@@ -80,7 +80,7 @@ def token_remedy() -> str:
             "$RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold the "
             "token of its head node"
         )
-    return "there is none here, copy ~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN"
+    return "there is none here; copy ~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN"
 
 
 def _connect(address: str) -> None:

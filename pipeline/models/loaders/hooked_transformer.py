@@ -124,8 +124,8 @@ def _require_version() -> None:
     version = importlib.metadata.version("transformer-lens")
     if int(version.partition(".")[0]) >= 4:
         raise InputError(
-            f"model.loader: hooked_transformer needs transformer-lens 3 and {version} is installed: set "
-            "model.loader: transformer_lens, which gives the same x with the same model.processing"
+            f"model.loader: hooked_transformer needs transformer-lens 3, but {version} is installed: set "
+            "model.loader: transformer_lens, which returns the same x with the same model.processing"
         )
 
 

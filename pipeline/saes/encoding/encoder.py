@@ -53,11 +53,11 @@ class Encoder(Protocol):
 
     @property
     def metadata(self) -> SaeMetadata:
-        """What its files say about it."""
+        """Metadata from the SAE's files."""
 
     @property
     def block(self) -> Block:
-        """How its products are cut."""
+        """How its matrix products are cut into blocks."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,7 +77,7 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
 
     def accepts(self, width: int) -> bool:
         """Whether x [N, width] can be encoded."""
@@ -92,17 +92,17 @@ class Encoder(Protocol):
     def submit(self, x: Tensor) -> Pending:
         """Begin to encode x, as `encode` does.
 
-        On a GPU nothing is waited for: ask for the result after the next batch was submitted.
+        On a GPU this does not wait: ask for the result after the next batch has been submitted.
         """
 
     def inputs(self, x: Tensor) -> Iterator[Tensor]:
         """What W_enc is multiplied by, [n, d_model] in blocks of rows: x normalised, without b_dec."""
 
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
-        """Reconstruct x, of a transcoder what is at `hook_name_out`: float32 [N, width_out], on the device.
+        """Reconstruct x, or for a transcoder x at `hook_name_out`: float32 [N, width_out], on the device.
 
         `like` is the x that was encoded; SAEs that normalise their input by its own norm, and transcoders
-        with a skip connection, cannot do without it.
+        with a skip connection, require it.
         """
 
     def directions(self, features: I32) -> Tensor:

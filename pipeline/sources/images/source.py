@@ -155,13 +155,13 @@ def as_pixels(images: NDArray[Any], where: str) -> NDArray[Any]:
     Flat images [n, p] are read as squares where p is one. InputError for other values and shapes.
     """
     if images.dtype.kind not in "uif":
-        raise InputError(f"{where}: images of type {images.dtype} are none; numbers are")
+        raise InputError(f"{where}: images of type {images.dtype} are not supported; use numbers")
     side = round(images.shape[1] ** 0.5) if images.ndim == 2 else 0
     if images.ndim == 2 and side * side == images.shape[1]:
         images = images.reshape(-1, side, side)
     if images.ndim not in (3, 4) or not images.size:
         raise InputError(
-            f"{where}: images of the shape {list(images.shape)} are none: [n, height, width] are"
+            f"{where}: images of the shape {list(images.shape)} are not supported; use [n, height, width]"
         )
     if images.dtype == np.uint8:
         return images

@@ -156,5 +156,5 @@ class FilesSource:
         name = format_of(path)
         if name is None:
             formats = ", ".join(FORMATS)
-            raise InputError(f"{path} is none of the known formats {formats}{saved_around([path])}")
+            raise InputError(f"{path} is in none of the known formats {formats}{saved_around([path])}")
         return FORMATS[name](path, self._corpus.text_column, self._corpus.label_columns)

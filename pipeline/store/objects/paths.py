@@ -309,7 +309,7 @@ def remote_errors(path: object) -> Iterator[None]:
 
 def _no_bucket(path: object, text: str) -> InputError:
     return InputError(
-        f"{path} lies in a bucket that does not exist ({_brief(text)}): create it, or set another store.root"
+        f"{path} is in a bucket that does not exist ({_brief(text)}): create it, or set another store.root"
     )
 
 
