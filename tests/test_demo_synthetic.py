@@ -60,4 +60,4 @@ def test_its_next_commands_run_and_wrong_ones_end_with_a_sentence(demo):
     assert (out / "more" / "sae-0.1" / "cfg.json").is_file()
     wrong = run("truth", store, "--truth", str(out / "run.yaml"))
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
-    assert "is not a truth of a dictionary" in " ".join((wrong.stdout + wrong.stderr).split())
+    assert "is not the ground truth of a dictionary" in " ".join((wrong.stdout + wrong.stderr).split())

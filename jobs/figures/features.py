@@ -31,7 +31,7 @@ MIDDLE = 2000
 def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     """Frequency against mean activation of each feature that fired, its strongest activation as colour."""
     fired, facts = with_a_mean(features)
-    figure, axes = canvas("Density against strength", site, *facts)
+    figure, axes = canvas("Frequency against mean activation", site, *facts)
     if fired.is_empty():
         return empty_plot(axes, "no feature fired")
     means = fired["mean_active"].to_numpy()

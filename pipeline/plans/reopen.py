@@ -118,7 +118,7 @@ def use_in(
 
 def _require_same(what: str, path: str, digest: Callable[[], str], planned: str) -> None:
     """Model and SAE must be those that the pass was made with; else their features mean something else."""
-    remedy = f"give --{what.lower()} the current path of the pass's {what}"
+    remedy = f"give its current path as --{what.lower()}"
     try:
         current = digest()
     except InputError as error:

@@ -97,7 +97,7 @@ def test_the_hook_of_the_saes_own_files_is_named(capsys, tmp_path, words):
 def test_a_card_is_shown_next_to_the_figures_and_a_special_token_that_dominates_is_reported():
     report = stub_report(card={"l0": 10.0, "explained_variance": 0.8}, with_special=-3.0)
     message = sentences(report)
-    assert "L0 is 1.0, its card says 10." in message
+    assert "L0 is 1.0, but its card says 10." in message
     assert "Leave special tokens out: with them, explained variance is -3.000." in message
     assert sentences(stub_report(card={"l0": 0.7}, with_special=0.9)) == []
     assert as_json(report)["card"] == {"l0": 10.0, "explained_variance": 0.8}
@@ -220,7 +220,7 @@ def test_too_few_tokens_accuse_nobody_and_none_at_all_are_refused(capsys, tmp_pa
     sae = embedding_sae(tmp_path / "sae", scale=3.0)
     code, printed, report = call(capsys, sae, words, "--tokens", 40)
     assert code == 0, printed
-    assert "These are too few tokens to tell" in printed
+    assert "There are too few tokens to tell" in printed
     assert report["likely"] is None
     bos = embedding_sae(tmp_path / "bos", seqpos_slice=[0, 1])
     code, printed, _ = call(capsys, bos, words)

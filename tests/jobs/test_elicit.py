@@ -143,7 +143,7 @@ def test_positions_that_are_not_there_or_not_counted(store: FeatureStore) -> Non
     for position in (3, -2):
         with pytest.raises(InputError, match="is not one that the site counts"):
             read(store, SHORT, position)
-    with pytest.raises(InputError, match="no token of the text is one that the site reads"):
+    with pytest.raises(InputError, match="the site reads none of the text's tokens"):
         read(store, "nonsense")
     with pytest.raises(InputError, match="has no tokens"):
         read(store, " \n ")
@@ -255,7 +255,7 @@ def test_a_synthetic_site_reads_no_text(tmp_path: Path) -> None:
         "extract": {"executor": "in_process"},
     }
     store = extracted(parse_run_file(content, "run.yaml"))
-    with pytest.raises(InputError, match="synthetic: its features were drawn from a recipe"):
+    with pytest.raises(InputError, match="synthetic: its features were generated from a recipe"):
         run_text(store, "made", SHORT, Places())
 
 

@@ -166,7 +166,7 @@ def test_what_has_no_logits_is_refused(capsys, lake, tmp_path):
     other = write_tiny_llama(tmp_path / "other", seed=1)
     line = refused(capsys, store.layout.root, "--site", "stream", "--model", other)
     assert "of the pass" in line
-    assert "give --model the current path of the pass's model" in line
+    assert "give its current path as --model" in line
     plain = extracted(run_file(tmp_path / "module"), tables=False)
     line = refused(capsys, plain.layout.root, "--model", "tests.kit:tiny_lm")
     assert "no unembedding was found in the model" in line

@@ -43,7 +43,7 @@ def test_where_no_file_can_be_is_reported_with_option_and_place(tmp_path: Path, 
     (tmp_path / "a-file").touch()
     for check in (require_file, lambda path, option: write_file(path, b"", option)):
         with pytest.raises(
-            InputError, match=f"^--html {tmp_path / place} cannot be a file: give one that is"
+            InputError, match=f"^--html {tmp_path / place} cannot be a file: give a path that is"
         ):
             check(tmp_path / place, "--html")
 

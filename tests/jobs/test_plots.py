@@ -41,7 +41,7 @@ TITLES = {
     "mean_activation": "How strongly features fire",
     "l0": "Active features per token",
     "max_activation": "Strongest activation of each feature",
-    "density_and_mean": "Density against strength",
+    "density_and_mean": "Frequency against mean activation",
     "sigma_over_mu": "Features ranked by σ / μ",
     "l0_thresholds": "Active features per token, above thresholds",
     "label_differences": "Features that differ by label",

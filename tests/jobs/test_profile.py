@@ -55,7 +55,7 @@ def test_labels_of_too_few_documents_to_test_are_said(
 def test_values_that_are_not_compared_are_said(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
     store = FeatureStore.open(built.layout.root)
     profile(store, "site", values=2)
-    assert "4 values of label year, those of fewest rows, are not compared" in capsys.readouterr().out
+    assert "4 values of label year, those with the fewest rows, are not compared" in capsys.readouterr().out
     assert store.scan_table("site", "l0_thresholds").collect()["threshold"].n_unique() == len(THRESHOLDS)
 
 

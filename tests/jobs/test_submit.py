@@ -179,7 +179,7 @@ def test_a_server_that_asks_for_a_token_has_its_sentence(head, tmp_path):
     process = start(tmp_path, address, without)
     _, output = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert f"the Ray cluster at {address} wants a token" in output
+    assert f"the Ray cluster at {address} requires a token" in output
     assert "copy ~/.ray/auth_token from its head node" in output
 
 

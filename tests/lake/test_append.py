@@ -194,7 +194,9 @@ def test_files_that_the_store_holds_are_not_added_twice(grown):
     third.mkdir(exist_ok=True)
     shutil.copy(folder / "second.parquet", third)
     write_corpus(third / "new.parquet", 3, seed=2)
-    with pytest.raises(InputError, match=r"1 of the 1 files .*renamed\.parquet' are in the store .*link 0"):
+    with pytest.raises(
+        InputError, match=r"1 of the 1 files .*renamed\.parquet' are already in the store .*link 0"
+    ):
         tokenize(of(folder, "renamed"), append=True)
     whole = of(folder, "renamed")
     whole = whole.model_copy(update={"corpus": whole.corpus.model_copy(update={"path": str(third)})})

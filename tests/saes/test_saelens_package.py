@@ -306,8 +306,8 @@ def test_a_temporal_sae_is_refused_with_the_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encode", "message"),
     [
-        (lambda x: x @ torch.ones(D_MODEL, D_SAE) - x.mean(), "other features next to other tokens"),
-        (lambda x: x[:, None] @ torch.ones(D_MODEL, D_SAE), "other features next to other tokens"),
+        (lambda x: x @ torch.ones(D_MODEL, D_SAE) - x.mean(), "differently next to other tokens"),
+        (lambda x: x[:, None] @ torch.ones(D_MODEL, D_SAE), "differently next to other tokens"),
         (lambda x: x.view(1, 2, 3), "does not encode rows"),
     ],
 )
@@ -328,7 +328,7 @@ def test_an_sae_that_depends_on_the_batch_before_is_found_out() -> None:
             self.batches += len(x) > 1
             return x.relu() + (self.batches > 1)
 
-    with pytest.raises(InputError, match="other features next to other tokens"):
+    with pytest.raises(InputError, match="differently next to other tokens"):
         ReferenceEncoder(Drifting(), SaeMetadata("drifting", 4, 4), 8)
 
 

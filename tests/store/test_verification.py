@@ -194,7 +194,7 @@ def test_shards_that_are_not_extracted_are_reported(built: Built) -> None:
             lambda frame: frame.with_columns(
                 feature=pl.when(pl.int_range(pl.len()) == pl.len() - 1).then(D_SAE).otherwise("feature")
             ).cast({"feature": pl.UInt32}),
-            "holds features that the SAE has not",
+            "holds features that the SAE does not have",
         ),
     ],
 )

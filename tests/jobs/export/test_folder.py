@@ -71,7 +71,7 @@ def test_a_file_and_a_url_are_refused(store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         write(store, tmp_path / "file")
-    with pytest.raises(InputError, match="of this machine"):
+    with pytest.raises(InputError, match="to a local folder"):
         write(store, "s3://bucket/out")
 
 
