@@ -225,7 +225,7 @@ def test_too_few_tokens_accuse_nobody_and_none_at_all_are_refused(capsys, tmp_pa
     bos = embedding_sae(tmp_path / "bos", seqpos_slice=[0, 1])
     code, printed, _ = call(capsys, bos, words)
     assert code == 2
-    assert "no token is at the positions (0, 1) that the SAE reads: give more --tokens" in printed
+    assert "no token is at the positions (0, 1), which the SAE reads: give more --tokens" in printed
 
 
 DEMO = Path(str(resources.files("jobs") / "demo_data" / "smollm2-135m-l9"))

@@ -234,7 +234,7 @@ def test_fewer_than_requested_is_said(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     contexts = store.scan_table("site", "context_clusters").collect()
     assert "(500 requested, but no more differ)" in printed
-    assert f"{contexts.height} contexts in {contexts.height} clusters (400 asked for" in printed
+    assert f"{contexts.height} contexts in {contexts.height} clusters (400 requested" in printed
 
 
 def test_a_store_in_which_nothing_fires_gives_empty_clusters(tmp_path, capsys, monkeypatch):

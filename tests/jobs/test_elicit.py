@@ -193,7 +193,7 @@ def test_a_model_that_is_gone_is_reported_before_a_tokenizer_is_looked_for(
     monkeypatch.setattr(
         "pipeline.evaluation.typed_text.load_tokenizer", lambda where: pytest.fail(f"asked for {where}")
     )
-    with pytest.raises(InputError, match="give --model"):
+    with pytest.raises(InputError, match="give its current path as --model"):
         run_text(store, "mid", SHORT, Places(model="no.such:module"))
 
 
@@ -230,9 +230,9 @@ def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
             Places(model=TINY, sae=str(other)),
             f"{other} is not the SAE that the pass was made with",
         ),
-        (Places(model=TINY, sae=str(tmp_path / "nowhere")), "nowhere does not exist.*give --sae"),
+        (Places(model=TINY, sae=str(tmp_path / "nowhere")), "nowhere does not exist.*give its current path as --sae"),
         (Places(model="tests.kit:write_sae"), "is not the model|is gone from"),
-        (Places(model="no.such:module"), "no module 'no.such'.*give --model"),
+        (Places(model="no.such:module"), "no module 'no.such'.*give its current path as --model"),
         (Places(model=TINY, tokenizer=str(words)), "is not the one that the lake was tokenized with"),
         (Places(model=TINY, device="tpu"), "give auto, cpu or cuda"),
     ):

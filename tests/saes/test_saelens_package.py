@@ -117,8 +117,8 @@ def test_the_directorys_factor_of_x_is_folded_in_as_by_the_package(
     ("name", "message"),
     [
         ("gpt2-small-res-jb/blocks.0.hook_resid_pr", "has no 'blocks.0.hook_resid_pr'; the nearest of"),
-        ("gpt2-small-res-j/x", r"knows no release 'gpt2-small-res-j'; the nearest of \d+ are .*res-jb"),
-        ("gpt2-small-res-jb", "knows no release 'gpt2-small-res-jb'"),
+        ("gpt2-small-res-j/x", r"has no release 'gpt2-small-res-j'; the nearest of \d+ are .*res-jb"),
+        ("gpt2-small-res-jb", "has no release 'gpt2-small-res-jb'"),
         ("", "there is no folder ; write saelens:RELEASE/ID"),
         ("./nowhere", r"there is no folder \./nowhere"),
         ("~/nowhere-at-all", "there is no folder ~/nowhere-at-all"),
