@@ -74,7 +74,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; ValueError for a key that is there twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return content
 
 

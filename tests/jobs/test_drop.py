@@ -219,7 +219,7 @@ def test_a_table_goes_of_one_site_or_of_all(root):
         ({"site": "c", "table": "l0"}, "the store has no site 'c'; it has a, b"),
         ({"table": "../b/l0"}, "table"),
         ({"pass_name": "../p"}, "the store has no pass"),
-        ({"site": "../b"}, "is not there"),
+        ({"site": "../b"}, "does not exist"),
         ({}, "give one of --pass, --site and --table"),
         ({"pass_name": "p", "site": "a"}, "give one of --pass, --site and --table"),
     ],
