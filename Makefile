@@ -1,19 +1,20 @@
-# `make demo` and `make test` do all set-up; `make setup` does only that.
+# `make demo` and `make test` include the setup; `make setup` does only that.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRANSFORMER_LENS_4 := $(VENV)/transformer-lens-4
 TOKENS ?= 100000
-# Extra pip arguments for torch alone, such as an index of CPU builds where the default one has CUDA builds.
+# Extra pip arguments for torch alone, such as an index of CPU builds if the default index has CUDA builds.
 TORCH_ARGS ?=
 OUT ?= out/demo
-# Processes that run tests, one more than two cores, for some wait; a file's tests stay together, for they share
-# stores and Ray sessions.
+# Number of test processes: one more than two cores, because some tests wait. The tests of a file stay together,
+# because they share stores and Ray sessions.
 PYTEST_WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 
-# What the exports are read back by, and the benchmarks compare with: installed aside, without its libraries.
+# Packages that read the exports back and that the benchmarks compare with: installed separately, without their
+# dependencies.
 ASIDE := $(VENV)/bench/.installed
 
 .PHONY: setup demo test test-fast test-light test-transformer-lens-4 lint types docs lock bench clean
@@ -38,7 +39,7 @@ test: setup $(ASIDE)
 test-fast: setup $(ASIDE)
 	$(PYTEST) -m "not slow"
 
-# The wheel without extras, in an environment of its own, answers from the demo's store.
+# The wheel without extras, installed in an environment of its own, reads the demo's store.
 test-light: setup
 	rm -rf $(VENV)/light
 	$(PYTHON) -m venv $(VENV)/light
@@ -49,7 +50,7 @@ test-light: setup
 	    (cd $(VENV)/light && bin/latentlake $$command) || exit; done
 	test ! -e $(VENV)/light/lib/python3*/site-packages/torch
 
-# TransformerLens 4 lies next to the version of the environment and comes first on the path, for tests of models.
+# TransformerLens 4 is installed next to the environment's version and comes first on the path, for the tests of models.
 test-transformer-lens-4: $(TRANSFORMER_LENS_4)/.installed
 	PYTHONPATH=$(TRANSFORMER_LENS_4) $(PYTEST) tests/models
 
@@ -58,7 +59,7 @@ $(TRANSFORMER_LENS_4)/.installed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(TRANSFORMER_LENS_4) transformer-lens==4.3.0
 	touch $@
 
-# The hashes of what the image installs, after constraints.txt or pyproject.toml changed.
+# Hashes of everything that the image installs; run this after a change of constraints.txt or pyproject.toml.
 lock: setup
 	$(BIN)/python deploy/lock.py
 

@@ -5,7 +5,7 @@
     lake = latentlake.open("out/demo")
     lake.scan_features("l9").collect()
 
-Nothing is loaded before it is used.
+Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PACKAGES = ("schemas", "pipeline", "jobs")
 def open(root: str) -> FeatureStore:  # noqa: A001 - read as latentlake.open
     """The store in a folder, or at a URL of object storage (s3://, gs://, az://).
 
-    Raises InputError where there is none, or where its records are damaged or of a newer format.
+    Raises InputError if there is none, or if its records are damaged or of a newer format.
     """
     _check_packages()
     from pipeline.store import FeatureStore

@@ -40,7 +40,7 @@ def _add(to: typer.Typer, commands: Iterable[Command], group: str | None = None)
 
 
 app = _app("The feature lake for sparse autoencoders.")
-exports = _app("Write the store in a format that another tool reads.")
+exports = _app("Write the store in the format of another tool.")
 _add(exports, EXPORTS)
 for group, commands in GROUPS.items():
     _add(app, commands, group)

@@ -149,8 +149,8 @@ def _pending(layout: Layout, result: Extraction) -> tuple[list[str], list[Manife
         if receipt.plan_hash != plan_hash or record is None or receipt.tokens_sha256 != record.sha256:
             of = "plan" if receipt.plan_hash != plan_hash else "token shard"
             raise InputError(
-                f"{layout.commit(plan.pass_name, receipt.shard)} was made from another {of} than the store "
-                "has now: restore that, or give the pass another name"
+                f"{layout.commit(plan.pass_name, receipt.shard)} was made from a different {of} than the "
+                "store has now: restore that one, or give the pass another name"
             )
         receipt = live_part(receipt, dropped)
         result.tally.add(receipt)
@@ -189,7 +189,7 @@ class WorkerCheck:
         if changes and not self._accept:
             raise NodeError(
                 f"node {hello.node} differs from the pass's data ({'; '.join(changes)}), so low bits may "
-                "differ: use nodes that are alike, or say --accept-environment"
+                "differ: use identical nodes, or --accept-environment"
             )
         self._devices.add(hello.device_model)
         if not self._has_put:

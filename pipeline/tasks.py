@@ -89,8 +89,8 @@ class Processes:
                         self.__exit__()
                         if deaths >= MAX_DEATHS:
                             raise InputError(
-                                f"worker processes died {deaths} times over the same piece of work (out of "
-                                "memory?): give fewer --workers"
+                                f"worker processes died {deaths} times on the same piece of work (out of "
+                                "memory?): use fewer --workers"
                             ) from None
                         flight = deque((item, self._again(call, item, future)) for item, future in flight)
                         continue

@@ -279,7 +279,7 @@ def _control_tables(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """States, and counts over rows, of the learnt features and of the control over the control's contexts."""
     if not np.isfinite(sums.squares).all():
-        raise ShardError(f"the control of site {site.name!r} overflows: leave out its key control")
+        raise ShardError(f"the control of site {site.name!r} overflows: remove its key control")
     chosen = of_control.in_control(tokens)
     kept = features.select(np.repeat(chosen, np.diff(features.indptr)))
     learnt = of_control.learnt_state(to_postings(kept, site.d_sae))

@@ -46,7 +46,7 @@ def check_header(begin: bytes, size: int, name: str) -> tuple[tuple[int, ...], n
     try:
         shape, _, dtype = _HEADERS[version](file)
     except (SyntaxError, TokenError, RecursionError, MemoryError, TypeError, OverflowError) as error:
-        raise ValueError(f"{name} has a header that is none ({type(error).__name__})") from None
+        raise ValueError(f"{name} has an invalid header ({type(error).__name__})") from None
     stored = size - file.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} holds pickled objects, which are not read")

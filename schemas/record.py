@@ -74,7 +74,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; ValueError for a key that is there twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return content
 
 
@@ -91,7 +91,7 @@ def refuse_newer(version: Any, where: str) -> None:
         return
     if type(version) is not int or version < 1:
         raise InputError(
-            f"{where} has format version {str(version)[:40]!r}, which there is not: restore it from a copy "
+            f"{where} has format version {str(version)[:40]!r}, which does not exist: restore it from a copy "
             "of the store"
         )
     if version > FORMAT_VERSION:

@@ -68,7 +68,7 @@ class Inputs(Record):
     @model_validator(mode="after")
     def _has_its_width(self) -> Self:
         if math.prod(self.shape) != self.width:
-            raise ValueError(f"the shape {list(self.shape)[:8]} is not that of {self.width} numbers")
+            raise ValueError(f"the shape {list(self.shape)[:8]} does not hold {self.width} numbers")
         return self
 
 

@@ -35,7 +35,7 @@ _QUERY = re.compile(
 
 
 NO_SECRETS = (
-    "holds a user, a password or a signature, which would be repeated in records and logs: leave it out, "
+    "holds a user, a password or a signature, which would be repeated in records and logs: leave it out; "
     "credentials come from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, …)"
 )
 

@@ -34,14 +34,14 @@ _LOOPS, _TOO_LONG = _numbers("ELOOP"), _numbers("ENAMETOOLONG")
 _LASTING = _READ_ONLY | _LOOPS | _TOO_LONG
 _REMEDIES = {
     _READ_ONLY: "the file system is mounted read-only: mount it for writing, or {elsewhere}",
-    _BROKEN: "the disk, or the network file system, failed, which says nothing of the file: look into the "
+    _BROKEN: "the disk, or the network file system, failed; the file itself may be intact: look into the "
     "system's log, and run again once it works",
-    _STALE: "the network file system was mounted anew, or its server replaced the file: run again, and mount "
-    "it again where that does not help",
+    _STALE: "the network file system was remounted, or its server replaced the file: run again, and remount "
+    "it if that does not help",
     _TOO_MANY_FILES: "the limit of open files is reached: raise it (`ulimit -n`), and run again",
     _NO_ANSWER: "the network file system did not answer: run again once it does",
-    _NO_MEMORY: "the machine has no memory left: end something else, and run again",
-    _LOOPS: "symbolic links in its path lead in a circle: remove one of them",
+    _NO_MEMORY: "the machine has no memory left: end another program, and run again",
+    _LOOPS: "symbolic links in its path form a loop: remove one of them",
     _TOO_LONG: "its path is too long: give a shorter one",
 }
 """By error number, what is the matter and what helps; of full and forbidden disks see `storage_failure`."""

@@ -31,8 +31,8 @@ def demo(tmp_path_factory):
 def test_it_says_that_the_line_finds_the_truth(demo):
     message, _ = demo
     for part in (
-        "every feature fires in exactly its rows",
-        "found from co-activation alone: 6 of 6, and no other",
+        "every feature fires in exactly the right rows",
+        "recovered from co-activation alone: 6 of 6, and no other",
         "correlated pairs firing together",
         "truth against measured",
         "Try next",
@@ -60,4 +60,4 @@ def test_its_next_commands_run_and_wrong_ones_end_with_a_sentence(demo):
     assert (out / "more" / "sae-0.1" / "cfg.json").is_file()
     wrong = run("truth", store, "--truth", str(out / "run.yaml"))
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
-    assert "is not a truth of a dictionary" in " ".join((wrong.stdout + wrong.stderr).split())
+    assert "is not the ground truth of a dictionary" in " ".join((wrong.stdout + wrong.stderr).split())

@@ -79,7 +79,7 @@ def _command(app: typer.Typer, arguments: list[str] | None) -> int:
     except OSError as error:
         return _storage(error, arguments)
     except OverflowError as error:
-        return _refuse(f"a number that was given is too large ({error}): give a smaller one")
+        return _refuse(f"a number is too large ({error}): give a smaller one")
     except Exception as error:  # noqa: BLE001 - a fault of ours; 1 would be check-sae's verdict
         if type(error).__name__ == "NoArgsIsHelpError":  # click has printed the help of the group
             return 2
@@ -101,9 +101,9 @@ def _message(error: Exception, arguments: list[str] | None) -> str | None:
         remedy = f'pip install "latentlake[{EXTRAS[package]}]"'
         return f"this needs the package {package}, which is not installed: {remedy}"
     if isinstance(error, ValueError) and str(error).startswith(LONG_NUMBER):
-        return "a number that was given has thousands of digits: give one of 64 bits"
+        return "a number has thousands of digits: give one of at most 64 bits"
     if type(error).__name__ == "Abort":
-        return "stopped: nothing was answered"
+        return "stopped: no answer was given"
     return _system_message(error, arguments)
 
 

@@ -19,46 +19,58 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")]
 StoreText = Annotated[
     str, typer.Argument(metavar="STORE", help="Store folder or URL (s3://…), or the run file that names it.")
 ]
-SiteName = Annotated[str | None, typer.Option("--site", help="Site; may be left out where there is one.")]
-OneSite = Annotated[str, "the one that --site names, or that there is"]
+SiteName = Annotated[str | None, typer.Option("--site", help="Site; can be omitted if there is only one.")]
+OneSite = Annotated[str, "the one that --site names, or the only one"]
 """Of a job's parameter `site`: it is called for one site, not for each in turn."""
 AcceptEnvironment = Annotated[
     bool,
-    typer.Option("--accept-environment", help="Join a pass begun with other library versions or devices."),
+    typer.Option(
+        "--accept-environment", help="Continue a pass that was begun with other library versions or devices."
+    ),
 ]
 LogJson = Annotated[
-    Path | None, typer.Option("--log-json", help="Add every event of the driver to this file, as JSON lines.")
+    Path | None,
+    typer.Option("--log-json", help="Append every event of the driver to this file, as JSON lines."),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Processes, or Ray tasks at once. Default: as many as pay."),
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Number of processes, or of Ray tasks at once. Default: as many as are worthwhile.",
+    ),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="Ray cluster to run on: its Ray address, host:6379 (no dashboard's URL). Default: this machine.",
+        help="Ray cluster to run on: its Ray address, host:6379 (not the dashboard's URL). Default: this "
+        "machine.",
     ),
 ]
 ModelWorkers = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, help="Processes, or Ray tasks at once, each with the model. Default: one process."
+        "--workers",
+        min=1,
+        help="Number of processes, or of Ray tasks at once, each of which loads the model. Default: one "
+        "process.",
     ),
 ]
 ModelPath = Annotated[
-    str | None, typer.Option("--model", help="Where the model's files lie now. Default: where they lay.")
+    str | None,
+    typer.Option("--model", help="Current location of the model's files. Default: the original one."),
 ]
 SaePath = Annotated[
-    str | None, typer.Option("--sae", help="Where the SAE's files lie now. Default: where they lay.")
+    str | None, typer.Option("--sae", help="Current location of the SAE's files. Default: the original one.")
 ]
 TokenizerPath = Annotated[
-    str | None, typer.Option("--tokenizer", help="Where the lake's tokenizer lies now.")
+    str | None, typer.Option("--tokenizer", help="Current location of the lake's tokenizer.")
 ]
 DeviceName = Annotated[
     str,
     typer.Option(
-        "--device", help="auto (a GPU if there is one; with --address what the pass used), cpu or cuda."
+        "--device", help="auto (a GPU if there is one; with --address, whatever the pass used), cpu or cuda."
     ),
 ]
 LocalDevice = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -67,20 +79,27 @@ Before = Annotated[int, typer.Option("--before", help="Tokens shown before the f
 After = Annotated[int, typer.Option("--after", help="Tokens shown after the firing one.", min=0)]
 Maximum = Annotated[
     float | None,
-    typer.Option("--maximum", help="Activation of full shade. Default: the feature's strongest.", min=0),
+    typer.Option(
+        "--maximum", help="Activation that gets the full shade. Default: the feature's strongest.", min=0
+    ),
 ]
 Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write the strips to a page, shaded.")
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the shaded texts to an HTML page.")
 ]
 FigureLanguage = Annotated[
     str,
-    typer.Option("--language", help="Of titles and axes: en, ko, or both; what has no Korean is English."),
+    typer.Option(
+        "--language",
+        help="Language of titles and axes: en, ko, or both; text without a Korean version is in English.",
+    ),
 ]
 ClassifierFolder = Annotated[
     str | None,
-    typer.Option("--model", help="Folder of the classifier and its image decoder. Default: the pass's."),
+    typer.Option(
+        "--model", help="Folder of the classifier and its image decoder. Default: that of the pass."
+    ),
 ]
-Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that holds another.")]
+Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a store that already holds one.")]
 
 
 @contextmanager

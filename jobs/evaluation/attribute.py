@@ -69,25 +69,36 @@ def attribute(
     *,
     labels: Annotated[
         list[str] | None,
-        typer.Option("--label", help="Label column; may be repeated. Default: all but the answers."),
+        typer.Option("--label", help="Label column; may be repeated. Default: all except the answers."),
     ] = None,
     by: Annotated[
-        str, typer.Option(help="Select by ig2, of the squared gap between answers, or ig, of the gap.")
+        str,
+        typer.Option(
+            help="Select by ig2 (attributions of the squared gap between answers) or ig (of the gap)."
+        ),
     ] = "ig2",
-    k: Annotated[int, typer.Option("-k", help="Features selected of each value.", min=1)] = 10,
+    k: Annotated[
+        int, typer.Option("-k", help="Number of features selected for each label value.", min=1)
+    ] = 10,
     tolerance: Annotated[
-        float, typer.Option(help="Share of the gap that attributions may lack.", min=0)
+        float, typer.Option(help="Share of the gap that may be missing from the attributions.", min=0)
     ] = 0.01,
     scores: Annotated[
         Path | None,
-        typer.Option(help="Select from this table (.parquet, .csv) of feature, score, label, value instead."),
+        typer.Option(
+            help="Select by the scores in this table (.parquet or .csv; feature, score, label, value) "
+            "instead."
+        ),
     ] = None,
     ablate: Annotated[
         bool | None,
-        typer.Option("--ablate/--no-ablate", help="Ablate what is selected. Default: not with --scores."),
+        typer.Option(
+            "--ablate/--no-ablate", help="Ablate the selected features. Default: yes, except with --scores."
+        ),
     ] = None,
     answers: Annotated[
-        str | None, typer.Option(help="Label columns of the two answers. Default: what the corpus says.")
+        str | None,
+        typer.Option(help="Label columns of the two answers. Default: those that the corpus names."),
     ] = None,
     model: ModelPath = None,
     sae: SaePath = None,
@@ -153,7 +164,7 @@ def _attributed(
     if prompts.is_empty():
         raise InputError(
             f"site {site!r}: the two answers of all {skipped:,} prompts begin with the same token, so there "
-            "is not a gap to explain: give answers that differ from their first token on"
+            "is no gap to explain: give answers whose first tokens differ"
         )
     table = finalize(combine([sums for _, sums in frames]))
     store.write_table(site, "attribution_prompts", prompts)
@@ -170,7 +181,7 @@ def _attributed(
         say(f"  left out: {skipped:,} prompts whose answers begin with the same token")
     say(
         f"  completeness: largest error {error:.2g} of a gap, {nodes.min()} to {nodes.max()} nodes; "
-        f"{lacking:,} prompts beyond the tolerance of {work.tolerance:.2g}"
+        f"{lacking:,} prompts exceed the tolerance of {work.tolerance:.2g}"
     )
     return table
 
@@ -182,7 +193,7 @@ def _run(
     done = {n: old for n, part in enumerate(parts) if (old := saved.read(part.name, frames)) is not None}
     rest = [part for n, part in enumerate(parts) if n not in done]
     if done:
-        say(f"{what}: goes on after {len(done):,} of {len(parts):,} parts that an earlier run has left")
+        say(f"{what}: continues after {len(done):,} of {len(parts):,} parts from an earlier run")
     results: list[Sequence[pl.DataFrame]] = []
     with counting(what, sum(part.stop - part.first for part in rest), "prompts") as advance:
         fresh = tasks.map(function, rest)
@@ -228,12 +239,12 @@ def _work(
     if store.lake.contexts != "document":
         raise InputError(
             "documents of this store share contexts, so the end of a prompt is not that of a context: "
-            "tokenize the prompts anew with tokens.contexts: document"
+            "tokenize the prompts again with tokens.contexts: document"
         )
     if store.lake.separator_id is not None and store.lake.special_tokens != "exclude":
         raise InputError(
-            "each prompt of this store ends with a counted EOS, after which no answer stands: tokenize the "
-            "prompts anew with tokens.separator: none"
+            "each prompt of this store ends with a counted EOS, after which there is no answer: tokenize "
+            "the prompts again with tokens.separator: none"
         )
     use = use_in(store, site, device=device, model=model, sae=sae)
     work = Work(store.layout, store.lake, use, labels, answers, tokenizer or store.lake.tokenizer, tolerance)
@@ -255,7 +266,7 @@ def _answer_columns(store: FeatureStore, text: str | None) -> tuple[str, str]:
         if len(recorded) != 1:
             several = "different ones" if recorded else "none"
             raise InputError(
-                "the corpus names two columns of answers for its prompts, but this store's has "
+                "this command needs two columns of answers, but the corpus of this store has "
                 f"{several}: give --answers FIRST,OTHER, two label columns"
             )
         answers = recorded.pop()
@@ -271,11 +282,11 @@ def _label_columns(
     """The labels of --label, or all but the answers."""
     _require_labels(store, "--label", labels)
     if taken := [name for name in labels if name in answers]:
-        raise InputError(f"--label {taken[0]!r} is a column of answers: name one of the prompts' labels")
+        raise InputError(f"--label {taken[0]!r} is a column of answers: name a label of the prompts")
     names = tuple(dict.fromkeys(labels)) or tuple(n for n in store.lake.label_columns if n not in answers)
     if not names and required:
         raise InputError(
-            "the prompts have no label besides their answers, and attributions are means by label: tokenize "
+            "the prompts have no label besides their answers, but attributions are means by label: tokenize "
             "them with corpus.label_columns"
         )
     return names

@@ -38,14 +38,12 @@ def sentences(report: Report) -> list[str]:
     lines = [note for note in report.about.notes if note]
     card, l0 = report.about.card.get("l0"), report.figures.l0_mean
     if card and not 1 / L0_FACTOR <= l0 / card <= L0_FACTOR:
-        lines.append(f"L0 is {l0:.1f}, its card says {card:g}.")
+        lines.append(f"L0 is {l0:.1f}, but its card says {card:g}.")
     if sentence := massive_rows(report.figures):
         lines.append(sentence)
     lost = report.diagnosis.as_loaded.explained_variance - report.with_special
     if report.is_fine and lost > 0.1:
-        lines.append(
-            f"Leave special tokens out: counted too, explained variance is {report.with_special:.3f}."
-        )
+        lines.append(f"Leave special tokens out: with them, explained variance is {report.with_special:.3f}.")
     return lines
 
 
@@ -56,7 +54,7 @@ def massive_rows(figures: Reconstruction) -> str | None:
     if not abs(figures.explained_variance - without) > DECIDE:
         return None
     are_few = figures.explained.of_rest is not None
-    verdict = "the SAE is judged without them" if are_few else "they are too many to leave out"
+    verdict = "the verdict leaves them out" if are_few else "there are too many of them to leave out"
     return (
         f"{figures.massive:,} of {figures.n:,} rows ({figures.massive / figures.n:.2%}) decide the explained "
         f"variance: their norm is above {MASSIVE:g} times the median (attention sinks?). With them it is "
@@ -87,21 +85,21 @@ def _figures(report: Report) -> list[tuple[str, str, str]]:
         ("L0, mean", f"{figures.l0_mean:.1f}", "l0"),
         ("L0, median", f"{figures.l0_median:g}", ""),
         (
-            f"features that fired on none of {figures.n:,} tokens",
+            f"features that never fired on {figures.n:,} tokens",
             f"{share:.2%} ({figures.dead:,} of {len(figures.active):,})",
             "dead",
         ),
         ("explained variance", f"{figures.explained_variance:.4f}", "explained_variance"),
         *([(without, f"{figures.rest.explained_variance:.4f}", "")] if figures.massive else []),
-        ("squared error of an element", f"{figures.mse:.4g}", "mse"),
+        ("squared error per element", f"{figures.mse:.4g}", "mse"),
         ("cosine, mean", f"{figures.cosine:.4f}", "cosine"),
-        ("explained variance, special tokens too", f"{report.with_special:.4f}", ""),
+        ("explained variance, including special tokens", f"{report.with_special:.4f}", ""),
     ]
     if isinstance(report.losses, Losses):
         rows += [
             (f"loss of {report.losses.n:,} predictions", f"{report.losses.clean:.4f}", ""),
-            ("loss, reconstruction put in", f"{report.losses.patched:.4f}", ""),
-            ("loss, zeros put in", f"{report.losses.zero:.4f}", ""),
+            ("loss, x replaced by its reconstruction", f"{report.losses.patched:.4f}", ""),
+            ("loss, x replaced by zeros", f"{report.losses.zero:.4f}", ""),
             ("loss recovered", f"{report.losses.recovered:.4f}", "loss_recovered"),
         ]
     return rows

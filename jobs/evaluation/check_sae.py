@@ -69,19 +69,23 @@ class Report(NamedTuple):
 
 
 def check_sae(
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="SAE: a folder, the file of its weights, hf:...")],
+    sae: Annotated[
+        str, typer.Argument(metavar="SAE", help="SAE: a folder, the file with its weights, or hf:...")
+    ],
     model: Annotated[
-        str | None, typer.Option(help="Model folder or name. Default: what the SAE's files say.")
+        str | None, typer.Option(help="Model folder or name. Default: from the SAE's files.")
     ] = None,
     corpus: Annotated[
         str | None, typer.Option(help="File, folder, glob or dataset. Default: the demo's speeches.")
     ] = None,
-    text_column: Annotated[str, typer.Option(help="Column or key of the corpus' text.")] = "text",
+    text_column: Annotated[
+        str, typer.Option(help="Column or key that holds the text of the corpus.")
+    ] = "text",
     tokens: Annotated[int, typer.Option(help="Tokens to run.", min=1)] = 20_000,
     hook_name: Annotated[
-        str | None, typer.Option(help="Where x is read. Default: what the SAE's files say.")
+        str | None, typer.Option(help="Where x is read. Default: from the SAE's files.")
     ] = None,
-    loader: Annotated[str, typer.Option(help="The run file's model.loader.")] = "transformer_lens",
+    loader: Annotated[str, typer.Option(help="As model.loader in a run file.")] = "transformer_lens",
     tokenizer: Annotated[
         str | None, typer.Option(help="Tokenizer folder or name. Default: the model's.")
     ] = None,
@@ -125,7 +129,7 @@ def _report(run: RunFile, about: SaeMetadata, tokens: int, steps: Meter) -> Repo
     figures = check.measure(subject, pieces, steps.begin("reconstructing", shard.n_rows, "tokens"))
     if not figures.n:
         positions = run.sites[0].positions
-        raise InputError(f"no token is at the positions {positions} that the SAE reads: give more --tokens")
+        raise InputError(f"no token is at the positions {positions}, which the SAE reads: give more --tokens")
     # The figures are of all rows, but alternatives are many and are tried on a sample.
     sampled = check.sample(pieces, ROWS, counted=True)
     some = check.sample(pieces, check.LOSS_TOKENS)
@@ -136,7 +140,7 @@ def _report(run: RunFile, about: SaeMetadata, tokens: int, steps: Meter) -> Repo
     except InputError as error:  # of a model that predicts no tokens: the rest is checked all the same
         losses = str(error)
     rows = check.loaded_rows(subject, sampled)
-    steps.begin("running other hooks and tokens")
+    steps.begin("trying other hooks and tokens")
     # With BOS where the rule had none, and without where it had one; without a BOS token neither can be.
     flipped, bos = None, default_bos(tokenizer)
     if bos is not None:
@@ -164,10 +168,10 @@ def _model(sae: str, about: SaeMetadata) -> str:
     name = about.model_name
     if not PUBLISHED.fullmatch(name) or os.path.exists(name):  # noqa: PTH110 - false for what is not a path
         raise InputError(
-            f"the files of SAE {sae} name the model {name!r}, which is neither a published model's "
-            "name nor a path here: give --model"
+            f"the files of SAE {sae} name the model {name!r}, which is neither the name of a published "
+            "model nor a local path: give --model"
         )
-    say(f"The model is {escape(name)}, as the SAE's files say")
+    say(f"The model is {escape(name)}, according to the SAE's files")
     return name
 
 
@@ -198,7 +202,7 @@ def _subject(run: RunFile, about: SaeMetadata) -> check.Subject:
     model = load_model(run.model, list(place), run.model.device, len(os.sched_getaffinity(0)))
     if not encoder.accepts(model.widths[read]):
         raise InputError(
-            f"{read} gives vectors of {model.widths[read]}, the SAE {sae} reads {encoder.d_model}: "
+            f"{read} gives vectors of {model.widths[read]}, but the SAE {sae} reads {encoder.d_model}: "
             "give the --hook-name and the --model that it was trained on"
         )
     return check.Subject(model, encoder, place)

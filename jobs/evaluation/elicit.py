@@ -64,7 +64,7 @@ def elicit(
             help="One position: 0 is the first token after BOS, -1 the last. Default: the mean over all."
         ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="Features shown of each ranking.", min=1)] = 10,
+    n: Annotated[int, typer.Option("-n", help="Number of features shown for each ranking.", min=1)] = 10,
     features: Annotated[
         list[int] | None,
         typer.Option("--feature", help="Show the text shaded by this feature instead; may be repeated."),
@@ -122,7 +122,7 @@ def selected_rows(store: FeatureStore, typed: TypedText, position: int | None) -
     tokens, rows = len(typed.token_ids), np.flatnonzero(typed.counted)
     if position is None:
         if not len(rows):
-            raise InputError("no token of the text is one that the site reads: type more, or other ones")
+            raise InputError("the site reads none of the text's tokens: type more, or a different text")
         return rows
     if position not in range(-tokens, tokens):
         raise InputError(
@@ -132,7 +132,7 @@ def selected_rows(store: FeatureStore, typed: TypedText, position: int | None) -
     place = position % tokens
     if place not in rows:
         piece = store.vocabulary.at(typed.token_ids.tolist(), place)
-        raise InputError(f"position {position} ({piece!r}) is none that the site counts: choose another")
+        raise InputError(f"position {position} ({piece!r}) is not one that the site counts: choose another")
     return np.array([place])
 
 

@@ -44,7 +44,9 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
             f"--scores {path} has no column {min(missing)!r}; it has {', '.join(frame.columns)[:200]}"
         )
     if len({"label", "value"} & set(frame.columns)) == 1:
-        raise InputError(f"--scores {path} has but one of the columns label and value: give both, or neither")
+        raise InputError(
+            f"--scores {path} has only one of the columns label and value: give both, or neither"
+        )
     if "label" not in frame.columns:
         frame = frame.with_columns(
             pl.lit(text).alias(name) for name, text in zip(("label", "value"), EVERY_PROMPT, strict=True)
@@ -55,11 +57,13 @@ def read_scores(path: Path, d_sae: int) -> pl.DataFrame:
         if (scores["feature"].cast(pl.Float64) != frame["feature"].cast(pl.Float64)).any():
             raise pl.exceptions.InvalidOperationError
     except pl.exceptions.PolarsError:
-        raise InputError(f"--scores {path}: features are whole numbers, scores numbers") from None
+        raise InputError(f"--scores {path}: features must be whole numbers, and scores numbers") from None
     if scores["feature"].null_count() or (scores["feature"] >= d_sae).any():
-        raise InputError(f"--scores {path} has a feature that is not there: there are 0 to {d_sae - 1:,}")
+        raise InputError(
+            f"--scores {path} has a feature that does not exist: features are 0 to {d_sae - 1:,}"
+        )
     if scores.select("label", "value", "feature").is_duplicated().any():
-        raise InputError(f"--scores {path} has a feature of a value twice: give each one score")
+        raise InputError(f"--scores {path} has a feature twice for one value: give each one score")
     unknown = pl.lit(None, pl.Int64)
     return scores.with_columns(score=pl.col("score").fill_nan(None), prompts=unknown, active=unknown)
 
@@ -86,7 +90,7 @@ def labels_of(selection: pl.DataFrame, known: tuple[str, ...]) -> tuple[str, ...
         return ()
     if missing := [name for name in names if name not in known]:
         raise InputError(
-            f"--ablate: the scores are of label {missing[0]!r}, which the lake has not; it has "
+            f"--ablate: the scores are of label {missing[0]!r}, which the lake does not have; it has "
             f"{', '.join(known)}"
         )
     return tuple(names)

@@ -88,9 +88,7 @@ def fidelity(
     began, tasks = time.monotonic(), tasks or OneProcess()
     require_writable(store.layout, site)
     if store.lake.inputs is not None:
-        raise InputError(
-            "the lake holds vectors, not tokens: a loss of next tokens is measured on text alone"
-        )
+        raise InputError("the lake holds vectors, not tokens: a next-token loss can be measured only on text")
     work = _work(store, use_in(store, site, device=device, model=model, sae=sae))
     n_tokens = None if tokens == "all" else int(tokens)
     parts = choose(_shards(store, site, shards or ()), work.step, n_tokens)
@@ -101,7 +99,7 @@ def fidelity(
     totals = [row["total"] for row in means.complete(parts, keys, work, partial(total_of, work), tasks)]
     rows = sum(means.rows[key]["rows"] for key in keys)
     if not rows:
-        raise InputError(f"site {site!r}: no row of the tokens chosen is stored: give more --tokens")
+        raise InputError(f"site {site!r}: none of the chosen tokens has a stored row: give more --tokens")
     mean = sum((np.array(total) for total in totals), np.zeros(len(totals[0]))) / rows
     # The mean is put in for x: losses that were measured with another mean do not count.
     digest = hashlib.sha256(mean.tobytes()).hexdigest()
@@ -120,8 +118,8 @@ def _work(store: FeatureStore, use: PlannedUse) -> Work:
 
     if use.site.pooling != "none":
         raise InputError(
-            f"site {use.site.name!r} reads one vector of each context ({use.site.selection}): no "
-            "reconstruction of it can stand in for x at a token, and fidelity is of sites that read each row"
+            f"site {use.site.name!r} reads one vector of each context ({use.site.selection}): its "
+            "reconstruction cannot replace x at single tokens, so fidelity needs a site that reads every row"
         )
     return Work(store.layout, store.lake, use, use.plan.batch_contexts)
 
@@ -238,7 +236,7 @@ def _report(site: str, table: pl.DataFrame, shards: int, seconds: float) -> None
         say(f"{', '.join(names)}: {reason}")
     if (table["measure"] == "literal_recovered_share").any():
         say(
-            "literal_…: as in the notebook that zero_first comes from, with position 0 replaced too (its "
-            "features are 0) and counted; the others leave position 0 as it is, and out"
+            "literal_…: as in the notebook that zero_first comes from, with position 0 also replaced (its "
+            "features are 0) and counted; the others leave position 0 unchanged, and do not count it"
         )
     say(f"[bold]fidelity[/] {site}: done ({seconds:.1f} s)")

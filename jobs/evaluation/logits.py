@@ -93,7 +93,7 @@ def use_for_logits(store: FeatureStore, site: str, device: str, model: str | Non
     info = store.site(site)
     plan = store.plans[info.pass_name]
     if plan.model_loader == "synthetic":
-        raise InputError(f"site {site!r} is synthetic, its features were drawn: there is no unembedding")
+        raise InputError(f"site {site!r} is synthetic, its features were generated: there is no unembedding")
     _, about = store.site_weights(site, ())
     use = use_of(plan, site, about, device=device, model=model, needs_sae=False)
     # What a sublayer gives is added to the stream as it is, unless a norm follows.
@@ -102,7 +102,8 @@ def use_for_logits(store: FeatureStore, site: str, device: str, model: str | Non
     if not is_added:
         raise InputError(
             f"the decoder of site {site!r} writes at {use.place.target}, which is not the residual stream: "
-            f"its features have no logits; they have at {', '.join((*STREAM, *WRITERS))} and whole blocks"
+            f"its features have no logits; features have logits at {', '.join((*STREAM, *WRITERS))} and at "
+            "whole blocks"
         )
     return use
 
@@ -112,9 +113,10 @@ def logits(
     site: str,
     tasks: Tasks | None = None,
     *,
-    k: Annotated[int, typer.Option("-k", help="Tokens listed at each end.", min=1)] = LISTED,
+    k: Annotated[int, typer.Option("-k", help="Number of tokens listed at each end.", min=1)] = LISTED,
     random: Annotated[
-        int | None, typer.Option(help="Random directions. Default: one per feature, at most 10,000.", min=1)
+        int | None,
+        typer.Option(help="Number of random directions. Default: one per feature, at most 10,000.", min=1),
     ] = None,
     model: ModelPath = None,
     device: DeviceName = "auto",

@@ -43,11 +43,14 @@ def command(
     sites: list[str],
     out: Out,
     features: Features = "all",
-    rows: Annotated[str, typer.Option(help="What a row of X is: token, context or document.")] = "token",
+    rows: Annotated[
+        str, typer.Option(help="What a row of X stands for: a token, a context or a document.")
+    ] = "token",
     pool: Annotated[
         str,
         typer.Option(
-            help="Of a context or document: sum, mean_all (zeros counted), max (the strongest) or last (row)."
+            help="How a context or document is pooled: sum, mean_all (zeros included), max (the strongest) "
+            "or last (row)."
         ),
     ] = "sum",
 ) -> None:

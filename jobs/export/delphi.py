@@ -46,13 +46,16 @@ def command(
     out: Out,
     features: Features = "all",
     hookpoint: Annotated[
-        str | None, typer.Option(help="delphi's name of the hook (layers.9). Default: the site's hook.")
+        str | None, typer.Option(help="Delphi's name for the hook (layers.9). Default: the site's hook name.")
     ] = None,
     splits: Annotated[
-        int | None, typer.Option(help="Files at most. Default: 5, or more of 2^25 activations.", min=1)
+        int | None,
+        typer.Option(
+            help="Largest number of files. Default: 5, or one per 2^25 activations if that is more.", min=1
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model whose tokenizer delphi loads. Default: the plan's.")
+        str | None, typer.Option(help="Model whose tokenizer delphi loads. Default: that of the plan.")
     ] = None,
 ) -> None:
     """Export the chosen features of the sites, a folder for each hookpoint."""
@@ -83,7 +86,9 @@ def export(
     n_active = np.where(kept, read_n_active(shards, range(len(kept))), 0)
     total = int(n_active.sum())
     if not total:
-        raise InputError(f"site {site!r}: none of the chosen features fires, and delphi reads no empty file")
+        raise InputError(
+            f"site {site!r}: none of the chosen features fires, and delphi cannot read an empty file"
+        )
     edges = split_edges(n_active, splits or max(SPLITS, -(-total // SPLIT_NNZ)))
     tokens = folder / ".tokens"
     write_tokens(store, tokens)

@@ -26,7 +26,7 @@ from schemas.values import U32
 
 Out = Annotated[
     str,
-    typer.Option("--out", metavar="DIR", help="New folder, or that of a former export, which is replaced."),
+    typer.Option("--out", metavar="DIR", help="New folder, or that of an earlier export, which is replaced."),
 ]
 Features = Annotated[
     str,
@@ -35,10 +35,13 @@ Features = Annotated[
     ),
 ]
 Window = Annotated[
-    int, typer.Option(help="Tokens shown of an example at most; of shorter contexts all.", min=2, max=4096)
+    int,
+    typer.Option(
+        help="Largest number of tokens shown per example; shorter contexts are shown whole.", min=2, max=4096
+    ),
 ]
 Layer = Annotated[
-    int | None, typer.Option(help="Layer of the site. Default: the number in its hook's name.", min=0)
+    int | None, typer.Option(help="Layer of the site. Default: the number in the name of its hook.", min=0)
 ]
 
 
@@ -77,8 +80,8 @@ def new_export(out: str, store: FeatureStore, about: dict[str, Any]) -> Iterator
     """A folder to write into, which becomes `out` when the block ends well; else nothing is left of it.
 
     `about` (what was exported) stands in export.json, with the digest of each site's receipts. InputError
-    where `out` is a URL, a file, or a folder that holds anything but a former export, which is replaced. (For
-    a moment between two renames neither the former one nor the new one has the name.)
+    where `out` is a URL, a file, or a folder that holds anything but an earlier export, which is replaced.
+    (For a moment between two renames neither the earlier one nor the new one has the name.)
     """
     path = _checked(out)
     temporary = temporary_path(path)
@@ -102,17 +105,17 @@ def new_export(out: str, store: FeatureStore, about: dict[str, Any]) -> Iterator
 
 def _checked(out: str) -> Path:
     if "://" in out:
-        raise InputError(f"--out {out}: an export is written to a folder of this machine; copy it from there")
+        raise InputError(f"--out {out}: an export is written to a local folder; copy it from there")
     path = Path(out).absolute()
     if path.is_dir():
         entries = {entry.name for entry in path.iterdir() if not is_stray(entry.name)}
-        former = set[str]()  # names that a former export says it wrote
+        former = set[str]()  # names that an earlier export says it wrote
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             former = {RECORD, *map(str, json.loads((path / RECORD).read_bytes())["holds"])}
         if others := sorted(entries - former):
             raise InputError(
-                f"--out {out} holds {others[0]!r}, which no former export wrote (its {RECORD} would say so): "
-                "give a new folder, or empty this one"
+                f"--out {out} holds {others[0]!r}, which no earlier export wrote (its {RECORD} would say "
+                "so): give a new folder, or empty this one"
             )
     elif path.exists() or path.is_symlink():
         raise InputError(f"--out {out} is a file: give a folder")

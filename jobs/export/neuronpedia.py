@@ -85,7 +85,7 @@ def check_files(chosen: U32, todo: Sequence[range], window: int) -> None:
     n = int((-(-counts // batch_features(window))).sum())
     if n > MAX_FILES:
         raise InputError(
-            f"these features would take {n:,} files, of which Neuronpedia's import lists {MAX_FILES:,}: "
+            f"these features would take {n:,} files, but Neuronpedia's import lists only {MAX_FILES:,}: "
             f"choose fewer --features, or a --window below {window}"
         )
 
@@ -117,12 +117,16 @@ def command(
     sites: list[str],
     out: Out,
     features: Features = "all",
-    model: Annotated[str | None, typer.Option(help="Neuronpedia's id of the model (gpt2-small).")] = None,
-    source_set: Annotated[str | None, typer.Option(help="Source set (res-jb). Default: the site.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Neuronpedia's id of the model, such as gpt2-small.")
+    ] = None,
+    source_set: Annotated[
+        str | None, typer.Option(help="Source set, such as res-jb. Default: the site's name.")
+    ] = None,
     layer: Layer = None,
     creator: Annotated[
         str,
-        typer.Option(help="Neuronpedia's id of the user whose rows these are.", envvar="DEFAULT_CREATOR_ID"),
+        typer.Option(help="Neuronpedia's id of the user who owns the rows.", envvar="DEFAULT_CREATOR_ID"),
     ] = "clkht01d40000jv08hvalcvly",
     window: Window = 128,
     workers: Workers = None,

@@ -28,7 +28,7 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     Scores of an external table, whose prompts are not known, are of what that table says, not of gaps.
     """
     external = bool(selection.height) and selection["prompts"].is_null().all()
-    title = bilingual("What features add to the answer gap", "답변 차이에 대한 특징의 기여")
+    title = bilingual("Contributions of features to the answer gap", "답변 차이에 대한 특징의 기여")
     label = bilingual("score (mean over prompts)", "점수")
     if external:
         title = bilingual("Features by the scores of an external table", "외부 점수에 따른 특징")

@@ -32,7 +32,7 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place; the largest clusters in colour, all of them by number."""
     figure, axes = canvas("Features and their clusters", site, *_facts(places))
     if places.is_empty():
-        return empty_plot(axes, "no feature has a place")
+        return empty_plot(axes, "no feature has a position")
     # clusters are numbered by size: from the number of colours on they are grey, as without one
     clusters = places["cluster"].fill_null(len(COLOURS)).to_numpy()
     _scatter(axes, places.filter(clusters >= len(COLOURS)), color=OTHERS)
@@ -52,9 +52,9 @@ def draw_map_by_cluster(places: pl.DataFrame, site: str) -> Figure:
 
 def draw_map_by_density(places: pl.DataFrame, site: str) -> Figure:
     """Each feature at its place, in the colour of its number of active rows."""
-    figure, axes = canvas("Where dense and rare features lie", site, *_facts(places))
+    figure, axes = canvas("Dense and rare features on the map", site, *_facts(places))
     if places.is_empty():
-        return empty_plot(axes, "no feature has a place")
+        return empty_plot(axes, "no feature has a position")
     n_active = places["n_active"].to_numpy()
     low, high = float(n_active.min()), float(n_active.max())
     norm = LogNorm(low, high if high > low else 2 * low)

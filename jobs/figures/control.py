@@ -64,7 +64,7 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     title = f"Active features per {setting().row}: learnt and control"
     figure, axes = canvas(title, site, several(rows, "counted row"))
     if not rows:
-        return empty_plot(axes, "no row is counted in the control's contexts")
+        return empty_plot(axes, "no token is counted in the control's contexts")
     grid = axes.get_subplotspec()
     assert grid is not None
     axes.remove()
@@ -88,7 +88,7 @@ def draw_control_l0(l0: pl.DataFrame, site: str) -> Figure:
     ticks = [n for n in TICKS if n < edges[-1]]
     last.set_xticks(_place(np.array(ticks)), [f"{n:,}" for n in ticks])
     last.set_xlabel("L0 (features of a row above the threshold; log scale of L0 + 1)")
-    figure.supylabel("rows (a bar's area; each to its tallest bar)", fontsize=11)
+    figure.supylabel("rows (area of a bar; each curve scaled to its tallest bar)", fontsize=11)
     _legend(panels[0], None)
     return figure
 
@@ -120,7 +120,7 @@ def _over_features(features: pl.DataFrame, site: str, column: str, title: str, l
     _legend(axes, features)
     whole_numbers(axes.yaxis)
     axes.set_xlabel(label)
-    axes.set_ylabel("features per decade (a bar's area)" if is_count else "features")
+    axes.set_ylabel("features per decade (area of a bar)" if is_count else "features")
     return figure
 
 

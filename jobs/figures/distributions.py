@@ -28,7 +28,7 @@ def draw_frequency(features: pl.DataFrame, site: str) -> Figure:
     if dead and (rows := int(features["counted_rows"][0])):
         # the rule of three (Hanley and Lippman-Hand 1983): below 1 - 0.05^(1 / n), some 3 / n
         bound = -np.expm1(np.log(0.05) / rows)
-        facts.append(f"never fired: frequency below {bound:.1e} at 95 %, were rows independent")
+        facts.append(f"never fired: frequency below {bound:.1e} at 95 %, if rows were independent")
     figure, axes = canvas("How often features fire", site, *facts)
     if fired.is_empty():
         return empty_plot(axes, "no feature fired")
@@ -53,7 +53,7 @@ def draw_max_activation(features: pl.DataFrame, site: str) -> Figure:
     """The largest |activation| of each feature that fired."""
     fired = features.filter(pl.col("n_active") > 0)
     fact = f"{fired.height:,} of {several(features.height, 'feature')} fired"
-    figure, axes = canvas("How strongly features fire at most", site, fact, _rows(features))
+    figure, axes = canvas("Strongest activation of each feature", site, fact, _rows(features))
     if fired.is_empty():
         return empty_plot(axes, "no feature fired")
     strongest = extremes(fired)
@@ -86,7 +86,7 @@ def draw_l0(l0: pl.DataFrame, site: str) -> Figure:
     whole_numbers(axes.xaxis)
     whole_numbers(axes.yaxis)
     axes.set_xlim(max(-0.5, number[0] - 3), max(edges[-1], number[-1] + 3))
-    axes.set_xlabel("L0 (features active in a row)" + (f", {width} to a bar" if width > 1 else ""))
+    axes.set_xlabel("L0 (active features per row)" + (f", {width} to a bar" if width > 1 else ""))
     axes.set_ylabel("rows")
     return figure
 
@@ -130,7 +130,7 @@ def _log_histogram(axes: Axes, values: F64, label: str, rows: int | None = None)
     median = float(np.median(values))
     mark(axes, median, label.format(median))
     whole_numbers(axes.yaxis)
-    axes.set_ylabel("features" if rows is None else "features per decade (a bar's area)")
+    axes.set_ylabel("features" if rows is None else "features per decade (area of a bar)")
 
 
 def _rows(features: pl.DataFrame) -> str:

@@ -31,7 +31,7 @@ MIDDLE = 2000
 def draw_density_and_mean(features: pl.DataFrame, site: str) -> Figure:
     """Frequency against mean activation of each feature that fired, its strongest activation as colour."""
     fired, facts = with_a_mean(features)
-    figure, axes = canvas("Density against strength", site, *facts)
+    figure, axes = canvas("Frequency against mean activation", site, *facts)
     if fired.is_empty():
         return empty_plot(axes, "no feature fired")
     means = fired["mean_active"].to_numpy()
@@ -68,7 +68,7 @@ def draw_sigma_over_mu(rankings: pl.DataFrame, site: str) -> Figure:
     end = int(rises[0]) + 1 if len(rises) else len(values)
     values, rare = values[:end], len(values) - end
     facts = [f"{several(ranked.height, 'feature')} with a value"]
-    facts += [f"{rare:,} with few active rows rank last, not drawn"] if rare else []
+    facts += [f"{rare:,} with few active rows rank last and are not drawn"] if rare else []
     figure, axes = canvas("Features ranked by σ / μ", site, *facts)
     if ranked.is_empty():
         return empty_plot(axes, "no feature is ranked by sigma_over_mu")

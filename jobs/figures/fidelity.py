@@ -9,7 +9,7 @@ from jobs.figures.style import BLUE, INK, canvas, empty_plot
 from schemas.sentences import several
 
 LOSSES = {
-    "clean_loss": "x as it is",
+    "clean_loss": "x unchanged",
     "patched_loss": "the SAE's reconstruction",
     "mean_loss": "the mean of x",
     "zero_loss": "zeros",
@@ -33,7 +33,7 @@ def draw_fidelity(fidelity: pl.DataFrame, site: str) -> Figure:
     ]
     n = [several(row["tokens"], "prediction") for row in losses[:1]]
     n += [several(row["documents"], "document") for row in losses[:1]]
-    figure, axes = canvas("What the reconstruction costs the model", site, *n, *facts)
+    figure, axes = canvas("Loss of the model with reconstructed x", site, *n, *facts)
     if not losses:
         return empty_plot(axes, "no loss was measured")
     for place, row in enumerate(losses):

@@ -35,7 +35,7 @@ SCRIPTS = {
     "HIRAGANA": ("Hiragana", "fonts-noto-cjk"),
     "KATAKANA": ("Katakana", "fonts-noto-cjk"),
     "symbols": ("symbols and emoji", "fonts-symbola"),
-    "private": ("private use", "the font that it was written with"),
+    "private": ("private use", "the font in which it was written"),
 }
 """Scripts by the first word of their characters' names, and a Debian package that has them."""
 OTHERS = "fonts-noto-core"
@@ -193,5 +193,5 @@ def missing_note(letters: Collection[str]) -> str:
     packages = dict.fromkeys(SCRIPTS.get(script, ("", OTHERS))[1] for script in scripts)
     return (
         f"no font of this machine has {', '.join(named)}, so .png files show boxes there: install one that "
-        f"has, such as {', '.join(packages)} (packages of Debian and Ubuntu), and draw again"
+        f"does, such as {', '.join(packages)} (packages of Debian and Ubuntu), and draw again"
     )

@@ -83,7 +83,7 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
             axes.axhline(start - 0.5, color=RED, linewidth=1.4)
         names = [f"C{clusters[start]} (n={end - start:,})" for start, end in zip(starts, ends, strict=True)]
         axes.set_yticks((starts + ends - 1) / 2, names, fontsize=10, color=INK)
-    where = f"{BRIGHTEST}th percentile of what is not 0" if np.abs(matrix).max() > limit else "the largest"
+    where = f"{BRIGHTEST}th percentile of nonzero values" if np.abs(matrix).max() > limit else "the largest"
     label = bilingual(f"activation (colours end at the {where})", "활성값")
     colour_bar(
         figure, image, ax=axes, label=label, pad=0.02, extend="max" if where[0].isdigit() else "neither"

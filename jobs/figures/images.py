@@ -39,10 +39,13 @@ def draw_class_images(table: pl.DataFrame, site: str) -> Figure:
     classes = every[:MOST_CLASSES]
     kinds = [kind for kind in ROWS if kind in table["of"]]
     n = max((len(features) for features in table["features"]), default=0)
-    facts = [f"the {n} most important features of each class, all others at 0", "mean over rows, decoded"]
+    facts = [
+        f"the {n} most important features of each class, with all others at 0",
+        "mean over rows, decoded",
+    ]
     facts += left_out(len(every))
     size = (2.0 + 0.85 * max(len(classes), 6), 1.35 + 0.95 * max(len(kinds), 1))
-    figure = sheet("Classes from their features", site, *facts, size=size)
+    figure = sheet("Classes reconstructed from their features", site, *facts, size=size)
     if not classes:
         return empty_plot(figure.add_subplot(), "no class")
     grid = figure.subplots(len(kinds), len(classes), squeeze=False)
@@ -90,7 +93,7 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
     facts = [f"{several(len(features), 'feature')}: each class's most important"]
     if table["agreement"].drop_nulls().len():
         facts.append(f"distances correlate by {table['agreement'][0]:.3f} (Pearson, diagonal included)")
-    figure = sheet("How alike features are", site, *facts, size=(10.4, 5.5))
+    figure = sheet("Similarity of features", site, *facts, size=(10.4, 5.5))
     if not features:
         return empty_plot(figure.add_subplot(), "no feature is important for a class")
     for axes, name, title in zip(
@@ -120,7 +123,7 @@ def draw_feature_places(table: pl.DataFrame, site: str) -> Figure:
         several(shown.height, "feature"),
         "t-SNE of the rows of the cosine distance matrix, perplexity 3",
     ]
-    figure = sheet("Where features lie, as images", site, *facts, size=(12.4, 6.9))
+    figure = sheet("Map of features, as images", site, *facts, size=(12.4, 6.9))
     if shown.is_empty():
         return empty_plot(figure.add_subplot(), "too few features for a map")
     for axes, x, y, title in zip(

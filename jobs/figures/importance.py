@@ -38,9 +38,9 @@ def draw_importance(table: pl.DataFrame, site: str) -> Figure:
     rows = -(-len(parts) // COLUMNS)
     facts = [several(d_sae, "feature"), f"label {_label(table)}", "importances of a class add up to 1"]
     facts += left_out(table.drop_nulls("importance").drop_nulls("value")["value"].n_unique())
-    figure = sheet("How importance is spread over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
+    figure = sheet("Distribution of importance over features", site, *facts, size=(9.6, 1.6 + 1.9 * rows))
     if not parts:
-        return empty_plot(figure.add_subplot(), "no class has an importance")
+        return empty_plot(figure.add_subplot(), "no class has an importance value")
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, name, part in zip(grid, names, parts, strict=False):
         _histogram(axes, part["importance"].drop_nulls().to_numpy(), d_sae)
@@ -78,7 +78,7 @@ def draw_top_importance(table: pl.DataFrame, site: str) -> Figure:
     size = (1.9 + 0.62 * max(len(parts), 6), 1.6 + 0.2 * k)
     figure, axes = canvas("The most important features of each class", site, *facts, size=size)
     if not parts:
-        return empty_plot(axes, "no class has an importance")
+        return empty_plot(axes, "no class has an importance value")
     best = [part.sort("rank").head(k) for part in parts]
     shares = np.array([part["importance"].fill_null(0.0).to_list() for part in best]).T
     image = axes.imshow(shares, aspect="auto", cmap=COLOUR_MAP)

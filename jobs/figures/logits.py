@@ -14,13 +14,19 @@ NAMES = {"feature": ("features", BLUE), "random": ("random directions of the sam
 
 def draw_logit_entropy(histogram: pl.DataFrame, site: str) -> Figure:
     """Entropy of the next token, of features and of random directions."""
-    title, axis = "How sharply features choose tokens", "entropy of softmax(unembed(norm(direction))), bits"
+    title, axis = (
+        "Sharpness of the token choice of features",
+        "entropy of softmax(unembed(norm(direction))), bits",
+    )
     return _draw(histogram, site, "entropy_bits", "{:.2f} bits", title, axis)
 
 
 def draw_logit_max_probability(histogram: pl.DataFrame, site: str) -> Figure:
     """The largest probability of a token, of features and of random directions."""
-    title, axis = "The token that a feature makes likeliest", "largest probability of a token (log scale)"
+    title, axis = (
+        "Probability of each feature's most likely token",
+        "largest probability of a token (log scale)",
+    )
     return _draw(histogram, site, "max_probability", "{:.2g}", title, axis)
 
 

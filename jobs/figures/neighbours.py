@@ -18,7 +18,7 @@ LABELS = {
     "jaccard": "Jaccard index of rows",
     "npmi": "NPMI",
     "phi": "phi (correlation of active or not)",
-    "conditional": "share of its rows in which the neighbour fires",
+    "conditional": "share of the feature's rows in which the neighbour fires",
     "cosine": "cosine of decoder rows",
 }
 DARK_IS_HIGH = f"{COLOUR_MAP}_r"

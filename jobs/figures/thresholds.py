@@ -57,7 +57,7 @@ def draw_l0_thresholds(counts: pl.DataFrame, site: str) -> Figure:
     axes.grid(visible=False, axis="y")
     whole_numbers(axes.xaxis)
     further = f" (in a few up to {beyond:,})" if beyond > most else ""
-    axes.set_xlabel(f"features above the threshold in a row{further}")
+    axes.set_xlabel(f"features above the threshold per row{further}")
     axes.set_ylabel("|activation|")
     return figure
 

@@ -14,9 +14,9 @@ from schemas.sentences import several
 
 def draw_truth_frequency(truth: pl.DataFrame, site: str) -> Figure:
     """Measured frequency of each feature over the true one, with its 95 % interval."""
-    axes = "true frequency (share of rows)", "measured frequency / true one"
+    axes = "true frequency (share of rows)", "measured frequency / true frequency"
     return _ratios(
-        truth, site, ("true_frequency", "frequency", "frequency"), "Frequency against the truth", axes
+        truth, site, ("true_frequency", "frequency", "frequency"), "Frequency compared with the truth", axes
     )
 
 
@@ -25,9 +25,11 @@ def draw_truth_mean(truth: pl.DataFrame, site: str) -> Figure:
     if truth["expected_mean"].is_null().all():
         true, what = "true_mean", "true mean where active"
     else:
-        true, what = "expected_mean", "mean that this encoder gives where the true feature fires"
-    axes = f"{what} (activation)", "measured mean where active / it"
-    return _ratios(truth, site, (true, "mean_active", "mean"), "Mean where active against the truth", axes)
+        true, what = "expected_mean", "mean of this encoder where the true feature fires"
+    axes = f"{what} (activation)", "measured mean where active / that mean"
+    return _ratios(
+        truth, site, (true, "mean_active", "mean"), "Mean where active compared with the truth", axes
+    )
 
 
 def _ratios(
@@ -81,6 +83,6 @@ def draw_truth_cosines(cosines: pl.DataFrame, site: str) -> Figure:
         axes.set_xlabel("true feature")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(8, integer=True))
-    panels[0].set_ylabel("feature of the SAE, by place in the order")
+    panels[0].set_ylabel("feature of the SAE, by position in the order")
     colour_bar(figure, image, ax=list(panels), label="cosine", pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
     return figure

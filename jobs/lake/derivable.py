@@ -31,7 +31,7 @@ def with_needed(run: RunFile) -> RunFile:
     jobs = closed(run.derive.jobs, needs_of(run))
     if not (added := [job for job in jobs if job not in run.derive.jobs]):
         return run
-    say(f"[bold]derive[/] {', '.join(added)} too, which other jobs of derive.jobs need")
+    say(f"[bold]derive[/] {', '.join(added)} too, because other jobs of derive.jobs need it")
     return run.model_copy(update={"derive": run.derive.model_copy(update={"jobs": tuple(jobs)})})
 
 
@@ -86,7 +86,7 @@ def check_derivable(run: RunFile, layout: Layout) -> None:
         for job in run.derive.jobs:
             if job in REFUSED and (why := REFUSED[job](case)) is not None:
                 raise InputError(
-                    f"derive.jobs: {job} cannot be done for site {site.name!r}: {why}; take {job} out of "
+                    f"derive.jobs: {job} is impossible for site {site.name!r}: {why}; remove {job} from "
                     "derive.jobs"
                 )
 
@@ -102,7 +102,7 @@ def _logits(case: Case) -> str | None:
     from pipeline.models.hooks.unembedding import in_residual_stream
 
     if case.run.model.loader not in ("transformer_lens", "hooked_transformer"):
-        return f"model.loader: {case.run.model.loader} knows no unembedding"
+        return f"model.loader: {case.run.model.loader} has no unembedding"
     target = case.about.hook_name_out if case.about.transcoder else case.site.hook_name
     if target is None or not in_residual_stream(target):
         return f"its decoder writes at {target}, which is not the residual stream"
@@ -121,7 +121,7 @@ def _attribute(case: Case) -> str | None:
     if case.lake.contexts != "document":
         return "documents share contexts (tokens.contexts), so the end of a prompt is not that of a context"
     if case.lake.separator_id is not None and case.lake.special_tokens != "exclude":
-        return "each prompt ends with a counted EOS (tokens.separator), after which no answer stands"
+        return "each prompt ends with a counted EOS (tokens.separator), after which there is no answer"
     if len(case.lake.label_columns) <= 2:
         return "the prompts have no label besides their answers (corpus.label_columns)"
     return _language_model(case)
@@ -129,15 +129,15 @@ def _attribute(case: Case) -> str | None:
 
 def _language_model(case: Case) -> str | None:
     if case.run.model.loader not in LANGUAGE_MODELS:
-        return f"model.loader: {case.run.model.loader} is not a model of language"
+        return f"model.loader: {case.run.model.loader} is not a language model"
     return None if case.lake.inputs is None else "the corpus holds vectors, not tokens"
 
 
 def _importance(case: Case) -> str | None:
     if case.run.model.loader == "synthetic":
-        return "its features are drawn, and have no decoder"
+        return "its features are generated, and have no decoder"
     if (other := nonlinear(asdict(case.about))) is not None:
-        return f"its SAE has {other}, and importance is known for activations @ W_dec + b_dec alone"
+        return f"its SAE has {other}, and importance is defined only for activations @ W_dec + b_dec"
     return _sentence(lambda: one_label(list(case.lake.label_columns), None))
 
 

@@ -42,7 +42,7 @@ def drop(
         str | None, typer.Option("--pass", help="A pass, with its sites, their tables and figures.")
     ] = None,
     site: Annotated[
-        str | None, typer.Option("--site", help="A site; with --table, the site whose table goes.")
+        str | None, typer.Option("--site", help="A site; with --table, the site whose table is removed.")
     ] = None,
     table: Annotated[
         str | None, typer.Option("--table", help="A derived table, of one site or of all.")
@@ -114,18 +114,23 @@ def _drop_site(catalog: _Catalog, site: str, *, yes: bool) -> None:
         if not pieces:
             was = any(site in dropped for dropped in catalog.dropped.values())
             why = (
-                "was dropped before" if was else f"is not there; it has {', '.join(catalog.names) or 'none'}"
+                "was dropped before"
+                if was
+                else f"does not exist; the store has {', '.join(catalog.names) or 'none'}"
             )
             raise InputError(f"site {site!r} of {catalog.layout.root} {why}")
         _remove_all(pieces)
         _forget(catalog.layout)
-        say(f"[bold]drop[/] {several(len(pieces), 'piece')} that an interrupted drop of site {site} had left")
+        say(
+            f"[bold]drop[/] {several(len(pieces), 'piece')} that remained from an interrupted drop of site "
+            f"{site}"
+        )
         return
     if len(passes) > 1:
         raise InputError(f"passes {', '.join(passes)} have a site {site!r}: drop one of them with --pass")
     (name,) = passes
     if catalog.by_pass[name] == [site]:
-        say(f"{site} is the only site of pass {name}, which goes with it")
+        say(f"{site} is the only site of pass {name}, which is therefore dropped too")
         _drop_pass(catalog, name, yes=yes)
         return
     if not has_commits(catalog.layout, name):
@@ -177,7 +182,9 @@ def _remove(
     weight = _weight(pieces)
     if not yes:
         if not sys.stdin.isatty():
-            raise InputError(f"drop would remove {about} ({weight}): say --yes, nobody can be asked here")
+            raise InputError(
+                f"drop would remove {about} ({weight}): use --yes, because nobody can be asked here"
+            )
         if not typer.confirm(f"Remove {about} ({weight}) for good?"):
             say("nothing was removed")
             return
@@ -191,7 +198,7 @@ def _remove(
 def _require_quiet(layout: Layout, passes: Iterable[str]) -> None:
     for name in passes:
         if running := run_at_work(layout, name):
-            raise InputError(f"pass {name!r}: {running}: stop it, or wait for its end, and drop again")
+            raise InputError(f"pass {name!r}: {running}: stop it, or wait until it ends, and drop again")
 
 
 def _weight(pieces: list[Piece]) -> str:
@@ -206,4 +213,4 @@ def _forget(layout: Layout) -> None:
     try:
         forget_dropped(FeatureStore.open(layout.root))
     except InputError as error:
-        say(f"[yellow]note[/]: the report's first page stays as it is: {escape(str(error))}")
+        say(f"[yellow]note[/]: the report's first page is left unchanged: {escape(str(error))}")

@@ -44,7 +44,7 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
     check_rule(layout.root, lake, run, load_tokenizer(run.tokens.tokenizer, lake.tokenizer_digest))
     # A dropped site may come again under its name: what its drop left must not lie among its new files.
     for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
-        say(f"removed {escape(str(piece.path))}, left of a dropped site {site}")
+        say(f"removed {escape(str(piece.path))}, remains of dropped site {site}")
         piece.remove()
     results = []
     for part in by_pass(run, layout):
@@ -69,7 +69,7 @@ def _report(results: list[Extraction], seconds: float) -> None:
     """One line over all passes, which are named where they are several; then what rounding cost."""
     fresh, skipped = (sum(n) for n in zip(*((r.fresh.shards, r.skipped) for r in results), strict=True))
     done = (
-        f"{several(fresh, 'shard')}, {skipped:,} were done"
+        f"{several(fresh, 'shard')}, {skipped:,} were already done"
         if fresh
         else "nothing to do, all shards are committed"
     )
@@ -84,8 +84,8 @@ def _report(results: list[Extraction], seconds: float) -> None:
     for result in results:
         if lost := result.tally.underflow:
             say(
-                f"[yellow]{lost:,} activations[/] rounded to 0 in {result.plan.activation_dtype} and are not "
-                "stored; `activation_dtype: float32` keeps them"
+                f"[yellow]{lost:,} activations[/] were rounded to 0 in {result.plan.activation_dtype} and "
+                "are not stored; `activation_dtype: float32` keeps them"
             )
 
 
@@ -96,11 +96,11 @@ def _report_quality(results: list[Extraction], order: list[str], check: CheckSae
     unseen = [name for name in order if name in with_sae and name not in quality]
     if unseen and check != "off":
         names = escape(", ".join(unseen))
-        say(f"{names}: its reconstruction was not checked (its target is unknown, or rows are few)")
+        say(f"{names}: its reconstruction was not checked (its target is unknown, or there are too few rows)")
     for name in (name for name in order if name in quality):
         explained = quality[name]
         is_worse = explained.judged < 0
-        worse = ", less than the mean of x does: see `latentlake check-sae`" if is_worse else ""
+        worse = ", less than the mean of x: see `latentlake check-sae`" if is_worse else ""
         rest = explained.of_rest
         massive = "" if rest is None else f" ({rest:.3f} without a few rows above ten times the median norm)"
         sentence = f"explains {explained.of_all:.3f} of the variance on the first rows{massive}{worse}"

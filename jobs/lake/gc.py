@@ -20,14 +20,14 @@ def gc(
         float,
         typer.Option(
             metavar="HOURS",
-            help="In hours since its last file was written; longer than a shard takes.",
+            help="Hours since the last file was written; choose more than a shard takes.",
             min=0,
         ),
     ] = 24,
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Allow less than 1 hour, while nothing writes into the store.")
+        bool, typer.Option("--force", help="Allow less than 1 hour; only if nothing is writing to the store.")
     ] = False,
 ) -> list[Garbage]:
     """Say what goes and how much it weighs, and, but for a dry run, remove it.
@@ -36,8 +36,8 @@ def gc(
     """
     if older_than < 1 and not (force or dry_run):
         raise InputError(
-            f"--older-than is {older_than:g} hours, which may take what a run writes: say at least 1 "
-            "or, where nothing writes into the store, add --force"
+            f"--older-than is {older_than:g} hours, which may remove what a run is writing: use at "
+            "least 1 or, if nothing is writing to the store, add --force"
         )
     garbage = find_garbage(store.layout, older_than * 3600)
     verb = "would remove" if dry_run else "removed"

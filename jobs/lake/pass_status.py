@@ -80,7 +80,7 @@ def state_of(layout: Layout, name: str, now: float) -> str:
 
 def _words(run: RunState, now: float) -> str:
     if not run.id:
-        return "no run has begun"
+        return "no run has started"
     ago = f"{duration(max(0.0, now - run.last))} ago"
     if run.ended:
         return f"stopped {ago} by {run.why}" if run.why else f"ended {ago}"

@@ -24,16 +24,18 @@ from schemas.run.file import RunFile
 from schemas.sentences import several
 
 ASSUMED = (
-    "every worker is as fast as this one was, here and now, and none waits for CPUs, disk or network that "
-    "this one had for itself",
-    "the rest of the corpus is like its beginning",
+    "every worker is as fast as this one was here and now, and does not wait for CPUs, disk or network that "
+    "this one had to itself",
+    "the rest of the corpus resembles its beginning",
 )
 
 
 def plan(
     run_file: RunFile,
-    workers: Annotated[int | None, typer.Option(help="Workers. Default: the run file's.", min=1)] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1)] = 60.0,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of workers. Default: that of the run file.", min=1)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How many seconds to measure.", min=1)] = 60.0,
 ) -> list[Prediction]:
     """Probe each pass in a scratch folder, print its prediction, and keep it where the run will find it."""
     from jobs.lake.probe import Probe
@@ -68,17 +70,17 @@ def _show_prediction(prediction: Prediction, pass_name: str) -> None:
     stored = _words(prediction.bytes_per_token.times(rows), size)
     table = Table(title=f"pass {pass_name}: {rows:,} tokens, {several(workers, 'worker')}", show_header=False)
     for name, value in {
-        "tokens/s of a worker": prediction.tokens_per_second.format(",.0f"),
+        "tokens/s per worker": prediction.tokens_per_second.format(",.0f"),
         "nonzeros per token": prediction.nonzeros_per_token.format(",.2f"),
         "nonzeros": _words(nonzeros, "{:,.0f}".format),
         "stored": f"{stored}: {kinds}",
         "data objects": f"{prediction.objects_per_shard * shards:,.0f} in {shards:,} shards",
         "time": _words(prediction.seconds(rows, workers), duration),
-        "of that loading": duration(prediction.load_seconds),
+        "of which loading": duration(prediction.load_seconds),
     }.items():
         table.add_row(name, value)
     console.print(table)
-    say(f"From {escape(prediction.source)}; in brackets the range over its shards. Assumed:")
+    say(f"From {escape(prediction.source)}; in brackets, the range over its shards. Assumptions:")
     for line in (*ASSUMED, *prediction.assumed):
         say(f"- {escape(line)}")
 
@@ -91,7 +93,9 @@ def _words(span: Span, words: Callable[[float], str]) -> str:
 
 def show_comparison(prediction: Prediction, result: Extraction, seconds: float) -> None:
     """Prediction against fact, at the end of a run that committed something."""
-    table = Table(title=f"prediction (from {escape(prediction.source)}) against fact", title_justify="left")
+    table = Table(
+        title=f"prediction (from {escape(prediction.source)}) and actual values", title_justify="left"
+    )
     for column in ("", "predicted", "fact", "fact / predicted"):
         table.add_column(column, justify="right" if column else "left")
     for name, predicted, fact in compared(prediction, result.fresh, seconds, result.workers):

@@ -142,7 +142,7 @@ class Probe:
         limit, size = self.run.tokens.limit, self._source.estimated_bytes()
         if size is None and limit is None:
             raise InputError(
-                f"nobody knows how large {self.run.corpus.path} is: set tokens.limit, or tokenize it first"
+                f"the size of {self.run.corpus.path} is unknown: set tokens.limit, or tokenize it first"
             )
         rows, read, is_all = rows_of_text(self._source, self._tokenizer, lake)
         assumed: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class Probe:
             total = limit
         else:
             total = int(size * rows / read)
-            text = f"{size:,} bytes at {read / rows:.2f} bytes a token, as in its first {read:,} bytes"
+            text = f"{size:,} bytes at {read / rows:.2f} bytes per token, as in its first {read:,} bytes"
             assumed = (f"the corpus is {total:,} tokens: {text}",)
         return Corpus(total, min(shard_target(self._source, self.run.tokens), total), assumed)
 
@@ -165,7 +165,7 @@ class Probe:
         if shard_rows < 1.5 * mean or not any(site.has_sae for site in plan.sites):
             return self.samples, ()
         if len(receipts) < 2:
-            return self.samples, ("partials are as large a token as in the one shard of the probe",)
+            return self.samples, ("partials take as many bytes per token as in the one shard of the probe",)
         # What the partials would weigh of a shard that holds all shards of the probe tells how they grow.
         store, path, combined = FeatureStore.open(self.folder), self.folder / "combined.parquet", 0
         for site in (site for site in plan.sites if site.has_sae):
@@ -182,7 +182,7 @@ class Probe:
             for s in self.samples
         ]
         return scaled, (
-            f"a shard's partials grow with its tokens to the power {exponent:.2f}, as from {mean:,.0f} "
+            f"the partials of a shard grow as its tokens to the power {exponent:.2f}, as from {mean:,.0f} "
             f"to {mean * len(receipts):,.0f} tokens",
         )
 

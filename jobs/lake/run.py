@@ -41,7 +41,8 @@ def run(
         for site in (store.site(str(site.name)) for site in resolved.sites):
             if not site.has_sae:
                 say(
-                    f"[bold]tables[/] of {site.name}: none, it has no SAE and so no features; its x is stored"
+                    f"[bold]tables[/] of {site.name}: none, because it has no SAE and so no features; its x "
+                    "is stored"
                 )
                 continue
             # All tables and figures were made, from these receipts and these sections of the run file.

@@ -25,7 +25,7 @@ AGAIN_S = 5.0
 
 def command(
     root: str,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every five seconds.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every five seconds.")] = False,
 ) -> None:
     """`status` once, or again and again until every pass is finished."""
     (watch_passes if watch else status)(root)
@@ -64,9 +64,7 @@ def _status(store: FeatureStore) -> bool:
     for site in store.sites:
         if store.compacted(site) is not None:
             covered, rest = len(store.committed(site)), len(store.uncompacted(site))
-            note = (
-                f" [yellow](behind: {rest:,} shards came since; run `latentlake compact`)[/]" if rest else ""
-            )
+            note = f" [yellow]({rest:,} shards were added since; run `latentlake compact`)[/]" if rest else ""
             say(f"  compaction of {site}: {covered - rest:,} shards{note}")
         for name in store.tables(site):
             stale = f" [yellow](stale: made from other shards; run `latentlake {job_of(name)}`)[/]"
@@ -98,16 +96,16 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
     tally, name = current.tally, current.name
     say(f"[bold]pass {name}[/]: {tally.shards}/{current.shards} shards committed; {escape(current.state)}")
     for site in store.pass_sites(name):
-        sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "x alone, no SAE"
+        sae = f"{site.architecture}, d_sae {site.d_sae:,}" if site.has_sae else "only x, no SAE"
         say(f"  site {site.name} ({escape(site.hook_name)}, {sae})")
     if stored := tally.bytes[DENSE]:
         dtype = store.plans[name].dense_dtype
-        say(f"  x of {stored / max(tally.rows, 1):,.0f} bytes a token in {dtype}, {size(stored)}")
+        say(f"  x of {stored / max(tally.rows, 1):,.0f} bytes per token in {dtype}, {size(stored)}")
     sparse = tally.size - tally.bytes[DENSE]
     if tally.nonzeros:
         say(
             f"  {tally.nonzeros:,} nonzeros of {sparse / tally.nonzeros:.2f} bytes, "
-            f"{size(sparse)}; {tally.rate:,.0f} tokens/s of a worker"
+            f"{size(sparse)}; {tally.rate:,.0f} tokens/s per worker"
         )
     # the run's own rate, which counts all its workers and what is in flight; the tally's is of one worker
     if current.is_live:
@@ -120,9 +118,9 @@ def _show(store: FeatureStore, current: PassStatus) -> None:
     if (predicted := current.prediction) is not None:
         say(
             f"  predicted from {escape(predicted.source)}: "
-            f"{predicted.tokens_per_second.format(',.0f')} tokens/s of a worker, "
+            f"{predicted.tokens_per_second.format(',.0f')} tokens/s per worker, "
             f"{predicted.nonzeros_per_token.value:,.1f} nonzeros and "
-            f"{predicted.bytes_per_token.value:,.0f} bytes a token, "
+            f"{predicted.bytes_per_token.value:,.0f} bytes per token, "
             f"{duration(predicted.seconds(predicted.rows, predicted.workers).value)} "
             f"with {several(predicted.workers, 'worker')}"
         )

@@ -28,17 +28,18 @@ INTERRUPTED = 130
 def command(
     path: RunPath,
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="Options of `latentlake run` there.")
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTIONS]", help="Options of `latentlake run` on the cluster."),
     ] = None,
     address: Annotated[
         str,
         typer.Option(
             envvar="RAY_API_SERVER_ADDRESS",
-            help="The URL of the cluster's dashboard, http://host:8265 (no Ray address).",
+            help="URL of the cluster's dashboard, http://host:8265 (not the Ray address).",
         ),
     ] = "http://127.0.0.1:8265",
     working_dir: Annotated[
-        Path, typer.Option(help="Folder that the cluster gets a copy of; the run file lies in it.")
+        Path, typer.Option(help="Folder that is copied to the cluster; it must contain the run file.")
     ] = Path(),
 ) -> None:
     """Submit, and end with the driver's exit code."""
@@ -71,7 +72,10 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
     folder = working_dir.resolve()
     left_out = hiding_packages(folder)
     for package in left_out:
-        say(f"[yellow]note[/]: {package}/ is not uploaded, for it would hide latentlake's own package there")
+        say(
+            f"[yellow]note[/]: {package}/ is not uploaded, because it would hide latentlake's own package "
+            "there"
+        )
     files, n_bytes = check_package(folder, left_out)
     server = JobServer(address)
     program = ["python", "-m", "jobs"] if has_own_jobs(folder) else ["latentlake"]
@@ -84,7 +88,7 @@ def submit(path: Path, address: str, working_dir: Path = Path(), options: Sequen
         code = server.follow(job, _write)
     except KeyboardInterrupt:
         where = escape(f"{job} --address {address}")
-        say(f"\n{escape(job)} goes on: `ray job logs --follow {where}` follows it,")
+        say(f"\n{escape(job)} continues: `ray job logs --follow {where}` follows it,")
         say(f"`ray job stop {where}` stops it")
         return INTERRUPTED
     say(f"[bold]{escape(job)}[/] ended with exit code {code}")
@@ -98,8 +102,8 @@ def _inside(path: Path, working_dir: Path) -> str:
     folder = working_dir.resolve()
     if not path.resolve().is_relative_to(folder):
         raise InputError(
-            f"{path} is not in {folder}, which is what the cluster gets: move it there, or name its folder "
-            "by --working-dir"
+            f"{path} is not in {folder}, which is copied to the cluster: move it there, or give its folder "
+            "as --working-dir"
         )
     return path.resolve().relative_to(folder).as_posix()
 

@@ -48,13 +48,13 @@ def tokenize_resolved(run: RunFile, *, append: bool = False) -> CorpusLink:
     sentences, documents = notes(run, lake, tokenizer), sum(shard.documents for shard in link.shards)
     if repeated := link.source.get(REPEATED):
         sentences.append(
-            f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} in the store "
-            "already, by their text: they count twice"
+            f"{repeated:,} of the {documents:,} documents {'are' if is_new else 'were'} already in "
+            "the store, judged by their text: they count twice"
         )
     if n := link.source.get(SPECIAL_TEXTS):
-        became = "became these tokens" if lake.special_text == "parse" else "was read as letters"
+        became = "became these tokens" if lake.special_text == "parse" else "was read as ordinary text"
         sentences.append(
-            f"{NOTE}{n:,} of the {documents:,} documents hold the text of special tokens, which {became} "
+            f"{NOTE}{n:,} of the {documents:,} documents contain the text of special tokens, which {became} "
             f"(tokens.special_text: {lake.special_text})"
         )
     warn(sentences)

@@ -32,4 +32,4 @@ def verify(store: FeatureStore, tasks: Tasks | None = None) -> None:
             f"{several(len(report.problems), 'problem')} in {store.layout.root}: fix what is named above, "
             "or restore it from a copy of the store"
         )
-    console.print("all of it agrees", style="green")
+    console.print("everything agrees", style="green")

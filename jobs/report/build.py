@@ -115,7 +115,10 @@ def report(
         if not is_kept and any((path / page).is_file() for page in PAGES):
             _forget(path, ())
             if isinstance(path, Path) and path.is_dir():
-                say(f"[yellow]report[/]: {escape(str(path))} stays, it has files that no report wrote")
+                say(
+                    f"[yellow]report[/]: {escape(str(path))} is kept, because it has files that no report "
+                    "wrote"
+                )
     (folder / "static").mkdir(parents=True, exist_ok=True)
     for name in ("report.css", "search.js", "table.js", "page.js"):
         write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
@@ -161,7 +164,7 @@ def _claim(folder: StorePath, store: FeatureStore) -> dict[str, Any]:
                 f"{folder / MARKER} is damaged: remove the folder, or give another --out"
             ) from None
         if lake != store.lake.digest:
-            raise InputError(f"{folder} is the report of another lake: remove it, or give another --out")
+            raise InputError(f"{folder} is the report of a different lake: remove it, or give another --out")
         return sites
     if any(not is_stray(path.name) for path in listed(folder)):
         raise InputError(
@@ -193,7 +196,10 @@ def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, ta
         f"{size(clusters)} of clusters ({seconds:.1f} s, {n / seconds:,.0f} pages a second)"
     )
     if stale := facts["stale"]:
-        say(f"[yellow]report[/] {escape(site)}: made from stale tables, which it says: {', '.join(stale)}")
+        say(
+            f"[yellow]report[/] {escape(site)}: made from stale tables, which the report mentions: "
+            f"{', '.join(stale)}"
+        )
     return facts
 
 

@@ -28,16 +28,18 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("features", "n_active", "active rows", "rows in which it fires"),
+    Column("features", "n_active", "active rows", "tokens on which it fires"),
     Column("features", "frequency", "frequency", "active rows / counted rows"),
     Column("features", "active_documents", "documents", "documents in which it fires"),
     Column("features", "mean_active", "mean active", "mean activation over active rows"),
     Column("features", "max_activation", "largest", "largest activation"),
     Column("features", "sigma_over_mu", "σ / μ", "standard deviation / mean over all counted rows"),
-    Column("profile", "top_token_share", "token share", "share of its rows on its most common token"),
+    Column(
+        "profile", "top_token_share", "token share", "share of its rows that are on its most common token"
+    ),
     Column("profile", "token_entropy_bits", "token bits", "entropy of the tokens on which it fires"),
-    Column("logits", "entropy_bits", "logit bits", "entropy of what its direction makes of the next token"),
-    Column("logits", "max_probability", "max prob.", "largest probability of a next token"),
+    Column("logits", "entropy_bits", "logit bits", "entropy of the next token under its direction"),
+    Column("logits", "max_probability", "max prob.", "largest probability of the next token"),
     Column("feature_clusters", "cluster", "cluster", "cluster by decoder direction"),
     Column("coactivation_clusters", "cluster", "co-cluster", "cluster by co-activation"),
 )

@@ -26,10 +26,10 @@ KINDS = {
     "top": "Strongest rows",
     "top_document": "Strongest row of each document",
     "quantile": "By activation decile",
-    "random": "Rows where it does not fire",
+    "random": "Contexts where it does not fire",
 }
 MEASURES = {
-    "jaccard": "Jaccard index: rows where both fire / rows where either does",
+    "jaccard": "Jaccard index: rows where both fire / rows where at least one fires",
     "npmi": "Normalised pointwise mutual information",
     "phi": "Phi coefficient: the correlation of firing",
     "conditional": "Conditional frequency: share of this feature's rows where the other fires",

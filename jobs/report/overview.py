@@ -25,7 +25,7 @@ FIGURES = {
     "density_and_mean": "Frequency against mean activation of each feature",
     "l0": "Features active in a row",
     "mean_activation": "How strongly features fire on average",
-    "max_activation": "How strongly features fire at most",
+    "max_activation": "Strongest activation of each feature",
     "sigma_over_mu": "Features ranked by sigma / mu",
 }
 """What the usual figures show, in the order in which they stand; others come after them, by name."""

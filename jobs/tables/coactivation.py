@@ -43,10 +43,14 @@ def coactivation(
     site: str,
     tasks: Tasks | None = None,
     *,
-    k: Annotated[int, typer.Option("-k", help="Neighbours of each feature.", min=1)] = 20,
-    support: Annotated[int, typer.Option(help="Rows that a pair must share.", min=1)] = 10,
+    k: Annotated[int, typer.Option("-k", help="Number of neighbours of each feature.", min=1)] = 20,
+    support: Annotated[int, typer.Option(help="Number of rows that a pair must share.", min=1)] = 10,
     decoder: Annotated[
-        bool, typer.Option("--decoder/--no-decoder", help="Neighbours by decoder cosine too (hours at 10^6).")
+        bool,
+        typer.Option(
+            "--decoder/--no-decoder",
+            help="Also find neighbours by decoder cosine (takes hours for 10^6 features).",
+        ),
     ] = True,
 ) -> list[StorePath]:
     """Write the tables `neighbours` and, with `decoder`, `decoder_neighbours` of a site.
@@ -69,7 +73,7 @@ def coactivation(
     written = [store.write_table_parts(site, "neighbours", NEIGHBOURS, parts)]
     say(
         f"[bold]coactivation[/] {site}: {counter.rows:,} neighbours of {counter.features:,} features that "
-        f"share {support:,} rows or more with one ({time.monotonic() - began:.1f} s)"
+        f"share {support:,} rows or more with another ({time.monotonic() - began:.1f} s)"
     )
     if not decoder:
         return written

@@ -84,11 +84,13 @@ def command(
     store: FeatureStore,
     b: StoreText,
     site: SiteName = None,
-    site_b: Annotated[str | None, typer.Option("--site-b", help="Site of B. Default: that of A.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the whole table.")
+    site_b: Annotated[
+        str | None, typer.Option("--site-b", help="Site of store B. Default: the site of store A.")
     ] = None,
-    top: Annotated[int, typer.Option("--top", help="How many of the clearest changes to print.", min=0)] = 20,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.parquet", help="Write the whole table to this file.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", help="Number of the clearest changes to print.", min=0)] = 20,
     tasks: Tasks | None = None,
 ) -> None:
     """Compare a site of one store with that of another."""
@@ -162,12 +164,12 @@ def _check(a: Side, b: Side) -> None:
     one, two = a.planned, b.planned
     if one.d_sae != two.d_sae:
         raise InputError(
-            f"{a} has {one.d_sae:,} features, {b} has {two.d_sae:,}: only stores of one SAE compare"
+            f"{a} has {one.d_sae:,} features, {b} has {two.d_sae:,}: only stores of one SAE can be compared"
         )
     if one.sae_digest != two.sae_digest:
         raise InputError(
-            f"{a} and {b} are of two SAEs ({one.sae} and {two.sae}, whose weights differ): feature n of one "
-            "is not feature n of the other; extract both with one SAE"
+            f"{a} and {b} were made with two SAEs ({one.sae} and {two.sae}, whose weights differ): feature "
+            "n of one is not feature n of the other; extract both with the same SAE"
         )
     if one.selection != two.selection:
         raise InputError(
@@ -237,19 +239,19 @@ def _notes(a: Side, b: Side, common: list[str], *, is_paired: bool) -> Iterator[
     )
     for name in one:
         if one[name] != two[name]:
-            yield f"{name} is {one[name]} in A, {two[name]} in B: some of the difference may come from that"
+            yield f"{name} is {one[name]} in A, {two[name]} in B: some of the difference may be due to that"
     if a.plan.model_digest != b.plan.model_digest and not is_paired:
         yield "both the documents and the models differ: the cause of a change cannot be determined"
     for name, side in (("A", a), ("B", b)):
         if missing := len(side.store.shards) - len(side.shards):
             yield f"{missing} of {len(side.store.shards)} shards of {name} are not extracted"
     if is_paired and len(common) < max(len(a.shards), len(b.shards)):
-        yield f"the {len(common)} shards that both have extracted are compared"
+        yield f"only the {len(common)} shards that both have extracted are compared"
     if not is_paired and _shared(a, b):
         yield (
-            "some documents are in both, and cannot be paired because the token shards differ: errors are "
-            "overstated, for the sides are taken as independent; with one `tokens` section for both they "
-            "would be paired"
+            "some documents are in both, and cannot be paired because the token shards differ: standard "
+            "errors are overstated, because the sides are treated as independent; with the same `tokens` "
+            "section for both they would be paired"
         )
 
 
@@ -278,8 +280,8 @@ def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
     say(
         f"[bold]diff[/] {tested.height:,} of {table.height:,} features tested, the others {verb} in too few "
         f"documents; at q {LEVEL} {tested.filter(clear['frequency']).height:,} differ in frequency, "
-        f"{tested.filter(clear['mean_all']).height:,} in mean_all; {appeared:,} fire in B alone, "
-        f"{vanished:,} in A alone"
+        f"{tested.filter(clear['mean_all']).height:,} in mean_all; {appeared:,} fire only in B, "
+        f"{vanished:,} only in A"
     )
     size = pl.max_horizontal(pl.col("frequency_z", "mean_all_z").abs())
     changes = tested.filter(pl.any_horizontal(*clear.values())).sort(

@@ -52,9 +52,9 @@ def examples(
     site: str,
     tasks: Tasks | None = None,
     *,
-    k: Annotated[int, typer.Option("-k", help="Documents of each feature.", min=1, max=65535)] = TOP,
+    k: Annotated[int, typer.Option("-k", help="Number of documents per feature.", min=1, max=65535)] = TOP,
     random: Annotated[
-        int, typer.Option(help="Contexts of each feature in which it does not fire.", min=0, max=65535)
+        int, typer.Option(help="Number of contexts per feature in which it does not fire.", min=0, max=65535)
     ] = RANDOM,
 ) -> pl.DataFrame:
     """Write the table `examples` of a site with all four kinds (schema `EXAMPLES`); return it.
@@ -76,7 +76,9 @@ def examples(
     table = pl.concat([strongest, *frames]).sort("feature", "kind", "interval", "rank")
     store.write_table(site, "examples", table)
     counts = {row[0]: row[1] for row in table.group_by("kind").len().iter_rows()}
-    summary = ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts)) or "none, for no feature fires"
+    summary = (
+        ", ".join(f"{counts[kind]:,} {kind}" for kind in sorted(counts)) or "none, because no feature fires"
+    )
     say(f"[bold]examples[/] {site}: {summary} ({time.monotonic() - began:.1f} s)")
     return table
 

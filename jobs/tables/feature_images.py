@@ -82,14 +82,14 @@ def decoders_of(store: FeatureStore, site: str, model: str | None) -> Reconstruc
     use_of(plan, site, None, device=plan.device, model=model, needs_sae=False)
     if decoder.width != weights["W_dec"].shape[1]:
         raise InputError(
-            f"the image decoder reads {decoder.width} values, the SAE of site {site!r} reconstructs "
+            f"the image decoder reads {decoder.width} values, but the SAE of site {site!r} reconstructs "
             f"{weights['W_dec'].shape[1]}: give a site of the classifier's hidden values"
         )
     shape = () if store.lake.inputs is None else store.lake.inputs.shape
     if decoder.shape != shape:
         raise InputError(
-            f"the image decoder makes images of the shape {list(decoder.shape)}, those of the store have "
-            f"{list(shape)}: run `latentlake train-digits` on these, and another pass"
+            f"the image decoder makes images of the shape {list(decoder.shape)}, but those of the store "
+            f"have {list(shape)}: run `latentlake train-digits` on these images, then another pass"
         )
     return ReconstructionDecoders(weights["W_dec"], weights["b_dec"], decoder)
 

@@ -75,13 +75,14 @@ def importance(
     *,
     label: Annotated[
         str | None,
-        typer.Option(help="Label column whose values are classes. Default: class, or the one."),
+        typer.Option(help="Label column whose values are the classes. Default: class, or the only one."),
     ] = None,
     rho: Annotated[
-        float | None, typer.Option(help="Mean activation of the penalty. Default: what the SAE's files say.")
+        float | None,
+        typer.Option(help="Target mean activation of the penalty. Default: from the SAE's files."),
     ] = None,
     penalty: Annotated[
-        float | None, typer.Option(help="Weight of the penalty; 0: none. Default: what the SAE's files say.")
+        float | None, typer.Option(help="Weight of the penalty; 0: none. Default: from the SAE's files.")
     ] = None,
 ) -> pl.DataFrame:
     """Write the tables `importance` and `importance_classes` of a site; return the first.
@@ -128,11 +129,11 @@ def linear_weights(store: FeatureStore, site: str) -> tuple[dict[str, F32], dict
     """W_dec and b_dec, and the SAE's metadata; InputError where x' is not activations @ W_dec + b_dec."""
     weights, about = store.site_weights(site, ("W_dec", "b_dec"))
     if not {"W_dec", "b_dec"} <= weights.keys():
-        raise InputError(f"site {site!r} has no decoder: its features are drawn, not learnt")
+        raise InputError(f"site {site!r} has no decoder: its features are generated, not learnt")
     if (other := nonlinear(about)) is not None:
         raise InputError(
             f"the SAE of site {site!r} has {other}: its reconstruction is not activations @ W_dec + b_dec, "
-            "and importance is known for that alone"
+            "and importance is defined only for that"
         )
     return weights, about
 
@@ -153,11 +154,11 @@ def one_label(known: Sequence[str], requested: str | None) -> str:
         return "class" if "class" in known else known[0]
     if not known:
         raise InputError(
-            "the store has no label columns: classes are the values of one (corpus.label_columns)"
+            "the store has no label columns: classes are the values of a label column (corpus.label_columns)"
         )
     wrong = "" if requested is None else f", not {requested!r}"
     raise InputError(
-        f"the store has the label columns {', '.join(known)}{wrong}: choose one by `latentlake importance "
+        f"the store has the label columns {', '.join(known)}{wrong}: choose one with `latentlake importance "
         "--label COLUMN`"
     )
 
@@ -168,7 +169,7 @@ def penalty_of(about: dict[str, Any], rho: float | None, weight: float | None) -
     rho = known.get("sparsity_rho", 0.1) if rho is None else rho
     weight = known.get("sparsity_weight", 0.0) if weight is None else weight
     if not (isinstance(rho, float | int) and 0 < rho < 1):
-        raise InputError(f"--rho {rho}: the requested mean activation lies between 0 and 1")
+        raise InputError(f"--rho {rho}: the mean activation must lie between 0 and 1")
     if not (isinstance(weight, float | int) and 0 <= weight < np.inf):
         raise InputError(f"--penalty {weight}: give 0 or more")
     return Penalty(float(rho), float(weight))
@@ -297,7 +298,7 @@ def _report(site: str, label: str, table: pl.DataFrame, classes: pl.DataFrame, s
     if classes["against"][0] != "x":
         say(
             "[yellow]note[/]: the store has no x (store.layouts without dense), so the SAE's own "
-            "reconstruction stands for it: a feature that reconstructs badly counts as one that does well"
+            "reconstruction replaces it: a feature that reconstructs x badly looks as if it did so well"
         )
     for value, best in top_features(table, SHOWN).items():
         name = "all rows" if value is None else f"{escape(label)} {escape(value)}"

@@ -61,14 +61,22 @@ Pairs = tuple[I64, I64]
 def command(
     store: FeatureStore,
     site_a: Annotated[str, typer.Argument(metavar="SITE_A", help="Site whose features are matched.")],
-    site_b: Annotated[str, typer.Argument(metavar="SITE_B", help="Site whose features they may be.")],
+    site_b: Annotated[str, typer.Argument(metavar="SITE_B", help="Site in which their matches are sought.")],
     store_b: Annotated[
         str | None,
-        typer.Option("--store-b", metavar="STORE", help="Store of SITE_B, if another, over the same tokens."),
+        typer.Option(
+            "--store-b",
+            metavar="STORE",
+            help="Store of SITE_B, if it is a different one; it must have the same tokens.",
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="Candidates by cosine, and by Jaccard index.", min=1)] = 10,
-    support: Annotated[int, typer.Option(help="Rows that a candidate by Jaccard shares.", min=1)] = 10,
-    top: Annotated[int, typer.Option("--top", help="How many of the clearest pairs to print.", min=0)] = 10,
+    k: Annotated[
+        int, typer.Option("-k", help="Number of candidates by cosine, and by Jaccard index.", min=1)
+    ] = 10,
+    support: Annotated[
+        int, typer.Option(help="Number of rows that a candidate by Jaccard index must share.", min=1)
+    ] = 10,
+    top: Annotated[int, typer.Option("--top", help="Number of the clearest pairs to print.", min=0)] = 10,
     tasks: Tasks | None = None,
 ) -> None:
     """Match two sites by their names."""
@@ -114,11 +122,11 @@ def incomparable(a: Side, b: Side) -> str | None:
     """Why the decoder rows of the two do not lie in one space; None where they do."""
     widths = [directions_of(side.store, side.site).width for side in (a, b)]
     if None in widths:
-        return "for a synthetic site has no decoder"
+        return "because a synthetic site has no decoder"
     if widths[0] != widths[1]:
-        return f"for decoder rows have {widths[0]:,} entries in A, {widths[1]:,} in B"
+        return f"because decoder rows have {widths[0]:,} entries in A, {widths[1]:,} in B"
     if a.plan.model_digest != b.plan.model_digest:
-        return "for the models differ, and with them what a direction means"
+        return "because the models differ, and with them the meaning of directions"
     hooks = a.planned.hook_name, b.planned.hook_name
     if hooks[0] != hooks[1] and any(map(INNER_HOOK.search, hooks)):
         return f"for {hooks[0]} and {hooks[1]} are not both in the residual stream"
@@ -138,7 +146,7 @@ def _shards(a: Side, b: Side) -> list[tuple[ShardFiles, ShardFiles]]:
             f"{a} and {b} have no extracted token shard in common: extract both from the same tokens"
         )
     if len(common) < max(len(a.shards), len(b.shards)):
-        say(f"[yellow]note[/]: the {len(common)} shards that both have extracted are compared")
+        say(f"[yellow]note[/]: only the {len(common)} shards that both have extracted are compared")
     return [(a.store.files(a.site, name), b.store.files(b.site, name)) for name in common]
 
 

@@ -39,7 +39,10 @@ def profile(
         ),
     ] = None,
     values: Annotated[
-        int | None, typer.Option(help="Values of a label to compare, of most rows. Default: 256.", min=2)
+        int | None,
+        typer.Option(
+            help="Number of label values to compare, those with the most rows. Default: 256.", min=2
+        ),
     ] = None,
 ) -> pl.DataFrame:
     """Write the tables of a site that the head of this file names; return `profile`.
@@ -77,7 +80,7 @@ def _summary(made: dict[str, pl.DataFrame], *, on_tokens: bool) -> str:
     if (dead := table["dead_upper"].drop_nulls()).len():
         rows = table["dead_upper_rows"].drop_nulls()[0]
         summary += (
-            f", the frequency of the others is below {dead[0]:.1e} by the rule of three over documents "
+            f"; the frequency of the others is below {dead[0]:.1e} by the rule of three over documents "
             f"(over rows it would be {rows:.1e}, but rows of a document are not independent)"
         )
     if on_tokens:
@@ -100,7 +103,7 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
     """Label columns, and values, that were not compared."""
     values, labels, trends = made["label_values"], made["labels"], made["label_trends"]
     notes = [
-        f"label {escape(name)} has too many values to compare, or no document"
+        f"label {escape(name)} has too many values to compare, or no documents"
         for name in store.lake.label_columns
         if name not in values["label"]
     ]
@@ -112,9 +115,9 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
         most = max((min(n, total - n) for n in with_value), default=0)
         notes.append(
             f"no value of label {escape(str(name))} has enough of the {several(total, 'document')} for a "
-            "test: a feature is tested between the documents with a value and all others where chance alone "
-            f"would have it fire in {SUPPORT} of the smaller set, which here has {most:,} at most: "
-            "have more documents, or fewer values"
+            "test: a feature is compared between the documents with a value and all others only if by chance "
+            f"alone it would fire in {SUPPORT} of the smaller set, which here has at most {most:,}: "
+            "use more documents, or fewer values"
         )
     for (name,), group in trends.group_by("label", maintain_order=True):
         if group["p"].null_count() == group.height:
@@ -124,7 +127,7 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
     rest = values.filter(pl.col("value").is_not_null() & ~pl.col("compared"))
     for (name,), group in rest.group_by("label", maintain_order=True):
         notes.append(
-            f"{group.height:,} values of label {escape(str(name))}, those of fewest rows, are not compared "
-            "(--values)"
+            f"{group.height:,} values of label {escape(str(name))}, those with the fewest rows, are not "
+            "compared (--values)"
         )
     return notes

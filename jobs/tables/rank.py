@@ -57,28 +57,32 @@ def command(
     run_file: RunFile | None = None,
     *,
     by: Annotated[
-        list[str] | None, typer.Option(help="Column of the tables features, profile; may be repeated.")
+        list[str] | None, typer.Option(help="Column of the table features or profile; may be repeated.")
     ] = None,
     window: Annotated[
         list[str] | None,
         typer.Option(
             help="Print these ranks by each --by: START:STOP, or COLUMN:START:STOP; may be repeated. As in "
-            "the tables they count from 0, without STOP: 0:20 are #1 to #20, 2000:2050 #2,001 to #2,050."
+            "the tables, ranks count from 0 and STOP is excluded: 0:20 is #1 to #20, 2000:2050 is #2,001 to "
+            "#2,050."
         ),
     ] = None,
     support: Annotated[
         int | None,
         typer.Option(
-            help="Features with fewer active rows come last; 0: one order for all. Default: rank.support of "
-            "the run file, or 10.",
+            help="Features with fewer active rows come last; 0: rank all features together. Default: "
+            "rank.support of the run file, or 10.",
             min=0,
         ),
     ] = None,
-    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first, in the window.")] = False,
+    ascending: Annotated[
+        bool, typer.Option("--ascending", help="Print the window with the smallest values first.")
+    ] = False,
     draws: Annotated[
-        int, typer.Option(help="Draws of shards that say how stable ranks are; 0: none.", min=0)
+        int,
+        typer.Option(help="Number of resamples of the shards, for the intervals of ranks; 0: none.", min=0),
     ] = DRAWS,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the resamples.", min=0)] = 0,
 ) -> None:
     """Rank by the columns given and those of the run file, or print windows of the ranks."""
     section = run_file.rank if run_file else Rank.model_validate({})
@@ -142,14 +146,14 @@ def _support_note(features: pl.DataFrame, by: str, support: int) -> str | None:
         return None
     return (
         f"the {several(rare, 'feature')} with fewer than {support:,} active rows come last, after the "
-        f"{several(features[by].count() - rare, 'other')} (--support 0: one order for all)"
+        f"{several(features[by].count() - rare, 'other')} (--support 0 ranks all together)"
     )
 
 
 def _ranking_summary(table: pl.DataFrame) -> str:
     """How many features a ranking has, and how stable their ranks are."""
     width = (table["rank_high"].cast(pl.Int64) - table["rank_low"].cast(pl.Int64)).median()
-    stable = f", a 95 % interval of {width:,.0f} places in the median" if isinstance(width, float) else ""
+    stable = f", a 95 % interval of {width:,.0f} ranks in the median" if isinstance(width, float) else ""
     return f"{table.height:,} features{stable}"
 
 
@@ -177,12 +181,13 @@ def _with_intervals(
     by = [table["by"][0] for table in rankings if table.height]
     possible, shards = [name for name in by if can_resample(name)], len(store.receipts(site))
     if rest := [name for name in by if name not in possible]:
-        say(f"[yellow]note[/]: ranks by {', '.join(rest)} have no interval, which only moments have")
+        say(f"[yellow]note[/]: ranks by {', '.join(rest)} have no interval; only moments have intervals")
     if shards < FEWEST_SHARDS:
         what = "ranks have no interval" if shards < 2 else "intervals of ranks are too narrow to trust"
         say(
             f"[yellow]note[/]: {what} from {several(shards, 'shard')}, "
-            f"for they come from drawing shards anew: have {FEWEST_SHARDS} or more (tokens.shard_tokens)"
+            f"because intervals come from resampling shards: use {FEWEST_SHARDS} or more "
+            "(tokens.shard_tokens)"
         )
     if shards < 2 or not possible:
         return rankings
@@ -220,7 +225,7 @@ def window(
     if not 0 <= start < stop:
         raise InputError(f"ranks {start} to {stop} are not a window: give START:STOP with 0 <= START < STOP")
     if not order.height:
-        raise InputError(f"no feature of site {site!r} has a {by}, so none has a rank: take another column")
+        raise InputError(f"no feature of site {site!r} has a {by}, so none has a rank: choose another column")
     if start >= order.height:
         raise InputError(
             f"ranks {start} to {stop} by {by}: {order.height} of {features.height} features have a value; "

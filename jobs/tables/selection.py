@@ -13,7 +13,7 @@ from schemas.values import U32
 
 ALL, DEFAULT_RANKING = "all", "frequency"
 _FORMS = (
-    "give numbers and ranges such as 1,5,10:20, or of features also all, top:100:sigma_over_mu, or "
+    "give numbers and ranges such as 1,5,10:20, or for features also all, top:100:sigma_over_mu, or "
     "sigma_over_mu:0:50"
 )
 
@@ -93,9 +93,9 @@ def _range(part: str, what: str, end: int) -> range:
         raise InputError(f"{what} is neither a number nor a range; {_FORMS}")
     numbers = range(int(first), int(last) if colon else int(first) + 1)
     if not numbers:
-        raise InputError(f"{what} is an empty range; it goes from FIRST to END, without END")
+        raise InputError(f"{what} is an empty range; a range goes from FIRST to END, without END")
     if numbers.stop > end:
-        raise InputError(f"{what} is not there, or not all of it: there are 0 to {end - 1:,}")
+        raise InputError(f"{what} does not exist, or only in part: there are 0 to {end - 1:,}")
     return numbers
 
 

@@ -17,7 +17,9 @@ def require_file(path: Path | None, option: str) -> None:
         return
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not nearest.is_dir():
-        raise InputError(f"{option} {path} cannot be a file: give one that is not a folder and lies in one")
+        raise InputError(
+            f"{option} {path} cannot be a file: give a path that is not a folder, inside an existing folder"
+        )
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
@@ -39,8 +41,8 @@ def write_once(out: Path, content: dict[str, Any]) -> Path:
     path, text = out / "run.yaml", dump_yaml(content)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise InputError(
-            f"{path} is another demo's, or was changed: run it by `latentlake run {path}`, or give --out "
-            "another folder"
+            f"{path} belongs to another demo, or was changed: run it with `latentlake run {path}`, or give "
+            "--out another folder"
         )
     local.write_atomic(path, text.encode())
     return path

@@ -120,7 +120,7 @@ def progress_text(done: int, total: int | None, unit: str, rate: float) -> str:
     """A count, its rate, and the time left."""
     share = f"{done:,}/{total:,}" if total else f"{done:,}"
     left = f", {duration((total - done) / rate)} left" if total and rate and total > done else ""
-    return f"{' '.join((share, unit)).strip()}, {rate:,.3g} a second{left}"
+    return f"{' '.join((share, unit)).strip()}, {rate:,.3g} per second{left}"
 
 
 def duration(seconds: float) -> str:

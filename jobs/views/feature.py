@@ -33,8 +33,8 @@ NEIGHBOURS, RANKS, LABELS, LOGITS, CENTRAL = 8, 12, 12, 10, 8
 
 KINDS = {
     "top": "strongest rows",
-    "top_document": "strongest rows of different documents",
-    "quantile": "rows of each tenth of its activations, the strongest tenth first",
+    "top_document": "strongest tokens of different documents",
+    "quantile": "tokens of each decile of its activations, the strongest decile first",
     "random": "contexts in which it does not fire",
 }
 CLUSTERINGS = {
@@ -82,7 +82,7 @@ def show_feature(
     site: OneSite,
     feature: FeatureNumber,
     *,
-    k: Annotated[int, typer.Option("-k", help="Examples of each kind.", min=1)] = 5,
+    k: Annotated[int, typer.Option("-k", help="Number of examples of each kind.", min=1)] = 5,
     before: Before = BEFORE,
     after: After = AFTER,
 ) -> None:
@@ -348,13 +348,13 @@ def _show_kind(
 SECTIONS = (
     Section("statistics", ("features",), _statistics),
     Section("profile", ("profile",), _profile),
-    Section("rows by activation, in octaves", ("features",), _histogram),
+    Section("tokens by activation, in octaves", ("features",), _histogram),
     Section("rankings", ("rankings",), _rankings),
     Section("labels: where it fires more or less often", ("labels",), _labels),
-    Section("trends: how its frequency changes with a number", ("label_trends",), _trends),
+    Section("trends: how its frequency changes with a numeric label", ("label_trends",), _trends),
     Section("features that fire with it", ("neighbours",), _neighbours),
     Section("features of similar decoder direction (cosine)", ("decoder_neighbours",), _decoder_neighbours),
-    Section("features of another site like it", (), _matches),
+    Section("features of another site that match it", (), _matches),
     Section("clusters", tuple(CLUSTERINGS), _clusters),
     Section("logits", ("logits",), _logits),
 )

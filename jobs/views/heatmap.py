@@ -64,35 +64,42 @@ def heatmap(
     site: OneSite,
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE.png", help="Picture, .png or .svg; others lie next to it."),
+        typer.Option(
+            "--out",
+            metavar="FILE.png",
+            help="Picture, .png or .svg; further pictures are written next to it.",
+        ),
     ],
     *,
     features: Annotated[
         str | None,
-        typer.Option(help="Features, as 1,2,3 or 10:20, top:N:COLUMN, or as --ranking.", metavar="FEATURES"),
+        typer.Option(
+            help="Features: 1,2,3 or 10:20, top:N:COLUMN, or as with --ranking.", metavar="FEATURES"
+        ),
     ] = None,
     ranking: Annotated[
         str | None,
         typer.Option(
-            help="Instead: ranks by a column, as sigma_over_mu:0:50, or top:N:COLUMN.",
+            help="Alternative to --features: ranks by a column, such as sigma_over_mu:0:50, or top:N:COLUMN.",
             metavar="COLUMN:START:STOP",
         ),
     ] = None,
     selection: Annotated[
-        bool, typer.Option("--selection", help="Instead: the features that `attribute` selected.")
+        bool, typer.Option("--selection", help="Alternative to --features: those that `attribute` selected.")
     ] = False,
     contexts: Annotated[
-        str | None, typer.Option(help="Contexts, as 1,2,3 or 10:20. Default: all.", metavar="NUMBERS")
+        str | None, typer.Option(help="Contexts, such as 1,2,3 or 10:20. Default: all.", metavar="NUMBERS")
     ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(help="Keep contexts with this label, as COLUMN=VALUE; may be repeated."),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(help="Of those, the N with the most activation of the features.", min=1)
+        int | None,
+        typer.Option(help="Keep only the N contexts with the most activation of the features.", min=1),
     ] = None,
     pool: Annotated[
-        str, typer.Option(help="Over a context's counted rows: max, mean or sum; last: the last of them.")
+        str, typer.Option(help="How the counted rows of a context are pooled: max, mean, sum or last.")
     ] = "max",
     language: FigureLanguage = "en",
 ) -> list[Path]:
@@ -125,7 +132,7 @@ def heatmap(
         if clusters is None:
             say(
                 f"[yellow]heatmap[/] {site}: {table.height} contexts are too few to cluster "
-                f"({CONTEXTS_OF_A_CLUSTER} make one cluster): drawn in their order"
+                f"({CONTEXTS_OF_A_CLUSTER} make one cluster), so they are drawn in their order"
             )
         else:
             table = table.with_columns(cluster=clusters).sort("cluster", "context")
@@ -157,7 +164,7 @@ def selected(
         chosen = strongest_contexts(matrix, chosen, top)
     if len(chosen) > MOST_CONTEXTS:
         raise InputError(
-            f"{len(chosen):,} contexts are more than a picture shows ({MOST_CONTEXTS:,} at most): give "
+            f"{len(chosen):,} contexts are more than a picture can show ({MOST_CONTEXTS:,} at most): give "
             "--top N for the N with the most activation, or fewer by --contexts or --where"
         )
     if not len(chosen):
@@ -189,7 +196,7 @@ def _features(
 ) -> list[int]:
     if (text is not None) + (ranking is not None) + selection != 1:
         raise InputError(
-            "give --features 1,2,3 or --ranking COLUMN:START:STOP or --selection, and not two of them"
+            "give --features 1,2,3 or --ranking COLUMN:START:STOP or --selection, and only one of them"
         )
     if selection:
         table = store.scan_table(site, "attribution_selection")
@@ -203,7 +210,7 @@ def _features(
         features = chosen_features(store, site, text or "", option)
     if len(features) > MOST_FEATURES:
         raise InputError(
-            f"{len(features):,} features are more than a picture shows: {MOST_FEATURES:,} at most"
+            f"{len(features):,} features are more than a picture can show: {MOST_FEATURES:,} at most"
         )
     return features
 

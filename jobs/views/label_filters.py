@@ -42,7 +42,9 @@ def require_values(store: FeatureStore, where: Sequence[str]) -> None:
             )
     if len(conditions) > 1 and not _have_all(store, conditions):
         each = " and ".join(f"--where {text!r}" for text in where)
-        raise InputError(f"no document has {each} at once, though some have each: leave one of them out")
+        raise InputError(
+            f"no document has all of {each}, though some documents have each: leave one of them out"
+        )
 
 
 def _have_all(store: FeatureStore, conditions: Sequence[tuple[str, Any]]) -> bool:

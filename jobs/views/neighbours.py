@@ -32,9 +32,10 @@ def neighbours(
     feature: FeatureNumber,
     *,
     by: Annotated[str, typer.Option(help="jaccard, npmi, phi, conditional or cosine.")] = "jaccard",
-    k: Annotated[int, typer.Option("-k", help="How many, as far as the table goes.", min=1)] = 20,
+    k: Annotated[int, typer.Option("-k", help="Number of neighbours, up to those in the table.", min=1)] = 20,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw them as a graph: .png or .svg.")
+        Path | None,
+        typer.Option("--figure", metavar="FILE", help="Draw the neighbours as a graph: .png or .svg."),
     ] = None,
 ) -> pl.DataFrame:
     """Print the first `k` neighbours of a feature by one of ORDERS; draw them to `figure`; return them.
@@ -46,7 +47,7 @@ def neighbours(
     if by not in ORDERS:
         near = difflib.get_close_matches(by, ORDERS, n=1, cutoff=0.3)
         remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(ORDERS)}"
-        raise InputError(f"no neighbours go by {by!r}; {remedy}")
+        raise InputError(f"neighbours cannot be sorted by {by!r}; {remedy}")
     require_file(figure, "--figure")
     if figure is not None and figure.suffix[1:] not in KINDS:
         raise InputError(f"figure {figure} must end in {' or '.join(f'.{kind}' for kind in KINDS)}")

@@ -41,7 +41,7 @@ def top(
     before: Before = BEFORE,
     after: After = AFTER,
     one_per_document: Annotated[
-        bool, typer.Option("--one-per-document", help="Only the strongest row of each document.")
+        bool, typer.Option("--one-per-document", help="Show only the strongest token of each document.")
     ] = False,
     shaded: Annotated[bool, typer.Option("--strip", help="Shade every token by its activation.")] = False,
     maximum: Maximum = None,
@@ -70,7 +70,7 @@ def top(
     strips = strips_of(store, contexts, rows, values, averaged=averaged)
     maximum = strongest_in([values]) if maximum is None else maximum
     heads = [heading(store, row, site) for row in contexts.iter_rows(named=True)]
-    each = ", one of a document" if one_per_document else ""
+    each = ", one per document" if one_per_document else ""
     each += ", each the mean of a context" if averaged else ""
     title = f"feature {feature} of {site}"
     say(f"[bold]{title}[/]: its {contexts.height} strongest rows{each}{_compaction_note(store, site)}")
@@ -103,7 +103,9 @@ def _compaction_note(store: FeatureStore, site: str) -> str:
     """What to say where a compaction does not cover all shards."""
     if store.compacted(site) is None or not (rest := len(store.uncompacted(site))):
         return ""
-    return f" [dim]({rest:,} shards came after the compaction: `latentlake compact` makes this quicker)[/]"
+    return (
+        f" [dim]({rest:,} shards were added after the compaction: `latentlake compact` makes this faster)[/]"
+    )
 
 
 def marked(store: FeatureStore, token_ids: Sequence[int], position: int) -> Text:

@@ -100,7 +100,7 @@ def token_shard(source: Source, lake: Lake, tokenizer: Tokenizer, tokens: int) -
     ids = packed.token_ids[: ptr[-1]]
     counted = counted_mask(ids, lake.special_ids, lake.special_tokens)
     if not counted.any():
-        raise InputError("the corpus gives no token that counts: give --corpus another file")
+        raise InputError("the corpus has no token that is counted: give another file as --corpus")
     return TokenShard("check", 0, 0, ids, ptr, counted, counted, np.zeros(len(ids), dtype=np.uint64))
 
 

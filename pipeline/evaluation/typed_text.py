@@ -55,7 +55,7 @@ def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
     and for a text without tokens.
     """
     if store.lake.inputs is not None:
-        raise InputError("the lake holds vectors, not text: only features of texts can be elicited by one")
+        raise InputError("the lake holds vectors, not text: only features of a lake of text can be elicited")
     plan = store.plans[store.site(site).pass_name]
     device = _device(plan, places.device)
     use = use_of(plan, site, None, device=device, model=places.model, sae=places.sae)
@@ -79,10 +79,10 @@ def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenSha
     rule = ContextRule.of(lake)
     ids = rule.without_repeated_bos(tokenizer.encode_batch([text], lake.special_text)[0], 0)
     if not len(ids):
-        raise InputError(f"text {text!r} has no tokens: type some")
+        raise InputError(f"text {text!r} has no tokens: type a longer one")
     if rule.by_document and rule.context_of(len(ids)) > rule.context_size:
         raise InputError(
-            f"the text has {len(ids)} tokens, more than fit a context of {rule.context_size}, and here "
+            f"the text has {len(ids)} tokens, more than fit into a context of {rule.context_size}, and here "
             "each document has a context of its own: type a shorter text"
         )
     packed = pack([ids], rule, last_is_cut=True)

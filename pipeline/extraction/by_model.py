@@ -105,7 +105,7 @@ class ModelFeatures:
         plan = self._plan
         for what in differing(plan, plan.sites):
             raise NodeError(
-                f"node {socket.gethostname()} sees other files for {what} than the plan was made with: give "
+                f"node {socket.gethostname()} sees different files for {what} than those in the plan: give "
                 "every node the same"
             )
         model = model_of(plan)
@@ -118,8 +118,8 @@ class ModelFeatures:
             encoder, width = open_encoder(site, plan.device), self._model.widths[site.hook_name]
             if not encoder.accepts(width):
                 raise InputError(
-                    f"site {site.name!r}: {site.hook_name} gives vectors of {width}, the SAE {site.sae} "
-                    f"reads {encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
+                    f"site {site.name!r}: {site.hook_name} has vectors of width {width}, but the SAE "
+                    f"{site.sae} reads {encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
                 )
             self._encoders[site.name] = encoder
         self._control_encoders = {
@@ -154,7 +154,8 @@ class ModelFeatures:
         for name, sums in reconstructions.items():
             if self._check_sae == "stop" and (sentence := worse_than_mean(sums)):
                 raise InputError(
-                    f"site {name!r}, shard {shard}: {sentence}; extract.check_sae: warn runs all the same"
+                    f"site {name!r}, shard {shard}: {sentence}; with extract.check_sae: warn it runs "
+                    "nevertheless"
                 )
         self._unchecked -= reconstructions.keys() | unusable
         tokens = by_site[sites[0].name]

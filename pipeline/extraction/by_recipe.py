@@ -39,8 +39,8 @@ class SyntheticFeatures:
         for site in self._plan.sites:
             if self._generators[site.name].digest != site.sae_digest:
                 raise NodeError(
-                    f"node {socket.gethostname()} draws other features for site {site.name!r} than the plan "
-                    "was made with: give every node the same latentlake and NumPy"
+                    f"node {socket.gethostname()} generates different features for site {site.name!r} than "
+                    "those in the plan: give every node the same latentlake and NumPy"
                 )
 
     def keep_weights(self) -> None:

@@ -87,7 +87,7 @@ class Model(Protocol):
 
         `replace`: hook name -> function of x, float32 [sum(lengths), d], whose answer of the same shape goes
         on through the model in place of x, in the model's precision; pads keep what they have.
-        InputError for a model that gives no logits of the next token.
+        InputError for a model that gives no logits for the next token.
         """
 
     def next_token_logits(
@@ -161,11 +161,11 @@ def check_inputs(loader: str, inputs: Inputs | None) -> None:
     if inputs is not None and loader not in READS_VECTORS:
         known = ", ".join(sorted(READS_VECTORS))
         raise InputError(
-            f"the corpus holds vectors of {inputs.width}, and model.loader: {loader} reads tokens: set "
+            f"the corpus holds vectors of width {inputs.width}, but model.loader: {loader} reads tokens: set "
             f"model.loader to one that reads vectors ({known})"
         )
     if inputs is None and loader == "inputs":
-        raise InputError("model.loader: inputs reads the vectors of a corpus, and this one holds tokens")
+        raise InputError("model.loader: inputs reads the vectors of a corpus, but this one holds tokens")
 
 
 def probe(model: Model, batch: TokenBatch, hooks: Sequence[str]) -> dict[str, torch.Tensor] | None:
@@ -199,8 +199,8 @@ def is_earlier_digest(model: run_file.Model, planned: str) -> bool:
     if name is None or planned != _processed(model, name):
         return False
     warnings.warn(
-        f"the digest of model {model.path} in the pass's plan is of its name alone, as before version 0.7: "
-        "which commit of it the pass was made with is not known",
+        f"the digest of model {model.path} in the pass's plan covers only its name, as before version 0.7: "
+        "the commit that the pass was made with is unknown",
         stacklevel=2,
     )
     return True

@@ -47,7 +47,7 @@ def require_device(device: str) -> None:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
-            "the run file asks for a GPU (model.device or extract.gpus_per_worker), but torch sees none "
+            "the run file asks for a GPU (model.device or extract.gpus_per_worker), but torch finds none "
             "here: set model.device: cpu and extract.gpus_per_worker: 0, or run where there is one"
         )
 
@@ -70,8 +70,8 @@ def wait_for_memory(device: str, needed: int, limit_s: float | None = None, poll
         if total < needed or time.monotonic() > deadline:
             raise NodeError(
                 f"the GPU of a worker on {socket.gethostname()} has {free / 1e9:.1f} of {total / 1e9:.1f} GB "
-                f"free, model and SAEs need {needed / 1e9:.1f}: end what holds the rest (see nvidia-smi), or "
-                "put fewer workers on a GPU (extract.gpus_per_worker)"
+                f"free, but model and SAEs need {needed / 1e9:.1f}: end the programs that hold the rest "
+                "(see nvidia-smi), or put fewer workers on a GPU (extract.gpus_per_worker)"
             )
         time.sleep(poll_s)
 

@@ -163,7 +163,7 @@ def compared(
     """Figure, predicted, fact, of what one run committed."""
     rows = max(fresh.rows, 1)
     return [
-        ("tokens/s of a worker", prediction.tokens_per_second, fresh.rate),
+        ("tokens/s per worker", prediction.tokens_per_second, fresh.rate),
         ("nonzeros per token", prediction.nonzeros_per_token, fresh.nonzeros / rows),
         ("bytes per token", prediction.bytes_per_token, fresh.size / rows),
         ("seconds", prediction.seconds(rows, workers), wall_s),

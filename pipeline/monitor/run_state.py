@@ -139,7 +139,7 @@ def run_at_work(layout: Layout, pass_name: str) -> str | None:
     for run in runs_of(read_events(layout, pass_name)):
         if run.is_live(now) and not _is_gone(run):
             silent = max(0.0, now - run.last)
-            return f"a run ({run.node}, process {run.pid}, last sign {silent:,.0f} s ago) is at work on it"
+            return f"a run ({run.node}, process {run.pid}, last sign {silent:,.0f} s ago) is using it"
     return None
 
 

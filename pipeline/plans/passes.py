@@ -42,9 +42,9 @@ def passes_of(
     new = [site for site in sites if site not in holder]
     if given is not None and new and given in stored:
         raise InputError(
-            f"store.pass: pass {given!r} was begun with {', '.join(stored[given]) or 'no site'} and takes no "
-            f"other site, such as {new[0]!r}: leave store.pass out, so that new sites form a pass of their "
-            "own, or name another one"
+            f"store.pass: pass {given!r} was begun with {', '.join(stored[given]) or 'no site'} and cannot "
+            f"take another site, such as {new[0]!r}: leave store.pass out, so that new sites form a pass of "
+            "their own, or name another one"
         )
     if given is not None and not new and given not in {holder[site] for site in sites}:
         raise InputError(

@@ -49,7 +49,7 @@ def resolve(run: RunFile) -> tuple[RunFile, list[str]]:
     default = run.model.path if vocabulary is None else f"{NUMBERS}{vocabulary}"
     tokens["tokenizer"] = run.tokens.tokenizer or default
     if not tokens["tokenizer"]:
-        raise InputError("model.loader: synthetic brings no tokenizer: set tokens.tokenizer")
+        raise InputError("model.loader: synthetic has no tokenizer: set tokens.tokenizer")
     if vocabulary is not None:  # a tokenizer of numbers has no BOS of its own
         named = run.tokens.bos is not None
         tokens["prepend_bos"] = named if run.tokens.prepend_bos is None else run.tokens.prepend_bos
@@ -198,7 +198,7 @@ def find_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -
         elif is_begun:
             remedy = "give it another pass or site name to keep both"
             if all(line.startswith("environment.") for line in changed):
-                remedy += ", or join the old data knowingly with --accept-environment"
+                remedy += ", or use --accept-environment to join the old data deliberately"
             raise InputError(
                 f"pass {plan.pass_name!r} was begun with another recipe: {'; '.join(changed)}; {remedy}"
             )
@@ -209,7 +209,7 @@ def find_plan(layout: Layout, plan: Plan, *, accept_environment: bool = False) -
         if running := run_at_work(layout, name):
             raise InputError(
                 f"pass {name!r} has no committed shard yet, but {running} with another recipe: stop it, or "
-                "wait for its end, and run again"
+                "wait until it ends, and run again"
             )
     return Agreed(plan, tuple(others))
 

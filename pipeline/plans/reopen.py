@@ -82,17 +82,17 @@ def use_of(
     """
     if plan.model_loader == "synthetic":
         raise InputError(
-            f"site {name!r} is synthetic: its features were drawn from a recipe, and no model or SAE stands "
-            "after them: give a site of a model"
+            f"site {name!r} is synthetic: its features were generated from a recipe, without a model or an "
+            "SAE: give a site with a model"
         )
     if plan.model_loader == "torch_module" and model is None:
         raise InputError(
             f"the store names {plan.model!r} as the model of site {name!r}, which would be imported and run: "
-            f"where you trust that code, give --model {plan.model}, or the package.module:function to use"
+            f"if you trust that code, give --model {plan.model}, or the package.module:function to use"
         )
     site = next(site for site in plan.sites if site.name == name)
     if not site.has_sae:
-        raise InputError(f"site {name!r} has no SAE, it stores x alone: give a site with an SAE")
+        raise InputError(f"site {name!r} has no SAE, it stores only x: give a site with an SAE")
     site = site.model_copy(update={"sae": sae or site.sae})
     device = device_here(device)
     # Blocks are chosen for a device; on the plan's own they stay, for the bits of a sum depend on them.
@@ -123,7 +123,7 @@ def use_in(
 
 def _require_same(what: str, path: str, digest: Callable[[], str], planned: str) -> None:
     """Model and SAE must be those that the pass was made with; else their features mean something else."""
-    remedy = f"give --{what.lower()} the path where the {what} of the pass lies now"
+    remedy = f"give its current path as --{what.lower()}"
     try:
         current = digest()
     except InputError as error:
@@ -133,7 +133,7 @@ def _require_same(what: str, path: str, digest: Callable[[], str], planned: str)
     if not Path(path).exists():
         raise InputError(f"the {what} of the pass is gone from {path}: {remedy}")
     raise InputError(
-        f"what lies at {path} is not the {what} that the pass was made with (its digest is {current[:12]}…, "
+        f"{path} is not the {what} that the pass was made with (its digest is {current[:12]}…, "
         f"the plan has {planned[:12]}…): {remedy}"
     )
 
@@ -155,7 +155,7 @@ def open_both(use: PlannedUse) -> tuple[LoadedModel, Encoder]:
     """Model and SAE, x read where the SAE reads and where its target is; InputError where they do not fit."""
     model, encoder = open_model(use, dict.fromkeys(use.place)), open_encoder(use.site, use.plan.device)
     if not encoder.accepts(model.widths[use.place.read]):
-        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its old files")
+        raise InputError(f"SAE {use.site.sae} does not read {use.place.read}: restore its original files")
     return model, encoder
 
 

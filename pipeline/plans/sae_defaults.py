@@ -88,9 +88,9 @@ def _named(site: Site, about: SaeMetadata, model: Model) -> Site:
     """The site with its hook and its name."""
     hook_name = site.hook_name or default_hook(about, model)
     if not hook_name and site.sae is None:
-        raise InputError("sites: a site without an SAE needs a hook_name, the place where x is read")
+        raise InputError("sites: a site without an SAE needs a hook_name, which says where x is read")
     if not hook_name:
-        raise InputError(f"the SAE {site.sae} does not say where it reads: give its site a hook_name")
+        raise InputError(f"the SAE {site.sae} does not say what it reads: give its site a hook_name")
     name = check_name(site.name or hook_name, "site")
     return site.model_copy(update={"hook_name": hook_name, "name": name})
 
@@ -99,26 +99,24 @@ def check_site(site: Site, about: SaeMetadata, notes: list[str]) -> None:
     """Where the site reads, what kind of SAE it is, and what the SAE's reader had to decide."""
     where = f"site {site.name!r}"
     if about.hook_name and not about.reads_at(site.hook_name) and site.hook_name != _module_output(about):
-        notes.append(f"{where}: hook_name is {site.hook_name}, its SAE was trained at {about.hook_name}")
+        notes.append(f"{where}: hook_name is {site.hook_name}, but its SAE was trained at {about.hook_name}")
     if about.hook_head_index is not None and not HEADS.search(str(site.hook_name)):
         notes.append(
             f"{where}: its SAE reads attention head {about.hook_head_index}, hook_name is {site.hook_name}, "
             "which has no heads in TransformerLens"
         )
     if about.transcoder:
-        target = about.target_at(str(site.hook_name)) or "a place that its files do not name"
-        notes.append(
-            f"{NOTE}{where}: a transcoder, it reads {site.hook_name} and reconstructs what is at {target}"
-        )
+        target = about.target_at(str(site.hook_name)) or "a hook that its files do not name"
+        notes.append(f"{NOTE}{where}: a transcoder, it reads {site.hook_name} and reconstructs x at {target}")
     if site.control and about.architecture != "standard":
         notes.append(
-            f"{NOTE}{where}: control {site.control} takes ReLU for the rule of the SAE, which is "
+            f"{NOTE}{where}: control {site.control} uses ReLU in place of the SAE's rule, which is "
             f"{about.architecture}"
         )
     if about.normalize_activations == "expected_average_only_in":
         notes.append(
-            f"{NOTE}{where}: its SAE says normalize_activations expected_average_only_in; nothing is scaled, "
-            "the factor lies in the weights"
+            f"{NOTE}{where}: its SAE has normalize_activations expected_average_only_in; nothing is scaled, "
+            "because the factor is in the weights"
         )
     notes += [f"{NOTE}{where}: {sentence}" for sentence in about.notes]
 
@@ -168,7 +166,9 @@ def context_size(tokens: Tokens, model: Model, trained: list[Trained], notes: li
         if size > known
     ]
     if longest is not None and size > longest:
-        raise InputError(f"tokens.context_size is {size}, the model {model.path} takes at most {longest}")
+        raise InputError(
+            f"tokens.context_size is {size}, but the model {model.path} allows at most {longest}"
+        )
     return size
 
 
@@ -179,7 +179,7 @@ def prepend_bos(tokens: Tokens, trained: list[Trained], notes: list[str]) -> boo
     if named is not None:
         if prepend is False:
             raise InputError(
-                f"tokens.bos {named!r} begins every context, tokens.prepend_bos is false: leave one out"
+                f"tokens.bos {named!r} begins every context, but tokens.prepend_bos is false: leave one out"
             )
         prepend = True
     if prepend is None:
@@ -204,7 +204,7 @@ def positions(
         # The arguments of slice(), of which the files may name one, two or three.
         value, what = about.seqpos_slice, f"{where}: its SAE's seqpos_slice"
         if not 1 <= len(value) <= 3 or any(not (part is None or isinstance(part, int)) for part in value):
-            raise InputError(f"{what} is {list(value)}, no slice: set the site's positions")
+            raise InputError(f"{what} is {list(value)}, which is not a slice: set the site's positions")
         cut = slice(*value)
         if cut.step == 0:
             raise InputError(f"{what} is {list(value)}, a slice with step 0: set the site's positions")
@@ -215,8 +215,8 @@ def positions(
     chosen = range(context_size)[slice(*requested)]
     if not chosen:
         raise InputError(
-            f"{where}: positions {list(requested)} are none of the {context_size} of a context; change "
-            "positions or tokens.context_size"
+            f"{where}: positions {list(requested)} lie outside the {context_size} positions of a context; "
+            "change positions or tokens.context_size"
         )
     if known is not None and set(chosen) != set(range(context_size)[slice(*known)]):
         notes.append(f"{where}: positions is {list(requested)}, its SAE was trained on {list(known)}")
@@ -236,8 +236,8 @@ def processing(model: Model, trained: list[Trained], notes: list[str]) -> dict[s
     if model.loader == "torch_module" or model.processing is not None:
         have = dict.fromkeys(model.weight_processing, True)
         notes += [
-            f"site {name!r}: the model's weights are processed with {_options(have)}, its SAE was trained on "
-            f"weights processed with {_options(wants)}"
+            f"site {name!r}: the model's weights are processed with {_options(have)}, but its SAE was "
+            f"trained on weights processed with {_options(wants)}"
             for name, wants in wanted.items()
             if wants != have
         ]
@@ -247,14 +247,14 @@ def processing(model: Model, trained: list[Trained], notes: list[str]) -> dict[s
         if differs != wants:
             raise InputError(
                 f"site {first!r} was trained on weights processed with {_options(wants)}, site {name!r} with "
-                f"{_options(differs)}: give them a run file each, or set model.processing"
+                f"{_options(differs)}: use a run file for each, or set model.processing"
             )
     if not wants:
         return None
     notes.append(f"{NOTE}model.processing is {_options(wants)}, as the SAE of site {first!r} was trained")
     notes += [
         f"site {p.site.name!r}: its SAE does not say that the model's weights were processed; here they are, "
-        f"with {_options(wants)}, as site {first!r} wants it"
+        f"with {_options(wants)}, as site {first!r} requires"
         for p in trained
         if p.site.name not in wanted
     ]
@@ -271,7 +271,8 @@ def check_model(model: Model, pair: Trained, notes: list[str]) -> None:
     if known and about.model_class_name not in (None, *known) and site.hook_name == about.hook_name:
         notes.append(
             f"{where}: hook_name is {site.hook_name}, as in {about.model_class_name}, model.loader is "
-            f"{model.loader}, which knows the names of {' and '.join(known)}: set hook_name to that place's"
+            f"{model.loader}, which knows the hook names of {' and '.join(known)}: set hook_name to the "
+            "name used there"
         )
     for name, value in sorted(about.model_kwargs.items()):
         if name in DTYPES and str(value).removeprefix("torch.") not in ("None", "auto", model.dtype):

@@ -78,7 +78,7 @@ def load_sae(
 
     spec, kind = str(spec), str(dtype or "float32").removeprefix("torch.")
     if kind not in ("float32", "bfloat16"):
-        raise InputError(f"encode dtype {kind!r} is not possible: take float32 or bfloat16")
+        raise InputError(f"encode dtype {kind!r} is not possible: use float32 or bfloat16")
     with _named(spec):
         if spec.startswith(SAELENS):
             opened = open_sae(spec)
@@ -142,12 +142,12 @@ def _checked_block(block: tuple[int, int], d_sae: int, device: str) -> tuple[int
     # the selection calls nonzero, which on a GPU takes fewer than 2**31 elements
     if device != "cpu" and rows * d_sae >= 2**31:
         raise InputError(
-            f"block of {rows} rows times {d_sae} features is too large for a GPU: take fewer rows"
+            f"block of {rows} rows times {d_sae} features is too large for a GPU: use fewer rows"
         )
     if device != "cpu" and torch.get_float32_matmul_precision() != "highest":
         raise InputError(
             f"torch's float32 matmul precision is {torch.get_float32_matmul_precision()!r}, which changes "
-            "activations: call torch.set_float32_matmul_precision('highest'), or ask for dtype bfloat16"
+            "activations: call torch.set_float32_matmul_precision('highest'), or use dtype bfloat16"
         )
     return block
 
@@ -155,7 +155,9 @@ def _checked_block(block: tuple[int, int], d_sae: int, device: str) -> tuple[int
 def reader_of(spec: str) -> tuple[Any, Path]:
     """The reader's module, and the path that it reads; `hf:...` is downloaded first."""
     if spec.startswith(SYNTHETIC):
-        raise InputError(f"SAE {spec} has no weights, its features are drawn: set model.loader: synthetic")
+        raise InputError(
+            f"SAE {spec} has no weights, its features are generated: set model.loader: synthetic"
+        )
     path = snapshot(spec) if spec.startswith(HUB) else Path(os.path.expanduser(spec))  # noqa: PTH111
     if not path.exists():
         raise InputError(f"SAE {spec} does not exist: give the path of an SAE's folder or file")
@@ -168,7 +170,7 @@ def reader_of(spec: str) -> tuple[Any, Path]:
         raise InputError(
             f"SAE {spec} could be of several formats ({looked_for}): give the path of its weights' file"
         )
-    raise InputError(f"SAE {spec} is in no known format; looked for {looked_for}; {_what_is_there(path)}")
+    raise InputError(f"SAE {spec} is in no known format; expected {looked_for}; {_what_is_there(path)}")
 
 
 def _what_is_there(path: Path) -> str:
@@ -200,4 +202,6 @@ def _named(spec: str) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise InputError(f"SAE {spec} lacks {error}: is it complete, and of the format it seems?") from error
+        raise InputError(
+            f"SAE {spec} lacks {error}: is it complete, and in the format that it seems to be?"
+        ) from error

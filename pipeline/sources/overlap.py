@@ -32,7 +32,8 @@ def overlap(new: dict[str, Any], held: dict[str, Any]) -> tuple[str, str] | None
     ):
         return (
             f"images of corpus.path {new['path']!r} are",
-            "let corpus.path name new images alone, by another path, or tokenize all into another store.root",
+            "let corpus.path name only new images, under a different path, or tokenize everything into "
+            "another store.root",
         )
     if kinds == ("dictionary", "dictionary") and _drawing(new) == _drawing(held):
         return (
@@ -74,11 +75,12 @@ def _files(new: dict[str, Any], held: dict[str, Any]) -> tuple[str, str] | None:
     if known := contents & set(held.get("contents") or contents_at(held["path"], held["bytes"])):
         return (
             f"{len(known)} of the {len(contents)} files of corpus.path {path!r} are",
-            "let corpus.path name the new files alone",
+            "let corpus.path name only the new files",
         )
     if "contents" not in held and (path == held["path"] or new["bytes"] == held["bytes"]):
         return (
             f"files of the same path or size as corpus.path {path!r} are",
-            "let corpus.path name new files alone, by another path, or tokenize all into another store.root",
+            "let corpus.path name only new files, under a different path, or tokenize everything into "
+            "another store.root",
         )
     return None

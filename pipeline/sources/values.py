@@ -47,7 +47,7 @@ def require_text_size(size: int, where: str) -> None:
     """InputError where a document is larger than MOST_TEXT bytes."""
     if size > MOST_TEXT:
         raise InputError(
-            f"{where}: a document of {size:,} bytes, more than the {MOST_TEXT:,} that one may have: cut it "
+            f"{where}: a document of {size:,} bytes, more than the allowed {MOST_TEXT:,}: cut it "
             "into several, as lines of a .jsonl file"
         )
 

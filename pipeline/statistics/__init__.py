@@ -38,7 +38,7 @@ BLOCK_NNZ = 1 << 21
 def load_statistic(name: str) -> Statistic:
     """The statistic registered as `name`."""
     if name not in STATISTICS:
-        raise InputError(f"no statistic {name!r}; there are {', '.join(STATISTICS)}")
+        raise InputError(f"no statistic {name!r}; known: {', '.join(STATISTICS)}")
     module, _, cls = STATISTICS[name].partition(":")
     statistic: Statistic = getattr(import_module(module), cls)()
     return statistic

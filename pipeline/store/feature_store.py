@@ -51,7 +51,7 @@ class FeatureStore(SiteAccess):
         return DenseSite(self, site)
 
     def fold_partials(self, site: str) -> pl.DataFrame:
-        """Partials of all committed shards, combined in shard order."""
+        """The partials of all committed shards, combined in shard order."""
         from pipeline.store.derived.features import fold
 
         return fold(self.shard_files(site), range(self.site(site).d_sae))
@@ -72,8 +72,8 @@ class FeatureStore(SiteAccess):
     def scan_activations(self, site: str) -> pl.LazyFrame:
         """All activations: feature u32, row u64, context u64, position u32, activation f16 or f32.
 
-        Sorted by (feature, row) in each file: those of the compaction, then those of shards that it does not
-        cover. A filter on `feature` or `row` reads the row groups it needs.
+        Sorted by (feature, row) within each file: first those of the compaction, then those of shards that
+        it does not cover. A filter on `feature` or `row` reads the row groups it needs.
         """
         self.require_features(site)
         paths = list[StorePath]()
@@ -84,7 +84,7 @@ class FeatureStore(SiteAccess):
         return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
 
     def scan_features(self, site: str) -> pl.LazyFrame:
-        """The feature table, a row each; InputError before `latentlake stats`, a warning when stale."""
+        """The feature table, a row per feature; InputError before `latentlake stats`, a warning if stale."""
         return self.scan_table(site, "features")
 
     def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
@@ -136,7 +136,7 @@ class FeatureStore(SiteAccess):
         return described.insert_column(1, pl.Series("activation", values[best]))
 
     def describe_rows(self, rows: U64, before: int | None = None, after: int | None = None) -> pl.DataFrame:
-        """Each of some rows of the lake with its context: the columns of `contexts` but activation."""
+        """The given rows of the lake with their contexts: the columns of `contexts` except activation."""
         if min(before or 0, after or 0) < 0:
             raise InputError(f"before is {before}, after {after}: neither may be negative")
         table = pl.DataFrame({"row": rows}, schema={"row": pl.UInt64})
@@ -150,7 +150,7 @@ class FeatureStore(SiteAccess):
         return table.hstack(pl.DataFrame(columns, schema=_WINDOW))
 
     def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
-        """Described rows with windows that hold the whole character that the row is a part of."""
+        """Described rows whose windows are extended to hold the whole character that the row is part of."""
         windows, firsts = [], []
         for context, position, first, ids in described.select(
             "context", "position", "first_position", "token_ids"
@@ -168,15 +168,15 @@ class FeatureStore(SiteAccess):
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that the tokenizer knows; a model's own vocabulary may be padded beyond them."""
+        """Number of tokens of the tokenizer; a model's own vocabulary may be padded beyond them."""
         return len(self.vocabulary)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each of some tokens that follow one another; a character stands at its last token."""
+        """The text of each of several consecutive tokens; a character is shown at its last token."""
         return self.vocabulary.pieces(list(token_ids))
 
     def token_texts(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token as it stands by itself; parts of characters are written out in hex."""
+        """The text of each token on its own; parts of characters are written in hexadecimal."""
         return self.vocabulary.alone(list(token_ids))
 
     def verify(self, tasks: Tasks | None = None) -> VerifyReport:
@@ -196,7 +196,7 @@ class FeatureStore(SiteAccess):
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """What tokens put into a text."""
+        """The text of each token."""
         return Vocabulary.read(self.layout.vocabulary)
 
     def _rows_in_shard(self, info: SiteInfo, feature: int, record: ShardRecord) -> tuple[U64, F32]:
@@ -211,14 +211,16 @@ class FeatureStore(SiteAccess):
         known = self._contexts.columns
         if unknown := needed - {"row", "activation", *known}:
             raise InputError(
-                f"where names {', '.join(sorted(unknown))}; there are row, activation, {', '.join(known)}"
+                f"where names {', '.join(sorted(unknown))}; known: row, activation, {', '.join(known)}"
             )
         frame = pl.DataFrame({"row": rows, "activation": values})
         frame = frame.hstack(self._contexts.describe(rows, [name for name in known if name in needed]))
         try:
             kept = frame.with_columns(where.fill_null(value=False).cast(pl.Boolean).alias("kept"))["kept"]
         except pl.exceptions.PolarsError as error:
-            raise InputError(f"where is no condition on rows: {' '.join(str(error).split())[:200]}") from None
+            raise InputError(
+                f"where is not a condition on rows: {' '.join(str(error).split())[:200]}"
+            ) from None
         return kept.to_numpy()
 
 

@@ -21,9 +21,13 @@ class Recipe(BaseModel):
 
     d_sae: int = Field(ge=4, le=1 << 20, description="Features.")
     l0: float = Field(ge=0.25, le=4096, description="Mean number of active features in a row.")
-    exponent: float = Field(1.0, ge=0, le=4, description="Frequency goes as rank ** -exponent; 0: all alike.")
-    burst: float = Field(0.5, ge=0, le=1, description="Share of activations of a document's own favourites.")
-    seed: int = Field(0, ge=0, lt=1 << 63, description="Another seed, other features.")
+    exponent: float = Field(
+        1.0, ge=0, le=4, description="Frequency is proportional to rank ** -exponent; 0: all equal."
+    )
+    burst: float = Field(
+        0.5, ge=0, le=1, description="Share of the activations that go to features a document favours."
+    )
+    seed: int = Field(0, ge=0, lt=1 << 63, description="A different seed gives different features.")
 
     @property
     def slots(self) -> int:
@@ -55,7 +59,7 @@ def parse(spec: str) -> Recipe:
 def _wrong(part: str, key: str, known: list[str], twice: bool) -> str:
     """What is wrong about one part of a spec."""
     if twice:
-        return f"{key} stands there twice"
+        return f"{key} is given twice"
     if key in known:
         return f"{part.strip()!r} is not {key}=VALUE"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

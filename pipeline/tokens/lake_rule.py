@@ -103,8 +103,8 @@ def _bos(named: str | None, tokenizer: Tokenizer, stored: Lake | None) -> int:
     known = default_bos(tokenizer) if stored is None or stored.bos_id is None else stored.bos_id
     if known is None:
         raise InputError(
-            f"the tokenizer {tokenizer.name!r} has no BOS token, nor EOS: name a token that contexts begin "
-            "with (tokens.bos), or set tokens.prepend_bos: false"
+            f"the tokenizer {tokenizer.name!r} has neither a BOS nor an EOS token: name a token that "
+            "contexts begin with (tokens.bos), or set tokens.prepend_bos: false"
         )
     return known
 
@@ -134,8 +134,8 @@ def _named(token: str, key: str, tokenizer: Tokenizer) -> int:
     if known is not None:
         keyword = "eos, none" if key == "tokens.separator" else "tokens.prepend_bos: false for none"
         raise InputError(
-            f"{key} {token!r} is an ordinary word of the tokenizer {tokenizer.name!r}, which is hardly "
-            f"meant: write {keyword}, or a special token as the vocabulary spells it"
+            f"{key} {token!r} is an ordinary word of the tokenizer {tokenizer.name!r}, which is probably "
+            f"unintended: write {keyword}, or a special token as the vocabulary spells it"
         )
     near = difflib.get_close_matches(token, tokenizer.special_texts, n=3, cutoff=0.5)
     some = near or list(tokenizer.special_texts[:5])
@@ -153,8 +153,8 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
     if lake.bos_id is not None and tokenizer.bos_id is None and is_default:
         (text,) = tokenizer.pieces([lake.bos_id])
         is_cls = lake.bos_id == tokenizer.cls_id
-        as_decoder = "EOS, as SAELens and TransformerLens run such models"
-        how = "CLS, as an encoder reads texts" if is_cls else as_decoder
+        as_decoder = "EOS, as in SAELens and TransformerLens"
+        how = "CLS, as encoders expect" if is_cls else as_decoder
         sentences.append(
             f"{NOTE}the tokenizer {tokenizer.name!r} has no BOS token: contexts begin with {text!r}, its "
             f"{how} (tokens.bos names another)"
@@ -164,7 +164,7 @@ def notes(run_file: RunFile, lake: Lake, tokenizer: Tokenizer) -> list[str]:
             named = getattr(run_file.tokens, key) or tokenizer.pieces([token_id])[0]
             sentences.append(
                 f"{NOTE}tokens.{key} {named!r} is not a special token of the tokenizer: "
-                "it is counted as any other token, wherever it stands"
+                "it is counted like any other token, wherever it occurs"
             )
     return sentences
 
@@ -187,6 +187,6 @@ def require_rule(root: StorePath, stored: Lake | None, requested: Lake) -> None:
     ]
     if differ:
         raise InputError(
-            f"the store {root} was tokenized by another rule: {'; '.join(differ)}. Restore the old "
-            "value, or set another store.root"
+            f"the store {root} was tokenized with other settings: {'; '.join(differ)}. Restore the "
+            "old values, or set another store.root"
         )

@@ -32,7 +32,7 @@ class NumberTokenizer:
         size = name.removeprefix(PREFIX)
         if not (size.isascii() and size.isdigit() and len(size) < 9 and 1 <= int(size) <= MOST):
             raise InputError(
-                f"tokens.tokenizer {name!r} names no vocabulary: {PREFIX}N takes N from 1 to {MOST}"
+                f"tokens.tokenizer {name!r} names no vocabulary: in {PREFIX}N, N is from 1 to {MOST}"
             )
         self.size: Final = int(size)
         self.name: Final = f"{PREFIX}{self.size}"
@@ -59,8 +59,8 @@ class NumberTokenizer:
         if rest := text.encode("utf-8", "replace").translate(None, _KNOWN):
             some = rest[:20].decode("utf-8", "replace")
             raise InputError(
-                f"the tokenizer {self.name!r} reads numbers and white space, a document holds {some!r}: set "
-                "tokens.tokenizer"
+                f"the tokenizer {self.name!r} reads numbers and white space, but a document holds {some!r}: "
+                "set tokens.tokenizer"
             )
         ids = np.fromstring(text.strip(), dtype=np.int64, sep=" ")
         if len(ids) and ids.max() >= self.size:

@@ -218,7 +218,7 @@ def scatter_vectors(
             shape = "none" if some is None else f"{some.dtype} {list(some.shape)}"
             raise InputError(
                 f"a document of {len(ids)} tokens has vectors {shape}, but {inputs.dtype} {list(wanted)} "
-                "are wanted: fix the source of the corpus"
+                "are required: fix the source of the corpus"
             )
         given.append(some)
     # Segment by segment: its first row, and the end of its context, beyond which the document goes on in

@@ -96,8 +96,8 @@ def tokenize(
         # Shards once cut stay: `auto` takes them as they are, another number cannot be had.
         if tokens.shard_tokens not in ("auto", planned := link.source["shard_tokens"]):
             raise InputError(
-                f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {root} was cut with "
-                f"{planned}; set that or auto, or set another store.root"
+                f"tokens.shard_tokens is {tokens.shard_tokens}, but the store {root} was tokenized "
+                f"with {planned}; set that or auto, or set another store.root"
             )
         return link
     _check_addition(root, links, source, tokens.limit, append=append, may_repeat=may_repeat)
@@ -111,7 +111,7 @@ def tokenize(
     with locked(layout.tokenize_lock, f"tokenize writes into {root}"):
         # Checked again inside of the lock: whoever held it last may have written after `stored` was read.
         if len(read_links(layout)) != len(links):
-            raise InputError(f"another tokenize has just written into {root}: run again")
+            raise InputError(f"another tokenize has just written to {root}: run again")
         for record in write_shards(layout, lake, stream, target, tokens.limit, stored.shards, tally.take):
             shards.append(record)
             progress(record)
@@ -127,7 +127,7 @@ def _check_places(root: StorePath, path: str) -> None:
     corpus = Path(path)
     is_folder = bool(path) and corpus.is_dir()
     if isinstance(root, Path) and is_folder and root.resolve().is_relative_to(corpus.resolve()):
-        raise InputError(f"store.root {root} lies inside corpus.path {corpus}: put it elsewhere")
+        raise InputError(f"store.root {root} is inside corpus.path {corpus}: put it elsewhere")
 
 
 def _check_addition(
@@ -145,7 +145,7 @@ def _check_addition(
         held = links[-1].source
         raise InputError(
             f"the store {root} holds another corpus ({_named(held, held['limit'])}) than the run file "
-            f"asks for ({_named(described, limit)}): add it with --append, or set another store.root"
+            f"names ({_named(described, limit)}): add it with --append, or set another store.root"
         )
     for number, link in enumerate(links):
         # What an earlier link read may not be read again: its documents would count twice.
@@ -153,7 +153,7 @@ def _check_addition(
             what, remedy = repeated
             place = f", from {link.source['path']}" if "path" in link.source else ""
             raise InputError(
-                f"{what} in the store already (link {number}{place}), and would count twice: {remedy}"
+                f"{what} already in the store (link {number}{place}), and would count twice: {remedy}"
             )
     for number, link in enumerate(links):
         # The token of an image is its class's number in its own corpus: it must mean one class in all links.
@@ -200,17 +200,17 @@ def _check_written(shards: list[ShardRecord], tally: _Tally, run_file: RunFile) 
     path, most = run_file.corpus.path, run_file.tokens.limit
     limit = f" within tokens.limit {most}" if most else ""
     if not shards:
-        raise InputError(f"corpus.path {path!r} gives no token{limit}")
+        raise InputError(f"corpus.path {path!r} yields no tokens{limit}")
     if not any(record.counted_rows for record in shards):
         raise InputError(
-            f"corpus.path {path!r} gives special tokens only{limit}, and tokens.special_tokens excludes "
+            f"corpus.path {path!r} yields only special tokens{limit}, and tokens.special_tokens excludes "
             "them: nothing would be counted"
         )
     # Every text is there; prompts may have other answers.
     if run_file.corpus.kind == "text" and 0 < tally.repeated == tally.documents:
         raise InputError(
-            f"all {tally.documents:,} documents of corpus.path {path!r} are in the store already, by their "
-            "text, and would count twice: let corpus.path name new ones"
+            f"all {tally.documents:,} documents of corpus.path {path!r} are already in the store, judged by "
+            "their text, and would count twice: let corpus.path name new ones"
         )
 
 
@@ -228,6 +228,6 @@ def _commit(layout: Layout, lake: Lake, tokenizer: Tokenizer, link: CorpusLink, 
     path = layout.corpus_link(number)
     if not put_if_absent(path, link.to_json()) and path.read_bytes() != link.to_json():
         raise InputError(
-            f"another tokenize wrote {path} meanwhile, with another corpus; tokenize into one store from one "
-            "place at a time, and start again in a new store.root"
+            f"another tokenize wrote {path} meanwhile, with a different corpus; run only one tokenize per "
+            "store at a time, and start again in a new store.root"
         )

@@ -224,11 +224,11 @@ def load_tokenizer(path: str, digest: str | None = None) -> Tokenizer:
     except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise whatever their loaders raise
         if "trust_remote_code" in str(error):
             raise InputError(
-                f"the tokenizer of {path!r} is made by Python code of its own, which is never run: set "
+                f"the tokenizer of {path!r} requires Python code of its own, which is never run: set "
                 "tokens.tokenizer to a folder with a tokenizer.json and a class of transformers"
             ) from None
         reason = " ".join(str(error).split())[:300]
-        missing = "" if folder.exists() else "there is no such folder here, so it was taken for a name; "
+        missing = "" if folder.exists() else "there is no such folder, so it was taken for a name; "
         raise storage_failure(error, file_of(error, path), "read") or InputError(
             f"no tokenizer could be loaded from {path!r} ({missing}{reason}); fix the path or name of the "
             "model, or set tokens.tokenizer"
@@ -240,8 +240,8 @@ def tokenizer_of(lake: Lake, path: str) -> Tokenizer:
     tokenizer = load_tokenizer(path, lake.tokenizer_digest)
     if tokenizer.digest != lake.tokenizer_digest:
         raise InputError(
-            f"the tokenizer at {path} is not the one that the lake was tokenized by: give --tokenizer the "
-            "place of that one"
+            f"the tokenizer at {path} is not the one that the lake was tokenized with: give the location "
+            "of that one as --tokenizer"
         )
     return tokenizer
 

@@ -114,7 +114,7 @@ class DenseDataset(IterableDataset[Any]):
             rank, world_size = (group.get_rank(), group.get_world_size()) if is_member else (0, 1)
         self.rank, self.world_size = rank, world_size
         if not 0 <= self.rank < self.world_size:
-            raise InputError(f"rank is {self.rank} of {self.world_size}: it must be from 0 to one less")
+            raise InputError(f"rank is {self.rank} of {self.world_size}: it must be from 0 to world_size - 1")
         self.position = Position()
         dense = DenseSite(FeatureStore.open(self.root), site, shards)
         self.shards, self.receipts = tuple(shard.name for shard in dense), dense.receipts_digest()
@@ -133,7 +133,8 @@ class DenseDataset(IterableDataset[Any]):
         dense = DenseSite(FeatureStore.open(self.root), self.site, self.shards)
         if dense.receipts_digest() != self.receipts:
             raise InputError(
-                f"shards of site {self.site!r} are others than when the dataset was made: make it anew"
+                f"shards of site {self.site!r} differ from those when the dataset was created: create it "
+                "again"
             )
         return dense
 
@@ -224,7 +225,7 @@ class DenseDataset(IterableDataset[Any]):
         for name, value in self.settings().items():
             if state.get(name) != value:
                 saved = f"the state was saved with {name} {state.get(name)!r}"
-                raise InputError(f"{saved}, here it is {value!r}: go on with the same, or begin anew")
+                raise InputError(f"{saved}, here it is {value!r}: continue with the same, or start over")
 
 
 class _Opened:
@@ -316,8 +317,8 @@ class DenseLoader:
         self.dataset.require_same(state)
         if len(state["positions"]) != len(self._positions):
             raise InputError(
-                f"the state was saved with {state['workers']} workers, here are {self.workers}: go on with "
-                "as many"
+                f"the state was saved with {state['workers']} workers, but here there are {self.workers}: "
+                "continue with the same number"
             )
         self._positions = [Position(*position) for position in state["positions"]]
         self._turn = state["turn"]

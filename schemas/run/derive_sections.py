@@ -20,7 +20,8 @@ class Rank(Section):
     support: int = Field(
         10,
         ge=0,
-        description="Features with fewer active rows come last in every ranking; 0: one order for all.",
+        description="Features with fewer active rows come last in every ranking; 0: all features are ranked "
+        "together.",
     )
 
 
@@ -28,43 +29,47 @@ class Cluster(Section):
     """How features, contexts and documents are clustered."""
 
     features: int | None = Field(
-        None, ge=2, le=2**20, description="Clusters of features. Default: about sqrt(d_sae) / 2, at most 512."
+        None,
+        ge=2,
+        le=2**20,
+        description="Number of clusters of features. Default: about sqrt(d_sae) / 2, at most 512.",
     )
     contexts: int | None = Field(
         None,
         ge=2,
         le=2**20,
-        description="Clusters of contexts. Default: about sqrt(contexts) / 2, at most 512.",
+        description="Number of clusters of contexts. Default: about sqrt(contexts) / 2, at most 512.",
     )
     documents: int | None = Field(
         None,
         ge=2,
         le=2**20,
-        description="Clusters of documents. Default: about sqrt(documents) / 2, at most 512.",
+        description="Number of clusters of documents. Default: about sqrt(documents) / 2, at most 512.",
     )
     resolution: float = Field(
         4.0,
         gt=0,
-        description="Of features by co-activation: higher, more and smaller clusters; 1 is plain modularity.",
+        description="Resolution of the clustering by co-activation: higher values give more and smaller "
+        "clusters; 1 is plain modularity.",
     )
     min_cluster_size: int = Field(
-        5, ge=2, le=2**20, description="Features of the smallest cluster by density."
+        5, ge=2, le=2**20, description="Smallest number of features in a cluster by density."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random draw.")
 
 
 class Derive(Section):
-    """What `run` makes of a store when all is extracted."""
+    """What `run` derives from a store after extraction."""
 
     jobs: tuple[DerivedJob, ...] = Field(
         ("stats", "examples", "profile", "rank", "coactivation", "cluster", "plots", "report"),
         description="Commands that make tables, figures and the report, each with its defaults, in the order "
-        "in which they need each other; logits, fidelity and attribute, which run the model, and importance "
-        "and images, which are of classes, may be among them.",
+        "in which they depend on each other; logits, fidelity and attribute, which run the model, and "
+        "importance and images, which need classes, can be added.",
     )
     report: str = Field(
-        "top:1000:n_active", description="Features that get a page of the report, see `report --features`."
+        "top:1000:n_active", description="Features that get a page in the report; see `report --features`."
     )
     language: Literal["en", "ko", "both"] = Field(
-        "en", description="Language of the figures' titles and axes, see `plots --language`."
+        "en", description="Language of the figures' titles and axes; see `plots --language`."
     )

@@ -29,10 +29,10 @@ MOST_PAIRS = 1 << 21
 
 
 class Spread(Section):
-    """A number for each feature, from the first's to the last's by equal factors."""
+    """A number for each feature, in a geometric progression from the first to the last."""
 
-    first: float = Field(gt=0, description="Of feature 0.")
-    last: float = Field(gt=0, description="Of the last feature.")
+    first: float = Field(gt=0, description="Value of feature 0.")
+    last: float = Field(gt=0, description="Value of the last feature.")
 
 
 def _kind(value: Any) -> str:
@@ -51,20 +51,22 @@ Numbers = Annotated[
 
 
 class Node(Section):
-    """A node of a tree: a feature, or without one a node that only organises those below it."""
+    """A node of a tree: a feature, or a node without one that only groups its children."""
 
-    feature: int | None = Field(None, ge=0, description="The feature; default: none, the node organises.")
-    children: tuple[Node, ...] = Field((), description="Nodes that fire only where this one does.")
+    feature: int | None = Field(
+        None, ge=0, description="The feature; default: none, and the node only groups its children."
+    )
+    children: tuple[Node, ...] = Field((), description="Nodes that fire only where this node does.")
     exclusive: bool = Field(
         False,
-        description="Of several children that would fire in a row a random one does. A child without a "
-        "feature would fire where one below it would.",
+        description="Whether the children exclude each other: of several that would fire in a row, a random "
+        "one does. A child without a feature would fire where a node below it would.",
     )
 
     @model_validator(mode="after")
     def _is_complete(self) -> Node:
         if self.exclusive and len(self.children) < 2:
-            raise ValueError(f"node {self.label} is exclusive, which needs two children or more")
+            raise ValueError(f"node {self.label} is exclusive, which requires at least two children")
         if self.feature is None and not self.children:
             raise ValueError("a node has neither a feature nor children: leave it out")
         return self
@@ -76,11 +78,14 @@ class Node(Section):
 
 
 class Correlated(Section):
-    """Features whose firing is correlated, each pair of them alike."""
+    """Features whose firing is correlated, equally for each pair."""
 
-    features: tuple[int, ...] = Field(min_length=2, description="Two features or more.")
+    features: tuple[int, ...] = Field(min_length=2, description="Two or more features.")
     correlation: float = Field(
-        gt=-1, lt=1, description="Of the normal numbers that decide; the correlation of firing is lower."
+        gt=-1,
+        lt=1,
+        description="Correlation of the normal variables that decide what fires; the correlation of firing "
+        "itself is lower.",
     )
 
     @model_validator(mode="after")
@@ -100,37 +105,43 @@ class Cosine(Section):
     """The cosine of two features' directions."""
 
     features: tuple[int, int] = Field(description="Two features.")
-    cosine: float = Field(gt=-1, lt=1, description="Of their directions.")
+    cosine: float = Field(gt=-1, lt=1, description="Cosine of their directions.")
 
 
 class Dictionary(Section):
-    """What the vectors of a corpus are made of."""
+    """The recipe of a corpus of vectors."""
 
     generator: Literal["latentlake", "saelens"] = Field(
         "latentlake",
         description="latentlake: drawn by NumPy; saelens: by the package's ActivationGenerator, "
         "hierarchy_modifier and FeatureDictionary (extra `saelens`).",
     )
-    features: int = Field(ge=2, le=MOST_FEATURES, description="Features.")
-    width: int = Field(ge=2, le=1 << 16, description="Entries of a vector.")
-    documents: int = Field(1024, ge=1, le=2**32, description="Documents.")
-    rows: int = Field(16, ge=1, le=2**16, description="Vectors of a document.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another dictionary and other rows.")
-    probability: Numbers = Field(0.05, description="That a feature fires, before trees.")
-    magnitude: Numbers = Field(1.0, description="Mean of a feature's value where it fires.")
-    magnitude_std: Numbers = Field(0.0, description="Standard deviation of it; what falls below 0 is 0.")
+    features: int = Field(ge=2, le=MOST_FEATURES, description="Number of features.")
+    width: int = Field(ge=2, le=1 << 16, description="Length of a vector.")
+    documents: int = Field(1024, ge=1, le=2**32, description="Number of documents.")
+    rows: int = Field(16, ge=1, le=2**16, description="Vectors per document.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="A different seed gives a different dictionary and different rows."
+    )
+    probability: Numbers = Field(
+        0.05, description="Probability that a feature fires, before trees are applied."
+    )
+    magnitude: Numbers = Field(1.0, description="Mean value of a feature where it fires.")
+    magnitude_std: Numbers = Field(
+        0.0, description="Standard deviation of that value; values below 0 become 0."
+    )
     cosine: float | None = Field(
         None,
         gt=-1,
         lt=1,
-        description="Of each pair of directions. Default: random directions, or with `cosines` 0; of the "
-        "generator saelens: as orthogonal as it makes them.",
+        description="Cosine of each pair of directions. Default: random directions, or 0 if `cosines` is "
+        "given; with the generator saelens, as orthogonal as it makes them.",
     )
-    cosines: tuple[Cosine, ...] = Field((), description="Pairs whose cosine is another.")
+    cosines: tuple[Cosine, ...] = Field((), description="Pairs with a different cosine.")
     correlated: tuple[Correlated, ...] = Field((), description="Groups of features that fire together.")
     trees: tuple[Node, ...] = Field((), description="Features that fire only where their parents do.")
-    noise: float = Field(0.0, ge=0, description="Standard deviation of what is added to each entry.")
-    bias: float = Field(0.0, ge=0, description="Length of a random vector that is added to each.")
+    noise: float = Field(0.0, ge=0, description="Standard deviation of the noise added to each entry.")
+    bias: float = Field(0.0, ge=0, description="Length of a random vector that is added to every vector.")
 
     @field_validator("probability")
     @classmethod
@@ -161,7 +172,7 @@ class Dictionary(Section):
         if (0, 0) in (both := list(zip(means, spreads, strict=True))):
             raise ValueError(
                 f"corpus.dictionary: feature {both.index((0, 0))} has magnitude 0 and magnitude_std 0, so it "
-                "never fires: give it one of them"
+                "never fires: set one of them to another value"
             )
         self._check_features()
         return self
@@ -176,7 +187,7 @@ class Dictionary(Section):
             )
         if (self.cosine or self.cosines) and self.features > MOST_WITH_COSINES:
             raise ValueError(
-                f"corpus.dictionary has {self.features:,} features, and cosines for at most "
+                f"corpus.dictionary has {self.features:,} features, but cosines can be set for at most "
                 f"{MOST_WITH_COSINES:,}: leave out cosine and cosines, or set cosine: 0"
             )
         pairs = sum(len(group.features) * (len(group.features) - 1) // 2 for group in self.correlated)
@@ -193,9 +204,9 @@ class Dictionary(Section):
             for feature, above in with_ancestors(tree):
                 where = f"corpus.dictionary.trees: feature {feature}"
                 if feature in above:
-                    raise ValueError(f"{where} stands below itself, a loop")
+                    raise ValueError(f"{where} is its own descendant, a cycle")
                 if seen.get(feature) == number:
-                    raise ValueError(f"{where} stands in two places of a tree: it may have one parent")
+                    raise ValueError(f"{where} appears twice in a tree: it can have only one parent")
                 if feature in seen:
                     raise ValueError(f"{where} is in several trees")
                 seen[feature] = number
@@ -204,14 +215,14 @@ class Dictionary(Section):
         named = in_groups + in_trees + [f for pair in self.cosines for f in pair.features]
         if wrong := [f for f in named if not 0 <= f < self.features]:
             raise ValueError(
-                f"corpus.dictionary names feature {wrong[0]}; there are 0 to {self.features - 1}"
+                f"corpus.dictionary names feature {wrong[0]}; features are numbered 0 to {self.features - 1}"
             )
         if twice := {f for f, times in Counter(in_groups).items() if times > 1}:
             raise ValueError(f"corpus.dictionary.correlated: feature {min(twice)} is in several groups")
         if both := set(in_groups) & set(in_trees):
             raise ValueError(
                 f"corpus.dictionary: feature {min(both)} is in a correlated group and in a tree; choose one, "
-                "for how often it fires would not be known"
+                "because its frequency would be unknown"
             )
         if any(pair.features[0] == pair.features[1] for pair in self.cosines):
             raise ValueError("corpus.dictionary.cosines names a feature and itself")

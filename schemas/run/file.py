@@ -62,7 +62,7 @@ class RunFile(Section):
             if (site.sae or "").startswith(SYNTHETIC) != drawn:
                 wants = "one that begins with 'synthetic:'" if drawn else "an SAE with weights"
                 raise ValueError(
-                    f"sites: model.loader: {self.model.loader} wants {wants}, but a site has {site.sae!r}"
+                    f"sites: model.loader: {self.model.loader} needs {wants}, but a site has {site.sae!r}"
                 )
         return self
 
@@ -79,11 +79,11 @@ class RunFile(Section):
                 )
             if site.sae is not None and layouts == ("dense",):
                 raise ValueError(
-                    f"sites: {name!r} has an SAE, but store.layouts is dense alone: leave `sae` out, or add "
+                    f"sites: {name!r} has an SAE, but store.layouts is only dense: leave `sae` out, or add "
                     "token_major or feature_major"
                 )
         if "dense" in layouts and self.model.loader == "synthetic":
-            raise ValueError("store.layouts: dense wants a model, model.loader: synthetic gives no x")
+            raise ValueError("store.layouts: dense needs a model; model.loader: synthetic has no x")
         return self
 
 
@@ -95,9 +95,9 @@ def load_run_file(path: str | Path) -> RunFile:
     except FileNotFoundError:
         raise InputError(f"run file {path} does not exist") from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give the run file, a file of YAML") from None
+        raise InputError(f"{path} is a folder; give the run file, which is a YAML file") from None
     if not isinstance(content, dict):
-        raise InputError(f"run file {path} holds no mapping; it needs corpus, model, sites and store")
+        raise InputError(f"run file {path} is not a mapping; it needs corpus, model, sites and store")
     return parse_run_file(content, str(path))
 
 

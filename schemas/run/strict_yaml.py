@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> Any:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise InputError(
-            f"{path} has more than {MOST_BYTES >> 20} MB, too large for a file that people write"
+            f"{path} has more than {MOST_BYTES >> 20} MB, too large for a file written by a person"
         )
     try:
         text = data.decode("utf-8-sig")
@@ -112,7 +112,7 @@ class _Document:
         next(self._events)  # the document ends
         event = next(self._events)
         if not isinstance(event, yaml.StreamEndEvent):
-            raise _Refused("a second document begins, and one is read: remove what follows '---'", event)
+            raise _Refused("a second document begins, but only one is read: remove what follows '---'", event)
         return value
 
     def _value(self, event: Any, level: int) -> Any:
@@ -161,16 +161,18 @@ class _Document:
         if isinstance(key, dict | list):
             raise _Refused("a key is a list or a mapping: keys are text", event)
         if key == "<<" and isinstance(event, yaml.ScalarEvent) and event.implicit[0]:
-            raise _Refused("'<<' merges nothing in YAML 1.2: write its keys out", event)
+            raise _Refused("'<<' does not merge in YAML 1.2: write the keys out", event)
         return key
 
     def _alias(self, event: Any) -> Any:
         name = f"*{event.anchor}"
         if event.anchor not in self._anchors:
-            raise _Refused(f"the alias {shown(name)[1:-1]} stands for nothing: its anchor comes first", event)
+            raise _Refused(
+                f"the alias {shown(name)[1:-1]} refers to nothing: its anchor must come first", event
+            )
         anchored = self._anchors[event.anchor]
         if anchored is None:
-            raise _Refused(f"the alias {shown(name)[1:-1]} stands for what it is part of", event)
+            raise _Refused(f"the alias {shown(name)[1:-1]} refers to a value that contains it", event)
         self._count(anchored[1], event)
         return anchored[0]
 
@@ -178,7 +180,7 @@ class _Document:
         self._nodes += nodes
         if self._nodes > MOST_NODES:
             raise _Refused(
-                f"it holds more than {MOST_NODES:,} keys and values (an alias counts as what it stands for)",
+                f"it holds more than {MOST_NODES:,} keys and values (an alias counts as what it refers to)",
                 event,
             )
 

@@ -208,7 +208,10 @@ def test_cosines_that_no_directions_have_are_refused(changes, message):
             {"correlated": [{"features": [0, n], "correlation": 0.5} for n in (1, 2)]},
             "0 is in several groups",
         ),
-        ({"correlated": [{"features": [0, 24], "correlation": 0.5}]}, "names feature 24; there are 0 to 23"),
+        (
+            {"correlated": [{"features": [0, 24], "correlation": 0.5}]},
+            "names feature 24; features are numbered 0 to 23",
+        ),
         ({"cosines": [{"features": [3, 3], "cosine": 0.5}]}, "a feature and itself"),
     ],
 )
@@ -224,11 +227,11 @@ def test_a_wrong_recipe_is_refused_in_a_sentence(changes, message):
         ({"features": 2, "width": 65536, "rows": 4096}, "rows is 4,096: a document would have more than"),
         (
             {"features": 8193, "width": 9000, "cosine": 0.1},
-            "has 8,193 features, and cosines for at most 8,192",
+            "has 8,193 features, but cosines can be set for at most 8,192",
         ),
         (
             {"features": 8193, "width": 9000, "cosines": [{"features": [0, 1], "cosine": 0.1}]},
-            "has 8,193 features, and cosines for at most 8,192",
+            "has 8,193 features, but cosines can be set for at most 8,192",
         ),
         (
             {"features": 3000, "correlated": [{"features": list(range(3000)), "correlation": 0.1}]},

@@ -122,16 +122,16 @@ def test_lots_do_not_depend_on_who_wishes_so_another_tree_changes_nothing_else()
     [
         (
             [{"feature": 1, "children": [{"feature": 2, "children": [{"feature": 1}]}]}],
-            "1 stands below itself",
+            "1 is its own descendant",
         ),
-        ([{"children": [{"feature": 1}, {"feature": 1}]}], "1 stands in two places of a tree"),
+        ([{"children": [{"feature": 1}, {"feature": 1}]}], "1 appears twice in a tree"),
         ([{"feature": 1}, {"feature": 2}, {"feature": 1}], "1 is in several trees"),
         (
             [{"feature": 1, "exclusive": True, "children": [{"feature": 2}]}],
-            "node 1 is exclusive, which needs two",
+            "node 1 is exclusive, which requires at least two",
         ),
         ([{"children": []}], "neither a feature nor children"),
-        ([{"feature": 64}], "names feature 64; there are 0 to 63"),
+        ([{"feature": 64}], "names feature 64; features are numbered 0 to 63"),
         ([{"feature": 8}], "feature 8 is in a correlated group and in a tree"),
     ],
 )

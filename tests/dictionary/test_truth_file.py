@@ -88,7 +88,9 @@ def test_a_file_that_was_cut_and_an_array_of_numpy_are_refused(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     for content in (whole[:100], whole[: len(whole) // 2], whole[:-30], (tmp_path / "one.npy").read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"truth\.npz is not a truth of a dictionary .*make-dictionary"):
+        with pytest.raises(
+            InputError, match=r"truth\.npz is not the ground truth of a dictionary .*make-dictionary"
+        ):
             read_truth(path)
 
 
@@ -105,5 +107,5 @@ def test_a_file_of_before_first_rows_were_kept_is_read(tmp_path):
 
 def test_an_archive_of_other_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "truth.npz", vectors=np.zeros(3))
-    with pytest.raises(InputError, match="is not a truth of a dictionary"):
+    with pytest.raises(InputError, match="is not the ground truth of a dictionary"):
         read_truth(tmp_path / "truth.npz")

@@ -134,7 +134,7 @@ def test_one_long_document_gives_all_the_tokens():
 
 
 def test_a_corpus_of_special_tokens_is_refused():
-    with pytest.raises(InputError, match="no token that counts"):
+    with pytest.raises(InputError, match="no token that is counted"):
         check.token_shard(Lines("1 2 1"), lake(8, 0), Spaces(), 100)
 
 
@@ -177,5 +177,5 @@ def test_places_whose_vectors_are_of_another_width_are_passed_over(tmp_path):
     wide = check.Place("head", "head")
     result = list(check.other_hooks(subject, [piece], wide, poor=False))
     assert [there.name for there in result] == ["hook layers.0", "hook layers.2"]
-    with pytest.raises(InputError, match="gives vectors of 512, the SAE reconstructs 16"):
+    with pytest.raises(InputError, match="has vectors of width 512, but the SAE reconstructs 16"):
         subject.rows(piece, check.Place("embed", "head"), also=("embed", "head"))

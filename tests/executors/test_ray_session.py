@@ -90,7 +90,7 @@ def printed(session, token="right"):
 
 def test_a_missing_token_is_named_at_once_with_the_file_that_holds_it(session):
     assert printed(session) == (
-        "the Ray cluster at 'HEAD' asks for a token: there is none here, copy ~/.ray/auth_token from its "
+        "the Ray cluster at 'HEAD' requires a token: there is none here; copy ~/.ray/auth_token from its "
         "head node, or set RAY_AUTH_TOKEN"
     )
 
@@ -105,7 +105,7 @@ def test_a_token_that_is_there_is_used_and_named_when_it_is_wrong(session, tmp_p
     elif where == "variable":
         monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
     assert printed(session) == (
-        "the Ray cluster at 'HEAD' does not let this driver in (ConnectionError: Failed to connect, mode "
+        "the Ray cluster at 'HEAD' does not admit this driver (ConnectionError: Failed to connect, mode "
         "token): $RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold "
         "the token of its head node"
     )
@@ -120,7 +120,7 @@ def test_a_mode_that_the_user_set_stays_and_is_named(session, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0123")
     assert printed(session).endswith(
-        "asks for a token: RAY_AUTH_MODE is 'disabled' here, set RAY_AUTH_MODE=token"
+        "requires a token: RAY_AUTH_MODE is 'disabled' here, set RAY_AUTH_MODE=token"
     )
 
 
@@ -235,7 +235,7 @@ def test_a_private_session_asks_for_a_token_of_its_own_in_any_environment(tmp_pa
 def test_a_proxy_of_the_environment_does_not_hide_a_cluster(session, monkeypatch):
     for name in PROXIES:
         monkeypatch.setenv(name, NOWHERE)
-    assert "asks for a token: there is none here" in printed(session)
+    assert "requires a token: there is none here" in printed(session)
 
 
 def test_another_version_on_the_head_is_one_sentence_with_both(session, monkeypatch):
@@ -248,8 +248,8 @@ def test_another_version_on_the_head_is_one_sentence_with_both(session, monkeypa
     monkeypatch.setattr(session.ray, "init", refuse)
     assert printed(session, token=None) == (
         "the Ray cluster at 'HEAD' runs Ray 2.59.0 and Python 3.11.9, this driver Ray 2.60.0 and Python "
-        "3.11.7: they must be the same, so install those of its head node here (one image for all nodes does "
-        "that)"
+        "3.11.7: they must be the same, so install the versions of its head node here (one image for all "
+        "nodes ensures that)"
     )
 
 

@@ -121,7 +121,7 @@ def test_verify_agrees_and_finds_a_receipt_that_miscounts(lake, tmp_path):
 
 
 def test_an_empty_slice_is_refused_with_the_context_size(tmp_path):
-    with pytest.raises(InputError, match=r"site 'far': positions \[16, None\] are none of the 16"):
+    with pytest.raises(InputError, match=r"site 'far': positions \[16, None\] lie outside the 16"):
         resolve(run_file(tmp_path, sites=sites(tmp_path, far=(16, None))))
 
 
@@ -144,7 +144,9 @@ def test_the_slice_of_the_sae_is_the_default_and_another_one_warns(tmp_path):
 
 def test_a_slice_of_the_sae_that_is_none_is_reported(tmp_path):
     sae = str(write_sae(tmp_path / "sae", "topk", seqpos_slice=["a"], context_size=16))
-    with pytest.raises(InputError, match=r"site 'x': its SAE's seqpos_slice is \['a'\], no slice"):
+    with pytest.raises(
+        InputError, match=r"site 'x': its SAE's seqpos_slice is \['a'\], which is not a slice"
+    ):
         resolve(run_file(tmp_path, sites=[{"name": "x", "sae": sae}]))
 
 

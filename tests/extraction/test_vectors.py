@@ -136,7 +136,7 @@ def test_a_model_in_half_precision_reads_vectors_too(tmp_path, monkeypatch, dtyp
 def test_a_model_of_tokens_is_refused(tmp_path, monkeypatch):
     content = vectors_run(tmp_path, monkeypatch) | {"model": {"loader": "transformer_lens", "path": "gpt2"}}
     with pytest.raises(
-        InputError, match=r"the corpus holds vectors of 16, and model\.loader: transformer_lens"
+        InputError, match=r"the corpus holds vectors of width 16, but model\.loader: transformer_lens"
     ):
         extracted(parse_run_file(content, "run.yaml"))
 
@@ -144,5 +144,5 @@ def test_a_model_of_tokens_is_refused(tmp_path, monkeypatch):
 def test_vectors_are_requested_of_a_corpus_that_has_them(tmp_path):
     content = run_content(tmp_path) | {"model": {"loader": "inputs"}}
     content["sites"][0]["hook_name"] = "input"
-    with pytest.raises(InputError, match="inputs reads the vectors of a corpus, and this one holds tokens"):
+    with pytest.raises(InputError, match="inputs reads the vectors of a corpus, but this one holds tokens"):
         extracted(parse_run_file(content, "run.yaml"))

@@ -270,11 +270,11 @@ def test_a_killed_job_goes_on_after_the_parts_it_had_done(store, monkeypatch, ca
     ):
         capsys.readouterr()
         attribute(store, "last", **other)
-        assert "goes on after" not in capsys.readouterr().out
+        assert "continues after" not in capsys.readouterr().out
     assert list(folder.glob(".attribute.*.tmp")) == left
     monkeypatch.setattr(attribution, killed_in, rest)
     attribute(store, "last", **options)
-    assert "goes on after 2 of" in " ".join(capsys.readouterr().out.split())
+    assert "continues after 2 of" in " ".join(capsys.readouterr().out.split())
     assert [store.layout.table("last", name).read_bytes() for name in names] == expected
     assert not list(folder.glob(".*"))
 
@@ -282,8 +282,8 @@ def test_a_killed_job_goes_on_after_the_parts_it_had_done(store, monkeypatch, ca
 @pytest.mark.parametrize(
     ("columns", "ablate", "message"),
     [
-        ({"feature": [1.5], "score": [1.0]}, False, "features are whole numbers"),
-        ({"feature": [1], "score": [1.0], "label": ["age"]}, True, "but one of the columns label and value"),
+        ({"feature": [1.5], "score": [1.0]}, False, "features must be whole numbers"),
+        ({"feature": [1], "score": [1.0], "label": ["age"]}, True, "only one of the columns label and value"),
         (
             {"feature": [1], "score": [1.0], "label": ["age"], "value": ["odl"]},
             True,
@@ -321,9 +321,9 @@ def test_the_map_has_a_dot_where_an_effect_holds():
     ("columns", "message"),
     [
         ({"feature": [1]}, "has no column 'score'"),
-        ({"feature": [D_SAE], "score": [1.0]}, "a feature that is not there: there are 0 to 63"),
-        ({"feature": [1, 1], "score": [1.0, 2.0]}, "a feature of a value twice"),
-        ({"feature": ["x"], "score": [1.0]}, "features are whole numbers"),
+        ({"feature": [D_SAE], "score": [1.0]}, "a feature that does not exist: features are 0 to 63"),
+        ({"feature": [1, 1], "score": [1.0, 2.0]}, "a feature twice for one value"),
+        ({"feature": ["x"], "score": [1.0]}, "features must be whole numbers"),
     ],
 )
 def test_a_table_of_scores_of_another_form_is_refused(tmp_path, columns, message):
@@ -355,7 +355,7 @@ def test_a_store_of_packed_documents_and_one_without_answers_are_refused(tmp_pat
     with pytest.raises(InputError, match=r"share contexts.*tokens\.contexts: document"):
         attribute(packed, "last")
     monkeypatch.setattr("jobs.evaluation.attribute.read_links", lambda _: [])
-    with pytest.raises(InputError, match="this store's has none: give --answers FIRST,OTHER"):
+    with pytest.raises(InputError, match="the corpus of this store has none: give --answers FIRST,OTHER"):
         attribute(packed, "last")
 
 

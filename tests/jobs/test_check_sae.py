@@ -79,7 +79,7 @@ def test_a_likely_mistake_ends_with_1_and_is_named(capsys, tmp_path, words):
     code, printed, report = call(capsys, embedding_sae(tmp_path / "sae", scale=3.0), words)
     assert code == 1
     assert not report["is_fine"]
-    assert report["likely"]["name"] in ("W_dec on another scale", "W_dec of unit rows")
+    assert report["likely"]["name"] in ("W_dec on another scale", "W_dec with unit rows")
     assert report["likely"]["explained_variance"] > 0.99
     assert report["as_loaded"]["explained_variance"] < -2
     assert "Likely mistake" in printed
@@ -97,8 +97,8 @@ def test_the_hook_of_the_saes_own_files_is_named(capsys, tmp_path, words):
 def test_a_card_is_shown_next_to_the_figures_and_a_special_token_that_dominates_is_reported():
     report = stub_report(card={"l0": 10.0, "explained_variance": 0.8}, with_special=-3.0)
     message = sentences(report)
-    assert "L0 is 1.0, its card says 10." in message
-    assert "Leave special tokens out: counted too, explained variance is -3.000." in message
+    assert "L0 is 1.0, but its card says 10." in message
+    assert "Leave special tokens out: with them, explained variance is -3.000." in message
     assert sentences(stub_report(card={"l0": 0.7}, with_special=0.9)) == []
     assert as_json(report)["card"] == {"l0": 10.0, "explained_variance": 0.8}
 
@@ -186,7 +186,7 @@ def test_bad_input_ends_with_2_and_one_sentence(capsys, tmp_path, words):
     assert "model.loader" in refused(capsys, sae, "--model", MODEL, "--loader", "none")
     wide = write_sae(tmp_path / "wide", d_model=24, hook_name="embed")
     options = ("--loader", "torch_module", "--model", MODEL, "--tokenizer", words / "tokenizer")
-    assert "no token that counts" in refused(capsys, sae, *options)  # speeches have none of the words
+    assert "no token that is counted" in refused(capsys, sae, *options)  # speeches have none of the words
     corpus = ("--corpus", words / "corpus.jsonl", "--text-column", "said", "--device", "cpu")
     assert "gives vectors of 16" in refused(capsys, wide, *options, *corpus)
     assert "layers.7" in refused(capsys, sae, *options, *corpus, "--hook-name", "layers.7")
@@ -198,7 +198,7 @@ def test_files_of_an_sae_choose_no_model_that_lies_here(capsys, tmp_path, monkey
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     sae = write_sae(tmp_path / "sae", hook_name="embed", model_name=name)
-    assert f"name the model {name!r}, which is neither a published model's name" in refused(capsys, sae)
+    assert f"name the model {name!r}, which is neither the name of a published model" in refused(capsys, sae)
 
 
 def test_the_model_that_the_saes_files_choose_is_reported(capsys, tmp_path):
@@ -207,7 +207,7 @@ def test_the_model_that_the_saes_files_choose_is_reported(capsys, tmp_path):
 
     sae = str(write_sae(tmp_path / "sae", hook_name="embed", model_name="org/tiny-1.5_b"))
     assert _model(sae, read_metadata(sae)) == "org/tiny-1.5_b"
-    assert "The model is org/tiny-1.5_b, as the SAE's files say" in capsys.readouterr().out
+    assert "The model is org/tiny-1.5_b, according to the SAE's files" in capsys.readouterr().out
 
 
 def test_a_context_size_that_holds_no_token_is_the_saes_fault(capsys, tmp_path, words):
@@ -220,12 +220,12 @@ def test_too_few_tokens_accuse_nobody_and_none_at_all_are_refused(capsys, tmp_pa
     sae = embedding_sae(tmp_path / "sae", scale=3.0)
     code, printed, report = call(capsys, sae, words, "--tokens", 40)
     assert code == 0, printed
-    assert "These are too few tokens to tell" in printed
+    assert "There are too few tokens to tell" in printed
     assert report["likely"] is None
     bos = embedding_sae(tmp_path / "bos", seqpos_slice=[0, 1])
     code, printed, _ = call(capsys, bos, words)
     assert code == 2
-    assert "no token is at the positions (0, 1) that the SAE reads: give more --tokens" in printed
+    assert "no token is at the positions (0, 1), which the SAE reads: give more --tokens" in printed
 
 
 DEMO = Path(str(resources.files("jobs") / "demo_data" / "smollm2-135m-l9"))

@@ -148,7 +148,8 @@ def test_a_model_that_is_not_there(capsys, tmp_path):
     assert code == 2
     assert (
         line
-        == "latentlake: model /no/model does not exist: give a model's folder, or its name at Hugging Face"
+        == "latentlake: model /no/model does not exist: give a model's folder, or its name on the Hugging "
+        "Face Hub"
     )
 
 
@@ -302,7 +303,7 @@ def small_vocabulary():
 def test_a_store_inside_its_corpus_folder_is_refused(capsys, tmp_path):
     content = run_content(tmp_path, corpus={"path": str(tmp_path), "label_columns": []})
     code, line = call(capsys, "run", write(tmp_path, content))
-    assert (code, "lies inside corpus.path" in line) == (2, True)
+    assert (code, "is inside corpus.path" in line) == (2, True)
 
 
 def test_paths_are_printed_as_they_are(capsys, tmp_path):

@@ -52,7 +52,7 @@ def test_the_jobs_of_the_registry_are_those_of_the_run_file():
 def test_what_is_added_is_said_in_one_line(tmp_path, capsys, changes, added):
     given = run_file(tmp_path, **changes)
     jobs = with_needed(given).derive.jobs
-    message = f"derive {added} too, which other jobs of derive.jobs need\n" if added else ""
+    message = f"derive {added} too, because other jobs of derive.jobs need it\n" if added else ""
     assert capsys.readouterr().out == message
     assert set(jobs) == {*given.derive.jobs, *filter(None, added.split(", "))}
 
@@ -69,7 +69,7 @@ def test_plots_and_report_without_a_ranking_are_made_to_the_end(tmp_path, capsys
 @pytest.mark.parametrize(
     ("jobs", "changes", "why"),
     [
-        (["logits"], {}, "model.loader: torch_module knows no unembedding"),
+        (["logits"], {}, "model.loader: torch_module has no unembedding"),
         (["attribute"], {}, "the corpus names no two columns of answers"),
         (
             ["images"],
@@ -91,6 +91,6 @@ def test_what_could_not_be_done_is_refused_before_the_first_shard(tmp_path, jobs
     if "pooling" in changes:
         sites = [site.model_copy(update={"pooling": "mean"}) for site in given.sites]
         given = given.model_copy(update={"sites": tuple(sites)})
-    with pytest.raises(InputError, match=f"derive.jobs: .* cannot be done for site 'mid': .*{why}"):
+    with pytest.raises(InputError, match=f"derive.jobs: .* is impossible for site 'mid': .*{why}"):
         run(given)
     assert not (tmp_path / "store" / "passes").exists()

@@ -220,7 +220,7 @@ def test_what_cannot_be_compared_is_refused(folder):
     a = side(folder, "first")
     for site, message in (
         ("wide", "has 64 features, .* has 80: only stores of one SAE"),
-        ("other", "are of two SAEs .* feature n of one is not feature n"),
+        ("other", "were made with two SAEs .* feature n of one is not feature n"),
         ("late", r"reads all positions, .* positions \[4, 16\]: extract both with the same positions"),
     ):
         with pytest.raises(InputError, match=message):

@@ -129,7 +129,7 @@ def test_a_drop_of_a_site_that_is_interrupted_anywhere_is_honoured_and_can_be_fi
     result = store.verify()
     assert result.problems == []
     (line,) = result.stale
-    assert line.startswith(f"{PIECES - at} pieces are left of the dropped site a: ")
+    assert line.startswith(f"{PIECES - at} files or folders of the dropped site a remain: ")
     if finish == "gc":
         assert len(gc(store, 24, dry_run=False)) == PIECES - at
     else:
@@ -196,7 +196,7 @@ def test_a_drop_of_a_pass_that_is_interrupted_anywhere_leaves_an_unfinished_pass
 def test_the_only_site_of_a_pass_goes_with_its_pass(root, capsys):
     drop(str(root), site="a", yes=True)
     drop(str(root), site="b", yes=True)
-    assert "b is the only site of pass p, which goes with it" in capsys.readouterr().out
+    assert "b is the only site of pass p, which is therefore dropped too" in capsys.readouterr().out
     assert not any(name.startswith(("passes/", "tables/")) for name in names(root))
 
 
@@ -215,11 +215,11 @@ def test_a_table_goes_of_one_site_or_of_all(root):
     ("options", "sentence"),
     [
         ({"pass_name": "q"}, "the store has no pass 'q'; it has p"),
-        ({"site": "c"}, "site 'c' of .* is not there; it has a, b"),
+        ({"site": "c"}, "site 'c' of .* does not exist; the store has a, b"),
         ({"site": "c", "table": "l0"}, "the store has no site 'c'; it has a, b"),
         ({"table": "../b/l0"}, "table"),
         ({"pass_name": "../p"}, "the store has no pass"),
-        ({"site": "../b"}, "is not there"),
+        ({"site": "../b"}, "does not exist"),
         ({}, "give one of --pass, --site and --table"),
         ({"pass_name": "p", "site": "a"}, "give one of --pass, --site and --table"),
     ],
@@ -255,7 +255,7 @@ def test_without_a_terminal_it_wants_yes_and_ends_with_2(made, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         main(["drop", str(made), "--pass", "p"])
     assert ended.value.code == 2
-    assert "say --yes, nobody can be asked here" in capsys.readouterr().err
+    assert "use --yes, because nobody can be asked here" in capsys.readouterr().err
     assert names(made) == before
 
 
@@ -278,7 +278,7 @@ def test_nothing_is_dropped_under_a_run_that_is_at_work(root, options):
     [
         ("passes/p/data/000001/a/a", "is missing"),
         ("passes/p/sites/a.zarr", r"a\.zarr does not exist"),
-        ("passes/p/plan.json", r"plan\.json is missing, and shards are committed under it"),
+        ("passes/p/plan.json", r"plan\.json is missing, but shards are committed under it"),
     ],
 )
 def test_what_other_hands_have_half_removed_is_found_by_verify(made, tmp_path, gone, sentence):

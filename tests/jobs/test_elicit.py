@@ -122,7 +122,7 @@ def test_a_text_longer_than_a_context_is_refused_where_a_document_has_one(tmp_pa
     lake = extracted(parse_run_file(content | {"tokens": tokens}, "run.yaml"), tables=False)
     fits = " ".join(["w1"] * (130 - 2))
     assert len(run_text(lake, "mid", fits, Places(model=TINY)).token_ids) >= 128
-    with pytest.raises(InputError, match="has 200 tokens, more than fit a context of 130"):
+    with pytest.raises(InputError, match="has 200 tokens, more than fit into a context of 130"):
         run_text(lake, "mid", " ".join(["w1"] * 200), Places(model=TINY))
 
 
@@ -141,9 +141,9 @@ def test_positions_that_are_not_there_or_not_counted(store: FeatureStore) -> Non
         with pytest.raises(InputError, match=rf"position {position} is not in the text: its 5 tokens"):
             read(store, SHORT, position)
     for position in (3, -2):
-        with pytest.raises(InputError, match="is none that the site counts"):
+        with pytest.raises(InputError, match="is not one that the site counts"):
             read(store, SHORT, position)
-    with pytest.raises(InputError, match="no token of the text is one that the site reads"):
+    with pytest.raises(InputError, match="the site reads none of the text's tokens"):
         read(store, "nonsense")
     with pytest.raises(InputError, match="has no tokens"):
         read(store, " \n ")
@@ -193,7 +193,7 @@ def test_a_model_that_is_gone_is_reported_before_a_tokenizer_is_looked_for(
     monkeypatch.setattr(
         "pipeline.evaluation.typed_text.tokenizer_of", lambda lake, path: pytest.fail(f"asked for {path}")
     )
-    with pytest.raises(InputError, match="give --model"):
+    with pytest.raises(InputError, match="give its current path as --model"):
         run_text(store, "mid", SHORT, Places(model="no.such:module"))
 
 
@@ -228,12 +228,15 @@ def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
     for places, message in (
         (
             Places(model=TINY, sae=str(other)),
-            f"what lies at {other} is not the SAE that the pass was made with",
+            f"{other} is not the SAE that the pass was made with",
         ),
-        (Places(model=TINY, sae=str(tmp_path / "nowhere")), "nowhere does not exist.*give --sae"),
+        (
+            Places(model=TINY, sae=str(tmp_path / "nowhere")),
+            "nowhere does not exist.*give its current path as --sae",
+        ),
         (Places(model="tests.kit:write_sae"), "is not the model|is gone from"),
-        (Places(model="no.such:module"), "no module 'no.such'.*give --model"),
-        (Places(model=TINY, tokenizer=str(words)), "is not the one that the lake was tokenized by"),
+        (Places(model="no.such:module"), "no module 'no.such'.*give its current path as --model"),
+        (Places(model=TINY, tokenizer=str(words)), "is not the one that the lake was tokenized with"),
         (Places(model=TINY, device="tpu"), "give auto, cpu or cuda"),
     ):
         with pytest.raises(InputError, match=message):
@@ -255,7 +258,7 @@ def test_a_synthetic_site_reads_no_text(tmp_path: Path) -> None:
         "extract": {"executor": "in_process"},
     }
     store = extracted(parse_run_file(content, "run.yaml"))
-    with pytest.raises(InputError, match="synthetic: its features were drawn from a recipe"):
+    with pytest.raises(InputError, match="synthetic: its features were generated from a recipe"):
         run_text(store, "made", SHORT, Places())
 
 

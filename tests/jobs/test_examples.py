@@ -149,7 +149,7 @@ def test_that_nothing_fires_is_said(
     store = FeatureStore.open(build(tmp_path, shards=1).layout.root)
     stats(store, "site")
     assert examples(store, "site").is_empty()
-    assert "examples site: none, for no feature fires (" in " ".join(capsys.readouterr().out.split())
+    assert "examples site: none, because no feature fires (" in " ".join(capsys.readouterr().out.split())
     show_feature(store, "site", 3)
     assert "examples of kind" not in capsys.readouterr().out
 

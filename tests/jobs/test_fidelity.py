@@ -281,10 +281,13 @@ def test_files_that_are_gone_or_changed_are_refused(capsys, tmp_path, plain):
     assert "SAE nowhere does not exist" in refused(capsys, root, "--model", TINY, "--sae", "nowhere")
     other = write_sae(tmp_path / "other", "standard", d_sae=64, hook_name="layers.1", context_size=16, seed=1)
     line = refused(capsys, root, "--model", TINY, "--sae", other)
-    assert f"what lies at {other} is not the SAE that the pass was made with (its digest is " in line
-    assert "give --sae the path where the SAE of the pass lies now" in line
+    assert f"{other} is not the SAE that the pass was made with (its digest is " in line
+    assert "give its current path as --sae" in line
     line = refused(capsys, root, "--model", "tests.fixtures.runs:run_file")
-    assert "the model of the pass is gone from tests.fixtures.runs:run_file: give --model the path" in line
+    assert (
+        "the model of the pass is gone from tests.fixtures.runs:run_file: give its current path as --model"
+        in line
+    )
     assert "--tokens 0" in refused(capsys, root, "--model", TINY, "--tokens", "0")
     assert "no committed shard 'x'" in refused(capsys, root, "--model", TINY, "--shard", "x")
     moved = shutil.copytree(sae, tmp_path / "moved")

@@ -156,7 +156,7 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
     ("requested", "message"),
     [
         ({}, "--features 1,2,3 or --ranking"),
-        ({"features": "1", "ranking": "frequency:0:5"}, "not two of them"),
+        ({"features": "1", "ranking": "frequency:0:5"}, "only one of them"),
         ({"features": "1,x"}, "'x' is neither a number"),
         ({"features": "5:5"}, "an empty range"),
         ({"features": f"1:{D_SAE + 1}"}, f"there are 0 to {D_SAE - 1}"),
@@ -165,7 +165,7 @@ def test_both_options_take_ranks_in_either_spelling_and_keep_their_order(made):
         ({"features": "1", "contexts": "100000"}, "--contexts '100000'"),
         ({"features": "1", "where": ["nation=x"]}, "has no label 'nation'"),
         ({"features": "1", "pool": "median"}, "last, mean, max, sum"),
-        ({"features": "1", "where": ["party=red", "party=blue"]}, "no document has .* at once"),
+        ({"features": "1", "where": ["party=red", "party=blue"]}, "no document has all of .*"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(made, tmp_path, requested, message):

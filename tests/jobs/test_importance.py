@@ -214,7 +214,7 @@ def test_a_classifier_that_is_not_the_pass_s_is_refused(store, tmp_path, monkeyp
     assert decoders_of(store, "rho0.1", str(shutil.copytree(path, tmp_path / "same"))).sides == (8, 8)
     whole = read_decoder(path)
     monkeypatch.setattr("jobs.tables.feature_images.read_decoder", lambda _: replace(whole, shape=(4, 16)))
-    with pytest.raises(InputError, match=r"of the shape \[4, 16\], those of the store have \[8, 8\]"):
+    with pytest.raises(InputError, match=r"of the shape \[4, 16\], but those of the store have \[8, 8\]"):
         images(store, "rho0.1")
 
 
@@ -264,11 +264,11 @@ def test_features_are_set_added_to_and_multiplied(store, tmp_path, capsys):
         (["steer", "--site", "rho0.1", "--set", "x"], "is not FEATURE=VALUE"),
         (["steer", "--site", "rho0.1", "--set", "1=1", "--row", "999"], "rows go from 0 to 159"),
         (["steer", "--site", "rho0.1", "--set", "3=1e999"], "'1e999' is not a finite number"),
-        (["steer", "--site", "rho0.1", "--set", "3=1e300", "--set", "3=*1e300"], "too large to be computed"),
+        (["steer", "--site", "rho0.1", "--set", "3=1e300", "--set", "3=*1e300"], "too large to compute"),
         (["importance", "--label", "party"], "has the label columns class, not 'party'"),
-        (["importance", "--rho", "1"], "lies between 0 and 1"),
+        (["importance", "--rho", "1"], "must lie between 0 and 1"),
         (["importance", "--penalty", "-1"], "give 0 or more"),
-        (["images", "--model", "nowhere"], "holds no image decoder"),
+        (["images", "--model", "nowhere"], "has no image decoder"),
     ],
 )
 def test_what_can_be_fixed_is_reported_in_a_sentence(store, capsys, command, message):
@@ -321,7 +321,7 @@ def test_a_store_of_words_has_importances_by_a_label_and_says_that_x_is_not_ther
     change = (dense**2).sum(axis=0) * (w_dec**2).sum(axis=1) / 4 / stored.height
     result = table.filter(pl.col("value").is_null()).sort("feature")["loss_change"]
     np.testing.assert_allclose(result, change, rtol=1e-9)
-    with pytest.raises(InputError, match="choose one by `latentlake importance --label COLUMN`"):
+    with pytest.raises(InputError, match="choose one with `latentlake importance --label COLUMN`"):
         importance(opened, "site")
 
 

@@ -121,7 +121,8 @@ def test_each_of_several_conditions_is_looked_at(
     for other in ("year=1901", "party=Federalist"):  # of a Federalist
         conditions[-1] = other
         code, text = says(capsys, "top", store.layout.root, feature, *conditions)
-        message = f"no document has --where 'party=Whig' and --where '{other}' at once, though some have each"
+        message = f"no document has all of --where 'party=Whig' and --where '{other}', though some "
+        "documents have each"
         assert (code, message in text) == (2, True)
     conditions[-1] = "year=2001"
     code, text = says(capsys, "top", store.layout.root, feature, *conditions)

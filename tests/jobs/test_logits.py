@@ -166,10 +166,10 @@ def test_what_has_no_logits_is_refused(capsys, lake, tmp_path):
     other = write_tiny_llama(tmp_path / "other", seed=1)
     line = refused(capsys, store.layout.root, "--site", "stream", "--model", other)
     assert "of the pass" in line
-    assert "give --model the path where the model of the pass lies now" in line
+    assert "give its current path as --model" in line
     plain = extracted(run_file(tmp_path / "module"), tables=False)
     line = refused(capsys, plain.layout.root, "--model", "tests.kit:tiny_lm")
-    assert "the model has no unembedding that could be found" in line
+    assert "no unembedding was found in the model" in line
     moved = shutil.copytree(folder / "model", tmp_path / "moved")
     assert logits(store, "stream", model=str(moved)).height == 40
 
@@ -178,7 +178,7 @@ def test_vectors_of_another_width_are_refused(lake):
     store, _ = lake
     from jobs.evaluation.logits import use_for_logits
 
-    with pytest.raises(InputError, match="vectors of 5 are none of the residual stream, which is 16 wide"):
+    with pytest.raises(InputError, match="vectors of 5 are not in the residual stream, which is 16 wide"):
         direct_logits.vocabulary_of(use_for_logits(store, "stream", "cpu"), 5)
 
 
@@ -200,7 +200,7 @@ def test_figures_say_what_they_show(lake):
         fidelity = pl.DataFrame([{"measure": name, **row} for name in MEASURES], schema=FIDELITY)
         text = svg(draw_fidelity(fidelity, "stream"))
         assert "70 predictions · 3 documents · recovered 2.000 · explained variance 2.000" in text
-        assert "What the reconstruction costs the model" in text
+        assert "Loss of the model with reconstructed x" in text
         unknown = fidelity.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("low", "high"))
         assert "zeros" in svg(draw_fidelity(unknown, "stream"))
         assert "no loss was measured" in svg(draw_fidelity(fidelity.head(0), "stream"))

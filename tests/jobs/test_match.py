@@ -246,7 +246,7 @@ def test_the_command_prints_a_summary_and_refuses_what_cannot_be_matched(built, 
     best = cosine[~np.isnan(cosine).any(axis=1)].max(axis=1)
     assert f"{(best > 0.7).sum()} of 39 features have a match above 0.7" in done.output
     assert f"mean {best.mean():.3f}, median {np.median(best):.3f}" in done.output
-    assert "note: the 3 shards that both have extracted are compared" in done.output
+    assert "note: only the 3 shards that both have extracted are compared" in done.output
     assert (
         "run `latentlake match`" in CliRunner().invoke(app, ["top", root, "1", "--site", "a"]).output or True
     )

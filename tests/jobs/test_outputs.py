@@ -43,7 +43,7 @@ def test_where_no_file_can_be_is_reported_with_option_and_place(tmp_path: Path, 
     (tmp_path / "a-file").touch()
     for check in (require_file, lambda path, option: write_file(path, b"", option)):
         with pytest.raises(
-            InputError, match=f"^--html {tmp_path / place} cannot be a file: give one that is"
+            InputError, match=f"^--html {tmp_path / place} cannot be a file: give a path that is"
         ):
             check(tmp_path / place, "--html")
 
@@ -67,7 +67,8 @@ def test_commands_refuse_a_folder_before_they_begin(
     done = CliRunner().invoke(app, [*words, option, str(tmp_path / name)])
     assert isinstance(done.exception, InputError)
     assert str(done.exception) == (
-        f"{option} {tmp_path / name} cannot be a file: give one that is not a folder and lies in one"
+        f"{option} {tmp_path / name} cannot be a file: give a path that is not a folder, inside an existing "
+        "folder"
     )
 
 

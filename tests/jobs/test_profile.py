@@ -46,8 +46,8 @@ def test_labels_of_too_few_documents_to_test_are_said(
 ) -> None:
     profile(FeatureStore.open(build(tmp_path, shards=1, documents=4).layout.root), "site")
     output = capsys.readouterr().out
-    assert "no value of label party has enough of the 4 documents for a test: a feature is tested" in output
-    assert "would have it fire in 5 of the smaller set, which here has 2 at most" in output
+    assert "no value of label party has enough of the 4 documents for a test: a feature is compared" in output
+    assert "it would fire in 5 of the smaller set, which here has at most 2" in output
     assert "no value of label year has enough" in output
     assert "no feature fires in enough documents to test its trend over label year" in output
 
@@ -55,7 +55,7 @@ def test_labels_of_too_few_documents_to_test_are_said(
 def test_values_that_are_not_compared_are_said(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
     store = FeatureStore.open(built.layout.root)
     profile(store, "site", values=2)
-    assert "4 values of label year, those of fewest rows, are not compared" in capsys.readouterr().out
+    assert "4 values of label year, those with the fewest rows, are not compared" in capsys.readouterr().out
     assert store.scan_table("site", "l0_thresholds").collect()["threshold"].n_unique() == len(THRESHOLDS)
 
 

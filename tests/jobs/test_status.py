@@ -132,7 +132,7 @@ def test_what_is_printed(store, capsys):
     assert "tokens/s over the last minutes" in shown
     assert "1 worker, 0 retries" in shown
     assert (
-        "predicted from a probe: 50 tokens/s of a worker, 7.0 nonzeros and 28 bytes a token, 60 min" in shown
+        "predicted from a probe: 50 tokens/s per worker, 7.0 nonzeros and 28 bytes per token, 60 min" in shown
     )
 
 

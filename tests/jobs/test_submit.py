@@ -54,7 +54,7 @@ def run_yaml(folder, **changes):
 
 def test_a_run_file_that_the_cluster_would_not_get_is_refused(tmp_path):
     path = run_yaml(tmp_path)
-    with pytest.raises(InputError, match=rf"{path} is not in {ROOT}, which is what the cluster gets"):
+    with pytest.raises(InputError, match=rf"{path} is not in {ROOT}, which is copied to the cluster"):
         submit(path, "http://127.0.0.1:1", ROOT)
 
 
@@ -103,7 +103,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory, short_folder):
-    """A single-node Ray with a dashboard that asks for a token: the dashboard's address, our environment."""
+    """A single-node Ray with a dashboard that requires a token: the dashboard's address, our environment."""
     folder, token = short_folder, tmp_path_factory.mktemp("token") / "token"
     token.write_text("0123456789abcdef" * 4)
     port, dashboard, agent = free_port(), free_port(), free_port()
@@ -179,7 +179,7 @@ def test_a_server_that_asks_for_a_token_has_its_sentence(head, tmp_path):
     process = start(tmp_path, address, without)
     _, output = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert f"the Ray cluster at {address} wants a token" in output
+    assert f"the Ray cluster at {address} requires a token" in output
     assert "copy ~/.ray/auth_token from its head node" in output
 
 
@@ -247,7 +247,7 @@ def test_a_job_that_was_stopped_goes_on_when_submitted_again_and_no_byte_differs
     output, errors = second.communicate(timeout=120)
     assert second.returncode == 0, output + errors
     assert "submitted run-2: python -m jobs run run.yaml" in output
-    assert f"{committed} were done" in output
+    assert f"{committed} were already done" in output
     assert data_bytes(root) == data_bytes(calm)
 
 

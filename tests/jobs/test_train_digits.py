@@ -37,9 +37,7 @@ def test_the_same_seed_gives_the_same_networks_and_the_run_file_names_them(tmp_p
     assert 0 <= result.pixels.min() < result.pixels.max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("rho", "message"), [((1.0,), "--rho 1.0"), ((0.1, 0.1), "each target of sparsity once")]
-)
+@pytest.mark.parametrize(("rho", "message"), [((1.0,), "--rho 1.0"), ((0.1, 0.1), "each target only once")])
 def test_targets_that_are_none_are_refused(tmp_path, rho, message):
     with pytest.raises(InputError, match=message):
         train_digits(tmp_path, rho=rho)

@@ -398,8 +398,8 @@ def test_what_it_says_is_truth_against_measured(known_store, capsys):
     assert "40 features against 40 true ones" in output
     assert "explained variance 0.999" in output
     assert "F1, of the nearest true feature 1.0000" in output
-    assert "every feature fires in exactly its rows" in output
-    assert "found from co-activation alone: 6 of 6, and no other" in output
+    assert "every feature fires in exactly the right rows" in output
+    assert "recovered from co-activation alone: 6 of 6, and no other" in output
     assert "exclusive pairs: 3 of 3 (100.0%) never fire together" in output
 
 
@@ -416,7 +416,7 @@ def test_a_truth_with_other_directions_than_the_store_is_refused_in_a_sentence(k
     turned = np.linalg.qr(np.random.default_rng(0).normal(size=(48, 48)))[0]
     other = replace(known, first=known.first @ turned)
     write_truth(other, (tmp_path / "truth.npz").write_bytes)
-    with pytest.raises(InputError, match="are others than its recipe gave where the truth was made"):
+    with pytest.raises(InputError, match="differ from those that its recipe gave when the truth was made"):
         truth(store, ["exact"], read_truth(tmp_path / "truth.npz"), figures=False)
 
 

@@ -132,8 +132,8 @@ def test_verify_names_a_receipt_of_another_link(grown, tmp_path):
         marker = tmp_path / "store/passes/mid/commits" / f"{shard}.json"
         marker.write_bytes(canonical_json(json.loads(marker.read_bytes()) | {"link": link}) + b"\n")
     first, second = FeatureStore.open(tmp_path / "store").verify().problems
-    assert first.endswith("000001.json says link 1 of the corpus chain, its shard came with link 0")
-    assert second.endswith("000012.json says link 7 of the corpus chain, its shard came with link 1")
+    assert first.endswith("000001.json says link 1 of the corpus chain, but its shard came with link 0")
+    assert second.endswith("000012.json says link 7 of the corpus chain, but its shard came with link 1")
 
 
 def test_a_receipt_of_an_older_version_says_no_link_and_is_fine(grown, tmp_path):
@@ -194,7 +194,9 @@ def test_files_that_the_store_holds_are_not_added_twice(grown):
     third.mkdir(exist_ok=True)
     shutil.copy(folder / "second.parquet", third)
     write_corpus(third / "new.parquet", 3, seed=2)
-    with pytest.raises(InputError, match=r"1 of the 1 files .*renamed\.parquet' are in the store .*link 0"):
+    with pytest.raises(
+        InputError, match=r"1 of the 1 files .*renamed\.parquet' are already in the store .*link 0"
+    ):
         tokenize(of(folder, "renamed"), append=True)
     whole = of(folder, "renamed")
     whole = whole.model_copy(update={"corpus": whole.corpus.model_copy(update={"path": str(third)})})
@@ -213,7 +215,7 @@ def test_nor_a_corpus_of_a_store_from_before_version_3_under_a_larger_limit(grow
         link.write_bytes(canonical_json(content) + b"\n")
     requested = of(folder, "second", tmp_path / "store")
     limited = requested.model_copy(update={"tokens": requested.tokens.model_copy(update={"limit": 10**6})})
-    with pytest.raises(InputError, match=r"in the store already \(link 1, .*would count twice: let corpus"):
+    with pytest.raises(InputError, match=r"already in the store \(link 1, .*would count twice: let corpus"):
         tokenize(limited, append=True)
 
 

@@ -260,7 +260,7 @@ def test_a_node_that_sees_another_sae_is_refused_before_it_writes(tmp_path):
     layout = Layout(tmp_path / "store")
     plan = agree_on_plan(layout, make_plan(resolved, read_lake(layout)))
     write_sae(sae, "topk", d_sae=64, hook_name="layers.1", context_size=16, seed=4)
-    with pytest.raises(InputError, match=r"sees other files for SAE .*new than the plan was made with"):
+    with pytest.raises(InputError, match=r"sees different files for SAE .*new than those in the plan"):
         Worker(layout.root, plan).setup()
     assert not layout.site("new", "new").exists()
 

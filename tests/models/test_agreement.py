@@ -86,8 +86,8 @@ def test_a_bridge_that_computes_another_function_is_refused_with_the_numbers(
         load(folder, "blocks.0.hook_resid_pre", "blocks.2.hook_resid_post")
     sentence = str(refused.value)
     assert (
-        f"model {folder} computes something else under model.loader: transformer_lens (transformer-lens 3."
-        in (sentence)
+        f"model {folder} computes something different under model.loader: transformer_lens "
+        "(transformer-lens 3." in (sentence)
     )
     assert " at blocks.2.hook_resid_post, " in sentence
     assert "at blocks.0.hook_resid_pre" not in sentence

@@ -19,7 +19,7 @@ def test_auto_takes_the_gpu_only_when_the_worker_is_given_one() -> None:
 
 def test_a_gpu_that_is_not_there_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"torch sees none here: set model\.device: cpu"):
+    with pytest.raises(InputError, match=r"torch finds none here: set model\.device: cpu"):
         device.require_device("cuda")
     device.require_device("cpu")
 
@@ -63,7 +63,8 @@ def test_memory_that_does_not_come_back_refuses_the_node_in_one_sentence(
 ) -> None:
     memory = FakeMemory(monkeypatch, [1e9])
     with pytest.raises(
-        NodeError, match=r"has 1\.0 of 80\.0 GB free, model and SAEs need 8\.0: end what holds"
+        NodeError,
+        match=r"has 1\.0 of 80\.0 GB free, but model and SAEs need 8\.0: end the programs that hold",
     ):
         device.wait_for_memory("cuda", 8 * 10**9)
     assert memory.waited == pytest.approx(device.MEMORY_WAIT_S, abs=2)

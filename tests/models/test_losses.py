@@ -143,7 +143,7 @@ def test_a_hook_to_replace_that_does_not_exist_or_fire_is_named(folder: Path) ->
     model = load(folder, HOOK)
     with pytest.raises(InputError, match=r"no hook 'blocks\.1\.hook_resid'; near: blocks\.1"):
         model.losses(make_batch(), {"blocks.1.hook_resid": nothing})
-    with pytest.raises(InputError, match=f"never came to hook {SILENT[folder.name]}"):
+    with pytest.raises(InputError, match=f"never reached hook {SILENT[folder.name]}"):
         model.losses(make_batch(), {SILENT[folder.name]: nothing})
     assert all(not point.fwd_hooks for point in bridge_of(model).hook_dict.values())
 
@@ -156,7 +156,7 @@ def test_models_without_a_trained_head_have_no_losses(tmp_path: Path, kind: str)
         causal_model(write_tiny_llama(tmp_path)).model.save_pretrained(tmp_path)
     model = load(tmp_path, HOOK)
     with pytest.raises(
-        InputError, match="gives no logits of the next token, which losses need: use a causal"
+        InputError, match="returns no logits for the next token, which losses need: use a causal"
     ):
         model.losses(make_batch())
 
@@ -258,9 +258,9 @@ def test_of_a_tuple_the_first_is_replaced_and_the_rest_kept() -> None:
 def test_what_a_module_returns_must_be_logits() -> None:
     expected = module("tests.kit:tiny_lm", "layers.1").losses
     assert here("in_tuple").losses(make_batch()).shape == expected(make_batch()).shape
-    with pytest.raises(InputError, match=r"gives \[3, 10, 5\] and not logits \[3, 10, more than 5\d\]"):
+    with pytest.raises(InputError, match=r"returns \[3, 10, 5\] and not logits \[3, 10, more than 5\d\]"):
         here("narrow").losses(make_batch())
-    with pytest.raises(InputError, match=r"gives \[30, 64\] and not logits"):
+    with pytest.raises(InputError, match=r"returns \[30, 64\] and not logits"):
         here("flat").losses(make_batch())
-    with pytest.raises(InputError, match="gives no logits of the next token"):
+    with pytest.raises(InputError, match="returns no logits for the next token"):
         here("dictionary").losses(make_batch())

@@ -132,7 +132,7 @@ def test_a_plan_with_the_digest_of_a_name_alone_still_opens_with_a_note(cache: P
     put_into_cache(cache, "org/model", seed=1)
     model, folded = Model(path="org/model"), Model(path="org/model", processing={"fold_ln": True})
     old = digest_of({"hugging_face": "org/model"})
-    with pytest.warns(UserWarning, match="digest of model org/model .* is of its name alone"):
+    with pytest.warns(UserWarning, match="digest of model org/model .* covers only its name"):
         assert digest_as_planned(model, old) == old
     processed = digest_of({"model": old, "processing": ["fold_ln"]})
     with pytest.warns(UserWarning, match=r"before version 0\.7"):
@@ -150,7 +150,7 @@ def test_a_pass_that_was_begun_with_the_digest_of_a_name_goes_on(tmp_path: Path,
     made = make_plan(run, require_lake(layout))
     old = made.model_copy(update={"model_digest": digest_of({"hugging_face": "org/model"})})
     agree_on_plan(layout, old)
-    with pytest.warns(UserWarning, match="of its name alone"):
+    with pytest.warns(UserWarning, match="covers only its name"):
         agreed = agree_on_plan(layout, made)
     assert agreed.hash == old.hash != made.hash
 
@@ -158,7 +158,7 @@ def test_a_pass_that_was_begun_with_the_digest_of_a_name_goes_on(tmp_path: Path,
 @pytest.mark.parametrize("name", ["no/such", "a b", "pickle:loads", "a//b", "-x", "a/b/c"])
 def test_a_name_that_the_hub_does_not_give_is_a_sentence(cache: Path, name: str) -> None:
     with pytest.raises(
-        InputError, match=rf"model {name} is not a folder here, and the hub does not give it \("
+        InputError, match=rf"model {name} is not a folder here, and the hub does not provide it \("
     ):
         model_digest(Model(path=name))
     with pytest.raises(InputError, match=rf"model {name} (is not a folder here|does not exist)"):

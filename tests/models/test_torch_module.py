@@ -128,7 +128,7 @@ def test_a_module_may_tell_its_longest_context() -> None:
     ("name", "hook", "message"),
     [
         ("tests.kit:tiny_lm", "layer.1", "no hook 'layer.1'; near: layers.1"),
-        ("tests.kit:tiny_lm", "layers", "never came to hook layers"),
+        ("tests.kit:tiny_lm", "layers", "never reached hook layers"),
         ("tests.kit", "embed", "not package.module:function"),
         ("tests.kit:gone", "embed", "cannot be imported: .*gone"),
         ("tests.nowhere:gone", "embed", "cannot be imported: .*nowhere"),

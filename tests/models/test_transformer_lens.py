@@ -96,10 +96,10 @@ def test_a_hook_name_that_does_not_exist_names_near_ones(folder: Path) -> None:
 
 def test_a_hook_that_never_fires_is_an_error_and_not_an_empty_result(folder: Path) -> None:
     silent = SILENT[folder.name]
-    with pytest.raises(InputError, match=f"never came to hook {silent}"):
+    with pytest.raises(InputError, match=f"never reached hook {silent}"):
         load(folder, silent, "blocks.0.hook_resid_post")
     model = load(folder, "blocks.0.hook_resid_post")
-    with pytest.raises(InputError, match=f"never came to hook {silent}"):
+    with pytest.raises(InputError, match=f"never reached hook {silent}"):
         model.forward(make_batch(), also=[silent])
 
 

@@ -56,7 +56,7 @@ def test_the_fact_next_to_it():
     for each in RECEIPTS:
         fresh.add(each)
     figures = {name: (span.value, fact) for name, span, fact in compared(made(), fresh, 9.0, 1)}
-    assert figures["tokens/s of a worker"] == (pytest.approx(400 / 6), pytest.approx(400 / 6))
+    assert figures["tokens/s per worker"] == (pytest.approx(400 / 6), pytest.approx(400 / 6))
     assert figures["bytes per token"] == (22, 22)
     assert figures["seconds"] == (pytest.approx(11), 9.0)
 

@@ -53,8 +53,13 @@ def test_a_stored_site_stays_in_its_pass_and_new_ones_form_one(sites, given, sto
 @pytest.mark.parametrize(
     ("sites", "given", "stored", "sentence"),
     [
-        (["a", "b"], "p", {"p": ["a"]}, "pass 'p' was begun with a and takes no other site, such as 'b'"),
-        (["b"], "p", {"p": ["a"]}, "takes no other site"),
+        (
+            ["a", "b"],
+            "p",
+            {"p": ["a"]},
+            "pass 'p' was begun with a and cannot take another site, such as 'b'",
+        ),
+        (["b"], "p", {"p": ["a"]}, "cannot take another site"),
         (["a"], "q", {"p": ["a"]}, "site 'a' of pass 'q' has the name of a site of pass 'p'"),
         (["a"], "q", {"p": ["a"], "q": ["b"]}, "site 'a' of pass 'q' has the name of a site of pass 'p'"),
     ],
@@ -84,7 +89,7 @@ def test_a_second_site_under_sites_becomes_a_pass_of_its_own_and_an_append_exten
     output = capsys.readouterr().out
     store = FeatureStore.open(tmp_path / "store")
     shards = len(store.shards)
-    assert f"extract {shards} shards, {shards} were done, in passes low, mid" in output
+    assert f"extract {shards} shards, {shards} were already done, in passes low, mid" in output
     assert {name: info.pass_name for name, info in store.sites.items()} == {"low": "low", "mid": "mid"}
     after = data_bytes(tmp_path / "store")
     assert {name: after[name] for name in before} == before

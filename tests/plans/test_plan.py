@@ -63,7 +63,7 @@ def test_what_the_run_file_says_otherwise_is_reported_with_both_values_and_the_s
     assert (resolved.tokens.context_size, resolved.tokens.prepend_bos) == (24, True)
     assert resolved.sites[0].hook_name == "layers.0"
     assert sorted(sentences) == [
-        "site 'a': hook_name is layers.0, its SAE was trained at layers.1",
+        "site 'a': hook_name is layers.0, but its SAE was trained at layers.1",
         "site 'a': tokens.context_size is 24, its SAE was trained on contexts of 16",
         "site 'b': tokens.prepend_bos is True, its SAE was trained with False",
     ]
@@ -85,7 +85,7 @@ def test_saes_that_disagree_on_bos_need_an_answer(tmp_path):
 
 
 def test_a_context_that_the_model_cannot_take_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"context_size is 65, the model .*gpt2 takes at most 64"):
+    with pytest.raises(InputError, match=r"context_size is 65, but the model .*gpt2 allows at most 64"):
         printed(
             tmp_path, site(tmp_path, context_size=65), **gpt2(tmp_path) | {"tokens": {"context_size": None}}
         )
@@ -142,10 +142,10 @@ def test_a_hook_named_as_another_class_of_models_names_it_is_reported(tmp_path):
     sections["model"]["loader"] = "hooked_transformer"
     (sentence,) = printed(tmp_path, named, **sections)[1]
     assert sentence.startswith("site 'mid': hook_name is transformer.h.1, as in AutoModelForCausalLM")
-    assert "hooked_transformer, which knows the names of HookedTransformer:" in sentence
+    assert "hooked_transformer, which knows the hook names of HookedTransformer:" in sentence
     again = printed(tmp_path, named | {"hook_name": "blocks.1.hook_resid_post"}, **sections)[1]
     assert again == [
-        "site 'mid': hook_name is blocks.1.hook_resid_post, its SAE was trained at transformer.h.1"
+        "site 'mid': hook_name is blocks.1.hook_resid_post, but its SAE was trained at transformer.h.1"
     ]
 
 
@@ -165,8 +165,8 @@ def test_processing_that_the_run_file_says_otherwise_stays_and_is_reported(tmp_p
     resolved, sentences = printed(tmp_path, asks, **sections)
     assert resolved.model.processing == {"center_unembed": True}
     assert sentences == [
-        "site 'mid': the model's weights are processed with center_unembed=True, its SAE was trained on "
-        "weights processed with fold_ln=True"
+        "site 'mid': the model's weights are processed with center_unembed=True, but its SAE was trained "
+        "on weights processed with fold_ln=True"
     ]
 
 
@@ -217,7 +217,7 @@ def test_a_transcoder_is_reported_with_both_of_its_places(tmp_path, monkeypatch)
     monkeypatch.setattr(plan_module, "read_metadata", transcoder)
     (note,) = printed(tmp_path, site(tmp_path))[1]
     assert note.startswith("note: site 'mid': a transcoder, it reads layers.1")
-    assert note.endswith("reconstructs what is at layers.2")
+    assert note.endswith("reconstructs x at layers.2")
 
 
 def test_a_plan_of_the_first_stores_has_the_hash_that_its_receipts_name():
@@ -305,7 +305,7 @@ def test_a_context_size_that_nobody_requested_is_cut_to_what_the_model_takes(tmp
     del content["tokens"]["context_size"]
     assert resolve(parse_run_file(content, "run.yaml"))[0].tokens.context_size == 64
     content["tokens"]["context_size"] = 65
-    with pytest.raises(InputError, match=r"context_size is 65, the model .* takes at most 64"):
+    with pytest.raises(InputError, match=r"context_size is 65, but the model .* allows at most 64"):
         resolve(parse_run_file(content, "run.yaml"))
 
 

@@ -75,8 +75,8 @@ def test_an_sae_without_mistakes_is_fine_as_loaded(tmp_path):
     assert result.as_loaded.explained_variance > 0.9
     assert result.as_loaded.l0 == pytest.approx(1.5, rel=0.1)
     assert re.fullmatch(
-        r"As loaded the SAE explains the data: explained variance 0\.9\d+, L0 1\.\d on 1,500 rows; no other "
-        r"reading explains clearly more\.",
+        r"As loaded the SAE explains the data: explained variance 0\.9\d+, L0 1\.\d on 1,500 rows; no "
+        r"alternative explains clearly more\.",
         result.verdict,
     )
 
@@ -87,7 +87,7 @@ def test_too_few_rows_and_rows_that_do_not_vary_accuse_nobody(tmp_path, rows):
     assert not result.is_measurable
     assert result.likely is None
     assert result.is_fine
-    assert re.match(r"These are too few tokens to tell \(.* rows\): give more --tokens\.$", result.verdict)
+    assert re.match(r"There are too few tokens to tell \(.* rows\): give more --tokens\.$", result.verdict)
 
 
 def test_enough_rows_tell_and_few_rows_from_elsewhere_accuse_nobody(tmp_path):
@@ -104,10 +104,10 @@ MISTAKES = {
     "normalisation applied twice": {"W_enc": DICTIONARY.T * S, "W_dec": DICTIONARY / S, "b_dec": MEAN / S},
     "reconstruction not scaled back": {"W_dec": DICTIONARY * S, "b_dec": MEAN * S, "b_enc": 0 * NORMS},
     "threshold is a logarithm": {"threshold": np.log(np.full(F, THRESHOLD))},
-    "exp() of the threshold was taken twice": {"threshold": np.exp(np.full(F, THRESHOLD))},
+    "exp() was applied twice to the threshold": {"threshold": np.exp(np.full(F, THRESHOLD))},
     "threshold on the scale of normalised x": {"threshold": np.full(F, THRESHOLD * S)},
     "threshold on the scale of raw x": {"threshold": np.full(F, THRESHOLD / S)},
-    "W_dec of unit rows": {"W_dec": DICTIONARY * NORMS[:, None]},
+    "W_dec with unit rows": {"W_dec": DICTIONARY * NORMS[:, None]},
     "W_enc on another scale": {"W_enc": DICTIONARY.T * 2.5},
     "x on another scale": {"W_enc": DICTIONARY.T * 3, "W_dec": DICTIONARY / 3, "b_dec": MEAN / 3},
 }

@@ -120,8 +120,8 @@ def test_what_a_configuration_may_leave_out_is_none_and_else_of_its_type() -> No
         (b"\xff\x00", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
-        (b"[]", "no JSON object"),
-        (b"null", "no JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"null", "not a JSON object"),
     ],
 )
 def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -207,8 +207,8 @@ BAD_NPZ: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: np.savez(path, W_enc=np.array([{}], dtype=object)),
         "holds pickled objects",
     ),
-    "text": (lambda path: np.savez(path, W_enc=np.array(["x"])), "no numbers"),
-    "complex numbers": (lambda path: np.savez(path, W_enc=np.ones(2, np.complex64)), "no numbers"),
+    "text": (lambda path: np.savez(path, W_enc=np.array(["x"])), "not numbers"),
+    "complex numbers": (lambda path: np.savez(path, W_enc=np.ones(2, np.complex64)), "not numbers"),
     "a header that is not a dict": (
         lambda path: write_npz(path, npy((2, 3), b"").replace(b"{", b"[")),
         "damaged",

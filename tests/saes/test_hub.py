@@ -126,7 +126,9 @@ def test_a_hub_that_gives_nothing_is_one_sentence(
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(InputError, match=r"SAE hf:me/mine/a could not be had from the hub \(") as raised:
+    with pytest.raises(
+        InputError, match=r"SAE hf:me/mine/a could not be downloaded from the hub \("
+    ) as raised:
         load_sae("hf:me/mine/a")
     assert "\n" not in str(raised.value)
     assert "And more" not in str(raised.value)

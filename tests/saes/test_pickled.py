@@ -145,7 +145,7 @@ def nested_pickle(before: bytes, behind: bytes) -> bytes:
     return b"\x80\x02" + before + pickle.dumps(nested(), 2)[2:-1] + behind + b"."
 
 
-STRANGE_NAME = "it has a tuple as a name"
+STRANGE_NAME = "it has a tuple where a name should be"
 
 HOSTILE: dict[str, tuple[Any, str]] = {
     "a name of tuples": (nested_pickle(b"}", b"Ns"), STRANGE_NAME),
@@ -164,16 +164,16 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         {"a": tensor(of=storage(key=nested()))},
         "a storage in an unknown way",
     ),
-    "sizes of many digits": ({"a": tensor((1 << 100_000,) * 64, (1,) * 64)}, "a size that is none"),
+    "sizes of many digits": ({"a": tensor((1 << 100_000,) * 64, (1,) * 64)}, "an invalid size"),
     "more elements than the storage": ({"a": tensor((HUGE, 1), (1, 1))}, "has a storage of 6 elements"),
     "elements of stride 0": ({"a": tensor((HUGE, HUGE), (0, 0))}, "has a storage of 6 elements"),
     "behind the end of the storage": ({"a": tensor(offset=3)}, "has a storage of 6 elements"),
     "a long stride": ({"a": tensor(stride=(HUGE, 1))}, "has a storage of 6 elements"),
-    "a negative offset": ({"a": tensor(offset=-1)}, "a size that is none"),
-    "a negative size": ({"a": tensor((-2, -3))}, "a size that is none"),
-    "a size of text": ({"a": tensor(("2", 3))}, "a size that is none"),
-    "sizes without strides": ({"a": tensor((2, 3), (3,))}, "a size that is none"),
-    "a million dimensions": ({"a": tensor((HUGE,) * 1_000_000, (1,) * 1_000_000)}, "a size that is none"),
+    "a negative offset": ({"a": tensor(offset=-1)}, "an invalid size"),
+    "a negative size": ({"a": tensor((-2, -3))}, "an invalid size"),
+    "a size of text": ({"a": tensor(("2", 3))}, "an invalid size"),
+    "sizes without strides": ({"a": tensor((2, 3), (3,))}, "an invalid size"),
+    "a million dimensions": ({"a": tensor((HUGE,) * 1_000_000, (1,) * 1_000_000)}, "an invalid size"),
     "a storage larger than its member": (
         {"a": tensor((HUGE,), (1,), of=storage(numel=HUGE))},
         "fewer bytes than its 1099511627776 elements",
@@ -191,10 +191,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a storage of no type": ({"a": tensor(of=storage(kind="float"))}, "a storage in an unknown way"),
     "another reference": ({"a": tensor(of=storage(word="module"))}, "a storage in an unknown way"),
     "a tensor changed afterwards": ({"a": tensor(state={"shape": (1,)})}, "damaged"),
-    "a call": ({"a": _Call(os.system, ("echo ran",))}, "asks for (posix|os).system"),
-    "a class": ({"a": torch.nn.ReLU}, "asks for torch.nn.modules.activation.ReLU"),
-    "a list": ([tensor()], "holds a list, no dict of tensors"),
-    "a tensor alone": (tensor(), "holds a _Tensor, no dict"),
+    "a call": ({"a": _Call(os.system, ("echo ran",))}, "would import (posix|os).system"),
+    "a class": ({"a": torch.nn.ReLU}, "would import torch.nn.modules.activation.ReLU"),
+    "a list": ([tensor()], "holds a list, not a dict of tensors"),
+    "a tensor alone": (tensor(), "holds a _Tensor, not a dict"),
     "a length beyond the end": (b"\x80\x04\x8e" + struct.pack("<Q", HUGE) + b".", "damaged"),
     "a frame beyond the end": (b"\x80\x04\x95" + struct.pack("<Q", HUGE) + b"}.", "holds no tensor"),
     "a memo place of 4 billion": (memo_of(0xFFFFFFFE), "holds no tensor"),

@@ -134,9 +134,11 @@ def test_the_target_of_one_heads_sae_is_that_head(tmp_path):
 @pytest.mark.parametrize("width", [8, 17, 48])
 def test_a_target_of_another_width_is_refused_with_both(tmp_path, width):
     about = replace(load_sae(str(write_sae(tmp_path))).metadata, hook_name_out="layers.2")
-    with pytest.raises(InputError, match=rf"^layers\.2 gives vectors of {width}, the SAE reconstructs 16"):
+    with pytest.raises(
+        InputError, match=rf"^layers\.2 has vectors of width {width}, but the SAE reconstructs 16"
+    ):
         target_of(about, torch.zeros(3, width))
-    with pytest.raises(InputError, match="gives vectors of 32"):
+    with pytest.raises(InputError, match="has vectors of width 32"):
         target_of(replace(about, hook_head_index=2), torch.zeros(3, 32))
 
 
@@ -171,7 +173,10 @@ def test_where_many_rows_are_massive_all_are_judged():
     target, given, _ = with_massive_rows(share=0.2)
     result = added(target, given, activations())
     sentence = massive_rows(result)
-    assert f"without them {result.rest.explained_variance:.3f}; they are too many to leave out" in sentence
+    assert (
+        f"without them {result.rest.explained_variance:.3f}; there are too many of them to leave out"
+        in sentence
+    )
     assert result.massive > 0.1 * len(target)
     assert result.judged == result.explained_variance
 

@@ -117,8 +117,8 @@ def test_the_directorys_factor_of_x_is_folded_in_as_by_the_package(
     ("name", "message"),
     [
         ("gpt2-small-res-jb/blocks.0.hook_resid_pr", "has no 'blocks.0.hook_resid_pr'; the nearest of"),
-        ("gpt2-small-res-j/x", r"knows no release 'gpt2-small-res-j'; the nearest of \d+ are .*res-jb"),
-        ("gpt2-small-res-jb", "knows no release 'gpt2-small-res-jb'"),
+        ("gpt2-small-res-j/x", r"has no release 'gpt2-small-res-j'; the nearest of \d+ are .*res-jb"),
+        ("gpt2-small-res-jb", "has no release 'gpt2-small-res-jb'"),
         ("", "there is no folder ; write saelens:RELEASE/ID"),
         ("./nowhere", r"there is no folder \./nowhere"),
         ("~/nowhere-at-all", "there is no folder ~/nowhere-at-all"),
@@ -306,8 +306,8 @@ def test_a_temporal_sae_is_refused_with_the_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encode", "message"),
     [
-        (lambda x: x @ torch.ones(D_MODEL, D_SAE) - x.mean(), "other features next to other tokens"),
-        (lambda x: x[:, None] @ torch.ones(D_MODEL, D_SAE), "other features next to other tokens"),
+        (lambda x: x @ torch.ones(D_MODEL, D_SAE) - x.mean(), "differently next to other tokens"),
+        (lambda x: x[:, None] @ torch.ones(D_MODEL, D_SAE), "differently next to other tokens"),
         (lambda x: x.view(1, 2, 3), "does not encode rows"),
     ],
 )
@@ -328,7 +328,7 @@ def test_an_sae_that_depends_on_the_batch_before_is_found_out() -> None:
             self.batches += len(x) > 1
             return x.relu() + (self.batches > 1)
 
-    with pytest.raises(InputError, match="other features next to other tokens"):
+    with pytest.raises(InputError, match="differently next to other tokens"):
         ReferenceEncoder(Drifting(), SaeMetadata("drifting", 4, 4), 8)
 
 

@@ -45,7 +45,12 @@ def test_the_least_run_file_has_the_documented_defaults():
         ("store", "activation_dtype", "int8", "store.activation_dtype is 'int8'"),
         ("tokens", "context_size", 0, "tokens.context_size is 0: input should be greater than or equal to 1"),
         ("store", "root", "", "store.root is '': must be a path"),
-        ("store", "layouts", [], "store.layouts is []: must name token_major, feature_major, dense"),
+        (
+            "store",
+            "layouts",
+            [],
+            "store.layouts is []: must name one or more of token_major, feature_major and dense",
+        ),
     ],
 )
 def test_a_wrong_value_is_reported_with_its_place(section, key, value, message):

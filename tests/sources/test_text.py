@@ -130,7 +130,7 @@ def test_a_path_that_is_not_there_is_named(name: str) -> None:
 
 
 def test_a_glob_that_finds_nothing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\*\.parquet' finds no file"):
+    with pytest.raises(InputError, match=r"\*\.parquet' matches no file"):
         open_at(tmp_path / "*.parquet")
 
 
@@ -143,7 +143,7 @@ def test_a_folder_without_a_known_file_tells_what_it_holds(tmp_path: Path) -> No
 
 
 def test_a_file_of_unknown_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.csv is none of the known formats \.parquet"):
+    with pytest.raises(InputError, match=r"a\.csv is in none of the known formats \.parquet"):
         open_at(write(tmp_path / "a.csv", "x"))
 
 
@@ -257,7 +257,9 @@ def test_a_packed_parquet_text_column_is_read(tmp_path: Path) -> None:
 def test_files_whose_labels_have_different_types_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "year": [1900]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a"], "year": ["1900"]}), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match=r"b\.parquet: label column 'year' is String, but Int64 in a file"):
+    with pytest.raises(
+        InputError, match=r"b\.parquet: label column 'year' is String, but Int64 in an earlier file"
+    ):
         open_at(tmp_path, label_columns=["year"]).label_dtypes()
 
 

@@ -64,7 +64,7 @@ ONE = {
             "zeros in place of x do no harm (loss 2.0000 against 3.0000",
         ),
         ({"mean": 20}, 2, "recovered_share_of_mean", "the mean in place of x does no harm (loss 2.0000"),
-        ({}, 1, "patched_loss", "and this is one"),
+        ({}, 1, "patched_loss", "and there is only one"),
         (
             dict.fromkeys(("predictions", "clean", "patched", "zero", "mean"), 0),
             2,

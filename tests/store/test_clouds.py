@@ -83,7 +83,7 @@ def test_a_bucket_that_is_missing_is_a_sentence(url: str) -> None:
         nowhere.exists,
         lambda: list(nowhere.iterdir()),
     ):
-        with pytest.raises(InputError, match=r"nowhere/a.* lies in a bucket that does not exist"):
+        with pytest.raises(InputError, match=r"nowhere/a.* is in a bucket that does not exist"):
             ask()
 
 

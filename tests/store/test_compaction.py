@@ -253,9 +253,9 @@ def test_status_and_top_say_what_came_after_it(tmp_path: Path) -> None:
     assert "compaction of site: 2 shards\n" in CliRunner().invoke(app, ["status", str(tmp_path)]).output
     commit_next(built, 2)
     said = CliRunner().invoke(app, ["status", str(tmp_path)]).output
-    assert "compaction of site: 2 shards (behind: 1 shards came since; run `latentlake compact`)" in said
+    assert "compaction of site: 2 shards (1 shards were added since; run `latentlake compact`)" in said
     said = CliRunner().invoke(app, ["top", str(tmp_path), "3"]).output
-    assert "(1 shards came after the compaction: `latentlake compact` makes this quicker)" in said
+    assert "(1 shards were added after the compaction: `latentlake compact` makes this faster)" in said
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_x_on_object_storage_is_read_by_ranges(lake, url, request):
         assert all((a == b).all() for a, b in zip(one, two, strict=True))
     missing = there.dense("low").shards[0]
     remove(missing.path / "c" / "0" / "0")
-    with pytest.raises(InputError, match="pieces are missing"):
+    with pytest.raises(InputError, match="chunks are missing"):
         missing.read()
 
 
@@ -148,7 +148,7 @@ def test_torchs_own_loader_of_two_processes_reads_from_object_storage(lake, s3):
     url = "s3://lake/loader"
     copied(store.layout.root, url)
     dataset = DenseDataset(url, "low", batch_rows=50, numbers=True)
-    with pytest.raises(InputError, match="loader cannot be read in a forked process: start it by spawn"):
+    with pytest.raises(InputError, match="loader cannot be read in a forked process: use spawn to start it"):
         next(iter(DataLoader(dataset, batch_size=None, num_workers=2)))  # it would wait for ever
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
     x, rows = (np.concatenate(parts) for parts in zip(*loader, strict=True))
@@ -220,11 +220,11 @@ def test_commands_about_features_say_that_there_are_none(lake, capsys, command):
 def test_the_whole_line_leaves_tables_of_a_site_without_an_sae_out(lake, capsys):
     store, run = lake
     run_all(run.model_copy(update={"derive": run.derive.model_copy(update={"jobs": ("stats",)})}))
-    assert "tables of low: none, it has no SAE" in " ".join(capsys.readouterr().out.split())
+    assert "tables of low: none, because it has no SAE" in " ".join(capsys.readouterr().out.split())
     assert store.has_table("mid", "features")
     assert not store.has_table("low", "features")
     status(str(store.layout.root))
-    assert "site low (layers.0, x alone, no SAE)" in " ".join(capsys.readouterr().out.split())
+    assert "site low (layers.0, only x, no SAE)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_two_runs_write_equal_bytes(lake, tmp_path):
@@ -261,7 +261,7 @@ def test_verify_names_an_x_that_is_not_what_was_written(lake, tmp_path, damage):
     problems = FeatureStore.open(root).verify().problems
     assert any("special-token policy" in p if damage == "row" else "x.zarr" in p for p in problems)
     if damage == "piece":
-        with pytest.raises(InputError, match="pieces are missing"):
+        with pytest.raises(InputError, match="chunks are missing"):
             FeatureStore.open(root).dense("low").shards[0].read()
 
 
@@ -291,13 +291,13 @@ def test_a_pass_without_dense_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("store", "sites", "sentence"),
     [
-        ({"layouts": ["dense"]}, None, "'mid' has an SAE, but store.layouts is dense alone"),
+        ({"layouts": ["dense"]}, None, "'mid' has an SAE, but store.layouts is only dense"),
         ({}, [{"name": "low", "hook_name": "layers.0"}], "'low' has no SAE, so only its x can be stored"),
         ({"layouts": ["dense", "dense"]}, None, "each once"),
         (
             {"layouts": ["dense"]},
             [{"hook_name": "layers.0", "control": "random_encoder"}],
-            "wants an SAE with weights, the site has no SAE",
+            "needs an SAE with weights, and the site has no SAE",
         ),
     ],
 )

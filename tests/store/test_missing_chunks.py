@@ -200,7 +200,7 @@ def test_a_zarr_shard_that_is_gone_or_cut_is_an_error(x: tuple[Path, np.ndarray]
     shard.unlink()
     with pytest.raises(ValueError, match="is missing"):
         array[60:61]
-    with pytest.raises(ValueError, match="some of its pieces are missing"):
+    with pytest.raises(ValueError, match="some of its chunks are missing"):
         open_dense(path)
 
 

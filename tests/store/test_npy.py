@@ -64,5 +64,5 @@ def test_a_forged_header_is_refused_before_room_is_made_for_it(tmp_path: Path, n
     with pytest.raises(InputError, match="cannot be read as images"):
         read_images(str(packed), Images())
     truth = zipped(tmp_path / "truth.npz", {"recipe.npy": FORGED[name]})
-    with pytest.raises(InputError, match="is not a truth of a dictionary"):
+    with pytest.raises(InputError, match="is not the ground truth of a dictionary"):
         read_truth(truth)

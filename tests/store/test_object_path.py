@@ -107,7 +107,7 @@ def test_large_objects_are_read_in_several_requests(s3: FaultyS3, monkeypatch: p
 
 
 def test_a_bucket_that_is_missing_or_forbidden_is_a_sentence(s3: FaultyS3) -> None:
-    with pytest.raises(InputError, match=r"s3://nowhere/a/x lies in a bucket that does not exist"):
+    with pytest.raises(InputError, match=r"s3://nowhere/a/x is in a bucket that does not exist"):
         objects.write_atomic(store_path("s3://nowhere/a") / "x", b"")
     with pytest.raises(InputError, match="bucket that does not exist"):
         objects.self_test(store_path("s3://nowhere/a"))

@@ -63,7 +63,7 @@ def test_storage_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", unsupported)
-    with pytest.raises(InputError, match="no hard links"):
+    with pytest.raises(InputError, match="does not support hard links"):
         objects.put_if_absent(tmp_path / "a", b"x")
 
 

@@ -187,7 +187,7 @@ def test_features_that_are_not_there_and_unknown_names_are_sentences(store: Feat
             store.contexts("site", feature)
     with pytest.raises(InputError, match="no site 'l9'; it has site, other"):
         store.contexts("l9", 0)
-    with pytest.raises(InputError, match=r"where names colour; there are row, activation, .*party"):
+    with pytest.raises(InputError, match=r"where names colour; known: row, activation, .*party"):
         store.contexts("site", 1, where=pl.col("colour") == 1)
     with pytest.raises(InputError, match=r"no shard '9'"):
         store.csr("site", "9")

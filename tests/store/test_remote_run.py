@@ -78,7 +78,7 @@ def test_a_run_on_s3_gives_the_bytes_of_a_run_on_a_folder(
     for command in ("verify", "status", "top"):
         main_quietly([command, url, *(["3"] if command == "top" else [])])
         main_quietly([command, str(tmp_path / "store"), *(["3"] if command == "top" else [])])
-    assert "all of it agrees" in capsys.readouterr().out
+    assert "everything agrees" in capsys.readouterr().out
 
 
 def main_quietly(arguments: list[str]) -> None:
@@ -211,8 +211,8 @@ def test_events_that_cannot_be_put_do_not_end_a_run(s3: FaultyS3) -> None:
 def test_a_store_that_is_not_there_is_a_sentence(s3: FaultyS3, capsys: pytest.CaptureFixture[str]) -> None:
     for url, said in (
         ("s3://lake/nothing", "s3://lake/nothing is not a store"),
-        ("s3://nowhere/x", "lies in a bucket that does not exist"),
-        ("ftp://lake/x", "there is no ftp:// here; known are s3"),
+        ("s3://nowhere/x", "is in a bucket that does not exist"),
+        ("ftp://lake/x", "ftp:// is not supported; known: s3"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["status", url])

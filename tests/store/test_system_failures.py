@@ -46,8 +46,8 @@ NOBODY = 65534
 KINDS = {
     errno.EACCES: "allow this user to read there",
     errno.EPERM: "allow this user to read there",
-    errno.EIO: "says nothing of the file",
-    errno.ESTALE: "mount it again",
+    errno.EIO: "the file itself may be intact",
+    errno.ESTALE: "remount it",
     errno.EMFILE: "ulimit -n",
     errno.ENFILE: "ulimit -n",
     errno.ETIMEDOUT: "did not answer",

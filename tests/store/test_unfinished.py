@@ -89,12 +89,12 @@ def test_one_at_work_is_reported_from_one_that_was_interrupted(tmp_path: Path) -
     with locked(layout.tokenize_lock, "x"):
         message = unfinished_tokens(layout, [])
         assert message is not None
-        assert message.endswith("a tokenize is at work; let it end")
+        assert message.endswith("a tokenize is running; wait until it ends")
         write_atomic(layout.tokens("000000"), b"x" * 2_000_000)
         message = unfinished_tokens(layout, [])
         assert message is not None
         assert "holds 1 token shards (2.0 MB)" in message
-        assert message.endswith("a tokenize is at work; let it end")
+        assert message.endswith("a tokenize is running; wait until it ends")
     message = unfinished_tokens(layout, [])
     assert message is not None
     assert "was interrupted; run `latentlake tokenize RUN.yaml` again" in message

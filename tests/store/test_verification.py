@@ -133,8 +133,8 @@ def test_receipts_of_another_plan_or_of_other_tokens_are_found(built: Built) -> 
     receipt = json.loads(marker.read_bytes()) | {"plan_hash": "x", "tokens_sha256": "y"}
     marker.write_text(json.dumps(receipt))
     problems = verify(built).problems
-    assert f"{marker} was made under another plan than {built.layout.plan('p')}" in problems
-    assert f"{marker} was made from other tokens than {built.layout.tokens('000001')}" in problems
+    assert f"{marker} was made under a different plan than {built.layout.plan('p')}" in problems
+    assert f"{marker} was made from different tokens than {built.layout.tokens('000001')}" in problems
 
 
 def test_a_feature_table_that_is_not_that_of_the_activations_is_found(built: Built) -> None:
@@ -194,7 +194,7 @@ def test_shards_that_are_not_extracted_are_reported(built: Built) -> None:
             lambda frame: frame.with_columns(
                 feature=pl.when(pl.int_range(pl.len()) == pl.len() - 1).then(D_SAE).otherwise("feature")
             ).cast({"feature": pl.UInt32}),
-            "holds features that the SAE has not",
+            "holds features that the SAE does not have",
         ),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_receipt_that_lacks_an_object_or_leads_out_of_its_attempt_is_a_problem
     marker.write_text(json.dumps(whole | {"objects": [*objects, whole["objects"][0] | {"path": "../x"}]}))
     assert any(p.startswith(f"{marker} names a file outside its attempt") for p in verify(built).problems)
     marker.write_text(json.dumps(whole | {"sites": {"site": whole["sites"]["site"]}}))
-    assert verify(built).problems == [f"{marker} says nothing of site other"]
+    assert verify(built).problems == [f"{marker} does not mention site other"]
 
 
 def test_a_vocabulary_that_lost_a_token_or_is_damaged_is_found(built: Built) -> None:

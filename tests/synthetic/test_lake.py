@@ -225,7 +225,9 @@ def test_a_node_that_draws_otherwise_is_refused(tmp_path, monkeypatch):
     from pipeline.worker import Worker
     from schemas.records import Plan
 
-    with pytest.raises(InputError, match="draws other features for site 'made' than the plan was made with"):
+    with pytest.raises(
+        InputError, match="generates different features for site 'made' than those in the plan"
+    ):
         Worker(tmp_path / "store", Plan.model_validate(plan)).setup()
 
 
@@ -250,12 +252,12 @@ def test_the_defaults_of_a_synthetic_run_file():
         ({"corpus": {}}, "corpus.path is missing"),
         ({"corpus": {"kind": "synthetic", "documents": 0}}, "corpus.documents is 0: input should be greater"),
         ({"model": {}}, "model.path is missing"),
-        ({"model": {"loader": "synthetic", "path": "gpt2"}}, "model.path is for a model"),
-        ({"model": {"path": "gpt2"}}, f"wants an SAE with weights, but a site has '{SPEC}'"),
+        ({"model": {"loader": "synthetic", "path": "gpt2"}}, "model.path requires a model"),
+        ({"model": {"path": "gpt2"}}, f"needs an SAE with weights, but a site has '{SPEC}'"),
         ({"sites": [{"sae": "saes/x"}]}, "one that begins with 'synthetic:', but a site has 'saes/x'"),
-        ({"corpus": {"path": "a.txt"}}, "model.loader: synthetic brings no tokenizer: set tokens.tokenizer"),
+        ({"corpus": {"path": "a.txt"}}, "model.loader: synthetic has no tokenizer: set tokens.tokenizer"),
         ({"sites": [{"sae": "synthetic:l0=3"}]}, "SAE synthetic:l0=3: d_sae is missing"),
-        ({"tokens": {"prepend_bos": True}}, "'numbers:50' has no BOS token, nor EOS: name a token"),
+        ({"tokens": {"prepend_bos": True}}, "'numbers:50' has neither a BOS nor an EOS token: name a token"),
         ({"tokens": {"separator": "eos"}}, "'numbers:50' has no EOS token; set tokens.separator: none"),
         ({"tokens": {"tokenizer": "numbers:9"}}, "beyond the vocabulary of 'numbers:9'"),
     ],

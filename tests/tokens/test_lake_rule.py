@@ -64,7 +64,7 @@ def test_the_first_token_and_the_separator(
 
 
 def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Path) -> None:
-    for named, message in ((QWEN, "'<|im_end|>', its EOS, as SAELens"), (BERT, "'<|im_start|>', its CLS")):
+    for named, message in ((QWEN, "'<|im_end|>', its EOS, as in SAELens"), (BERT, "'<|im_start|>', its CLS")):
         tokenizer = chat(tmp_path, **named)
         (sentence,) = notes(run_of(tmp_path), lake_of(tmp_path, tokenizer), tokenizer)
         assert message in sentence
@@ -88,7 +88,7 @@ def test_eos_first_and_cls_first_are_said_and_a_named_token_is_not(tmp_path: Pat
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ({}, r"has no BOS token, nor EOS: name a token that contexts begin with \(tokens.bos\)"),
+        ({}, r"has neither a BOS nor an EOS token: name a token that contexts begin with \(tokens.bos\)"),
         (
             {"bos": "<|endoftxt|>"},
             r"tokens.bos '<\|endoftxt\|>' is not a token .*near it are '<\|endoftext\|>'",
@@ -131,7 +131,7 @@ def test_what_a_run_file_does_not_say_is_as_in_the_store(tmp_path: Path) -> None
         ("separator", "none", "tokens.separator"),
         ("special_text", "parse", "tokens.special_text"),
     ):
-        with pytest.raises(InputError, match=rf"another rule: {field} \("):
+        with pytest.raises(InputError, match=rf"other settings: {field} \("):
             require_rule(layout.root, stored, lake_of(tmp_path, tokenizer, stored, **{key: value}))
 
 

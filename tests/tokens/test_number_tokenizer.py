@@ -40,7 +40,7 @@ def test_the_digest_is_of_the_vocabulary() -> None:
 
 @pytest.mark.parametrize("name", ["numbers:", "numbers:0", "numbers:-4", "numbers:many", "numbers:99999999"])
 def test_a_vocabulary_is_a_number(name: str) -> None:
-    with pytest.raises(InputError, match=f"'{name}' names no vocabulary: numbers:N takes N from 1 to"):
+    with pytest.raises(InputError, match=f"'{name}' names no vocabulary: in numbers:N, N is from 1 to"):
         load_tokenizer(name)
 
 

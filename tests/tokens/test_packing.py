@@ -295,6 +295,6 @@ def test_vectors_that_do_not_fit_their_tokens_are_refused():
         np.zeros((3, 2), np.float32),
     ):
         with pytest.raises(
-            InputError, match=r"a document of 3 tokens has vectors .* uint8 \[3, 2\] are wanted"
+            InputError, match=r"a document of 3 tokens has vectors .* uint8 \[3, 2\] are required"
         ):
             scatter_vectors([values], documents, packed, inputs)

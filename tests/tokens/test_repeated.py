@@ -43,7 +43,7 @@ def test_a_corpus_of_which_all_is_there_is_refused_and_leaves_nothing(
 ) -> None:
     tokenize(run_file(tmp_path))
     with pytest.raises(
-        InputError, match=r"all 24 documents of corpus\.path .*more\.parquet' are in the store already"
+        InputError, match=r"all 24 documents of corpus\.path .*more\.parquet' are already in the store"
     ):
         appended(tmp_path, texts[::-1])
     assert len(read_links(Layout(tmp_path / "store"))) == 1
@@ -55,6 +55,6 @@ def test_it_is_said_with_the_number_and_said_again(
 ) -> None:
     tokenize(run_file(tmp_path))
     appended(tmp_path, [*texts[:3], "w1"])
-    assert "3 of the 4 documents are in the store already, by their text" in capsys.readouterr().out
+    assert "3 of the 4 documents are already in the store, judged by their text" in capsys.readouterr().out
     appended(tmp_path, [*texts[:3], "w1"])
-    assert "3 of the 4 documents were in the store already" in capsys.readouterr().out
+    assert "3 of the 4 documents were already in the store" in capsys.readouterr().out

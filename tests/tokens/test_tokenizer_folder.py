@@ -86,7 +86,7 @@ def test_a_tokenizer_s_own_code_never_runs_whatever_is_answered(
     folder = folder_of(tmp_path, {CONFIG: config})
     (folder / "code.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is asked"))
-    with pytest.raises(InputError, match="is made by Python code of its own, which is never run"):
+    with pytest.raises(InputError, match="requires Python code of its own, which is never run"):
         load_tokenizer(str(folder))
     assert not (tmp_path / "was_run").exists()
 

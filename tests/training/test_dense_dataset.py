@@ -225,7 +225,7 @@ def test_shards_that_were_made_anew_meanwhile_are_refused(growing):
     marker = sorted(next((root / "passes").glob("*/commits")).iterdir())[0]
     receipt = json.loads(marker.read_bytes())
     marker.write_text(json.dumps(receipt | {"tokens_sha256": "0" * 64}))
-    with pytest.raises(InputError, match="others than when the dataset was made"):
+    with pytest.raises(InputError, match="differ from those when the dataset was created"):
         next(iter(pickle.loads(sent)))
 
 
@@ -259,7 +259,7 @@ def test_a_state_of_other_settings_is_refused(lake, change, sentence):
     state = dataset(lake).state_dict()
     with pytest.raises(InputError, match=sentence):
         dataset(lake, **change).load_state_dict(state)
-    with pytest.raises(InputError, match="saved with 0 workers, here are 2"):
+    with pytest.raises(InputError, match="saved with 0 workers, but here there are 2"):
         DenseLoader(dataset(lake), 2).load_state_dict(DenseLoader(dataset(lake)).state_dict())
 
 

@@ -32,10 +32,15 @@ SHOWN, SUPPORT = 10, 20
 def command(
     tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = "100000",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the store. Default: out/demo, or out/synthetic.")
+        Path | None,
+        typer.Option(help="Folder of the store. Default: out/demo, or out/synthetic with --synthetic."),
     ] = None,
     synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Vectors with a known answer, compared with it; no model.")
+        bool,
+        typer.Option(
+            "--synthetic",
+            help="Use vectors with a known answer instead of a model, and compare the results with it.",
+        ),
     ] = False,
 ) -> None:
     """The demo, of text or of vectors with a known answer."""
@@ -52,8 +57,8 @@ def demo(tokens: str, out: Path) -> None:
     console.print(
         Panel(
             "SmolLM2-135M reads the State of the Union addresses since 1860; a sparse autoencoder of 4,608 "
-            "features reads its residual stream after block 9; everything that fires goes into "
-            f"[bold]{escape(str(out))}[/].",
+            "features reads its residual stream after block 9; every nonzero activation is stored "
+            f"in [bold]{escape(str(out))}[/].",
             title="latentlake demo",
         )
     )
@@ -116,7 +121,7 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
 
 def _ranked(store: FeatureStore, best: pl.DataFrame) -> Table:
     """The features of largest sigma/mu, each with its strongest context."""
-    table = Table(title=f"features by sigma/mu, of those active in at least {SUPPORT} rows")
+    table = Table(title=f"features by sigma/mu, among those active in at least {SUPPORT} rows")
     for column in ("feature", "sigma/mu", "frequency", "max", "strongest context"):
         table.add_column(column, justify="left" if "context" in column else "right", overflow="fold")
     for row in best.iter_rows(named=True):

@@ -47,16 +47,21 @@ def steer(
     settings: Annotated[
         list[str],
         typer.Option(
-            "--set", metavar="FEATURE=VALUE", help="Set (=3), add (=+3), multiply (=*3); repeatable."
+            "--set",
+            metavar="FEATURE=VALUE",
+            help="Set (=3), add (=+3) or multiply (=*3) a feature; may be repeated.",
         ),
     ],
     row: Annotated[
         int | None, typer.Option(help="Row of the lake to start from. Default: all features at 0.", min=0)
     ] = None,
     *,
-    only: Annotated[bool, typer.Option("--only", help="All features that are not set become 0.")] = False,
+    only: Annotated[bool, typer.Option("--only", help="Set all other features to 0.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Draw before and after: .png or .svg.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Draw the images before and after to this file: .png or .svg."
+        ),
     ] = None,
     model: ClassifierFolder = None,
 ) -> Steered:
@@ -129,7 +134,7 @@ def steered(decoders: ReconstructionDecoders, before: F64, after: F64) -> Steere
         values = both @ decoders.w_dec.astype(np.float64) + decoders.b_dec
         pixels, shares = decoders.image_decoder.images(values), decoders.image_decoder.probabilities(values)
     if not (np.isfinite(values).all() and np.isfinite(pixels).all() and np.isfinite(shares).all()):
-        raise InputError("--set: what comes of these numbers is too large to be computed: give smaller ones")
+        raise InputError("--set: the result of these numbers is too large to compute: give smaller ones")
     return Steered(*((part[0], part[1]) for part in (both, values, pixels, shares)))
 
 

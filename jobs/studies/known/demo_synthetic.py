@@ -59,8 +59,9 @@ def demo_synthetic(out: Path) -> None:
     console.print(
         Panel(
             f"{RECIPE['documents'] * RECIPE['rows']:,} vectors are sums of {RECIPE['features']} features: "
-            "directions, frequencies, values, correlations and trees are known. Two SAEs made of them "
-            "read the vectors: one exact, one with noise. What the store holds is compared with the truth.",
+            "their directions, frequencies, values, correlations and trees are known. Two SAEs built "
+            "from them read the vectors: one exact, one with noise. The contents of the store are compared "
+            "with the truth.",
             title="latentlake demo --synthetic",
         )
     )
@@ -73,8 +74,8 @@ def demo_synthetic(out: Path) -> None:
     plots(store, "exact")
     root = escape(str(out / "store"))
     say(
-        f"{time.monotonic() - began:.0f} s. The noise on the weights of `noisy` is its own error, which the "
-        "rows that differ measure: `exact` shows what the pipeline itself adds.\n\n"
+        f"{time.monotonic() - began:.0f} s. The rows that differ in `noisy` come from the noise on its "
+        "weights; `exact` shows what the pipeline itself adds.\n\n"
         "Try next:\n"
         f"  latentlake truth {root} --truth {escape(str(out / TRUTH_FILE))} --site noisy\n"
         f"  latentlake top {root} 0 --site exact\n"

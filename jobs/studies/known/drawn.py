@@ -24,9 +24,10 @@ def require_same_vectors(store: FeatureStore, known: KnownTruth) -> None:
     first = read_token_shard(store.layout, lake, shards[0], verify=False, inputs=True).inputs
     if first is not None and not equal_rows(first, known.first):
         raise InputError(
-            f"the vectors of {store.layout.root} are others than its recipe gave where the truth was made: "
-            "its directions or random numbers were made by another version of latentlake, NumPy or sae-lens; "
-            "run `latentlake make-dictionary` with that of the store, or make the store anew"
+            f"the vectors of {store.layout.root} differ from those that its recipe gave when the truth was "
+            "made: its directions or random numbers come from another version of latentlake, NumPy or "
+            "sae-lens; run `latentlake make-dictionary` with the version of the store, or make the store "
+            "again"
         )
 
 

@@ -24,18 +24,20 @@ TRUTH_FILE = "truth.npz"
 
 def command(
     run_file: RunFile,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the truth and the SAEs.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the ground truth and the SAEs.")
+    ],
     noise: Annotated[
         list[float] | None,
-        typer.Option(help="Standard deviation of noise on an SAE's weights; may be repeated.", min=0),
+        typer.Option(help="Standard deviation of the noise on an SAE's weights; may be repeated.", min=0),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="SAEs' thresholds, as a share of each feature's mean; 0: ReLU.", min=0)
+        float, typer.Option(help="Thresholds of the SAEs, as a share of each feature's mean; 0: ReLU.", min=0)
     ] = 0.5,
     shuffle: Annotated[
         bool, typer.Option("--shuffle/--no-shuffle", help="Put an SAE's features in a random order.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of noise and order.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise and the order.", min=0)] = 0,
 ) -> None:
     """Make the dictionary of the run file's corpus, with an SAE for each level of noise."""
     make_dictionary(
@@ -50,7 +52,8 @@ def make_dictionary(corpus: Corpus, out: Path, made: Sequence[SaeOptions]) -> Kn
     """
     if corpus.dictionary is None:
         raise InputError(
-            f"corpus.kind is {corpus.kind}: a truth and SAEs are made of corpus.kind: dictionary alone"
+            f"corpus.kind is {corpus.kind}: ground truth and SAEs can be made only for corpus.kind: "
+            "dictionary"
         )
     truth = truth_of(open_dictionary(corpus.dictionary))
     with storage_errors(out, "give --out another place"):
@@ -64,7 +67,7 @@ def make_dictionary(corpus: Corpus, out: Path, made: Sequence[SaeOptions]) -> Kn
             write_dictionary_sae(folder, truth, one)
         where = f"thresholds at {one.threshold:g} of mean values" if one.threshold else "ReLU"
         order = "in random order" if one.shuffled else "in the order of the features"
-        say(f"  SAE of noise {one.noise:g}, {where}, {order}: {escape(str(folder))}")
+        say(f"  SAE with noise {one.noise:g}, {where}, {order}: {escape(str(folder))}")
     return truth
 
 

@@ -41,12 +41,12 @@ def cosines_with(rows: F32, vectors: F32) -> F32:
     """Cosines of rows [S, D] with true directions [F, D]; InputError where widths differ, or for too many."""
     if rows.shape[1] != vectors.shape[1]:
         raise InputError(
-            f"the SAE's directions have {rows.shape[1]:,} entries, those of the truth {vectors.shape[1]:,}: "
-            "give the truth that the store's corpus was drawn from"
+            f"the SAE's directions have {rows.shape[1]:,} entries, but those of the truth have "
+            f"{vectors.shape[1]:,}: give the truth that the store's corpus was drawn from"
         )
     if not fits(len(rows), len(vectors)):
         raise InputError(
-            f"{len(rows):,} features and {len(vectors):,} true ones have more cosines than fit in memory "
+            f"{len(rows):,} features and {len(vectors):,} true ones have more cosines than fit into memory "
             "(8,192 x 8,192 do)"
         )
     # on one thread, so that the bits do not depend on how many there are

@@ -1,7 +1,7 @@
 """What an SAE's reconstruction loses of the vectors that a lake holds: sums over rows, float64.
 
 Explained variance and shrinkage are those of sae-lens 6.54 (`ExplainedVarianceCalculator` in evals.py,
-`ShrinkageCalculator` in synthetic/evals.py), of x as it is stored and in float64.
+`ShrinkageCalculator` in synthetic/evals.py), of x unchanged stored and in float64.
 
 Shapes: N rows of a block, S features of the SAE, D entries of x.
 """

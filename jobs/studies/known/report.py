@@ -23,8 +23,8 @@ SITES = 4
 """Sites side by side in 80 columns."""
 MEASURES = {
     "L0": "l0",
-    "L0 of the truth, as drawn": "true_l0",
-    "L0 of the truth, closed form": "expected_l0",
+    "true L0, as drawn": "true_l0",
+    "true L0, in closed form": "expected_l0",
     "dead features": "dead",
     "explained variance": "explained_variance",
     "shrinkage |x'| / |x|": "shrinkage",
@@ -92,7 +92,7 @@ def _of_intervals(matched: pl.DataFrame, of_documents: pl.DataFrame | None) -> l
     true, expected = (matched[name].to_numpy() for name in ("true_mean", "expected_mean"))
     is_known = not np.isnan(expected.astype(float)).all()
     if is_known and not np.allclose(true, expected, rtol=1e-5, equal_nan=True):
-        held.append(("mean where active, as this encoder gives it", "expected_mean", "mean"))
+        held.append(("mean where active, by this encoder", "expected_mean", "mean"))
     lines = [
         f"{what}: {_share(_held(matched, true, ends))} of 95 % intervals hold the truth"
         for what, true, ends in held
@@ -119,7 +119,9 @@ def _of_rows(matched: pl.DataFrame) -> list[str]:
         (pl.col("n_hits") != pl.col("n_drawn")) | (pl.col("n_hits") != pl.col("n_active"))
     ).height
     exact = (
-        "every feature fires in exactly its rows" if not wrong else f"{wrong:,} features differ in some row"
+        "every feature fires in exactly the right rows"
+        if not wrong
+        else f"{wrong:,} features differ in at least one row"
     )
     return [
         f"rows in which a feature fires: {drawn:,} drawn, {active:,} measured, {hits:,} the same; precision "
@@ -150,14 +152,14 @@ def _of_hierarchy(pairs: pl.DataFrame, edges: pl.DataFrame | None) -> list[str]:
     if not known.height:
         return []
     least = _number(known["conditional"].min())
-    line = f"children and those above them: {known.height:,} pairs, conditional frequency at least {least}"
+    line = f"children and their ancestors: {known.height:,} pairs, conditional frequency at least {least}"
     if edges is None:
-        return [line, "  not searched for: run `latentlake coactivation` first"]
+        return [line, "  not computed: run `latentlake coactivation` first"]
     true = known.select(child="a", parent="b").with_columns(known=True)
     compared = edges.join(true, on=["child", "parent"], how="left")
     hits = compared["known"].sum()
     others = f"{compared.height - hits:,} others" if compared.height - hits else "no other"
-    return [line, f"  found from co-activation alone: {hits:,} of {known.height:,}, and {others}"]
+    return [line, f"  recovered from co-activation alone: {hits:,} of {known.height:,}, and {others}"]
 
 
 def _listed(matched: pl.DataFrame) -> Table:

@@ -59,11 +59,16 @@ def command(
     store: FeatureStore,
     sites: list[str],
     path: Annotated[
-        str, typer.Option("--truth", metavar="FILE.npz", help="The truth, which `make-dictionary` writes.")
+        str,
+        typer.Option(
+            "--truth", metavar="FILE.npz", help="The ground truth, as written by `make-dictionary`."
+        ),
     ],
     least: Annotated[
         float,
-        typer.Option(help="Share of its rows in which a feature's parent must be active to be found."),
+        typer.Option(
+            help="Share of a feature's rows in which another must be active to count as its parent."
+        ),
     ] = 1.0,
     tasks: Tasks | None = None,
 ) -> None:
@@ -89,7 +94,7 @@ def truth(
     began = time.monotonic()
     root, expected = store.layout.root, known.recipe.model_dump(mode="json")
     if len(store.links) != 1 or store.links[0].source.get("kind") != "dictionary":
-        raise InputError(f"{root} does not hold one corpus of kind dictionary, which has a truth")
+        raise InputError(f"{root} does not hold a single corpus of kind dictionary, which has a ground truth")
     stored: dict[str, Any] = store.links[0].source["dictionary"]
     if name := next((name for name in expected if expected[name] != stored.get(name)), None):
         raise InputError(
@@ -115,11 +120,11 @@ def _of_rows(store: FeatureStore, sites: Sequence[str]) -> list[str]:
     """Those without pooling, and a note of the others; InputError if none is left. The truth is of rows."""
     unpooled = [site for site in sites if store.site(site).selection.pooling == "none"]
     for site in sites:
-        problem = f"site {site!r} pools the rows of a context, the truth is of single rows"
+        problem = f"site {site!r} pools the rows of a context, but the truth is about single rows"
         if not unpooled:
             raise InputError(f"{problem}: give a site without pooling")
         if site not in unpooled:
-            say(f"[yellow]note[/] {escape(problem)}: passed over")
+            say(f"[yellow]note[/] {escape(problem)}: skipped")
     return unpooled
 
 
@@ -144,7 +149,7 @@ def _sides(store: FeatureStore, sites: Sequence[str], known: KnownTruth) -> dict
     same = len({decoder.shape for decoder in decoders}) == 1
     best, order = best_order(decoders)
     if len(sites) > 1:
-        choice = f"that of {sites[best]}, whose mean cosine is highest" if same else "each site's own"
+        choice = f"that of {sites[best]}, which has the highest mean cosine" if same else "each site's own"
         say(f"[bold]truth[/] literal order of features: {choice}")
     return {
         site: Side(
@@ -220,7 +225,7 @@ def _can_draw_again(store: FeatureStore, site: str, known: KnownTruth) -> bool:
     elif lake.bos_id is not None or lake.separator_id is not None or not selection.all_rows:
         why = "its rows are not those of the corpus"
     elif not draws_again(known):
-        why = "this version of NumPy or latentlake draws others"
+        why = "this version of NumPy or latentlake draws different ones"
     else:
         return True
     say(f"[yellow]note[/] {site}: rows are not compared one by one, {why}")

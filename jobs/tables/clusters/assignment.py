@@ -121,7 +121,7 @@ def assign_all(
     placed: dict[Kind, list[Placed]] = {kind: [] for kind in fitted}
     counts: dict[Kind, Counts] = {}
     features: dict[str, Described] = {}
-    for part in track(tasks.map(assign_shard, shards), "cluster: what is in which", len(shards), "shards"):
+    for part in track(tasks.map(assign_shard, shards), "cluster: assigning members", len(shards), "shards"):
         for kind, placed_part in part.placed.items():
             placed[kind].append(placed_part)
         _add(counts, part.counts)

@@ -103,8 +103,11 @@ def by_direction(
         cosine = cosines_with_mean(decoder, labels, len(centres))
         members = Members.of(labels, cosine, len(centres))
     if len(decoder) > most:
-        say(f"[bold]cluster[/] {site}: centres by direction are those of {most:,} features, drawn at random")
-    report_clusters(site, "features", members, clusters, "a decoder row without direction")
+        say(
+            f"[bold]cluster[/] {site}: centres by direction are computed from {most:,} features drawn at "
+            "random"
+        )
+    report_clusters(site, "features", members, clusters, "a decoder row of zeros")
     features, cohesion = decoder.features, members.cohesion
     return Clustering("feature", FEATURE_CLUSTERS, "cosine", features, members, cohesion, vectors=decoder)
 
@@ -114,8 +117,8 @@ def by_coactivation(store: FeatureStore, site: str, fired: I64, config: Cluster)
     if not store.has_table(site, "neighbours") or store.is_stale(site, "neighbours"):
         what = "is stale" if store.has_table(site, "neighbours") else "does not exist"
         say(
-            f"[yellow]cluster[/] {site}: no clusters of features by co-activation, for the table neighbours "
-            f"{what}: run `latentlake coactivation`, then `latentlake cluster`"
+            f"[yellow]cluster[/] {site}: no clusters of features by co-activation, because the table "
+            f"neighbours {what}: run `latentlake coactivation`, then `latentlake cluster`"
         )
         return None
     with counting("cluster: features by co-activation"):

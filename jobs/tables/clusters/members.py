@@ -77,7 +77,7 @@ def report_clusters(
     n_clusters, has = len(members.order), int((members.labels != NO_CLUSTER).sum())
     line = f"[bold]cluster[/] {site}: {has:,} {what} in {n_clusters:,} clusters"
     if requested is not None and n_clusters < requested:
-        line += f" [yellow]({requested} asked for: there are no more that differ)[/]"
+        line += f" [yellow]({requested} requested, but no more differ)[/]"
     if left_out := len(members.labels) - has:
         line += f" [yellow]({left_out:,} with {without} left out)[/]"
     say(line)

@@ -51,7 +51,7 @@ def feature_map(
     vectors = take(clustering.vectors, chosen)
     # so many alike directions have no neighbourhoods to show; a part is enough to see that some differ
     if len(np.unique(vectors[: 16 * FEWEST], axis=0)) < FEWEST or vectors.shape[1] < 2:
-        say(f"[yellow]cluster[/] {site}: fewer than {FEWEST} features that differ, so there is no map")
+        say(f"[yellow]cluster[/] {site}: fewer than {FEWEST} features differ, so there is no map")
         chosen, vectors = chosen[:0], vectors[:0]
     elif len(chosen) == MOST:
         say(f"[bold]cluster[/] {site}: {MOST:,} of {len(clustering.features):,} features are on the map")

@@ -18,7 +18,7 @@ FEATURE_CLUSTERS: Schema = {
     "rank": pl.UInt32(),
 }
 """By decoder direction. `cosine`: of the decoder row and the mean direction of its cluster's members;
-`rank`: place among them, 0 the most central. Null: a decoder row without direction."""
+`rank`: place among them, 0 the most central. Null: a decoder row of zeros."""
 
 COACTIVATION_CLUSTERS: Schema = {
     "feature": pl.UInt32(),
@@ -38,7 +38,7 @@ DENSITY_CLUSTERS: Schema = {
 }
 """By density of decoder directions. `cosine`: of the decoder row and its cluster's mean direction;
 `probability`: HDBSCAN's, null of a feature that was joined to its cluster afterwards. Null in `cluster`:
-noise, or a decoder row without direction."""
+noise, or a decoder row of zeros."""
 
 FEATURE_SUMMARY: Schema = {
     "cluster": pl.UInt32(),

@@ -73,7 +73,7 @@ def survey(
     active = {kind: np.zeros(d_sae, np.int64) for kind in KINDS}
     parts = {kind: [sparse.csr_matrix((0, d_sae), dtype=np.float32)] for kind in KINDS}
     read = (tasks or OneProcess()).map(partial(_survey_shard, store.layout, store.lake), items)
-    for of_shard in track(read, "cluster: what fires where", len(items), "shards"):
+    for of_shard in track(read, "cluster: reading activations", len(items), "shards"):
         n_active += of_shard.n_active
         for kind, sampled in of_shard.of.items():
             active[kind] += sampled.active

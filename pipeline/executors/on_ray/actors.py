@@ -96,15 +96,15 @@ class RayBackend:
     def __init__(self, root: StorePath, plan: Plan, extract: Extract, probe: ProbeFile | None = None) -> None:
         if is_memory(root):
             raise InputError(
-                f"store.root {root} lies in the memory of this process, which Ray's workers do not see: set "
+                f"store.root {root} is in the memory of this process, which Ray's workers cannot see: set "
                 "extract.executor: in_process, or another store.root"
             )
         # Where all nodes are here nothing can scale, so a worker must fit on the GPUs there are.
         there = _resources().get("GPU", 0)
         if address_of(extract) == "local" and extract.gpus_per_worker > there:
             raise InputError(
-                f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, this machine has {there:g} GPUs: "
-                "set 0, or name a cluster in extract.address"
+                f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, but this machine has {there:g} GPUs"
+                ": set 0, or name a cluster in extract.address"
             )
         self._progress: dict[Any, tuple[str, Any, int]] = {}
         self._job = Job(str(root.absolute()), plan, extract, probe)
@@ -193,7 +193,7 @@ class RayBackend:
         list_nodes: Any = ray.nodes
         alive = sum(bool(node["Alive"]) for node in list_nodes())
         return (
-            f"the cluster has {alive} nodes with {free_of_all}, each of {extract.workers} workers asks for "
+            f"the cluster has {alive} nodes with {free_of_all}, each of {extract.workers} workers requests "
             f"{extract.gpus_per_worker:g} GPUs and {extract.cpus_per_worker} CPUs"
         )
 

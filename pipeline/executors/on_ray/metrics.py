@@ -40,7 +40,7 @@ class DriverMetrics:
     """Counts the attempts that failed, by what became of them."""
 
     def __init__(self, pass_name: str) -> None:
-        description = "Attempts at shards that did not end with a receipt: error, lost or preempted."
+        description = "Attempts at shards that ended without a receipt: error, lost or preempted."
         self._failed = _counter(
             "latentlake_failed_attempts", description, ("pass", "why"), {"pass": pass_name}
         )

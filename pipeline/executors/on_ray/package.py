@@ -63,7 +63,7 @@ def check_package(folder: Path, left_out: Sequence[str] = ()) -> tuple[int, int]
         more = f" and {len(files.secret) - MOST_ERRORS:,} more" if len(files.secret) > MOST_ERRORS else ""
         raise InputError(
             f"{folder} would be uploaded with {names}{more}, which hold keys or passwords: move the run file "
-            "into a folder of its own and name that by --working-dir, or list them in its .rayignore"
+            "into a folder of its own and give that as --working-dir, or list them in its .rayignore"
         )
     return files.number, files.size
 

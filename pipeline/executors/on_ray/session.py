@@ -80,7 +80,7 @@ def token_remedy() -> str:
             "$RAY_AUTH_TOKEN, or the file $RAY_AUTH_TOKEN_PATH (default ~/.ray/auth_token), must hold the "
             "token of its head node"
         )
-    return "there is none here, copy ~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN"
+    return "there is none here; copy ~/.ray/auth_token from its head node, or set RAY_AUTH_TOKEN"
 
 
 def _connect(address: str) -> None:
@@ -93,7 +93,7 @@ def _connect(address: str) -> None:
     if address != "auto" and _requires_token(address):
         use_token()
         if os.environ.get(MODE) != "token" or not has_token():
-            raise InputError(f"the Ray cluster at {address!r} asks for a token: {token_remedy()}")
+            raise InputError(f"the Ray cluster at {address!r} requires a token: {token_remedy()}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError, ValueError, RuntimeError) as error:
@@ -108,15 +108,14 @@ def _connect(address: str) -> None:
             )
             raise InputError(
                 f"the Ray cluster at {address!r} runs {there}, this driver {here}: they must be the same, so "
-                "install those of its head node here (one image for all nodes does that)"
+                "install the versions of its head node here (one image for all nodes ensures that)"
             ) from None
         if address == "auto" and isinstance(error, ConnectionError):
             raise InputError(
                 f"no Ray cluster runs on this machine ({one_line(error)}): give its head's HOST:PORT"
             ) from None
         raise InputError(
-            f"the Ray cluster at {address!r} does not let this driver in ({one_line(error)}): "
-            f"{token_remedy()}"
+            f"the Ray cluster at {address!r} does not admit this driver ({one_line(error)}): {token_remedy()}"
         ) from None
 
 

@@ -133,7 +133,7 @@ class JobServer:
             yield
         except AuthenticationError as error:
             raise InputError(
-                f"the Ray cluster at {self._address} wants a token ({one_line(error)}): {token_remedy()}"
+                f"the Ray cluster at {self._address} requires a token ({one_line(error)}): {token_remedy()}"
             ) from None
         except (ConnectionError, OSError) as error:
             raise InputError(
@@ -143,4 +143,6 @@ class JobServer:
         except (RuntimeError, ValueError) as error:  # the latter of a package that is too large
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"the Ray cluster at {self._address} refused: {one_line(error)}") from None
+            raise InputError(
+                f"the Ray cluster at {self._address} refused the request: {one_line(error)}"
+            ) from None

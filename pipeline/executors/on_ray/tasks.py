@@ -72,7 +72,7 @@ class RayTasks:
                         if deaths == MAX_DEATHS:
                             raise InputError(
                                 f"a task's worker died {deaths} times ({type(error).__name__}; out of "
-                                "memory?): give fewer --workers"
+                                "memory?): use fewer --workers"
                             ) from None
                         ticket = remote(shared, item)
                 yield result

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from pipeline.models.device import is_broken, is_out_of_memory
 from schemas.errors import EndedBySignal, InputError
 
-BUILD = "give another model, or build this one in a function and set model.loader: torch_module"
+BUILD = "use another model, or build this one in a function and set model.loader: torch_module"
 """The remedy where a loader cannot run a model."""
 
 FORBIDDEN = (
@@ -86,7 +86,7 @@ def without_foreign_code() -> Iterator[None]:
     """What is FORBIDDEN raises PermissionError in the block; TransformerLens then goes on without it."""
 
     def forbidden(*_: object, **__: object) -> NoReturn:
-        raise PermissionError("a model that is loaded runs no code of its own, and installs nothing")
+        raise PermissionError("loading a model must not run code of its own or install anything")
 
     places = [(importlib.import_module(module), name) for module, name in FORBIDDEN]
     before = [getattr(module, name) for module, name in places]

@@ -68,9 +68,11 @@ def max_context(path: str) -> int | None:
 def require_folder(path: str) -> None:
     """A folder must hold a model; a name is Hugging Face's to know."""
     if not Path(path).exists() and not _HUB_NAME.fullmatch(path):
-        raise InputError(f"model {path} does not exist: give a model's folder, or its name at Hugging Face")
+        raise InputError(
+            f"model {path} does not exist: give a model's folder, or its name on the Hugging Face Hub"
+        )
     if Path(path).is_dir() and not (Path(path) / CONFIG).is_file():
-        raise InputError(f"model folder {path} has no {CONFIG}: give a folder as saved by save_pretrained")
+        raise InputError(f"model folder {path} has no {CONFIG}: give a folder that save_pretrained wrote")
 
 
 def folder_of(path: str) -> Path:
@@ -147,8 +149,8 @@ def _unavailable(name: str, error: Exception) -> InputError:
     """The sentence about a model that the hub does not give, or whose files in its cache may not be read."""
     reason = " ".join(str(error).split()).partition(". ")[0][:300]
     return forbidden_in_hub_cache(error, repository_of(name)) or InputError(
-        f"model {name} is not a folder here, and the hub does not give it ({reason}): check the name and the "
-        "network, or give a folder as saved by save_pretrained"
+        f"model {name} is not a folder here, and the hub does not provide it ({reason}): check the name and "
+        "the network, or give a folder that save_pretrained wrote"
     )
 
 
@@ -159,7 +161,7 @@ def config_of(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not JSON: copy the model again") from None
     if not isinstance(config, dict):
-        raise InputError(f"{path} holds no JSON object: copy the model again")
+        raise InputError(f"{path} is not a JSON object: copy the model again")
     return config
 
 

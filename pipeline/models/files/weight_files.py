@@ -61,7 +61,7 @@ def check_size(folder: Path, path: str) -> None:
         for name, value in (*_ints(part, (*WIDTHS, *LAYERS, *SIZES)), *_listed(part)):
             if value * (width if name in (*LAYERS, *SIZES) else 1) > most:
                 raise _too_large(
-                    path, name, value, f"more than its weights of {most // PER_BYTE:,} bytes can hold"
+                    path, name, value, f"more than weights of {most // PER_BYTE:,} bytes can hold"
                 )
         for name, value in _ints(part, LAYERS):
             if tensors and value > tensors and not _sizes(folder, OTHERS):

@@ -45,7 +45,7 @@ def attach_to_point(model: Any, name: str, take: Take) -> Detach:
         except (AssertionError, NotImplementedError, ValueError) as error:
             raise InputError(
                 f"hook {name} fires only with TransformerLens' setting {setting}, which this model does not "
-                f"take ({' '.join(str(error).split())}): choose another hook"
+                f"support ({' '.join(str(error).split())}): choose another hook"
             ) from error
 
     # add_hook returns nothing: the handle is the last of the point's list, and is taken out of it again

@@ -237,8 +237,8 @@ class HookedModel:
     def _require_head(self) -> Head:
         if self._head is None:
             raise InputError(
-                "the model has no unembedding that could be found (an encoder, or one of model.loader "
-                "torch_module): features have logits under causal language models of Hugging Face alone"
+                "no unembedding was found in the model (an encoder, or a model of model.loader "
+                "torch_module): features have logits only under causal language models of Hugging Face"
             )
         return self._head
 
@@ -263,8 +263,8 @@ class HookedModel:
         for hook in replace:
             if hook in self._read_only:
                 raise InputError(
-                    f"x at hook {hook} can be read but not replaced with this loader, as what is put there "
-                    "reaches only the next sublayer and not the residual stream: use model.loader: "
+                    f"x at hook {hook} can be read but not replaced with this loader, because a replacement "
+                    "there reaches only the next sublayer and not the residual stream: use model.loader: "
                     "hooked_transformer, or another hook"
                 )
         takes: dict[str, Take] = {hook: partial(take, hook) for hook in replace}
@@ -325,5 +325,5 @@ def _refuse_silent(hooks: Iterable[str], fired: Collection[str]) -> None:
     silent = [hook for hook in hooks if hook not in fired]
     if silent:
         raise InputError(
-            f"the model never came to hook {', '.join(silent)}: choose a hook that its forward pass visits"
+            f"the model never reached hook {', '.join(silent)}: choose a hook that its forward pass visits"
         )

@@ -91,11 +91,11 @@ def _logits(output: object, batch: TokenBatch) -> Tensor:
     largest = int(batch.token_ids.max())
     shape = batch.token_ids.shape
     if not isinstance(logits, Tensor):
-        problem = "no logits of the next token"
+        problem = "no logits for the next token"
     elif logits.ndim != 3 or logits.shape[:2] != shape or logits.shape[2] <= largest:
         problem = f"{list(logits.shape)} and not logits [{shape[0]}, {shape[1]}, more than {largest}]"
     else:
         return logits
     raise InputError(
-        f"the model gives {problem}, which losses need: use a causal language model with its head"
+        f"the model returns {problem}, which losses need: use a causal language model with its head"
     )

@@ -44,6 +44,7 @@ def _tensor_of(output: object, shape: torch.Size, hook: str) -> Tensor:
     if not isinstance(x, Tensor) or x.ndim < 3 or x.shape[:2] != shape:
         given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise InputError(
-            f"hook {hook} gives {given}, not one vector for each of the {list(shape)} tokens: choose another"
+            f"hook {hook} returns {given}, not one vector for each of the {list(shape)} tokens: choose "
+            "another"
         )
     return x

@@ -56,7 +56,7 @@ def replace_block_output(vectors: Tensor, output: object) -> object:
     assert first.shape[:2] == (1, 1), f"{list(first.shape)} is not a block's output of one token"
     if vectors.shape[1] != first.shape[2]:
         raise InputError(
-            f"vectors of {vectors.shape[1]} are none of the residual stream, which is {first.shape[2]} wide: "
+            f"vectors of {vectors.shape[1]} are not in the residual stream, which is {first.shape[2]} wide: "
             "only an SAE that writes into it has logits"
         )
     # one context of N positions: final norm and unembedding treat each alone, and no block comes after
@@ -95,6 +95,6 @@ def require_same(own: Tensor, other: Tensor) -> None:
     """The model's logits of some tokens, and those made of what its last block gave for them."""
     if not is_same(own, other):
         raise InputError(
-            "what this model's last block gives does not decide its logits (something else enters after "
-            "it), so features have no logits of their own: `latentlake logits` cannot be used with it"
+            "the output of this model's last block does not determine its logits (something else enters "
+            "after it), so features have no logits of their own: `latentlake logits` cannot be used with it"
         )

@@ -94,7 +94,7 @@ def run_plain(model: Any, hooks: Iterable[str], longest: int | None) -> Plain:
             part = model.get_encoder() if model.config.is_encoder_decoder else model
             output = part(input_ids=ids, attention_mask=mask, use_cache=False)
         except Exception as error:  # noqa: BLE001 - models raise anything for inputs that are not theirs
-            plain.why = f"the model of transformers does not run on tokens alone: {type(error).__name__}"
+            plain.why = f"the transformers model does not run on tokens only: {type(error).__name__}"
         else:
             plain.logits = plain.rows(getattr(output, LOGITS, None))
     return plain
@@ -141,7 +141,7 @@ def require_agreement(agreement: Agreement, dtype: torch.dtype, path: str, loade
     if wrong:
         numbers = ", ".join(f"{value:.2g} at {name}" for name, value in wrong.items())
         raise InputError(
-            f"model {path} computes something else under model.loader: {loader} (transformer-lens "
+            f"model {path} computes something different under model.loader: {loader} (transformer-lens "
             f"{version('transformer-lens')}) than under transformers: on a few tokens the relative "
             f"difference is {numbers}, where {bound:.0e} is allowed in "
             f"{str(dtype).removeprefix('torch.')}: build the model in a function and set model.loader: "

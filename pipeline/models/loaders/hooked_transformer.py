@@ -58,8 +58,8 @@ def load(model: run_file.Model, hooks: list[str], device: str) -> HookedModel:
     version = importlib.metadata.version("transformer-lens")
     if int(version.partition(".")[0]) >= 4:  # which has no such class
         raise InputError(
-            f"model.loader: hooked_transformer needs transformer-lens 3 and {version} is installed: set "
-            "model.loader: transformer_lens, which gives the same x with the same model.processing"
+            f"model.loader: hooked_transformer needs transformer-lens 3, but {version} is installed: set "
+            "model.loader: transformer_lens, which returns the same x with the same model.processing"
         )
     with (
         refusing(f"model {model.path} cannot be loaded by {LOADER}", BUILD),

@@ -65,7 +65,7 @@ def read_decoder(folder: Path) -> ImageReader:
         if config.get(DECODER_SHA256) not in (None, sha256(content).hexdigest()):  # None: of older folders
             raise ValueError(f"{DECODER} is not the one that config.json was written with")
         if len(weights["decode.weight"]) != math.prod(shape):
-            raise ValueError(f"{DECODER} makes no images of the shape {list(shape)}")
+            raise ValueError(f"{DECODER} does not make images of the shape {list(shape)}")
         return ImageReader(
             weights["decode.weight"],
             weights["decode.bias"],
@@ -77,6 +77,6 @@ def read_decoder(folder: Path) -> ImageReader:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise storage_failure(error, file_of(error, folder), "read") or InputError(
-            f"{folder} holds no image decoder that can be read ({reason}): give --model the folder of a "
-            "classifier that `latentlake train-digits` wrote"
+            f"{folder} has no image decoder that can be read ({reason}): give as --model the folder of "
+            "a classifier that `latentlake train-digits` wrote"
         ) from None

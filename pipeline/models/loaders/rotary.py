@@ -33,7 +33,7 @@ def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
     if capacity is not None:
         raise InputError(
             f"model {path} has experts with room for {capacity} tokens of a batch, so a token's x depends "
-            "on the other contexts: choose a model that routes each token alone"
+            "on the other contexts: choose a model that routes each token independently"
         )
     modules, batch = _rotary_modules(model), _Batch()
     for module in modules:
@@ -47,7 +47,7 @@ def by_context(model: nn.Module, path: str) -> Callable[[Run], Run]:
             batch.lengths = given.new_full((len(given),), width).long() if mask is None else mask.sum(1)
             if borders and width > min(borders):
                 raise InputError(
-                    f"a context of {width} tokens is longer than {min(borders)}, from where on positions "
+                    f"a context of {width} tokens is longer than {min(borders)}, beyond which positions "
                     f"in model {path} (rope_type: dynamic) depend on what else is run: lower "
                     "tokens.context_size"
                 )
@@ -62,8 +62,8 @@ def refuse_longrope(model: nn.Module, path: str, loader: str) -> None:
     """InputError for a loader that knows one set of frequencies alone."""
     if any(LONGROPE in _kinds(module) for module in _rotary_modules(model)):
         raise InputError(
-            f"model {path} has other rotary frequencies in long contexts (rope_type: {LONGROPE}), which "
-            f"model.loader: {loader} does not know: set model.loader: transformer_lens"
+            f"model {path} has different rotary frequencies in long contexts (rope_type: {LONGROPE}), "
+            f"which model.loader: {loader} does not support: set model.loader: transformer_lens"
         )
 
 

@@ -19,4 +19,4 @@ def max_context(path: str) -> None:
 
 def load(model: run_file.Model, hooks: list[str], device: str) -> NoReturn:  # noqa: ARG001
     """InputError: nothing can be run."""
-    raise InputError("model.loader: synthetic is not a model that could be run: name one that is")
+    raise InputError("model.loader: synthetic is not a model that can be run: name another")

@@ -41,8 +41,8 @@ def load(model: run_file.Model, hooks: list[str], device: str, inputs: Inputs | 
 
     if model.weight_processing:
         raise InputError(
-            f"model.processing ({', '.join(model.weight_processing)}) is TransformerLens' and not possible "
-            "with model.loader: torch_module: set model.processing: {}"
+            f"model.processing ({', '.join(model.weight_processing)}) is a TransformerLens setting and not "
+            "possible with model.loader: torch_module: set model.processing: {}"
         )
     dtype = getattr(torch, model.dtype)
     name, function = _parts(model.path)

@@ -170,7 +170,7 @@ def _attacher(bridge: Any) -> Attach:
 
 
 def _runner(bridge: Any, predicts: bool) -> Run:
-    """Forward without keeping a key-value cache; None where there are no logits of the next token."""
+    """Forward without keeping a key-value cache; None where there are no logits for the next token."""
 
     def run(token_ids: Tensor, mask: Tensor | None) -> object:
         logits = bridge.forward(token_ids, return_type="logits", attention_mask=mask, use_cache=False)

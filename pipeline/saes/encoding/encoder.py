@@ -53,11 +53,11 @@ class Encoder(Protocol):
 
     @property
     def metadata(self) -> SaeMetadata:
-        """What its files say about it."""
+        """Metadata from the SAE's files."""
 
     @property
     def block(self) -> Block:
-        """How its products are cut."""
+        """How its matrix products are cut into blocks."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,7 +77,7 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
 
     def accepts(self, width: int) -> bool:
         """Whether x [N, width] can be encoded."""
@@ -92,17 +92,17 @@ class Encoder(Protocol):
     def submit(self, x: Tensor) -> Pending:
         """Begin to encode x, as `encode` does.
 
-        On a GPU nothing is waited for: ask for the result after the next batch was submitted.
+        On a GPU this does not wait: ask for the result after the next batch has been submitted.
         """
 
     def inputs(self, x: Tensor) -> Iterator[Tensor]:
         """What W_enc is multiplied by, [n, d_model] in blocks of rows: x normalised, without b_dec."""
 
     def decode(self, features: SparseFeatures, like: Tensor | None = None) -> Tensor:
-        """Reconstruct x, of a transcoder what is at `hook_name_out`: float32 [N, width_out], on the device.
+        """Reconstruct x, or for a transcoder x at `hook_name_out`: float32 [N, width_out], on the device.
 
         `like` is the x that was encoded; SAEs that normalise their input by its own norm, and transcoders
-        with a skip connection, cannot do without it.
+        with a skip connection, require it.
         """
 
     def directions(self, features: I32) -> Tensor:
@@ -126,8 +126,8 @@ def as_read(x: Tensor, d_model: int, hook: str | None) -> Tensor:
     """X without its gradients; InputError where it is not [N, D]."""
     if x.ndim != 2 or x.shape[1] != d_model:
         raise InputError(
-            f"x at {hook} has shape {list(x.shape)}, the SAE reads [rows, {d_model}]: choose the hook_name "
-            "that the SAE was trained on"
+            f"x at {hook} has shape {list(x.shape)}, but the SAE reads [rows, {d_model}]: choose the "
+            "hook_name that the SAE was trained on"
         )
     return x.detach()
 
@@ -207,10 +207,12 @@ class RuleEncoder(Described):
                 return y
             if like is None:
                 why = f"normalises x by {how}" if scaled_back else "adds W_skip @ x"
-                raise InputError(f"this SAE {why}: decode(features, like=x) needs the x encoded")
+                raise InputError(f"this SAE {why}: decode(features, like=x) needs the x that was encoded")
             like = self._read(like)
             if len(like) != len(y):
-                raise InputError(f"like has {len(like)} rows, the features have {len(y)}: give the x encoded")
+                raise InputError(
+                    f"like has {len(like)} rows, but the features have {len(y)}: give the x that was encoded"
+                )
             if self.metadata.skip:
                 return y + like @ self._weights["W_skip"].T
             return denormalize(y, like, how)
@@ -257,8 +259,8 @@ class RuleEncoder(Described):
         bad = (~product.isfinite()).any(dim=1).nonzero()
         if len(bad):
             raise ShardError(
-                f"x at {self.hook_name} cannot be encoded in row {first + int(bad[0])}: it overflows or "
-                f"is 0 and to be normalised ({self.metadata.normalize_activations}); check hook and model"
+                f"x at {self.hook_name} cannot be encoded in row {first + int(bad[0])}: it overflows, or "
+                f"is 0 and should be normalised ({self.metadata.normalize_activations}); check hook and model"
             )
 
     def _row_blocks(self, x: Tensor) -> Iterator[Tensor]:

@@ -31,7 +31,7 @@ class GroupMaxRule:
     def __init__(self, bias: Tensor, k: int) -> None:
         if len(bias) % k:
             raise InputError(
-                f"a groupmax SAE of {len(bias)} features cannot have k {k}: groups are of one size"
+                f"a groupmax SAE of {len(bias)} features cannot have k {k}: all groups have the same size"
             )
         self.bias: Tensor | None = bias
         self.size = len(bias) // k

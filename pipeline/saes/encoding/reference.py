@@ -88,7 +88,9 @@ class ReferenceEncoder(Described):
         how = self.metadata.normalize_activations
         normalises = how not in ("none", "expected_average_only_in")
         if normalises and like is None:
-            raise InputError(f"this SAE normalises x by {how}: decode(features, like=x) needs the x encoded")
+            raise InputError(
+                f"this SAE normalises x by {how}: decode(features, like=x) needs the x that was encoded"
+            )
         rows = len(features.indptr) - 1
         x_blocks = self._blocks(self._read(like)) if like is not None and normalises else None
         decoded = []
@@ -141,13 +143,13 @@ class ReferenceEncoder(Described):
                 turned = self._sae.encode(x.flip(0)).flip(0)
             except (ValueError, RuntimeError, IndexError, TypeError) as error:
                 raise InputError(
-                    f"{what} does not encode rows [N, d_model]; a site needs an SAE that reads a token alone"
+                    f"{what} does not encode rows [N, d_model]; a site needs an SAE that reads single tokens"
                 ) from error
         same = together.shape == (4, self.d_sae) and all(
             torch.allclose(together, other, rtol=1e-3, atol=1e-5) for other in (alone, turned)
         )
         if not same:
             raise InputError(
-                f"{what} gives a token other features next to other tokens; a site needs an SAE that reads a "
-                "token alone"
+                f"{what} encodes a token differently next to other tokens; a site needs an SAE that reads "
+                "single tokens"
             )

@@ -44,8 +44,8 @@ def snapshot(spec: str) -> Path:
         root = snapshot_download(repository, revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:  # the hub's own errors are one or the other
         raise forbidden_in_hub_cache(error, repository) or InputError(
-            f"SAE {spec} could not be had from the hub ({_first_sentence(error)}): check its name and the "
-            "network, or download it where there is one and copy the hub's cache"
+            f"SAE {spec} could not be downloaded from the hub ({_first_sentence(error)}): check its name "
+            "and the network, or download it on a machine with a network and copy the hub's cache"
         ) from error
     path = Path(root) / inside
     if not path.exists():

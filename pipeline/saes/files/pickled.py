@@ -95,7 +95,7 @@ class _Unpickler(pickle._Unpickler):  # noqa: SLF001 - in Python, so that a memo
         if module == "torch" and name in ITEM_SIZES:
             return ITEM_SIZES[name]
         if f"{module}.{name}" not in STAND_INS:
-            raise ValueError(f"it asks for {module}.{name}")
+            raise ValueError(f"it would import {module}.{name}")
         return STAND_INS[f"{module}.{name}"]
 
     def persistent_load(self, reference: Any) -> _Storage:
@@ -140,7 +140,7 @@ def _refuse_strange_keys(keys: list[Any]) -> None:
     """ValueError unless they are text or numbers: to hash tuples of tuples can take forever."""
     strange = next((key for key in keys if not isinstance(key, str | int)), None)
     if strange is not None:
-        raise ValueError(f"it has a {type(strange).__name__} as a name")
+        raise ValueError(f"it has a {type(strange).__name__} where a name should be")
 
 
 def _ordered_dict(pairs: Any = ()) -> OrderedDict[Any, Any]:
@@ -158,7 +158,7 @@ def _tensor(storage: _Storage, offset: int, size: Shape, stride: Shape, *_: Any)
         or len(size) != len(stride)
         or not all(isinstance(number, int) and 0 <= number <= LARGEST_NUMBER for number in numbers)
     ):
-        raise ValueError("a tensor has a size that is none")
+        raise ValueError("a tensor has an invalid size")
     # a stride of 0 repeats elements: the last one may be inside while there are too many of them
     elements = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -179,7 +179,7 @@ def read_declared(path: Path) -> Declared:
     """What the file holds; one of UNREADABLE where it is damaged, or is not a dict of tensors."""
     content = _from_zip(path) if zipfile.is_zipfile(path) else _from_legacy(path)
     if not isinstance(content, Mapping):
-        raise TypeError(f"it holds a {type(content).__name__}, no dict of tensors")
+        raise TypeError(f"it holds a {type(content).__name__}, not a dict of tensors")
     flat = dict(flattened(content))
     return Declared(
         {name: value.shape for name, value in flat.items() if isinstance(value, _Tensor)},

@@ -111,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > LONGEST_JSON:
         raise InputError(f"{path} has {size} bytes: is it the configuration of an SAE?")
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object: is it the configuration of an SAE?")
+        raise InputError(f"{path} is not a JSON object: is it the configuration of an SAE?")
     return content
 
 
@@ -190,7 +190,7 @@ def open_npz(path: Path) -> TensorFile:
                 with archive.open(member) as whole:
                     shape, dtype = check_header(whole.read(LONGEST_HEADER), size, name)
                 if dtype.kind not in "fiub":
-                    raise ValueError(f"{name} holds {dtype}, no numbers")
+                    raise ValueError(f"{name} holds {dtype}, not numbers")
                 shapes[name.removesuffix(".npy")] = shape
     except BROKEN_NPZ as error:
         raise _damaged(path, error) from None
@@ -226,7 +226,7 @@ def open_torch(path: Path) -> TensorFile:
         except UNREADABLE as error:
             raise _damaged(path, error) from None
         if tuple(tensor.shape) != declared.shapes[name]:
-            raise InputError(f"{path} declares two shapes of {name}: copy it again, or save the SAE anew")
+            raise InputError(f"{path} declares two shapes of {name}: copy it again, or save the SAE again")
         return tensor
 
     return TensorFile(path, declared.shapes, load, declared.values)
@@ -260,7 +260,7 @@ def _damaged(path: Path, error: Exception) -> InputError:
     """The sentence about a file that cannot be opened."""
     reason = " ".join(str(error).split())[:200]
     return storage_failure(error, path, "read") or InputError(
-        f"{path} is damaged, or holds more than tensors ({reason}): copy it again, or save the SAE anew"
+        f"{path} is damaged, or holds more than tensors ({reason}): copy it again, or save the SAE again"
     )
 
 

@@ -180,7 +180,7 @@ def _class(trainer: dict[str, Any], file: TensorFile, where: Path) -> str:
     layouts = [(known, kind, direct) for direct in (False, True) for known, kind in KINDS.items()]
     fitting = [known for known, kind, direct in layouts if _names(kind, direct) == file.shapes.keys()]
     if len(fitting) != 1:
-        why = f"could be of {' or '.join(fitting)}" if fitting else "is of no class known to us"
+        why = f"could be of {' or '.join(fitting)}" if fitting else "is of no known class"
         raise InputError(f"{file.path} {why}: put its {CONFIG} next to it, which names trainer.dict_class")
     return fitting[0]
 
@@ -203,7 +203,7 @@ def _widths(file: TensorFile, trainer: dict[str, Any], where: Path) -> tuple[int
     for name, width in (("activation_dim", d_model), ("dict_size", d_sae)):
         if optional_int(trainer, name, where) not in (None, width):
             raise InputError(
-                f"{where} has {name} {trainer[name]}, {file.path.name} has {width}: they are of two SAEs"
+                f"{where} has {name} {trainer[name]}, {file.path.name} has {width}: they belong to two SAEs"
             )
     return d_model, d_sae
 

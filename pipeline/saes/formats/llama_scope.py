@@ -74,7 +74,7 @@ def read_metadata(path: Path) -> SaeMetadata:
         raise InputError(f"{where} has norm_activation {how!r}; known: dataset-wise, inference, none")
     for name, known in REFUSED.items():
         if bool(config.get(name, known)) != known:
-            raise InputError(f"{where} has {name} {config[name]!r}; only {known} is known of this format")
+            raise InputError(f"{where} has {name} {config[name]!r}; only {known} is known for this format")
     d_model = positive_int(config.get("d_model"), "d_model", where)
     hook_in = config.get("hook_point_in")
     hook_out = config.get("hook_point_out") or hook_in

@@ -101,7 +101,7 @@ def _widths(file: TensorFile, nest: str, config: dict[str, Any], where: Path) ->
     for name, key in (("b_dec", "act_size"), ("b_enc", "dict_size")):
         widths.append(width := file.length_of(nest + name))
         if optional_int(config, key, where) not in (None, width):
-            raise InputError(f"{where} has {key} {config[key]}, {file.path} {width}: they are of two SAEs")
+            raise InputError(f"{where} has {key} {config[key]}, {file.path} {width}: they belong to two SAEs")
     return widths[0], widths[1]
 
 

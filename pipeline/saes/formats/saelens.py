@@ -45,7 +45,7 @@ IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 
 ELSEWHERE = {
     "matching_pursuit": "; saelens:PATH reads it through the sae-lens package",
-    "temporal": "; a temporal SAE attends over its context, so its features are not those of a token alone",
+    "temporal": "; a temporal SAE attends over its context, so its features do not depend on one token alone",
 }
 """Why an architecture is not among them, and what to do."""
 
@@ -102,8 +102,8 @@ def read_weights(path: Path, metadata: SaeMetadata) -> Weights:
         wanted = flag(read_json(folder / CONFIG), "finetuning_scaling_factor", folder / CONFIG)
         if not wanted or metadata.rescale_acts_by_decoder_norm:
             raise InputError(
-                f"{folder / WEIGHTS} has a scaling_factor other than 1, and its configuration does not say "
-                "finetuning_scaling_factor: fold it into W_dec, or say so there"
+                f"{folder / WEIGHTS} has a scaling_factor other than 1, but its configuration does not have "
+                "finetuning_scaling_factor: fold it into W_dec, or set that key"
             )
         # it scales reconstructions, not features
         weights["W_dec"] = weights["W_dec"] * factor[:, None]
@@ -127,7 +127,7 @@ def metadata_of(config: dict[str, Any], where: Path | str) -> SaeMetadata:
     subtracts = flag(config, "apply_b_dec_to_input", Path(where), default=not transcoder)
     if subtracts and transcoder:
         raise InputError(
-            f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: say false there"
+            f"{where} has apply_b_dec_to_input true, which SAELens refuses for a transcoder: set it to false"
         )
     # a module of Hugging Face's that is named counts before SAELens' own name of the hook
     point_in, point_out = points_of(about)
@@ -223,7 +223,7 @@ def _checked(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
     if not {"d_in", "d_sae"} <= config.keys():
         of_sparsify = " (of sparsify, whose sae.safetensors is missing?)" if "num_latents" in config else ""
         raise InputError(
-            f"{where} names no d_in and d_sae{of_sparsify}: is it the configuration of an SAE of SAELens?"
+            f"{where} names no d_in and d_sae{of_sparsify}: is it the configuration of a SAELens SAE?"
         )
     config = _modernised(config) if _is_old(config) else config
     architecture = str(config.get("architecture"))

@@ -161,7 +161,7 @@ def split(spec: str, name: str, known: Any) -> tuple[str, str]:
             return "/".join(parts[:length]), "/".join(parts[length:])
     if len(parts) < 3 or "" in parts:
         raise InputError(
-            f"SAE {spec}: the sae-lens package knows no release {parts[0]!r}; "
+            f"SAE {spec}: the sae-lens package has no release {parts[0]!r}; "
             f"{_closest(parts[0], list(known))}; write {FORM}"
         )
     return "/".join(parts[:2]), "/".join(parts[2:])

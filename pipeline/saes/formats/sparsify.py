@@ -86,7 +86,7 @@ def read_metadata(path: Path) -> SaeMetadata:
         d_sae = d_model * positive_int(factor, "expansion_factor", where)
     k = positive_int(config.get("k", DEFAULT_K), "k", where)
     if k > d_sae or (architecture == "groupmax" and d_sae % k):
-        why = "groups are of one size" if k <= d_sae else "there are not as many"
+        why = "groups are of one size" if k <= d_sae else "there are fewer features"
         raise InputError(f"{where} has k {k} for {d_sae} features: {why}; restore the k it was trained with")
     transcoder = flag(config, "transcode", where)
     hook_name, hook_name_out = _hooks(folder, transcoder)

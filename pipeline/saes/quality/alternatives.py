@@ -112,14 +112,14 @@ def normalisation(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
     for name, change, scales in (
         (
             "normalisation missing",
-            f"x must be scaled by the factor {factor}, before it is encoded, and the reconstruction scaled "
+            f"x must be scaled by the factor {factor} before it is encoded, and the reconstruction scaled "
             "back: fold the factor into the weights",
             (s_in, s_out),
         ),
         (
             "normalisation applied twice",
-            f"the weights hold the factor {factor}, once too often: give the SAE the x that it expects, or "
-            "take the factor out of the weights",
+            f"the weights hold the factor {factor}, one time too many: give the SAE the x that it expects, "
+            "or take the factor out of the weights",
             (1 / s_in, 1 / s_out),
         ),
         (
@@ -129,7 +129,7 @@ def normalisation(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
         ),
         (
             "reconstruction scaled back, x not scaled",
-            f"x must be multiplied by the factor {factor}, before it is encoded: multiply W_enc by it",
+            f"x must be multiplied by the factor {factor} before it is encoded: multiply W_enc by it",
             (s_in, 1.0),
         ),
     ):
@@ -163,10 +163,10 @@ def thresholds(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
         return
     learnt, s = tensors_of(encoder)["threshold"], mean_norm_factor(rows.x)
     for name, change, threshold in (
-        ("threshold is a logarithm", "take exp() of the threshold", learnt.exp()),
+        ("threshold is a logarithm", "apply exp() to the threshold", learnt.exp()),
         (
-            "exp() of the threshold was taken twice",
-            "take the threshold as it was before its last exp()",
+            "exp() was applied twice to the threshold",
+            "use the threshold as it was before the last exp()",
             learnt.clamp(min=1e-30).log(),
         ),
         (
@@ -197,7 +197,7 @@ def selection(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
         change = f"load the SAE as a standard one (ReLU) instead of as {metadata.architecture}"
         yield Alternative("ReLU", change, rebuilt(encoder, architecture="standard", k=None), rows)
     if metadata.architecture == "topk":
-        change = "load the SAE as AbsTopK: its activations have signs"
+        change = "load the SAE as AbsTopK: its activations are signed"
         yield Alternative("AbsTopK", change, rebuilt(encoder, architecture="abstopk"), rows)
 
 
@@ -226,13 +226,13 @@ def decoder_norms(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
     if bool(((norm - 1).abs() < 0.01).all()):
         return
     unit = {"W_dec": weights["W_dec"] / norm[:, None]}
-    change = "divide the rows of W_dec by their norms: the activations are meant for rows of length 1"
-    yield Alternative("W_dec of unit rows", change, rebuilt(encoder, unit), rows)
+    change = "divide the rows of W_dec by their norms: its activations assume rows of length 1"
+    yield Alternative("W_dec with unit rows", change, rebuilt(encoder, unit), rows)
     if "b_enc" in weights:
         folded = unit | {"W_enc": weights["W_enc"] * norm, "b_enc": weights["b_enc"] * norm}
         change = (
-            "set rescale_acts_by_decoder_norm to true: what fires is decided by activations times the norms "
-            "of W_dec's rows"
+            "set rescale_acts_by_decoder_norm to true: the threshold applies to activations multiplied by "
+            "the norms of W_dec's rows"
         )
         yield Alternative("decoder norms folded in", change, rebuilt(encoder, folded), rows)
 
@@ -254,7 +254,7 @@ def any_k(encoder: Encoder, rows: Rows) -> Iterator[Alternative]:
     powers = (1 << n for n in range(min(encoder.d_model // 2, encoder.d_sae).bit_length()))
     k = max(powers, key=lambda k: _score(topk(k=k), sample))
     if (encoder.metadata.architecture, encoder.metadata.k) != ("topk", k):
-        change = f"load the SAE as TopK; of powers of two k {k} explains most, look up the true k"
+        change = f"load the SAE as TopK; among powers of two, k {k} explains most, so look up the true k"
         yield Alternative(f"TopK, best k {k}", change, topk(k=k), rows)
 
 

@@ -145,30 +145,30 @@ def _verdict(
 ) -> tuple[str, bool]:
     """One or two sentences, and whether all is well; `published` are L0s that the SAE's files name."""
     if not loaded.is_measurable:
-        return f"These are too few tokens to tell ({_figures(loaded)}): give more --tokens.", True
+        return f"There are too few tokens to tell ({_figures(loaded)}): give more --tokens.", True
     if likely is not None:
         return (
-            f"Likely mistake, {likely.name}: {likely.change}. As loaded: {_figures(loaded)}; so changed: "
-            f"{_figures(likely)}.",
+            f"Likely mistake, {likely.name}: {likely.change}. As loaded: {_figures(loaded)}; with this "
+            f"change: {_figures(likely)}.",
             False,
         )
     if loaded.explained_variance >= EXPLAINS and published and loaded.l0 > TOO_MANY * max(published):
         return (
             f"Too many features fire: {_figures(loaded)}, where the SAE's files name {max(published)}. Its "
-            "TopK or its threshold is missing, or another's: check architecture, k and threshold.",
+            "TopK or its threshold is missing, or belongs to another SAE: check architecture, k and "
+            "threshold.",
             False,
         )
     if loaded.explained_variance >= EXPLAINS:
         return (
-            f"As loaded the SAE explains the data: {_figures(loaded)}; no other reading explains clearly "
-            "more.",
+            f"As loaded the SAE explains the data: {_figures(loaded)}; no alternative explains clearly more.",
             True,
         )
     best = min(tried, key=lambda finding: finding.unexplained, default=loaded)
     return (
         f"The SAE explains next to nothing here ({_figures(loaded)}), and no alternative explains the data "
-        f"(best: {best.name}, {_figures(best)}): the model, the hook or the weights are others than those it "
-        "was trained with.",
+        f"(best: {best.name}, {_figures(best)}): the model, the hook or the weights differ from those it was "
+        "trained with.",
         False,
     )
 

@@ -172,7 +172,7 @@ class Reconstruction:
 
     @property
     def mse(self) -> float:
-        """Mean squared error of an element."""
+        """Mean squared error per element."""
         return self.sse / (self.n * self._width) if self.n else float("nan")
 
     @property
@@ -221,8 +221,8 @@ def target_of(metadata: SaeMetadata, at_hook_out: Tensor) -> Tensor:
         return at_hook_out
     if not holds_target(metadata, given):
         raise InputError(
-            f"{metadata.hook_name_out or metadata.hook_name} gives vectors of {given}, the SAE reconstructs "
-            f"{width}: give the model and the hook that it was trained on"
+            f"{metadata.hook_name_out or metadata.hook_name} has vectors of width {given}, but the SAE "
+            f"reconstructs {width}: give the model and the hook that it was trained on"
         )
     return at_hook_out.view(len(at_hook_out), given // width, width)[:, metadata.hook_head_index]
 

@@ -82,7 +82,7 @@ def _check(recipe: Dictionary) -> None:
     """InputError for what sae-lens means otherwise, or cannot do."""
     if recipe.correlated and recipe.features > MOST_CORRELATED:
         raise InputError(
-            f"corpus.dictionary.correlated: sae-lens takes a matrix of {recipe.features:,} squared entries, "
+            f"corpus.dictionary.correlated: sae-lens needs a matrix of {recipe.features:,} squared entries, "
             f"more than {MOST_CORRELATED:,}: use generator: latentlake"
         )
     pending = list(recipe.trees)

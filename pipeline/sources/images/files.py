@@ -54,8 +54,8 @@ def read_images(path: str, options: Images) -> Labelled:
     read = reader_of(file)
     if read is None:
         raise InputError(
-            f"corpus.path {path!r} holds no images that are known: give an .npz, .npy or idx file (…ubyte, "
-            f"also .gz), {MNIST_5K}, or the name of a Hugging Face dataset"
+            f"corpus.path {path!r} holds no images in a known format: give an .npz, .npy or idx file "
+            f"(…ubyte, also .gz), {MNIST_5K}, or the name of a Hugging Face dataset"
         )
     try:
         labelled = read(file, options)
@@ -71,7 +71,7 @@ def read_images(path: str, options: Images) -> Labelled:
     images, labels = (len(np.atleast_1d(array)) for array in (labelled.images, labelled.labels))
     if images != labels or not images:
         raise InputError(
-            f"{labelled.where} holds {images:,} images and {labels:,} classes: each image needs one"
+            f"{labelled.where} holds {images:,} images and {labels:,} classes: each image needs a class"
         )
     return labelled
 
@@ -120,7 +120,7 @@ def _labels_file(file: Path, options: Images) -> Path:
     sibling = file.with_name(name.replace("IMAGES", "LABELS").replace("IDX3", "IDX1"))
     if sibling.name == file.name:
         raise InputError(
-            f"{file} holds images alone: put them and their classes into an .npz file as {options.image!r} "
+            f"{file} holds only images: put them and their classes into an .npz file as {options.image!r} "
             f"and {options.label!r}, call the two files …images… and …labels…, or name the second as "
             "corpus.images.labels in a run file"
         )
@@ -142,7 +142,9 @@ def _array(file: Path) -> NDArray[Any]:
     shape = np.frombuffer(content[4:start], ">u4").tolist()
     wanted = start + math.prod(shape) * dtype.itemsize
     if len(shape) != axes or len(content) != wanted:
-        raise InputError(f"{file} has {len(content):,} bytes, its header asks for {wanted:,}: is it whole?")
+        raise InputError(
+            f"{file} has {len(content):,} bytes, but its header requires {wanted:,}: is it complete?"
+        )
     return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
@@ -164,13 +166,13 @@ def require_size(numbers: int, size: int, where: str) -> None:
     """InputError where one image has too many numbers, or all have too many bytes."""
     if numbers > MOST_NUMBERS:
         raise InputError(
-            f"{where} holds images of {numbers:,} numbers each, at most {MOST_NUMBERS:,} are read: make them "
-            "smaller"
+            f"{where} holds images of {numbers:,} numbers each, but at most {MOST_NUMBERS:,} are read: make "
+            "them smaller"
         )
     if size > MOST_BYTES:
         raise InputError(
-            f"{where} unpacks to more than {MOST_BYTES >> 30} GiB, and images are held in memory: give "
-            "fewer, or smaller ones"
+            f"{where} unpacks to more than {MOST_BYTES >> 30} GiB, and images are held in memory: use "
+            "fewer or smaller images"
         )
 
 

@@ -78,7 +78,7 @@ def labelled(rows: Any, corpus: Corpus, options: Images) -> Labelled:
     check_columns((options.image, options.label), rows.features, corpus.path)
     images = list(_images(rows[options.image], corpus.path))
     if len({image.shape for image in images}) > 1:
-        raise InputError(f"{corpus.path} has images of several sizes: bring them to one")
+        raise InputError(f"{corpus.path} has images of several sizes: resize them to one")
     labels, names = list(rows[options.label]), getattr(rows.features[options.label], "names", None)
     classes = _named(labels, names, corpus) if names else np.asarray(labels)
     return Labelled(np.stack(images), classes, corpus.path)

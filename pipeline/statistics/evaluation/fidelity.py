@@ -111,7 +111,7 @@ def reasons(table: pl.DataFrame) -> dict[str, str]:
     for name, row in rows.items():
         if row["value"] is not None:
             if row["low"] is None:
-                reasons[name] = "no interval: it needs several documents, and this is one"
+                reasons[name] = "no interval: it needs several documents, and there is only one"
         elif not row["tokens"]:
             reasons[name] = "no measured row has a next token in its context"
         elif name in _HARM:

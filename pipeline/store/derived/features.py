@@ -76,7 +76,7 @@ def _problem(item: tuple[StorePath, DataObject]) -> str | None:
     path, record = item
     if not path.exists():
         return f"{path} is missing"
-    return None if sha256_file(path) == record.sha256 else f"{path} is damaged: its sha256 is another"
+    return None if sha256_file(path) == record.sha256 else f"{path} is damaged: its sha256 differs"
 
 
 def partials_ranges(store: SiteAccess, site: str) -> list[range]:

@@ -85,7 +85,7 @@ def read_csr(path: StorePath) -> sparse.csr_matrix:
     (data, indices, indptr), (rows, d_sae) = _read(path, "data", "indices", "indptr")
     check_structure(indices, indptr, rows, d_sae)
     if data.dtype != np.float32 or len(data) != len(indices):
-        raise ValueError(f"{len(data)} values of {data.dtype} at {len(indices)} places")
+        raise ValueError(f"{len(data)} values of {data.dtype} at {len(indices)} positions")
     return sparse.csr_matrix((data, indices, indptr), shape=(rows, d_sae))
 
 

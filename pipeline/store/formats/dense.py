@@ -148,7 +148,7 @@ class DenseWriter:
         self._wait(-1)
         self._flush()
         assert path == self._path
-        assert self._done == self._shape[0], f"{self._done} rows of {self._shape[0]} came"
+        assert self._done == self._shape[0], f"{self._done} rows of {self._shape[0]} were written"
 
     def _flush(self) -> None:
         if self._filled:
@@ -177,7 +177,7 @@ def open_dense(path: StorePath) -> Any:
     """
     array = open_array(path)
     if absent_chunks(array):
-        raise ValueError("some of its pieces are missing")
+        raise ValueError("some of its chunks are missing")
     return array
 
 
@@ -191,7 +191,7 @@ def dense_problems(array: Any, stored: Bool, dtype: DenseDtype) -> Iterator[str]
     for start in range(0, len(stored), step):
         x, mask = array[start : start + step], stored[start : start + step]
         if x[~mask].any():
-            yield "a row that the special-token policy or the site's positions keep out has an x"
+            yield "a row that the special-token policy or the site's positions exclude has an x"
             return
         if not np.isfinite(x).all() or (dtype == "bfloat16" and (x.view(np.uint32) & 0xFFFF).any()):
             yield f"an x in x.zarr is not a finite {dtype}"

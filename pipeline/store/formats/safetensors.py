@@ -43,7 +43,7 @@ def load_tensors(content: bytes) -> dict[str, NDArray[Any]]:
         data = content[8 + length :]
         return {name: _array(about, data) for name, about in header.items() if name != "__metadata__"}
     except (struct.error, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"no safetensors file: {error}") from None
+        raise ValueError(f"not a safetensors file: {error}") from None
 
 
 def _array(about: dict[str, Any], data: bytes) -> NDArray[Any]:

@@ -80,7 +80,7 @@ def _store(path: StorePath, *, whole: bool) -> tuple[Store, str]:
     """A store of Zarr that holds `path`, and its key there; ValueError where no Zarr 3 lies there."""
     if not (path / ZARR_METADATA).is_file():
         if path.exists():
-            raise ValueError(f"it has no {ZARR_METADATA}, which Zarr 3 has")
+            raise ValueError(f"it has no {ZARR_METADATA}, which Zarr 3 requires")
         raise FileNotFoundError(2, "there is no such folder", str(path))
     if isinstance(path, Path):
         return LocalStore(path, read_only=True), ""
@@ -230,8 +230,8 @@ def _codec_names(where: str, codecs: Any) -> list[str]:
     names = [str(codec.get("name")) if isinstance(codec, dict) else str(codec) for codec in codecs]
     if unknown := [name for name in names if name not in CODECS]:
         raise InputError(
-            f"{where} names the codec {unknown[0][:80]!r}, which no store of latentlake has, and which may "
-            f"run code (known are {', '.join(CODECS)}): do not trust this store"
+            f"{where} names the codec {unknown[0][:80]!r}, which no store of latentlake uses, and which may "
+            f"run code (known: {', '.join(CODECS)}): do not trust this store"
         )
     return names
 
@@ -239,7 +239,7 @@ def _codec_names(where: str, codecs: Any) -> list[str]:
 def _check_sizes(where: str, sizes: Any, least: int, number: int) -> None:
     """ValueError unless these are so many whole numbers."""
     if len(sizes) != number or not all(type(size) is int and least <= size < _MOST for size in sizes):
-        raise ValueError(f"{where} has sizes that no array has")
+        raise ValueError(f"{where} has sizes that are impossible for an array")
 
 
 def _has_name(content: Any, name: str) -> bool:

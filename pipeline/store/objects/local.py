@@ -319,8 +319,8 @@ def _link(temporary: Path, path: Path) -> bool:
             return False
         if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise InputError(
-                f"the storage at {path.parent} has no hard links, which commits need: put store.root on a "
-                "POSIX or NFS file system"
+                f"the storage at {path.parent} does not support hard links, which commits need: put "
+                "store.root on a POSIX or NFS file system"
             ) from error
         raise
     return True

@@ -218,12 +218,12 @@ def store_path(root: str | StorePath) -> StorePath:
     if holds_secret(root):
         raise InputError(f"store {shown(root)} {NO_SECRETS}")
     if scheme not in SCHEMES:
-        raise InputError(f"store {root!r}: there is no {scheme}:// here; known are {', '.join(SCHEMES)}")
+        raise InputError(f"store {root!r}: {scheme}:// is not supported; known: {', '.join(SCHEMES)}")
     match = _URL.fullmatch(root)
     if match is None or {".", ".."} & set(match[3].split("/")):
         raise InputError(
-            f"store {root!r} is not a URL of object storage: write {scheme}://BUCKET/PREFIX, the prefix of "
-            "letters, digits and . _ + = ~ -"
+            f"store {root!r} is not a URL of object storage: write {scheme}://BUCKET/PREFIX, where the "
+            "prefix has only letters, digits and . _ + = ~ -"
         )
     return ObjectPath(root.rstrip("/"))
 
@@ -244,7 +244,8 @@ def client(url: str, *, retries: bool = True) -> Any:
     with _MAKING:  # two threads that come first must not get a memory each
         if _MADE_BY - {os.getpid()}:
             raise InputError(
-                f"{url} cannot be read in a forked process: start it by spawn, in torch by DataLoader(..., "
+                f"{url} cannot be read in a forked process: use spawn to start it, in torch with "
+                "DataLoader(..., "
                 'multiprocessing_context="spawn")'
             )
         _MADE_BY.add(os.getpid())
@@ -286,13 +287,13 @@ def remote_errors(path: object) -> Iterator[None]:
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise InputError(
             f"{path} is forbidden ({_brief(str(error))}): check the credentials in the environment (AWS_*, "
-            "GOOGLE_*, AZURE_*), and what they may do there"
+            "GOOGLE_*, AZURE_*), and their permissions"
         ) from None
     except (AlreadyExistsError, PreconditionError) as error:
         # Azure answers 409 where the others answer 412; a 409 of the others is no answer yet
         if "status code: 409" in (text := str(error)) and "BlobAlreadyExists" not in text:
             raise ConflictError(errno.EIO, f"object storage failed ({_brief(text)})", str(path)) from None
-        raise FileExistsError(errno.EEXIST, "there is such an object", str(path)) from None
+        raise FileExistsError(errno.EEXIST, "the object exists already", str(path)) from None
     except (NotSupportedError, NotImplementedError) as error:
         raise InputError(
             f"{path}: this object storage does not support the request ({_brief(str(error))}); commits need "
@@ -306,7 +307,7 @@ def remote_errors(path: object) -> Iterator[None]:
 
 def _no_bucket(path: object, text: str) -> InputError:
     return InputError(
-        f"{path} lies in a bucket that does not exist ({_brief(text)}): create it, or set another store.root"
+        f"{path} is in a bucket that does not exist ({_brief(text)}): create it, or set another store.root"
     )
 
 

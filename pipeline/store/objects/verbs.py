@@ -159,7 +159,7 @@ def self_test(root: StorePath) -> None:
                 raise InputError(
                     f"the storage at {root} let {len(winners)} of two racing writers win, so commits are not "
                     "safe there; put store.root on a POSIX or NFS file system, or on object storage that "
-                    "knows conditional puts"
+                    "supports conditional puts"
                 )
         finally:
             remove(path)
@@ -190,7 +190,7 @@ def system_readable(path: StorePath) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, RemoteError):
         raise
     except IsADirectoryError:
-        raise InputError(f"{path} is a folder, where a file should be: move it away") from None
+        raise InputError(f"{path} is a folder where a file should be: move it away") from None
     except OSError as error:
         raise storage_failure(error, path, "read") or error from None
 

@@ -73,7 +73,7 @@ class DenseSite:
         if "dense" not in info.layouts:
             raise InputError(
                 f"site {site!r} has no x: pass {info.pass_name!r} was made with store.layouts "
-                f"{list(info.layouts)}; run another pass with dense among them"
+                f"{list(info.layouts)}; run another pass that includes dense"
             )
         self.store, self.site = store, site
         known = store.receipts(site)

@@ -60,7 +60,7 @@ class ShardFiles:
         return sparse.csr_matrix(parts, shape=(self.record.rows, self.d_sae))
 
     def read_postings(self) -> Postings:
-        """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
+        """Feature-major activations, rows counted from the shard's first; without postings, from the CSR."""
         if self.postings is not None:
             return PostingsFile(self.postings).read(self.record.row_start)
         from pipeline.store.formats.transposition import to_postings

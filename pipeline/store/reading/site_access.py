@@ -35,12 +35,12 @@ class SiteAccess(Catalog):
         return {}
 
     def files(self, site: str, shard: str) -> ShardFiles:
-        """Where the site's objects of one shard lie; jobs hand these to tasks. InputError without an SAE."""
+        """The files of one shard of the site, as jobs pass them to tasks. InputError without an SAE."""
         self.require_features(site)
         return self.all_files(site, shard)
 
     def all_files(self, site: str, shard: str) -> ShardFiles:
-        """The same of any site."""
+        """The files of one shard of any site, with or without an SAE."""
         info, record = self.site(site), self._record(shard)
         path = partial(self.object_path, site, shard)
         folder = path(PARTIALS if info.has_sae else DENSE).parent
@@ -58,7 +58,7 @@ class SiteAccess(Catalog):
         )
 
     def shard_files(self, site: str) -> list[ShardFiles]:
-        """Those of all committed shards, in shard order."""
+        """The files of all committed shards, in shard order."""
         self.require_features(site)
         return [self.files(site, record.name) for record in self.committed(site)]
 
@@ -67,12 +67,12 @@ class SiteAccess(Catalog):
         return self.files(site, shard).read_csr()
 
     def token_shard(self, site: str, shard: str, inputs: bool = True) -> TokenShard:
-        """A token shard as the site counts it, its vectors only with `inputs`; checks its sha256."""
+        """A token shard as the site counts it, with its vectors only if `inputs`; checks its sha256."""
         tokens = read_token_shard(self.layout, self.lake, self._record(shard), inputs=inputs)
         return tokens.restrict(self.site(site).selection, self.lake.context_size)
 
     def postings(self, site: str, shard: str) -> Postings:
-        """Feature-major activations, rows counted from the shard's first; else made from the CSR."""
+        """Feature-major activations, rows counted from the shard's first; without postings, from the CSR."""
         return self.files(site, shard).read_postings()
 
     def partials(self, site: str, shard: str) -> pl.DataFrame:
@@ -92,7 +92,7 @@ class SiteAccess(Catalog):
         return read_site_weights(self.layout, self.site(site).pass_name, site, names)
 
     def compactions(self, site: str) -> list[Compacted]:
-        """The published compactions of a site of which every shard is committed as it was.
+        """The published compactions of a site all of whose shards are still committed unchanged.
 
         One whose marker cannot be read is reported in a warning, once.
         """
@@ -104,23 +104,23 @@ class SiteAccess(Catalog):
         return [compaction for compaction in self._compactions[name] if compaction.record.site == site]
 
     def compacted(self, site: str) -> Compacted | None:
-        """The compaction that queries read: the one of most shards."""
+        """The compaction that queries read: the one that covers the most shards."""
         return in_use(self.compactions(site))
 
     def uncompacted(self, site: str) -> list[ShardRecord]:
-        """Committed shards that it does not cover, whose own files are read."""
+        """The committed shards that it does not cover; their own files are read."""
         compacted = self.compacted(site)
         covered = compacted.shards if compacted else frozenset()
         return [record for record in self.committed(site) if record.name not in covered]
 
     def scan_table(self, site: str, name: str) -> pl.LazyFrame:
-        """One derived table; InputError when it is absent, StaleTableWarning when shards came since."""
+        """One derived table; InputError if it is absent, StaleTableWarning if shards were committed since."""
         return tables.scan_table(
             self.layout, self.require_features(site).name, name, self.receipts_digest(site)
         )
 
     def write_table(self, site: str, name: str, frame: pl.DataFrame) -> StorePath:
-        """Write or replace a derived table, marked as made from what is committed."""
+        """Write or replace a derived table, marked as made from the shards that are committed now."""
         return tables.write_table(self.layout, self.site(site).name, name, frame, self.receipts_digest(site))
 
     def write_table_parts(
@@ -131,18 +131,18 @@ class SiteAccess(Catalog):
         parts: Iterable[pl.DataFrame],
         metadata: dict[str, str] | None = None,
     ) -> StorePath:
-        """The same of a table that comes in parts, and is never whole in memory."""
+        """Write or replace a derived table in parts, without holding all of it in memory."""
         digest, site = self.receipts_digest(site), self.site(site).name
         return tables.write_table_parts(self.layout, site, name, schema, parts, digest, metadata)
 
     def tables(self, site: str) -> list[str]:
-        """Names of the derived tables there are."""
+        """Names of the derived tables that exist."""
         folder = self.layout.table(self.site(site).name, "features").parent
         files = (path for path in listed(folder) if path.suffix == ".parquet")
         return sorted(path.stem for path in files if NAME.fullmatch(path.stem))
 
     def has_table(self, site: str, name: str) -> bool:
-        """Whether the table is there, fresh or stale."""
+        """Whether the table exists, up to date or stale."""
         return tables.has_table(self.layout, self.site(site).name, name)
 
     def is_stale(self, site: str, name: str) -> bool:

@@ -56,7 +56,7 @@ class Catalog:
 
     @classmethod
     def open(cls, root: str | StorePath) -> Self:
-        """Open the store at `root`; InputError when there is none, or when it is of a newer format."""
+        """Open the store at `root`; InputError if there is none, or if its format is newer."""
         return cls._open(root)
 
     @classmethod
@@ -79,13 +79,13 @@ class Catalog:
         info = self.site(site)
         if not info.has_sae:
             raise InputError(
-                f"site {site!r} has no SAE, so it has no features, but x at {info.hook_name} alone: read "
-                "that with FeatureStore.dense, or extract a site with an SAE in another pass"
+                f"site {site!r} has no SAE, so it has no features, only x at {info.hook_name}: read that "
+                "with FeatureStore.dense, or extract a site with an SAE in another pass"
             )
         return info
 
     def again(self) -> Self:
-        """The store as it is now; receipts that were read are not read again."""
+        """The store in its current state; receipts that were read before are not read again."""
         return self._open(self.layout.root, self._receipts)
 
     def site(self, name: str) -> SiteInfo:
@@ -98,17 +98,17 @@ class Catalog:
         return self.sites[name]
 
     def pass_sites(self, pass_name: str) -> tuple[PlannedSite, ...]:
-        """Sites of a pass, as planned, but for those that were dropped."""
+        """The sites of a pass as planned, except those that were dropped."""
         return live_sites(self.plans[pass_name], self.dropped[pass_name])
 
     def pass_receipts(self, pass_name: str) -> dict[str, Receipt]:
-        """Receipts of a pass by shard, in shard order."""
+        """The receipts of a pass by shard, in shard order."""
         if pass_name not in self._receipts:
             self._receipts[pass_name] = read_commits(self.layout, pass_name, self._seen.get(pass_name, {}))
         return self._receipts[pass_name]
 
     def receipts(self, site: str) -> dict[str, Receipt]:
-        """Receipts of the site's pass by shard, in shard order."""
+        """The receipts of the site's pass by shard, in shard order."""
         return self.pass_receipts(self.site(site).pass_name)
 
     def site_receipts(self, site: str) -> dict[str, SiteReceipt]:
@@ -117,12 +117,14 @@ class Catalog:
         for shard, receipt in self.receipts(site).items():
             if site not in receipt.sites:
                 marker = self.layout.commit(self.site(site).pass_name, shard)
-                raise InputError(f"{marker} says nothing of site {site}: restore it from a copy of the store")
+                raise InputError(
+                    f"{marker} does not mention site {site}: restore it from a copy of the store"
+                )
             receipts[shard] = receipt.sites[site]
         return receipts
 
     def receipts_digest(self, site: str) -> str:
-        """What tables of the site carry when they are fresh."""
+        """The digest that up-to-date tables of the site carry."""
         name = self.site(site).pass_name
         if name not in self._digests:
             self._digests[name] = receipts_digest(self.pass_receipts(name).values())
@@ -134,7 +136,7 @@ class Catalog:
         return [record for record in self.shards if record.name in receipts]
 
     def link_of(self, shard: str) -> int:
-        """The link of the corpus chain that a shard came with."""
+        """The link of the corpus chain that added a shard."""
         return self._links[self._record(shard).name]
 
     def totals(self, site: str) -> Totals:
@@ -144,7 +146,7 @@ class Catalog:
         return sum(shards, Totals(0, 0, 0, 0))
 
     def object_path(self, site: str, shard: str, name: str) -> StorePath:
-        """Where one data object lies, taken from the shard's receipt."""
+        """The path of one data object, from the shard's receipt."""
         info, receipt = self.site(site), self.receipts(site).get(shard)
         if receipt is None:
             raise InputError(f"shard {shard!r} of site {site!r} is not committed: run `latentlake extract`")
@@ -188,7 +190,7 @@ def _sites(planned: dict[str, tuple[PlannedSite, ...]], plans: dict[str, Plan]) 
             if site.name in sites:
                 raise InputError(
                     f"passes {sites[site.name].pass_name!r} and {pass_name!r} both have a site "
-                    f"{site.name!r}: tables go by site, so drop one of the passes (`latentlake drop`)"
+                    f"{site.name!r}: tables are filed by site, so drop one of the passes (`latentlake drop`)"
                 )
             sites[site.name] = SiteInfo(
                 **dict(site),

@@ -124,9 +124,9 @@ def _compare(winner: Receipt, ours: Receipt, path: StorePath) -> None:
         return
     differ = sorted(path for path, sha256 in made.items() if stored.get(path) != sha256)
     raise NondeterminismError(
-        f"shard {ours.shard}: attempt {ours.attempt} wrote other bytes than the committed attempt "
+        f"shard {ours.shard}: attempt {ours.attempt} wrote different bytes than the committed attempt "
         f"{winner.attempt} ({path}) in {', '.join(differ) or 'its set of objects or its plan'}; the "
-        "committed one counts, compare what wrote them"
+        "committed attempt counts; compare the machines that wrote them"
     )
 
 

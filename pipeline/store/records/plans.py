@@ -50,7 +50,7 @@ def _remove_unused(layout: Layout, old: Plan) -> None:
         put_if_absent(layout.plan(old.pass_name), stored.to_json())
     raise InputError(
         f"another run has just committed a shard of pass {old.pass_name!r} under another recipe: give this "
-        "one another pass and other site names"
+        "run another pass name and other site names"
     )
 
 
@@ -58,9 +58,9 @@ def require_plan(layout: Layout, plan: Plan) -> None:
     """InputError where this plan is not, or no longer, that of its pass in the store."""
     if not _is_in_force(layout, plan):
         raise InputError(
-            f"{layout.plan(plan.pass_name)} is not the plan that this run began with: another run has "
-            "replaced it, or it was removed; let one run end before another recipe is given to its pass, and "
-            "run again"
+            f"{layout.plan(plan.pass_name)} is not the plan that this run began with, because another "
+            "run replaced or removed it: let one run end before its pass gets another recipe, and run "
+            "again"
         )
 
 

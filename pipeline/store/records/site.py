@@ -103,7 +103,7 @@ def _reading(layout: Layout, pass_name: str, site: str) -> Iterator[StorePath]:
     """Where the weights lie; InputError when they are absent, or damaged."""
     path = layout.site(pass_name, site)
     if not has_site_weights(layout, pass_name, site):
-        raise InputError(f"{path} does not exist: run `latentlake run` again, it writes what is missing")
+        raise InputError(f"{path} does not exist: run `latentlake run` again, which writes what is missing")
     with readable(path):
         yield path
 

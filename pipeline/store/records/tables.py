@@ -107,7 +107,7 @@ def _existing(layout: Layout, site: str, name: str) -> StorePath:
     path = layout.table(site, name)
     if not path.is_file():
         if path.exists():
-            raise InputError(f"{path} is a folder, where a table should be: remove it, {_rerun(name)}")
+            raise InputError(f"{path} is a folder where a table should be: remove it, {_rerun(name)}")
         raise InputError(
             f"table {name!r} of site {site!r} does not exist ({path}): run `latentlake {job_of(name)}`"
         )
@@ -119,7 +119,7 @@ def check_table(layout: Layout, site: str, name: str) -> None:
     path = _existing(layout, site, name)
     version, metadata = _version(path, name), _metadata(path, name)
     if version >= _SEALED_SINCE and SEAL_KEY not in metadata:
-        raise InputError(f"{path} was changed by something else than latentlake: {_replace(name)}")
+        raise InputError(f"{path} was changed by a program other than latentlake: {_replace(name)}")
     with readable(path, _replace(name)):
         if isinstance(path, Path):
             about = path.stat()
@@ -146,7 +146,7 @@ def _version(path: StorePath, name: str) -> int:
     """The format version in a table's metadata."""
     recorded = _metadata(path, name).get(VERSION_KEY)
     if recorded is None:
-        raise InputError(f"{path} has no format version, so latentlake has not written it: {_replace(name)}")
+        raise InputError(f"{path} has no format version, so latentlake did not write it: {_replace(name)}")
     version = int(recorded) if re.fullmatch("[0-9]{1,9}", recorded, re.ASCII) else recorded
     refuse_newer(version, str(path))
     assert isinstance(version, int)

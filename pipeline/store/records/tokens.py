@@ -110,7 +110,7 @@ def token_shard_bytes(
 
 def _lists(pointers: I64, values: pa.Array) -> pa.ListArray:
     """Cut `values` by `pointers` [C + 1]."""
-    assert len(values) < 2**31, "a shard holds less than 2^31 tokens"
+    assert len(values) < 2**31, "a shard holds fewer than 2^31 tokens"
     return pa.ListArray.from_arrays(pa.array(pointers.astype(np.int32)), values)
 
 
@@ -222,6 +222,7 @@ def _checked(layout: Layout, record: ShardRecord, verify: bool) -> bytes:
     digest = hashlib.sha256(data).hexdigest() if verify else record.sha256
     if digest != record.sha256:
         raise ShardError(
-            f"token shard {path} is damaged (its sha256 is {digest}, recorded was {record.sha256}); {remedy}"
+            f"token shard {path} is damaged (its sha256 is {digest}, the recorded one {record.sha256}); "
+            f"{remedy}"
         )
     return data

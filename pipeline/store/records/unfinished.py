@@ -38,7 +38,7 @@ def _is_ours(layout: Layout, name: str) -> bool:
 
 def _left(layout: Layout, stray: list[tuple[int, float]]) -> str:
     if not stray:
-        return f"{layout.root} has no token shard yet that its corpus chain does not name"
+        return f"{layout.root} has no token shards that its corpus chain does not name"
     last = max(0.0, time.time() - max(at for _, at in stray))
     size = sum(size for size, _ in stray) / 1e6
     return (
@@ -50,10 +50,10 @@ def _left(layout: Layout, stray: list[tuple[int, float]]) -> str:
 def _remedy(layout: Layout, *, is_held: bool, is_append: bool) -> str:
     again = "`latentlake tokenize RUN.yaml --append`" if is_append else "`latentlake tokenize RUN.yaml`"
     if not is_held:
-        return f"a tokenize was interrupted; run {again} again, which begins anew and replaces them"
+        return f"a tokenize was interrupted; run {again} again, which starts over and replaces them"
     if isinstance(layout.tokenize_lock, ObjectPath):
         return (
-            f"a tokenize is at work, or was killed; in that case delete the object {layout.tokenize_lock} "
-            f"and run {again} again"
+            "a tokenize is running, or was killed; if it was killed, delete the object "
+            f"{layout.tokenize_lock} and run {again} again"
         )
-    return "a tokenize is at work; let it end"
+    return "a tokenize is running; wait until it ends"

@@ -91,7 +91,7 @@ class VerifyReport:
         """Compare a frame with what `path` holds: to the bit, or floats to a relative tolerance."""
         self.statistics += fresh.height * fresh.width
         if fresh.schema != stored.schema or fresh.height != stored.height:
-            self.problems.append(f"{path} has other columns or rows than a recomputation gives")
+            self.problems.append(f"{path} has other columns or rows than a recomputation")
             return
         differ = []
         for a in fresh:
@@ -153,18 +153,18 @@ class Pass:
         if shard.problem is not None:
             report.problems.append(shard.problem)
         elif not shard.files:
-            report.problems.append(f"{marker} commits a shard that the corpus chain does not hold")
+            report.problems.append(f"{marker} commits a shard that is not in the corpus chain")
         elif receipt.tokens_sha256 != next(iter(shard.files.values())).record.sha256:
             report.problems.append(
-                f"{marker} was made from other tokens than {self.layout.tokens(receipt.shard)}"
+                f"{marker} was made from different tokens than {self.layout.tokens(receipt.shard)}"
             )
         elif receipt.link not in (None, shard.link):
             report.problems.append(
-                f"{marker} says link {receipt.link} of the corpus chain, its shard came with link "
+                f"{marker} says link {receipt.link} of the corpus chain, but its shard came with link "
                 f"{shard.link}"
             )
         if receipt.plan_hash != self.plan.hash:
-            report.problems.append(f"{marker} was made under another plan than {self.layout.plan(name)}")
+            report.problems.append(f"{marker} was made under a different plan than {self.layout.plan(name)}")
         folder = self.layout.attempt(name, receipt.shard, receipt.attempt)
         for item in live_part(receipt, self.dropped).objects:
             try:
@@ -173,7 +173,7 @@ class Pass:
                 report.problems.append(f"{marker} names a file outside its attempt: {error}")
         for site in live_sites(self.plan, self.dropped):
             if site.name not in receipt.sites:
-                report.problems.append(f"{marker} says nothing of site {site.name}")
+                report.problems.append(f"{marker} does not mention site {site.name}")
 
 
 class _SiteCheck:
@@ -244,7 +244,7 @@ class _SiteCheck:
         if matrix.shape[0] != tokens.n_rows:
             self._wrong(f"the CSR has {matrix.shape[0]:,} rows, the token shard {tokens.n_rows:,}")
         elif matrix.nnz and not 0 <= matrix.indices.min() <= matrix.indices.max() < self._site.d_sae:
-            self._wrong("the CSR holds features that the SAE has not")
+            self._wrong("the CSR holds features that the SAE does not have")
         else:
             if self._site.control:
                 self._learnt = _of_rows(matrix, control.in_control(tokens))
@@ -311,7 +311,7 @@ def _postings_problem(block: Postings, tokens: TokenShard, columns: Any) -> str 
         return "csr.zarr and postings.parquet do not hold the same activations"
     inside = bool((block.rows >= 0).all() and (block.rows < tokens.n_rows).all())
     if not (inside and tokens.stored[block.rows].all()):
-        return "a row that the special-token policy or the site's positions keep out has activations"
+        return "a row that the special-token policy or the site's positions exclude has activations"
     if not (np.isfinite(block.values).all() and block.values.all()):
         return "an activation is 0 or not finite"
     return None
@@ -321,7 +321,7 @@ def _out_of_order(block: Postings, after: int, d_sae: int) -> str | None:
     """Whether (feature, row) does not strictly ascend, from a feature larger than `after` on, below d_sae."""
     features = block.features.astype(np.int64)
     if len(features) and features.max() >= d_sae:
-        return "postings.parquet holds features that the SAE has not"
+        return "postings.parquet holds features that the SAE does not have"
     # rows ascend within a feature: a step from one feature's last row to the next one's first may fall
     same_feature = np.ones(max(len(block.rows) - 1, 0), bool)
     same_feature[block.offsets[1:-1] - 1] = False

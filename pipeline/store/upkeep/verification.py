@@ -72,12 +72,14 @@ def verify(store: SiteAccess, tasks: Tasks) -> VerifyReport:
     # what is left of dropped sites, and of passes whose plan was removed by other hands
     left = Counter(site for site, _ in leftovers(store.layout))
     for site, pieces in sorted(left.items()):
-        report.stale.append(f"{pieces} pieces are left of the dropped site {site}: run `latentlake gc`")
+        report.stale.append(
+            f"{pieces} files or folders of the dropped site {site} remain: run `latentlake gc`"
+        )
     for folder in listed(store.layout.passes):
         name = folder.name
         if NAME.fullmatch(name) and name not in store.plans and has_commits(store.layout, name):
             report.problems.append(
-                f"{store.layout.plan(name)} is missing, and shards are committed under it: restore it from a "
+                f"{store.layout.plan(name)} is missing, but shards are committed under it: restore it from a "
                 f"copy of the store, or remove {folder}"
             )
     return report
@@ -149,7 +151,7 @@ def _check_tokens(layout: Layout, lake: Lake, record: ShardRecord) -> VerifyRepo
             )
         documents = tokens.document.astype(np.int64) - record.document_start
         if len(documents) and not 0 <= documents.min() <= documents.max() < record.documents:
-            report.problems.append(f"{path} holds documents that the corpus chain's record of it does not")
+            report.problems.append(f"{path} holds documents that are not in the corpus chain's record of it")
     return report
 
 

@@ -187,7 +187,7 @@ def write_truth(truth: KnownTruth, write: Callable[[bytes], None]) -> None:
 def read_truth(path: StorePath) -> KnownTruth:
     """Read it again; InputError when it is not such a file."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist: `latentlake make-dictionary RUN.yaml` writes the truth")
+        raise InputError(f"{path} does not exist: `latentlake make-dictionary RUN.yaml` writes it")
     try:
         data = io.BytesIO(read_bytes(path))
         check_npz(data)
@@ -200,7 +200,8 @@ def read_truth(path: StorePath) -> KnownTruth:
     except (ValueError, TypeError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{path} is not a truth of a dictionary ({reason}): write it by `latentlake make-dictionary`"
+            f"{path} is not the ground truth of a dictionary ({reason}): write it with `latentlake "
+            "make-dictionary`"
         ) from None
     shapes = truth.vectors.shape, truth.bias.shape, truth.first.shape[1:]
     if shapes != ((recipe.features, recipe.width), (recipe.width,), (recipe.width,)):

@@ -71,7 +71,7 @@ def _root(matrix: F64) -> F64:
             rank += 1
         elif np.abs(rest).max() > np.sqrt(_TOLERANCE):
             raise InputError(
-                f"corpus.dictionary: no directions have all of these cosines (feature {row} cannot have its "
-                "own with the others): make the cosines smaller"
+                f"corpus.dictionary: no directions have all of these cosines (those of feature {row} are "
+                "impossible): make the cosines smaller"
             )
     return root[:, :rank]

@@ -1,4 +1,4 @@
-"""An export's folder appears whole or not at all, and takes the place of a former export alone."""
+"""An export's folder appears whole or not at all, and takes the place of an earlier export alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_an_empty_folder_is_taken(store, tmp_path):
 def test_a_folder_that_holds_anything_else_is_refused_and_stays(store, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years")
-    with pytest.raises(InputError, match=r"thesis\.tex.*which no former export wrote"):
+    with pytest.raises(InputError, match=r"thesis\.tex.*which no earlier export wrote"):
         write(store, tmp_path / "mine", "a")
     write(store, tmp_path / "out", "a")
     (tmp_path / "out" / "scores").mkdir()  # what a consumer wrote next to it
@@ -71,7 +71,7 @@ def test_a_file_and_a_url_are_refused(store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         write(store, tmp_path / "file")
-    with pytest.raises(InputError, match="of this machine"):
+    with pytest.raises(InputError, match="to a local folder"):
         write(store, "s3://bucket/out")
 
 

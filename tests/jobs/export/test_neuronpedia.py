@@ -203,7 +203,7 @@ def test_some_features_alone_and_what_is_wrong(made, tmp_path, capsys):
 def test_more_files_than_the_import_lists_are_refused():
     every = np.arange(1 << 20, dtype=np.uint32)
     check_files(every[: 1000 << 10], blocks(every[: 1000 << 10], 1 << 14), 128)
-    with pytest.raises(InputError, match="take 1,024 files, of which Neuronpedia's import lists 1,000"):
+    with pytest.raises(InputError, match="take 1,024 files, but Neuronpedia's import lists only 1,000"):
         check_files(every, blocks(every, 1 << 14), 128)
     some = every[:65_536]
     with pytest.raises(InputError, match="--window below 4096"):

@@ -80,7 +80,7 @@ def test_frequencies_of_few_active_rows_have_no_gaps_and_their_areas_are_feature
     heights = np.array([bar.get_height() for bar in axes.patches])[:-1]
     assert (heights > 0).all()
     assert heights[:40].max() / heights[:40].min() < 1.6
-    assert axes.get_ylabel() == "features per decade (a bar's area)"
+    assert axes.get_ylabel() == "features per decade (area of a bar)"
 
 
 @pytest.mark.parametrize("contexts", [7, 60, 137])

@@ -69,7 +69,7 @@ def test_scores_of_an_external_table_are_no_gaps():
     table = made_up_attribution(6)["attribution_selection"]
     external = table.with_columns(prompts=pl.lit(None, pl.Int64))
     for some, title in (
-        (table, "What features add to the answer gap"),
+        (table, "Contributions of features to the answer gap"),
         (external, "by the scores of an external"),
     ):
         with rc_context(STYLE):

@@ -41,7 +41,7 @@ def test_cosines_are_those_of_unit_vectors_and_0_without_a_direction():
 
 
 def test_other_widths_are_refused():
-    with pytest.raises(InputError, match="have 8 entries, those of the truth 9"):
+    with pytest.raises(InputError, match="have 8 entries, but those of the truth have 9"):
         cosines_with(directions(2, 8, 0), directions(2, 9, 0))
 
 

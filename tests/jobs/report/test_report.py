@@ -324,7 +324,7 @@ def test_a_site_and_figures_that_the_store_has_no_more_leave_the_report_but_no_f
     assert json.loads((out / "report.json").read_text())["sites"].keys() == {"site"}
     assert "gone" not in (out / "index.html").read_text(encoding="utf-8")
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{out / 'sites/half'} stays, it has files that no report wrote" in said
+    assert f"{out / 'sites/half'} is kept, because it has files that no report wrote" in said
 
 
 def test_the_report_of_another_lake_is_left_alone(made, tmp_path):
@@ -332,7 +332,9 @@ def test_the_report_of_another_lake_is_left_alone(made, tmp_path):
     before = pages(tmp_path)
     marker = json.loads(before["report.json"]) | {"lake": "another"}
     (tmp_path / "report.json").write_text(json.dumps(marker))
-    with pytest.raises(InputError, match="is the report of another lake: remove it, or give another --out"):
+    with pytest.raises(
+        InputError, match="is the report of a different lake: remove it, or give another --out"
+    ):
         report(made[1], ["site"], OneProcess(), out=tmp_path)
     assert pages(tmp_path).keys() == before.keys()
 
@@ -355,7 +357,7 @@ def test_stale_tables_are_said(tmp_path):
     write_table(store.layout, "site", "features", write, "other receipts")
     report(store, ["site"], OneProcess(), features="0")
     text = (tmp_path / "store/report/sites/site/index.html").read_text(encoding="utf-8")
-    assert "Stale, made before the newest shards came: features." in text
+    assert "Stale, made before the newest shards were committed: features." in text
 
 
 def test_a_folder_that_is_no_report_is_left_alone(made, tmp_path):

@@ -263,7 +263,7 @@ def truncate(folder: Path) -> None:
 
 SPOILED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "config not JSON": ("topk", write("config.json", b"{"), "is not JSON"),
-    "config a list": ("topk", write("config.json", b"[]"), "no JSON object"),
+    "config a list": ("topk", write("config.json", b"[]"), "not a JSON object"),
     "trainer a text": (
         "topk",
         write("config.json", b'{"trainer": "x"}'),
@@ -326,14 +326,14 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a list": (
         "topk",
         lambda f: torch.save([torch.ones(1)], f / "ae.pt"),
-        "it holds a list, no dict of tensors",
+        "it holds a list, not a dict of tensors",
     ),
     "a module": (
         "topk",
         lambda f: torch.save(torch.nn.Linear(2, 2), f / "ae.pt"),
-        "asks for torch.nn.modules",
+        "would import torch.nn.modules",
     ),
-    "code": ("topk", lambda f: edit_weights(f, evil=Evil(f / "mark")), "asks for "),
+    "code": ("topk", lambda f: edit_weights(f, evil=Evil(f / "mark")), "would import "),
 }
 
 

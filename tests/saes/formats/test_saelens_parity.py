@@ -218,7 +218,7 @@ def test_a_factor_of_finetuning_scales_reconstructions_alone(tmp_path: Path) -> 
     file = folder / "sae_weights.safetensors"
     factor = 1 + 0.3 * torch.rand(D_SAE, generator=torch.Generator().manual_seed(0))
     save_file(load_file(file) | {"scaling_factor": factor}, file)
-    with pytest.raises(InputError, match="does not say finetuning_scaling_factor"):
+    with pytest.raises(InputError, match="does not have finetuning_scaling_factor"):
         load_sae(str(folder))
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | {"finetuning_scaling_factor": True}))

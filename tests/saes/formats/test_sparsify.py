@@ -240,7 +240,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no configuration": (lambda folder: (folder / "cfg.json").unlink(), r"has no cfg\.json"),
     "configuration not JSON": (overwrite("cfg.json", b"{"), "is not JSON"),
     "configuration not text": (overwrite("cfg.json", b"\xff\xfe\x00"), "is not JSON"),
-    "configuration a list": (overwrite("cfg.json", b"[1]"), "no JSON object"),
+    "configuration a list": (overwrite("cfg.json", b"[1]"), "not a JSON object"),
     "configuration empty": (overwrite("cfg.json", b"{}"), "has d_in None"),
     "run not JSON": (
         lambda folder: (folder.parent / "config.json").write_text("{"),
