@@ -119,7 +119,8 @@ class ModelFeatures:
             if not encoder.accepts(width):
                 raise InputError(
                     f"site {site.name!r}: {site.hook_name} has vectors of width {width}, but the SAE "
-                    f"{site.sae} reads {encoder.d_model}; choose the hook_name or the model that the SAE was trained on"
+                    f"{site.sae} reads {encoder.d_model}; choose the hook_name or the model that the SAE was "
+                    "trained on"
                 )
             self._encoders[site.name] = encoder
         self._control_encoders = {

@@ -38,8 +38,8 @@ def test_a_log_gets_a_line_every_ten_seconds_with_rate_and_time_left(clock, caps
             clock.now += 2
             advance(4)
     assert capsys.readouterr().out.splitlines() == [
-        "count: 24/400 shards, 2 a second, 3 min left",
-        "count: 48/400 shards, 2 a second, 3 min left",
+        "count: 24/400 shards, 2 per second, 3 min left",
+        "count: 48/400 shards, 2 per second, 3 min left",
     ]
 
 

@@ -143,7 +143,7 @@ def test_a_setting_that_was_on_before_stays_on(folder: Path) -> None:
 
 
 def test_a_hook_without_one_vector_per_token_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"hook blocks\.0\.attn\.hook_pattern gives \[2, 2, 7, 7\]"):
+    with pytest.raises(InputError, match=r"hook blocks\.0\.attn\.hook_pattern returns \[2, 2, 7, 7\]"):
         load(folder, "blocks.0.attn.hook_pattern")
 
 

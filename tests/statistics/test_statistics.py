@@ -90,7 +90,7 @@ def test_row_counts_that_disagree_with_partials_are_an_error_that_names_both() -
 
 
 def test_an_unknown_statistic_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(InputError, match="no statistic 'mode'; there are moments, coverage"):
+    with pytest.raises(InputError, match="no statistic 'mode'; known: moments, coverage"):
         statistics.load_statistic("mode")
 
 

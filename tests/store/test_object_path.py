@@ -27,7 +27,7 @@ def test_a_folder_is_a_path_and_a_url_an_object_path() -> None:
 
 @pytest.mark.parametrize("text", ["ftp://host/x", "file:///x", "S3://bucket", "hdfs://x/y"])
 def test_an_unknown_scheme_names_the_known_ones(text: str) -> None:
-    with pytest.raises(InputError, match=r"known are s3, s3a, gs, az, .*memory"):
+    with pytest.raises(InputError, match=r"known: s3, s3a, gs, az, .*memory"):
         store_path(text)
 
 
