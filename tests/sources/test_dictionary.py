@@ -92,7 +92,7 @@ CONTENT = {
         ),
         (
             {"dictionary": {"features": 4, "width": 8, "trees": [{"feature": 4}]}},
-            "names feature 4; there are 0",
+            "names feature 4; features are numbered 0",
         ),
         (
             {"dictionary": {"features": 4, "width": 8, "probability": 2}},

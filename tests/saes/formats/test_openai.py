@@ -157,8 +157,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "pre_bias a matrix": (spoil(pre_bias=torch.ones(4, 4)), "pre_bias .*it must be a vector"),
     "latent_bias short": (spoil(latent_bias=torch.ones(63)), r"\[64, 16\].*\[63, 16\]"),
     "NaN": (spoil(pre_bias=torch.full((16,), torch.nan)), "b_dec of SAE .* has NaN"),
-    "a module": (spoil(activation=torch.nn.ReLU()), "asks for torch.nn.modules.activation.ReLU"),
-    "code": (lambda file: edit(file, evil=Evil(file.parent / "mark")), "asks for "),
+    "a module": (spoil(activation=torch.nn.ReLU()), "would import torch.nn.modules.activation.ReLU"),
+    "code": (lambda file: edit(file, evil=Evil(file.parent / "mark")), "would import "),
 }
 
 
