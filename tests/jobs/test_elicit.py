@@ -230,7 +230,10 @@ def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
             Places(model=TINY, sae=str(other)),
             f"{other} is not the SAE that the pass was made with",
         ),
-        (Places(model=TINY, sae=str(tmp_path / "nowhere")), "nowhere does not exist.*give its current path as --sae"),
+        (
+            Places(model=TINY, sae=str(tmp_path / "nowhere")),
+            "nowhere does not exist.*give its current path as --sae",
+        ),
         (Places(model="tests.kit:write_sae"), "is not the model|is gone from"),
         (Places(model="no.such:module"), "no module 'no.such'.*give its current path as --model"),
         (Places(model=TINY, tokenizer=str(words)), "is not the one that the lake was tokenized with"),

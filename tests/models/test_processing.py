@@ -132,7 +132,8 @@ def test_hooked_transformer_refuses_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no hook 'transformer\.h\.0'; near"):
         load(folder, "transformer.h.0", loader="hooked_transformer")
     with pytest.raises(
-        InputError, match=r"no/such is not a folder here, and the hub does not give it \(.*\): check the name"
+        InputError,
+        match=r"no/such is not a folder here, and the hub does not provide it \(.*\): check the name",
     ):
         load(Path("no/such"), "blocks.0.hook_resid_post", loader="hooked_transformer")
 
@@ -153,11 +154,9 @@ def test_without_hooked_transformer_the_way_out_is_named(tmp_path: Path) -> None
 
 
 def test_processing_is_refused_where_it_means_nothing() -> None:
-    with pytest.raises(InputError, match=r"model\.processing \(fold_ln\) is TransformerLens'"):
+    with pytest.raises(InputError, match=r"model\.processing \(fold_ln\) is a TransformerLens setting"):
         load(Path("tests.kit:tiny_lm"), "embed", loader="torch_module", processing={"fold_ln": True})
-    with pytest.raises(
-        ValidationError, match=re.escape("there is no fold_lm; known: fold_ln, center_writing")
-    ):
+    with pytest.raises(ValidationError, match=re.escape("unknown: fold_lm; known: fold_ln, center_writing")):
         Model(path="x", processing={"fold_lm": True})
 
 

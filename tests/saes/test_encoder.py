@@ -285,7 +285,7 @@ def test_buffers_follow_the_batches_of_late_and_not_one_odd_row(tmp_path: Path) 
 def test_an_x_for_decode_must_have_the_rows_of_the_features(tmp_path: Path) -> None:
     encoder = load_sae(str(write_sae(tmp_path, "topk", D_MODEL, D_SAE, normalize_activations="layer_norm")))
     features = encoder.encode(make_x())
-    with pytest.raises(InputError, match="like has 1 rows, the features have 300"):
+    with pytest.raises(InputError, match="like has 1 rows, but the features have 300"):
         encoder.decode(features, like=make_x()[:1])
 
 

@@ -27,7 +27,7 @@ def test_all_keys_and_their_defaults():
         ("d_sae=64,l0=8,brust=1", "unknown key 'brust'; did you mean 'burst'?"),
         ("d_sae=64,l0=8,zz=1", "unknown key 'zz'; known: d_sae, l0, exponent, burst, seed"),
         ("d_sae=64,l0=8,seed", "'seed' is not seed=VALUE"),
-        ("d_sae=64,l0=8,l0=9", "l0 stands there twice"),
+        ("d_sae=64,l0=8,l0=9", "l0 is given twice"),
         ("d_sae=many,l0=8", "d_sae is 'many': input should be a valid integer"),
         ("d_sae=64,l0=nan", "l0 is 'nan': "),
         ("d_sae=64,l0=8,burst=1.5", "burst is '1.5': input should be less than or equal to 1"),
