@@ -165,7 +165,7 @@ def test_what_has_no_logits_is_refused(capsys, lake, tmp_path):
     assert "the decoder of site 'heads' writes at blocks.0.attn.hook_z, which is not the residual" in line
     other = write_tiny_llama(tmp_path / "other", seed=1)
     line = refused(capsys, store.layout.root, "--site", "stream", "--model", other)
-    assert "of the pass" in line
+    assert "is not the model that the pass was made with" in line
     assert "give its current path as --model" in line
     plain = extracted(run_file(tmp_path / "module"), tables=False)
     line = refused(capsys, plain.layout.root, "--model", "tests.kit:tiny_lm")

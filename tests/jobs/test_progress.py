@@ -23,7 +23,7 @@ def clock():
 
 def test_the_pace_is_that_of_the_last_two_minutes(clock):
     pace = progress.Pace(clock)
-    for second in range(1, 601):  # 10 a second, then 1 a second
+    for second in range(1, 601):  # 10 per second, then 1 a second
         clock.now = second
         rate = pace.update(min(second, 300) * 10 + max(0, second - 300))
         if second == 60:

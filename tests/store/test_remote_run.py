@@ -151,7 +151,7 @@ def test_workers_on_ray_write_to_s3_and_are_refused_memory(s3: FaultyS3, tmp_pat
     executor = {"executor": "ray", "workers": 1}
     store = extracted(run_file(tmp_path, store={"root": "s3://lake/ray"}, extract=executor), tables=False)
     assert len(store.receipts("mid")) == 5
-    with pytest.raises(InputError, match=r"memory://ray lies in the memory of this process"):
+    with pytest.raises(InputError, match=r"memory://ray is in the memory of this process"):
         extracted(run_file(tmp_path, store={"root": "memory://ray"}, extract=executor))
 
 
