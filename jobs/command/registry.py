@@ -34,6 +34,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("status", "lake.status:command", "Show what the store holds and how far each pass has got; reads only the store."),
     ),
     "Look": (
+        Command("explore", "explore.command:command", "Look at a store in a browser: type a text, choose a token, see its features."),
         Command("top", "views.top:top", "Show the strongest contexts of a feature, with the firing token marked."),
         Command("feature", "views.feature:show_feature", "Show everything that the store's tables hold about one feature, on one page."),
         Command("neighbours", "views.neighbours:neighbours", "Show the neighbours of one feature, from the stored table, and their graph."),

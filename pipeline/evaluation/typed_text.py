@@ -7,14 +7,15 @@ activations are rounded as the stored ones. Shapes: T tokens of the text, BOS no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from pipeline.models.device import require_device
 from pipeline.models.hooks.pooling import RowsRead
-from pipeline.plans.reopen import PlannedUse, open_encoder, open_model, use_of
+from pipeline.plans.reopen import open_encoder, open_model, use_of
 from pipeline.store.formats.transposition import round_activations
 from pipeline.store.records.catalog import Catalog
 from pipeline.store.records.token_rows import counted_mask, stored_mask
@@ -22,8 +23,13 @@ from pipeline.tokens.batches import batches
 from pipeline.tokens.packing import ContextRule, pack
 from pipeline.tokens.tokenizer import tokenizer_of
 from schemas.errors import InputError
-from schemas.records import Lake, Plan, PlannedSite
+from schemas.records import Plan
 from schemas.values import I32, Bool, SparseFeatures, TokenShard
+
+if TYPE_CHECKING:
+    from pipeline.models import Model
+    from pipeline.saes.encoding.encoder import Encoder
+    from pipeline.tokens.tokenizer import Tokenizer
 
 
 class Places(NamedTuple):
@@ -48,66 +54,96 @@ class TypedText:
     activations: sparse.csr_matrix
 
 
-def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
-    """Run a text through the model and SAE of a site.
+class TextSession:
+    """The model and the SAE of a site, kept loaded from one text to the next.
 
-    InputError where the site is synthetic, where model, SAE or tokenizer are not those of the store any more,
-    and for a text without tokens.
+    They are loaded when the first text runs, which may take seconds. One text at a time.
     """
-    if store.lake.inputs is not None:
-        raise InputError("the lake holds vectors, not text: only features of a lake of text can be elicited")
-    plan = store.plans[store.site(site).pass_name]
-    device = _device(plan, places.device)
-    use = use_of(plan, site, None, device=device, model=places.model, sae=places.sae)
-    shard = _shard(store.lake, text, use.site, places)
-    features = _features(use, shard)
-    rounded, _, _ = round_activations(features, plan.activation_dtype)
-    parts = (rounded.data, rounded.indices, rounded.indptr)
-    matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, use.site.d_sae))
-    # BOS, which the lake's rule puts before the text, is not of the text
-    is_text = shard.position_of_row() >= int(store.lake.bos_id is not None)
-    return TypedText(shard.token_ids[is_text], shard.counted[is_text], matrix[np.flatnonzero(is_text)])
 
+    def __init__(self, store: Catalog, site: str, places: Places) -> None:
+        """InputError where the site is synthetic, and where its model or SAE are not those of the store."""
+        if store.lake.inputs is not None:
+            raise InputError(
+                "the lake holds vectors, not text: only features of a lake of text can be elicited"
+            )
+        plan = store.plans[store.site(site).pass_name]
+        device = _device(plan, places.device)
+        self.lake, self._places = store.lake, places
+        self.use = use_of(plan, site, None, device=device, model=places.model, sae=places.sae)
 
-def _shard(lake: Lake, text: str, site: PlannedSite, places: Places) -> TokenShard:
-    """The text as a shard of one document, counted as the site counts."""
-    tokenizer = tokenizer_of(lake, places.tokenizer or lake.tokenizer)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
-        raise InputError(f"text {text!r} is not Unicode: type it in UTF-8") from None
-    rule = ContextRule.of(lake)
-    ids = rule.without_repeated_bos(tokenizer.encode_batch([text], lake.special_text)[0], 0)
-    if not len(ids):
-        raise InputError(f"text {text!r} has no tokens: type a longer one")
-    if rule.by_document and rule.context_of(len(ids)) > rule.context_size:
-        raise InputError(
-            f"the text has {len(ids)} tokens, more than fit into a context of {rule.context_size}, and here "
-            "each document has a context of its own: type a shorter text"
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """That of the lake."""
+        return tokenizer_of(self.lake, self._places.tokenizer or self.lake.tokenizer)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The SAE."""
+        return open_encoder(self.use.site, self.use.plan.device)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, to read x where the SAE reads."""
+        return open_model(self.use, [self.use.site.hook_name])
+
+    def run(self, text: str) -> TypedText:
+        """Run a text through the model and the SAE; InputError for a text without tokens."""
+        plan, site = self.use.plan, self.use.site
+        shard = self._shard(text)
+        rounded, _, _ = round_activations(self._features(shard), plan.activation_dtype)
+        parts = (rounded.data, rounded.indices, rounded.indptr)
+        matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, site.d_sae))
+        # BOS, which the lake's rule puts before the text, is not of the text
+        is_text = shard.position_of_row() >= int(self.lake.bos_id is not None)
+        return TypedText(shard.token_ids[is_text], shard.counted[is_text], matrix[np.flatnonzero(is_text)])
+
+    def token_ids(self, text: str) -> I32:
+        """The tokens of a text, BOS not among them: int32 [T], T > 0."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # what a shell hands on may be bytes that are no text
+            raise InputError(f"text {text!r} is not Unicode: type it in UTF-8") from None
+        ids = self.tokenizer.encode_batch([text], self.lake.special_text)[0]
+        ids = ContextRule.of(self.lake).without_repeated_bos(ids, 0)
+        if not len(ids):
+            raise InputError(f"text {text!r} has no tokens: type a longer one")
+        return ids
+
+    def _shard(self, text: str) -> TokenShard:
+        """The text as a shard of one document, counted as the site counts."""
+        ids, lake, rule = self.token_ids(text), self.lake, ContextRule.of(self.lake)
+        if rule.by_document and rule.context_of(len(ids)) > rule.context_size:
+            raise InputError(
+                f"the text has {len(ids)} tokens, more than fit into a context of {rule.context_size}, and "
+                "here each document has a context of its own: type a shorter text"
+            )
+        packed = pack([ids], rule, last_is_cut=True)
+        shard = TokenShard(
+            name="text",
+            row_start=0,
+            context_start=0,
+            token_ids=packed.token_ids,
+            context_ptr=packed.context_ptr,
+            counted=counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens),
+            stored=stored_mask(packed.token_ids, packed.context_ptr, lake.special_ids, lake.special_tokens),
+            document=np.zeros(len(packed.token_ids), np.uint64),
         )
-    packed = pack([ids], rule, last_is_cut=True)
-    shard = TokenShard(
-        name="text",
-        row_start=0,
-        context_start=0,
-        token_ids=packed.token_ids,
-        context_ptr=packed.context_ptr,
-        counted=counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens),
-        stored=stored_mask(packed.token_ids, packed.context_ptr, lake.special_ids, lake.special_tokens),
-        document=np.zeros(len(packed.token_ids), np.uint64),
-    )
-    return shard.restrict(site.selection, lake.context_size)
+        return shard.restrict(self.use.site.selection, lake.context_size)
+
+    def _features(self, shard: TokenShard) -> SparseFeatures:
+        """Features of all rows of the shard; rows that are not stored are empty."""
+        encoded = list[SparseFeatures]()
+        for batch, rows in batches(shard, self.use.plan.batch_contexts):
+            read = RowsRead.of(shard, rows, batch.lengths)
+            if read.stored.any():
+                x = self.model.forward(batch)[self.use.site.hook_name]
+                encoded.append(self.encoder.encode(read.vectors(x)))
+        return SparseFeatures.concatenate(encoded).scatter_rows(shard.stored)
 
 
-def _features(use: PlannedUse, shard: TokenShard) -> SparseFeatures:
-    """Features of all rows of the shard; rows that are not stored are empty."""
-    site, encoded = use.site, list[SparseFeatures]()
-    encoder, model = open_encoder(site, use.plan.device), open_model(use, [site.hook_name])
-    for batch, rows in batches(shard, use.plan.batch_contexts):
-        read = RowsRead.of(shard, rows, batch.lengths)
-        if read.stored.any():
-            encoded.append(encoder.encode(read.vectors(model.forward(batch)[site.hook_name])))
-    return SparseFeatures.concatenate(encoded).scatter_rows(shard.stored)
+def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:
+    """Run one text through the model and SAE of a site; InputError as `TextSession`."""
+    return TextSession(store, site, places).run(text)
 
 
 def _device(plan: Plan, requested: str) -> str:

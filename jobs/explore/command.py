@@ -1,0 +1,84 @@
+"""`latentlake explore STORE`: look at a store in a browser; nothing leaves this machine."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import webbrowser
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from jobs.command.options import LocalDevice, ModelPath, SaePath, TokenizerPath
+from jobs.terminal.console import console, say
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.typed_text import Places
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def command(
+    store: FeatureStore,
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Others than this machine's own can then reach it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
+    ] = True,
+    model: ModelPath = None,
+    sae: SaePath = None,
+    tokenizer: TokenizerPath = None,
+    device: LocalDevice = "auto",
+) -> None:
+    """Serve the application until Ctrl-C. InputError where no site has features, or the port is taken."""
+    from pipeline.evaluation.typed_text import Places
+
+    if not any(site.has_sae for site in store.sites.values()):
+        raise InputError(f"{store.layout.root} has no site with an SAE: there are no features to look at")
+    listening = _listen(host, port)
+    with listening:
+        _serve(store, Places(model, sae, tokenizer, device), listening, host, browser=browser)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port} cannot be listened on ({error}): give another"
+        ) from None
+    return listening
+
+
+def _serve(
+    store: FeatureStore, places: Places, listening: socket.socket, host: str, *, browser: bool
+) -> None:
+    """Serve until the process is asked to end."""
+    import uvicorn
+
+    from jobs.explore.guard import Guard
+    from jobs.explore.server import create_app
+
+    token, port = secrets.token_urlsafe(24), listening.getsockname()[1]
+    app = Guard(create_app(store, places), token, frozenset({*LOOPBACK, host, socket.gethostname()}), port)
+    shown = f"[{host}]" if ":" in host else host
+    url = f"http://{shown}:{port}/?token={token}"
+    say(f"[bold]explore[/] {escape(str(store.layout.root))}; Ctrl-C ends it. Open:")
+    console.print(url, markup=False, highlight=False, soft_wrap=True)  # `say` would hide the token
+    if host not in LOOPBACK:
+        say("[yellow]note[/]: others can reach this address, and what it sends is not encrypted")
+    if browser:
+        webbrowser.open(url)
+    config = uvicorn.Config(
+        app, log_level="warning", lifespan="off", ws="none", access_log=False, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,151 @@
+// Texts and their features. Everything that came from a text or a store is set as text, never as HTML.
+"use strict";
+(function () {
+  const $ = function (id) { return document.getElementById(id); };
+  const form = $("typing"), typed = $("typed"), status = $("status"), list = $("texts"), side = $("side"), body = $("features").tBodies[0];
+  const site = form.dataset.site, texts = new Map();
+  let feature = null, chosen = null, by = "activation", largest = 0, request = 0;
+
+  async function ask(path, options) {
+    const answer = await fetch(path, options);
+    const content = (answer.headers.get("content-type") || "").indexOf("json") >= 0 ? await answer.json() : { error: await answer.text() };
+    if (!answer.ok) throw new Error(typeof content.error === "string" ? content.error : "the server answered " + answer.status);
+    return content;
+  }
+  function say(text, wrong) { status.textContent = text; status.className = wrong ? "error" : ""; }
+  function number(value) {
+    if (value === null || value === undefined) return "–";
+    const size = Math.abs(value);
+    if (size === 0) return "0";
+    return size >= 999.5 ? Math.round(value).toLocaleString("en") : size < 1e-4 ? value.toExponential(1) : value.toPrecision(3);
+  }
+  function element(name, text, className) {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    if (className) made.className = className;
+    return made;
+  }
+
+  async function run() {
+    const text = typed.value;
+    if (!text || $("run").disabled) return;
+    $("run").disabled = true;
+    const began = Date.now(), clock = setInterval(function () {
+      const seconds = Math.round((Date.now() - began) / 1000);
+      if (seconds > 0) say((texts.size ? "Running" : "Loading the model and running") + ", " + seconds + " s");
+    }, 250);
+    try {
+      const made = await ask("/api/sites/" + site + "/texts", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ text: text }) });
+      add(made);
+      clearInterval(clock);
+      say(made.tokens.toLocaleString("en") + " tokens in " + ((Date.now() - began) / 1000).toFixed(2) + " s");
+      if (feature !== null) await shade();
+      await choose(made.text, null);
+    } catch (error) { say(error.message, true); }
+    clearInterval(clock);
+    $("run").disabled = false;
+  }
+
+  function add(made) {
+    const item = element("li"), strip = element("p", undefined, "strip"), close = element("button", "×", "close");
+    made.pieces.forEach(function (piece, place) {
+      const token = element("span", piece.text, "piece" + (piece.counted ? "" : " skipped"));
+      token.tabIndex = place ? -1 : 0;
+      token.setAttribute("role", "button");
+      token.dataset.piece = String(place);
+      strip.appendChild(token);
+    });
+    close.type = "button";
+    close.setAttribute("aria-label", "Remove this text");
+    close.addEventListener("click", function () {
+      texts.delete(made.text);
+      item.remove();
+      if (chosen && chosen.text === made.text) { chosen = null; side.hidden = true; }
+    });
+    item.dataset.text = String(made.text);
+    item.append(strip, close);
+    list.prepend(item);
+    texts.set(made.text, { strip: strip, pieces: made.pieces });
+  }
+
+  async function choose(text, piece) { // a piece of a text, or all of it (null)
+    chosen = { text: text, piece: piece };
+    for (const token of list.querySelectorAll("[aria-current]")) token.removeAttribute("aria-current");
+    const here = texts.get(text);
+    if (piece !== null) here.strip.children[piece].setAttribute("aria-current", "true");
+    const mine = ++request;
+    try {
+      const answer = await ask("/api/texts/" + text + "/features?by=" + by + (piece === null ? "" : "&piece=" + piece));
+      if (mine !== request) return;
+      $("what").textContent = piece === null ? "Active in the text" : "Active at “" + here.pieces[piece].text + "”";
+      body.replaceChildren.apply(body, answer.features.map(row));
+      $("more").textContent = answer.n ? answer.features.length.toLocaleString("en") + " of " + answer.n.toLocaleString("en") + " active features" + (piece === null ? "; the activation is the mean over the tokens" : "") : "No feature is active here.";
+      side.hidden = false;
+    } catch (error) { say(error.message, true); }
+  }
+  function row(line) {
+    const tr = element("tr"), name = element("td"), button = element("button", String(line.feature));
+    button.type = "button";
+    button.dataset.feature = String(line.feature);
+    name.appendChild(button);
+    tr.append(name, element("td", number(line.activation), "n"), element("td", number(line.surprise_bits), "n"), element("td", line.frequency === null ? "never" : number(100 * line.frequency) + " %", "n"));
+    tr.setAttribute("aria-selected", String(line.feature === feature));
+    return tr;
+  }
+
+  async function shade() { // all texts by the chosen feature
+    const values = new Map();
+    for (const text of texts.keys()) {
+      const answer = await ask("/api/texts/" + text + "/features/" + feature);
+      values.set(text, answer.values);
+      largest = answer.maximum;
+    }
+    for (const [text, shown] of values) texts.get(text).values = shown;
+    $("scale").hidden = false;
+    if (!$("maximum").dataset.own) $("maximum").value = String(Number(largest.toPrecision(4)));
+    paint();
+  }
+  function paint() {
+    const asked = Number($("maximum").value);
+    let full = asked > 0 ? asked : largest, strongest = 0;
+    for (const text of texts.values()) for (const value of text.values || []) strongest = Math.max(strongest, Math.abs(value));
+    if (!(full > 0)) full = strongest;
+    for (const text of texts.values()) (text.values || []).forEach(function (value, place) {
+      const token = text.strip.children[place], level = value ? Math.max(1, Math.min(9, Math.ceil(9 * Math.abs(value) / full))) : 0;
+      token.className = "piece" + (text.pieces[place].counted ? "" : " skipped") + (level ? (value > 0 ? " p" : " n") + level : "");
+      token.title = value ? number(value) : "";
+    });
+    $("shaded").textContent = "Shaded by feature " + feature + ": blue is positive, red negative; " + (strongest ? "its strongest activation here is " + number(strongest) + "." : "it is not active here.");
+    for (const tr of body.rows) tr.setAttribute("aria-selected", String(Number(tr.querySelector("button").dataset.feature) === feature));
+  }
+
+  form.addEventListener("submit", function (event) { event.preventDefault(); run(); });
+  typed.addEventListener("keydown", function (event) { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); } });
+  list.addEventListener("click", function (event) {
+    const token = event.target.closest(".piece");
+    if (token) choose(Number(token.closest("li").dataset.text), Number(token.dataset.piece));
+  });
+  list.addEventListener("keydown", function (event) {
+    const token = event.target.closest(".piece");
+    if (!token) return;
+    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); token.click(); }
+    const next = event.key === "ArrowRight" ? token.nextSibling : event.key === "ArrowLeft" ? token.previousSibling : null;
+    if (next) { event.preventDefault(); token.tabIndex = -1; next.tabIndex = 0; next.focus(); }
+  });
+  body.addEventListener("click", function (event) {
+    const button = event.target.closest("button");
+    if (!button) return;
+    feature = Number(button.dataset.feature);
+    delete $("maximum").dataset.own;
+    shade().catch(function (error) { say(error.message, true); });
+  });
+  $("by").addEventListener("click", function (event) {
+    const button = event.target.closest("button");
+    if (!button) return;
+    by = button.dataset.by;
+    for (const each of $("by").children) each.setAttribute("aria-pressed", String(each === button));
+    if (chosen) choose(chosen.text, chosen.piece);
+  });
+  $("maximum").addEventListener("input", function () { $("maximum").dataset.own = "1"; paint(); });
+  $("reset").addEventListener("click", function () { delete $("maximum").dataset.own; $("maximum").value = String(Number(largest.toPrecision(4))); paint(); });
+})();

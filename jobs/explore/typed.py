@@ -1,0 +1,117 @@
+"""Typed texts: run once, kept, and asked about by token and by feature.
+
+The model of a site is loaded when its first text comes, while other requests are answered; one text runs at
+a time.
+Shapes: T tokens of a text, F = d_sae.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jobs.evaluation.elicit import elicited, ranked, selected_rows
+from jobs.terminal.strips import shown
+from pipeline.evaluation.typed_text import Places, TextSession, TypedText
+from pipeline.store import FeatureStore
+from schemas.errors import InputError
+
+MOST_CHARACTERS, MOST_TEXTS = 20_000, 64
+"""Of a text; and texts that are kept."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A text that ran, and its pieces: tokens `start` .. `stop` - 1 of each, whose characters they share."""
+
+    site: str
+    typed: TypedText
+    pieces: list[tuple[int, int, str]]
+
+
+class Texts:
+    """The texts typed so far, by number."""
+
+    def __init__(self, store: FeatureStore, places: Places) -> None:
+        self._store, self._places = store, places
+        self._sessions: dict[str, TextSession] = {}
+        self._kept: OrderedDict[int, Kept] = OrderedDict()
+        self._began: float | None = None
+        self._number = 0
+        self._lock = threading.Lock()
+
+    def state(self) -> dict[str, Any]:
+        """Whether something runs now, and for how many seconds."""
+        began = self._began
+        return {"running": began is not None, "seconds": 0.0 if began is None else time.monotonic() - began}
+
+    def run(self, site: str, text: str) -> int:
+        """The number of a text, which has run; loads the model of the site where it is not loaded yet."""
+        if len(text) > MOST_CHARACTERS:
+            raise InputError(f"the text has {len(text):,} characters: type at most {MOST_CHARACTERS:,}")
+        self._store.scan_features(site)  # raises if there is no feature table, before the model is loaded
+        with self._lock:
+            self._began = time.monotonic()
+            try:
+                if site not in self._sessions:
+                    self._sessions[site] = TextSession(self._store, site, self._places)
+                typed = self._sessions[site].run(text)
+            finally:
+                self._began = None
+            spans = self._store.vocabulary.spans(typed.token_ids.tolist())
+            pieces = [(span.start, span.stop, shown(span.text)) for span in spans]
+            self._number += 1
+            self._kept[self._number] = Kept(site, typed, pieces)
+            while len(self._kept) > MOST_TEXTS:
+                self._kept.popitem(last=False)
+            return self._number
+
+    def text(self, number: int) -> dict[str, Any]:
+        """The pieces of a text, and which of them the site counts."""
+        kept = self._text(number)
+        pieces = [
+            {"text": text, "counted": bool(kept.typed.counted[start:stop].any())}
+            for start, stop, text in kept.pieces
+        ]
+        return {"text": number, "site": kept.site, "tokens": len(kept.typed.token_ids), "pieces": pieces}
+
+    def active(self, number: int, piece: int | None, by: str, n: int) -> dict[str, Any]:
+        """The first `n` features that fire in a text, or in one of its pieces, by activation or surprise."""
+        kept = self._text(number)
+        rows = selected_rows(self._store, kept.typed, None)
+        if piece is not None:
+            if not 0 <= piece < len(kept.pieces):
+                raise InputError(f"piece {piece} is not in the text: it has {len(kept.pieces)}")
+            start, stop, _ = kept.pieces[piece]
+            rows = rows[(rows >= start) & (rows < stop)]
+        if not len(rows):
+            return {"features": [], "n": 0}
+        table = elicited(self._store, kept.site, kept.typed, rows)
+        chosen = ranked(table, {"surprise": "surprise_bits"}.get(by, by)).head(n)
+        return {"features": chosen.fill_nan(None).to_dicts(), "n": table.height}
+
+    def values(self, number: int, feature: int) -> list[float]:
+        """The activation of a feature at each piece of a text: of several tokens the largest magnitude."""
+        kept = self._text(number)
+        self._store.require_feature(kept.site, feature)
+        values = kept.typed.activations[:, [feature]].toarray()[:, 0]
+        parts = [values[start:stop] for start, stop, _ in kept.pieces]
+        return [float(part[np.abs(part).argmax()]) for part in parts]
+
+    def maximum(self, site: str, feature: int) -> float:
+        """The largest |activation| of a feature in the store; 0 where it never fires there."""
+        row = (
+            self._store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
+        )
+        return float(max(abs(row["min_activation"] or 0), abs(row["max_activation"] or 0)))
+
+    def _text(self, number: int) -> Kept:
+        if number not in self._kept:
+            raise InputError(f"text {number} is not kept any more: type it again")
+        return self._kept[number]

@@ -1,0 +1,127 @@
+"""The application in headless Chromium: type, choose a token, shade by a feature; hostile text stays text."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+
+import numpy as np
+import pytest
+import uvicorn
+
+from jobs.explore.command import LOOPBACK
+from jobs.explore.guard import Guard
+from jobs.explore.server import create_app
+from pipeline.evaluation.typed_text import Places, run_text
+from tests.fixtures.runs import extracted, run_file
+from tests.jobs.report.test_browser import browser, errors, pytestmark  # noqa: F401 - a fixture and marks
+
+PLACES = Places(model="tests.kit:tiny_lm")
+TEXT = "w3 w5 <script>document.title='harm'</script> w9"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return extracted(run_file(tmp_path_factory.mktemp("lake"), "abstopk"))
+
+
+@pytest.fixture(scope="module")
+def url(store):
+    """Where the application is served, with its token."""
+    token = secrets.token_urlsafe(8)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        app = Guard(create_app(store, PLACES), token, frozenset(LOOPBACK), port)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield f"http://127.0.0.1:{port}/?token={token}"
+        server.should_exit = True
+        thread.join()
+
+
+def wait_for(browser, condition):  # noqa: F811
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 30, 0.05).until(lambda _: condition())
+
+
+def find(browser, selector):  # noqa: F811
+    return browser.find_elements("css selector", selector)
+
+
+def type_text(browser, text):  # noqa: F811
+    from selenium.webdriver.common.keys import Keys
+
+    before = len(find(browser, "#texts li"))
+    (area,) = find(browser, "#typed")
+    area.clear()
+    area.send_keys(text, Keys.CONTROL + Keys.ENTER)
+    wait_for(browser, lambda: len(find(browser, "#texts li")) > before)
+
+
+@pytest.fixture
+def page(browser, url):  # noqa: F811
+    """The page of texts with one text typed."""
+    browser.get(url)
+    assert "token" not in browser.current_url
+    type_text(browser, TEXT)
+    wait_for(browser, lambda: find(browser, "#features tbody tr"))
+    return browser
+
+
+def test_a_token_has_its_features_and_a_feature_shades_every_text(page, store):
+    typed = run_text(store, "mid", TEXT, PLACES)
+    tokens = find(page, "#texts li:first-child .piece")
+    assert [token.text for token in tokens] == ["·w3", "·w5", "·<unk>", "·w9"]
+    tokens[1].click()
+    wait_for(page, lambda: find(page, "#what")[0].text == "Active at “·w5”")
+    row = typed.activations[1]
+    order = sorted(zip(-abs(row.data), row.indices, strict=True))
+    listed = [int(button.text) for button in find(page, "#features tbody button")]
+    assert listed == [feature for _, feature in order][:30]
+    type_text(page, "w5 w5")
+    find(page, "#texts li:last-child .piece")[1].click()
+    wait_for(page, lambda: find(page, "#what")[0].text == "Active at “·w5”")
+    find(page, "#features tbody button")[0].click()
+    wait_for(page, lambda: find(page, "#shaded")[0].text.startswith(f"Shaded by feature {listed[0]}:"))
+    values = typed.activations[:, [listed[0]]].toarray()[:, 0]
+    classes = [
+        token.get_attribute("class").split()[-1] for token in find(page, "#texts li:last-child .piece")
+    ]
+    signs = [{"p": 1, "n": -1}.get(name[0], 0) if name[1:].isdigit() else 0 for name in classes]
+    assert signs == np.sign(values).tolist()
+    assert errors(page) == []
+
+
+def test_hostile_text_stays_text(page):
+    assert page.title == "Text, mid · latentlake"
+    assert find(page, "#texts script") == []
+    assert errors(page) == []
+
+
+def test_the_keyboard_goes_from_token_to_token(page):
+    from selenium.webdriver.common.keys import Keys
+
+    first = find(page, "#texts li:first-child .piece")[0]
+    first.send_keys(Keys.ARROW_RIGHT)
+    assert page.switch_to.active_element.text == "·w5"
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    wait_for(page, lambda: find(page, "#what")[0].text == "Active at “·w5”")
+
+
+def test_what_goes_wrong_is_said_on_the_page(page):
+    page.execute_script("const area = document.getElementById('typed'); area.value = 'w1 '.repeat(9000)")
+    find(page, "#run")[0].click()
+    wait_for(page, lambda: find(page, "#status.error"))
+    assert find(page, "#status")[0].text == "text: String should have at most 20000 characters"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_no_wider_than_a_phone(page, width):
+    page.set_window_size(width, 900)
+    try:
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        page.set_window_size(1280, 2400)
