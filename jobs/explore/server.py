@@ -111,6 +111,11 @@ def _add_texts(app: FastAPI, store: FeatureStore, texts: Texts) -> None:
         """Run a text through the model and the site's SAE: its number and pieces."""
         return texts.text(texts.run(store.require_features(site).name, typed.text))
 
+    @app.post("/api/sites/{site}/contexts/{context}")
+    def open_context(site: Site, context: Annotated[int, Field(ge=0)]) -> dict[str, Any]:
+        """Open a stored context as if it had been typed: its number and pieces."""
+        return texts.text(texts.open(store.require_features(site).name, context))
+
     @app.get("/api/texts/{number}")
     def text(number: int) -> dict[str, Any]:
         """The pieces of a text that ran."""

@@ -1,4 +1,4 @@
-"""Typed texts: run once, kept, and asked about by token and by feature.
+"""Typed texts and stored contexts: kept, and asked about by token and by feature.
 
 The model of a site is loaded when its first text comes, while other requests are answered; one text runs at
 a time.
@@ -18,7 +18,7 @@ import polars as pl
 
 from jobs.evaluation.elicit import elicited, ranked, selected_rows
 from jobs.terminal.strips import shown
-from pipeline.evaluation.typed_text import Places, TextSession, TypedText
+from pipeline.evaluation.typed_text import Places, TextSession, TypedText, stored_text
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
 
@@ -64,13 +64,13 @@ class Texts:
                 typed = self._sessions[site].run(text)
             finally:
                 self._began = None
-            spans = self._store.vocabulary.spans(typed.token_ids.tolist())
-            pieces = [(span.start, span.stop, shown(span.text)) for span in spans]
-            self._number += 1
-            self._kept[self._number] = Kept(site, typed, pieces)
-            while len(self._kept) > MOST_TEXTS:
-                self._kept.popitem(last=False)
-            return self._number
+            return self._keep(site, typed)
+
+    def open(self, site: str, context: int) -> int:
+        """The number of a stored context, as if it had been typed; no model runs."""
+        typed = stored_text(self._store, site, context)
+        with self._lock:
+            return self._keep(site, typed)
 
     def text(self, number: int) -> dict[str, Any]:
         """The pieces of a text, and which of them the site counts."""
@@ -110,6 +110,15 @@ class Texts:
             self._store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
         )
         return float(max(abs(row["min_activation"] or 0), abs(row["max_activation"] or 0)))
+
+    def _keep(self, site: str, typed: TypedText) -> int:
+        spans = self._store.vocabulary.spans(typed.token_ids.tolist())
+        pieces = [(span.start, span.stop, shown(span.text)) for span in spans]
+        self._number += 1
+        self._kept[self._number] = Kept(site, typed, pieces)
+        while len(self._kept) > MOST_TEXTS:
+            self._kept.popitem(last=False)
+        return self._number
 
     def _text(self, number: int) -> Kept:
         if number not in self._kept:

@@ -23,12 +23,13 @@ from pipeline.tokens.batches import batches
 from pipeline.tokens.packing import ContextRule, pack
 from pipeline.tokens.tokenizer import tokenizer_of
 from schemas.errors import InputError
-from schemas.records import Plan
-from schemas.values import I32, Bool, SparseFeatures, TokenShard
+from schemas.records import Lake, Plan
+from schemas.values import I32, I64, Bool, RowSelection, SparseFeatures, TokenShard
 
 if TYPE_CHECKING:
     from pipeline.models import Model
     from pipeline.saes.encoding.encoder import Encoder
+    from pipeline.store import FeatureStore
     from pipeline.tokens.tokenizer import Tokenizer
 
 
@@ -118,17 +119,7 @@ class TextSession:
                 "here each document has a context of its own: type a shorter text"
             )
         packed = pack([ids], rule, last_is_cut=True)
-        shard = TokenShard(
-            name="text",
-            row_start=0,
-            context_start=0,
-            token_ids=packed.token_ids,
-            context_ptr=packed.context_ptr,
-            counted=counted_mask(packed.token_ids, lake.special_ids, lake.special_tokens),
-            stored=stored_mask(packed.token_ids, packed.context_ptr, lake.special_ids, lake.special_tokens),
-            document=np.zeros(len(packed.token_ids), np.uint64),
-        )
-        return shard.restrict(self.use.site.selection, lake.context_size)
+        return _shard_of(lake, self.use.site.selection, packed.token_ids, packed.context_ptr)
 
     def _features(self, shard: TokenShard) -> SparseFeatures:
         """Features of all rows of the shard; rows that are not stored are empty."""
@@ -139,6 +130,30 @@ class TextSession:
                 x = self.model.forward(batch)[self.use.site.hook_name]
                 encoded.append(self.encoder.encode(read.vectors(x)))
         return SparseFeatures.concatenate(encoded).scatter_rows(shard.stored)
+
+
+def stored_text(store: FeatureStore, site: str, context: int) -> TypedText:
+    """A context of the lake with what fires in it, from the store alone; InputError where it is not there."""
+    _, ids = store.context_tokens(context)
+    matrix = store.context_activations(site, context)
+    shard = _shard_of(store.lake, store.site(site).selection, ids, np.array([0, len(ids)], np.int64))
+    first = int(store.lake.bos_id is not None)
+    return TypedText(ids[first:], shard.counted[first:], matrix[first:])
+
+
+def _shard_of(lake: Lake, selection: RowSelection, token_ids: I32, context_ptr: I64) -> TokenShard:
+    """Contexts as a shard of one document, counted as a site counts."""
+    shard = TokenShard(
+        name="text",
+        row_start=0,
+        context_start=0,
+        token_ids=token_ids,
+        context_ptr=context_ptr,
+        counted=counted_mask(token_ids, lake.special_ids, lake.special_tokens),
+        stored=stored_mask(token_ids, context_ptr, lake.special_ids, lake.special_tokens),
+        document=np.zeros(len(token_ids), np.uint64),
+    )
+    return shard.restrict(selection, lake.context_size)
 
 
 def run_text(store: Catalog, site: str, text: str, places: Places) -> TypedText:

@@ -23,7 +23,7 @@ from schemas.errors import InputError
 from schemas.layout import POSTINGS, StorePath
 from schemas.records import ShardRecord
 from schemas.tables.tables import Schema
-from schemas.values import F32, U64
+from schemas.values import F32, I32, U64
 
 _READERS = 8
 """Files read at once by a query: opening and decoding them leaves the GIL alone."""
@@ -32,6 +32,8 @@ _WINDOW: Schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32
 """Columns of the tokens around a row."""
 
 if TYPE_CHECKING:
+    from scipy import sparse
+
     from pipeline.store.reading.dense_site import DenseSite
     from pipeline.store.upkeep.verification import VerifyReport
     from pipeline.tasks import Tasks
@@ -134,6 +136,22 @@ class FeatureStore(SiteAccess):
         best = strongest(values, k)
         described = self.describe_rows(rows[best], before, after)
         return described.insert_column(1, pl.Series("activation", values[best]))
+
+    def context_tokens(self, context: int) -> tuple[int, I32]:
+        """First row of a context in the lake, and its token ids int32 [T]; InputError where there is none."""
+        n_contexts = len(self._contexts.row_starts) - 1
+        if not 0 <= context < n_contexts:
+            raise InputError(f"context {context} is not in the lake: its contexts are 0 to {n_contexts - 1}")
+        return int(self._contexts.row_starts[context]), self._contexts.token_ids(context)
+
+    def context_activations(self, site: str, context: int) -> sparse.csr_matrix:
+        """What fires in a context, float32 [T, d_sae]; InputError where its shard is not committed."""
+        first, ids = self.context_tokens(context)
+        for record in self.committed(site):
+            if record.row_start <= first < record.row_start + record.rows:
+                start = first - record.row_start
+                return self.files(site, record.name).read_rows(range(start, start + len(ids)))
+        raise InputError(f"context {context} is in a shard that site {site!r} has not committed yet")
 
     def describe_rows(self, rows: U64, before: int | None = None, after: int | None = None) -> pl.DataFrame:
         """The given rows of the lake with their contexts: the columns of `contexts` except activation."""

@@ -356,3 +356,27 @@ def test_site_weights_are_kept_once_with_their_metadata(tmp_path: Path) -> None:
     for name, values in weights.items():
         assert np.array_equal(result[name], values)
     assert [path.name for path in layout.site("p", "site").parent.iterdir()] == ["site.zarr"]
+
+
+@pytest.mark.parametrize("layouts", [("token_major",), ("feature_major",), ("token_major", "feature_major")])
+def test_a_context_has_its_tokens_and_what_fires_in_it(tmp_path: Path, layouts: tuple[str, ...]) -> None:
+    built = build(tmp_path, layouts=layouts)
+    store = FeatureStore.open(tmp_path)
+    for (context,), rows in built.tokens.group_by("context", maintain_order=True):
+        first, ids = store.context_tokens(context)
+        assert (first, ids.tolist()) == (rows["row"][0], rows["token"].to_list())
+        dense = store.context_activations("site", context).toarray()
+        np.testing.assert_array_equal(dense, built.dense["site"][first : first + len(ids)])
+    with pytest.raises(
+        InputError, match=f"context {context + 1} is not in the lake: its contexts are 0 to {context}"
+    ):
+        store.context_tokens(context + 1)
+
+
+def test_a_context_that_is_not_committed_yet_is_said(tmp_path: Path) -> None:
+    store = FeatureStore.open(build(tmp_path, shards=2, commits=1).layout.root)
+    last = len(store.scan_tokens().collect()) - 1
+    with pytest.raises(
+        InputError, match=f"context {last} is in a shard that site 'site' has not committed yet"
+    ):
+        store.context_activations("site", last)

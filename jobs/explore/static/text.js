@@ -26,6 +26,17 @@
     return made;
   }
 
+  async function post(path, content) {
+    return ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(content) });
+  }
+  async function openContext(context) { // a stored one, without the model
+    try {
+      const made = await post("/api/sites/" + site + "/contexts/" + context, {});
+      add(made);
+      say("Context " + context + " of the store, " + made.tokens.toLocaleString("en") + " tokens");
+      await choose(made.text, null);
+    } catch (error) { say(error.message, true); }
+  }
   async function run() {
     const text = typed.value;
     if (!text || $("run").disabled) return;
@@ -35,7 +46,7 @@
       if (seconds > 0) say((texts.size ? "Running" : "Loading the model and running") + ", " + seconds + " s");
     }, 250);
     try {
-      const made = await ask("/api/sites/" + site + "/texts", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ text: text }) });
+      const made = await post("/api/sites/" + site + "/texts", { text: text });
       add(made);
       clearInterval(clock);
       say(made.tokens.toLocaleString("en") + " tokens in " + ((Date.now() - began) / 1000).toFixed(2) + " s");
@@ -119,6 +130,8 @@
     for (const tr of body.rows) tr.setAttribute("aria-selected", String(Number(tr.querySelector("button").dataset.feature) === feature));
   }
 
+  const context = new URLSearchParams(location.search).get("context");
+  if (context !== null && /^[0-9]{1,12}$/.test(context)) openContext(context);
   form.addEventListener("submit", function (event) { event.preventDefault(); run(); });
   typed.addEventListener("keydown", function (event) { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); } });
   list.addEventListener("click", function (event) {

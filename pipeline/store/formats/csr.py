@@ -11,7 +11,7 @@ import zarr
 from scipy import sparse
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from pipeline.store.formats.zarr_files import arrays_of, check_chunks, open_group
+from pipeline.store.formats.zarr_files import arrays_of, check_chunks, open_array, open_group
 from schemas.layout import StorePath
 from schemas.records import FORMAT_VERSION
 from schemas.values import I32, I64, SparseFeatures
@@ -87,6 +87,17 @@ def read_csr(path: StorePath) -> sparse.csr_matrix:
     if data.dtype != np.float32 or len(data) != len(indices):
         raise ValueError(f"{len(data)} values of {data.dtype} at {len(indices)} positions")
     return sparse.csr_matrix((data, indices, indptr), shape=(rows, d_sae))
+
+
+def read_rows(path: StorePath, rows: range) -> sparse.csr_matrix:
+    """Some rows of that matrix, float32 [len(rows), d_sae]: only the chunks that they lie in are read."""
+    _, d_sae = open_group(path).attrs["shape"]
+    indptr = open_array(path / "indptr")[rows.start : rows.stop + 1].astype(np.int64)
+    part = slice(indptr[0], indptr[-1])
+    indices, data = (open_array(path / name)[part] for name in ("indices", "data"))
+    indptr -= indptr[0]
+    check_structure(indices, indptr, len(rows), d_sae)
+    return sparse.csr_matrix((data, indices, indptr), shape=(len(rows), d_sae))
 
 
 def _read(path: StorePath, *names: str) -> tuple[list[Any], tuple[int, int]]:

@@ -59,6 +59,15 @@ class ShardFiles:
         parts = (features.data, features.indices, features.indptr)
         return sparse.csr_matrix(parts, shape=(self.record.rows, self.d_sae))
 
+    def read_rows(self, rows: range) -> sparse.csr_matrix:
+        """Some rows of it, counted from the shard's first: float32 [len(rows), d_sae]."""
+        if self.csr is None:
+            return self.read_csr()[rows.start : rows.stop]
+        from pipeline.store.formats.csr import read_rows
+
+        with readable(self.csr):
+            return read_rows(self.csr, rows)
+
     def read_postings(self) -> Postings:
         """Feature-major activations, rows counted from the shard's first; without postings, from the CSR."""
         if self.postings is not None:

@@ -81,6 +81,8 @@ def test_a_feature_has_its_activation_at_each_piece_and_its_largest_in_the_store
         ("GET", "/api/texts/{number}/features?n=0", None, 422, ""),
         ("GET", "/api/texts/{number}/features/64", None, 400, "feature 64"),
         ("GET", "/api/texts/{number}/features/-1", None, 422, ""),
+        ("POST", "/api/sites/mid/contexts/99999", None, 400, "context 99999 is not in the lake"),
+        ("POST", "/api/sites/mid/contexts/-1", None, 422, ""),
         ("GET", "/static/../server.py", None, 404, ""),
         ("GET", "/static/server.py", None, 404, ""),
     ],
@@ -90,6 +92,22 @@ def test_what_cannot_be_answered_is_a_sentence(client, number, method, path, bod
     assert answer.status_code == code
     assert sentence in answer.text
     assert "Traceback" not in answer.text
+
+
+def test_a_stored_context_is_opened_without_a_model(client, store, monkeypatch):
+    monkeypatch.setattr(room, "TextSession", None)
+    context = 7
+    answer = client.post(f"/api/sites/mid/contexts/{context}").json()
+    shard = next(record for record in store.shards if context < record.context_start + record.contexts)
+    tokens = store.token_shard("mid", shard.name)
+    place = context - shard.context_start
+    rows = slice(tokens.context_ptr[place] + 1, tokens.context_ptr[place + 1])  # without BOS
+    assert answer["tokens"] == rows.stop - rows.start
+    assert [piece["counted"] for piece in answer["pieces"]] == tokens.counted[rows].tolist()
+    dense = store.csr("mid", shard.name)[rows].toarray()
+    for feature in np.flatnonzero(dense.any(0)).tolist():
+        values = client.get(f"/api/texts/{answer['text']}/features/{feature}").json()["values"]
+        assert values == dense[:, feature].tolist()
 
 
 def test_the_oldest_texts_are_forgotten(store, monkeypatch):
@@ -132,6 +150,7 @@ def test_the_api_describes_itself(client):
     paths = client.get("/api/openapi.json").json()["paths"]
     assert set(paths) == {
         "/api/state",
+        "/api/sites/{site}/contexts/{context}",
         "/api/sites/{site}/texts",
         "/api/texts/{number}",
         "/api/texts/{number}/features",
