@@ -6,6 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, Literal
 
+import polars as pl
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -14,6 +15,9 @@ from pydantic import BaseModel, Field
 
 from jobs.explore.typed import MOST_CHARACTERS, Texts
 from jobs.report import page as report_page
+from jobs.report.columns import packed
+from jobs.report.strips import visible
+from jobs.report.tables import CLUSTERS
 from pipeline.evaluation.typed_text import Places
 from pipeline.store import FeatureStore
 from schemas import __version__
@@ -23,6 +27,7 @@ STATIC = {
     "report.css": ("jobs.report", "text/css"),
     "explore.css": ("jobs.explore", "text/css"),
     "text.js": ("jobs.explore", "text/javascript"),
+    "map.js": ("jobs.explore", "text/javascript"),
 }
 """Files that pages load: the package that has each in its folder `static`, and its type."""
 
@@ -93,6 +98,25 @@ def _add_pages(app: FastAPI, store: FeatureStore) -> None:
     def text_page(site: Site) -> HTMLResponse:
         store.require_features(site)
         return _page("text.html", site=site, sites=sites, here="text", longest=MOST_CHARACTERS)
+
+    @app.get("/sites/{site}/map", include_in_schema=False)
+    def map_page(site: Site) -> HTMLResponse:
+        store.require_features(site)
+        return _page("map.html", site=site, sites=sites, here="map")
+
+    @app.get("/api/sites/{site}/map")
+    def feature_map(site: Site) -> dict[str, Any]:
+        """The table `feature_map`: columns as little-endian numbers in base64, and names by cluster."""
+        table = store.scan_table(site, "feature_map").collect()
+        names = table.drop_nulls(["cluster", "name"]).unique("cluster").select("cluster", "name")
+        return {
+            "by": CLUSTERS[table["by"][0]] if table.height else "",
+            "feature": packed(table["feature"].cast(pl.UInt32).to_numpy()),
+            **{name: packed(table[name].cast(pl.Float32).to_numpy()) for name in ("x", "y")},
+            "n_active": packed(table["n_active"].cast(pl.Float64).to_numpy()),
+            "cluster": packed(table["cluster"].cast(pl.Int32).fill_null(-1).to_numpy()),
+            "names": {str(cluster): visible(name) for cluster, name in names.iter_rows()},
+        }
 
 
 def _page(template: str, **values: Any) -> HTMLResponse:

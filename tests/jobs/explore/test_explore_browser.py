@@ -7,12 +7,14 @@ import socket
 import threading
 
 import numpy as np
+import polars as pl
 import pytest
 import uvicorn
 
 from jobs.explore.command import LOOPBACK
 from jobs.explore.guard import Guard
 from jobs.explore.server import create_app
+from jobs.tables.clusters.tables import FEATURE_MAP
 from pipeline.evaluation.typed_text import Places, run_text
 from tests.fixtures.runs import extracted, run_file
 from tests.jobs.report.test_browser import browser, errors, pytestmark  # noqa: F401 - a fixture and marks
@@ -116,6 +118,7 @@ def test_what_goes_wrong_is_said_on_the_page(page):
     find(page, "#run")[0].click()
     wait_for(page, lambda: find(page, "#status.error"))
     assert find(page, "#status")[0].text == "text: String should have at most 20000 characters"
+    assert len(errors(page)) == 1  # the browser's own, of the refusal
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -125,3 +128,33 @@ def test_the_page_is_no_wider_than_a_phone(page, width):
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     finally:
         page.set_window_size(1280, 2400)
+
+
+def test_features_are_brushed_on_the_map_and_listed(browser, url, store):  # noqa: F811
+    from selenium.webdriver import ActionChains
+
+    n = 60
+    rng = np.random.default_rng(0)
+    columns = {"feature": range(n), "n_active": rng.permutation(n) + 1, "cluster": np.arange(n) % 7}
+    places = {"x": rng.normal(size=n), "y": rng.normal(size=n), "name": "w1", "by": "coactivation"}
+    store.write_table(
+        "mid", "feature_map", pl.DataFrame(columns | places).cast(FEATURE_MAP).select(*FEATURE_MAP)
+    )
+    browser.get(url)
+    browser.get(browser.current_url.replace("/text", "/map"))
+    wait_for(browser, lambda: find(browser, "#status")[0].text == "60 features, by co-activation")
+    find(browser, "#brush")[0].click()
+    (canvas,) = find(browser, "#map")
+    size = canvas.size
+    drag = ActionChains(browser).move_to_element_with_offset(
+        canvas, 2 - size["width"] // 2, 2 - size["height"] // 2
+    )
+    drag.click_and_hold().move_by_offset(size["width"] - 4, size["height"] - 4).release().perform()
+    wait_for(browser, lambda: find(browser, "#status")[0].text == "60 of 60 features selected")
+    listed = [int(button.text) for button in find(browser, "#chosen tbody button")]
+    assert listed == np.argsort(-columns["n_active"]).tolist()
+    find(browser, "#chosen tbody button")[3].click()
+    assert (
+        find(browser, "#hover")[0].text == f"Feature {listed[3]}, 57 active rows, cluster {listed[3] % 7} w1"
+    )
+    assert errors(browser) == []
