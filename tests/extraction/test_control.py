@@ -288,7 +288,7 @@ def test_a_pass_that_was_begun_without_control_says_that_it_cannot_have_one(one)
 
 def test_a_control_of_features_that_are_drawn_is_refused(tmp_path):
     synthetic = {"sites": [{"name": "s", "sae": "synthetic:d_sae=64,l0=4", "control": "random_encoder"}]}
-    with pytest.raises(InputError, match="random_encoder needs an SAE with weights, 'synthetic:d_sae"):
+    with pytest.raises(InputError, match="random_encoder needs an SAE with weights, and 'synthetic:d_sae"):
         run_file(tmp_path, model={"loader": "synthetic", "path": ""}, **synthetic)
     with pytest.raises(InputError, match=r"sites\.0\.control is 'random'"):
         run_file(tmp_path, sites=[{"sae": "s", "control": "random"}])

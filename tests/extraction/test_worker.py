@@ -220,7 +220,8 @@ def test_a_head_that_the_model_has_not_is_refused_with_both_widths(attention, tm
         "model": {"loader": "transformer_lens", "path": str(folder / "gpt2")},
         "sites": [{"name": "head2", "sae": str(sae)}],
     }
-    with pytest.raises(InputError, match=r"site 'head2': .*hook_z gives vectors of 16, the SAE .* reads 8"):
+    refusal = r"site 'head2': .*hook_z has vectors of width 16, but the SAE .* reads 8"
+    with pytest.raises(InputError, match=refusal):
         worker_of(folder, store.layout.root, **changes)
 
 

@@ -255,7 +255,7 @@ def test_what_else_differs_is_said(folder, capsys):
     diff(side(folder, "first"), side(folder, "precise"), top=0)
     printed = capsys.readouterr().out
     assert (
-        "note: store.activation_dtype is float16 in A, float32 in B: some of the difference may come"
+        "note: store.activation_dtype is float16 in A, float32 in B: some of the difference may be due"
         in printed
     )
     checkpoint = {"path": "tests.jobs.test_diff:trained_lm"}

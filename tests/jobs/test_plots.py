@@ -235,6 +235,7 @@ def test_a_figure_of_nothing_says_why_it_is_empty(name):
     whys = (
         "no feature fired",
         "no row is counted",
+        "no token is counted",
         "no feature is ranked by",
         "no value of a label differs",
         "no feature has a position",

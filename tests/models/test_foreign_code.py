@@ -119,7 +119,7 @@ def test_a_bridge_that_raises_at_its_first_use_is_a_sentence_with_the_remedy(
     monkeypatch.setitem(vars(module), "forward", broken)
     message = (
         r"cannot be run by model\.loader: transformer_lens \(AttributeError: 'X' object has no attribute "
-        r"'causal_conv1d_fn'\): give another model, or build this one .* model\.loader: torch_module$"
+        r"'causal_conv1d_fn'\): use another model, or build this one .* model\.loader: torch_module$"
     )
     for use in (lambda: model.forward(make_batch()), lambda: model.losses(make_batch())):
         with pytest.raises(InputError, match=message):

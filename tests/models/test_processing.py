@@ -148,7 +148,8 @@ def test_settings_that_a_model_does_not_take_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not TRANSFORMER_LENS_4, reason="transformer-lens 3 has HookedTransformer")
 def test_without_hooked_transformer_the_way_out_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"needs transformer-lens 3 and 4\..*: set model\.loader: transformer_lens"
+        InputError,
+        match=r"needs transformer-lens 3, but 4\..* is installed: set model\.loader: transformer_lens",
     ):
         load(write_tiny_gpt2(tmp_path), "blocks.0.hook_resid_post", loader="hooked_transformer")
 

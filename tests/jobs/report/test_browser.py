@@ -105,7 +105,11 @@ def rows(browser) -> list[int]:
 
 
 def status(browser) -> str:
-    return browser.execute_script("return document.getElementById('status').textContent")
+    """What the table says of itself, as soon as its script has run."""
+    until = time.monotonic() + 20
+    while not (text := browser.execute_script("return document.getElementById('status').textContent")):
+        assert time.monotonic() < until, "the table says nothing"
+    return text
 
 
 def said(browser) -> str:
