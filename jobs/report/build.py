@@ -1,15 +1,17 @@
 """What a report consists of, and in which order it is made.
 
-Shards are read once, tables once; then pages are made by ranges of features, a task each. On two cores some
-hundreds of pages a second; memory is that of the largest table and of some thousand features' examples. The
-scratch folder (TMPDIR) takes some ten kilobytes a feature.
+Shards are read once, tables once; then pages are made by ranges of features, a task each, and written 128 to
+a file. On two cores some hundreds of pages a second; memory is that of the largest table and of some thousand
+features' examples. The scratch folder (TMPDIR) takes some ten kilobytes a feature.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+import math
 import os
 import re
 import time
@@ -32,9 +34,9 @@ from jobs.report.clusters import kinds_of, write_clusters
 from jobs.report.columns import VARIABLE, table_data
 from jobs.report.features import write_features
 from jobs.report.overview import figures_of, lake_facts, site_facts, site_page
-from jobs.report.page import render, script, write
-from jobs.report.tables import Tables, names_of
-from jobs.report.work import Work, path_of
+from jobs.report.page import call, inside, packed_json, render, script, write
+from jobs.report.tables import Tables, names_of, token_order
+from jobs.report.work import CHUNK, Work, chunk_path, old_place, old_place_of_cluster
 from jobs.tables.selection import select_features
 from jobs.terminal.console import say
 from jobs.terminal.progress import counting, size
@@ -50,17 +52,21 @@ from schemas.layout import StorePath, is_stray
 from schemas.sentences import several
 from schemas.values import I64
 
-PART, MOST_PARTS, LARGEST_PART = 256, 64, 2048
+PART, MOST_PARTS, LARGEST_PART = 2 * CHUNK, 64, 16 * CHUNK
 """Pages that a task makes: at least, and at most; in between, so many tasks."""
 
 WORTH_FEATURES = 1500
 """Features from which on several processes pay."""
 
-PAGES = ("index.html", "features.html", "features.js", "clusters/index.html")
+PAGES = (
+    *("index.html", "features.html", "features.js", "feature.html", "features/index.js"),
+    *("cluster.html", "clusters/index.html"),
+)
 """Files of a site that are there whatever its tables."""
 
 OURS = re.compile(
-    rf"{'|'.join(map(re.escape, PAGES))}|(features|clusters)/\w+/\d+\.html|figures/[\w.-]+\.png"
+    rf"{'|'.join(map(re.escape, PAGES))}|(features|clusters/\w+)/\d+\.js|"
+    r"(features|clusters)/\w+/\d+\.html|figures/[\w.-]+\.png"
 )
 """All files that the report of a site may have, by their path in its folder."""
 
@@ -120,7 +126,7 @@ def report(
                     "wrote"
                 )
     (folder / "static").mkdir(parents=True, exist_ok=True)
-    for name in ("report.css", "search.js", "table.js", "page.js"):
+    for name in ("report.css", "search.js", "table.js", "page.js", "pages.js"):
         write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
     # Sites of earlier reports stay where they stood, and new ones come last, unless `order` says otherwise.
     known = {name: recorded.get(name, {}) for name in (*order, *recorded, *sites) if name in store.sites}
@@ -181,7 +187,7 @@ def _make_site(store: FeatureStore, site: str, out: StorePath, features: str, ta
     chosen = select_features(store, site, features).astype(np.int64)
     n, written = len(chosen), 0
     # A part reads its rows of every table anew: small parts share the work out, large ones read less.
-    step = min(max(PART, n // MOST_PARTS), LARGEST_PART)
+    step = min(max(PART, n // MOST_PARTS), LARGEST_PART) // CHUNK * CHUNK  # whole files
     parts = [range(first, min(first + step, n)) for first in range(0, n, step)]
     with local_scratch("latentlake-report-") as scratch:
         work = _prepare(tables, chosen, scratch, out, tasks)
@@ -218,11 +224,16 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
         for n in cut_windows(store, site, wanted, scratch, tasks):
             advance(n)
     windows, averaged = tuple(window_files(scratch)), store.site(site).selection.is_averaged
+    _save(scratch / "order.npy", token_order(windows, scratch))
     work = Work(
         scratch, windows, out, site, store.layout.vocabulary, d_sae, tables.missing(), {}, averaged=averaged
     )
-    names = {kind.name: kind.names for kind in kinds_of(tables, work)}
-    return replace(work, cluster_names=names)
+    work = replace(work, cluster_names={kind.name: kind.names for kind in kinds_of(tables, work)})
+    index = packed_json(work.index)
+    work = replace(work, key=hashlib.sha256(index.encode()).hexdigest()[:16])
+    (out / "features").mkdir(parents=True, exist_ok=True)
+    write(out / "features" / "index.js", call("latentlakeIndex", work.key, index))
+    return work
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
@@ -247,9 +258,14 @@ def _write_above(tables: Tables, work: Work) -> int:
         "n": work.d_sae,
     }
     write(work.out / "features.html", render("features.html", 2, site=work.site, **shown))
+    write(work.out / "feature.html", render("feature.html", 2, site=work.site))
     write(work.out / "index.html", render("site.html", 2, **site_page(tables, work, kinds, figures)))
-    kept = {f"features/{path_of(n)}" for n in work.chosen.tolist()}
-    kept |= {f"clusters/{kind.name}/{n}.html" for kind in kinds for n in kind.summary["cluster"]}
+    folders = {"features": len(work.chosen)}
+    folders |= {f"clusters/{kind.name}": kind.summary.height for kind in kinds}
+    kept = {chunk_path(at, k) for at, n in folders.items() for k in range(math.ceil(n / CHUNK))}
+    if work.has_redirects:
+        kept |= set(map(old_place, work.chosen.tolist()))
+        kept |= {old_place_of_cluster(kind.name, n) for kind in kinds for n in kind.summary["cluster"]}
     kept |= {f"figures/{name}.png" for name, _, _, _ in figures}
     _forget(work.out, {*kept, *PAGES})
     return clusters
@@ -259,10 +275,7 @@ def _forget(folder: StorePath, kept: Collection[str]) -> None:
     """Remove files of a site's report that are not `kept`, and then folders that are empty."""
     for name, _, _ in list(walk(folder)) if folder.is_dir() else ():
         if OURS.fullmatch(name) and name not in kept:
-            path = folder  # step by step, for a URL's path joins one name at a time
-            for part in name.split("/"):
-                path = path / part
-            remove(path)
+            remove(inside(folder, name))
     if isinstance(folder, Path) and folder.is_dir():
         # Inner folders come before the outer ones that hold them; one that holds anything refuses, and stays.
         for path in sorted((folder, *(each for each in folder.rglob("*") if each.is_dir())), reverse=True):

@@ -1,21 +1,21 @@
-"""The pages of clusters: all of them on one, those of a kind on another, and one of each."""
+"""The pages of clusters: one of all, and one of each, as data."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 
-from jobs.report.page import render, write
-from jobs.report.strips import standalone
+from jobs.report.features import redirect, table_of, write_pages
+from jobs.report.page import number, percent, render, whole, write
+from jobs.report.strips import standalone, visible
 from jobs.report.tables import CLUSTERS, Tables
-from jobs.report.work import Work
+from jobs.report.work import CHUNK, Work, old_place_of_cluster
 from pipeline.store.reading.windows import LABEL
 from pipeline.store.records.registry import find_table
 
@@ -31,6 +31,13 @@ COUNTS = ("feature", "n_active", "frequency", "mean_active")
 
 CONTEXT_TOKENS = 160
 """Tokens of an example context that are shown."""
+
+TYPICAL_HEAD = (("feature", 1, ""), ("fires on", 0, ""), ("lift", 1, ""))
+MEMBER_HEAD = (
+    *(("feature", 1, ""), ("fires on", 0, ""), ("centrality", 1, ""), ("active rows", 1, "")),
+    *(("frequency", 1, ""), ("mean active", 1, "")),
+)
+"""As `features.LABEL_HEAD`."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +99,24 @@ def _names(summary: pl.DataFrame, work: Work) -> list[str]:
 
 def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
     """Write the pages of all clusters; their bytes."""
-    folder = work.out / "clusters"
-    folder.mkdir(parents=True, exist_ok=True)
+    (work.out / "clusters").mkdir(parents=True, exist_ok=True)
     page = partial(render, site=work.site, missing=tables.missing())
     size = write(
-        folder / "index.html", page("clusters.html", 3, kinds=kinds, listed=_listed, labels_of=labels_of)
+        work.out / "clusters" / "index.html",
+        page("clusters.html", 3, kinds=kinds, listed=_listed, labels_of=labels_of),
     )
+    size += write(work.out / "cluster.html", render("cluster.html", 2, site=work.site))
     for kind in kinds:
-        (folder / kind.name).mkdir(parents=True, exist_ok=True)
+        (work.out / "clusters" / kind.name).mkdir(parents=True, exist_ok=True)
         contexts = _contexts(tables, work, kind)
-        for row in kind.summary.iter_rows(named=True):
-            size += write(
-                folder / kind.name / f"{row['cluster']}.html",
-                page("cluster.html", 4, kind=kind, row=row, **_content(work, kind, row, contexts)),
+        rows = {row["cluster"]: row for row in kind.summary.iter_rows(named=True)}
+        for first in range(0, len(rows), CHUNK):
+            numbers = range(first, min(first + CHUNK, len(rows)))
+            pages = {n: cluster_page(work, kind, rows[n], contexts) for n in numbers}
+            size += write_pages(work, f"clusters/{kind.name}", first // CHUNK, pages)
+        for n in rows if work.has_redirects else ():
+            redirect(
+                work, old_place_of_cluster(kind.name, n), f"cluster.html#{kind.name}/{n}", f"Cluster {n}"
             )
     return size
 
@@ -132,34 +144,95 @@ def majority(row: dict[str, Any]) -> list[tuple[str, str, float | None]]:
     ]
 
 
-def _content(
-    work: Work, kind: Kind, row: dict[str, Any], contexts: dict[int, tuple[Markup, str]]
+def cluster_page(
+    work: Work, kind: Kind, row: dict[str, Any], contexts: Mapping[int, tuple[str, str]]
 ) -> dict[str, Any]:
-    number = row["cluster"]
-    members: list[dict[str, Any]] = []
-    if kind.members is not None:
-        rows = kind.members.filter(pl.col("cluster") == number).head(SHOWN_MEMBERS)
-        members = list(rows.iter_rows(named=True))
-    # Of contexts and documents: the features that mark the cluster, with their lifts where there are any.
-    typical = list[tuple[int, float | None]]()
-    if not kind.of_features and row.get("features"):
-        lifts = row.get("lifts") or [None] * len(row["features"])
-        typical = list(zip(row["features"], lifts, strict=True))
-    shown = [(n, *contexts[n]) for n in row.get(CENTRAL.get(kind.name, "contexts")) or () if n in contexts]
+    """The page of one cluster, in the form of `features.feature_page`."""
+    number_ = row["cluster"]
     return {
-        "work": work,
-        "name": kind.names[number],
-        "members": members,
-        "typical": typical,
-        "contexts": shown,
-        "documents": (row.get("examples") or []) if kind.name == "document" else [],
-        "majority": majority(row),
-        "before": number - 1 if number else None,
-        "after": number + 1 if number + 1 < kind.summary.height else None,
+        "before": number_ - 1 if number_ else None,
+        "after": number_ + 1 if number_ + 1 < kind.summary.height else None,
+        "of": f"{kind.title}, cluster",
+        "title": f"Cluster {number_} by {kind.title.lower()}",
+        "name": kind.names[number_],
+        "sections": [
+            {"class": "facts", "blocks": [["facts", _facts(row)]]},
+            *_members(work, kind, row),
+            *_typical(work, kind, row),
+            *_central(kind, row, contexts),
+        ],
     }
 
 
-def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup, str]]:
+def _facts(row: Mapping[str, Any]) -> list[list[str]]:
+    """As `facts.facts`."""
+    facts = [["size", whole(row["size"]), "", ""]]
+    if "cohesion" in row:
+        facts.append(["cohesion", number(row["cohesion"]), "mean cosine with the centre", ""])
+    if "share" in row:
+        facts.append(["share", percent(row["share"]), "of all activations, or of all contexts", ""])
+    for label, value, part in majority(dict(row)):
+        facts.append([f"most of {visible(label)}", f"{visible(value)} ({percent(part)})", "", ""])
+    return facts
+
+
+def _members(work: Work, kind: Kind, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The features of a cluster of features, the most central ones of a large one."""
+    if kind.members is None:
+        return []
+    members = kind.members.filter(pl.col("cluster") == row["cluster"]).head(SHOWN_MEMBERS)
+    if members.is_empty():
+        return []
+    cells = [
+        [
+            *(each["feature"], work.alone(work.names[each["feature"]].tolist()), number(each["score"])),
+            *(whole(each["n_active"]), percent(each["frequency"]), number(each["mean_active"])),
+        ]
+        for each in members.iter_rows(named=True)
+    ]
+    small, blocks = "the most central first", [["table", table_of("list", "rtnnnn", cells, head=MEMBER_HEAD)]]
+    if members.height < row["size"]:
+        small += f", {members.height} of {whole(row['size'])}"
+        if kind.name != "density":  # which is no column of the feature table
+            column = "cocluster" if kind.name == "coactivation" else "cluster"
+            blocks.insert(0, ["in_table", f"{column}={row['cluster']}", "All of them in the feature table"])
+    return [{"title": "Features", "small": small, "blocks": blocks}]
+
+
+def _typical(work: Work, kind: Kind, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of contexts and documents: the features that mark the cluster, with their lifts where there are any."""
+    if kind.of_features or not row.get("features"):
+        return []
+    lifts = row.get("lifts") or [None] * len(row["features"])
+    cells = [
+        [feature, work.alone(work.names[feature].tolist()), number(lift)]
+        for feature, lift in zip(row["features"], lifts, strict=True)
+    ]
+    small = "by lift: how much more often they are active here than overall"
+    block = ["table", table_of("list", "rtn", cells, head=TYPICAL_HEAD)]
+    return [{"title": "Typical features", "small": small, "blocks": [block]}]
+
+
+def _central(
+    kind: Kind, row: Mapping[str, Any], contexts: Mapping[int, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The most central contexts with their labels, and the most central documents."""
+    sections = []
+    central = [n for n in row.get(CENTRAL.get(kind.name, "contexts")) or () if n in contexts]
+    if central:
+        texts = [
+            [contexts[n][0], visible(" · ".join(filter(None, (contexts[n][1], f"context {n}"))))]
+            for n in central
+        ]
+        sections.append({"class": "examples", "title": "Most central contexts", "blocks": [["texts", texts]]})
+    documents = (row.get("examples") or []) if kind.name == "document" else []
+    if documents:
+        text = visible(", ".join(map(str, documents)))
+        sections.append({"title": "Most central documents", "blocks": [["text", text]]})
+    return sections
+
+
+def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[str, str]]:
     """The text and the labels of the example contexts, all read at once."""
     column = CENTRAL.get(kind.name, "contexts")
     if kind.name == "document" or column not in kind.summary.columns:
@@ -172,10 +245,10 @@ def _contexts(tables: Tables, work: Work, kind: Kind) -> dict[int, tuple[Markup,
     table = rows.select(
         "context", "token_ids", **{LABEL + name: each for name, each in labels.items()}
     ).collect()
-    texts = dict[int, tuple[Markup, str]]()
+    texts = dict[int, tuple[str, str]]()
     for row in table.iter_rows(named=True):
         ids = row["token_ids"][:CONTEXT_TOKENS]
-        text = Markup("".join(work.shown(ids, [0.0] * len(ids))[0]))  # noqa: S704 - escaped
+        text = work.text(ids)
         label_text = " · ".join(str(row[LABEL + name]) for name in labels if row[LABEL + name] is not None)
         texts[row["context"]] = (text, label_text)
     return texts

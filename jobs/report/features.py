@@ -1,33 +1,37 @@
-"""The pages of features: a task reads a range of them from the scratch folder, and renders each."""
+"""The pages of features as data: a task reads a range of them from the scratch folder, and writes its files.
+
+A page is a list of sections, and a section a list of blocks: a name and what it shows, which
+`static/feature.js` makes elements of. All wording is here, or in `facts`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from jobs.report import rows
+from jobs.report.facts import facts
 from jobs.report.histogram import histogram
-from jobs.report.page import render, write
+from jobs.report.page import call, inside, number, packed_json, percent, render, whole, write
+from jobs.report.strips import visible
 from jobs.report.tables import CLUSTERS, ByFeature, read_range
-from jobs.report.work import FOLDER_SIZE, Work, path_of
+from jobs.report.work import CHUNK, Work, chunk_path, old_place
 from pipeline.store.reading.windows import read_windows
 from pipeline.store.records.registry import job_of
-from schemas.layout import StorePath
 
 SHOWN_EXAMPLES, SHOWN_NEIGHBOURS, SHOWN_LABELS = 10, 10, 12
 """Of a kind, by each measure, of a label: the other examples and labels are folded away."""
 
 KINDS = {
-    "top": "Strongest rows",
-    "top_document": "Strongest row of each document",
-    "quantile": "By activation decile",
-    "random": "Contexts where it does not fire",
+    "top": ("Strongest rows", "Strongest"),
+    "top_document": ("Strongest row of each document", "By document"),
+    "quantile": ("By activation decile", "By activation decile"),
+    "random": ("Contexts where it does not fire", "Not firing"),
 }
+"""Kinds of examples in their order: title, and what leads to them."""
 MEASURES = {
     "jaccard": "Jaccard index: rows where both fire / rows where at least one fires",
     "npmi": "Normalised pointwise mutual information",
@@ -43,138 +47,251 @@ LOGITS = (
 )
 """Tokens of the table `logits`: title, and how its columns are called."""
 
+MATCH_HEAD = (("feature there", 0, ""), ("cosine", 1, ""), ("Jaccard", 1, ""), ("assigned", 0, ""))
+LABEL_HEAD = (
+    ("value", 0, ""),
+    ("rows", 1, ""),
+    ("active", 1, ""),
+    ("frequency", 1, ""),
+    ("difference", 1, "frequency here minus elsewhere"),
+    ("z", 1, "difference / its standard error, clustered by document"),
+    ("q", 1, "Benjamini and Hochberg"),
+)
+TREND_HEAD = (
+    ("label", 0, ""),
+    ("documents", 1, "documents with a value in which it fires"),
+    ("slope", 1, "of the least-squares line through all documents' frequencies, each weighted by its rows"),
+    ("se", 1, "clustered by document"),
+    ("z", 1, "slope / its standard error"),
+    ("q", 1, "Benjamini and Hochberg"),
+)
+"""Columns of a table: what stands above, whether it is a number, and what it means."""
 
-@dataclass(frozen=True)
-class Folded:
-    """A list of the page: what is shown at once, and what is folded away."""
-
-    name: str
-    title: str
-    rows: Markup
-    more: Markup
-    n_more: int
-    interval: int | None = None
+Rows = list[dict[str, Any]]
+Block = list[Any]
+Section = dict[str, Any]
 
 
 def write_features(work: Work, part: range) -> tuple[int, int]:
-    """Write the pages of chosen[part]; how many, and their bytes."""
+    """Write the pages of chosen[part], a whole number of files; how many pages, and their bytes."""
     # Rows lie by feature, so that a range of features is one stretch of each table.
     chosen = work.chosen[part.start : part.stop].tolist()
     tables = read_range(work.scratch, chosen[0], chosen[-1])
     windows = ByFeature(read_windows(work.windows, chosen[0], chosen[-1]))
-    written, folders = 0, dict[int, StorePath]()
-    for feature in chosen:
-        number = feature // FOLDER_SIZE
-        if number not in folders:
-            folders[number] = work.out / "features" / str(number)
-            folders[number].mkdir(parents=True, exist_ok=True)
-        written += write(folders[number] / f"{feature}.html", feature_page(work, feature, tables, windows))
+    written = 0
+    for first in range(0, len(chosen), CHUNK):
+        pages = {f: feature_page(work, f, tables, windows) for f in chosen[first : first + CHUNK]}
+        written += write_pages(work, "features", (part.start + first) // CHUNK, pages)
+    if work.has_redirects:
+        for feature in chosen:
+            redirect(work, old_place(feature), f"feature.html#{feature}", f"Feature {feature}")
     return len(chosen), written
 
 
-def feature_page(work: Work, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature) -> bytes:
-    """The page of one feature."""
+def write_pages(work: Work, folder: str, n: int, pages: Mapping[int, dict[str, Any]]) -> int:
+    """Write a file of pages by their numbers; its bytes."""
+    data = call("latentlakeChunk", f"{folder}/{n}", work.key, packed_json(pages))
+    return write(inside(work.out, chunk_path(folder, n)), data)
+
+
+def redirect(work: Work, old: str, to: str, title: str) -> None:
+    """Write a file where a page lay in earlier reports, which leads to the page."""
+    path = inside(work.out, old)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, render("redirect.html", 4, site=work.site, to=f"../../{to}", title=title))
+
+
+def feature_page(
+    work: Work, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature
+) -> dict[str, Any]:
+    """The page of one feature.
+
+    `before` and `after` are the features with a page next to it, `fires` the tokens it fires on, `most` its
+    largest |activation|, by which all its strips are shaded; `toc` leads to the sections that have an id.
+    """
     rows_of = {name: table.rows_of(feature) for name, table in tables.items()}
     (row,) = rows_of["features"]
     place = int(np.searchsorted(work.chosen, feature))
-    profile = next(iter(rows_of.get("profile", ())), None)
+    examples = _examples(work, windows.rows_of(feature))
+    kinds = list(dict.fromkeys(kind for kind, _ in examples))
+    return {
+        "before": int(work.chosen[place - 1]) if place else None,
+        "after": int(work.chosen[place + 1]) if place + 1 < len(work.chosen) else None,
+        "fires": work.alone(work.names[feature].tolist()),
+        # All strips of a page share one scale, so that shades compare across kinds of examples.
+        "most": rows.short(max(abs(row["max_activation"] or 0), abs(row["min_activation"] or 0))),
+        "toc": [
+            *((kind, KINDS[kind][1] if kind in KINDS else visible(kind)) for kind in kinds),
+            *((name.lower(), name) for name in ("Logits", "Neighbours", "Clusters", "Labels")),
+        ],
+        "sections": [
+            _statistics(work, row, rows_of),
+            _histogram(row),
+            *(section for kind, section in examples if kind == "top"),
+            _logits(work, rows_of.get("logits", [])),
+            _neighbours(work, rows_of),
+            *_matches(rows_of),
+            _clusters(work, rows_of),
+            _labels(work, rows_of),
+            *(section for kind, section in examples if kind != "top"),
+            *_other_examples(row, kinds),
+        ],
+    }
+
+
+def _absent(work: Work, what: str, table: str) -> Block:
+    return ["absent", what, work.missing.get(table, f"latentlake {job_of(table)}")]
+
+
+def _statistics(work: Work, row: Mapping[str, Any], tables: Mapping[str, Rows]) -> Section:
+    profile = next(iter(tables.get("profile", ())), None)
     top_token = profile["top_token"] if profile else None
-    return render(
-        "feature.html",
-        4,
-        site=work.site,
-        feature=feature,
-        fires_on=work.fires_on(feature),
-        before=int(work.chosen[place - 1]) if place else None,
-        after=int(work.chosen[place + 1]) if place + 1 < len(work.chosen) else None,
-        path_of=path_of,
-        row=row,
-        profile=profile,
-        top_token=None if top_token is None else work.texts[top_token],
-        ranks=rows_of.get("rankings", []),
-        histogram=histogram(row["histogram_bins"], row["histogram_counts"]) if row["n_active"] else None,
-        examples=_examples(work, row, windows.rows_of(feature)),
-        logits=_logits(work, rows_of.get("logits", [])),
-        neighbours=_neighbours(work, rows_of),
-        matches=[(name, matches) for name, matches in rows_of.items() if job_of(name) == "match" and matches],
-        clusters=_clusters(work, rows_of),
-        labels=_labels(rows_of.get("labels", [])),
-        trends=rows.joined(map(rows.trend, rows_of.get("label_trends", []))),
-        missing=work.missing,
-        measures=MEASURES,
-    )
+    name = None if top_token is None else work.texts[top_token]
+    blocks = [["facts", facts(row, profile, name, tables.get("rankings", []))]]
+    if not profile:
+        blocks.append(_absent(work, "intervals and token statistics", "profile"))
+    return {"class": "facts", "aria": "Statistics", "blocks": blocks}
 
 
-Rows = list[dict[str, Any]]
+def _histogram(row: Mapping[str, Any]) -> Section:
+    if not row["n_active"]:
+        return {"blocks": [["none", f"It never fired in {whole(row['counted_rows'])} counted rows."]]}
+    small = f"{whole(row['n_active'])} active rows; the area of a bar is its number of rows; log scale"
+    drawn = histogram(row["histogram_bins"], row["histogram_counts"])
+    return {"title": "Activations", "small": small, "blocks": [["histogram", drawn]]}
 
 
-def _examples(work: Work, row: Mapping[str, Any], windows: Rows) -> list[Folded]:
-    """Examples by kind in the order of KINDS, quantiles from the highest tenth down."""
-    # All strips of a page share one scale, so that shades compare across kinds of examples.
-    most = max(abs(row["max_activation"] or 0), abs(row["min_activation"] or 0))
-    by_kind = dict[tuple[str, int], list[str]]()
+def _examples(work: Work, windows: Rows) -> list[tuple[str, Section]]:
+    """Examples with their kind, in the order of KINDS, quantiles from the highest tenth down."""
+    by_kind = dict[tuple[str, int], list[rows.Row]]()
     for window in windows:
-        by_kind.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window, most))
+        by_kind.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window))
     # Kinds that this version does not know come last, by name.
     order = {kind: place for place, kind in enumerate(KINDS)}
-    return [
-        Folded(
-            kind,
-            KINDS.get(kind, kind),
-            *rows.cut(by_kind[kind, interval], SHOWN_EXAMPLES),
-            interval if kind == "quantile" else None,
-        )
-        for kind, interval in sorted(
-            by_kind, key=lambda key: (order.get(key[0], len(order)), key[0], -key[1])
-        )
-    ]
+    sections = list[tuple[str, Section]]()
+    for kind, interval in sorted(by_kind, key=lambda key: (order.get(key[0], len(order)), key[0], -key[1])):
+        section: Section = {"class": "examples", "blocks": []}
+        if not sections or sections[-1][0] != kind:
+            section |= {"id": kind, "title": KINDS.get(kind, (visible(kind),))[0]}
+        if kind == "quantile":
+            section["blocks"].append(["heading", f"{interval * 10} to {interval * 10 + 10} %", ""])
+        section["blocks"].append(["strips", by_kind[kind, interval], SHOWN_EXAMPLES])
+        sections.append((kind, section))
+    return sections
 
 
-def _logits(work: Work, table: Rows) -> dict[str, Any] | None:
+def _other_examples(row: Mapping[str, Any], kinds: Sequence[str]) -> list[Section]:
+    if not row["n_active"] or "top_document" in kinds:
+        return []
+    what = "examples of each document, or of rows where it does not fire"
+    return [{"blocks": [["absent", what, "latentlake examples"]]}]
+
+
+def table_of(kind: str, columns: str, cells: Sequence[rows.Row], **more: Any) -> dict[str, Any]:
+    """A table: its class, a letter for each column that says how a cell is shown, and the cells.
+
+    Letters: t tokens, f a feature with its link, r the same as the head of its row, n a number, s a number
+    that stands back, b text of the corpus, p text of ours. `more`: caption and its meaning, head, fold, and
+    `clear`, the rows that stand out.
+    """
+    return {"class": kind, "columns": columns, "rows": list(cells), **more}
+
+
+def _logits(work: Work, table: Rows) -> Section:
+    section: Section = {
+        "id": "logits",
+        "title": "Logits",
+        "small": "direct effect of its decoder direction on the next token",
+    }
     if not table:
-        return None
+        return section | {"blocks": [_absent(work, "logits", "logits")]}
     (row,) = table
     sides = []
     for title, name, of in LOGITS:
         tokens, values = row.get(f"{name}_tokens") or (), row.get(f"{name}_{of}") or ()
-        pairs = zip(tokens, values, strict=True)
-        if tokens:
-            sides.append((title, rows.joined(rows.logit(work, token, value) for token, value in pairs)))
-    return {"entropy_bits": row["entropy_bits"], "max_probability": row["max_probability"], "sides": sides}
+        cells = [[work.alone([t]), number(value)] for t, value in zip(tokens, values, strict=True)]
+        if cells:
+            sides.append(table_of("logits", "tn", cells, caption=[title, ""]))
+    entropy, largest = number(row["entropy_bits"]), percent(row["max_probability"])
+    note = f"Entropy {entropy} bits, largest probability {largest}"
+    return section | {"blocks": [["note", note], ["tables", sides]]}
 
 
-def _neighbours(work: Work, tables: Mapping[str, Rows]) -> list[tuple[str, Markup]]:
+def _neighbours(work: Work, tables: Mapping[str, Rows]) -> Section:
     """The nearest neighbours by each measure; a table without `by` has those by Jaccard index."""
     lists = [
-        (by, rows.joined(rows.neighbour(work, row, by) for row in islice(group, SHOWN_NEIGHBOURS)))
+        (by, [rows.neighbour(work, row, by) for row in islice(group, SHOWN_NEIGHBOURS)])
         for by, group in groupby(tables.get("neighbours", ()), key=lambda row: row.get("by", "jaccard"))
     ]
     if decoder := tables.get("decoder_neighbours"):
-        shown = decoder[:SHOWN_NEIGHBOURS]
-        lists.append(("cosine", rows.joined(rows.neighbour(work, row, "cosine") for row in shown)))
-    return lists
+        lists.append(("cosine", [rows.neighbour(work, row, "cosine") for row in decoder[:SHOWN_NEIGHBOURS]]))
+    blocks = list[Block]()
+    if lists:
+        shown = [
+            table_of("neighbours", "ftns", cells, caption=[visible(by), MEASURES.get(by, "")])
+            for by, cells in lists
+        ]
+        blocks.append(["tables", shown])
+    elif "neighbours" not in work.missing:
+        blocks.append(["none", "None: no feature shares enough rows with it."])
+    if "neighbours" in work.missing:
+        blocks.append(_absent(work, "neighbours by co-activation", "neighbours"))
+    return {"id": "neighbours", "title": "Neighbours", "blocks": blocks}
 
 
-def _clusters(work: Work, tables: Mapping[str, Rows]) -> Rows:
+def _matches(tables: Mapping[str, Rows]) -> list[Section]:
+    sections = []
+    for name, pairs in tables.items():
+        if job_of(name) == "match" and pairs:
+            block = ["table", table_of("neighbours", "pnnp", list(map(rows.match, pairs)), head=MATCH_HEAD)]
+            sections.append({"title": "Matches", "small": visible(name), "blocks": [block]})
+    return sections
+
+
+def _clusters(work: Work, tables: Mapping[str, Rows]) -> Section:
     """The clusters that the feature is in."""
     clusters = []
     for kind, title in CLUSTERS.items():
         for row in tables.get(f"{kind}_clusters", ()):
             if (cluster := row["cluster"]) is not None:
                 names = work.cluster_names.get(kind, ())
-                name = names[cluster] if cluster < len(names) else ""
-                clusters.append({"kind": kind, "title": title, "cluster": cluster, "name": name})
-    return clusters
+                clusters.append([title, kind, cluster, names[cluster] if cluster < len(names) else ""])
+    if clusters:
+        block: Block = ["clusters", clusters]
+    elif "feature_clusters" in work.missing:
+        block = _absent(work, "clusters", "feature_clusters")
+    else:
+        block = ["none", "In none."]
+    return {"id": "clusters", "title": "Clusters", "blocks": [block]}
 
 
-def _labels(table: Rows) -> list[Folded]:
-    """Values of each label, the clearest differences first."""
-    by_label = dict[str, Rows]()
-    for row in table:
+def _labels(work: Work, tables: Mapping[str, Rows]) -> Section:
+    """Values of each label, the clearest differences first, and the trends over numeric ones."""
+    by_label, blocks = dict[str, Rows](), list[Block]()
+    for row in tables.get("labels", []):
         by_label.setdefault(row["label"], []).append(row)
-    for group in by_label.values():
+    for name, group in by_label.items():
         group.sort(key=lambda row: (-abs(row["z"] or 0), str(row["value"])))
-    return [
-        Folded(name, name, *rows.cut(list(map(rows.label, group)), SHOWN_LABELS))
-        for name, group in by_label.items()
-    ]
+        blocks += [
+            ["heading", visible(name), ""],
+            ["table", _tested(group, rows.label, LABEL_HEAD, SHOWN_LABELS)],
+        ]
+    if not by_label:
+        none = "None: it fires in no document with a label that is compared."
+        is_missing = "labels" in work.missing
+        blocks.append(_absent(work, "differences by label", "labels") if is_missing else ["none", none])
+    if trends := tables.get("label_trends"):
+        small = "how its frequency changes from one unit of a numeric label to the next"
+        blocks += [["heading", "Trends", small], ["table", _tested(trends, rows.trend, TREND_HEAD, None)]]
+    elif "label_trends" in work.missing and "labels" not in work.missing:
+        blocks.append(_absent(work, "trends over numeric labels", "label_trends"))
+    return {"id": "labels", "title": "Labels", "blocks": blocks}
+
+
+def _tested(
+    table: Rows, cells: Callable[[dict[str, Any]], rows.Row], head: Sequence[Any], fold: int | None
+) -> dict[str, Any]:
+    """A table of tests, in which the rows that are clear stand out."""
+    clear = [place for place, row in enumerate(table) if rows.is_clear(row)]
+    columns = "b" + "n" * (len(head) - 1)
+    return table_of("labels", columns, [cells(row) for row in table], head=head, clear=clear, fold=fold)

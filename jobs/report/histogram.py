@@ -1,12 +1,12 @@
-"""The histogram of a feature's activations as an SVG that is part of the page."""
+"""The histogram of a feature's activations: where its bars and ticks stand. The page draws it as an SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from jobs.report.page import number
 from pipeline.statistics.features.histogram import bin_edges
@@ -15,13 +15,13 @@ from schemas.values import F64
 WIDTH, HEIGHT, BASE = 640, 150, 128
 """Of the drawing, and of what lies above its axis, in its own units."""
 TICKS = 12
-NEGATIVE = ' class="n"'
 
 
-def histogram(bins: Sequence[int], counts: Sequence[int]) -> Markup:
+def histogram(bins: Sequence[int], counts: Sequence[int]) -> dict[str, Any]:
     """Bars over log2 of |activation|, negative ones to the left; a bar's area is its count.
 
-    `bins` and `counts` are those of the feature table (`pipeline.statistics.features.histogram`).
+    `bins` and `counts` are those of the feature table (`pipeline.statistics.features.histogram`). `bars` are
+    left end, top, width, title and 1 where activations are negative; `ticks` place and text.
     """
     left, right = bin_edges(np.array(bins, np.int16))
     # On a scale of octaves 0 is infinitely far: the edge nearest to it stands for it.
@@ -33,17 +33,17 @@ def histogram(bins: Sequence[int], counts: Sequence[int]) -> Markup:
     tops = BASE - (BASE - 6) * height / height.max()
     x = (low - low.min()) * scale
     widths = np.maximum((high - low) * scale - 1, 0.6)
-    bars = [
-        f'<rect{NEGATIVE if end <= 0 else ""} x="{a:.1f}" y="{y:.1f}" width="{w:.1f}" '
-        f'height="{BASE - y:.1f}"><title>{number(begin)} to {number(end)}: {count:,}</title></rect>'
-        for a, y, w, begin, end, count in zip(x, tops, widths, left, right, counts, strict=True)
-    ]
-    marks = _ticks(left, right, near, float(low.min()), scale)
-    return Markup(  # noqa: S704 - numbers alone
-        f'<svg class="histogram" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Histogram of '
-        f'activations from {number(float(left.min()))} to {number(float(right.max()))}">'
-        f'{"".join(bars)}<line x1="0" x2="{WIDTH}" y1="{BASE}" y2="{BASE}"/>{marks}</svg>'
+    places = (np.round(values, 1).tolist() for values in (x, tops, widths))
+    titles = (
+        f"{number(begin)} to {number(end)}: {count:,}"
+        for begin, end, count in zip(left.tolist(), right.tolist(), counts, strict=True)
     )
+    return {
+        "size": [WIDTH, HEIGHT, BASE],
+        "label": f"Histogram of activations from {number(float(left.min()))} to {number(float(right.max()))}",
+        "bars": list(zip(*places, titles, (right <= 0).astype(int).tolist(), strict=True)),
+        "ticks": _ticks(left, right, near, float(low.min()), scale),
+    }
 
 
 def _place(edges: F64, near: float) -> F64:
@@ -52,8 +52,8 @@ def _place(edges: F64, near: float) -> F64:
     return places
 
 
-def _ticks(left: F64, right: F64, near: float, origin: float, scale: float) -> str:
-    """Round values along the axis, those that leave room for each other."""
+def _ticks(left: F64, right: F64, near: float, origin: float, scale: float) -> list[tuple[float, str]]:
+    """Round values along the axis with their places, those that leave room for each other."""
     most = float(max(np.abs(left).max(), np.abs(right).max()))
     # Candidates are 1, 2, ..., 9 times each power of ten, on both sides of 0.
     decades = np.arange(np.floor(np.log10(near)), np.ceil(np.log10(most)) + 1)
@@ -68,7 +68,5 @@ def _ticks(left: F64, right: F64, near: float, origin: float, scale: float) -> s
     for number_, (_, place) in enumerate(pairwise(places), start=1):
         if place - places[kept[-1]] >= WIDTH / TICKS:
             kept.append(number_)
-    return "".join(
-        f'<text x="{place:.1f}" y="{HEIGHT - 6}">{value:.3g}</text>'
-        for place, value in zip(np.clip(places[kept], 12, WIDTH - 12), values[kept], strict=True)
-    )
+    kept_places = np.round(np.clip(places[kept], 12, WIDTH - 12), 1).tolist()
+    return [(place, f"{value:.3g}") for place, value in zip(kept_places, values[kept], strict=True)]

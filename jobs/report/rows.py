@@ -1,73 +1,78 @@
-"""Rows that a page has by the hundred, as HTML: built as strings, for a template takes twice as long.
+"""Rows that a page has by the hundred, as lists that `static/feature.js` makes elements of.
 
-What comes from the corpus is escaped by `Work` and `strips`, or here; the rest are numbers. End tags that
-HTML lets one leave out are left out.
+A token is its place in `Work.order`, or its text. What comes from the corpus is made visible by `Work`, or
+here; it becomes text in the browser, never HTML.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup, escape
-
 from jobs.report.page import number, percent, whole
-from jobs.report.strips import strip, visible
+from jobs.report.strips import visible
 from jobs.report.work import Work
 from pipeline.store.reading.windows import LABEL
 
+Row = list[Any]
 
-def example(work: Work, window: Mapping[str, Any], most: float) -> str:
-    """One example: its activation, its strip, and where it stands."""
+
+def example(work: Work, window: Mapping[str, Any]) -> Row:
+    """One example: its activation, its strip, and where it stands.
+
+    Of the strip: tokens, places where the feature is active, activations there, the place that fires (-1:
+    none), and whether the context begins (1) and ends (2) with it, as a sum.
+    """
     values, firing = window["values"], window["firing"]
     if work.averaged:
         values, firing = [0.0] * len(values), None
-    tokens = strip(*work.shown(window["token_ids"], values, firing), most)
+    tokens, values, firing = work.pieces(window["token_ids"], values, firing)
+    active = [place for place, value in enumerate(values) if value]
     labels = [str(window[name]) for name in window if name.startswith(LABEL) and window[name] is not None]
     where = f"context {window['context']}"
     where += "" if work.averaged else f", position {window['position']}"
-    return (
-        f"<li><span class=value>{number(window['activation'])}</span><p class=strip dir=auto>"
-        f"{'' if window['from_start'] else '…'}{tokens}{'' if window['to_end'] else '…'}</p>"
-        f"<span class=where>{escape(visible(' · '.join([*labels, where])))}</span>"
-    )
+    return [
+        number(window["activation"]),
+        tokens,
+        active,
+        [short(values[place]) for place in active],
+        -1 if firing is None else firing,
+        bool(window["from_start"]) + 2 * bool(window["to_end"]),
+        visible(" · ".join([*labels, where])),
+    ]
 
 
-def neighbour(work: Work, row: Mapping[str, Any], by: str) -> str:
-    """One neighbour: its link and tokens, the measure it was chosen by, and the rows both are active in."""
+def short(value: float) -> float | int:
+    """An activation with four digits."""
+    rounded = float(f"{value:.4g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def neighbour(work: Work, row: Mapping[str, Any], by: str) -> Row:
+    """One neighbour: its number and tokens, the measure it was chosen by, and the rows both are active in."""
     feature, both = row["neighbour"], row.get("n_both")
-    cells = f"<tr><td>{work.link(feature, '../')}<td>{work.fires_on(feature)}<td class=n>{number(row[by])}"
-    return cells if both is None else f'{cells}<td class="n soft">{whole(both)}'
+    cells = [feature, work.alone(work.names[feature].tolist()), number(row[by])]
+    return cells if both is None else [*cells, whole(both)]
 
 
-def label(row: Mapping[str, Any]) -> str:
-    """One value of a label; where the difference is clear at 5 % it stands out."""
+def match(row: Mapping[str, Any]) -> Row:
+    """One match in another site."""
+    is_assigned = "yes" if row["assigned"] else ""
+    return [str(row["match"]), number(row["cosine"]), number(row["jaccard"]), is_assigned]
+
+
+def label(row: Mapping[str, Any]) -> Row:
+    """One value of a label."""
     counts, shares = map(whole, (row["rows"], row["n_active"])), (row["frequency"], row["difference"])
-    return _tested(row, row["value"], *counts, *map(percent, shares), number(row["z"]), number(row["q"]))
+    return [visible(str(row["value"])), *counts, *map(percent, shares), number(row["z"]), number(row["q"])]
 
 
-def trend(row: Mapping[str, Any]) -> str:
-    """The trend over one numeric label; where it is clear at 5 % it stands out."""
+def trend(row: Mapping[str, Any]) -> Row:
+    """The trend over one numeric label."""
     numbers = (number(row[name]) for name in ("slope", "se", "z", "q"))
-    return _tested(row, row["label"], whole(row["documents"]), *numbers)
+    return [visible(str(row["label"])), whole(row["documents"]), *numbers]
 
 
-def _tested(row: Mapping[str, Any], name: str, *cells: str) -> str:
-    clear = row["q"] is not None and row["q"] < 0.05
-    html = "".join(f"<td class=n>{cell}" for cell in cells)
-    return f"<tr{' class=clear' if clear else ''}><td><bdi>{escape(visible(name))}</bdi>{html}"
-
-
-def logit(work: Work, token: int, value: float) -> str:
-    """One token and its logit."""
-    return f"<tr><td>{work.tokens([token])}<td class=n>{number(value)}"
-
-
-def joined(rows: Iterable[str]) -> Markup:
-    """Rows one below the other."""
-    return Markup("\n".join(rows))  # noqa: S704 - made of the rows above
-
-
-def cut(rows: Sequence[str], shown: int) -> tuple[Markup, Markup, int]:
-    """The rows that are shown at once, those that are folded away, and how many these are."""
-    return joined(rows[:shown]), joined(rows[shown:]), max(0, len(rows) - shown)
+def is_clear(row: Mapping[str, Any]) -> bool:
+    """Whether a difference or a trend is clear at 5 %."""
+    return row["q"] is not None and bool(row["q"] < 0.05)

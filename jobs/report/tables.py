@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from polars import selectors as cs
 
 from pipeline.store import FeatureStore
 from pipeline.store.records.registry import TABLES, find_table, job_of
@@ -141,3 +142,23 @@ def names_of(examples: pl.DataFrame, d_sae: int, n: int = 3) -> np.ndarray[Any, 
     names = np.full((d_sae, n), -1, np.int32)
     names[counts["feature"].to_numpy(), counts["place"].to_numpy()] = counts["token_id"].to_numpy()
     return names
+
+
+def token_order(windows: Sequence[Path], folder: Path) -> I64:
+    """The tokens that pages name, int64: those of `windows` (`cut_windows`), the most frequent first.
+
+    Then come those of `names.npy` and of the laid-out table `logits` in `folder`, by number. Equally frequent
+    ones go by number too, so that the order is that of the store, not of a task.
+    """
+    order = np.empty(0, np.int64)
+    if windows:
+        tokens = pl.scan_parquet(list(windows), glob=False).select(token=pl.col("token_ids").explode())
+        counts = tokens.group_by("token").len().collect(engine="streaming")
+        order = counts.sort("len", "token", descending=[True, False])["token"].to_numpy().astype(np.int64)
+    others = [np.load(folder / "names.npy").ravel().astype(np.int64)]
+    logits = folder / LAID_OUT / "logits.parquet"
+    if logits.is_file():
+        lists = pl.scan_parquet(logits).select(cs.ends_with("_tokens").explode().unique().implode())
+        others += [column.explode().drop_nulls().to_numpy().astype(np.int64) for column in lists.collect()]
+    rest = np.setdiff1d(np.concatenate(others), order)
+    return np.concatenate([order, rest[rest >= 0]])

@@ -16,8 +16,12 @@ from pipeline.store.records.vocabulary import Vocabulary, shown
 from schemas.layout import StorePath
 from schemas.values import I32, I64
 
-FOLDER_SIZE = 1000
-"""Pages in one folder: feature 12345 lies in features/12."""
+CHUNK = 128
+"""Pages in one file: features/<k>.js has those of chosen[128 * k : 128 * (k + 1)], and clusters/<kind>/<k>.js
+those of as many clusters."""
+
+REDIRECTED = 1000
+"""A site of so many pages at most also has a file at each page's old place, which leads to the page."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,11 @@ class Work:
     missing: Mapping[str, str]
     """Tables that are not there, and the commands that make them."""
     cluster_names: Mapping[str, Sequence[str]]
-    """Of each kind of feature clusters, what each cluster is called."""
+    """Of each kind of clusters, what each cluster is called."""
     averaged: bool = False
     """Whether a row is the mean of a context, in which no token fires."""
+    key: str = ""
+    """A digest of `index`, by which a page knows that a file of pages was written with the index it has."""
 
     # Cached properties lie in __dict__ too: a task would be sent the whole vocabulary with its range.
     def __getstate__(self) -> dict[str, Any]:
@@ -59,23 +65,56 @@ class Work:
         """Each token as it is written where it stands by itself, not escaped."""
         return [standalone(text) for text in self._vocabulary.texts]
 
-    def shown(
+    def pieces(
         self, ids: Sequence[int], values: Sequence[float], firing: int | None = None
-    ) -> tuple[list[str], Sequence[float], int | None]:
-        """Tokens that follow one another, as HTML, with their activations, and which one fires.
+    ) -> tuple[list[int | str], Sequence[float], int | None]:
+        """Tokens that follow one another, with their activations, and which one fires.
 
-        Tokens that share a character are one.
+        A token is its place in `order`; those that share a character are one, and that one is its text.
         """
         if not self._vocabulary.is_split(ids):
-            pieces = self._pieces
-            return [pieces[token] for token in ids], values, firing
+            places = self._places
+            return [places[token] for token in ids], values, firing
         spans = shown(self._vocabulary.spans(ids), np.asarray(values, np.float32), firing)
-        return [html_of(text) for text in spans.texts], spans.values.tolist(), spans.firing
+        texts = map(visible, spans.texts)
+        return [self._place_of_text.get(text, text) for text in texts], spans.values.tolist(), spans.firing
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens that follow one another."""
+        texts = shown(self._vocabulary.spans(ids), np.zeros(len(ids), np.float32), None).texts
+        return "".join(map(visible, texts))
+
+    def alone(self, numbers: Iterable[int]) -> list[int]:
+        """Places in `order` of tokens that stand by themselves; -1 is none."""
+        return [self._places[number] for number in numbers if number in self._places]
 
     @cached_property
-    def _pieces(self) -> list[str]:
-        """What each token puts into a strip, as HTML, where it shares no character."""
-        return [html_of(text) for text in self._vocabulary.texts]
+    def order(self) -> list[int]:
+        """The tokens that the pages of features name, the most frequent first."""
+        tokens = np.load(self.scratch / "order.npy")
+        known: list[int] = tokens[tokens < len(self._vocabulary)].tolist()  # a model may have more logits
+        return known
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """What holds for all pages of features and clusters: which there are, and the texts of tokens."""
+        return {
+            "site": self.site,
+            "features": self.d_sae,
+            "chunk": CHUNK,
+            "chosen": None if len(self.chosen) == self.d_sae else self.chosen.tolist(),
+            "clusters": {kind: len(names) for kind, names in self.cluster_names.items()},
+            "tokens": [visible(self._vocabulary.texts[token]) for token in self.order],
+        }
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {token: place for place, token in enumerate(self.order)}
+
+    @cached_property
+    def _place_of_text(self) -> dict[str, int]:
+        texts = self.index["tokens"]
+        return {text: place for place, text in reversed(list(enumerate(texts)))}
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -98,18 +137,28 @@ class Work:
         """The tokens on which a feature fires, as HTML."""
         return self.tokens(self.names[feature].tolist())
 
-    def link(self, feature: int, features: str) -> Markup:
-        """The feature's number, linked to its page where it has one; `features` leads to the site's pages."""
+    def link(self, feature: int, site: str) -> Markup:
+        """The feature's number, linked to its page where it has one; `site` leads to the site's folder."""
         if feature not in self._has_page:
             return Markup(f'<s title="no page in this report">{feature}</s>')  # noqa: S704 - a number
-        return Markup(f'<a href="{features}{path_of(feature)}">{feature}</a>')  # noqa: S704 - and our own path
+        return Markup(f'<a href="{site}feature.html#{feature}">{feature}</a>')  # noqa: S704 - and our own path
+
+    @property
+    def has_redirects(self) -> bool:
+        """Whether links to pages of earlier reports still lead somewhere."""
+        return len(self.chosen) + sum(map(len, self.cluster_names.values())) <= REDIRECTED
 
 
-def html_of(text: str) -> str:
-    """Text as it is shown in a strip."""
-    return str(escape(visible(text)))
+def chunk_path(folder: str, n: int) -> str:
+    """Where a file of pages lies, below the site's folder."""
+    return f"{folder}/{n}.js"
 
 
-def path_of(feature: int) -> str:
-    """Where the page of a feature lies, below the site's folder `features`."""
-    return f"{feature // FOLDER_SIZE}/{feature}.html"
+def old_place(feature: int) -> str:
+    """Where the page of a feature lay up to version 0.7, below the site's folder."""
+    return f"features/{feature // 1000}/{feature}.html"
+
+
+def old_place_of_cluster(kind: str, cluster: int) -> str:
+    """Where the page of a cluster lay up to version 0.7."""
+    return f"clusters/{kind}/{cluster}.html"

@@ -14,6 +14,7 @@ from pipeline.store.records.tokens import read_token_shard
 from pipeline.tasks import OneProcess
 from schemas.errors import InputError
 from schemas.values import RowSelection, TokenShard, Totals
+from tests.fixtures.report import blocks_of, pages_of
 from tests.fixtures.runs import data_bytes, extracted, run_content, run_file
 from tests.kit import dense_activations, tiny_lm
 
@@ -93,10 +94,16 @@ def test_no_token_of_an_averaged_context_is_shown_as_the_one_that_fires(lake, tm
         feature = store.scan_features(site).sort("n_active").last().collect()["feature"][0]
         top(store, site, feature, k=3)
         report(store, [site], OneProcess(), out=tmp_path / site, features=str(feature))
-        page = (tmp_path / site / f"sites/{site}/features/0/{feature}.html").read_text()
-        shown[site] = [capsys.readouterr().out.partition("report")[0], page]
-    for site, texts in shown.items():
-        assert ["position " in texts[0], "|" in texts[0], "<mark" in texts[1]] == [site == "last"] * 3
+        strips = blocks_of(pages_of(tmp_path / site / f"sites/{site}")[feature], "strips")
+        text, rows = (
+            capsys.readouterr().out.partition("report")[0],
+            [row for each, _ in strips for row in each],
+        )
+        assert rows
+        shown[site] = ["position " in text, "|" in text]
+        shown[site] += [row[2] != [] and row[4] >= 0 and "position " in row[6] for row in rows]
+    for site, marks in shown.items():
+        assert set(marks) == {site == "last"}
 
 
 def test_what_stands_for_a_whole_context_cannot_be_patched_at_a_token(lake):

@@ -128,7 +128,7 @@
     if (size >= 999.5) return Math.round(value).toLocaleString("en");
     return size < 1e-4 ? value.toExponential(1) : value.toPrecision(3);
   }
-  function path(feature) { return "features/" + Math.floor(feature / 1000) + "/" + feature + ".html"; }
+  function path(feature) { return "feature.html#" + feature; }
 
   // Rows are made once, and filled anew; a table too tall for a browser is scrolled in proportion.
   const pool = [];
