@@ -38,6 +38,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("feature", "views.feature:show_feature", "Show everything that the store's tables hold about one feature, on one page."),
         Command("neighbours", "views.neighbours:neighbours", "Show the neighbours of one feature, from the stored table, and their graph."),
         Command("elicit", "evaluation.elicit:elicit", "Show the features that fire on a typed text, by activation and surprise; runs the store's model and SAE."),
+        Command("annotate", "views.annotations:annotate_feature", "Give a feature a name, a note or a star, which all commands show from then on."),
+        Command("annotations", "views.annotations:list_annotations", "List the stars, names and notes of a site's features; export and import them as JSON lines."),
         Command("heatmap", "views.heatmap:heatmap", "Draw contexts × features as a heat map, plain and clustered, with their sparsity and frequencies."),
         Command("plots", "figures.plots:command", "Draw the figures from the stored tables."),
         Command("report", "report.build:command", "Write a static site of the features, which opens from disk without a server."),

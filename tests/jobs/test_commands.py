@@ -67,6 +67,14 @@ class TestElicit(CommandConformance):
     command, arguments = "elicit", ("w1 w2 w3", "--model", "tests.kit:tiny_lm")
 
 
+class TestAnnotate(CommandConformance):
+    command, arguments = "annotate", ("3", "--name", "wars", "--star")
+
+
+class TestAnnotations(CommandConformance):
+    command = "annotations"
+
+
 class TestHeatmap(CommandConformance):
     command, arguments = "heatmap", ("--features", "1,2,3", "--out", "heatmap.png")
 
