@@ -50,6 +50,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("profile", "tables.profile:profile", "Compute intervals of frequencies, what features fire on, differences by label, and L0 thresholds."),
         Command("rank", "tables.rank:command", "Rank features by columns of their tables, or print a window of a ranking."),
         Command("coactivation", "tables.coactivation:coactivation", "Find features active on the same tokens, and features with similar decoder directions."),
+        Command("explanations", "tables.explanations:explanations", "Import explanations of features by Neuronpedia or delphi, which name features from then on."),
         Command("cluster", "tables.cluster:command", "Cluster features by direction, co-activation and density; contexts and documents by their features."),
         Command("match", "tables.match:command", "Match the features of two sites: by decoder cosine, by co-activation, and one to one."),
         Command("diff", "tables.diff:command", "Compare two stores of one SAE, feature by feature: two corpora, or two models over one corpus."),

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from jobs.command.options import After, Before, FeatureNumber, OneSite
 from jobs.terminal.console import console, say
+from jobs.terminal.names import one_line
 from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, text_strip
 from jobs.views.top import heading, show_strip
 from pipeline.statistics.features.histogram import FRACTION_BITS, bin_edges
@@ -45,6 +46,8 @@ CLUSTERINGS = {
 ENDS = (("promoted", "effects"), ("suppressed", "effects"), ("top", "logits"), ("bottom", "logits"))
 """Columns of the table `logits`: the plain effect on tokens, and the logits after the final norm."""
 BAR = 40
+LONGEST_TEXT = 1000
+"""Characters of an explanation that are shown."""
 
 
 class Page(NamedTuple):
@@ -215,6 +218,17 @@ def _labels(page: Page) -> RenderableType | None:
     return table
 
 
+def _explanations(page: Page) -> RenderableType | None:
+    """What other tools say of it, each with its source."""
+    if not page.has("explanations"):
+        return None
+    lines = []
+    for row in page.rows("explanations").iter_rows(named=True):
+        by = ", ".join(row[name] for name in ("source", "origin", "method", "model") if row[name])
+        lines.append(Text.assemble(one_line(row["text"], LONGEST_TEXT), (f"  {one_line(by)}", "dim")))
+    return Group(*lines) if lines else None
+
+
 def _trends(page: Page) -> RenderableType | None:
     rows = page.rows("label_trends")
     if rows.is_empty():
@@ -346,6 +360,7 @@ def _show_kind(
 
 
 SECTIONS = (
+    Section("explanations", (), _explanations),
     Section("statistics", ("features",), _statistics),
     Section("profile", ("profile",), _profile),
     Section("tokens by activation, in octaves", ("features",), _histogram),

@@ -75,6 +75,15 @@ class TestAnnotations(CommandConformance):
     command = "annotations"
 
 
+class TestExplanations(CommandConformance):
+    command, arguments = "explanations", ("explanations.jsonl",)
+
+    @pytest.fixture(autouse=True)
+    def _in_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "explanations.jsonl").write_text('{"index": "3", "description": "wars"}\n')
+
+
 class TestHeatmap(CommandConformance):
     command, arguments = "heatmap", ("--features", "1,2,3", "--out", "heatmap.png")
 
