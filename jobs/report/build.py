@@ -34,11 +34,12 @@ from jobs.report.features import write_features
 from jobs.report.overview import figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import render, script, write
 from jobs.report.tables import Tables, names_of
-from jobs.report.work import Work, path_of
+from jobs.report.work import GIVEN, Work, path_of
 from jobs.tables.selection import select_features
 from jobs.terminal.console import say
 from jobs.terminal.progress import counting, size
 from pipeline.store import FeatureStore
+from pipeline.store.derived.names import given_names
 from pipeline.store.objects.local import local_scratch
 from pipeline.store.objects.paths import store_path
 from pipeline.store.objects.verbs import listed, remove, walk
@@ -211,6 +212,7 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
     strongest = examples.filter(pl.col("kind") == "top").select("feature", "rank", "row").collect()
     d_sae = store.site(site).d_sae
     _save(scratch / "names.npy", names_of(example_tokens(store, site, strongest, tasks), d_sae))
+    (scratch / GIVEN).write_text(json.dumps(given_names(store, site)), encoding="utf-8")
     _save(scratch / "chosen.npy", chosen)
     tables.lay_out(chosen, scratch)
     wanted = examples.filter(pl.col("feature").is_in(pl.Series(chosen, dtype=pl.UInt32).implode())).collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,6 +17,10 @@ from pipeline.store.records.vocabulary import Vocabulary, shown
 from schemas.layout import StorePath
 from schemas.values import I32, I64
 
+GIVEN = "given.json"
+"""File of the scratch folder with the names that features were given."""
+LONGEST_NAME = 80
+"""Characters of one that are shown."""
 FOLDER_SIZE = 1000
 """Pages in one folder: feature 12345 lies in features/12."""
 
@@ -53,6 +58,12 @@ class Work:
         """Tokens on which each feature fires, int32 [d_sae, n], see `tables.names_of`."""
         tokens: I32 = np.load(self.scratch / "names.npy", mmap_mode="r")
         return tokens
+
+    @cached_property
+    def given(self) -> dict[str, str]:
+        """Names that people or other tools have given, by the feature's number as text."""
+        names: dict[str, str] = json.loads((self.scratch / GIVEN).read_bytes())
+        return names
 
     @cached_property
     def texts(self) -> list[str]:
@@ -95,8 +106,12 @@ class Work:
         return Markup("".join(pieces))  # noqa: S704 - made of escaped texts
 
     def fires_on(self, feature: int) -> Markup:
-        """The tokens on which a feature fires, as HTML."""
-        return self.tokens(self.names[feature].tolist())
+        """The name that somebody gave a feature, if any, and the tokens on which it fires, as HTML."""
+        tokens = self.tokens(self.names[feature].tolist())
+        if (name := self.given.get(str(feature))) is None:
+            return tokens
+        name = visible(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…")
+        return Markup(f"<b><bdi>{escape(name)}</bdi></b> ") + tokens  # noqa: S704 - escaped
 
     def link(self, feature: int, features: str) -> Markup:
         """The feature's number, linked to its page where it has one; `features` leads to the site's pages."""
