@@ -228,6 +228,14 @@ class Layout:
         """Folder of a site's figures."""
         return self.root / "figures" / check_name(site, "site")
 
+    def annotations(self, site: str) -> StorePath:
+        """Folder of what people say of a site's features."""
+        return self.root / "annotations" / check_name(site, "site")
+
+    def annotation(self, site: str, name: str) -> StorePath:
+        """One edit of an annotation."""
+        return self.annotations(site) / f"{check_name(name, 'annotation')}.json"
+
     @property
     def report(self) -> StorePath:
         """Folder of the report."""

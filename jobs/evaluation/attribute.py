@@ -38,6 +38,7 @@ from rich.table import Table
 from jobs.command.options import DeviceName, ModelPath, SaePath, TokenizerPath
 from jobs.evaluation.external_scores import labels_of, read_scores, require_values
 from jobs.terminal.console import console, say
+from jobs.terminal.names import labelled
 from jobs.terminal.progress import counting
 from pipeline.plans.plan import environment
 from pipeline.plans.reopen import use_in
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 CONTEXTS = 16
 """Prompts of a task."""
 MEASURES = ("ig2", "ig")
+SHORT = 20
+"""Characters of a feature's name in a list of several."""
 Function = Callable[["Part"], tuple[pl.DataFrame, ...]]
 """Frames of a part."""
 
@@ -146,7 +149,7 @@ def attribute(
     # Only now: until the last table is written, a job that was killed goes on from these.
     for parts_of_run in saved:
         parts_of_run.remove()
-    _report(site, selection, time.monotonic() - began)
+    _report(store, site, selection, time.monotonic() - began)
     return selection
 
 
@@ -299,18 +302,22 @@ def _require_labels(store: FeatureStore, option: str, names: Sequence[str]) -> N
             raise InputError(f"{option} {name!r}: the lake has no such label; it has {', '.join(known)}")
 
 
-def _report(site: str, selection: pl.DataFrame, seconds: float) -> None:
+def _report(store: FeatureStore, site: str, selection: pl.DataFrame, seconds: float) -> None:
     """The map label -> features; those whose effect holds have a star."""
     union = selection["feature"].n_unique()
     ranked = selection.filter(pl.col("rank").is_not_null()).sort("label", "value", "rank")
+    called = store.names(site, ranked["feature"].unique())
     table = Table(title=f"features of {site} by label value (* the effect holds under ablation)")
     for column in ("label", "value", "prompts", "features"):
         table.add_column(column, justify="right" if column == "prompts" else "left")
     for rows in ranked.partition_by("label", "value", maintain_order=True):
         starred = rows.select("feature", "holds").iter_rows()
-        names = " ".join(f"{feature}{'*' if holds else ''}" for feature, holds in starred)
+        names = ", ".join(
+            f"{feature}{'*' if holds else ''}{labelled(called, feature, SHORT).removeprefix(str(feature))}"
+            for feature, holds in starred
+        )
         label, value, prompts = rows.select("label", "value", "prompts").row(0)
-        table.add_row(escape(label), escape(value), "" if prompts is None else f"{prompts:,}", names)
+        table.add_row(escape(label), escape(value), "" if prompts is None else f"{prompts:,}", escape(names))
     console.print(table)
     tested = ranked["holds"].drop_nulls()
     outcome = f", {int(tested.sum()):,} of {len(tested):,} that were ablated hold" if len(tested) else ""

@@ -9,6 +9,7 @@ of the text.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from jobs.command.options import Html, LocalDevice, Maximum, ModelPath, OneSite, SaePath, TokenizerPath
 from jobs.terminal.console import console, say
+from jobs.terminal.names import NARROW, labelled, one_line
 from jobs.terminal.outputs import require_file, write_file
 from jobs.terminal.progress import counting
 from jobs.terminal.strips import (
@@ -35,6 +37,7 @@ from jobs.terminal.strips import (
 from pipeline.evaluation.typed_text import Places, TypedText, run_text
 from pipeline.statistics.evaluation.surprise import Stored, surprise_bits
 from pipeline.store import FeatureStore
+from pipeline.store.derived.names import FeatureNames
 from schemas.errors import InputError
 from schemas.tables.tables import Schema
 from schemas.values import I64
@@ -98,19 +101,18 @@ def elicit(
         f"[bold]elicit[/] {site}: {len(typed.token_ids)} tokens{over}, {firing_features.height} features fire"
     )
     firing = None if position is None else int(rows[0])
+    summary = partial(_feature_summary, store.names(site, features or ()), firing_features)
     if features:
         for feature in features:
             strip = _strip(store, site, typed, feature, maximum, firing)
-            _show_strip(store, typed, feature, strip, _feature_summary(firing_features, feature))
+            _show_strip(store, typed, feature, strip, escape(summary(feature)))
     else:
         for by in ("activation", "surprise_bits"):
             _show_ranking(store, site, typed, ranked(firing_features, by).head(n), by)
     if html is not None:
         chosen = features or ranked(firing_features, "activation").head(n)["feature"].to_list()
-        strips = (
-            (_feature_summary(firing_features, f), *_strip(store, site, typed, f, maximum, firing))
-            for f in chosen
-        )
+        store.names(site, chosen)  # together, and not one by one
+        strips = ((summary(f), *_strip(store, site, typed, f, maximum, firing)) for f in chosen)
         page = html_page(f"A text in {site}", text, strips)
         write_file(html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(html))}[/]")
@@ -192,6 +194,7 @@ def ranked(table: pl.DataFrame, by: str) -> pl.DataFrame:
 def _show_ranking(store: FeatureStore, site: str, typed: TypedText, best: pl.DataFrame, by: str) -> None:
     say(f"\n[bold]by {'activation' if by == 'activation' else 'surprise'}[/]")
     examples = _examples(store, site, best["feature"].to_list())
+    names = store.names(site, best["feature"])
     for row in best.iter_rows(named=True):
         piece = store.vocabulary.at(typed.token_ids.tolist(), row["position"])
         often = "never fires in the store"
@@ -200,7 +203,7 @@ def _show_ranking(store: FeatureStore, site: str, typed: TypedText, best: pl.Dat
         say(
             f"{row['feature']:>9}  {row['activation']:>8.3f}  {row['surprise_bits']:>6.2f} bits  "
             f"[dim]strongest {row['strongest']:.4g} at {row['position']}[/] |{escape(shown(piece))}|"
-            f"[dim]; {often}[/]"
+            f"[dim]; {often}[/]  {escape(one_line(names.name(row['feature']), NARROW))}"
         )
         if row["feature"] in examples:
             console.print(Text(" " * 11) + examples[row["feature"]], soft_wrap=True, highlight=False)
@@ -236,12 +239,12 @@ def _strip(
     return strip, strongest_in([stored, values]) if maximum is None else maximum
 
 
-def _feature_summary(table: pl.DataFrame, feature: int) -> str:
-    rows = table.filter(pl.col("feature") == feature)
+def _feature_summary(names: FeatureNames, table: pl.DataFrame, feature: int) -> str:
+    rows, label = table.filter(pl.col("feature") == feature), labelled(names, feature)
     if rows.is_empty():
-        return f"feature {feature}: does not fire"
+        return f"feature {label}: does not fire"
     row = rows.row(0, named=True)
-    return f"feature {feature}: activation {row['activation']:.4g}, {row['surprise_bits']:.2f} bits"
+    return f"feature {label}: activation {row['activation']:.4g}, {row['surprise_bits']:.2f} bits"
 
 
 def _show_strip(

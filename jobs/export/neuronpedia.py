@@ -1,7 +1,8 @@
 """Neuronpedia's import: a folder for each site, with the files that its own export tool would write.
 
 <model>/<source>/release.jsonl, model.jsonl, sourceset.jsonl, source.jsonl, features/batch-*.jsonl.gz (table
-Neuron), activations/batch-*.jsonl.gz (table Activation). Followed: hijohnnylin/neuronpedia, in apps/webapp
+Neuron), activations/batch-*.jsonl.gz (table Activation), and where features were given names or explanations
+explanations/batch-*.jsonl.gz (table Explanation). Followed: hijohnnylin/neuronpedia, in apps/webapp
 the files app/api/admin/import/route.ts (3861c05), lib/db/import.ts (efd6e35), prisma/schema.prisma
 (008d504); jbloomAus/SAEDashboard, neuronpedia/neuronpedia_export.py (3ea1249). Columns that are left out
 have the database's defaults. Cost: all activations of the chosen features are read once (windows.py), and
@@ -41,6 +42,7 @@ from jobs.export.windows import (
 )
 from jobs.terminal.progress import track
 from pipeline.store import FeatureStore
+from pipeline.store.records.annotations import read_annotations
 from pipeline.tasks import Tasks
 from schemas.errors import InputError
 from schemas.names import check_name
@@ -52,6 +54,8 @@ BATCH, FILE_CHARACTERS = 1024, 1 << 27
 file as one string, and inserts up to 65,000 of its lines at once, which must stay below 200 MB."""
 MAX_FILES = 1000
 """Of a folder: the import asks the bucket for one list of names (lib/utils/s3.ts, 48c2f88)."""
+EXPLANATIONS = 10_000
+"""Of one file: the import inserts so many at once."""
 _LEVEL = 5
 OPTIONAL = ("logits", "decoder_neighbours")
 
@@ -156,8 +160,47 @@ def export(
     write = partial(write_block, about, named, store.receipts_digest(site), chosen, folder)
     todo = blocks(chosen, store.site(site).feature_block)
     check_files(chosen, todo, window)
+    write_explanations(store, site, chosen, named, folder)
     counts = tasks.map(write, todo)
     return sum(track(counts, f"export neuronpedia {site}", len(todo), "blocks"))
+
+
+def write_explanations(store: FeatureStore, site: str, chosen: U32, named: Names, folder: Path) -> None:
+    """Rows of the table Explanation: names that people gave to features, and imported explanations.
+
+    Method and model are keys of other tables of Neuronpedia, so only its own are repeated.
+    """
+    own = read_annotations(store, site).table.drop_nulls("name").select("feature", text="name")
+    given = [own.with_columns(method=pl.lit(None, pl.String), model=pl.lit(None, pl.String))]
+    if store.has_table(site, "explanations"):
+        known = pl.when(pl.col("source") == "neuronpedia")
+        columns = (known.then(pl.col(name)).alias(name) for name in ("method", "model"))
+        given.append(store.scan_table(site, "explanations").select("feature", "text", *columns).collect())
+    wanted = pl.Series(chosen).implode()
+    table = pl.concat(given).filter(pl.col("feature").is_in(wanted)).unique(maintain_order=True)
+    table = table.sort("feature", maintain_order=True)
+    if table.height:
+        (folder / "explanations").mkdir()
+    for start in range(0, table.height, EXPLANATIONS):
+        part = table.slice(start, EXPLANATIONS).iter_rows(named=True)
+        _write(
+            folder / "explanations" / f"batch-{start // EXPLANATIONS}.jsonl.gz",
+            map(partial(_explanation, named), part),
+        )
+
+
+def _explanation(named: Names, row: Json) -> Json:
+    key = [named.model, named.source, *(row[name] for name in ("feature", "text", "method", "model"))]
+    return {
+        "id": "l" + digest_of(key)[:24],
+        "modelId": named.model,
+        "layer": named.source,
+        "index": str(row["feature"]),
+        "authorId": named.creator,
+        "description": row["text"],
+        "typeName": row["method"],
+        "explanationModelName": row["model"],
+    }
 
 
 def records(store: FeatureStore, site: str, named: Names) -> dict[str, Json]:

@@ -7,6 +7,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from jobs.figures.fonts import cut, legible
+from jobs.figures.names import feature_labels
 from jobs.figures.setting import bilingual
 from jobs.figures.style import INK, canvas, colour_bar, empty_plot, name_some
 from schemas.sentences import several
@@ -17,7 +18,7 @@ MOST_VALUES, MOST_FEATURES = 40, 60
 """Shown: values in the table's order, features of largest |score|."""
 BRIGHTEST = 98
 """Percentile of |score| at which colours end, of what is not 0."""
-LONGEST = 28
+LONGEST, SHORT = 28, 16
 NAMED = 50
 """Features whose numbers are written, at most."""
 
@@ -48,8 +49,14 @@ def draw_attribution_map(selection: pl.DataFrame, site: str) -> Figure:
     place = np.argwhere(holds > 0)
     axes.scatter(place[:, 1], place[:, 0], s=14, color=INK, edgecolors="white", linewidths=0.6)
     axes.grid(visible=False)
-    numbers = [str(feature) for feature in features]
-    name_some(axes.xaxis, numbers, NAMED, bilingual("feature", "특징"), rotation=90, fontsize=7)
+    name_some(
+        axes.xaxis,
+        feature_labels(features, SHORT),
+        NAMED,
+        bilingual("feature", "특징"),
+        rotation=90,
+        fontsize=7,
+    )
     names = [legible(cut(" ".join(row), LONGEST)) for row in values.rows()]
     axes.set_yticks(range(values.height), names, fontsize=8)
     beyond = "neither" if np.abs(scores).max() <= ends else "both"

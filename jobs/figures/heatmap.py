@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from jobs.figures.names import feature_labels
 from jobs.figures.setting import bilingual
 from jobs.figures.sparsity import BARS, Sparsity, sparsity_figure
 from jobs.figures.style import BLUE, INK, SIZE, canvas, colour_bar, empty_plot, name_some
@@ -27,6 +28,9 @@ RED = "#E3000F"
 
 TICKS = 50
 """Features, or contexts, whose numbers are written, at most."""
+
+LONGEST = 16
+"""Characters of a feature's name."""
 
 BRIGHTEST = 99
 """Percentile of |activation| at which colours end, of what is not 0."""
@@ -92,7 +96,8 @@ def _draw(table: pl.DataFrame, title: str, site: str, pool: str) -> Figure:
 
 
 def _ticks(axes: Axes, features: list[str], contexts: list[int], *, clustered: bool) -> None:
-    name_some(axes.xaxis, features, TICKS, bilingual("feature", "특징"), rotation=90, fontsize=7)
+    labels = feature_labels([int(name) for name in features], LONGEST)
+    name_some(axes.xaxis, labels, TICKS, bilingual("feature", "특징"), rotation=90, fontsize=7)
     if clustered:
         axes.set_yticks([])
         return

@@ -12,6 +12,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from jobs.figures.fonts import legible
 from jobs.figures.importance import MOST_CLASSES, left_out
+from jobs.figures.names import feature_labels
 from jobs.figures.style import COLOUR_MAP, SOFT, colour_bar, empty_plot, name_some, sheet
 from schemas.sentences import several
 from schemas.values import F64
@@ -74,13 +75,14 @@ def draw_feature_images(table: pl.DataFrame, site: str) -> Figure:
     figure = sheet("Features as images", site, *facts, size=(9.4, 1.3 + 1.25 * down))
     if shown.is_empty():
         return empty_plot(figure.add_subplot(), "no feature is important for a class")
+    labels = feature_labels(shown["feature"].to_list(), LETTERS - 5)
     grid = figure.subplots(down, ACROSS, squeeze=False).ravel()
     for place, axes in enumerate(grid):
         axes.set_axis_off()
         if place < shown.height:
             show(axes, shown, place, greys)
             names = _classes(shown["classes"][place].to_list())
-            axes.set_title(str(shown["feature"][place]), fontsize=9, pad=2)
+            axes.set_title(labels[place], fontsize=9, pad=2)
             axes.text(
                 0.5, -0.04, names, ha="center", va="top", fontsize=7.5, color=SOFT, transform=axes.transAxes
             )
@@ -108,7 +110,7 @@ def draw_feature_similarity(table: pl.DataFrame, site: str) -> Figure:
             cosines, cmap=COLOUR_MAP, vmin=float(cosines.min()), vmax=1
         )  # images are all alike
         axes.set_title(title, fontsize=11)
-        numbers = [str(feature) for feature in features]
+        numbers = feature_labels(features, LETTERS)
         name_some(axes.xaxis, numbers, NAMED, "feature", rotation=90, fontsize=7)
         name_some(axes.yaxis, numbers, NAMED, "feature", fontsize=7)
         axes.grid(visible=False)
@@ -146,11 +148,12 @@ def _map(axes: Axes, table: pl.DataFrame, x: F64, y: F64) -> None:
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    labels = feature_labels(table["feature"].to_list(), LETTERS)
     for place in range(table.height):
         pixels = picture(table, place)
         box = OffsetImage(pixels, zoom=THUMBNAIL / max(pixels.shape), cmap="gray", norm=Normalize(*greys))
         axes.add_artist(AnnotationBbox(box, (x[place], y[place]), frameon=False, pad=0))
-        name = f"{table['feature'][place]} ({_classes(table['classes'][place].to_list())})"
+        name = f"{labels[place]} ({_classes(table['classes'][place].to_list())})"
         axes.annotate(
             name,
             (x[place], y[place]),

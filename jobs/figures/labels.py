@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.fonts import cut, legible
+from jobs.figures.names import feature_labels
 from jobs.figures.style import BLUE, SOFT, VERMILION, canvas, empty_plot, log_axis
 from schemas.sentences import several
 from schemas.values import F64
@@ -21,15 +22,15 @@ OF_A_VALUE = 2
 LEFT_TO_RIGHT = "\u200e"
 """Without it a number would stand to the left of the Arabic or Hebrew before it."""
 LONGEST = 26
-"""Characters of a value."""
+"""Characters of a value; half of them where features have names."""
 
 
 def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     """The clearest differences: a feature's frequency with a value of a label, and with any other value."""
     tested = labels.drop_nulls("p")
     clear = tested.filter(pl.col("q") <= LEVEL)
-    features = several(tested["feature"].n_unique(), "feature")
-    facts = [f"{several(tested.height, 'comparison')} by document of {features}, {clear.height:,} clear"]
+    n_features = several(tested["feature"].n_unique(), "feature")
+    facts = [f"{several(tested.height, 'comparison')} by document of {n_features}, {clear.height:,} clear"]
     facts.append(f"at q {LEVEL}, corrected for the features of a value")
     # the largest |z|, but a few of each value; what is shown stands by label and value
     order = clear.sort(pl.col("z").abs(), "feature", descending=[True, False])
@@ -37,9 +38,11 @@ def draw_label_differences(labels: pl.DataFrame, site: str) -> Figure:
     shown = few_of_each.head(SHOWN).sort("label", "value", maintain_order=True)
     if shown.height < clear.height:
         facts.append(f"shown: the clearest, {OF_A_VALUE} to a value")
+    features = feature_labels(shown["feature"].to_list(), LONGEST // 2)
+    longest = LONGEST // 2 if any(" " in feature for feature in features) else LONGEST
     names = [
-        f"{_left_to_right(f'{cut(label, LONGEST // 2)} {cut(value, LONGEST)}')} · {feature}"
-        for label, value, feature in shown.select("label", "value", "feature").iter_rows()
+        f"{_left_to_right(f'{cut(label, LONGEST // 2)} {cut(value, longest)}')} · {feature}"
+        for label, value, feature in zip(shown["label"], shown["value"], features, strict=True)
     ]
     figure, axes = canvas("Features that differ by label", site, *facts)
     if shown.is_empty():

@@ -11,7 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 
-from jobs.figures.style import COLOUR_MAP, INK, VERMILION, canvas, colour_bar
+from jobs.figures.names import feature_names
+from jobs.figures.style import COLOUR_MAP, INK, SIZE, VERMILION, canvas, colour_bar
 from schemas.sentences import several
 
 LABELS = {
@@ -21,6 +22,9 @@ LABELS = {
     "conditional": "share of the feature's rows in which the neighbour fires",
     "cosine": "cosine of decoder rows",
 }
+LONGEST, NARROW = 40, 20
+"""Characters of the feature's name, and of a neighbour's."""
+LARGE = (9.0, 7.0)
 DARK_IS_HIGH = f"{COLOUR_MAP}_r"
 
 WIDTH = 1.9
@@ -38,7 +42,11 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     if "n_a" in own.columns:
         facts.append(f"active in {several(own['n_a'][0], 'row')}")
         facts.append("larger dots fire in more rows")
-    figure, axes = canvas(f"Neighbours of feature {feature}", site, *facts)
+    facts = [f"“{name}”" for name in feature_names([feature], LONGEST) if name] + facts
+    others = own["neighbour"].to_list()
+    names = dict(zip(others, feature_names(others, NARROW), strict=True))
+    size = LARGE if any(names.values()) else SIZE  # names take a second line of each label
+    figure, axes = canvas(f"Neighbours of feature {feature}", site, *facts, size=size)
     axes.set_axis_off()
     value = dict(own.select("neighbour", by).iter_rows())
     # of the two directions of a pair the stronger one
@@ -59,7 +67,7 @@ def draw_neighbours(own: pl.DataFrame, links: pl.DataFrame, site: str, feature: 
     for other, (x, y) in place.items():
         axes.scatter([x], [y], s=sizes[other], color=INK, zorder=3, linewidths=0)
         side = "left" if x > 0.3 else "right" if x < -0.3 else "center"
-        text = f"{other} · {value[other]:.2f}"
+        text = f"{other} · {value[other]:.2f}" + (f"\n{names[other]}" if names[other] else "")
         axes.text(x * 1.09, y * 1.13, text, ha=side, va="center", fontsize=9, color=INK, zorder=4)
     axes.scatter([0], [0], s=160, color=VERMILION, zorder=3, linewidths=0)
     axes.text(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import polars as pl
 import typer
@@ -23,6 +24,7 @@ from jobs.figures.style import STYLE, add_fact
 from jobs.terminal.console import say
 from jobs.terminal.units import kinds_of_corpus, unit_of_site
 from pipeline.store import FeatureStore
+from pipeline.store.derived.names import given_names
 from pipeline.store.objects.verbs import write_atomic
 from pipeline.store.records.registry import NEEDS, job_of
 from pipeline.store.records.tables import RECEIPTS_KEY
@@ -67,7 +69,7 @@ def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePat
     # All tables are read, and one that is needed refused, before the first figure is written.
     tables = {name: store.scan_table(site, name).collect() for name in sorted(names)}
     written = []
-    with drawing(store, site, language):
+    with drawing(store, site, language, is_of_tables=True):
         for name, figure in chosen.items():
             written += draw(store, site, name, tables[figure.table])
     for command, names_of in _by_command(store, site, missing).items():
@@ -77,20 +79,33 @@ def plots(store: FeatureStore, site: str, language: str = "en") -> list[StorePat
 
 
 @contextmanager
-def drawing(store: FeatureStore, site: str, language: str = "en") -> Iterator[None]:
+def drawing(
+    store: FeatureStore, site: str, language: str = "en", *, is_of_tables: bool = False
+) -> Iterator[None]:
     """The style and the words of figures of a site; after it, letters that no font here has are reported.
 
+    `is_of_tables`: they are drawn from tables alone, so features are not called by tokens of the lake.
     InputError for a language that figures do not speak, or that no font of this machine can write.
     """
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of families without a bold face
     target = PROMPT_TARGET if kinds_of_corpus(store) == {"prompts"} else None
-    words = Setting(_known(language), unit_of_site(store, site), target)
+    named = partial(_given_names if is_of_tables else _names, store, site)
+    words = Setting(_known(language), unit_of_site(store, site), target, named)
     with rc_context(), set_to(words) as chosen:
         rcdefaults()  # not the settings of a matplotlibrc of this machine
         rcParams.update(STYLE)
         yield
     if chosen.missing:
         say(f"[yellow]note[/] {escape(site)}: {escape(missing_note(chosen.missing))}")
+
+
+def _names(store: FeatureStore, site: str, features: Sequence[int]) -> dict[int, str]:
+    names = store.names(site, features)
+    return {feature: names.name(feature) for feature in features}
+
+
+def _given_names(store: FeatureStore, site: str, _: Sequence[int]) -> dict[int, str]:
+    return given_names(store, site)
 
 
 def _known(language: str) -> Language:

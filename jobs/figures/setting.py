@@ -6,7 +6,7 @@ matplotlib's own style is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +26,8 @@ class Setting:
     """What a row of the store is: a token, an image, a prompt, a vector …"""
     target: tuple[float, float] | None = None
     """Share of zeros that the study of this corpus aims at."""
+    names: Callable[[Sequence[int]], Mapping[int, str]] | None = None
+    """What reads the names of some features, those that have any; None: numbers alone are shown."""
     missing: set[str] = field(default_factory=set)
     """Letters that no font of this machine has, of what was rendered so far."""
 

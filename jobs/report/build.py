@@ -36,11 +36,12 @@ from jobs.report.features import write_features
 from jobs.report.overview import figures_of, lake_facts, site_facts, site_page
 from jobs.report.page import call, inside, packed_json, render, script, write
 from jobs.report.tables import Tables, names_of, token_order
-from jobs.report.work import CHUNK, Work, chunk_path, old_place, old_place_of_cluster
+from jobs.report.work import CHUNK, GIVEN, Work, chunk_path, old_place, old_place_of_cluster
 from jobs.tables.selection import select_features
 from jobs.terminal.console import say
 from jobs.terminal.progress import counting, size
 from pipeline.store import FeatureStore
+from pipeline.store.derived.names import given_names
 from pipeline.store.objects.local import local_scratch
 from pipeline.store.objects.paths import store_path
 from pipeline.store.objects.verbs import listed, remove, walk
@@ -217,6 +218,7 @@ def _prepare(tables: Tables, chosen: I64, scratch: Path, out: StorePath, tasks: 
     strongest = examples.filter(pl.col("kind") == "top").select("feature", "rank", "row").collect()
     d_sae = store.site(site).d_sae
     _save(scratch / "names.npy", names_of(example_tokens(store, site, strongest, tasks), d_sae))
+    (scratch / GIVEN).write_text(json.dumps(given_names(store, site)), encoding="utf-8")
     _save(scratch / "chosen.npy", chosen)
     tables.lay_out(chosen, scratch)
     wanted = examples.filter(pl.col("feature").is_in(pl.Series(chosen, dtype=pl.UInt32).implode())).collect()

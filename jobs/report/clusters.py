@@ -185,7 +185,7 @@ def _members(work: Work, kind: Kind, row: Mapping[str, Any]) -> list[dict[str, A
         return []
     cells = [
         [
-            *(each["feature"], work.alone(work.names[each["feature"]].tolist()), number(each["score"])),
+            *(each["feature"], work.named(each["feature"]), number(each["score"])),
             *(whole(each["n_active"]), percent(each["frequency"]), number(each["mean_active"])),
         ]
         for each in members.iter_rows(named=True)
@@ -205,7 +205,7 @@ def _typical(work: Work, kind: Kind, row: Mapping[str, Any]) -> list[dict[str, A
         return []
     lifts = row.get("lifts") or [None] * len(row["features"])
     cells = [
-        [feature, work.alone(work.names[feature].tolist()), number(lift)]
+        [feature, work.named(feature), number(lift)]
         for feature, lift in zip(row["features"], lifts, strict=True)
     ]
     small = "by lift: how much more often they are active here than overall"

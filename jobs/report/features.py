@@ -117,7 +117,7 @@ def feature_page(
     return {
         "before": int(work.chosen[place - 1]) if place else None,
         "after": int(work.chosen[place + 1]) if place + 1 < len(work.chosen) else None,
-        "fires": work.alone(work.names[feature].tolist()),
+        "fires": work.named(feature),
         # All strips of a page share one scale, so that shades compare across kinds of examples.
         "most": rows.short(max(abs(row["max_activation"] or 0), abs(row["min_activation"] or 0))),
         "toc": [

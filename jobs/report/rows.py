@@ -51,7 +51,7 @@ def short(value: float) -> float | int:
 def neighbour(work: Work, row: Mapping[str, Any], by: str) -> Row:
     """One neighbour: its number and tokens, the measure it was chosen by, and the rows both are active in."""
     feature, both = row["neighbour"], row.get("n_both")
-    cells = [feature, work.alone(work.names[feature].tolist()), number(row[by])]
+    cells = [feature, work.named(feature), number(row[by])]
     return cells if both is None else [*cells, whole(both)]
 
 

@@ -14,6 +14,7 @@ import polars as pl
 from polars import selectors as cs
 
 from pipeline.store import FeatureStore
+from pipeline.store.derived.names import TOKENS, most_fired
 from pipeline.store.records.registry import TABLES, find_table, job_of
 from pipeline.store.records.tables import StaleTableWarning
 from schemas.values import I64
@@ -125,22 +126,15 @@ def read_range(folder: Path, first: int, last: int) -> Mapping[str, ByFeature]:
     }
 
 
-def names_of(examples: pl.DataFrame, d_sae: int, n: int = 3) -> np.ndarray[Any, np.dtype[np.int32]]:
+def names_of(examples: pl.DataFrame, d_sae: int, n: int = TOKENS) -> np.ndarray[Any, np.dtype[np.int32]]:
     """The tokens on which each feature fires most often among its strongest rows: int32 [d_sae, n], -1: none.
 
     `examples` are the rows `feature`, `rank`, `token_id` of its strongest rows; equally frequent tokens in
     the order of their best rank.
     """
-    # A token's best rank breaks ties, its number the rest: names do not hang on the order of groups.
-    counts = (
-        examples.group_by("feature", "token_id")
-        .agg(pl.len().alias("times"), pl.col("rank").min())
-        .sort("feature", "times", "rank", "token_id", descending=[False, True, False, False])
-        .with_columns(place=pl.int_range(pl.len()).over("feature"))
-        .filter(pl.col("place") < n)
-    )
+    tokens = most_fired(examples, n)
     names = np.full((d_sae, n), -1, np.int32)
-    names[counts["feature"].to_numpy(), counts["place"].to_numpy()] = counts["token_id"].to_numpy()
+    names[tokens["feature"].to_numpy(), tokens["place"].to_numpy()] = tokens["token_id"].to_numpy()
     return names
 
 

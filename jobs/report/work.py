@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,6 +23,11 @@ those of as many clusters."""
 
 REDIRECTED = 1000
 """A site of so many pages at most also has a file at each page's old place, which leads to the page."""
+
+GIVEN = "given.json"
+"""File of the scratch folder with the names that features were given."""
+LONGEST_NAME = 80
+"""Characters of one that are shown."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class Work:
         """Tokens on which each feature fires, int32 [d_sae, n], see `tables.names_of`."""
         tokens: I32 = np.load(self.scratch / "names.npy", mmap_mode="r")
         return tokens
+
+    @cached_property
+    def given(self) -> dict[str, str]:
+        """Names that people or other tools have given, by the feature's number as text."""
+        names: dict[str, str] = json.loads((self.scratch / GIVEN).read_bytes())
+        return names
 
     @cached_property
     def texts(self) -> list[str]:
@@ -133,9 +145,19 @@ class Work:
         pieces = (self._tokens[number] for number in numbers if 0 <= number < len(self._tokens))
         return Markup("".join(pieces))  # noqa: S704 - made of escaped texts
 
+    def named(self, feature: int) -> list[str | int]:
+        """The name that a feature was given, if any, and the places in `order` of the tokens it fires on."""
+        tokens = self.alone(self.names[feature].tolist())
+        if (name := self.given.get(str(feature))) is None:
+            return [*tokens]
+        return [visible(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"), *tokens]
+
     def fires_on(self, feature: int) -> Markup:
-        """The tokens on which a feature fires, as HTML."""
-        return self.tokens(self.names[feature].tolist())
+        """The same as HTML."""
+        name = "".join(
+            f"<b><bdi>{escape(part)}</bdi></b> " for part in self.named(feature) if isinstance(part, str)
+        )
+        return Markup(name) + self.tokens(self.names[feature].tolist())  # noqa: S704 - escaped
 
     def link(self, feature: int, site: str) -> Markup:
         """The feature's number, linked to its page where it has one; `site` leads to the site's folder."""

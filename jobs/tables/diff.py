@@ -19,6 +19,7 @@ from rich.table import Table
 
 from jobs.command.options import SiteName, StoreText, open_store
 from jobs.terminal.console import console, say
+from jobs.terminal.names import any_named, name_cell
 from jobs.terminal.outputs import require_file
 from pipeline.sources.overlap import overlap
 from pipeline.statistics.documents.clustered import (
@@ -121,7 +122,7 @@ def diff(
     say("The documents are the same: each is compared with itself." if is_paired else "The documents differ.")
     for line in _notes(a, b, common, is_paired=is_paired):
         say(f"[yellow]note[/]: {escape(line)}")
-    _report_changes(table, top, "changed" if is_paired else "fire")
+    _report_changes(a, table, top, "changed" if is_paired else "fire")
     if out is not None:
         about = {"paired": is_paired, "support": SUPPORT, "latentlake": __version__} | {
             name: {
@@ -270,7 +271,7 @@ def _shared(a: Side, b: Side) -> bool:
     return False
 
 
-def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
+def _report_changes(a: Side, table: pl.DataFrame, top: int, verb: str) -> None:
     """The summary, and the clearest significant changes; `verb` is what a feature does in documents."""
     tested = table.filter(pl.col("frequency_p").is_not_null() | pl.col("mean_all_p").is_not_null())
     # significant after the correction for all features that were tested
@@ -294,11 +295,14 @@ def _report_changes(table: pl.DataFrame, top: int, verb: str) -> None:
     printed = Table(title=title, title_justify="left", box=None, header_style="bold")
     for name in ("feature", "frequency A", "B", "B/A", "q", "mean_all A", "B", "B/A", "q"):
         printed.add_column(name, justify="right", no_wrap=True)
+    names = a.store.names(a.site, changes["feature"])
+    if is_named := any_named(names, changes["feature"]):
+        printed.add_column("name")
     for row in changes.iter_rows(named=True):
         cells = [str(row["feature"])]
         for name in ("frequency", "mean_all"):
             cells += [f"{row[f'{name}_{side}']:.3g}" for side in ("a", "b")]
             ratio, q = row[f"{name}_log2_ratio"], row[f"{name}_q"]
             cells += ["" if ratio is None else f"{2**ratio:.3g}", "" if q is None else f"{q:.0e}"]
-        printed.add_row(*cells)
+        printed.add_row(*cells, *([name_cell(names, row["feature"])] if is_named else []))
     console.print(printed)

@@ -35,6 +35,7 @@ from jobs.tables.pairs.association import PairCounts, highest, jaccard
 from jobs.tables.pairs.directions import Directions, cosines, directions_of, nearest, pair_cosines
 from jobs.tables.pairs.pair_counts import INT32_ROWS, cut, mean_company, tallies
 from jobs.terminal.console import console, say
+from jobs.terminal.names import any_named, name_cell
 from jobs.terminal.progress import track
 from pipeline.store import FeatureStore
 from pipeline.store.reading.shard_files import ShardFiles, read_n_active
@@ -334,10 +335,16 @@ def _report_summary(a: Side, b: Side, table: pl.DataFrame, how: str, top: int) -
         for name in ("feature", "match", "cosine", "jaccard", "n_both", "n_a", "n_b"):
             shown.add_column(name, justify="right")
         clearest = pairs.sort(by, "feature", descending=[True, False], nulls_last=True).head(top)
+        named = [(a.store.names(a.site, clearest["feature"]), "feature")]
+        named.append((b.store.names(b.site, clearest["match"]), "match"))
+        named = [(names, column) for names, column in named if any_named(names, clearest[column])]
+        for _, column in named:
+            shown.add_column(f"name of {column}")
         for row in clearest.iter_rows(named=True):
             numbers = [str(row[name]) for name in ("feature", "match")]
             values = [_number(row[name]) for name in ("cosine", "jaccard")]
-            shown.add_row(*numbers, *values, *(f"{row[name]:,}" for name in ("n_both", "n_a", "n_b")))
+            values += [f"{row[name]:,}" for name in ("n_both", "n_a", "n_b")]
+            shown.add_row(*numbers, *values, *(name_cell(names, row[column]) for names, column in named))
         console.print(shown)
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from jobs.tables.ranking import RANKING_SUMMARY, RANKINGS, SUPPORT, ranking
 from jobs.tables.selection import Ranks, parse_ranks
 from jobs.terminal.console import console, say
+from jobs.terminal.names import any_named, name_cell
 from jobs.terminal.progress import counting
 from pipeline.statistics.resampling import FEWEST_SHARDS, can_resample
 from pipeline.store import FeatureStore
@@ -263,9 +264,13 @@ def show_windows(
         for name in rows.columns:
             # names wrap where they may; a number that is cut would be another number
             table.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
-        for row in rows.iter_rows():
-            cells = zip(rows.columns, row, strict=True)
-            table.add_row(*(str(value) if name == "feature" else _cell(value) for name, value in cells))
+        names = store.names(site, rows["feature"])
+        is_named = any_named(names, rows["feature"])
+        if is_named:
+            table.add_column("name")
+        for row in rows.iter_rows(named=True):
+            cells = (str(row[name]) if name == "feature" else _cell(row[name]) for name in rows.columns)
+            table.add_row(*cells, *([name_cell(names, row["feature"])] if is_named else []))
         console.print(table)
         features = _features(store, site, [column])[0]
         if last_ones := _support_note(features, column, support):

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from jobs.command.options import After, Before, FeatureNumber, OneSite
 from jobs.terminal.console import console, say
+from jobs.terminal.names import WIDE, any_named, labelled, name_cell, one_line
 from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, text_strip
 from jobs.views.top import heading, show_strip
 from pipeline.statistics.features.histogram import FRACTION_BITS, bin_edges
@@ -45,6 +46,8 @@ CLUSTERINGS = {
 ENDS = (("promoted", "effects"), ("suppressed", "effects"), ("top", "logits"), ("bottom", "logits"))
 """Columns of the table `logits`: the plain effect on tokens, and the logits after the final norm."""
 BAR = 40
+LONGEST_TEXT = 1000
+"""Characters of an explanation that are shown."""
 
 
 class Page(NamedTuple):
@@ -89,8 +92,10 @@ def show_feature(
     """Print the page; `k` examples of each kind. InputError where the site has no such feature."""
     page, info = Page(store, site, feature, k, before, after), store.site(site)
     store.require_feature(site, feature)
+    names = store.names(site, [feature])
+    title = f"feature {labelled(names, feature, WIDE)} of {site}"
     say(
-        f"[bold]feature {feature} of {escape(site)}[/]  [dim]{info.architecture}, {info.d_sae:,} features at "
+        f"[bold]{escape(title)}[/]  [dim]{info.architecture}, {info.d_sae:,} features at "
         f"{escape(info.hook_name)}; {escape(str(store.layout.root))}[/]"
     )
     for section in SECTIONS:
@@ -113,8 +118,8 @@ def show_feature(
             by_job.setdefault("examples", []).append(f"examples of kind {kind}")
     if by_job:
         console.print(Rule("not there yet", align="left", style="dim"))
-    for job, names in by_job.items():
-        say(f"  [bold]latentlake {job}[/] makes {', '.join(names)}")
+    for job, missing in by_job.items():
+        say(f"  [bold]latentlake {job}[/] makes {', '.join(missing)}")
 
 
 def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:
@@ -215,6 +220,17 @@ def _labels(page: Page) -> RenderableType | None:
     return table
 
 
+def _explanations(page: Page) -> RenderableType | None:
+    """What other tools say of it, each with its source."""
+    if not page.has("explanations"):
+        return None
+    lines = []
+    for row in page.rows("explanations").iter_rows(named=True):
+        by = ", ".join(row[name] for name in ("source", "origin", "method", "model") if row[name])
+        lines.append(Text.assemble(one_line(row["text"], LONGEST_TEXT), (f"  {one_line(by)}", "dim")))
+    return Group(*lines) if lines else None
+
+
 def _trends(page: Page) -> RenderableType | None:
     rows = page.rows("label_trends")
     if rows.is_empty():
@@ -229,7 +245,7 @@ def _trends(page: Page) -> RenderableType | None:
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
-        is_text = column in ("label", "value", "by", "tokens")
+        is_text = column in ("label", "value", "by", "tokens", "name")
         table.add_column(
             column, justify="left" if is_text else "right", overflow="ellipsis" if is_text else "fold"
         )
@@ -243,10 +259,14 @@ def _neighbours(page: Page) -> RenderableType | None:
     if "by" not in rows.columns:  # a table from before there was more than one measure
         rows = rows.with_columns(by=pl.lit("jaccard"))
     measures = [name for name in ("jaccard", "npmi", "phi", "conditional") if name in rows.columns]
-    table = _table("by", "feature", "n_both", "n_b", *measures)
-    for row in rows.filter(pl.col("rank") < NEIGHBOURS).sort("by", "rank").iter_rows(named=True):
-        numbers = (_number(row[name]) or "" for name in measures)
-        table.add_row(row["by"], str(row["neighbour"]), f"{row['n_both']:,}", f"{row['n_b']:,}", *numbers)
+    shown = rows.filter(pl.col("rank") < NEIGHBOURS).sort("by", "rank")
+    names = page.store.names(page.site, shown["neighbour"])
+    is_named = any_named(names, shown["neighbour"])
+    table = _table("by", "feature", "n_both", "n_b", *measures, *(["name"] if is_named else []))
+    for row in shown.iter_rows(named=True):
+        cells = [row["by"], str(row["neighbour"]), f"{row['n_both']:,}", f"{row['n_b']:,}"]
+        cells += (_number(row[name]) or "" for name in measures)
+        table.add_row(*cells, *([name_cell(names, row["neighbour"])] if is_named else []))
     return table
 
 
@@ -254,7 +274,9 @@ def _decoder_neighbours(page: Page) -> RenderableType | None:
     rows = page.rows("decoder_neighbours").sort("rank").head(NEIGHBOURS)
     if rows.is_empty():
         return None
-    return Text(", ".join(f"{n} ({c:.3f})" for n, c in rows.select("neighbour", "cosine").iter_rows()))
+    names = page.store.names(page.site, rows["neighbour"])
+    pairs = rows.select("neighbour", "cosine").iter_rows()
+    return Text(", ".join(f"{labelled(names, other)} ({cosine:.3f})" for other, cosine in pairs))
 
 
 def _matches(page: Page) -> RenderableType | None:
@@ -263,11 +285,15 @@ def _matches(page: Page) -> RenderableType | None:
     order, lines = ["assigned", "cosine", "jaccard"], []
     for table in (name for name in page.store.tables(page.site) if job_of(name) == "match"):
         rows = page.rows(table).sort(*order, descending=True, nulls_last=True).head(NEIGHBOURS)
+        # the name of another store's site is longer: its features are not known here
+        other = page.store.sites.get(table.removeprefix("matches_"))
+        names = page.store.names(other.name, rows["match"]) if other is not None else None
         for row in rows.iter_rows(named=True):
             parts = [f"{name} {row[name]:.3f}" for name in ("cosine", "jaccard") if row[name] is not None]
             parts.append(f"{row['n_both']:,} rows in common")
             parts += ["its partner in the assignment"] if row["assigned"] else []
-            lines.append(f"{table.removeprefix('matches_')} {row['match']}: {', '.join(parts)}")
+            match = labelled(names, row["match"]) if names else row["match"]
+            lines.append(f"{table.removeprefix('matches_')} {match}: {', '.join(parts)}")
     return Text("\n".join(lines)) if lines else None
 
 
@@ -286,9 +312,11 @@ def _clusters(page: Page) -> RenderableType | None:
         line += f", {row['size']:,} features" if row.get("size") else ""
         line += f", cohesion {row['cohesion']:.3f}" if row.get("cohesion") is not None else ""
         if row.get("tokens"):
-            line += f"; tokens {' '.join(shown(piece) for piece in row['tokens'])}"
+            line += f"; tokens {' '.join(map(shown, row['tokens']))}"
         if row.get("features"):
-            line += f"; central {', '.join(map(str, row['features'][:CENTRAL]))}"
+            central = row["features"][:CENTRAL]
+            names = page.store.names(page.site, central)
+            line += f"; central {', '.join(labelled(names, feature) for feature in central)}"
         lines.append(line)
     return Text("\n".join(lines)) if lines else None
 
@@ -346,6 +374,7 @@ def _show_kind(
 
 
 SECTIONS = (
+    Section("explanations", (), _explanations),
     Section("statistics", ("features",), _statistics),
     Section("profile", ("profile",), _profile),
     Section("tokens by activation, in octaves", ("features",), _histogram),

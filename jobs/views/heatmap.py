@@ -25,6 +25,7 @@ from jobs.figures.heatmap import (
     draw_frequencies,
     draw_matrix_sparsity,
     draw_plain,
+    features_of,
     frequency_summary,
     matrix_of,
     sparsity_of,
@@ -32,6 +33,7 @@ from jobs.figures.heatmap import (
 from jobs.figures.plots import METADATA, drawing, render
 from jobs.tables.selection import chosen_features, parse_numbers, parse_ranks
 from jobs.terminal.console import say
+from jobs.terminal.names import labelled
 from jobs.terminal.outputs import require_file, write_file
 from jobs.views.context_matrix import (
     MOST_CONTEXTS,
@@ -47,6 +49,8 @@ from schemas.errors import InputError
 from schemas.values import F32, I64
 
 MOST_CLUSTERS, CONTEXTS_OF_A_CLUSTER, SEED = 5, 10, 42
+LISTED = 10
+"""Features that are printed by number and name."""
 STARTS = 10
 """Of k-means, of which the best is kept."""
 
@@ -136,7 +140,7 @@ def heatmap(
             )
         else:
             table = table.with_columns(cluster=clusters).sort("cluster", "context")
-        _report(site, table)
+        _report(store, site, table)
         return _write(table, site, pooling, out, kind, clustered=clusters is not None)
 
 
@@ -228,9 +232,13 @@ def _contexts(store: FeatureStore, table: pl.DataFrame, numbers: str | None, whe
     return np.flatnonzero(kept)
 
 
-def _report(site: str, table: pl.DataFrame) -> None:
+def _report(store: FeatureStore, site: str, table: pl.DataFrame) -> None:
     matrix = matrix_of(table)
     say(f"[bold]heatmap[/] {site}: {len(matrix):,} contexts × {matrix.shape[1]:,} features")
+    features = [int(name) for name in features_of(table)]
+    names, rest = store.names(site, features), len(features) - LISTED
+    listed = ", ".join(labelled(names, feature) for feature in features[:LISTED])
+    say(f"  features: {escape(listed)}{f' and {rest:,} more' if rest > 0 else ''}")
     if not matrix.size:
         return
     for line in sparsity_of(matrix).lines():

@@ -15,6 +15,7 @@ from rich.table import Table
 from jobs.command.options import FeatureNumber, OneSite
 from jobs.tables.pairs.association import MEASURES
 from jobs.terminal.console import console, say
+from jobs.terminal.names import any_named, labelled, name_cell
 from jobs.terminal.outputs import require_file, write_file
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -58,13 +59,18 @@ def neighbours(
     if own.is_empty():
         say(f"Feature {feature} of {escape(site)} has no neighbours by {by}: it shares too few rows with any")
         return own
-    title = escape(f"Neighbours of feature {feature} of {site} by {by}")
+    called = store.names(site, [feature, *own["neighbour"]])
+    is_named = any_named(called, own["neighbour"])
+    title = escape(f"Neighbours of feature {labelled(called, feature)} of {site} by {by}")
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     names = [name for name in own.columns if name != "feature"]
     for name in names:  # a number that is cut would be another number
         shown.add_column(name, justify="right", overflow="fold")
-    for row in own.select(names).iter_rows():
-        shown.add_row(*(_cell(value) for value in row))
+    if is_named:
+        shown.add_column("name")
+    for row in own.iter_rows(named=True):
+        cells = [name_cell(called, row["neighbour"])] if is_named else []
+        shown.add_row(*(_cell(row[name]) for name in names), *cells)
     console.print(shown)
     if figure is not None:
         _draw(store, site, feature, by, table, own, figure)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jobs.command.options import After, Before, FeatureNumber, Html, Maximum, OneSite
 from jobs.terminal.console import console, say
+from jobs.terminal.names import WIDE, labelled
 from jobs.terminal.outputs import require_file, write_file
 from jobs.terminal.strips import (
     AFTER,
@@ -72,8 +73,10 @@ def top(
     heads = [heading(store, row, site) for row in contexts.iter_rows(named=True)]
     each = ", one per document" if one_per_document else ""
     each += ", each the mean of a context" if averaged else ""
-    title = f"feature {feature} of {site}"
-    say(f"[bold]{title}[/]: its {contexts.height} strongest rows{each}{_compaction_note(store, site)}")
+    title = f"feature {labelled(store.names(site, [feature]), feature, WIDE)} of {site}"
+    say(
+        f"[bold]{escape(title)}[/]: its {contexts.height} strongest rows{each}{_compaction_note(store, site)}"
+    )
     for activation, head, strip in zip(contexts["activation"], heads, strips, strict=True):
         show_strip(f"{activation:>8.2f}  [dim]{escape(head)}[/]", text_strip(strip, maximum, shaded=shaded))
     if html is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ _WINDOW: Schema = {"token_ids": pl.List(pl.Int32()), "first_position": pl.UInt32
 if TYPE_CHECKING:
     from scipy import sparse
 
+    from pipeline.store.derived.names import FeatureNames
     from pipeline.store.reading.dense_site import DenseSite
     from pipeline.store.upkeep.verification import VerifyReport
     from pipeline.tasks import Tasks
@@ -167,6 +168,18 @@ class FeatureStore(SiteAccess):
         columns = {"token_ids": ids, "first_position": firsts.tolist()}
         return table.hstack(pl.DataFrame(columns, schema=_WINDOW))
 
+    def tokens_at(self, rows: U64) -> I32:
+        """The token id of each of some rows of the lake."""
+        return self._contexts.tokens_at(rows)
+
+    def names(self, site: str, features: Iterable[int] = ()) -> FeatureNames:
+        """What the site's features are called, those of `features` read together; an object for each site."""
+        if site not in self._names:
+            from pipeline.store.derived.names import FeatureNames
+
+            self._names[site] = FeatureNames(self, site)
+        return self._names[site].read(features)
+
     def whole_characters(self, described: pl.DataFrame) -> pl.DataFrame:
         """Described rows whose windows are extended to hold the whole character that the row is part of."""
         windows, firsts = [], []
@@ -207,6 +220,10 @@ class FeatureStore(SiteAccess):
     @cached_property
     def _readers(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(_READERS, thread_name_prefix="latentlake-reader")
+
+    @cached_property
+    def _names(self) -> dict[str, FeatureNames]:
+        return {}
 
     @cached_property
     def _contexts(self) -> ContextIndex:

@@ -242,6 +242,16 @@ there are too few documents to tell (`pipeline.statistics.documents.trends`).
 L0_THRESHOLDS: Schema = {"threshold": pl.Float64(), "l0": pl.UInt32(), "rows": pl.Int64()}
 """How many counted rows have so many features with |activation| above the threshold."""
 
+EXPLANATIONS: Schema = {
+    "feature": pl.UInt32(),
+    **dict.fromkeys(("text", "source", "origin", "method", "model"), pl.String()),
+}
+"""A row per feature and explanation by another tool, features ascending, each one's in the tool's order.
+
+`source`: neuronpedia or delphi; `origin`: what that calls the SAE (gpt2-small/9-res-jb, layers.9); `method`
+and `model`: by which method, and which model, the text was made, null where the tool does not say.
+"""
+
 TRUTH: Schema = {
     **dict.fromkeys(("feature", "true_feature", "nearest_true_feature", "place"), pl.UInt32()),
     "encoder_cosine": pl.Float32(),

@@ -67,6 +67,23 @@ class TestElicit(CommandConformance):
     command, arguments = "elicit", ("w1 w2 w3", "--model", "tests.kit:tiny_lm")
 
 
+class TestAnnotate(CommandConformance):
+    command, arguments = "annotate", ("3", "--name", "wars", "--star")
+
+
+class TestAnnotations(CommandConformance):
+    command = "annotations"
+
+
+class TestExplanations(CommandConformance):
+    command, arguments = "explanations", ("explanations.jsonl",)
+
+    @pytest.fixture(autouse=True)
+    def _in_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "explanations.jsonl").write_text('{"index": "3", "description": "wars"}\n')
+
+
 class TestHeatmap(CommandConformance):
     command, arguments = "heatmap", ("--features", "1,2,3", "--out", "heatmap.png")
 

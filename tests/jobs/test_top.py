@@ -15,6 +15,7 @@ from jobs.tables.cluster import cluster
 from jobs.tables.coactivation import coactivation
 from jobs.tables.examples import examples
 from jobs.tables.rank import rank
+from jobs.terminal.names import labelled
 from jobs.terminal.strips import DEEPEST
 from jobs.views.top import top
 from pipeline.store import FeatureStore
@@ -156,7 +157,7 @@ def test_a_feature_page_reads_the_tables_of_other_jobs(store: FeatureStore, feat
     full = said(store, "feature", feature)
     parts = [
         "0.1 to 0.25", "|·w2| on 50.0%", "Whig", "1,234", "-0.0625", "1,071", "-0.003906", "0.04688",
-        "17 (0.812)", "5.125 bits",
+        f"{labelled(store.names('mid'), 17)} (0.812)", "5.125 bits",
         "|·w1| 2.5, |·w3| 1.5", "|·w5| -3.25", "promoted: |·w6| 0.5, |·w2| 0.25",
         "by co-activation: cluster 3",
         "other 21: cosine 0.938, jaccard 0.250, 1,007 rows", "synthetic 33: jaccard 0.125, 12 rows",

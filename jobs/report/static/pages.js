@@ -63,7 +63,10 @@
     return element;
   }
   function tokens(numbers) {
-    return numbers.map(function (number) { return make("i", {}, index.tokens[number].replace(/ /g, "·") || "⟨empty⟩"); });
+    return numbers.map(function (number) { // a string is the name that the feature was given
+      if (typeof number === "string") return make("b", {}, make("bdi", {}, number), " ");
+      return make("i", {}, index.tokens[number].replace(/ /g, "·") || "⟨empty⟩");
+    });
   }
   function link(feature) {
     const href = (ofClusters ? "feature.html#" : "#") + feature;

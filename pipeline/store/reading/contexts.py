@@ -128,6 +128,21 @@ class ContextIndex:
     def token_ids(self, context: int) -> I32:
         """Token ids of one context."""
         shard = int(self._shard_of(self.row_starts[context : context + 1])[0])
+        ids: I32 = self._tokens_of(shard)[context - self._shards[shard].context_start].to_numpy()
+        return ids
+
+    def tokens_at(self, rows: NDArray[Any]) -> I32:
+        """The token id of each row, [Q]; contexts need not be known."""
+        ids, shards = np.empty(len(rows), np.int32), self._shard_of(rows)
+        for shard in np.unique(shards).tolist():
+            # the rows of a shard are the tokens of its contexts, one after another
+            tokens = self._tokens_of(shard).explode().to_numpy()
+            place = np.flatnonzero(shards == shard)
+            ids[place] = tokens[rows[place].astype(np.int64) - self._shards[shard].row_start]
+        return ids
+
+    def _tokens_of(self, shard: int) -> pl.Series:
+        """Token ids of each context of a shard, by its number."""
         if shard in self._tokens:
             self._tokens.move_to_end(shard)
         else:
@@ -136,8 +151,7 @@ class ContextIndex:
             kept = sum(self._shards[number].rows for number in self._tokens)
             while kept > _TOKENS_KEPT and len(self._tokens) > 1:
                 kept -= self._shards[self._tokens.popitem(last=False)[0]].rows
-        ids: I32 = self._tokens[shard][context - self._shards[shard].context_start].to_numpy()
-        return ids
+        return self._tokens[shard]
 
     def _shard_of(self, rows: NDArray[Any]) -> I64:
         return np.searchsorted(self._shard_rows, rows.astype(np.int64), side="right") - 1

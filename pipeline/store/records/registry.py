@@ -12,7 +12,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from pipeline.statistics import feature_schema
-from schemas.tables.tables import CONTROL_FEATURES, EXAMPLES, Schema
+from schemas.tables.tables import CONTROL_FEATURES, EXAMPLES, EXPLANATIONS, Schema
 
 
 class Table(NamedTuple):
@@ -29,6 +29,8 @@ class Table(NamedTuple):
     """Columns that are compared when it is read."""
     added: frozenset[str] = frozenset()
     """Columns that it may lack in files of the same format version: these came later."""
+    from_receipts: bool = True
+    """False: it does not depend on what is committed, so it is never stale."""
 
 
 TABLES = (
@@ -60,6 +62,10 @@ TABLES = (
     ),
     Table("control_l0", "stats", "a threshold and an L0 value, for learnt features or the control"),
     Table("label_values", "profile", "a label value: the numbers of its documents and token positions"),
+    Table(
+        "explanations", "explanations", "an explanation of a feature by another tool", schema=lambda: EXPLANATIONS,
+        from_receipts=False,
+    ),
     Table("logits_histogram", "logits", "a bin of the entropies or largest probabilities of `logits`"),
     Table("fidelity_shards", "fidelity", "a shard: the sums that `fidelity` is made from"),
     Table("fidelity_means", "fidelity", "a shard: the sum of the target over its token positions"),

@@ -72,8 +72,8 @@ def has_table(layout: Layout, site: str, name: str) -> bool:
 
 
 def is_stale(layout: Layout, site: str, name: str, receipts_digest: str) -> bool:
-    """Whether the table was made from other receipts than `receipts_digest` says."""
-    return made_from(layout, site, name) != receipts_digest
+    """Whether the table was made from other receipts than `receipts_digest` says, and depends on them."""
+    return find_table(name).from_receipts and made_from(layout, site, name) != receipts_digest
 
 
 def made_from(layout: Layout, site: str, name: str) -> str:

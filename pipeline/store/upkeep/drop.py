@@ -68,7 +68,7 @@ def remove_whole(path: StorePath) -> None:
 
 
 def pieces_of_site(layout: Layout, pass_name: str, site: str) -> list[Piece]:
-    """What a site of a pass has in the store, data first; of its tables and figures see `derived_pieces`."""
+    """What a site of a pass has in the store, data first; of its tables and the like see `derived_pieces`."""
     pieces: dict[str, Piece] = {}
     root = layout.pass_folder(pass_name)
     # its compactions by their markers, or by their folders where there is no marker
@@ -106,9 +106,10 @@ def _place(name: str, site: str, compactions: set[str]) -> tuple[str, str] | Non
 
 
 def derived_pieces(layout: Layout, site: str) -> list[Piece]:
-    """Tables, figures and pages of the report of a site."""
+    """Tables, figures, annotations and pages of the report of a site."""
     folders = {
         "tables": layout.tables(site),
+        "annotations": layout.annotations(site),
         "figures": layout.figures(site),
         "report": layout.report_site(site),
     }

@@ -3,7 +3,8 @@
 Each shard is a task; a compaction is compared by fingerprints that its shards' tasks give, and nothing is
 merged again. Partials that agree with a recomputation are as good as those computed anew, so the
 tables are then made from them as `stats` makes them, and compared. Tables of other jobs have their pages'
-checksums alone. What is for people (manifest, events, prediction, figures, report) is not checked.
+checksums alone, and annotations are read. What else is for people (manifest, events, prediction, figures,
+report) is not checked.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pipeline.store.objects.verbs import listed, readable
 from pipeline.store.reading.shard_files import ShardFiles
 from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records import tables
+from pipeline.store.records.annotations import read_edits
 from pipeline.store.records.commits import has_commits
 from pipeline.store.records.compacted import Compacted, in_use, read_compactions, remedy
 from pipeline.store.records.registry import TABLES, find_table
@@ -69,6 +71,10 @@ def verify(store: SiteAccess, tasks: Tasks) -> VerifyReport:
         expected = tuple(start + n for start, n in zip(expected, more, strict=True))
     for pass_name in store.plans:
         _verify_pass(store, pass_name, tokens, tasks, report)
+    for info in store.sites.values():
+        edits, wrong = read_edits(store.layout, info)
+        report.objects += len(edits) + len(wrong)
+        report.problems += wrong
     # what is left of dropped sites, and of passes whose plan was removed by other hands
     left = Counter(site for site, _ in leftovers(store.layout))
     for site, pieces in sorted(left.items()):
