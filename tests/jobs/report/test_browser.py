@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from jobs.report.build import report
 from jobs.report.columns import VARIABLE, packed
@@ -92,12 +93,13 @@ def put_features(folder: Path, n: int, tokens: list[str] | None = None) -> None:
 def visit(browser, path: Path, fragment: str = "") -> None:
     browser.get("about:blank")
     browser.get(f"file://{path}{fragment}")
+    # on a busy machine the driver may return before the page is there
+    there = "return location.href !== 'about:blank' && document.readyState === 'complete'"
+    WebDriverWait(browser, 20).until(lambda page: page.execute_script(there))
 
 
 def opened(browser, title: str) -> None:
     """Wait until a page is there and drawn."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
     WebDriverWait(browser, 20).until(lambda page: page.title.startswith(title), f"no page {title}")
 
 
