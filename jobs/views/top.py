@@ -23,7 +23,7 @@ from jobs.terminal.strips import (
     strongest_in,
     text_strip,
 )
-from jobs.views.label_filters import label_filter, require_values
+from jobs.views.label_filters import WHERE_HELP, label_filter, require_values
 from pipeline.store import FeatureStore
 from pipeline.store.reading.contexts import label_column
 from pipeline.store.reading.site_access import require_committed
@@ -36,7 +36,7 @@ def top(
     *,
     k: Annotated[int, typer.Option("-k", help="How many rows.", min=1)] = 20,
     where: Annotated[
-        list[str] | None, typer.Option(help="Keep rows with this label, as COLUMN=VALUE; may be repeated.")
+        list[str] | None, typer.Option(help=f"Keep rows with these labels, {WHERE_HELP}")
     ] = None,
     before: Before = BEFORE,
     after: After = AFTER,
@@ -47,7 +47,9 @@ def top(
     maximum: Maximum = None,
     html: Html = None,
 ) -> None:
-    """Print the `k` strongest rows of a feature, each with tokens before and after; `where`: COLUMN=VALUE.
+    """Print the `k` strongest rows of a feature, each with tokens before and after.
+
+    `where`: conditions on labels (`label_filters`), all of which must hold.
 
     `shaded`: every token by its activation, the deepest shade from `maximum` on (default: the feature's
     strongest activation). With `html` the same, shaded, goes into that file.
