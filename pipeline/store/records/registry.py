@@ -12,7 +12,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from pipeline.statistics import feature_schema
-from schemas.tables.tables import CONTROL_FEATURES, EXAMPLES, Schema
+from schemas.tables.tables import CONTROL_FEATURES, EXAMPLES, TOKEN_COUNTS, TOKEN_FEATURES, Schema
 
 
 class Table(NamedTuple):
@@ -60,6 +60,8 @@ TABLES = (
     ),
     Table("control_l0", "stats", "a threshold and an L0 value, for learnt features or the control"),
     Table("label_values", "profile", "a label value: the numbers of its documents and token positions"),
+    Table("token_features", "profile", "a token and a feature that fires on it: recall, precision and mean activation", schema=lambda: TOKEN_FEATURES),
+    Table("token_counts", "profile", "a token: its occurrences, and the number of features that fire on it", schema=lambda: TOKEN_COUNTS),
     Table("logits_histogram", "logits", "a bin of the entropies or largest probabilities of `logits`"),
     Table("fidelity_shards", "fidelity", "a shard: the sums that `fidelity` is made from"),
     Table("fidelity_means", "fidelity", "a shard: the sum of the target over its token positions"),
