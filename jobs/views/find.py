@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.command.options import OneSite
+from jobs.command.options import AS_JSON, OneSite
 from jobs.terminal.console import console, say
 from jobs.terminal.progress import counting
 from jobs.terminal.strips import shown, strips_of, text_strip
@@ -63,7 +63,7 @@ def find(
         ),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Number of features shown.", min=1)] = 20,
-) -> pl.DataFrame:
+) -> Annotated[pl.DataFrame, AS_JSON]:
     """Print the first `n` features that are found, and return them.
 
     Conditions may be given alone, or with TOKEN or --text. Raises InputError where nothing is asked for, a
@@ -95,7 +95,7 @@ def _find_token(
     tokens = token_ids(store, token) or _last_of_several(store, site, token)
     found = on_token(store, site, tokens, where, by)
     counts = store.scan_table(site, "token_counts").filter(pl.col("token_id").is_in(tokens)).collect()
-    rows, left_out = counts["rows"].sum(), counts["left_out"].sum()
+    rows, left_out = int(counts["rows"].sum()), int(counts["left_out"].sum())
     text = escape(f"|{shown(store.token_texts(tokens[:1])[0])}|")
     total = store.scan_features(site).select(pl.col("counted_rows").first()).collect().item()
     say(
