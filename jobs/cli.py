@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from jobs.command.exits import run_app
 from jobs.command.protocol import command_of
 from jobs.command.registry import EXPORTS, GROUPS, Command
+from schemas import __version__
 
 
 class LazyCommand(TyperCommand):
@@ -23,9 +24,9 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(app).make_context(*args, **kwargs)
 
 
-def _app(help_text: str | None = None) -> typer.Typer:
+def _app(help_text: str | None = None, *, completes: bool = False) -> typer.Typer:
     return typer.Typer(
-        help=help_text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+        help=help_text, no_args_is_help=True, add_completion=completes, pretty_exceptions_enable=False
     )
 
 
@@ -39,7 +40,24 @@ def _add(to: typer.Typer, commands: Iterable[Command], group: str | None = None)
         to.command(command.name, cls=LazyCommand, help=command.help, rich_help_panel=group)(stub)
 
 
-app = _app("The feature lake for sparse autoencoders.")
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"latentlake {__version__}")
+        raise typer.Exit
+
+
+app = _app("The feature lake for sparse autoencoders.", completes=True)
+
+
+@app.callback()
+def latentlake(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
 exports = _app("Write the store in the format of another tool.")
 _add(exports, EXPORTS)
 for group, commands in GROUPS.items():

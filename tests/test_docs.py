@@ -85,8 +85,9 @@ def test_each_command_of_a_page_has_the_arguments_and_options_that_it_is_given(p
     group = typer.main.get_command(app)
     for command in commands_in(page):
         name, *arguments = arguments_of(command)
-        if not arguments:  # the name of a command, in prose
-            assert name in group.commands, command
+        if not arguments:  # the name of a command, in prose, or an option of them all
+            options = {option for parameter in group.params for option in parameter.opts}
+            assert name in group.commands.keys() | options, command
             continue
         found: Any = group.commands[name]
         if name == "export" and not arguments[0].startswith("-") and arguments[0] != "FORMAT":

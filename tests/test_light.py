@@ -54,6 +54,9 @@ verify store
 compact store
 top store 3 --strip --site mid
 top store 3 --where party=Whig --html top.html --site mid
+find store " w3" --site mid
+find store --text w3 --site mid
+find store --where "n_active > 3" --site mid
 feature store 3 --site mid
 neighbours store 3 --figure neighbours.png --site mid
 heatmap store --features 1,2,3 --out heatmap.png --site mid

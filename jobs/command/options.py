@@ -9,17 +9,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.command.completion import complete_run_file, complete_site, complete_store
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.store import FeatureStore
     from schemas.run.file import RunFile
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file.")]
-StoreText = Annotated[
-    str, typer.Argument(metavar="STORE", help="Store folder or URL (s3://…), or the run file that names it.")
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN.yaml", help="Run file.", autocompletion=complete_run_file)
 ]
-SiteName = Annotated[str | None, typer.Option("--site", help="Site; can be omitted if there is only one.")]
+StoreText = Annotated[
+    str,
+    typer.Argument(
+        metavar="STORE",
+        help="Store folder or URL (s3://…), or the run file that names it.",
+        autocompletion=complete_store,
+    ),
+]
+SiteName = Annotated[
+    str | None,
+    typer.Option("--site", help="Site; can be omitted if there is only one.", autocompletion=complete_site),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the rows as JSON on standard output, and all else on standard error."),
+]
+AS_JSON = "what --json prints"
+"""Annotates what a job returns where the command takes --json: Annotated[pl.DataFrame, AS_JSON]."""
 OneSite = Annotated[str, "the one that --site names, or the only one"]
 """Of a job's parameter `site`: it is called for one site, not for each in turn."""
 AcceptEnvironment = Annotated[

@@ -13,6 +13,10 @@ A job is a function that `jobs.command.registry` names. A parameter that is anno
     tasks: Tasks | None       the command takes --workers and --address. Of a job with an option `device`
                               they run the model of the site's pass, and `device` is resolved for them
 
+A job whose result is annotated with AS_JSON takes --json, which prints the result (frames as lists of rows)
+as one JSON value on standard output, and what the job prints for people on standard error; of a job that is
+called for each site the value is an object, site -> result.
+
 A job without a store that returns False ends the command with exit code 1. So a job reads the same to a
 command, to `run` (`jobs.lake.derive`) and to a program that imports it.
 """
@@ -29,7 +33,9 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from jobs.command.options import (
+    AS_JSON,
     Address,
+    Json,
     ModelWorkers,
     OneSite,
     RunPath,
@@ -66,6 +72,7 @@ def command_of(job: Callable[..., object]) -> Callable[..., None]:
     filled = {name: hints[name] for name, kind in kinds.items() if kind is None}
     runs_model = "device" in parameters and "tasks" in filled
     reads_run_file = "run_file" in filled and "store" not in filled
+    has_json = AS_JSON in getattr(hints.get("return"), "__metadata__", ())
     # In the order of a usage line: the store or run file, arguments, --site, options, how it runs.
     typed = [
         *([_option("store", StoreText, required=True)] if filled.keys() & {"store", "root"} else []),
@@ -75,13 +82,20 @@ def command_of(job: Callable[..., object]) -> Callable[..., None]:
         *(p for p in own if kinds[p.name] is OptionInfo),
         *([_option("workers", ModelWorkers if runs_model else Workers)] if "tasks" in filled else []),
         *([_option("address", Address)] if "tasks" in filled else []),
+        *([_option("as_json", Json).replace(default=False)] if has_json else []),
     ]
 
     shown = {p.name: _shown_name(p) for p in typed}
 
     def command(**given: Any) -> None:
         _check_numbers({shown[name]: value for name, value in given.items()})
-        if _call(job, filled, given, runs_model=runs_model) is False:
+        if given.pop("as_json", False):
+            from jobs.terminal.json_output import lines_on_stderr, print_json
+
+            with lines_on_stderr():
+                result = _call(job, filled, given, runs_model=runs_model)
+            print_json(result)
+        elif _call(job, filled, given, runs_model=runs_model) is False:
             raise typer.Exit(1)
 
     command.__signature__ = inspect.Signature(typed)  # type: ignore[attr-defined]
@@ -103,7 +117,7 @@ def _shown_name(parameter: inspect.Parameter) -> str:
 
 
 def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model: bool) -> object:
-    """Open what the job takes and call it, for each site where it takes one; without a store its result."""
+    """Open what the job takes and call it; its result, or that of each site where it is called for each."""
     if "store" not in filled:
         if "root" in filled:
             given["root"] = root_of(given.pop("store"))
@@ -118,11 +132,12 @@ def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model
         from jobs.command.tasks import model_tasks
 
         workers, address, device = given.pop("workers"), given.pop("address"), given.pop("device")
+        results = {}
         for name in sites_of(store, given.pop("site")):
             # Sites may be of passes with other models, so each has tasks of its own.
             with model_tasks(store, name, device, workers, address) as (tasks_of_model, on):
-                job(**given, site=name, tasks=tasks_of_model, device=on)
-        return None
+                results[name] = job(**given, site=name, tasks=tasks_of_model, device=on)
+        return results
     chosen = _sites(store, filled, given)
     with ExitStack() as stack:
         if "tasks" in filled:
@@ -130,9 +145,9 @@ def _call(job: Callable[..., object], filled: Given, given: Given, *, runs_model
 
             tasks = choose_tasks(store, given.pop("workers"), given.pop("address"))
             given["tasks"] = stack.enter_context(tasks)
-        for site in chosen:
-            job(**given, **site)
-    return None
+        if filled.get("site") is str:
+            return {site["site"]: job(**given, **site) for site in chosen}
+        return job(**given, **chosen[0])
 
 
 def _sites(store: FeatureStore, filled: Given, given: Given) -> list[Given]:

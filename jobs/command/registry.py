@@ -36,6 +36,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Look": (
         Command("explore", "explore.command:command", "Look at a store in a browser: type a text, choose a token, see its features."),
         Command("top", "views.top:top", "Show the strongest contexts of a feature, with the firing token marked."),
+        Command("find", "views.find:find", "Find features by a token, by words in their examples, or by conditions on their columns."),
         Command("feature", "views.feature:show_feature", "Show everything that the store's tables hold about one feature, on one page."),
         Command("neighbours", "views.neighbours:neighbours", "Show the neighbours of one feature, from the stored table, and their graph."),
         Command("elicit", "evaluation.elicit:elicit", "Show the features that fire on a typed text, by activation and surprise; runs the store's model and SAE."),

@@ -18,7 +18,16 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from jobs.command.options import Html, LocalDevice, Maximum, ModelPath, OneSite, SaePath, TokenizerPath
+from jobs.command.options import (
+    AS_JSON,
+    Html,
+    LocalDevice,
+    Maximum,
+    ModelPath,
+    OneSite,
+    SaePath,
+    TokenizerPath,
+)
 from jobs.terminal.console import console, say
 from jobs.terminal.names import NARROW, labelled, one_line
 from jobs.terminal.outputs import require_file, write_file
@@ -78,7 +87,7 @@ def elicit(
     sae: SaePath = None,
     tokenizer: TokenizerPath = None,
     device: LocalDevice = "auto",
-) -> pl.DataFrame:
+) -> Annotated[pl.DataFrame, AS_JSON]:
     """Print the features of a text, or the text shaded by some features; all that fires (schema ELICITED).
 
     InputError as `run_text`; for a position or a feature that is not there; before `latentlake stats`.

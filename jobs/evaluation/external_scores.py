@@ -9,9 +9,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.views.label_filters import nearest
 from pipeline.statistics.evaluation.attribution import EVERY_PROMPT
 from pipeline.store import FeatureStore
+from pipeline.store.reading.conditions import nearest
 from pipeline.store.records.tokens import read_document_labels
 from schemas.errors import InputError
 from schemas.storage_failures import storage_failure

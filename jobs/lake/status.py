@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from jobs.command.options import AS_JSON
 from jobs.lake.pass_status import PassStatus, has_begun, read_status, state_of
 from jobs.terminal.console import console, say
 from jobs.terminal.progress import duration, size
@@ -18,7 +19,7 @@ from pipeline.store.records.tables import RECEIPTS_KEY
 from pipeline.store.records.unfinished import unfinished_tokens
 from schemas.layout import DENSE
 from schemas.names import NAME
-from schemas.sentences import several
+from schemas.sentences import redacted, several
 
 AGAIN_S = 5.0
 
@@ -26,14 +27,52 @@ AGAIN_S = 5.0
 def command(
     root: str,
     watch: Annotated[bool, typer.Option("--watch", help="Repeat every five seconds.")] = False,
-) -> None:
-    """`status` once, or again and again until every pass is finished."""
-    (watch_passes if watch else status)(root)
+) -> Annotated[dict[str, Any], AS_JSON]:
+    """`status` once, or again and again until every pass is finished; what `summary` gives."""
+    if watch:
+        return summary(watch_passes(root))
+    store = FeatureStore.open(root)
+    show(store)
+    return summary(store)
 
 
 def status(root: str) -> bool:
+    """As `show` of the store there."""
+    return show(FeatureStore.open(root))
+
+
+def summary(store: FeatureStore) -> dict[str, Any]:
+    """The lake, its passes and tables, as `--json` prints them."""
+    passes = [read_status(store, name, time.time()) for name in store.plans]
+    return {
+        "root": redacted(str(store.layout.root)),
+        "documents": sum(record.documents for record in store.shards),
+        "tokens": sum(record.rows for record in store.shards),
+        "shards": len(store.shards),
+        "context_size": store.lake.context_size,
+        "passes": [
+            {
+                "name": each.name,
+                "sites": [site.name for site in store.pass_sites(each.name)],
+                "shards": each.shards,
+                "committed": each.tally.shards,
+                "nonzeros": each.tally.nonzeros,
+                "state": each.state,
+                "is_finished": each.is_finished,
+                "quarantined": each.quarantined,
+            }
+            for each in passes
+        ],
+        "tables": [
+            {"site": site, "name": name, "is_stale": store.is_stale(site, name)}
+            for site in store.sites
+            for name in store.tables(site)
+        ],
+    }
+
+
+def show(store: FeatureStore) -> bool:
     """Print the lake, then how far each pass is, then the derived tables; whether every pass is finished."""
-    store = FeatureStore.open(root)
     is_finished = _status(store)
     for site in store.sites:
         # A figure names the receipts of its table; those of version 0.2 name none.
@@ -79,14 +118,14 @@ def _beginning(store: FeatureStore) -> list[str]:
     return [name for name in names if name not in store.plans and has_begun(store.layout, name)]
 
 
-def watch_passes(root: str) -> None:
+def watch_passes(root: str) -> FeatureStore:
     """The same again and again, until every pass is finished; figures are not read for it."""
     store = FeatureStore.open(root)
     while True:
         if console.is_terminal:
             console.clear()
         if _status(store):
-            return
+            return store
         time.sleep(AGAIN_S)
         store = store.again()
 

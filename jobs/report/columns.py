@@ -6,7 +6,7 @@ Some 60 bytes a feature: a hundred thousand features are 6 MB, which a browser r
 from __future__ import annotations
 
 import base64
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,43 +14,16 @@ from numpy.typing import NDArray
 
 from jobs.report.tables import Tables
 from jobs.report.work import Work
+from pipeline.store.reading.feature_columns import COLUMNS
 
 VARIABLE = "LATENTLAKE"
-
-
-class Column(NamedTuple):
-    """A column of the table: its table and name in the store, what stands above it, and what that means."""
-
-    table: str
-    name: str
-    title: str
-    help: str
-
-
-COLUMNS = (
-    Column("features", "n_active", "active rows", "tokens on which it fires"),
-    Column("features", "frequency", "frequency", "active rows / counted rows"),
-    Column("features", "active_documents", "documents", "documents in which it fires"),
-    Column("features", "mean_active", "mean active", "mean activation over active rows"),
-    Column("features", "max_activation", "largest", "largest activation"),
-    Column("features", "sigma_over_mu", "σ / μ", "standard deviation / mean over all counted rows"),
-    Column(
-        "profile", "top_token_share", "token share", "share of its rows that are on its most common token"
-    ),
-    Column("profile", "token_entropy_bits", "token bits", "entropy of the tokens on which it fires"),
-    Column("logits", "entropy_bits", "logit bits", "entropy of the next token under its direction"),
-    Column("logits", "max_probability", "max prob.", "largest probability of the next token"),
-    Column("feature_clusters", "cluster", "cluster", "cluster by decoder direction"),
-    Column("coactivation_clusters", "cluster", "co-cluster", "cluster by co-activation"),
-)
-"""What the table shows, as far as the tables are there."""
 
 
 def table_data(tables: Tables, work: Work) -> dict[str, Any]:
     """What `static/table.js` reads."""
     columns = []
     for column in (column for column in COLUMNS if column.table in tables.names):
-        frame = tables.scan(column.table).select("feature", value=pl.col(column.name)).collect()
+        frame = tables.scan(column.table).select("feature", value=pl.col(column.column)).collect()
         # What is null, and features that the table has not, are NaN.
         values = np.full(work.d_sae, np.nan)
         values[frame["feature"].to_numpy()] = frame["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
@@ -59,7 +32,7 @@ def table_data(tables: Tables, work: Work) -> dict[str, Any]:
         exact = bool(whole and np.nanmax(values, initial=0) >= 1 << 24)
         columns.append(
             {
-                "name": column.name if column.table != "coactivation_clusters" else "cocluster",
+                "name": column.name,
                 "title": column.title,
                 "help": column.help,
                 "whole": whole,

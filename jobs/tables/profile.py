@@ -1,7 +1,8 @@
 """`latentlake profile STORE`: intervals of frequencies, what features fire on, label differences, L0.
 
 Tables: `profile`, `labels`, `label_trends`, `label_values` (by ranges of features,
-`pipeline.store.derived.profile`) and `l0_thresholds` (by shards).
+`pipeline.store.derived.profile`) and `l0_thresholds` (by shards). Where the site's rows are tokens, also
+`token_features` and `token_counts` (`pipeline.store.derived.token_features`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from jobs.terminal.progress import counting
 from pipeline.statistics.documents.comparison import SUPPORT
 from pipeline.store import FeatureStore
 from pipeline.store.derived.profile import l0_thresholds, profile_tables
+from pipeline.store.derived.token_features import TokenPairs
+from pipeline.store.objects.local import local_scratch
 from pipeline.store.reading.site_access import require_committed
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.sentences import several
+from schemas.tables.tables import TOKEN_FEATURES
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 LEVEL = 0.05
+LEAST_ROWS = 5
+"""Of a pair of a token and a feature: with fewer, neither recall nor precision says much."""
 
 
 def profile(
@@ -44,26 +50,39 @@ def profile(
             help="Number of label values to compare, those with the most rows. Default: 256.", min=2
         ),
     ] = None,
+    least: Annotated[
+        int,
+        typer.Option(
+            "--least-rows",
+            help="List a token and a feature if the feature fires in at least so many rows of the token.",
+            min=1,
+        ),
+    ] = LEAST_ROWS,
 ) -> pl.DataFrame:
     """Write the tables of a site that the head of this file names; return `profile`.
 
     Their columns are those of `schemas.tables.tables`. `values`: how many values of a label column are
-    compared, those of most rows (None: 256, fewer for a wide SAE). Raises InputError when no shard is
-    committed, or a threshold is negative or no number.
+    compared, those of most rows (None: 256, fewer for a wide SAE); `least`: that of `token_counts`. Raises
+    InputError when no shard is committed, or a threshold is negative or no number.
     """
     began, thresholds = time.monotonic(), thresholds or list(THRESHOLDS)
     if wrong := [threshold for threshold in thresholds if not threshold >= 0]:
         raise InputError(f"--threshold {wrong[0]} is not a threshold of |activation|: give 0 or more")
     require_committed(store, site)
     tasks = tasks or OneProcess()
-    with counting(f"profile {site}", store.site(site).d_sae, "features") as advance:
-        made = profile_tables(store, site, tasks, advance, values)
+    has_tokens = store.reads_tokens(site)
+    with local_scratch("latentlake-profile-") as folder:
+        pairs = TokenPairs(folder, least) if has_tokens else None
+        with counting(f"profile {site}", store.site(site).d_sae, "features") as advance:
+            made = profile_tables(store, site, tasks, advance, values, pairs)
+        if pairs is not None:
+            store.write_table_parts(site, "token_features", TOKEN_FEATURES, pairs.features())
+            made["token_counts"] = pairs.counts()
     with counting(f"l0_thresholds {site}", len(store.receipts(site)), "shards") as advance:
         made["l0_thresholds"] = l0_thresholds(store, site, sorted(set(thresholds)), tasks, advance)
     for name, frame in made.items():
         store.write_table(site, name, frame)
-    on_tokens = store.lake.inputs is None and not store.site(site).selection.is_averaged
-    say(f"[bold]profile[/] {site}: {_summary(made, on_tokens=on_tokens)} ({time.monotonic() - began:.1f} s)")
+    say(f"[bold]profile[/] {site}: {_summary(made, on_tokens=has_tokens)} ({time.monotonic() - began:.1f} s)")
     for line in _left_out(store, made):
         say(f"[yellow]note[/]: {line}")
     return made["profile"]
@@ -129,5 +148,12 @@ def _left_out(store: FeatureStore, made: dict[str, pl.DataFrame]) -> list[str]:
         notes.append(
             f"{group.height:,} values of label {escape(str(name))}, those with the fewest rows, are not "
             "compared (--values)"
+        )
+    if "token_counts" in made and (left_out := made["token_counts"]["left_out"].sum()):
+        counts = made["token_counts"]
+        notes.append(
+            f"token_features lists {counts['features'].sum():,} pairs of a token and a feature; "
+            f"{left_out:,} are left out, whose feature fires in fewer than "
+            f"{several(counts['least'][0], 'row')} of the token (--least-rows)"
         )
     return notes

@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from jobs.command.options import AS_JSON
 from jobs.tables.ranking import RANKING_SUMMARY, RANKINGS, SUPPORT, ranking
 from jobs.tables.selection import Ranks, parse_ranks
 from jobs.terminal.console import console, say
@@ -84,15 +85,15 @@ def command(
         typer.Option(help="Number of resamples of the shards, for the intervals of ranks; 0: none.", min=0),
     ] = DRAWS,
     seed: Annotated[int, typer.Option(help="Seed of the resamples.", min=0)] = 0,
-) -> None:
-    """Rank by the columns given and those of the run file, or print windows of the ranks."""
+) -> Annotated[list[pl.DataFrame] | None, AS_JSON]:
+    """Rank by the columns given and those of the run file, or print and return windows of the ranks."""
     section = run_file.rank if run_file else Rank.model_validate({})
     columns = tuple(dict.fromkeys([*(by or ()), *section.by]))
     floor = section.support if support is None else support
     if window:
-        show_windows(store, site, by or columns[:1], window, descending=not ascending, support=floor)
-    else:
-        rank(store, site, columns, tasks, draws=draws, seed=seed, support=floor)
+        return show_windows(store, site, by or columns[:1], window, descending=not ascending, support=floor)
+    rank(store, site, columns, tasks, draws=draws, seed=seed, support=floor)
+    return None
 
 
 def rank(
@@ -248,11 +249,12 @@ def show_windows(
     *,
     descending: bool = True,
     support: int = SUPPORT,
-) -> None:
-    """Print the windows that `texts` name, each by every column of `by`, or by its own column."""
-    order = "largest" if descending else "smallest"
+) -> list[pl.DataFrame]:
+    """Print and return the windows that `texts` name, each by every column of `by`, or by its own."""
+    windows, order = list[pl.DataFrame](), "largest" if descending else "smallest"
     for column, start, stop in dict.fromkeys(_parsed(text, column) for text in texts for column in by):
         rows = window(store, site, column, start, stop, descending, support)
+        windows.append(rows.select(pl.lit(column).alias("by"), *rows.columns))
         # ranks count from 0; for people the first is #1
         first, last = int(rows["rank"][0]) + 1, int(rows["rank"][-1]) + 1
         rows = rows.select(*dict.fromkeys(["rank", "feature", column, *PRINTED]))
@@ -277,6 +279,7 @@ def show_windows(
             say(escape(last_ones[0].upper() + last_ones[1:]))
         if without := features.height - ranking(features, column, support=0).height:
             say(f"{several(without, 'feature')} of {features.height:,} have no {escape(column)} and no rank")
+    return windows
 
 
 def _parsed(text: str, by: str) -> Ranks:

@@ -19,14 +19,14 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from jobs.command.options import After, Before, FeatureNumber, OneSite
+from jobs.command.options import AS_JSON, After, Before, FeatureNumber, OneSite
 from jobs.terminal.console import console, say
 from jobs.terminal.names import WIDE, any_named, labelled, name_cell, one_line
 from jobs.terminal.strips import AFTER, BEFORE, shown, strips_of, strongest_in, text_strip
-from jobs.views.top import heading, show_strip
+from jobs.views.top import heading, show_strip, with_token_texts
 from pipeline.statistics.features.histogram import FRACTION_BITS, bin_edges
 from pipeline.store import FeatureStore
-from pipeline.store.records.registry import job_of
+from pipeline.store.records.registry import find_table, job_of
 from schemas.values import F32, U64
 
 NEIGHBOURS, RANKS, LABELS, LOGITS, CENTRAL = 8, 12, 12, 10, 8
@@ -88,8 +88,12 @@ def show_feature(
     k: Annotated[int, typer.Option("-k", help="Number of examples of each kind.", min=1)] = 5,
     before: Before = BEFORE,
     after: After = AFTER,
-) -> None:
-    """Print the page; `k` examples of each kind. InputError where the site has no such feature."""
+) -> Annotated[dict[str, pl.DataFrame], AS_JSON]:
+    """Print the page; `k` examples of each kind. InputError where the site has no such feature.
+
+    Returns the feature's rows of each table that the page is made from, by its name, and all of `examples`,
+    with the windows of tokens around them.
+    """
     page, info = Page(store, site, feature, k, before, after), store.site(site)
     store.require_feature(site, feature)
     names = store.names(site, [feature])
@@ -120,6 +124,20 @@ def show_feature(
         console.print(Rule("not there yet", align="left", style="dim"))
     for job, missing in by_job.items():
         say(f"  [bold]latentlake {job}[/] makes {', '.join(missing)}")
+    return _rows(page)
+
+
+def _rows(page: Page) -> dict[str, pl.DataFrame]:
+    """What the tables hold of the feature, by their names."""
+    names = [name for name in page.store.tables(page.site) if find_table(name).page == "feature"]
+    tables = {name: page.rows(name) for name in names}
+    if page.has("examples"):
+        rows = page.rows("examples")
+        described = page.store.describe_rows(rows["row"].to_numpy(), page.before, page.after).drop("row")
+        # a label may be called as a column of the table
+        described = described.rename({n: f"{n}_label" for n in described.columns if n in rows.columns})
+        tables["examples"] = with_token_texts(page.store, rows.hstack(described))
+    return tables
 
 
 def _grid(pairs: Iterable[tuple[str, str | None]]) -> Table:

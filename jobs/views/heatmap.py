@@ -42,7 +42,7 @@ from jobs.views.context_matrix import (
     pooled,
     strongest_contexts,
 )
-from jobs.views.label_filters import label_filter, require_values
+from jobs.views.label_filters import WHERE_HELP, label_filter, require_values
 from pipeline.statistics.pooling import POOLINGS, Pooling
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -96,7 +96,7 @@ def heatmap(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Keep contexts with this label, as COLUMN=VALUE; may be repeated."),
+        typer.Option(help=f"Keep contexts with these labels, {WHERE_HELP}"),
     ] = None,
     top: Annotated[
         int | None,

@@ -1,129 +1,143 @@
-"""Conditions on label columns, typed as COLUMN=VALUE; what is misspelt is named with what is nearest."""
+"""Conditions on labels (--where): what is misspelt is named with what is nearest.
+
+The grammar is that of `pipeline.store.reading.conditions`. What is not a condition but COLUMN=VALUE of a
+label, is that: the value is all the text after the sign, as in `title=Pride and Prejudice`.
+"""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from pipeline.store import FeatureStore
+from pipeline.store.reading.conditions import (
+    Column,
+    Columns,
+    Comparison,
+    ConditionError,
+    Tree,
+    comparisons,
+    expression,
+    nearest,
+    parse,
+    read_number,
+)
 from pipeline.store.records.tokens import read_document_labels
 from schemas.errors import InputError
+from schemas.tables.tables import LABEL_DTYPES
 
-TRUTHS = {"true": True, "false": False, "1": True, "0": False}
+WHERE_HELP = "as COLUMN=VALUE, or a condition such as \"year > 1865 and party = 'Whig'\"; may be repeated."
+"""The end of the help of an option --where."""
 
-_MOST_COMPARED = 20_000
-"""Values, of those most alike in length, that a misspelt one is compared with."""
+
+class _Read(NamedTuple):
+    """A condition, and why it was not read as one but as COLUMN=VALUE ("": it was)."""
+
+    tree: Tree
+    problem: str = ""
 
 
 def label_filter(store: FeatureStore, text: str, column_of: Callable[[str], str] = str) -> pl.Expr:
-    """A condition on a label column from COLUMN=VALUE; `column_of`: what a label's column is called."""
-    column, value = _split(store, text)
-    label, is_whole = pl.col(column_of(column)), store.lake.label_columns[column] == "Int64"
-    if is_whole and not (isinstance(value, int) and -(1 << 63) <= value < 1 << 63):
-        return label.ne(label)  # it holds whole numbers of 64 bits, so no row has this one
-    return label.eq(value)
+    """A condition on labels, null where it is unknown; `column_of`: what a label's column is called.
+
+    Raises InputError where the text is no condition on the store's labels.
+    """
+    return expression(_read(store, text).tree, label_columns(store, column_of), _about(text))
+
+
+def label_columns(store: FeatureStore, column_of: Callable[[str], str] = str) -> Columns:
+    """The labels of a store, which conditions name; `column_of`: what a label's column is called."""
+    columns = {
+        name: Column(pl.col(column_of(name)), LABEL_DTYPES[dtype])
+        for name, dtype in store.lake.label_columns.items()
+    }
+    return Columns(columns, "label")
 
 
 def require_values(store: FeatureStore, where: Sequence[str]) -> None:
-    """InputError where no document has one of some values, with the nearest, or has them all.
+    """InputError where no document fits one of some conditions, or fits them all: with the nearest values.
 
     Reads the label columns of all token shards: for when no row is left.
     """
-    conditions = [_split(store, text) for text in where]
-    for text, (column, value) in zip(where, conditions, strict=True):
-        known = values_of(store, column)
-        if value not in known:
-            raise InputError(
-                f"--where {text!r}: no document has that value of label {column}; {_nearest(value, known)}"
-            )
-    if len(conditions) > 1 and not _have_all(store, conditions):
-        each = " and ".join(f"--where {text!r}" for text in where)
+    fits = [False] * len(where)
+    fits_all = False
+    filters = [label_filter(store, text).fill_null(value=False).alias(str(n)) for n, text in enumerate(where)]
+    for labels in _documents(store, list(store.lake.label_columns)):
+        each = labels.select(filters)
+        fits = [before or bool(now.any()) for before, now in zip(fits, each, strict=True)]
+        fits_all = fits_all or (
+            bool(where) and bool(each.select(pl.all_horizontal(pl.all())).to_series().any())
+        )
+    for text, fit in zip(where, fits, strict=True):
+        if not fit:
+            raise InputError(f"{_about(text)}: {_why_none(store, *_read(store, text))}")
+    if len(where) > 1 and not fits_all:
+        each_where = " and ".join(map(_about, where))
         raise InputError(
-            f"no document has all of {each}, though some documents have each: leave one of them out"
+            f"no document has all of {each_where}, though some documents have each: leave one of them out"
         )
 
 
-def _have_all(store: FeatureStore, conditions: Sequence[tuple[str, Any]]) -> bool:
-    """Whether a document has every one of some values."""
-    columns, wanted = list(dict(conditions)), dict(conditions)
-    if any(wanted[column] != value for column, value in conditions):
-        return False
-    dtypes = [store.lake.label_columns[column] for column in columns]
-    for record in store.shards:
-        labels = read_document_labels(store.layout, record, columns).select(columns).unique().drop_nulls()
-        for values in labels.iter_rows():
-            if [_typed(*pair) for pair in zip(dtypes, values, strict=True)] == list(wanted.values()):
-                return True
-    return False
+def _about(text: str) -> str:
+    return f"--where {text!r}"
 
 
-def values_of(store: FeatureStore, column: str) -> set[Any]:
-    """The values of a label column, of its type; a missing one is none."""
-    dtype = store.lake.label_columns[column]
-    distinct: set[Any] = set()
-    for record in store.shards:
-        values = read_document_labels(store.layout, record, [column])[column].unique().drop_nulls()
-        distinct.update(_typed(dtype, value) for value in values)
-    return distinct
-
-
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The few of some names that are most alike, in whichever case they are written."""
-    of_length = sorted(known, key=lambda each: (abs(len(each) - len(name)), each))[:_MOST_COMPARED]
-    # reversed, so that of names that differ in case alone the most alike in length stays
-    by_folded = {each.casefold(): each for each in reversed(of_length)}
-    return [
-        by_folded[each] for each in difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6)
-    ]
-
-
-def _split(store: FeatureStore, text: str) -> tuple[str, Any]:
-    """Column and value; InputError where the store has no such column, or it holds no such kind of value."""
-    column, separator, value = text.partition("=")
-    if not separator:
-        raise InputError(f"--where {text!r} is not COLUMN=VALUE, such as party=Republican")
-    known = store.lake.label_columns
-    if column not in known:
-        near = nearest(column, known)
-        names = f"; the nearest is {near[0]}" if near else f"; it has {', '.join(known) or 'none'}"
-        raise InputError(f"--where {text!r}: the store has no label {column!r}{names}")
+def _read(store: FeatureStore, text: str) -> _Read:
     try:
-        return column, _typed(known[column], value)
-    except (ValueError, KeyError):
-        wanted = "true or false" if known[column] == "Boolean" else "a number"
-        raise InputError(
-            f"--where {text!r}: label {column} is {known[column]}, and {value!r} is not {wanted}"
-        ) from None
+        return _Read(parse(text, _about(text)))
+    except ConditionError as error:
+        name, sign, value = text.partition("=")
+        if not sign or name not in store.lake.label_columns:
+            raise
+        return _Read(Comparison(name, "=", value), str(error).removeprefix(f"{_about(text)}: "))
 
 
-def _typed(dtype: str, value: str) -> Any:
-    """The value as a column of this type holds it; 1999.0 is the whole number 1999."""
-    if dtype == "String":
-        return value
-    if dtype == "Boolean":
-        return TRUTHS[value.strip().lower()]
-    if "_" in value:
-        raise ValueError(value)  # Python reads 1_900
-    try:
-        return int(value)
-    except ValueError:
-        number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(value)
-    return int(number) if number.is_integer() else number
+def _documents(store: FeatureStore, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """The labels of the documents of each shard, of their types; each combination of values once."""
+    typed = [_typed(name, LABEL_DTYPES[store.lake.label_columns[name]]) for name in columns]
+    for record in store.shards:
+        yield read_document_labels(store.layout, record, columns).select(typed).unique()
 
 
-def _nearest(value: Any, known: set[Any]) -> str:
+def _typed(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A label of its type, from the text that it is read as."""
+    if dtype == pl.Boolean:
+        return pl.col(name) == "true"
+    return pl.col(name).cast(dtype)
+
+
+def _why_none(store: FeatureStore, tree: Tree, problem: str) -> str:
+    """Why no document fits a condition: a value that none has, with the nearest of those that some have."""
+    equal = [each for each in comparisons(tree) if each.sign == "="]
+    for comparison in equal:
+        name, _ = label_columns(store).resolve(comparison.name, "")
+        is_value = expression(comparison, label_columns(store), "")
+        shards = [labels.drop_nulls() for labels in _documents(store, [name])]
+        if not any(labels.select(is_value.any()).item() for labels in shards):
+            known = pl.concat(shards)[name].unique()
+            value = "that value" if tree is comparison else f"the value {comparison.value!r}"
+            note = f" (read as COLUMN=VALUE, for as a condition {problem})" if problem else ""
+            return f"no document has {value} of label {name}; {_nearest(comparison.value, known)}{note}"
+    return "no document fits that condition"
+
+
+def _nearest(value: str, known: pl.Series) -> str:
     """The values nearest to one that is not there, or the few there are."""
-    if not known:
+    if not known.len():
         return "no document has any"
-    if isinstance(value, str):
-        near = nearest(value, known) or sorted(known)[:5]
+    if known.dtype == pl.String:
+        near = list(map(repr, nearest(value, known) or known.sort()[:5]))
+    elif known.dtype == pl.Boolean:
+        near = [str(each) for each in known.sort()]
     else:
-        near = [f"{each}" for each in sorted(known, key=lambda each: (abs(each - value), each))[:3]]
-    what = "the nearest is" if len(near) == 1 else f"the nearest of {len(known):,} are"
-    return f"{what} {', '.join(map(repr, near) if isinstance(value, str) else near)}"
+        near = [str(each) for each in _closest(known, value)]
+    what = "the nearest is" if len(near) == 1 else f"the nearest of {known.len():,} are"
+    return f"{what} {', '.join(near)}"
+
+
+def _closest(known: pl.Series, value: str) -> list[Any]:
+    number = read_number(value)
+    assert number is not None, value
+    return sorted(known, key=lambda each: (abs(each - number.exact), each))[:3]

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.command.options import FeatureNumber, OneSite
+from jobs.command.options import AS_JSON, FeatureNumber, OneSite
 from jobs.tables.pairs.association import MEASURES
 from jobs.terminal.console import console, say
 from jobs.terminal.names import any_named, labelled, name_cell
@@ -38,7 +38,7 @@ def neighbours(
         Path | None,
         typer.Option("--figure", metavar="FILE", help="Draw the neighbours as a graph: .png or .svg."),
     ] = None,
-) -> pl.DataFrame:
+) -> Annotated[pl.DataFrame, AS_JSON]:
     """Print the first `k` neighbours of a feature by one of ORDERS; draw them to `figure`; return them.
 
     The rows are those of the table `neighbours`, or of `decoder_neighbours` by cosine. InputError where the

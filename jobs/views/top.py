@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from jobs.command.options import After, Before, FeatureNumber, Html, Maximum, OneSite
+from jobs.command.options import AS_JSON, After, Before, FeatureNumber, Html, Maximum, OneSite
 from jobs.terminal.console import console, say
 from jobs.terminal.names import WIDE, labelled
 from jobs.terminal.outputs import require_file, write_file
@@ -24,7 +24,7 @@ from jobs.terminal.strips import (
     strongest_in,
     text_strip,
 )
-from jobs.views.label_filters import label_filter, require_values
+from jobs.views.label_filters import WHERE_HELP, label_filter, require_values
 from pipeline.store import FeatureStore
 from pipeline.store.reading.contexts import label_column
 from pipeline.store.reading.site_access import require_committed
@@ -37,7 +37,7 @@ def top(
     *,
     k: Annotated[int, typer.Option("-k", help="How many rows.", min=1)] = 20,
     where: Annotated[
-        list[str] | None, typer.Option(help="Keep rows with this label, as COLUMN=VALUE; may be repeated.")
+        list[str] | None, typer.Option(help=f"Keep rows with these labels, {WHERE_HELP}")
     ] = None,
     before: Before = BEFORE,
     after: After = AFTER,
@@ -47,8 +47,10 @@ def top(
     shaded: Annotated[bool, typer.Option("--strip", help="Shade every token by its activation.")] = False,
     maximum: Maximum = None,
     html: Html = None,
-) -> None:
-    """Print the `k` strongest rows of a feature, each with tokens before and after; `where`: COLUMN=VALUE.
+) -> Annotated[pl.DataFrame, AS_JSON]:
+    """Print the `k` strongest rows of a feature, each with tokens before and after; return them.
+
+    `where`: conditions on labels (`label_filters`), all of which must hold.
 
     `shaded`: every token by its activation, the deepest shade from `maximum` on (default: the feature's
     strongest activation). With `html` the same, shaded, goes into that file.
@@ -61,7 +63,7 @@ def top(
     if contexts.is_empty():
         require_values(store, where or ())
         say(f"feature {feature} of {site} never fires" + (" there" if where else ""))
-        return
+        return contexts.with_columns(pl.Series("tokens", [], pl.List(pl.String)))
     if shaded or html is not None:
         rows, values = store.rows_of(site, feature)
     else:  # only the firing tokens stand out, and their activations are known
@@ -85,6 +87,13 @@ def top(
         page = html_page(title, note, zip(above, strips, [maximum] * len(strips), strict=True))
         write_file(html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(html))}[/]")
+    return with_token_texts(store, contexts)
+
+
+def with_token_texts(store: FeatureStore, described: pl.DataFrame) -> pl.DataFrame:
+    """Described rows with `tokens`, the text of each of the window's tokens: list[str]."""
+    texts = [store.pieces(ids) for ids in described["token_ids"].to_list()]
+    return described.with_columns(pl.Series("tokens", texts, pl.List(pl.String)))
 
 
 def heading(store: FeatureStore, row: dict[str, Any], site: str) -> str:

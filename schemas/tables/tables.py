@@ -197,6 +197,27 @@ the context; `first_positions_share`: share of them at position 0 or 1; `first_c
 first and the last context of the lake that it fires in.
 """
 
+TOKEN_FEATURES: Schema = {
+    "token_id": pl.Int32(),
+    "feature": pl.UInt32(),
+    "n_active": pl.Int64(),
+    **dict.fromkeys(("recall", "precision", "mean_active"), pl.Float64()),
+}
+"""A row per token and feature that fires in enough rows of it: by token_id, then n_active from the largest,
+then feature.
+
+`n_active`: counted rows of that token in which the feature fires; `recall`: their share of the token's
+counted rows; `precision`: their share of the feature's active rows; `mean_active`: the mean activation over
+them. Pairs with fewer rows than the `least` of TOKEN_COUNTS are not listed.
+"""
+
+TOKEN_COUNTS: Schema = {
+    "token_id": pl.Int32(),
+    **dict.fromkeys(("rows", "features", "left_out", "least"), pl.Int64()),
+}
+"""A row per token that is counted anywhere: its counted `rows`; the `features` that `token_features` lists
+for it, each with at least `least` rows; and how many are `left_out`, which fire in fewer of its rows."""
+
 LABELS: Schema = {
     "feature": pl.UInt32(),
     "label": pl.String(),

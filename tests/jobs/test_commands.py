@@ -47,6 +47,10 @@ class TestNeighbours(CommandConformance):
     command, arguments = "neighbours", ("3",)
 
 
+class TestFind(CommandConformance):
+    command, arguments = "find", ("--where", "n_active > 0")
+
+
 class TestPlots(CommandConformance):
     command = "plots"
 

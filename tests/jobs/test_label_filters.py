@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from jobs import cli
-from jobs.views.label_filters import nearest
 from pipeline.store import FeatureStore
+from pipeline.store.reading.conditions import nearest
 from tests.fixtures.runs import extracted, run_file, write_corpus
 from tests.kit import write_tiny_tokenizer
 
@@ -52,7 +52,7 @@ REFUSED = [
     ("party=Bull  Moose", "the nearest is 'Bull Moose'"),
     ("party=", "the nearest of 3 are 'Bull Moose', 'Federalist', 'Whig'"),
     ("partys=Whig", "no label 'partys'; the nearest is party"),
-    ("Year=1903", "no label 'Year'; the nearest is year"),
+    ("yeer=1903", "no label 'yeer'; the nearest is year"),
     ("nation=x", "no label 'nation'; it has party, score, veto, won, year"),
     ("year=1899", "the nearest of 24 are 1900, 1901, 1902"),
     ("year=1903.5", "the nearest of 24 are 1903, 1904, 1902"),
@@ -64,6 +64,16 @@ REFUSED = [
     ("won=false", "no document has that value of label won; the nearest is True"),
     ("won=maybe", "label won is Boolean, and 'maybe' is not true or false"),
     ("party", "COLUMN=VALUE"),
+    ("", "a condition is missing"),
+    ("party=Whig and year=old", "label year is Int64, and 'old' is not a number"),
+    ("party=Whig and nation=x", "no label 'nation'; it has party"),
+    ("year > 1900 and (party=Whig", "at character 17 ('(party=Whig'), this parenthesis is not closed"),
+    ("year > 2000", "no document fits that condition"),
+    ("year > 1900 and party=whig", "no document has the value 'whig' of label party; the nearest is 'Whig'"),
+    ("party=Whig and Tory", "'Whig' (read as COLUMN=VALUE, for as a condition at character 16"),
+    ("party=Whig and (year=1900", "this parenthesis is not closed"),
+    ("won < true", "label won is Boolean, which is compared by = and != alone, not by <"),
+    ("(" * 9999, "nested more than 100 deep"),
 ]
 
 
@@ -87,7 +97,12 @@ def test_what_no_document_has_is_refused_with_what_is_nearest(
 
 
 @pytest.mark.parametrize(
-    "where", ["year=1903", "year=1903.0", "score=0.75", "score=.75", "veto=TRUE", "won=1", "party=Bull Moose"]
+    "where",
+    [
+        *("year=1903", "year=1903.0", "score=0.75", "score=.75", "veto=TRUE", "won=1", "party=Bull Moose"),
+        *("Year == 1903", "year > 1903", "not party=Whig", "party='Bull Moose' or year < 1903"),
+        "(party=Whig or party = Federalist) and not (year <= 1,901 or score > 400%)",
+    ],
 )
 def test_values_are_of_the_type_of_their_column(
     store: FeatureStore, feature: int, capsys: pytest.CaptureFixture[str], where: str

@@ -30,7 +30,10 @@ def test_the_command_writes_the_tables_that_readers_name(built: Built) -> None:
         app, ["profile", str(built.layout.root), "--threshold", "2", "--threshold", "0.5"]
     )
     assert done.exit_code == 0, done.output
-    assert store.tables("site") == ["l0_thresholds", "label_trends", "label_values", "labels", "profile"]
+    assert store.tables("site") == [
+        *("l0_thresholds", "label_trends", "label_values", "labels", "profile"),
+        *("token_counts", "token_features"),
+    ]
     table = store.scan_table("site", "profile").collect()
     fired = (built.dense["site"] != 0).any(0).sum()
     assert f"{fired} of {table.height} features fired" in done.output

@@ -49,5 +49,23 @@ def test_of_equal_counts_the_lowest_token_is_named_and_one_token_has_no_entropy(
     assert not np.signbit(concentration.entropy_bits).any()
 
 
+@pytest.mark.parametrize("waiting", [1, 7, 1 << 20])
+def test_sums_are_added_one_by_one_in_the_order_of_the_values(
+    waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tallies, "_WAITING", waiting)
+    rng = np.random.default_rng(1)
+    tally, sums = Tally(sums=True), dict[tuple[int, int], float]()
+    for size in (30, 0, 100, 1, 60):
+        features, tokens = rng.integers(0, 3, size), rng.integers(0, 4, size)
+        values = (rng.normal(size=size) * 10.0 ** rng.integers(-8, 8, size)).astype(np.float32)
+        tally.add(features, tokens, values)
+        for *pair, value in zip(features.tolist(), tokens.tolist(), values.tolist(), strict=True):
+            sums[pair[0], pair[1]] = sums.get((pair[0], pair[1]), 0.0) + value
+    keys = list(zip(*(column.tolist() for column in tally.counts()[:2]), strict=True))
+    assert dict(zip(keys, tally.sums().tolist(), strict=True)) == sums
+
+
 def test_a_tally_of_nothing() -> None:
+    assert Tally(sums=True).sums().tolist() == []
     assert Tally().concentration(3).distinct.tolist() == [0, 0, 0]

@@ -42,22 +42,8 @@
   }
 
   // Whether a feature fits a term of the search (search.js).
-  function compare(term) {
-    const column = byName[term.column], values = column.values, limit = column.whole ? term.limit : Math.fround(term.limit);
-    const seen = formatted(limit, column.whole), same = column.whole
-      ? function (i) { return values[i] === limit; }
-      : function (i) { return values[i] === limit || formatted(values[i], false) === seen; }; // as the table shows it
-    switch (term.sign) {
-      case "<": return function (i) { return values[i] < limit; };
-      case ">": return function (i) { return values[i] > limit; };
-      case "<=": return function (i) { return values[i] <= limit; };
-      case ">=": return function (i) { return values[i] >= limit; };
-      case "!=": return function (i) { return values[i] === values[i] && !same(i); };
-      default: return same;
-    }
-  }
   function test(term) {
-    if (term.kind === "condition") return compare(term);
+    if (term.kind === "condition") return comparison(byName[term.column], term.sign, term.value);
     const word = plainly(term.text), token = word.replace(/ /g, "·"), hit = new Uint8Array(plain.length);
     const spaces = /^·|·$/.test(token); // then they are part of what is looked for
     plain.forEach(function (text, i) {
@@ -71,38 +57,35 @@
       return false;
     };
   }
-  function fitsAll(tests, i) {
-    for (const fits of tests) if (!fits(i)) return false;
-    return true;
-  }
   function number_of(fits) { // features that fit, of those that are shown
     let count = 0;
-    for (let i = 0; i < n; i++) if ((dead.checked || byName.n_active.values[i] > 0) && fits(i)) count++;
+    for (let i = 0; i < n; i++) if ((dead.checked || byName.n_active.values[i] > 0) && fits(i) === true) count++;
     return count;
   }
-  function whyNone(choices, tests, fits) { // what there is instead, where no feature fits
-    const sentences = [], terms = choices.flat();
+  function whyNone(query, tests, fits) { // what there is instead, where no feature fits
+    const sentences = [], terms = query.terms;
     if (terms.length > 1) {
-      const each = terms.slice(0, 5).map(function (term, t) { return "“" + term.written + "” fits " + number_of(tests[t]).toLocaleString("en"); });
+      const each = terms.slice(0, 5).map(function (term) { return "“" + term.written + "” fits " + number_of(tests.get(term)).toLocaleString("en"); });
       const all = "all of this (a feature has " + width + " tokens at most; put or between choices)";
-      sentences.push("No feature fits " + (choices.length > 1 ? "any of the choices" : all) + ": " + each.join(", ") + (terms.length > 5 ? ", and " + (terms.length - 5).toLocaleString("en") + " more." : "."));
-    } else sentences.push("No feature fits “" + terms[0].written + "”.");
+      sentences.push("No feature fits " + ({ or: "any of the choices", and: all }[query.tree.kind] || "this") + ": " + each.join(", ") + (terms.length > 5 ? ", and " + (terms.length - 5).toLocaleString("en") + " more." : "."));
+    } else sentences.push("No feature fits “" + query.tree.written + "”.");
     let silent = 0;
-    if (!dead.checked) for (let i = 0; i < n; i++) if (!(byName.n_active.values[i] > 0) && fits(i)) silent++;
+    if (!dead.checked) for (let i = 0; i < n; i++) if (!(byName.n_active.values[i] > 0) && fits(i) === true) silent++;
     if (silent) sentences.push(silent.toLocaleString("en") + " that never fired would fit: tick the box.");
     return sentences;
   }
 
   let sort = { name: "frequency", down: true }, shown = new Uint32Array(0);
   function choose() {
-    const query = readSearch(search.value, byName), choices = query.choices.map(function (terms) { return terms.map(test); });
-    const fits = function (i) { return !choices.length || choices.some(function (tests) { return fitsAll(tests, i); }); };
+    const query = readSearch(search.value, byName), tests = new Map();
+    for (const term of query.terms) tests.set(term, test(term));
+    const fits = query.tree === null ? function () { return true; } : fitting(query.tree, function (term) { return tests.get(term); });
     const fired = byName.n_active.values, all = dead.checked, kept = new Uint32Array(n);
     let count = 0;
-    for (let i = 0; i < n; i++) if ((all || fired[i] > 0) && fits(i)) kept[count++] = i;
+    for (let i = 0; i < n; i++) if ((all || fired[i] > 0) && fits(i) === true) kept[count++] = i;
     shown = order(kept.subarray(0, count));
     status.textContent = count.toLocaleString("en") + " of " + n.toLocaleString("en") + " features";
-    const none = count || !choices.length ? [] : whyNone(query.choices, choices.flat(), fits);
+    const none = count || query.tree === null ? [] : whyNone(query, tests, fits);
     said.textContent = query.sentences.concat(none).join(" ");
     view.querySelector("table").setAttribute("aria-rowcount", String(count + 1));
     view.scrollTop = 0;

@@ -1,8 +1,9 @@
 """What a feature fires on: tokens, positions, contexts, documents and their labels.
 
 A `Profiler` takes the activations of a range of features, shard by shard in shard order, and gives their rows
-of the tables `profile`, `labels` and `label_trends`. Counts are whole numbers and other sums are added up in
-the order of documents and shards, so the tables have the same bits for any ranges.
+of the tables `profile`, `labels` and `label_trends`, and their pairs with tokens. Counts are whole numbers,
+and other sums are added up in the order of rows, documents and shards, so the tables have the same bits for
+any ranges.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from pipeline.statistics.documents.intervals import effective, frequency_interva
 from pipeline.statistics.documents.trends import TrendSums
 from pipeline.statistics.features.ragged import run_starts
 from pipeline.statistics.profile.tallies import Tally
-from schemas.tables.tables import LABELS, PROFILE
+from schemas.tables.tables import LABELS, PROFILE, TOKEN_FEATURES, Schema
 from schemas.values import F64, I64, Postings, TokenShard
 
 FIRST_POSITIONS = 2
 """Positions 0 and 1: BOS, or what stands in its place, and the first token after it."""
+
+
+TOKEN_PAIRS: Schema = {name: dtype for name, dtype in TOKEN_FEATURES.items() if name != "recall"}
+"""The table `token_features` before the tokens' occurrences are known."""
+LEFT_OUT: Schema = {"token_id": pl.Int32(), "left_out": pl.Int64()}
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,14 @@ class ShardRows:
 
 
 class Profiler:
-    """Of some features; 64 bytes for each token and position that one fires on, 40 for each group."""
+    """Of some features; memory as `tallies` says for each token and position that one fires on, 40 bytes for
+    each group.
+    """
 
-    def __init__(self, features: range, grouping: Grouping) -> None:
+    def __init__(self, features: range, grouping: Grouping, *, token_sums: bool = False) -> None:
+        """`token_sums`: whether `token_pairs` is called for."""
         self._features, self._grouping = features, grouping
-        self._tokens, self._positions = Tally(), Tally()
+        self._tokens, self._positions = Tally(sums=token_sums), Tally()
         self._sums = GroupSums(len(features), grouping)
         self._trends = TrendSums(len(features), grouping.numeric)
         self._first = np.full(len(features), -1, np.int64)
@@ -81,7 +90,7 @@ class Profiler:
         fired = postings.features.astype(np.int64) - self._features.start
         moved = Postings(fired.astype(np.uint32), postings.offsets, postings.rows, postings.values)
         features = np.repeat(fired, np.diff(postings.offsets))
-        self._tokens.add(features, rows.token[postings.rows])
+        self._tokens.add(features, rows.token[postings.rows], postings.values)
         self._positions.add(features, rows.position[postings.rows])
         pairs = document_pairs(moved, rows.document)
         self._sums.add(pairs, rows.groups, rows.counted)
@@ -124,6 +133,24 @@ class Profiler:
         }
         table = pl.DataFrame(columns).cast(PROFILE).select(*PROFILE)  # type: ignore[arg-type]
         return table.fill_nan(None)
+
+    def token_pairs(self, least: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Pairs of a token and a feature that fires in at least so many rows of it (TOKEN_PAIRS), by feature,
+        then token; and by token how many pairs of fewer rows are left out (LEFT_OUT).
+        """
+        features, tokens, counts = self._tokens.counts()
+        active = np.bincount(features, counts, minlength=1)[features]  # whole numbers below 2^53
+        kept = counts >= least
+        columns = {
+            "token_id": tokens,
+            "feature": features + self._features.start,
+            "n_active": counts,
+            "precision": counts / active,
+            "mean_active": self._tokens.sums() / counts,
+        }
+        pairs = pl.DataFrame({name: column[kept] for name, column in columns.items()}).cast(TOKEN_PAIRS)  # type: ignore[arg-type]
+        left_out = np.unique(tokens[~kept], return_counts=True)
+        return pairs, pl.DataFrame(dict(zip(LEFT_OUT, left_out, strict=True))).cast(LEFT_OUT)  # type: ignore[arg-type]
 
     def labels(self) -> pl.DataFrame:
         """The rows of the table `labels`, q left out, by feature, then label, then value in their order.

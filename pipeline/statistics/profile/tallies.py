@@ -1,4 +1,4 @@
-"""How often each feature fires on each token, or at each position: only pairs that occur are held.
+"""How often each feature fires on each token, or at each position, and how strongly: only pairs that occur.
 
 Shapes: F features, P pairs of a feature and a token (or position) that occur, Z activations.
 """
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.statistics.features.ragged import run_starts
-from schemas.values import F64, I64
+from schemas.values import F32, F64, I64
 
 _WAITING = 1 << 20
 """Activations that wait to be counted, or as many as there are pairs: counting is then linear in both."""
 
-PAIR_BYTES = 64
-"""Memory for each pair, while two tallies are made one."""
+PAIR_BYTES, SUM_BYTES = 64, 64
+"""Memory for each pair, while two tallies are made one; of a tally with sums so much more."""
 
 _SHIFT = 32
 
@@ -33,36 +33,65 @@ class Concentration(NamedTuple):
 
 
 class Tally:
-    """Counts by feature and column, both numbers below 2^31; the order of additions changes nothing."""
+    """Counts by feature and column, both numbers below 2^31; the order of additions changes nothing.
 
-    def __init__(self) -> None:
+    With `sums` also the sum of a value of each pair. A pair's values are added one by one in the order in
+    which they come, however many wait together, so a sum depends on that order alone.
+    """
+
+    def __init__(self, *, sums: bool = False) -> None:
         self._keys, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._sums: F64 | None = np.empty(0) if sums else None
         self._waiting: list[I64] = []
+        self._values: list[F32] = []
         self._n_waiting = 0
 
-    def add(self, features: I64, columns: I64) -> None:
-        """One more for each feature [Z] at its column [Z]."""
+    def add(self, features: I64, columns: I64, values: F32 | None = None) -> None:
+        """One more for each feature [Z] at its column [Z], with its value [Z] where there are sums."""
         self._waiting.append(features << _SHIFT | columns)
+        if self._sums is not None:
+            assert values is not None, "a tally with sums takes values"
+            self._values.append(values)
         self._n_waiting += len(features)
         if self._n_waiting > max(_WAITING, len(self._keys)):
             self._count()
 
     def _count(self) -> None:
-        keys = np.sort(np.concatenate([*self._waiting, np.empty(0, np.int64)]))
+        keys, values = np.concatenate([*self._waiting, np.empty(0, np.int64)]), np.empty(0)
+        if self._sums is None:
+            keys = np.sort(keys)
+        else:  # stable, so that the values of a pair stay in their order
+            order = np.argsort(keys, kind="stable")
+            values = np.concatenate([*self._values, np.empty(0, np.float32)])[order].astype(np.float64)
+            keys = keys[order]
         starts = run_starts(keys)
         new = np.diff(starts, append=len(keys))
         keys = np.concatenate([self._keys, keys[starts]])
         order = np.argsort(keys, kind="stable")  # merges two ascending runs
         keys, counts = keys[order], np.concatenate([self._counts, new])[order]
         starts = run_starts(keys)
+        if self._sums is not None:
+            # where each pair stands in the merged order, the old pairs first
+            place = np.empty(len(keys), np.int64)
+            place[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(keys)))
+            sums, old = np.zeros(len(starts)), len(self._keys)
+            sums[place[:old]] = self._sums
+            np.add.at(sums, np.repeat(place[old:], new), values)
+            self._sums = sums
         self._keys = keys[starts]
         self._counts = np.add.reduceat(counts, starts) if len(starts) else counts
-        self._waiting, self._n_waiting = [], 0
+        self._waiting, self._values, self._n_waiting = [], [], 0
 
     def counts(self) -> tuple[I64, I64, I64]:
         """Features, columns and counts of all pairs, by feature, then column: [P]."""
         self._count()
         return self._keys >> _SHIFT, self._keys & ((1 << _SHIFT) - 1), self._counts
+
+    def sums(self) -> F64:
+        """The sums of all pairs, in the order of `counts`: [P]."""
+        self._count()
+        assert self._sums is not None, "a tally without sums"
+        return self._sums
 
     def below(self, column: int, n_features: int) -> I64:
         """Counts in columns before `column`, int64 [F]."""

@@ -3,9 +3,9 @@
 A first pass over the token shards learns the labels' values. Then a task takes a range of features and reads
 their activations and the tokens of every shard, in shard order; no bit depends on the ranges. They are cut so
 that what a task holds stays below RANGE_BYTES: 64 bytes for each token that each feature may fire on (at most
-its activations, or the vocabulary), 40 for each feature and value of a label, and 48 for each feature and
-numeric label. Besides that it holds the tokens of one shard, some 60 bytes a row, and a run of a million
-activations.
+its activations, or the vocabulary; 128 where pairs of tokens and features are wanted), 40 for each feature
+and value of a label, and 48 for each feature and numeric label. Besides that it holds the tokens of one
+shard, some 60 bytes a row, and a run of a million activations.
 
 The cost is some 0.15 microseconds of one core for each activation, plus, for each range, 0.1 for each row of
 the lake: a billion activations of 65,536 features are some dozens of ranges. Where a pass has no postings
@@ -29,7 +29,8 @@ from pipeline.statistics.documents.trends import NumericLabel
 from pipeline.statistics.features.ragged import runs_within
 from pipeline.statistics.l0 import add_rows, l0_above
 from pipeline.statistics.profile.profile import Profiler, ShardRows, with_q
-from pipeline.statistics.profile.tallies import PAIR_BYTES
+from pipeline.statistics.profile.tallies import PAIR_BYTES, SUM_BYTES
+from pipeline.store.derived.token_features import TokenPairs, added
 from pipeline.store.formats.parquet import scan_frame
 from pipeline.store.reading.shard_files import ShardFiles, read_n_active
 from pipeline.store.reading.site_access import SiteAccess
@@ -38,7 +39,7 @@ from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake
 from schemas.tables.tables import L0_THRESHOLDS, LABEL_TRENDS, LABEL_VALUES, LABELS, PROFILE, Schema
-from schemas.values import RowSelection, TokenShard
+from schemas.values import I64, RowSelection, TokenShard
 
 RANGE_BYTES = 1 << 28
 MOST_VALUES, MOST_LABEL_ROWS = 256, 1 << 23
@@ -81,21 +82,31 @@ class Tokens:
 
 
 def profile_tables(
-    store: SiteAccess, site: str, tasks: Tasks, advance: Advance, most: int | None = None
+    store: SiteAccess,
+    site: str,
+    tasks: Tasks,
+    advance: Advance,
+    most: int | None = None,
+    pairs: TokenPairs | None = None,
 ) -> dict[str, pl.DataFrame]:
     """The tables `profile`, `labels`, `label_trends` and `label_values`.
 
     `advance` is called with the number of features that are done. `most`: values of a label column that are
-    compared, those of most rows; None: `most_values`.
+    compared, those of most rows; None: `most_values`. `pairs` takes the pairs of tokens and features.
     """
     tokens, shards, d_sae = Tokens.of(store, site), store.shard_files(site), store.site(site).d_sae
-    grouping, values = group(
-        *survey(tokens, shards, tasks), store.lake.label_columns, most or most_values(d_sae)
-    )
+    totals, known, rows_of_token = survey(tokens, shards, tasks)
+    grouping, values = group(totals, known, store.lake.label_columns, most or most_values(d_sae))
     parts = [tuple(pl.DataFrame(schema=schema) for schema in (PROFILE, LABELS, LABEL_TRENDS))]
-    ranges = feature_ranges(store, site, grouping.bytes_per_feature)
-    for some in tasks.map(partial(profile_range, tokens, shards, grouping), ranges):
+    least = None
+    if pairs is not None:
+        pairs.count_rows(rows_of_token)
+        least = pairs.least
+    ranges = feature_ranges(store, site, grouping.bytes_per_feature, token_sums=pairs is not None)
+    for some, some_pairs in tasks.map(partial(profile_range, tokens, shards, grouping, least), ranges):
         parts.append(some)
+        if pairs is not None:
+            pairs.add(*some_pairs)
         advance(some[0].height)
     profile, labels, trends = (pl.concat(part) for part in zip(*parts, strict=True))
     tested = {"labels": with_q(labels), "label_trends": with_q(trends, ("label",))}
@@ -123,25 +134,31 @@ def most_values(d_sae: int) -> int:
     return max(8, min(MOST_VALUES, MOST_LABEL_ROWS // d_sae))
 
 
-def feature_ranges(store: SiteAccess, site: str, of_documents: int) -> list[range]:
+def feature_ranges(
+    store: SiteAccess, site: str, of_documents: int, *, token_sums: bool = False
+) -> list[range]:
     """All features, in order, in ranges of which a task holds some RANGE_BYTES.
 
-    `of_documents`: bytes that the sums over documents take of each feature.
+    `of_documents`: bytes that the sums over documents take of each feature; `token_sums`: whether there are
+    sums for each pair with a token.
     """
     d_sae = store.site(site).d_sae
     n_active = read_n_active(store.shard_files(site), range(d_sae))
     vocabulary = store.layout.vocabulary
     tokens = scan_frame(vocabulary).select(pl.len()).collect().item() if vocabulary.is_file() else np.inf
-    pairs = np.minimum(n_active, tokens) + np.minimum(n_active, store.lake.context_size)
-    ends = np.append(0, np.cumsum(PAIR_BYTES * pairs + of_documents))
+    of_tokens = (PAIR_BYTES + SUM_BYTES * token_sums) * np.minimum(n_active, tokens)
+    of_positions = PAIR_BYTES * np.minimum(n_active, store.lake.context_size)
+    ends = np.append(0, np.cumsum(of_tokens + of_positions + of_documents))
     return list(runs_within(ends, RANGE_BYTES))
 
 
 def profile_range(
-    tokens: Tokens, shards: Sequence[ShardFiles], grouping: Grouping, features: range
-) -> tuple[pl.DataFrame, ...]:
-    """The rows of `profile`, `labels` and `label_trends`, q left out, of some features."""
-    profiler = Profiler(features, grouping)
+    tokens: Tokens, shards: Sequence[ShardFiles], grouping: Grouping, least: int | None, features: range
+) -> tuple[tuple[pl.DataFrame, ...], tuple[pl.DataFrame, ...]]:
+    """Of some features the rows of `profile`, `labels` and `label_trends`, q left out; and what
+    `Profiler.token_pairs` gives for `least` (nothing for None).
+    """
+    profiler = Profiler(features, grouping, token_sums=least is not None)
     names = [label.name for label in grouping.labels]
     for shard in shards:
         # the tokens, which take longest to read, only of shards in which one of the features fires
@@ -151,25 +168,31 @@ def profile_range(
         rows = ShardRows.of(tokens.read(shard), grouping, tokens.read_labels(shard, names))
         for postings in chain([first], runs):
             profiler.add(postings, rows)
-    return profiler.profile(), profiler.labels(), profiler.trends()
+    pairs = () if least is None else profiler.token_pairs(least)
+    return (profiler.profile(), profiler.labels(), profiler.trends()), pairs
 
 
-def survey(tokens: Tokens, shards: Sequence[ShardFiles], tasks: Tasks) -> tuple[DocumentTotals, pl.DataFrame]:
-    """Totals of all documents, and of those with each value of each label (columns _VALUES).
+def survey(
+    tokens: Tokens, shards: Sequence[ShardFiles], tasks: Tasks
+) -> tuple[DocumentTotals, pl.DataFrame, I64]:
+    """Totals of all documents, and of those with each value of each label (columns _VALUES); the counted rows
+    of each token, int64 [V].
 
     Columns with more than MOST_DISTINCT values are left out.
     """
     totals, values, left_out = DocumentTotals(), pl.DataFrame(schema=_VALUES), set[str]()
-    for shard_totals, some in tasks.map(partial(_survey_shard, tokens), shards):
+    rows_of_token = np.zeros(0, np.int64)
+    for shard_totals, some, shard_rows in tasks.map(partial(_survey_shard, tokens), shards):
         totals += shard_totals
+        rows_of_token = added(rows_of_token, shard_rows)
         values = pl.concat([values, some]).group_by("label", "value").agg(pl.col(_SUMS).sum())
         counts = values.group_by("label").len()
         left_out |= set(counts.filter(pl.col("len") > MOST_DISTINCT)["label"])
         values = values.filter(~pl.col("label").is_in(list(left_out)))
-    return totals, values
+    return totals, values, rows_of_token
 
 
-def _survey_shard(tokens: Tokens, shard: ShardFiles) -> tuple[DocumentTotals, pl.DataFrame]:
+def _survey_shard(tokens: Tokens, shard: ShardFiles) -> tuple[DocumentTotals, pl.DataFrame, I64]:
     shard_tokens = tokens.read(shard)
     labels = tokens.read_labels(shard, tokens.labels)
     rows = pl.Series(document_rows(shard_tokens)[1])
@@ -186,7 +209,8 @@ def _survey_shard(tokens: Tokens, shard: ShardFiles) -> tuple[DocumentTotals, pl
         .select(pl.lit(name).alias("label"), "value", *sums)
         for name in tokens.labels
     ]
-    return document_totals(shard_tokens), pl.concat([pl.DataFrame(schema=_VALUES), *frames])
+    values = pl.concat([pl.DataFrame(schema=_VALUES), *frames])
+    return document_totals(shard_tokens), values, np.bincount(shard_tokens.token_ids[shard_tokens.counted])
 
 
 def group(

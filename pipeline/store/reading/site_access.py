@@ -135,6 +135,10 @@ class SiteAccess(Catalog):
         digest, site = self.receipts_digest(site), self.site(site).name
         return tables.write_table_parts(self.layout, site, name, schema, parts, digest, metadata)
 
+    def reads_tokens(self, site: str) -> bool:
+        """Whether a row of the site is a token, and not an image, a vector or the mean of a context."""
+        return self.lake.inputs is None and not self.site(site).selection.is_averaged
+
     def tables(self, site: str) -> list[str]:
         """Names of the derived tables that exist."""
         folder = self.layout.table(self.site(site).name, "features").parent

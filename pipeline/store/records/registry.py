@@ -12,7 +12,14 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from pipeline.statistics import feature_schema
-from schemas.tables.tables import CONTROL_FEATURES, EXAMPLES, EXPLANATIONS, Schema
+from schemas.tables.tables import (
+    CONTROL_FEATURES,
+    EXAMPLES,
+    EXPLANATIONS,
+    TOKEN_COUNTS,
+    TOKEN_FEATURES,
+    Schema,
+)
 
 
 class Table(NamedTuple):
@@ -66,6 +73,8 @@ TABLES = (
         "explanations", "explanations", "an explanation of a feature by another tool", schema=lambda: EXPLANATIONS,
         from_receipts=False,
     ),
+    Table("token_features", "profile", "a token and a feature that fires on it: recall, precision and mean activation", schema=lambda: TOKEN_FEATURES),
+    Table("token_counts", "profile", "a token: its occurrences, and the number of features that fire on it", schema=lambda: TOKEN_COUNTS),
     Table("logits_histogram", "logits", "a bin of the entropies or largest probabilities of `logits`"),
     Table("fidelity_shards", "fidelity", "a shard: the sums that `fidelity` is made from"),
     Table("fidelity_means", "fidelity", "a shard: the sum of the target over its token positions"),

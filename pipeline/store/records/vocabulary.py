@@ -131,6 +131,11 @@ class Vocabulary:
             return self._stored
         return [data.decode("utf-8", "backslashreplace") for data in self._data]
 
+    @property
+    def data(self) -> list[bytes]:
+        """What each token puts into a text, in UTF-8; some are a part of a character."""
+        return self._data if self._data is not None else [text.encode() for text in self._stored]
+
     @cached_property
     def _parts(self) -> frozenset[int]:
         """Tokens that may share a character with their neighbours."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -54,6 +57,10 @@ READ = {
     "x=y": lambda f, words: any("x=y" in w for w in words),
     "feature =< 3": lambda f, words: f <= 3,
     "feature => 3": lambda f, words: f >= 3,
+    "not w44": lambda f, words: not any("w44" in w for w in words),
+    "(w44 or w43) not feature=3": lambda f, words: any("w44" in w or "w43" in w for w in words) and f != 3,
+    'not ("w44" or feature > 9)': lambda f, words: "·w44" not in words and f <= 9,
+    "(feature<=3)or(feature==9)": lambda f, words: f <= 3 or f == 9,
 }
 
 
@@ -156,3 +163,49 @@ def test_every_link_of_the_table_leads_somewhere(browser, made, tmp_path):  # no
     browser.execute_script("[...document.querySelectorAll('#rows a.none')][0].click()")
     assert len(rows(browser)) == 1
     assert errors(browser) == []
+
+
+FITTING = """
+const [columns, text] = arguments, query = readSearch(text, columns);
+if (query.kinds.length || query.tree === null || query.terms.some(term => term.kind !== 'condition')) {
+  return [null, query.kinds, query.sentences];
+}
+const fits = fitting(query.tree, term => comparison(columns[term.column], term.sign, term.value));
+const rows = Object.values(columns)[0].values.map((_, row) => row);
+return [rows.filter(row => fits(row) === true), [], []];
+"""
+SHARED = json.loads((Path(__file__).parents[2] / "data/conditions.json").read_text(encoding="utf-8"))
+
+
+def test_conditions_are_those_of_python(browser, tokens):  # noqa: F811
+    columns = {}
+    for name, column in SHARED["columns"].items():
+        kind = column["kind"]
+        columns[name] = {"values": column["values"], "whole": kind == "whole"}
+        if kind not in ("whole", "statistic"):
+            columns[name]["kind"] = kind
+    for case in SHARED["cases"]:
+        fit, kinds, sentences = browser.execute_script(FITTING, columns, case["text"])
+        if case.get("words"):  # which the search box takes, and a condition does not
+            assert kinds == [], case["text"]
+        elif "error" in case:
+            assert case["error"] in kinds, case["text"]
+            assert len(sentences) == len(kinds)
+        else:
+            assert fit == case["rows"], (case["text"], sentences)
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("(w44 or w43", "A parenthesis is not closed; in quotes it would be a token."),
+        ("w44) or w43", "A parenthesis was not opened; in quotes it would be a token."),
+        ("(" * 5000 + "w44", "nested more than 100 deep: the rest is left out."),
+        ("not " * 5000 + "w44", "nested more than 100 deep: the rest is left out."),
+    ],
+)
+def test_parentheses_that_do_not_match_are_said(browser, tokens, query, sentence):  # noqa: F811
+    type_in(browser, query)
+    assert sentence in said(browser)
+    expected = sorted({*with_word(tokens, "w44"), *with_word(tokens, "w43")})
+    assert sorted(rows(browser)) == (expected if len(query) < 100 else sorted(tokens))
