@@ -33,6 +33,7 @@ from pipeline.store.records.annotations import annotate, import_edits
 from pipeline.store.records.site import write_site_weights
 from pipeline.tasks import OneProcess
 from schemas.run.file import Cluster
+from tests.fixtures.report import index_of, pages_of
 from tests.fixtures.store import D_SAE, build, planned_site
 from tests.fixtures.texts import made_up
 
@@ -173,12 +174,14 @@ def test_hostile_names_are_shown_and_do_no_harm(
     if name != "arabic":
         assert (one_line(hostile, 20) if name != "bidi" else "gnihton") in svg_texts(graph)
     assert report(store, ["a"], OneProcess(), features=f"{FEATURE},{neighbour}")
-    pages = [path.read_text() for path in (root / "report/sites/a/features").rglob("*.html")]
-    assert len(pages) == 2
-    for text in pages:
-        assert "<script>alert" not in text
-        assert not set("\u202e\u2066") & set(text)
-        assert text.count("<b><bdi>") >= 1
+    site = root / "report/sites/a"
+    for page in pages_of(site).values():
+        name, *_ = page["fires"]
+        assert isinstance(name, str)
+        assert not set("\u202e\u2066") & set(name)
+    overview = (site / "index.html").read_text()
+    assert "<script>alert" not in overview
+    assert not set("\u202e\u2066") & set(overview)
 
 
 def svg_texts(path: Path) -> str:
@@ -191,10 +194,11 @@ def test_names_of_the_report_stand_before_the_tokens(root: Path) -> None:
     store = FeatureStore.open(root)
     annotate(store, "a", FEATURE, name="x" * 200)
     report(store, ["a"], OneProcess(), features="all")
-    page = (root / f"report/sites/a/features/0/{FEATURE}.html").read_text()
-    assert f"<b><bdi>{'x' * 79}…</bdi></b> <i>·w" in page
-    neighbour = store.scan_table("a", "neighbours").filter(feature=FEATURE).collect()["neighbour"][0]
-    assert f"<b><bdi>a-name-{neighbour}</bdi></b>" in page
+    name, *tokens = pages_of(root / "report/sites/a")[FEATURE]["fires"]
+    assert name == f"{'x' * 79}…"
+    index = index_of(root / "report/sites/a")
+    assert all(index["tokens"][token].startswith(" w") for token in tokens)
+    assert tokens
 
 
 def test_a_narrow_terminal_cuts_names_and_no_numbers(

@@ -157,9 +157,9 @@ return rows.map(row => Number(row.getAttribute('aria-rowindex')));
 
 def scrolled(browser, share: float, there) -> list[int]:
     """The rows in sight after scrolling to this share of the table, once `there` holds; fails after 20 s."""
-    browser.execute_script(SCROLL, share)
     until = time.monotonic() + 20
-    while True:
+    while True:  # a table that is laid out meanwhile begins at its top again
+        browser.execute_script(SCROLL, share)
         browser.execute_async_script(FRAMES)
         seen = browser.execute_script(IN_SIGHT)
         if seen and there(seen):
