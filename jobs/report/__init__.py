@@ -7,7 +7,7 @@ page, `pipeline.store.reading.windows` cuts the token windows of their examples 
 
 A site opens from disk: no server, no network, no font, no library. Scripts are the files in `static`; data
 reach them as `.js` files that set a variable or call a function, for a page on `file://` may not fetch. A
-hundred thousand features take half a gigabyte and some eight hundred files: 128 pages to a file, as
+hundred thousand features take 0.6 GB and some eight hundred files: 128 pages to a file, as
 compressed JSON in which a token is a number, of which `static/pages.js` makes the page that the address
 names (`feature.html#12`). Nothing of the corpus becomes HTML: jinja2 escapes it, or it becomes a text node.
 A Content-Security-Policy forbids all that is not a file of the site. Pages hold no time and no absolute path:

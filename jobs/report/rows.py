@@ -38,7 +38,7 @@ def example(work: Work, window: Mapping[str, Any]) -> Row:
         [short(values[place]) for place in active],
         -1 if firing is None else firing,
         bool(window["from_start"]) + 2 * bool(window["to_end"]),
-        visible(" · ".join([*labels, where])),
+        " · ".join(map(visible, [*labels, where])),
     ]
 
 
