@@ -1,7 +1,7 @@
 """The pages of features as data: a task reads a range of them from the scratch folder, and writes its files.
 
 A page is a list of sections, and a section a list of blocks: a name and what it shows, which
-`static/feature.js` makes elements of. All wording is here, or in `facts`.
+`static/pages.js` makes elements of. All wording is here, or in `facts`.
 """
 
 from __future__ import annotations

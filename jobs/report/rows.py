@@ -1,4 +1,4 @@
-"""Rows that a page has by the hundred, as lists that `static/feature.js` makes elements of.
+"""Rows that a page has by the hundred, as lists that `static/pages.js` makes elements of.
 
 A token is its place in `Work.order`, or its text. What comes from the corpus is made visible by `Work`, or
 here; it becomes text in the browser, never HTML.
