@@ -108,7 +108,7 @@ def test_an_exported_file_brings_the_edits_to_another_store(
         (b'{"feature": 1, "star": true}\n{', "line 2 of .* is not JSON"),
         (b'{"feature": 1, "star": true, "star": true}', "line 1 of .* is not JSON"),
         (b"[]", "line 1 of .* is not a JSON object"),
-        (gzip.compress(b"{}" * 100)[:-9], "is damaged after line"),
+        (gzip.compress(b"{}" * 100, mtime=0)[:-9], "is damaged after line"),
         (b"no gzip", "is damaged after line 0"),
     ],
 )
