@@ -200,7 +200,8 @@ def test_top_prints_the_strongest_contexts(capsys, finished):
         cli.main(["top", str(finished / "store"), str(feature), "-k", "3", "--where", "party=Whig"])
     shown = capsys.readouterr().out
     assert not stop.value.code
-    assert f"feature {feature} of mid: its 3 strongest rows" in shown
+    name = store.names("mid", [feature]).name(feature)
+    assert f"feature {feature} “{name}” of mid: its 3 strongest rows" in shown
     assert "Whig" in shown
     assert "Federalist" not in shown
 

@@ -34,7 +34,9 @@ def test_every_subset_of_the_jobs_is_closed_and_in_an_order_in_which_none_waits_
 
 
 def test_the_jobs_of_the_registry_are_those_of_the_run_file():
-    assert {table.job for table in TABLES} - {"match", "truth"} == {*JOBS} - {"examples"} - PAGES.keys()
+    assert {table.job for table in TABLES} - {"match", "truth", "explanations"} == {*JOBS} - {
+        "examples"
+    } - PAGES.keys()
     assert {*NEEDS, *derivable.REFUSED} <= set(JOBS)
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.terminal.strips import shown, strips_of
 from pipeline.store import FeatureStore
+from tests.fixtures.report import blocks_of, index_of, pages_of
 from tests.fixtures.runs import extracted, run_content, run_file
 from tests.kit import write_tiny_tokenizer
 
@@ -79,10 +80,11 @@ def test_the_terminal_shows_whole_letters(store: FeatureStore, feature: int, com
 def test_pages_show_whole_letters(store: FeatureStore, feature: int, tmp_path: Path) -> None:
     said(store, "top", feature, "-k", 60, "--html", tmp_path / "top.html")
     said(store, "report", "--out", tmp_path / "report", "--features", feature)
-    pages = [*(tmp_path / "report").rglob(f"{feature}.html"), tmp_path / "top.html"]
-    assert len(pages) == 2
-    for page in pages:
-        text = unescape(re.sub("<[^>]*>", "", page.read_text()))
+    site = tmp_path / "report/sites/mid"
+    tokens = index_of(site)["tokens"]
+    rows = [row for rows, *_ in blocks_of(pages_of(site)[feature], "strips") for row in rows]
+    strips = ["".join(piece if isinstance(piece, str) else tokens[piece] for piece in row[1]) for row in rows]
+    for text in ("\n".join(strips), unescape(re.sub("<[^>]*>", "", (tmp_path / "top.html").read_text()))):
         assert "�" not in text
         assert re.search("[가-힣]{2}", text)
 

@@ -118,7 +118,7 @@ def test_without_a_font_the_letters_stay_in_the_svg_and_the_figure_says_what_is_
 def test_plots_use_a_korean_font_for_labels_and_say_what_no_font_has(files, tmp_path, monkeypatch, capsys):
     store = FeatureStore.open(build(tmp_path / "store", shards=1).layout.root)
     monkeypatch.setattr(store, "made_from", lambda *_: "")
-    monkeypatch.setattr(store, "has_table", lambda *_: True)
+    monkeypatch.setattr(store, "has_table", lambda _, name: name != "explanations")
     labels = made_up(60, 0)["labels"].with_columns(value=pl.lit("민주당"), q=pl.lit(0.01))
     one = {"label_differences": FIGURES["label_differences"]}
     monkeypatch.setattr("jobs.figures.plots.FIGURES", one)
