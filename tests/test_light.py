@@ -179,5 +179,5 @@ def test_each_package_of_an_extra_has_its_sentence() -> None:
 def test_versions_of_libraries_are_read_where_a_model_runs_alone() -> None:
     users = {name for name, path in modules().items() if " environment()" in path.read_text(encoding="utf-8")}
     assert users - {"pipeline.plans.plan", "pipeline.worker", "jobs.evaluation.attribute"} <= {
-        "jobs.bench.shards", "jobs.explore.server", "jobs.report.page"
+        "jobs.bench.shards", "jobs.explore.lake", "jobs.report.page"
     }  # fmt: skip

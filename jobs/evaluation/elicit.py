@@ -242,9 +242,8 @@ def _strip(
     """The text by one feature; full shade is `maximum`, or else the strongest of the store or the text."""
     values = typed.activations[:, [feature]].toarray()[:, 0]
     strip = strip_of(store, typed.token_ids.tolist(), values, firing)
-    row = store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
-    # A feature that never fires in the store has neither, and is shaded by the text alone.
-    stored = np.array([row["min_activation"] or 0, row["max_activation"] or 0], np.float32)
+    # A feature that never fires in the store is shaded by the text alone.
+    stored = np.array([store.largest_activation(site, feature)], np.float32)
     return strip, strongest_in([stored, values]) if maximum is None else maximum
 
 

@@ -66,10 +66,12 @@ def _serve(
     import uvicorn
 
     from jobs.explore.guard import Guard
+    from jobs.explore.lake import Explored
     from jobs.explore.server import create_app
 
     token, port = secrets.token_urlsafe(24), listening.getsockname()[1]
-    app = Guard(create_app(store, places), token, frozenset({*LOOPBACK, host, socket.gethostname()}), port)
+    names = frozenset({*LOOPBACK, host, socket.gethostname()})
+    app = Guard(create_app(Explored(store, places)), token, names, port)
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}/?token={token}"
     say(f"[bold]explore[/] {escape(str(store.layout.root))}; Ctrl-C ends it. Open:")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from jobs.evaluation.elicit import elicited, ranked, selected_rows
 from jobs.terminal.strips import shown
@@ -96,20 +95,20 @@ class Texts:
         chosen = ranked(table, {"surprise": "surprise_bits"}.get(by, by)).head(n)
         return {"features": chosen.fill_nan(None).to_dicts(), "n": table.height}
 
-    def values(self, number: int, feature: int) -> list[float]:
-        """The activation of a feature at each piece of a text: of several tokens the largest magnitude."""
+    def values(self, number: int, feature: int) -> dict[str, Any]:
+        """The activation of a feature at each piece of a text, and its largest |activation| in the store.
+
+        Of a piece of several tokens it is the one of largest magnitude. `maximum` is 0 where the feature
+        never fires in the store.
+        """
         kept = self._text(number)
         self._store.require_feature(kept.site, feature)
         values = kept.typed.activations[:, [feature]].toarray()[:, 0]
         parts = [values[start:stop] for start, stop, _ in kept.pieces]
-        return [float(part[np.abs(part).argmax()]) for part in parts]
-
-    def maximum(self, site: str, feature: int) -> float:
-        """The largest |activation| of a feature in the store; 0 where it never fires there."""
-        row = (
-            self._store.scan_features(site).filter(pl.col("feature") == feature).collect().row(0, named=True)
-        )
-        return float(max(abs(row["min_activation"] or 0), abs(row["max_activation"] or 0)))
+        return {
+            "values": [float(part[np.abs(part).argmax()]) for part in parts],
+            "maximum": self._store.largest_activation(kept.site, feature),
+        }
 
     def _keep(self, site: str, typed: TypedText) -> int:
         spans = self._store.vocabulary.spans(typed.token_ids.tolist())

@@ -90,6 +90,13 @@ class FeatureStore(SiteAccess):
         """The feature table, a row per feature; InputError before `latentlake stats`, a warning if stale."""
         return self.scan_table(site, "features")
 
+    def largest_activation(self, site: str, feature: int) -> float:
+        """The largest |activation| of a feature in its site's feature table; 0 where it never fires."""
+        self.require_feature(site, feature)
+        row = self.scan_features(site).filter(pl.col("feature") == feature)
+        low, high = row.select("min_activation", "max_activation").collect().row(0)
+        return float(max(abs(low or 0.0), abs(high or 0.0)))
+
     def rows_of(self, site: str, feature: int) -> tuple[U64, F32]:
         """All rows (of the lake, ascending) and activations of one feature."""
         info = self.site(site)

@@ -1,18 +1,15 @@
 // The stored map of a site's features: points on a canvas, a grid to find the near ones, a table of the selected.
 "use strict";
 (async function () {
+  const { bytes, make } = latentlake;
   const $ = function (id) { return document.getElementById(id); };
   const canvas = $("map"), context = canvas.getContext("2d"), site = canvas.dataset.site, body = $("chosen").tBodies[0];
   const COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#edc948", "#76b7b2", "#ff9da7", "#8cd17d"];
   const MOST_ROWS = 200, CELLS = 256;
 
-  const answer = await fetch("/api/sites/" + site + "/map"), data = await answer.json();
-  if (!answer.ok) { $("status").textContent = data.error; $("status").className = "error"; return; }
-  function numbers(text, Kind) {
-    const raw = atob(text), bytes = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-    return new Kind(bytes.buffer);
-  }
+  let data;
+  try { data = await ask("/api/sites/" + site + "/map"); } catch (error) { $("status").textContent = error.message; $("status").className = "error"; return; }
+  function numbers(text, Kind) { return new Kind(bytes(text).buffer); }
   const feature = numbers(data.feature, Uint32Array), xs = numbers(data.x, Float32Array), ys = numbers(data.y, Float32Array);
   const active = numbers(data.n_active, Float64Array), cluster = numbers(data.cluster, Int32Array), n = feature.length;
   const place = new Map();
@@ -54,7 +51,7 @@
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, wide, tall);
     const style = getComputedStyle(document.documentElement), size = Math.max(1.5, Math.min(8, Math.min(4, 180 / Math.sqrt(n)) * Math.sqrt(view.scale * width / wide)));
-    const some = chosen().length > 0;
+    const some = picked.length > 0;
     function points(which, colour) {
       context.fillStyle = colour;
       for (const i of which) {
@@ -72,23 +69,15 @@
     if (drag && drag.brush) context.strokeRect(drag.x, drag.y, drag.toX - drag.x, drag.toY - drag.y);
   }
 
-  function chosen() { return picked; }
   let picked = [];
+  function clusterName(i) { return cluster[i] + (data.names[cluster[i]] ? " " + data.names[cluster[i]] : ""); }
   function select(places) {
     selected = new Uint8Array(n);
     for (const i of places) selected[i] = 1;
     picked = places.sort(function (a, b) { return active[b] - active[a] || feature[a] - feature[b]; });
     body.replaceChildren.apply(body, picked.slice(0, MOST_ROWS).map(function (i) {
-      const tr = document.createElement("tr"), cells = [document.createElement("td"), document.createElement("td"), document.createElement("td")], button = document.createElement("button");
-      button.type = "button";
-      button.textContent = String(feature[i]);
-      button.dataset.place = String(i);
-      cells[0].appendChild(button);
-      cells[1].textContent = active[i].toLocaleString("en");
-      cells[1].className = "n";
-      cells[2].textContent = cluster[i] < 0 ? "–" : cluster[i] + (data.names[cluster[i]] ? " " + data.names[cluster[i]] : "");
-      tr.append.apply(tr, cells);
-      return tr;
+      return make("tr", {}, make("td", {}, make("button", { type: "button", "data-place": i }, String(feature[i]))),
+        make("td", { class: "n" }, active[i].toLocaleString("en")), make("td", {}, cluster[i] < 0 ? "–" : clusterName(i)));
     }));
     $("status").textContent = picked.length ? picked.length.toLocaleString("en") + " of " + n.toLocaleString("en") + " features selected" : n.toLocaleString("en") + " features" + (data.by ? ", by " + data.by.toLowerCase() : "");
     $("more").textContent = picked.length > MOST_ROWS ? "The " + MOST_ROWS + " most active are listed." : "";
@@ -96,7 +85,7 @@
   }
   function point(i) { // what is said of one feature
     near = i;
-    $("hover").textContent = i < 0 ? "" : "Feature " + feature[i] + ", " + active[i].toLocaleString("en") + " active rows" + (cluster[i] < 0 ? "" : ", cluster " + cluster[i] + (data.names[cluster[i]] ? " " + data.names[cluster[i]] : ""));
+    $("hover").textContent = i < 0 ? "" : "Feature " + feature[i] + ", " + active[i].toLocaleString("en") + " active rows" + (cluster[i] < 0 ? "" : ", cluster " + clusterName(i));
     draw();
   }
   function nearest(px, py) {

@@ -1,34 +1,13 @@
 // Texts and their features. Everything that came from a text or a store is set as text, never as HTML.
 "use strict";
 (function () {
+  const { make, formatted, shade } = latentlake;
   const $ = function (id) { return document.getElementById(id); };
   const form = $("typing"), typed = $("typed"), status = $("status"), list = $("texts"), side = $("side"), body = $("features").tBodies[0];
   const site = form.dataset.site, texts = new Map();
   let feature = null, chosen = null, by = "activation", largest = 0, request = 0;
 
-  async function ask(path, options) {
-    const answer = await fetch(path, options);
-    const content = (answer.headers.get("content-type") || "").indexOf("json") >= 0 ? await answer.json() : { error: await answer.text() };
-    if (!answer.ok) throw new Error(typeof content.error === "string" ? content.error : "the server answered " + answer.status);
-    return content;
-  }
   function say(text, wrong) { status.textContent = text; status.className = wrong ? "error" : ""; }
-  function number(value) {
-    if (value === null || value === undefined) return "–";
-    const size = Math.abs(value);
-    if (size === 0) return "0";
-    return size >= 999.5 ? Math.round(value).toLocaleString("en") : size < 1e-4 ? value.toExponential(1) : value.toPrecision(3);
-  }
-  function element(name, text, className) {
-    const made = document.createElement(name);
-    if (text !== undefined) made.textContent = text;
-    if (className) made.className = className;
-    return made;
-  }
-
-  async function post(path, content) {
-    return ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(content) });
-  }
   async function openContext(context) { // a stored one, without the model
     try {
       const made = await post("/api/sites/" + site + "/contexts/" + context, {});
@@ -50,7 +29,7 @@
       add(made);
       clearInterval(clock);
       say(made.tokens.toLocaleString("en") + " tokens in " + ((Date.now() - began) / 1000).toFixed(2) + " s");
-      if (feature !== null) await shade();
+      if (feature !== null) await shadeAll();
       await choose(made.text, null);
     } catch (error) { say(error.message, true); }
     clearInterval(clock);
@@ -58,23 +37,16 @@
   }
 
   function add(made) {
-    const item = element("li"), strip = element("p", undefined, "strip"), close = element("button", "×", "close");
+    const close = make("button", { type: "button", class: "close", "aria-label": "Remove this text" }, "×"), strip = make("p", { class: "strip" });
     made.pieces.forEach(function (piece, place) {
-      const token = element("span", piece.text, "piece" + (piece.counted ? "" : " skipped"));
-      token.tabIndex = place ? -1 : 0;
-      token.setAttribute("role", "button");
-      token.dataset.piece = String(place);
-      strip.appendChild(token);
+      strip.append(make("span", { class: "piece" + (piece.counted ? "" : " skipped"), tabindex: place ? -1 : 0, role: "button", "data-piece": place }, piece.text));
     });
-    close.type = "button";
-    close.setAttribute("aria-label", "Remove this text");
+    const item = make("li", { "data-text": made.text }, strip, close);
     close.addEventListener("click", function () {
       texts.delete(made.text);
       item.remove();
       if (chosen && chosen.text === made.text) { chosen = null; side.hidden = true; }
     });
-    item.dataset.text = String(made.text);
-    item.append(strip, close);
     list.prepend(item);
     texts.set(made.text, { strip: strip, pieces: made.pieces });
   }
@@ -95,16 +67,13 @@
     } catch (error) { say(error.message, true); }
   }
   function row(line) {
-    const tr = element("tr"), name = element("td"), button = element("button", String(line.feature));
-    button.type = "button";
-    button.dataset.feature = String(line.feature);
-    name.appendChild(button);
-    tr.append(name, element("td", number(line.activation), "n"), element("td", number(line.surprise_bits), "n"), element("td", line.frequency === null ? "never" : number(100 * line.frequency) + " %", "n"));
-    tr.setAttribute("aria-selected", String(line.feature === feature));
-    return tr;
+    const often = line.frequency === null ? "never" : formatted(100 * line.frequency) + " %";
+    return make("tr", { "aria-selected": line.feature === feature },
+      make("td", {}, make("button", { type: "button", "data-feature": line.feature }, String(line.feature))),
+      ...[formatted(line.activation), formatted(line.surprise_bits), often].map(function (cell) { return make("td", { class: "n" }, cell); }));
   }
 
-  async function shade() { // all texts by the chosen feature
+  async function shadeAll() { // all texts by the chosen feature
     const values = new Map();
     for (const text of texts.keys()) {
       const answer = await ask("/api/texts/" + text + "/features/" + feature);
@@ -122,11 +91,11 @@
     for (const text of texts.values()) for (const value of text.values || []) strongest = Math.max(strongest, Math.abs(value));
     if (!(full > 0)) full = strongest;
     for (const text of texts.values()) (text.values || []).forEach(function (value, place) {
-      const token = text.strip.children[place], level = value ? Math.max(1, Math.min(9, Math.ceil(9 * Math.abs(value) / full))) : 0;
-      token.className = "piece" + (text.pieces[place].counted ? "" : " skipped") + (level ? (value > 0 ? " p" : " n") + level : "");
-      token.title = value ? number(value) : "";
+      const token = text.strip.children[place];
+      token.className = "piece" + (text.pieces[place].counted ? " " : " skipped ") + shade(value, full);
+      token.title = value ? formatted(value) : "";
     });
-    $("shaded").textContent = "Shaded by feature " + feature + ": blue is positive, red negative; " + (strongest ? "its strongest activation here is " + number(strongest) + "." : "it is not active here.");
+    $("shaded").textContent = "Shaded by feature " + feature + ": blue is positive, red negative; " + (strongest ? "its strongest activation here is " + formatted(strongest) + "." : "it is not active here.");
     for (const tr of body.rows) tr.setAttribute("aria-selected", String(Number(tr.querySelector("button").dataset.feature) === feature));
   }
 
@@ -150,7 +119,7 @@
     if (!button) return;
     feature = Number(button.dataset.feature);
     delete $("maximum").dataset.own;
-    shade().catch(function (error) { say(error.message, true); });
+    shadeAll().catch(function (error) { say(error.message, true); });
   });
   $("by").addEventListener("click", function (event) {
     const button = event.target.closest("button");

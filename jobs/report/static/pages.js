@@ -3,7 +3,7 @@
 // What comes from the corpus becomes text nodes and titles; nothing is read as HTML.
 "use strict";
 (function () {
-  const main = document.getElementById("main"), LEVELS = 9, KEPT = 8;
+  const main = document.getElementById("main"), KEPT = 8, { bytes, make, drawn, shade } = latentlake;
   const OLD = "This page needs a newer browser, one with DecompressionStream: Chrome or Edge 93, Safari 16.4, Firefox 113, or later.";
   const ofClusters = /\/cluster\.html$/.test(location.pathname), what = ofClusters ? "Cluster" : "Feature";
   const files = new Map(), waiting = new Map(); // by path: promises of their pages, and who waits for them
@@ -11,9 +11,7 @@
 
   async function unpacked(text) {
     if (typeof DecompressionStream === "undefined") throw new Error(OLD);
-    const raw = atob(text), bytes = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-    return JSON.parse(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).text());
+    return JSON.parse(await new Response(new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"))).text());
   }
   window.latentlakeIndex = function (key, text) {
     unpackIndex = unpacked(text).then(function (content) { index = content; index.key = key; });
@@ -54,14 +52,6 @@
     return index.chosen[low] === feature ? low : -1;
   }
 
-  // Elements. Names of tags and attributes are written here alone; strings among the children become text.
-  function make(tag, attributes, ...children) { return filled(document.createElement(tag), attributes, children); }
-  function drawn(tag, attributes, ...children) { return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children); }
-  function filled(element, attributes, children) {
-    for (const name of Object.keys(attributes)) if (attributes[name] !== "" && attributes[name] != null) element.setAttribute(name, attributes[name]);
-    element.append(...children);
-    return element;
-  }
   function tokens(numbers) {
     return numbers.map(function (number) { // a string is the name that the feature was given
       if (typeof number === "string") return make("b", {}, make("bdi", {}, number), " ");
@@ -95,13 +85,12 @@
   function strip(row, most) {
     const [value, pieces, places, values, firing, ends, where] = row;
     const parts = pieces.map(function (piece) { return typeof piece === "string" ? piece : index.tokens[piece]; });
-    function shade(at, activation) {
-      // Even the weakest activation gets a shade; 0 is left to the firing token of a random row.
-      const level = activation && most ? Math.min(LEVELS, Math.max(1, Math.round(LEVELS * Math.abs(activation) / most))) : 0;
-      parts[at] = make(at === firing ? "mark" : "b", { class: (activation < 0 ? "n" : "p") + level, title: String(activation) }, parts[at]);
+    function mark(at, activation) { // 0 is left to the firing token of a random row
+      const title = { class: shade(activation, most) || "p0", title: String(activation) };
+      parts[at] = make(at === firing ? "mark" : "b", title, parts[at]);
     }
-    places.forEach(function (at, n) { shade(at, values[n]); });
-    if (firing >= 0 && places.indexOf(firing) < 0) shade(firing, 0);
+    places.forEach(function (at, n) { mark(at, values[n]); });
+    if (firing >= 0 && places.indexOf(firing) < 0) mark(firing, 0);
     return make("li", {}, make("span", { class: "value" }, value),
       make("p", { class: "strip", dir: "auto" }, ends & 1 ? "" : "…", ...parts, ends & 2 ? "" : "…"), make("span", { class: "where" }, where));
   }

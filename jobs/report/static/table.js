@@ -1,31 +1,26 @@
 // The feature table: sorted and searched in typed arrays, and only the rows in sight are in the page.
 "use strict";
 (function () {
-  const data = LATENTLAKE, n = data.n, ROW = 34, MORE = 8, TALLEST = 8e6;
+  const data = LATENTLAKE, n = data.n, ROW = 34, MORE = 8, TALLEST = 8e6, { bytes, formatted } = latentlake;
   const view = document.getElementById("view"), body = document.getElementById("rows"), head = document.getElementById("head");
   const above = document.getElementById("above"), below = document.getElementById("below");
   const search = document.getElementById("search"), dead = document.getElementById("dead"), status = document.getElementById("status");
   const said = document.getElementById("said");
 
-  function bytes(text) {
-    const raw = atob(text), out = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
-    return out.buffer;
-  }
   const number = new Float64Array(n);
   for (let i = 0; i < n; i++) number[i] = i;
   const columns = [{ name: "feature", title: "feature", help: "number of the feature", whole: true, values: number },
     { name: "tokens", title: "fires on", help: "tokens on which its strongest rows fire most often" }]
     .concat(data.columns.map(function (column) {
-      const buffer = bytes(column.data);
+      const buffer = bytes(column.data).buffer;
       return { name: column.name, title: column.title, help: column.help, whole: column.whole,
         values: column.wide ? new Float64Array(buffer) : new Float32Array(buffer) };
     }));
   const byName = Object.create(null); // a column may have any name
   for (const column of columns) byName[column.name] = column;
-  const names = new Uint32Array(bytes(data.names)), width = data.width;
+  const names = new Uint32Array(bytes(data.names).buffer), width = data.width;
   const pages = data.pages === null ? null : new Uint8Array(n);
-  if (pages) for (const feature of new Uint32Array(bytes(data.pages))) pages[feature] = 1;
+  if (pages) for (const feature of new Uint32Array(bytes(data.pages).buffer)) pages[feature] = 1;
   const plain = data.tokens.map(plainly);
   byName.tokens.values = ranks();
   view.querySelector("table").style.setProperty("--numbers", String(columns.length - 2));
@@ -103,14 +98,6 @@
     return out;
   }
 
-  function formatted(value, whole) {
-    if (value !== value) return "–";
-    if (whole) return value.toLocaleString("en");
-    if (value === 0) return "0";
-    const size = Math.abs(value);
-    if (size >= 999.5) return Math.round(value).toLocaleString("en");
-    return size < 1e-4 ? value.toExponential(1) : value.toPrecision(3);
-  }
   function path(feature) { return "feature.html#" + feature; }
 
   // Rows are made once, and filled anew; a table too tall for a browser is scrolled in proportion.

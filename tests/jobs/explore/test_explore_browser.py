@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
-import threading
-
 import numpy as np
 import polars as pl
 import pytest
-import uvicorn
 
-from jobs.explore.command import LOOPBACK
-from jobs.explore.guard import Guard
-from jobs.explore.server import create_app
+from jobs.explore.lake import Explored
 from jobs.tables.clusters.tables import FEATURE_MAP
 from pipeline.evaluation.typed_text import Places, run_text
+from tests.fixtures.browser import errors, find, marks, served, wait_for
 from tests.fixtures.runs import extracted, run_file
-from tests.jobs.report.test_browser import browser, errors, pytestmark  # noqa: F401 - a fixture and marks
+
+pytestmark = marks
 
 PLACES = Places(model="tests.kit:tiny_lm")
 TEXT = "w3 w5 <script>document.title='harm'</script> w9"
@@ -30,30 +25,11 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(store):
-    """Where the application is served, with its token."""
-    token = secrets.token_urlsafe(8)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        app = Guard(create_app(store, PLACES), token, frozenset(LOOPBACK), port)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{port}/?token={token}"
-        server.should_exit = True
-        thread.join()
+    with served(Explored(store, PLACES)) as url:
+        yield url
 
 
-def wait_for(browser, condition):  # noqa: F811
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 30, 0.05).until(lambda _: condition())
-
-
-def find(browser, selector):  # noqa: F811
-    return browser.find_elements("css selector", selector)
-
-
-def type_text(browser, text):  # noqa: F811
+def type_text(browser, text):
     from selenium.webdriver.common.keys import Keys
 
     before = len(find(browser, "#texts li"))
@@ -64,7 +40,7 @@ def type_text(browser, text):  # noqa: F811
 
 
 @pytest.fixture
-def page(browser, url):  # noqa: F811
+def page(browser, url):
     """The page of texts with one text typed."""
     browser.get(url)
     assert "token" not in browser.current_url
@@ -130,7 +106,7 @@ def test_the_page_is_no_wider_than_a_phone(page, width):
         page.set_window_size(1280, 2400)
 
 
-def test_features_are_brushed_on_the_map_and_listed(browser, url, store):  # noqa: F811
+def test_features_are_brushed_on_the_map_and_listed(browser, url, store):
     from selenium.webdriver import ActionChains
 
     n = 60

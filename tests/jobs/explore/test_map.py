@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
+from jobs.explore.lake import Explored
 from jobs.explore.server import create_app
 from jobs.tables.clusters.tables import FEATURE_MAP
 from pipeline.evaluation.typed_text import Places
@@ -44,7 +45,7 @@ def store(tmp_path) -> FeatureStore:
 
 
 def client(store: FeatureStore) -> TestClient:
-    return TestClient(create_app(store, Places()), base_url="http://127.0.0.1")
+    return TestClient(create_app(Explored(store, Places())), base_url="http://127.0.0.1")
 
 
 def numbers(text: str, dtype: str) -> list[float]:

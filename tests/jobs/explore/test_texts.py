@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from jobs.evaluation.elicit import elicited, selected_rows
 from jobs.explore import typed as room
+from jobs.explore.lake import Explored
 from jobs.explore.server import create_app
 from pipeline.evaluation.typed_text import Places, run_text
 from pipeline.store import FeatureStore
@@ -24,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 @pytest.fixture(scope="module")
 def client(store: FeatureStore) -> TestClient:
-    return TestClient(create_app(store, PLACES), base_url="http://127.0.0.1")
+    return TestClient(create_app(Explored(store, PLACES)), base_url="http://127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_pages_need_no_other_server_and_no_script_of_their_own(client):
     assert "http:" not in page.replace("http://127.0.0.1", "")
     assert "<script>" not in page
     assert " style=" not in page
-    for path in ("/static/report.css", "/static/explore.css", "/static/text.js"):
+    for path in ("/static/report.css", "/static/explore.css", "/static/common.js", "/static/text.js"):
         assert path in page
         assert client.get(path).status_code == 200
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -16,43 +13,11 @@ from jobs.report.build import report
 from jobs.report.columns import VARIABLE, packed
 from jobs.report.page import script
 from pipeline.tasks import OneProcess
+from tests.fixtures.browser import errors, marks
 from tests.fixtures.report import make_report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next((result for name in BROWSERS if (result := shutil.which(name))), None)
-DRIVER = shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (BROWSER and DRIVER),
-        reason="no Chromium and chromedriver here (apt-get install chromium chromium-driver)",
-    ),
-]
-
-OPTIONS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,2400"
-)
+pytestmark = marks
 MANY, TALLER = 100_000, 300_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for option in (*OPTIONS.split(), f"--user-data-dir={profile}"):
-            options.add_argument(option)
-        service = webdriver.ChromeService(DRIVER, env=os.environ | {"HOME": profile})
-        driver = webdriver.Chrome(options=options, service=service)
-        try:
-            yield driver
-        finally:
-            driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +72,6 @@ def feature_at(browser, folder: Path, feature: int) -> None:
     """Open the page of a feature."""
     visit(browser, folder / "sites/site/feature.html", f"#{feature}")
     opened(browser, f"Feature {feature} of site")
-
-
-def errors(browser) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser")]
 
 
 def rows(browser) -> list[int]:

@@ -13,17 +13,17 @@ from jobs.report.build import report
 from jobs.report.page import call, packed_json
 from jobs.report.strips import visible
 from pipeline.tasks import OneProcess
+from tests.fixtures.browser import errors, marks
 from tests.fixtures.report import HARMFUL_LABEL, HOSTILE, blocks_of, index_of, pages_of, unpacked
 from tests.jobs.report.test_browser import (  # noqa: F401 - fixtures
     FRAMES,
-    browser,
-    errors,
     feature_at,
     made,
     opened,
-    pytestmark,
     visit,
 )
+
+pytestmark = marks
 
 SHOWN = """
 const all = (node, path) => [...node.querySelectorAll(path)];
@@ -84,12 +84,12 @@ def test_a_page_shows_what_its_data_say_and_nothing_of_the_corpus_is_more_than_t
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u2028\u2029]", seen)
 
 
-def click(browser, path: str) -> None:  # noqa: F811
+def click(browser, path: str) -> None:
     """As a person does: the way back skips what a script has opened."""
     browser.find_element("css selector", path).click()
 
 
-def sentence_on(browser) -> str:  # noqa: F811
+def sentence_on(browser) -> str:
     """What a page says that shows no feature and no cluster."""
     texts = "return [...document.querySelectorAll('p[role=status]')].map(each => each.textContent)"
     return WebDriverWait(browser, 20).until(lambda page: page.execute_script(texts))[0]
@@ -118,7 +118,7 @@ def in_files(made, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def test_pages_of_all_files_are_turned_and_the_way_back_leads_through_them(browser, in_files):  # noqa: F811
+def test_pages_of_all_files_are_turned_and_the_way_back_leads_through_them(browser, in_files):
     chosen = [0, *range(2, 21), 39]
     feature_at(browser, in_files, 0)
     for feature in chosen[1:]:
@@ -133,7 +133,7 @@ def test_pages_of_all_files_are_turned_and_the_way_back_leads_through_them(brows
     assert errors(browser) == []
 
 
-def test_the_last_address_wins_however_quickly_they_follow(browser, in_files):  # noqa: F811
+def test_the_last_address_wins_however_quickly_they_follow(browser, in_files):
     feature_at(browser, in_files, 0)
     browser.execute_script("for (const n of [39, 12, 3, 20, 5]) location.hash = '#' + n")
     opened(browser, "Feature 5 of")
@@ -186,7 +186,7 @@ def test_a_section_is_reached_from_the_page_and_from_outside(browser, made):  # 
         ("#%E0%A4%A", "The address names no feature"),
     ],
 )
-def test_a_number_without_a_page_says_so(browser, in_files, address, sentence):  # noqa: F811
+def test_a_number_without_a_page_says_so(browser, in_files, address, sentence):
     visit(browser, in_files / "sites/site/feature.html", address)
     assert sentence in sentence_on(browser)
     browser.execute_script("location.hash = '#39'")
@@ -197,7 +197,7 @@ def test_a_number_without_a_page_says_so(browser, in_files, address, sentence): 
 
 
 @pytest.mark.parametrize("what", ["missing", "of another report", "cut", "index", "old browser"])
-def test_a_page_that_cannot_be_shown_says_why(browser, in_files, tmp_path, what):  # noqa: F811
+def test_a_page_that_cannot_be_shown_says_why(browser, in_files, tmp_path, what):
     folder = tmp_path / "report"
     shutil.copytree(in_files, folder)
     files = folder / "sites/site/features"

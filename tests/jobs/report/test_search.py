@@ -10,19 +10,19 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from jobs.report.build import report
 from pipeline.tasks import OneProcess
+from tests.fixtures.browser import errors, marks
 from tests.jobs.report.test_browser import (  # noqa: F401 - fixtures
     TOKENS,
-    browser,
-    errors,
     made,
     put_features,
-    pytestmark,
     rows,
     said,
     status,
     type_in,
     visit,
 )
+
+pytestmark = marks
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ READ = {
 
 
 @pytest.mark.parametrize("query", READ)
-def test_what_the_search_reads(browser, tokens, query):  # noqa: F811
+def test_what_the_search_reads(browser, tokens, query):
     type_in(browser, query)
     expected = [f for f, words in tokens.items() if READ[query](f, words)]
     assert rows(browser) == expected
@@ -77,14 +77,14 @@ def test_what_the_search_reads(browser, tokens, query):  # noqa: F811
 @pytest.mark.parametrize(
     "query", ["frequency > 0.3", "frequency>0.3", "frequency >30%", "FREQUENCY > .3", "frequency > 3e-1"]
 )
-def test_conditions_take_spaces_percent_and_any_case(browser, tokens, features, query):  # noqa: F811
+def test_conditions_take_spaces_percent_and_any_case(browser, tokens, features, query):
     type_in(browser, query)
     frequency = features["frequency"].to_list()
     assert rows(browser) == [f for f in tokens if frequency[f] > 0.3]
     assert said(browser) == ""
 
 
-def test_a_number_equals_what_the_table_shows_of_it(browser, tokens, features):  # noqa: F811
+def test_a_number_equals_what_the_table_shows_of_it(browser, tokens, features):
     first = next(iter(tokens))
     shown = f"{features['max_activation'][first]:.3g}"
     type_in(browser, f"max_activation = {shown}")
@@ -106,7 +106,7 @@ def test_a_number_equals_what_the_table_shows_of_it(browser, tokens, features): 
         ("z" * 5000 + " > 1", "“" + "z" * 80 + "…” is left out: no column is called"),
     ],
 )
-def test_what_cannot_be_read_is_left_out_and_said(browser, tokens, query, sentence):  # noqa: F811
+def test_what_cannot_be_read_is_left_out_and_said(browser, tokens, query, sentence):
     type_in(browser, query)
     assert sentence in said(browser)
     assert "is left out" in said(browser)
@@ -127,7 +127,7 @@ def test_what_cannot_be_read_is_left_out_and_said(browser, tokens, query, senten
         ("qq " * 50, "“qq” fits 0, and 45 more."),
     ],
 )
-def test_no_feature_is_not_said_in_silence(browser, tokens, query, sentence):  # noqa: F811
+def test_no_feature_is_not_said_in_silence(browser, tokens, query, sentence):
     type_in(browser, query)
     assert rows(browser) == []
     assert sentence in said(browser)
@@ -177,7 +177,7 @@ return [rows.filter(row => fits(row) === true), [], []];
 SHARED = json.loads((Path(__file__).parents[2] / "data/conditions.json").read_text(encoding="utf-8"))
 
 
-def test_conditions_are_those_of_python(browser, tokens):  # noqa: F811
+def test_conditions_are_those_of_python(browser, tokens):
     columns = {}
     for name, column in SHARED["columns"].items():
         kind = column["kind"]
@@ -204,7 +204,7 @@ def test_conditions_are_those_of_python(browser, tokens):  # noqa: F811
         ("not " * 5000 + "w44", "nested more than 100 deep: the rest is left out."),
     ],
 )
-def test_parentheses_that_do_not_match_are_said(browser, tokens, query, sentence):  # noqa: F811
+def test_parentheses_that_do_not_match_are_said(browser, tokens, query, sentence):
     type_in(browser, query)
     assert sentence in said(browser)
     expected = sorted({*with_word(tokens, "w44"), *with_word(tokens, "w43")})
