@@ -16,7 +16,7 @@ from jobs.report import page as report_page
 from pipeline.evaluation.typed_text import Places
 from pipeline.store import FeatureStore
 
-PAGES: Mapping[str, str] = {"text": "Text", "map": "Map"}
+PAGES: Mapping[str, str] = {"text": "Text", "find": "Find", "map": "Map"}
 """Pages of a site: the last part of the address, `/sites/{site}/{page}`, and what links to it say."""
 
 Feature = Annotated[int, Field(ge=0)]

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from jobs.command.options import AS_JSON, OneSite
 from jobs.terminal.console import console, say
+from jobs.terminal.names import one_line
 from jobs.terminal.progress import counting
 from jobs.terminal.strips import shown, strips_of, text_strip
 from jobs.views.top import heading, show_strip
@@ -27,6 +28,7 @@ from pipeline.store.reading.finding import (
     BY_TEXT,
     BY_TOKEN,
     by_columns,
+    by_name,
     near_text,
     nearest_tokens,
     on_token,
@@ -49,6 +51,9 @@ def find(
     text: Annotated[
         str | None, typer.Option(help="Words that stand in the windows of a feature's stored examples.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Part of a feature's name, note or explanation.")
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,15 +72,17 @@ def find(
 ) -> Annotated[pl.DataFrame, AS_JSON]:
     """Print the first `n` features that are found, and return them.
 
-    Conditions may be given alone, or with TOKEN or --text. Raises InputError where no question is given, a
-    table is missing, or the vocabulary has no such token.
+    Conditions may be given alone, or with TOKEN, --text or --name. Raises InputError where no question is
+    given, a table is missing, or the vocabulary has no such token.
     """
-    if token is not None and text is not None:
-        raise InputError("give a token or --text, not both")
+    if [token, text, name].count(None) < 2:
+        raise InputError("give one of a token, --text and --name, not several")
     if token is not None:
         found = _find_token(store, site, token, where or (), by or BY_TOKEN[0], n)
     elif text is not None:
         found = _find_text(store, site, text, where or (), by or BY_TEXT[0], n)
+    elif name is not None:
+        found = _find_name(store, site, name, where or (), n)
     elif where:
         found = by_columns(store, site, where, by or BY_FEATURE)
         every, fit = several(store.site(site).d_sae, "feature"), f"{found.height:,}"
@@ -83,7 +90,7 @@ def find(
         found = with_names(store, site, found.head(n))
         _show(found)
     else:
-        raise InputError("give a token such as ' war', --text WORDS or --where CONDITION")
+        raise InputError("give a token such as ' war', --text WORDS, --name TEXT or --where CONDITION")
     return found
 
 
@@ -167,6 +174,18 @@ def _find_text(
             text_strip(strip, 1.0, shaded=False),
         )
     return best
+
+
+def _find_name(store: FeatureStore, site: str, text: str, where: Sequence[str], n: int) -> pl.DataFrame:
+    found = by_name(store, site, text, where)
+    say(
+        f"[bold]find[/] {escape(site)}: {several(found.height, 'feature')} with {escape(repr(text))} in "
+        f"a name, a note or an explanation{_first(found, n)}"
+    )
+    named = with_names(store, site, found.head(n))
+    shown_texts = pl.Series("text", map(one_line, named["text"]), pl.String)
+    _show(named.with_columns(shown_texts))
+    return named
 
 
 def _first(found: pl.DataFrame, n: int, by: str | None = None) -> str:

@@ -12,17 +12,20 @@ import polars as pl
 import pytest
 
 from jobs import cli
+from jobs.tables.coactivation import coactivation
 from jobs.tables.examples import examples
 from jobs.tables.profile import profile
 from jobs.tables.stats import stats
 from jobs.views.find import find
 from pipeline.store import FeatureStore
 from pipeline.store.reading.example_texts import text_pattern
-from pipeline.store.reading.finding import by_columns, near_text, on_token, token_ids
+from pipeline.store.reading.finding import by_columns, by_name, near_text, on_token, similar, token_ids
 from pipeline.store.reading.windows import AFTER, BEFORE
+from pipeline.store.records.annotations import annotate
+from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
 from tests.fixtures.runs import extracted, run_file
-from tests.fixtures.store import Built, build, put_vocabulary
+from tests.fixtures.store import D_SAE, Built, build, planned_site, put_vocabulary
 
 TEXTS = {
     7: "Cotton",
@@ -189,8 +192,8 @@ def test_the_command_says_what_was_found_and_what_was_searched(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give a token such as ' war', --text WORDS or --where CONDITION"),
-        ((" w20", "--text", "x"), "give a token or --text, not both"),
+        ((), "give a token such as ' war', --text WORDS, --name TEXT or --where CONDITION"),
+        ((" w20", "--text", "x"), "give one of a token, --text and --name, not several"),
         ((" w2O",), "no token reads ' w2O'; the nearest are ' w2"),
         (("",), "no token reads ''"),
         (("w20",), "no token reads 'w20'; the nearest are ' w20'"),
@@ -240,5 +243,48 @@ def test_a_text_of_several_tokens_is_told_by_the_lakes_tokenizer(
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(r"'w3 w5' is \d tokens, \|.*\|: searched is the last one", said)
     assert set(found["token"]) == {store.token_texts(found["token_id"][:1].to_list())[0]}
-    with pytest.raises(InputError, match="not both"):
+    with pytest.raises(InputError, match="not several"):
         find(store, "mid", "w3", text="w5")
+
+
+def test_features_are_found_by_name_note_and_explanation_in_any_case(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(str(store.layout.root), tmp_path / "named"))
+    named = FeatureStore.open(root)
+    annotate(named, "site", 5, name="The Civil War", note="cotton")
+    annotate(named, "site", 3, note="warfare. (x+)*")
+    annotate(named, "site", 9, name="peace")
+    assert by_name(named, "site", " WAR").rows() == [
+        (3, "note", "warfare. (x+)*"),
+        (5, "name", "The Civil War"),
+    ]
+    assert by_name(named, "site", "(X+)*")["feature"].to_list() == [3]
+    assert by_name(named, "site", "war", ["feature > 4"])["feature"].to_list() == [5]
+    assert by_name(named, "site", "nobody").is_empty()
+    with pytest.raises(InputError, match="--name is empty"):
+        by_name(named, "site", "  ")
+
+
+def test_similar_features_are_the_stored_neighbours(built: Built, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(str(built.layout.root), tmp_path / "near"))
+    store = FeatureStore.open(root)
+    decoder = np.random.default_rng(0).normal(size=(D_SAE, 4)).astype(np.float32)
+    write_site_weights(store.layout, "p", planned_site("site"), {"W_dec": decoder}, {})
+    coactivation(store, "site", k=5, support=1)
+    active = built.dense["site"][(built.tokens["token"] != 0).to_numpy()] != 0
+    both = (active[:, [7]] & active).sum(0)
+    jaccard = both / (active[:, 7].sum() + active.sum(0) - both)
+    order = [f for f in np.lexsort((np.arange(len(both)), -jaccard)) if f != 7 and both[f]][:5]
+    found = similar(store, "site", 7, "jaccard")
+    assert found["feature"].to_list() == order
+    assert found["n_both"].to_list() == both[order].tolist()
+    assert found["jaccard"].to_list() == pytest.approx(jaccard[order])
+    with pytest.raises(InputError, match="--by 'x' is not one of cosine, jaccard"):
+        similar(store, "site", 7, "x")
+    unit = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
+    cosine = unit @ unit[7]
+    nearest = [f for f in np.argsort(-cosine) if f != 7][:5]
+    by_direction = similar(store, "site", 7)
+    assert by_direction["feature"].to_list() == nearest
+    assert by_direction["cosine"].to_list() == pytest.approx(cosine[nearest], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Which features: those that fire on a token, in whose examples a text stands, that fit conditions.
+"""Which features: those that fire on a token, in whose examples or name a text stands, that fit conditions.
 
 Each answer is a frame with a row per feature, best first. `on_token` reads the table `token_features`,
 `near_text` the table `examples` and the tokens of all shards that hold one, `features_where` columns of the
@@ -16,6 +16,7 @@ import polars as pl
 from pipeline.store.reading.conditions import nearest
 from pipeline.store.reading.example_texts import ExampleTexts
 from pipeline.store.reading.feature_columns import columns_of, feature_values, features_where, require_known
+from pipeline.store.records.annotations import read_annotations
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BY_TOKEN = ("f1", "precision", "recall", "mean_active", "n_active")
 BY_TEXT = ("examples", "share", "activation")
+BY_SIMILARITY = ("cosine", "jaccard", "npmi", "phi", "conditional")
 BY_FEATURE = "frequency"
 """What features that fit a condition are sorted by, unless another column is given."""
 
@@ -96,6 +98,39 @@ def by_columns(store: FeatureStore, site: str, where: Sequence[str], by: str = B
         found.select("feature", *dict.fromkeys((name, *found.columns[1:]))) if name != "feature" else found
     )
     return found.sort(name, "feature", descending=[name != "feature", False], nulls_last=True)
+
+
+def by_name(store: FeatureStore, site: str, text: str, where: Sequence[str] = ()) -> pl.DataFrame:
+    """The features whose name, note or explanation holds a text, in any case; by feature.
+
+    Columns: feature u32, `found_in` (name, note or explanation, the first of them that holds it), `text`.
+    InputError for an empty text.
+    """
+    if not text.strip():
+        raise InputError("--name is empty: give a part of a name, a note or an explanation")
+    notes = read_annotations(store, site).table.select("feature", "name", "note")
+    texts = [notes.select("feature", text=pl.col(kind), found_in=pl.lit(kind)) for kind in ("name", "note")]
+    if store.has_table(site, "explanations"):
+        explained = store.scan_table(site, "explanations").select("feature", "text").collect()
+        texts.append(explained.with_columns(found_in=pl.lit("explanation")))
+    holds = pl.col("text").str.to_lowercase().str.contains(text.strip().lower(), literal=True)
+    found = pl.concat(texts).filter(holds).unique("feature", keep="first", maintain_order=True)
+    return _only(store, site, found, where).select("feature", "found_in", "text").sort("feature")
+
+
+def similar(store: FeatureStore, site: str, feature: int, by: str = "cosine") -> pl.DataFrame:
+    """The stored neighbours of a feature, nearest first: by the cosine of decoder rows or by co-activation.
+
+    Columns: feature u32 and the measures of the table, `decoder_neighbours` for cosine, else `neighbours`.
+    InputError where the table is not there.
+    """
+    store.require_feature(site, feature)
+    require_order(by, BY_SIMILARITY)
+    table = store.scan_table(site, "decoder_neighbours" if by == "cosine" else "neighbours")
+    own = table.filter(pl.col("feature") == feature).drop("feature")
+    if by != "cosine":
+        own = own.filter(pl.col("by") == by).drop("by", "n_a")
+    return own.sort("rank").drop("rank").rename({"neighbour": "feature"}).collect()
 
 
 def with_names(store: FeatureStore, site: str, found: pl.DataFrame) -> pl.DataFrame:

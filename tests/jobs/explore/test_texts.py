@@ -152,6 +152,7 @@ def test_the_api_describes_itself(client):
     assert set(paths) == {
         "/api/state",
         "/api/sites/{site}/contexts/{context}",
+        "/api/sites/{site}/find",
         "/api/sites/{site}/map",
         "/api/sites/{site}/texts",
         "/api/texts/{number}",
