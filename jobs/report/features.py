@@ -11,8 +11,8 @@ from itertools import groupby, islice
 from typing import Any
 
 from jobs.report import rows
-from jobs.report.facts import facts
-from jobs.report.histogram import histogram
+from jobs.report.facts import FIRST, facts
+from jobs.report.histogram import histogram, over_vocabulary
 from jobs.report.page import call, inside, number, packed_json, percent, render, whole, write
 from jobs.report.source import Source
 from jobs.report.strips import visible
@@ -38,12 +38,8 @@ MEASURES = {
     "conditional": "Conditional frequency: share of this feature's rows where the other fires",
     "cosine": "Cosine of decoder directions",
 }
-LOGITS = (
-    ("Highest logits", "top", "logits"),
-    ("Lowest logits", "bottom", "logits"),
-    ("Most promoted", "promoted", "effects"),
-    ("Most suppressed", "suppressed", "effects"),
-)
+EFFECTS = (("Most promoted", "promoted", "effects"), ("Most suppressed", "suppressed", "effects"))
+LOGITS = (("Highest logits", "top", "logits"), ("Lowest logits", "bottom", "logits"))
 """Tokens of the table `logits`: title, and how its columns are called."""
 
 MATCH_HEAD = (("feature there", 0, ""), ("cosine", 1, ""), ("Jaccard", 1, ""), ("assigned", 0, ""))
@@ -146,7 +142,7 @@ def _statistics(source: Source, row: Mapping[str, Any], tables: Mapping[str, Row
     profile = next(iter(tables.get("profile", ())), None)
     top_token = profile["top_token"] if profile else None
     name = None if top_token is None else source.token(top_token)
-    blocks = [["facts", facts(row, profile, name, tables.get("rankings", []))]]
+    blocks = [["facts", facts(row, profile, name, tables.get("rankings", [])), FIRST]]
     if not profile:
         blocks.append(_absent(source, "intervals and token statistics", "profile"))
     return {"class": "facts", "aria": "Statistics", "blocks": blocks}
@@ -205,15 +201,33 @@ def _logits(source: Source, table: Rows) -> Section:
     if not table:
         return section | {"blocks": [_absent(source, "logits", "logits")]}
     (row,) = table
+    blocks = list[Block]()
+    if row.get("promoted_tokens"):
+        blocks += [
+            ["heading", "Without any norm", "W_dec @ W_U, about its mean over the vocabulary"],
+            ["tables", _listed_tokens(source, row, EFFECTS)],
+        ]
+        # tables of earlier versions do not have it
+        low, high, counts = (row.get(f"effect_{name}") for name in ("low", "high", "counts"))
+        if not counts:
+            blocks.append(["absent", "histogram over the vocabulary", f"latentlake {job_of('logits')}"])
+        elif low < high:  # a direction of zeros has no effect on any token
+            blocks.append(["histogram", over_vocabulary(low, high, counts)])
+        blocks.append(["heading", "Through the final norm", "with b_dec added"])
+    entropy, largest = number(row["entropy_bits"]), percent(row["max_probability"])
+    note = f"Entropy {entropy} bits, largest probability {largest}"
+    return section | {"blocks": [*blocks, ["note", note], ["tables", _listed_tokens(source, row, LOGITS)]]}
+
+
+def _listed_tokens(source: Source, row: Mapping[str, Any], ends: Sequence[tuple[str, str, str]]) -> Rows:
+    """A table of the tokens at either end."""
     sides = []
-    for title, name, of in LOGITS:
+    for title, name, of in ends:
         tokens, values = row.get(f"{name}_tokens") or (), row.get(f"{name}_{of}") or ()
         cells = [[source.alone([t]), number(value)] for t, value in zip(tokens, values, strict=True)]
         if cells:
             sides.append(table_of("logits", "tn", cells, caption=[title, ""]))
-    entropy, largest = number(row["entropy_bits"]), percent(row["max_probability"])
-    note = f"Entropy {entropy} bits, largest probability {largest}"
-    return section | {"blocks": [["note", note], ["tables", sides]]}
+    return sides
 
 
 def _neighbours(source: Source, tables: Mapping[str, Rows]) -> Section:

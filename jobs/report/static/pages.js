@@ -49,43 +49,62 @@ latentlake.pages = function (source) {
     return [part(0, shown), make("details", {}, make("summary", {}, n - shown + " more"), part(shown, n))];
   }
   const BLOCKS = {
-    absent: function (what, command) { return [make("p", { class: "absent" }, "No " + what + " yet: run ", make("code", {}, command + " STORE"), ".")]; },
-    none: function (text) { return [make("p", { class: "absent" }, text)]; },
-    text: function (text) { return [make("p", {}, text)]; },
-    in_table: function (query, text) { return [make("p", { class: "note" }, make("a", { href: "features.html#q=" + encodeURIComponent(query) }, text))]; },
-    note: function (text) { return [make("p", { class: "note" }, text)]; },
-    heading: function (text, small) { return [heading("h3", "", text, small)]; },
-    facts: function (facts) {
-      return [make("dl", {}, ...facts.map(function (fact) {
-        const range = fact[3] ? [make("small", {}, fact[3])] : [];
-        return make("div", { title: fact[2] }, make("dt", {}, fact[0]), make("dd", {}, fact[1], ...range));
-      }))];
+    absent: function (_, what, command) { return [make("p", { class: "absent" }, "No " + what + " yet: run ", make("code", {}, command + " STORE"), ".")]; },
+    none: function (_, text) { return [make("p", { class: "absent" }, text)]; },
+    text: function (_, text) { return [make("p", {}, text)]; },
+    in_table: function (_, query, text) { return [make("p", { class: "note" }, make("a", { href: "features.html#q=" + encodeURIComponent(query) }, text))]; },
+    note: function (_, text) { return [make("p", { class: "note" }, text)]; },
+    heading: function (_, text, small) { return [heading("h3", "", text, small)]; },
+    facts: function (_, facts, shown) {
+      return folded(facts.length, shown, function (from, to) {
+        return make("dl", {}, ...facts.slice(from, to).map(function (fact) {
+          const range = fact[3] ? [make("small", {}, fact[3])] : [];
+          return make("div", { title: fact[2] }, make("dt", {}, fact[0]), make("dd", {}, fact[1], ...range));
+        }));
+      });
     },
-    histogram: function (content) {
-      const [width, height, base] = content.size;
-      return [drawn("svg", { class: "histogram", viewBox: "0 0 " + width + " " + height, role: "img", "aria-label": content.label },
-        ...content.bars.map(function (bar) {
-          const [x, y, wide, title, negative] = bar;
-          return drawn("rect", { class: negative ? "n" : "", x: x, y: y, width: wide, height: Math.round(10 * (base - y)) / 10 }, drawn("title", {}, title));
+    histogram: function (_, content) { // what the pointer is on is written below the axis
+      const [width, height, base, left] = content.size, said = make("p", { class: "note" }, content.axes);
+      const bars = content.bars.map(function (bar) {
+        const [x, y, wide, title, negative] = bar;
+        return drawn("rect", { class: negative ? "n" : "", x: x, y: y, width: wide, height: Math.round(10 * (base - y)) / 10 }, drawn("title", {}, title));
+      });
+      const made = drawn("svg", { class: "histogram", viewBox: [-left, 0, width + left, height].join(" "), role: "img", "aria-label": content.label },
+        ...content.heights.flatMap(function (tick) {
+          return [drawn("line", { class: "grid", x1: 0, x2: width, y1: tick[0], y2: tick[0] }), drawn("text", { class: "y", x: -6, y: tick[0] + 4 }, tick[1])];
         }),
+        ...bars,
         drawn("line", { x1: 0, x2: width, y1: base, y2: base }),
-        ...content.ticks.map(function (tick) { return drawn("text", { x: tick[0], y: height - 6 }, tick[1]); }))];
+        ...content.ticks.map(function (tick) { return drawn("text", { x: tick[0], y: height - 6 }, tick[1]); }));
+      let on = -1;
+      function choose(n) {
+        if (on >= 0) bars[on].classList.remove("on");
+        if (n >= 0) bars[n].classList.add("on");
+        said.textContent = n >= 0 ? content.bars[n][3] : content.axes;
+        on = n;
+      }
+      made.addEventListener("pointermove", function (event) {
+        const box = made.getBoundingClientRect(), x = (event.clientX - box.left) / box.width * (width + left) - left;
+        choose(content.bars.findIndex(function (bar) { return x >= bar[0] - 0.5 && x <= bar[0] + bar[2] + 0.5; }));
+      });
+      made.addEventListener("pointerleave", function () { choose(-1); });
+      return [made, said];
     },
-    strips: function (rows, shown, page) {
+    strips: function (page, rows, shown) {
       return folded(rows.length, shown, function (from, to) {
         return make("ol", { class: "strips" }, ...rows.slice(from, to).map(function (row) { return strip(row, page); }));
       });
     },
-    texts: function (texts) {
+    texts: function (_, texts) {
       return [make("ol", { class: "strips texts" }, ...texts.map(function (text) {
         return make("li", {}, make("p", { class: "strip", dir: "auto" }, text[0]), make("span", { class: "where" }, text[1]));
       }))];
     },
-    table: function (content, page) { return folded(content.rows.length, content.fold, function (from, to) { return table(content, from, to, page); }); },
-    tables: function (contents, page) {
+    table: function (page, content) { return folded(content.rows.length, content.fold, function (from, to) { return table(content, from, to, page); }); },
+    tables: function (page, contents) {
       return [make("div", { class: "columns" }, ...contents.map(function (each) { return table(each, 0, each.rows.length, page); }))];
     },
-    clusters: function (clusters) {
+    clusters: function (_, clusters) {
       return [make("ul", { class: "clusters" }, ...clusters.map(function (each) {
         const [title, kind, number, name] = each;
         return make("li", {}, title + ": ", source.cluster(kind, number), " ", make("span", { class: "soft" }, name));
@@ -94,7 +113,7 @@ latentlake.pages = function (source) {
   };
   function heading(tag, id, text, small) { return make(tag, { id: id }, text, ...(small ? [" ", make("small", {}, small)] : [])); }
   function section(content, id, page) {
-    const blocks = content.blocks.flatMap(function (block) { return BLOCKS[block[0]](...block.slice(1), page); });
+    const blocks = content.blocks.flatMap(function (block) { return BLOCKS[block[0]](page, ...block.slice(1)); });
     if (content.title) blocks.unshift(heading("h2", content.id ? id + "/" + content.id : "", content.title, content.small));
     return make("section", { class: content.class, "aria-label": content.aria }, ...blocks);
   }
