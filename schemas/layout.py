@@ -213,7 +213,7 @@ class Layout:
         return self.tables(site) / f"{check_name(name, 'table')}.parquet"
 
     def parts(self, site: str, job: str, key: str) -> StorePath:
-        """Folder of what a job has found of its parts until it ends; `key` is 32 hexadecimal digits."""
+        """Folder of the finished parts of a job until it ends; `key` is 32 hexadecimal digits."""
         return self.tables(site) / f".{check_name(job, 'job')}.{key}.tmp"
 
     def tables(self, site: str) -> StorePath:

@@ -17,7 +17,7 @@ OPTIONS = {"shards": ("shards",), "jobs": ("nonzeros",)}
 
 
 def main() -> None:
-    """Run the parts asked for, else all."""
+    """Run the given parts, else all."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
     known = f"of {', '.join(PARTS)} (default: all), {', '.join(LONG)}"
     parser.add_argument("parts", nargs="*", metavar="PART", help=known)

@@ -24,7 +24,7 @@ from pipeline.store.records.tokens import read_links, read_token_shard
 from schemas.values import TokenShard
 
 SHARDS, QUERIED = 8, 50
-"""Shards of each shape, and features whose contexts are asked for."""
+"""Shards of each shape, and features whose contexts are read."""
 
 SHAPES = (
     Shape("GPT-2 small, d_sae 24,576, k 32", 12, 768, 12, 7, 24_576, 32, 32_768, 0.95, 50_257),

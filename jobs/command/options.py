@@ -121,7 +121,7 @@ Append = Annotated[bool, typer.Option("--append", help="Add the corpus to a stor
 
 @contextmanager
 def logged(path: Path | None) -> Iterator[None]:
-    """Events of this process go to the end of a file, where one is asked for."""
+    """Events of this process go to the end of a file, where one is given."""
     if path is None:
         yield
         return

@@ -14,7 +14,7 @@ WORTH_NNZ = 1 << 24
 """Activations from which on more than one process pays: starting them takes some two seconds."""
 
 MEMORY_OF_A_WORKER = 3 << 29
-"""Free memory in bytes that is asked of this machine for each process."""
+"""Free memory in bytes that this machine must have for each process."""
 
 
 def choose_tasks(store: FeatureStore, workers: int | None = None, address: str | None = None) -> Tasks:
@@ -37,7 +37,7 @@ def choose_model_tasks(
 ) -> Tasks:
     """Tasks for a job that runs the plan's model on `device`.
 
-    Each worker loads the model, which takes the plan's threads; so there is one unless more are asked for,
+    Each worker loads the model, which takes the plan's threads; so there is one unless more are requested,
     and on a Ray cluster a task has as many CPUs and, on `cuda`, a GPU.
     """
     if address is not None:

@@ -254,7 +254,7 @@ def histograms(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
 
 
 def _edges(values: F64, *, is_log: bool) -> F64:
-    """Edges of BINS even parts from the least value to the largest, of their logarithms if asked for."""
+    """Edges of BINS even parts from the least value to the largest, or of their logarithms with `is_log`."""
     low, high = (np.log10(values) if is_log else values)[[values.argmin(), values.argmax()]]
     # Where all values are equal the parts still need some width.
     edges: F64 = np.linspace(low, max(high, low + 1e-6), BINS + 1)

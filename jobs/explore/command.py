@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.typed_text import Places
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - known, so that they can be warned of
+"""What stands for all addresses of a machine, and the one of them that a browser here opens."""
 
 
 def command(
@@ -62,7 +64,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _serve(
     store: FeatureStore, places: Places, listening: socket.socket, host: str, *, browser: bool
 ) -> None:
-    """Serve until the process is asked to end."""
+    """Serve until the process is interrupted."""
     import uvicorn
 
     from jobs.explore.guard import Guard
@@ -71,8 +73,10 @@ def _serve(
 
     token, port = secrets.token_urlsafe(24), listening.getsockname()[1]
     names = frozenset({*LOOPBACK, host, socket.gethostname()})
-    app = Guard(create_app(Explored(store, places)), token, names, port)
-    shown = f"[{host}]" if ":" in host else host
+    app = Guard(create_app(Explored(store, places)), token, names, port, every_address=host in EVERY_ADDRESS)
+    # a browser cannot open the address that stands for all
+    named = EVERY_ADDRESS.get(host, host)
+    shown = f"[{named}]" if ":" in named else named
     url = f"http://{shown}:{port}/?token={token}"
     say(f"[bold]explore[/] {escape(str(store.layout.root))}; Ctrl-C ends it. Open:")
     console.print(url, markup=False, highlight=False, soft_wrap=True)  # `say` would hide the token

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import cookie_parser
@@ -37,9 +38,16 @@ HEADERS = {
 class Guard:
     """An ASGI application around another: it answers 400, 401 or 403 to what is not let through."""
 
-    def __init__(self, app: Any, token: str, hosts: frozenset[str], port: int) -> None:
-        """`hosts`: the names, without port, that the header Host may have."""
+    def __init__(
+        self, app: Any, token: str, hosts: frozenset[str], port: int, *, every_address: bool = False
+    ) -> None:
+        """`hosts`: the names, without port, that the header Host may have.
+
+        With `every_address` it may be any IP address too: the server listens on all of the machine's, and
+        DNS rebinding needs a name.
+        """
         self._app, self._token, self._hosts, self._port = app, token, hosts, port
+        self._every_address = every_address
         # cookies do not know of ports: those of two servers of one machine have two names
         self._cookie = f"latentlake-{port}"
 
@@ -63,15 +71,18 @@ class Guard:
     def _is_ours(self, host: str) -> bool:
         try:
             parts = urlsplit(f"//{host}")
-            return parts.hostname in self._hosts and (parts.port or 80) == self._port and "@" not in host
+            is_known = parts.hostname in self._hosts or (self._every_address and _is_address(parts.hostname))
+            return is_known and (parts.port or 80) == self._port and "@" not in host
         except ValueError:
             return False
 
     def _entrance(self, scope: Scope) -> Response | None:
         """A redirect for a URL with the token, which is then a cookie; a refusal where neither is there."""
-        given = QueryParams(scope["query_string"]).get("token")
+        query = QueryParams(scope["query_string"])
+        given = query.get("token")
         if given is not None and self._is_token(given):
-            response = RedirectResponse(scope["path"], 303)
+            others = urlencode([pair for pair in query.multi_items() if pair[0] != "token"])
+            response = RedirectResponse(scope["path"] + (others and f"?{others}"), 303)
             response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax", path="/")
             return response
         headers = Headers(scope=scope)
@@ -83,6 +94,15 @@ class Guard:
 
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), self._token.encode())
+
+
+def _is_address(host: str | None) -> bool:
+    """Whether it is an IP address and not a name."""
+    try:
+        ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _with_headers(send: Send) -> Send:

@@ -1,4 +1,4 @@
-"""Typed texts and stored contexts: kept, and asked about by token and by feature.
+"""Typed texts and stored contexts: kept, and looked up by token and by feature.
 
 The model of a site is loaded when its first text comes, while other requests are answered; one text runs at
 a time.

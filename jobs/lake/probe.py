@@ -105,7 +105,7 @@ class Probe:
         )
 
     def _warm_up_rows(self) -> int:
-        """Some batches, at most a tenth of what is asked for."""
+        """Some batches, at most a tenth of those requested."""
         size = self.run.tokens.context_size
         assert size is not None
         rows = 8 * self.run.extract.batch_contexts * size

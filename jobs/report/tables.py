@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ from polars import selectors as cs
 from pipeline.store import FeatureStore
 from pipeline.store.derived.names import TOKENS, most_fired
 from pipeline.store.records.registry import TABLES, find_table, job_of
-from pipeline.store.records.tables import StaleTableWarning
 from schemas.values import I64
 
 CLUSTERS = {
@@ -60,9 +58,7 @@ class Tables:
 
     def scan(self, name: str) -> pl.LazyFrame:
         """One table; the pages say that it is stale, so no warning is given here."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", StaleTableWarning)
-            return self.store.scan_table(self.site, name)
+        return self.store.scan_table(self.site, name, warn_stale=False)
 
     def read(self, name: str) -> pl.DataFrame | None:
         """One table, whole; None where there is none."""

@@ -160,7 +160,7 @@ def _ranking_summary(table: pl.DataFrame) -> str:
 
 
 def _features(store: FeatureStore, site: str, by: Sequence[str]) -> tuple[pl.DataFrame, str]:
-    """The feature table, with the columns of `profile` where one is asked for; digest of their receipts."""
+    """The feature table, with the columns of `profile` where one is used; digest of their receipts."""
     features, digests = store.scan_features(site).collect(), [store.made_from(site, "features")]
     if set(by) & set(PROFILE) - set(features.columns):
         profile = store.scan_table(site, "profile").collect()

@@ -1,6 +1,6 @@
 """Any set of contexts × any set of features as a matrix: activations pooled over each context's rows.
 
-Only the postings of the features asked for are read, one feature after another: the cost is their
+Only the postings of the given features are read, one feature after another: the cost is their
 activations. What is held is one number for each context in which one of them is active.
 """
 

@@ -66,7 +66,7 @@ def find(
 ) -> Annotated[pl.DataFrame, AS_JSON]:
     """Print the first `n` features that are found, and return them.
 
-    Conditions may be given alone, or with TOKEN or --text. Raises InputError where nothing is asked for, a
+    Conditions may be given alone, or with TOKEN or --text. Raises InputError where no question is given, a
     table is missing, or the vocabulary has no such token.
     """
     if token is not None and text is not None:

@@ -225,8 +225,8 @@ class Dispatcher:
             self._load_failures = 0  # failures while other workers were ready predict nothing
         if slot.hello is not None or not charged:
             return outcome
-        # It failed to load: the next tries later while others work; when nobody does and it goes on like
-        # this, the run stops. A node that is refused stays so, so it has fewer tries.
+        # A worker failed to load. While others work, the next one is started later; when none works and every
+        # new one fails, the run stops. A node that is refused stays refused, so it has fewer attempts.
         self._load_failures += 1
         most = self._policy.max_spawn_failures
         if self._is_live:

@@ -183,7 +183,7 @@ def test_the_union_has_every_values_first_features_and_the_command_prints_the_ma
     held = selection.filter(pl.col("holds"))
     for value, features in chosen.items():
         stars = [f"{f}{'*' if held.filter(value=value, feature=f).height else ''}" for f in features]
-        assert re.search(".*?".join(map(re.escape, stars)), printed), stars  # with names between
+        assert re.search("(?: “[^”]*”)?, ".join(map(re.escape, stars)), printed), stars
     scores = store.scan_table("last", "attributions").collect().filter(pl.col("value") == "old")
     best = scores.sort(pl.col("ig2").abs(), descending=True)["feature"].head(3).to_list()
     assert chosen["old"] == best

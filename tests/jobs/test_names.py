@@ -179,6 +179,7 @@ def test_hostile_names_are_shown_and_do_no_harm(
         name, *_ = page["fires"]
         assert isinstance(name, str)
         assert not set("\u202e\u2066") & set(name)
+    assert not any("<script>alert" in path.read_text() for path in site.rglob("*.*s"))
     overview = (site / "index.html").read_text()
     assert "<script>alert" not in overview
     assert not set("\u202e\u2066") & set(overview)

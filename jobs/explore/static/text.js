@@ -13,6 +13,7 @@
       const made = await post("/api/sites/" + site + "/contexts/" + context, {});
       add(made);
       say("Context " + context + " of the store, " + made.tokens.toLocaleString("en") + " tokens");
+      if (feature !== null) await shadeAll();
       await choose(made.text, null);
     } catch (error) { say(error.message, true); }
   }
@@ -99,8 +100,10 @@
     for (const tr of body.rows) tr.setAttribute("aria-selected", String(Number(tr.querySelector("button").dataset.feature) === feature));
   }
 
-  const context = new URLSearchParams(location.search).get("context");
-  if (context !== null && /^[0-9]{1,12}$/.test(context)) openContext(context);
+  const address = new URLSearchParams(location.search);
+  function numberIn(name) { return /^[0-9]{1,12}$/.test(address.get(name)) ? Number(address.get(name)) : null; }
+  feature = numberIn("feature"); // ?context=5&feature=12: a stored context, shaded by a feature
+  if (numberIn("context") !== null) openContext(numberIn("context"));
   form.addEventListener("submit", function (event) { event.preventDefault(); run(); });
   typed.addEventListener("keydown", function (event) { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); } });
   list.addEventListener("click", function (event) {

@@ -40,7 +40,7 @@ class Sampled:
     """Counts over all contexts, or all documents, and a sample of them.
 
     `number` is C, `active` int64 [F] counts those in which each feature is active; `sample` float32
-    [at most the size asked for, F] holds sums of some, in order.
+    [at most the given size, F] holds sums of some, in order.
     """
 
     number: int

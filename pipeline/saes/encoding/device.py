@@ -1,4 +1,4 @@
-"""Selection on a GPU: nothing waits for the device until a result is asked for, best one batch later.
+"""Selection on a GPU: nothing waits for the device until a result is read, best one batch later.
 
 The device finds the candidates of each block (see pipeline/saes/encoding/rule.py) into buffers of fixed
 capacity, packs counts, features and values into one tensor, and starts one copy of it into pinned memory.

@@ -1,6 +1,6 @@
 """A known dictionary drawn by the `synthetic` package of sae-lens (6.28 and later).
 
-FeatureDictionary makes the directions where no cosine is asked for, ActivationGenerator draws what fires, and
+FeatureDictionary makes the directions where no cosine is given, ActivationGenerator draws what fires, and
 hierarchy_modifier keeps to the trees. It draws from torch's global generator: a block seeds it, and puts it
 back as it was.
 """

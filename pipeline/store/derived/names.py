@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import polars as pl
 
 from pipeline.store.records.annotations import read_annotations
-from pipeline.store.records.tables import StaleTableWarning
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,9 +134,8 @@ def _rows(store: FeatureStore, site: str, table: str, features: Sequence[int]) -
         return None
     wanted = pl.Series("feature", features, pl.UInt32)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", StaleTableWarning)
-            return store.scan_table(site, table).filter(pl.col("feature").is_in(wanted.implode())).collect()
+        rows = store.scan_table(site, table, warn_stale=False)
+        return rows.filter(pl.col("feature").is_in(wanted.implode())).collect()
     except (InputError, OSError, pl.exceptions.PolarsError) as error:
         warnings.warn(f"features are shown without names: {error}", stacklevel=2)
         return None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BY_TOKEN = ("f1", "precision", "recall", "mean_active", "n_active")
 BY_TEXT = ("examples", "share", "activation")
 BY_FEATURE = "frequency"
-"""What features that fit a condition are sorted by, unless another column is asked for."""
+"""What features that fit a condition are sorted by, unless another column is given."""
 
 EXAMPLE_KINDS = ("top", "top_document")
 """Kinds of examples that `near_text` searches: the strongest rows, and each document's strongest."""

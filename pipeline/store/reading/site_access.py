@@ -113,11 +113,10 @@ class SiteAccess(Catalog):
         covered = compacted.shards if compacted else frozenset()
         return [record for record in self.committed(site) if record.name not in covered]
 
-    def scan_table(self, site: str, name: str) -> pl.LazyFrame:
+    def scan_table(self, site: str, name: str, *, warn_stale: bool = True) -> pl.LazyFrame:
         """One derived table; InputError if it is absent, StaleTableWarning if shards were committed since."""
-        return tables.scan_table(
-            self.layout, self.require_features(site).name, name, self.receipts_digest(site)
-        )
+        digest = self.receipts_digest(site) if warn_stale else None
+        return tables.scan_table(self.layout, self.require_features(site).name, name, digest)
 
     def write_table(self, site: str, name: str, frame: pl.DataFrame) -> StorePath:
         """Write or replace a derived table, marked as made from the shards that are committed now."""

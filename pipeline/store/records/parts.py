@@ -1,4 +1,4 @@
-"""What a long job has found of its parts, kept in the store until it ends: killed, it goes on from there.
+"""The finished parts of a long job, kept in the store until it ends: killed, it goes on from there.
 
 Each frame of a part is one file, put whole, the last one of a part last. They lie in a temporary folder whose
 name holds a digest of all that they depend on, so parts of another question are never taken for these; what

@@ -73,6 +73,22 @@ def test_a_token_has_its_features_and_a_feature_shades_every_text(page, store):
     assert errors(page) == []
 
 
+def test_the_address_opens_a_stored_context_shaded_by_a_feature(browser, url, store):
+    feature = int(store.scan_features("mid").sort("n_active").collect()["feature"][-1])
+    row = store.contexts("mid", feature, 1).row(0, named=True)
+    browser.get(url)
+    browser.get(browser.current_url + f"?context={row['context']}&feature={feature}")
+    wait_for(browser, lambda: find(browser, "#shaded")[0].text.startswith(f"Shaded by feature {feature}:"))
+    place = row["position"] - 1  # without BOS
+    sign = "p" if row["activation"] > 0 else "n"
+    strongest = find(browser, "#texts .piece")[place]
+    assert strongest.get_attribute("class") == f"piece {sign}9"
+    assert float(strongest.get_attribute("title")) == pytest.approx(row["activation"], rel=5e-3)
+    browser.get(browser.current_url.replace(f"feature={feature}", "feature=99999"))
+    wait_for(browser, lambda: "feature 99999" in find(browser, "#status")[0].text)
+    errors(browser)
+
+
 def test_hostile_text_stays_text(page):
     assert page.title == "Text, mid · latentlake"
     assert find(page, "#texts script") == []

@@ -14,11 +14,13 @@ TOKEN, PORT = "the-token", 4321
 BEARER = {"authorization": f"Bearer {TOKEN}"}
 
 
-def client(host: str = f"127.0.0.1:{PORT}") -> TestClient:
+def client(host: str = f"127.0.0.1:{PORT}", *, every_address: bool = False) -> TestClient:
     inner = Starlette(
         routes=[Route("/{path:path}", lambda _: PlainTextResponse("inside"), methods=["GET", "POST"])]
     )
-    guard = Guard(inner, TOKEN, frozenset({"127.0.0.1", "localhost", "::1"}), PORT)
+    guard = Guard(
+        inner, TOKEN, frozenset({"127.0.0.1", "localhost", "::1"}), PORT, every_address=every_address
+    )
     return TestClient(guard, base_url=f"http://{host}", follow_redirects=False)
 
 
@@ -49,6 +51,11 @@ def test_the_printed_url_becomes_a_cookie_that_no_script_reads():
     assert session.get("/").text == "inside"
 
 
+def test_the_rest_of_the_address_is_kept():
+    answer = client().get(f"/sites/a/text?feature=3&token={TOKEN}&q=%3Cb%3E")
+    assert answer.headers["location"] == "/sites/a/text?feature=3&q=%3Cb%3E"
+
+
 def test_a_script_may_send_the_token_as_bearer():
     assert client().post("/api/x", headers=BEARER).text == "inside"
 
@@ -73,6 +80,16 @@ def test_the_names_of_this_machine_are_answered(host):
 )
 def test_another_host_is_refused_even_with_the_token(host):
     assert client().get("/", headers=BEARER | {"host": host}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("192.0.2.7", 200), ("[2001:db8::7]", 200), ("evil.example", 400), ("192.0.2.7.evil.example", 400)],
+)
+def test_where_all_addresses_are_listened_on_any_of_them_is_answered_and_no_other_name(host, status):
+    headers = BEARER | {"host": f"{host}:{PORT}"}
+    assert client(every_address=True).get("/", headers=headers).status_code == status
+    assert client().get("/", headers=headers).status_code == 400
 
 
 @pytest.mark.parametrize(
