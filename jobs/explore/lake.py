@@ -15,12 +15,17 @@ from jobs.explore.typed import Texts
 from jobs.report import page as report_page
 from pipeline.evaluation.typed_text import Places
 from pipeline.store import FeatureStore
+from schemas.errors import InputError
 
-PAGES: Mapping[str, str] = {"text": "Text", "map": "Map"}
+PAGES: Mapping[str, str] = {"text": "Text", "feature": "Feature", "map": "Map", "annotations": "Annotations"}
 """Pages of a site: the last part of the address, `/sites/{site}/{page}`, and what links to it say."""
 
 Feature = Annotated[int, Field(ge=0)]
 """The number of a feature in an address."""
+
+
+class ReadOnlyError(InputError):
+    """What is requested would write to the store, which is only read."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,15 @@ class Explored:
     store: FeatureStore
     places: Places
     """Where model, SAE and tokenizer lie now."""
+    read_only: bool = False
+    """Whether stars, names and notes cannot be changed."""
+
+    def require_writable(self) -> None:
+        """ReadOnlyError where nothing may be written."""
+        if self.read_only:
+            raise ReadOnlyError(
+                "this store is explored with --read-only: start `latentlake explore` without it to edit"
+            )
 
     @cached_property
     def sites(self) -> list[str]:
@@ -45,6 +59,7 @@ class Explored:
         """The page of PAGES with this name; InputError where the site has no features."""
         self.store.require_features(site)
         shown = {"site": site, "sites": self.sites, "pages": PAGES, "here": here, "base": "/"}
+        shown |= {"read_only": self.read_only}
         text = environment().get_template(f"{here}.html").render(**shown, **values)
         return HTMLResponse(text.encode("utf-8", "replace"))
 

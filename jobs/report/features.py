@@ -125,7 +125,7 @@ def feature_page(
             *(section for kind, section in examples if kind == "top"),
             _logits(source, rows_of.get("logits", [])),
             _neighbours(source, rows_of),
-            *_matches(rows_of),
+            *_matches(source, rows_of),
             _clusters(source, rows_of),
             _labels(source, rows_of),
             *(section for kind, section in examples if kind != "top"),
@@ -185,9 +185,9 @@ def _other_examples(row: Mapping[str, Any], kinds: Sequence[str]) -> list[Sectio
 def table_of(kind: str, columns: str, cells: Sequence[rows.Row], **more: Any) -> dict[str, Any]:
     """A table: its class, a letter for each column that says how a cell is shown, and the cells.
 
-    Letters: t tokens, f a feature with its link, r the same as the head of its row, n a number, s a number
-    that stands back, b text of the corpus, p text of ours. `more`: caption and its meaning, head, fold, and
-    `clear`, the rows that stand out.
+    Letters: t tokens, f a feature with its link, r the same as the head of its row, m a feature of another
+    site, n a number, s a number that stands back, b text of the corpus, p text of ours. `more`: caption and
+    its meaning, head, fold, and `clear`, the rows that stand out.
     """
     return {"class": kind, "columns": columns, "rows": list(cells), **more}
 
@@ -254,11 +254,12 @@ def _neighbours(source: Source, tables: Mapping[str, Rows]) -> Section:
     return {"id": "neighbours", "title": "Neighbours", "blocks": blocks}
 
 
-def _matches(tables: Mapping[str, Rows]) -> list[Section]:
+def _matches(source: Source, tables: Mapping[str, Rows]) -> list[Section]:
     sections = []
     for name, pairs in tables.items():
         if job_of(name) == "match" and pairs:
-            block = ["table", table_of("neighbours", "pnnp", list(map(rows.match, pairs)), head=MATCH_HEAD)]
+            cells = [rows.match(source, name, row) for row in pairs]
+            block = ["table", table_of("neighbours", "mnnp", cells, head=MATCH_HEAD)]
             sections.append({"title": "Matches", "small": visible(name), "blocks": [block]})
     return sections
 

@@ -21,7 +21,7 @@ def example(source: Source, window: Mapping[str, Any]) -> Row:
     """One example: its activation, its strip, and where it stands.
 
     Of the strip: tokens, places where the feature is active, activations there, the place that fires (-1:
-    none), and whether the context begins (1) and ends (2) with it, as a sum.
+    none), and whether the context begins (1) and ends (2) with it, as a sum. Last comes `Source.address`.
     """
     values, firing = window["values"], window["firing"]
     if source.averaged:
@@ -39,6 +39,7 @@ def example(source: Source, window: Mapping[str, Any]) -> Row:
         -1 if firing is None else firing,
         bool(window["from_start"]) + 2 * bool(window["to_end"]),
         " · ".join(map(visible, [*labels, where])),
+        *source.address(window),
     ]
 
 
@@ -55,10 +56,10 @@ def neighbour(source: Source, row: Mapping[str, Any], by: str) -> Row:
     return cells if both is None else [*cells, whole(both)]
 
 
-def match(row: Mapping[str, Any]) -> Row:
-    """One match in another site."""
+def match(source: Source, table: str, row: Mapping[str, Any]) -> Row:
+    """One match in another site, in a table of matches."""
     is_assigned = "yes" if row["assigned"] else ""
-    return [str(row["match"]), number(row["cosine"]), number(row["jaccard"]), is_assigned]
+    return [source.matched(table, row["match"]), number(row["cosine"]), number(row["jaccard"]), is_assigned]
 
 
 def label(row: Mapping[str, Any]) -> Row:

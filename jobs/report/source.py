@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,14 @@ class Source(ABC):
     @abstractmethod
     def around(self, feature: int) -> tuple[int | None, int | None]:
         """The features with a page before and after it."""
+
+    def matched(self, table: str, feature: int) -> Any:  # noqa: ARG002 - of those that know more
+        """How a page names the feature of another site that a table of matches has: by its number."""
+        return str(feature)
+
+    def address(self, window: Mapping[str, Any]) -> list[int]:  # noqa: ARG002 - of those that know more
+        """The context and the row of an example where a page can lead to the whole context; else nothing."""
+        return []
 
     def token(self, number: int) -> str:
         """A token as it is written where it stands by itself, not escaped."""

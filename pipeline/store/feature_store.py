@@ -16,7 +16,7 @@ from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.reading import scans
 from pipeline.store.reading.contexts import ContextIndex
 from pipeline.store.reading.site_access import SiteAccess
-from pipeline.store.reading.windows import Windows
+from pipeline.store.reading.windows import Windows, windows_of
 from pipeline.store.records.catalog import SiteInfo
 from pipeline.store.records.vocabulary import Vocabulary
 from schemas.errors import InputError
@@ -86,9 +86,9 @@ class FeatureStore(SiteAccess):
         paths += [self.object_path(site, record.name, POSTINGS) for record in self.uncompacted(site)]
         return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
 
-    def scan_features(self, site: str) -> pl.LazyFrame:
+    def scan_features(self, site: str, *, warn_stale: bool = True) -> pl.LazyFrame:
         """The feature table, a row per feature; InputError before `latentlake stats`, a warning if stale."""
-        return self.scan_table(site, "features")
+        return self.scan_table(site, "features", warn_stale=warn_stale)
 
     def largest_activation(self, site: str, feature: int) -> float:
         """The largest |activation| of a feature in its site's feature table; 0 where it never fires."""
@@ -133,10 +133,7 @@ class FeatureStore(SiteAccess):
         """
         if k < 1:
             raise InputError(f"k is {k}: it must be positive")
-        rows, values = self.rows_of(site, feature)
-        if where is not None:
-            kept = self._matching(rows, values, where)
-            rows, values = rows[kept], values[kept]
+        rows, values = self.rows_where(*self.rows_of(site, feature), where)
         if one_per_document:
             document = self._contexts.describe(rows, ["document"])["document"].to_numpy()
             first = strongest_of_each(np.abs(values), document)
@@ -144,6 +141,20 @@ class FeatureStore(SiteAccess):
         best = strongest(values, k)
         described = self.describe_rows(rows[best], before, after)
         return described.insert_column(1, pl.Series("activation", values[best]))
+
+    def rows_where(self, rows: U64, values: F32, where: pl.Expr | None) -> tuple[U64, F32]:
+        """Those of a feature's rows and activations for which a condition as that of `contexts` holds."""
+        if where is None:
+            return rows, values
+        kept = self._matching(rows, values, where)
+        return rows[kept], values[kept]
+
+    def windows(self, examples: pl.DataFrame, rows: U64, values: F32) -> pl.DataFrame:
+        """Examples of one feature with the tokens around them, as `cut_windows` writes them.
+
+        `rows` and `values` are all that the feature has (`rows_of`).
+        """
+        return windows_of(self._contexts, examples, rows, values)
 
     def context_tokens(self, context: int) -> tuple[int, I32]:
         """First row of a context in the lake, and its token ids int32 [T]; InputError where there is none."""

@@ -4,7 +4,8 @@
 latentlake.pages = function (source) {
   // source: `what` the pages are of, `ready` (a promise of the site), `read` (of the page of an address, or null),
   // `none` (why there is none), `link` (of a feature) and `cluster` (of a cluster's kind and number), as elements.
-  const main = document.getElementById("main"), { make, drawn, shade } = latentlake, what = source.what, ofClusters = what === "Cluster";
+  // Where there are: `context` (the address of a context), `into` (where the page goes), `drawn` (what is done then).
+  const main = source.into || document.getElementById("main"), { make, drawn, shade } = latentlake, what = source.what, ofClusters = what === "Cluster";
   let site = "", turn = 0, followed = false, current = "";
 
   function tokens(numbers, page) {
@@ -21,6 +22,10 @@ latentlake.pages = function (source) {
     s: function (cell) { return make("td", { class: "n soft" }, cell); },
     b: function (cell) { return make("td", {}, make("bdi", {}, cell)); },
     p: function (cell) { return make("td", {}, cell); },
+    m: function (cell) { // a number, or the site, number and name of a feature with a page
+      if (typeof cell === "string") return make("td", {}, cell);
+      return make("td", {}, make("a", { href: "/sites/" + cell[0] + "/feature#" + cell[1] }, String(cell[1])), " ", make("bdi", {}, cell[2]));
+    },
   };
   function table(content, from, to, page) {
     const rows = content.rows.slice(from, to).map(function (cells, at) {
@@ -33,7 +38,7 @@ latentlake.pages = function (source) {
     return content.class === "list" ? make("div", { class: "scroll" }, made) : made;
   }
   function strip(row, page) {
-    const [value, pieces, places, values, firing, ends, where] = row;
+    const [value, pieces, places, values, firing, ends, where, context, at] = row;
     const parts = pieces.map(function (piece) { return typeof piece === "string" ? piece : page.tokens[piece]; });
     function mark(at, activation) { // 0 is left to the firing token of a random row
       const title = { class: shade(activation, page.most) || "p0", title: String(activation) };
@@ -42,7 +47,8 @@ latentlake.pages = function (source) {
     places.forEach(function (at, n) { mark(at, values[n]); });
     if (firing >= 0 && places.indexOf(firing) < 0) mark(firing, 0);
     return make("li", {}, make("span", { class: "value" }, value),
-      make("p", { class: "strip", dir: "auto" }, ends & 1 ? "" : "…", ...parts, ends & 2 ? "" : "…"), make("span", { class: "where" }, where));
+      make("p", { class: "strip", dir: "auto" }, ends & 1 ? "" : "…", ...parts, ends & 2 ? "" : "…"), 
+      make("span", { class: "where" }, context === undefined ? where : make("a", { href: source.context(context, at, page) }, where)));
   }
   function folded(n, shown, part) { // what is shown at once, and the rest in a fold
     if (shown == null || n <= shown) return [part(0, n)];
@@ -151,6 +157,7 @@ latentlake.pages = function (source) {
       if (mine !== turn) return; // the address has changed meanwhile
       current = page ? address.id : "";
       if (page) draw(address, page); else say(...source.none(address));
+      if (page && source.drawn) source.drawn(page);
     } catch (error) {
       if (mine !== turn) return;
       current = "";
@@ -162,4 +169,5 @@ latentlake.pages = function (source) {
   main.addEventListener("click", function (event) { if (event.target.closest("a")) followed = true; });
   addEventListener("hashchange", show);
   show();
+  return BLOCKS;
 };

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import polars as pl
 
-from pipeline.store.records.annotations import read_annotations
+from pipeline.store.records.annotations import ANNOTATIONS, OTHERS, Annotations, read_annotations
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,13 +42,16 @@ class FeatureNames:
     def __init__(self, store: FeatureStore, site: str) -> None:
         self._store, self._site = store, store.require_features(site).name
         self._edits: dict[str, Annotation] = {}
+        self.annotations = Annotations(pl.DataFrame(schema=ANNOTATIONS), pl.DataFrame(schema=OTHERS))
+        """What people say of the site's features, as it was last read."""
         self._given: dict[int, Named] = {}
         self._made: dict[int, Named] = {}
         """Names from tables, of every feature that was read; they do not change."""
 
     def read(self, features: Iterable[int]) -> FeatureNames:
         """Read the names of some features together, and what was annotated since; itself."""
-        table = read_annotations(self._store, self._site, self._edits).table.drop_nulls("name")
+        self.annotations = read_annotations(self._store, self._site, self._edits)
+        table = self.annotations.table.drop_nulls("name")
         self._given = {
             feature: Named(name, "annotation")
             for feature, name in table.select("feature", "name").iter_rows()
