@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from jobs.explore.feature_page import FeaturePages
 from jobs.explore.lake import Explored, Feature
 
 MOST_EXAMPLES = 200
@@ -16,8 +14,7 @@ MOST_EXAMPLES = 200
 
 def routes(lake: Explored) -> APIRouter:
     """The page, the data of each feature's, and its strongest rows under conditions."""
-    router, store = APIRouter(), lake.store
-    pages = cache(partial(FeaturePages, store))
+    router, store, pages = APIRouter(), lake.store, lake.feature_pages
 
     @router.get("/sites/{site}/feature", include_in_schema=False)
     def page(site: str) -> HTMLResponse:

@@ -90,14 +90,12 @@ class FeaturePages:
         self._tables = SiteTables(store, site)
         self._lock = threading.Lock()
 
-    def warm(self) -> None:
-        """Read what every page needs, so that the first one comes as quickly as the others."""
+    def open(self) -> None:
+        """Check the tables, and read the footers of the activations; a page does it where it is not done."""
         with self._lock:
             self._tables.open()
+            self._store.rows_of(self._site, 0)
             _ = self._store.vocabulary.texts
-            if self._store.committed(self._site):
-                rows = np.array([record.row_start for record in self._store.shards], np.uint64)
-                self._store.describe_rows(rows, 0, 0)
 
     def page(self, feature: int) -> dict[str, Any]:
         """What `jobs.report.features.feature_page` makes, and beside it what only the application shows.

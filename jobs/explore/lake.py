@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Annotated, Any
 
 from fastapi.responses import HTMLResponse
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 from pydantic import Field
 
+from jobs.explore.feature_page import FeaturePages
 from jobs.explore.typed import Texts
 from jobs.report import page as report_page
 from pipeline.evaluation.typed_text import Places
@@ -37,6 +39,18 @@ class Explored:
     """Where model, SAE and tokenizer lie now."""
     read_only: bool = False
     """Whether stars, names and notes cannot be changed."""
+
+    @cached_property
+    def feature_pages(self) -> Callable[[str], FeaturePages]:
+        """The pages of the features of a site; InputError where it has none."""
+        return cache(partial(FeaturePages, self.store))
+
+    def read_ahead(self) -> None:
+        """Read what every page of a feature needs, so that the first one comes as quickly as the others."""
+        with suppress(InputError):  # the pages say what is wrong
+            for site in self.sites:
+                self.feature_pages(site).open()
+            self.store.read_contexts()
 
     def require_writable(self) -> None:
         """ReadOnlyError where nothing may be written."""

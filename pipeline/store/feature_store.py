@@ -186,6 +186,10 @@ class FeatureStore(SiteAccess):
         columns = {"token_ids": ids, "first_position": firsts.tolist()}
         return table.hstack(pl.DataFrame(columns, schema=_WINDOW))
 
+    def read_contexts(self) -> None:
+        """Read what queries need to know of contexts, which they else read when they first need it."""
+        self._contexts.read()
+
     def tokens_at(self, rows: U64) -> I32:
         """The token id of each of some rows of the lake."""
         return self._contexts.tokens_at(rows)

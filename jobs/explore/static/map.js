@@ -121,6 +121,7 @@
     if (i === undefined) { $("status").textContent = "Feature " + number + " is not on the map: it never fired, or was left out."; return; }
     view = { x: xs[i], y: ys[i], scale: Math.max(view.scale, 12 * canvas.clientWidth / width / 4) };
     point(i);
+    draw();
   }
 
   canvas.addEventListener("pointerdown", function (event) {

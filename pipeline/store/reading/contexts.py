@@ -50,6 +50,13 @@ class ContextIndex:
         self._labels = {name: label_column(name) for name in lake.label_columns}
         self._dtypes = lake.label_columns
 
+    def read(self) -> None:
+        """Read all of it now, and the tokens of the first shards, as many as are kept."""
+        _ = self.row_starts, self._segments
+        rows = np.cumsum([record.rows for record in self._shards])
+        for shard in range(int(np.searchsorted(rows, _TOKENS_KEPT))):
+            self._tokens_of(shard)
+
     @property
     def columns(self) -> list[str]:
         """Names of all columns that `describe` gives; labels are named by `label_column`."""
