@@ -325,7 +325,9 @@ def test_hostile_tokens_and_labels_stay_text(made, content):
         page = Page(raw)
         assert not re.search(HIDDEN, raw), path
         allowed = {"features.js", "features/index.js"}
-        allowed |= {f"../../static/{name}.js" for name in ("common", "search", "table", "pages", "files", "page")}
+        allowed |= {
+            f"../../static/{name}.js" for name in ("common", "search", "table", "pages", "files", "page")
+        }
         assert {each.get("src") for each in page.all("script")} <= allowed
         assert not [each for _, each in page.elements if any(name.startswith("on") for name in each)]
         assert not [each for each in page.all("img") if each["src"] == "x"]
