@@ -38,6 +38,7 @@ class LiveSource(Source):
         self._d_sae, self.averaged = info.d_sae, info.selection.is_averaged
         self.missing, self.cluster_names = tables.missing(), tables.cluster_names()
         self._places: dict[str, int] = {}
+        self._of_tokens: dict[int, int | None] = {}
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -51,8 +52,11 @@ class LiveSource(Source):
 
     def place(self, token: int) -> int | None:
         """Where a token's text stands in `texts`, from now on."""
-        texts = self.vocabulary.texts  # a model may have more logits than there are tokens
-        return self.place_of_text(visible(texts[token])) if token < len(texts) else None
+        if token not in self._of_tokens:
+            texts = self.vocabulary.texts  # a model may have more logits than there are tokens
+            has_text = token < len(texts)
+            self._of_tokens[token] = self.place_of_text(visible(texts[token])) if has_text else None
+        return self._of_tokens[token]
 
     def place_of_text(self, text: str) -> int:
         """The same of a text."""

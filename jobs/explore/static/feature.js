@@ -6,7 +6,14 @@
   const go = $("go"), site = go.dataset.site, n = Number(go.dataset.features), api = "/api/sites/" + site;
   let blocks = null;
 
-  function read(address) { return address && address.number < n ? ask(api + "/features/" + address.number) : null; }
+  async function read(address) {
+    if (!address || address.number >= n) return null;
+    const late = setTimeout(function () { $("status").textContent = "reading the tables of feature " + address.number + " …"; }, 300);
+    try { return await ask(api + "/features/" + address.number); } finally {
+      clearTimeout(late);
+      $("status").textContent = "";
+    }
+  }
   function none(address) {
     if (address) return ["There is no feature " + address.number + ": they are 0 to " + (n - 1).toLocaleString("en") + "."];
     return ["Type the number of a feature, or choose one on the ", make("a", { href: "/sites/" + site + "/map" }, "map"), "."];
