@@ -26,6 +26,10 @@ Feature = Annotated[int, Field(ge=0)]
 """The number of a feature in an address."""
 
 
+MOST_NAMES = 1 << 18
+"""Features of a site whose names are read ahead: some 200 bytes each."""
+
+
 class ReadOnlyError(InputError):
     """What is requested would write to the store, which is only read."""
 
@@ -51,6 +55,9 @@ class Explored:
             for site in self.sites:
                 self.feature_pages(site).open()
             self.store.read_contexts()
+            for site in self.sites:
+                if (d_sae := self.store.site(site).d_sae) <= MOST_NAMES:
+                    self.store.names(site, range(d_sae))
 
     def require_writable(self) -> None:
         """ReadOnlyError where nothing may be written."""

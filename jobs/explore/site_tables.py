@@ -31,8 +31,9 @@ class SiteTables:
 
     def open(self) -> None:
         """Check the tables that are new; InputError where one is damaged, or there is no feature table."""
-        self._store.scan_features(self._site, warn_stale=False)
         names = [name for name in self._store.tables(self._site) if _is_shown(name)]
+        if "features" not in names:
+            self._store.scan_features(self._site)  # which says what to do
         states = {name: self._state(name) for name in names}
         kept = {name: table for name, table in self._tables.items() if table.state == states.get(name, self)}
         for name in names:

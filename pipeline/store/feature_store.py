@@ -86,9 +86,9 @@ class FeatureStore(SiteAccess):
         paths += [self.object_path(site, record.name, POSTINGS) for record in self.uncompacted(site)]
         return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
 
-    def scan_features(self, site: str, *, warn_stale: bool = True) -> pl.LazyFrame:
+    def scan_features(self, site: str) -> pl.LazyFrame:
         """The feature table, a row per feature; InputError before `latentlake stats`, a warning if stale."""
-        return self.scan_table(site, "features", warn_stale=warn_stale)
+        return self.scan_table(site, "features")
 
     def largest_activation(self, site: str, feature: int) -> float:
         """The largest |activation| of a feature in its site's feature table; 0 where it never fires."""

@@ -31,8 +31,8 @@ MAX_GROUP = 1 << 26  # pyarrow's own limit
 _FRAME_LEVEL = 1
 _FRAME_GROUP_BYTES = 1 << 18
 """Of a row group in memory: smaller ones weigh more by their metadata than they save."""
-_ROWS, _ROWS_WITH_LISTS = 1 << 16, 1 << 13
-"""Of a row group: some hundred thousand bytes to a few million."""
+_ROWS, _ROWS_WITH_LISTS = 1 << 16, 1 << 11
+"""Of a row group, which is read whole for one of its rows: some hundred thousand bytes to a few million."""
 _FOOTER_GUESS = 1 << 16
 """Bytes of a file's end that are read first; footers are rarely larger."""
 SEAL_KEY = "latentlake.footer"
