@@ -18,6 +18,8 @@ from jobs.tables.stats import stats
 from pipeline.evaluation.typed_text import Places
 from pipeline.store import FeatureStore
 from pipeline.store.reading.windows import AFTER, BEFORE
+from schemas.run.file import parse_run_file
+from tests.fixtures.digits import store_of
 from tests.fixtures.report import (
     HOSTILE,
     blocks_of,
@@ -27,6 +29,7 @@ from tests.fixtures.report import (
     pages_of,
     section_of,
 )
+from tests.fixtures.runs import extracted, run_content
 from tests.fixtures.store import D_SAE, build
 
 
@@ -268,3 +271,38 @@ def test_what_cannot_be_answered_is_a_sentence(made, path, code, sentence):
     answer = client(made[1]).get(f"/api/sites/site/features{path}")
     assert answer.status_code == code
     assert sentence in answer.json()["error"]
+
+
+def test_a_mean_of_a_context_fires_on_none_of_its_tokens(tmp_path):
+    content = run_content(tmp_path)
+    content["sites"][0]["pooling"] = "mean"
+    tokens = {**content["tokens"], "contexts": "document", "context_size": 130}
+    store = extracted(parse_run_file(content | {"tokens": tokens}, "run.yaml"))
+    feature = store.scan_features("mid").sort("n_active").collect()["feature"][-1]
+    app = client(store)
+    page = app.get(f"/api/sites/mid/features/{feature}").json()
+    answer = app.get(f"/api/sites/mid/features/{feature}/examples?where=year > 1905").json()
+    strips = [*(row for rows, _ in blocks_of(page, "strips") for row in rows), *answer["strips"]]
+    assert page["fires"] == []
+    assert len(strips) > 5
+    assert all(row[2:5] == [[], [], -1] and "position" not in row[6] for row in strips)
+    rows, values = store.rows_of("mid", feature)
+    years = store.describe_rows(rows, 0, 0)["year"].to_numpy()
+    assert answer["matching"] == np.count_nonzero(years > 1905)
+    assert answer["mean"] == pytest.approx(float(values[years > 1905].astype(np.float64).mean()))
+
+
+@pytest.mark.slow
+def test_features_of_images_have_pages_too(tmp_path):
+    store = store_of(tmp_path)
+    site = next(name for name, info in store.sites.items() if info.has_sae)
+    stats(store, site)
+    app = client(store)
+    page = app.get(f"/api/sites/{site}/features/1").json()
+    assert page["fires"] == []
+    answer = app.get(f"/api/sites/{site}/features/1/examples?where=class=across").json()
+    rows, _ = store.rows_of(site, 1)
+    labels = store.describe_rows(rows, 0, 0)["class"]
+    assert (answer["active"], answer["matching"]) == (len(rows), (labels == "across").sum())
+    assert all(row[6].startswith("across") for row in answer["strips"])
+    Explored(store, Places()).read_ahead()
