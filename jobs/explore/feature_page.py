@@ -15,11 +15,11 @@ from jobs.report.features import SHOWN_NEIGHBOURS, feature_page
 from jobs.report.source import Names, Source, shortened
 from jobs.report.strips import visible
 from jobs.report.tables import ByFeature
-from jobs.views.label_filters import label_filter, require_values
 from pipeline.store import FeatureStore
 from pipeline.store.derived.names import FeatureNames, most_fired
 from pipeline.store.feature_store import strongest
 from pipeline.store.reading.contexts import label_column
+from pipeline.store.reading.label_filters import label_filter, require_values
 from pipeline.store.records.vocabulary import Vocabulary
 from schemas.tables.tables import EXAMPLES
 from schemas.values import F32, U64

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from jobs.explore import annotations, feature, feature_map, text
+from jobs.explore import annotation, feature, feature_map, text
 from jobs.explore.lake import PAGES, Explored, ReadOnlyError
 from schemas import __version__
 from schemas.errors import InputError
@@ -38,7 +38,7 @@ def create_app(lake: Explored) -> FastAPI:
         redoc_url=None,
         openapi_url="/api/openapi.json",
     )
-    for module in (text, feature, feature_map, annotations):
+    for module in (text, feature, feature_map, annotation):
         app.include_router(module.routes(lake))
 
     @app.get("/", include_in_schema=False)

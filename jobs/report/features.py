@@ -208,11 +208,10 @@ def _logits(source: Source, table: Rows) -> Section:
             ["tables", _listed_tokens(source, row, EFFECTS)],
         ]
         # tables of earlier versions do not have it
-        low, high, counts = (row.get(f"effect_{name}") for name in ("low", "high", "counts"))
-        if not counts:
+        if not (counts := row.get("effect_counts")):
             blocks.append(["absent", "histogram over the vocabulary", f"latentlake {job_of('logits')}"])
-        elif low < high:  # a direction of zeros has no effect on any token
-            blocks.append(["histogram", over_vocabulary(low, high, counts)])
+        elif row["effect_low"] < row["effect_high"]:  # a direction of zeros has no effect on any token
+            blocks.append(["histogram", over_vocabulary(row["effect_low"], row["effect_high"], counts)])
         blocks.append(["heading", "Through the final norm", "with b_dec added"])
     entropy, largest = number(row["entropy_bits"]), percent(row["max_probability"])
     note = f"Entropy {entropy} bits, largest probability {largest}"

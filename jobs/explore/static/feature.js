@@ -56,6 +56,7 @@
       save({ [name]: value }, value.trim() ? name + " saved" : name + " removed");
     }
     shine(kept.star);
+    fields.note.rows = Math.min(6, (kept.note || "").split("\n").length);
     for (const name of ["name", "note"]) {
       fields[name].value = kept[name] || "";
       fields[name].addEventListener("change", function () { changed(name); });
