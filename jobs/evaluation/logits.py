@@ -44,7 +44,7 @@ from schemas.tables.tables import Schema
 from schemas.values import F32, F64
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.direct_logits import Extremes, Unembedded
+    from pipeline.evaluation.direct_logits import Extremes, Histograms, Unembedded
 
 LISTED, SEED = 10, 0
 MOST_RANDOM = 10_000
@@ -63,9 +63,14 @@ LOGITS: Schema = {
     "promoted_effects": pl.List(pl.Float32()),
     "suppressed_tokens": pl.List(pl.Int32()),
     "suppressed_effects": pl.List(pl.Float32()),
+    "effect_low": pl.Float32(),
+    "effect_high": pl.Float32(),
+    "effect_counts": pl.List(pl.Int32()),
 }
 """A row per feature. `top_*` and `bottom_*`: tokens of the highest and lowest logit after the final norm,
-`promoted_*` and `suppressed_*`: of the plain effect, null where the model has no one unembedding matrix.
+`promoted_*` and `suppressed_*`: of the plain effect, null where the model has no one unembedding matrix;
+`effect_counts`: how many tokens have it in each of even bins from `effect_low` to `effect_high` (tables of
+earlier versions lack these three).
 Entropy and probability are over the model's whole vocabulary, lists of tokens that the tokenizer knows."""
 
 LOGITS_RANDOM: Schema = {
@@ -204,6 +209,7 @@ def _table(results: Sequence[Unembedded]) -> pl.DataFrame:
     frame = pl.DataFrame({"feature": np.arange(len(columns["entropy_bits"])), **columns}).with_columns(
         *_lists(logits, [part.logits for part in results]),
         *_lists(effects, [part.effects for part in results]),
+        *_counts([part.histograms for part in results]),
     )
     return frame.select(pl.col(name).cast(dtype) for name, dtype in LOGITS.items())
 
@@ -215,6 +221,17 @@ def _lists(names: Sequence[str], parts: Sequence[Extremes | None]) -> list[pl.Se
         return [pl.Series(name, [None], dtype=LOGITS[name]) for name in names]
     columns = (np.concatenate(column) for column in zip(*present, strict=True))
     return [pl.Series(name, column).arr.to_list() for name, column in zip(names, columns, strict=True)]
+
+
+def _counts(parts: Sequence[Histograms | None]) -> list[pl.Series]:
+    """The three columns of `Histograms`; nulls where there are none."""
+    names = ("effect_low", "effect_high", "effect_counts")
+    present = [part for part in parts if part is not None]
+    if not present:
+        return [pl.Series(name, [None], dtype=LOGITS[name]) for name in names]
+    low, high, counts = (np.concatenate(column) for column in zip(*present, strict=True))
+    columns = (pl.Series(low), pl.Series(high), pl.Series(counts).arr.to_list())
+    return [column.alias(name) for name, column in zip(names, columns, strict=True)]
 
 
 def _statistics(results: Sequence[Unembedded]) -> dict[str, F64]:

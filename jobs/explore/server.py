@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from jobs.explore import feature_map, find, text
-from jobs.explore.lake import PAGES, Explored
+from jobs.explore import annotation, feature, feature_map, find, text
+from jobs.explore.lake import PAGES, Explored, ReadOnlyError
 from schemas import __version__
 from schemas.errors import InputError
 
@@ -21,6 +21,10 @@ STATIC = {
     "ask.js": ("jobs.explore", "text/javascript"),
     "text.js": ("jobs.explore", "text/javascript"),
     "find.js": ("jobs.explore", "text/javascript"),
+    "pages.js": ("jobs.report", "text/javascript"),
+    "page.js": ("jobs.report", "text/javascript"),
+    "feature.js": ("jobs.explore", "text/javascript"),
+    "annotations.js": ("jobs.explore", "text/javascript"),
     "map.js": ("jobs.explore", "text/javascript"),
 }
 """Files that pages load: the package that has each in its folder `static`, and its type."""
@@ -35,7 +39,7 @@ def create_app(lake: Explored) -> FastAPI:
         redoc_url=None,
         openapi_url="/api/openapi.json",
     )
-    for module in (text, find, feature_map):
+    for module in (text, find, feature, feature_map, annotation):
         app.include_router(module.routes(lake))
 
     @app.get("/", include_in_schema=False)
@@ -55,7 +59,7 @@ def create_app(lake: Explored) -> FastAPI:
 
     @app.exception_handler(InputError)
     def refuse(_: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse({"error": str(error)}, 403 if isinstance(error, ReadOnlyError) else 400)
 
     @app.exception_handler(RequestValidationError)
     def name_first(_: Request, error: RequestValidationError) -> JSONResponse:

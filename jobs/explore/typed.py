@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jobs.evaluation.elicit import elicited, ranked, selected_rows
+from jobs.report.source import shortened
 from jobs.report.strips import visible
 from pipeline.evaluation.typed_text import Places, TextSession, TypedText, stored_text
 from pipeline.store import FeatureStore
@@ -93,7 +94,12 @@ class Texts:
             return {"features": [], "n": 0}
         table = elicited(self._store, kept.site, kept.typed, rows)
         chosen = ranked(table, {"surprise": "surprise_bits"}.get(by, by)).head(n)
-        return {"features": chosen.fill_nan(None).to_dicts(), "n": table.height}
+        names = self._store.names(kept.site, chosen["feature"])
+        rows_ = [
+            row | {"name": shortened(names.name(row["feature"]))}
+            for row in chosen.fill_nan(None).iter_rows(named=True)
+        ]
+        return {"features": rows_, "n": table.height}
 
     def values(self, number: int, feature: int) -> dict[str, Any]:
         """The activation of a feature at each piece of a text, and its largest |activation| in the store.

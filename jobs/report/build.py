@@ -127,7 +127,7 @@ def report(
                     "wrote"
                 )
     (folder / "static").mkdir(parents=True, exist_ok=True)
-    for name in ("report.css", "common.js", "search.js", "table.js", "page.js", "pages.js"):
+    for name in ("report.css", "common.js", "search.js", "table.js", "page.js", "pages.js", "files.js"):
         write(folder / "static" / name, files("jobs.report").joinpath("static", name).read_bytes())
     # Sites of earlier reports stay where they stood, and new ones come last, unless `order` says otherwise.
     known = {name: recorded.get(name, {}) for name in (*order, *recorded, *sites) if name in store.sites}

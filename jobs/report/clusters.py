@@ -82,19 +82,24 @@ def kinds_of(tables: Tables, work: Work) -> list[Kind]:
 
 def _names(summary: pl.DataFrame, work: Work) -> list[str]:
     """What each cluster is called: the tokens of the summary, else those of its most central features."""
-    if "tokens" in summary.columns:
-        return [
-            " ".join(standalone(token) for token in tokens[:SHOWN_NAMES])
-            for tokens in summary["tokens"].to_list()
-        ]
-    if "features" not in summary.columns:
-        return [""] * summary.height
+    if "tokens" in summary.columns or "features" not in summary.columns:
+        return names_by_tokens(summary)
     names = []
     for features in summary["features"].to_list():
         ids = chain.from_iterable(work.names[feature].tolist() for feature in features)
         tokens = Counter(work.texts[token] for token in ids if token >= 0)
         names.append(" ".join(token for token, _ in tokens.most_common(SHOWN_NAMES)))
     return names
+
+
+def names_by_tokens(summary: pl.DataFrame) -> list[str]:
+    """The tokens of each cluster's summary; none in tables of earlier versions."""
+    if "tokens" not in summary.columns:
+        return [""] * summary.height
+    return [
+        " ".join(standalone(token) for token in tokens[:SHOWN_NAMES])
+        for tokens in summary["tokens"].to_list()
+    ]
 
 
 def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
-import numpy as np
-
 from jobs.report import rows
-from jobs.report.facts import facts
-from jobs.report.histogram import histogram
+from jobs.report.facts import FIRST, facts
+from jobs.report.histogram import histogram, over_vocabulary
 from jobs.report.page import call, inside, number, packed_json, percent, render, whole, write
+from jobs.report.source import Source
 from jobs.report.strips import visible
 from jobs.report.tables import CLUSTERS, ByFeature, read_range
 from jobs.report.work import CHUNK, Work, chunk_path, old_place
@@ -39,12 +38,8 @@ MEASURES = {
     "conditional": "Conditional frequency: share of this feature's rows where the other fires",
     "cosine": "Cosine of decoder directions",
 }
-LOGITS = (
-    ("Highest logits", "top", "logits"),
-    ("Lowest logits", "bottom", "logits"),
-    ("Most promoted", "promoted", "effects"),
-    ("Most suppressed", "suppressed", "effects"),
-)
+EFFECTS = (("Most promoted", "promoted", "effects"), ("Most suppressed", "suppressed", "effects"))
+LOGITS = (("Highest logits", "top", "logits"), ("Lowest logits", "bottom", "logits"))
 """Tokens of the table `logits`: title, and how its columns are called."""
 
 MATCH_HEAD = (("feature there", 0, ""), ("cosine", 1, ""), ("Jaccard", 1, ""), ("assigned", 0, ""))
@@ -102,7 +97,7 @@ def redirect(work: Work, old: str, to: str, title: str) -> None:
 
 
 def feature_page(
-    work: Work, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature
+    source: Source, feature: int, tables: Mapping[str, ByFeature], windows: ByFeature
 ) -> dict[str, Any]:
     """The page of one feature.
 
@@ -111,13 +106,13 @@ def feature_page(
     """
     rows_of = {name: table.rows_of(feature) for name, table in tables.items()}
     (row,) = rows_of["features"]
-    place = int(np.searchsorted(work.chosen, feature))
-    examples = _examples(work, windows.rows_of(feature))
+    before, after = source.around(feature)
+    examples = _examples(source, windows.rows_of(feature))
     kinds = list(dict.fromkeys(kind for kind, _ in examples))
     return {
-        "before": int(work.chosen[place - 1]) if place else None,
-        "after": int(work.chosen[place + 1]) if place + 1 < len(work.chosen) else None,
-        "fires": work.named(feature),
+        "before": before,
+        "after": after,
+        "fires": source.named(feature),
         # All strips of a page share one scale, so that shades compare across kinds of examples.
         "most": rows.short(max(abs(row["max_activation"] or 0), abs(row["min_activation"] or 0))),
         "toc": [
@@ -125,31 +120,31 @@ def feature_page(
             *((name.lower(), name) for name in ("Logits", "Neighbours", "Clusters", "Labels")),
         ],
         "sections": [
-            _statistics(work, row, rows_of),
+            _statistics(source, row, rows_of),
             _histogram(row),
             *(section for kind, section in examples if kind == "top"),
-            _logits(work, rows_of.get("logits", [])),
-            _neighbours(work, rows_of),
-            *_matches(rows_of),
-            _clusters(work, rows_of),
-            _labels(work, rows_of),
+            _logits(source, rows_of.get("logits", [])),
+            _neighbours(source, rows_of),
+            *_matches(source, rows_of),
+            _clusters(source, rows_of),
+            _labels(source, rows_of),
             *(section for kind, section in examples if kind != "top"),
             *_other_examples(row, kinds),
         ],
     }
 
 
-def _absent(work: Work, what: str, table: str) -> Block:
-    return ["absent", what, work.missing.get(table, f"latentlake {job_of(table)}")]
+def _absent(source: Source, what: str, table: str) -> Block:
+    return ["absent", what, source.missing.get(table, f"latentlake {job_of(table)}")]
 
 
-def _statistics(work: Work, row: Mapping[str, Any], tables: Mapping[str, Rows]) -> Section:
+def _statistics(source: Source, row: Mapping[str, Any], tables: Mapping[str, Rows]) -> Section:
     profile = next(iter(tables.get("profile", ())), None)
     top_token = profile["top_token"] if profile else None
-    name = None if top_token is None else work.texts[top_token]
-    blocks = [["facts", facts(row, profile, name, tables.get("rankings", []))]]
+    name = None if top_token is None else source.token(top_token)
+    blocks = [["facts", facts(row, profile, name, tables.get("rankings", [])), FIRST]]
     if not profile:
-        blocks.append(_absent(work, "intervals and token statistics", "profile"))
+        blocks.append(_absent(source, "intervals and token statistics", "profile"))
     return {"class": "facts", "aria": "Statistics", "blocks": blocks}
 
 
@@ -161,11 +156,11 @@ def _histogram(row: Mapping[str, Any]) -> Section:
     return {"title": "Activations", "small": small, "blocks": [["histogram", drawn]]}
 
 
-def _examples(work: Work, windows: Rows) -> list[tuple[str, Section]]:
+def _examples(source: Source, windows: Rows) -> list[tuple[str, Section]]:
     """Examples with their kind, in the order of KINDS, quantiles from the highest tenth down."""
     by_kind = dict[tuple[str, int], list[rows.Row]]()
     for window in windows:
-        by_kind.setdefault((window["kind"], window["interval"]), []).append(rows.example(work, window))
+        by_kind.setdefault((window["kind"], window["interval"]), []).append(rows.example(source, window))
     # Kinds that this version does not know come last, by name.
     order = {kind: place for place, kind in enumerate(KINDS)}
     sections = list[tuple[str, Section]]()
@@ -190,41 +185,60 @@ def _other_examples(row: Mapping[str, Any], kinds: Sequence[str]) -> list[Sectio
 def table_of(kind: str, columns: str, cells: Sequence[rows.Row], **more: Any) -> dict[str, Any]:
     """A table: its class, a letter for each column that says how a cell is shown, and the cells.
 
-    Letters: t tokens, f a feature with its link, r the same as the head of its row, n a number, s a number
-    that stands back, b text of the corpus, p text of ours. `more`: caption and its meaning, head, fold, and
-    `clear`, the rows that stand out.
+    Letters: t tokens, f a feature with its link, r the same as the head of its row, m a feature of another
+    site, n a number, s a number that stands back, b text of the corpus, p text of ours. `more`: caption and
+    its meaning, head, fold, and `clear`, the rows that stand out.
     """
     return {"class": kind, "columns": columns, "rows": list(cells), **more}
 
 
-def _logits(work: Work, table: Rows) -> Section:
+def _logits(source: Source, table: Rows) -> Section:
     section: Section = {
         "id": "logits",
         "title": "Logits",
         "small": "direct effect of its decoder direction on the next token",
     }
     if not table:
-        return section | {"blocks": [_absent(work, "logits", "logits")]}
+        return section | {"blocks": [_absent(source, "logits", "logits")]}
     (row,) = table
-    sides = []
-    for title, name, of in LOGITS:
-        tokens, values = row.get(f"{name}_tokens") or (), row.get(f"{name}_{of}") or ()
-        cells = [[work.alone([t]), number(value)] for t, value in zip(tokens, values, strict=True)]
-        if cells:
-            sides.append(table_of("logits", "tn", cells, caption=[title, ""]))
+    blocks = list[Block]()
+    if row.get("promoted_tokens"):
+        blocks += [
+            ["heading", "Without any norm", "W_dec @ W_U, about its mean over the vocabulary"],
+            ["tables", _listed_tokens(source, row, EFFECTS)],
+        ]
+        # tables of earlier versions do not have it
+        if not (counts := row.get("effect_counts")):
+            blocks.append(["absent", "histogram over the vocabulary", f"latentlake {job_of('logits')}"])
+        elif row["effect_low"] < row["effect_high"]:  # a direction of zeros has no effect on any token
+            blocks.append(["histogram", over_vocabulary(row["effect_low"], row["effect_high"], counts)])
+        blocks.append(["heading", "Through the final norm", "with b_dec added"])
     entropy, largest = number(row["entropy_bits"]), percent(row["max_probability"])
     note = f"Entropy {entropy} bits, largest probability {largest}"
-    return section | {"blocks": [["note", note], ["tables", sides]]}
+    return section | {"blocks": [*blocks, ["note", note], ["tables", _listed_tokens(source, row, LOGITS)]]}
 
 
-def _neighbours(work: Work, tables: Mapping[str, Rows]) -> Section:
+def _listed_tokens(source: Source, row: Mapping[str, Any], ends: Sequence[tuple[str, str, str]]) -> Rows:
+    """A table of the tokens at either end."""
+    sides = []
+    for title, name, of in ends:
+        tokens, values = row.get(f"{name}_tokens") or (), row.get(f"{name}_{of}") or ()
+        cells = [[source.alone([t]), number(value)] for t, value in zip(tokens, values, strict=True)]
+        if cells:
+            sides.append(table_of("logits", "tn", cells, caption=[title, ""]))
+    return sides
+
+
+def _neighbours(source: Source, tables: Mapping[str, Rows]) -> Section:
     """The nearest neighbours by each measure; a table without `by` has those by Jaccard index."""
     lists = [
-        (by, [rows.neighbour(work, row, by) for row in islice(group, SHOWN_NEIGHBOURS)])
+        (by, [rows.neighbour(source, row, by) for row in islice(group, SHOWN_NEIGHBOURS)])
         for by, group in groupby(tables.get("neighbours", ()), key=lambda row: row.get("by", "jaccard"))
     ]
     if decoder := tables.get("decoder_neighbours"):
-        lists.append(("cosine", [rows.neighbour(work, row, "cosine") for row in decoder[:SHOWN_NEIGHBOURS]]))
+        lists.append(
+            ("cosine", [rows.neighbour(source, row, "cosine") for row in decoder[:SHOWN_NEIGHBOURS]])
+        )
     blocks = list[Block]()
     if lists:
         shown = [
@@ -232,40 +246,41 @@ def _neighbours(work: Work, tables: Mapping[str, Rows]) -> Section:
             for by, cells in lists
         ]
         blocks.append(["tables", shown])
-    elif "neighbours" not in work.missing:
+    elif "neighbours" not in source.missing:
         blocks.append(["none", "None: no feature shares enough rows with it."])
-    if "neighbours" in work.missing:
-        blocks.append(_absent(work, "neighbours by co-activation", "neighbours"))
+    if "neighbours" in source.missing:
+        blocks.append(_absent(source, "neighbours by co-activation", "neighbours"))
     return {"id": "neighbours", "title": "Neighbours", "blocks": blocks}
 
 
-def _matches(tables: Mapping[str, Rows]) -> list[Section]:
+def _matches(source: Source, tables: Mapping[str, Rows]) -> list[Section]:
     sections = []
     for name, pairs in tables.items():
         if job_of(name) == "match" and pairs:
-            block = ["table", table_of("neighbours", "pnnp", list(map(rows.match, pairs)), head=MATCH_HEAD)]
+            cells = [rows.match(source, name, row) for row in pairs]
+            block = ["table", table_of("neighbours", "mnnp", cells, head=MATCH_HEAD)]
             sections.append({"title": "Matches", "small": visible(name), "blocks": [block]})
     return sections
 
 
-def _clusters(work: Work, tables: Mapping[str, Rows]) -> Section:
+def _clusters(source: Source, tables: Mapping[str, Rows]) -> Section:
     """The clusters that the feature is in."""
     clusters = []
     for kind, title in CLUSTERS.items():
         for row in tables.get(f"{kind}_clusters", ()):
             if (cluster := row["cluster"]) is not None:
-                names = work.cluster_names.get(kind, ())
+                names = source.cluster_names.get(kind, ())
                 clusters.append([title, kind, cluster, names[cluster] if cluster < len(names) else ""])
     if clusters:
         block: Block = ["clusters", clusters]
-    elif "feature_clusters" in work.missing:
-        block = _absent(work, "clusters", "feature_clusters")
+    elif "feature_clusters" in source.missing:
+        block = _absent(source, "clusters", "feature_clusters")
     else:
         block = ["none", "In none."]
     return {"id": "clusters", "title": "Clusters", "blocks": [block]}
 
 
-def _labels(work: Work, tables: Mapping[str, Rows]) -> Section:
+def _labels(source: Source, tables: Mapping[str, Rows]) -> Section:
     """Values of each label, the clearest differences first, and the trends over numeric ones."""
     by_label, blocks = dict[str, Rows](), list[Block]()
     for row in tables.get("labels", []):
@@ -278,13 +293,13 @@ def _labels(work: Work, tables: Mapping[str, Rows]) -> Section:
         ]
     if not by_label:
         none = "None: it fires in no document with a label that is compared."
-        is_missing = "labels" in work.missing
-        blocks.append(_absent(work, "differences by label", "labels") if is_missing else ["none", none])
+        is_missing = "labels" in source.missing
+        blocks.append(_absent(source, "differences by label", "labels") if is_missing else ["none", none])
     if trends := tables.get("label_trends"):
         small = "how its frequency changes from one unit of a numeric label to the next"
         blocks += [["heading", "Trends", small], ["table", _tested(trends, rows.trend, TREND_HEAD, None)]]
-    elif "label_trends" in work.missing and "labels" not in work.missing:
-        blocks.append(_absent(work, "trends over numeric labels", "label_trends"))
+    elif "label_trends" in source.missing and "labels" not in source.missing:
+        blocks.append(_absent(source, "trends over numeric labels", "label_trends"))
     return {"id": "labels", "title": "Labels", "blocks": blocks}
 
 

@@ -81,7 +81,7 @@ def script(variable: str, content: Any) -> bytes:
 
 
 def packed_json(content: Any) -> str:
-    """JSON as zlib's bytes in base64, as `static/pages.js` unpacks it."""
+    """JSON as zlib's bytes in base64, as `static/files.js` unpacks it."""
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(zlib.compress(text.encode("ascii"), COMPRESSION)).decode("ascii")
 

@@ -1,7 +1,7 @@
 """Rows that a page has by the hundred, as lists that `static/pages.js` makes elements of.
 
-A token is its place in `Work.order`, or its text. What comes from the corpus is made visible by `Work`, or
-here; it becomes text in the browser, never HTML.
+A token is its place in the list of texts that the page has, or its text. What comes from the corpus is made
+visible by the source, or here; it becomes text in the browser, never HTML.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.report.page import number, percent, whole
+from jobs.report.source import Source
 from jobs.report.strips import visible
-from jobs.report.work import Work
 from pipeline.store.reading.windows import LABEL
 
 Row = list[Any]
 
 
-def example(work: Work, window: Mapping[str, Any]) -> Row:
+def example(source: Source, window: Mapping[str, Any]) -> Row:
     """One example: its activation, its strip, and where it stands.
 
     Of the strip: tokens, places where the feature is active, activations there, the place that fires (-1:
-    none), and whether the context begins (1) and ends (2) with it, as a sum.
+    none), and whether the context begins (1) and ends (2) with it, as a sum. Last comes `Source.address`.
     """
     values, firing = window["values"], window["firing"]
-    if work.averaged:
+    if source.averaged:
         values, firing = [0.0] * len(values), None
-    tokens, values, firing = work.pieces(window["token_ids"], values, firing)
+    tokens, values, firing = source.pieces(window["token_ids"], values, firing)
     active = [place for place, value in enumerate(values) if value]
     labels = [str(window[name]) for name in window if name.startswith(LABEL) and window[name] is not None]
     where = f"context {window['context']}"
-    where += "" if work.averaged else f", position {window['position']}"
+    where += "" if source.averaged else f", position {window['position']}"
     return [
         number(window["activation"]),
         tokens,
@@ -39,6 +39,7 @@ def example(work: Work, window: Mapping[str, Any]) -> Row:
         -1 if firing is None else firing,
         bool(window["from_start"]) + 2 * bool(window["to_end"]),
         " · ".join(map(visible, [*labels, where])),
+        *source.address(window),
     ]
 
 
@@ -48,17 +49,17 @@ def short(value: float) -> float | int:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-def neighbour(work: Work, row: Mapping[str, Any], by: str) -> Row:
+def neighbour(source: Source, row: Mapping[str, Any], by: str) -> Row:
     """One neighbour: its number and tokens, the measure it was chosen by, and the rows both are active in."""
     feature, both = row["neighbour"], row.get("n_both")
-    cells = [feature, work.named(feature), number(row[by])]
+    cells = [feature, source.named(feature), number(row[by])]
     return cells if both is None else [*cells, whole(both)]
 
 
-def match(row: Mapping[str, Any]) -> Row:
-    """One match in another site."""
+def match(source: Source, table: str, row: Mapping[str, Any]) -> Row:
+    """One match in another site, in a table of matches."""
     is_assigned = "yes" if row["assigned"] else ""
-    return [str(row["match"]), number(row["cosine"]), number(row["jaccard"]), is_assigned]
+    return [source.matched(table, row["match"]), number(row["cosine"]), number(row["jaccard"]), is_assigned]
 
 
 def label(row: Mapping[str, Any]) -> Row:

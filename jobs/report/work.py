@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from jobs.report.source import Names, Source, shortened
 from jobs.report.strips import standalone, visible
 from pipeline.store.records.vocabulary import Vocabulary, shown
 from schemas.layout import StorePath
@@ -26,12 +27,10 @@ REDIRECTED = 1000
 
 GIVEN = "given.json"
 """File of the scratch folder with the names that features were given."""
-LONGEST_NAME = 80
-"""Characters of one that are shown."""
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Source):
     """All that a task needs to make pages of one site; what it reads it keeps, and does not hand on."""
 
     scratch: Path
@@ -39,14 +38,11 @@ class Work:
     out: StorePath
     """The site's folder in the report."""
     site: str
-    vocabulary: StorePath
+    vocabulary_path: StorePath
     d_sae: int
     missing: Mapping[str, str]
-    """Tables that are not there, and the commands that make them."""
     cluster_names: Mapping[str, Sequence[str]]
-    """Of each kind of clusters, what each cluster is called."""
     averaged: bool = False
-    """Whether a row is the mean of a context, in which no token fires."""
     key: str = ""
     """A digest of `index`, by which a page knows that a file of pages was written with the index it has."""
 
@@ -75,36 +71,32 @@ class Work:
     @cached_property
     def texts(self) -> list[str]:
         """Each token as it is written where it stands by itself, not escaped."""
-        return [standalone(text) for text in self._vocabulary.texts]
-
-    def pieces(
-        self, ids: Sequence[int], values: Sequence[float], firing: int | None = None
-    ) -> tuple[list[int | str], Sequence[float], int | None]:
-        """Tokens that follow one another, with their activations, and which one fires.
-
-        A token is its place in `order`; those that share a character are one, and that one is its text.
-        """
-        if not self._vocabulary.is_split(ids):
-            places = self._places
-            return [places[token] for token in ids], values, firing
-        spans = shown(self._vocabulary.spans(ids), np.asarray(values, np.float32), firing)
-        texts = map(visible, spans.texts)
-        return [self._place_of_text.get(text, text) for text in texts], spans.values.tolist(), spans.firing
+        return [standalone(text) for text in self.vocabulary.texts]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of tokens that follow one another."""
-        texts = shown(self._vocabulary.spans(ids), np.zeros(len(ids), np.float32), None).texts
+        texts = shown(self.vocabulary.spans(ids), np.zeros(len(ids), np.float32), None).texts
         return "".join(map(visible, texts))
 
-    def alone(self, numbers: Iterable[int]) -> list[int]:
-        """Places in `order` of tokens that stand by themselves; -1 is none."""
-        return [self._places[number] for number in numbers if number in self._places]
+    def place(self, token: int) -> int | None:
+        """Where a token stands in `order`."""
+        return self._places.get(token)
+
+    def place_of_text(self, text: str) -> int | str:
+        """Where the first token with this text stands in `order`, or the text."""
+        return self._place_of_text.get(text, text)
+
+    def around(self, feature: int) -> tuple[int | None, int | None]:
+        """Those of `chosen`, which the feature is one of."""
+        place = int(np.searchsorted(self.chosen, feature))
+        before = int(self.chosen[place - 1]) if place else None
+        return before, int(self.chosen[place + 1]) if place + 1 < len(self.chosen) else None
 
     @cached_property
     def order(self) -> list[int]:
         """The tokens that the pages of features name, the most frequent first."""
         tokens = np.load(self.scratch / "order.npy")
-        known: list[int] = tokens[tokens < len(self._vocabulary)].tolist()  # a model may have more logits
+        known: list[int] = tokens[tokens < len(self.vocabulary)].tolist()  # a model may have more logits
         return known
 
     @cached_property
@@ -116,7 +108,7 @@ class Work:
             "chunk": CHUNK,
             "chosen": None if len(self.chosen) == self.d_sae else self.chosen.tolist(),
             "clusters": {kind: len(names) for kind, names in self.cluster_names.items()},
-            "tokens": [visible(self._vocabulary.texts[token]) for token in self.order],
+            "tokens": [visible(self.vocabulary.texts[token]) for token in self.order],
         }
 
     @cached_property
@@ -129,8 +121,9 @@ class Work:
         return {text: place for place, text in reversed(list(enumerate(texts)))}
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return Vocabulary.read(self.vocabulary)
+    def vocabulary(self) -> Vocabulary:
+        """That of the lake."""
+        return Vocabulary.read(self.vocabulary_path)
 
     @cached_property
     def _tokens(self) -> list[str]:
@@ -145,12 +138,11 @@ class Work:
         pieces = (self._tokens[number] for number in numbers if 0 <= number < len(self._tokens))
         return Markup("".join(pieces))  # noqa: S704 - made of escaped texts
 
-    def named(self, feature: int) -> list[str | int]:
+    def named(self, feature: int) -> Names:
         """The name that a feature was given, if any, and the places in `order` of the tokens it fires on."""
         tokens = self.alone(self.names[feature].tolist())
-        if (name := self.given.get(str(feature))) is None:
-            return [*tokens]
-        return [visible(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"), *tokens]
+        name = self.given.get(str(feature))
+        return [*tokens] if name is None else [shortened(name), *tokens]
 
     def fires_on(self, feature: int) -> Markup:
         """The same as HTML."""

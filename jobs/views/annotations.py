@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import polars as pl
 import typer
 from rich.markup import escape
 
@@ -19,7 +18,7 @@ from jobs.terminal.outputs import require_file, write_file
 from pipeline.store import FeatureStore
 from pipeline.store.records.annotations import (
     Annotations,
-    annotate,
+    amend,
     export_edits,
     import_edits,
     read_annotations,
@@ -49,7 +48,6 @@ def annotate_feature(
 
     InputError where nothing is given, for a text that cannot be kept, and for a feature that is not there.
     """
-    store.require_feature(site, feature)
     given: dict[str, str | bool] = {
         field: value
         for field, value in (("name", name), ("note", note), ("star", star))
@@ -57,11 +55,7 @@ def annotate_feature(
     }
     if not given:
         raise InputError("give --name, --note, --star or --no-star")
-    state = _state(store, site, feature)
-    changed = {field: value for field, value in given.items() if _kept(value) != (state[field] or None)}
-    if changed:
-        annotate(store, site, feature, author=author, **changed)
-        state = _state(store, site, feature)
+    state = amend(store, site, feature, author=author, **given)
     say(f"[bold]annotate[/] {escape(site)}: feature {feature} {_line(state) or 'has no star, name or note'}")
 
 
@@ -120,14 +114,3 @@ def _line(row: Mapping[str, Any]) -> str:
     ]
     note = f"[dim]{escape(one_line(row['note']))}[/]" if row["note"] else ""
     return " ".join(part for part in (*parts, note) if part)
-
-
-def _state(store: FeatureStore, site: str, feature: int) -> dict[str, Any]:
-    """What a feature has now."""
-    rows = read_annotations(store, site).table.filter(pl.col("feature") == feature)
-    return rows.row(0, named=True) if rows.height else {"star": False, "name": None, "note": None}
-
-
-def _kept(value: str | bool) -> str | bool | None:
-    """What an edit with this value leaves; None: nothing."""
-    return (value.strip() if isinstance(value, str) else value) or None

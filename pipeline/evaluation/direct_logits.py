@@ -19,6 +19,8 @@ from schemas.values import F32, F64, I32
 
 LOGITS = 1 << 25
 """Logits in memory at once."""
+BINS = 48
+"""Of the histogram of a direction's effects over the vocabulary."""
 
 
 class Directions(NamedTuple):
@@ -37,6 +39,14 @@ class Extremes(NamedTuple):
     bottom_values: F32
 
 
+class Histograms(NamedTuple):
+    """Tokens of each row by value: counts int32 [n, BINS] of even bins from `low` to `high`, float32 [n]."""
+
+    low: F32
+    high: F32
+    counts: I32
+
+
 class SoftmaxStats(NamedTuple):
     """Of each row's softmax, float64 [n]: the entropy in bits and the largest probability."""
 
@@ -50,6 +60,8 @@ class Unembedded(NamedTuple):
     softmax: SoftmaxStats
     logits: Extremes | None
     effects: Extremes | None
+    histograms: Histograms | None = None
+    """Of the plain effects."""
 
 
 class Reading(NamedTuple):
@@ -80,8 +92,10 @@ def read(reading: Reading, directions: Directions) -> Unembedded:
     listed = extremes(logits[:, : reading.tokens], reading.k)
     del logits
     effects = model.logit_effects(torch.from_numpy(directions.effects))
-    own = None if effects is None else extremes(effects[:, : reading.tokens], reading.k)
-    return Unembedded(softmax, listed, own)
+    if effects is None:
+        return Unembedded(softmax, listed, None)
+    known = effects[:, : reading.tokens]
+    return Unembedded(softmax, listed, extremes(known, reading.k), histograms(known))
 
 
 def softmax_stats(logits: Tensor) -> SoftmaxStats:
@@ -96,6 +110,21 @@ def extremes(values: Tensor, k: int) -> Extremes:
     """The highest (highest first) and lowest (lowest first) of each row, equal ones by their number."""
     k = min(k, values.shape[1])
     return Extremes(*_first(values, k, largest=True), *_first(values, k, largest=False))
+
+
+def histograms(values: Tensor) -> Histograms:
+    """How many values [n, V] of each row lie in each bin; a value on an edge is in the bin above it."""
+    low, high = values.aminmax(dim=1)
+    # rows whose values are all equal have them in the first bin
+    scale = BINS / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    counts = torch.stack(
+        [
+            # a row at a time: the whole block's places would take twice the memory of its values
+            torch.bincount(((row - start) * per_bin).long().clamp(0, BINS - 1), minlength=BINS)
+            for row, start, per_bin in zip(values, low, scale, strict=True)
+        ]
+    )
+    return Histograms(low.cpu().numpy(), high.cpu().numpy(), counts.cpu().numpy().astype(np.int32))
 
 
 def _first(values: Tensor, k: int, *, largest: bool) -> tuple[I32, F32]:

@@ -16,7 +16,7 @@ from pipeline.store.formats.postings import PostingsFile
 from pipeline.store.reading import scans
 from pipeline.store.reading.contexts import ContextIndex
 from pipeline.store.reading.site_access import SiteAccess
-from pipeline.store.reading.windows import Windows
+from pipeline.store.reading.windows import Windows, windows_of
 from pipeline.store.records.catalog import SiteInfo
 from pipeline.store.records.vocabulary import Vocabulary
 from schemas.errors import InputError
@@ -133,10 +133,7 @@ class FeatureStore(SiteAccess):
         """
         if k < 1:
             raise InputError(f"k is {k}: it must be positive")
-        rows, values = self.rows_of(site, feature)
-        if where is not None:
-            kept = self._matching(rows, values, where)
-            rows, values = rows[kept], values[kept]
+        rows, values = self.rows_where(*self.rows_of(site, feature), where)
         if one_per_document:
             document = self._contexts.describe(rows, ["document"])["document"].to_numpy()
             first = strongest_of_each(np.abs(values), document)
@@ -144,6 +141,20 @@ class FeatureStore(SiteAccess):
         best = strongest(values, k)
         described = self.describe_rows(rows[best], before, after)
         return described.insert_column(1, pl.Series("activation", values[best]))
+
+    def rows_where(self, rows: U64, values: F32, where: pl.Expr | None) -> tuple[U64, F32]:
+        """Those of a feature's rows and activations for which a condition as that of `contexts` holds."""
+        if where is None:
+            return rows, values
+        kept = self._matching(rows, values, where)
+        return rows[kept], values[kept]
+
+    def windows(self, examples: pl.DataFrame, rows: U64, values: F32) -> pl.DataFrame:
+        """Examples of one feature with the tokens around them, as `cut_windows` writes them.
+
+        `rows` and `values` are all that the feature has (`rows_of`).
+        """
+        return windows_of(self._contexts, examples, rows, values)
 
     def context_tokens(self, context: int) -> tuple[int, I32]:
         """First row of a context in the lake, and its token ids int32 [T]; InputError where there is none."""
@@ -174,6 +185,10 @@ class FeatureStore(SiteAccess):
         ids = [self._contexts.token_ids(context)[first : first + n] for context, first, n in places]
         columns = {"token_ids": ids, "first_position": firsts.tolist()}
         return table.hstack(pl.DataFrame(columns, schema=_WINDOW))
+
+    def read_contexts(self) -> None:
+        """Read what queries need to know of contexts, which they else read when they first need it."""
+        self._contexts.read()
 
     def tokens_at(self, rows: U64) -> I32:
         """The token id of each of some rows of the lake."""

@@ -91,6 +91,32 @@ def test_entropy_probability_and_tokens_are_those_of_the_formula(lake, site):
     np.testing.assert_allclose(np.array(table["suppressed_effects"].to_list()), at, rtol=1e-4, atol=1e-5)
 
 
+def test_the_histogram_of_effects_counts_every_token_once(lake):
+    store, folder = lake
+    table = logits(store, "stream")
+    _, effects = by_hand(store, folder, "stream")
+    counts = np.array(table["effect_counts"].to_list())
+    assert (counts.sum(axis=1) == effects.shape[1]).all()
+    np.testing.assert_allclose(table["effect_low"], effects.min(axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(table["effect_high"], effects.max(axis=1), rtol=1e-4, atol=1e-5)
+    slack = 1e-5
+    for row, own in zip(table.iter_rows(named=True), effects, strict=True):
+        edges = np.linspace(row["effect_low"], row["effect_high"], direct_logits.BINS + 1)[1:-1]
+        # values next to an edge may be on either side of it, by rounding
+        below = np.cumsum(row["effect_counts"])[:-1]
+        assert (below >= [(own < edge - slack).sum() for edge in edges]).all()
+        assert (below <= [(own < edge + slack).sum() for edge in edges]).all()
+
+
+def test_bins_of_even_width_hold_their_lower_edge():
+    values = torch.tensor([[0.0, 1.0, 2.0, 48.0, 47.5], [3.0, 3.0, 3.0, 3.0, 3.0]])
+    made = direct_logits.histograms(values)
+    assert (made.low.tolist(), made.high.tolist()) == ([0.0, 3.0], [48.0, 3.0])
+    assert np.flatnonzero(made.counts[0]).tolist() == [0, 1, 2, 47]
+    assert made.counts[0][[0, 1, 2, 47]].tolist() == [1, 1, 1, 2]
+    assert made.counts[1].tolist() == [5] + [0] * (direct_logits.BINS - 1)
+
+
 def test_rows_without_activations_count_in_the_mean_norm(lake):
     store, _ = lake
     records = store.committed("stream")

@@ -69,6 +69,13 @@
     if (drag && drag.brush) context.strokeRect(drag.x, drag.y, drag.toX - drag.x, drag.toY - drag.y);
   }
 
+  const names = new Map(); // of features, as far as they were wanted
+  async function named(places) { // reads the names of some features
+    const numbers = places.map(function (i) { return feature[i]; }).filter(function (number) { return !names.has(number); });
+    if (!numbers.length) return;
+    const found = await ask("/api/sites/" + site + "/names?feature=" + numbers.join("&feature="));
+    for (const number of numbers) names.set(number, found[number].name);
+  }
   let picked = [];
   function clusterName(i) { return cluster[i] + (data.names[cluster[i]] ? " " + data.names[cluster[i]] : ""); }
   function select(places) {
@@ -77,16 +84,28 @@
     picked = places.sort(function (a, b) { return active[b] - active[a] || feature[a] - feature[b]; });
     body.replaceChildren.apply(body, picked.slice(0, MOST_ROWS).map(function (i) {
       return make("tr", {}, make("td", {}, make("button", { type: "button", "data-place": i }, String(feature[i]))),
-        make("td", { class: "n" }, active[i].toLocaleString("en")), make("td", {}, cluster[i] < 0 ? "–" : clusterName(i)));
+        make("td", {}, make("a", { href: "/sites/" + site + "/feature#" + feature[i] }, "page")), make("td", { class: "n" }, active[i].toLocaleString("en")), make("td", {}, cluster[i] < 0 ? "–" : clusterName(i)));
     }));
     $("status").textContent = picked.length ? picked.length.toLocaleString("en") + " of " + n.toLocaleString("en") + " features selected" : n.toLocaleString("en") + " features" + (data.by ? ", by " + data.by.toLowerCase() : "");
     $("more").textContent = picked.length > MOST_ROWS ? "The " + MOST_ROWS + " most active are listed." : "";
     draw();
+    const listed = picked.slice(0, MOST_ROWS), mine = picked;
+    named(listed).then(function () {
+      if (mine === picked) listed.forEach(function (i, row) { body.rows[row].querySelector("a").replaceChildren(make("bdi", {}, names.get(feature[i]) || "page")); });
+    }, function (error) { $("status").textContent = error.message; });
   }
-  function point(i) { // what is said of one feature
+  let soon = 0;
+  function point(i) { // what is said of one feature; its name is read when the pointer rests on it
+    if (i === near) return;
     near = i;
-    $("hover").textContent = i < 0 ? "" : "Feature " + feature[i] + ", " + active[i].toLocaleString("en") + " active rows" + (cluster[i] < 0 ? "" : ", cluster " + clusterName(i));
+    describe(i);
     draw();
+    clearTimeout(soon);
+    if (i >= 0) soon = setTimeout(function () { named([i]).then(function () { if (i === near) describe(i); }, function () {}); }, 80);
+  }
+  function describe(i) {
+    const name = i < 0 ? "" : names.get(feature[i]);
+    $("hover").textContent = i < 0 ? "" : "Feature " + feature[i] + (name ? " " + name : "") + ", " + active[i].toLocaleString("en") + " active rows" + (cluster[i] < 0 ? "" : ", cluster " + clusterName(i));
   }
   function nearest(px, py) {
     const reach = 12 / view.scale, x = fromX(px), y = fromY(py);
@@ -102,6 +121,7 @@
     if (i === undefined) { $("status").textContent = "Feature " + number + " is not on the map: it never fired, or was left out."; return; }
     view = { x: xs[i], y: ys[i], scale: Math.max(view.scale, 12 * canvas.clientWidth / width / 4) };
     point(i);
+    draw();
   }
 
   canvas.addEventListener("pointerdown", function (event) {

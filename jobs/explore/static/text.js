@@ -71,6 +71,7 @@
     const often = line.frequency === null ? "never" : formatted(100 * line.frequency) + " %";
     return make("tr", { "aria-selected": line.feature === feature },
       make("td", {}, make("button", { type: "button", "data-feature": line.feature }, String(line.feature))),
+      make("td", {}, make("a", { href: "/sites/" + site + "/feature#" + line.feature }, make("bdi", {}, line.name || "page"))),
       ...[formatted(line.activation), formatted(line.surprise_bits), often].map(function (cell) { return make("td", { class: "n" }, cell); }));
   }
 

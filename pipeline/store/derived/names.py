@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import polars as pl
 
-from pipeline.store.records.annotations import read_annotations
+from pipeline.store.records.annotations import ANNOTATIONS, OTHERS, Annotations, read_annotations
 from schemas.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,13 +42,16 @@ class FeatureNames:
     def __init__(self, store: FeatureStore, site: str) -> None:
         self._store, self._site = store, store.require_features(site).name
         self._edits: dict[str, Annotation] = {}
+        self.annotations = Annotations(pl.DataFrame(schema=ANNOTATIONS), pl.DataFrame(schema=OTHERS))
+        """What people say of the site's features, as it was last read."""
         self._given: dict[int, Named] = {}
         self._made: dict[int, Named] = {}
         """Names from tables, of every feature that was read; they do not change."""
 
     def read(self, features: Iterable[int]) -> FeatureNames:
         """Read the names of some features together, and what was annotated since; itself."""
-        table = read_annotations(self._store, self._site, self._edits).table.drop_nulls("name")
+        self.annotations = read_annotations(self._store, self._site, self._edits)
+        table = self.annotations.table.drop_nulls("name")
         self._given = {
             feature: Named(name, "annotation")
             for feature, name in table.select("feature", "name").iter_rows()
@@ -112,10 +115,10 @@ def _fired(store: FeatureStore, site: str, features: Sequence[int]) -> dict[int,
     """Those that fire, by their tokens; none where a row is not a token, or the mean of several."""
     if store.lake.inputs is not None or store.site(site).selection.is_averaged:
         return {}
-    rows = _rows(store, site, "examples", features)
-    if rows is None:
+    strongest = _rows(store, site, "examples", features, pl.col("kind") == "top")
+    if strongest is None:
         return {}
-    strongest = rows.filter(pl.col("kind") == "top").select("feature", "rank", "row")
+    strongest = strongest.select("feature", "rank", "row")
     try:
         tokens = most_fired(strongest.with_columns(token_id=store.tokens_at(strongest["row"].to_numpy())))
         texts = store.token_texts(tokens["token_id"].to_list())
@@ -128,14 +131,17 @@ def _fired(store: FeatureStore, site: str, features: Sequence[int]) -> dict[int,
     return {feature: Named(" ".join(parts), "tokens") for feature, parts in names.items()}
 
 
-def _rows(store: FeatureStore, site: str, table: str, features: Sequence[int]) -> pl.DataFrame | None:
+def _rows(
+    store: FeatureStore, site: str, table: str, features: Sequence[int], where: pl.Expr | None = None
+) -> pl.DataFrame | None:
     """The rows of some features, in the order of the table; None where there is none, or it is damaged."""
     if not features or not store.has_table(site, table):
         return None
     wanted = pl.Series("feature", features, pl.UInt32)
     try:
         rows = store.scan_table(site, table, warn_stale=False)
-        return rows.filter(pl.col("feature").is_in(wanted.implode())).collect()
+        rows = rows.filter(pl.col("feature").is_in(wanted.implode()))
+        return (rows if where is None else rows.filter(where)).collect()
     except (InputError, OSError, pl.exceptions.PolarsError) as error:
         warnings.warn(f"features are shown without names: {error}", stacklevel=2)
         return None

@@ -31,7 +31,8 @@ MAX_GROUP = 1 << 26  # pyarrow's own limit
 _FRAME_LEVEL = 1
 _FRAME_GROUP_BYTES = 1 << 18
 """Of a row group in memory: smaller ones weigh more by their metadata than they save."""
-_ROWS = 1 << 16
+_ROWS, _ROWS_WITH_LISTS = 1 << 16, 1 << 11
+"""Of a row group, which is read whole for one of its rows: some hundred thousand bytes to a few million."""
 _FOOTER_GUESS = 1 << 16
 """Bytes of a file's end that are read first; footers are rarely larger."""
 SEAL_KEY = "latentlake.footer"
@@ -255,9 +256,11 @@ def write_frames(
 ) -> None:
     """Write or replace `path` whole from parts that come one after another, one in memory at a time.
 
-    Row groups hold up to _ROWS rows of one part, so that a filter on an ascending column reads few of them.
+    Row groups hold up to _ROWS rows of one part, or fewer with lists, so that a filter on an ascending column
+    reads little.
     """
-    slices = (part for frame in frames for part in frame.iter_slices(_ROWS))
+    rows = _ROWS_WITH_LISTS if any(dtype.is_nested() for dtype in schema.values()) else _ROWS
+    slices = (part for frame in frames for part in frame.iter_slices(rows))
     parts = (part.to_arrow(compat_level=pl.CompatLevel.oldest()) for part in slices)
     empty = pl.DataFrame(schema=schema).to_arrow(compat_level=pl.CompatLevel.oldest())
     _write(path, empty, parts, metadata)

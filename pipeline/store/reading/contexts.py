@@ -50,10 +50,22 @@ class ContextIndex:
         self._labels = {name: label_column(name) for name in lake.label_columns}
         self._dtypes = lake.label_columns
 
+    def read(self) -> None:
+        """Read all of it now, and the tokens of the first shards, as many as are kept."""
+        _ = self.row_starts, self._segments
+        rows = np.cumsum([record.rows for record in self._shards])
+        for shard in range(int(np.searchsorted(rows, _TOKENS_KEPT))):
+            self._tokens_of(shard)
+
     @property
     def columns(self) -> list[str]:
         """Names of all columns that `describe` gives; labels are named by `label_column`."""
         return [*COLUMNS, *self._labels.values()]
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels' columns."""
+        return [*self._labels.values()]
 
     @cached_property
     def row_starts(self) -> I64:
@@ -131,6 +143,17 @@ class ContextIndex:
         ids: I32 = self._tokens_of(shard)[context - self._shards[shard].context_start].to_numpy()
         return ids
 
+    def tokens_in(self, first: I64, stop: I64) -> I32:
+        """The token ids of rows first[0] .. stop[0] - 1, first[1] .. and so on, each within a context."""
+        parts = [np.empty(0, np.int32)]
+        contexts = self.context_of(first)
+        begins = self.row_starts[contexts]
+        for context, low, high in zip(
+            contexts.tolist(), (first - begins).tolist(), (stop - begins).tolist(), strict=True
+        ):
+            parts.append(self.token_ids(context)[low:high])
+        return np.concatenate(parts)
+
     def tokens_at(self, rows: NDArray[Any]) -> I32:
         """The token id of each row, [Q]; contexts need not be known."""
         ids, shards = np.empty(len(rows), np.int32), self._shard_of(rows)
@@ -143,15 +166,16 @@ class ContextIndex:
 
     def _tokens_of(self, shard: int) -> pl.Series:
         """Token ids of each context of a shard, by its number."""
-        if shard in self._tokens:
-            self._tokens.move_to_end(shard)
-        else:
-            self._tokens[shard] = self._read(self._shards[shard], "token_ids")["token_ids"]
-            # the shards used last stay, up to some 128 MiB of them, for queries go on where they were
-            kept = sum(self._shards[number].rows for number in self._tokens)
-            while kept > _TOKENS_KEPT and len(self._tokens) > 1:
-                kept -= self._shards[self._tokens.popitem(last=False)[0]].rows
-        return self._tokens[shard]
+        # several threads may come here: none relies on what another may have let go
+        tokens = self._tokens.pop(shard, None)
+        if tokens is None:
+            tokens = self._read(self._shards[shard], "token_ids")["token_ids"]
+        self._tokens[shard] = tokens
+        # the shards used last stay, up to some 128 MiB of them, for queries go on where they were
+        kept = sum(self._shards[number].rows for number in list(self._tokens))
+        while kept > _TOKENS_KEPT and len(self._tokens) > 1:
+            kept -= self._shards[self._tokens.popitem(last=False)[0]].rows
+        return tokens
 
     def _shard_of(self, rows: NDArray[Any]) -> I64:
         return np.searchsorted(self._shard_rows, rows.astype(np.int64), side="right") - 1

@@ -22,14 +22,14 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.store.reading.contexts import COLUMNS, ContextIndex
+from pipeline.store.reading.contexts import ContextIndex
 from pipeline.store.reading.shard_files import ShardFiles
 from pipeline.store.reading.site_access import SiteAccess
 from pipeline.store.records.tokens import read_token_shard
 from pipeline.tasks import Tasks
 from schemas.layout import Layout
 from schemas.records import Lake, ShardRecord
-from schemas.values import F32, I64, TokenShard
+from schemas.values import F32, I32, I64, U64, TokenShard
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -77,6 +77,11 @@ class Windows:
         first = np.minimum(wide.first, np.maximum(wide.end - size, wide.begin))
         return replace(wide, first=first, stop=np.minimum(first + size, wide.end))
 
+    def shifted(self, rows: int, contexts: int) -> Windows:
+        """The same, rows and contexts counted from so much earlier."""
+        of_rows = (self.begin + rows, self.end + rows, self.first + rows, self.stop + rows)
+        return Windows(self.context + contexts, *of_rows)
+
     @property
     def lengths(self) -> I64:
         """Rows of each window."""
@@ -93,8 +98,6 @@ class Cut:
     examples: Path
     """The chosen examples, sorted by row: feature, kind, interval, rank, row, activation."""
     out: Path
-    labels: tuple[str, ...]
-    """As `ContextIndex` calls them."""
 
 
 def cut_windows(
@@ -108,9 +111,25 @@ def cut_windows(
     """
     by_row = folder / "examples_by_row.parquet"
     examples.sort("row", "feature", "kind").write_parquet(by_row, row_group_size=1 << 16)
-    labels = tuple(name for name in ContextIndex(store.layout, store.lake, []).columns if name not in COLUMNS)
-    cut = Cut(store.layout, store.lake, store.site(site).d_sae, by_row, folder, labels)
+    cut = Cut(store.layout, store.lake, store.site(site).d_sae, by_row, folder)
     yield from tasks.map(partial(_cut_shard, cut), store.shard_files(site))
+
+
+def windows_of(contexts: ContextIndex, examples: pl.DataFrame, rows: U64, values: F32) -> pl.DataFrame:
+    """The windows of some examples of one feature, with the columns that `cut_windows` writes.
+
+    `rows` uint64 [Z], ascending, and `values` float32 [Z] are all that the feature has.
+    """
+    numbers = examples["row"].to_numpy()
+    around = Windows.around(numbers.astype(np.int64), contexts.row_starts, BEFORE, AFTER)
+    places = concatenated_ranges(around.first, around.stop).astype(np.uint64)
+    near = np.zeros(len(places), np.float32)
+    # a search ends at the next larger row where the feature is silent, or after the last one
+    at = np.searchsorted(rows, places)
+    fires = at < len(rows)
+    fires[fires] = rows[at[fires]] == places[fires]
+    near[fires] = values[at[fires]]
+    return _described(contexts, examples, around, contexts.tokens_in(around.first, around.stop), near)
 
 
 def window_files(folder: Path) -> list[Path]:
@@ -135,30 +154,41 @@ def _cut_shard(cut: Cut, shard: ShardFiles) -> int:
     tokens = read_token_shard(cut.layout, cut.lake, record, verify=False)
     index, matrix = ContextIndex(cut.layout, cut.lake, [record]), shard.read_csr()
     for number, start in enumerate(range(0, examples.height, EXAMPLES_AT_ONCE)):
-        windows = _cut(cut, tokens, index, matrix, examples.slice(start, EXAMPLES_AT_ONCE))
+        windows = _cut(tokens, index, matrix, examples.slice(start, EXAMPLES_AT_ONCE))
         path = cut.out / f"windows-{record.name}-{number:05d}.parquet"
         windows.sort("feature", "kind", "interval", "rank").write_parquet(path, row_group_size=_GROUP)
     return examples.height
 
 
 def _cut(
-    cut: Cut, tokens: TokenShard, index: ContextIndex, matrix: sparse.csr_matrix, examples: pl.DataFrame
+    tokens: TokenShard, index: ContextIndex, matrix: sparse.csr_matrix, examples: pl.DataFrame
 ) -> pl.DataFrame:
     rows = examples["row"].to_numpy().astype(np.int64) - tokens.row_start
     windows = Windows.around(rows, tokens.context_ptr, BEFORE, AFTER)
     places = concatenated_ranges(windows.first, windows.stop)
     features = np.repeat(examples["feature"].to_numpy(), windows.lengths)
+    near = activations(matrix, places, features)
+    of_lake = windows.shifted(tokens.row_start, tokens.context_start)
+    return _described(index, examples, of_lake, tokens.token_ids[places], near)
+
+
+def _described(
+    index: ContextIndex, examples: pl.DataFrame, windows: Windows, token_ids: I32, values: F32
+) -> pl.DataFrame:
+    """Examples with their windows, counted from the lake's first row: tokens and activations one by one."""
+    numbers = examples["row"].to_numpy()
+    rows, labels = numbers.astype(np.int64), index.labels
     columns = {
-        "context": (windows.context + tokens.context_start).astype(np.uint64),
+        "context": windows.context.astype(np.uint64),
         "position": (rows - windows.begin).astype(np.uint32),
-        "token_ids": _lists(tokens.token_ids[places], windows.lengths),
-        "values": _lists(activations(matrix, places, features), windows.lengths),
+        "token_ids": _lists(token_ids, windows.lengths),
+        "values": _lists(values, windows.lengths),
         "firing": (rows - windows.first).astype(np.uint32),
         "from_start": windows.first == windows.begin,
         "to_end": windows.stop == windows.end,
     }
-    described = index.describe(examples["row"].to_numpy(), ["document", *cut.labels])
-    described = described.rename({name: LABEL + name for name in cut.labels})
+    described = index.describe(numbers, ["document", *labels])
+    described = described.rename({name: LABEL + name for name in labels})
     return examples.hstack(described).hstack(pl.DataFrame(columns))
 
 

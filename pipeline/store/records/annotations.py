@@ -54,6 +54,8 @@ class Annotations(NamedTuple):
 
     table: pl.DataFrame
     others: pl.DataFrame
+    problems: tuple[str, ...] = ()
+    """What lies among the edits and is none, in sentences."""
 
 
 class Imported(NamedTuple):
@@ -83,6 +85,32 @@ def annotate(
     return path
 
 
+def amend(
+    store: Catalog, site: str, feature: int, *, author: str | None = None, **fields: str | bool | None
+) -> dict[str, Any]:
+    """`annotate` those fields that are not so already, if any; what the feature has then, a value by field.
+
+    InputError as `annotate`.
+    """
+    store.require_feature(site, feature)
+    seen: dict[str, Annotation] = {}
+    state = _state(store, site, feature, seen)
+    changed = {field: value for field, value in fields.items() if _kept(value) != (state.get(field) or None)}
+    if changed:
+        annotate(store, site, feature, author=author, **changed)
+    return _state(store, site, feature, seen)
+
+
+def _state(store: Catalog, site: str, feature: int, seen: MutableMapping[str, Annotation]) -> dict[str, Any]:
+    rows = read_annotations(store, site, seen).table.filter(pl.col("feature") == feature)
+    return rows.row(0, named=True) if rows.height else {"star": False, "name": None, "note": None}
+
+
+def _kept(value: str | bool | None) -> str | bool | None:
+    """What an edit with this value leaves; None: nothing."""
+    return (value.strip() if isinstance(value, str) else value) or None
+
+
 def read_annotations(
     store: Catalog, site: str, seen: MutableMapping[str, Annotation] | None = None
 ) -> Annotations:
@@ -102,7 +130,8 @@ def read_annotations(
     others = [
         {"sae_digest": digest, **row} for digest, some in sorted(by_digest.items()) for row in _rows(some)
     ]
-    return Annotations(pl.DataFrame(list(_rows(own)), ANNOTATIONS), pl.DataFrame(others, OTHERS))
+    table = pl.DataFrame(list(_rows(own)), ANNOTATIONS)
+    return Annotations(table, pl.DataFrame(others, OTHERS), tuple(wrong))
 
 
 def read_edits(

@@ -16,7 +16,6 @@ from pipeline.store.formats.parquet import (
     read_schema,
     read_through,
     scan_frame,
-    write_frame,
     write_frames,
 )
 from pipeline.store.objects.paths import ObjectPath
@@ -45,9 +44,7 @@ def require_writable(layout: Layout, site: str) -> None:
 
 def write_table(layout: Layout, site: str, name: str, frame: pl.DataFrame, receipts_digest: str) -> StorePath:
     """Write or replace tables/<site>/<name>.parquet and return its path."""
-    path = layout.table(site, name)
-    write_frame(path, frame, {RECEIPTS_KEY: receipts_digest, VERSION_KEY: str(FORMAT_VERSION)})
-    return path
+    return write_table_parts(layout, site, name, dict(frame.schema), [frame], receipts_digest)
 
 
 def write_table_parts(

@@ -146,8 +146,13 @@ def test_features_are_brushed_on_the_map_and_listed(browser, url, store):
     wait_for(browser, lambda: find(browser, "#status")[0].text == "60 of 60 features selected")
     listed = [int(button.text) for button in find(browser, "#chosen tbody button")]
     assert listed == np.argsort(-columns["n_active"]).tolist()
+    names = store.names("mid", listed)
+    called = [names.name(feature) or "page" for feature in listed]
+    wait_for(browser, lambda: [link.text for link in find(browser, "#chosen tbody a")] == called)
+    assert "·w" in called[3]
     find(browser, "#chosen tbody button")[3].click()
-    assert (
-        find(browser, "#hover")[0].text == f"Feature {listed[3]}, 57 active rows, cluster {listed[3] % 7} w1"
-    )
+    said = f"Feature {listed[3]} {called[3]}, 57 active rows, cluster {listed[3] % 7} w1"
+    wait_for(browser, lambda: find(browser, "#hover")[0].text == said)
+    (link, *_) = find(browser, "#chosen tbody a")
+    assert link.get_attribute("href").endswith(f"/sites/mid/feature#{listed[0]}")
     assert errors(browser) == []

@@ -54,6 +54,8 @@ def test_active_features_are_those_that_elicit_ranks(client, store, number, by, 
     expected = sorted(values, key=lambda row: (-abs(row[column]), row["feature"]))[:5]
     assert [row["feature"] for row in answer["features"]] == [row["feature"] for row in expected]
     assert [row["activation"] for row in answer["features"]] == [row["activation"] for row in expected]
+    names = store.names("mid", [row["feature"] for row in expected])
+    assert [row["name"] for row in answer["features"]] == [names.name(row["feature"]) for row in expected]
 
 
 def test_a_piece_that_is_not_counted_has_no_features(client, number):
@@ -151,9 +153,15 @@ def test_the_api_describes_itself(client):
     paths = client.get("/api/openapi.json").json()["paths"]
     assert set(paths) == {
         "/api/state",
+        "/api/sites/{site}/annotations",
+        "/api/sites/{site}/annotations.jsonl",
+        "/api/sites/{site}/annotations/{feature}",
         "/api/sites/{site}/contexts/{context}",
         "/api/sites/{site}/find",
+        "/api/sites/{site}/features/{feature}",
+        "/api/sites/{site}/features/{feature}/examples",
         "/api/sites/{site}/map",
+        "/api/sites/{site}/names",
         "/api/sites/{site}/texts",
         "/api/texts/{number}",
         "/api/texts/{number}/features",

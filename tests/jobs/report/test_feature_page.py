@@ -64,7 +64,7 @@ def test_a_page_shows_what_its_data_say_and_nothing_of_the_corpus_is_more_than_t
         turns = [f"← {page['before']}"] * (page["before"] is not None)
         assert shown["turn"] == [*turns, *[f"{page['after']} →"] * (page["after"] is not None)]
         assert shown["toc"] == [text for _, text in page["toc"]]
-        ((facts,),) = blocks_of(page, "facts")
+        ((facts, _),) = blocks_of(page, "facts")
         assert shown["facts"] == [[name, value + below] for name, value, _, below in facts]
         assert shown["bars"] == [bar[3] for (drawn,) in blocks_of(page, "histogram") for bar in drawn["bars"]]
         rows_ = [row for strips, _ in blocks_of(page, "strips") for row in strips]

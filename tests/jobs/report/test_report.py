@@ -136,7 +136,7 @@ def test_old_links_lead_to_the_pages(made):
 def test_the_statistics_of_a_page_are_those_of_the_tables(made, content):
     _, store, tables, _ = made
     for row in store.scan_features("site").collect().iter_rows(named=True):
-        ((entries,),) = blocks_of(content[row["feature"]], "facts")
+        ((entries, _),) = blocks_of(content[row["feature"]], "facts")
         facts = {name: (value, span) for name, value, _, span in entries}
         assert facts["active rows"] == (f"{row['n_active']:,}", "")
         assert facts["mean when active"] == (number(row["mean_active"]), "")
@@ -325,7 +325,9 @@ def test_hostile_tokens_and_labels_stay_text(made, content):
         page = Page(raw)
         assert not re.search(HIDDEN, raw), path
         allowed = {"features.js", "features/index.js"}
-        allowed |= {f"../../static/{name}.js" for name in ("common", "search", "table", "pages", "page")}
+        allowed |= {
+            f"../../static/{name}.js" for name in ("common", "search", "table", "pages", "files", "page")
+        }
         assert {each.get("src") for each in page.all("script")} <= allowed
         assert not [each for _, each in page.elements if any(name.startswith("on") for name in each)]
         assert not [each for each in page.all("img") if each["src"] == "x"]
