@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jobs.evaluation.elicit import elicited, ranked, selected_rows
-from jobs.terminal.strips import shown
+from jobs.report.strips import visible
 from pipeline.evaluation.typed_text import Places, TextSession, TypedText, stored_text
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -112,7 +112,7 @@ class Texts:
 
     def _keep(self, site: str, typed: TypedText) -> int:
         spans = self._store.vocabulary.spans(typed.token_ids.tolist())
-        pieces = [(span.start, span.stop, shown(span.text)) for span in spans]
+        pieces = [(span.start, span.stop, visible(span.text)) for span in spans]
         self._number += 1
         self._kept[self._number] = Kept(site, typed, pieces)
         while len(self._kept) > MOST_TEXTS:

@@ -40,7 +40,7 @@
   function add(made) {
     const close = make("button", { type: "button", class: "close", "aria-label": "Remove this text" }, "×"), strip = make("p", { class: "strip" });
     made.pieces.forEach(function (piece, place) {
-      strip.append(make("span", { class: "piece" + (piece.counted ? "" : " skipped"), tabindex: place ? -1 : 0, role: "button", "data-piece": place }, piece.text));
+      strip.append(make("span", { class: "piece" + (piece.counted ? "" : " skipped"), tabindex: place ? -1 : 0, role: "button", "data-piece": place }, piece.text.replace(/↩/g, "↩\n")));
     });
     const item = make("li", { "data-text": made.text }, strip, close);
     close.addEventListener("click", function () {
@@ -61,7 +61,7 @@
     try {
       const answer = await ask("/api/texts/" + text + "/features?by=" + by + (piece === null ? "" : "&piece=" + piece));
       if (mine !== request) return;
-      $("what").textContent = piece === null ? "Active in the text" : "Active at “" + here.pieces[piece].text + "”";
+      $("what").textContent = piece === null ? "Active in the text" : "Active at “" + here.pieces[piece].text.replace(/ /g, "·") + "”";
       body.replaceChildren.apply(body, answer.features.map(row));
       $("more").textContent = answer.n ? answer.features.length.toLocaleString("en") + " of " + answer.n.toLocaleString("en") + " active features" + (piece === null ? "; the activation is the mean over the tokens" : "") : "No feature is active here.";
       side.hidden = false;
