@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from jobs.explore import feature_map, text
+from jobs.explore import feature_map, steer, text
 from jobs.explore.lake import PAGES, Explored
 from schemas import __version__
 from schemas.errors import InputError
@@ -21,6 +21,7 @@ STATIC = {
     "ask.js": ("jobs.explore", "text/javascript"),
     "text.js": ("jobs.explore", "text/javascript"),
     "map.js": ("jobs.explore", "text/javascript"),
+    "steer.js": ("jobs.explore", "text/javascript"),
 }
 """Files that pages load: the package that has each in its folder `static`, and its type."""
 
@@ -34,7 +35,7 @@ def create_app(lake: Explored) -> FastAPI:
         redoc_url=None,
         openapi_url="/api/openapi.json",
     )
-    for module in (text, feature_map):
+    for module in (text, feature_map, steer):
         app.include_router(module.routes(lake))
 
     @app.get("/", include_in_schema=False)

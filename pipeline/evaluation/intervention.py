@@ -12,8 +12,7 @@ n rows, k features that change, O width of the target.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,40 +20,12 @@ from scipy import sparse
 from torch import Tensor
 
 from pipeline.evaluation.patching import output_scale
+from pipeline.evaluation.steering import Change, Changes, Operation, changes_of
 from pipeline.saes.encoding.encoder import Encoder
 from schemas.errors import InputError
 from schemas.values import F32
 
-Operation = Literal["set", "add", "scale", "ablate"]
-"""What becomes of an activation f: the value, f + value, f * value, 0."""
-
-
 MOST = float(np.finfo(np.float32).max)
-
-
-class Change(NamedTuple):
-    """One feature's change, in every row concerned, whether the feature fires there or not.
-
-    `value` is in units of activations, of `scale` a factor; `ablate` has none.
-    """
-
-    feature: int
-    operation: Operation
-    value: float = 0.0
-
-
-Changes = Mapping[int, float] | Iterable[Change]
-"""Changes one after another; a mapping sets the activation of each feature to its value."""
-
-
-def changes_of(changes: Changes) -> tuple[Change, ...]:
-    """The changes as a tuple; InputError where there is none."""
-    if isinstance(changes, Mapping):
-        changes = (Change(feature, "set", value) for feature, value in changes.items())
-    listed = tuple(changes)
-    if not listed:
-        raise InputError("no feature is changed: name at least one, such as {184: 20.0}")
-    return listed
 
 
 class Intervention:

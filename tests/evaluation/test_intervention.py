@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.intervention import Change, Intervention
+from pipeline.evaluation.intervention import Intervention
 from pipeline.evaluation.patching import patch
+from pipeline.evaluation.steering import Change
 from pipeline.models import load_model
 from pipeline.plans.reopen import Place
 from pipeline.saes import load_sae
