@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +20,46 @@ from torch import Tensor
 
 from pipeline.evaluation.intervention import Intervention
 from pipeline.evaluation.patching import patch
-from pipeline.evaluation.steering import Changes, Sampling, Steered
-from pipeline.evaluation.typed_text import TextSession
+from pipeline.evaluation.steering import Changes, Sampling, Steered, require_text
+from pipeline.evaluation.typed_text import Places, TextSession
 from pipeline.models.hooks.rows import Replace
 from pipeline.tokens.packing import ContextRule
 from schemas.errors import InputError
 from schemas.values import I32, TokenBatch
+
+if TYPE_CHECKING:
+    from pipeline.store import FeatureStore
+
+
+def steer_text(
+    store: FeatureStore,
+    site: str,
+    prompt: str,
+    changes: Changes,
+    *,
+    n_tokens: int = 40,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    places: Places = Places(),  # noqa: B008 - it cannot be changed
+) -> Steered:
+    """Continue a prompt by the site's model, as it is and with features changed while it writes.
+
+    `changes`: a mapping {184: 20.0} sets the activation of feature 184 to 20 at every token of prompt and
+    continuation that the site reads; a list of `Change(feature, operation, value)` also adds, scales and
+    ablates. The rest of x, what the SAE does not explain among it, stays as it is. Temperature 0 takes the
+    likeliest token; above it tokens are drawn, by the same random numbers for both texts, so that they differ
+    by the changes alone, and one seed gives one result on one machine. Model and SAE are loaded for this
+    call, which takes seconds: `steer` uses a `TextSession`, which keeps them.
+
+    InputError for a site whose model does not write text (images, known dictionaries, encoders) or takes no
+    changes at the hook, for features and values that are not possible, for an empty prompt, and where prompt
+    and continuation do not fit into the lake's context size.
+    """
+    sampling = Sampling(n_tokens, temperature, top_k, seed)
+    sampling.check()
+    require_text(store, site)
+    return steer(TextSession(store, site, places), prompt, changes, sampling)
 
 
 def steer(session: TextSession, prompt: str, changes: Changes, sampling: Sampling) -> Steered:
@@ -61,11 +96,11 @@ class Writing:
 
     def steps(self) -> Iterator[None]:
         """Write a token of each text a step, until both are long enough or ended."""
-        noise = gumbel_noise(self._sampling, self._vocabulary)
-        eos = self._session.tokenizer.eos_id
-        for drawn in noise:
+        # what the tokenizer or the lake's documents end with; of some chat models these are two
+        ends = (self._session.tokenizer.eos_id, self._session.lake.separator_id)
+        for drawn in gumbel_noise(self._sampling, self._vocabulary):
             texts = [(self.plain, False), (self.steered, True)]
-            going_on = [(text, changed) for text, changed in texts if not text or text[-1] != eos]
+            going_on = [(text, changed) for text, changed in texts if not text or text[-1] not in ends]
             if not going_on:
                 return
             for text, changed in going_on:

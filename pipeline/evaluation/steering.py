@@ -1,4 +1,4 @@
-"""Steering: features changed while a model writes. What is given and what comes of it, and the one call.
+"""Steering, features changed while a model writes: what is given, and what comes of it.
 
 Importing this does not import torch; `intervention` makes the changes, `generation` writes.
 """
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pipeline.evaluation.typed_text import Places, TextSession
 from schemas.errors import InputError
 from schemas.values import I32
 
@@ -52,7 +51,8 @@ class Sampling(NamedTuple):
     """How tokens are chosen.
 
     `temperature` 0: the likeliest token; else a token of probability softmax(logits / temperature), of all
-    or of the `top_k` likeliest. `n_tokens`: the most that are written; EOS ends a text before.
+    or of the `top_k` likeliest. `n_tokens`: the most that are written; EOS, or the lake's separator, ends
+    a text before.
     """
 
     n_tokens: int = 40
@@ -77,7 +77,7 @@ class Sampling(NamedTuple):
 class Steered:
     """A prompt and its two continuations, `plain` and `steered`.
 
-    Token ids are int32, BOS not among them; an EOS that ended a text is its last.
+    Token ids are int32, BOS not among them; an EOS or separator that ended a text is its last.
     """
 
     prompt: str
@@ -86,39 +86,6 @@ class Steered:
     plain_ids: I32
     steered: str
     steered_ids: I32
-
-
-def steer_text(
-    store: FeatureStore,
-    site: str,
-    prompt: str,
-    changes: Changes,
-    *,
-    n_tokens: int = 40,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
-    places: Places = Places(),  # noqa: B008 - it cannot be changed
-) -> Steered:
-    """Continue a prompt by the site's model, as it is and with features changed while it writes.
-
-    `changes`: a mapping {184: 20.0} sets the activation of feature 184 to 20 at every token of prompt and
-    continuation that the site reads; a list of `Change(feature, operation, value)` also adds, scales and
-    ablates. The rest of x, what the SAE does not explain among it, stays as it is. Temperature 0 takes the
-    likeliest token; above it tokens are drawn, by the same random numbers for both texts, so that they differ
-    by the changes alone, and one seed gives one result on one machine. Model and SAE are loaded for this
-    call, which takes seconds: `pipeline.evaluation.generation.steer` keeps them in a `TextSession`.
-
-    InputError for a site whose model does not write text (images, known dictionaries, encoders) or takes no
-    changes at the hook, for features and values that are not possible, for an empty prompt, and where prompt
-    and continuation do not fit into the lake's context size.
-    """
-    from pipeline.evaluation.generation import steer
-
-    sampling = Sampling(n_tokens, temperature, top_k, seed)
-    sampling.check()
-    require_text(store, site)
-    return steer(TextSession(store, site, places), prompt, changes, sampling)
 
 
 def require_text(store: FeatureStore, site: str) -> None:

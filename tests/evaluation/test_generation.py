@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.generation import Writing, chosen, gumbel_noise, steer
-from pipeline.evaluation.steering import Change, Sampling, require_text, steer_text
+from pipeline.evaluation.generation import Writing, chosen, gumbel_noise, steer, steer_text
+from pipeline.evaluation.steering import Change, Sampling, require_text
 from pipeline.evaluation.typed_text import Places, TextSession
 from schemas.errors import InputError
 from schemas.run.file import parse_run_file

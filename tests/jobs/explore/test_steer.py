@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from jobs.explore import steered
 from jobs.explore.lake import Explored
 from jobs.explore.server import create_app
-from pipeline.evaluation.generation import Writing
-from pipeline.evaluation.steering import Change, steer_text
+from pipeline.evaluation.generation import Writing, steer_text
+from pipeline.evaluation.steering import Change
 from pipeline.evaluation.typed_text import Places, run_text
 from pipeline.store import FeatureStore
 from schemas.run.file import parse_run_file

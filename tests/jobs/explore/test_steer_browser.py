@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jobs.explore.lake import Explored
-from pipeline.evaluation.generation import Writing
-from pipeline.evaluation.steering import Change, steer_text
+from pipeline.evaluation.generation import Writing, steer_text
+from pipeline.evaluation.steering import Change
 from pipeline.evaluation.typed_text import Places, run_text
 from tests.fixtures.browser import errors, find, marks, served, wait_for
 from tests.fixtures.runs import extracted, run_file
