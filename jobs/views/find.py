@@ -21,15 +21,16 @@ from jobs.terminal.progress import counting
 from jobs.terminal.strips import shown, strips_of, text_strip
 from jobs.views.top import heading, show_strip
 from pipeline.store import FeatureStore
+from pipeline.store.reading.example_texts import ExampleTexts, text_pattern
 from pipeline.store.reading.finding import (
     BY_FEATURE,
     BY_TEXT,
     BY_TOKEN,
-    EXAMPLE_KINDS,
     by_columns,
     near_text,
     nearest_tokens,
     on_token,
+    require_order,
     token_ids,
     with_names,
 )
@@ -140,16 +141,17 @@ def _find_text(
     store: FeatureStore, site: str, text: str, where: Sequence[str], by: str, n: int
 ) -> pl.DataFrame:
     with counting(f"find {site}", len(store.committed(site)), "shards") as advance:
-        found = near_text(store, site, text, where, by, advance)
-    kinds = store.scan_table(site, "examples").filter(pl.col("kind").is_in(EXAMPLE_KINDS))
-    searched = kinds.select(pl.struct("feature", "row").n_unique()).collect().item()
+        require_order(by, BY_TEXT)  # before the texts are read
+        pattern = text_pattern(text)
+        texts = ExampleTexts(store, site, advance)
+    found = near_text(store, site, pattern, where, by, texts)
     say(
         f"[bold]find[/] {escape(site)}: {several(found.height, 'feature')} with {escape(repr(text))} "
         f"in an example{_first(found, n, by)}"
     )
     say(
-        f"  [dim]searched: {several(searched, 'stored example')} (a feature's strongest rows), {BEFORE} "
-        f"tokens before each and {AFTER} after[/]"
+        f"  [dim]searched: {several(texts.n_examples, 'stored example')} (a feature's strongest rows), "
+        f"{BEFORE} tokens before each and {AFTER} after[/]"
     )
     best = with_names(store, site, found.head(n))
     if best.is_empty():

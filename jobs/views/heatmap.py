@@ -42,9 +42,9 @@ from jobs.views.context_matrix import (
     pooled,
     strongest_contexts,
 )
-from jobs.views.label_filters import WHERE_HELP, label_filter, require_values
 from pipeline.statistics.pooling import POOLINGS, Pooling
 from pipeline.store import FeatureStore
+from pipeline.store.reading.label_filters import WHERE_HELP, label_filter, require_values
 from schemas.errors import InputError
 from schemas.values import F32, I64
 

@@ -24,9 +24,9 @@ from jobs.terminal.strips import (
     strongest_in,
     text_strip,
 )
-from jobs.views.label_filters import WHERE_HELP, label_filter, require_values
 from pipeline.store import FeatureStore
 from pipeline.store.reading.contexts import label_column
+from pipeline.store.reading.label_filters import WHERE_HELP, label_filter, require_values
 from pipeline.store.reading.site_access import require_committed
 
 

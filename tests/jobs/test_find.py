@@ -17,7 +17,8 @@ from jobs.tables.profile import profile
 from jobs.tables.stats import stats
 from jobs.views.find import find
 from pipeline.store import FeatureStore
-from pipeline.store.reading.finding import by_columns, near_text, on_token, text_pattern, token_ids
+from pipeline.store.reading.example_texts import text_pattern
+from pipeline.store.reading.finding import by_columns, near_text, on_token, token_ids
 from pipeline.store.reading.windows import AFTER, BEFORE
 from schemas.errors import InputError
 from tests.fixtures.runs import extracted, run_file
@@ -107,7 +108,7 @@ def by_windows(built: Built, store: FeatureStore, pattern: str) -> dict[int, tup
 def test_features_near_a_text_are_those_of_cutting_each_window(
     built: Built, store: FeatureStore, text: str, pattern: str
 ) -> None:
-    found = near_text(store, "site", text)
+    found = near_text(store, "site", text_pattern(text))
     expected = by_windows(built, store, pattern)
     assert {row[0]: (row[1], row[2]) for row in found.iter_rows()} == expected
     assert found["examples"].to_list() == sorted(found["examples"], reverse=True)
@@ -154,8 +155,8 @@ def test_conditions_narrow_the_other_questions(store: FeatureStore) -> None:
     some = on_token(store, "site", token_ids(store, " w20"), ["feature < 20"])
     assert some.equals(every.filter(pl.col("feature") < 20))
     assert 0 < some.height < every.height
-    near = near_text(store, "site", "w20", ["feature < 20"])
-    assert near.equals(near_text(store, "site", "w20").filter(pl.col("feature") < 20))
+    near = near_text(store, "site", text_pattern("w20"), ["feature < 20"])
+    assert near.equals(near_text(store, "site", text_pattern("w20")).filter(pl.col("feature") < 20))
 
 
 def says(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str]:

@@ -29,7 +29,7 @@ from pipeline.statistics import BLOCK_NNZ
 from pipeline.statistics.features.ragged import run_starts
 from pipeline.statistics.features.statistic import FEATURE
 from schemas.tables.tables import Schema
-from schemas.values import F64, I64, Postings, TokenShard
+from schemas.values import F64, I64, Bool, Postings, TokenShard
 
 SUMS: Schema = {
     **dict.fromkeys(("documents", "active", "active_squared", "active_rows"), pl.Int64()),
@@ -80,18 +80,26 @@ def document_rows(shard: TokenShard) -> tuple[I64, I64]:
     return place, np.bincount(place[shard.counted], minlength=int(place[-1]) + 1 if len(place) else 0)
 
 
-def document_totals(shard: TokenShard) -> DocumentTotals:
-    """Those of one shard."""
+def document_totals(shard: TokenShard, inside: Bool | None = None) -> DocumentTotals:
+    """Those of one shard, or of its documents `inside` [M]."""
     rows = document_rows(shard)[1]
+    if inside is not None:
+        rows = rows[inside]
     return DocumentTotals(int(np.count_nonzero(rows)), int(rows.sum()), int((rows * rows).sum()))
 
 
-def document_sums(postings: Postings, shard: TokenShard) -> pl.DataFrame:
-    """Sums of one shard: a row per feature that fired, columns `feature` and SUMS."""
+def document_sums(postings: Postings, shard: TokenShard, inside: Bool | None = None) -> pl.DataFrame:
+    """Sums of one shard, or of its documents `inside` [M]: a row per feature that fired there.
+
+    Columns `feature` and SUMS.
+    """
     place, rows = document_rows(shard)
     blocks = [pl.DataFrame(schema=FEATURE | SUMS)]
     for (block,) in _blocks(postings):
         pairs = document_pairs(block, place)
+        if inside is not None:
+            kept = inside[pairs.document]
+            pairs = Pairs(pairs.feature[kept], pairs.document[kept], pairs.active[kept], pairs.total[kept])
         n = rows[pairs.document]
         columns: dict[str, NDArray[Any]] = {"documents": np.ones(len(n), np.int64)}
         for name in MEASURES:

@@ -7,11 +7,10 @@ label, is that: the value is all the text after the sign, as in `title=Pride and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from pipeline.store import FeatureStore
 from pipeline.store.reading.conditions import (
     Column,
     Columns,
@@ -26,7 +25,11 @@ from pipeline.store.reading.conditions import (
 )
 from pipeline.store.records.tokens import read_document_labels
 from schemas.errors import InputError
+from schemas.records import ShardRecord
 from schemas.tables.tables import LABEL_DTYPES
+
+if TYPE_CHECKING:
+    from pipeline.store.reading.site_access import SiteAccess
 
 WHERE_HELP = "as COLUMN=VALUE, or a condition such as \"year > 1865 and party = 'Whig'\"; may be repeated."
 """The end of the help of an option --where."""
@@ -39,7 +42,7 @@ class _Read(NamedTuple):
     problem: str = ""
 
 
-def label_filter(store: FeatureStore, text: str, column_of: Callable[[str], str] = str) -> pl.Expr:
+def label_filter(store: SiteAccess, text: str, column_of: Callable[[str], str] = str) -> pl.Expr:
     """A condition on labels, null where it is unknown; `column_of`: what a label's column is called.
 
     Raises InputError where the text is no condition on the store's labels.
@@ -47,7 +50,7 @@ def label_filter(store: FeatureStore, text: str, column_of: Callable[[str], str]
     return expression(_read(store, text).tree, label_columns(store, column_of), _about(text))
 
 
-def label_columns(store: FeatureStore, column_of: Callable[[str], str] = str) -> Columns:
+def label_columns(store: SiteAccess, column_of: Callable[[str], str] = str) -> Columns:
     """The labels of a store, which conditions name; `column_of`: what a label's column is called."""
     columns = {
         name: Column(pl.col(column_of(name)), LABEL_DTYPES[dtype])
@@ -56,7 +59,7 @@ def label_columns(store: FeatureStore, column_of: Callable[[str], str] = str) ->
     return Columns(columns, "label")
 
 
-def require_values(store: FeatureStore, where: Sequence[str]) -> None:
+def require_values(store: SiteAccess, where: Sequence[str]) -> None:
     """InputError where no document fits one of some conditions, or fits them all: with the nearest values.
 
     Reads the label columns of all token shards: for when no row is left.
@@ -84,7 +87,7 @@ def _about(text: str) -> str:
     return f"--where {text!r}"
 
 
-def _read(store: FeatureStore, text: str) -> _Read:
+def _read(store: SiteAccess, text: str) -> _Read:
     try:
         return _Read(parse(text, _about(text)))
     except ConditionError as error:
@@ -94,11 +97,16 @@ def _read(store: FeatureStore, text: str) -> _Read:
         return _Read(Comparison(name, "=", value), str(error).removeprefix(f"{_about(text)}: "))
 
 
-def _documents(store: FeatureStore, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _documents(store: SiteAccess, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """The labels of the documents of each shard, of their types; each combination of values once."""
-    typed = [_typed(name, LABEL_DTYPES[store.lake.label_columns[name]]) for name in columns]
     for record in store.shards:
-        yield read_document_labels(store.layout, record, columns).select(typed).unique()
+        yield read_labels(store, record, columns).unique()
+
+
+def read_labels(store: SiteAccess, record: ShardRecord, columns: Sequence[str]) -> pl.DataFrame:
+    """Some labels of the documents of a shard, of their types: [M]."""
+    typed = [_typed(name, LABEL_DTYPES[store.lake.label_columns[name]]) for name in columns]
+    return read_document_labels(store.layout, record, columns).select(typed)
 
 
 def _typed(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -108,7 +116,7 @@ def _typed(name: str, dtype: pl.DataType) -> pl.Expr:
     return pl.col(name).cast(dtype)
 
 
-def _why_none(store: FeatureStore, tree: Tree, problem: str) -> str:
+def _why_none(store: SiteAccess, tree: Tree, problem: str) -> str:
     """Why no document fits a condition: a value that none has, with the nearest of those that some have."""
     equal = [each for each in comparisons(tree) if each.sign == "="]
     for comparison in equal:
