@@ -119,7 +119,8 @@ class Steerings:
     def _write(self, steering: Steering, session: TextSession) -> None:
         from pipeline.evaluation.generation import Writing
 
-        writing = Writing(session, steering.prompt, steering.changes, steering.sampling)
+        known = self._plain_text(steering)
+        writing = Writing(session, steering.prompt, steering.changes, steering.sampling, known)
         steering.writing = writing
         for _ in writing.steps():
             if steering.cancelled.is_set():
@@ -129,6 +130,18 @@ class Steerings:
             for ids in (writing.plain, writing.steered)
         )
         steering.texts = (plain, steered)
+
+    def _plain_text(self, steering: Steering) -> list[int]:
+        """The plain text as far as the same prompt had it before: it does not depend on the changes."""
+        with self._lock:
+            others = list(self._kept.values())
+        same = (steering.site, steering.prompt, steering.sampling)
+        written = [
+            other.writing.plain
+            for other in others
+            if other.writing is not None and (other.site, other.prompt, other.sampling) == same
+        ]
+        return max(written, key=len, default=[])
 
     def _text(self, steering: Steering, number: int) -> dict[str, Any]:
         """A text of `Texts`, and how many of its pieces are the prompt's."""

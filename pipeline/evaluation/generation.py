@@ -1,9 +1,9 @@
 """What a model goes on to write after a prompt: as it is, and with some features changed at the SAE's hook.
 
 The prompt is laid into a context as the lake's documents are, BOS before it. The model reads the whole
-context for each token, so every row has what a single pass over the final text would have; changed are the
-rows that the site reads (its positions, and not the special tokens that the lake's policy leaves out). Both
-texts draw with the same random numbers.
+context for each token, so every row has what a single pass over the text so far would have; changed are the
+rows that the site reads (its positions, and not the special tokens that the lake's policy leaves out), all
+alike where it reads their mean. Both texts draw with the same random numbers.
 
 T tokens of a context, V vocabulary.
 """
@@ -11,7 +11,7 @@ T tokens of a context, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,10 +73,20 @@ def steer(session: TextSession, prompt: str, changes: Changes, sampling: Samplin
 class Writing:
     """A prompt that is being continued; `steps` may be left at any time."""
 
-    def __init__(self, session: TextSession, prompt: str, changes: Changes, sampling: Sampling) -> None:
-        """Checks all that can be checked before the model runs; loads the SAE. InputError as `steer_text`."""
+    def __init__(
+        self,
+        session: TextSession,
+        prompt: str,
+        changes: Changes,
+        sampling: Sampling,
+        known: Sequence[int] = (),
+    ) -> None:
+        """Checks all that can be checked before the model runs; loads the SAE. InputError as `steer_text`.
+
+        `known`: tokens of the plain text, as far as the prompt was continued before by the same sampling.
+        """
         sampling.check()
-        self._session, self._sampling, self.prompt = session, sampling, prompt
+        self._session, self._sampling, self.prompt, self._known = session, sampling, prompt, known
         self.prompt_ids = session.token_ids(prompt)
         rule = ContextRule.of(session.lake)
         self._context = [*([] if rule.bos_id is None else [rule.bos_id]), *self.prompt_ids.tolist()]
@@ -98,12 +108,15 @@ class Writing:
         """Write a token of each text a step, until both are long enough or ended."""
         # what the tokenizer or the lake's documents end with; of some chat models these are two
         ends = (self._session.tokenizer.eos_id, self._session.lake.separator_id)
-        for drawn in gumbel_noise(self._sampling, self._vocabulary):
+        for step, drawn in enumerate(gumbel_noise(self._sampling, self._vocabulary)):
             texts = [(self.plain, False), (self.steered, True)]
             going_on = [(text, changed) for text, changed in texts if not text or text[-1] not in ends]
             if not going_on:
                 return
             for text, changed in going_on:
+                if not changed and step < len(self._known):
+                    text.append(self._known[step])
+                    continue
                 logits = self.logits([*self._context, *text], changed=changed)
                 text.append(chosen(logits, self._sampling, drawn))
             yield

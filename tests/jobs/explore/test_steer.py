@@ -78,6 +78,26 @@ def test_one_seed_gives_one_text(client):
     assert first["plain"] != other["plain"]
 
 
+def test_the_plain_text_of_a_prompt_is_written_once(client, store, monkeypatch):
+    prompt, ran, own = "w8 w9 w10", [], Writing.logits
+
+    def logits(self, context, *, changed):
+        ran.append(changed)
+        return own(self, context, changed=changed)
+
+    monkeypatch.setattr(Writing, "logits", logits)
+    first = steer(client, prompt=prompt)
+    assert ran.count(False) == ran.count(True) == 5
+    other = steer(client, prompt=prompt, changes=[{"feature": 5, "value": 30.0}])
+    assert (ran.count(False), ran.count(True)) == (5, 10)
+    expected = steer_text(store, "mid", prompt, {5: 30.0}, n_tokens=5, places=PLACES)
+    assert (other["plain"], other["steered"]) == (expected.plain, expected.steered)
+    assert first["plain"] == expected.plain
+    ran.clear()
+    steer(client, prompt=prompt, temperature=1.0)
+    assert ran.count(False) > 0
+
+
 def test_a_feature_has_its_name_and_largest_activation(client, store):
     feature = int(store.scan_features("mid").sort("n_active").collect()["feature"][-1])
     answer = client.get(f"/api/sites/mid/steer/{feature}").json()
