@@ -22,6 +22,8 @@ MAY_IMPORT_TORCH = (
     "pipeline.training.dense_dataset",
     "pipeline.evaluation.sae_check",
     "pipeline.evaluation.patching",
+    "pipeline.evaluation.intervention",
+    "pipeline.evaluation.generation",
     "pipeline.evaluation.direct_logits",
     "pipeline.evaluation.fidelity",
     "pipeline.evaluation.attribution",

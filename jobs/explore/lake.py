@@ -13,6 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader
 from pydantic import Field
 
 from jobs.explore.feature_page import FeaturePages
+from jobs.explore.steered import Steerings
 from jobs.explore.typed import Texts
 from jobs.report import page as report_page
 from pipeline.evaluation.typed_text import Places
@@ -24,6 +25,7 @@ PAGES: Mapping[str, str] = {
     "find": "Find",
     "feature": "Feature",
     "map": "Map",
+    "steer": "Steer",
     "annotations": "Annotations",
 }
 """Pages of a site: the last part of the address, `/sites/{site}/{page}`, and what links to it say."""
@@ -81,6 +83,11 @@ class Explored:
     def texts(self) -> Texts:
         """The texts typed so far."""
         return Texts(self.store, self.places)
+
+    @cached_property
+    def steerings(self) -> Steerings:
+        """The prompts that were continued so far."""
+        return Steerings(self.store, self.texts)
 
     def page(self, site: str, here: str, **values: Any) -> HTMLResponse:
         """The page of PAGES with this name; InputError where the site has no features."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from jobs.explore import annotation, feature, feature_map, find, text
+from jobs.explore import annotation, feature, feature_map, find, steer, text
 from jobs.explore.lake import PAGES, Explored, ReadOnlyError
 from schemas import __version__
 from schemas.errors import InputError
@@ -26,6 +26,7 @@ STATIC = {
     "feature.js": ("jobs.explore", "text/javascript"),
     "annotations.js": ("jobs.explore", "text/javascript"),
     "map.js": ("jobs.explore", "text/javascript"),
+    "steer.js": ("jobs.explore", "text/javascript"),
 }
 """Files that pages load: the package that has each in its folder `static`, and its type."""
 
@@ -39,7 +40,7 @@ def create_app(lake: Explored) -> FastAPI:
         redoc_url=None,
         openapi_url="/api/openapi.json",
     )
-    for module in (text, find, feature, feature_map, annotation):
+    for module in (text, find, feature, feature_map, steer, annotation):
         app.include_router(module.routes(lake))
 
     @app.get("/", include_in_schema=False)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,25 +58,30 @@ class Texts:
         if len(text) > MOST_CHARACTERS:
             raise InputError(f"the text has {len(text):,} characters: type at most {MOST_CHARACTERS:,}")
         self._store.scan_features(site)  # raises if there is no feature table, before the model is loaded
+        with self.session(site) as session:
+            return self.keep(site, session.run(text))
+
+    @contextmanager
+    def session(self, site: str) -> Iterator[TextSession]:
+        """The model and the SAE of a site, which are loaded when they are first used; one user at a time."""
         with self._lock:
             self._began = time.monotonic()
             try:
                 if site not in self._sessions:
                     self._sessions[site] = TextSession(self._store, site, self._places)
-                typed = self._sessions[site].run(text)
+                yield self._sessions[site]
             finally:
                 self._began = None
-            return self._keep(site, typed)
 
     def open(self, site: str, context: int) -> int:
         """The number of a stored context, as if it had been typed; no model runs."""
         typed = stored_text(self._store, site, context)
         with self._lock:
-            return self._keep(site, typed)
+            return self.keep(site, typed)
 
     def text(self, number: int) -> dict[str, Any]:
         """The pieces of a text, and which of them the site counts."""
-        kept = self._text(number)
+        kept = self.kept(number)
         pieces = [
             {"text": text, "counted": bool(kept.typed.counted[start:stop].any())}
             for start, stop, text in kept.pieces
@@ -83,7 +90,7 @@ class Texts:
 
     def active(self, number: int, piece: int | None, by: str, n: int) -> dict[str, Any]:
         """The first `n` features that fire in a text, or in one of its pieces, by activation or surprise."""
-        kept = self._text(number)
+        kept = self.kept(number)
         rows = selected_rows(self._store, kept.typed, None)
         if piece is not None:
             if not 0 <= piece < len(kept.pieces):
@@ -107,7 +114,7 @@ class Texts:
         Of a piece of several tokens it is the one of largest magnitude. `maximum` is 0 where the feature
         never fires in the store.
         """
-        kept = self._text(number)
+        kept = self.kept(number)
         self._store.require_feature(kept.site, feature)
         values = kept.typed.activations[:, [feature]].toarray()[:, 0]
         parts = [values[start:stop] for start, stop, _ in kept.pieces]
@@ -116,7 +123,8 @@ class Texts:
             "maximum": self._store.largest_activation(kept.site, feature),
         }
 
-    def _keep(self, site: str, typed: TypedText) -> int:
+    def keep(self, site: str, typed: TypedText) -> int:
+        """The number of a text that ran; for who has the `session`."""
         spans = self._store.vocabulary.spans(typed.token_ids.tolist())
         pieces = [(span.start, span.stop, visible(span.text)) for span in spans]
         self._number += 1
@@ -125,7 +133,8 @@ class Texts:
             self._kept.popitem(last=False)
         return self._number
 
-    def _text(self, number: int) -> Kept:
+    def kept(self, number: int) -> Kept:
+        """A text by its number; InputError where it is kept no more."""
         if number not in self._kept:
             raise InputError(f"text {number} is not kept any more: type it again")
         return self._kept[number]

@@ -30,14 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.patching import patch
+from pipeline.evaluation.patching import output_scale, patch
 from pipeline.models import Model
 from pipeline.models.device import to_device
 from pipeline.models.hooks.pooling import RowsRead
 from pipeline.models.hooks.replay import Begun
 from pipeline.plans.reopen import Place
 from pipeline.saes.encoding.encoder import Encoder
-from pipeline.saes.encoding.normalization import scale_back
 from pipeline.store.reading.windows import concatenated_ranges
 from schemas.values import F64, I64, Bool, SparseFeatures, TokenBatch, TokenShard
 
@@ -158,12 +157,7 @@ class Latents:
         """`x` float32 [V, width], as the SAE reads it."""
         self._opened, self._prompts = opened, prompts
         self.features: SparseFeatures = opened.encoder.encode(x)
-        metadata = opened.encoder.metadata
-        how = "none" if metadata.transcoder else metadata.normalize_activations
-        # an SAE of one attention head normalizes by the norm of its own part of x
-        if x.shape[1] != metadata.d_model:
-            x = x.view(len(x), -1, metadata.d_model)[:, metadata.hook_head_index]
-        self._scale = scale_back(x, how)
+        self._scale = output_scale(opened.encoder.metadata, x)
 
     @cached_property
     def vector(self) -> I64:

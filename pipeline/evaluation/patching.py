@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.plans.reopen import Place
+from pipeline.saes.encoding.normalization import scale_back
 from pipeline.saes.metadata import SaeMetadata
 from pipeline.saes.quality.reconstruction import target_of
 from schemas.values import Bool
@@ -45,3 +46,14 @@ def patch(
         return there
 
     return {put: replaced} if read == put else {read: remember, put: replaced}
+
+
+def output_scale(metadata: SaeMetadata, x: Tensor) -> Tensor:
+    """What a row of W_dec times an activation is multiplied by where it is added to the target, [n, 1].
+
+    `x` float32 [n, width] as the SAE reads it; 1 but for SAEs that scale back what they normalised.
+    """
+    # an SAE of one attention head normalises by the norm of its own part of x
+    if x.shape[1] != metadata.d_model:
+        x = x.view(len(x), -1, metadata.d_model)[:, metadata.hook_head_index]
+    return scale_back(x, "none" if metadata.transcoder else metadata.normalize_activations)

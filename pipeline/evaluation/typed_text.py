@@ -15,7 +15,7 @@ from scipy import sparse
 
 from pipeline.models.device import require_device
 from pipeline.models.hooks.pooling import RowsRead
-from pipeline.plans.reopen import open_encoder, open_model, use_of
+from pipeline.plans.reopen import Place, open_encoder, open_model, place_of, use_of
 from pipeline.store.formats.transposition import round_activations
 from pipeline.store.records.catalog import Catalog
 from pipeline.store.records.token_rows import counted_mask, stored_mask
@@ -65,7 +65,7 @@ class TextSession:
         """InputError where the site is synthetic, and where its model or SAE are not those of the store."""
         if store.lake.inputs is not None:
             raise InputError(
-                "the lake holds vectors, not text: only features of a lake of text can be elicited"
+                "the lake holds vectors, not text: a model reads typed texts only where the lake is of text"
             )
         plan = store.plans[store.site(site).pass_name]
         device = _device(plan, places.device)
@@ -87,10 +87,19 @@ class TextSession:
         """The model, to read x where the SAE reads."""
         return open_model(self.use, [self.use.site.hook_name])
 
+    @cached_property
+    def place(self) -> Place:
+        """Where the SAE reads, and where its target is."""
+        return place_of(self.use.site, vars(self.encoder.metadata))
+
     def run(self, text: str) -> TypedText:
         """Run a text through the model and the SAE; InputError for a text without tokens."""
+        return self.read(self.token_ids(text))
+
+    def read(self, token_ids: I32) -> TypedText:
+        """The same for the tokens of a text, BOS not among them: int32 [T], T > 0."""
         plan, site = self.use.plan, self.use.site
-        shard = self._shard(text)
+        shard = self._shard(token_ids)
         rounded, _, _ = round_activations(self._features(shard), plan.activation_dtype)
         parts = (rounded.data, rounded.indices, rounded.indptr)
         matrix = sparse.csr_matrix(parts, shape=(shard.n_rows, site.d_sae))
@@ -110,9 +119,15 @@ class TextSession:
             raise InputError(f"text {text!r} has no tokens: type a longer one")
         return ids
 
-    def _shard(self, text: str) -> TokenShard:
-        """The text as a shard of one document, counted as the site counts."""
-        ids, lake, rule = self.token_ids(text), self.lake, ContextRule.of(self.lake)
+    def context(self, token_ids: I32) -> TokenShard:
+        """Tokens with their BOS as one context, however many they are, counted as the site counts."""
+        return _shard_of(
+            self.lake, self.use.site.selection, token_ids, np.array([0, len(token_ids)], np.int64)
+        )
+
+    def _shard(self, ids: I32) -> TokenShard:
+        """A text as a shard of one document, counted as the site counts."""
+        lake, rule = self.lake, ContextRule.of(self.lake)
         if rule.by_document and rule.context_of(len(ids)) > rule.context_size:
             raise InputError(
                 f"the text has {len(ids)} tokens, more than fit into a context of {rule.context_size}, and "

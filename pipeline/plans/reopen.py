@@ -104,12 +104,20 @@ def use_of(
     _require_same("model", plan.model, lambda: digest_as_planned(opened, planned), planned)
     if needs_sae:
         _require_same("SAE", site.sae, lambda: sae_digest(site.sae), site.sae_digest)
+    return PlannedUse(plan, site, place_of(site, about))
+
+
+def place_of(site: PlannedSite, about: Mapping[str, Any] | None) -> Place:
+    """Where the SAE of a site reads, and where its target is; `about` is its metadata (None: no transcoder).
+
+    InputError for a transcoder whose files do not name its target.
+    """
     target: str | None = site.hook_name
     if about is not None and about["transcoder"]:
         target = target_at(about, site.hook_name)
     if target is None:
         raise InputError(f"the files of transcoder {site.sae} do not name the hook that it reconstructs")
-    return PlannedUse(plan, site, Place(site.hook_name, target))
+    return Place(site.hook_name, target)
 
 
 def use_in(

@@ -30,13 +30,12 @@ SETTINGS = {
 """Last part of a hook's name -> the setting of TransformerLens without which it never fires."""
 
 
-def attach_to_point(model: Any, name: str, take: Take) -> Detach:
+def _attach_to_point(model: Any, point: Any, name: str, take: Take) -> Detach:
     """At a hook point of TransformerLens, in its own conventions for heads and scales.
 
     A setting that the hook needs is on as long as it is attached, and then what it was before: it costs time
     and memory, and may change last bits.
     """
-    point = model.hook_dict[name]
     setting = SETTINGS.get(name.rpartition(".")[2])
     before = bool(setting and getattr(model.cfg, setting, False))
     if setting:
@@ -66,11 +65,12 @@ def attacher(modules: Mapping[str, nn.Module], model: Any = None) -> Attach:
 
     InputError, for a name of neither, names the nearest of those that there are.
     """
+    # once, for a bridge makes the dictionary anew whenever it is read (30 ms with 30 blocks)
     points = {} if model is None else model.hook_dict
 
     def attach(name: str, take: Take) -> Detach:
         if name in points:
-            return attach_to_point(model, name, take)
+            return _attach_to_point(model, points[name], name, take)
         if name not in modules:
             names = sorted([*points, *modules])
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:8]
