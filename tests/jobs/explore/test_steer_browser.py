@@ -108,6 +108,7 @@ def test_the_address_holds_the_setting_and_back_brings_the_one_before(browser, u
     third.clear()
     third.send_keys("-2")
     run(page)
+    wait_for(page, lambda: len(parse_qs(urlsplit(page.current_url).query)["change"]) == 3)
     query = parse_qs(urlsplit(page.current_url).query)
     assert query["change"] == [*changes, "9:scale:-2"]
     assert (query["prompt"], query["seed"]) == ([PROMPT], ["4"])
