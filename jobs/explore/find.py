@@ -124,7 +124,7 @@ def routes(lake: Explored) -> APIRouter:
             for feature, *values in zip(first["feature"].to_list(), *cells, strict=True)
         ]
         if kind == "text" and first.height:
-            for row, example in zip(answer["rows"], _examples(store, first["row"]), strict=True):
+            for row, example in zip(answer["rows"], examples_at(store, first["row"]), strict=True):
                 row |= example
         if kind == "token" and first.height:
             tokens = store.token_texts(first["token_id"].to_list())
@@ -148,7 +148,7 @@ def _cells(values: pl.Series) -> list[Any]:
     return values.fill_nan(None).to_list() if values.dtype.is_float() else values.to_list()
 
 
-def _examples(store: FeatureStore, rows: pl.Series) -> list[dict[str, Any]]:
+def examples_at(store: FeatureStore, rows: pl.Series) -> list[dict[str, Any]]:
     """The context of each row, and the text around it: before, at the row, after."""
     described = store.whole_characters(store.describe_rows(rows.to_numpy().astype(np.uint64), 12, 8))
     examples = []

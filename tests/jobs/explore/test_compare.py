@@ -1,0 +1,189 @@
+"""The page that compares: its JSON against dense activations and tables, and the page in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from jobs.explore.lake import Explored
+from jobs.explore.server import create_app
+from jobs.tables.diff import Side
+from jobs.tables.examples import examples
+from jobs.tables.match import match
+from jobs.tables.stats import stats
+from pipeline.evaluation.typed_text import Places
+from pipeline.store import FeatureStore
+from pipeline.store.reading.comparison import compare_groups
+from pipeline.store.records.annotations import annotate
+from pipeline.store.records.site import write_site_weights
+from tests.fixtures.browser import errors, find, marks, served, wait_for
+from tests.fixtures.store import D_SAE, Built, build, planned_site, put_vocabulary
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    built = build(tmp_path_factory.mktemp("store"), shards=3, documents=20, sites=("a", "b"))
+    put_vocabulary(built.layout, [f" w{token}" if token % 5 else HOSTILE for token in range(50)])
+    for seed, site in enumerate("ab"):
+        decoder = np.random.default_rng(seed).normal(size=(D_SAE, 4)).astype(np.float32)
+        write_site_weights(built.layout, "p", planned_site(site), {"W_dec": decoder}, {})
+    store = FeatureStore.open(built.layout.root)
+    for site in "ab":
+        stats(store, site)
+        examples(store, site)
+    match(Side(store, "a"), Side(store, "b"))
+    annotate(store, "a", 5, name=HOSTILE)
+    return built
+
+
+@pytest.fixture(scope="module")
+def store(built: Built) -> FeatureStore:
+    return FeatureStore.open(built.layout.root)
+
+
+@pytest.fixture(scope="module")
+def client(store: FeatureStore) -> TestClient:
+    return TestClient(create_app(Explored(store, Places())), base_url="http://127.0.0.1")
+
+
+def answer(client: TestClient, kind: str, **query: Any) -> dict[str, Any]:
+    got = client.get(f"/api/sites/a/compare/{kind}", params=query)
+    assert got.status_code == 200, got.text
+    result: dict[str, Any] = got.json()
+    return result
+
+
+def test_groups_are_those_of_the_comparison(client: TestClient, store: FeatureStore) -> None:
+    got = answer(client, "groups", a="party = 'red'", b="party = 'blue'", n=7)
+    compared = compare_groups(store, "a", "party = 'red'", "party = 'blue'")
+    assert got["a"] == {"documents": compared.a.documents, "rows": compared.a.rows}
+    table = compared.table.drop_nulls("frequency_z")
+    order = sorted(table.select("frequency_z", "feature").rows(), key=lambda row: (-abs(row[0]), row[1]))
+    assert [row["feature"] for row in got["rows"]] == [feature for _, feature in order[:7]]
+    for row in got["rows"]:
+        (of,) = table.filter(feature=row["feature"]).select(got["columns"]).rows()
+        assert row["values"] == pytest.approx(list(of))
+    assert (got["tested"], got["clear"]) == (table.height, int((table["frequency_q"] < 0.05).sum()))
+
+
+def test_two_features_are_compared_row_by_row(client: TestClient, built: Built, store: FeatureStore) -> None:
+    dense = built.dense["a"]
+    shared = (dense != 0).T.astype(int) @ (dense != 0)
+    np.fill_diagonal(shared, 0)
+    a, b = (int(n) for n in np.unravel_index(shared.argmax(), shared.shape))
+    got = answer(client, "features", a=a, b=b)
+    x, y = dense[:, a] != 0, dense[:, b] != 0
+    n_both, n_a, n_b, n = (
+        int((x & y).sum()),
+        int(x.sum()),
+        int(y.sum()),
+        int(built.tokens["token"].ne(0).sum()),
+    )
+    assert got["counts"] == {"both": n_both, "only_a": n_a - n_both, "only_b": n_b - n_both}
+    assert [row["values"][0] for row in got["features"]] == [n_a, n_b]
+    weights = [np.random.default_rng(0).normal(size=(D_SAE, 4)).astype(np.float32)[f] for f in (a, b)]
+    counted = (built.tokens["token"] != 0).to_numpy()
+    expected = {
+        "jaccard": n_both / (n_a + n_b - n_both),
+        "conditional": n_both / n_a,
+        "npmi": np.log(n_both * n / (n_a * n_b)) / -np.log(n_both / n),
+        "phi": np.corrcoef(x[counted], y[counted])[0, 1],
+        "cosine": weights[0] @ weights[1] / np.linalg.norm(weights[0]) / np.linalg.norm(weights[1]),
+    }
+    assert got["measures"] == pytest.approx(expected, abs=1e-6)
+    rows = np.flatnonzero(x & ~y)
+    best = rows[np.argsort(-np.abs(dense[rows, a]), kind="stable")][:5]
+    contexts = built.tokens["context"].to_numpy()[best].tolist()
+    assert [row["context"] for row in got["examples"]["only_a"]] == contexts
+    tokens = store.token_texts(built.tokens["token"].to_numpy()[best].tolist())
+    assert [row["example"][1] for row in got["examples"]["only_a"]] == tokens
+
+
+def test_two_sites_are_compared_by_their_assignment(client: TestClient, store: FeatureStore) -> None:
+    got = answer(client, "sites", other="b", n=5)
+    table = store.scan_table("a", "matches_b").filter("assigned").collect()
+    first = table.sort("cosine", "feature", descending=[True, False], nulls_last=True).head(5)
+    assert [(row["feature"], row["match"]) for row in got["rows"]] == first.select("feature", "match").rows()
+    assert (got["pairs"], got["by"]) == (table.height, "cosine")
+    assert got["median"] == pytest.approx(table["cosine"].median())
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "message"),
+    [
+        ("groups", {"a": "party = 'red'", "b": "year > 0"}, "are in both groups"),
+        ("groups", {"a": "party = 'red'", "b": "prty = 'blue'"}, "party"),
+        ("groups", {"a": "party = 'red'", "b": "party = 'none'"}, "no document has that value"),
+        ("features", {"a": 1, "b": 99}, "99"),
+        ("features", {"a": 1, "b": 1}, "twice"),
+        ("sites", {"other": "a"}, "twice"),
+        ("sites", {"other": "c"}, "'c'"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(
+    client: TestClient, kind: str, query: dict[str, Any], message: str
+) -> None:
+    got = client.get(f"/api/sites/a/compare/{kind}", params=query)
+    assert got.status_code == 400
+    assert message in got.json()["error"]
+
+
+def test_sites_that_were_not_matched_name_the_command(client: TestClient) -> None:
+    got = client.get("/api/sites/b/compare/sites", params={"other": "a"})
+    assert got.json()["error"].endswith("run `latentlake match STORE b a`")
+
+
+@pytest.fixture(scope="module")
+def url(store: FeatureStore) -> Iterator[str]:
+    with served(Explored(store, Places())) as url:
+        yield url
+
+
+def in_a_browser(test: Any) -> Any:
+    for mark in marks:
+        test = mark(test)
+    return test
+
+
+@in_a_browser
+def test_each_kind_is_drawn_from_the_address_and_back_returns(browser: Any, url: str) -> None:
+    browser.get(url)
+    start = browser.current_url.replace("/text", "/compare")
+    for query, title in (
+        ("?kind=groups&a=party+%3D+red&b=party+%3D+blue", "documents"),
+        ("?kind=features&a=5&b=7", "Both fire"),
+        ("?kind=sites&b=b", "pairs of the one-to-one assignment"),
+    ):
+        browser.get(start + query)
+        wait_for(browser, lambda title=title: title in find(browser, "#compared")[0].text)
+        assert find(browser, "#compared img") == []
+    browser.get(start + "?kind=features&a=5&b=7")
+    wait_for(browser, lambda: "Both fire" in find(browser, "#compared")[0].text)
+    assert HOSTILE in find(browser, "#compared")[0].text
+    box = find(browser, "#b")[0]
+    box.clear()
+    box.send_keys("9")
+    find(browser, "#asking button")[0].click()
+    wait_for(browser, lambda: "Only 9 fires" in find(browser, "#compared")[0].text)
+    browser.back()
+    wait_for(browser, lambda: "Only 7 fires" in find(browser, "#compared")[0].text)
+    assert errors(browser) == []
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_no_wider_than_a_phone(browser: Any, url: str, width: int) -> None:
+    browser.set_window_size(width, 900)
+    try:
+        browser.get(url)
+        browser.get(browser.current_url.replace("/text", "/compare?kind=features&a=5&b=7"))
+        wait_for(browser, lambda: "Both fire" in find(browser, "#compared")[0].text)
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        browser.set_window_size(1280, 2400)
