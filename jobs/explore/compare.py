@@ -54,7 +54,7 @@ def routes(lake: Explored) -> APIRouter:
 
     @router.get("/api/sites/{site}/compare/features")
     def features(site: str, a: Feature, b: Feature) -> dict[str, Any]:
-        """Two features: their statistics, how often they fire together, and the strongest rows of each kind."""
+        """Two features: their statistics, how often they fire together, and strongest rows of each kind."""
         return _features(store, store.require_features(site).name, a, b)
 
     @router.get("/api/sites/{site}/compare/sites")
@@ -70,10 +70,9 @@ def _name(store: FeatureStore, site: str, feature: int) -> str:
 
 
 def _groups(store: FeatureStore, site: str, compared: Compared, n: int) -> dict[str, Any]:
-    table = compared.table.sort(
-        pl.col("frequency_z").abs(), "feature", descending=[True, False], nulls_last=True
-    )
-    first = table.drop_nulls("frequency_z").head(n)
+    table, size = compared.table, pl.col("frequency_z").abs()
+    tested = table.drop_nulls("frequency_z")
+    first = tested.sort(size, "feature", descending=[True, False]).head(n)
     store.names(site, first["feature"])
     columns = (
         *("frequency_a", "frequency_b", "frequency_difference", "frequency_z", "frequency_q"),
@@ -84,7 +83,7 @@ def _groups(store: FeatureStore, site: str, compared: Compared, n: int) -> dict[
             side: {"documents": totals.documents, "rows": totals.rows}
             for side, totals in (("a", compared.a), ("b", compared.b))
         },
-        "tested": table["frequency_q"].drop_nulls().len(),
+        "tested": tested.height,
         "clear": int((table["frequency_q"] < LEVEL).sum()),
         "columns": columns,
         "rows": [

@@ -79,16 +79,12 @@ def test_two_features_are_compared_row_by_row(client: TestClient, built: Built, 
     a, b = (int(n) for n in np.unravel_index(shared.argmax(), shared.shape))
     got = answer(client, "features", a=a, b=b)
     x, y = dense[:, a] != 0, dense[:, b] != 0
-    n_both, n_a, n_b, n = (
-        int((x & y).sum()),
-        int(x.sum()),
-        int(y.sum()),
-        int(built.tokens["token"].ne(0).sum()),
-    )
+    n_both, n_a, n_b = (int(mask.sum()) for mask in (x & y, x, y))
     assert got["counts"] == {"both": n_both, "only_a": n_a - n_both, "only_b": n_b - n_both}
     assert [row["values"][0] for row in got["features"]] == [n_a, n_b]
     weights = [np.random.default_rng(0).normal(size=(D_SAE, 4)).astype(np.float32)[f] for f in (a, b)]
     counted = (built.tokens["token"] != 0).to_numpy()
+    n = counted.sum()
     expected = {
         "jaccard": n_both / (n_a + n_b - n_both),
         "conditional": n_both / n_a,
