@@ -47,7 +47,7 @@ def test_the_summary_says_what_a_person_wants_to_know(demo):
         "dead features",
         "sigma/mu",
         "strongest context",
-        "Try next",
+        "Try next:\n  latentlake explore",
     ):
         assert part in shown
     assert f"{TOKENS:,} tokens" in shown

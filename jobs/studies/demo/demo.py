@@ -110,6 +110,7 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
         f"Figures: [bold]{escape(str(store.layout.figures(SITE)))}[/]\n"
         f"Report: [bold]{escape(str(store.layout.report / 'index.html'))}[/], for a browser\n\n"
         "Try next:\n"
+        f"  latentlake explore {root}\n"
         f"  latentlake feature {root} {feature}\n"
         f'  latentlake elicit {root} "The war in Europe is over, and our soldiers are coming home."\n'
         f"  latentlake top {root} {feature} --where party=Republican\n"
