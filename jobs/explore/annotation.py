@@ -16,7 +16,6 @@ from jobs.report.source import shortened
 from jobs.terminal.json_lines import json_lines
 from pipeline.store.records.annotations import amend, export_edits, import_edits
 from schemas.errors import InputError
-from schemas.sentences import several
 
 MOST_NAMES = 1000
 """Features whose names are read at once."""
@@ -70,9 +69,7 @@ def routes(lake: Explored) -> APIRouter:
         if len(edits) > MOST_BYTES:
             raise InputError(f"the file has {len(edits):,} bytes: import at most {MOST_BYTES:,} at once")
         done = import_edits(store, site, json_lines(io.BytesIO(edits), "the file"))
-        others = f", {done.of_others:,} of them of another SAE" if done.of_others else ""
-        said = f"{several(done.new, 'new edit')}{others}; {done.known:,} were there already"
-        return done._asdict() | {"said": said}
+        return done._asdict() | {"said": str(done)}
 
     @router.get("/api/sites/{site}/annotations/{feature}")
     def read(site: str, feature: Feature) -> dict[str, Any]:

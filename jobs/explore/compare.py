@@ -10,14 +10,13 @@ import polars as pl
 from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
-from jobs.explore.find import NAME, examples_at
+from jobs.explore.find import examples_at
 from jobs.explore.lake import Explored, Feature
-from jobs.report.strips import visible
-from jobs.tables.diff import Side
+from jobs.report.source import shortened
+from jobs.tables.diff import LEVEL, Side
 from jobs.tables.match import SAME, table_name
 from jobs.tables.pairs.association import MEASURES, PairCounts
 from jobs.tables.pairs.directions import directions_of
-from jobs.terminal.names import one_line
 from pipeline.store import FeatureStore
 from pipeline.store.feature_store import strongest
 from pipeline.store.reading.comparison import Compared, compare_groups
@@ -25,7 +24,6 @@ from pipeline.store.records.site import has_site_weights
 from schemas.errors import InputError
 from schemas.values import F32, U64
 
-LEVEL = 0.05
 SHOWN = 5
 """Examples of each kind: rows in which both features fire, and one of them alone."""
 KEPT = 8
@@ -65,15 +63,11 @@ def routes(lake: Explored) -> APIRouter:
     return router
 
 
-def _name(store: FeatureStore, site: str, feature: int) -> str:
-    return visible(one_line(store.names(site).name(feature), NAME))
-
-
 def _groups(store: FeatureStore, site: str, compared: Compared, n: int) -> dict[str, Any]:
     table, size = compared.table, pl.col("frequency_z").abs()
     tested = table.drop_nulls("frequency_z")
     first = tested.sort(size, "feature", descending=[True, False]).head(n)
-    store.names(site, first["feature"])
+    names = store.names(site, first["feature"])
     columns = (
         *("frequency_a", "frequency_b", "frequency_difference", "frequency_z", "frequency_q"),
         *("documents_a", "documents_b"),
@@ -87,7 +81,7 @@ def _groups(store: FeatureStore, site: str, compared: Compared, n: int) -> dict[
         "clear": int((table["frequency_q"] < LEVEL).sum()),
         "columns": columns,
         "rows": [
-            {"feature": feature, "name": _name(store, site, feature), "values": list(values)}
+            {"feature": feature, "name": shortened(names.name(feature)), "values": list(values)}
             for feature, *values in first.select("feature", *columns).iter_rows()
         ],
     }
@@ -100,7 +94,7 @@ def _features(store: FeatureStore, site: str, a: int, b: int) -> dict[str, Any]:
         raise InputError(f"feature {a} is given twice: give two")
     columns = ("n_active", "frequency", "mean_active", "max_activation")
     table = store.scan_features(site).filter(pl.col("feature").is_in([a, b])).collect().sort("feature")
-    store.names(site, [a, b])
+    names = store.names(site, [a, b])
     (rows_a, values_a), (rows_b, values_b) = (store.rows_of(site, feature) for feature in (a, b))
     both, in_a, in_b = np.intersect1d(rows_a, rows_b, assume_unique=True, return_indices=True)
     only_a, only_b = (np.setdiff1d(np.arange(len(r)), i) for r, i in ((rows_a, in_a), (rows_b, in_b)))
@@ -113,7 +107,7 @@ def _features(store: FeatureStore, site: str, a: int, b: int) -> dict[str, Any]:
     return {
         "columns": columns,
         "features": [
-            {"feature": feature, "name": _name(store, site, feature), "values": list(values)}
+            {"feature": feature, "name": shortened(names.name(feature)), "values": list(values)}
             for feature, *values in (
                 table.filter(pl.col("feature") == each).select("feature", *columns).row(0) for each in (a, b)
             )
@@ -160,21 +154,21 @@ def _sites(store: FeatureStore, site: str, other: str, n: int) -> dict[str, Any]
     table = store.scan_table(site, name).filter("assigned").collect()
     by = "cosine" if table["cosine"].null_count() < table.height else "jaccard"
     first = table.sort(by, "feature", descending=[True, False], nulls_last=True).head(n)
-    store.names(site, first["feature"])
-    store.names(other, first["match"])
+    names, others = store.names(site, first["feature"]), store.names(other, first["match"])
     values = table[by].drop_nulls()
     return {
         "pairs": table.height,
         "by": by,
         "median": values.median(),
+        "level": SAME,
         "same": int((values >= SAME).sum()),
         "columns": ("cosine", "jaccard", "n_both"),
         "rows": [
             {
                 "feature": feature,
-                "name": _name(store, site, feature),
+                "name": shortened(names.name(feature)),
                 "match": match,
-                "match_name": _name(store, other, match),
+                "match_name": shortened(others.name(match)),
                 "values": list(rest),
             }
             for feature, match, *rest in first.select(

@@ -37,6 +37,8 @@ class LiveSource(Source):
         info = store.site(site)
         self._d_sae, self.averaged = info.d_sae, info.selection.is_averaged
         self.missing, self.cluster_names = tables.missing(), tables.cluster_names()
+        self._others: dict[str, FeatureNames] = {}
+        """Of other sites, as far as they were needed."""
         self._places: dict[str, int] = {}
         self._of_tokens: dict[int, int | None] = {}
 
@@ -78,7 +80,9 @@ class LiveSource(Source):
         site = table.removeprefix("matches_")
         if site not in self._store.sites:
             return str(feature)
-        return [site, feature, shortened(self._store.names(site, [feature]).name(feature))]
+        if site not in self._others:
+            self._others[site] = self._store.names(site)
+        return [site, feature, shortened(self._others[site].name(feature))]
 
     def address(self, window: Mapping[str, Any]) -> list[int]:
         """The context and row of an example, which its whole context is shown by."""
@@ -102,7 +106,7 @@ class FeaturePages:
             _ = self._store.vocabulary.texts
 
     def page(self, feature: int) -> dict[str, Any]:
-        """What `jobs.report.features.feature_page` makes, and beside it what only the application shows.
+        """What `jobs.report.features.feature_page` makes, and what only the application shows.
 
         `texts` of the tokens by place, `annotation` (star, name, note), `stale`: tables that were made before
         the newest shards, with the command that makes each. InputError where there is no feature table.

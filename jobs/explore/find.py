@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse
 
 from jobs.explore.lake import Explored
+from jobs.report.source import shortened
 from jobs.report.strips import standalone, visible
 from jobs.terminal.names import one_line
 from pipeline.store import FeatureStore
@@ -27,6 +28,7 @@ from pipeline.store.reading.finding import (
     near_text,
     nearest_tokens,
     on_token,
+    require_tokens,
     similar,
     token_ids,
 )
@@ -44,8 +46,6 @@ ORDERS: dict[str, tuple[str, ...]] = {
 
 HIDDEN = ("feature", "token_id", "row")
 """Columns of a table of features that the page has no column for."""
-NAME = 60
-"""Characters of a feature's name."""
 
 
 class Finder:
@@ -76,8 +76,7 @@ class Finder:
         return questions[kind]()
 
     def _tokens(self, site: str, text: str) -> list[int]:
-        if not self._store.reads_tokens(site):
-            raise InputError(f"site {site!r} does not read tokens, so no feature can be found by one")
+        require_tokens(self._store, site)
         tokens = token_ids(self._store, text)
         if not tokens:
             near = [token.replace(" ", "·") for token in nearest_tokens(self._store, site, text)]
@@ -110,17 +109,14 @@ def routes(lake: Explored) -> APIRouter:
         """
         site = store.require_features(site).name
         order = by or ORDERS[kind][0]
-        try:
-            table = finder.found(site, kind, q, [each for each in where or () if each.strip()], order)
-        except InputError as error:  # the names of options are those of the command
-            raise InputError(re.sub(r"--(text|where|by|name) ", r"\1 ", str(error))) from None
+        table = finder.found(site, kind, q, [each for each in where or () if each.strip()], order)
         first = table.head(n)
         names = store.names(site, first["feature"])
         columns = [name for name in first.columns if name not in HIDDEN]
         answer: dict[str, Any] = {"total": table.height, "by": order, "columns": columns}
         cells = [_cells(first[name]) for name in columns]
         answer["rows"] = [
-            {"feature": feature, "name": visible(one_line(names.name(feature), NAME)), "values": list(values)}
+            {"feature": feature, "name": shortened(names.name(feature)), "values": list(values)}
             for feature, *values in zip(first["feature"].to_list(), *cells, strict=True)
         ]
         if kind == "text" and first.height:
@@ -144,7 +140,7 @@ def _number(text: str) -> int:
 def _cells(values: pl.Series) -> list[Any]:
     """Values as JSON has them: no NaN, and text made visible."""
     if values.dtype == pl.String:
-        return [None if value is None else visible(one_line(value, 200)) for value in values]
+        return [None if value is None else one_line(value, 200) for value in values]
     return values.fill_nan(None).to_list() if values.dtype.is_float() else values.to_list()
 
 

@@ -93,8 +93,14 @@ class Explored:
     def page(self, site: str, here: str, **values: Any) -> HTMLResponse:
         """The page of PAGES with this name; InputError where the site has no features."""
         self.store.require_features(site)
-        shown: dict[str, Any] = {"site": site, "sites": self.sites, "pages": PAGES, "here": here, "base": "/"}
-        shown |= {"read_only": self.read_only}
+        shown: dict[str, Any] = {
+            "site": site,
+            "sites": self.sites,
+            "pages": PAGES,
+            "here": here,
+            "base": "/",
+            "read_only": self.read_only,
+        }
         text = environment().get_template(f"{here}.html").render(**shown, **values)
         return HTMLResponse(text.encode("utf-8", "replace"))
 

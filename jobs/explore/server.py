@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -30,6 +31,10 @@ STATIC = {
     "steer.js": ("jobs.explore", "text/javascript"),
 }
 """Files that pages load: the package that has each in its folder `static`, and its type."""
+
+
+OPTION = re.compile(r"--(text|where|by|name) ")
+"""How messages call what was given to a command, and here to a field of a page."""
 
 
 def create_app(lake: Explored) -> FastAPI:
@@ -61,7 +66,8 @@ def create_app(lake: Explored) -> FastAPI:
 
     @app.exception_handler(InputError)
     def refuse(_: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 403 if isinstance(error, ReadOnlyError) else 400)
+        sentence = OPTION.sub(r"\1 ", str(error))
+        return JSONResponse({"error": sentence}, 403 if isinstance(error, ReadOnlyError) else 400)
 
     @app.exception_handler(RequestValidationError)
     def name_first(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from jobs.explore.lake import Explored, Feature
 from jobs.explore.typed import MOST_CHARACTERS
-from jobs.terminal.names import one_line
+from jobs.report.source import shortened
 from pipeline.evaluation.steering import MOST_SEED, Change, Operation, Sampling, require_text
 from schemas.errors import InputError
 
@@ -68,7 +68,7 @@ def routes(lake: Explored) -> APIRouter:
     @router.get("/api/sites/{site}/steer/{feature}")
     def scale(site: str, feature: Feature) -> dict[str, Any]:
         """A feature's name, and its largest |activation| in the store (0: it never fires), to steer by."""
-        name = one_line(store.names(site, [feature]).name(feature))
+        name = shortened(store.names(site, [feature]).name(feature))
         return {"feature": feature, "name": name, "maximum": store.largest_activation(site, feature)}
 
     @router.get("/api/steerings/{steering}")

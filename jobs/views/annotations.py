@@ -82,11 +82,7 @@ def list_annotations(
     require_file(export, "--export")
     if import_from is not None:
         done = import_edits(store, site, read_json_lines(import_from))
-        others = f", {done.of_others:,} of them of another SAE" if done.of_others else ""
-        say(
-            f"[bold]annotations[/] {escape(site)}: {several(done.new, 'new edit')}{others}; "
-            f"{done.known:,} were there already"
-        )
+        say(f"[bold]annotations[/] {escape(site)}: {done}")
     if export is not None:
         lines = [json.dumps(edit, ensure_ascii=False) for edit in export_edits(store, site)]
         write_file(export, "".join(f"{line}\n" for line in lines).encode(), "--export")

@@ -33,6 +33,7 @@ from pipeline.store.reading.finding import (
     nearest_tokens,
     on_token,
     require_order,
+    require_tokens,
     token_ids,
     with_names,
 )
@@ -97,8 +98,7 @@ def find(
 def _find_token(
     store: FeatureStore, site: str, token: str, where: Sequence[str], by: str, n: int
 ) -> pl.DataFrame:
-    if not store.reads_tokens(site):
-        raise InputError(f"site {site!r} does not read tokens, so no feature can be found by one")
+    require_tokens(store, site)
     store.scan_table(site, "token_features")  # before the tokenizer is read
     tokens = token_ids(store, token) or _last_of_several(store, site, token)
     found = on_token(store, site, tokens, where, by)

@@ -18,6 +18,7 @@ from jobs.terminal.console import console, say
 from jobs.terminal.names import any_named, labelled, name_cell
 from jobs.terminal.outputs import require_file, write_file
 from pipeline.store import FeatureStore
+from pipeline.store.reading.finding import neighbour_table
 from schemas.errors import InputError
 
 COSINE = "cosine"
@@ -52,9 +53,7 @@ def neighbours(
     require_file(figure, "--figure")
     if figure is not None and figure.suffix[1:] not in KINDS:
         raise InputError(f"figure {figure} must end in {' or '.join(f'.{kind}' for kind in KINDS)}")
-    table = store.scan_table(site, "decoder_neighbours" if by == COSINE else "neighbours")
-    if by != COSINE:
-        table = table.filter(pl.col("by") == by).drop("by")
+    table = neighbour_table(store, site, by)
     own = table.filter(pl.col("feature") == feature, pl.col("rank") < k).collect()
     if own.is_empty():
         say(f"Feature {feature} of {escape(site)} has no neighbours by {by}: it shares too few rows with any")

@@ -14,6 +14,7 @@ from pipeline.evaluation.typed_text import Places, TextSession
 from schemas.errors import InputError
 from schemas.run.file import parse_run_file
 from tests.fixtures.runs import extracted, run_content, run_file
+from tests.fixtures.synthetic import content_without_model
 from tests.kit import (
     dense_activations,
     tiny_lm,
@@ -279,13 +280,7 @@ def test_a_hook_where_nothing_can_be_put_is_named(tmp_path):
 
 
 def test_a_lake_without_a_model_says_so(tmp_path):
-    content = {
-        "corpus": {"kind": "synthetic", "documents": 3},
-        "model": {"loader": "synthetic"},
-        "sites": [{"name": "made", "sae": "synthetic:d_sae=64,l0=6"}],
-        "store": {"root": str(tmp_path / "store")},
-        "extract": {"executor": "in_process"},
-    }
+    content = content_without_model(tmp_path / "store")
     store = extracted(parse_run_file(content, "run.yaml"), tables=False)
     for refuse in (lambda: require_text(store, "made"), lambda: steer_text(store, "made", "1", {1: 1.0})):
         with pytest.raises(InputError, match="site 'made' is synthetic"):

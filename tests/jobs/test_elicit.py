@@ -19,6 +19,7 @@ from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run.file import parse_run_file
 from tests.fixtures.runs import extracted, run_content, run_file
+from tests.fixtures.synthetic import content_without_model
 from tests.jobs.test_strips import Tokens
 from tests.kit import D_MODEL, dense_activations, tiny_lm, write_sae, write_tiny_tokenizer
 
@@ -255,13 +256,7 @@ def test_what_is_gone_or_changed_is_refused_and_a_new_place_is_taken(
 
 
 def test_a_synthetic_site_reads_no_text(tmp_path: Path) -> None:
-    content = {
-        "corpus": {"kind": "synthetic", "documents": 3},
-        "model": {"loader": "synthetic"},
-        "sites": [{"name": "made", "sae": "synthetic:d_sae=64,l0=6"}],
-        "store": {"root": str(tmp_path / "store")},
-        "extract": {"executor": "in_process"},
-    }
+    content = content_without_model(tmp_path / "store")
     store = extracted(parse_run_file(content, "run.yaml"))
     with pytest.raises(InputError, match="synthetic: its features were generated from a recipe"):
         run_text(store, "made", SHORT, Places())

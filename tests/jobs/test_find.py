@@ -22,10 +22,9 @@ from pipeline.store.reading.example_texts import text_pattern
 from pipeline.store.reading.finding import by_columns, by_name, near_text, on_token, similar, token_ids
 from pipeline.store.reading.windows import AFTER, BEFORE
 from pipeline.store.records.annotations import annotate
-from pipeline.store.records.site import write_site_weights
 from schemas.errors import InputError
 from tests.fixtures.runs import extracted, run_file
-from tests.fixtures.store import D_SAE, Built, build, planned_site, put_vocabulary
+from tests.fixtures.store import Built, build, decoder, put_decoders, put_vocabulary
 
 TEXTS = {
     7: "Cotton",
@@ -269,8 +268,7 @@ def test_features_are_found_by_name_note_and_explanation_in_any_case(
 def test_similar_features_are_the_stored_neighbours(built: Built, tmp_path: Path) -> None:
     root = Path(shutil.copytree(str(built.layout.root), tmp_path / "near"))
     store = FeatureStore.open(root)
-    decoder = np.random.default_rng(0).normal(size=(D_SAE, 4)).astype(np.float32)
-    write_site_weights(store.layout, "p", planned_site("site"), {"W_dec": decoder}, {})
+    put_decoders(store.layout, ["site"])
     coactivation(store, "site", k=5, support=1)
     active = built.dense["site"][(built.tokens["token"] != 0).to_numpy()] != 0
     both = (active[:, [7]] & active).sum(0)
@@ -282,7 +280,7 @@ def test_similar_features_are_the_stored_neighbours(built: Built, tmp_path: Path
     assert found["jaccard"].to_list() == pytest.approx(jaccard[order])
     with pytest.raises(InputError, match="--by 'x' is not one of cosine, jaccard"):
         similar(store, "site", 7, "x")
-    unit = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
+    unit = decoder(0) / np.linalg.norm(decoder(0), axis=1, keepdims=True)
     cosine = unit @ unit[7]
     nearest = [f for f in np.argsort(-cosine) if f != 7][:5]
     by_direction = similar(store, "site", 7)

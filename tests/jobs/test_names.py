@@ -30,11 +30,10 @@ from jobs.tables.stats import stats
 from jobs.terminal.names import NARROW, one_line
 from pipeline.store import FeatureStore
 from pipeline.store.records.annotations import annotate, import_edits
-from pipeline.store.records.site import write_site_weights
 from pipeline.tasks import OneProcess
 from schemas.run.file import Cluster
 from tests.fixtures.report import index_of, pages_of
-from tests.fixtures.store import D_SAE, build, planned_site
+from tests.fixtures.store import D_SAE, build, put_decoders
 from tests.fixtures.texts import made_up
 
 FEATURE = 7
@@ -52,9 +51,7 @@ NAMES = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built = build(tmp_path_factory.mktemp("made") / "store", shards=2, sites=("a", "b"))
-    for seed, site in enumerate("ab"):
-        decoder = np.random.default_rng(seed).normal(size=(D_SAE, 4)).astype(np.float32)
-        write_site_weights(built.layout, "p", planned_site(site), {"W_dec": decoder}, {})
+    put_decoders(built.layout, "ab")
     store = FeatureStore.open(built.layout.root)
     for site in "ab":
         stats(store, site)

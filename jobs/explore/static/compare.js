@@ -67,7 +67,7 @@
         table(measures, [make("tr", {}, ...numbers(measures.map(function (key) { return answer.measures[key]; })))]), ...examples];
     },
     sites: function (answer) {
-      const other = $("b").value, note = answer.pairs.toLocaleString("en") + " pairs of the one-to-one assignment, the best first by " + answer.by + ": median " + formatted(answer.median) + ", " + answer.same.toLocaleString("en") + " of at least 0.7.";
+      const other = $("b").value, note = answer.pairs.toLocaleString("en") + " pairs of the one-to-one assignment, the best first by " + answer.by + ": median " + formatted(answer.median) + ", " + answer.same.toLocaleString("en") + " of at least " + answer.level + ".";
       return [make("p", { class: "note" }, note), table(["feature", "name", "in " + other, "name", ...answer.columns], answer.rows.map(function (row) {
         return make("tr", {}, feature(row.feature, site), name(row.name), feature(row.match, other), name(row.match_name), ...numbers(row.values));
       }))];

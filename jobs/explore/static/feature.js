@@ -84,15 +84,15 @@
     if (!form) return part;
     let turn = 0;
     async function show() {
-      const mine = ++turn, conditions = ["where", "beside"].map(function (name) { return form.elements[name].value.trim(); }).filter(Boolean);
+      const mine = ++turn, conditions = ["where", "other"].map(function (name) { return form.elements[name].value.trim(); }).filter(Boolean);
       const sides = await Promise.all(conditions.map(function (condition) { return side(page, condition); }));
       if (mine === turn) part.querySelector(".sides").replaceChildren(...sides);
     }
-    for (const name of ["where", "beside"]) form.elements[name].value = given.get(name) || "";
+    for (const name of ["where", "other"]) form.elements[name].value = given.get(name) || "";
     form.addEventListener("submit", function (event) {
       event.preventDefault();
       const query = new URLSearchParams(new FormData(form)).toString(); // kept for the next feature, and when the page is loaded again
-      history.replaceState(null, "", location.pathname + (query === "where=&beside=" ? "" : "?" + query) + location.hash);
+      history.replaceState(null, "", location.pathname + (query === "where=&other=" ? "" : "?" + query) + location.hash);
       show();
     });
     show();

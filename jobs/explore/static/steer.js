@@ -47,7 +47,7 @@
     if (!known) about.replaceChildren();
     else if (known.error) about.textContent = known.error;
     else {
-      if (known.name) named.push(form.dataset.linked ? make("a", { href: "/sites/" + site + "/feature#" + feature.value }, "“" + known.name + "”") : "“" + known.name + "”", ", ");
+      if (known.name) named.push(make("a", { href: "/sites/" + site + "/feature#" + feature.value }, "“" + known.name + "”"), ", ");
       const times = operation.value === "set" || operation.value === "add" ? formatted(Number(value.value) / known.maximum) + " × " : "";
       named.push(known.maximum ? times + "its largest activation in the store" + (times ? ", " : ": ") + formatted(known.maximum) : "never active in the store");
       about.replaceChildren(...named);

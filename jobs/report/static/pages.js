@@ -47,7 +47,7 @@ latentlake.pages = function (source) {
     places.forEach(function (at, n) { mark(at, values[n]); });
     if (firing >= 0 && places.indexOf(firing) < 0) mark(firing, 0);
     return make("li", {}, make("span", { class: "value" }, value),
-      make("p", { class: "strip", dir: "auto" }, ends & 1 ? "" : "…", ...parts, ends & 2 ? "" : "…"), 
+      make("p", { class: "strip", dir: "auto" }, ends & 1 ? "" : "…", ...parts, ends & 2 ? "" : "…"),
       make("span", { class: "where" }, context === undefined ? where : make("a", { href: source.context(context, at, page) }, where)));
   }
   function folded(n, shown, part) { // what is shown at once, and the rest in a fold

@@ -38,7 +38,7 @@ class _Texts(NamedTuple):
 
 
 class ExampleTexts:
-    """The windows of a site, read once; `with_text` may then be asked any number of times."""
+    """The windows of a site, read once; then `with_text` searches them any number of times."""
 
     def __init__(
         self, store: FeatureStore, site: str, advance: Callable[[int], None] = lambda _: None

@@ -126,11 +126,21 @@ def similar(store: FeatureStore, site: str, feature: int, by: str = "cosine") ->
     """
     store.require_feature(site, feature)
     require_order(by, BY_SIMILARITY)
-    table = store.scan_table(site, "decoder_neighbours" if by == "cosine" else "neighbours")
-    own = table.filter(pl.col("feature") == feature).drop("feature")
-    if by != "cosine":
-        own = own.filter(pl.col("by") == by).drop("by", "n_a")
-    return own.sort("rank").drop("rank").rename({"neighbour": "feature"}).collect()
+    own = neighbour_table(store, site, by).filter(pl.col("feature") == feature).collect()
+    return own.drop("feature", "rank", "n_a", strict=False).rename({"neighbour": "feature"})
+
+
+def neighbour_table(store: FeatureStore, site: str, by: str) -> pl.LazyFrame:
+    """The stored neighbours of all features by one of BY_SIMILARITY: by feature, by rank."""
+    if by == "cosine":
+        return store.scan_table(site, "decoder_neighbours")
+    return store.scan_table(site, "neighbours").filter(pl.col("by") == by).drop("by")
+
+
+def require_tokens(store: FeatureStore, site: str) -> None:
+    """InputError where the rows of a site are not tokens, so that none can be searched for."""
+    if not store.reads_tokens(site):
+        raise InputError(f"site {site!r} does not read tokens, so no feature can be found by one")
 
 
 def with_names(store: FeatureStore, site: str, found: pl.DataFrame) -> pl.DataFrame:

@@ -24,7 +24,7 @@ from schemas.annotations import EDITED, Annotation
 from schemas.errors import InputError
 from schemas.layout import Layout, StorePath, is_stray
 from schemas.record import digest_of, refuse_newer
-from schemas.sentences import joined
+from schemas.sentences import joined, several
 from schemas.tables.tables import Schema
 
 ANNOTATIONS: Schema = {
@@ -64,6 +64,10 @@ class Imported(NamedTuple):
     new: int
     known: int
     of_others: int
+
+    def __str__(self) -> str:
+        others = f", {self.of_others:,} of them of another SAE" if self.of_others else ""
+        return f"{several(self.new, 'new edit')}{others}; {self.known:,} were there already"
 
 
 def annotate(

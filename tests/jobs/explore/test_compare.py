@@ -19,9 +19,8 @@ from pipeline.evaluation.typed_text import Places
 from pipeline.store import FeatureStore
 from pipeline.store.reading.comparison import compare_groups
 from pipeline.store.records.annotations import annotate
-from pipeline.store.records.site import write_site_weights
-from tests.fixtures.browser import errors, find, marks, served, wait_for
-from tests.fixtures.store import D_SAE, Built, build, planned_site, put_vocabulary
+from tests.fixtures.browser import errors, find, in_a_browser, served, wait_for
+from tests.fixtures.store import Built, build, decoder, put_decoders, put_vocabulary
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -30,9 +29,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     built = build(tmp_path_factory.mktemp("store"), shards=3, documents=20, sites=("a", "b"))
     put_vocabulary(built.layout, [f" w{token}" if token % 5 else HOSTILE for token in range(50)])
-    for seed, site in enumerate("ab"):
-        decoder = np.random.default_rng(seed).normal(size=(D_SAE, 4)).astype(np.float32)
-        write_site_weights(built.layout, "p", planned_site(site), {"W_dec": decoder}, {})
+    put_decoders(built.layout, "ab")
     store = FeatureStore.open(built.layout.root)
     for site in "ab":
         stats(store, site)
@@ -82,7 +79,7 @@ def test_two_features_are_compared_row_by_row(client: TestClient, built: Built, 
     n_both, n_a, n_b = (int(mask.sum()) for mask in (x & y, x, y))
     assert got["counts"] == {"both": n_both, "only_a": n_a - n_both, "only_b": n_b - n_both}
     assert [row["values"][0] for row in got["features"]] == [n_a, n_b]
-    weights = [np.random.default_rng(0).normal(size=(D_SAE, 4)).astype(np.float32)[f] for f in (a, b)]
+    weights = decoder(0)[[a, b]]
     counted = (built.tokens["token"] != 0).to_numpy()
     n = counted.sum()
     expected = {
@@ -139,12 +136,6 @@ def test_sites_that_were_not_matched_name_the_command(client: TestClient) -> Non
 def url(store: FeatureStore) -> Iterator[str]:
     with served(Explored(store, Places())) as url:
         yield url
-
-
-def in_a_browser(test: Any) -> Any:
-    for mark in marks:
-        test = mark(test)
-    return test
 
 
 @in_a_browser

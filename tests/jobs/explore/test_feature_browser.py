@@ -147,7 +147,7 @@ def test_two_groups_stand_side_by_side_and_stay_for_the_next_feature(page, url):
     from selenium.webdriver.common.keys import Keys
 
     typed(page, ".conditions input[name=where]", "party = red")
-    typed(page, ".conditions input[name=beside]", "party = blue and year > 0", Keys.ENTER)
+    typed(page, ".conditions input[name=other]", "party = blue and year > 0", Keys.ENTER)
     wait_for(page, lambda: len(find(page, ".sides > div")) == 2)
     assert [each.text for each in find(page, ".sides h3")] == ["party = red", "party = blue and year > 0"]
     for side, party in zip(find(page, ".sides > div"), ("red", "blue"), strict=True):
@@ -161,7 +161,7 @@ def test_two_groups_stand_side_by_side_and_stay_for_the_next_feature(page, url):
     opened(page, 8)
     wait_for(page, lambda: len(find(page, ".sides > div")) == 2)
     assert errors(page) == []
-    typed(page, ".conditions input[name=beside]", "colour = red", Keys.ENTER)
+    typed(page, ".conditions input[name=other]", "colour = red", Keys.ENTER)
     assert "no label 'colour'" in status(page, ".sides .error")
     assert len(errors(page)) == 1
 
@@ -223,7 +223,7 @@ def test_annotations_are_listed_exported_and_imported(page, store, tmp_path):
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", ["feature?where=party%3Dred&beside=party%3Dblue#7", "annotations"])
+@pytest.mark.parametrize("name", ["feature?where=party%3Dred&other=party%3Dblue#7", "annotations"])
 def test_no_page_is_wider_than_a_phone(page, store, width, name):
     annotate(store, "site", 3, name="x" * 200, note="y" * 500)
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}

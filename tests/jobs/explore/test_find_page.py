@@ -18,7 +18,7 @@ from pipeline.store import FeatureStore
 from pipeline.store.reading.example_texts import text_pattern
 from pipeline.store.reading.finding import by_columns, near_text, on_token, token_ids
 from pipeline.store.records.annotations import annotate
-from tests.fixtures.browser import errors, find, marks, served, wait_for
+from tests.fixtures.browser import errors, find, in_a_browser, served, wait_for
 from tests.fixtures.store import build, put_vocabulary
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -99,12 +99,6 @@ def url(store: FeatureStore) -> Iterator[str]:
         yield url
 
 
-def slow(test: Any) -> Any:
-    for mark in marks:
-        test = mark(test)
-    return test
-
-
 def listed(browser: Any) -> list[int]:
     """The features in the table, read at once, for it may be drawn anew meanwhile."""
     script = "return [...document.querySelectorAll('#found tbody th a')].map(a => Number(a.textContent))"
@@ -112,7 +106,7 @@ def listed(browser: Any) -> list[int]:
     return features
 
 
-@slow
+@in_a_browser
 def test_a_question_is_asked_sorted_and_gone_back_to(browser: Any, url: str, store: FeatureStore) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -133,7 +127,7 @@ def test_a_question_is_asked_sorted_and_gone_back_to(browser: Any, url: str, sto
     assert errors(browser) == []
 
 
-@slow
+@in_a_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_hostile_tokens_and_names_stay_text_and_the_page_fits(browser: Any, url: str, width: int) -> None:
     browser.set_window_size(width, 900)
@@ -149,7 +143,7 @@ def test_hostile_tokens_and_names_stay_text_and_the_page_fits(browser: Any, url:
         browser.set_window_size(1280, 2400)
 
 
-@slow
+@in_a_browser
 def test_a_bad_condition_is_explained_on_the_page(browser: Any, url: str) -> None:
     browser.get(url)
     browser.get(browser.current_url.replace("/text", "/find?kind=where&q=n_actve+%3E+3"))

@@ -19,6 +19,7 @@ from pipeline.evaluation.typed_text import Places, run_text
 from pipeline.store import FeatureStore
 from schemas.run.file import parse_run_file
 from tests.fixtures.runs import extracted, run_file
+from tests.fixtures.synthetic import content_without_model
 
 PLACES = Places(model="tests.kit:mild_lm")
 JSON = {"content-type": "application/json"}
@@ -37,7 +38,7 @@ def client(store: FeatureStore) -> TestClient:
     return TestClient(create_app(Explored(store, PLACES)), base_url="http://127.0.0.1")
 
 
-def asked(**changes) -> dict:
+def prompt_of(**changes) -> dict:
     content = {"prompt": PROMPT, "changes": [change._asdict() for change in CHANGES], "n_tokens": 5}
     return content | changes
 
@@ -52,7 +53,7 @@ def finished(client: TestClient, state: dict) -> dict:
 
 
 def steer(client: TestClient, **changes) -> dict:
-    answer = client.post("/api/sites/mid/steer", json=asked(**changes))
+    answer = client.post("/api/sites/mid/steer", json=prompt_of(**changes))
     assert answer.status_code == 200, answer.text
     return finished(client, answer.json())
 
@@ -123,12 +124,12 @@ def held(monkeypatch):
 
 def test_a_run_shows_how_far_it_is_and_stops_when_it_is_cancelled(client, held):
     wrote, go = held
-    state = client.post("/api/sites/mid/steer", json=asked()).json()
+    state = client.post("/api/sites/mid/steer", json=prompt_of()).json()
     assert wrote.wait(60)
     state = client.get(f"/api/steerings/{state['steering']}").json()
     assert (state["done"], state["tokens"], state["n_tokens"]) == (False, 1, 5)
     assert state["plain"].startswith(" w")
-    waiting = client.post("/api/sites/mid/steer", json=asked()).json()
+    waiting = client.post("/api/sites/mid/steer", json=prompt_of()).json()
     assert client.get("/api/state").json()["running"]
     for number in (waiting["steering"], state["steering"]):
         assert client.delete(f"/api/steerings/{number}").json()["cancelled"]
@@ -143,9 +144,9 @@ def test_a_run_shows_how_far_it_is_and_stops_when_it_is_cancelled(client, held):
 def test_too_many_waiting_prompts_are_refused(client, held, monkeypatch):
     wrote, go = held
     monkeypatch.setattr(steered, "MOST_WAITING", 2)
-    states = [client.post("/api/sites/mid/steer", json=asked()).json() for _ in range(2)]
+    states = [client.post("/api/sites/mid/steer", json=prompt_of()).json() for _ in range(2)]
     assert wrote.wait(60)
-    answer = client.post("/api/sites/mid/steer", json=asked())
+    answer = client.post("/api/sites/mid/steer", json=prompt_of())
     assert (answer.status_code, answer.json()["error"][:31]) == (400, "2 prompts wait for the model: c")
     go.set()
     assert [finished(client, state)["tokens"] for state in states] == [5, 5]
@@ -178,7 +179,7 @@ def test_old_prompts_are_forgotten(client, monkeypatch):
     ],
 )
 def test_what_is_not_possible_is_refused_before_the_model_runs(client, changes, status, message):
-    content = json.dumps(asked(**changes))  # as ASCII, so that half a character goes through
+    content = json.dumps(prompt_of(**changes))  # as ASCII, so that half a character goes through
     answer = client.post("/api/sites/mid/steer", content=content, headers=JSON)
     assert answer.status_code == status
     assert message in answer.json()["error"]
@@ -200,13 +201,7 @@ def test_what_the_model_shows_to_be_impossible_is_the_runs_error(client, changes
 
 
 def test_a_site_without_a_model_says_why(tmp_path):
-    content = {
-        "corpus": {"kind": "synthetic", "documents": 3},
-        "model": {"loader": "synthetic"},
-        "sites": [{"name": "made", "sae": "synthetic:d_sae=64,l0=6"}],
-        "store": {"root": str(tmp_path / "store")},
-        "extract": {"executor": "in_process"},
-    }
+    content = content_without_model(tmp_path / "store")
     lake = Explored(extracted(parse_run_file(content, "run.yaml")), Places())
     client = TestClient(create_app(lake), base_url="http://127.0.0.1")
     page = client.get("/sites/made/steer")
@@ -214,5 +209,5 @@ def test_a_site_without_a_model_says_why(tmp_path):
     assert "site &#39;made&#39; is synthetic: there is no model that could write" in page.text
     assert "<form" not in page.text
     assert "steer.js" not in page.text
-    answer = client.post("/api/sites/made/steer", json=asked())
+    answer = client.post("/api/sites/made/steer", json=prompt_of())
     assert (answer.status_code, "is synthetic" in answer.json()["error"]) == (400, True)
