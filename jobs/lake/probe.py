@@ -144,7 +144,8 @@ class Probe:
             raise InputError(
                 f"the size of {self.run.corpus.path} is unknown: set tokens.limit, or tokenize it first"
             )
-        rows, read, is_all = rows_of_text(self._source, self._tokenizer, lake)
+        most = self.run.tokens.document_limit
+        rows, read, is_all = rows_of_text(self._source, self._tokenizer, lake, most)
         assumed: tuple[str, ...] = ()
         if is_all:
             total = min(rows, limit or rows)
@@ -187,7 +188,9 @@ class Probe:
         )
 
 
-def rows_of_text(source: Source, tokenizer: Tokenizer, lake: Lake) -> tuple[int, int, bool]:
+def rows_of_text(
+    source: Source, tokenizer: Tokenizer, lake: Lake, document_limit: int | None = None
+) -> tuple[int, int, bool]:
     """Token rows and bytes of the first documents, and whether that was all."""
     texts, read, is_all = [], 0, True
     for document in source.documents():
@@ -198,5 +201,5 @@ def rows_of_text(source: Source, tokenizer: Tokenizer, lake: Lake) -> tuple[int,
             break
     rule, place = ContextRule.of(lake), 0
     for ids in tokenizer.encode_batch(texts, lake.special_text):
-        place = rule.after(place, len(ids))
+        place = rule.after(place, len(ids[:document_limit]))
     return rule.rows(place), read, is_all

@@ -108,9 +108,12 @@ def _prefetched(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def encoded(
-    documents: Iterable[Document], tokenizer: Tokenizer, special_text: SpecialText
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    special_text: SpecialText,
+    document_limit: int | None = None,
 ) -> Iterator[Encoded]:
-    """Documents with their tokens."""
+    """Documents with their tokens, of each the first `document_limit`."""
 
     def encode(batch: list[Document]) -> list[Encoded]:
         texts = [document.text for document in batch]
@@ -121,7 +124,14 @@ def encoded(
         return [Encoded(*each) for each in zip(batch, ids, spells, strict=True)]
 
     for batch in _prefetched(encode, _batches(documents)):
-        yield from batch
+        yield from batch if document_limit is None else [_cut(each, document_limit) for each in batch]
+
+
+def _cut(whole: Encoded, tokens: int) -> Encoded:
+    """A document with its first tokens alone."""
+    document = whole.document
+    values = None if document.values is None else document.values[:tokens]
+    return whole._replace(document=replace(document, values=values), ids=whole.ids[:tokens])
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -166,8 +176,8 @@ def _groups(
         room = None if left is None or rule.by_document else rule.stream_within(left) - group.place
         if room is not None and len(ids) >= room:
             if room:
-                values = None if document.values is None else document.values[:room]
-                group.add(replace(document, values=values), ids[:room], group.place + room)
+                cut = _cut(taken._replace(ids=ids), room)
+                group.add(cut.document, cut.ids, group.place + room)
                 group.is_cut = True
                 observe(taken)
             break

@@ -73,7 +73,7 @@ def tokenize(
     """Tokenize a resolved run file's corpus into the store: its link 0 or, with `append`, the next one.
 
     `stored` is what the store records now. A corpus that the store holds already (same content, columns and
-    limit) is not read again: its link is returned. `progress` is called with every shard, in order.
+    limits) is not read again: its link is returned. `progress` is called with every shard, in order.
     InputError for a source that can't be read, a rule that is not the store's, another corpus without
     `append`, files or texts all of an earlier link (unless they `may_repeat`, as in a probe), a corpus
     without a counted token.
@@ -91,7 +91,8 @@ def tokenize(
     source = open_source(corpus)
     lake = requested_lake(run_file, tokenizer, source.label_dtypes(), source.inputs(), stored.lake)
     require_rule(root, stored.lake, lake)
-    digest = digest_of([source.digest(), corpus.text_column, tokens.limit])
+    cuts = _cuts(tokens)
+    digest = digest_of([source.digest(), corpus.text_column, *cuts.values()])
     if (link := next((link for link in links if link.source_digest == digest), None)) is not None:
         # Shards once cut stay: `auto` takes them as they are, another number cannot be had.
         if tokens.shard_tokens not in ("auto", planned := link.source["shard_tokens"]):
@@ -100,13 +101,14 @@ def tokenize(
                 f"with {planned}; set that or auto, or set another store.root"
             )
         return link
-    _check_addition(root, links, source, tokens.limit, append=append, may_repeat=may_repeat)
+    _check_addition(root, links, source, cuts, append=append, may_repeat=may_repeat)
     target = shard_target(source, tokens)
     # Documents of other kinds are known by their recipe, or by their vectors.
     has_texts = links and not may_repeat and corpus.kind in ("text", "prompts")
     known = KnownDocuments(layout, stored.lake, stored.shards) if has_texts and stored.lake else None
     tally = _Tally(known)
-    shards, stream = list[ShardRecord](), encoded(source.documents(), tokenizer, lake.special_text)
+    documents, shards = source.documents(), list[ShardRecord]()
+    stream = encoded(documents, tokenizer, lake.special_text, tokens.document_limit)
     self_test(root)
     with locked(layout.tokenize_lock, f"tokenize writes into {root}"):
         # Checked again inside of the lock: whoever held it last may have written after `stored` was read.
@@ -116,7 +118,7 @@ def tokenize(
             shards.append(record)
             progress(record)
         _check_written(shards, tally, run_file)
-        description = {**source.describe(), **tally.counts(), "limit": tokens.limit, "shard_tokens": target}
+        description = {**source.describe(), **tally.counts(), **cuts, "shard_tokens": target}
         link = CorpusLink(source=description, source_digest=digest, shards=tuple(shards))
         _commit(layout, lake, tokenizer, link, len(links))
     return link
@@ -134,7 +136,7 @@ def _check_addition(
     root: StorePath,
     links: list[CorpusLink],
     source: Source,
-    limit: int | None,
+    cuts: dict[str, int | None],
     *,
     append: bool,
     may_repeat: bool,
@@ -144,8 +146,8 @@ def _check_addition(
     if links and not append:
         held = links[-1].source
         raise InputError(
-            f"the store {root} holds another corpus ({_named(held, held['limit'])}) than the run file "
-            f"names ({_named(described, limit)}): add it with --append, or set another store.root"
+            f"the store {root} holds another corpus ({_named(held)}) than the run file "
+            f"names ({_named({**described, **cuts})}): add it with --append, or set another store.root"
         )
     for number, link in enumerate(links):
         # What an earlier link read may not be read again: its documents would count twice.
@@ -167,7 +169,13 @@ def _check_addition(
                 )
 
 
-def _named(source: dict[str, Any], limit: int | None) -> str:
+def _cuts(tokens: Tokens) -> dict[str, int | None]:
+    """What limits the corpus, as a link describes it: `document_limit` only where it is set."""
+    of_documents = {} if tokens.document_limit is None else {"document_limit": tokens.document_limit}
+    return {"limit": tokens.limit, **of_documents}
+
+
+def _named(source: dict[str, Any]) -> str:
     """Of what a source describes, as much as distinguishes it from another of its kind."""
     drawn = {**source, **source.get("dictionary", {})}
     parts = [str(source.get("path") or source["kind"])]
@@ -176,7 +184,9 @@ def _named(source: dict[str, Any], limit: int | None) -> str:
     parts += [f"text column {source['text_column']!r}"] if "text_column" in source else []
     parts += [f"prompts.limit {source['prompts_limit']}"] if source.get("prompts_limit") else []
     parts += [f"answers {', '.join(source['answers'])}"] if "answers" in source else []
-    return ", ".join([*parts, f"limit {limit}"])
+    parts += [f"limit {source['limit']}"]
+    parts += [f"document_limit {source['document_limit']}"] if "document_limit" in source else []
+    return ", ".join(parts)
 
 
 def shard_target(source: Source, tokens: Tokens) -> int:

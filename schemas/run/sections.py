@@ -147,6 +147,11 @@ class Tokens(Section):
     limit: int | None = Field(
         None, gt=0, description="Stop after this many tokens; the last document is cut there."
     )
+    document_limit: int | None = Field(
+        None,
+        gt=0,
+        description="Of each document only this many tokens, its first. Default: all of them.",
+    )
     tokenizer: PathText | None = Field(
         None,
         description="Tokenizer folder or name; numbers:N reads text that consists of numbers below N, and "

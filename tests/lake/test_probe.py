@@ -115,6 +115,13 @@ def test_tokens_limit_bounds_the_size(tmp_path):
     assert Probe(run, tmp_path / "scratch", 1.0).predict().rows in (499, 500)
 
 
+def test_a_probe_knows_how_much_of_each_document_is_taken(tmp_path):
+    changed = run_file(tmp_path / "lake", tokens={"document_limit": 7})
+    run, _ = resolve(changed)
+    predicted = Probe(run, tmp_path / "scratch", 1.0).predict().rows
+    assert predicted == sum(record.rows for record in extracted(changed, tables=False).shards)
+
+
 def test_rows_of_text_are_those_that_tokenizing_lays_out(tmp_path, monkeypatch):
     store = extracted(run_file(tmp_path, tokens={"shard_tokens": 10**6}), tables=False)
     run = run_file(tmp_path)

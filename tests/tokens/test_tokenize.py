@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.sources import open_source
 from pipeline.store.records.tokens import (
     StoredTokens,
     read_lake,
@@ -25,7 +26,7 @@ from pipeline.tokens.tokenize import tokenize
 from pipeline.tokens.tokenizer import LakeTokenizer, load_tokenizer
 from schemas.errors import InputError
 from schemas.layout import Layout
-from schemas.records import CorpusLink, Inputs, ShardRecord
+from schemas.records import CorpusLink, Inputs, ShardRecord, digest_of
 from schemas.run.file import RunFile, parse_run_file
 from schemas.tables.tables import tokens_schema
 from schemas.values import TokenShard
@@ -223,6 +224,43 @@ def test_the_limit_cuts_the_last_document_exactly(
     assert tokens == everything[: len(tokens)]
     missing = min(limit, len(everything)) - len(tokens)
     assert missing == 0 or (missing == 1 and bos and everything[len(tokens)] == BOS)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("limit", [None, 9])
+@pytest.mark.parametrize("document_limit", [1, 3, 99])
+def test_of_each_document_the_first_tokens_alone_are_taken(
+    lake: Lake, document_limit: int, limit: int | None, bos: bool
+) -> None:
+    cut = Lake(lake.folder / "cut", lake.tokenizer)
+    cut.write([" ".join(text.split()[:document_limit]) for text in DOCUMENTS])
+    expected = cut.tokenize(bos=bos, limit=limit)
+    link = lake.tokenize(bos=bos, limit=limit, document_limit=document_limit)
+    assert link.shards == expected.shards
+    assert [record.sha256 for record in lake.records()] == [record.sha256 for record in cut.records()]
+    assert link.source["document_limit"] == document_limit
+
+
+def test_more_of_each_document_is_another_corpus_and_repeats_this_one(lake: Lake) -> None:
+    first = lake.tokenize(document_limit=3)
+    assert lake.tokenize(document_limit=3) == first
+    with pytest.raises(
+        InputError, match=r"limit None, document_limit 3\) than .* limit None, document_limit 4"
+    ):
+        lake.tokenize(document_limit=4)
+    with pytest.raises(InputError, match="would count twice"):
+        lake.tokenize(document_limit=4, append=True)
+
+
+def test_a_corpus_without_the_key_has_the_digest_that_it_always_had(lake: Lake) -> None:
+    source, link = open_source(lake.run_file("corpus").corpus), lake.tokenize(limit=9)
+    assert link.source_digest == digest_of([source.digest(), "text", 9])
+
+
+def test_a_document_longer_than_a_context_of_its_own_may_be_cut_to_fit(lake: Lake) -> None:
+    link = lake.tokenize(contexts="document", document_limit=3, separator="none")
+    assert [shard.context_ptr.tolist() for shard in lake.shards()] == [[0, 4, 8], [0, 2, 6]]
+    assert link.source["document_limit"] == 3
 
 
 def test_nothing_is_read_far_beyond_the_limit(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

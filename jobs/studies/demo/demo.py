@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from importlib import resources
 from pathlib import Path
@@ -24,13 +25,15 @@ from pipeline.store import FeatureStore
 from schemas.errors import InputError
 from schemas.run.file import Derive, load_run_file
 
-SITE = "l9"
+SITE, CONTEXT_SIZE = "l9", 128
 SHOWN, SUPPORT = 10, 20
 """Features shown, and active rows that each must have: sigma/mu alone puts those first that fired once."""
 
 
 def command(
-    tokens: Annotated[str, typer.Option(help="Tokens to run, or 'all'.")] = "100000",
+    tokens: Annotated[
+        str, typer.Option(help="Tokens to run, as many from the beginning of each address, or 'all'.")
+    ] = "100000",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the store. Default: out/demo, or out/synthetic with --synthetic."),
@@ -71,14 +74,20 @@ def write_run_file(tokens: str, out: Path) -> Path:
     if tokens != "all" and (not tokens.isdecimal() or len(tokens) > 18 or int(tokens) == 0):
         raise InputError(f"--tokens {tokens!r} is neither a positive number nor 'all'")
     limit, data = None if tokens == "all" else int(tokens), resources.files("jobs") / "demo_data"
+    corpus = str(data / "sotu.parquet")
     content = {
         "corpus": {
             "kind": "text",
-            "path": str(data / "sotu.parquet"),
+            "path": corpus,
             "text_column": "text",
             "label_columns": ["year", "president", "party"],
         },
-        "tokens": {"context_size": 128, "prepend_bos": True, "limit": limit},
+        "tokens": {
+            "context_size": CONTEXT_SIZE,
+            "prepend_bos": True,
+            "limit": limit,
+            "document_limit": None if limit is None else _of_each(limit, corpus),
+        },
         "model": {"loader": "transformer_lens", "path": str(ensure_demo_model())},
         "sites": [{"name": SITE, "sae": str(data / "smollm2-135m-l9")}],
         "store": {"root": str(out)},
@@ -86,6 +95,13 @@ def write_run_file(tokens: str, out: Path) -> Path:
         "derive": {"jobs": [*Derive.model_validate({}).jobs, "logits"], "report": "all"},
     }
     return write_once(out, content)
+
+
+def _of_each(limit: int, corpus: str) -> int:
+    """The fewest tokens of each document with which all together reach the limit."""
+    documents = pl.scan_parquet(corpus).select(pl.len()).collect().item()
+    # BOS takes a place of each context, and the separator one after each document
+    return max(math.ceil(limit * (CONTEXT_SIZE - 1) / CONTEXT_SIZE / documents) - 1, 1)
 
 
 def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path) -> None:
