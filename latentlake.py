@@ -3,7 +3,8 @@
     import latentlake
 
     lake = latentlake.open("out/demo")
-    lake.scan_features("l9").collect()
+    lake.feature(184)
+    lake.scan_features().collect()
 
 Each name is imported when it is first used.
 """
@@ -18,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jobs.lake.run import run
+    from jobs.notebook.lake import Lake
     from pipeline.saes import load_sae
     from pipeline.store import FeatureStore
     from schemas import __version__
     from schemas.run.file import load_run_file
 
-__all__ = ["FeatureStore", "__version__", "load_run_file", "load_sae", "open", "run"]
+__all__ = ["FeatureStore", "Lake", "__version__", "load_run_file", "load_sae", "open", "run"]
 
 _MODULES = {
     "FeatureStore": "pipeline.store",
+    "Lake": "jobs.notebook.lake",
     "__version__": "schemas",
     "load_run_file": "schemas.run.file",
     "load_sae": "pipeline.saes",
@@ -35,15 +38,18 @@ _MODULES = {
 _PACKAGES = ("schemas", "pipeline", "jobs")
 
 
-def open(root: str) -> FeatureStore:  # noqa: A001 - read as latentlake.open
+def open(root: str) -> Lake:  # noqa: A001 - read as latentlake.open
     """The store in a folder, or at a URL of object storage (s3://, gs://, az://).
+
+    A `Lake` is a `FeatureStore` with the questions of the commands: `feature`, `find`, `elicit`, `window`,
+    `acts`, `matrix`, `compare`, `steer`, `plot`.
 
     Raises InputError if there is none, or if its records are damaged or of a newer format.
     """
     _check_packages()
-    from pipeline.store import FeatureStore
+    from jobs.notebook.lake import Lake
 
-    return FeatureStore.open(root)
+    return Lake.open(root)
 
 
 def main() -> None:

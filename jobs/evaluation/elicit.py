@@ -113,7 +113,7 @@ def elicit(
     summary = partial(_feature_summary, store.names(site, features or ()), firing_features)
     if features:
         for feature in features:
-            strip = _strip(store, site, typed, feature, maximum, firing)
+            strip = shaded(store, site, typed, feature, maximum, firing)
             _show_strip(store, typed, feature, strip, escape(summary(feature)))
     else:
         for by in ("activation", "surprise_bits"):
@@ -121,7 +121,7 @@ def elicit(
     if html is not None:
         chosen = features or ranked(firing_features, "activation").head(n)["feature"].to_list()
         store.names(site, chosen)  # together, and not one by one
-        strips = ((summary(f), *_strip(store, site, typed, f, maximum, firing)) for f in chosen)
+        strips = ((summary(f), *shaded(store, site, typed, f, maximum, firing)) for f in chosen)
         page = html_page(f"A text in {site}", text, strips)
         write_file(html, page.encode(), "--html")
         say(f"HTML: [bold]{escape(str(html))}[/]")
@@ -236,7 +236,7 @@ def _examples(store: FeatureStore, site: str, features: list[int]) -> dict[int, 
     return dict(zip(best["feature"].to_list(), texts, strict=True))
 
 
-def _strip(
+def shaded(
     store: FeatureStore, site: str, typed: TypedText, feature: int, maximum: float | None, firing: int | None
 ) -> tuple[Strip, float]:
     """The text by one feature; full shade is `maximum`, or else the strongest of the store or the text."""

@@ -26,11 +26,9 @@ from pipeline.store.reading.finding import (
     by_columns,
     by_name,
     near_text,
-    nearest_tokens,
     on_token,
-    require_tokens,
     similar,
-    token_ids,
+    tokens_of,
 )
 from schemas.errors import InputError
 
@@ -67,22 +65,13 @@ class Finder:
         """The features that are found, best first."""
         store = self._store
         questions: dict[str, Callable[[], pl.DataFrame]] = {
-            "token": lambda: on_token(store, site, self._tokens(site, q), where, by),
+            "token": lambda: on_token(store, site, tokens_of(store, site, q), where, by),
             "text": lambda: near_text(store, site, text_pattern(q), where, by, self.texts(site)),
             "name": lambda: by_name(store, site, q, where),
             "where": lambda: by_columns(store, site, [q, *where], by),
             "similar": lambda: similar(store, site, _number(q), by),
         }
         return questions[kind]()
-
-    def _tokens(self, site: str, text: str) -> list[int]:
-        require_tokens(self._store, site)
-        tokens = token_ids(self._store, text)
-        if not tokens:
-            near = [token.replace(" ", "·") for token in nearest_tokens(self._store, site, text)]
-            remedy = f"the nearest are {', '.join(near)}" if near else "give one as it stands in a text"
-            raise InputError(f"no token reads {text.replace(' ', '·')}; {remedy}")
-        return tokens
 
 
 def routes(lake: Explored) -> APIRouter:

@@ -47,22 +47,24 @@ class FeatureStore(SiteAccess):
     def _postings_file(self) -> Callable[[StorePath], PostingsFile]:
         return cache(PostingsFile)
 
-    def dense(self, site: str) -> DenseSite:
+    def dense(self, site: str | None = None) -> DenseSite:
         """Vectors x at the hook, shard by shard or by rows; InputError without layout dense."""
         from pipeline.store.reading.dense_site import DenseSite
 
-        return DenseSite(self, site)
+        return DenseSite(self, self.site(site).name)
 
-    def fold_partials(self, site: str) -> pl.DataFrame:
+    def fold_partials(self, site: str | None = None) -> pl.DataFrame:
         """The partials of all committed shards, combined in shard order."""
         from pipeline.store.derived.features import fold
 
-        return fold(self.shard_files(site), range(self.site(site).d_sae))
+        info = self.require_features(site)
+        return fold(self.shard_files(info.name), range(info.d_sae))
 
-    def fold_row_counts(self, site: str) -> pl.DataFrame:
+    def fold_row_counts(self, site: str | None = None) -> pl.DataFrame:
         """L0 counts of all committed shards."""
         from pipeline.statistics.l0 import combine_counts
 
+        site = self.require_features(site).name
         return combine_counts(self.row_counts(site, record.name) for record in self.committed(site))
 
     def scan_tokens(self) -> pl.LazyFrame:
@@ -72,13 +74,13 @@ class FeatureStore(SiteAccess):
         """
         return scans.scan_tokens(self.layout, self.lake, self.shards)
 
-    def scan_activations(self, site: str) -> pl.LazyFrame:
+    def scan_activations(self, site: str | None = None) -> pl.LazyFrame:
         """All activations: feature u32, row u64, context u64, position u32, activation f16 or f32.
 
         Sorted by (feature, row) within each file: first those of the compaction, then those of shards that
         it does not cover. A filter on `feature` or `row` reads the row groups it needs.
         """
-        self.require_features(site)
+        site = self.require_features(site).name
         paths = list[StorePath]()
         if compacted := self.compacted(site):
             compacted.require_files()
@@ -86,9 +88,9 @@ class FeatureStore(SiteAccess):
         paths += [self.object_path(site, record.name, POSTINGS) for record in self.uncompacted(site)]
         return scans.scan_activations(paths, self.site(site).activation_dtype, self._contexts)
 
-    def scan_features(self, site: str) -> pl.LazyFrame:
+    def scan_features(self, site: str | None = None) -> pl.LazyFrame:
         """The feature table, a row per feature; InputError before `latentlake stats`, a warning if stale."""
-        return self.scan_table(site, "features")
+        return self.scan_table(self.require_features(site).name, "features")
 
     def largest_activation(self, site: str, feature: int) -> float:
         """The largest |activation| of a feature in its site's feature table; 0 where it never fires."""
@@ -185,6 +187,21 @@ class FeatureStore(SiteAccess):
         ids = [self._contexts.token_ids(context)[first : first + n] for context, first, n in places]
         columns = {"token_ids": ids, "first_position": firsts.tolist()}
         return table.hstack(pl.DataFrame(columns, schema=_WINDOW))
+
+    def documents(self) -> pl.DataFrame:
+        """The documents with tokens: document u64, `row` u64, its first, `rows` i64, and the labels.
+
+        A document's rows are its tokens, its separator, and BOS where a context begins with it.
+        """
+        return self._contexts.documents()
+
+    def documents_of(self, rows: U64) -> U64:
+        """The document of each of some rows of the lake, uint64; InputError for a row that is not there."""
+        n_rows = int(self._contexts.row_starts[-1])
+        if len(rows) and (last := int(rows.max())) >= n_rows:
+            raise InputError(f"row {last} is not in the lake: its rows are 0 to {n_rows - 1}")
+        documents: U64 = self._contexts.describe(rows, ["document"])["document"].to_numpy()
+        return documents
 
     def read_contexts(self) -> None:
         """Read what queries need to know of contexts, which they else read when they first need it."""

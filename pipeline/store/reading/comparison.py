@@ -20,7 +20,12 @@ from pipeline.statistics.documents.clustered import (
     document_totals,
 )
 from pipeline.statistics.documents.comparison import compare
-from pipeline.store.reading.label_filters import label_filter, read_labels, require_values
+from pipeline.store.reading.label_filters import (
+    Where,
+    document_condition,
+    documents_that_fit,
+    require_values,
+)
 from pipeline.tasks import OneProcess, Tasks
 from schemas.errors import InputError
 from schemas.records import ShardRecord
@@ -28,9 +33,6 @@ from schemas.values import Bool
 
 if TYPE_CHECKING:
     from pipeline.store.feature_store import FeatureStore
-
-Where = str | pl.Expr
-"""A condition on labels: text as of `--where`, or an expression over the label columns."""
 
 
 class Compared(NamedTuple):
@@ -46,17 +48,10 @@ class _Groups:
     store: FeatureStore
     site: str
     conditions: tuple[pl.Expr, pl.Expr]
-    columns: tuple[str, ...]
 
-    def inside(self, record: ShardRecord) -> tuple[Bool, Bool]:
+    def inside(self, record: ShardRecord) -> list[Bool]:
         """Which documents of a shard are in a, and in b: [M]. Unknown is not in."""
-        labels = read_labels(self.store, record, self.columns)
-        try:
-            a, b = (labels.select(each).to_series() for each in self.conditions)
-            return _true(a), _true(b)
-        except (pl.exceptions.PolarsError, TypeError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise InputError(f"where is not a condition on labels: {why}") from None
+        return documents_that_fit(self.store, record, self.conditions)
 
 
 def compare_groups(
@@ -74,9 +69,7 @@ def compare_groups(
     shards. InputError for a condition that is none, a group without counted rows, and a document in both.
     """
     site = store.require_features(site).name
-    conditions = (_condition(store, where_a), _condition(store, where_b))
-    columns = {name for each in conditions for name in each.meta.root_names()}
-    groups = _Groups(store, site, conditions, tuple(sorted(columns)))
+    groups = _Groups(store, site, (document_condition(store, where_a), document_condition(store, where_b)))
     records = store.committed(site)
     _require_apart(groups, records, (where_a, where_b))
     sums = tuple(DocumentSums(store.site(site).d_sae) for _ in "ab")
@@ -88,23 +81,6 @@ def compare_groups(
         if not side.totals.rows:
             raise InputError(f"{_written(where)}: the documents that fit have no row that the site counts")
     return Compared(compare(*sums), sums[0].totals, sums[1].totals)
-
-
-def _condition(store: FeatureStore, where: Where) -> pl.Expr:
-    if isinstance(where, str):
-        return label_filter(store, where)
-    if unknown := set(where.meta.root_names()) - set(store.lake.label_columns):
-        known = ", ".join(store.lake.label_columns) or "none"
-        raise InputError(f"where names {', '.join(sorted(unknown))}; known labels: {known}")
-    return where
-
-
-def _true(values: pl.Series) -> Bool:
-    """Where a condition holds; TypeError where its values are none of true and false."""
-    if values.dtype != pl.Boolean:
-        raise TypeError(f"its values are {values.dtype}")
-    mask: Bool = values.fill_null(value=False).to_numpy()
-    return mask
 
 
 def _written(where: Where) -> str:

@@ -36,7 +36,7 @@ _TOKENS_KEPT = 1 << 25
 
 def label_column(name: str) -> str:
     """What a label's column is called where rows are described: one whose name is taken ends with _label."""
-    return f"{name}_label" if name in {"row", "activation", *COLUMNS} else name
+    return f"{name}_label" if name in {"row", "rows", "begin", "activation", *COLUMNS} else name
 
 
 class ContextIndex:
@@ -104,6 +104,14 @@ class ContextIndex:
                     for old, new in self._labels.items()
                 },
             )
+        )
+
+    def documents(self) -> pl.DataFrame:
+        """The documents with tokens: document u64, `row` u64, its first, `rows` i64, and the labels: [M]."""
+        rows = pl.col("row").shift(-1).fill_null(int(self.row_starts[-1])) - pl.col("row")
+        by_document = self._segments.with_columns(rows=rows).group_by("document", maintain_order=True)
+        return by_document.agg(
+            pl.col("row").first().cast(pl.UInt64), pl.col("rows").sum(), pl.col(self.labels).first()
         )
 
     def context_of(self, rows: NDArray[Any]) -> I64:

@@ -38,6 +38,16 @@ def token_ids(store: FeatureStore, text: str) -> list[int]:
     return matches
 
 
+def tokens_of(store: FeatureStore, site: str, text: str) -> list[int]:
+    """The same; InputError, with the nearest ones, where there is none, or the site does not read tokens."""
+    require_tokens(store, site)
+    if tokens := token_ids(store, text):
+        return tokens
+    near = [token.replace(" ", "·") for token in nearest_tokens(store, site, text)]
+    remedy = f"the nearest are {', '.join(near)}" if near else "give one as it stands in a text"
+    raise InputError(f"no token reads {text.replace(' ', '·')}; {remedy}")
+
+
 def nearest_tokens(store: FeatureStore, site: str, text: str) -> list[str]:
     """The few texts of tokens counted at the site that are most alike; the same word with a space first."""
     texts = store.vocabulary.texts

@@ -7,7 +7,7 @@ label, is that: the value is all the text after the sign, as in `title=Pride and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import polars as pl
 
@@ -27,9 +27,13 @@ from pipeline.store.records.tokens import read_document_labels
 from schemas.errors import InputError
 from schemas.records import ShardRecord
 from schemas.tables.tables import LABEL_DTYPES
+from schemas.values import Bool
 
 if TYPE_CHECKING:
     from pipeline.store.reading.site_access import SiteAccess
+
+Where: TypeAlias = str | pl.Expr
+"""A condition on labels: text as of `--where`, or an expression over the label columns."""
 
 WHERE_HELP = "as COLUMN=VALUE, or a condition such as \"year > 1865 and party = 'Whig'\"; may be repeated."
 """The end of the help of an option --where."""
@@ -57,6 +61,33 @@ def label_columns(store: SiteAccess, column_of: Callable[[str], str] = str) -> C
         for name, dtype in store.lake.label_columns.items()
     }
     return Columns(columns, "label")
+
+
+def document_condition(store: SiteAccess, where: Where) -> pl.Expr:
+    """The same, where it may be an expression already; InputError where that names what is no label."""
+    if isinstance(where, str):
+        return label_filter(store, where)
+    if unknown := set(where.meta.root_names()) - set(store.lake.label_columns):
+        known = ", ".join(store.lake.label_columns) or "none"
+        raise InputError(f"where names {', '.join(sorted(unknown))}; known labels: {known}")
+    return where
+
+
+def documents_that_fit(store: SiteAccess, record: ShardRecord, conditions: Sequence[pl.Expr]) -> list[Bool]:
+    """For each condition which documents of a shard fit, [M]; where it is unknown they do not.
+
+    InputError where its values are none of true and false.
+    """
+    names = sorted({name for each in conditions for name in each.meta.root_names()})
+    labels = read_labels(store, record, names)
+    try:
+        values = [labels.select(each).to_series() for each in conditions]
+        if wrong := [each.dtype for each in values if each.dtype != pl.Boolean]:
+            raise TypeError(f"its values are {wrong[0]}")
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"where is not a condition on labels: {why}") from None
+    return [each.fill_null(value=False).to_numpy() for each in values]
 
 
 def require_values(store: SiteAccess, where: Sequence[str]) -> None:

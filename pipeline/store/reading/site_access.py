@@ -138,7 +138,7 @@ class SiteAccess(Catalog):
         """Whether a row of the site is a token, and not an image, a vector or the mean of a context."""
         return self.lake.inputs is None and not self.site(site).selection.is_averaged
 
-    def tables(self, site: str) -> list[str]:
+    def tables(self, site: str | None = None) -> list[str]:
         """Names of the derived tables that exist."""
         folder = self.layout.table(self.site(site).name, "features").parent
         files = (path for path in listed(folder) if path.suffix == ".parquet")

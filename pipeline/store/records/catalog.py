@@ -74,13 +74,16 @@ class Catalog:
         if feature not in range(d_sae):
             raise InputError(f"feature {feature} is not in site {site!r}: its features are 0 to {d_sae - 1}")
 
-    def require_features(self, site: str) -> SiteInfo:
-        """The site; InputError where it has no SAE, and so no features."""
+    def require_features(self, site: str | None) -> SiteInfo:
+        """The site, or the only one with an SAE; InputError where it has none, and so no features."""
+        if site is None:
+            with_sae = [name for name, info in self.sites.items() if info.has_sae]
+            site = self._only(with_sae or list(self.sites))
         info = self.site(site)
         if not info.has_sae:
             raise InputError(
-                f"site {site!r} has no SAE, so it has no features, only x at {info.hook_name}: read that "
-                "with FeatureStore.dense, or extract a site with an SAE in another pass"
+                f"site {info.name!r} has no SAE, so it has no features, only x at {info.hook_name}: read "
+                "that with FeatureStore.dense, or extract a site with an SAE in another pass"
             )
         return info
 
@@ -88,8 +91,9 @@ class Catalog:
         """The store in its current state; receipts that were read before are not read again."""
         return self._open(self.layout.root, self._receipts)
 
-    def site(self, name: str) -> SiteInfo:
-        """One site by name."""
+    def site(self, name: str | None = None) -> SiteInfo:
+        """One site by name, or the only one; InputError where it is not there, or there are several."""
+        name = self._only(list(self.sites)) if name is None else name
         if name not in self.sites:
             gone = ", it was dropped" if any(name in sites for sites in self.dropped.values()) else ""
             raise InputError(
@@ -107,7 +111,7 @@ class Catalog:
             self._receipts[pass_name] = read_commits(self.layout, pass_name, self._seen.get(pass_name, {}))
         return self._receipts[pass_name]
 
-    def receipts(self, site: str) -> dict[str, Receipt]:
+    def receipts(self, site: str | None = None) -> dict[str, Receipt]:
         """The receipts of the site's pass by shard, in shard order."""
         return self.pass_receipts(self.site(site).pass_name)
 
@@ -130,7 +134,7 @@ class Catalog:
             self._digests[name] = receipts_digest(self.pass_receipts(name).values())
         return self._digests[name]
 
-    def committed(self, site: str) -> list[ShardRecord]:
+    def committed(self, site: str | None = None) -> list[ShardRecord]:
         """The shards that the site's pass has committed, in shard order."""
         receipts = self.receipts(site)
         return [record for record in self.shards if record.name in receipts]
@@ -139,8 +143,9 @@ class Catalog:
         """The link of the corpus chain that added a shard."""
         return self._links[self._record(shard).name]
 
-    def totals(self, site: str) -> Totals:
+    def totals(self, site: str | None = None) -> Totals:
         """Denominators over the committed shards."""
+        site = self.site(site).name
         receipts = self.site_receipts(site)
         shards = (_totals(record, receipts[record.name]) for record in self.committed(site))
         return sum(shards, Totals(0, 0, 0, 0))
@@ -156,6 +161,14 @@ class Catalog:
                 f"{list(info.layouts)}; run another pass with the other layout"
             )
         return self.layout.attempt(info.pass_name, shard, receipt.attempt) / site / name
+
+    def _only(self, sites: list[str]) -> str:
+        """The one site that is meant where none is named."""
+        if len(sites) != 1:
+            several = f"has several sites ({', '.join(sites)}): name one of them"
+            none = "has no site yet: run `latentlake extract` first"
+            raise InputError(f"{self.layout.root} {several if sites else none}")
+        return sites[0]
 
     def _record(self, shard: str) -> ShardRecord:
         if shard not in self._records:
