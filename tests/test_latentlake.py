@@ -12,6 +12,7 @@ import pytest
 
 import latentlake
 from jobs.lake.run import run
+from jobs.notebook.lake import Lake
 from pipeline.saes import load_sae
 from pipeline.store import FeatureStore
 from schemas import __version__
@@ -30,7 +31,13 @@ def python(*arguments: str, folder: Path, path: Path = ROOT) -> subprocess.Compl
 
 
 def test_its_names_are_those_of_the_packages() -> None:
-    ours = {"FeatureStore": FeatureStore, "load_sae": load_sae, "load_run_file": load_run_file, "run": run}
+    ours = {
+        "FeatureStore": FeatureStore,
+        "Lake": Lake,
+        "load_sae": load_sae,
+        "load_run_file": load_run_file,
+        "run": run,
+    }
     assert {name: getattr(latentlake, name) for name in ours} == ours
     assert latentlake.__version__ == __version__
     assert set(latentlake.__all__) == {*ours, "open", "__version__"}
