@@ -10,15 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.figures.style import BLUE, SIZE, VERMILION, empty_plot, log_axis, log_counts, sheet, whole_numbers
-from pipeline.statistics.features.histogram import bin_edges
+from schemas.values import F64
 
 
 def draw_one_feature(
-    row: Mapping[str, Any], logits: Mapping[str, Any] | None, site: str, name: str
+    row: Mapping[str, Any],
+    edges: tuple[F64, F64],
+    logits: Mapping[str, Any] | None,
+    site: str,
+    name: str,
 ) -> Figure:
     """Histograms of a feature: of its row of the feature table and, if there is one, of the table `logits`.
 
-    The area of a bar is its count. Activations of both signs are on a linear axis, others on a log axis.
+    `edges` are the left and right ones of its bins. The area of a bar is its count. Activations of both signs
+    are on a linear axis, others on a log axis.
     """
     has_effects = logits is not None and logits.get("effect_counts") is not None
     facts = [*([name] if name else []), f"active on {row['n_active']:,} of {row['counted_rows']:,} rows"]
@@ -30,16 +35,14 @@ def draw_one_feature(
     if not row["n_active"]:
         empty_plot(axes[0], "it never fires")
     else:
-        _activations(axes[0], row)
+        _activations(axes[0], *edges, np.array(row["histogram_counts"], np.float64))
     if has_effects:
         assert logits is not None
         _effects(axes[1], logits)
     return figure
 
 
-def _activations(axes: Axes, row: Mapping[str, Any]) -> None:
-    left, right = bin_edges(np.array(row["histogram_bins"], np.int16))
-    counts = np.array(row["histogram_counts"], np.float64)
+def _activations(axes: Axes, left: F64, right: F64, counts: F64) -> None:
     signed = bool((left < 0).any())
     # bins are even on neither axis, so heights are counts per width
     widths = right - left if signed else np.log2(right / left)

@@ -7,6 +7,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from jobs.notebook.picture import Picture
@@ -16,6 +17,7 @@ from jobs.report.strips import standalone
 from jobs.terminal.names import WIDE, labelled, one_line
 from jobs.terminal.strips import AFTER, BEFORE, strips_of, strongest_in
 from jobs.views.top import heading, with_token_texts
+from pipeline.statistics.features.histogram import bin_edges
 from pipeline.store.reading import finding
 from schemas.sentences import visible
 from schemas.values import F32, U64
@@ -125,9 +127,12 @@ class Feature:
         from jobs.figures.one_feature import draw_one_feature
 
         row, has_logits = self.statistics, self.lake.has_table(self.site, "logits")
+        edges = bin_edges(np.array(row["histogram_bins"], np.int16))
         logits = self.table("logits").row(0, named=True) if has_logits else None
         name = one_line(self.name)
-        return Picture(self.lake, self.site, lambda: draw_one_feature(row, logits, self.site, name), language)
+        return Picture(
+            self.lake, self.site, lambda: draw_one_feature(row, edges, logits, self.site, name), language
+        )
 
     def _label(self) -> str:
         return f"{labelled(self.lake.names(self.site, [self.number]), self.number, WIDE)} of {self.site}"

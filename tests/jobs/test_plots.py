@@ -346,6 +346,8 @@ def test_without_a_table_nothing_is_drawn_and_the_command_is_named(tmp_path):
 def test_an_optional_figure_is_drawn_when_its_table_is_there_and_else_its_command_is_named(
     store, monkeypatch, capsys
 ):
+    for name in FIGURES.keys() - {"frequency"}:
+        monkeypatch.delitem(FIGURES, name)
     optional = Drawing("logits", lambda table, site: canvas(f"{table.height} rows", site)[0])
     monkeypatch.setitem(FIGURES, "extra", optional)
     assert "extra.png" not in {path.name for path in plots(store, "site")}

@@ -25,6 +25,7 @@ from pipeline.store.records.tokens import read_links
 from schemas.errors import InputError
 from schemas.layout import Layout
 from schemas.records import canonical_json
+from tests.fixtures.figures import two_figures
 from tests.fixtures.runs import DRAWN, data_bytes, extracted, run_content, run_file, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -277,10 +278,11 @@ MOMENTS = {
 def drawn(grown):
     """The folder of `grown`; `finished` has tables and figures, `calm` is that with the append in it."""
     folder, _ = grown
-    run(of(folder, "first", "finished"))
-    shutil.copytree(folder / "finished", folder / "calm")
-    run(of(folder, "second", "calm"), append=True)
-    return folder
+    with two_figures():
+        run(of(folder, "first", "finished"))
+        shutil.copytree(folder / "finished", folder / "calm")
+        run(of(folder, "second", "calm"), append=True)
+        yield folder
 
 
 @pytest.mark.slow
@@ -378,7 +380,7 @@ def test_an_append_that_is_killed_resumes_to_the_same_bytes(drawn):
     path = drawn / "run.yaml"
     requested = of(drawn, "second", "killed").model_dump(mode="json", by_alias=True)
     path.write_text(yaml.safe_dump(requested))
-    command = [sys.executable, "-m", "jobs", "run", str(path), "--append"]
+    command = [sys.executable, "-m", "tests.fixtures.figures", "run", str(path), "--append"]
     for seen in ("tokens/000013.parquet", "corpus/1.json", "passes/mid/commits/000014.json"):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and not (drawn / "killed" / seen).exists():
