@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.store import FeatureStore
+from tests.fixtures.notebooks import execute, kinds_of, read_notebook
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -61,3 +62,11 @@ def test_its_next_commands_run_and_wrong_ones_end_with_a_sentence(demo):
     wrong = run("truth", store, "--truth", str(out / "run.yaml"))
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
     assert "is not the ground truth of a dictionary" in " ".join((wrong.stdout + wrong.stderr).split())
+
+
+def test_its_notebook_runs(demo, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "synthetic").symlink_to(demo[1])
+    assert kinds_of(execute("known_answers", tmp_path, monkeypatch)) == kinds_of(
+        read_notebook("known_answers")
+    )

@@ -6,7 +6,9 @@ they are first needed: opening loads neither a model nor matplotlib.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -35,6 +37,14 @@ if TYPE_CHECKING:
 
 Where: TypeAlias = str | pl.Expr | None
 """A condition on labels: text ("year > 1900 and party = 'Whig'"), or an expression over the label columns."""
+
+
+@contextmanager
+def _no_advice_on_widgets() -> Iterator[None]:
+    """Libraries that load models do not warn that a notebook lacks widgets for their progress bars."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        yield
 
 
 class Lake(FeatureStore):
@@ -182,7 +192,9 @@ class Lake(FeatureStore):
 
         site = self.require_features(site).name
         self.scan_features(site)  # raises where there is no feature table, before the model is loaded
-        return Elicited(self, site, text, self.session(site).run(text), position)
+        with _no_advice_on_widgets():
+            typed = self.session(site).run(text)
+        return Elicited(self, site, text, typed, position)
 
     def steer(
         self,
@@ -206,7 +218,8 @@ class Lake(FeatureStore):
         sampling = Sampling(n_tokens, temperature, top_k, seed)
         sampling.check()
         require_text(self, site)
-        return steer(self.session(site), prompt, changes, sampling)
+        with _no_advice_on_widgets():
+            return steer(self.session(site), prompt, changes, sampling)
 
     def plot(self, figure: str, *, site: str | None = None, language: str = "en") -> Picture:
         """One of the figures of `latentlake plots`, such as `frequency` or `l0`, from its table.
