@@ -144,13 +144,13 @@ def _module_output(about: SaeMetadata) -> str | None:
 
 def has_norms_after(model: Model) -> bool:
     """Whether a norm stands between a sublayer and hook_mlp_out or hook_attn_out, as its files say."""
-    return re.match(NORMS_AFTER, _config_of_model(model).get("model_type") or "") is not None
+    return re.match(NORMS_AFTER, config_of_model(model).get("model_type") or "") is not None
 
 
 def check_width(model: Model, site: Site, about: SaeMetadata) -> None:
     """InputError where x at the hook has another width than the SAE reads, as far as the files say."""
     is_residual = model.loader in CLASSES and RESIDUAL.fullmatch(str(site.hook_name))
-    width = width_of(_config_of_model(model)) if is_residual and about.d_model else None
+    width = width_of(config_of_model(model)) if is_residual and about.d_model else None
     if width not in (None, about.d_model):
         trained = f", {about.model_name}" if about.model_name else ""
         raise InputError(
@@ -159,8 +159,8 @@ def check_width(model: Model, site: Site, about: SaeMetadata) -> None:
         )
 
 
-def _config_of_model(model: Model) -> dict[str, Any]:
-    """The configuration of a model that lies here, as a folder or in the hub's cache."""
+def config_of_model(model: Model) -> dict[str, Any]:
+    """The configuration of a model that lies here, as a folder or in the hub's cache; else nothing."""
     folder = Path(model.path)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache

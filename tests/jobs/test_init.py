@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from jobs.lake.run import run
+from jobs.lake.try_next import next_commands
 from pipeline.store import FeatureStore
 from schemas.run.file import RunFile, load_run_file
 from tests.jobs.conformance import end
@@ -231,3 +232,8 @@ def test_a_run_of_the_file_stores_the_activations_of_transformers_and_the_formul
     stored = np.concatenate([store.csr("l1", record.name).toarray() for record in store.shards])
     assert (stored != 0).any()
     np.testing.assert_allclose(stored, np.concatenate(expected), rtol=2e-3, atol=1e-4)
+    assert [command.split()[1] for command in next_commands(store)] == [
+        "explore", "feature", "elicit", "top", "rank", "verify"
+    ]  # fmt: skip
+    (folder / "sae").rename(folder / "elsewhere")
+    assert not any(" elicit " in command for command in next_commands(store))
