@@ -49,7 +49,9 @@ def test_two_passes_and_a_job_that_runs_the_model_say_it_once(
     assert {plan.device for plan in store.plans.values()} == {"cpu"}
 
 
-def test_nothing_is_printed_where_the_cpu_was_chosen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_where_the_cpu_was_chosen(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     store = two_passes(tmp_path, model={"device": "cpu"})
     assert device_for(store.plans["first"], "cpu", None) == "cpu"
     assert notes(capfd) == []
