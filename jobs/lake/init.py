@@ -96,7 +96,12 @@ def init(
 
 SETTINGS = (
     Key("tokens", "special_tokens", "exclude", "BOS and the like are not counted"),
-    Key("tokens", "limit", None, "stop after so many tokens, such as 100000 for a first look"),
+    Key(
+        "tokens",
+        "limit",
+        None,
+        "stop after so many tokens, such as 100000; with document_limit, of many documents",
+    ),
     Key("model", "dtype", "float32", "bfloat16 or float16 halve the memory, and change the last bits"),
     Key("model", "device", "auto", "a GPU if there is one; or cpu, or cuda"),
     Key("store", "activation_dtype", "float16", "float32 keeps every bit, at twice the size of the values"),
@@ -115,7 +120,7 @@ def _ask(option: str, question: str, default: str | None = None, problem: str | 
 
 
 def _dataset(about: SaeMetadata) -> str | None:
-    """The dataset that the SAE was trained on, as SAELens, sparsify and plain dicts name it."""
+    """The dataset that the SAE was trained on, where its files name it, as those of SAELens do."""
     names = (about.extra.get(key) for key in ("dataset_path", "dataset", "data"))
     return next((name for name in names if isinstance(name, str) and name), None)
 

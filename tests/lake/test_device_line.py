@@ -28,6 +28,7 @@ def _a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def two_passes(folder: Path, **changes: dict[str, object]) -> FeatureStore:
     """A store of two passes, extracted one after the other."""
+    changes = {"extract": {"gpus_per_worker": None}} | changes
     (site,) = run_file(folder).sites
     tokenize(run_file(folder, **changes))
     for name in ("first", "second"):
@@ -63,11 +64,12 @@ def test_a_pass_stays_on_its_device_where_a_gpu_came(
     store = two_passes(tmp_path, model={"device": "cpu"})
     monkeypatch.setattr("pipeline.models.device.why_no_gpu", lambda: None)
     sites = [{"name": "first", "sae": run_file(tmp_path).sites[0].sae}]
-    extract(run_file(tmp_path, sites=sites))  # nothing to do
+    again = run_file(tmp_path, sites=sites, extract={"gpus_per_worker": None})
+    extract(again)  # nothing to do
     assert notes(capfd) == []
     name = store.shards[-1].name
     commit = store.layout.commit("first", name)
     commit.unlink()
-    extract(run_file(tmp_path, sites=sites))
+    extract(again)
     assert notes(capfd) == ["note: device auto: the CPU, because the pass was begun on it"]
     assert FeatureStore.open(tmp_path / "store").receipts("first").keys() == store.receipts("first").keys()

@@ -92,9 +92,9 @@
     }
     say("Comparing …");
     try {
-      const drawing = DRAW[kind.value], asked = ask(question());
+      const drawing = DRAW[kind.value], requested = ask(question());
       if (kind.value === "groups") watch(question().replace("/groups?", "/progress?"));
-      const answer = await asked;
+      const answer = await requested;
       if (mine !== request) return;
       shown.replaceChildren(...drawing(answer));
       say("");

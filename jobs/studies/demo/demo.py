@@ -100,7 +100,7 @@ def write_run_file(tokens: str, out: Path) -> Path:
 
 def _of_each(limit: int, corpus: str) -> int:
     """The fewest tokens of each document with which all together reach the limit."""
-    documents = int(pl.scan_parquet(corpus).select(pl.len()).collect().item())
+    documents = pl.scan_parquet(corpus).collect().height
     # BOS takes a place of each context, and the separator one after each document
     return max(math.ceil(limit * (CONTEXT_SIZE - 1) / CONTEXT_SIZE / documents) - 1, 1)
 
