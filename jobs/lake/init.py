@@ -194,12 +194,13 @@ def _site(sae: str, about: SaeMetadata, hook: str, origin: str) -> list[Key]:
     """The one site; a layer's number makes its name, which commands and folders have."""
     layer = re.search(r"\b(?:blocks|layers|h)\.(\d+)\b", hook)
     shape = f"{about.architecture}, {several(about.d_sae, 'feature')} of vectors of width {about.d_model}"
+    trained = f"; trained on {dataset}" if (dataset := _dataset(about)) else ""
     return [
         Key(
             "sites", "name", f"l{layer[1]}" if layer else hook, "a folder's name in the store; free to choose"
         ),
         Key("sites", "hook_name", hook, origin),
-        Key("sites", "sae", sae, f"{shape}; format {about.format}"),
+        Key("sites", "sae", sae, f"{shape}; format {about.format}{trained}"),
     ]
 
 

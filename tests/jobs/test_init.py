@@ -65,6 +65,19 @@ def test_a_saelens_folder_says_hook_context_and_bos(folder: Path, gpt2: Path) ->
     assert result.store.root == "my store"
 
 
+def test_the_file_says_what_the_sae_was_trained_on(folder: Path, gpt2: Path) -> None:
+    write_sae(folder / "sae", hook_name="blocks.1.hook_resid_post", dataset_path="org/web\n# text")
+    written("--sae", "sae", "--model", gpt2, "--corpus", "corpus.parquet")
+    shape = "standard, 64 features of vectors of width 16; format saelens"
+    assert f"    sae: sae  # {shape}; trained on org/web # text\n" in Path("run.yaml").read_text()
+
+
+def test_only_hooks_as_wide_as_the_residual_stream_are_checked(folder: Path, gpt2: Path) -> None:
+    write_sae(folder / "sae", d_model=64, hook_name="blocks.1.mlp.hook_post")
+    result = written("--sae", "sae", "--model", gpt2, "--corpus", "corpus.parquet")
+    assert (result.sites[0].name, result.sites[0].hook_name) == ("l1", "blocks.1.mlp.hook_post")
+
+
 def test_the_screen_says_where_each_value_comes_from_and_what_comes_next(
     folder: Path, gpt2: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
