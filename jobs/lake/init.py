@@ -78,13 +78,14 @@ def init(
         raise InputError(f"--out {out} exists: give it another name, or replace it with --force")
     sae = sae or _ask("--sae", "the SAE")
     about = read_metadata(sae)
-    keys = [
-        *_corpus(corpus or _ask("--corpus", "the corpus", _dataset(about)), text_column, labels),
-        _model(model, about),
-    ]
-    hook, origin = _hook(hook_name, about, Model(path=keys[-1].value))
-    keys += _site(sae, about, hook, origin)
+    of_model, where = _model(model, about), corpus or _ask("--corpus", "the corpus", _dataset(about))
     settings = [*SETTINGS, Key("store", "root", store, "a folder, or a URL: s3://bucket/prefix")]
+    # what was given is checked as a run file would be, before anything is read
+    given = _run_file(
+        [of_model, Key("corpus", "path", where, ""), Key("sites", "sae", sae, ""), *settings], out
+    )
+    hook, origin = _hook(hook_name, about, given.model)
+    keys = [*_corpus(given.corpus, text_column, labels), of_model, *_site(sae, about, hook, origin)]
     run, warnings = resolve(_run_file([*keys, *settings], out))
     keys += _tokens(run, about)
     warn(warnings)
@@ -125,16 +126,18 @@ def _dataset(about: SaeMetadata) -> str | None:
     return next((name for name in names if isinstance(name, str) and name), None)
 
 
-def _corpus(path: str, text_column: str | None, labels: str | None) -> list[Key]:
+def _corpus(corpus: Corpus, text_column: str | None, labels: str | None) -> list[Key]:
     """The corpus section: which column is the text, and which columns are labels."""
-    rows = open_text(Corpus.model_validate({"path": path})).first_rows(FIRST_ROWS)
-    keys = [Key("corpus", "path", path, "a file, folder or glob; or the name of a Hugging Face dataset")]
+    rows = open_text(corpus).first_rows(FIRST_ROWS)
+    keys = [
+        Key("corpus", "path", corpus.path, "a file, folder or glob; or the name of a Hugging Face dataset")
+    ]
     if not rows.width:
         return keys
-    text, origin = (text_column, "--text-column") if text_column else _text_column(path, rows)
+    text, origin = (text_column, "--text-column") if text_column else _text_column(corpus.path, rows)
     names = _labels(rows, text) if labels is None else [] if labels == "none" else labels.split(",")
     # opened again by its own columns, so that all files are checked and their types are those of the store
-    opened = open_text(Corpus(path=path, text_column=text, label_columns=tuple(names)))
+    opened = open_text(corpus.model_copy(update={"text_column": text, "label_columns": tuple(names)}))
     types = ", ".join(f"{name} {dtype}" for name, dtype in opened.label_dtypes().items())
     rest = ", ".join(name for name in rows.columns if name not in (*names, text))
     return [
